@@ -1,0 +1,176 @@
+package fault
+
+import "slices"
+
+// Entry describes a code to a person.
+type Entry struct {
+	Code  Code
+	Class Class
+	// Summary says what happened, in one line.
+	Summary string
+	// Advice says what to do about it, in one line.
+	Advice string
+}
+
+// Catalogue returns every code, in the order of the stages of an attempt.
+func Catalogue() []Entry { return slices.Clone(catalogue) }
+
+// Describe returns the entry of a code. A code that is not in the catalogue
+// gives the entry of Internal.
+func Describe(code Code) Entry {
+	for _, e := range catalogue {
+		if e.Code == code {
+			return e
+		}
+	}
+	return Describe(Internal)
+}
+
+// catalogue is never changed after start-up.
+var catalogue = []Entry{
+	{ConfigurationInvalid, Configuration,
+		"The configuration file cannot work as written.",
+		"Mend dpsd.toml at the place named, then: systemctl restart --no-block dpsd"},
+
+	{InputUnreadable, Input,
+		"A file that the configuration names (serial number, machine ID, payload) is missing or unreadable.",
+		"Create the file or make it readable for the user dpsd; dpsd tries again as soon as it changes."},
+	{InputInvalid, Input,
+		"A file that the configuration names holds something that cannot be used.",
+		"Put a registration ID (letters, digits, - . _ :) or, for payload_file, a JSON object there."},
+	{CredentialUnreadable, Input,
+		"A key or certificate is missing or unreadable.",
+		"For file: make it readable for the user dpsd; it is read again at once. For credential: provide it to systemd, then restart dpsd."},
+	{CredentialEncrypted, Input,
+		"systemd handed over a credential that is still encrypted.",
+		"Add a drop-in with LoadCredentialEncrypted=NAME for this credential, then: systemctl restart --no-block dpsd"},
+	{CredentialInvalid, Input,
+		"A key or certificate was read but cannot be used.",
+		"Check that the key is the base64 text of the portal, that certificate and private key belong together, and that the CN is the registration ID."},
+	{CertificateExpired, Credential,
+		"The device certificate was refused, and this gateway's clock is outside its validity.",
+		"Install a renewed certificate (it is picked up at once); if the dates are right, correct the clock."},
+
+	{NetworkUnreachable, Offline,
+		"There is no route to the service; nothing was sent.",
+		"Check cable, modem and default route; dpsd connects as soon as there is a way."},
+	{ResolverMissing, Offline,
+		"No name server could be asked.",
+		"Check /etc/resolv.conf and that the name server it names is running and reachable."},
+	{DNSFailed, Transient,
+		"The endpoint's name could not be resolved.",
+		"Check the spelling of endpoint in dpsd.toml, and the name server."},
+	{TCPRefused, Transient,
+		"The connection was refused.",
+		"Check that a firewall lets the port out; protocols = [\"websocket\"] needs only 443."},
+	{ConnectTimeout, Transient,
+		"The connection was not up within connect_timeout.",
+		"Check that a firewall lets the port out; on a slow link raise connect_timeout."},
+	{ConnectionLost, Transient,
+		"The connection broke off.",
+		"Nothing, unless it goes on; then look at the link, the proxy, and the other faults in the journal."},
+	{ProxyAuth, Transient,
+		"The proxy wants to be told who we are, or does not accept it (407).",
+		"Give user name and password of the proxy."},
+	{ProxyRefused, Transient,
+		"The proxy could not be reached, or would not connect us.",
+		"Check HTTPS_PROXY and NO_PROXY, and that the proxy allows CONNECT to this host and port."},
+
+	{CAUnreadable, Input,
+		"ca_file is missing, unreadable or holds no certificate.",
+		"Put PEM certificates there, readable for the user dpsd."},
+	{TLSUntrusted, Interception,
+		"The server's certificate is signed by somebody this gateway does not trust.",
+		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates."},
+	{TLSWrongHost, Interception,
+		"The server's certificate is for another name.",
+		"Check endpoint in dpsd.toml; if that is right, something on the way answers in the service's place."},
+	{TLSExpired, Transient,
+		"The server's certificate has expired, by this gateway's clock.",
+		"Check the clock (timedatectl); if that is right, something on the way answers in the service's place."},
+	{TLSVersion, Transient,
+		"The server offers nothing newer than TLS 1.1.",
+		"Something on the way answers in the service's place, or is very old; DPS itself speaks TLS 1.2."},
+	{TLSFailed, Transient,
+		"The TLS handshake failed.",
+		"See the cause in the journal; look for middleboxes between gateway and service."},
+	{NotTLS, Interception,
+		"What answered does not speak TLS.",
+		"Check endpoint and port; something else listens there, or a middlebox answers."},
+	{CaptivePortal, Interception,
+		"A web page answered instead of the service.",
+		"The network wants a login or an acceptance page first; provide it, or use another network."},
+	{WebSocketRefused, Interception,
+		"The server would not switch to WebSocket.",
+		"Check that the proxy or firewall lets WebSocket through, and that endpoint is a DPS endpoint."},
+	{ClockImplausible, Clock,
+		"This gateway's clock is wrong, which explains the failure.",
+		"Set the clock or let NTP do it; dpsd tries again as soon as the clock is stepped."},
+
+	{CertificateRefused, Credential,
+		"The service refused the device certificate during the TLS handshake.",
+		"Check that the certificate or its issuer is enrolled and not revoked, and that the file holds the intermediates."},
+	{NotMQTT, Interception,
+		"What answered inside TLS does not speak MQTT.",
+		"Check endpoint and port; something else listens there, or a middlebox answers."},
+	{ConnackRefused, Credential,
+		"The service refused the credential (CONNACK 4 or 5).",
+		"Check key or certificate, registration ID and the gateway's clock."},
+	{ConnackUnavailable, Transient,
+		"The service says it is unavailable (CONNACK 3).",
+		"Usually passes. DPS also answers so to a wrong id_scope."},
+	{ConnackRejected, Enrollment,
+		"The service refused the CONNECT itself (CONNACK 1 or 2).",
+		"Check id_scope, registration_id and that endpoint is a DPS endpoint."},
+	{NotDPS, Interception,
+		"An MQTT server answered that is not DPS.",
+		"Check endpoint in dpsd.toml: it must be a device provisioning endpoint, not a hub or another broker."},
+	{ProtocolViolation, Transient,
+		"The peer broke the rules of MQTT.",
+		"Usually a middlebox or a server that is not DPS; see the cause in the journal."},
+
+	{Unauthorized, Credential,
+		"DPS does not accept the credential (401).",
+		"Check the key or certificate against the enrollment, and the gateway's clock."},
+	{EnrollmentNotFound, Enrollment,
+		"DPS knows no enrollment for this registration ID (404).",
+		"Create the enrollment, or correct id_scope and registration_id."},
+	{EnrollmentDisabled, Enrollment,
+		"The enrollment is disabled.",
+		"Enable it in DPS; dpsd asks again by itself."},
+	{AllocationFailed, Enrollment,
+		"DPS accepted the gateway but could not assign it to a hub.",
+		"Look at the enrollment's allocation policy and linked hubs, with errorCode and trackingId."},
+	{RequestRefused, Enrollment,
+		"DPS refused the request.",
+		"See errorCode and message; check api_version, registration_id and payload_file."},
+	{Throttled, Throttling,
+		"DPS asks us to slow down (429).",
+		"Nothing; dpsd waits as long as the service asks."},
+	{ServiceError, Transient,
+		"DPS had an error of its own.",
+		"Nothing, unless it goes on; then give trackingId to Azure support."},
+	{OperationLost, Transient,
+		"DPS no longer knows the running registration; it is started anew.",
+		"Nothing."},
+	{NoReply, Transient,
+		"DPS did not answer in time.",
+		"Nothing, unless it goes on; then look at the link, and raise response_timeout on slow ones."},
+	{MalformedReply, Transient,
+		"DPS answered something that cannot be used.",
+		"See the cause in the journal; if it goes on, something on the way changes the answers."},
+
+	{StateUnwritable, Storage,
+		"The state directory cannot be written; the assignment is kept in memory and under the runtime directory.",
+		"Free space, or make the directory writable for the user dpsd; dpsd tries again by itself."},
+	{StateNewerSchema, Storage,
+		"The state file was written by a newer dpsd; it is kept and not overwritten.",
+		"Install that dpsd again, or remove the state files to start afresh."},
+	{StateLocked, Storage,
+		"Another dpsd uses the state directory.",
+		"One state directory serves one dpsd: stop the other, or give this one its own [state] directory."},
+
+	{Internal, Transient,
+		"dpsd met a failure that it has no name for.",
+		"Please report it, with the journal's entry."},
+}

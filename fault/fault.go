@@ -1,0 +1,154 @@
+// Package fault names everything that can go wrong between a gateway and its
+// assignment. Each failure has a stable code; the catalogue gives the code's
+// class, a one-line summary and a line of advice. The log, STATUS=, the
+// commands and the manual all take their words from here.
+//
+// Only the daemon makes faults, in daemon.Classify; the packages below it
+// return typed errors of their own.
+package fault
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Code is the short, stable name of a failure. Codes are never renamed.
+type Code string
+
+// The codes, in the order of the stages they belong to.
+const (
+	ConfigurationInvalid Code = "configuration-invalid"
+
+	InputUnreadable      Code = "input-unreadable"
+	InputInvalid         Code = "input-invalid"
+	CredentialUnreadable Code = "credential-unreadable"
+	CredentialEncrypted  Code = "credential-encrypted"
+	CredentialInvalid    Code = "credential-invalid"
+	CertificateExpired   Code = "certificate-expired"
+
+	NetworkUnreachable Code = "network-unreachable"
+	ResolverMissing    Code = "resolver-missing"
+	DNSFailed          Code = "dns-failed"
+	TCPRefused         Code = "tcp-refused"
+	ConnectTimeout     Code = "connect-timeout"
+	ConnectionLost     Code = "connection-lost"
+	ProxyAuth          Code = "proxy-auth"
+	ProxyRefused       Code = "proxy-refused"
+
+	CAUnreadable     Code = "ca-unreadable"
+	TLSUntrusted     Code = "tls-untrusted"
+	TLSWrongHost     Code = "tls-wrong-host"
+	TLSExpired       Code = "tls-expired"
+	TLSVersion       Code = "tls-version"
+	TLSFailed        Code = "tls-failed"
+	NotTLS           Code = "not-tls"
+	CaptivePortal    Code = "captive-portal"
+	WebSocketRefused Code = "websocket-refused"
+	ClockImplausible Code = "clock-implausible"
+
+	CertificateRefused Code = "certificate-refused"
+	NotMQTT            Code = "not-mqtt"
+	ConnackRefused     Code = "connack-refused"
+	ConnackUnavailable Code = "connack-unavailable"
+	ConnackRejected    Code = "connack-rejected"
+	NotDPS             Code = "not-dps"
+	ProtocolViolation  Code = "protocol-violation"
+
+	Unauthorized       Code = "unauthorized"
+	EnrollmentNotFound Code = "enrollment-not-found"
+	EnrollmentDisabled Code = "enrollment-disabled"
+	AllocationFailed   Code = "allocation-failed"
+	RequestRefused     Code = "request-refused"
+	Throttled          Code = "throttled"
+	ServiceError       Code = "service-error"
+	OperationLost      Code = "operation-lost"
+	NoReply            Code = "no-reply"
+	MalformedReply     Code = "malformed-reply"
+
+	StateUnwritable  Code = "state-unwritable"
+	StateNewerSchema Code = "state-newer-schema"
+	StateLocked      Code = "state-locked"
+
+	Internal Code = "internal"
+)
+
+// Class says what kind of trouble a code is. The class decides the lane in
+// which dpsd tries again.
+type Class string
+
+// The classes.
+const (
+	Offline       Class = "offline"       // no route, no resolver, interface down
+	Transient     Class = "transient"     // the network or the service; time mends it
+	Throttling    Class = "throttled"     // 429
+	Credential    Class = "credential"    // this credential was refused; another may do
+	Input         Class = "input"         // a file on this gateway is missing or unusable
+	Enrollment    Class = "enrollment"    // the service knows better than this gateway
+	Interception  Class = "interception"  // somebody else than DPS answered
+	Clock         Class = "clock"         // this gateway's time explains the failure
+	Storage       Class = "storage"       // the state directory
+	Configuration Class = "configuration" // dpsd.toml cannot work as written
+)
+
+// Stage is the step of an attempt in which a failure showed itself.
+type Stage string
+
+// The stages, in the order in which an attempt passes them.
+const (
+	StageConfiguration Stage = "configuration"
+	StageIdentity      Stage = "identity" // registration ID and payload
+	StageCredential    Stage = "credential"
+	StageName          Stage = "name"
+	StageTCP           Stage = "tcp"
+	StageProxy         Stage = "proxy"
+	StageTLS           Stage = "tls"
+	StageWebSocket     Stage = "websocket"
+	StageConnect       Stage = "connect" // CONNECT to CONNACK
+	StageSubscribe     Stage = "subscribe"
+	StageRegister      Stage = "register"
+	StagePoll          Stage = "poll"
+	StageState         Stage = "state"
+)
+
+// Fault is one failure, named. The zero value is no fault.
+type Fault struct {
+	Code  Code
+	Stage Stage
+	Class Class
+	// ServiceCode is the errorCode of DPS, such as 401002; 0 when the service
+	// gave none.
+	ServiceCode int
+	// TrackingID is what Microsoft's support asks for; "" when there is none.
+	TrackingID string
+	// RetryAfter is the wait that the service asked for; 0 when it asked for none.
+	RetryAfter time.Duration
+	// Err is the cause.
+	Err error
+}
+
+// New returns the fault of a code, with the class that the catalogue gives it.
+func New(code Code, stage Stage, err error) Fault {
+	return Fault{Code: code, Stage: stage, Class: Describe(code).Class, Err: err}
+}
+
+// Error gives code, cause and what the service said, in one line.
+func (f Fault) Error() string {
+	var b strings.Builder
+	b.WriteString(string(f.Code))
+	if f.Err != nil {
+		fmt.Fprintf(&b, ": %v", f.Err)
+	}
+	if f.ServiceCode != 0 {
+		b.WriteString(" (errorCode " + strconv.Itoa(f.ServiceCode))
+		if f.TrackingID != "" {
+			b.WriteString(", trackingId " + f.TrackingID)
+		}
+		b.WriteString(")")
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (f Fault) Unwrap() error { return f.Err }

@@ -1,0 +1,112 @@
+package fault_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/faults.md from the catalogue")
+
+func TestEveryEntryIsComplete(t *testing.T) {
+	form := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+	seen := map[fault.Code]bool{}
+	for _, e := range fault.Catalogue() {
+		if !form.MatchString(string(e.Code)) {
+			t.Errorf("%q: a code is lower-case words joined by hyphens", e.Code)
+		}
+		if seen[e.Code] {
+			t.Errorf("%s stands twice", e.Code)
+		}
+		seen[e.Code] = true
+		for _, text := range []string{e.Summary, e.Advice} {
+			if text == "" || strings.ContainsAny(text, "\n\t") {
+				t.Errorf("%s: summary and advice are one line each, got %q", e.Code, text)
+			}
+		}
+		if e.Class == "" {
+			t.Errorf("%s has no class", e.Code)
+		}
+	}
+}
+
+func TestEveryDeclaredCodeIsInTheCatalogue(t *testing.T) {
+	source, err := os.ReadFile("fault.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := regexp.MustCompile(`(?m)^\t\w+\s+Code = "([^"]+)"`).FindAllSubmatch(source, -1)
+	if len(declared) != len(fault.Catalogue()) {
+		t.Errorf("%d codes are declared, %d are in the catalogue", len(declared), len(fault.Catalogue()))
+	}
+	for _, m := range declared {
+		if code := fault.Code(m[1]); fault.Describe(code).Code != code {
+			t.Errorf("%s is declared but not in the catalogue", code)
+		}
+	}
+}
+
+func TestAFaultSaysWhatTheServiceSaid(t *testing.T) {
+	f := fault.New(fault.Unauthorized, fault.StageRegister, errors.New("Unauthorized"))
+	f.ServiceCode, f.TrackingID = 401002, "4c7e"
+	if got, want := f.Error(), "unauthorized: Unauthorized (errorCode 401002, trackingId 4c7e)"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if f.Class != fault.Credential {
+		t.Errorf("a 401 is of class credential, got %s", f.Class)
+	}
+	wrapped := fault.New(fault.InputUnreadable, fault.StageIdentity, fmt.Errorf("read: %w", fs.ErrNotExist))
+	if !errors.Is(wrapped, fs.ErrNotExist) {
+		t.Error("the cause of a fault is reachable by errors.Is")
+	}
+}
+
+// The page is generated, so that the manual and the program cannot disagree.
+func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code is what stands in the log (`fault`), in `STATUS=` and in `dpsd status`.\n" +
+		"This page is generated from the catalogue in `fault/`: `go test ./fault -update`.\n\n" +
+		"The class decides how dpsd goes on: see [architecture.md](architecture.md#delays).\n\n" +
+		"| code | class | what happened | what to do |\n| --- | --- | --- | --- |\n")
+	for _, e := range fault.Catalogue() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", e.Code, e.Class, e.Summary, e.Advice)
+	}
+	const page = "../docs/faults.md"
+	if *update {
+		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != b.String() {
+		t.Error("docs/faults.md is not what the catalogue says; run: go test ./fault -update")
+	}
+}
+
+// The catalogue is read by the manual's generator and by other programs: it
+// may not pull in anything.
+func TestImportsStayInTheStandardLibrary(t *testing.T) {
+	for _, file := range []string{"fault.go", "catalogue.go"} {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range parsed.Imports {
+			if strings.Contains(imp.Path.Value, ".") {
+				t.Errorf("%s imports %s", file, imp.Path.Value)
+			}
+		}
+	}
+}
