@@ -1,0 +1,114 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// TokenLifetime is how long a SAS token of SymmetricKey is valid. One registration takes
+// seconds; an hour leaves room for a clock that is a little off.
+const TokenLifetime = time.Hour
+
+// The sizes of a key that the service takes, in bytes after decoding.
+const (
+	minKey = 16
+	maxKey = 64
+)
+
+var (
+	// ErrNotBase64 says that a symmetric key is not standard base64 text.
+	ErrNotBase64 = errors.New("the key is not base64 text")
+	// ErrKeyLength says that a symmetric key does not have 16 to 64 bytes.
+	ErrKeyLength = errors.New("the key must have 16 to 64 bytes")
+)
+
+// SymmetricKey is a device key of an individual enrollment, or one derived from the key
+// of an enrollment group. A group key itself does not work here; see DeriveKey.
+type SymmetricKey struct {
+	// Key refers to base64 text, as the portal shows it.
+	Key Reference
+}
+
+// Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
+func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
+	text, err := secrets.Read(k.Key)
+	if err != nil {
+		return Proof{}, err
+	}
+	defer clear(text)
+	key, err := DecodeKey(text)
+	if err != nil {
+		return Proof{}, &SecretError{Reference: k.Key, Path: secrets.Path(k.Key), Err: err}
+	}
+	defer clear(key)
+	expiry := now.Add(TokenLifetime).Truncate(time.Second)
+	return Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}, nil
+}
+
+// References returns the key's reference.
+func (k SymmetricKey) References() []Reference { return references(k.Key) }
+
+// String returns "symmetric-key" and the reference.
+func (k SymmetricKey) String() string { return "symmetric-key " + k.Key.String() }
+
+// Token returns the SAS token that grants access to resource until expiry, in whole
+// seconds (DPS page "Control access"). The resource is signed as it is sent:
+// percent-encoded with capital hex digits, its own letters unchanged.
+func Token(key []byte, resource string, expiry time.Time) string {
+	sr := percentEncode(resource)
+	se := strconv.FormatInt(expiry.Unix(), 10)
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(sr + "\n" + se))
+	sig := base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	return "SharedAccessSignature sr=" + sr + "&sig=" + percentEncode(sig) + "&se=" + se + "&skn=registration"
+}
+
+// percentEncode leaves the unreserved characters of RFC 3986 §2.3 alone. QueryEscape
+// differs in the space only, for which it writes the plus sign it escapes elsewhere.
+func percentEncode(s string) string {
+	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
+}
+
+// DecodeKey returns the bytes of a symmetric key given as standard base64 text with
+// padding. White space around it and line breaks in it are ignored. The errors are
+// ErrNotBase64 and ErrKeyLength; neither repeats anything of the text.
+func DecodeKey(text []byte) ([]byte, error) {
+	text = bytes.TrimSpace(text)
+	key := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := base64.StdEncoding.Decode(key, text)
+	if err != nil {
+		return nil, ErrNotBase64
+	}
+	if n < minKey || n > maxKey {
+		return nil, fmt.Errorf("%w, not %d", ErrKeyLength, n)
+	}
+	return key[:n], nil
+}
+
+// DeriveKey returns the device key of registrationID in an enrollment group: the
+// HMAC-SHA256 of the ID exactly as written, under the decoded group key (DPS page
+// "Symmetric key attestation"). Upper and lower case give different keys.
+func DeriveKey(groupKey []byte, registrationID string) []byte {
+	mac := hmac.New(sha256.New, groupKey)
+	mac.Write([]byte(registrationID))
+	return mac.Sum(nil)
+}
+
+// references returns those of rs that are set, each once.
+func references(rs ...Reference) []Reference {
+	var set []Reference
+	for i, r := range rs {
+		if !r.IsZero() && (i == 0 || r != rs[0]) {
+			set = append(set, r)
+		}
+	}
+	return set
+}

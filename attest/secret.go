@@ -1,0 +1,299 @@
+package attest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// maxSecret bounds what is read of a secret or an identity file, in bytes. A
+// certificate with a long chain has some 10 KiB; a device file has no end.
+const maxSecret = 64 << 10
+
+// What may be wrong with a reference or with the file it names. Missing and
+// unreadable files are told by fs.ErrNotExist and fs.ErrPermission.
+var (
+	// ErrNotReference says that a text is no reference. The text is never repeated:
+	// it may be the secret itself.
+	ErrNotReference = errors.New(`not a reference: write "file:/path" or "credential:NAME"; a secret itself does not belong here`)
+	// ErrNoReference says that nothing was referred to.
+	ErrNoReference = errors.New("no reference is set")
+	// ErrEncrypted says that the file holds a credential that systemd-creds sealed,
+	// not its contents.
+	ErrEncrypted = errors.New("the credential is still encrypted")
+	// ErrEmpty says that the file holds nothing but white space.
+	ErrEmpty = errors.New("the file is empty")
+	// ErrTooLarge says that the file is larger than 64 KiB.
+	ErrTooLarge = errors.New("the file is larger than 64 KiB")
+	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
+	ErrNotRegular = errors.New("not a regular file")
+)
+
+// Reference names where a secret lies. At most one field is set; the zero value
+// refers to nothing.
+type Reference struct {
+	// File is an absolute path ("file:/etc/dpsd/device.key").
+	File string
+	// Credential is the name of a systemd credential ("credential:dps-primary-key").
+	Credential string
+}
+
+// ParseReference reads "file:/path" or "credential:NAME". Any other text is
+// ErrNotReference, and no error repeats the text, because people paste keys here.
+// The path must be absolute. A name may use letters, digits and "._@-": systemd
+// allows more, but a padded base64 key shall never pass as a name.
+func ParseReference(s string) (Reference, error) {
+	if path, ok := strings.CutPrefix(s, "file:"); ok {
+		switch {
+		case !filepath.IsAbs(path):
+			return Reference{}, errors.New(`the path after "file:" must be absolute`)
+		case strings.HasPrefix(path, "//"):
+			return Reference{}, errors.New(`write "file:/path", with one slash`)
+		case strings.ContainsFunc(path, isControl):
+			return Reference{}, errors.New(`the path after "file:" holds a control character`)
+		}
+		return Reference{File: filepath.Clean(path)}, nil
+	}
+	if name, ok := strings.CutPrefix(s, "credential:"); ok {
+		if !validCredentialName(name) {
+			return Reference{}, errors.New(`the name after "credential:" must be 1 to 255 letters, digits or any of "._@-", and no path`)
+		}
+		return Reference{Credential: name}, nil
+	}
+	return Reference{}, ErrNotReference
+}
+
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
+
+func validCredentialName(name string) bool {
+	if name == "" || len(name) > 255 || name == "." || name == ".." {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if !isLetterOrDigit(c) && !strings.ContainsRune("._@-", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+func isLetterOrDigit(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+// String returns the reference as it is written in the configuration; "" for none.
+func (r Reference) String() string {
+	switch {
+	case r.File != "":
+		return "file:" + r.File
+	case r.Credential != "":
+		return "credential:" + r.Credential
+	}
+	return ""
+}
+
+// IsZero reports whether r refers to nothing.
+func (r Reference) IsZero() bool { return r == Reference{} }
+
+// Secrets finds the contents of references. The zero value reads file references only.
+type Secrets struct {
+	// Directories are where the file of a credential is looked for, in this order.
+	Directories []string
+	// Encrypted are directories that hold encrypted credentials only. They are never
+	// read; a name found in one of them explains why it was not found elsewhere.
+	Encrypted []string
+}
+
+// SystemSecrets returns the places of systemd.exec(5). credentialsDirectory is the
+// value of $CREDENTIALS_DIRECTORY: the service finds its credentials there and nowhere
+// else. When it is empty (somebody runs a command by hand), the directory of the
+// running service and then the credential stores are searched.
+func SystemSecrets(credentialsDirectory string) Secrets {
+	s := Secrets{
+		Directories: []string{"/run/credentials/dpsd.service", "/etc/credstore", "/run/credstore", "/usr/lib/credstore"},
+		Encrypted:   []string{"/etc/credstore.encrypted", "/run/credstore.encrypted", "/usr/lib/credstore.encrypted"},
+	}
+	if credentialsDirectory != "" {
+		s.Directories = []string{credentialsDirectory}
+	}
+	return s
+}
+
+// SecretError says which secret could not be used. Err wraps a sentinel of this
+// package, a *CertificateError or an error of the file system.
+type SecretError struct {
+	// Reference is the secret, as the configuration names it.
+	Reference Reference
+	// Path is the file that was looked at; empty when there was none to look at.
+	Path string
+	// Err is the cause.
+	Err error
+}
+
+// Error names the reference, the file when the reference does not already, and the cause.
+func (e *SecretError) Error() string {
+	where := e.Reference.String()
+	if e.Reference.File == "" && e.Path != "" {
+		where += " (" + e.Path + ")"
+	}
+	if where == "" {
+		return e.Err.Error()
+	}
+	return where + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *SecretError) Unwrap() error { return e.Err }
+
+// Path returns the file to watch for r: for a credential the first directory that
+// holds one of this name, else where it would have to appear. It is "" when there is
+// no such place.
+func (s Secrets) Path(r Reference) string {
+	if r.Credential == "" {
+		return r.File
+	}
+	for _, d := range s.Directories {
+		path := filepath.Join(d, r.Credential)
+		if _, err := os.Lstat(path); err == nil {
+			return path
+		}
+	}
+	if len(s.Directories) > 0 {
+		return filepath.Join(s.Directories[0], r.Credential)
+	}
+	return ""
+}
+
+// Read returns the contents of what r names, at most 64 KiB. All errors are
+// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrNotRegular,
+// ErrTooLarge, ErrEmpty, ErrEncrypted or another error of the file system.
+func (s Secrets) Read(r Reference) ([]byte, error) {
+	if r.IsZero() {
+		return nil, &SecretError{Err: ErrNoReference}
+	}
+	data, path, err := s.find(r)
+	if err == nil {
+		switch {
+		case len(bytes.TrimSpace(data)) == 0:
+			err = ErrEmpty
+		case sealed(data):
+			err = ErrEncrypted
+		}
+	}
+	if err != nil {
+		return nil, &SecretError{Reference: r, Path: path, Err: err}
+	}
+	return data, nil
+}
+
+// find reads the file of r. A place that exists but cannot be read ends the search: a
+// key further down the list would be another one than the service uses.
+func (s Secrets) find(r Reference) (data []byte, path string, err error) {
+	if r.Credential == "" {
+		data, err = readFile(r.File)
+		return data, r.File, err
+	}
+	for _, d := range s.Directories {
+		path = filepath.Join(d, r.Credential)
+		data, err = readFile(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return data, path, err
+		}
+	}
+	for _, d := range s.Encrypted {
+		path = filepath.Join(d, r.Credential)
+		if _, err := os.Lstat(path); err == nil {
+			return nil, path, fmt.Errorf("only an encrypted credential exists: %w", ErrEncrypted)
+		}
+	}
+	if len(s.Directories) == 0 {
+		return nil, "", fmt.Errorf("there is no directory to look for credentials in: %w", fs.ErrNotExist)
+	}
+	return nil, s.Path(r), fmt.Errorf("no such credential in %s: %w", strings.Join(s.Directories, ", "), fs.ErrNotExist)
+}
+
+// readFile reads a regular file of bounded size. Anything else is refused before it is
+// opened, because opening a FIFO waits for a writer and opening a device may act on it;
+// O_NONBLOCK and the second look cover a file that is exchanged in between.
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, cause(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, notRegular(info)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil {
+		return nil, cause(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, notRegular(info)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err != nil {
+		return nil, cause(err)
+	}
+	if len(data) > maxSecret {
+		return nil, ErrTooLarge
+	}
+	return data, nil
+}
+
+// cause drops the path from an error of package os: the callers name it themselves.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+func notRegular(info fs.FileInfo) error {
+	kind := "a device"
+	switch {
+	case info.IsDir():
+		kind = "a directory"
+	case info.Mode()&fs.ModeNamedPipe != 0:
+		kind = "a FIFO"
+	case info.Mode()&fs.ModeSocket != 0:
+		kind = "a socket"
+	}
+	return fmt.Errorf("%w but %s", ErrNotRegular, kind)
+}
+
+// sealedPrefixes are the identifiers systemd-creds(1) puts before what it seals: 16
+// bytes, of which the first 21 base64 characters are whole. systemd 257 hands such text
+// to a service as if it were the secret when it lies in a credstore.encrypted directory
+// and the unit says LoadCredential=.
+var sealedPrefixes = [...]string{
+	"Whxqht+dQJax1aZeCGLxm", // host key
+	"BYRp2vb1QySABUnaD46i+", // null key
+	"DHzAexF2RZGcSwvqCLwg/", // TPM
+	"+vfrk0HjQSyhpDb5Wik2L", // TPM, signed PCR
+	"k6iUCUh0RJCQyvL8k8q1U", // host and TPM
+	"r0lQqEkTTrGnOEYwT/MMB", // host and TPM, signed PCR
+	"VbntHThZTUOoMZ0uuzMqx", // host, scoped
+	"70rBNnmpSA6n22iJf58WX", // host and TPM, scoped
+	"rbxMo++2QgG6iBtvLkCV6", // host and TPM, signed PCR, scoped
+}
+
+func sealed(data []byte) bool {
+	text := bytes.TrimSpace(data)
+	for _, p := range sealedPrefixes {
+		if bytes.HasPrefix(text, []byte(p)) {
+			return true
+		}
+	}
+	return false
+}

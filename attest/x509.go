@@ -1,0 +1,244 @@
+package attest
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+var (
+	// ErrNotCertificate says that a file holds no readable PEM certificate.
+	ErrNotCertificate = errors.New("not a PEM certificate")
+	// ErrNotPrivateKey says that a file holds no readable PEM private key.
+	ErrNotPrivateKey = errors.New("not a PEM private key (PKCS#8, SEC 1 or PKCS#1)")
+	// ErrPassphrase says that a private key is protected by a passphrase, which a
+	// service cannot be asked for.
+	ErrPassphrase = errors.New("the private key is protected by a passphrase")
+	// ErrUnsupportedKey says that the service cannot be shown a key of this kind.
+	ErrUnsupportedKey = errors.New("unsupported kind of key")
+	// ErrKeyMismatch says that the private key does not belong to the leaf certificate.
+	ErrKeyMismatch = errors.New("the private key does not belong to the certificate")
+	// ErrCommonName says that the leaf's common name is not the registration ID, which
+	// the service demands.
+	ErrCommonName = errors.New("the common name of the certificate is not the registration ID")
+	// ErrExpired says that the leaf certificate has expired.
+	ErrExpired = errors.New("the certificate has expired")
+	// ErrNotYetValid says that the leaf certificate is not valid yet: usually a clock
+	// that is behind.
+	ErrNotYetValid = errors.New("the certificate is not yet valid")
+)
+
+// CertificateError says that a certificate is not valid at present.
+type CertificateError struct {
+	// NotBefore and NotAfter are the bounds of the leaf's validity.
+	NotBefore, NotAfter time.Time
+	// Err is ErrExpired or ErrNotYetValid.
+	Err error
+}
+
+// Error names the bound that is passed, in UTC.
+func (e *CertificateError) Error() string {
+	bound, at := " (not after ", e.NotAfter
+	if errors.Is(e.Err, ErrNotYetValid) {
+		bound, at = " (not before ", e.NotBefore
+	}
+	return e.Err.Error() + bound + at.UTC().Format(time.RFC3339) + ")"
+}
+
+// Unwrap returns ErrExpired or ErrNotYetValid.
+func (e *CertificateError) Unwrap() error { return e.Err }
+
+// X509 is a certificate with its private key.
+type X509 struct {
+	// Certificate refers to PEM certificates: the leaf first, then the intermediates up
+	// to the one the service knows.
+	Certificate Reference
+	// PrivateKey refers to the leaf's key in PEM: PKCS#8, SEC 1 or PKCS#1; RSA of 1024
+	// bits or more, or EC on P-256, P-384 or P-521. It may be the same file.
+	PrivateKey Reference
+}
+
+// Prove loads the pair and checks it: that the key belongs to the leaf, that the leaf's
+// common name is sub.RegistrationID, and that the leaf is valid at now. Validity is
+// checked last, and then the proof is returned next to the *CertificateError.
+func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
+	chain, err := x.chain(secrets)
+	if err != nil {
+		return Proof{}, err
+	}
+	key, err := x.key(secrets)
+	if err != nil {
+		return Proof{}, err
+	}
+	leaf := chain[0]
+	aboutCertificate := func(err error) error {
+		return &SecretError{Reference: x.Certificate, Path: secrets.Path(x.Certificate), Err: err}
+	}
+	if !belongs(key, leaf) {
+		for i, c := range chain[1:] {
+			if belongs(key, c) {
+				return Proof{}, aboutCertificate(fmt.Errorf("the leaf must come first, but the key belongs to certificate %d of %d: %w", i+2, len(chain), ErrKeyMismatch))
+			}
+		}
+		return Proof{}, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate)}
+	}
+	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
+		return Proof{}, aboutCertificate(commonNameError(cn, sub.RegistrationID))
+	}
+	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}, Expires: leaf.NotAfter}
+	for _, c := range chain {
+		proof.Certificate.Certificate = append(proof.Certificate.Certificate, c.Raw)
+	}
+	switch {
+	case now.Before(leaf.NotBefore):
+		return proof, aboutCertificate(&CertificateError{NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Err: ErrNotYetValid})
+	case now.After(leaf.NotAfter):
+		return proof, aboutCertificate(&CertificateError{NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Err: ErrExpired})
+	}
+	return proof, nil
+}
+
+// commonNameError quotes the name: a certificate may hold any characters.
+func commonNameError(cn, registrationID string) error {
+	hint := ""
+	if strings.EqualFold(cn, registrationID) {
+		hint = "; they differ in upper and lower case"
+	}
+	return fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, registrationID, hint)
+}
+
+// References returns the certificate's and the key's.
+func (x X509) References() []Reference { return references(x.Certificate, x.PrivateKey) }
+
+// String returns "x509" and the certificate's reference.
+func (x X509) String() string { return "x509 " + x.Certificate.String() }
+
+// CommonName returns the common name of the leaf certificate, as it is; it may be empty.
+// The private key is not needed for it.
+func (x X509) CommonName(secrets Secrets) (string, error) {
+	chain, err := x.chain(secrets)
+	if err != nil {
+		return "", err
+	}
+	return chain[0].Subject.CommonName, nil
+}
+
+// chain reads the certificates, at least one.
+func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
+	data, err := secrets.Read(x.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := parseChain(data)
+	if err != nil {
+		return nil, &SecretError{Reference: x.Certificate, Path: secrets.Path(x.Certificate), Err: err}
+	}
+	return chain, nil
+}
+
+// parseChain takes all CERTIFICATE blocks. Others are passed over: the private key often
+// lies in the same file.
+func parseChain(data []byte) ([]*x509.Certificate, error) {
+	var chain []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: number %d cannot be read: %w", ErrNotCertificate, len(chain)+1, err)
+		}
+		chain = append(chain, c)
+	}
+	if len(chain) == 0 {
+		return nil, ErrNotCertificate
+	}
+	return chain, nil
+}
+
+// key reads the private key.
+func (x X509) key(secrets Secrets) (crypto.Signer, error) {
+	data, err := secrets.Read(x.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	key, err := parseKey(data)
+	if err != nil {
+		return nil, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: err}
+	}
+	return key, nil
+}
+
+// parseKey takes the first private key in the file. EC PARAMETERS, which openssl writes
+// before an EC key, and certificates are passed over.
+func parseKey(data []byte) (crypto.Signer, error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			continue
+		}
+		defer clear(block.Bytes)
+		switch {
+		case block.Type == "ENCRYPTED PRIVATE KEY", strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
+			return nil, ErrPassphrase
+		case block.Type == "TSS2 PRIVATE KEY":
+			return nil, fmt.Errorf("%w: a key sealed by a TPM", ErrUnsupportedKey)
+		}
+		return supported(parseDER(block.Bytes))
+	}
+	return nil, ErrNotPrivateKey
+}
+
+// parseDER tries the three encodings whatever the label says, as tls.X509KeyPair does.
+// It returns nil for none. The parsers' errors are of no use to an operator.
+func parseDER(der []byte) any {
+	if k, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		return k
+	}
+	if k, err := x509.ParseECPrivateKey(der); err == nil {
+		return k
+	}
+	if k, err := x509.ParsePKCS1PrivateKey(der); err == nil {
+		return k
+	}
+	return nil
+}
+
+// supported lets through what a TLS 1.2 handshake with the service can use.
+func supported(key any) (crypto.Signer, error) {
+	switch k := key.(type) {
+	case nil:
+		return nil, ErrNotPrivateKey
+	case *rsa.PrivateKey:
+		// crypto/rsa refuses to sign with less.
+		if bits := k.N.BitLen(); bits < 1024 {
+			return nil, fmt.Errorf("%w: RSA of %d bits, at least 1024 are needed", ErrUnsupportedKey, bits)
+		}
+		return k, nil
+	case *ecdsa.PrivateKey:
+		// RFC 8422 §5.1.1 leaves these three; P-224 is gone from TLS.
+		switch k.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+			return k, nil
+		}
+		return nil, fmt.Errorf("%w: EC on %s; the service takes P-256, P-384 and P-521", ErrUnsupportedKey, k.Curve.Params().Name)
+	case ed25519.PrivateKey:
+		return nil, fmt.Errorf("%w: Ed25519; the service takes RSA and EC", ErrUnsupportedKey)
+	}
+	return nil, fmt.Errorf("%w: the service takes RSA and EC", ErrUnsupportedKey)
+}
+
+// belongs reports whether key is the private key of c.
+func belongs(key crypto.Signer, c *x509.Certificate) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(c.PublicKey)
+}
