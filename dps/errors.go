@@ -1,0 +1,162 @@
+package dps
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ErrNoReply is matched by the error of a request that went unanswered for the
+// response time-out. The error itself is a *[NoReplyError].
+var ErrNoReply = errors.New("dps: no reply")
+
+// ErrNotReply is returned for a message whose topic is none of the service's
+// replies.
+var ErrNotReply = errors.New("dps: not a reply of the service")
+
+// ErrPayload is matched by the error for a request payload that is no JSON object,
+// or one too large for the service.
+var ErrPayload = errors.New("dps: unusable payload")
+
+// NoReplyError is a request that went unanswered. It matches [ErrNoReply].
+type NoReplyError struct {
+	Request string        // RequestRegister or RequestPoll
+	After   time.Duration // how long the answer was waited for
+}
+
+// Error names the request and how long its answer was waited for.
+func (e *NoReplyError) Error() string {
+	return fmt.Sprintf("%v to the %s request within %v", ErrNoReply, e.Request, e.After)
+}
+
+// Unwrap returns ErrNoReply.
+func (e *NoReplyError) Unwrap() error { return ErrNoReply }
+
+// MalformedError is a reply that cannot be used: its JSON is cut or ambiguous, it
+// lacks what it must hold, or it holds what must not be published.
+type MalformedError struct {
+	Request    string        // the request it answers; "" when ParseReply stands alone
+	Reason     string        // what is wrong, in a few words
+	Topic      string        // as received
+	RetryAfter time.Duration // what the topic asked for; 0 when absent or unreadable
+}
+
+// Error gives the reason, and the topic made safe to print.
+func (e *MalformedError) Error() string {
+	request := "reply"
+	if e.Request != "" {
+		request = "reply to the " + e.Request + " request"
+	}
+	return fmt.Sprintf("dps: malformed %s: %s (topic %q)", request, e.Reason, clean(e.Topic, 256))
+}
+
+// ServiceError is the service saying no, either by an error reply or by an
+// operation that ended without an assignment.
+type ServiceError struct {
+	Request    string            // RequestRegister or RequestPoll
+	Status     int               // the number in the topic, 100..599
+	Code       int               // errorCode of the body, e.g. 401002; 0 when absent
+	TrackingID string            // what the service's support asks for
+	Message    string            // the service's words, cut to 1 KiB and without control characters
+	Timestamp  string            // timestampUtc, as received
+	Info       map[string]string // the service's details, at most 16
+	// RegistrationStatus is "failed", "disabled" or "unassigned" when the operation
+	// ended so, and "" for an error reply. Then Code and Message are those of the
+	// operation, which may be the words of a hub or of a custom allocation function:
+	// they say nothing about the credential of the device.
+	RegistrationStatus string
+	RetryAfter         time.Duration // what the service asked for, up to a day; 0 when absent or unreadable
+}
+
+// Error gives what an operator needs: request, status, code, words, tracking ID.
+func (e *ServiceError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "dps: the %s request was answered %d", e.Request, e.Status)
+	if e.RegistrationStatus != "" {
+		b.WriteString(" " + e.RegistrationStatus)
+	}
+	if e.Code != 0 {
+		fmt.Fprintf(&b, ", error %d", e.Code)
+	}
+	if e.Message != "" {
+		fmt.Fprintf(&b, ": %s", clean(e.Message, 512))
+	}
+	if e.TrackingID != "" {
+		fmt.Fprintf(&b, " (tracking ID %s)", clean(e.TrackingID, 128))
+	}
+	return b.String()
+}
+
+// Throttled reports that the service asks for fewer requests: status 429.
+func (e *ServiceError) Throttled() bool { return e.rejected() && e.Status == 429 }
+
+// Temporary reports that the same request may succeed later without anybody's
+// help: throttled, or trouble on the service's side (500 and above).
+func (e *ServiceError) Temporary() bool {
+	return e.rejected() && (e.Status == 429 || e.Status >= 500)
+}
+
+// Unauthorized reports that the credential was refused: status 401.
+func (e *ServiceError) Unauthorized() bool {
+	return e.rejected() && e.Status == 401 && !e.OperationLost()
+}
+
+// CertificateRefused reports that the credential was refused and was a
+// certificate: errorCode 401002.
+func (e *ServiceError) CertificateRefused() bool { return e.Unauthorized() && e.Code == 401002 }
+
+// NotFound reports that the service knows no enrollment for this device: a
+// register request answered 404.
+func (e *ServiceError) NotFound() bool {
+	return e.rejected() && e.Status == 404 && e.Request != RequestPoll
+}
+
+// OperationLost reports that the service does not know the operation asked about:
+// a poll answered 404, or answered with an errorCode of that kind (404203 has been
+// seen under another status). It says nothing about the enrollment; registering
+// again starts over.
+func (e *ServiceError) OperationLost() bool {
+	return e.rejected() && e.Request == RequestPoll &&
+		(e.Status == 404 || e.Status < 500 && e.Code/1000 == 404)
+}
+
+// Disabled reports that the enrollment is switched off.
+func (e *ServiceError) Disabled() bool { return e.RegistrationStatus == statusDisabled }
+
+// AllocationFailed reports that the service accepted the device and then gave it
+// no hub: the operation ended as failed or unassigned.
+func (e *ServiceError) AllocationFailed() bool {
+	return e.RegistrationStatus == statusFailed || e.RegistrationStatus == statusUnassigned
+}
+
+// rejected reports that the topic's number is the verdict, not an operation's end.
+func (e *ServiceError) rejected() bool { return e.RegistrationStatus == "" }
+
+// clean makes foreign text fit for a log line: no control characters, valid UTF-8,
+// at most limit bytes.
+func clean(s string, limit int) string {
+	cut := len(s) > limit
+	if cut {
+		s = s[:limit]
+		for len(s) > 0 {
+			r, size := utf8.DecodeLastRuneInString(s)
+			if r != utf8.RuneError || size > 1 {
+				break
+			}
+			s = s[:len(s)-1]
+		}
+	}
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if cut {
+		s += "…"
+	}
+	return s
+}

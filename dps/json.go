@@ -1,0 +1,169 @@
+package dps
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// member is one name and value of a JSON object, in the order of the text.
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+type object []member
+
+// get returns the value of a member; null counts as absent, as the service's older
+// versions and some SDKs write absent members so.
+func (o object) get(name string) (json.RawMessage, bool) {
+	for _, m := range o {
+		if m.name == name {
+			return m.value, !bytes.Equal(m.value, []byte("null"))
+		}
+	}
+	return nil, false
+}
+
+// text returns a string member, "" when absent.
+func (o object) text(name string) (string, error) {
+	raw, ok := o.get(name)
+	if !ok {
+		return "", nil
+	}
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", fmt.Errorf("%s is not a string", name)
+	}
+	return s, nil
+}
+
+// number returns an integer member, 0 when absent.
+func (o object) number(name string) (int, error) {
+	raw, ok := o.get(name)
+	if !ok {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(string(raw), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%s is not an integer", name)
+	}
+	return int(n), nil
+}
+
+// parseDocument reads a whole body: one JSON object, nothing behind it, valid
+// UTF-8, no name twice in any object. encoding/json alone would mend the UTF-8,
+// take the last of two equal names, and match names in any case.
+func parseDocument(body []byte) (object, error) {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return nil, fmt.Errorf("the body is empty")
+	}
+	if !utf8.Valid(body) {
+		return nil, fmt.Errorf("the body is not UTF-8")
+	}
+	var whole json.RawMessage
+	if err := json.Unmarshal(body, &whole); err != nil {
+		return nil, fmt.Errorf("the body is not JSON: %w", err)
+	}
+	if err := checkNames(body); err != nil {
+		return nil, err
+	}
+	return parseObject(whole, "the body")
+}
+
+// checkNames refuses an object that has a name twice, at any depth: two readers
+// would see two different values.
+func checkNames(body []byte) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.UseNumber()
+	type level struct {
+		names map[string]bool // nil in an array
+		value bool            // the next token is a value
+	}
+	var stack []level
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return nil // the end: the text was found valid before
+		}
+		top := len(stack) - 1
+		if name, ok := token.(string); ok && top >= 0 && stack[top].names != nil && !stack[top].value {
+			if stack[top].names[name] {
+				return fmt.Errorf("the member %q occurs twice", clean(name, 64))
+			}
+			stack[top].names[name] = true
+			stack[top].value = true
+			continue
+		}
+		switch token {
+		case json.Delim('{'):
+			stack = append(stack, level{names: map[string]bool{}})
+			continue
+		case json.Delim('['):
+			stack = append(stack, level{})
+			continue
+		case json.Delim('}'), json.Delim(']'):
+			stack = stack[:top]
+			top--
+		}
+		if top >= 0 {
+			stack[top].value = false
+		}
+	}
+}
+
+// parseObject reads one object of an already checked text. where names it in the
+// error.
+func parseObject(raw json.RawMessage, where string) (object, error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if token, err := d.Token(); err != nil || token != json.Delim('{') {
+		return nil, fmt.Errorf("%s is not a JSON object", where)
+	}
+	var o object
+	for d.More() {
+		token, err := d.Token()
+		if err != nil {
+			return nil, fmt.Errorf("%s is not a JSON object: %w", where, err)
+		}
+		name, _ := token.(string)
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, fmt.Errorf("%s is not a JSON object: %w", where, err)
+		}
+		o = append(o, member{name, value})
+	}
+	return o, nil
+}
+
+// append writes the object as compact JSON.
+func (o object) append(dst []byte) []byte {
+	dst = append(dst, '{')
+	for i, m := range o {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(quote(dst, m.name), ':')
+		dst = compact(dst, m.value)
+	}
+	return append(dst, '}')
+}
+
+// quote appends s as a JSON string.
+func quote(dst []byte, s string) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s) // a string always encodes, into memory
+	return append(dst, bytes.TrimSuffix(b.Bytes(), []byte("\n"))...)
+}
+
+// compact appends raw, which is valid JSON, without its white space.
+func compact(dst []byte, raw json.RawMessage) []byte {
+	b := bytes.NewBuffer(dst)
+	if err := json.Compact(b, raw); err != nil {
+		return append(dst, "null"...)
+	}
+	return b.Bytes()
+}
