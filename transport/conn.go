@@ -1,0 +1,46 @@
+package transport
+
+import (
+	"crypto/tls"
+	"net"
+	"sync"
+	"time"
+)
+
+// closeGrace is how long Close tries to say goodbye. On a live connection that takes
+// no time; to a peer that reads nothing any more it would take the five seconds of
+// crypto/tls.
+const closeGrace = 250 * time.Millisecond
+
+// Conn is an open stream to the service. A deadline that expires ends it: TLS and
+// WebSocket cannot go on after half a record.
+type Conn struct {
+	net.Conn
+
+	Protocol Protocol
+	Address  string              // host:port as dialled
+	Proxy    string              // host:port of the proxy, without user and password; "" for none
+	TLS      tls.ConnectionState // of the finished handshake
+
+	raw   net.Conn
+	close sync.Once
+	err   error
+}
+
+// Close ends the stream. It never waits for the peer, and never longer than a quarter
+// of a second; it may be called more than once and while others read or write.
+func (c *Conn) Close() error {
+	c.close.Do(func() {
+		t := time.AfterFunc(closeGrace, func() { c.raw.Close() })
+		defer t.Stop()
+		c.err = c.Conn.Close()
+	})
+	return c.err
+}
+
+// LocalAddr returns the address of this end of the TCP connection.
+func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
+
+// RemoteAddr returns the address of the other end of the TCP connection, which is
+// the proxy's when there is one.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }

@@ -1,0 +1,174 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+// Stage is how far an attempt came before it failed.
+type Stage string
+
+// The stages, in the order they are passed.
+const (
+	StageCA        Stage = "ca"        // reading the configured roots
+	StageName      Stage = "name"      // resolving the service's name; *net.DNSError is in the chain
+	StageTCP       Stage = "tcp"       // connecting; syscall.Errno is in the chain
+	StageProxy     Stage = "proxy"     // finding, reaching or passing the proxy; maybe *ProxyError
+	StageTLS       Stage = "tls"       // the handshake; x509 errors, *NotTLSError or an alert are in the chain
+	StageWebSocket Stage = "websocket" // the upgrade; maybe *UpgradeError
+)
+
+// Error is one protocol that led to no stream.
+type Error struct {
+	Protocol Protocol
+	Stage    Stage
+	Address  string // what was dialled, or the file of stage "ca"
+	Proxy    string // host:port of the proxy, "" for none
+	Err      error
+}
+
+// Error says what was tried, where it ended and why.
+func (e *Error) Error() string {
+	what := fmt.Sprintf("%s: %s %s", e.Protocol, e.Stage, e.Address)
+	if e.Proxy != "" && e.Proxy != e.Address {
+		what += " through proxy " + e.Proxy
+	}
+	return what + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Timeout reports whether the attempt ended because something did not answer in
+// time.
+func (e *Error) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(e.Err, &t) && t.Timeout()
+}
+
+// Errors are the failures of all protocols tried, in order. There is at least one.
+type Errors []*Error
+
+// Error joins the failures with "; ".
+func (e Errors) Error() string {
+	var b strings.Builder
+	for i, err := range e {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(err.Error())
+	}
+	return b.String()
+}
+
+// Unwrap lets errors.Is and errors.As look into each failure.
+func (e Errors) Unwrap() []error {
+	errs := make([]error, len(e))
+	for i := range e {
+		errs[i] = e[i]
+	}
+	return errs
+}
+
+// TimeoutError is an attempt that its Timeout ended. Err is what was under way.
+type TimeoutError struct {
+	After time.Duration
+	Err   error
+}
+
+// Error says how long was waited.
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("no success within %v (%v)", e.After, e.Err)
+}
+
+// Unwrap returns what was under way when the time was over.
+func (e *TimeoutError) Unwrap() error { return e.Err }
+
+// Timeout returns true.
+func (e *TimeoutError) Timeout() bool { return true }
+
+// ProxyError is a proxy that answered CONNECT, but not with success.
+type ProxyError struct {
+	Status   int      // HTTP status, e.g. 407
+	Reason   string   // the proxy's words for it
+	Schemes  []string // what it accepts as authentication (Proxy-Authenticate), e.g. "Basic"
+	Location string   // where it redirects to; a portal does
+}
+
+// Error gives the status and, for 407, what the proxy would accept.
+func (e *ProxyError) Error() string {
+	s := fmt.Sprintf("the proxy answered %d %s", e.Status, printable(e.Reason))
+	if len(e.Schemes) > 0 {
+		s += " (it accepts " + printable(strings.Join(e.Schemes, ", ")) + ")"
+	}
+	if e.Location != "" {
+		s += " and redirects to " + printable(e.Location)
+	}
+	return s
+}
+
+// UpgradeError is a server that answered the WebSocket upgrade, but not with an MQTT
+// WebSocket.
+type UpgradeError struct {
+	Status   int    // HTTP status; 101 when the upgrade itself was wrong
+	Location string // where it redirects to
+	Reason   string // what was wrong with a 101
+}
+
+// Error gives the status and the redirection.
+func (e *UpgradeError) Error() string {
+	s := fmt.Sprintf("the WebSocket upgrade was answered %d", e.Status)
+	if e.Reason != "" {
+		s += ": " + e.Reason
+	}
+	if e.Location != "" {
+		s += ", redirecting to " + printable(e.Location)
+	}
+	return s
+}
+
+// NotTLSError is a peer whose first bytes are no TLS record. tls.RecordHeaderError
+// is in its chain.
+type NotTLSError struct {
+	First []byte // what it sent first, up to 256 bytes
+	Err   error
+}
+
+// Error shows how the answer begins.
+func (e *NotTLSError) Error() string {
+	return fmt.Sprintf("the peer does not speak TLS, its answer begins %q", e.First[:min(len(e.First), 32)])
+}
+
+// Unwrap returns the error of crypto/tls.
+func (e *NotTLSError) Unwrap() error { return e.Err }
+
+// HTTP reports whether the peer answered in HTTP, as a captive portal does.
+func (e *NotTLSError) HTTP() bool { return strings.HasPrefix(string(e.First), "HTTP/") }
+
+// RemoteAlert finds a TLS alert sent by the server in err, and returns its words,
+// e.g. "tls: bad certificate". crypto/tls has no exported type for it. It also works
+// on the error of a later read: under TLS 1.3 a refused client certificate shows
+// only there.
+func RemoteAlert(err error) (description string, ok bool) {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" && op.Err != nil {
+		return op.Err.Error(), true
+	}
+	return "", false
+}
+
+// printable cuts foreign text to one short line.
+func printable(s string) string {
+	if len(s) > 200 {
+		s = s[:200]
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7F {
+			return '?'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,171 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"golang.org/x/net/http/httpproxy"
+)
+
+// maxHeader bounds what is read as the header of an HTTP answer.
+const maxHeader = 64 << 10
+
+// ErrProxyAddress is matched when a proxy's address cannot be used. The address is
+// never repeated: it may hold a password.
+var ErrProxyAddress = errors.New("unusable proxy address")
+
+// ProxyFromEnvironment returns a function for Dialer.Proxy that does what HTTPS_PROXY
+// and NO_PROXY say, in either case of letters. As everywhere, they do not apply to
+// localhost and loopback addresses.
+func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
+	environment := httpproxy.FromEnvironment()
+	find := environment.ProxyFunc()
+	if environment.HTTPSProxy == "" {
+		return find
+	}
+	return func(target *url.URL) (*url.URL, error) {
+		proxy, err := find(target)
+		if err != nil {
+			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
+		}
+		if proxy == nil && !parses(environment.HTTPSProxy) {
+			// httpproxy takes an address it cannot read for none, and would go straight
+			// where the administrator wanted a detour.
+			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
+		}
+		return proxy, nil
+	}
+}
+
+func parses(address string) bool {
+	if _, err := url.Parse(address); err == nil {
+		return true
+	}
+	_, err := url.Parse("http://" + address)
+	return err == nil
+}
+
+// proxyAddress returns host:port of an HTTP proxy.
+func proxyAddress(proxy *url.URL) (string, error) {
+	if !strings.EqualFold(proxy.Scheme, "http") {
+		return "", fmt.Errorf("%w: the scheme must be http, not %q", ErrProxyAddress, printable(proxy.Scheme))
+	}
+	if proxy.Hostname() == "" {
+		return "", fmt.Errorf("%w: it has no host name", ErrProxyAddress)
+	}
+	port := proxy.Port()
+	if port == "" {
+		port = "80"
+	}
+	return net.JoinHostPort(proxy.Hostname(), port), nil
+}
+
+// connectThrough asks the proxy behind raw for a tunnel to address (RFC 9110 9.3.6).
+func connectThrough(ctx context.Context, raw net.Conn, proxy *url.URL, address string) (net.Conn, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", address, address)
+	if user := proxy.User; user != nil {
+		password, _ := user.Password()
+		credentials := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
+		fmt.Fprintf(&b, "Proxy-Authorization: Basic %s\r\n", credentials)
+	}
+	b.WriteString("\r\n")
+
+	r := newHTTPReader(raw)
+	err := interruptible(ctx, raw, func() error {
+		if _, err := io.WriteString(raw, b.String()); err != nil {
+			return err
+		}
+		response, err := r.response(&http.Request{Method: http.MethodConnect})
+		if err != nil {
+			return fmt.Errorf("the proxy's answer: %w", err)
+		}
+		if response.StatusCode/100 == 2 {
+			return nil
+		}
+		_, reason, _ := strings.Cut(response.Status, " ")
+		e := &ProxyError{
+			Status:   response.StatusCode,
+			Reason:   reason,
+			Location: response.Header.Get("Location"),
+		}
+		for _, challenge := range response.Header.Values("Proxy-Authenticate") {
+			scheme, _, _ := strings.Cut(strings.TrimSpace(challenge), " ")
+			e.Schemes = append(e.Schemes, scheme)
+		}
+		return e
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.rest(), nil
+}
+
+// httpReader reads the header of an HTTP answer and then gives back the stream
+// behind it.
+type httpReader struct {
+	conn  net.Conn
+	limit *io.LimitedReader
+	buf   *bufio.Reader
+}
+
+func newHTTPReader(conn net.Conn) *httpReader {
+	limit := &io.LimitedReader{R: conn, N: maxHeader}
+	return &httpReader{conn: conn, limit: limit, buf: bufio.NewReaderSize(limit, 4096)}
+}
+
+// response reads a final answer, past interim ones (1xx but 101). Its body is left
+// alone.
+func (r *httpReader) response(request *http.Request) (*http.Response, error) {
+	for {
+		//nolint:bodyclose // the body is the stream itself, and its owner closes that
+		response, err := http.ReadResponse(r.buf, request)
+		if err != nil {
+			if r.limit.N == 0 {
+				return nil, fmt.Errorf("a header of more than %d bytes", maxHeader)
+			}
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				// The connection ended: the same to a caller as before the first byte.
+				err = io.EOF
+			}
+			return nil, err
+		}
+		if response.StatusCode/100 != 1 || response.StatusCode == http.StatusSwitchingProtocols {
+			return response, nil
+		}
+	}
+}
+
+// rest returns the stream behind the header. What was read ahead comes first.
+func (r *httpReader) rest() net.Conn {
+	r.limit.N = math.MaxInt64
+	if r.buf.Buffered() == 0 {
+		return r.conn
+	}
+	ahead, _ := r.buf.Peek(r.buf.Buffered())
+	return &prefixed{Conn: r.conn, ahead: ahead}
+}
+
+// prefixed is a connection whose first bytes were read already.
+type prefixed struct {
+	net.Conn
+	ahead []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.ahead) > 0 {
+		n := copy(b, p.ahead)
+		p.ahead = p.ahead[n:]
+		return n, nil
+	}
+	return p.Conn.Read(b)
+}

@@ -1,0 +1,237 @@
+// Package transport gets a byte stream to the service: TLS on 8883, or MQTT over
+// WebSocket on 443, straight or through an HTTP proxy, in a configured order.
+//
+// Every stream is TLS 1.2 or later and verified against the system's roots and the
+// configured ones, with the server's name always sent and always checked. There is
+// no switch to turn that off. Failures are an [Errors], one [Error] for each protocol
+// tried, each with the [Stage] where it ended.
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// Protocol is a way to carry MQTT.
+type Protocol string
+
+// The protocols the service offers.
+const (
+	MQTT      Protocol = "mqtt"      // MQTT in TLS
+	WebSocket Protocol = "websocket" // MQTT in WebSocket in TLS
+)
+
+// The defaults of Dialer.
+const (
+	DefaultMQTTPort      = 8883
+	DefaultWebSocketPort = 443
+	DefaultTimeout       = 30 * time.Second
+)
+
+// Dialer says where the service is and how to get there. The zero value with Host
+// set dials straight, MQTT first, trusting the system's roots. It is safe for
+// concurrent use when its functions are.
+type Dialer struct {
+	Host          string     // the service's host name: dialled, sent as server name, verified
+	Protocols     []Protocol // tried in this order; empty is MQTT, then WebSocket
+	MQTTPort      int        // 0 is DefaultMQTTPort
+	WebSocketPort int        // 0 is DefaultWebSocketPort
+
+	// Proxy names the HTTP proxy for a URL "https://host:port", nil for none. A nil
+	// function is no proxy. See ProxyFromEnvironment.
+	Proxy func(*url.URL) (*url.URL, error)
+
+	CAFile string         // PEM certificates trusted beside Roots; read at each Dial
+	Roots  *x509.CertPool // nil is the system's
+
+	// Timeout bounds each protocol tried: name, TCP, proxy, TLS and upgrade together.
+	// 0 is DefaultTimeout.
+	Timeout time.Duration
+
+	// DialContext opens a TCP connection. nil is a net.Dialer's.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Dial opens a stream by the first protocol that works. The next one is tried only
+// when there is no stream: what happens on a stream is for the caller to judge.
+// certificate, when not nil, is what the device shows if the server asks.
+//
+// The error is an Errors. When ctx ends, no further protocol is tried.
+func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn, error) {
+	protocols := d.Protocols
+	if len(protocols) == 0 {
+		protocols = []Protocol{MQTT, WebSocket}
+	}
+	roots, err := d.roots()
+	if err != nil {
+		return nil, Errors{{Protocol: protocols[0], Stage: StageCA, Address: d.CAFile, Err: err}}
+	}
+	var failures Errors
+	for _, p := range protocols {
+		c, err := d.dial(ctx, p, d.tlsConfig(roots, certificate))
+		if err == nil {
+			return c, nil
+		}
+		failures = append(failures, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failures
+}
+
+// dial tries one protocol, all of it under one deadline.
+func (d *Dialer) dial(parent context.Context, p Protocol, config *tls.Config) (*Conn, *Error) {
+	timeout := d.Timeout
+	if timeout <= 0 {
+		timeout = DefaultTimeout
+	}
+	ctx, cancel := context.WithTimeout(parent, timeout)
+	defer cancel()
+
+	a := attempt{dialer: d, protocol: p, config: config}
+	c, err := a.run(ctx)
+	if err == nil {
+		return c, nil
+	}
+	// What the network says after the deadline is an echo of the deadline ("use of
+	// closed network connection"); the deadline is the cause.
+	switch cause := ctx.Err(); {
+	case parent.Err() != nil && !errors.Is(err.Err, parent.Err()):
+		err.Err = fmt.Errorf("%w (%w)", context.Cause(parent), err.Err)
+	case parent.Err() == nil && cause != nil:
+		err.Err = &TimeoutError{After: timeout, Err: err.Err}
+	}
+	return nil, err
+}
+
+// attempt is one protocol being tried.
+type attempt struct {
+	dialer   *Dialer
+	protocol Protocol
+	config   *tls.Config
+	proxy    string // the proxy's address, "" for none
+}
+
+func (a *attempt) fail(stage Stage, address string, err error) *Error {
+	return &Error{Protocol: a.protocol, Stage: stage, Address: address, Proxy: a.proxy, Err: err}
+}
+
+func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
+	var port int
+	switch a.protocol {
+	case MQTT:
+		port = orDefault(a.dialer.MQTTPort, DefaultMQTTPort)
+	case WebSocket:
+		port = orDefault(a.dialer.WebSocketPort, DefaultWebSocketPort)
+	default:
+		return nil, a.fail(StageTCP, a.dialer.Host, fmt.Errorf("unknown protocol %q", string(a.protocol)))
+	}
+	address := net.JoinHostPort(a.dialer.Host, strconv.Itoa(port))
+
+	raw, failure := a.connect(ctx, address)
+	if failure != nil {
+		return nil, failure
+	}
+	secure, err := handshake(ctx, raw, a.config)
+	if err != nil {
+		raw.Close()
+		return nil, a.fail(StageTLS, address, err)
+	}
+	c := &Conn{
+		Conn:     secure,
+		Protocol: a.protocol,
+		Address:  address,
+		Proxy:    a.proxy,
+		TLS:      secure.ConnectionState(),
+		raw:      raw,
+	}
+	if a.protocol == WebSocket {
+		ws, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
+		if err != nil {
+			raw.Close()
+			// Under TLS 1.3 the server judges the client certificate after the client's
+			// handshake is over: its alert arrives in place of the first answer.
+			if _, ok := RemoteAlert(err); ok {
+				return nil, a.fail(StageTLS, address, err)
+			}
+			return nil, a.fail(StageWebSocket, address, err)
+		}
+		c.Conn = ws
+	}
+	return c, nil
+}
+
+// connect opens the TCP connection, through the proxy when there is one.
+func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error) {
+	var proxy *url.URL
+	if a.dialer.Proxy != nil {
+		var err error
+		if proxy, err = a.dialer.Proxy(&url.URL{Scheme: "https", Host: address}); err != nil {
+			return nil, a.fail(StageProxy, address, err)
+		}
+	}
+	dial := a.dialer.DialContext
+	if dial == nil {
+		// MQTT's own keep-alive and the response time-out find a dead peer; TCP's would
+		// wake a cellular modem every 15 seconds for nothing.
+		dial = (&net.Dialer{KeepAlive: -1}).DialContext
+	}
+	if proxy != nil {
+		proxyAddress, err := proxyAddress(proxy)
+		if err != nil {
+			return nil, a.fail(StageProxy, address, err)
+		}
+		a.proxy = proxyAddress
+		raw, err := dial(ctx, "tcp", proxyAddress)
+		if err != nil {
+			return nil, a.fail(StageProxy, proxyAddress, err)
+		}
+		tunnel, err := connectThrough(ctx, raw, proxy, address)
+		if err != nil {
+			raw.Close()
+			return nil, a.fail(StageProxy, proxyAddress, err)
+		}
+		return tunnel, nil
+	}
+	raw, err := dial(ctx, "tcp", address)
+	if err == nil {
+		return raw, nil
+	}
+	stage := StageTCP
+	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
+		stage = StageName
+	}
+	return nil, a.fail(stage, address, err)
+}
+
+func orDefault(port, otherwise int) int {
+	if port == 0 {
+		return otherwise
+	}
+	return port
+}
+
+// interruptible runs f, which reads and writes conn. When ctx ends first, the
+// deadline of conn ends what f is at, and the error is that of ctx.
+func interruptible(ctx context.Context, conn net.Conn, f func() error) error {
+	stop := context.AfterFunc(ctx, func() {
+		conn.SetDeadline(time.Unix(1, 0))
+	})
+	err := f()
+	if !stop() {
+		// The deadline has been set, or is being set: the stream cannot be used.
+		if err == nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+	}
+	return err
+}

@@ -1,0 +1,150 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/coder/websocket"
+)
+
+// maxMessage bounds one WebSocket message. A message may hold several MQTT packets;
+// this is four times the largest packet dpsd takes.
+const maxMessage = 1 << 20
+
+// webSocketURL returns where the service offers MQTT over WebSocket.
+func webSocketURL(host string, port int) string {
+	if port != DefaultWebSocketPort {
+		host = net.JoinHostPort(host, strconv.Itoa(port))
+	} else if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return "wss://" + host + "/$iothub/websocket"
+}
+
+// upgrade makes an MQTT WebSocket of stream, under ctx.
+func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, error) {
+	var ws *websocket.Conn
+	err := interruptible(ctx, stream, func() error {
+		// ctx ends the upgrade through the stream's deadline: given to Dial too, the
+		// library would start a second watcher for it.
+		//nolint:bodyclose // a successful upgrade has no body but the stream
+		c, _, err := websocket.Dial(context.WithoutCancel(ctx), address, &websocket.DialOptions{
+			HTTPClient:   &http.Client{Transport: &upgrader{stream: stream}},
+			HTTPHeader:   http.Header{"User-Agent": {"dpsd"}},
+			Subprotocols: []string{"mqtt"}, // [MQTT-6.0.0-3]
+			// MQTT packets of a few hundred bytes do not gain by compression.
+			CompressionMode: websocket.CompressionDisabled,
+		})
+		if err != nil {
+			if refused := (*UpgradeError)(nil); errors.As(err, &refused) {
+				return refused
+			}
+			return err
+		}
+		if !strings.EqualFold(c.Subprotocol(), "mqtt") {
+			c.CloseNow()
+			return &UpgradeError{
+				Status: http.StatusSwitchingProtocols,
+				Reason: "the server did not choose the subprotocol mqtt", // [MQTT-6.0.0-4]
+			}
+		}
+		ws = c
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	ws.SetReadLimit(maxMessage)
+	return &webSocketConn{Conn: stream, ws: ws}, nil
+}
+
+// upgrader is the transport for exactly one request over a stream that is open
+// already: no pool, no redirect, no second connection, no HTTP/2.
+type upgrader struct{ stream net.Conn }
+
+// RoundTrip sends the upgrade and returns the answer only if it is 101.
+func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
+	if err := request.Write(u.stream); err != nil {
+		return nil, err
+	}
+	r := newHTTPReader(u.stream)
+	response, err := r.response(request)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		return nil, &UpgradeError{
+			Status:   response.StatusCode,
+			Location: response.Header.Get("Location"),
+		}
+	}
+	response.Body = r.rest()
+	return response, nil
+}
+
+// webSocketConn is a stream of the binary messages of a WebSocket, in both
+// directions. Deadlines are those of the TLS stream below: one that expires ends the
+// stream with an error that says so, where the library's own NetConn would close it
+// and report a cancelled context. Close does no closing handshake.
+type webSocketConn struct {
+	net.Conn // the TLS stream: addresses, deadlines
+
+	ws      *websocket.Conn
+	message io.Reader // the message being read; nil between two
+}
+
+// Read reads on in the current message, or in the next. Messages are no boundary of
+// MQTT packets [MQTT-6.0.0-2].
+func (c *webSocketConn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if c.message == nil {
+			kind, message, err := c.ws.Reader(context.Background())
+			if err != nil {
+				return 0, endOfStream(err)
+			}
+			if kind != websocket.MessageBinary {
+				// [MQTT-6.0.0-1]; not by the library's Close, which waits for an answer.
+				c.ws.CloseNow()
+				return 0, errors.New("websocket: a message that is not binary")
+			}
+			c.message = message
+		}
+		n, err := c.message.Read(p)
+		if errors.Is(err, io.EOF) {
+			c.message, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// Write sends p as one binary message.
+func (c *webSocketConn) Write(p []byte) (int, error) {
+	if err := c.ws.Write(context.Background(), websocket.MessageBinary, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Close ends the stream at once.
+func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
+
+// endOfStream returns io.EOF for a close frame that means no harm: MQTT has said all
+// it had to say.
+func endOfStream(err error) error {
+	switch websocket.CloseStatus(err) {
+	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
+		return fmt.Errorf("websocket: %w", io.EOF)
+	}
+	return err
+}
