@@ -1,0 +1,400 @@
+package mqttv3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+	"github.com/eclipse/paho.golang/paho/log"
+)
+
+// queueLength is how many messages may lie unread. The service sends one for
+// each request, so that a full queue means a peer out of its mind.
+const queueLength = 16
+
+// closeTimeout bounds Close.
+const closeTimeout = 5 * time.Second
+
+// Options say who connects and how patiently.
+type Options struct {
+	// ClientID is the client identifier. It may be empty: the server then makes
+	// one up.
+	ClientID string
+	// UserName and Password authenticate the client; an empty one is not sent. A
+	// password needs a user name [MQTT-3.1.2-22].
+	UserName, Password string
+	// KeepAlive is how long the connection may be silent before a PINGREQ: whole
+	// seconds up to 65,535; 0 sends none.
+	KeepAlive time.Duration
+	// Timeout bounds each exchange and each write; 0 means 60 s.
+	Timeout time.Duration
+	// MaxPacket bounds a packet in either direction, in bytes; 0 means 256 KiB.
+	MaxPacket int
+}
+
+// String shows the options without the password.
+func (o Options) String() string {
+	return fmt.Sprintf("client identifier %q, user name %q, password set: %t, keep alive %v, time-out %v",
+		o.ClientID, o.UserName, o.Password != "", o.KeepAlive, o.Timeout)
+}
+
+// GoString keeps the password out of %#v as well.
+func (o Options) GoString() string { return "mqttv3.Options{" + o.String() + "}" }
+
+// Message is a message from the server.
+type Message struct {
+	Topic   string
+	Payload []byte
+	QoS     byte // 0 or 1
+	Dup     bool // the server says that it may have sent it before
+}
+
+// Client is one connection, from an accepted CONNECT on. Its methods may be
+// called from several goroutines. When the connection is lost, every call
+// returns at once. A Client has to be closed, lost or not.
+type Client struct {
+	conn     *Conn
+	paho     *paho.Client
+	timeout  time.Duration
+	messages chan Message
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Connect sends CONNECT over conn and waits for CONNACK. It owns conn from here
+// on and closes it when it fails. Errors: *ConnackError, *NotMQTTError,
+// *ProtocolError, *TimeoutError, ErrInvalid, the cause of ctx, or what conn
+// reported.
+func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
+	if err := o.check(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	c := &Client{
+		conn:     NewConn(conn, o.MaxPacket, o.Timeout),
+		timeout:  o.Timeout,
+		messages: make(chan Message, queueLength),
+	}
+	c.paho = paho.NewClient(paho.ClientConfig{
+		Conn:              c.conn,
+		PingHandler:       &pinger{conn: c.conn, timeout: o.Timeout, pong: make(chan struct{}, 1)},
+		OnPublishReceived: []func(paho.PublishReceived) (bool, error){c.deliver},
+		PacketTimeout:     2 * o.Timeout, // never the first: the context's tells why
+	})
+
+	// paho looks at the context only once CONNECT is written. Closing the
+	// connection reaches it anywhere.
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, &TimeoutError{Exchange: "CONNACK"})
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.conn.fail(context.Cause(ctx)) })
+	_, err := c.paho.Connect(context.WithoutCancel(ctx), o.connect())
+	if inTime := stop(); err == nil && inTime {
+		return c, nil
+	} else if err == nil {
+		err = context.Cause(ctx)
+	}
+	if code := c.conn.returnCode(); code != 0 {
+		err = &ConnackError{ReturnCode: code}
+	}
+	if cause := c.conn.fail(err); !errors.Is(cause, ErrClosed) {
+		err = cause // paho reports the closing; what came before it counts
+	}
+	return nil, err
+}
+
+func (o Options) check() error {
+	if o.KeepAlive < 0 || o.KeepAlive > math.MaxUint16*time.Second || o.KeepAlive%time.Second != 0 {
+		return fmt.Errorf("keep alive of %v: %w", o.KeepAlive, ErrInvalid)
+	}
+	p := packet{
+		kind: kindConnect, cleanSession: true, clientID: []byte(o.ClientID),
+		hasUserName: o.UserName != "", userName: []byte(o.UserName),
+		hasPassword: o.Password != "", password: []byte(o.Password),
+	}
+	return invalid(p.check())
+}
+
+func (o Options) connect() *paho.Connect {
+	// Neither property reaches the wire. The first keeps paho from forgetting
+	// calls in flight when the connection is lost, the second from setting aside
+	// room for 65,535 messages.
+	sessionExpiry, receiveMaximum := uint32(1), uint16(queueLength)
+	return &paho.Connect{
+		ClientID:     o.ClientID,
+		Username:     o.UserName,
+		UsernameFlag: o.UserName != "",
+		Password:     []byte(o.Password),
+		PasswordFlag: o.Password != "", // [MQTT-3.1.2-20]
+		KeepAlive:    uint16(o.KeepAlive / time.Second),
+		CleanStart:   true,
+		Properties: &paho.ConnectProperties{
+			SessionExpiryInterval: &sessionExpiry,
+			ReceiveMaximum:        &receiveMaximum,
+			RequestProblemInfo:    true, // the default, so that paho does not write it
+		},
+	}
+}
+
+// invalid turns a rule of the codec, applied to an argument, into ErrInvalid.
+func invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrInvalid, err)
+}
+
+// deliver is called by paho for each message, and has to return at once: paho
+// acknowledges, and can disconnect, only when it does.
+func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
+	p := r.Packet
+	select {
+	case c.messages <- Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Dup: p.Duplicate()}:
+	default:
+		c.conn.fail(kindPublish.malformed("more than %d messages unread", queueLength))
+	}
+	return true, nil
+}
+
+// Subscribe asks for the messages that match filter, at QoS 0 or 1, and waits for
+// the SUBACK. The server may grant less. A refusal is a *SubackError.
+func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
+	p := packet{kind: kindSubscribe, id: 1, filters: []subscription{{filter: []byte(filter), qos: qos}}}
+	if err := c.sendable(&p, qos); err != nil {
+		return err
+	}
+	return c.call(ctx, "SUBACK", func(ctx context.Context) error {
+		ack, err := c.paho.Subscribe(ctx, &paho.Subscribe{
+			Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: qos}},
+		})
+		if ack != nil && err != nil {
+			return &SubackError{Filter: filter}
+		}
+		return err
+	})
+}
+
+// Publish sends a message. With QoS 0 it returns when the message is written, with
+// QoS 1 when the PUBACK is there.
+func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos byte) error {
+	p := packet{kind: kindPublish, topic: []byte(topic), payload: payload, qos: qos, id: uint16(qos)}
+	if err := c.sendable(&p, qos); err != nil {
+		return err
+	}
+	exchange := "PUBACK"
+	if qos == 0 {
+		exchange = "PUBLISH"
+	}
+	return c.call(ctx, exchange, func(ctx context.Context) error {
+		_, err := c.paho.Publish(ctx, &paho.Publish{Topic: topic, Payload: payload, QoS: qos})
+		return err
+	})
+}
+
+// sendable tells whether a packet can be sent, before paho hears of it: paho
+// checks no topic, cuts long strings, and waits for the answer to a packet that
+// was never written.
+func (c *Client) sendable(p *packet, qos byte) error {
+	if qos > 1 {
+		return fmt.Errorf("QoS %d: %w", qos, ErrInvalid)
+	}
+	if len(p.payload) > c.conn.maxPacket { // before it is copied
+		return fmt.Errorf("payload of %d bytes: %w", len(p.payload), ErrPacketTooLarge)
+	}
+	wire, err := p.append(nil)
+	if err != nil {
+		return invalid(err)
+	}
+	if len(wire) > c.conn.maxPacket {
+		return fmt.Errorf("%s of %d bytes: %w", p.kind, len(wire), ErrPacketTooLarge)
+	}
+	return nil
+}
+
+// call runs one exchange of paho's. It returns as soon as ctx or the connection
+// ends, whatever paho is waiting for; what it leaves behind ends with the
+// connection at the latest.
+func (c *Client) call(ctx context.Context, exchange string, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, &TimeoutError{Exchange: exchange})
+	defer cancel()
+	result := make(chan error, 1)
+	go func() { result <- f(ctx) }()
+	var err error
+	select {
+	case err = <-result:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c.paho.Done(): // an answer read before the end still counts
+		cancel()
+		err = <-result
+	}
+	var refused *SubackError
+	switch {
+	case err == nil || errors.As(err, &refused):
+		return err
+	case c.conn.Err() != nil:
+		return closed(c.conn.Err())
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// Receive waits for the next message. Messages that came before the connection
+// was lost are still handed out; they have been acknowledged.
+func (c *Client) Receive(ctx context.Context) (Message, error) {
+	select {
+	case m := <-c.messages:
+		return m, nil
+	case <-ctx.Done():
+		return Message{}, context.Cause(ctx)
+	case <-c.paho.Done(): // nothing more will be delivered
+	}
+	select {
+	case m := <-c.messages:
+		return m, nil
+	default:
+		return Message{}, closed(c.conn.Err())
+	}
+}
+
+// Done is closed when the connection has ended, by Close or otherwise.
+func (c *Client) Done() <-chan struct{} { return c.conn.Done() }
+
+// Err returns why the connection ended: ErrClosed, with the cause if it was not
+// Close. It is nil while the connection stands.
+func (c *Client) Err() error { return closed(c.conn.Err()) }
+
+func closed(cause error) error {
+	if cause == nil || errors.Is(cause, ErrClosed) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ErrClosed, cause)
+}
+
+// Close acknowledges what was received, sends DISCONNECT and closes the
+// connection: within 5 s, or when ctx ends, whichever is first. It returns an
+// error if DISCONNECT could not be sent; on a connection already lost there is
+// none to send, and Err tells why. A second call does nothing.
+func (c *Client) Close(ctx context.Context) error {
+	c.closeOnce.Do(func() {
+		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		// Whatever waits below for the peer is freed by closing the connection.
+		defer context.AfterFunc(ctx, func() { c.conn.fail(ErrClosed) })()
+		c.conn.flush(ctx)
+		lost := c.conn.Err() != nil
+		c.conn.end(ErrClosed) // what paho reports from here on is our own doing
+		err := c.paho.Disconnect(&paho.Disconnect{})
+		if err != nil && !lost {
+			c.closeErr = fmt.Errorf("DISCONNECT not sent: %w", err)
+		}
+	})
+	return c.closeErr
+}
+
+// pinger keeps the connection alive: a PINGREQ after one keep-alive in which the
+// connection was silent in either direction, never before. paho's own begins with
+// a PINGREQ and allows the answer a whole keep-alive.
+type pinger struct {
+	conn    *Conn
+	timeout time.Duration // for the PINGRESP
+	pong    chan struct{}
+
+	mu             sync.Mutex
+	sent, received time.Time
+}
+
+// Run returns when ctx ends or the PINGRESP does not come.
+func (p *pinger) Run(ctx context.Context, _ net.Conn, keepAlive uint16) error {
+	if keepAlive == 0 {
+		return nil
+	}
+	p.PacketSent()
+	p.PacketReceived()
+	due := time.NewTimer(p.due(keepAlive))
+	defer due.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-due.C:
+		}
+		if wait := p.due(keepAlive); wait > 0 {
+			due.Reset(wait)
+			continue
+		}
+		if err := p.ping(ctx); err != nil {
+			return p.conn.fail(err)
+		}
+		due.Reset(p.due(keepAlive))
+	}
+}
+
+func (p *pinger) ping(ctx context.Context) error {
+	select {
+	case <-p.pong: // one that nobody asked for
+	default:
+	}
+	p.conn.Lock()
+	_, err := p.conn.Write([]byte{byte(kindPingreq) << 4, 0})
+	p.conn.Unlock()
+	if err != nil {
+		return err
+	}
+	p.PacketSent()
+	late := time.NewTimer(p.timeout)
+	defer late.Stop()
+	select {
+	case <-p.pong:
+	case <-ctx.Done():
+	case <-late.C:
+		return &TimeoutError{Exchange: "PINGRESP"}
+	}
+	return nil
+}
+
+// due is how long the connection may stay silent from now on.
+func (p *pinger) due(keepAlive uint16) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	oldest := p.sent
+	if p.received.Before(oldest) {
+		oldest = p.received
+	}
+	return time.Until(oldest.Add(time.Duration(keepAlive) * time.Second))
+}
+
+// PacketSent is called by paho.
+func (p *pinger) PacketSent() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sent = time.Now()
+}
+
+// PacketReceived is called by paho.
+func (p *pinger) PacketReceived() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.received = time.Now()
+}
+
+// PingResp is called by paho.
+func (p *pinger) PingResp() {
+	select {
+	case p.pong <- struct{}{}:
+	default:
+	}
+}
+
+// SetDebug is called by paho with a logger, which is not wanted: packets hold
+// secrets.
+func (p *pinger) SetDebug(log.Logger) {}

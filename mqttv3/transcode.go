@@ -1,0 +1,305 @@
+package mqttv3
+
+import "encoding/binary"
+
+// The few facts of MQTT 5 that paho writes and reads.
+const (
+	v5Level = 5
+
+	v5SessionExpiry  = 0x11
+	v5ReasonString   = 0x1f
+	v5ReceiveMaximum = 0x21
+	v5MaximumQoS     = 0x24
+	v5RetainAllowed  = 0x25
+	v5SubIDAllowed   = 0x29
+	v5SharedAllowed  = 0x2a
+)
+
+// transcoder turns the version 5 packets of paho into 3.1.1 and the server's
+// 3.1.1 packets into version 5. It does no I/O. What it remembers is what is
+// needed to tell a packet that fits the session from one that does not.
+type transcoder struct {
+	phase phase
+	// requests are the packets of ours that wait for an acknowledgement.
+	requests map[uint16]request
+	// owed counts the messages of QoS 1 that paho has still to acknowledge.
+	owed int
+	// refused is the return code of a CONNACK that refused the connection.
+	refused byte
+}
+
+type phase byte
+
+const (
+	phaseNew          phase = iota
+	phaseConnecting         // CONNECT written
+	phaseConnected          // CONNACK 0 read
+	phaseRefused            // CONNACK other than 0 read
+	phaseDisconnected       // DISCONNECT written
+)
+
+// request is what an acknowledgement has to fit.
+type request struct {
+	kind  kind
+	asked []byte // QoS asked for, one for each topic filter
+}
+
+// down turns one packet of paho into 3.1.1, behind dst. Errors are about our own
+// side: something was asked for that 3.1.1 cannot say.
+func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
+	k := kind(first >> 4)
+	switch {
+	case t.phase == phaseDisconnected:
+		return dst, ErrClosed // nothing follows DISCONNECT [MQTT-3.14.4-1]
+	case (t.phase == phaseNew) != (k == kindConnect):
+		return dst, k.malformed("CONNECT is the first packet, and the only one of its kind [MQTT-3.1.0-1] [MQTT-3.1.0-2]")
+	case t.phase == phaseConnecting || t.phase == phaseRefused:
+		return dst, k.malformed("sent before CONNACK")
+	}
+	var p packet
+	if err := p.parseV5(first, body); err != nil {
+		return dst, err
+	}
+	dst, err := p.append(dst)
+	if err != nil {
+		return dst, err
+	}
+	switch p.kind {
+	case kindConnect:
+		t.phase = phaseConnecting
+	case kindPublish, kindSubscribe, kindUnsubscribe:
+		if p.id != 0 {
+			t.remember(&p)
+		}
+	case kindPuback:
+		t.owed--
+	case kindDisconnect:
+		t.phase = phaseDisconnected
+	}
+	return dst, nil
+}
+
+func (t *transcoder) remember(p *packet) {
+	r := request{kind: p.kind}
+	for _, f := range p.filters {
+		r.asked = append(r.asked, f.qos)
+	}
+	if t.requests == nil {
+		t.requests = make(map[uint16]request)
+	}
+	t.requests[p.id] = r
+}
+
+// up turns one packet of the server into version 5, behind dst.
+func (t *transcoder) up(dst []byte, first byte, body []byte) ([]byte, error) {
+	var p packet
+	if err := p.parse(first, body); err != nil {
+		return dst, err
+	}
+	if (t.phase == phaseConnecting) != (p.kind == kindConnack) {
+		return dst, p.kind.malformed("CONNACK is the first packet, and the only one of its kind [MQTT-3.2.0-1]")
+	}
+	switch p.kind {
+	case kindConnack:
+		t.phase, t.refused = phaseConnected, p.returnCode
+		if p.returnCode != 0 {
+			t.phase = phaseRefused
+		}
+	case kindPublish:
+		if p.qos > 1 {
+			return dst, p.kind.malformed("QoS 2, more than was subscribed to")
+		}
+		t.owed += int(p.qos)
+	case kindPuback, kindSuback, kindUnsuback:
+		if err := t.answer(&p); err != nil {
+			return dst, err
+		}
+	case kindPingresp:
+	default:
+		// PUBREC and its kin belong to QoS 2, which we never speak. Letting them
+		// through would also reach code in paho that writes to a nil connection.
+		return dst, p.kind.malformed("not expected from this server")
+	}
+	return p.appendV5(dst), nil
+}
+
+// answer matches an acknowledgement with its request.
+func (t *transcoder) answer(p *packet) error {
+	r, known := t.requests[p.id]
+	if !known && p.kind == kindPuback {
+		return nil // one too many; paho ignores it, and so can we
+	}
+	want := p.kind - 1 // each acknowledgement is numbered one above its request
+	if r.kind != want {
+		return p.kind.malformed("packet identifier %d is not that of a %s in flight", p.id, want)
+	}
+	delete(t.requests, p.id)
+	switch p.kind {
+	case kindSuback:
+		if len(p.codes) != len(r.asked) {
+			return p.kind.malformed("%d return codes for %d topic filters [MQTT-3.8.4-5]", len(p.codes), len(r.asked))
+		}
+		for i, c := range p.codes {
+			if c != subscriptionFailed && c > r.asked[i] {
+				return p.kind.malformed("QoS %d granted, %d asked for [MQTT-3.8.4-6]", c, r.asked[i])
+			}
+		}
+	case kindUnsuback:
+		p.codes = make([]byte, len(r.asked)) // version 5 wants a code for each filter
+	}
+	return nil
+}
+
+// parseV5 reads what paho writes. Properties that carry a meaning 3.1.1 cannot
+// express are refused; the two that only steer paho itself are left out.
+func (p *packet) parseV5(first byte, body []byte) error {
+	*p = packet{kind: kind(first >> 4)}
+	s := scanner{b: body}
+	switch p.kind {
+	case kindConnect:
+		if err := p.parseConnectV5(&s); err != nil {
+			return err
+		}
+	case kindPublish:
+		p.dup, p.qos, p.retain = first&8 != 0, first>>1&3, first&1 != 0
+		if p.qos > 1 {
+			return p.kind.malformed("QoS %d is not spoken here", p.qos)
+		}
+		p.topic = s.field()
+		if p.qos > 0 {
+			p.id = s.uint16()
+		}
+		if err := s.noProperties(p.kind); err != nil {
+			return err
+		}
+		p.payload = s.rest()
+	case kindPuback:
+		p.id = s.uint16()
+		if err := s.plain(p.kind); err != nil {
+			return err
+		}
+	case kindSubscribe, kindUnsubscribe:
+		p.id = s.uint16()
+		if err := s.noProperties(p.kind); err != nil {
+			return err
+		}
+		for len(s.b) > 0 && !s.short {
+			f := subscription{filter: s.field()}
+			if p.kind == kindSubscribe {
+				f.qos = s.byte()
+			}
+			if f.qos > 1 {
+				return p.kind.malformed("subscription options %#x are not spoken here", f.qos)
+			}
+			p.filters = append(p.filters, f)
+		}
+	case kindPingreq:
+	case kindDisconnect:
+		if err := s.plain(p.kind); err != nil {
+			return err
+		}
+	default:
+		return p.kind.malformed("cannot be expressed in MQTT 3.1.1")
+	}
+	return s.end(p.kind)
+}
+
+func (p *packet) parseConnectV5(s *scanner) error {
+	name, level, flags := s.field(), s.byte(), s.byte()
+	if string(name) != protocolName || level != v5Level {
+		return p.kind.malformed("not an MQTT 5 CONNECT")
+	}
+	// Clean session and nothing but user name and password: the service keeps no
+	// sessions and takes no will.
+	if flags&^0xc0 != 2 {
+		return p.kind.malformed("connect flags %#x are not spoken here", flags)
+	}
+	p.cleanSession, p.hasUserName, p.hasPassword = true, flags&0x80 != 0, flags&0x40 != 0
+	p.keepAlive = s.uint16()
+	properties := scanner{b: s.take(int(s.byte()))} // one byte of length is enough for the two below
+	for len(properties.b) > 0 {
+		switch id := properties.byte(); id {
+		case v5SessionExpiry:
+			properties.take(4)
+		case v5ReceiveMaximum:
+			properties.take(2)
+		default:
+			return p.kind.malformed("property %#x cannot be expressed in MQTT 3.1.1", id)
+		}
+	}
+	if properties.short {
+		return p.kind.malformed("properties end too early")
+	}
+	p.clientID = s.field()
+	if p.hasUserName {
+		p.userName = s.field()
+	}
+	if p.hasPassword {
+		p.password = s.field()
+	}
+	return nil
+}
+
+// noProperties reads an empty property list.
+func (s *scanner) noProperties(k kind) error {
+	if s.byte() != 0 {
+		return k.malformed("properties cannot be expressed in MQTT 3.1.1")
+	}
+	return nil
+}
+
+// plain reads a reason code of 0 and an empty property list, either of which
+// version 5 may leave out.
+func (s *scanner) plain(k kind) error {
+	if len(s.b) > 0 && s.byte() != 0 {
+		return k.malformed("a reason cannot be expressed in MQTT 3.1.1")
+	}
+	if len(s.b) > 0 {
+		return s.noProperties(k)
+	}
+	return nil
+}
+
+// appendV5 writes what paho reads. up lets only checked packets come here.
+func (p *packet) appendV5(dst []byte) []byte {
+	start := len(dst)
+	dst = append(dst, p.first(), 0, 0, 0, 0)
+	switch p.kind {
+	case kindConnack:
+		dst = p.appendConnackV5(dst)
+	case kindPublish:
+		dst = appendField(dst, p.topic)
+		if p.qos > 0 {
+			dst = binary.BigEndian.AppendUint16(dst, p.id)
+		}
+		dst = append(dst, 0)
+		dst = append(dst, p.payload...)
+	case kindPuback:
+		dst = binary.BigEndian.AppendUint16(dst, p.id)
+	case kindSuback, kindUnsuback:
+		dst = binary.BigEndian.AppendUint16(dst, p.id)
+		dst = append(dst, 0)
+		dst = append(dst, p.codes...)
+	}
+	return frame(dst, start)
+}
+
+// appendConnackV5 tells paho what a server of 3.1.1 cannot: what this connection
+// does not do, so that paho refuses it before anything is written. A session the
+// server claims to have kept is hidden: there is none on our side [MQTT-3.2.2-1].
+func (p *packet) appendConnackV5(dst []byte) []byte {
+	if p.returnCode == 0 {
+		return append(dst, 0, 0, 8,
+			v5MaximumQoS, 1, v5RetainAllowed, 0, v5SubIDAllowed, 0, v5SharedAllowed, 0)
+	}
+	reason := byte(0x80) // unspecified error
+	if int(p.returnCode) < len(v5Refusals) {
+		reason = v5Refusals[p.returnCode]
+	}
+	text := returnCodeText(p.returnCode)
+	dst = append(dst, 0, reason, byte(3+len(text)), v5ReasonString)
+	return appendField(dst, []byte(text))
+}
+
+// v5Refusals are the reason codes of version 5 for the return codes 1 to 5.
+var v5Refusals = [...]byte{0, 0x84, 0x85, 0x88, 0x86, 0x87}
