@@ -1,0 +1,179 @@
+// Package config turns dpsd.toml into typed values.
+//
+// It is strict: a key it does not know, a value that cannot work, or a secret written
+// into the file is an error that names the place and the way out, and all errors of a
+// file are reported together. It judges the text alone. Files that the configuration
+// names are read later, by those who need them.
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+// maxSize bounds a configuration file, in bytes. The reference has some 6 KiB.
+const maxSize = 1 << 20
+
+//go:embed dpsd.toml
+var reference string
+
+// Reference returns the annotated dpsd.toml: every key with its default and what it does.
+func Reference() string { return reference }
+
+// Config is a whole configuration. Parse fills every field; its zero value is of no use.
+type Config struct {
+	// DPS says where to register, and as whom.
+	DPS DPS
+	// Credentials prove the identity; at least one, tried in this order.
+	Credentials []attest.Credential
+	// Transport says how the service is reached.
+	Transport Transport
+	// Provisioning says when the gateway registers.
+	Provisioning Provisioning
+	// Retry holds the delays between attempts.
+	Retry Retry
+	// State says where the result is kept.
+	State State
+	// Control says where the running service is asked.
+	Control Control
+	// Log says how much is told.
+	Log Log
+}
+
+// DPS is the table [dps].
+type DPS struct {
+	// IDScope is the ID scope of the provisioning service, such as "0ne00000000".
+	IDScope string
+	// RegistrationID tells how the registration ID is found.
+	RegistrationID attest.RegistrationID
+	// Endpoint is a host name, without scheme and port.
+	Endpoint string
+	// APIVersion is the version of the device protocol, such as "2019-03-31".
+	APIVersion string
+	// PayloadFile is the absolute path of a JSON object to send; "" for none.
+	PayloadFile string
+}
+
+// Transport is the table [transport].
+type Transport struct {
+	// Protocols are "mqtt" and "websocket", each at most once, in the order to try.
+	Protocols []string
+	// MQTTPort and WebSocketPort are TCP ports, 1 to 65535.
+	MQTTPort, WebSocketPort int
+	// Proxy is "environment" (HTTPS_PROXY and NO_PROXY) or "none".
+	Proxy string
+	// CAFile is the absolute path of PEM certificates to trust besides the system's;
+	// "" for none.
+	CAFile string
+	// ConnectTimeout bounds name, TCP, proxy, TLS and upgrade together.
+	ConnectTimeout time.Duration
+	// ResponseTimeout bounds each wait for an answer.
+	ResponseTimeout time.Duration
+	// KeepAlive is the MQTT keep alive in whole seconds, at most 1177 s; 0 for none.
+	KeepAlive time.Duration
+}
+
+// Provisioning is the table [provisioning].
+type Provisioning struct {
+	// OnBoot is the policy at start: "always".
+	OnBoot string
+	// BootDelayMax bounds a random delay before the first contact; 0 for none.
+	BootDelayMax time.Duration
+	// Interval is the time between registrations without a cause; 0 for never.
+	Interval time.Duration
+}
+
+// Retry is the table [retry].
+type Retry struct {
+	// Initial and Max bound the delay after a transient fault. Initial is not above Max.
+	Initial, Max time.Duration
+	// OfflineMax bounds it while there is no route or no resolver.
+	OfflineMax time.Duration
+	// RefusedInitial and RefusedMax bound the delay after the service said no.
+	// RefusedInitial is not above RefusedMax.
+	RefusedInitial, RefusedMax time.Duration
+}
+
+// State is the table [state].
+type State struct {
+	// Directory is the absolute path of the state directory.
+	Directory string
+	// Mode is that of the state files: 0644 or 0640.
+	Mode fs.FileMode
+}
+
+// Control is the table [control].
+type Control struct {
+	// Socket is the absolute path of the control socket. Its directory, which is not
+	// the state directory, is the runtime directory.
+	Socket string
+}
+
+// Log is the table [log].
+type Log struct {
+	// Level is "debug", "info", "warn" or "error".
+	Level string
+}
+
+// defaults returns what holds for the keys that are left out.
+func defaults() Config {
+	return Config{
+		DPS: DPS{
+			Endpoint:   "global.azure-devices-provisioning.net",
+			APIVersion: "2019-03-31",
+		},
+		Transport: Transport{
+			Protocols:       []string{"mqtt", "websocket"},
+			MQTTPort:        8883,
+			WebSocketPort:   443,
+			Proxy:           "environment",
+			ConnectTimeout:  30 * time.Second,
+			ResponseTimeout: 60 * time.Second,
+			KeepAlive:       60 * time.Second,
+		},
+		Provisioning: Provisioning{OnBoot: "always"},
+		Retry: Retry{
+			Initial:        time.Second,
+			Max:            5 * time.Minute,
+			OfflineMax:     10 * time.Second,
+			RefusedInitial: 5 * time.Minute,
+			RefusedMax:     time.Hour,
+		},
+		State:   State{Directory: "/var/lib/dpsd", Mode: 0o644},
+		Control: Control{Socket: "/run/dpsd/dpsd.sock"},
+		Log:     Log{Level: "info"},
+	}
+}
+
+// Parse reads a configuration of at most 1 MiB. name stands for the file in messages.
+//
+// The error is Errors when the text itself is at fault, and then holds all that is wrong
+// with it, except that a TOML syntax error hides what follows. Any other error is one of
+// r, wrapped.
+func Parse(name string, r io.Reader) (*Config, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(data) > maxSize {
+		return nil, Errors{{File: name, Problem: "the file is larger than 1 MiB", Remedy: "a configuration has a few lines; is this the right file?"}}
+	}
+	doc, problem := readDocument(data)
+	if problem != nil {
+		problem.File = name
+		return nil, Errors{problem}
+	}
+	c := defaults()
+	check := checker{document: doc, file: name, bad: map[path]bool{}, meant: map[path]bool{}}
+	check.config(&c)
+	if len(check.errs) > 0 {
+		check.errs.sort()
+		return nil, check.errs
+	}
+	return &c, nil
+}

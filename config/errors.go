@@ -1,0 +1,79 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Error is one thing that is wrong with a configuration. No field repeats a secret.
+type Error struct {
+	// File is the name given to Parse.
+	File string
+	// Line and Column count from 1, columns in characters. Line is 0 when the place is
+	// the file as a whole, as for a table that is missing.
+	Line, Column int
+	// Key is the key with its tables, such as "dps.id_scope"; "" when unknown.
+	Key string
+	// Problem says what is wrong.
+	Problem string
+	// Nearest is the known name that was probably meant; "" when there is none.
+	Nearest string
+	// Remedy says what to do; "" when the problem says it all.
+	Remedy string
+}
+
+// Error puts all of it on one line, the place in front, as compilers do:
+//
+//	dpsd.toml:12:1: dps.id_scop: unknown key; did you mean "id_scope"?
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.File)
+	if e.Line > 0 {
+		b.WriteString(":" + strconv.Itoa(e.Line) + ":" + strconv.Itoa(e.Column))
+	}
+	b.WriteString(": ")
+	if e.Key != "" {
+		b.WriteString(e.Key + ": ")
+	}
+	b.WriteString(e.Problem)
+	if e.Nearest != "" {
+		b.WriteString("; did you mean " + strconv.Quote(e.Nearest) + "?")
+	}
+	if e.Remedy != "" {
+		b.WriteString("; " + e.Remedy)
+	}
+	return b.String()
+}
+
+// Errors is everything that is wrong with a configuration, in the order of the file;
+// what is missing from it comes last.
+type Errors []*Error
+
+// Error lists all of them, one on each line.
+func (e Errors) Error() string {
+	lines := make([]string, len(e))
+	for i, one := range e {
+		lines[i] = one.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Unwrap lets errors.As find an *Error.
+func (e Errors) Unwrap() []error {
+	all := make([]error, len(e))
+	for i, one := range e {
+		all[i] = one
+	}
+	return all
+}
+
+func (e Errors) sort() {
+	slices.SortStableFunc(e, func(a, b *Error) int {
+		if (a.Line == 0) != (b.Line == 0) {
+			return cmp.Compare(b.Line, a.Line)
+		}
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+}
