@@ -1,0 +1,174 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// ErrNoRecord says that there is no record: the gateway was never assigned, or
+// its record was forgotten.
+var ErrNoRecord = errors.New("no provisioning record")
+
+// LockedError says that another process has the state directory.
+type LockedError struct {
+	Path string // the lock file
+	PID  int    // of the other process; 0 when it cannot be told
+}
+
+func (e *LockedError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("%s is locked by another process", e.Path)
+	}
+	return fmt.Sprintf("%s is locked by process %d", e.Path, e.PID)
+}
+
+// DamagedError says that a record is not what dpsd wrote: cut, empty, changed
+// or unreadable.
+type DamagedError struct {
+	Path   string // "" when the bytes did not come from a file
+	Reason string
+	Err    error // the cause below, may be nil
+}
+
+func (e *DamagedError) Error() string {
+	message := "damaged record: " + e.Reason
+	if e.Path != "" {
+		message = e.Path + ": " + message
+	}
+	if e.Err != nil {
+		message += ": " + e.Err.Error()
+	}
+	return message
+}
+
+// Unwrap returns the cause below.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// NewerSchemaError says that a later dpsd wrote the record. Such a record is
+// kept and never overwritten.
+type NewerSchemaError struct {
+	Path       string // "" when the bytes did not come from a file
+	Schema     int64
+	Generation uint64 // 0 when it cannot be told
+}
+
+func (e *NewerSchemaError) Error() string {
+	message := fmt.Sprintf("record has schema %d, this program knows %d", e.Schema, Schema)
+	if e.Path != "" {
+		message = e.Path + ": " + message
+	}
+	return message
+}
+
+// InvalidError says why a record may not be published. It names the member and
+// never repeats the value, which may be hostile.
+type InvalidError struct {
+	Member string // as in state.json, e.g. "assignedHub"
+	Reason string
+}
+
+func (e *InvalidError) Error() string { return e.Member + " " + e.Reason }
+
+// WriteError says that a file could not be written. The record that was to be
+// saved is held in memory meanwhile.
+type WriteError struct {
+	Path string
+	Err  error
+	// Published is the directory in which the record is published meanwhile;
+	// "" when there is none.
+	Published string
+}
+
+func (e *WriteError) Error() string {
+	message := fmt.Sprintf("cannot write %s: %v", e.Path, e.Err)
+	if e.Published != "" {
+		message += "; published under " + e.Published + " meanwhile"
+	}
+	return message
+}
+
+// Unwrap returns the cause: a syscall.Errno, a *NewerSchemaError, a *LockedError.
+func (e *WriteError) Unwrap() error { return e.Err }
+
+// writeError names the file that readers know, instead of the temporary file or
+// the directory that err may name.
+func writeError(path string, err error) *WriteError {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	return &WriteError{Path: path, Err: err}
+}
+
+// Notice is something that Open found, and mended where it could.
+type Notice struct {
+	Kind NoticeKind
+	Path string // the file concerned
+	Err  error  // the cause; nil when Kind says it all
+}
+
+// String is one line for a log.
+func (n Notice) String() string {
+	s := n.Path + ": " + n.Kind.String()
+	if n.Err != nil {
+		s += " (" + n.Err.Error() + ")"
+	}
+	return s
+}
+
+// NoticeKind tells notices apart.
+type NoticeKind int
+
+// What Open can find.
+const (
+	// Damaged: a file is damaged; Err is a *DamagedError. It was copied aside
+	// when a notice SetAside follows.
+	Damaged NoticeKind = iota + 1
+	// Missing: state.json is gone although state.json.prev is there.
+	Missing
+	// SetAside: a damaged record was kept under Path.
+	SetAside
+	// PreviousRestored: the record before the damaged one is published again.
+	PreviousRestored
+	// GenerationRaised: state.env was ahead of the record, so the record was
+	// raised above it: a generation never goes backwards.
+	GenerationRaised
+	// RuntimeAdopted: the record of the runtime directory is newer, because
+	// the disk had refused it.
+	RuntimeAdopted
+	// NewerSchema: a later dpsd wrote the record; Err is a *NewerSchemaError.
+	NewerSchema
+	// EnvironmentRepaired: state.env did not say what state.json says.
+	EnvironmentRepaired
+	// StaleTemporary: an interrupted write left a file, which was removed.
+	StaleTemporary
+	// Unwritable: the directory cannot be written now.
+	Unwritable
+)
+
+func (k NoticeKind) String() string {
+	switch k {
+	case Damaged:
+		return "damaged"
+	case Missing:
+		return "missing"
+	case SetAside:
+		return "damaged record kept here"
+	case PreviousRestored:
+		return "previous record restored"
+	case GenerationRaised:
+		return "generation raised above that of state.env"
+	case RuntimeAdopted:
+		return "newer record taken over from the runtime directory"
+	case NewerSchema:
+		return "written by a later version, left alone"
+	case EnvironmentRepaired:
+		return "repaired"
+	case StaleTemporary:
+		return "left over from an interrupted write, removed"
+	case Unwritable:
+		return "cannot be written"
+	}
+	return fmt.Sprintf("notice %d", int(k))
+}

@@ -1,0 +1,331 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+)
+
+// The names in the state directory. The runtime directory has the first two
+// while the disk refuses a record.
+const (
+	stateName       = "state.json"
+	environmentName = "state.env"
+	previousName    = "state.json.prev"
+	corruptPrefix   = "state.json.corrupt-"
+	lockName        = "lock"
+	transportName   = "transport"
+)
+
+const (
+	directoryMode = 0o755
+	// lockMode keeps strangers from opening, and so from holding, the lock.
+	lockMode = 0o600
+	// maxCorrupt is how many damaged records are kept aside.
+	maxCorrupt = 3
+)
+
+// writer changes files in one directory so that a reader, and a power cut, at
+// any instant finds the old content or the new.
+type writer struct {
+	directory string
+	mode      fs.FileMode
+	// before is called ahead of each step that changes something; an error
+	// stops there. Nil but in tests, which fail or end the process in it.
+	before func(step, path string) error
+}
+
+func (w *writer) path(name string) string { return filepath.Join(w.directory, name) }
+
+func (w *writer) step(step, path string) error {
+	if w.before == nil {
+		return nil
+	}
+	return w.before(step, path)
+}
+
+// create makes the directory when only it is missing. The service's directories
+// are made by systemd; this is for a person who runs dpsd by hand, so a path
+// with more missing than its end is taken for a mistake.
+func (w *writer) create() error {
+	info, err := os.Stat(w.directory)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := w.step("mkdir", w.directory); err != nil {
+		return err
+	}
+	if err := os.Mkdir(w.directory, directoryMode); err != nil {
+		return err
+	}
+	if err := os.Chmod(w.directory, directoryMode); err != nil { // the umask
+		return err
+	}
+	return syncDirectory(filepath.Dir(w.directory))
+}
+
+// replace gives name the content data: temporary file, fsync, rename. The
+// rename itself is on disk only after sync.
+func (w *writer) replace(name string, data []byte) error {
+	path := w.path(name)
+	if err := w.step("create", path); err != nil {
+		return err
+	}
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(w.directory), renameio.WithStaticPermissions(w.mode))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Cleanup() }() // Open removes what cannot be removed now
+	if err := w.own(f.File); err != nil {
+		return err
+	}
+	if err := w.step("write", path); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := w.step("rename", path); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// own gives f to the owner of its directory when root writes, so that a command
+// run by hand leaves nothing the service cannot replace.
+func (w *writer) own(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	directory, err := os.Stat(w.directory)
+	if err != nil {
+		return err
+	}
+	file, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	want, have := owner(directory), owner(file)
+	if want == have {
+		return nil
+	}
+	return f.Chown(want.uid, want.gid)
+}
+
+type ownership struct{ uid, gid int }
+
+func owner(info fs.FileInfo) ownership {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ownership{}
+	}
+	return ownership{int(stat.Uid), int(stat.Gid)}
+}
+
+// settle brings mode and owner of a file that is not going to be written to
+// what they would be, e.g. after the configured mode changed. Best effort: the
+// content is not at stake.
+func (w *writer) settle(name string) {
+	info, err := os.Lstat(w.path(name))
+	if err != nil || !info.Mode().IsRegular() {
+		return
+	}
+	f, err := os.Open(w.path(name))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = w.own(f)
+	if info.Mode().Perm() != w.mode {
+		_ = f.Chmod(w.mode)
+	}
+}
+
+// sync makes the renames in the directory last.
+func (w *writer) sync() error {
+	if err := w.step("sync", w.directory); err != nil {
+		return err
+	}
+	return syncDirectory(w.directory)
+}
+
+func syncDirectory(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+func (w *writer) remove(name string) error {
+	if err := w.step("remove", w.path(name)); err != nil {
+		return err
+	}
+	return os.Remove(w.path(name))
+}
+
+// setAside keeps the damaged state.json under a name of its own, and returns
+// that; "" when it was kept before. The name state.json stays, unless move is
+// set or it is not a file. A link needs no room on a full disk and reads nothing
+// from a failing one; file systems without links get a copy.
+func (w *writer) setAside(stamp string, move bool) (string, error) {
+	from := w.path(stateName)
+	if info, err := os.Lstat(from); err == nil && !info.Mode().IsRegular() {
+		move = true // nothing can be renamed over a directory
+	}
+	if !move && w.aside() {
+		return "", nil
+	}
+	to := w.path(corruptPrefix + stamp)
+	for i := 2; exists(to); i++ {
+		to = w.path(fmt.Sprintf("%s%s.%d", corruptPrefix, stamp, i))
+	}
+	if err := w.step("set-aside", to); err != nil {
+		return "", err
+	}
+	var err error
+	if move {
+		err = os.Rename(from, to)
+	} else if err = os.Link(from, to); err != nil {
+		var data []byte
+		if data, err = readFile(from); err == nil {
+			err = w.replace(filepath.Base(to), data)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	w.prune(filepath.Base(to))
+	return to, nil
+}
+
+// aside tells whether the damaged state.json has been kept already: a write that
+// fails is tried again and again.
+func (w *writer) aside() bool {
+	info, err := os.Stat(w.path(stateName))
+	if err != nil {
+		return false
+	}
+	data, unreadable := readFile(w.path(stateName))
+	for _, name := range w.list() {
+		if !strings.HasPrefix(name, corruptPrefix) {
+			continue
+		}
+		if kept, err := os.Stat(w.path(name)); err == nil && os.SameFile(info, kept) {
+			return true
+		}
+		if copied, err := readFile(w.path(name)); err == nil && unreadable == nil && bytes.Equal(data, copied) {
+			return true
+		}
+	}
+	return false
+}
+
+// prune keeps maxCorrupt damaged records: the one just kept and those with the
+// latest names. The clock may be wrong, so the new one need not sort last.
+func (w *writer) prune(kept string) {
+	var others []string
+	for _, name := range w.list() {
+		if strings.HasPrefix(name, corruptPrefix) && name != kept {
+			others = append(others, name)
+		}
+	}
+	for len(others) >= maxCorrupt {
+		_ = w.remove(others[0])
+		others = others[1:]
+	}
+}
+
+// list returns the names in the directory, sorted; none when it cannot be read.
+func (w *writer) list() []string {
+	entries, _ := os.ReadDir(w.directory)
+	names := make([]string, 0, len(entries))
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// sweep removes temporary files of interrupted writes: renameio's names are a
+// dot, the name of the file and digits. Only the holder of the lock may.
+func (w *writer) sweep(names ...string) (removed []string) {
+	for _, found := range w.list() {
+		for _, name := range names {
+			digits, ok := strings.CutPrefix(found, "."+name)
+			if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
+				continue
+			}
+			if w.remove(found) == nil {
+				removed = append(removed, w.path(found))
+			}
+			break
+		}
+	}
+	return removed
+}
+
+// writable tells, without writing, why the directory cannot be written. A full
+// disk shows only when it is written.
+func (w *writer) writable() error {
+	info, err := os.Stat(w.directory)
+	if errors.Is(err, fs.ErrNotExist) {
+		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
+			return writableDirectory(filepath.Dir(w.directory)) // create can make it
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
+	}
+	return writableDirectory(w.directory)
+}
+
+func writableDirectory(path string) error {
+	const writeAndSearch = 2 | 1 // access(2): W_OK | X_OK
+	if err := syscall.Access(path, writeAndSearch); err != nil {
+		return &fs.PathError{Op: "access", Path: path, Err: err}
+	}
+	const readOnly = 1 // statfs(2): ST_RDONLY; root passes access(2) on some file systems
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(path, &stat); err == nil && stat.Flags&readOnly != 0 {
+		return &fs.PathError{Op: "statfs", Path: path, Err: syscall.EROFS}
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// readFile reads a file of bounded size.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, &DamagedError{Path: path, Reason: "the file is too large"}
+	}
+	return data, nil
+}

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// lock is an exclusive flock(2) on a file that names its holder. The kernel
+// lets go of it when the process ends, however it ends; the file stays, because
+// removing it would let a third process lock another file of the same name.
+type lock struct {
+	file *os.File
+}
+
+// acquire locks the file "lock" in w's directory. Errors: *LockedError; any
+// other says that the file can neither be opened nor made.
+func acquire(w *writer) (*lock, error) {
+	path := w.path(lockName)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
+	if errors.Is(err, syscall.EROFS) {
+		f, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		defer f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, &LockedError{Path: path, PID: holder(f)}
+		}
+		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+	}
+	// Who holds it is for people: on a full or read-only disk it stays unsaid.
+	_ = w.own(f)
+	if line := fmt.Appendf(nil, "%d\n", os.Getpid()); f.Truncate(0) == nil {
+		_, _ = f.WriteAt(line, 0)
+	}
+	return &lock{f}, nil
+}
+
+// holder reads the process ID in a lock file, 0 when no process of that ID is
+// there.
+func holder(f *os.File) int {
+	var line [32]byte
+	n, _ := f.ReadAt(line[:], 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
+	if err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return 0
+	}
+	return pid
+}
+
+// in tells whether l is the lock that another process would find in directory:
+// the directory may have been removed and made anew meanwhile.
+func (l *lock) in(directory string) bool {
+	if l == nil {
+		return false
+	}
+	mine, err := l.file.Stat()
+	if err != nil {
+		return false
+	}
+	found, err := os.Stat(filepath.Join(directory, lockName))
+	return err == nil && os.SameFile(mine, found)
+}
+
+func (l *lock) release() error {
+	if l == nil {
+		return nil
+	}
+	return l.file.Close()
+}

@@ -1,0 +1,92 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/dpsd-project/dpsd/watch"
+)
+
+// Read returns the record in a state directory, checksum and members verified.
+// It takes no lock: the file is replaced by rename, so it is always whole.
+//
+// Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, or that of the file
+// system when the file may not be read.
+func Read(directory string) (Record, error) {
+	path := filepath.Join(directory, stateName)
+	data, err := readFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Record{}, fmt.Errorf("%s: %w", path, ErrNoRecord)
+	case err != nil:
+		return Record{}, err
+	}
+	rec, err := Parse(data)
+	return rec, at(path, err)
+}
+
+// readRecord is Read for the owner, to whom a file that cannot be read is as
+// damaged as one that cannot be understood.
+func readRecord(path string) (Record, []byte, error) {
+	data, err := readFile(path)
+	var damaged *DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		return Record{}, nil, err
+	case errors.Is(err, fs.ErrNotExist):
+		return Record{}, nil, ErrNoRecord
+	case err != nil:
+		return Record{}, nil, &DamagedError{Path: path, Reason: "cannot be read", Err: err}
+	}
+	rec, err := Parse(data)
+	return rec, data, at(path, err)
+}
+
+// at adds the path to an error of Parse.
+func at(path string, err error) error {
+	var damaged *DamagedError
+	var newer *NewerSchemaError
+	switch {
+	case errors.As(err, &damaged):
+		damaged.Path = path
+	case errors.As(err, &newer):
+		newer.Path = path
+	}
+	return err
+}
+
+// Watch sends the record in a state directory as soon as there is one, and again
+// whenever its generation is another, until ctx ends; then it closes the
+// channel. A receiver that is slow gets the latest record, not each. A record
+// that is missing, damaged or newer than this program is waited for.
+//
+// The error says that the system has no room for a watch.
+func Watch(ctx context.Context, directory string) (<-chan Record, error) {
+	changed, err := watch.Files(ctx, filepath.Join(directory, stateName))
+	if err != nil {
+		return nil, err
+	}
+	records := make(chan Record)
+	go func() {
+		defer close(records)
+		var sent uint64 // generation; 0: none yet
+		for {
+			rec, err := Read(directory)
+			to := records
+			if err != nil || rec.Generation == sent {
+				to = nil // nothing to send
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			case to <- rec:
+				sent = rec.Generation
+			}
+		}
+	}()
+	return records, nil
+}

@@ -1,0 +1,325 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Schema is the version of the record's format that this package writes. A
+// later version of the same schema may add members; what is there keeps its
+// name and meaning.
+const Schema = 1
+
+// Assigned is the only status a record has: a gateway that was never assigned
+// has no record.
+const Assigned = "assigned"
+
+const (
+	// maxFile bounds what is read. The service's answer is at most 256 KiB and
+	// its payload stands in a record twice.
+	maxFile = 4 << 20
+	// maxGeneration is the largest integer that every JSON reader takes
+	// exactly (RFC 8259, section 6).
+	maxGeneration = 1<<53 - 1
+	// maxDeviceID is the service's limit, in characters.
+	maxDeviceID = 128
+)
+
+// Record says to which IoT hub the gateway belongs, and under which device ID.
+// Members the service did not send are empty, and absent from the file.
+type Record struct {
+	Schema     int    `json:"schema"`     // set by Save
+	Generation uint64 `json:"generation"` // set by Save; 1 is the first, it never goes backwards
+	Status     string `json:"status"`     // always Assigned; set by Save
+
+	AssignedHub    string `json:"assignedHub"`    // host name
+	DeviceID       string `json:"deviceId"`       // 1 to 128 characters
+	RegistrationID string `json:"registrationId"` // as resolved
+	IDScope        string `json:"idScope"`
+	Endpoint       string `json:"endpoint"` // host name of the provisioning service
+
+	Substatus              string `json:"substatus,omitempty"`
+	CreatedDateTimeUtc     string `json:"createdDateTimeUtc,omitempty"`
+	LastUpdatedDateTimeUtc string `json:"lastUpdatedDateTimeUtc,omitempty"`
+	ETag                   string `json:"etag,omitempty"`              // opaque
+	ConnectionProfile      string `json:"connectionProfile,omitempty"` // "classic", "mqttV5", … as the service says
+
+	// Payload is what the service's custom allocation returned, as received.
+	Payload json.RawMessage `json:"payload,omitempty"`
+	// RegistrationState is everything the service returned, unknown members
+	// too, without secrets.
+	RegistrationState json.RawMessage `json:"registrationState,omitempty"`
+
+	ProvisionedAt     time.Time `json:"provisionedAt"`     // the last write, in whole seconds UTC; set by Save
+	ConfigFingerprint string    `json:"configFingerprint"` // see Fingerprint
+	Checksum          string    `json:"checksum"`          // "sha256:" and 64 digits; set by Save
+}
+
+// IssuedCertificateChain returns the certificates that the service issued with
+// the assignment: base64 DER, leaf first. Nil when it issued none.
+func (r Record) IssuedCertificateChain() []string {
+	var chain []string
+	if json.Unmarshal(r.issued(), &chain) != nil {
+		return nil
+	}
+	return chain
+}
+
+func (r Record) issued() json.RawMessage {
+	var state struct {
+		Chain json.RawMessage `json:"issuedCertificateChain"`
+	}
+	if json.Unmarshal(r.RegistrationState, &state) != nil || string(state.Chain) == "null" {
+		return nil
+	}
+	return state.Chain
+}
+
+// Fingerprint tells configurations apart that name different identities.
+// Credentials are no part of it: a renewed key is the same identity. payload is
+// the content of the payload file, nil when none is configured.
+func Fingerprint(endpoint, idScope, registrationID string, payload []byte) string {
+	sum := ""
+	if payload != nil {
+		digest := sha256.Sum256(payload)
+		sum = hex.EncodeToString(digest[:])
+	}
+	digest := sha256.Sum256([]byte("dpsd1\n" + strings.ToLower(endpoint) + "\n" + idScope + "\n" + registrationID + "\n" + sum + "\n"))
+	return sumPrefix + hex.EncodeToString(digest[:])
+}
+
+// Validate tells whether rec may be published: its hub is a host name, its
+// device ID has 1 to 128 characters, no value that goes into state.env carries
+// what EnvironmentFile= cannot (control characters, invalid UTF-8, Unicode
+// noncharacters), and its payload and registration state are JSON. The members
+// that Save sets are not looked at. The error is an *InvalidError.
+func Validate(rec Record) error {
+	for _, v := range []struct{ member, value string }{
+		{"assignedHub", rec.AssignedHub},
+		{"deviceId", rec.DeviceID},
+		{"registrationId", rec.RegistrationID},
+		{"idScope", rec.IDScope},
+		{"endpoint", rec.Endpoint},
+	} {
+		if v.value == "" {
+			return &InvalidError{v.member, "is empty"}
+		}
+		if reason := checkText(v.value); reason != "" {
+			return &InvalidError{v.member, reason}
+		}
+	}
+	if reason := checkText(rec.ConnectionProfile); reason != "" {
+		return &InvalidError{"connectionProfile", reason}
+	}
+	if !isHostName(rec.AssignedHub) {
+		return &InvalidError{"assignedHub", "is not a host name"}
+	}
+	if utf8.RuneCountInString(rec.DeviceID) > maxDeviceID {
+		return &InvalidError{"deviceId", fmt.Sprintf("is longer than %d characters", maxDeviceID)}
+	}
+	for _, v := range []struct {
+		member string
+		value  json.RawMessage
+	}{{"payload", rec.Payload}, {"registrationState", rec.RegistrationState}} {
+		if v.value != nil && !json.Valid(v.value) {
+			return &InvalidError{v.member, "is not JSON"}
+		}
+	}
+	return nil
+}
+
+// checkText refuses what systemd cannot carry in an EnvironmentFile=: one such
+// value makes the consumer's start fail, or drops the whole file in silence.
+func checkText(s string) string {
+	if !utf8.ValidString(s) {
+		return "is not valid UTF-8"
+	}
+	for _, r := range s {
+		switch {
+		case unicode.IsControl(r):
+			return "contains a control character"
+		case r >= 0xFDD0 && r <= 0xFDEF, r&0xFFFE == 0xFFFE:
+			return "contains a Unicode noncharacter"
+		}
+	}
+	return ""
+}
+
+// isHostName follows RFC 1123, section 2.1.
+func isHostName(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for i := range len(label) {
+			c := label[i]
+			if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// normalise brings what a caller hands to Save into the form it has in a file.
+func normalise(rec Record) (Record, error) {
+	if err := Validate(rec); err != nil {
+		return Record{}, err
+	}
+	rec.Schema, rec.Status, rec.Checksum = Schema, Assigned, ""
+	rec.Payload = compact(rec.Payload)
+	rec.RegistrationState = compact(rec.RegistrationState)
+	return rec, nil
+}
+
+// compact puts JSON on one line, which keeps a record's lines countable and its
+// size proportional to what was received. Null is as good as absent.
+func compact(raw json.RawMessage) json.RawMessage {
+	if raw == nil {
+		return nil
+	}
+	var b bytes.Buffer
+	if json.Compact(&b, bytes.ToValidUTF8(raw, []byte("\uFFFD"))) != nil || b.String() == "null" {
+		return nil
+	}
+	return b.Bytes()
+}
+
+// wholeSeconds keeps a clock that is far off from making a record unreadable:
+// RFC 3339 knows four digits for a year.
+func wholeSeconds(t time.Time) time.Time {
+	t = t.UTC().Truncate(time.Second)
+	switch {
+	case t.Year() < 1:
+		return time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)
+	case t.Year() > 9999:
+		return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	}
+	return t
+}
+
+const (
+	sumPrefix = "sha256:"
+	// sumLine and sumEnd frame the last member, which stands alone on its line.
+	sumLine = `  "checksum": "` + sumPrefix
+	sumEnd  = "\"\n}\n"
+	sumSize = len(sumLine) + 2*sha256.Size + len(sumEnd)
+)
+
+// encode returns the file of a normalised record, and the record with its
+// checksum.
+func encode(rec Record) (Record, []byte, error) {
+	rec.Checksum = ""
+	var b bytes.Buffer
+	// The encoder of encoding/json knows every rule of the format but two: one
+	// member a line, and raw JSON left on its line.
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	b.WriteString("{\n")
+	for _, m := range []struct {
+		name  string
+		value any
+		skip  bool
+	}{
+		{"schema", rec.Schema, false},
+		{"generation", rec.Generation, false},
+		{"status", rec.Status, false},
+		{"assignedHub", rec.AssignedHub, false},
+		{"deviceId", rec.DeviceID, false},
+		{"registrationId", rec.RegistrationID, false},
+		{"idScope", rec.IDScope, false},
+		{"endpoint", rec.Endpoint, false},
+		{"substatus", rec.Substatus, rec.Substatus == ""},
+		{"createdDateTimeUtc", rec.CreatedDateTimeUtc, rec.CreatedDateTimeUtc == ""},
+		{"lastUpdatedDateTimeUtc", rec.LastUpdatedDateTimeUtc, rec.LastUpdatedDateTimeUtc == ""},
+		{"etag", rec.ETag, rec.ETag == ""},
+		{"connectionProfile", rec.ConnectionProfile, rec.ConnectionProfile == ""},
+		{"payload", rec.Payload, rec.Payload == nil},
+		{"registrationState", rec.RegistrationState, rec.RegistrationState == nil},
+		{"provisionedAt", rec.ProvisionedAt.Format(time.RFC3339), false},
+		{"configFingerprint", rec.ConfigFingerprint, false},
+	} {
+		if m.skip {
+			continue
+		}
+		fmt.Fprintf(&b, "  %q: ", m.name)
+		if err := enc.Encode(m.value); err != nil {
+			return Record{}, nil, &InvalidError{m.name, "cannot be written as JSON"}
+		}
+		b.Truncate(b.Len() - 1) // the encoder's line end
+		b.WriteString(",\n")
+	}
+	digest := sha256.Sum256(b.Bytes())
+	rec.Checksum = sumPrefix + hex.EncodeToString(digest[:])
+	b.WriteString(sumLine + rec.Checksum[len(sumPrefix):] + sumEnd)
+	return rec, b.Bytes(), nil
+}
+
+// Parse reads the content of a state.json. It trusts nothing: not the length,
+// not the checksum, not the members. Errors: *DamagedError, *NewerSchemaError.
+func Parse(data []byte) (Record, error) {
+	sum, summed := checksum(data)
+	if summed {
+		digest := sha256.Sum256(data[:len(data)-sumSize])
+		if hex.EncodeToString(digest[:]) != sum {
+			return Record{}, &DamagedError{Reason: "the checksum does not match"}
+		}
+	}
+	var head struct {
+		Schema     int64  `json:"schema"`
+		Generation uint64 `json:"generation"`
+	}
+	err := json.Unmarshal(data, &head)
+	// A later schema may frame its checksum otherwise; it only has to be JSON.
+	if head.Schema > Schema && json.Valid(data) {
+		return Record{}, &NewerSchemaError{Schema: head.Schema, Generation: min(head.Generation, maxGeneration)}
+	}
+	switch {
+	case len(data) == 0:
+		return Record{}, &DamagedError{Reason: "the file is empty"}
+	case err != nil:
+		return Record{}, &DamagedError{Reason: "not the JSON of a record", Err: err}
+	case !summed:
+		return Record{}, &DamagedError{Reason: "no checksum on the last line but one"}
+	}
+	var rec Record
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return Record{}, &DamagedError{Reason: "not the JSON of a record", Err: err}
+	}
+	switch {
+	case rec.Schema != Schema:
+		return Record{}, &DamagedError{Reason: "schema is not " + fmt.Sprint(Schema)}
+	case rec.Generation < 1 || rec.Generation > maxGeneration:
+		return Record{}, &DamagedError{Reason: "generation is out of range"}
+	case rec.Status != Assigned:
+		return Record{}, &DamagedError{Reason: "status is not " + Assigned}
+	}
+	if err := Validate(rec); err != nil {
+		return Record{}, &DamagedError{Reason: "not a valid record", Err: err}
+	}
+	return rec, nil
+}
+
+// checksum finds the last member, alone on its line.
+func checksum(data []byte) (string, bool) {
+	at := len(data) - sumSize
+	if at < 1 || data[at-1] != '\n' {
+		return "", false
+	}
+	line, ok := bytes.CutPrefix(data[at:], []byte(sumLine))
+	if !ok {
+		return "", false
+	}
+	sum, ok := bytes.CutSuffix(line, []byte(sumEnd))
+	return string(sum), ok
+}

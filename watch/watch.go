@@ -1,0 +1,231 @@
+// Package watch tells when files change.
+//
+// Files are replaced by rename, appear long after the program that waits for
+// them, and hide behind symbolic links that are swapped. So no file is watched:
+// every directory that the kernel consults on the way to a file is, and the way
+// is walked again whenever one of the names on it changes.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// maxLinks is where the kernel gives up too (path_resolution(7)).
+const maxLinks = 40
+
+// Files sends whenever one of the paths appears, changes or disappears, until
+// ctx ends. Everything that happens after Files returned is seen; what happened
+// while nobody received is one value. A value means "look again": it may come
+// without a change.
+//
+// A directory that does not exist yet is waited for, and a symbolic link
+// anywhere in a path is followed to what it points to at the time. A directory
+// that may not be read cannot be watched; it is passed over in silence.
+//
+// The channel is never closed, so that a select which still holds it after ctx
+// ended sees nothing. Errors: no inotify instance or watch is left, a working
+// directory that cannot be found for a relative path.
+func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
+	changed := make(chan struct{}, 1)
+	if len(paths) == 0 {
+		return changed, nil
+	}
+	w := watcher{watched: map[string]bool{}, changed: changed}
+	for _, path := range paths {
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("watch %s: %w", path, err)
+		}
+		w.paths = append(w.paths, path)
+	}
+	var err error
+	if w.notify, err = fsnotify.NewWatcher(); err != nil {
+		return nil, fmt.Errorf("watch: %w", err)
+	}
+	if err := w.follow(); err != nil {
+		w.notify.Close()
+		return nil, err
+	}
+	w.seen = w.look()
+	go w.run(ctx)
+	return changed, nil
+}
+
+type watcher struct {
+	paths   []string
+	notify  *fsnotify.Watcher
+	watched map[string]bool // directories with an inotify watch; false: to be set anew
+	route   route
+	seen    []fs.FileInfo // what each path was at the last look; nil: absent
+	changed chan<- struct{}
+}
+
+func (w *watcher) run(ctx context.Context) {
+	defer w.notify.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case event, ok := <-w.notify.Events:
+			if !ok {
+				return
+			}
+			w.handle(filepath.Clean(event.Name))
+		case _, ok := <-w.notify.Errors:
+			if !ok {
+				return
+			}
+			// The queue overflowed: anything may have happened.
+			_ = w.follow()
+			w.seen = w.look()
+			w.send()
+		}
+	}
+}
+
+// handle takes one event. A name that is not on the way to a path (the
+// temporary file of a rename, a neighbour) costs no more than a map look-up.
+func (w *watcher) handle(name string) {
+	if !w.route.names[name] {
+		return
+	}
+	if w.watched[name] {
+		w.watched[name] = false // another directory may have taken its place
+	}
+	// Two writes within one tick of the file system's clock look the same, so
+	// an event of the file itself counts without a look.
+	direct := w.route.ends[name]
+	err := w.follow()
+	now := w.look()
+	if direct || err != nil || !same(w.seen, now) {
+		w.send()
+	}
+	w.seen = now
+}
+
+func (w *watcher) send() {
+	select {
+	case w.changed <- struct{}{}:
+	default: // one value already says "look again"
+	}
+}
+
+// follow walks to every path and watches the directories consulted. A directory
+// may appear between the walk and its watch, so it walks until nothing is new.
+func (w *watcher) follow() error {
+	for {
+		r := route{directories: map[string]bool{}, names: map[string]bool{}, ends: map[string]bool{}}
+		for _, path := range w.paths {
+			r.walk(path)
+		}
+		grown, err := w.watch(r.directories)
+		w.route = r
+		if !grown || err != nil {
+			return err
+		}
+	}
+}
+
+func (w *watcher) watch(directories map[string]bool) (grown bool, err error) {
+	for directory := range w.watched {
+		if !directories[directory] {
+			delete(w.watched, directory)
+			_ = w.notify.Remove(directory) // the kernel may have dropped it already
+		}
+	}
+	for directory := range directories {
+		// Adding again is not idle: another directory may have taken the name.
+		switch e := w.notify.Add(directory); {
+		case e == nil:
+			grown = grown || !w.watched[directory]
+			w.watched[directory] = true
+		case errors.Is(e, fs.ErrPermission), errors.Is(e, fs.ErrNotExist):
+			delete(w.watched, directory)
+		default:
+			err = errors.Join(err, fmt.Errorf("watch %s: %w", directory, e))
+		}
+	}
+	return grown, err
+}
+
+func (w *watcher) look() []fs.FileInfo {
+	infos := make([]fs.FileInfo, len(w.paths))
+	for i, path := range w.paths {
+		if info, err := os.Stat(path); err == nil {
+			infos[i] = info
+		}
+	}
+	return infos
+}
+
+func same(a, b []fs.FileInfo) bool {
+	for i := range a {
+		switch {
+		case a[i] == nil && b[i] == nil:
+		case a[i] == nil || b[i] == nil,
+			!os.SameFile(a[i], b[i]),
+			a[i].Mode() != b[i].Mode(),
+			a[i].Size() != b[i].Size(),
+			!a[i].ModTime().Equal(b[i].ModTime()):
+			return false
+		}
+	}
+	return true
+}
+
+// route is what the kernel consults on its way to the paths.
+type route struct {
+	directories map[string]bool // searched, without symbolic links in their names
+	names       map[string]bool // looked up in them
+	ends        map[string]bool // those of names that a path ends at: the file, or a link in its place
+}
+
+// walk follows path as path_resolution(7) does, and stops where the kernel
+// would: at a missing name, a file, or one link too many.
+func (r *route) walk(path string) {
+	directory, rest, links := "/", strings.Split(path, "/"), 0
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			directory = filepath.Dir(directory)
+			continue
+		}
+		full := filepath.Join(directory, name)
+		r.directories[directory] = true
+		r.names[full] = true
+		if len(rest) == 0 {
+			r.ends[full] = true
+		}
+		info, err := os.Lstat(full)
+		if err != nil {
+			return
+		}
+		if info.Mode().Type() != fs.ModeSymlink {
+			directory = full
+			if !info.IsDir() {
+				return
+			}
+			continue
+		}
+		target, err := os.Readlink(full)
+		if links++; err != nil || links > maxLinks {
+			return
+		}
+		if filepath.IsAbs(target) {
+			directory = "/"
+		}
+		rest = append(strings.Split(strings.TrimRight(target, "/"), "/"), rest...)
+	}
+}
