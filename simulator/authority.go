@@ -1,0 +1,224 @@
+package simulator
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"time"
+)
+
+// Life times. A certificate begins an hour early, so that a peer whose clock
+// is a little slow can use it at once.
+const (
+	early        = time.Hour
+	caLife       = 20 * 365 * 24 * time.Hour
+	leafLife     = 2 * 365 * 24 * time.Hour
+	globalName   = "global.azure-devices-provisioning.net"
+	maxCNOctets  = 64 // X.520 ub-common-name
+	wrongName    = "wrong-host.example"
+	pemCert      = "CERTIFICATE"
+	pemKey       = "PRIVATE KEY"
+	serverCACN   = "dpsd-sim server root"
+	deviceCACN   = "dpsd-sim device root"
+	otherCACN    = "dpsd-sim unknown root"
+	organization = "dpsd-sim"
+)
+
+// authority is a certificate authority with its key.
+type authority struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+func newAuthority(name string, now time.Time) (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: name, Organization: []string{organization}},
+		NotBefore:             now.Add(-early),
+		NotAfter:              now.Add(caLife),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &authority{certificate, key}, nil
+}
+
+// serial draws 127 random bits: positive, as RFC 5280 4.1.2.2 asks.
+func serial() *big.Int {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails: crypto/rand.Read
+	b[0] &= 0x7f
+	return new(big.Int).SetBytes(b)
+}
+
+func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial()
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// server issues the certificate of the listeners, or a faulty one of the
+// kinds of Rule.ServerCertificate.
+func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: globalName, Organization: []string{organization}},
+		NotBefore:   now.Add(-early),
+		NotAfter:    now.Add(leafLife),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:    []string{"localhost", globalName},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	switch fault {
+	case "expired":
+		template.NotBefore, template.NotAfter = now.Add(-48*time.Hour), now.Add(-24*time.Hour)
+	case "not-yet-valid":
+		template.NotBefore = now.Add(24 * time.Hour)
+	case "wrong-host":
+		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
+	case "other-ca":
+		other, err := newAuthority(otherCACN, now)
+		if err != nil {
+			return nil, err
+		}
+		return other.issue(template)
+	}
+	return a.issue(template)
+}
+
+// device issues a client certificate whose common name is the registration ID.
+func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
+	if !isRegistrationID(registrationID) {
+		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
+	}
+	if len(registrationID) > maxCNOctets {
+		return nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, maxCNOctets)
+	}
+	return a.issue(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: registrationID},
+		NotBefore:   now.Add(-early),
+		NotAfter:    now.Add(leafLife),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+}
+
+func certificatePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+}
+
+func keyPEM(key any) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+}
+
+// parseCertificates reads all certificates of a PEM text.
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != pemCert {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no certificate in PEM form")
+	}
+	return all, nil
+}
+
+func parseAuthority(certText, keyText []byte) (*authority, error) {
+	certificates, err := parseCertificates(certText)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(keyText)
+	if block == nil || block.Type != pemKey {
+		return nil, errors.New("no private key in PEM form")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok || !ec.PublicKey.Equal(certificates[0].PublicKey) {
+		return nil, errors.New("the private key does not belong to the certificate")
+	}
+	return &authority{certificates[0], ec}, nil
+}
+
+// material is what a simulator keeps between starts.
+type material struct {
+	scope    string
+	groupKey []byte
+	server   *authority
+	device   *authority
+}
+
+// newMaterial makes scope and group key from the seed when there is one to
+// follow (a server in memory), otherwise at random.
+func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*material, error) {
+	server, err := newAuthority(serverCACN, now)
+	if err != nil {
+		return nil, err
+	}
+	device, err := newAuthority(deviceCACN, now)
+	if err != nil {
+		return nil, err
+	}
+	return &material{
+		scope:    fmt.Sprintf("0ne%08X", draw("id-scope", 4)),
+		groupKey: draw("group-key", 64),
+		server:   server,
+		device:   device,
+	}, nil
+}
+
+func randomBytes(_ string, n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails: crypto/rand.Read
+	return b
+}
+
+// thumbprints are the SHA-1 and SHA-256 of a certificate in hex, the forms in which an enrollment names it.
+func thumbprints(c *x509.Certificate) []string {
+	return []string{sha1Hex(c.Raw), fmt.Sprintf("%x", sha256.Sum256(c.Raw))}
+}

@@ -1,0 +1,130 @@
+package simulator
+
+import (
+	"encoding/json"
+	"io"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Entry is one line of the packet log. Entries hold no secret: of a CONNECT
+// neither user name nor password is kept.
+type Entry struct {
+	// Connection numbers the connections in the order of their arrival, from 1.
+	Connection int       `json:"connection"`
+	Time       time.Time `json:"time"`
+	Protocol   string    `json:"protocol"` // "mqtt" or "websocket": the listener
+	// Direction is "up" from the client, "down" to it, "" for what is no packet.
+	Direction string `json:"direction,omitempty"`
+	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE,
+	// GARBAGE, VIOLATION, CLOSE for what happened to the connection.
+	Packet         string `json:"packet"`
+	RegistrationID string `json:"registrationId,omitempty"`
+	// Size of the MQTT packet in bytes, fixed header included.
+	Size       int    `json:"size,omitempty"`
+	PacketID   int    `json:"packetId,omitempty"`
+	QoS        int    `json:"qos,omitempty"`
+	Dup        bool   `json:"dup,omitempty"`
+	Topic      string `json:"topic,omitempty"`
+	ReturnCode *int   `json:"returnCode,omitempty"` // of CONNACK and SUBACK
+	// Violation says which rule of MQTT or DPS the client broke.
+	Violation string `json:"violation,omitempty"`
+	// Detail explains: why a connection was refused or ended, the TLS version, the HTTP path.
+	Detail string `json:"detail,omitempty"`
+	// BytesUp and BytesDown, with CLOSE: all bytes of the TCP connection, TLS included.
+	BytesUp   int64 `json:"bytesUp,omitempty"`
+	BytesDown int64 `json:"bytesDown,omitempty"`
+}
+
+// packetLog keeps entries and writes them as JSON lines.
+type packetLog struct {
+	mu      sync.Mutex
+	discard bool
+	out     *json.Encoder
+	entries []Entry
+}
+
+func newPacketLog(w io.Writer, discard bool) *packetLog {
+	l := &packetLog{discard: discard}
+	if w != nil {
+		l.out = json.NewEncoder(w)
+		l.out.SetEscapeHTML(false)
+	}
+	return l
+}
+
+// add records an entry. A log that cannot be written must not change what
+// the device sees, so the error is dropped.
+func (l *packetLog) add(e Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.out != nil {
+		_ = l.out.Encode(e)
+	}
+	if !l.discard {
+		l.entries = append(l.entries, e)
+	}
+}
+
+func (l *packetLog) all() []Entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.entries)
+}
+
+// Summary adds up a packet log.
+type Summary struct {
+	Connections            int
+	PacketsUp, PacketsDown int   // MQTT packets
+	BytesUp, BytesDown     int64 // of closed connections, TLS included
+	Violations             []string
+	// Registers and Polls are the times at which those requests arrived.
+	Registers, Polls []time.Time
+}
+
+// Summarize adds up entries, of one device or of all.
+func Summarize(entries []Entry) Summary {
+	var s Summary
+	for _, e := range entries {
+		switch {
+		case e.Packet == "OPEN":
+			s.Connections++
+		case e.Direction == "up":
+			s.PacketsUp++
+		case e.Direction == "down":
+			s.PacketsDown++
+		}
+		if e.Violation != "" {
+			s.Violations = append(s.Violations, e.Violation)
+		}
+		s.BytesUp += e.BytesUp
+		s.BytesDown += e.BytesDown
+		if e.Packet == "PUBLISH" && e.Direction == "up" {
+			if request, err := parseRequest(e.Topic); err == nil {
+				if request.poll {
+					s.Polls = append(s.Polls, e.Time)
+				} else {
+					s.Registers = append(s.Registers, e.Time)
+				}
+			}
+		}
+	}
+	return s
+}
+
+// ReadLog reads a packet log written as JSON lines.
+func ReadLog(r io.Reader) ([]Entry, error) {
+	var entries []Entry
+	for in := json.NewDecoder(r); ; {
+		var e Entry
+		switch err := in.Decode(&e); err {
+		case nil:
+			entries = append(entries, e)
+		case io.EOF:
+			return entries, nil
+		default:
+			return entries, err
+		}
+	}
+}

@@ -1,0 +1,126 @@
+package simulator
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"unicode/utf8"
+)
+
+// The names of the service, DPS page "Communicate with DPS using the MQTT protocol".
+const (
+	responseFilter = "$dps/registrations/res/#"
+	registerPrefix = "$dps/registrations/PUT/iotdps-register/?"
+	pollPrefix     = "$dps/registrations/GET/iotdps-get-operationstatus/?"
+)
+
+// userName is a CONNECT user name taken apart.
+type userName struct {
+	scope          string
+	registrationID string
+	apiVersion     string
+}
+
+// parseUserName reads {idScope}/registrations/{registrationId}/api-version={v}[&ClientVersion={text}].
+func parseUserName(text string) (userName, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) != 4 || parts[1] != "registrations" {
+		return userName{}, errors.New("the user name has not the four parts {idScope}/registrations/{registrationId}/api-version=…")
+	}
+	u := userName{scope: parts[0], registrationID: parts[2]}
+	if u.scope == "" {
+		return u, errors.New("the user name has no ID scope")
+	}
+	if !isRegistrationID(u.registrationID) {
+		return u, fmt.Errorf("%q is not a registration ID", u.registrationID)
+	}
+	for i, pair := range strings.Split(parts[3], "&") {
+		key, value, ok := strings.Cut(pair, "=")
+		switch {
+		case !ok || key == "":
+			return u, errors.New("the user name has a parameter without a value")
+		case i == 0 && key != "api-version":
+			return u, errors.New("the user name's first parameter is not api-version")
+		case i == 0:
+			u.apiVersion = value
+		case key == "api-version":
+			return u, errors.New("the user name has api-version twice")
+		}
+		if _, err := url.PathUnescape(value); err != nil {
+			return u, errors.New("the user name is not percent-encoded")
+		}
+	}
+	if !isAPIVersion(u.apiVersion) {
+		return u, errors.New("the api-version is not of the form YYYY-MM-DD[-preview]")
+	}
+	return u, nil
+}
+
+// isRegistrationID checks the grammar of the service: up to 128 letters,
+// digits and -._: with a letter or digit first, and a letter, digit or hyphen last.
+func isRegistrationID(id string) bool {
+	alphanumeric := func(c byte) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+	}
+	if id == "" || len(id) > 128 {
+		return false
+	}
+	for i := range len(id) {
+		if !alphanumeric(id[i]) && !strings.ContainsRune("-._:", rune(id[i])) {
+			return false
+		}
+	}
+	last := id[len(id)-1]
+	return alphanumeric(id[0]) && (alphanumeric(last) || last == '-')
+}
+
+// isIDScope is as lax as the device is told to be: the form of a scope is not documented.
+func isIDScope(s string) bool {
+	return s != "" && utf8.ValidString(s) && !strings.ContainsAny(s, "/+#& \t\r\n")
+}
+
+// request is the topic of a device's PUBLISH taken apart.
+type request struct {
+	poll        bool
+	requestID   string // as received: it is echoed verbatim
+	operationID string // percent-decoded, since one SDK encodes it
+}
+
+// parseRequest reads the two topics a device may publish to.
+func parseRequest(topic string) (request, error) {
+	var r request
+	query, ok := strings.CutPrefix(topic, registerPrefix)
+	if !ok {
+		if query, r.poll = strings.CutPrefix(topic, pollPrefix); !r.poll {
+			return r, errors.New("the topic is none that the service knows")
+		}
+	}
+	seen := map[string]bool{}
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok || value == "" || seen[key] {
+			return r, fmt.Errorf("the topic's parameter %q is repeated or has no value", key)
+		}
+		seen[key] = true
+		decoded, err := url.PathUnescape(value)
+		if err != nil {
+			return r, errors.New("the topic is not percent-encoded")
+		}
+		switch {
+		case key == "$rid":
+			r.requestID = value
+		case key == "operationId" && r.poll:
+			r.operationID = decoded
+		default:
+			return r, fmt.Errorf("the topic has the unknown parameter %q", key)
+		}
+	}
+	if r.requestID == "" {
+		return r, errors.New("the topic has no $rid")
+	}
+	if r.poll && r.operationID == "" {
+		return r, errors.New("the topic has no operationId")
+	}
+	return r, nil
+}

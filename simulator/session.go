@@ -1,0 +1,521 @@
+package simulator
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// writeTimeout ends a connection whose client does not read.
+const writeTimeout = 30 * time.Second
+
+// firstPacketID is where the service begins; it takes the number again as
+// soon as it was acknowledged.
+const firstPacketID = 2
+
+// session is the MQTT part of a connection. One goroutine reads packets,
+// another does all the rest, so that a peer that writes is always heard and
+// two writers never wait for each other.
+type session struct {
+	c      *connection
+	stream io.ReadWriter
+	reader chan inbound
+
+	who         *principal
+	connected   bool
+	subscribed  bool
+	granted     byte
+	unacked     map[uint16]int // replies awaiting a PUBACK
+	previous    byte           // type of the packet before
+	keepAlive   time.Duration  // 0: no limit
+	heard       time.Time
+	muted       bool // hears, says nothing
+	events      []event
+	taken       chan struct{} // closed when another connection has the client identifier
+	over        bool
+	resetAtOver bool
+}
+
+// event is something to do later.
+type event struct {
+	at time.Time
+	do func()
+}
+
+func newSession(c *connection, stream io.ReadWriter) *session {
+	return &session{
+		c: c, stream: stream,
+		reader:  make(chan inbound, 16),
+		taken:   make(chan struct{}),
+		unacked: map[uint16]int{},
+		heard:   time.Now(),
+	}
+}
+
+func (s *session) run() {
+	stop := make(chan struct{})
+	go func() {
+		defer close(s.reader)
+		r := bufio.NewReader(s.stream)
+		for {
+			in := readPacket(r)
+			select {
+			case s.reader <- in:
+			case <-stop:
+				return
+			}
+			if in.err != nil {
+				return
+			}
+		}
+	}()
+	for !s.over {
+		s.step()
+	}
+	close(stop)
+	if s.who != nil {
+		s.c.server.leave(s.who.registrationID, s)
+	}
+	if s.resetAtOver {
+		s.c.raw.reset()
+		for range s.reader { //nolint:revive // emptied until the reader ends
+		}
+		return
+	}
+	if w, ok := s.stream.(*webSocket); ok {
+		w.sayGoodbye()
+	}
+	s.c.linger(s.reader)
+}
+
+// step waits for the next thing to happen and deals with it.
+func (s *session) step() {
+	var due <-chan time.Time
+	if at := s.deadline(); !at.IsZero() {
+		t := time.NewTimer(time.Until(at))
+		defer t.Stop()
+		due = t.C
+	}
+	select {
+	case in := <-s.reader:
+		s.heard = time.Now()
+		s.receive(in)
+	case <-due:
+		s.elapse(time.Now())
+	case <-s.taken:
+		s.end("another connection has taken the client identifier over [MQTT-3.1.4-2]")
+	case <-s.c.server.done:
+		s.end("the server has ended")
+	}
+}
+
+func (s *session) deadline() time.Time {
+	var at time.Time
+	if s.muted {
+		return at
+	}
+	if len(s.events) > 0 {
+		at = s.events[0].at
+	}
+	if limit := s.silence(); !limit.IsZero() && (at.IsZero() || limit.Before(at)) {
+		at = limit
+	}
+	return at
+}
+
+// silence is when a client that says nothing is given up: one and a half
+// keep-alive intervals [MQTT-3.1.2-24], or before CONNECT the connect time-out.
+func (s *session) silence() time.Time {
+	switch {
+	case !s.connected && s.previous == 0:
+		return s.heard.Add(connectTimeout)
+	case s.connected && s.keepAlive > 0:
+		return s.heard.Add(s.keepAlive * 3 / 2)
+	}
+	return time.Time{}
+}
+
+func (s *session) elapse(now time.Time) {
+	if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {
+		if s.connected {
+			s.violate("nothing was heard for 1.5 keep-alive intervals [MQTT-3.1.2-24]")
+		} else {
+			s.violate("no CONNECT within the time-out")
+		}
+		return
+	}
+	for len(s.events) > 0 && !now.Before(s.events[0].at) && !s.over && !s.muted {
+		next := s.events[0]
+		s.events = s.events[1:]
+		next.do()
+	}
+}
+
+// after does something now, or later in the order of its time.
+func (s *session) after(d time.Duration, do func()) {
+	if d <= 0 {
+		do()
+		return
+	}
+	at := time.Now().Add(d)
+	i, _ := slices.BinarySearchFunc(s.events, at, func(e event, at time.Time) int {
+		if e.at.After(at) {
+			return 1
+		}
+		return -1 // behind those of the same moment
+	})
+	s.events = slices.Insert(s.events, i, event{at, do})
+}
+
+func (s *session) end(reason string) {
+	if !s.over {
+		s.over = true
+		s.c.reason = reason
+	}
+}
+
+func (s *session) violate(reason string) {
+	s.note(Entry{Packet: "VIOLATION", Violation: reason})
+	s.end("violation")
+}
+
+func (s *session) note(e Entry) {
+	if s.who != nil {
+		e.RegistrationID = s.who.registrationID
+	}
+	s.c.note(e)
+}
+
+func (s *session) receive(in inbound) {
+	if in.err != nil {
+		var v *violation
+		switch {
+		case errors.As(in.err, &v):
+			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size})
+			if v.connack != 0 && !s.connected && !s.muted && s.previous == 0 {
+				s.connack(v.connack, false, v.reason, false)
+			}
+			s.violate(v.reason)
+		case errors.Is(in.err, io.EOF):
+			s.end("the client has hung up")
+		default:
+			s.end(in.err.Error())
+		}
+		return
+	}
+	p := &in.packet
+	kind := p.FixedHeader.Type
+	if kind == packets.Connect && s.previous == 0 {
+		// Known for the log and for the rules before it is judged.
+		u, _ := parseUserName(string(p.Connect.Username))
+		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &entry{}}
+	}
+	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
+	if kind == packets.Publish {
+		entry.QoS, entry.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
+	}
+	s.note(entry)
+	previous := s.previous
+	s.previous = kind
+	if s.muted {
+		return
+	}
+	switch {
+	case previous == 0 && kind != packets.Connect:
+		s.violate(packetName(kind) + " before CONNECT [MQTT-3.1.0-1]")
+		return
+	case previous != 0 && kind == packets.Connect:
+		s.violate("a second CONNECT [MQTT-3.1.0-2]")
+		return
+	case kind != packets.Connect && !s.connected:
+		s.violate(packetName(kind) + " before CONNACK")
+		return
+	}
+
+	var req request
+	var on Stage
+	switch kind {
+	case packets.Connect:
+		on = OnConnect
+	case packets.Subscribe:
+		on = OnSubscribe
+	case packets.Publish:
+		var err error
+		if req, err = parseRequest(p.TopicName); err != nil {
+			s.violate("PUBLISH: " + err.Error())
+			return
+		}
+		// In one piece with the SUBSCRIBE it cannot have seen the SUBACK.
+		if !s.subscribed || in.pipelined && previous == packets.Subscribe {
+			s.violate("PUBLISH before SUBACK: the reply could be lost")
+			return
+		}
+		on = OnRegister
+		if req.poll {
+			on = OnPoll
+		}
+	case packets.Puback:
+		if s.unacked[p.PacketID] == 0 {
+			s.violate(fmt.Sprintf("PUBACK %d for no PUBLISH", p.PacketID))
+			return
+		}
+		if s.unacked[p.PacketID]--; s.unacked[p.PacketID] == 0 {
+			delete(s.unacked, p.PacketID)
+		}
+		on = OnPuback
+	case packets.Unsubscribe:
+		on = OnUnsubscribe
+	case packets.Pingreq:
+		on = OnPing
+	case packets.Disconnect:
+		if len(s.unacked) > 0 {
+			s.note(Entry{Packet: "VIOLATION", Violation: "DISCONNECT while a reply is not acknowledged [MQTT-4.3.2-2]"})
+		}
+		on = OnDisconnect
+	}
+	rule := s.c.server.script.Load().match(on, s.c.protocol, s.who.registrationID)
+	acked := false
+	if rule.AfterPuback && p.FixedHeader.Qos == 1 {
+		s.send(rule, puback(p))
+		acked = true
+	}
+	s.after(rule.Delay, func() { s.act(rule, in, req, acked) })
+}
+
+// act answers a packet, as the rule wants it.
+func (s *session) act(rule *Rule, in inbound, req request, acked bool) {
+	switch {
+	case rule.Garbage != "":
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.Garbage)})
+		s.write([]byte(rule.Garbage), rule.ByteByByte)
+		if rule.Silent {
+			s.muted = true
+		} else {
+			s.end("scenario: garbage")
+		}
+		return
+	case rule.Reset:
+		s.resetAtOver = true
+		s.end("scenario: reset")
+		return
+	case rule.Close:
+		s.end("scenario: close")
+		return
+	case rule.Silent:
+		s.muted = rule.On == OnConnect
+		return
+	}
+	p := &in.packet
+	switch p.FixedHeader.Type {
+	case packets.Connect:
+		s.connect(rule, p)
+	case packets.Subscribe:
+		s.subscribe(rule, p)
+	case packets.Publish:
+		s.request(rule, p, req, acked)
+		return // the reply may still be to come
+	case packets.Unsubscribe:
+		s.subscribed = false
+		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Unsuback}, PacketID: p.PacketID})
+	case packets.Pingreq:
+		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
+	case packets.Disconnect:
+		s.end("the client has disconnected")
+	}
+	s.then(rule)
+}
+
+// then does what is to follow an answer.
+func (s *session) then(rule *Rule) {
+	switch rule.Then {
+	case "close":
+		s.end("scenario: close")
+	case "reset":
+		s.resetAtOver = true
+		s.end("scenario: reset")
+	case "silent":
+		s.muted = true
+	}
+}
+
+func (s *session) connect(rule *Rule, p *packets.Packet) {
+	who, code, detail := s.c.server.authenticate(p.Connect.ClientIdentifier, string(p.Connect.Username), p.Connect.Password, s.c.tls.ConnectionState())
+	if rule.Connack != nil {
+		code, detail = *rule.Connack, "scenario"
+		who.refused = nil
+	}
+	if who.registrationID == "" {
+		who.registrationID = p.Connect.ClientIdentifier
+	}
+	s.who = who
+	if code == 0 {
+		s.connected = true
+		s.keepAlive = time.Duration(p.Connect.Keepalive) * time.Second
+		s.c.server.take(who.registrationID, s)
+	}
+	s.connack(code, rule.SessionPresent, detail, rule.ByteByByte)
+	if code != 0 {
+		s.end(fmt.Sprintf("CONNACK %d", code)) // [MQTT-3.2.2-5]
+	}
+}
+
+func (s *session) connack(code int, present bool, detail string, slowly bool) {
+	s.sendAll(slowly, []string{detail}, packets.Packet{
+		FixedHeader:    packets.FixedHeader{Type: packets.Connack},
+		ReasonCode:     byte(code),
+		SessionPresent: present,
+	})
+}
+
+func (s *session) subscribe(rule *Rule, p *packets.Packet) {
+	var out []packets.Packet
+	codes := make([]byte, len(p.Filters))
+	for i, f := range p.Filters {
+		codes[i] = min(f.Qos, 1) // the service grants 1 at most
+		if rule.Suback != nil {
+			codes[i] = byte(*rule.Suback)
+		}
+		if codes[i] < 0x80 {
+			s.subscribed, s.granted = true, codes[i]
+		}
+	}
+	if rule.BeforeSuback {
+		unasked := *rule
+		unasked.State = cmp.Or(rule.State, "assigned")
+		r := s.c.server.service.unasked(s.who, &unasked, s.c.server.now())
+		out = append(out, s.reply(&unasked, r, cmp.Or(rule.RequestID, "1")))
+	}
+	out = append(out, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Suback}, PacketID: p.PacketID, ReasonCodes: codes})
+	s.send(rule, out...)
+}
+
+func puback(p *packets.Packet) packets.Packet {
+	return packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: p.PacketID}
+}
+
+// request answers a register or poll request: PUBACK, then the reply, in one
+// write unless the reply takes its time. Two small writes would meet Nagle's
+// algorithm and the delayed acknowledgement of the other side.
+func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool) {
+	server := s.c.server
+	answer := func() []packets.Packet {
+		r := server.service.answer(req, p.Payload, s.who, rule, server.now())
+		out := make([]packets.Packet, 0, 4)
+		for range max(1, rule.Replies) {
+			out = append(out, s.reply(rule, r, cmp.Or(rule.RequestID, req.requestID)))
+		}
+		if rule.Duplicate {
+			again := out[len(out)-1]
+			if again.FixedHeader.Qos > 0 {
+				again.FixedHeader.Dup = true
+				s.unacked[again.PacketID]++
+			}
+			out = append(out, again)
+		}
+		return out
+	}
+	var acknowledgement []packets.Packet
+	if p.FixedHeader.Qos == 1 && !acked {
+		acknowledgement = []packets.Packet{puback(p)}
+	}
+	wait := server.script.Load().Settings.ReplyDelay
+	switch {
+	case rule.BeforePuback:
+		s.after(wait, func() { s.send(rule, append(answer(), acknowledgement...)...); s.then(rule) })
+	case wait > 0:
+		s.send(rule, acknowledgement...)
+		s.after(wait, func() { s.send(rule, answer()...); s.then(rule) })
+	default:
+		s.send(rule, append(acknowledgement, answer()...)...)
+		s.then(rule)
+	}
+}
+
+// reply makes the PUBLISH of a reply.
+func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
+	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=%s", r.status, requestID)
+	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
+		topic += "&retry-after=" + after
+	}
+	payload, err := marshal(r.body.without(rule.Omit))
+	if err != nil { // a value that came from no JSON cannot get here
+		s.end(err.Error())
+	}
+	if rule.Body != nil {
+		payload = []byte(*rule.Body)
+	}
+	if rule.Cut > 0 && rule.Cut < len(payload) {
+		payload = payload[:rule.Cut]
+	}
+	out := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: s.granted},
+		TopicName:   cmp.Or(rule.Topic, topic),
+		Payload:     payload,
+	}
+	if s.granted > 0 {
+		out.PacketID = firstPacketID
+		for s.unacked[out.PacketID] > 0 {
+			if out.PacketID++; out.PacketID == 0 {
+				out.PacketID = 1
+			}
+		}
+		s.unacked[out.PacketID]++
+	}
+	return out
+}
+
+func (s *session) send(rule *Rule, out ...packets.Packet) {
+	s.sendAll(rule.ByteByByte, nil, out...)
+}
+
+// sendAll writes packets in one go.
+func (s *session) sendAll(slowly bool, details []string, out ...packets.Packet) {
+	var all []byte
+	for i, p := range out {
+		b, err := encode(p)
+		if err != nil {
+			s.end(err.Error())
+			return
+		}
+		all = append(all, b...)
+		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName}
+		if i < len(details) {
+			e.Detail = details[i]
+		}
+		switch p.FixedHeader.Type {
+		case packets.Connack:
+			code := int(p.ReasonCode)
+			e.ReturnCode = &code
+		case packets.Suback:
+			code := int(p.ReasonCodes[0])
+			e.ReturnCode = &code
+		case packets.Publish:
+			e.QoS, e.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
+		}
+		s.note(e)
+	}
+	s.write(all, slowly)
+}
+
+func (s *session) write(b []byte, slowly bool) {
+	if s.over || len(b) == 0 {
+		return
+	}
+	_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
+	step := len(b)
+	if slowly {
+		step = 1
+	}
+	for piece := range slices.Chunk(b, step) {
+		if _, err := s.stream.Write(piece); err != nil {
+			s.end(err.Error())
+			return
+		}
+	}
+}

@@ -1,0 +1,552 @@
+// Package simulator is a strict, scriptable device endpoint of Azure IoT Hub
+// Device Provisioning Service: MQTT 3.1.1 over TLS and over WebSocket, with
+// real checks of SAS tokens and client certificates.
+//
+// It shares no code with the client it judges: packets are read and written
+// by mochi-mqtt's codec, WebSocket by gorilla's, and tokens are verified by
+// code of its own. A mistake would otherwise be made twice and not be seen.
+//
+// A Server works on accepted connections, so it serves a test as well as a
+// program: over net.Pipe inside a testing/synctest bubble, where its
+// certificates are made by the bubble's clock, or over listeners.
+package simulator
+
+import (
+	"cmp"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// connectTimeout is the time a client has from TCP to CONNECT [MQTT-3.1.4-1, non-normative].
+const connectTimeout = 60 * time.Second
+
+// lingerTimeout is how long the server waits for the client to hang up after
+// it has ended a connection, lest a TCP reset overtakes its last bytes.
+const lingerTimeout = time.Second
+
+// Options of a Server. The zero value is a service in memory that assigns
+// every device of its two default groups.
+type Options struct {
+	// Directory keeps keys, certificates and enrollments over restarts. Empty: in memory only.
+	Directory string
+	// Seed makes what looks random: operation and tracking IDs, etags, and
+	// in memory the ID scope and the group key. Keys of certificates are always random.
+	Seed uint64
+	// Scenario scripts faults; nil for none.
+	Scenario *Scenario
+	// Enrollments say who may register. Nil: the directory's enrollments.toml,
+	// or in memory one symmetric-key group and one X.509 group.
+	Enrollments *Enrollments
+	// PacketLog receives one JSON object a line, see Entry. Nil: none.
+	PacketLog io.Writer
+	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
+	DiscardLog bool
+	// Now is the service's clock, for certificates, tokens and time stamps. Nil: time.Now.
+	Now func() time.Time
+}
+
+// Server is a simulated service. Make it with New, end it with Close. Its
+// methods may be used by several goroutines.
+type Server struct {
+	now         func() time.Time
+	seed        seed
+	material    *material
+	entries     []entry
+	certificate *tls.Certificate
+	log         *packetLog
+	service     *service
+	script      atomic.Pointer[script]
+
+	mu        sync.Mutex
+	closed    bool
+	number    int
+	conns     map[*connection]bool
+	listeners []net.Listener
+	sessions  map[string]*session // by lower-case client identifier
+
+	done chan struct{}
+	wg   sync.WaitGroup
+}
+
+// New makes a server. Errors come from the directory's files, from
+// enrollments and from the scenario (*FileError).
+func New(o Options) (*Server, error) {
+	s := &Server{
+		now:      o.Now,
+		seed:     seed(o.Seed),
+		log:      newPacketLog(o.PacketLog, o.DiscardLog),
+		conns:    map[*connection]bool{},
+		sessions: map[string]*session{},
+		done:     make(chan struct{}),
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.service = &service{seed: s.seed, devices: map[string]*device{}, settings: func() Settings { return s.script.Load().Settings }}
+	if err := s.SetScenario(o.Scenario); err != nil {
+		return nil, err
+	}
+	var err error
+	enrollments := o.Enrollments
+	if o.Directory == "" {
+		if s.material, err = newMaterial(s.seed.draw, s.now()); err != nil {
+			return nil, err
+		}
+		if enrollments == nil {
+			enrollments = &Enrollments{Groups: []Group{
+				{Name: "keys", Attestation: Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
+				{Name: "certificates", Attestation: Attestation{Type: "x509", CA: string(s.DeviceCA())}},
+			}}
+		}
+	} else {
+		if s.material, err = loadMaterial(o.Directory, s.now()); err != nil {
+			return nil, err
+		}
+		if enrollments == nil {
+			if enrollments, err = loadEnrollments(filepath.Join(o.Directory, fileEnrollments)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	entries, problems := compile(enrollments)
+	if len(problems) > 0 {
+		errs := make([]error, 0, len(problems))
+		for _, p := range problems {
+			errs = append(errs, &FileError{File: "enrollments", Key: fmt.Sprintf("%s[%d].%s", p.table, p.index, p.key), Problem: p.text})
+		}
+		return nil, errors.Join(errs...)
+	}
+	s.entries = entries
+	s.certificate, err = s.material.server.server("", s.now())
+	return s, err
+}
+
+// CA gives the root of the server's certificate, PEM.
+func (s *Server) CA() []byte { return certificatePEM(s.material.server.certificate.Raw) }
+
+// DeviceCA gives the root of the default X.509 group, PEM.
+func (s *Server) DeviceCA() []byte { return certificatePEM(s.material.device.certificate.Raw) }
+
+// IDScope gives the one ID scope that is served.
+func (s *Server) IDScope() string { return s.material.scope }
+
+// GroupKey gives the key of the default symmetric-key group, base64.
+func (s *Server) GroupKey() string { return base64.StdEncoding.EncodeToString(s.material.groupKey) }
+
+// DeviceKey gives the key derived for a device from the group key, base64.
+func (s *Server) DeviceKey(registrationID string) string {
+	return base64.StdEncoding.EncodeToString(deriveKey(s.material.groupKey, registrationID))
+}
+
+// DeviceCertificate issues a client certificate of the default X.509 group,
+// whose common name is the registration ID, and gives both as PEM. An ID of
+// more than 64 octets does not fit into a common name and is an error.
+func (s *Server) DeviceCertificate(registrationID string) (certificate, key []byte, err error) {
+	c, err := s.material.device.device(registrationID, s.now())
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err = keyPEM(c.PrivateKey)
+	return certificatePEM(c.Certificate[0]), key, err
+}
+
+// SetScenario replaces settings and rules, and counts them from the start;
+// nil is a well-behaved service. A scenario with an error changes nothing.
+func (s *Server) SetScenario(sc *Scenario) error {
+	if sc != nil {
+		if err := sc.Validate(); err != nil {
+			return err
+		}
+	}
+	s.script.Store(newScript(sc))
+	return nil
+}
+
+// Log gives the packet log so far, in the order of its events.
+func (s *Server) Log() []Entry { return s.log.all() }
+
+// ServeMQTT serves MQTT over TLS on an accepted connection, which it owns.
+// It returns when the connection has ended.
+func (s *Server) ServeMQTT(conn net.Conn) { s.serve(conn, "mqtt") }
+
+// ServeWebSocket serves MQTT over WebSocket over TLS on an accepted
+// connection, which it owns. It returns when the connection has ended.
+func (s *Server) ServeWebSocket(conn net.Conn) { s.serve(conn, "websocket") }
+
+// AcceptMQTT serves every connection of a listener, which it owns, until
+// Close; then it returns nil.
+func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, s.ServeMQTT) }
+
+// AcceptWebSocket does for MQTT over WebSocket what AcceptMQTT does for MQTT.
+func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, s.ServeWebSocket) }
+
+func (s *Server) accept(l net.Listener, serve func(net.Conn)) error {
+	defer l.Close()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.listeners = append(s.listeners, l)
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			s.wg.Go(func() { serve(conn) })
+		case s.ended():
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
+			select { // descriptors come free when devices leave
+			case <-time.After(50 * time.Millisecond):
+			case <-s.done:
+			}
+		default:
+			return err
+		}
+	}
+}
+
+func (s *Server) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close ends all connections and listeners and returns when nothing of the
+// server runs any more. It may be called twice.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+		for _, l := range s.listeners {
+			_ = l.Close()
+		}
+		for c := range s.conns {
+			_ = c.raw.Close()
+		}
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// connection is one accepted connection, from its first byte to its last.
+type connection struct {
+	server   *Server
+	number   int
+	protocol string
+	raw      *rawConn
+	tls      *tls.Conn
+	reason   string // why it ended, for the log
+}
+
+// rawConn counts the bytes of a connection, and can write them one by one.
+type rawConn struct {
+	net.Conn
+	up, down atomic.Int64
+	trickle  atomic.Bool
+}
+
+func (r *rawConn) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.up.Add(int64(n))
+	return n, err
+}
+
+func (r *rawConn) Write(p []byte) (int, error) {
+	if !r.trickle.Load() {
+		n, err := r.Conn.Write(p)
+		r.down.Add(int64(n))
+		return n, err
+	}
+	for i := range p {
+		n, err := r.Conn.Write(p[i : i+1])
+		r.down.Add(int64(n))
+		if err != nil {
+			return i + n, err
+		}
+	}
+	return len(p), nil
+}
+
+// reset drops the connection so that the peer sees an RST, where there is such a thing.
+func (r *rawConn) reset() {
+	if t, ok := r.Conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = r.Conn.Close()
+}
+
+// closeWrite sends a FIN, where there is such a thing.
+func (r *rawConn) closeWrite() {
+	if t, ok := r.Conn.(interface{ CloseWrite() error }); ok {
+		_ = t.CloseWrite()
+	}
+}
+
+func (s *Server) serve(conn net.Conn, protocol string) {
+	c := &connection{server: s, protocol: protocol, raw: &rawConn{Conn: conn}}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		_ = conn.Close()
+		return
+	}
+	s.number++
+	c.number = s.number
+	s.conns[c] = true
+	s.wg.Add(1)
+	s.mu.Unlock()
+	c.note(Entry{Packet: "OPEN"})
+
+	c.run()
+
+	_ = conn.Close()
+	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.wg.Done()
+}
+
+// note adds an entry of this connection to the packet log.
+func (c *connection) note(e Entry) {
+	e.Connection, e.Protocol, e.Time = c.number, c.protocol, c.server.now()
+	c.server.log.add(e)
+}
+
+// sleep waits, or tells that the server ended meanwhile.
+func (c *connection) sleep(d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.server.done:
+		return false
+	}
+}
+
+// run takes the connection through TLS and, if so, WebSocket to MQTT.
+func (c *connection) run() {
+	script := c.server.script.Load()
+	rule := script.match(OnAccept, c.protocol, "")
+	if !c.sleep(rule.Delay) {
+		return
+	}
+	if rule.Garbage != "" {
+		c.hearOnce()
+	}
+	if c.instead(rule, c.raw) {
+		return
+	}
+	c.raw.trickle.Store(rule.ByteByByte)
+
+	rule = script.match(OnTLS, c.protocol, "")
+	config, err := c.tlsConfig(script.Settings, rule)
+	if err != nil {
+		c.reason = err.Error()
+		return
+	}
+	c.tls = tls.Server(c.raw, config)
+	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
+	if err := c.tls.Handshake(); err != nil {
+		c.reason = "TLS: " + err.Error()
+		c.linger(nil)
+		return
+	}
+	_ = c.raw.SetDeadline(time.Time{})
+	c.note(Entry{Packet: "TLS", Detail: describe(c.tls.ConnectionState())})
+	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
+		return
+	}
+
+	stream := io.ReadWriter(c.tls)
+	if c.protocol == "websocket" {
+		ws, ok := c.upgrade(script)
+		if !ok {
+			return
+		}
+		stream = ws
+	}
+	newSession(c, stream).run()
+}
+
+// hearOnce waits for the client's first bytes.
+func (c *connection) hearOnce() {
+	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
+	_, _ = c.raw.Read(make([]byte, 4096))
+	_ = c.raw.SetReadDeadline(time.Time{})
+}
+
+// instead does what a rule wants in place of going on, and tells whether it
+// did. It is for the stages before MQTT, at which silence is for good.
+func (c *connection) instead(rule *Rule, w io.Writer) bool {
+	switch {
+	case rule.Garbage != "":
+		_, _ = io.WriteString(w, rule.Garbage)
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.Garbage)})
+		c.reason = "scenario: garbage"
+		if rule.Silent {
+			c.hold()
+			return true
+		}
+		c.linger(nil)
+	case rule.Reset:
+		c.reason = "scenario: reset"
+		c.raw.reset()
+	case rule.Close:
+		c.reason = "scenario: close"
+		c.linger(nil)
+	case rule.Silent:
+		c.reason = "scenario: silent"
+		c.hold()
+	default:
+		return false
+	}
+	return true
+}
+
+// hold keeps a silent connection until the client hangs up.
+func (c *connection) hold() { _, _ = io.Copy(io.Discard, c.raw) }
+
+// linger ends the server's direction in good order, waits a moment for the
+// client's, and closes. The reader, if there is one, is given up.
+func (c *connection) linger(reader <-chan inbound) {
+	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
+	if c.tls != nil {
+		_ = c.tls.CloseWrite() // has a deadline of its own
+	}
+	c.raw.closeWrite()
+	if reader != nil {
+		for range reader { //nolint:revive // emptied until the reader ends
+		}
+	}
+	_, _ = io.Copy(io.Discard, c.raw)
+	_ = c.raw.Close()
+}
+
+func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
+	certificate := c.server.certificate
+	if rule.ServerCertificate != "" {
+		var err error
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.now()); err != nil {
+			return nil, err
+		}
+	}
+	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin), tls.VersionTLS12)
+	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax), tls.VersionTLS12)
+	return &tls.Config{
+		Certificates: []tls.Certificate{*certificate},
+		MinVersion:   min(lowest, highest),
+		MaxVersion:   max(lowest, highest),
+		// Asked for but not judged here: the service refuses a wrong
+		// certificate later, in MQTT.
+		ClientAuth: tls.RequestClientCert,
+		// No tickets: nobody resumes, and a ticket written at the end of a
+		// handshake would meet a client that writes too, over net.Pipe for ever.
+		SessionTicketsDisabled: true,
+		Time:                   c.server.now,
+	}, nil
+}
+
+func describe(state tls.ConnectionState) string {
+	text := tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
+	if state.ServerName != "" {
+		text += " for " + state.ServerName
+	}
+	if len(state.PeerCertificates) > 0 {
+		text += " certificate " + state.PeerCertificates[0].Subject.CommonName
+	}
+	return text
+}
+
+// principal is who a connection speaks for.
+type principal struct {
+	registrationID string
+	enrollment     *entry   // never nil; empty for one that was not judged or was refused
+	certificate    bool     // proved by a certificate
+	refused        *refusal // the register answer will say so
+}
+
+// authenticate judges a CONNECT: a CONNACK return code, and who it is. The
+// service splits its judgement: what is wrong with the credential it says
+// only in the answer to the register request.
+func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
+	set := s.script.Load().Settings
+	u, err := parseUserName(user)
+	who := &principal{registrationID: u.registrationID, enrollment: &entry{}}
+	switch {
+	case err != nil:
+		return who, 5, err.Error()
+	case u.scope != s.material.scope:
+		return who, 3, "the ID scope is another"
+	case clientID != u.registrationID:
+		return who, 5, "the client identifier is not the registration ID"
+	case len(set.APIVersions) > 0 && !slices.Contains(set.APIVersions, u.apiVersion):
+		return who, 5, "the api-version is not served"
+	}
+	var found *entry
+	switch {
+	case len(password) > 0:
+		found, who.refused = byToken(s.entries, u.scope, u.registrationID, string(password), s.now())
+	case len(state.PeerCertificates) > 0:
+		who.certificate = true
+		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
+			return who, 5, "the certificate's common name is not the registration ID"
+		}
+		found, who.refused = byCertificate(s.entries, u.registrationID, state, s.now())
+	default:
+		return who, 5, "neither a token nor a certificate"
+	}
+	if found != nil {
+		who.enrollment = found
+	}
+	if who.refused == nil {
+		return who, 0, ""
+	}
+	if set.Refuse == "early" {
+		return who, 5, who.refused.reason
+	}
+	return who, 0, "will be refused: " + who.refused.reason
+}
+
+// take makes a session the only one of its client identifier [MQTT-3.1.4-2].
+func (s *Server) take(clientID string, mine *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := strings.ToLower(clientID)
+	if other := s.sessions[key]; other != nil {
+		close(other.taken)
+	}
+	s.sessions[key] = mine
+}
+
+// leave is take's opposite.
+func (s *Server) leave(clientID string, mine *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if key := strings.ToLower(clientID); s.sessions[key] == mine {
+		delete(s.sessions, key)
+	}
+}

@@ -1,0 +1,189 @@
+package simulator
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// Limits of the part before MQTT.
+const (
+	maxRequest = 16 << 10
+	maxFrame   = 1 << 20
+)
+
+// upgrade answers the HTTP request with which a WebSocket begins.
+func (c *connection) upgrade(script *script) (*webSocket, bool) {
+	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
+	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
+	in := bufio.NewReader(limited)
+	req, err := http.ReadRequest(in)
+	if err != nil {
+		c.reason = "HTTP: " + err.Error()
+		c.linger(nil)
+		return nil, false
+	}
+	limited.N = math.MaxInt64
+	_ = c.raw.SetDeadline(time.Time{})
+	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
+
+	rule := script.match(OnUpgrade, c.protocol, "")
+	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
+		return nil, false
+	}
+	w := &responseWriter{conn: c.tls, in: in, header: http.Header{}}
+	refuse := func(status int, text string) (*webSocket, bool) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, text)
+		w.flush()
+		c.reason = fmt.Sprintf("HTTP %d", status)
+		c.linger(nil)
+		return nil, false
+	}
+	if rule.Status != 0 || rule.Location != "" || rule.Body != nil {
+		text := ""
+		if rule.Body != nil {
+			text = *rule.Body
+		}
+		if rule.Location != "" {
+			w.header.Set("Location", rule.Location)
+		}
+		status := rule.Status
+		switch {
+		case status == 0 && rule.Location != "":
+			status = http.StatusFound
+		case status == 0:
+			status = http.StatusOK
+		}
+		return refuse(status, text)
+	}
+	// Both paths are in use by SDKs.
+	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
+		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the path is none of the service's"})
+		return refuse(http.StatusBadRequest, "no such path\n")
+	}
+	upgrader := websocket.Upgrader{
+		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
+		CheckOrigin:  func(*http.Request) bool { return true },
+	}
+	offered := false
+	for _, p := range websocket.Subprotocols(req) {
+		offered = offered || strings.EqualFold(p, "mqtt")
+	}
+	if websocket.IsWebSocketUpgrade(req) && !offered {
+		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the subprotocol mqtt is not offered [MQTT-6.0.0-3]"})
+		return refuse(http.StatusBadRequest, "the subprotocol mqtt is needed\n")
+	}
+	conn, err := upgrader.Upgrade(w, req, nil)
+	if err != nil {
+		w.flush()
+		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
+		c.reason = "HTTP"
+		c.linger(nil)
+		return nil, false
+	}
+	conn.SetReadLimit(maxFrame)
+	return &webSocket{conn: conn}, true
+}
+
+// responseWriter lets the upgrader, made for net/http, work on a bare connection.
+type responseWriter struct {
+	conn   net.Conn
+	in     *bufio.Reader
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (w *responseWriter) Header() http.Header         { return w.header }
+func (w *responseWriter) WriteHeader(status int)      { w.status = status }
+func (w *responseWriter) Write(p []byte) (int, error) { return w.body.Write(p) }
+
+// Hijack hands the connection over.
+func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return w.conn, bufio.NewReadWriter(w.in, bufio.NewWriter(w.conn)), nil
+}
+
+// flush sends the response of a refusal.
+func (w *responseWriter) flush() {
+	if w.status == 0 {
+		w.status = http.StatusInternalServerError
+	}
+	r := http.Response{
+		StatusCode: w.status, ProtoMajor: 1, ProtoMinor: 1, Header: w.header, Close: true,
+		ContentLength: int64(w.body.Len()), Body: io.NopCloser(&w.body),
+	}
+	_ = r.Write(w.conn)
+}
+
+// webSocket is the stream of bytes in the binary messages of a WebSocket: a
+// packet may span messages, and a message may hold several packets [MQTT-6.0.0-2].
+type webSocket struct {
+	conn    *websocket.Conn
+	message io.Reader
+}
+
+func (w *webSocket) Read(p []byte) (int, error) {
+	for {
+		if w.message == nil {
+			kind, r, err := w.conn.NextReader()
+			if err != nil {
+				return 0, webSocketError(err)
+			}
+			if kind != websocket.BinaryMessage {
+				return 0, breach("WebSocket: a text message [MQTT-6.0.0-1]")
+			}
+			w.message = r
+		}
+		n, err := w.message.Read(p)
+		if errors.Is(err, io.EOF) {
+			w.message, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, webSocketError(err)
+		}
+	}
+}
+
+// webSocketError turns the end of a WebSocket into an end of file, and a
+// breach of RFC 6455 into a violation.
+func webSocketError(err error) error {
+	var closed *websocket.CloseError
+	var network net.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &closed):
+		return io.EOF
+	case errors.As(err, &network):
+		return err
+	case errors.Is(err, websocket.ErrReadLimit) || strings.HasPrefix(err.Error(), "websocket: "):
+		return breach("%v", err)
+	}
+	return err
+}
+
+// Write sends one binary message. The message writer joins header and
+// payload in one write, which WriteMessage does not.
+func (w *webSocket) Write(p []byte) (int, error) {
+	out, err := w.conn.NextWriter(websocket.BinaryMessage)
+	if err != nil {
+		return 0, err
+	}
+	n, err := out.Write(p)
+	return n, errors.Join(err, out.Close())
+}
+
+// sayGoodbye sends a close frame.
+func (w *webSocket) sayGoodbye() {
+	_ = w.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(lingerTimeout))
+}
