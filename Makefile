@@ -1,0 +1,45 @@
+# What a newcomer types is `make demo` and `make test`; Go, make and git are
+# enough. Each target installs what else it needs when it may (root, Debian),
+# and says what it leaves out when it may not. In CI leaving out is a failure.
+
+GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# The version has one source: the git tag.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
+
+.PHONY: build demo test lint fuzz bench clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
+
+demo: build
+	bin/dpsd-sim demo
+
+test:
+	.ci/need test
+	go vet ./...
+	go test $$(.ci/need race) ./...
+
+lint: .bin/golangci-lint
+	.bin/golangci-lint run ./...
+
+.bin/golangci-lint: Makefile
+	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
+	touch $@
+
+# Each fuzz target for a little while; FUZZTIME=10m for longer.
+FUZZTIME ?= 20s
+fuzz:
+	@for dir in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
+	    echo "== $$dir $$target"; go test ./$$dir -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; \
+	  done; \
+	done
+
+bench: build
+	go run ./cmd/dpsd-sim/bench
+
+clean:
+	rm -rf bin dist

@@ -1,0 +1,67 @@
+// Command dpsd gives a Linux gateway its cloud identity: it registers the
+// gateway with Azure IoT Hub Device Provisioning Service and keeps the assigned
+// hub and device ID in a file that other services read.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, the same for every command.
+const (
+	exitOK            = 0
+	exitFailed        = 1  // failed, or cannot tell
+	exitUsage         = 2  // the command line is wrong
+	exitTimeout       = 4  // --timeout has passed
+	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
+)
+
+// exitError carries the exit code that an error stands for.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() { os.Exit(command(os.Args[1:])) }
+
+// command runs one command line and returns its exit code.
+func command(args []string) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	err := root.Execute()
+	if err == nil {
+		return exitOK
+	}
+	var exit *exitError
+	if errors.As(err, &exit) {
+		fmt.Fprintln(os.Stderr, "dpsd:", exit.err)
+		return exit.code
+	}
+	fmt.Fprintln(os.Stderr, "dpsd:", err)
+	fmt.Fprintln(os.Stderr, "Try: dpsd --help")
+	return exitUsage
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "dpsd",
+		Short: "Azure device provisioning for Linux gateways",
+		Long: `dpsd registers this gateway with Azure IoT Hub Device Provisioning Service and
+keeps the assigned hub and device ID in a file that other services read.`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration file")
+	root.CompletionOptions.DisableDescriptions = true
+	root.AddCommand(runCommand(), versionCommand())
+	return root
+}

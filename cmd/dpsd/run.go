@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+	"github.com/dpsd-project/dpsd/watch"
+)
+
+func runCommand() *cobra.Command {
+	var once bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Provision this gateway and stay: the service",
+		Long: `Provision this gateway and stay: what systemd starts.
+
+With --once dpsd provisions, writes the state and ends. It tries again after
+faults that time can mend, until --timeout (exit 4); it ends as soon as every
+credential or the enrollment is refused (exit 1).`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if timeout != 0 && !once {
+				return errors.New("--timeout goes with --once")
+			}
+			if timeout < 0 {
+				return errors.New("--timeout must be positive")
+			}
+			file, err := cmd.Flags().GetString("config")
+			if err != nil {
+				return err
+			}
+			return run(file, once, timeout)
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time (0: never)")
+	return cmd
+}
+
+// run wires the daemon and does nothing else.
+func run(file string, once bool, timeout time.Duration) error {
+	// First of all: a SIGHUP that nobody catches ends a Go program.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	cfg, err := load(file)
+	if err != nil {
+		return &exitError{exitConfiguration, err}
+	}
+	log := newLogger(os.Stderr, cfg.Log.Level)
+	watchdog, err := sd.SdWatchdogEnabled(false)
+	if err != nil {
+		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
+	}
+	d := &daemon.Daemon{
+		Settings: settings(cfg),
+		Store: store.Options{
+			Directory:        cfg.State.Directory,
+			RuntimeDirectory: filepath.Dir(cfg.Control.Socket),
+			Mode:             cfg.State.Mode,
+		},
+		Secrets:  attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
+		Hangup:   hangup,
+		Reload:   func() (daemon.Settings, error) { return reload(file, cfg) },
+		Watch:    watch.Files,
+		Watchdog: watchdog,
+		Once:     once, Timeout: timeout,
+		Version: version, BuiltAt: builtAt(),
+		Log: log,
+	}
+	if os.Getenv("NOTIFY_SOCKET") != "" {
+		d.Notify = func(state string) error {
+			_, err := sd.SdNotify(false, state)
+			return err
+		}
+	}
+	return ended(d.Run(ctx))
+}
+
+// ended gives what Run returned its exit code.
+func ended(err error) error {
+	var locked *store.LockedError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, daemon.ErrTimeout):
+		return &exitError{exitTimeout, err}
+	case errors.As(err, &locked):
+		return &exitError{exitFailed, err}
+	}
+	f := daemon.Classify(err)
+	return &exitError{exitFailed, fmt.Errorf("%w\n%s", f, fault.Describe(f.Code).Advice)}
+}
+
+func load(file string) (*config.Config, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w; an annotated example is /usr/share/dpsd/dpsd.toml", err)
+	}
+	defer f.Close()
+	return config.Parse(file, f)
+}
+
+// errRestart names what only a restart can change.
+var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
+
+// reload reads the configuration again. started is the one that the process
+// began with.
+func reload(file string, started *config.Config) (daemon.Settings, error) {
+	cfg, err := load(file)
+	if err != nil {
+		return daemon.Settings{}, err
+	}
+	if cfg.State != started.State || cfg.Control != started.Control || cfg.Log != started.Log {
+		return daemon.Settings{}, errRestart
+	}
+	return settings(cfg), nil
+}
+
+// settings turns the configuration into what the daemon works with.
+func settings(cfg *config.Config) daemon.Settings {
+	t := cfg.Transport
+	dialer := &transport.Dialer{
+		Host:          cfg.DPS.Endpoint,
+		MQTTPort:      t.MQTTPort,
+		WebSocketPort: t.WebSocketPort,
+		CAFile:        t.CAFile,
+		Timeout:       t.ConnectTimeout,
+	}
+	for _, p := range t.Protocols {
+		dialer.Protocols = append(dialer.Protocols, transport.Protocol(p))
+	}
+	if t.Proxy == "environment" {
+		dialer.Proxy = transport.ProxyFromEnvironment()
+	}
+	return daemon.Settings{
+		IDScope:         cfg.DPS.IDScope,
+		RegistrationID:  cfg.DPS.RegistrationID,
+		APIVersion:      cfg.DPS.APIVersion,
+		PayloadFile:     cfg.DPS.PayloadFile,
+		Credentials:     cfg.Credentials,
+		Dialer:          dialer,
+		ResponseTimeout: t.ResponseTimeout,
+		KeepAlive:       t.KeepAlive,
+		BootDelayMax:    cfg.Provisioning.BootDelayMax,
+		Retry:           daemon.Retry(cfg.Retry),
+	}
+}

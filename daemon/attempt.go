@@ -1,0 +1,314 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+const (
+	// saveLimit is how long the disk may take before the supervisor counts as hung.
+	saveLimit = 30 * time.Second
+	// farewellLimit bounds PUBACK and DISCONNECT on a connection that may be dead.
+	farewellLimit = 500 * time.Millisecond
+	// maxPayload bounds what is read of payload_file, in bytes; dps.CheckPayload
+	// judges it.
+	maxPayload = 128 << 10
+)
+
+// attempt is one way from the credential to the saved record, or as far as it
+// goes. It owns the store, the floors and the registration while it runs.
+type attempt struct {
+	settings Settings
+	secrets  attest.Secrets
+	host     attest.Host
+	version  string
+	store    *store.Store
+	floors   *floors
+	log      *zap.Logger
+	phases   chan<- phase // to the supervisor
+
+	registrationID string            // "": to be resolved
+	registration   *dps.Registration // nil: none is under way
+	payload        []byte            // of registration
+	credential     attest.Credential
+	record         *store.Record // set: assigned already, only the save is missing
+}
+
+// result is what an attempt hands back. Without err and wait the record is
+// durable.
+type result struct {
+	registrationID string
+	registration   *dps.Registration
+	payload        []byte
+	unsaved        *store.Record
+
+	wait       time.Duration // the service asked to come back after this
+	err        error         // *stageError
+	validity   error         // what the clock says about the certificate; explains a refusal
+	credential string
+	protocol   string
+	saved      store.Result
+}
+
+// stageError says in which stage an error came up.
+type stageError struct {
+	stage fault.Stage
+	err   error
+}
+
+func (e *stageError) Error() string { return e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
+func at(stage fault.Stage, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &stageError{stage, err}
+}
+
+func (a *attempt) run(ctx context.Context) (r result) {
+	r.unsaved, r.credential = a.record, a.credential.String()
+	defer func() {
+		r.registrationID, r.registration, r.payload = a.registrationID, a.registration, a.payload
+	}()
+	if r.unsaved == nil {
+		if r.wait, r.err = a.provision(ctx, &r); r.err != nil || r.wait > 0 {
+			return r
+		}
+	}
+	a.enter(ctx, fault.StageState, saveLimit, "Saving the assignment")
+	var err error
+	if r.saved, err = a.store.Save(*r.unsaved, time.Now()); err != nil {
+		if errors.As(err, new(*store.InvalidError)) {
+			r.unsaved = nil // the next answer may be better; this one never will
+		}
+		r.err = at(fault.StageState, err)
+		return r
+	}
+	r.unsaved = nil
+	rec, _ := a.store.Current()
+	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
+	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
+		a.log.Debug("confirmation-not-kept", zap.Error(err)) // nobody relies on it for READY
+	}
+	return r
+}
+
+// provision goes from the credential to the assignment, r.unsaved, or to a
+// wait that the service asked for.
+func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, error) {
+	if err := a.identify(ctx); err != nil {
+		return 0, at(fault.StageIdentity, err)
+	}
+	if wait := a.floors.remaining(a.floorKey()); wait > 0 {
+		return wait, nil
+	}
+	s, identity := &a.settings, a.registration.Identity
+
+	a.enter(ctx, fault.StageCredential, overdue, "Reading "+r.credential)
+	proof, err := a.credential.Prove(attest.Subject{Resource: identity.Resource(), RegistrationID: identity.RegistrationID}, a.secrets, time.Now())
+	// An expired certificate is tried all the same: the clock may be wrong, and
+	// the service judges. What the clock says explains a refusal.
+	if invalid := (*attest.CertificateError)(nil); errors.As(err, &invalid) {
+		r.validity = err
+		a.log.Warn("certificate-not-valid-now", zap.Error(err))
+	} else if err != nil {
+		return 0, at(fault.StageCredential, err)
+	}
+
+	a.enter(ctx, fault.StageTCP, or(s.Dialer.Timeout, 30*time.Second)*time.Duration(max(1, len(s.Dialer.Protocols))), "Connecting to "+s.Dialer.Host)
+	conn, err := s.Dialer.Dial(ctx, proof.Certificate)
+	if err != nil {
+		return 0, at(fault.StageTCP, err)
+	}
+	r.protocol = string(conn.Protocol)
+	a.log.Info("connected", zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
+
+	limit := or(s.ResponseTimeout, 60*time.Second)
+	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
+	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
+		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
+		KeepAlive: s.KeepAlive, Timeout: limit,
+	})
+	if err != nil {
+		return 0, at(fault.StageConnect, err)
+	}
+	defer func() {
+		// ctx may have ended; the farewell is owed to the service all the same.
+		farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellLimit)
+		defer cancel()
+		_ = client.Close(farewell)
+	}()
+	a.enter(ctx, fault.StageSubscribe, limit, "Subscribing as "+identity.RegistrationID)
+	if err := client.Subscribe(ctx, dps.ResponseFilter, 1); err != nil {
+		return 0, at(fault.StageSubscribe, err)
+	}
+
+	assignment, wait, err := a.drive(ctx, client)
+	if err != nil || wait > 0 {
+		return wait, err
+	}
+	a.registration = nil
+	r.unsaved = a.toRecord(assignment)
+	return 0, nil
+}
+
+// identify resolves the registration ID, reads the payload and sees to it that
+// there is a registration for both.
+func (a *attempt) identify(ctx context.Context) error {
+	a.enter(ctx, fault.StageIdentity, overdue, "Finding out the registration ID")
+	if a.registrationID == "" {
+		id, err := a.settings.RegistrationID.Resolve(a.host, a.secrets)
+		if err != nil {
+			return err
+		}
+		a.registrationID = id
+	}
+	payload, err := readPayload(a.settings.PayloadFile)
+	if err != nil {
+		return err
+	}
+	if a.registration == nil || !bytes.Equal(payload, a.payload) {
+		a.payload = payload
+		a.registration = &dps.Registration{
+			Identity: dps.Identity{
+				IDScope: a.settings.IDScope, RegistrationID: a.registrationID,
+				APIVersion: a.settings.APIVersion, ClientVersion: "dpsd/" + a.version,
+			},
+			Payload:         payload,
+			ResponseTimeout: a.settings.ResponseTimeout,
+		}
+	}
+	return nil
+}
+
+// drive is where the protocol meets the network: what the registration wants
+// sent is published, what arrives or is overdue is handed to it.
+func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assignment, time.Duration, error) {
+	reg, stage := a.registration, fault.StageRegister
+	step, err := reg.Begin(time.Now())
+	for {
+		if reg.OperationID() != "" {
+			stage = fault.StagePoll
+		}
+		switch {
+		case err != nil:
+			return nil, 0, at(stage, err)
+		case step.Assignment != nil:
+			return step.Assignment, 0, nil
+		case step.Send != nil:
+			a.enter(ctx, stage, time.Until(reg.Deadline()), a.asking(stage))
+			if err := client.Publish(ctx, step.Send.Topic, step.Send.Payload, 1); err != nil {
+				return nil, 0, at(stage, err)
+			}
+		case reg.Waiting():
+			wait := time.Until(reg.Deadline())
+			if wait > holdLimit {
+				return nil, wait, nil
+			}
+			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; asking again in "+wait.Round(time.Second).String())
+		}
+		step, err = a.turn(ctx, client)
+		if wait := time.Until(reg.NotBefore()); wait > 0 {
+			a.floor(wait)
+		}
+	}
+}
+
+// turn waits for one message or for the registration's deadline.
+func (a *attempt) turn(ctx context.Context, client *mqttv3.Client) (dps.Step, error) {
+	timed, cancel := context.WithDeadline(ctx, a.registration.Deadline())
+	defer cancel()
+	m, err := client.Receive(timed)
+	switch now := time.Now(); {
+	case err == nil:
+		return a.registration.Handle(now, dps.Message{Topic: m.Topic, Payload: m.Payload})
+	case ctx.Err() != nil:
+		return dps.Step{}, ctx.Err()
+	case timed.Err() != nil:
+		return a.registration.Advance(now)
+	default:
+		return dps.Step{}, err
+	}
+}
+
+func (a *attempt) asking(stage fault.Stage) string {
+	if stage == fault.StageRegister {
+		return "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
+	}
+	return "Asking whether " + a.registrationID + " is assigned"
+}
+
+// floor notes that the service wants nothing from us for a while.
+func (a *attempt) floor(wait time.Duration) {
+	if err := a.floors.raise(a.floorKey(), wait); err != nil {
+		a.log.Warn("floor-not-kept", zap.Error(err), zap.Duration("wait", wait))
+	}
+}
+
+func (a *attempt) floorKey() string { return a.settings.Dialer.Host + "|" + a.registrationID }
+
+// enter tells the supervisor which step begins and when it will have ended.
+func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Duration, status string) {
+	select {
+	case a.phases <- phase{stage, status, time.Now().Add(limit)}:
+	case <-ctx.Done():
+	}
+	a.log.Debug("phase", zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
+}
+
+// toRecord is the one conversion between what the service said and what is
+// kept: the schema on disk must not change because a parser did.
+func (a *attempt) toRecord(as *dps.Assignment) *store.Record {
+	host := a.settings.Dialer.Host
+	return &store.Record{
+		AssignedHub: as.AssignedHub, DeviceID: as.DeviceID, RegistrationID: a.registrationID,
+		IDScope: a.settings.IDScope, Endpoint: host,
+		Substatus: as.Substatus, CreatedDateTimeUtc: as.CreatedDateTimeUtc, LastUpdatedDateTimeUtc: as.LastUpdatedDateTimeUtc,
+		ETag: as.ETag, ConnectionProfile: as.ConnectionProfile,
+		Payload: as.Payload, RegistrationState: as.State,
+		ConfigFingerprint: store.Fingerprint(host, a.settings.IDScope, a.registrationID, a.payload),
+	}
+}
+
+// payloadError says that payload_file cannot be sent.
+type payloadError struct {
+	path string
+	err  error
+}
+
+func (e *payloadError) Error() string { return fmt.Sprintf("payload_file %s: %v", e.path, e.err) }
+func (e *payloadError) Unwrap() error { return e.err }
+
+// readPayload returns the JSON object to send, nil without a file.
+func readPayload(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &payloadError{path, err}
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxPayload+1))
+	if err == nil {
+		err = dps.CheckPayload(data)
+	}
+	if err != nil {
+		return nil, &payloadError{path, err}
+	}
+	return data, nil
+}

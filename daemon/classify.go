@@ -1,0 +1,357 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// Classify names an error of any package below the daemon. It is the only
+// place where errors become faults. An error that it does not know is
+// fault.Internal, which is a defect of this function.
+func Classify(err error) fault.Fault {
+	if err == nil {
+		return fault.Fault{}
+	}
+	var f fault.Fault
+	if errors.As(err, &f) {
+		return f
+	}
+	stage := fault.StageConfiguration
+	var staged *stageError
+	if errors.As(err, &staged) {
+		stage, err = staged.stage, staged.err
+	}
+	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
+		ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
+	} {
+		if f, known := classify(err, stage); known {
+			return f
+		}
+	}
+	return fault.New(fault.Internal, stage, err)
+}
+
+// classify adds what only the supervisor knows: whether this gateway's own
+// clock explains that a credential was refused. It never keeps an attempt from
+// being made.
+func (s *supervisor) classify(r result, now time.Time) fault.Fault {
+	f := Classify(r.err)
+	switch {
+	case f.Class != fault.Credential:
+	case now.Before(s.BuiltAt):
+		f.Code, f.Class = fault.ClockImplausible, fault.Clock
+	case errors.Is(r.validity, attest.ErrNotYetValid):
+		f.Code, f.Class = fault.ClockImplausible, fault.Clock
+	case r.validity != nil:
+		f.Code = fault.CertificateExpired
+		f.Err = errors.Join(f.Err, r.validity)
+	}
+	return f
+}
+
+// ofService knows the answers of DPS (dps-protocol: the error table).
+func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
+	var said *dps.ServiceError
+	if errors.As(err, &said) {
+		code := fault.RequestRefused
+		switch {
+		case said.Disabled():
+			code = fault.EnrollmentDisabled
+		case said.AllocationFailed():
+			code = fault.AllocationFailed
+		case said.Throttled():
+			code = fault.Throttled
+		case said.Temporary():
+			code = fault.ServiceError
+		case said.OperationLost():
+			code = fault.OperationLost
+		case said.NotFound():
+			code = fault.EnrollmentNotFound
+		case said.Unauthorized():
+			code = fault.Unauthorized
+		}
+		f := fault.New(code, stage, err)
+		f.ServiceCode, f.TrackingID, f.RetryAfter = said.Code, said.TrackingID, said.RetryAfter
+		return f, true
+	}
+	var malformed *dps.MalformedError
+	if errors.As(err, &malformed) {
+		f := fault.New(fault.MalformedReply, stage, err)
+		f.RetryAfter = malformed.RetryAfter
+		return f, true
+	}
+	if errors.Is(err, dps.ErrNoReply) {
+		return fault.New(fault.NoReply, stage, err), true
+	}
+	return fault.Fault{}, false
+}
+
+// ofState knows what the disk can refuse.
+func ofState(err error, _ fault.Stage) (fault.Fault, bool) {
+	var (
+		locked *store.LockedError
+		newer  *store.NewerSchemaError
+		write  *store.WriteError
+		bad    *store.InvalidError
+	)
+	switch {
+	case errors.As(err, &locked):
+		return fault.New(fault.StateLocked, fault.StageState, err), true
+	case errors.As(err, &newer):
+		return fault.New(fault.StateNewerSchema, fault.StageState, err), true
+	case errors.As(err, &bad):
+		return fault.New(fault.MalformedReply, fault.StagePoll, err), true
+	case errors.As(err, &write):
+		return fault.New(fault.StateUnwritable, fault.StageState, err), true
+	}
+	return fault.Fault{}, false
+}
+
+// ofGateway knows the files of this gateway: credentials, identity, payload.
+func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
+	var (
+		secret   *attest.SecretError
+		identity *attest.IdentityError
+		payload  *payloadError
+	)
+	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.As(err, new(*fs.PathError))
+	switch {
+	case errors.As(err, &secret) && errors.Is(err, attest.ErrEncrypted):
+		return fault.New(fault.CredentialEncrypted, stage, err), true
+	case errors.As(err, &secret) && missing:
+		return fault.New(fault.CredentialUnreadable, stage, err), true
+	case errors.As(err, &secret):
+		return fault.New(fault.CredentialInvalid, stage, err), true
+	case errors.As(err, &identity) || errors.As(err, &payload):
+		if missing || errors.Is(err, attest.ErrNoMachineID) || errors.Is(err, attest.ErrNoHostname) {
+			return fault.New(fault.InputUnreadable, stage, err), true
+		}
+		return fault.New(fault.InputInvalid, stage, err), true
+	case errors.Is(err, dps.ErrPayload):
+		return fault.New(fault.InputInvalid, fault.StageIdentity, err), true
+	}
+	return fault.Fault{}, false
+}
+
+// stages translates the stages of package transport, in the order in which a
+// connection passes them.
+var stages = []struct {
+	transport transport.Stage
+	fault     fault.Stage
+}{
+	{transport.StageCA, fault.StageTLS},
+	{transport.StageName, fault.StageName},
+	{transport.StageTCP, fault.StageTCP},
+	{transport.StageProxy, fault.StageProxy},
+	{transport.StageTLS, fault.StageTLS},
+	{transport.StageWebSocket, fault.StageWebSocket},
+}
+
+// ofTransport knows why there is no connection. When several protocols were
+// tried, the one that got furthest tells most.
+func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
+	furthest, reached := (*transport.Error)(nil), -1
+	var several transport.Errors
+	if errors.As(err, &several) {
+		for _, e := range several {
+			if n := progress(e); n > reached {
+				furthest, reached = e, n
+			}
+		}
+	} else if errors.As(err, &furthest) {
+		reached = progress(furthest)
+	}
+	if reached < 0 {
+		return fault.Fault{}, false
+	}
+	stage := stages[reached].fault
+	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
+	cause := furthest.Err
+
+	var (
+		proxy    *transport.ProxyError
+		upgrade  *transport.UpgradeError
+		resolver *net.DNSError
+	)
+	switch {
+	case furthest.Stage == transport.StageCA:
+		return named(fault.CAUnreadable)
+	case unreachable(cause):
+		return named(fault.NetworkUnreachable)
+	case errors.As(cause, &proxy) && proxy.Status == 407:
+		return named(fault.ProxyAuth)
+	case furthest.Stage == transport.StageProxy:
+		return named(fault.ProxyRefused)
+	case errors.As(cause, &upgrade):
+		if upgrade.Status >= 300 && upgrade.Status < 400 || upgrade.Status == 511 {
+			return named(fault.CaptivePortal)
+		}
+		return named(fault.WebSocketRefused)
+	case errors.As(cause, &resolver) && strings.Contains(resolver.Err, "connection refused"):
+		return named(fault.ResolverMissing)
+	case errors.Is(cause, context.DeadlineExceeded) || isTimeout(cause):
+		if furthest.Stage == transport.StageName {
+			return named(fault.DNSFailed)
+		}
+		return named(fault.ConnectTimeout)
+	case furthest.Stage == transport.StageName:
+		return named(fault.DNSFailed)
+	case errors.Is(cause, syscall.ECONNREFUSED):
+		return named(fault.TCPRefused)
+	case furthest.Stage == transport.StageTLS:
+		return ofTLS(cause, err)
+	}
+	return ofStream(err, stage)
+}
+
+func progress(e *transport.Error) int {
+	for n, s := range stages {
+		if s.transport == e.Stage {
+			return n
+		}
+	}
+	return -1
+}
+
+// ofTLS knows why a handshake failed; whole is the error to report.
+func ofTLS(cause, whole error) (fault.Fault, bool) {
+	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, fault.StageTLS, whole), true }
+	var (
+		invalid   x509.CertificateInvalidError
+		hostname  x509.HostnameError
+		authority x509.UnknownAuthorityError
+		verify    *tls.CertificateVerificationError
+		foreign   *transport.NotTLSError
+	)
+	switch {
+	case errors.As(cause, &invalid) && invalid.Reason == x509.Expired:
+		if notYet(invalid) {
+			return named(fault.ClockImplausible)
+		}
+		return named(fault.TLSExpired)
+	case errors.As(cause, &hostname):
+		return named(fault.TLSWrongHost)
+	case errors.As(cause, &authority) || errors.As(cause, &verify):
+		return named(fault.TLSUntrusted)
+	case errors.As(cause, &foreign) && foreign.HTTP():
+		return named(fault.CaptivePortal)
+	case errors.As(cause, &foreign):
+		return named(fault.NotTLS)
+	case certificateRefused(cause):
+		return named(fault.CertificateRefused)
+	case strings.Contains(cause.Error(), "protocol version"):
+		return named(fault.TLSVersion)
+	}
+	if f, known := ofStream(whole, fault.StageTLS); known {
+		return f, true
+	}
+	return named(fault.TLSFailed)
+}
+
+// notYet tells a certificate of the future from one of the past: x509 has one
+// reason for both.
+func notYet(e x509.CertificateInvalidError) bool {
+	return e.Cert != nil && strings.Contains(e.Detail, "is before")
+}
+
+// refusals are the alerts of RFC 8446 §6.2 with which a server turns down the
+// client's certificate, in the words of crypto/tls, which exports no codes.
+var refusals = []string{
+	"tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate",
+	"tls: expired certificate", "tls: unknown certificate", "tls: unknown certificate authority",
+	"tls: access denied", "tls: certificate required",
+}
+
+// certificateRefused recognises such an alert. Under TLS 1.3 it arrives after
+// the client's side of the handshake is done, in place of the CONNACK.
+func certificateRefused(err error) bool {
+	alert, found := transport.RemoteAlert(err)
+	return found && slices.Contains(refusals, alert)
+}
+
+// ofMQTT knows what goes wrong inside the stream.
+func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
+	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
+	var (
+		connack  *mqttv3.ConnackError
+		suback   *mqttv3.SubackError
+		protocol *mqttv3.ProtocolError
+	)
+	switch {
+	case certificateRefused(err):
+		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
+	case errors.As(err, &connack):
+		switch connack.ReturnCode {
+		case 4, 5:
+			return named(fault.ConnackRefused)
+		case 3:
+			return named(fault.ConnackUnavailable)
+		case 1, 2:
+			return named(fault.ConnackRejected)
+		}
+		return named(fault.ProtocolViolation)
+	case errors.As(err, &suback):
+		return named(fault.NotDPS)
+	case errors.Is(err, mqttv3.ErrNotMQTT):
+		return named(fault.NotMQTT)
+	case errors.Is(err, mqttv3.ErrTimeout):
+		return named(fault.NoReply)
+	case errors.As(err, &protocol) || errors.Is(err, mqttv3.ErrPacketTooLarge):
+		return named(fault.ProtocolViolation)
+	case errors.Is(err, mqttv3.ErrInvalid):
+		return named(fault.RequestRefused)
+	case errors.Is(err, mqttv3.ErrClosed):
+		return named(fault.ConnectionLost)
+	}
+	return fault.Fault{}, false
+}
+
+// ofStream knows how a connection can end.
+func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
+	var op *net.OpError
+	switch {
+	case unreachable(err):
+		return fault.New(fault.NetworkUnreachable, stage, err), true
+	case isTimeout(err), errors.Is(err, context.DeadlineExceeded):
+		return fault.New(fault.NoReply, stage, err), true
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED),
+		errors.As(err, &op):
+		return fault.New(fault.ConnectionLost, stage, err), true
+	}
+	return fault.Fault{}, false
+}
+
+// unreachable means that nothing left this machine. The resolver hands on only
+// the text of its errors.
+func unreachable(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL} {
+		var resolver *net.DNSError
+		if errors.Is(err, errno) || errors.As(err, &resolver) && strings.Contains(resolver.Err, errno.Error()) {
+			return true
+		}
+	}
+	return false
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}

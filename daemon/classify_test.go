@@ -1,0 +1,176 @@
+package daemon
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// reply is the error that the registration makes of a message of the service.
+func reply(t *testing.T, topic, body string) error {
+	t.Helper()
+	r := &dps.Registration{Identity: dps.Identity{IDScope: "0ne00000000", RegistrationID: "gw-1"}}
+	if _, err := r.Begin(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Handle(time.Now(), dps.Message{Topic: topic, Payload: []byte(body)})
+	if err == nil {
+		t.Fatalf("%s %s is no error", topic, body)
+	}
+	return err
+}
+
+func TestClassify(t *testing.T) {
+	dial := func(stage transport.Stage, err error) error {
+		return at(fault.StageTCP, transport.Errors{{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Err: err}})
+	}
+	connect := func(err error) error { return at(fault.StageConnect, err) }
+	register := func(topic, body string) error { return at(fault.StageRegister, reply(t, topic, body)) }
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	secret := func(err error) error {
+		return at(fault.StageCredential, &attest.SecretError{Reference: attest.Reference{File: "/k"}, Err: err})
+	}
+	identity := func(err error) error {
+		return at(fault.StageIdentity, &attest.IdentityError{Source: "%m", Err: err})
+	}
+
+	for _, tt := range []struct {
+		name  string
+		err   error
+		code  fault.Code
+		stage fault.Stage
+	}{
+		{"no route", dial(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageTCP},
+		{"no route to the name server", dial(transport.StageName, &net.DNSError{Err: "dial udp 10.0.0.1:53: connect: network is unreachable", Name: "h"}), fault.NetworkUnreachable, fault.StageName},
+		{"nobody at the name server's port", dial(transport.StageName, &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "h"}), fault.ResolverMissing, fault.StageName},
+		{"no such name", dial(transport.StageName, &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), fault.DNSFailed, fault.StageName},
+		{"a silent name server", dial(transport.StageName, &transport.TimeoutError{After: time.Second, Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}), fault.DNSFailed, fault.StageName},
+		{"refused", dial(transport.StageTCP, refused), fault.TCPRefused, fault.StageTCP},
+		{"a silent peer", dial(transport.StageTCP, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTCP},
+		{"a mute TLS peer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},
+		{"the proxy wants a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyRefused, fault.StageProxy},
+		{"ca_file is missing", dial(transport.StageCA, fs.ErrNotExist), fault.CAUnreadable, fault.StageTLS},
+		{"unknown issuer", dial(transport.StageTLS, x509.UnknownAuthorityError{}), fault.TLSUntrusted, fault.StageTLS},
+		{"expired server certificate", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is after y"}), fault.TLSExpired, fault.StageTLS},
+		{"a server certificate of the future", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is before y"}), fault.ClockImplausible, fault.StageTLS},
+		{"reset in the handshake", dial(transport.StageTLS, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageTLS},
+		{"a handshake that fails otherwise", dial(transport.StageTLS, errors.New("tls: something")), fault.TLSFailed, fault.StageTLS},
+		{"the upgrade is redirected", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageWebSocket},
+		{"the upgrade is forbidden", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403}), fault.WebSocketRefused, fault.StageWebSocket},
+		{"of two protocols the one that got further counts", at(fault.StageTCP, transport.Errors{
+			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTLS, Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}},
+		}), fault.TLSWrongHost, fault.StageTLS},
+		{"of two that got equally far, the first counts", at(fault.StageTCP, transport.Errors{
+			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTCP, Err: &transport.TimeoutError{Err: context.DeadlineExceeded}},
+		}), fault.TCPRefused, fault.StageTCP},
+
+		{"CONNACK 1", connect(&mqttv3.ConnackError{ReturnCode: 1}), fault.ConnackRejected, fault.StageConnect},
+		{"CONNACK 2", connect(&mqttv3.ConnackError{ReturnCode: 2}), fault.ConnackRejected, fault.StageConnect},
+		{"CONNACK 3 is never a credential", connect(&mqttv3.ConnackError{ReturnCode: 3}), fault.ConnackUnavailable, fault.StageConnect},
+		{"CONNACK 4", connect(&mqttv3.ConnackError{ReturnCode: 4}), fault.ConnackRefused, fault.StageConnect},
+		{"CONNACK 5", connect(&mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, fault.StageConnect},
+		{"CONNACK 99", connect(&mqttv3.ConnackError{ReturnCode: 99}), fault.ProtocolViolation, fault.StageConnect},
+		{"HTTP inside TLS", connect(&mqttv3.NotMQTTError{First: []byte("HTTP/1.1 400")}), fault.NotMQTT, fault.StageConnect},
+		{"no CONNACK", connect(&mqttv3.TimeoutError{Exchange: "CONNACK"}), fault.NoReply, fault.StageConnect},
+		{"end of the stream", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, io.EOF)), fault.ConnectionLost, fault.StageConnect},
+		{"end of a raw stream", connect(io.EOF), fault.ConnectionLost, fault.StageConnect},
+		{"SUBACK 0x80", at(fault.StageSubscribe, &mqttv3.SubackError{Filter: "x"}), fault.NotDPS, fault.StageSubscribe},
+		{"a packet too large", at(fault.StageRegister, mqttv3.ErrPacketTooLarge), fault.ProtocolViolation, fault.StageRegister},
+
+		{"401", register("$dps/registrations/res/401/?$rid=1", `{"errorCode":401002,"trackingId":"t","message":"Unauthorized"}`), fault.Unauthorized, fault.StageRegister},
+		{"404", register("$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`), fault.EnrollmentNotFound, fault.StageRegister},
+		{"400", register("$dps/registrations/res/400/?$rid=1", `{"errorCode":400004}`), fault.RequestRefused, fault.StageRegister},
+		{"409", register("$dps/registrations/res/409/?$rid=1", `{}`), fault.RequestRefused, fault.StageRegister},
+		{"429", register("$dps/registrations/res/429/?$rid=1&retry-after=30", ``), fault.Throttled, fault.StageRegister},
+		{"503", register("$dps/registrations/res/503/?$rid=1", ``), fault.ServiceError, fault.StageRegister},
+		{"200 disabled", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"","status":"disabled"}`), fault.EnrollmentDisabled, fault.StageRegister},
+		{"200 failed", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"registrationId":"gw-1","status":"failed","errorCode":400207,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
+		{"200 unassigned", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"unassigned"}`), fault.AllocationFailed, fault.StageRegister},
+		{"a failed operation with the hub's 401 is no refused credential", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"status":"failed","errorCode":401002,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
+		{"JSON that is cut", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","sta`), fault.MalformedReply, fault.StageRegister},
+		{"no reply", at(fault.StagePoll, &dps.NoReplyError{Request: dps.RequestPoll}), fault.NoReply, fault.StagePoll},
+
+		{"the key file is missing", secret(fs.ErrNotExist), fault.CredentialUnreadable, fault.StageCredential},
+		{"the key file is not ours to read", secret(fs.ErrPermission), fault.CredentialUnreadable, fault.StageCredential},
+		{"the credential is sealed", secret(attest.ErrEncrypted), fault.CredentialEncrypted, fault.StageCredential},
+		{"the key is no base64", secret(attest.ErrNotBase64), fault.CredentialInvalid, fault.StageCredential},
+		{"the CN is another", secret(attest.ErrCommonName), fault.CredentialInvalid, fault.StageCredential},
+		{"no machine ID yet", identity(attest.ErrNoMachineID), fault.InputUnreadable, fault.StageIdentity},
+		{"a serial number that is none", identity(attest.ErrRegistrationID), fault.InputInvalid, fault.StageIdentity},
+		{"a payload that is no object", at(fault.StageIdentity, &payloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
+		{"a payload that is missing", at(fault.StageIdentity, &payloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
+
+		{"a full disk", at(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
+		{"a newer schema", at(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},
+		{"a second instance", &store.LockedError{PID: 7}, fault.StateLocked, fault.StageState},
+		{"an unknown error is our own defect", at(fault.StagePoll, errors.New("?")), fault.Internal, fault.StagePoll},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Classify(tt.err)
+			if f.Code != tt.code || f.Stage != tt.stage {
+				t.Errorf("%v: got %s in stage %s, want %s in %s", tt.err, f.Code, f.Stage, tt.code, tt.stage)
+			}
+			if f.Class != fault.Describe(tt.code).Class {
+				t.Errorf("class %s is not that of the catalogue", f.Class)
+			}
+			if f.Err == nil {
+				t.Error("the cause is lost")
+			}
+		})
+	}
+	if f := Classify(nil); f.Code != "" {
+		t.Errorf("no error is no fault, got %s", f.Code)
+	}
+}
+
+func TestClassifyKeepsWhatTheServiceSaid(t *testing.T) {
+	f := Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/429/?$rid=1&retry-after=30", `{"errorCode":429001,"trackingId":"4c7e","message":"Too many"}`)))
+	if f.ServiceCode != 429001 || f.TrackingID != "4c7e" || f.RetryAfter != 30*time.Second {
+		t.Errorf("errorCode %d, trackingId %q, retry-after %s", f.ServiceCode, f.TrackingID, f.RetryAfter)
+	}
+	f = Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/200/?$rid=1&retry-after=600", `{`)))
+	if f.RetryAfter != 10*time.Minute {
+		t.Errorf("a malformed reply loses its Retry-After: %s", f.RetryAfter)
+	}
+}
+
+func TestTheClockExplainsARefusal(t *testing.T) {
+	built := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	s := (&Daemon{BuiltAt: built}).supervisor()
+	refusal := at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
+	for _, tt := range []struct {
+		name string
+		r    result
+		now  time.Time
+		code fault.Code
+	}{
+		{"a 401 at a plausible time is the credential's", result{err: refusal}, built.Add(time.Hour), fault.Unauthorized},
+		{"a 401 before the program was built is the clock's", result{err: refusal}, built.Add(-time.Hour), fault.ClockImplausible},
+		{"a 401 with an expired certificate is the certificate's", result{err: refusal, validity: attest.ErrExpired}, built.Add(time.Hour), fault.CertificateExpired},
+		{"a 401 with a certificate of the future is the clock's", result{err: refusal, validity: attest.ErrNotYetValid}, built.Add(time.Hour), fault.ClockImplausible},
+		{"another failure stays what it is", result{err: at(fault.StageConnect, io.EOF), validity: attest.ErrExpired}, built.Add(-time.Hour), fault.ConnectionLost},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if f := s.classify(tt.r, tt.now); f.Code != tt.code || f.Class != fault.Describe(tt.code).Class {
+				t.Errorf("got %s (%s), want %s", f.Code, f.Class, tt.code)
+			}
+		})
+	}
+}

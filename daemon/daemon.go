@@ -1,0 +1,102 @@
+// Package daemon is the supervisor: it obtains the gateway's assignment from
+// the Device Provisioning Service, keeps it on disk, tells systemd, and goes on
+// for years.
+//
+// One goroutine owns all state and waits in one select (supervisor.go). An
+// attempt runs beside it and reports its phases (attempt.go). Every error goes
+// through one function that names it (classify.go) and one that turns it into
+// a delay (delay.go).
+package daemon
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// Settings is what a reload replaces as a whole.
+type Settings struct {
+	IDScope        string
+	RegistrationID attest.RegistrationID // resolved once, then kept until the next reload
+	APIVersion     string                // "" is the default of package dps
+	PayloadFile    string                // "": no payload
+	Credentials    []attest.Credential   // tried in this order when the service refuses one
+
+	// Dialer finds the way to the service; its Host is the endpoint.
+	Dialer          *transport.Dialer
+	ResponseTimeout time.Duration // for each answer; 0 stands for 60 s
+	KeepAlive       time.Duration // MQTT keep-alive; 0 switches it off
+
+	BootDelayMax time.Duration // a random delay up to this before the first contact
+	Retry        Retry
+}
+
+// Daemon is the whole service. Fill the fields and call Run once. Everything
+// that reaches outside (network, clock of the boot, files' changes, systemd,
+// randomness) is a field; the zero value of an optional one is named below.
+type Daemon struct {
+	Settings Settings
+	Store    store.Options  // where the record lives
+	Secrets  attest.Secrets // where credentials are found
+	Host     attest.Host    // for %H and %m; zero: this machine
+
+	// Reload reads the configuration again after a value on Hangup. nil, or an
+	// error, leaves the running one.
+	Reload func() (Settings, error)
+	// Hangup delivers SIGHUP, as signal.Notify does it. nil: never.
+	Hangup <-chan os.Signal
+	// Watch tells when one of the files changes, until the context ends. nil: never.
+	Watch func(ctx context.Context, paths ...string) (<-chan struct{}, error)
+	// ClockStepped delivers a value after a step of the wall clock. nil: never.
+	ClockStepped <-chan struct{}
+
+	// Notify sends a state to the service manager, sd_notify(3). nil: there is none.
+	Notify func(state string) error
+	// Watchdog is the interval of WATCHDOG_USEC; 0 when systemd asked for none.
+	Watchdog time.Duration
+
+	// Once makes Run return after the first durable assignment, and give up as
+	// soon as the service has refused every credential or the enrollment.
+	Once bool
+	// Timeout bounds Run when Once is set; 0 does not.
+	Timeout time.Duration
+
+	Version  string               // of the program, for ClientVersion
+	BuiltAt  time.Time            // a clock before this is implausible; zero: not judged
+	Log      *zap.Logger          // nil: nothing is logged
+	Rand     *rand.Rand           // for jitter; nil: seeded by the system
+	BootTime func() time.Duration // nil: CLOCK_BOOTTIME
+}
+
+// ErrTimeout is returned by Run when Once is set and Timeout has passed. It is
+// joined with the last fault, if there was one.
+var ErrTimeout = errors.New("not provisioned within the time-out")
+
+// Run provisions the gateway and stays until ctx ends; then it says farewell
+// to the service and returns nil. Trouble of any kind never ends it, with
+// these exceptions: *store.LockedError when another instance owns the state
+// directory, and with Once a fault.Fault or ErrTimeout.
+func (d *Daemon) Run(ctx context.Context) error {
+	s := d.supervisor()
+	defer s.close()
+	if err := s.open(time.Now()); err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+// IsRefusal reports whether err is what Run returns, with Once, for a gateway
+// that cannot be provisioned as things are.
+func IsRefusal(err error) bool {
+	var f fault.Fault
+	return errors.As(err, &f) && !errors.Is(err, ErrTimeout)
+}

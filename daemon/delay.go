@@ -1,0 +1,131 @@
+package daemon
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+// This file is the one place that computes delays. The protocol's own waits
+// (Retry-After between polls, the response time-out) are deadlines of
+// dps.Registration.
+
+const (
+	// holdLimit is the longest wait for a poll that keeps the connection open;
+	// for a longer one dpsd disconnects and comes back when the poll is due.
+	holdLimit = time.Minute
+	// settle lets a file that is written in several steps, or several files,
+	// come to rest before they are read.
+	settle = 250 * time.Millisecond
+	// changeGap is the least time between attempts that reach the service
+	// because a file changed, so that a file which changes all the time does
+	// not become traffic.
+	changeGap = 10 * time.Second
+	// stopLimit bounds the farewell after SIGTERM: DISCONNECT and a save that
+	// is under way.
+	stopLimit = 1500 * time.Millisecond
+	// extension is how far ahead EXTEND_TIMEOUT_USEC reaches; it is sent every
+	// extension/4 or oftener.
+	extension = time.Minute
+	// overdue is what a phase may exceed its deadline by before the supervisor
+	// counts as hung. The phases end themselves; this is for the ones that did not.
+	overdue = 5 * time.Second
+)
+
+// Retry holds the delays of the [retry] table. The zero value of a field
+// stands for the documented default.
+type Retry struct {
+	Initial        time.Duration // first transient delay; default 1 s
+	Max            time.Duration // longest transient delay; default 5 min
+	OfflineMax     time.Duration // longest delay while there is no route; default 10 s
+	RefusedInitial time.Duration // first delay after a refusal; default 5 min
+	RefusedMax     time.Duration // longest delay after refusals; default 1 h
+}
+
+// Lane is the pace at which dpsd tries again.
+type Lane string
+
+// The lanes.
+const (
+	LaneNext      Lane = "next-credential" // at once, with the next credential
+	LaneOffline   Lane = "offline"         // quick: such an attempt sends nothing
+	LaneTransient Lane = "transient"       // doubling from Initial to Max
+	LaneThrottled Lane = "throttled"       // as the service asks
+	LaneRefused   Lane = "refused"         // slow: a person has to change something
+)
+
+// history counts the faults of each lane since the last success. A fault of
+// one lane leaves the others as they are: hours without a route must not make
+// the first attempt after them slow.
+type history struct{ offline, transient, refused int }
+
+// after returns the wait after fault f and its lane, and counts f. more says
+// that another credential of this round is left. The service's Retry-After is
+// a floor in every lane, and jitter only adds to it (§8 of the design: the
+// rule that no rival keeps).
+func (r Retry) after(f fault.Fault, more bool, h *history, random *rand.Rand) (time.Duration, Lane) {
+	var wait, jitter time.Duration
+	var lane Lane
+	switch f.Class {
+	case fault.Credential, fault.Input:
+		if more && (f.Class == fault.Credential || f.Stage == fault.StageCredential) {
+			return f.RetryAfter, LaneNext
+		}
+		wait, lane = r.refused(h, random), LaneRefused
+	case fault.Enrollment, fault.Clock, fault.Configuration:
+		wait, lane = r.refused(h, random), LaneRefused
+	case fault.Offline:
+		d := doubled(or(r.Initial, time.Second), or(r.OfflineMax, 10*time.Second), &h.offline)
+		wait, lane = upperHalf(d, random), LaneOffline
+	case fault.Throttling:
+		d := doubled(or(r.Initial, time.Second), or(r.Max, 5*time.Minute), &h.transient)
+		wait, jitter, lane = upperHalf(d, random), upTo(d, random), LaneThrottled
+	default:
+		d := doubled(or(r.Initial, time.Second), or(r.Max, 5*time.Minute), &h.transient)
+		wait, lane = upperHalf(d, random), LaneTransient
+		if f.RetryAfter > 0 {
+			jitter = upTo(d, random)
+		}
+	}
+	return max(wait, f.RetryAfter) + jitter, lane
+}
+
+// refused is exponential with a quarter of jitter to either side.
+func (r Retry) refused(h *history, random *rand.Rand) time.Duration {
+	d := doubled(or(r.RefusedInitial, 5*time.Minute), or(r.RefusedMax, time.Hour), &h.refused)
+	return d*3/4 + upTo(d/2, random)
+}
+
+// doubled returns first doubled *n times, at most limit, and counts.
+func doubled(first, limit time.Duration, n *int) time.Duration {
+	d := first
+	for range *n {
+		if d >= limit {
+			break
+		}
+		d *= 2
+	}
+	*n++
+	return min(d, limit)
+}
+
+// upperHalf draws from [d/2, d].
+func upperHalf(d time.Duration, random *rand.Rand) time.Duration {
+	return d/2 + upTo(d-d/2, random)
+}
+
+// upTo draws from [0, d].
+func upTo(d time.Duration, random *rand.Rand) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(random.Int64N(int64(d) + 1))
+}
+
+func or(d, standard time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return standard
+}

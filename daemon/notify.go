@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+)
+
+// notifier tells the service manager what is going on, sd_notify(3). Without
+// one (send is nil) every method does nothing; a failure to notify never stops
+// provisioning and is logged once.
+type notifier struct {
+	send   func(state string) error
+	log    *zap.Logger
+	status string // the last STATUS=, not sent twice
+	failed bool
+}
+
+func (n *notifier) notify(state string) {
+	if n.send == nil {
+		return
+	}
+	if err := n.send(state); err != nil && !n.failed {
+		n.failed = true
+		n.log.Warn("notify-failed", zap.Error(err))
+	}
+}
+
+// statusLine is the STATUS= assignment: one line, whatever an error text holds.
+func statusLine(text string) string {
+	return "STATUS=" + strings.Join(strings.Fields(text), " ")
+}
+
+func (n *notifier) setStatus(text string) {
+	if line := statusLine(text); line != n.status {
+		n.status = line
+		n.notify(line)
+	}
+}
+
+// ready says READY=1 together with the status, so that nobody sees the one
+// without the other.
+func (n *notifier) ready(text string) {
+	n.status = statusLine(text)
+	n.notify(sd.SdNotifyReady + "\n" + n.status)
+}
+
+// reloading must be followed by ready on every path: systemd bounds a reload
+// by no time-out.
+func (n *notifier) reloading() {
+	n.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+}
+
+func (n *notifier) stopping() { n.notify(sd.SdNotifyStopping + "\n" + statusLine("Stopping")) }
+
+func (n *notifier) watchdog() { n.notify(sd.SdNotifyWatchdog) }
+
+func (n *notifier) extend(by time.Duration) {
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", by.Microseconds()))
+}

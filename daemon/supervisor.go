@@ -1,0 +1,457 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// supervisor is the state of a running daemon. Only the goroutine of run
+// touches it; an attempt gets a copy of what it needs and hands back a result.
+type supervisor struct {
+	*Daemon
+	settings Settings // the current ones; Daemon.Settings are the first
+	store    *store.Store
+	notify   notifier
+	log      *zap.Logger
+	random   *rand.Rand
+	noticed  int // how many of the store's notices were logged
+
+	// What is known.
+	registrationID string            // once resolved
+	registration   *dps.Registration // kept while its operation runs
+	payload        []byte            // of registration
+	credential     int               // the one to use, an index into settings.Credentials
+	tried          int               // how many of this round failed for a reason of their own
+	history        history
+	unsaved        *store.Record // assigned, but the disk refused it
+	floors         floors
+	ready          bool // READY=1 was sent
+	lastFault      fault.Fault
+	connackBusy    int // CONNACK 3 in a row
+
+	// What is going on. Either an attempt runs, or due says when the next one
+	// starts (zero: not by itself).
+	attempt  context.CancelFunc // nil: none runs
+	started  time.Time          // of the last attempt
+	phase    phase              // of the running attempt
+	replaced bool               // the settings were replaced while it ran
+	wanted   time.Time          // when a trigger asked for the next one while it ran
+	due      time.Time
+	lane     Lane
+	hung     bool // the gate is shut; said once
+	phases   chan phase
+	results  chan result
+	changes  <-chan struct{} // from Watch
+	unwatch  context.CancelFunc
+	assigned bool // in this run
+}
+
+// phase is a step of an attempt, with the time at which the step ends itself.
+type phase struct {
+	stage    fault.Stage
+	status   string // for STATUS=
+	deadline time.Time
+}
+
+func (d *Daemon) supervisor() *supervisor {
+	s := &supervisor{Daemon: d, settings: d.Settings, log: d.Log, random: d.Rand}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.random == nil {
+		s.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // jitter needs no secrecy
+	}
+	s.notify = notifier{send: d.Notify, log: s.log}
+	s.floors = floors{runtime: store.Runtime{Directory: d.Store.RuntimeDirectory}, bootTime: d.BootTime}
+	s.phases = make(chan phase)
+	s.results = make(chan result, 1) // an attempt that outlives run can still end
+	return s
+}
+
+// open takes the lock and reads the last record. Only a second instance is an
+// error; what else may be wrong with the directory is met again, and named, at
+// the save.
+func (s *supervisor) open(now time.Time) error {
+	var err error
+	if s.store, err = store.Open(s.Store, now); err != nil {
+		return err
+	}
+	s.tellNotices()
+	fields := []zap.Field{zap.String("endpoint", s.settings.Dialer.Host), zap.String("idScope", s.settings.IDScope)}
+	if rec, found := s.store.Current(); found {
+		fields = append(fields, zap.String("publishedHub", rec.AssignedHub), zap.Uint64("generation", rec.Generation))
+	}
+	s.log.Info("started", append(fields, zap.String("version", s.Version))...)
+	s.due = now.Add(upTo(s.settings.BootDelayMax, s.random))
+	return nil
+}
+
+// tellNotices logs what the store found and mended since it was last asked.
+func (s *supervisor) tellNotices() {
+	all := s.store.Notices()
+	for _, n := range all[s.noticed:] {
+		s.log.Warn("state-notice", zap.Stringer("notice", n))
+	}
+	s.noticed = len(all)
+}
+
+func (s *supervisor) close() {
+	if s.store != nil {
+		s.store.Close()
+	}
+}
+
+// run is the loop: one goroutine, one select, the clock read once a turn.
+func (s *supervisor) run(ctx context.Context) error {
+	s.watch(ctx)
+	defer func() { s.unwatch() }()
+	var limit <-chan time.Time
+	if s.Once && s.Timeout > 0 {
+		limit = time.After(s.Timeout)
+	}
+	beat := s.newBeat()
+	defer beat.Stop()
+	if now := time.Now(); s.due.After(now) {
+		s.waiting(now, "boot delay")
+	}
+	for {
+		wake := time.NewTimer(s.sleep(time.Now()))
+		if s.due.IsZero() || s.attempt != nil {
+			wake.Stop() // nothing is due by itself
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			wake.Stop()
+			return s.stop()
+		case <-s.Hangup:
+			s.reload(ctx, time.Now())
+		case <-wake.C:
+			s.begin(ctx, time.Now())
+		case p := <-s.phases:
+			s.phase = p
+			s.notify.setStatus(p.status)
+		case r := <-s.results:
+			err = s.finish(ctx, r, time.Now())
+		case <-s.changes:
+			s.filesChanged(time.Now())
+		case <-s.ClockStepped:
+			s.clockStepped(time.Now())
+		case <-beat.C:
+			s.beat(time.Now())
+			if s.ready && s.Watchdog == 0 {
+				beat.Stop() // READY is out and nobody asked for a watchdog
+			}
+		case <-limit:
+			_ = s.stop()
+			if s.lastFault.Code != "" {
+				return fmt.Errorf("%w: %w", ErrTimeout, s.lastFault)
+			}
+			return ErrTimeout
+		}
+		wake.Stop()
+		if err != nil || s.Once && s.assigned {
+			return err
+		}
+	}
+}
+
+func (s *supervisor) sleep(now time.Time) time.Duration { return max(0, s.due.Sub(now)) }
+
+// begin starts an attempt. It reads its inputs afresh.
+func (s *supervisor) begin(ctx context.Context, now time.Time) {
+	ctx, s.attempt = context.WithCancel(ctx)
+	s.started, s.replaced, s.wanted, s.due = now, false, time.Time{}, time.Time{}
+	s.phase = phase{deadline: now.Add(overdue)}
+	a := &attempt{
+		settings:       s.settings,
+		secrets:        s.Secrets,
+		host:           s.Host,
+		version:        s.Version,
+		store:          s.store,
+		floors:         &s.floors,
+		registrationID: s.registrationID,
+		registration:   s.registration,
+		payload:        s.payload,
+		credential:     s.settings.Credentials[s.credential],
+		record:         s.unsaved,
+		log:            s.log,
+		phases:         s.phases,
+	}
+	go func() { s.results <- a.run(ctx) }()
+}
+
+// finish takes over what an attempt achieved. It returns an error only when
+// that ends the daemon.
+func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error {
+	s.attempt()
+	s.attempt = nil
+	s.tellNotices()
+	if s.replaced {
+		// What this attempt found out about the old settings counts for nothing;
+		// what it assigned stays on disk until the next one.
+		s.due = now
+		return nil
+	}
+	if s.registrationID == "" && r.registrationID != "" {
+		defer s.watch(ctx) // a credential's place may be known only now
+	}
+	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
+	var err error
+	switch {
+	case r.err != nil:
+		err = s.failed(r, now)
+	case r.wait > 0:
+		s.due = now.Add(r.wait)
+		s.waiting(now, "DPS asked to wait (Retry-After)")
+	default:
+		s.provisioned(r)
+	}
+	if !s.wanted.IsZero() {
+		s.trigger(s.wanted)
+	}
+	return err
+}
+
+// provisioned is reached when DPS has answered 200 with status assigned and the
+// record is durable: READY means both.
+func (s *supervisor) provisioned(r result) {
+	s.assigned = true
+	s.history, s.credential, s.tried, s.connackBusy = history{}, 0, 0, 0
+	s.due, s.lane, s.lastFault = time.Time{}, "", fault.Fault{}
+	rec, _ := s.store.Current()
+	s.log.Info("assigned",
+		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
+		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
+		zap.Uint64("generation", rec.Generation), zap.Stringer("state", r.saved),
+		zap.String("protocol", r.protocol))
+	status := fmt.Sprintf("Assigned to %s as %s", rec.AssignedHub, rec.DeviceID)
+	if s.ready {
+		s.notify.setStatus(status)
+		return
+	}
+	s.ready = true
+	s.notify.ready(status)
+}
+
+// failed names the fault, chooses the next credential and the delay.
+func (s *supervisor) failed(r result, now time.Time) error {
+	f := s.classify(r, now)
+	s.lastFault = f
+	if f.Code == fault.ConnackUnavailable {
+		s.connackBusy++
+	} else {
+		s.connackBusy = 0
+	}
+	more := s.tried+1 < len(s.settings.Credentials)
+	wait, lane := s.settings.Retry.after(f, more, &s.history, s.random)
+	switch {
+	case lane == LaneNext:
+		s.tried++
+		s.credential = (s.credential + 1) % len(s.settings.Credentials)
+	case lane == LaneRefused && f.Stage != fault.StageIdentity:
+		s.tried, s.credential = 0, 0 // the next round begins with the first
+	}
+	s.due, s.lane = now.Add(wait), lane
+	advice := fault.Describe(f.Code).Advice
+	if s.connackBusy >= 10 {
+		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."
+	}
+	s.log.Warn("fault",
+		zap.String("fault", string(f.Code)), zap.String("stage", string(f.Stage)), zap.String("class", string(f.Class)),
+		zap.NamedError("cause", f.Err), zap.Int("serviceCode", f.ServiceCode), zap.String("trackingId", f.TrackingID),
+		zap.String("credential", r.credential), zap.String("lane", string(lane)), zap.Duration("retryIn", wait.Round(time.Millisecond)),
+		zap.String("advice", advice))
+	s.waiting(now, f.Error())
+	if s.Once && (lane == LaneRefused || f.Class == fault.Storage) {
+		return f
+	}
+	return nil
+}
+
+// waiting says on STATUS= why nothing happens, and until when.
+func (s *supervisor) waiting(now time.Time, why string) {
+	text := why
+	if wait := s.due.Sub(now); wait > 0 {
+		text = fmt.Sprintf("%s; next attempt in %s, at %s", why, wait.Round(time.Second), s.due.UTC().Format("15:04:05 UTC"))
+	}
+	if s.ready {
+		if rec, found := s.store.Current(); found {
+			text = fmt.Sprintf("Assigned to %s as %s; registering again: %s", rec.AssignedHub, rec.DeviceID, text)
+		}
+	}
+	s.notify.setStatus(text)
+}
+
+// trigger asks for an attempt at the given time, or earlier when one is due
+// anyway. The floor is kept by the attempt itself, whoever asked for it.
+func (s *supervisor) trigger(at time.Time) {
+	next := &s.due
+	if s.attempt != nil {
+		next = &s.wanted
+	}
+	if next.IsZero() || at.Before(*next) {
+		*next = at
+	}
+}
+
+// filesChanged: a key, a certificate, the serial number or the payload has
+// appeared or is another one.
+func (s *supervisor) filesChanged(now time.Time) {
+	at := now.Add(settle)
+	if s.lastFault.Class != fault.Input {
+		at = later(at, s.started.Add(changeGap))
+	}
+	s.log.Info("files-changed")
+	s.credential, s.tried = 0, 0
+	s.trigger(at)
+}
+
+// clockStepped ends the waits whose cause may have been the clock.
+func (s *supervisor) clockStepped(now time.Time) {
+	s.log.Info("clock-stepped")
+	if s.lane == LaneRefused {
+		s.trigger(now)
+	}
+}
+
+// reload is SIGHUP. Before the first READY systemd hears nothing of it: a
+// RELOADING=1 then would make the unit active.
+func (s *supervisor) reload(ctx context.Context, now time.Time) {
+	if s.ready {
+		s.notify.reloading()
+	}
+	status := ""
+	settings, err := s.settings, error(nil)
+	if s.Reload != nil {
+		settings, err = s.Reload()
+	}
+	if err != nil {
+		status = "The new configuration is refused, the old one stays: " + err.Error()
+		s.log.Error("reload-refused", zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
+	} else {
+		status = "Configuration reloaded; registering again"
+		s.log.Info("reloaded")
+		s.settings = settings
+		s.registrationID, s.registration, s.payload = "", nil, nil
+		s.credential, s.tried, s.history = 0, 0, history{}
+		s.lastFault, s.lane = fault.Fault{}, ""
+		s.unsaved = nil
+		s.watch(ctx)
+		if s.attempt != nil {
+			s.replaced = true
+			s.attempt()
+		}
+		s.trigger(now)
+	}
+	if s.ready {
+		s.notify.ready(status)
+	} else {
+		s.notify.setStatus(status)
+	}
+}
+
+// watch watches the files that the settings name.
+func (s *supervisor) watch(ctx context.Context) {
+	if s.unwatch != nil {
+		s.unwatch()
+	}
+	ctx, s.unwatch = context.WithCancel(ctx)
+	s.changes = nil
+	if s.Watch == nil {
+		return
+	}
+	paths := s.settings.RegistrationID.Paths(s.Secrets)
+	for _, c := range s.settings.Credentials {
+		for _, ref := range c.References() {
+			paths = append(paths, s.Secrets.Path(ref))
+		}
+	}
+	paths = append(paths, s.settings.PayloadFile, s.settings.Dialer.CAFile)
+	known := paths[:0]
+	for _, p := range paths {
+		if p != "" {
+			known = append(known, p)
+		}
+	}
+	if len(known) == 0 {
+		return
+	}
+	changes, err := s.Watch(ctx, known...)
+	if err != nil {
+		s.log.Warn("watch-failed", zap.Error(err))
+		return
+	}
+	s.changes = changes
+}
+
+// newBeat is the ticker of the watchdog and of EXTEND_TIMEOUT_USEC. Without a
+// service manager it never ticks.
+func (s *supervisor) newBeat() *time.Ticker {
+	every := extension / 4
+	if s.Watchdog > 0 {
+		every = min(every, s.Watchdog/2)
+	}
+	t := time.NewTicker(every)
+	if s.Notify == nil {
+		t.Stop()
+	}
+	return t
+}
+
+// beat is the one gate in front of EXTEND_TIMEOUT_USEC and WATCHDOG=1: this
+// loop turns, and the attempt meets its phase's deadline.
+func (s *supervisor) beat(now time.Time) {
+	if s.attempt != nil && now.After(s.phase.deadline.Add(overdue)) {
+		if !s.hung {
+			s.hung = true
+			s.log.Error("hung", zap.String("stage", string(s.phase.stage)), zap.Time("deadline", s.phase.deadline))
+		}
+		return
+	}
+	s.hung = false
+	switch {
+	case !s.ready:
+		s.notify.extend(extension)
+	case s.Watchdog > 0:
+		s.notify.watchdog()
+	}
+}
+
+// stop ends a running attempt and waits for its farewell, but not for long.
+func (s *supervisor) stop() error {
+	s.notify.stopping()
+	s.log.Info("stopping")
+	if s.attempt == nil {
+		return nil
+	}
+	s.attempt()
+	late := time.NewTimer(stopLimit)
+	defer late.Stop()
+	for {
+		select {
+		case <-s.phases:
+		case <-s.results:
+			return nil
+		case <-late.C:
+			s.log.Warn("stopped-late", zap.String("stage", string(s.phase.stage)))
+			s.store = nil // the attempt still uses it; the process ends anyway
+			return nil
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
