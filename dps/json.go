@@ -3,7 +3,9 @@ package dps
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"unicode/utf8"
 )
@@ -85,8 +87,11 @@ func checkNames(body []byte) error {
 	var stack []level
 	for {
 		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
 		if err != nil {
-			return nil // the end: the text was found valid before
+			return fmt.Errorf("the body is not JSON: %w", err)
 		}
 		top := len(stack) - 1
 		if name, ok := token.(string); ok && top >= 0 && stack[top].names != nil && !stack[top].value {
@@ -137,9 +142,9 @@ func parseObject(raw json.RawMessage, where string) (object, error) {
 	return o, nil
 }
 
-// append writes the object as compact JSON.
-func (o object) append(dst []byte) []byte {
-	dst = append(dst, '{')
+// encode returns the object as compact JSON.
+func (o object) encode() []byte {
+	dst := []byte{'{'}
 	for i, m := range o {
 		if i > 0 {
 			dst = append(dst, ',')

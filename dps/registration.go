@@ -75,7 +75,7 @@ func CheckPayload(b []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s", ErrPayload, strings.Replace(err.Error(), "the body", "it", 1))
 	}
-	if n := len(o.append(nil)); n > maxRequest-1024 {
+	if n := len(o.encode()); n > maxRequest-1024 {
 		return fmt.Errorf("%w: %d bytes, the service takes %d with what is around it", ErrPayload, n, maxRequest)
 	}
 	return nil
@@ -253,5 +253,5 @@ func (r *Registration) body() ([]byte, error) {
 		}
 		o = append(o, member{"payload", r.Payload})
 	}
-	return o.append(nil), nil
+	return o.encode(), nil
 }

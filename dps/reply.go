@@ -334,7 +334,7 @@ func parseAssignment(o object) (*Assignment, error) {
 			return nil, errors.New("issuedCertificateChain has an empty certificate")
 		}
 	}
-	a.State = withoutSecrets(state).append(nil)
+	a.State = withoutSecrets(state).encode()
 	return &a, nil
 }
 
@@ -355,7 +355,7 @@ func withoutSecrets(state object) object {
 					rest = append(rest, n)
 				}
 			}
-			m.value = rest.append(nil)
+			m.value = rest.encode()
 		}
 		kept = append(kept, m)
 	}
@@ -390,8 +390,9 @@ func hostName(s string) bool {
 			return false
 		}
 		for i := range len(label) {
-			c := label[i]
-			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-') {
+			switch c := label[i]; {
+			case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-':
+			default:
 				return false
 			}
 		}
