@@ -31,7 +31,7 @@ type Conn struct {
 // of a second; it may be called more than once and while others read or write.
 func (c *Conn) Close() error {
 	c.close.Do(func() {
-		t := time.AfterFunc(closeGrace, func() { c.raw.Close() })
+		t := time.AfterFunc(closeGrace, func() { _ = c.raw.Close() })
 		defer t.Stop()
 		c.err = c.Conn.Close()
 	})

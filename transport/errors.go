@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -23,7 +24,7 @@ const (
 
 // Error is one protocol that led to no stream.
 type Error struct {
-	Protocol Protocol
+	Protocol Protocol // "" with stage "ca", which all protocols share
 	Stage    Stage
 	Address  string // what was dialled, or the file of stage "ca"
 	Proxy    string // host:port of the proxy, "" for none
@@ -32,7 +33,10 @@ type Error struct {
 
 // Error says what was tried, where it ended and why.
 func (e *Error) Error() string {
-	what := fmt.Sprintf("%s: %s %s", e.Protocol, e.Stage, e.Address)
+	what := fmt.Sprintf("%s %s", e.Stage, e.Address)
+	if e.Protocol != "" {
+		what = string(e.Protocol) + ": " + what
+	}
 	if e.Proxy != "" && e.Proxy != e.Address {
 		what += " through proxy " + e.Proxy
 	}
@@ -86,6 +90,9 @@ func (e *TimeoutError) Error() string {
 
 // Unwrap returns what was under way when the time was over.
 func (e *TimeoutError) Unwrap() error { return e.Err }
+
+// Is makes every time-out match context.DeadlineExceeded, whatever was under way.
+func (e *TimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // Timeout returns true.
 func (e *TimeoutError) Timeout() bool { return true }

@@ -85,6 +85,7 @@ func connectThrough(ctx context.Context, raw net.Conn, proxy *url.URL, address s
 		if _, err := io.WriteString(raw, b.String()); err != nil {
 			return err
 		}
+		//nolint:bodyclose // the body is left unread: the stream is the tunnel, or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
 		if err != nil {
 			return fmt.Errorf("the proxy's answer: %w", err)
@@ -127,7 +128,6 @@ func newHTTPReader(conn net.Conn) *httpReader {
 // alone.
 func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 	for {
-		//nolint:bodyclose // the body is the stream itself, and its owner closes that
 		response, err := http.ReadResponse(r.buf, request)
 		if err != nil {
 			if r.limit.N == 0 {

@@ -71,7 +71,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 	}
 	roots, err := d.roots()
 	if err != nil {
-		return nil, Errors{{Protocol: protocols[0], Stage: StageCA, Address: d.CAFile, Err: err}}
+		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
 	for _, p := range protocols {
@@ -142,7 +142,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	}
 	secure, err := handshake(ctx, raw, a.config)
 	if err != nil {
-		raw.Close()
+		_ = raw.Close()
 		return nil, a.fail(StageTLS, address, err)
 	}
 	c := &Conn{
@@ -156,7 +156,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	if a.protocol == WebSocket {
 		ws, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
-			raw.Close()
+			_ = raw.Close()
 			// Under TLS 1.3 the server judges the client certificate after the client's
 			// handshake is over: its alert arrives in place of the first answer.
 			if _, ok := RemoteAlert(err); ok {
@@ -196,7 +196,7 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 		}
 		tunnel, err := connectThrough(ctx, raw, proxy, address)
 		if err != nil {
-			raw.Close()
+			_ = raw.Close()
 			return nil, a.fail(StageProxy, proxyAddress, err)
 		}
 		return tunnel, nil
@@ -223,7 +223,7 @@ func orDefault(port, otherwise int) int {
 // deadline of conn ends what f is at, and the error is that of ctx.
 func interruptible(ctx context.Context, conn net.Conn, f func() error) error {
 	stop := context.AfterFunc(ctx, func() {
-		conn.SetDeadline(time.Unix(1, 0))
+		_ = conn.SetDeadline(time.Unix(1, 0))
 	})
 	err := f()
 	if !stop() {

@@ -3,10 +3,10 @@ package transport
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -42,13 +42,14 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, er
 			CompressionMode: websocket.CompressionDisabled,
 		})
 		if err != nil {
-			if refused := (*UpgradeError)(nil); errors.As(err, &refused) {
-				return refused
+			// net/http says around it what was asked; the Error here says so better.
+			if request := (*url.Error)(nil); errors.As(err, &request) {
+				return request.Err
 			}
 			return err
 		}
 		if !strings.EqualFold(c.Subprotocol(), "mqtt") {
-			c.CloseNow()
+			_ = c.CloseNow()
 			return &UpgradeError{
 				Status: http.StatusSwitchingProtocols,
 				Reason: "the server did not choose the subprotocol mqtt", // [MQTT-6.0.0-4]
@@ -113,7 +114,7 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 			}
 			if kind != websocket.MessageBinary {
 				// [MQTT-6.0.0-1]; not by the library's Close, which waits for an answer.
-				c.ws.CloseNow()
+				_ = c.ws.CloseNow()
 				return 0, errors.New("websocket: a message that is not binary")
 			}
 			c.message = message
@@ -144,7 +145,7 @@ func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
 func endOfStream(err error) error {
 	switch websocket.CloseStatus(err) {
 	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
-		return fmt.Errorf("websocket: %w", io.EOF)
+		return io.EOF
 	}
 	return err
 }
