@@ -23,7 +23,6 @@ const (
 	caLife       = 20 * 365 * 24 * time.Hour
 	leafLife     = 2 * 365 * 24 * time.Hour
 	globalName   = "global.azure-devices-provisioning.net"
-	maxCNOctets  = 64 // X.520 ub-common-name
 	wrongName    = "wrong-host.example"
 	pemCert      = "CERTIFICATE"
 	pemKey       = "PRIVATE KEY"
@@ -32,6 +31,10 @@ const (
 	otherCACN    = "dpsd-sim unknown root"
 	organization = "dpsd-sim"
 )
+
+// MaxCommonName is how many octets a common name may have, X.520
+// ub-common-name: a longer registration ID has no certificate.
+const MaxCommonName = 64
 
 // authority is a certificate authority with its key.
 type authority struct {
@@ -120,11 +123,11 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 
 // device issues a client certificate whose common name is the registration ID.
 func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
-	if !isRegistrationID(registrationID) {
+	if !IsRegistrationID(registrationID) {
 		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
-	if len(registrationID) > maxCNOctets {
-		return nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, maxCNOctets)
+	if len(registrationID) > MaxCommonName {
+		return nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
 	}
 	return a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: registrationID},

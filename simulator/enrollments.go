@@ -133,7 +133,7 @@ func compile(e *Enrollments) ([]entry, []problem) {
 		bad := func(key, format string, args ...any) {
 			problems = append(problems, problem{"individual", i, key, fmt.Sprintf(format, args...)})
 		}
-		if !isRegistrationID(d.RegistrationID) {
+		if !IsRegistrationID(d.RegistrationID) {
 			bad("registration_id", "%q is not a registration ID", d.RegistrationID)
 		}
 		if seen[strings.ToLower(d.RegistrationID)] {

@@ -32,7 +32,7 @@ func parseUserName(text string) (userName, error) {
 	if u.scope == "" {
 		return u, errors.New("the user name has no ID scope")
 	}
-	if !isRegistrationID(u.registrationID) {
+	if !IsRegistrationID(u.registrationID) {
 		return u, fmt.Errorf("%q is not a registration ID", u.registrationID)
 	}
 	for i, pair := range strings.Split(parts[3], "&") {
@@ -57,9 +57,9 @@ func parseUserName(text string) (userName, error) {
 	return u, nil
 }
 
-// isRegistrationID checks the grammar of the service: up to 128 letters,
+// IsRegistrationID checks the grammar of the service: up to 128 letters,
 // digits and -._: with a letter or digit first, and a letter, digit or hyphen last.
-func isRegistrationID(id string) bool {
+func IsRegistrationID(id string) bool {
 	alphanumeric := func(c byte) bool {
 		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 	}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// endpointFile names the file that tells others where the simulator listens.
+const endpointFile = "endpoint.json"
+
+// serverName is the host name to connect to; the server's certificate has it.
+const serverName = "localhost"
+
+// flags are those that serve and exec share.
+type flags struct {
+	dir, mqtt, webSocket, enrollments, scenario, packetLog string
+	seed                                                   uint64
+}
+
+func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
+	c.Flags().StringVar(&f.dir, "dir", "", "the `DIR`ectory of keys, certificates and enrollments; made on first use")
+	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "the `ADDR`ess for MQTT over TLS; empty for none, port 0 for a free one")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "the `ADDR`ess for MQTT over WebSocket; empty for none, port 0 for a free one")
+	c.Flags().StringVar(&f.enrollments, "enrollments", "", "the `FILE` that says who may register (default DIR/enrollments.toml)")
+	c.Flags().StringVar(&f.scenario, "scenario", "", "the `FILE` of settings and faults")
+	c.Flags().StringVar(&f.packetLog, "packet-log", "", "the `FILE` to which every packet is written as a line of JSON")
+	c.Flags().Uint64Var(&f.seed, "seed", 0, "makes operation and tracking IDs repeatable")
+}
+
+// endpoint is a simulator that listens.
+type endpoint struct {
+	Endpoint      string `json:"endpoint"`
+	MQTTPort      int    `json:"mqttPort,omitempty"`
+	WebSocketPort int    `json:"webSocketPort,omitempty"`
+	MQTT          string `json:"mqtt,omitempty"`      // address in use
+	WebSocket     string `json:"webSocket,omitempty"` // address in use
+	IDScope       string `json:"idScope"`
+	CAFile        string `json:"caFile"`
+	Process       int    `json:"pid"`
+
+	server *simulator.Server
+	log    *os.File
+	file   string
+}
+
+// open starts a simulator; close ends it.
+func (f *flags) open() (*endpoint, error) {
+	if f.mqtt == "" && f.webSocket == "" {
+		return nil, &usageError{errors.New("--mqtt and --websocket are both empty: nothing to listen on")}
+	}
+	dir, err := filepath.Abs(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	o := simulator.Options{Directory: dir, Seed: f.seed, DiscardLog: true}
+	if f.scenario != "" {
+		text, err := os.ReadFile(f.scenario)
+		if err != nil {
+			return nil, err
+		}
+		if o.Scenario, err = simulator.ParseScenario(f.scenario, bytes.NewReader(text)); err != nil {
+			return nil, err
+		}
+	}
+	if f.enrollments != "" {
+		text, err := os.ReadFile(f.enrollments)
+		if err != nil {
+			return nil, err
+		}
+		if o.Enrollments, err = simulator.ParseEnrollments(f.enrollments, bytes.NewReader(text)); err != nil {
+			return nil, err
+		}
+	}
+	e := &endpoint{
+		Endpoint: serverName,
+		CAFile:   filepath.Join(dir, "ca.pem"),
+		Process:  os.Getpid(),
+		file:     filepath.Join(dir, endpointFile),
+	}
+	if f.packetLog != "" {
+		if e.log, err = os.Create(f.packetLog); err != nil {
+			return nil, err
+		}
+		o.PacketLog = e.log
+	}
+	if e.server, err = simulator.New(o); err != nil {
+		e.close()
+		return nil, err
+	}
+	e.IDScope = e.server.IDScope()
+	// One that ended badly has left its addresses.
+	if err := os.Remove(e.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.close()
+		return nil, err
+	}
+	if e.MQTT, e.MQTTPort, err = listen(f.mqtt, e.server.AcceptMQTT); err == nil {
+		e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket)
+	}
+	if err == nil {
+		err = e.write()
+	}
+	if err != nil {
+		e.close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// listen gives the address in use and its port; neither for an empty address.
+func listen(address string, accept func(net.Listener) error) (string, int, error) {
+	if address == "" {
+		return "", 0, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return "", 0, err
+	}
+	go func() {
+		if err := accept(l); err != nil {
+			fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
+		}
+	}()
+	return l.Addr().String(), l.Addr().(*net.TCPAddr).Port, nil
+}
+
+func (e *endpoint) write() error {
+	text, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(e.file, append(text, '\n'), 0o644)
+}
+
+// close ends all connections and takes endpoint.json away.
+func (e *endpoint) close() {
+	if e.server != nil {
+		e.server.Close()
+		_ = os.Remove(e.file)
+	}
+	if e.log != nil {
+		_ = e.log.Close()
+	}
+}

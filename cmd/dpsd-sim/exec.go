@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// Exit codes of a command that could not be started, as a shell gives them.
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+	exitSignal        = 128 // plus the signal's number
+)
+
+func newExec() *cobra.Command {
+	var f flags
+	var id string
+	c := &cobra.Command{
+		Use:   "exec [--dir DIR] -- COMMAND [ARG]...",
+		Short: "Run a command against a simulator of its own",
+		Long: `Exec starts a simulator, runs COMMAND with what a device needs to know in its
+environment, and ends with the command's exit code:
+
+  DPS_ENDPOINT          host name to connect to
+  DPS_MQTT_PORT         port of MQTT over TLS
+  DPS_WEBSOCKET_PORT    port of MQTT over WebSocket
+  DPS_CA_FILE           root of the server's certificate
+  DPS_ID_SCOPE          ID scope
+  DPS_REGISTRATION_ID   registration ID
+  DPS_SYMMETRIC_KEY     the device's key, base64
+  DPS_CERTIFICATE_FILE  the device's certificate
+  DPS_PRIVATE_KEY_FILE  its private key
+
+Without --dir everything is made in a temporary directory.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			return f.exec(c, id, args)
+		},
+	}
+	f.add(c, "127.0.0.1:0", "127.0.0.1:0")
+	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "the registration `ID` of the device")
+	return c
+}
+
+func (f *flags) exec(c *cobra.Command, id string, args []string) error {
+	if f.dir == "" {
+		dir, err := os.MkdirTemp("", "dpsd-sim-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		f.dir = dir
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(stop)
+	e, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	environment, err := e.environment(f.dir, id)
+	if err != nil {
+		return err
+	}
+	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running the command it is given is its purpose
+	command.Stdin, command.Stdout, command.Stderr = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
+	command.Env = append(os.Environ(), environment...)
+	if err := command.Start(); err != nil {
+		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\n", err)
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			return &exitStatus{exitNotFound}
+		}
+		return &exitStatus{exitNotExecutable}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- command.Wait() }()
+	for {
+		select {
+		case s := <-stop: // the command ends us, by ending
+			_ = command.Process.Signal(s)
+		case err := <-ended:
+			return commandStatus(err)
+		}
+	}
+}
+
+// commandStatus turns the end of a command into ours.
+func commandStatus(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return &exitStatus{exitSignal + int(status.Signal())}
+	}
+	return &exitStatus{exit.ExitCode()}
+}
+
+// environment writes the device's credentials and names them.
+func (e *endpoint) environment(dir, id string) ([]string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	files, err := writeCredentials(e.server, dir, id)
+	if err != nil && (files.key == "" || len(id) <= simulator.MaxCommonName) {
+		return nil, err
+	}
+	environment := []string{
+		"DPS_ENDPOINT=" + e.Endpoint,
+		"DPS_CA_FILE=" + e.CAFile,
+		"DPS_ID_SCOPE=" + e.IDScope,
+		"DPS_REGISTRATION_ID=" + id,
+		"DPS_SYMMETRIC_KEY=" + e.server.DeviceKey(id),
+	}
+	for name, port := range map[string]int{"DPS_MQTT_PORT": e.MQTTPort, "DPS_WEBSOCKET_PORT": e.WebSocketPort} {
+		if port != 0 {
+			environment = append(environment, name+"="+strconv.Itoa(port))
+		}
+	}
+	if files.certificate != "" {
+		environment = append(environment, "DPS_CERTIFICATE_FILE="+files.certificate, "DPS_PRIVATE_KEY_FILE="+files.privateKey)
+	}
+	return environment, nil
+}

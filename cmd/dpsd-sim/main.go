@@ -1,0 +1,81 @@
+// Command dpsd-sim is the DPS simulator as a program: a strict device
+// endpoint of Azure IoT Hub Device Provisioning Service on this machine.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. "exec" ends with the code of its command instead.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// run is main with its surroundings as arguments. It gives the exit code.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	var status *exitStatus
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &status):
+		return status.code
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
+	return exitFailed
+}
+
+// usageError is a command line that cannot be carried out.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// exitStatus ends the program with the code of another one.
+type exitStatus struct{ code int }
+
+func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "dpsd-sim",
+		Short:         "A simulator of Azure IoT Hub Device Provisioning Service",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(*cobra.Command, []string) error {
+			return &usageError{errors.New("a command is needed: see dpsd-sim --help")}
+		},
+		Args: usageArgs(cobra.NoArgs),
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.AddCommand(newServe(), newCredentials(), newExec())
+	return root
+}
+
+// usageArgs marks the errors of an argument check as errors of usage.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return &usageError{err}
+		}
+		return nil
+	}
+}
