@@ -22,7 +22,7 @@ const (
 var (
 	// ErrRegistrationID says that a text cannot be a registration ID.
 	ErrRegistrationID = errors.New("not a valid registration ID")
-	// ErrTemplate says that a template can never give a registration ID.
+	// ErrTemplate says that a template has a verb that is not known.
 	ErrTemplate = errors.New("not a valid template of a registration ID")
 	// ErrNoMachineID says that /etc/machine-id is missing, empty, malformed or says
 	// "uninitialized", as in an image before its first boot.
@@ -112,8 +112,9 @@ func isIDRune(r rune) bool {
 
 // ParseTemplate checks that s can give a valid registration ID: its verbs are %H, %m and
 // %%, and its own characters are those of a registration ID. A percent sign is not one
-// of them, so %% is refused with that reason. Errors wrap ErrTemplate; what the host
-// name contributes is judged by Resolve.
+// of them, so %% is refused with that reason. Errors wrap ErrTemplate (a verb) or
+// ErrRegistrationID (a character, the length). What the host name brings in is judged by
+// Resolve.
 func ParseTemplate(s string) error {
 	// Stand-ins that are valid anywhere, of the shortest length the verb can have.
 	example, err := expand(s, func(verb byte) (string, error) {
@@ -128,10 +129,7 @@ func ParseTemplate(s string) error {
 	if err != nil {
 		return err
 	}
-	if err := CheckRegistrationID(example); err != nil {
-		return fmt.Errorf("%w: %w", ErrTemplate, err)
-	}
-	return nil
+	return CheckRegistrationID(example)
 }
 
 // expand replaces the verbs of a template; %% is a percent sign.
@@ -235,6 +233,9 @@ func (h Host) machineID() (id, path string, err error) {
 		return "", path, fmt.Errorf("%w: it is empty", ErrNoMachineID)
 	case id == "uninitialized":
 		return "", path, fmt.Errorf("%w: it says %q", ErrNoMachineID, id)
+	case len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "":
+		// After a power cut the file may hold NUL bytes.
+		return "", path, fmt.Errorf("%w: it does not have %d hexadecimal digits", ErrNoMachineID, machineIDLength)
 	}
 	return id, path, nil
 }

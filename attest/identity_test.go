@@ -1,0 +1,283 @@
+package attest_test
+
+import (
+	"crypto/elliptic"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+const machineID = "0123456789abcdef0123456789abcdef"
+
+func TestCheckRegistrationID(t *testing.T) {
+	for _, c := range []struct {
+		name, id string
+		ok       bool
+	}{
+		{"letters, digits and all four marks are allowed", "Gw-01.a_b:c", true},
+		{"one character is enough", "7", true},
+		{"128 characters are allowed", strings.Repeat("a", 128), true},
+		{"129 characters are too many", strings.Repeat("a", 129), false},
+		{"nothing is too little", "", false},
+		{"a hyphen may end it", "gw-", true},
+		{"a dot may not end it", "gw.", false},
+		{"an underscore may not end it", "gw_", false},
+		{"a colon may not end it", "gw:", false},
+		{"a hyphen may not begin it", "-gw", false},
+		{"a dot may not begin it", ".gw", false},
+		{"a space is not allowed", "gw 1", false},
+		{"a slash is not allowed: it would end the ID in the user name", "gw/1", false},
+		{"an ampersand is not allowed", "gw&1", false},
+		{"a percent sign is not allowed", "gw%1", false},
+		{"an at sign is not allowed", "gw@1", false},
+		{"a line end is not allowed", "gw\n", false},
+		{"a NUL byte is not allowed", "gw\x00", false},
+		{"a letter beyond ASCII is not allowed", "gwä", false},
+		{"a digit beyond ASCII is not allowed", "gw٣", false},
+		{"invalid UTF-8 is not allowed", "gw\xff1", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := attest.CheckRegistrationID(c.id)
+			if (err == nil) != c.ok {
+				t.Errorf("got %v", err)
+			}
+			if err != nil && !errors.Is(err, attest.ErrRegistrationID) {
+				t.Errorf("%v is not ErrRegistrationID", err)
+			}
+		})
+	}
+}
+
+func TestParseTemplate(t *testing.T) {
+	for _, c := range []struct {
+		name, template string
+		want           error
+	}{
+		{"a plain ID is a template", "gw-1", nil},
+		{"a machine ID may stand anywhere", "%m", nil},
+		{"a host name may stand anywhere", "site-%H-%m", nil},
+		{"an unknown verb is refused", "gw-%h", attest.ErrTemplate},
+		{"a percent sign at the end is refused", "gw-%", attest.ErrTemplate},
+		{"%% is known, but a registration ID holds no percent sign", "gw-%%-1", attest.ErrRegistrationID},
+		{"%%m is a percent sign and an m", "gw-%%m", attest.ErrRegistrationID},
+		{"a character no ID may hold is refused", "gw %m", attest.ErrRegistrationID},
+		{"an end no ID may have is refused", "%m.", attest.ErrRegistrationID},
+		{"a beginning no ID may have is refused", ".%m", attest.ErrRegistrationID},
+		{"what is too long with the shortest values is refused", strings.Repeat("a", 97) + "%m", attest.ErrRegistrationID},
+		{"what just fits is accepted", strings.Repeat("a", 96) + "%m", nil},
+		{"nothing is refused", "", attest.ErrRegistrationID},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := attest.ParseTemplate(c.template); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// host is a machine with the given names.
+func host(hostname, machineID string) attest.Host {
+	return attest.Host{
+		Hostname:  func() (string, error) { return hostname, nil },
+		MachineID: func() (string, error) { return machineID, nil },
+	}
+}
+
+func TestResolveTemplate(t *testing.T) {
+	for _, c := range []struct {
+		name, template string
+		host           attest.Host
+		id             string
+		want           error
+		source         string
+	}{
+		{"an ID without verbs is itself", "gw-1", host("", ""), "gw-1", nil, ""},
+		{"%m is the machine ID as it is", "gw-%m", host("", machineID), "gw-" + machineID, nil, ""},
+		{"%H is the host name, dots included", "%H-a", host("site1.example", ""), "site1.example-a", nil, ""},
+		{"both may be used, more than once", "%H.%m.%H", host("h", machineID), "h." + machineID + ".h", nil, ""},
+		{"an empty machine ID is an error", "gw-%m", host("", ""), "", attest.ErrNoMachineID, "%m"},
+		{"an uninitialized machine ID is an error", "gw-%m", host("", "uninitialized"), "", attest.ErrNoMachineID, "%m"},
+		{"a machine ID of NUL bytes, as after a power cut, is an error", "gw-%m", host("", strings.Repeat("\x00", 32)), "", attest.ErrNoMachineID, "%m"},
+		{"a machine ID that is too short is an error", "gw-%m", host("", machineID[:31]), "", attest.ErrNoMachineID, "%m"},
+		{"no host name is an error", "%H", host("", machineID), "", attest.ErrNoHostname, "%H"},
+		{"the host name localhost, which every gateway has, is an error", "%H", host("localhost", machineID), "", attest.ErrNoHostname, "%H"},
+		{"the kernel's (none) is an error", "%H", host("(none)", machineID), "", attest.ErrNoHostname, "%H"},
+		{"a host name that is too long is an error", "%H", host(strings.Repeat("h", 129), ""), "", attest.ErrRegistrationID, "registration_id"},
+		{"a host name of other characters is an error", "%H", host("küche", ""), "", attest.ErrRegistrationID, "registration_id"},
+		{"a template nobody checked is an error, too", "gw-%x", host("", ""), "", attest.ErrTemplate, "registration_id"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id, err := attest.RegistrationID{Template: c.template}.Resolve(c.host, attest.Secrets{})
+			if id != c.id || !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Fatalf("got %q, %v, want %q, %v", id, err, c.id, c.want)
+			}
+			var identity *attest.IdentityError
+			if err != nil && (!errors.As(err, &identity) || identity.Source != c.source) {
+				t.Errorf("got %#v, want the source %s", err, c.source)
+			}
+		})
+	}
+	t.Run("what the system answers with an error is an error", func(t *testing.T) {
+		refuse := func() (string, error) { return "", syscall.EPERM }
+		for template, want := range map[string]error{"%H": attest.ErrNoHostname, "%m": attest.ErrNoMachineID} {
+			_, err := attest.RegistrationID{Template: template}.Resolve(attest.Host{Hostname: refuse, MachineID: refuse}, attest.Secrets{})
+			if !errors.Is(err, want) || !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("%s: got %v", template, err)
+			}
+		}
+	})
+	t.Run("without a host given the system's own values are used", func(t *testing.T) {
+		want, err := os.ReadFile("/etc/machine-id")
+		id, resolved := attest.RegistrationID{Template: "%m"}.Resolve(attest.Host{}, attest.Secrets{})
+		if err != nil || len(strings.TrimSpace(string(want))) != 32 {
+			if !errors.Is(resolved, attest.ErrNoMachineID) || !strings.Contains(resolved.Error(), "/etc/machine-id") {
+				t.Fatalf("this machine has no machine ID, but the answer is %q, %v", id, resolved)
+			}
+			return
+		}
+		if id != strings.TrimSpace(string(want)) {
+			t.Errorf("got %q, %v", id, resolved)
+		}
+	})
+	t.Run("without a source there is no ID", func(t *testing.T) {
+		if _, err := (attest.RegistrationID{}).Resolve(attest.Host{}, attest.Secrets{}); !errors.Is(err, attest.ErrNoSource) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestResolveFile(t *testing.T) {
+	for _, c := range []struct {
+		name, text, id string
+		want           error
+	}{
+		{"the first line is the ID", "sn-1\nbatch 7\n", "sn-1", nil},
+		{"a file without a line end serves", "sn-1", "sn-1", nil},
+		{"white space around the ID is removed", " \tsn-1 \r\n", "sn-1", nil},
+		{"the NUL byte of a device tree's serial number is removed", "sn-1\x00", "sn-1", nil},
+		{"a byte order mark is removed", "\ufeffsn-1\r\n", "sn-1", nil},
+		{"an empty file is an error", "", "", attest.ErrEmpty},
+		{"an empty first line is an error, whatever follows", "\nsn-1\n", "", attest.ErrEmpty},
+		{"a percent sign is no verb here", "gw-%m", "", attest.ErrRegistrationID},
+		{"a line that is no ID is an error", "Serial: 1\n", "", attest.ErrRegistrationID},
+		{"a file over 64 KiB is an error", strings.Repeat("a", 64<<10+1), "", attest.ErrTooLarge},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "serial")
+			write(t, path, c.text)
+			r := attest.RegistrationID{File: path}
+			id, err := r.Resolve(attest.Host{}, attest.Secrets{})
+			if id != c.id || !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Fatalf("got %q, %v, want %q, %v", id, err, c.id, c.want)
+			}
+			var identity *attest.IdentityError
+			if err != nil && (!errors.As(err, &identity) || identity.Path != path || !strings.Contains(err.Error(), path)) {
+				t.Errorf("got %#v", err)
+			}
+		})
+	}
+	t.Run("a missing file is told with its path, and is the one to watch", func(t *testing.T) {
+		r := attest.RegistrationID{File: filepath.Join(t.TempDir(), "serial")}
+		_, err := r.Resolve(attest.Host{}, attest.Secrets{})
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), r.File) {
+			t.Errorf("got %v", err)
+		}
+		if p := r.Paths(attest.Secrets{}); len(p) != 1 || p[0] != r.File {
+			t.Errorf("the paths to watch are %v", p)
+		}
+	})
+	t.Run("a FIFO is refused at once", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "fifo")
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (attest.RegistrationID{File: path}).Resolve(attest.Host{}, attest.Secrets{}); !errors.Is(err, attest.ErrNotRegular) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestResolveFromCertificate(t *testing.T) {
+	key := ecKey(t, elliptic.P256())
+	for _, c := range []struct {
+		name, commonName string
+		want             error
+	}{
+		{"the common name of the leaf is the ID", "gw-1.site", nil},
+		{"64 characters are the most a common name has", strings.Repeat("a", 64), nil},
+		{"an empty common name is an error", "", attest.ErrRegistrationID},
+		{"a common name that is no ID is an error", "Gateway 1", attest.ErrRegistrationID},
+		{"a common name of 65 characters is an error", strings.Repeat("a", 65), attest.ErrRegistrationID},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := pair(t, certificatePEM(issue(t, nil, c.commonName, key, false)), "")
+			r := attest.RegistrationID{FromCertificate: &x}
+			id, err := r.Resolve(attest.Host{}, attest.Secrets{})
+			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Fatalf("got %q, %v, want %v", id, err, c.want)
+			}
+			if err == nil && id != c.commonName {
+				t.Errorf("got %q", id)
+			}
+			if p := r.Paths(attest.Secrets{}); len(p) != 1 || p[0] != x.Certificate.File {
+				t.Errorf("the paths to watch are %v", p)
+			}
+		})
+	}
+	t.Run("a certificate that cannot be read is told with its path once", func(t *testing.T) {
+		x := pair(t, "", "")
+		x.Certificate.File += ".gone"
+		_, err := attest.RegistrationID{FromCertificate: &x}.Resolve(attest.Host{}, attest.Secrets{})
+		var identity *attest.IdentityError
+		if !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &identity) || identity.Source != "certificate" {
+			t.Fatalf("got %v", err)
+		}
+		if strings.Count(err.Error(), x.Certificate.File) != 1 {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestRegistrationIDTellsItsSource(t *testing.T) {
+	x := attest.X509{Certificate: attest.Reference{Credential: "dps-certificate"}}
+	for want, r := range map[string]attest.RegistrationID{
+		"gw-%m":                     {Template: "gw-%m"},
+		"first line of /etc/serial": {File: "/etc/serial"},
+		"common name of " + "credential:dps-certificate": {FromCertificate: &x},
+		"": {},
+	} {
+		if got := r.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	t.Run("the machine ID is watched only when it is used", func(t *testing.T) {
+		for template, want := range map[string]string{"gw-%m": "/etc/machine-id", "gw-%H": "", "gw-1": "", "gw-%%m": ""} {
+			got := strings.Join(attest.RegistrationID{Template: template}.Paths(attest.Secrets{}), " ")
+			if got != want {
+				t.Errorf("%s: got %q, want %q", template, got, want)
+			}
+		}
+	})
+}
+
+func FuzzTemplate(f *testing.F) {
+	for _, s := range []string{"gw-%m", "%H", "%%", "gw-%", "a.%H:%m-"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		accepted := attest.ParseTemplate(s) == nil
+		id, err := attest.RegistrationID{Template: s}.Resolve(host("h", machineID), attest.Secrets{})
+		if s != "" && accepted != (err == nil) {
+			t.Fatalf("%q: accepted %v, but resolved to %q, %v", s, accepted, id, err)
+		}
+		if err == nil && attest.CheckRegistrationID(id) != nil {
+			t.Fatalf("%q resolved to %q, which is no registration ID", s, id)
+		}
+	})
+}

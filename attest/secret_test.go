@@ -1,0 +1,324 @@
+package attest_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+func TestParseReference(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		want       attest.Reference
+	}{
+		{"a file is named by its absolute path", "file:/etc/dpsd/device.key", attest.Reference{File: "/etc/dpsd/device.key"}},
+		{"the path is cleaned", "file:/etc/dpsd/../dpsd/./k", attest.Reference{File: "/etc/dpsd/k"}},
+		{"a credential is named by its name", "credential:dps-primary-key", attest.Reference{Credential: "dps-primary-key"}},
+		{"a name may have dots and at signs", "credential:key.v2@site_1", attest.Reference{Credential: "key.v2@site_1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := attest.ParseReference(c.text)
+			if err != nil || got != c.want {
+				t.Fatalf("got %v, %v", got, err)
+			}
+			again, err := attest.ParseReference(got.String())
+			if err != nil || again != got {
+				t.Errorf("written and read again it is %v, %v", again, err)
+			}
+		})
+	}
+	for name, text := range map[string]string{
+		"an inline key is refused":                             groupKey,
+		"an inline key after credential: is refused":           "credential:" + groupKey,
+		"a padded key after credential: is refused":            "credential:AAAAAAAAAAAAAAAAAAAAAA==",
+		"a key after file: is refused":                         "file:" + groupKey,
+		"a plain path is refused":                              "/etc/dpsd/S3CRET.key",
+		"a relative path is refused":                           "file:S3CRET.key",
+		"a URL is refused":                                     "file:///etc/S3CRET.key",
+		"a line end in a path is refused":                      "file:/etc/S3CRET\n.key",
+		"a NUL byte in a path is refused":                      "file:/etc/S3CRET\x00",
+		"a credential name with a slash is refused":            "credential:../S3CRET",
+		"a credential called .. is refused":                    "credential:..",
+		"a credential without a name is refused":               "credential:",
+		"a credential name over 255 bytes is refused":          "credential:" + strings.Repeat("S3CRET", 43),
+		"a file without a path is refused":                     "file:",
+		"another scheme is refused":                            "env:S3CRET",
+		"an empty text is refused":                             "",
+		"a scheme in capitals is refused, as systemd would do": "File:/etc/S3CRET",
+	} {
+		t.Run(name+" and not repeated", func(t *testing.T) {
+			r, err := attest.ParseReference(text)
+			if err == nil || !r.IsZero() {
+				t.Fatalf("got %v, %v", r, err)
+			}
+			for _, secret := range []string{"S3CRET", groupKey[:12], "AAAAAAAA"} {
+				if strings.Contains(err.Error(), secret) {
+					t.Errorf("the error repeats the text: %v", err)
+				}
+			}
+		})
+	}
+	t.Run("an inline key is told to be no reference", func(t *testing.T) {
+		if _, err := attest.ParseReference(groupKey); !errors.Is(err, attest.ErrNotReference) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestSecretsAreFound(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(second, "only-second"), "two")
+	write(t, filepath.Join(first, "both"), "one")
+	write(t, filepath.Join(second, "both"), "two")
+	s := attest.Secrets{Directories: []string{first, second}}
+
+	read := func(t *testing.T, name, want, path string) {
+		t.Helper()
+		r := attest.Reference{Credential: name}
+		got, err := s.Read(r)
+		if err != nil || string(got) != want {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+		if s.Path(r) != path {
+			t.Errorf("the file to watch is %s, not %s", s.Path(r), path)
+		}
+	}
+	t.Run("the first directory that has the credential wins", func(t *testing.T) {
+		read(t, "both", "one", filepath.Join(first, "both"))
+	})
+	t.Run("a later directory is searched when the earlier ones have none", func(t *testing.T) {
+		read(t, "only-second", "two", filepath.Join(second, "only-second"))
+	})
+	t.Run("a credential that is nowhere is missing, and the places are named", func(t *testing.T) {
+		r := attest.Reference{Credential: "absent"}
+		_, err := s.Read(r)
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("got %v", err)
+		}
+		for _, part := range []string{"credential:absent", first, second} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v does not name %s", err, part)
+			}
+		}
+		if want := filepath.Join(first, "absent"); s.Path(r) != want {
+			t.Errorf("the place to watch is %s, not %s", s.Path(r), want)
+		}
+	})
+	t.Run("only an encrypted one explains why there is none", func(t *testing.T) {
+		s := s
+		s.Encrypted = []string{t.TempDir()}
+		path := filepath.Join(s.Encrypted[0], "sealed")
+		write(t, path, "anything")
+		_, err := s.Read(attest.Reference{Credential: "sealed"})
+		var secret *attest.SecretError
+		if !errors.Is(err, attest.ErrEncrypted) || !errors.As(err, &secret) || secret.Path != path {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a place that cannot be read ends the search", func(t *testing.T) {
+		if err := os.Mkdir(filepath.Join(first, "odd"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(second, "odd"), "two")
+		if _, err := s.Read(attest.Reference{Credential: "odd"}); !errors.Is(err, attest.ErrNotRegular) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("the zero value has no place for credentials", func(t *testing.T) {
+		var s attest.Secrets
+		r := attest.Reference{Credential: "x"}
+		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || s.Path(r) != "" {
+			t.Errorf("got %v, path %q", err, s.Path(r))
+		}
+	})
+	t.Run("a service looks into $CREDENTIALS_DIRECTORY only", func(t *testing.T) {
+		if d := attest.SystemSecrets(first).Directories; len(d) != 1 || d[0] != first {
+			t.Errorf("it looks into %v", d)
+		}
+	})
+	t.Run("a person's command looks where the service would, then into the stores", func(t *testing.T) {
+		want := "/run/credentials/dpsd.service /etc/credstore /run/credstore /usr/lib/credstore"
+		if d := strings.Join(attest.SystemSecrets("").Directories, " "); d != want {
+			t.Errorf("it looks into %s", d)
+		}
+	})
+}
+
+func TestSecretFilesThatAreNone(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "socket")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(fifo, link); err != nil {
+		t.Fatal(err)
+	}
+	dangling := filepath.Join(dir, "dangling")
+	if err := os.Symlink(filepath.Join(dir, "gone"), dangling); err != nil {
+		t.Fatal(err)
+	}
+	full := filepath.Join(dir, "full")
+	write(t, full, strings.Repeat("x", 64<<10))
+	over := filepath.Join(dir, "over")
+	write(t, over, strings.Repeat("x", 64<<10+1))
+	blank := filepath.Join(dir, "blank")
+	write(t, blank, " \n\t\r\n")
+
+	for _, c := range []struct {
+		name, path string
+		want       error
+	}{
+		{"a FIFO without a writer is refused at once", fifo, attest.ErrNotRegular},
+		{"a link to a FIFO is refused at once", link, attest.ErrNotRegular},
+		{"a directory is refused", dir, attest.ErrNotRegular},
+		{"a socket is refused", socket, attest.ErrNotRegular},
+		{"a device without an end is refused", "/dev/zero", attest.ErrNotRegular},
+		{"a link to nowhere is a missing file", dangling, fs.ErrNotExist},
+		{"a missing file is missing", filepath.Join(dir, "gone"), fs.ErrNotExist},
+		{"a file of 64 KiB is read", full, nil},
+		{"a byte more is too large", over, attest.ErrTooLarge},
+		{"white space is nothing", blank, attest.ErrEmpty},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := attest.Secrets{}.Read(attest.Reference{File: c.path})
+			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Fatalf("got %v, want %v", err, c.want)
+			}
+			if err == nil {
+				return
+			}
+			var secret *attest.SecretError
+			if !errors.As(err, &secret) || secret.Path != c.path {
+				t.Fatalf("the error does not say which file: %#v", err)
+			}
+			if strings.Count(err.Error(), c.path) != 1 {
+				t.Errorf("the path is not named exactly once: %v", err)
+			}
+		})
+	}
+	t.Run("a file without permission is told so", func(t *testing.T) {
+		path := filepath.Join(dir, "closed")
+		write(t, path, "x")
+		if err := os.Chmod(path, 0); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		unprivileged(t, func() { _, err = attest.Secrets{}.Read(attest.Reference{File: path}) })
+		if !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// unprivileged runs f with the rights of nobody on files, since root may read everything.
+// The thread that has changed its user ends with the goroutine, because it stays locked.
+func unprivileged(t *testing.T, f func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		const nobody = 65534
+		// setfsuid(2) affects the calling thread alone and takes CAP_DAC_OVERRIDE from it.
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0); errno != 0 {
+			t.Errorf("setfsuid: %v", errno)
+		}
+		f()
+	}()
+	<-done
+}
+
+func TestSealedCredentialsAreRecognised(t *testing.T) {
+	// systemd-creds(1): a sealed credential is base64 text that begins with one of nine
+	// identifiers; 21 characters of it are whole.
+	for kind, prefix := range map[string]string{
+		"host key":                            "Whxqht+dQJax1aZeCGLxm",
+		"null key":                            "BYRp2vb1QySABUnaD46i+",
+		"TPM":                                 "DHzAexF2RZGcSwvqCLwg/",
+		"TPM with signed PCR":                 "+vfrk0HjQSyhpDb5Wik2L",
+		"host and TPM":                        "k6iUCUh0RJCQyvL8k8q1U",
+		"host and TPM with signed PCR":        "r0lQqEkTTrGnOEYwT/MMB",
+		"scoped host":                         "VbntHThZTUOoMZ0uuzMqx",
+		"scoped host and TPM":                 "70rBNnmpSA6n22iJf58WX",
+		"scoped host and TPM with signed PCR": "rbxMo++2QgG6iBtvLkCV6",
+	} {
+		t.Run("ciphertext under "+kind+" is not taken for the key", func(t *testing.T) {
+			dir := t.TempDir()
+			text := prefix + strings.Repeat("AAAA", 40) + "\n"
+			write(t, filepath.Join(dir, "dps-primary-key"), text)
+			s := attest.Secrets{Directories: []string{dir}}
+			for _, r := range []attest.Reference{{Credential: "dps-primary-key"}, {File: filepath.Join(dir, "dps-primary-key")}} {
+				data, err := s.Read(r)
+				if !errors.Is(err, attest.ErrEncrypted) || data != nil {
+					t.Errorf("%v: got %q, %v", r, data, err)
+				}
+				if err != nil && strings.Contains(err.Error(), prefix) {
+					t.Errorf("the error repeats the ciphertext: %v", err)
+				}
+			}
+			// One character less is not an identifier.
+			write(t, filepath.Join(dir, "dps-primary-key"), prefix[:20]+"\n")
+			if _, err := s.Read(attest.Reference{Credential: "dps-primary-key"}); err != nil {
+				t.Errorf("a text that merely begins alike is refused: %v", err)
+			}
+		})
+	}
+}
+
+func FuzzParseReference(f *testing.F) {
+	f.Add("file:/etc/dpsd/device.key")
+	f.Add("credential:dps-primary-key")
+	f.Add("credential:AAAAAAAAAAAAAAAAAAAAAA==")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := attest.ParseReference(s)
+		if err != nil {
+			if len(s) > 12 && strings.Contains(err.Error(), s) {
+				t.Errorf("the error repeats %q", s)
+			}
+			return
+		}
+		if (r.File == "") == (r.Credential == "") {
+			t.Fatalf("%q is %#v: not exactly one kind", s, r)
+		}
+		if r.File != "" && !filepath.IsAbs(r.File) {
+			t.Errorf("%q has the path %q", s, r.File)
+		}
+		if strings.ContainsAny(r.Credential, "/=+") {
+			t.Errorf("%q has the name %q", s, r.Credential)
+		}
+		if again, err := attest.ParseReference(r.String()); err != nil || again != r {
+			t.Errorf("%q read again is %v, %v", r, again, err)
+		}
+	})
+}
+
+func FuzzDecodeKey(f *testing.F) {
+	f.Add([]byte(groupKey))
+	f.Add([]byte("x"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		key, err := attest.DecodeKey(bytes.Clone(text))
+		if err == nil && (len(key) < 16 || len(key) > 64) {
+			t.Errorf("a key of %d bytes was accepted", len(key))
+		}
+	})
+}
