@@ -73,7 +73,7 @@ type Client struct {
 // reported.
 func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	if err := o.check(); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	if o.Timeout <= 0 {
@@ -95,7 +95,7 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	// connection reaches it anywhere.
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, &TimeoutError{Exchange: "CONNACK"})
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { c.conn.fail(context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.fail(context.Cause(ctx)) })
 	_, err := c.paho.Connect(context.WithoutCancel(ctx), o.connect())
 	if inTime := stop(); err == nil && inTime {
 		return c, nil
@@ -159,7 +159,7 @@ func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
 	select {
 	case c.messages <- Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Dup: p.Duplicate()}:
 	default:
-		c.conn.fail(kindPublish.malformed("more than %d messages unread", queueLength))
+		_ = c.conn.fail(kindPublish.malformed("more than %d messages unread", queueLength))
 	}
 	return true, nil
 }
@@ -289,10 +289,10 @@ func (c *Client) Close(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 		defer cancel()
 		// Whatever waits below for the peer is freed by closing the connection.
-		defer context.AfterFunc(ctx, func() { c.conn.fail(ErrClosed) })()
+		defer context.AfterFunc(ctx, func() { _ = c.conn.fail(ErrClosed) })()
 		c.conn.flush(ctx)
 		lost := c.conn.Err() != nil
-		c.conn.end(ErrClosed) // what paho reports from here on is our own doing
+		_ = c.conn.end(ErrClosed) // what paho reports from here on is our own doing
 		err := c.paho.Disconnect(&paho.Disconnect{})
 		if err != nil && !lost {
 			c.closeErr = fmt.Errorf("DISCONNECT not sent: %w", err)

@@ -85,7 +85,7 @@ func (c *Conn) Err() error {
 
 // Close ends the connection at once, without DISCONNECT. It may be called often.
 func (c *Conn) Close() error {
-	c.fail(ErrClosed)
+	_ = c.fail(ErrClosed)
 	return nil
 }
 
@@ -93,7 +93,7 @@ func (c *Conn) Close() error {
 // nothing happened before.
 func (c *Conn) fail(err error) error {
 	err = c.end(err)
-	c.closeOnce.Do(func() { c.Conn.Close() })
+	c.closeOnce.Do(func() { _ = c.Conn.Close() })
 	return err
 }
 
@@ -167,7 +167,7 @@ func (c *Conn) expectConnack() error {
 			return err
 		}
 		if !ok(b[i]) {
-			c.SetReadDeadline(time.Now().Add(lastWords))
+			_ = c.SetReadDeadline(time.Now().Add(lastWords))
 			b, _ = c.r.Peek(firstBytes) // what there is; the error does not matter
 			return &NotMQTTError{First: bytes.Clone(b)}
 		}
@@ -233,7 +233,7 @@ func (c *Conn) send(first byte, body []byte) error {
 	if len(c.wire) > c.maxPacket {
 		return fmt.Errorf("%s of %d bytes: %w", kind(first>>4), len(c.wire), ErrPacketTooLarge)
 	}
-	c.SetWriteDeadline(time.Now().Add(c.writeTimeout))
+	_ = c.SetWriteDeadline(time.Now().Add(c.writeTimeout))
 	if _, err := c.Conn.Write(c.wire); err != nil {
 		if connecting {
 			err = c.lastWords(err)
@@ -246,7 +246,7 @@ func (c *Conn) send(first byte, body []byte) error {
 // lastWords reads what the server said before it made our CONNECT fail. With TLS
 // 1.3 a refused client certificate shows only there, as an alert.
 func (c *Conn) lastWords(writeErr error) error {
-	c.SetReadDeadline(time.Now().Add(lastWords))
+	_ = c.SetReadDeadline(time.Now().Add(lastWords))
 	err := c.fill()
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return writeErr
