@@ -1,0 +1,263 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// gateway is a daemon and a simulated service in one bubble of virtual time,
+// joined by net.Pipe.
+type gateway struct {
+	*Daemon
+	t     *testing.T
+	sim   *simulator.Server
+	dir   string // of the keys
+	log   *observer.ObservedLogs
+	start time.Time
+
+	stop context.CancelFunc
+	done chan error
+
+	mu    sync.Mutex
+	notes []note
+	dials int
+}
+
+// note is one message to the service manager.
+type note struct {
+	at    time.Time
+	state string
+}
+
+const device = "gw-1"
+
+// newGateway has one symmetric key that the service accepts.
+func newGateway(t *testing.T, rules ...simulator.Rule) *gateway {
+	t.Helper()
+	sim, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Rules: rules}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, log := observer.New(zapcore.DebugLevel)
+	g := &gateway{t: t, sim: sim, dir: t.TempDir(), log: log, start: time.Now()}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(sim.CA())
+	state := t.TempDir()
+	g.Daemon = &Daemon{
+		Settings: Settings{
+			IDScope:        sim.IDScope(),
+			RegistrationID: attest.RegistrationID{Template: device},
+			Credentials:    []attest.Credential{g.key("device.key", sim.DeviceKey(device))},
+			Dialer: &transport.Dialer{
+				Host: "global.azure-devices-provisioning.net", Roots: roots, DialContext: g.dial,
+				Protocols: []transport.Protocol{transport.MQTT}, MQTTPort: 8883, WebSocketPort: 443,
+			},
+			KeepAlive: time.Minute,
+		},
+		Store:    store.Options{Directory: filepath.Join(state, "state"), RuntimeDirectory: filepath.Join(state, "run")},
+		Log:      zap.New(core),
+		Rand:     seeded(7),
+		BootTime: func() time.Duration { return time.Since(g.start) },
+		Notify:   g.note,
+		Version:  "test",
+	}
+	return g
+}
+
+func (g *gateway) dial(_ context.Context, _, address string) (net.Conn, error) {
+	g.mu.Lock()
+	g.dials++
+	g.mu.Unlock()
+	ours, theirs := net.Pipe()
+	if strings.HasSuffix(address, ":443") {
+		go g.sim.ServeWebSocket(theirs)
+	} else {
+		go g.sim.ServeMQTT(theirs)
+	}
+	return newWire(ours), nil
+}
+
+// wire gives a net.Pipe what every kernel has, a send buffer: when both ends say
+// goodbye at once, neither may have to wait for the other to listen.
+type wire struct {
+	net.Conn
+	mu     sync.Mutex
+	out    chan []byte
+	closed bool
+}
+
+func newWire(c net.Conn) *wire {
+	w := &wire{Conn: c, out: make(chan []byte, 64)}
+	go func() {
+		defer c.Close()
+		for b := range w.out {
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	return w
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return 0, net.ErrClosed
+	}
+	w.out <- bytes.Clone(b)
+	return len(b), nil
+}
+
+func (w *wire) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.closed = true
+		close(w.out)
+		// A peer that never reads must not keep what is left for ever.
+		return w.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	}
+	return nil
+}
+
+func (g *gateway) note(state string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.notes = append(g.notes, note{time.Now(), state})
+	return nil
+}
+
+// told is how many messages held the text, and when the first did.
+func (g *gateway) told(text string) (n int, first time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.notes {
+		if strings.Contains(m.state, text) {
+			if n == 0 {
+				first = m.at
+			}
+			n++
+		}
+	}
+	return n, first
+}
+
+// key writes a key file and returns the credential that names it.
+func (g *gateway) key(name, text string) attest.Credential {
+	g.write(name, text)
+	return attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, name)}}
+}
+
+// certificate writes a certificate of the simulator and returns the credential.
+func (g *gateway) certificate(cn string) attest.Credential {
+	certificate, key, err := g.sim.DeviceCertificate(cn)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.write("device.pem", string(certificate))
+	g.write("device-key.pem", string(key))
+	return attest.X509{
+		Certificate: attest.Reference{File: filepath.Join(g.dir, "device.pem")},
+		PrivateKey:  attest.Reference{File: filepath.Join(g.dir, "device-key.pem")},
+	}
+}
+
+func (g *gateway) write(name, text string) {
+	if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// run starts the daemon; the test's end stops it and the simulator.
+func (g *gateway) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	g.stop, g.done = cancel, make(chan error, 1)
+	go func() { g.done <- g.Run(ctx) }()
+}
+
+// end stops what runs and gives what Run returned.
+func (g *gateway) end() error {
+	g.stop()
+	err := <-g.done
+	g.sim.Close()
+	return err
+}
+
+// until lets time pass until the event was logged n times, and returns when
+// that was, counted from the start.
+func (g *gateway) until(event string, n int) time.Duration {
+	g.t.Helper()
+	for limit := time.Now().Add(30 * 24 * time.Hour); ; {
+		synctest.Wait()
+		if found := g.log.FilterMessage(event).All(); len(found) >= n {
+			return found[n-1].Time.Sub(g.start)
+		}
+		if time.Now().After(limit) {
+			g.t.Fatalf("%q was not logged %d times within 30 days; faults: %v", event, n, g.faults())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (g *gateway) faults() (codes []string) {
+	for _, e := range g.log.FilterMessage("fault").All() {
+		codes = append(codes, e.ContextMap()["fault"].(string))
+	}
+	return codes
+}
+
+// record is what another service would read.
+func (g *gateway) record() (store.Record, error) { return store.Read(g.Store.Directory) }
+
+func (g *gateway) wantAssigned() store.Record {
+	g.t.Helper()
+	rec, err := g.record()
+	if err != nil {
+		g.t.Fatalf("no record can be read: %v", err)
+	}
+	if rec.DeviceID != device || !strings.HasSuffix(rec.AssignedHub, ".azure-devices.net") {
+		g.t.Errorf("assigned to %q as %q", rec.AssignedHub, rec.DeviceID)
+	}
+	return rec
+}
+
+func (g *gateway) wantFaults(want ...fault.Code) {
+	g.t.Helper()
+	got := g.faults()
+	for i := range max(len(got), len(want)) {
+		if i >= len(got) || i >= len(want) || got[i] != string(want[i]) {
+			g.t.Errorf("faults %v, want %v", got, want)
+			return
+		}
+	}
+}
+
+func (g *gateway) wantNoRecord() {
+	g.t.Helper()
+	if _, err := g.record(); !errors.Is(err, store.ErrNoRecord) {
+		g.t.Errorf("there is a record, or worse: %v", err)
+	}
+}
+
+func code(n int) *int { return &n }
