@@ -82,10 +82,13 @@ func (t sasToken) check(scope, registrationID string, now time.Time) error {
 	return nil
 }
 
+// toSign is the text that the device has signed.
+func (t sasToken) toSign() string { return t.resource + "\n" + t.expiryRaw }
+
 // signedBy tells whether the token was made with the raw key.
 func (t sasToken) signedBy(key []byte) bool {
 	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte(t.resource + "\n" + t.expiryRaw))
+	mac.Write([]byte(t.toSign()))
 	return hmac.Equal(mac.Sum(nil), t.signature)
 }
 

@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -75,7 +77,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	}
 	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running the command it is given is its purpose
 	command.Stdin, command.Stdout, command.Stderr = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
-	command.Env = append(os.Environ(), environment...)
+	// Variables of an outer exec must not stand in for those that are not set here.
+	outer := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DPS_") })
+	command.Env = append(outer, environment...)
 	if err := command.Start(); err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\n", err)
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {

@@ -1,0 +1,34 @@
+package simulator_test
+
+import (
+	"go/parser"
+	gotoken "go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The simulator judges the client. Code of the client in it, or the client's
+// libraries, would make a mistake twice and so hide it.
+func TestNoCodeOfTheClient(t *testing.T) {
+	const module = "github.com/dpsd-project/dpsd/"
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		f, err := parser.ParseFile(gotoken.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range f.Imports {
+			path := strings.Trim(i.Path.Value, `"`)
+			switch {
+			case strings.HasPrefix(path, module) && path != module+"simulator",
+				strings.HasPrefix(path, "github.com/eclipse/paho"),
+				strings.HasPrefix(path, "github.com/coder/websocket"):
+				t.Errorf("%s imports %s", name, path)
+			}
+		}
+	}
+}
