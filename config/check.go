@@ -20,8 +20,10 @@ type checker struct {
 	document
 	file  string
 	errs  Errors
-	bad   map[path]bool // keys with an error of their own
-	meant map[path]bool // keys that an unknown one stands for, so that none is called missing
+	known map[string][]string // the tables, and the keys of each
+	bad   map[path]bool       // keys with an error of their own
+	meant map[path]bool       // keys that an unknown one stands for, so that none is called missing
+	first string              // the type of the first credential; "" when that is in doubt
 }
 
 // key is one key of a table: its name, and what takes its value.
@@ -32,12 +34,17 @@ type key struct {
 
 // report adds an error at a key or element.
 func (c *checker) report(at path, e Error) {
-	e.File, e.Key = c.file, shown(at)
-	if p, ok := c.places[at]; ok {
-		e.Line, e.Column = p.line, p.column
-	}
+	p := c.places[at]
+	e.File, e.Key, e.Line, e.Column = c.file, shown(at), p.line, p.column
 	c.bad[at] = true
 	c.errs = append(c.errs, &e)
+}
+
+// reportMissing adds an error for a key that is not there, at its table.
+func (c *checker) reportMissing(table path, name, remedy string) {
+	c.report(table.key(name), Error{Problem: "is missing", Remedy: remedy})
+	last, p := c.errs[len(c.errs)-1], c.places[table]
+	last.Line, last.Column = p.line, p.column
 }
 
 // shown writes a path for people: the indexes are left out, the line tells them.
@@ -98,9 +105,6 @@ func names() map[string][]string {
 	}
 	return all
 }
-
-// keysOf lists the keys of a table.
-func keysOf(table string) []string { return names()[table] }
 
 // tables says which keys each table but [[credential]] has, and where their values go.
 func (c *checker) tables(to *Config) map[string][]key {
@@ -188,7 +192,7 @@ func (c *checker) table(at path, values map[string]any, keys []key, table string
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		i := slices.IndexFunc(keys, func(k key) bool { return k.name == name })
 		if i < 0 {
-			c.unknown(at.key(name), name, values[name], table)
+			c.unknown(at, name, values[name], table)
 			continue
 		}
 		keys[i].take(at.key(name), values[name])
@@ -199,45 +203,43 @@ func (c *checker) table(at path, values map[string]any, keys []key, table string
 // there first, then in the other tables by its very name.
 func (c *checker) unknown(at path, name string, value any, table string) {
 	e := Error{Problem: "unknown key"}
-	all := names()
 	if _, ok := value.(map[string]any); ok {
 		e.Problem = "unknown table"
-		if _, known := all[name]; known {
+		if _, known := c.known[name]; known {
 			e.Nearest = name
 		}
 	}
 	if e.Nearest == "" {
-		if e.Nearest = nearest(name, all[table]); e.Nearest != "" {
-			c.meant[path("").key(table).key(e.Nearest)] = true
+		if e.Nearest = nearest(name, c.known[table]); e.Nearest != "" {
+			c.meant[at.key(e.Nearest)] = true
 		}
 	}
 	if e.Nearest == "" {
-		e.Nearest = c.elsewhere(name, all)
+		e.Nearest = c.elsewhere(name)
 	}
-	c.report(at, e)
+	c.report(at.key(name), e)
 }
 
 // unknownTop reports an unknown table, or a key that stands above all tables.
 func (c *checker) unknownTop(at path, name string, value any) {
-	all := names()
 	e := Error{Problem: "unknown table"}
 	switch value.(type) {
 	case map[string]any, []any:
-		if e.Nearest = nearest(name, slices.Sorted(maps.Keys(all))); e.Nearest != "" {
+		if e.Nearest = nearest(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
 			c.meant[path("").key(e.Nearest)] = true
 		}
 	default:
 		e.Problem = "unknown key"
-		e.Nearest = c.elsewhere(name, all)
+		e.Nearest = c.elsewhere(name)
 		e.Remedy = "every key stands below the [table] it belongs to"
 	}
 	c.report(at, e)
 }
 
 // elsewhere returns "table.key" for a key of this very name, or "".
-func (c *checker) elsewhere(name string, all map[string][]string) string {
-	for _, table := range slices.Sorted(maps.Keys(all)) {
-		if slices.Contains(all[table], name) {
+func (c *checker) elsewhere(name string) string {
+	for _, table := range slices.Sorted(maps.Keys(c.known)) {
+		if slices.Contains(c.known[table], name) {
 			c.meant[path("").key(table).key(name)] = true
 			return table + "." + name
 		}
@@ -248,51 +250,33 @@ func (c *checker) elsewhere(name string, all map[string][]string) string {
 // has reports whether a key of a table is there, under its own or nearly its own name.
 func (c *checker) has(table, name string) bool {
 	at := path("").key(table)
-	values, ok := c.values[table].(map[string]any)
-	if _, there := values[name]; there && ok {
-		return true
-	}
-	return c.meant[at] || c.meant[at.key(name)] || c.bad[at]
+	values, _ := c.values[table].(map[string]any)
+	return values[name] != nil || c.meant[at] || c.meant[at.key(name)] || c.bad[at]
 }
 
 // missing reports what has no default and was not given.
 func (c *checker) missing(to *Config) {
-	dps := path("").key("dps")
+	dps, credential := path("").key("dps"), path("").key("credential")
 	if _, there := c.values["dps"]; !there && !c.meant[dps] {
 		c.report(dps, Error{Problem: "the table is missing", Remedy: "add [dps] with id_scope and registration_id"})
 	} else if !c.has("dps", "id_scope") {
-		c.report(dps, Error{Problem: "id_scope is missing", Remedy: "it is on the overview page of the provisioning service"})
+		c.reportMissing(dps, "id_scope", "it is on the overview page of the provisioning service")
 	}
-	credential := path("").key("credential")
-	if len(to.Credentials) == 0 && !c.meant[credential] && !c.bad[credential] {
-		c.report(credential, Error{Problem: "there is none", Remedy: `add [[credential]] with type = "symmetric-key" and key, or type = "x509", certificate and private_key`})
+	none := len(to.Credentials) == 0 && !c.meant[credential] && !c.bad[credential]
+	if none {
+		c.report(credential, Error{Problem: "there is none", Remedy: `add [[credential]] with type = "symmetric-key" and key, or with type = "x509", certificate and private_key`})
 	}
-	c.registrationID(to)
-}
-
-// registrationID sees to it that there is exactly one source.
-func (c *checker) registrationID(to *Config) {
-	dps := path("").key("dps")
-	id, file := c.has("dps", "registration_id"), c.has("dps", "registration_id_file")
-	values, ok := c.values["dps"].(map[string]any)
-	if !ok {
-		return
-	}
-	_, idThere := values["registration_id"]
-	_, fileThere := values["registration_id_file"]
-	switch {
-	case idThere && fileThere:
+	switch values, _ := c.values["dps"].(map[string]any); {
+	case values["registration_id"] != nil && values["registration_id_file"] != nil:
 		c.report(dps.key("registration_id_file"), Error{Problem: "registration_id is set as well", Remedy: "keep one of the two"})
-	case id || file || len(to.Credentials) == 0:
-		// Without a credential it cannot be said whether one is needed.
-	default:
+	case c.has("dps", "registration_id"), c.has("dps", "registration_id_file"):
+	case c.first == typeX509:
+		// The credential itself is nil when there is something wrong with it.
 		if x, ok := to.Credentials[0].(attest.X509); ok {
 			to.DPS.RegistrationID.FromCertificate = &x
-			return
 		}
-		if to.Credentials[0] != nil {
-			c.report(dps, Error{Problem: "registration_id is missing", Remedy: "set it or registration_id_file; only with an x509 credential in the first place it is taken from the certificate"})
-		}
+	case values != nil && (none || c.first == typeSymmetricKey):
+		c.reportMissing(dps, "registration_id", "set it or registration_id_file; the certificate is asked only when the first credential is x509")
 	}
 }
 
@@ -330,7 +314,9 @@ func (c *checker) credentials(at path, value any) []attest.Credential {
 	switch v := value.(type) {
 	case map[string]any:
 		c.report(at, Error{Problem: "must be an array of tables", Remedy: remedy})
-		return []attest.Credential{c.credential(at, v)}
+		one, kind := c.credential(at, v)
+		c.first = kind
+		return []attest.Credential{one}
 	case []any:
 		var all []attest.Credential
 		for i, element := range v {
@@ -340,7 +326,11 @@ func (c *checker) credentials(at path, value any) []attest.Credential {
 				all = append(all, nil)
 				continue
 			}
-			all = append(all, c.credential(at.index(i), table))
+			one, kind := c.credential(at.index(i), table)
+			if i == 0 {
+				c.first = kind
+			}
+			all = append(all, one)
 		}
 		return all
 	}
@@ -348,7 +338,13 @@ func (c *checker) credentials(at path, value any) []attest.Credential {
 	return nil
 }
 
-func (c *checker) credential(at path, values map[string]any) attest.Credential {
+// The types of a credential.
+const (
+	typeSymmetricKey = "symmetric-key"
+	typeX509         = "x509"
+)
+
+func (c *checker) credential(at path, values map[string]any) (attest.Credential, string) {
 	var (
 		kind   string
 		secret attest.SymmetricKey
@@ -357,40 +353,40 @@ func (c *checker) credential(at path, values map[string]any) attest.Credential {
 		needs  []string
 	)
 	keys := []key{
-		{"type", c.choice(&kind, "symmetric-key", "x509")},
+		{"type", c.choice(&kind, typeSymmetricKey, typeX509)},
 		{"key", c.reference(&secret.Key)},
 		{"certificate", c.reference(&x.Certificate)},
 		{"private_key", c.reference(&x.PrivateKey)},
 	}
 	c.table(at, values, keys, "credential")
 	switch kind {
-	case "symmetric-key":
+	case typeSymmetricKey:
 		needs = []string{"key"}
-	case "x509":
+	case typeX509:
 		needs = []string{"certificate", "private_key"}
 	default:
-		if _, there := values["type"]; !there && !c.meant[path("").key("credential").key("type")] {
-			c.report(at, Error{Problem: "type is missing", Remedy: `it is "symmetric-key" or "x509"`})
+		if values["type"] == nil && !c.meant[at.key("type")] {
+			c.reportMissing(at, "type", oneOf([]string{typeSymmetricKey, typeX509}))
 		}
-		return nil
+		return nil, ""
 	}
 	for _, name := range needs {
-		if _, there := values[name]; !there && !c.meant[path("").key("credential").key(name)] {
-			c.report(at, Error{Problem: fmt.Sprintf("%s is missing, which type %q needs", name, kind)})
+		if values[name] == nil && !c.meant[at.key(name)] {
+			c.reportMissing(at, name, fmt.Sprintf("a credential of type %q needs it", kind))
 		}
 	}
 	for _, k := range keys[1:] {
-		if _, there := values[k.name]; there && !slices.Contains(needs, k.name) {
+		if values[k.name] != nil && !slices.Contains(needs, k.name) {
 			c.report(at.key(k.name), Error{Problem: fmt.Sprintf("has no meaning with type %q", kind), Remedy: "each credential is a [[credential]] of its own"})
 		}
 	}
-	if len(c.errs) > errs {
-		return nil
+	switch {
+	case len(c.errs) > errs:
+		return nil, kind
+	case kind == typeX509:
+		return x, kind
 	}
-	if kind == "x509" {
-		return x
-	}
-	return secret
+	return secret, kind
 }
 
 // string reports a value of another type.
@@ -398,9 +394,6 @@ func (c *checker) string(at path, value any, remedy string) (string, bool) {
 	s, ok := value.(string)
 	switch {
 	case !ok:
-		if _, scalar := value.(map[string]any); scalar {
-			remedy = ""
-		}
 		c.report(at, Error{Problem: "must be a string, not " + kind(value), Remedy: remedy})
 	case s == "":
 		c.report(at, Error{Problem: "is empty", Remedy: "give it a value or leave the key out"})

@@ -169,7 +169,7 @@ func Parse(name string, r io.Reader) (*Config, error) {
 		return nil, Errors{problem}
 	}
 	c := defaults()
-	check := checker{document: doc, file: name, bad: map[path]bool{}, meant: map[path]bool{}}
+	check := checker{document: doc, file: name, known: names(), bad: map[path]bool{}, meant: map[path]bool{}}
 	check.config(&c)
 	if len(check.errs) > 0 {
 		check.errs.sort()

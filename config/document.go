@@ -144,7 +144,7 @@ func keyOfLine(lines lines, n int) string {
 		if header == nil {
 			continue
 		}
-		if table, name := string(header[1]), string(match[1]); slices.Contains(keysOf(table), name) {
+		if table, name := string(header[1]), string(match[1]); slices.Contains(names()[table], name) {
 			return table + "." + name
 		}
 		break

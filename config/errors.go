@@ -41,7 +41,11 @@ func (e *Error) Error() string {
 	if e.Nearest != "" {
 		b.WriteString("; did you mean " + strconv.Quote(e.Nearest) + "?")
 	}
-	if e.Remedy != "" {
+	switch {
+	case e.Remedy == "":
+	case e.Nearest != "":
+		b.WriteString(" " + e.Remedy)
+	default:
 		b.WriteString("; " + e.Remedy)
 	}
 	return b.String()

@@ -1,0 +1,262 @@
+package config_test
+
+import (
+	"errors"
+	"io/fs"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// minimal is the least a configuration needs. More is appended to it.
+const minimal = `[dps]
+id_scope = "0ne00000000"
+registration_id = "gw-1"
+[[credential]]
+type = "symmetric-key"
+key = "credential:dps-primary-key"
+`
+
+func parse(t testing.TB, text string) *config.Config {
+	t.Helper()
+	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
+	if err != nil {
+		t.Fatalf("%v\nin\n%s", err, text)
+	}
+	return c
+}
+
+// problems parses a text that is wrong and returns what is reported.
+func problems(t testing.TB, text string) config.Errors {
+	t.Helper()
+	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
+	var errs config.Errors
+	if !errors.As(err, &errs) || len(errs) == 0 || c != nil {
+		t.Fatalf("got %+v, %v for\n%s", c, err, text)
+	}
+	return errs
+}
+
+func TestDefaults(t *testing.T) {
+	t.Run("scope, ID and credential are all a configuration needs", func(t *testing.T) {
+		want := &config.Config{
+			DPS: config.DPS{
+				IDScope:        "0ne00000000",
+				RegistrationID: attest.RegistrationID{Template: "gw-1"},
+				Endpoint:       "global.azure-devices-provisioning.net",
+				APIVersion:     "2019-03-31",
+			},
+			Credentials: []attest.Credential{attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}},
+			Transport: config.Transport{
+				Protocols: []string{"mqtt", "websocket"}, MQTTPort: 8883, WebSocketPort: 443, Proxy: "environment",
+				ConnectTimeout: 30 * time.Second, ResponseTimeout: time.Minute, KeepAlive: time.Minute,
+			},
+			Provisioning: config.Provisioning{OnBoot: "always"},
+			Retry: config.Retry{
+				Initial: time.Second, Max: 5 * time.Minute, OfflineMax: 10 * time.Second,
+				RefusedInitial: 5 * time.Minute, RefusedMax: time.Hour,
+			},
+			State:   config.State{Directory: "/var/lib/dpsd", Mode: 0o644},
+			Control: config.Control{Socket: "/run/dpsd/dpsd.sock"},
+			Log:     config.Log{Level: "info"},
+		}
+		if diff := cmp.Diff(want, parse(t, minimal)); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// settings gives every key that works a value other than its default, and says what the
+// Config holds then.
+var settings = []struct {
+	table, key, value string
+	got               func(*config.Config) any
+	want              any
+}{
+	{"dps", "id_scope", `"0cnABCDEF01"`, func(c *config.Config) any { return c.DPS.IDScope }, "0cnABCDEF01"},
+	{"dps", "registration_id", `"gw-%H-%m"`, func(c *config.Config) any { return c.DPS.RegistrationID.Template }, "gw-%H-%m"},
+	{"dps", "registration_id_file", `"/etc/gateway/../serial"`, func(c *config.Config) any { return c.DPS.RegistrationID.File }, "/etc/serial"},
+	{"dps", "endpoint", `"127.0.0.1"`, func(c *config.Config) any { return c.DPS.Endpoint }, "127.0.0.1"},
+	{"dps", "api_version", `"2025-07-01-preview"`, func(c *config.Config) any { return c.DPS.APIVersion }, "2025-07-01-preview"},
+	{"dps", "payload_file", `"/etc/dpsd/payload.json"`, func(c *config.Config) any { return c.DPS.PayloadFile }, "/etc/dpsd/payload.json"},
+	{"transport", "protocols", `["websocket"]`, func(c *config.Config) any { return c.Transport.Protocols }, []string{"websocket"}},
+	{"transport", "mqtt_port", `1`, func(c *config.Config) any { return c.Transport.MQTTPort }, 1},
+	{"transport", "websocket_port", `65_535`, func(c *config.Config) any { return c.Transport.WebSocketPort }, 65535},
+	{"transport", "proxy", `"none"`, func(c *config.Config) any { return c.Transport.Proxy }, "none"},
+	{"transport", "ca_file", `'/etc/dpsd/ca.pem'`, func(c *config.Config) any { return c.Transport.CAFile }, "/etc/dpsd/ca.pem"},
+	{"transport", "connect_timeout", `"10m"`, func(c *config.Config) any { return c.Transport.ConnectTimeout }, 10 * time.Minute},
+	{"transport", "response_timeout", `"100ms"`, func(c *config.Config) any { return c.Transport.ResponseTimeout }, 100 * time.Millisecond},
+	{"transport", "keep_alive", `"1177s"`, func(c *config.Config) any { return c.Transport.KeepAlive }, 1177 * time.Second},
+	{"provisioning", "boot_delay_max", `"1h30m"`, func(c *config.Config) any { return c.Provisioning.BootDelayMax }, 90 * time.Minute},
+	{"retry", "initial", `"1.5s"`, func(c *config.Config) any { return c.Retry.Initial }, 1500 * time.Millisecond},
+	{"retry", "max", `"1s"`, func(c *config.Config) any { return c.Retry.Max }, time.Second},
+	{"retry", "offline_max", `"24h"`, func(c *config.Config) any { return c.Retry.OfflineMax }, 24 * time.Hour},
+	{"retry", "refused_initial", `"1h"`, func(c *config.Config) any { return c.Retry.RefusedInitial }, time.Hour},
+	{"retry", "refused_max", `"168h"`, func(c *config.Config) any { return c.Retry.RefusedMax }, 7 * 24 * time.Hour},
+	{"state", "directory", `"/data/dpsd/"`, func(c *config.Config) any { return c.State.Directory }, "/data/dpsd"},
+	{"state", "mode", `"0640"`, func(c *config.Config) any { return c.State.Mode }, fs.FileMode(0o640)},
+	{"control", "socket", `"/tmp/x/dpsd.sock"`, func(c *config.Config) any { return c.Control.Socket }, "/tmp/x/dpsd.sock"},
+	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
+}
+
+// with puts one setting into the minimal configuration.
+func with(table, key, value string) string {
+	line := key + " = " + value + "\n"
+	if table != "dps" {
+		return minimal + "[" + table + "]\n" + line
+	}
+	text := minimal
+	switch key {
+	case "id_scope":
+		text = strings.Replace(text, "id_scope = \"0ne00000000\"\n", "", 1)
+	case "registration_id", "registration_id_file":
+		text = strings.Replace(text, "registration_id = \"gw-1\"\n", "", 1)
+	}
+	return strings.Replace(text, "[dps]\n", "[dps]\n"+line, 1)
+}
+
+func TestEveryKeyTakesEffect(t *testing.T) {
+	tried := map[string]bool{}
+	for _, s := range settings {
+		name := s.table + "." + s.key
+		tried[name] = true
+		t.Run(name+" = "+s.value+" is what the Config then holds, and all it changes", func(t *testing.T) {
+			c := parse(t, with(s.table, s.key, s.value))
+			if got := s.got(c); !reflect.DeepEqual(got, s.want) {
+				t.Errorf("got %v, want %v", got, s.want)
+			}
+			plain := parse(t, minimal)
+			if reflect.DeepEqual(s.got(plain), s.want) {
+				t.Error("the value is the default, so this shows nothing")
+			}
+			if n := differing(reflect.ValueOf(*plain), reflect.ValueOf(*c)); n != 1 && s.key != "registration_id_file" {
+				t.Errorf("%d fields differ from the defaults", n)
+			}
+		})
+	}
+	// The keys that have no effect to show: refused ones, and those of credentials.
+	other := map[string]bool{"transport.proxy_user": true, "transport.proxy_password": true, "transport.proxy_ca_file": true,
+		"provisioning.on_boot": true, "provisioning.interval": true,
+		"credential.type": true, "credential.key": true, "credential.certificate": true, "credential.private_key": true}
+	for table, keys := range config.Keys() {
+		for _, key := range keys {
+			if name := table + "." + key; !tried[name] && !other[name] {
+				t.Errorf("%s is known to Parse but not tried here", name)
+			}
+		}
+	}
+}
+
+// differing counts the fields, at the leaves, in which two values differ.
+func differing(a, b reflect.Value) int {
+	if a.Kind() != reflect.Struct {
+		if reflect.DeepEqual(a.Interface(), b.Interface()) {
+			return 0
+		}
+		return 1
+	}
+	n := 0
+	for i := range a.NumField() {
+		n += differing(a.Field(i), b.Field(i))
+	}
+	return n
+}
+
+func TestCredentials(t *testing.T) {
+	const dps = "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw-1\"\n"
+	const x509 = "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/etc/dpsd/device.pem\"\nprivate_key = \"credential:dps-private-key\"\n"
+	const key = "[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/etc/dpsd/keys/primary\"\n"
+	x := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/device.pem"}, PrivateKey: attest.Reference{Credential: "dps-private-key"}}
+	k := attest.SymmetricKey{Key: attest.Reference{File: "/etc/dpsd/keys/primary"}}
+
+	t.Run("credentials stay in the order of the file", func(t *testing.T) {
+		if diff := cmp.Diff([]attest.Credential{k, x, k}, parse(t, dps+key+x509+key).Credentials); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("an inline array of tables says the same", func(t *testing.T) {
+		text := `credential = [{type = "symmetric-key", key = "file:/etc/dpsd/keys/primary"}]` + "\n" + dps
+		if diff := cmp.Diff([]attest.Credential{k}, parse(t, text).Credentials); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("dotted keys say the same as tables", func(t *testing.T) {
+		c := parse(t, "dps.id_scope = \"0ne00000000\"\ndps.registration_id = \"gw-1\"\n"+key)
+		if c.DPS.IDScope != "0ne00000000" || len(c.Credentials) != 1 {
+			t.Errorf("got %+v", c)
+		}
+	})
+	t.Run("with a certificate first, the registration ID may be left out and is its common name", func(t *testing.T) {
+		c := parse(t, "[dps]\nid_scope = \"0ne00000000\"\n"+x509+key)
+		if diff := cmp.Diff(attest.RegistrationID{FromCertificate: &x}, c.DPS.RegistrationID); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("a registration ID that is given stands before the common name", func(t *testing.T) {
+		if c := parse(t, dps+x509); c.DPS.RegistrationID.FromCertificate != nil || c.DPS.RegistrationID.Template != "gw-1" {
+			t.Errorf("got %+v", c.DPS.RegistrationID)
+		}
+	})
+	t.Run("with a certificate second, the registration ID must be given", func(t *testing.T) {
+		errs := problems(t, "[dps]\nid_scope = \"0ne00000000\"\n"+key+x509)
+		if len(errs) != 1 || errs[0].Key != "dps.registration_id" || errs[0].Line != 1 {
+			t.Errorf("got %v", errs)
+		}
+	})
+}
+
+func TestForms(t *testing.T) {
+	want := parse(t, minimal)
+	for name, text := range map[string]string{
+		"line ends of Windows are read":                 strings.ReplaceAll(minimal, "\n", "\r\n"),
+		"a byte order mark of UTF-8 is passed over":     "\ufeff" + minimal,
+		"a file without a last line end is read":        strings.TrimSuffix(minimal, "\n"),
+		"indentation and comments change nothing":       "# Küche\n" + strings.ReplaceAll(minimal, "\n", " # x\n\t"),
+		"an empty table changes nothing":                minimal + "[transport]\n[log]\n",
+		"literal strings are strings":                   strings.ReplaceAll(minimal, `"`, `'`),
+		"a file of exactly 1 MiB is read":               minimal + "#" + strings.Repeat("x", 1<<20-len(minimal)-1),
+		"dpsd.toml may be one long line of dotted keys": `dps={id_scope="0ne00000000",registration_id="gw-1"}` + "\n" + `credential=[{type="symmetric-key",key="credential:dps-primary-key"}]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(want, parse(t, text)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	t.Run("a reader's error is passed on and is no error of the text", func(t *testing.T) {
+		_, err := config.Parse("dpsd.toml", iotest.ErrReader(fs.ErrPermission))
+		var errs config.Errors
+		if !errors.Is(err, fs.ErrPermission) || errors.As(err, &errs) || !strings.Contains(err.Error(), "dpsd.toml") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a file without an end is given up after 1 MiB", func(t *testing.T) {
+		_, err := config.Parse("dpsd.toml", endless{})
+		if err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a reader that gives one byte at a time is read whole", func(t *testing.T) {
+		c, err := config.Parse("dpsd.toml", iotest.OneByteReader(strings.NewReader(minimal)))
+		if diff := cmp.Diff(want, c); err != nil || diff != "" {
+			t.Errorf("%v\n%s", err, diff)
+		}
+	})
+}
+
+// endless is a file like /dev/zero.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = '#'
+	}
+	return len(p), nil
+}

@@ -1,0 +1,317 @@
+package config_test
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/config"
+)
+
+func TestErrors(t *testing.T) {
+	const (
+		noCredential = `dpsd.toml: credential: there is none; add [[credential]] with type = "symmetric-key" and key, or with type = "x509", certificate and private_key`
+		noDPS        = `dpsd.toml: dps: the table is missing; add [dps] with id_scope and registration_id`
+		noReference  = `not a reference: write "file:/path" or "credential:NAME"; a secret itself does not belong here`
+		durations    = `write a number with its unit, such as "90s", "5m" or "24h"`
+		dps          = "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw-1\"\n"
+	)
+	for _, c := range []struct {
+		name, text string
+		want       []string
+	}{
+		// Names.
+		{"an unknown key is told with its place and the nearest one", "[dps]\nid_scop = \"x\"\nregistration_id = \"gw-1\"\n" + minimal[strings.Index(minimal, "[[cred"):],
+			[]string{`dpsd.toml:2:1: dps.id_scop: unknown key; did you mean "id_scope"?`}},
+		{"the nearest key is found when its parts are swapped", minimal + "[transport]\nport_mqtt = 1\n",
+			[]string{`dpsd.toml:8:1: transport.port_mqtt: unknown key; did you mean "mqtt_port"?`}},
+		{"the nearest key is found with hyphens and capitals", minimal + "[transport]\nKeep-Alive = \"1s\"\n",
+			[]string{`dpsd.toml:8:1: transport.Keep-Alive: unknown key; did you mean "keep_alive"?`}},
+		{"an unknown key near nothing is told alone", minimal + "[log]\nxyzzy = 1\n",
+			[]string{`dpsd.toml:8:1: log.xyzzy: unknown key`}},
+		{"a key in the wrong table is told with the right one", minimal + "[transport]\ninterval = \"24h\"\n",
+			[]string{`dpsd.toml:8:1: transport.interval: unknown key; did you mean "provisioning.interval"?`}},
+		{"a key above all tables is told where it belongs", "id_scope = \"x\"\n" + minimal,
+			[]string{`dpsd.toml:1:1: id_scope: unknown key; did you mean "dps.id_scope"? every key stands below the [table] it belongs to`}},
+		{"an unknown table is told once, and not that the right one is missing", "[dsp]\nid_scope = \"x\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
+			[]string{`dpsd.toml:1:2: dsp: unknown table; did you mean "dps"?`}},
+		{"the plural of credential is told", dps + "[[credentials]]\ntype = \"x509\"\n",
+			[]string{`dpsd.toml:4:3: credentials: unknown table; did you mean "credential"?`}},
+		{"a table below a table is unknown", minimal + "[dps.transport]\nmqtt_port = 1\n",
+			[]string{`dpsd.toml:7:6: dps.transport: unknown table; did you mean "transport"?`}},
+		{"an unknown key in a credential is told with its own line", minimal + "[[credential]]\ntype = \"x509\"\ncertifcate = \"file:/c\"\nprivate_key = \"file:/k\"\n",
+			[]string{`dpsd.toml:9:1: credential.certifcate: unknown key; did you mean "certificate"?`}},
+		{"a typing error in one credential does not hide what another lacks", dps + "[[credential]]\ntype = \"symmetric-key\"\nkye = \"file:/k\"\n[[credential]]\ntype = \"symmetric-key\"\n",
+			[]string{`dpsd.toml:6:1: credential.kye: unknown key; did you mean "key"?`,
+				`dpsd.toml:7:3: credential.key: is missing; a credential of type "symmetric-key" needs it`}},
+		{"a quoted key with a line end stays on one line", minimal + "[log]\n\"a\\nb\" = 1\n",
+			[]string{`dpsd.toml:8:1: log."a\nb": unknown key`}},
+		{"a very long key is cut", minimal + "[log]\n" + strings.Repeat("k", 100) + " = 1\n",
+			[]string{`dpsd.toml:8:1: log.` + strings.Repeat("k", 40) + `…: unknown key`}},
+		{"columns count characters, not bytes", minimal + "[log]\n\"ü\".\"ü\" = 1\n",
+			[]string{`dpsd.toml:8:1: log.ü: unknown table`}},
+		{"a column behind letters beyond ASCII is right", "dps = {\"üüü\" = 1, \"x\" = 2}\n[[credential]]\ntype=\"symmetric-key\"\nkey=\"file:/k\"\n",
+			[]string{`dpsd.toml:1:1: dps.id_scope: is missing; it is on the overview page of the provisioning service`,
+				`dpsd.toml:1:1: dps.registration_id: is missing; set it or registration_id_file; the certificate is asked only when the first credential is x509`,
+				`dpsd.toml:1:8: dps.üüü: unknown key`,
+				`dpsd.toml:1:19: dps.x: unknown key`}},
+
+		// Tables.
+		{"single brackets for a credential are told", dps + "[credential]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
+			[]string{`dpsd.toml:4:2: credential: must be an array of tables; write [[credential]], with double brackets`}},
+		{"single brackets do not hide what is wrong inside", dps + "[credential]\ntype = \"symmetric-key\"\n",
+			[]string{`dpsd.toml:4:2: credential: must be an array of tables; write [[credential]], with double brackets`,
+				`dpsd.toml:4:2: credential.key: is missing; a credential of type "symmetric-key" needs it`}},
+		{"a credential that is a string is told", "credential = \"x\"\n" + dps,
+			[]string{`dpsd.toml:1:1: credential: must be an array of tables, not a string; write [[credential]], with double brackets`}},
+		{"a credential in an array that is no table is told", "credential = [1]\n" + dps,
+			[]string{`dpsd.toml:1:15: credential: must be a table, not an integer; write [[credential]], with double brackets`}},
+		{"no credential in an array is none", "credential = []\n" + dps, []string{strings.Replace(noCredential, "dpsd.toml:", "dpsd.toml:1:1:", 1)}},
+		{"double brackets for a table are told", "[[dps]]\nid_scope = \"x\"\n" + minimal[strings.Index(minimal, "[[cred"):],
+			[]string{`dpsd.toml:1:3: dps: this table can be there once only; write [dps], with single brackets`}},
+		{"a table that is a number is told", "log = 3\n" + minimal,
+			[]string{`dpsd.toml:1:1: log: must be a table, not an integer; write [log] and its keys below`}},
+		{"an empty file is told", "", []string{`dpsd.toml: the file sets nothing; begin with a copy of the annotated dpsd.toml`}},
+		{"a file of comments is told", "# x\n\n", []string{`dpsd.toml: the file sets nothing; begin with a copy of the annotated dpsd.toml`}},
+		{"a missing [dps] is told once", minimal[strings.Index(minimal, "[[cred"):], []string{noDPS}},
+		{"a file with only another table lacks two", "[log]\n", []string{noDPS, noCredential}},
+		{"an empty [dps] lacks its keys at its own line", "\n [dps]\n",
+			[]string{`dpsd.toml:2:3: dps.id_scope: is missing; it is on the overview page of the provisioning service`,
+				`dpsd.toml:2:3: dps.registration_id: is missing; set it or registration_id_file; the certificate is asked only when the first credential is x509`,
+				noCredential}},
+
+		// Types.
+		{"a string where an integer belongs is told", minimal + "[transport]\nmqtt_port = \"8883\"\n",
+			[]string{`dpsd.toml:8:1: transport.mqtt_port: must be an integer, not a string; write the port without quotes`}},
+		{"an integer where a string belongs is told", strings.Replace(minimal, `"gw-1"`, "1", 1),
+			[]string{`dpsd.toml:3:1: dps.registration_id: must be a string, not an integer; write it in double quotes`}},
+		{"a boolean where a string belongs is told", minimal + "[log]\nlevel = true\n",
+			[]string{`dpsd.toml:8:1: log.level: must be a string, not a boolean; write "debug", "info", "warn" or "error"`}},
+		{"a date where a string belongs is told", "[dps]\napi_version = 2019-03-31\n" + strings.TrimPrefix(minimal, "[dps]\n"),
+			[]string{`dpsd.toml:2:1: dps.api_version: must be a string, not a date or time; write it in double quotes`}},
+		{"a float where a duration belongs is told", minimal + "[retry]\ninitial = 1.5\n",
+			[]string{`dpsd.toml:8:1: retry.initial: must be a string, not a float; ` + durations}},
+		{"a string where an array belongs is told", minimal + "[transport]\nprotocols = \"mqtt\"\n",
+			[]string{`dpsd.toml:8:1: transport.protocols: must be an array, not a string; such as ["mqtt"]`}},
+		{"an octal number where the mode belongs is told", minimal + "[state]\nmode = 0o644\n",
+			[]string{`dpsd.toml:8:1: state.mode: must be a string, not an integer; write "0644" or "0640"`}},
+		{"a table where a string belongs is told", minimal + "[dps.endpoint]\n",
+			[]string{`dpsd.toml:7:6: dps.endpoint: must be a string, not a table; write it in double quotes`}},
+		{"an array where a reference belongs is told", strings.Replace(minimal, `"credential:dps-primary-key"`, `["file:/k"]`, 1),
+			[]string{`dpsd.toml:6:1: credential.key: must be a string, not an array; write "file:/path" or "credential:NAME"`}},
+
+		// Values.
+		{"an empty string is told", strings.Replace(minimal, `"gw-1"`, `""`, 1),
+			[]string{`dpsd.toml:3:1: dps.registration_id: is empty; give it a value or leave the key out`}},
+		{"an ID scope with a slash is told", strings.Replace(minimal, "0ne00000000", "0ne/1", 1),
+			[]string{`dpsd.toml:2:1: dps.id_scope: "0ne/1" is no ID scope; it has letters and digits, such as "0ne00000000"`}},
+		{"an unknown verb is told", strings.Replace(minimal, "gw-1", "gw-%h", 1),
+			[]string{`dpsd.toml:3:1: dps.registration_id: not a valid template of a registration ID: %h is unknown; %H (host name) and %m (machine ID) are known`}},
+		{"an ID that ends with a dot is told", strings.Replace(minimal, "gw-1", "gw.", 1),
+			[]string{`dpsd.toml:3:1: dps.registration_id: not a valid registration ID: it must end with a letter, digit or "-", not '.'`}},
+		{"a percent sign in an ID is told", strings.Replace(minimal, "gw-1", "gw%%1", 1),
+			[]string{`dpsd.toml:3:1: dps.registration_id: not a valid registration ID: '%' is not allowed; letters, digits and "-._:" are`}},
+		{"two sources of the ID are told", strings.Replace(minimal, "[[cred", "registration_id_file = \"/etc/serial\"\n[[cred", 1),
+			[]string{`dpsd.toml:4:1: dps.registration_id_file: registration_id is set as well; keep one of the two`}},
+		{"an endpoint that is a URL is told", with("dps", "endpoint", `"https://x.example"`),
+			[]string{`dpsd.toml:2:1: dps.endpoint: must be a host name, without a scheme; write the name alone, such as "global.azure-devices-provisioning.net"`}},
+		{"an endpoint with a port is told", with("dps", "endpoint", `"x.example:8883"`),
+			[]string{`dpsd.toml:2:1: dps.endpoint: must be a host name, without a port; the ports are transport.mqtt_port and transport.websocket_port`}},
+		{"an endpoint with a final dot is told", with("dps", "endpoint", `"x.example."`),
+			[]string{`dpsd.toml:2:1: dps.endpoint: must be a host name, without a dot at the end; write the name alone, such as "global.azure-devices-provisioning.net"`}},
+		{"an endpoint with a path is told", with("dps", "endpoint", `"x.example/y"`),
+			[]string{`dpsd.toml:2:1: dps.endpoint: "x.example/y" is no host name; write the name alone, such as "global.azure-devices-provisioning.net"`}},
+		{"an API version that is no date is told", with("dps", "api_version", `"latest"`),
+			[]string{`dpsd.toml:2:1: dps.api_version: "latest" is no API version; it is a date such as "2019-03-31", with "-preview" for some`}},
+		{"a relative path is told", with("dps", "payload_file", `"payload.json"`),
+			[]string{`dpsd.toml:2:1: dps.payload_file: must be an absolute path; begin it with "/"`}},
+		{"a reference where a path belongs is told", with("transport", "ca_file", `"file:/ca.pem"`),
+			[]string{`dpsd.toml:8:1: transport.ca_file: must be a plain path; leave "file:" away; only credentials are written as references`}},
+		{"a NUL byte in a path is told", with("transport", "ca_file", `"/ca\u0000.pem"`),
+			[]string{`dpsd.toml:8:1: transport.ca_file: holds a control character`}},
+		{"an inline key is told to be a reference, and not repeated", strings.Replace(minimal, "credential:dps-primary-key", "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE", 1),
+			[]string{`dpsd.toml:6:1: credential.key: ` + noReference}},
+		{"port 0 is told", with("transport", "mqtt_port", "0"), []string{`dpsd.toml:8:1: transport.mqtt_port: 0 is no TCP port; ports are 1 to 65535`}},
+		{"port 65536 is told", with("transport", "websocket_port", "65536"), []string{`dpsd.toml:8:1: transport.websocket_port: 65536 is no TCP port; ports are 1 to 65535`}},
+		{"a negative port is told", with("transport", "mqtt_port", "-1"), []string{`dpsd.toml:8:1: transport.mqtt_port: -1 is no TCP port; ports are 1 to 65535`}},
+		{"no protocol is told", with("transport", "protocols", "[]"), []string{`dpsd.toml:8:1: transport.protocols: must not be empty; such as ["mqtt"]`}},
+		{"each wrong protocol is told at its own place", with("transport", "protocols", `["mqtt", "mqqt", 3, "mqtt"]`),
+			[]string{`dpsd.toml:8:22: transport.protocols: "mqqt" is unknown; did you mean "mqtt"? write "mqtt" or "websocket"`,
+				`dpsd.toml:8:30: transport.protocols: must be a string, not an integer; write "mqtt" or "websocket"`,
+				`dpsd.toml:8:33: transport.protocols: "mqtt" is there twice`}},
+		{"a number without a unit is told", with("retry", "max", `"300"`), []string{`dpsd.toml:8:1: retry.max: "300" is no duration; ` + durations}},
+		{"days are told", with("retry", "max", `"1d"`), []string{`dpsd.toml:8:1: retry.max: "1d" is no duration; ` + durations}},
+		{"a duration over 290 years is told", with("retry", "max", `"9999999h"`), []string{`dpsd.toml:8:1: retry.max: "9999999h" is no duration; ` + durations}},
+		{"a negative duration is told", with("transport", "connect_timeout", `"-1s"`), []string{`dpsd.toml:8:1: transport.connect_timeout: "-1s" is out of range; 100ms to 10m are allowed`}},
+		{"a time-out of nothing is told", with("transport", "response_timeout", `"0s"`), []string{`dpsd.toml:8:1: transport.response_timeout: "0s" is out of range; 100ms to 10m are allowed`}},
+		{"a retry without a pause is told", with("retry", "max", `"1ms"`), []string{`dpsd.toml:8:1: retry.max: "1ms" is out of range; 1s to 24h are allowed`}},
+		{"a boot delay of days is told", with("provisioning", "boot_delay_max", `"25h"`), []string{`dpsd.toml:8:1: provisioning.boot_delay_max: "25h" is out of range; 0s to 24h are allowed`}},
+		{"half a second of keep alive is told", with("transport", "keep_alive", `"1500ms"`), []string{`dpsd.toml:8:1: transport.keep_alive: must be whole seconds; such as "60s", or "0s" for none`}},
+		{"a keep alive that servers cap is told", with("transport", "keep_alive", `"1178s"`), []string{`dpsd.toml:8:1: transport.keep_alive: "1178s" is out of range; 0s to 19m37s are allowed`}},
+		{"a first delay above the last is told where it is set", with("retry", "initial", `"10m"`), []string{`dpsd.toml:8:1: retry.initial: initial (10m) is above max (5m)`}},
+		{"a last delay below the first is told where it is set", with("retry", "refused_max", `"1m"`), []string{`dpsd.toml:8:1: retry.refused_max: refused_initial (5m) is above refused_max (1m)`}},
+		{"another mode is told", with("state", "mode", `"0600"`), []string{`dpsd.toml:8:1: state.mode: "0600" is unknown; did you mean "0640"? write "0644" or "0640"`}},
+		{"a relative state directory is told", with("state", "directory", `"state"`), []string{`dpsd.toml:8:1: state.directory: must be an absolute path; begin it with "/"`}},
+		{"a socket that is a directory is told", with("control", "socket", `"/run/dpsd/"`), []string{`dpsd.toml:8:1: control.socket: must be the path of a socket, not of a directory; such as "/run/dpsd/dpsd.sock"`}},
+		{"a socket's path of 108 bytes is told", with("control", "socket", `"/`+strings.Repeat("s", 107)+`"`), []string{`dpsd.toml:8:1: control.socket: a socket's path has at most 107 bytes, not 108`}},
+		{"a socket in the state directory is told", with("control", "socket", `"/var/lib/dpsd/dpsd.sock"`), []string{`dpsd.toml:8:1: control.socket: the socket must not lie in the state directory; its directory is the runtime directory, usually "/run/dpsd"`}},
+		{"a state directory around the socket is told", with("state", "directory", `"/run/dpsd"`), []string{`dpsd.toml:8:1: state.directory: the socket must not lie in the state directory; its directory is the runtime directory, usually "/run/dpsd"`}},
+		{"another level is told with the nearest", with("log", "level", `"warning"`), []string{`dpsd.toml:8:1: log.level: "warning" is unknown; did you mean "warn"? write "debug", "info", "warn" or "error"`}},
+
+		// Credentials.
+		{"a credential without a type is told", dps + "[[credential]]\nkey = \"file:/k\"\n", []string{`dpsd.toml:4:3: credential.type: is missing; write "symmetric-key" or "x509"`}},
+		{"a credential of an unknown type is told", dps + "[[credential]]\ntype = \"x.509\"\n", []string{`dpsd.toml:5:1: credential.type: "x.509" is unknown; did you mean "x509"? write "symmetric-key" or "x509"`}},
+		{"a certificate without a key is told", dps + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\n", []string{`dpsd.toml:4:3: credential.private_key: is missing; a credential of type "x509" needs it`}},
+		{"a key in a certificate's table is told", dps + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\nprivate_key = \"file:/p\"\nkey = \"file:/k\"\n",
+			[]string{`dpsd.toml:8:1: credential.key: has no meaning with type "x509"; each credential is a [[credential]] of its own`}},
+
+		// Later.
+		{"another policy is not supported yet", with("provisioning", "on_boot", `"verify"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "verify" is not supported yet; leave it out or write "always"`}},
+		{"the third policy is not supported yet", with("provisioning", "on_boot", `"if-needed"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "if-needed" is not supported yet; leave it out or write "always"`}},
+		{"a policy that never will be is unknown", with("provisioning", "on_boot", `"never"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "never" is unknown; write "always", "verify" or "if-needed"`}},
+		{"an interval is not supported yet", with("provisioning", "interval", `"24h"`), []string{`dpsd.toml:8:1: provisioning.interval: is not supported yet; leave it out or write "0s"`}},
+		{"the address of a proxy is not supported yet, and its password not repeated", with("transport", "proxy", `"http://u:S3CRET@proxy:3128"`),
+			[]string{`dpsd.toml:8:1: transport.proxy: the address of a proxy is not supported yet; leave proxy = "environment" and set HTTPS_PROXY for the service`}},
+		{"another word for the proxy is unknown", with("transport", "proxy", `"env"`), []string{`dpsd.toml:8:1: transport.proxy: "env" is unknown; did you mean "environment"? write "environment" or "none"`}},
+		{"a proxy's user is not supported yet", with("transport", "proxy_user", `"gateway"`), []string{`dpsd.toml:8:1: transport.proxy_user: is not supported yet; leave it out and use proxy = "environment" and set HTTPS_PROXY for the service`}},
+		{"a proxy's password is not supported yet, and not repeated", with("transport", "proxy_password", `"S3CRET"`), []string{`dpsd.toml:8:1: transport.proxy_password: is not supported yet; leave it out and use proxy = "environment" and set HTTPS_PROXY for the service`}},
+		{"a proxy's roots are not supported yet", with("transport", "proxy_ca_file", `"/ca.pem"`), []string{`dpsd.toml:8:1: transport.proxy_ca_file: is not supported yet; leave it out and use proxy = "environment" and set HTTPS_PROXY for the service`}},
+
+		// Syntax.
+		{"text without quotes is told with its key", "[dps]\nid_scope = 0ne00\n", []string{`dpsd.toml:2:13: dps.id_scope: TOML syntax: strings must be quoted; text is written in double quotes`}},
+		{"a string without an end is told with its key", minimal + "[log]\nlevel = \"info\n", []string{`dpsd.toml:8:14: log.level: TOML syntax: basic strings cannot have new lines; close the quotes on the same line`}},
+		{"a key that is there twice is told", "[dps]\nid_scope = \"a\"\nid_scope = \"b\"\n", []string{`dpsd.toml:3:1: dps.id_scope: TOML syntax: key id_scope is already defined`}},
+		{"a table that is there twice is told", minimal + "[dps]\n", []string{`dpsd.toml:7:2: TOML syntax: table dps already exists`}},
+		{"a column in a line with letters beyond ASCII is right", "# ü\n\"ü\" = x\n", []string{`dpsd.toml:2:7: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes`}},
+		{"a Windows path in double quotes is told", "[dps]\npayload_file = \"C:\\p\"\n", []string{`dpsd.toml:2:19: dps.payload_file: TOML syntax: invalid escape character U+0070 'p'; write a backslash as \\, or use single quotes`}},
+		{"text behind a table header is told", minimal + "[log]x\n", []string{`dpsd.toml:7:6: TOML syntax: expected newline but got U+0078 'x'`}},
+		{"a line that is no TOML is told", "[dps]\nwhat is this\n", []string{`dpsd.toml:2:6: TOML syntax: expected '=' after key`}},
+		{"a NUL byte is told", "[dps]\n\x00\n", []string{`dpsd.toml:2:1: TOML syntax: invalid character at start of key: U+0000`}},
+		{"Latin-1 is told", "[dps]\nid_scope = \"\xfc\"\n", []string{`dpsd.toml:2:13: dps.id_scope: TOML syntax: invalid UTF-8 character in basic string; save the file as UTF-8`}},
+		{"UTF-16 is told", "\xff\xfe[\x00d\x00", []string{`dpsd.toml:1:1: the file is UTF-16 text; save it as UTF-8`}},
+		{"UTF-16 the other way round is told", "\xfe\xff\x00[\x00d", []string{`dpsd.toml:1:1: the file is UTF-16 text; save it as UTF-8`}},
+		{"a number beyond all bounds is told without its digits", with("transport", "mqtt_port", "1e99999"), []string{`dpsd.toml:8:13: transport.mqtt_port: TOML syntax: unable to parse float`}},
+		{"a file over 1 MiB is told", strings.Repeat("#", 1<<20+1), []string{`dpsd.toml: the file is larger than 1 MiB; a configuration has a few lines; is this the right file?`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			errs := problems(t, c.text)
+			if got, want := errs.Error(), strings.Join(c.want, "\n"); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestAllErrorsAreReportedTogether(t *testing.T) {
+	errs := problems(t, `[dps]
+id_scop = "x"
+registration_id = "gw 1"
+[[credential]]
+type = "symmetric-key"
+key = "inline"
+[transport]
+mqtt_port = "8883"
+protocols = ["mqtt", "mqtt"]
+[retry]
+initial = "1 second"
+[log]
+level = "loud"
+[colour]
+x = 1
+`)
+	var lines []int
+	for _, e := range errs {
+		lines = append(lines, e.Line)
+	}
+	want := []int{2, 3, 6, 8, 9, 11, 13, 14}
+	if len(lines) != len(want) {
+		t.Fatalf("got\n%v", errs)
+	}
+	for i := range want {
+		if lines[i] != want[i] {
+			t.Errorf("error %d is at line %d, not %d", i, lines[i], want[i])
+		}
+	}
+	var one *config.Error
+	if !errors.As(error(errs), &one) || one.Key != "dps.id_scop" || one.Nearest != "id_scope" || one.File != "dpsd.toml" || one.Column != 1 {
+		t.Errorf("errors.As finds %+v", one)
+	}
+}
+
+func TestSecretsAreNotRepeated(t *testing.T) {
+	// Long enough to be a key, with all that base64 may hold.
+	const secret = "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw=="
+	texts := map[string]string{
+		"in quotes that do not end":        "[[credential]]\nkey = \"" + secret + "\n",
+		"without quotes":                   "[[credential]]\nkey = " + secret + "\n",
+		"on a line of its own":             "[[credential]]\n" + secret + "\n",
+		"in a string over several lines":   "[[credential]]\nkey = \"\"\"\n" + secret + "\n",
+		"behind a string":                  "[[credential]]\nkey = \"x\" " + secret + "\n",
+		"as a credential's name":           strings.Replace(minimal, "dps-primary-key", secret, 1),
+		"as a file":                        strings.Replace(minimal, "credential:dps-primary-key", "file:"+secret, 1),
+		"as the whole credential":          "credential = \"" + secret + "\"\n",
+		"in an array":                      "credential = [\"" + secret + "\"]\n",
+		"as a table":                       "[[credential]]\nkey = {primary = \"" + secret + "\"}\n",
+		"under an unknown key":             minimal + "symmetric_key = \"" + secret + "\"\n",
+		"in an unknown table":              minimal + "[keys]\nprimary = \"" + secret + "\"\n",
+		"above all tables":                 "key = \"" + secret + "\"\n" + minimal,
+		"twice":                            minimal + "key = \"" + secret + "\"\n",
+		"as the proxy's password":          with("transport", "proxy_password", "\""+secret+"\""),
+		"in the proxy's address":           with("transport", "proxy", "\"http://u:"+secret+"@proxy\""),
+		"behind an escape that is no such": "[[credential]]\nkey = \"\\q" + secret + "\"\n",
+	}
+	for table, keys := range config.Keys() {
+		for _, key := range keys {
+			if table == "credential" {
+				texts["as credential."+key] = minimal + "[[credential]]\n" + key + " = \"" + secret + "\"\n"
+				continue
+			}
+			texts["as "+table+"."+key] = with(table, key, "\""+secret+"\"")
+		}
+	}
+	for name, text := range texts {
+		t.Run("a key written "+name+" is not repeated", func(t *testing.T) {
+			errs := problems(t, text)
+			for i := 0; i+6 <= len(secret); i++ {
+				if strings.Contains(errs.Error(), secret[i:i+6]) {
+					t.Fatalf("%q is repeated in\n%v", secret[i:i+6], errs)
+				}
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(minimal))
+	f.Add([]byte(config.Reference()))
+	f.Add(bytes.ReplaceAll([]byte(config.Reference()), []byte("\n#"), []byte("\n")))
+	f.Add([]byte("[[credential]]\n[[credential.x]]\n[credential.x.y]\nz = [[1], {a.b = [{}]}]\n"))
+	f.Add([]byte("credential = [{}, 1, [2]]\ndps.x.y = 1\n[dps.\"\\u0000\"]\n"))
+	f.Add([]byte("\ufeff[dps]\r\nid_scope = \"\"\r\n"))
+	for _, s := range settings {
+		f.Add([]byte(with(s.table, s.key, s.value)))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := config.Parse("x", bytes.NewReader(data))
+		if err != nil {
+			var errs config.Errors
+			if !errors.As(err, &errs) || len(errs) == 0 || c != nil {
+				t.Fatalf("got %v, %v", c, err)
+			}
+			lines := 1 + bytes.Count(data, []byte("\n"))
+			for _, e := range errs {
+				if e.Problem == "" || e.File != "x" || e.Line < 0 || e.Line > lines || (e.Line > 0) != (e.Column > 0) {
+					t.Fatalf("got %+v in %d lines", e, lines)
+				}
+				if strings.Contains(e.Error(), "\n") {
+					t.Fatalf("%q is more than a line", e.Error())
+				}
+			}
+			return
+		}
+		if broken := invariants(c); broken != "" {
+			t.Fatalf("%s in %+v", broken, c)
+		}
+	})
+}

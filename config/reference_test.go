@@ -1,0 +1,196 @@
+package config_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// line is one key of the annotated reference.
+type line struct {
+	table, key, value string
+	commented         bool
+}
+
+// reference reads the keys of the annotated file, those behind "#" too. In prose the "#"
+// is followed by a space.
+func reference(t *testing.T) []line {
+	t.Helper()
+	header := regexp.MustCompile(`^#?\[\[?([a-z_]+)\]\]?$`)
+	setting := regexp.MustCompile(`^(#?)([a-z_]+) = (.+)$`)
+	var lines []line
+	table := ""
+	for i, text := range strings.Split(config.Reference(), "\n") {
+		switch {
+		case header.MatchString(text):
+			table = header.FindStringSubmatch(text)[1]
+		case setting.MatchString(text):
+			m := setting.FindStringSubmatch(text)
+			lines = append(lines, line{table, m[2], m[3], m[1] == "#"})
+		case text == "" || strings.HasPrefix(text, "# ") || text == "#":
+		default:
+			t.Errorf("line %d of the reference is neither key, header nor prose: %q", i+1, text)
+		}
+	}
+	return lines
+}
+
+func TestReference(t *testing.T) {
+	t.Run("it is a valid configuration as it is", func(t *testing.T) {
+		parse(t, config.Reference())
+	})
+	t.Run("what it sets equals the defaults of the code", func(t *testing.T) {
+		got, want := parse(t, config.Reference()), parse(t, minimal)
+		got.DPS.RegistrationID = want.DPS.RegistrationID // an example there, as are scope and credential
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("it has every key that Parse knows, and no other", func(t *testing.T) {
+		has := map[string]bool{}
+		for _, l := range reference(t) {
+			has[l.table+"."+l.key] = true
+		}
+		for table, keys := range config.Keys() {
+			for _, key := range keys {
+				if !has[table+"."+key] {
+					t.Errorf("%s.%s is not in the reference", table, key)
+				}
+				delete(has, table+"."+key)
+			}
+		}
+		for key := range has {
+			t.Errorf("%s is in the reference, but Parse does not know it", key)
+		}
+	})
+	t.Run("each default in it is accepted alone", func(t *testing.T) {
+		for _, l := range reference(t) {
+			if l.commented || l.table == "credential" {
+				continue
+			}
+			parse(t, with(l.table, l.key, l.value))
+		}
+	})
+	t.Run("each example behind # works, or is refused as not supported yet and marked so", func(t *testing.T) {
+		later := []string{"transport.proxy_user", "transport.proxy_password", "transport.proxy_ca_file", "provisioning.interval"}
+		for _, l := range reference(t) {
+			if !l.commented || l.table == "credential" {
+				continue
+			}
+			name := l.table + "." + l.key
+			_, err := config.Parse("dpsd.toml", strings.NewReader(with(l.table, l.key, l.value)))
+			if !slices.Contains(later, name) {
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				continue
+			}
+			if err == nil || !strings.Contains(err.Error(), name+": is not supported yet") {
+				t.Errorf("%s: got %v", name, err)
+			}
+			if !marked(name) {
+				t.Errorf("the comment above %s does not say that it is not supported yet", name)
+			}
+		}
+	})
+	t.Run("its second credential works when the # is removed", func(t *testing.T) {
+		text := regexp.MustCompile(`(?m)^#(\[\[|type|certificate|private_key)`).ReplaceAllString(config.Reference(), "$1")
+		c := parse(t, text)
+		want := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/device.key"}}
+		if len(c.Credentials) != 2 || c.Credentials[1] != attest.Credential(want) {
+			t.Errorf("got %v", c.Credentials)
+		}
+	})
+	t.Run("every key and table has a comment", func(t *testing.T) {
+		var values map[string]any
+		if err := toml.Unmarshal([]byte(config.Reference()), &values); err != nil {
+			t.Fatal(err)
+		}
+		for table := range values {
+			if !regexp.MustCompile(`(?m)^\[\[?` + table + `\]\]?\n# `).MatchString(config.Reference()) {
+				t.Errorf("the table %s does not begin with a comment", table)
+			}
+		}
+	})
+	t.Run("its lines fit a terminal", func(t *testing.T) {
+		for i, text := range strings.Split(config.Reference(), "\n") {
+			if len(text) > 95 {
+				t.Errorf("line %d has %d characters", i+1, len(text))
+			}
+		}
+	})
+}
+
+// marked reports whether the paragraph of a key says that it is not supported yet.
+func marked(name string) bool {
+	_, key, _ := strings.Cut(name, ".")
+	for _, paragraph := range strings.Split(config.Reference(), "\n\n") {
+		if strings.Contains(paragraph, "\n#"+key+" = ") {
+			return strings.Contains(strings.ToLower(paragraph), "not supported yet")
+		}
+	}
+	return false
+}
+
+// invariants checks what every accepted configuration promises to the daemon, and
+// returns what is broken.
+func invariants(c *config.Config) string {
+	r, tr := c.DPS.RegistrationID, c.Transport
+	sources := 0
+	for _, set := range []bool{r.Template != "", r.File != "", r.FromCertificate != nil} {
+		if set {
+			sources++
+		}
+	}
+	within := func(d, low, high time.Duration) bool { return low <= d && d <= high }
+	for _, p := range []struct {
+		what string
+		ok   bool
+	}{
+		{"an ID scope that breaks the user name", c.DPS.IDScope != "" && !strings.ContainsAny(c.DPS.IDScope, "/&?%# \x00")},
+		{fmt.Sprint(sources, " sources of the registration ID"), sources == 1},
+		{"a template that cannot work", r.Template == "" || attest.ParseTemplate(r.Template) == nil},
+		{"a relative registration ID file", r.File == "" || filepath.IsAbs(r.File)},
+		{"an endpoint that is no host name", c.DPS.Endpoint != "" && !strings.ContainsAny(c.DPS.Endpoint, "/:@ %\x00")},
+		{"an API version that breaks the user name", c.DPS.APIVersion != "" && !strings.ContainsAny(c.DPS.APIVersion, "/&? ")},
+		{"a relative payload file", c.DPS.PayloadFile == "" || filepath.IsAbs(c.DPS.PayloadFile)},
+		{"no credential", len(c.Credentials) > 0},
+		{"no protocol", len(tr.Protocols) == 1 || len(tr.Protocols) == 2 && tr.Protocols[0] != tr.Protocols[1]},
+		{"an unknown protocol", !slices.ContainsFunc(tr.Protocols, func(p string) bool { return p != "mqtt" && p != "websocket" })},
+		{"a port out of range", tr.MQTTPort >= 1 && tr.MQTTPort <= 65535 && tr.WebSocketPort >= 1 && tr.WebSocketPort <= 65535},
+		{"an unknown proxy", tr.Proxy == "environment" || tr.Proxy == "none"},
+		{"a relative CA file", tr.CAFile == "" || filepath.IsAbs(tr.CAFile)},
+		{"a time-out without end", within(tr.ConnectTimeout, 1, time.Hour) && within(tr.ResponseTimeout, 1, time.Hour)},
+		{"a keep alive that CONNECT cannot carry", within(tr.KeepAlive, 0, 1177*time.Second) && tr.KeepAlive%time.Second == 0},
+		{"an unsupported policy", c.Provisioning.OnBoot == "always" && c.Provisioning.Interval == 0},
+		{"an endless boot delay", within(c.Provisioning.BootDelayMax, 0, 24*time.Hour)},
+		{"transient delays out of order", within(c.Retry.Initial, 1, c.Retry.Max) && c.Retry.Max <= 24*time.Hour},
+		{"refused delays out of order", within(c.Retry.RefusedInitial, 1, c.Retry.RefusedMax)},
+		{"offline delays out of range", within(c.Retry.OfflineMax, 1, 24*time.Hour)},
+		{"a relative state directory", filepath.IsAbs(c.State.Directory)},
+		{"another mode", c.State.Mode == 0o644 || c.State.Mode == 0o640},
+		{"a relative socket", filepath.IsAbs(c.Control.Socket) && len(c.Control.Socket) <= 107},
+		{"runtime and state in one directory", filepath.Dir(c.Control.Socket) != c.State.Directory},
+		{"an unknown level", slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level)},
+	} {
+		if !p.ok {
+			return p.what
+		}
+	}
+	for _, credential := range c.Credentials {
+		if credential == nil || len(credential.References()) == 0 {
+			return "a credential without a reference"
+		}
+	}
+	return ""
+}
