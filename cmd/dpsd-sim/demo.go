@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// demoLimit ends a demonstration that does not come to its end.
+const demoLimit = 30 * time.Second
+
+func newDemo() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Show dpsd being provisioned by a simulator of its own",
+		Long: `Show dpsd being provisioned by a simulator of its own: the daemon's supervisor
+registers one gateway with a symmetric key over MQTT/TLS, and another with an
+X.509 certificate over WebSocket. Nothing leaves this machine, and nothing stays.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			ctx, cancel := context.WithTimeoutCause(ctx, demoLimit, fmt.Errorf("not done within %s", demoLimit))
+			defer cancel()
+			return demo(ctx, c.OutOrStdout())
+		},
+	}
+}
+
+func demo(ctx context.Context, out io.Writer) error {
+	dir, err := os.MkdirTemp("", "dpsd-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	e, err := (&flags{dir: dir, mqtt: "127.0.0.1:0", webSocket: "127.0.0.1:0"}).open()
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	// As the service does it, but with one poll instead of two: a demonstration
+	// is watched.
+	polls := 1
+	err = e.server.SetScenario(&simulator.Scenario{Settings: simulator.Settings{Polls: &polls, RetryAfter: "2"}})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "A simulated Device Provisioning Service, ID scope %s, listens on %s (MQTT/TLS) and %s (WebSocket/TLS).\n", e.IDScope, e.MQTT, e.WebSocket)
+	for _, g := range []demoGateway{
+		{id: "gateway-1", title: "with a symmetric key, over MQTT/TLS", protocol: transport.MQTT},
+		{id: "gateway-2", title: "with an X.509 certificate, over WebSocket/TLS", protocol: transport.WebSocket, certified: true},
+	} {
+		if err := g.provision(ctx, out, e, dir); err != nil {
+			return fmt.Errorf("%s: %w", g.id, err)
+		}
+	}
+	return nil
+}
+
+// demoGateway is one gateway to be provisioned.
+type demoGateway struct {
+	id, title string
+	protocol  transport.Protocol
+	certified bool
+}
+
+// provision runs the daemon as main of dpsd does, until the assignment is
+// durable, and shows what systemd would be told.
+func (g demoGateway) provision(ctx context.Context, out io.Writer, e *endpoint, dir string) error {
+	files, err := writeCredentials(e.server, dir, g.id)
+	if err != nil {
+		return err
+	}
+	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files.key}}
+	if g.certified {
+		credential = attest.X509{
+			Certificate: attest.Reference{File: files.certificate},
+			PrivateKey:  attest.Reference{File: files.privateKey},
+		}
+	}
+	state := filepath.Join(dir, g.id)
+	d := &daemon.Daemon{
+		Settings: daemon.Settings{
+			IDScope:        e.IDScope,
+			RegistrationID: attest.RegistrationID{Template: g.id},
+			Credentials:    []attest.Credential{credential},
+			Dialer: &transport.Dialer{
+				Host: e.Endpoint, CAFile: e.CAFile,
+				Protocols: []transport.Protocol{g.protocol}, MQTTPort: e.MQTTPort, WebSocketPort: e.WebSocketPort,
+			},
+		},
+		Store:   store.Options{Directory: state, RuntimeDirectory: filepath.Join(dir, "run")},
+		Version: "demo",
+		Once:    true,
+	}
+	fmt.Fprintf(out, "\n%s, %s. What systemctl status would show:\n\n", g.id, g.title)
+	began := time.Now()
+	d.Notify = func(message string) error {
+		for line := range strings.Lines(message) {
+			if strings.HasPrefix(line, "STATUS=") || strings.HasPrefix(line, "READY=") {
+				fmt.Fprintf(out, "  %4.1f s  %s\n", time.Since(began).Seconds(), strings.TrimPrefix(strings.TrimSpace(line), "STATUS="))
+			}
+		}
+		return nil
+	}
+	if err := d.Run(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	fmt.Fprint(out, "\nWhat other services read:\n\n")
+	for _, name := range []string{"state.json", "state.env"} {
+		text, err := os.ReadFile(filepath.Join(state, name))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "  %s\n", name)
+		for line := range strings.Lines(string(text)) {
+			fmt.Fprintf(out, "    %s", line)
+		}
+	}
+	return nil
+}
