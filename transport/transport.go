@@ -103,10 +103,10 @@ func (d *Dialer) dial(parent context.Context, p Protocol, config *tls.Config) (*
 	}
 	// What the network says after the deadline is an echo of the deadline ("use of
 	// closed network connection"); the deadline is the cause.
-	switch cause := ctx.Err(); {
-	case parent.Err() != nil && !errors.Is(err.Err, parent.Err()):
-		err.Err = fmt.Errorf("%w (%w)", context.Cause(parent), err.Err)
-	case parent.Err() == nil && cause != nil:
+	switch {
+	case parent.Err() != nil:
+		err.Err = context.Cause(parent)
+	case ctx.Err() != nil:
 		err.Err = &TimeoutError{After: timeout, Err: err.Err}
 	}
 	return nil, err
@@ -227,11 +227,9 @@ func interruptible(ctx context.Context, conn net.Conn, f func() error) error {
 	})
 	err := f()
 	if !stop() {
-		// The deadline has been set, or is being set: the stream cannot be used.
-		if err == nil {
-			return context.Cause(ctx)
-		}
-		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+		// The deadline has been set, or is being set: the stream cannot be used. err is
+		// its echo, and would make a time-out of a cancellation.
+		return context.Cause(ctx)
 	}
 	return err
 }

@@ -1,0 +1,289 @@
+package transport_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// drip writes text a byte a second, as a peer does that wants to be waited for.
+func drip(c net.Conn, text string) {
+	for i := range len(text) {
+		time.Sleep(time.Second) // of the bubble's clock
+		if _, err := c.Write([]byte{text[i]}); err != nil {
+			return
+		}
+	}
+	hold(c)
+}
+
+// deaf neither reads nor writes until the test is over.
+func deaf(over <-chan struct{}) func(net.Conn) { return func(net.Conn) { <-over } }
+
+// TestTimeout holds that one deadline covers a protocol from its name to its upgrade,
+// to the nanosecond, wherever the peer falls silent.
+func TestTimeout(t *testing.T) {
+	const timeout = 7 * time.Second
+	for _, test := range []struct {
+		expect   string
+		protocol transport.Protocol
+		proxied  bool
+		stage    transport.Stage
+		// handle is what the dialled address does; nil: the dial itself hangs.
+		handle func(config *tls.Config, over <-chan struct{}) func(net.Conn)
+	}{
+		{"a connection that is never made", transport.MQTT, false, transport.StageTCP, nil},
+		{"a proxy whose connection is never made", transport.MQTT, true, transport.StageProxy, nil},
+		{"a peer that is deaf", transport.MQTT, false, transport.StageTLS,
+			func(_ *tls.Config, over <-chan struct{}) func(net.Conn) { return deaf(over) }},
+		{"a peer that is mute", transport.MQTT, false, transport.StageTLS,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
+		{"a peer that is mute, over websocket", transport.WebSocket, false, transport.StageTLS,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
+		{"a peer that begins a handshake a byte a second", transport.MQTT, false, transport.StageTLS,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) {
+				return func(c net.Conn) {
+					io.ReadFull(c, make([]byte, 64))
+					go hold(c)
+					drip(c, "\x16\x03\x03\x00\x40\x02\x00\x00\x3c\x03\x03")
+				}
+			}},
+		{"a proxy that is deaf", transport.MQTT, true, transport.StageProxy,
+			func(_ *tls.Config, over <-chan struct{}) func(net.Conn) { return deaf(over) }},
+		{"a proxy that is mute", transport.MQTT, true, transport.StageProxy,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
+		{"a proxy that answers a byte a second", transport.WebSocket, true, transport.StageProxy,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) {
+				return func(c net.Conn) { go hold(c); drip(c, "HTTP/1.1 200 Connection established\r\n\r\n") }
+			}},
+		{"a proxy that is mute after its 200", transport.MQTT, true, transport.StageTLS,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) {
+				return func(c net.Conn) {
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+						io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+						hold(c)
+					}
+				}
+			}},
+		{"a server that is mute to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
+			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) { return secure(config, hold) }},
+		{"a server that is deaf to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
+			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
+				return secure(config, func(*tls.Conn) { <-over })
+			}},
+		{"a server that answers the upgrade a byte a second", transport.WebSocket, false, transport.StageWebSocket,
+			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) {
+				return secure(config, func(c *tls.Conn) { go hold(c); drip(c, "HTTP/1.1 101 Switching Protocols\r\n\r\n") })
+			}},
+		{"a server that refuses the upgrade and never ends its words", transport.WebSocket, false, "",
+			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) {
+				return secure(config, answering(func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\nContent-Length: 99\r\n\r\n" }, hold))
+			}},
+	} {
+		t.Run(test.expect+" ends at the time-out", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				root := newAuthority(t, nil)
+				over := make(chan struct{})
+				address := map[transport.Protocol]string{transport.MQTT: mqttAddress, transport.WebSocket: webAddress}[test.protocol]
+				d := &transport.Dialer{Host: host, Protocols: only(test.protocol), Roots: root.pool(), Timeout: timeout}
+				if test.proxied {
+					address = proxyAddress
+					d.Proxy = through("http://" + proxyAddress)
+				}
+				n := newNetwork(t, true, map[string]func(net.Conn){})
+				t.Cleanup(func() { close(over) }) // runs before the network waits for its handlers
+				if test.handle != nil {
+					n.handlers[address] = test.handle(&tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}, over)
+					d.DialContext = n.DialContext
+				} else {
+					d.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+						<-ctx.Done()
+						return nil, &net.OpError{Op: "dial", Net: "tcp", Err: ctx.Err()}
+					}
+				}
+				start := time.Now()
+				e := failure(t, d, nil)
+				took := time.Since(start)
+				if test.stage == "" {
+					// The refusal is known from its first line: no reason to wait.
+					if took != 0 || e.Stage != transport.StageWebSocket || e.Timeout() {
+						t.Errorf("after %v: %v", took, e)
+					}
+					return
+				}
+				var timedOut *transport.TimeoutError
+				if took != timeout || e.Stage != test.stage || !e.Timeout() || !errors.As(e, &timedOut) || timedOut.After != timeout || !errors.Is(e, context.DeadlineExceeded) {
+					t.Errorf("after %v, stage %s: %v", took, e.Stage, e)
+				}
+			})
+		})
+	}
+	t.Run("a resolver that falls silent is a time-out of stage name", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			// net's resolver itself cannot live in a bubble: this is what it returns.
+			d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Timeout: 3 * time.Second,
+				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					<-ctx.Done()
+					return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}}
+				}}
+			start := time.Now()
+			e := failure(t, d, nil)
+			var dns *net.DNSError
+			if took := time.Since(start); took != d.Timeout || e.Stage != transport.StageName || !e.Timeout() || !errors.As(e, &dns) {
+				t.Errorf("after %v: %v", took, e)
+			}
+		})
+	})
+	t.Run("each protocol has the whole time, 30 s unless told", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNetwork(t, true, map[string]func(net.Conn){mqttAddress: hold[net.Conn], webAddress: hold[net.Conn]})
+			start := time.Now()
+			_, err := (&transport.Dialer{Host: host, DialContext: n.DialContext}).Dial(t.Context(), nil)
+			var all transport.Errors
+			if !errors.As(err, &all) || len(all) != 2 || !all[0].Timeout() || !all[1].Timeout() || time.Since(start) != time.Minute {
+				t.Errorf("after %v: %v", time.Since(start), err)
+			}
+			if !strings.Contains(err.Error(), "within 30s") {
+				t.Errorf("the message is %q", err)
+			}
+		})
+	})
+	t.Run("the deadline is over once there is a stream", func(t *testing.T) {
+		for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+			synctest.Test(t, func(t *testing.T) {
+				root := newAuthority(t, nil)
+				config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
+				n := newNetwork(t, true, map[string]func(net.Conn){
+					mqttAddress: secure(config, echo), webAddress: secure(config, upgraded([]string{"mqtt"}, echoMessages))})
+				c, err := (&transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), Timeout: time.Second, DialContext: n.DialContext}).Dial(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				time.Sleep(30 * time.Minute) // of the bubble's clock
+				go io.WriteString(c, "ping")
+				if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+					t.Errorf("after half an hour: %v", err)
+				}
+			})
+		}
+	})
+}
+
+func TestCancel(t *testing.T) {
+	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+		t.Run("a cancelled dial ends at once and tries nothing else: "+string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				root := newAuthority(t, nil)
+				config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
+				n := newNetwork(t, true, map[string]func(net.Conn){mqttAddress: hold[net.Conn], webAddress: secure(config, hold)})
+				order := []transport.Protocol{protocol, transport.MQTT, transport.WebSocket}
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(2*time.Second, cancel)
+				start := time.Now()
+				_, err := (&transport.Dialer{Host: host, Protocols: order, Roots: root.pool(), DialContext: n.DialContext}).Dial(ctx, nil)
+				var e *transport.Error
+				if !errors.Is(err, context.Canceled) || !errors.As(err, &e) || e.Timeout() || time.Since(start) != 2*time.Second || len(n.addresses()) != 1 {
+					t.Errorf("after %v, dialled %q: %v", time.Since(start), n.addresses(), err)
+				}
+			})
+		})
+	}
+	t.Run("a caller's own deadline ends it likewise", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNetwork(t, true, map[string]func(net.Conn){mqttAddress: hold[net.Conn]})
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			start := time.Now()
+			_, err := (&transport.Dialer{Host: host, DialContext: n.DialContext}).Dial(ctx, nil)
+			if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 2*time.Second || len(n.addresses()) != 1 {
+				t.Errorf("after %v: %v", time.Since(start), err)
+			}
+		})
+	})
+}
+
+// TestClose holds that closing never waits for a peer: not for its close frame, not
+// for its window.
+func TestClose(t *testing.T) {
+	const grace = 250 * time.Millisecond
+	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+		setUp := func(t *testing.T, handle func(*tls.Conn)) *transport.Conn {
+			root := newAuthority(t, nil)
+			// Session tickets would be written after the handshake, to a pipe nobody reads yet.
+			config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, SessionTicketsDisabled: true}
+			n := newNetwork(t, true, map[string]func(net.Conn){
+				mqttAddress: secure(config, handle),
+				webAddress: secure(config, func(c *tls.Conn) {
+					upgraded([]string{"mqtt"}, func(*websocket.Conn, *http.Request) { handle(c) })(c)
+				}),
+			})
+			c, err := (&transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}).Dial(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		t.Run("a peer that reads but never answers costs no time: "+string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := setUp(t, func(c *tls.Conn) { hold(c.NetConn()) })
+				start := time.Now()
+				c.Close()
+				if took := time.Since(start); took != 0 {
+					t.Errorf("Close took %v", took)
+				}
+			})
+		})
+		t.Run("a peer that reads nothing costs a quarter of a second: "+string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				over := make(chan struct{})
+				c := setUp(t, func(*tls.Conn) { <-over })
+				t.Cleanup(func() { close(over) })
+				start := time.Now()
+				c.Close()
+				if took := time.Since(start); took > grace {
+					t.Errorf("Close took %v", took)
+				}
+			})
+		})
+		t.Run("Close releases a Read and a Write that are stuck: "+string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				over := make(chan struct{})
+				c := setUp(t, func(*tls.Conn) { <-over })
+				t.Cleanup(func() { close(over) })
+				ended := make(chan error, 2)
+				go func() { _, err := c.Read(make([]byte, 1)); ended <- err }()
+				go func() { _, err := c.Write(make([]byte, 100_000)); ended <- err }()
+				synctest.Wait()
+				start := time.Now()
+				done := make(chan struct{})
+				for range 3 {
+					go func() { c.Close(); done <- struct{}{} }()
+				}
+				for range 3 {
+					<-done
+				}
+				for range 2 {
+					if err := <-ended; err == nil {
+						t.Error("it succeeded")
+					}
+				}
+				if took := time.Since(start); took > grace {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}

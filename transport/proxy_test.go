@@ -1,0 +1,244 @@
+package transport_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+const proxyAddress = "proxy.test:3128"
+
+func through(address string) func(*url.URL) (*url.URL, error) {
+	return func(*url.URL) (*url.URL, error) { return url.Parse(address) }
+}
+
+// proxy answers CONNECT with head and then carries bytes to what n has for the target.
+func proxy(n *network, seen chan<- *http.Request, head string) func(net.Conn) {
+	return func(c net.Conn) {
+		r := bufio.NewReader(c)
+		request, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		if seen != nil {
+			seen <- request
+		}
+		if _, err := io.WriteString(c, head); err != nil || !strings.Contains(head, " 200 ") {
+			return
+		}
+		server, err := n.DialContext(request.Context(), "tcp", request.RequestURI)
+		if err != nil {
+			return
+		}
+		defer server.Close()
+		go func() { io.Copy(server, r); server.Close() }()
+		io.Copy(c, server)
+	}
+}
+
+func TestProxy(t *testing.T) {
+	root := newAuthority(t, nil)
+	config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
+	setUp := func(t *testing.T, head string) (*network, *transport.Dialer, chan *http.Request) {
+		seen := make(chan *http.Request, 4)
+		handlers := map[string]func(net.Conn){
+			mqttAddress: secure(config, echo),
+			webAddress:  secure(config, upgraded([]string{"mqtt"}, echoMessages)),
+		}
+		n := newNetwork(t, false, handlers)
+		handlers[proxyAddress] = proxy(n, seen, head)
+		return n, &transport.Dialer{Host: host, Roots: root.pool(), Proxy: through("http://" + proxyAddress), DialContext: n.DialContext}, seen
+	}
+	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+		for expect, head := range map[string]string{
+			"a tunnel carries ": "HTTP/1.1 200 Connection established\r\n\r\n",
+			"a tunnel of an HTTP/1.0 proxy with a meaningless length carries ": "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n",
+			"an interim answer is passed over by ":                             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+		} {
+			t.Run(expect+string(protocol), func(t *testing.T) {
+				n, d, seen := setUp(t, head)
+				d.Protocols = only(protocol)
+				d.Proxy = through("http://gateway:s3cret%40@" + proxyAddress)
+				c := dial(t, d, nil)
+				want := map[transport.Protocol]string{transport.MQTT: mqttAddress, transport.WebSocket: webAddress}[protocol]
+				if c.Proxy != proxyAddress || c.Address != want {
+					t.Errorf("it describes itself as %q through %q", c.Address, c.Proxy)
+				}
+				request := <-seen
+				if request.Method != "CONNECT" || request.RequestURI != want || request.Host != want {
+					t.Errorf("the request was %s %s, Host %s", request.Method, request.RequestURI, request.Host)
+				}
+				// RFC 7617: base64 of "gateway:s3cret@".
+				if got := request.Header.Get("Proxy-Authorization"); got != "Basic Z2F0ZXdheTpzM2NyZXRA" {
+					t.Errorf("Proxy-Authorization is %q", got)
+				}
+				if dialed := n.addresses(); !slices.Equal(dialed, []string{proxyAddress, want}) {
+					t.Errorf("dialled were %q: first the proxy, then by the proxy the service", dialed)
+				}
+				if _, err := io.WriteString(c, "ping"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+	t.Run("without user and password no authorization is sent", func(t *testing.T) {
+		_, d, seen := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
+		dial(t, d, nil)
+		if _, sent := (<-seen).Header["Proxy-Authorization"]; sent {
+			t.Error("one was sent")
+		}
+	})
+	t.Run("the function is asked for each protocol, by https and port", func(t *testing.T) {
+		var asked []string
+		n := newNetwork(t, false, nil)
+		d := &transport.Dialer{Host: host, DialContext: n.DialContext, Proxy: func(u *url.URL) (*url.URL, error) {
+			asked = append(asked, u.String())
+			return nil, nil
+		}}
+		if _, err := d.Dial(t.Context(), nil); err == nil {
+			t.Fatal("the dial succeeded")
+		}
+		if !slices.Equal(asked, []string{"https://" + mqttAddress, "https://" + webAddress}) || !slices.Equal(n.addresses(), []string{mqttAddress, webAddress}) {
+			t.Errorf("asked for %q, dialled %q", asked, n.addresses())
+		}
+	})
+
+	status := func(want int, check func(*transport.ProxyError) bool) func(error) bool {
+		return func(err error) bool {
+			var e *transport.ProxyError
+			return errors.As(err, &e) && e.Status == want && (check == nil || check(e))
+		}
+	}
+	for _, test := range []struct {
+		expect, head string
+		check        func(error) bool
+	}{
+		{"407 says what the proxy would accept", "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 9\r\n\r\nforbidden",
+			status(407, func(e *transport.ProxyError) bool {
+				return slices.Equal(e.Schemes, []string{"Negotiate", "Basic"}) && strings.Contains(e.Error(), "407 Proxy Authentication Required (it accepts Negotiate, Basic)")
+			})},
+		{"403 is the proxy's no", "HTTP/1.1 403 Forbidden\r\n\r\n", status(403, nil)},
+		{"503 is the proxy's trouble", "HTTP/1.1 503 Service Unavailable\r\n\r\n", status(503, nil)},
+		{"a redirection shows a portal", "HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\r\n",
+			status(302, func(e *transport.ProxyError) bool { return e.Location == "http://portal.test/" })},
+		{"a reason cannot write into a log", "HTTP/1.1 500 \x1b[31mred\r\n\r\n",
+			status(500, func(e *transport.ProxyError) bool { return !strings.Contains(e.Error(), "\x1b") })},
+		{"a peer that is no HTTP proxy", "220 mail.test ESMTP\r\n\r\n", func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},
+		{"a header that is cut", "HTTP/1.1 200 OK\r\nVia: ", func(err error) bool { return errors.Is(err, io.EOF) }},
+		{"a header without end", "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("x", 1000)+"\r\n", 100), func(err error) bool { return strings.Contains(err.Error(), "more than 65536 bytes") }},
+		{"interim answers without end", strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 4000), func(err error) bool { return strings.Contains(err.Error(), "more than 65536 bytes") }},
+		{"a proxy that hangs up", "", func(err error) bool { return errors.Is(err, io.EOF) }},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			n, d, _ := setUp(t, test.head)
+			d.Protocols = only(transport.MQTT)
+			d.Proxy = through("http://gateway:s3cret@" + proxyAddress)
+			if strings.HasPrefix(test.expect, "interim") || strings.HasPrefix(test.expect, "a header without") {
+				// No tunnel after a 200 here: the proxy only talks.
+				n.handlers[proxyAddress] = func(c net.Conn) {
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+						io.WriteString(c, test.head)
+					}
+				}
+			} else if strings.Contains(test.expect, "cut") {
+				n.handlers[proxyAddress] = func(c net.Conn) {
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+						io.WriteString(c, test.head)
+					}
+				}
+			}
+			e := failure(t, d, nil)
+			if e.Stage != transport.StageProxy || e.Address != proxyAddress || !test.check(e) {
+				t.Errorf("got %s %q: %v", e.Stage, e.Address, e)
+			}
+			if strings.Contains(e.Error(), "s3cret") || strings.Contains(e.Error(), "Z2F0") {
+				t.Errorf("the password is in %q", e)
+			}
+		})
+	}
+	t.Run("a proxy that cannot be reached is a failure of stage proxy", func(t *testing.T) {
+		n := newNetwork(t, false, nil)
+		e := failure(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Proxy: through("http://u:s3cret@proxy.test"), DialContext: n.DialContext}, nil)
+		if e.Stage != transport.StageProxy || e.Address != "proxy.test:80" || e.Proxy != "proxy.test:80" || !errors.Is(e, syscall.ECONNREFUSED) || strings.Contains(e.Error(), "s3cret") {
+			t.Errorf("got %v", e)
+		}
+	})
+	t.Run("what comes with the proxy's header is not lost", func(t *testing.T) {
+		n, d, _ := setUp(t, "")
+		n.handlers[proxyAddress] = func(c net.Conn) {
+			if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nSSH-2.0-early\r\n")
+				hold(c)
+			}
+		}
+		d.Protocols = only(transport.MQTT)
+		var e *transport.NotTLSError
+		if err := failure(t, d, nil); err.Stage != transport.StageTLS || err.Proxy != proxyAddress || !errors.As(err, &e) || string(e.First) != "SSH-2.0-early\r\n" {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("the service's certificate is verified through the tunnel too", func(t *testing.T) {
+		_, d, _ := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
+		d.Protocols, d.Roots = only(transport.MQTT), newAuthority(t, nil).pool()
+		if e := failure(t, d, nil); e.Stage != transport.StageTLS {
+			t.Errorf("got %v", e)
+		}
+	})
+	for expect, address := range map[string]string{
+		"a proxy reached by TLS is refused": "https://u:s3cret@" + proxyAddress,
+		"a SOCKS proxy is refused":          "socks5://u:s3cret@" + proxyAddress,
+		"a proxy without a name is refused": "http://u:s3cret@:3128",
+	} {
+		t.Run(expect+", and nothing is dialled", func(t *testing.T) {
+			n := newNetwork(t, false, nil)
+			e := failure(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Proxy: through(address), DialContext: n.DialContext}, nil)
+			if e.Stage != transport.StageProxy || !errors.Is(e, transport.ErrProxyAddress) || strings.Contains(e.Error(), "s3cret") || len(n.addresses()) != 0 {
+				t.Errorf("got %v, dialled %q", e, n.addresses())
+			}
+		})
+	}
+}
+
+func TestProxyFromEnvironment(t *testing.T) {
+	for _, test := range []struct {
+		expect      string
+		environment map[string]string
+		target      string
+		want        string // "" for none
+		fails       bool
+	}{
+		{"nothing set is no proxy", nil, mqttAddress, "", false},
+		{"HTTPS_PROXY", map[string]string{"HTTPS_PROXY": "http://p.test:3128"}, mqttAddress, "http://p.test:3128", false},
+		{"https_proxy, without a scheme", map[string]string{"https_proxy": "p.test:3128"}, mqttAddress, "http://p.test:3128", false},
+		{"HTTP_PROXY is for other things", map[string]string{"HTTP_PROXY": "http://p.test:3128"}, mqttAddress, "", false},
+		{"NO_PROXY by domain", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
+		{"NO_PROXY by port", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": "service.test:8883"}, webAddress, "http://p.test:3128", false},
+		{"an address that cannot be read is an error, not a way around the proxy", map[string]string{"HTTPS_PROXY": "http://u:s3cret%zz@p.test:port"}, mqttAddress, "", true},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"} {
+				t.Setenv(name, test.environment[name])
+			}
+			got, err := transport.ProxyFromEnvironment()(&url.URL{Scheme: "https", Host: test.target})
+			if (err != nil) != test.fails || test.fails && (!errors.Is(err, transport.ErrProxyAddress) || strings.Contains(err.Error(), "s3cret")) {
+				t.Fatalf("got %v, %v", got, err)
+			}
+			if (got == nil) != (test.want == "") || got != nil && got.String() != test.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
