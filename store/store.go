@@ -26,6 +26,7 @@ type Options struct {
 // Result says what a Save has done.
 type Result int
 
+// What a Save can have done.
 const (
 	// Unchanged: the files say so already; nothing was written.
 	Unchanged Result = iota
@@ -73,22 +74,26 @@ type Store struct {
 // the files that are set aside.
 //
 // The error is a *LockedError: another process has the directory.
-func Open(o Options, now time.Time) (*Store, error) {
+func Open(o Options, now time.Time) (*Store, error) { return open(o, now, nil) }
+
+// open is Open with a function that is called ahead of each step that changes
+// the state directory.
+func open(o Options, now time.Time, before func(step, path string) error) (*Store, error) {
 	mode := o.Mode.Perm()
 	if mode == 0 {
 		mode = 0o644
 	}
-	s := &Store{state: writer{directory: o.Directory, mode: mode}, runtime: writer{mode: mode}}
+	s := &Store{state: writer{directory: o.Directory, mode: mode, before: before}, runtime: writer{mode: mode}}
 	if o.RuntimeDirectory != "" && filepath.Clean(o.RuntimeDirectory) != filepath.Clean(o.Directory) {
 		s.runtime.directory = o.RuntimeDirectory
 	}
-	if err := s.open(now); err != nil {
+	if err := s.start(now); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Store) open(now time.Time) error {
+func (s *Store) start(now time.Time) error {
 	err := s.claim()
 	var locked *LockedError
 	if errors.As(err, &locked) {

@@ -51,7 +51,7 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 		return nil, fmt.Errorf("watch: %w", err)
 	}
 	if err := w.follow(); err != nil {
-		w.notify.Close()
+		_ = w.notify.Close()
 		return nil, err
 	}
 	w.seen = w.look()
@@ -69,7 +69,7 @@ type watcher struct {
 }
 
 func (w *watcher) run(ctx context.Context) {
-	defer w.notify.Close()
+	defer func() { _ = w.notify.Close() }()
 	for {
 		select {
 		case <-ctx.Done():

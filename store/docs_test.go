@@ -1,0 +1,208 @@
+package store_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// realFiles are records as Save writes them, from the least to the most.
+func realFiles(t *testing.T) map[string]string {
+	least := sample()
+	least.Substatus, least.CreatedDateTimeUtc, least.LastUpdatedDateTimeUtc, least.ETag, least.ConnectionProfile = "", "", "", "", ""
+	least.Payload, least.RegistrationState = nil, nil
+	odd := sample()
+	odd.DeviceID = "a-:.+%_#*?!(),=@;$'\"\\`é"
+	odd.Payload = json.RawMessage("[1e400,\"\xff\",{\"checksum\":\"  \\\"checksum\\\": \"}]")
+	odd.RegistrationState = json.RawMessage(`{"issuedCertificateChain":["AAAA"],"etag":"<&>"}`)
+	files := map[string]string{}
+	for say, rec := range map[string]store.Record{"least": least, "usual": sample(), "odd": odd} {
+		directory := t.TempDir()
+		s := mustOpen(t, store.Options{Directory: directory})
+		mustSave(t, s, numbered(100), store.Written)
+		mustSave(t, s, rec, store.Written)
+		files[say] = filepath.Join(directory, "state.json")
+		files[say+", previous"] = filepath.Join(directory, "state.json.prev")
+	}
+	return files
+}
+
+func TestSchema(t *testing.T) {
+	const location = "../docs/state.schema.json"
+	compiler := jsonschema.NewCompiler()
+	compiler.DefaultDraft(jsonschema.Draft2020)
+	schema, err := compiler.Compile(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var described struct{ Properties map[string]any }
+	if err := json.Unmarshal([]byte(content(t, location)), &described); err != nil {
+		t.Fatal(err)
+	}
+	for say, path := range realFiles(t) {
+		t.Run("the schema accepts a real file: "+say, func(t *testing.T) {
+			value, err := jsonschema.UnmarshalJSON(strings.NewReader(content(t, path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := schema.Validate(value); err != nil {
+				t.Error(err)
+			}
+			for name := range value.(map[string]any) {
+				if _, ok := described.Properties[name]; !ok {
+					t.Errorf("member %s is not described", name)
+				}
+			}
+		})
+	}
+	whole := content(t, "testdata", "state.json")
+	for _, edit := range [][2]string{
+		{`"schema": 1`, `"schema": 2`},
+		{`"generation": 1`, `"generation": 0`},
+		{`"generation": 1`, `"generation": "1"`},
+		{`"status": "assigned"`, `"status": "failed"`},
+		{`contoso-eu.azure-devices.net",` + "\n", `contoso eu",` + "\n"},
+		{`"deviceId": "gw-0001",` + "\n", ""},
+		{`"deviceId": "gw-0001",`, `"deviceId": "` + strings.Repeat("d", 129) + `",`},
+		{`"idScope": "0ne00000000"`, `"idScope": "\u0007"`},
+		{`"provisionedAt": "2026-`, `"provisionedAt": "26-`},
+		{`"checksum": "sha256:`, `"checksum": "md5:`},
+		{`"payload": {"site":"Antwerp","rack":7}`, `"payload": null`},
+	} {
+		t.Run(fmt.Sprintf("the schema refuses %q", edit[1]), func(t *testing.T) {
+			changed := strings.Replace(whole, edit[0], edit[1], 1)
+			if changed == whole {
+				t.Fatal("the edit changed nothing")
+			}
+			value, err := jsonschema.UnmarshalJSON(strings.NewReader(changed))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if schema.Validate(value) == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+// snippet returns the code in docs/state.md that begins with a line.
+func snippet(t *testing.T, language, first string) string {
+	t.Helper()
+	for _, match := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(content(t, "../docs/state.md"), -1) {
+		if strings.HasPrefix(match[1], first) {
+			return match[1]
+		}
+	}
+	t.Fatalf("docs/state.md has no %s snippet that begins with %q", language, first)
+	return ""
+}
+
+// TestDocumentedChecks runs the programs that docs/state.md shows.
+func TestDocumentedChecks(t *testing.T) {
+	files := realFiles(t)
+	whole := content(t, files["odd"])
+	damages := map[string]string{"empty": "", "zeros": strings.Repeat("\x00", 500), "another JSON": "{}", "a line": "\n"}
+	for i := 0; i < len(whole); i += 41 {
+		damages[fmt.Sprintf("cut at byte %d", i)] = whole[:i]
+		flipped := []byte(whole)
+		flipped[i] ^= 1
+		damages[fmt.Sprintf("byte %d flipped", i)] = string(flipped)
+	}
+	for i := len(whole) - 70; i < len(whole)-2; i += 7 {
+		damages[fmt.Sprintf("cut at byte %d", i)] = whole[:i]
+	}
+	damages["without its end"] = whole[:len(whole)-2]
+	damages["with a tail"] = whole + "{}\n"
+
+	check := func(t *testing.T, command ...string) {
+		t.Helper()
+		run := func(path string) (string, error) {
+			out, err := exec.Command(command[0], append(command[1:], path)...).CombinedOutput()
+			return string(out), err
+		}
+		for say, path := range files {
+			if out, err := run(path); err != nil {
+				t.Errorf("a whole file (%s): %v %s", say, err, out)
+			}
+		}
+		path := filepath.Join(t.TempDir(), "state.json")
+		for say, data := range damages {
+			put(t, data, path)
+			var exit *exec.ExitError
+			if _, err := run(path); err == nil || !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("a damaged file (%s): %v, want exit status 1", say, err)
+			}
+		}
+		if _, err := run(path + ".missing"); err == nil {
+			t.Error("a missing file passes")
+		}
+	}
+	t.Run("shell", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "verify.sh")
+		put(t, snippet(t, "sh", "#!/bin/sh"), path)
+		check(t, tool(t, "sh"), path)
+	})
+	t.Run("Python", func(t *testing.T) {
+		python := tool(t, "python3")
+		path := filepath.Join(t.TempDir(), "verify.py")
+		put(t, snippet(t, "python", "import"), path)
+		check(t, python, "-I", path)
+	})
+	t.Run("C", func(t *testing.T) {
+		cc := tool(t, "cc")
+		directory := t.TempDir()
+		put(t, snippet(t, "c", "#include"), directory, "verify.c")
+		program := filepath.Join(directory, "verify")
+		out, err := exec.Command(cc, "-std=c11", "-Wall", "-Wextra", "-Werror", "-o", program, filepath.Join(directory, "verify.c")).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		check(t, program)
+	})
+}
+
+func TestDocumentedFiles(t *testing.T) {
+	page := content(t, "../docs/state.md")
+	t.Run("the example of state.json has the members of a real one, in their order", func(t *testing.T) {
+		members := func(text string) string {
+			return strings.Join(regexp.MustCompile(`(?m)^  "\w+": `).FindAllString(text, -1), "")
+		}
+		if got, want := members(snippet(t, "json", "{")), members(content(t, "testdata", "state.json")); got != want {
+			t.Errorf("documented:\n%s\nreal:\n%s", got, want)
+		}
+	})
+	t.Run("the example of state.env is what the record would give", func(t *testing.T) {
+		rec := sample()
+		rec.Generation = 3
+		if got := snippet(t, "sh", "DPSD_"); got != string(store.Environment(rec)) {
+			t.Errorf("documented:\n%s", got)
+		}
+	})
+	t.Run("every file that dpsd leaves is in the table", func(t *testing.T) {
+		directory := t.TempDir()
+		fill(t, directory, 2)
+		if err := os.WriteFile(filepath.Join(directory, "state.json"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s := mustOpen(t, store.Options{Directory: directory})
+		if err := s.SaveTransport("mqtt"); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names(t, directory) {
+			name = regexp.MustCompile(`corrupt-.*`).ReplaceAllString(name, "corrupt-TIME")
+			if !strings.Contains(page, "| `"+name+"` |") {
+				t.Errorf("%s is not", name)
+			}
+		}
+	})
+}

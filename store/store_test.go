@@ -1,0 +1,929 @@
+package store_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dpsd-project/dpsd/store"
+)
+
+func TestFirstRecord(t *testing.T) {
+	directory := t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory})
+
+	t.Run("a gateway that was never assigned has no record", func(t *testing.T) {
+		if _, ok := s.Current(); ok || s.Durable() {
+			t.Error("a fresh store publishes something")
+		}
+		if _, err := store.Read(directory); !errors.Is(err, store.ErrNoRecord) {
+			t.Errorf("Read: %v, want ErrNoRecord", err)
+		}
+		if len(s.Notices()) != 0 {
+			t.Errorf("a fresh directory gives notices:\n%s", kinds(s))
+		}
+	})
+
+	rec := mustSave(t, s, sample(), store.Written)
+
+	t.Run("state.json is the golden file", func(t *testing.T) {
+		if diff := cmp.Diff(content(t, "testdata", "state.json"), content(t, directory, "state.json")); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("state.env is the golden file", func(t *testing.T) {
+		if diff := cmp.Diff(content(t, "testdata", "state.env"), content(t, directory, "state.env")); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("Read returns what Current does", func(t *testing.T) {
+		if diff := cmp.Diff(rec, mustRead(t, directory)); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("the first record leaves no previous one, and no temporary file", func(t *testing.T) {
+		want := []string{"lock", "state.env", "state.json"}
+		if diff := cmp.Diff(want, names(t, directory)); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("the next process finds it", func(t *testing.T) {
+		s.Close()
+		next := mustOpen(t, store.Options{Directory: directory})
+		got, ok := next.Current()
+		if diff := cmp.Diff(rec, got); !ok || !next.Durable() || diff != "" {
+			t.Error(ok, next.Durable(), diff)
+		}
+		if len(next.Notices()) != 0 {
+			t.Errorf("a whole directory gives notices:\n%s", kinds(next))
+		}
+	})
+}
+
+func TestWhatIsWrittenAndWhatNot(t *testing.T) {
+	change := func(f func(*store.Record)) store.Record {
+		rec := sample()
+		f(&rec)
+		return rec
+	}
+	state := func(extra string) json.RawMessage {
+		return json.RawMessage(`{"registrationId":"gw-0001","issuedCertificateChain":` + extra + `}`)
+	}
+	tests := []struct {
+		say    string
+		before store.Record
+		answer store.Record
+		want   store.Result
+	}{
+		{"the same answer", sample(), sample(), store.Unchanged},
+		{"another hub", sample(), change(func(r *store.Record) { r.AssignedHub = "b.azure-devices.net" }), store.Written},
+		{"another device ID", sample(), change(func(r *store.Record) { r.DeviceID = "GW-0001" }), store.Written},
+		{"another registration ID", sample(), change(func(r *store.Record) { r.RegistrationID = "gw-2" }), store.Written},
+		{"another ID scope", sample(), change(func(r *store.Record) { r.IDScope = "0ne00000001" }), store.Written},
+		{"another endpoint", sample(), change(func(r *store.Record) { r.Endpoint = "a.azure-devices-provisioning.net" }), store.Written},
+		{"the endpoint in capitals is the same host", sample(), change(func(r *store.Record) { r.Endpoint = strings.ToUpper(r.Endpoint) }), store.Unchanged},
+		{"another connection profile", sample(), change(func(r *store.Record) { r.ConnectionProfile = "classic" }), store.Written},
+		{"a payload in another order", sample(), change(func(r *store.Record) { r.Payload = json.RawMessage("{ \"rack\":7.0,\n\"site\":\"\\u0041ntwerp\"}") }), store.Unchanged},
+		{"another payload", sample(), change(func(r *store.Record) { r.Payload = json.RawMessage(`{"site":"Antwerp","rack":8}`) }), store.Written},
+		{"no payload any more", sample(), change(func(r *store.Record) { r.Payload = nil }), store.Written},
+		{"a null payload is no payload", change(func(r *store.Record) { r.Payload = nil }), change(func(r *store.Record) { r.Payload = json.RawMessage(" null ") }), store.Unchanged},
+		{"another certificate", change(func(r *store.Record) { r.RegistrationState = state(`["AAAA","BBBB"]`) }), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA","CCCC"]`) }), store.Written},
+		{"the first certificate", sample(), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"]`) }), store.Written},
+		{"the same certificates among other members", change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"]`) }), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"],"etag":"x"`) }), store.Unchanged},
+		{"what only tells when and how", sample(), change(func(r *store.Record) {
+			r.Substatus, r.ETag, r.CreatedDateTimeUtc, r.LastUpdatedDateTimeUtc = "deviceDataMigrated", "x", "y", "z"
+			r.RegistrationState = json.RawMessage(`{"lastUpdatedDateTimeUtc":"z"}`)
+		}), store.Unchanged},
+		{"another fingerprint", sample(), change(func(r *store.Record) { r.ConfigFingerprint = store.Fingerprint("e", "s", "r", nil) }), store.FingerprintOnly},
+		{"another fingerprint and another hub", sample(), change(func(r *store.Record) {
+			r.ConfigFingerprint = store.Fingerprint("e", "s", "r", nil)
+			r.AssignedHub = "b.azure-devices.net"
+		}), store.Written},
+	}
+	for _, test := range tests {
+		t.Run(fmt.Sprintf("%s: %s", test.say, test.want), func(t *testing.T) {
+			directory := t.TempDir()
+			steps := 0
+			s, err := store.OpenStepped(store.Options{Directory: directory}, noon, func(string, string) error { steps++; return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			mustSave(t, s, test.before, store.Written)
+			file, env, mark := content(t, directory, "state.json"), content(t, directory, "state.env"), prints(t, directory)
+			steps = 0
+
+			got, err := s.Save(test.answer, noon.Add(time.Hour))
+			if err != nil || got != test.want {
+				t.Fatalf("Save: %v, %v; want %v", got, err, test.want)
+			}
+			rec := mustRead(t, directory)
+			switch test.want {
+			case store.Unchanged:
+				if steps != 0 || prints(t, directory) != mark {
+					t.Errorf("%d steps changed the directory:\n%s%s", steps, mark, prints(t, directory))
+				}
+			case store.FingerprintOnly:
+				if rec.Generation != 1 || rec.ConfigFingerprint != test.answer.ConfigFingerprint {
+					t.Errorf("generation %d, fingerprint %s", rec.Generation, rec.ConfigFingerprint)
+				}
+				if content(t, directory, "state.env") != env {
+					t.Error("state.env changed, which wakes every consumer")
+				}
+			case store.Written:
+				if rec.Generation != 2 || rec.AssignedHub != test.answer.AssignedHub || rec.DeviceID != test.answer.DeviceID {
+					t.Errorf("generation %d, hub %s, device %s", rec.Generation, rec.AssignedHub, rec.DeviceID)
+				}
+			}
+			if test.want != store.Unchanged {
+				if content(t, directory, "state.json.prev") != file {
+					t.Error("state.json.prev is not the record before")
+				}
+				if want := noon.Add(time.Hour).Truncate(time.Second); !rec.ProvisionedAt.Equal(want) {
+					t.Errorf("provisionedAt is %v, want the time of the write, %v", rec.ProvisionedAt, want)
+				}
+			}
+			if got, _ := s.Current(); !cmp.Equal(got, rec) {
+				t.Error(cmp.Diff(got, rec))
+			}
+		})
+	}
+}
+
+func TestGenerationNeverGoesBackwards(t *testing.T) {
+	directory := t.TempDir()
+	last := uint64(0)
+	for process := range 5 {
+		s := mustOpen(t, store.Options{Directory: directory})
+		for i := range 3 {
+			rec := mustSave(t, s, numbered(10*process+i), store.Written)
+			if rec.Generation != last+1 {
+				t.Fatalf("generation %d after %d", rec.Generation, last)
+			}
+			last = rec.Generation
+		}
+		s.Close()
+	}
+}
+
+func TestFilesChangedBehindTheBack(t *testing.T) {
+	setUp := func(t *testing.T) (*store.Store, string) {
+		directory := t.TempDir()
+		s := mustOpen(t, store.Options{Directory: directory})
+		mustSave(t, s, numbered(1), store.Written)
+		mustSave(t, s, numbered(2), store.Written)
+		return s, directory
+	}
+	for _, name := range []string{"state.json", "state.env"} {
+		t.Run("the same answer brings a removed "+name+" back", func(t *testing.T) {
+			s, directory := setUp(t)
+			want := content(t, directory, name)
+			if err := os.Remove(filepath.Join(directory, name)); err != nil {
+				t.Fatal(err)
+			}
+			mustSave(t, s, numbered(2), store.Written)
+			if got := content(t, directory, name); got != want {
+				t.Error(cmp.Diff(want, got))
+			}
+		})
+	}
+	t.Run("the same answer replaces a record that was damaged meanwhile, and keeps the damaged one", func(t *testing.T) {
+		s, directory := setUp(t)
+		want := content(t, directory, "state.json")
+		put(t, want[:40], directory, "state.json")
+		mustSave(t, s, numbered(2), store.Written)
+		if got := content(t, directory, "state.json"); got != want {
+			t.Error(cmp.Diff(want, got))
+		}
+		if got := content(t, directory, "state.json.corrupt-20261123T120000Z"); got != want[:40] {
+			t.Errorf("kept aside: %q", got)
+		}
+	})
+	t.Run("a record of a later generation that a person put there is surpassed", func(t *testing.T) {
+		s, directory := setUp(t)
+		other := t.TempDir()
+		o := mustOpen(t, store.Options{Directory: other})
+		for i := range 7 {
+			mustSave(t, o, numbered(i), store.Written)
+		}
+		put(t, content(t, other, "state.json"), directory, "state.json")
+		if rec := mustSave(t, s, numbered(2), store.Written); rec.Generation != 8 {
+			t.Errorf("generation %d, want 8", rec.Generation)
+		}
+	})
+	t.Run("a state directory that was removed is made and locked again", func(t *testing.T) {
+		s, directory := setUp(t)
+		if err := os.RemoveAll(directory); err != nil {
+			t.Fatal(err)
+		}
+		mustSave(t, s, numbered(2), store.Written)
+		var locked *store.LockedError
+		if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, &locked) {
+			t.Errorf("Open of the new directory: %v, want *LockedError", err)
+		}
+	})
+}
+
+func TestLock(t *testing.T) {
+	directory := t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory})
+
+	t.Run("a second store is told who has the directory", func(t *testing.T) {
+		_, err := store.Open(store.Options{Directory: directory}, noon)
+		var locked *store.LockedError
+		if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != filepath.Join(directory, "lock") {
+			t.Errorf("Open: %v, want *LockedError with process %d", err, os.Getpid())
+		}
+	})
+	t.Run("a stranger cannot open the lock, and so cannot hold it", func(t *testing.T) {
+		info, err := os.Stat(filepath.Join(directory, "lock"))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+	})
+	t.Run("a process ID that nobody has is not reported", func(t *testing.T) {
+		put(t, "2147483646\n", directory, "lock")
+		_, err := store.Open(store.Options{Directory: directory}, noon)
+		var locked *store.LockedError
+		if !errors.As(err, &locked) || locked.PID != 0 {
+			t.Errorf("Open: %v, want *LockedError without a process", err)
+		}
+	})
+	t.Run("Close lets go of it", func(t *testing.T) {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mustOpen(t, store.Options{Directory: directory})
+	})
+}
+
+// written makes a directory with the records 1 to n.
+func written(t *testing.T, n int) string {
+	t.Helper()
+	directory := t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory})
+	for i := range n {
+		mustSave(t, s, numbered(i+1), store.Written)
+	}
+	s.Close()
+	return directory
+}
+
+func TestDamage(t *testing.T) {
+	whole := content(t, written(t, 2), "state.json")
+	flip := func(i int) string {
+		b := []byte(whole)
+		b[i] ^= 0x20
+		return string(b)
+	}
+	damages := map[string]string{
+		"empty":                      "",
+		"cut in half":                whole[:len(whole)/2],
+		"without its last byte":      whole[:len(whole)-1],
+		"with a byte more":           whole + "\n",
+		"with a bit flipped":         flip(120),
+		"full of zeros":              strings.Repeat("\x00", len(whole)),
+		"written twice":              whole + whole,
+		"the JSON of something else": "[]",
+		"a newer schema by a bit flipped under the checksum": strings.Replace(whole, `"schema": 1`, `"schema": 9`, 1),
+		"too large": whole + strings.Repeat(" ", 5<<20),
+	}
+	for say, data := range damages {
+		t.Run("a state.json "+say+" is replaced by the previous record, two generations on", func(t *testing.T) {
+			directory := written(t, 2)
+			put(t, data, directory, "state.json")
+			var damaged *store.DamagedError
+			if _, err := store.Read(directory); !errors.As(err, &damaged) || damaged.Path != filepath.Join(directory, "state.json") {
+				t.Fatalf("Read: %v, want *DamagedError with the path", err)
+			}
+			s, err := store.OpenStepped(store.Options{Directory: directory}, noon, func(step, path string) error {
+				if _, err := os.Lstat(filepath.Join(directory, "state.json")); err != nil {
+					t.Errorf("ahead of %s %s: %v", step, path, err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			rec := mustRead(t, directory)
+			if rec.Generation != 3 || rec.DeviceID != "gw-0001" || !s.Durable() {
+				t.Errorf("generation %d, device %s, durable %v", rec.Generation, rec.DeviceID, s.Durable())
+			}
+			if got := content(t, directory, "state.json.corrupt-20261123T120000Z"); got != data {
+				t.Errorf("%d bytes were kept aside, want the %d damaged ones", len(got), len(data))
+			}
+			if store.EnvironmentGeneration([]byte(content(t, directory, "state.env"))) != 3 {
+				t.Error("state.env does not follow")
+			}
+			want := "state.json: damaged\nstate.json.prev: previous record restored\nstate.json.corrupt-20261123T120000Z: damaged record kept here"
+			if diff := cmp.Diff(want, kinds(s)); diff != "" {
+				t.Error(diff)
+			}
+			if rec := mustSave(t, s, numbered(2), store.Written); rec.Generation != 4 {
+				t.Errorf("the next record has generation %d", rec.Generation)
+			}
+		})
+		t.Run("a state.json "+say+" without a previous record moves aside, and the next one is above state.env", func(t *testing.T) {
+			directory := written(t, 3)
+			put(t, data, directory, "state.json")
+			put(t, data, directory, "state.json.prev")
+			env := content(t, directory, "state.env")
+			s := mustOpen(t, store.Options{Directory: directory})
+			if _, ok := s.Current(); ok {
+				t.Error("something is published")
+			}
+			gone(t, directory, "state.json")
+			if content(t, directory, "state.env") != env {
+				t.Error("the identity in state.env was withdrawn before there is a newer one")
+			}
+			if content(t, directory, "state.json.corrupt-20261123T120000Z") != data {
+				t.Error("the damaged record was not kept")
+			}
+			if rec := mustSave(t, s, numbered(3), store.Written); rec.Generation != 4 {
+				t.Errorf("generation %d, want 4: one above state.env", rec.Generation)
+			}
+		})
+	}
+
+	t.Run("a record cut at any byte is damaged, and one with any bit flipped", func(t *testing.T) {
+		for i := range len(whole) {
+			var damaged *store.DamagedError
+			if _, err := store.Parse([]byte(whole[:i])); !errors.As(err, &damaged) {
+				t.Fatalf("cut at byte %d: %v", i, err)
+			}
+			for bit := range 8 {
+				b := []byte(whole)
+				b[i] ^= 1 << bit
+				if _, err := store.Parse(b); !errors.As(err, &damaged) {
+					t.Fatalf("bit %d of byte %d flipped: %v", bit, i, err)
+				}
+			}
+		}
+	})
+	t.Run("a state.json that is gone counts as damaged", func(t *testing.T) {
+		directory := written(t, 3)
+		os.Remove(filepath.Join(directory, "state.json"))
+		s := mustOpen(t, store.Options{Directory: directory})
+		if rec := mustRead(t, directory); rec.Generation != 4 || rec.DeviceID != "gw-0002" {
+			t.Errorf("generation %d, device %s", rec.Generation, rec.DeviceID)
+		}
+		if !noticed(s, store.Missing) {
+			t.Errorf("notices:\n%s", kinds(s))
+		}
+	})
+	t.Run("a directory in the place of state.json moves aside", func(t *testing.T) {
+		directory := written(t, 2)
+		os.Remove(filepath.Join(directory, "state.json"))
+		if err := os.Mkdir(filepath.Join(directory, "state.json"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s := mustOpen(t, store.Options{Directory: directory})
+		if rec := mustRead(t, directory); rec.Generation != 3 || !s.Durable() {
+			t.Errorf("generation %d", rec.Generation)
+		}
+	})
+	t.Run("at most three damaged records are kept, the newest among them even if the clock went back", func(t *testing.T) {
+		directory := written(t, 2)
+		for i := range 6 {
+			put(t, fmt.Sprint("damage ", i), directory, "state.json")
+			s, err := store.Open(store.Options{Directory: directory}, noon.Add(-time.Duration(i)*time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+		}
+		var kept []string
+		for _, name := range names(t, directory) {
+			if strings.HasPrefix(name, "state.json.corrupt-") {
+				kept = append(kept, content(t, directory, name))
+			}
+		}
+		if len(kept) != 3 || !slices.Contains(kept, "damage 5") {
+			t.Errorf("kept: %q", kept)
+		}
+		if rec := mustRead(t, directory); rec.Generation != 8 {
+			t.Errorf("generation %d, want 8: first two above the previous record, then always one above state.env", rec.Generation)
+		}
+	})
+	t.Run("two damages in one second do not overwrite each other", func(t *testing.T) {
+		directory := written(t, 2)
+		for _, damage := range []string{"first", "second"} {
+			put(t, damage, directory, "state.json")
+			mustOpen(t, store.Options{Directory: directory}).Close()
+		}
+		if content(t, directory, "state.json.corrupt-20261123T120000Z") != "first" || content(t, directory, "state.json.corrupt-20261123T120000Z.2") != "second" {
+			t.Error(names(t, directory))
+		}
+	})
+}
+
+func TestNewerSchema(t *testing.T) {
+	whole := content(t, written(t, 2), "state.json")
+	for say, data := range map[string]string{
+		"in a format of its own": `{"schema": 2, "generation": 41, "records": []}`,
+		"in this format":         reseal(strings.Replace(strings.Replace(whole, `"schema": 1`, `"schema": 2`, 1), `"generation": 2`, `"generation": 41`, 1)),
+	} {
+		t.Run("a record of a newer schema "+say+" is kept, reported, never overwritten", func(t *testing.T) {
+			directory, runtime := written(t, 2), t.TempDir()
+			put(t, data, directory, "state.json")
+			put(t, "DPSD_GENERATION=\"41\"\nDPSD_FUTURE=\"1\"\n", directory, "state.env")
+			var newer *store.NewerSchemaError
+			if _, err := store.Read(directory); !errors.As(err, &newer) || newer.Schema != 2 || newer.Generation != 41 {
+				t.Fatalf("Read: %v, want *NewerSchemaError", err)
+			}
+			s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+			if !noticed(s, store.NewerSchema) || !errors.As(s.Writable(), &newer) {
+				t.Errorf("Writable: %v, notices:\n%s", s.Writable(), kinds(s))
+			}
+			mark := prints(t, directory)
+			for range 2 {
+				_, err := s.Save(numbered(5), noon)
+				var refused *store.WriteError
+				if !errors.As(err, &refused) || !errors.As(err, &newer) || refused.Published != runtime {
+					t.Fatalf("Save: %v, want *WriteError with the *NewerSchemaError", err)
+				}
+			}
+			if prints(t, directory) != mark {
+				t.Error("the state directory changed")
+			}
+			if rec := mustRead(t, runtime); rec.Generation != 42 || rec.DeviceID != "gw-0005" || s.Durable() {
+				t.Errorf("published: generation %d, device %s, durable %v", rec.Generation, rec.DeviceID, s.Durable())
+			}
+			s.Close()
+			mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime}).Close()
+			if prints(t, directory) == "" || content(t, directory, "state.json") != data {
+				t.Error("the next start touched it")
+			}
+		})
+	}
+}
+
+func TestEnvironmentIsRepaired(t *testing.T) {
+	for say, damage := range map[string]func(path string){
+		"is gone":          func(path string) { os.Remove(path) },
+		"is empty":         func(path string) { os.WriteFile(path, nil, 0o644) },
+		"is one behind":    func(path string) { os.WriteFile(path, store.Environment(store.Record{Generation: 1}), 0o644) },
+		"names no one":     func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"99999999999999999999\"\n"), 0o644) },
+		"is out of limits": func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"18446744073709551615\"\n"), 0o644) },
+	} {
+		t.Run("a state.env that "+say+" is written anew at start", func(t *testing.T) {
+			directory := written(t, 2)
+			path := filepath.Join(directory, "state.env")
+			want := content(t, path)
+			damage(path)
+			s := mustOpen(t, store.Options{Directory: directory})
+			if got := content(t, path); got != want {
+				t.Error(cmp.Diff(want, got))
+			}
+			if !noticed(s, store.EnvironmentRepaired) || !s.Durable() {
+				t.Errorf("notices:\n%s", kinds(s))
+			}
+		})
+	}
+	t.Run("a state.env ahead of the record, as after a backup was put back, raises the record", func(t *testing.T) {
+		directory := written(t, 2)
+		put(t, string(store.Environment(store.Record{Generation: 9})), directory, "state.env")
+		s := mustOpen(t, store.Options{Directory: directory})
+		if rec := mustRead(t, directory); rec.Generation != 10 || rec.DeviceID != "gw-0002" || !noticed(s, store.GenerationRaised) {
+			t.Errorf("generation %d, notices:\n%s", rec.Generation, kinds(s))
+		}
+		if g := store.EnvironmentGeneration([]byte(content(t, directory, "state.env"))); g != 10 {
+			t.Errorf("state.env has generation %d", g)
+		}
+	})
+}
+
+func TestStaleTemporaryFiles(t *testing.T) {
+	directory := written(t, 2)
+	stale := []string{".state.json123", ".state.json.prev9", ".state.env4611686018427387904", ".transport1"}
+	others := []string{".state.json", ".state.jsonx1", "state.json1", ".hidden", ".state.env1x"}
+	for _, name := range append(slices.Clone(stale), others...) {
+		put(t, "x", directory, name)
+	}
+	s := mustOpen(t, store.Options{Directory: directory})
+	for _, name := range stale {
+		gone(t, directory, name)
+	}
+	for _, name := range others {
+		content(t, directory, name)
+	}
+	if n := strings.Count(kinds(s), "interrupted"); n != len(stale) {
+		t.Errorf("%d notices:\n%s", n, kinds(s))
+	}
+}
+
+func TestModesAndOwners(t *testing.T) {
+	modes := func(t *testing.T, directory string, want fs.FileMode) {
+		t.Helper()
+		for _, name := range []string{"state.json", "state.env", "state.json.prev"} {
+			info, err := os.Stat(filepath.Join(directory, name))
+			if err != nil || info.Mode() != want {
+				t.Errorf("%s: %v, %v; want %v", name, info.Mode(), err, want)
+			}
+		}
+	}
+	t.Run("files have the configured mode whatever the umask", func(t *testing.T) {
+		old := syscall.Umask(0o077)
+		defer syscall.Umask(old)
+		for _, mode := range []fs.FileMode{0, 0o644, 0o640} {
+			directory := filepath.Join(t.TempDir(), "state")
+			s := mustOpen(t, store.Options{Directory: directory, Mode: mode})
+			mustSave(t, s, numbered(1), store.Written)
+			mustSave(t, s, numbered(2), store.Written)
+			modes(t, directory, map[fs.FileMode]fs.FileMode{0: 0o644, 0o644: 0o644, 0o640: 0o640}[mode])
+			if info, _ := os.Stat(directory); info.Mode().Perm() != 0o755 {
+				t.Errorf("the directory has mode %v", info.Mode())
+			}
+		}
+	})
+	t.Run("another configured mode reaches the files that are there, damaged ones too, without a write", func(t *testing.T) {
+		directory := written(t, 2)
+		put(t, "x", directory, "state.json.corrupt-20260101T000000Z")
+		mustOpen(t, store.Options{Directory: directory, Mode: 0o640})
+		modes(t, directory, 0o640)
+		if info, _ := os.Stat(filepath.Join(directory, "state.json.corrupt-20260101T000000Z")); info.Mode() != 0o640 {
+			t.Errorf("the damaged record has mode %v", info.Mode())
+		}
+		if rec := mustRead(t, directory); rec.Generation != 2 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+	})
+	t.Run("what root writes belongs to the directory's owner", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			missing(t, "root")
+		}
+		directory, runtime := t.TempDir(), t.TempDir()
+		for _, d := range []string{directory, runtime} {
+			if err := os.Chown(d, 61234, 61235); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := mustOpen(t, store.Options{Directory: directory})
+		mustSave(t, s, numbered(1), store.Written)
+		mustSave(t, s, numbered(2), store.Written)
+		r := store.Runtime{Directory: runtime}
+		if err := r.SaveFloor("k", 1); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{
+			filepath.Join(directory, "state.json"), filepath.Join(directory, "state.env"), filepath.Join(directory, "state.json.prev"),
+			filepath.Join(directory, "lock"), filepath.Join(runtime, "retry-after.json"),
+		} {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if stat := info.Sys().(*syscall.Stat_t); stat.Uid != 61234 || stat.Gid != 61235 {
+				t.Errorf("%s belongs to %d:%d", path, stat.Uid, stat.Gid)
+			}
+		}
+	})
+}
+
+func TestDirectoryMissing(t *testing.T) {
+	t.Run("a directory is made when its parent is there", func(t *testing.T) {
+		directory := filepath.Join(t.TempDir(), "state")
+		s := mustOpen(t, store.Options{Directory: directory})
+		mustSave(t, s, sample(), store.Written)
+		mustRead(t, directory)
+	})
+	t.Run("a parent that is missing is a mistake that Open and Save tell; the record is published meanwhile", func(t *testing.T) {
+		root, runtime := t.TempDir(), t.TempDir()
+		directory := filepath.Join(root, "mistyped", "state")
+		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if err := s.Writable(); !errors.Is(err, fs.ErrNotExist) || !noticed(s, store.Unwritable) {
+			t.Errorf("Writable: %v; notices:\n%s", err, kinds(s))
+		}
+		_, err := s.Save(sample(), noon)
+		var refused *store.WriteError
+		if !errors.As(err, &refused) || !errors.Is(err, fs.ErrNotExist) || refused.Published != runtime {
+			t.Fatalf("Save: %v", err)
+		}
+		if rec := mustRead(t, runtime); rec.Generation != 1 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+		if len(names(t, root)) != 0 {
+			t.Error("something was made:", names(t, root))
+		}
+		if _, err := store.Open(store.Options{Directory: directory, RuntimeDirectory: runtime}, noon); !errors.As(err, new(*store.LockedError)) {
+			t.Errorf("a second store with the same runtime directory: %v, want *LockedError", err)
+		}
+		if err := os.Mkdir(filepath.Dir(directory), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if rec := mustSave(t, s, sample(), store.Written); rec.Generation != 1 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+		gone(t, runtime, "state.json")
+	})
+	t.Run("a file in the place of the directory is told", func(t *testing.T) {
+		directory := filepath.Join(t.TempDir(), "state")
+		put(t, "", directory)
+		s := mustOpen(t, store.Options{Directory: directory})
+		if _, err := s.Save(sample(), noon); !errors.Is(err, syscall.ENOTDIR) {
+			t.Errorf("Save: %v", err)
+		}
+		if _, ok := s.Current(); !ok || s.Durable() {
+			t.Error("the record is not held in memory")
+		}
+	})
+}
+
+// TestDiskRefuses fails each step of a commit in turn. (Real full and read-only
+// disks: disk_test.go.)
+func TestDiskRefuses(t *testing.T) {
+	for step := 1; ; step++ {
+		directory, runtime := written(t, 2), t.TempDir()
+		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
+		before := content(t, directory, "state.json")
+		count, at, failing := 0, "", false
+		s, err := store.OpenStepped(o, noon, func(name, path string) error {
+			if !failing {
+				return nil
+			}
+			if count++; count < step {
+				return nil
+			}
+			if at == "" {
+				at = name + " " + filepath.Base(path)
+			}
+			return &fs.PathError{Op: name, Path: path, Err: syscall.ENOSPC}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		failing = true
+		_, err = s.Save(numbered(3), noon)
+		if at == "" { // all steps passed
+			if err != nil || step < 8 {
+				t.Fatalf("a commit of %d steps: %v", step-1, err)
+			}
+			s.Close()
+			return
+		}
+		t.Run("a disk that fails at "+at+" holds an old record or a new one, and the runtime directory the new one", func(t *testing.T) {
+			defer s.Close()
+			var refused *store.WriteError
+			if !errors.As(err, &refused) || !errors.Is(err, syscall.ENOSPC) || refused.Published != runtime {
+				t.Fatalf("Save: %v, want a *WriteError of ENOSPC, published", err)
+			}
+			if s.Durable() {
+				t.Error("Durable is true")
+			}
+			rec := mustRead(t, directory)
+			if rec.Generation == 2 && content(t, directory, "state.json") != before || rec.Generation != 2 && rec.DeviceID != "gw-0003" {
+				t.Errorf("on disk: generation %d, device %s", rec.Generation, rec.DeviceID)
+			}
+			published := mustRead(t, runtime)
+			if current, ok := s.Current(); !ok || !cmp.Equal(current, published) || published.Generation != 3 || published.DeviceID != "gw-0003" {
+				t.Errorf("published: generation %d, device %s", published.Generation, published.DeviceID)
+			}
+			if !strings.Contains(content(t, runtime, "state.env"), `DPSD_GENERATION="3"`) {
+				t.Error("no state.env in the runtime directory")
+			}
+			for _, name := range names(t, directory) {
+				if strings.HasPrefix(name, ".") {
+					t.Errorf("temporary file %s was left", name)
+				}
+			}
+			t.Run("a retry that fails again writes nothing under the runtime directory", func(t *testing.T) {
+				mark := prints(t, runtime)
+				if _, err := s.Save(numbered(3), noon.Add(time.Minute)); err == nil || prints(t, runtime) != mark {
+					t.Errorf("Save: %v\n%s%s", err, mark, prints(t, runtime))
+				}
+			})
+			t.Run("the next process takes it over", func(t *testing.T) {
+				copied, again := t.TempDir(), t.TempDir()
+				for from, to := range map[string]string{directory: copied, runtime: again} {
+					if err := os.CopyFS(filepath.Join(to, "d"), os.DirFS(from)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				next := mustOpen(t, store.Options{Directory: filepath.Join(copied, "d"), RuntimeDirectory: filepath.Join(again, "d")})
+				if got, _ := next.Current(); !cmp.Equal(got, published) || !next.Durable() {
+					t.Errorf("generation %d, device %s, durable %v; notices:\n%s", got.Generation, got.DeviceID, next.Durable(), kinds(next))
+				}
+				if got := mustRead(t, filepath.Join(copied, "d")); !cmp.Equal(got, published) {
+					t.Error(cmp.Diff(got, published))
+				}
+				gone(t, again, "d", "state.json")
+				gone(t, again, "d", "state.env")
+			})
+			t.Run("the same answer again writes it once the disk is well", func(t *testing.T) {
+				failing = false
+				if rec := mustSave(t, s, numbered(3), store.Written); rec.Generation != 3 {
+					t.Errorf("generation %d", rec.Generation)
+				}
+				if got := mustRead(t, directory); !cmp.Equal(got, published) {
+					t.Error(cmp.Diff(got, published))
+				}
+				if content(t, directory, "state.json.prev") != before {
+					t.Error("state.json.prev is not the record before")
+				}
+				gone(t, runtime, "state.json")
+				gone(t, runtime, "state.env")
+			})
+		})
+	}
+}
+
+func TestDiskRefusesTwoAnswers(t *testing.T) {
+	directory, runtime := written(t, 2), t.TempDir()
+	failing := true
+	s, err := store.OpenStepped(store.Options{Directory: directory, RuntimeDirectory: runtime}, noon, func(step, _ string) error {
+		if failing && step == "create" {
+			return syscall.EIO
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	t.Run("each answer that differs gets a generation, so that readers of the runtime directory see it", func(t *testing.T) {
+		for i, want := range []uint64{3, 4, 5} {
+			if _, err := s.Save(numbered(10+i), noon); err == nil {
+				t.Fatal("Save succeeded")
+			}
+			if rec := mustRead(t, runtime); rec.Generation != want {
+				t.Errorf("generation %d, want %d", rec.Generation, want)
+			}
+		}
+	})
+	t.Run("the service's return to what is on disk is a change all the same", func(t *testing.T) {
+		failing = false
+		if rec := mustSave(t, s, numbered(2), store.Written); rec.Generation != 6 {
+			t.Errorf("generation %d, want 6", rec.Generation)
+		}
+	})
+	t.Run("a new fingerprint of a record that the disk owes is a written record", func(t *testing.T) {
+		failing = true
+		s.Save(numbered(20), noon)
+		failing = false
+		rec := numbered(20)
+		rec.ConfigFingerprint = store.Fingerprint("a", "b", "c", nil)
+		if rec := mustSave(t, s, rec, store.Written); rec.Generation != 7 {
+			t.Errorf("generation %d, want 7", rec.Generation)
+		}
+	})
+}
+
+func TestInvalidRecords(t *testing.T) {
+	long := strings.Repeat("d", 128)
+	tests := []struct {
+		say    string
+		edit   func(*store.Record)
+		member string // "" when valid
+	}{
+		{"the sample", func(*store.Record) {}, ""},
+		{"no hub", func(r *store.Record) { r.AssignedHub = "" }, "assignedHub"},
+		{"a hub with a scheme", func(r *store.Record) { r.AssignedHub = "https://hub" }, "assignedHub"},
+		{"a hub with a port", func(r *store.Record) { r.AssignedHub = "hub:8883" }, "assignedHub"},
+		{"a hub with a blank", func(r *store.Record) { r.AssignedHub = "hub net" }, "assignedHub"},
+		{"a hub with an empty label", func(r *store.Record) { r.AssignedHub = "hub..net" }, "assignedHub"},
+		{"a hub with a label that begins with a hyphen", func(r *store.Record) { r.AssignedHub = "hub.-net" }, "assignedHub"},
+		{"a hub with a label of 64", func(r *store.Record) { r.AssignedHub = strings.Repeat("a", 64) + ".net" }, "assignedHub"},
+		{"a hub of 254", func(r *store.Record) { r.AssignedHub = strings.Repeat("a.", 126) + "aa" }, "assignedHub"},
+		{"a hub of one label", func(r *store.Record) { r.AssignedHub = "localhost" }, ""},
+		{"no device ID", func(r *store.Record) { r.DeviceID = "" }, "deviceId"},
+		{"a device ID of 128", func(r *store.Record) { r.DeviceID = long }, ""},
+		{"a device ID of 129", func(r *store.Record) { r.DeviceID = long + "d" }, "deviceId"},
+		{"a device ID with every sign a hub allows", func(r *store.Record) { r.DeviceID = "a-:.+%_#*?!(),=@;$'" }, ""},
+		{"a device ID with a line end", func(r *store.Record) { r.DeviceID = "a\nb" }, "deviceId"},
+		{"a device ID with NUL", func(r *store.Record) { r.DeviceID = "a\x00b" }, "deviceId"},
+		{"a device ID with a C1 control", func(r *store.Record) { r.DeviceID = "a\u0085b" }, "deviceId"},
+		{"a device ID of invalid UTF-8", func(r *store.Record) { r.DeviceID = "a\xff" }, "deviceId"},
+		{"a device ID with half a surrogate", func(r *store.Record) { r.DeviceID = "a\xed\xa0\x80" }, "deviceId"},
+		{"a registration ID with U+FFFE", func(r *store.Record) { r.RegistrationID = "a\ufffe" }, "registrationId"},
+		{"an ID scope with U+FDD0", func(r *store.Record) { r.IDScope = "\ufdd0" }, "idScope"},
+		{"a connection profile with U+10FFFF", func(r *store.Record) { r.ConnectionProfile = "\U0010ffff" }, "connectionProfile"},
+		{"a connection profile with DEL", func(r *store.Record) { r.ConnectionProfile = "\x7f" }, "connectionProfile"},
+		{"no connection profile", func(r *store.Record) { r.ConnectionProfile = "" }, ""},
+		{"no registration ID", func(r *store.Record) { r.RegistrationID = "" }, "registrationId"},
+		{"no ID scope", func(r *store.Record) { r.IDScope = "" }, "idScope"},
+		{"no endpoint", func(r *store.Record) { r.Endpoint = "" }, "endpoint"},
+		{"a payload that is cut", func(r *store.Record) { r.Payload = json.RawMessage(`{"a":`) }, "payload"},
+		{"a registration state that is cut", func(r *store.Record) { r.RegistrationState = json.RawMessage(`{`) }, "registrationState"},
+	}
+	for _, test := range tests {
+		verdict := " is refused"
+		if test.member == "" {
+			verdict = " is valid"
+		}
+		t.Run(test.say+verdict, func(t *testing.T) {
+			directory := t.TempDir()
+			s := mustOpen(t, store.Options{Directory: directory})
+			mark := prints(t, directory)
+			rec := sample()
+			test.edit(&rec)
+			_, err := s.Save(rec, noon)
+			if test.member == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			var invalid *store.InvalidError
+			if !errors.As(err, &invalid) || invalid.Member != test.member {
+				t.Errorf("Save: %v, want an *InvalidError of %s", err, test.member)
+			}
+			if prints(t, directory) != mark {
+				t.Error("something was written")
+			}
+		})
+	}
+}
+
+func TestUnusualAnswers(t *testing.T) {
+	deep := strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
+	tests := []struct {
+		say     string
+		payload string
+		file    string // what the file has in its place, "" for the same
+	}{
+		{"numbers keep every digit", `{"n":123456789012345678901234567890.10e-2}`, ""},
+		{"the order of keys is kept", `{"b":1,"a":2}`, ""},
+		{"angle brackets are not escaped", `{"a":"<&>"}`, ""},
+		{"white space goes", "{\n  \"a\" : [ 1 ]\r\n}", `{"a":[1]}`},
+		{"invalid UTF-8 becomes U+FFFD, since a record is UTF-8", "{\"a\":\"\xff\"}", "{\"a\":\"\ufffd\"}"},
+		{"half a surrogate stays escaped", `{"a":"\ud800"}`, ""},
+		{"deep nesting takes no more room than it came in", deep, ""},
+		{"a member called checksum confuses nobody", `{"checksum":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}`, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.say, func(t *testing.T) {
+			directory := t.TempDir()
+			s := mustOpen(t, store.Options{Directory: directory})
+			rec := sample()
+			rec.Payload = json.RawMessage(test.payload)
+			mustSave(t, s, rec, store.Written)
+			want := test.file
+			if want == "" {
+				want = test.payload
+			}
+			if got := string(mustRead(t, directory).Payload); got != want {
+				t.Errorf("payload is %.100q, want %.100q", got, want)
+			}
+			if !strings.Contains(content(t, directory, "state.json"), "\n  \"payload\": "+want+",\n") {
+				t.Error("the payload is not on one line of its own")
+			}
+			mustSave(t, s, rec, store.Unchanged)
+		})
+	}
+	t.Run("a clock beyond the year 9999 leaves a readable record", func(t *testing.T) {
+		for _, now := range []time.Time{time.Unix(1<<40, 0), {}, time.Unix(-1<<40, 0), time.Unix(0, 0)} {
+			directory := t.TempDir()
+			s := mustOpen(t, store.Options{Directory: directory})
+			if _, err := s.Save(sample(), now); err != nil {
+				t.Fatal(err)
+			}
+			mustRead(t, directory)
+		}
+	})
+}
+
+func TestFingerprint(t *testing.T) {
+	// printf 'dpsd1\nglobal.azure-devices-provisioning.net\n0ne00000000\ngw-0001\n\n' | sha256sum
+	const plain = "sha256:2c37c91c2bc396bbd1e2f87e78ad1f0bf1458859de1dc3dc9534c1e593c09762"
+	// … with "$(printf '{}' | sha256sum | cut -c 1-64)" on the last line
+	const payload = "sha256:8bee0296981a7ef9f53427ec90c05daa29adeeef12567c4a7c482234319bbbfa"
+	if got := store.Fingerprint("Global.Azure-Devices-Provisioning.NET", "0ne00000000", "gw-0001", nil); got != plain {
+		t.Errorf("without a payload file: %s", got)
+	}
+	if got := store.Fingerprint("global.azure-devices-provisioning.net", "0ne00000000", "gw-0001", []byte("{}")); got != payload {
+		t.Errorf("with a payload file: %s", got)
+	}
+	if store.Fingerprint("e", "S", "r", nil) == store.Fingerprint("e", "s", "r", nil) {
+		t.Error("the ID scope counts with its case")
+	}
+}
+
+func TestTransport(t *testing.T) {
+	directory := t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory})
+	if s.Transport() != "" {
+		t.Error("a fresh store names a transport")
+	}
+	if err := s.SaveTransport("websocket"); err != nil {
+		t.Fatal(err)
+	}
+	mark := prints(t, directory)
+	if err := s.SaveTransport("websocket"); err != nil || prints(t, directory) != mark {
+		t.Errorf("the same name again was written (%v)", err)
+	}
+	s.Close()
+	if got := mustOpen(t, store.Options{Directory: directory}).Transport(); got != "websocket" {
+		t.Errorf("the next process finds %q", got)
+	}
+}
