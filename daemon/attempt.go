@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,6 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
 )
 
 const (
@@ -99,6 +101,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		return r
 	}
 	r.unsaved = nil
+	a.remember(r.protocol)
 	rec, _ := a.store.Current()
 	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
 	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
@@ -129,15 +132,18 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		return 0, at(fault.StageCredential, err)
 	}
 
-	a.enter(ctx, fault.StageTCP, or(s.Dialer.Timeout, 30*time.Second)*time.Duration(max(1, len(s.Dialer.Protocols))), "Connecting to "+s.Dialer.Host)
-	conn, err := s.Dialer.Dial(ctx, proof.Certificate)
+	dialer := *s.Dialer
+	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
+	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
+	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)
+	conn, err := dialer.Dial(ctx, proof.Certificate)
 	if err != nil {
 		return 0, at(fault.StageTCP, err)
 	}
 	r.protocol = string(conn.Protocol)
 	a.log.Info("connected", zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
-	limit := or(s.ResponseTimeout, 60*time.Second)
+	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
 	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
 	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
 		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
@@ -268,6 +274,29 @@ func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Durat
 	case <-ctx.Done():
 	}
 	a.log.Debug("phase", zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
+}
+
+// preferred returns the protocols with the one that worked last in front.
+func preferred(protocols []transport.Protocol, last transport.Protocol) []transport.Protocol {
+	if len(protocols) == 0 {
+		protocols = []transport.Protocol{transport.MQTT, transport.WebSocket}
+	}
+	if !slices.Contains(protocols, last) {
+		return protocols
+	}
+	others := slices.DeleteFunc(slices.Clone(protocols), func(p transport.Protocol) bool { return p == last })
+	return append([]transport.Protocol{last}, others...)
+}
+
+// remember keeps the protocol that led to an assignment, for the next attempt
+// and the next boot. As long as the configured order works, nothing is written.
+func (a *attempt) remember(protocol string) {
+	if protocol == "" || a.store.Transport() == "" && preferred(a.settings.Dialer.Protocols, "")[0] == transport.Protocol(protocol) {
+		return
+	}
+	if err := a.store.SaveTransport(protocol); err != nil {
+		a.log.Debug("transport-not-kept", zap.Error(err)) // a hint, no more
+	}
 }
 
 // toRecord is the one conversion between what the service said and what is

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -653,5 +654,37 @@ func TestTheBootDelayIsDrawnOnce(t *testing.T) {
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+func TestTheProtocolThatWorkedLastIsTriedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.Settings.Dialer.Protocols = []transport.Protocol{transport.MQTT, transport.WebSocket}
+		blocked, dialled := true, []string(nil)
+		dial := g.Settings.Dialer.DialContext
+		g.Settings.Dialer.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			_, port, _ := net.SplitHostPort(address)
+			dialled = append(dialled, port)
+			if blocked && port == "8883" {
+				return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+			}
+			return dial(ctx, network, address)
+		}
+		for _, want := range []string{"8883 443", "443", "443"} {
+			dialled = nil
+			g.run()
+			g.until("assigned", g.log.FilterMessage("assigned").Len()+1)
+			g.stop()
+			if err := <-g.done; err != nil {
+				t.Error(err)
+			}
+			if got := strings.Join(dialled, " "); got != want {
+				t.Errorf("dialled %s, want %s", got, want)
+			}
+			blocked = want == "8883 443" // later 8883 is open again, but nobody needs it
+		}
+		g.sim.Close()
+		g.wantFaults()
 	})
 }

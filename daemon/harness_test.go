@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -136,7 +135,7 @@ func (w *wire) Close() error {
 		w.closed = true
 		close(w.out)
 		// A peer that never reads must not keep what is left for ever.
-		return w.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+		return w.SetWriteDeadline(time.Now().Add(time.Second))
 	}
 	return nil
 }
@@ -250,13 +249,6 @@ func (g *gateway) wantFaults(want ...fault.Code) {
 			g.t.Errorf("faults %v, want %v", got, want)
 			return
 		}
-	}
-}
-
-func (g *gateway) wantNoRecord() {
-	g.t.Helper()
-	if _, err := g.record(); !errors.Is(err, store.ErrNoRecord) {
-		g.t.Errorf("there is a record, or worse: %v", err)
 	}
 }
 

@@ -105,7 +105,7 @@ func (s *supervisor) tellNotices() {
 
 func (s *supervisor) close() {
 	if s.store != nil {
-		s.store.Close()
+		_ = s.store.Close() // the lock goes with the process anyway
 	}
 }
 
@@ -329,7 +329,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	if s.ready {
 		s.notify.reloading()
 	}
-	status := ""
+	var status string
 	settings, err := s.settings, error(nil)
 	if s.Reload != nil {
 		settings, err = s.Reload()
