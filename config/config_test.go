@@ -16,10 +16,14 @@ import (
 )
 
 // minimal is the least a configuration needs. More is appended to it.
-const minimal = `[dps]
+const minimal = minimalDPS + minimalCredential
+
+const minimalDPS = `[dps]
 id_scope = "0ne00000000"
 registration_id = "gw-1"
-[[credential]]
+`
+
+const minimalCredential = `[[credential]]
 type = "symmetric-key"
 key = "credential:dps-primary-key"
 `
@@ -170,19 +174,18 @@ func differing(a, b reflect.Value) int {
 }
 
 func TestCredentials(t *testing.T) {
-	const dps = "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw-1\"\n"
 	const x509 = "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/etc/dpsd/device.pem\"\nprivate_key = \"credential:dps-private-key\"\n"
 	const key = "[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/etc/dpsd/keys/primary\"\n"
 	x := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/device.pem"}, PrivateKey: attest.Reference{Credential: "dps-private-key"}}
 	k := attest.SymmetricKey{Key: attest.Reference{File: "/etc/dpsd/keys/primary"}}
 
 	t.Run("credentials stay in the order of the file", func(t *testing.T) {
-		if diff := cmp.Diff([]attest.Credential{k, x, k}, parse(t, dps+key+x509+key).Credentials); diff != "" {
+		if diff := cmp.Diff([]attest.Credential{k, x, k}, parse(t, minimalDPS+key+x509+key).Credentials); diff != "" {
 			t.Error(diff)
 		}
 	})
 	t.Run("an inline array of tables says the same", func(t *testing.T) {
-		text := `credential = [{type = "symmetric-key", key = "file:/etc/dpsd/keys/primary"}]` + "\n" + dps
+		text := `credential = [{type = "symmetric-key", key = "file:/etc/dpsd/keys/primary"}]` + "\n" + minimalDPS
 		if diff := cmp.Diff([]attest.Credential{k}, parse(t, text).Credentials); diff != "" {
 			t.Error(diff)
 		}
@@ -200,7 +203,7 @@ func TestCredentials(t *testing.T) {
 		}
 	})
 	t.Run("a registration ID that is given stands before the common name", func(t *testing.T) {
-		if c := parse(t, dps+x509); c.DPS.RegistrationID.FromCertificate != nil || c.DPS.RegistrationID.Template != "gw-1" {
+		if c := parse(t, minimalDPS+x509); c.DPS.RegistrationID.FromCertificate != nil || c.DPS.RegistrationID.Template != "gw-1" {
 			t.Errorf("got %+v", c.DPS.RegistrationID)
 		}
 	})

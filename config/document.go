@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -47,6 +48,9 @@ func readDocument(data []byte) (document, *Error) {
 	// A copy without spare capacity: the library finds positions by comparing capacities.
 	data = slices.Clip(bytes.Clone(bytes.TrimPrefix(data, []byte("\ufeff"))))
 	lines := newLines(data)
+	if tooManyKeys(data) {
+		return document{}, &Error{Problem: fmt.Sprintf("the file has more than %d keys", maxKeys), Remedy: "a configuration has a few dozen; is this the right file?"}
+	}
 	doc := document{values: map[string]any{}, places: map[path]place{}}
 	if err := toml.Unmarshal(data, &doc.values); err != nil {
 		return document{}, syntaxError(data, lines, err)
@@ -54,6 +58,30 @@ func readDocument(data []byte) (document, *Error) {
 	finder := finder{lines: lines, places: doc.places, elements: map[path]int{}}
 	finder.find(data)
 	return doc, nil
+}
+
+// maxKeys bounds the parts of keys and headers. The library compares each key with all
+// others of its table, which takes half a minute for what fits into 1 MiB.
+const maxKeys = 5000
+
+// tooManyKeys counts keys as far as the text is TOML.
+func tooManyKeys(data []byte) bool {
+	var parser unstable.Parser
+	parser.Reset(data)
+	n := 0
+	var count func(*unstable.Node)
+	count = func(e *unstable.Node) {
+		for ; e.Valid() && n <= maxKeys; e = e.Next() {
+			if e.Kind == unstable.Key {
+				n++
+			}
+			count(e.Child())
+		}
+	}
+	for n <= maxKeys && parser.NextExpression() {
+		count(parser.Expression().Child())
+	}
+	return n > maxKeys
 }
 
 // lines holds where each line of a text begins.

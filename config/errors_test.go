@@ -3,6 +3,7 @@ package config_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -15,14 +16,13 @@ func TestErrors(t *testing.T) {
 		noDPS        = `dpsd.toml: dps: the table is missing; add [dps] with id_scope and registration_id`
 		noReference  = `not a reference: write "file:/path" or "credential:NAME"; a secret itself does not belong here`
 		durations    = `write a number with its unit, such as "90s", "5m" or "24h"`
-		dps          = "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw-1\"\n"
 	)
 	for _, c := range []struct {
 		name, text string
 		want       []string
 	}{
 		// Names.
-		{"an unknown key is told with its place and the nearest one", "[dps]\nid_scop = \"x\"\nregistration_id = \"gw-1\"\n" + minimal[strings.Index(minimal, "[[cred"):],
+		{"an unknown key is told with its place and the nearest one", "[dps]\nid_scop = \"x\"\nregistration_id = \"gw-1\"\n" + minimalCredential,
 			[]string{`dpsd.toml:2:1: dps.id_scop: unknown key; did you mean "id_scope"?`}},
 		{"the nearest key is found when its parts are swapped", minimal + "[transport]\nport_mqtt = 1\n",
 			[]string{`dpsd.toml:8:1: transport.port_mqtt: unknown key; did you mean "mqtt_port"?`}},
@@ -36,13 +36,13 @@ func TestErrors(t *testing.T) {
 			[]string{`dpsd.toml:1:1: id_scope: unknown key; did you mean "dps.id_scope"? every key stands below the [table] it belongs to`}},
 		{"an unknown table is told once, and not that the right one is missing", "[dsp]\nid_scope = \"x\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
 			[]string{`dpsd.toml:1:2: dsp: unknown table; did you mean "dps"?`}},
-		{"the plural of credential is told", dps + "[[credentials]]\ntype = \"x509\"\n",
+		{"the plural of credential is told", minimalDPS + "[[credentials]]\ntype = \"x509\"\n",
 			[]string{`dpsd.toml:4:3: credentials: unknown table; did you mean "credential"?`}},
 		{"a table below a table is unknown", minimal + "[dps.transport]\nmqtt_port = 1\n",
 			[]string{`dpsd.toml:7:6: dps.transport: unknown table; did you mean "transport"?`}},
 		{"an unknown key in a credential is told with its own line", minimal + "[[credential]]\ntype = \"x509\"\ncertifcate = \"file:/c\"\nprivate_key = \"file:/k\"\n",
 			[]string{`dpsd.toml:9:1: credential.certifcate: unknown key; did you mean "certificate"?`}},
-		{"a typing error in one credential does not hide what another lacks", dps + "[[credential]]\ntype = \"symmetric-key\"\nkye = \"file:/k\"\n[[credential]]\ntype = \"symmetric-key\"\n",
+		{"a typing error in one credential does not hide what another lacks", minimalDPS + "[[credential]]\ntype = \"symmetric-key\"\nkye = \"file:/k\"\n[[credential]]\ntype = \"symmetric-key\"\n",
 			[]string{`dpsd.toml:6:1: credential.kye: unknown key; did you mean "key"?`,
 				`dpsd.toml:7:3: credential.key: is missing; a credential of type "symmetric-key" needs it`}},
 		{"a quoted key with a line end stays on one line", minimal + "[log]\n\"a\\nb\" = 1\n",
@@ -58,23 +58,23 @@ func TestErrors(t *testing.T) {
 				`dpsd.toml:1:19: dps.x: unknown key`}},
 
 		// Tables.
-		{"single brackets for a credential are told", dps + "[credential]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
+		{"single brackets for a credential are told", minimalDPS + "[credential]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
 			[]string{`dpsd.toml:4:2: credential: must be an array of tables; write [[credential]], with double brackets`}},
-		{"single brackets do not hide what is wrong inside", dps + "[credential]\ntype = \"symmetric-key\"\n",
+		{"single brackets do not hide what is wrong inside", minimalDPS + "[credential]\ntype = \"symmetric-key\"\n",
 			[]string{`dpsd.toml:4:2: credential: must be an array of tables; write [[credential]], with double brackets`,
 				`dpsd.toml:4:2: credential.key: is missing; a credential of type "symmetric-key" needs it`}},
-		{"a credential that is a string is told", "credential = \"x\"\n" + dps,
+		{"a credential that is a string is told", "credential = \"x\"\n" + minimalDPS,
 			[]string{`dpsd.toml:1:1: credential: must be an array of tables, not a string; write [[credential]], with double brackets`}},
-		{"a credential in an array that is no table is told", "credential = [1]\n" + dps,
+		{"a credential in an array that is no table is told", "credential = [1]\n" + minimalDPS,
 			[]string{`dpsd.toml:1:15: credential: must be a table, not an integer; write [[credential]], with double brackets`}},
-		{"no credential in an array is none", "credential = []\n" + dps, []string{strings.Replace(noCredential, "dpsd.toml:", "dpsd.toml:1:1:", 1)}},
-		{"double brackets for a table are told", "[[dps]]\nid_scope = \"x\"\n" + minimal[strings.Index(minimal, "[[cred"):],
+		{"no credential in an array is none", "credential = []\n" + minimalDPS, []string{strings.Replace(noCredential, "dpsd.toml:", "dpsd.toml:1:1:", 1)}},
+		{"double brackets for a table are told", "[[dps]]\nid_scope = \"x\"\n" + minimalCredential,
 			[]string{`dpsd.toml:1:3: dps: this table can be there once only; write [dps], with single brackets`}},
 		{"a table that is a number is told", "log = 3\n" + minimal,
 			[]string{`dpsd.toml:1:1: log: must be a table, not an integer; write [log] and its keys below`}},
 		{"an empty file is told", "", []string{`dpsd.toml: the file sets nothing; begin with a copy of the annotated dpsd.toml`}},
 		{"a file of comments is told", "# x\n\n", []string{`dpsd.toml: the file sets nothing; begin with a copy of the annotated dpsd.toml`}},
-		{"a missing [dps] is told once", minimal[strings.Index(minimal, "[[cred"):], []string{noDPS}},
+		{"a missing [dps] is told once", minimalCredential, []string{noDPS}},
 		{"a file with only another table lacks two", "[log]\n", []string{noDPS, noCredential}},
 		{"an empty [dps] lacks its keys at its own line", "\n [dps]\n",
 			[]string{`dpsd.toml:2:3: dps.id_scope: is missing; it is on the overview page of the provisioning service`,
@@ -160,10 +160,10 @@ func TestErrors(t *testing.T) {
 		{"another level is told with the nearest", with("log", "level", `"warning"`), []string{`dpsd.toml:8:1: log.level: "warning" is unknown; did you mean "warn"? write "debug", "info", "warn" or "error"`}},
 
 		// Credentials.
-		{"a credential without a type is told", dps + "[[credential]]\nkey = \"file:/k\"\n", []string{`dpsd.toml:4:3: credential.type: is missing; write "symmetric-key" or "x509"`}},
-		{"a credential of an unknown type is told", dps + "[[credential]]\ntype = \"x.509\"\n", []string{`dpsd.toml:5:1: credential.type: "x.509" is unknown; did you mean "x509"? write "symmetric-key" or "x509"`}},
-		{"a certificate without a key is told", dps + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\n", []string{`dpsd.toml:4:3: credential.private_key: is missing; a credential of type "x509" needs it`}},
-		{"a key in a certificate's table is told", dps + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\nprivate_key = \"file:/p\"\nkey = \"file:/k\"\n",
+		{"a credential without a type is told", minimalDPS + "[[credential]]\nkey = \"file:/k\"\n", []string{`dpsd.toml:4:3: credential.type: is missing; write "symmetric-key" or "x509"`}},
+		{"a credential of an unknown type is told", minimalDPS + "[[credential]]\ntype = \"x.509\"\n", []string{`dpsd.toml:5:1: credential.type: "x.509" is unknown; did you mean "x509"? write "symmetric-key" or "x509"`}},
+		{"a certificate without a key is told", minimalDPS + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\n", []string{`dpsd.toml:4:3: credential.private_key: is missing; a credential of type "x509" needs it`}},
+		{"a key in a certificate's table is told", minimalDPS + "[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\nprivate_key = \"file:/p\"\nkey = \"file:/k\"\n",
 			[]string{`dpsd.toml:8:1: credential.key: has no meaning with type "x509"; each credential is a [[credential]] of its own`}},
 
 		// Later.
@@ -192,6 +192,9 @@ func TestErrors(t *testing.T) {
 		{"UTF-16 is told", "\xff\xfe[\x00d\x00", []string{`dpsd.toml:1:1: the file is UTF-16 text; save it as UTF-8`}},
 		{"UTF-16 the other way round is told", "\xfe\xff\x00[\x00d", []string{`dpsd.toml:1:1: the file is UTF-16 text; save it as UTF-8`}},
 		{"a number beyond all bounds is told without its digits", with("transport", "mqtt_port", "1e99999"), []string{`dpsd.toml:8:13: transport.mqtt_port: TOML syntax: unable to parse float`}},
+		{"a file of thousands of keys is told at once", minimal + keys(4996), []string{`dpsd.toml: the file has more than 5000 keys; a configuration has a few dozen; is this the right file?`}},
+		{"a key of thousands of parts is told at once", "a" + strings.Repeat(".a", 500_000) + "=1", []string{`dpsd.toml: the file has more than 5000 keys; a configuration has a few dozen; is this the right file?`}},
+		{"values nested without end are told", "a = " + strings.Repeat("[", 1<<19), []string{`dpsd.toml:1:10005: TOML syntax: arrays and inline tables are nested more than the maximum of 10000 levels deep`}},
 		{"a file over 1 MiB is told", strings.Repeat("#", 1<<20+1), []string{`dpsd.toml: the file is larger than 1 MiB; a configuration has a few lines; is this the right file?`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -201,6 +204,15 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// keys returns n lines with a key each, for the last table.
+func keys(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "k%d = 1\n", i)
+	}
+	return b.String()
 }
 
 func TestAllErrorsAreReportedTogether(t *testing.T) {
@@ -233,6 +245,11 @@ x = 1
 			t.Errorf("error %d is at line %d, not %d", i, lines[i], want[i])
 		}
 	}
+	t.Run("a file of 4,900 unknown keys lists each of them", func(t *testing.T) {
+		if errs := problems(t, minimal+"[log]\n"+keys(4900)); len(errs) != 4900 {
+			t.Errorf("%d are listed", len(errs))
+		}
+	})
 	var one *config.Error
 	if !errors.As(error(errs), &one) || one.Key != "dps.id_scop" || one.Nearest != "id_scope" || one.File != "dpsd.toml" || one.Column != 1 {
 		t.Errorf("errors.As finds %+v", one)
