@@ -224,7 +224,7 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 		"issuedCertificateChain": ["TGVhZg==", "Um9vdA=="],
 		"tpm": {"authenticationKey": "SECRET-1", "extra": 1}, "TPM": {"AuthenticationKey": "SECRET-2"},
 		"symmetricKey": {"primaryKey": "SECRET-3", "secondaryKey": "SECRET-4", "enrollmentGroupId": "g"},
-		"errorCode": null, "future": {"k": [true, {"authenticationKey": "not that one"}]}
+		"errorCode": null, "<i>": "&", "future": {"k": [true, {"authenticationKey": "not that one"}]}
 	}`))
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 			`"connectionProfile":"mqttV5","payload":{"a":[1.0,1e400,null],"<b>":12345678901234567890},` +
 			`"issuedCertificateChain":["TGVhZg==","Um9vdA=="],` +
 			`"tpm":{"extra":1},"TPM":{},"symmetricKey":{},` +
-			`"errorCode":null,"future":{"k":[true,{"authenticationKey":"not that one"}]}}`),
+			`"errorCode":null,"<i>":"&","future":{"k":[true,{"authenticationKey":"not that one"}]}}`),
 	}
 	if diff := cmp.Diff(want, reply.Assignment); diff != "" {
 		t.Errorf("the assignment differs (-want +got):\n%s", diff)

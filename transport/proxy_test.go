@@ -75,7 +75,7 @@ func TestProxy(t *testing.T) {
 					t.Errorf("it describes itself as %q through %q", c.Address, c.Proxy)
 				}
 				request := <-seen
-				if request.Method != "CONNECT" || request.RequestURI != want || request.Host != want {
+				if request.Method != http.MethodConnect || request.RequestURI != want || request.Host != want {
 					t.Errorf("the request was %s %s, Host %s", request.Method, request.RequestURI, request.Host)
 				}
 				// RFC 7617: base64 of "gateway:s3cret@".

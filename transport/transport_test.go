@@ -154,7 +154,7 @@ func TestFirstFlight(t *testing.T) {
 				if _, err := io.ReadFull(c, body); err != nil {
 					return
 				}
-				first := append(header, body...)
+				first := slices.Concat(header, body)
 				record <- first
 				tls.Server(&replay{Conn: c, first: first}, &tls.Config{
 					GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -319,13 +319,31 @@ func TestClientCertificateRequired(t *testing.T) {
 					} else if e := (*transport.Error)(nil); !errors.As(err, &e) || e.Stage != transport.StageTLS {
 						t.Errorf("the stage is not tls: %v", err)
 					}
-					if _, ok := transport.RemoteAlert(err); !ok {
+					words, ok := transport.RemoteAlert(err)
+					if !ok || strings.Contains(words, "unknown certificate authority") != (certificate != nil) {
 						t.Errorf("got %v", err)
 					}
 				})
 			}
 		}
 	}
+	t.Run("the alert is found even when writing the upgrade failed first", func(t *testing.T) {
+		refused := make(chan struct{})
+		config := &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAnyClientCert}
+		n := newNetwork(t, false, map[string]func(net.Conn){webAddress: func(c net.Conn) {
+			tls.Server(c, config).Handshake()
+			close(refused)
+		}})
+		d := &transport.Dialer{Host: host, Protocols: only(transport.WebSocket), Roots: root.pool(),
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := n.DialContext(ctx, network, address)
+				return &failingWrite{Conn: c, after: 2, when: refused}, err
+			}}
+		e := failure(t, d, nil)
+		if _, ok := transport.RemoteAlert(e); !ok || e.Stage != transport.StageTLS {
+			t.Errorf("got %v", e)
+		}
+	})
 	t.Run("what is no alert of the peer is not taken for one", func(t *testing.T) {
 		for _, err := range []error{nil, io.EOF, &net.OpError{Op: "read", Err: syscall.ECONNRESET}, &net.OpError{Op: "local error", Err: io.EOF}} {
 			if words, ok := transport.RemoteAlert(err); ok {
@@ -333,6 +351,22 @@ func TestClientCertificateRequired(t *testing.T) {
 			}
 		}
 	})
+}
+
+// failingWrite lets some writes pass and fails the next as soon as a peer hung up.
+type failingWrite struct {
+	net.Conn
+	after int
+	when  <-chan struct{}
+}
+
+func (f *failingWrite) Write(p []byte) (int, error) {
+	if f.after == 0 {
+		<-f.when
+		return 0, &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.EPIPE)}
+	}
+	f.after--
+	return f.Conn.Write(p)
 }
 
 func TestConnectFailures(t *testing.T) {

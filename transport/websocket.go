@@ -71,12 +71,15 @@ type upgrader struct{ stream net.Conn }
 
 // RoundTrip sends the upgrade and returns the answer only if it is 101.
 func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
-	if err := request.Write(u.stream); err != nil {
-		return nil, err
-	}
+	writeErr := request.Write(u.stream)
 	r := newHTTPReader(u.stream)
 	response, err := r.response(request)
 	if err != nil {
+		// A server that refused the client certificate has sent its alert and hung up:
+		// the write fails, and the reason waits to be read.
+		if _, ok := RemoteAlert(err); writeErr != nil && !ok {
+			return nil, writeErr
+		}
 		return nil, err
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
