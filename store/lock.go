@@ -23,7 +23,11 @@ func acquire(w *writer) (*lock, error) {
 	path := w.path(lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
 	if errors.Is(err, syscall.EROFS) {
-		f, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+		// A lock takes no more than the file that is there; that there is none
+		// would hide why none can be made.
+		if old, e := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0); e == nil {
+			f, err = old, nil
+		}
 	}
 	if err != nil {
 		return nil, err

@@ -1,0 +1,228 @@
+package watch_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/dpsd-project/dpsd/watch"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// scene is a directory in which things happen; its first error ends the test.
+type scene struct {
+	t    *testing.T
+	root string
+}
+
+func (s scene) path(name string) string { return filepath.Join(s.root, name) }
+
+func (s scene) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s scene) write(name, data string) {
+	s.t.Helper()
+	s.must(os.WriteFile(s.path(name), []byte(data), 0o600))
+}
+
+func (s scene) mkdir(name string) { s.t.Helper(); s.must(os.MkdirAll(s.path(name), 0o755)) }
+
+func (s scene) rename(from, to string) {
+	s.t.Helper()
+	s.must(os.Rename(s.path(from), s.path(to)))
+}
+
+func (s scene) link(target, name string) {
+	s.t.Helper()
+	s.must(os.Symlink(target, s.path(name)))
+}
+
+func (s scene) read(name string) string {
+	data, _ := os.ReadFile(s.path(name))
+	return string(data)
+}
+
+func TestFiles(t *testing.T) {
+	tests := []struct {
+		say    string
+		watch  string
+		before func(scene)
+		change func(scene)
+		want   string // content of the watched file afterwards, "" for absent
+	}{
+		{"a file that appears", "key",
+			func(scene) {}, func(s scene) { s.write("key", "a") }, "a"},
+		{"a file written in place", "key",
+			func(s scene) { s.write("key", "a") }, func(s scene) { s.write("key", "b") }, "b"},
+		{"a file replaced by rename", "key",
+			func(s scene) { s.write("key", "a"); s.write("key.tmp", "b") }, func(s scene) { s.rename("key.tmp", "key") }, "b"},
+		{"a file that is removed", "key",
+			func(s scene) { s.write("key", "a") }, func(s scene) { s.must(os.Remove(s.path("key"))) }, ""},
+		{"a file that is renamed away", "key",
+			func(s scene) { s.write("key", "a") }, func(s scene) { s.rename("key", "key.old") }, ""},
+		{"a file that becomes readable", "key",
+			func(s scene) { s.write("key", "a") }, func(s scene) { s.must(os.Chmod(s.path("key"), 0o640)) }, "a"},
+		{"a file in a directory that does not exist yet", "a/b/c/key",
+			func(scene) {}, func(s scene) { s.mkdir("a/b/c"); s.write("a/b/c/key", "a") }, "a"},
+		{"a file that comes with its directory in one rename", "a/b/key",
+			func(s scene) { s.mkdir("new/b"); s.write("new/b/key", "a") }, func(s scene) { s.rename("new", "a") }, "a"},
+		{"a directory removed and made again", "d/key",
+			func(s scene) { s.mkdir("d"); s.write("d/key", "a") },
+			func(s scene) { s.must(os.RemoveAll(s.path("d"))); s.mkdir("d"); s.write("d/key", "b") }, "b"},
+		{"a directory swapped for another", "d/key",
+			func(s scene) { s.mkdir("d"); s.write("d/key", "a"); s.mkdir("e"); s.write("e/key", "b") },
+			func(s scene) { s.rename("d", "old"); s.rename("e", "d") }, "b"},
+		{"an upper directory swapped for another", "u/d/key",
+			func(s scene) { s.mkdir("u/d"); s.write("u/d/key", "a"); s.mkdir("v/d"); s.write("v/d/key", "b") },
+			func(s scene) { s.rename("u", "old"); s.rename("v", "u") }, "b"},
+		{"a symbolic link swapped for another", "key",
+			func(s scene) {
+				s.write("one", "a")
+				s.write("two", "b")
+				s.link("one", "key")
+				s.link("two", "key.tmp")
+			},
+			func(s scene) { s.rename("key.tmp", "key") }, "b"},
+		{"the target of a symbolic link in another directory", "key",
+			func(s scene) { s.mkdir("d"); s.write("d/real", "a"); s.link("d/real", "key") },
+			func(s scene) { s.write("d/real", "b") }, "b"},
+		{"the target of a symbolic link that points nowhere yet", "key",
+			func(s scene) { s.link("later/real", "key") },
+			func(s scene) { s.mkdir("later"); s.write("later/real", "b") }, "b"},
+		{"a swapped link above the file, as Kubernetes mounts secrets", "secret/key",
+			func(s scene) {
+				s.mkdir("secret/..1")
+				s.write("secret/..1/key", "a")
+				s.mkdir("secret/..2")
+				s.write("secret/..2/key", "b")
+				s.link("..1", "secret/..data")
+				s.link("..data/key", "secret/key")
+				s.link("..2", "secret/..data_tmp")
+			},
+			func(s scene) { s.rename("secret/..data_tmp", "secret/..data") }, "b"},
+		{"an absolute link to a directory", "l/key",
+			func(s scene) {
+				s.mkdir("d")
+				s.write("d/key", "a")
+				s.must(os.Symlink(s.path("d"), s.path("l")))
+			},
+			func(s scene) { s.write("d/key", "b") }, "b"},
+		{"a link upwards", "d/l/key",
+			func(s scene) { s.mkdir("d"); s.mkdir("e"); s.write("e/key", "a"); s.link("../e/", "d/l") },
+			func(s scene) { s.write("e/key", "b") }, "b"},
+		{"a loop of links that is cut", "key",
+			func(s scene) { s.link("other", "key"); s.link("key", "other") },
+			func(s scene) { s.must(os.Remove(s.path("other"))); s.write("other", "b") }, "b"},
+	}
+	for _, test := range tests {
+		t.Run(test.say+" is told", func(t *testing.T) {
+			s := scene{t, t.TempDir()}
+			test.before(s)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			changed, err := watch.Files(ctx, s.path(test.watch), s.path("another"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.change(s)
+			// A miss shows as a test that never ends.
+			for <-changed; s.read(test.watch) != test.want; <-changed {
+			}
+			// And it is still followed: to a change in place, then to its end.
+			if test.want == "" {
+				return
+			}
+			for i := range 3 {
+				want := string(rune('x' + i))
+				s.write(test.watch, want)
+				for <-changed; s.read(test.watch) != want; <-changed {
+				}
+			}
+		})
+	}
+}
+
+func TestFilesCoalesces(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	changed, err := watch.Files(t.Context(), s.path("one"), s.path("two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		s.write("one", "a")
+		s.write("two", "b")
+	}
+	s.write("two", "last")
+	for <-changed; s.read("two") != "last"; <-changed {
+	}
+	if cap(changed) != 1 {
+		t.Errorf("the channel holds %d values", cap(changed))
+	}
+}
+
+func TestFilesRelative(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	t.Chdir(s.root)
+	changed, err := watch.Files(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write("key", "a")
+	<-changed
+}
+
+func TestFilesOfNothing(t *testing.T) {
+	changed, err := watch.Files(t.Context())
+	if err != nil || changed == nil {
+		t.Errorf("%v, %v", changed, err)
+	}
+}
+
+func TestNeighboursAreIgnored(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.mkdir("d")
+	s.link("d/real", "key")
+	heard, err := watch.Reaction([]string{s.path("key"), s.path("missing/x")}, []string{
+		s.path("key"), s.path("d"), s.path("d/real"), s.path("missing"), // on the way
+		s.path(".key123"), s.path("d/other"), s.path("real"), s.path("missing/x"), // not, or not yet
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{s.path("key"), s.path("d"), s.path("d/real"), s.path("missing")}; !slices.Equal(heard, want) {
+		t.Errorf("heard: %q, want %q", heard, want)
+	}
+}
+
+// TestFilesUnderStress changes everything at once and expects that the last
+// state is told.
+func TestFilesUnderStress(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.mkdir("a")
+	changed, err := watch.Files(t.Context(), s.path("l/key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		want := string(rune('0' + i%10))
+		directory := "d" + want
+		s.must(os.RemoveAll(s.path(directory)))
+		s.mkdir(directory)
+		s.must(os.RemoveAll(s.path("l.tmp")))
+		s.link(directory, "l.tmp")
+		s.rename("l.tmp", "l")
+		s.write("l/key.tmp", want)
+		s.rename("l/key.tmp", "l/key")
+		for <-changed; s.read("l/key") != want; <-changed {
+		}
+	}
+}
