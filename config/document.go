@@ -45,8 +45,7 @@ func readDocument(data []byte) (document, *Error) {
 	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) {
 		return document{}, &Error{Line: 1, Column: 1, Problem: "the file is UTF-16 text", Remedy: "save it as UTF-8"}
 	}
-	// A copy without spare capacity: the library finds positions by comparing capacities.
-	data = slices.Clip(bytes.Clone(bytes.TrimPrefix(data, []byte("\ufeff"))))
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	lines := newLines(data)
 	if tooManyKeys(data) {
 		return document{}, &Error{Problem: fmt.Sprintf("the file has more than %d keys", maxKeys), Remedy: "a configuration has a few dozen; is this the right file?"}
