@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"dpsd-sim": main,
+		"probe":    probe,
+		"bare":     bare,
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await":     await,
+			"terminate": terminate,
+			"mode":      mode,
+		},
+	})
+}
+
+// await waits for a file to be there: await FILE. It gives up after a time
+// that no machine needs.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await FILE")
+	}
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("%s does not come", args[0])
+}
+
+// terminate sends a signal to all programs of the script in the background:
+// terminate TERM|INT.
+func terminate(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT}
+	if neg || len(args) != 1 || signals[args[0]] == nil {
+		ts.Fatalf("usage: terminate TERM|INT")
+	}
+	for _, c := range ts.BackgroundCmds() {
+		ts.Check(c.Process.Signal(signals[args[0]]))
+	}
+}
+
+// mode compares permissions: mode 0600 FILE...
+func mode(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args[1:] {
+		info, err := os.Stat(ts.MkAbs(name))
+		ts.Check(err)
+		if got := fmt.Sprintf("%#o", info.Mode().Perm()); got != args[0] {
+			ts.Fatalf("%s has mode %s", name, got)
+		}
+	}
+}
+
+// probe is a device in as few bytes as can be: it takes what exec has put
+// into the environment, connects by MQTT with its certificate, by WebSocket
+// as far as the upgrade, and says what it got.
+func probe() {
+	if err := doProbe(os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func doProbe(out io.Writer) error {
+	env := os.Getenv
+	ca, err := os.ReadFile(env("DPS_CA_FILE"))
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	certificate, err := tls.LoadX509KeyPair(env("DPS_CERTIFICATE_FILE"), env("DPS_PRIVATE_KEY_FILE"))
+	if err != nil {
+		return err
+	}
+	if key, err := base64.StdEncoding.DecodeString(env("DPS_SYMMETRIC_KEY")); err != nil || len(key) != 32 {
+		return fmt.Errorf("DPS_SYMMETRIC_KEY: %d bytes, %v", len(key), err)
+	}
+	config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+
+	conn, err := tls.Dial("tcp", net.JoinHostPort(env("DPS_ENDPOINT"), env("DPS_MQTT_PORT")), config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	id := env("DPS_REGISTRATION_ID")
+	user := env("DPS_ID_SCOPE") + "/registrations/" + id + "/api-version=2019-03-31"
+	body := fmt.Sprintf("\x00\x04MQTT\x04\x82\x00\x00\x00%c%s\x00%c%s", len(id), id, len(user), user)
+	fmt.Fprintf(conn, "\x10%c%s", len(body), body)
+	connack := make([]byte, 4)
+	if _, err := io.ReadFull(conn, connack); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s: mqtt %s\n", id, hex.EncodeToString(connack))
+
+	ws, err := tls.Dial("tcp", net.JoinHostPort(env("DPS_ENDPOINT"), env("DPS_WEBSOCKET_PORT")), config)
+	if err != nil {
+		return err
+	}
+	defer ws.Close()
+	fmt.Fprint(ws, "GET /$iothub/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n")
+	r, err := http.ReadResponse(bufio.NewReader(ws), nil)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s: websocket %d\n", id, r.StatusCode)
+	return r.Body.Close()
+}
+
+// bare tells which of the device's variables are set, without their values.
+func bare() {
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "DPS_") {
+			fmt.Println(name)
+		}
+	}
+}
+
+// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec.
+func TestNodeSDK(t *testing.T) {
+	for _, tool := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("%s is needed", tool)
+			}
+			t.Skipf("%s is not installed: Microsoft's SDK is not tried", tool)
+		}
+	}
+	if testing.Short() {
+		t.Skip("-short: nothing is installed")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"package.json", "register.js"} {
+		text, err := os.ReadFile(filepath.Join("../../simulator/testdata/node", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install := exec.Command("npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund")
+	install.Dir = dir
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("npm install: %v\n%s", err, out)
+	}
+	binary := filepath.Join(dir, "dpsd-sim")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	t.Run("registers", func(t *testing.T) {
+		for _, c := range []struct{ name, protocol, attestation string }{
+			{"over MQTT with a key", "mqtt", "key"},
+			{"over MQTT with a certificate", "mqtt", "x509"},
+			{"over WebSocket with a key", "ws", "key"},
+			{"over WebSocket with a certificate", "ws", "x509"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				id := "node-" + c.protocol + "-" + c.attestation
+				log := filepath.Join(dir, id+".jsonl")
+				run := exec.Command(binary, "exec", "--registration-id", id, "--packet-log", log, "--",
+					"sh", "-c", "NODE_EXTRA_CA_CERTS=$DPS_CA_FILE exec node register.js "+c.protocol+" "+c.attestation)
+				run.Dir = dir
+				out, err := run.CombinedOutput()
+				want := "assigned dpsd-sim.azure-devices.net " + id + "\n"
+				if err != nil || !strings.HasSuffix(string(out), want) {
+					t.Errorf("%v\n%s", err, out)
+				}
+				t.Logf("%s", out)
+				packets, err := os.ReadFile(log)
+				if err != nil || bytes.Contains(packets, []byte(`"violation"`)) || !bytes.Contains(packets, []byte("api-version")) && !bytes.Contains(packets, []byte("iotdps-get-operationstatus")) {
+					t.Errorf("%v\n%s", err, packets)
+				}
+			})
+		}
+	})
+}
