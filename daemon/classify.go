@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -61,7 +62,7 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		f.Code, f.Class = fault.ClockImplausible, fault.Clock
 	case r.validity != nil:
 		f.Code = fault.CertificateExpired
-		f.Err = errors.Join(f.Err, r.validity)
+		f.Err = fmt.Errorf("%w; %w", f.Err, r.validity)
 	}
 	return f
 }

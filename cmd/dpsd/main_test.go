@@ -1,0 +1,181 @@
+package main_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// device is the registration ID of the gateway in all tests of this package.
+const device = "gw-1"
+
+// workshop is what all tests share: the built programs, on the PATH, and the
+// files of a simulator and of a gateway that it has provisioned once.
+type workshop struct {
+	simulator string // its directory, with the device's key and certificate
+	record    string // a state directory
+}
+
+var shop workshop
+
+func TestMain(m *testing.M) {
+	os.Exit(inWorkshop(m.Run))
+}
+
+func inWorkshop(work func() int) int {
+	dir, err := os.MkdirTemp("", "dpsd-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := build(filepath.Join(dir, "bin")); err != nil {
+		fmt.Fprintln(os.Stderr, "building the programs:", err)
+		return 1
+	}
+	shop = workshop{simulator: filepath.Join(dir, "simulator"), record: filepath.Join(dir, "state")}
+	if err := shop.furnish(dir); err != nil {
+		fmt.Fprintln(os.Stderr, "provisioning the first gateway:", err)
+		return 1
+	}
+	return work()
+}
+
+// build makes the programs as they are shipped, CGO_ENABLED=0, and puts them on
+// the PATH.
+func build(bin string) error {
+	command := exec.Command("go", "build", "-o", bin+"/", ".", "../dpsd-sim")
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return os.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+}
+
+// furnish makes the simulator's keys and the record that tests find on disk.
+func (w workshop) furnish(dir string) error {
+	if out, err := exec.Command("dpsd-sim", "credentials", "--dir", w.simulator, "--registration-id", device).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	scenario := filepath.Join(dir, "scenario.toml")
+	if err := os.WriteFile(scenario, []byte(prompt), 0o600); err != nil {
+		return err
+	}
+	sim, err := startSimulator(w.simulator, filepath.Join(dir, "packets"), "--scenario", scenario)
+	if err != nil {
+		return err
+	}
+	defer sim.kill()
+	vars := sim.variables()
+	vars["WORK"], vars["PROTOCOLS"] = dir, `"mqtt"`
+	file := filepath.Join(dir, "dpsd.toml")
+	if err := os.WriteFile(file, []byte(complete("", func(name string) string { return vars[name] })), 0o600); err != nil {
+		return err
+	}
+	if out, err := exec.Command("dpsd", "run", "--once", "--timeout", "30s", "--config", file).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// prompt is a scenario: the service answers finally and at once.
+const prompt = "[settings]\npolls = 0\n"
+
+// tables are those of a dpsd.toml that fits the simulator. $NAME stands for
+// what a script knows.
+var tables = []struct{ header, text string }{
+	{"[dps]", `
+id_scope = "$ID_SCOPE"
+registration_id = "` + device + `"
+endpoint = "localhost"
+`},
+	{"[[credential]]", `
+type = "symmetric-key"
+key = "file:$WORK/simulator/` + device + `.key"
+`},
+	{"[transport]", `
+protocols = [$PROTOCOLS]
+mqtt_port = $MQTT_PORT
+websocket_port = $WEBSOCKET_PORT
+ca_file = "$WORK/simulator/ca.pem"
+`},
+	{"[retry]", `
+initial = "100ms"
+max = "1s"
+`},
+	{"[state]", `
+directory = "$WORK/state"
+`},
+	{"[control]", `
+socket = "$WORK/run/dpsd.sock"
+`},
+}
+
+// complete adds to a dpsd.toml the tables that it does not have.
+func complete(text string, variable func(string) string) string {
+	for _, table := range tables {
+		if !strings.Contains("\n"+text, "\n"+table.header+"\n") {
+			text += "\n" + table.header + table.text
+		}
+	}
+	return os.Expand(text, variable)
+}
+
+// simulated is a running dpsd-sim.
+type simulated struct {
+	command *exec.Cmd
+	dir     string
+	address struct {
+		MQTTPort      int
+		WebSocketPort int
+		IDScope       string
+	}
+}
+
+// startSimulator returns when it listens.
+func startSimulator(dir, log string, args ...string) (*simulated, error) {
+	s := &simulated{dir: dir}
+	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir,
+		"--mqtt", "127.0.0.1:0", "--websocket", "127.0.0.1:0", "--packet-log", log}, args...)...)
+	var complaint strings.Builder
+	s.command.Stderr = &complaint
+	out, err := s.command.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.command.Start(); err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		s.kill()
+		return nil, fmt.Errorf("dpsd-sim: %w\n%s", err, complaint.String())
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "endpoint.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &s.address)
+	}
+	if err != nil {
+		s.kill()
+		return nil, fmt.Errorf("dpsd-sim said %q: %w", line, err)
+	}
+	return s, nil
+}
+
+func (s *simulated) variables() map[string]string {
+	return map[string]string{
+		"ID_SCOPE":       s.address.IDScope,
+		"MQTT_PORT":      fmt.Sprint(s.address.MQTTPort),
+		"WEBSOCKET_PORT": fmt.Sprint(s.address.WebSocketPort),
+	}
+}
+
+func (s *simulated) kill() {
+	_ = s.command.Process.Kill()
+	_ = s.command.Wait()
+}
