@@ -232,8 +232,11 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 	case err = <-result:
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-c.paho.Done(): // an answer read before the end still counts
-		cancel()
+	case <-c.paho.Done():
+		// paho has released every call it knew of, and an answer read before the
+		// end still counts. A call that began at the same moment may have slipped
+		// past it.
+		defer time.AfterFunc(time.Second, cancel).Stop()
 		err = <-result
 	}
 	var refused *SubackError

@@ -590,30 +590,33 @@ func TestMessagesReadBeforeTheEndAreHandedOut(t *testing.T) {
 // TestARefusedCertificateStaysVisible: under TLS 1.3 the client's handshake is over
 // before the server has seen its certificate; the alert comes where CONNACK should.
 func TestARefusedCertificateStaysVisible(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		certificate := selfSigned(t)
-		clientEnd, serverEnd := net.Pipe()
-		go func() {
-			defer serverEnd.Close()
-			tls.Server(serverEnd, &tls.Config{
-				Certificates: []tls.Certificate{certificate},
-				ClientAuth:   tls.RequireAndVerifyClientCert,
-				ClientCAs:    x509.NewCertPool(), // trusts nobody
-			}).Handshake()
-			io.Copy(io.Discard, serverEnd)
-		}()
-		conn := tls.Client(clientEnd, &tls.Config{
-			Certificates: []tls.Certificate{certificate}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
-		})
-		if err := conn.Handshake(); err != nil {
-			t.Fatalf("handshake: %v", err)
-		}
-		_, err := mqttv3.Connect(t.Context(), conn, options)
-		var op *net.OpError
-		if !errors.As(err, &op) || op.Op != "remote error" {
-			t.Errorf("got %v, want the alert of the server", err)
-		}
+	certificate := selfSigned(t)
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		Certificates: []tls.Certificate{certificate},
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientCAs:    x509.NewCertPool(), // trusts nobody
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			conn.(*tls.Conn).Handshake()
+			conn.Close()
+		}
+	}()
+	conn, err := tls.Dial("tcp", listener.Addr().String(), &tls.Config{
+		Certificates: []tls.Certificate{certificate}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
+	})
+	if err != nil {
+		t.Fatalf("handshake: %v", err)
+	}
+	_, err = mqttv3.Connect(t.Context(), conn, options)
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		t.Errorf("got %v, want the alert of the server", err)
+	}
 }
 
 // brokenOff is a connection that refuses writes; what the peer said before lies

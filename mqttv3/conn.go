@@ -30,7 +30,6 @@ const (
 // ends the connection; Err keeps it.
 type Conn struct {
 	net.Conn
-	sync.Mutex // held by paho while it writes a packet
 
 	maxPacket    int
 	writeTimeout time.Duration
@@ -41,7 +40,10 @@ type Conn struct {
 	up   []byte // the packet for paho …
 	rest []byte // … and what is still to be read of it
 
-	// Guarded by the lock above.
+	// lock is held by paho while it writes a packet. It is no mutex because a
+	// synthetic clock (testing/synctest) stands still while one is waited for.
+	lock chan struct{}
+	// Guarded by lock.
 	pieces []byte // of paho's packet
 	wire   []byte // the packet for the server
 
@@ -69,9 +71,16 @@ func NewConn(inner net.Conn, maxPacket int, writeTimeout time.Duration) *Conn {
 		maxPacket:    maxPacket,
 		writeTimeout: writeTimeout,
 		r:            bufio.NewReader(inner),
+		lock:         make(chan struct{}, 1),
 		done:         make(chan struct{}),
 	}
 }
+
+// Lock begins a packet.
+func (c *Conn) Lock() { c.lock <- struct{}{} }
+
+// Unlock ends a packet.
+func (c *Conn) Unlock() { <-c.lock }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
