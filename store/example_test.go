@@ -36,7 +36,8 @@ func ExampleRead() {
 
 	rec, err := store.Read(path)
 	if err != nil {
-		log.Fatal(err) // errors.Is(err, store.ErrNoRecord): not provisioned yet
+		fmt.Println(err) // errors.Is(err, store.ErrNoRecord): not provisioned yet
+		return
 	}
 	fmt.Println(rec.DeviceID, "belongs to", rec.AssignedHub)
 	// Output: gw-0001 belongs to contoso-eu.azure-devices.net
@@ -50,7 +51,8 @@ func ExampleWatch() {
 
 	records, err := store.Watch(ctx, path)
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	for rec := range records {
 		fmt.Printf("generation %d: %s belongs to %s\n", rec.Generation, rec.DeviceID, rec.AssignedHub)

@@ -371,6 +371,15 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	})
+	t.Run("two above the previous record is above the lost one, even when state.env is lost too", func(t *testing.T) {
+		directory := written(t, 5)
+		put(t, "", directory, "state.json")
+		put(t, "", directory, "state.env")
+		mustOpen(t, store.Options{Directory: directory})
+		if rec := mustRead(t, directory); rec.Generation != 6 || rec.DeviceID != "gw-0004" {
+			t.Errorf("generation %d, device %s", rec.Generation, rec.DeviceID)
+		}
+	})
 	t.Run("a state.json that is gone counts as damaged", func(t *testing.T) {
 		directory := written(t, 3)
 		os.Remove(filepath.Join(directory, "state.json"))
@@ -736,6 +745,50 @@ func TestDiskRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRuntimeRecord(t *testing.T) {
+	t.Run("an older record in the runtime directory is removed", func(t *testing.T) {
+		directory, runtime := written(t, 3), written(t, 2)
+		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if rec, _ := s.Current(); rec.Generation != 3 || noticed(s, store.RuntimeAdopted) {
+			t.Errorf("generation %d; notices:\n%s", rec.Generation, kinds(s))
+		}
+		gone(t, runtime, "state.json")
+		gone(t, runtime, "state.env")
+	})
+	t.Run("a damaged one is removed too", func(t *testing.T) {
+		directory, runtime := written(t, 3), written(t, 9)
+		put(t, content(t, runtime, "state.json")[1:], runtime, "state.json")
+		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if rec, _ := s.Current(); rec.Generation != 3 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+		gone(t, runtime, "state.json")
+	})
+	t.Run("the only record left is taken over", func(t *testing.T) {
+		directory, runtime := t.TempDir(), written(t, 2)
+		mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if rec := mustRead(t, directory); rec.Generation != 2 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+	})
+	t.Run("it is better than the record before a damaged one", func(t *testing.T) {
+		directory, runtime := written(t, 4), written(t, 5)
+		put(t, "", directory, "state.json")
+		mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if rec := mustRead(t, directory); rec.Generation != 5 || rec.DeviceID != "gw-0005" {
+			t.Errorf("generation %d, device %s", rec.Generation, rec.DeviceID)
+		}
+	})
+	t.Run("a runtime directory that is the state directory is none", func(t *testing.T) {
+		directory := written(t, 2)
+		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: directory + "/"})
+		mustSave(t, s, numbered(3), store.Written)
+		if rec := mustRead(t, directory); rec.Generation != 3 {
+			t.Errorf("generation %d", rec.Generation)
+		}
+	})
 }
 
 func TestDiskRefusesTwoAnswers(t *testing.T) {

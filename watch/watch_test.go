@@ -4,7 +4,9 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -71,6 +73,8 @@ func TestFiles(t *testing.T) {
 			func(s scene) { s.write("key", "a") }, func(s scene) { s.rename("key", "key.old") }, ""},
 		{"a file that becomes readable", "key",
 			func(s scene) { s.write("key", "a") }, func(s scene) { s.must(os.Chmod(s.path("key"), 0o640)) }, "a"},
+		{"a file with a change that stat does not show, as of its access list", "key",
+			func(s scene) { s.write("key", "a") }, func(s scene) { s.must(os.Chmod(s.path("key"), 0o600)) }, "a"},
 		{"a file in a directory that does not exist yet", "a/b/c/key",
 			func(scene) {}, func(s scene) { s.mkdir("a/b/c"); s.write("a/b/c/key", "a") }, "a"},
 		{"a file that comes with its directory in one rename", "a/b/key",
@@ -200,6 +204,24 @@ func TestNeighboursAreIgnored(t *testing.T) {
 	}
 	if want := []string{s.path("key"), s.path("d"), s.path("d/real"), s.path("missing")}; !slices.Equal(heard, want) {
 		t.Errorf("heard: %q, want %q", heard, want)
+	}
+}
+
+func TestUnreadableDirectory(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.mkdir("d/e")
+	s.write("d/e/key", "a")
+	s.must(os.Chmod(s.path("d"), 0o311))
+	if os.Geteuid() == 0 {
+		// Only this thread becomes nobody, and only for the file system.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		s.must(syscall.Setfsuid(65534))
+		defer func() { _ = syscall.Setfsuid(0) }()
+	}
+	heard, err := watch.Reaction([]string{s.path("d/e/key")}, []string{s.path("d/e/key")})
+	if err != nil || len(heard) != 1 {
+		t.Errorf("a directory that may be searched but not read stops the watch of the others: %q, %v", heard, err)
 	}
 }
 
