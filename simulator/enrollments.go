@@ -126,7 +126,7 @@ const defaultHub = "dpsd-sim.azure-devices.net"
 
 // compile checks enrollments and reads their files.
 func compile(e *Enrollments) ([]entry, []problem) {
-	var entries []entry
+	entries := make([]entry, 0, len(e.Individuals)+len(e.Groups))
 	var problems []problem
 	seen := map[string]bool{}
 	for i, d := range e.Individuals {
@@ -145,8 +145,8 @@ func compile(e *Enrollments) ([]entry, []problem) {
 		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
 			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
 		}
-		d.Attestation.compile(&n, n.thumbprint != "", bad)
-		d.Grant.check(bad)
+		d.compile(&n, n.thumbprint != "", bad)
+		d.check(bad)
 		entries = append(entries, n)
 	}
 	for i, g := range e.Groups {
@@ -157,8 +157,8 @@ func compile(e *Enrollments) ([]entry, []problem) {
 			bad("name", "is missing")
 		}
 		n := entry{name: g.Name, grant: g.Grant}
-		g.Attestation.compile(&n, false, bad)
-		g.Grant.check(bad)
+		g.compile(&n, false, bad)
+		g.check(bad)
 		entries = append(entries, n)
 	}
 	return entries, problems
@@ -247,7 +247,7 @@ func (n *entry) hub(registrationID string) string {
 		return defaultHub
 	}
 	h := fnv.New32a()
-	h.Write([]byte(registrationID))
+	_, _ = h.Write([]byte(registrationID)) // never fails: hash.Hash
 	return n.grant.Hubs[int(h.Sum32())%len(n.grant.Hubs)]
 }
 

@@ -38,9 +38,6 @@ const (
 
 var stages = []Stage{OnAccept, OnTLS, OnUpgrade, OnConnect, OnSubscribe, OnRegister, OnPoll, OnPuback, OnPing, OnUnsubscribe, OnDisconnect}
 
-// known tells whether the registration ID is known at the stage.
-func (s Stage) known() bool { return s != OnAccept && s != OnTLS && s != OnUpgrade }
-
 // Scenario scripts a Server: settings that hold for every device, and rules
 // that make single answers wrong. The zero value is a well-behaved service.
 type Scenario struct {
@@ -344,7 +341,7 @@ func (sc *Scenario) problems() []problem {
 	one("settings", 0, "refuse", s.Refuse, "late", "early")
 	one("settings", 0, "tls_min", s.TLSMin, versions...)
 	one("settings", 0, "tls_max", s.TLSMax, versions...)
-	if tlsVersion(s.TLSMin, tls.VersionTLS12) > tlsVersion(s.TLSMax, tls.VersionTLS12) {
+	if tlsVersion(s.TLSMin) > tlsVersion(s.TLSMax) {
 		bad("settings", 0, "tls_min", "is above tls_max")
 	}
 	for _, v := range s.APIVersions {
@@ -422,7 +419,8 @@ func (r Rule) keys() map[string]string {
 	return set
 }
 
-func tlsVersion(text string, otherwise uint16) uint16 {
+// tlsVersion reads a version; the empty text is the service's own.
+func tlsVersion(text string) uint16 {
 	switch text {
 	case "1.0":
 		return tls.VersionTLS10
@@ -433,7 +431,7 @@ func tlsVersion(text string, otherwise uint16) uint16 {
 	case "1.3":
 		return tls.VersionTLS13
 	}
-	return otherwise
+	return tls.VersionTLS12
 }
 
 // isAPIVersion checks the form YYYY-MM-DD[-preview].

@@ -140,7 +140,7 @@ func TestRuleMatching(t *testing.T) {
 func TestConnectionFaults(t *testing.T) {
 	bubble(t, "close at accept: the end before any TLS", func(t *testing.T) {
 		conn := pipe(t, script(t, simulator.Rule{On: "accept", Close: true}))
-		if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 			t.Error(n, err)
 		}
 	})

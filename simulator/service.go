@@ -200,13 +200,13 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if rule.Status != 0 {
 		r.status = rule.Status
 	}
-	r.body = s.status(state, !req.poll, who, d, rule, now)
+	r.body = s.status(state, !req.poll, who, d, rule)
 	return r
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register
 // request that goes on has no registrationState yet.
-func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule, now time.Time) object {
+func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) object {
 	result := object{}
 	if state == "assigned" && who.certificate {
 		result = append(result, member{"x509", object{}})
@@ -326,6 +326,6 @@ func (s *service) unasked(who *principal, rule *Rule, now time.Time) reply {
 		r.status = rule.Status
 	}
 	d := &device{operationID: s.newOperationID(who.registrationID, 0), created: now, updated: now}
-	r.body = s.status(rule.State, false, who, d, rule, now)
+	r.body = s.status(rule.State, false, who, d, rule)
 	return r
 }

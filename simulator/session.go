@@ -84,7 +84,7 @@ func (s *session) run() {
 	}
 	if s.resetAtOver {
 		s.c.raw.reset()
-		for range s.reader { //nolint:revive // emptied until the reader ends
+		for range s.reader { // emptied until the reader ends
 		}
 		return
 	}

@@ -192,7 +192,7 @@ func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, s.ServeMQ
 func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, s.ServeWebSocket) }
 
 func (s *Server) accept(l net.Listener, serve func(net.Conn)) error {
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -291,7 +291,7 @@ func (r *rawConn) reset() {
 	if t, ok := r.Conn.(interface{ SetLinger(sec int) error }); ok {
 		_ = t.SetLinger(0)
 	}
-	_ = r.Conn.Close()
+	_ = r.Close()
 }
 
 // closeWrite sends a FIN, where there is such a thing.
@@ -439,7 +439,7 @@ func (c *connection) linger(reader <-chan inbound) {
 	}
 	c.raw.closeWrite()
 	if reader != nil {
-		for range reader { //nolint:revive // emptied until the reader ends
+		for range reader { // emptied until the reader ends
 		}
 	}
 	_, _ = io.Copy(io.Discard, c.raw)
@@ -454,8 +454,8 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			return nil, err
 		}
 	}
-	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin), tls.VersionTLS12)
-	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax), tls.VersionTLS12)
+	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin))
+	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax))
 	return &tls.Config{
 		Certificates: []tls.Certificate{*certificate},
 		MinVersion:   min(lowest, highest),

@@ -175,6 +175,7 @@ func webSocketError(err error) error {
 // Write sends one binary message. The message writer joins header and
 // payload in one write, which WriteMessage does not.
 func (w *webSocket) Write(p []byte) (int, error) {
+	_ = w.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // it would clear the connection's
 	out, err := w.conn.NextWriter(websocket.BinaryMessage)
 	if err != nil {
 		return 0, err

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,7 +79,7 @@ func TestWebSocket(t *testing.T) {
 			s := start(t, simulator.Options{})
 			cl, r := webSocket(t, s, c.path, c.header)
 			// The answer to this key is the example of RFC 6455 1.3.
-			if r.StatusCode != 101 || r.Header.Get("Sec-WebSocket-Protocol") != c.echo || r.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+			if r.StatusCode != http.StatusSwitchingProtocols || r.Header.Get("Sec-WebSocket-Protocol") != c.echo || r.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 				t.Fatal(r.Status, r.Header)
 			}
 			cl.send(frame(0x82, goodConnect(s, device))...)
@@ -123,7 +124,7 @@ func TestWebSocket(t *testing.T) {
 	upgraded := func(t *testing.T) (*simulator.Server, *client) {
 		s := start(t, simulator.Options{})
 		c, r := webSocket(t, s, "/", subprotocol)
-		if r.StatusCode != 101 {
+		if r.StatusCode != http.StatusSwitchingProtocols {
 			t.Fatal(r.Status)
 		}
 		return s, c
@@ -217,7 +218,7 @@ func TestUpgradeFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-		if _, err := bufio.NewReader(conn).ReadByte(); err != io.EOF {
+		if _, err := bufio.NewReader(conn).ReadByte(); !errors.Is(err, io.EOF) {
 			t.Error(err)
 		}
 		conn.Close()

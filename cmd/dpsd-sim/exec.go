@@ -78,8 +78,8 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running the command it is given is its purpose
 	command.Stdin, command.Stdout, command.Stderr = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
 	// Variables of an outer exec must not stand in for those that are not set here.
-	outer := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DPS_") })
-	command.Env = append(outer, environment...)
+	command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DPS_") })
+	command.Env = append(command.Env, environment...)
 	if err := command.Start(); err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\n", err)
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {

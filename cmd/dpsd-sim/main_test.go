@@ -100,8 +100,8 @@ func doProbe(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if key, err := base64.StdEncoding.DecodeString(env("DPS_SYMMETRIC_KEY")); err != nil || len(key) != 32 {
-		return fmt.Errorf("DPS_SYMMETRIC_KEY: %d bytes, %v", len(key), err)
+	if key, _ := base64.StdEncoding.DecodeString(env("DPS_SYMMETRIC_KEY")); len(key) != 32 {
+		return fmt.Errorf("DPS_SYMMETRIC_KEY: %d bytes", len(key))
 	}
 	config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
 
@@ -144,8 +144,12 @@ func bare() {
 	}
 }
 
-// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec.
+// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It
+// installs the SDK from npm's registry, so it runs in CI and on demand only.
 func TestNodeSDK(t *testing.T) {
+	if os.Getenv("CI") != "true" && os.Getenv("DPSD_NODE_SDK") != "1" {
+		t.Skip("DPSD_NODE_SDK=1 is not set: Microsoft's SDK is neither installed nor tried")
+	}
 	for _, tool := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			if os.Getenv("CI") == "true" {
@@ -153,9 +157,6 @@ func TestNodeSDK(t *testing.T) {
 			}
 			t.Skipf("%s is not installed: Microsoft's SDK is not tried", tool)
 		}
-	}
-	if testing.Short() {
-		t.Skip("-short: nothing is installed")
 	}
 	dir := t.TempDir()
 	for _, name := range []string{"package.json", "register.js"} {
@@ -197,7 +198,7 @@ func TestNodeSDK(t *testing.T) {
 				}
 				t.Logf("%s", out)
 				packets, err := os.ReadFile(log)
-				if err != nil || bytes.Contains(packets, []byte(`"violation"`)) || !bytes.Contains(packets, []byte("api-version")) && !bytes.Contains(packets, []byte("iotdps-get-operationstatus")) {
+				if err != nil || bytes.Contains(packets, []byte(`"violation"`)) || !bytes.Contains(packets, []byte("iotdps-get-operationstatus")) {
 					t.Errorf("%v\n%s", err, packets)
 				}
 			})
