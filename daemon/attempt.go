@@ -159,7 +159,9 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		_ = client.Close(farewell)
 	}()
 	a.enter(ctx, fault.StageSubscribe, limit, "Subscribing as "+identity.RegistrationID)
-	if err := client.Subscribe(ctx, dps.ResponseFilter, 1); err != nil {
+	// QoS 0: a reply that is lost is lost with the connection, and sessions are not kept;
+	// QoS 1 would only have each reply acknowledged, by a packet of its own.
+	if err := client.Subscribe(ctx, dps.ResponseFilter, 0); err != nil {
 		return 0, at(fault.StageSubscribe, err)
 	}
 
