@@ -235,6 +235,19 @@ func TestConnectionFaults(t *testing.T) {
 			t.Error(v, err)
 		}
 	})
+	bubble(t, "no session ticket is sent: over a pipe it would wait for ever for a client that writes first", func(t *testing.T) {
+		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{TLSMax: "1.3"}}})
+		config := clientConfig(s)
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(1) // asks for tickets
+		conn := tls.Client(pipe(t, s), config)
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		if _, err := conn.Write(goodConnect(s, device)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 4)); err != nil {
+			t.Error(err)
+		}
+	})
 	bubble(t, "TLS 1.3 only: a client of 1.2 is refused", func(t *testing.T) {
 		if _, err := version(simulator.Settings{TLSMin: "1.3", TLSMax: "1.3"})(t, tls.VersionTLS12, tls.VersionTLS12); err == nil {
 			t.Error("accepted")
