@@ -198,6 +198,8 @@ func (a *attempt) identify(ctx context.Context) error {
 			},
 			Payload:         payload,
 			ResponseTimeout: a.settings.ResponseTimeout,
+			// A reply to an earlier process may still be on its way.
+			RequestIDs: uint64(time.Now().UnixMilli()),
 		}
 	}
 	return nil

@@ -210,8 +210,10 @@ func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error 
 	case r.err != nil:
 		err = s.failed(r, now)
 	case r.wait > 0:
+		const why = "DPS asked to wait (Retry-After)"
 		s.due = now.Add(r.wait)
-		s.waiting(now, "DPS asked to wait (Retry-After)")
+		s.log.Info("waiting", zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
+		s.waiting(now, why)
 	default:
 		s.provisioned(r)
 	}

@@ -36,6 +36,11 @@ type Registration struct {
 	Payload         json.RawMessage // sent with the register request; nil for none, else a JSON object (see CheckPayload)
 	ResponseTimeout time.Duration   // 0 is DefaultResponseTimeout
 
+	// RequestIDs is added to the number of a request, from 1 on, to make its $rid.
+	// Where each Registration has its own range, a reply that comes too late, or
+	// before anything was asked, answers nothing.
+	RequestIDs uint64
+
 	phase     phase
 	request   string    // phase requested: RequestRegister or RequestPoll
 	requestID string    // phase requested: $rid of the request
@@ -45,7 +50,7 @@ type Registration struct {
 	operation string    // operationId of the running operation, "" for none
 	accepted  time.Time // when the operation was first seen
 
-	requests uint64 // sent so far: the last $rid
+	requests uint64 // sent so far
 	ignored  int
 }
 
@@ -226,7 +231,7 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	}
 	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
 	m := Message{}
-	request, id := RequestPoll, formatRequestID(r.requests+1)
+	request, id := RequestPoll, formatRequestID(r.RequestIDs+r.requests+1)
 	if r.operation != "" {
 		m.Topic = pollTopic(id, r.operation)
 	} else {

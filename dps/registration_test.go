@@ -261,6 +261,16 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 			t.Errorf("got %+v, %v", step, err)
 		}
 	})
+	t.Run("a reply to the first request of another process is ignored, by a range of $rid of one's own", func(t *testing.T) {
+		r := dps.Registration{RequestIDs: 1000}
+		begin(t, &r, start)
+		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || r.Ignored() != 1 {
+			t.Errorf("the other's gave %+v, %v", step, err)
+		}
+		if step, err := r.Handle(start, reply(200, 1001, "", assignedBody)); err != nil || step.Assignment == nil {
+			t.Errorf("the answer itself gave %+v, %v", step, err)
+		}
+	})
 	t.Run("a reply after its time-out is ignored", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)

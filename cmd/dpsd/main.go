@@ -63,5 +63,18 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration file")
 	root.CompletionOptions.DisableDescriptions = true
 	root.AddCommand(runCommand(), versionCommand())
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			strict(c)
+		}
+	}
 	return root
+}
+
+// strict makes a command that only has sub-commands refuse a wrong one: cobra
+// would print its help and succeed.
+func strict(c *cobra.Command) {
+	c.Args = cobra.NoArgs
+	c.RunE = func(*cobra.Command, []string) error { return fmt.Errorf("which shell? see %s --help", c.CommandPath()) }
 }

@@ -50,7 +50,7 @@ const patience = 30 * time.Second
 //	start NAME COMMAND...  starts a command; its standard error goes to the file NAME
 //	send SIGNAL NAME       sends it a signal: HUP, TERM, STOP, KILL
 //	ended CODE NAME        it has ended with this exit code
-//	stop NAME              send TERM and ended 0
+//	terminate NAME         send TERM and ended 0
 //	exits CODE COMMAND...  runs a command to its end, with this exit code
 //	waitfor FILE REGEXP    until a line of the file matches
 //	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid from DAYS days on
@@ -83,7 +83,7 @@ func TestScript(t *testing.T) {
 			"start":       command(2, 99, (*gateway).start),
 			"send":        command(2, 2, (*gateway).send),
 			"ended":       command(2, 2, (*gateway).ended),
-			"stop":        command(1, 1, (*gateway).stop),
+			"terminate":   command(1, 1, (*gateway).terminate),
 			"exits":       command(2, 99, exits),
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 2, certificate),
@@ -243,7 +243,7 @@ func (g *gateway) fault(ts *testscript.TestScript, args []string) {
 		g.start(ts, []string{log, "dpsd", "run", "--config", "dpsd.toml"})
 		line := waitFor(ts, log, `"event":"fault"`)
 		g.unharmed(ts, nil)
-		g.stop(ts, []string{log})
+		g.terminate(ts, []string{log})
 		g.unharmed(ts, nil)
 
 		var e event
@@ -323,7 +323,7 @@ func (g *gateway) ended(ts *testscript.TestScript, args []string) {
 	}
 }
 
-func (g *gateway) stop(ts *testscript.TestScript, args []string) {
+func (g *gateway) terminate(ts *testscript.TestScript, args []string) {
 	g.send(ts, []string{"TERM", args[0]})
 	g.ended(ts, []string{"0", args[0]})
 }

@@ -1,0 +1,90 @@
+package main_test
+
+import (
+	"debug/buildinfo"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// shipped builds dpsd as the Makefile does, and returns its path.
+func shipped(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "dpsd")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
+// list runs go list and returns its lines.
+func list(t *testing.T, args ...string) map[string]bool {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list %v: %v", args, err)
+	}
+	lines := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		lines[strings.TrimSpace(line)] = true
+	}
+	return lines
+}
+
+func TestShippedProgram(t *testing.T) {
+	program := shipped(t)
+	info, err := buildinfo.ReadFile(program) // what go version -m prints
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := map[string]bool{}
+	for _, dependency := range info.Deps {
+		inside[dependency.Path] = true
+	}
+	if !inside["github.com/eclipse/paho.golang"] {
+		t.Fatalf("the program does not name its MQTT client; what it names is %v", inside)
+	}
+	required := list(t, "-m", "-f", "{{.Path}}", "all")
+	for _, module := range []string{
+		"github.com/mochi-mqtt/server/v2", "github.com/gorilla/websocket", // the simulator's
+		"go.uber.org/goleak", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal", // the tests'
+		"github.com/santhosh-tekuri/jsonschema/v6", "golang.org/x/tools",
+	} {
+		t.Run("dpsd is built without "+module, func(t *testing.T) {
+			if !required[module] {
+				t.Fatal("no module of this name is in go.mod any more: this list is old")
+			}
+			if inside[module] {
+				t.Error("it is in the program")
+			}
+		})
+	}
+	t.Run("dpsd is built without the simulator, though it is of the same module", func(t *testing.T) {
+		packages := list(t, "-deps", ".")
+		if !packages["github.com/dpsd-project/dpsd/daemon"] {
+			t.Fatalf("the packages of dpsd are %v", packages)
+		}
+		for _, name := range []string{"simulator", "bench"} {
+			if packages["github.com/dpsd-project/dpsd/"+name] {
+				t.Errorf("package %s is in the program", name)
+			}
+		}
+	})
+	t.Run("dpsd is at most 9.5 MB on amd64", func(t *testing.T) {
+		if runtime.GOARCH != "amd64" {
+			t.Skip("this machine is a " + runtime.GOARCH + "; the budget is for amd64")
+		}
+		file, err := os.Stat(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file.Size() > 9_500_000 {
+			t.Errorf("it has %d bytes", file.Size())
+		}
+	})
+}
