@@ -38,8 +38,11 @@ fuzz:
 	  done; \
 	done
 
+# What a registration costs, against the budgets, then the parts one by one.
+# BENCHFLAGS='-document docs/performance.md' puts the table into the page.
 bench: build
-	go run ./cmd/dpsd-sim/bench
+	go run ./bench $(BENCHFLAGS)
+	go test -run '^$$' -bench . -benchmem ./mqttv3/ ./dps/
 
 clean:
 	rm -rf bin dist

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// usage is what a process has cost, wait4(2).
+type usage struct {
+	cpu     time.Duration // user and system
+	peak    int64         // ru_maxrss, in bytes
+	elapsed time.Duration // from before its start until it had ended
+	status  unix.WaitStatus
+}
+
+// adoptOrphans makes this process the parent of processes whose parent has ended.
+func adoptOrphans() error {
+	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// run runs a program to its end, with an empty environment and its output in
+// the file log. After limit it is killed.
+//
+// A shell starts it and ends at once; run inherits it. Started from here, the
+// program would be charged with the peak memory of this process: os/exec shares
+// its memory with the child until execve(2), which keeps the larger peak.
+func run(limit time.Duration, log string, command ...string) (usage, error) {
+	shell := exec.Command("/bin/sh", append([]string{"-c", `"$@" >"$0" 2>&1 </dev/null & echo $!`, log}, command...)...) //nolint:gosec // running what it is given is its purpose
+	shell.Env = []string{}
+	start := time.Now()
+	out, err := shell.Output()
+	if err != nil {
+		return usage{}, fmt.Errorf("starting %s: %w", command[0], err)
+	}
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(out)))
+	if err != nil {
+		return usage{}, fmt.Errorf("starting %s: %w", command[0], err)
+	}
+	// The process number is ours until wait4 has returned.
+	killer := time.AfterFunc(limit, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	defer killer.Stop()
+	var u usage
+	var r unix.Rusage
+	for {
+		_, err = unix.Wait4(pid, &u.status, 0, &r)
+		if err != unix.EINTR { //nolint:errorlint // a system call's error is never wrapped
+			break
+		}
+	}
+	if err != nil {
+		return usage{}, fmt.Errorf("waiting for %s: %w", command[0], err)
+	}
+	u.elapsed = time.Since(start)
+	u.cpu = time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	u.peak = r.Maxrss * 1024
+	return u, nil
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+const (
+	registrationID = "gw-0123456789abcdef0123456789abcdef" // as long as gw-%m gives
+	retryAfter     = 2 * time.Second                       // less is not obeyed
+	limit          = 30 * time.Second
+)
+
+// variant is one way to register.
+type variant struct {
+	credential string // "key" or "certificate"
+	protocol   string // "mqtt" or "websocket"
+	tls        string // "1.2" or "1.3", and no other
+	polls      int    // until the service has assigned
+}
+
+func (v variant) String() string {
+	return fmt.Sprintf("%s, %s, TLS %s, polls %d", v.credential, v.protocol, v.tls, v.polls)
+}
+
+// variants are all of them with one poll, and to tell what another poll costs, two
+// with two. The service has been seen to take one or two.
+func variants() []variant {
+	var all []variant
+	for _, credential := range []string{"key", "certificate"} {
+		for _, protocol := range []string{"mqtt", "websocket"} {
+			for _, version := range []string{"1.2", "1.3"} {
+				all = append(all, variant{credential, protocol, version, 1})
+			}
+		}
+	}
+	return append(all, variant{"key", "mqtt", "1.2", 2}, variant{"key", "mqtt", "1.3", 2})
+}
+
+// sample is what one registration has cost.
+type sample struct {
+	cpu                    time.Duration
+	peak                   int64         // bytes
+	beyond                 time.Duration // from the start of the process to its end, without the waits that were asked for
+	bytesUp, bytesDown     int64         // payload of TCP
+	connections            int
+	packetsUp, packetsDown int // of MQTT
+	roundTrips             int // of MQTT
+}
+
+// service is a simulator in this process for one variant.
+type service struct {
+	variant   variant
+	directory string // of configuration, credentials and state
+	server    *simulator.Server
+}
+
+func newService(v variant, directory string) (*service, error) {
+	server, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Settings: simulator.Settings{
+		Polls:      &v.polls,
+		RetryAfter: fmt.Sprint(int(retryAfter.Seconds())),
+		TLSMin:     v.tls, TLSMax: v.tls,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	s := &service{v, directory, server}
+	if err := s.writeCredentials(); err != nil {
+		server.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *service) path(name string) string { return filepath.Join(s.directory, name) }
+
+func (s *service) writeCredentials() error {
+	certificate, key, err := s.server.DeviceCertificate(registrationID)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{
+		"ca.pem":     s.server.CA(),
+		"key":        []byte(s.server.DeviceKey(registrationID) + "\n"),
+		"device.pem": certificate,
+		"device.key": key,
+	} {
+		if err := os.WriteFile(s.path(name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configuration is that of a gateway which meets the service at port.
+func (s *service) configuration(port int) string {
+	credential := "type = \"symmetric-key\"\nkey = \"file:" + s.path("key") + "\""
+	if s.variant.credential == "certificate" {
+		credential = "type = \"x509\"\ncertificate = \"file:" + s.path("device.pem") + "\"\nprivate_key = \"file:" + s.path("device.key") + "\""
+	}
+	return fmt.Sprintf(`
+[dps]
+id_scope = %q
+registration_id = %q
+endpoint = "localhost"
+[[credential]]
+%s
+[transport]
+protocols = [%q]
+%s_port = %d
+proxy = "none"
+ca_file = %q
+[state]
+directory = %q
+[control]
+socket = %q
+`, s.server.IDScope(), registrationID, credential, s.variant.protocol, s.variant.protocol, port,
+		s.path("ca.pem"), s.path("state"), s.path("run/dpsd.sock"))
+}
+
+// register runs the program once, on a gateway that was never registered.
+func (s *service) register(program string) (sample, error) {
+	for _, name := range []string{"state", "run"} {
+		if err := os.RemoveAll(s.path(name)); err != nil {
+			return sample{}, err
+		}
+		if err := os.Mkdir(s.path(name), 0o700); err != nil {
+			return sample{}, err
+		}
+	}
+	before := len(s.server.Log())
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return sample{}, err
+	}
+	var open sync.WaitGroup
+	open.Go(func() { s.accept(listener, &open) })
+	config := s.path("dpsd.toml")
+	err = os.WriteFile(config, []byte(s.configuration(listener.Addr().(*net.TCPAddr).Port)), 0o600)
+	var u usage
+	if err == nil {
+		u, err = run(limit, s.path("log"), program, "--config", config, "run", "--once")
+	}
+	_ = listener.Close()
+	open.Wait() // the log is complete when every connection has ended
+	if err != nil {
+		return sample{}, err
+	}
+	if u.status.ExitStatus() != 0 {
+		return sample{}, s.failed(fmt.Errorf("%s ended with wait status %#x", program, u.status))
+	}
+	if record, err := store.Read(s.path("state")); err != nil || record.AssignedHub == "" {
+		return sample{}, s.failed(fmt.Errorf("%s has left no assignment: %w", program, err))
+	}
+	entries := s.server.Log()[before:]
+	sum := simulator.Summarize(entries)
+	if len(sum.Violations) > 0 || len(sum.Registers) != 1 || len(sum.Polls) != s.variant.polls {
+		return sample{}, s.failed(fmt.Errorf("%d register requests, %d polls, violations %q", len(sum.Registers), len(sum.Polls), sum.Violations))
+	}
+	return sample{
+		cpu: u.cpu, peak: u.peak, beyond: u.elapsed - time.Duration(s.variant.polls)*retryAfter,
+		bytesUp: sum.BytesUp, bytesDown: sum.BytesDown,
+		connections: sum.Connections,
+		packetsUp:   sum.PacketsUp, packetsDown: sum.PacketsDown,
+		roundTrips: roundTrips(entries),
+	}, nil
+}
+
+// accept serves every connection until the listener is closed.
+func (s *service) accept(l net.Listener, open *sync.WaitGroup) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if s.variant.protocol == "websocket" {
+			open.Go(func() { s.server.ServeWebSocket(conn) })
+		} else {
+			open.Go(func() { s.server.ServeMQTT(conn) })
+		}
+	}
+}
+
+// roundTrips counts how often the device had spoken and then had to listen.
+func roundTrips(entries []simulator.Entry) int {
+	n, previous := 0, ""
+	for _, e := range entries {
+		if e.Direction == "down" && previous == "up" {
+			n++
+		}
+		if e.Direction != "" {
+			previous = e.Direction
+		}
+	}
+	return n
+}
+
+// failed adds what the program has said.
+func (s *service) failed(err error) error {
+	said, _ := os.ReadFile(s.path("log"))
+	return fmt.Errorf("%s: %w\n%s", s.variant, err, said)
+}

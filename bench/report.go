@@ -1,0 +1,150 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// result holds the samples of one variant.
+type result struct {
+	variant variant
+	samples []sample
+}
+
+// values are one property of the samples, in ascending order.
+func (r result) values(of func(sample) float64) []float64 {
+	values := make([]float64, 0, len(r.samples))
+	for _, s := range r.samples {
+		values = append(values, of(s))
+	}
+	slices.Sort(values)
+	return values
+}
+
+func best(sorted []float64) float64   { return sorted[0] }
+func median(sorted []float64) float64 { return sorted[len(sorted)/2] }
+func worst(sorted []float64) float64  { return sorted[len(sorted)-1] }
+
+// The properties in the units of the report.
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+const megabyte = 1e6
+
+func cpu(s sample) float64          { return milliseconds(s.cpu) }
+func peak(s sample) float64         { return float64(s.peak) / megabyte }
+func beyond(s sample) float64       { return milliseconds(s.beyond) }
+func up(s sample) float64           { return float64(s.bytesUp) }
+func down(s sample) float64         { return float64(s.bytesDown) }
+func opened(s sample) float64       { return float64(s.connections) }
+func sent(s sample) float64         { return float64(s.packetsUp) }
+func received(s sample) float64     { return float64(s.packetsDown) }
+func roundTripsOf(s sample) float64 { return float64(s.roundTrips) }
+
+// table shows the median and the worst of each property, one line a variant.
+func table(results []result) string {
+	columns := []struct {
+		name string
+		of   func(sample) float64
+		form string
+	}{
+		{"CPU ms", cpu, "%.1f"}, {"peak MB", peak, "%.1f"}, {"time beyond waits ms", beyond, "%.0f"},
+		{"bytes up", up, "%.0f"}, {"bytes down", down, "%.0f"}, {"connections", opened, "%.0f"},
+		{"packets up", sent, "%.0f"}, {"packets down", received, "%.0f"}, {"round trips", roundTripsOf, "%.0f"},
+	}
+	var b strings.Builder
+	b.WriteString("| credential | protocol | TLS | polls |")
+	for _, c := range columns {
+		b.WriteString(" " + c.name + " |")
+	}
+	b.WriteString("\n| --- | --- | --- | --: |" + strings.Repeat(" --: |", len(columns)) + "\n")
+	for _, r := range results {
+		fmt.Fprintf(&b, "| %s | %s | %s | %d |", r.variant.credential, r.variant.protocol, r.variant.tls, r.variant.polls)
+		for _, c := range columns {
+			values := r.values(c.of)
+			text := fmt.Sprintf(c.form, median(values))
+			if last := fmt.Sprintf(c.form, worst(values)); last != text {
+				text += " (" + last + ")"
+			}
+			b.WriteString(" " + text + " |")
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// budget is a limit, in the unit of its value.
+type budget struct {
+	name, unit   string
+	value, limit float64
+	noisy        bool // the machine's other work makes it worse, and nothing makes it better
+}
+
+func (b budget) over() bool { return b.value > b.limit }
+
+// highest is the largest, over the variants, of one statistic of a property.
+func highest(results []result, of func(sample) float64, statistic func([]float64) float64) float64 {
+	largest := 0.0
+	for _, r := range results {
+		largest = max(largest, statistic(r.values(of)))
+	}
+	return largest
+}
+
+// budgets judges everything. What is noisy is judged by the best run, and what the
+// program alone decides by the worst.
+func budgets(size int64, results []result) []budget {
+	only := func(keep func(variant) bool) []result {
+		return slices.DeleteFunc(slices.Clone(results), func(r result) bool { return !keep(r.variant) })
+	}
+	key := func(version string) []result {
+		return only(func(v variant) bool { return v == variant{"key", "mqtt", version, 1} })
+	}
+	all := make([]budget, 0, 9)
+	all = append(all, []budget{
+		{"program, stripped", "MB", float64(size) / megabyte, 9.5, false},
+		{"peak memory, median of the runs", "MB", highest(results, peak, median), 15, false},
+		{"CPU, best of the runs", "ms", highest(results, cpu, best), 40, true},
+		{"time beyond the waits, best of the runs", "ms", highest(results, beyond, best), 100, true},
+		{"TCP connections", "", highest(results, opened, worst), 1, false},
+		{"bytes up with a key, MQTT, TLS 1.2, one poll", "", highest(key("1.2"), up, worst), 1200, false},
+		{"bytes up with a key, MQTT, TLS 1.3, one poll", "", highest(key("1.3"), up, worst), 1200, false},
+	}...)
+	for _, polls := range []int{1, 2} {
+		name := fmt.Sprintf("round trips of MQTT, polls %d: CONNECT, SUBSCRIBE, register, polls", polls)
+		all = append(all, budget{name, "", highest(only(func(v variant) bool { return v.polls == polls }), roundTripsOf, worst), float64(3 + polls), false})
+	}
+	return all
+}
+
+// disturbed tells whether another run may help: only noisy budgets are exceeded.
+func disturbed(all []budget) bool {
+	var exceeded bool
+	for _, b := range all {
+		if b.over() && !b.noisy {
+			return false
+		}
+		exceeded = exceeded || b.over()
+	}
+	return exceeded
+}
+
+// verdicts shows the budgets, and whether one is exceeded.
+func verdicts(all []budget) (text string, over bool) {
+	var b strings.Builder
+	b.WriteString("| worst of all lines above | value | budget | |\n| --- | --: | --: | --- |\n")
+	for _, budget := range all {
+		verdict := "ok"
+		if budget.over() {
+			verdict, over = "over", true
+		}
+		unit := budget.unit
+		form := "%.0f"
+		if unit != "" {
+			unit, form = " "+unit, "%.1f"
+		}
+		fmt.Fprintf(&b, "| %s | "+form+"%s | %g%s | %s |\n", budget.name, budget.value, unit, budget.limit, unit, verdict)
+	}
+	return b.String(), over
+}
