@@ -2,28 +2,25 @@ package mqttv3
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"io"
 	"net"
 	"testing"
 )
 
-// benchReply is a PUBLISH as the service sends it: QoS 0, 94 bytes of JSON.
-func benchReply(b *testing.B) []byte {
-	p := packet{kind: kindPublish, topic: []byte("$dps/registrations/res/202/?$rid=1&retry-after=3"),
-		payload: []byte(`{"operationId":"5.f4826e5877c1e56c.08f5e9a7-4e41-4ab8-bfeb-ea591a9492e0","status":"assigning"}`)}
+func benchmarkMessage() packet {
+	return packet{kind: kindPublish, topic: []byte("$dps/registrations/res/202/?$rid=1&retry-after=3"), qos: 1, id: 2, payload: bytes.Repeat([]byte("x"), 200)}
+}
+
+func BenchmarkParse(b *testing.B) {
+	p := benchmarkMessage()
 	wire, err := p.append(nil)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return wire
-}
-
-func BenchmarkCodecParse(b *testing.B) {
-	wire := benchReply(b)
 	first, body := split(b, wire)
-	b.SetBytes(int64(len(wire)))
 	b.ReportAllocs()
-	var p packet
 	for b.Loop() {
 		if err := p.parse(first, body); err != nil {
 			b.Fatal(err)
@@ -31,126 +28,129 @@ func BenchmarkCodecParse(b *testing.B) {
 	}
 }
 
-func BenchmarkCodecAppend(b *testing.B) {
-	p := packet{kind: kindConnect, cleanSession: true, keepAlive: 60, clientID: []byte("gw-1"),
-		hasUserName: true, userName: []byte("0ne00000000/registrations/gw-1/api-version=2019-03-31"),
-		hasPassword: true, password: make([]byte, 160)}
-	var dst []byte
+func BenchmarkAppend(b *testing.B) {
+	p := benchmarkMessage()
+	var wire []byte
 	b.ReportAllocs()
 	for b.Loop() {
 		var err error
-		if dst, err = p.append(dst[:0]); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.SetBytes(int64(len(dst)))
-}
-
-// BenchmarkTranscoderUp turns a message of the server into version 5.
-func BenchmarkTranscoderUp(b *testing.B) {
-	wire := benchReply(b)
-	first, body := split(b, wire)
-	t, dst := connected(), []byte(nil)
-	b.SetBytes(int64(len(wire)))
-	b.ReportAllocs()
-	for b.Loop() {
-		var err error
-		if dst, err = t.up(dst[:0], first, body); err != nil {
+		if wire, err = p.append(wire[:0]); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// BenchmarkTranscoderDown turns a request of paho, QoS 1, into 3.1.1, and takes
-// its acknowledgement.
-func BenchmarkTranscoderDown(b *testing.B) {
-	publish := unhex(b, "32 0a 0003 612f62 0007 00 6869")
-	first, body := split(b, publish)
-	t, dst := connected(), []byte(nil)
-	b.SetBytes(int64(len(publish)))
+func BenchmarkTranscodeUp(b *testing.B) {
+	for name, size := range map[string]int{"200B": 200, "4KiB": 4 << 10, "64KiB": 64 << 10} {
+		b.Run(name, func(b *testing.B) {
+			p := benchmarkMessage()
+			p.payload = make([]byte, size)
+			wire, err := p.append(nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			first, body := split(b, wire)
+			t := connected()
+			var v5 []byte
+			b.ReportAllocs()
+			b.SetBytes(int64(len(wire)))
+			for b.Loop() {
+				if v5, err = t.up(v5[:0], first, body); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkTranscodeDown(b *testing.B) {
+	p := benchmarkMessage()
+	p.qos, p.id = 0, 0
+	first, body := split(b, p.appendV5(nil))
+	t := connected()
+	var wire []byte
 	b.ReportAllocs()
+	b.SetBytes(int64(len(body)))
 	for b.Loop() {
 		var err error
-		if dst, err = t.down(dst[:0], first, body); err == nil {
-			dst, err = t.up(dst[:0], 0x40, []byte{0, 7})
-		}
-		if err != nil {
+		if wire, err = t.down(wire[:0], first, body); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// BenchmarkExchange is MQTT's part of a registration, paho included: CONNECT,
-// SUBSCRIBE, three requests at QoS 1 with their replies, DISCONNECT.
+// BenchmarkExchange is a whole connection over loopback TCP: CONNECT, SUBSCRIBE,
+// PUBLISH at QoS 1, the response at QoS 1, DISCONNECT. The server answers with
+// prepared bytes, so that what is measured is the client.
 func BenchmarkExchange(b *testing.B) {
-	reply := benchReply(b)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			answer(b, conn)
+			conn.Close()
+		}
+	}()
+	defer func() { listener.Close(); <-served }()
+	o := Options{ClientID: "gw1", UserName: "0ne00000000/registrations/gw1/api-version=2019-03-31", Password: "SharedAccessSignature"}
 	ctx := context.Background()
 	b.ReportAllocs()
 	for b.Loop() {
-		near, far := net.Pipe()
-		served := make(chan error, 1)
-		go func() { served <- benchServe(far, reply) }()
-		c, err := Connect(ctx, near, Options{ClientID: "gw-1", UserName: "u", Password: "p"})
-		if err == nil {
-			err = c.Subscribe(ctx, "$dps/registrations/res/#", 0)
-		}
-		for range 3 {
-			if err == nil {
-				err = c.Publish(ctx, "$dps/registrations/PUT/iotdps-register/?$rid=1", []byte(`{"registrationId":"gw-1"}`), 1)
-			}
-			if err == nil {
-				_, err = c.Receive(ctx)
-			}
-		}
+		conn, err := net.Dial("tcp", listener.Addr().String())
 		if err != nil {
+			b.Fatal(err)
+		}
+		c, err := Connect(ctx, conn, o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Subscribe(ctx, "$dps/registrations/res/#", 1); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Publish(ctx, "$dps/registrations/PUT/iotdps-register/?$rid=1", []byte(`{"registrationId":"gw1"}`), 1); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Receive(ctx); err != nil {
 			b.Fatal(err)
 		}
 		if err := c.Close(ctx); err != nil {
 			b.Fatal(err)
 		}
-		if err := <-served; err != nil {
-			b.Fatal(err)
-		}
 	}
 }
 
-// benchServe answers as the service does, until the client disconnects.
-func benchServe(conn net.Conn, reply []byte) error {
-	defer conn.Close()
+// answer serves one connection of BenchmarkExchange.
+func answer(b *testing.B, conn net.Conn) {
+	message := benchmarkMessage()
+	response, err := message.append(unhex(b, "4002 0002"))
+	if err != nil {
+		b.Error(err)
+	}
+	answers := map[kind][]byte{
+		kindConnect: unhex(b, "2002 0000"), kindSubscribe: unhex(b, "9003 0001 01"), kindPublish: response,
+	}
 	r := bufio.NewReader(conn)
 	for {
-		if _, err := r.Peek(2); err != nil {
-			return err
-		}
-		// The client writes a packet in one piece, which the pipe hands over as one.
-		wire, err := r.Peek(r.Buffered())
+		first, err := r.ReadByte()
 		if err != nil {
-			return err
+			return
 		}
-		_, n, err := remainingLength(wire[1:])
+		length, err := (&Conn{r: r}).readLength()
 		if err != nil {
-			return err
+			b.Error(err)
+			return
 		}
-		var p packet
-		if err := p.parse(wire[0], wire[1+n:]); err != nil {
-			return err
-		}
-		var answer []byte
-		switch p.kind {
-		case kindConnect:
-			answer = []byte{0x20, 2, 0, 0}
-		case kindSubscribe:
-			answer = []byte{0x90, 3, byte(p.id >> 8), byte(p.id), 0}
-		case kindPublish:
-			answer = append([]byte{0x40, 2, byte(p.id >> 8), byte(p.id)}, reply...)
-		case kindDisconnect:
-			return nil
-		}
-		if _, err := r.Discard(len(wire)); err != nil {
-			return err
-		}
-		if _, err := conn.Write(answer); err != nil {
-			return err
+		io.CopyN(io.Discard, r, int64(length))
+		if a := answers[kind(first>>4)]; a != nil {
+			conn.Write(a)
 		}
 	}
 }
