@@ -268,16 +268,18 @@ func TestHostileServer(t *testing.T) {
 	}
 }
 
-func matches(err, want error) bool {
-	switch want.(type) {
+func matches(err error, want any) bool {
+	switch want := want.(type) {
 	case *mqttv3.ProtocolError:
 		var target *mqttv3.ProtocolError
 		return errors.As(err, &target) && target.Packet != ""
 	case *mqttv3.ConnackError:
 		var target *mqttv3.ConnackError
 		return errors.As(err, &target) && target.ReturnCode == 5
+	case error:
+		return errors.Is(err, want)
 	}
-	return errors.Is(err, want)
+	return false
 }
 
 func TestAWebServerIsRecognised(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2/packets"
 )
 
-// broker is a mosquitto of our own, on loopback, with one listener for TLS and
+// broker is one of our own, on loopback, with one listener for TLS and
 // one for WebSocket over TLS.
 type broker struct {
 	tls, websocket string // addresses
@@ -54,12 +54,12 @@ func (l *logbook) await(t *testing.T, text string) string {
 			}
 		}
 		if ended {
-			t.Fatalf("mosquitto ended without saying %q:\n%s", text, strings.Join(lines, "\n"))
+			t.Fatalf("the broker ended without saying %q:\n%s", text, strings.Join(lines, "\n"))
 		}
 		select {
 		case <-more:
 		case <-late:
-			t.Fatalf("mosquitto does not say %q:\n%s", text, strings.Join(lines, "\n"))
+			t.Fatalf("the broker does not say %q:\n%s", text, strings.Join(lines, "\n"))
 		}
 	}
 }

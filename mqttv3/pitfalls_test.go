@@ -279,7 +279,7 @@ func TestPitfall09ACleanCloseIsNoError(t *testing.T) {
 			c, _ := connect(t, options, func(s *server) { s.accept(); s.expect(mochi.Disconnect) })
 			closeClean(t, c)
 			synctest.Wait()
-			if c.Err() != mqttv3.ErrClosed {
+			if !errors.Is(c.Err(), mqttv3.ErrClosed) || c.Err().Error() != mqttv3.ErrClosed.Error() {
 				t.Errorf("Err: %v, want nothing but ErrClosed", c.Err())
 			}
 		})
