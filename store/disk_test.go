@@ -212,6 +212,12 @@ func TestReadOnlyDisk(t *testing.T) {
 				if _, err := store.Open(o, noon); !errors.As(err, new(*store.LockedError)) {
 					t.Errorf("Open: %v, want *LockedError", err)
 				}
+				if !locked {
+					return // without a lock file only the runtime directory keeps it out
+				}
+				if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, new(*store.LockedError)) {
+					t.Errorf("Open with another runtime directory: %v, want *LockedError", err)
+				}
 			})
 			t.Run("an identical record is no fault", func(t *testing.T) {
 				mustSave(t, s, numbered(2), store.Unchanged)

@@ -213,6 +213,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	s.write("d/e/key", "a")
 	s.must(os.Chmod(s.path("d"), 0o311))
 	if os.Geteuid() == 0 {
+		s.must(os.Chmod(filepath.Dir(s.root), 0o711)) // MkdirTemp made it for root alone
 		// Only this thread becomes nobody, and only for the file system.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -246,5 +247,29 @@ func TestFilesUnderStress(t *testing.T) {
 		s.rename("l/key.tmp", "l/key")
 		for <-changed; s.read("l/key") != want; <-changed {
 		}
+	}
+}
+
+// TestFilesInFreshTrees makes the whole way to a file anew, again and again: a
+// directory that appears between a walk and its watch must not be missed.
+func TestFilesInFreshTrees(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	changed, err := watch.Files(t.Context(), s.path("a/b/c/key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 {
+		want := string(rune('0' + i%10))
+		s.must(os.RemoveAll(s.path("a")))
+		s.mkdir("a/b")
+		s.mkdir("real" + want)
+		s.link("../../real"+want, "a/b/c")
+		s.write("real"+want+"/key", want)
+		for <-changed; s.read("a/b/c/key") != want; <-changed {
+		}
+		s.write("real"+want+"/key", "again")
+		for <-changed; s.read("a/b/c/key") != "again"; <-changed {
+		}
+		s.must(os.RemoveAll(s.path("real" + want)))
 	}
 }
