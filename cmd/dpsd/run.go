@@ -95,19 +95,24 @@ func run(file string, once bool, timeout time.Duration) error {
 	return ended(d.Run(ctx))
 }
 
-// ended gives what Run returned its exit code.
+// ended gives what Run returned its exit code and its advice.
 func ended(err error) error {
-	var locked *store.LockedError
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, daemon.ErrTimeout):
-		return &exitError{exitTimeout, err}
-	case errors.As(err, &locked):
-		return &exitError{exitFailed, err}
 	}
-	f := daemon.Classify(err)
-	return &exitError{exitFailed, fmt.Errorf("%w\n%s", f, fault.Describe(f.Code).Advice)}
+	code, told := exitFailed, daemon.Classify(err)
+	if errors.Is(err, daemon.ErrTimeout) {
+		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
+			return &exitError{code, err} // nothing went wrong but time
+		}
+	} else {
+		err = told
+	}
+	var locked *store.LockedError
+	if errors.As(err, &locked) && locked.PID != 0 {
+		err = fmt.Errorf("already running (pid %d): %w", locked.PID, err)
+	}
+	return &exitError{code, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice)}
 }
 
 func load(file string) (*config.Config, error) {
