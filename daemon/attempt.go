@@ -199,7 +199,7 @@ func (a *attempt) identify(ctx context.Context) error {
 			Payload:         payload,
 			ResponseTimeout: a.settings.ResponseTimeout,
 			// A reply to an earlier process may still be on its way.
-			RequestIDs: uint64(time.Now().UnixMilli()),
+			RequestIDs: uint64(time.Now().UnixMilli() % 10_000), // few digits: each is sent with every request
 		}
 	}
 	return nil
