@@ -1,3 +1,4 @@
+//nolint:misspell // mosquitto is the name of a program
 package mqttv3_test
 
 import (

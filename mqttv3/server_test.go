@@ -69,9 +69,13 @@ type server struct {
 }
 
 // serve runs script in a goroutine of its own, and closes the connection after it.
+// The test ends only when the script has.
 func serve(t testing.TB, script func(*server)) *wire {
 	client, conn := net.Pipe()
+	done := make(chan struct{})
+	t.Cleanup(func() { <-done })
 	go func() {
+		defer close(done)
 		defer conn.Close()
 		script(&server{t: t, conn: conn, r: bufio.NewReader(conn)})
 	}()
