@@ -212,6 +212,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	s.mkdir("d/e")
 	s.write("d/e/key", "a")
 	s.must(os.Chmod(s.path("d"), 0o311))
+	defer func() { s.must(os.Chmod(s.path("d"), 0o755)) }() // so that it can be removed
 	if os.Geteuid() == 0 {
 		s.must(os.Chmod(filepath.Dir(s.root), 0o711)) // MkdirTemp made it for root alone
 		// Only this thread becomes nobody, and only for the file system.
