@@ -198,8 +198,9 @@ func (a *attempt) identify(ctx context.Context) error {
 			},
 			Payload:         payload,
 			ResponseTimeout: a.settings.ResponseTimeout,
-			// A reply to an earlier process may still be on its way.
-			RequestIDs: uint64(time.Now().UnixMilli() % 10_000), // few digits: each is sent with every request
+			// A range of its own, so that a stray reply answers nothing; four digits,
+			// because each is sent with every request.
+			RequestIDs: 1_000 + uint64(time.Now().UnixMilli()%9_000),
 		}
 	}
 	return nil
