@@ -53,8 +53,8 @@ const patience = 30 * time.Second
 //	terminate NAME         send TERM and ended 0
 //	exits CODE COMMAND...  runs a command to its end, with this exit code
 //	waitfor FILE REGEXP    until a line of the file matches
-//	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid from DAYS days on
-//	                       (two days before, when negative) for a day
+//	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
+//	                       days from now; with a third argument, self, it is signed by itself
 //	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT so; 200 leads to the simulator
 //
 // What a command has written holds no key and no token: ended and exits see to it.
@@ -86,7 +86,7 @@ func TestScript(t *testing.T) {
 			"terminate":   command(1, 1, (*gateway).terminate),
 			"exits":       command(2, 99, exits),
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
-			"certificate": command(2, 2, certificate),
+			"certificate": command(2, 3, certificate),
 			"proxy":       command(1, 1, (*gateway).proxy),
 		},
 	})
@@ -382,11 +382,15 @@ func certificate(_ *gateway, ts *testscript.TestScript, args []string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
 	from := time.Now().AddDate(0, 0, days)
-	leaf, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: id},
 		NotBefore: from, NotAfter: from.AddDate(0, 0, 1),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, ca, key.Public(), caKey)
+	}
+	if slices.Contains(args[2:], "self") {
+		ca, caKey = template, key
+	}
+	leaf, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), caKey)
 	ts.Check(err)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	ts.Check(err)
