@@ -7,12 +7,7 @@
 // return typed errors of their own.
 package fault
 
-import (
-	"fmt"
-	"strconv"
-	"strings"
-	"time"
-)
+import "time"
 
 // Code is the short, stable name of a failure. Codes are never renamed.
 type Code string
@@ -133,21 +128,13 @@ func New(code Code, stage Stage, err error) Fault {
 	return Fault{Code: code, Stage: stage, Class: Describe(code).Class, Err: err}
 }
 
-// Error gives code, cause and what the service said, in one line.
+// Error gives code and cause in one line. What the service said, errorCode and
+// trackingId, is part of the cause.
 func (f Fault) Error() string {
-	var b strings.Builder
-	b.WriteString(string(f.Code))
-	if f.Err != nil {
-		fmt.Fprintf(&b, ": %v", f.Err)
+	if f.Err == nil {
+		return string(f.Code)
 	}
-	if f.ServiceCode != 0 {
-		b.WriteString(" (errorCode " + strconv.Itoa(f.ServiceCode))
-		if f.TrackingID != "" {
-			b.WriteString(", trackingId " + f.TrackingID)
-		}
-		b.WriteString(")")
-	}
-	return b.String()
+	return string(f.Code) + ": " + f.Err.Error()
 }
 
 // Unwrap returns the cause.

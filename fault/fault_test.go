@@ -55,11 +55,13 @@ func TestEveryDeclaredCodeIsInTheCatalogue(t *testing.T) {
 	}
 }
 
-func TestAFaultSaysWhatTheServiceSaid(t *testing.T) {
-	f := fault.New(fault.Unauthorized, fault.StageRegister, errors.New("Unauthorized"))
-	f.ServiceCode, f.TrackingID = 401002, "4c7e"
-	if got, want := f.Error(), "unauthorized: Unauthorized (errorCode 401002, trackingId 4c7e)"; got != want {
+func TestAFaultSaysCodeAndCause(t *testing.T) {
+	f := fault.New(fault.Unauthorized, fault.StageRegister, errors.New("register: status 401, errorCode 401002"))
+	if got, want := f.Error(), "unauthorized: register: status 401, errorCode 401002"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := fault.New(fault.NoReply, "", nil).Error(); got != "no-reply" {
+		t.Errorf("a fault without a cause is its code, got %q", got)
 	}
 	if f.Class != fault.Credential {
 		t.Errorf("a 401 is of class credential, got %s", f.Class)
