@@ -19,17 +19,19 @@ import (
 // Life times. A certificate begins an hour early, so that a peer whose clock
 // is a little slow can use it at once.
 const (
-	early        = time.Hour
-	caLife       = 20 * 365 * 24 * time.Hour
-	leafLife     = 2 * 365 * 24 * time.Hour
-	globalName   = "global.azure-devices-provisioning.net"
-	wrongName    = "wrong-host.example"
-	pemCert      = "CERTIFICATE"
-	pemKey       = "PRIVATE KEY"
-	serverCACN   = "dpsd-sim server root"
-	deviceCACN   = "dpsd-sim device root"
-	otherCACN    = "dpsd-sim unknown root"
-	organization = "dpsd-sim"
+	early         = time.Hour
+	caLife        = 20 * 365 * 24 * time.Hour
+	leafLife      = 2 * 365 * 24 * time.Hour
+	globalName    = "global.azure-devices-provisioning.net"
+	wrongName     = "wrong-host.example"
+	pemCert       = "CERTIFICATE"
+	pemKey        = "PRIVATE KEY"
+	serverCACN    = "dpsd-sim server root"
+	deviceCACN    = "dpsd-sim device root"
+	otherCACN     = "dpsd-sim unknown root"
+	issuingRootCN = "dpsd-sim issuing root"
+	issuingCACN   = "dpsd-sim issuing CA"
+	organization  = "dpsd-sim"
 )
 
 // MaxCommonName is how many octets a common name may have, X.520
@@ -42,8 +44,9 @@ type authority struct {
 	key         *ecdsa.PrivateKey
 }
 
-func newAuthority(name string, now time.Time) (*authority, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// newAuthority makes an authority, signed by its parent or, without one, by itself.
+func newAuthority(curve elliptic.Curve, name string, parent *authority, now time.Time) (*authority, error) {
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +59,12 @@ func newAuthority(name string, now time.Time) (*authority, error) {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	signer := &authority{template, key}
+	if parent != nil {
+		signer = parent
+		template.MaxPathLenZero = true // it signs devices, and no further authority
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, signer.certificate, key.Public(), steadySigner{signer.key})
 	if err != nil {
 		return nil, err
 	}
@@ -67,11 +75,11 @@ func newAuthority(name string, now time.Time) (*authority, error) {
 	return &authority{certificate, key}, nil
 }
 
-// serial draws 127 random bits: positive, as RFC 5280 4.1.2.2 asks.
+// serial draws 126 random bits: positive, as RFC 5280 4.1.2.2 asks, and always of 16 bytes.
 func serial() *big.Int {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails: crypto/rand.Read
-	b[0] &= 0x7f
+	b[0] = b[0]&0x3f | 0x40
 	return new(big.Int).SetBytes(b)
 }
 
@@ -82,7 +90,7 @@ func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) 
 	}
 	template.SerialNumber = serial()
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), steadySigner{a.key})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +120,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 	case "wrong-host":
 		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
 	case "other-ca":
-		other, err := newAuthority(otherCACN, now)
+		other, err := newAuthority(elliptic.P256(), otherCACN, nil, now)
 		if err != nil {
 			return nil, err
 		}
@@ -194,16 +202,17 @@ type material struct {
 	groupKey []byte
 	server   *authority
 	device   *authority
+	issuer   issuer
 }
 
 // newMaterial makes scope and group key from the seed when there is one to
 // follow (a server in memory), otherwise at random.
 func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*material, error) {
-	server, err := newAuthority(serverCACN, now)
+	server, err := newAuthority(elliptic.P256(), serverCACN, nil, now)
 	if err != nil {
 		return nil, err
 	}
-	device, err := newAuthority(deviceCACN, now)
+	device, err := newAuthority(elliptic.P256(), deviceCACN, nil, now)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,10 @@ const (
 	fileDeviceCA    = "device-ca.pem"
 	fileDeviceCAKey = "device-ca.key"
 	fileEnrollments = "enrollments.toml"
+	fileIssuingRoot = "issuing-root.pem"
+	fileIssuingCA   = "issuing-ca.pem"
+	fileIssuingKey  = "issuing-ca.key"
+	fileAssignments = "assignments.json"
 )
 
 const defaultEnrollments = `# Who may register. Paths are relative to this file.
@@ -48,7 +52,11 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	}
 	scope, err := os.ReadFile(filepath.Join(dir, fileScope))
 	if errors.Is(err, fs.ErrNotExist) {
-		return createMaterial(dir, now)
+		m, err := createMaterial(dir, now)
+		if err == nil {
+			m.issuer.is, err = loadIssuing(dir, now)
+		}
+		return m, err
 	}
 	if err != nil {
 		return nil, err
@@ -67,8 +75,66 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err != nil {
 		return nil, err
 	}
-	m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey)
+	if m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey); err != nil {
+		return nil, err
+	}
+	m.issuer.is, err = loadIssuing(dir, now)
 	return m, err
+}
+
+// loadIssuing reads the issuing authority, or makes one where there is none
+// yet. The root is written last: its presence says that the rest is there.
+func loadIssuing(dir string, now time.Time) (*issuing, error) {
+	text, err := os.ReadFile(filepath.Join(dir, fileIssuingRoot))
+	if errors.Is(err, fs.ErrNotExist) {
+		return createIssuing(dir, now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	root, err := parseCertificates(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileIssuingRoot), err)
+	}
+	ca, err := loadAuthority(dir, fileIssuingCA, fileIssuingKey)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.certificate.CheckSignatureFrom(root[0]); err != nil {
+		return nil, fmt.Errorf("%s: it was not signed by %s: %w", filepath.Join(dir, fileIssuingCA), fileIssuingRoot, err)
+	}
+	return &issuing{root[0], ca}, nil
+}
+
+func createIssuing(dir string, now time.Time) (*issuing, error) {
+	i, err := newIssuing(now)
+	if err != nil {
+		return nil, err
+	}
+	key, err := keyPEM(i.ca.key)
+	if err != nil {
+		return nil, err
+	}
+	return i, writeFiles(dir,
+		file{fileIssuingKey, key, 0o600},
+		file{fileIssuingCA, certificatePEM(i.ca.certificate.Raw), 0o644},
+		file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644})
+}
+
+// file is one to be written into the directory.
+type file struct {
+	name string
+	text []byte
+	mode fs.FileMode
+}
+
+func writeFiles(dir string, files ...file) error {
+	for _, f := range files {
+		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func loadAuthority(dir, certFile, keyFile string) (*authority, error) {
@@ -101,11 +167,6 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	type file struct {
-		name string
-		text []byte
-		mode fs.FileMode
-	}
 	files := []file{
 		{fileCA, certificatePEM(m.server.certificate.Raw), 0o644},
 		{fileCAKey, caKey, 0o600},
@@ -118,12 +179,7 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 		files = append(files, file{fileEnrollments, []byte(defaultEnrollments), 0o644})
 	}
 	files = append(files, file{fileScope, []byte(m.scope + "\n"), 0o644})
-	for _, f := range files {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	return m, writeFiles(dir, files...)
 }
 
 func loadEnrollments(path string) (*Enrollments, error) {

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,17 +19,34 @@ import (
 // Enrollments say who may register, and what a device is given. An
 // individual enrollment is looked at before the groups.
 type Enrollments struct {
+	// Hubs are the linked hubs. Empty: every hub that an enrollment names, or
+	// if it names none "dpsd-sim.azure-devices.net".
+	Hubs []Hub `toml:"hub"`
+	// Latencies say how far devices are from the hubs; the first row that fits a device counts.
+	Latencies   []Latency    `toml:"latency"`
 	Individuals []Individual `toml:"individual"`
 	Groups      []Group      `toml:"group"`
 }
 
 // Grant is what an enrollment gives to a device.
 type Grant struct {
-	// Hubs are the linked hubs, host names; one is chosen by a hash of the
-	// registration ID. Empty is "dpsd-sim.azure-devices.net".
+	// Hubs are the hubs to choose from, host names. Empty: all linked hubs.
 	Hubs []string `toml:"hubs"`
+	// Allocation is how one of them is chosen: "hashed" by registration ID
+	// and weight, which is the default, "static", "lowest-latency" or "custom".
+	Allocation string `toml:"allocation"`
+	// Custom stands for the function of a custom allocation; the first row that fits a device counts.
+	Custom []Custom `toml:"custom"`
+	// Reprovision is what becomes of the data of a device that comes again
+	// and is given another hub: "migrate", which is the default, or "reset".
+	// With "never" it keeps its hub.
+	Reprovision string `toml:"reprovision"`
 	// Payload is a JSON object returned to the device, "" for none.
 	Payload string `toml:"payload"`
+	// CertificateLife is how long a certificate issued for a CSR is good; 0 is 30 days.
+	CertificateLife time.Duration `toml:"-"`
+	// NoCertificates refuses a CSR, as an enrollment without a credential policy does.
+	NoCertificates bool `toml:"no_certificates"`
 	// Disabled enrollments answer a right credential with the status "disabled".
 	Disabled bool `toml:"disabled"`
 }
@@ -75,9 +91,28 @@ func ParseEnrollments(name string, r io.Reader) (*Enrollments, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Enrollments{}
-	if err := decodeStrict(name, text, e); err != nil {
+	var file struct {
+		Enrollments
+		Individuals []struct {
+			Individual
+			CertificateLife duration `toml:"certificate_life"`
+		} `toml:"individual"`
+		Groups []struct {
+			Group
+			CertificateLife duration `toml:"certificate_life"`
+		} `toml:"group"`
+	}
+	if err := decodeStrict(name, text, &file); err != nil {
 		return nil, err
+	}
+	e := &file.Enrollments
+	for _, i := range file.Individuals {
+		i.Individual.CertificateLife = time.Duration(i.CertificateLife)
+		e.Individuals = append(e.Individuals, i.Individual)
+	}
+	for _, g := range file.Groups {
+		g.Group.CertificateLife = time.Duration(g.CertificateLife)
+		e.Groups = append(e.Groups, g.Group)
 	}
 	dir := filepath.Dir(name)
 	for i := range e.Individuals {
@@ -120,14 +155,37 @@ type entry struct {
 	roots      *x509.CertPool
 	thumbprint string
 	grant      Grant
+	hubs       []Hub // to choose from
+	latencies  []Latency
 }
 
-const defaultHub = "dpsd-sim.azure-devices.net"
+// ready compiles enrollments that were made in Go.
+func ready(e *Enrollments) ([]entry, error) {
+	entries, problems := compile(e)
+	errs := make([]error, 0, len(problems))
+	for _, p := range problems {
+		errs = append(errs, &FileError{File: "enrollments", Key: fmt.Sprintf("%s[%d].%s", p.table, p.index, p.key), Problem: p.text})
+	}
+	return entries, errors.Join(errs...)
+}
 
 // compile checks enrollments and reads their files.
 func compile(e *Enrollments) ([]entry, []problem) {
 	entries := make([]entry, 0, len(e.Individuals)+len(e.Groups))
-	var problems []problem
+	problems := e.checkHubs()
+	// The rows of a nested table are numbered throughout the file.
+	customs := map[string]int{}
+	grant := func(table string, n *entry, bad func(key, format string, args ...any)) {
+		n.hubs, n.latencies = e.candidates(n.grant.Hubs), e.Latencies
+		n.check(e, bad)
+		for i := range n.grant.Custom {
+			row := customs[table]
+			customs[table]++
+			n.checkCustom(&n.grant.Custom[i], func(key, format string, args ...any) {
+				problems = append(problems, problem{table + ".custom", row, key, fmt.Sprintf(format, args...)})
+			})
+		}
+	}
 	seen := map[string]bool{}
 	for i, d := range e.Individuals {
 		bad := func(key, format string, args ...any) {
@@ -146,7 +204,7 @@ func compile(e *Enrollments) ([]entry, []problem) {
 			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
 		}
 		d.compile(&n, n.thumbprint != "", bad)
-		d.check(bad)
+		grant("individual", &n, bad)
 		entries = append(entries, n)
 	}
 	for i, g := range e.Groups {
@@ -158,18 +216,54 @@ func compile(e *Enrollments) ([]entry, []problem) {
 		}
 		n := entry{name: g.Name, grant: g.Grant}
 		g.compile(&n, false, bad)
-		g.check(bad)
+		grant("group", &n, bad)
 		entries = append(entries, n)
 	}
 	return entries, problems
 }
 
-func (g *Grant) check(bad func(key, format string, args ...any)) {
+// check checks the grant of an entry.
+func (n *entry) check(e *Enrollments, bad func(key, format string, args ...any)) {
+	g := &n.grant
 	if g.Payload != "" {
 		var object map[string]any
 		if json.Unmarshal([]byte(g.Payload), &object) != nil {
 			bad("payload", "is not a JSON object")
 		}
+	}
+	for _, name := range g.Hubs {
+		switch {
+		case !isHostName(name):
+			bad("hubs", "%q is not a host name", name)
+		case len(e.Hubs) > 0 && !e.linked(name):
+			bad("hubs", "%q is not a linked hub", name)
+		}
+	}
+	switch g.Allocation {
+	case "", "hashed":
+	case "static":
+		if len(n.hubs) != 1 {
+			bad("allocation", "static is for one hub, and there are %d", len(n.hubs))
+		}
+	case "lowest-latency":
+		if len(e.Latencies) == 0 {
+			bad("allocation", "lowest-latency needs a [[latency]]")
+		}
+	case "custom":
+		if len(g.Custom) == 0 {
+			bad("allocation", "custom needs a custom table")
+		}
+	default:
+		bad("allocation", "%q is none of hashed, static, lowest-latency, custom", g.Allocation)
+	}
+	if len(g.Custom) > 0 && g.Allocation != "custom" {
+		bad("custom", "is for the allocation custom only")
+	}
+	if !slices.Contains([]string{"", "migrate", "reset", "never"}, g.Reprovision) {
+		bad("reprovision", "%q is none of migrate, reset, never", g.Reprovision)
+	}
+	if g.CertificateLife < 0 {
+		bad("certificate_life", "%v is negative", g.CertificateLife)
 	}
 }
 
@@ -239,16 +333,6 @@ func (a *Attestation) compile(n *entry, thumbprint bool, bad func(key, format st
 	default:
 		bad("type", "%q is neither symmetric-key nor x509", a.Type)
 	}
-}
-
-// hub chooses the hub of a device: always the same one.
-func (n *entry) hub(registrationID string) string {
-	if len(n.grant.Hubs) == 0 {
-		return defaultHub
-	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(registrationID)) // never fails: hash.Hash
-	return n.grant.Hubs[int(h.Sum32())%len(n.grant.Hubs)]
 }
 
 // A refusal is why the service does not serve a device: an error code of its, and a text.

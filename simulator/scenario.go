@@ -65,6 +65,21 @@ type Settings struct {
 	// APIVersions are the api-versions that are served; another is refused
 	// with CONNACK 5. Empty serves every one of the form YYYY-MM-DD[-preview].
 	APIVersions []string `toml:"api_versions"`
+	// UnknownAPIVersion is what becomes of an api-version without features in
+	// Features: "serve" it with none, which is the default, or "refuse" it with CONNACK 5.
+	UnknownAPIVersion string `toml:"unknown_api_version"`
+	// Features replaces the table of what each api-version can do, "csr" and
+	// "connectionProfile". Nil is BuiltInFeatures.
+	Features map[string][]string `toml:"features"`
+	// PollLimit is how many polls a device has in 10 s, at once or one by one;
+	// above that it is answered 429. Nil is 5, as the service has it, or no
+	// limit where RetryAfter itself asks for less than 2 s. 0 is no limit.
+	PollLimit *int `toml:"poll_limit"`
+	// RegisterLimit is how many registrations the service takes in a minute; 0 is no limit.
+	RegisterLimit int `toml:"register_limit"`
+	// ThrottleRetryAfter is the text of retry-after in the 429 of a limit.
+	// Empty is the time until the next request is free; "none" leaves the parameter out.
+	ThrottleRetryAfter string `toml:"throttle_retry_after"`
 }
 
 // Rule is one fault. The zero value of a field means "as usual". Counting
@@ -349,6 +364,7 @@ func (sc *Scenario) problems() []problem {
 			bad("settings", 0, "api_versions", "%q is not of the form YYYY-MM-DD[-preview]", v)
 		}
 	}
+	s.checkService(func(key, format string, args ...any) { bad("settings", 0, key, format, args...) })
 	for i, r := range sc.Rules {
 		if !slices.Contains(stages, r.On) {
 			names := make([]string, len(stages))

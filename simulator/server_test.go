@@ -454,9 +454,13 @@ func TestDocumentation(t *testing.T) {
 			t.Errorf("%s is not explained", key)
 		}
 	}
-	for _, s := range []any{simulator.Individual{}, simulator.Group{}, simulator.Attestation{}, simulator.Grant{}} {
+	for _, s := range []any{simulator.Individual{}, simulator.Group{}, simulator.Attestation{}, simulator.Grant{}, simulator.Hub{}, simulator.Latency{}, simulator.Custom{}} {
 		for f := range reflect.TypeOf(s).Fields() {
-			if key := f.Tag.Get("toml"); key != "" && !bytes.Contains(text, []byte("`"+key+"`")) {
+			key := f.Tag.Get("toml")
+			if key == "-" {
+				key = "certificate_life"
+			}
+			if key != "" && !bytes.Contains(text, []byte("`"+key+"`")) {
 				t.Errorf("%s is not explained", key)
 			}
 		}

@@ -2,11 +2,13 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -108,23 +110,35 @@ type reply struct {
 	final      bool // a registration has come to its end
 }
 
-// device is what the service remembers of a registration ID.
+// device is what the service knows of a registration ID while it runs.
 type device struct {
 	operationID string
-	pending     int // polls still answered with "assigning"
-	registered  int // how often
-	replies     int // for tracking IDs
-	created     time.Time
-	updated     time.Time
+	pending     int      // polls still answered with "assigning"
+	outcome     *outcome // of the operation
+	registered  int      // how often
+	replies     int      // for tracking IDs
+	polls       limiter
+}
+
+// outcome is how an operation ends. It is found when the operation begins,
+// and comes true when the device is told.
+type outcome struct {
+	assignment
+	chain  []string // issued certificates
+	failed *refusal
+	keep   bool // the registration record is to stay as it is
 }
 
 // service is DPS without the network: two requests, two answers.
 type service struct {
 	seed     seed
 	settings func() Settings
+	records  *assignments
+	issuing  func(now time.Time) (*issuing, error)
 
-	mu      sync.Mutex
-	devices map[string]*device // by lower-case registration ID
+	mu        sync.Mutex
+	devices   map[string]*device // by lower-case registration ID
+	registers limiter
 }
 
 func (s *service) device(registrationID string) *device {
@@ -159,31 +173,44 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if who.refused != nil {
 		return s.failure(0, who, d, &Rule{ErrorCode: who.refused.code, ErrorMessage: who.refused.message}, "", now)
 	}
+	if wait := s.throttle(req, d, &set, now); wait > 0 {
+		r := s.failure(0, who, d, &Rule{ErrorCode: 429001, ErrorMessage: "Too many requests."}, "", now)
+		r.retryAfter = set.retryText(wait)
+		return r
+	}
 	if req.poll {
 		if d.operationID == "" || req.operationID != d.operationID {
 			return s.failure(0, who, d, &Rule{ErrorCode: 404203, ErrorMessage: "Operation not found."}, "", now)
 		}
 	} else {
-		if err := checkBody(body, who.registrationID); err != nil {
+		wanted, err := parseBody(body, who.registrationID)
+		var o *outcome
+		if err == nil && !who.enrollment.grant.Disabled {
+			o, err = s.begin(who, d.registered+1, wanted, now)
+		}
+		if err != nil {
 			return s.failure(0, who, d, &Rule{ErrorCode: 400000, ErrorMessage: err.Error()}, "", now)
 		}
-		if !who.enrollment.grant.Disabled {
+		if o != nil {
 			d.registered++
 			d.operationID = s.newOperationID(who.registrationID, d.registered)
 			d.pending = set.polls()
-			if d.created.IsZero() {
-				d.created = now
-			}
+			d.outcome = o
 		}
 	}
 
+	if d.outcome == nil { // disabled: a rule may want to speak of an assignment all the same
+		d.outcome, _ = s.begin(who, 0, registration{}, now) // no request, so no error of it
+	}
 	state := rule.State
 	if state == "" {
 		switch {
 		case who.enrollment.grant.Disabled:
 			state = "disabled"
 		case req.poll && d.pending <= 1 || !req.poll && d.pending == 0:
-			state = "assigned"
+			if state = "assigned"; d.outcome.failed != nil {
+				state = "failed"
+			}
 		default:
 			state = "assigning"
 		}
@@ -195,13 +222,83 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if state == "assigning" {
 		r.status, r.retryAfter, r.final = 202, set.retryAfter(), false
 	} else {
-		d.updated = now
+		s.finish(state, d.outcome, now)
 	}
 	if rule.Status != 0 {
 		r.status = rule.Status
 	}
 	r.body = s.status(state, !req.poll, who, d, rule)
 	return r
+}
+
+// throttle counts a request against its limit, and tells how long the device has to wait.
+func (s *service) throttle(req request, d *device, set *Settings, now time.Time) time.Duration {
+	if req.poll {
+		return d.polls.take(now, set.pollLimit(), pollInterval)
+	}
+	return s.registers.take(now, set.RegisterLimit, registerInterval)
+}
+
+// begin finds out how an operation will end. An error is one of the request.
+func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
+	grant := &who.enrollment.grant
+	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
+	if wanted.csr != nil {
+		switch {
+		case !slices.Contains(who.features, featureCSR):
+			return nil, errors.New("the api-version does not issue certificates for a csr")
+		case grant.NoCertificates:
+			return nil, errors.New("the enrollment does not issue certificates for a csr")
+		}
+		csr, err := parseCSR(wanted.csr, who.registrationID)
+		if err != nil {
+			return nil, err
+		}
+		is, err := s.issuing(now)
+		if err != nil {
+			return nil, err
+		}
+		if o.chain, err = is.issue(csr, cmp.Or(grant.CertificateLife, defaultCertificateLife), now); err != nil {
+			return nil, err
+		}
+	}
+	before, again := s.records.get(who.registrationID)
+	if again {
+		o.Created, o.Substatus = before.Created, before.Substatus
+		if grant.Reprovision == "never" || who.apiVersion != "" && who.apiVersion <= lastSticky {
+			o.assignment, o.keep = before, true
+			return o, nil
+		}
+	}
+	o.DeviceID = or(who.enrollment.deviceID, who.registrationID)
+	placed := who.enrollment.place(who.registrationID, o.DeviceID, wanted.payload)
+	if placed.failed != nil {
+		o.failed = placed.failed
+		return o, nil
+	}
+	o.Hub, o.Profile = placed.hub.Name, placed.hub.ConnectionProfile
+	if placed.payload != "" {
+		o.Payload = json.RawMessage(placed.payload)
+	}
+	if again && !strings.EqualFold(before.Hub, o.Hub) {
+		o.Substatus = "deviceDataMigrated"
+		if grant.Reprovision == "reset" {
+			o.Substatus = "deviceDataReset"
+		}
+	}
+	o.ETag = base64.StdEncoding.EncodeToString([]byte(`"` + s.seed.guid(fmt.Sprintf("etag %s %d", who.registrationID, n)) + `"`))
+	return o, nil
+}
+
+// finish lets an outcome come true: from now on it is what the service remembers.
+func (s *service) finish(state string, o *outcome, now time.Time) {
+	if o.keep {
+		return
+	}
+	o.Updated = now
+	if state == "assigned" && o.failed == nil {
+		s.records.put(o.assignment)
+	}
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register
@@ -212,39 +309,37 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		result = append(result, member{"x509", object{}})
 	}
 	result = append(result, member{"registrationId", who.registrationID})
+	o := d.outcome
 	switch state {
 	case "assigned":
-		deviceID := who.registrationID
-		if who.enrollment != nil && who.enrollment.deviceID != "" {
-			deviceID = who.enrollment.deviceID
-		}
-		hub, payload := defaultHub, ""
-		if who.enrollment != nil {
-			hub, payload = who.enrollment.hub(who.registrationID), who.enrollment.grant.Payload
-		}
-		etag := base64.StdEncoding.EncodeToString([]byte(`"` + s.seed.guid(fmt.Sprintf("etag %s %d", who.registrationID, d.registered)) + `"`))
 		result = append(result,
-			member{"createdDateTimeUtc", timestamp(d.created)},
-			member{"assignedHub", or(rule.AssignedHub, hub)},
-			member{"deviceId", or(rule.DeviceID, deviceID)},
+			member{"createdDateTimeUtc", timestamp(o.Created)},
+			member{"assignedHub", or(rule.AssignedHub, o.Hub)},
+			member{"deviceId", or(rule.DeviceID, o.DeviceID)},
 			member{"status", state},
-			member{"substatus", or(rule.Substatus, "initialAssignment")},
-			member{"lastUpdatedDateTimeUtc", timestamp(d.updated)},
-			member{"etag", etag})
-		if payload = or(rule.Payload, payload); payload != "" {
+			member{"substatus", or(rule.Substatus, o.Substatus)},
+			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)},
+			member{"etag", o.ETag})
+		if payload := or(rule.Payload, string(o.Payload)); payload != "" {
 			result = append(result, member{"payload", verbatim(payload)})
 		}
+		if o.Profile != "" && slices.Contains(who.features, featureProfile) {
+			result = append(result, member{"connectionProfile", o.Profile})
+		}
+		if len(o.chain) > 0 {
+			result = append(result, member{"issuedCertificateChain", o.chain})
+		}
 	case "failed":
-		code := rule.ErrorCode
-		if code == 0 {
-			code = 400207
+		failed := refusal{code: 400207, message: "Custom allocation failed with status code: 400"}
+		if o.failed != nil {
+			failed = *o.failed
 		}
 		result = append(result,
-			member{"createdDateTimeUtc", timestamp(d.created)},
+			member{"createdDateTimeUtc", timestamp(o.Created)},
 			member{"status", state},
-			member{"errorCode", code},
-			member{"errorMessage", or(rule.ErrorMessage, "Custom allocation failed with status code: 400")},
-			member{"lastUpdatedDateTimeUtc", timestamp(d.updated)})
+			member{"errorCode", cmp.Or(rule.ErrorCode, failed.code)},
+			member{"errorMessage", or(rule.ErrorMessage, failed.message)},
+			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)})
 	default:
 		result = append(result, member{"status", state})
 	}
@@ -292,29 +387,44 @@ func or(a, b string) string {
 	return b
 }
 
-// checkBody checks a register request. It may be empty, since the user name
+// registration is what a register request asks for.
+type registration struct {
+	payload any             // JSON with numbers as json.Number, nil for none
+	csr     json.RawMessage // nil for none
+}
+
+// parseBody checks a register request. It may be empty, since the user name
 // says who registers; members that are not known are left alone.
-func checkBody(body []byte, registrationID string) error {
+func parseBody(body []byte, registrationID string) (registration, error) {
+	var wanted registration
 	if len(bytes.TrimSpace(body)) == 0 {
-		return nil
+		return wanted, nil
 	}
 	var members map[string]json.RawMessage
 	if json.Unmarshal(body, &members) != nil {
-		return fmt.Errorf("the body is not a JSON object")
+		return wanted, errors.New("the body is not a JSON object")
 	}
 	if raw, there := members["registrationId"]; there {
 		var id string
 		if json.Unmarshal(raw, &id) != nil || !strings.EqualFold(id, registrationID) {
-			return fmt.Errorf("the body's registrationId is not that of the connection")
+			return wanted, errors.New("the body's registrationId is not that of the connection")
 		}
 	}
 	if raw, there := members["payload"]; there {
-		var payload map[string]json.RawMessage
-		if json.Unmarshal(raw, &payload) != nil { // null is fine: the Python SDK sends it
-			return fmt.Errorf("the payload is not a JSON object")
+		in := json.NewDecoder(bytes.NewReader(raw))
+		in.UseNumber()
+		var payload map[string]any
+		if in.Decode(&payload) != nil { // null is fine: the Python SDK sends it
+			return wanted, errors.New("the payload is not a JSON object")
+		}
+		if payload != nil {
+			wanted.payload = payload
 		}
 	}
-	return nil
+	if raw, there := members["csr"]; there && string(raw) != "null" {
+		wanted.csr = raw
+	}
+	return wanted, nil
 }
 
 // unasked builds the reply of a service that answers before it was asked.
@@ -325,7 +435,8 @@ func (s *service) unasked(who *principal, rule *Rule, now time.Time) reply {
 	if rule.Status != 0 {
 		r.status = rule.Status
 	}
-	d := &device{operationID: s.newOperationID(who.registrationID, 0), created: now, updated: now}
+	d := &device{operationID: s.newOperationID(who.registrationID, 0)}
+	d.outcome, _ = s.begin(who, 0, registration{}, now) // no request, so no error of it
 	r.body = s.status(rule.State, false, who, d, rule)
 	return r
 }

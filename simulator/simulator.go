@@ -16,11 +16,9 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,6 +50,9 @@ type Options struct {
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
 	DiscardLog bool
+	// OnError hears of what went wrong without a device seeing it: the
+	// assignments could not be written to the directory. Nil: nobody.
+	OnError func(error)
 	// Now is the service's clock, for certificates, tokens and time stamps. Nil: time.Now.
 	Now func() time.Time
 }
@@ -62,7 +63,7 @@ type Server struct {
 	now         func() time.Time
 	seed        seed
 	material    *material
-	entries     []entry
+	entries     atomic.Pointer[[]entry]
 	certificate *tls.Certificate
 	log         *packetLog
 	service     *service
@@ -93,7 +94,12 @@ func New(o Options) (*Server, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
-	s.service = &service{seed: s.seed, devices: map[string]*device{}, settings: func() Settings { return s.script.Load().Settings }}
+	s.service = &service{
+		seed:     s.seed,
+		devices:  map[string]*device{},
+		settings: func() Settings { return s.script.Load().Settings },
+		issuing:  func(now time.Time) (*issuing, error) { return s.material.issuer.get(now) },
+	}
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
 	}
@@ -119,17 +125,23 @@ func New(o Options) (*Server, error) {
 			}
 		}
 	}
-	entries, problems := compile(enrollments)
-	if len(problems) > 0 {
-		errs := make([]error, 0, len(problems))
-		for _, p := range problems {
-			errs = append(errs, &FileError{File: "enrollments", Key: fmt.Sprintf("%s[%d].%s", p.table, p.index, p.key), Problem: p.text})
-		}
-		return nil, errors.Join(errs...)
+	if err := s.SetEnrollments(enrollments); err != nil {
+		return nil, err
 	}
-	s.entries = entries
-	s.certificate, err = s.material.server.server("", s.now())
-	return s, err
+	onError := o.OnError
+	if onError == nil {
+		onError = func(error) {}
+	}
+	if s.service.records, err = loadAssignments(assignmentsPath(o.Directory), onError); err != nil {
+		return nil, err
+	}
+	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
+		return nil, err
+	}
+	if o.Directory != "" {
+		s.wg.Go(func() { s.service.records.keep(s.done) })
+	}
+	return s, nil
 }
 
 // CA gives the root of the server's certificate, PEM.
@@ -171,6 +183,25 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	}
 	s.script.Store(newScript(sc))
 	return nil
+}
+
+// SetEnrollments replaces the enrollments, for connections from now on; what
+// devices were assigned stays. Ones with an error (*FileError) change nothing.
+func (s *Server) SetEnrollments(e *Enrollments) error {
+	entries, err := ready(e)
+	if err == nil {
+		s.entries.Store(&entries)
+	}
+	return err
+}
+
+// IssuingRoot gives the root of the certificates that are issued for CSRs, PEM.
+func (s *Server) IssuingRoot() ([]byte, error) {
+	i, err := s.material.issuer.get(s.now())
+	if err != nil {
+		return nil, err
+	}
+	return certificatePEM(i.root.Raw), nil
 }
 
 // Log gives the packet log so far, in the order of its events.
@@ -245,6 +276,7 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+	s.service.records.flush()
 }
 
 // connection is one accepted connection, from its first byte to its last.
@@ -484,6 +516,8 @@ func describe(state tls.ConnectionState) string {
 // principal is who a connection speaks for.
 type principal struct {
 	registrationID string
+	apiVersion     string
+	features       []string // of the api-version
 	enrollment     *entry   // never nil; empty for one that was not judged or was refused
 	certificate    bool     // proved by a certificate
 	refused        *refusal // the register answer will say so
@@ -495,7 +529,9 @@ type principal struct {
 func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
-	who := &principal{registrationID: u.registrationID, enrollment: &entry{}}
+	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &entry{}}
+	who.features, _ = set.features(u.apiVersion)
+	entries := *s.entries.Load()
 	switch {
 	case err != nil:
 		return who, 5, err.Error()
@@ -503,19 +539,19 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 3, "the ID scope is another"
 	case clientID != u.registrationID:
 		return who, 5, "the client identifier is not the registration ID"
-	case len(set.APIVersions) > 0 && !slices.Contains(set.APIVersions, u.apiVersion):
+	case !set.serves(u.apiVersion):
 		return who, 5, "the api-version is not served"
 	}
 	var found *entry
 	switch {
 	case len(password) > 0:
-		found, who.refused = byToken(s.entries, u.scope, u.registrationID, string(password), s.now())
+		found, who.refused = byToken(entries, u.scope, u.registrationID, string(password), s.now())
 	case len(state.PeerCertificates) > 0:
 		who.certificate = true
 		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
 			return who, 5, "the certificate's common name is not the registration ID"
 		}
-		found, who.refused = byCertificate(s.entries, u.registrationID, state, s.now())
+		found, who.refused = byCertificate(entries, u.registrationID, state, s.now())
 	default:
 		return who, 5, "neither a token nor a certificate"
 	}

@@ -1,0 +1,409 @@
+package simulator
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"path"
+	"slices"
+	"strings"
+)
+
+const defaultHub = "dpsd-sim.azure-devices.net"
+
+// Hub is an IoT hub that the service is linked with.
+type Hub struct {
+	// Name is its host name.
+	Name string `toml:"name"`
+	// Weight is its share of the devices with the allocation "hashed", 1 to 1000; 0 is 1.
+	Weight int `toml:"weight"`
+	// ConnectionProfile is told to devices whose api-version has that feature:
+	// "classic", "mqttV5" or any other text. Empty: nothing is told.
+	ConnectionProfile string `toml:"connection_profile"`
+}
+
+// Latency says how far some devices are from the hubs.
+type Latency struct {
+	// RegistrationID is a pattern as of path.Match. Empty matches all.
+	RegistrationID string `toml:"registration_id"`
+	// Milliseconds by hub; one that is missing is farthest.
+	Milliseconds map[string]int `toml:"milliseconds"`
+}
+
+// Custom is one row of what a function of a custom allocation does.
+type Custom struct {
+	// When are members of the request's payload that the row is for: text as
+	// a pattern of path.Match, a number, true or false, or a table of such. Empty fits all.
+	When map[string]any `toml:"when"`
+	// Hub is the hub. Empty: chosen as with the allocation "hashed".
+	Hub string `toml:"hub"`
+	// Payload is a JSON object returned to the device. In its texts ${payload.a.b},
+	// ${payload}, ${registrationId}, ${deviceId} and ${hub} are filled in; a
+	// text that is nothing else becomes the value itself.
+	Payload string `toml:"payload"`
+	// Status is the HTTP status of a function that fails, 400 to 599: so does the registration, with 400207.
+	Status int `toml:"status"`
+}
+
+func (e *Enrollments) linked(name string) bool {
+	return slices.ContainsFunc(e.Hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) })
+}
+
+// candidates gives the hubs that an enrollment chooses from.
+func (e *Enrollments) candidates(names []string) []Hub {
+	switch {
+	case len(names) == 0 && len(e.Hubs) == 0:
+		return []Hub{{Name: defaultHub}}
+	case len(names) == 0:
+		return e.Hubs
+	}
+	all := make([]Hub, 0, len(names))
+	for _, name := range names {
+		h := Hub{Name: name}
+		if i := slices.IndexFunc(e.Hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) }); i >= 0 {
+			h = e.Hubs[i]
+		}
+		all = append(all, h)
+	}
+	return all
+}
+
+// checkHubs checks what is common to all enrollments.
+func (e *Enrollments) checkHubs() []problem {
+	var problems []problem
+	seen := map[string]bool{}
+	for i, h := range e.Hubs {
+		bad := func(key, format string, args ...any) {
+			problems = append(problems, problem{"hub", i, key, fmt.Sprintf(format, args...)})
+		}
+		if !isHostName(h.Name) {
+			bad("name", "%q is not a host name", h.Name)
+		}
+		if seen[strings.ToLower(h.Name)] {
+			bad("name", "%q is linked twice", h.Name)
+		}
+		seen[strings.ToLower(h.Name)] = true
+		if h.Weight < 0 || h.Weight > 1000 {
+			bad("weight", "%d is not 1 to 1000", h.Weight)
+		}
+	}
+	for i, l := range e.Latencies {
+		bad := func(key, format string, args ...any) {
+			problems = append(problems, problem{"latency", i, key, fmt.Sprintf(format, args...)})
+		}
+		if _, err := path.Match(l.RegistrationID, ""); err != nil {
+			bad("registration_id", "%q is not a pattern", l.RegistrationID)
+		}
+		if len(l.Milliseconds) == 0 {
+			bad("milliseconds", "is missing")
+		}
+		for name, ms := range l.Milliseconds {
+			if !isHostName(name) || len(e.Hubs) > 0 && !e.linked(name) {
+				bad("milliseconds", "%q is not a linked hub", name)
+			}
+			if ms < 0 {
+				bad("milliseconds", "%d is negative", ms)
+			}
+		}
+	}
+	return problems
+}
+
+func (n *entry) checkCustom(c *Custom, bad func(key, format string, args ...any)) {
+	if c.Hub != "" && !slices.ContainsFunc(n.hubs, func(h Hub) bool { return strings.EqualFold(h.Name, c.Hub) }) {
+		bad("hub", "%q is none of the enrollment's hubs", c.Hub)
+	}
+	if err := checkWhen(c.When); err != nil {
+		bad("when", "%v", err)
+	}
+	if c.Status != 0 && (c.Status < 400 || c.Status > 599) {
+		bad("status", "%d is not 400 to 599", c.Status)
+	}
+	if c.Status != 0 && (c.Hub != "" || c.Payload != "") {
+		bad("status", "a function that fails gives neither hub nor payload")
+	}
+	if c.Payload != "" {
+		var object map[string]any
+		if json.Unmarshal([]byte(c.Payload), &object) != nil {
+			bad("payload", "is not a JSON object")
+		} else if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
+			bad("payload", "%v", err)
+		}
+	}
+}
+
+// isHostName is as strict as a device must be with an assigned hub.
+func isHostName(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// placement is where a device goes, and what it is told besides.
+type placement struct {
+	hub     Hub
+	payload string
+	failed  *refusal // the operation fails
+}
+
+// place finds the hub of a device. request is the payload of its request, nil for none.
+func (n *entry) place(registrationID, deviceID string, request any) placement {
+	hub := n.hashed(registrationID)
+	switch n.grant.Allocation {
+	case "lowest-latency":
+		hub = n.nearest(registrationID, hub)
+	case "custom":
+		return n.custom(registrationID, deviceID, request, hub)
+	}
+	return placement{hub: hub, payload: n.grant.Payload}
+}
+
+// hashed chooses by the registration ID, whose case does not matter: always the same hub.
+func (n *entry) hashed(registrationID string) Hub {
+	if len(n.hubs) == 0 { // a connection that was let in unseen
+		return Hub{Name: defaultHub}
+	}
+	total := 0
+	for _, h := range n.hubs {
+		total += max(1, h.Weight)
+	}
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(strings.ToLower(registrationID))) // never fails: hash.Hash
+	at := int(sum.Sum32()) % total
+	for _, h := range n.hubs {
+		if at -= max(1, h.Weight); at < 0 {
+			return h
+		}
+	}
+	return n.hubs[0]
+}
+
+// nearest chooses by the first row of latencies that fits, else gives the one it was given.
+func (n *entry) nearest(registrationID string, otherwise Hub) Hub {
+	for _, l := range n.latencies {
+		if !matches(l.RegistrationID, registrationID) {
+			continue
+		}
+		best, least := otherwise, -1
+		for _, h := range n.hubs {
+			for name, ms := range l.Milliseconds {
+				if strings.EqualFold(name, h.Name) && (least < 0 || ms < least) {
+					best, least = h, ms
+				}
+			}
+		}
+		return best
+	}
+	return otherwise
+}
+
+// matches tells whether an ID fits a pattern; case does not matter, and an empty pattern fits all.
+func matches(pattern, id string) bool {
+	ok, _ := path.Match(strings.ToLower(pattern), strings.ToLower(id)) // the pattern was checked
+	return ok || pattern == ""
+}
+
+// custom does what the function of a custom allocation would.
+func (n *entry) custom(registrationID, deviceID string, request any, otherwise Hub) placement {
+	for _, c := range n.grant.Custom {
+		if !fits(c.When, request) {
+			continue
+		}
+		if c.Status != 0 {
+			return placement{failed: functionFailed(c.Status)}
+		}
+		p := placement{hub: otherwise, payload: n.grant.Payload}
+		for _, h := range n.hubs {
+			if strings.EqualFold(h.Name, c.Hub) {
+				p.hub = h
+			}
+		}
+		if c.Payload != "" {
+			values := map[string]any{"registrationId": registrationID, "deviceId": deviceID, "hub": p.hub.Name, "payload": request}
+			p.payload, _ = fill(c.Payload, func(name string) any { return look(values, name) }) // was checked
+		}
+		return p
+	}
+	return placement{failed: functionFailed(404)}
+}
+
+// functionFailed is how the service tells of a function that did not answer 200.
+func functionFailed(status int) *refusal {
+	return &refusal{code: 400207, message: fmt.Sprintf("Custom allocation failed with status code: %d", status)}
+}
+
+// checkWhen refuses what could never fit.
+func checkWhen(when map[string]any) error {
+	for key, want := range when {
+		switch want := want.(type) {
+		case string:
+			if _, err := path.Match(want, ""); err != nil {
+				return fmt.Errorf("%s: %q is not a pattern", key, want)
+			}
+		case bool, int, int64, float64:
+		case map[string]any:
+			if err := checkWhen(want); err != nil {
+				return fmt.Errorf("%s.%w", key, err)
+			}
+		default:
+			return fmt.Errorf("%s: neither a text, a number, true, false nor a table", key)
+		}
+	}
+	return nil
+}
+
+// fits tells whether a JSON value, read with numbers as json.Number, has the wanted members.
+func fits(when map[string]any, value any) bool {
+	members, _ := value.(map[string]any)
+	for key, want := range when {
+		got, there := members[key]
+		if !there {
+			return false
+		}
+		ok := false
+		switch want := want.(type) {
+		case string:
+			text, is := got.(string)
+			same, _ := path.Match(want, text)
+			ok = is && same
+		case bool:
+			ok = got == want
+		case int, int64, float64:
+			number, is := got.(json.Number)
+			if is {
+				value, err := number.Float64()
+				ok = err == nil && value == float(want)
+			}
+		case map[string]any:
+			_, is := got.(map[string]any)
+			ok = is && fits(want, got)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func float(number any) float64 {
+	switch n := number.(type) {
+	case int:
+		return float64(n)
+	case int64:
+		return float64(n)
+	case float64:
+		return n
+	}
+	return 0
+}
+
+// look finds a.b.c in nested objects, nil where there is nothing.
+func look(values any, name string) any {
+	for part := range strings.SplitSeq(name, ".") {
+		members, _ := values.(map[string]any)
+		values = members[part]
+	}
+	return values
+}
+
+// fill writes a JSON text anew, compact, its members in their order, with
+// ${name} in texts replaced. A text that is one ${name} becomes that value.
+func fill(text string, value func(name string) any) (string, error) {
+	in := json.NewDecoder(strings.NewReader(text))
+	in.UseNumber()
+	var out bytes.Buffer
+	if err := fillValue(in, &out, value); err != nil {
+		return "", err
+	}
+	if _, err := in.Token(); !errors.Is(err, io.EOF) {
+		return "", errors.New("there is something after the JSON object")
+	}
+	return out.String(), nil
+}
+
+func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any) error {
+	token, err := in.Token()
+	if err != nil {
+		return err
+	}
+	var done any = token
+	switch token := token.(type) {
+	case json.Delim:
+		out.WriteByte(byte(token))
+		for i := 0; in.More(); i++ {
+			if i > 0 {
+				out.WriteByte(',')
+			}
+			if token == '{' {
+				key, err := in.Token()
+				if err != nil {
+					return err
+				}
+				name, err := marshal(key)
+				if err != nil {
+					return err
+				}
+				out.Write(name)
+				out.WriteByte(':')
+			}
+			if err := fillValue(in, out, value); err != nil {
+				return err
+			}
+		}
+		end, err := in.Token()
+		if err != nil {
+			return err
+		}
+		out.WriteByte(byte(end.(json.Delim)))
+		return nil
+	case string:
+		if done, err = fillText(token, value); err != nil {
+			return err
+		}
+	}
+	b, err := marshal(done)
+	out.Write(b)
+	return err
+}
+
+// fillText replaces ${name} in one text.
+func fillText(text string, value func(name string) any) (any, error) {
+	var out strings.Builder
+	for rest := text; ; {
+		before, after, found := strings.Cut(rest, "${")
+		out.WriteString(before)
+		if !found {
+			return out.String(), nil
+		}
+		name, behind, closed := strings.Cut(after, "}")
+		root, _, _ := strings.Cut(name, ".")
+		if !closed || !slices.Contains([]string{"payload", "registrationId", "deviceId", "hub"}, root) || name != root && root != "payload" {
+			return nil, fmt.Errorf("%q is none of ${payload}, ${payload.…}, ${registrationId}, ${deviceId}, ${hub}", "${"+name)
+		}
+		got := value(name)
+		if before == "" && behind == "" && rest == text {
+			return got, nil
+		}
+		switch got := got.(type) {
+		case nil:
+		case string:
+			out.WriteString(got)
+		default:
+			b, err := marshal(got)
+			if err != nil {
+				return nil, err
+			}
+			out.Write(b)
+		}
+		rest = behind
+	}
+}

@@ -1,0 +1,142 @@
+package simulator
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+)
+
+// assignmentInterval is how long at least lies between two writes of the
+// file, so that a fleet that registers does not write it once for each device.
+const assignmentInterval = time.Second
+
+// assignment is what the service remembers of a device it has assigned: its registration record.
+type assignment struct {
+	RegistrationID string          `json:"registrationId"`
+	Hub            string          `json:"assignedHub"`
+	Profile        string          `json:"connectionProfile,omitempty"`
+	DeviceID       string          `json:"deviceId"`
+	Substatus      string          `json:"substatus"`
+	Created        time.Time       `json:"createdDateTimeUtc"`
+	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
+	ETag           string          `json:"etag"`
+	Payload        json.RawMessage `json:"payload,omitempty"`
+}
+
+// assignments keep one assignment for each device, and write them to a file
+// if there is one.
+type assignments struct {
+	path    string // "" for memory only
+	onError func(error)
+
+	mu    sync.Mutex
+	all   map[string]assignment // by lower-case registration ID
+	dirty bool
+	wake  chan struct{} // capacity 1: something has changed
+}
+
+// loadAssignments reads the file at path, if it is there.
+func loadAssignments(path string, onError func(error)) (*assignments, error) {
+	a := &assignments{path: path, onError: onError, all: map[string]assignment{}, wake: make(chan struct{}, 1)}
+	if path == "" {
+		return a, nil
+	}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return a, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []assignment
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, r := range list {
+		if !IsRegistrationID(r.RegistrationID) || r.Hub == "" {
+			return nil, fmt.Errorf("%s: %q is no assigned registration ID", path, r.RegistrationID)
+		}
+		a.all[strings.ToLower(r.RegistrationID)] = r
+	}
+	return a, nil
+}
+
+func (a *assignments) get(registrationID string) (assignment, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, ok := a.all[strings.ToLower(registrationID)]
+	return r, ok
+}
+
+func (a *assignments) put(r assignment) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all[strings.ToLower(r.RegistrationID)] = r
+	a.dirty = true
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keep writes the file after changes, until done.
+func (a *assignments) keep(done <-chan struct{}) {
+	for {
+		select {
+		case <-a.wake:
+		case <-done:
+			return
+		}
+		a.flush()
+		t := time.NewTimer(assignmentInterval)
+		select {
+		case <-t.C:
+		case <-done:
+			t.Stop()
+			return
+		}
+	}
+}
+
+// flush writes the file as a whole, if something has changed.
+func (a *assignments) flush() {
+	a.mu.Lock()
+	list := make([]assignment, 0, len(a.all))
+	for _, r := range a.all {
+		list = append(list, r)
+	}
+	dirty := a.dirty
+	a.dirty = false
+	a.mu.Unlock()
+	if !dirty || a.path == "" {
+		return
+	}
+	slices.SortFunc(list, func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
+	text, err := json.MarshalIndent(list, "", "  ")
+	if err == nil {
+		err = renameio.WriteFile(a.path, append(text, '\n'), 0o644)
+	}
+	if err != nil {
+		a.mu.Lock()
+		a.dirty = true // the next change, or the end, tries again
+		a.mu.Unlock()
+		a.onError(fmt.Errorf("assignments are not kept: %w", err))
+	}
+}
+
+// assignmentsPath gives the file in a directory, "" for a server in memory.
+func assignmentsPath(dir string) string {
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, fileAssignments)
+}

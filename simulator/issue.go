@@ -1,0 +1,143 @@
+package simulator
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// defaultCertificateLife is how long an issued certificate is good. The
+// service issues for 7 to 90 days.
+const defaultCertificateLife = 30 * 24 * time.Hour
+
+// issuing is the authority that signs certificates for devices: a root and
+// an intermediate, both EC P-384. The root's key is not kept.
+type issuing struct {
+	root *x509.Certificate
+	ca   *authority
+}
+
+func newIssuing(now time.Time) (*issuing, error) {
+	root, err := newAuthority(elliptic.P384(), issuingRootCN, nil, now)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := newAuthority(elliptic.P384(), issuingCACN, root, now)
+	if err != nil {
+		return nil, err
+	}
+	return &issuing{root.certificate, ca}, nil
+}
+
+// issuer gives the issuing authority, made when it is first asked for where
+// it was not loaded: two P-384 keys are a waste for a server that never issues.
+type issuer struct {
+	mu sync.Mutex
+	is *issuing
+}
+
+func (i *issuer) get(now time.Time) (*issuing, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.is == nil {
+		made, err := newIssuing(now)
+		if err != nil {
+			return nil, err
+		}
+		i.is = made
+	}
+	return i.is, nil
+}
+
+// oidCommonName is id-at-commonName, X.520.
+func oidCommonName() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 5, 4, 3} }
+
+// parseCSR reads the member csr of a register request and checks it as the
+// service does: PKCS#10 in DER, in base64 without armour, of an EC P-384 key,
+// its common name the registration ID (Azure page "Certificate issuance").
+func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateRequest, error) {
+	var text string
+	if json.Unmarshal(member, &text) != nil {
+		return nil, errors.New("the csr is not a JSON string")
+	}
+	switch {
+	case text == "":
+		return nil, errors.New("the csr is empty")
+	case strings.ContainsAny(text, "\r\n") && !strings.Contains(text, "-----"): // Go's decoder would skip them
+		return nil, errors.New("the csr has line breaks: base64 in one piece is needed")
+	case strings.Contains(text, "-----"):
+		return nil, errors.New("the csr is in PEM form: base64 of the DER is needed, without header and footer")
+	}
+	der, err := base64.StdEncoding.Strict().DecodeString(text)
+	if err != nil {
+		return nil, errors.New("the csr is not base64")
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, errors.New("the csr is not a PKCS#10 certificate request in DER")
+	}
+	key, ok := csr.PublicKey.(*ecdsa.PublicKey)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("the csr's key is %s: EC P-384 is needed", keyName(csr))
+	case key.Curve != elliptic.P384():
+		return nil, fmt.Errorf("the csr's key is EC %s: P-384 is needed", key.Curve.Params().Name)
+	case csr.SignatureAlgorithm == x509.ECDSAWithSHA1:
+		return nil, errors.New("the csr is signed with SHA-1")
+	case csr.CheckSignature() != nil:
+		return nil, errors.New("the csr's signature is wrong: it does not prove that the device has the key")
+	}
+	names := 0
+	for _, n := range csr.Subject.Names {
+		if n.Type.Equal(oidCommonName()) {
+			names++
+		}
+	}
+	switch {
+	case names != 1:
+		return nil, fmt.Errorf("the csr's subject has %d common names, not 1", names)
+	case csr.Subject.CommonName != registrationID:
+		return nil, errors.New("the csr's common name is not the registration ID")
+	case len(registrationID) > MaxCommonName:
+		return nil, fmt.Errorf("the csr's common name is longer than %d octets", MaxCommonName)
+	}
+	return csr, nil
+}
+
+func keyName(csr *x509.CertificateRequest) string {
+	if csr.PublicKeyAlgorithm == x509.UnknownPublicKeyAlgorithm {
+		return "of an unknown kind"
+	}
+	return csr.PublicKeyAlgorithm.String()
+}
+
+// issue signs a certificate for the key of a request, and gives the chain as
+// the service writes it: base64 of DER, the device's certificate first, the root left out.
+func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, now time.Time) ([]string, error) {
+	template := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: csr.Subject.CommonName},
+		NotBefore:    now.Add(-early),
+		NotAfter:     now.Add(life),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, i.ca.certificate, csr.PublicKey, i.ca.key)
+	if err != nil {
+		return nil, err
+	}
+	return []string{
+		base64.StdEncoding.EncodeToString(der),
+		base64.StdEncoding.EncodeToString(i.ca.certificate.Raw),
+	}, nil
+}
