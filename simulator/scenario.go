@@ -3,9 +3,12 @@ package simulator
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"reflect"
 	"slices"
@@ -16,6 +19,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
+
+// maxPad leaves room for the topic in the largest packet of MQTT, 268,435,455 bytes.
+const maxPad = 268_000_000
 
 // A Stage is a moment of a connection at which a rule can act.
 type Stage string
@@ -98,9 +104,19 @@ type Rule struct {
 	Skip int `toml:"skip"`
 	// Times is how often the rule acts; 0 is always.
 	Times int `toml:"times"`
+	// From and Until bound the time in which the rule acts, counted from the
+	// start of the scenario. Zero is no bound.
+	From  time.Duration `toml:"-" key:"from"`
+	Until time.Duration `toml:"-" key:"until"`
+	// Chance is the probability with which the rule acts, above 0 and up to 1;
+	// 0 is 1. The seed decides it, for each registration ID by itself.
+	Chance float64 `toml:"chance"`
 
 	// Delay passes before anything else of the rule happens.
-	Delay time.Duration `toml:"-"`
+	Delay time.Duration `toml:"-" key:"delay"`
+	// Refuse drops the connection at once and closes the listener for that
+	// time: the kernel then refuses whoever comes.
+	Refuse time.Duration `toml:"-" key:"refuse" on:"accept"`
 	// Close closes the connection in good order instead of answering.
 	Close bool `toml:"close"`
 	// Reset drops the connection instead of answering: TCP RST, no TLS close_notify.
@@ -110,19 +126,46 @@ type Rule struct {
 	// Garbage is sent in place of the answer, byte for byte; at accept
 	// without TLS, after the client has spoken. Then the connection is closed, or with Silent held.
 	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
+	// GarbageHex is Garbage written in hexadecimal, for bytes that are no text. Spaces are left out.
+	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
+	// AfterUp and AfterDown let so many bytes of the stream, TLS included,
+	// pass in that direction before Close, Reset or Garbage happens; with
+	// Silent that direction stalls there.
+	AfterUp   int `toml:"after_up" on:"accept"`
+	AfterDown int `toml:"after_down" on:"accept"`
+	// DelayUp and DelayDown hold up every piece of the stream that is read from
+	// the client, or written to it.
+	DelayUp   time.Duration `toml:"-" key:"delay_up" on:"accept"`
+	DelayDown time.Duration `toml:"-" key:"delay_down" on:"accept"`
 	// Then is what follows an answer: "close", "reset" or "silent" (nothing any more).
 	Then string `toml:"then" on:"connect subscribe register poll ping unsubscribe"`
 	// ByteByByte writes the answer one byte at a time; at accept everything of the connection, TLS included.
 	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe"`
+	// Pace is the time between those bytes.
+	Pace time.Duration `toml:"-" key:"pace" on:"accept connect subscribe register poll ping unsubscribe"`
 
 	// ServerCertificate is "expired", "not-yet-valid", "wrong-host" or "other-ca".
 	ServerCertificate string `toml:"server_certificate" on:"tls"`
 	// TLSMin and TLSMax override the settings for the connection.
 	TLSMin string `toml:"tls_min" on:"tls"`
 	TLSMax string `toml:"tls_max" on:"tls"`
+	// Alert is the fatal alert with which the handshake is refused, by its name in RFC 8446 6.
+	Alert string `toml:"alert" on:"tls"`
+	// AlertAt is when: "hello", which is the default, right after ClientHello,
+	// or "certificate", after the client's certificate. From TLS 1.3 on the
+	// latter is always bad_certificate.
+	AlertAt string `toml:"alert_at" on:"tls"`
 
 	// Location is the header of a redirect.
 	Location string `toml:"location" on:"upgrade"`
+	// Subprotocol is the one that is agreed to, whatever was offered; "none" for none.
+	Subprotocol string `toml:"subprotocol" on:"upgrade"`
+	// Frames is the form of the answer over WebSocket: "split" (a frame for each
+	// byte), "fragments" (one message in fragments of one byte), "ping" (a ping
+	// ahead of it), or what RFC 6455 or MQTT forbids: "text", "masked".
+	Frames string `toml:"frames" on:"connect subscribe register poll ping unsubscribe"`
+	// CloseCode is the status of the close frame that Close and Then send over WebSocket; 0 is 1000.
+	CloseCode int `toml:"close_code" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
 
 	// Connack is the return code of the CONNACK. 0 accepts the client unseen,
 	// as a broker that is not DPS does; its credential is then not judged.
@@ -157,9 +200,11 @@ type Rule struct {
 	Body *string `toml:"body" on:"upgrade subscribe register poll"`
 	// Cut keeps only that many bytes of the body.
 	Cut int `toml:"cut" on:"subscribe register poll"`
+	// Pad fills the body with spaces up to that many bytes.
+	Pad int `toml:"pad" on:"subscribe register poll"`
 	// RequestID replaces the $rid of the reply.
 	RequestID string `toml:"request_id" on:"subscribe register poll"`
-	// Topic replaces the whole topic of the reply.
+	// Topic replaces the whole topic of the reply; {rid} in it is the request's $rid.
 	Topic string `toml:"topic" on:"subscribe register poll"`
 	// Replies is how many replies are sent, each with its own packet identifier; 0 is one.
 	Replies int `toml:"replies" on:"register poll"`
@@ -221,7 +266,13 @@ func ParseScenario(name string, r io.Reader) (*Scenario, error) {
 		} `toml:"settings"`
 		Rules []struct {
 			Rule
-			Delay duration `toml:"delay"`
+			Delay     duration `toml:"delay"`
+			From      duration `toml:"from"`
+			Until     duration `toml:"until"`
+			Refuse    duration `toml:"refuse"`
+			DelayUp   duration `toml:"delay_up"`
+			DelayDown duration `toml:"delay_down"`
+			Pace      duration `toml:"pace"`
 		} `toml:"rule"`
 	}
 	if err := decodeStrict(name, text, &file); err != nil {
@@ -230,7 +281,10 @@ func ParseScenario(name string, r io.Reader) (*Scenario, error) {
 	sc := &Scenario{Settings: file.Settings.Settings}
 	sc.Settings.ReplyDelay = time.Duration(file.Settings.ReplyDelay)
 	for _, r := range file.Rules {
-		r.Rule.Delay = time.Duration(r.Delay)
+		r.Rule.Delay, r.Rule.Pace = time.Duration(r.Delay), time.Duration(r.Pace)
+		r.Rule.From, r.Rule.Until = time.Duration(r.From), time.Duration(r.Until)
+		r.Rule.Refuse = time.Duration(r.Refuse)
+		r.Rule.DelayUp, r.Rule.DelayDown = time.Duration(r.DelayUp), time.Duration(r.DelayDown)
 		sc.Rules = append(sc.Rules, r.Rule)
 	}
 	return sc, locate(name, text, sc.problems())
@@ -388,7 +442,15 @@ func (sc *Scenario) problems() []problem {
 		one("rule", i, "tls_min", r.TLSMin, versions...)
 		one("rule", i, "tls_max", r.TLSMax, versions...)
 		one("rule", i, "state", r.State, "assigning", "assigned", "failed", "disabled", "unassigned")
-		for key, v := range map[string]int{"skip": r.Skip, "times": r.Times, "cut": r.Cut, "replies": r.Replies, "delay": int(r.Delay), "status": r.Status} {
+		one("rule", i, "alert", r.Alert, slices.Sorted(maps.Keys(alerts))...)
+		one("rule", i, "alert_at", r.AlertAt, "hello", "certificate")
+		one("rule", i, "frames", r.Frames, "text", "split", "fragments", "ping", "masked")
+		for key, v := range map[string]int{
+			"skip": r.Skip, "times": r.Times, "cut": r.Cut, "replies": r.Replies, "status": r.Status,
+			"after_up": r.AfterUp, "after_down": r.AfterDown, "pad": r.Pad, "close_code": r.CloseCode,
+			"delay": int(r.Delay), "from": int(r.From), "until": int(r.Until), "refuse": int(r.Refuse),
+			"delay_up": int(r.DelayUp), "delay_down": int(r.DelayDown), "pace": int(r.Pace),
+		} {
 			if v < 0 {
 				bad("rule", i, key, "is negative")
 			}
@@ -398,14 +460,36 @@ func (sc *Scenario) problems() []problem {
 				bad("rule", i, key, "%d is not a byte", *v)
 			}
 		}
+		if r.Chance < 0 || r.Chance > 1 {
+			bad("rule", i, "chance", "%v is not between 0 and 1", r.Chance)
+		}
+		if r.Until > 0 && r.Until <= r.From {
+			bad("rule", i, "until", "is not after from")
+		}
+		if r.Pad > maxPad {
+			bad("rule", i, "pad", "is above %d, which no packet can hold", maxPad)
+		}
+		if r.CloseCode > 4999 || r.CloseCode > 0 && r.CloseCode < 1000 {
+			bad("rule", i, "close_code", "%d is no status of a close frame", r.CloseCode)
+		}
+		if _, err := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")); err != nil {
+			bad("rule", i, "garbage_hex", "%v", err)
+		}
+		if r.Garbage != "" && r.GarbageHex != "" {
+			bad("rule", i, "garbage_hex", "there is garbage already")
+		}
+		garbage := r.Garbage != "" || r.GarbageHex != ""
+		if (r.AfterUp > 0 || r.AfterDown > 0) && !r.Close && !r.Reset && !r.Silent && !garbage {
+			bad("rule", i, "on", "after_up and after_down need one of close, reset, silent and garbage")
+		}
 		instead := 0
-		for _, b := range []bool{r.Close, r.Reset, r.Silent && r.Garbage == "", r.Garbage != ""} {
+		for _, b := range []bool{r.Close, r.Reset, r.Silent && !garbage, garbage, r.Refuse > 0} {
 			if b {
 				instead++
 			}
 		}
 		if instead > 1 {
-			bad("rule", i, "on", "only one of close, reset, silent and garbage can happen")
+			bad("rule", i, "on", "only one of close, reset, silent, garbage and refuse can happen")
 		}
 	}
 	slices.SortStableFunc(all, func(a, b problem) int {
@@ -428,7 +512,7 @@ func (r Rule) keys() map[string]string {
 		}
 		key := f.Tag.Get("toml")
 		if key == "-" {
-			key = strings.ToLower(f.Name)
+			key = f.Tag.Get("key")
 		}
 		set[key] = f.Tag.Get("on")
 	}
@@ -460,19 +544,23 @@ func isAPIVersion(s string) bool {
 // script is a scenario being played: it counts how often each rule met each device.
 type script struct {
 	Scenario
+	seed  seed
+	start time.Time
 	mu    sync.Mutex
 	count []map[string]int // by rule, by registration ID
+	drawn []map[string]int // how often chance was asked, likewise
 }
 
-func newScript(sc *Scenario) *script {
-	s := &script{}
+func newScript(sc *Scenario, seed seed) *script {
+	s := &script{seed: seed, start: time.Now()}
 	if sc != nil {
 		s.Settings = sc.Settings
 		s.Rules = slices.Clone(sc.Rules)
 	}
 	s.count = make([]map[string]int, len(s.Rules))
+	s.drawn = make([]map[string]int, len(s.Rules))
 	for i := range s.count {
-		s.count[i] = map[string]int{}
+		s.count[i], s.drawn[i] = map[string]int{}, map[string]int{}
 	}
 	return s
 }
@@ -482,6 +570,7 @@ func newScript(sc *Scenario) *script {
 func (s *script) match(on Stage, protocol, registrationID string) *Rule {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	age := time.Since(s.start)
 	for i := range s.Rules {
 		r := &s.Rules[i]
 		if r.On != on || r.Protocol != "" && r.Protocol != protocol {
@@ -491,6 +580,9 @@ func (s *script) match(on Stage, protocol, registrationID string) *Rule {
 			if ok, _ := path.Match(r.RegistrationID, registrationID); !ok {
 				continue
 			}
+		}
+		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(i, registrationID) {
+			continue
 		}
 		n := s.count[i][registrationID]
 		if r.Times > 0 && n >= r.Skip+r.Times {
@@ -506,6 +598,25 @@ func (s *script) match(on Stage, protocol, registrationID string) *Rule {
 		return r
 	}
 	return &Rule{On: on}
+}
+
+// chance draws whether a rule may act now; s.mu is held.
+func (s *script) chance(i int, registrationID string) bool {
+	if s.Rules[i].Chance == 0 {
+		return true
+	}
+	s.drawn[i][registrationID]++
+	b := s.seed.draw(fmt.Sprintf("chance %d %s %d", i, registrationID, s.drawn[i][registrationID]), 8)
+	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < s.Rules[i].Chance
+}
+
+// garbage gives the bytes of Garbage or GarbageHex.
+func (r *Rule) garbage() []byte {
+	if r.GarbageHex == "" {
+		return []byte(r.Garbage)
+	}
+	b, _ := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")) // checked by problems
+	return b
 }
 
 func (s *Settings) polls() int {

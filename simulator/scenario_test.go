@@ -52,7 +52,7 @@ connack = 3
 		{"a pattern that is none", "[[rule]]\non = \"poll\"\nregistration_id = \"[\"\n", "s.toml:3:1: rule.registration_id: \"[\" is not a pattern"},
 		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: is negative"},
 		{"a return code that is no byte", "[[rule]]\non = \"connect\"\nconnack = 256\n", "s.toml:3:1: rule.connack: 256 is not a byte"},
-		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent and garbage"},
+		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
 		{"a certificate nobody knows", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
 		{"a TLS version nobody knows", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is none of"},
 		{"an api-version that is no date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},

@@ -2,18 +2,24 @@ package simulator
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // writeTimeout ends a connection whose client does not read.
 const writeTimeout = 30 * time.Second
+
+// maxEarly is how many packets may wait for the CONNACK.
+const maxEarly = 64
 
 // firstPacketID is where the service begins; it takes the number again as
 // soon as it was acknowledged.
@@ -31,15 +37,18 @@ type session struct {
 	connected   bool
 	subscribed  bool
 	granted     byte
-	unacked     map[uint16]int // replies awaiting a PUBACK
-	previous    byte           // type of the packet before
-	keepAlive   time.Duration  // 0: no limit
+	unacked     map[uint16]int  // replies awaiting a PUBACK
+	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
+	early       []inbound       // what came behind a CONNECT that is still being judged
+	previous    byte            // type of the packet before
+	keepAlive   time.Duration   // 0: no limit
 	heard       time.Time
 	muted       bool // hears, says nothing
 	events      []event
 	taken       chan struct{} // closed when another connection has the client identifier
 	over        bool
 	resetAtOver bool
+	closeCode   int // status of the close frame; 0 is 1000
 }
 
 // event is something to do later.
@@ -53,8 +62,8 @@ func newSession(c *connection, stream io.ReadWriter) *session {
 		c: c, stream: stream,
 		reader:  make(chan inbound, 16),
 		taken:   make(chan struct{}),
-		unacked: map[uint16]int{},
-		heard:   time.Now(),
+		unacked: map[uint16]int{}, unanswered: map[uint16]bool{},
+		heard: time.Now(),
 	}
 }
 
@@ -89,7 +98,7 @@ func (s *session) run() {
 		return
 	}
 	if w, ok := s.stream.(*webSocket); ok {
-		w.sayGoodbye()
+		w.sayGoodbye(cmp.Or(s.closeCode, websocket.CloseNormalClosure))
 	}
 	s.c.linger(s.reader)
 }
@@ -111,6 +120,7 @@ func (s *session) step() {
 	case <-s.taken:
 		s.end("another connection has taken the client identifier over [MQTT-3.1.4-2]")
 	case <-s.c.server.done:
+		s.closeCode = websocket.CloseGoingAway
 		s.end("the server has ended")
 	}
 }
@@ -133,6 +143,7 @@ func (s *session) deadline() time.Time {
 // keep-alive intervals [MQTT-3.1.2-24], or before CONNECT the connect time-out.
 func (s *session) silence() time.Time {
 	switch {
+	case s.c.raw.deaf.Load(): // a stall of ours is not the client's silence
 	case !s.connected && s.previous == 0:
 		return s.heard.Add(connectTimeout)
 	case s.connected && s.keepAlive > 0:
@@ -182,6 +193,7 @@ func (s *session) end(reason string) {
 
 func (s *session) violate(reason string) {
 	s.note(Entry{Packet: "VIOLATION", Violation: reason})
+	s.closeCode = websocket.ClosePolicyViolation
 	s.end("violation")
 }
 
@@ -199,9 +211,10 @@ func (s *session) receive(in inbound) {
 		case errors.As(in.err, &v):
 			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size})
 			if v.connack != 0 && !s.connected && !s.muted && s.previous == 0 {
-				s.connack(v.connack, false, v.reason, false)
+				s.connack(&Rule{}, v.connack, v.reason)
 			}
 			s.violate(v.reason)
+			s.closeCode = cmp.Or(v.closeCode, s.closeCode)
 		case errors.Is(in.err, io.EOF):
 			s.end("the client has hung up")
 		default:
@@ -234,8 +247,26 @@ func (s *session) receive(in inbound) {
 		s.violate("a second CONNECT [MQTT-3.1.0-2]")
 		return
 	case kind != packets.Connect && !s.connected:
-		s.violate(packetName(kind) + " before CONNACK")
+		// A client need not wait for the CONNACK [MQTT-3.1.4-5, non-normative].
+		if s.early = append(s.early, in); len(s.early) > maxEarly {
+			s.violate("too many packets ahead of the CONNACK")
+		}
 		return
+	}
+	s.handle(in, previous)
+}
+
+// handle deals with a packet whose turn it is.
+func (s *session) handle(in inbound, previous byte) {
+	p := &in.packet
+	kind := p.FixedHeader.Type
+	if p.PacketID != 0 && kind != packets.Puback {
+		again := kind == packets.Publish && p.FixedHeader.Dup
+		if s.unanswered[p.PacketID] && !again {
+			s.violate(fmt.Sprintf("%s: packet identifier %d is in use [MQTT-2.3.1-2]", packetName(kind), p.PacketID))
+			return
+		}
+		s.unanswered[p.PacketID] = true
 	}
 
 	var req request
@@ -291,9 +322,9 @@ func (s *session) receive(in inbound) {
 // act answers a packet, as the rule wants it.
 func (s *session) act(rule *Rule, in inbound, req request, acked bool) {
 	switch {
-	case rule.Garbage != "":
-		s.note(Entry{Packet: "GARBAGE", Size: len(rule.Garbage)})
-		s.write([]byte(rule.Garbage), rule.ByteByByte)
+	case len(rule.garbage()) > 0:
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
+		s.write(rule, rule.garbage())
 		if rule.Silent {
 			s.muted = true
 		} else {
@@ -305,6 +336,7 @@ func (s *session) act(rule *Rule, in inbound, req request, acked bool) {
 		s.end("scenario: reset")
 		return
 	case rule.Close:
+		s.closeCode = rule.CloseCode
 		s.end("scenario: close")
 		return
 	case rule.Silent:
@@ -335,6 +367,7 @@ func (s *session) act(rule *Rule, in inbound, req request, acked bool) {
 func (s *session) then(rule *Rule) {
 	switch rule.Then {
 	case "close":
+		s.closeCode = rule.CloseCode
 		s.end("scenario: close")
 	case "reset":
 		s.resetAtOver = true
@@ -359,17 +392,27 @@ func (s *session) connect(rule *Rule, p *packets.Packet) {
 		s.keepAlive = time.Duration(p.Connect.Keepalive) * time.Second
 		s.c.server.take(who.registrationID, s)
 	}
-	s.connack(code, rule.SessionPresent, detail, rule.ByteByByte)
+	s.connack(rule, code, detail)
 	if code != 0 {
 		s.end(fmt.Sprintf("CONNACK %d", code)) // [MQTT-3.2.2-5]
 	}
+	early := s.early
+	s.early = nil
+	previous := byte(packets.Connect)
+	for _, in := range early {
+		if s.over || s.muted { // [MQTT-3.1.4-5]
+			return
+		}
+		s.handle(in, previous)
+		previous = in.packet.FixedHeader.Type
+	}
 }
 
-func (s *session) connack(code int, present bool, detail string, slowly bool) {
-	s.sendAll(slowly, []string{detail}, packets.Packet{
+func (s *session) connack(rule *Rule, code int, detail string) {
+	s.sendAll(rule, []string{detail}, packets.Packet{
 		FixedHeader:    packets.FixedHeader{Type: packets.Connack},
 		ReasonCode:     byte(code),
-		SessionPresent: present,
+		SessionPresent: rule.SessionPresent,
 	})
 }
 
@@ -450,12 +493,15 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if rule.Body != nil {
 		payload = []byte(*rule.Body)
 	}
+	if n := rule.Pad - len(payload); n > 0 {
+		payload = append(payload, bytes.Repeat([]byte{' '}, n)...)
+	}
 	if rule.Cut > 0 && rule.Cut < len(payload) {
 		payload = payload[:rule.Cut]
 	}
 	out := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: s.granted},
-		TopicName:   cmp.Or(rule.Topic, topic),
+		TopicName:   cmp.Or(strings.ReplaceAll(rule.Topic, "{rid}", requestID), topic),
 		Payload:     payload,
 	}
 	if s.granted > 0 {
@@ -471,11 +517,11 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 }
 
 func (s *session) send(rule *Rule, out ...packets.Packet) {
-	s.sendAll(rule.ByteByByte, nil, out...)
+	s.sendAll(rule, nil, out...)
 }
 
 // sendAll writes packets in one go.
-func (s *session) sendAll(slowly bool, details []string, out ...packets.Packet) {
+func (s *session) sendAll(rule *Rule, details []string, out ...packets.Packet) {
 	var all []byte
 	for i, p := range out {
 		b, err := encode(p)
@@ -498,21 +544,34 @@ func (s *session) sendAll(slowly bool, details []string, out ...packets.Packet) 
 		case packets.Publish:
 			e.QoS, e.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 		}
+		switch p.FixedHeader.Type {
+		case packets.Puback, packets.Suback, packets.Unsuback:
+			delete(s.unanswered, p.PacketID)
+		}
 		s.note(e)
 	}
-	s.write(all, slowly)
+	s.write(rule, all)
 }
 
-func (s *session) write(b []byte, slowly bool) {
+func (s *session) write(rule *Rule, b []byte) {
+	if w, ok := s.stream.(*webSocket); ok {
+		w.frames = rule.Frames
+	}
 	if s.over || len(b) == 0 {
 		return
 	}
 	_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
 	step := len(b)
-	if slowly {
+	if rule.ByteByByte {
 		step = 1
 	}
 	for piece := range slices.Chunk(b, step) {
+		if step == 1 && rule.Pace > 0 {
+			if !s.c.raw.pause(rule.Pace) {
+				return
+			}
+			_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
+		}
 		if _, err := s.stream.Write(piece); err != nil {
 			s.end(err.Error())
 			return

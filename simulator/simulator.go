@@ -13,6 +13,7 @@ package simulator
 
 import (
 	"cmp"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
@@ -73,8 +74,9 @@ type Server struct {
 	closed    bool
 	number    int
 	conns     map[*connection]bool
-	listeners []net.Listener
-	sessions  map[string]*session // by lower-case client identifier
+	listeners []*listener
+	refused   map[string]time.Time // until when, by protocol
+	sessions  map[string]*session  // by lower-case client identifier
 
 	done chan struct{}
 	wg   sync.WaitGroup
@@ -89,6 +91,7 @@ func New(o Options) (*Server, error) {
 		log:      newPacketLog(o.PacketLog, o.DiscardLog),
 		conns:    map[*connection]bool{},
 		sessions: map[string]*session{},
+		refused:  map[string]time.Time{},
 		done:     make(chan struct{}),
 	}
 	if s.now == nil {
@@ -181,7 +184,7 @@ func (s *Server) SetScenario(sc *Scenario) error {
 			return err
 		}
 	}
-	s.script.Store(newScript(sc))
+	s.script.Store(newScript(sc, s.seed))
 	return nil
 }
 
@@ -216,39 +219,109 @@ func (s *Server) ServeMQTT(conn net.Conn) { s.serve(conn, "mqtt") }
 func (s *Server) ServeWebSocket(conn net.Conn) { s.serve(conn, "websocket") }
 
 // AcceptMQTT serves every connection of a listener, which it owns, until
-// Close; then it returns nil.
-func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, s.ServeMQTT) }
+// Close; then it returns nil. A rule with Refuse closes the listener and
+// opens another at its address.
+func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, "mqtt") }
 
 // AcceptWebSocket does for MQTT over WebSocket what AcceptMQTT does for MQTT.
-func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, s.ServeWebSocket) }
+func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, "websocket") }
 
-func (s *Server) accept(l net.Listener, serve func(net.Conn)) error {
-	defer func() { _ = l.Close() }()
+func (s *Server) accept(l net.Listener, protocol string) error {
+	mine := &listener{l, protocol}
+	defer func() { _ = mine.Close() }()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return nil
 	}
-	s.listeners = append(s.listeners, l)
+	s.listeners = append(s.listeners, mine)
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
 	for {
-		conn, err := l.Accept()
+		conn, err := mine.Accept()
 		switch {
 		case err == nil:
-			s.wg.Go(func() { serve(conn) })
+			s.wg.Go(func() { s.serve(conn, protocol) })
 		case s.ended():
 			return nil
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
-			select { // descriptors come free when devices leave
-			case <-time.After(50 * time.Millisecond):
-			case <-s.done:
+		case s.Refuses(protocol):
+			if err := s.reopen(mine); err != nil {
+				return err
 			}
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
+			s.wait(50 * time.Millisecond) // descriptors come free when devices leave
 		default:
 			return err
 		}
 	}
+}
+
+// listener is one that a rule with Refuse can close for a while.
+type listener struct {
+	net.Listener
+	protocol string
+}
+
+// wait lets time pass, unless the server ends first.
+func (s *Server) wait(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.done:
+	}
+}
+
+// refuse closes the listeners of a protocol for some time.
+func (s *Server) refuse(protocol string, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused[protocol] = time.Now().Add(d)
+	for _, l := range s.listeners {
+		if l.protocol == protocol {
+			_ = l.Close()
+		}
+	}
+}
+
+// Refuses tells whether a rule with Refuse keeps the listener of a protocol
+// ("mqtt" or "websocket") closed at the moment. It is for who connects without
+// a listener: ServeMQTT and ServeWebSocket drop such a connection unseen.
+func (s *Server) Refuses(protocol string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refusing(protocol) > 0
+}
+
+// refusing is how long a protocol is still refused; s.mu is held.
+func (s *Server) refusing(protocol string) time.Duration {
+	return time.Until(s.refused[protocol])
+}
+
+// reopen listens again at the same address when the time has come.
+func (s *Server) reopen(l *listener) error {
+	s.mu.Lock()
+	left := s.refusing(l.protocol)
+	s.mu.Unlock()
+	s.wait(left)
+	for !s.ended() {
+		again, err := net.Listen(l.Addr().Network(), l.Addr().String())
+		if err == nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.closed {
+				return again.Close()
+			}
+			l.Listener = again
+			return nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		s.wait(50 * time.Millisecond)
+	}
+	return nil
 }
 
 func (s *Server) ended() bool {
@@ -289,56 +362,13 @@ type connection struct {
 	reason   string // why it ended, for the log
 }
 
-// rawConn counts the bytes of a connection, and can write them one by one.
-type rawConn struct {
-	net.Conn
-	up, down atomic.Int64
-	trickle  atomic.Bool
-}
-
-func (r *rawConn) Read(p []byte) (int, error) {
-	n, err := r.Conn.Read(p)
-	r.up.Add(int64(n))
-	return n, err
-}
-
-func (r *rawConn) Write(p []byte) (int, error) {
-	if !r.trickle.Load() {
-		n, err := r.Conn.Write(p)
-		r.down.Add(int64(n))
-		return n, err
-	}
-	for i := range p {
-		n, err := r.Conn.Write(p[i : i+1])
-		r.down.Add(int64(n))
-		if err != nil {
-			return i + n, err
-		}
-	}
-	return len(p), nil
-}
-
-// reset drops the connection so that the peer sees an RST, where there is such a thing.
-func (r *rawConn) reset() {
-	if t, ok := r.Conn.(interface{ SetLinger(sec int) error }); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = r.Close()
-}
-
-// closeWrite sends a FIN, where there is such a thing.
-func (r *rawConn) closeWrite() {
-	if t, ok := r.Conn.(interface{ CloseWrite() error }); ok {
-		_ = t.CloseWrite()
-	}
-}
-
 func (s *Server) serve(conn net.Conn, protocol string) {
-	c := &connection{server: s, protocol: protocol, raw: &rawConn{Conn: conn}}
+	c := &connection{server: s, protocol: protocol}
+	c.raw = newRawConn(conn, c.note)
 	s.mu.Lock()
-	if s.closed {
+	if s.closed || s.refusing(protocol) > 0 {
 		s.mu.Unlock()
-		_ = conn.Close()
+		c.raw.reset()
 		return
 	}
 	s.number++
@@ -350,7 +380,7 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 
 	c.run()
 
-	_ = conn.Close()
+	_ = c.raw.Close()
 	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
@@ -386,22 +416,39 @@ func (c *connection) run() {
 	if !c.sleep(rule.Delay) {
 		return
 	}
-	if rule.Garbage != "" {
-		c.hearOnce()
-	}
-	if c.instead(rule, c.raw) {
+	if rule.Refuse > 0 {
+		c.reason = "scenario: refused"
+		c.server.refuse(c.protocol, rule.Refuse)
+		c.raw.reset()
 		return
 	}
-	c.raw.trickle.Store(rule.ByteByByte)
+	if rule.AfterUp == 0 && rule.AfterDown == 0 {
+		if len(rule.garbage()) > 0 {
+			c.hearOnce()
+		}
+		if c.instead(rule, c.raw) {
+			return
+		}
+	}
+	c.raw.rule = rule
 
 	rule = script.match(OnTLS, c.protocol, "")
+	if rule.Alert != "" && rule.AlertAt != "certificate" {
+		c.hearOnce()
+		_, _ = c.raw.Write(alertRecord(rule.Alert))
+		c.reason = "scenario: alert"
+		c.linger(nil)
+		return
+	}
 	config, err := c.tlsConfig(script.Settings, rule)
 	if err != nil {
 		c.reason = err.Error()
 		return
 	}
 	c.tls = tls.Server(c.raw, config)
-	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
+	if !c.raw.patient() {
+		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
+	}
 	if err := c.tls.Handshake(); err != nil {
 		c.reason = "TLS: " + err.Error()
 		c.linger(nil)
@@ -435,9 +482,9 @@ func (c *connection) hearOnce() {
 // did. It is for the stages before MQTT, at which silence is for good.
 func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	switch {
-	case rule.Garbage != "":
-		_, _ = io.WriteString(w, rule.Garbage)
-		c.note(Entry{Packet: "GARBAGE", Size: len(rule.Garbage)})
+	case len(rule.garbage()) > 0:
+		_, _ = w.Write(rule.garbage())
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
 		c.reason = "scenario: garbage"
 		if rule.Silent {
 			c.hold()
@@ -486,10 +533,14 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			return nil, err
 		}
 	}
+	served := *certificate
+	if key, ok := served.PrivateKey.(*ecdsa.PrivateKey); ok {
+		served.PrivateKey = steadySigner{key}
+	}
 	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin))
 	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax))
-	return &tls.Config{
-		Certificates: []tls.Certificate{*certificate},
+	config := &tls.Config{
+		Certificates: []tls.Certificate{served},
 		MinVersion:   min(lowest, highest),
 		MaxVersion:   max(lowest, highest),
 		// Asked for but not judged here: the service refuses a wrong
@@ -499,7 +550,17 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 		// handshake would meet a client that writes too, over net.Pipe for ever.
 		SessionTicketsDisabled: true,
 		Time:                   c.server.now,
-	}, nil
+	}
+	if rule.Alert != "" {
+		// Go has but one alert for a certificate; up to TLS 1.2 this one goes ahead of it, in the clear.
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if state.Version <= tls.VersionTLS12 {
+				_, _ = c.raw.Write(alertRecord(rule.Alert))
+			}
+			return errors.New("scenario: alert")
+		}
+	}
+	return config, nil
 }
 
 func describe(state tls.ConnectionState) string {

@@ -83,7 +83,14 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the subprotocol mqtt is not offered [MQTT-6.0.0-3]"})
 		return refuse(http.StatusBadRequest, "the subprotocol mqtt is needed\n")
 	}
-	conn, err := upgrader.Upgrade(w, req, nil)
+	var header http.Header
+	if rule.Subprotocol != "" {
+		upgrader.Subprotocols = nil
+		if rule.Subprotocol != "none" {
+			header = http.Header{"Sec-Websocket-Protocol": {rule.Subprotocol}}
+		}
+	}
+	conn, err := upgrader.Upgrade(w, req, header)
 	if err != nil {
 		w.flush()
 		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
@@ -92,7 +99,7 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 		return nil, false
 	}
 	conn.SetReadLimit(maxFrame)
-	return &webSocket{conn: conn}, true
+	return &webSocket{conn: conn, raw: c.tls}, true
 }
 
 // responseWriter lets the upgrader, made for net/http, work on a bare connection.
@@ -130,6 +137,8 @@ func (w *responseWriter) flush() {
 type webSocket struct {
 	conn    *websocket.Conn
 	message io.Reader
+	raw     io.Writer // below conn
+	frames  string    // see Rule.Frames
 }
 
 func (w *webSocket) Read(p []byte) (int, error) {
@@ -140,7 +149,7 @@ func (w *webSocket) Read(p []byte) (int, error) {
 				return 0, webSocketError(err)
 			}
 			if kind != websocket.BinaryMessage {
-				return 0, breach("WebSocket: a text message [MQTT-6.0.0-1]")
+				return 0, &violation{reason: "WebSocket: a text message [MQTT-6.0.0-1]", closeCode: websocket.CloseUnsupportedData}
 			}
 			w.message = r
 		}
@@ -172,11 +181,50 @@ func webSocketError(err error) error {
 	return err
 }
 
-// Write sends one binary message. The message writer joins header and
-// payload in one write, which WriteMessage does not.
+// The first byte of a frame, RFC 6455 5.2.
+const (
+	frameContinuation = 0x00
+	frameBinary       = 0x02
+	framePing         = 0x09
+	frameFinal        = 0x80
+)
+
+// Write sends one binary message, or what the rule wants instead. The message
+// writer joins header and payload in one write, which WriteMessage does not.
 func (w *webSocket) Write(p []byte) (int, error) {
 	_ = w.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // it would clear the connection's
-	out, err := w.conn.NextWriter(websocket.BinaryMessage)
+	kind := websocket.BinaryMessage
+	switch w.frames {
+	case "split", "fragments":
+		for i := range p {
+			first := byte(frameFinal | frameBinary)
+			if w.frames == "fragments" {
+				first = frameContinuation
+				if i == 0 {
+					first |= frameBinary
+				}
+				if i == len(p)-1 {
+					first |= frameFinal
+				}
+			}
+			if _, err := w.raw.Write([]byte{first, 1, p[i]}); err != nil {
+				return i, err
+			}
+		}
+		return len(p), nil
+	case "masked":
+		// The masking key of zeros leaves the payload as it is.
+		b := append([]byte{frameFinal | frameBinary, 0x80 | 126, byte(len(p) >> 8), byte(len(p)), 0, 0, 0, 0}, p...)
+		_, err := w.raw.Write(b)
+		return len(p), err
+	case "ping":
+		if _, err := w.raw.Write([]byte{frameFinal | framePing, 4, 'p', 'i', 'n', 'g'}); err != nil {
+			return 0, err
+		}
+	case "text":
+		kind = websocket.TextMessage
+	}
+	out, err := w.conn.NextWriter(kind)
 	if err != nil {
 		return 0, err
 	}
@@ -184,7 +232,7 @@ func (w *webSocket) Write(p []byte) (int, error) {
 	return n, errors.Join(err, out.Close())
 }
 
-// sayGoodbye sends a close frame.
-func (w *webSocket) sayGoodbye() {
-	_ = w.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(lingerTimeout))
+// sayGoodbye sends a close frame, unless there was one already.
+func (w *webSocket) sayGoodbye(code int) {
+	_ = w.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(lingerTimeout))
 }

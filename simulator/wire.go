@@ -23,6 +23,8 @@ const (
 type violation struct {
 	reason  string
 	connack int // the CONNACK return code to send first, or 0
+	// closeCode is the status of the close frame of a WebSocket, or 0 for 1008
+	closeCode int
 }
 
 func (v *violation) Error() string { return v.reason }
@@ -180,7 +182,7 @@ func checkConnectHead(body []byte) error {
 		return breach("CONNECT: the protocol name is not MQTT")
 	}
 	if level != 4 {
-		return &violation{"CONNECT: the protocol level is not 4", 1} // [MQTT-3.1.2-2]
+		return &violation{reason: "CONNECT: the protocol level is not 4", connack: 1} // [MQTT-3.1.2-2]
 	}
 	return nil
 }
@@ -200,7 +202,7 @@ func check(p *packets.Packet) error {
 		case !utf8.Valid(c.Username) || bytes.IndexByte(c.Username, 0) >= 0:
 			return breach("CONNECT: the user name is not UTF-8 [MQTT-1.5.3-1]")
 		case c.ClientIdentifier == "" && !c.Clean:
-			return &violation{"CONNECT: no client identifier, and clean session 0 [MQTT-3.1.3-8]", 2}
+			return &violation{reason: "CONNECT: no client identifier, and clean session 0 [MQTT-3.1.3-8]", connack: 2}
 		}
 	case packets.Publish:
 		switch {

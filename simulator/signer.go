@@ -1,0 +1,24 @@
+package simulator
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"io"
+)
+
+// steadySigner signs until the signature has the most common length. The
+// DER form of an ECDSA signature varies by a few bytes; so a second run sends
+// as many bytes as the first.
+type steadySigner struct{ *ecdsa.PrivateKey }
+
+// Sign signs a digest.
+func (s steadySigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	// A sequence of two integers that are neither cut nor padded: one signature in four.
+	want := 2 + 2*(2+(s.Curve.Params().BitSize+7)/8)
+	for {
+		signature, err := s.PrivateKey.Sign(rand, digest, opts)
+		if err != nil || len(signature) == want {
+			return signature, err
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package simulator
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// errScenario ends a stream whose rule wants it.
+var errScenario = errors.New("scenario: the stream has come to its end")
+
+// rawConn is the stream of bytes below TLS. It counts them, and a rule of
+// OnAccept can delay them, trickle them, or end or stall them at a certain byte.
+type rawConn struct {
+	net.Conn
+	up, down atomic.Int64
+	rule     *Rule       // nil for none; set before the first byte
+	note     func(Entry) // of the connection
+	deaf     atomic.Bool // stalled: what the client sends is heard no more
+	mute     atomic.Bool // stalled: nothing is sent any more
+	gone     chan struct{}
+	close    sync.Once
+}
+
+func newRawConn(conn net.Conn, note func(Entry)) *rawConn {
+	return &rawConn{Conn: conn, note: note, gone: make(chan struct{})}
+}
+
+// Close ends the connection, and every wait for it.
+func (r *rawConn) Close() error {
+	r.close.Do(func() { close(r.gone) })
+	return r.Conn.Close()
+}
+
+func (r *rawConn) closed() bool {
+	select {
+	case <-r.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause waits, unless the connection is closed first.
+func (r *rawConn) pause(d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-r.gone:
+		return false
+	}
+}
+
+// patient tells that the rule makes the handshake take its time, or never end.
+func (r *rawConn) patient() bool {
+	f := r.rule
+	return f != nil && (f.AfterUp > 0 || f.AfterDown > 0 || f.DelayUp > 0 || f.DelayDown > 0 || f.Pace > 0)
+}
+
+// Read reads from the client.
+func (r *rawConn) Read(p []byte) (int, error) {
+	if f := r.rule; f != nil && f.AfterUp > 0 {
+		left := f.AfterUp - int(r.up.Load())
+		if r.closed() {
+			return 0, net.ErrClosed
+		}
+		if left <= 0 {
+			return 0, r.atUp()
+		}
+		p = p[:min(len(p), left)]
+	}
+	n, err := r.Conn.Read(p)
+	r.up.Add(int64(n))
+	if r.rule != nil && n > 0 && !r.pause(r.rule.DelayUp) {
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+// atUp does what the rule wants after so many bytes of the client.
+func (r *rawConn) atUp() error {
+	if !r.rule.Silent {
+		return r.finish()
+	}
+	if !r.deaf.Swap(true) {
+		r.note(Entry{Packet: "STALL", Direction: "up", Size: int(r.up.Load())})
+	}
+	_ = r.SetReadDeadline(time.Time{})
+	for b := make([]byte, 4096); ; { // until the client hangs up
+		if _, err := r.Conn.Read(b); err != nil {
+			return err
+		}
+	}
+}
+
+// finish ends the stream as the rule wants it.
+func (r *rawConn) finish() error {
+	if g := r.rule.garbage(); len(g) > 0 {
+		n, _ := r.Conn.Write(g)
+		r.down.Add(int64(n))
+		r.note(Entry{Packet: "GARBAGE", Size: n})
+	}
+	if r.rule.Reset {
+		r.reset()
+	} else {
+		_ = r.Close()
+	}
+	return errScenario
+}
+
+// Write writes to the client.
+func (r *rawConn) Write(p []byte) (int, error) {
+	f := r.rule
+	if f == nil {
+		return r.put(p)
+	}
+	if r.mute.Load() {
+		return len(p), nil // believed to be sent, as by a kernel
+	}
+	if !r.pause(f.DelayDown) || r.closed() {
+		return 0, net.ErrClosed
+	}
+	now, limited := p, false
+	if left := f.AfterDown - int(r.down.Load()); f.AfterDown > 0 && left <= len(p) {
+		now, limited = p[:left], true
+	}
+	n, err := r.trickle(now)
+	if err != nil || !limited {
+		return n, err
+	}
+	if !f.Silent {
+		return n, r.finish()
+	}
+	r.mute.Store(true)
+	r.note(Entry{Packet: "STALL", Direction: "down", Size: int(r.down.Load())})
+	return len(p), nil
+}
+
+func (r *rawConn) put(p []byte) (int, error) {
+	n, err := r.Conn.Write(p)
+	if errors.Is(err, io.ErrClosedPipe) && !r.closed() {
+		// A kernel takes what the other side will never read; net.Pipe does not.
+		n, err = len(p), nil
+	}
+	r.down.Add(int64(n))
+	return n, err
+}
+
+// trickle writes bytes one by one if the rule wants it.
+func (r *rawConn) trickle(p []byte) (int, error) {
+	if !r.rule.ByteByByte || len(p) == 0 {
+		return r.put(p)
+	}
+	for i := range p {
+		if r.rule.Pace > 0 {
+			if !r.pause(r.rule.Pace) {
+				return i, net.ErrClosed
+			}
+			_ = r.SetWriteDeadline(time.Now().Add(writeTimeout))
+		}
+		if n, err := r.put(p[i : i+1]); err != nil {
+			return i + n, err
+		}
+	}
+	return len(p), nil
+}
+
+// reset drops the connection so that the peer sees an RST, where there is such a thing.
+func (r *rawConn) reset() {
+	if t, ok := r.Conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = r.Close()
+}
+
+// closeWrite sends a FIN, where there is such a thing.
+func (r *rawConn) closeWrite() {
+	if t, ok := r.Conn.(interface{ CloseWrite() error }); ok {
+		_ = t.CloseWrite()
+	}
+}
+
+// alerts are the TLS alerts a rule can send, RFC 5246 7.2 and RFC 8446 6.
+var alerts = map[string]byte{
+	"unexpected_message": 10, "bad_record_mac": 20, "record_overflow": 22, "handshake_failure": 40,
+	"bad_certificate": 42, "unsupported_certificate": 43, "certificate_revoked": 44, "certificate_expired": 45,
+	"certificate_unknown": 46, "illegal_parameter": 47, "unknown_ca": 48, "access_denied": 49, "decode_error": 50,
+	"decrypt_error": 51, "protocol_version": 70, "insufficient_security": 71, "internal_error": 80,
+	"user_canceled": 90, "unrecognized_name": 112, "certificate_required": 116, "no_application_protocol": 120,
+}
+
+// alertRecord is a fatal alert as it goes over a stream that is not yet encrypted.
+func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, alerts[name]} }
