@@ -423,9 +423,10 @@ func TestPitfall14EachPacketIsOneWrite(t *testing.T) {
 func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 	t.Run("what is still to be acknowledged goes before it", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			read := make(chan struct{})
+			publishing, read := make(chan struct{}), make(chan struct{})
 			c, _ := connect(t, options, func(s *server) {
 				s.accept()
+				<-publishing
 				s.write(messageQoS1 + messageQoS1)
 				<-read
 				s.expect(mochi.Publish)
@@ -437,6 +438,8 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 			// A write nobody reads yet holds the lock. The first PUBACK queues for it,
 			// the second is not yet made when Close is called.
 			go c.Publish(context.Background(), "a", nil, 0)
+			synctest.Wait()
+			close(publishing)
 			synctest.Wait()
 			closed := make(chan struct{})
 			go func() { defer close(closed); closeClean(t, c) }()
