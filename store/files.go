@@ -310,13 +310,19 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// readFile reads a file of bounded size.
+// readFile reads a regular file of bounded size. Opening a FIFO must not wait for
+// its writer, and another kind of file holds nothing that was ever written here.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, &DamagedError{Path: path, Reason: "not a regular file"}
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err

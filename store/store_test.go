@@ -391,6 +391,27 @@ func TestDamage(t *testing.T) {
 			t.Errorf("notices:\n%s", kinds(s))
 		}
 	})
+	t.Run("a FIFO in the place of a file is damage, and nobody waits for its writer", func(t *testing.T) {
+		directory := written(t, 3)
+		for _, name := range []string{"state.json", "state.env", "transport"} {
+			path := filepath.Join(directory, name)
+			os.Remove(path)
+			if err := syscall.Mkfifo(path, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var damaged *store.DamagedError
+		if _, err := store.Read(directory); !errors.As(err, &damaged) {
+			t.Errorf("Read: %v, want *DamagedError", err)
+		}
+		s := mustOpen(t, store.Options{Directory: directory})
+		if rec := mustRead(t, directory); rec.Generation != 4 || rec.DeviceID != "gw-0002" || !s.Durable() {
+			t.Errorf("generation %d, device %s, durable %v", rec.Generation, rec.DeviceID, s.Durable())
+		}
+		if name := s.Transport(); name != "" {
+			t.Errorf("transport %q", name)
+		}
+	})
 	t.Run("a directory in the place of state.json moves aside", func(t *testing.T) {
 		directory := written(t, 2)
 		os.Remove(filepath.Join(directory, "state.json"))
