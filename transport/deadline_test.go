@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -31,6 +32,9 @@ func drip(c net.Conn, text string) {
 
 // deaf neither reads nor writes until the test is over.
 func deaf(over <-chan struct{}) func(net.Conn) { return func(net.Conn) { <-over } }
+
+// alsoProxy makes a certificate good for the proxy too.
+func alsoProxy(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "proxy.test") }
 
 // TestTimeout holds that one deadline covers a protocol from its name to its upgrade,
 // to the nanosecond, wherever the peer falls silent.
@@ -77,6 +81,21 @@ func TestTimeout(t *testing.T) {
 					}
 				}
 			}},
+		{"a proxy that is mute to the handshake", transport.MQTT, true, transport.StageProxy,
+			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
+		{"a proxy in TLS that is deaf", transport.MQTT, true, transport.StageProxy,
+			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
+				return secure(config, func(*tls.Conn) { <-over })
+			}},
+		{"a proxy in TLS that is deaf after its 200", transport.WebSocket, true, transport.StageTLS,
+			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
+				return secure(config, func(c *tls.Conn) {
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+						io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+						<-over
+					}
+				})
+			}},
 		{"a server that is mute to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
 			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) { return secure(config, hold) }},
 		{"a server that is deaf to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
@@ -101,11 +120,14 @@ func TestTimeout(t *testing.T) {
 				if test.proxied {
 					address = proxyAddress
 					d.Proxy = through("http://" + proxyAddress)
+					if strings.Contains(test.expect, "TLS") || strings.Contains(test.expect, "handshake") {
+						d.Proxy, d.ProxyCAFile = through("https://"+proxyAddress), write(t, "proxy-ca.pem", root.pem())
+					}
 				}
 				n := newNetwork(t, true, map[string]func(net.Conn){})
 				t.Cleanup(func() { close(over) }) // runs before the network waits for its handlers
 				if test.handle != nil {
-					n.handlers[address] = test.handle(&tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}, over)
+					n.handlers[address] = test.handle(&tls.Config{Certificates: []tls.Certificate{root.issue(t, host, alsoProxy)}, SessionTicketsDisabled: true}, over)
 					d.DialContext = n.DialContext
 				} else {
 					d.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {

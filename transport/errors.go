@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -17,8 +18,8 @@ const (
 	StageCA        Stage = "ca"        // reading the configured roots
 	StageName      Stage = "name"      // resolving the service's name; *net.DNSError is in the chain
 	StageTCP       Stage = "tcp"       // connecting; syscall.Errno is in the chain
-	StageProxy     Stage = "proxy"     // finding, reaching or passing the proxy; maybe *ProxyError
-	StageTLS       Stage = "tls"       // the handshake; x509 errors, *NotTLSError or an alert are in the chain
+	StageProxy     Stage = "proxy"     // finding, reaching or passing the proxy, its own TLS too; maybe *ProxyError
+	StageTLS       Stage = "tls"       // the handshake; *CertificateError, *NotTLSError or an alert are in the chain
 	StageWebSocket Stage = "websocket" // the upgrade; maybe *UpgradeError
 )
 
@@ -120,22 +121,53 @@ func (e *ProxyError) Error() string {
 // UpgradeError is a server that answered the WebSocket upgrade, but not with an MQTT
 // WebSocket.
 type UpgradeError struct {
-	Status   int    // HTTP status; 101 when the upgrade itself was wrong
-	Location string // where it redirects to
-	Reason   string // what was wrong with a 101
+	Status      int    // HTTP status; 101 when the upgrade itself was wrong
+	Location    string // where it redirects to
+	ContentType string // what came in place of the upgrade, e.g. "text/html; charset=utf-8"
+	Reason      string // what was wrong with a 101
 }
 
-// Error gives the status and the redirection.
+// Error gives the status, what came with it and the redirection.
 func (e *UpgradeError) Error() string {
 	s := fmt.Sprintf("the WebSocket upgrade was answered %d", e.Status)
 	if e.Reason != "" {
 		s += ": " + e.Reason
+	}
+	if e.ContentType != "" {
+		s += " with " + printable(e.ContentType)
 	}
 	if e.Location != "" {
 		s += ", redirecting to " + printable(e.Location)
 	}
 	return s
 }
+
+// HTML reports whether a page for people came in place of the upgrade.
+func (e *UpgradeError) HTML() bool {
+	kind, _, _ := strings.Cut(e.ContentType, ";")
+	return strings.EqualFold(strings.TrimSpace(kind), "text/html")
+}
+
+// CertificateError is a peer whose certificate could not be verified. The reason, an
+// error of crypto/x509, is in its chain.
+type CertificateError struct {
+	Certificate *x509.Certificate // the peer's own; nobody vouches for what it says
+	Host        string            // whose it should have been
+	Err         error
+}
+
+// Error gives the reason, and who the peer is by its own account.
+func (e *CertificateError) Error() string {
+	return fmt.Sprintf("%v; it is for %q and issued by %q",
+		e.Err, printable(e.Certificate.Subject.String()), printable(e.Certificate.Issuer.String()))
+}
+
+// Unwrap returns the error of crypto/tls.
+func (e *CertificateError) Unwrap() error { return e.Err }
+
+// Named reports whether the certificate is for the host that was asked for, so that
+// only its issuer is in doubt.
+func (e *CertificateError) Named() bool { return e.Certificate.VerifyHostname(e.Host) == nil }
 
 // NotTLSError is a peer whose first bytes are no TLS record. tls.RecordHeaderError
 // is in its chain.
@@ -152,8 +184,17 @@ func (e *NotTLSError) Error() string {
 // Unwrap returns the error of crypto/tls.
 func (e *NotTLSError) Unwrap() error { return e.Err }
 
-// HTTP reports whether the peer answered in HTTP, as a captive portal does.
-func (e *NotTLSError) HTTP() bool { return strings.HasPrefix(string(e.First), "HTTP/") }
+// HTTP reports whether the peer answered in HTTP, as a captive portal does. Some send
+// the page alone.
+func (e *NotTLSError) HTTP() bool {
+	first := strings.ToLower(strings.TrimSpace(string(e.First)))
+	for _, begin := range []string{"http/", "<!doctype html", "<html"} {
+		if strings.HasPrefix(first, begin) {
+			return true
+		}
+	}
+	return false
+}
 
 // RemoteAlert finds a TLS alert sent by the server in err, and returns its words,
 // e.g. "tls: bad certificate". crypto/tls has no exported type for it. It also works

@@ -54,35 +54,40 @@ func parses(address string) bool {
 	return err == nil
 }
 
-// proxyAddress returns host:port of an HTTP proxy.
-func proxyAddress(proxy *url.URL) (string, error) {
-	if !strings.EqualFold(proxy.Scheme, "http") {
-		return "", fmt.Errorf("%w: the scheme must be http, not %q", ErrProxyAddress, printable(proxy.Scheme))
+// locate returns host:port of a proxy, and whether it is reached by TLS.
+func locate(proxy *url.URL) (secure bool, address string, err error) {
+	port := "80"
+	switch strings.ToLower(proxy.Scheme) {
+	case "http":
+	case "https":
+		secure, port = true, "443"
+	default:
+		return false, "", fmt.Errorf("%w: the scheme must be http or https, not %q", ErrProxyAddress, printable(proxy.Scheme))
 	}
 	if proxy.Hostname() == "" {
-		return "", fmt.Errorf("%w: it has no host name", ErrProxyAddress)
+		return false, "", fmt.Errorf("%w: it has no host name", ErrProxyAddress)
 	}
-	port := proxy.Port()
-	if port == "" {
-		port = "80"
+	if proxy.Port() != "" {
+		port = proxy.Port()
 	}
-	return net.JoinHostPort(proxy.Hostname(), port), nil
+	return secure, net.JoinHostPort(proxy.Hostname(), port), nil
 }
 
-// connectThrough asks the proxy behind raw for a tunnel to address (RFC 9110 9.3.6).
-func connectThrough(ctx context.Context, raw net.Conn, proxy *url.URL, address string) (net.Conn, error) {
+// openTunnel asks the proxy at the other end of stream for a tunnel to address
+// (RFC 9110 9.3.6). user is sent as basic authentication (RFC 7617), nil is nobody.
+func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, address string) (net.Conn, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", address, address)
-	if user := proxy.User; user != nil {
+	if user != nil {
 		password, _ := user.Password()
 		credentials := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
 		fmt.Fprintf(&b, "Proxy-Authorization: Basic %s\r\n", credentials)
 	}
 	b.WriteString("\r\n")
 
-	r := newHTTPReader(raw)
-	err := interruptible(ctx, raw, func() error {
-		if _, err := io.WriteString(raw, b.String()); err != nil {
+	r := newHTTPReader(stream)
+	err := interruptible(ctx, stream, func() error {
+		if _, err := io.WriteString(stream, b.String()); err != nil {
 			return err
 		}
 		//nolint:bodyclose // the body is left unread: the stream is the tunnel, or is closed

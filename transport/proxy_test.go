@@ -3,11 +3,13 @@ package transport_test
 import (
 	"bufio"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,6 +101,15 @@ func TestProxy(t *testing.T) {
 		dial(t, d, nil)
 		if _, sent := (<-seen).Header["Proxy-Authorization"]; sent {
 			t.Error("one was sent")
+		}
+	})
+	t.Run("a user given apart stands before that of the address", func(t *testing.T) {
+		_, d, seen := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
+		d.Proxy = through("http://other:0ther@" + proxyAddress)
+		d.ProxyUser = url.UserPassword("gateway", "s3cret@")
+		dial(t, d, nil)
+		if got := (<-seen).Header.Get("Proxy-Authorization"); got != "Basic Z2F0ZXdheTpzM2NyZXRA" {
+			t.Errorf("Proxy-Authorization is %q", got)
 		}
 	})
 	t.Run("the function is asked for each protocol, by https and port", func(t *testing.T) {
@@ -198,7 +209,6 @@ func TestProxy(t *testing.T) {
 		}
 	})
 	for expect, address := range map[string]string{
-		"a proxy reached by TLS is refused": "https://u:s3cret@" + proxyAddress,
 		"a SOCKS proxy is refused":          "socks5://u:s3cret@" + proxyAddress,
 		"a proxy without a name is refused": "http://u:s3cret@:3128",
 	} {
@@ -212,6 +222,120 @@ func TestProxy(t *testing.T) {
 	}
 }
 
+// TestSecureProxy holds that the way to an https:// proxy is verified by itself, and
+// that nothing of it is blamed on the service.
+func TestSecureProxy(t *testing.T) {
+	const name = "proxy.test"
+	root, proxyRoot := newAuthority(t, nil), newAuthority(t, nil)
+	service := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
+	setUp := func(t *testing.T, certificate tls.Certificate) (*network, *transport.Dialer, chan *http.Request, chan tls.ConnectionState) {
+		seen, hello := make(chan *http.Request, 4), make(chan tls.ConnectionState, 4)
+		handlers := map[string]func(net.Conn){
+			mqttAddress: secure(service, echo),
+			webAddress:  secure(service, upgraded([]string{"mqtt"}, echoMessages)),
+		}
+		n := newNetwork(t, false, handlers)
+		tunnel := proxy(n, seen, "HTTP/1.1 200 Connection established\r\n\r\n")
+		handlers[proxyAddress] = secure(&tls.Config{Certificates: []tls.Certificate{certificate}, ClientAuth: tls.RequestClientCert}, func(c *tls.Conn) {
+			hello <- c.ConnectionState()
+			tunnel(c)
+		})
+		return n, &transport.Dialer{Host: host, Roots: root.pool(), Proxy: through("https://gateway:s3cret@" + proxyAddress),
+			ProxyCAFile: write(t, "proxy-ca.pem", proxyRoot.pem()), DialContext: n.DialContext}, seen, hello
+	}
+	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+		t.Run("a tunnel in TLS carries "+string(protocol), func(t *testing.T) {
+			_, d, seen, hello := setUp(t, proxyRoot.issue(t, name, nil))
+			d.Protocols = only(protocol)
+			device := newAuthority(t, nil).issue(t, "gw-1", nil)
+			c := dial(t, d, &device)
+			if c.Proxy != proxyAddress {
+				t.Errorf("it describes its proxy as %q", c.Proxy)
+			}
+			state := <-hello
+			if state.ServerName != name || state.Version < tls.VersionTLS12 {
+				t.Errorf("the proxy was asked for %q in TLS %x", state.ServerName, state.Version)
+			}
+			if len(state.PeerCertificates) != 0 {
+				t.Error("the device's certificate was shown to the proxy")
+			}
+			if got := (<-seen).Header.Get("Proxy-Authorization"); !strings.HasPrefix(got, "Basic ") {
+				t.Errorf("Proxy-Authorization is %q", got)
+			}
+			if !strings.HasPrefix(c.RemoteAddr().String(), "127.0.0.1:") {
+				t.Errorf("the remote address is %v", c.RemoteAddr())
+			}
+			if _, err := io.WriteString(c, "ping"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	t.Run("the roots of the proxy are not those of the service", func(t *testing.T) {
+		_, d, _, _ := setUp(t, proxyRoot.issue(t, name, nil))
+		d.Protocols, d.Roots = only(transport.MQTT), newAuthority(t, nil).pool()
+		if e := failure(t, d, nil); e.Stage != transport.StageTLS {
+			t.Errorf("got %v", e)
+		}
+	})
+	for _, test := range []struct {
+		expect      string
+		certificate tls.Certificate
+		file        string // in place of the proxy's roots
+		check       func(error) bool
+	}{
+		{"a proxy of an unknown authority", newAuthority(t, nil).issue(t, name, nil), "", func(err error) bool {
+			var e x509.UnknownAuthorityError
+			var who *transport.CertificateError
+			return errors.As(err, &e) && errors.As(err, &who) && who.Host == name && who.Named()
+		}},
+		{"a proxy of another name", proxyRoot.issue(t, host, nil), "", func(err error) bool {
+			var e x509.HostnameError
+			var who *transport.CertificateError
+			return errors.As(err, &e) && e.Host == name && errors.As(err, &who) && !who.Named()
+		}},
+		{"a file of roots that is missing", proxyRoot.issue(t, name, nil), "/nonexistent/proxy-ca.pem", func(err error) bool {
+			return errors.Is(err, os.ErrNotExist) && strings.Contains(err.Error(), "/nonexistent/proxy-ca.pem")
+		}},
+	} {
+		t.Run(test.expect+" is a failure of stage proxy, and no password is sent", func(t *testing.T) {
+			_, d, seen, _ := setUp(t, test.certificate)
+			d.Protocols = only(transport.MQTT)
+			if test.file != "" {
+				d.ProxyCAFile = test.file
+			}
+			e := failure(t, d, nil)
+			if e.Stage != transport.StageProxy || e.Address != proxyAddress || !test.check(e) || strings.Contains(e.Error(), "s3cret") {
+				t.Errorf("got %s %q: %v", e.Stage, e.Address, e)
+			}
+			if len(seen) != 0 {
+				t.Error("the proxy was asked all the same")
+			}
+		})
+	}
+	t.Run("a file of roots is not read for a proxy without TLS", func(t *testing.T) {
+		n, d, _, _ := setUp(t, proxyRoot.issue(t, name, nil))
+		n.handlers[proxyAddress] = proxy(n, nil, "HTTP/1.1 200 OK\r\n\r\n")
+		d.Proxy, d.ProxyCAFile = through("http://"+proxyAddress), "/nonexistent/proxy-ca.pem"
+		dial(t, d, nil)
+	})
+	t.Run("a proxy that speaks no TLS is a failure of stage proxy", func(t *testing.T) {
+		n, d, _, _ := setUp(t, proxyRoot.issue(t, name, nil))
+		n.handlers[proxyAddress] = func(c net.Conn) {
+			io.ReadFull(c, make([]byte, 64))
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			hold(c)
+		}
+		d.Protocols = only(transport.MQTT)
+		var foreign *transport.NotTLSError
+		if e := failure(t, d, nil); e.Stage != transport.StageProxy || !errors.As(e, &foreign) {
+			t.Errorf("got %v", e)
+		}
+	})
+}
+
 func TestProxyFromEnvironment(t *testing.T) {
 	for _, test := range []struct {
 		expect      string
@@ -222,6 +346,7 @@ func TestProxyFromEnvironment(t *testing.T) {
 	}{
 		{"nothing set is no proxy", nil, mqttAddress, "", false},
 		{"HTTPS_PROXY", map[string]string{"HTTPS_PROXY": "http://p.test:3128"}, mqttAddress, "http://p.test:3128", false},
+		{"HTTPS_PROXY with TLS, user and password", map[string]string{"HTTPS_PROXY": "https://u:p%40@p.test:3129"}, mqttAddress, "https://u:p%40@p.test:3129", false},
 		{"https_proxy, without a scheme", map[string]string{"https_proxy": "p.test:3128"}, mqttAddress, "http://p.test:3128", false},
 		{"HTTP_PROXY is for other things", map[string]string{"HTTP_PROXY": "http://p.test:3128"}, mqttAddress, "", false},
 		{"NO_PROXY by domain", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},

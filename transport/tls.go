@@ -57,15 +57,16 @@ func systemRoots(bundles []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// roots returns what the server's certificate is verified against.
-func (d *Dialer) roots() (*x509.CertPool, error) {
-	if d.CAFile == "" {
+// roots returns what a certificate is verified against: the roots and those of the
+// file, if there is one.
+func (d *Dialer) roots(file string) (*x509.CertPool, error) {
+	if file == "" {
 		if d.Roots != nil {
 			return d.Roots, nil
 		}
 		return systemRoots(bundles())
 	}
-	certificates, err := readCertificates(d.CAFile)
+	certificates, err := readCertificates(file)
 	if err != nil {
 		return nil, err
 	}
@@ -125,9 +126,9 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-func (d *Dialer) tlsConfig(roots *x509.CertPool, certificate *tls.Certificate) *tls.Config {
+func tlsConfig(host string, roots *x509.CertPool, certificate *tls.Certificate) *tls.Config {
 	c := &tls.Config{
-		ServerName: d.Host,
+		ServerName: host,
 		RootCAs:    roots,
 		// DPS refuses anything older. The maximum is left open.
 		MinVersion: tls.VersionTLS12,
@@ -160,6 +161,9 @@ func handshake(ctx context.Context, raw net.Conn, config *tls.Config) (*tls.Conn
 	}
 	if header := (tls.RecordHeaderError{}); errors.As(err, &header) {
 		return nil, &NotTLSError{First: kept, Err: err}
+	}
+	if verify := (*tls.CertificateVerificationError)(nil); errors.As(err, &verify) && len(verify.UnverifiedCertificates) > 0 {
+		return nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: config.ServerName, Err: err}
 	}
 	return nil, err
 }

@@ -2,7 +2,8 @@
 // WebSocket on 443, straight or through an HTTP proxy, in a configured order.
 //
 // Every stream is TLS 1.2 or later and verified against the system's roots and the
-// configured ones, with the server's name always sent and always checked. There is
+// configured ones, with the server's name always sent and always checked; so is the
+// connection to an https:// proxy. There is
 // no switch to turn that off. Failures are an [Errors], one [Error] for each protocol
 // tried, each with the [Stage] where it ended.
 package transport
@@ -48,6 +49,13 @@ type Dialer struct {
 	// function is no proxy. See ProxyFromEnvironment.
 	Proxy func(*url.URL) (*url.URL, error)
 
+	// ProxyUser is sent to the proxy as user and password, in place of what its URL
+	// holds. nil is what the URL holds.
+	ProxyUser *url.Userinfo
+	// ProxyCAFile has PEM certificates trusted beside Roots for an https:// proxy; read
+	// at each Dial that meets one.
+	ProxyCAFile string
+
 	CAFile string         // PEM certificates trusted beside Roots; read at each Dial
 	Roots  *x509.CertPool // nil is the system's
 
@@ -69,13 +77,13 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 	if len(protocols) == 0 {
 		protocols = []Protocol{MQTT, WebSocket}
 	}
-	roots, err := d.roots()
+	roots, err := d.roots(d.CAFile)
 	if err != nil {
 		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
 	for _, p := range protocols {
-		c, err := d.dial(ctx, p, d.tlsConfig(roots, certificate))
+		c, err := d.dial(ctx, p, tlsConfig(d.Host, roots, certificate))
 		if err == nil {
 			return c, nil
 		}
@@ -117,7 +125,8 @@ type attempt struct {
 	dialer   *Dialer
 	protocol Protocol
 	config   *tls.Config
-	proxy    string // the proxy's address, "" for none
+	proxy    string   // the proxy's address, "" for none
+	raw      net.Conn // the TCP connection
 }
 
 func (a *attempt) fail(stage Stage, address string, err error) *Error {
@@ -136,13 +145,13 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	}
 	address := net.JoinHostPort(a.dialer.Host, strconv.Itoa(port))
 
-	raw, failure := a.connect(ctx, address)
+	stream, failure := a.connect(ctx, address)
 	if failure != nil {
 		return nil, failure
 	}
-	secure, err := handshake(ctx, raw, a.config)
+	secure, err := handshake(ctx, stream, a.config)
 	if err != nil {
-		_ = raw.Close()
+		_ = a.raw.Close()
 		return nil, a.fail(StageTLS, address, err)
 	}
 	c := &Conn{
@@ -151,12 +160,12 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		Address:  address,
 		Proxy:    a.proxy,
 		TLS:      secure.ConnectionState(),
-		raw:      raw,
+		raw:      a.raw,
 	}
 	if a.protocol == WebSocket {
 		ws, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
-			_ = raw.Close()
+			_ = a.raw.Close()
 			// Under TLS 1.3 the server judges the client certificate after the client's
 			// handshake is over: its alert arrives in place of the first answer.
 			if _, ok := RemoteAlert(err); ok {
@@ -169,7 +178,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	return c, nil
 }
 
-// connect opens the TCP connection, through the proxy when there is one.
+// connect opens a stream to address, through the proxy when there is one.
 func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error) {
 	var proxy *url.URL
 	if a.dialer.Proxy != nil {
@@ -178,32 +187,12 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 			return nil, a.fail(StageProxy, address, err)
 		}
 	}
-	dial := a.dialer.DialContext
-	if dial == nil {
-		// MQTT's own keep-alive and the response time-out find a dead peer; TCP's would
-		// wake a cellular modem every 15 seconds for nothing.
-		dial = (&net.Dialer{KeepAlive: -1}).DialContext
-	}
 	if proxy != nil {
-		proxyAddress, err := proxyAddress(proxy)
-		if err != nil {
-			return nil, a.fail(StageProxy, address, err)
-		}
-		a.proxy = proxyAddress
-		raw, err := dial(ctx, "tcp", proxyAddress)
-		if err != nil {
-			return nil, a.fail(StageProxy, proxyAddress, err)
-		}
-		tunnel, err := connectThrough(ctx, raw, proxy, address)
-		if err != nil {
-			_ = raw.Close()
-			return nil, a.fail(StageProxy, proxyAddress, err)
-		}
-		return tunnel, nil
+		return a.connectThrough(ctx, proxy, address)
 	}
-	raw, err := dial(ctx, "tcp", address)
-	if err == nil {
-		return raw, nil
+	var err error
+	if a.raw, err = a.dialer.open(ctx, address); err == nil {
+		return a.raw, nil
 	}
 	stage := StageTCP
 	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
@@ -211,6 +200,65 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 	}
 	return nil, a.fail(stage, address, err)
 }
+
+// connectThrough opens a stream to address through the proxy.
+func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address string) (net.Conn, *Error) {
+	secure, proxyAddress, err := locate(proxy)
+	if err != nil {
+		return nil, a.fail(StageProxy, address, err)
+	}
+	a.proxy = proxyAddress
+	var roots *x509.CertPool
+	if secure {
+		if roots, err = a.dialer.roots(a.dialer.ProxyCAFile); err != nil {
+			return nil, a.fail(StageProxy, proxyAddress, err)
+		}
+	}
+	if a.raw, err = a.dialer.open(ctx, proxyAddress); err != nil {
+		return nil, a.fail(StageProxy, proxyAddress, err)
+	}
+	stream := a.raw
+	if secure {
+		// The device's certificate is the service's to see, not the proxy's.
+		c, err := handshake(ctx, a.raw, tlsConfig(proxy.Hostname(), roots, nil))
+		if err != nil {
+			_ = a.raw.Close()
+			return nil, a.fail(StageProxy, proxyAddress, err)
+		}
+		stream = &inProxy{Conn: c, raw: a.raw}
+	}
+	user := proxy.User
+	if a.dialer.ProxyUser != nil {
+		user = a.dialer.ProxyUser
+	}
+	tunnel, err := openTunnel(ctx, stream, user, address)
+	if err != nil {
+		_ = a.raw.Close()
+		return nil, a.fail(StageProxy, proxyAddress, err)
+	}
+	return tunnel, nil
+}
+
+// open opens a TCP connection. A net.Dialer tries IPv6 and IPv4 side by side
+// (RFC 6555): when the preferred family is silent, the other has its turn 300 ms later.
+func (d *Dialer) open(ctx context.Context, address string) (net.Conn, error) {
+	if d.DialContext != nil {
+		return d.DialContext(ctx, "tcp", address)
+	}
+	// MQTT's own keep-alive and the response time-out find a dead peer; TCP's would
+	// wake a cellular modem every 15 seconds for nothing.
+	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", address)
+}
+
+// inProxy is a stream in the TLS of a proxy. It closes without that TLS's farewell,
+// which would wait for a proxy that reads nothing any more; the TLS of the service,
+// inside, has said its own.
+type inProxy struct {
+	net.Conn
+	raw net.Conn
+}
+
+func (p *inProxy) Close() error { return p.raw.Close() }
 
 func orDefault(port, otherwise int) int {
 	if port == 0 {

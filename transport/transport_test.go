@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -201,6 +202,9 @@ func (r *replay) Read(p []byte) (int, error) {
 
 func TestServersThatAreRefused(t *testing.T) {
 	root, other := newAuthority(t, nil), newAuthority(t, nil)
+	interceptor := newAuthority(t, nil)
+	interceptor.certificate.RawSubject = nil // so that what it issues bears this name
+	interceptor.certificate.Subject = pkix.Name{CommonName: "ACME Inspection\x1b", Organization: []string{"ACME"}}
 	day := 24 * time.Hour
 	serve := func(certificate tls.Certificate, minVersion, maxVersion uint16) func(net.Conn) {
 		return secure(&tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: minVersion, MaxVersion: maxVersion}, echo)
@@ -229,6 +233,11 @@ func TestServersThatAreRefused(t *testing.T) {
 			var e x509.UnknownAuthorityError
 			return errors.As(err, &e)
 		}},
+		{"an interceptor, by name", serve(interceptor.issue(t, host, nil), 0, 0), func(err error) bool {
+			var e *transport.CertificateError
+			return errors.As(err, &e) && e.Named() && e.Host == host && e.Certificate.Issuer.Organization[0] == "ACME" &&
+				strings.Contains(err.Error(), `it is for "CN=service.test" and issued by "CN=ACME Inspection?,O=ACME"`)
+		}},
 		{"an expired certificate", serve(root.issue(t, host, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(-2*day), time.Now().Add(-day) }), 0, 0), func(err error) bool {
 			var e x509.CertificateInvalidError
 			return errors.As(err, &e) && e.Reason == x509.Expired && e.Cert.NotAfter.Before(time.Now())
@@ -256,6 +265,10 @@ func TestServersThatAreRefused(t *testing.T) {
 			var header tls.RecordHeaderError
 			return errors.As(err, &e) && e.HTTP() && errors.As(err, &header) &&
 				strings.HasPrefix(string(e.First), "HTTP/1.1 302 Found\r\nLocation: http://portal.test")
+		}},
+		{"a page alone, as some portals send it", say("\r\n<!DOCTYPE HTML><title>Log in</title>"), func(err error) bool {
+			var e *transport.NotTLSError
+			return errors.As(err, &e) && e.HTTP()
 		}},
 		{"another protocol in plain text", say("SSH-2.0-OpenSSH_9.2p1\r\n"), func(err error) bool {
 			var e *transport.NotTLSError

@@ -84,8 +84,9 @@ func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
 		return nil, &UpgradeError{
-			Status:   response.StatusCode,
-			Location: response.Header.Get("Location"),
+			Status:      response.StatusCode,
+			Location:    response.Header.Get("Location"),
+			ContentType: response.Header.Get("Content-Type"),
 		}
 	}
 	response.Body = r.rest()
