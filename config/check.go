@@ -132,9 +132,9 @@ func (c *checker) tables(to *Config) map[string][]key {
 			{"keep_alive", c.keepAlive(&to.Transport.KeepAlive)},
 		},
 		"provisioning": {
-			{"on_boot", c.onBoot(&to.Provisioning.OnBoot)},
+			{"on_boot", c.choice(&to.Provisioning.OnBoot, "always", "verify", "if-needed")},
 			{"boot_delay_max", c.duration(&to.Provisioning.BootDelayMax, 0, 24*time.Hour)},
-			{"interval", c.interval()},
+			{"interval", c.interval(&to.Provisioning.Interval)},
 		},
 		"retry": {
 			{"initial", c.duration(&to.Retry.Initial, 100*time.Millisecond, 24*time.Hour)},
@@ -668,25 +668,20 @@ func (c *checker) proxy(to *string) func(path, any) {
 	}
 }
 
-func (c *checker) onBoot(to *string) func(path, any) {
+// interval is 0 for never, or long enough not to be a burden on the service.
+func (c *checker) interval(to *time.Duration) func(path, any) {
 	return func(at path, value any) {
-		var s string
-		c.choice(&s, "always", "verify", "if-needed")(at, value)
-		switch s {
-		case "":
-		case "always":
-			*to = s
+		d := time.Duration(-1)
+		c.duration(&d, 0, 365*24*time.Hour)(at, value)
+		switch {
+		case d < 0: // told already
+		case d > 0 && d < minInterval:
+			c.report(at, Error{Problem: brief(d) + " is too often", Remedy: "at least " + brief(minInterval) + ", or \"0s\" for never"})
 		default:
-			c.report(at, Error{Problem: strconv.Quote(s) + " is not supported yet", Remedy: `leave it out or write "always"`})
+			*to = d
 		}
 	}
 }
 
-func (c *checker) interval() func(path, any) {
-	return func(at path, value any) {
-		var d time.Duration
-		if c.duration(&d, 0, 365*24*time.Hour)(at, value); d != 0 {
-			c.report(at, Error{Problem: "is not supported yet", Remedy: `leave it out or write "0s"`})
-		}
-	}
-}
+// minInterval keeps a gateway from being a burden: each registration is billed.
+const minInterval = 10 * time.Minute

@@ -80,11 +80,11 @@ type Transport struct {
 
 // Provisioning is the table [provisioning].
 type Provisioning struct {
-	// OnBoot is the policy at start: "always".
+	// OnBoot is the policy at start: "always", "verify" or "if-needed".
 	OnBoot string
 	// BootDelayMax bounds a random delay before the first contact; 0 for none.
 	BootDelayMax time.Duration
-	// Interval is the time between registrations without a cause; 0 for never.
+	// Interval is the time between registrations without a cause, at least 10 min; 0 for never.
 	Interval time.Duration
 }
 

@@ -99,6 +99,8 @@ var settings = []struct {
 	{"transport", "response_timeout", `"100ms"`, func(c *config.Config) any { return c.Transport.ResponseTimeout }, 100 * time.Millisecond},
 	{"transport", "keep_alive", `"1177s"`, func(c *config.Config) any { return c.Transport.KeepAlive }, 1177 * time.Second},
 	{"provisioning", "boot_delay_max", `"1h30m"`, func(c *config.Config) any { return c.Provisioning.BootDelayMax }, 90 * time.Minute},
+	{"provisioning", "on_boot", `"verify"`, func(c *config.Config) any { return c.Provisioning.OnBoot }, "verify"},
+	{"provisioning", "interval", `"10m"`, func(c *config.Config) any { return c.Provisioning.Interval }, 10 * time.Minute},
 	{"retry", "initial", `"1.5s"`, func(c *config.Config) any { return c.Retry.Initial }, 1500 * time.Millisecond},
 	{"retry", "max", `"1s"`, func(c *config.Config) any { return c.Retry.Max }, time.Second},
 	{"retry", "offline_max", `"24h"`, func(c *config.Config) any { return c.Retry.OfflineMax }, 24 * time.Hour},
@@ -147,7 +149,6 @@ func TestEveryKeyTakesEffect(t *testing.T) {
 	}
 	// The keys that have no effect to show: refused ones, and those of credentials.
 	other := map[string]bool{"transport.proxy_user": true, "transport.proxy_password": true, "transport.proxy_ca_file": true,
-		"provisioning.on_boot": true, "provisioning.interval": true,
 		"credential.type": true, "credential.key": true, "credential.certificate": true, "credential.private_key": true}
 	for table, keys := range config.Keys() {
 		for _, key := range keys {

@@ -167,10 +167,8 @@ func TestErrors(t *testing.T) {
 			[]string{`dpsd.toml:8:1: credential.key: has no meaning with type "x509"; each credential is a [[credential]] of its own`}},
 
 		// Later.
-		{"another policy is not supported yet", with("provisioning", "on_boot", `"verify"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "verify" is not supported yet; leave it out or write "always"`}},
-		{"the third policy is not supported yet", with("provisioning", "on_boot", `"if-needed"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "if-needed" is not supported yet; leave it out or write "always"`}},
 		{"a policy that never will be is unknown", with("provisioning", "on_boot", `"never"`), []string{`dpsd.toml:8:1: provisioning.on_boot: "never" is unknown; write "always", "verify" or "if-needed"`}},
-		{"an interval is not supported yet", with("provisioning", "interval", `"24h"`), []string{`dpsd.toml:8:1: provisioning.interval: is not supported yet; leave it out or write "0s"`}},
+		{"an interval that is a burden on the service", with("provisioning", "interval", `"30s"`), []string{`dpsd.toml:8:1: provisioning.interval: 30s is too often; at least 10m, or "0s" for never`}},
 		{"the address of a proxy is not supported yet, and its password not repeated", with("transport", "proxy", `"http://u:S3CRET@proxy:3128"`),
 			[]string{`dpsd.toml:8:1: transport.proxy: the address of a proxy is not supported yet; leave proxy = "environment" and set HTTPS_PROXY for the service`}},
 		{"another word for the proxy is unknown", with("transport", "proxy", `"env"`), []string{`dpsd.toml:8:1: transport.proxy: "env" is unknown; did you mean "environment"? write "environment" or "none"`}},

@@ -82,7 +82,7 @@ func TestReference(t *testing.T) {
 		}
 	})
 	t.Run("each example behind # works, or is refused as not supported yet and marked so", func(t *testing.T) {
-		later := []string{"transport.proxy_user", "transport.proxy_password", "transport.proxy_ca_file", "provisioning.interval"}
+		later := []string{"transport.proxy_user", "transport.proxy_password", "transport.proxy_ca_file"}
 		for _, l := range reference(t) {
 			if !l.commented || l.table == "credential" {
 				continue
@@ -172,7 +172,8 @@ func invariants(c *config.Config) string {
 		{"a relative CA file", tr.CAFile == "" || filepath.IsAbs(tr.CAFile)},
 		{"a time-out without end", within(tr.ConnectTimeout, 1, time.Hour) && within(tr.ResponseTimeout, 1, time.Hour)},
 		{"a keep alive that CONNECT cannot carry", within(tr.KeepAlive, 0, 1177*time.Second) && tr.KeepAlive%time.Second == 0},
-		{"an unsupported policy", c.Provisioning.OnBoot == "always" && c.Provisioning.Interval == 0},
+		{"an unknown policy", slices.Contains([]string{"always", "verify", "if-needed"}, c.Provisioning.OnBoot)},
+		{"an interval that is a burden", c.Provisioning.Interval == 0 || within(c.Provisioning.Interval, 10*time.Minute, 365*24*time.Hour)},
 		{"an endless boot delay", within(c.Provisioning.BootDelayMax, 0, 24*time.Hour)},
 		{"transient delays out of order", within(c.Retry.Initial, 1, c.Retry.Max) && c.Retry.Max <= 24*time.Hour},
 		{"refused delays out of order", within(c.Retry.RefusedInitial, 1, c.Retry.RefusedMax)},

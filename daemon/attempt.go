@@ -47,6 +47,7 @@ type attempt struct {
 	payload        []byte            // of registration
 	credential     attest.Credential
 	record         *store.Record // set: assigned already, only the save is missing
+	look           bool          // only see whether the published record will do
 }
 
 // result is what an attempt hands back. Without err and wait the record is
@@ -57,8 +58,12 @@ type result struct {
 	payload        []byte
 	unsaved        *store.Record
 
+	looked     bool          // nobody was asked: only published was looked at
+	published  bool          // looked: the durable record is of this configuration
 	wait       time.Duration // the service asked to come back after this
 	err        error         // *stageError
+	expires    time.Time     // of the device certificate, when one was read
+	verified   time.Time     // wall clock at a handshake whose certificate it was right for
 	validity   error         // what the clock says about the certificate; explains a refusal
 	credential string
 	protocol   string
@@ -86,6 +91,12 @@ func (a *attempt) run(ctx context.Context) (r result) {
 	defer func() {
 		r.registrationID, r.registration, r.payload = a.registrationID, a.registration, a.payload
 	}()
+	if a.look {
+		r.looked, r.err = true, at(fault.StageIdentity, a.identify(ctx))
+		rec, found := a.store.Current()
+		r.published = r.err == nil && found && a.store.Durable() && rec.ConfigFingerprint == a.fingerprint()
+		return r
+	}
 	if r.unsaved == nil {
 		if r.wait, r.err = a.provision(ctx, &r); r.err != nil || r.wait > 0 {
 			return r
@@ -131,6 +142,9 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	} else if err != nil {
 		return 0, at(fault.StageCredential, err)
 	}
+	if proof.Certificate != nil {
+		r.expires = proof.Expires
+	}
 
 	dialer := *s.Dialer
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
@@ -140,7 +154,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	if err != nil {
 		return 0, at(fault.StageTCP, err)
 	}
-	r.protocol = string(conn.Protocol)
+	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
 	a.log.Info("connected", zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
 	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
@@ -314,8 +328,12 @@ func (a *attempt) toRecord(as *dps.Assignment) *store.Record {
 		Substatus: as.Substatus, CreatedDateTimeUtc: as.CreatedDateTimeUtc, LastUpdatedDateTimeUtc: as.LastUpdatedDateTimeUtc,
 		ETag: as.ETag, ConnectionProfile: as.ConnectionProfile,
 		Payload: as.Payload, RegistrationState: as.State,
-		ConfigFingerprint: store.Fingerprint(host, a.settings.IDScope, a.registrationID, a.payload),
+		ConfigFingerprint: a.fingerprint(),
 	}
+}
+
+func (a *attempt) fingerprint() string {
+	return store.Fingerprint(a.settings.Dialer.Host, a.settings.IDScope, a.registrationID, a.payload)
 }
 
 // payloadError says that payload_file cannot be sent.

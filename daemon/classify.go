@@ -56,7 +56,7 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 	f := Classify(r.err)
 	switch {
 	case f.Class != fault.Credential:
-	case now.Before(s.BuiltAt):
+	case now.Round(0).Before(s.BuiltAt), now.Round(0).Before(s.verified):
 		f.Code, f.Class = fault.ClockImplausible, fault.Clock
 	case errors.Is(r.validity, attest.ErrNotYetValid):
 		f.Code, f.Class = fault.ClockImplausible, fault.Clock

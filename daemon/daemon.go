@@ -36,9 +36,22 @@ type Settings struct {
 	ResponseTimeout time.Duration // for each answer; 0 stands for 60 s
 	KeepAlive       time.Duration // MQTT keep-alive; 0 switches it off
 
+	OnBoot       Policy        // "" is PolicyAlways
 	BootDelayMax time.Duration // a random delay up to this before the first contact
+	Interval     time.Duration // also register this often; 0 does not
 	Retry        Retry
 }
+
+// Policy says what a start of dpsd asks of the service.
+type Policy string
+
+// The policies. With the last two READY comes at once when a valid record of
+// the same configuration is published; they never withdraw it.
+const (
+	PolicyAlways   Policy = "always"    // register; READY after the answer
+	PolicyVerify   Policy = "verify"    // register in the background
+	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or when somebody asks
+)
 
 // Daemon is the whole service. Fill the fields and call Run once. Everything
 // that reaches outside (network, clock of the boot, files' changes, systemd,
@@ -49,15 +62,16 @@ type Daemon struct {
 	Secrets  attest.Secrets // where credentials are found
 	Host     attest.Host    // for %H and %m; zero: this machine
 
-	// Reload reads the configuration again after a value on Hangup. nil, or an
-	// error, leaves the running one.
-	Reload func() (Settings, error)
+	// Reload reads the configuration again after a value on Hangup. It returns
+	// nil when nothing has changed; an error leaves the running one. nil: there is
+	// nothing to read.
+	Reload func() (*Settings, error)
 	// Hangup delivers SIGHUP, as signal.Notify does it. nil: never.
 	Hangup <-chan os.Signal
 	// Watch tells when one of the files changes, until the context ends. nil: never.
 	Watch func(ctx context.Context, paths ...string) (<-chan struct{}, error)
-	// ClockStepped delivers a value after a step of the wall clock. nil: never.
-	ClockStepped <-chan struct{}
+	// ClockStepped delivers the size of a step of the wall clock. nil: never.
+	ClockStepped <-chan time.Duration
 
 	// Notify sends a state to the service manager, sd_notify(3). nil: there is none.
 	Notify func(state string) error

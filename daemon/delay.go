@@ -22,6 +22,11 @@ const (
 	// because a file changed, so that a file which changes all the time does
 	// not become traffic.
 	changeGap = 10 * time.Second
+	// forcedGap is the least time between registrations that somebody asked for.
+	forcedGap = time.Minute
+	// idle is the longest sleep of the supervisor: once a day it looks at the
+	// expiry of the certificate.
+	idle = 24 * time.Hour
 	// stopLimit bounds the farewell after SIGTERM: DISCONNECT and a save that
 	// is under way.
 	stopLimit = 1500 * time.Millisecond
@@ -95,6 +100,12 @@ func (r Retry) after(f fault.Fault, more bool, h *history, random *rand.Rand) (t
 func (r Retry) refused(h *history, random *rand.Rand) time.Duration {
 	d := doubled(or(r.RefusedInitial, 5*time.Minute), or(r.RefusedMax, time.Hour), &h.refused)
 	return d*3/4 + upTo(d/2, random)
+}
+
+// regular is the time until the next registration of [provisioning] interval:
+// up to a tenth early, so that a fleet does not keep the step of its start.
+func regular(interval time.Duration, random *rand.Rand) time.Duration {
+	return interval - upTo(interval/10, random)
 }
 
 // doubled returns first doubled *n times, at most limit, and counts.

@@ -61,7 +61,7 @@ func newGateway(t *testing.T, rules ...simulator.Rule) *gateway {
 	g := &gateway{t: t, sim: sim, dir: t.TempDir(), log: log, start: time.Now()}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(sim.CA())
-	state := t.TempDir()
+	state, boot := t.TempDir(), g.start
 	g.Daemon = &Daemon{
 		Settings: Settings{
 			IDScope:        sim.IDScope(),
@@ -76,7 +76,7 @@ func newGateway(t *testing.T, rules ...simulator.Rule) *gateway {
 		Store:    store.Options{Directory: filepath.Join(state, "state"), RuntimeDirectory: filepath.Join(state, "run")},
 		Log:      zap.New(core),
 		Rand:     seeded(7),
-		BootTime: func() time.Duration { return time.Since(g.start) },
+		BootTime: func() time.Duration { return time.Since(boot) },
 		Notify:   g.note,
 		Version:  "test",
 	}

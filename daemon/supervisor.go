@@ -35,11 +35,16 @@ type supervisor struct {
 	floors         floors
 	ready          bool // READY=1 was sent
 	lastFault      fault.Fault
-	connackBusy    int // CONNACK 3 in a row
+	connackBusy    int       // CONNACK 3 in a row
+	verified       time.Time // wall clock at the last verified handshake: an earlier one is implausible
+	expires        time.Time // of the device certificate; zero when none was read
+	announced      int       // the last of expiryDays that was announced
 
 	// What is going on. Either an attempt runs, or due says when the next one
 	// starts (zero: not by itself).
 	attempt  context.CancelFunc // nil: none runs
+	look     bool               // the next one only sees whether the published record will do
+	forced   time.Time          // when the last registration that somebody asked for was, or is, due
 	started  time.Time          // of the last attempt
 	phase    phase              // of the running attempt
 	replaced bool               // the settings were replaced while it ran
@@ -90,8 +95,21 @@ func (s *supervisor) open(now time.Time) error {
 		fields = append(fields, zap.String("publishedHub", rec.AssignedHub), zap.Uint64("generation", rec.Generation))
 	}
 	s.log.Info("started", append(fields, zap.String("version", s.Version))...)
-	s.due = now.Add(upTo(s.settings.BootDelayMax, s.random))
+	if rec, found := s.store.Current(); found {
+		s.verified = rec.ProvisionedAt
+		// Somebody who runs --once asks for a registration.
+		s.look = s.settings.OnBoot != PolicyAlways && s.settings.OnBoot != "" && !s.Once
+	}
+	s.due = now
+	if !s.look {
+		s.due = s.boot(now)
+	}
 	return nil
+}
+
+// boot is when the service is first contacted.
+func (s *supervisor) boot(now time.Time) time.Time {
+	return now.Add(upTo(s.settings.BootDelayMax, s.random))
 }
 
 // tellNotices logs what the store found and mended since it was last asked.
@@ -123,10 +141,8 @@ func (s *supervisor) run(ctx context.Context) error {
 		s.waiting(now, "boot delay")
 	}
 	for {
+		s.announce(time.Now())
 		wake := time.NewTimer(s.sleep(time.Now()))
-		if s.due.IsZero() || s.attempt != nil {
-			wake.Stop() // nothing is due by itself
-		}
 		var err error
 		select {
 		case <-ctx.Done():
@@ -134,8 +150,10 @@ func (s *supervisor) run(ctx context.Context) error {
 			return s.stop()
 		case <-s.Hangup:
 			s.reload(ctx, time.Now())
-		case <-wake.C:
-			s.begin(ctx, time.Now())
+		case now := <-wake.C:
+			if s.attempt == nil && !s.due.IsZero() && !s.due.After(now) {
+				s.begin(ctx, now)
+			}
 		case p := <-s.phases:
 			s.phase = p
 			s.notify.setStatus(p.status)
@@ -143,8 +161,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			err = s.finish(ctx, r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
-		case <-s.ClockStepped:
-			s.clockStepped(time.Now())
+		case step := <-s.ClockStepped:
+			s.clockStepped(step, time.Now())
 		case <-beat.C:
 			s.beat(time.Now())
 			if s.ready && s.Watchdog == 0 {
@@ -164,7 +182,13 @@ func (s *supervisor) run(ctx context.Context) error {
 	}
 }
 
-func (s *supervisor) sleep(now time.Time) time.Duration { return max(0, s.due.Sub(now)) }
+// sleep is how long nothing is due by itself.
+func (s *supervisor) sleep(now time.Time) time.Duration {
+	if s.attempt != nil || s.due.IsZero() {
+		return idle
+	}
+	return min(idle, max(0, s.due.Sub(now)))
+}
 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
@@ -183,6 +207,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		payload:        s.payload,
 		credential:     s.settings.Credentials[s.credential],
 		record:         s.unsaved,
+		look:           s.look,
 		log:            s.log,
 		phases:         s.phases,
 	}
@@ -198,24 +223,32 @@ func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error 
 	if s.replaced {
 		// What this attempt found out about the old settings counts for nothing;
 		// what it assigned stays on disk until the next one.
-		s.due = now
+		s.due = later(now, s.forced)
 		return nil
 	}
 	if s.registrationID == "" && r.registrationID != "" {
 		defer s.watch(ctx) // a credential's place may be known only now
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
+	if !r.expires.IsZero() {
+		s.expires = r.expires
+	}
 	var err error
 	switch {
 	case r.err != nil:
 		err = s.failed(r, now)
+	case r.looked:
+		s.lookedUp(r.published, now)
 	case r.wait > 0:
 		const why = "DPS asked to wait (Retry-After)"
 		s.due = now.Add(r.wait)
 		s.log.Info("waiting", zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
 		s.waiting(now, why)
 	default:
-		s.provisioned(r)
+		s.provisioned(r, now)
+	}
+	if !r.verified.IsZero() {
+		s.verified = r.verified // and an earlier, later time is forgotten
 	}
 	if !s.wanted.IsZero() {
 		s.trigger(s.wanted)
@@ -223,25 +256,102 @@ func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error 
 	return err
 }
 
+// lookedUp is reached once, after a start whose policy lets a published record
+// do.
+func (s *supervisor) lookedUp(published bool, now time.Time) {
+	s.look, s.history, s.lastFault, s.lane = false, history{}, fault.Fault{}, ""
+	s.due = s.boot(now)
+	if !published {
+		s.log.Info("record-of-another-configuration")
+		if s.due.After(now) {
+			s.waiting(now, "boot delay")
+		}
+		return
+	}
+	rec, _ := s.store.Current()
+	s.log.Info("published", zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
+		zap.Uint64("generation", rec.Generation), zap.String("policy", string(s.settings.OnBoot)))
+	if s.settings.OnBoot == PolicyIfNeeded {
+		s.nextRegular(now)
+	}
+	s.ready = true
+	s.notify.ready(s.standing())
+}
+
+// nextRegular is when the interval asks for the next registration, if it does.
+func (s *supervisor) nextRegular(now time.Time) {
+	s.due = time.Time{}
+	if s.settings.Interval > 0 {
+		s.due = now.Add(regular(s.settings.Interval, s.random))
+	}
+}
+
 // provisioned is reached when DPS has answered 200 with status assigned and the
 // record is durable: READY means both.
-func (s *supervisor) provisioned(r result) {
+func (s *supervisor) provisioned(r result, now time.Time) {
 	s.assigned = true
 	s.history, s.credential, s.tried, s.connackBusy = history{}, 0, 0, 0
-	s.due, s.lane, s.lastFault = time.Time{}, "", fault.Fault{}
+	s.lane, s.lastFault = "", fault.Fault{}
+	s.nextRegular(now)
 	rec, _ := s.store.Current()
 	s.log.Info("assigned",
 		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
 		zap.Uint64("generation", rec.Generation), zap.Stringer("state", r.saved),
 		zap.String("protocol", r.protocol))
-	status := fmt.Sprintf("Assigned to %s as %s", rec.AssignedHub, rec.DeviceID)
 	if s.ready {
-		s.notify.setStatus(status)
+		s.notify.setStatus(s.standing())
 		return
 	}
 	s.ready = true
-	s.notify.ready(status)
+	s.notify.ready(s.standing())
+}
+
+// standing says for STATUS= what this gateway is.
+func (s *supervisor) standing() string {
+	rec, found := s.store.Current()
+	if !found {
+		return ""
+	}
+	text := "Assigned to " + rec.AssignedHub + " as " + rec.DeviceID
+	if !s.assigned {
+		text += " (cached: DPS has not confirmed it since the start)"
+	}
+	if s.announced > 0 {
+		text += "; the device certificate expires on " + s.expires.UTC().Format(time.DateOnly)
+	}
+	return text
+}
+
+// expiryDays are how long before the end of the device certificate it is
+// announced.
+var expiryDays = []int{1, 7, 30}
+
+// announce says once for each of expiryDays that the certificate ends.
+func (s *supervisor) announce(now time.Time) {
+	if s.expires.IsZero() {
+		return
+	}
+	left := s.expires.Sub(now.Round(0)) // by the wall clock, as the certificate
+	due := 0
+	for _, days := range expiryDays {
+		if left <= time.Duration(days)*24*time.Hour {
+			due = days
+			break
+		}
+	}
+	if due == s.announced {
+		return
+	}
+	renewed := due == 0 || s.announced != 0 && due > s.announced
+	s.announced = due
+	if !renewed {
+		s.log.Warn("certificate-expires", zap.Time("notAfter", s.expires), zap.Int("withinDays", due),
+			zap.String("advice", "Install a renewed certificate; it is picked up at once."))
+	}
+	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
+		s.notify.setStatus(s.standing())
+	}
 }
 
 // failed names the fault, chooses the next credential and the delay.
@@ -286,9 +396,7 @@ func (s *supervisor) waiting(now time.Time, why string) {
 		text = fmt.Sprintf("%s; next attempt in %s, at %s", why, wait.Round(time.Second), s.due.UTC().Format("15:04:05 UTC"))
 	}
 	if s.ready {
-		if rec, found := s.store.Current(); found {
-			text = fmt.Sprintf("Assigned to %s as %s; registering again: %s", rec.AssignedHub, rec.DeviceID, text)
-		}
+		text = s.standing() + "; registering again: " + text
 	}
 	s.notify.setStatus(text)
 }
@@ -318,8 +426,8 @@ func (s *supervisor) filesChanged(now time.Time) {
 }
 
 // clockStepped ends the waits whose cause may have been the clock.
-func (s *supervisor) clockStepped(now time.Time) {
-	s.log.Info("clock-stepped")
+func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
+	s.log.Info("clock-stepped", zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.lane == LaneRefused {
 		s.trigger(now)
 	}
@@ -331,34 +439,58 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	if s.ready {
 		s.notify.reloading()
 	}
-	var status string
-	settings, err := s.settings, error(nil)
+	status := "Configuration reloaded; registering again"
+	var settings *Settings
+	var err error
 	if s.Reload != nil {
 		settings, err = s.Reload()
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		status = "The new configuration is refused, the old one stays: " + err.Error()
 		s.log.Error("reload-refused", zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
-	} else {
-		status = "Configuration reloaded; registering again"
-		s.log.Info("reloaded")
-		s.settings = settings
-		s.registrationID, s.registration, s.payload = "", nil, nil
-		s.credential, s.tried, s.history = 0, 0, history{}
-		s.lastFault, s.lane = fault.Fault{}, ""
-		s.unsaved = nil
-		s.watch(ctx)
-		if s.attempt != nil {
-			s.replaced = true
-			s.attempt()
-		}
-		s.trigger(now)
+	case settings == nil && s.attempt != nil:
+		s.log.Info("reloaded", zap.Bool("changed", false)) // what runs is what was asked for
+	default:
+		s.log.Info("reloaded", zap.Bool("changed", settings != nil))
+		s.afresh(ctx, settings)
+		s.trigger(s.force(now))
 	}
 	if s.ready {
 		s.notify.ready(status)
 	} else {
 		s.notify.setStatus(status)
 	}
+}
+
+// afresh forgets what was found out under the settings so far, and takes over
+// new ones if there are any. A running attempt gives way.
+func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
+	if settings != nil {
+		s.settings = *settings
+	}
+	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
+	s.credential, s.tried, s.history = 0, 0, history{}
+	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
+	s.expires, s.announced = time.Time{}, 0
+	s.watch(ctx)
+	if s.attempt != nil {
+		s.replaced = true
+		s.attempt()
+	}
+}
+
+// force is when a registration that somebody asks for now may be: at most one a
+// minute, and those in between are one.
+func (s *supervisor) force(now time.Time) time.Time {
+	if !s.forced.After(now) {
+		at := now
+		if !s.forced.IsZero() {
+			at = later(now, s.forced.Add(forcedGap))
+		}
+		s.forced = at
+	}
+	return s.forced
 }
 
 // watch watches the files that the settings name.

@@ -7,13 +7,16 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"syscall"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
@@ -79,7 +82,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		},
 		Secrets:  attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Hangup:   hangup,
-		Reload:   func() (daemon.Settings, error) { return reload(file, cfg) },
+		Reload:   reloader(file, cfg),
 		Watch:    watch.Files,
 		Watchdog: watchdog,
 		Once:     once, Timeout: timeout,
@@ -91,6 +94,9 @@ func run(file string, once bool, timeout time.Duration) error {
 			_, err := sd.SdNotify(false, state)
 			return err
 		}
+	}
+	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
+		log.Warn("clock-not-watched", zap.Error(err)) // then a wait in the refused lane is not cut short
 	}
 	return ended(d.Run(ctx))
 }
@@ -127,17 +133,23 @@ func load(file string) (*config.Config, error) {
 // errRestart names what only a restart can change.
 var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
 
-// reload reads the configuration again. started is the one that the process
+// reloader reads the configuration again. running is the one that the process
 // began with.
-func reload(file string, started *config.Config) (daemon.Settings, error) {
-	cfg, err := load(file)
-	if err != nil {
-		return daemon.Settings{}, err
+func reloader(file string, running *config.Config) func() (*daemon.Settings, error) {
+	return func() (*daemon.Settings, error) {
+		cfg, err := load(file)
+		switch {
+		case err != nil:
+			return nil, err
+		case cfg.State != running.State || cfg.Control != running.Control || cfg.Log != running.Log:
+			return nil, errRestart
+		case reflect.DeepEqual(cfg, running):
+			return nil, nil
+		}
+		running = cfg
+		changed := settings(cfg)
+		return &changed, nil
 	}
-	if cfg.State != started.State || cfg.Control != started.Control || cfg.Log != started.Log {
-		return daemon.Settings{}, errRestart
-	}
-	return settings(cfg), nil
 }
 
 // settings turns the configuration into what the daemon works with.
@@ -165,7 +177,9 @@ func settings(cfg *config.Config) daemon.Settings {
 		Dialer:          dialer,
 		ResponseTimeout: t.ResponseTimeout,
 		KeepAlive:       t.KeepAlive,
+		OnBoot:          daemon.Policy(cfg.Provisioning.OnBoot),
 		BootDelayMax:    cfg.Provisioning.BootDelayMax,
+		Interval:        cfg.Provisioning.Interval,
 		Retry:           daemon.Retry(cfg.Retry),
 	}
 }
