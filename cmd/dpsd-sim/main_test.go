@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -12,8 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,66 +139,4 @@ func bare() {
 			fmt.Println(name)
 		}
 	}
-}
-
-// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It
-// installs the SDK from npm's registry, so it runs in CI and on demand only.
-func TestNodeSDK(t *testing.T) {
-	if os.Getenv("CI") != "true" && os.Getenv("DPSD_NODE_SDK") != "1" {
-		t.Skip("DPSD_NODE_SDK=1 is not set: Microsoft's SDK is neither installed nor tried")
-	}
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%s is needed", tool)
-			}
-			t.Skipf("%s is not installed: Microsoft's SDK is not tried", tool)
-		}
-	}
-	dir := t.TempDir()
-	for _, name := range []string{"package.json", "register.js"} {
-		text, err := os.ReadFile(filepath.Join("../../simulator/testdata/node", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	install := exec.Command("npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund")
-	install.Dir = dir
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("npm install: %v\n%s", err, out)
-	}
-	binary := filepath.Join(dir, "dpsd-sim")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	t.Run("registers", func(t *testing.T) {
-		for _, c := range []struct{ name, protocol, attestation string }{
-			{"over MQTT with a key", "mqtt", "key"},
-			{"over MQTT with a certificate", "mqtt", "x509"},
-			{"over WebSocket with a key", "ws", "key"},
-			{"over WebSocket with a certificate", "ws", "x509"},
-		} {
-			t.Run(c.name, func(t *testing.T) {
-				t.Parallel()
-				id := "node-" + c.protocol + "-" + c.attestation
-				log := filepath.Join(dir, id+".jsonl")
-				run := exec.Command(binary, "exec", "--registration-id", id, "--packet-log", log, "--",
-					"sh", "-c", "NODE_EXTRA_CA_CERTS=$DPS_CA_FILE exec node register.js "+c.protocol+" "+c.attestation)
-				run.Dir = dir
-				out, err := run.CombinedOutput()
-				want := "assigned dpsd-sim.azure-devices.net " + id + "\n"
-				if err != nil || !strings.HasSuffix(string(out), want) {
-					t.Errorf("%v\n%s", err, out)
-				}
-				t.Logf("%s", out)
-				packets, err := os.ReadFile(log)
-				if err != nil || bytes.Contains(packets, []byte(`"violation"`)) || !bytes.Contains(packets, []byte("iotdps-get-operationstatus")) {
-					t.Errorf("%v\n%s", err, packets)
-				}
-			})
-		}
-	})
 }

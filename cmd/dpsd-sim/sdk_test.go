@@ -1,0 +1,533 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// sdkLimit ends an SDK that does not come to its end: of Node's it is known
+// that it may hang.
+const sdkLimit = 2 * time.Minute
+
+// sdk is one of Microsoft's device SDKs, unchanged.
+type sdk struct {
+	name  string
+	files string     // directory of what is installed and run
+	tools []string   // programs that are needed
+	needs [][]string // commands that succeed where the rest of what is needed is installed
+	// install is run in the directory that the files were copied to.
+	install [][]string
+	// command registers the devices of a file; proxy is the port of an HTTP proxy.
+	command func(cases string, proxy int) []string
+	// refusals are what it reports by the name of the refusal.
+	refusals map[string]sdkError
+}
+
+// sdkError is how an SDK reports a refusal. The cause holds at least that text.
+type sdkError struct{ class, message, cause string }
+
+// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It and
+// TestPythonSDK install from the registries, so they run in CI and on demand only.
+func TestNodeSDK(t *testing.T) {
+	sdk{
+		name:    "Node",
+		files:   "node",
+		tools:   []string{"node", "npm"},
+		install: [][]string{{"npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"}},
+		command: func(cases string, _ int) []string {
+			return []string{"sh", "-c", `NODE_EXTRA_CA_CERTS=$DPS_CA_FILE exec node register.js "$0"`, cases}
+		},
+		// dps-errors of the SDK: 401 is UnauthorizedError, 404 DeviceNotFoundError,
+		// a status that it does not know SyntaxError.
+		refusals: map[string]sdkError{
+			"unauthorized": {"UnauthorizedError", "", `"errorCode":401000`},
+			"certificate":  {"UnauthorizedError", "", `"errorCode":401002`},
+			"unknown":      {"DeviceNotFoundError", "", `"errorCode":404201`},
+			"disabled":     {"SyntaxError", "status is disabled", `"status":"disabled"`},
+			"early":        {"Error", "Connection refused: Not authorized", ""},
+		},
+	}.test(t)
+}
+
+// TestPythonSDK runs Microsoft's SDK for Python, unchanged, through exec.
+func TestPythonSDK(t *testing.T) {
+	serviceError := func(text string) sdkError {
+		return sdkError{"ClientError", "Unexpected failure", "ServiceError('" + text + "')"}
+	}
+	sdk{
+		name:  "Python",
+		files: "python",
+		tools: []string{"python3"},
+		needs: [][]string{{"python3", "-c", "import venv, ensurepip"}},
+		install: [][]string{
+			{"python3", "-m", "venv", "venv"},
+			{"venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", "requirements.txt"},
+		},
+		command: func(cases string, proxy int) []string {
+			return []string{"venv/bin/python", "register.py", cases, strconv.Itoa(proxy)}
+		},
+		// The SDK tells no more of an error than its status.
+		refusals: map[string]sdkError{
+			"unauthorized": serviceError("register request returned a service error status code 401"),
+			"certificate":  serviceError("register request returned a service error status code 401"),
+			"unknown":      serviceError("register request returned a service error status code 404"),
+			"disabled":     serviceError("Query Status Operation encountered an invalid registration status disabled with a status code of 200"),
+			"early":        {"CredentialError", "Credentials invalid, could not connect", "UnauthorizedError"},
+		},
+	}.test(t)
+}
+
+// sdkCase is a device and what its SDK is to report. The members with a name
+// in JSON are what the SDK is told.
+type sdkCase struct {
+	sentence string
+
+	RegistrationID  string         `json:"registrationId"`
+	Protocol        string         `json:"protocol"`
+	Key             string         `json:"key,omitempty"`
+	CertificateFile string         `json:"certificateFile,omitempty"`
+	PrivateKeyFile  string         `json:"privateKeyFile,omitempty"`
+	Payload         map[string]any `json:"payload,omitempty"`
+
+	device  string // it is assigned as
+	returns map[string]any
+	refusal string // a name of sdk.refusals, instead
+}
+
+// sdkLine is what the SDK's program prints for a device.
+type sdkLine struct {
+	RegistrationID, Status, Hub, Device string
+	Payload                             map[string]any
+	Error, Message, Cause               string
+}
+
+func (k sdk) test(t *testing.T) {
+	switch {
+	case os.Getenv("DPSD_SDKS") == "0":
+		t.Skip("DPSD_SDKS=0: Microsoft's SDKs are left to a run of their own")
+	case os.Getenv("CI") != "true" && os.Getenv("DPSD_SDKS") != "1":
+		t.Skip("DPSD_SDKS=1 is not set: Microsoft's SDKs are neither installed nor tried")
+	}
+	lacking := func(what string) {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s is needed for Microsoft's SDK for %s", what, k.name)
+		}
+		t.Skipf("%s is missing: Microsoft's SDK for %s is not tried", what, k.name)
+	}
+	for _, tool := range k.tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			lacking(tool)
+		}
+	}
+	for _, c := range k.needs {
+		if exec.Command(c[0], c[1:]...).Run() != nil {
+			lacking("what \"" + strings.Join(c, " ") + "\" asks for")
+		}
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("../../simulator/testdata", k.files))); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(k.install, []string{"go", "build", "-C", here(t), "-o", filepath.Join(dir, "dpsd-sim"), "."}) {
+		command := exec.Command(c[0], c[1:]...)
+		command.Dir = dir
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", c, err, out)
+		}
+	}
+	for _, r := range []struct {
+		name, scenario string
+		fill           func(*enrolled)
+	}{
+		{"registers", "", (*enrolled).assigned},
+		{"reports a refusal as from the service", "", (*enrolled).refused},
+		{"reports a refusal that comes with the CONNACK", "[settings]\nrefuse = \"early\"\n", (*enrolled).refusedEarly},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			e := &enrolled{t: t, dir: filepath.Join(dir, strings.ReplaceAll(r.name, " ", "-"))}
+			if err := os.Mkdir(e.dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			r.fill(e)
+			e.write("enrollments.toml", e.toml.String())
+			e.write("scenario.toml", r.scenario)
+			k.run(t, dir, e)
+		})
+	}
+}
+
+func here(t *testing.T) string {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// run registers all devices in one process of the SDK.
+func (k sdk) run(t *testing.T, dir string, e *enrolled) {
+	text, err := json.Marshal(e.cases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := e.write("cases.json", string(text))
+	log := filepath.Join(e.dir, "packets.jsonl")
+	proxy := portProxy(t, filepath.Join(e.dir, endpointFile))
+	run := exec.CommandContext(t.Context(), filepath.Join(dir, "dpsd-sim"), append([]string{"exec", "--dir", e.dir,
+		"--packet-log", log, "--scenario", filepath.Join(e.dir, "scenario.toml"), "--"}, k.command(cases, proxy)...)...)
+	run.Dir = dir
+	// The program ends its command, and so itself, when it is told to.
+	run.Cancel = func() error { return run.Process.Signal(os.Interrupt) }
+	run.WaitDelay = 5 * time.Second
+	stop := time.AfterFunc(sdkLimit, func() { _ = run.Cancel() })
+	defer stop.Stop()
+	var stderr bytes.Buffer
+	run.Stderr = &stderr
+	out, err := run.Output()
+	if err != nil {
+		t.Errorf("%v", err)
+	}
+	lines := map[string]sdkLine{}
+	for in := json.NewDecoder(bytes.NewReader(out)); ; {
+		var l sdkLine
+		err := in.Decode(&l)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Errorf("%v in\n%s", err, out)
+			break
+		}
+		lines[l.RegistrationID] = l
+	}
+	for _, c := range e.cases {
+		t.Run(c.sentence, func(t *testing.T) {
+			got, there := lines[c.RegistrationID]
+			if !there {
+				t.Fatal("the SDK says nothing of it")
+			}
+			if c.refusal == "" {
+				want := sdkLine{RegistrationID: c.RegistrationID, Status: "assigned", Hub: "hub-a.azure-devices.net", Device: c.device, Payload: c.returns}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Error(diff)
+				}
+				t.Logf("%s %s %s", got.Status, got.Hub, got.Device)
+				return
+			}
+			want := k.refusals[c.refusal]
+			if got.Error != want.class || want.message != "" && got.Message != want.message || !strings.Contains(got.Cause, want.cause) {
+				t.Errorf("%+v\nis not %+v", got, want)
+			}
+			t.Logf("%s %q %s", got.Error, got.Message, got.Cause)
+		})
+	}
+	packets, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := simulator.ReadLog(bytes.NewReader(packets))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := simulator.Summarize(entries); len(s.Violations) > 0 {
+		t.Errorf("the SDK broke the rules: %q", s.Violations)
+	}
+	if t.Failed() {
+		t.Logf("%s\n%s\n%s", out, &stderr, packets)
+	}
+}
+
+// enrolled are the devices of one run and their enrollments.
+type enrolled struct {
+	t     *testing.T
+	dir   string
+	toml  strings.Builder
+	cases []*sdkCase
+}
+
+func (e *enrolled) write(name, text string) string {
+	path := filepath.Join(e.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		e.t.Fatal(err)
+	}
+	return path
+}
+
+// add adds a device and gives it for completion.
+func (e *enrolled) add(id, protocol, sentence string) *sdkCase {
+	c := &sdkCase{sentence: sentence, RegistrationID: id, Protocol: protocol, device: id}
+	e.cases = append(e.cases, c)
+	return c
+}
+
+// enroll adds a table of the enrollments file.
+func (e *enrolled) enroll(table string, lines ...string) {
+	fmt.Fprintf(&e.toml, "[[%s]]\n%s\n\n", table, strings.Join(lines, "\n"))
+}
+
+// present puts certificate files into a case: the device's own and what lies between.
+func (e *enrolled) present(c *sdkCase, chain ...*identity) {
+	var certificates strings.Builder
+	for _, i := range chain {
+		certificates.WriteString(i.pem())
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(chain[0].key)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	c.CertificateFile = e.write(c.RegistrationID+".pem", certificates.String())
+	c.PrivateKeyFile = e.write(c.RegistrationID+"-key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+}
+
+// assigned are all ways to be provisioned, and a payload there and back.
+func (e *enrolled) assigned() {
+	groupKey, otherKey := randomKey(), randomKey()
+	root := newIdentity(e.t, "root", nil, true)
+	intermediate := newIdentity(e.t, "intermediate", root, true)
+	e.enroll("hub", `name = "hub-a.azure-devices.net"`)
+	// A function of the service's owner answers with something of the device's request.
+	custom := []string{`allocation = "custom"`, `custom = [{ payload = '{"site":"${payload.site}","list":[1,true,null]}' }]`}
+	e.enroll("group", append(custom, `name = "keys"`, `type = "symmetric-key"`, "primary_key = "+strconv.Quote(encode(groupKey)))...)
+	e.enroll("group", append(custom, `name = "certificates"`, `type = "x509"`, `ca_file = "root.pem"`)...)
+	e.write("root.pem", root.pem())
+	sent := map[string]any{"site": "roof"}
+	received := map[string]any{"site": "roof", "list": []any{1.0, true, nil}}
+
+	for _, protocol := range []string{"mqtt", "websocket"} {
+		name := map[string]string{"mqtt": "over MQTT", "websocket": "over WebSocket"}[protocol]
+
+		c := e.add(protocol+"-individual-key", protocol, "with the key of an individual enrollment "+name)
+		primary, secondary := encode(randomKey()), encode(randomKey())
+		c.Key = map[string]string{"mqtt": primary, "websocket": secondary}[protocol]
+		c.device, c.returns = "Press-"+protocol, map[string]any{"building": "12"}
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "symmetric-key"`, "primary_key = "+strconv.Quote(primary),
+			"secondary_key = "+strconv.Quote(secondary), "device_id = "+strconv.Quote(c.device), `payload = '{"building":"12"}'`)
+
+		c = e.add(protocol+"-group-key", protocol, "with a key derived from that of a group "+name)
+		c.Key, c.Payload, c.returns = encode(derive(groupKey, c.RegistrationID)), sent, received
+
+		c = e.add(protocol+"-individual-x509", protocol, "with the certificate of an individual enrollment "+name)
+		c.device, c.returns = "Camera-"+protocol, map[string]any{"building": "13"}
+		lines := []string{"registration_id = " + strconv.Quote(c.RegistrationID), `type = "x509"`, "device_id = " + strconv.Quote(c.device), `payload = '{"building":"13"}'`}
+		if protocol == "mqtt" { // by thumbprint, self-signed
+			self := newIdentity(e.t, c.RegistrationID, nil, false)
+			e.present(c, self)
+			lines = append(lines, "thumbprint = "+strconv.Quote(self.thumbprint()))
+		} else {
+			own := newIdentity(e.t, "its own root", nil, true)
+			e.present(c, newIdentity(e.t, c.RegistrationID, own, false))
+			lines = append(lines, "ca_file = "+strconv.Quote(e.write("own-root.pem", own.pem())))
+		}
+		e.enroll("individual", lines...)
+
+		c = e.add(protocol+"-group-x509", protocol, "with a certificate of a group "+name)
+		c.Payload, c.returns = sent, received
+		if protocol == "mqtt" {
+			e.present(c, newIdentity(e.t, c.RegistrationID, root, false))
+		} else { // the service knows the root, so the device sends what lies between
+			e.present(c, newIdentity(e.t, c.RegistrationID, intermediate, false), intermediate)
+		}
+	}
+	c := e.add("key-of-no-group", "mqtt", "but not with a key that is of no group")
+	c.Key, c.refusal = encode(derive(otherKey, c.RegistrationID)), "unauthorized"
+}
+
+// refused are credentials that the service refuses in the answer to the
+// register request, after a CONNACK that let them in.
+func (e *enrolled) refused() {
+	for _, protocol := range []string{"mqtt", "websocket"} {
+		name := map[string]string{"mqtt": "over MQTT", "websocket": "over WebSocket"}[protocol]
+
+		c := e.add(protocol+"-wrong-key", protocol, "of a wrong key "+name)
+		c.Key, c.refusal = encode(randomKey()), "unauthorized"
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "symmetric-key"`, "primary_key = "+strconv.Quote(encode(randomKey())))
+
+		c = e.add(protocol+"-disabled", protocol, "of a disabled enrollment "+name)
+		c.Key, c.refusal = encode(randomKey()), "disabled"
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "symmetric-key"`, "primary_key = "+strconv.Quote(c.Key), "disabled = true")
+
+		c = e.add(protocol+"-unknown", protocol, "of a device that is not enrolled "+name)
+		c.Key, c.refusal = encode(randomKey()), "unknown"
+
+		c = e.add(protocol+"-disabled-x509", protocol, "of a disabled enrollment with a certificate "+name)
+		self := newIdentity(e.t, c.RegistrationID, nil, false)
+		e.present(c, self)
+		c.refusal = "disabled"
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "x509"`, "thumbprint = "+strconv.Quote(self.thumbprint()), "disabled = true")
+
+		c = e.add(protocol+"-wrong-x509", protocol, "of a wrong certificate "+name)
+		e.present(c, newIdentity(e.t, c.RegistrationID, nil, false))
+		c.refusal = "certificate"
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "x509"`, "thumbprint = "+strconv.Quote(self.thumbprint()))
+
+		c = e.add(protocol+"-unknown-x509", protocol, "of a certificate that is not enrolled "+name)
+		e.present(c, newIdentity(e.t, c.RegistrationID, nil, false))
+		c.refusal = "certificate"
+	}
+}
+
+// refusedEarly are credentials that are refused by CONNACK 5.
+func (e *enrolled) refusedEarly() {
+	for _, protocol := range []string{"mqtt", "websocket"} {
+		name := map[string]string{"mqtt": "over MQTT", "websocket": "over WebSocket"}[protocol]
+		c := e.add(protocol+"-wrong-key", protocol, "of a wrong key "+name)
+		c.Key, c.refusal = encode(randomKey()), "early"
+		e.enroll("individual", "registration_id = "+strconv.Quote(c.RegistrationID), `type = "symmetric-key"`, "primary_key = "+strconv.Quote(encode(randomKey())))
+	}
+}
+
+func encode(key []byte) string { return base64.StdEncoding.EncodeToString(key) }
+
+func randomKey() []byte {
+	b := make([]byte, 64)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// derive makes a device's key from a group's, as the service's documentation has it.
+func derive(groupKey []byte, registrationID string) []byte {
+	mac := hmac.New(sha256.New, groupKey)
+	mac.Write([]byte(registrationID))
+	return mac.Sum(nil)
+}
+
+// identity is a certificate and its key.
+type identity struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+// newIdentity makes a certificate, signed by its parent or by itself.
+func newIdentity(t *testing.T, name string, parent *identity, authority bool) *identity {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: authority, BasicConstraintsValid: true,
+	}
+	signer := &identity{template, key}
+	if parent != nil {
+		signer = parent
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, signer.certificate, key.Public(), signer.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &identity{certificate, key}
+}
+
+func (i *identity) pem() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.certificate.Raw}))
+}
+
+func (i *identity) thumbprint() string {
+	sum := sha1.Sum(i.certificate.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// portProxy is an HTTP proxy that takes a client who asks for the service's
+// ports to those of the simulator that the file tells of. It gives its port.
+func portProxy(t *testing.T, endpointFile string) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer conn.Close()
+				if err := forward(conn, endpointFile); err != nil {
+					t.Logf("proxy: %v", err)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		all.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// forward serves one CONNECT, RFC 9110 9.3.6.
+func forward(conn net.Conn, endpointFile string) error {
+	in := bufio.NewReader(conn)
+	req, err := http.ReadRequest(in)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(endpointFile)
+	if err != nil {
+		return err
+	}
+	var e endpoint
+	if err := json.Unmarshal(text, &e); err != nil {
+		return err
+	}
+	address, ok := map[string]string{
+		"global.azure-devices-provisioning.net:8883": e.MQTT,
+		"global.azure-devices-provisioning.net:443":  e.WebSocket,
+	}[req.Host]
+	if req.Method != http.MethodConnect || !ok {
+		fmt.Fprint(conn, "HTTP/1.1 403 Forbidden\r\n\r\n")
+		return fmt.Errorf("%s %s", req.Method, req.Host)
+	}
+	out, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	fmt.Fprint(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	var up sync.WaitGroup
+	up.Go(func() {
+		_, _ = io.Copy(out, in)
+		_ = out.(*net.TCPConn).CloseWrite()
+	})
+	_, _ = io.Copy(conn, out)
+	_ = conn.(*net.TCPConn).CloseWrite()
+	up.Wait()
+	return nil
+}
