@@ -387,7 +387,7 @@ func fillText(text string, value func(name string) any) (any, error) {
 		name, behind, closed := strings.Cut(after, "}")
 		root, _, _ := strings.Cut(name, ".")
 		if !closed || !slices.Contains([]string{"payload", "registrationId", "deviceId", "hub"}, root) || name != root && root != "payload" {
-			return nil, fmt.Errorf("%q is none of ${payload}, ${payload.…}, ${registrationId}, ${deviceId}, ${hub}", "${"+name)
+			return nil, fmt.Errorf("${%s: not one of ${payload}, ${payload.…}, ${registrationId}, ${deviceId}, ${hub}", strings.TrimSuffix(after, behind))
 		}
 		got := value(name)
 		if before == "" && behind == "" && rest == text {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,9 +50,10 @@ type endpoint struct {
 	CAFile        string `json:"caFile"`
 	Process       int    `json:"pid"`
 
-	server *simulator.Server
-	log    *os.File
-	file   string
+	server      *simulator.Server
+	log         *os.File
+	file        string
+	enrollments string // the file
 }
 
 // open starts a simulator; close ends it.
@@ -63,7 +65,9 @@ func (f *flags) open() (*endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := simulator.Options{Directory: dir, Seed: f.seed, DiscardLog: true}
+	o := simulator.Options{Directory: dir, Seed: f.seed, DiscardLog: true, OnError: func(err error) {
+		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
+	}}
 	if f.scenario != "" {
 		text, err := os.ReadFile(f.scenario)
 		if err != nil {
@@ -74,11 +78,7 @@ func (f *flags) open() (*endpoint, error) {
 		}
 	}
 	if f.enrollments != "" {
-		text, err := os.ReadFile(f.enrollments)
-		if err != nil {
-			return nil, err
-		}
-		if o.Enrollments, err = simulator.ParseEnrollments(f.enrollments, bytes.NewReader(text)); err != nil {
+		if o.Enrollments, err = readEnrollments(f.enrollments); err != nil {
 			return nil, err
 		}
 	}
@@ -87,6 +87,8 @@ func (f *flags) open() (*endpoint, error) {
 		CAFile:   filepath.Join(dir, "ca.pem"),
 		Process:  os.Getpid(),
 		file:     filepath.Join(dir, endpointFile),
+
+		enrollments: cmp.Or(f.enrollments, filepath.Join(dir, "enrollments.toml")),
 	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
@@ -115,6 +117,23 @@ func (f *flags) open() (*endpoint, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+func readEnrollments(file string) (*simulator.Enrollments, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return simulator.ParseEnrollments(file, bytes.NewReader(text))
+}
+
+// reload reads the enrollments anew. With an error they stay as they were.
+func (e *endpoint) reload() error {
+	enrollments, err := readEnrollments(e.enrollments)
+	if err != nil {
+		return err
+	}
+	return e.server.SetEnrollments(enrollments)
 }
 
 // listen gives the address in use and its port; neither for an empty address.

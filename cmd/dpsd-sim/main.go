@@ -66,7 +66,7 @@ func newRoot() *cobra.Command {
 		Args: usageArgs(cobra.NoArgs),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newServe(), newCredentials(), newExec(), newDemo())
+	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo())
 	return root
 }
 

@@ -25,7 +25,10 @@ func newServe() *cobra.Command {
 		Long: `Serve listens for devices until it gets SIGTERM or SIGINT, and then ends with 0.
 
 It is ready when it has printed its first line. The addresses in use are in
-that line and in DIR/endpoint.json.`,
+that line and in DIR/endpoint.json.
+
+SIGHUP makes it read the enrollments anew. A file with a mistake is refused
+with its place, and the enrollments stay as they were.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
@@ -34,6 +37,9 @@ that line and in DIR/endpoint.json.`,
 			stop := make(chan os.Signal, 1)
 			signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 			defer signal.Stop(stop)
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, syscall.SIGHUP)
+			defer signal.Stop(again)
 			e, err := f.open()
 			if err != nil {
 				return err
@@ -47,8 +53,18 @@ that line and in DIR/endpoint.json.`,
 				line += " websocket " + e.WebSocket + ","
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s id scope %s, ca %s\n", line, e.IDScope, e.CAFile)
-			<-stop
-			return nil
+			for {
+				select {
+				case <-stop:
+					return nil
+				case <-again:
+					if err := e.reload(); err != nil {
+						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: the enrollments stay as they were\n", err)
+						continue
+					}
+					fmt.Fprintf(c.OutOrStdout(), "enrollments: %s was read anew\n", e.enrollments)
+				}
+			}
 		},
 	}
 	f.add(c, defaultMQTT, defaultWebSocket)

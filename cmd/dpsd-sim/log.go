@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+func newLog() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "log",
+		Short: "Read a packet log",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			return &usageError{errors.New("a command is needed: log summary FILE")}
+		},
+	}
+	c.AddCommand(newLogSummary())
+	return c
+}
+
+func newLogSummary() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "summary [--json] FILE",
+		Short: "Add up a packet log, device by device",
+		Long: `Summary adds up a packet log (--packet-log of serve and exec) device by
+device: connections, round trips of MQTT, bytes with those of TLS, register
+requests, polls and the gaps before them, and the rules that were broken.
+FILE may be "-" for the standard input.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			in := c.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			entries, err := simulator.ReadLog(in)
+			switch {
+			case errors.Is(err, io.ErrUnexpectedEOF): // of a simulator that still writes, or was killed
+				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %s: the last line is cut, and left out\n", args[0])
+			case err != nil:
+				return fmt.Errorf("%s: line %d is no packet: %w", args[0], len(entries)+1, err)
+			}
+			devices := simulator.SummarizeDevices(entries)
+			if asJSON {
+				out := json.NewEncoder(c.OutOrStdout())
+				out.SetIndent("", "  ")
+				out.SetEscapeHTML(false)
+				return out.Encode(devices)
+			}
+			return printSummary(c.OutOrStdout(), devices)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")
+	return c
+}
+
+func printSummary(out io.Writer, devices []simulator.DeviceSummary) error {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "device\tconnections\tround trips\tbytes up\tbytes down\tregisters\tpolls\tgaps (min/median/max)\tviolations")
+	for _, d := range devices {
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n", name(d), d.Connections, d.RoundTrips,
+			d.BytesUp, d.BytesDown, d.Registers, d.Polls, gaps(d.PollGaps), len(d.Violations))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, d := range devices {
+		for _, v := range d.Violations {
+			if _, err := fmt.Fprintf(out, "%s: %s\n", name(d), v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func name(d simulator.DeviceSummary) string {
+	if d.RegistrationID == "" {
+		return "-"
+	}
+	return d.RegistrationID
+}
+
+// gaps shows the least, the middle and the greatest of them.
+func gaps(seconds []float64) string {
+	if len(seconds) == 0 {
+		return "-"
+	}
+	sorted := slices.Sorted(slices.Values(seconds))
+	return fmt.Sprintf("%.3fs/%.3fs/%.3fs", sorted[0], sorted[len(sorted)/2], sorted[len(sorted)-1])
+}

@@ -1,0 +1,59 @@
+package simulator
+
+import "net"
+
+// Local is a Server that listens on loopback.
+type Local struct {
+	*Server
+	// Host is the name to connect to; the server's certificate has it.
+	Host string
+	// MQTTPort and WebSocketPort are free ports that the kernel has chosen.
+	MQTTPort, WebSocketPort int
+}
+
+// T is what Start needs of a *testing.T, *testing.B or *testing.F.
+type T interface {
+	Helper()
+	Cleanup(func())
+	Fatal(args ...any)
+}
+
+// Start makes a server for one test: it listens on loopback for MQTT and for
+// MQTT over WebSocket, both over TLS, and ends with the test. A test may
+// start several; they share nothing.
+func Start(t T, o Options) *Local {
+	t.Helper()
+	l, err := Listen(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+// Listen makes a server that listens on loopback, at two free ports. End it with Close.
+func Listen(o Options) (*Local, error) {
+	s, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	l := &Local{Server: s, Host: "localhost"}
+	if l.MQTTPort, err = s.open(s.AcceptMQTT); err == nil {
+		l.WebSocketPort, err = s.open(s.AcceptWebSocket)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// open serves a free port of loopback.
+func (s *Server) open(accept func(net.Listener) error) (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	s.wg.Go(func() { _ = accept(l) }) // until Close; devices see for themselves when it ends before
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
