@@ -30,11 +30,11 @@ func Steps(ctx context.Context) (<-chan time.Duration, error) {
 	timer := os.NewFile(uintptr(fd), "timerfd")
 	last, err := arm(timer)
 	if err != nil {
-		timer.Close()
+		_ = timer.Close()
 		return nil, err
 	}
 	steps := make(chan time.Duration, 1)
-	stop := context.AfterFunc(ctx, func() { timer.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = timer.Close() })
 	go func() {
 		defer stop()
 		defer timer.Close()
