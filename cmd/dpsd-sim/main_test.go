@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 		"dpsd-sim": main,
 		"probe":    probe,
 		"bare":     bare,
+
+		"probe-served": probeServed,
 	})
 }
 
@@ -34,6 +36,9 @@ func TestScripts(t *testing.T) {
 			"await":     await,
 			"terminate": terminate,
 			"mode":      mode,
+
+			"await-served": awaitServed,
+			"await-text":   awaitText,
 		},
 	})
 }
@@ -53,11 +58,11 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // terminate sends a signal to all programs of the script in the background:
-// terminate TERM|INT.
+// terminate TERM|INT|HUP.
 func terminate(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT}
+	signals := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP}
 	if neg || len(args) != 1 || signals[args[0]] == nil {
-		ts.Fatalf("usage: terminate TERM|INT")
+		ts.Fatalf("usage: terminate TERM|INT|HUP")
 	}
 	for _, c := range ts.BackgroundCmds() {
 		ts.Check(c.Process.Signal(signals[args[0]]))
