@@ -92,6 +92,7 @@ func TestTimeout(t *testing.T) {
 				return secure(config, func(c *tls.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 						io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+						c.Read(make([]byte, 4096)) // a farewell would find nobody listening
 						<-over
 					}
 				})

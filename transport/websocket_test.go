@@ -65,6 +65,14 @@ func TestUpgrade(t *testing.T) {
 		{"403 with a body that never comes", fixed("HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\n"), refused(403, "")},
 		{"503 is a refused upgrade", fixed("HTTP/1.1 503 Busy\r\n\r\n"), refused(503, "")},
 		{"200 is no WebSocket", fixed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), refused(200, "")},
+		{"a page in its place is known as one", fixed("HTTP/1.1 200 OK\r\nContent-Type: Text/HTML; charset=utf-8\r\nContent-Length: 6\r\n\r\n<html>"), func(err error) bool {
+			var e *transport.UpgradeError
+			return errors.As(err, &e) && e.Status == 200 && e.HTML() && strings.Contains(err.Error(), "answered 200 with Text/HTML; charset=utf-8")
+		}},
+		{"JSON in its place is no page", fixed("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"), func(err error) bool {
+			var e *transport.UpgradeError
+			return errors.As(err, &e) && e.Status == 404 && !e.HTML()
+		}},
 		{"a redirection is told, not followed", fixed("HTTP/1.1 302 Found\r\nLocation: https://elsewhere.test/\r\nContent-Length: 0\r\n\r\n"), refused(302, "https://elsewhere.test/")},
 		{"no subprotocol [MQTT-6.0.0-4]", switching(""), refused(101, "")},
 		{"another subprotocol", switching("Sec-WebSocket-Protocol: mqttv5\r\n"), func(err error) bool { return strings.Contains(err.Error(), "mqttv5") }},
