@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"syscall"
 )
 
@@ -88,14 +90,39 @@ func (e *WriteError) Error() string {
 	return message
 }
 
-// Unwrap returns the cause: a syscall.Errno, a *NewerSchemaError, a *LockedError.
+// Unwrap returns the cause: a syscall.Errno, a *MissingError, a
+// *NewerSchemaError, a *LockedError.
 func (e *WriteError) Unwrap() error { return e.Err }
 
-// writeError names the file that readers know, instead of the temporary file or
-// the directory that err may name.
-func writeError(path string, err error) *WriteError {
+// MissingError says that the state directory is not there and cannot be made
+// here. A service manager that makes it does so at a restart.
+type MissingError struct {
+	Directory string
+	Err       error // why it cannot be made
+}
+
+func (e *MissingError) Error() string {
+	err := e.Err
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
+		err = errno
+	}
+	return fmt.Sprintf("the directory %s is gone and cannot be made here: %v", e.Directory, err)
+}
+
+// Unwrap returns why the directory cannot be made.
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// writeError names the file that readers know, instead of the temporary file or
+// the directory that err may name. A lock that is another user's keeps its name:
+// the directory may well be writable then.
+func writeError(path string, err error) *WriteError {
+	var errno syscall.Errno
+	var at *fs.PathError
+	if errors.As(err, &at) && filepath.Base(at.Path) == lockName {
+		path = at.Path
+	}
+	if !errors.As(err, new(*MissingError)) && errors.As(err, &errno) {
 		err = errno
 	}
 	return &WriteError{Path: path, Err: err}
@@ -141,6 +168,9 @@ const (
 	NewerSchema
 	// EnvironmentRepaired: state.env did not say what state.json says.
 	EnvironmentRepaired
+	// LinkReplaced: state.json was a link to a record, which stands there itself
+	// now: what a link points to may be on a disk that forgets.
+	LinkReplaced
 	// StaleTemporary: an interrupted write left a file, which was removed.
 	StaleTemporary
 	// Unwritable: the directory cannot be written now.
@@ -165,6 +195,8 @@ func (k NoticeKind) String() string {
 		return "written by a later version, left alone"
 	case EnvironmentRepaired:
 		return "repaired"
+	case LinkReplaced:
+		return "was a link to a record, replaced by the record"
 	case StaleTemporary:
 		return "left over from an interrupted write, removed"
 	case Unwritable:

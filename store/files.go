@@ -31,6 +31,8 @@ const (
 	lockMode = 0o600
 	// maxCorrupt is how many damaged records are kept aside.
 	maxCorrupt = 3
+	// asideSuffix ends the name of a directory that stood in the way of a file.
+	asideSuffix = ".aside"
 )
 
 // writer changes files in one directory so that a reader, and a power cut, at
@@ -67,7 +69,7 @@ func (w *writer) create() error {
 		return err
 	}
 	if err := os.Mkdir(w.directory, directoryMode); err != nil {
-		return err
+		return &MissingError{Directory: w.directory, Err: err}
 	}
 	if err := os.Chmod(w.directory, directoryMode); err != nil { // the umask
 		return err
@@ -79,6 +81,9 @@ func (w *writer) create() error {
 // rename itself is on disk only after sync.
 func (w *writer) replace(name string, data []byte) error {
 	path := w.path(name)
+	if err := w.clear(name); err != nil {
+		return err
+	}
 	if err := w.step("create", path); err != nil {
 		return err
 	}
@@ -100,6 +105,38 @@ func (w *writer) replace(name string, data []byte) error {
 		return err
 	}
 	return f.CloseAtomicallyReplace()
+}
+
+// clear moves a directory out of the way of a file: no rename replaces one, so
+// it would refuse every write for ever. An empty one goes, another is kept under
+// a name of its own. Whatever else has the name (a link, a FIFO, a socket) is
+// replaced by the rename.
+func (w *writer) clear(name string) error {
+	path := w.path(name)
+	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+		return nil
+	}
+	if err := w.step("clear", path); err != nil {
+		return err
+	}
+	if os.Remove(path) == nil {
+		return nil
+	}
+	to := path + asideSuffix
+	for i := 2; exists(to); i++ {
+		to = fmt.Sprintf("%s%s.%d", path, asideSuffix, i)
+	}
+	return os.Rename(path, to)
+}
+
+// has tells whether name is a file with the content data. A link to such a file
+// is none: what it points to is somebody else's, and no sync of ours reaches it.
+func (w *writer) has(name string, data []byte) bool {
+	if !regular(w.path(name)) {
+		return false
+	}
+	have, err := readFile(w.path(name))
+	return err == nil && bytes.Equal(have, data)
 }
 
 // own gives f to the owner of its directory when root writes, so that a command
@@ -137,15 +174,15 @@ func owner(info fs.FileInfo) ownership {
 // what they would be, e.g. after the configured mode changed. Best effort: the
 // content is not at stake.
 func (w *writer) settle(name string) {
-	info, err := os.Lstat(w.path(name))
-	if err != nil || !info.Mode().IsRegular() {
-		return
-	}
-	f, err := os.Open(w.path(name))
+	f, err := os.OpenFile(w.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return
+	}
 	_ = w.own(f)
 	if info.Mode().Perm() != w.mode {
 		_ = f.Chmod(w.mode)
@@ -282,9 +319,12 @@ func (w *writer) writable() error {
 	info, err := os.Stat(w.directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
-			return writableDirectory(filepath.Dir(w.directory)) // create can make it
+			if e := writableDirectory(filepath.Dir(w.directory)); e != nil {
+				return &MissingError{Directory: w.directory, Err: e}
+			}
+			return nil // create can make it
 		}
-		return err
+		return &MissingError{Directory: w.directory, Err: err}
 	}
 	if err != nil {
 		return err
@@ -308,6 +348,12 @@ func writableDirectory(path string) error {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// regular tells whether path itself, not what a link points to, is a file.
+func regular(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // readFile reads a regular file of bounded size. Opening a FIFO must not wait for

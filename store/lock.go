@@ -22,6 +22,15 @@ type lock struct {
 func acquire(w *writer) (*lock, error) {
 	path := w.path(lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
+	if err == nil && !regularFile(f) || err != nil && exists(path) && !regular(path) {
+		if err == nil {
+			_ = f.Close()
+		}
+		if err = clearLock(w); err != nil {
+			return nil, err
+		}
+		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
+	}
 	if errors.Is(err, syscall.EROFS) {
 		// A lock takes no more than the file that is there; that there is none
 		// would hide why none can be made.
@@ -52,6 +61,33 @@ func acquire(w *writer) (*lock, error) {
 	return &lock{f}, nil
 }
 
+func regularFile(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode().IsRegular()
+}
+
+// clearLock removes what is no file from the place of the lock. Two processes
+// may find it at the same time, and the slower one must not remove the lock of
+// the quicker: so this takes a lock on the directory, and looks again under it.
+func clearLock(w *writer) error {
+	directory, err := os.Open(w.directory)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	if err := syscall.Flock(int(directory.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return &os.PathError{Op: "flock", Path: w.directory, Err: err}
+	}
+	path := w.path(lockName)
+	if regular(path) || !exists(path) {
+		return nil
+	}
+	if err := w.clear(lockName); err != nil || !exists(path) {
+		return err
+	}
+	return w.remove(lockName)
+}
+
 // holder reads the process ID in a lock file, 0 when no process of that ID is
 // there.
 func holder(f *os.File) int {
@@ -74,7 +110,7 @@ func (l *lock) in(directory string) bool {
 	if err != nil {
 		return false
 	}
-	found, err := os.Stat(filepath.Join(directory, lockName))
+	found, err := os.Lstat(filepath.Join(directory, lockName))
 	return err == nil && os.SameFile(mine, found)
 }
 

@@ -162,12 +162,14 @@ func (s *Store) load(writable bool, now time.Time) {
 	s.floor = environmentGeneration(env)
 
 	rec, data, err := readRecord(path)
+	linked := false
 	known := rec.Generation // of the latest whole record in the state directory
 	var damaged *DamagedError
 	switch {
 	case err == nil:
 		raise := s.floor > rec.Generation
-		s.adopt(rec, data, true)
+		linked = !regular(path)
+		s.adopt(rec, data, !linked)
 		if raise {
 			s.notice(GenerationRaised, path, nil)
 			rec.Generation = above(s.floor)
@@ -191,8 +193,10 @@ func (s *Store) load(writable bool, now time.Time) {
 		s.durable = false
 		return
 	case !s.durable:
-		err = s.commit(now)
-	case !bytes.Equal(env, environment(s.current)):
+		if err = s.commit(now); err == nil && linked {
+			s.notice(LinkReplaced, path, nil)
+		}
+	case !s.state.has(environmentName, environment(s.current)):
 		if err = s.writeEnvironment(); err == nil {
 			s.notice(EnvironmentRepaired, s.state.path(environmentName), nil)
 		}
@@ -354,12 +358,7 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 // intact tells whether the files are still what was written: reading wears
 // nothing, and a person may have removed them.
 func (s *Store) intact() bool {
-	data, err := readFile(s.state.path(stateName))
-	if err != nil || !bytes.Equal(data, s.encoded) {
-		return false
-	}
-	env, err := readFile(s.state.path(environmentName))
-	return err == nil && bytes.Equal(env, environment(s.current))
+	return s.state.has(stateName, s.encoded) && s.state.has(environmentName, environment(s.current))
 }
 
 // refused makes the WriteError of a failed commit and publishes the record
@@ -430,7 +429,7 @@ func (s *Store) writeEnvironment() error {
 		return err
 	}
 	want := environment(s.current)
-	if have, err := readFile(s.state.path(environmentName)); err != nil || !bytes.Equal(have, want) {
+	if !s.state.has(environmentName, want) {
 		if err := s.state.replace(environmentName, want); err != nil {
 			return err
 		}
@@ -447,7 +446,7 @@ func (s *Store) publish() bool {
 		name string
 		want []byte
 	}{{stateName, s.encoded}, {environmentName, environment(s.current)}} {
-		if have, err := readFile(s.runtime.path(file.name)); err == nil && bytes.Equal(have, file.want) {
+		if s.runtime.has(file.name, file.want) {
 			continue
 		}
 		if s.runtime.replace(file.name, file.want) != nil {
