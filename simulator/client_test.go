@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -84,6 +85,7 @@ func newClient(t *testing.T, conn net.Conn) *client {
 	// net.Pipe has no buffer, so what the server writes is taken off at once.
 	r, w := io.Pipe()
 	queue := make(chan []byte, 1<<12)
+	var end error // nil for every end that is no deadline
 	go func() {
 		defer close(queue)
 		for {
@@ -91,6 +93,9 @@ func newClient(t *testing.T, conn net.Conn) *client {
 			n, err := conn.Read(b)
 			if n > 0 {
 				queue <- b[:n]
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				end = err
 			}
 			if err != nil {
 				return
@@ -103,7 +108,7 @@ func newClient(t *testing.T, conn net.Conn) *client {
 				return
 			}
 		}
-		w.Close()
+		w.CloseWithError(end)
 	}()
 	c := &client{t: t, conn: conn, in: bufio.NewReader(r)}
 	t.Cleanup(func() { conn.Close(); r.Close() })

@@ -71,6 +71,10 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the path is none of the service's"})
 		return refuse(http.StatusBadRequest, "no such path\n")
 	}
+	if !req.ProtoAtLeast(1, 1) || req.Host == "" {
+		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)"})
+		return refuse(http.StatusBadRequest, "HTTP/1.1 and Host are needed\n")
+	}
 	upgrader := websocket.Upgrader{
 		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
 		CheckOrigin:  func(*http.Request) bool { return true },

@@ -12,12 +12,13 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// webSocket opens TLS and sends an upgrade request written by hand.
-func webSocket(t *testing.T, s *simulator.Server, path, more string) (*client, *http.Response) {
+// dialWebSocket opens TLS to the WebSocket listener.
+func dialWebSocket(t *testing.T, s *simulator.Server) *client {
 	t.Helper()
 	mine, theirs := net.Pipe()
 	go s.ServeWebSocket(theirs)
@@ -25,7 +26,14 @@ func webSocket(t *testing.T, s *simulator.Server, path, more string) (*client, *
 	if err := conn.Handshake(); err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(t, conn)
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	return newClient(t, conn)
+}
+
+// webSocket opens TLS and sends an upgrade request written by hand.
+func webSocket(t *testing.T, s *simulator.Server, path, more string) (*client, *http.Response) {
+	t.Helper()
+	c := dialWebSocket(t, s)
 	c.send([]byte("GET " + path + " HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + more + "\r\n")...)
 	r, err := http.ReadResponse(c.in, nil)
 	if err != nil {
