@@ -1,0 +1,115 @@
+// Command load measures how much one dpsd-sim carries: how many devices it
+// registers in a second, and what memory it takes with many connected at once.
+// It exits 1 when that is less than was promised. It is run by "make bench".
+//
+// The simulator is a process of its own; the devices are this one. Each has its
+// own TLS handshake, without resumption, and speaks MQTT in bytes written here.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is promised.
+const (
+	wantRate   = 500  // registrations a second
+	wantMemory = 1000 // MB with wantDevices
+	megabyte   = 1e6
+)
+
+// reserve is how many descriptors each process needs beside its connections.
+const reserve = 100
+
+func main() {
+	var l load
+	flag.StringVar(&l.program, "program", "bin/dpsd-sim", "the dpsd-sim to measure")
+	flag.IntVar(&l.devices, "devices", 10000, "how many devices are connected at once")
+	flag.IntVar(&l.registering, "registering", 6000, "how many devices register at the same time; each takes 6 s, the time it is asked to wait")
+	flag.DurationVar(&l.measured, "time", 20*time.Second, "how long registrations are counted")
+	document := flag.String("document", "", "a file that takes the report as well, between its load markers")
+	flag.Parse()
+	if flag.NArg() > 0 || l.devices < 1 || l.registering < 1 || l.measured <= 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	short, err := l.run(*document)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+	if short {
+		fmt.Fprintln(os.Stderr, "load: less than was promised")
+		os.Exit(1)
+	}
+}
+
+// load is one measurement.
+type load struct {
+	program              string
+	devices, registering int
+	measured             time.Duration
+}
+
+// run prints the report and tells whether a promise is not kept.
+func (l *load) run(document string) (short bool, err error) {
+	if err := raiseDescriptors(max(l.devices, l.registering) + reserve); err != nil {
+		return false, err
+	}
+	held, err := l.hold()
+	if err != nil {
+		return false, fmt.Errorf("connecting: %w", err)
+	}
+	rate, err := l.register()
+	if err != nil {
+		return false, fmt.Errorf("registering: %w", err)
+	}
+	report, short := l.report(held, rate)
+	fmt.Print(report)
+	if document != "" {
+		err = insert(document, report)
+	}
+	return short, err
+}
+
+// raiseDescriptors raises the soft limit to the hard one, which has to do. The
+// simulator does the same for itself: every program in Go does at its start.
+func raiseDescriptors(need int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("RLIMIT_NOFILE: %w", err)
+	}
+	if limit.Max < uint64(need) {
+		return fmt.Errorf("%d file descriptors are needed, and the hard limit is %d: raise it (ulimit -Hn, LimitNOFILE=), or measure fewer with -devices and -registering", need, limit.Max)
+	}
+	limit.Cur = limit.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("RLIMIT_NOFILE: %w", err)
+	}
+	return nil
+}
+
+const (
+	beginMarker = "<!-- load:begin -->\n"
+	endMarker   = "<!-- load:end -->\n"
+)
+
+// insert puts the report between the markers of a file.
+func insert(file, report string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, found := strings.Cut(string(text), beginMarker)
+	_, after, ended := strings.Cut(rest, endMarker)
+	if !found || !ended {
+		return errors.New(file + " has no load markers")
+	}
+	return os.WriteFile(file, []byte(before+beginMarker+report+endMarker+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// handshakes is how many devices are in their handshake at once when they
+// come as fast as they can.
+const handshakes = 16
+
+// memory is what many connected devices cost.
+type memory struct {
+	idle, connected, peak int64 // of the simulator, bytes
+	took                  time.Duration
+}
+
+// hold connects all devices, and looks at the simulator when they are there.
+func (l *load) hold() (m memory, err error) {
+	s, err := l.start()
+	if err != nil {
+		return m, err
+	}
+	defer s.close()
+	if m.idle, _, err = s.memory(); err != nil {
+		return m, err
+	}
+	devices := make([]*device, l.devices)
+	defer func() {
+		for _, d := range devices {
+			if d != nil {
+				d.close()
+			}
+		}
+	}()
+	failures := make([]error, handshakes)
+	begun := time.Now()
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for i := range handshakes {
+		all.Go(func() {
+			for n := int(next.Add(1)) - 1; n < l.devices && failures[i] == nil; n = int(next.Add(1)) - 1 {
+				if devices[n], failures[i] = s.dial(n); failures[i] == nil {
+					devices[n].rest()
+				}
+			}
+		})
+	}
+	all.Wait()
+	m.took = time.Since(begun)
+	if err := errors.Join(failures...); err != nil {
+		return m, err
+	}
+	// All are still served: the first and the last get an answer each.
+	for _, d := range []*device{devices[0], devices[l.devices-1]} {
+		if _, _, _, err := d.ask(2, "$dps/registrations/PUT/iotdps-register/?$rid=1", ""); err != nil {
+			return m, err
+		}
+	}
+	m.connected, m.peak, err = s.memory()
+	return m, err
+}
+
+// throughput is what registrations cost.
+type throughput struct {
+	registrations            int
+	took                     time.Duration
+	simulator, clients       time.Duration // CPU of both processes
+	peak                     int64         // of the simulator, bytes
+	registering, interrupted int
+}
+
+// register has devices register one after another, and counts for a while
+// when all are at it.
+func (l *load) register() (t throughput, err error) {
+	s, err := l.start()
+	if err != nil {
+		return t, err
+	}
+	defer s.close()
+	var (
+		next, done atomic.Int64
+		all        sync.WaitGroup
+		stop       = make(chan struct{})
+		failed     = make(chan error, 1)
+		entrance   = make(chan struct{}, handshakes)
+	)
+	one := func() error {
+		entrance <- struct{}{}
+		d, err := s.dial(int(next.Add(1)))
+		<-entrance
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		return d.register()
+	}
+	for range l.registering {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := one(); err != nil {
+					select {
+					case failed <- err:
+					default:
+					}
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	defer all.Wait()
+	defer close(stop)
+	look := func() (n int64, at time.Time, theirs, ours time.Duration, err error) {
+		theirs, err = s.cpu()
+		if err != nil {
+			return
+		}
+		ours, err = ownCPU()
+		return done.Load(), time.Now(), theirs, ours, err
+	}
+	wait := func(d time.Duration) error {
+		select {
+		case err := <-failed:
+			return err
+		case <-time.After(d):
+			return nil
+		}
+	}
+	// Until the first have come a second time.
+	for done.Load() < int64(l.registering) {
+		if err := wait(100 * time.Millisecond); err != nil {
+			return t, err
+		}
+	}
+	n0, t0, theirs0, ours0, err := look()
+	if err != nil {
+		return t, err
+	}
+	if err := wait(l.measured); err != nil {
+		return t, err
+	}
+	n1, t1, theirs1, ours1, err := look()
+	if err != nil {
+		return t, err
+	}
+	_, t.peak, err = s.memory()
+	t.registrations, t.took = int(n1-n0), t1.Sub(t0)
+	t.simulator, t.clients = theirs1-theirs0, ours1-ours0
+	return t, err
+}

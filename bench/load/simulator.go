@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// service is a dpsd-sim in a process of its own, as it comes: two polls with
+// retry-after=3, TLS 1.2, no packet log.
+type service struct {
+	dir     string
+	process *exec.Cmd
+	address *net.TCPAddr
+	scope   string
+	key     []byte // of the group
+	tls     *tls.Config
+}
+
+func (l *load) start() (_ *service, err error) {
+	s := &service{}
+	if s.dir, err = os.MkdirTemp("", "dpsd-load-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--mqtt", "127.0.0.1:0", "--websocket", "") //nolint:gosec // running what it is given is its purpose
+	s.process.Stderr = os.Stderr
+	out, err := s.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.process.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		return nil, fmt.Errorf("%s does not get ready: %w", l.program, err)
+	}
+	return s, s.read()
+}
+
+// read takes what devices need from the simulator's directory.
+func (s *service) read() error {
+	var endpoint struct {
+		MQTT    string `json:"mqtt"`
+		IDScope string `json:"idScope"`
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, "endpoint.json"))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, &endpoint); err != nil {
+		return err
+	}
+	s.scope = endpoint.IDScope
+	if s.address, err = net.ResolveTCPAddr("tcp", endpoint.MQTT); err != nil {
+		return err
+	}
+	if text, err = os.ReadFile(filepath.Join(s.dir, "group-key")); err != nil {
+		return err
+	}
+	if s.key, err = base64.StdEncoding.DecodeString(strings.TrimSpace(string(text))); err != nil {
+		return err
+	}
+	if text, err = os.ReadFile(filepath.Join(s.dir, "ca.pem")); err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return errors.New("ca.pem holds no certificate")
+	}
+	s.tls = &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12} // no session cache: nothing is resumed
+	return nil
+}
+
+// close ends the simulator.
+func (s *service) close() {
+	if s.process.Process != nil {
+		_ = s.process.Process.Signal(unix.SIGTERM)
+		_ = s.process.Wait()
+	}
+	_ = os.RemoveAll(s.dir)
+}
+
+// cpu is what the simulator has used so far, user and system, proc_pid_stat(5).
+func (s *service) cpu() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.process.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the name in parentheses, and may hold anything.
+	fields := strings.Fields(string(text)[strings.LastIndexByte(string(text), ')')+1:])
+	if len(fields) < 13 {
+		return 0, errors.New("/proc/PID/stat is not as it was")
+	}
+	var ticks int64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100), nil // USER_HZ is 100 on Linux
+}
+
+// memory gives the resident set now and at its largest, in bytes, proc_pid_status(5).
+func (s *service) memory() (now, peak int64, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(line, ":")
+		into := map[string]*int64{"VmRSS": &now, "VmHWM": &peak}[key]
+		if into == nil {
+			continue
+		}
+		kB, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		*into = kB * 1024
+	}
+	if now == 0 || peak == 0 {
+		return 0, 0, errors.New("/proc/PID/status is not as it was")
+	}
+	return now, peak, nil
+}
+
+// ownCPU is what this process has used so far, user and system.
+func ownCPU() (time.Duration, error) {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0, err
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano()), nil
+}
