@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode"
+	"unicode/utf8"
 )
 
 // maxSecret bounds what is read of a secret or an identity file, in bytes. A
@@ -31,6 +33,8 @@ var (
 	ErrEmpty = errors.New("the file is empty")
 	// ErrTooLarge says that the file is larger than 64 KiB.
 	ErrTooLarge = errors.New("the file is larger than 64 KiB")
+	// ErrNotPassword says that the file holds more than one line of text.
+	ErrNotPassword = errors.New("the file is not one line of text")
 	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
 	ErrNotRegular = errors.New("not a regular file")
 )
@@ -190,6 +194,25 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 		return nil, &SecretError{Reference: r, Path: path, Err: err}
 	}
 	return data, nil
+}
+
+// Password returns the contents of what r names without the line end that editors
+// leave; a zero r is the empty password. Errors are those of Read, and ErrNotPassword.
+func (s Secrets) Password(r Reference) (string, error) {
+	if r.IsZero() {
+		return "", nil
+	}
+	data, err := s.Read(r)
+	if err != nil {
+		return "", err
+	}
+	text, _ := strings.CutSuffix(string(data), "\n")
+	text, _ = strings.CutSuffix(text, "\r")
+	// RFC 7617 §2.
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		return "", &SecretError{Reference: r, Path: s.Path(r), Err: ErrNotPassword}
+	}
+	return text, nil
 }
 
 // find reads the file of r. A place that exists but cannot be read ends the search: a

@@ -322,3 +322,40 @@ func FuzzDecodeKey(f *testing.F) {
 		}
 	})
 }
+
+func TestPassword(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "password")
+	reference := attest.Reference{File: path}
+	for _, c := range []struct {
+		name, text, want string
+		err              error
+	}{
+		{"a password is the text of the file", "S3CRET", "S3CRET", nil},
+		{"the line end of an editor is no part of it", "S3CRET\n", "S3CRET", nil},
+		{"nor is one of Windows", "S3CRET\r\n", "S3CRET", nil},
+		{"white space is part of it", " S3 CRET ", " S3 CRET ", nil},
+		{"letters beyond ASCII are part of it", "Sécrèt", "Sécrèt", nil},
+		{"two lines are none", "S3CRET\nS3CRET\n", "", attest.ErrNotPassword},
+		{"a NUL byte is in none", "S3CRET\x00", "", attest.ErrNotPassword},
+		{"Latin-1 is none", "S3CR\xe8T", "", attest.ErrNotPassword},
+		{"an empty file is none", "\n", "", attest.ErrEmpty},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := attest.Secrets{}.Password(reference)
+			if got != c.want || !errors.Is(err, c.err) {
+				t.Errorf("got %q, %v", got, err)
+			}
+			if secret := (*attest.SecretError)(nil); err != nil && (!errors.As(err, &secret) || secret.Reference != reference || strings.Contains(err.Error(), "S3CR")) {
+				t.Errorf("the error is %v", err)
+			}
+		})
+	}
+	t.Run("no reference is the empty password", func(t *testing.T) {
+		if got, err := (attest.Secrets{}).Password(attest.Reference{}); got != "" || err != nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -108,7 +110,6 @@ func names() map[string][]string {
 
 // tables says which keys each table but [[credential]] has, and where their values go.
 func (c *checker) tables(to *Config) map[string][]key {
-	const noProxy = `use proxy = "environment" and set HTTPS_PROXY for the service`
 	return map[string][]key{
 		"dps": {
 			{"id_scope", c.text(&to.DPS.IDScope, checkIDScope)},
@@ -123,10 +124,10 @@ func (c *checker) tables(to *Config) map[string][]key {
 			{"mqtt_port", c.port(&to.Transport.MQTTPort)},
 			{"websocket_port", c.port(&to.Transport.WebSocketPort)},
 			{"proxy", c.proxy(&to.Transport.Proxy)},
-			{"proxy_user", c.later(noProxy)},
-			{"proxy_password", c.later(noProxy)},
+			{"proxy_user", c.text(&to.Transport.ProxyUser, checkProxyUser)},
+			{"proxy_password", c.reference(&to.Transport.ProxyPassword)},
 			{"ca_file", c.filePath(&to.Transport.CAFile)},
-			{"proxy_ca_file", c.later(noProxy)},
+			{"proxy_ca_file", c.filePath(&to.Transport.ProxyCAFile)},
 			{"connect_timeout", c.duration(&to.Transport.ConnectTimeout, 100*time.Millisecond, 10*time.Minute)},
 			{"response_timeout", c.duration(&to.Transport.ResponseTimeout, 100*time.Millisecond, 10*time.Minute)},
 			{"keep_alive", c.keepAlive(&to.Transport.KeepAlive)},
@@ -295,6 +296,22 @@ func (c *checker) together(to *Config) {
 	}
 	ordered("initial", "max", to.Retry.Initial, to.Retry.Max)
 	ordered("refused_initial", "refused_max", to.Retry.RefusedInitial, to.Retry.RefusedMax)
+
+	proxy := func(name, problem, remedy string) {
+		if at := path("").key("transport").key(name); c.has("transport", name) && !c.bad[at] && !c.bad[path("").key("transport").key("proxy")] {
+			c.report(at, Error{Problem: problem, Remedy: remedy})
+		}
+	}
+	if to.Transport.Proxy == "none" {
+		for _, name := range []string{"proxy_user", "proxy_password", "proxy_ca_file"} {
+			proxy(name, `has no meaning with proxy = "none"`, "")
+		}
+	} else if !c.has("transport", "proxy_user") {
+		proxy("proxy_password", "needs proxy_user", "")
+	}
+	if strings.HasPrefix(to.Transport.Proxy, "http://") {
+		proxy("proxy_ca_file", "has no meaning with an http:// proxy", "it is for https:// proxies; the service's roots are added by ca_file")
+	}
 
 	// The runtime directory receives files of the same names when the state directory
 	// cannot be written.
@@ -649,23 +666,70 @@ func (c *checker) reference(to *attest.Reference) func(path, any) {
 	}
 }
 
-// later refuses a key that a later version will know what to do with.
-func (c *checker) later(remedy string) func(path, any) {
-	return func(at path, _ any) {
-		c.report(at, Error{Problem: "is not supported yet", Remedy: "leave it out and " + remedy})
+// anAddress is how the address of a proxy looks.
+const anAddress = `"http://proxy.example:3128"`
+
+// proxy takes a word or an address. A wrong address is not repeated: it may hold a
+// password.
+func (c *checker) proxy(to *string) func(path, any) {
+	const remedy = `write "environment", "none" or an address such as ` + anAddress
+	return func(at path, value any) {
+		s, ok := c.string(at, value, remedy)
+		switch {
+		case !ok:
+		case s == "environment" || s == "none":
+			*to = s
+		case strings.ContainsAny(s, ":/@"):
+			address, w := checkProxy(s)
+			if w.problem != "" {
+				c.report(at, Error{Problem: w.problem, Remedy: w.remedy})
+				return
+			}
+			*to = address
+		default:
+			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: nearest(s, []string{"environment", "none"}), Remedy: remedy})
+		}
 	}
 }
 
-// proxy refuses an address without repeating it: it may hold a password.
-func (c *checker) proxy(to *string) func(path, any) {
-	known := c.choice(to, "environment", "none")
-	return func(at path, value any) {
-		if s, ok := value.(string); ok && (strings.Contains(s, "://") || strings.Contains(s, ":") || strings.Contains(s, "@")) {
-			c.report(at, Error{Problem: "the address of a proxy is not supported yet", Remedy: `leave proxy = "environment" and set HTTPS_PROXY for the service`})
-			return
-		}
-		known(at, value)
+// checkProxy returns the address of a proxy without what means nothing in it.
+func checkProxy(s string) (string, wrong) {
+	const remedy = "write it as " + anAddress
+	if strings.Contains(s, "@") {
+		return "", wrong{"a user or a password does not belong into the address",
+			`write the address alone, and set proxy_user, and proxy_password to "credential:NAME" or "file:/path"`}
 	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return "", wrong{"is no address", remedy}
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "", wrong{`the address must begin with "http://" or "https://"`, remedy}
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return "", wrong{"the address must end with the port", remedy}
+	case u.Port() == "":
+		return "", wrong{"the address has no port", remedy}
+	}
+	if n, err := strconv.Atoi(u.Port()); err != nil || n < 1 || n > 65535 {
+		return "", wrong{"the address has no valid port", "ports are 1 to 65535"}
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
+		if w := checkHostName(u.Hostname()); w.problem != "" {
+			return "", wrong{"the address has no valid host name", remedy}
+		}
+	}
+	return u.Scheme + "://" + u.Host, wrong{}
+}
+
+// checkProxyUser refuses what basic authentication cannot carry (RFC 7617 §2).
+func checkProxyUser(s string) wrong {
+	switch {
+	case strings.Contains(s, ":"):
+		return wrong{"must not hold a colon", "the password is apart, in proxy_password"}
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return wrong{"holds a control character", ""}
+	}
+	return wrong{}
 }
 
 // interval is 0 for never, or long enough not to be a burden on the service.

@@ -65,8 +65,16 @@ type Transport struct {
 	Protocols []string
 	// MQTTPort and WebSocketPort are TCP ports, 1 to 65535.
 	MQTTPort, WebSocketPort int
-	// Proxy is "environment" (HTTPS_PROXY and NO_PROXY) or "none".
+	// Proxy is "environment" (HTTPS_PROXY and NO_PROXY), "none", or an address,
+	// "http://host:port" or "https://host:port".
 	Proxy string
+	// ProxyUser is sent to the proxy with the contents of ProxyPassword, in place of what
+	// HTTPS_PROXY says. "" is nobody, a zero ProxyPassword an empty one.
+	ProxyUser     string
+	ProxyPassword attest.Reference
+	// ProxyCAFile is the absolute path of PEM certificates to trust besides the system's
+	// when an https:// proxy shows its own; "" for none.
+	ProxyCAFile string
 	// CAFile is the absolute path of PEM certificates to trust besides the system's;
 	// "" for none.
 	CAFile string

@@ -94,6 +94,9 @@ var settings = []struct {
 	{"transport", "mqtt_port", `1`, func(c *config.Config) any { return c.Transport.MQTTPort }, 1},
 	{"transport", "websocket_port", `65_535`, func(c *config.Config) any { return c.Transport.WebSocketPort }, 65535},
 	{"transport", "proxy", `"none"`, func(c *config.Config) any { return c.Transport.Proxy }, "none"},
+	{"transport", "proxy", `"https://[2001:db8::1]:3129/"`, func(c *config.Config) any { return c.Transport.Proxy }, "https://[2001:db8::1]:3129"},
+	{"transport", "proxy_user", `"gateway"`, func(c *config.Config) any { return c.Transport.ProxyUser }, "gateway"},
+	{"transport", "proxy_ca_file", `"/etc/dpsd/proxy-ca.pem"`, func(c *config.Config) any { return c.Transport.ProxyCAFile }, "/etc/dpsd/proxy-ca.pem"},
 	{"transport", "ca_file", `'/etc/dpsd/ca.pem'`, func(c *config.Config) any { return c.Transport.CAFile }, "/etc/dpsd/ca.pem"},
 	{"transport", "connect_timeout", `"10m"`, func(c *config.Config) any { return c.Transport.ConnectTimeout }, 10 * time.Minute},
 	{"transport", "response_timeout", `"100ms"`, func(c *config.Config) any { return c.Transport.ResponseTimeout }, 100 * time.Millisecond},
@@ -147,8 +150,14 @@ func TestEveryKeyTakesEffect(t *testing.T) {
 			}
 		})
 	}
-	// The keys that have no effect to show: refused ones, and those of credentials.
-	other := map[string]bool{"transport.proxy_user": true, "transport.proxy_password": true, "transport.proxy_ca_file": true,
+	t.Run("a proxy's password goes with its user", func(t *testing.T) {
+		c := parse(t, with("transport", "proxy_user", "\"gateway\"\nproxy_password = \"credential:proxy-password\""))
+		if want := (attest.Reference{Credential: "proxy-password"}); c.Transport.ProxyPassword != want || c.Transport.ProxyUser != "gateway" {
+			t.Errorf("got %+v", c.Transport)
+		}
+	})
+	// The keys that mean nothing alone.
+	other := map[string]bool{"transport.proxy_password": true,
 		"credential.type": true, "credential.key": true, "credential.certificate": true, "credential.private_key": true}
 	for table, keys := range config.Keys() {
 		for _, key := range keys {
