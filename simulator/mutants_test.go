@@ -2,7 +2,9 @@ package simulator_test
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -175,15 +177,18 @@ var mutants = map[string][]edit{
 	"every close frame says 1000":                 {{"session.go", "s.closeCode = websocket.ClosePolicyViolation", "s.closeCode = 0"}},
 }
 
+// libraries are the packages whose files an edit can name.
+var libraries = map[string]string{
+	"mqtt":      "github.com/mochi-mqtt/server/v2/packets",
+	"websocket": "github.com/gorilla/websocket",
+}
+
 // source reads the file that an edit names, and tells where it is.
 func (e edit) source(t *testing.T) (path, text string) {
 	t.Helper()
 	path, err := filepath.Abs(e.file)
-	for prefix, pkg := range map[string]string{
-		"mqtt/":      "github.com/mochi-mqtt/server/v2/packets",
-		"websocket/": "github.com/gorilla/websocket",
-	} {
-		if name, ok := strings.CutPrefix(e.file, prefix); ok {
+	for library, pkg := range libraries {
+		if name, ok := strings.CutPrefix(e.file, library+"/"); ok {
 			path, err = filepath.Join(folder(t, pkg), name), nil
 		}
 	}
@@ -237,34 +242,7 @@ func TestEveryCaseFailsWithItsFault(t *testing.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(mutants)) {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			replaced := map[string]string{} // path to new text
-			for _, e := range mutants[name] {
-				path, text := e.source(t)
-				if before, there := replaced[path]; there {
-					text = before
-				}
-				replaced[path] = strings.Replace(text, e.old, e.new, 1)
-			}
-			overlay := struct{ Replace map[string]string }{map[string]string{}}
-			for path, text := range replaced {
-				changed := filepath.Join(dir, filepath.Base(path))
-				if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				overlay.Replace[path] = changed
-			}
-			b, err := json.Marshal(overlay)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, "overlay.json"), b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			binary := filepath.Join(dir, "simulator.test")
-			if out, err := exec.Command("go", "test", "-vet=off", "-c", "-o", binary, "-overlay", filepath.Join(dir, "overlay.json"), ".").CombinedOutput(); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
+			binary := build(t, mutants[name])
 			for i, c := range conformances() {
 				if c.seen != name {
 					continue
@@ -279,6 +257,78 @@ func TestEveryCaseFailsWithItsFault(t *testing.T) {
 			}
 		})
 	}
+}
+
+// build makes the tests with the edits: an overlay for the simulator's files,
+// a copy of the module for a library's.
+func build(t *testing.T, edits []edit) (binary string) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name string, text []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	command := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	args := []string{"test", "-vet=off", "-c", "-o", filepath.Join(dir, "simulator.test")}
+	copies := map[string]string{} // of modules, by import path
+	changed := map[string]string{}
+	for _, e := range edits {
+		path, text := e.source(t)
+		if before, there := changed[path]; there {
+			text = before
+		}
+		changed[path] = strings.Replace(text, e.old, e.new, 1)
+		library, name, _ := strings.Cut(e.file, "/")
+		pkg, there := libraries[library]
+		if name == "" || !there {
+			overlay.Replace[path] = write(e.file, []byte(changed[path]))
+			continue
+		}
+		module := command("go", "list", "-f", "{{.Module.Path}}", pkg)
+		if copies[module] == "" {
+			copies[module] = filepath.Join(dir, library)
+			if err := os.CopyFS(copies[module], os.DirFS(command("go", "list", "-f", "{{.Module.Dir}}", pkg))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		target := filepath.Join(copies[module], strings.TrimPrefix(pkg, module), name)
+		if err := errors.Join(os.Chmod(target, 0o600), os.WriteFile(target, []byte(changed[path]), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(copies) > 0 {
+		root := filepath.Dir(command("go", "env", "GOMOD"))
+		for _, name := range []string{"go.mod", "go.sum"} {
+			text, err := os.ReadFile(filepath.Join(root, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for module, place := range copies {
+				if name == "go.mod" {
+					text = fmt.Appendf(text, "\nreplace %s => %s\n", module, place)
+				}
+			}
+			write(name, text)
+		}
+		args = append(args, "-modfile", filepath.Join(dir, "go.mod"))
+	}
+	text, err := json.Marshal(overlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command("go", append(args, "-overlay", write("overlay.json", text), ".")...)
+	return filepath.Join(dir, "simulator.test")
 }
 
 var oneCase = flag.Int("case", -1, "the number of the one conformance case to run")
