@@ -96,8 +96,11 @@ func (a *assignments) keep(done <-chan struct{}) {
 		case <-done:
 			return
 		}
+		begun := time.Now()
 		a.flush()
-		t := time.NewTimer(assignmentInterval)
+		// The file is written as a whole: with many devices that takes its time,
+		// and may take a tenth of all.
+		t := time.NewTimer(max(assignmentInterval, 9*time.Since(begun)))
 		select {
 		case <-t.C:
 		case <-done:

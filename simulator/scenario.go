@@ -549,6 +549,7 @@ type script struct {
 	mu    sync.Mutex
 	count []map[string]int // by rule, by registration ID
 	drawn []map[string]int // how often chance was asked, likewise
+	usual map[Stage]*Rule  // what is where no rule acts; not to be changed
 }
 
 func newScript(sc *Scenario, seed seed) *script {
@@ -561,6 +562,10 @@ func newScript(sc *Scenario, seed seed) *script {
 	s.drawn = make([]map[string]int, len(s.Rules))
 	for i := range s.count {
 		s.count[i], s.drawn[i] = map[string]int{}, map[string]int{}
+	}
+	s.usual = make(map[Stage]*Rule, len(stages))
+	for _, on := range stages {
+		s.usual[on] = &Rule{On: on}
 	}
 	return s
 }
@@ -597,7 +602,7 @@ func (s *script) match(on Stage, protocol, registrationID string) *Rule {
 		}
 		return r
 	}
-	return &Rule{On: on}
+	return s.usual[on]
 }
 
 // chance draws whether a rule may act now; s.mu is held.

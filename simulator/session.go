@@ -31,7 +31,7 @@ const firstPacketID = 2
 type session struct {
 	c      *connection
 	stream io.ReadWriter
-	reader chan inbound
+	reader chan *inbound
 
 	who         *principal
 	connected   bool
@@ -39,7 +39,7 @@ type session struct {
 	granted     byte
 	unacked     map[uint16]int  // replies awaiting a PUBACK
 	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
-	early       []inbound       // what came behind a CONNECT that is still being judged
+	early       []*inbound      // what came behind a CONNECT that is still being judged
 	previous    byte            // type of the packet before
 	keepAlive   time.Duration   // 0: no limit
 	heard       time.Time
@@ -60,7 +60,7 @@ type event struct {
 func newSession(c *connection, stream io.ReadWriter) *session {
 	return &session{
 		c: c, stream: stream,
-		reader:  make(chan inbound, 16),
+		reader:  make(chan *inbound, 16),
 		taken:   make(chan struct{}),
 		unacked: map[uint16]int{}, unanswered: map[uint16]bool{},
 		heard: time.Now(),
@@ -204,7 +204,7 @@ func (s *session) note(e Entry) {
 	s.c.note(e)
 }
 
-func (s *session) receive(in inbound) {
+func (s *session) receive(in *inbound) {
 	if in.err != nil {
 		var v *violation
 		switch {
@@ -257,7 +257,7 @@ func (s *session) receive(in inbound) {
 }
 
 // handle deals with a packet whose turn it is.
-func (s *session) handle(in inbound, previous byte) {
+func (s *session) handle(in *inbound, previous byte) {
 	p := &in.packet
 	kind := p.FixedHeader.Type
 	if p.PacketID != 0 && kind != packets.Puback {
@@ -320,7 +320,7 @@ func (s *session) handle(in inbound, previous byte) {
 }
 
 // act answers a packet, as the rule wants it.
-func (s *session) act(rule *Rule, in inbound, req request, acked bool) {
+func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	switch {
 	case len(rule.garbage()) > 0:
 		s.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})

@@ -449,7 +449,11 @@ func (c *connection) run() {
 	if !c.raw.patient() {
 		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	}
-	if err := c.tls.Handshake(); err != nil {
+	// A goroutine keeps the large stack that a handshake takes, and this one
+	// lives as long as the connection.
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.tls.Handshake() }()
+	if err := <-shaken; err != nil {
 		c.reason = "TLS: " + err.Error()
 		c.linger(nil)
 		return
@@ -511,7 +515,7 @@ func (c *connection) hold() { _, _ = io.Copy(io.Discard, c.raw) }
 
 // linger ends the server's direction in good order, waits a moment for the
 // client's, and closes. The reader, if there is one, is given up.
-func (c *connection) linger(reader <-chan inbound) {
+func (c *connection) linger(reader <-chan *inbound) {
 	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
 	if c.tls != nil {
 		_ = c.tls.CloseWrite() // has a deadline of its own

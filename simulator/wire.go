@@ -60,8 +60,8 @@ func (l *lengthReader) ReadByte() (byte, error) {
 
 // readPacket reads one packet and checks everything about it that needs no
 // knowledge of the session.
-func readPacket(r *bufio.Reader) (in inbound) {
-	in.pipelined = r.Buffered() > 0
+func readPacket(r *bufio.Reader) *inbound {
+	in := &inbound{pipelined: r.Buffered() > 0}
 	first, err := r.ReadByte()
 	if err != nil {
 		in.err = err
