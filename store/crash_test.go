@@ -23,6 +23,9 @@ import (
 // never; it prints the generation of each record that Save reported as saved.
 func actAsWriter(mode string) int {
 	var die, from, to int
+	if _, err := fmt.Sscanf(mode, "save %d", &from); err == nil {
+		return actAsSaver(from)
+	}
 	if _, err := fmt.Sscanf(mode, "die %d %d %d", &die, &from, &to); err != nil {
 		return 2
 	}
@@ -46,6 +49,26 @@ func actAsWriter(mode string) int {
 		}
 		rec, _ := s.Current()
 		fmt.Println(rec.Generation)
+	}
+	return 0
+}
+
+// actAsSaver is the helper process of the tests that trace it: it saves record n, and once
+// more when the disk refuses it, and says what became of each.
+func actAsSaver(n int) int {
+	s, err := store.Open(store.Options{Directory: os.Getenv("DPSD_TEST_STATE"), RuntimeDirectory: os.Getenv("DPSD_TEST_RUNTIME")}, noon)
+	if err != nil {
+		fmt.Println("open", err)
+		return 0
+	}
+	for range 2 {
+		if _, err := s.Save(numbered(n), noon); err != nil {
+			fmt.Println("refused", err)
+			continue
+		}
+		rec, _ := s.Current()
+		fmt.Println("saved", rec.Generation)
+		break
 	}
 	return 0
 }
@@ -106,34 +129,36 @@ func (r *readers) end() {
 	r.all.Wait()
 }
 
+// situations are those in which a start or a Save writes.
+var situations = []struct {
+	say     string
+	prepare func(t *testing.T, directory, runtime string)
+	least   uint64 // no reader may find an older generation than this afterwards; 0: there may be no record
+	final   uint64 // the generation after the next start and Save
+}{
+	{"the first record", func(*testing.T, string, string) {}, 0, 1},
+	{"a change", func(t *testing.T, directory, _ string) {
+		fill(t, directory, 2)
+	}, 2, 3},
+	{"the repair of a damaged record", func(t *testing.T, directory, _ string) {
+		fill(t, directory, 2)
+		put(t, "damaged", directory, "state.json")
+	}, 0, 4},
+	{"the repair of state.env", func(t *testing.T, directory, _ string) {
+		fill(t, directory, 2)
+		put(t, "DPSD_GENERATION=\"1\"\n", directory, "state.env")
+	}, 2, 3},
+	{"taking over the record of the runtime directory", func(t *testing.T, directory, runtime string) {
+		fill(t, directory, 2)
+		other := quick(t)
+		fill(t, other, 5)
+		put(t, content(t, other, "state.json"), runtime, "state.json")
+	}, 2, 6},
+}
+
 // TestKilledAtEachStep kills a real process ahead of each step that changes the
 // disk, in each situation that writes.
 func TestKilledAtEachStep(t *testing.T) {
-	situations := []struct {
-		say     string
-		prepare func(t *testing.T, directory, runtime string)
-		least   uint64 // no reader may find an older generation than this afterwards; 0: there may be no record
-		final   uint64 // the generation after the next start and Save
-	}{
-		{"the first record", func(*testing.T, string, string) {}, 0, 1},
-		{"a change", func(t *testing.T, directory, _ string) {
-			fill(t, directory, 2)
-		}, 2, 3},
-		{"the repair of a damaged record", func(t *testing.T, directory, _ string) {
-			fill(t, directory, 2)
-			put(t, "damaged", directory, "state.json")
-		}, 0, 4},
-		{"the repair of state.env", func(t *testing.T, directory, _ string) {
-			fill(t, directory, 2)
-			put(t, "DPSD_GENERATION=\"1\"\n", directory, "state.env")
-		}, 2, 3},
-		{"taking over the record of the runtime directory", func(t *testing.T, directory, runtime string) {
-			fill(t, directory, 2)
-			other := t.TempDir()
-			fill(t, other, 5)
-			put(t, content(t, other, "state.json"), runtime, "state.json")
-		}, 2, 6},
-	}
 	for _, situation := range situations {
 		t.Run(situation.say+": killed at any step, a reader finds the old record or the new one", func(t *testing.T) {
 			for step := 1; ; step++ {
@@ -203,16 +228,21 @@ func fill(t *testing.T, directory string, n int) {
 }
 
 // TestKilledAtAnyTime kills a process that writes as fast as it can, at moments
-// that chance picks, while readers look on.
+// that chance picks, while readers look on: 1,000 times in CI.
 func TestKilledAtAnyTime(t *testing.T) {
+	kills := 50
+	if thorough() {
+		kills = 1000
+	}
 	directory, runtime := quick(t), quick(t)
-	fill(t, directory, 1)
-	watching := startReaders(t, directory, 2)
+	fill(t, directory, 2)
+	watching := startReaders(t, directory, 1)
 	defer watching.end()
 	chance := rand.New(rand.NewPCG(1, 2))
-	next := 2
-	for range 15 {
-		cmd := writerProcess(fmt.Sprintf("die 0 %d %d", next, next+100_000), directory, runtime)
+	halfway, saves := 0, uint64(0)
+	for range kills {
+		before := mustRead(t, directory)
+		cmd := writerProcess(fmt.Sprintf("die 0 %d %d", deviceNumber(t, before)+1, 1_000_000), directory, runtime)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -220,10 +250,13 @@ func TestKilledAtAnyTime(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		saved := uint64(0)
+		saved := before.Generation
 		lines := bufio.NewScanner(out)
-		for n := 1 + chance.IntN(60); n > 0 && lines.Scan(); n-- {
+		for n := chance.IntN(3); n > 0 && lines.Scan(); n-- {
 			saved, _ = strconv.ParseUint(lines.Text(), 10, 64)
+		}
+		// Somewhere within the next save, or within the start.
+		for until := time.Now().Add(time.Duration(chance.IntN(2_000_000))); time.Now().Before(until); {
 		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
@@ -232,19 +265,48 @@ func TestKilledAtAnyTime(t *testing.T) {
 			saved, _ = strconv.ParseUint(lines.Text(), 10, 64)
 		}
 		_ = cmd.Wait()
-		if saved == 0 {
-			t.Fatal("the writer saved nothing")
-		}
 		rec := mustRead(t, directory)
 		if rec.Generation < saved {
 			t.Fatalf("generation %d was reported as saved, the disk has %d", saved, rec.Generation)
 		}
-		n, err := strconv.Atoi(strings.TrimPrefix(rec.DeviceID, "gw-"))
-		if err != nil {
-			t.Fatal(err)
+		if prev, err := store.Parse([]byte(content(t, directory, "state.json.prev"))); err != nil || prev.Generation+1 < rec.Generation {
+			t.Fatalf("state.json.prev beside generation %d: generation %d, %v", rec.Generation, prev.Generation, err)
 		}
-		next = n + 1
+		left := 0
+		for _, name := range names(t, directory) {
+			if strings.HasPrefix(name, ".") {
+				left++
+			}
+		}
+		if left > 1 {
+			t.Fatalf("temporary files add up: %q", names(t, directory))
+		}
+		halfway += left
+		saves += rec.Generation - before.Generation
 	}
+	t.Logf("%d kills, %d of them between the creation of a temporary file and its rename; %d saves", kills, halfway, saves)
+	if halfway < kills/20 || saves < uint64(kills)/2 {
+		t.Error("hardly any kill came in the middle of something: the test tests nothing")
+	}
+	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	mustSave(t, s, numbered(0), store.Written)
+	for _, name := range names(t, directory) {
+		if strings.HasPrefix(name, ".") {
+			t.Errorf("%s was left", name)
+		}
+	}
+}
+
+// thorough tells whether there is time for everything.
+func thorough() bool { return os.Getenv("CI") == "true" }
+
+func deviceNumber(t *testing.T, rec store.Record) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimPrefix(rec.DeviceID, "gw-"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestConcurrentReaders races readers and a watcher against 1000 changes.

@@ -44,7 +44,22 @@ func withMounts(t *testing.T) bool {
 	case !strings.Contains(text, "--- PASS: "+t.Name()):
 		t.Fatalf("the test did not run:\n%s", out)
 	}
+	for line := range strings.Lines(string(out)) {
+		if row, ok := strings.CutPrefix(line, rowPrefix); ok {
+			fmt.Print(row)
+		}
+	}
 	return false
+}
+
+// rowPrefix marks what the process with mounts of its own wants printed.
+const rowPrefix = "row: "
+
+// report prints a table, past the process that ran the test.
+func report(table string) {
+	for line := range strings.Lines(table) {
+		fmt.Print(rowPrefix, line)
+	}
 }
 
 // tmpfs mounts a file system in memory.
@@ -285,7 +300,7 @@ func newLoopDisk(t *testing.T) *loopDisk {
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
 		missing(t, "a loop device")
 	}
-	d := &loopDisk{t: t, image: filepath.Join(t.TempDir(), "image"), directory: t.TempDir()}
+	d := &loopDisk{t: t, image: filepath.Join(quick(t), "image"), directory: t.TempDir()}
 	f, err := os.Create(d.image)
 	if err == nil {
 		err = f.Truncate(8 << 20)
@@ -309,6 +324,26 @@ func (d *loopDisk) mount(mount string) {
 	if out, err := exec.Command(mount, "-o", "loop,noauto_da_alloc,commit=300", d.image, d.directory).CombinedOutput(); err != nil {
 		missing(d.t, fmt.Sprintf("a mount of a loop device (%v %s)", err, out))
 	}
+}
+
+// copy returns another disk with the content of this one, which is not mounted.
+func (d *loopDisk) copy() *loopDisk {
+	d.t.Helper()
+	image, err := os.ReadFile(d.image)
+	other := &loopDisk{t: d.t, image: filepath.Join(quick(d.t), "image"), directory: d.t.TempDir()}
+	if err == nil {
+		err = os.WriteFile(other.image, image, 0o600)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	other.mount("mount")
+	return other
+}
+
+func (d *loopDisk) end() {
+	_ = syscall.Unmount(d.directory, syscall.MNT_DETACH)
+	_ = os.Remove(d.image)
 }
 
 // cut is the power failing: nothing more reaches the disk, not even the journal.

@@ -1,0 +1,234 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+)
+
+// call is one system call of a traced process that changes a file, or makes a
+// change last, in the directory looked at.
+type call struct {
+	number int    // from 1
+	name   string // e.g. "rename .state.json# → state.json"
+}
+
+// order is what the tracer does with a call.
+type order int
+
+const (
+	proceed order = iota
+	kill          // the process ends here, as by SIGKILL
+	refuse        // the call is not made and returns the errno
+)
+
+// tracer stops a process before and after each of its calls (ptrace(2)), so no
+// step between two can be forgotten, not even one that a library makes.
+type tracer struct {
+	directory string // calls in it count
+	ahead     func(call) (order, syscall.Errno)
+	after     func(call) order // nil: proceed
+}
+
+// run starts cmd and traces it to its end. It returns what cmd wrote to its
+// standard output.
+func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) {
+	t.Helper()
+	runtime.LockOSThread() // the kernel knows the tracer by its thread
+	defer runtime.UnlockOSThread()
+	out, err := os.CreateTemp(t.TempDir(), "out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		missing(t, fmt.Sprintf("ptrace(2) (%v)", err))
+	}
+	leader := cmd.Process.Pid
+	defer func() { _ = cmd.Process.Release() }()
+	var status syscall.WaitStatus
+	if _, err := wait4(leader, &status); err != nil {
+		t.Fatal(err)
+	}
+	const exitKill = 0x100000 // PTRACE_O_EXITKILL
+	if err := syscall.PtraceSetOptions(leader, syscall.PTRACE_O_TRACESYSGOOD|syscall.PTRACE_O_TRACECLONE|exitKill); err != nil {
+		_ = syscall.Kill(leader, syscall.SIGKILL)
+		missing(t, fmt.Sprintf("ptrace(2) (%v)", err))
+	}
+	_ = syscall.PtraceSyscall(leader, 0)
+	count := 0
+	inside := map[int]call{}          // threads within a call that counts
+	errnos := map[int]syscall.Errno{} // threads whose call is refused
+	for {
+		thread, err := wait4(-leader, &status)
+		if err != nil {
+			t.Fatalf("wait4: %v", err)
+		}
+		if !status.Stopped() {
+			if thread == leader {
+				data, err := os.ReadFile(out.Name())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(data), status
+			}
+			continue
+		}
+		signal := status.StopSignal()
+		switch {
+		case signal == syscall.SIGTRAP|0x80:
+			signal = 0
+			what := proceed
+			info := syscallInfo(thread)
+			if info.op == 1 { // PTRACE_SYSCALL_INFO_ENTRY
+				if name := tr.describe(leader, info.entry); name != "" {
+					count++
+					c := call{count, name}
+					var errno syscall.Errno
+					if what, errno = tr.ahead(c); what == refuse {
+						setRegisters(thread, func(r *syscall.PtraceRegs) { r.Orig_rax = ^uint64(0) })
+						errnos[thread] = errno
+					}
+					inside[thread] = c
+				}
+			} else if c, ok := inside[thread]; ok {
+				if errno, ok := errnos[thread]; ok {
+					setRegisters(thread, func(r *syscall.PtraceRegs) { r.Rax = uint64(-int64(errno)) })
+					delete(errnos, thread)
+				}
+				delete(inside, thread)
+				if tr.after != nil {
+					what = tr.after(c)
+				}
+			}
+			if what == kill {
+				// A call that was about to be made is not made any more.
+				_ = syscall.Kill(leader, syscall.SIGKILL)
+				continue
+			}
+		case signal == syscall.SIGTRAP, signal == syscall.SIGSTOP: // a new thread, and its start
+			signal = 0
+		}
+		// A thread that is gone meanwhile (ESRCH) needs no leave.
+		if err := syscall.PtraceSyscall(thread, int(signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatalf("ptrace: %v", err)
+		}
+	}
+}
+
+func wait4(pid int, status *syscall.WaitStatus) (int, error) {
+	for {
+		thread, err := syscall.Wait4(pid, status, syscall.WALL, nil)
+		if !errors.Is(err, syscall.EINTR) {
+			return thread, err
+		}
+	}
+}
+
+type entry struct {
+	number    uint64
+	arguments [6]uint64
+}
+
+type information struct {
+	op    uint8
+	_     [3]uint8
+	arch  uint32
+	ip    uint64
+	sp    uint64
+	entry entry
+}
+
+func syscallInfo(thread int) (info information) {
+	const getSyscallInfo = 0x420e // PTRACE_GET_SYSCALL_INFO
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_PTRACE, getSyscallInfo, uintptr(thread), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
+	return info
+}
+
+func setRegisters(thread int, change func(*syscall.PtraceRegs)) {
+	var r syscall.PtraceRegs
+	if syscall.PtraceGetRegs(thread, &r) == nil {
+		change(&r)
+		_ = syscall.PtraceSetRegs(thread, &r)
+	}
+}
+
+// describe names a call that counts; "" for all others.
+func (tr *tracer) describe(pid int, e entry) string {
+	a := e.arguments
+	descriptor := func(i int) string {
+		path, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, int32(a[i])))
+		return path
+	}
+	memory := func(i int) string {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+		if err != nil {
+			return ""
+		}
+		defer f.Close()
+		var path [4096]byte
+		n, _ := f.ReadAt(path[:], int64(a[i]))
+		text, _, _ := bytes.Cut(path[:n], []byte{0})
+		return string(text)
+	}
+	switch e.number {
+	case syscall.SYS_OPENAT:
+		if a[2]&(syscall.O_CREAT|syscall.O_TRUNC) != 0 {
+			return tr.below("create", memory(1))
+		}
+	case syscall.SYS_MKDIRAT:
+		return tr.below("mkdir", memory(1))
+	case syscall.SYS_WRITE, syscall.SYS_PWRITE64:
+		return tr.below("write", descriptor(0))
+	case syscall.SYS_FTRUNCATE:
+		return tr.below("truncate", descriptor(0))
+	case syscall.SYS_FSYNC, syscall.SYS_FDATASYNC:
+		return tr.below("fsync", descriptor(0))
+	case syscall.SYS_FCHMOD:
+		return tr.below("chmod", descriptor(0))
+	case syscall.SYS_FCHMODAT:
+		return tr.below("chmod", memory(1))
+	case syscall.SYS_FCHOWN:
+		return tr.below("chown", descriptor(0))
+	case syscall.SYS_FLOCK:
+		return tr.below("flock", descriptor(0))
+	case syscall.SYS_UNLINKAT:
+		return tr.below("unlink", memory(1))
+	case syscall.SYS_RENAMEAT, 316: // renameat2
+		return tr.below("rename", memory(1), memory(3))
+	case syscall.SYS_LINKAT:
+		return tr.below("link", memory(1), memory(3))
+	}
+	return ""
+}
+
+// digits are what makes a temporary name unique.
+var digits = regexp.MustCompile(`^(\.[a-z.]+?)[0-9]+$`)
+
+func (tr *tracer) below(verb string, paths ...string) string {
+	var short []string
+	for _, path := range paths {
+		switch {
+		case path == filepath.Dir(tr.directory): // made last when the directory is made
+			short = append(short, "its parent")
+		case path == tr.directory:
+			short = append(short, "the directory")
+		case filepath.Dir(path) == tr.directory:
+			short = append(short, digits.ReplaceAllString(filepath.Base(path), "$1#"))
+		default:
+			return ""
+		}
+	}
+	return verb + " " + strings.Join(short, " → ")
+}
