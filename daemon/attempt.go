@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -336,6 +337,8 @@ func (a *attempt) fingerprint() string {
 	return store.Fingerprint(a.settings.Dialer.Host, a.settings.IDScope, a.registrationID, a.payload)
 }
 
+var errNotRegular = errors.New("not a regular file")
+
 // payloadError says that payload_file cannot be sent.
 type payloadError struct {
 	path string
@@ -350,7 +353,15 @@ func readPayload(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	f, err := os.Open(path)
+	// Asked first: opening a FIFO would wait for a writer.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, &payloadError{path, err}
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &payloadError{path, errNotRegular}
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // it may be exchanged in between
 	if err != nil {
 		return nil, &payloadError{path, err}
 	}
