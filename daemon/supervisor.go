@@ -46,6 +46,7 @@ type supervisor struct {
 	look     bool               // the next one only sees whether the published record will do
 	forced   time.Time          // when the last registration that somebody asked for was, or is, due
 	started  time.Time          // of the last attempt
+	reached  time.Time          // when the last one began that did not end at a file of this gateway
 	phase    phase              // of the running attempt
 	replaced bool               // the settings were replaced while it ran
 	wanted   time.Time          // when a trigger asked for the next one while it ran
@@ -219,6 +220,9 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error {
 	s.attempt()
 	s.attempt = nil
+	if !r.looked && Classify(r.err).Class != fault.Input {
+		s.reached = s.started
+	}
 	s.tellNotices()
 	if s.replaced {
 		// What this attempt found out about the old settings counts for nothing;
@@ -251,7 +255,7 @@ func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error 
 		s.verified = r.verified // and an earlier, later time is forgotten
 	}
 	if !s.wanted.IsZero() {
-		s.trigger(s.wanted)
+		s.trigger(later(s.wanted, s.reached.Add(changeGap)))
 	}
 	return err
 }
@@ -416,13 +420,9 @@ func (s *supervisor) trigger(at time.Time) {
 // filesChanged: a key, a certificate, the serial number or the payload has
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
-	at := now.Add(settle)
-	if s.lastFault.Class != fault.Input {
-		at = later(at, s.started.Add(changeGap))
-	}
-	s.log.Info("files-changed")
 	s.credential, s.tried = 0, 0
-	s.trigger(at)
+	s.log.Info("files-changed")
+	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)))
 }
 
 // clockStepped ends the waits whose cause may have been the clock.
