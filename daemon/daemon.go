@@ -95,10 +95,13 @@ type Daemon struct {
 // joined with the last fault, if there was one.
 var ErrTimeout = errors.New("not provisioned within the time-out")
 
+// ErrStopped is returned by Run when Once is set and the context ended first.
+var ErrStopped = errors.New("stopped before the gateway was provisioned")
+
 // Run provisions the gateway and stays until ctx ends; then it says farewell
 // to the service and returns nil. Trouble of any kind never ends it, with
 // these exceptions: *store.LockedError when another instance owns the state
-// directory, and with Once a fault.Fault or ErrTimeout.
+// directory, and with Once a fault.Fault, ErrTimeout or ErrStopped.
 func (d *Daemon) Run(ctx context.Context) error {
 	s := d.supervisor()
 	defer s.close()

@@ -148,7 +148,11 @@ func (s *supervisor) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			wake.Stop()
-			return s.stop()
+			s.stop()
+			if s.Once {
+				return ErrStopped
+			}
+			return nil
 		case <-s.Hangup:
 			s.reload(ctx, time.Now())
 		case now := <-wake.C:
@@ -170,7 +174,7 @@ func (s *supervisor) run(ctx context.Context) error {
 				beat.Stop() // READY is out and nobody asked for a watchdog
 			}
 		case <-limit:
-			_ = s.stop()
+			s.stop()
 			if s.lastFault.Code != "" {
 				return fmt.Errorf("%w: %w", ErrTimeout, s.lastFault)
 			}
@@ -561,11 +565,11 @@ func (s *supervisor) beat(now time.Time) {
 }
 
 // stop ends a running attempt and waits for its farewell, but not for long.
-func (s *supervisor) stop() error {
+func (s *supervisor) stop() {
 	s.notify.stopping()
 	s.log.Info("stopping")
 	if s.attempt == nil {
-		return nil
+		return
 	}
 	s.attempt()
 	late := time.NewTimer(stopLimit)
@@ -574,11 +578,11 @@ func (s *supervisor) stop() error {
 		select {
 		case <-s.phases:
 		case <-s.results:
-			return nil
+			return
 		case <-late.C:
 			s.log.Warn("stopped-late", zap.String("stage", string(s.phase.stage)))
 			s.store = nil // the attempt still uses it; the process ends anyway
-			return nil
+			return
 		}
 	}
 }

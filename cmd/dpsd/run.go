@@ -106,6 +106,9 @@ func ended(err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, daemon.ErrStopped) {
+		return &exitError{exitFailed, err}
+	}
 	code, told := exitFailed, daemon.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
