@@ -61,13 +61,14 @@ func run(file string, once bool, timeout time.Duration) error {
 	// First of all: a SIGHUP that nobody catches ends a Go program.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 
 	cfg, err := load(file)
 	if err != nil {
 		return &exitError{exitConfiguration, err}
 	}
+	// Only now: a file that never ends, such as a FIFO, must not keep SIGTERM out.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
 	log := newLogger(os.Stderr, cfg.Log.Level)
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
