@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -441,16 +442,44 @@ func (s *service) stopped() bool {
 
 func TestASocketThatNobodyReadsHarmsNothing(t *testing.T) {
 	t.Parallel()
-	s := startService(t, "", manner{environment: []string{"NOTIFY_SOCKET=/nowhere/notify"}})
-	s.logged(`"event":"assigned"`)
-	s.logged(`"event":"notify-failed"`)
-	s.send(syscall.SIGTERM)
-	err := s.command.Wait()
-	s.reaped = true
+	full := filepath.Join(t.TempDir(), "full")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: full, Net: "unixgram"})
 	if err != nil {
-		t.Error(err)
+		t.Fatal(err)
 	}
-	if _, err := store.Read(filepath.Join(s.dir, "state")); err != nil {
-		t.Error(err)
+	t.Cleanup(func() { socket.Close() })
+	fill(t, full)
+	for name, path := range map[string]string{"one that is not there": "/nowhere/notify", "one whose queue is full": full} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startService(t, "", manner{environment: []string{"NOTIFY_SOCKET=" + path}})
+			s.logged(`"event":"notify-failed"`)
+			s.logged(`"event":"assigned"`)
+			s.send(syscall.SIGTERM)
+			err := s.command.Wait()
+			s.reaped = true
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := store.Read(filepath.Join(s.dir, "state")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// fill sends to a socket until its queue takes no more, unix(7).
+func fill(t *testing.T, path string) {
+	t.Helper()
+	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c)
+	for err == nil {
+		err = unix.Sendto(c, []byte("X=1"), 0, &unix.SockaddrUnix{Name: path})
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Fatal(err)
 	}
 }

@@ -90,11 +90,8 @@ func run(file string, once bool, timeout time.Duration) error {
 		Version: version, BuiltAt: builtAt(),
 		Log: log,
 	}
-	if os.Getenv("NOTIFY_SOCKET") != "" {
-		d.Notify = func(state string) error {
-			_, err := sd.SdNotify(false, state)
-			return err
-		}
+	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
+		d.Notify = notifyTo(socket)
 	}
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
 		log.Warn("clock-not-watched", zap.Error(err)) // then a wait in the refused lane is not cut short
