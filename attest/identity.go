@@ -303,9 +303,7 @@ func (r RegistrationID) Paths(s Secrets) []string {
 	case r.File != "":
 		return []string{r.File}
 	case r.FromCertificate != nil:
-		if p := s.Path(r.FromCertificate.Certificate); p != "" {
-			return []string{p}
-		}
+		return s.Paths(r.FromCertificate.Certificate)
 	}
 	return nil
 }

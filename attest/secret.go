@@ -155,7 +155,22 @@ func (e *SecretError) Error() string {
 // Unwrap returns the cause.
 func (e *SecretError) Unwrap() error { return e.Err }
 
-// Path returns the file to watch for r: for a credential the first directory that
+// Paths returns the files to watch for r: a credential may appear in any of the
+// directories.
+func (s Secrets) Paths(r Reference) []string {
+	if r.File != "" {
+		return []string{r.File}
+	}
+	var paths []string
+	if r.Credential != "" {
+		for _, d := range s.Directories {
+			paths = append(paths, filepath.Join(d, r.Credential))
+		}
+	}
+	return paths
+}
+
+// Path returns the file to name for r: for a credential the first directory that
 // holds one of this name, else where it would have to appear. It is "" when there is
 // no such place.
 func (s Secrets) Path(r Reference) string {

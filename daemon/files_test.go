@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +31,31 @@ func TestAMissingSecondKeyDoesNotMakeTrafficOfAFileThatChangesAllTheTime(t *test
 		}
 		if n := len(simulator.Summarize(g.sim.Log()).Registers); n < 2 || n > 7 {
 			t.Errorf("%d registers in a minute of changes", n)
+		}
+	})
+}
+
+func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		key := attest.Reference{Credential: "device-key"}
+		first, second := filepath.Join(g.dir, "first"), filepath.Join(g.dir, "second")
+		g.Secrets = attest.Secrets{Directories: []string{first, second}}
+		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: key}}
+		var watched [][]string
+		g.Watch = func(_ context.Context, paths ...string) (<-chan struct{}, error) {
+			watched = append(watched, paths)
+			return nil, nil
+		}
+		g.run()
+		g.until("fault", 1)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+		// One watch of every place: between two there is a moment that nobody sees.
+		want := []string{filepath.Join(first, "device-key"), filepath.Join(second, "device-key")}
+		if len(watched) != 1 || !slices.Equal(watched[0], want) {
+			t.Errorf("watched %q, want once %q", watched, want)
 		}
 	})
 }

@@ -288,7 +288,7 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 			t.Errorf("the first 401 is explained by the clock, got %s", f.Code)
 		}
 		s.attempt = func() {}
-		if err := s.finish(t.Context(), refusal, time.Now()); err != nil {
+		if err := s.finish(refusal, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if f := s.classify(refusal, time.Now()); f.Code != fault.Unauthorized {

@@ -163,7 +163,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.phase = p
 			s.notify.setStatus(p.status)
 		case r := <-s.results:
-			err = s.finish(ctx, r, time.Now())
+			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
 		case step := <-s.ClockStepped:
@@ -221,7 +221,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 
 // finish takes over what an attempt achieved. It returns an error only when
 // that ends the daemon.
-func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error {
+func (s *supervisor) finish(r result, now time.Time) error {
 	s.attempt()
 	s.attempt = nil
 	if !r.looked && Classify(r.err).Class != fault.Input {
@@ -233,9 +233,6 @@ func (s *supervisor) finish(ctx context.Context, r result, now time.Time) error 
 		// what it assigned stays on disk until the next one.
 		s.due = later(now, s.forced)
 		return nil
-	}
-	if s.registrationID == "" && r.registrationID != "" {
-		defer s.watch(ctx) // a credential's place may be known only now
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
 	if !r.expires.IsZero() {
@@ -497,7 +494,8 @@ func (s *supervisor) force(now time.Time) time.Time {
 	return s.forced
 }
 
-// watch watches the files that the settings name.
+// watch watches the files that the settings name, once for the settings: what
+// the watch before has seen and not yet told is lost.
 func (s *supervisor) watch(ctx context.Context) {
 	if s.unwatch != nil {
 		s.unwatch()
@@ -510,7 +508,7 @@ func (s *supervisor) watch(ctx context.Context) {
 	paths := s.settings.RegistrationID.Paths(s.Secrets)
 	for _, c := range s.settings.Credentials {
 		for _, ref := range c.References() {
-			paths = append(paths, s.Secrets.Path(ref))
+			paths = append(paths, s.Secrets.Paths(ref)...)
 		}
 	}
 	paths = append(paths, s.settings.PayloadFile, s.settings.Dialer.CAFile)
