@@ -23,6 +23,9 @@ import (
 // never; it prints the generation of each record that Save reported as saved.
 func actAsWriter(mode string) int {
 	var die, from, to int
+	if mode == "service" {
+		return actAsService()
+	}
 	if _, err := fmt.Sscanf(mode, "save %d", &from); err == nil {
 		return actAsSaver(from)
 	}

@@ -113,7 +113,7 @@ func (w *writer) replace(name string, data []byte) error {
 // replaced by the rename.
 func (w *writer) clear(name string) error {
 	path := w.path(name)
-	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+	if !isDirectory(path) {
 		return nil
 	}
 	if err := w.step("clear", path); err != nil {
@@ -348,6 +348,11 @@ func writableDirectory(path string) error {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+func isDirectory(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.IsDir()
 }
 
 // regular tells whether path itself, not what a link points to, is a file.

@@ -86,8 +86,8 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 			continue
 		}
 		signal := status.StopSignal()
-		switch {
-		case signal == syscall.SIGTRAP|0x80:
+		switch signal {
+		case syscall.SIGTRAP | 0x80:
 			signal = 0
 			what := proceed
 			info := syscallInfo(thread)
@@ -117,7 +117,7 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 				_ = syscall.Kill(leader, syscall.SIGKILL)
 				continue
 			}
-		case signal == syscall.SIGTRAP, signal == syscall.SIGSTOP: // a new thread, and its start
+		case syscall.SIGTRAP, syscall.SIGSTOP: // a new thread, and its start
 			signal = 0
 		}
 		// A thread that is gone meanwhile (ESRCH) needs no leave.
