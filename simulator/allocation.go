@@ -2,10 +2,11 @@ package simulator
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"path"
 	"slices"
@@ -176,9 +177,9 @@ func (n *entry) hashed(registrationID string) Hub {
 	for _, h := range n.hubs {
 		total += max(1, h.Weight)
 	}
-	sum := fnv.New32a()
-	_, _ = sum.Write([]byte(strings.ToLower(registrationID))) // never fails: hash.Hash
-	at := int(sum.Sum32()) % total
+	// Not FNV: its lowest bits depend on the lowest bits of the text alone.
+	sum := sha256.Sum256([]byte(strings.ToLower(registrationID)))
+	at := int(binary.BigEndian.Uint32(sum[:]) % uint32(total))
 	for _, h := range n.hubs {
 		if at -= max(1, h.Weight); at < 0 {
 			return h

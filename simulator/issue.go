@@ -78,7 +78,7 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	case strings.Contains(text, "-----"):
 		return nil, errors.New("the csr is in PEM form: base64 of the DER is needed, without header and footer")
 	}
-	der, err := base64.StdEncoding.Strict().DecodeString(text)
+	der, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		return nil, errors.New("the csr is not base64")
 	}

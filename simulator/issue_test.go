@@ -92,6 +92,9 @@ func TestIssuing(t *testing.T) {
 		if leaf.SignatureAlgorithm != x509.ECDSAWithSHA384 || ca.PublicKey.(*ecdsa.PublicKey).Curve != elliptic.P384() || ca.SignatureAlgorithm != x509.ECDSAWithSHA384 {
 			t.Error(leaf.SignatureAlgorithm, ca.SignatureAlgorithm)
 		}
+		if ca.MaxPathLen != 0 || !ca.MaxPathLenZero {
+			t.Error("the issuing CA may sign further authorities")
+		}
 		// Issued with the register request, 6 s ago.
 		if want := time.Now().Add(7*24*time.Hour - 6*time.Second); !leaf.NotAfter.Equal(want) {
 			t.Errorf("good until %v, want %v", leaf.NotAfter, want)
@@ -114,7 +117,7 @@ func TestIssuing(t *testing.T) {
 			t.Error(p.chain(t)[0].NotAfter)
 		}
 		for _, body := range []string{"", `{"csr":null}`} {
-			if p := as(t, s, device, preview).outcome(body); strings.Contains(p.payload, "issuedCertificateChain") {
+			if p := as(t, s, device, preview).outcome(body); p.parse(t).Status != "assigned" || strings.Contains(p.payload, "issuedCertificateChain") {
 				t.Error(p.payload)
 			}
 		}
@@ -152,6 +155,10 @@ func TestIssuing(t *testing.T) {
 	forged[len(forged)-1] ^= 1
 	moved := append([]byte(nil), good...) // signed for another name
 	copy(moved[strings.Index(string(moved), device):], "Z")
+	old, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: named(device), SignatureAlgorithm: x509.ECDSAWithSHA1}, p384)
+	if err != nil {
+		t.Fatal(err)
+	}
 	twoNames := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
 		{Type: []int{2, 5, 4, 3}, Value: device}, {Type: []int{2, 5, 4, 3}, Value: device},
 	}}
@@ -174,6 +181,7 @@ func TestIssuing(t *testing.T) {
 		{"that is a public key", base(must(x509.MarshalPKIXPublicKey(p384.Public()))), "the csr is not a PKCS#10 certificate request in DER"},
 		{"whose signature is wrong", base(forged), "the csr's signature is wrong: it does not prove that the device has the key"},
 		{"whose name was changed after it was signed", base(moved), "the csr's signature is wrong: it does not prove that the device has the key"},
+		{"that is signed with SHA-1", base(old), "the csr is signed with SHA-1"},
 		{"of an RSA key", base(request(t, rsaKey, named(device))), "the csr's key is RSA: EC P-384 is needed"},
 		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519: EC P-384 is needed"},
 		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256: P-384 is needed"},

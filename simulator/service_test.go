@@ -118,7 +118,7 @@ func TestAllocation(t *testing.T) {
 		Custom: []simulator.Custom{
 			{When: map[string]any{"model": "v1-*"}, Status: 403},
 			{When: map[string]any{"model": "v2-*", "site": map[string]any{"country": "de"}, "cores": 4, "new": true}, Hub: "b.example",
-				Payload: `{"z":"${registrationId} is a ${payload.model} of ${payload.cores}","a":["${payload.site}","${payload.none}"],"hub":"${hub}","d":"${deviceId}","n":1.0,"all":"${payload}","empty":"<${payload.none}>"}`},
+				Payload: `{"z":"${registrationId} is a ${payload.model} of ${payload.cores}","a":["${payload.site}","${payload.none}"],"hub":"${hub}","d":"${deviceId}","n":1.0,"all":"${payload}","empty":"<${payload.none}>","twice":"${hub}${hub}"}`},
 			{When: map[string]any{"plain": true}, Hub: "a.example"},
 			{When: map[string]any{"x": 1.5}, Hub: "a.example", Payload: `{}`},
 		},
@@ -126,7 +126,7 @@ func TestAllocation(t *testing.T) {
 	for _, c := range []struct{ name, body, topic, key, want string }{
 		{"the row that fits decides, and its payload is filled in, members in their order",
 			`{"payload":{"model":"v2-1","site":{"country":"de","n":[1,2.50]},"cores":4.0,"new":true,"more":null}}`, "200", "payload",
-			`{"z":"sample-device-01 is a v2-1 of 4.0","a":[{"country":"de","n":[1,2.50]},null],"hub":"b.example","d":"sample-device-01","n":1.0,"all":{"cores":4.0,"model":"v2-1","more":null,"new":true,"site":{"country":"de","n":[1,2.50]}},"empty":"<>"}`},
+			`{"z":"sample-device-01 is a v2-1 of 4.0","a":[{"country":"de","n":[1,2.50]},null],"hub":"b.example","d":"sample-device-01","n":1.0,"all":{"cores":4.0,"model":"v2-1","more":null,"new":true,"site":{"country":"de","n":[1,2.50]}},"empty":"<>","twice":"b.exampleb.example"}`},
 		{"its hub is given", `{"payload":{"model":"v2-1","site":{"country":"de"},"cores":4,"new":true}}`, "200", "assignedHub", `"b.example"`},
 		{"a row without payload leaves the enrollment's", `{"payload":{"plain":true}}`, "200", "payload", `{"otherwise":true}`},
 		{"a fraction is compared as a number", `{"payload":{"x":15e-1}}`, "200", "payload", `{}`},
@@ -214,6 +214,12 @@ func TestReprovisioning(t *testing.T) {
 			}
 		})
 	}
+	bubble(t, "a registration is created when it is asked for, and updated when it is done", func(t *testing.T) {
+		p := as(t, start(t, simulator.Options{}), device, version).outcome("")
+		if p.state(t, "createdDateTimeUtc") != `"2000-01-01T00:00:00Z"` || p.state(t, "lastUpdatedDateTimeUtc") != `"2000-01-01T00:00:06Z"` {
+			t.Error(p.payload)
+		}
+	})
 	bubble(t, "policy never: everything is as it was", func(t *testing.T) {
 		s, first := registered(t, "never")
 		p := as(t, s, device, version).outcome("")
