@@ -18,7 +18,7 @@ type Entry struct {
 	// Direction is "up" from the client, "down" to it, "" for what is no packet.
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE,
-	// GARBAGE, VIOLATION, CLOSE for what happened to the connection.
+	// GARBAGE, STALL, VIOLATION, CLOSE for what happened to the connection.
 	Packet         string `json:"packet"`
 	RegistrationID string `json:"registrationId,omitempty"`
 	// Size of the MQTT packet in bytes, fixed header included.
@@ -90,6 +90,7 @@ func Summarize(entries []Entry) Summary {
 		switch {
 		case e.Packet == "OPEN":
 			s.Connections++
+		case e.Packet == "STALL": // it has a direction, but is no packet
 		case e.Direction == "up":
 			s.PacketsUp++
 		case e.Direction == "down":
