@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"syscall"
@@ -148,6 +149,13 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	}
 
 	dialer := *s.Dialer
+	if s.ProxyUser != "" {
+		password, err := a.secrets.Password(s.ProxyPassword)
+		if err != nil {
+			return 0, at(fault.StageProxy, err)
+		}
+		dialer.ProxyUser = url.UserPassword(s.ProxyUser, password)
+	}
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
 	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
 	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
@@ -186,27 +188,21 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
 	cause := furthest.Err
 
-	var (
-		proxy    *transport.ProxyError
-		upgrade  *transport.UpgradeError
-		resolver *net.DNSError
-	)
+	var upgrade *transport.UpgradeError
 	switch {
 	case furthest.Stage == transport.StageCA:
 		return named(fault.CAUnreadable)
 	case unreachable(cause):
 		return named(fault.NetworkUnreachable)
-	case errors.As(cause, &proxy) && proxy.Status == 407:
-		return named(fault.ProxyAuth)
+	case resolverMissing(cause):
+		return named(fault.ResolverMissing)
 	case furthest.Stage == transport.StageProxy:
-		return named(fault.ProxyRefused)
+		return named(ofProxy(cause))
 	case errors.As(cause, &upgrade):
-		if upgrade.Status >= 300 && upgrade.Status < 400 || upgrade.Status == 511 {
+		if portal(upgrade.Status) || upgrade.Status/100 == 2 && upgrade.HTML() {
 			return named(fault.CaptivePortal)
 		}
 		return named(fault.WebSocketRefused)
-	case errors.As(cause, &resolver) && strings.Contains(resolver.Err, "connection refused"):
-		return named(fault.ResolverMissing)
 	case errors.Is(cause, context.DeadlineExceeded) || isTimeout(cause):
 		if furthest.Stage == transport.StageName {
 			return named(fault.DNSFailed)
@@ -239,6 +235,7 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		hostname  x509.HostnameError
 		authority x509.UnknownAuthorityError
 		verify    *tls.CertificateVerificationError
+		who       *transport.CertificateError
 		foreign   *transport.NotTLSError
 	)
 	switch {
@@ -249,6 +246,8 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.TLSExpired)
 	case errors.As(cause, &hostname):
 		return named(fault.TLSWrongHost)
+	case errors.As(cause, &authority) && errors.As(cause, &who) && intercepted(who):
+		return named(fault.TLSIntercepted)
 	case errors.As(cause, &authority) || errors.As(cause, &verify):
 		return named(fault.TLSUntrusted)
 	case errors.As(cause, &foreign) && foreign.HTTP():
@@ -334,7 +333,7 @@ func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.NoReply, stage, err), true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED),
-		errors.As(err, &op):
+		errors.As(err, &op), websocket.CloseStatus(err) >= 0:
 		return fault.New(fault.ConnectionLost, stage, err), true
 	}
 	return fault.Fault{}, false
@@ -350,6 +349,12 @@ func unreachable(err error) bool {
 		}
 	}
 	return false
+}
+
+// resolverMissing means that nobody answers at the name server's port.
+func resolverMissing(err error) bool {
+	var resolver *net.DNSError
+	return errors.As(err, &resolver) && strings.Contains(resolver.Err, "connection refused")
 }
 
 func isTimeout(err error) bool {

@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +38,25 @@ func reply(t *testing.T, topic, body string) error {
 	return err
 }
 
+const global = "global.azure-devices-provisioning.net"
+
+// presented is a handshake that failed for reason, with a certificate for host by
+// the issuer.
+func presented(host, issuer string, reason error) error {
+	c := &x509.Certificate{
+		Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
+		// VerifyHostname looks at DNSNames only with the extension they came in.
+		Extensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}}},
+	}
+	if issuer != "" {
+		c.Issuer = pkix.Name{CommonName: "Issuing CA 1", Organization: []string{issuer}}
+	}
+	return &transport.CertificateError{Certificate: c, Host: host, Err: &tls.CertificateVerificationError{UnverifiedCertificates: []*x509.Certificate{c}, Err: reason}}
+}
+
 func TestClassify(t *testing.T) {
+	expired := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is after 2026-11-22T00:00:00Z"}
+	future := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is before 2026-11-24T00:00:00Z"}
 	dial := func(stage transport.Stage, err error) error {
 		return at(fault.StageTCP, transport.Errors{{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Err: err}})
 	}
@@ -65,7 +86,45 @@ func TestClassify(t *testing.T) {
 		{"a mute TLS peer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},
 		{"the proxy wants a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
+		{"the proxy says that it is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
+		{"the proxy hangs up", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy speaks no TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyUnreachable, fault.StageProxy},
+		{"the proxy has no such name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},
+		{"nobody can be asked for the proxy's name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
+		{"the proxy is behind a firewall", dial(transport.StageProxy, &transport.TimeoutError{After: time.Second, Err: &net.OpError{Op: "dial", Err: context.DeadlineExceeded}}), fault.ProxyUnreachable, fault.StageProxy},
+		{"no route to the proxy", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageProxy},
+		{"the proxy is mute", dial(transport.StageProxy, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageProxy},
+		{"the proxy's certificate is by a stranger, even one of the service's", dial(transport.StageProxy, presented("proxy.test", "ACME", x509.UnknownAuthorityError{})), fault.ProxyUntrusted, fault.StageProxy},
+		{"the proxy's certificate is for another name", dial(transport.StageProxy, presented("proxy.test", "ACME", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "proxy.test"})), fault.ProxyUntrusted, fault.StageProxy},
+		{"the proxy's certificate has expired", dial(transport.StageProxy, presented("proxy.test", "ACME", expired)), fault.ProxyUntrusted, fault.StageProxy},
+		{"the proxy's certificate is of the future", dial(transport.StageProxy, presented("proxy.test", "ACME", future)), fault.ClockImplausible, fault.StageProxy},
+		{"the roots of the proxy are missing", dial(transport.StageProxy, &fs.PathError{Op: "open", Path: "/p.pem", Err: fs.ErrNotExist}), fault.CAUnreadable, fault.StageProxy},
+		{"the roots of the proxy are none", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: transport.ErrNoCertificates}), fault.CAUnreadable, fault.StageProxy},
+		{"the proxy's address is none", dial(transport.StageProxy, fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)), fault.ProxyAddress, fault.StageProxy},
+		{"the proxy's password is missing", at(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: fs.ErrNotExist}), fault.CredentialUnreadable, fault.StageProxy},
+		{"the proxy's password is none", at(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},
+		{"an inspector presents the service's name", dial(transport.StageTLS, presented(global, "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
+		{"an inspector in China", dial(transport.StageTLS, presented("x.azure-devices-provisioning.cn", "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
+		{"Microsoft itself, where the roots are old", dial(transport.StageTLS, presented(global, "Microsoft Corporation", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"DigiCert, where the roots are old", dial(transport.StageTLS, presented(global, "DigiCert Inc", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"an issuer without a name", dial(transport.StageTLS, presented(global, "", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"a stranger for an endpoint that is not Azure's", dial(transport.StageTLS, presented("azure-devices-provisioning.net.test", "ACME", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"an inspector's certificate that has expired", dial(transport.StageTLS, presented(global, "ACME Inspection", expired)), fault.TLSExpired, fault.StageTLS},
+		{"a page in place of TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("<html>"), Err: tls.RecordHeaderError{}}), fault.CaptivePortal, fault.StageTLS},
+		{"a page in place of the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 200, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
+		{"the network wants a login", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 511, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
+		{"a page that forbids the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403, ContentType: "text/html"}), fault.WebSocketRefused, fault.StageWebSocket},
+		{"a portal at 443 while 8883 is silent", at(fault.StageTCP, transport.Errors{
+			{Protocol: transport.MQTT, Stage: transport.StageTCP, Err: &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}},
+			{Protocol: transport.WebSocket, Stage: transport.StageTLS, Err: &transport.NotTLSError{First: []byte("HTTP/1.1 302 Found"), Err: tls.RecordHeaderError{}}},
+		}), fault.CaptivePortal, fault.StageTLS},
+		{"a proxy that lets 8883 out to nobody, and 443 to a portal", at(fault.StageTCP, transport.Errors{
+			{Protocol: transport.MQTT, Stage: transport.StageProxy, Err: &transport.ProxyError{Status: 403}},
+			{Protocol: transport.WebSocket, Stage: transport.StageWebSocket, Err: &transport.UpgradeError{Status: 511}},
+		}), fault.CaptivePortal, fault.StageWebSocket},
 		{"ca_file is missing", dial(transport.StageCA, fs.ErrNotExist), fault.CAUnreadable, fault.StageTLS},
 		{"unknown issuer", dial(transport.StageTLS, x509.UnknownAuthorityError{}), fault.TLSUntrusted, fault.StageTLS},
 		{"expired server certificate", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is after y"}), fault.TLSExpired, fault.StageTLS},

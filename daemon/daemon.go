@@ -32,7 +32,11 @@ type Settings struct {
 	Credentials    []attest.Credential   // tried in this order when the service refuses one
 
 	// Dialer finds the way to the service; its Host is the endpoint.
-	Dialer          *transport.Dialer
+	Dialer *transport.Dialer
+	// ProxyUser logs in at the proxy with the contents of ProxyPassword, read for each
+	// attempt, in place of what the proxy's URL says. "": nobody.
+	ProxyUser       string
+	ProxyPassword   attest.Reference
 	ResponseTimeout time.Duration // for each answer; 0 stands for 60 s
 	KeepAlive       time.Duration // MQTT keep-alive; 0 switches it off
 

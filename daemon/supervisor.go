@@ -511,7 +511,8 @@ func (s *supervisor) watch(ctx context.Context) {
 			paths = append(paths, s.Secrets.Paths(ref)...)
 		}
 	}
-	paths = append(paths, s.settings.PayloadFile, s.settings.Dialer.CAFile)
+	paths = append(paths, s.Secrets.Paths(s.settings.ProxyPassword)...)
+	paths = append(paths, s.settings.PayloadFile, s.settings.Dialer.CAFile, s.settings.Dialer.ProxyCAFile)
 	known := paths[:0]
 	for _, p := range paths {
 		if p != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -161,13 +162,18 @@ func settings(cfg *config.Config) daemon.Settings {
 		MQTTPort:      t.MQTTPort,
 		WebSocketPort: t.WebSocketPort,
 		CAFile:        t.CAFile,
+		ProxyCAFile:   t.ProxyCAFile,
 		Timeout:       t.ConnectTimeout,
 	}
 	for _, p := range t.Protocols {
 		dialer.Protocols = append(dialer.Protocols, transport.Protocol(p))
 	}
-	if t.Proxy == "environment" {
+	switch t.Proxy {
+	case "none":
+	case "environment":
 		dialer.Proxy = transport.ProxyFromEnvironment()
+	default:
+		dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(t.Proxy) }
 	}
 	return daemon.Settings{
 		IDScope:         cfg.DPS.IDScope,
@@ -176,6 +182,8 @@ func settings(cfg *config.Config) daemon.Settings {
 		PayloadFile:     cfg.DPS.PayloadFile,
 		Credentials:     cfg.Credentials,
 		Dialer:          dialer,
+		ProxyUser:       t.ProxyUser,
+		ProxyPassword:   t.ProxyPassword,
 		ResponseTimeout: t.ResponseTimeout,
 		KeepAlive:       t.KeepAlive,
 		OnBoot:          daemon.Policy(cfg.Provisioning.OnBoot),

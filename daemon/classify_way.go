@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// This file knows who may stand between a gateway and the service.
+
+// ofProxy knows why the proxy was not passed.
+func ofProxy(cause error) fault.Code {
+	var (
+		answer  *transport.ProxyError
+		file    *fs.PathError
+		invalid x509.CertificateInvalidError
+		verify  *tls.CertificateVerificationError
+		op      *net.OpError
+	)
+	switch {
+	case errors.Is(cause, transport.ErrProxyAddress):
+		return fault.ProxyAddress
+	case errors.As(cause, &file):
+		return fault.CAUnreadable
+	case errors.As(cause, &answer) && answer.Status == http.StatusProxyAuthRequired:
+		return fault.ProxyAuth
+	case errors.As(cause, &answer) && portal(answer.Status):
+		return fault.CaptivePortal
+	case errors.As(cause, &answer):
+		return fault.ProxyRefused
+	case errors.As(cause, &invalid) && invalid.Reason == x509.Expired && notYet(invalid):
+		return fault.ClockImplausible
+	case errors.As(cause, &verify):
+		return fault.ProxyUntrusted
+	case errors.As(cause, &op) && op.Op == "dial":
+		return fault.ProxyUnreachable
+	case errors.Is(cause, context.DeadlineExceeded) || isTimeout(cause):
+		return fault.ConnectTimeout
+	}
+	return fault.ProxyRefused
+}
+
+// portal reports whether an HTTP status is a captive portal's: it redirects to a page,
+// or says what it is (RFC 6585 §6).
+func portal(status int) bool {
+	return status/100 == 3 || status == http.StatusNetworkAuthenticationRequired
+}
+
+// intercepted tells somebody who inspects TLS from a gateway whose roots are old: the
+// certificate is for a name of Azure's, but its issuer, whom nobody vouches for, is
+// neither of the two that issue for Azure. Of another endpoint, such as a simulator,
+// nobody can say who should have issued for it.
+func intercepted(e *transport.CertificateError) bool {
+	if !azure(e.Host) || !e.Named() {
+		return false
+	}
+	issuer := e.Certificate.Issuer
+	names := append([]string{issuer.CommonName}, issuer.Organization...)
+	for _, name := range names {
+		name = strings.ToLower(name)
+		if strings.Contains(name, "microsoft") || strings.Contains(name, "digicert") {
+			return false
+		}
+	}
+	return strings.Join(names, "") != ""
+}
+
+// azure knows the domains of DPS in Azure's clouds: global, China, US government.
+func azure(host string) bool {
+	host = strings.ToLower(host)
+	for _, domain := range []string{"net", "cn", "us"} {
+		if strings.HasSuffix(host, ".azure-devices-provisioning."+domain) {
+			return true
+		}
+	}
+	return false
+}
