@@ -13,8 +13,9 @@ type steadySigner struct{ *ecdsa.PrivateKey }
 
 // Sign signs a digest.
 func (s steadySigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	// A sequence of two integers that are neither cut nor padded: one signature in four.
-	want := 2 + 2*(2+(s.Curve.Params().BitSize+7)/8)
+	// A sequence of two integers of which one has its highest bit set and is
+	// padded for that: one signature in two.
+	want := 2 + 2*(2+(s.Curve.Params().BitSize+7)/8) + 1
 	for {
 		signature, err := s.PrivateKey.Sign(rand, digest, opts)
 		if err != nil || len(signature) == want {
