@@ -123,9 +123,6 @@ func calling(clientID, user string) packetsOf {
 // first changes the first byte of a packet.
 func first(b byte, p []byte) []byte { return append([]byte{b}, p[1:]...) }
 
-// more appends bytes to a packet whose length has one byte.
-func more(p []byte, b ...byte) []byte { return packet(p[0], p[2:], b) }
-
 const (
 	surrogate = "\xed\xa0\x80"
 	overlong  = "\xc0\x80"
@@ -663,7 +660,7 @@ func status(want int) func(*testing.T, *http.Response) {
 
 func header(name, want string) func(*testing.T, *http.Response) {
 	return func(t *testing.T, r *http.Response) {
-		if got := strings.Join(r.Header.Values(name), ","); r.StatusCode != 101 || got != want {
+		if got := strings.Join(r.Header.Values(name), ","); r.StatusCode != http.StatusSwitchingProtocols || got != want {
 			t.Errorf("%s, %s %q, want %q", r.Status, name, got, want)
 		}
 	}
@@ -675,7 +672,7 @@ func framed(f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.
 		s := start(t, simulator.Options{})
 		c := dialWebSocket(t, s)
 		c.send([]byte(strings.Join(upgradeRequest, "\r\n") + "\r\n\r\n")...)
-		if r, err := http.ReadResponse(c.in, nil); err != nil || r.StatusCode != 101 {
+		if r, err := http.ReadResponse(c.in, nil); err != nil || r.StatusCode != http.StatusSwitchingProtocols {
 			t.Fatal(r, err)
 		}
 		c.send(frame(0x82, goodConnect(s, device))...)
@@ -722,26 +719,26 @@ func pinged(bytes ...byte) func(*testing.T) {
 func webSocketCases() []conformance {
 	subscribe := subscribePacket(1, 1)
 	return []conformance{
-		{"RFC 6455 4.2.1", "POST is refused", "any method upgrades", requested("GET", "POST /$iothub/websocket HTTP/1.1", status(405))},
-		{"RFC 6455 4.2.1", "HTTP/1.0 is refused", "HTTP/1.0 and no Host will do", requested("GET", "GET /$iothub/websocket HTTP/1.0", status(400))},
-		{"RFC 6455 4.2.1", "no Host is refused", "HTTP/1.0 and no Host will do", requested("Host", "", status(400))},
-		{"RFC 6455 4.2.1", "no Upgrade is refused", "Upgrade is not looked at", requested("Upgrade", "", status(400))},
-		{"RFC 6455 4.2.1", "an Upgrade to something else is refused", "Upgrade is not looked at", requested("Upgrade", "Upgrade: h2c", status(400))},
-		{"RFC 6455 4.2.1", "no Connection is refused", "Connection is not looked at", requested("Connection", "", status(400))},
-		{"RFC 6455 4.2.1", "Connection may say more, in any letters", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(101))},
-		{"RFC 6455 4.2.1", "no key is refused", "any key will do", requested("Sec-WebSocket-Key", "", status(400))},
-		{"RFC 6455 4.2.1", "a key of 15 bytes is refused", "any key will do", requested("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", status(400))},
+		{"RFC 6455 4.2.1", "POST is refused", "any method upgrades", requested("GET", "POST /$iothub/websocket HTTP/1.1", status(http.StatusMethodNotAllowed))},
+		{"RFC 6455 4.2.1", "HTTP/1.0 is refused", "HTTP/1.0 and no Host will do", requested("GET", "GET /$iothub/websocket HTTP/1.0", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "no Host is refused", "HTTP/1.0 and no Host will do", requested("Host", "", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "no Upgrade is refused", "Upgrade is not looked at", requested("Upgrade", "", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "an Upgrade to something else is refused", "Upgrade is not looked at", requested("Upgrade", "Upgrade: h2c", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "no Connection is refused", "Connection is not looked at", requested("Connection", "", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "Connection may say more, in any letters", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
+		{"RFC 6455 4.2.1", "no key is refused", "any key will do", requested("Sec-WebSocket-Key", "", status(http.StatusBadRequest))},
+		{"RFC 6455 4.2.1", "a key of 15 bytes is refused", "any key will do", requested("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", status(http.StatusBadRequest))},
 		{"RFC 6455 4.4", "another version is refused, and told which is spoken", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
-			if r.StatusCode != 400 || r.Header.Get("Sec-WebSocket-Version") != "13" {
+			if r.StatusCode != http.StatusBadRequest || r.Header.Get("Sec-WebSocket-Version") != "13" {
 				t.Error(r.Status, r.Header)
 			}
 		})},
 		{"RFC 6455 4.2.2", "the key is answered", "the answer to the key is another", requested("", "", header("Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="))},
 		{"RFC 6455 9.1", "an extension that was offered is not agreed to", "compression is agreed to", requested("Host", "Host: localhost\r\nSec-WebSocket-Extensions: permessage-deflate", header("Sec-WebSocket-Extensions", ""))},
-		{"DPS WebSocket", "another path is refused", "any path upgrades", requested("GET", "GET /mqtt HTTP/1.1", status(400))},
-		{"DPS WebSocket", "no path upgrades", "only the documented path upgrades", requested("GET", "GET / HTTP/1.1", status(101))},
-		{"MQTT-6.0.0-3", "no subprotocol is refused", "any subprotocol will do", requested("Sec-WebSocket-Protocol", "", status(400))},
-		{"MQTT-6.0.0-3", "another subprotocol is refused", "any subprotocol will do", requested("Sec-WebSocket-Protocol", "Sec-WebSocket-Protocol: mqttv3.1", status(400))},
+		{"DPS WebSocket", "another path is refused", "any path upgrades", requested("GET", "GET /mqtt HTTP/1.1", status(http.StatusBadRequest))},
+		{"DPS WebSocket", "no path upgrades", "only the documented path upgrades", requested("GET", "GET / HTTP/1.1", status(http.StatusSwitchingProtocols))},
+		{"MQTT-6.0.0-3", "no subprotocol is refused", "any subprotocol will do", requested("Sec-WebSocket-Protocol", "", status(http.StatusBadRequest))},
+		{"MQTT-6.0.0-3", "another subprotocol is refused", "any subprotocol will do", requested("Sec-WebSocket-Protocol", "Sec-WebSocket-Protocol: mqttv3.1", status(http.StatusBadRequest))},
 		{"MQTT-6.0.0-4", "the subprotocol mqtt is agreed to", "no subprotocol is agreed to", requested("", "", header("Sec-WebSocket-Protocol", "mqtt"))},
 		{"MQTT-6.0.0-4", "mqtt is chosen among others", "no subprotocol is agreed to", requested("Sec-WebSocket-Protocol", "Sec-WebSocket-Protocol: amqp, mqtt", header("Sec-WebSocket-Protocol", "mqtt"))},
 		{"DPS WebSocket", "MQTT in capitals is agreed to as it was offered", "the subprotocol is written in small letters", requested("Sec-WebSocket-Protocol", "Sec-WebSocket-Protocol: MQTT", header("Sec-WebSocket-Protocol", "MQTT"))},

@@ -171,7 +171,7 @@ var mutants = map[string][]edit{
 	"a close frame is answered with 1001":         {{"websocket/conn.go", "message := FormatCloseMessage(code, \"\")", "message := FormatCloseMessage(CloseGoingAway, \"\")"}},
 	"any status may be sent":                      {{"websocket/conn.go", "if !isValidReceivedCloseCode(closeCode) {", "if false {"}},
 	"any reason may be sent":                      {{"websocket/conn.go", "if !utf8.ValidString(closeText) {", "if false && !utf8.ValidString(closeText) {"}},
-	"a close frame changes nothing":               {{"websocket/conn.go", "return noFrame, &CloseError{Code: closeCode, Text: closeText}", "return frameType, nil"}},
+	"a close frame changes nothing":               {{"websocket/conn.go", "if err := c.handleClose(closeCode, closeText); err != nil {\n\t\t\treturn noFrame, err\n\t\t}\n\t\treturn noFrame, &CloseError{Code: closeCode, Text: closeText}", "_ = closeText\n\t\treturn frameType, nil"}},
 	"a pong is an answer to a ping":               {{"websocket/conn.go", "\tcase PongMessage:\n\t\tif err := c.handlePong(string(payload)); err != nil {", "\tcase PongMessage:\n\t\tif err := c.handlePing(string(payload)); err != nil {"}},
 	"a message has bytes":                         {{"websocket.go", "if n > 0 || err != nil {", "if n == 0 && err == nil {\n\t\t\treturn 0, breach(\"WebSocket: an empty message\")\n\t\t}\n\t\tif n > 0 || err != nil {"}},
 	"every close frame says 1000":                 {{"session.go", "s.closeCode = websocket.ClosePolicyViolation", "s.closeCode = 0"}},

@@ -398,7 +398,7 @@ func (s *session) connect(rule *Rule, p *packets.Packet) {
 	}
 	early := s.early
 	s.early = nil
-	previous := byte(packets.Connect)
+	previous := packets.Connect
 	for _, in := range early {
 		if s.over || s.muted { // [MQTT-3.1.4-5]
 			return
