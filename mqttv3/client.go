@@ -96,7 +96,23 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, &TimeoutError{Exchange: "CONNACK"})
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.fail(context.Cause(ctx)) })
-	_, err := c.paho.Connect(context.WithoutCancel(ctx), o.connect())
+	result := make(chan error, 1)
+	go func() {
+		_, err := c.paho.Connect(context.WithoutCancel(ctx), o.connect())
+		result <- err
+	}()
+	var err error
+	select {
+	case err = <-result:
+	case <-ctx.Done():
+		// A connection may take its time to notice that it was closed: TLS tries for
+		// seconds to say goodbye into a full buffer.
+		select {
+		case err = <-result:
+		case <-time.After(lastWords / 2):
+			err = context.Cause(ctx)
+		}
+	}
 	if inTime := stop(); err == nil && inTime {
 		return c, nil
 	} else if err == nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -53,7 +54,9 @@ type Conn struct {
 	err   error
 	done  chan struct{}
 
-	closeOnce sync.Once
+	// closed is no sync.Once: the second to find an error need not wait until
+	// the first has said goodbye to a peer that may be dead.
+	closed atomic.Bool
 }
 
 // NewConn returns a Conn over inner. A packet above maxPacket bytes (0: 256 KiB)
@@ -102,7 +105,9 @@ func (c *Conn) Close() error {
 // nothing happened before.
 func (c *Conn) fail(err error) error {
 	err = c.end(err)
-	c.closeOnce.Do(func() { _ = c.Conn.Close() })
+	if c.closed.CompareAndSwap(false, true) {
+		_ = c.Conn.Close()
+	}
 	return err
 }
 
