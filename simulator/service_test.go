@@ -322,6 +322,21 @@ func TestAssignmentsAreKept(t *testing.T) {
 			}
 		}
 	})
+	t.Run("what was assigned last is written at the end", func(t *testing.T) {
+		own := t.TempDir()
+		s := start(t, simulator.Options{Directory: own, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
+		as(t, s, "one", version).ask("")
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if _, err := os.Stat(filepath.Join(own, "assignments.json")); err == nil {
+				break
+			}
+		}
+		as(t, s, "two", version).ask("") // within a second of the write
+		s.Close()
+		if text, err := os.ReadFile(filepath.Join(own, "assignments.json")); err != nil || !strings.Contains(string(text), `"two"`) {
+			t.Errorf("%v %s", err, text)
+		}
+	})
 	t.Run("a directory that takes no file is told to OnError, and devices are served", func(t *testing.T) {
 		own := t.TempDir()
 		var told error

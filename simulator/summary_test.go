@@ -55,6 +55,16 @@ func TestSummarizeDevices(t *testing.T) {
 			t.Errorf("%d bytes up, of all %d", up, sum.BytesUp)
 		}
 	})
+	t.Run("PUBACK and reply are one round trip", func(t *testing.T) {
+		all := simulator.SummarizeDevices([]simulator.Entry{
+			{Connection: 1, Direction: "up", Packet: "PUBLISH", RegistrationID: "x"},
+			{Connection: 1, Direction: "down", Packet: "PUBACK"},
+			{Connection: 1, Direction: "down", Packet: "PUBLISH"},
+		})
+		if len(all) != 1 || all[0].RoundTrips != 1 {
+			t.Errorf("%+v", all)
+		}
+	})
 	t.Run("an empty log is no device", func(t *testing.T) {
 		if all := simulator.SummarizeDevices(nil); len(all) != 0 {
 			t.Error(all)
