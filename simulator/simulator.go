@@ -17,6 +17,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -52,7 +53,8 @@ type Options struct {
 	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
 	DiscardLog bool
 	// OnError hears of what went wrong without a device seeing it: the
-	// assignments could not be written to the directory. Nil: nobody.
+	// assignments could not be written to the directory, or there was no file
+	// descriptor for another connection. Nil: nobody.
 	OnError func(error)
 	// Now is the service's clock, for certificates, tokens and time stamps. Nil: time.Now.
 	Now func() time.Time
@@ -62,6 +64,7 @@ type Options struct {
 // methods may be used by several goroutines.
 type Server struct {
 	now         func() time.Time
+	onError     func(error)
 	seed        seed
 	material    *material
 	entries     atomic.Pointer[[]entry]
@@ -93,6 +96,10 @@ func New(o Options) (*Server, error) {
 		sessions: map[string]*session{},
 		refused:  map[string]time.Time{},
 		done:     make(chan struct{}),
+		onError:  o.OnError,
+	}
+	if s.onError == nil {
+		s.onError = func(error) {}
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -131,11 +138,7 @@ func New(o Options) (*Server, error) {
 	if err := s.SetEnrollments(enrollments); err != nil {
 		return nil, err
 	}
-	onError := o.OnError
-	if onError == nil {
-		onError = func(error) {}
-	}
-	if s.service.records, err = loadAssignments(assignmentsPath(o.Directory), onError); err != nil {
+	if s.service.records, err = loadAssignments(assignmentsPath(o.Directory), s.onError); err != nil {
 		return nil, err
 	}
 	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
@@ -238,7 +241,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
-	for {
+	for told := false; ; {
 		conn, err := mine.Accept()
 		switch {
 		case err == nil:
@@ -249,8 +252,13 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 			if err := s.reopen(mine); err != nil {
 				return err
 			}
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			if !told { // at the limit it would be said for every device
+				s.onError(fmt.Errorf("no more connections at once: %w: see ulimit -n, LimitNOFILE=", err))
+			}
+			told = true
 			s.wait(50 * time.Millisecond) // descriptors come free when devices leave
+		case errors.Is(err, syscall.ECONNABORTED): // gone before it was taken
 		default:
 			return err
 		}
