@@ -38,10 +38,12 @@ fuzz:
 	  done; \
 	done
 
-# What a registration costs, against the budgets, then the parts one by one.
-# BENCHFLAGS='-document docs/performance.md' puts the table into the page.
+# What a registration costs, against the budgets, what one simulator carries,
+# then the parts one by one. BENCHFLAGS='-document docs/performance.md' puts the
+# first table into the page, LOADFLAGS likewise the second.
 bench: build
 	go run ./bench $(BENCHFLAGS)
+	go run ./bench/load $(LOADFLAGS)
 	go test -run '^$$' -bench . -benchmem ./mqttv3/ ./dps/
 
 clean:

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strconv"
@@ -73,14 +74,14 @@ func (d *device) begin(s *service) error {
 	body = text(body, d.id)
 	body = text(body, resource+"/api-version=2019-03-31")
 	body = text(body, d.token(s.key, resource))
-	if err := d.write(packet(nil, connect, body)); err != nil {
+	if err := d.write(packet(connect, body)); err != nil {
 		return err
 	}
 	if err := d.expect(connack, []byte{0, 0}); err != nil {
 		return err
 	}
 	body = append(text([]byte{0, 1}, "$dps/registrations/res/#"), 1)
-	if err := d.write(packet(nil, subscribe, body)); err != nil {
+	if err := d.write(packet(subscribe, body)); err != nil {
 		return err
 	}
 	return d.expect(suback, []byte{0, 1, 1})
@@ -122,7 +123,7 @@ func (d *device) register() error {
 			if hub, err := member(reply, "assignedHub"); err != nil || hub == "" {
 				return fmt.Errorf("assigned to no hub: %s", reply)
 			}
-			return d.write(packet(nil, disconnect, nil))
+			return d.disconnect()
 		default:
 			return fmt.Errorf("status %d: %s", status, reply)
 		}
@@ -131,11 +132,26 @@ func (d *device) register() error {
 	}
 }
 
+// disconnect says farewell and sees the other side end the connection [MQTT-3.14.4-2].
+func (d *device) disconnect() error {
+	if err := d.write(packet(disconnect, nil)); err != nil {
+		return err
+	}
+	kind, _, err := d.read()
+	if err == nil {
+		return fmt.Errorf("%#x after DISCONNECT", kind)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
 // ask publishes a request, takes PUBACK and reply, and acknowledges that.
 func (d *device) ask(packetID int, topic, body string) (status int, after time.Duration, reply []byte, err error) {
 	_ = d.conn.SetDeadline(time.Now().Add(stepLimit))
 	id := binary.BigEndian.AppendUint16(nil, uint16(packetID))
-	if err := d.write(packet(nil, publish, append(append(text(nil, topic), id...), body...))); err != nil {
+	if err := d.write(packet(publish, append(append(text(nil, topic), id...), body...))); err != nil {
 		return 0, 0, nil, err
 	}
 	if err := d.expect(puback, id); err != nil {
@@ -164,7 +180,7 @@ func (d *device) ask(packetID int, topic, body string) (status int, after time.D
 		}
 		after = time.Duration(s) * time.Second
 	}
-	if err := d.write(packet(nil, puback, p[2+n:2+n+packetIDLen])); err != nil {
+	if err := d.write(packet(puback, p[2+n:2+n+packetIDLen])); err != nil {
 		return 0, 0, nil, err
 	}
 	return status, after, p[2+n+packetIDLen:], nil
@@ -185,9 +201,9 @@ func text(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
-// packet appends a packet; its body is shorter than 16 KB.
-func packet(b []byte, kind byte, body []byte) []byte {
-	b = append(b, kind)
+// packet makes a packet; its body is shorter than 16 KB.
+func packet(kind byte, body []byte) []byte {
+	b := append(make([]byte, 0, 3+len(body)), kind)
 	if n := len(body); n < 128 {
 		b = append(b, byte(n))
 	} else {

@@ -19,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tick is the unit of CPU in /proc: USER_HZ is 100 on Linux.
+const tick = time.Second / 100
+
 // service is a dpsd-sim in a process of its own, as it comes: two polls with
 // retry-after=3, TLS 1.2, no packet log.
 type service struct {
@@ -78,15 +81,21 @@ func (s *service) read() error {
 	if s.key, err = base64.StdEncoding.DecodeString(strings.TrimSpace(string(text))); err != nil {
 		return err
 	}
-	if text, err = os.ReadFile(filepath.Join(s.dir, "ca.pem")); err != nil {
-		return err
+	s.tls, err = trust(filepath.Join(s.dir, "ca.pem"))
+	return err
+}
+
+// trust makes the devices' TLS. It has no session cache, so nothing is resumed.
+func trust(file string) (*tls.Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(text) {
-		return errors.New("ca.pem holds no certificate")
+		return nil, errors.New(file + " holds no certificate")
 	}
-	s.tls = &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12} // no session cache: nothing is resumed
-	return nil
+	return &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12}, nil
 }
 
 // close ends the simulator.
@@ -117,7 +126,7 @@ func (s *service) cpu() (time.Duration, error) {
 		}
 		ticks += n
 	}
-	return time.Duration(ticks) * (time.Second / 100), nil // USER_HZ is 100 on Linux
+	return time.Duration(ticks) * tick, nil
 }
 
 // memory gives the resident set now and at its largest, in bytes, proc_pid_status(5).
@@ -142,6 +151,21 @@ func (s *service) memory() (now, peak int64, err error) {
 		return 0, 0, errors.New("/proc/PID/status is not as it was")
 	}
 	return now, peak, nil
+}
+
+// machineCPU is what all processors have done so far, and what they were kept
+// from by the machine that this one runs on, proc_stat(5).
+func machineCPU() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	var user, nice, system, idle, wait, hard, soft, steal int64
+	if _, err := fmt.Sscanf(line, "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &hard, &soft, &steal); err != nil {
+		return 0, fmt.Errorf("/proc/stat is not as it was: %w", err)
+	}
+	return time.Duration(user+nice+system+hard+soft+steal) * tick, nil
 }
 
 // ownCPU is what this process has used so far, user and system.
