@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -293,7 +294,10 @@ func (a *attempt) floor(wait time.Duration) {
 	}
 }
 
-func (a *attempt) floorKey() string { return a.settings.Dialer.Host + "|" + a.registrationID }
+// floorKey ignores case, as host names and registration IDs at the service do.
+func (a *attempt) floorKey() string {
+	return strings.ToLower(a.settings.Dialer.Host + "|" + a.registrationID)
+}
 
 // enter tells the supervisor which step begins and when it will have ended.
 func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Duration, status string) {

@@ -134,7 +134,7 @@ func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 		identity *attest.IdentityError
 		payload  *payloadError
 	)
-	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.As(err, new(*fs.PathError))
+	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.As(err, new(*fs.PathError)) || errors.As(err, new(syscall.Errno))
 	switch {
 	case errors.As(err, &secret) && errors.Is(err, attest.ErrEncrypted):
 		return fault.New(fault.CredentialEncrypted, stage, err), true

@@ -85,6 +85,7 @@ func TestClassify(t *testing.T) {
 		{"a silent peer", dial(transport.StageTCP, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTCP},
 		{"a mute TLS peer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},
 		{"the proxy wants a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy does not know the password", dial(transport.StageProxy, &transport.ProxyError{Status: 401}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
@@ -167,6 +168,8 @@ func TestClassify(t *testing.T) {
 		{"no reply", at(fault.StagePoll, &dps.NoReplyError{Request: dps.RequestPoll}), fault.NoReply, fault.StagePoll},
 
 		{"the key file is missing", secret(fs.ErrNotExist), fault.CredentialUnreadable, fault.StageCredential},
+		{"a file stands where the key's directory should be", secret(syscall.ENOTDIR), fault.CredentialUnreadable, fault.StageCredential},
+		{"the disk cannot read the key", secret(syscall.EIO), fault.CredentialUnreadable, fault.StageCredential},
 		{"the key file is not ours to read", secret(fs.ErrPermission), fault.CredentialUnreadable, fault.StageCredential},
 		{"the credential is sealed", secret(attest.ErrEncrypted), fault.CredentialEncrypted, fault.StageCredential},
 		{"the key is no base64", secret(attest.ErrNotBase64), fault.CredentialInvalid, fault.StageCredential},

@@ -692,3 +692,51 @@ func TestTheProtocolThatWorkedLastIsTriedFirst(t *testing.T) {
 		g.wantFaults()
 	})
 }
+
+func TestTheFloorKnowsTheServiceInCapitalsToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1})
+		reload := make(chan os.Signal, 1)
+		g.Hangup = reload
+		g.Reload = func() (*Settings, error) {
+			s := g.Settings
+			dialer := *s.Dialer
+			dialer.Host = strings.ToUpper(dialer.Host)
+			s.Dialer = &dialer
+			return &s, nil
+		}
+		g.run()
+		g.until("fault", 1)
+		reload <- os.Interrupt
+		if took := g.until("assigned", 1); took != 606*time.Second {
+			t.Errorf("registered %s after the 429", took)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAREADYThatDidNotGetThroughIsSaidAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		busy := true
+		g.Notify = func(state string) error {
+			if busy {
+				return errors.New("the queue is full")
+			}
+			return g.note(state)
+		}
+		g.run()
+		g.until("assigned", 1)
+		time.Sleep(time.Minute)
+		busy = false
+		time.Sleep(time.Minute)
+		if n, at := g.told("READY=1\nSTATUS=Assigned to "); n != 1 || at.Sub(g.start) > 66*time.Second+extension/4 {
+			t.Errorf("READY=1 %d times, after %s", n, at.Sub(g.start))
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -67,8 +67,7 @@ type history struct{ offline, transient, refused int }
 
 // after returns the wait after fault f and its lane, and counts f. more says
 // that another credential of this round is left. The service's Retry-After is
-// a floor in every lane, and jitter only adds to it (§8 of the design: the
-// rule that no rival keeps).
+// a floor in every lane, and jitter only adds to it.
 func (r Retry) after(f fault.Fault, more bool, h *history, random *rand.Rand) (time.Duration, Lane) {
 	var wait, jitter time.Duration
 	var lane Lane

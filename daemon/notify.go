@@ -16,17 +16,20 @@ type notifier struct {
 	send   func(state string) error
 	log    *zap.Logger
 	status string // the last STATUS=, not sent twice
+	owed   string // a READY=1 that did not get through
 	failed bool
 }
 
-func (n *notifier) notify(state string) {
+func (n *notifier) notify(state string) bool {
 	if n.send == nil {
-		return
+		return true
 	}
-	if err := n.send(state); err != nil && !n.failed {
+	err := n.send(state)
+	if err != nil && !n.failed {
 		n.failed = true
 		n.log.Warn("notify-failed", zap.Error(err))
 	}
+	return err == nil
 }
 
 // statusLine is the STATUS= assignment: one line, whatever an error text holds.
@@ -45,7 +48,17 @@ func (n *notifier) setStatus(text string) {
 // without the other.
 func (n *notifier) ready(text string) {
 	n.status = statusLine(text)
-	n.notify(sd.SdNotifyReady + "\n" + n.status)
+	n.owed = sd.SdNotifyReady + "\n" + n.status
+	n.settle()
+}
+
+// settle says a READY=1 again that did not get through: whoever waits for it
+// would wait for ever. It reports whether nothing is owed any more.
+func (n *notifier) settle() bool {
+	if n.owed != "" && n.notify(n.owed) {
+		n.owed = ""
+	}
+	return n.owed == ""
 }
 
 // reloading must be followed by ready on every path: systemd bounds a reload

@@ -170,7 +170,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.clockStepped(step, time.Now())
 		case <-beat.C:
 			s.beat(time.Now())
-			if s.ready && s.Watchdog == 0 {
+			if s.ready && s.Watchdog == 0 && s.notify.settle() {
 				beat.Stop() // READY is out and nobody asked for a watchdog
 			}
 		case <-limit:
@@ -422,8 +422,11 @@ func (s *supervisor) trigger(at time.Time) {
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
 	s.credential, s.tried = 0, 0
-	s.log.Info("files-changed")
+	before := s.due
 	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)))
+	if s.due != before { // a file that changes all the time fills no journal
+		s.log.Info("files-changed", zap.Duration("attemptIn", s.due.Sub(now)))
+	}
 }
 
 // clockStepped ends the waits whose cause may have been the clock.
@@ -555,6 +558,7 @@ func (s *supervisor) beat(now time.Time) {
 		return
 	}
 	s.hung = false
+	s.notify.settle()
 	switch {
 	case !s.ready:
 		s.notify.extend(extension)

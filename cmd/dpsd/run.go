@@ -126,7 +126,7 @@ func ended(err error) error {
 func load(file string) (*config.Config, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, fmt.Errorf("%w; an annotated example is /usr/share/dpsd/dpsd.toml", err)
+		return nil, fmt.Errorf("%w; README.md has a small one, config/dpsd.toml shows every key", err)
 	}
 	defer f.Close()
 	return config.Parse(file, f)
@@ -139,6 +139,10 @@ var errRestart = errors.New("[state], [control] and [log] change with a restart 
 // began with.
 func reloader(file string, running *config.Config) func() (*daemon.Settings, error) {
 	return func() (*daemon.Settings, error) {
+		// The supervisor waits for this: a FIFO without a writer would hold it up.
+		if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("%s: not a regular file", file)
+		}
 		cfg, err := load(file)
 		switch {
 		case err != nil:
