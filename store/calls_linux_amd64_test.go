@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,7 +85,7 @@ func TestEachCallRefused(t *testing.T) {
 	for _, situation := range situations {
 		for _, errno := range []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EROFS} {
 			for _, forEver := range []bool{false, true} {
-				if !thorough() && (errno != syscall.EIO || situation.final > 3) {
+				if !forEver && errno != syscall.EIO || !thorough() && (errno != syscall.EIO || situation.final > 3) {
 					continue
 				}
 				say := map[bool]string{false: "once", true: "for ever"}[forEver]
@@ -107,6 +108,8 @@ func TestEachCallRefused(t *testing.T) {
 						switch {
 						case status.ExitStatus() != 0 || strings.Contains(out, "open"):
 							t.Errorf("%s: %s (status %#x)", name, out, status)
+						case situation.mended == 0 && strings.Contains(name, " .state.") && !strings.HasPrefix(out, "refused"):
+							t.Errorf("%s: nobody looked at the error: %s", name, out)
 						case !forEver && !strings.Contains(out, "saved"):
 							t.Errorf("%s: the disk is well again, and yet: %s", name, out)
 						case !strings.Contains(out, "saved"):
@@ -119,6 +122,61 @@ func TestEachCallRefused(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestOrderOfCalls asks for what POSIX wants, which is more than ext4 needs: a
+// file is synced before its rename, and a directory after the last change in it.
+func TestOrderOfCalls(t *testing.T) {
+	for _, situation := range situations {
+		t.Run(situation.say, func(t *testing.T) {
+			directory, runtime := filepath.Join(quick(t), "state"), quick(t)
+			if situation.least > 0 || situation.mended > 0 {
+				if err := os.Mkdir(directory, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				situation.prepare(t, directory, runtime)
+			}
+			owed := map[string]bool{} // what a power cut could take, by the fsync that keeps it
+			var renamed []string
+			tr := tracer{directory: directory, ahead: func(c call) (order, syscall.Errno) {
+				verb, what, _ := strings.Cut(c.name, " ")
+				switch verb {
+				case "mkdir":
+					owed["its parent"] = true
+				case "create", "write", "chmod", "truncate":
+					if what != "lock" {
+						owed[what] = true
+					}
+				case "fsync":
+					delete(owed, what)
+				case "rename":
+					from, to, _ := strings.Cut(what, " → ")
+					if owed[from] {
+						t.Errorf("call %d, %s: %s has not been synced", c.number, c.name, from)
+					}
+					renamed = append(renamed, to)
+					owed["the directory"] = true
+				case "link", "unlink":
+					owed["the directory"] = true
+				}
+				return proceed, 0
+			}}
+			if out, _ := tr.run(t, writerProcess("save 9", directory, runtime)); !strings.HasPrefix(out, "saved ") {
+				t.Fatal(out)
+			}
+			delete(owed, "state") // its mode; the umask of a power cut
+			if len(owed) > 0 {
+				t.Errorf("saved, but these have not been synced: %v", owed)
+			}
+			want := []string{"state.json.prev", "state.json", "state.env"}
+			if situation.final == 1 {
+				want = want[1:]
+			}
+			if n := len(renamed) - len(want); n < 0 || !slices.Equal(renamed[n:], want) {
+				t.Errorf("the Save renames %q, want %q", renamed, want)
+			}
+		})
 	}
 }
 

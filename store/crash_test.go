@@ -137,26 +137,27 @@ var situations = []struct {
 	say     string
 	prepare func(t *testing.T, directory, runtime string)
 	least   uint64 // no reader may find an older generation than this afterwards; 0: there may be no record
+	mended  uint64 // the generation that a start writes, 0 for none
 	final   uint64 // the generation after the next start and Save
 }{
-	{"the first record", func(*testing.T, string, string) {}, 0, 1},
+	{"the first record", func(*testing.T, string, string) {}, 0, 0, 1},
 	{"a change", func(t *testing.T, directory, _ string) {
 		fill(t, directory, 2)
-	}, 2, 3},
+	}, 2, 0, 3},
 	{"the repair of a damaged record", func(t *testing.T, directory, _ string) {
 		fill(t, directory, 2)
 		put(t, "damaged", directory, "state.json")
-	}, 0, 4},
+	}, 0, 3, 4},
 	{"the repair of state.env", func(t *testing.T, directory, _ string) {
 		fill(t, directory, 2)
 		put(t, "DPSD_GENERATION=\"1\"\n", directory, "state.env")
-	}, 2, 3},
+	}, 2, 2, 3},
 	{"taking over the record of the runtime directory", func(t *testing.T, directory, runtime string) {
 		fill(t, directory, 2)
 		other := quick(t)
 		fill(t, other, 5)
 		put(t, content(t, other, "state.json"), runtime, "state.json")
-	}, 2, 6},
+	}, 2, 5, 6},
 }
 
 // TestKilledAtEachStep kills a real process ahead of each step that changes the

@@ -82,6 +82,9 @@ func TestImpostors(t *testing.T) {
 					if _, err := s.Save(numbered(2), noon); err != nil {
 						t.Fatalf("Save of the same: %v", err)
 					}
+					if info, err := os.Lstat(path); (name == "state.json" || name == "state.env") && (err != nil || !info.Mode().IsRegular()) {
+						t.Errorf("saved, and %s is still no file: %v", name, info)
+					}
 					if !running && name == "state.json" && impostor.say != "a link to a copy of it" {
 						// The record before it took its place, as after any damage.
 						if rec := mustRead(t, directory); rec.Generation != 4 {
