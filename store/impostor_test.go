@@ -132,6 +132,22 @@ func TestImpostors(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a FIFO that somebody has open for writing keeps no reader waiting", func(t *testing.T) {
+		directory := written(t, 2)
+		path := filepath.Join(directory, "state.json")
+		if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		writer, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		if _, err := store.Read(directory); !errors.As(err, new(*store.DamagedError)) {
+			t.Errorf("Read: %v, want *DamagedError", err)
+		}
+		mustSave(t, mustOpen(t, store.Options{Directory: directory}), numbered(2), store.Written)
+	})
 	t.Run("a link to a record is told", func(t *testing.T) {
 		directory, outside := written(t, 2), t.TempDir()
 		path := filepath.Join(directory, "state.json")
