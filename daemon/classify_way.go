@@ -30,7 +30,8 @@ func ofProxy(cause error) fault.Code {
 		return fault.ProxyAddress
 	case errors.As(cause, &file):
 		return fault.CAUnreadable
-	case errors.As(cause, &answer) && answer.Status == http.StatusProxyAuthRequired:
+	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
+		// 401 is tinyproxy's word for a wrong password.
 		return fault.ProxyAuth
 	case errors.As(cause, &answer) && portal(answer.Status):
 		return fault.CaptivePortal

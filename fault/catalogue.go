@@ -79,7 +79,7 @@ var catalogue = []Entry{
 		"The proxy's own certificate is not trusted, has expired or is for another name.",
 		"Set proxy_ca_file to the authority that issued it, and use the proxy's name as the certificate has it."},
 	{ProxyAuth, Transient,
-		"The proxy wants to be told who we are, or does not accept it (407).",
+		"The proxy wants to be told who we are, or does not accept it (407 or 401).",
 		"Set proxy_user and proxy_password. dpsd offers basic authentication; what the proxy accepts is in the cause."},
 	{ProxyRefused, Transient,
 		"The proxy would not connect us, or did not answer as a proxy does.",

@@ -56,6 +56,10 @@ const patience = 30 * time.Second
 //	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
 //	                       days from now; with a third argument, self, it is signed by itself
 //	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT so; 200 leads to the simulator
+//	tinyproxy [USER:PASSWORD]
+//	                       starts Debian's proxy, $PROXY, for which the name of the service is that of the
+//	                       simulator; $SECURE_PROXY leads to it through TLS, with a certificate of
+//	                       proxy-ca.pem; its log is the file tinyproxy.log
 //
 // What a command has written holds no key and no token: ended and exits see to it.
 func TestScript(t *testing.T) {
@@ -88,6 +92,7 @@ func TestScript(t *testing.T) {
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 3, certificate),
 			"proxy":       command(1, 1, (*gateway).proxy),
+			"tinyproxy":   command(0, 1, (*gateway).tinyproxy),
 		},
 	})
 }
@@ -103,9 +108,18 @@ func command(least, most int, do func(*gateway, *testscript.TestScript, []string
 }
 
 // condition knows [mounts]: a private tmpfs can be mounted, by root or in a
-// user namespace. Where CI is set, it must.
+// user namespace; and [tinyproxy]: the proxy is installed. Where CI is set, they
+// must be.
 func condition(name string) (bool, error) {
-	if name != "mounts" {
+	switch name {
+	case "mounts":
+	case "tinyproxy":
+		_, err := exec.LookPath("tinyproxy")
+		if err != nil && os.Getenv("CI") == "true" {
+			return false, fmt.Errorf("a proxy is needed here: %w", err)
+		}
+		return err == nil, nil
+	default:
 		return false, fmt.Errorf("no such condition")
 	}
 	out, err := exec.Command("unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput()
@@ -119,7 +133,7 @@ func condition(name string) (bool, error) {
 type gateway struct {
 	simulator *simulated
 	processes map[string]*exec.Cmd
-	proxies   []*http.Server
+	proxies   []io.Closer
 	logs      int               // how many commands were started
 	before    map[string]string // the files of the last record
 }
