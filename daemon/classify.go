@@ -215,7 +215,10 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	case furthest.Stage == transport.StageTLS:
 		return ofTLS(cause, err)
 	}
-	return ofStream(err, stage)
+	if f, known := ofStream(err, stage); known || furthest.Stage != transport.StageWebSocket {
+		return f, known
+	}
+	return named(fault.WebSocketRefused) // what came was no HTTP
 }
 
 func progress(e *transport.Error) int {
@@ -259,8 +262,11 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 	case strings.Contains(cause.Error(), "protocol version"):
 		return named(fault.TLSVersion)
 	}
-	if f, known := ofStream(whole, fault.StageTLS); known {
-		return f, true
+	// An alert of the peer comes as a *net.OpError, but nothing was lost.
+	if _, refused := transport.RemoteAlert(cause); !refused {
+		if f, known := ofStream(whole, fault.StageTLS); known {
+			return f, true
+		}
 	}
 	return named(fault.TLSFailed)
 }
