@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
 
-.PHONY: build demo test lint fuzz bench clean
+.PHONY: build demo test test-faults lint fuzz bench clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -37,6 +37,14 @@ fuzz:
 	    echo "== $$dir $$target"; go test ./$$dir -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; \
 	  done; \
 	done
+
+# What becomes of a gateway in every trouble, row by row, and of one whose peer
+# stalls at any byte of a session; takes minutes.
+test-faults:
+	@mkdir -p bin
+	@go test -count=1 -v -run '^TestTroubleOfEveryKind$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
+	  grep -v '^ *\(===\|--- PASS\)' bin/faults.txt; exit $$status
+	DPSD_STALL=every-byte go test -count=1 -run '^TestNothingHangsWhenThePeerStallsAtAnyByte$$' ./daemon/
 
 # What a registration costs, against the budgets, what one simulator carries,
 # then the parts one by one. BENCHFLAGS='-document docs/performance.md' puts the
