@@ -30,7 +30,7 @@ var withMutants = flag.Bool("mutants", false, "build the server with each fault,
 type edit struct{ file, old, new string }
 
 var mutants = map[string][]edit{
-	"any text is UTF-8":      {{"mqtt/codec.go", "return utf8.Valid(b) && bytes.IndexByte(b, 0x00) == -1", "return utf8.Valid(b) || len(b) >= 0"}, {"mqtt/codec.go", `"bytes"`, `_ "bytes"`}},
+	"any text is UTF-8":      {{"mqtt/codec.go", "return utf8.Valid(b) && bytes.IndexByte(b, 0x00) == -1", "return utf8.Valid(b) || len(b) >= 0"}},
 	"any user name is UTF-8": {{"wire.go", "case !utf8.Valid(c.Username) || bytes.IndexByte(c.Username, 0) >= 0:", "case !utf8.Valid(c.Username) && len(c.Username) < 0:"}},
 	"U+FEFF is stripped from a $rid": {{"session.go", "out = append(out, s.reply(rule, r, cmp.Or(rule.RequestID, req.requestID)))",
 		`out = append(out, s.reply(rule, r, strings.TrimPrefix(req.requestID, "\ufeff")))`}},
@@ -43,7 +43,7 @@ var mutants = map[string][]edit{
 	"a packet of any size is awaited":      {{"wire.go", "if remaining > maxPacket {", "if remaining > 1<<30 {"}},
 	"any packet type passes":               {{"wire.go", "\t\treturn breach(\"%s: not a packet for this server\", name)", "\t\treturn nil"}},
 	"a packet comes in one piece":          {{"wire.go", "if _, err := io.ReadFull(r, body); err != nil {", "if _, err := r.Read(body); err != nil {"}},
-	"what is behind a packet is lost":      {{"session.go", "in := readPacket(r)", "in := readPacket(bufio.NewReader(r))"}},
+	"what is behind a packet is lost":      {{"session.go", "in := readPacket(r)", "in := readPacket(bufio.NewReader(struct{ io.Reader }{r}))"}},
 	"an end is an end":                     {{"wire.go", "return io.ErrUnexpectedEOF", "return io.EOF"}},
 
 	"PUBLISH may have packet identifier 0":     {{"wire.go", "case p.FixedHeader.Qos > 0 && p.PacketID == 0:", "case false:"}, {"mqtt/packets.go", "if pk.PacketID == 0 {\n\t\t\treturn ErrProtocolViolationNoPacketID", "if false {\n\t\t\treturn ErrProtocolViolationNoPacketID"}},
@@ -59,7 +59,7 @@ var mutants = map[string][]edit{
 	"the first packet may be any":                   {{"session.go", "case previous == 0 && kind != packets.Connect:", "case false:"}},
 	"CONNECT may come again":                        {{"session.go", "case previous != 0 && kind == packets.Connect:", "case false:"}},
 	"any protocol name will do":                     {{"wire.go", "\tdefault:\n\t\treturn breach(\"CONNECT: the protocol name is not MQTT\")", "\tdefault:\n\t\tlevel = body[6]"}},
-	"any protocol level will do":                    {{"wire.go", "if level != 4 {", "if false {"}},
+	"any protocol level will do":                    {{"wire.go", "if level != 4 {", "if level == 99 {"}},
 	"bytes need not be those that were understood":  {{"wire.go", "!bytes.HasSuffix(b, body) || len(b) != headerSize(len(body))+len(body)", "len(b) == 0"}},
 	"a session begins subscribed":                   {{"session.go", "unacked: map[uint16]int{},", "subscribed: true, unacked: map[uint16]int{},"}},
 	"will QoS and retain need no will":              {{"wire.go", "case c.WillQos != 0 || c.WillRetain:", "case false:"}},
@@ -124,7 +124,7 @@ var mutants = map[string][]edit{
 	"there may be no filter":                        {{"wire.go", "if len(p.Filters) == 0 {", "if false {"}},
 	"any QoS may be asked for":                      {{"mqtt/packets.go", "if sub.Qos > 2 {", "if false {"}},
 	"the QoS byte may be cut":                       {{"mqtt/packets.go", "if err != nil {\n\t\t\t\treturn ErrMalformedQos", "if false {\n\t\t\t\treturn ErrMalformedQos"}},
-	"any filter is granted":                         {{"wire.go", "if f.Filter != responseFilter {", "if false {"}},
+	"any filter is granted":                         {{"wire.go", "if f.Filter != responseFilter {", "if f.Filter == \"nothing\" {"}},
 	"no SUBACK is sent":                             {{"session.go", "out = append(out, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Suback}, PacketID: p.PacketID, ReasonCodes: codes})", "_ = codes"}},
 	"every SUBACK is for 1":                         {{"session.go", "Type: packets.Suback}, PacketID: p.PacketID,", "Type: packets.Suback}, PacketID: 1,"}},
 	"the highest QoS ever granted stays":            {{"session.go", "s.subscribed, s.granted = true, codes[i]", "s.subscribed, s.granted = true, max(s.granted, codes[i])"}},
