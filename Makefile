@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
 
-.PHONY: build demo test test-faults lint fuzz bench clean
+.PHONY: build demo test test-faults test-clock lint fuzz bench clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -45,6 +45,13 @@ test-faults:
 	@go test -count=1 -v -run '^TestTroubleOfEveryKind$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
 	  grep -v '^ *\(===\|--- PASS\)' bin/faults.txt; exit $$status
 	DPSD_STALL=every-byte go test -count=1 -run '^TestNothingHangsWhenThePeerStallsAtAnyByte$$' ./daemon/
+
+# dpsd as a service of a machine in QEMU that boots with a wrong clock, which is
+# then set; a minute or two. The machine is made of Debian's packages, once a week.
+MACHINE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dpsd/machine
+test-clock: build
+	timeout 300 test/qemu/machine '$(MACHINE)'
+	DPSD_MACHINE='$(MACHINE)' timeout 600 go test -count=1 -v ./test/qemu/
 
 # What a registration costs, against the budgets, what one simulator carries,
 # then the parts one by one. BENCHFLAGS='-document docs/performance.md' puts the

@@ -1,0 +1,173 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+const (
+	gateway  = "gw-clock"
+	name     = "global.azure-devices-provisioning.net"
+	watchdog = 6 * time.Second // of testdata/root/etc/systemd/system/dpsd.service
+	day      = 24 * time.Hour
+	year     = 365 * day
+)
+
+// TestTheClockIsSetRight boots with a clock that is behind: all that is told of
+// the service's certificate is that it is not valid yet. The service is of this
+// machine, with the right time; it judges tokens by that.
+func TestTheClockIsSetRight(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		behind time.Duration
+		steps  []time.Duration // once it is assigned
+	}{
+		{"a year behind", year, []time.Duration{10 * year, -10 * year}},
+		{"four months behind", 120 * day, []time.Duration{-3 * year}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			sim := simulator.Start(t, simulator.Options{})
+			m := boot(t, time.Now().Add(-tt.behind), gatewayFiles(t, sim))
+
+			failed := m.next("fault")
+			if off := time.Until(m.clock()); off > -tt.behind+day {
+				t.Fatalf("the machine's clock is only %s off: something has set it", off)
+			}
+			if failed.fields["fault"] != "clock-implausible" || failed.fields["lane"] != "refused" {
+				t.Errorf("the fault is not clock-implausible with a wait in the refused lane: %s", failed)
+			}
+			if cause := fmt.Sprint(failed.fields["cause"]); !strings.Contains(cause, "not yet valid") {
+				t.Errorf("the cause does not say that the certificate is not yet valid: %s", cause)
+			}
+			wait, err := time.ParseDuration(fmt.Sprint(failed.fields["retryIn"]))
+			if err != nil || wait <= patience {
+				t.Fatalf("a wait of %s is too short to tell whether the step ended it (%v)", wait, err)
+			}
+			before := m.service()
+			if before.state != "activating" || !strings.Contains(before.status, "clock-implausible") || !strings.Contains(before.status, "next attempt in") {
+				t.Errorf("before the clock is right, dpsd is %s, and STATUS= is %q", before.state, before.status)
+			}
+			t.Logf("%7.3f s  %s; %s", failed.at.Seconds(), before.state, before.status)
+
+			m.setClock(time.Now())
+			stepped, assigned := m.next("clock-stepped"), m.next("assigned")
+			if late := failed.at + wait; assigned.at >= late {
+				t.Errorf("assigned at %s: the wait until %s was not ended by the step", assigned.at, late)
+			}
+			if n := m.count("fault"); n != 1 {
+				t.Errorf("%d faults, want the one", n)
+			}
+			after := m.until("active", func(s service) bool { return s.state == "active" })
+			if after.process != before.process || after.restarts != "0" {
+				t.Errorf("process %s was restarted: %+v", before.process, after)
+			}
+			t.Logf("%7.3f s  the clock is stepped by %v", stepped.at.Seconds(), stepped.fields["by"])
+			t.Logf("%7.3f s  %s; %s", assigned.at.Seconds(), after.state, after.status)
+
+			m.undisturbed(sim, tt.steps...)
+		})
+	}
+}
+
+// TestTheClockIsAhead boots with a clock that is a year ahead. The service's
+// certificate is still valid then, so nothing is to be seen of it, also not when
+// the clock is set right, nor afterwards, with a record of the future.
+func TestTheClockIsAhead(t *testing.T) {
+	t.Parallel()
+	sim := simulator.Start(t, simulator.Options{})
+	m := boot(t, time.Now().Add(year), gatewayFiles(t, sim))
+	assigned := m.next("assigned")
+	if off := time.Until(m.clock()); off < year-day {
+		t.Fatalf("the machine's clock is only %s off: something has set it", off)
+	}
+	m.until("active", func(s service) bool { return s.state == "active" })
+	t.Logf("%7.3f s  assigned, with a clock a year ahead", assigned.at.Seconds())
+	m.undisturbed(sim, -year)
+
+	m.run("systemctl restart dpsd.service")
+	again := m.next("assigned")
+	t.Logf("%7.3f s  assigned after a restart, with the right clock", again.at.Seconds())
+	if n := m.count("fault"); n != 0 {
+		t.Errorf("%d faults, want none", n)
+	}
+}
+
+// undisturbed steps the clock of an assigned gateway. Each step is told, and
+// changes nothing: no attempt, no word to the service, the same process and
+// STATUS=, and the watchdog is kept.
+func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
+	m.t.Helper()
+	m.until("the farewell", func(service) bool { return closedAll(sim.Log()) })
+	before, entries := m.service(), len(sim.Log())
+	for _, step := range steps {
+		told := len(m.sofar())
+		m.setClock(m.clock().Add(step))
+		stepped := m.next("clock-stepped")
+		after := m.until("the watchdog kept for longer than WatchdogSec", func(s service) bool {
+			return s.state != "active" || s.watchdog > stepped.at+watchdog*3/2
+		})
+		kept := after.watchdog
+		after.watchdog = before.watchdog
+		if after != before {
+			m.t.Errorf("after a step of %s: %+v, want %+v", step, after, before)
+		}
+		if now := len(sim.Log()); now != entries {
+			m.t.Errorf("after a step of %s the service has heard: %+v", step, sim.Log()[entries:])
+		}
+		if events := m.sofar()[told:]; len(events) != 1 {
+			m.t.Errorf("after a step of %s dpsd told more than that:\n%s", step, listing(events))
+		}
+		m.t.Logf("%7.3f s  the clock is stepped by %v; %s, the watchdog was kept %s later", stepped.at.Seconds(), stepped.fields["by"], after.state, kept-stepped.at)
+	}
+}
+
+func closedAll(log []simulator.Entry) bool {
+	open := 0
+	for _, e := range log {
+		switch e.Packet {
+		case "OPEN":
+			open++
+		case "CLOSE":
+			open--
+		}
+	}
+	return open == 0
+}
+
+// gatewayFiles make a machine a gateway of that service.
+func gatewayFiles(t *testing.T, sim *simulator.Local) map[string]file {
+	t.Helper()
+	need(t)
+	program, err := os.ReadFile("../../bin/dpsd")
+	if err != nil {
+		t.Fatal("make build: ", err)
+	}
+	configuration := fmt.Sprintf(`
+[dps]
+id_scope        = "%s"
+registration_id = "%s"
+endpoint        = "%s"
+
+[[credential]]
+type = "symmetric-key"
+key  = "credential:dps-primary-key"
+
+[transport]
+mqtt_port      = %d
+websocket_port = %d
+ca_file        = "/etc/dpsd/ca.pem"
+`, sim.IDScope(), gateway, name, sim.MQTTPort, sim.WebSocketPort)
+	return map[string]file{
+		"usr/bin/dpsd":                  {text: program, mode: 0o755},
+		"etc/dpsd/dpsd.toml":            {text: []byte(configuration), mode: 0o644},
+		"etc/dpsd/ca.pem":               {text: sim.CA(), mode: 0o644},
+		"etc/credstore/dps-primary-key": {text: []byte(sim.DeviceKey(gateway) + "\n"), mode: 0o600},
+		"etc/hosts":                     {text: []byte("127.0.0.1 localhost\n" + host + " " + name + "\n"), mode: 0o644},
+	}
+}
