@@ -200,7 +200,7 @@ func mqttCases() []conformance {
 		{"MQTT-4.2", "three packets in one piece are answered in their order", "what is behind a packet is lost", answered("connect",
 			these(slices.Concat([]byte{0xc0, 0}, subscribePacket(7, 1), []byte{0xc0, 0})...), 0xd0, 0, 0x90, 3, 0, 7, 1, 0xd0, 0)},
 		{"MQTT-4.8.0", "the end of the connection inside a packet is told from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
-			c.send(0x82, 28, 0)
+			c.send(0x82, 28)
 			c.conn.Close()
 			synctest.Wait()
 			if log := s.Log(); !strings.Contains(log[len(log)-1].Detail, "unexpected EOF") {
