@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -166,7 +167,7 @@ func unanswered(t *testing.T, address string, port int) {
 	}
 	for range 16 {
 		c, err := net.DialTimeout("tcp", net.JoinHostPort(address, strconv.Itoa(port)), 200*time.Millisecond)
-		if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+		if timeout := (net.Error)(nil); errors.As(err, &timeout) && timeout.Timeout() {
 			return
 		}
 		if err != nil {
