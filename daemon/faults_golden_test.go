@@ -1,0 +1,312 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/faults.golden from what dpsd says")
+
+// provocation makes dpsd report a code.
+type provocation struct {
+	rule   simulator.Rule
+	set    func(*gateway) // before the start
+	during func(*gateway) // a second after it
+	event  string         // which entry of the log tells it; "" is fault
+	// inject is handed to the supervisor as what an attempt found, for what does
+	// not happen in a bubble.
+	inject error
+}
+
+// ruled, with a key over TLS, is all that most codes need.
+func ruled(r simulator.Rule) provocation { return provocation{rule: r} }
+
+// dialling fails in the system's way before anything is sent.
+func dialling(err error) provocation {
+	return provocation{set: func(g *gateway) {
+		g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+		}
+	}}
+}
+
+// proxied goes through a proxy that a function plays, or that the simulator's
+// TLS plays when it is nil.
+func proxied(address string, proxy func(net.Conn)) provocation {
+	return provocation{set: func(g *gateway) {
+		g.Settings.Dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(address) }
+		if proxy == nil {
+			return
+		}
+		g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			go proxy(theirs)
+			return newWire(ours), nil
+		}
+	}}
+}
+
+func answering(text string) func(net.Conn) {
+	return func(c net.Conn) {
+		defer c.Close()
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			_, _ = io.WriteString(c, text)
+		}
+	}
+}
+
+// file writes one and makes it the gateway's key.
+func file(name, text string) func(*gateway) {
+	return func(g *gateway) { g.write(name, text) }
+}
+
+// expired is a device certificate that ended a year before.
+func expired(g *gateway) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: device},
+		NotBefore: g.start.AddDate(-2, 0, 0), NotAfter: g.start.AddDate(-1, 0, 0),
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.Settings.Credentials = []attest.Credential{g.certificate(device)}
+	g.write("device.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})))
+	g.write("device-key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+}
+
+// provocations are one for each code of the catalogue, all of them end to end
+// in a bubble but two: a second daemon is known before there is a supervisor,
+// and a failure without a name is a defect that nobody knows.
+var provocations = map[fault.Code]provocation{
+	fault.ConfigurationInvalid: {event: "reload-refused", set: func(g *gateway) {
+		hangup := make(chan os.Signal, 1)
+		g.Hangup = hangup
+		hangup <- os.Interrupt
+		g.Reload = func() (*Settings, error) { return nil, errors.New("dpsd.toml:3:1: dps.id_scop: unknown key") }
+	}},
+
+	fault.InputUnreadable: {set: func(g *gateway) { g.Settings.PayloadFile = filepath.Join(g.dir, "payload.json") }},
+	fault.InputInvalid: {set: func(g *gateway) {
+		g.write("payload.json", "[1]")
+		g.Settings.PayloadFile = filepath.Join(g.dir, "payload.json")
+	}},
+	fault.CredentialUnreadable: {set: func(g *gateway) { _ = os.Remove(filepath.Join(g.dir, "device.key")) }},
+	fault.CredentialEncrypted:  {set: file("device.key", "Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABAAAABw\n")},
+	fault.CredentialInvalid:    {set: file("device.key", "{}")},
+	fault.CertificateExpired:   {set: expired},
+
+	fault.NetworkUnreachable: dialling(os.NewSyscallError("connect", syscall.ENETUNREACH)),
+	fault.ResolverMissing:    dialling(&net.DNSError{Err: "read udp 127.0.0.1:41000->127.0.0.1:53: read: connection refused", Name: "global.azure-devices-provisioning.net", Server: "127.0.0.1:53"}),
+	fault.DNSFailed:          dialling(&net.DNSError{Err: "no such host", Name: "global.azure-devices-provisioning.net", Server: "192.0.2.1:53", IsNotFound: true}),
+	fault.TCPRefused:         dialling(os.NewSyscallError("connect", syscall.ECONNREFUSED)),
+	fault.ConnectTimeout:     ruled(simulator.Rule{On: simulator.OnAccept, Silent: true}),
+	fault.ConnectionLost:     ruled(simulator.Rule{On: simulator.OnPoll, Reset: true}),
+
+	fault.ProxyAddress: {set: func(g *gateway) {
+		g.Settings.Dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("socks5://proxy.test:1080") }
+	}},
+	fault.ProxyUnreachable: {set: func(g *gateway) {
+		dialling(os.NewSyscallError("connect", syscall.ECONNREFUSED)).set(g)
+		g.Settings.Dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }
+	}},
+	fault.ProxyUntrusted: proxied("https://proxy.test:3129", nil),
+	fault.ProxyAuth: proxied("http://proxy.test:3128",
+		answering("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n")),
+	fault.ProxyRefused: proxied("http://proxy.test:3128", answering("HTTP/1.1 403 Filtered\r\n\r\n")),
+
+	fault.CAUnreadable: {set: func(g *gateway) { g.Settings.Dialer.CAFile = filepath.Join(g.dir, "ca.pem") }},
+	fault.TLSUntrusted: {rule: simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"},
+		set: func(g *gateway) { g.Settings.Dialer.Host = "localhost" }},
+	fault.TLSIntercepted:   ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"}),
+	fault.TLSWrongHost:     ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "wrong-host"}),
+	fault.TLSExpired:       ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "expired"}),
+	fault.TLSVersion:       ruled(simulator.Rule{On: simulator.OnTLS, TLSMin: "1.0", TLSMax: "1.1"}),
+	fault.TLSFailed:        ruled(simulator.Rule{On: simulator.OnTLS, Alert: "internal_error"}),
+	fault.NotTLS:           ruled(simulator.Rule{On: simulator.OnAccept, Garbage: "SSH-2.0-OpenSSH_9.2\r\n"}),
+	fault.CaptivePortal:    ruled(simulator.Rule{On: simulator.OnAccept, Garbage: "HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\n\r\n"}),
+	fault.WebSocketRefused: {rule: simulator.Rule{On: simulator.OnUpgrade, Status: 403}, set: func(g *gateway) { g.Settings.Dialer.Protocols = []transport.Protocol{transport.WebSocket} }},
+	fault.ClockImplausible: ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "not-yet-valid"}),
+
+	fault.CertificateRefused: {rule: simulator.Rule{On: simulator.OnTLS, Alert: "unknown_ca", AlertAt: "certificate"},
+		set: func(g *gateway) { g.Settings.Credentials = []attest.Credential{g.certificate(device)} }},
+	fault.NotMQTT:            ruled(simulator.Rule{On: simulator.OnConnect, Garbage: "HTTP/1.1 400 Bad Request\r\n\r\n"}),
+	fault.ConnackRefused:     ruled(simulator.Rule{On: simulator.OnConnect, Connack: code(5)}),
+	fault.ConnackUnavailable: ruled(simulator.Rule{On: simulator.OnConnect, Connack: code(3)}),
+	fault.ConnackRejected:    ruled(simulator.Rule{On: simulator.OnConnect, Connack: code(2)}),
+	fault.NotDPS:             ruled(simulator.Rule{On: simulator.OnSubscribe, Suback: code(128)}),
+	fault.ProtocolViolation:  ruled(simulator.Rule{On: simulator.OnRegister, Garbage: "\xff\x00"}),
+
+	fault.Unauthorized:       ruled(simulator.Rule{On: simulator.OnRegister, Status: 401, ErrorCode: 401002, RetryAfter: "none"}),
+	fault.EnrollmentNotFound: ruled(simulator.Rule{On: simulator.OnRegister, Status: 404, ErrorCode: 404201, RetryAfter: "none"}),
+	fault.EnrollmentDisabled: ruled(simulator.Rule{On: simulator.OnRegister, Status: 200, State: "disabled"}),
+	fault.AllocationFailed:   ruled(simulator.Rule{On: simulator.OnPoll, Status: 200, State: "failed", ErrorCode: 400207, ErrorMessage: "Custom allocation failed"}),
+	fault.RequestRefused:     ruled(simulator.Rule{On: simulator.OnRegister, Status: 400, ErrorCode: 400004, RetryAfter: "none"}),
+	fault.Throttled:          ruled(simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600"}),
+	fault.ServiceError:       ruled(simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none"}),
+	fault.OperationLost:      ruled(simulator.Rule{On: simulator.OnPoll, Status: 404, RetryAfter: "none"}),
+	fault.NoReply:            ruled(simulator.Rule{On: simulator.OnRegister, Silent: true}),
+	fault.MalformedReply:     ruled(simulator.Rule{On: simulator.OnRegister, Cut: 20}),
+
+	fault.StateUnwritable: {during: func(g *gateway) {
+		if err := errors.Join(os.RemoveAll(g.Store.Directory), os.WriteFile(g.Store.Directory, nil, 0o600)); err != nil {
+			g.t.Fatal(err)
+		}
+	}},
+	fault.StateNewerSchema: {set: func(g *gateway) {
+		err := errors.Join(os.MkdirAll(g.Store.Directory, 0o755),
+			os.WriteFile(filepath.Join(g.Store.Directory, "state.json"), []byte(`{"schema":2,"generation":7,"status":"assigned"}`), 0o600))
+		if err != nil {
+			g.t.Fatal(err)
+		}
+	}},
+	fault.StateLocked: {inject: at(fault.StageState, &store.LockedError{PID: 7})},
+	fault.Internal:    {inject: at(fault.StagePoll, errors.New("an error of a kind nobody has seen"))},
+}
+
+// provoke gives what dpsd says of the code: the entry of the log, and the
+// STATUS= that comes with it.
+func (p provocation) provoke(t *testing.T, code fault.Code) string {
+	var b strings.Builder
+	synctest.Test(t, func(t *testing.T) {
+		rules := []simulator.Rule{p.rule}
+		if p.rule.On == "" {
+			rules = nil
+		}
+		if code == fault.ProxyUntrusted {
+			rules = []simulator.Rule{{On: simulator.OnTLS, ServerCertificate: "other-ca"}}
+		}
+		g := newGateway(t, rules...)
+		if p.set != nil {
+			p.set(g)
+		}
+		event := p.event
+		if event == "" {
+			event = "fault"
+		}
+		if p.inject != nil {
+			s := g.supervisor()
+			if err := s.failed(result{err: p.inject, credential: "symmetric-key"}, time.Now()); err != nil {
+				t.Errorf("the daemon ends: %v", err)
+			}
+		} else {
+			g.run()
+			if p.during != nil {
+				time.Sleep(time.Second)
+				synctest.Wait()
+				p.during(g)
+			}
+			g.until(event, 1)
+		}
+		synctest.Wait()
+		entry := g.log.FilterMessage(event).All()[0]
+		fmt.Fprintf(&b, "%s %s\n", entry.Level, entry.Message)
+		fields := entry.ContextMap()
+		if got := fields["fault"]; got != string(code) {
+			t.Errorf("it is called %v: %v", got, fields)
+		}
+		for _, name := range slices.Sorted(maps.Keys(fields)) {
+			if v := fields[name]; v != "" && v != int64(0) {
+				fmt.Fprintf(&b, "  %s: %v\n", name, v)
+			}
+		}
+		g.mu.Lock()
+		for _, m := range g.notes {
+			status, found := strings.CutPrefix(m.state, "STATUS=")
+			if found && (strings.HasPrefix(status, string(code)+":") || event != "fault" && strings.Contains(status, "refused")) {
+				fmt.Fprintf(&b, "  STATUS=%s\n", status)
+				break
+			}
+		}
+		g.mu.Unlock()
+		if advice := fault.Describe(code).Advice; event == "fault" && fields["advice"] != advice {
+			t.Errorf("the advice is %q, that of the catalogue %q", fields["advice"], advice)
+		}
+		if p.inject == nil {
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		} else {
+			g.sim.Close()
+		}
+		state := filepath.Dir(g.Store.Directory)
+		text := strings.NewReplacer(g.dir, "/etc/dpsd", state, "/var/lib/dpsd").Replace(b.String())
+		b.Reset()
+		b.WriteString(text)
+	})
+	if text := b.String(); !strings.Contains(text, "  STATUS=") {
+		t.Errorf("STATUS= says nothing of it:\n%s", text)
+	}
+	return b.String()
+}
+
+// Every failure has a name: the same in the log and in STATUS=, with the stage,
+// the class, what the service said and one line of advice.
+func TestEveryCodeIsReportedAsItsGoldenText(t *testing.T) {
+	const golden = "testdata/faults.golden"
+	var b strings.Builder
+	for _, e := range fault.Catalogue() {
+		p, found := provocations[e.Code]
+		if !found {
+			t.Errorf("nothing provokes %s", e.Code)
+			continue
+		}
+		t.Run(string(e.Code), func(t *testing.T) {
+			fmt.Fprintf(&b, "== %s\n%s\n", e.Code, p.provoke(t, e.Code))
+		})
+	}
+	if len(provocations) != len(fault.Catalogue()) {
+		t.Errorf("%d provocations, %d codes", len(provocations), len(fault.Catalogue()))
+	}
+	if *update {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(golden, []byte(b.String()), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(b.String(), "\n")); d != "" {
+		t.Errorf("%s is (-), dpsd says (+); if that is better: go test ./daemon -run Golden -update\n%s", golden, d)
+	}
+}
