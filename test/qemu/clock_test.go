@@ -22,6 +22,7 @@ const (
 // the service's certificate is that it is not valid yet. The service is of this
 // machine, with the right time; it judges tokens by that.
 func TestTheClockIsSetRight(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		behind time.Duration
