@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -116,6 +117,8 @@ func TestWrites(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", ByteByByte: true})
 		pipe, c := open(t, s)
 		c.connect(s, device)
+		c.send(0xe0, 0) // in good order, so that the server's farewell is read
+		_, _ = io.Copy(io.Discard, c.conn)
 		c.conn.Close()
 		synctest.Wait()
 		log := s.Log()
