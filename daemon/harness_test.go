@@ -53,7 +53,12 @@ const device = "gw-1"
 // newGateway has one symmetric key that the service accepts.
 func newGateway(t *testing.T, rules ...simulator.Rule) *gateway {
 	t.Helper()
-	sim, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Rules: rules}})
+	return newGatewayAt(t, simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Rules: rules}})
+}
+
+func newGatewayAt(t *testing.T, service simulator.Options) *gateway {
+	t.Helper()
+	sim, err := simulator.New(service)
 	if err != nil {
 		t.Fatal(err)
 	}
