@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -720,9 +721,10 @@ func TestTheFloorKnowsTheServiceInCapitalsToo(t *testing.T) {
 func TestAREADYThatDidNotGetThroughIsSaidAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
-		busy := true
+		var busy atomic.Bool
+		busy.Store(true)
 		g.Notify = func(state string) error {
-			if busy {
+			if busy.Load() {
 				return errors.New("the queue is full")
 			}
 			return g.note(state)
@@ -730,7 +732,7 @@ func TestAREADYThatDidNotGetThroughIsSaidAgain(t *testing.T) {
 		g.run()
 		g.until("assigned", 1)
 		time.Sleep(time.Minute)
-		busy = false
+		busy.Store(false)
 		time.Sleep(time.Minute)
 		if n, at := g.told("READY=1\nSTATUS=Assigned to "); n != 1 || at.Sub(g.start) > 66*time.Second+extension/4 {
 			t.Errorf("READY=1 %d times, after %s", n, at.Sub(g.start))
