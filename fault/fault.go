@@ -7,7 +7,11 @@
 // return typed errors of their own.
 package fault
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+)
 
 // Code is the short, stable name of a failure. Codes are never renamed.
 type Code string
@@ -72,6 +76,14 @@ const (
 
 	Internal Code = "internal"
 )
+
+// MessageID is the MESSAGE_ID of the code's journal entries, 32 hexadecimal
+// digits: the first half of SHA-256 over "dpsd fault " and the code. It ties an
+// entry to its text in the journal's catalogue, journalctl -x.
+func (c Code) MessageID() string {
+	sum := sha256.Sum256([]byte("dpsd fault " + string(c)))
+	return hex.EncodeToString(sum[:16])
+}
 
 // Class says what kind of trouble a code is. The class decides the lane in
 // which dpsd tries again.
