@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"time"
@@ -30,10 +31,18 @@ func adoptOrphans() error {
 // program would be charged with the peak memory of this process: os/exec shares
 // its memory with the child until execve(2), which keeps the larger peak.
 func run(limit time.Duration, log string, command ...string) (usage, error) {
-	shell := exec.Command("/bin/sh", append([]string{"-c", `"$@" >"$0" 2>&1 </dev/null & echo $!`, log}, command...)...) //nolint:gosec // running what it is given is its purpose
+	// The program starts when the gate, descriptor 3, is opened: one that ended
+	// before the shell did would be the shell's to wait for.
+	gate, opener, err := os.Pipe()
+	if err != nil {
+		return usage{}, err
+	}
+	defer opener.Close()
+	shell := exec.Command("/bin/sh", append([]string{"-c", `{ read -r _ <&3; exec "$@" 3<&-; } >"$0" 2>&1 </dev/null & echo $!`, log}, command...)...) //nolint:gosec // running what it is given is its purpose
 	shell.Env = []string{}
-	start := time.Now()
+	shell.ExtraFiles = []*os.File{gate}
 	out, err := shell.Output()
+	_ = gate.Close()
 	if err != nil {
 		return usage{}, fmt.Errorf("starting %s: %w", command[0], err)
 	}
@@ -41,6 +50,8 @@ func run(limit time.Duration, log string, command ...string) (usage, error) {
 	if err != nil {
 		return usage{}, fmt.Errorf("starting %s: %w", command[0], err)
 	}
+	start := time.Now()
+	_ = opener.Close()
 	// The process number is ours until wait4 has returned.
 	killer := time.AfterFunc(limit, func() { _ = unix.Kill(pid, unix.SIGKILL) })
 	defer killer.Stop()
