@@ -174,7 +174,7 @@ var catalogue = []Entry{
 
 	{StateUnwritable, Storage,
 		"The state directory cannot be written; the assignment is kept in memory and under the runtime directory.",
-		"Free space, or make the directory writable for the user dpsd; dpsd tries again by itself."},
+		"Free space, or make the directory writable for the user dpsd; dpsd tries again by itself. A directory that is gone is made again by a restart of dpsd."},
 	{StateNewerSchema, Storage,
 		"The state file was written by a newer dpsd; it is kept and not overwritten.",
 		"Install that dpsd again, or remove the state files to start afresh."},
