@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
@@ -319,7 +317,7 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 		return named(fault.NotMQTT)
 	case errors.Is(err, mqttv3.ErrTimeout):
 		return named(fault.NoReply)
-	case errors.As(err, &protocol) || errors.Is(err, mqttv3.ErrPacketTooLarge):
+	case errors.As(err, &protocol) || errors.Is(err, mqttv3.ErrPacketTooLarge) || errors.Is(err, transport.ErrNotBinary):
 		return named(fault.ProtocolViolation)
 	case errors.Is(err, mqttv3.ErrInvalid):
 		return named(fault.RequestRefused)
@@ -339,7 +337,7 @@ func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.NoReply, stage, err), true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED),
-		errors.As(err, &op), websocket.CloseStatus(err) >= 0:
+		errors.As(err, &op):
 		return fault.New(fault.ConnectionLost, stage, err), true
 	}
 	return fault.Fault{}, false

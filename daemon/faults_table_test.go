@@ -253,7 +253,7 @@ func troubles() []trouble {
 	for _, frames := range []string{"split", "fragments", "ping", "masked"} {
 		web = append(web, calmly("frames: "+frames, simulator.Rule{On: simulator.OnRegister, Frames: frames})...)
 	}
-	web = append(web, onceAndAlways("frames: text", fault.ConnectionLost, simulator.Rule{On: simulator.OnRegister, Frames: "text"})...)
+	web = append(web, onceAndAlways("frames: text", fault.ProtocolViolation, simulator.Rule{On: simulator.OnRegister, Frames: "text"})...)
 	for _, status := range []int{1001, 1002, 1008, 1011, 1013} {
 		web = append(web, onceAndAlways(fmt.Sprintf("the close frame %d", status), fault.ConnectionLost, simulator.Rule{On: simulator.OnRegister, Close: true, CloseCode: status})...)
 	}

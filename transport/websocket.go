@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -26,6 +27,10 @@ func webSocketURL(host string, port int) string {
 	}
 	return "wss://" + host + "/$iothub/websocket"
 }
+
+// ErrNotBinary is matched when the server sends a WebSocket message that cannot be
+// MQTT [MQTT-6.0.0-1]; the stream has ended then.
+var ErrNotBinary = errors.New("a WebSocket message that is not binary")
 
 // upgrade makes an MQTT WebSocket of stream, under ctx.
 func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, error) {
@@ -119,7 +124,7 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 			if kind != websocket.MessageBinary {
 				// [MQTT-6.0.0-1]; not by the library's Close, which waits for an answer.
 				_ = c.ws.CloseNow()
-				return 0, errors.New("websocket: a message that is not binary")
+				return 0, ErrNotBinary
 			}
 			c.message = message
 		}
@@ -144,12 +149,14 @@ func (c *webSocketConn) Write(p []byte) (int, error) {
 // Close ends the stream at once.
 func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
 
-// endOfStream returns io.EOF for a close frame that means no harm: MQTT has said all
-// it had to say.
+// endOfStream returns io.EOF for a close frame that means no harm, MQTT having said
+// all it had to say, and io.ErrUnexpectedEOF around one that complains.
 func endOfStream(err error) error {
 	switch websocket.CloseStatus(err) {
+	case -1: // no close frame
+		return err
 	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
 		return io.EOF
 	}
-	return err
+	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
 }
