@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
 
-.PHONY: build demo test test-faults test-clock lint fuzz bench clean
+.PHONY: build demo test test-faults test-clock lint fuzz bench soak clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -60,6 +60,12 @@ bench: build
 	go run ./bench $(BENCHFLAGS)
 	go run ./bench/load $(LOADFLAGS)
 	go test -run '^$$' -bench . -benchmem ./mqttv3/ ./dps/
+
+# The built dpsd for an hour of real time with a service that does wrong at
+# random: what it holds at the start and at the end. SOAK=2m for a short one.
+SOAK ?= 60m
+soak: build
+	go run ./bench/soak -for $(SOAK)
 
 clean:
 	rm -rf bin dist
