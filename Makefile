@@ -44,7 +44,7 @@ test-faults:
 	@mkdir -p bin
 	@go test -count=1 -v -run '^TestTroubleOfEveryKind$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
 	  grep -v '^ *\(===\|--- PASS\)' bin/faults.txt; exit $$status
-	DPSD_STALL=every-byte go test -count=1 -run '^TestNothingHangsWhenThePeerStallsAtAnyByte$$' ./daemon/
+	DPSD_STALL=every-byte go test -count=1 -run '^TestPromise6NothingHangs$$' ./daemon/
 
 # dpsd as a service of a machine in QEMU that boots with a wrong clock, which is
 # then set; a minute or two. The machine is made of Debian's packages, once a week.

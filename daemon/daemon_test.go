@@ -111,7 +111,7 @@ func TestTroubleTakesItsExactTime(t *testing.T) {
 	})
 }
 
-func TestREADYMeansADurableRecord(t *testing.T) {
+func TestPromise1READYMeansProvisioned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		var early error
@@ -302,7 +302,7 @@ func TestAFileThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
 	})
 }
 
-func TestTheFloorBinds(t *testing.T) {
+func TestPromise4RetryAfterIsAFloor(t *testing.T) {
 	throttled := simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1}
 	t.Run("a restart", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

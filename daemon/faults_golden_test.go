@@ -281,7 +281,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 
 // Every failure has a name: the same in the log and in STATUS=, with the stage,
 // the class, what the service said and one line of advice.
-func TestEveryCodeIsReportedAsItsGoldenText(t *testing.T) {
+func TestPromise9EveryFailureHasAName(t *testing.T) {
 	const golden = "testdata/faults.golden"
 	var b strings.Builder
 	for _, e := range fault.Catalogue() {
@@ -307,6 +307,6 @@ func TestEveryCodeIsReportedAsItsGoldenText(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(b.String(), "\n")); d != "" {
-		t.Errorf("%s is (-), dpsd says (+); if that is better: go test ./daemon -run Golden -update\n%s", golden, d)
+		t.Errorf("%s is (-), dpsd says (+); if that is better: go test ./daemon -run Promise9 -update\n%s", golden, d)
 	}
 }

@@ -207,7 +207,7 @@ func step(n, samples int) int {
 	return max(1, n/samples)
 }
 
-func TestNothingHangsWhenThePeerStallsAtAnyByte(t *testing.T) {
+func TestPromise6NothingHangs(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		for _, direction := range []string{"down", "up", "blocked"} {
 			t.Run(string(protocol)+" "+direction, func(t *testing.T) {

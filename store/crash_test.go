@@ -232,9 +232,9 @@ func fill(t *testing.T, directory string, n int) {
 	s.Close()
 }
 
-// TestKilledAtAnyTime kills a process that writes as fast as it can, at moments
+// TestPromise2TheStateFileIsAlwaysWhole kills a process that writes as fast as it can, at moments
 // that chance picks, while readers look on: 1,000 times in CI.
-func TestKilledAtAnyTime(t *testing.T) {
+func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 	kills := 200
 	if thorough() {
 		kills = 1000

@@ -200,7 +200,7 @@ func (r *replay) Read(p []byte) (int, error) {
 	return r.Conn.Read(p)
 }
 
-func TestServersThatAreRefused(t *testing.T) {
+func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 	root, other := newAuthority(t, nil), newAuthority(t, nil)
 	interceptor := newAuthority(t, nil)
 	interceptor.certificate.RawSubject = nil // so that what it issues bears this name
