@@ -197,10 +197,11 @@ func soak(ctx context.Context, bin string, duration time.Duration) error {
 		return err
 	}
 	last := first
-	const parts = 4
+	// Up to six looks at equal times, each with a minute of work before it.
+	left := duration - time.Since(began)
+	parts := max(1, min(6, left/(time.Minute+rest)))
 	for n := range parts {
-		at := warm + rest + (duration-warm-rest)*time.Duration(n+1)/parts
-		if last, err = look(max(at, time.Since(began)+rest)); err != nil {
+		if last, err = look(duration - left*(parts-1-n)/parts); err != nil {
 			return err
 		}
 	}
@@ -226,7 +227,7 @@ func judge(first, last sample) error {
 	if last.files > first.files {
 		wrong = append(wrong, fmt.Errorf("%d file descriptors became %d", first.files, last.files))
 	}
-	if last.assigned < first.assigned+2 || last.faults <= first.faults {
+	if last.assigned < first.assigned+2 || last.faults == 0 {
 		wrong = append(wrong, fmt.Errorf("%d registrations and %d faults are no test", last.assigned, last.faults))
 	}
 	return errors.Join(wrong...)
