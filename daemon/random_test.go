@@ -247,7 +247,7 @@ func memory() uint64 {
 // A month of random faults leaves memory and goroutines where they began. It
 // does not run beside other tests, whose goroutines would be counted.
 func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
-	const margin = 256 << 10
+	const margin = 64 << 10
 	synctest.Test(t, func(t *testing.T) {
 		g := newGatewayAt(t, simulator.Options{Seed: 3, DiscardLog: true})
 		var assigned, faults, logged atomic.Int64
