@@ -34,6 +34,8 @@ func (c *Conn) Close() error {
 		t := time.AfterFunc(closeGrace, func() { _ = c.raw.Close() })
 		defer t.Stop()
 		c.err = c.Conn.Close()
+		// A WebSocket that is closing already returns before its stream has ended.
+		_ = c.raw.Close()
 	})
 	return c.err
 }
