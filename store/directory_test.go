@@ -49,9 +49,6 @@ const serviceUser = 61234
 
 func startService(t *testing.T, directory, runtime string) *service {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		missing(t, "root, who may start a process as another user")
-	}
 	// The directory of the test binary is closed to others.
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -104,6 +101,9 @@ func (s *service) saves(n int, want string) {
 // directory, both the service's.
 func places(t *testing.T) (directory, runtime string) {
 	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "root, who may start a process as another user")
+	}
 	parent := quick(t)
 	directory, runtime = filepath.Join(parent, "state"), filepath.Join(parent, "run")
 	if err := os.Chmod(parent, 0o755); err != nil {
