@@ -75,7 +75,7 @@ func TestAFaultSaysCodeAndCause(t *testing.T) {
 // The page is generated, so that the manual and the program cannot disagree.
 func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code is what stands in the log (`fault`), in `STATUS=` and in `dpsd status`.\n" +
+	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code is what stands in the log (`fault`) and in `STATUS=`.\n" +
 		"This page is generated from the catalogue in `fault/`: `go test ./fault -update`.\n\n" +
 		"The class decides how dpsd goes on: see [architecture.md](architecture.md#delays).\n\n" +
 		"| code | class | what happened | what to do |\n| --- | --- | --- | --- |\n")
