@@ -51,6 +51,7 @@ type attempt struct {
 	credential     attest.Credential
 	record         *store.Record // set: assigned already, only the save is missing
 	look           bool          // only see whether the published record will do
+	mend           bool          // only see that the state directory holds what was published
 }
 
 // result is what an attempt hands back. Without err and wait the record is
@@ -61,6 +62,7 @@ type result struct {
 	payload        []byte
 	unsaved        *store.Record
 
+	mended     bool          // nobody was asked: only the state directory was looked after
 	looked     bool          // nobody was asked: only published was looked at
 	published  bool          // looked: the durable record is of this configuration
 	wait       time.Duration // the service asked to come back after this
@@ -98,6 +100,13 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		r.looked, r.err = true, at(fault.StageIdentity, a.identify(ctx))
 		rec, found := a.store.Current()
 		r.published = r.err == nil && found && a.store.Durable() && rec.ConfigFingerprint == a.fingerprint()
+		return r
+	}
+	if a.mend {
+		r.mended = true
+		a.enter(ctx, fault.StageState, saveLimit, "")
+		saved, err := a.store.Mend(time.Now())
+		r.saved, r.err = saved, at(fault.StageState, err)
 		return r
 	}
 	if r.unsaved == nil {
@@ -299,7 +308,8 @@ func (a *attempt) floorKey() string {
 	return strings.ToLower(a.settings.Dialer.Host + "|" + a.registrationID)
 }
 
-// enter tells the supervisor which step begins and when it will have ended.
+// enter tells the supervisor which step begins and when it will have ended. A
+// step that is not worth a line to anybody has no status.
 func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Duration, status string) {
 	select {
 	case a.phases <- phase{stage, status, time.Now().Add(limit)}:

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -259,11 +260,7 @@ func TestAKeyThatAppearsAMinuteAfterStart(t *testing.T) {
 		key := filepath.Join(g.dir, "late.key")
 		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: key}}}
 		changed := make(chan struct{}, 1)
-		var watched []string
-		g.Watch = func(_ context.Context, paths ...string) (<-chan struct{}, error) {
-			watched = paths
-			return changed, nil
-		}
+		g.watching(changed)
 		g.run()
 		g.until("fault", 1)
 		time.Sleep(time.Minute)
@@ -273,8 +270,8 @@ func TestAKeyThatAppearsAMinuteAfterStart(t *testing.T) {
 		if took := g.until("assigned", 1) - began; took != settle+6*time.Second {
 			t.Errorf("took %s after the key appeared", took)
 		}
-		if len(watched) != 1 || watched[0] != key {
-			t.Errorf("watched %q", watched)
+		if want := [][]string{{key}}; !reflect.DeepEqual(g.inputs, want) {
+			t.Errorf("watched %q, want %q", g.inputs, want)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -287,7 +284,7 @@ func TestAFileThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"})
 		changed := make(chan struct{})
-		g.Watch = func(context.Context, ...string) (<-chan struct{}, error) { return changed, nil }
+		g.watching(changed)
 		g.run()
 		for range 600 {
 			changed <- struct{}{}

@@ -1,15 +1,19 @@
 package daemon
 
 import (
-	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 // The second credential ends each round at this gateway; the first was refused
@@ -20,7 +24,7 @@ func TestAMissingSecondKeyDoesNotMakeTrafficOfAFileThatChangesAllTheTime(t *test
 		missing := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "missing.key")}}
 		g.Settings.Credentials = append(g.Settings.Credentials, missing)
 		changed := make(chan struct{})
-		g.Watch = func(context.Context, ...string) (<-chan struct{}, error) { return changed, nil }
+		g.watching(changed)
 		g.run()
 		for range 600 {
 			changed <- struct{}{}
@@ -42,11 +46,7 @@ func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
 		first, second := filepath.Join(g.dir, "first"), filepath.Join(g.dir, "second")
 		g.Secrets = attest.Secrets{Directories: []string{first, second}}
 		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: key}}
-		var watched [][]string
-		g.Watch = func(_ context.Context, paths ...string) (<-chan struct{}, error) {
-			watched = append(watched, paths)
-			return nil, nil
-		}
+		g.watching(nil)
 		g.run()
 		g.until("fault", 1)
 		if err := g.end(); err != nil {
@@ -54,8 +54,85 @@ func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
 		}
 		// One watch of every place: between two there is a moment that nobody sees.
 		want := []string{filepath.Join(first, "device-key"), filepath.Join(second, "device-key")}
-		if len(watched) != 1 || !slices.Equal(watched[0], want) {
-			t.Errorf("watched %q, want once %q", watched, want)
+		if len(g.inputs) != 1 || !slices.Equal(g.inputs[0], want) {
+			t.Errorf("watched %q, want once %q", g.inputs, want)
 		}
 	})
+}
+
+// A person who removes the state file, or the directory, is answered at once and
+// not at the next registration, which may be a day or a year away.
+func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.watching(nil)
+		g.run()
+		g.until("assigned", 1)
+		before, dials := g.wantAssigned(), g.dials
+		touch := func() {
+			g.touched <- struct{}{}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+		}
+		directory := g.Store.Directory
+
+		touch()
+		if n := g.log.FilterMessage("state-restored").Len(); n != 0 {
+			t.Errorf("state-restored %d times though the files are as they were", n)
+		}
+		for _, name := range store.Files(directory) {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+			touch()
+			if err := readable(name); err != nil {
+				t.Errorf("%s was removed: %v", name, err)
+			}
+		}
+		if err := os.RemoveAll(directory); err != nil {
+			t.Fatal(err)
+		}
+		touch()
+		if after := g.wantAssigned(); after.Generation != before.Generation {
+			t.Errorf("generation %d after the directory was removed, want %d", after.Generation, before.Generation)
+		}
+		if n := g.log.FilterMessage("state-restored").Len(); n != 3 {
+			t.Errorf("state-restored %d times, want 3", n)
+		}
+
+		// Nothing can be written where a file stands; the identity is published elsewhere.
+		if err := errors.Join(os.RemoveAll(directory), os.WriteFile(directory, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		touch()
+		if codes := slices.Compact(g.faults()); !slices.Equal(codes, []string{string(fault.StateUnwritable)}) {
+			t.Errorf("faults %q", codes)
+		}
+		if rec, err := store.Read(g.Store.RuntimeDirectory); err != nil || rec.Generation != before.Generation {
+			t.Errorf("under the runtime directory: generation %d, %v", rec.Generation, err)
+		}
+		if last := g.notes[len(g.notes)-1].state; !strings.Contains(last, "as gw-1; state-unwritable") || !strings.Contains(last, "next attempt in") {
+			t.Errorf("the status: %q", last)
+		}
+		if err := os.Remove(directory); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		g.wantAssigned()
+		if last := g.notes[len(g.notes)-1].state; last != "STATUS=Assigned to dpsd-sim.azure-devices.net as gw-1" {
+			t.Errorf("the status after it was mended: %q", last)
+		}
+		if g.dials != dials {
+			t.Errorf("the service was asked for it")
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func readable(name string) error {
+	_, err := os.ReadFile(name)
+	return err
 }

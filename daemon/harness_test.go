@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +37,9 @@ type gateway struct {
 
 	stop context.CancelFunc
 	done chan error
+
+	inputs  [][]string    // paths that were watched, but for those of the state directory
+	touched chan struct{} // tells that somebody was at the state directory
 
 	mu    sync.Mutex
 	notes []note
@@ -148,6 +152,18 @@ func (w *wire) Close() error {
 // The buffer takes everything at once: no write is ever late.
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 func (w *wire) SetDeadline(t time.Time) error    { return w.SetReadDeadline(t) }
+
+// watching has changed tell of the files that the settings name.
+func (g *gateway) watching(changed <-chan struct{}) {
+	g.touched = make(chan struct{}, 1)
+	g.Watch = func(_ context.Context, paths ...string) (<-chan struct{}, error) {
+		if slices.Equal(paths, store.Files(g.Store.Directory)) {
+			return g.touched, nil
+		}
+		g.inputs = append(g.inputs, paths)
+		return changed, nil
+	}
+}
 
 func (g *gateway) note(state string) error {
 	g.mu.Lock()

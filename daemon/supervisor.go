@@ -51,13 +51,18 @@ type supervisor struct {
 	replaced bool               // the settings were replaced while it ran
 	wanted   time.Time          // when a trigger asked for the next one while it ran
 	due      time.Time
+	mendDue  time.Time // when the state directory is looked after; zero: it was not touched
+	mended   time.Time // when it was last
+	mendFor  history   // of what kept it from being mended
+	unmended bool      // the last fault was of that kind
 	lane     Lane
 	hung     bool // the gate is shut; said once
 	phases   chan phase
 	results  chan result
 	changes  <-chan struct{} // from Watch
 	unwatch  context.CancelFunc
-	assigned bool // in this run
+	touched  <-chan struct{} // from Watch: somebody was at the files of the state directory
+	assigned bool            // in this run
 }
 
 // phase is a step of an attempt, with the time at which the step ends itself.
@@ -132,6 +137,7 @@ func (s *supervisor) close() {
 func (s *supervisor) run(ctx context.Context) error {
 	s.watch(ctx)
 	defer func() { s.unwatch() }()
+	s.watchState(ctx)
 	var limit <-chan time.Time
 	if s.Once && s.Timeout > 0 {
 		limit = time.After(s.Timeout)
@@ -156,16 +162,24 @@ func (s *supervisor) run(ctx context.Context) error {
 		case <-s.Hangup:
 			s.reload(ctx, time.Now())
 		case now := <-wake.C:
-			if s.attempt == nil && !s.due.IsZero() && !s.due.After(now) {
+			switch {
+			case s.attempt != nil:
+			case reached(s.due, now):
 				s.begin(ctx, now)
+			case reached(s.mendDue, now):
+				s.mend(ctx, now)
 			}
 		case p := <-s.phases:
 			s.phase = p
-			s.notify.setStatus(p.status)
+			if p.status != "" {
+				s.notify.setStatus(p.status)
+			}
 		case r := <-s.results:
 			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
+		case <-s.touched:
+			s.mendDue = later(time.Now().Add(settle), s.mended.Add(changeGap))
 		case step := <-s.ClockStepped:
 			s.clockStepped(step, time.Now())
 		case <-beat.C:
@@ -189,18 +203,24 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // sleep is how long nothing is due by itself.
 func (s *supervisor) sleep(now time.Time) time.Duration {
-	if s.attempt != nil || s.due.IsZero() {
-		return idle
+	wait := idle
+	if s.attempt == nil {
+		for _, at := range []time.Time{s.due, s.mendDue} {
+			if !at.IsZero() {
+				wait = min(wait, max(0, at.Sub(now)))
+			}
+		}
 	}
-	return min(idle, max(0, s.due.Sub(now)))
+	return wait
 }
+
+// reached reports whether something is due.
+func reached(due, now time.Time) bool { return !due.IsZero() && !due.After(now) }
 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
-	ctx, s.attempt = context.WithCancel(ctx)
-	s.started, s.replaced, s.wanted, s.due = now, false, time.Time{}, time.Time{}
-	s.phase = phase{deadline: now.Add(overdue)}
-	a := &attempt{
+	s.started, s.due = now, time.Time{}
+	s.launch(ctx, now, &attempt{
 		settings:       s.settings,
 		secrets:        s.Secrets,
 		host:           s.Host,
@@ -215,7 +235,24 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		look:           s.look,
 		log:            s.log,
 		phases:         s.phases,
-	}
+	})
+}
+
+// mend looks after the state directory, beside what is due.
+func (s *supervisor) mend(ctx context.Context, now time.Time) {
+	s.mended, s.mendDue = now, time.Time{}
+	s.launch(ctx, now, &attempt{
+		store: s.store, mend: true, log: s.log, phases: s.phases,
+		// Handed back as they are.
+		registrationID: s.registrationID, registration: s.registration, payload: s.payload, record: s.unsaved,
+		credential: s.settings.Credentials[s.credential],
+	})
+}
+
+func (s *supervisor) launch(ctx context.Context, now time.Time, a *attempt) {
+	ctx, s.attempt = context.WithCancel(ctx)
+	s.replaced, s.wanted = false, time.Time{}
+	s.phase = phase{deadline: now.Add(overdue)}
 	go func() { s.results <- a.run(ctx) }()
 }
 
@@ -224,7 +261,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 func (s *supervisor) finish(r result, now time.Time) error {
 	s.attempt()
 	s.attempt = nil
-	if !r.looked && Classify(r.err).Class != fault.Input {
+	if !r.looked && !r.mended && Classify(r.err).Class != fault.Input {
 		s.reached = s.started
 	}
 	s.tellNotices()
@@ -232,6 +269,9 @@ func (s *supervisor) finish(r result, now time.Time) error {
 		// What this attempt found out about the old settings counts for nothing;
 		// what it assigned stays on disk until the next one.
 		s.due = later(now, s.forced)
+		if r.mended {
+			s.mendDue = now
+		}
 		return nil
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
@@ -240,6 +280,8 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	}
 	var err error
 	switch {
+	case r.mended:
+		s.lookedAfter(r, now)
 	case r.err != nil:
 		err = s.failed(r, now)
 	case r.looked:
@@ -281,6 +323,27 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 	}
 	s.ready = true
 	s.notify.ready(s.standing())
+}
+
+// lookedAfter is reached when somebody was at the state files: dpsd itself, or
+// somebody who removed or changed them.
+func (s *supervisor) lookedAfter(r result, now time.Time) {
+	if r.err != nil {
+		f := Classify(r.err)
+		wait, lane := s.settings.Retry.after(f, false, &s.mendFor, s.random)
+		s.mendDue, s.unmended = now.Add(wait), true
+		s.logFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
+		s.notify.setStatus(fmt.Sprintf("%s; %v; next attempt in %s", s.standing(), f, wait.Round(time.Second)))
+		return
+	}
+	if r.saved != store.Unchanged {
+		rec, _ := s.store.Current()
+		s.log.Warn("state-restored", zap.String("directory", s.Store.Directory), zap.Uint64("generation", rec.Generation))
+	}
+	if s.unmended && s.ready && s.lastFault.Code == "" {
+		s.notify.setStatus(s.standing())
+	}
+	s.mendFor, s.unmended = history{}, false
 }
 
 // nextRegular is when the interval asks for the next registration, if it does.
@@ -382,16 +445,20 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	if s.connackBusy >= 10 {
 		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."
 	}
-	s.log.Warn("fault",
-		zap.String("fault", string(f.Code)), zap.String("stage", string(f.Stage)), zap.String("class", string(f.Class)),
-		zap.NamedError("cause", f.Err), zap.Int("serviceCode", f.ServiceCode), zap.String("trackingId", f.TrackingID),
-		zap.String("credential", r.credential), zap.String("lane", string(lane)), zap.Duration("retryIn", wait.Round(time.Millisecond)),
-		zap.String("advice", advice))
+	s.logFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
 	if s.Once && (lane == LaneRefused || f.Class == fault.Storage) {
 		return f
 	}
 	return nil
+}
+
+func (s *supervisor) logFault(f fault.Fault, lane Lane, wait time.Duration, credential, advice string) {
+	s.log.Warn("fault",
+		zap.String("fault", string(f.Code)), zap.String("stage", string(f.Stage)), zap.String("class", string(f.Class)),
+		zap.NamedError("cause", f.Err), zap.Int("serviceCode", f.ServiceCode), zap.String("trackingId", f.TrackingID),
+		zap.String("credential", credential), zap.String("lane", string(lane)), zap.Duration("retryIn", wait.Round(time.Millisecond)),
+		zap.String("advice", advice))
 }
 
 // waiting says on STATUS= why nothing happens, and until when.
@@ -531,6 +598,20 @@ func (s *supervisor) watch(ctx context.Context) {
 		return
 	}
 	s.changes = changes
+}
+
+// watchState watches the files that other services read. With Once nobody stays
+// to look after them.
+func (s *supervisor) watchState(ctx context.Context) {
+	if s.Watch == nil || s.Once {
+		return
+	}
+	touched, err := s.Watch(ctx, store.Files(s.Store.Directory)...)
+	if err != nil {
+		s.log.Warn("watch-failed", zap.Error(err))
+		return
+	}
+	s.touched = touched
 }
 
 // newBeat is the ticker of the watchdog and of EXTEND_TIMEOUT_USEC. Without a

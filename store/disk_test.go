@@ -492,3 +492,53 @@ func TestPowerCut(t *testing.T) {
 		}
 	})
 }
+
+func TestMend(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		harm func(directory string) error
+		want store.Result
+	}{
+		{"nothing is written while the files are as they were", func(string) error { return nil }, store.Unchanged},
+		{"a removed state.json", func(d string) error { return os.Remove(filepath.Join(d, "state.json")) }, store.Written},
+		{"a removed state.env", func(d string) error { return os.Remove(filepath.Join(d, "state.env")) }, store.Written},
+		{"a changed state.env", func(d string) error {
+			return os.WriteFile(filepath.Join(d, "state.env"), []byte("DPSD_DEVICE_ID=\"other\"\n"), 0o644)
+		}, store.Written},
+		{"a removed directory", os.RemoveAll, store.Written},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			directory := filepath.Join(quick(t), "state")
+			s := mustOpen(t, store.Options{Directory: directory})
+			mustSave(t, s, numbered(1), store.Written)
+			mustSave(t, s, numbered(2), store.Written)
+			json, env := content(t, filepath.Join(directory, "state.json")), content(t, filepath.Join(directory, "state.env"))
+			if err := c.harm(directory); err != nil {
+				t.Fatal(err)
+			}
+			var mark string
+			if c.want == store.Unchanged {
+				mark = prints(t, directory)
+			}
+			result, err := s.Mend(noon)
+			if err != nil || result != c.want {
+				t.Errorf("%v, %v; want %v", result, err, c.want)
+			}
+			if c.want == store.Unchanged && prints(t, directory) != mark {
+				t.Error("something was written")
+			}
+			if got := content(t, filepath.Join(directory, "state.json")); got != json {
+				t.Errorf("state.json is %s", got)
+			}
+			if got := content(t, filepath.Join(directory, "state.env")); got != env {
+				t.Errorf("state.env is %s", got)
+			}
+		})
+	}
+	t.Run("without a record there is nothing to mend", func(t *testing.T) {
+		s := mustOpen(t, store.Options{Directory: filepath.Join(quick(t), "state")})
+		if result, err := s.Mend(noon); err != nil || result != store.Unchanged {
+			t.Errorf("%v, %v", result, err)
+		}
+	})
+}

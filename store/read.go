@@ -28,6 +28,11 @@ func Read(directory string) (Record, error) {
 	return rec, at(path, err)
 }
 
+// Files returns the paths of the files in a state directory that others read.
+func Files(directory string) []string {
+	return []string{filepath.Join(directory, stateName), filepath.Join(directory, environmentName)}
+}
+
 // readRecord is Read for the owner, to whom a file that cannot be read is as
 // damaged as one that cannot be understood.
 func readRecord(path string) (Record, []byte, error) {

@@ -297,7 +297,7 @@ func (s *Store) Durable() bool {
 	return s.published && s.durable
 }
 
-// Notices returns what Open, and each Save since, found; in that order.
+// Notices returns what Open, and each Save and Mend since, found; in that order.
 func (s *Store) Notices() []Notice {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -353,6 +353,23 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 		return result, s.refused(err)
 	}
 	return result, nil
+}
+
+// Mend puts back what is no longer in the state directory as it was written:
+// a person, or another program, may have removed or changed a file, or the whole
+// directory. The result is Unchanged when nothing had to be done, also while no
+// record is published. The error is that of Save.
+func (s *Store) Mend(now time.Time) (Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.published || s.durable && s.intact() {
+		return Unchanged, nil
+	}
+	s.durable = false
+	if err := s.commit(now); err != nil {
+		return Written, s.refused(err)
+	}
+	return Written, nil
 }
 
 // intact tells whether the files are still what was written: reading wears

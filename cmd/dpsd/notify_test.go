@@ -292,6 +292,25 @@ func TestREADYMeansThatTheStateIsReadable(t *testing.T) {
 	})
 }
 
+func TestAStateFileThatIsRemovedComesBackAtOnce(t *testing.T) {
+	t.Parallel()
+	s := startService(t, "", manner{})
+	s.until("READY=1", 1)
+	state := filepath.Join(s.dir, "state")
+	before, err := os.ReadFile(filepath.Join(state, "state.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(state); err != nil {
+		t.Fatal(err)
+	}
+	s.logged(`"event":"state-restored"`)
+	if after, err := os.ReadFile(filepath.Join(state, "state.json")); err != nil || string(after) != string(before) {
+		t.Errorf("state.json is not what it was: %v", err)
+	}
+	s.stopping()
+}
+
 func TestReloadUnderSystemd(t *testing.T) {
 	t.Run("before the first READY a SIGHUP sends nothing", func(t *testing.T) {
 		t.Parallel()
