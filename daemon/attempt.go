@@ -71,6 +71,7 @@ type result struct {
 	verified   time.Time     // wall clock at a handshake whose certificate it was right for
 	validity   error         // what the clock says about the certificate; explains a refusal
 	credential string
+	inspector  string // who inspects the connection, by the root of an authority that this gateway trusts
 	protocol   string
 	saved      store.Result
 }
@@ -171,8 +172,12 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)
 	conn, err := dialer.Dial(ctx, proof.Certificate)
 	if err != nil {
+		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
+			r.inspector = inspected(refused.Host, refused.Issuer)
+		}
 		return 0, at(fault.StageTCP, err)
 	}
+	r.inspector = inspected(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
 	a.log.Info("connected", zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 

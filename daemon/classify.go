@@ -49,13 +49,16 @@ func Classify(err error) fault.Fault {
 	return fault.New(fault.Internal, stage, err)
 }
 
-// classify adds what only the supervisor knows: whether this gateway's own
-// clock explains that a credential was refused. It never keeps an attempt from
-// being made.
+// classify adds what only the supervisor knows: whether somebody on the way, or
+// this gateway's own clock, explains that a credential was refused. It never
+// keeps an attempt from being made.
 func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 	f := Classify(r.err)
 	switch {
 	case f.Class != fault.Credential:
+	case r.inspector != "":
+		f.Code, f.Class = fault.TLSIntercepted, fault.Interception
+		f.Err = &inspectedError{r.inspector, f.Err}
 	case now.Round(0).Before(s.BuiltAt), now.Round(0).Before(s.verified):
 		f.Code, f.Class = fault.ClockImplausible, fault.Clock
 	case errors.Is(r.validity, attest.ErrNotYetValid):

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -60,10 +62,12 @@ func portal(status int) bool {
 // neither of the two that issue for Azure. Of another endpoint, such as a simulator,
 // nobody can say who should have issued for it.
 func intercepted(e *transport.CertificateError) bool {
-	if !azure(e.Host) || !e.Named() {
-		return false
-	}
-	issuer := e.Certificate.Issuer
+	return e.Named() && stranger(e.Host, e.Certificate.Issuer)
+}
+
+// stranger reports whether the certificate of a name of Azure's was issued by
+// somebody else than the two that issue for Azure.
+func stranger(host string, issuer pkix.Name) bool {
 	names := append([]string{issuer.CommonName}, issuer.Organization...)
 	for _, name := range names {
 		name = strings.ToLower(name)
@@ -71,7 +75,29 @@ func intercepted(e *transport.CertificateError) bool {
 			return false
 		}
 	}
-	return strings.Join(names, "") != ""
+	return azure(host) && strings.Join(names, "") != ""
+}
+
+// inspectedError is a refusal on a connection that somebody inspects whose roots
+// this gateway trusts. Who refused cannot be told, so it says nothing about the
+// credential.
+type inspectedError struct {
+	issuer string
+	err    error
+}
+
+func (e *inspectedError) Error() string {
+	return fmt.Sprintf("%v; it came through %q, who inspects this connection", e.err, e.issuer)
+}
+func (e *inspectedError) Unwrap() error { return e.err }
+
+// inspected is who stands between this gateway and a name of Azure's, "" for
+// nobody: the issuer of the certificate that was verified.
+func inspected(host string, issuer pkix.Name) string {
+	if stranger(host, issuer) {
+		return issuer.String()
+	}
+	return ""
 }
 
 // azure knows the domains of DPS in Azure's clouds: global, China, US government.

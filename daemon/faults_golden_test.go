@@ -155,9 +155,9 @@ var provocations = map[fault.Code]provocation{
 	fault.ProxyRefused: proxied("http://proxy.test:3128", answering("HTTP/1.1 403 Filtered\r\n\r\n")),
 
 	fault.CAUnreadable: {set: func(g *gateway) { g.Settings.Dialer.CAFile = filepath.Join(g.dir, "ca.pem") }},
-	fault.TLSUntrusted: {rule: simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"},
-		set: func(g *gateway) { g.Settings.Dialer.Host = "localhost" }},
-	fault.TLSIntercepted:   ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"}),
+	fault.TLSUntrusted: ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"}),
+	fault.TLSIntercepted: {rule: simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"},
+		set: func(g *gateway) { g.Settings.Dialer.Host = global }},
 	fault.TLSWrongHost:     ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "wrong-host"}),
 	fault.TLSExpired:       ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "expired"}),
 	fault.TLSVersion:       ruled(simulator.Rule{On: simulator.OnTLS, TLSMin: "1.0", TLSMax: "1.1"}),

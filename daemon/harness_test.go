@@ -77,7 +77,7 @@ func newGatewayAt(t *testing.T, service simulator.Options) *gateway {
 			RegistrationID: attest.RegistrationID{Template: device},
 			Credentials:    []attest.Credential{g.key("device.key", sim.DeviceKey(device))},
 			Dialer: &transport.Dialer{
-				Host: "global.azure-devices-provisioning.net", Roots: roots, DialContext: g.dial,
+				Host: "localhost", Roots: roots, DialContext: g.dial,
 				Protocols: []transport.Protocol{transport.MQTT}, MQTTPort: 8883, WebSocketPort: 443,
 			},
 			KeepAlive: time.Minute,

@@ -123,7 +123,7 @@ func TestPolicies(t *testing.T) {
 		change func(*gateway)
 	}{
 		{"another ID scope", func(g *gateway) { g.Settings.IDScope = "0ne00000001" }},
-		{"another endpoint", func(g *gateway) { g.Settings.Dialer.Host = "localhost" }},
+		{"another endpoint", func(g *gateway) { g.Settings.Dialer.Host = global }},
 		{"a payload", func(g *gateway) { g.write("p.json", `{"a":1}`); g.Settings.PayloadFile = g.dir + "/p.json" }},
 		{"another registration ID", func(g *gateway) {
 			g.Settings.RegistrationID = attest.RegistrationID{Template: "gw-2"}

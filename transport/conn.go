@@ -2,6 +2,7 @@ package transport
 
 import (
 	"crypto/tls"
+	"crypto/x509/pkix"
 	"net"
 	"sync"
 	"time"
@@ -25,6 +26,14 @@ type Conn struct {
 	raw   net.Conn
 	close sync.Once
 	err   error
+}
+
+// Issuer is who issued the certificate of the server.
+func (c *Conn) Issuer() pkix.Name {
+	if len(c.TLS.VerifiedChains) == 0 {
+		return pkix.Name{}
+	}
+	return c.TLS.VerifiedChains[0][0].Issuer
 }
 
 // Close ends the stream. It never waits for the peer, and never longer than a quarter

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net"
@@ -164,6 +165,20 @@ func (e *CertificateError) Error() string {
 
 // Unwrap returns the error of crypto/tls.
 func (e *CertificateError) Unwrap() error { return e.Err }
+
+// RefusedError is a handshake that failed after the server's certificate was
+// verified: the server did not like what it was shown.
+type RefusedError struct {
+	Issuer pkix.Name // of the server's certificate
+	Host   string    // whose the certificate is
+	Err    error
+}
+
+// Error gives the reason.
+func (e *RefusedError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error of crypto/tls.
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 // Named reports whether the certificate is for the host that was asked for, so that
 // only its issuer is in doubt.

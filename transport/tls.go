@@ -165,6 +165,9 @@ func handshake(ctx context.Context, raw net.Conn, config *tls.Config) (*tls.Conn
 	if verify := (*tls.CertificateVerificationError)(nil); errors.As(err, &verify) && len(verify.UnverifiedCertificates) > 0 {
 		return nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: config.ServerName, Err: err}
 	}
+	if chains := c.ConnectionState().VerifiedChains; len(chains) > 0 {
+		return nil, &RefusedError{Issuer: chains[0][0].Issuer, Host: config.ServerName, Err: err}
+	}
 	return nil, err
 }
 
