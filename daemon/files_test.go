@@ -70,7 +70,11 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 		g.until("assigned", 1)
 		before, dials := g.wantAssigned(), g.dials
 		touch := func() {
-			g.touched <- struct{}{}
+			select {
+			case g.touched <- struct{}{}:
+			default:
+				t.Fatal("nobody listens whether the files change")
+			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
 		}
