@@ -16,12 +16,15 @@ import (
 func newCredentials() *cobra.Command {
 	var dir, id string
 	c := &cobra.Command{
-		Use:   "credentials --dir DIR --registration-id ID",
-		Short: "Make a device's key and certificate",
+		Use:                   "credentials --dir DIR --registration-id ID",
+		Short:                 "Make a device's key and certificate",
+		DisableFlagsInUseLine: true,
 		Long: `Credentials writes into DIR what a device of the two default groups needs:
 ID.key, its derived symmetric key in base64, and ID.pem with ID-key.pem, a new
 certificate and its private key.`,
-		Args: usageArgs(cobra.NoArgs),
+		Example:           `  dpsd-sim credentials --dir sim --registration-id press-7`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              usageArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
 				return &usageError{errors.New("--dir and --registration-id are needed")}
@@ -39,8 +42,10 @@ certificate and its private key.`,
 			return err
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "the `DIR`ectory of keys, certificates and enrollments; made on first use")
-	c.Flags().StringVar(&id, "registration-id", "", "the registration `ID` of the device")
+	c.Flags().StringVar(&dir, "dir", "", dirUsage)
+	c.Flags().StringVar(&id, "registration-id", "", "registration `ID` of the device")
+	_ = c.MarkFlagDirname("dir") // fails only for a flag that is not there
+	withoutFiles(c, "registration-id")
 	return c
 }
 

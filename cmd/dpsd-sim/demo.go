@@ -29,8 +29,11 @@ func newDemo() *cobra.Command {
 		Short: "Show dpsd being provisioned by a simulator of its own",
 		Long: `Show dpsd being provisioned by a simulator of its own: the daemon's supervisor
 registers one gateway with a symmetric key over MQTT/TLS, and another with an
-X.509 certificate over WebSocket. Nothing leaves this machine, and nothing stays.`,
-		Args: usageArgs(cobra.NoArgs),
+X.509 certificate over WebSocket. Nothing leaves this machine, and nothing
+stays.`,
+		Example:           `  dpsd-sim demo`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              usageArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()

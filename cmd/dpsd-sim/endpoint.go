@@ -29,14 +29,30 @@ type flags struct {
 	seed                                                   uint64
 }
 
+// dirUsage describes --dir.
+const dirUsage = "directory `DIR` of keys, certificates and\nenrollments; made on first use"
+
 func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
-	c.Flags().StringVar(&f.dir, "dir", "", "the `DIR`ectory of keys, certificates and enrollments; made on first use")
-	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "the `ADDR`ess for MQTT over TLS; empty for none, port 0 for a free one")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "the `ADDR`ess for MQTT over WebSocket; empty for none, port 0 for a free one")
-	c.Flags().StringVar(&f.enrollments, "enrollments", "", "the `FILE` that says who may register (default DIR/enrollments.toml)")
-	c.Flags().StringVar(&f.scenario, "scenario", "", "the `FILE` of settings and faults")
-	c.Flags().StringVar(&f.packetLog, "packet-log", "", "the `FILE` to which every packet is written as a line of JSON")
-	c.Flags().Uint64Var(&f.seed, "seed", 0, "makes operation and tracking IDs repeatable")
+	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
+	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS; empty for\nnone, port 0 for a free one\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket; empty for\nnone, port 0 for a free one\n")
+	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that says who may register\n(default DIR/enrollments.toml)")
+	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` of settings and faults")
+	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` to which every packet is written\nas a line of JSON")
+	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	// The errors are for flags that are not there.
+	_ = c.MarkFlagDirname("dir")
+	_ = c.MarkFlagFilename("enrollments", "toml")
+	_ = c.MarkFlagFilename("scenario", "toml")
+	_ = c.MarkFlagFilename("packet-log")
+	withoutFiles(c, "mqtt", "websocket", "seed")
+}
+
+// withoutFiles keeps the shell from offering files as values of these flags.
+func withoutFiles(c *cobra.Command, flags ...string) {
+	for _, name := range flags {
+		_ = c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions) // fails only for a flag that is not there
+	}
 }
 
 // endpoint is a simulator that listens.

@@ -28,7 +28,7 @@ func newExec() *cobra.Command {
 	var f flags
 	var id string
 	c := &cobra.Command{
-		Use:   "exec [--dir DIR] -- COMMAND [ARG]...",
+		Use:   "exec [flags] -- COMMAND [ARG]...",
 		Short: "Run a command against a simulator of its own",
 		Long: `Exec starts a simulator, runs COMMAND with what a device needs to know in its
 environment, and ends with the command's exit code:
@@ -44,13 +44,17 @@ environment, and ends with the command's exit code:
   DPS_PRIVATE_KEY_FILE  its private key
 
 Without --dir everything is made in a temporary directory.`,
-		Args: usageArgs(cobra.MinimumNArgs(1)),
+		Example: `  dpsd-sim exec -- node register.js
+  dpsd-sim exec --registration-id press-7 -- env`,
+		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files
+		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			return f.exec(c, id, args)
 		},
 	}
 	f.add(c, "127.0.0.1:0", "127.0.0.1:0")
-	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "the registration `ID` of the device")
+	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
+	withoutFiles(c, "registration-id")
 	return c
 }
 

@@ -16,9 +16,11 @@ import (
 
 func newLog() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "log",
-		Short: "Read a packet log",
-		Args:  usageArgs(cobra.NoArgs),
+		Use:     "log",
+		Short:   "Read a packet log",
+		Long:    `Log reads what serve and exec have written with --packet-log.`,
+		Example: `  dpsd-sim log summary sim.log`,
+		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return &usageError{errors.New("a command is needed: log summary FILE")}
 		},
@@ -30,13 +32,17 @@ func newLog() *cobra.Command {
 func newLogSummary() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "summary [--json] FILE",
-		Short: "Add up a packet log, device by device",
+		Use:                   "summary [--json] FILE",
+		Short:                 "Add up a packet log, device by device",
+		DisableFlagsInUseLine: true,
 		Long: `Summary adds up a packet log (--packet-log of serve and exec) device by
 device: connections, round trips of MQTT, bytes with those of TLS, register
 requests, polls and the gaps before them, and the rules that were broken.
 FILE may be "-" for the standard input.`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Example: `  dpsd-sim log summary sim.log
+  dpsd-sim log summary --json - <sim.log`,
+		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files
+		Args:              usageArgs(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			in := c.InOrStdin()
 			if args[0] != "-" {

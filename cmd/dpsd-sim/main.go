@@ -9,13 +9,15 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/completion"
 )
 
 // Exit codes. "exec" ends with the code of its command instead.
 const (
-	exitDone   = 0
-	exitFailed = 1
-	exitUsage  = 2
+	exitDone   = 0 // done
+	exitFailed = 1 // failed
+	exitUsage  = 2 // the command line is wrong
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -56,8 +58,14 @@ func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.cod
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "dpsd-sim",
-		Short:         "A simulator of Azure IoT Hub Device Provisioning Service",
+		Use:   "dpsd-sim",
+		Short: "A simulator of Azure IoT Hub Device Provisioning Service",
+		Long: `dpsd-sim is a device endpoint of Azure IoT Hub Device Provisioning Service (DPS)
+on this machine, for tests: strict, and faulty on demand. It needs no account
+and no network.`,
+		Example: `  dpsd-sim demo
+  dpsd-sim exec -- node register.js
+  dpsd-sim serve --dir sim`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(*cobra.Command, []string) error {
@@ -66,7 +74,7 @@ func newRoot() *cobra.Command {
 		Args: usageArgs(cobra.NoArgs),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo())
+	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), completion.Command(root, usageArgs))
 	return root
 }
 

@@ -20,7 +20,7 @@ const (
 func newServe() *cobra.Command {
 	var f flags
 	c := &cobra.Command{
-		Use:   "serve --dir DIR",
+		Use:   "serve --dir DIR [flags]",
 		Short: "Serve devices until SIGTERM",
 		Long: `Serve listens for devices until it gets SIGTERM or SIGINT, and then ends with 0.
 
@@ -29,7 +29,10 @@ that line and in DIR/endpoint.json.
 
 SIGHUP makes it read the enrollments anew. A file with a mistake is refused
 with its place, and the enrollments stay as they were.`,
-		Args: usageArgs(cobra.NoArgs),
+		Example: `  dpsd-sim serve --dir sim
+  dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              usageArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
 				return &usageError{errors.New("--dir is needed")}

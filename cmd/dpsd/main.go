@@ -9,11 +9,13 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/completion"
 )
 
 // Exit codes, the same for every command.
 const (
-	exitOK            = 0
+	exitOK            = 0  // done
 	exitFailed        = 1  // failed, or cannot tell
 	exitUsage         = 2  // the command line is wrong
 	exitTimeout       = 4  // --timeout has passed
@@ -55,26 +57,15 @@ func rootCommand() *cobra.Command {
 		Short: "Azure device provisioning for Linux gateways",
 		Long: `dpsd registers this gateway with Azure IoT Hub Device Provisioning Service and
 keeps the assigned hub and device ID in a file that other services read.`,
+		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and end
+  dpsd run                        # the service, as systemd starts it`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration file")
-	root.CompletionOptions.DisableDescriptions = true
-	root.AddCommand(runCommand(), versionCommand())
-	root.InitDefaultCompletionCmd()
-	for _, c := range root.Commands() {
-		if c.Name() == "completion" {
-			strict(c)
-		}
-	}
+	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration `FILE`")
+	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
+	root.AddCommand(runCommand(), versionCommand(), completion.Command(root, nil))
 	return root
-}
-
-// strict makes a command that only has sub-commands refuse a wrong one: cobra
-// would print its help and succeed.
-func strict(c *cobra.Command) {
-	c.Args = cobra.NoArgs
-	c.RunE = func(*cobra.Command, []string) error { return fmt.Errorf("which shell? see %s --help", c.CommandPath()) }
 }

@@ -37,7 +37,10 @@ func runCommand() *cobra.Command {
 With --once dpsd provisions, writes the state and ends. It tries again after
 faults that time can mend, until --timeout (exit 4); it ends as soon as every
 credential or the enrollment is refused (exit 1).`,
-		Args: cobra.NoArgs,
+		Example: `  dpsd run
+  dpsd run --once --timeout 2m --config ./dpsd.toml`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if timeout != 0 && !once {
 				return errors.New("--timeout goes with --once")
@@ -53,7 +56,8 @@ credential or the enrollment is refused (exit 1).`,
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time (0: never)")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time,\nsuch as 90s (0: never)")
+	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions) // fails only for a flag that is not there
 	return cmd
 }
 

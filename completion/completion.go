@@ -1,0 +1,42 @@
+// Package completion is the command that prints what a shell needs to complete
+// the command lines of a program. It stands in for cobra's own, whose help is
+// about macOS and PowerShell too, and does not fit a terminal.
+package completion
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// Command returns the command "completion" for the program root. args makes
+// what it checks of its arguments the program's errors of usage; it may be nil.
+func Command(root *cobra.Command, args func(cobra.PositionalArgs) cobra.PositionalArgs) *cobra.Command {
+	program := root.Name()
+	c := &cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "Print the completion script for a shell",
+		Long: fmt.Sprintf(`Completion prints the script with which a shell completes the commands, flags
+and files of %[1]s. The Debian package has installed it already. bash
+needs the package bash-completion, and zsh its own compinit.`, program),
+		Example: fmt.Sprintf(`  source <(%[1]s completion bash)    # bash: for this shell
+  source <(%[1]s completion zsh)     # zsh
+  %[1]s completion fish | source     # fish`, program),
+		ValidArgs: []cobra.Completion{"bash", "zsh", "fish"},
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(c *cobra.Command, args []string) error {
+			const descriptions = true
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(c.OutOrStdout(), descriptions)
+			case "zsh":
+				return root.GenZshCompletion(c.OutOrStdout())
+			}
+			return root.GenFishCompletion(c.OutOrStdout(), descriptions)
+		},
+	}
+	if args != nil {
+		c.Args = args(c.Args)
+	}
+	return c
+}
