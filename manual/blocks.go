@@ -1,0 +1,185 @@
+package manual
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// paragraphs parts a text at its empty lines.
+func paragraphs(text string) [][]string {
+	var all [][]string
+	for part := range strings.SplitSeq(regexp.MustCompile(`\n[ \t]*\n`).ReplaceAllString(strings.Trim(text, "\n"), "\x00"), "\x00") {
+		if part = strings.Trim(part, "\n"); part != "" {
+			all = append(all, strings.Split(part, "\n"))
+		}
+	}
+	return all
+}
+
+// entry is a line of a list in a help text: indented, two blanks or more
+// between the term and what is said of it.
+var entry = regexp.MustCompile(`^ {2,}(\S+(?: \S+)*) {2,}(\S.*)$`)
+
+// Help adds a help text or a comment: paragraphs, lists of terms, and indented
+// examples.
+func (p *Page) Help(text string) {
+	for _, lines := range paragraphs(text) {
+		for len(lines) > 0 {
+			n := 0
+			for n < len(lines) && indented(lines[n]) == indented(lines[0]) {
+				n++
+			}
+			switch {
+			case !indented(lines[0]):
+				p.Paragraph(Help(strings.Join(lines[:n], " ")))
+			case entry.MatchString(lines[0]):
+				p.entries(lines[:n])
+			default:
+				p.Code(strings.Join(outdented(lines[:n]), "\n"))
+			}
+			lines = lines[n:]
+		}
+	}
+}
+
+func indented(line string) bool { return strings.HasPrefix(line, "  ") }
+
+// outdented takes away the indentation that all lines share.
+func outdented(lines []string) []string {
+	least := len(lines[0])
+	for _, line := range lines {
+		if line != "" {
+			least = min(least, len(line)-len(strings.TrimLeft(line, " ")))
+		}
+	}
+	out := make([]string, 0, len(lines))
+	for _, line := range lines {
+		out = append(out, line[min(least, len(line)):])
+	}
+	return out
+}
+
+// entries adds a list; a line that is indented further goes on with the entry
+// before it.
+func (p *Page) entries(lines []string) {
+	margin := len(lines[0]) - len(strings.TrimLeft(lines[0], " "))
+	for i := 0; i < len(lines); i++ {
+		m := entry.FindStringSubmatch(lines[i])
+		if m == nil {
+			p.Paragraph(Help(strings.TrimSpace(lines[i])))
+			continue
+		}
+		said := m[2]
+		for i+1 < len(lines) && strings.HasPrefix(lines[i+1], strings.Repeat(" ", margin+1)) {
+			i++
+			said += " " + strings.TrimSpace(lines[i])
+		}
+		p.Item(Help(said), Bold(m[1]))
+	}
+}
+
+// Chapter is a part of a Markdown text, from one heading of the second rank to
+// the next.
+type Chapter struct{ Title, Text string }
+
+// Chapters parts a Markdown text at its headings of the second rank. What
+// stands before the first is a chapter without a title, and without the
+// heading of the first rank.
+func Chapters(text string) []Chapter {
+	parts := regexp.MustCompile(`(?m)^## `).Split(regexp.MustCompile(`(?m)\A# .*\n`).ReplaceAllString(text, ""), -1)
+	chapters := []Chapter{{Text: parts[0]}}
+	for _, part := range parts[1:] {
+		title, rest, _ := strings.Cut(part, "\n")
+		chapters = append(chapters, Chapter{title, rest})
+	}
+	return chapters
+}
+
+// Markdown adds what this repository uses of it: paragraphs, lists with * and
+// with numbers, tables of two columns, code and headings of the third rank.
+// Anything else is an error, not guessed at.
+func (p *Page) Markdown(text string) error {
+	for len(text) > 0 {
+		text = strings.TrimLeft(text, "\n")
+		if rest, found := strings.CutPrefix(text, "```"); found {
+			code, after, closed := strings.Cut(rest, "\n```")
+			if !closed {
+				return fmt.Errorf("code without an end: %.40q", rest)
+			}
+			_, code, _ = strings.Cut(code, "\n") // its language
+			p.Code(code)
+			text = after
+			continue
+		}
+		block, rest, _ := strings.Cut(text, "\n\n")
+		if err := p.block(strings.TrimRight(block, "\n")); err != nil {
+			return err
+		}
+		text = rest
+	}
+	return nil
+}
+
+var numbered = regexp.MustCompile(`^([0-9]+\.) +(.*)`)
+
+func (p *Page) block(block string) error {
+	lines := strings.Split(block, "\n")
+	for _, line := range lines {
+		if strings.HasPrefix(line, "```") {
+			return fmt.Errorf("an empty line is needed before the code: %.60q", block)
+		}
+	}
+	switch first := lines[0]; {
+	case block == "":
+	case strings.HasPrefix(first, "### "):
+		p.Subsection(Inline(first[4:]))
+		if len(lines) > 1 {
+			return fmt.Errorf("an empty line is needed after the heading: %.60q", block)
+		}
+	case strings.HasPrefix(first, "#"), strings.HasPrefix(first, ">"), strings.HasPrefix(first, "<"), strings.HasPrefix(first, "- "):
+		return fmt.Errorf("not of the Markdown that a page is made of: %.60q", block)
+	case strings.HasPrefix(first, "| "):
+		return p.table(lines)
+	case strings.HasPrefix(first, "* "):
+		for _, item := range items(lines, func(line string) bool { return strings.HasPrefix(line, "* ") }) {
+			p.Point(`\(bu`, Inline(item[2:]))
+		}
+	case numbered.MatchString(first):
+		for _, item := range items(lines, numbered.MatchString) {
+			m := numbered.FindStringSubmatch(item)
+			p.Point(Plain(m[1]), Inline(m[2]))
+		}
+	default:
+		p.Paragraph(Inline(strings.Join(lines, " ")))
+	}
+	return nil
+}
+
+// items joins the lines of a list, each with those that go on with it.
+func items(lines []string, begins func(string) bool) []string {
+	var all []string
+	for _, line := range lines {
+		if begins(line) {
+			all = append(all, line)
+		} else {
+			all[len(all)-1] += " " + strings.TrimSpace(line)
+		}
+	}
+	return all
+}
+
+// table adds a table of two columns as a list of terms, which any width holds.
+func (p *Page) table(lines []string) error {
+	for i, line := range lines {
+		cells := strings.Split(strings.TrimSuffix(strings.TrimPrefix(line, "| "), " |"), " | ")
+		if len(cells) != 2 {
+			return fmt.Errorf("a table of %d columns; a page holds two: %.60q", len(cells), line)
+		}
+		if i < 2 { // the heads, and the line below
+			continue
+		}
+		p.Item(Inline(cells[1]), Inline(cells[0]))
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package manual
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Program returns the page of a program: what its commands say of themselves,
+// and prose, a Markdown text, for the rest. The first chapter of the prose, or
+// what stands before it, follows the description.
+func Program(root *cobra.Command, section int, source, prose string) (string, error) {
+	p := New(root.Name(), section, root.Short, source)
+	p.Section("Synopsis")
+	for _, c := range commands(root) {
+		if c.Runnable() && !c.HasSubCommands() {
+			p.Break(usage(c))
+		}
+	}
+	p.Section("Description")
+	p.Help(long(root))
+	chapters := Chapters(prose)
+	if err := p.Markdown(chapters[0].Text); err != nil {
+		return "", err
+	}
+	p.Section("Options")
+	p.Paragraph("These go with every command.")
+	p.flags(root.PersistentFlags())
+	p.Item("Say what the command does, and end.", Bold("-h")+", "+Bold("--help"))
+	p.Section("Commands")
+	for _, c := range commands(root) {
+		p.command(c)
+	}
+	for _, chapter := range chapters[1:] {
+		p.Section(chapter.Title)
+		if err := p.Markdown(chapter.Text); err != nil {
+			return "", fmt.Errorf("%s: %w", chapter.Title, err)
+		}
+	}
+	return p.String(), nil
+}
+
+// commands returns the commands below c, each followed by its own, without
+// cobra's help.
+func commands(c *cobra.Command) []*cobra.Command {
+	var all []*cobra.Command
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() && sub.Name() != "help" {
+			all = append(append(all, sub), commands(sub)...)
+		}
+	}
+	return all
+}
+
+func long(c *cobra.Command) string {
+	if c.Long == "" {
+		return c.Short + "."
+	}
+	return c.Long
+}
+
+// usage marks up the line in which a command says how it is used.
+func usage(c *cobra.Command) Text {
+	line, _ := strings.CutPrefix(strings.ReplaceAll(c.UseLine(), "[flags]", "[OPTION]..."), c.CommandPath())
+	t := mark(line, regexp.MustCompile(`--[a-z-]+|[A-Z]{2,}|\b[a-z]{2,}\b`), func(m string) Text {
+		if m == strings.ToUpper(m) && m[0] != '-' {
+			return Italic(m)
+		}
+		return Bold(m)
+	})
+	return Bold(c.CommandPath()) + t
+}
+
+func (p *Page) command(c *cobra.Command) {
+	p.Subsection(usage(c))
+	p.Help(long(c))
+	p.flags(c.LocalNonPersistentFlags())
+	if c.Example != "" {
+		p.Paragraph("For example:")
+		p.Code(strings.Join(outdented(strings.Split(strings.Trim(c.Example, "\n"), "\n")), "\n"))
+	}
+}
+
+func (p *Page) flags(flags *pflag.FlagSet) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden || f.Name == "help" {
+			return
+		}
+		value, said := pflag.UnquoteUsage(f)
+		term := Bold("--" + f.Name)
+		if f.Shorthand != "" {
+			term = Bold("-"+f.Shorthand) + ", " + term
+		}
+		if value != "" {
+			term += " " + Italic(value)
+		}
+		t := Help(strings.ToUpper(said[:1]) + strings.Join(strings.Fields(said[1:]), " "))
+		if shown := f.DefValue; shown != "" && shown != "0" && shown != "0s" && shown != "false" && shown != "[]" {
+			t += " (default " + Bold(shown) + ")"
+		}
+		p.Item(t+".", term)
+	})
+}
+
+// widest is what a help text may need of a terminal, in columns.
+const widest = 80
+
+// Complaints tells what a program's commands leave out that a user expects of
+// each: a description, an example, a help text that fits a terminal, and that
+// the shell knows how each argument and flag is completed.
+func Complaints(root *cobra.Command) []string {
+	var all []string
+	complain := func(c *cobra.Command, format string, args ...any) {
+		all = append(all, c.CommandPath()+": "+fmt.Sprintf(format, args...))
+	}
+	for _, c := range append(commands(root), root) {
+		if c.Long == "" {
+			complain(c, "no description (Long)")
+		}
+		if c.Example == "" {
+			complain(c, "no example (Example)")
+		}
+		for line := range strings.Lines(long(c) + "\n\n" + c.UsageString()) {
+			if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > widest {
+				complain(c, "a line of the help has %d columns: %q", n, line)
+			}
+		}
+		if c.Runnable() && !c.HasSubCommands() && c.ValidArgsFunction == nil && len(c.ValidArgs) == 0 {
+			complain(c, "nothing says how its arguments are completed (ValidArgsFunction; cobra.NoFileCompletions for none)")
+		}
+		c.NonInheritedFlags().VisitAll(func(f *pflag.Flag) {
+			_, function := c.GetFlagCompletionFunc(f.Name)
+			_, file := f.Annotations[cobra.BashCompFilenameExt]
+			_, directory := f.Annotations[cobra.BashCompSubdirsInDir]
+			if f.NoOptDefVal == "" && !function && !file && !directory {
+				complain(c, "nothing says how --%s is completed (MarkFlagFilename, MarkFlagDirname or RegisterFlagCompletionFunc)", f.Name)
+			}
+		})
+	}
+	return all
+}
