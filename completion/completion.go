@@ -5,8 +5,10 @@ package completion
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Command returns the command "completion" for the program root. args makes
@@ -39,4 +41,22 @@ needs the package bash-completion, and zsh its own compinit.`, program),
 		c.Args = args(c.Args)
 	}
 	return c
+}
+
+// Prepare makes the texts of the flags fit to be shown by a shell, when args are
+// its request: cobra hands them over as they are written, with the marks around
+// the name of the value, and up to the first end of a line.
+func Prepare(root *cobra.Command, args []string) {
+	if len(args) == 0 || args[0] != cobra.ShellCompRequestCmd {
+		return
+	}
+	plain := strings.NewReplacer("`", "", "\n", " ")
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
+		c.NonInheritedFlags().VisitAll(func(f *pflag.Flag) { f.Usage = plain.Replace(f.Usage) })
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(root)
 }

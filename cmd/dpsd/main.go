@@ -36,6 +36,7 @@ func main() { os.Exit(command(os.Args[1:])) }
 // command runs one command line and returns its exit code.
 func command(args []string) int {
 	root := rootCommand()
+	completion.Prepare(root, args)
 	root.SetArgs(args)
 	err := root.Execute()
 	if err == nil {
