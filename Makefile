@@ -9,13 +9,17 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
 
-.PHONY: build demo test test-faults test-clock lint fuzz bench soak clean
+.PHONY: build demo man test test-faults test-clock lint fuzz bench soak clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
 	bin/dpsd-sim demo
+
+# The manual pages and what else is made of the sources; the tests hold it to them.
+man:
+	go test -run 'Manual|Catalogue' ./fault ./config ./store ./cmd/dpsd ./cmd/dpsd-sim -update
 
 test:
 	.ci/need test

@@ -88,7 +88,8 @@ type Chapter struct{ Title, Text string }
 // heading of the first rank.
 func Chapters(text string) []Chapter {
 	parts := regexp.MustCompile(`(?m)^## `).Split(regexp.MustCompile(`(?m)\A# .*\n`).ReplaceAllString(text, ""), -1)
-	chapters := []Chapter{{Text: parts[0]}}
+	chapters := make([]Chapter, 0, len(parts))
+	chapters = append(chapters, Chapter{Text: parts[0]})
 	for _, part := range parts[1:] {
 		title, rest, _ := strings.Cut(part, "\n")
 		chapters = append(chapters, Chapter{title, rest})

@@ -69,7 +69,7 @@ func TestShippedProgram(t *testing.T) {
 		if !packages["github.com/dpsd-project/dpsd/daemon"] {
 			t.Fatalf("the packages of dpsd are %v", packages)
 		}
-		for _, name := range []string{"simulator", "bench"} {
+		for _, name := range []string{"simulator", "bench", "manual"} {
 			if packages["github.com/dpsd-project/dpsd/"+name] {
 				t.Errorf("package %s is in the program", name)
 			}

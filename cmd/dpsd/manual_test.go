@@ -3,6 +3,7 @@ package main
 import (
 	"flag"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -34,6 +35,31 @@ func TestTheManualSaysWhatTheCommandsSay(t *testing.T) {
 func TestEveryCommandIsWorthItsHelp(t *testing.T) {
 	for _, complaint := range manual.Complaints(rootCommand()) {
 		t.Error(complaint)
+	}
+}
+
+func TestTheManualNamesEveryVariableThatDpsdReads(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{if eq .Module.Path "github.com/dpsd-project/dpsd"}}{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}`, ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := map[string]bool{}
+	for file := range strings.FieldsSeq(string(out)) {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`os\.(?:Getenv|LookupEnv)\("(\w+)"\)`).FindAllSubmatch(source, -1) {
+			read[string(m[1])] = true
+		}
+	}
+	if !read["CREDENTIALS_DIRECTORY"] {
+		t.Errorf("dpsd seems to read %v only", read)
+	}
+	for name := range read {
+		if !strings.Contains(prose(t), "`"+name+"`") {
+			t.Errorf("manual.md does not name %s", name)
+		}
 	}
 }
 
