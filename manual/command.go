@@ -2,6 +2,7 @@ package manual
 
 import (
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 
@@ -141,4 +142,29 @@ func Complaints(root *cobra.Command) []string {
 		})
 	}
 	return all
+}
+
+// exitStatus is how the programs declare theirs.
+var exitStatus = regexp.MustCompile(`(?m)^\texit[A-Z]\w+ += ([0-9]+)`)
+
+// Undescribed returns the exit statuses that Go files declare, as constants
+// exitNAME, and that no table of the prose describes.
+func Undescribed(prose string, files ...string) ([]string, error) {
+	var all []string
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		declared := exitStatus.FindAllSubmatch(source, -1)
+		if len(declared) == 0 {
+			return nil, fmt.Errorf("%s declares no exit status", file)
+		}
+		for _, m := range declared {
+			if !strings.Contains(prose, "\n| `"+string(m[1])+"` |") {
+				all = append(all, string(m[1]))
+			}
+		}
+	}
+	return all, nil
 }

@@ -155,6 +155,22 @@ func TestComplaints(t *testing.T) {
 	}
 }
 
+func TestUndescribed(t *testing.T) {
+	dir := t.TempDir()
+	file, none := filepath.Join(dir, "a.go"), filepath.Join(dir, "none.go")
+	for path, text := range map[string]string{file: "const (\n\texitDone   = 0 // done\n\texitFailed = 1\n)\n", none: "package x\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := manual.Undescribed("\n| `0` | Done. |\n", file); err != nil || !slices.Equal(left, []string{"1"}) {
+		t.Errorf("the status that no table describes is 1, got %v, %v", left, err)
+	}
+	if _, err := manual.Undescribed("", none); err == nil {
+		t.Error("a file without an exit status is an error: the constants are called otherwise now")
+	}
+}
+
 func TestHold(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "page")
 	if err := manual.Hold(file, "a", false); err == nil || !strings.Contains(err.Error(), "-update") {
