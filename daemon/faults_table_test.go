@@ -210,7 +210,7 @@ func troubles() []trouble {
 
 	// TLS.
 	for certificate, c := range map[string]fault.Code{
-		"expired": fault.TLSExpired, "not-yet-valid": fault.ClockImplausible, "wrong-host": fault.TLSWrongHost, "other-ca": fault.TLSIntercepted,
+		"expired": fault.TLSExpired, "not-yet-valid": fault.ClockImplausible, "wrong-host": fault.TLSWrongHost, "other-ca": fault.TLSUntrusted,
 	} {
 		add(onceAndAlways("a server certificate that is "+certificate, c, simulator.Rule{On: simulator.OnTLS, ServerCertificate: certificate}))
 	}
