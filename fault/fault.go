@@ -103,6 +103,38 @@ const (
 	Configuration Class = "configuration" // dpsd.toml cannot work as written
 )
 
+// Classes returns every class.
+func Classes() []Class {
+	return []Class{Offline, Transient, Throttling, Credential, Input, Enrollment, Interception, Clock, Storage, Configuration}
+}
+
+// Next says how dpsd goes on after a fault of the class.
+func (c Class) Next() string {
+	switch c {
+	case Offline:
+		return "Nothing was sent. dpsd tries again every few seconds, at most offline_max apart."
+	case Transient:
+		return "dpsd tries again, at first after a second, later up to max apart."
+	case Throttling:
+		return "dpsd waits as long as the service asked, and at least as for a transient fault."
+	case Credential:
+		return "The next credential is tried at once. When all were refused, dpsd tries again after refused_initial, later up to refused_max apart, and at once when a credential file changes."
+	case Input:
+		return "dpsd tries again when the file changes, and otherwise as after a refusal."
+	case Enrollment:
+		return "dpsd tries again after refused_initial, later up to refused_max apart."
+	case Interception:
+		return "dpsd tries again as after a transient fault. It counts against no credential."
+	case Clock:
+		return "dpsd tries again when the clock is stepped, and otherwise as after a refusal."
+	case Storage:
+		return "dpsd tries again as after a transient fault. What was published before stays."
+	case Configuration:
+		return "At the start dpsd ends with exit code 78. At a reload the running configuration stays."
+	}
+	return ""
+}
+
 // Stage is the step of an attempt in which a failure showed itself.
 type Stage string
 
@@ -122,6 +154,31 @@ const (
 	StagePoll          Stage = "poll"
 	StageState         Stage = "state"
 )
+
+// Doing says what dpsd does in the stage, to stand after "while".
+func (s Stage) Doing() string {
+	if doing, known := doing[s]; known {
+		return doing
+	}
+	return string(s)
+}
+
+// doing is never changed after start-up.
+var doing = map[Stage]string{
+	StageConfiguration: "reading the configuration",
+	StageIdentity:      "finding out the registration ID",
+	StageCredential:    "reading the credential",
+	StageName:          "resolving the endpoint's name",
+	StageTCP:           "connecting",
+	StageProxy:         "connecting through the proxy",
+	StageTLS:           "setting up TLS",
+	StageWebSocket:     "switching to WebSocket",
+	StageConnect:       "signing in",
+	StageSubscribe:     "subscribing",
+	StageRegister:      "registering",
+	StagePoll:          "waiting for the assignment",
+	StageState:         "saving the assignment",
+}
 
 // Fault is one failure, named. The zero value is no fault.
 type Fault struct {

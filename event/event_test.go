@@ -1,0 +1,161 @@
+package event_test
+
+import (
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+func TestEveryEntryIsComplete(t *testing.T) {
+	form, seen := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`), map[string]bool{}
+	for _, e := range event.Catalogue() {
+		if !form.MatchString(e.Name) {
+			t.Errorf("%q: a name is lower-case words joined by hyphens", e.Name)
+		}
+		if seen[e.Name] {
+			t.Errorf("%s stands twice", e.Name)
+		}
+		seen[e.Name] = true
+		if e.Priority.String() == "" {
+			t.Errorf("%s has no priority", e.Name)
+		}
+		for _, text := range []string{e.Sentence, e.Meaning} {
+			if text == "" || strings.ContainsAny(text, "\n\t") {
+				t.Errorf("%s: sentence and meaning are one line each, got %q", e.Name, text)
+			}
+		}
+	}
+}
+
+func TestEveryDeclaredNameIsInTheCatalogue(t *testing.T) {
+	source, err := os.ReadFile("event.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := regexp.MustCompile(`(?m)^\t[A-Z]\w+\s+= "([^"]+)"`).FindAllSubmatch(source, -1)
+	if len(declared) != len(event.Catalogue()) {
+		t.Errorf("%d names are declared, %d are in the catalogue", len(declared), len(event.Catalogue()))
+	}
+	for _, m := range declared {
+		if _, known := event.Describe(string(m[1])); !known {
+			t.Errorf("%s is declared but not in the catalogue", m[1])
+		}
+	}
+}
+
+func TestMessageIDsAreTheSameForEver(t *testing.T) {
+	// printf 'dpsd event assigned' | sha256sum | cut -c1-32
+	if got, want := event.MessageID(event.Assigned), "2e9d58aed7656135ba5c4cc2e5afe250"; got != want {
+		t.Errorf("%s, want %s: entries of older versions would lose their text", got, want)
+	}
+	seen := map[string]string{}
+	for _, e := range fault.Catalogue() {
+		seen[e.Code.MessageID()] = string(e.Code)
+	}
+	for _, e := range event.Catalogue() {
+		id := event.MessageID(e.Name)
+		if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) || seen[id] != "" {
+			t.Errorf("%s: %q, as %s", e.Name, id, seen[id])
+		}
+		seen[id] = e.Name
+	}
+}
+
+func TestAMessageIsOneLineForPeople(t *testing.T) {
+	at := time.Date(2026, 3, 1, 8, 15, 0, 0, time.FixedZone("", 3600))
+	for _, tt := range []struct {
+		what, event string
+		fields      map[string]any
+		want        string
+	}{
+		{"what is in brackets is there when all of it is known", event.Connected,
+			map[string]any{"address": "192.0.2.1:8883", "protocol": "mqtt", "proxy": "proxy:3128"},
+			"Connected to 192.0.2.1:8883 by mqtt through proxy:3128"},
+		{"and left out when something is empty", event.Connected,
+			map[string]any{"address": "192.0.2.1:8883", "protocol": "mqtt", "proxy": ""},
+			"Connected to 192.0.2.1:8883 by mqtt"},
+		{"a value that has to be there and is not is a dash", event.Connected, nil, "Connected to - by -"},
+		{"zero is a value outside of brackets", event.FilesChanged, map[string]any{"attemptIn": time.Duration(0)},
+			"A file has changed; next attempt in 0s"},
+		{"durations are rounded to what a person wants to know", event.FilesChanged, map[string]any{"attemptIn": 90*time.Second + 312*time.Millisecond},
+			"A file has changed; next attempt in 1m30s"},
+		{"short ones to milliseconds", event.FilesChanged, map[string]any{"attemptIn": 250*time.Millisecond + 3},
+			"A file has changed; next attempt in 250ms"},
+		{"backwards too", event.ClockStepped, map[string]any{"by": -90*time.Second - 3}, "The clock was set by -1m30s"},
+		{"times are UTC", event.CertificateExpires, map[string]any{"notAfter": at}, "The device certificate expires on 2026-03-01 07:15:00 UTC"},
+		{"a stage is something that dpsd does", event.StoppedLate, map[string]any{"stage": "state"}, "Stopped without a farewell while saving the assignment"},
+		{"a stage that is not known yet is its name", event.StoppedLate, map[string]any{"stage": "tpm"}, "Stopped without a farewell while tpm"},
+		{"no is an answer", event.Reloaded, map[string]any{"changed": false}, "Configuration read again; changed: no"},
+		{"so is yes", event.Reloaded, map[string]any{"changed": true}, "Configuration read again; changed: yes"},
+		{"what was not told is counted", event.Stopping, map[string]any{"repeated": int64(7), "since": at}, "Stopping (7 more since 2026-03-01 07:15:00 UTC)"},
+		{"line feeds are folded", event.WatchFailed, map[string]any{"error": "one\n\ttwo\r\n"}, "Changed files are not seen: one two"},
+		{"a terminal obeys nothing", event.WatchFailed, map[string]any{"error": "\x1b[2J \u202egnol\x07 \xff"}, `Changed files are not seen: \x1b[2J \u202egnol\a \xff`},
+		{"braces and brackets of a value are a value", event.WatchFailed, map[string]any{"error": "{address} [x] {"}, "Changed files are not seen: {address} [x] {"},
+		{"a long value leaves room for the others", event.Fault,
+			map[string]any{"fault": "tls-failed", "stage": "tls", "cause": strings.Repeat("ä", 3000), "advice": "Look."},
+			"tls-failed while setting up TLS: " + strings.Repeat("ä", 248) + "… (6000 bytes). Look."},
+		{"an event of a later version has its fields", "tpm-reset", map[string]any{"b": "x", "a": time.Second}, "tpm-reset a=1s b=x"},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			if got := event.Message(tt.event, tt.fields); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestEveryStageSaysWhatDpsdDoes(t *testing.T) {
+	source, err := os.ReadFile("../fault/fault.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stages := regexp.MustCompile(`Stage = "([a-z]+)"`).FindAllSubmatch(source, -1)
+	if len(stages) < 10 {
+		t.Fatalf("%d stages", len(stages))
+	}
+	for _, m := range stages {
+		if s := fault.Stage(m[1]); s.Doing() == string(s) {
+			t.Errorf("nothing is said of the stage %s", s)
+		}
+	}
+}
+
+func TestCutIsWholeCharacters(t *testing.T) {
+	for limit := 20; limit < 40; limit++ {
+		got := event.Cut(strings.Repeat("€", 30), limit)
+		if len(got) > limit || strings.Trim(got, "€") != "… (90 bytes)" {
+			t.Errorf("at most %d bytes: %q has %d", limit, got, len(got))
+		}
+	}
+	if got := event.Cut("short", 20); got != "short" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The catalogue is read by generators and by other programs: it may not pull in
+// anything.
+func TestImportsStayInTheStandardLibrary(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 4 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range parsed.Imports {
+			if path := strings.Trim(imp.Path.Value, `"`); strings.Contains(path, ".") && !strings.HasPrefix(path, "github.com/dpsd-project/dpsd/") {
+				t.Errorf("%s imports %s", file, path)
+			}
+		}
+	}
+}

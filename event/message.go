@@ -1,0 +1,148 @@
+package event
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+// valueLimit bounds a value in a MESSAGE, in bytes: the cause must leave room
+// for the advice after it. The field of the journal has all of it.
+const valueLimit = 512
+
+// repeats is said of an entry of any event that stands for others.
+const repeats = "[ ({repeated} more since {since})]"
+
+// Message puts an event and its fields into one line for people.
+func Message(name string, fields map[string]any) string {
+	e, known := Describe(name)
+	if !known {
+		var b strings.Builder
+		b.WriteString(name)
+		for _, key := range slices.Sorted(maps.Keys(fields)) {
+			fmt.Fprintf(&b, " %s=%s", key, words(key, fields[key]))
+		}
+		return b.String()
+	}
+	sentence := e.Sentence
+	if name != LogLost { // its since is part of the sentence
+		sentence += repeats
+	}
+	return fill(sentence, fields)
+}
+
+// fill puts values into a sentence.
+func fill(sentence string, fields map[string]any) string {
+	var b strings.Builder
+	for sentence != "" {
+		before, rest, found := strings.Cut(sentence, "[")
+		text, _ := replace(before, fields)
+		b.WriteString(text)
+		if !found {
+			break
+		}
+		var optional string
+		optional, sentence, _ = strings.Cut(rest, "]")
+		if text, complete := replace(optional, fields); complete {
+			b.WriteString(text)
+		}
+	}
+	return b.String()
+}
+
+// replace replaces each {field}, and reports whether none was empty.
+func replace(text string, fields map[string]any) (string, bool) {
+	var b strings.Builder
+	complete := true
+	for {
+		before, rest, found := strings.Cut(text, "{")
+		b.WriteString(before)
+		if !found {
+			return b.String(), complete
+		}
+		var key string
+		key, text, _ = strings.Cut(rest, "}")
+		if Empty(fields[key]) {
+			complete = false
+		}
+		b.WriteString(words(key, fields[key]))
+	}
+}
+
+// Empty reports whether a field says nothing: it is missing, zero or "".
+// A bool always says something.
+func Empty(value any) bool {
+	if _, is := value.(bool); is {
+		return false // no is an answer
+	}
+	return value == nil || reflect.ValueOf(value).IsZero()
+}
+
+// words are how a person reads a value.
+func words(key string, value any) string {
+	switch v := value.(type) {
+	case nil:
+		return "-"
+	case time.Duration:
+		unit := time.Millisecond
+		if v >= time.Second || v <= -time.Second {
+			unit = time.Second
+		}
+		return v.Round(unit).String()
+	case time.Time:
+		return v.UTC().Format("2006-01-02 15:04:05 UTC")
+	case bool:
+		if v {
+			return "yes"
+		}
+		return "no"
+	}
+	text := fmt.Sprint(value)
+	if key == "stage" {
+		text = fault.Stage(text).Doing()
+	}
+	return Cut(Printable(strings.Join(strings.Fields(text), " ")), valueLimit)
+}
+
+// Printable makes what a terminal would obey visible: control characters, those
+// that turn the direction of text, and bytes that are no UTF-8. Line feed and
+// tab stay.
+func Printable(text string) string {
+	clean := func(r rune) bool { return r == '\n' || r == '\t' || unicode.IsGraphic(r) && r != utf8.RuneError }
+	if strings.IndexFunc(text, func(r rune) bool { return !clean(r) }) < 0 {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		if clean(r) {
+			b.WriteRune(r)
+		} else {
+			quoted := strconv.QuoteToASCII(text[:size])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+		text = text[size:]
+	}
+	return b.String()
+}
+
+// Cut shortens a text to at most limit bytes, and says how long it was.
+func Cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	end := fmt.Sprintf("… (%d bytes)", len(text))
+	at := limit - len(end)
+	for at > 0 && !utf8.RuneStart(text[at]) {
+		at--
+	}
+	return text[:at] + end
+}
