@@ -17,6 +17,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
@@ -42,8 +43,8 @@ type attempt struct {
 	version  string
 	store    *store.Store
 	floors   *floors
-	log      *zap.Logger
-	phases   chan<- phase // to the supervisor
+	*teller
+	phases chan<- phase // to the supervisor
 
 	registrationID string            // "": to be resolved
 	registration   *dps.Registration // nil: none is under way
@@ -129,7 +130,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 	rec, _ := a.store.Current()
 	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
 	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
-		a.log.Debug("confirmation-not-kept", zap.Error(err)) // nobody relies on it for READY
+		a.tell(event.ConfirmationNotKept, zap.Error(err)) // nobody relies on it for READY
 	}
 	return r
 }
@@ -151,7 +152,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	// the service judges. What the clock says explains a refusal.
 	if invalid := (*attest.CertificateError)(nil); errors.As(err, &invalid) {
 		r.validity = err
-		a.log.Warn("certificate-not-valid-now", zap.Error(err))
+		a.tell(event.CertificateNotValidNow, zap.Error(err))
 	} else if err != nil {
 		return 0, at(fault.StageCredential, err)
 	}
@@ -179,7 +180,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	}
 	r.inspector = inspected(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
-	a.log.Info("connected", zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
+	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
 	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
 	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
@@ -304,7 +305,7 @@ func (a *attempt) asking(stage fault.Stage) string {
 // floor notes that the service wants nothing from us for a while.
 func (a *attempt) floor(wait time.Duration) {
 	if err := a.floors.raise(a.floorKey(), wait); err != nil {
-		a.log.Warn("floor-not-kept", zap.Error(err), zap.Duration("wait", wait))
+		a.tell(event.FloorNotKept, zap.Error(err), zap.Duration("wait", wait))
 	}
 }
 
@@ -320,7 +321,7 @@ func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Durat
 	case a.phases <- phase{stage, status, time.Now().Add(limit)}:
 	case <-ctx.Done():
 	}
-	a.log.Debug("phase", zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
+	a.tell(event.Phase, zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
 }
 
 // preferred returns the protocols with the one that worked last in front.
@@ -342,7 +343,7 @@ func (a *attempt) remember(protocol string) {
 		return
 	}
 	if err := a.store.SaveTransport(protocol); err != nil {
-		a.log.Debug("transport-not-kept", zap.Error(err)) // a hint, no more
+		a.tell(event.TransportNotKept, zap.Error(err)) // a hint, no more
 	}
 }
 

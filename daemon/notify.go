@@ -7,14 +7,16 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/event"
 )
 
 // notifier tells the service manager what is going on, sd_notify(3). Without
 // one (send is nil) every method does nothing; a failure to notify never stops
 // provisioning and is logged once.
 type notifier struct {
-	send   func(state string) error
-	log    *zap.Logger
+	send func(state string) error
+	*teller
 	status string // the last STATUS=, not sent twice
 	owed   string // a READY=1 that did not get through
 	failed bool
@@ -27,7 +29,7 @@ func (n *notifier) notify(state string) bool {
 	err := n.send(state)
 	if err != nil && !n.failed {
 		n.failed = true
-		n.log.Warn("notify-failed", zap.Error(err))
+		n.tell(event.NotifyFailed, zap.Error(err))
 	}
 	return err == nil
 }

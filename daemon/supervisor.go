@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -17,10 +18,10 @@ import (
 // touches it; an attempt gets a copy of what it needs and hands back a result.
 type supervisor struct {
 	*Daemon
+	*teller
 	settings Settings // the current ones; Daemon.Settings are the first
 	store    *store.Store
 	notify   notifier
-	log      *zap.Logger
 	random   *rand.Rand
 	noticed  int // how many of the store's notices were logged
 
@@ -35,6 +36,8 @@ type supervisor struct {
 	floors         floors
 	ready          bool // READY=1 was sent
 	lastFault      fault.Fault
+	faults         int       // since the last assignment
+	faultsSince    time.Time // when the first of them was
 	connackBusy    int       // CONNACK 3 in a row
 	verified       time.Time // wall clock at the last verified handshake: an earlier one is implausible
 	expires        time.Time // of the device certificate; zero when none was read
@@ -73,14 +76,11 @@ type phase struct {
 }
 
 func (d *Daemon) supervisor() *supervisor {
-	s := &supervisor{Daemon: d, settings: d.Settings, log: d.Log, random: d.Rand}
-	if s.log == nil {
-		s.log = zap.NewNop()
-	}
+	s := &supervisor{Daemon: d, teller: newTeller(d.Log), settings: d.Settings, random: d.Rand}
 	if s.random == nil {
 		s.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // jitter needs no secrecy
 	}
-	s.notify = notifier{send: d.Notify, log: s.log}
+	s.notify = notifier{send: d.Notify, teller: s.teller}
 	s.floors = floors{runtime: store.Runtime{Directory: d.Store.RuntimeDirectory}, bootTime: d.BootTime}
 	s.phases = make(chan phase)
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
@@ -100,7 +100,7 @@ func (s *supervisor) open(now time.Time) error {
 	if rec, found := s.store.Current(); found {
 		fields = append(fields, zap.String("publishedHub", rec.AssignedHub), zap.Uint64("generation", rec.Generation))
 	}
-	s.log.Info("started", append(fields, zap.String("version", s.Version))...)
+	s.tell(event.Started, append(fields, zap.String("version", s.Version))...)
 	if rec, found := s.store.Current(); found {
 		s.verified = rec.ProvisionedAt
 		// Somebody who runs --once asks for a registration.
@@ -122,7 +122,7 @@ func (s *supervisor) boot(now time.Time) time.Time {
 func (s *supervisor) tellNotices() {
 	all := s.store.Notices()
 	for _, n := range all[s.noticed:] {
-		s.log.Warn("state-notice", zap.Stringer("notice", n))
+		s.tell(event.StateNotice, zap.Stringer("notice", n))
 	}
 	s.noticed = len(all)
 }
@@ -233,7 +233,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		credential:     s.settings.Credentials[s.credential],
 		record:         s.unsaved,
 		look:           s.look,
-		log:            s.log,
+		teller:         s.teller,
 		phases:         s.phases,
 	})
 }
@@ -242,7 +242,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 func (s *supervisor) mend(ctx context.Context, now time.Time) {
 	s.mended, s.mendDue = now, time.Time{}
 	s.launch(ctx, now, &attempt{
-		store: s.store, mend: true, log: s.log, phases: s.phases,
+		store: s.store, mend: true, teller: s.teller, phases: s.phases,
 		// Handed back as they are.
 		registrationID: s.registrationID, registration: s.registration, payload: s.payload, record: s.unsaved,
 		credential: s.settings.Credentials[s.credential],
@@ -289,7 +289,7 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	case r.wait > 0:
 		const why = "DPS asked to wait (Retry-After)"
 		s.due = now.Add(r.wait)
-		s.log.Info("waiting", zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
+		s.tell(event.Waiting, zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
 		s.waiting(now, why)
 	default:
 		s.provisioned(r, now)
@@ -309,14 +309,14 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 	s.look, s.history, s.lastFault, s.lane = false, history{}, fault.Fault{}, ""
 	s.due = s.boot(now)
 	if !published {
-		s.log.Info("record-of-another-configuration")
+		s.tell(event.RecordOfAnotherConfiguration)
 		if s.due.After(now) {
 			s.waiting(now, "boot delay")
 		}
 		return
 	}
 	rec, _ := s.store.Current()
-	s.log.Info("published", zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
+	s.tell(event.Published, zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.Uint64("generation", rec.Generation), zap.String("policy", string(s.settings.OnBoot)))
 	if s.settings.OnBoot == PolicyIfNeeded {
 		s.nextRegular(now)
@@ -332,13 +332,16 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		f := Classify(r.err)
 		wait, lane := s.settings.Retry.after(f, false, &s.mendFor, s.random)
 		s.mendDue, s.unmended = now.Add(wait), true
-		s.logFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
+		s.tellFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
 		s.notify.setStatus(fmt.Sprintf("%s; %v; next attempt in %s", s.standing(), f, wait.Round(time.Second)))
 		return
 	}
 	if r.saved != store.Unchanged {
 		rec, _ := s.store.Current()
-		s.log.Warn("state-restored", zap.String("directory", s.Store.Directory), zap.Uint64("generation", rec.Generation))
+		s.tell(event.StateRestored, zap.String("directory", s.Store.Directory), zap.Uint64("generation", rec.Generation))
+	}
+	if s.unmended {
+		s.anew(event.Fault)
 	}
 	if s.unmended && s.ready && s.lastFault.Code == "" {
 		s.notify.setStatus(s.standing())
@@ -362,11 +365,18 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 	s.lane, s.lastFault = "", fault.Fault{}
 	s.nextRegular(now)
 	rec, _ := s.store.Current()
-	s.log.Info("assigned",
+	fields := []zap.Field{
 		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
 		zap.Uint64("generation", rec.Generation), zap.Stringer("state", r.saved),
-		zap.String("protocol", r.protocol))
+		zap.String("protocol", r.protocol),
+	}
+	if s.faults > 0 { // most of them were told at level debug only
+		fields = append(fields, zap.Int("faults", s.faults), zap.Time("faultsSince", s.faultsSince))
+	}
+	s.faults = 0
+	s.tell(event.Assigned, fields...)
+	s.anew(event.Fault)
 	if s.ready {
 		s.notify.setStatus(s.standing())
 		return
@@ -414,7 +424,7 @@ func (s *supervisor) announce(now time.Time) {
 	renewed := due == 0 || s.announced != 0 && due > s.announced
 	s.announced = due
 	if !renewed {
-		s.log.Warn("certificate-expires", zap.Time("notAfter", s.expires), zap.Int("withinDays", due),
+		s.tell(event.CertificateExpires, zap.Time("notAfter", s.expires), zap.Int("withinDays", due),
 			zap.String("advice", "Install a renewed certificate; it is picked up at once."))
 	}
 	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
@@ -426,6 +436,9 @@ func (s *supervisor) announce(now time.Time) {
 func (s *supervisor) failed(r result, now time.Time) error {
 	f := s.classify(r, now)
 	s.lastFault = f
+	if s.faults++; s.faults == 1 {
+		s.faultsSince = now
+	}
 	if f.Code == fault.ConnackUnavailable {
 		s.connackBusy++
 	} else {
@@ -445,7 +458,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	if s.connackBusy >= 10 {
 		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."
 	}
-	s.logFault(f, lane, wait, r.credential, advice)
+	s.tellFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
 	if s.Once && (lane == LaneRefused || f.Class == fault.Storage) {
 		return f
@@ -453,8 +466,8 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	return nil
 }
 
-func (s *supervisor) logFault(f fault.Fault, lane Lane, wait time.Duration, credential, advice string) {
-	s.log.Warn("fault",
+func (s *supervisor) tellFault(f fault.Fault, lane Lane, wait time.Duration, credential, advice string) {
+	s.tell(event.Fault,
 		zap.String("fault", string(f.Code)), zap.String("stage", string(f.Stage)), zap.String("class", string(f.Class)),
 		zap.NamedError("cause", f.Err), zap.Int("serviceCode", f.ServiceCode), zap.String("trackingId", f.TrackingID),
 		zap.String("credential", credential), zap.String("lane", string(lane)), zap.Duration("retryIn", wait.Round(time.Millisecond)),
@@ -492,13 +505,13 @@ func (s *supervisor) filesChanged(now time.Time) {
 	before := s.due
 	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)))
 	if s.due != before { // a file that changes all the time fills no journal
-		s.log.Info("files-changed", zap.Duration("attemptIn", s.due.Sub(now)))
+		s.tell(event.FilesChanged, zap.Duration("attemptIn", s.due.Sub(now)))
 	}
 }
 
 // clockStepped ends the waits whose cause may have been the clock.
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
-	s.log.Info("clock-stepped", zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
+	s.tell(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.lane == LaneRefused {
 		s.trigger(now)
 	}
@@ -519,11 +532,11 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	switch {
 	case err != nil:
 		status = "The new configuration is refused, the old one stays: " + err.Error()
-		s.log.Error("reload-refused", zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
+		s.tell(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
 	case settings == nil && s.attempt != nil:
-		s.log.Info("reloaded", zap.Bool("changed", false)) // what runs is what was asked for
+		s.tell(event.Reloaded, zap.Bool("changed", false)) // what runs is what was asked for
 	default:
-		s.log.Info("reloaded", zap.Bool("changed", settings != nil))
+		s.tell(event.Reloaded, zap.Bool("changed", settings != nil))
 		s.afresh(ctx, settings)
 		s.trigger(s.force(now))
 	}
@@ -594,7 +607,7 @@ func (s *supervisor) watch(ctx context.Context) {
 	}
 	changes, err := s.Watch(ctx, known...)
 	if err != nil {
-		s.log.Warn("watch-failed", zap.Error(err))
+		s.tell(event.WatchFailed, zap.Error(err))
 		return
 	}
 	s.changes = changes
@@ -608,7 +621,7 @@ func (s *supervisor) watchState(ctx context.Context) {
 	}
 	touched, err := s.Watch(ctx, store.Files(s.Store.Directory)...)
 	if err != nil {
-		s.log.Warn("watch-failed", zap.Error(err))
+		s.tell(event.WatchFailed, zap.Error(err))
 		return
 	}
 	s.touched = touched
@@ -634,7 +647,7 @@ func (s *supervisor) beat(now time.Time) {
 	if s.attempt != nil && now.After(s.phase.deadline.Add(overdue)) {
 		if !s.hung {
 			s.hung = true
-			s.log.Error("hung", zap.String("stage", string(s.phase.stage)), zap.Time("deadline", s.phase.deadline))
+			s.tell(event.Hung, zap.String("stage", string(s.phase.stage)), zap.Time("deadline", s.phase.deadline))
 		}
 		return
 	}
@@ -651,7 +664,7 @@ func (s *supervisor) beat(now time.Time) {
 // stop ends a running attempt and waits for its farewell, but not for long.
 func (s *supervisor) stop() {
 	s.notify.stopping()
-	s.log.Info("stopping")
+	s.tell(event.Stopping)
 	if s.attempt == nil {
 		return
 	}
@@ -664,7 +677,7 @@ func (s *supervisor) stop() {
 		case <-s.results:
 			return
 		case <-late.C:
-			s.log.Warn("stopped-late", zap.String("stage", string(s.phase.stage)))
+			s.tell(event.StoppedLate, zap.String("stage", string(s.phase.stage)))
 			s.store = nil // the attempt still uses it; the process ends anyway
 			return
 		}

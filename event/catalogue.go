@@ -8,7 +8,7 @@ var catalogue = []Entry{
 	{Name: ClockNotWatched, Priority: Warning,
 		Sentence: "Steps of the clock are not seen: {error}",
 		Meaning:  "A wait that a wrong clock has caused is not cut short when the clock is set; dpsd tries again when the wait is over."},
-	{Name: WatchFailed, Priority: Warning,
+	{Name: WatchFailed, Priority: Warning, Same: []string{"error"},
 		Sentence: "Changed files are not seen: {error}",
 		Meaning:  "A new key or certificate is read at the next attempt only, or at: systemctl restart --no-block dpsd. Often fs.inotify.max_user_instances is exhausted."},
 	{Name: NotifyFailed, Priority: Warning,
@@ -68,6 +68,9 @@ var catalogue = []Entry{
 	{Name: CertificateExpires, Priority: Warning, Same: []string{"withinDays"},
 		Sentence: "The device certificate expires on {notAfter}[. {advice}]",
 		Meaning:  "Told 30, 7 and 1 days before the end. A renewed certificate is picked up at once."},
+	{Name: StateRestored, Priority: Warning, Same: []string{"directory"},
+		Sentence: "The state files in {directory} were written again (generation {generation})",
+		Meaning:  "Somebody had removed or changed them, or the disk had refused them. Readers find the record again."},
 
 	{Name: Hung, Priority: Error,
 		Sentence: "Hung while {stage}: it was to end by {deadline}",

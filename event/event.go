@@ -37,6 +37,7 @@ const (
 	Reloaded           = "reloaded"
 	ReloadRefused      = "reload-refused"
 	CertificateExpires = "certificate-expires"
+	StateRestored      = "state-restored"
 
 	Hung        = "hung"
 	LogLost     = "log-lost"
