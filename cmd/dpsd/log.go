@@ -1,30 +1,33 @@
 package main
 
 import (
+	"fmt"
 	"os"
-	"time"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/dpsd-project/dpsd/journal"
 )
 
-// newLogger writes events with fields: for a person on a terminal, else as
-// JSON lines. level is one of those of dpsd.toml.
-func newLogger(to *os.File, level string) *zap.Logger {
+// newLogger writes events to where they are read. level is one of those of
+// dpsd.toml.
+func newLogger(to *journal.Log, level string) *zap.Logger {
 	enabled, err := zapcore.ParseLevel(level)
 	if err != nil {
 		enabled = zapcore.InfoLevel // config.Parse lets no other through
 	}
-	encoding := zapcore.EncoderConfig{
-		TimeKey: "time", LevelKey: "level", MessageKey: "event",
-		EncodeTime:     zapcore.RFC3339TimeEncoder,
-		EncodeLevel:    zapcore.LowercaseLevelEncoder,
-		EncodeDuration: zapcore.StringDurationEncoder,
+	return zap.New(to.Core(enabled))
+}
+
+// complain says on standard error why a command fails. This is no event: the
+// stream carries the name of the unit, which journald can no longer look up when
+// it reads a message of a process that has ended. It takes the priority, err,
+// from the beginning of each line, sd-daemon(3).
+func complain(text string) {
+	if journal.ReadsStderr() {
+		text = "<3>" + strings.ReplaceAll(text, "\n", "\n<3>")
 	}
-	encoder := zapcore.NewJSONEncoder(encoding)
-	if info, err := to.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		encoding.EncodeTime = zapcore.TimeEncoderOfLayout(time.TimeOnly)
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(to), enabled))
+	fmt.Fprintln(os.Stderr, text)
 }

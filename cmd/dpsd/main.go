@@ -44,11 +44,10 @@ func command(args []string) int {
 	}
 	var exit *exitError
 	if errors.As(err, &exit) {
-		fmt.Fprintln(os.Stderr, "dpsd:", exit.err)
+		complain("dpsd: " + exit.Error())
 		return exit.code
 	}
-	fmt.Fprintln(os.Stderr, "dpsd:", err)
-	fmt.Fprintln(os.Stderr, "Try: dpsd --help")
+	complain("dpsd: " + err.Error() + "\nTry: dpsd --help")
 	return exitUsage
 }
 

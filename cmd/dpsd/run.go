@@ -20,7 +20,9 @@ import (
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 	"github.com/dpsd-project/dpsd/watch"
@@ -74,7 +76,9 @@ func run(file string, once bool, timeout time.Duration) error {
 	// Only now: a file that never ends, such as a FIFO, must not keep SIGTERM out.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	log := newLogger(os.Stderr, cfg.Log.Level)
+	to := journal.Open()
+	defer to.Close()
+	log := newLogger(to, cfg.Log.Level)
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
 		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
@@ -99,7 +103,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		d.Notify = notifyTo(socket)
 	}
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
-		log.Warn("clock-not-watched", zap.Error(err)) // then a wait in the refused lane is not cut short
+		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a wait in the refused lane is not cut short
 	}
 	return ended(d.Run(ctx))
 }

@@ -1,0 +1,160 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"go.uber.org/zap/zapcore"
+
+	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+const (
+	// valueLimit bounds a value in the journal, in bytes. All of an entry then
+	// fits into one datagram.
+	valueLimit = 4 << 10
+	// identifier is what journalctl shows in front of the message, and -t finds.
+	identifier = "dpsd"
+)
+
+// jsonLines are for programs.
+func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
+	encoder := zapcore.NewJSONEncoder(zapcore.EncoderConfig{
+		TimeKey: "time", LevelKey: "level", MessageKey: "event",
+		EncodeTime:     zapcore.RFC3339TimeEncoder,
+		EncodeLevel:    zapcore.LowercaseLevelEncoder,
+		EncodeDuration: zapcore.StringDurationEncoder,
+	})
+	return func(e zapcore.Entry, fields []zapcore.Field) record {
+		// A clone: the encoder's own state must not be shared.
+		line, err := encoder.Clone().EncodeEntry(e, fields)
+		if err != nil {
+			return record{line: fmt.Appendf(nil, "{\"event\":%q,\"error\":%q}\n", e.Message, err)}
+		}
+		defer line.Free()
+		return record{line: bytes.Clone(line.Bytes())}
+	}
+}
+
+// sentences are for a person at a terminal.
+func sentences(e zapcore.Entry, fields []zapcore.Field) record {
+	return record{line: fmt.Appendf(nil, "%s %-5s %s\n", e.Time.Format(time.TimeOnly), e.Level, event.Message(e.Message, values(fields)))}
+}
+
+// structured is for the journal, with the JSON line for when there is none.
+func structured() func(zapcore.Entry, []zapcore.Field) record {
+	line := jsonLines()
+	return func(e zapcore.Entry, fields []zapcore.Field) record {
+		r := line(e, fields)
+		r.datagram = encode(assignments(e, values(fields)))
+		return r
+	}
+}
+
+// values evaluates fields.
+func values(fields []zapcore.Field) map[string]any {
+	m := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(m)
+	}
+	return m.Fields
+}
+
+// assignments are the fields of a journal entry, systemd.journal-fields(7).
+func assignments(e zapcore.Entry, values map[string]any) map[string]string {
+	entry := map[string]string{
+		"MESSAGE":           event.Message(e.Message, values),
+		"PRIORITY":          strconv.Itoa(int(priority(e))),
+		"MESSAGE_ID":        event.MessageID(e.Message),
+		"SYSLOG_IDENTIFIER": identifier,
+		"DPSD_EVENT":        e.Message,
+		// When it happened: journald's own time is when it read the entry.
+		"DPSD_TIME": e.Time.UTC().Format(time.RFC3339Nano),
+	}
+	if code, is := values["fault"].(string); is {
+		entry["MESSAGE_ID"] = fault.Code(code).MessageID()
+	}
+	for name, value := range values {
+		if !event.Empty(value) {
+			entry[Field(name)] = event.Cut(event.Printable(text(value)), valueLimit)
+		}
+	}
+	return entry
+}
+
+// priority is the catalogue's. An event that is told at level debug because it
+// repeats itself is of that priority.
+func priority(e zapcore.Entry) event.Priority {
+	if e.Level == zapcore.DebugLevel {
+		return event.Debug
+	}
+	known, _ := event.Describe(e.Message)
+	switch {
+	case known.Priority != 0:
+		return known.Priority
+	case e.Level >= zapcore.ErrorLevel:
+		return event.Error
+	case e.Level == zapcore.WarnLevel:
+		return event.Warning
+	}
+	return event.Info
+}
+
+// Field is the journal's name of a field: DPSD_, and the words of the name in
+// capitals. deviceId becomes DPSD_DEVICE_ID. What is no ASCII letter or digit
+// becomes an underscore.
+func Field(name string) string {
+	var b strings.Builder
+	b.WriteString("DPSD_")
+	before := ' '
+	for _, r := range name {
+		if unicode.IsUpper(r) && (unicode.IsLower(before) || unicode.IsDigit(before)) {
+			b.WriteByte('_')
+		}
+		before = r
+		if r = unicode.ToUpper(r); r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			b.WriteRune(r)
+		} else {
+			b.WriteByte('_')
+		}
+	}
+	return b.String()
+}
+
+// text is the value of a field, the same as in a line of JSON.
+func text(value any) string {
+	switch v := value.(type) {
+	case time.Time:
+		return v.Format(time.RFC3339)
+	case string:
+		return v
+	}
+	return fmt.Sprint(value)
+}
+
+// encode writes an entry as journald's native protocol wants it: NAME=value, or
+// with the length in front when the value has line feeds.
+func encode(entry map[string]string) []byte {
+	var b bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(entry)) {
+		value := entry[name]
+		b.WriteString(name)
+		if strings.Contains(value, "\n") {
+			b.WriteByte('\n')
+			b.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(value))))
+		} else {
+			b.WriteByte('=')
+		}
+		b.WriteString(value)
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}

@@ -1,0 +1,185 @@
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/dpsd-project/dpsd/event"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden file and the pages that are made from the catalogues")
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC)
+
+// samples are what each event is told with.
+var samples = map[string][]zap.Field{
+	event.Started: {zap.String("endpoint", "global.azure-devices-provisioning.net"), zap.String("idScope", "0ne00000000"),
+		zap.String("publishedHub", "hub.example"), zap.Uint64("generation", 3), zap.String("version", "1.2.3")},
+	event.ClockNotWatched:              {zap.Error(errors.New("timerfd_create: function not implemented"))},
+	event.WatchFailed:                  {zap.Error(errors.New("too many open files"))},
+	event.NotifyFailed:                 {zap.Error(errors.New("dial unixgram /run/systemd/notify: connect: no such file or directory"))},
+	event.StateNotice:                  {zap.String("notice", "/var/lib/dpsd/state.env: repaired")},
+	event.Published:                    {zap.String("assignedHub", "hub.example"), zap.String("deviceId", "gw-1"), zap.Uint64("generation", 3), zap.String("policy", "verify")},
+	event.RecordOfAnotherConfiguration: nil,
+	event.Phase:                        {zap.String("stage", "register"), zap.String("status", "Registering gw-1 with global.azure-devices-provisioning.net"), zap.Duration("limit", time.Minute)},
+	event.CertificateNotValidNow:       {zap.Error(errors.New("file:/etc/dpsd/keys/device.pem: the certificate has expired (not after 2025-01-01T00:00:00Z)"))},
+	event.Connected:                    {zap.String("protocol", "mqtt"), zap.String("address", "192.0.2.7:8883"), zap.String("proxy", "")},
+	event.Waiting:                      {zap.String("why", "DPS asked to wait (Retry-After)"), zap.Duration("retryIn", 10*time.Minute)},
+	event.FloorNotKept:                 {zap.Error(errors.New("open /run/dpsd/floors.json: read-only file system")), zap.Duration("wait", 2*time.Minute)},
+	event.Fault: {zap.String("fault", "unauthorized"), zap.String("stage", "register"), zap.String("class", "credential"),
+		zap.NamedError("cause", errors.New("dps: the register request was answered 401, error 401002:\nwrong \x1b[1mkey\xff")), zap.Int("serviceCode", 401002), zap.String("trackingId", "79a6f6d2"),
+		zap.String("credential", "symmetric-key credential:dps-primary-key"), zap.String("lane", "refused"), zap.Duration("retryIn", 312345*time.Millisecond),
+		zap.String("advice", "Check the key or certificate against the enrollment, and the gateway's clock.")},
+	event.Assigned: {zap.String("assignedHub", "hub.example"), zap.String("deviceId", "gw-1"), zap.String("registrationId", "gw-1"), zap.String("substatus", "initialAssignment"),
+		zap.Uint64("generation", 3), zap.String("state", "written"), zap.String("protocol", "mqtt"), zap.Int("faults", 42), zap.Time("faultsSince", noon.Add(-3*time.Hour))},
+	event.ConfirmationNotKept: {zap.Error(errors.New("read-only file system"))},
+	event.TransportNotKept:    {zap.Error(errors.New("read-only file system"))},
+	event.FilesChanged:        {zap.Duration("attemptIn", 250*time.Millisecond)},
+	event.ClockStepped:        {zap.Duration("by", 365*24*time.Hour), zap.Time("now", noon)},
+	event.Reloaded:            {zap.Bool("changed", false)},
+	event.ReloadRefused:       {zap.String("fault", "configuration-invalid"), zap.Error(errors.New("dpsd.toml:2:1: dps.id_scop: unknown key\ndpsd.toml:9:1: retry.max: \"x\" is no duration"))},
+	event.CertificateExpires:  {zap.Time("notAfter", noon.Add(7*24*time.Hour)), zap.Int("withinDays", 7), zap.String("advice", "Install a renewed certificate; it is picked up at once.")},
+	event.Hung:                {zap.String("stage", "state"), zap.Time("deadline", noon)},
+	event.LogLost:             {zap.Int("lost", 17), zap.Time("since", noon)},
+	event.Stopping:            nil,
+	event.StoppedLate:         {zap.String("stage", "state")},
+}
+
+// written is a journal entry as text, its MESSAGE first.
+func written(entry map[string]string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", entry["MESSAGE"])
+	for _, name := range slices.Sorted(maps.Keys(entry)) {
+		if name != "MESSAGE" {
+			fmt.Fprintf(&b, "  %s=%s\n", name, strings.ReplaceAll(entry[name], "\n", "\n    "))
+		}
+	}
+	return b.String()
+}
+
+// Whoever changes a sentence or a field sees here what an operator will see.
+func TestEveryEventAsTheJournalHasIt(t *testing.T) {
+	const golden = "testdata/entries.golden"
+	told := fieldsOf(t)
+	var b strings.Builder
+	level := map[event.Priority]zapcore.Level{event.Error: zap.ErrorLevel, event.Warning: zap.WarnLevel, event.Debug: zap.DebugLevel}
+	for _, e := range event.Catalogue() {
+		fields, found := samples[e.Name]
+		if !found {
+			t.Errorf("there is no sample of %s", e.Name)
+		}
+		if names := slices.Sorted(maps.Keys(values(fields))); !slices.Equal(names, told[e.Name]) {
+			t.Errorf("the sample of %s has %v, the program tells it with %v", e.Name, names, told[e.Name])
+		}
+		entry := zapcore.Entry{Level: level[e.Priority], Time: noon, Message: e.Name}
+		fmt.Fprintln(&b, written(assignments(entry, values(fields))))
+	}
+	repeated := append(slices.Clone(samples[event.Fault]), zap.Int("repeated", 7), zap.Time("since", noon))
+	fmt.Fprintln(&b, written(assignments(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.Fault}, values(repeated))))
+	again := zapcore.Entry{Level: zap.DebugLevel, Time: noon, Message: event.Connected}
+	fmt.Fprint(&b, written(assignments(again, values(samples[event.Connected]))))
+	same(t, golden, b.String())
+}
+
+// same holds a file to a text, or with -update writes it.
+func same(t *testing.T, file, text string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(strings.Split(string(have), "\n"), strings.Split(text, "\n")); d != "" {
+		t.Errorf("%s is (-), the program says (+); if that is better: go test ./journal -update\n%s", file, d)
+	}
+}
+
+func TestNamesOfFields(t *testing.T) {
+	for name, want := range map[string]string{
+		"fault": "DPSD_FAULT", "assignedHub": "DPSD_ASSIGNED_HUB", "deviceId": "DPSD_DEVICE_ID",
+		"idScope": "DPSD_ID_SCOPE", "createdDateTimeUtc": "DPSD_CREATED_DATE_TIME_UTC", "registrationID": "DPSD_REGISTRATION_ID",
+		"sha256Sum": "DPSD_SHA256_SUM", "x-y.z ä": "DPSD_X_Y_Z__", "": "DPSD_",
+	} {
+		if got := Field(name); got != want {
+			t.Errorf("%q is %s, want %s", name, got, want)
+		}
+	}
+}
+
+func TestPriorities(t *testing.T) {
+	for _, tt := range []struct {
+		what, event string
+		level       zapcore.Level
+		want        event.Priority
+	}{
+		{"the catalogue's: zap has no notice", event.Assigned, zap.InfoLevel, event.Notice},
+		{"debug for what repeats itself", event.Assigned, zap.DebugLevel, event.Debug},
+		{"that of zap for an event of a later version: error", "later", zap.ErrorLevel, event.Error},
+		{"warning", "later", zap.WarnLevel, event.Warning},
+		{"info", "later", zap.InfoLevel, event.Info},
+	} {
+		if got := priority(zapcore.Entry{Message: tt.event, Level: tt.level}); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.what, got, tt.want)
+		}
+	}
+}
+
+func TestAValueIsBoundedAndReadable(t *testing.T) {
+	huge := strings.Repeat("\x00", 1<<20)
+	entry := assignments(zapcore.Entry{Message: event.Fault, Level: zap.WarnLevel}, values([]zap.Field{
+		zap.String("fault", huge), zap.String("stage", huge), zap.String("cause", huge), zap.String("advice", huge), zap.String("credential", huge),
+	}))
+	for name, value := range entry {
+		if len(value) > valueLimit || strings.Contains(value, "\x00") {
+			t.Errorf("%s has %d bytes: %.40q", name, len(value), value)
+		}
+	}
+	// Every field of dpsd's together stays below the kernel's default send buffer.
+	if n := len(encode(entry)); n > 64<<10 {
+		t.Errorf("the entry has %d bytes", n)
+	}
+}
+
+func TestTheProtocolOfTheJournal(t *testing.T) {
+	got := encode(map[string]string{"MESSAGE": "a=b", "DPSD_ERROR": "one\ntwo"})
+	want := "DPSD_ERROR\n\x07\x00\x00\x00\x00\x00\x00\x00one\ntwo\nMESSAGE=a=b\n"
+	if string(got) != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestALineOfJSONHasTheEventAndItsFields(t *testing.T) {
+	r := jsonLines()(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.FloorNotKept}, samples[event.FloorNotKept])
+	var got map[string]any
+	if err := json.Unmarshal(r.line, &got); err != nil || r.datagram != nil || !strings.HasSuffix(string(r.line), "}\n") {
+		t.Fatalf("%q: %v", r.line, err)
+	}
+	want := map[string]any{"level": "warn", "time": "2026-03-01T12:00:00Z", "event": "floor-not-kept",
+		"error": "open /run/dpsd/floors.json: read-only file system", "wait": "2m0s"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestATerminalShowsSentences(t *testing.T) {
+	r := sentences(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.WatchFailed}, samples[event.WatchFailed])
+	if got, want := string(r.line), "12:00:00 warn  Changed files are not seen: too many open files\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
