@@ -19,7 +19,7 @@ demo: build
 
 # The manual pages and what else is made of the sources; the tests hold it to them.
 man:
-	go test -run 'Manual|Catalogue' ./fault ./config ./store ./cmd/dpsd ./cmd/dpsd-sim -update
+	go test -run 'Manual|Catalogue' ./fault ./journal ./config ./store ./cmd/dpsd ./cmd/dpsd-sim -update
 
 test:
 	.ci/need test

@@ -30,6 +30,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
@@ -43,7 +44,7 @@ type provocation struct {
 	rule   simulator.Rule
 	set    func(*gateway) // before the start
 	during func(*gateway) // a second after it
-	event  string         // which entry of the log tells it; "" is fault
+	event  string         // which one tells it; "" is fault
 	// inject is handed to the supervisor as what an attempt found, for what does
 	// not happen in a bubble.
 	inject error
@@ -219,9 +220,9 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 		if p.set != nil {
 			p.set(g)
 		}
-		event := p.event
-		if event == "" {
-			event = "fault"
+		name := p.event
+		if name == "" {
+			name = event.Fault
 		}
 		if p.inject != nil {
 			s := g.supervisor()
@@ -235,30 +236,31 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 				synctest.Wait()
 				p.during(g)
 			}
-			g.until(event, 1)
+			g.until(name, 1)
 		}
 		synctest.Wait()
-		entry := g.log.FilterMessage(event).All()[0]
+		entry := g.log.FilterMessage(name).All()[0]
 		fmt.Fprintf(&b, "%s %s\n", entry.Level, entry.Message)
 		fields := entry.ContextMap()
+		fmt.Fprintf(&b, "  MESSAGE=%s\n", event.Message(entry.Message, fields))
 		if got := fields["fault"]; got != string(code) {
 			t.Errorf("it is called %v: %v", got, fields)
 		}
-		for _, name := range slices.Sorted(maps.Keys(fields)) {
-			if v := fields[name]; v != "" && v != int64(0) {
-				fmt.Fprintf(&b, "  %s: %v\n", name, v)
+		for _, field := range slices.Sorted(maps.Keys(fields)) {
+			if v := fields[field]; v != "" && v != int64(0) {
+				fmt.Fprintf(&b, "  %s: %v\n", field, v)
 			}
 		}
 		g.mu.Lock()
 		for _, m := range g.notes {
 			status, found := strings.CutPrefix(m.state, "STATUS=")
-			if found && (strings.HasPrefix(status, string(code)+":") || event != "fault" && strings.Contains(status, "refused")) {
+			if found && (strings.HasPrefix(status, string(code)+":") || name != event.Fault && strings.Contains(status, "refused")) {
 				fmt.Fprintf(&b, "  STATUS=%s\n", status)
 				break
 			}
 		}
 		g.mu.Unlock()
-		if advice := fault.Describe(code).Advice; event == "fault" && fields["advice"] != advice {
+		if advice := fault.Describe(code).Advice; name == event.Fault && fields["advice"] != advice {
 			t.Errorf("the advice is %q, that of the catalogue %q", fields["advice"], advice)
 		}
 		if p.inject == nil {

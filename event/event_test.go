@@ -102,6 +102,12 @@ func TestAMessageIsOneLineForPeople(t *testing.T) {
 		{"a long value leaves room for the others", event.Fault,
 			map[string]any{"fault": "tls-failed", "stage": "tls", "cause": strings.Repeat("ä", 3000), "advice": "Look."},
 			"tls-failed while setting up TLS: " + strings.Repeat("ä", 248) + "… (6000 bytes). Look."},
+		{"a credential is named when it is to blame", event.Fault,
+			map[string]any{"fault": "unauthorized", "class": "credential", "stage": "register", "cause": "401", "credential": "symmetric-key file:a"},
+			"unauthorized while registering with symmetric-key file:a: 401"},
+		{"and not when it is not", event.Fault,
+			map[string]any{"fault": "service-error", "class": "transient", "stage": "register", "cause": "500", "credential": "symmetric-key file:a"},
+			"service-error while registering: 500"},
 		{"an event of a later version has its fields", "tpm-reset", map[string]any{"b": "x", "a": time.Second}, "tpm-reset a=1s b=x"},
 	} {
 		t.Run(tt.what, func(t *testing.T) {

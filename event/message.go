@@ -32,6 +32,10 @@ func Message(name string, fields map[string]any) string {
 		}
 		return b.String()
 	}
+	if class, is := fields["class"].(string); is && class != string(fault.Credential) {
+		fields = maps.Clone(fields)
+		delete(fields, "credential") // it was in use, and is not to blame
+	}
 	sentence := e.Sentence
 	if name != LogLost { // its since is part of the sentence
 		sentence += repeats

@@ -40,13 +40,13 @@ func TestTheClockIsSetRight(t *testing.T) {
 			if off := time.Until(m.clock()); off > -tt.behind+day {
 				t.Fatalf("the machine's clock is only %s off: something has set it", off)
 			}
-			if failed.fields["fault"] != "clock-implausible" || failed.fields["lane"] != "refused" {
+			if failed.fields["DPSD_FAULT"] != "clock-implausible" || failed.fields["DPSD_LANE"] != "refused" {
 				t.Errorf("the fault is not clock-implausible with a wait in the refused lane: %s", failed)
 			}
-			if cause := fmt.Sprint(failed.fields["cause"]); !strings.Contains(cause, "not yet valid") {
+			if cause := failed.fields["DPSD_CAUSE"]; !strings.Contains(cause, "not yet valid") {
 				t.Errorf("the cause does not say that the certificate is not yet valid: %s", cause)
 			}
-			wait, err := time.ParseDuration(fmt.Sprint(failed.fields["retryIn"]))
+			wait, err := time.ParseDuration(failed.fields["DPSD_RETRY_IN"])
 			if err != nil || wait <= patience {
 				t.Fatalf("a wait of %s is too short to tell whether the step ended it (%v)", wait, err)
 			}
@@ -68,7 +68,7 @@ func TestTheClockIsSetRight(t *testing.T) {
 			if after.process != before.process || after.restarts != "0" {
 				t.Errorf("process %s was restarted: %+v", before.process, after)
 			}
-			t.Logf("%7.3f s  the clock is stepped by %v", stepped.at.Seconds(), stepped.fields["by"])
+			t.Logf("%7.3f s  the clock is stepped by %s", stepped.at.Seconds(), stepped.fields["DPSD_BY"])
 			t.Logf("%7.3f s  %s; %s", assigned.at.Seconds(), after.state, after.status)
 
 			m.undisturbed(sim, tt.steps...)
@@ -89,6 +89,16 @@ func TestTheClockIsAhead(t *testing.T) {
 	}
 	m.until("active", func(s service) bool { return s.state == "active" })
 	t.Logf("%7.3f s  assigned, with a clock a year ahead", assigned.at.Seconds())
+	// What systemd has made of the entry.
+	for field, want := range map[string]string{
+		"MESSAGE":    "Assigned to " + assigned.fields["DPSD_ASSIGNED_HUB"] + " as " + gateway + " (generation 1, written)",
+		"MESSAGE_ID": "2e9d58aed7656135ba5c4cc2e5afe250", "PRIORITY": "5", "SYSLOG_IDENTIFIER": "dpsd",
+		"_TRANSPORT": "journal", "_SYSTEMD_UNIT": "dpsd.service", "DPSD_DEVICE_ID": gateway, "DPSD_GENERATION": "1",
+	} {
+		if got := assigned.fields[field]; got != want {
+			t.Errorf("the journal has %s=%q, want %q", field, got, want)
+		}
+	}
 	m.undisturbed(sim, -year)
 
 	m.run("systemctl restart dpsd.service")
@@ -124,7 +134,7 @@ func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 		if events := m.sofar()[told:]; len(events) != 1 {
 			m.t.Errorf("after a step of %s dpsd told more than that:\n%s", step, listing(events))
 		}
-		m.t.Logf("%7.3f s  the clock is stepped by %v; %s, the watchdog was kept %s later", stepped.at.Seconds(), stepped.fields["by"], after.state, kept-stepped.at)
+		m.t.Logf("%7.3f s  the clock is stepped by %s; %s, the watchdog was kept %s later", stepped.at.Seconds(), stepped.fields["DPSD_BY"], after.state, kept-stepped.at)
 	}
 }
 

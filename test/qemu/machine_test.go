@@ -47,14 +47,16 @@ type machine struct {
 	}
 }
 
-// event is a line of dpsd's log, as the journal has it.
+// event is an entry of dpsd's in the journal.
 type event struct {
 	name   string
-	at     time.Duration // since the machine's kernel began, by the monotonic clock
-	fields map[string]any
+	at     time.Duration     // since the machine's kernel began, by the monotonic clock
+	fields map[string]string // systemd.journal-fields(7), and those of docs/journal.md
 }
 
-func (e event) String() string { return fmt.Sprintf("%8.3f %s %v", e.at.Seconds(), e.name, e.fields) }
+func (e event) String() string {
+	return fmt.Sprintf("%8.3f %s: %s", e.at.Seconds(), e.name, e.fields["MESSAGE"])
+}
 
 // file is one for the root file system of a machine.
 type file struct {
@@ -239,17 +241,17 @@ func follow(line io.Reader) <-chan event {
 		lines := bufio.NewScanner(line)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
-			var entry struct {
-				Message   string `json:"MESSAGE"`
-				Monotonic string `json:"__MONOTONIC_TIMESTAMP"`
-			}
-			var e event
-			if json.Unmarshal(lines.Bytes(), &entry) != nil || json.Unmarshal([]byte(entry.Message), &e.fields) != nil {
+			var entry map[string]any // also of bytes, where a value is no text
+			if json.Unmarshal(lines.Bytes(), &entry) != nil || entry["DPSD_EVENT"] == nil {
 				continue
 			}
-			microseconds, _ := strconv.ParseInt(entry.Monotonic, 10, 64)
+			e := event{fields: map[string]string{}}
+			for name, value := range entry {
+				e.fields[name] = fmt.Sprint(value)
+			}
+			microseconds, _ := strconv.ParseInt(e.fields["__MONOTONIC_TIMESTAMP"], 10, 64)
 			e.at = time.Duration(microseconds) * time.Microsecond
-			e.name, _ = e.fields["event"].(string)
+			e.name = e.fields["DPSD_EVENT"]
 			events <- e
 		}
 	}()
