@@ -58,7 +58,7 @@ func calls(t *testing.T) (found []call) {
 				ast.Inspect(function, func(n ast.Node) bool {
 					c := call{place: files.Position(function.Pos()).String()}
 					var name ast.Expr
-					var where ast.Node = n
+					where := n
 					switch n := n.(type) {
 					case *ast.CallExpr:
 						method, is := n.Fun.(*ast.SelectorExpr)
