@@ -4,12 +4,12 @@
 
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-# The version has one source: the git tag.
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# The version has one source: the git tags.
+VERSION := $(shell packaging/version)
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION:v%=%) -X main.built=$(BUILT)
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: build demo man test test-faults test-clock lint fuzz bench soak clean
+.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -70,6 +70,14 @@ bench: build
 SOAK ?= 60m
 soak: build
 	go run ./bench/soak -for $(SOAK)
+
+# The Debian packages, with checksums and a bill of materials for each: in DIST,
+# for ARCHS, as VERSION. See packaging/deb/README.md.
+ARCHS ?= amd64 arm64 armhf riscv64
+DIST  ?= dist
+deb:
+	.ci/need deb
+	packaging/deb/build '$(VERSION)' '$(DIST)' $(ARCHS)
 
 clean:
 	rm -rf bin dist
