@@ -9,7 +9,7 @@ VERSION := $(shell packaging/version)
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb clean
+.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb test-deb clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -78,6 +78,14 @@ DIST  ?= dist
 deb:
 	.ci/need deb
 	packaging/deb/build '$(VERSION)' '$(DIST)' $(ARCHS)
+
+# Debian's checkers, images, other architectures, a second build with the same
+# bytes. ROOTS has the root file systems of Debian 12 and 13, made once a week.
+ROOTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dpsd/roots
+test-deb: deb
+	.ci/need test-deb
+	timeout 600 test/system/roots '$(ROOTS)'
+	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
 
 clean:
 	rm -rf bin dist

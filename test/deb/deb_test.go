@@ -1,0 +1,363 @@
+// Package deb tests the Debian packages as "make deb" has made them: what is in
+// them, what Debian's own checkers say, what they do to an image that nothing
+// runs in, and that the programs in them run on each architecture. "make test-deb"
+// makes them and runs this. What they do on a booted machine, package system tests.
+package deb
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var (
+	architectures = []string{"amd64", "arm64", "armhf", "riscv64"}
+	packages      = []string{"dpsd", "dpsd-sim"}
+)
+
+// dist is where the packages are, and what version is tested.
+func dist(t *testing.T) (dir, version string) {
+	t.Helper()
+	dir, version = os.Getenv("DPSD_DIST"), os.Getenv("DPSD_VERSION")
+	if dir == "" || version == "" {
+		t.Skip("no DPSD_DIST: make test-deb makes the packages and runs this")
+	}
+	return dir, version
+}
+
+// artefact is a file that belongs to a package.
+func artefact(t *testing.T, name, arch, suffix string) string {
+	t.Helper()
+	dir, version := dist(t)
+	path := filepath.Join(dir, name+"_"+version+"_"+arch+suffix)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// need leaves a test out that has not got its tools, or the privilege to use
+// them; in CI it fails.
+func need(t *testing.T, root bool, tools ...string) {
+	t.Helper()
+	missing := t.Skip
+	if os.Getenv("CI") != "" {
+		missing = t.Fatal
+	}
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing(err)
+		}
+	}
+	if root && os.Getuid() != 0 {
+		missing("only root can do this")
+	}
+}
+
+// run runs a command that must succeed.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			out = append(out, exit.Stderr...)
+		}
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// native is the architecture of this machine.
+func native(t *testing.T) string {
+	t.Helper()
+	dist(t)
+	return strings.TrimSpace(run(t, "dpkg", "--print-architecture"))
+}
+
+// unpack gives the directory into which a package is unpacked.
+func unpack(t *testing.T, deb string) string {
+	t.Helper()
+	dir := t.TempDir()
+	run(t, "dpkg-deb", "--extract", deb, dir)
+	return dir
+}
+
+// TestPackagesHoldWhatIsPromised compares each package with the list of what
+// others rely on.
+func TestPackagesHoldWhatIsPromised(t *testing.T) {
+	dist(t)
+	want := map[string][]string{
+		"dpsd": {
+			"-rwxr-xr-x usr/bin/dpsd",
+			"drwxr-xr-x etc/dpsd/",
+			"drwxr-x--- etc/dpsd/keys/",
+			"-rw-r--r-- usr/lib/systemd/system/dpsd.service",
+			"-rw-r--r-- usr/lib/systemd/system/dpsd-provisioned.target",
+			"-rw-r--r-- usr/lib/systemd/catalog/dpsd.catalog",
+			"-rw-r--r-- usr/lib/sysusers.d/dpsd.conf",
+			"-rw-r--r-- usr/lib/tmpfiles.d/dpsd.conf",
+			"-rw-r--r-- usr/share/dpsd/dpsd.toml",
+			"-rw-r--r-- usr/share/dpsd/state.schema.json",
+			"-rw-r--r-- usr/share/bash-completion/completions/dpsd",
+			"-rw-r--r-- usr/share/zsh/vendor-completions/_dpsd",
+			"-rw-r--r-- usr/share/fish/vendor_completions.d/dpsd.fish",
+			"-rw-r--r-- usr/share/man/man8/dpsd.8.gz",
+			"-rw-r--r-- usr/share/man/man5/dpsd.toml.5.gz",
+			"-rw-r--r-- usr/share/man/man5/dpsd-state.5.gz",
+			"-rw-r--r-- usr/share/man/man7/dpsd-faults.7.gz",
+			"-rw-r--r-- usr/share/doc/dpsd/copyright",
+			"-rw-r--r-- usr/share/doc/dpsd/README.md.gz",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer.service",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.path",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.service",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/encrypted-credentials.conf",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/proxy.conf",
+		},
+		"dpsd-sim": {
+			"-rwxr-xr-x usr/bin/dpsd-sim",
+			"-rw-r--r-- usr/share/bash-completion/completions/dpsd-sim",
+			"-rw-r--r-- usr/share/zsh/vendor-completions/_dpsd-sim",
+			"-rw-r--r-- usr/share/fish/vendor_completions.d/dpsd-sim.fish",
+			"-rw-r--r-- usr/share/man/man8/dpsd-sim.8.gz",
+			"-rw-r--r-- usr/share/doc/dpsd-sim/copyright",
+		},
+	}
+	for _, arch := range architectures {
+		for _, name := range packages {
+			t.Run(name+"/"+arch, func(t *testing.T) {
+				t.Parallel()
+				deb := artefact(t, name, arch, ".deb")
+				var have []string
+				entries := tar.NewReader(strings.NewReader(run(t, "dpkg-deb", "--fsys-tarfile", deb)))
+				for {
+					e, err := entries.Next()
+					if errors.Is(err, io.EOF) {
+						break
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					path := strings.TrimPrefix(e.Name, "./")
+					have = append(have, e.FileInfo().Mode().String()+" "+path)
+					if e.Uid != 0 || e.Gid != 0 {
+						t.Errorf("%s is not root's: %d/%d", path, e.Uid, e.Gid)
+					}
+					if strings.HasPrefix(path, "etc/") && e.Typeflag != tar.TypeDir {
+						t.Errorf("%s: the files of /etc/dpsd are the administrator's", path)
+					}
+				}
+				for _, w := range want[name] {
+					if !slices.Contains(have, w) {
+						t.Errorf("it lacks %s", w)
+					}
+				}
+				if conffiles := run(t, "dpkg-deb", "--ctrl-tarfile", deb); strings.Contains(conffiles, "conffiles") {
+					t.Error("it has conffiles, over which dpkg would ask questions")
+				}
+			})
+		}
+	}
+}
+
+// TestProgramsKnowTheirPackage runs the programs that can run here.
+func TestProgramsKnowTheirPackage(t *testing.T) {
+	_, version := dist(t)
+	deb := artefact(t, "dpsd", native(t), ".deb")
+	if field := strings.TrimSpace(run(t, "dpkg-deb", "--field", deb, "Version")); field != version {
+		t.Errorf("the package calls itself %q, want %q", field, version)
+	}
+	root := unpack(t, deb)
+	if said := run(t, filepath.Join(root, "usr/bin/dpsd"), "version"); !strings.HasPrefix(said, "dpsd "+version+" ") {
+		t.Errorf("dpsd version says %q, want %q", said, version)
+	}
+	completion, err := os.ReadFile(filepath.Join(root, "usr/share/bash-completion/completions/dpsd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := run(t, filepath.Join(root, "usr/bin/dpsd"), "completion", "bash"); said != string(completion) {
+		t.Error("the completion for bash is not what dpsd completion bash says")
+	}
+}
+
+// TestBillOfMaterials holds the bill that goes along with each package, and the
+// checksums, against what is in the package.
+func TestBillOfMaterials(t *testing.T) {
+	dir, _ := dist(t)
+	sums, err := os.ReadFile(filepath.Join(dir, "SHA256SUMS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range architectures {
+		for _, name := range packages {
+			t.Run(name+"/"+arch, func(t *testing.T) {
+				t.Parallel()
+				deb, sbom := artefact(t, name, arch, ".deb"), artefact(t, name, arch, ".cdx.json")
+				for _, file := range []string{deb, sbom} {
+					if line := sum(t, file) + "  " + filepath.Base(file) + "\n"; !strings.Contains(string(sums), line) {
+						t.Errorf("SHA256SUMS lacks %s", line)
+					}
+				}
+				program := filepath.Join(unpack(t, deb), "usr/bin", name)
+				info, err := buildinfo.ReadFile(program)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var want, have []string
+				for _, m := range info.Deps {
+					want = append(want, m.Path+" "+m.Version)
+				}
+				want = append(want, "std "+strings.TrimPrefix(info.GoVersion, "go"))
+				var bill struct {
+					Metadata struct {
+						Component struct {
+							Hashes []struct{ Alg, Content string }
+						}
+					}
+					Components []struct {
+						Name, Version string
+						Licenses      []struct{ License struct{ ID string } }
+					}
+				}
+				text, err := os.ReadFile(sbom)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := json.Unmarshal(text, &bill); err != nil {
+					t.Fatal(err)
+				}
+				for _, c := range bill.Components {
+					have = append(have, c.Name+" "+c.Version)
+					if len(c.Licenses) != 1 || c.Licenses[0].License.ID == "" {
+						t.Errorf("%s has no license there", c.Name)
+					}
+				}
+				if !slices.Equal(have, want) {
+					t.Errorf("the bill lists %q, and linked are %q", have, want)
+				}
+				if h := bill.Metadata.Component.Hashes; len(h) != 1 || h[0].Content != sum(t, program) {
+					t.Errorf("the bill is not of the program in the package: %+v", h)
+				}
+			})
+		}
+	}
+}
+
+func sum(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := sha256.Sum256(text)
+	return hex.EncodeToString(s[:])
+}
+
+// TestUnitsAreUnderstood asks systemd-analyze(1) about every unit that is shipped,
+// the examples too, and how exposed the service is.
+func TestUnitsAreUnderstood(t *testing.T) {
+	need(t, false, "systemd-analyze")
+	root := unpack(t, artefact(t, "dpsd", native(t), ".deb"))
+	units, err := filepath.Glob(filepath.Join(root, "usr/lib/systemd/system/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := 0
+	for _, pattern := range []string{"*.service", "*.path"} {
+		found, err := filepath.Glob(filepath.Join(root, "usr/share/doc/dpsd/examples", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		examples += len(found)
+		units = append(units, found...)
+	}
+	if len(units)-examples != 2 || examples != 3 {
+		t.Fatalf("2 units and 3 examples were to be there: %q", units)
+	}
+	cmd := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...)
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, "/usr/bin/dpsd is not executable: No such file") { // it is not installed here
+			t.Errorf("systemd-analyze verify: %s", strings.TrimSpace(line))
+		}
+	}
+	if err != nil && len(out) == 0 {
+		t.Error(err)
+	}
+
+	said, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", filepath.Join(root, "usr/lib/systemd/system/dpsd.service")).CombinedOutput()
+	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
+	t.Log(strings.TrimSpace(lines[len(lines)-1]))
+	if err != nil {
+		t.Errorf("systemd-analyze security: %v: more exposed than 1.2\n%s", err, said)
+	}
+}
+
+// TestLintian lets Debian's checker look at the packages of each architecture.
+func TestLintian(t *testing.T) {
+	dist(t)
+	need(t, false, "lintian")
+	for _, arch := range architectures {
+		t.Run(arch, func(t *testing.T) {
+			t.Parallel()
+			changes := artefact(t, "dpsd", arch, ".changes")
+			out, err := exec.Command("lintian", "--allow-root", "--display-info", "--fail-on", "error,warning", changes).CombinedOutput()
+			if err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			// An override of nothing hides something one day.
+			if regexp.MustCompile("unused-override|mismatched-override").Match(out) {
+				t.Errorf("there is nothing to override:\n%s", out)
+			}
+		})
+	}
+}
+
+// TestPiuparts lets Debian's checker install, remove and purge both packages in
+// a chroot: they must leave nothing there.
+func TestPiuparts(t *testing.T) {
+	need(t, true, "piuparts")
+	deb, sim := artefact(t, "dpsd", native(t), ".deb"), artefact(t, "dpsd-sim", native(t), ".deb")
+	root := suite(t, "bookworm")
+	mirror, _, _ := strings.Cut(run(t, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"), "\n")
+	if mirror == "" {
+		t.Fatal("this machine's apt has no Debian mirror")
+	}
+	cmd := exec.Command("piuparts", "--no-eatmydata", "--skip-minimize", "--skip-logrotatefiles-test", "--no-upgrade-test",
+		"--existing-chroot", root, "--distribution", "bookworm", "--mirror", mirror+" main", deb, sim)
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("PASS: All tests.")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// suite is the root file system of a Debian release.
+func suite(t *testing.T, name string) string {
+	t.Helper()
+	roots := os.Getenv("DPSD_ROOTS")
+	if roots == "" {
+		t.Skip("no DPSD_ROOTS: make test-deb makes them and runs this")
+	}
+	root := filepath.Join(roots, name)
+	if _, err := os.Stat(filepath.Join(root, "etc/os-release")); errors.Is(err, fs.ErrNotExist) {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return root
+}

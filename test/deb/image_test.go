@@ -1,0 +1,248 @@
+package deb
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// image is a root file system that is being built: nothing of it runs.
+type image struct {
+	t    *testing.T
+	root string
+	// dpkg installs into it: from within, or from outside (DPKG_ROOT, dpkg(1)).
+	dpkg func(args ...string)
+}
+
+// TestImage installs, upgrades, downgrades, removes and purges the package in
+// images of each release, as builders of images do it. There is no systemd to
+// ask and no /proc.
+func TestImage(t *testing.T) {
+	deb := artefact(t, "dpsd", native(t), ".deb")
+	need(t, true, "dpkg-deb", "chroot")
+	before := older(t, deb)
+	for _, release := range []string{"bookworm", "trixie"} {
+		for _, way := range []string{"chroot", "DPKG_ROOT"} {
+			t.Run(release+"/"+way, func(t *testing.T) {
+				t.Parallel()
+				lifetime(newImage(t, suite(t, release), way), before, deb)
+			})
+		}
+	}
+}
+
+// older is the same package, with a version that goes before.
+func older(t *testing.T, deb string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "dpsd")
+	run(t, "dpkg-deb", "--raw-extract", deb, dir)
+	control := filepath.Join(dir, "DEBIAN/control")
+	text, err := os.ReadFile(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = regexp.MustCompile(`(?m)^Version: .*`).ReplaceAll(text, []byte("${0}~prev"))
+	if err := os.WriteFile(control, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "prev.deb")
+	run(t, "dpkg-deb", "--root-owner-group", "-Znone", "--build", dir, to)
+	return to
+}
+
+func newImage(t *testing.T, root, way string) *image {
+	t.Helper()
+	m := &image{t: t, root: filepath.Join(t.TempDir(), "image")}
+	run(t, "cp", "-a", "--reflink=auto", root, m.root)
+	m.dpkg = func(args ...string) {
+		t.Helper()
+		var cmd *exec.Cmd
+		if way == "chroot" {
+			cmd = exec.Command("/usr/bin/dpkg", args...)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: m.root}
+			cmd.Dir = "/"
+		} else {
+			for i, a := range args {
+				if strings.HasSuffix(a, ".deb") {
+					args[i] = m.root + a
+				}
+			}
+			cmd = exec.Command("dpkg", append([]string{"--root=" + m.root, "--force-script-chrootless"}, args...)...)
+		}
+		cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("dpkg %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return m
+}
+
+// lifetime is all that may become of a package in an image.
+func lifetime(m *image, before, deb string) {
+	t := m.t
+	t.Helper()
+	for name, from := range map[string]string{"/prev.deb": before, "/dpsd.deb": deb} {
+		run(t, "cp", from, m.root+name)
+	}
+	empty := m.files()
+
+	m.dpkg("--install", "/prev.deb")
+	m.installed(empty, before)
+
+	// What a person and dpsd put there is kept.
+	kept := map[string]string{
+		"etc/dpsd/dpsd.toml":       "[dps]\n",
+		"etc/dpsd/keys/device.key": "c2VjcmV0\n",
+		"var/lib/dpsd/state.json":  "{}\n",
+	}
+	for name, text := range kept {
+		path := filepath.Join(m.root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configured := m.files()
+	for _, step := range []struct {
+		name string
+		args []string
+	}{
+		{"an upgrade", []string{"--install", "/dpsd.deb"}},
+		{"the same again", []string{"--install", "/dpsd.deb"}},
+		{"a downgrade", []string{"--install", "/prev.deb"}},
+		{"another upgrade", []string{"--install", "/dpsd.deb"}},
+	} {
+		m.dpkg(step.args...)
+		if changes := differences(configured, m.files()); len(changes) != 0 {
+			t.Errorf("%s changes %q", step.name, changes)
+		}
+	}
+
+	m.dpkg("--remove", "dpsd")
+	removed := m.files()
+	for name := range kept {
+		if removed[name] != configured[name] {
+			t.Errorf("removing changes %s: %q", name, removed[name])
+		}
+	}
+	if _, is := removed["usr/bin/dpsd"]; is {
+		t.Error("removing leaves the program")
+	}
+
+	m.dpkg("--install", "/dpsd.deb")
+	if changes := differences(configured, m.files()); len(changes) != 0 {
+		t.Errorf("removing and installing again changes %q", changes)
+	}
+
+	m.dpkg("--purge", "dpsd")
+	if changes := differences(empty, m.files()); len(changes) != 0 {
+		t.Errorf("purging leaves %q", changes)
+	}
+	m.dpkg("--install", "/dpsd.deb")
+	m.installed(empty, deb)
+	m.dpkg("--remove", "dpsd")
+	m.dpkg("--purge", "dpsd")
+	if changes := differences(empty, m.files()); len(changes) != 0 {
+		t.Errorf("removing, then purging leaves %q", changes)
+	}
+}
+
+// installed looks at an image into which the package has come: nothing may be
+// there that is of one machine only, and nothing to be filled in.
+func (m *image) installed(empty map[string]string, deb string) {
+	t := m.t
+	t.Helper()
+	files := m.files()
+	for _, change := range differences(empty, files) {
+		sign, name := change[:1], change[1:]
+		switch {
+		case sign == "+" && strings.Contains(run(t, "dpkg-deb", "--contents", deb), " ./"+name): // the package's own
+		case sign == "+" && name == "etc/systemd/system/multi-user.target.wants/dpsd.service": // it is enabled
+		case sign == "+" && strings.HasPrefix(name, "var/lib/systemd/deb-systemd-helper-enabled"): // and that is remembered
+		case sign == "*" && slices.Contains([]string{"etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"}, name): // its user
+		default:
+			t.Errorf("installing changes %s", change)
+		}
+	}
+	passwd, err := os.ReadFile(filepath.Join(m.root, "etc/passwd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^dpsd:[^:]*:\d+:\d+:[^:]*:/var/lib/dpsd:/usr/sbin/nologin$`).Match(passwd) {
+		t.Errorf("there is no user dpsd:\n%s", passwd)
+	}
+	if enabled := files["etc/systemd/system/multi-user.target.wants/dpsd.service"]; !strings.HasSuffix(enabled, "/lib/systemd/system/dpsd.service") {
+		t.Errorf("the service is not enabled: %q", enabled)
+	}
+	if keys := files["etc/dpsd/keys"]; !strings.HasPrefix(keys, "drwxr-x--- 0 ") {
+		t.Errorf("/etc/dpsd/keys is %q, want 0750, root's", keys)
+	}
+	if _, is := files["etc/dpsd/dpsd.toml"]; is {
+		t.Error("there is a dpsd.toml, which is the administrator's to write")
+	}
+}
+
+// notOurs are files in which dpkg, passwd(1) and journalctl keep their own books.
+var notOurs = regexp.MustCompile(`^(var/lib/dpkg|var/log|var/cache|etc/\.pwd\.lock$|etc/(passwd|group|shadow|gshadow|subuid|subgid)-$|var/lib/systemd/catalog/database$)`)
+
+// files describes each file of the image by its mode, owner and content.
+func (m *image) files() map[string]string {
+	t := m.t
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(m.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(m.root, path)
+		if err != nil || name == "." || notOurs.MatchString(name) {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		content := ""
+		switch {
+		case info.Mode().IsRegular() && strings.HasPrefix(name, "usr/"): // only dpkg writes there, and sets the time
+			content = fmt.Sprint(info.Size(), info.ModTime())
+		case info.Mode().IsRegular():
+			content = sum(t, path)
+		case info.Mode()&fs.ModeSymlink != 0:
+			content, err = os.Readlink(path)
+		}
+		files[name] = fmt.Sprintf("%s %d %s", info.Mode(), info.Sys().(*syscall.Stat_t).Uid, content)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// differences lists what is new (+), gone (-) or other (*).
+func differences(before, after map[string]string) (changes []string) {
+	for name := range after {
+		switch was, is := before[name]; {
+		case !is:
+			changes = append(changes, "+"+name)
+		case was != after[name]:
+			changes = append(changes, "*"+name)
+		}
+	}
+	for name := range before {
+		if _, is := after[name]; !is {
+			changes = append(changes, "-"+name)
+		}
+	}
+	return slices.Sorted(slices.Values(changes))
+}
