@@ -13,7 +13,7 @@ import (
 const (
 	gateway  = "gw-clock"
 	name     = "global.azure-devices-provisioning.net"
-	watchdog = 6 * time.Second // of testdata/root/etc/systemd/system/dpsd.service
+	watchdog = 6 * time.Second // of testdata/root/etc/systemd/system/dpsd.service.d/watchdog.conf
 	day      = 24 * time.Hour
 	year     = 365 * day
 )

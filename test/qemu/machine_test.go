@@ -66,7 +66,7 @@ type file struct {
 }
 
 // boot starts a machine whose battery-backed clock shows rtc, with files added
-// to those of testdata/root, and waits until it can be spoken to.
+// to those of testdata/root and packaging/systemd, and waits until it can be spoken to.
 func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	t.Helper()
 	system := need(t)
@@ -130,6 +130,14 @@ func need(t *testing.T) string {
 	return dir
 }
 
+// packaged is what makes dpsd a service, and where the Debian package puts it.
+var packaged = map[string]string{
+	"dpsd.service":            "usr/lib/systemd/system/dpsd.service",
+	"dpsd-provisioned.target": "usr/lib/systemd/system/dpsd-provisioned.target",
+	"dpsd.sysusers":           "usr/lib/sysusers.d/dpsd.conf",
+	"dpsd.tmpfiles":           "usr/lib/tmpfiles.d/dpsd.conf",
+}
+
 // pack writes an initramfs: that of the system, and after it a second archive
 // with what is added, which the kernel unpacks over the first.
 func pack(t *testing.T, to, system string, files map[string]file) {
@@ -137,6 +145,13 @@ func pack(t *testing.T, to, system string, files map[string]file) {
 	root := t.TempDir()
 	if err := os.CopyFS(root, os.DirFS("testdata/root")); err != nil {
 		t.Fatal(err)
+	}
+	for from, to := range packaged {
+		text, err := os.ReadFile(filepath.Join("../../packaging/systemd", from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[to] = file{text: text, mode: 0o644}
 	}
 	for name, f := range files {
 		path := filepath.Join(root, name)
