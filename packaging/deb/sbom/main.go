@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 )
 
@@ -117,7 +118,7 @@ func bill(info *debug.BuildInfo, files []stanza, program component) (*document, 
 	program.licensed(own)
 	b := &document{Format: "CycloneDX", Spec: "1.5", Version: 1, Metadata: metadata{program}}
 	uses := dependency{Ref: program.Ref}
-	modules := append(info.Deps, &debug.Module{Path: "std", Version: strings.TrimPrefix(info.GoVersion, "go")})
+	modules := slices.Concat(info.Deps, []*debug.Module{{Path: "std", Version: strings.TrimPrefix(info.GoVersion, "go")}})
 	for _, m := range modules {
 		if m.Replace != nil {
 			m = m.Replace
