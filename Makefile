@@ -9,7 +9,7 @@ VERSION := $(shell packaging/version)
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb test-deb clean
+.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -86,6 +86,26 @@ test-deb: deb
 	.ci/need test-deb
 	timeout 600 test/system/roots '$(ROOTS)'
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
+
+# What an operator gets: the packages, installed in a Debian 12 and a Debian 13
+# that systemd-nspawn boots, as root. The previous version is the same tree under
+# a version that goes before. TESTFLAGS='-run Upgrade' for some of it.
+ARCH      = $(shell dpkg --print-architecture)
+CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
+PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
+TESTFLAGS ?=
+test-system: build
+	timeout 900 test/system/roots '$(ROOTS)'
+	if [ -e '$(ROOTS)/trixie.key' ]; then $(MAKE) $(CURRENT) $(PREVIOUS); fi
+	CGO_ENABLED=0 go build -o bin/system/ ./test/system/hold ./test/system/probe
+	{ DPSD_ROOTS='$(ROOTS)' timeout 900 go test -count=1 -parallel 4 -v $(TESTFLAGS) ./test/system/; echo $$? >bin/system/status; } | \
+	  grep -v '^=== '; exit $$(cat bin/system/status)
+
+# A version names a commit; what nobody committed is packed anew.
+$(CURRENT) $(PREVIOUS): $(if $(findstring dirty,$(VERSION)),always)
+	rm -rf $(@D)
+	$(MAKE) deb ARCHS=$(ARCH) DIST=$(@D) VERSION='$(patsubst dpsd_%_$(ARCH).deb,%,$(@F))'
+always:
 
 clean:
 	rm -rf bin dist

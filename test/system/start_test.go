@@ -1,0 +1,199 @@
+package system
+
+import (
+	"encoding/json"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestAStartEndsWhenTheRecordIsThereForEverybody(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := g.service("[settings]\npolls = 1\nretry_after = \"2\"\n")
+		g.configure(dps, "")
+		text := g.run("systemctl start dpsd; setpriv --reuid=nobody --regid=nogroup --clear-groups cat /var/lib/dpsd/state.json")
+		var record struct{ Status, AssignedHub, DeviceID string }
+		if err := json.Unmarshal([]byte(text), &record); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		if record.Status != "assigned" || record.DeviceID != registrationID || record.AssignedHub != "dpsd-sim.azure-devices.net" {
+			t.Errorf("the record is %+v", record)
+		}
+		g.expect("dpsd.service", "ActiveState", "active")
+		g.expect("dpsd.service", "StatusText", "Assigned to dpsd-sim.azure-devices.net as gw-1")
+		g.expect("dpsd-provisioned.target", "ActiveState", "active")
+		if n := dps.registrations(); n != 1 {
+			t.Errorf("%d registrations, want 1", n)
+		}
+	})
+}
+
+// A consumer that can do with the last record is not ordered after dpsd.
+const cached = `[Unit]
+Wants=dpsd.service
+ConditionPathExists=/var/lib/dpsd/state.env
+[Service]
+EnvironmentFile=/var/lib/dpsd/state.env
+ExecStart=/bin/sh -c 'echo "$DPSD_DEVICE_ID of $DPSD_ASSIGNED_HUB"; exec sleep infinity'
+[Install]
+WantedBy=multi-user.target
+`
+
+func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		provisioned(g, "")
+		g.write("/etc/systemd/system/cached.service", cached, 0o644)
+		g.run("cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl -q enable cached consumer")
+		before := g.run("cat /var/lib/dpsd/state.json")
+
+		g.reboot() // the service is gone: the network is another one, too
+		g.expect("multi-user.target", "ActiveState", "active")
+		g.expect("dpsd.service", "ActiveState", "activating")
+		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		if status := g.show("dpsd.service", "StatusText"); !strings.Contains(status, "tcp-refused") {
+			t.Errorf("STATUS= does not name the fault: %q", status)
+		}
+		g.expect("dpsd-provisioned.target", "ActiveState", "inactive")
+		g.until("the consumer of the cached record runs", "systemctl -q is-active cached.service")
+		g.expect("consumer.service", "ActiveState", "inactive") // it asked to wait for this boot's answer
+		if after := g.run("cat /var/lib/dpsd/state.json"); after != before {
+			t.Errorf("the record has changed:\n%s", after)
+		}
+		g.poweroff() // in good order, while dpsd waits
+	})
+}
+
+func TestVerifyStartsConsumersWithoutTheService(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		provisioned(g, "[provisioning]\non_boot = \"verify\"\n")
+		g.run("cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl -q enable consumer")
+		g.reboot()
+		g.until("the consumer runs", "systemctl -q is-active consumer.service")
+		g.expect("dpsd.service", "ActiveState", "active")
+		g.untilShown("dpsd.service", "StatusText", "cached")
+	})
+}
+
+// What chrony-wait.service and systemd-time-wait-sync.service are without a time
+// server.
+const timeWait = `[Unit]
+DefaultDependencies=no
+Before=time-sync.target shutdown.target
+Wants=time-sync.target
+Conflicts=shutdown.target
+[Service]
+Type=oneshot
+TimeoutStartSec=infinity
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=sysinit.target
+`
+
+func TestATimeSyncThatNeverComesHoldsNothing(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := g.service(prompt)
+		g.configure(dps, "")
+		dps.stop()
+		g.write("/etc/systemd/system/time-wait.service", timeWait, 0o644)
+		g.run("systemctl -q enable time-wait.service")
+		g.reboot()
+		dps.start()
+		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
+		g.expect("time-wait.service", "ActiveState", "activating")
+		g.expect("time-sync.target", "ActiveState", "inactive")
+	})
+}
+
+func TestAWrongConfigurationEndsTheStart(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		g.write("/etc/dpsd/dpsd.toml", "[dps]\nid_scop = \"0ne00000000\"\n", 0o644)
+		if out, status := g.try("systemctl start dpsd"); status == 0 {
+			t.Errorf("the start succeeds: %s", out)
+		}
+		g.expect("dpsd.service", "ActiveState", "failed")
+		g.expect("dpsd.service", "ExecMainStatus", "78")
+		g.expect("dpsd.service", "NRestarts", "0")
+		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, `/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key; did you mean "id_scope"?`) {
+			t.Errorf("the journal does not name the mistake:\n%s", said)
+		}
+	})
+}
+
+// hold keeps whoever opens a file waiting, as a dead disk does, until the
+// function that it gives is called. nspawn does not let a container do that.
+func (g *gateway) hold(path string) (release func()) {
+	g.t.Helper()
+	cmd := exec.Command("nsenter", "--target", strconv.Itoa(g.leader), "--mount", "--", there+"/hold", path)
+	ended := startReady(g.t, cmd)
+	release = func() {
+		_ = cmd.Process.Kill()
+		<-ended
+	}
+	g.t.Cleanup(release)
+	return release
+}
+
+func TestAHangBeforeReadyIsKilledAndStarted(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := g.service(prompt)
+		g.configure(dps, "")
+		dps.stop()
+		g.dropIn("[Service]\nTimeoutStartSec=4s\nTimeoutAbortSec=2s\nRestartSec=100ms\n")
+		g.run("systemctl start --no-block dpsd")
+		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		first := g.show("dpsd.service", "MainPID")
+		release := g.hold("/etc/dpsd/dpsd.toml")
+		g.run("kill -HUP " + first) // the supervisor reads it, and is stuck
+		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
+		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "start operation timed out") {
+			t.Errorf("the journal does not say why:\n%s", said)
+		}
+		release()
+		dps.start()
+		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
+	})
+}
+
+func TestAStartThatWaitsIsNotKilled(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := g.service(prompt)
+		g.configure(dps, "")
+		dps.stop()
+		g.dropIn("[Service]\nTimeoutStartSec=4s\nWatchdogSec=4s\n")
+		g.run("systemctl start --no-block dpsd")
+		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		first := g.show("dpsd.service", "MainPID")
+		g.until("a start of twice its time-out", "test $(ps -o etimes= -p "+first+") -ge 8")
+		g.expect("dpsd.service", "ActiveState", "activating")
+		g.expect("dpsd.service", "MainPID", first)
+	})
+}
+
+func TestAHungProcessIsRestartedByTheWatchdog(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		provisioned(g, "")
+		g.dropIn("[Service]\nWatchdogSec=4s\nTimeoutAbortSec=2s\nRestartSec=100ms\n")
+		g.run("systemctl restart dpsd")
+		before := g.run("cat /var/lib/dpsd/state.json")
+		release := g.hold("/etc/dpsd/dpsd.toml")
+		g.run("systemctl reload --no-block dpsd") // the supervisor reads it, and is stuck
+		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
+		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "Watchdog timeout") {
+			t.Errorf("the journal does not say why:\n%s", said)
+		}
+		release()
+		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
+		if after := g.run("cat /var/lib/dpsd/state.json"); after != before {
+			t.Errorf("the record has changed:\n%s", after)
+		}
+	})
+}
