@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"os"
 	"strings"
 
 	"go.uber.org/zap"
@@ -21,13 +19,13 @@ func newLogger(to *journal.Log, level string) *zap.Logger {
 	return zap.New(to.Core(enabled))
 }
 
-// complain says on standard error why a command fails. This is no event: the
-// stream carries the name of the unit, which journald can no longer look up when
-// it reads a message of a process that has ended. It takes the priority, err,
-// from the beginning of each line, sd-daemon(3).
-func complain(text string) {
+// complaint is text for standard error on why a command fails. This is no event:
+// the stream carries the name of the unit, which journald can no longer look up
+// when it reads a message of a process that has ended. It takes the priority,
+// err, from the beginning of each line, sd-daemon(3).
+func complaint(text string) string {
 	if journal.ReadsStderr() {
 		text = "<3>" + strings.ReplaceAll(text, "\n", "\n<3>")
 	}
-	fmt.Fprintln(os.Stderr, text)
+	return text + "\n"
 }

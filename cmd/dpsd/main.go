@@ -41,13 +41,15 @@ func command(args []string) int {
 	if err == nil {
 		return exitOK
 	}
+	code := exitUsage
 	var exit *exitError
 	if errors.As(err, &exit) {
-		complain("dpsd: " + exit.Error())
-		return exit.code
+		code = exit.code
+	} else {
+		err = try("dpsd --help", err)
 	}
-	complain("dpsd: " + err.Error() + "\nTry: dpsd --help")
-	return exitUsage
+	terminalOn(os.Stderr).complain(err)
+	return code
 }
 
 func rootCommand() *cobra.Command {

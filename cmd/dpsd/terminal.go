@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// terminal is where a command talks to a person: standard output or standard
+// error. Written to a file or a pipe, it is plain text.
+type terminal struct {
+	io.Writer
+	attended bool // a terminal: what was written can be written over
+	coloured bool
+}
+
+// terminalOn tells what f is. NO_COLOR, when set to anything but nothing, means
+// no colours (https://no-color.org), and so does a terminal that is "dumb".
+func terminalOn(f *os.File) *terminal {
+	// /dev/null is a character device too, but has no line settings (termios(3)).
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	t := &terminal{Writer: f, attended: err == nil}
+	t.coloured = t.attended && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return t
+}
+
+// colour is a parameter of SGR (ECMA-48, 8.3.117).
+type colour string
+
+const (
+	bold   colour = "1"
+	faint  colour = "2"
+	red    colour = "31"
+	green  colour = "32"
+	yellow colour = "33"
+)
+
+// paint returns text in a colour, or text alone where colours are not wanted.
+func (t *terminal) paint(c colour, text string) string {
+	if !t.coloured || text == "" {
+		return text
+	}
+	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
+}
+
+// progress shows one line that the next one replaces: what is being waited for.
+// "" takes it away. Only a terminal sees it.
+func (t *terminal) progress(text string) {
+	if t.attended {
+		fmt.Fprint(t, "\r\x1b[K", t.paint(faint, text)) // EL, ECMA-48, 8.3.41
+	}
+}
+
+// hintError carries the command to try next.
+type hintError struct {
+	err  error
+	next string
+}
+
+// try adds to err the command to try next.
+func try(next string, err error) error { return &hintError{err, next} }
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+// complain says what went wrong and, where it is known, what to try next.
+func (t *terminal) complain(err error) {
+	text := t.paint(red, "dpsd:") + " " + err.Error()
+	var hint *hintError
+	if errors.As(err, &hint) {
+		text += "\nTry: " + t.paint(bold, hint.next)
+	}
+	fmt.Fprint(t, complaint(text))
+}
