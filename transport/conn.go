@@ -22,6 +22,7 @@ type Conn struct {
 	Address  string              // host:port as dialled
 	Proxy    string              // host:port of the proxy, without user and password; "" for none
 	TLS      tls.ConnectionState // of the finished handshake
+	Date     time.Time           // by the server's clock, as its answer to the upgrade said; zero when it did not
 
 	raw   net.Conn
 	close sync.Once

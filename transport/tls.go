@@ -57,6 +57,10 @@ func systemRoots(bundles []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// RootPool returns what the service's certificate is verified against: Roots, or the
+// system's, and the certificates of CAFile.
+func (d *Dialer) RootPool() (*x509.CertPool, error) { return d.roots(d.CAFile) }
+
 // roots returns what a certificate is verified against: the roots and those of the
 // file, if there is one.
 func (d *Dialer) roots(file string) (*x509.CertPool, error) {

@@ -134,14 +134,9 @@ func (a *attempt) fail(stage Stage, address string, err error) *Error {
 }
 
 func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
-	var port int
-	switch a.protocol {
-	case MQTT:
-		port = orDefault(a.dialer.MQTTPort, DefaultMQTTPort)
-	case WebSocket:
-		port = orDefault(a.dialer.WebSocketPort, DefaultWebSocketPort)
-	default:
-		return nil, a.fail(StageTCP, a.dialer.Host, fmt.Errorf("unknown protocol %q", string(a.protocol)))
+	port, err := a.dialer.port(a.protocol)
+	if err != nil {
+		return nil, a.fail(StageTCP, a.dialer.Host, err)
 	}
 	address := net.JoinHostPort(a.dialer.Host, strconv.Itoa(port))
 
@@ -163,7 +158,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		raw:      a.raw,
 	}
 	if a.protocol == WebSocket {
-		ws, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
+		ws, date, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
 			_ = a.raw.Close()
 			// Under TLS 1.3 the server judges the client certificate after the client's
@@ -173,24 +168,64 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 			}
 			return nil, a.fail(StageWebSocket, address, err)
 		}
-		c.Conn = ws
+		c.Conn, c.Date = ws, date
 	}
 	return c, nil
 }
 
+// Route is where a protocol goes.
+type Route struct {
+	Address string // host:port of the service
+	Proxy   string // host:port of the proxy that is dialled in its place, "" for none
+}
+
+// Route tells the way of a protocol without going it. The error is an *Error: there
+// is no usable proxy, or no such protocol.
+func (d *Dialer) Route(p Protocol) (Route, error) {
+	a := attempt{dialer: d, protocol: p}
+	port, err := d.port(p)
+	if err != nil {
+		return Route{}, a.fail(StageTCP, d.Host, err)
+	}
+	r := Route{Address: net.JoinHostPort(d.Host, strconv.Itoa(port))}
+	proxy, err := d.proxy(r.Address)
+	if err == nil && proxy != nil {
+		_, r.Proxy, err = locate(proxy)
+	}
+	if err != nil {
+		return Route{}, a.fail(StageProxy, r.Address, err)
+	}
+	return r, nil
+}
+
+// port is where the service offers the protocol.
+func (d *Dialer) port(p Protocol) (int, error) {
+	switch p {
+	case MQTT:
+		return orDefault(d.MQTTPort, DefaultMQTTPort), nil
+	case WebSocket:
+		return orDefault(d.WebSocketPort, DefaultWebSocketPort), nil
+	}
+	return 0, fmt.Errorf("unknown protocol %q", string(p))
+}
+
+// proxy is the one on the way to address, nil for none.
+func (d *Dialer) proxy(address string) (*url.URL, error) {
+	if d.Proxy == nil {
+		return nil, nil
+	}
+	return d.Proxy(&url.URL{Scheme: "https", Host: address})
+}
+
 // connect opens a stream to address, through the proxy when there is one.
 func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error) {
-	var proxy *url.URL
-	if a.dialer.Proxy != nil {
-		var err error
-		if proxy, err = a.dialer.Proxy(&url.URL{Scheme: "https", Host: address}); err != nil {
-			return nil, a.fail(StageProxy, address, err)
-		}
+	proxy, err := a.dialer.proxy(address)
+	if err != nil {
+		return nil, a.fail(StageProxy, address, err)
 	}
 	if proxy != nil {
 		return a.connectThrough(ctx, proxy, address)
 	}
-	var err error
 	if a.raw, err = a.dialer.open(ctx, address); err == nil {
 		return a.raw, nil
 	}

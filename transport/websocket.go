@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coder/websocket"
 )
@@ -32,14 +33,16 @@ func webSocketURL(host string, port int) string {
 // MQTT [MQTT-6.0.0-1]; the stream has ended then.
 var ErrNotBinary = errors.New("a WebSocket message that is not binary")
 
-// upgrade makes an MQTT WebSocket of stream, under ctx.
-func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, error) {
+// upgrade makes an MQTT WebSocket of stream, under ctx. The time is the server's, zero
+// when it did not tell.
+func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, time.Time, error) {
 	var ws *websocket.Conn
+	var date time.Time
 	err := interruptible(ctx, stream, func() error {
 		// ctx ends the upgrade through the stream's deadline: given to Dial too, the
 		// library would start a second watcher for it.
 		//nolint:bodyclose // a successful upgrade has no body but the stream
-		c, _, err := websocket.Dial(context.WithoutCancel(ctx), address, &websocket.DialOptions{
+		c, response, err := websocket.Dial(context.WithoutCancel(ctx), address, &websocket.DialOptions{
 			HTTPClient:   &http.Client{Transport: &upgrader{stream: stream}},
 			HTTPHeader:   http.Header{"User-Agent": {"dpsd"}},
 			Subprotocols: []string{"mqtt"}, // [MQTT-6.0.0-3]
@@ -61,13 +64,17 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, er
 			}
 		}
 		ws = c
+		// RFC 9110 6.6.1: a server without a clock sends none.
+		if said, err := http.ParseTime(response.Header.Get("Date")); err == nil {
+			date = said
+		}
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	ws.SetReadLimit(maxMessage)
-	return &webSocketConn{Conn: stream, ws: ws}, nil
+	return &webSocketConn{Conn: stream, ws: ws}, date, nil
 }
 
 // upgrader is the transport for exactly one request over a stream that is open

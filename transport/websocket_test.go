@@ -93,6 +93,17 @@ func TestUpgrade(t *testing.T) {
 	t.Run("a subprotocol in capitals is the same", func(t *testing.T) {
 		dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: MQTT\r\n"), hold)), nil)
 	})
+	t.Run("the server's clock is told, when it tells it (RFC 9110 6.6.1)", func(t *testing.T) {
+		for line, want := range map[string]time.Time{
+			"":               {},
+			"Date: soon\r\n": {},
+			"Date: Wed, 25 Nov 2026 22:31:17 GMT\r\n": time.Date(2026, 11, 25, 22, 31, 17, 0, time.UTC),
+		} {
+			if c := dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: mqtt\r\n"+line), hold)), nil); !c.Date.Equal(want) {
+				t.Errorf("%q is %v", line, c.Date)
+			}
+		}
+	})
 	t.Run("a message that comes with the answer is not lost", func(t *testing.T) {
 		c := dial(t, setUp(t, answering(func(r *http.Request) string {
 			return switching("Sec-WebSocket-Protocol: mqtt\r\n")(r) + "\x82\x04\x20\x02\x00\x00"

@@ -1,0 +1,42 @@
+package transport_test
+
+import (
+	"errors"
+	"net/url"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+func TestRoute(t *testing.T) {
+	through := func(address string) func(*url.URL) (*url.URL, error) {
+		return func(target *url.URL) (*url.URL, error) {
+			if target.Host == "dps.test:443" {
+				return nil, nil
+			}
+			return url.Parse(address)
+		}
+	}
+	for _, test := range []struct {
+		says     string
+		proxy    func(*url.URL) (*url.URL, error)
+		protocol transport.Protocol
+		want     transport.Route
+		stage    transport.Stage // of the error
+	}{
+		{"straight", nil, transport.MQTT, transport.Route{Address: "dps.test:8883"}, ""},
+		{"a proxy is told without user and password", through("http://user:secret@proxy.test"), transport.MQTT, transport.Route{Address: "dps.test:8883", Proxy: "proxy.test:80"}, ""},
+		{"each protocol has a way of its own", through("http://proxy.test"), transport.WebSocket, transport.Route{Address: "dps.test:443"}, ""},
+		{"a proxy of a kind that is not known", through("socks5://proxy.test"), transport.MQTT, transport.Route{}, transport.StageProxy},
+		{"a proxy that cannot be told", func(*url.URL) (*url.URL, error) { return nil, transport.ErrProxyAddress }, transport.MQTT, transport.Route{}, transport.StageProxy},
+		{"a protocol that there is not", nil, "carrier pigeon", transport.Route{}, transport.StageTCP},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			got, err := (&transport.Dialer{Host: "dps.test", Proxy: test.proxy}).Route(test.protocol)
+			var e *transport.Error
+			if errors.As(err, &e) != (test.stage != "") || e != nil && e.Stage != test.stage || got != test.want {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+}
