@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -174,11 +173,11 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	conn, err := dialer.Dial(ctx, proof.Certificate)
 	if err != nil {
 		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-			r.inspector = inspected(refused.Host, refused.Issuer)
+			r.inspector = Inspector(refused.Host, refused.Issuer)
 		}
 		return 0, at(fault.StageTCP, err)
 	}
-	r.inspector = inspected(dialer.Host, conn.Issuer())
+	r.inspector = Inspector(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
 	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
@@ -224,7 +223,7 @@ func (a *attempt) identify(ctx context.Context) error {
 		}
 		a.registrationID = id
 	}
-	payload, err := readPayload(a.settings.PayloadFile)
+	payload, err := ReadPayload(a.settings.PayloadFile)
 	if err != nil {
 		return err
 	}
@@ -309,10 +308,7 @@ func (a *attempt) floor(wait time.Duration) {
 	}
 }
 
-// floorKey ignores case, as host names and registration IDs at the service do.
-func (a *attempt) floorKey() string {
-	return strings.ToLower(a.settings.Dialer.Host + "|" + a.registrationID)
-}
+func (a *attempt) floorKey() string { return floorKey(a.settings.Dialer.Host, a.registrationID) }
 
 // enter tells the supervisor which step begins and when it will have ended. A
 // step that is not worth a line to anybody has no status.
@@ -376,8 +372,9 @@ type payloadError struct {
 func (e *payloadError) Error() string { return fmt.Sprintf("payload_file %s: %v", e.path, e.err) }
 func (e *payloadError) Unwrap() error { return e.err }
 
-// readPayload returns the JSON object to send, nil without a file.
-func readPayload(path string) ([]byte, error) {
+// ReadPayload returns the JSON object to send, nil without a file. Classify knows
+// its errors.
+func ReadPayload(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}

@@ -49,25 +49,40 @@ func Classify(err error) fault.Fault {
 	return fault.New(fault.Internal, stage, err)
 }
 
-// classify adds what only the supervisor knows: whether somebody on the way, or
-// this gateway's own clock, explains that a credential was refused. It never
-// keeps an attempt from being made.
-func (s *supervisor) classify(r result, now time.Time) fault.Fault {
-	f := Classify(r.err)
+// Circumstances are what may explain that a credential was refused: whether
+// somebody stands on the way, or this gateway's own clock. They never keep an
+// attempt from being made.
+type Circumstances struct {
+	Inspector   string // who inspects the connection, see Inspector; "" for nobody
+	Implausible bool   // the time is before one that has been
+	Validity    error  // what the clock says against the device certificate, an *attest.CertificateError
+}
+
+// Classify is the function of that name, for one who knows the circumstances.
+func (c Circumstances) Classify(err error) fault.Fault {
+	f := Classify(err)
 	switch {
 	case f.Class != fault.Credential:
-	case r.inspector != "":
+	case c.Inspector != "":
 		f.Code, f.Class = fault.TLSIntercepted, fault.Interception
-		f.Err = &inspectedError{r.inspector, f.Err}
-	case now.Round(0).Before(s.BuiltAt), now.Round(0).Before(s.verified):
+		f.Err = &inspectedError{c.Inspector, f.Err}
+	case c.Implausible, errors.Is(c.Validity, attest.ErrNotYetValid):
 		f.Code, f.Class = fault.ClockImplausible, fault.Clock
-	case errors.Is(r.validity, attest.ErrNotYetValid):
-		f.Code, f.Class = fault.ClockImplausible, fault.Clock
-	case r.validity != nil:
+	case c.Validity != nil:
 		f.Code = fault.CertificateExpired
-		f.Err = fmt.Errorf("%w; %w", f.Err, r.validity)
+		f.Err = fmt.Errorf("%w; %w", f.Err, c.Validity)
 	}
 	return f
+}
+
+// classify names what ended an attempt, knowing what the supervisor knows.
+func (s *supervisor) classify(r result, now time.Time) fault.Fault {
+	wall := now.Round(0)
+	return Circumstances{
+		Inspector:   r.inspector,
+		Implausible: wall.Before(s.BuiltAt) || wall.Before(s.verified),
+		Validity:    r.validity,
+	}.Classify(r.err)
 }
 
 // ofService knows the answers of DPS (dps-protocol: the error table).

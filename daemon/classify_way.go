@@ -75,7 +75,7 @@ func stranger(host string, issuer pkix.Name) bool {
 			return false
 		}
 	}
-	return azure(host) && strings.Join(names, "") != ""
+	return Azure(host) && strings.Join(names, "") != ""
 }
 
 // inspectedError is a refusal on a connection that somebody inspects whose roots
@@ -91,17 +91,17 @@ func (e *inspectedError) Error() string {
 }
 func (e *inspectedError) Unwrap() error { return e.err }
 
-// inspected is who stands between this gateway and a name of Azure's, "" for
+// Inspector is who stands between this gateway and a name of Azure's, "" for
 // nobody: the issuer of the certificate that was verified.
-func inspected(host string, issuer pkix.Name) string {
+func Inspector(host string, issuer pkix.Name) string {
 	if stranger(host, issuer) {
 		return issuer.String()
 	}
 	return ""
 }
 
-// azure knows the domains of DPS in Azure's clouds: global, China, US government.
-func azure(host string) bool {
+// Azure knows the domains of DPS in Azure's clouds: global, China, US government.
+func Azure(host string) bool {
 	host = strings.ToLower(host)
 	for _, domain := range []string{"net", "cn", "us"} {
 		if strings.HasSuffix(host, ".azure-devices-provisioning."+domain) {

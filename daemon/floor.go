@@ -1,12 +1,25 @@
 package daemon
 
 import (
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/dpsd-project/dpsd/store"
 )
+
+// Floor is for how long yet the service wants to hear nothing from this gateway, as
+// the service's last answer in this boot has it; 0 when it may be asked.
+func Floor(runtime store.Runtime, endpoint, registrationID string) time.Duration {
+	f := floors{runtime: runtime}
+	return f.remaining(floorKey(endpoint, registrationID))
+}
+
+// floorKey ignores case, as host names and registration IDs at the service do.
+func floorKey(endpoint, registrationID string) string {
+	return strings.ToLower(endpoint + "|" + registrationID)
+}
 
 // floors remembers until when the service asked us to stay away, for each
 // endpoint and registration ID: in memory, and in the runtime directory so
