@@ -67,6 +67,6 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	}
 	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
-	root.AddCommand(runCommand(), versionCommand(), completion.Command(root, nil))
+	root.AddCommand(runCommand(), checkCommand(), versionCommand(), completion.Command(root, nil))
 	return root
 }

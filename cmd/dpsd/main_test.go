@@ -19,6 +19,7 @@ const device = "gw-1"
 type workshop struct {
 	simulator string // its directory, with the device's key and certificate
 	record    string // a state directory
+	docs      string // docs/ of the repository
 }
 
 var shop workshop
@@ -38,7 +39,17 @@ func inWorkshop(work func() int) int {
 		fmt.Fprintln(os.Stderr, "building the programs:", err)
 		return 1
 	}
-	shop = workshop{simulator: filepath.Join(dir, "simulator"), record: filepath.Join(dir, "state")}
+	docs, err := filepath.Abs("../../docs")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// The programs are run by other users as well.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	shop = workshop{simulator: filepath.Join(dir, "simulator"), record: filepath.Join(dir, "state"), docs: docs}
 	if err := shop.furnish(dir); err != nil {
 		fmt.Fprintln(os.Stderr, "provisioning the first gateway:", err)
 		return 1

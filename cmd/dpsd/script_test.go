@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/dpsd-project/dpsd/fault"
 )
@@ -55,6 +56,7 @@ const patience = 30 * time.Second
 //	waitfor FILE REGEXP    until a line of the file matches
 //	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
 //	                       days from now; with a third argument, self, it is signed by itself
+//	conforms SCHEMA FILE   the JSON in the file is as the schema, a file of docs/, has it
 //	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT so; 200 leads to the simulator
 //	tinyproxy [USER:PASSWORD]
 //	                       starts Debian's proxy, $PROXY, for which the name of the service is that of the
@@ -91,6 +93,7 @@ func TestScript(t *testing.T) {
 			"exits":       command(2, 99, exits),
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 3, certificate),
+			"conforms":    command(2, 2, conforms),
 			"proxy":       command(1, 1, (*gateway).proxy),
 			"tinyproxy":   command(0, 1, (*gateway).tinyproxy),
 		},
@@ -108,11 +111,16 @@ func command(least, most int, do func(*gateway, *testscript.TestScript, []string
 }
 
 // condition knows [mounts]: a private tmpfs can be mounted, by root or in a
-// user namespace; and [tinyproxy]: the proxy is installed. Where CI is set, they
-// must be.
+// user namespace; [root]: the tests are run by root; and [tinyproxy]: the proxy is
+// installed. Where CI is set, they must be.
 func condition(name string) (bool, error) {
 	switch name {
 	case "mounts":
+	case "root":
+		if os.Geteuid() != 0 && os.Getenv("CI") == "true" {
+			return false, fmt.Errorf("root is needed here")
+		}
+		return os.Geteuid() == 0, nil
 	case "tinyproxy":
 		_, err := exec.LookPath("tinyproxy")
 		if err != nil && os.Getenv("CI") == "true" {
@@ -356,6 +364,14 @@ func exits(_ *gateway, ts *testscript.TestScript, args []string) {
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+func conforms(_ *gateway, ts *testscript.TestScript, args []string) {
+	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(shop.docs, args[0]))
+	ts.Check(err)
+	document, err := jsonschema.UnmarshalJSON(strings.NewReader(ts.ReadFile(args[1])))
+	ts.Check(err)
+	ts.Check(schema.Validate(document))
 }
 
 // waitFor returns the first whole line of the file that matches.

@@ -1,0 +1,253 @@
+// Package check finds out, step by step, whether a gateway can be provisioned as it
+// is configured, and what keeps it from it. It goes the way of the daemon's attempt,
+// up to the CONNACK and no further: nothing is registered, nothing on disk changes.
+//
+// Every step ends by a deadline of its own. What fails carries the code and the
+// advice of the catalogue; a step that needs one that failed is skipped and says
+// which, the others go on.
+package check
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// Status is how a step ended.
+type Status string
+
+// The ends of a step, from good to bad.
+const (
+	OK      Status = "ok"
+	Skipped Status = "skipped" // not checked; the detail says why
+	Warning Status = "warning" // dpsd works, but somebody should look
+	Failed  Status = "failed"  // dpsd cannot provision like this
+)
+
+// The names of the steps, in the order of an attempt.
+const (
+	Configuration = "configuration"
+	Identity      = "identity" // registration ID and payload
+	Credential    = "credential"
+	Clock         = "clock"
+	Roots         = "roots"
+	State         = "state"  // the state directory
+	Record        = "record" // what is published there
+	Unit          = "unit"   // dpsd.service
+	Name          = "name"
+	TCP           = "tcp"
+	Proxy         = "proxy"
+	TLS           = "tls"
+	WebSocket     = "websocket"
+	Connect       = "connect"
+)
+
+// Result is what one step found. No field holds a secret.
+type Result struct {
+	Name string `json:"name"`
+	// Protocol is "mqtt" or "websocket" in the steps that each takes on its own way.
+	Protocol string `json:"protocol,omitempty"`
+	// Subject is what was looked at: a file, a host, an address, a credential.
+	Subject string `json:"subject,omitempty"`
+	Status  Status `json:"status"`
+	// Detail says in one line what was found, for people.
+	Detail string `json:"detail"`
+	// Code is the fault that dpsd would meet here; "" for none.
+	Code fault.Code `json:"code,omitempty"`
+	// Advice says in one line what to do; "" for nothing.
+	Advice string `json:"advice,omitempty"`
+}
+
+// Report is a whole check.
+type Report struct {
+	Schema  int       `json:"schema"`  // 1; another one when a member goes or changes its meaning
+	Version string    `json:"version"` // of dpsd
+	Time    time.Time `json:"time"`    // by this gateway's clock, UTC
+	Offline bool      `json:"offline"` // the network was left alone
+	Status  Status    `json:"status"`  // the worst of all steps: ok, warning or failed
+	Steps   []Result  `json:"steps"`
+}
+
+// Worst is the worst status of results; what was skipped counts for nothing.
+func Worst(results []Result) Status {
+	worst := OK
+	for _, r := range results {
+		if r.Status == Failed || r.Status == Warning && worst == OK {
+			worst = r.Status
+		}
+	}
+	return worst
+}
+
+// Gateway is what is checked.
+type Gateway struct {
+	// File is the configuration, and Invalid why it cannot be used; nil when it can.
+	// An error with Unwrap() []error becomes a result for each.
+	File    string
+	Invalid error
+
+	Settings         *daemon.Settings // nil when the configuration is invalid
+	StateDirectory   string
+	RuntimeDirectory string
+	Secrets          attest.Secrets
+	Host             attest.Host
+
+	// Account is the user that the service runs as. Who checks as root sees the files
+	// as that user does. The zero value is nobody: whoever checks counts.
+	Account Account
+	// Systemctl runs systemctl(1) and returns what it printed; nil when no systemd
+	// runs here.
+	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
+
+	Version string
+	BuiltAt time.Time        // of dpsd: an earlier time is implausible; zero: not judged
+	Now     func() time.Time // nil: time.Now
+
+	// Resolve finds the addresses of a host; nil: the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Environment returns a variable by which a proxy is found, as os.Getenv; nil when
+	// the configuration does not leave it to the environment.
+	Environment func(name string) string
+
+	// Progress is told what is being waited for; nil: nobody.
+	Progress func(what string)
+}
+
+// inspection is one check under way: what later steps need of earlier ones.
+type inspection struct {
+	*Gateway
+	report func(Result)
+
+	registrationID string            // "": not known
+	payload        []byte            // what is sent along
+	usable         []usable          // credentials
+	implausible    bool              // the clock is behind
+	clockHeld      bool              // against a certificate of the server
+	dialer         *transport.Dialer // with the roots read; nil when they cannot be
+	unit           *unit             // nil: no systemd, or no dpsd.service
+	unitError      error             // why there is none
+}
+
+// Run goes through all steps and hands each result on as soon as it is certain. With
+// offline it stops before the network. When ctx ends, it returns early.
+func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
+	i := &inspection{Gateway: g, report: report}
+	if g.Systemctl != nil {
+		i.unit = i.askSystemd(ctx)
+	}
+	i.configuration()
+	i.identity()
+	i.credentials()
+	i.clock()
+	i.roots()
+	i.state()
+	i.service()
+	switch {
+	case offline, ctx.Err() != nil:
+	case g.Settings == nil:
+		i.skip(Result{Name: Connect}, "the configuration is invalid")
+	default:
+		i.network(ctx)
+	}
+}
+
+func (i *inspection) now() time.Time {
+	if i.Now != nil {
+		return i.Now()
+	}
+	return time.Now()
+}
+
+func (i *inspection) progress(what string) {
+	if i.Progress != nil {
+		i.Progress(what)
+	}
+}
+
+func (i *inspection) ok(r Result, detail string) {
+	r.Status, r.Detail = OK, detail
+	i.report(r)
+}
+
+func (i *inspection) skip(r Result, because string) {
+	r.Status, r.Detail = Skipped, "not checked: "+because
+	i.report(r)
+}
+
+func (i *inspection) warn(r Result, detail, advice string) {
+	r.Status, r.Detail, r.Advice = Warning, detail, advice
+	i.report(r)
+}
+
+func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Classify(err))) }
+
+// failed puts a fault into words.
+func failed(r Result, f fault.Fault) Result {
+	r.Status, r.Code, r.Advice = Failed, f.Code, fault.Describe(f.Code).Advice
+	r.Detail = fault.Describe(f.Code).Summary
+	if f.Err != nil {
+		r.Detail = f.Err.Error()
+	}
+	return r
+}
+
+// configuration tells what reading it has come to.
+func (i *inspection) configuration() {
+	r := Result{Name: Configuration, Subject: i.File}
+	problems := []error{i.Invalid}
+	var several interface{ Unwrap() []error }
+	if errors.As(i.Invalid, &several) {
+		problems = several.Unwrap()
+	} else if i.Invalid == nil {
+		problems = []error{i.closedTo([]string{i.File})}
+	}
+	for _, problem := range problems {
+		if problem == nil {
+			i.ok(r, "valid")
+			continue
+		}
+		i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, i.asSeen(problem))))
+	}
+}
+
+// identity finds the registration ID and the payload, as an attempt does.
+func (i *inspection) identity() {
+	r := Result{Name: Identity}
+	if i.Settings == nil {
+		i.skip(r, "the configuration is invalid")
+		return
+	}
+	r.Subject = i.Settings.RegistrationID.String()
+	id, err := i.Settings.RegistrationID.Resolve(i.Host, i.Secrets)
+	if err != nil {
+		i.fail(r, i.asSeen(err))
+		return
+	}
+	i.registrationID = id
+	paths := i.Settings.RegistrationID.Paths(i.Secrets)
+	if i.Settings.PayloadFile != "" {
+		paths = append(paths, i.Settings.PayloadFile)
+		if i.payload, err = daemon.ReadPayload(i.Settings.PayloadFile); err != nil {
+			i.registrationID = ""
+			i.fail(r, i.asSeen(err))
+			return
+		}
+	}
+	if closed := i.closedTo(paths); closed != nil {
+		f := daemon.Classify(closed)
+		f.Code = fault.InputUnreadable
+		i.report(failed(r, f))
+		return
+	}
+	detail := "registration ID " + id
+	if i.Settings.PayloadFile != "" {
+		detail += ", with the payload of " + i.Settings.PayloadFile
+	}
+	i.ok(r, detail)
+}

@@ -1,0 +1,266 @@
+package check
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+// usable is a credential that can be shown to the service.
+type usable struct {
+	attest.Credential
+	proof    attest.Proof
+	validity error // what the clock says against it; it is shown all the same
+}
+
+// credentials reads each, and the proxy's password, as an attempt does.
+func (i *inspection) credentials() {
+	if i.Settings == nil {
+		i.skip(Result{Name: Credential}, "the configuration is invalid")
+		return
+	}
+	var results []Result
+	for _, c := range i.Settings.Credentials {
+		results = append(results, i.credential(c)...)
+	}
+	// dpsd goes on with the next credential when one cannot be used.
+	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.validity == nil }) {
+		soften(results, "another credential can be used")
+	}
+	for _, r := range results {
+		i.report(r)
+	}
+	if i.Settings.ProxyUser != "" && !i.Settings.ProxyPassword.IsZero() {
+		r := Result{Name: Credential, Subject: "proxy_password " + i.Settings.ProxyPassword.String()}
+		all := []attest.Reference{i.Settings.ProxyPassword}
+		_, err := i.Secrets.Password(i.Settings.ProxyPassword)
+		if err == nil {
+			err = i.withheld(all)
+		}
+		for _, r := range i.judge(r, err, all, all, "can be used") {
+			i.report(r)
+		}
+	}
+}
+
+// soften makes warnings of failures that do not keep dpsd from its work.
+func soften(results []Result, because string) {
+	for n := range results {
+		if results[n].Status == Failed {
+			results[n].Status = Warning
+			results[n].Detail += " (" + because + ")"
+		}
+	}
+}
+
+func (i *inspection) credential(c attest.Credential) []Result {
+	r := Result{Name: Credential, Subject: c.String()}
+	subject := attest.Subject{RegistrationID: i.registrationID}
+	x, isX509 := c.(attest.X509)
+	if i.registrationID == "" && isX509 {
+		// Whether the common name is right cannot be told then; all else can.
+		if cn, err := x.CommonName(i.Secrets); err == nil {
+			subject.RegistrationID = cn
+		}
+	}
+	subject.Resource = dps.Identity{IDScope: i.Settings.IDScope, RegistrationID: subject.RegistrationID}.Resource()
+	proof, err := c.Prove(subject, i.Secrets, i.now())
+	validity := (*attest.CertificateError)(nil)
+	if err == nil || errors.As(err, &validity) {
+		if withheld := i.withheld(c.References()); withheld != nil {
+			err, validity = withheld, nil
+		}
+	}
+	if i.registrationID != "" && (err == nil || validity != nil) {
+		i.usable = append(i.usable, usable{c, proof, err})
+	}
+	detail := "can be used"
+	if proof.Certificate != nil {
+		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
+	}
+	results := i.judge(r, err, c.References(), secretsOf(c), detail)
+	if proof.Certificate != nil && err == nil {
+		results = append(results, i.chain(r, proof)...)
+	}
+	return results
+}
+
+// secretsOf are the references that lead to a secret: a certificate is none.
+func secretsOf(c attest.Credential) []attest.Reference {
+	if x, ok := c.(attest.X509); ok {
+		return []attest.Reference{x.PrivateKey}
+	}
+	return c.References()
+}
+
+// judge says what reading came to, err, and who else can read.
+func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference, detail string) []Result {
+	if err != nil {
+		return []Result{i.unusable(r, err, all)}
+	}
+	r.Status, r.Detail = OK, detail
+	results := []Result{r}
+	for _, reference := range secrets {
+		if detail, advice := open(reference); detail != "" {
+			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
+		}
+	}
+	for _, path := range i.paths(all) {
+		if where := i.hidden(path); where != "" {
+			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning,
+				Detail: path + ": the sandbox of dpsd.service hides " + where,
+				Advice: "Keep it under /etc/dpsd/keys, or hand it over as a credential of systemd."})
+		}
+	}
+	return results
+}
+
+// withheld is why the service does not get what could be read just now; nil when it
+// does.
+func (i *inspection) withheld(references []attest.Reference) error {
+	for _, r := range references {
+		if err := i.notLoaded(r); err != nil {
+			return err
+		}
+	}
+	return i.closedTo(i.paths(references))
+}
+
+// paths are the files that references lead to.
+func (i *inspection) paths(references []attest.Reference) []string {
+	var paths []string
+	for _, r := range references {
+		paths = append(paths, i.Secrets.Path(r))
+	}
+	return paths
+}
+
+// unusable names the fault, and who it is that cannot read.
+func (i *inspection) unusable(r Result, err error, references []attest.Reference) Result {
+	var closed *closedError
+	if errors.As(err, &closed) {
+		return failed(r, fault.New(fault.CredentialUnreadable, fault.StageCredential, err))
+	}
+	var invalid *attest.CertificateError
+	if errors.As(err, &invalid) {
+		code := fault.CertificateExpired
+		if errors.Is(err, attest.ErrNotYetValid) {
+			code = fault.ClockImplausible
+		}
+		return failed(r, fault.New(code, fault.StageCredential, err))
+	}
+	if errors.Is(err, attest.ErrEncrypted) {
+		for _, reference := range references {
+			if i.unit.decrypts(reference.Credential) && !i.unit.running() {
+				r.Status = Skipped
+				r.Detail = "not checked: it is encrypted, and only systemd opens it, when dpsd.service starts"
+				return r
+			}
+		}
+	}
+	r = failed(r, daemon.Classify(i.asSeen(err)))
+	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+		r.Advice = "Run it as root, who looks at the files as the service does: sudo dpsd check"
+	}
+	return r
+}
+
+// open tells who beside the service can read or change a secret, as its mode has it.
+// Modes of systemd's credentials are systemd's business.
+func open(reference attest.Reference) (detail, advice string) {
+	if reference.File == "" {
+		return "", ""
+	}
+	info, err := os.Stat(reference.File)
+	if err != nil {
+		return "", ""
+	}
+	mode := info.Mode().Perm()
+	what := ""
+	switch {
+	case mode&0o002 != 0:
+		what = "every user can change it"
+	case mode&0o004 != 0:
+		what = "every user can read it"
+	case mode&0o020 != 0:
+		what = "its group can change it"
+	default:
+		return "", ""
+	}
+	return fmt.Sprintf("%s has mode %04o: %s", reference.File, mode, what),
+		fmt.Sprintf("chown root:dpsd %[1]s && chmod 0640 %[1]s", reference.File)
+}
+
+// hidden returns the directory that the sandbox of the unit hides from the service,
+// systemd.exec(5): ProtectHome=, PrivateTmp=.
+func (i *inspection) hidden(path string) string {
+	if i.unit == nil {
+		return ""
+	}
+	for _, directory := range []string{"/home", "/root", "/run/user", "/tmp", "/var/tmp"} {
+		if strings.HasPrefix(path, directory+"/") {
+			return directory
+		}
+	}
+	return ""
+}
+
+// chain looks at what Prove leaves to the service: the order of the certificates,
+// RFC 5246 §7.4.2, and the time that is left.
+func (i *inspection) chain(r Result, proof attest.Proof) []Result {
+	var results []Result
+	warn := func(detail, advice string) {
+		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
+	}
+	previous := proof.Certificate.Leaf
+	for n, der := range proof.Certificate.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			break // Prove has parsed them all
+		}
+		if err := previous.CheckSignatureFrom(c); err != nil {
+			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue the one before it", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
+				"Put them in order: the device's first, then the one that issued it, and so on.")
+			break
+		}
+		if i.now().After(c.NotAfter) {
+			warn(fmt.Sprintf("certificate %d of %d, %q, has expired on %s", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName, day(c.NotAfter)),
+				"Have its issuer renewed, and the device's certificate issued anew.")
+		}
+		previous = c
+	}
+	// A certificate of a day is not to be complained about all day.
+	leaf := proof.Certificate.Leaf
+	left := leaf.NotAfter.Sub(i.now())
+	if left < min(30*24*time.Hour, leaf.NotAfter.Sub(leaf.NotBefore)/3) {
+		warn(fmt.Sprintf("the certificate expires in %s, on %s", rough(left), leaf.NotAfter.UTC().Format(time.DateTime+" MST")),
+			"Install a renewed certificate; it is picked up at once.")
+	}
+	return results
+}
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// rough is a duration for people.
+func rough(d time.Duration) string {
+	d = d.Abs()
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", int(d/(24*time.Hour)))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", int(d/time.Hour))
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", int(d/time.Minute))
+	}
+	return fmt.Sprintf("%d seconds", int(d/time.Second))
+}

@@ -1,0 +1,104 @@
+package check
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+func TestTheCloudsRoots(t *testing.T) {
+	// As Microsoft publishes them: learn.microsoft.com, "Azure Certificate Authority details".
+	for _, root := range []struct{ name, sha256, text string }{
+		{"DigiCert Global Root G2", "cb3ccbb76031e5e0138f8dd39a23f9de47ffc35e43c1144cea27d46a5ab1cb5f", string(digicertRoot)},
+		{"Microsoft RSA Root Certificate Authority 2017", "c741f70f4b2a8d88bf2e71c14122ef53ef10eba0cfa5e64cfa20f418853073e0", string(microsoftRoot)},
+	} {
+		block, _ := pem.Decode([]byte(root.text))
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || c.Subject.CommonName != root.name {
+			t.Fatalf("%s: %v", root.name, err)
+		}
+		if sum := sha256.Sum256(c.Raw); hex.EncodeToString(sum[:]) != root.sha256 {
+			t.Errorf("%s is another one: %x", root.name, sum)
+		}
+	}
+	pool := x509.NewCertPool()
+	if missing, all := missingRoots(pool); len(missing) != 2 || len(all) != 2 {
+		t.Errorf("an empty pool lacks %v of %v", missing, all)
+	}
+	pool.AppendCertsFromPEM(digicertRoot)
+	if missing, _ := missingRoots(pool); len(missing) != 1 || missing[0] != "Microsoft RSA Root Certificate Authority 2017" {
+		t.Errorf("with the other one it lacks %v", missing)
+	}
+	pool.AppendCertsFromPEM(microsoftRoot)
+	if missing, _ := missingRoots(pool); len(missing) != 0 {
+		t.Errorf("with both it lacks %v", missing)
+	}
+}
+
+func TestTheServersClock(t *testing.T) {
+	server := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		off    time.Duration
+		status Status
+		code   fault.Code
+		detail string
+	}{
+		{10 * time.Second, OK, "", "10 seconds ahead of the server's"},
+		{-59 * time.Second, OK, "", "59 seconds behind the server's"},
+		{-30 * time.Minute, Warning, "", "30 minutes behind the server's"},
+		{48 * time.Hour, Warning, "", "2 days ahead of the server's"},
+		{-time.Hour, Failed, fault.ClockImplausible, "60 minutes behind the server's"},
+	} {
+		r := against(server, server.Add(test.off))
+		if r.Status != test.status || r.Code != test.code || r.Detail != test.detail {
+			t.Errorf("%v off: %+v", test.off, r)
+		}
+	}
+}
+
+func TestRootLooksAsTheService(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("root is needed here")
+		}
+		t.Skip("only root can look as somebody else")
+	}
+	dir := t.TempDir()
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(dir, "key")
+	if err := os.WriteFile(file, []byte("x"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	read := func() error { _, err := os.ReadFile(file); return err }
+	nobody := Account{Name: "nobody", UID: 65534, GID: 65534}
+	if err := nobody.do(read); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("root's file can be read by nobody: %v", err)
+	}
+	if err := os.Chown(file, 0, 64321); err != nil {
+		t.Fatal(err)
+	}
+	member := nobody
+	member.Groups = []int{64321}
+	if err := member.do(read); err != nil {
+		t.Errorf("a member of the file's group cannot read it: %v", err)
+	}
+	if err := nobody.do(read); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("who was looked as before is not forgotten: %v", err)
+	}
+	if err := read(); err != nil {
+		t.Errorf("root itself cannot read any more: %v", err)
+	}
+}

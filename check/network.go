@@ -1,0 +1,477 @@
+package check
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/clock"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// maxAddresses bounds how many addresses of a name are tried.
+const maxAddresses = 16
+
+// farewell bounds DISCONNECT on a connection that may be dead.
+const farewell = 500 * time.Millisecond
+
+// way is one protocol on its way to the service.
+type way struct {
+	protocol transport.Protocol
+	route    transport.Route
+	results  []Result
+	blocked  string // why later steps are not checked; "" when nothing is in the way
+	worked   bool   // up to the CONNACK
+}
+
+// hop is what is dialled: the service, or the proxy.
+func (w *way) hop() string {
+	if w.route.Proxy != "" {
+		return w.route.Proxy
+	}
+	return w.route.Address
+}
+
+func (w *way) add(r Result) {
+	r.Protocol = string(w.protocol)
+	w.results = append(w.results, r)
+}
+
+func (w *way) fail(r Result, f fault.Fault) {
+	w.add(failed(r, f))
+	w.blocked = r.Name + " failed"
+}
+
+func (w *way) skip(name, because string) {
+	w.add(Result{Name: name, Subject: w.route.Address, Status: Skipped, Detail: "not checked: " + because})
+}
+
+// network goes the way of each protocol, one after the other: the service lets a
+// registration ID connect once at a time. What is wrong with one protocol is a warning
+// when dpsd can get along with another.
+func (i *inspection) network(ctx context.Context) {
+	if i.dialer == nil {
+		for _, name := range []string{Name, TCP, TLS, Connect} {
+			i.skip(Result{Name: name}, "the roots cannot be read")
+		}
+		return
+	}
+	protocols := i.dialer.Protocols
+	if len(protocols) == 0 {
+		protocols = []transport.Protocol{transport.MQTT, transport.WebSocket}
+	}
+	ways := make([]*way, len(protocols))
+	for n, p := range protocols {
+		w := &way{protocol: p}
+		var err error
+		if w.route, err = i.dialer.Route(p); err != nil {
+			w.fail(Result{Name: Proxy}, daemon.Classify(err))
+		}
+		ways[n] = w
+	}
+	i.proxyPassword()
+	first := i.hops(ctx, ways)
+	for _, w := range ways {
+		if ctx.Err() != nil {
+			return
+		}
+		i.walk(ctx, w)
+	}
+	if i.others(ctx, ways); ctx.Err() != nil {
+		return
+	}
+	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
+	if worked {
+		soften(first, "another way works")
+	}
+	for _, r := range first {
+		i.report(r)
+	}
+	for _, w := range ways {
+		if worked {
+			soften(w.results, "another way works")
+		}
+		for _, r := range w.results {
+			i.report(r)
+		}
+	}
+}
+
+// proxyPassword gives the dialer who we are at the proxy. That it cannot be read was
+// said where the credentials were.
+func (i *inspection) proxyPassword() {
+	if i.Settings.ProxyUser == "" {
+		return
+	}
+	if password, err := i.Secrets.Password(i.Settings.ProxyPassword); err == nil {
+		i.dialer.ProxyUser = url.UserPassword(i.Settings.ProxyUser, password)
+	}
+}
+
+// hops resolves every host that is dialled, once, and connects to each of its
+// addresses, side by side. What cannot be reached blocks the ways that lead there.
+func (i *inspection) hops(ctx context.Context, ways []*way) []Result {
+	var results []Result
+	addresses := map[string][]netip.Addr{}
+	tried := map[string]string{} // hop to what keeps from it
+	for _, w := range ways {
+		if w.blocked != "" {
+			continue
+		}
+		hop := w.hop()
+		if blocked, known := tried[hop]; known {
+			w.blocked = blocked
+			continue
+		}
+		host, port, _ := net.SplitHostPort(hop)
+		found, known := addresses[host]
+		if !known {
+			var r Result
+			r, found = i.resolve(ctx, host, w.route.Proxy != "")
+			results = append(results, r)
+			addresses[host] = found
+		}
+		if len(found) == 0 {
+			w.blocked = "the name " + host + " is not known"
+		} else if probes, reached := i.probe(ctx, found, port, w.route.Proxy != ""); reached {
+			results = append(results, probes...)
+		} else {
+			results = append(results, probes...)
+			w.blocked = "there is no TCP connection to " + hop
+		}
+		tried[hop] = w.blocked
+	}
+	return results
+}
+
+// onTheWay is the error of a connection to the service or to the proxy, as package
+// transport gives it.
+func onTheWay(stage transport.Stage, address string, proxy bool, err error) error {
+	if proxy {
+		stage = transport.StageProxy
+	}
+	return transport.Errors{{Stage: stage, Address: address, Err: err}}
+}
+
+func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Result, []netip.Addr) {
+	r := Result{Name: Name, Subject: host}
+	i.progress("resolving " + host)
+	ctx, cancel := context.WithTimeout(ctx, i.patience())
+	defer cancel()
+	resolve := i.Resolve
+	if resolve == nil {
+		resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	found, err := resolve(ctx, host)
+	if err != nil {
+		return failed(r, daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))), nil
+	}
+	var addresses []netip.Addr
+	var text []string
+	for _, a := range found {
+		if len(addresses) < maxAddresses {
+			addresses, text = append(addresses, a.Unmap()), append(text, a.Unmap().String())
+		}
+	}
+	r.Status, r.Detail = OK, strings.Join(text, ", ")
+	return r, addresses
+}
+
+// probe connects to each address. One that does not answer is a warning while another
+// does, and IPv6 without a route is the way of most networks.
+func (i *inspection) probe(ctx context.Context, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
+	results = make([]Result, len(addresses))
+	errs := make([]error, len(addresses))
+	var all sync.WaitGroup
+	i.progress("connecting to port " + port)
+	for n, address := range addresses {
+		target := net.JoinHostPort(address.String(), port)
+		results[n] = Result{Name: TCP, Subject: target}
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, i.patience())
+			defer cancel()
+			start := i.now()
+			c, err := i.dial(ctx, target)
+			if err != nil {
+				errs[n] = err
+				return
+			}
+			_ = c.Close()
+			results[n].Status, results[n].Detail = OK, "connected in "+i.now().Sub(start).Round(10*time.Microsecond).String()
+		})
+	}
+	all.Wait()
+	for _, err := range errs {
+		reached = reached || err == nil
+	}
+	for n, err := range errs {
+		switch {
+		case err == nil:
+		case reached && addresses[n].Is6() && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EADDRNOTAVAIL)):
+			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
+		default:
+			f := daemon.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
+			f.Err = i.reason(err)
+			results[n] = failed(results[n], f)
+			if reached {
+				soften(results[n:n+1], "another address answers")
+			}
+		}
+	}
+	return results, reached
+}
+
+// reason is what is left of a dialler's error when the address has been said.
+func (i *inspection) reason(err error) error {
+	var errno syscall.Errno
+	var late net.Error
+	switch {
+	case errors.As(err, &errno):
+		return errno
+	case errors.As(err, &late) && late.Timeout():
+		return fmt.Errorf("no answer within %v", i.patience())
+	}
+	return err
+}
+
+func (i *inspection) dial(ctx context.Context, address string) (net.Conn, error) {
+	if i.dialer.DialContext != nil {
+		return i.dialer.DialContext(ctx, "tcp", address)
+	}
+	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", address)
+}
+
+func (i *inspection) patience() time.Duration {
+	if i.dialer.Timeout > 0 {
+		return i.dialer.Timeout
+	}
+	return transport.DefaultTimeout
+}
+
+// walk goes from the proxy to the CONNACK, with the first credential that can be used.
+func (i *inspection) walk(ctx context.Context, w *way) {
+	if w.route.Proxy == "" && w.route.Address != "" {
+		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none"})
+	}
+	var first *usable
+	if len(i.usable) > 0 {
+		first = &i.usable[0]
+	}
+	conn := i.open(ctx, w, first, true)
+	if conn == nil {
+		return
+	}
+	w.worked = i.connect(ctx, w, conn, first)
+}
+
+// open makes the stream. With tell it says how each step went.
+func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) *transport.Conn {
+	steps := []string{TLS, Connect}
+	if w.route.Proxy != "" {
+		steps = append([]string{Proxy}, steps...)
+	}
+	if w.protocol == transport.WebSocket {
+		steps = append(steps[:len(steps)-1], WebSocket, Connect)
+	}
+	if w.blocked != "" {
+		for _, step := range steps {
+			w.skip(step, w.blocked)
+		}
+		return nil
+	}
+	i.progress("TLS with " + w.route.Address)
+	dialer := *i.dialer
+	dialer.Protocols = []transport.Protocol{w.protocol}
+	var certificate *tls.Certificate
+	if with != nil {
+		certificate = with.proof.Certificate
+	}
+	conn, err := dialer.Dial(ctx, certificate)
+	if err == nil {
+		if tell {
+			i.tell(w, conn)
+		}
+		return conn
+	}
+	at, inspector := Connect, ""
+	var where *transport.Error
+	if errors.As(err, &where) {
+		at = string(where.Stage)
+		err = where // one protocol was tried
+	}
+	if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
+		inspector = daemon.Inspector(refused.Host, refused.Issuer)
+	}
+	// Steps before the one that failed went well.
+	reached := false
+	for _, step := range steps {
+		r := Result{Name: step, Subject: w.route.Address}
+		switch {
+		case step == at:
+			reached = true
+			f := i.circumstances(with, inspector).Classify(err)
+			if f.Err == error(where) { //nolint:errorlint // is it this one, that says again what the step says?
+				f.Err = where.Err
+			}
+			w.fail(r, f)
+		case reached:
+			w.skip(step, w.blocked)
+		case tell:
+			r.Status, r.Detail = OK, "passed"
+			w.add(r)
+		}
+	}
+	if !reached { // name, TCP or the roots: what worked a moment ago
+		w.fail(Result{Name: Connect, Subject: w.route.Address}, daemon.Classify(err))
+	}
+	return nil
+}
+
+func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
+	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
+	if with != nil {
+		c.Validity = with.validity
+	}
+	return c
+}
+
+// tell says what a stream has met on its way.
+func (i *inspection) tell(w *way, conn *transport.Conn) {
+	if conn.Proxy != "" {
+		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address})
+	}
+	names := make([]string, 0, 3)
+	if len(conn.TLS.VerifiedChains) > 0 {
+		for _, c := range conn.TLS.VerifiedChains[0] {
+			name := c.Subject.CommonName
+			if name == "" {
+				name = c.Subject.String()
+			}
+			names = append(names, name)
+		}
+	}
+	leaf := conn.TLS.PeerCertificates[0]
+	r := Result{Name: TLS, Subject: conn.Address, Status: OK, Detail: fmt.Sprintf("%s, valid until %s, %s",
+		strings.Join(names, " ← "), day(leaf.NotAfter), tls.VersionName(conn.TLS.Version))}
+	if inspector := daemon.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
+		r.Status, r.Code = Warning, fault.TLSIntercepted
+		r.Detail = fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail)
+		r.Advice = fault.Describe(r.Code).Advice
+	}
+	w.add(r)
+	if w.protocol == transport.WebSocket {
+		w.add(Result{Name: WebSocket, Subject: conn.Address, Status: OK, Detail: "MQTT over WebSocket was agreed on"})
+	}
+	if conn.Date.IsZero() {
+		if i.clockHeld {
+			return
+		}
+		// The handshake has held the clock against the certificate.
+		i.clockHeld = true
+		w.add(Result{Name: Clock, Subject: "the server", Status: OK,
+			Detail: "the server's certificate is valid by this clock: from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
+		return
+	}
+	w.add(against(conn.Date, i.now()))
+}
+
+// against holds this gateway's clock against the server's.
+func against(server, now time.Time) Result {
+	r := Result{Name: Clock, Subject: "the server"}
+	off := now.Round(0).Sub(server)
+	direction := "ahead of"
+	if off < 0 {
+		direction = "behind"
+	}
+	r.Status, r.Detail = OK, fmt.Sprintf("%s %s the server's", rough(off), direction)
+	switch {
+	case off.Abs() < clock.Significant:
+	case off <= -attest.TokenLifetime:
+		// A token made now has ended by the server's clock.
+		return failed(r, fault.New(fault.ClockImplausible, fault.StageTLS, errors.New(r.Detail)))
+	default:
+		r.Status, r.Advice = Warning, fault.Describe(fault.ClockImplausible).Advice
+	}
+	return r
+}
+
+// connect signs in and says farewell.
+func (i *inspection) connect(ctx context.Context, w *way, conn *transport.Conn, with *usable) bool {
+	r := Result{Name: Connect, Subject: w.route.Address}
+	because := ""
+	if with == nil {
+		because = "there is no credential to show"
+	} else if wait := daemon.Floor(store.Runtime{Directory: i.RuntimeDirectory}, i.dialer.Host, i.registrationID); wait > 0 {
+		because = "the service asked not to be contacted for another " + rough(wait) + " (Retry-After)"
+	}
+	if because != "" {
+		_ = conn.Close()
+		w.skip(Connect, because)
+		return false
+	}
+	r.Subject = with.String()
+	limit := i.Settings.ResponseTimeout
+	if limit <= 0 {
+		limit = dps.DefaultResponseTimeout
+	}
+	i.progress("signing in at " + w.route.Address)
+	identity := dps.Identity{
+		IDScope: i.Settings.IDScope, RegistrationID: i.registrationID,
+		APIVersion: i.Settings.APIVersion, ClientVersion: "dpsd/" + i.Version,
+	}
+	inspector := daemon.Inspector(i.dialer.Host, conn.Issuer())
+	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
+		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: with.proof.Password,
+		KeepAlive: i.Settings.KeepAlive, Timeout: limit,
+	})
+	if err != nil {
+		w.fail(r, i.circumstances(with, inspector).Classify(err))
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	defer cancel()
+	_ = client.Close(ctx)
+	// DPS often judges a key or certificate only when it registers.
+	r.Status, r.Detail = OK, "accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"
+	w.add(r)
+	return true
+}
+
+// others tries the other credentials on the first way that is open.
+func (i *inspection) others(ctx context.Context, ways []*way) {
+	for _, w := range ways {
+		if w.blocked != "" && !w.refused() || len(i.usable) < 2 {
+			continue
+		}
+		for n := range i.usable[1:] {
+			w.blocked = ""
+			if conn := i.open(ctx, w, &i.usable[n+1], false); conn != nil {
+				w.worked = i.connect(ctx, w, conn, &i.usable[n+1]) || w.worked
+			}
+		}
+		return
+	}
+}
+
+// refused tells whether nothing but the credential was in the way.
+func (w *way) refused() bool {
+	last := w.results[len(w.results)-1]
+	return last.Status == Failed && fault.Describe(last.Code).Class == fault.Credential
+}

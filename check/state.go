@@ -1,0 +1,141 @@
+package check
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// What a record, the one before it and state.env may need at most while they are
+// written, and what is worth a warning.
+const (
+	tooLittle = 1 << 20
+	little    = 16 << 20
+)
+
+// state looks at the state directory, and changes nothing there.
+func (i *inspection) state() {
+	if i.Settings == nil {
+		i.skip(Result{Name: State}, "the configuration is invalid")
+		i.skip(Result{Name: Record}, "the configuration is invalid")
+		return
+	}
+	i.directory(Result{Name: State, Subject: i.StateDirectory})
+	i.record()
+}
+
+func (i *inspection) directory(r Result) {
+	var info fs.FileInfo
+	err := i.Account.do(func() (err error) {
+		info, err = os.Stat(i.StateDirectory)
+		return err
+	})
+	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && i.unit != nil && i.StateDirectory == "/var/lib/dpsd":
+		i.ok(r, "not there yet; systemd makes it when dpsd.service starts")
+		return
+	case errors.Is(err, fs.ErrNotExist):
+		if err := i.mayWrite(parent(i.StateDirectory)); err != nil {
+			refuse(&store.MissingError{Directory: i.StateDirectory, Err: err})
+			return
+		}
+		i.ok(r, "not there yet; dpsd makes it")
+		return
+	case err != nil:
+		refuse(cause(err))
+		return
+	case !info.IsDir():
+		refuse(syscall.ENOTDIR)
+		return
+	}
+	detail := fmt.Sprintf("owner %s, mode %04o", ownerName(info), info.Mode().Perm())
+	err = i.mayWrite(i.StateDirectory)
+	switch {
+	case errors.Is(err, syscall.EROFS):
+		if _, unread := store.Read(i.StateDirectory); unread == nil {
+			i.warn(r, detail+", read-only: the record that is there cannot change", "Make the file system writable, or set [state] directory to one that is.")
+			return
+		}
+		refuse(err)
+		return
+	case err != nil:
+		refuse(fmt.Errorf("%w (%s)", err, detail))
+		return
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(i.StateDirectory, &disk); err != nil {
+		refuse(err)
+		return
+	}
+	free := disk.Bavail * uint64(max(disk.Bsize, 1))
+	// File systems without a table of inodes report none at all.
+	inodes := disk.Files == 0 || disk.Ffree > 8
+	detail += ", writable, " + megabytes(free) + " free"
+	switch {
+	case free < tooLittle, !inodes:
+		if !inodes {
+			detail += ", no inode free"
+		}
+		refuse(fmt.Errorf("%w: %s", syscall.ENOSPC, detail))
+	case free < little:
+		i.warn(r, detail, "Free space before it is used up: a record that cannot be written is lost at the next boot.")
+	default:
+		i.ok(r, detail)
+	}
+}
+
+// mayWrite asks the kernel whether the service could make files in a directory. To an
+// ordinary user, who cannot ask for another, owner and mode have to do.
+func (i *inspection) mayWrite(directory string) error {
+	if i.Account.Name != "" && i.stranger() {
+		return i.mayWriteByMode(directory)
+	}
+	return i.Account.do(func() error {
+		return unix.Faccessat(unix.AT_FDCWD, directory, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+	})
+}
+
+func (i *inspection) mayWriteByMode(directory string) error {
+	info, err := os.Stat(directory)
+	if err != nil {
+		return cause(err)
+	}
+	if err := unix.Access(directory, unix.W_OK); errors.Is(err, syscall.EROFS) {
+		return err
+	}
+	owner, bits := info.Sys().(*syscall.Stat_t), info.Mode().Perm()
+	switch {
+	case int(owner.Uid) == i.Account.UID:
+		bits >>= 6
+	case int(owner.Gid) == i.Account.GID, slices.Contains(i.Account.Groups, int(owner.Gid)):
+		bits >>= 3
+	}
+	if bits&3 != 3 {
+		return syscall.EACCES
+	}
+	return nil
+}
+
+func ownerName(info fs.FileInfo) string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "unknown"
+	}
+	id := strconv.FormatUint(uint64(stat.Uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
+
+func megabytes(n uint64) string { return strconv.FormatUint(n/1e6, 10) + " MB" }

@@ -1,0 +1,169 @@
+package check_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// run checks without the network and returns the results of the named step.
+func run(t *testing.T, g *check.Gateway, name string) []check.Result {
+	t.Helper()
+	var found []check.Result
+	g.Run(t.Context(), true, func(r check.Result) {
+		if r.Detail == "" || (r.Status == check.Failed) != (r.Code != "" && r.Status != check.Warning) {
+			t.Errorf("a result without its words: %+v", r)
+		}
+		if r.Name == name {
+			found = append(found, r)
+		}
+	})
+	if len(found) == 0 {
+		t.Fatalf("there is no step %s", name)
+	}
+	return found
+}
+
+// systemd answers like systemctl show of a unit that was installed in dir.
+func systemd(t *testing.T, text, properties string) func(context.Context, ...string) ([]byte, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "dpsd.service")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func(_ context.Context, args ...string) ([]byte, error) {
+		if args[0] != "show" || args[1] != "dpsd.service" {
+			t.Errorf("systemctl is called with %q", args)
+		}
+		return []byte("FragmentPath=" + file + "\nDropInPaths=\n" + properties), nil
+	}
+}
+
+const running = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nSubState=running\nResult=success\nNeedDaemonReload=no\nEnvironment=\n"
+
+func TestUnit(t *testing.T) {
+	property := func(old, replacement string) string { return strings.Replace(running, old, replacement, 1) }
+	for _, test := range []struct {
+		says   string
+		answer string
+		status check.Status
+		detail string
+		advice string
+	}{
+		{"a running service is well", running, check.OK, "loaded, enabled, active (running)", ""},
+		{"one that waits for the service is well too", property("ActiveState=active\nSubState=running", "ActiveState=activating\nSubState=start"), check.OK, "activating (start)", ""},
+		{"one that does not start at boot", property("=enabled", "=disabled"), check.Warning, "disabled", "systemctl enable --now --no-block dpsd"},
+		{"one that is masked", "LoadState=masked\nUnitFileState=masked\nActiveState=inactive\nSubState=dead\n", check.Warning, "masked", "systemctl unmask dpsd"},
+		{"one that was stopped", property("ActiveState=active\nSubState=running", "ActiveState=inactive\nSubState=dead"), check.Warning, "inactive (dead)", "systemctl start --no-block dpsd"},
+		{"one that has ended with 78", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code"), check.Warning, "failed (failed): exit-code", "journalctl -u dpsd"},
+		{"one whose files were changed", property("Reload=no", "Reload=yes"), check.Warning, "changed on disk", "systemctl daemon-reload"},
+		{"one that is not there", "LoadState=not-found\n", check.Warning, "not installed", "Install the package"},
+		{"one that goes by another proxy", property("Environment=", `Environment="HTTPS_PROXY=http://gateway:pr0xypass@proxy:3128"`), check.Warning, "HTTPS_PROXY", "systemctl show dpsd"},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			g := &check.Gateway{Invalid: errors.New("none"), Systemctl: systemd(t, "", test.answer), Environment: func(string) string { return "" }}
+			r := run(t, g, check.Unit)[0]
+			if r.Status != test.status || !strings.Contains(r.Detail, test.detail) || !strings.Contains(r.Advice, test.advice) || (test.advice == "") != (r.Advice == "") {
+				t.Errorf("%+v", r)
+			}
+			if strings.Contains(r.Detail+r.Advice, "pr0xypass") {
+				t.Error("the password of the proxy is repeated")
+			}
+		})
+	}
+	t.Run("a systemd that does not answer is a warning", func(t *testing.T) {
+		g := &check.Gateway{Invalid: errors.New("none"), Systemctl: func(context.Context, ...string) ([]byte, error) { return nil, context.DeadlineExceeded }}
+		if r := run(t, g, check.Unit)[0]; r.Status != check.Warning || !strings.Contains(r.Detail, "within 5s") {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+func TestCredentialsOfSystemd(t *testing.T) {
+	const key = "c2VjcmV0IG9mIHRoaXMgZ2F0ZXdheSBhbmQgbm9uZSBlbHNl"
+	const sealed = "Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABAAAADFyIGRYm3dVQcUZQsAAAAA"
+	stopped := strings.Replace(running, "ActiveState=active", "ActiveState=inactive", 1)
+	for _, test := range []struct {
+		says      string
+		unit      string
+		state     string
+		plain     string // in the store
+		encrypted string // in the store of encrypted ones
+		status    check.Status
+		code      fault.Code
+	}{
+		{"one that the unit hands over", "LoadCredential=dps-primary-key", running, key, "", check.OK, ""},
+		{"by a path", "LoadCredential=dps-primary-key:/etc/x", running, key, "", check.OK, ""},
+		{"by a pattern", "ImportCredential=dps-*", running, key, "", check.OK, ""},
+		{"one that lies in a store, but that the unit does not hand over", "LoadCredential=other", running, key, "", check.Failed, fault.CredentialUnreadable},
+		{"one that is encrypted, which the unit does not say", "LoadCredential=dps-primary-key", stopped, "", sealed, check.Failed, fault.CredentialEncrypted},
+		{"one that is encrypted, as the unit says, while the service is stopped", "LoadCredentialEncrypted=dps-primary-key", stopped, "", sealed, check.Skipped, ""},
+		{"one that is encrypted, as the unit says, but not there in the running service", "LoadCredentialEncrypted=dps-primary-key", running, "", sealed, check.Failed, fault.CredentialEncrypted},
+		{"none at all", "LoadCredential=dps-primary-key", running, "", "", check.Failed, fault.CredentialUnreadable},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			secrets := attest.Secrets{Directories: []string{t.TempDir()}, Encrypted: []string{t.TempDir()}}
+			for dir, text := range map[string]string{secrets.Directories[0]: test.plain, secrets.Encrypted[0]: test.encrypted} {
+				if text == "" {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, "dps-primary-key"), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := &check.Gateway{
+				Settings: &daemon.Settings{
+					RegistrationID: attest.RegistrationID{Template: "gw-1"},
+					Credentials:    []attest.Credential{attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}},
+					Dialer:         &transport.Dialer{Host: "localhost"},
+				},
+				StateDirectory: t.TempDir(),
+				Secrets:        secrets,
+				Systemctl:      systemd(t, "[Service]\n"+test.unit+"\n", test.state),
+			}
+			r := run(t, g, check.Credential)[0]
+			if r.Status != test.status || r.Code != test.code {
+				t.Errorf("%+v", r)
+			}
+			if strings.Contains(r.Detail, key) {
+				t.Error("the key is repeated")
+			}
+		})
+	}
+}
+
+func TestAKeyThatTheSandboxHidesIsTold(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key") // under /tmp, which PrivateTmp= replaces
+	if !strings.HasPrefix(file, "/tmp/") {
+		t.Skip("the temporary directory is not /tmp")
+	}
+	if err := os.WriteFile(file, []byte("c2VjcmV0IG9mIHRoaXMgZ2F0ZXdheSBhbmQgbm9uZSBlbHNl"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := &check.Gateway{
+		Settings: &daemon.Settings{
+			RegistrationID: attest.RegistrationID{Template: "gw-1"},
+			Credentials:    []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: file}}},
+			Dialer:         &transport.Dialer{Host: "localhost"},
+		},
+		StateDirectory: t.TempDir(),
+		Systemctl:      systemd(t, "", running),
+	}
+	results := run(t, g, check.Credential)
+	if last := results[len(results)-1]; last.Status != check.Warning || !strings.Contains(last.Detail, "hides /tmp") {
+		t.Errorf("%+v", results)
+	}
+	g.Systemctl = nil
+	if results := run(t, g, check.Credential); len(results) != 1 || results[0].Status != check.OK {
+		t.Errorf("without the unit: %+v", results)
+	}
+}
