@@ -61,7 +61,11 @@ func bench(program, document string, runs int) (over bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	judged, over := verdicts(budgets(info.Size(), results))
+	asked, err := commands(program, runs)
+	if err != nil {
+		return false, err
+	}
+	judged, over := verdicts(append(budgets(info.Size(), results), asked...))
 	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, in brackets the worst where it differs; MB are 10⁶ bytes.\n\n%s\n%s",
 		strings.TrimSpace(string(version)), machine(), len(results[0].samples), table(results), judged)
 	fmt.Print(report)

@@ -138,7 +138,7 @@ func (i *inspection) withheld(references []attest.Reference) error {
 
 // paths are the files that references lead to.
 func (i *inspection) paths(references []attest.Reference) []string {
-	var paths []string
+	paths := make([]string, 0, len(references))
 	for _, r := range references {
 		paths = append(paths, i.Secrets.Path(r))
 	}
@@ -186,7 +186,7 @@ func open(reference attest.Reference) (detail, advice string) {
 		return "", ""
 	}
 	mode := info.Mode().Perm()
-	what := ""
+	var what string
 	switch {
 	case mode&0o002 != 0:
 		what = "every user can change it"
