@@ -91,6 +91,8 @@ type Gateway struct {
 	// An error with Unwrap() []error becomes a result for each.
 	File    string
 	Invalid error
+	// Installed says that File is the one that the service reads.
+	Installed bool
 
 	Settings         *daemon.Settings // nil when the configuration is invalid
 	StateDirectory   string
@@ -200,18 +202,20 @@ func failed(r Result, f fault.Fault) Result {
 // configuration tells what reading it has come to.
 func (i *inspection) configuration() {
 	r := Result{Name: Configuration, Subject: i.File}
+	if i.Invalid == nil {
+		if closed := i.closedTo([]string{i.File}); closed != nil && i.Installed {
+			i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed)))
+			return
+		}
+		i.ok(r, "valid")
+		return
+	}
 	problems := []error{i.Invalid}
 	var several interface{ Unwrap() []error }
 	if errors.As(i.Invalid, &several) {
 		problems = several.Unwrap()
-	} else if i.Invalid == nil {
-		problems = []error{i.closedTo([]string{i.File})}
 	}
 	for _, problem := range problems {
-		if problem == nil {
-			i.ok(r, "valid")
-			continue
-		}
 		i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, i.asSeen(problem))))
 	}
 }

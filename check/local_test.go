@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/transport"
 )
 
 func TestTheCloudsRoots(t *testing.T) {
@@ -86,6 +88,15 @@ func TestRootLooksAsTheService(t *testing.T) {
 	nobody := Account{Name: "nobody", UID: 65534, GID: 65534}
 	if err := nobody.do(read); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("root's file can be read by nobody: %v", err)
+	}
+	for _, installed := range []bool{true, false} {
+		g := Gateway{File: file, Installed: installed, Account: nobody, Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir}
+		g.Run(t.Context(), true, func(r Result) {
+			// Another file than the service's may be whoever's it likes.
+			if closed := r.Status == Failed && r.Code == fault.ConfigurationInvalid; r.Name == Configuration && closed != installed {
+				t.Errorf("installed %t: %+v", installed, r)
+			}
+		})
 	}
 	if err := os.Chown(file, 0, 64321); err != nil {
 		t.Fatal(err)

@@ -181,7 +181,9 @@ func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Resu
 	}
 	found, err := resolve(ctx, host)
 	if err != nil {
-		return failed(r, daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))), nil
+		f := daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
+		f.Err = err
+		return failed(r, f), nil
 	}
 	var addresses []netip.Addr
 	var text []string

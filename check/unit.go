@@ -147,8 +147,11 @@ func (i *inspection) proxyDiffers(u *unit) bool {
 	if i.Environment == nil {
 		return false
 	}
-	its := map[string]string{}
-	for _, assignment := range strings.Fields(u.properties["Environment"]) {
+	its, quoted := map[string]string{}, false
+	for _, assignment := range strings.FieldsFunc(u.properties["Environment"], func(r rune) bool {
+		quoted = quoted != (r == '"')
+		return r == ' ' && !quoted
+	}) {
 		name, value, _ := strings.Cut(strings.Trim(assignment, `"`), "=")
 		its[strings.ToUpper(name)] = value
 	}

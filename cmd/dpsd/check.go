@@ -122,9 +122,10 @@ func verdict(gateway *check.Gateway, report check.Report) error {
 // gatewayOf reads the configuration and says what there is to check.
 func gatewayOf(file string) *check.Gateway {
 	g := &check.Gateway{
-		File:    file,
-		Secrets: attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
-		Version: version, BuiltAt: builtAt(),
+		File:      file,
+		Installed: file == configurationFile,
+		Secrets:   attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
+		Version:   version, BuiltAt: builtAt(),
 	}
 	if account, err := check.LookUpAccount(serviceAccount); err == nil {
 		g.Account = account

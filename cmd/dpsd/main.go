@@ -21,6 +21,9 @@ const (
 	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
 )
 
+// configurationFile is what dpsd.service reads.
+const configurationFile = "/etc/dpsd/dpsd.toml"
+
 // exitError carries the exit code that an error stands for.
 type exitError struct {
 	code int
@@ -65,7 +68,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().String("config", "/etc/dpsd/dpsd.toml", "configuration `FILE`")
+	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
 	root.AddCommand(runCommand(), checkCommand(), versionCommand(), completion.Command(root, nil))
 	return root
