@@ -31,26 +31,28 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Find out what keeps this gateway from being provisioned",
 		Long: `Find out what keeps this gateway from being provisioned: configuration,
-registration ID, credentials, clock, trusted roots, state directory and unit; then
-name, TCP to each address, proxy, TLS with each protocol, and CONNECT with each
-credential. One line a step; what fails has its code (dpsd-faults(7)) and what to do.
+registration ID, credentials, clock, trusted roots, state directory and unit;
+then name, TCP to each address, proxy, TLS with each protocol, and CONNECT with
+each credential. One line a step; what fails has its code, as in dpsd-faults(7),
+and what to do.
 
 Nothing is registered and nothing on disk is changed, so that whether DPS knows
-the enrollment shows only in "dpsd run". DPS lets a registration ID connect once at
-a time: a registration that the service has under way at this moment may be cut
-off, and is then tried again.
+the enrollment shows only in "dpsd run". DPS lets a registration ID connect once
+at a time: a registration that the service has under way at this moment may be
+cut off, and is then tried again.
 
-Run it as root: files are then looked at with the rights of the user dpsd, as the
-service sees them.
+Run it as root: files are then looked at with the rights of the user dpsd, as
+the service sees them. HTTPS_PROXY is that of the command's own environment.
 
-A step that needs one that failed is skipped, the others go on. One protocol, address
-or credential that does not work while another does is a warning.
+A step that needs one that failed is skipped, the others go on. One protocol,
+address or credential that does not work while another does is a warning.
 
 Exit codes: 0 nothing failed, 1 something did, 78 the configuration is invalid.`,
 		Example: `  sudo dpsd check
-  dpsd check --offline --config new.toml        # before it is installed
+  dpsd check --offline --config new.toml   # before it is installed
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
-		Args: cobra.NoArgs,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := cmd.Flags().GetString("config")
 			if err != nil {
@@ -60,7 +62,7 @@ Exit codes: 0 nothing failed, 1 something did, 78 the configuration is invalid.`
 		},
 	}
 	cmd.Flags().BoolVar(&offline, "offline", false, "stop before the network")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; its schema is docs/check.schema.json")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
 	return cmd
 }
 
