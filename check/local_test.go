@@ -67,6 +67,18 @@ func TestTheServersClock(t *testing.T) {
 	}
 }
 
+func TestAClockBeforeTheProgramIsWrong(t *testing.T) {
+	built := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	for off, want := range map[time.Duration]Status{-time.Hour: Failed, -30 * time.Second: OK, time.Hour: OK} {
+		g := Gateway{Invalid: errors.New("none"), BuiltAt: built, Now: func() time.Time { return built.Add(off) }}
+		g.Run(t.Context(), true, func(r Result) {
+			if r.Name == Clock && (r.Status != want || (r.Code == fault.ClockImplausible) != (want == Failed)) {
+				t.Errorf("%v off: %+v", off, r)
+			}
+		})
+	}
+}
+
 func TestRootLooksAsTheService(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
