@@ -4,6 +4,9 @@ package store
 // changes the state directory.
 var OpenStepped = open
 
+// ForgetStepped is Forget with a function that is called ahead of each step.
+var ForgetStepped = forget
+
 // EqualJSON compares two texts as JSON values.
 var EqualJSON = equalJSON
 

@@ -295,13 +295,19 @@ func (w *writer) list() []string {
 	return names
 }
 
-// sweep removes temporary files of interrupted writes: renameio's names are a
-// dot, the name of the file and digits. Only the holder of the lock may.
+// temporaryOf tells whether found is a temporary file of name: renameio's names
+// are a dot, the name of the file and digits.
+func temporaryOf(found, name string) bool {
+	digits, ok := strings.CutPrefix(found, "."+name)
+	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
+}
+
+// sweep removes temporary files of interrupted writes. Only the holder of the
+// lock may.
 func (w *writer) sweep(names ...string) (removed []string) {
 	for _, found := range w.list() {
 		for _, name := range names {
-			digits, ok := strings.CutPrefix(found, "."+name)
-			if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
+			if !temporaryOf(found, name) {
 				continue
 			}
 			if w.remove(found) == nil {

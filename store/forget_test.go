@@ -1,0 +1,345 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// wellUsed makes directories with everything that dpsd, and its accidents, can
+// leave behind: the record of generation 3, and the one of generation 5 that the
+// disk refused, are of gw-0003 and gw-0005.
+func wellUsed(t *testing.T, newer bool) (directory, runtime string) {
+	t.Helper()
+	directory, runtime = quick(t), quick(t)
+	fill(t, directory, 3)
+	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	if err := s.SaveTransport("websocket"); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	r := store.Runtime{Directory: runtime}
+	if err := errors.Join(r.SaveConfirmation(store.Confirmation{Generation: 3, At: noon}), r.SaveFloor("endpoint gw-0003", time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"state.json.corrupt-20261101T120000Z", "state.json.corrupt-20261101T120000Z.2",
+		".state.json123", ".state.env4", ".state.json.prev5", ".state.json.corrupt-20261101T120000Z6", ".transport7", "attempts.json", ".attempts.json8"} {
+		put(t, "gw-0001", directory, name)
+	}
+	for _, name := range []string{"attempts.json", ".attempts.json1", ".confirmation.json2", ".retry-after.json3", ".state.json4"} {
+		put(t, "gw-0001", runtime, name)
+	}
+	if err := os.MkdirAll(filepath.Join(directory, "state.json.aside", "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(t, "gw-0001", directory, "state.json.aside", "deep", "note")
+	put(t, "gw-0001", directory, "state.env.aside.2")
+	if newer {
+		other := quick(t)
+		fill(t, other, 5)
+		for _, name := range []string{"state.json", "state.env"} {
+			put(t, content(t, other, name), runtime, name)
+		}
+	}
+	return directory, runtime
+}
+
+func TestForget(t *testing.T) {
+	t.Run("everything of the identity goes, and nothing else", func(t *testing.T) {
+		directory, runtime := wellUsed(t, true)
+		for _, name := range []string{"state.jsonx", "notes", ".hidden", "transport.txt"} {
+			put(t, "somebody else's", directory, name)
+		}
+		put(t, "", runtime, "dpsd.sock")
+		done, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := names(t, directory), []string{".hidden", "lock", "notes", "state.jsonx", "transport.txt"}; !slices.Equal(got, want) {
+			t.Errorf("the state directory holds %q, want %q", got, want)
+		}
+		if got, want := names(t, runtime), []string{"dpsd.sock", "retry-after.json"}; !slices.Equal(got, want) {
+			t.Errorf("the runtime directory holds %q, want %q", got, want)
+		}
+		if got, want := len(done.Removed), 15+8; got != want {
+			t.Errorf("%d paths are told, want %d: %q", got, want, done.Removed)
+		}
+		if done.Kept != filepath.Join(runtime, "retry-after.json") {
+			t.Errorf("the pause that the service asked for is kept as %q", done.Kept)
+		}
+		if until, known := (store.Runtime{Directory: runtime}).LoadFloor("endpoint gw-0003"); !known || until != time.Hour {
+			t.Errorf("the pause is %v, %v", until, known)
+		}
+	})
+	t.Run("the next record is the first one", func(t *testing.T) {
+		directory, runtime := wellUsed(t, true)
+		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
+		if _, err := store.Forget(o); err != nil {
+			t.Fatal(err)
+		}
+		s := mustOpen(t, o)
+		if rec := mustSave(t, s, numbered(9), store.Written); rec.Generation != 1 {
+			t.Errorf("its generation is %d", rec.Generation)
+		}
+		gone(t, directory, "state.json.prev")
+	})
+	t.Run("where there is nothing, nothing is done and nothing is made", func(t *testing.T) {
+		parent := t.TempDir()
+		done, err := store.Forget(store.Options{Directory: filepath.Join(parent, "state"), RuntimeDirectory: filepath.Join(parent, "run")})
+		if err != nil || len(done.Removed) > 0 || done.Kept != "" {
+			t.Errorf("%+v, %v", done, err)
+		}
+		if made := names(t, parent); len(made) > 0 {
+			t.Errorf("it made %q", made)
+		}
+	})
+	t.Run("twice is as good as once", func(t *testing.T) {
+		directory, runtime := wellUsed(t, false)
+		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
+		for i := range 2 {
+			done, err := store.Forget(o)
+			if err != nil || i == 1 && len(done.Removed) > 0 {
+				t.Errorf("%+v, %v", done, err)
+			}
+		}
+	})
+	t.Run("a state directory behind a link is emptied, and what files link to stays", func(t *testing.T) {
+		directory, _ := wellUsed(t, false)
+		target := filepath.Join(t.TempDir(), "target")
+		put(t, "precious", target)
+		for _, name := range []string{"state.json", "state.json.aside.3"} {
+			_ = os.Remove(filepath.Join(directory, name))
+			if err := os.Symlink(target, filepath.Join(directory, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(directory, link); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Forget(store.Options{Directory: link}); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(t, directory); !slices.Equal(got, []string{"lock"}) {
+			t.Errorf("left over: %q", got)
+		}
+		if content(t, target) != "precious" {
+			t.Error("what the link pointed to was changed")
+		}
+	})
+	t.Run("a directory in the place of the record goes", func(t *testing.T) {
+		directory := quick(t)
+		if err := os.MkdirAll(filepath.Join(directory, "state.json", "deep"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Forget(store.Options{Directory: directory}); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, directory, "state.json")
+	})
+}
+
+func TestForgetWhileTheServiceRuns(t *testing.T) {
+	for _, where := range []string{"state", "runtime"} {
+		t.Run("with the lock of the "+where+" directory taken, nothing is touched", func(t *testing.T) {
+			directory, runtime := wellUsed(t, true)
+			taken := map[string]string{"state": directory, "runtime": runtime}[where]
+			s := mustOpen(t, store.Options{Directory: taken})
+			look := func() string { // a lock says who held it last
+				return lockLine.ReplaceAllString(prints(t, directory)+prints(t, runtime), "")
+			}
+			before := look()
+			done, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime})
+			var locked *store.LockedError
+			if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != filepath.Join(taken, "lock") {
+				t.Errorf("the error is %v", err)
+			}
+			if len(done.Removed) > 0 || look() != before {
+				t.Errorf("something was changed: %q", done.Removed)
+			}
+			s.Close()
+			if _, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime}); err != nil {
+				t.Errorf("after the service has ended: %v", err)
+			}
+		})
+	}
+	t.Run("no service can begin in the middle", func(t *testing.T) {
+		directory, runtime := wellUsed(t, true)
+		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
+		steps := 0
+		_, err := store.ForgetStepped(o, func(string, string) error {
+			steps++
+			var locked *store.LockedError
+			if s, err := store.Open(o, noon); !errors.As(err, &locked) {
+				t.Errorf("step %d: Open: %v", steps, err)
+				s.Close()
+			}
+			return nil
+		})
+		if err != nil || steps == 0 {
+			t.Errorf("%d steps, %v", steps, err)
+		}
+	})
+}
+
+func TestForgetWhatCannotBeRemoved(t *testing.T) {
+	t.Run("the first refusal ends it: no record is removed before the one that a start would restore", func(t *testing.T) {
+		for step := 1; ; step++ {
+			directory, runtime := wellUsed(t, true)
+			n := 0
+			done, err := store.ForgetStepped(store.Options{Directory: directory, RuntimeDirectory: runtime}, func(string, string) error {
+				if n++; n == step {
+					return &os.PathError{Op: "remove", Path: "x", Err: syscall.EIO}
+				}
+				return nil
+			})
+			if n < step {
+				if err != nil || step < 10 {
+					t.Errorf("only %d steps, %v", n, err)
+				}
+				return
+			}
+			var refused *store.WriteError
+			if !errors.As(err, &refused) || !errors.Is(err, syscall.EIO) || n != step {
+				t.Fatalf("step %d of %d: %v", step, n, err)
+			}
+			for _, path := range done.Removed {
+				gone(t, path)
+			}
+			if slices.Contains(done.Removed, refused.Path) {
+				t.Errorf("%s is told as removed and as refused", refused.Path)
+			}
+		}
+	})
+}
+
+// step is what a Forget was about to do.
+type step struct{ what, path string }
+
+// TestForgetInterrupted ends Forget ahead of each step, as a kill does, and as a
+// power cut does, which in addition may bring back any of the files that were
+// removed since the directory was last synced.
+func TestForgetInterrupted(t *testing.T) {
+	for _, newer := range []bool{false, true} {
+		say := map[bool]string{false: "the latest record is on the disk", true: "the latest record is in the runtime directory"}[newer]
+		t.Run(say, func(t *testing.T) {
+			steps := stepsOfForget(t, newer)
+			for end := range len(steps) + 1 {
+				var unsynced []string
+				kept := map[string]bool{} // removals that last
+				for _, s := range steps[:end] {
+					if s.what != "sync" {
+						unsynced = append(unsynced, s.path)
+						continue
+					}
+					for _, path := range unsynced {
+						if strings.HasPrefix(path, s.path+"/") {
+							kept[path] = true
+						}
+					}
+					unsynced = slices.DeleteFunc(unsynced, func(path string) bool { return kept[path] })
+				}
+				if len(unsynced) > 9 {
+					t.Fatalf("%d removals without a sync: %v", len(unsynced), steps[:end])
+				}
+				for subset := range 1 << len(unsynced) {
+					removed := maps.Clone(kept)
+					for i, path := range unsynced {
+						if subset>>i&1 == 1 {
+							removed[path] = true
+						}
+					}
+					all := subset == 1<<len(unsynced)-1
+					if all { // a kill
+						interrupted(t, fmt.Sprintf("killed ahead of step %d", end+1), newer, removed, false)
+					}
+					interrupted(t, fmt.Sprintf("power cut ahead of step %d, removed %v", end+1, removed), newer, removed, true)
+				}
+			}
+		})
+	}
+}
+
+// stepsOfForget returns them with paths that begin with "state/" or "run/".
+func stepsOfForget(t *testing.T, newer bool) []step {
+	t.Helper()
+	directory, runtime := wellUsed(t, newer)
+	var steps []step
+	_, err := store.ForgetStepped(store.Options{Directory: directory, RuntimeDirectory: runtime}, func(what, path string) error {
+		path = strings.Replace(path, directory, "state", 1)
+		// What no start reads takes part in no order: one of a kind is enough.
+		if what == "remove" && strings.HasPrefix(path, "state/.state.json.") || strings.Contains(path, "corrupt") {
+			return nil
+		}
+		steps = append(steps, step{what, strings.Replace(path, runtime, "run", 1)})
+		return nil
+	})
+	if err != nil || len(steps) < 10 {
+		t.Fatal(steps, err)
+	}
+	return steps
+}
+
+// interrupted makes the directories anew without what is removed, and looks at
+// them as a reader and as the next start.
+func interrupted(t *testing.T, say string, newer bool, removed map[string]bool, powerCut bool) {
+	t.Helper()
+	directory, runtime := wellUsed(t, newer)
+	for path := range removed {
+		path = strings.Replace(path, "state/", directory+"/", 1)
+		if err := os.RemoveAll(strings.Replace(path, "run/", runtime+"/", 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	latest := "gw-0003"
+	if newer && !powerCut {
+		latest = "gw-0005"
+	}
+	if powerCut {
+		runtime = quick(t) // /run is in memory
+	}
+	rec, err := store.Read(directory)
+	switch {
+	case err == nil && rec.DeviceID == "gw-0003" && rec.Generation == 3:
+	case errors.Is(err, store.ErrNoRecord):
+	default:
+		t.Errorf("%s: a reader finds generation %d of %s: %v", say, rec.Generation, rec.DeviceID, err)
+	}
+	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	defer s.Close()
+	if rec, published := s.Current(); published {
+		if rec.DeviceID != latest {
+			t.Errorf("%s: the next start publishes generation %d of %s, the latest was of %s", say, rec.Generation, rec.DeviceID, latest)
+		}
+		if got := content(t, directory, "state.env"); got != string(store.Environment(rec)) {
+			t.Errorf("%s: state.env is %q", say, got)
+		}
+	} else if removed["state/state.json"] && exists(directory, "state.env") {
+		t.Errorf("%s: no record, but its state.env", say)
+	}
+	// The command once more, and it is done.
+	s.Close()
+	if _, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime}); err != nil {
+		t.Errorf("%s: %v", say, err)
+	}
+	if left := names(t, directory); !slices.Equal(left, []string{"lock"}) {
+		t.Errorf("%s: the second Forget leaves %q", say, left)
+	}
+}
+
+var lockLine = regexp.MustCompile(`(?m)^lock .*\n`)
+
+func exists(elements ...string) bool {
+	_, err := os.Lstat(filepath.Join(elements...))
+	return err == nil
+}
