@@ -28,10 +28,12 @@ type checker struct {
 	first string              // the type of the first credential; "" when that is in doubt
 }
 
-// key is one key of a table: its name, and what takes its value.
+// key is one key of a table: its name, what takes its value, and a pointer to where that
+// goes.
 type key struct {
 	name string
 	take func(at path, value any)
+	to   any
 }
 
 // report adds an error at a key or element.
@@ -112,47 +114,47 @@ func names() map[string][]string {
 func (c *checker) tables(to *Config) map[string][]key {
 	return map[string][]key{
 		"dps": {
-			{"id_scope", c.text(&to.DPS.IDScope, checkIDScope)},
-			{"registration_id", c.text(&to.DPS.RegistrationID.Template, checkTemplate)},
-			{"registration_id_file", c.filePath(&to.DPS.RegistrationID.File)},
-			{"endpoint", c.text(&to.DPS.Endpoint, checkHostName)},
-			{"api_version", c.text(&to.DPS.APIVersion, checkAPIVersion)},
-			{"payload_file", c.filePath(&to.DPS.PayloadFile)},
+			{"id_scope", c.text(&to.DPS.IDScope, checkIDScope), &to.DPS.IDScope},
+			{"registration_id", c.text(&to.DPS.RegistrationID.Template, checkTemplate), &to.DPS.RegistrationID.Template},
+			{"registration_id_file", c.filePath(&to.DPS.RegistrationID.File), &to.DPS.RegistrationID.File},
+			{"endpoint", c.text(&to.DPS.Endpoint, checkHostName), &to.DPS.Endpoint},
+			{"api_version", c.text(&to.DPS.APIVersion, checkAPIVersion), &to.DPS.APIVersion},
+			{"payload_file", c.filePath(&to.DPS.PayloadFile), &to.DPS.PayloadFile},
 		},
 		"transport": {
-			{"protocols", c.choices(&to.Transport.Protocols, "mqtt", "websocket")},
-			{"mqtt_port", c.port(&to.Transport.MQTTPort)},
-			{"websocket_port", c.port(&to.Transport.WebSocketPort)},
-			{"proxy", c.proxy(&to.Transport.Proxy)},
-			{"proxy_user", c.text(&to.Transport.ProxyUser, checkProxyUser)},
-			{"proxy_password", c.reference(&to.Transport.ProxyPassword)},
-			{"ca_file", c.filePath(&to.Transport.CAFile)},
-			{"proxy_ca_file", c.filePath(&to.Transport.ProxyCAFile)},
-			{"connect_timeout", c.duration(&to.Transport.ConnectTimeout, 100*time.Millisecond, 10*time.Minute)},
-			{"response_timeout", c.duration(&to.Transport.ResponseTimeout, 100*time.Millisecond, 10*time.Minute)},
-			{"keep_alive", c.keepAlive(&to.Transport.KeepAlive)},
+			{"protocols", c.choices(&to.Transport.Protocols, "mqtt", "websocket"), &to.Transport.Protocols},
+			{"mqtt_port", c.port(&to.Transport.MQTTPort), &to.Transport.MQTTPort},
+			{"websocket_port", c.port(&to.Transport.WebSocketPort), &to.Transport.WebSocketPort},
+			{"proxy", c.proxy(&to.Transport.Proxy), &to.Transport.Proxy},
+			{"proxy_user", c.text(&to.Transport.ProxyUser, checkProxyUser), &to.Transport.ProxyUser},
+			{"proxy_password", c.reference(&to.Transport.ProxyPassword), &to.Transport.ProxyPassword},
+			{"ca_file", c.filePath(&to.Transport.CAFile), &to.Transport.CAFile},
+			{"proxy_ca_file", c.filePath(&to.Transport.ProxyCAFile), &to.Transport.ProxyCAFile},
+			{"connect_timeout", c.duration(&to.Transport.ConnectTimeout, 100*time.Millisecond, 10*time.Minute), &to.Transport.ConnectTimeout},
+			{"response_timeout", c.duration(&to.Transport.ResponseTimeout, 100*time.Millisecond, 10*time.Minute), &to.Transport.ResponseTimeout},
+			{"keep_alive", c.keepAlive(&to.Transport.KeepAlive), &to.Transport.KeepAlive},
 		},
 		"provisioning": {
-			{"on_boot", c.choice(&to.Provisioning.OnBoot, "always", "verify", "if-needed")},
-			{"boot_delay_max", c.duration(&to.Provisioning.BootDelayMax, 0, 24*time.Hour)},
-			{"interval", c.interval(&to.Provisioning.Interval)},
+			{"on_boot", c.choice(&to.Provisioning.OnBoot, "always", "verify", "if-needed"), &to.Provisioning.OnBoot},
+			{"boot_delay_max", c.duration(&to.Provisioning.BootDelayMax, 0, 24*time.Hour), &to.Provisioning.BootDelayMax},
+			{"interval", c.interval(&to.Provisioning.Interval), &to.Provisioning.Interval},
 		},
 		"retry": {
-			{"initial", c.duration(&to.Retry.Initial, 100*time.Millisecond, 24*time.Hour)},
-			{"max", c.duration(&to.Retry.Max, time.Second, 24*time.Hour)},
-			{"offline_max", c.duration(&to.Retry.OfflineMax, time.Second, 24*time.Hour)},
-			{"refused_initial", c.duration(&to.Retry.RefusedInitial, time.Second, 24*time.Hour)},
-			{"refused_max", c.duration(&to.Retry.RefusedMax, time.Second, 7*24*time.Hour)},
+			{"initial", c.duration(&to.Retry.Initial, 100*time.Millisecond, 24*time.Hour), &to.Retry.Initial},
+			{"max", c.duration(&to.Retry.Max, time.Second, 24*time.Hour), &to.Retry.Max},
+			{"offline_max", c.duration(&to.Retry.OfflineMax, time.Second, 24*time.Hour), &to.Retry.OfflineMax},
+			{"refused_initial", c.duration(&to.Retry.RefusedInitial, time.Second, 24*time.Hour), &to.Retry.RefusedInitial},
+			{"refused_max", c.duration(&to.Retry.RefusedMax, time.Second, 7*24*time.Hour), &to.Retry.RefusedMax},
 		},
 		"state": {
-			{"directory", c.filePath(&to.State.Directory)},
-			{"mode", c.mode(&to.State.Mode)},
+			{"directory", c.filePath(&to.State.Directory), &to.State.Directory},
+			{"mode", c.mode(&to.State.Mode), &to.State.Mode},
 		},
 		"control": {
-			{"socket", c.socket(&to.Control.Socket)},
+			{"socket", c.socket(&to.Control.Socket), &to.Control.Socket},
 		},
 		"log": {
-			{"level", c.choice(&to.Log.Level, "debug", "info", "warn", "error")},
+			{"level", c.choice(&to.Log.Level, "debug", "info", "warn", "error"), &to.Log.Level},
 		},
 	}
 }
@@ -370,10 +372,10 @@ func (c *checker) credential(at path, values map[string]any) (attest.Credential,
 		needs  []string
 	)
 	keys := []key{
-		{"type", c.choice(&kind, typeSymmetricKey, typeX509)},
-		{"key", c.reference(&secret.Key)},
-		{"certificate", c.reference(&x.Certificate)},
-		{"private_key", c.reference(&x.PrivateKey)},
+		{"type", c.choice(&kind, typeSymmetricKey, typeX509), &kind},
+		{"key", c.reference(&secret.Key), &secret.Key},
+		{"certificate", c.reference(&x.Certificate), &x.Certificate},
+		{"private_key", c.reference(&x.PrivateKey), &x.PrivateKey},
 	}
 	c.table(at, values, keys, "credential")
 	switch kind {

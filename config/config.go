@@ -164,6 +164,12 @@ func defaults() Config {
 // with it, except that a TOML syntax error hides what follows. Any other error is one of
 // r, wrapped.
 func Parse(name string, r io.Reader) (*Config, error) {
+	c, _, err := parse(name, r)
+	return c, err
+}
+
+// read returns the whole of r.
+func read(name string, r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
@@ -171,17 +177,26 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	if len(data) > maxSize {
 		return nil, Errors{{File: name, Problem: "the file is larger than 1 MiB", Remedy: "a configuration has a few lines; is this the right file?"}}
 	}
+	return data, nil
+}
+
+// parse is Parse, and returns the document as well.
+func parse(name string, r io.Reader) (*Config, document, error) {
+	data, err := read(name, r)
+	if err != nil {
+		return nil, document{}, err
+	}
 	doc, problem := readDocument(data)
 	if problem != nil {
 		problem.File = name
-		return nil, Errors{problem}
+		return nil, document{}, Errors{problem}
 	}
 	c := defaults()
 	check := checker{document: doc, file: name, known: names(), bad: map[path]bool{}, meant: map[path]bool{}}
 	check.config(&c)
 	if len(check.errs) > 0 {
 		check.errs.sort()
-		return nil, check.errs
+		return nil, document{}, check.errs
 	}
-	return &c, nil
+	return &c, doc, nil
 }

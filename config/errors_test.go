@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/dpsd-project/dpsd/config"
 )
 
@@ -344,6 +346,10 @@ func FuzzParse(f *testing.F) {
 		}
 		if broken := invariants(c); broken != "" {
 			t.Fatalf("%s in %+v", broken, c)
+		}
+		again, _ := rewritten(t, string(data))
+		if diff := cmp.Diff(c, parse(t, again)); diff != "" {
+			t.Fatalf("written from its settings it is another one: %s\n%s", diff, again)
 		}
 	})
 }

@@ -1,0 +1,109 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Import is what FromAziot makes of a configuration.
+type Import struct {
+	// TOML is a dpsd.toml, with the notes as comments; "" when the gateway's identity
+	// cannot be carried over, and the notes say why.
+	TOML string
+	// Notes tell what is left out and what is left to do, in the order of the file.
+	Notes []*Note
+}
+
+// Note is something about a key that a person should know. It repeats no secret.
+type Note struct {
+	// File, Line and Key say where; the line is 0 when it cannot be told.
+	File string
+	Line int
+	Key  string
+	// Text says what, on one line.
+	Text string
+	// Command is what does it in a shell, run by root; "" for none.
+	Command string
+}
+
+// String is the note without its command: "config.toml:3: hostname: left out: …".
+func (n *Note) String() string {
+	where := n.File
+	if n.Line > 0 {
+		where += fmt.Sprintf(":%d", n.Line)
+	}
+	return where + ": " + n.Key + ": " + n.Text
+}
+
+// The credentials that an import refers to; the unit loads them by these names.
+const (
+	importedKey      = "dps-primary-key"
+	importedPassword = "proxy-password"
+)
+
+// aziotLeftOut says why a key of an aziot config.toml has no counterpart. The keys are
+// those of the templates that aziot-identity-service and aziot-edge install.
+var aziotLeftOut = map[string]string{
+	"hostname":                          "dpsd leaves the host name alone; %H in registration_id stands for it",
+	"local_gateway_hostname":            "dpsd reaches the service directly or through a proxy, not through a parent gateway",
+	"parent_hostname":                   "dpsd reaches the service directly or through a proxy, not through a parent gateway",
+	"cloud_timeout_sec":                 "dpsd has time-outs of its own, transport.connect_timeout and transport.response_timeout",
+	"cloud_retries":                     "dpsd does not give up; [retry] has the delays",
+	"dps_trust_bundle":                  "dpsd keeps no trust bundle; what the service returned is in state.json",
+	"trust_bundle_cert":                 "it is for the modules of IoT Edge; transport.ca_file adds to what the service may show",
+	"allow_elevated_docker_permissions": "it is for the modules of IoT Edge",
+	"agent":                             "it is for the modules of IoT Edge",
+	"connect":                           "it is for the modules of IoT Edge",
+	"listen":                            "it is for the modules of IoT Edge",
+	"watchdog":                          "it is for the modules of IoT Edge",
+	"edge_ca":                           "it is for the modules of IoT Edge",
+	"moby_runtime":                      "it is for the modules of IoT Edge",
+	"image_garbage_collection":          "it is for the modules of IoT Edge",
+	"cert_issuance":                     "dpsd issues no certificates; have them renewed in their files, which it reads afresh",
+	"preloaded_certs":                   "dpsd hands no certificates to others",
+	"preloaded_keys":                    "dpsd hands no keys to others",
+	"aziot_keys":                        "dpsd uses no PKCS#11 token",
+	"tpm":                               "dpsd uses no TPM",
+	"localid":                           "dpsd makes no identities of modules",
+	"principal":                         "dpsd makes no identities of modules",
+	"endpoints":                         "it is about the sockets of the aziot services",
+}
+
+// FromAziot converts the config.toml of Azure IoT Edge or the Azure IoT Identity Service.
+// name stands for the file in messages and commands.
+//
+// The error is Errors when the file is not valid or lacks what those services demand
+// too. Any other error is one of r, wrapped.
+func FromAziot(name string, r io.Reader) (Import, error) {
+	data, err := read(name, r)
+	if err != nil {
+		return Import{}, err
+	}
+	doc, problem := readDocument(data)
+	if problem != nil {
+		problem.File, problem.Key = name, "" // a key would be one of dpsd.toml
+		return Import{}, Errors{problem}
+	}
+	a := importer{
+		checker: checker{document: doc, file: name, bad: map[path]bool{}, meant: map[path]bool{}},
+		lines:   newLines(data),
+		set:     map[string]string{},
+	}
+	a.whole()
+	if len(a.errs) > 0 {
+		a.errs.sort()
+		return Import{}, a.errs
+	}
+	slices.SortStableFunc(a.notes, func(x, y *Note) int { return x.Line - y.Line })
+	if a.lost {
+		a.notes = slices.DeleteFunc(a.notes, func(n *Note) bool { return strings.HasPrefix(n.Text, todo) })
+		return Import{Notes: a.notes}, nil
+	}
+	text := a.result()
+	if _, err := Parse("dpsd.toml", strings.NewReader(text)); err != nil {
+		return Import{}, fmt.Errorf("%s would become an invalid configuration: %w", name, err)
+	}
+	return Import{TOML: text, Notes: a.notes}, nil
+}

@@ -1,0 +1,96 @@
+package config_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// rewritten is the configuration that the settings of text say, and them.
+func rewritten(t testing.TB, text string) (string, []config.Setting) {
+	t.Helper()
+	_, all, err := config.ParseSettings("dpsd.toml", strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	table, element := "", 0
+	for _, s := range all {
+		if s.Table != table || s.Element != element {
+			table, element = s.Table, s.Element
+			header := "[" + table + "]\n"
+			if table == "credential" {
+				header = "[" + header[:len(header)-1] + "]\n"
+			}
+			b.WriteString(header)
+		}
+		b.WriteString(s.TOML() + "\n")
+	}
+	return b.String(), all
+}
+
+func TestSettings(t *testing.T) {
+	everything := strings.Replace(config.Reference(), "registration_id = ", "#registration_id = ", 1)
+	for _, key := range []string{"registration_id_file", "payload_file", "proxy_user", "proxy_password", "ca_file", "interval", "[credential]]", "[[credential]]", "type", "certificate", "private_key"} {
+		everything = strings.Replace(everything, "\n#"+key, "\n"+key, 1)
+	}
+	t.Run("every key that Parse knows is told, once for each table", func(t *testing.T) {
+		_, all := rewritten(t, everything)
+		told := map[string]int{}
+		for _, s := range all {
+			told[s.Table+"."+s.Key]++
+		}
+		for table, keys := range config.Keys() {
+			for _, key := range keys {
+				if n := told[table+"."+key]; n != 1 && (n != 2 || key != "type") {
+					t.Errorf("%s.%s is told %d times", table, key, n)
+				}
+			}
+		}
+	})
+	for say, text := range map[string]string{
+		"the smallest configuration":             minimal,
+		"the reference":                          config.Reference(),
+		"one that sets everything":               everything,
+		"one without a registration ID":          "[dps]\nid_scope = \"0ne1\"\n[[credential]]\ntype = \"x509\"\ncertificate = 'file:/a \"b\\c'\nprivate_key = \"file:/ü/<&>\"\n",
+		"one with paths and words to be cleaned": with("state", "directory", `"/var//lib/./dpsd/"`),
+	} {
+		t.Run(say+", written from its settings, is the same configuration", func(t *testing.T) {
+			again, _ := rewritten(t, text)
+			if diff := cmp.Diff(parse(t, text), parse(t, again)); diff != "" {
+				t.Errorf("%s\n%s", diff, again)
+			}
+		})
+	}
+	t.Run("a value is told with its place, or is the default", func(t *testing.T) {
+		_, all := rewritten(t, minimal+"[retry]\n  max = \"2m0s\"\n")
+		find := func(key string) config.Setting {
+			i := slices.IndexFunc(all, func(s config.Setting) bool { return s.Table+"."+s.Key == key })
+			return all[i]
+		}
+		line := strings.Count(minimal, "\n") + 2
+		if got, want := find("retry.max"), (config.Setting{Table: "retry", Key: "max", Value: "2m", Line: line, Column: 3}); !cmp.Equal(got, want) {
+			t.Errorf("max: %+v, want %+v", got, want)
+		}
+		if got, want := find("retry.initial"), (config.Setting{Table: "retry", Key: "initial", Value: "1s"}); !cmp.Equal(got, want) {
+			t.Errorf("initial: %+v, want %+v", got, want)
+		}
+		if got, want := find("transport.ca_file"), (config.Setting{Table: "transport", Key: "ca_file"}); !cmp.Equal(got, want) {
+			t.Errorf("ca_file: %+v, want %+v", got, want)
+		}
+		if got := find("credential.key"); got.Line == 0 || got.Value != "file:/etc/dpsd/device.key" && !strings.HasPrefix(got.Value.(string), "credential:") {
+			t.Errorf("key: %+v", got)
+		}
+	})
+	t.Run("what is wrong is told as Parse tells it", func(t *testing.T) {
+		_, _, err := config.ParseSettings("dpsd.toml", strings.NewReader("[dps]\nid_scop = \"x\"\n"))
+		_, want := config.Parse("dpsd.toml", strings.NewReader("[dps]\nid_scop = \"x\"\n"))
+		if err == nil || err.Error() != want.Error() {
+			t.Errorf("%v, want %v", err, want)
+		}
+	})
+}
