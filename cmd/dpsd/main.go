@@ -70,6 +70,6 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	}
 	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
-	root.AddCommand(runCommand(), checkCommand(), versionCommand(), completion.Command(root, nil))
+	root.AddCommand(runCommand(), checkCommand(), configCommand(), deriveKeyCommand(), forgetCommand(), versionCommand(), completion.Command(root, nil))
 	return root
 }

@@ -132,12 +132,21 @@ func ended(err error) error {
 }
 
 func load(file string) (*config.Config, error) {
+	f, err := open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return config.Parse(file, f)
+}
+
+// open opens a configuration.
+func open(file string) (*os.File, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w; README.md has a small one, config/dpsd.toml shows every key", err)
 	}
-	defer f.Close()
-	return config.Parse(file, f)
+	return f, nil
 }
 
 // errRestart names what only a restart can change.

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+)
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Show the configuration, or convert one of Azure IoT Edge",
+		Long: `Show the configuration that holds, with where each value comes from, or
+convert that of Azure IoT Edge or the Azure IoT Identity Service.`,
+		Example: `  dpsd config show
+  dpsd config import-aziot /etc/aziot/config.toml`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(*cobra.Command, []string) error {
+			return errors.New("which one? dpsd config show, or dpsd config import-aziot FILE")
+		},
+	}
+	cmd.AddCommand(configShowCommand(), importAziotCommand())
+	return cmd
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/config"
+)
+
+func importAziotCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "import-aziot FILE",
+		Short: "Convert the config.toml of Azure IoT Edge",
+		Long: `Convert the config.toml of Azure IoT Edge or the Azure IoT Identity Service to
+a dpsd.toml on standard output. What is left out, and what is left to do, is
+told on standard error, line by line, and in comments of the result.
+
+Keys and passwords do not come along: the result refers to them, and the notes
+have the commands that put them where dpsd looks, without showing them.
+
+The exit status is 1 when the gateway's identity cannot be carried over
+(manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
+issues), and 78 when FILE is not valid; then nothing is on standard output.`,
+		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
+  install -m 0644 dpsd.toml /etc/dpsd/    # when the notes are done`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml"}, cobra.ShellCompDirectiveFilterFileExt),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			defer f.Close()
+			result, err := config.FromAziot(args[0], f)
+			if errors.As(err, &config.Errors{}) {
+				return &exitError{exitConfiguration, err}
+			}
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			for _, n := range result.Notes {
+				fmt.Fprintln(cmd.ErrOrStderr(), n)
+				if n.Command != "" {
+					fmt.Fprintln(cmd.ErrOrStderr(), "   ", n.Command)
+				}
+			}
+			if result.TOML == "" {
+				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; README.md has a small dpsd.toml to begin with")}
+			}
+			if _, err := fmt.Fprint(cmd.OutOrStdout(), result.TOML); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+}

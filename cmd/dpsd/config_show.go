@@ -1,0 +1,224 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+func configShowCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Show every value that holds, and where it comes from",
+		Long: `Show every value that holds, and where it comes from: the file and line, or
+the default. What a value depends on is told too: the registration ID as it is
+now, and the proxy of the environment, without user and password. Keys and
+certificates are shown as references, never their contents.
+
+The output is a dpsd.toml of its own. With --json it is an object: "file", and
+"settings" with a table of each name ("credential" is an array), in which each
+key has "value" (null when it is not set), "origin" ("file", "default" or
+"unset"), "line" and "column" with "file", and where something is looked up
+"resolved" or the "problem" with that.`,
+		Example: `  dpsd config show
+  dpsd config show --json | jq .settings.dps.registration_id`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file, err := cmd.Flags().GetString("config")
+			if err != nil {
+				return err
+			}
+			f, err := open(file)
+			if err != nil {
+				return &exitError{exitConfiguration, err}
+			}
+			defer f.Close()
+			cfg, settings, err := config.ParseSettings(file, f)
+			if err != nil {
+				return &exitError{exitConfiguration, err}
+			}
+			s := shown{file: file, settings: settings, lookups: map[string]lookup{
+				identityKey(cfg): identityNow(cfg),
+			}}
+			if cfg.Transport.Proxy == "environment" {
+				s.lookups["transport.proxy"] = proxyNow(cfg)
+			}
+			if asJSON {
+				err = s.json(cmd.OutOrStdout())
+			} else {
+				err = s.toml(cmd.OutOrStdout())
+			}
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, for programs")
+	return cmd
+}
+
+// lookup is what a value leads to on this machine, now: a value, or the reason
+// why there is none.
+type lookup struct {
+	value, problem string
+	// remark says more, to people.
+	remark string
+}
+
+// identityKey is the key that the registration ID hangs on.
+func identityKey(cfg *config.Config) string {
+	if cfg.DPS.RegistrationID.File != "" {
+		return "dps.registration_id_file"
+	}
+	return "dps.registration_id"
+}
+
+func identityNow(cfg *config.Config) lookup {
+	id, err := cfg.DPS.RegistrationID.Resolve(attest.Host{}, attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")))
+	if err != nil {
+		return lookup{problem: err.Error(), remark: "no registration ID now: " + err.Error()}
+	}
+	if id == cfg.DPS.RegistrationID.Template {
+		return lookup{value: id}
+	}
+	return lookup{value: id, remark: fmt.Sprintf("the registration ID is %q now, the %s", id, source(cfg.DPS.RegistrationID))}
+}
+
+// source names where a registration ID that is not written out comes from.
+func source(r attest.RegistrationID) string {
+	if r.Template != "" {
+		return "template filled in"
+	}
+	return r.String()
+}
+
+// proxyNow is the proxy on the way to the first port that is tried. This
+// process has an environment of its own, which need not be the service's.
+func proxyNow(cfg *config.Config) lookup {
+	const where = "; the service's environment is its own: systemctl show --property=Environment dpsd"
+	port := cfg.Transport.MQTTPort
+	if cfg.Transport.Protocols[0] == "websocket" {
+		port = cfg.Transport.WebSocketPort
+	}
+	target := &url.URL{Scheme: "https", Host: net.JoinHostPort(cfg.DPS.Endpoint, strconv.Itoa(port))}
+	proxy, err := transport.ProxyFromEnvironment()(target)
+	if proxy != nil && strings.Contains(proxy.Path+proxy.RawQuery+proxy.Fragment, "@") {
+		// A "/", "?" or "#" in the password ends the host in the middle of it.
+		err = fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)
+	}
+	switch {
+	case err != nil:
+		return lookup{problem: err.Error(), remark: err.Error() + where}
+	case proxy == nil:
+		return lookup{value: "none", remark: "HTTPS_PROXY and NO_PROXY of this shell lead straight to the service" + where}
+	}
+	address := proxy.Scheme + "://" + proxy.Host // without user and password
+	return lookup{value: address, remark: "HTTPS_PROXY of this shell leads through " + address + where}
+}
+
+// shown is a configuration to be shown.
+type shown struct {
+	file     string
+	settings []config.Setting
+	lookups  map[string]lookup // by "table.key"
+}
+
+// toml writes a dpsd.toml with comments.
+func (s shown) toml(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# What %s says, and the defaults. Secrets are references; none is shown.\n", comment(s.file))
+	table, element := "", 0
+	for _, setting := range s.settings {
+		if setting.Table != table || setting.Element != element {
+			table, element = setting.Table, setting.Element
+			header := "[" + table + "]"
+			if table == "credential" {
+				header = "[" + header + "]"
+			}
+			b.WriteString("\n" + header + "\n")
+		}
+		switch {
+		case setting.Value == nil:
+			fmt.Fprintf(&b, "# %s is not set\n", setting.Key)
+		case setting.Line > 0:
+			fmt.Fprintf(&b, "%-40s # %s:%d\n", setting.TOML(), comment(s.file), setting.Line)
+		default:
+			fmt.Fprintf(&b, "%-40s # default\n", setting.TOML())
+		}
+		if remark := s.lookups[setting.Table+"."+setting.Key].remark; remark != "" {
+			fmt.Fprintf(&b, "#   %s\n", comment(remark))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// comment makes text fit for the rest of a line: a name of a file may hold an
+// end of one.
+func comment(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
+}
+
+// shownSetting is one key in JSON.
+type shownSetting struct {
+	Value    any    `json:"value"`
+	Origin   string `json:"origin"`
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Column   int    `json:"column,omitempty"`
+	Resolved string `json:"resolved,omitempty"`
+	Problem  string `json:"problem,omitempty"`
+}
+
+func (s shown) json(w io.Writer) error {
+	tables := map[string]any{}
+	var credentials []map[string]shownSetting
+	for _, setting := range s.settings {
+		one := shownSetting{Value: setting.Value, Origin: "default"}
+		switch {
+		case setting.Value == nil:
+			one.Origin = "unset"
+		case setting.Line > 0:
+			one.Origin, one.File, one.Line, one.Column = "file", s.file, setting.Line, setting.Column
+		}
+		found := s.lookups[setting.Table+"."+setting.Key]
+		one.Resolved, one.Problem = found.value, found.problem
+		if setting.Table == "credential" {
+			for len(credentials) <= setting.Element {
+				credentials = append(credentials, map[string]shownSetting{})
+			}
+			credentials[setting.Element][setting.Key] = one
+			continue
+		}
+		table, _ := tables[setting.Table].(map[string]shownSetting)
+		if table == nil {
+			table = map[string]shownSetting{}
+			tables[setting.Table] = table
+		}
+		table[setting.Key] = one
+	}
+	tables["credential"] = credentials
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(map[string]any{"file": s.file, "settings": tables})
+}

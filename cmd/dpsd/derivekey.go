@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+func deriveKeyCommand() *cobra.Command {
+	var id string
+	cmd := &cobra.Command{
+		Use:   "derive-key --registration-id ID",
+		Short: "Derive a device key from the key of an enrollment group",
+		Long: `Derive the key of one device from the key of its enrollment group. The group
+key (base64, as the portal shows it) is read from standard input and never
+taken from an argument, which other users could see; the device key (base64)
+goes to standard output.
+
+A group key opens the whole group: do this where the group key lives, and
+bring only the device key to the gateway.`,
+		Example: `  systemd-ask-password key: | dpsd derive-key --registration-id gw-0001
+  dpsd derive-key --registration-id gw-0001 <group.key >gw-0001.key`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		// Whatever stands there may be the key: cobra's own message would repeat it.
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return errors.New("the group key is read from standard input, never from an argument; if one was a key, it is in the shell's history now")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if id == "" {
+				return errors.New("which device? give --registration-id")
+			}
+			if err := attest.CheckRegistrationID(id); err != nil {
+				return fmt.Errorf("--registration-id: %w", err)
+			}
+			if terminalOn(os.Stdin).attended {
+				return &exitError{exitUsage, try("systemd-ask-password key: | dpsd derive-key --registration-id "+id,
+					errors.New("standard input is the terminal, which would show the group key; pipe it"))}
+			}
+			return deriveKey(cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), id)
+		},
+	}
+	cmd.Flags().StringVar(&id, "registration-id", "", "registration `ID` of the device, as it will register")
+	_ = cmd.RegisterFlagCompletionFunc("registration-id", cobra.NoFileCompletions) // fails only for a flag that is not there
+	return cmd
+}
+
+// maxKeyText bounds what is read as a key: 64 bytes have 88 characters.
+const maxKeyText = 4096
+
+// deriveKey reads a group key and writes the device key of id. Its errors repeat
+// nothing of what was read.
+func deriveKey(in io.Reader, out, note io.Writer, id string) error {
+	text, err := io.ReadAll(io.LimitReader(in, maxKeyText+1))
+	defer clear(text)
+	if err != nil {
+		return &exitError{exitFailed, fmt.Errorf("read the group key: %w", err)}
+	}
+	var group []byte
+	if len(text) > maxKeyText {
+		err = attest.ErrKeyLength
+	} else {
+		group, err = attest.DecodeKey(text)
+		defer clear(group)
+	}
+	if err != nil {
+		return &exitError{exitFailed, fmt.Errorf("standard input: %w\nTry the primary or secondary key of the enrollment group as the portal shows it, and nothing else", err)}
+	}
+	if strings.ToLower(id) != id {
+		// The service compares IDs without case, but the key depends on it.
+		fmt.Fprintf(note, "dpsd: warning: %s has upper-case letters: this key works only while the gateway registers with exactly these;\n"+
+			"the service ignores case, so better use %s in dpsd.toml and here\n", id, strings.ToLower(id))
+	}
+	_, err = fmt.Fprintln(out, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id)))
+	if err != nil {
+		return &exitError{exitFailed, err}
+	}
+	return nil
+}

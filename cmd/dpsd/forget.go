@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+func forgetCommand() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "forget",
+		Short: "Forget this gateway's identity, for repair or resale",
+		Long: `Forget this gateway's identity, before it is repaired or sold: remove the
+record, the ones before it, state.env, damaged records that were kept, and
+what dpsd remembers of its attempts, from the state directory and the runtime
+directory. The service must be stopped.
+
+The configuration and the keys stay, and so do some things that are not
+dpsd's; what is left is listed at the end.`,
+		Example: `  systemctl stop dpsd && dpsd forget
+  dpsd forget --yes    # without a question, for scripts`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file, err := cmd.Flags().GetString("config")
+			if err != nil {
+				return err
+			}
+			cfg, err := load(file)
+			if err != nil {
+				return &exitError{exitConfiguration, err}
+			}
+			f := forgetter{out: cmd.OutOrStdout(), cfg: cfg, file: file}
+			switch {
+			case yes:
+			case !terminalOn(os.Stdin).attended:
+				return &exitError{exitUsage, try("dpsd forget --yes", errors.New("there is no terminal to ask at; --yes forgets the identity without a question"))}
+			case !f.asks(cmd.InOrStdin(), cmd.ErrOrStderr()):
+				return &exitError{exitFailed, errors.New("nothing was removed")}
+			}
+			return f.forget()
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+// forgetter removes the identity that a configuration leads to.
+type forgetter struct {
+	out  io.Writer
+	cfg  *config.Config
+	file string
+}
+
+// asks tells what would go, and whether a person agrees.
+func (f forgetter) asks(in io.Reader, out io.Writer) bool {
+	who := "the identity of this gateway"
+	if rec, err := store.Read(f.cfg.State.Directory); err == nil {
+		who = fmt.Sprintf("that this gateway is %s at %s", rec.DeviceID, rec.AssignedHub)
+	}
+	fmt.Fprintf(out, "Forget %s, in %s and %s? Type yes: ", who, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
+	answer := make([]byte, 64)
+	n, _ := in.Read(answer) // a terminal gives a line; its end is a no
+	return strings.EqualFold(strings.TrimSpace(string(answer[:n])), "yes")
+}
+
+func (f forgetter) forget() error {
+	done, err := store.Forget(store.Options{Directory: f.cfg.State.Directory, RuntimeDirectory: filepath.Dir(f.cfg.Control.Socket)})
+	for _, path := range done.Removed {
+		fmt.Fprintln(f.out, "removed", path)
+	}
+	var locked *store.LockedError
+	switch {
+	case errors.As(err, &locked) && locked.PID != 0:
+		return &exitError{exitFailed, try("systemctl stop dpsd", fmt.Errorf("dpsd is running (pid %d), and nothing was removed; stop it first", locked.PID))}
+	case err != nil && errors.As(err, &locked):
+		return &exitError{exitFailed, try("systemctl stop dpsd", fmt.Errorf("dpsd is running, and nothing was removed: %w", err))}
+	case errors.Is(err, os.ErrPermission):
+		return &exitError{exitFailed, try("sudo dpsd forget", err)}
+	case err != nil:
+		return &exitError{exitFailed, try("dpsd forget", fmt.Errorf("not all is forgotten: %w; when that is mended, forget again", err))}
+	}
+	if len(done.Removed) == 0 {
+		fmt.Fprintln(f.out, "nothing to forget: there is no record in", f.cfg.State.Directory)
+	}
+	f.left(done)
+	return nil
+}
+
+// left names what still tells who the gateway was.
+func (f forgetter) left(done store.Forgotten) {
+	fmt.Fprintln(f.out, "Kept; who repairs or sells the gateway decides about each:")
+	item := func(what, why string) { fmt.Fprintf(f.out, "  %s: %s\n", what, why) }
+	item(f.file, "the configuration")
+	var keys []attest.Reference
+	for _, c := range f.cfg.Credentials {
+		keys = append(keys, c.References()...)
+	}
+	for _, r := range append(keys, f.cfg.Transport.ProxyPassword) {
+		if r.IsZero() {
+			continue
+		}
+		why := "a key, certificate or password"
+		if r.Credential != "" {
+			why += ", in /etc/credstore, /etc/credstore.encrypted or wherever else the unit loads it from"
+		}
+		item(r.String(), why)
+	}
+	if f.cfg.DPS.RegistrationID.File != "" {
+		item(f.cfg.DPS.RegistrationID.File, "the registration ID comes from it")
+	}
+	if f.cfg.DPS.PayloadFile != "" {
+		item(f.cfg.DPS.PayloadFile, "the payload that is sent along")
+	}
+	if done.Kept != "" {
+		item(done.Kept, "the pause that the service asked for holds until the next boot, which removes it")
+	}
+	item("/etc/machine-id", "an image that is copied has it empty (machine-id(5))")
+	item("the journal", "it names device and hub: journalctl --rotate && journalctl --vacuum-time=1s")
+	item("the enrollment", "until it is disabled at the provisioning service, the keys above still open it")
+}
