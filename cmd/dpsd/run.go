@@ -126,7 +126,7 @@ func ended(err error) error {
 	}
 	var locked *store.LockedError
 	if errors.As(err, &locked) && locked.PID != 0 {
-		err = fmt.Errorf("already running (pid %d): %w", locked.PID, err)
+		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
 	return &exitError{code, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice)}
 }
