@@ -152,6 +152,7 @@ func (c *checker) tables(to *Config) map[string][]key {
 		},
 		"control": {
 			{"socket", c.socket(&to.Control.Socket), &to.Control.Socket},
+			{"metrics_file", c.filePath(&to.Control.MetricsFile), &to.Control.MetricsFile},
 		},
 		"log": {
 			{"level", c.choice(&to.Log.Level, "debug", "info", "warn", "error"), &to.Log.Level},

@@ -120,6 +120,9 @@ type Control struct {
 	// Socket is the absolute path of the control socket. Its directory, which is not
 	// the state directory, is the runtime directory.
 	Socket string
+	// MetricsFile is the absolute path of a file for the textfile collector of
+	// node_exporter; "" for none.
+	MetricsFile string
 }
 
 // Log is the table [log].
@@ -128,8 +131,8 @@ type Log struct {
 	Level string
 }
 
-// defaults returns what holds for the keys that are left out.
-func defaults() Config {
+// Default returns what holds for the keys that are left out.
+func Default() Config {
 	return Config{
 		DPS: DPS{
 			Endpoint:   "global.azure-devices-provisioning.net",
@@ -191,7 +194,7 @@ func parse(name string, r io.Reader) (*Config, document, error) {
 		problem.File = name
 		return nil, document{}, Errors{problem}
 	}
-	c := defaults()
+	c := Default()
 	check := checker{document: doc, file: name, known: names(), bad: map[path]bool{}, meant: map[path]bool{}}
 	check.config(&c)
 	if len(check.errs) > 0 {

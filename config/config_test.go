@@ -111,6 +111,7 @@ var settings = []struct {
 	{"retry", "refused_max", `"168h"`, func(c *config.Config) any { return c.Retry.RefusedMax }, 7 * 24 * time.Hour},
 	{"state", "directory", `"/data/dpsd/"`, func(c *config.Config) any { return c.State.Directory }, "/data/dpsd"},
 	{"state", "mode", `"0640"`, func(c *config.Config) any { return c.State.Mode }, fs.FileMode(0o640)},
+	{"control", "metrics_file", `"/tmp/x/dpsd.prom"`, func(c *config.Config) any { return c.Control.MetricsFile }, "/tmp/x/dpsd.prom"},
 	{"control", "socket", `"/tmp/x/dpsd.sock"`, func(c *config.Config) any { return c.Control.Socket }, "/tmp/x/dpsd.sock"},
 	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
 }

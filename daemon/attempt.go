@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
@@ -52,6 +53,7 @@ type attempt struct {
 	record         *store.Record // set: assigned already, only the save is missing
 	look           bool          // only see whether the published record will do
 	mend           bool          // only see that the state directory holds what was published
+	recording      *recording    // for the flight recorder
 }
 
 // result is what an attempt hands back. Without err and wait the record is
@@ -73,6 +75,8 @@ type result struct {
 	credential string
 	inspector  string // who inspects the connection, by the root of an authority that this gateway trusts
 	protocol   string
+	connection *control.Connection // nil: none was made
+	recording  *recording
 	saved      store.Result
 }
 
@@ -93,8 +97,9 @@ func at(stage fault.Stage, err error) error {
 }
 
 func (a *attempt) run(ctx context.Context) (r result) {
-	r.unsaved, r.credential = a.record, a.credential.String()
+	r.unsaved, r.credential, r.recording = a.record, a.credential.String(), a.recording
 	defer func() {
+		a.recording.leave(time.Now())
 		r.registrationID, r.registration, r.payload = a.registrationID, a.registration, a.payload
 	}()
 	if a.look {
@@ -167,6 +172,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		}
 		dialer.ProxyUser = url.UserPassword(s.ProxyUser, password)
 	}
+	dialer.DialContext = a.recording.counting(dialer.DialContext)
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
 	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
 	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)
@@ -179,6 +185,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	}
 	r.inspector = Inspector(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
+	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
 	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
 	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
@@ -317,6 +324,7 @@ func (a *attempt) enter(ctx context.Context, stage fault.Stage, limit time.Durat
 	case a.phases <- phase{stage, status, time.Now().Add(limit)}:
 	case <-ctx.Done():
 	}
+	a.recording.enter(stage, time.Now())
 	a.tell(event.Phase, zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
 }
 

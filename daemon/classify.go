@@ -77,12 +77,17 @@ func (c Circumstances) Classify(err error) fault.Fault {
 
 // classify names what ended an attempt, knowing what the supervisor knows.
 func (s *supervisor) classify(r result, now time.Time) fault.Fault {
-	wall := now.Round(0)
 	return Circumstances{
 		Inspector:   r.inspector,
-		Implausible: wall.Before(s.BuiltAt) || wall.Before(s.verified),
+		Implausible: s.implausible(now),
 		Validity:    r.validity,
 	}.Classify(r.err)
+}
+
+// implausible reports whether the wall clock was later before: when the program
+// was built, or at the last verified handshake.
+func (s *supervisor) implausible(now time.Time) bool {
+	return now.Round(0).Before(s.BuiltAt) || now.Round(0).Before(s.verified)
 }
 
 // ofService knows the answers of DPS (dps-protocol: the error table).

@@ -79,6 +79,13 @@ type Daemon struct {
 
 	// Notify sends a state to the service manager, sd_notify(3). nil: there is none.
 	Notify func(state string) error
+	// Socket is the path of the control socket, which is opened once the state
+	// directory is locked. "" is none.
+	Socket string
+	// MetricsFile is written with the metrics after each attempt, for the textfile
+	// collector of node_exporter. "" is none.
+	MetricsFile string
+
 	// Watchdog is the interval of WATCHDOG_USEC; 0 when systemd asked for none.
 	Watchdog time.Duration
 
@@ -112,6 +119,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := s.open(time.Now()); err != nil {
 		return err
 	}
+	defer s.serve(ctx)()
 	return s.run(ctx)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
@@ -34,7 +35,9 @@ type supervisor struct {
 	history        history
 	unsaved        *store.Record // assigned, but the disk refused it
 	floors         floors
-	ready          bool // READY=1 was sent
+	ready          bool      // READY=1 was sent
+	foreign        bool      // the published record belongs to another configuration
+	since          time.Time // when the registration was first tried that has not succeeded yet
 	lastFault      fault.Fault
 	faults         int       // since the last assignment
 	faultsSince    time.Time // when the first of them was
@@ -45,27 +48,36 @@ type supervisor struct {
 
 	// What is going on. Either an attempt runs, or due says when the next one
 	// starts (zero: not by itself).
-	attempt  context.CancelFunc // nil: none runs
-	look     bool               // the next one only sees whether the published record will do
-	forced   time.Time          // when the last registration that somebody asked for was, or is, due
-	started  time.Time          // of the last attempt
-	reached  time.Time          // when the last one began that did not end at a file of this gateway
-	phase    phase              // of the running attempt
-	replaced bool               // the settings were replaced while it ran
-	wanted   time.Time          // when a trigger asked for the next one while it ran
-	due      time.Time
-	mendDue  time.Time // when the state directory is looked after; zero: it was not touched
-	mended   time.Time // when it was last
-	mendFor  history   // of what kept it from being mended
-	unmended bool      // the last fault was of that kind
-	lane     Lane
-	hung     bool // the gate is shut; said once
-	phases   chan phase
-	results  chan result
-	changes  <-chan struct{} // from Watch
-	unwatch  context.CancelFunc
-	touched  <-chan struct{} // from Watch: somebody was at the files of the state directory
-	assigned bool            // in this run
+	attempt   context.CancelFunc // nil: none runs
+	registers bool               // the running attempt asks the service
+	look      bool               // the next one only sees whether the published record will do
+	forced    time.Time          // when the last registration that somebody asked for was, or is, due
+	started   time.Time          // of the last attempt
+	reached   time.Time          // when the last one began that did not end at a file of this gateway
+	phase     phase              // of the running attempt
+	replaced  bool               // the settings were replaced while it ran
+	wanted    time.Time          // when a trigger asked for the next one while it ran
+	due       time.Time
+	mendDue   time.Time // when the state directory is looked after; zero: it was not touched
+	mended    time.Time // when it was last
+	mendFor   history   // of what kept it from being mended
+	unmended  bool      // the last fault was of that kind
+	lane      Lane
+	hung      bool // the gate is shut; said once
+	phases    chan phase
+	results   chan result
+	changes   <-chan struct{} // from Watch
+	unwatch   context.CancelFunc
+	touched   <-chan struct{} // from Watch: somebody was at the files of the state directory
+	assigned  bool            // in this run
+
+	// What others are told.
+	why      string // something is due
+	account  account
+	board    control.Board
+	measures *measures
+	recorder store.Recorder
+	requests chan request // from the control socket
 }
 
 // phase is a step of an attempt, with the time at which the step ends itself.
@@ -84,6 +96,9 @@ func (d *Daemon) supervisor() *supervisor {
 	s.floors = floors{runtime: store.Runtime{Directory: d.Store.RuntimeDirectory}, bootTime: d.BootTime}
 	s.phases = make(chan phase)
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
+	s.requests = make(chan request)
+	s.measures = newMeasures(&s.board)
+	s.recorder = store.Recorder{Directory: d.Store.Directory, RuntimeDirectory: d.Store.RuntimeDirectory, Mode: d.Store.Mode}
 	return s
 }
 
@@ -106,7 +121,7 @@ func (s *supervisor) open(now time.Time) error {
 		// Somebody who runs --once asks for a registration.
 		s.look = s.settings.OnBoot != PolicyAlways && s.settings.OnBoot != "" && !s.Once
 	}
-	s.due = now
+	s.due, s.why, s.account.started = now, "start", stamp(now)
 	if !s.look {
 		s.due = s.boot(now)
 	}
@@ -149,6 +164,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	}
 	for {
 		s.announce(time.Now())
+		s.board.Post(s.status(time.Now()))
 		wake := time.NewTimer(s.sleep(time.Now()))
 		var err error
 		select {
@@ -182,6 +198,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.mendDue = later(time.Now().Add(settle), s.mended.Add(changeGap))
 		case step := <-s.ClockStepped:
 			s.clockStepped(step, time.Now())
+		case r := <-s.requests:
+			r.answer <- s.reprovision(time.Now())
 		case <-beat.C:
 			s.beat(time.Now())
 			if s.ready && s.Watchdog == 0 && s.notify.settle() {
@@ -220,6 +238,12 @@ func reached(due, now time.Time) bool { return !due.IsZero() && !due.After(now) 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
 	s.started, s.due = now, time.Time{}
+	if !s.look {
+		s.account.attempts.Started++
+		if s.since.IsZero() {
+			s.since = now
+		}
+	}
 	s.launch(ctx, now, &attempt{
 		settings:       s.settings,
 		secrets:        s.Secrets,
@@ -234,6 +258,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		record:         s.unsaved,
 		look:           s.look,
 		teller:         s.teller,
+		recording:      &recording{began: now, trigger: s.why},
 		phases:         s.phases,
 	})
 }
@@ -243,6 +268,7 @@ func (s *supervisor) mend(ctx context.Context, now time.Time) {
 	s.mended, s.mendDue = now, time.Time{}
 	s.launch(ctx, now, &attempt{
 		store: s.store, mend: true, teller: s.teller, phases: s.phases,
+		recording: &recording{began: now},
 		// Handed back as they are.
 		registrationID: s.registrationID, registration: s.registration, payload: s.payload, record: s.unsaved,
 		credential: s.settings.Credentials[s.credential],
@@ -252,6 +278,7 @@ func (s *supervisor) mend(ctx context.Context, now time.Time) {
 func (s *supervisor) launch(ctx context.Context, now time.Time, a *attempt) {
 	ctx, s.attempt = context.WithCancel(ctx)
 	s.replaced, s.wanted = false, time.Time{}
+	s.registers = !a.look && !a.mend
 	s.phase = phase{deadline: now.Add(overdue)}
 	go func() { s.results <- a.run(ctx) }()
 }
@@ -265,6 +292,9 @@ func (s *supervisor) finish(r result, now time.Time) error {
 		s.reached = s.started
 	}
 	s.tellNotices()
+	if r.connection != nil {
+		s.account.connection = r.connection
+	}
 	if s.replaced {
 		// What this attempt found out about the old settings counts for nothing;
 		// what it assigned stays on disk until the next one.
@@ -288,17 +318,18 @@ func (s *supervisor) finish(r result, now time.Time) error {
 		s.lookedUp(r.published, now)
 	case r.wait > 0:
 		const why = "DPS asked to wait (Retry-After)"
-		s.due = now.Add(r.wait)
+		s.due, s.why = now.Add(r.wait), why
 		s.tell(event.Waiting, zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
 		s.waiting(now, why)
 	default:
 		s.provisioned(r, now)
 	}
+	s.record(r, now)
 	if !r.verified.IsZero() {
 		s.verified = r.verified // and an earlier, later time is forgotten
 	}
 	if !s.wanted.IsZero() {
-		s.trigger(later(s.wanted, s.reached.Add(changeGap)))
+		s.trigger(later(s.wanted, s.reached.Add(changeGap)), s.why)
 	}
 	return err
 }
@@ -307,7 +338,8 @@ func (s *supervisor) finish(r result, now time.Time) error {
 // do.
 func (s *supervisor) lookedUp(published bool, now time.Time) {
 	s.look, s.history, s.lastFault, s.lane = false, history{}, fault.Fault{}, ""
-	s.due = s.boot(now)
+	s.due, s.why = s.boot(now), "boot delay"
+	s.foreign = !published
 	if !published {
 		s.tell(event.RecordOfAnotherConfiguration)
 		if s.due.After(now) {
@@ -332,6 +364,7 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		f := Classify(r.err)
 		wait, lane := s.settings.Retry.after(f, false, &s.mendFor, s.random)
 		s.mendDue, s.unmended = now.Add(wait), true
+		s.account.failed(f, "", fault.Describe(f.Code).Advice, now)
 		s.tellFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
 		s.notify.setStatus(fmt.Sprintf("%s; %v; next attempt in %s", s.standing(), f, wait.Round(time.Second)))
 		return
@@ -346,6 +379,9 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 	if s.unmended && s.ready && s.lastFault.Code == "" {
 		s.notify.setStatus(s.standing())
 	}
+	if s.unmended {
+		s.account.mended()
+	}
 	s.mendFor, s.unmended = history{}, false
 }
 
@@ -353,14 +389,17 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 func (s *supervisor) nextRegular(now time.Time) {
 	s.due = time.Time{}
 	if s.settings.Interval > 0 {
-		s.due = now.Add(regular(s.settings.Interval, s.random))
+		s.due, s.why = now.Add(regular(s.settings.Interval, s.random)), "interval"
 	}
 }
 
 // provisioned is reached when DPS has answered 200 with status assigned and the
 // record is durable: READY means both.
 func (s *supervisor) provisioned(r result, now time.Time) {
-	s.assigned = true
+	s.assigned, s.foreign = true, false
+	s.account.confirm(now)
+	s.measures.assignTime.Update(now.Sub(s.since).Seconds())
+	s.since = time.Time{}
 	s.history, s.credential, s.tried, s.connackBusy = history{}, 0, 0, 0
 	s.lane, s.lastFault = "", fault.Fault{}
 	s.nextRegular(now)
@@ -458,6 +497,8 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	if s.connackBusy >= 10 {
 		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."
 	}
+	s.why = "after " + string(f.Code)
+	s.account.failed(f, r.credential, advice, now)
 	s.tellFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
 	if s.Once && (lane == LaneRefused || f.Class == fault.Storage) {
@@ -488,13 +529,32 @@ func (s *supervisor) waiting(now time.Time, why string) {
 
 // trigger asks for an attempt at the given time, or earlier when one is due
 // anyway. The floor is kept by the attempt itself, whoever asked for it.
-func (s *supervisor) trigger(at time.Time) {
+func (s *supervisor) trigger(at time.Time, why string) {
 	next := &s.due
 	if s.attempt != nil {
 		next = &s.wanted
 	}
 	if next.IsZero() || at.Before(*next) {
-		*next = at
+		*next, s.why = at, why
+	}
+}
+
+// reprovision is a registration that somebody asks for on the control socket. A
+// registration that runs already is the one.
+func (s *supervisor) reprovision(now time.Time) control.Reprovision {
+	due := now
+	if s.attempt == nil || !s.registers {
+		due = s.force(now)
+		s.trigger(due, "asked for")
+		if s.attempt == nil && s.registrationID != "" {
+			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, s.registrationID))))
+		}
+	}
+	wait := max(0, due.Sub(now))
+	s.tell(event.AskedFor, zap.Duration("attemptIn", wait.Round(time.Second)))
+	return control.Reprovision{
+		StartedAt: s.account.started, Due: stamp(now.Add(wait)), In: wait.Seconds(),
+		Confirmations: s.account.confirmations, Failed: s.account.attempts.Failed,
 	}
 }
 
@@ -503,7 +563,7 @@ func (s *supervisor) trigger(at time.Time) {
 func (s *supervisor) filesChanged(now time.Time) {
 	s.credential, s.tried = 0, 0
 	before := s.due
-	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)))
+	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "a file has changed")
 	if s.due != before { // a file that changes all the time fills no journal
 		s.tell(event.FilesChanged, zap.Duration("attemptIn", s.due.Sub(now)))
 	}
@@ -513,7 +573,7 @@ func (s *supervisor) filesChanged(now time.Time) {
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.tell(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.lane == LaneRefused {
-		s.trigger(now)
+		s.trigger(now, "the clock was set")
 	}
 }
 
@@ -538,7 +598,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	default:
 		s.tell(event.Reloaded, zap.Bool("changed", settings != nil))
 		s.afresh(ctx, settings)
-		s.trigger(s.force(now))
+		s.trigger(s.force(now), "reload")
 	}
 	if s.ready {
 		s.notify.ready(status)

@@ -18,6 +18,7 @@ const (
 	WatchFailed     = "watch-failed"
 	NotifyFailed    = "notify-failed"
 	StateNotice     = "state-notice"
+	ControlFailed   = "control-failed"
 
 	Published                    = "published"
 	RecordOfAnotherConfiguration = "record-of-another-configuration"
@@ -31,9 +32,12 @@ const (
 	Assigned               = "assigned"
 	ConfirmationNotKept    = "confirmation-not-kept"
 	TransportNotKept       = "transport-not-kept"
+	AttemptNotRecorded     = "attempt-not-recorded"
+	MetricsNotWritten      = "metrics-not-written"
 
 	FilesChanged       = "files-changed"
 	ClockStepped       = "clock-stepped"
+	AskedFor           = "asked-for"
 	Reloaded           = "reloaded"
 	ReloadRefused      = "reload-refused"
 	CertificateExpires = "certificate-expires"

@@ -9,9 +9,6 @@ import (
 	"strings"
 )
 
-// recorderName is the file of the flight recorder, in both directories.
-const recorderName = "attempts.json"
-
 // Forgotten says what a Forget has done.
 type Forgotten struct {
 	// Removed are the paths that are gone, in that order.

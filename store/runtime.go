@@ -38,6 +38,13 @@ type floor struct {
 	BootTime time.Duration `json:"bootTimeNanoseconds"`
 }
 
+// Create makes the directory when only it is missing: systemd makes the service's,
+// so this is for a person who runs dpsd by hand.
+func (r Runtime) Create() error {
+	w := writer{directory: r.Directory}
+	return w.create()
+}
+
 // SaveFloor keeps the CLOCK_BOOTTIME until which the service asked not to be
 // contacted. key names endpoint and registration ID: another identity has a
 // floor of its own. until 0 removes it. The error is a *WriteError.

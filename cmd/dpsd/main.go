@@ -5,6 +5,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,7 @@ const (
 	exitOK            = 0  // done
 	exitFailed        = 1  // failed, or cannot tell
 	exitUsage         = 2  // the command line is wrong
+	exitNone          = 3  // not provisioned
 	exitTimeout       = 4  // --timeout has passed
 	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
 )
@@ -30,7 +32,7 @@ type exitError struct {
 	err  error
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() { os.Exit(command(os.Args[1:])) }
@@ -47,6 +49,9 @@ func command(args []string) int {
 	code := exitUsage
 	var exit *exitError
 	if errors.As(err, &exit) {
+		if exit.err == nil {
+			return exit.code // all was said
+		}
 		code = exit.code
 	} else {
 		err = try("dpsd --help", err)
@@ -70,6 +75,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	}
 	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
-	root.AddCommand(runCommand(), checkCommand(), configCommand(), deriveKeyCommand(), forgetCommand(), versionCommand(), completion.Command(root, nil))
+	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), configCommand(),
+		deriveKeyCommand(), forgetCommand(), versionCommand(), completion.Command(root, nil))
 	return root
 }

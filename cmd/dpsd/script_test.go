@@ -53,6 +53,7 @@ const patience = 30 * time.Second
 //	ended CODE NAME        it has ended with this exit code
 //	terminate NAME         send TERM and ended 0
 //	exits CODE COMMAND...  runs a command to its end, with this exit code
+//	tells REGEXP COMMAND...  runs a command again and again until a line of what it prints matches
 //	waitfor FILE REGEXP    until a line of the file matches
 //	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
 //	                       days from now; with a third argument, self, it is signed by itself
@@ -91,6 +92,7 @@ func TestScript(t *testing.T) {
 			"ended":       command(2, 2, (*gateway).ended),
 			"terminate":   command(1, 1, (*gateway).terminate),
 			"exits":       command(2, 99, exits),
+			"tells":       command(2, 99, tells),
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 3, certificate),
 			"conforms":    command(2, 2, conforms),
@@ -217,7 +219,7 @@ func published(ts *testscript.TestScript) map[string]string {
 		for _, e := range entries {
 			name := dir + "/" + e.Name()
 			switch {
-			case e.Name() == "lock" || dir == "run" && !strings.HasPrefix(e.Name(), "state."):
+			case !strings.HasPrefix(e.Name(), "state.") && !strings.HasPrefix(e.Name(), ".state."):
 				continue // not the record
 			case e.IsDir():
 				ts.Fatalf("%s is a directory", name)
@@ -372,6 +374,20 @@ func conforms(_ *gateway, ts *testscript.TestScript, args []string) {
 	document, err := jsonschema.UnmarshalJSON(strings.NewReader(ts.ReadFile(args[1])))
 	ts.Check(err)
 	ts.Check(schema.Validate(document))
+}
+
+func tells(_ *gateway, ts *testscript.TestScript, args []string) {
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		_ = ts.Exec(args[1], args[2:]...) // what it prints counts
+		secretless(ts, "stdout")
+		if text := ts.ReadFile("stdout"); re.MatchString(text) {
+			return
+		} else if time.Now().After(limit) {
+			ts.Fatalf("nothing matches %s in:\n%s", args[0], text)
+		}
+	}
 }
 
 // waitFor returns the first whole line of the file that matches.

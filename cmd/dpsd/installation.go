@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// installation is where a daemon on this machine keeps and tells things. The
+// commands that look at it work without a configuration that can be read: an
+// ordinary user, or a broken file, must not hide what is published.
+type installation struct {
+	state, runtime string // directories
+	socket         string
+	note           error // why the standard places are used instead of the configured ones
+}
+
+func installationOf(cmd *cobra.Command) (installation, error) {
+	file, err := cmd.Flags().GetString("config")
+	if err != nil {
+		return installation{}, err
+	}
+	standard := config.Default()
+	places := installation{state: standard.State.Directory, socket: standard.Control.Socket}
+	if cfg, err := load(file); err == nil {
+		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
+	} else {
+		places.note = err
+	}
+	places.runtime = filepath.Dir(places.socket)
+	return places, nil
+}
+
+func (i installation) client() control.Client { return control.Client{Socket: i.socket} }
+
+// published returns the record that other services read: that of the state
+// directory, or a newer one of the runtime directory while the disk refuses it.
+// The error is store.ErrNoRecord, or why it cannot be told.
+func (i installation) published() (store.Record, error) {
+	rec, err := store.Read(i.state)
+	if late, lateErr := store.Read(i.runtime); lateErr == nil && (err != nil || late.Generation > rec.Generation) {
+		return late, nil
+	}
+	return rec, err
+}
+
+// identity is the record as a Status has it, for when nobody can be asked.
+func identity(rec store.Record, durable bool) *control.Identity {
+	return &control.Identity{
+		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
+		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
+		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: durable,
+	}
+}
+
+// standing returns the running daemon's status, or, when none runs, what the
+// files say. The error says that it cannot be told.
+func (i installation) standing(ctx context.Context) (s control.Status, running bool, err error) {
+	s, err = i.client().Status(ctx)
+	if err == nil {
+		return s, true, nil
+	}
+	if errors.Is(err, fs.ErrPermission) || !errors.Is(err, control.ErrNotRunning) {
+		return s, false, err
+	}
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	s = control.Status{
+		Now: now, Health: control.Unprovisioned, Text: "dpsd is not running", Faults: []control.Fault{},
+		Phase: control.Phase{Name: "stopped", Since: now},
+	}
+	rec, err := i.published()
+	if errors.Is(err, store.ErrNoRecord) {
+		return s, false, nil
+	}
+	if err != nil {
+		return s, false, err
+	}
+	_, diskErr := store.Read(i.state)
+	s.Identity, s.Health = identity(rec, diskErr == nil), control.Cached
+	if c, found := (store.Runtime{Directory: i.runtime}).LoadConfirmation(); found && c.Generation == rec.Generation {
+		s.Text += "; DPS last confirmed the identity at " + c.At.UTC().Format(time.RFC3339)
+	}
+	return s, false, nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/control"
+)
+
+func reprovisionCommand() *cobra.Command {
+	var wait bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "reprovision",
+		Short: "Ask the running service to register again",
+		Long: `Ask the running dpsd to register with DPS again. Root and the members of the
+group dpsd may. At most one registration a minute is made for those who ask,
+and none before the time that DPS has asked for; the answer says when.
+
+The published identity stays until a newer one is on the disk. With --wait
+the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
+		Example: `  dpsd reprovision
+  dpsd reprovision --wait --timeout 5m`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			places, err := installationOf(cmd)
+			switch {
+			case err != nil:
+				return err
+			case timeout != 0 && !wait:
+				return errors.New("--timeout goes with --wait")
+			case timeout < 0:
+				return errors.New("--timeout must be positive")
+			}
+			return reprovision(places, wait, timeout)
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until DPS has answered")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --wait: give up after this time\n(0: never)")
+	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions)
+	return cmd
+}
+
+func reprovision(places installation, wait bool, timeout time.Duration) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
+		defer cancel()
+	}
+	answer, err := places.client().Reprovision(ctx)
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+		return &exitError{exitFailed, try("systemctl start --no-block dpsd", err)}
+	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
+		return &exitError{exitFailed, try("sudo dpsd reprovision", err)}
+	case err != nil:
+		return &exitError{exitFailed, err}
+	}
+	in := time.Duration(answer.In * float64(time.Second))
+	if in < time.Second {
+		fmt.Println("dpsd registers again now.")
+	} else {
+		fmt.Printf("dpsd registers again in %s: not more often than once a minute, and not before DPS wants to be asked.\n", span(in))
+	}
+	if !wait {
+		return nil
+	}
+	var refused *control.Fault
+	err = until(ctx, places, func(s control.Status) bool {
+		if !s.StartedAt.Equal(answer.StartedAt) { // dpsd was restarted, and counts anew
+			return s.Confirmed != nil
+		}
+		if s.Confirmations > answer.Confirmations {
+			return true
+		}
+		if s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0 {
+			refused = &s.Faults[0]
+			return true
+		}
+		return false
+	})
+	switch {
+	case refused != nil:
+		return &exitError{exitFailed, try("dpsd status", fmt.Errorf("%s: %s\n%s", refused.Code, refused.Cause, refused.Advice))}
+	case errors.Is(context.Cause(ctx), errWaited):
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s", timeout))}
+	case err != nil:
+		return &exitError{exitFailed, err}
+	}
+	rec, err := places.published()
+	if err != nil {
+		return &exitError{exitFailed, err}
+	}
+	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", rec.AssignedHub, rec.DeviceID, rec.Generation)
+	return err
+}

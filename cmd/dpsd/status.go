@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// askLimit is how long the running daemon may take to answer. It answers from
+// memory.
+const askLimit = 5 * time.Second
+
+// statusReport is what --json prints; docs/status.schema.json describes it.
+type statusReport struct {
+	Running bool `json:"running"` // the daemon answered; else the files did
+	control.Status
+	History []store.Attempt `json:"history,omitempty"` // with --attempts, the latest last
+}
+
+func statusCommand() *cobra.Command {
+	var asJSON, attempts bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say who this gateway is, and what dpsd does about it",
+		Long: `Say who this gateway is and since when, whether DPS has confirmed it, what dpsd
+does now, what went wrong last and what to do about it, and what comes next.
+
+Without a running dpsd the files are read, and status says so. It ends with 0
+when an identity is published, also one that DPS has not confirmed in this run,
+with 3 when there is none, and with 1 when it cannot tell.`,
+		Example: `  dpsd status
+  dpsd status --attempts            # with the last attempts, step by step
+  dpsd status --json | jq -r .identity.assignedHub`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			places, err := installationOf(cmd)
+			if err != nil {
+				return err
+			}
+			return status(places, asJSON, attempts)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&attempts, "attempts", false, "print the last attempts too")
+	return cmd
+}
+
+func status(places installation, asJSON, attempts bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	s, running, err := places.standing(ctx)
+	if err != nil {
+		return &exitError{exitFailed, err}
+	}
+	report := statusReport{Running: running, Status: s}
+	if attempts {
+		report.History = store.Attempts(places.state, places.runtime)
+	}
+	out := terminalOn(os.Stdout)
+	if asJSON {
+		lines := json.NewEncoder(out)
+		lines.SetIndent("", "  ")
+		err = lines.Encode(report)
+	} else {
+		err = report.print(out)
+	}
+	if err != nil {
+		return &exitError{exitFailed, err}
+	}
+	if places.note != nil && !running {
+		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
+	}
+	if s.Identity == nil {
+		return &exitError{exitNone, nil}
+	}
+	return nil
+}
+
+// print is for people.
+func (r statusReport) print(out *terminal) error {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%s%s%s\n", out.paint(bold, name), strings.Repeat(" ", max(1, 14-len(name))), fmt.Sprintf(format, args...))
+	}
+	words := map[control.Health]struct {
+		colour colour
+		text   string
+	}{
+		control.OK:            {green, "assigned, and confirmed by DPS"},
+		control.Cached:        {yellow, "assigned, but not confirmed by DPS since dpsd started"},
+		control.Degraded:      {yellow, "assigned, but something is wrong"},
+		control.Unprovisioned: {red, "not provisioned"},
+	}
+	head := words[r.Health]
+	fmt.Fprintln(&b, out.paint(head.colour, head.text))
+	if i := r.Identity; i != nil {
+		line("hub", "%s", i.AssignedHub)
+		line("device ID", "%s", i.DeviceID)
+		line("registration", "%s in %s at %s", i.RegistrationID, i.IDScope, i.Endpoint)
+		line("generation", "%d, since %s", i.Generation, i.ProvisionedAt.UTC().Format(time.RFC3339))
+		if !i.Durable {
+			line("", "%s", out.paint(yellow, "not on the disk: a power cut would lose it"))
+		}
+		if i.Foreign {
+			line("", "%s", out.paint(yellow, "it belongs to another configuration than the present one"))
+		}
+	}
+	if r.Confirmed != nil {
+		line("confirmed", "%s ago, at %s", span(r.Now.Sub(*r.Confirmed)), r.Confirmed.UTC().Format(time.RFC3339))
+	}
+	line("now", "%s", r.Text)
+	if n := r.Next; n != nil {
+		line("next", "in %s, at %s: %s", span(time.Duration(n.In*float64(time.Second))), n.At.UTC().Format(time.RFC3339), n.Why)
+	}
+	if c := r.Connection; c != nil {
+		through := ""
+		if c.Proxy != "" {
+			through = " through " + c.Proxy
+		}
+		line("connection", "%s to %s%s, %s ago", c.Protocol, c.Address, through, span(r.Now.Sub(c.At)))
+	}
+	if c := r.Certificate; c != nil {
+		line("certificate", "until %s", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	for _, f := range r.Faults {
+		when, colour := "last at", faint
+		if f.Standing {
+			when, colour = "since "+f.First.UTC().Format(time.RFC3339)+", last at", red
+		}
+		times := ""
+		if f.Count > 1 {
+			times = fmt.Sprintf(", %d times", f.Count)
+		}
+		line("fault", "%s while %s, %s %s%s", out.paint(colour, f.Code), doing(f.Stage), when, f.Last.UTC().Format(time.RFC3339), times)
+		line("", "%s", f.Summary)
+		if f.Cause != "" {
+			line("", "cause: %s", f.Cause)
+		}
+		if f.ServiceCode != 0 || f.TrackingID != "" {
+			line("", "errorCode %d, trackingId %s", f.ServiceCode, f.TrackingID)
+		}
+		if f.Standing {
+			line("", "what to do: %s", f.Advice)
+		}
+	}
+	if len(r.History) > 0 {
+		fmt.Fprintln(&b)
+		printAttempts(&b, r.History)
+	}
+	_, err := fmt.Fprint(out, b.String())
+	return err
+}
+
+// doing says what a stage is about.
+func doing(stage string) string {
+	switch fault.Stage(stage) {
+	case fault.StageConfiguration:
+		return "reading the configuration"
+	case fault.StageIdentity:
+		return "finding out the registration ID"
+	case fault.StageCredential:
+		return "reading the credential"
+	case fault.StageName:
+		return "looking up the name"
+	case fault.StageTCP:
+		return "connecting"
+	case fault.StageProxy:
+		return "passing the proxy"
+	case fault.StageTLS:
+		return "agreeing on TLS"
+	case fault.StageWebSocket:
+		return "switching to WebSocket"
+	case fault.StageConnect:
+		return "signing in"
+	case fault.StageSubscribe:
+		return "subscribing"
+	case fault.StageRegister:
+		return "registering"
+	case fault.StagePoll:
+		return "asking for the assignment"
+	case fault.StageState:
+		return "saving the assignment"
+	}
+	return stage
+}
+
+// printAttempts is a line for each attempt, and how long its steps took.
+func printAttempts(b *strings.Builder, attempts []store.Attempt) {
+	for _, a := range attempts {
+		outcome := a.Outcome
+		if a.Fault != "" {
+			outcome = a.Fault
+		}
+		steps := make([]string, 0, len(a.Steps))
+		for _, s := range a.Steps {
+			steps = append(steps, fmt.Sprintf("%s %s", s.Stage, span(time.Duration(s.Milliseconds)*time.Millisecond)))
+		}
+		fmt.Fprintf(b, "%s  %-20s %s; %d B up, %d B down", a.At.UTC().Format(time.RFC3339), outcome, strings.Join(steps, ", "), a.Sent, a.Received)
+		if a.Clock != "plausible" {
+			fmt.Fprintf(b, "; clock %s", a.Clock)
+		}
+		fmt.Fprintln(b)
+	}
+}
+
+// span is a duration for people: two units at most.
+func span(d time.Duration) string {
+	switch d = max(0, d); {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < time.Hour:
+		return d.Round(time.Second).String()
+	case d < 48*time.Hour:
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	days := d / (24 * time.Hour)
+	return fmt.Sprintf("%d days %d h", days, (d-days*24*time.Hour)/time.Hour)
+}

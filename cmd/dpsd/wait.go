@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/watch"
+)
+
+// What can be waited for.
+const (
+	forAssigned  = "assigned"
+	forConfirmed = "confirmed"
+	forChange    = "change"
+)
+
+func waitCommand() *cobra.Command {
+	var what string
+	var generation uint64
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait",
+		Short: "Wait until this gateway is provisioned, confirmed, or moved",
+		Long: `Wait until something is true, and end with 0; or with 4 when --timeout has
+passed. Nothing is polled, and dpsd need not run yet.
+
+  assigned   an identity is published: at once when there is one already
+  confirmed  DPS has confirmed it since the running dpsd started
+  change     the published generation is above --generation, or above the
+             present one`,
+		Example: `  dpsd wait && . /var/lib/dpsd/state.env
+  dpsd wait --for confirmed --timeout 5m
+  dpsd wait --for change --generation 3`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			places, err := installationOf(cmd)
+			if err != nil {
+				return err
+			}
+			switch {
+			case what != forAssigned && what != forConfirmed && what != forChange:
+				return fmt.Errorf("--for is one of %s, %s and %s", forAssigned, forConfirmed, forChange)
+			case cmd.Flags().Changed("generation") && what != forChange:
+				return errors.New("--generation goes with --for change")
+			case timeout < 0:
+				return errors.New("--timeout must be positive")
+			}
+			if what == forChange && !cmd.Flags().Changed("generation") {
+				if rec, err := places.published(); err == nil {
+					generation = rec.Generation
+				}
+			}
+			return wait(places, what, generation, timeout)
+		},
+	}
+	cmd.Flags().StringVar(&what, "for", forAssigned, "what to wait for: assigned, confirmed or\nchange; `WHAT`")
+	cmd.Flags().Uint64Var(&generation, "generation", 0, "with --for change: wait until the\ngeneration is above `N`")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time (0: never)")
+	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{forAssigned, forConfirmed, forChange}, cobra.ShellCompDirectiveNoFileComp))
+	for _, flag := range []string{"generation", "timeout"} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
+	}
+	return cmd
+}
+
+func wait(places installation, what string, generation uint64, timeout time.Duration) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
+		defer cancel()
+	}
+	err := until(ctx, places, func(s control.Status) bool {
+		switch {
+		case s.Identity == nil:
+			return false
+		case what == forConfirmed:
+			return s.Confirmed != nil
+		case what == forChange:
+			return s.Identity.Generation > generation
+		}
+		return true
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(context.Cause(ctx), errWaited):
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout))}
+	}
+	return &exitError{exitFailed, err}
+}
+
+// errWaited is the cause of a context whose time-out has passed.
+var errWaited = errors.New("the time-out has passed")
+
+// until waits until is says true of what the running daemon tells, or of what the
+// files say while none runs. On a terminal it shows what is going on.
+func until(ctx context.Context, places installation, is func(control.Status) bool) error {
+	screen := terminalOn(os.Stderr)
+	defer screen.progress("")
+	// Both directories: a record that the disk refuses is published in the second.
+	paths := append(append([]string{places.socket}, store.Files(places.state)...), store.Files(places.runtime)...)
+	changed, err := watch.Files(ctx, paths...)
+	if err != nil {
+		return err
+	}
+	for {
+		s, running, err := places.standing(ctx)
+		switch {
+		case err == nil && is(s):
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			screen.progress("Waiting: " + err.Error())
+		case running:
+			err := places.client().Follow(ctx, func(s control.Status) error {
+				if is(s) {
+					return errTrue
+				}
+				screen.progress("Waiting: " + s.Text)
+				return nil
+			})
+			if errors.Is(err, errTrue) {
+				return nil
+			}
+			continue // it has ended, or another one starts
+		default:
+			screen.progress("Waiting for dpsd to start")
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// errTrue ends a Follow.
+var errTrue = errors.New("true")

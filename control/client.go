@@ -1,0 +1,116 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"syscall"
+)
+
+// maxAnswer bounds what a client reads of one answer or event, in bytes.
+const maxAnswer = 1 << 20
+
+// ErrNotRunning says that no daemon listens on the socket.
+var ErrNotRunning = errors.New("dpsd is not running")
+
+// ErrForbidden says that the caller may not ask for a registration.
+var ErrForbidden = errors.New("not permitted")
+
+// Client asks a daemon on this machine. Every call makes a connection of its own.
+type Client struct {
+	Socket string // path
+}
+
+// Status returns the daemon's status. Errors: ErrNotRunning, that of ctx, or what
+// went wrong on the socket.
+func (c Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.ask(ctx, http.MethodGet, "/v1/status", &s)
+}
+
+// Reprovision asks for a registration. Errors: as Status, and ErrForbidden.
+func (c Client) Reprovision(ctx context.Context) (r Reprovision, err error) {
+	return r, c.ask(ctx, http.MethodPost, "/v1/reprovision", &r)
+}
+
+// Follow calls with for the present status and for each that follows. It returns
+// what with returns, the error of ctx, or ErrNotRunning when the daemon ends.
+func (c Client) Follow(ctx context.Context, with func(Status) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	body, err := c.open(ctx, http.MethodGet, "/v1/events")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, maxAnswer)
+	for lines.Scan() {
+		var s Status
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			return fmt.Errorf("%s: %w", c.Socket, err)
+		}
+		if err := with(s); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w any more", ErrNotRunning)
+}
+
+func (c Client) ask(ctx context.Context, method, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	body, err := c.open(ctx, method, path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(into); err != nil {
+		return fmt.Errorf("%s: %w", c.Socket, err)
+	}
+	return nil
+}
+
+// open sends a request and returns the body of a good answer.
+func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	transport := &http.Transport{
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: patience,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.Socket)
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://dpsd"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := transport.RoundTrip(request)
+	switch {
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, ErrNotRunning
+	case err != nil:
+		return nil, err
+	}
+	if response.StatusCode/100 == 2 {
+		return response.Body, nil
+	}
+	defer func() { _ = response.Body.Close() }()
+	var p Problem
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&p); err != nil || p.Error == "" {
+		p.Error = "the answer is " + response.Status
+	}
+	if p.Advice != "" {
+		p.Error += "; " + p.Advice
+	}
+	if response.StatusCode == http.StatusForbidden {
+		return nil, fmt.Errorf("%w: %s", ErrForbidden, p.Error)
+	}
+	return nil, errors.New(p.Error)
+}

@@ -1,0 +1,413 @@
+package control_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/dpsd-project/dpsd/control"
+)
+
+// patience is how long a test waits for what should come at once.
+const patience = 20 * time.Second
+
+const socketVariable = "DPSD_TEST_SOCKET"
+
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(socketVariable); socket != "" {
+		os.Exit(actAsClient(socket))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// actAsClient asks for a registration as whoever this process is.
+func actAsClient(socket string) int {
+	due, err := control.Client{Socket: socket}.Reprovision(context.Background())
+	fmt.Printf("%v %v\n", due.Confirmations, err)
+	return 0
+}
+
+// door is a server on a socket of its own; patient is its Patience.
+type door struct {
+	t      *testing.T
+	board  *control.Board
+	client control.Client
+	asked  atomic.Int32
+}
+
+func open(t *testing.T, patient time.Duration) *door {
+	t.Helper()
+	// A path of a socket has room for 107 bytes, which a test's directory may exceed.
+	dir, err := os.MkdirTemp("", "control-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &door{t: t, board: &control.Board{}, client: control.Client{Socket: filepath.Join(dir, "dpsd.sock")}}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := control.Listen(d.client.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := control.Server{
+		Board: d.board,
+		Reprovision: func(context.Context) (control.Reprovision, error) {
+			d.asked.Add(1)
+			return control.Reprovision{Confirmations: 7}, nil
+		},
+		Patience: patient,
+		Metrics:  func(w io.Writer) { fmt.Fprintln(w, "dpsd_generation 3") },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(dir)
+	})
+	return d
+}
+
+// request speaks HTTP as curl would.
+func (d *door) request(method, path string) (*http.Response, string) {
+	d.t.Helper()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", d.client.Socket)
+		},
+	}}
+	request, err := http.NewRequest(method, "http://dpsd"+path, nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return response, string(body)
+}
+
+func (d *door) dial() net.Conn {
+	d.t.Helper()
+	c, err := net.Dial("unix", d.client.Socket)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestStatus(t *testing.T) {
+	d := open(t, 0)
+	ctx := context.Background()
+	t.Run("what was posted is answered, with the time left of now", func(t *testing.T) {
+		due := time.Now().Add(time.Hour)
+		d.board.Post(control.Status{Version: "1", Health: control.OK, Next: control.Due(due, "interval", ""),
+			Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", Generation: 3}})
+		s, err := d.client.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Identity == nil || s.Identity.Generation != 3 || s.Health != control.OK {
+			t.Errorf("%+v", s)
+		}
+		if s.Next == nil || s.Next.In <= 3590 || s.Next.In > 3600 || s.Next.At.Sub(due).Abs() > time.Second {
+			t.Errorf("next: %+v", s.Next)
+		}
+	})
+	t.Run("lists are lists, and what is not there is null", func(t *testing.T) {
+		d.board.Post(control.Status{})
+		_, body := d.request(http.MethodGet, "/v1/status")
+		for _, want := range []string{`"faults":[]`, `"identity":null`, `"next":null`} {
+			if !strings.Contains(body, want) {
+				t.Errorf("%s is not in %s", want, body)
+			}
+		}
+	})
+	t.Run("metrics are text", func(t *testing.T) {
+		response, body := d.request(http.MethodGet, "/metrics")
+		if body != "dpsd_generation 3\n" || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain") {
+			t.Errorf("%s: %q", response.Header, body)
+		}
+	})
+	t.Run("another path or method is refused with what would do", func(t *testing.T) {
+		for _, c := range []struct {
+			method, path string
+			code         int
+			says         string
+		}{
+			{http.MethodGet, "/", 404, "/v1/status"},
+			{http.MethodGet, "/v2/status", 404, "/v1/status"},
+			{http.MethodPost, "/v1/status", 405, "GET"},
+			{http.MethodGet, "/v1/reprovision", 405, "POST"},
+		} {
+			response, body := d.request(c.method, c.path)
+			var p control.Problem
+			if err := json.Unmarshal([]byte(body), &p); err != nil || response.StatusCode != c.code || !strings.Contains(body, c.says) {
+				t.Errorf("%s %s: %d %s %v", c.method, c.path, response.StatusCode, body, err)
+			}
+		}
+		if n := d.asked.Load(); n != 0 {
+			t.Errorf("%d registrations were asked for", n)
+		}
+	})
+}
+
+func TestEvents(t *testing.T) {
+	d := open(t, 0)
+	d.board.Post(control.Status{Text: "first"})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	enough := errors.New("enough")
+	t.Run("the present status comes at once, then each that differs", func(t *testing.T) {
+		var told []string
+		err := d.client.Follow(ctx, func(s control.Status) error {
+			told = append(told, s.Text)
+			switch s.Text {
+			case "first":
+				d.board.Post(control.Status{Text: "first"}) // no change
+				d.board.Post(control.Status{Text: "second"})
+			case "second":
+				return enough
+			}
+			return nil
+		})
+		if !errors.Is(err, enough) || strings.Join(told, " ") != "first second" {
+			t.Errorf("%v, %q", err, told)
+		}
+	})
+	t.Run("a slow reader gets the latest, and nothing piles up for it", func(t *testing.T) {
+		seen := 0
+		err := d.client.Follow(ctx, func(s control.Status) error {
+			if seen++; seen == 1 {
+				for i := range 100_000 {
+					d.board.Post(control.Status{Text: fmt.Sprint(i)})
+				}
+			}
+			if s.Text == "99999" {
+				return enough
+			}
+			return nil
+		})
+		if !errors.Is(err, enough) {
+			t.Errorf("the latest never came: %v", err)
+		}
+	})
+}
+
+func TestReprovision(t *testing.T) {
+	d := open(t, 0)
+	t.Run("the own user may", func(t *testing.T) {
+		due, err := d.client.Reprovision(context.Background())
+		if err != nil || due.Confirmations != 7 {
+			t.Errorf("%+v, %v", due, err)
+		}
+	})
+	if os.Geteuid() != 0 {
+		missing(t, "root, who may start a process as another user")
+	}
+	// The directory of the test binary is closed to others.
+	binary, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(filepath.Dir(d.client.Socket), "client")
+	if err := os.WriteFile(program, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const stranger = 61234
+	many := make([]uint32, 1000)
+	for i := range many {
+		many[i] = uint32(70000 + i)
+	}
+	for _, c := range []struct {
+		who  string
+		as   syscall.Credential
+		want string
+	}{
+		{"a stranger may not", syscall.Credential{Uid: stranger, Gid: stranger}, "only root and members"},
+		{"a member of the group may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{stranger, 0}}, "7 <nil>"},
+		{"one whose primary group it is may", syscall.Credential{Uid: stranger, Gid: 0}, "7 <nil>"},
+		{"a stranger in a thousand groups may not", syscall.Credential{Uid: stranger, Gid: stranger, Groups: many}, "only root and members"},
+		{"a member who is in a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: append(many, 0)}, "7 <nil>"},
+	} {
+		t.Run(c.who, func(t *testing.T) {
+			cmd := exec.Command(program)
+			cmd.Env, cmd.Dir = []string{socketVariable + "=" + d.client.Socket}, "/"
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &c.as}
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), c.want) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}
+
+func TestClientsThatMeanHarm(t *testing.T) {
+	t.Run("what is no HTTP, or too much of it, is dropped, and others are served", func(t *testing.T) {
+		d := open(t, 300*time.Millisecond)
+		for _, bytes := range []string{
+			"\x00\x01\x02\r\n\r\n", "GET /v1/status\r\n\r\n", strings.Repeat("x", 1<<20),
+			"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("y", 1<<20) + "\r\n\r\n",
+			"GET /" + strings.Repeat("a", 1<<20) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+			"POST /v1/reprovision HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n" + strings.Repeat("z", 1<<20),
+		} {
+			c := d.dial()
+			c.SetDeadline(time.Now().Add(patience))
+			_, _ = io.WriteString(c, bytes) // it may be cut off in the middle
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%.20q: the connection stays", bytes)
+			}
+		}
+		if _, err := d.client.Status(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a client that says nothing is dropped", func(t *testing.T) {
+		d := open(t, 300*time.Millisecond)
+		c := d.dial()
+		c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("one that asks for events and does not read is dropped, and holds up nobody", func(t *testing.T) {
+		d := open(t, 300*time.Millisecond)
+		c := d.dial()
+		fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+		line := bufio.NewReader(c)
+		if _, err := line.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		// More than any socket buffer holds; the posts themselves wait for nobody.
+		text := strings.Repeat("t", 1<<16)
+		limit := time.Now().Add(patience)
+		for i := 0; ; i++ {
+			d.board.Post(control.Status{Text: fmt.Sprint(i, text)})
+			// Unread bytes are in the way of seeing the end, so the peer's side tells.
+			if _, err := c.Write([]byte("x")); err != nil {
+				break
+			}
+			if time.Now().After(limit) {
+				t.Fatal("the connection stays")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := d.client.Status(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("there is a bound to connections, and a connection that ends makes room", func(t *testing.T) {
+		d := open(t, 300*time.Millisecond)
+		var held []net.Conn
+		streaming := func() net.Conn {
+			c := d.dial()
+			fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+			_ = c.SetReadDeadline(time.Now().Add(patience))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				return nil
+			}
+			return c
+		}
+		for len(held) < 200 {
+			c := streaming()
+			if c == nil {
+				break
+			}
+			held = append(held, c)
+		}
+		if len(held) != 64 {
+			t.Errorf("%d connections were taken, want 64", len(held))
+		}
+		held[0].Close()
+		for limit := time.Now().Add(patience); streaming() == nil; {
+			if time.Now().After(limit) {
+				t.Fatal("no room was made")
+			}
+		}
+	})
+}
+
+func TestTheSocket(t *testing.T) {
+	t.Run("without a daemon the client says so", func(t *testing.T) {
+		dir := t.TempDir()
+		for _, path := range []string{filepath.Join(dir, "none"), stale(t)} {
+			if _, err := (control.Client{Socket: path}).Status(context.Background()); !errors.Is(err, control.ErrNotRunning) {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	})
+	t.Run("a socket that was left behind is replaced, and everybody may connect", func(t *testing.T) {
+		path := stale(t)
+		l, err := control.Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Perm() != 0o666 {
+			t.Errorf("%v, %v", info, err)
+		}
+		if c, err := net.Dial("unix", path); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
+	})
+	t.Run("a directory that is not there is an error", func(t *testing.T) {
+		if _, err := control.Listen(filepath.Join(t.TempDir(), "none", "dpsd.sock")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// stale is the socket of a process that has ended.
+func stale(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "control-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "dpsd.sock")
+	l, err := control.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return path
+}
+
+// missing skips a test for want of something; in CI it fails it.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal("this needs " + what)
+	}
+	t.Skip("this needs " + what)
+}

@@ -1,0 +1,316 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// supervised runs the daemon, and gives what the control socket would speak to.
+func (g *gateway) supervised() *supervisor {
+	g.t.Helper()
+	s := g.supervisor()
+	if err := s.open(time.Now()); err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.stop, g.done = cancel, make(chan error, 1)
+	go func() {
+		defer s.close()
+		g.done <- s.run(ctx)
+	}()
+	return s
+}
+
+func (s *supervisor) ask() control.Reprovision {
+	answer := make(chan control.Reprovision, 1)
+	s.requests <- request{answer}
+	return <-answer
+}
+
+func (s *supervisor) told() control.Status {
+	synctest.Wait()
+	st, _ := s.board.Look(time.Now())
+	return st
+}
+
+func TestWhatTheSocketTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, ErrorCode: 401002, RetryAfter: "none", Times: 2})
+		g.Settings.Interval = 24 * time.Hour
+		s := g.supervised()
+		want := func(health control.Health, phase string) control.Status {
+			t.Helper()
+			st := s.told()
+			if st.Health != health || st.Phase.Name != phase {
+				t.Errorf("%s in phase %s, want %s in %s", st.Health, st.Phase.Name, health, phase)
+			}
+			return st
+		}
+		g.until("fault", 2)
+		st := want(control.Unprovisioned, control.PhaseWaiting)
+		if len(st.Faults) != 1 || st.Faults[0].Code != string(fault.Unauthorized) || st.Faults[0].Count != 2 || !st.Faults[0].Standing ||
+			st.Faults[0].ServiceCode != 401002 || st.Faults[0].TrackingID == "" || st.Faults[0].Advice == "" {
+			t.Errorf("faults: %+v", st.Faults)
+		}
+		if st.Next == nil || st.Next.Lane != string(LaneRefused) || st.Next.Why != "after unauthorized" || st.Next.In < 60 {
+			t.Errorf("next: %+v", st.Next)
+		}
+		if st.Ready || st.Identity != nil || st.Confirmed != nil || st.Attempts != (control.AttemptsCount{Started: 2, Failed: 2}) {
+			t.Errorf("%+v", st)
+		}
+
+		g.until("assigned", 1)
+		st = want(control.OK, control.PhaseWaiting)
+		if st.Identity == nil || st.Identity.DeviceID != device || st.Identity.Generation != 1 || !st.Identity.Durable || st.Identity.Foreign {
+			t.Errorf("identity: %+v", st.Identity)
+		}
+		if !st.Ready || st.Confirmations != 1 || st.Faults[0].Standing || st.Next == nil || st.Next.Why != "interval" {
+			t.Errorf("%+v %+v", st, st.Next)
+		}
+		if c := st.Connection; c == nil || c.Protocol != "mqtt" || c.Address != "localhost:8883" {
+			t.Errorf("connection: %+v", st.Connection)
+		}
+		if !strings.HasPrefix(st.Text, "Assigned to dpsd-sim.azure-devices.net") {
+			t.Errorf("text: %q", st.Text)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestARegistrationThatIsAskedFor(t *testing.T) {
+	t.Run("is made at once, the next ones a minute later, together", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t)
+			s := g.supervised()
+			g.until("assigned", 1)
+			time.Sleep(time.Hour)
+			if in := s.ask().In; in != 0 {
+				t.Errorf("the first is made in %v s", in)
+			}
+			g.until("assigned", 2)
+			first := s.ask().In
+			time.Sleep(10 * time.Second)
+			second := s.ask().In
+			if first != 54 || second != 44 {
+				t.Errorf("the second is made in %v s, and then in %v s, want 54 and 44: a minute after the first, which took 6 s", first, second)
+			}
+			g.until("assigned", 3)
+			time.Sleep(time.Hour)
+			if st := s.told(); st.Confirmations != 3 {
+				t.Errorf("%d registrations, want 3", st.Confirmations)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("ends a wait in the refused lane, and never the floor", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1},
+				simulator.Rule{On: simulator.OnRegister, State: "disabled", Times: 1})
+			s := g.supervised()
+			g.until("fault", 1)
+			if in := s.ask().In; in < 599 || in > 600 {
+				t.Errorf("made in %v s, want what is left of the floor of 600 s", in)
+			}
+			refused := g.until("fault", 2)
+			if refused < 600*time.Second {
+				t.Errorf("asked after %s, before the floor", refused)
+			}
+			s.ask()
+			if took := g.until("assigned", 1) - refused; took > 10*time.Second {
+				t.Errorf("registered %s after it was asked for", took)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("while one runs that one is meant", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t)
+			s := g.supervised()
+			time.Sleep(time.Second)
+			if a := s.ask(); a.In != 0 || a.Confirmations != 0 {
+				t.Errorf("%+v", a)
+			}
+			time.Sleep(time.Hour)
+			if st := s.told(); st.Confirmations != 1 {
+				t.Errorf("%d registrations, want 1", st.Confirmations)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+func TestTheFlightRecorder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 500, Times: 1})
+		g.run()
+		g.until("assigned", 1)
+		synctest.Wait()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+		attempts := store.Attempts(g.Store.Directory, g.Store.RuntimeDirectory)
+		if len(attempts) != 2 {
+			t.Fatalf("%d attempts: %+v", len(attempts), attempts)
+		}
+		failed, assigned := attempts[0], attempts[1]
+		if failed.Outcome != "fault" || failed.Fault != string(fault.ServiceError) || failed.Trigger != "start" || failed.TrackingID == "" || failed.RetryIn == 0 {
+			t.Errorf("%+v", failed)
+		}
+		if assigned.Outcome != "assigned" || assigned.Trigger != "after service-error" || assigned.Protocol != "mqtt" || assigned.Clock != "plausible" {
+			t.Errorf("%+v", assigned)
+		}
+		var stages []string
+		for _, step := range assigned.Steps {
+			stages = append(stages, step.Stage)
+			if step.Stage == "poll" && (step.Milliseconds < 5000 || step.Milliseconds > 7000) {
+				t.Errorf("polling took %d ms, want the 6 s of two waits", step.Milliseconds)
+			}
+		}
+		if got := strings.Join(stages, " "); got != "identity credential tcp connect subscribe register poll state" {
+			t.Errorf("steps: %s", got)
+		}
+		if assigned.Sent < 500 || assigned.Received < 1000 {
+			t.Errorf("%d bytes up, %d down", assigned.Sent, assigned.Received)
+		}
+		text, err := os.ReadFile(filepath.Join(g.Store.RuntimeDirectory, "attempts.json"))
+		if err != nil || bytes.Contains(text, []byte("SharedAccess")) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// Fifty clients, of which some never read and some send garbage, are nothing to
+// the supervisor: it posts, and waits for none of them.
+func TestClientsDoNotDelayTheLoop(t *testing.T) {
+	g := newGateway(t)
+	dir, err := os.MkdirTemp("", "control-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	g.Socket = filepath.Join(dir, "dpsd.sock")
+	reload := make(chan os.Signal)
+	g.Hangup = reload
+	g.Reload = func() (*Settings, error) { return nil, nil }
+	g.run()
+	eventually(t, "the socket", func() bool { _, err := os.Stat(g.Socket); return err == nil })
+
+	// The loop takes one signal a turn.
+	turns := func() time.Duration {
+		const n = 200
+		began := time.Now()
+		for range n {
+			reload <- os.Interrupt
+		}
+		return time.Since(began) / n
+	}
+	alone := turns()
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for i := range 50 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c, err := net.Dial("unix", g.Socket)
+				if err != nil {
+					continue
+				}
+				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+				switch i % 4 {
+				case 0: // never reads
+					fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+					<-stop
+				case 1: // garbage
+					_, _ = io.WriteString(c, strings.Repeat("\xff", 1<<14))
+				case 2: // says nothing
+					<-stop
+				default:
+					fmt.Fprint(c, "GET /v1/status HTTP/1.0\r\n\r\n")
+					_, _ = io.Copy(io.Discard, c)
+				}
+				c.Close()
+			}
+		})
+	}
+	crowded := turns()
+	status, err := control.Client{Socket: g.Socket}.Status(context.Background())
+	if err != nil || status.PID != os.Getpid() {
+		t.Errorf("status: %v", err)
+	}
+	close(stop)
+	clients.Wait()
+	t.Logf("a turn of the loop takes %s alone, and %s with fifty clients", alone, crowded)
+	if err := g.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(30 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 500, Times: 2})
+		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
+		s := g.supervised()
+		g.until("assigned", 1)
+		synctest.Wait()
+		text, err := os.ReadFile(g.MetricsFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var served bytes.Buffer
+		s.measures.write(&served)
+		for _, want := range []string{
+			`^dpsd_faults_total\{code="service-error"\} 2$`, `^dpsd_faults_total\{code="unauthorized"\} 0$`,
+			`^dpsd_attempts_total\{outcome="assigned"\} 1$`, `^dpsd_attempts_total\{outcome="fault"\} 2$`,
+			`^dpsd_ready 1$`, `^dpsd_provisioned 1$`, `^dpsd_generation 1$`, `^dpsd_fault_standing 0$`, `^dpsd_next_attempt_seconds -1$`,
+			`^dpsd_network_bytes_total\{direction="sent"\} [1-9]`, `^dpsd_time_to_assigned_seconds_count 1$`,
+		} {
+			re := regexp.MustCompile("(?m)" + want)
+			if !re.Match(served.Bytes()) {
+				t.Errorf("%s is not served:\n%s", want, served.Bytes())
+			}
+			if want != `^dpsd_ready 1$` && !re.Match(text) {
+				t.Errorf("%s is not in the file:\n%s", want, text)
+			}
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}

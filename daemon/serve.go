@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// request is a registration that a client of the control socket asks for.
+type request struct {
+	answer chan<- control.Reprovision // has room for it
+}
+
+var errBusy = errors.New("dpsd is stopping")
+
+// serve opens the control socket, and returns what waits until it is closed. A
+// gateway without one is provisioned all the same.
+func (s *supervisor) serve(ctx context.Context) (stop func()) {
+	if s.Socket == "" {
+		return func() {}
+	}
+	err := s.floors.runtime.Create()
+	var l *net.UnixListener
+	if err == nil {
+		l, err = control.Listen(s.Socket)
+	}
+	if err != nil {
+		s.tell(event.ControlFailed, zap.Error(err))
+		return func() {}
+	}
+	server := control.Server{
+		Board: &s.board,
+		Reprovision: func(asking context.Context) (control.Reprovision, error) {
+			answer := make(chan control.Reprovision, 1)
+			select {
+			case s.requests <- request{answer}:
+				return <-answer, nil
+			case <-asking.Done():
+				return control.Reprovision{}, errBusy
+			}
+		},
+		Metrics: s.measures.write,
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		if err := server.Serve(ctx, l); err != nil {
+			s.tell(event.ControlFailed, zap.Error(err))
+		}
+	})
+	return func() {
+		cancel()
+		ended.Wait()
+	}
+}
+
+// record hands a finished attempt to the flight recorder and the metrics. What
+// nobody was asked for is no attempt.
+func (s *supervisor) record(r result, now time.Time) {
+	if r.looked || r.mended || r.recording == nil {
+		return
+	}
+	rec := r.recording
+	a := store.Attempt{
+		At: stamp(rec.began), Trigger: rec.trigger, Steps: rec.steps, Outcome: "assigned",
+		Credential: r.credential, Sent: rec.sent.Load(), Received: rec.received.Load(), Clock: "plausible",
+	}
+	if c := r.connection; c != nil {
+		a.Protocol, a.Address, a.Proxy = c.Protocol, c.Address, c.Proxy
+	}
+	if s.implausible(now) {
+		a.Clock = "implausible"
+	}
+	switch {
+	case r.err != nil:
+		f := s.lastFault
+		a.Outcome, a.Fault, a.Stage, a.ServiceCode, a.TrackingID = "fault", string(f.Code), string(f.Stage), f.ServiceCode, f.TrackingID
+		a.Cause, a.RetryIn = f.Err.Error(), max(0, s.due.Sub(now)).Milliseconds()
+	case r.wait > 0:
+		a.Outcome, a.RetryIn = "wait", r.wait.Milliseconds()
+	}
+	s.measures.add(a)
+	if err := s.recorder.Add(a, now); err != nil {
+		s.tell(event.AttemptNotRecorded, zap.Error(err))
+	}
+	if s.MetricsFile != "" {
+		s.board.Post(s.status(now))
+		if err := s.measures.textFile(s.MetricsFile); err != nil {
+			s.tell(event.MetricsNotWritten, zap.Error(err))
+		}
+	}
+}
