@@ -374,7 +374,7 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		s.tell(event.StateRestored, zap.String("directory", s.Store.Directory), zap.Uint64("generation", rec.Generation))
 	}
 	if s.unmended {
-		s.anew(event.Fault)
+		s.faultsMended()
 	}
 	if s.unmended && s.ready && s.lastFault.Code == "" {
 		s.notify.setStatus(s.standing())
@@ -415,7 +415,7 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 	}
 	s.faults = 0
 	s.tell(event.Assigned, fields...)
-	s.anew(event.Fault)
+	s.faultsMended()
 	if s.ready {
 		s.notify.setStatus(s.standing())
 		return

@@ -120,12 +120,12 @@ func (t *teller) pace(e event.Entry, fields []zap.Field, now time.Time) (untold 
 	return untold, since, true
 }
 
-// anew makes the next one of an event a new one.
-func (t *teller) anew(name string) {
+// faultsMended makes the next fault a new one, whatever it is.
+func (t *teller) faultsMended() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k := range t.kinds {
-		if k.event == name {
+		if k.event == event.Fault {
 			delete(t.kinds, k)
 		}
 	}

@@ -78,7 +78,7 @@ func TestWhatCountsAsNew(t *testing.T) {
 		times("another code", 1, fault("no-reply", 0, "a"))
 		times("another code of the service", 1, fault("unauthorized", 401003, "a"))
 		times("the first again, though others came between", 0, fault("unauthorized", 401002, "a"))
-		tell.anew(event.Fault)
+		tell.faultsMended()
 		times("the same after it was mended", 1, fault("unauthorized", 401002, "a"))
 		times("another event", 1, func() { tell.tell(event.Reloaded, zap.Bool("changed", false)) })
 		time.Sleep(renewed)
@@ -96,7 +96,7 @@ func TestNoEventIsToldWithoutEnd(t *testing.T) {
 		for i := range days * 24 * 3600 {
 			tell.tell(event.Fault, zap.Int("serviceCode", i)) // a service that makes up numbers
 			if i%60 == 0 {
-				tell.anew(event.Fault)
+				tell.faultsMended()
 			}
 			time.Sleep(time.Second)
 		}
