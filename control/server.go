@@ -91,10 +91,10 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		_ = server.Close()
 	}
 	bounded.open.Wait()
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 func (s *Server) patience() time.Duration {

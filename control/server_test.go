@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -254,7 +255,7 @@ func TestReprovision(t *testing.T) {
 		{"a member of the group may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{stranger, 0}}, "7 <nil>"},
 		{"one whose primary group it is may", syscall.Credential{Uid: stranger, Gid: 0}, "7 <nil>"},
 		{"a stranger in a thousand groups may not", syscall.Credential{Uid: stranger, Gid: stranger, Groups: many}, "only root and members"},
-		{"a member who is in a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: append(many, 0)}, "7 <nil>"},
+		{"a member who is in a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: slices.Concat(many, []uint32{0})}, "7 <nil>"},
 	} {
 		t.Run(c.who, func(t *testing.T) {
 			cmd := exec.Command(program)

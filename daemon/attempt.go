@@ -64,20 +64,21 @@ type result struct {
 	payload        []byte
 	unsaved        *store.Record
 
-	mended     bool          // nobody was asked: only the state directory was looked after
-	looked     bool          // nobody was asked: only published was looked at
-	published  bool          // looked: the durable record is of this configuration
-	wait       time.Duration // the service asked to come back after this
-	err        error         // *stageError
-	expires    time.Time     // of the device certificate, when one was read
-	verified   time.Time     // wall clock at a handshake whose certificate it was right for
-	validity   error         // what the clock says about the certificate; explains a refusal
-	credential string
-	inspector  string // who inspects the connection, by the root of an authority that this gateway trusts
-	protocol   string
-	connection *control.Connection // nil: none was made
-	recording  *recording
-	saved      store.Result
+	mended      bool          // nobody was asked: only the state directory was looked after
+	looked      bool          // nobody was asked: only published was looked at
+	published   bool          // looked: the durable record is of this configuration
+	wait        time.Duration // the service asked to come back after this
+	err         error         // *stageError
+	expires     time.Time     // of the device certificate, when one was read
+	verified    time.Time     // wall clock at a handshake whose certificate it was right for
+	validity    error         // what the clock says about the certificate; explains a refusal
+	credential  string
+	inspector   string // who inspects the connection, by the root of an authority that this gateway trusts
+	protocol    string
+	connection  *control.Connection // nil: none was made
+	clockOffset *time.Duration      // of this clock from the server's; nil: it did not say
+	recording   *recording
+	saved       store.Result
 }
 
 // stageError says in which stage an error came up.
@@ -185,6 +186,10 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	}
 	r.inspector = Inspector(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
+	if !conn.Date.IsZero() {
+		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's has no finer one
+		r.clockOffset = &offset
+	}
 	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
 	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 

@@ -88,6 +88,9 @@ func (s *supervisor) record(r result, now time.Time) {
 		a.Outcome, a.RetryIn = "wait", r.wait.Milliseconds()
 	}
 	s.measures.add(a)
+	if r.clockOffset != nil {
+		s.measures.clock(*r.clockOffset)
+	}
 	if err := s.recorder.Add(a, now); err != nil {
 		s.tell(event.AttemptNotRecorded, zap.Error(err))
 	}

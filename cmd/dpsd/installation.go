@@ -46,8 +46,9 @@ func (i installation) client() control.Client { return control.Client{Socket: i.
 // The error is store.ErrNoRecord, or why it cannot be told.
 func (i installation) published() (store.Record, error) {
 	rec, err := store.Read(i.state)
-	if late, lateErr := store.Read(i.runtime); lateErr == nil && (err != nil || late.Generation > rec.Generation) {
-		return late, nil
+	late, lateErr := store.Read(i.runtime)
+	if lateErr == nil && (err != nil || late.Generation > rec.Generation) {
+		return late, lateErr
 	}
 	return rec, err
 }
