@@ -26,7 +26,13 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if target := os.Getenv(targetVariable); target != "" {
+		printProxy(target)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const host = "service.test"
 

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -11,9 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
-
-	"golang.org/x/net/http/httpproxy"
 )
 
 // maxHeader bounds what is read as the header of an HTTP answer.
@@ -25,20 +25,18 @@ var ErrProxyAddress = errors.New("unusable proxy address")
 
 // ProxyFromEnvironment returns a function for Dialer.Proxy that does what HTTPS_PROXY
 // and NO_PROXY say, in either case of letters. As everywhere, they do not apply to
-// localhost and loopback addresses.
+// localhost and loopback addresses. net/http reads the environment once in the life of a
+// process; golang.org/x/net/http/httpproxy, which is the same code, would bring a second
+// copy of the tables of Unicode along, 200 KB.
 func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
-	environment := httpproxy.FromEnvironment()
-	find := environment.ProxyFunc()
-	if environment.HTTPSProxy == "" {
-		return find
-	}
+	address := cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))
 	return func(target *url.URL) (*url.URL, error) {
-		proxy, err := find(target)
+		proxy, err := http.ProxyFromEnvironment(&http.Request{URL: target})
 		if err != nil {
 			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
 		}
-		if proxy == nil && !parses(environment.HTTPSProxy) {
-			// httpproxy takes an address it cannot read for none, and would go straight
+		if proxy == nil && address != "" && !parses(address) {
+			// net/http takes an address it cannot read for none, and would go straight
 			// where the administrator wanted a detour.
 			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
 		}

@@ -38,7 +38,7 @@ Without a running dpsd the files are read, and status says so. It ends with 0
 when an identity is published, also one that DPS has not confirmed in this run,
 with 3 when there is none, and with 1 when it cannot tell.`,
 		Example: `  dpsd status
-  dpsd status --attempts            # with the last attempts, step by step
+  dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
