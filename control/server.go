@@ -86,7 +86,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	select {
 	case <-ctx.Done():
 		_ = server.Close()
-		_ = <-ended // http.ErrServerClosed
+		err = <-ended
 	case err = <-ended:
 		_ = server.Close()
 	}
