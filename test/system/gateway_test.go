@@ -100,7 +100,7 @@ func newGateway(t *testing.T, s suite) *gateway {
 
 func gatewayOver(t *testing.T, s suite, lower string) *gateway {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dpsd-system-") // short: paths of sockets have 107 bytes
+	dir, err := os.MkdirTemp("", ownFiles())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,6 +113,10 @@ func gatewayOver(t *testing.T, s suite, lower string) *gateway {
 	}
 	return g
 }
+
+// ownFiles is the pattern for directories of this process. Short: paths of
+// sockets have 107 bytes.
+func ownFiles() string { return fmt.Sprintf("dpsd-system-%d-*", os.Getpid()) }
 
 // booted is a gateway that runs, with nothing of dpsd.
 func booted(t *testing.T, s suite) *gateway {
@@ -160,8 +164,9 @@ var images struct {
 
 func TestMain(m *testing.M) {
 	images.of = make(map[string]string)
+	removeStale(filepath.Join(os.TempDir(), "dpsd-system-*-*"), os.RemoveAll)
 	var err error
-	if images.dir, err = os.MkdirTemp("", "dpsd-system-"); err != nil {
+	if images.dir, err = os.MkdirTemp("", ownFiles()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -255,7 +260,7 @@ func controlGroups(t *testing.T, name string) (groups []string) {
 		if _, err := os.Stat(top); err != nil {
 			continue
 		}
-		removeStale(top)
+		removeStale(filepath.Join(top, "dpsd-*-*"), removeGroup)
 		group := filepath.Join(top, name)
 		if err := os.Mkdir(group, 0o755); err != nil {
 			t.Fatal(err)
@@ -273,14 +278,15 @@ func controlGroups(t *testing.T, name string) (groups []string) {
 	return groups
 }
 
-// removeStale removes the groups of tests that were killed: their containers
-// have ended with them.
-func removeStale(top string) {
-	groups, _ := filepath.Glob(filepath.Join(top, "dpsd-*-*"))
-	for _, group := range groups {
-		pid, err := strconv.Atoi(strings.Split(filepath.Base(group), "-")[1])
+// removeStale removes what tests have left that were killed: names are of the
+// pattern …-PID-…. Their containers have ended with them.
+func removeStale(pattern string, remove func(path string) error) {
+	left, _ := filepath.Glob(pattern)
+	for _, path := range left {
+		parts := strings.Split(filepath.Base(path), "-")
+		pid, err := strconv.Atoi(parts[len(parts)-2])
 		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			_ = removeGroup(group)
+			_ = remove(path)
 		}
 	}
 }
@@ -290,17 +296,15 @@ func removeStale(top string) {
 func removeGroup(group string) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var out []byte
 	for range 200 {
-		out, err := exec.Command("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").CombinedOutput()
-		if _, gone := os.Stat(group); os.IsNotExist(gone) {
+		out, _ = exec.Command("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").CombinedOutput()
+		if _, err := os.Stat(group); os.IsNotExist(err) {
 			return nil
-		}
-		if err == nil {
-			err = errors.New(string(out))
 		}
 		<-tick.C
 	}
-	return fmt.Errorf("%s: busy", group)
+	return errors.New(string(out))
 }
 
 // start runs a program until it ends, or this process, however it ends. The
@@ -546,30 +550,11 @@ func (g *gateway) journal(match string) (entries []entry) {
 	return entries
 }
 
-// event waits for the first entry of dpsd's event.
+// event waits for dpsd's event, and gives its first entry.
 func (g *gateway) event(name string) entry {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	// Only of the mount namespace, so that nsenter becomes journalctl and is killed as such.
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(g.leader), "--mount", "--",
-		"journalctl", "--quiet", "--no-pager", "--no-tail", "--follow", "--output=json", "DPSD_EVENT="+name)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	defer func() {
-		cancel()
-		_ = cmd.Wait()
-	}()
-	var e entry
-	if err := json.NewDecoder(out).Decode(&e); err != nil {
-		g.t.Fatalf("no event %q within %s: %v", name, patience, err)
-	}
-	return e
+	g.until("the event "+name, "journalctl --quiet --no-pager --output=cat DPSD_EVENT="+name+" | grep -q .")
+	return g.journal("DPSD_EVENT=" + name)[0]
 }
 
 // offline runs a shell script with the file system of a gateway that is off as

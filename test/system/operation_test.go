@@ -127,7 +127,7 @@ func TestTheJournalExplainsItself(t *testing.T) {
 		}{
 			{failed, "PRIORITY", "4"},
 			{failed, "DPSD_FAULT", "tcp-refused"},
-			{failed, "DPSD_STAGE", "connect"},
+			{failed, "DPSD_STAGE", "tcp"},
 			{failed, "DPSD_CLASS", "transient"},
 			{failed, "_SYSTEMD_UNIT", "dpsd.service"},
 			{failed, "SYSLOG_IDENTIFIER", "dpsd"},
@@ -149,7 +149,7 @@ func TestTheJournalExplainsItself(t *testing.T) {
 			}
 			// The package's trigger has made the catalogue known: there is an explanation.
 			explained := g.run("journalctl --no-pager -x -o short MESSAGE_ID=" + id)
-			if !strings.Contains(explained, "-- Subject: dpsd: ") || !strings.Contains(explained, "man:dpsd") {
+			if !strings.Contains(explained, "Subject: dpsd: ") || !strings.Contains(explained, "man:dpsd") {
 				t.Errorf("journalctl -x does not explain %q:\n%s", e.text("MESSAGE"), explained)
 			}
 			if message := e.text("MESSAGE"); message == "" || strings.ContainsAny(message, "{}\n") {

@@ -152,8 +152,8 @@ func TestAHangBeforeReadyIsKilledAndStarted(t *testing.T) {
 		release := g.hold("/etc/dpsd/dpsd.toml")
 		g.run("kill -HUP " + first) // the supervisor reads it, and is stuck
 		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
-		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "start operation timed out") {
-			t.Errorf("the journal does not say why:\n%s", said)
+		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "start operation timed out") || !strings.Contains(said, "SIGABRT: abort") {
+			t.Errorf("the journal does not say why, and where it hangs:\n%s", said)
 		}
 		release()
 		dps.start()
@@ -187,8 +187,8 @@ func TestAHungProcessIsRestartedByTheWatchdog(t *testing.T) {
 		release := g.hold("/etc/dpsd/dpsd.toml")
 		g.run("systemctl reload --no-block dpsd") // the supervisor reads it, and is stuck
 		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
-		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "Watchdog timeout") {
-			t.Errorf("the journal does not say why:\n%s", said)
+		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "Watchdog timeout") || !strings.Contains(said, "SIGABRT: abort") {
+			t.Errorf("the journal does not say why, and where it hangs:\n%s", said)
 		}
 		release()
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")

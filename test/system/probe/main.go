@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,7 +70,7 @@ func attempts() []attempt {
 		{"a mount", func() error { return unix.Mount("none", "/var/lib/dpsd", "tmpfs", 0, "") }, nil},
 		{"chroot", func() error { return unix.Chroot("/") }, nil},
 		{"a kernel tunable", writeOnly("/proc/sys/net/ipv4/ip_forward"), nil},
-		{"a control group", func() error { return os.Mkdir("/sys/fs/cgroup/probe", 0o755) }, nil},
+		{"a control group", func() error { return os.Mkdir("/sys/fs/cgroup/probe", 0o700) }, nil},
 		{"see another process", read("/proc/1/status"), nil},
 		{"see the machine in /proc", read("/proc/cpuinfo"), nil},
 		{"a device that is no pseudo device", func() error {
@@ -84,7 +83,7 @@ func attempts() []attempt {
 		{"trace a process", func() error { return ptrace(-1) }, no}, // no such request
 		{"become root", func() error { return unix.Setresuid(0, 0, 0) }, no},
 		{"a set-user-ID file", func() error {
-			return errors.Join(os.WriteFile("/var/lib/dpsd/probe-suid", nil, 0o700), unix.Chmod("/var/lib/dpsd/probe-suid", unix.S_ISUID|0o700))
+			return errors.Join(os.WriteFile("/var/lib/dpsd/probe-suid", nil, 0o600), unix.Chmod("/var/lib/dpsd/probe-suid", unix.S_ISUID|0o700))
 		}, nil},
 		{"real-time scheduling", realtime, no},
 		{"raised priority", func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -5) }, nil},
@@ -148,9 +147,7 @@ func executable() error {
 }
 
 func realtime() error {
-	priority := int32(1)
-	_, _, e := unix.Syscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_FIFO, uintptr(unsafe.Pointer(&priority)))
-	return errno(e)
+	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
 }
 
 func personality(persona uintptr) error {
