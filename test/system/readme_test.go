@@ -1,0 +1,52 @@
+package system
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What README says under "Install" is typed as it stands. Where it names an ID
+// scope, a gateway and a key, the service is one that knows them.
+func TestTheReadmeInstallsDpsd(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		commands := strings.Join(blocks(t, "README.md", "Install", "sh"), "")
+		value := func(pattern string) string {
+			match := regexp.MustCompile(pattern).FindStringSubmatch(commands)
+			if match == nil {
+				t.Fatalf("README does not contain %s", pattern)
+			}
+			return match[1]
+		}
+		g := booted(t, s)
+		dps := g.service(prompt)
+		dps.write("id-scope", value(`id_scope += "(\w+)"`)+"\n")
+		dps.enroll(fmt.Sprintf("[[individual]]\nregistration_id = %q\ntype = \"symmetric-key\"\nprimary_key = %q\n",
+			value(`registration_id += "([a-z0-9-]+)"`), value(`(?m)^([A-Za-z0-9+/]{43}=)$`)))
+		// Its certificate is trusted as that of the real one is.
+		g.write("/usr/local/share/ca-certificates/service.crt", dps.read("ca.pem")+"\n", 0o644)
+		g.run("update-ca-certificates >/dev/null 2>&1; cp " + current + " /root/")
+
+		// What varies from gateway to gateway, from start to start and from systemd to
+		// systemd is left out of the comparison.
+		out := steady(g.run(commands))
+		for _, line := range steady(blocks(t, "README.md", "Install", "console")[0]) {
+			if !slices.Contains(out, line) {
+				t.Errorf("README shows, and there is not: %s\n%s", line, strings.Join(out, "\n"))
+			}
+		}
+	})
+}
+
+// steady gives the lines of a transcript, without numbers, the time and the host.
+func steady(transcript string) (kept []string) {
+	varies := regexp.MustCompile(`^\w{3} \d+ [0-9:]+ \S+ |since .*|/usr/lib/systemd|/lib/systemd|dpsd \S+ started|[0-9.]+m?s|\d+`)
+	for _, line := range lines(transcript) {
+		if line = strings.Join(strings.Fields(varies.ReplaceAllString(line, "")), " "); line != "" {
+			kept = append(kept, line)
+		}
+	}
+	return kept
+}
