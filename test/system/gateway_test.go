@@ -465,7 +465,7 @@ func (g *gateway) timed(what, script string) {
 	g.t.Helper()
 	began := time.Now()
 	g.run(script)
-	g.t.Logf("%s took %.1f s", what, time.Since(began).Seconds())
+	g.t.Logf("%s: %s took %.1f s", g.suite.name, what, time.Since(began).Seconds())
 }
 
 // until waits for a condition: a shell command that succeeds.

@@ -90,7 +90,7 @@ func TestTwoCopiesOfAnImageAreTwoDevices(t *testing.T) {
 		if devices[0] == devices[1] {
 			t.Errorf("both are %s", devices[0])
 		}
-		t.Logf("%s, %s", devices[0], devices[1])
+		t.Logf("%s: %s, %s", s.name, devices[0], devices[1])
 	})
 }
 

@@ -213,7 +213,7 @@ for file in /home/someone /root/secret /tmp/of-another /etc/credstore/probe /etc
 				t.Errorf("%q is denied to root without the sandbox: it tries nothing", name)
 			}
 		}
-		t.Logf("%d of %d attempts are denied", denied, len(inside))
+		t.Logf("systemd %d: %d of %d attempts are denied", s.systemd, denied, len(inside))
 	})
 }
 
