@@ -64,11 +64,11 @@ func TestSystemRoots(t *testing.T) {
 		t.Run(test.says, func(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", test.file)
 			t.Setenv("SSL_CERT_DIR", test.dir)
-			got, err := systemRoots(test.bundles)
+			got, err := systemTrust(test.bundles)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !got.Equal(test.want) {
+			if !got.all().Equal(test.want) {
 				t.Error("other roots are trusted")
 			}
 		})
@@ -76,13 +76,13 @@ func TestSystemRoots(t *testing.T) {
 	t.Run("a bundle that is replaced is read at the next Dial", func(t *testing.T) {
 		t.Setenv("SSL_CERT_FILE", "")
 		t.Setenv("SSL_CERT_DIR", "")
-		if _, err := systemRoots([]string{path}); err != nil {
+		if _, err := systemTrust([]string{path}); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Rename(other, path); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := systemRoots([]string{path}); err != nil || !got.Equal(inOther) {
+		if got, err := systemTrust([]string{path}); err != nil || !got.all().Equal(inOther) {
 			t.Errorf("the old roots are trusted still (%v)", err)
 		}
 	})

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -18,73 +19,6 @@ const maxCAFile = 4 << 20
 
 // ErrNoCertificates is matched when a CA file holds no certificate.
 var ErrNoCertificates = errors.New("no certificate in it")
-
-// bundles are where distributions keep all their roots in one file: Debian, Fedora,
-// openSUSE, OpenELEC, RHEL, Alpine.
-func bundles() []string {
-	return []string{
-		"/etc/ssl/certs/ca-certificates.crt",
-		"/etc/pki/tls/certs/ca-bundle.crt",
-		"/etc/ssl/ca-bundle.pem",
-		"/etc/pki/tls/cacert.pem",
-		"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-		"/etc/ssl/cert.pem",
-	}
-}
-
-// systemRoots reads the system's roots from the first of the bundles that is there.
-// crypto/x509 would parse the directory beside it as well, which holds the same
-// certificates once more, and keep all of them for as long as the process lives: on
-// Debian twice the time and 3 MB. Read at each Dial, an updated bundle needs no restart.
-// What SSL_CERT_FILE and SSL_CERT_DIR name, and a system without a bundle, is left to
-// crypto/x509.
-func systemRoots(bundles []string) (*x509.CertPool, error) {
-	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
-		for _, path := range bundles {
-			text, err := os.ReadFile(path)
-			if err != nil {
-				continue
-			}
-			if pool := x509.NewCertPool(); pool.AppendCertsFromPEM(text) {
-				return pool, nil
-			}
-		}
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("the system's roots: %w", err)
-	}
-	return pool, nil
-}
-
-// RootPool returns what the service's certificate is verified against: Roots, or the
-// system's, and the certificates of CAFile.
-func (d *Dialer) RootPool() (*x509.CertPool, error) { return d.roots(d.CAFile) }
-
-// roots returns what a certificate is verified against: the roots and those of the
-// file, if there is one.
-func (d *Dialer) roots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		if d.Roots != nil {
-			return d.Roots, nil
-		}
-		return systemRoots(bundles())
-	}
-	certificates, err := readCertificates(file)
-	if err != nil {
-		return nil, err
-	}
-	var pool *x509.CertPool
-	if d.Roots != nil {
-		pool = d.Roots.Clone()
-	} else if pool, err = systemRoots(bundles()); err != nil {
-		return nil, err
-	}
-	for _, c := range certificates {
-		pool.AddCert(c)
-	}
-	return pool, nil
-}
 
 // readCertificates reads every certificate of a PEM file. One that cannot be read is
 // an error, not a gap to be found out by a failing handshake.
@@ -130,10 +64,23 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-func tlsConfig(host string, roots *x509.CertPool, certificate *tls.Certificate) *tls.Config {
-	c := &tls.Config{
-		ServerName: host,
-		RootCAs:    roots,
+// client is this end of a TLS connection.
+type client struct {
+	host        string // sent as server name, and verified
+	trust       trust
+	certificate *tls.Certificate       // nil: none is shown
+	sessions    tls.ClientSessionCache // nil: none is resumed
+}
+
+// config is for one connection, whose server v verifies.
+func (c client) config(v *verifier) *tls.Config {
+	config := &tls.Config{
+		ServerName: c.host,
+		// Not the verification is skipped, but its being done by crypto/tls, which would
+		// want every root parsed beforehand.
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies, always
+		VerifyConnection:   v.verify,
+		ClientSessionCache: c.sessions,
 		// DPS refuses anything older. The maximum is left open.
 		MinVersion: tls.VersionTLS12,
 		// Go's default adds a post-quantum key share of 1.2 KB to every first flight.
@@ -143,36 +90,68 @@ func tlsConfig(host string, roots *x509.CertPool, certificate *tls.Certificate) 
 		// worth decrypting later either: tokens live an hour.
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
 	}
-	if certificate != nil {
+	if c.certificate != nil {
 		// Given in Certificates, crypto/tls would silently send nothing when the
 		// server's list of authorities does not name this one's issuer. Sent always, the
 		// service can say why it refuses.
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return certificate, nil
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return c.certificate, nil
 		}
 	}
-	return c
+	return config
 }
 
-// handshake makes raw a TLS stream, under ctx.
-func handshake(ctx context.Context, raw net.Conn, config *tls.Config) (*tls.Conn, error) {
+// handshake makes raw a TLS stream, under ctx, and returns the verified chains too.
+func (c client) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, [][]*x509.Certificate, error) {
+	v := &verifier{trust: c.trust, host: c.host}
 	first := &firstBytes{Conn: raw}
-	c := tls.Client(first, config)
-	err := c.HandshakeContext(ctx)
+	secure := tls.Client(first, c.config(v))
+	err := secure.HandshakeContext(ctx)
 	kept := first.stop()
 	if err == nil {
-		return c, nil
+		return secure, v.chains, nil
 	}
 	if header := (tls.RecordHeaderError{}); errors.As(err, &header) {
-		return nil, &NotTLSError{First: kept, Err: err}
+		return nil, nil, &NotTLSError{First: kept, Err: err}
 	}
-	if verify := (*tls.CertificateVerificationError)(nil); errors.As(err, &verify) && len(verify.UnverifiedCertificates) > 0 {
-		return nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: config.ServerName, Err: err}
+	if verify := (*tls.CertificateVerificationError)(nil); errors.As(err, &verify) {
+		return nil, nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: c.host, Err: err}
 	}
-	if chains := c.ConnectionState().VerifiedChains; len(chains) > 0 {
-		return nil, &RefusedError{Issuer: chains[0][0].Issuer, Host: config.ServerName, Err: err}
+	if len(v.chains) > 0 {
+		return nil, nil, &RefusedError{Issuer: v.chains[0][0].Issuer, Host: c.host, Err: err}
 	}
-	return nil, err
+	return nil, nil, err
+}
+
+// sessionsOf keeps the sessions of one certificate apart from those of others: a resumed
+// session is that of the certificate which was shown when it began.
+type sessionsOf struct {
+	tls.ClientSessionCache
+	prefix string
+}
+
+func newSessions(cache tls.ClientSessionCache, certificate *tls.Certificate, address string) tls.ClientSessionCache {
+	if cache == nil {
+		return nil
+	}
+	prefix := address + " "
+	if certificate != nil {
+		for _, der := range certificate.Certificate {
+			sum := sha256.Sum256(der)
+			prefix += string(sum[:])
+		}
+	}
+	return sessionsOf{cache, prefix}
+}
+
+// Get implements tls.ClientSessionCache.
+func (s sessionsOf) Get(key string) (*tls.ClientSessionState, bool) {
+	return s.ClientSessionCache.Get(s.prefix + key)
+}
+
+// Put implements tls.ClientSessionCache.
+func (s sessionsOf) Put(key string, state *tls.ClientSessionState) {
+	s.ClientSessionCache.Put(s.prefix+key, state)
 }
 
 // firstBytes remembers how the peer's answer begins: crypto/tls keeps five bytes.

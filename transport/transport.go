@@ -59,6 +59,10 @@ type Dialer struct {
 	CAFile string         // PEM certificates trusted beside Roots; read at each Dial
 	Roots  *x509.CertPool // nil is the system's
 
+	// Sessions remembers TLS sessions from one Dial to the next, each with the device
+	// certificate it was begun with. nil remembers none.
+	Sessions tls.ClientSessionCache
+
 	// Timeout bounds each protocol tried: name, TCP, proxy, TLS and upgrade together.
 	// 0 is DefaultTimeout.
 	Timeout time.Duration
@@ -77,13 +81,13 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 	if len(protocols) == 0 {
 		protocols = []Protocol{MQTT, WebSocket}
 	}
-	roots, err := d.roots(d.CAFile)
+	t, err := d.trust(d.CAFile)
 	if err != nil {
 		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
 	for _, p := range protocols {
-		c, err := d.dial(ctx, p, tlsConfig(d.Host, roots, certificate))
+		c, err := d.dial(ctx, p, client{host: d.Host, trust: t, certificate: certificate, sessions: newSessions(d.Sessions, certificate, string(p))})
 		if err == nil {
 			return c, nil
 		}
@@ -96,7 +100,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 }
 
 // dial tries one protocol, all of it under one deadline.
-func (d *Dialer) dial(parent context.Context, p Protocol, config *tls.Config) (*Conn, *Error) {
+func (d *Dialer) dial(parent context.Context, p Protocol, us client) (*Conn, *Error) {
 	timeout := d.Timeout
 	if timeout <= 0 {
 		timeout = DefaultTimeout
@@ -104,7 +108,7 @@ func (d *Dialer) dial(parent context.Context, p Protocol, config *tls.Config) (*
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
 
-	a := attempt{dialer: d, protocol: p, config: config}
+	a := attempt{dialer: d, protocol: p, client: us}
 	c, err := a.run(ctx)
 	if err == nil {
 		return c, nil
@@ -124,7 +128,7 @@ func (d *Dialer) dial(parent context.Context, p Protocol, config *tls.Config) (*
 type attempt struct {
 	dialer   *Dialer
 	protocol Protocol
-	config   *tls.Config
+	client   client
 	proxy    string   // the proxy's address, "" for none
 	raw      net.Conn // the TCP connection
 }
@@ -144,7 +148,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	if failure != nil {
 		return nil, failure
 	}
-	secure, err := handshake(ctx, stream, a.config)
+	secure, chains, err := a.client.handshake(ctx, stream)
 	if err != nil {
 		_ = a.raw.Close()
 		return nil, a.fail(StageTLS, address, err)
@@ -157,6 +161,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		TLS:      secure.ConnectionState(),
 		raw:      a.raw,
 	}
+	c.TLS.VerifiedChains = chains
 	if a.protocol == WebSocket {
 		ws, date, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
@@ -243,9 +248,9 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 		return nil, a.fail(StageProxy, address, err)
 	}
 	a.proxy = proxyAddress
-	var roots *x509.CertPool
+	var t trust
 	if secure {
-		if roots, err = a.dialer.roots(a.dialer.ProxyCAFile); err != nil {
+		if t, err = a.dialer.trust(a.dialer.ProxyCAFile); err != nil {
 			return nil, a.fail(StageProxy, proxyAddress, err)
 		}
 	}
@@ -255,7 +260,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	stream := a.raw
 	if secure {
 		// The device's certificate is the service's to see, not the proxy's.
-		c, err := handshake(ctx, a.raw, tlsConfig(proxy.Hostname(), roots, nil))
+		c, _, err := client{host: proxy.Hostname(), trust: t}.handshake(ctx, a.raw)
 		if err != nil {
 			_ = a.raw.Close()
 			return nil, a.fail(StageProxy, proxyAddress, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -187,6 +188,7 @@ func settings(cfg *config.Config) daemon.Settings {
 		CAFile:        t.CAFile,
 		ProxyCAFile:   t.ProxyCAFile,
 		Timeout:       t.ConnectTimeout,
+		Sessions:      tls.NewLRUClientSessionCache(4), // per protocol and certificate
 	}
 	for _, p := range t.Protocols {
 		dialer.Protocols = append(dialer.Protocols, transport.Protocol(p))

@@ -1,0 +1,197 @@
+package transport
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"os"
+	"testing"
+	"time"
+)
+
+// issued is a certificate with its key.
+type issued struct {
+	*x509.Certificate
+	key *ecdsa.PrivateKey
+}
+
+func issue(t *testing.T, name string, parent *issued, change func(*x509.Certificate)) *issued {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sign(t, name, parent, key, change)
+}
+
+func sign(t *testing.T, name string, parent *issued, key *ecdsa.PrivateKey, change func(*x509.Certificate)) *issued {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	if change != nil {
+		change(template)
+	}
+	by, byKey := template, key
+	if parent != nil {
+		by, byKey = parent.Certificate, parent.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by, &key.PublicKey, byKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &issued{c, key}
+}
+
+func leaf(c *x509.Certificate) {
+	c.IsCA, c.BasicConstraintsValid, c.KeyUsage = false, false, x509.KeyUsageDigitalSignature
+	c.DNSNames, c.ExtKeyUsage = []string{"dps.test"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+}
+
+// That only some of the roots are parsed must change no verdict: each chain is judged
+// with those, and with all of them by crypto/x509 alone.
+func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
+	root, other := issue(t, "root", nil, nil), issue(t, "other", nil, nil)
+	twin := issue(t, "root", nil, nil) // of the same name, with another key
+	old := issue(t, "old", nil, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	stranger := issue(t, "stranger", nil, nil)
+	first := issue(t, "first", root, nil)
+	second := issue(t, "second", first, nil)
+	crossed := sign(t, "other", stranger, other.key, nil) // other, vouched for by a stranger too
+	trusted := []*issued{other, twin, root, old}
+	var bundle []byte
+	for _, c := range trusted {
+		bundle = append(bundle, "# "+c.Subject.CommonName+"\n"...)
+		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	bundle = append(bundle, "-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n"...)
+
+	for _, c := range []struct {
+		says    string
+		chain   []*issued
+		trusted bool
+	}{
+		{"a leaf of a root", []*issued{issue(t, "leaf", root, leaf)}, true},
+		{"through two intermediates", []*issued{issue(t, "leaf", second, leaf), second, first}, true},
+		{"in disorder, with what does not belong there", []*issued{issue(t, "leaf", second, leaf), stranger, first, second}, true},
+		{"with the root itself", []*issued{issue(t, "leaf", first, leaf), first, root}, true},
+		{"a root that is cross-signed by a stranger, who is presented too", []*issued{issue(t, "leaf", other, leaf), crossed, stranger}, true},
+		{"a leaf that a root has signed under its own name", []*issued{sign(t, "other", nil, other.key, leaf)}, true},
+		{"of the twin", []*issued{issue(t, "leaf", twin, leaf)}, true},
+		{"without its intermediate", []*issued{issue(t, "leaf", second, leaf), first}, false},
+		{"of a stranger", []*issued{issue(t, "leaf", stranger, leaf), stranger}, false},
+		{"of a stranger with a root's name", []*issued{issue(t, "leaf", issue(t, "root", nil, nil), leaf)}, false},
+		{"of a root that has expired", []*issued{issue(t, "leaf", old, leaf)}, false},
+		{"for another name", []*issued{issue(t, "leaf", root, func(c *x509.Certificate) { leaf(c); c.DNSNames = []string{"evil.test"} })}, false},
+		{"for clients only", []*issued{issue(t, "leaf", root, func(c *x509.Certificate) { leaf(c); c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })}, false},
+		{"not valid yet", []*issued{issue(t, "leaf", root, func(c *x509.Certificate) { leaf(c); c.NotBefore = time.Now().Add(time.Minute) })}, false},
+	} {
+		t.Run(c.says, func(t *testing.T) {
+			var presented []*x509.Certificate
+			intermediates := x509.NewCertPool()
+			for i, p := range c.chain {
+				presented = append(presented, p.Certificate)
+				if i > 0 {
+					intermediates.AddCert(p.Certificate)
+				}
+			}
+			all := trust{bundle: bundle}.all()
+			_, want := presented[0].Verify(x509.VerifyOptions{DNSName: "dps.test", Roots: all, Intermediates: intermediates})
+			if (want == nil) != c.trusted {
+				t.Fatalf("crypto/x509 says %v", want)
+			}
+			for name, tr := range map[string]trust{
+				"the bundle": {bundle: bundle}, "a pool": {pool: all},
+				"a bundle and a pool": trust{bundle: bundle}.with([]*x509.Certificate{issue(t, "further", nil, nil).Certificate}),
+			} {
+				v := &verifier{trust: tr, host: "dps.test"}
+				err := v.verify(tls.ConnectionState{PeerCertificates: presented})
+				if (err == nil) != c.trusted || (len(v.chains) > 0) != c.trusted {
+					t.Errorf("%s: %v, and %d chains", name, err, len(v.chains))
+				}
+				if verify := (*tls.CertificateVerificationError)(nil); err != nil && !errors.As(err, &verify) {
+					t.Errorf("%s: %T", name, err)
+				}
+			}
+		})
+	}
+	t.Run("who trusts nobody trusts not the system's roots instead", func(t *testing.T) {
+		system := issue(t, "leaf", root, leaf)
+		v := &verifier{host: "dps.test"}
+		if err := v.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{system.Certificate}}); err == nil {
+			t.Error("verified")
+		}
+	})
+	t.Run("no certificate is none", func(t *testing.T) {
+		if err := (&verifier{}).verify(tls.ConnectionState{}); err == nil {
+			t.Error("verified")
+		}
+	})
+}
+
+func TestNamesOfTheSystemsRoots(t *testing.T) {
+	text, err := os.ReadFile(bundles()[0])
+	if err != nil {
+		t.Skip("no bundle of roots is installed here: ", err)
+	}
+	n := 0
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			continue
+		}
+		n++
+		if string(rawSubject(block.Bytes)) != string(c.RawSubject) {
+			t.Errorf("%s: the name is %x", c.Subject, rawSubject(block.Bytes))
+		}
+	}
+	if n == 0 {
+		t.Error("there is no root in it")
+	}
+	for _, der := range [][]byte{nil, {0x30}, {0x30, 0x00}, []byte("no certificate")} {
+		if name := rawSubject(der); len(name) > 0 {
+			t.Errorf("%x has the name %x", der, name)
+		}
+	}
+}
+
+// What is saved: go test -bench Roots -benchmem ./transport
+func BenchmarkRoots(b *testing.B) {
+	text, err := os.ReadFile(bundles()[0])
+	if err != nil {
+		b.Skip(err)
+	}
+	block, _ := pem.Decode(text)
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("named", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			trust{bundle: text}.roots([]*x509.Certificate{c})
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			trust{bundle: text}.all()
+		}
+	})
+}
