@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/dpsd-project/dpsd/control"
 )
 
 const (
@@ -260,6 +262,7 @@ type daemon struct {
 	key     string // the file
 	text    []byte // of the key
 	log     string // the file
+	socket  control.Client
 }
 
 func startDaemon(bin, dir string) (*daemon, error) {
@@ -278,7 +281,10 @@ func startDaemon(bin, dir string) (*daemon, error) {
 	if err := json.Unmarshal(text, &endpoint); err != nil {
 		return nil, err
 	}
-	d := &daemon{key: filepath.Join(dir, "device.key"), log: filepath.Join(dir, "log")}
+	d := &daemon{
+		key: filepath.Join(dir, "device.key"), log: filepath.Join(dir, "log"),
+		socket: control.Client{Socket: filepath.Join(dir, "run", "dpsd.sock")},
+	}
 	if d.text, err = os.ReadFile(filepath.Join(sim, "gw-soak.key")); err != nil {
 		return nil, err
 	}
@@ -396,8 +402,13 @@ func (d *daemon) sample() (s sample, err error) {
 		return s, err
 	}
 	s.files, s.log = len(files), int64(len(log))
-	s.assigned, s.faults = bytes.Count(log, []byte(`"event":"assigned"`)), bytes.Count(log, []byte(`"event":"fault"`))
-	return s, nil
+	// The log does not tell what repeats itself; its socket counts everything.
+	told, err := d.socket.Status(context.Background())
+	if errors.Is(err, control.ErrNotRunning) {
+		return s, nil // not yet
+	}
+	s.assigned, s.faults = told.Attempts.Assigned, told.Attempts.Failed
+	return s, err
 }
 
 // end sends SIGTERM and wants the process to end well within five seconds.
