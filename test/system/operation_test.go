@@ -48,7 +48,7 @@ func TestAReloadTakesAGoodConfigurationAndRefusesABadOne(t *testing.T) {
 		g.write("/etc/dpsd/dpsd.toml", strings.Replace(good, "id_scope", "id_scop", 1), 0o644)
 		g.run("systemctl reload dpsd")
 		g.untilShown("dpsd.service", "StatusText", "The new configuration is refused, the old one stays: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key")
-		g.untilShown("dpsd.service", "ActiveState", "active")
+		g.until("the reload has ended", "test $(systemctl show --value -p ActiveState dpsd) = active")
 
 		// Another gateway, with its key in a file.
 		g.write("/etc/dpsd/keys/gw-2.key", dps.key("gw-2"), 0o640)

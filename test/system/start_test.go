@@ -51,8 +51,8 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 
 		g.reboot() // the service is gone: the network is another one, too
 		g.expect("multi-user.target", "ActiveState", "active")
-		g.expect("dpsd.service", "ActiveState", "activating")
 		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		g.expect("dpsd.service", "ActiveState", "activating")
 		if status := g.show("dpsd.service", "StatusText"); !strings.Contains(status, "tcp-refused") {
 			t.Errorf("STATUS= does not name the fault: %q", status)
 		}
