@@ -94,7 +94,7 @@ test-deb: deb
 # What an operator gets: the packages, installed in a Debian 12 and a Debian 13
 # that systemd-nspawn boots, as root. The previous version is the same tree under
 # a version that goes before. TESTFLAGS='-run Upgrade' for some of it.
-ARCH      = $(shell dpkg --print-architecture)
+ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 TESTFLAGS ?=
