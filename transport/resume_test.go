@@ -45,8 +45,11 @@ func TestResumption(t *testing.T) {
 			return c.TLS.DidResume
 		}
 		t.Run("the second connection resumes the session of the first: "+tls.VersionName(version), func(t *testing.T) {
-			if connect(t, d, nil, "") || !connect(t, d, nil, "") {
-				t.Error("not so")
+			if connect(t, d, nil, "") {
+				t.Error("the first is resumed")
+			}
+			if !connect(t, d, nil, "") {
+				t.Error("the second is not")
 			}
 		})
 		t.Run("each certificate has sessions of its own: "+tls.VersionName(version), func(t *testing.T) {
@@ -67,8 +70,10 @@ func TestResumption(t *testing.T) {
 		t.Run("without a place to keep them there are none: "+tls.VersionName(version), func(t *testing.T) {
 			forgetful := *d
 			forgetful.Sessions = nil
-			if connect(t, &forgetful, nil, "") || connect(t, &forgetful, nil, "") {
-				t.Error("resumed")
+			for range 2 {
+				if connect(t, &forgetful, nil, "") {
+					t.Error("resumed")
+				}
 			}
 		})
 	}
