@@ -10,10 +10,14 @@ import (
 	"net"
 	"net/http"
 	"syscall"
+	"time"
 )
 
 // maxAnswer bounds what a client reads of one answer or event, in bytes.
 const maxAnswer = 1 << 20
+
+// busyPause is between two tries to be taken.
+const busyPause = 50 * time.Millisecond
 
 // ErrNotRunning says that no daemon listens on the socket.
 var ErrNotRunning = errors.New("dpsd is not running")
@@ -78,6 +82,12 @@ func (c Client) ask(ctx context.Context, method, path string, into any) error {
 	return nil
 }
 
+// busy reports whether the daemon closed the connection without an answer, or has so
+// many to accept that the kernel takes no more (EAGAIN, connect(2)).
+func busy(err error) bool {
+	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
+}
+
 // open sends a request and returns the body of a good answer.
 func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	transport := &http.Transport{
@@ -92,6 +102,14 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 		return nil, err
 	}
 	response, err := transport.RoundTrip(request)
+	// The daemon closes at once what is one connection too many; the others end soon.
+	for busy(err) && ctx.Err() == nil {
+		select {
+		case <-time.After(busyPause):
+		case <-ctx.Done():
+		}
+		response, err = transport.RoundTrip(request)
+	}
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotRunning

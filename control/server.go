@@ -19,8 +19,9 @@ import (
 
 const (
 	// maxConnections bounds what strangers can hold open, in connections; so many
-	// again are kept for those who are trusted.
-	maxConnections = 64
+	// again are kept for those who are trusted. One process gets perProcess of them.
+	maxConnections = 128
+	perProcess     = 16
 	// patience is that of a Server which names none, and of a Client.
 	patience = 5 * time.Second
 	// maxHeader bounds a request, in bytes; no request has a body.
@@ -79,7 +80,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          log.New(io.Discard, "", 0), // what strangers send is no news
 	}
-	bounded := &boundedListener{UnixListener: l}
+	bounded := &boundedListener{UnixListener: l, processes: map[int32]int{}}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(bounded) }()
 	var err error
@@ -192,6 +193,7 @@ type boundedListener struct {
 	mu        sync.Mutex
 	strangers int
 	trusted   int
+	processes map[int32]int // by pid
 	open      sync.WaitGroup
 }
 
@@ -217,10 +219,11 @@ func (l *boundedListener) take(c *net.UnixConn) *counted {
 	if p.trusted() {
 		n = &l.trusted
 	}
-	if *n >= maxConnections {
+	if *n >= maxConnections || l.processes[p.pid] >= perProcess {
 		return nil
 	}
 	*n++
+	l.processes[p.pid]++
 	l.open.Add(1)
 	return &counted{UnixConn: c, peer: p, listener: l, n: n}
 }
@@ -240,6 +243,9 @@ func (c *counted) Close() error {
 	c.once.Do(func() {
 		c.listener.mu.Lock()
 		*c.n--
+		if c.listener.processes[c.peer.pid]--; c.listener.processes[c.peer.pid] == 0 {
+			delete(c.listener.processes, c.peer.pid)
+		}
 		c.listener.mu.Unlock()
 		c.listener.open.Done()
 	})

@@ -78,6 +78,7 @@ type result struct {
 	connection  *control.Connection // nil: none was made
 	clockOffset *time.Duration      // of this clock from the server's; nil: it did not say
 	recording   *recording
+	fingerprint string // of the configuration that was tried; "" when it could not be made
 	saved       store.Result
 }
 
@@ -101,6 +102,9 @@ func (a *attempt) run(ctx context.Context) (r result) {
 	r.unsaved, r.credential, r.recording = a.record, a.credential.String(), a.recording
 	defer func() {
 		a.recording.leave(time.Now())
+		if a.registrationID != "" && !a.mend {
+			r.fingerprint = a.fingerprint()
+		}
 		r.registrationID, r.registration, r.payload = a.registrationID, a.registration, a.payload
 	}()
 	if a.look {

@@ -120,6 +120,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.serve(ctx)()
+	go s.scribe.run()
+	defer s.scribe.stop()
 	return s.run(ctx)
 }
 

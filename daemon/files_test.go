@@ -115,7 +115,7 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 		if rec, err := store.Read(g.Store.RuntimeDirectory); err != nil || rec.Generation != before.Generation {
 			t.Errorf("under the runtime directory: generation %d, %v", rec.Generation, err)
 		}
-		if last := g.notes[len(g.notes)-1].state; !strings.Contains(last, "as gw-1; state-unwritable") || !strings.Contains(last, "next attempt in") {
+		if last := g.lastNote(); !strings.Contains(last, "as gw-1; state-unwritable") || !strings.Contains(last, "next attempt in") {
 			t.Errorf("the status: %q", last)
 		}
 		if err := os.Remove(directory); err != nil {
@@ -124,7 +124,7 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		g.wantAssigned()
-		if last := g.notes[len(g.notes)-1].state; last != "STATUS=Assigned to dpsd-sim.azure-devices.net as gw-1" {
+		if last := g.lastNote(); last != "STATUS=Assigned to dpsd-sim.azure-devices.net as gw-1" {
 			t.Errorf("the status after it was mended: %q", last)
 		}
 		if g.dials != dials {

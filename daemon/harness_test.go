@@ -172,6 +172,13 @@ func (g *gateway) note(state string) error {
 	return nil
 }
 
+// lastNote is the last message.
+func (g *gateway) lastNote() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.notes[len(g.notes)-1].state
+}
+
 // told is how many messages held the text, and when the first did.
 func (g *gateway) told(text string) (n int, first time.Time) {
 	g.mu.Lock()

@@ -91,13 +91,6 @@ func (s *supervisor) record(r result, now time.Time) {
 	if r.clockOffset != nil {
 		s.measures.clock(*r.clockOffset)
 	}
-	if err := s.recorder.Add(a, now); err != nil {
-		s.tell(event.AttemptNotRecorded, zap.Error(err))
-	}
-	if s.MetricsFile != "" {
-		s.board.Post(s.status(now))
-		if err := s.measures.textFile(s.MetricsFile); err != nil {
-			s.tell(event.MetricsNotWritten, zap.Error(err))
-		}
-	}
+	s.board.Post(s.status(now)) // the metrics are read from it
+	s.scribe.add(a)
 }

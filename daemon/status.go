@@ -20,6 +20,8 @@ type account struct {
 	faults        []control.Fault // the latest first
 	connection    *control.Connection
 	attempts      control.AttemptsCount
+	identity      *control.Identity // as it was while no attempt ran
+	fingerprint   string            // of the present configuration; "": not known yet
 	phase         control.Phase
 }
 
@@ -35,14 +37,11 @@ func (s *supervisor) status(now time.Time) control.Status {
 		Connection:    s.account.connection,
 		Attempts:      s.account.attempts,
 	}
-	if rec, found := s.store.Current(); found {
-		st.Identity = &control.Identity{
-			AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
-			IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
-			Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt,
-			Durable: s.store.Durable(), Foreign: s.foreign,
-		}
+	// A running attempt owns the store, and may hang in it with the disk.
+	if s.attempt == nil {
+		s.account.identity = s.identity()
 	}
+	st.Identity = s.account.identity
 	if !s.expires.IsZero() {
 		st.Certificate = &control.Certificate{NotAfter: s.expires.UTC()}
 	}
@@ -60,6 +59,19 @@ func (s *supervisor) status(now time.Time) control.Status {
 	st.Phase = s.account.phase
 	st.Health = health(st)
 	return st
+}
+
+func (s *supervisor) identity() *control.Identity {
+	rec, found := s.store.Current()
+	if !found {
+		return nil
+	}
+	return &control.Identity{
+		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
+		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
+		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: s.store.Durable(),
+		Foreign: s.account.fingerprint != "" && rec.ConfigFingerprint != s.account.fingerprint,
+	}
 }
 
 // health is the one word for it.

@@ -36,7 +36,6 @@ type supervisor struct {
 	unsaved        *store.Record // assigned, but the disk refused it
 	floors         floors
 	ready          bool      // READY=1 was sent
-	foreign        bool      // the published record belongs to another configuration
 	since          time.Time // when the registration was first tried that has not succeeded yet
 	lastFault      fault.Fault
 	faults         int       // since the last assignment
@@ -76,7 +75,7 @@ type supervisor struct {
 	account  account
 	board    control.Board
 	measures *measures
-	recorder store.Recorder
+	scribe   *scribe
 	requests chan request // from the control socket
 }
 
@@ -98,7 +97,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
 	s.measures = newMeasures(&s.board)
-	s.recorder = store.Recorder{Directory: d.Store.Directory, RuntimeDirectory: d.Store.RuntimeDirectory, Mode: d.Store.Mode}
+	s.scribe = newScribe(d, s.teller, s.measures)
 	return s
 }
 
@@ -295,6 +294,9 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	if r.connection != nil {
 		s.account.connection = r.connection
 	}
+	if r.fingerprint != "" {
+		s.account.fingerprint = r.fingerprint
+	}
 	if s.replaced {
 		// What this attempt found out about the old settings counts for nothing;
 		// what it assigned stays on disk until the next one.
@@ -339,7 +341,6 @@ func (s *supervisor) finish(r result, now time.Time) error {
 func (s *supervisor) lookedUp(published bool, now time.Time) {
 	s.look, s.history, s.lastFault, s.lane = false, history{}, fault.Fault{}, ""
 	s.due, s.why = s.boot(now), "boot delay"
-	s.foreign = !published
 	if !published {
 		s.tell(event.RecordOfAnotherConfiguration)
 		if s.due.After(now) {
@@ -375,12 +376,10 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 	}
 	if s.unmended {
 		s.faultsMended()
-	}
-	if s.unmended && s.ready && s.lastFault.Code == "" {
-		s.notify.setStatus(s.standing())
-	}
-	if s.unmended {
 		s.account.mended()
+		if s.ready && s.lastFault.Code == "" {
+			s.notify.setStatus(s.standing())
+		}
 	}
 	s.mendFor, s.unmended = history{}, false
 }
@@ -396,7 +395,7 @@ func (s *supervisor) nextRegular(now time.Time) {
 // provisioned is reached when DPS has answered 200 with status assigned and the
 // record is durable: READY means both.
 func (s *supervisor) provisioned(r result, now time.Time) {
-	s.assigned, s.foreign = true, false
+	s.assigned = true
 	s.account.confirm(now)
 	s.measures.assignTime.Update(now.Sub(s.since).Seconds())
 	s.since = time.Time{}
