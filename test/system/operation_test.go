@@ -192,7 +192,9 @@ for file in /home/someone /root/secret /tmp/of-another /etc/credstore/probe /etc
 
 		g.dropIn("[Service]\nType=oneshot\nExecStart=\nExecStart=" + there + "/probe\nRestart=no\n")
 		g.run("systemctl start dpsd")
-		inside := verdicts(t, g.run("journalctl -b -u dpsd -o cat _COMM=probe"))
+		// By its identifier: journald cannot look up the name of a process that has ended.
+		g.until("the probe's last line", "journalctl -b -t probe -o cat | grep -qx end")
+		inside := verdicts(t, g.run("journalctl -b -t probe -o cat"))
 		outside := verdicts(t, g.run(there+"/probe"))
 		if len(inside) != len(outside) || len(inside) < 40 {
 			t.Fatalf("%d attempts inside, %d outside", len(inside), len(outside))

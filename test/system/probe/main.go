@@ -37,6 +37,7 @@ func main() {
 		}
 		fmt.Printf("%s: %s: %v\n", a.name, verdict, err)
 	}
+	fmt.Println("end")
 }
 
 func attempts() []attempt {
