@@ -1,0 +1,138 @@
+package redact_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/redact"
+)
+
+func TestTokens(t *testing.T) {
+	for text, want := range map[string]string{
+		"refused: SharedAccessSignature sr=0ne1%2Fregistrations%2Fgw&sig=aB%2Fc%3D&se=17&skn=registration, sorry": "refused: [masked] sorry",
+		`{"m":"SharedAccessSignature sr=a&sig=b","n":1}`:                                                          `{"m":"[masked]","n":1}`,
+		"/x?SharedAccessSignature%20sr%3Da%26sig%3Db z":                                                           "/x?[masked] z",
+		"GET /?sr=a&sig=aB%2Fc%3D&se=1":                                                                           "GET /?sr=a&sig=[masked]&se=1",
+		"sig%3DaB%252Fc":                                                                                          "sig=[masked]",
+		"HostName=h;DeviceId=d;SharedAccessKey=aBc=;X=1":                                                          "HostName=h;DeviceId=d;SharedAccessKey=[masked];X=1",
+		"Proxy-Authorization: Basic Z2F0ZXdheTpwYXNz":                                                             "Proxy-Authorization: Basic [masked]",
+		"authorization: bearer eyJhbGciOi.eyJzd.Sfl":                                                              "authorization: bearer [masked]",
+		"HTTPS_PROXY=http://gw:pa/ss@proxy:3128 and http://u@h":                                                   "HTTPS_PROXY=http://[masked]@proxy:3128 and http://[masked]@h",
+		"a\n-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\nb":                                "a\n[masked]\nb",
+		"-----BEGIN PRIVATE KEY-----\nMHcC\ncut":                                                                  "[masked]",
+	} {
+		if got := redact.Tokens(text); got != want {
+			t.Errorf("%q has become %q, want %q", text, got, want)
+		}
+	}
+	for _, text := range []string{
+		"the proxy wants basic authentication. A bearer of bad news.",
+		"mqtts://global.azure-devices-provisioning.net:8883/x and somebody@example.net",
+		"design=modern signature",
+		"-----BEGIN CERTIFICATE-----",
+	} {
+		if got := redact.Tokens(text); got != text {
+			t.Errorf("there is no secret in %q, which has become %q", text, got)
+		}
+	}
+}
+
+func TestProse(t *testing.T) {
+	for text, want := range map[string]string{
+		"# old: mJ3kQ9xV2LrT8pZc1Wb7Yg==":                                       "# old: [masked]",
+		"# 00112233445566778899aabbccddeeff":                                    "# [masked]",
+		"# password = hunter2 of the proxy":                                     "# password = [masked] of the proxy",
+		"# the password is hunter2":                                             "# the password is [masked]",
+		"# a password is asked for in https://wiki.example/how-to-set-it-there": "# a password is [masked] for in https://wiki.example/how-to-set-it-there",
+		`# secret: "credential:proxy-password"`:                                 `# secret: "credential:proxy-password"`,
+		"# /usr/share/dpsd/examples/dpsd.toml":                                  "# /usr/share/dpsd/examples/dpsd.toml",
+		"# 2026-11-23 08:15:42 1234567890123456789012":                          "# 2026-11-23 08:15:42 1234567890123456789012",
+	} {
+		if got := redact.Prose(text); got != want {
+			t.Errorf("%q has become %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestKnown(t *testing.T) {
+	const password = `p/w"&<é 7+_`
+	raw := []byte{0xfb, 1, 2, 0xff, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xfe}
+	key := base64.StdEncoding.EncodeToString(raw)
+	asJSON, _ := json.Marshal(password)
+	private := privateKey(t)
+	var known redact.Known
+	known.Add([]byte(password + "\n"))
+	known.Add([]byte(key))
+	known.Add(private)
+	known.Add([]byte("tiny"))
+	known.Add([]byte("abc"))
+	lines := strings.Split(string(private), "\n")
+	for name, text := range map[string]string{
+		"as it is":                     password,
+		"in JSON":                      strings.Trim(string(asJSON), `"`),
+		"in a query":                   url.QueryEscape(password),
+		"in a path":                    url.PathEscape(password),
+		"in small escapes":             strings.NewReplacer("%2B", "%2b", "%2F", "%2f", "%3D", "%3d").Replace(url.QueryEscape(key)),
+		"in hex":                       hex.EncodeToString([]byte(password)),
+		"in capital hex":               strings.ToUpper(hex.EncodeToString([]byte(password))),
+		"in base64":                    base64.StdEncoding.EncodeToString([]byte(password)),
+		"a key as the portal shows it": key,
+		"a key without its padding":    strings.TrimRight(key, "="),
+		"a key for addresses":          base64.URLEncoding.EncodeToString(raw),
+		"the bytes of a key in hex":    hex.EncodeToString(raw),
+		"a line of a private key":      lines[1],
+		"the PEM of it in base64":      base64.StdEncoding.EncodeToString(private),
+		"a word of four letters":       "tiny",
+	} {
+		t.Run("a secret is found "+name, func(t *testing.T) {
+			got := known.Mask("before " + text + " after")
+			if strings.Contains(got, strings.TrimRight(text, "=")) || !strings.HasPrefix(got, "before [") || !strings.HasSuffix(got, " after") {
+				t.Errorf("%q has become %q", text, got)
+			}
+		})
+	}
+	for _, before := range []string{"", "1", "12", "123"} {
+		whole := base64.StdEncoding.EncodeToString([]byte(before + "gateway:" + password + "@x"))
+		if got := known.Mask(whole); !strings.Contains(got, redact.Mark) {
+			t.Errorf("%d bytes into the base64 of a longer text it is not found: %s", len(before)+8, got)
+		}
+	}
+	for _, text := range []string{"destiny", "abc", "certificate"} {
+		if got := known.Mask(text); got != text {
+			t.Errorf("%q has become %q", text, got)
+		}
+	}
+	if got := new(redact.Known).Mask("text"); got != "text" {
+		t.Errorf("with no secret known the text has become %q", got)
+	}
+	t.Run("a certificate is no secret", func(t *testing.T) {
+		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
+		var known redact.Known
+		known.Add([]byte(certificate))
+		if got := known.Mask(certificate); got != certificate {
+			t.Errorf("it has become %q", got)
+		}
+	})
+}
+
+func privateKey(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
