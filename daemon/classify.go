@@ -19,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -34,6 +35,34 @@ func Classify(err error) fault.Fault {
 	if errors.As(err, &f) {
 		return f
 	}
+	f = classified(err)
+	f.Err, f.TrackingID = discreet(f.Err), redact.Tokens(f.TrackingID)
+	return f
+}
+
+// discreet masks what a peer repeats of the secrets that it was told: the cause goes
+// into logs and to everybody who asks.
+func discreet(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	if masked := redact.Tokens(text); masked != text {
+		return &discreetError{masked, err}
+	}
+	return err
+}
+
+type discreetError struct {
+	text string
+	err  error
+}
+
+func (e *discreetError) Error() string { return e.text }
+func (e *discreetError) Unwrap() error { return e.err }
+
+// classified is Classify for an error that is no fault yet.
+func classified(err error) fault.Fault {
 	stage := fault.StageConfiguration
 	var staged *stageError
 	if errors.As(err, &staged) {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -234,5 +235,26 @@ func TestTheClockExplainsARefusal(t *testing.T) {
 				t.Errorf("got %s (%s), want %s", f.Code, f.Class, tt.code)
 			}
 		})
+	}
+}
+
+func TestACauseRepeatsNoTokenThatAPeerHasSentBack(t *testing.T) {
+	const token = "SharedAccessSignature sr=0ne00000000%2Fregistrations%2Fgw-1&sig=c2VjcmV0&se=1&skn=registration"
+	for name, err := range map[string]error{
+		"as its message": reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401002,"trackingId":"`+token+`","message":"not `+token+`"}`),
+		"as the reason of a proxy": transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageProxy, Address: "h:8883", Err: &transport.ProxyError{
+			Status: 407, Reason: "not Basic Z2F0ZXdheTpjMlZqY21WMA==", Location: "http://gateway:c2VjcmV0@proxy/"}}},
+	} {
+		f := Classify(at(fault.StageRegister, err))
+		for _, text := range []string{f.Error(), f.TrackingID} {
+			if strings.Contains(text, "c2VjcmV0") || strings.Contains(text, "Z2F0ZXdheTpj") {
+				t.Errorf("%s: it says %s", name, text)
+			}
+		}
+		var service *dps.ServiceError
+		var proxy *transport.ProxyError
+		if !errors.As(f.Err, &service) && !errors.As(f.Err, &proxy) {
+			t.Errorf("%s: the fault %s hides its cause", name, f.Code)
+		}
 	}
 }
