@@ -12,11 +12,14 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 # Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
 # the control socket. Without it the program is half a megabyte smaller.
 TAGS = nethttpomithttp2
+# Nor is anything outside of the standard library called so often that copies of its
+# functions in their callers would pay: a quarter of a megabyte.
+GCFLAGS = github.com/...=-l
 
 .PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
 
 build:
-	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -gcflags '$(GCFLAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
 	bin/dpsd-sim demo

@@ -36,6 +36,18 @@ func (c Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.ask(ctx, http.MethodGet, "/v1/status", &s)
 }
 
+// Metrics returns the metrics as Prometheus text. Errors: as Status.
+func (c Client) Metrics(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	body, err := c.open(ctx, http.MethodGet, "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = body.Close() }()
+	return io.ReadAll(io.LimitReader(body, maxAnswer))
+}
+
 // Reprovision asks for a registration. Errors: as Status, and ErrForbidden.
 func (c Client) Reprovision(ctx context.Context) (r Reprovision, err error) {
 	return r, c.ask(ctx, http.MethodPost, "/v1/reprovision", &r)

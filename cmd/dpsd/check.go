@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -75,9 +76,7 @@ func runCheck(file string, offline, asJSON bool) error {
 	if !asJSON {
 		gateway.Progress = func(what string) { out.progress("… " + what) }
 	}
-	report := check.Report{Schema: 1, Version: version, Time: time.Now().UTC().Truncate(time.Second), Offline: offline}
-	gateway.Run(ctx, offline, func(r check.Result) {
-		report.Steps = append(report.Steps, r)
+	report, err := checked(ctx, gateway, offline, func(r check.Result) {
 		if !asJSON {
 			printStep(out, r)
 		}
@@ -85,19 +84,37 @@ func runCheck(file string, offline, asJSON bool) error {
 	if !asJSON {
 		out.progress("")
 	}
-	if ctx.Err() != nil {
-		return &exitError{exitFailed, errors.New("stopped before every step was checked")}
+	if err != nil {
+		return &exitError{exitFailed, err}
 	}
-	report.Status = check.Worst(report.Steps)
 	if asJSON {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(report); err != nil {
+		if err := writeJSON(out, report); err != nil {
 			return &exitError{exitFailed, err}
 		}
 	}
 	return verdict(gateway, report)
+}
+
+// checked goes through the steps, and tells each as soon as it is certain.
+func checked(ctx context.Context, gateway *check.Gateway, offline bool, tell func(check.Result)) (check.Report, error) {
+	report := check.Report{Schema: 1, Version: version, Time: time.Now().UTC().Truncate(time.Second), Offline: offline}
+	gateway.Run(ctx, offline, func(r check.Result) {
+		report.Steps = append(report.Steps, r)
+		tell(r)
+	})
+	report.Status = check.Worst(report.Steps)
+	if ctx.Err() != nil {
+		return report, errors.New("stopped before every step was checked")
+	}
+	return report, nil
+}
+
+// writeJSON writes JSON for people too.
+func writeJSON(to io.Writer, value any) error {
+	encoder := json.NewEncoder(to)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
 }
 
 // verdict gives the report its exit code, and the next command to try.
@@ -164,7 +181,7 @@ func loadSoon(file string) (*config.Config, error) {
 }
 
 func systemctl(ctx context.Context, args ...string) ([]byte, error) {
-	c := exec.CommandContext(ctx, "systemctl", args...) //nolint:gosec // the arguments are constants of package check
+	c := exec.CommandContext(ctx, "systemctl", args...) //nolint:gosec // the arguments are constants
 	c.WaitDelay = time.Second
 	out, err := c.Output()
 	if ctx.Err() != nil {

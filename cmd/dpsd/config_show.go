@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -48,15 +47,9 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 				return &exitError{exitConfiguration, err}
 			}
 			defer f.Close()
-			cfg, settings, err := config.ParseSettings(file, f)
+			s, err := effective(file, f)
 			if err != nil {
 				return &exitError{exitConfiguration, err}
-			}
-			s := shown{file: file, settings: settings, lookups: map[string]lookup{
-				identityKey(cfg): identityNow(cfg),
-			}}
-			if cfg.Transport.Proxy == "environment" {
-				s.lookups["transport.proxy"] = proxyNow(cfg)
 			}
 			if asJSON {
 				err = s.json(cmd.OutOrStdout())
@@ -71,6 +64,21 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, for programs")
 	return cmd
+}
+
+// effective reads the values that hold.
+func effective(file string, r io.Reader) (shown, error) {
+	cfg, settings, err := config.ParseSettings(file, r)
+	if err != nil {
+		return shown{}, err
+	}
+	s := shown{file: file, settings: settings, lookups: map[string]lookup{
+		identityKey(cfg): identityNow(cfg),
+	}}
+	if cfg.Transport.Proxy == "environment" {
+		s.lookups["transport.proxy"] = proxyNow(cfg)
+	}
+	return s, nil
 }
 
 // lookup is what a value leads to on this machine, now: a value, or the reason
@@ -217,8 +225,5 @@ func (s shown) json(w io.Writer) error {
 		table[setting.Key] = one
 	}
 	tables["credential"] = credentials
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(map[string]any{"file": s.file, "settings": tables})
+	return writeJSON(w, map[string]any{"file": s.file, "settings": tables})
 }

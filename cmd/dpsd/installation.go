@@ -30,7 +30,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 	}
 	standard := config.Default()
 	places := installation{state: standard.State.Directory, socket: standard.Control.Socket}
-	if cfg, err := load(file); err == nil {
+	if cfg, err := loadSoon(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
 	} else {
 		places.note = err
@@ -72,22 +72,28 @@ func (i installation) standing(ctx context.Context) (s control.Status, running b
 	if errors.Is(err, fs.ErrPermission) || !errors.Is(err, control.ErrNotRunning) {
 		return s, false, err
 	}
+	s, err = i.onFile()
+	return s, false, err
+}
+
+// onFile is what the files say by themselves.
+func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
-	s = control.Status{
+	s := control.Status{
 		Now: now, Health: control.Unprovisioned, Text: "dpsd is not running", Faults: []control.Fault{},
 		Phase: control.Phase{Name: "stopped", Since: now},
 	}
 	rec, err := i.published()
 	if errors.Is(err, store.ErrNoRecord) {
-		return s, false, nil
+		return s, nil
 	}
 	if err != nil {
-		return s, false, err
+		return s, err
 	}
 	_, diskErr := store.Read(i.state)
 	s.Identity, s.Health = identity(rec, diskErr == nil), control.Cached
 	if c, found := (store.Runtime{Directory: i.runtime}).LoadConfirmation(); found && c.Generation == rec.Generation {
 		s.Text += "; DPS last confirmed the identity at " + c.At.UTC().Format(time.RFC3339)
 	}
-	return s, false, nil
+	return s, nil
 }

@@ -75,7 +75,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	}
 	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
-	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), configCommand(),
+	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), versionCommand(), completion.Command(root, nil))
 	return root
 }

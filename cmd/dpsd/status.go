@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -68,9 +67,7 @@ func status(places installation, asJSON, attempts bool) error {
 	}
 	out := terminalOn(os.Stdout)
 	if asJSON {
-		lines := json.NewEncoder(out)
-		lines.SetIndent("", "  ")
-		err = lines.Encode(report)
+		err = writeJSON(out, report)
 	} else {
 		err = report.print(out)
 	}

@@ -1,0 +1,416 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// parts lists what a report consists of. One without a name is not put in: it finds
+// out what is secret.
+func (r reporter) parts() []part {
+	state := filepath.Join(r.places.state, "state.json")
+	parts := []part{
+		{name: "dpsd.toml", what: "the configuration as it is written", collect: r.configuration},
+		{what: "what the secrets are", collect: r.secrets},
+		{name: "config.toml", what: "the values that hold, and where they come from", collect: r.effective},
+		{name: "status.json", what: "what the running dpsd says", collect: r.status},
+		{name: "status-files.json", what: "what the state files say", collect: r.onFile},
+		{name: "metrics.txt", what: "the metrics of the running dpsd", collect: func(ctx context.Context) piece {
+			data, err := r.places.client().Metrics(ctx)
+			return piece{data: data, err: err}
+		}},
+		{name: "attempts.json", what: "the last attempts", collect: func(context.Context) piece {
+			return asJSON(store.Attempts(r.places.state, r.places.runtime))
+		}},
+		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: r.check},
+		{name: "state/state.json", what: "the published record", collect: r.stateFile(state, r.maskRecord)},
+		{name: "state/state.json.prev", what: "the record before it", collect: r.stateFile(state+".prev", r.maskRecord)},
+		{name: "state/state.env", what: "the record for shells", collect: r.stateFile(filepath.Join(r.places.state, "state.env"), maskEnvironmentFile)},
+		{name: "runtime/state.json", what: "the record that the disk refused", collect: r.stateFile(filepath.Join(r.places.runtime, "state.json"), r.maskRecord)},
+		{name: "runtime/confirmation.json", what: "the last confirmation", collect: r.stateFile(filepath.Join(r.places.runtime, "confirmation.json"), keep)},
+		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: r.stateFile(filepath.Join(r.places.runtime, "retry-after.json"), keep)},
+		{name: "files.txt", what: "the files there are, with modes and owners", collect: r.files},
+		{name: "journal.txt", what: "the end of the journal", collect: journalEnd},
+		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: unitFiles},
+		{name: "unit-properties.txt", what: "dpsd.service as systemd has it", collect: unitProperties},
+		{name: "versions.txt", what: "versions", collect: versions},
+	}
+	if r.online {
+		parts[slices.IndexFunc(parts, func(p part) bool { return p.name == "check.json" })].limit = 3 * time.Minute
+	}
+	return parts
+}
+
+func asJSON(value any) piece {
+	var b bytes.Buffer
+	err := writeJSON(&b, value)
+	return piece{data: b.Bytes(), err: err}
+}
+
+func (r reporter) configuration(context.Context) piece {
+	data, err := slurp(r.file)
+	if data == nil {
+		return piece{err: err}
+	}
+	text, taken := config.Redact(data)
+	got := piece{data: []byte(text), err: err}
+	for _, secret := range taken {
+		got.secrets = append(got.secrets, []byte(secret))
+	}
+	return got
+}
+
+// referred is a reference anywhere in a configuration, which need not be valid.
+var referred = regexp.MustCompile(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
+
+// secrets reads, as far as this user may, what the configuration and the environment
+// keep secret, so that it is found wherever else it stands.
+func (r reporter) secrets(context.Context) piece {
+	var got piece
+	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
+	text, _ := slurp(r.file) // told by its own part
+	var unread []error
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred.FindAllString(string(text), -1)))) {
+		reference, err := attest.ParseReference(name)
+		if err != nil {
+			continue // it is masked where it stands
+		}
+		secret, err := places.Read(reference)
+		switch {
+		case err == nil:
+			got.secrets = append(got.secrets, secret)
+		case !errors.Is(err, fs.ErrNotExist):
+			unread = append(unread, err)
+		}
+	}
+	if len(unread) > 0 {
+		got.err = fmt.Errorf("not looked for elsewhere in the report, because they cannot be read: %w", errors.Join(unread...))
+	}
+	for _, variable := range os.Environ() {
+		got.secrets = append(got.secrets, userOf(variable)...)
+	}
+	return got
+}
+
+// address has a user, and mostly a password.
+var address = regexp.MustCompile(`[a-z]://([^\s"']*)@`)
+
+// userOf finds the passwords in addresses.
+func userOf(text string) (secrets [][]byte) {
+	for _, m := range address.FindAllStringSubmatch(text, -1) {
+		secrets = append(secrets, []byte(m[1]))
+		if _, password, found := strings.Cut(m[1], ":"); found {
+			secrets = append(secrets, []byte(password))
+			if plain, err := url.PathUnescape(password); err == nil {
+				secrets = append(secrets, []byte(plain))
+			}
+		}
+	}
+	return secrets
+}
+
+func (r reporter) effective(context.Context) piece {
+	data, err := slurp(r.file)
+	if err != nil {
+		return piece{err: err}
+	}
+	s, err := effective(r.file, bytes.NewReader(data))
+	if err != nil {
+		return piece{err: err}
+	}
+	var b bytes.Buffer
+	err = s.toml(&b)
+	return piece{data: b.Bytes(), err: err}
+}
+
+func (r reporter) status(ctx context.Context) piece {
+	s, err := r.places.client().Status(ctx)
+	if err != nil {
+		return piece{err: err}
+	}
+	return asJSON(statusReport{Running: true, Status: s})
+}
+
+func (r reporter) onFile(context.Context) piece {
+	s, err := r.places.onFile()
+	if err != nil {
+		return piece{err: err}
+	}
+	s.Text = "as the files have it" // whether dpsd runs is in status.json
+	return asJSON(statusReport{Status: s})
+}
+
+func (r reporter) check(ctx context.Context) piece {
+	report, err := checked(ctx, gatewayOf(r.file), !r.online, func(check.Result) {})
+	got := asJSON(report)
+	if err != nil {
+		got.err = err
+	}
+	return got
+}
+
+// stateFile reads a file that need not be there.
+func (r reporter) stateFile(path string, mask func([]byte) []byte) func(context.Context) piece {
+	return func(context.Context) piece {
+		data, err := slurp(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return piece{}
+		}
+		if data != nil {
+			data = mask(data)
+		}
+		return piece{data: data, err: err}
+	}
+}
+
+func keep(data []byte) []byte { return data }
+
+// member is a line of state.json whose value is a name, a number or a time.
+var (
+	member = regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
+		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	foreign = regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
+	// What the service's answer says by itself, and what it may mean.
+	harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
+		"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
+)
+
+// maskRecord leaves of a record, damaged or not, the lines that are dpsd's own words.
+func (r reporter) maskRecord(data []byte) []byte {
+	var b strings.Builder
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSuffix(line, "\n")
+		m := foreign.FindStringSubmatch(line)
+		switch {
+		case member.MatchString(line), line == "{", line == "}", line == "":
+			b.WriteString(line)
+		case m != nil && m[1] == "payload" && r.withPayload:
+			b.WriteString(line)
+		case m != nil && m[1] == "registrationState":
+			b.WriteString(`  "registrationState": ` + r.maskAnswer(m[2]) + m[3])
+		case m != nil:
+			fmt.Fprintf(&b, `  %q: "%s %d bytes"%s`, m[1], redact.Mark, len(m[2]), m[3])
+		default:
+			fmt.Fprintf(&b, "%s %d bytes", redact.Mark, len(line))
+		}
+		b.WriteByte('\n')
+	}
+	return []byte(b.String())
+}
+
+// maskAnswer leaves of what the service has answered the members that are known.
+func (r reporter) maskAnswer(text string) string {
+	var members map[string]json.RawMessage
+	if json.Unmarshal([]byte(text), &members) != nil {
+		return fmt.Sprintf(`"%s %d bytes"`, redact.Mark, len(text))
+	}
+	shown := map[string]any{}
+	for name, value := range members {
+		shown[name] = fmt.Sprintf("%s %d bytes", redact.Mark, len(value))
+		if slices.Contains(harmless, name) && value[0] != '{' && value[0] != '[' || name == "payload" && r.withPayload {
+			shown[name] = value
+		}
+	}
+	var b strings.Builder
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	_ = encoder.Encode(shown) // of valid JSON
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+var environmentLine = regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
+
+func maskEnvironmentFile(data []byte) []byte {
+	var b strings.Builder
+	for line := range strings.Lines(string(data)) {
+		if line = strings.TrimSuffix(line, "\n"); !environmentLine.MatchString(line) {
+			line = fmt.Sprintf("%s %d bytes", redact.Mark, len(line))
+		}
+		b.WriteString(line + "\n")
+	}
+	return []byte(b.String())
+}
+
+// files lists what is where dpsd reads and writes: a record that was set aside, or a
+// mode that keeps the service out, shows here.
+func (r reporter) files(context.Context) piece {
+	var b strings.Builder
+	var errs []error
+	for _, dir := range slices.Compact([]string{filepath.Dir(r.file), filepath.Join(filepath.Dir(configurationFile), "keys"), r.places.state, r.places.runtime}) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+			fmt.Fprintf(&b, "%s: %v\n\n", dir, err)
+			continue
+		}
+		b.WriteString(dir + ":\n")
+		const most = 200
+		for i, e := range entries {
+			if i == most {
+				fmt.Fprintf(&b, "and %d more\n", len(entries)-most)
+				break
+			}
+			info, err := e.Info()
+			if err != nil {
+				continue // it has gone
+			}
+			owner := info.Sys().(*syscall.Stat_t)
+			target := ""
+			if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+				target = " -> " + to
+			}
+			fmt.Fprintf(&b, "%s %d:%d %8d %s %s\n", info.Mode(), owner.Uid, owner.Gid, info.Size(),
+				info.ModTime().UTC().Format(time.RFC3339), printable(e.Name()+target))
+		}
+		b.WriteByte('\n')
+	}
+	return piece{data: []byte(b.String()), err: errors.Join(errs...)}
+}
+
+func journalEnd(ctx context.Context) piece {
+	// Debian's users outside of adm and systemd-journal see only their own entries,
+	// which journalctl says on standard error.
+	return tool(ctx, "journalctl", "--unit=dpsd", "--lines=1000", "--output=short-iso-precise", "--no-pager", "--utc")
+}
+
+func unitFiles(ctx context.Context) piece {
+	return maskedUnit(tool(ctx, "systemctl", "cat", "--no-pager", "dpsd.service"))
+}
+
+func unitProperties(ctx context.Context) piece {
+	return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
+}
+
+var (
+	given    = regexp.MustCompile(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
+	variable = regexp.MustCompile(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
+)
+
+// maskedUnit leaves of the environment the names of the variables, and masks what else
+// a unit may hold of secrets.
+func maskedUnit(got piece) piece {
+	var b strings.Builder
+	for line := range strings.Lines(strings.ReplaceAll(string(got.data), "\\\n", " ")) {
+		m := given.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		if m == nil || strings.TrimSpace(m[2]) == "" {
+			b.WriteString(redact.Prose(line))
+			continue
+		}
+		got.secrets = append(got.secrets, userOf(m[2])...)
+		b.WriteString(m[1] + "=" + redact.Mark)
+		if m[1] == "Environment" {
+			for _, v := range variable.FindAllStringSubmatch(m[2], -1) {
+				b.WriteString(" " + v[1])
+			}
+		}
+		b.WriteByte('\n')
+	}
+	if got.data != nil {
+		got.data = []byte(b.String())
+	}
+	return got
+}
+
+// tool runs a program of the system, and takes the end of what it prints.
+func tool(ctx context.Context, name string, args ...string) piece {
+	c := exec.CommandContext(ctx, name, args...) //nolint:gosec // the names and arguments are constants
+	c.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0")
+	c.WaitDelay = time.Second
+	out, complaint := &tail{most: maxPart / 2}, &tail{most: 4 << 10}
+	c.Stdout, c.Stderr = out, complaint
+	err := c.Run()
+	said := strings.TrimSpace(string(complaint.lines()))
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return piece{err: fmt.Errorf("there is no %s here", name)}
+	case ctx.Err() != nil:
+		err = fmt.Errorf("%s takes too long, it was stopped", name)
+	case said != "":
+		err = fmt.Errorf("%s: %s", name, said)
+	case err != nil:
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	got := piece{err: err}
+	if data := out.lines(); len(data) > 0 {
+		got.data = data
+	}
+	return got
+}
+
+// tail keeps the last bytes of what is written to it.
+type tail struct {
+	most int
+	data []byte
+	cut  bool
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.data = append(t.data, p...)
+	if excess := len(t.data) - t.most; excess > t.most {
+		t.data, t.cut = append(t.data[:0], t.data[excess:]...), true
+	}
+	return len(p), nil
+}
+
+// lines returns what is left, from the first whole line.
+func (t *tail) lines() []byte {
+	data, cut := t.data, t.cut
+	if excess := len(data) - t.most; excess > 0 {
+		data, cut = data[excess:], true
+	}
+	if cut {
+		data = data[bytes.IndexByte(data, '\n')+1:]
+	}
+	return data
+}
+
+func versions(ctx context.Context) piece {
+	var b strings.Builder
+	fmt.Fprintf(&b, "dpsd %s %s/%s, built of the source of %s\n%s\n", version, runtime.GOOS, runtime.GOARCH, builtAt().UTC().Format(time.RFC3339), runtime.Version())
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		for _, field := range [][]byte{name.Sysname[:], name.Release[:], name.Version[:], name.Machine[:]} {
+			b.WriteString(unix.ByteSliceToString(field) + " ")
+		}
+		b.WriteByte('\n')
+	}
+	var errs []error
+	for _, path := range []string{"/etc/os-release", "/proc/uptime"} {
+		data, err := slurp(path)
+		errs = append(errs, err)
+		fmt.Fprintf(&b, "\n%s:\n%s", path, data)
+	}
+	for _, args := range [][]string{
+		{"systemctl", "--version"},
+		{"dpkg-query", "--show", "--showformat=${Package} ${Version} ${db:Status-Status}\n", "dpsd", "ca-certificates", "systemd"},
+	} {
+		got := tool(ctx, args[0], args[1:]...)
+		errs = append(errs, got.err)
+		fmt.Fprintf(&b, "\n%s:\n%s", args[0], got.data)
+	}
+	return piece{data: []byte(b.String()), err: errors.Join(errs...)}
+}
