@@ -5,11 +5,10 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
-	"net/url"
+	"fmt"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -19,14 +18,18 @@ const (
 	// shortest is the length from which a text is a secret, in bytes: less occurs
 	// everywhere.
 	shortest = 4
+	// longest is the length up to which escapes are looked for, in bytes; a line of PEM
+	// has 64, and what is longer is no password.
+	longest = 256
 	// distinct is the length from which a form is masked within a word too.
 	distinct = 8
 )
 
 // Known holds secrets, to find them again. The zero value holds none.
 type Known struct {
-	forms []string // the longest first
-	all   map[string]bool
+	forms   []string // the longest first
+	escaped []*regexp.Regexp
+	all     map[string]bool
 }
 
 // Add takes up a secret as a file holds it: a key, a password, or PEM, of which the
@@ -49,7 +52,7 @@ func (k *Known) Add(secret []byte) {
 		k.add(text)
 		for line := range bytes.Lines(text) {
 			if line = bytes.TrimSpace(line); !bytes.HasPrefix(line, []byte("-")) {
-				k.form(string(line))
+				k.add(line)
 			}
 		}
 	}
@@ -62,13 +65,8 @@ func (k *Known) add(secret []byte) {
 	}
 	k.encodings(secret)
 	text := string(secret)
-	if utf8.Valid(secret) {
-		k.form(text)
-		quoted := strconv.Quote(text)
-		k.form(quoted[1 : len(quoted)-1])
-		if asJSON, err := json.Marshal(text); err == nil {
-			k.form(string(asJSON[1 : len(asJSON)-1]))
-		}
+	if k.form(text); utf8.Valid(secret) {
+		k.escape(text)
 	}
 	// A key is bytes, in base64 as the portal shows it, or in that of addresses.
 	plain := strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(text)
@@ -82,10 +80,6 @@ func (k *Known) add(secret []byte) {
 func (k *Known) encodings(secret []byte) {
 	k.form(hex.EncodeToString(secret))
 	k.form(strings.ToUpper(hex.EncodeToString(secret)))
-	for _, escaped := range []string{url.QueryEscape(string(secret)), url.PathEscape(string(secret)), percent(secret)} {
-		k.form(escaped)
-		k.form(lowerEscapes(escaped))
-	}
 	// In the base64 of a longer text it begins at one of three places; what it shares
 	// with its neighbours is left out.
 	for shift := range 3 {
@@ -101,27 +95,35 @@ func (k *Known) encodings(secret []byte) {
 	}
 }
 
-// percent escapes every byte that is no letter and no digit.
-func percent(secret []byte) string {
+// escape takes up how a text is written in an address, in JSON or in quotes: each
+// character that is no letter or digit may be escaped in its own way, or not at all.
+func (k *Known) escape(text string) {
 	var b strings.Builder
-	for _, c := range secret {
-		if c < utf8.RuneSelf && (unicode.IsLetter(rune(c)) || unicode.IsDigit(rune(c))) {
-			b.WriteByte(c)
+	special := 0
+	for _, r := range text {
+		if r < utf8.RuneSelf && letter(r) {
+			b.WriteRune(r)
 			continue
 		}
-		b.WriteString("%" + strings.ToUpper(hex.EncodeToString([]byte{c})))
+		special++
+		fmt.Fprintf(&b, `(?:\\?%s|(?i:%s)|\\(?i:u%04x|x%02x)`, regexp.QuoteMeta(string(r)), percent(string(r)), r, r)
+		if r == ' ' {
+			b.WriteString(`|\+`)
+		}
+		b.WriteByte(')')
 	}
-	return b.String()
+	if special > 0 && len(text) >= distinct && len(text) <= longest {
+		k.escaped = append(k.escaped, regexp.MustCompile(b.String()))
+	}
 }
 
-func lowerEscapes(escaped string) string {
-	b := []byte(escaped)
-	for i := 0; i+2 < len(b); i++ {
-		if b[i] == '%' {
-			copy(b[i+1:i+3], bytes.ToLower(b[i+1:i+3]))
-		}
+// percent escapes every byte of a text.
+func percent(text string) string {
+	var b strings.Builder
+	for _, c := range []byte(text) {
+		fmt.Fprintf(&b, "%%%02x", c)
 	}
-	return string(b)
+	return b.String()
 }
 
 func (k *Known) form(text string) {
@@ -141,6 +143,9 @@ func (k *Known) form(text string) {
 // Mask masks every secret that was added, also in base64, hex and escaped. Short ones
 // are masked where they are a word of their own.
 func (k *Known) Mask(text string) string {
+	for _, form := range k.escaped {
+		text = form.ReplaceAllString(text, Mark)
+	}
 	for _, form := range k.forms {
 		if len(form) >= distinct {
 			text = strings.ReplaceAll(text, form, Mark)
