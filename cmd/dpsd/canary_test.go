@@ -194,14 +194,14 @@ func plant(t *testing.T, environment bool) {
 	}
 	pemText := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	password, inline, commented, remembered := secret(t), key(t), key(t), secret(t)
-	signature, given := key(t), key(t)
+	signature, given, pin := key(t), key(t), secret(t)
 	all := canaries{
 		{"the device key", right}, {"the other device key", wrong},
 		{"the private key", strings.Join(strings.Split(pemText, "\n")[1:4], "")},
 		{"the first line of the private key", strings.Split(pemText, "\n")[1]},
 		{"the password of the proxy", password},
 		{"the inline key", inline}, {"the key that is commented out", commented}, {"the password in a comment", remembered},
-		{"the signature that the service repeats", signature}, {"the signature in the payload", given},
+		{"the signature that the service repeats", signature}, {"the signature in the payload", given}, {"the PIN in the payload", pin},
 	}
 	token := func(signature string) string {
 		return "SharedAccessSignature sr=0ne%2Fregistrations%2F" + device + "&sig=" + url.QueryEscape(signature) + "&se=1&skn=registration"
@@ -237,8 +237,8 @@ status = 500
 times = 1
 [[rule]]
 on = "register"
-payload = '{"place":"hall 7","token":"%[2]s"}'
-`, token(signature), token(given)), 0o600)
+payload = '{"place":"hall 7","token":"%[2]s","pin":"%[3]s"}'
+`, token(signature), token(given), pin), 0o600)
 	sim, err := startSimulator(path("simulator"), path("packets"), "--scenario", path("scenario.toml"))
 	if err != nil {
 		t.Fatal(err)
@@ -288,7 +288,7 @@ refused_max = "1s"
 			continue // whose lines are another's, and which is known only as what looks like a key
 		}
 		for _, form := range c.written() {
-			if slices.Contains([]string{inline, remembered, given, signature}, c.secret) {
+			if slices.Contains([]string{inline, remembered, given, pin, signature}, c.secret) {
 				break
 			}
 			fmt.Fprintf(&entries, "Nov 25 08:15:42 gateway dpsd[1]: somebody said «%s» here\n", form)
@@ -298,7 +298,7 @@ refused_max = "1s"
 	put("tools/journalctl", "#!/bin/sh\ncat <<'END'\n"+entries.String()+"END\n", 0o755)
 	put("tools/systemctl", "#!/bin/sh\ncat <<'END'\nEnvironment=\"HTTPS_PROXY="+withPassword+"\" KEY="+right+"\nSetCredential=dps-primary-key:"+right+
 		"\n# "+commented+"\nExecStart=/usr/bin/dpsd run\nEND\n", 0o755)
-	if found := all.in(entries.String() + read("tools/systemctl") + text + read("inline.toml") + remembered); len(found) < 3*len(all) {
+	if found := all.in(entries.String() + read("tools/systemctl") + text + read("inline.toml") + pin); len(found) < 3*len(all) {
 		t.Fatalf("of what was planted, only this is found: %q", found)
 	}
 
@@ -402,7 +402,7 @@ refused_max = "1s"
 			}
 			text, err := os.ReadFile(file)
 			// A payload is published as it was received; that is what it is for.
-			said[name] += file + ": " + strings.ReplaceAll(string(text), token(given), "") + "\n"
+			said[name] += file + ": " + strings.NewReplacer(token(given), "", pin, "").Replace(string(text)) + "\n"
 			return err
 		})
 		if err != nil {
