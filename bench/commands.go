@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"sync"
 	"time"
@@ -39,7 +40,14 @@ func commands(program string, runs int) ([]budget, error) {
 		return nil, err
 	}
 	var all []budget
-	for _, command := range [][]string{{"check", "--offline"}, {"check"}} {
+	for _, command := range [][]string{{"check", "--offline"}, {"check"}, {"status"}} {
+		if command[0] == "status" { // that of a running daemon; the others want none
+			stop, err := s.serviceOf(program, config)
+			if err != nil {
+				return nil, err
+			}
+			defer stop()
+		}
 		var samples []time.Duration
 		for range runs {
 			u, err := run(limit, s.path("log"), append([]string{program, "--config", config}, command...)...)
@@ -58,4 +66,25 @@ func commands(program string, runs int) ([]budget, error) {
 		all = append(all, budget{name + ", best of the runs", "ms", milliseconds(slices.Min(samples)), milliseconds(answerLimit), true})
 	}
 	return all, nil
+}
+
+// serviceOf starts dpsd as a service and returns when it is assigned.
+func (s *service) serviceOf(program, config string) (stop func(), err error) {
+	c := exec.Command(program, "--config", config, "run") //nolint:gosec // the program to measure
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	stop = func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+	u, err := run(limit, s.path("log"), program, "--config", config, "wait", "--for", "confirmed", "--timeout", "30s")
+	if err == nil && u.status.ExitStatus() != 0 {
+		err = s.failed(fmt.Errorf("%s is not assigned: wait status %#x", program, u.status))
+	}
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
 }
