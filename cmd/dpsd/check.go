@@ -131,7 +131,7 @@ func verdict(gateway *check.Gateway, report check.Report) error {
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
 	case gateway.Invalid != nil:
-		return &exitError{exitConfiguration, try("dpsd check --offline --config "+gateway.File+", when it is mended", errors.New("the configuration is invalid"))}
+		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is mended", errors.New("the configuration is invalid"))}
 	case os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", fmt.Errorf("%d of %d steps failed", failures, len(report.Steps)))}
 	}

@@ -44,12 +44,12 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 			}
 			f, err := open(file)
 			if err != nil {
-				return &exitError{exitConfiguration, err}
+				return invalid(file, err)
 			}
 			defer f.Close()
 			s, err := effective(file, f)
 			if err != nil {
-				return &exitError{exitConfiguration, err}
+				return invalid(file, err)
 			}
 			if asJSON {
 				err = s.json(cmd.OutOrStdout())

@@ -38,7 +38,7 @@ dpsd's; what is left is listed at the end.`,
 			}
 			cfg, err := load(file)
 			if err != nil {
-				return &exitError{exitConfiguration, err}
+				return invalid(file, err)
 			}
 			f := forgetter{out: cmd.OutOrStdout(), cfg: cfg, file: file}
 			switch {

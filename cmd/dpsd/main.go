@@ -42,7 +42,7 @@ func command(args []string) int {
 	root := rootCommand()
 	completion.Prepare(root, args)
 	root.SetArgs(args)
-	err := root.Execute()
+	of, err := root.ExecuteC()
 	if err == nil {
 		return exitOK
 	}
@@ -54,7 +54,7 @@ func command(args []string) int {
 		}
 		code = exit.code
 	} else {
-		err = try("dpsd --help", err)
+		err = try(of.CommandPath()+" --help", err)
 	}
 	terminalOn(os.Stderr).complain(err)
 	return code

@@ -42,7 +42,11 @@ func (r reporter) parts() []part {
 			return piece{data: data, err: err}
 		}},
 		{name: "attempts.json", what: "the last attempts", collect: func(context.Context) piece {
-			return asJSON(store.Attempts(r.places.state, r.places.runtime))
+			attempts := store.Attempts(r.places.state, r.places.runtime)
+			if attempts == nil {
+				return piece{}
+			}
+			return asJSON(attempts)
 		}},
 		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: r.check},
 		{name: "state/state.json", what: "the published record", collect: r.stateFile(state, r.maskRecord)},
@@ -398,7 +402,7 @@ func versions(ctx context.Context) piece {
 		}
 		b.WriteByte('\n')
 	}
-	var errs []error
+	errs := make([]error, 0, 4)
 	for _, path := range []string{"/etc/os-release", "/proc/uptime"} {
 		data, err := slurp(path)
 		errs = append(errs, err)

@@ -65,7 +65,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
 		return &exitError{exitFailed, try("sudo dpsd reprovision", err)}
 	case err != nil:
-		return &exitError{exitFailed, err}
+		return &exitError{exitFailed, try("dpsd status", err)}
 	}
 	in := time.Duration(answer.In * float64(time.Second))
 	if in < time.Second {
@@ -96,7 +96,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case errors.Is(context.Cause(ctx), errWaited):
 		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s", timeout))}
 	case err != nil:
-		return &exitError{exitFailed, err}
+		return &exitError{exitFailed, try("dpsd status", err)}
 	}
 	rec, err := places.published()
 	if err != nil {

@@ -72,7 +72,7 @@ func run(file string, once bool, timeout time.Duration) error {
 
 	cfg, err := load(file)
 	if err != nil {
-		return &exitError{exitConfiguration, err}
+		return invalid(file, err)
 	}
 	// Only now: a file that never ends, such as a FIFO, must not keep SIGTERM out.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -108,11 +108,11 @@ func run(file string, once bool, timeout time.Duration) error {
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
 		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a wait in the refused lane is not cut short
 	}
-	return ended(d.Run(ctx))
+	return ended(file, d.Run(ctx))
 }
 
 // ended gives what Run returned its exit code and its advice.
-func ended(err error) error {
+func ended(file string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -122,7 +122,7 @@ func ended(err error) error {
 	code, told := exitFailed, daemon.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
-			return &exitError{code, err} // nothing went wrong but time
+			return &exitError{code, try(with(file, "dpsd check"), err)} // nothing went wrong but time
 		}
 	} else {
 		err = told
@@ -131,7 +131,11 @@ func ended(err error) error {
 	if errors.As(err, &locked) && locked.PID != 0 {
 		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
-	return &exitError{code, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice)}
+	next := with(file, "dpsd check")
+	if locked != nil {
+		next = with(file, "dpsd status")
+	}
+	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice))}
 }
 
 func load(file string) (*config.Config, error) {

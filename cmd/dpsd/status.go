@@ -59,7 +59,7 @@ func status(places installation, asJSON, attempts bool) error {
 	defer cancel()
 	s, running, err := places.standing(ctx)
 	if err != nil {
-		return &exitError{exitFailed, err}
+		return &exitError{exitFailed, try("sudo dpsd check, which looks at the files and the service", err)}
 	}
 	report := statusReport{Running: running, Status: s}
 	if attempts {

@@ -63,6 +63,19 @@ type hintError struct {
 // try adds to err the command to try next.
 func try(next string, err error) error { return &hintError{err, next} }
 
+// invalid is the error of a configuration that is wrong.
+func invalid(file string, err error) error {
+	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}
+}
+
+// with adds to a command to try the configuration, when it is not the usual one.
+func with(file, command string) string {
+	if file == configurationFile {
+		return command
+	}
+	return command + " --config " + file
+}
+
 func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 

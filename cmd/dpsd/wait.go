@@ -99,7 +99,7 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s", map[string]string{
 			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout))}
 	}
-	return &exitError{exitFailed, err}
+	return &exitError{exitFailed, try("dpsd status", err)}
 }
 
 // errWaited is the cause of a context whose time-out has passed.
