@@ -36,3 +36,34 @@ func TestTheCommandsReachTheServiceInItsSandbox(t *testing.T) {
 		}
 	})
 }
+
+func TestAReportOfABootedGatewayIsWholeAndHoldsNoKey(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := provisioned(g, "")
+		const drop = "[Service]\nEnvironment=\"SITE=hall 7\" \\\n  HTTPS_PROXY=http://gateway:hunter2@proxy:3128\n"
+		g.run("mkdir -p /etc/systemd/system/dpsd.service.d")
+		g.write("/etc/systemd/system/dpsd.service.d/site.conf", drop, 0o644)
+		g.run("systemctl daemon-reload")
+		for _, who := range []string{"", stranger} {
+			parts := "rm -rf /tmp/r && mkdir -m 777 /tmp/r && cd /tmp/r && " + who + "dpsd report >name 2>missing; mkdir all; tar -xzf $(cat name) --strip-components=1 -C all; "
+			missing := g.run(parts + "cat missing")
+			if who == "" && missing != "" {
+				t.Errorf("root's report is not whole:\n%s", missing)
+			}
+			if who != "" && (!strings.Contains(missing, "journal.txt") || !strings.Contains(missing, "Try: sudo dpsd report")) {
+				t.Errorf("%sdpsd report does not say that the journal is not this user's to read:\n%s", who, missing)
+			}
+			g.run("cd /tmp/r/all && grep -q '\"running\": true' status.json && grep -q '^dpsd_' metrics.txt && grep -q ^ExecStart= unit.txt && grep -q ^ActiveState=active unit-properties.txt")
+			g.run("cd /tmp/r/all && grep -qx 'Environment=\\[masked\\] SITE HTTPS_PROXY' unit.txt && grep -q '^dpsd .* installed$' versions.txt")
+			if who == "" {
+				g.run("grep -q 'gw-1' /tmp/r/all/journal.txt")
+			}
+			for _, secret := range []string{dps.key("gw-1"), "hunter2", "hall 7"} {
+				if out, status := g.try("grep -rF '" + strings.TrimSpace(secret) + "' /tmp/r/all"); status != 1 {
+					t.Errorf("%sdpsd report tells a secret (grep ends with %d):\n%s", who, status, out)
+				}
+			}
+		}
+	})
+}
