@@ -16,7 +16,7 @@ TAGS = nethttpomithttp2
 # functions in their callers would pay: a quarter of a megabyte.
 GCFLAGS = github.com/...=-l
 
-.PHONY: build demo man test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
 
 build:
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -gcflags '$(GCFLAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -27,6 +27,11 @@ demo: build
 # The manual pages and what else is made of the sources; the tests hold it to them.
 man:
 	go test -run 'Manual|Catalogue' ./fault ./journal ./config ./store ./cmd/dpsd ./cmd/dpsd-sim -update
+
+# What docs/operations.md shows: transcripts of the built programs, and the metrics.
+operations:
+	.ci/need test
+	go test ./test/operations ./daemon -run '^TestThePage' -update
 
 test:
 	.ci/need test

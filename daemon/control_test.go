@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -364,37 +363,4 @@ func eventually(t *testing.T, what string, is func() bool) {
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}
-}
-
-func TestMetrics(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 500, Times: 2})
-		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
-		s := g.supervised()
-		g.until("assigned", 1)
-		synctest.Wait()
-		text, err := os.ReadFile(g.MetricsFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var served bytes.Buffer
-		s.measures.write(&served)
-		for _, want := range []string{
-			`^dpsd_faults_total\{code="service-error"\} 2$`, `^dpsd_faults_total\{code="unauthorized"\} 0$`,
-			`^dpsd_attempts_total\{outcome="assigned"\} 1$`, `^dpsd_attempts_total\{outcome="fault"\} 2$`,
-			`^dpsd_ready 1$`, `^dpsd_provisioned 1$`, `^dpsd_generation 1$`, `^dpsd_fault_standing 0$`, `^dpsd_next_attempt_seconds -1$`,
-			`^dpsd_network_bytes_total\{direction="sent"\} [1-9]`, `^dpsd_time_to_assigned_seconds_count 1$`,
-		} {
-			re := regexp.MustCompile("(?m)" + want)
-			if !re.Match(served.Bytes()) {
-				t.Errorf("%s is not served:\n%s", want, served.Bytes())
-			}
-			if want != `^dpsd_ready 1$` && !re.Match(text) {
-				t.Errorf("%s is not in the file:\n%s", want, text)
-			}
-		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
-	})
 }

@@ -1,8 +1,12 @@
 package daemon
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -13,91 +17,162 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// measures are the metrics in Prometheus text. What a Status says is read from
-// the board when somebody asks; the rest is counted here.
-type measures struct {
-	set        *metrics.Set
-	assignTime *metrics.Histogram
+// family is a metric with all its label values, as Prometheus' text format has
+// it: a HELP, a TYPE and samples.
+type family struct {
+	name, kind, help string
+	// write writes the samples; none is no family.
+	write func(w io.Writer, m *measures, s control.Status)
 }
 
-func newMeasures(board *control.Board) *measures {
-	m := &measures{set: metrics.NewSet()}
-	m.assignTime = m.set.NewHistogram("dpsd_time_to_assigned_seconds")
-	gauge := func(name string, value func(control.Status) float64) {
-		m.set.NewGauge(name, func() float64 {
-			s, _ := board.Look(time.Now())
-			return value(s)
-		})
-	}
-	gauge("dpsd_ready", func(s control.Status) float64 { return truth(s.Ready) })
-	gauge("dpsd_provisioned", func(s control.Status) float64 { return truth(s.Identity != nil) })
-	gauge("dpsd_confirmed_timestamp_seconds", func(s control.Status) float64 {
-		if s.Confirmed == nil {
-			return 0
+// families are all metrics, in the order of the page and of the text. Names are
+// never changed: alerts of other people know them. Times are in seconds since
+// 1970 by this gateway's clock.
+var families = []family{
+	{"dpsd_build_info", "gauge", "1; the label is the version that runs.", func(w io.Writer, _ *measures, s control.Status) {
+		sample(w, "dpsd_build_info", 1, "version", s.Version)
+	}},
+	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd began.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
+	gauge("dpsd_ready", "1 when systemd was told READY=1.", func(s control.Status) float64 { return truth(s.Ready) }),
+	gauge("dpsd_provisioned", "1 when an identity is published.", func(s control.Status) float64 { return truth(s.Identity != nil) }),
+	{"dpsd_assignment_info", "gauge", "1; the labels are what is published. Not there without an identity.", func(w io.Writer, _ *measures, s control.Status) {
+		if i := s.Identity; i != nil {
+			sample(w, "dpsd_assignment_info", 1, "hub", i.AssignedHub, "device_id", i.DeviceID)
 		}
-		return seconds(*s.Confirmed)
-	})
-	gauge("dpsd_generation", func(s control.Status) float64 {
+	}},
+	gauge("dpsd_generation", "The generation of the published identity; 0 without one.", func(s control.Status) float64 {
 		if s.Identity == nil {
 			return 0
 		}
 		return float64(s.Identity.Generation)
-	})
-	gauge("dpsd_next_attempt_seconds", func(s control.Status) float64 {
-		if s.Next == nil {
-			return -1
+	}),
+	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run; 0: not yet.", func(s control.Status) float64 {
+		if s.Confirmed == nil {
+			return 0
 		}
-		return s.Next.In
-	})
-	gauge("dpsd_certificate_expiry_timestamp_seconds", func(s control.Status) float64 {
+		return seconds(*s.Confirmed)
+	}),
+	{"dpsd_interval_seconds", "gauge", "[provisioning] interval; 0 without one.", func(w io.Writer, m *measures, _ control.Status) {
+		m.interval.WritePrometheus(w)
+	}},
+	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due; 0: one runs, or none is due by itself.", func(s control.Status) float64 {
+		if s.Next == nil {
+			return 0
+		}
+		return seconds(s.Next.At)
+	}),
+	gauge("dpsd_fault_standing", "1 when the last attempt failed and nothing has worked since.", func(s control.Status) float64 {
+		return truth(standing(s) != nil)
+	}),
+	{"dpsd_fault_info", "gauge", "1; the labels are the fault that stands, as in dpsd-faults(7). Not there without one.", func(w io.Writer, _ *measures, s control.Status) {
+		if f := standing(s); f != nil {
+			sample(w, "dpsd_fault_info", 1, "code", f.Code, "class", f.Class, "stage", f.Stage)
+		}
+	}},
+	counters("dpsd_faults_total", "Failed attempts by the code of the fault.", func(m *measures) *metrics.Set { return m.faults }),
+	counters("dpsd_attempts_total", "Attempts by their outcome: assigned, fault, or wait when DPS asked for one.", func(m *measures) *metrics.Set { return m.attempts }),
+	{"dpsd_time_to_assigned_seconds", "histogram", "From the first attempt to the assignment, faults and waits included.", func(w io.Writer, m *measures, _ control.Status) {
+		m.assignTime.WritePrometheus(w)
+	}},
+	counters("dpsd_network_bytes_total", "Bytes of all attempts above TCP, TLS included, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate ends; 0: none was read.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}
 		return seconds(s.Certificate.NotAfter)
-	})
-	gauge("dpsd_fault_standing", func(s control.Status) float64 { return truth(len(s.Faults) > 0 && s.Faults[0].Standing) })
-	gauge("dpsd_start_timestamp_seconds", func(s control.Status) float64 { return seconds(s.StartedAt) })
-	// All codes are there from the start: a counter that appears with its first
-	// event is missed by rate().
+	}),
+	{"dpsd_clock_offset_seconds", "gauge", "How far this clock is ahead of the service's, to about a second. Only where the service has said its time, over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
+		m.offset.WritePrometheus(w)
+	}},
+}
+
+// gauge is a family with one sample, which a Status tells.
+func gauge(name, help string, value func(control.Status) float64) family {
+	return family{name, "gauge", help, func(w io.Writer, _ *measures, s control.Status) { sample(w, name, value(s)) }}
+}
+
+// counters is a family that is counted as it happens.
+func counters(name, help string, of func(*measures) *metrics.Set) family {
+	return family{name, "counter", help, func(w io.Writer, m *measures, _ control.Status) { of(m).WritePrometheus(w) }}
+}
+
+// measures are the metrics. What a Status says is read from the board when
+// somebody asks; the rest is counted here.
+type measures struct {
+	board *control.Board
+
+	// A set for each family. The library writes no HELP, and a histogram of its own
+	// kind unless asked for Prometheus' kind.
+	faults, attempts, bytes      *metrics.Set
+	assignTime, interval, offset *metrics.Set
+
+	took *metrics.PrometheusHistogram // of assignTime
+}
+
+func newMeasures(board *control.Board) *measures {
+	m := &measures{
+		board: board, faults: metrics.NewSet(), attempts: metrics.NewSet(), bytes: metrics.NewSet(),
+		assignTime: metrics.NewSet(), interval: metrics.NewSet(), offset: metrics.NewSet(),
+	}
+	// From a second, which DPS alone takes, to a day without a network.
+	m.took = m.assignTime.NewPrometheusHistogramExt("dpsd_time_to_assigned_seconds", []float64{1, 2, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400})
+	m.asksEvery(0)
+	// All label values are there from the start: a counter that appears with its
+	// first event is missed by increase().
 	for _, e := range fault.Catalogue() {
-		m.fault(e.Code)
+		m.fault(string(e.Code))
 	}
 	for _, outcome := range []string{"assigned", "fault", "wait"} {
-		m.attempts(outcome)
+		m.outcome(outcome)
 	}
-	m.bytes("sent")
-	m.bytes("received")
+	m.direction("sent")
+	m.direction("received")
 	return m
 }
 
-func (m *measures) fault(code fault.Code) *metrics.Counter {
-	return m.set.GetOrCreateCounter(fmt.Sprintf("dpsd_faults_total{code=%q}", string(code)))
+func (m *measures) fault(code string) *metrics.Counter {
+	return m.faults.GetOrCreateCounter(fmt.Sprintf("dpsd_faults_total{code=%q}", code))
 }
 
-func (m *measures) attempts(outcome string) *metrics.Counter {
-	return m.set.GetOrCreateCounter(fmt.Sprintf("dpsd_attempts_total{outcome=%q}", outcome))
+func (m *measures) outcome(outcome string) *metrics.Counter {
+	return m.attempts.GetOrCreateCounter(fmt.Sprintf("dpsd_attempts_total{outcome=%q}", outcome))
 }
 
-func (m *measures) bytes(direction string) *metrics.Counter {
-	return m.set.GetOrCreateCounter(fmt.Sprintf("dpsd_network_bytes_total{direction=%q}", direction))
+func (m *measures) direction(direction string) *metrics.Counter {
+	return m.bytes.GetOrCreateCounter(fmt.Sprintf("dpsd_network_bytes_total{direction=%q}", direction))
 }
 
 // add counts an attempt.
 func (m *measures) add(a store.Attempt) {
-	m.attempts(a.Outcome).Inc()
+	m.outcome(a.Outcome).Inc()
 	if a.Fault != "" {
-		m.fault(fault.Code(a.Fault)).Inc()
+		m.fault(a.Fault).Inc()
 	}
-	m.bytes("sent").Add(int(a.Sent))
-	m.bytes("received").Add(int(a.Received))
+	m.direction("sent").Add(int(a.Sent))
+	m.direction("received").Add(int(a.Received))
 }
 
 // clock keeps how far this clock is from the service's.
 func (m *measures) clock(offset time.Duration) {
-	m.set.GetOrCreateGauge("dpsd_clock_offset_seconds", nil).Set(offset.Seconds())
+	m.offset.GetOrCreateGauge("dpsd_clock_offset_seconds", nil).Set(offset.Seconds())
 }
 
-func (m *measures) write(w io.Writer) { m.set.WritePrometheus(w) }
+// asksEvery keeps the interval of the settings.
+func (m *measures) asksEvery(interval time.Duration) {
+	m.interval.GetOrCreateGauge("dpsd_interval_seconds", nil).Set(interval.Seconds())
+}
+
+// write writes Prometheus' text format, all of it of one moment.
+func (m *measures) write(w io.Writer) {
+	s, _ := m.board.Look(time.Now())
+	var samples bytes.Buffer
+	for _, f := range families {
+		samples.Reset()
+		if f.write(&samples, m, s); samples.Len() > 0 {
+			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s", f.name, f.help, f.name, f.kind, samples.Bytes())
+		}
+	}
+}
 
 // textFile writes the metrics for the textfile collector of node_exporter, which
 // may look at any time.
@@ -111,12 +186,38 @@ func (m *measures) textFile(path string) error {
 	return f.CloseAtomicallyReplace()
 }
 
+// inLabel quotes a value as the text format has it, which is not as Go has it.
+var inLabel = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+// sample writes one; labels are names and values in turn.
+func sample(w io.Writer, name string, value float64, labels ...string) {
+	var b strings.Builder
+	for pair := range slices.Chunk(labels, 2) {
+		fmt.Fprintf(&b, `,%s="%s"`, pair[0], inLabel.Replace(pair[1]))
+	}
+	if b.Len() > 0 {
+		name += "{" + b.String()[1:] + "}"
+	}
+	fmt.Fprintf(w, "%s %s\n", name, number(value))
+}
+
+// standing is the fault that nothing has worked since; nil: none.
+func standing(s control.Status) *control.Fault {
+	if len(s.Faults) == 0 || !s.Faults[0].Standing {
+		return nil
+	}
+	return &s.Faults[0]
+}
+
 func truth(is bool) float64 {
 	if is {
 		return 1
 	}
 	return 0
 }
+
+// number is a value without an exponent, which people read in times.
+func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 func seconds(t time.Time) float64 {
 	if t.IsZero() {

@@ -24,6 +24,7 @@ type scribe struct {
 	metricsFile string // "" for none
 
 	attempts chan store.Attempt
+	stale    chan struct{} // the metrics file is; holds one
 	done     chan struct{}
 }
 
@@ -31,7 +32,7 @@ func newScribe(d *Daemon, t *teller, m *measures) *scribe {
 	return &scribe{
 		teller: t, measures: m, metricsFile: d.MetricsFile,
 		recorder: store.Recorder{Directory: d.Store.Directory, RuntimeDirectory: d.Store.RuntimeDirectory, Mode: d.Store.Mode},
-		attempts: make(chan store.Attempt, scribeQueue), done: make(chan struct{}),
+		attempts: make(chan store.Attempt, scribeQueue), stale: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 }
 
@@ -44,18 +45,41 @@ func (w *scribe) add(a store.Attempt) {
 	}
 }
 
+// writeMetrics has the metrics file written as the metrics are then, and waits for
+// nothing.
+func (w *scribe) writeMetrics() {
+	if w.metricsFile == "" {
+		return
+	}
+	select {
+	case w.stale <- struct{}{}:
+	default: // it will be anyway
+	}
+}
+
 func (w *scribe) run() {
 	defer close(w.done)
-	for a := range w.attempts {
-		if err := w.recorder.Add(a, time.Now()); err != nil {
-			w.tell(event.AttemptNotRecorded, zap.Error(err))
+	for {
+		select {
+		case a, more := <-w.attempts:
+			if !more {
+				if len(w.stale) > 0 {
+					w.write()
+				}
+				return
+			}
+			if err := w.recorder.Add(a, time.Now()); err != nil {
+				w.tell(event.AttemptNotRecorded, zap.Error(err))
+			}
+		case <-w.stale:
+			w.write()
 		}
-		if w.metricsFile == "" {
-			continue
-		}
-		if err := w.measures.textFile(w.metricsFile); err != nil {
-			w.tell(event.MetricsNotWritten, zap.Error(err))
-		}
+	}
+}
+
+func (w *scribe) write() {
+	if err := w.measures.textFile(w.metricsFile); err != nil {
+		w.tell(event.MetricsNotWritten, zap.Error(err))
 	}
 }
 

@@ -91,6 +91,5 @@ func (s *supervisor) record(r result, now time.Time) {
 	if r.clockOffset != nil {
 		s.measures.clock(*r.clockOffset)
 	}
-	s.board.Post(s.status(now)) // the metrics are read from it
 	s.scribe.add(a)
 }

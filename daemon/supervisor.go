@@ -97,6 +97,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
 	s.measures = newMeasures(&s.board)
+	s.measures.asksEvery(s.settings.Interval)
 	s.scribe = newScribe(d, s.teller, s.measures)
 	return s
 }
@@ -333,6 +334,10 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	if !s.wanted.IsZero() {
 		s.trigger(later(s.wanted, s.reached.Add(changeGap)), s.why)
 	}
+	// Also after a look at a record or at the state files: READY or a fault may come
+	// of it. The metrics are read from the board.
+	s.board.Post(s.status(now))
+	s.scribe.writeMetrics()
 	return err
 }
 
@@ -397,7 +402,7 @@ func (s *supervisor) nextRegular(now time.Time) {
 func (s *supervisor) provisioned(r result, now time.Time) {
 	s.assigned = true
 	s.account.confirm(now)
-	s.measures.assignTime.Update(now.Sub(s.since).Seconds())
+	s.measures.took.Update(now.Sub(s.since).Seconds())
 	s.since = time.Time{}
 	s.history, s.credential, s.tried, s.connackBusy = history{}, 0, 0, 0
 	s.lane, s.lastFault = "", fault.Fault{}
@@ -611,6 +616,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 	if settings != nil {
 		s.settings = *settings
+		s.measures.asksEvery(settings.Interval)
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
 	s.credential, s.tried, s.history = 0, 0, history{}

@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/manual"
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// holds checks lines of the metrics, which are patterns.
+func holds(t *testing.T, where string, text []byte, lines ...string) {
+	t.Helper()
+	for _, want := range lines {
+		if !regexp.MustCompile("(?m)^" + want + "$").Match(text) {
+			t.Errorf("%s: %s is not there:\n%s", where, want, text)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 500, Times: 2})
+		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
+		g.Settings.Interval = time.Hour
+		s := g.supervised()
+		g.until("fault", 1)
+		synctest.Wait()
+		text, err := os.ReadFile(g.MetricsFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		holds(t, "the file after a fault", text, `dpsd_provisioned 0`, `dpsd_fault_standing 1`,
+			`dpsd_fault_info\{code="service-error",class="transient",stage="register"\} 1`, `dpsd_next_attempt_timestamp_seconds [1-9]\d+(\.\d+)?`)
+		g.until("assigned", 1)
+		synctest.Wait()
+		if text, err = os.ReadFile(g.MetricsFile); err != nil {
+			t.Fatal(err)
+		}
+		var served bytes.Buffer
+		s.measures.write(&served)
+		for where, text := range map[string][]byte{"the file": text, "the socket": served.Bytes()} {
+			holds(t, where, text, `dpsd_faults_total\{code="service-error"\} 2`, `dpsd_faults_total\{code="unauthorized"\} 0`,
+				`dpsd_attempts_total\{outcome="assigned"\} 1`, `dpsd_attempts_total\{outcome="fault"\} 2`,
+				`dpsd_ready 1`, `dpsd_provisioned 1`, `dpsd_generation 1`, `dpsd_fault_standing 0`, `dpsd_interval_seconds 3600`,
+				`dpsd_assignment_info\{hub="[^"]+",device_id="[^"]+"\} 1`, `dpsd_confirmed_timestamp_seconds [1-9]\d+(\.\d+)?`,
+				`dpsd_network_bytes_total\{direction="sent"\} [1-9]\d*`, `dpsd_time_to_assigned_seconds_count 1`)
+			if bytes.Contains(text, []byte("dpsd_fault_info")) {
+				t.Errorf("%s: a fault is there that has passed:\n%s", where, text)
+			}
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A start that only looks at the record makes no attempt, and writes the file
+// all the same: else the one before the reboot would stand for weeks.
+func TestMetricsFileOfAStartThatMakesNoAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.run()
+		g.until("assigned", 1)
+		if err := g.end(); err != nil {
+			t.Fatal(err)
+		}
+		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
+		g.Settings.OnBoot = PolicyIfNeeded
+		g.run()
+		g.until("published", 1)
+		synctest.Wait()
+		text, err := os.ReadFile(g.MetricsFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		holds(t, "the file", text, `dpsd_ready 1`, `dpsd_provisioned 1`, `dpsd_confirmed_timestamp_seconds 0`, `dpsd_attempts_total\{outcome="assigned"\} 0`)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// everyMetric is the text when there is something to be said of each family.
+func everyMetric() []byte {
+	at := time.Date(2026, 11, 23, 8, 15, 42, 0, time.UTC)
+	var board control.Board
+	board.Post(control.Status{
+		Version: "1.0", StartedAt: at, Ready: true, Confirmed: &at, Next: control.Due(at.Add(time.Hour), "interval", ""),
+		Identity:    &control.Identity{AssignedHub: "hub", DeviceID: `a"b\cé`, Generation: 3},
+		Certificate: &control.Certificate{NotAfter: at},
+		Faults:      []control.Fault{{Code: string(fault.NoReply), Class: "transient", Stage: "poll", Standing: true}},
+	})
+	m := newMeasures(&board)
+	m.clock(2 * time.Second)
+	m.asksEvery(time.Hour)
+	m.took.Update(3)
+	var text bytes.Buffer
+	m.write(&text)
+	return text.Bytes()
+}
+
+func TestEveryMetricIsAsPrometheusWantsIt(t *testing.T) {
+	text := everyMetric()
+	holds(t, "the text", text, regexp.QuoteMeta(`dpsd_assignment_info{hub="hub",device_id="a\"b\\cé"} 1`), `dpsd_confirmed_timestamp_seconds 1795421742`)
+	for _, f := range families {
+		holds(t, "the text", text, "# TYPE "+f.name+" "+f.kind, `(?s:# HELP `+f.name+` [A-Z0-9\[].*)`, `(?:`+f.name+`(?:_count|\{.*\})? [0-9.]+)`)
+	}
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("promtool is not here: what it makes of the metrics is not checked; on Debian it is in the package prometheus")
+	}
+	c := exec.Command(promtool, "check", "metrics")
+	c.Stdin = bytes.NewReader(text)
+	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v: %s\n%s", err, out, text)
+	}
+}
+
+// The table of docs/operations.md is made from the families.
+func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
+	const page, begin, end = "../docs/operations.md", "<!-- metrics: make operations -->\n", "<!-- end -->"
+	labels := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?m)^(\w+)\{(.*)\}`).FindAllStringSubmatch(string(everyMetric()), -1) {
+		name := strings.TrimSuffix(m[1], "_bucket")
+		labels[name] = nil
+		for _, l := range regexp.MustCompile(`(\w+)="`).FindAllStringSubmatch(m[2], -1) {
+			labels[name] = append(labels[name], "`"+l[1]+"`")
+		}
+	}
+	var b strings.Builder
+	b.WriteString("| metric | type | labels | what it says |\n| --- | --- | --- | --- |\n")
+	for _, f := range families {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.name, f.kind, strings.Join(labels[f.name], " "), f.help)
+	}
+	have, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(have), begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !found || !closed {
+		t.Fatalf("%s has lost its marks", page)
+	}
+	if err := manual.Hold(page, before+begin+b.String()+end+after, *update); err != nil {
+		t.Error(err)
+	}
+}
