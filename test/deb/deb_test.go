@@ -112,6 +112,8 @@ func TestPackagesHoldWhatIsPromised(t *testing.T) {
 			"-rw-r--r-- usr/lib/tmpfiles.d/dpsd.conf",
 			"-rw-r--r-- usr/share/dpsd/dpsd.toml",
 			"-rw-r--r-- usr/share/dpsd/state.schema.json",
+			"-rw-r--r-- usr/share/dpsd/dpsd.rules.yml",
+			"-rw-r--r-- usr/share/dpsd/dpsd.dashboard.json",
 			"-rw-r--r-- usr/share/bash-completion/completions/dpsd",
 			"-rw-r--r-- usr/share/zsh/vendor-completions/_dpsd",
 			"-rw-r--r-- usr/share/fish/vendor_completions.d/dpsd.fish",
