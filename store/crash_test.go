@@ -319,7 +319,8 @@ func deviceNumber(t *testing.T, rec store.Record) int {
 	return n
 }
 
-// TestConcurrentReaders races readers and a watcher against 1000 changes.
+// TestConcurrentReaders races readers, a watcher, and the programs that
+// docs/state.md shows against 1000 changes.
 func TestConcurrentReaders(t *testing.T) {
 	const changes = 1000
 	directory := quick(t)
@@ -343,6 +344,10 @@ func TestConcurrentReaders(t *testing.T) {
 			}
 		}
 	}()
+	programs := follow(t, directory, changes)
+	for _, f := range programs {
+		<-f.up
+	}
 	for i := 2; i <= changes; i++ {
 		if rec := mustSave(t, s, numbered(i), store.Written); rec.Generation != uint64(i) {
 			t.Fatalf("generation %d, want %d", rec.Generation, i)
@@ -350,6 +355,10 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 	<-watched
 	watching.end()
+	for _, f := range programs {
+		<-f.done
+		t.Logf("%s has seen %d of %d generations", f.name, f.seen, changes)
+	}
 }
 
 // quick returns a directory in memory, where fsync costs nothing.

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -155,19 +157,19 @@ func TestDocumentedChecks(t *testing.T) {
 	}
 	t.Run("shell", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "verify.sh")
-		put(t, snippet(t, "sh", "#!/bin/sh"), path)
+		put(t, snippet(t, "sh", "#!/bin/sh\nexec"), path)
 		check(t, 1, tool(t, "sh"), path)
 	})
 	t.Run("Python", func(t *testing.T) {
 		python := tool(t, "python3")
 		path := filepath.Join(t.TempDir(), "verify.py")
-		put(t, snippet(t, "python", "import"), path)
+		put(t, snippet(t, "python", "import hashlib"), path)
 		check(t, 7, python, "-I", path) // its start takes long
 	})
 	t.Run("C", func(t *testing.T) {
 		cc := tool(t, "cc")
 		directory := t.TempDir()
-		put(t, snippet(t, "c", "#include"), directory, "verify.c")
+		put(t, snippet(t, "c", "#include <stdint.h>"), directory, "verify.c")
 		program := filepath.Join(directory, "verify")
 		out, err := exec.Command(cc, "-std=c11", "-Wall", "-Wextra", "-Werror", "-o", program, filepath.Join(directory, "verify.c")).CombinedOutput()
 		if err != nil {
@@ -211,4 +213,152 @@ func TestDocumentedFiles(t *testing.T) {
 			}
 		}
 	})
+}
+
+// follower is a program that prints the identity whenever it is another one, as
+// those of docs/state.md do.
+type follower struct {
+	name string
+	up   chan struct{} // closed with its first line
+	done chan struct{} // closed when it has seen the last generation, or has ended
+	seen int
+}
+
+// follow starts the programs that docs/state.md shows, and a shell that reads
+// state.env as often as it can. They end at the given generation.
+func follow(t *testing.T, directory string, last uint64) (all []*follower) {
+	t.Helper()
+	work := t.TempDir()
+	start := func(name string, c *exec.Cmd) {
+		c.Stderr = os.Stderr
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		f := &follower{name: name, up: make(chan struct{}), done: make(chan struct{})}
+		all = append(all, f)
+		late := time.AfterFunc(2*time.Minute, func() { _ = c.Process.Kill() })
+		go func() {
+			defer close(f.done)
+			defer late.Stop()
+			var before uint64
+			for lines := bufio.NewScanner(out); before != last && lines.Scan(); {
+				var generation uint64
+				var device, hub string
+				if _, err := fmt.Sscanf(lines.Text(), "generation %d: %s at %s", &generation, &device, &hub); err != nil ||
+					generation <= before || device != fmt.Sprintf("gw-%04d", generation) || hub != sample().AssignedHub {
+					t.Errorf("%s: %q after generation %d", name, lines.Text(), before)
+					break
+				}
+				if before == 0 {
+					close(f.up)
+				}
+				before = generation
+				f.seen++
+			}
+			_ = c.Process.Kill()
+			_ = c.Wait()
+			if f.seen == 0 {
+				close(f.up)
+			}
+			if before != last {
+				t.Errorf("%s ended at generation %d, want %d", name, before, last)
+			}
+		}()
+	}
+	have := func(tools ...string) bool {
+		for _, name := range tools {
+			if _, err := exec.LookPath(name); err != nil && thorough() {
+				t.Error(err)
+				return false
+			} else if err != nil {
+				t.Logf("%s is not installed: the reader that needs it is left out", name)
+				return false
+			}
+		}
+		return true
+	}
+	start("sh, reading all the time", exec.Command("sh", "-c", `
+		last=0
+		while :; do
+			. "$1/state.env"
+			[ "$DPSD_GENERATION" = "$last" ] || echo "generation $DPSD_GENERATION: $DPSD_DEVICE_ID at $DPSD_ASSIGNED_HUB"
+			last=$DPSD_GENERATION
+		done`, "sh", directory))
+	if have("jq") {
+		real := filepath.Join(work, "bin", "real-dpsd")
+		if out, err := exec.Command("go", "build", "-o", real, "../cmd/dpsd").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		put(t, "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n"+
+			"[state]\ndirectory = \""+directory+"\"\n[control]\nsocket = \""+work+"/dpsd.sock\"\n", work, "dpsd.toml")
+		put(t, "#!/bin/sh\nexec "+real+" \"$@\" --config "+work+"/dpsd.toml\n", work, "bin", "dpsd")
+		put(t, snippet(t, "sh", "#!/bin/sh\ngeneration"), work, "follow.sh")
+		if err := os.Chmod(filepath.Join(work, "bin", "dpsd"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command("sh", filepath.Join(work, "follow.sh"))
+		c.Env = append(os.Environ(), "PATH="+filepath.Join(work, "bin")+":"+os.Getenv("PATH"))
+		start("sh", c)
+	}
+	if have("python3") {
+		put(t, snippet(t, "python", "import ctypes"), work, "follow.py")
+		start("Python", exec.Command("python3", "-I", filepath.Join(work, "follow.py"), directory))
+	}
+	if have("cc") {
+		put(t, snippet(t, "c", "#include <stdio.h>\n#include <string.h>\n#include <sys/inotify.h>"), work, "follow.c")
+		program := filepath.Join(work, "follow")
+		if out, err := exec.Command("cc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", program, filepath.Join(work, "follow.c")).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		start("C", exec.Command(program, directory))
+	}
+	return all
+}
+
+// What the others make of a value that some reader gets wrong.
+func TestDocumentedFollowersReadEveryValue(t *testing.T) {
+	cc := tool(t, "cc")
+	work := t.TempDir()
+	put(t, snippet(t, "c", "#include <stdio.h>\n#include <string.h>\n#include <sys/inotify.h>"), work, "follow.c")
+	program := filepath.Join(work, "follow")
+	if out, err := exec.Command(cc, "-o", program, filepath.Join(work, "follow.c")).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, value := range awkward {
+		rec, _ := environmentOf(value)
+		directory := t.TempDir()
+		put(t, string(store.Environment(rec)), directory, "state.env")
+		c := exec.Command(program, directory)
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if want := "generation 12: " + value + " at " + rec.AssignedHub + "\n"; err != nil || line != want {
+			t.Errorf("%q is read as %q, %v; want %q", value, line, err, want)
+		}
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+}
+
+func TestDocumentedJq(t *testing.T) {
+	jq := tool(t, "jq")
+	command := regexp.MustCompile("`jq -r (\\S+) /var/lib/dpsd/state.json`").FindStringSubmatch(content(t, "../docs/state.md"))
+	if command == nil {
+		t.Fatal("docs/state.md shows no jq")
+	}
+	directory := t.TempDir()
+	mustSave(t, mustOpen(t, store.Options{Directory: directory}), sample(), store.Written)
+	out, err := exec.Command(jq, "-r", command[1], filepath.Join(directory, "state.json")).CombinedOutput()
+	if err != nil || string(out) != sample().AssignedHub+"\n" {
+		t.Errorf("%v: %s", err, out)
+	}
 }
