@@ -252,3 +252,20 @@ func TestTheUnitIsExposedAsLittleAsPromised(t *testing.T) {
 		g.expect("dpsd.service", "LimitCORE", "0")
 	})
 }
+
+// What docs/operations.md says under "Metrics" is typed as it stands.
+func TestTheMetricsReachTheDirectoryOfNodeExporter(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		setting, commands := blocks(t, "docs/operations.md", "Metrics", "toml")[0], blocks(t, "docs/operations.md", "Metrics", "sh")[0]
+		file := regexp.MustCompile(`metrics_file = "(.*)"`).FindStringSubmatch(setting)[1]
+		g := withDpsd(t, s)
+		g.run("mkdir -p -m 755 $(dirname " + file + ")") // as Debian's package has it
+		provisioned(g, setting)
+		if entry := g.event("metrics-not-written"); entry.text("DPSD_ERROR") == "" {
+			t.Error("without the commands of the page nobody says that the file cannot be written")
+		}
+		g.run(commands)
+		g.until("the file is there", "grep -qx 'dpsd_provisioned 1' "+file)
+		g.run("setpriv --reuid=nobody --regid=nogroup --clear-groups grep -qx 'dpsd_attempts_total{outcome=\"assigned\"} 1' " + file)
+	})
+}
