@@ -1,11 +1,12 @@
 package transport
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -29,7 +30,7 @@ func bundles() []string {
 // and those of the bundle.
 type trust struct {
 	pool   *x509.CertPool // nil: none
-	bundle []byte         // PEM; read, but parsed only as far as a chain asks for it
+	bundle string         // PEM file, "" for none; parsed only as far as a chain asks for it
 }
 
 // systemTrust reads the system's roots from the first of the bundles that is there.
@@ -40,9 +41,10 @@ type trust struct {
 func systemTrust(bundles []string) (trust, error) {
 	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
 		for _, path := range bundles {
-			text, err := os.ReadFile(path)
-			if err == nil && bytes.Contains(text, []byte("-----BEGIN CERTIFICATE-----")) {
-				return trust{bundle: text}, nil
+			found := false
+			err := eachCertificate(path, func([]byte) bool { found = true; return false })
+			if err == nil && found {
+				return trust{bundle: path}, nil
 			}
 		}
 	}
@@ -60,7 +62,7 @@ func (d *Dialer) RootPool() (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.all(), nil
+	return t.all()
 }
 
 // trust returns what a certificate is verified against: the roots and those of the
@@ -99,44 +101,99 @@ func (t trust) with(certificates []*x509.Certificate) trust {
 }
 
 // all parses everything.
-func (t trust) all() *x509.CertPool {
+func (t trust) all() (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if t.pool != nil {
 		pool = t.pool.Clone()
 	}
-	pool.AppendCertsFromPEM(t.bundle)
-	return pool
+	if t.bundle == "" {
+		return pool, nil
+	}
+	text, err := os.ReadFile(t.bundle)
+	if err != nil {
+		return nil, fmt.Errorf("the system's roots: %w", err)
+	}
+	pool.AppendCertsFromPEM(text)
+	return pool, nil
 }
 
 // roots is what of t can matter to a chain: a root is looked for by the issuer of a
 // certificate, and a certificate that is a root itself by its own name. To parse all of
 // a distribution's 150 would cost 4 MB and 15 ms.
-func (t trust) roots(chain []*x509.Certificate) *x509.CertPool {
-	if t.bundle == nil {
-		return t.pool
+func (t trust) roots(chain []*x509.Certificate) (*x509.CertPool, error) {
+	if t.bundle == "" {
+		return t.pool, nil
 	}
 	var named []*x509.Certificate
-	text := t.bundle
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
-			continue
-		}
-		subject := rawSubject(block.Bytes)
+	err := eachCertificate(t.bundle, func(der []byte) bool {
 		for _, c := range chain {
-			if subject == nil || !bytes.Equal(subject, c.RawIssuer) && !bytes.Equal(subject, c.RawSubject) {
+			// Most are ruled out before anything is parsed.
+			if !bytes.Contains(der, c.RawIssuer) && !bytes.Contains(der, c.RawSubject) {
 				continue
 			}
-			if root, err := x509.ParseCertificate(block.Bytes); err == nil {
+			if subject := rawSubject(der); !bytes.Equal(subject, c.RawIssuer) && !bytes.Equal(subject, c.RawSubject) {
+				continue
+			}
+			if root, err := x509.ParseCertificate(bytes.Clone(der)); err == nil { // it keeps what it is given
 				named = append(named, root)
 			}
 			break
 		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the system's roots: %w", err)
 	}
-	return trust{pool: t.pool}.with(named).pool
+	return trust{pool: t.pool}.with(named).pool, nil
+}
+
+// The lines around a certificate, RFC 7468 §5.1.
+var (
+	beginCertificate = []byte("-----BEGIN CERTIFICATE-----")
+	endCertificate   = []byte("-----END CERTIFICATE-----")
+)
+
+// eachCertificate calls with for the certificates of a PEM file, as long as it returns
+// true. What it is given is overwritten by the next one: a bundle read as a whole, and
+// decoded as encoding/pem does it, would take half a megabyte that the peak is higher by.
+func eachCertificate(path string, with func(der []byte) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	blocks := bufio.NewScanner(f)
+	blocks.Buffer(make([]byte, 0, 16<<10), maxCAFile)
+	blocks.Split(nextCertificate)
+	var der []byte
+	for blocks.Scan() {
+		// Line ends are skipped by the decoder; what is no base64, headers too, is no
+		// certificate that counts.
+		if der, err = base64.StdEncoding.AppendDecode(der[:0], blocks.Bytes()); err == nil && !with(der) {
+			return nil
+		}
+	}
+	return blocks.Err()
+}
+
+// nextCertificate is a bufio.SplitFunc for what stands between those lines.
+func nextCertificate(data []byte, atEOF bool) (advance int, token []byte, err error) {
+	begin := bytes.Index(data, beginCertificate)
+	switch {
+	case begin < 0 && atEOF:
+		return len(data), nil, nil
+	case begin < 0: // the line may begin in what is there
+		return max(0, len(data)-len(beginCertificate)+1), nil, nil
+	}
+	body := data[begin+len(beginCertificate):]
+	end := bytes.Index(body, endCertificate)
+	switch {
+	case end < 0 && atEOF:
+		return len(data), nil, nil
+	case end < 0:
+		return begin, nil, nil
+	}
+	return len(data) - len(body) + end + len(endCertificate), body[:end:end], nil
 }
 
 // rawSubject returns the subject's name of a certificate as it is encoded, nil for what
@@ -172,9 +229,13 @@ func (v *verifier) verify(state tls.ConnectionState) error {
 	if len(presented) == 0 {
 		return errNoCertificate
 	}
+	roots, err := v.trust.roots(presented)
+	if err != nil {
+		return err
+	}
 	options := x509.VerifyOptions{
 		DNSName: v.host, CurrentTime: time.Now(),
-		Roots: v.trust.roots(presented), Intermediates: x509.NewCertPool(),
+		Roots: roots, Intermediates: x509.NewCertPool(),
 	}
 	if options.Roots == nil {
 		options.Roots = x509.NewCertPool() // nil would be the system's

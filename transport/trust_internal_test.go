@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,8 +10,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"math/big"
 	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -77,6 +81,10 @@ func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
 		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	bundle = append(bundle, "-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n"...)
+	path := filepath.Join(t.TempDir(), "bundle.crt")
+	if err := os.WriteFile(path, bundle, 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	for _, c := range []struct {
 		says    string
@@ -107,14 +115,17 @@ func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
 					intermediates.AddCert(p.Certificate)
 				}
 			}
-			all := trust{bundle: bundle}.all()
+			all, err := trust{bundle: path}.all()
+			if err != nil {
+				t.Fatal(err)
+			}
 			_, want := presented[0].Verify(x509.VerifyOptions{DNSName: "dps.test", Roots: all, Intermediates: intermediates})
 			if (want == nil) != c.trusted {
 				t.Fatalf("crypto/x509 says %v", want)
 			}
 			for name, tr := range map[string]trust{
-				"the bundle": {bundle: bundle}, "a pool": {pool: all},
-				"a bundle and a pool": trust{bundle: bundle}.with([]*x509.Certificate{issue(t, "further", nil, nil).Certificate}),
+				"the bundle": {bundle: path}, "a pool": {pool: all},
+				"a bundle and a pool": trust{bundle: path}.with([]*x509.Certificate{issue(t, "further", nil, nil).Certificate}),
 			} {
 				v := &verifier{trust: tr, host: "dps.test"}
 				err := v.verify(tls.ConnectionState{PeerCertificates: presented})
@@ -134,11 +145,65 @@ func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
 			t.Error("verified")
 		}
 	})
+	t.Run("roots that cannot be read are said to be so", func(t *testing.T) {
+		v := &verifier{trust: trust{bundle: filepath.Join(t.TempDir(), "none")}, host: "dps.test"}
+		err := v.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{root.Certificate}})
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%v", err)
+		}
+	})
 	t.Run("no certificate is none", func(t *testing.T) {
 		if err := (&verifier{}).verify(tls.ConnectionState{}); err == nil {
 			t.Error("verified")
 		}
 	})
+}
+
+// The bundle is read piece by piece, with encoding/pem as the judge of what is in it.
+func TestEachCertificate(t *testing.T) {
+	certificate := func(length int) []byte {
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: bytes.Repeat([]byte{byte(length)}, length)})
+	}
+	join := func(pieces ...[]byte) []byte { return bytes.Join(pieces, nil) }
+	for _, c := range []struct {
+		says string
+		text []byte
+	}{
+		{"nothing", nil},
+		{"one", certificate(700)},
+		{"one without a line end", bytes.TrimSpace(certificate(700))},
+		{"with line ends of another system", bytes.ReplaceAll(join(certificate(300), certificate(40)), []byte("\n"), []byte("\r\n"))},
+		{"with comments between", join([]byte("# one\n"), certificate(900), []byte("\n# two -----\n"), certificate(901), []byte("# end"))},
+		{"larger than what is read at once", join(certificate(50000), certificate(3), certificate(70000))},
+		{"other things", join(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: []byte("crl")}), certificate(5))},
+		{"with headers, which count for nothing", join(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Headers: map[string]string{"a": "b"}, Bytes: []byte("x")}), certificate(6))},
+		{"cut off at the end", join(certificate(30), certificate(40)[:60])},
+		{"that is no base64", join([]byte("-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n"), certificate(50))},
+		{"very many", bytes.Repeat(certificate(1200), 300)},
+	} {
+		t.Run(c.says, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "bundle.crt")
+			if err := os.WriteFile(path, c.text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var got, want []string
+			if err := eachCertificate(path, func(der []byte) bool { got = append(got, string(der)); return true }); err != nil {
+				t.Fatal(err)
+			}
+			for text := c.text; ; {
+				var block *pem.Block
+				if block, text = pem.Decode(text); block == nil {
+					break
+				}
+				if block.Type == "CERTIFICATE" && len(block.Headers) == 0 {
+					want = append(want, string(block.Bytes))
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%d certificates, want %d, or others", len(got), len(want))
+			}
+		})
+	}
 }
 
 func TestNamesOfTheSystemsRoots(t *testing.T) {
@@ -185,13 +250,17 @@ func BenchmarkRoots(b *testing.B) {
 	b.Run("named", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			trust{bundle: text}.roots([]*x509.Certificate{c})
+			if _, err := (trust{bundle: bundles()[0]}).roots([]*x509.Certificate{c}); err != nil {
+				b.Fatal(err)
+			}
 		}
 	})
 	b.Run("all", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			trust{bundle: text}.all()
+			if _, err := (trust{bundle: bundles()[0]}).all(); err != nil {
+				b.Fatal(err)
+			}
 		}
 	})
 }
