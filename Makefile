@@ -7,19 +7,19 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The version has one source: the git tags.
 VERSION := $(shell packaging/version)
 BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
+LDFLAGS  = -s -w -buildid= -funcalign=16 -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 # Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
 # the control socket. Without it the program is half a megabyte smaller.
 TAGS = nethttpomithttp2
-# Nor is anything outside of the standard library called so often that copies of its
-# functions in their callers would pay: a quarter of a megabyte.
-GCFLAGS = github.com/...=-l
+# Inlined calls make the program a tenth larger, on disk and in memory, and save it a
+# millisecond in its life; cryptography in Go, which a 32-bit ARM runs, needs them.
+GCFLAGS = -gcflags=all=-l -gcflags=crypto/...=
 
 .PHONY: build demo man operations test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
 
 build:
-	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -gcflags '$(GCFLAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
 	bin/dpsd-sim demo
