@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// lock is an exclusive flock(2) on a file that names its holder. The kernel
-// lets go of it when the process ends, however it ends; the file stays, because
+// lock is an exclusive flock(2) on an empty file: who holds it the kernel knows, and a
+// flash disk is spared a write at each boot. The kernel lets go of it when the process ends, however it ends; the file stays, because
 // removing it would let a third process lock another file of the same name.
 type lock struct {
 	file *os.File
@@ -53,11 +53,7 @@ func acquire(w *writer) (*lock, error) {
 		}
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
-	// Who holds it is for people: on a full or read-only disk it stays unsaid.
 	_ = w.own(f)
-	if line := fmt.Appendf(nil, "%d\n", os.Getpid()); f.Truncate(0) == nil {
-		_, _ = f.WriteAt(line, 0)
-	}
 	return &lock{f}, nil
 }
 
@@ -88,16 +84,35 @@ func clearLock(w *writer) error {
 	return w.remove(lockName)
 }
 
-// holder reads the process ID in a lock file, 0 when no process of that ID is
-// there.
+// holder finds the process that holds the lock in /proc/locks, proc_locks(5); 0 where it
+// is not to be seen, as in another PID name space or under ProcSubset=pid.
 func holder(f *os.File) int {
-	var line [32]byte
-	n, _ := f.ReadAt(line[:], 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
-	if err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+	info, err := f.Stat()
+	if err != nil {
 		return 0
 	}
-	return pid
+	file, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	device := uint64(file.Dev) //nolint:unconvert // 32 bits on some machines
+	// makedev(3) the other way round.
+	major, minor := device>>8&0xfff|device>>32&^uint64(0xfff), device&0xff|device>>12&^uint64(0xff)
+	name := fmt.Sprintf("%02x:%02x:%d", major, minor, file.Ino)
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(locks)) {
+		// "1: FLOCK ADVISORY WRITE 7 fe:00:42 0 EOF"; one that waits has "->" second.
+		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == name {
+			pid, err := strconv.Atoi(fields[4])
+			if err == nil && pid > 0 {
+				return pid
+			}
+		}
+	}
+	return 0
 }
 
 // in tells whether l is the lock that another process would find in directory:

@@ -251,12 +251,17 @@ func TestLock(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	})
-	t.Run("a process ID that nobody has is not reported", func(t *testing.T) {
+	t.Run("nothing is written for it", func(t *testing.T) {
+		if info, err := os.Stat(filepath.Join(directory, "lock")); err != nil || info.Size() != 0 {
+			t.Errorf("%v, %v", info, err)
+		}
+	})
+	t.Run("what stands in the file is not believed", func(t *testing.T) {
 		put(t, "2147483646\n", directory, "lock")
 		_, err := store.Open(store.Options{Directory: directory}, noon)
 		var locked *store.LockedError
-		if !errors.As(err, &locked) || locked.PID != 0 {
-			t.Errorf("Open: %v, want *LockedError without a process", err)
+		if !errors.As(err, &locked) || locked.PID != os.Getpid() {
+			t.Errorf("Open: %v, want *LockedError with process %d", err, os.Getpid())
 		}
 	})
 	t.Run("Close lets go of it", func(t *testing.T) {
