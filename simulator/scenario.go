@@ -68,6 +68,8 @@ type Settings struct {
 	TLSMin string `toml:"tls_min"`
 	// TLSMax is the highest TLS version. Empty is "1.2", as the service has it.
 	TLSMax string `toml:"tls_max"`
+	// SessionTickets lets devices resume TLS sessions.
+	SessionTickets bool `toml:"session_tickets"`
 	// APIVersions are the api-versions that are served; another is refused
 	// with CONNACK 5. Empty serves every one of the form YYYY-MM-DD[-preview].
 	APIVersions []string `toml:"api_versions"`

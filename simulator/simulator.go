@@ -14,6 +14,7 @@ package simulator
 import (
 	"cmp"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
@@ -69,6 +70,7 @@ type Server struct {
 	material    *material
 	entries     atomic.Pointer[[]entry]
 	certificate *tls.Certificate
+	ticketKey   [32]byte // of the sessions that are resumed
 	log         *packetLog
 	service     *service
 	script      atomic.Pointer[script]
@@ -89,14 +91,15 @@ type Server struct {
 // enrollments and from the scenario (*FileError).
 func New(o Options) (*Server, error) {
 	s := &Server{
-		now:      o.Now,
-		seed:     seed(o.Seed),
-		log:      newPacketLog(o.PacketLog, o.DiscardLog),
-		conns:    map[*connection]bool{},
-		sessions: map[string]*session{},
-		refused:  map[string]time.Time{},
-		done:     make(chan struct{}),
-		onError:  o.OnError,
+		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
+		now:       o.Now,
+		seed:      seed(o.Seed),
+		log:       newPacketLog(o.PacketLog, o.DiscardLog),
+		conns:     map[*connection]bool{},
+		sessions:  map[string]*session{},
+		refused:   map[string]time.Time{},
+		done:      make(chan struct{}),
+		onError:   o.OnError,
 	}
 	if s.onError == nil {
 		s.onError = func(error) {}
@@ -558,10 +561,13 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 		// Asked for but not judged here: the service refuses a wrong
 		// certificate later, in MQTT.
 		ClientAuth: tls.RequestClientCert,
-		// No tickets: nobody resumes, and a ticket written at the end of a
-		// handshake would meet a client that writes too, over net.Pipe for ever.
-		SessionTicketsDisabled: true,
+		// A ticket written at the end of a handshake would meet a client that writes
+		// too, over net.Pipe for ever.
+		SessionTicketsDisabled: !set.SessionTickets,
 		Time:                   c.server.now,
+	}
+	if set.SessionTickets { // each connection has a Config of its own
+		config.SetSessionTicketKeys([][32]byte{c.server.ticketKey})
 	}
 	if rule.Alert != "" {
 		// Go has but one alert for a certificate; up to TLS 1.2 this one goes ahead of it, in the clear.
@@ -577,6 +583,9 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 
 func describe(state tls.ConnectionState) string {
 	text := tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
+	if state.DidResume {
+		text += " resumed"
+	}
 	if state.ServerName != "" {
 		text += " for " + state.ServerName
 	}
