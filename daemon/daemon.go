@@ -5,7 +5,7 @@
 // One goroutine owns all state and waits in one select (supervisor.go). An
 // attempt runs beside it and reports its phases (attempt.go). Every error goes
 // through one function that names it (classify.go) and one that turns it into
-// a delay (delay.go).
+// a delay (package pace).
 package daemon
 
 import (
@@ -19,6 +19,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -43,7 +44,7 @@ type Settings struct {
 	OnBoot       Policy        // "" is PolicyAlways
 	BootDelayMax time.Duration // a random delay up to this before the first contact
 	Interval     time.Duration // also register this often; 0 does not
-	Retry        Retry
+	Retry        pace.Retry
 }
 
 // Policy says what a start of dpsd asks of the service.
@@ -56,6 +57,10 @@ const (
 	PolicyVerify   Policy = "verify"    // register in the background
 	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or when somebody asks
 )
+
+// Asks reports whether a start registers by itself, given that a valid record of
+// the same configuration is published or not.
+func (p Policy) Asks(published bool) bool { return p != PolicyIfNeeded || !published }
 
 // Daemon is the whole service. Fill the fields and call Run once. Everything
 // that reaches outside (network, clock of the boot, files' changes, systemd,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -74,8 +75,8 @@ func TestTroubleTakesItsExactTime(t *testing.T) {
 		g.run()
 		took := g.until("assigned", 1)
 
-		random, h := seeded(7), history{}
-		_ = upTo(0, random) // the boot delay draws nothing
+		random, h := seeded(7), pace.History{}
+		_ = pace.Boot(0, random) // the boot delay draws nothing
 		want := time.Duration(0)
 		for _, step := range []any{
 			fault.New(fault.ConnackUnavailable, "", nil),
@@ -90,7 +91,7 @@ func TestTroubleTakesItsExactTime(t *testing.T) {
 			case time.Duration:
 				want += s
 			case fault.Fault:
-				wait, _ := g.Settings.Retry.after(s, false, &h, random)
+				wait, _ := g.Settings.Retry.After(s, false, &h, random)
 				want += wait
 			}
 		}
@@ -650,7 +651,7 @@ func TestTheBootDelayIsDrawnOnce(t *testing.T) {
 		g := newGateway(t)
 		g.Settings.BootDelayMax = time.Hour
 		g.run()
-		want := upTo(time.Hour, seeded(7)) + 6*time.Second
+		want := pace.Boot(time.Hour, seeded(7)) + 6*time.Second
 		if took := g.until("assigned", 1); took != want {
 			t.Errorf("took %s, want %s", took, want)
 		}

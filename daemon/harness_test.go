@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -285,3 +286,5 @@ func (g *gateway) wantFaults(want ...fault.Code) {
 }
 
 func code(n int) *int { return &n }
+
+func seeded(n uint64) *rand.Rand { return rand.New(rand.NewPCG(n, n)) }

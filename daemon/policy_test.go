@@ -9,6 +9,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -59,7 +60,7 @@ func TestPolicies(t *testing.T) {
 			g.Settings.OnBoot, g.Settings.BootDelayMax = PolicyVerify, time.Hour
 			g.Rand = seeded(7)
 			g.run()
-			if took := g.until("assigned", 1); took != upTo(time.Hour, seeded(7))+6*time.Second {
+			if took := g.until("assigned", 1); took != pace.Boot(time.Hour, seeded(7))+6*time.Second {
 				t.Errorf("asked after %s", took)
 			}
 			if n, at := g.told("READY=1\nSTATUS=Assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || at.Sub(g.start) != 0 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -152,13 +153,13 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 	wrong := "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw="
 	for _, tt := range []struct {
-		lane   Lane
+		lane   pace.Lane
 		name   string
 		rule   simulator.Rule
 		set    func(*gateway) (mend func())
 		within time.Duration
 	}{
-		{lane: LaneOffline, name: "no route", within: 10 * time.Second, set: func(g *gateway) func() {
+		{lane: pace.LaneOffline, name: "no route", within: 10 * time.Second, set: func(g *gateway) func() {
 			var up atomic.Bool
 			dial := g.Settings.Dialer.DialContext
 			g.Settings.Dialer.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -169,20 +170,20 @@ func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 			}
 			return func() { up.Store(true) }
 		}},
-		{lane: LaneTransient, name: "CONNACK 3", within: 5 * time.Minute, rule: simulator.Rule{On: simulator.OnConnect, Connack: code(3)}},
-		{lane: LaneTransient, name: "500 with Retry-After", within: 25 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "1200"}},
-		{lane: LaneThrottled, name: "429", within: 10 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "none"}},
-		{lane: LaneThrottled, name: "429 with Retry-After", within: 65 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "3600"}},
-		{lane: LaneRefused, name: "404", within: 75 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 404, RetryAfter: "none"}},
-		{lane: LaneRefused, name: "a wrong key", within: 75 * time.Minute, set: func(g *gateway) func() {
+		{lane: pace.LaneTransient, name: "CONNACK 3", within: 5 * time.Minute, rule: simulator.Rule{On: simulator.OnConnect, Connack: code(3)}},
+		{lane: pace.LaneTransient, name: "500 with Retry-After", within: 25 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "1200"}},
+		{lane: pace.LaneThrottled, name: "429", within: 10 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "none"}},
+		{lane: pace.LaneThrottled, name: "429 with Retry-After", within: 65 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "3600"}},
+		{lane: pace.LaneRefused, name: "404", within: 75 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 404, RetryAfter: "none"}},
+		{lane: pace.LaneRefused, name: "a wrong key", within: 75 * time.Minute, set: func(g *gateway) func() {
 			g.write("device.key", wrong)
 			return func() { g.write("device.key", g.sim.DeviceKey(device)) }
 		}},
-		{lane: LaneRefused, name: "two wrong keys, the second mended", within: 75 * time.Minute, set: func(g *gateway) func() {
+		{lane: pace.LaneRefused, name: "two wrong keys, the second mended", within: 75 * time.Minute, set: func(g *gateway) func() {
 			g.Settings.Credentials = []attest.Credential{g.key("a.key", wrong), g.key("b.key", wrong)}
 			return func() { g.write("b.key", g.sim.DeviceKey(device)) }
 		}},
-		{lane: LaneRefused, name: "a payload that is missing", within: 75 * time.Minute, set: func(g *gateway) func() {
+		{lane: pace.LaneRefused, name: "a payload that is missing", within: 75 * time.Minute, set: func(g *gateway) func() {
 			g.Settings.PayloadFile = g.dir + "/payload.json"
 			return func() { g.write("payload.json", "{}") }
 		}},

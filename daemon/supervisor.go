@@ -12,6 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -32,7 +33,7 @@ type supervisor struct {
 	payload        []byte            // of registration
 	credential     int               // the one to use, an index into settings.Credentials
 	tried          int               // how many of this round failed for a reason of their own
-	history        history
+	history        pace.History
 	unsaved        *store.Record // assigned, but the disk refused it
 	floors         floors
 	ready          bool      // READY=1 was sent
@@ -57,11 +58,11 @@ type supervisor struct {
 	replaced  bool               // the settings were replaced while it ran
 	wanted    time.Time          // when a trigger asked for the next one while it ran
 	due       time.Time
-	mendDue   time.Time // when the state directory is looked after; zero: it was not touched
-	mended    time.Time // when it was last
-	mendFor   history   // of what kept it from being mended
-	unmended  bool      // the last fault was of that kind
-	lane      Lane
+	mendDue   time.Time    // when the state directory is looked after; zero: it was not touched
+	mended    time.Time    // when it was last
+	mendFor   pace.History // of what kept it from being mended
+	unmended  bool         // the last fault was of that kind
+	lane      pace.Lane
 	hung      bool // the gate is shut; said once
 	phases    chan phase
 	results   chan result
@@ -130,7 +131,7 @@ func (s *supervisor) open(now time.Time) error {
 
 // boot is when the service is first contacted.
 func (s *supervisor) boot(now time.Time) time.Time {
-	return now.Add(upTo(s.settings.BootDelayMax, s.random))
+	return now.Add(pace.Boot(s.settings.BootDelayMax, s.random))
 }
 
 // tellNotices logs what the store found and mended since it was last asked.
@@ -344,7 +345,7 @@ func (s *supervisor) finish(r result, now time.Time) error {
 // lookedUp is reached once, after a start whose policy lets a published record
 // do.
 func (s *supervisor) lookedUp(published bool, now time.Time) {
-	s.look, s.history, s.lastFault, s.lane = false, history{}, fault.Fault{}, ""
+	s.look, s.history, s.lastFault, s.lane = false, pace.History{}, fault.Fault{}, ""
 	s.due, s.why = s.boot(now), "boot delay"
 	if !published {
 		s.tell(event.RecordOfAnotherConfiguration)
@@ -356,7 +357,7 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 	rec, _ := s.store.Current()
 	s.tell(event.Published, zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.Uint64("generation", rec.Generation), zap.String("policy", string(s.settings.OnBoot)))
-	if s.settings.OnBoot == PolicyIfNeeded {
+	if !s.settings.OnBoot.Asks(published) {
 		s.nextRegular(now)
 	}
 	s.ready = true
@@ -368,7 +369,7 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 func (s *supervisor) lookedAfter(r result, now time.Time) {
 	if r.err != nil {
 		f := Classify(r.err)
-		wait, lane := s.settings.Retry.after(f, false, &s.mendFor, s.random)
+		wait, lane := s.settings.Retry.After(f, false, &s.mendFor, s.random)
 		s.mendDue, s.unmended = now.Add(wait), true
 		s.account.failed(f, "", fault.Describe(f.Code).Advice, now)
 		s.tellFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
@@ -386,14 +387,14 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 			s.notify.setStatus(s.standing())
 		}
 	}
-	s.mendFor, s.unmended = history{}, false
+	s.mendFor, s.unmended = pace.History{}, false
 }
 
 // nextRegular is when the interval asks for the next registration, if it does.
 func (s *supervisor) nextRegular(now time.Time) {
 	s.due = time.Time{}
 	if s.settings.Interval > 0 {
-		s.due, s.why = now.Add(regular(s.settings.Interval, s.random)), "interval"
+		s.due, s.why = now.Add(pace.Regular(s.settings.Interval, s.random)), "interval"
 	}
 }
 
@@ -404,7 +405,7 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 	s.account.confirm(now)
 	s.measures.took.Update(now.Sub(s.since).Seconds())
 	s.since = time.Time{}
-	s.history, s.credential, s.tried, s.connackBusy = history{}, 0, 0, 0
+	s.history, s.credential, s.tried, s.connackBusy = pace.History{}, 0, 0, 0
 	s.lane, s.lastFault = "", fault.Fault{}
 	s.nextRegular(now)
 	rec, _ := s.store.Current()
@@ -488,12 +489,12 @@ func (s *supervisor) failed(r result, now time.Time) error {
 		s.connackBusy = 0
 	}
 	more := s.tried+1 < len(s.settings.Credentials)
-	wait, lane := s.settings.Retry.after(f, more, &s.history, s.random)
+	wait, lane := s.settings.Retry.After(f, more, &s.history, s.random)
 	switch {
-	case lane == LaneNext:
+	case lane == pace.LaneNext:
 		s.tried++
 		s.credential = (s.credential + 1) % len(s.settings.Credentials)
-	case lane == LaneRefused && f.Stage != fault.StageIdentity:
+	case lane == pace.LaneRefused && f.Stage != fault.StageIdentity:
 		s.tried, s.credential = 0, 0 // the next round begins with the first
 	}
 	s.due, s.lane = now.Add(wait), lane
@@ -505,13 +506,13 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	s.account.failed(f, r.credential, advice, now)
 	s.tellFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
-	if s.Once && (lane == LaneRefused || f.Class == fault.Storage) {
+	if s.Once && (lane == pace.LaneRefused || f.Class == fault.Storage) {
 		return f
 	}
 	return nil
 }
 
-func (s *supervisor) tellFault(f fault.Fault, lane Lane, wait time.Duration, credential, advice string) {
+func (s *supervisor) tellFault(f fault.Fault, lane pace.Lane, wait time.Duration, credential, advice string) {
 	s.tell(event.Fault,
 		zap.String("fault", string(f.Code)), zap.String("stage", string(f.Stage)), zap.String("class", string(f.Class)),
 		zap.NamedError("cause", f.Err), zap.Int("serviceCode", f.ServiceCode), zap.String("trackingId", f.TrackingID),
@@ -576,7 +577,7 @@ func (s *supervisor) filesChanged(now time.Time) {
 // clockStepped ends the waits whose cause may have been the clock.
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.tell(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
-	if s.lane == LaneRefused {
+	if s.lane == pace.LaneRefused {
 		s.trigger(now, "the clock was set")
 	}
 }
@@ -619,7 +620,7 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 		s.measures.asksEvery(settings.Interval)
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
-	s.credential, s.tried, s.history = 0, 0, history{}
+	s.credential, s.tried, s.history = 0, 0, pace.History{}
 	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
 	s.expires, s.announced = time.Time{}, 0
 	s.watch(ctx)

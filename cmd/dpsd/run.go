@@ -24,6 +24,7 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/journal"
+	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 	"github.com/dpsd-project/dpsd/watch"
@@ -218,6 +219,9 @@ func settings(cfg *config.Config) daemon.Settings {
 		OnBoot:          daemon.Policy(cfg.Provisioning.OnBoot),
 		BootDelayMax:    cfg.Provisioning.BootDelayMax,
 		Interval:        cfg.Provisioning.Interval,
-		Retry:           daemon.Retry(cfg.Retry),
+		Retry: pace.Retry{
+			Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
+			RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
+		},
 	}
 }

@@ -1,41 +1,17 @@
-package daemon
+// Package pace is the one place that computes how long dpsd waits before it asks
+// the service: after a fault, after a boot, and between regular registrations. The
+// protocol's own waits (Retry-After between polls, the response time-out) are
+// deadlines of dps.Registration.
+//
+// It is pure: what happened, what was counted and the random source are arguments.
+// So the daemon and a rehearsal of a whole fleet wait by the same code.
+package pace
 
 import (
 	"math/rand/v2"
 	"time"
 
 	"github.com/dpsd-project/dpsd/fault"
-)
-
-// This file is the one place that computes delays. The protocol's own waits
-// (Retry-After between polls, the response time-out) are deadlines of
-// dps.Registration.
-
-const (
-	// holdLimit is the longest wait for a poll that keeps the connection open;
-	// for a longer one dpsd disconnects and comes back when the poll is due.
-	holdLimit = time.Minute
-	// settle lets a file that is written in several steps, or several files,
-	// come to rest before they are read.
-	settle = 250 * time.Millisecond
-	// changeGap is the least time between attempts that reach the service
-	// because a file changed, so that a file which changes all the time does
-	// not become traffic.
-	changeGap = 10 * time.Second
-	// forcedGap is the least time between registrations that somebody asked for.
-	forcedGap = time.Minute
-	// idle is the longest sleep of the supervisor: once a day it looks at the
-	// expiry of the certificate.
-	idle = 24 * time.Hour
-	// stopLimit bounds the farewell after SIGTERM: DISCONNECT and a save that
-	// is under way.
-	stopLimit = 1500 * time.Millisecond
-	// extension is how far ahead EXTEND_TIMEOUT_USEC reaches; it is sent every
-	// extension/4 or oftener.
-	extension = time.Minute
-	// overdue is what a phase may exceed its deadline by before the supervisor
-	// counts as hung. The phases end themselves; this is for the ones that did not.
-	overdue = 5 * time.Second
 )
 
 // Retry holds the delays of the [retry] table. The zero value of a field
@@ -60,15 +36,15 @@ const (
 	LaneRefused   Lane = "refused"         // slow: a person has to change something
 )
 
-// history counts the faults of each lane since the last success. A fault of
+// History counts the faults of each lane since the last success. A fault of
 // one lane leaves the others as they are: hours without a route must not make
 // the first attempt after them slow.
-type history struct{ offline, transient, refused int }
+type History struct{ offline, transient, refused uint16 }
 
-// after returns the wait after fault f and its lane, and counts f. more says
+// After returns the wait after fault f and its lane, and counts f. more says
 // that another credential of this round is left. The service's Retry-After is
 // a floor in every lane, and jitter only adds to it.
-func (r Retry) after(f fault.Fault, more bool, h *history, random *rand.Rand) (time.Duration, Lane) {
+func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (time.Duration, Lane) {
 	var wait, jitter time.Duration
 	var lane Lane
 	switch f.Class {
@@ -96,19 +72,22 @@ func (r Retry) after(f fault.Fault, more bool, h *history, random *rand.Rand) (t
 }
 
 // refused is exponential with a quarter of jitter to either side.
-func (r Retry) refused(h *history, random *rand.Rand) time.Duration {
+func (r Retry) refused(h *History, random *rand.Rand) time.Duration {
 	d := doubled(or(r.RefusedInitial, 5*time.Minute), or(r.RefusedMax, time.Hour), &h.refused)
 	return d*3/4 + upTo(d/2, random)
 }
 
-// regular is the time until the next registration of [provisioning] interval:
+// Boot is the delay before the first contact, of [provisioning] boot_delay_max.
+func Boot(limit time.Duration, random *rand.Rand) time.Duration { return upTo(limit, random) }
+
+// Regular is the time until the next registration of [provisioning] interval:
 // up to a tenth early, so that a fleet does not keep the step of its start.
-func regular(interval time.Duration, random *rand.Rand) time.Duration {
+func Regular(interval time.Duration, random *rand.Rand) time.Duration {
 	return interval - upTo(interval/10, random)
 }
 
 // doubled returns first doubled *n times, at most limit, and counts.
-func doubled(first, limit time.Duration, n *int) time.Duration {
+func doubled(first, limit time.Duration, n *uint16) time.Duration {
 	d := first
 	for range *n {
 		if d >= limit {
@@ -116,7 +95,9 @@ func doubled(first, limit time.Duration, n *int) time.Duration {
 		}
 		d *= 2
 	}
-	*n++
+	if *n < ^uint16(0) {
+		*n++
+	}
 	return min(d, limit)
 }
 

@@ -1,0 +1,107 @@
+package pace
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+func seeded(n uint64) *rand.Rand { return rand.New(rand.NewPCG(n, n)) }
+
+func TestDelays(t *testing.T) {
+	after := func(c fault.Class, stage fault.Stage, retryAfter time.Duration) fault.Fault {
+		return fault.Fault{Code: "x", Class: c, Stage: stage, RetryAfter: retryAfter}
+	}
+	for _, tt := range []struct {
+		name       string
+		fault      fault.Fault
+		more       bool
+		before     History
+		lane       Lane
+		least, max time.Duration
+	}{
+		{"a first transient fault waits half a second to a second", after(fault.Transient, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"the fourth waits up to eight seconds", after(fault.Transient, "", 0), false, History{transient: 3}, LaneTransient, 4 * time.Second, 8 * time.Second},
+		{"a thousandth waits no longer than max", after(fault.Transient, "", 0), false, History{transient: 999}, LaneTransient, 150 * time.Second, 5 * time.Minute},
+		{"a Retry-After on a 5xx is a floor, jitter only adds", after(fault.Transient, "", 30*time.Second), false, History{}, LaneTransient, 30 * time.Second, 31 * time.Second},
+		{"a Retry-After longer than max is obeyed", after(fault.Transient, "", time.Hour), false, History{transient: 99}, LaneTransient, time.Hour, time.Hour + 5*time.Minute},
+		{"interception goes the transient way", after(fault.Interception, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"a full disk goes the transient way", after(fault.Storage, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"without a route the cap is ten seconds", after(fault.Offline, "", 0), false, History{offline: 99}, LaneOffline, 5 * time.Second, 10 * time.Second},
+		{"hours without a route do not slow the transient lane", after(fault.Transient, "", 0), false, History{offline: 99}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"429 waits as asked, plus jitter", after(fault.Throttling, "", 600*time.Second), false, History{}, LaneThrottled, 600 * time.Second, 601 * time.Second},
+		{"429 without Retry-After is no invitation", after(fault.Throttling, "", 0), false, History{transient: 6}, LaneThrottled, 32 * time.Second, 128 * time.Second},
+		{"a refused credential makes room for the next at once", after(fault.Credential, "", 0), true, History{}, LaneNext, 0, 0},
+		{"but not before the floor", after(fault.Credential, "", 7*time.Second), true, History{}, LaneNext, 7 * time.Second, 7 * time.Second},
+		{"when the last was refused it takes minutes", after(fault.Credential, "", 0), false, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
+		{"and later an hour", after(fault.Credential, "", 0), false, History{refused: 99}, LaneRefused, 45 * time.Minute, 75 * time.Minute},
+		{"an unreadable key makes room for the next", after(fault.Input, fault.StageCredential, 0), true, History{}, LaneNext, 0, 0},
+		{"a missing serial number does not: no credential helps", after(fault.Input, fault.StageIdentity, 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
+		{"no enrollment: no other credential is tried", after(fault.Enrollment, "", 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
+		{"the clock waits in the refused lane", after(fault.Clock, "", 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
+		{"a Retry-After binds the refused lane too", after(fault.Enrollment, "", 24*time.Hour), false, History{}, LaneRefused, 24 * time.Hour, 24 * time.Hour},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for seed := range uint64(200) {
+				h := tt.before
+				wait, lane := Retry{}.After(tt.fault, tt.more, &h, seeded(seed))
+				if lane != tt.lane || wait < tt.least || wait > tt.max {
+					t.Fatalf("seed %d: %s in lane %s, want %s to %s in %s", seed, wait, lane, tt.least, tt.max, tt.lane)
+				}
+			}
+		})
+	}
+}
+
+func TestDelaysFollowTheConfiguration(t *testing.T) {
+	r := Retry{Initial: 10 * time.Second, Max: 15 * time.Second, OfflineMax: 12 * time.Second, RefusedInitial: time.Minute, RefusedMax: time.Minute}
+	for _, tt := range []struct {
+		class      fault.Class
+		least, max time.Duration
+	}{
+		{fault.Transient, 7500 * time.Millisecond, 15 * time.Second},
+		{fault.Offline, 6 * time.Second, 12 * time.Second},
+		{fault.Enrollment, 45 * time.Second, 75 * time.Second},
+	} {
+		h := History{offline: 50, transient: 50, refused: 50}
+		if wait, _ := r.After(fault.Fault{Class: tt.class}, false, &h, seeded(1)); wait < tt.least || wait > tt.max {
+			t.Errorf("%s: %s, want %s to %s", tt.class, wait, tt.least, tt.max)
+		}
+	}
+}
+
+// Whatever happens, no wait is below what the service asked for, and a day of
+// nothing but faults stays a bounded number of attempts.
+func TestNoFaultSequenceBreaksTheFloorOrTheBudget(t *testing.T) {
+	classes := []fault.Class{fault.Offline, fault.Transient, fault.Throttling, fault.Credential, fault.Input, fault.Enrollment, fault.Interception, fault.Clock, fault.Storage}
+	for seed := range uint64(50) {
+		random, h := seeded(seed), History{}
+		day, attempts, sending, tried := time.Duration(0), 0, 0, 0
+		for day < 24*time.Hour {
+			f := fault.Fault{Class: classes[random.IntN(len(classes))], Stage: fault.StageCredential}
+			if random.IntN(4) == 0 {
+				f.RetryAfter = time.Duration(random.IntN(86400)) * time.Second
+			}
+			more := tried < 1
+			wait, lane := Retry{}.After(f, more, &h, random)
+			if wait < f.RetryAfter {
+				t.Fatalf("seed %d: waits %s after a Retry-After of %s", seed, wait, f.RetryAfter)
+			}
+			if lane == LaneNext {
+				tried++
+			} else {
+				tried = 0
+			}
+			if lane != LaneOffline {
+				sending++
+			}
+			attempts++
+			day += wait
+		}
+		if sending > 600 {
+			t.Errorf("seed %d: %d attempts that send in a day", seed, sending)
+		}
+	}
+}
