@@ -111,6 +111,16 @@ func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 		return Step{}, nil
 	}
 	reply, err := ParseReply(m)
+	return r.Take(now, m.Topic, reply, err)
+}
+
+// Take is Handle for a message that ParseReply has read: topic is that of the message.
+// A rehearsal of a million gateways reads once what all of them receive.
+func (r *Registration) Take(now time.Time, topic string, reply Reply, err error) (Step, error) {
+	if r.phase != requested {
+		r.ignored++
+		return Step{}, nil
+	}
 	if errors.Is(err, ErrNotReply) || reply.RequestID != "" && reply.RequestID != r.requestID {
 		r.ignored++
 		return Step{}, nil
@@ -146,7 +156,7 @@ func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 		// The service calls registration IDs case-insensitive.
 		if a.RegistrationID != "" && !strings.EqualFold(a.RegistrationID, r.Identity.RegistrationID) {
 			return Step{}, &MalformedError{
-				Request: request, Topic: m.Topic, RetryAfter: reply.RetryAfter,
+				Request: request, Topic: topic, RetryAfter: reply.RetryAfter,
 				Reason: fmt.Sprintf("the assignment is for the registration ID %q", clean(a.RegistrationID, 128)),
 			}
 		}
@@ -159,7 +169,7 @@ func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 	// Assigning.
 	if reply.OperationID == "" && r.operation == "" {
 		return Step{}, &MalformedError{
-			Request: request, Topic: m.Topic, RetryAfter: reply.RetryAfter,
+			Request: request, Topic: topic, RetryAfter: reply.RetryAfter,
 			Reason: "assigning without an operationId",
 		}
 	}
