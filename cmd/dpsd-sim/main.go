@@ -75,7 +75,7 @@ and no network.`,
 		Args: usageArgs(cobra.NoArgs),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), completion.Command(root, usageArgs))
+	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet(), completion.Command(root, usageArgs))
 	return root
 }
 

@@ -1,0 +1,298 @@
+// Command fleet rehearses a fleet of gateways in the ways that led to dpsd's default
+// delays (package fleet, dpsd-sim fleet), and writes tables and plots. It is run by
+// "make fleet".
+//
+// It ends with 1 when a goal that the delays were chosen for is missed.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/fleet"
+	"github.com/dpsd-project/dpsd/pace"
+)
+
+// gateways is the size of the fleet that the goals are for.
+const gateways = 10_000
+
+// bootDelay is the boot_delay_max that the goals are for.
+const bootDelay = 10 * time.Minute
+
+// Goals, in parts of the quota's own minimum and in register requests per gateway.
+const (
+	goalDelayed  = 1.25 // all are provisioned, with bootDelay
+	goalRequests = 1.5  // with bootDelay
+)
+
+func main() {
+	document := flag.String("document", "", "a file that takes the tables as well, between its fleet markers; the plots go beside it")
+	large := flag.Bool("large", false, "rehearse a million gateways too: minutes, and gigabytes")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	b := &bench{}
+	err := b.run(*large)
+	fmt.Print(b.text.String())
+	if err == nil && *document != "" {
+		err = errors.Join(insert(*document, b.text.String()), b.draw(filepath.Dir(*document)))
+	}
+	if err == nil && len(b.missed) > 0 {
+		err = errors.New(strings.Join(b.missed, "\n"))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "fleet:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is all rehearsals, and what they showed.
+type bench struct {
+	text   strings.Builder
+	missed []string
+	power  []course // for the plot, as are the others
+	others []course
+}
+
+// course is a rehearsal with its name.
+type course struct {
+	name   string
+	result *fleet.Result
+}
+
+func (b *bench) run(large bool) error {
+	for _, part := range []func() error{
+		b.afterPower, b.whateverTheServiceSays, b.spreads, b.scenarios,
+		func() error { return b.sizes(large) },
+	} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rehearse runs one rehearsal of the region's power.
+func rehearse(change func(*fleet.Fleet)) (*fleet.Result, error) {
+	f := fleet.New(fleet.Power, gateways)
+	if change != nil {
+		change(&f)
+	}
+	return f.Run()
+}
+
+// plain takes the spread away that follows a 429: what is left is the doubling delay.
+var plain = pace.Retry{Spread: 1, SpreadMax: 1}
+
+func (b *bench) afterPower() error {
+	fmt.Fprintf(&b.text, "The power returns to %d gateways. The quota's own minimum is %s.\n\n", gateways, minutes(time.Duration(gateways/1000)*time.Minute))
+	b.head("gateways with")
+	for _, v := range []struct {
+		name   string
+		change func(*fleet.Fleet)
+	}{
+		{"dpsd, boot_delay_max 10m", func(f *fleet.Fleet) { f.BootDelayMax = bootDelay }},
+		{"dpsd, defaults", nil},
+		{"doubling delays alone, without the spread after 429", func(f *fleet.Fleet) { f.Retry = plain }},
+		{"SDKs, fixed 2 s (429 without Retry-After)", func(f *fleet.Fleet) { f.Client, f.Service.RetryAfter = fleet.SDK, "none" }},
+		{"SDKs, fixed 30 s (as the 429 asks)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
+	} {
+		r, err := rehearse(v.change)
+		if err != nil {
+			return err
+		}
+		b.row(v.name, r)
+		b.power = append(b.power, course{v.name, r})
+	}
+	b.goal("with boot_delay_max 10m", b.power[0].result, goalDelayed, goalRequests)
+	b.goal("with the defaults", b.power[1].result, 0, 0)
+	return nil
+}
+
+func (b *bench) whateverTheServiceSays() error {
+	b.text.WriteString("\nWhat is not known of the service, in turn: how it counts the minute, and what its 429 says.\n\n" +
+		"| minute | Retry-After of a 429 | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests | 5xx |\n| --- | --- | --: | --: | --: | --: | --: | --: |\n")
+	return services(func(throttle fleet.Throttle, retryAfter string, set func(*fleet.Fleet)) error {
+		r, err := rehearse(set)
+		if err != nil {
+			return err
+		}
+		delayed, err := rehearse(func(f *fleet.Fleet) { set(f); f.BootDelayMax = bootDelay })
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b.text, "| %s | %s | %s | %.2f | %d | %s | %.2f | %d |\n", throttle, retryAfter,
+			after(r, 100), r.RegistersEach(), r.Failed, after(delayed, 100), delayed.RegistersEach(), delayed.Failed)
+		where := fmt.Sprintf(", %s, Retry-After %s", throttle, retryAfter)
+		b.goal("with boot_delay_max 10m"+where, delayed, goalDelayed, goalRequests)
+		b.goal("with the defaults"+where, r, 0, 0)
+		return nil
+	})
+}
+
+// services calls f with each service that could be behind the documented numbers.
+func services(f func(throttle fleet.Throttle, retryAfter string, set func(*fleet.Fleet)) error) error {
+	for _, throttle := range []fleet.Throttle{fleet.Bucket, fleet.Window} {
+		for _, retryAfter := range []string{"none", "3", "30", "free"} {
+			set := func(f *fleet.Fleet) { f.Service.Throttle, f.Service.RetryAfter = throttle, retryAfter }
+			if err := f(throttle, retryAfter, set); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// spreads are the runs that led to the defaults: the worst over all services.
+func (b *bench) spreads() error {
+	b.text.WriteString("\nThe jitter after the n-th 429 in a row is drawn from 0 to n × spread, at most the limit. The worst over the eight services above:\n\n" +
+		"| spread | limit | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests |\n| --: | --: | --: | --: | --: | --: | --: |\n")
+	for _, spread := range []time.Duration{1, 10 * time.Second, 20 * time.Second, 30 * time.Second, 40 * time.Second, time.Minute, 2 * time.Minute} {
+		for _, limit := range []time.Duration{5 * time.Minute, time.Hour} {
+			retry := pace.Retry{Spread: spread, SpreadMax: limit}
+			if spread == 1 {
+				if limit == time.Hour {
+					continue
+				}
+				retry = plain
+			}
+			var all, delayed time.Duration
+			var requests, delayedRequests float64
+			failed := 0
+			err := services(func(_ fleet.Throttle, _ string, set func(*fleet.Fleet)) error {
+				r, err := rehearse(func(f *fleet.Fleet) { set(f); f.Retry = retry })
+				if err != nil {
+					return err
+				}
+				d, err := rehearse(func(f *fleet.Fleet) { set(f); f.Retry, f.BootDelayMax = retry, bootDelay })
+				if err != nil {
+					return err
+				}
+				last, _ := r.Until(100)
+				lastDelayed, _ := d.Until(100)
+				all, delayed = max(all, last), max(delayed, lastDelayed)
+				requests, delayedRequests = max(requests, r.RegistersEach()), max(delayedRequests, d.RegistersEach())
+				failed += r.Failed
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			name, most := spread.String(), limit.String()
+			if spread == 1 {
+				name, most = "none", "–"
+			}
+			fmt.Fprintf(&b.text, "| %s | %s | %s | %.2f | %d | %s | %.2f |\n", name, most, minutes(all), requests, failed, minutes(delayed), delayedRequests)
+		}
+	}
+	return nil
+}
+
+func (b *bench) scenarios() error {
+	fmt.Fprintf(&b.text, "\nThe scenarios, with %d gateways and the defaults. Times count from when the cause is gone.\n\n", gateways)
+	b.head("scenario")
+	for _, s := range fleet.Scenarios() {
+		f := fleet.New(s, gateways)
+		r, err := f.Run()
+		if err != nil {
+			return err
+		}
+		b.row(string(s), r)
+		b.others = append(b.others, course{string(s), r})
+	}
+	return nil
+}
+
+func (b *bench) sizes(large bool) error {
+	b.text.WriteString("\nSizes, after power, with the defaults; and with a boot_delay_max of the quota's own minimum.\n\n" +
+		"| gateways | the quota's minimum | all after | requests | peak a second | 5xx | with boot_delay_max: all after | requests | rehearsed in s | heap MB |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |\n")
+	sizes := []int{100, 1000, 2000, 10_000, 100_000}
+	if large {
+		sizes = append(sizes, 1_000_000)
+	}
+	for _, n := range sizes {
+		f := fleet.New(fleet.Power, n)
+		began := time.Now()
+		r, err := f.Run()
+		if err != nil {
+			return err
+		}
+		took := time.Since(began)
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		f.BootDelayMax = min(f.Minimum(), 24*time.Hour)
+		d, err := f.Run()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b.text, "| %d | %s | %s | %.2f | %d | %d | %s | %.2f | %.1f | %d |\n", n, minutes(f.Minimum()), after(r, 100), r.RegistersEach(),
+			r.Peak, r.Failed, after(d, 100), d.RegistersEach(), took.Seconds(), memory.HeapSys/1e6)
+	}
+	return nil
+}
+
+func (b *bench) head(first string) {
+	fmt.Fprintf(&b.text, "| %s | 50 %% after | 90 %% | 99 %% | 100 %% | requests per gateway (most) | peak a second | 429 | 5xx |\n| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n", first)
+}
+
+func (b *bench) row(name string, r *fleet.Result) {
+	fmt.Fprintf(&b.text, "| %s | %s | %s | %s | %s | %.2f (%d) | %d | %d | %d |\n", name, after(r, 50), after(r, 90), after(r, 99), after(r, 100),
+		r.RegistersEach(), r.MostRegisters, r.Peak, r.Throttled, r.Failed)
+}
+
+// goal notes what is missed of a goal; 0 is none for time or requests. Nobody is to meet a 5xx.
+func (b *bench) goal(name string, r *fleet.Result, parts, requests float64) {
+	last, ever := r.Until(100)
+	switch limit := time.Duration(parts * float64(r.Fleet.Minimum())); {
+	case !ever, parts > 0 && last > limit:
+		b.missed = append(b.missed, fmt.Sprintf("%s: all are provisioned after %s, the goal is %s", name, after(r, 100), minutes(limit)))
+	case requests > 0 && r.RegistersEach() >= requests:
+		b.missed = append(b.missed, fmt.Sprintf("%s: %.2f requests per gateway, the goal is less than %g", name, r.RegistersEach(), requests))
+	case r.Failed > 0:
+		b.missed = append(b.missed, fmt.Sprintf("%s: %d requests are answered 5xx", name, r.Failed))
+	}
+}
+
+func after(r *fleet.Result, percent float64) string {
+	d, ever := r.Until(percent)
+	if !ever {
+		return "never"
+	}
+	return minutes(d)
+}
+
+// minutes shows a time as people compare them: 12:05 are minutes and seconds, 1:12:05 with hours.
+func minutes(d time.Duration) string {
+	s := int(d.Round(time.Second) / time.Second)
+	if s >= 3600 {
+		return fmt.Sprintf("%d:%02d:%02d", s/3600, s/60%60, s%60)
+	}
+	return fmt.Sprintf("%d:%02d", s/60, s%60)
+}
+
+const (
+	beginMarker = "<!-- fleet:begin -->\n"
+	endMarker   = "<!-- fleet:end -->\n"
+)
+
+// insert puts the tables between the markers of a file.
+func insert(file, text string) error {
+	page, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, found := strings.Cut(string(page), beginMarker)
+	_, after, ended := strings.Cut(rest, endMarker)
+	if !found || !ended {
+		return errors.New(file + " has no fleet markers")
+	}
+	return os.WriteFile(file, []byte(before+beginMarker+text+endMarker+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
+}

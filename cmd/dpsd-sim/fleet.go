@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fleet"
+	"github.com/dpsd-project/dpsd/pace"
+)
+
+func newFleet() *cobra.Command {
+	var scenario, client, onBoot, throttle, configuration, curve string
+	devices := 10_000
+	f := fleet.New(fleet.Power, devices)
+	c := &cobra.Command{
+		Use:   "fleet [flags]",
+		Short: "Rehearse in virtual time what a fleet does to the service",
+		Long: `Fleet rehearses what thousands of gateways do to the service, in virtual time:
+hours take seconds, and the same flags give the same result. The gateways run
+dpsd's own protocol, delays and policies. The service is a model; what of it is
+documented, what was seen and what is a guess is in docs/simulator.md.
+
+  power      the power returns to a whole region
+  outage     and for an hour nothing listens at the service
+  wrong-key  and the group key is wrong; it is put right after two hours
+  moved      after a day and a half all devices are moved to another hub; each
+             gateway learns it when its interval (24h) makes it ask again
+
+It prints the time until 50, 90, 99 and 100 % of the gateways are provisioned,
+the registration requests per gateway, the peak of requests, and how many were
+answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
+		Example: `  dpsd-sim fleet --devices 10000
+  dpsd-sim fleet --devices 10000 --boot-delay-max 10m
+  dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
+  dpsd-sim fleet --client sdk --retry-after none --curve sdk.csv`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              usageArgs(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			base := fleet.New(fleet.Scenario(scenario), devices)
+			f.Devices, f.Client, f.Since = devices, fleet.Client(client), base.Since
+			f.OnBoot, f.Service.Throttle = daemon.Policy(onBoot), fleet.Throttle(throttle)
+			f.Service.DownUntil, f.Service.KeyRightAt, f.Service.MovedAt = base.Service.DownUntil, base.Service.KeyRightAt, base.Service.MovedAt
+			if configuration != "" {
+				if err := settings(&f, c, configuration); err != nil {
+					return err
+				}
+			} else if !c.Flags().Changed("interval") {
+				f.Interval = base.Interval
+			}
+			if err := known(scenario, &f); err != nil {
+				return &usageError{err}
+			}
+			return rehearse(c, &f, curve)
+		},
+	}
+	flags := c.Flags()
+	flags.IntVar(&devices, "devices", devices, "how many gateways")
+	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, wrong-key or\nmoved")
+	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that all chance comes from")
+	flags.StringVar(&client, "client", string(fleet.Dpsd), "what the gateways run: dpsd, or sdk for what\nMicrosoft's SDKs do")
+	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml: the gateways have its\n[provisioning] and [retry]; flags go before")
+	flags.StringVar(&onBoot, "on-boot", string(f.OnBoot), "on_boot of the gateways: always, verify or\nif-needed")
+	flags.DurationVar(&f.BootDelayMax, "boot-delay-max", 0, "boot_delay_max of the gateways")
+	flags.DurationVar(&f.Interval, "interval", 0, "interval of the gateways; 0s for none\n(default 24h for moved)")
+	flags.DurationVar(&f.Boot, "boot", f.Boot, "the gateways are up within this time\n")
+	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations a minute of an instance;\n0 for no limit")
+	flags.IntVar(&f.Service.Instances, "instances", f.Service.Instances, "instances of the service; each gateway has one\n")
+	flags.StringVar(&throttle, "throttle", string(f.Service.Throttle), "how the minute is counted: bucket (as serve\ndoes) or window (of the clock)\n")
+	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\nfor the time until one is free")
+	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests a second that an instance answers\nbefore 5xx; 0 for no limit")
+	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\n0 up to 1")
+	flags.StringVar(&curve, "curve", "", "`FILE` that takes the course, second by second,\nas CSV")
+	// The errors are for flags that are not there.
+	_ = c.MarkFlagFilename("config", "toml")
+	_ = c.MarkFlagFilename("curve", "csv")
+	for flag, values := range map[string][]string{
+		"scenario": scenarios(), "client": {string(fleet.Dpsd), string(fleet.SDK)}, "on-boot": policies(),
+		"throttle": {string(fleet.Bucket), string(fleet.Window)}, "retry-after": {"none", "free", "3", "30"},
+	} {
+		_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	withoutFiles(c, "devices", "seed", "boot-delay-max", "interval", "boot", "quota", "instances", "capacity", "loss")
+	return c
+}
+
+func scenarios() (all []string) {
+	for _, s := range fleet.Scenarios() {
+		all = append(all, string(s))
+	}
+	return all
+}
+
+func policies() []string {
+	return []string{string(daemon.PolicyAlways), string(daemon.PolicyVerify), string(daemon.PolicyIfNeeded)}
+}
+
+// settings gives the gateways those of a dpsd.toml, where no flag says otherwise.
+func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
+	in, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	cfg, err := config.Parse(file, in)
+	if err != nil {
+		return err
+	}
+	f.Retry = pace.Retry{
+		Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
+		RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
+	}
+	if !c.Flags().Changed("on-boot") {
+		f.OnBoot = daemon.Policy(cfg.Provisioning.OnBoot)
+	}
+	if !c.Flags().Changed("boot-delay-max") {
+		f.BootDelayMax = cfg.Provisioning.BootDelayMax
+	}
+	if !c.Flags().Changed("interval") {
+		f.Interval = cfg.Provisioning.Interval
+	}
+	return nil
+}
+
+// known checks what package fleet takes as it is.
+func known(scenario string, f *fleet.Fleet) error {
+	for _, choice := range []struct {
+		flag, value string
+		of          []string
+	}{
+		{"scenario", scenario, scenarios()},
+		{"on-boot", string(f.OnBoot), policies()},
+	} {
+		if !slices.Contains(choice.of, choice.value) {
+			return fmt.Errorf("--%s %q is none of %s", choice.flag, choice.value, strings.Join(choice.of, ", "))
+		}
+	}
+	return f.Check()
+}
+
+func rehearse(c *cobra.Command, f *fleet.Fleet, curve string) error {
+	r, err := f.Run()
+	if err != nil {
+		return err
+	}
+	if err := r.Write(c.OutOrStdout()); err != nil {
+		return err
+	}
+	if curve != "" {
+		out, err := os.Create(curve)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(r.WriteCurve(out), out.Close()); err != nil {
+			return err
+		}
+	}
+	if left := f.Devices - len(r.At); left > 0 {
+		return fmt.Errorf("%d of %d gateways are not provisioned", left, f.Devices)
+	}
+	return nil
+}

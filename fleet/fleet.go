@@ -1,0 +1,342 @@
+// Package fleet rehearses what a fleet of gateways does to the Device Provisioning
+// Service: a discrete-event simulation in virtual time.
+//
+// The gateways are not imitated. Each runs the daemon's own pure parts: the state
+// machine of the protocol (dps.Registration) on real topics and bodies, the function
+// that names errors (daemon.Classify), the one that computes delays (pace), and the
+// policies of [provisioning]. What is modelled is the rest of the world: the service
+// (see [Service]), the network's latency, and when the power comes back.
+//
+// There is one queue of events, no goroutine and no clock. The same Fleet gives the
+// same Result on every machine.
+package fleet
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/pace"
+)
+
+// Client is the program on the gateways.
+type Client string
+
+// The clients.
+const (
+	Dpsd Client = "dpsd"
+	// SDK is what Microsoft's device SDKs for Node and Python do, for comparison: poll
+	// after 2 s; after 429 or 5xx send the same request again on the same connection,
+	// without limit, after Retry-After or 2 s, without jitter.
+	SDK Client = "sdk"
+)
+
+// Fleet is one rehearsal. [New] fills in the defaults of a scenario; a Fleet made by
+// hand needs Devices, Client and the Service's fields.
+type Fleet struct {
+	Devices int
+	Client  Client
+	Seed    uint64
+
+	// The gateways are up within Boot of the start, at random; or, when Starts has a
+	// time for each, then.
+	Boot   time.Duration
+	Starts []time.Duration
+
+	// The settings of the gateways, as in dpsd.toml. They have been provisioned before:
+	// a valid record is published on each.
+	OnBoot       daemon.Policy
+	BootDelayMax time.Duration
+	Interval     time.Duration // 0: none
+	Retry        pace.Retry
+
+	Service Service
+
+	// Since is the moment from which the times of the Result count: when that was over
+	// which kept the gateways from being provisioned.
+	Since time.Duration
+	// Limit ends the rehearsal when not all were provisioned by then.
+	Limit time.Duration
+}
+
+// Scenario is what happens to the fleet.
+type Scenario string
+
+// The scenarios.
+const (
+	Power    Scenario = "power"     // the power returns to a whole region
+	Outage   Scenario = "outage"    // and for an hour nothing listens at the service
+	WrongKey Scenario = "wrong-key" // and the group key is wrong; it is put right after two hours
+	Moved    Scenario = "moved"     // after a day and a half, all devices are moved to another hub
+)
+
+// Scenarios are all there are.
+func Scenarios() []Scenario { return []Scenario{Power, Outage, WrongKey, Moved} }
+
+// New returns the rehearsal of a scenario with the documented defaults: those of dpsd
+// and of the Service.
+func New(s Scenario, devices int) Fleet {
+	f := Fleet{
+		Devices: devices, Client: Dpsd, Boot: 30 * time.Second, OnBoot: daemon.PolicyAlways,
+		Service: Service{
+			Instances: 1, Quota: 1000, Throttle: Bucket, RetryAfter: "30", PollQuota: 5, Capacity: 1000,
+			Polls: 2, PollAfter: 3 * time.Second, Reply: time.Second,
+			RoundTripMin: 20 * time.Millisecond, RoundTripMax: 300 * time.Millisecond,
+		},
+		Limit: 90 * 24 * time.Hour,
+	}
+	switch s {
+	case Power:
+	case Outage:
+		f.Service.DownUntil = time.Hour
+		f.Since = f.Service.DownUntil
+	case WrongKey:
+		f.Service.KeyRightAt = 2 * time.Hour
+		f.Since = f.Service.KeyRightAt
+	case Moved:
+		f.Interval = 24 * time.Hour
+		f.Service.MovedAt = 36 * time.Hour
+		f.Since = f.Service.MovedAt
+	}
+	return f
+}
+
+// Check reports what makes a rehearsal impossible.
+func (f *Fleet) Check() error {
+	s := &f.Service
+	switch {
+	case f.Devices < 1:
+		return fmt.Errorf("%d devices: at least one is needed", f.Devices)
+	case f.Client != Dpsd && f.Client != SDK:
+		return fmt.Errorf("client %q is none of %s, %s", f.Client, Dpsd, SDK)
+	case f.Starts != nil && len(f.Starts) != f.Devices:
+		return fmt.Errorf("%d start times for %d devices", len(f.Starts), f.Devices)
+	case f.Client == SDK && (s.DownUntil > 0 || s.KeyRightAt > 0 || s.MovedAt > 0):
+		return fmt.Errorf("an SDK gives up when it is refused, and the program around it decides what follows: for client %s there is scenario %s only", SDK, Power)
+	case f.Client == SDK && s.Loss > 0:
+		return fmt.Errorf("what a program does when its SDK gives up is not known: client %s cannot be rehearsed with losses", SDK)
+	case s.MovedAt > 0 && f.Interval <= 0:
+		return fmt.Errorf("without an interval no gateway asks again: scenario %s needs one", Moved)
+	}
+	return s.check()
+}
+
+// kind says what happens to a device.
+type kind uint8
+
+const (
+	begins    kind = iota // an attempt begins: it connects
+	published             // nobody is asked: the record that it has will do
+	connected             // the SUBACK is there
+	arrives               // its request is at the service
+	replied               // the reply is at the device
+	due                   // the registration's deadline: the next request, or the end of patience
+)
+
+// device is a gateway. Those of a fleet are many, so it is small.
+type device struct {
+	registration *dps.Registration // nil: none is under way
+	topic        string            // of the request that is under way
+	random       rand.PCG
+	answer       answer // to it
+	history      pace.History
+	provisioned  bool
+	roundTrip    time.Duration
+	registers    uint32
+}
+
+// run is a rehearsal that goes on.
+type run struct {
+	*Fleet
+	now     time.Duration // since the start
+	events  queue
+	devices []device
+	service *service
+	left    int // not provisioned yet
+	result  Result
+
+	// One random source for all, which is lent the state of the device whose turn it is.
+	random *rand.Rand
+	source *lent
+	text   writer
+
+	replies map[answer]dps.Reply // the errors that were read already
+}
+
+// lent is a source whose state is somebody else's.
+type lent struct{ *rand.PCG }
+
+// epoch is the start in the terms of dps.Registration.
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Run rehearses. The error is that of Check.
+func (f *Fleet) Run() (*Result, error) {
+	if err := f.Check(); err != nil {
+		return nil, err
+	}
+	source := &lent{}
+	r := &run{
+		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
+		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
+		replies: map[answer]dps.Reply{},
+		result:  Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
+	}
+	r.service = newService(&f.Service, f.Devices, &r.result)
+	r.events = make(queue, 0, f.Devices)
+	for i := range r.devices {
+		r.start(int32(i)) //nolint:gosec // Devices fits
+	}
+	for r.left > 0 && len(r.events) > 0 {
+		e := r.events.pop()
+		if e.at > f.Limit {
+			break
+		}
+		r.now = e.at
+		r.turn(e)
+	}
+	for i := range r.devices {
+		r.result.MostRegisters = max(r.result.MostRegisters, int(r.devices[i].registers))
+	}
+	r.result.finish()
+	return &r.result, nil
+}
+
+// start boots a device: the policies of [provisioning].
+func (r *run) start(i int32) {
+	d := &r.devices[i]
+	d.random = *rand.NewPCG(r.Seed, uint64(i)+1) //nolint:gosec // i is not negative
+	r.source.PCG = &d.random
+	d.roundTrip = r.Service.RoundTripMin + upTo(r.Service.RoundTripMax-r.Service.RoundTripMin, r.random)
+	up := upTo(r.Boot, r.random)
+	if r.Starts != nil {
+		up = r.Starts[i]
+	}
+	switch {
+	case r.Client == SDK:
+		r.at(up, i, begins)
+	case r.OnBoot.Asks(true):
+		r.at(up+pace.Boot(r.BootDelayMax, r.random), i, begins)
+	default:
+		r.at(up, i, published)
+	}
+}
+
+func (r *run) at(at time.Duration, i int32, k kind) { r.events.push(event{at, i, k}) }
+
+func (r *run) turn(e event) {
+	d := &r.devices[e.device]
+	r.source.PCG = &d.random
+	switch {
+	case e.kind == arrives:
+		r.receive(e.device, d)
+	case r.Client == SDK:
+		r.sdk(e, d)
+	default:
+		r.dpsd(e, d)
+	}
+}
+
+// receive lets the service answer the request of a device, and sends the answer on
+// its way; or the request or the answer is lost.
+func (r *run) receive(i int32, d *device) {
+	poll := isPoll(d.topic)
+	if !poll {
+		d.registers++
+	}
+	d.answer = r.service.receive(i, poll, d.roundTrip, r.now)
+	back := r.now + r.Service.Reply + d.roundTrip/2
+	if r.Client == SDK {
+		r.at(back, i, replied)
+		return
+	}
+	deadline := d.registration.Deadline().Sub(epoch)
+	if lost := r.Service.Loss > 0 && r.random.Float64() < r.Service.Loss; lost || back > deadline {
+		r.service.unheard(i)
+		r.at(deadline, i, due)
+		return
+	}
+	r.at(back, i, replied)
+}
+
+// assigned is reached when a device knows its hub.
+func (r *run) assigned(d *device, hub string) {
+	if d.provisioned || r.Service.MovedAt > 0 && hub != movedHub {
+		return
+	}
+	d.provisioned = true
+	r.left--
+	r.result.At = append(r.result.At, r.now)
+	r.result.second(r.now).Provisioned++
+}
+
+// upTo draws from [0, d].
+func upTo(d time.Duration, random *rand.Rand) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(random.Int64N(int64(d) + 1))
+}
+
+// Result is what a rehearsal showed.
+type Result struct {
+	Fleet Fleet
+
+	At      []time.Duration // when each gateway was provisioned, in that order, since the start
+	Seconds []Second        // the course, second by second from the start
+
+	Connections int // begun, also those that were refused
+	Registers   int // register requests that reached the service …
+	Polls       int // … and polls
+	Throttled   int // of both, answered 429
+	Failed      int // answered 5xx
+	Refused     int // answered 401
+	Early       int // came before the service's Retry-After had passed: never with dpsd
+	Assigned    int // answered with a hub
+
+	MostRegisters int // of one gateway
+	Peak          int // requests in one second …
+	PeakAt        time.Duration
+}
+
+// Second is one second of the course.
+type Second struct {
+	Registers, Polls  uint32 // requests that reached the service
+	Throttled, Failed uint32 // of them
+	Provisioned       uint32 // gateways that were provisioned
+}
+
+func (r *Result) second(at time.Duration) *Second {
+	n := int(at / time.Second)
+	for len(r.Seconds) <= n {
+		r.Seconds = append(r.Seconds, Second{})
+	}
+	return &r.Seconds[n]
+}
+
+func (r *Result) finish() {
+	for n, s := range r.Seconds {
+		if requests := int(s.Registers + s.Polls); requests > r.Peak {
+			r.Peak, r.PeakAt = requests, time.Duration(n)*time.Second
+		}
+	}
+}
+
+// Until is when so many percent of the gateways were provisioned, counted from
+// Fleet.Since; false when they never were.
+func (r *Result) Until(percent float64) (time.Duration, bool) {
+	n := int(percent/100*float64(r.Fleet.Devices) + 0.999999)
+	if n > len(r.At) || n < 1 {
+		return 0, false
+	}
+	return max(0, r.At[n-1]-r.Fleet.Since), true
+}
+
+// Minimum is how long the quota takes for so many registrations.
+func (f *Fleet) Minimum() time.Duration {
+	if f.Service.Quota <= 0 {
+		return 0
+	}
+	return time.Duration(float64(f.Devices) / float64(f.Service.Quota*f.Service.Instances) * float64(time.Minute))
+}

@@ -1,0 +1,355 @@
+package fleet
+
+import (
+	"bytes"
+	"encoding/csv"
+	"go/parser"
+	"go/token"
+	"math/rand/v2"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/pace"
+)
+
+func rehearse(t *testing.T, f Fleet) *Result {
+	t.Helper()
+	r, err := f.Run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// rehearsals are one of each kind, with what goes wrong at once.
+func rehearsals() map[string]Fleet {
+	all := map[string]Fleet{}
+	for _, s := range Scenarios() {
+		all[string(s)] = New(s, 1500)
+	}
+	for _, throttle := range []Throttle{Bucket, Window} {
+		for _, retryAfter := range []string{"none", "free", "3", "600"} {
+			f := New(Power, 1500)
+			f.Service.Quota, f.Service.Throttle, f.Service.RetryAfter = 100, throttle, retryAfter
+			all[string(throttle)+", Retry-After "+retryAfter] = f
+		}
+	}
+	f := New(Power, 1500)
+	f.Service.Capacity = 20
+	all["5xx"] = f
+	f = New(Power, 1500)
+	f.Service.Loss = 0.3
+	all["losses"] = f
+	f = New(Moved, 1500)
+	f.OnBoot, f.Service.Quota, f.Service.Loss, f.Service.Instances = daemon.PolicyIfNeeded, 5, 0.1, 3
+	all["everything"] = f
+	return all
+}
+
+// Whatever happens: each gateway is provisioned, once; no request comes before the
+// service's Retry-After has passed; no service gives more than its quota; and the
+// numbers add up.
+func TestConservation(t *testing.T) {
+	for name, f := range rehearsals() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := rehearse(t, f)
+			if len(r.At) != f.Devices || !slices.IsSorted(r.At) {
+				t.Fatalf("%d of %d gateways are provisioned, in order %v", len(r.At), f.Devices, slices.IsSorted(r.At))
+			}
+			if r.At[0] < f.Since {
+				t.Errorf("a gateway is provisioned %s after the start, and before %s none can be", r.At[0], f.Since)
+			}
+			if r.Early != 0 {
+				t.Errorf("%d requests came before their Retry-After had passed", r.Early)
+			}
+			var sum Second
+			granted := map[int]int{} // in a minute of the clock
+			for n, s := range r.Seconds {
+				sum.Registers += s.Registers
+				sum.Polls += s.Polls
+				sum.Throttled += s.Throttled
+				sum.Failed += s.Failed
+				sum.Provisioned += s.Provisioned
+				granted[n/60] += int(s.Registers) - int(s.Throttled) - int(s.Failed)
+			}
+			if int(sum.Registers) != r.Registers || int(sum.Polls) != r.Polls || int(sum.Throttled) != r.Throttled ||
+				int(sum.Failed) != r.Failed || int(sum.Provisioned) != f.Devices {
+				t.Errorf("the seconds add up to %+v, the whole is %+v", sum, r.totals())
+			}
+			if r.Assigned < f.Devices && f.OnBoot.Asks(true) {
+				t.Errorf("%d gateways are provisioned by %d assignments", f.Devices, r.Assigned)
+			}
+			if f.Service.KeyRightAt == 0 && f.Service.Loss == 0 {
+				most := f.Service.Quota * f.Service.Instances
+				if f.Service.Throttle == Bucket {
+					most *= 2 // what was saved, and what comes in
+				}
+				for minute, n := range granted {
+					if n > most {
+						t.Errorf("in minute %d the service grants %d registrations", minute, n)
+					}
+				}
+			}
+		})
+	}
+}
+
+func (r *Result) totals() map[string]int {
+	return map[string]int{"registers": r.Registers, "polls": r.Polls, "throttled": r.Throttled, "failed": r.Failed}
+}
+
+func TestTheSameSeedGivesTheSameCourse(t *testing.T) {
+	for name, f := range rehearsals() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := rehearse(t, f), rehearse(t, f)
+			if !reflect.DeepEqual(a, b) {
+				t.Error("two runs differ")
+			}
+			f.Seed++
+			if reflect.DeepEqual(a.At, rehearse(t, f).At) {
+				t.Error("another seed gives the same course")
+			}
+		})
+	}
+}
+
+// The goals for which the defaults were chosen, at 10,000 gateways and the documented
+// quota, however the service counts the minute and whatever its 429 says.
+func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
+	for _, throttle := range []Throttle{Bucket, Window} {
+		for _, retryAfter := range []string{"none", "free", "3", "30"} {
+			t.Run(string(throttle)+", Retry-After "+retryAfter, func(t *testing.T) {
+				t.Parallel()
+				f := New(Power, 10_000)
+				f.Service.Throttle, f.Service.RetryAfter = throttle, retryAfter
+				r := rehearse(t, f)
+				if all, ever := r.Until(100); !ever || all > f.Minimum()*3/2 {
+					t.Errorf("with the defaults all are provisioned after %s, the quota takes %s", all, f.Minimum())
+				}
+				if r.RegistersEach() >= 4.5 || r.Failed > 0 {
+					t.Errorf("with the defaults a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				}
+				f.BootDelayMax = 10 * time.Minute
+				r = rehearse(t, f)
+				if all, ever := r.Until(100); !ever || all > f.Minimum()*5/4 {
+					t.Errorf("with boot_delay_max 10m all are provisioned after %s, the quota takes %s", all, f.Minimum())
+				}
+				if r.RegistersEach() >= 1.5 || r.Failed > 0 {
+					t.Errorf("with boot_delay_max 10m a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				}
+			})
+		}
+	}
+}
+
+// A fleet ten times as large takes ten times as long, and not ten times as many
+// requests each.
+func TestLargerFleetsSpreadFurther(t *testing.T) {
+	f := New(Power, 30_000)
+	f.Boot = 90 * time.Second // the same peak
+	r := rehearse(t, f)
+	if all, ever := r.Until(100); !ever || all > f.Minimum()*3/2 {
+		t.Errorf("30,000 gateways are provisioned after %s, the quota takes %s", all, f.Minimum())
+	}
+	if r.RegistersEach() > 3*3.5 {
+		t.Errorf("each makes %.2f registrations", r.RegistersEach())
+	}
+}
+
+func TestAnAloneGateway(t *testing.T) {
+	f := New(Power, 1)
+	f.Starts = []time.Duration{time.Minute}
+	f.Service.RoundTripMin, f.Service.RoundTripMax = 100*time.Millisecond, 100*time.Millisecond
+	// 5 round trips to the SUBACK; register and two polls, each a round trip and a
+	// second; before each poll three seconds.
+	want := time.Minute + 500*time.Millisecond + 3*(100*time.Millisecond+time.Second) + 2*3*time.Second
+	if r := rehearse(t, f); r.At[0] != want || r.Registers != 1 || r.Polls != 2 || r.Connections != 1 {
+		t.Errorf("it is provisioned after %s with %d registers, %d polls, %d connections; want %s, 1, 2, 1", r.At[0], r.Registers, r.Polls, r.Connections, want)
+	}
+}
+
+func TestPoliciesOfTheBoot(t *testing.T) {
+	for policy, asks := range map[daemon.Policy]bool{daemon.PolicyAlways: true, daemon.PolicyVerify: true, daemon.PolicyIfNeeded: false} {
+		f := New(Power, 50)
+		f.OnBoot = policy
+		if r := rehearse(t, f); (r.Registers == f.Devices) != asks || (r.Registers == 0) == asks || len(r.At) != f.Devices {
+			t.Errorf("on_boot %s: %d registers, %d of %d provisioned", policy, r.Registers, len(r.At), f.Devices)
+		}
+	}
+}
+
+func TestWhenTheCauseIsMended(t *testing.T) {
+	for scenario, within := range map[Scenario]time.Duration{
+		Outage:   5*time.Minute + time.Minute,
+		WrongKey: 75*time.Minute + time.Minute,
+		Moved:    24*time.Hour + time.Minute,
+	} {
+		f := New(scenario, 500) // the quota is no hindrance
+		if last, ever := rehearse(t, f).Until(100); !ever || last > within {
+			t.Errorf("%s: the last gateway is provisioned after %s, want %s at most", scenario, last, within)
+		}
+	}
+}
+
+func TestTheLimitEndsARehearsal(t *testing.T) {
+	f := New(WrongKey, 100)
+	f.Limit = time.Hour
+	r := rehearse(t, f)
+	if _, ever := r.Until(50); ever || len(r.At) != 0 {
+		t.Errorf("%d gateways are provisioned with a wrong key", len(r.At))
+	}
+}
+
+func TestWhatCannotBeRehearsed(t *testing.T) {
+	for want, change := range map[string]func(*Fleet){
+		"0 devices":                   func(f *Fleet) { f.Devices = 0 },
+		`client "x"`:                  func(f *Fleet) { f.Client = "x" },
+		"2 start times for 3 devices": func(f *Fleet) { f.Starts = make([]time.Duration, 2) },
+		"scenario power only":         func(f *Fleet) { f.Client = SDK; f.Service.DownUntil = 1 },
+		"with losses":                 func(f *Fleet) { f.Client = SDK; f.Service.Loss = 0.1 },
+		"without an interval":         func(f *Fleet) { f.Service.MovedAt = 1 },
+		`retry-after "soon"`:          func(f *Fleet) { f.Service.RetryAfter = "soon" },
+		`retry-after "86401"`:         func(f *Fleet) { f.Service.RetryAfter = "86401" },
+		`throttle "x"`:                func(f *Fleet) { f.Service.Throttle = "x" },
+		"0 instances":                 func(f *Fleet) { f.Service.Instances = 0 },
+		"negative":                    func(f *Fleet) { f.Service.Capacity = -1 },
+		"0 polls":                     func(f *Fleet) { f.Service.Polls = 0 },
+		"between polls":               func(f *Fleet) { f.Service.PollAfter = time.Millisecond },
+		"loss of 1":                   func(f *Fleet) { f.Service.Loss = 1 },
+		"no times":                    func(f *Fleet) { f.Service.RoundTripMax = 0 },
+	} {
+		f := New(Power, 3)
+		change(&f)
+		if _, err := f.Run(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error is %v, want one with %q", err, want)
+		}
+	}
+}
+
+// The SDKs are there to be compared with, so their numbers have to be theirs: one
+// connection, and 2 s between an answer and the next request.
+func TestTheSDKsAskAgainAtAFixedPace(t *testing.T) {
+	f := New(Power, 2)
+	f.Client, f.Starts = SDK, []time.Duration{0, 0}
+	f.Service.Quota, f.Service.RetryAfter = 1, "none"
+	f.Service.RoundTripMin, f.Service.RoundTripMax = 0, 0
+	r := rehearse(t, f)
+	// The first takes what there is; the other comes every three seconds, and is
+	// granted in the minute after.
+	if r.Throttled != 20 || r.Connections != 2 || r.Polls != 4 {
+		t.Errorf("%d answers 429, %d connections, %d polls", r.Throttled, r.Connections, r.Polls)
+	}
+}
+
+func TestQueueGivesEventsInTheirOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	var q queue
+	var all []event
+	for device := range int32(1000) {
+		e := event{at: time.Duration(random.IntN(100)), device: device}
+		all = append(all, e)
+		q.push(e)
+		if random.IntN(3) == 0 {
+			got := q.pop()
+			least := slices.MinFunc(all, compare)
+			if got != least {
+				t.Fatalf("%v is taken before %v", got, least)
+			}
+			all = slices.DeleteFunc(all, func(e event) bool { return e == got })
+		}
+	}
+	slices.SortFunc(all, compare)
+	for _, want := range all {
+		if got := q.pop(); got != want {
+			t.Fatalf("%v is taken, want %v", got, want)
+		}
+	}
+}
+
+func compare(a, b event) int {
+	switch {
+	case a.before(b):
+		return -1
+	case b.before(a):
+		return 1
+	}
+	return 0
+}
+
+func TestReportAndCurveSayTheSame(t *testing.T) {
+	f := New(Power, 300)
+	f.Service.Quota = 100
+	f.Retry = pace.Retry{Spread: 5 * time.Second}
+	r := rehearse(t, f)
+	var report, curve bytes.Buffer
+	if err := r.Write(&report); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WriteCurve(&curve); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(&curve).ReadAll()
+	if err != nil || len(rows) < 2 {
+		t.Fatal(rows, err)
+	}
+	sums := map[string]int{}
+	for _, row := range rows[1:] {
+		for n, column := range rows[0] {
+			value, err := strconv.Atoi(row[n])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums[column] += value
+		}
+	}
+	if sums["throttled"] != r.Throttled || sums["registers"] != r.Registers || rows[len(rows)-1][5] != "300" {
+		t.Errorf("the curve adds up to %v, and ends with %v", sums, rows[len(rows)-1])
+	}
+	all, _ := r.Until(100)
+	for _, want := range []string{"100 % provisioned after", all.Round(time.Second).String(), "the quota's own minimum", "3m0s", "answered 429", strconv.Itoa(r.Throttled)} {
+		if !strings.Contains(report.String(), want) {
+			t.Errorf("the report lacks %q:\n%s", want, report.String())
+		}
+	}
+}
+
+// A rehearsal says something about dpsd only as long as it runs dpsd's code, and
+// something about time only as long as it has no clock and no network of its own.
+func TestDirectImports(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range f.Imports {
+			path, _ := strconv.Unquote(i.Path.Value)
+			seen[path] = true
+		}
+	}
+	for _, own := range []string{"dps", "daemon", "pace", "fault"} {
+		if !seen["github.com/dpsd-project/dpsd/"+own] {
+			t.Errorf("package %s of the daemon is not used", own)
+		}
+	}
+	for _, other := range []string{"net", "os", "context", "sync", "crypto/tls", "github.com/dpsd-project/dpsd/simulator", "github.com/dpsd-project/dpsd/mqttv3", "github.com/dpsd-project/dpsd/transport"} {
+		if seen[other] {
+			t.Errorf("package %s is imported", other)
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package fleet
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// shares are the percentages that a report gives times for.
+var shares = []float64{50, 90, 99, 100}
+
+// Write reports what a rehearsal showed, for people.
+func (r *Result) Write(w io.Writer) error {
+	var b strings.Builder
+	f := &r.Fleet
+	row := func(name, form string, values ...any) {
+		fmt.Fprintf(&b, "%-44s "+form+"\n", append([]any{name}, values...)...)
+	}
+	b.WriteString(f.describe())
+	b.WriteByte('\n')
+	for _, share := range shares {
+		row(fmt.Sprintf("%g %% provisioned after", share), "%s", r.after(share))
+	}
+	if f.Service.Quota > 0 {
+		row("the quota's own minimum", "%s", f.Minimum().Round(time.Second))
+	}
+	row("registration requests per gateway", "%.2f, at most %d", r.RegistersEach(), r.MostRegisters)
+	row("peak of all requests", "%d in a second, %s after the start", r.Peak, r.PeakAt)
+	row("answered 429", "%d", r.Throttled)
+	row("answered 5xx", "%d", r.Failed)
+	if r.Refused > 0 {
+		row("answered 401", "%d", r.Refused)
+	}
+	row("connections per gateway", "%.2f", float64(r.Connections)/float64(f.Devices))
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// RegistersEach is how many register requests a gateway made on average.
+func (r *Result) RegistersEach() float64 { return float64(r.Registers) / float64(r.Fleet.Devices) }
+
+func (r *Result) after(percent float64) string {
+	after, ever := r.Until(percent)
+	if !ever {
+		return "never"
+	}
+	return after.Round(time.Second).String()
+}
+
+// describe says what was rehearsed, and the model.
+func (f *Fleet) describe() string {
+	s := &f.Service
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d gateways with %s are up within %s", f.Devices, f.Client, f.Boot)
+	if f.Client == Dpsd {
+		fmt.Fprintf(&b, "; on_boot %s, boot_delay_max %s, interval %s", f.OnBoot, f.BootDelayMax, f.Interval)
+	}
+	b.WriteString(".\n")
+	switch {
+	case s.DownUntil > 0:
+		fmt.Fprintf(&b, "For %s nothing listens at the service; times count from then.\n", s.DownUntil)
+	case s.KeyRightAt > 0:
+		fmt.Fprintf(&b, "For %s the group key is wrong; times count from when it is put right.\n", s.KeyRightAt)
+	case s.MovedAt > 0:
+		fmt.Fprintf(&b, "After %s all are moved to another hub; times count from then.\n", s.MovedAt)
+	}
+	fmt.Fprintf(&b, "The service (a model): %d registrations a minute (%s) × %d, 429 with Retry-After %s, 5xx above %d requests a second.\n",
+		s.Quota, s.Throttle, s.Instances, s.RetryAfter, s.Capacity*s.Instances)
+	return b.String()
+}
+
+// WriteCurve writes the course as CSV, a row for each second in which something
+// happened: the second since the start, what reached the service in it, and how many
+// gateways were provisioned at its end.
+func (r *Result) WriteCurve(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	fmt.Fprintln(out, "second,registers,polls,throttled,failed,provisioned")
+	provisioned := uint32(0)
+	for n, s := range r.Seconds {
+		provisioned += s.Provisioned
+		if s != (Second{}) {
+			fmt.Fprintf(out, "%d,%d,%d,%d,%d,%d\n", n, s.Registers, s.Polls, s.Throttled, s.Failed, provisioned)
+		}
+	}
+	return out.Flush()
+}
