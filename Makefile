@@ -16,7 +16,7 @@ TAGS = nethttpomithttp2
 # millisecond in its life; cryptography in Go, which a 32-bit ARM runs, needs them.
 GCFLAGS = -gcflags=all=-l -gcflags=crypto/...=
 
-.PHONY: build demo man operations test test-faults test-clock lint fuzz bench soak deb test-deb test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint fuzz bench fleet fleet-check soak deb test-deb test-system always clean
 
 build:
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -76,6 +76,16 @@ bench: build
 	go run ./bench $(BENCHFLAGS)
 	go run ./bench/load $(LOADFLAGS)
 	go test -run '^$$' -bench . -benchmem ./mqttv3/ ./dps/
+
+# What ten thousand gateways do to the service, in virtual time: the runs behind the
+# default delays. FLEETFLAGS='-large -document docs/performance.md' rehearses a
+# million too, and puts tables and plots into the page.
+fleet:
+	go run ./bench/fleet $(FLEETFLAGS)
+
+# The rehearsal against 200 real processes and the real simulator, two minutes.
+fleet-check:
+	DPSD_FLEET=200 go test -count=1 -v ./test/fleet/
 
 # The built dpsd for an hour of real time with a service that does wrong at
 # random: what it holds at the start and at the end. SOAK=2m for a short one.

@@ -172,8 +172,8 @@ func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 		}},
 		{lane: pace.LaneTransient, name: "CONNACK 3", within: 5 * time.Minute, rule: simulator.Rule{On: simulator.OnConnect, Connack: code(3)}},
 		{lane: pace.LaneTransient, name: "500 with Retry-After", within: 25 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "1200"}},
-		{lane: pace.LaneThrottled, name: "429", within: 10 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "none"}},
-		{lane: pace.LaneThrottled, name: "429 with Retry-After", within: 65 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "3600"}},
+		{lane: pace.LaneThrottled, name: "429", within: 61 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "none"}},
+		{lane: pace.LaneThrottled, name: "429 with Retry-After", within: 2 * time.Hour, rule: simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "3600"}},
 		{lane: pace.LaneRefused, name: "404", within: 75 * time.Minute, rule: simulator.Rule{On: simulator.OnRegister, Status: 404, RetryAfter: "none"}},
 		{lane: pace.LaneRefused, name: "a wrong key", within: 75 * time.Minute, set: func(g *gateway) func() {
 			g.write("device.key", wrong)

@@ -4,7 +4,8 @@
 // deadlines of dps.Registration.
 //
 // It is pure: what happened, what was counted and the random source are arguments.
-// So the daemon and a rehearsal of a whole fleet wait by the same code.
+// So the daemon and the rehearsal of a whole fleet (package fleet) wait by the same
+// code.
 package pace
 
 import (
@@ -22,6 +23,12 @@ type Retry struct {
 	OfflineMax     time.Duration // longest delay while there is no route; default 10 s
 	RefusedInitial time.Duration // first delay after a refusal; default 5 min
 	RefusedMax     time.Duration // longest delay after refusals; default 1 h
+
+	// Spread bounds the jitter after a 429: it is multiplied by the number of those in
+	// a row, up to SpreadMax. Who is throttled cannot know how many others are; how often
+	// it was turned away is the only measure of it. The defaults, 30 s and an hour, were
+	// chosen by rehearsal, see docs/performance.md; dpsd.toml has no keys for them.
+	Spread, SpreadMax time.Duration
 }
 
 // Lane is the pace at which dpsd tries again.
@@ -32,14 +39,14 @@ const (
 	LaneNext      Lane = "next-credential" // at once, with the next credential
 	LaneOffline   Lane = "offline"         // quick: such an attempt sends nothing
 	LaneTransient Lane = "transient"       // doubling from Initial to Max
-	LaneThrottled Lane = "throttled"       // as the service asks
+	LaneThrottled Lane = "throttled"       // as the service asks, and spread
 	LaneRefused   Lane = "refused"         // slow: a person has to change something
 )
 
 // History counts the faults of each lane since the last success. A fault of
 // one lane leaves the others as they are: hours without a route must not make
 // the first attempt after them slow.
-type History struct{ offline, transient, refused uint16 }
+type History struct{ offline, transient, throttled, refused uint16 }
 
 // After returns the wait after fault f and its lane, and counts f. more says
 // that another credential of this round is left. The service's Retry-After is
@@ -59,8 +66,11 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 		d := doubled(or(r.Initial, time.Second), or(r.OfflineMax, 10*time.Second), &h.offline)
 		wait, lane = upperHalf(d, random), LaneOffline
 	case fault.Throttling:
-		d := doubled(or(r.Initial, time.Second), or(r.Max, 5*time.Minute), &h.transient)
-		wait, jitter, lane = upperHalf(d, random), upTo(d, random), LaneThrottled
+		if h.throttled < ^uint16(0) {
+			h.throttled++
+		}
+		spread := min(or(r.Spread, 30*time.Second)*time.Duration(h.throttled), or(r.SpreadMax, time.Hour))
+		wait, jitter, lane = or(r.Initial, time.Second), upTo(spread, random), LaneThrottled
 	default:
 		d := doubled(or(r.Initial, time.Second), or(r.Max, 5*time.Minute), &h.transient)
 		wait, lane = upperHalf(d, random), LaneTransient

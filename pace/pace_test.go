@@ -31,8 +31,12 @@ func TestDelays(t *testing.T) {
 		{"a full disk goes the transient way", after(fault.Storage, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"without a route the cap is ten seconds", after(fault.Offline, "", 0), false, History{offline: 99}, LaneOffline, 5 * time.Second, 10 * time.Second},
 		{"hours without a route do not slow the transient lane", after(fault.Transient, "", 0), false, History{offline: 99}, LaneTransient, 500 * time.Millisecond, time.Second},
-		{"429 waits as asked, plus jitter", after(fault.Throttling, "", 600*time.Second), false, History{}, LaneThrottled, 600 * time.Second, 601 * time.Second},
-		{"429 without Retry-After is no invitation", after(fault.Throttling, "", 0), false, History{transient: 6}, LaneThrottled, 32 * time.Second, 128 * time.Second},
+		{"a first 429 waits as asked, and up to half a minute more", after(fault.Throttling, "", 600*time.Second), false, History{}, LaneThrottled, 600 * time.Second, 630 * time.Second},
+		{"the tenth up to five minutes more", after(fault.Throttling, "", 600*time.Second), false, History{throttled: 9}, LaneThrottled, 600 * time.Second, 900 * time.Second},
+		{"a thousandth an hour", after(fault.Throttling, "", 600*time.Second), false, History{throttled: 999}, LaneThrottled, 600 * time.Second, 600*time.Second + time.Hour},
+		{"429 without Retry-After is no invitation", after(fault.Throttling, "", 0), false, History{}, LaneThrottled, time.Second, 31 * time.Second},
+		{"trouble on the way does not slow the first 429", after(fault.Throttling, "", 0), false, History{transient: 99}, LaneThrottled, time.Second, 31 * time.Second},
+		{"and 429s do not slow the first trouble on the way", after(fault.Transient, "", 0), false, History{throttled: 99}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"a refused credential makes room for the next at once", after(fault.Credential, "", 0), true, History{}, LaneNext, 0, 0},
 		{"but not before the floor", after(fault.Credential, "", 7*time.Second), true, History{}, LaneNext, 7 * time.Second, 7 * time.Second},
 		{"when the last was refused it takes minutes", after(fault.Credential, "", 0), false, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
@@ -102,6 +106,50 @@ func TestNoFaultSequenceBreaksTheFloorOrTheBudget(t *testing.T) {
 		}
 		if sending > 600 {
 			t.Errorf("seed %d: %d attempts that send in a day", seed, sending)
+		}
+	}
+}
+
+// Gateways that are turned away together come back one by one: whatever they were
+// asked for, what is added to it reaches from nothing to the whole spread, evenly.
+func TestJitterAfter429IsEven(t *testing.T) {
+	const gateways, before = 4000, 4
+	spread := (before + 1) * 30 * time.Second
+	var quarters [4]int
+	for seed := range uint64(gateways) {
+		h := History{throttled: before}
+		wait, _ := Retry{}.After(fault.Fault{Class: fault.Throttling, RetryAfter: time.Hour}, false, &h, seeded(seed))
+		quarters[min(3, int(4*(wait-time.Hour)/spread))]++
+	}
+	for n, got := range quarters {
+		if got < gateways/4-150 || got > gateways/4+150 { // five standard deviations
+			t.Errorf("quarter %d of the spread has %d of %d gateways", n+1, got, gateways)
+		}
+	}
+}
+
+func TestThePolicies(t *testing.T) {
+	for seed := range uint64(200) {
+		if d := Boot(time.Hour, seeded(seed)); d < 0 || d > time.Hour {
+			t.Errorf("a boot delay of up to an hour is %s", d)
+		}
+		if d := Regular(24*time.Hour, seeded(seed)); d > 24*time.Hour || d < 24*time.Hour-144*time.Minute {
+			t.Errorf("an interval of a day is %s", d)
+		}
+	}
+	if d := Boot(0, seeded(1)); d != 0 {
+		t.Errorf("without boot_delay_max the boot delay is %s", d)
+	}
+}
+
+func TestCountsDoNotWrapAround(t *testing.T) {
+	h := History{transient: ^uint16(0), throttled: ^uint16(0)}
+	for range 2 {
+		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Transient}, false, &h, seeded(1)); wait < 150*time.Second {
+			t.Errorf("after years of faults the wait is %s", wait)
+		}
+		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Throttling}, false, &h, seeded(1)); wait < time.Second || wait > 61*time.Minute {
+			t.Errorf("after years of 429s the wait is %s", wait)
 		}
 	}
 }

@@ -89,7 +89,7 @@ func rehearse(change func(*fleet.Fleet)) (*fleet.Result, error) {
 	return f.Run()
 }
 
-// plain takes the spread away that follows a 429: what is left is the doubling delay.
+// plain takes the spread away that follows a 429: what is left is what the service asks.
 var plain = pace.Retry{Spread: 1, SpreadMax: 1}
 
 func (b *bench) afterPower() error {
@@ -101,7 +101,7 @@ func (b *bench) afterPower() error {
 	}{
 		{"dpsd, boot_delay_max 10m", func(f *fleet.Fleet) { f.BootDelayMax = bootDelay }},
 		{"dpsd, defaults", nil},
-		{"doubling delays alone, without the spread after 429", func(f *fleet.Fleet) { f.Retry = plain }},
+		{"dpsd without the spread after a 429", func(f *fleet.Fleet) { f.Retry = plain }},
 		{"SDKs, fixed 2 s (429 without Retry-After)", func(f *fleet.Fleet) { f.Client, f.Service.RetryAfter = fleet.SDK, "none" }},
 		{"SDKs, fixed 30 s (as the 429 asks)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
 	} {
@@ -155,15 +155,9 @@ func services(f func(throttle fleet.Throttle, retryAfter string, set func(*fleet
 func (b *bench) spreads() error {
 	b.text.WriteString("\nThe jitter after the n-th 429 in a row is drawn from 0 to n × spread, at most the limit. The worst over the eight services above:\n\n" +
 		"| spread | limit | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests |\n| --: | --: | --: | --: | --: | --: | --: |\n")
-	for _, spread := range []time.Duration{1, 10 * time.Second, 20 * time.Second, 30 * time.Second, 40 * time.Second, time.Minute, 2 * time.Minute} {
+	for _, spread := range []time.Duration{10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute} {
 		for _, limit := range []time.Duration{5 * time.Minute, time.Hour} {
 			retry := pace.Retry{Spread: spread, SpreadMax: limit}
-			if spread == 1 {
-				if limit == time.Hour {
-					continue
-				}
-				retry = plain
-			}
 			var all, delayed time.Duration
 			var requests, delayedRequests float64
 			failed := 0
@@ -186,11 +180,7 @@ func (b *bench) spreads() error {
 			if err != nil {
 				return err
 			}
-			name, most := spread.String(), limit.String()
-			if spread == 1 {
-				name, most = "none", "–"
-			}
-			fmt.Fprintf(&b.text, "| %s | %s | %s | %.2f | %d | %s | %.2f |\n", name, most, minutes(all), requests, failed, minutes(delayed), delayedRequests)
+			fmt.Fprintf(&b.text, "| %s | %s | %s | %.2f | %d | %s | %.2f |\n", minutes(spread), minutes(limit), minutes(all), requests, failed, minutes(delayed), delayedRequests)
 		}
 	}
 	return nil

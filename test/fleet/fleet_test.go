@@ -33,6 +33,9 @@ const (
 	draws = 300
 	// slack is what processes, handshakes and disks of a busy machine may add.
 	slack = 4 * time.Second
+	// pause is the time between the starts of two processes: all at once they would wait
+	// for the processors of this machine, and not for the service.
+	pause = 60 * time.Millisecond
 	// patience ends a fleet that does not come to its end.
 	patience = 4 * time.Minute
 )
@@ -44,32 +47,35 @@ type check struct {
 	model        func(*fleet.Fleet)
 }
 
-// outage: the service is away for eight seconds. No 429.
-var outage = check{
-	scenario: `[settings]
+// outage: the service is away for eight units of time. No 429. The more processes
+// there are on one machine, the longer the unit, so that it is the service they wait for.
+func outage(unit time.Duration) check {
+	return check{
+		scenario: fmt.Sprintf(`[settings]
 polls = 1
 retry_after = "2"
 [[rule]]
 on = "accept"
-until = "8s"
+until = %q
 reset = true
-`,
-	provisioning: `[provisioning]
-boot_delay_max = "2s"
+`, 8*unit),
+		provisioning: fmt.Sprintf(`[provisioning]
+boot_delay_max = %q
 [retry]
-initial = "500ms"
-max = "4s"
-`,
-	model: func(f *fleet.Fleet) {
-		f.BootDelayMax, f.Retry = 2*time.Second, pace.Retry{Initial: 500 * time.Millisecond, Max: 4 * time.Second}
-		f.Service.DownUntil, f.Service.Quota = 8*time.Second, 0
-	},
+initial = %q
+max = %q
+`, 2*unit, unit/2, 4*unit),
+		model: func(f *fleet.Fleet) {
+			f.BootDelayMax, f.Retry = 2*unit, pace.Retry{Initial: unit / 2, Max: 4 * unit}
+			f.Service.DownUntil, f.Service.Quota = 8*unit, 0
+		},
+	}
 }
 
-// throttled: three quarters of the fleet get through at once, the others are
-// answered 429 and come back as their delays have it.
+// throttled: half of the fleet gets through at once; of the others most are answered
+// 429, and come back as their delays have it.
 func throttled(gateways int) check {
-	quota := gateways * 3 / 4
+	quota := gateways / 2
 	return check{
 		scenario: fmt.Sprintf(`[settings]
 polls = 1
@@ -78,10 +84,10 @@ register_limit = %d
 throttle_retry_after = "5"
 `, quota),
 		provisioning: `[provisioning]
-boot_delay_max = "5s"
+boot_delay_max = "10s"
 `,
 		model: func(f *fleet.Fleet) {
-			f.BootDelayMax = 5 * time.Second
+			f.BootDelayMax = 10 * time.Second
 			f.Service.Quota, f.Service.RetryAfter = quota, "5"
 		},
 	}
@@ -90,13 +96,13 @@ boot_delay_max = "5s"
 // What package fleet says of a fleet is what a fleet does: the same outage, and with
 // DPSD_FLEET the same quota, once with real processes and once in virtual time.
 func TestARealFleetDoesWhatIsRehearsed(t *testing.T) {
-	gateways, checks := few, map[string]check{"outage": outage}
+	gateways, checks := few, map[string]check{"outage": outage(time.Second)}
 	if s := os.Getenv("DPSD_FLEET"); s != "" {
 		var err error
 		if gateways, err = strconv.Atoi(s); err != nil || gateways < 4 {
 			t.Fatalf("DPSD_FLEET=%q is no number of gateways", s)
 		}
-		checks["throttled"] = throttled(gateways)
+		checks["outage"], checks["throttled"] = outage(4*time.Second), throttled(gateways)
 	}
 	bin := t.TempDir()
 	if out, err := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", bin, "../../cmd/dpsd", "../../cmd/dpsd-sim").CombinedOutput(); err != nil {
@@ -152,6 +158,20 @@ type observed struct {
 	starts    []time.Duration
 	at        []time.Duration // provisioned, in ascending order
 	registers int
+}
+
+// output is what a dpsd writes, and when it began to: it says that it has started right
+// before it draws its boot delay.
+type output struct {
+	text  bytes.Buffer
+	first time.Time
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	if o.first.IsZero() {
+		o.first = time.Now()
+	}
+	return o.text.Write(b)
 }
 
 const configuration = `[dps]
@@ -232,7 +252,7 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 	}
 	stop()
 	var commands []*exec.Cmd
-	logs := make([]bytes.Buffer, gateways)
+	logs := make([]output, gateways)
 	for n := range gateways {
 		id := fmt.Sprintf("gw-%03d", n)
 		mac := hmac.New(sha256.New, key)
@@ -250,8 +270,10 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 	o := observed{starts: make([]time.Duration, gateways), at: make([]time.Duration, gateways)}
 	failures := make([]error, gateways)
 	var all sync.WaitGroup
+	next := time.NewTicker(pause)
+	defer next.Stop()
 	for n, cmd := range commands {
-		o.starts[n] = time.Since(began)
+		<-next.C
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -264,8 +286,9 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 	stop()
 	for n, err := range failures {
 		if err != nil {
-			t.Fatalf("dpsd %d: %v\n%s", n, err, logs[n].String())
+			t.Fatalf("dpsd %d: %v\n%s", n, err, logs[n].text.String())
 		}
+		o.starts[n] = logs[n].first.Sub(began)
 	}
 	slices.Sort(o.at)
 	log, err := os.Open(packets)
