@@ -11,27 +11,32 @@ import (
 const Mark = "[masked]"
 
 // tokens are the forms of secrets that a peer may repeat: dpsd has told it a SAS token,
-// or a proxy its password. The form that is escaped for an address goes first.
+// or a proxy its password.
 var tokens = []struct {
+	sign string // in small letters; without it there is no need to look, which takes long
 	form *regexp.Regexp
 	to   string
 }{
-	{regexp.MustCompile(`(?i)SharedAccessSignature(?:%20|\+|\s)*[^\s"'<>\\]*`), Mark},
-	{regexp.MustCompile(`(?i)\bsig(?:=|%3d)[^&\s"'<>\\]+`), "sig=" + Mark},
-	{regexp.MustCompile(`(?i)\b((?:shared)?access(?:_|-)?key(?:=|%3d))[^;&\s"'<>\\]+`), "${1}" + Mark},
+	{"sharedaccesssignature", regexp.MustCompile(`(?i)SharedAccessSignature(?:%20|\+|\s)*[^\s"'<>\\]*`), Mark},
+	{"sig", regexp.MustCompile(`(?i)\bsig(?:=|%3d)[^&\s"'<>\\]+`), "sig=" + Mark},
+	{"key", regexp.MustCompile(`(?i)\b((?:shared)?access(?:_|-)?key(?:=|%3d))[^;&\s"'<>\\]+`), "${1}" + Mark},
 	// Not "basic authentication": base64 has capitals or digits.
-	{regexp.MustCompile(`(?i)\b((?:basic|bearer)(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
+	{"basic", regexp.MustCompile(`(?i)\b(basic(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
+	{"bearer", regexp.MustCompile(`(?i)\b(bearer(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
 	// A "/" in the password makes it look like a path: the last "@" of the word counts.
-	{regexp.MustCompile(`(?i)\b([a-z][a-z0-9+.-]*://)[^\s"'<>\\]*@`), "${1}" + Mark + "@"},
-	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), Mark},
+	{"://", regexp.MustCompile(`(?i)\b([a-z][a-z0-9+.-]*://)[^\s"'<>\\]*@`), "${1}" + Mark + "@"},
+	{"private key", regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), Mark},
 }
 
 // Tokens masks what has the form of a secret: SAS tokens and their signatures, keys of
 // connection strings, credentials of HTTP, users and passwords in addresses, private
 // keys.
 func Tokens(text string) string {
+	small := strings.ToLower(text)
 	for _, t := range tokens {
-		text = t.form.ReplaceAllString(text, t.to)
+		if strings.Contains(small, t.sign) {
+			text = t.form.ReplaceAllString(text, t.to)
+		}
 	}
 	return text
 }
