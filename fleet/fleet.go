@@ -186,7 +186,7 @@ func (f *Fleet) Run() (*Result, error) {
 	r.service = newService(&f.Service, f.Devices, &r.result)
 	r.events = make(queue, 0, f.Devices)
 	for i := range r.devices {
-		r.start(int32(i)) //nolint:gosec // Devices fits
+		r.start(int32(i))
 	}
 	for r.left > 0 && len(r.events) > 0 {
 		e := r.events.pop()
@@ -206,7 +206,7 @@ func (f *Fleet) Run() (*Result, error) {
 // start boots a device: the policies of [provisioning].
 func (r *run) start(i int32) {
 	d := &r.devices[i]
-	d.random = *rand.NewPCG(r.Seed, uint64(i)+1) //nolint:gosec // i is not negative
+	d.random = *rand.NewPCG(r.Seed, uint64(i)+1)
 	r.source.PCG = &d.random
 	d.roundTrip = r.Service.RoundTripMin + upTo(r.Service.RoundTripMax-r.Service.RoundTripMin, r.random)
 	up := upTo(r.Boot, r.random)

@@ -194,7 +194,7 @@ func (s *service) judge(i int32, poll bool, now time.Duration) answer {
 	return answer{status: 202, retryAfter: wholeSeconds(s.PollAfter)}
 }
 
-func wholeSeconds(d time.Duration) int32 { return int32((d + time.Second - 1) / time.Second) } //nolint:gosec // at most a day
+func wholeSeconds(d time.Duration) int32 { return int32((d + time.Second - 1) / time.Second) }
 
 // limiter counts events against a limit of an interval.
 type limiter struct {
