@@ -116,7 +116,7 @@ func (c Class) Next() string {
 	case Transient:
 		return "dpsd tries again, at first after a second, later up to max apart."
 	case Throttling:
-		return "dpsd waits as long as the service asked, and at least as for a transient fault."
+		return "dpsd waits as long as the service asked, at least a second, and at random up to half a minute more for each 429 in a row, so that a fleet comes back spread out."
 	case Credential:
 		return "The next credential is tried at once. When all were refused, dpsd tries again after refused_initial, later up to refused_max apart, and at once when a credential file changes."
 	case Input:

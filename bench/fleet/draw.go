@@ -48,54 +48,50 @@ func (b *bench) provisioned() *plot.Plot {
 	p.Legend.Add("the quota, evenly", quota)
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, span.Minutes(), 0, 100
 	p.X.Tick.Marker = every(2)
+	p.Legend.XOffs = width * 43 / 100
 	return p
 }
 
 // requests shows the mean of each ten seconds, so that the curves can be told apart.
 func (b *bench) requests() *plot.Plot {
 	const step = 10
-	p := panel("What reaches the service", "minutes after the power", "requests a second (mean of 10 s)")
+	p := panel("What reaches the service, mean of 10 s", "minutes after the power", "requests a second")
 	for n, c := range b.power {
 		var points plotter.XYs
-		for from := 0; from < int(span.Seconds()); from += step {
+		for from := 0; from < min(int(span.Seconds()), len(c.result.Seconds)); from += step {
 			sum := 0
-			for _, s := range c.result.Seconds[min(from, len(c.result.Seconds)):min(from+step, len(c.result.Seconds))] {
+			for _, s := range c.result.Seconds[from:min(from+step, len(c.result.Seconds))] {
 				sum += int(s.Registers + s.Polls)
 			}
 			// The scale is logarithmic, and has no zero.
 			points = append(points, plotter.XY{X: float64(from+step/2) / 60, Y: max(0.5, float64(sum)/step)})
 		}
-		add(p, n, c.name, points)
+		line(p, points, n) // the legend of the other panel does for both
 	}
 	capacity := line(p, plotter.XYs{{X: 0, Y: 1000}, {X: span.Minutes(), Y: 1000}}, len(colours)-1)
 	capacity.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
-	p.Legend.Add("above: 5xx, in the model", capacity)
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
-	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, span.Minutes(), 0.5, 20_000
+	p.Legend.Add("5xx above, in the model", capacity)
+	p.Y.Scale = plot.LogScale{}
+	p.Y.Tick.Marker = plot.ConstantTicks{{Value: 1, Label: "1"}, {Value: 10, Label: "10"}, {Value: 100, Label: "100"}, {Value: 1000, Label: "1,000"}}
+	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, span.Minutes(), 0.5, 5000
 	p.X.Tick.Marker = every(2)
-	p.Legend = plot.NewLegend() // that of the other panel does for both
-	p.Legend.Add("above: 5xx, in the model", capacity)
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, width*56/100, -vg.Points(2)
 	return p
 }
 
 func (b *bench) afterwards() *plot.Plot {
 	p := panel("10,000 gateways, default delays", "time after the cause is gone", "gateways provisioned, %")
-	names := map[string]string{
-		"power": "power: it returned", "outage": "outage: the service is back", "wrong-key": "wrong-key: the key was put right",
-		"moved": "moved: to another hub, interval 24h",
-	}
 	for n, c := range b.others {
 		// The scale is logarithmic, and has no zero.
-		add(p, n, names[c.name], share(c.result, func(d time.Duration) float64 { return max(10, d.Seconds()) }, 24*time.Hour))
+		add(p, n, c.name, share(c.result, func(d time.Duration) float64 { return max(10, d.Seconds()) }, 24*time.Hour))
 	}
 	p.X.Scale = plot.LogScale{}
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 10, 86400, 0, 100
 	p.X.Tick.Marker = plot.ConstantTicks{
 		{Value: 10, Label: "10 s"}, {Value: 60, Label: "1 min"}, {Value: 300, Label: "5 min"}, {Value: 900, Label: "15 min"},
-		{Value: 3600, Label: "1 h"}, {Value: 4 * 3600, Label: "4 h"}, {Value: 12 * 3600, Label: "12 h"}, {Value: 86400, Label: "24 h"},
+		{Value: 3600, Label: "1 h"}, {Value: 4 * 3600, Label: "4 h"}, {Value: 12 * 3600, Label: "12 h"},
 	}
-	p.Legend.Top, p.Legend.Left = true, true
+	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, vg.Points(8), -vg.Points(24)
 	return p
 }
 
@@ -108,7 +104,8 @@ func panel(title, x, y string) *plot.Plot {
 		axis.Label.Padding = vg.Points(4)
 	}
 	p.Legend.TextStyle.Font.Size, p.Legend.ThumbnailWidth, p.Legend.Padding = vg.Points(12), vg.Points(24), vg.Points(1)
-	p.Legend.XOffs, p.Legend.YOffs = vg.Points(-6), vg.Points(6)
+	// At the left, since the viewer's font may be wider than the one that is measured here.
+	p.Legend.Left, p.Legend.YOffs = true, vg.Points(8)
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{225}, color.Gray{225}
 	p.Add(grid)

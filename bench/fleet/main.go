@@ -101,9 +101,9 @@ func (b *bench) afterPower() error {
 	}{
 		{"dpsd, boot_delay_max 10m", func(f *fleet.Fleet) { f.BootDelayMax = bootDelay }},
 		{"dpsd, defaults", nil},
-		{"dpsd without the spread after a 429", func(f *fleet.Fleet) { f.Retry = plain }},
-		{"SDKs, fixed 2 s (429 without Retry-After)", func(f *fleet.Fleet) { f.Client, f.Service.RetryAfter = fleet.SDK, "none" }},
-		{"SDKs, fixed 30 s (as the 429 asks)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
+		{"dpsd without its spread after 429", func(f *fleet.Fleet) { f.Retry = plain }},
+		{"SDKs, 2 s (no Retry-After in 429)", func(f *fleet.Fleet) { f.Client, f.Service.RetryAfter = fleet.SDK, "none" }},
+		{"SDKs, 30 s (as the 429 asks)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
 	} {
 		r, err := rehearse(v.change)
 		if err != nil {

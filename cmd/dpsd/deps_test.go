@@ -55,6 +55,7 @@ func TestShippedProgram(t *testing.T) {
 		"github.com/mochi-mqtt/server/v2", "github.com/gorilla/websocket", // the simulator's
 		"go.uber.org/goleak", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal", // the tests'
 		"github.com/santhosh-tekuri/jsonschema/v6", "golang.org/x/tools",
+		"gonum.org/v1/plot", // the benches'
 	} {
 		t.Run("dpsd is built without "+module, func(t *testing.T) {
 			if !required[module] {
@@ -70,7 +71,7 @@ func TestShippedProgram(t *testing.T) {
 		if !packages["github.com/dpsd-project/dpsd/daemon"] {
 			t.Fatalf("the packages of dpsd are %v", packages)
 		}
-		for _, name := range []string{"simulator", "bench", "manual"} {
+		for _, name := range []string{"simulator", "fleet", "bench", "manual"} {
 			if packages["github.com/dpsd-project/dpsd/"+name] {
 				t.Errorf("package %s is in the program", name)
 			}
