@@ -16,7 +16,7 @@ TAGS = nethttpomithttp2
 # millisecond in its life; cryptography in Go, which a 32-bit ARM runs, needs them.
 GCFLAGS = -gcflags=all=-l -gcflags=crypto/...=
 
-.PHONY: build demo man operations test test-faults test-clock lint fuzz bench fleet fleet-check soak deb test-deb test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-system always clean
 
 build:
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
@@ -69,13 +69,18 @@ test-clock: build
 	timeout 300 test/qemu/machine '$(MACHINE)'
 	DPSD_MACHINE='$(MACHINE)' timeout 600 go test -count=1 -v ./test/qemu/
 
-# What a registration costs, against the budgets, what one simulator carries,
-# then the parts one by one. BENCHFLAGS='-document docs/performance.md' puts the
-# first table into the page, LOADFLAGS likewise the second.
+# What a registration costs, against the budgets, and what one simulator carries.
+# BENCHFLAGS='-document docs/performance.md' puts the first tables into the page,
+# LOADFLAGS likewise the second; BENCHFLAGS=-short takes one minute instead of eleven.
 bench: build
 	go run ./bench $(BENCHFLAGS)
 	go run ./bench/load $(LOADFLAGS)
-	go test -run '^$$' -bench . -benchmem ./mqttv3/ ./dps/
+
+# dpsd beside Microsoft's SDKs for Node and Python, which are installed for it; ten
+# minutes. COMPAREFLAGS='-document docs/performance.md' puts table and plot there.
+compare: build
+	.ci/need compare
+	go run ./bench -compare $(COMPAREFLAGS)
 
 # What ten thousand gateways do to the service, in virtual time: the runs behind the
 # default delays. FLEETFLAGS='-large -document docs/performance.md' rehearses a

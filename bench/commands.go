@@ -2,11 +2,9 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -22,50 +20,41 @@ func commands(program string, runs int) ([]budget, error) {
 	}
 	defer os.RemoveAll(dir)
 	// The way with most steps.
-	s, err := newService(variant{"certificate", "websocket", "1.3", 1}, dir)
+	s, err := newService(variant{"certificate", "websocket", "1.3", 1}, dir, false)
 	if err != nil {
 		return nil, err
 	}
 	defer s.server.Close()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	var open sync.WaitGroup
-	open.Go(func() { s.accept(listener, &open) })
-	defer open.Wait()
-	defer func() { _ = listener.Close() }()
-	config := s.path("dpsd.toml")
-	if err := os.WriteFile(config, []byte(s.configuration(listener.Addr().(*net.TCPAddr).Port)), 0o600); err != nil {
-		return nil, err
-	}
 	var all []budget
-	for _, command := range [][]string{{"check", "--offline"}, {"check"}, {"status"}} {
-		if command[0] == "status" { // that of a running daemon; the others want none
-			stop, err := s.serviceOf(program, config)
-			if err != nil {
-				return nil, err
+	_, _, err = s.serve(func() error {
+		for _, command := range [][]string{{"check", "--offline"}, {"check"}, {"status"}} {
+			if command[0] == "status" { // that of a running daemon; the others want none
+				stop, err := s.serviceOf(program, s.path("dpsd.toml"))
+				if err != nil {
+					return err
+				}
+				defer stop()
 			}
-			defer stop()
-		}
-		var samples []time.Duration
-		for range runs {
-			u, err := run(limit, s.path("log"), append([]string{program, "--config", config}, command...)...)
-			if err != nil {
-				return nil, err
+			var samples []time.Duration
+			for range runs {
+				u, err := run(limit, environment(), s.path("log"), append([]string{program, "--config", s.path("dpsd.toml")}, command...)...)
+				if err != nil {
+					return err
+				}
+				if u.status.ExitStatus() != 0 {
+					return s.failed(fmt.Errorf("%s %q ended with wait status %#x", program, command, u.status))
+				}
+				samples = append(samples, u.cpu)
 			}
-			if u.status.ExitStatus() != 0 {
-				return nil, s.failed(fmt.Errorf("%s %q ended with wait status %#x", program, command, u.status))
+			name := "CPU of dpsd"
+			for _, word := range command {
+				name += " " + word
 			}
-			samples = append(samples, u.cpu)
+			all = append(all, budget{name + ", best of the runs", "ms", milliseconds(slices.Min(samples)), milliseconds(answerLimit), noisy})
 		}
-		name := "CPU of dpsd"
-		for _, word := range command {
-			name += " " + word
-		}
-		all = append(all, budget{name + ", best of the runs", "ms", milliseconds(slices.Min(samples)), milliseconds(answerLimit), true})
-	}
-	return all, nil
+		return nil
+	})
+	return all, err
 }
 
 // serviceOf starts dpsd as a service and returns when it is assigned.
@@ -78,7 +67,7 @@ func (s *service) serviceOf(program, config string) (stop func(), err error) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
-	u, err := run(limit, s.path("log"), program, "--config", config, "wait", "--for", "confirmed", "--timeout", "30s")
+	u, err := run(limit, environment(), s.path("log"), program, "--config", config, "wait", "--for", "confirmed", "--timeout", "30s")
 	if err == nil && u.status.ExitStatus() != 0 {
 		err = s.failed(fmt.Errorf("%s is not assigned: wait status %#x", program, u.status))
 	}

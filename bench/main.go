@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,16 +25,31 @@ import (
 // each works for a few ms at 0 s, 2 s and 4 s of its own.
 const stagger = 200 * time.Millisecond
 
+// bench is one run of everything.
+type bench struct {
+	program, version string
+	size             int64
+	runs             int
+	idle             time.Duration
+	short            bool
+}
+
 func main() {
-	program := flag.String("program", "bin/dpsd", "the dpsd to measure")
-	runs := flag.Int("runs", 7, "how often each line of the table is measured; up to four times as often when the machine is too busy")
+	var b bench
+	flag.StringVar(&b.program, "program", "bin/dpsd", "the dpsd to measure")
+	flag.IntVar(&b.runs, "runs", 7, "how often each line of the table is measured; up to four times as often when the machine is too busy")
+	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the service is watched once it is assigned")
+	flag.BoolVar(&b.short, "short", false, "three runs, a minute of rest, and no failure because of time, CPU or memory: for CI")
 	document := flag.String("document", "", "a file that takes the report as well, between its bench markers")
 	flag.Parse()
-	if flag.NArg() > 0 || *runs < 1 {
+	if flag.NArg() > 0 || b.runs < 1 || b.idle <= 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	over, err := bench(*program, *document, *runs)
+	if b.short {
+		b.runs, b.idle = min(b.runs, 3), min(b.idle, time.Minute)
+	}
+	over, err := b.run(*document)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -44,48 +60,174 @@ func main() {
 	}
 }
 
-// bench prints the report and tells whether a budget is exceeded.
-func bench(program, document string, runs int) (over bool, err error) {
-	if program, err = filepath.Abs(program); err != nil {
+// run prints the report and tells whether a budget is exceeded.
+func (b *bench) run(document string) (over bool, err error) {
+	if b.program, err = filepath.Abs(b.program); err != nil {
 		return false, err
 	}
-	info, err := os.Stat(program)
+	info, err := os.Stat(b.program)
 	if err != nil {
 		return false, err
 	}
-	version, err := exec.Command(program, "version").Output()
+	b.size = info.Size()
+	said, err := exec.Command(b.program, "version").Output()
 	if err != nil {
-		return false, fmt.Errorf("%s version: %w", program, err)
+		return false, fmt.Errorf("%s version: %w", b.program, err)
 	}
-	results, err := measure(program, info.Size(), runs)
+	words := strings.Fields(string(said))
+	if len(words) < 2 {
+		return false, fmt.Errorf("%s version says %q", b.program, said)
+	}
+	b.version = words[1]
+	if err := adoptOrphans(); err != nil {
+		return false, fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "dpsd-bench-")
 	if err != nil {
 		return false, err
 	}
-	asked, err := commands(program, runs)
+	defer os.RemoveAll(dir)
+	// The service rests while the rest is measured: nothing but its own counts for it.
+	var rested []budget
+	var idleErr error
+	var resting sync.WaitGroup
+	resting.Go(func() { rested, idleErr = b.rests() })
+	results, err := b.measure(dir)
 	if err != nil {
 		return false, err
 	}
-	judged, over := verdicts(append(budgets(info.Size(), results), asked...))
-	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, in brackets the worst where it differs; MB are 10⁶ bytes.\n\n%s\n%s",
-		strings.TrimSpace(string(version)), machine(), len(results[0].samples), table(results), judged)
+	judged := budgets(b.size, results)
+	asked, err := commands(b.program, b.runs)
+	if err != nil {
+		return false, err
+	}
+	written, err := b.boots(dir)
+	if err != nil {
+		return false, err
+	}
+	resumed, saved, err := b.resumes(dir)
+	if err != nil {
+		return false, err
+	}
+	parts, allocated, err := allocations()
+	if err != nil {
+		return false, err
+	}
+	resting.Wait()
+	if idleErr != nil {
+		return false, idleErr
+	}
+	verdict, over := verdicts(slices.Concat(judged, asked, written, saved, rested, allocated), b.short)
+	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, in brackets the worst where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
+		strings.TrimSpace(string(said)), machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
 	fmt.Print(report)
+	fmt.Fprint(os.Stderr, "\n", parts)
 	if document != "" {
-		err = insert(document, report)
+		err = insert(document, "bench", report)
 	}
 	return over, err
 }
 
-// measure runs all variants, in rounds, so that what the machine does beside them
-// meets all alike.
-func measure(program string, size int64, runs int) ([]result, error) {
-	if err := adoptOrphans(); err != nil {
-		return nil, fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
+// service makes one for a variant, in a directory of its own.
+func (b *bench) service(dir, name string, v variant, resumes bool) (*service, error) {
+	directory := filepath.Join(dir, name)
+	if err := os.Mkdir(directory, 0o700); err != nil {
+		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "dpsd-bench-")
+	s, err := newService(v, directory, resumes)
+	if err == nil {
+		s.version = b.version
+	}
+	return s, err
+}
+
+// rests watches the service while nothing is due, once with the watchdog of
+// dpsd.service and once without.
+func (b *bench) rests() ([]budget, error) {
+	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
+	var with, without rest
+	watch := func(name string, watchdog time.Duration, r *rest) error {
+		s, err := b.service(dir, name, variant{"key", "mqtt", "1.2", 1}, false)
+		if err != nil {
+			return err
+		}
+		defer s.server.Close()
+		*r, err = s.idle(b.program, watchdog, b.idle)
+		return err
+	}
+	var errs [2]error
+	var both sync.WaitGroup
+	both.Go(func() { errs[0] = watch("watchdog", 30*time.Second, &with) })
+	both.Go(func() { errs[1] = watch("idle", 0, &without) })
+	both.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	return []budget{
+		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 10, noisy},
+		{"resident memory of the service once assigned", "MB", float64(without.resident) / megabyte, 8, shown},
+		{"of that, not pages of the program on disk", "MB", float64(without.anon) / megabyte, 8, noisy},
+		{fmt.Sprintf("wake-ups in %s of rest, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
+		{fmt.Sprintf("wake-ups in %s of rest, beside %d messages to the watchdog", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
+		{"packets meanwhile", "", float64(with.packets + without.packets), 0, strict},
+	}, nil
+}
+
+// quiet is a directory in which, and on the way to which, others seldom make files.
+// dpsd watches the way to its own: in /tmp, everybody's temporary files would wake it.
+func quiet() string {
+	const state = "/var/lib"
+	if unix.Access(state, unix.W_OK) == nil {
+		return state
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		return home
+	}
+	return ""
+}
+
+// boots counts what a boot with the same answer does to the state directory.
+func (b *bench) boots(dir string) ([]budget, error) {
+	s, err := b.service(dir, "boot", variant{"key", "mqtt", "1.2", 1}, false)
+	if err != nil {
+		return nil, err
+	}
+	defer s.server.Close()
+	events, err := s.unchangedBoot(b.program)
+	return []budget{{"writes to the state directory on a boot with an unchanged answer", "", float64(events), 0, strict}}, err
+}
+
+// resumes measures what a resumed session saves.
+func (b *bench) resumes(dir string) ([]resumption, []budget, error) {
+	var all []resumption
+	var budgets []budget
+	for _, v := range variants() {
+		if v.protocol != "mqtt" || v.polls != 1 {
+			continue
+		}
+		s, err := b.service(dir, "resume-"+v.credential+v.tls, v, true)
+		if err != nil {
+			return nil, nil, err
+		}
+		r, err := s.resume(b.program)
+		s.server.Close()
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, r)
+		// One for each of TCP, TLS, CONNECT, SUBSCRIBE and register, whatever the version.
+		budgets = append(budgets, budget{"round trips of an attempt that resumes, " + v.credential + ", TLS " + v.tls, "", float64(r.second.roundTrips), 5, strict})
+	}
+	return all, budgets, nil
+}
+
+// measure runs all variants, in rounds, so that what the machine does beside them
+// meets all alike.
+func (b *bench) measure(dir string) ([]result, error) {
 	var services []*service
 	defer func() {
 		for _, s := range services {
@@ -95,24 +237,20 @@ func measure(program string, size int64, runs int) ([]result, error) {
 	all := variants()
 	results := make([]result, len(all))
 	for i, v := range all {
-		directory := filepath.Join(dir, strconv.Itoa(i))
-		if err := os.Mkdir(directory, 0o700); err != nil {
-			return nil, err
-		}
-		s, err := newService(v, directory)
+		s, err := b.service(dir, strconv.Itoa(i), v, false)
 		if err != nil {
 			return nil, err
 		}
 		services, results[i].variant = append(services, s), v
 	}
-	for n := 0; n < runs || n < 4*runs && disturbed(budgets(size, results)); n++ {
+	for n := 0; n < b.runs || !b.short && n < 4*b.runs && disturbed(budgets(b.size, results)); n++ {
 		failures := make([]error, len(all))
 		var round sync.WaitGroup
 		for i, s := range services {
 			round.Go(func() {
 				time.Sleep(time.Duration(i) * stagger)
 				var got sample
-				if got, failures[i] = s.register(program); failures[i] == nil {
+				if got, failures[i] = s.register(b.program); failures[i] == nil {
 					results[i].samples = append(results[i].samples, got)
 				}
 			})
@@ -144,21 +282,17 @@ func machine() string {
 	return fmt.Sprintf("%s, %d × %s, %d system roots", kernel, runtime.NumCPU(), processor, strings.Count(string(roots), "BEGIN CERTIFICATE"))
 }
 
-const (
-	beginMarker = "<!-- bench:begin -->\n"
-	endMarker   = "<!-- bench:end -->\n"
-)
-
-// insert puts the report between the markers of a file.
-func insert(file, report string) error {
+// insert puts the report between the markers of that name in a file.
+func insert(file, name, report string) error {
+	begin, end := "<!-- "+name+":begin -->\n", "<!-- "+name+":end -->\n"
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	before, rest, found := strings.Cut(string(text), beginMarker)
-	_, after, ended := strings.Cut(rest, endMarker)
+	before, rest, found := strings.Cut(string(text), begin)
+	_, after, ended := strings.Cut(rest, end)
 	if !found || !ended {
-		return fmt.Errorf("%s has no %s and %s", file, strings.TrimSpace(beginMarker), strings.TrimSpace(endMarker))
+		return fmt.Errorf("%s has no %s and %s", file, strings.TrimSpace(begin), strings.TrimSpace(end))
 	}
-	return os.WriteFile(file, []byte(before+beginMarker+report+endMarker+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
+	return os.WriteFile(file, []byte(before+begin+report+end+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
 }

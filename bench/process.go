@@ -11,11 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// environment is what dpsd.service gives dpsd beside what is of systemd.
+func environment() []string { return []string{"GOMAXPROCS=1"} }
+
 // usage is what a process has cost, wait4(2).
 type usage struct {
 	cpu     time.Duration // user and system
 	peak    int64         // ru_maxrss, in bytes
-	elapsed time.Duration // from before its start until it had ended
+	started time.Time     // before it started
+	elapsed time.Duration // until it had ended
 	status  unix.WaitStatus
 }
 
@@ -24,13 +28,13 @@ func adoptOrphans() error {
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 }
 
-// run runs a program to its end, with an empty environment and its output in
-// the file log. After limit it is killed.
+// run runs a program to its end, with an environment and its output in the file
+// log. After limit it is killed.
 //
 // A shell starts it and ends at once; run inherits it. Started from here, the
 // program would be charged with the peak memory of this process: os/exec shares
 // its memory with the child until execve(2), which keeps the larger peak.
-func run(limit time.Duration, log string, command ...string) (usage, error) {
+func run(limit time.Duration, environment []string, log string, command ...string) (usage, error) {
 	// The program starts when the gate, descriptor 3, is opened: one that ended
 	// before the shell did would be the shell's to wait for.
 	gate, opener, err := os.Pipe()
@@ -39,7 +43,7 @@ func run(limit time.Duration, log string, command ...string) (usage, error) {
 	}
 	defer opener.Close()
 	shell := exec.Command("/bin/sh", append([]string{"-c", `{ read -r _ <&3; exec "$@" 3<&-; } >"$0" 2>&1 </dev/null & echo $!`, log}, command...)...) //nolint:gosec // running what it is given is its purpose
-	shell.Env = []string{}
+	shell.Env = environment
 	shell.ExtraFiles = []*os.File{gate}
 	out, err := shell.Output()
 	_ = gate.Close()
@@ -50,12 +54,11 @@ func run(limit time.Duration, log string, command ...string) (usage, error) {
 	if err != nil {
 		return usage{}, fmt.Errorf("starting %s: %w", command[0], err)
 	}
-	start := time.Now()
+	u := usage{started: time.Now()}
 	_ = opener.Close()
 	// The process number is ours until wait4 has returned.
 	killer := time.AfterFunc(limit, func() { _ = unix.Kill(pid, unix.SIGKILL) })
 	defer killer.Stop()
-	var u usage
 	var r unix.Rusage
 	for {
 		_, err = unix.Wait4(pid, &u.status, 0, &r)
@@ -66,7 +69,7 @@ func run(limit time.Duration, log string, command ...string) (usage, error) {
 	if err != nil {
 		return usage{}, fmt.Errorf("waiting for %s: %w", command[0], err)
 	}
-	u.elapsed = time.Since(start)
+	u.elapsed = time.Since(u.started)
 	u.cpu = time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	u.peak = r.Maxrss * 1024
 	return u, nil

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -51,8 +55,11 @@ type sample struct {
 	beyond                 time.Duration // from the start of the process to its end, without the waits that were asked for
 	bytesUp, bytesDown     int64         // payload of TCP
 	connections            int
-	packetsUp, packetsDown int // of MQTT
-	roundTrips             int // of MQTT
+	packetsUp, packetsDown int           // of MQTT
+	roundTrips             int           // of MQTT
+	first                  time.Duration // from the start of the process to its first byte
+	allRoundTrips          int           // with those of TCP, TLS and WebSocket
+	smallest               int           // bytes up, of the same with no byte to spare
 }
 
 // service is a simulator in this process for one variant.
@@ -60,18 +67,25 @@ type service struct {
 	variant   variant
 	directory string // of configuration, credentials and state
 	server    *simulator.Server
+	version   string // of the program, which it tells the service
+	port      int
 }
 
-func newService(v variant, directory string) (*service, error) {
+func newService(v variant, directory string, resumes bool) (*service, error) {
+	var rules []simulator.Rule
+	if resumes {
+		rules = []simulator.Rule{refusals()}
+	}
 	server, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Settings: simulator.Settings{
 		Polls:      &v.polls,
 		RetryAfter: fmt.Sprint(int(retryAfter.Seconds())),
 		TLSMin:     v.tls, TLSMax: v.tls,
-	}}})
+		SessionTickets: resumes,
+	}, Rules: rules}})
 	if err != nil {
 		return nil, err
 	}
-	s := &service{v, directory, server}
+	s := &service{variant: v, directory: directory, server: server}
 	if err := s.writeCredentials(); err != nil {
 		server.Close()
 		return nil, err
@@ -125,44 +139,75 @@ socket = %q
 		s.path("ca.pem"), s.path("state"), s.path("run/dpsd.sock"))
 }
 
-// register runs the program once, on a gateway that was never registered.
-func (s *service) register(program string) (sample, error) {
+// anew gives the gateway directories of its own, as if it was never registered.
+func (s *service) anew() error {
 	for _, name := range []string{"state", "run"} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
-			return sample{}, err
+			return err
 		}
 		if err := os.Mkdir(s.path(name), 0o700); err != nil {
-			return sample{}, err
+			return err
 		}
 	}
+	return nil
+}
+
+// serve serves while use runs, with the configuration written, and returns what the
+// simulator has logged meanwhile and the connections it was met by.
+func (s *service) serve(use func() error) ([]simulator.Entry, []*wire, error) {
 	before := len(s.server.Log())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return sample{}, err
+		return nil, nil, err
 	}
+	s.port = listener.Addr().(*net.TCPAddr).Port
+	var wires []*wire
 	var open sync.WaitGroup
-	open.Go(func() { s.accept(listener, &open) })
-	config := s.path("dpsd.toml")
-	err = os.WriteFile(config, []byte(s.configuration(listener.Addr().(*net.TCPAddr).Port)), 0o600)
-	var u usage
+	open.Go(func() { wires = s.accept(listener, &open) })
+	err = os.WriteFile(s.path("dpsd.toml"), []byte(s.configuration(s.port)), 0o600)
 	if err == nil {
-		u, err = run(limit, s.path("log"), program, "--config", config, "run", "--once")
+		err = use()
 	}
 	_ = listener.Close()
 	open.Wait() // the log is complete when every connection has ended
+	return s.server.Log()[before:], wires, err
+}
+
+// once runs the program to its end, which must be a registered gateway.
+func (s *service) once(program string) (usage, error) {
+	u, err := run(limit, environment(), s.path("log"), program, "--config", s.path("dpsd.toml"), "run", "--once")
+	if err != nil {
+		return u, err
+	}
+	if u.status.ExitStatus() != 0 {
+		return u, s.failed(fmt.Errorf("%s ended with wait status %#x", program, u.status))
+	}
+	if record, err := store.Read(s.path("state")); err != nil || record.AssignedHub == "" {
+		return u, s.failed(fmt.Errorf("%s has left no assignment: %w", program, err))
+	}
+	return u, nil
+}
+
+// register runs the program once, on a gateway that was never registered.
+func (s *service) register(program string) (sample, error) {
+	if err := s.anew(); err != nil {
+		return sample{}, err
+	}
+	var u usage
+	entries, wires, err := s.serve(func() (err error) {
+		u, err = s.once(program)
+		return err
+	})
 	if err != nil {
 		return sample{}, err
 	}
-	if u.status.ExitStatus() != 0 {
-		return sample{}, s.failed(fmt.Errorf("%s ended with wait status %#x", program, u.status))
-	}
-	if record, err := store.Read(s.path("state")); err != nil || record.AssignedHub == "" {
-		return sample{}, s.failed(fmt.Errorf("%s has left no assignment: %w", program, err))
-	}
-	entries := s.server.Log()[before:]
 	sum := simulator.Summarize(entries)
 	if len(sum.Violations) > 0 || len(sum.Registers) != 1 || len(sum.Polls) != s.variant.polls {
 		return sample{}, s.failed(fmt.Errorf("%d register requests, %d polls, violations %q", len(sum.Registers), len(sum.Polls), sum.Violations))
+	}
+	content, err := s.content(entries)
+	if err != nil {
+		return sample{}, err
 	}
 	return sample{
 		cpu: u.cpu, peak: u.peak, beyond: u.elapsed - time.Duration(s.variant.polls)*retryAfter,
@@ -170,20 +215,46 @@ func (s *service) register(program string) (sample, error) {
 		connections: sum.Connections,
 		packetsUp:   sum.PacketsUp, packetsDown: sum.PacketsDown,
 		roundTrips: roundTrips(entries),
+		first:      wires[0].firstByte().Sub(u.started), allRoundTrips: allRoundTrips(entries), smallest: smallest(s.variant, content),
 	}, nil
 }
 
-// accept serves every connection until the listener is closed.
-func (s *service) accept(l net.Listener, open *sync.WaitGroup) {
+// content is what the gateway had to say.
+func (s *service) content(entries []simulator.Entry) (content, error) {
+	c := content{
+		identity: dps.Identity{IDScope: s.server.IDScope(), RegistrationID: registrationID, ClientVersion: "dpsd/" + s.version},
+		port:     strconv.Itoa(s.port),
+	}
+	for _, e := range entries {
+		if _, operation, found := strings.Cut(e.Topic, "&operationId="); found {
+			c.operation = operation
+		}
+	}
+	if s.variant.credential == "certificate" {
+		pair, err := tls.LoadX509KeyPair(s.path("device.pem"), s.path("device.key"))
+		if err != nil {
+			return c, err
+		}
+		for _, der := range pair.Certificate {
+			c.chain = append(c.chain, len(der))
+		}
+	}
+	return c, nil
+}
+
+// accept serves every connection until the listener is closed, and returns them.
+func (s *service) accept(l net.Listener, open *sync.WaitGroup) (all []*wire) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
-			return
+			return all
 		}
+		w := &wire{Conn: conn}
+		all = append(all, w)
 		if s.variant.protocol == "websocket" {
-			open.Go(func() { s.server.ServeWebSocket(conn) })
+			open.Go(func() { s.server.ServeWebSocket(w) })
 		} else {
-			open.Go(func() { s.server.ServeMQTT(conn) })
+			open.Go(func() { s.server.ServeMQTT(w) })
 		}
 	}
 }
@@ -197,6 +268,25 @@ func roundTrips(entries []simulator.Entry) int {
 		}
 		if e.Direction != "" {
 			previous = e.Direction
+		}
+	}
+	return n
+}
+
+// allRoundTrips counts those of TCP and TLS, too, and of the upgrade to WebSocket. A
+// handshake of TLS 1.2 takes two (RFC 5246 figure 1), one that resumes a session
+// (figure 2) and one of TLS 1.3 (RFC 8446 figure 1) one.
+func allRoundTrips(entries []simulator.Entry) int {
+	n := roundTrips(entries)
+	for _, e := range entries {
+		switch e.Packet {
+		case "OPEN", "UPGRADE":
+			n++
+		case "TLS":
+			n++
+			if strings.HasPrefix(e.Detail, "TLS 1.2") && !strings.Contains(e.Detail, " resumed") {
+				n++
+			}
 		}
 	}
 	return n

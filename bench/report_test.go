@@ -1,12 +1,16 @@
 package main
 
 import (
+	"crypto/tls"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -15,8 +19,9 @@ func good() []result {
 	var results []result
 	for _, v := range variants() {
 		s := sample{
-			cpu: 20 * time.Millisecond, peak: 12e6, beyond: 50 * time.Millisecond,
+			cpu: 18 * time.Millisecond, peak: 9e6, first: 10 * time.Millisecond, beyond: 50 * time.Millisecond,
 			bytesUp: 1100, bytesDown: 1700, connections: 1, packetsUp: 5, packetsDown: 6, roundTrips: 3 + v.polls,
+			smallest: 1050, allRoundTrips: v.roundTrips(),
 		}
 		results = append(results, result{v, []sample{s, s, s}})
 	}
@@ -38,24 +43,31 @@ func TestBudgets(t *testing.T) {
 		change    func([]result)
 		over      bool
 		disturbed bool
+		lenient   bool // over in CI too
 	}{
-		{"what is within all budgets passes", size, func([]result) {}, false, false},
-		{"a program of more than 9.5 MB is over", 9_500_001, func([]result) {}, true, false},
-		{"one slow run is the machine's affair", size, change(1, func(s *sample) { s.beyond = time.Second }), false, false},
-		{"slow in every run is over, and measured again", size, change(3, func(s *sample) { s.beyond = 101 * time.Millisecond }), true, true},
-		{"CPU of one run is the machine's affair", size, change(1, func(s *sample) { s.cpu = time.Second }), false, false},
-		{"CPU over in every run is over, and measured again", size, change(3, func(s *sample) { s.cpu = 41 * time.Millisecond }), true, true},
-		{"memory over in most runs is over", size, change(2, func(s *sample) { s.peak = 15_100_000 }), true, false},
-		{"a second connection in one run is over", size, change(1, func(s *sample) { s.connections = 2 }), true, false},
-		{"a byte too many in one run is over", size, change(1, func(s *sample) { s.bytesUp = 1201 }), true, false},
-		{"a round trip too many in one run is over", size, change(1, func(s *sample) { s.roundTrips++ }), true, false},
-		{"bytes over are not measured again because time is over too", size, change(3, func(s *sample) { s.bytesUp, s.beyond = 1201, time.Second }), true, false},
+		{"what is within all budgets passes", size, func([]result) {}, false, false, false},
+		{"a program of more than 9.5 MB is over", 9_500_001, func([]result) {}, true, false, true},
+		{"one slow run is the machine's affair", size, change(1, func(s *sample) { s.beyond = time.Second }), false, false, false},
+		{"slow in every run is over, and measured again", size, change(3, func(s *sample) { s.beyond = 101 * time.Millisecond }), true, true, false},
+		{"CPU of one run is the machine's affair", size, change(1, func(s *sample) { s.cpu = time.Second }), false, false, false},
+		{"CPU over in every run is over, and measured again", size, change(3, func(s *sample) { s.cpu = 21 * time.Millisecond }), true, true, false},
+		{"memory over in most runs is over, and measured again", size, change(2, func(s *sample) { s.peak = 10_100_000 }), true, true, false},
+		{"a second connection in one run is over", size, change(1, func(s *sample) { s.connections = 2 }), true, false, true},
+		{"a byte too many in one run is over", size, change(1, func(s *sample) { s.bytesUp = 1201 }), true, false, true},
+		{"a late first byte in every run is over, and measured again", size, change(3, func(s *sample) { s.first = 16 * time.Millisecond }), true, true, false},
+		{"a round trip too many below MQTT is over", size, change(1, func(s *sample) { s.allRoundTrips++ }), true, false, true},
+		{"a tenth more than the smallest possible is over", size, change(2, func(s *sample) { s.smallest = 999 }), true, false, true},
+		{"a round trip too many in one run is over", size, change(1, func(s *sample) { s.roundTrips++ }), true, false, true},
+		{"bytes over are not measured again because time is over too", size, change(3, func(s *sample) { s.bytesUp, s.beyond = 1201, time.Second }), true, false, true},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			results := good()
 			test.change(results)
 			all := budgets(test.size, results)
-			text, over := verdicts(all)
+			text, over := verdicts(all, false)
+			if _, inCI := verdicts(all, true); inCI != test.lenient {
+				t.Errorf("in CI it is over: %t, want %t", inCI, test.lenient)
+			}
 			if over != test.over || strings.Contains(text, "| over |") != test.over || disturbed(all) != test.disturbed {
 				t.Errorf("over %t, disturbed %t:\n%s", over, disturbed(all), text)
 			}
@@ -67,9 +79,9 @@ func TestBudgets(t *testing.T) {
 			if results[i].variant.credential == "key" && results[i].variant.protocol == "mqtt" && results[i].variant.polls == 1 {
 				continue
 			}
-			results[i].samples[0].bytesUp = 2000
+			results[i].samples[0].bytesUp, results[i].samples[0].smallest = 2000, 2000
 		}
-		if text, over := verdicts(budgets(size, results)); over {
+		if text, over := verdicts(budgets(size, results), false); over {
 			t.Error(text)
 		}
 	})
@@ -79,7 +91,7 @@ func TestTableShowsMedianAndWorst(t *testing.T) {
 	results := good()[:1]
 	results[0].samples[0].bytesUp = 1000
 	results[0].samples[1].bytesUp = 1300
-	if text := table(results); !strings.Contains(text, "| 1100 (1300) | 1700 | 1 |") {
+	if text := table(results); !strings.Contains(text, "| 1100 (1300) | 4.8 (23.8) | 1700 | 1 |") {
 		t.Error(text)
 	}
 }
@@ -94,7 +106,74 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
+// A registration in bytes, of which the records can be counted by hand.
+func TestSmallest(t *testing.T) {
+	c := content{identity: dps.Identity{IDScope: "0ne", RegistrationID: "gw"}, port: "443", operation: "4.op"}
+	if n := clientHello(len("localhost")); n != 193 {
+		t.Errorf("a ClientHello has %d bytes, want 193", n)
+	}
+	if got, want := packets(variant{"certificate", "mqtt", "1.2", 1}, content{identity: c.identity, chain: []int{1}, operation: c.operation}), []int{
+		2 + 10 + 4 + 2 + len("0ne/registrations/gw/api-version=2019-03-31"),
+		2 + 2 + 2 + 24 + 1,
+		2 + 2 + 46 + len(`{"registrationId":"gw"}`),
+		2 + 2 + 57 + len("&operationId=4.op"),
+		2,
+	}; !slices.Equal(got, want) {
+		t.Errorf("packets of %d bytes, want %d", got, want)
+	}
+	key := smallest(variant{"key", "mqtt", "1.2", 1}, c)
+	for _, test := range []struct {
+		says    string
+		variant variant
+		chain   []int
+		want    int
+	}{
+		{"a poll more is a record more", variant{"key", "mqtt", "1.2", 2}, nil, key + 29 + 2 + 2 + 57 + len("&operationId=4.op")},
+		// In place of three messages of 12, 37 and 45 bytes there is an encrypted one with
+		// 8 and 36; and six records more have 7 bytes less.
+		{"over TLS 1.3", variant{"key", "mqtt", "1.3", 1}, nil, key - (12 + 37 + 45) + (22 + 8 + 36) - 6*7},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			c.chain = test.chain
+			if n := smallest(test.variant, c); n != test.want {
+				t.Errorf("%d bytes, want %d", n, test.want)
+			}
+		})
+	}
+	t.Run("nobody can send less: crypto/tls, with as little as it can be told to offer, sends more", func(t *testing.T) {
+		here, there := net.Pipe()
+		defer here.Close()
+		go func() {
+			_ = tls.Client(there, &tls.Config{ServerName: "localhost", CurvePreferences: []tls.CurveID{tls.X25519}, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}, MinVersion: tls.VersionTLS12}).Handshake()
+			there.Close()
+		}()
+		hello := make([]byte, 2000)
+		if n, err := here.Read(hello); err != nil || n <= clientHello(len("localhost")) {
+			t.Errorf("it sends %d bytes, the model says %d (%v)", n, clientHello(len("localhost")), err)
+		}
+	})
+}
+
+func TestAllRoundTrips(t *testing.T) {
+	for _, test := range []struct {
+		says, detail string
+		want         int
+	}{
+		{"TLS 1.2 takes two", "TLS 1.2 TLS_X for localhost", 1 + 2 + 1},
+		{"a session of TLS 1.2 that is resumed one", "TLS 1.2 TLS_X resumed for localhost", 1 + 1 + 1},
+		{"TLS 1.3 one", "TLS 1.3 TLS_X for localhost", 1 + 1 + 1},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			entries := []simulator.Entry{{Packet: "OPEN"}, {Packet: "TLS", Detail: test.detail}, {Packet: "CONNECT", Direction: "up"}, {Packet: "CONNACK", Direction: "down"}}
+			if n := allRoundTrips(entries); n != test.want {
+				t.Errorf("%d, want %d with TCP and CONNECT", n, test.want)
+			}
+		})
+	}
+}
+
 func TestInsert(t *testing.T) {
+	const begin, end = "<!-- name:begin -->\n", "<!-- name:end -->\n"
 	file := filepath.Join(t.TempDir(), "page.md")
 	write := func(text string) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -102,21 +181,21 @@ func TestInsert(t *testing.T) {
 		}
 	}
 	t.Run("the text between the markers is replaced, and nothing else", func(t *testing.T) {
-		write("before\n" + beginMarker + "old\n" + endMarker + "after\n")
-		if err := insert(file, "new\n"); err != nil {
+		write("before\n" + begin + "old\n" + end + "after\n")
+		if err := insert(file, "name", "new\n"); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(file)
-		if want := "before\n" + beginMarker + "new\n" + endMarker + "after\n"; err != nil || string(got) != want {
+		if want := "before\n" + begin + "new\n" + end + "after\n"; err != nil || string(got) != want {
 			t.Errorf("the page is %q, want %q (%v)", got, want, err)
 		}
 	})
 	t.Run("a page without the end marker is left alone", func(t *testing.T) {
-		write("before\n" + beginMarker + "old\n")
-		if err := insert(file, "new\n"); err == nil {
+		write("before\n" + begin + "old\n")
+		if err := insert(file, "name", "new\n"); err == nil {
 			t.Error("no error")
 		}
-		if got, _ := os.ReadFile(file); string(got) != "before\n"+beginMarker+"old\n" {
+		if got, _ := os.ReadFile(file); string(got) != "before\n"+begin+"old\n" {
 			t.Errorf("the page is %q", got)
 		}
 	})
@@ -133,7 +212,7 @@ func TestRunChargesTheProgramAlone(t *testing.T) {
 		ballast[i] = 1
 	}
 	log := filepath.Join(t.TempDir(), "log")
-	u, err := run(time.Minute, log, "/bin/sh", "-c", "echo said; exit 3")
+	u, err := run(time.Minute, nil, log, "/bin/sh", "-c", "echo said; exit 3")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// unchangedBoot boots a gateway twice, with the same answer of the service, and counts
+// what the second boot does to the state directory: events of inotify(7), of which a
+// write of a single byte is one, and files that are not what they were. What is under
+// /run is gone at a boot.
+func (s *service) unchangedBoot(program string) (events int, err error) {
+	if err := s.anew(); err != nil {
+		return 0, err
+	}
+	_, _, err = s.serve(func() error {
+		if _, err := s.once(program); err != nil {
+			return err
+		}
+		for _, again := range []func(string) error{os.RemoveAll, func(dir string) error { return os.Mkdir(dir, 0o700) }} {
+			if err := again(s.path("run")); err != nil {
+				return err
+			}
+		}
+		before, err := s.stateFiles()
+		if err != nil {
+			return err
+		}
+		events, err = eventsIn(s.path("state"), func() error {
+			_, err := s.once(program)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		after, err := s.stateFiles()
+		if !slices.Equal(before, after) {
+			events++
+		}
+		return err
+	})
+	return events, err
+}
+
+// eventsIn counts the events of inotify(7) in a directory while f runs.
+func eventsIn(dir string, f func() error) (n int, err error) {
+	watcher, err := fsnotify.NewBufferedWatcher(1000)
+	if err != nil {
+		return 0, err
+	}
+	defer watcher.Close()
+	if err := watcher.Add(dir); err != nil {
+		return 0, err
+	}
+	if err := f(); err != nil {
+		return 0, err
+	}
+	// What is made last comes last: all before it were seen then.
+	mark := filepath.Join(dir, "mark")
+	if err := os.Mkdir(mark, 0o700); err != nil {
+		return 0, err
+	}
+	defer os.Remove(mark)
+	for {
+		select {
+		case e := <-watcher.Events:
+			if e.Name == mark {
+				return n, nil
+			}
+			n++
+		case err := <-watcher.Errors:
+			return n, err
+		case <-time.After(limit):
+			return n, fmt.Errorf("inotify does not tell of %s", mark)
+		}
+	}
+}
+
+// stateFiles tells the size and the time of the last change of each file.
+func (s *service) stateFiles() (all []string, err error) {
+	err = filepath.WalkDir(s.path("state"), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		all = append(all, fmt.Sprint(path, info.Size(), info.ModTime()))
+		return nil
+	})
+	return all, err
+}

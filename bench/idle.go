@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// rest is what the service costs once the gateway is assigned.
+type rest struct {
+	window         time.Duration
+	wakeUps        int   // moments at which any of its threads ran
+	beats          int   // of them, messages to the watchdog
+	packets        int   // entries of the simulator's log
+	resident, anon int64 // bytes at the end of the window
+	peak           int64 // VmHWM
+}
+
+// calm is how long it may take the program, once READY, to close its connection, and Go
+// to let its threads sleep.
+const calm = 10 * time.Second
+
+// idle runs the program as systemd does, with a watchdog or without, and watches it for
+// a while from READY on.
+func (s *service) idle(program string, watchdog, window time.Duration) (rest, error) {
+	if err := s.anew(); err != nil {
+		return rest{}, err
+	}
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: s.path("notify")})
+	if err != nil {
+		return rest{}, err
+	}
+	defer os.Remove(s.path("notify"))
+	defer manager.Close()
+	var beats atomic.Int64
+	ready := make(chan struct{}, 1)
+	go func() {
+		for b := make([]byte, 4096); ; {
+			n, err := manager.Read(b)
+			if err != nil {
+				return
+			}
+			if bytes.Contains(b[:n], []byte("READY=1")) {
+				ready <- struct{}{}
+			}
+			beats.Add(int64(bytes.Count(b[:n], []byte("WATCHDOG=1"))))
+		}
+	}()
+	r := rest{window: window}
+	_, _, err = s.serve(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), limit+calm+window)
+		defer cancel()
+		command := exec.CommandContext(ctx, program, "--config", s.path("dpsd.toml"), "run")
+		command.Env = append(environment(), "NOTIFY_SOCKET="+s.path("notify"))
+		if watchdog > 0 {
+			command.Env = append(command.Env, fmt.Sprintf("WATCHDOG_USEC=%d", watchdog.Microseconds()))
+		}
+		command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+		command.WaitDelay = calm
+		log, err := os.Create(s.path("log"))
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		command.Stderr = log
+		if err := command.Start(); err != nil {
+			return err
+		}
+		err = s.watch(&r, command.Process.Pid, ready, &beats)
+		_ = command.Process.Signal(syscall.SIGTERM)
+		if ended := command.Wait(); err == nil && ended != nil {
+			err = s.failed(ended)
+		}
+		return err
+	})
+	return r, err
+}
+
+// watch fills in what the process does in the window.
+func (s *service) watch(r *rest, pid int, ready <-chan struct{}, beats *atomic.Int64) error {
+	select {
+	case <-ready:
+	case <-time.After(limit):
+		return s.failed(errors.New("no READY"))
+	}
+	time.Sleep(calm)
+	beatsBefore, packetsBefore := int(beats.Load()), len(s.server.Log())
+	moments, err := wakeUps(pid, r.window)
+	if err != nil {
+		return err
+	}
+	r.wakeUps, r.beats, r.packets = moments, int(beats.Load())-beatsBefore, len(s.server.Log())-packetsBefore
+	for name, value := range map[string]*int64{"VmRSS": &r.resident, "RssAnon": &r.anon, "VmHWM": &r.peak} {
+		n, err := statusOf(fmt.Sprintf("/proc/%d/status", pid), name)
+		if err != nil {
+			return err
+		}
+		*value = n * 1024
+	}
+	return nil
+}
+
+// glance is how often a process is looked at: what its threads do between two looks is
+// one wake-up.
+const glance = 50 * time.Millisecond
+
+// wakeUps counts how often a process wakes in the window.
+func wakeUps(pid int, window time.Duration) (n int, err error) {
+	before, err := switches(pid)
+	if err != nil {
+		return 0, err
+	}
+	looks := time.NewTicker(glance)
+	defer looks.Stop()
+	for end := time.Now().Add(window); time.Now().Before(end); <-looks.C {
+		now, err := switches(pid)
+		if err != nil {
+			return 0, err
+		}
+		if now != before {
+			n++
+		}
+		before = now
+	}
+	return n, nil
+}
+
+// switches counts how often threads of a process have gone to sleep, and so were woken.
+func switches(pid int) (int64, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	var total int64
+	for _, file := range threads {
+		n, err := statusOf(file, "voluntary_ctxt_switches")
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	if total == 0 {
+		return 0, fmt.Errorf("process %d has no threads that sleep", pid)
+	}
+	return total, nil
+}
+
+// statusOf reads one number of proc_pid_status(5).
+func statusOf(file, name string) (int64, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if key, value, _ := strings.Cut(line, ":"); key == name {
+			return strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s: no %s", file, name)
+}

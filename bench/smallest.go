@@ -1,0 +1,123 @@
+package main
+
+import (
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/dps"
+)
+
+// content is what a registration has to say, whoever says it.
+type content struct {
+	identity  dps.Identity
+	port      string // of the service, in the Host of WebSocket
+	chain     []int  // sizes of the device's certificates in DER; none with a key
+	operation string // the operation ID that the service gave
+}
+
+// smallest is how many bytes a registration with one connection sends at least, as
+// payload of TCP. The model:
+//
+// The content is given: the names of service and device, the program's name in the user
+// name, a SAS token whose signature has the fewest escapes, or a certificate. Around it
+// everything is as small as MQTT 3.1.1, RFC 6455, RFC 5246 and RFC 8446 let it be, for a
+// client that can do what ours does: speak to a server of either version, with an ECDSA
+// or an RSA certificate, of which it knows nothing beforehand, resume a session, and get
+// through middleboxes (RFC 8446 appendix D.4). One cipher suite for each kind, AES-GCM,
+// one group, X25519; every message of a flight in one record; requests at QoS 0;
+// a farewell of both MQTT and TLS.
+func smallest(v variant, c content) int {
+	tls13 := v.tls == "1.3"
+	total := clientHello(len("localhost")) + clientFlight(tls13, c.chain)
+	overhead := 5 + 8 + 16 // header, explicit nonce, tag
+	if tls13 {
+		overhead = 5 + 1 + 16 // header, content type, tag
+	}
+	send := func(size int) { total += overhead + size }
+	if v.protocol == "websocket" {
+		send(len("GET /$iothub/websocket HTTP/1.1\r\nHost: localhost:" + c.port + "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+			"Sec-WebSocket-Key: 0123456789012345678901==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"))
+	}
+	for _, packet := range packets(v, c) {
+		if v.protocol == "websocket" { // RFC 6455 5.2: header, length, mask
+			packet += 2 + 4
+			if packet-6 > 125 {
+				packet += 2
+			}
+		}
+		send(packet)
+	}
+	send(2) // close_notify
+	return total
+}
+
+// clientHello is the size of its record.
+func clientHello(host int) int {
+	const (
+		header     = 5 + 4 + 2 + 32     // record, handshake, version, random
+		session    = 1 + 32             // of the compatibility mode
+		suites     = 2 + 2*(1+2) + 2    // one of TLS 1.3, ECDSA and RSA of 1.2, RFC 5746 3.3
+		methods    = 2                  // of compression
+		groups     = 4 + 2 + 2          // X25519
+		signatures = 4 + 2 + 2*3        // ECDSA, RSA-PSS, and PKCS #1 in certificates
+		ticket     = 4                  // RFC 5077
+		master     = 4                  // RFC 7627, which resumption needs
+		versions   = 4 + 1 + 2*2        // TLS 1.3 and 1.2
+		modes      = 4 + 1 + 1          // of resumption in TLS 1.3
+		share      = 4 + 2 + 2 + 2 + 32 // X25519
+		extensions = groups + signatures + ticket + master + versions + modes + share
+	)
+	name := 4 + 2 + 1 + 2 + host
+	return header + session + suites + methods + 2 + name + extensions
+}
+
+// clientFlight is what ends the handshake, with the answer to the server's request for
+// a certificate.
+func clientFlight(tls13 bool, chain []int) int {
+	const changeCipherSpec = 5 + 1
+	verify := 0
+	if len(chain) > 0 {
+		verify = 4 + 2 + 2 + 70 // a signature of ECDSA P-256 in DER
+	}
+	if tls13 {
+		certificate := 4 + 1 + 3
+		for _, size := range chain {
+			certificate += 3 + size + 2
+		}
+		return changeCipherSpec + 5 + 1 + 16 + certificate + verify + 4 + 32 // Finished
+	}
+	certificate := 4 + 3
+	for _, size := range chain {
+		certificate += 3 + size
+	}
+	const keyExchange = 4 + 1 + 32
+	return 5 + certificate + keyExchange + verify + changeCipherSpec + 5 + 8 + 16 + 4 + 12
+}
+
+// packets are the sizes of the packets of MQTT that are sent.
+func packets(v variant, c content) []int {
+	text := func(s string) int { return 2 + len(s) }
+	packet := func(rest int) int {
+		if rest > 127 { // [MQTT 2.2.3]
+			return 3 + rest
+		}
+		return 2 + rest
+	}
+	connect := text("MQTT") + 1 + 1 + 2 + text(c.identity.ClientID()) + text(c.identity.UserName())
+	if len(c.chain) == 0 {
+		token := attest.Token([]byte("key"), c.identity.Resource(), time.Now())
+		before, rest, _ := strings.Cut(token, "&sig=")
+		_, after, _ := strings.Cut(rest, "&")
+		connect += text(before + "&sig=" + strings.Repeat("x", 43) + "%3D&" + after)
+	}
+	all := []int{
+		packet(connect),
+		packet(2 + text(dps.ResponseFilter) + 1),
+		packet(text("$dps/registrations/PUT/iotdps-register/?$rid=1") + len(`{"registrationId":"`+c.identity.RegistrationID+`"}`)),
+	}
+	for range v.polls {
+		all = append(all, packet(text("$dps/registrations/GET/iotdps-get-operationstatus/?$rid=2&operationId="+c.operation)))
+	}
+	return append(all, 2)
+}
