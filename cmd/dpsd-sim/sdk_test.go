@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,36 +17,23 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/test/sdk"
 )
 
-// sdkLimit ends an SDK that does not come to its end: of Node's it is known
-// that it may hang.
-const sdkLimit = 2 * time.Minute
-
-// sdk is one of Microsoft's device SDKs, unchanged.
-type sdk struct {
-	name  string
-	files string     // directory of what is installed and run
-	tools []string   // programs that are needed
-	needs [][]string // commands that succeed where the rest of what is needed is installed
-	// install is run in the directory that the files were copied to.
-	install [][]string
-	// command registers the devices of a file; proxy is the port of an HTTP proxy.
-	command func(cases string, proxy int) []string
+// sdkTest is one of Microsoft's device SDKs, unchanged.
+type sdkTest struct {
+	sdk.SDK
 	// refusals are what it reports by the name of the refusal.
 	refusals map[string]sdkError
 }
@@ -58,14 +44,8 @@ type sdkError struct{ class, message, cause string }
 // TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It and
 // TestPythonSDK install from the registries, so they run in CI and on demand only.
 func TestNodeSDK(t *testing.T) {
-	sdk{
-		name:    "Node",
-		files:   "node",
-		tools:   []string{"node", "npm"},
-		install: [][]string{{"npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"}},
-		command: func(cases string, _ int) []string {
-			return []string{"sh", "-c", `NODE_EXTRA_CA_CERTS=$DPS_CA_FILE exec node register.js "$0"`, cases}
-		},
+	sdkTest{
+		SDK: sdk.Node(),
 		// dps-errors of the SDK: 401 is UnauthorizedError, 404 DeviceNotFoundError,
 		// a status that it does not know SyntaxError.
 		refusals: map[string]sdkError{
@@ -83,18 +63,8 @@ func TestPythonSDK(t *testing.T) {
 	serviceError := func(text string) sdkError {
 		return sdkError{"ClientError", "Unexpected failure", "ServiceError('" + text + "')"}
 	}
-	sdk{
-		name:  "Python",
-		files: "python",
-		tools: []string{"python3"},
-		needs: [][]string{{"python3", "-c", "import venv, ensurepip"}},
-		install: [][]string{
-			{"python3", "-m", "venv", "venv"},
-			{"venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", "requirements.txt"},
-		},
-		command: func(cases string, proxy int) []string {
-			return []string{"venv/bin/python", "register.py", cases, strconv.Itoa(proxy)}
-		},
+	sdkTest{
+		SDK: sdk.Python(),
 		// The SDK tells no more of an error than its status.
 		refusals: map[string]sdkError{
 			"unauthorized": serviceError("register request returned a service error status code 401"),
@@ -106,64 +76,37 @@ func TestPythonSDK(t *testing.T) {
 	}.test(t)
 }
 
-// sdkCase is a device and what its SDK is to report. The members with a name
-// in JSON are what the SDK is told.
+// sdkCase is a device and what its SDK is to report. What is embedded the SDK is told.
 type sdkCase struct {
-	sentence string
+	sdk.Case
 
-	RegistrationID  string         `json:"registrationId"`
-	Protocol        string         `json:"protocol"`
-	Key             string         `json:"key,omitempty"`
-	CertificateFile string         `json:"certificateFile,omitempty"`
-	PrivateKeyFile  string         `json:"privateKeyFile,omitempty"`
-	Payload         map[string]any `json:"payload,omitempty"`
+	sentence string
 
 	device  string // it is assigned as
 	returns map[string]any
 	refusal string // a name of sdk.refusals, instead
 }
 
-// sdkLine is what the SDK's program prints for a device.
-type sdkLine struct {
-	RegistrationID, Status, Hub, Device string
-	Payload                             map[string]any
-	Error, Message, Cause               string
-}
-
-func (k sdk) test(t *testing.T) {
+func (k sdkTest) test(t *testing.T) {
 	switch {
 	case os.Getenv("DPSD_SDKS") == "0":
 		t.Skip("DPSD_SDKS=0: Microsoft's SDKs are left to a run of their own")
 	case os.Getenv("CI") != "true" && os.Getenv("DPSD_SDKS") != "1":
 		t.Skip("DPSD_SDKS=1 is not set: Microsoft's SDKs are neither installed nor tried")
 	}
-	lacking := func(what string) {
+	if what := k.Missing(); what != "" {
 		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is needed for Microsoft's SDK for %s", what, k.name)
+			t.Fatalf("%s is needed for Microsoft's SDK for %s", what, k.Name)
 		}
-		t.Skipf("%s is missing: Microsoft's SDK for %s is not tried", what, k.name)
-	}
-	for _, tool := range k.tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			lacking(tool)
-		}
-	}
-	for _, c := range k.needs {
-		if exec.Command(c[0], c[1:]...).Run() != nil {
-			lacking("what \"" + strings.Join(c, " ") + "\" asks for")
-		}
+		t.Skipf("%s is missing: Microsoft's SDK for %s is not tried", what, k.Name)
 	}
 	t.Parallel()
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join("../../simulator/testdata", k.files))); err != nil {
+	if err := k.Install(t.Context(), "../..", dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range append(k.install, []string{"go", "build", "-C", here(t), "-o", filepath.Join(dir, "dpsd-sim"), "."}) {
-		command := exec.Command(c[0], c[1:]...)
-		command.Dir = dir
-		if out, err := command.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", c, err, out)
-		}
+	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "dpsd-sim"), ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, r := range []struct {
 		name, scenario string
@@ -187,16 +130,8 @@ func (k sdk) test(t *testing.T) {
 	}
 }
 
-func here(t *testing.T) string {
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // run registers all devices in one process of the SDK.
-func (k sdk) run(t *testing.T, dir string, e *enrolled) {
+func (k sdkTest) run(t *testing.T, dir string, e *enrolled) {
 	text, err := json.Marshal(e.cases)
 	if err != nil {
 		t.Fatal(err)
@@ -205,12 +140,12 @@ func (k sdk) run(t *testing.T, dir string, e *enrolled) {
 	log := filepath.Join(e.dir, "packets.jsonl")
 	proxy := portProxy(t, filepath.Join(e.dir, endpointFile))
 	run := exec.CommandContext(t.Context(), filepath.Join(dir, "dpsd-sim"), append([]string{"exec", "--dir", e.dir,
-		"--packet-log", log, "--scenario", filepath.Join(e.dir, "scenario.toml"), "--"}, k.command(cases, proxy)...)...)
+		"--packet-log", log, "--scenario", filepath.Join(e.dir, "scenario.toml"), "--"}, k.Command(cases, proxy)...)...)
 	run.Dir = dir
 	// The program ends its command, and so itself, when it is told to.
 	run.Cancel = func() error { return run.Process.Signal(os.Interrupt) }
 	run.WaitDelay = 5 * time.Second
-	stop := time.AfterFunc(sdkLimit, func() { _ = run.Cancel() })
+	stop := time.AfterFunc(sdk.Limit, func() { _ = run.Cancel() })
 	defer stop.Stop()
 	var stderr bytes.Buffer
 	run.Stderr = &stderr
@@ -218,9 +153,9 @@ func (k sdk) run(t *testing.T, dir string, e *enrolled) {
 	if err != nil {
 		t.Errorf("%v", err)
 	}
-	lines := map[string]sdkLine{}
+	lines := map[string]sdk.Line{}
 	for in := json.NewDecoder(bytes.NewReader(out)); ; {
-		var l sdkLine
+		var l sdk.Line
 		err := in.Decode(&l)
 		if err == io.EOF {
 			break
@@ -238,7 +173,7 @@ func (k sdk) run(t *testing.T, dir string, e *enrolled) {
 				t.Fatal("the SDK says nothing of it")
 			}
 			if c.refusal == "" {
-				want := sdkLine{RegistrationID: c.RegistrationID, Status: "assigned", Hub: "hub-a.azure-devices.net", Device: c.device, Payload: c.returns}
+				want := sdk.Line{RegistrationID: c.RegistrationID, Status: "assigned", Hub: "hub-a.azure-devices.net", Device: c.device, Payload: c.returns}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Error(diff)
 				}
@@ -286,7 +221,7 @@ func (e *enrolled) write(name, text string) string {
 
 // add adds a device and gives it for completion.
 func (e *enrolled) add(id, protocol, sentence string) *sdkCase {
-	c := &sdkCase{sentence: sentence, RegistrationID: id, Protocol: protocol, device: id}
+	c := &sdkCase{Case: sdk.Case{RegistrationID: id, Protocol: protocol}, sentence: sentence, device: id}
 	e.cases = append(e.cases, c)
 	return c
 }
@@ -463,71 +398,23 @@ func (i *identity) thumbprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// portProxy is an HTTP proxy that takes a client who asks for the service's
-// ports to those of the simulator that the file tells of. It gives its port.
+// portProxy takes the SDK to the simulator that the file tells of. It gives its port.
 func portProxy(t *testing.T, endpointFile string) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	at := func(address func(endpoint) string) func() (string, error) {
+		return func() (string, error) {
+			text, err := os.ReadFile(endpointFile)
+			if err != nil {
+				return "", err
+			}
+			var e endpoint
+			err = json.Unmarshal(text, &e)
+			return address(e), err
+		}
+	}
+	p, err := sdk.Listen(at(func(e endpoint) string { return e.MQTT }), at(func(e endpoint) string { return e.WebSocket }), func(err error) { t.Log(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer conn.Close()
-				if err := forward(conn, endpointFile); err != nil {
-					t.Logf("proxy: %v", err)
-				}
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		all.Wait()
-	})
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// forward serves one CONNECT, RFC 9110 9.3.6.
-func forward(conn net.Conn, endpointFile string) error {
-	in := bufio.NewReader(conn)
-	req, err := http.ReadRequest(in)
-	if err != nil {
-		return err
-	}
-	text, err := os.ReadFile(endpointFile)
-	if err != nil {
-		return err
-	}
-	var e endpoint
-	if err := json.Unmarshal(text, &e); err != nil {
-		return err
-	}
-	address, ok := map[string]string{
-		"global.azure-devices-provisioning.net:8883": e.MQTT,
-		"global.azure-devices-provisioning.net:443":  e.WebSocket,
-	}[req.Host]
-	if req.Method != http.MethodConnect || !ok {
-		fmt.Fprint(conn, "HTTP/1.1 403 Forbidden\r\n\r\n")
-		return fmt.Errorf("%s %s", req.Method, req.Host)
-	}
-	out, err := net.Dial("tcp", address)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	fmt.Fprint(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
-	var up sync.WaitGroup
-	up.Go(func() {
-		_, _ = io.Copy(out, in)
-		_ = out.(*net.TCPConn).CloseWrite()
-	})
-	_, _ = io.Copy(conn, out)
-	_ = conn.(*net.TCPConn).CloseWrite()
-	up.Wait()
-	return nil
+	t.Cleanup(p.Close)
+	return p.Port()
 }
