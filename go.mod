@@ -21,7 +21,7 @@ require (
 	go.uber.org/zap v1.28.0
 	golang.org/x/net v0.62.0
 	golang.org/x/sys v0.49.0
-	gonum.org/v1/plot v0.17.0
+	gonum.org/v1/plot v0.17.0 // the drawings of docs/, by bench/ only
 )
 
 require (

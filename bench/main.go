@@ -40,7 +40,8 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 7, "how often each line of the table is measured; up to four times as often when the machine is too busy")
 	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the service is watched once it is assigned")
 	flag.BoolVar(&b.short, "short", false, "three runs, a minute of rest, and no failure because of time, CPU or memory: for CI")
-	document := flag.String("document", "", "a file that takes the report as well, between its bench markers")
+	compare := flag.Bool("compare", false, "compare dpsd with Microsoft's SDKs for Node and Python instead, which are installed for it")
+	document := flag.String("document", "", "a file that takes the report as well, between its bench or compare markers; the plot of -compare goes beside it")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 1 || b.idle <= 0 {
 		flag.Usage()
@@ -49,7 +50,11 @@ func main() {
 	if b.short {
 		b.runs, b.idle = min(b.runs, 3), min(b.idle, time.Minute)
 	}
-	over, err := b.run(*document)
+	run := b.run
+	if *compare {
+		run = b.runCompare
+	}
+	over, err := run(*document)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -62,27 +67,7 @@ func main() {
 
 // run prints the report and tells whether a budget is exceeded.
 func (b *bench) run(document string) (over bool, err error) {
-	if b.program, err = filepath.Abs(b.program); err != nil {
-		return false, err
-	}
-	info, err := os.Stat(b.program)
-	if err != nil {
-		return false, err
-	}
-	b.size = info.Size()
-	said, err := exec.Command(b.program, "version").Output()
-	if err != nil {
-		return false, fmt.Errorf("%s version: %w", b.program, err)
-	}
-	words := strings.Fields(string(said))
-	if len(words) < 2 {
-		return false, fmt.Errorf("%s version says %q", b.program, said)
-	}
-	b.version = words[1]
-	if err := adoptOrphans(); err != nil {
-		return false, fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
-	}
-	dir, err := os.MkdirTemp("", "dpsd-bench-")
+	said, dir, err := b.prepare()
 	if err != nil {
 		return false, err
 	}
@@ -119,13 +104,62 @@ func (b *bench) run(document string) (over bool, err error) {
 	}
 	verdict, over := verdicts(slices.Concat(judged, asked, written, saved, rested, allocated), b.short)
 	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, in brackets the worst where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
-		strings.TrimSpace(string(said)), machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
+		said, machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
 	fmt.Print(report)
 	fmt.Fprint(os.Stderr, "\n", parts)
 	if document != "" {
 		err = insert(document, "bench", report)
 	}
 	return over, err
+}
+
+// runCompare prints the comparison.
+func (b *bench) runCompare(document string) (over bool, err error) {
+	_, dir, err := b.prepare()
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	drawing := ""
+	if document != "" {
+		drawing = filepath.Join(filepath.Dir(document), "compare.svg")
+	}
+	report, err := b.compare(dir, drawing)
+	if err != nil {
+		return false, err
+	}
+	fmt.Print(report)
+	if document != "" {
+		err = insert(document, "compare", report)
+	}
+	return false, err
+}
+
+// prepare finds out what is measured, and makes a directory for it. It returns what the
+// program says of itself.
+func (b *bench) prepare() (said, dir string, err error) {
+	if b.program, err = filepath.Abs(b.program); err != nil {
+		return "", "", err
+	}
+	info, err := os.Stat(b.program)
+	if err != nil {
+		return "", "", err
+	}
+	b.size = info.Size()
+	out, err := exec.Command(b.program, "version").Output()
+	if err != nil {
+		return "", "", fmt.Errorf("%s version: %w", b.program, err)
+	}
+	words := strings.Fields(string(out))
+	if len(words) < 2 {
+		return "", "", fmt.Errorf("%s version says %q", b.program, out)
+	}
+	b.version = words[1]
+	if err := adoptOrphans(); err != nil {
+		return "", "", fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	dir, err = os.MkdirTemp("", "dpsd-bench-")
+	return strings.TrimSpace(string(out)), dir, err
 }
 
 // service makes one for a variant, in a directory of its own.

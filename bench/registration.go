@@ -52,6 +52,7 @@ func variants() []variant {
 type sample struct {
 	cpu                    time.Duration
 	peak                   int64         // bytes
+	elapsed                time.Duration // from the start of the process to its end
 	beyond                 time.Duration // from the start of the process to its end, without the waits that were asked for
 	bytesUp, bytesDown     int64         // payload of TCP
 	connections            int
@@ -69,19 +70,24 @@ type service struct {
 	server    *simulator.Server
 	version   string // of the program, which it tells the service
 	port      int
+	roundTrip time.Duration // of the line to the service, simulated; 0: the loopback's
 }
 
 func newService(v variant, directory string, resumes bool) (*service, error) {
-	var rules []simulator.Rule
-	if resumes {
-		rules = []simulator.Rule{refusals()}
-	}
-	server, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Settings: simulator.Settings{
+	scenario := &simulator.Scenario{Settings: simulator.Settings{
 		Polls:      &v.polls,
 		RetryAfter: fmt.Sprint(int(retryAfter.Seconds())),
 		TLSMin:     v.tls, TLSMax: v.tls,
 		SessionTickets: resumes,
-	}, Rules: rules}})
+	}}
+	if resumes {
+		scenario.Rules = []simulator.Rule{refusals()}
+	}
+	return newServiceOf(v, directory, scenario)
+}
+
+func newServiceOf(v variant, directory string, scenario *simulator.Scenario) (*service, error) {
+	server, err := simulator.New(simulator.Options{Seed: 1, Scenario: scenario})
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +216,7 @@ func (s *service) register(program string) (sample, error) {
 		return sample{}, err
 	}
 	return sample{
-		cpu: u.cpu, peak: u.peak, beyond: u.elapsed - time.Duration(s.variant.polls)*retryAfter,
+		cpu: u.cpu, peak: u.peak, elapsed: u.elapsed, beyond: u.elapsed - time.Duration(s.variant.polls)*retryAfter,
 		bytesUp: sum.BytesUp, bytesDown: sum.BytesDown,
 		connections: sum.Connections,
 		packetsUp:   sum.PacketsUp, packetsDown: sum.PacketsDown,
@@ -248,6 +254,9 @@ func (s *service) accept(l net.Listener, open *sync.WaitGroup) (all []*wire) {
 		conn, err := l.Accept()
 		if err != nil {
 			return all
+		}
+		if s.roundTrip > 0 {
+			conn = newDistant(conn, s.roundTrip)
 		}
 		w := &wire{Conn: conn}
 		all = append(all, w)

@@ -71,7 +71,7 @@ func TestShippedProgram(t *testing.T) {
 		if !packages["github.com/dpsd-project/dpsd/daemon"] {
 			t.Fatalf("the packages of dpsd are %v", packages)
 		}
-		for _, name := range []string{"simulator", "fleet", "bench", "manual"} {
+		for _, name := range []string{"simulator", "fleet", "bench", "manual", "test/sdk"} {
 			if packages["github.com/dpsd-project/dpsd/"+name] {
 				t.Errorf("package %s is in the program", name)
 			}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// distant is the service's end of a connection over a line with a round-trip time:
+// what is sent arrives half of it later, in both directions, however much is on the way.
+// TCP's own round trip, before a device may send, is that of the kernel's loopback and
+// takes no time; so the first bytes arrive a whole one later still.
+type distant struct {
+	net.Conn
+	half time.Duration
+	up   chan piece
+	down chan piece
+	sent chan struct{} // closed when all of down has been sent
+	rest piece         // of up, being read
+
+	mu     sync.Mutex
+	closed bool
+}
+
+// piece is what arrives at once.
+type piece struct {
+	at   time.Time
+	data []byte
+	err  error
+}
+
+// window is how many pieces may be on the way: more than there are in a registration.
+const window = 1024
+
+func newDistant(conn net.Conn, roundTrip time.Duration) *distant {
+	d := &distant{Conn: conn, half: roundTrip / 2, up: make(chan piece, window), down: make(chan piece, window), sent: make(chan struct{})}
+	connected := time.Now().Add(roundTrip)
+	go func() {
+		defer close(d.up)
+		for {
+			data := make([]byte, 4096)
+			n, err := conn.Read(data)
+			at := time.Now()
+			if at.Before(connected) {
+				at = connected
+			}
+			d.up <- piece{at.Add(d.half), data[:n], err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		defer close(d.sent)
+		for p := range d.down {
+			time.Sleep(time.Until(p.at))
+			if _, err := conn.Write(p.data); err != nil {
+				break
+			}
+		}
+		for range d.down { // nobody is there any more
+		}
+	}()
+	return d
+}
+
+// Read returns what has arrived.
+func (d *distant) Read(p []byte) (int, error) {
+	if len(d.rest.data) == 0 && d.rest.err == nil {
+		next, more := <-d.up
+		if !more {
+			return 0, net.ErrClosed
+		}
+		time.Sleep(time.Until(next.at))
+		d.rest = next
+	}
+	n := copy(p, d.rest.data)
+	d.rest.data = d.rest.data[n:]
+	if len(d.rest.data) > 0 {
+		return n, nil
+	}
+	return n, d.rest.err
+}
+
+// Write sends p on its way.
+func (d *distant) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return 0, net.ErrClosed
+	}
+	d.down <- piece{at: time.Now().Add(d.half), data: append([]byte(nil), p...)}
+	return len(p), nil
+}
+
+// Close ends the connection when all that was written has arrived.
+func (d *distant) Close() error {
+	d.mu.Lock()
+	again := d.closed
+	d.closed = true
+	d.mu.Unlock()
+	if again {
+		return net.ErrClosed
+	}
+	close(d.down)
+	<-d.sent
+	err := d.Conn.Close()
+	for range d.up { // until the reader has ended
+	}
+	return err
+}
