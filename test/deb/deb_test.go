@@ -167,12 +167,49 @@ func TestPackagesHoldWhatIsPromised(t *testing.T) {
 						t.Errorf("it lacks %s", w)
 					}
 				}
+				if name == "dpsd" {
+					for _, path := range mentioned(t) {
+						if !slices.Contains(have, "-rw-r--r-- "+path) && !slices.Contains(have, "drwxr-xr-x "+strings.TrimSuffix(path, "/")+"/") {
+							t.Errorf("the documentation sends people to /%s, which it lacks", path)
+						}
+					}
+				}
 				if conffiles := run(t, "dpkg-deb", "--ctrl-tarfile", deb); strings.Contains(conffiles, "conffiles") {
 					t.Error("it has conffiles, over which dpkg would ask questions")
 				}
 			})
 		}
 	}
+}
+
+// mentioned are the files and directories of the package dpsd that the manual
+// pages, the documents and the examples name, without the slash at the beginning.
+func mentioned(t *testing.T) (paths []string) {
+	t.Helper()
+	troff := strings.NewReplacer(`\-`, "-", `\%`, "", `\&`, "")
+	of := regexp.MustCompile(`/usr/share/(doc/)?dpsd\b[\w./-]*`)
+	for _, pattern := range []string{"README.md", "docs/*.md", "docs/man/*.[0-9]", "config/dpsd.toml", "packaging/systemd/*", "packaging/systemd/examples/*"} {
+		files, err := filepath.Glob("../../" + pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if info, err := os.Stat(file); err == nil && info.IsDir() {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range of.FindAllString(troff.Replace(string(text)), -1) {
+				paths = append(paths, strings.TrimRight(path[1:], "."))
+			}
+		}
+	}
+	if len(paths) < 10 {
+		t.Fatalf("the documentation names only %q", paths)
+	}
+	return paths
 }
 
 // TestProgramsKnowTheirPackage runs the programs that can run here.
