@@ -131,6 +131,23 @@ func TestAPurgeLeavesNothing(t *testing.T) {
 	})
 }
 
+func TestARemovalForgetsAFailure(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		g.write("/etc/dpsd/dpsd.toml", "[dps]\n", 0o644)
+		if out, status := g.try("systemctl start dpsd"); status == 0 {
+			t.Fatalf("the start succeeds: %s", out)
+		}
+		g.run("apt-get -qq -y remove dpsd")
+		if left := g.run("systemctl list-units --failed --no-legend --plain"); left != "" {
+			t.Errorf("failed, and not forgotten: %s", left)
+		}
+		if state, _ := g.try("systemctl is-system-running"); state != "running" {
+			t.Errorf("the system is %s", state)
+		}
+	})
+}
+
 // own are files that Debian's tools leave whenever a user is made or removed.
 var own = []string{"/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-"}
 
