@@ -61,7 +61,15 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &material{scope: strings.TrimSpace(string(scope))}
+	m, err := readMaterial(dir, string(scope), now)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; a directory with %s was used before: put the file back, or begin with another directory", err, fileScope)
+	}
+	return m, err
+}
+
+func readMaterial(dir, scope string, now time.Time) (*material, error) {
+	m := &material{scope: strings.TrimSpace(scope)}
 	if !isIDScope(m.scope) {
 		return nil, fmt.Errorf("%s: %q is not an ID scope", filepath.Join(dir, fileScope), m.scope)
 	}

@@ -371,7 +371,8 @@ func TestDirectory(t *testing.T) {
 			if err := os.Remove(filepath.Join(dir, name)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := simulator.New(simulator.Options{Directory: dir}); !errors.Is(err, os.ErrNotExist) {
+			_, err := simulator.New(simulator.Options{Directory: dir})
+			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "put the file back") {
 				t.Error(err)
 			}
 		})
