@@ -72,6 +72,9 @@ func run(file string, once bool, timeout time.Duration) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 
 	cfg, err := load(file)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w; it holds no secret, and the user as whom dpsd runs has to read it: chmod a+r %s", err, file)
+	}
 	if err != nil {
 		return invalid(file, err)
 	}
