@@ -76,6 +76,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\nfor the time until one is free")
 	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests a second that an instance answers\nbefore 5xx; 0 for no limit")
 	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\n0 up to 1")
+	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which it ends\n")
 	flags.StringVar(&curve, "curve", "", "`FILE` that takes the course, second by second,\nas CSV")
 	// The errors are for flags that are not there.
 	_ = c.MarkFlagFilename("config", "toml")
@@ -86,7 +87,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 	} {
 		_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
-	withoutFiles(c, "devices", "seed", "boot-delay-max", "interval", "boot", "quota", "instances", "capacity", "loss")
+	withoutFiles(c, "devices", "seed", "boot-delay-max", "interval", "boot", "quota", "instances", "capacity", "loss", "limit")
 	return c
 }
 
@@ -162,7 +163,7 @@ func rehearse(c *cobra.Command, f *fleet.Fleet, curve string) error {
 		}
 	}
 	if left := f.Devices - len(r.At); left > 0 {
-		return fmt.Errorf("%d of %d gateways are not provisioned", left, f.Devices)
+		return fmt.Errorf("%d of %d gateways are not provisioned within %s", left, f.Devices, f.Limit)
 	}
 	return nil
 }

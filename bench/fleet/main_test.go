@@ -1,0 +1,94 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/fleet"
+)
+
+func TestTimesAreShownAsPeopleCompareThem(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0:00", 59*time.Second + 600*time.Millisecond: "1:00", 10 * time.Minute: "10:00", time.Hour + 2*time.Minute + 3*time.Second: "1:02:03",
+	} {
+		if got := minutes(d); got != want {
+			t.Errorf("%s is shown as %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestAGoalThatIsMissedIsNamed(t *testing.T) {
+	r := &fleet.Result{Fleet: fleet.New(fleet.Power, 1000), At: make([]time.Duration, 1000), Registers: 2000}
+	r.At[999] = 2 * time.Minute // the quota takes one
+	var b bench
+	b.goal("met", r, 2, 2.5)
+	if len(b.missed) != 0 {
+		t.Errorf("missed: %q", b.missed)
+	}
+	b.goal("too late", r, 1.25, 2.5)
+	b.goal("too many", r, 2, 1.5)
+	r.Failed = 1
+	b.goal("5xx", r, 0, 0)
+	r.At = r.At[:999]
+	b.goal("never", r, 0, 0)
+	for n, want := range []string{"too late: all are provisioned after 2:00, the goal is 1:15", "too many: 2.00 requests", "5xx: 1 requests", "never: all are provisioned after never"} {
+		if len(b.missed) <= n || !strings.HasPrefix(b.missed[n], want) {
+			t.Errorf("missed: %q, want %q", b.missed, want)
+		}
+	}
+}
+
+func TestTablesGoBetweenTheirMarkers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "page.md")
+	if err := os.WriteFile(file, []byte("before\n"+beginMarker+"old\n"+endMarker+"after\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(file, "new\n"); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := os.ReadFile(file); string(text) != "before\n"+beginMarker+"new\n"+endMarker+"after\n" {
+		t.Errorf("the page is %q", text)
+	}
+	if err := os.WriteFile(file, []byte("nothing\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(file, "new\n"); err == nil {
+		t.Error("a page without markers takes tables")
+	}
+}
+
+// A plot is of what was rehearsed: it names its axes with their units, and has a curve
+// and a name for each course.
+func TestPlotsNameWhatTheyShow(t *testing.T) {
+	var b bench
+	for _, name := range []string{"one way", "another way"} {
+		f := fleet.New(fleet.Power, 200)
+		f.Service.Quota = 50
+		r, err := f.Run()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.power, b.others = append(b.power, course{name, r}), append(b.others, course{name, r})
+	}
+	dir := t.TempDir()
+	if err := b.draw(dir); err != nil {
+		t.Fatal(err)
+	}
+	for file, texts := range map[string][]string{
+		"fleet-power.svg":     {"gateways provisioned, %", "minutes after the power", "requests a second", "one way", "another way", "the quota, evenly"},
+		"fleet-scenarios.svg": {"gateways provisioned, %", "time after the cause is gone", "12 h", "one way", "another way"},
+	} {
+		svg, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range texts {
+			if !strings.Contains(string(svg), text) {
+				t.Errorf("%s does not say %q", file, text)
+			}
+		}
+	}
+}
