@@ -54,7 +54,7 @@ func eventsIn(dir string, f func() error) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer watcher.Close()
+	defer func() { _ = watcher.Close() }()
 	if err := watcher.Add(dir); err != nil {
 		return 0, err
 	}
@@ -66,7 +66,7 @@ func eventsIn(dir string, f func() error) (n int, err error) {
 	if err := os.Mkdir(mark, 0o700); err != nil {
 		return 0, err
 	}
-	defer os.Remove(mark)
+	defer func() { _ = os.Remove(mark) }()
 	for {
 		select {
 		case e := <-watcher.Events:

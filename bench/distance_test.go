@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -61,7 +62,7 @@ func TestDistant(t *testing.T) {
 		_, _ = service.Write([]byte("last"))
 		go service.Close()
 		read(t, device, "last")
-		if _, err := device.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := device.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("%v, want the end", err)
 		}
 		at(t, since(), roundTrip/2)

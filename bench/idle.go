@@ -31,8 +31,8 @@ type rest struct {
 const calm = 10 * time.Second
 
 // idle runs the program as systemd does, with a watchdog or without, and watches it for
-// a while from READY on.
-func (s *service) idle(program string, watchdog, window time.Duration) (rest, error) {
+// a while from READY on. When ctx ends, so does the program.
+func (s *service) idle(ctx context.Context, program string, watchdog, window time.Duration) (rest, error) {
 	if err := s.anew(); err != nil {
 		return rest{}, err
 	}
@@ -40,8 +40,8 @@ func (s *service) idle(program string, watchdog, window time.Duration) (rest, er
 	if err != nil {
 		return rest{}, err
 	}
-	defer os.Remove(s.path("notify"))
-	defer manager.Close()
+	defer func() { _ = os.Remove(s.path("notify")) }()
+	defer func() { _ = manager.Close() }()
 	var beats atomic.Int64
 	ready := make(chan struct{}, 1)
 	go func() {
@@ -58,9 +58,9 @@ func (s *service) idle(program string, watchdog, window time.Duration) (rest, er
 	}()
 	r := rest{window: window}
 	_, _, err = s.serve(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), limit+calm+window)
+		ctx, cancel := context.WithTimeout(ctx, limit+calm+window)
 		defer cancel()
-		command := exec.CommandContext(ctx, program, "--config", s.path("dpsd.toml"), "run")
+		command := exec.CommandContext(ctx, program, "--config", s.path("dpsd.toml"), "run") //nolint:gosec // running what it is given is its purpose
 		command.Env = append(environment(), "NOTIFY_SOCKET="+s.path("notify"))
 		if watchdog > 0 {
 			command.Env = append(command.Env, fmt.Sprintf("WATCHDOG_USEC=%d", watchdog.Microseconds()))
@@ -76,7 +76,7 @@ func (s *service) idle(program string, watchdog, window time.Duration) (rest, er
 		if err := command.Start(); err != nil {
 			return err
 		}
-		err = s.watch(&r, command.Process.Pid, ready, &beats)
+		err = s.watch(ctx, &r, command.Process.Pid, ready, &beats)
 		_ = command.Process.Signal(syscall.SIGTERM)
 		if ended := command.Wait(); err == nil && ended != nil {
 			err = s.failed(ended)
@@ -87,13 +87,19 @@ func (s *service) idle(program string, watchdog, window time.Duration) (rest, er
 }
 
 // watch fills in what the process does in the window.
-func (s *service) watch(r *rest, pid int, ready <-chan struct{}, beats *atomic.Int64) error {
+func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan struct{}, beats *atomic.Int64) error {
 	select {
 	case <-ready:
 	case <-time.After(limit):
 		return s.failed(errors.New("no READY"))
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	time.Sleep(calm)
+	select {
+	case <-time.After(calm):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	beatsBefore, packetsBefore := int(beats.Load()), len(s.server.Log())
 	moments, err := wakeUps(pid, r.window)
 	if err != nil {

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -76,7 +77,12 @@ func (b *bench) run(document string) (over bool, err error) {
 	var rested []budget
 	var idleErr error
 	var resting sync.WaitGroup
-	resting.Go(func() { rested, idleErr = b.rests() })
+	ctx, cancel := context.WithCancel(context.Background())
+	defer func() {
+		cancel()
+		resting.Wait()
+	}()
+	resting.Go(func() { rested, idleErr = b.rests(ctx) })
 	results, err := b.measure(dir)
 	if err != nil {
 		return false, err
@@ -146,7 +152,7 @@ func (b *bench) prepare() (said, dir string, err error) {
 		return "", "", err
 	}
 	b.size = info.Size()
-	out, err := exec.Command(b.program, "version").Output()
+	out, err := exec.Command(b.program, "version").Output() //nolint:gosec // running what it is given is its purpose
 	if err != nil {
 		return "", "", fmt.Errorf("%s version: %w", b.program, err)
 	}
@@ -177,7 +183,7 @@ func (b *bench) service(dir, name string, v variant, resumes bool) (*service, er
 
 // rests watches the service while nothing is due, once with the watchdog of
 // dpsd.service and once without.
-func (b *bench) rests() ([]budget, error) {
+func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
 		return nil, err
@@ -190,7 +196,7 @@ func (b *bench) rests() ([]budget, error) {
 			return err
 		}
 		defer s.server.Close()
-		*r, err = s.idle(b.program, watchdog, b.idle)
+		*r, err = s.idle(ctx, b.program, watchdog, b.idle)
 		return err
 	}
 	var errs [2]error

@@ -119,7 +119,7 @@ func drawTimes(contestants []contestant, far []round) (*plot.Plot, error) {
 	p := figure("Time to assigned", "simulated round-trip time, ms", "start to end, s")
 	p.Add(plotter.NewGrid())
 	for i, c := range contestants {
-		var points plotter.XYs
+		points := make(plotter.XYs, 0, len(far))
 		for j, rtt := range roundTripTimes() {
 			points = append(points, plotter.XY{X: float64(rtt.Milliseconds()), Y: far[j].medians(elapsed)[i]})
 		}
