@@ -29,7 +29,7 @@ type content struct {
 // a farewell of both MQTT and TLS.
 func smallest(v variant, c content) int {
 	tls13 := v.tls == "1.3"
-	total := clientHello("localhost") + clientFlight(tls13, c.chain)
+	total := clientHello() + clientFlight(tls13, c.chain)
 	overhead := 5 + 8 + 16 // header, explicit nonce, tag
 	if tls13 {
 		overhead = 5 + 1 + 16 // header, content type, tag
@@ -53,7 +53,7 @@ func smallest(v variant, c content) int {
 }
 
 // clientHello is the size of its record.
-func clientHello(host string) int {
+func clientHello() int {
 	const (
 		header     = 5 + 4 + 2 + 32     // record, handshake, version, random
 		session    = 1 + 32             // of the compatibility mode
@@ -68,7 +68,7 @@ func clientHello(host string) int {
 		share      = 4 + 2 + 2 + 2 + 32 // X25519
 		extensions = groups + signatures + ticket + master + versions + modes + share
 	)
-	name := 4 + 2 + 1 + 2 + len(host)
+	name := 4 + 2 + 1 + 2 + len("localhost")
 	return header + session + suites + methods + 2 + name + extensions
 }
 
