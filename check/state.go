@@ -41,6 +41,9 @@ func (i *inspection) directory(r Result) {
 	})
 	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && i.unit.running():
+		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd makes it at a start only
+		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit != nil && i.StateDirectory == "/var/lib/dpsd":
 		i.ok(r, "not there yet; systemd makes it when dpsd.service starts")
 		return

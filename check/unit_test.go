@@ -174,3 +174,22 @@ func TestAKeyThatTheSandboxHidesIsTold(t *testing.T) {
 		t.Errorf("without the unit: %+v", results)
 	}
 }
+
+func TestAStateDirectoryThatIsGoneFromUnderTheService(t *testing.T) {
+	g := &check.Gateway{
+		Settings: &daemon.Settings{
+			RegistrationID: attest.RegistrationID{Template: "gw-1"},
+			Dialer:         &transport.Dialer{Host: "localhost"},
+		},
+		StateDirectory: filepath.Join(t.TempDir(), "gone"),
+		Systemctl:      systemd(t, "", running),
+	}
+	r := run(t, g, check.State)[0]
+	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Advice, "restart") {
+		t.Errorf("while it runs: %+v", r)
+	}
+	g.Systemctl = nil
+	if r := run(t, g, check.State)[0]; r.Status != check.OK {
+		t.Errorf("without a service: %+v", r)
+	}
+}

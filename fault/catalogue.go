@@ -93,7 +93,7 @@ var catalogue = []Entry{
 		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates."},
 	{TLSIntercepted, Interception,
 		"Somebody on the way answers in the service's place: who does is in the cause, as the issuer of the certificate.",
-		"Have the endpoint exempted from TLS inspection; a device certificate cannot pass it. With keys alone, ca_file may name the issuer."},
+		"Have the endpoint exempted from TLS inspection; a device certificate cannot pass it. With keys alone, ca_file may name the issuer; then a refusal in the cause may also be the key's fault."},
 	{TLSWrongHost, Interception,
 		"The server's certificate is for another name.",
 		"Check endpoint in dpsd.toml; if that is right, something on the way answers in the service's place."},

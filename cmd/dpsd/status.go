@@ -99,6 +99,9 @@ func (r statusReport) print(out *terminal) error {
 		control.Unprovisioned: {red, "not provisioned"},
 	}
 	head := words[r.Health]
+	if !r.Running && r.Health == control.Cached {
+		head.text = "assigned, as the files have it: dpsd is not running"
+	}
 	fmt.Fprintln(&b, out.paint(head.colour, head.text))
 	if i := r.Identity; i != nil {
 		line("hub", "%s", i.AssignedHub)
