@@ -33,10 +33,13 @@ operations:
 	.ci/need test
 	go test ./test/operations ./daemon -run '^TestThePage' -update
 
+# What is too long for the race detector: the tests that call long(t).
+LONG = TestTheJournalOfADayIsBounded|TestPromise5TroubleNeverEndsTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestTroubleOfEveryKind
 test:
 	.ci/need test
 	go vet ./...
-	go test $$(.ci/need race) ./...
+	go test $$(.ci/need race) -timeout 20m ./...
+	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon; fi
 
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...

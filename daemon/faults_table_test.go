@@ -452,6 +452,7 @@ func (g *gateway) outcome(row trouble) outcome {
 // not pass, it has the right name and costs little; and what was published
 // before stays. With -v the table is printed.
 func TestTroubleOfEveryKind(t *testing.T) {
+	long(t)
 	var rows []trouble
 	for _, row := range troubles() {
 		if row.on != "" {

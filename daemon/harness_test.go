@@ -173,6 +173,15 @@ func (g *gateway) note(state string) error {
 	return nil
 }
 
+// long is for what lives through days and months: with the race detector it takes
+// minutes, and does nothing that shorter tests do not. "make test" runs it without.
+func long(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("long: make test runs it without the race detector")
+	}
+}
+
 // lastNote is the last message.
 func (g *gateway) lastNote() string {
 	g.mu.Lock()

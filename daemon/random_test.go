@@ -79,6 +79,7 @@ func retryAfter(topic string) time.Duration {
 // A day of nothing but faults, the service on the other side: whatever it does,
 // no request comes before it wants one, and the day's traffic is bounded.
 func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
+	long(t)
 	const connections, requests = 600, 600 // a day
 	most := simulator.Summary{}
 	mostRequests := 0
@@ -248,6 +249,7 @@ func memory() uint64 {
 // A month of random faults leaves memory and goroutines where they began. It
 // does not run beside other tests, whose goroutines would be counted.
 func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
+	long(t)
 	const margin = 64 << 10
 	synctest.Test(t, func(t *testing.T) {
 		g := newGatewayAt(t, simulator.Options{Seed: 3, DiscardLog: true})

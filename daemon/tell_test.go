@@ -117,6 +117,7 @@ func TestNoEventIsToldWithoutEnd(t *testing.T) {
 // What a gateway writes into its journal in a day: of every lane and of every
 // trigger, the first day and each further one.
 func TestTheJournalOfADayIsBounded(t *testing.T) {
+	long(t)
 	// Entries a day at level info, the first day and each further one.
 	most, mostVaried := [2]int{60, 12}, [2]int{100, 60}
 	refused := func(err error) func(*gateway) {
