@@ -86,8 +86,8 @@ compare: build
 	go run ./bench -compare $(COMPAREFLAGS)
 
 # What ten thousand gateways do to the service, in virtual time: the runs behind the
-# default delays. FLEETFLAGS='-large -document docs/performance.md' rehearses a
-# million too, and puts tables and plots into the page.
+# default delays. FLEETFLAGS='-document docs/performance.md' puts tables and plots
+# into the page; -large rehearses a million too.
 fleet:
 	go run ./bench/fleet $(FLEETFLAGS)
 

@@ -68,21 +68,19 @@ func (r *run) dpsd(e event, d *device) {
 // handle hands the registration what the service answered. What is the same for all,
 // the errors, is read once.
 func (r *run) handle(now time.Time, d *device, i int32) (dps.Step, error) {
-	m := r.text.reply(d.answer, requestID(d.topic), i)
-	if d.answer.status < 300 {
-		return d.registration.Handle(now, m)
-	}
+	id := requestID(d.topic)
 	reply, known := r.replies[d.answer]
 	if !known {
+		m := r.text.reply(d.answer, id, i)
 		var err error
-		if reply, err = dps.ParseReply(m); err != nil {
-			return d.registration.Handle(now, m) // which gives the error
+		if reply, err = dps.ParseReply(m); err != nil || reply.Error == nil {
+			return d.registration.Take(now, m.Topic, reply, err)
 		}
 		r.replies[d.answer] = reply
 	}
 	said := *reply.Error // the registration writes the request into it
-	reply.Error, reply.RequestID = &said, requestID(d.topic)
-	return d.registration.Take(now, m.Topic, reply, nil)
+	reply.Error, reply.RequestID = &said, id
+	return d.registration.Take(now, "", reply, nil)
 }
 
 // regular waits for the next registration of the interval, if there is one.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -146,6 +147,8 @@ func known(scenario string, f *fleet.Fleet) error {
 }
 
 func rehearse(c *cobra.Command, f *fleet.Fleet, curve string) error {
+	// A million gateways are half a gigabyte that stays, and are looked through less often so.
+	debug.SetGCPercent(300)
 	r, err := f.Run()
 	if err != nil {
 		return err
