@@ -1,26 +1,26 @@
 package config
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 )
 
 var (
 	// Keys and tables that may be repeated even when they are unknown: no key in base64
 	// and hardly a password looks like them.
-	plainHeader = regexp.MustCompile(`^([ \t]*\[\[?[ \t]*)([a-z]{1,20})([ \t]*\]\]?[ \t]*)(#.*)?$`)
-	assignment  = regexp.MustCompile(`^([ \t]*)([a-z]+(?:_[a-z]+)*)([ \t]*=[ \t]*)(.*)$`)
+	plainHeader = late.Regexp(`^([ \t]*\[\[?[ \t]*)([a-z]{1,20})([ \t]*\]\]?[ \t]*)(#.*)?$`)
+	assignment  = late.Regexp(`^([ \t]*)([a-z]+(?:_[a-z]+)*)([ \t]*=[ \t]*)(.*)$`)
 	// wholeValue is a value that ends on its line, and the comment behind it.
-	wholeValue = regexp.MustCompile(`^("(?:[^"\\]|\\.)*"|'[^']*'|\[[^#\]]*\]|[^\s#"'\[\]]+)([ \t]*)(#.*)?$`)
+	wholeValue = late.Regexp(`^("(?:[^"\\]|\\.)*"|'[^']*'|\[[^#\]]*\]|[^\s#"'\[\]]+)([ \t]*)(#.*)?$`)
 	// elements are lines of an array that goes over several.
-	elements   = regexp.MustCompile(`^([ \t,\[\]]|"mqtt"|"websocket")*(#.*)?$`)
-	plainValue = regexp.MustCompile(`^(true|false|[0-9]{1,6})$`)
+	elements   = late.Regexp(`^([ \t,\[\]]|"mqtt"|"websocket")*(#.*)?$`)
+	plainValue = late.Regexp(`^(true|false|[0-9]{1,6})$`)
 	// comments of a commented-out line begin so.
-	commented = regexp.MustCompile(`^([ \t]*#[# \t]*)(.*)$`)
+	commented = late.Regexp(`^([ \t]*#[# \t]*)(.*)$`)
 )
 
 // Redact returns the text of a configuration for others to read, valid or not, and what
@@ -52,15 +52,15 @@ func (r *redactor) line(line string) string {
 		}
 		return r.mask(line)
 	}
-	if m := plainHeader.FindStringSubmatch(line); m != nil {
+	if m := plainHeader().FindStringSubmatch(line); m != nil {
 		r.table = m[2]
 		return m[1] + m[2] + m[3] + redact.Prose(m[4])
 	}
-	if m := commented.FindStringSubmatch(line); m != nil {
-		if plainHeader.MatchString(m[2]) || assignment.MatchString(m[2]) {
+	if m := commented().FindStringSubmatch(line); m != nil {
+		if plainHeader().MatchString(m[2]) || assignment().MatchString(m[2]) {
 			// A commented-out line of another table does not end this one.
 			inside := redactor{known: r.known, table: r.table}
-			if a := assignment.FindStringSubmatch(m[2]); a != nil {
+			if a := assignment().FindStringSubmatch(m[2]); a != nil {
 				inside.table = r.tableOf(a[2])
 			}
 			kept := inside.line(m[2])
@@ -69,10 +69,10 @@ func (r *redactor) line(line string) string {
 		}
 		return redact.Prose(line)
 	}
-	if elements.MatchString(line) {
+	if elements().MatchString(line) {
 		return redact.Prose(line)
 	}
-	m := assignment.FindStringSubmatch(line)
+	m := assignment().FindStringSubmatch(line)
 	if m == nil {
 		return r.mask(line)
 	}
@@ -84,7 +84,7 @@ func (r *redactor) line(line string) string {
 	if m[4] == "[" && slices.Contains(r.known[r.table], m[2]) {
 		return line // its elements follow
 	}
-	v := wholeValue.FindStringSubmatch(m[4])
+	v := wholeValue().FindStringSubmatch(m[4])
 	switch {
 	case v == nil:
 		return m[1] + m[2] + m[3] + r.mask(m[4])
@@ -112,7 +112,7 @@ func (r *redactor) takes(name, value string) bool {
 	if !slices.Contains(r.known[r.table], name) {
 		return false
 	}
-	if plainValue.MatchString(value) {
+	if plainValue().MatchString(value) {
 		return true
 	}
 	doc, problem := readDocument([]byte(name + " = " + value + "\n"))

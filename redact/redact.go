@@ -5,6 +5,8 @@ package redact
 import (
 	"regexp"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/late"
 )
 
 // Mark stands where a secret stood.
@@ -14,18 +16,18 @@ const Mark = "[masked]"
 // or a proxy its password.
 var tokens = []struct {
 	sign string // in small letters; without it there is no need to look, which takes long
-	form *regexp.Regexp
+	form func() *regexp.Regexp
 	to   string
 }{
-	{"sharedaccesssignature", regexp.MustCompile(`(?i)SharedAccessSignature(?:%20|\+|\s)*[^\s"'<>\\]*`), Mark},
-	{"sig", regexp.MustCompile(`(?i)\bsig(?:=|%3d)[^&\s"'<>\\]+`), "sig=" + Mark},
-	{"key", regexp.MustCompile(`(?i)\b((?:shared)?access(?:_|-)?key(?:=|%3d))[^;&\s"'<>\\]+`), "${1}" + Mark},
+	{"sharedaccesssignature", late.Regexp(`(?i)SharedAccessSignature(?:%20|\+|\s)*[^\s"'<>\\]*`), Mark},
+	{"sig", late.Regexp(`(?i)\bsig(?:=|%3d)[^&\s"'<>\\]+`), "sig=" + Mark},
+	{"key", late.Regexp(`(?i)\b((?:shared)?access(?:_|-)?key(?:=|%3d))[^;&\s"'<>\\]+`), "${1}" + Mark},
 	// Not "basic authentication": base64 has capitals or digits.
-	{"basic", regexp.MustCompile(`(?i)\b(basic(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
-	{"bearer", regexp.MustCompile(`(?i)\b(bearer(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
+	{"basic", late.Regexp(`(?i)\b(basic(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
+	{"bearer", late.Regexp(`(?i)\b(bearer(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
 	// A "/" in the password makes it look like a path: the last "@" of the word counts.
-	{"://", regexp.MustCompile(`(?i)\b([a-z][a-z0-9+.-]*://)[^\s"'<>\\]*@`), "${1}" + Mark + "@"},
-	{"private key", regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), Mark},
+	{"://", late.Regexp(`(?i)\b([a-z][a-z0-9+.-]*://)[^\s"'<>\\]*@`), "${1}" + Mark + "@"},
+	{"private key", late.Regexp(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), Mark},
 }
 
 // Tokens masks what has the form of a secret: SAS tokens and their signatures, keys of
@@ -35,7 +37,7 @@ func Tokens(text string) string {
 	small := strings.ToLower(text)
 	for _, t := range tokens {
 		if strings.Contains(small, t.sign) {
-			text = t.form.ReplaceAllString(text, t.to)
+			text = t.form().ReplaceAllString(text, t.to)
 		}
 	}
 	return text
@@ -43,25 +45,25 @@ func Tokens(text string) string {
 
 var (
 	// said is a secret that somebody calls by its name.
-	said = regexp.MustCompile(`(?i)((?:pass(?:word|wd|phrase)?|pwd|secret|token)["']?(?:\s+is\s|\s*[:=])\s*)(\S+)`)
+	said = late.Regexp(`(?i)((?:pass(?:word|wd|phrase)?|pwd|secret|token)["']?(?:\s+is\s|\s*[:=])\s*)(\S+)`)
 	// word may be a key in base64 or hex, whole: 16 bytes have at least 22 characters.
-	word = regexp.MustCompile(`[A-Za-z0-9+/_=%-]{20,}`)
+	word = late.Regexp(`[A-Za-z0-9+/_=%-]{20,}`)
 	// reference is where a secret is, which is none.
-	reference = regexp.MustCompile(`^["']?(?:file:/|credential:)`)
+	reference = late.Regexp(`^["']?(?:file:/|credential:)`)
 )
 
 // Prose is Tokens for what a person has written, such as a comment, where a key may
 // stand without any form: it masks long words of letters and digits mixed too, and
 // what is called a password.
 func Prose(text string) string {
-	text = said.ReplaceAllStringFunc(Tokens(text), func(s string) string {
-		m := said.FindStringSubmatch(s)
-		if reference.MatchString(m[2]) {
+	text = said().ReplaceAllStringFunc(Tokens(text), func(s string) string {
+		m := said().FindStringSubmatch(s)
+		if reference().MatchString(m[2]) {
 			return s
 		}
 		return m[1] + Mark
 	})
-	return word.ReplaceAllStringFunc(text, func(s string) string {
+	return word().ReplaceAllStringFunc(text, func(s string) string {
 		if random(s) {
 			return Mark
 		}

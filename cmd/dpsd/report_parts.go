@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -23,6 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -87,7 +87,7 @@ func (r reporter) configuration(context.Context) piece {
 }
 
 // referred is a reference anywhere in a configuration, which need not be valid.
-var referred = regexp.MustCompile(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
+var referred = late.Regexp(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
 
 // secrets reads, as far as this user may, what the configuration and the environment
 // keep secret, so that it is found wherever else it stands.
@@ -96,7 +96,7 @@ func (r reporter) secrets(context.Context) piece {
 	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
 	text, _ := slurp(r.file) // told by its own part
 	var unread []error
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred.FindAllString(string(text), -1)))) {
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred().FindAllString(string(text), -1)))) {
 		reference, err := attest.ParseReference(name)
 		if err != nil {
 			continue // it is masked where it stands
@@ -119,11 +119,11 @@ func (r reporter) secrets(context.Context) piece {
 }
 
 // address has a user, and mostly a password.
-var address = regexp.MustCompile(`[a-z]://([^\s"']*)@`)
+var address = late.Regexp(`[a-z]://([^\s"']*)@`)
 
 // userOf finds the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
-	for _, m := range address.FindAllStringSubmatch(text, -1) {
+	for _, m := range address().FindAllStringSubmatch(text, -1) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))
@@ -193,9 +193,9 @@ func keep(data []byte) []byte { return data }
 
 // member is a line of state.json whose value is a name, a number or a time.
 var (
-	member = regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
+	member = late.Regexp(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
 		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
-	foreign = regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
+	foreign = late.Regexp(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	// What the service's answer says by itself, and what it may mean.
 	harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
 		"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
@@ -206,9 +206,9 @@ func (r reporter) maskRecord(data []byte) []byte {
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSuffix(line, "\n")
-		m := foreign.FindStringSubmatch(line)
+		m := foreign().FindStringSubmatch(line)
 		switch {
-		case member.MatchString(line), line == "{", line == "}", line == "":
+		case member().MatchString(line), line == "{", line == "}", line == "":
 			b.WriteString(line)
 		case m != nil && m[1] == "payload" && r.withPayload:
 			b.WriteString(line)
@@ -244,12 +244,12 @@ func (r reporter) maskAnswer(text string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-var environmentLine = regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
+var environmentLine = late.Regexp(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
 
 func maskEnvironmentFile(data []byte) []byte {
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
-		if line = strings.TrimSuffix(line, "\n"); !environmentLine.MatchString(line) {
+		if line = strings.TrimSuffix(line, "\n"); !environmentLine().MatchString(line) {
 			line = fmt.Sprintf("%s %d bytes", redact.Mark, len(line))
 		}
 		b.WriteString(line + "\n")
@@ -310,8 +310,8 @@ func unitProperties(ctx context.Context) piece {
 }
 
 var (
-	given    = regexp.MustCompile(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
-	variable = regexp.MustCompile(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
+	given    = late.Regexp(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
+	variable = late.Regexp(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
 )
 
 // maskedUnit leaves of the environment the names of the variables, and masks what else
@@ -319,7 +319,7 @@ var (
 func maskedUnit(got piece) piece {
 	var b strings.Builder
 	for line := range strings.Lines(strings.ReplaceAll(string(got.data), "\\\n", " ")) {
-		m := given.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		m := given().FindStringSubmatch(strings.TrimSuffix(line, "\n"))
 		if m == nil || strings.TrimSpace(m[2]) == "" {
 			b.WriteString(redact.Prose(line))
 			continue
@@ -327,7 +327,7 @@ func maskedUnit(got piece) piece {
 		got.secrets = append(got.secrets, userOf(m[2])...)
 		b.WriteString(m[1] + "=" + redact.Mark)
 		if m[1] == "Environment" {
-			for _, v := range variable.FindAllStringSubmatch(m[2], -1) {
+			for _, v := range variable().FindAllStringSubmatch(m[2], -1) {
 				b.WriteString(" " + v[1])
 			}
 		}
