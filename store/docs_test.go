@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,6 +232,9 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 	work := t.TempDir()
 	start := func(name string, c *exec.Cmd) {
 		c.Stderr = os.Stderr
+		// With what it starts: a shell that is killed leaves the command that it waits for.
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		kill := func() { _ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 		out, err := c.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -240,7 +244,7 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 		}
 		f := &follower{name: name, up: make(chan struct{}), done: make(chan struct{})}
 		all = append(all, f)
-		late := time.AfterFunc(2*time.Minute, func() { _ = c.Process.Kill() })
+		late := time.AfterFunc(2*time.Minute, kill)
 		go func() {
 			defer close(f.done)
 			defer late.Stop()
@@ -259,7 +263,7 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 				before = generation
 				f.seen++
 			}
-			_ = c.Process.Kill()
+			kill()
 			_ = c.Wait()
 			if f.seen == 0 {
 				close(f.up)
