@@ -1,11 +1,8 @@
 package main
 
 import (
-	"errors"
 	"net"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // notifyLimit is how long a message may wait for room in the service manager's
@@ -22,29 +19,10 @@ func notifyTo(socket string) func(state string) error {
 			return err
 		}
 		defer func() { _ = c.Close() }()
-		// There is room, nearly always. The deadline's timer would wake the processor once
-		// more a second later, after each message to the watchdog, though it is deleted.
-		if err := writeAtOnce(c, state); !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
 		if err := c.SetWriteDeadline(time.Now().Add(notifyLimit)); err != nil {
 			return err
 		}
 		_, err = c.Write([]byte(state))
 		return err
 	}
-}
-
-// writeAtOnce writes without waiting. The error is EAGAIN when there is no room.
-func writeAtOnce(c *net.UnixConn, state string) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var result error
-	err = raw.Write(func(fd uintptr) bool {
-		_, result = unix.Write(int(fd), []byte(state))
-		return true
-	})
-	return errors.Join(err, result)
 }
