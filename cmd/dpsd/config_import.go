@@ -48,7 +48,7 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 				}
 			}
 			if result.TOML == "" {
-				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; README.md has a small dpsd.toml to begin with")}
+				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with")}
 			}
 			if _, err := fmt.Fprint(cmd.OutOrStdout(), result.TOML); err != nil {
 				return &exitError{exitFailed, err}

@@ -155,10 +155,10 @@ func load(file string) (*config.Config, error) {
 // open opens a configuration.
 func open(file string) (*os.File, error) {
 	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("%w; README.md has a small one, config/dpsd.toml shows every key", err)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; man dpsd.toml has a small one, /usr/share/dpsd/dpsd.toml shows every key", err)
 	}
-	return f, nil
+	return f, err
 }
 
 // errRestart names what only a restart can change.
