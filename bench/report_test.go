@@ -109,8 +109,8 @@ func TestRoundTrips(t *testing.T) {
 // A registration in bytes, of which the records can be counted by hand.
 func TestSmallest(t *testing.T) {
 	c := content{identity: dps.Identity{IDScope: "0ne", RegistrationID: "gw"}, port: "443", operation: "4.op"}
-	if n := clientHello(); n != 193 {
-		t.Errorf("a ClientHello has %d bytes, want 193", n)
+	if n := clientHello(); n != 201 {
+		t.Errorf("a ClientHello has %d bytes, want 201", n)
 	}
 	if got, want := packets(variant{"certificate", "mqtt", "1.2", 1}, content{identity: c.identity, chain: []int{1}, operation: c.operation}), []int{
 		2 + 10 + 4 + 2 + len("0ne/registrations/gw/api-version=2019-03-31"),
@@ -144,7 +144,7 @@ func TestSmallest(t *testing.T) {
 		here, there := net.Pipe()
 		defer here.Close()
 		go func() {
-			_ = tls.Client(there, &tls.Config{ServerName: "localhost", CurvePreferences: []tls.CurveID{tls.X25519}, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}, MinVersion: tls.VersionTLS12}).Handshake()
+			_ = tls.Client(there, &tls.Config{ServerName: "localhost", CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384}, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}, MinVersion: tls.VersionTLS12}).Handshake()
 			there.Close()
 		}()
 		hello := make([]byte, 2000)

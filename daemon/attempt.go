@@ -252,9 +252,9 @@ func (a *attempt) identify(ctx context.Context) error {
 			},
 			Payload:         payload,
 			ResponseTimeout: a.settings.ResponseTimeout,
-			// A range of its own, so that a stray reply answers nothing; four digits,
-			// because each is sent with every request.
-			RequestIDs: 1_000 + uint64(time.Now().UnixMilli()%9_000),
+			// A range of its own, so that a stray reply answers nothing; from "10" to "zz",
+			// because one is sent with every request.
+			RequestIDs: 35 + uint64(time.Now().UnixMilli()%1_250),
 		}
 	}
 	return nil

@@ -94,4 +94,6 @@ func escape(s string) string {
 	return b.String()
 }
 
-func formatRequestID(n uint64) string { return strconv.FormatUint(n, 10) }
+// formatRequestID writes a number as $rid, which is free text to the service: base 36
+// is the shortest that needs no escape in a topic.
+func formatRequestID(n uint64) string { return strconv.FormatUint(n, 36) }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +58,7 @@ func advance(t *testing.T, r *dps.Registration) dps.Message {
 }
 
 func reply(status int, rid uint64, retryAfter string, body string) dps.Message {
-	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=%d", status, rid)
+	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=%s", status, strconv.FormatUint(rid, 36))
 	if retryAfter != "" {
 		topic += "&retry-after=" + retryAfter
 	}
@@ -534,24 +535,23 @@ func TestProperties(t *testing.T) {
 			if m == nil {
 				return
 			}
-			var rid uint64
-			var operation string
+			var id, operation string
 			switch {
 			case strings.HasPrefix(m.Topic, registerTopic):
 				registers++
-				if _, err := fmt.Sscanf(m.Topic[len(registerTopic):], "%d", &rid); err != nil {
-					fail("%v", err)
-				}
+				id = m.Topic[len(registerTopic):]
 			case strings.HasPrefix(m.Topic, pollTopic):
 				polls++
-				if _, err := fmt.Sscanf(m.Topic[len(pollTopic):], "%d&operationId=%s", &rid, &operation); err != nil {
-					fail("%v", err)
-				}
+				id, operation, _ = strings.Cut(m.Topic[len(pollTopic):], "&operationId=")
 				if operation != r.OperationID() || operation == "" {
 					fail("polls %q, the operation is %q", operation, r.OperationID())
 				}
 			default:
 				fail("sends %s", m.Topic)
+			}
+			rid, err := strconv.ParseUint(id, 36, 64)
+			if err != nil {
+				fail("%v", err)
 			}
 			if outstanding != 0 {
 				fail("request %d while %d is outstanding", rid, outstanding)
