@@ -62,6 +62,7 @@ type supervisor struct {
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended
 	unmended  bool         // the last fault was of that kind
+	restDue   time.Time    // when Rest is called; zero: it was, or there is something to do
 	lane      pace.Lane
 	hung      bool // the gate is shut; said once
 	phases    chan phase
@@ -185,6 +186,9 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.begin(ctx, now)
 			case reached(s.mendDue, now):
 				s.mend(ctx, now)
+			case reached(s.restDue, now):
+				s.restDue = time.Time{}
+				s.Rest()
 			}
 		case p := <-s.phases:
 			s.phase = p
@@ -224,7 +228,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	wait := idle
 	if s.attempt == nil {
-		for _, at := range []time.Time{s.due, s.mendDue} {
+		for _, at := range []time.Time{s.due, s.mendDue, s.restDue} {
 			if !at.IsZero() {
 				wait = min(wait, max(0, at.Sub(now)))
 			}
@@ -278,7 +282,7 @@ func (s *supervisor) mend(ctx context.Context, now time.Time) {
 
 func (s *supervisor) launch(ctx context.Context, now time.Time, a *attempt) {
 	ctx, s.attempt = context.WithCancel(ctx)
-	s.replaced, s.wanted = false, time.Time{}
+	s.replaced, s.wanted, s.restDue = false, time.Time{}, time.Time{}
 	s.registers = !a.look && !a.mend
 	s.phase = phase{deadline: now.Add(overdue)}
 	go func() { s.results <- a.run(ctx) }()
@@ -339,6 +343,9 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	// of it. The metrics are read from the board.
 	s.board.Post(s.status(now))
 	s.scribe.writeMetrics()
+	if s.Rest != nil && (s.due.IsZero() || s.due.Sub(now) > restLimit) {
+		s.restDue = now.Add(restAfter)
+	}
 	return err
 }
 

@@ -102,6 +102,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		Hangup:      hangup,
 		Reload:      reloader(file, cfg),
 		Watch:       watch.Files,
+		Rest:        func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
 		Watchdog:    watchdog,
 		Once:        once, Timeout: timeout,
 		Version: version, BuiltAt: builtAt(),
