@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/simulator"
 )
 
 // stagger keeps registrations that run at the same time out of each other's way:
@@ -169,12 +171,12 @@ func (b *bench) prepare() (said, dir string, err error) {
 }
 
 // service makes one for a variant, in a directory of its own.
-func (b *bench) service(dir, name string, v variant, resumes bool) (*service, error) {
+func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simulator.Rule) (*service, error) {
 	directory := filepath.Join(dir, name)
 	if err := os.Mkdir(directory, 0o700); err != nil {
 		return nil, err
 	}
-	s, err := newService(v, directory, resumes)
+	s, err := newService(v, directory, tickets, rules...)
 	if err == nil {
 		s.version = b.version
 	}
@@ -241,26 +243,36 @@ func (b *bench) boots(dir string) ([]budget, error) {
 	return []budget{{"writes to the state directory on a boot with an unchanged answer", "", float64(events), 0, strict}}, err
 }
 
-// resumes measures what a resumed session saves.
-func (b *bench) resumes(dir string) ([]resumption, []budget, error) {
-	var all []resumption
+// resumes measures what a resumed session saves a gateway that comes back.
+func (b *bench) resumes(dir string) ([]comeback, []budget, error) {
+	var all []comeback
 	var budgets []budget
-	for _, v := range variants() {
-		if v.protocol != "mqtt" || v.polls != 1 {
-			continue
+	for i, reason := range comebacks {
+		for _, v := range variants() {
+			if v.protocol != "mqtt" || v.polls != 1 {
+				continue
+			}
+			c := comeback{variant: v, why: reason.why}
+			for _, tickets := range []bool{false, true} {
+				s, err := b.service(dir, fmt.Sprint("resume-", i, v.credential, v.tls, tickets), v, tickets, reason.rule)
+				if err != nil {
+					return nil, nil, err
+				}
+				cost, err := s.second(b.program)
+				s.server.Close()
+				if err != nil {
+					return nil, nil, err
+				}
+				if tickets {
+					c.resumed = cost
+				} else {
+					c.full = cost
+				}
+			}
+			all = append(all, c)
+			budgets = append(budgets, budget{"round trips of " + c.why + ", resumed, " + v.credential + ", TLS " + v.tls,
+				"", float64(c.resumed.roundTrips), float64(c.roundTrips()), strict})
 		}
-		s, err := b.service(dir, "resume-"+v.credential+v.tls, v, true)
-		if err != nil {
-			return nil, nil, err
-		}
-		r, err := s.resume(b.program)
-		s.server.Close()
-		if err != nil {
-			return nil, nil, err
-		}
-		all = append(all, r)
-		// One for each of TCP, TLS, CONNECT, SUBSCRIBE and register, whatever the version.
-		budgets = append(budgets, budget{"round trips of an attempt that resumes, " + v.credential + ", TLS " + v.tls, "", float64(r.second.roundTrips), 5, strict})
 	}
 	return all, budgets, nil
 }

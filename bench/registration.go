@@ -73,16 +73,14 @@ type service struct {
 	roundTrip time.Duration // of the line to the service, simulated; 0: the loopback's
 }
 
-func newService(v variant, directory string, resumes bool) (*service, error) {
+// newService makes one that gives session tickets, or not.
+func newService(v variant, directory string, tickets bool, rules ...simulator.Rule) (*service, error) {
 	scenario := &simulator.Scenario{Settings: simulator.Settings{
 		Polls:      &v.polls,
 		RetryAfter: fmt.Sprint(int(retryAfter.Seconds())),
 		TLSMin:     v.tls, TLSMax: v.tls,
-		SessionTickets: resumes,
-	}}
-	if resumes {
-		scenario.Rules = []simulator.Rule{refusals()}
-	}
+		SessionTickets: tickets,
+	}, Rules: rules}
 	return newServiceOf(v, directory, scenario)
 }
 
