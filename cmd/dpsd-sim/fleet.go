@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -17,7 +18,7 @@ import (
 )
 
 func newFleet() *cobra.Command {
-	var scenario, client, onBoot, throttle, configuration, curve string
+	var scenario, client, onBoot, throttle, configuration, curve, svg string
 	devices := 10_000
 	f := fleet.New(fleet.Power, devices)
 	c := &cobra.Command{
@@ -38,7 +39,7 @@ It prints the time until 50, 90, 99 and 100 % of the gateways are provisioned,
 the registration requests per gateway, the peak of requests, and how many were
 answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 		Example: `  dpsd-sim fleet --devices 10000
-  dpsd-sim fleet --devices 10000 --boot-delay-max 10m
+  dpsd-sim fleet --devices 10000 --boot-delay-max 10m --svg fleet.svg
   dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
   dpsd-sim fleet --client sdk --retry-after none --curve sdk.csv`,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -58,7 +59,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 			if err := known(scenario, &f); err != nil {
 				return &usageError{err}
 			}
-			return rehearse(c, &f, curve)
+			return rehearse(c, &f, curve, svg)
 		},
 	}
 	flags := c.Flags()
@@ -79,9 +80,11 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\n0 up to 1")
 	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which it ends\n")
 	flags.StringVar(&curve, "curve", "", "`FILE` that takes the course, second by second,\nas CSV")
+	flags.StringVar(&svg, "svg", "", "`FILE` that takes a drawing of the course")
 	// The errors are for flags that are not there.
 	_ = c.MarkFlagFilename("config", "toml")
 	_ = c.MarkFlagFilename("curve", "csv")
+	_ = c.MarkFlagFilename("svg", "svg")
 	for flag, values := range map[string][]string{
 		"scenario": scenarios(), "client": {string(fleet.Dpsd), string(fleet.SDK)}, "on-boot": policies(),
 		"throttle": {string(fleet.Bucket), string(fleet.Window)}, "retry-after": {"none", "free", "3", "30"},
@@ -146,7 +149,7 @@ func known(scenario string, f *fleet.Fleet) error {
 	return f.Check()
 }
 
-func rehearse(c *cobra.Command, f *fleet.Fleet, curve string) error {
+func rehearse(c *cobra.Command, f *fleet.Fleet, curve, svg string) error {
 	// A million gateways are half a gigabyte that stays, and are looked through less often so.
 	debug.SetGCPercent(300)
 	r, err := f.Run()
@@ -156,12 +159,18 @@ func rehearse(c *cobra.Command, f *fleet.Fleet, curve string) error {
 	if err := r.Write(c.OutOrStdout()); err != nil {
 		return err
 	}
-	if curve != "" {
-		out, err := os.Create(curve)
+	for _, picture := range []struct {
+		file  string
+		write func(io.Writer) error
+	}{{curve, r.WriteCurve}, {svg, r.WriteSVG}} {
+		if picture.file == "" {
+			continue
+		}
+		out, err := os.Create(picture.file)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(r.WriteCurve(out), out.Close()); err != nil {
+		if err := errors.Join(picture.write(out), out.Close()); err != nil {
 			return err
 		}
 	}
