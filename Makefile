@@ -84,7 +84,8 @@ bench: build
 	go run ./bench/load $(LOADFLAGS)
 
 # dpsd beside Microsoft's SDKs for Node and Python, which are installed for it; ten
-# minutes. COMPAREFLAGS='-document docs/performance.md' puts table and plot there.
+# minutes. Table and plot go into the page; COMPAREFLAGS= prints the table only.
+COMPAREFLAGS ?= -document docs/performance.md
 compare: build
 	.ci/need compare
 	go run ./bench -compare $(COMPAREFLAGS)
