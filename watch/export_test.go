@@ -1,18 +1,14 @@
 package watch
 
-import (
-	"path/filepath"
-
-	"github.com/fsnotify/fsnotify"
-)
+import "path/filepath"
 
 // Reaction tells which of the names would make a watch of the paths look again.
 func Reaction(paths, names []string) (heard []string, err error) {
-	w := watcher{watched: map[string]bool{}, paths: paths}
-	if w.notify, err = fsnotify.NewWatcher(); err != nil {
+	w := watcher{paths: paths}
+	if w.inotify, err = newInotify(); err != nil {
 		return nil, err
 	}
-	defer func() { _ = w.notify.Close() }()
+	defer w.inotify.close()
 	if err := w.follow(); err != nil {
 		return nil, err
 	}
@@ -22,4 +18,30 @@ func Reaction(paths, names []string) (heard []string, err error) {
 		}
 	}
 	return heard, nil
+}
+
+// Told returns the names of which the kernel tells a watch of path, while things happen
+// and before it tells of last.
+func Told(path string, happens func(), last string) (all []string, err error) {
+	w := watcher{paths: []string{path}}
+	if w.inotify, err = newInotify(); err != nil {
+		return nil, err
+	}
+	defer w.inotify.close()
+	if err := w.follow(); err != nil {
+		return nil, err
+	}
+	happens()
+	for {
+		names, _, err := w.inotify.read()
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if name == last {
+				return all, nil
+			}
+			all = append(all, name)
+		}
+	}
 }

@@ -1,9 +1,12 @@
 // Package watch tells when files change.
 //
 // Files are replaced by rename, appear long after the program that waits for
-// them, and hide behind symbolic links that are swapped. So no file is watched:
-// every directory that the kernel consults on the way to a file is, and the way
+// them, and hide behind symbolic links that are swapped. So not only a file is watched:
+// every directory that the kernel consults on the way to it is, and the way
 // is walked again whenever one of the names on it changes.
+//
+// It uses inotify(7) itself. The libraries watch a directory for all that happens in it;
+// here a log that is written beside a key, or in a directory above it, wakes nobody.
 package watch
 
 import (
@@ -13,9 +16,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
-	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // maxLinks is where the kernel gives up too (path_resolution(7)).
@@ -38,7 +42,7 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 	if len(paths) == 0 {
 		return changed, nil
 	}
-	w := watcher{watched: map[string]bool{}, changed: changed}
+	w := watcher{changed: changed}
 	for _, path := range paths {
 		path, err := filepath.Abs(path)
 		if err != nil {
@@ -47,65 +51,52 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 		w.paths = append(w.paths, path)
 	}
 	var err error
-	if w.notify, err = fsnotify.NewWatcher(); err != nil {
+	if w.inotify, err = newInotify(); err != nil {
 		return nil, fmt.Errorf("watch: %w", err)
 	}
 	if err := w.follow(); err != nil {
-		_ = w.notify.Close()
+		w.inotify.close()
 		return nil, err
 	}
 	w.seen = w.look()
-	go w.run(ctx)
+	context.AfterFunc(ctx, w.inotify.close)
+	go w.run()
 	return changed, nil
 }
 
 type watcher struct {
 	paths   []string
-	notify  *fsnotify.Watcher
-	watched map[string]bool // directories with an inotify watch; false: to be set anew
+	inotify *inotify
 	route   route
 	seen    []fs.FileInfo // what each path was at the last look; nil: absent
 	changed chan<- struct{}
 }
 
-func (w *watcher) run(ctx context.Context) {
-	defer func() { _ = w.notify.Close() }()
+// run ends when the instance is closed.
+func (w *watcher) run() {
 	for {
-		select {
-		case <-ctx.Done():
+		names, complete, err := w.inotify.read()
+		if err != nil {
 			return
-		case event, ok := <-w.notify.Events:
-			if !ok {
-				return
-			}
-			w.handle(filepath.Clean(event.Name))
-		case _, ok := <-w.notify.Errors:
-			if !ok {
-				return
-			}
-			// The queue overflowed: anything may have happened.
-			_ = w.follow()
-			w.seen = w.look()
-			w.send()
 		}
+		w.handle(names, complete)
 	}
 }
 
-// handle takes one event. A name that is not on the way to a path (the
-// temporary file of a rename, a neighbour) costs no more than a map look-up.
-func (w *watcher) handle(name string) {
-	if !w.route.names[name] {
+// handle takes what the kernel told: the names at which something happened. One that is
+// not on the way to a path (the temporary file of a rename, a neighbour) costs no more
+// than a map look-up. After an overflow of the queue anything may have happened.
+func (w *watcher) handle(names []string, complete bool) {
+	onTheWay := slices.ContainsFunc(names, func(name string) bool { return w.route.names[name] })
+	if complete && !onTheWay {
 		return
-	}
-	if w.watched[name] {
-		w.watched[name] = false // another directory may have taken its place
 	}
 	// Two writes within one tick of the file system's clock look the same, so
 	// an event of the file itself counts without a look.
-	direct := w.route.ends[name]
+	direct := slices.ContainsFunc(names, func(name string) bool { return w.route.ends[name] })
 	err := w.follow()
 	now := w.look()
-	if direct || err != nil || !same(w.seen, now) {
+	if direct || !complete || err != nil || !same(w.seen, now) {
 		w.send()
 	}
 	w.seen = now
@@ -118,15 +109,15 @@ func (w *watcher) send() {
 	}
 }
 
-// follow walks to every path and watches the directories consulted. A directory
-// may appear between the walk and its watch, so it walks until nothing is new.
+// follow walks to every path and watches what it consults. A directory may appear
+// between the walk and its watch, so it walks until nothing is new.
 func (w *watcher) follow() error {
 	for {
-		r := route{directories: map[string]bool{}, names: map[string]bool{}, ends: map[string]bool{}}
+		r := route{watched: map[string]uint32{}, names: map[string]bool{}, ends: map[string]bool{}}
 		for _, path := range w.paths {
 			r.walk(path)
 		}
-		grown, err := w.watch(r.directories)
+		grown, err := w.watch(r.watched)
 		w.route = r
 		if !grown || err != nil {
 			return err
@@ -134,23 +125,16 @@ func (w *watcher) follow() error {
 	}
 }
 
-func (w *watcher) watch(directories map[string]bool) (grown bool, err error) {
-	for directory := range w.watched {
-		if !directories[directory] {
-			delete(w.watched, directory)
-			_ = w.notify.Remove(directory) // the kernel may have dropped it already
-		}
-	}
-	for directory := range directories {
-		// Adding again is not idle: another directory may have taken the name.
-		switch e := w.notify.Add(directory); {
+func (w *watcher) watch(watched map[string]uint32) (grown bool, err error) {
+	w.inotify.keep(func(path string) bool { return watched[path] != 0 })
+	for path, mask := range watched {
+		switch fresh, e := w.inotify.add(path, mask); {
 		case e == nil:
-			grown = grown || !w.watched[directory]
-			w.watched[directory] = true
-		case errors.Is(e, fs.ErrPermission), errors.Is(e, fs.ErrNotExist):
-			delete(w.watched, directory)
+			grown = grown || fresh
+		// It has gone, or is another now, or may not be read.
+		case errors.Is(e, fs.ErrPermission), errors.Is(e, fs.ErrNotExist), errors.Is(e, unix.ENOTDIR):
 		default:
-			err = errors.Join(err, fmt.Errorf("watch %s: %w", directory, e))
+			err = errors.Join(err, fmt.Errorf("watch %s: %w", path, e))
 		}
 	}
 	return grown, err
@@ -183,9 +167,9 @@ func same(a, b []fs.FileInfo) bool {
 
 // route is what the kernel consults on its way to the paths.
 type route struct {
-	directories map[string]bool // searched, without symbolic links in their names
-	names       map[string]bool // looked up in them
-	ends        map[string]bool // those of names that a path ends at: the file, or a link in its place
+	watched map[string]uint32 // directories that are searched, and files, without symbolic links in their names; what for
+	names   map[string]bool   // looked up in the directories
+	ends    map[string]bool   // those of names that a path ends at: the file, or a link in its place
 }
 
 // walk follows path as path_resolution(7) does, and stops where the kernel
@@ -203,7 +187,7 @@ func (r *route) walk(path string) {
 			continue
 		}
 		full := filepath.Join(directory, name)
-		r.directories[directory] = true
+		r.watched[directory] = ofDirectory
 		r.names[full] = true
 		if len(rest) == 0 {
 			r.ends[full] = true
@@ -215,6 +199,9 @@ func (r *route) walk(path string) {
 		if info.Mode().Type() != fs.ModeSymlink {
 			directory = full
 			if !info.IsDir() {
+				if len(rest) == 0 {
+					r.watched[full] = ofFile
+				}
 				return
 			}
 			continue

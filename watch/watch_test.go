@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -204,6 +206,43 @@ func TestNeighboursAreIgnored(t *testing.T) {
 	}
 	if want := []string{s.path("key"), s.path("d"), s.path("d/real"), s.path("missing")}; !slices.Equal(heard, want) {
 		t.Errorf("heard: %q, want %q", heard, want)
+	}
+}
+
+func TestWhatIsWrittenToNeighboursWakesNobody(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.mkdir("d")
+	for _, name := range []string{"log", "d/log", "d/key"} {
+		s.write(name, "a")
+	}
+	told, err := watch.Told(s.path("d/key"), func() {
+		for _, name := range []string{"log", "d/log"} {
+			s.write(name, "b")
+		}
+		s.must(os.Chtimes(s.path("d/key"), time.Now(), time.Now()))
+	}, s.path("d/key"))
+	told = slices.DeleteFunc(told, func(name string) bool { return !strings.HasPrefix(name, s.root) }) // others' in /tmp
+	if err != nil || len(told) > 0 {
+		t.Errorf("the kernel tells of %q, %v", told, err)
+	}
+}
+
+func TestOneFileUnderTwoNames(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.write("one", "a")
+	s.must(os.Link(s.path("one"), s.path("two")))
+	for _, name := range []string{"one", "two"} {
+		changed, err := watch.Files(t.Context(), s.path("one"), s.path("two"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.write(name, "b")
+		<-changed
+		s.must(os.Remove(s.path("one")))
+		<-changed
+		s.write("two", "c")
+		<-changed
+		s.must(os.Link(s.path("two"), s.path("one")))
 	}
 }
 
