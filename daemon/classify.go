@@ -36,30 +36,9 @@ func Classify(err error) fault.Fault {
 		return f
 	}
 	f = classified(err)
-	f.Err, f.TrackingID = discreet(f.Err), redact.Tokens(f.TrackingID)
+	f.Err, f.TrackingID = worded(f.Err), redact.Tokens(f.TrackingID)
 	return f
 }
-
-// discreet masks what a peer repeats of the secrets that it was told: the cause goes
-// into logs and to everybody who asks.
-func discreet(err error) error {
-	if err == nil {
-		return nil
-	}
-	text := err.Error()
-	if masked := redact.Tokens(text); masked != text {
-		return &discreetError{masked, err}
-	}
-	return err
-}
-
-type discreetError struct {
-	text string
-	err  error
-}
-
-func (e *discreetError) Error() string { return e.text }
-func (e *discreetError) Unwrap() error { return e.err }
 
 // classified is Classify for an error that is no fault yet.
 func classified(err error) fault.Fault {

@@ -118,7 +118,7 @@ func (r statusReport) print(out *terminal) error {
 	if r.Confirmed != nil {
 		line("confirmed", "%s ago, at %s", span(r.Now.Sub(*r.Confirmed)), r.Confirmed.UTC().Format(time.RFC3339))
 	}
-	line("now", "%s", r.Text)
+	line("now", "%s", r.now())
 	if n := r.Next; n != nil {
 		line("next", "in %s, at %s: %s", span(time.Duration(n.In*float64(time.Second))), n.At.UTC().Format(time.RFC3339), n.Why)
 	}
@@ -159,6 +159,16 @@ func (r statusReport) print(out *terminal) error {
 	}
 	_, err := fmt.Fprint(out, b.String())
 	return err
+}
+
+// now is the text of the service manager without the cause of the fault that stands,
+// which stands below with what else is known of it.
+func (r statusReport) now() string {
+	if len(r.Faults) == 0 || !r.Faults[0].Standing || r.Faults[0].Cause == "" {
+		return r.Text
+	}
+	oneLine := strings.Join(strings.Fields(r.Faults[0].Cause), " ") // as the text is
+	return strings.Replace(r.Text, r.Faults[0].Code+": "+oneLine, r.Faults[0].Code, 1)
 }
 
 // doing says what a stage is about.

@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
+	addr := func(s string) *net.TCPAddr { a, _ := net.ResolveTCPAddr("tcp", s); return a }
+	refused := func(to string) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Addr: addr(to), Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	}
+	reset := func(from, to string) error {
+		return &net.OpError{Op: "read", Net: "tcp", Source: addr(from), Addr: addr(to), Err: os.NewSyscallError("read", syscall.ECONNRESET)}
+	}
+	portal := &transport.NotTLSError{First: []byte("HTTP/1.1 302 Found\r\n"), Err: io.EOF}
+	early := func(now string) error {
+		return x509.CertificateInvalidError{Reason: x509.Expired, Detail: "current time 2026-03-01T" + now + "Z is before 2026-03-02T00:00:00Z"}
+	}
+	mqtt := func(stage transport.Stage, address string, err error) *transport.Error {
+		return &transport.Error{Protocol: transport.MQTT, Stage: stage, Address: address, Err: err}
+	}
+	websocket := func(stage transport.Stage, address string, err error) *transport.Error {
+		return &transport.Error{Protocol: transport.WebSocket, Stage: stage, Address: address, Err: err}
+	}
+	for _, tt := range []struct {
+		name string
+		err  transport.Errors
+		want string
+	}{
+		{"one protocol has nothing to share",
+			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883"))},
+			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused"},
+		{"the same refusal at two ports",
+			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.7:443"))},
+			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: the same at port 443"},
+		{"two addresses that the name was found to have are two facts",
+			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.8:443"))},
+			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: tcp h:443: dial tcp 192.0.2.8:443: connect: connection refused"},
+		{"our own port is chance",
+			transport.Errors{
+				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
+				websocket(transport.StageTLS, "h:443", reset("10.0.0.5:44312", "192.0.2.7:443"))},
+			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: the same at port 443"},
+		{"our own address is not: it tells the interface",
+			transport.Errors{
+				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
+				websocket(transport.StageTLS, "h:443", reset("10.1.0.5:40001", "192.0.2.7:443"))},
+			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: tls h:443: read tcp 10.1.0.5:40001->192.0.2.7:443: read: connection reset by peer"},
+		{"a second that passed between the two is no difference",
+			transport.Errors{mqtt(transport.StageTLS, "h:8883", early("07:15:00")), websocket(transport.StageTLS, "h:443", early("07:15:01"))},
+			"mqtt: tls h:8883: x509: certificate has expired or is not yet valid: current time 2026-03-01T07:15:00Z is before 2026-03-02T00:00:00Z; websocket: the same at port 443"},
+		{"a proxy that is silent to both",
+			transport.Errors{mqtt(transport.StageProxy, "p:3128", io.EOF), websocket(transport.StageProxy, "p:3128", io.EOF)},
+			"mqtt: proxy p:3128: EOF; websocket: the same"},
+		{"a portal on an IPv6 address",
+			transport.Errors{mqtt(transport.StageTLS, "[2001:db8::7]:8883", portal), websocket(transport.StageTLS, "[2001:db8::7]:443", portal)},
+			`mqtt: tls [2001:db8::7]:8883: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"; websocket: the same at port 443`},
+		{"another stage is another failure",
+			transport.Errors{mqtt(transport.StageTCP, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
+			"mqtt: tcp h:8883: EOF; websocket: tls h:443: EOF"},
+		{"and so is another cause",
+			transport.Errors{mqtt(transport.StageTLS, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", portal)},
+			`mqtt: tls h:8883: EOF; websocket: tls h:443: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Classify(tt.err)
+			if got := f.Err.Error(); got != tt.want {
+				t.Errorf("the cause is\n%s\nwant\n%s", got, tt.want)
+			}
+			if several := transport.Errors(nil); !errors.As(f.Err, &several) || len(several) != len(tt.err) {
+				t.Error("the errors themselves are lost")
+			}
+		})
+	}
+}
