@@ -22,8 +22,9 @@ endif
 
 .PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-system always clean
 
+BIN = bin
 build:
-	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dpsd ./cmd/dpsd-sim
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
 	bin/dpsd-sim demo

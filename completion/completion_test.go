@@ -1,12 +1,15 @@
 package completion_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
 // shells ask for the completions of a line as they would at a terminal, and
@@ -47,12 +50,29 @@ complete -C $argv[2] | string replace -r '\t.*' '' | string trim -r -c /
 true`}, false},
 }
 
-func TestTheShellCompletes(t *testing.T) {
-	dir := t.TempDir()
-	bin, files := filepath.Join(dir, "bin"), filepath.Join(dir, "files")
-	if out, err := exec.Command("go", "build", "-o", bin+"/", "../cmd/dpsd", "../cmd/dpsd-sim").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+// bin has the programs.
+var bin string
+
+func TestMain(m *testing.M) {
+	os.Exit(withPrograms(m.Run))
+}
+
+func withPrograms(work func() int) int {
+	var err error
+	if bin, err = os.MkdirTemp("", "dpsd-test-"); err == nil {
+		defer os.RemoveAll(bin)
+		err = shipped.Build(bin)
 	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building the programs:", err)
+		return 1
+	}
+	return work()
+}
+
+func TestTheShellCompletes(t *testing.T) {
+	home := t.TempDir()
+	files := filepath.Join(home, "files")
 	if err := os.MkdirAll(filepath.Join(files, "directory"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +114,7 @@ func TestTheShellCompletes(t *testing.T) {
 				name, _, _ := strings.Cut(row.line, " ")
 				c := exec.Command(program, append(slices.Clone(shell.command[1:]), name, row.line)...)
 				c.Dir = files
-				c.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"), "HOME="+dir)
+				c.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"), "HOME="+home)
 				out, err := c.CombinedOutput()
 				if err != nil {
 					t.Errorf("%s: %q: %v\n%s", row.say, row.line, err, out)
@@ -116,8 +136,8 @@ func TestTheShellCompletes(t *testing.T) {
 }
 
 func TestTheShellIsToldWhatAFlagIsForInPlainWords(t *testing.T) {
-	for _, line := range [][]string{{"../cmd/dpsd", "run", "--"}, {"../cmd/dpsd-sim", "serve", "--"}} {
-		out, err := exec.Command("go", append([]string{"run", line[0], "__complete"}, line[1:]...)...).Output()
+	for _, line := range [][]string{{"dpsd", "run", "--"}, {"dpsd-sim", "serve", "--"}} {
+		out, err := exec.Command(filepath.Join(bin, line[0]), append([]string{"__complete"}, line[1:]...)...).Output()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
 // realFiles are records as Save writes them, from the least to the most.
@@ -293,13 +294,13 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 			last=$DPSD_GENERATION
 		done`, "sh", directory))
 	if have("jq") {
-		real := filepath.Join(work, "bin", "real-dpsd")
-		if out, err := exec.Command("go", "build", "-o", real, "../cmd/dpsd").CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+		built := filepath.Join(work, "built")
+		if err := shipped.Build(built); err != nil {
+			t.Fatal(err)
 		}
 		put(t, "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n"+
 			"[state]\ndirectory = \""+directory+"\"\n[control]\nsocket = \""+work+"/dpsd.sock\"\n", work, "dpsd.toml")
-		put(t, "#!/bin/sh\nexec "+real+" \"$@\" --config "+work+"/dpsd.toml\n", work, "bin", "dpsd")
+		put(t, "#!/bin/sh\nexec "+built+"/dpsd \"$@\" --config "+work+"/dpsd.toml\n", work, "bin", "dpsd")
 		put(t, snippet(t, "sh", "#!/bin/sh\ngeneration"), work, "follow.sh")
 		if err := os.Chmod(filepath.Join(work, "bin", "dpsd"), 0o755); err != nil {
 			t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
 // device is the registration ID of the gateway in all tests of this package.
@@ -57,13 +59,10 @@ func inWorkshop(work func() int) int {
 	return work()
 }
 
-// build makes the programs as they are shipped, CGO_ENABLED=0, and puts them on
-// the PATH.
+// build makes the programs as they are shipped, and puts them on the PATH.
 func build(bin string) error {
-	command := exec.Command("go", "build", "-o", bin+"/", ".", "../dpsd-sim")
-	command.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w\n%s", err, out)
+	if err := shipped.Build(bin); err != nil {
+		return err
 	}
 	return os.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 }

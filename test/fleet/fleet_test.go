@@ -24,6 +24,7 @@ import (
 	"github.com/dpsd-project/dpsd/fleet"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
 const (
@@ -105,8 +106,8 @@ func TestARealFleetDoesWhatIsRehearsed(t *testing.T) {
 		checks["outage"], checks["throttled"] = outage(4*time.Second), throttled(gateways)
 	}
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", bin, "../../cmd/dpsd", "../../cmd/dpsd-sim").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := shipped.Build(bin); err != nil {
+		t.Fatal(err)
 	}
 	for name, c := range checks {
 		t.Run(name, func(t *testing.T) {

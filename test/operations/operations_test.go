@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/manual"
+	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
 var update = flag.Bool("update", false, "write the transcripts into docs/operations.md")
@@ -43,10 +44,8 @@ func furnish(t *testing.T) string {
 	t.Helper()
 	workshop := t.TempDir()
 	bin := filepath.Join(workshop, "bin")
-	c := exec.Command("go", "build", "-o", bin+"/", "./cmd/dpsd", "./cmd/dpsd-sim")
-	c.Dir, c.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := shipped.Build(bin); err != nil {
+		t.Fatal(err)
 	}
 	out, err := exec.Command(filepath.Join(bin, "dpsd-sim"), "credentials", "--dir", filepath.Join(workshop, "simulator"), "--registration-id", device).CombinedOutput()
 	if err != nil {
