@@ -38,13 +38,17 @@ operations:
 	.ci/need test
 	go test ./test/operations ./daemon -run '^TestThePage' -update
 
-# What is too long for the race detector: the tests that call long(t).
-LONG = TestTheJournalOfADayIsBounded|TestPromise5TroubleNeverEndsTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestTroubleOfEveryKind
+# What is too long for the race detector: the tests that call long(t), and a package
+# that is one goroutine.
+LONG  = TestTheJournalOfADayIsBounded|TestPromise5TroubleNeverEndsTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestTroubleOfEveryKind
+LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
+# Twice as many packages at a time as there are processors: some mostly wait.
 test:
 	.ci/need test
 	go vet ./...
-	go test $$(.ci/need race) -timeout 20m ./...
-	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon; fi
+	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
+	go test ./fleet
+	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
 
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...

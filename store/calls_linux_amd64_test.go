@@ -16,6 +16,7 @@ import (
 // TestKilledAtEachCall kills a real process ahead of each system call that
 // changes the disk, and after the last. (After one is ahead of the next.)
 func TestKilledAtEachCall(t *testing.T) {
+	long(t)
 	for _, situation := range situations {
 		t.Run(situation.say, func(t *testing.T) {
 			for at, last := 1, false; !last; at++ {
@@ -82,6 +83,7 @@ func afterwards(t *testing.T, say, directory, runtime string, least, final uint6
 // TestEachCallRefused lets each system call fail: once, and from then on. CI has
 // the time for all situations and errors.
 func TestEachCallRefused(t *testing.T) {
+	long(t)
 	for _, situation := range situations {
 		for _, errno := range []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EROFS} {
 			for _, forEver := range []bool{false, true} {
@@ -183,6 +185,7 @@ func TestOrderOfCalls(t *testing.T) {
 // TestPowerCutAtEachCall cuts the power of an ext4 before and after each system
 // call of a Save, and prints what was there when it came back.
 func TestPowerCutAtEachCall(t *testing.T) {
+	long(t)
 	if !withMounts(t) {
 		return
 	}

@@ -164,6 +164,7 @@ var situations = []struct {
 // TestKilledAtEachStep kills a real process ahead of each step that changes the
 // disk, in each situation that writes.
 func TestKilledAtEachStep(t *testing.T) {
+	long(t)
 	for _, situation := range situations {
 		t.Run(situation.say+": killed at any step, a reader finds the old record or the new one", func(t *testing.T) {
 			for step := 1; ; step++ {
@@ -235,6 +236,7 @@ func fill(t *testing.T, directory string, n int) {
 // TestPromise2TheStateFileIsAlwaysWhole kills a process that writes as fast as it can, at moments
 // that chance picks, while readers look on: 1,000 times in CI.
 func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
+	long(t)
 	kills := 200
 	if thorough() {
 		kills = 1000

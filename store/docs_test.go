@@ -300,6 +300,9 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 		}
 		put(t, "[dps]\nid_scope = \"0ne00000000\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n"+
 			"[state]\ndirectory = \""+directory+"\"\n[control]\nsocket = \""+work+"/dpsd.sock\"\n", work, "dpsd.toml")
+		if err := os.Mkdir(filepath.Join(work, "bin"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		put(t, "#!/bin/sh\nexec "+built+"/dpsd \"$@\" --config "+work+"/dpsd.toml\n", work, "bin", "dpsd")
 		put(t, snippet(t, "sh", "#!/bin/sh\ngeneration"), work, "follow.sh")
 		if err := os.Chmod(filepath.Join(work, "bin", "dpsd"), 0o755); err != nil {

@@ -230,6 +230,7 @@ type step struct{ what, path string }
 // power cut does, which in addition may bring back any of the files that were
 // removed since the directory was last synced.
 func TestForgetInterrupted(t *testing.T) {
+	long(t)
 	for _, newer := range []bool{false, true} {
 		say := map[bool]string{false: "the latest record is on the disk", true: "the latest record is in the runtime directory"}[newer]
 		t.Run(say, func(t *testing.T) {

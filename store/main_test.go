@@ -28,6 +28,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// long leaves a test out that goes through hundreds of cases, most in a process of their
+// own: each is one goroutine, in which the race detector finds nothing.
+func long(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("long: make test runs it without the race detector")
+	}
+}
+
 // noon is when these tests take place.
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 987654321, time.UTC)
 
