@@ -207,6 +207,9 @@ func (g *gateway) boot(flags ...string) {
 	if g.leader != 0 {
 		g.t.Fatal("it runs already")
 	}
+	if err := watchersLeft(); err != nil {
+		g.t.Fatal(err)
+	}
 	g.boots++
 	g.write("/etc/hosts", "127.0.0.1 localhost "+endpoint+"\n", 0o644)
 	// The name tells whose it is: the ID of the process that runs the test.
