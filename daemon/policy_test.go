@@ -252,7 +252,7 @@ func TestAnExpiringCertificateIsAnnounced(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(proof.Expires))
+		time.Sleep(time.Until(proof.Expires.Add(time.Hour)))
 		synctest.Wait()
 		var got []int64
 		for _, e := range g.log.FilterMessage("certificate-expires").All() {
@@ -265,8 +265,14 @@ func TestAnExpiringCertificateIsAnnounced(t *testing.T) {
 		if len(got) != 3 || got[0] != 30 || got[1] != 7 || got[2] != 1 {
 			t.Errorf("announced %v days before, want 30, 7 and 1, once each", got)
 		}
-		if n, _ := g.told("; the device certificate expires on " + proof.Expires.UTC().Format(time.DateOnly)); n == 0 {
-			t.Error("STATUS= does not say so")
+		ended := g.log.FilterMessage("certificate-expired")
+		if ended.Len() != 1 || ended.All()[0].Time.Before(proof.Expires) {
+			t.Errorf("that it has ended was told %v, want once, at %s", ended.All(), proof.Expires)
+		}
+		for _, verb := range []string{"expires", "expired"} {
+			if n, _ := g.told("; the device certificate " + verb + " on " + proof.Expires.UTC().Format(time.DateOnly)); n == 0 {
+				t.Errorf("STATUS= does not say that it %s", verb)
+			}
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)

@@ -44,7 +44,7 @@ type supervisor struct {
 	connackBusy    int       // CONNACK 3 in a row
 	verified       time.Time // wall clock at the last verified handshake: an earlier one is implausible
 	expires        time.Time // of the device certificate; zero when none was read
-	announced      int       // the last of expiryDays that was announced
+	announced      int       // the last of expiryDays that was announced, or ended
 
 	// What is going on. Either an attempt runs, or due says when the next one
 	// starts (zero: not by itself).
@@ -446,8 +446,11 @@ func (s *supervisor) standing() string {
 	if !s.assigned {
 		text += " (cached: DPS has not confirmed it since the start)"
 	}
-	if s.announced > 0 {
-		text += "; the device certificate expires on " + s.expires.UTC().Format(time.DateOnly)
+	switch on := " on " + s.expires.UTC().Format(time.DateOnly); {
+	case s.announced == ended:
+		text += "; the device certificate expired" + on
+	case s.announced > 0:
+		text += "; the device certificate expires" + on
 	}
 	return text
 }
@@ -456,7 +459,11 @@ func (s *supervisor) standing() string {
 // announced.
 var expiryDays = []int{1, 7, 30}
 
-// announce says once for each of expiryDays that the certificate ends.
+// ended is what is announced after the end.
+const ended = -1
+
+// announce says once for each of expiryDays that the certificate ends, and once that it
+// has ended.
 func (s *supervisor) announce(now time.Time) {
 	if s.expires.IsZero() {
 		return
@@ -469,14 +476,21 @@ func (s *supervisor) announce(now time.Time) {
 			break
 		}
 	}
+	if left <= 0 {
+		due = ended
+	}
 	if due == s.announced {
 		return
 	}
 	renewed := due == 0 || s.announced != 0 && due > s.announced
 	s.announced = due
-	if !renewed {
-		s.tell(event.CertificateExpires, zap.Time("notAfter", s.expires), zap.Int("withinDays", due),
-			zap.String("advice", "Install a renewed certificate; it is picked up at once."))
+	const advice = "Install a renewed certificate; it is picked up at once."
+	switch {
+	case renewed:
+	case due == ended:
+		s.tell(event.CertificateExpired, zap.Time("notAfter", s.expires), zap.String("advice", advice))
+	default:
+		s.tell(event.CertificateExpires, zap.Time("notAfter", s.expires), zap.Int("withinDays", due), zap.String("advice", advice))
 	}
 	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
 		s.notify.setStatus(s.standing())

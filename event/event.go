@@ -41,6 +41,7 @@ const (
 	Reloaded           = "reloaded"
 	ReloadRefused      = "reload-refused"
 	CertificateExpires = "certificate-expires"
+	CertificateExpired = "certificate-expired"
 	StateRestored      = "state-restored"
 
 	Hung        = "hung"

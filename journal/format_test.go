@@ -54,6 +54,7 @@ var samples = map[string][]zap.Field{
 	event.AskedFor:            {zap.Duration("attemptIn", 42*time.Second)},
 	event.Reloaded:            {zap.Bool("changed", false)},
 	event.ReloadRefused:       {zap.String("fault", "configuration-invalid"), zap.Error(errors.New("dpsd.toml:2:1: dps.id_scop: unknown key\ndpsd.toml:9:1: retry.max: \"x\" is no duration"))},
+	event.CertificateExpired:  {zap.Time("notAfter", noon.Add(-time.Hour)), zap.String("advice", "Install a renewed certificate; it is picked up at once.")},
 	event.CertificateExpires:  {zap.Time("notAfter", noon.Add(7*24*time.Hour)), zap.Int("withinDays", 7), zap.String("advice", "Install a renewed certificate; it is picked up at once.")},
 	event.StateRestored:       {zap.String("directory", "/var/lib/dpsd"), zap.Uint64("generation", 3)},
 	event.Hung:                {zap.String("stage", "state"), zap.Time("deadline", noon)},

@@ -89,7 +89,7 @@ var troubles = map[string]func(*gateway){
 		g.configure("[[credential]]\ntype        = \"x509\"\ncertificate = \"file:/etc/dpsd/keys/device.pem\"\nprivate_key = \"file:/etc/dpsd/keys/device-key.pem\"\n")
 		g.serve("")
 		g.start()
-		g.until("DPSD_EVENT=certificate-expires")
+		g.until("DPSD_EVENT=certificate-expired")
 		g.begin("expired")
 		g.log()
 		g.status("next")
