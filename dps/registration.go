@@ -241,7 +241,7 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	}
 	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
 	m := Message{}
-	request, id := RequestPoll, formatRequestID(r.RequestIDs+r.requests+1)
+	request, prefix, id := RequestPoll, pollPrefix, formatRequestID(r.RequestIDs+r.requests+1)
 	if r.operation != "" {
 		m.Topic = pollTopic(id, r.operation)
 	} else {
@@ -249,11 +249,12 @@ func (r *Registration) send(now time.Time) (Step, error) {
 		if err != nil {
 			return Step{}, err
 		}
-		request = RequestRegister
+		request, prefix = RequestRegister, registerPrefix
 		m.Topic, m.Payload = registerTopic(id), body
 	}
 	r.requests++
-	r.phase, r.request, r.requestID = requested, request, id
+	r.phase, r.request = requested, request
+	r.requestID = m.Topic[len(prefix):][:len(id)] // part of the topic: one string that stays, not two
 	r.deadline, r.notBefore = now.Add(r.responseTimeout()), time.Time{}
 	return Step{Send: &m}, nil
 }
@@ -261,12 +262,13 @@ func (r *Registration) send(now time.Time) (Step, error) {
 // body returns the register request: the registration ID, and the payload when there
 // is one.
 func (r *Registration) body() ([]byte, error) {
-	o := object{{"registrationId", quote(nil, r.Identity.RegistrationID)}}
+	b := make([]byte, 0, len(`{"registrationId":""}`)+len(r.Identity.RegistrationID))
+	b = quote(append(b, `{"registrationId":`...), r.Identity.RegistrationID)
 	if r.Payload != nil {
 		if err := CheckPayload(r.Payload); err != nil {
 			return nil, err
 		}
-		o = append(o, member{"payload", r.Payload})
+		b = compact(append(b, `,"payload":`...), r.Payload)
 	}
-	return o.encode(), nil
+	return append(b, '}'), nil
 }
