@@ -16,71 +16,111 @@ import (
 // CONNECT, SUBSCRIBE.
 const handshakes = 5
 
-// dpsd is what the daemon does at an event: its attempt.drive and supervisor.failed.
-func (r *run) dpsd(e event, d *device) {
-	now := epoch.Add(r.now)
-	var step dps.Step
-	var err error
-	switch e.kind {
-	case begins:
+// begin makes an attempt.
+func (r *run) begin(i int32, d *device, now time.Duration) {
+	if r.Client == SDK {
 		r.result.Connections++
-		if r.now < r.Service.DownUntil {
-			err = fault.New(fault.TCPRefused, fault.StageTCP, syscall.ECONNREFUSED)
-			break
-		}
-		r.at(r.now+handshakes*d.roundTrip, e.device, connected)
+		r.request(i, d, now+handshakes*d.roundTrip, false)
 		return
-	case published:
-		r.assigned(d, hub)
-		r.regular(e.device, r.now)
-		return
-	case connected:
-		if d.registration == nil {
-			d.registration = &dps.Registration{
-				Identity:   dps.Identity{IDScope: idScope, RegistrationID: registrationID(e.device), ClientVersion: "dpsd/fleet"},
-				RequestIDs: 1000,
-			}
-		}
-		step, err = d.registration.Begin(now)
-	case replied:
-		step, err = r.handle(now, d, e.device)
-	case due:
-		step, err = d.registration.Advance(now)
-	case arrives: // not the gateway's
 	}
-	switch {
-	case err != nil:
-		// One credential: the keys of a group are wrong or right together.
-		wait, _ := r.Retry.After(daemon.Classify(err), false, &d.history, r.random)
-		r.at(r.now+wait, e.device, begins)
-	case step.Assignment != nil:
-		d.registration, d.topic, d.history = nil, "", pace.History{}
-		r.assigned(d, step.Assignment.AssignedHub)
-		r.regular(e.device, r.now)
-	case step.Send != nil:
-		d.topic = step.Send.Topic
-		r.at(r.now+d.roundTrip/2, e.device, arrives)
-	default:
-		r.at(d.registration.Deadline().Sub(epoch), e.device, due)
+	now, step, err := r.connect(i, d, now)
+	r.dpsd(i, d, now, step, err)
+}
+
+// connect brings a gateway to its SUBACK, if it gets there.
+func (r *run) connect(i int32, d *device, now time.Duration) (time.Duration, dps.Step, error) {
+	r.result.Connections++
+	if now < r.Service.DownUntil {
+		return now, dps.Step{}, fault.New(fault.TCPRefused, fault.StageTCP, syscall.ECONNREFUSED)
+	}
+	now += handshakes * d.roundTrip
+	if d.registration == nil {
+		d.registration = &dps.Registration{
+			Identity:   dps.Identity{IDScope: idScope, RegistrationID: registrationID(i), ClientVersion: "dpsd/fleet"},
+			RequestIDs: 1000,
+		}
+	}
+	step, err := d.registration.Begin(epoch.Add(now))
+	return now, step, err
+}
+
+// dpsd is what the daemon does with what its registration wants, up to its next
+// request: its attempt.drive and supervisor.failed. Trying again belongs to it as long
+// as the gateway is not provisioned, since the rehearsal does not end before; later
+// attempts may begin after the end, so they have to wait for their turn.
+func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err error) {
+	for {
+		switch {
+		case err != nil:
+			// One credential: the keys of a group are wrong or right together.
+			wait, _ := r.Retry.After(daemon.Classify(err), false, &d.history, r.random)
+			now += wait
+			if d.provisioned || now > r.Limit {
+				r.at(now, i, begins)
+				return
+			}
+			now, step, err = r.connect(i, d, now)
+		case step.Assignment != nil:
+			d.registration, d.requestID, d.history = nil, "", pace.History{}
+			r.assigned(i, d, now, step.Assignment.AssignedHub)
+			r.regular(i, now)
+			return
+		case step.Send != nil:
+			d.requestID = requestID(step.Send.Topic)
+			r.request(i, d, now, isPoll(step.Send.Topic))
+			return
+		default:
+			now = d.registration.Deadline().Sub(epoch)
+			step, err = d.registration.Advance(epoch.Add(now))
+		}
 	}
 }
 
-// handle hands the registration what the service answered. What is the same for all,
-// the errors, is read once.
-func (r *run) handle(now time.Time, d *device, i int32) (dps.Step, error) {
-	id := requestID(d.topic)
-	reply, known := r.replies[d.answer]
-	if !known {
-		m := r.text.reply(d.answer, id, i)
-		var err error
-		if reply, err = dps.ParseReply(m); err != nil || reply.Error == nil {
-			return d.registration.Take(now, m.Topic, reply, err)
+// unheard leaves a gateway without a reply.
+func (r *run) unheard(i int32, d *device) {
+	r.service.unheard(i)
+	deadline := d.registration.Deadline()
+	step, err := d.registration.Advance(deadline)
+	r.dpsd(i, d, deadline.Sub(epoch), step, err)
+}
+
+// heard hands a gateway what the service answered.
+func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
+	step, err := r.take(i, d, epoch.Add(now), a)
+	r.dpsd(i, d, now, step, err)
+}
+
+// refusal is an answer that is the same for all who get it: an error.
+type refusal struct {
+	answer answer
+	poll   bool // was asked, and no registration
+}
+
+// refused is what the daemon makes of one: what it reads, and the fault that it names.
+type refused struct {
+	reply dps.Reply
+	fault fault.Fault
+}
+
+// take hands an answer to the registration. An error is read once, and named once.
+func (r *run) take(i int32, d *device, now time.Time, a answer) (dps.Step, error) {
+	key := refusal{a, d.poll}
+	known := r.refusals[key]
+	if known == nil {
+		m := r.text.reply(a, d.requestID, i)
+		reply, err := dps.ParseReply(m)
+		step, err := d.registration.Take(now, m.Topic, reply, err)
+		if reply.Error != nil && err != nil {
+			r.refusals[key] = &refused{reply, daemon.Classify(err)}
 		}
-		r.replies[d.answer] = reply
+		return step, err
 	}
-	said := *reply.Error // the registration writes the request into it
-	reply.Error, reply.RequestID = &said, id
-	return d.registration.Take(now, "", reply, nil)
+	known.reply.RequestID = d.requestID
+	step, err := d.registration.Take(now, "", known.reply, nil)
+	if err != nil { // known.reply.Error
+		err = known.fault
+	}
+	return step, err
 }
 
 // regular waits for the next registration of the interval, if there is one.
@@ -93,28 +133,19 @@ func (r *run) regular(i int32, from time.Duration) {
 // sdkWait is the pause that the SDKs make where the service names none.
 const sdkWait = 2 * time.Second
 
-// sdk is what Microsoft's SDKs do at an event.
-func (r *run) sdk(e event, d *device) {
-	const register, poll = "$dps/registrations/PUT/iotdps-register/?$rid=1", pollPrefix
-	switch e.kind {
-	case begins:
-		r.result.Connections++
-		d.topic = register
-		r.at(r.now+handshakes*d.roundTrip+d.roundTrip/2, e.device, arrives)
-	case replied:
-		wait := sdkWait
-		switch {
-		case d.answer.status == 200:
-			r.assigned(d, d.answer.hub())
-			return
-		case d.answer.status == 202:
-			d.topic = poll
-		case d.answer.retryAfter > 0:
-			wait = time.Duration(d.answer.retryAfter) * time.Second
-		}
-		r.at(r.now+wait+d.roundTrip/2, e.device, arrives)
-	case published, connected, due, arrives: // dpsd's, and the service's
+// sdk is what Microsoft's SDKs do with an answer.
+func (r *run) sdk(i int32, d *device, now time.Duration, a answer) {
+	wait := sdkWait
+	switch {
+	case a.status == 200:
+		r.assigned(i, d, now, a.hub())
+		return
+	case a.status == 202:
+		d.poll = true
+	case a.retryAfter > 0:
+		wait = time.Duration(a.retryAfter) * time.Second
 	}
+	r.request(i, d, now+wait, d.poll)
 }
 
 const (

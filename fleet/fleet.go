@@ -7,13 +7,16 @@
 // policies of [provisioning]. What is modelled is the rest of the world: the service
 // (see [Service]), the network's latency, and when the power comes back.
 //
-// There is one queue of events, no goroutine and no clock. The same Fleet gives the
+// What a gateway does between two requests is its own affair, with random numbers of
+// its own, and is worked out at once. So little more than the arrivals at the service
+// are events: one queue of them, no goroutine and no clock. The same Fleet gives the
 // same Result on every machine.
 package fleet
 
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/dpsd-project/dpsd/daemon"
@@ -127,34 +130,30 @@ func (f *Fleet) Check() error {
 type kind uint8
 
 const (
-	begins    kind = iota // an attempt begins: it connects
-	published             // nobody is asked: the record that it has will do
-	connected             // the SUBACK is there
-	arrives               // its request is at the service
-	replied               // the reply is at the device
-	due                   // the registration's deadline: the next request, or the end of patience
+	begins  kind = iota // an attempt begins: it connects; for a try again see run.dpsd
+	arrives             // its request is at the service
 )
 
 // device is a gateway. Those of a fleet are many, so it is small.
 type device struct {
 	registration *dps.Registration // nil: none is under way
-	topic        string            // of the request that is under way
-	random       rand.PCG
-	answer       answer // to it
-	history      pace.History
+	requestID    string            // of the request that is under way
+	poll         bool              // it is a poll
 	provisioned  bool
-	roundTrip    time.Duration
 	registers    uint32
+	history      pace.History
+	roundTrip    time.Duration
+	random       rand.PCG
 }
 
 // run is a rehearsal that goes on.
 type run struct {
 	*Fleet
-	now     time.Duration // since the start
 	events  queue
 	devices []device
 	service *service
-	left    int // not provisioned yet
+	left    int   // not provisioned yet
+	last    event // the provisioning that is the last, as far as is known
 	result  Result
 
 	// One random source for all, which is lent the state of the device whose turn it is.
@@ -162,7 +161,7 @@ type run struct {
 	source *lent
 	text   writer
 
-	replies map[answer]dps.Reply // the errors that were read already
+	refusals map[refusal]*refused // that were read already
 }
 
 // lent is a source whose state is somebody else's.
@@ -176,24 +175,15 @@ func (f *Fleet) Run() (*Result, error) {
 	if err := f.Check(); err != nil {
 		return nil, err
 	}
-	source := &lent{}
-	r := &run{
-		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
-		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
-		replies: map[answer]dps.Reply{},
-		result:  Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
-	}
-	r.service = newService(&f.Service, f.Devices, &r.result)
-	r.events = make(queue, 0, f.Devices)
+	r := f.ready()
 	for i := range r.devices {
 		r.start(int32(i))
 	}
-	for r.left > 0 && len(r.events) > 0 {
+	for len(r.events) > 0 {
 		e := r.events.pop()
-		if e.at > f.Limit {
+		if e.at > f.Limit || r.left == 0 && !e.before(r.last) {
 			break
 		}
-		r.now = e.at
 		r.turn(e)
 	}
 	for i := range r.devices {
@@ -201,6 +191,19 @@ func (f *Fleet) Run() (*Result, error) {
 	}
 	r.result.finish()
 	return &r.result, nil
+}
+
+// ready is a rehearsal in which nothing has happened.
+func (f *Fleet) ready() *run {
+	source := &lent{}
+	r := &run{
+		Fleet: f, devices: make([]device, f.Devices), events: make(queue, 0, f.Devices), left: f.Devices,
+		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
+		refusals: map[refusal]*refused{},
+		result:   Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
+	}
+	r.service = newService(&f.Service, f.Devices, &r.result)
+	return r
 }
 
 // start boots a device: the policies of [provisioning].
@@ -218,8 +221,9 @@ func (r *run) start(i int32) {
 		r.at(up, i, begins)
 	case r.OnBoot.Asks(true):
 		r.at(up+pace.Boot(r.BootDelayMax, r.random), i, begins)
-	default:
-		r.at(up, i, published)
+	default: // the record that it has will do
+		r.assigned(i, d, up, hub)
+		r.regular(i, up)
 	}
 }
 
@@ -228,47 +232,52 @@ func (r *run) at(at time.Duration, i int32, k kind) { r.events.push(event{at, i,
 func (r *run) turn(e event) {
 	d := &r.devices[e.device]
 	r.source.PCG = &d.random
-	switch {
-	case e.kind == arrives:
-		r.receive(e.device, d)
-	case r.Client == SDK:
-		r.sdk(e, d)
-	default:
-		r.dpsd(e, d)
+	switch e.kind {
+	case begins:
+		r.begin(e.device, d, e.at)
+	case arrives:
+		r.receive(e.device, d, e.at)
 	}
 }
 
-// receive lets the service answer the request of a device, and sends the answer on
-// its way; or the request or the answer is lost.
-func (r *run) receive(i int32, d *device) {
-	poll := isPoll(d.topic)
-	if !poll {
+// request sends a request on its way to the service.
+func (r *run) request(i int32, d *device, now time.Duration, poll bool) {
+	d.poll = poll
+	r.at(now+d.roundTrip/2, i, arrives)
+}
+
+// receive lets the service answer the request of a device, which hears the answer; or
+// the request or the answer is lost.
+func (r *run) receive(i int32, d *device, now time.Duration) {
+	if !d.poll {
 		d.registers++
 	}
-	d.answer = r.service.receive(i, poll, d.roundTrip, r.now)
-	back := r.now + r.Service.Reply + d.roundTrip/2
+	a := r.service.receive(i, d.poll, d.roundTrip, now)
+	back := now + r.Service.Reply + d.roundTrip/2
 	if r.Client == SDK {
-		r.at(back, i, replied)
+		r.sdk(i, d, back, a)
 		return
 	}
-	deadline := d.registration.Deadline().Sub(epoch)
-	if lost := r.Service.Loss > 0 && r.random.Float64() < r.Service.Loss; lost || back > deadline {
-		r.service.unheard(i)
-		r.at(deadline, i, due)
+	lost := r.Service.Loss > 0 && r.random.Float64() < r.Service.Loss
+	if lost || epoch.Add(back).After(d.registration.Deadline()) {
+		r.unheard(i, d)
 		return
 	}
-	r.at(back, i, replied)
+	r.heard(i, d, back, a)
 }
 
 // assigned is reached when a device knows its hub.
-func (r *run) assigned(d *device, hub string) {
-	if d.provisioned || r.Service.MovedAt > 0 && hub != movedHub {
+func (r *run) assigned(i int32, d *device, now time.Duration, hub string) {
+	if d.provisioned || now > r.Limit || r.Service.MovedAt > 0 && hub != movedHub {
 		return
 	}
 	d.provisioned = true
 	r.left--
-	r.result.At = append(r.result.At, r.now)
-	r.result.second(r.now).Provisioned++
+	if e := (event{at: now, device: i}); r.last.before(e) {
+		r.last = e
+	}
+	r.result.At = append(r.result.At, now)
+	r.result.second(now).Provisioned++
 }
 
 // upTo draws from [0, d].
@@ -316,6 +325,7 @@ func (r *Result) second(at time.Duration) *Second {
 }
 
 func (r *Result) finish() {
+	slices.Sort(r.At)
 	for n, s := range r.Seconds {
 		if requests := int(s.Registers + s.Polls); requests > r.Peak {
 			r.Peak, r.PeakAt = requests, time.Duration(n)*time.Second

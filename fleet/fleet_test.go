@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 )
 
@@ -206,6 +208,94 @@ func TestTheLimitEndsARehearsal(t *testing.T) {
 	if _, ever := r.Until(50); ever || len(r.At) != 0 {
 		t.Errorf("%d gateways are provisioned with a wrong key", len(r.At))
 	}
+}
+
+func TestAShorterLimitShowsTheBeginningOfTheSameCourse(t *testing.T) {
+	for name, f := range rehearsals() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			whole := rehearse(t, f)
+			for _, n := range []int{0, 1, f.Devices / 2, f.Devices - 1} {
+				f.Limit = whole.At[n]
+				r := rehearse(t, f)
+				until, _ := slices.BinarySearch(whole.At, f.Limit+1)
+				if !slices.Equal(r.At, whole.At[:until]) {
+					t.Errorf("within %s %d gateways are provisioned, in the whole course %d", f.Limit, len(r.At), until)
+				}
+				seconds := int(f.Limit / time.Second)
+				if len(r.Seconds) > seconds+1 || !slices.Equal(r.Seconds[:seconds], whole.Seconds[:seconds]) {
+					t.Errorf("within %s the course is another one", f.Limit)
+				}
+			}
+		})
+	}
+}
+
+func TestNoConnectionIsCountedAfterTheLimit(t *testing.T) {
+	f := New(Outage, 100)
+	f.Boot, f.Limit = 0, time.Minute
+	f.Retry = pace.Retry{Initial: 10 * time.Second, Max: 10 * time.Second} // half of it at least
+	if r := rehearse(t, f); r.Connections < 7*f.Devices || r.Connections > 13*f.Devices {
+		t.Errorf("%d gateways are refused %d times in a minute", f.Devices, r.Connections)
+	}
+}
+
+// What gateways do is worked out before its time. What lies behind the provisioning of
+// the last one is not part of the course all the same.
+func TestNothingIsCountedAfterTheEnd(t *testing.T) {
+	f := New(Power, 60)
+	f.OnBoot, f.Interval, f.Service.Quota = daemon.PolicyIfNeeded, 10*time.Minute, 1
+	f.Starts = make([]time.Duration, f.Devices)
+	for _, f.Starts[0] = range []time.Duration{time.Hour, time.Hour + time.Second, time.Hour + time.Minute} {
+		// Where nothing takes time, an attempt begins when its request arrives.
+		f.Service.RoundTripMin, f.Service.RoundTripMax, f.Service.Reply = 0, 0, 0
+		r := rehearse(t, f)
+		if last := r.At[f.Devices-1]; last != f.Starts[0] || len(r.Seconds) != int(last/time.Second)+1 {
+			t.Errorf("the last gateway is provisioned after %s, the course is %d s, and it boots after %s", last, len(r.Seconds), f.Starts[0])
+		}
+		if r.Throttled == 0 || r.Connections != r.Registers {
+			t.Errorf("the other gateways make %d connections for %d registrations, %d answered 429", r.Connections, r.Registers, r.Throttled)
+		}
+	}
+}
+
+// An error is read and named once for all who get it. It has to be what each would
+// have read by itself.
+func TestEachGatewayTakesARefusalAsIfItWereTheFirst(t *testing.T) {
+	f := New(Power, 1)
+	r := f.ready()
+	for _, a := range []answer{{status: 401}, {status: 404}, {status: 429}, {status: 429, retryAfter: 30}, {status: 429, retryAfter: 7}, {status: 500, retryAfter: 3}} {
+		for _, poll := range []bool{false, true} {
+			for i := range int32(3) {
+				var all [2]fault.Fault
+				for n, run := range []*run{r, f.ready()} {
+					_, err := run.take(i, asking(t, i, poll), epoch, a)
+					all[n] = daemon.Classify(err)
+				}
+				if !reflect.DeepEqual(all[0], all[1]) || all[0].Code == "" {
+					t.Errorf("gateway %d, answered %+v, poll %v: %+v, want %+v", i, a, poll, all[0], all[1])
+				}
+			}
+		}
+	}
+}
+
+// asking is a gateway that waits for the answer to a request.
+func asking(t *testing.T, i int32, poll bool) *device {
+	t.Helper()
+	d := &device{poll: poll, registration: &dps.Registration{Identity: dps.Identity{RegistrationID: registrationID(i)}}}
+	step, err := d.registration.Begin(epoch)
+	if poll && err == nil {
+		m := new(writer).reply(answer{status: 202}, requestID(step.Send.Topic), i)
+		if _, err = d.registration.Handle(epoch, m); err == nil {
+			step, err = d.registration.Advance(d.registration.Deadline())
+		}
+	}
+	if err != nil || isPoll(step.Send.Topic) != poll {
+		t.Fatalf("step %+v, %v; want a request, a poll %v", step, err, poll)
+	}
+	d.requestID = requestID(step.Send.Topic)
+	return d
 }
 
 func TestWhatCannotBeRehearsed(t *testing.T) {
