@@ -99,7 +99,7 @@ type refusal struct {
 // refused is what the daemon makes of one: what it reads, and the fault that it names.
 type refused struct {
 	reply dps.Reply
-	fault fault.Fault
+	fault error // a fault.Fault
 }
 
 // take hands an answer to the registration. An error is read once, and named once.

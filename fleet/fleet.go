@@ -179,9 +179,9 @@ func (f *Fleet) Run() (*Result, error) {
 	for i := range r.devices {
 		r.start(int32(i))
 	}
-	for len(r.events) > 0 {
-		e := r.events.pop()
-		if e.at > f.Limit || r.left == 0 && !e.before(r.last) {
+	for {
+		e, ok := r.events.pop()
+		if !ok || r.left == 0 && !e.before(r.last) {
 			break
 		}
 		r.turn(e)
@@ -197,7 +197,7 @@ func (f *Fleet) Run() (*Result, error) {
 func (f *Fleet) ready() *run {
 	source := &lent{}
 	r := &run{
-		Fleet: f, devices: make([]device, f.Devices), events: make(queue, 0, f.Devices), left: f.Devices,
+		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
 		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
 		refusals: map[refusal]*refused{},
 		result:   Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
@@ -227,7 +227,12 @@ func (r *run) start(i int32) {
 	}
 }
 
-func (r *run) at(at time.Duration, i int32, k kind) { r.events.push(event{at, i, k}) }
+// at lets something happen, if it is within the limit.
+func (r *run) at(at time.Duration, i int32, k kind) {
+	if at <= r.Limit {
+		r.events.push(event{at, i, k})
+	}
+}
 
 func (r *run) turn(e event) {
 	d := &r.devices[e.device]

@@ -343,24 +343,32 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	var q queue
 	var all []event
-	for device := range int32(1000) {
-		e := event{at: time.Duration(random.IntN(100)), device: device}
-		all = append(all, e)
-		q.push(e)
-		if random.IntN(3) == 0 {
-			got := q.pop()
-			least := slices.MinFunc(all, compare)
-			if got != least {
-				t.Fatalf("%v is taken before %v", got, least)
+	now := time.Duration(0)
+	// Many are at one moment, many in one second, and some far off.
+	for _, scale := range []time.Duration{1, time.Second / 20, time.Second, time.Hour} {
+		for device := range int32(1000) {
+			e := event{at: now + time.Duration(random.IntN(100))*scale, device: device}
+			all = append(all, e)
+			q.push(e)
+			if random.IntN(3) == 0 {
+				got, _ := q.pop()
+				least := slices.MinFunc(all, compare)
+				if got != least {
+					t.Fatalf("%v is taken before %v", got, least)
+				}
+				all = slices.DeleteFunc(all, func(e event) bool { return e == got })
+				now = got.at
 			}
-			all = slices.DeleteFunc(all, func(e event) bool { return e == got })
 		}
 	}
 	slices.SortFunc(all, compare)
 	for _, want := range all {
-		if got := q.pop(); got != want {
+		if got, ok := q.pop(); got != want || !ok {
 			t.Fatalf("%v is taken, want %v", got, want)
 		}
+	}
+	if e, ok := q.pop(); ok {
+		t.Errorf("when all are taken there is %v", e)
 	}
 }
 

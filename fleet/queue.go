@@ -16,11 +16,47 @@ func (e event) before(other event) bool {
 	return e.at < other.at || e.at == other.at && e.device < other.device
 }
 
-// queue is a heap of events, the next one first. container/heap would put each event
-// into an interface, and so on the heap of Go.
-type queue []event
+// queue gives the next event first. Only those of the second that is under way are in
+// order. A heap of all would be larger than the caches with a million gateways, and each
+// of its levels a wait for memory.
+type queue struct {
+	second time.Duration // that is under way, by its number
+	soon   heap
+	later  map[time.Duration][]event // by second
+}
 
 func (q *queue) push(e event) {
+	second := e.at / time.Second
+	if second <= q.second {
+		q.soon.push(e)
+		return
+	}
+	if q.later == nil {
+		q.later = map[time.Duration][]event{}
+	}
+	q.later[second] = append(q.later[second], e)
+}
+
+// pop takes the next event; false when there is none.
+func (q *queue) pop() (event, bool) {
+	for len(q.soon) == 0 {
+		if len(q.later) == 0 {
+			return event{}, false
+		}
+		q.second++
+		for _, e := range q.later[q.second] {
+			q.soon.push(e)
+		}
+		delete(q.later, q.second)
+	}
+	return q.soon.pop(), true
+}
+
+// heap has the least event first. container/heap would put each into an interface, and
+// so on the heap of Go.
+type heap []event
+
+func (q *heap) push(e event) {
 	h := append(*q, e)
 	*q = h
 	n := len(h) - 1
@@ -35,7 +71,7 @@ func (q *queue) push(e event) {
 	h[n] = e
 }
 
-func (q *queue) pop() event {
+func (q *heap) pop() event {
 	h := *q
 	first, last := h[0], h[len(h)-1]
 	h = h[:len(h)-1]
