@@ -89,11 +89,28 @@ func rehearse(change func(*fleet.Fleet)) (*fleet.Result, error) {
 	return f.Run()
 }
 
+// transcript is what dpsd-sim prints for the fleet that the goals are for.
+func transcript() (string, error) {
+	r, err := rehearse(nil)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "```console\n$ dpsd-sim fleet --devices %d\n", gateways)
+	err = r.Write(&b)
+	b.WriteString("```\n")
+	return b.String(), err
+}
+
 // plain takes the spread away that follows a 429: what is left is what the service asks.
 var plain = pace.Retry{Spread: 1, SpreadMax: 1}
 
 func (b *bench) afterPower() error {
-	fmt.Fprintf(&b.text, "The power returns to %d gateways. The quota's own minimum is %s.\n\n", gateways, minutes(time.Duration(gateways/1000)*time.Minute))
+	text, err := transcript()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(&b.text, "%s\nThe power returns to %d gateways. The quota's own minimum is %s.\n\n", text, gateways, minutes(time.Duration(gateways/1000)*time.Minute))
 	b.head("gateways with")
 	for _, v := range []struct {
 		name   string

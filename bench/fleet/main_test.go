@@ -20,6 +20,16 @@ func TestTimesAreShownAsPeopleCompareThem(t *testing.T) {
 	}
 }
 
+func TestThePageShowsWhatDpsdSimPrints(t *testing.T) {
+	text, err := transcript()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if page, err := os.ReadFile("../../docs/performance.md"); err != nil || !strings.Contains(string(page), text) {
+		t.Errorf("docs/performance.md does not hold this, make fleet FLEETFLAGS='-document docs/performance.md' puts it there (%v):\n%s", err, text)
+	}
+}
+
 func TestAGoalThatIsMissedIsNamed(t *testing.T) {
 	r := &fleet.Result{Fleet: fleet.New(fleet.Power, 1000), At: make([]time.Duration, 1000), Registers: 2000}
 	r.At[999] = 2 * time.Minute // the quota takes one
