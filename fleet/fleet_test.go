@@ -124,9 +124,10 @@ func TestTheSameSeedGivesTheSameCourse(t *testing.T) {
 }
 
 // The goals for which the defaults were chosen, at 10,000 gateways and the documented
-// quota. "make fleet" tries every service that may be behind the documentation.
+// quota, with every service that may be behind the documentation.
 func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
-	for throttle, retryAfter := range map[Throttle]string{Bucket: "30", Window: "none"} {
+	for n := range 8 {
+		throttle, retryAfter := []Throttle{Bucket, Window}[n/4], []string{"none", "3", "30", "free"}[n%4]
 		t.Run(string(throttle)+", Retry-After "+retryAfter, func(t *testing.T) {
 			t.Parallel()
 			f := New(Power, 10_000)
