@@ -14,7 +14,7 @@ const answerLimit = 50 * time.Millisecond
 // commands measures what the commands cost that answer at once. Other work on the
 // machine only adds to it: the best run counts.
 func commands(program string, runs int) ([]budget, error) {
-	dir, err := os.MkdirTemp("", "dpsd-bench-")
+	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
 		return nil, err
 	}
