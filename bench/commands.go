@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"time"
@@ -13,14 +12,9 @@ const answerLimit = 50 * time.Millisecond
 
 // commands measures what the commands cost that answer at once. Other work on the
 // machine only adds to it: the best run counts.
-func commands(program string, runs int) ([]budget, error) {
-	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
+func (b *bench) commands(dir string) ([]budget, error) {
 	// The way with most steps.
-	s, err := newService(variant{"certificate", "websocket", "1.3", 1}, dir, false)
+	s, err := b.service(dir, "commands", variant{"certificate", "websocket", "1.3", 1}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -29,20 +23,20 @@ func commands(program string, runs int) ([]budget, error) {
 	_, _, err = s.serve(func() error {
 		for _, command := range [][]string{{"check", "--offline"}, {"check"}, {"status"}} {
 			if command[0] == "status" { // that of a running daemon; the others want none
-				stop, err := s.serviceOf(program, s.path("dpsd.toml"))
+				stop, err := s.serviceOf(b.program, s.path("dpsd.toml"))
 				if err != nil {
 					return err
 				}
 				defer stop()
 			}
 			var samples []time.Duration
-			for range runs {
-				u, err := run(limit, environment(), s.path("log"), append([]string{program, "--config", s.path("dpsd.toml")}, command...)...)
+			for range b.runs {
+				u, err := run(limit, environment(), s.path("log"), append([]string{b.program, "--config", s.path("dpsd.toml")}, command...)...)
 				if err != nil {
 					return err
 				}
 				if u.status.ExitStatus() != 0 {
-					return s.failed(fmt.Errorf("%s %q ended with wait status %#x", program, command, u.status))
+					return s.failed(fmt.Errorf("%s %q ended with wait status %#x", b.program, command, u.status))
 				}
 				samples = append(samples, u.cpu)
 			}

@@ -90,7 +90,7 @@ func (b *bench) run(document string) (over bool, err error) {
 		return false, err
 	}
 	judged := budgets(b.size, results)
-	asked, err := commands(b.program, b.runs)
+	asked, err := b.commands(dir)
 	if err != nil {
 		return false, err
 	}
