@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,7 +20,8 @@ func unmapProgram() error {
 	if err != nil {
 		return err
 	}
-	for _, m := range unchanged(string(smaps)) {
+	pc, _, _, _ := runtime.Caller(0)
+	for _, m := range unchanged(string(smaps), pc) {
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED); errno != 0 {
 			return os.NewSyscallError("madvise", errno)
 		}
@@ -29,20 +32,24 @@ func unmapProgram() error {
 // mapping is a range of addresses.
 type mapping struct{ start, end uintptr }
 
-// unchanged returns those mappings of files in proc_pid_smaps(5) that are not writable
-// and have no page that this process has changed, in memory or in swap: relocations
-// would be lost.
-func unchanged(smaps string) (all []mapping) {
+// unchanged returns those mappings in proc_pid_smaps(5) of the file that the code at pc
+// is from which have no page that this process has changed, in memory or in swap, and
+// never will: relocations would be lost. There are none where the table is that of
+// somebody else: of an emulator, whose addresses are others.
+func unchanged(smaps string, pc uintptr) (all []mapping) {
 	var current mapping
-	wanted := false
+	var file, ours string
+	var same bool
+	of := map[mapping]string{}
 	for line := range strings.Lines(smaps) {
 		key, value, _ := strings.Cut(line, " ")
 		switch key {
 		case "Anonymous:", "Swap:":
-			wanted = wanted && strings.TrimSpace(value) == "0 kB"
+			same = same && strings.TrimSpace(value) == "0 kB"
 		case "VmFlags:": // the last line of each
-			if wanted {
+			if same {
 				all = append(all, current)
+				of[current] = file
 			}
 		default:
 			first, last, head := strings.Cut(key, "-")
@@ -52,9 +59,15 @@ func unchanged(smaps string) (all []mapping) {
 			start, err1 := strconv.ParseUint(first, 16, strconv.IntSize)
 			end, err2 := strconv.ParseUint(last, 16, strconv.IntSize)
 			column := strings.Fields(value) // permissions, offset, device, inode, path
-			current = mapping{uintptr(start), uintptr(end)}
-			wanted = err1 == nil && err2 == nil && len(column) >= 5 && !strings.Contains(column[0], "w") && column[3] != "0"
+			same = err1 == nil && err2 == nil && len(column) >= 5 && column[3] != "0" && !strings.Contains(column[0], "w")
+			if !same {
+				continue
+			}
+			current, file = mapping{uintptr(start), uintptr(end)}, column[2]+" "+column[3]
+			if current.start <= pc && pc < current.end {
+				ours = file
+			}
 		}
 	}
-	return all
+	return slices.DeleteFunc(all, func(m mapping) bool { return of[m] != ours })
 }
