@@ -248,14 +248,14 @@ func (b *bench) boots(dir string) ([]budget, error) {
 func (b *bench) resumes(dir string) ([]comeback, []budget, error) {
 	var all []comeback
 	var budgets []budget
-	for i, reason := range comebacks {
+	for i, why := range reasons() {
 		for _, v := range variants() {
 			if v.protocol != "mqtt" || v.polls != 1 {
 				continue
 			}
-			c := comeback{variant: v, why: reason.why}
+			c := comeback{variant: v, why: why}
 			for _, tickets := range []bool{false, true} {
-				s, err := b.service(dir, fmt.Sprint("resume-", i, v.credential, v.tls, tickets), v, tickets, reason.rule)
+				s, err := b.service(dir, fmt.Sprint("resume-", i, v.credential, v.tls, tickets), v, tickets, why.rule)
 				if err != nil {
 					return nil, nil, err
 				}
@@ -271,8 +271,8 @@ func (b *bench) resumes(dir string) ([]comeback, []budget, error) {
 				}
 			}
 			all = append(all, c)
-			budgets = append(budgets, budget{"round trips of " + c.why + ", resumed, " + v.credential + ", TLS " + v.tls,
-				"", float64(c.resumed.roundTrips), float64(c.roundTrips()), strict})
+			budgets = append(budgets, budget{"round trips of " + why.name + ", resumed, " + v.credential + ", TLS " + v.tls,
+				"", float64(c.resumed.roundTrips), float64(why.roundTrips), strict})
 		}
 	}
 	return all, budgets, nil

@@ -7,11 +7,26 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// comeback is why a gateway connects a second time, and what it costs.
+// reason is why a gateway connects a second time, and what the service does to bring
+// it about.
+type reason struct {
+	name       string
+	rule       simulator.Rule
+	roundTrips int // of TCP, TLS, CONNECT, SUBSCRIBE and what is asked, when the session is resumed
+}
+
+func reasons() []reason {
+	return []reason{
+		{"an attempt after a fault", simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none", Times: 1}, 6},
+		{"a poll on a new connection", simulator.Rule{On: simulator.OnPoll, Close: true, Times: 1}, 5},
+	}
+}
+
+// comeback is what the second connection costs, with a TLS handshake in full and with
+// a session resumed.
 type comeback struct {
-	variant variant
-	why     string // also the rule's, in comebacks
-	// The second connection with a TLS handshake in full, and with a session resumed.
+	variant       variant
+	why           reason
 	full, resumed connection
 }
 
@@ -19,24 +34,6 @@ type comeback struct {
 type connection struct {
 	up, down   int64 // bytes, payload of TCP
 	roundTrips int   // with those of TCP and TLS
-}
-
-// comebacks are the reasons, and what the service does to bring them about.
-var comebacks = []struct {
-	why  string
-	rule simulator.Rule
-}{
-	{"an attempt after a fault", simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none", Times: 1}},
-	{"a poll on a new connection", simulator.Rule{On: simulator.OnPoll, Close: true, Times: 1}},
-}
-
-// roundTrips are as many as there have to be when the session is resumed: of TCP, TLS,
-// CONNECT, SUBSCRIBE and the poll, and of register where it is asked for again.
-func (c comeback) roundTrips() int {
-	if c.why == comebacks[0].why {
-		return 6
-	}
-	return 5
 }
 
 // second runs the program and returns what the last of its two connections has cost.
@@ -70,7 +67,7 @@ func resumptions(all []comeback) string {
 	var b strings.Builder
 	b.WriteString("| second connection | credential | TLS | bytes up: in full, resumed | bytes down | round trips |\n| --- | --- | --- | --: | --: | --: |\n")
 	for _, c := range all {
-		fmt.Fprintf(&b, "| %s | %s | %s | %d, %d | %d, %d | %d, %d |\n", c.why, c.variant.credential, c.variant.tls,
+		fmt.Fprintf(&b, "| %s | %s | %s | %d, %d | %d, %d | %d, %d |\n", c.why.name, c.variant.credential, c.variant.tls,
 			c.full.up, c.resumed.up, c.full.down, c.resumed.down, c.full.roundTrips, c.resumed.roundTrips)
 	}
 	return b.String()
