@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/bench/page"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -116,7 +117,7 @@ func (b *bench) run(document string) (over bool, err error) {
 	fmt.Print(report)
 	fmt.Fprint(os.Stderr, "\n", parts)
 	if document != "" {
-		err = insert(document, "bench", report)
+		err = page.Insert(document, "bench", report)
 	}
 	return over, err
 }
@@ -138,7 +139,7 @@ func (b *bench) runCompare(document string) (over bool, err error) {
 	}
 	fmt.Print(report)
 	if document != "" {
-		err = insert(document, "compare", report)
+		err = page.Insert(document, "compare", report)
 	}
 	return false, err
 }
@@ -333,19 +334,4 @@ func machine() string {
 	}
 	roots, _ := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
 	return fmt.Sprintf("%s, %d × %s, %d system roots", kernel, runtime.NumCPU(), processor, strings.Count(string(roots), "BEGIN CERTIFICATE"))
-}
-
-// insert puts the report between the markers of that name in a file.
-func insert(file, name, report string) error {
-	begin, end := "<!-- "+name+":begin -->\n", "<!-- "+name+":end -->\n"
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	before, rest, found := strings.Cut(string(text), begin)
-	_, after, ended := strings.Cut(rest, end)
-	if !found || !ended {
-		return fmt.Errorf("%s has no %s and %s", file, strings.TrimSpace(begin), strings.TrimSpace(end))
-	}
-	return os.WriteFile(file, []byte(before+begin+report+end+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
 }

@@ -172,35 +172,6 @@ func TestAllRoundTrips(t *testing.T) {
 	}
 }
 
-func TestInsert(t *testing.T) {
-	const begin, end = "<!-- name:begin -->\n", "<!-- name:end -->\n"
-	file := filepath.Join(t.TempDir(), "page.md")
-	write := func(text string) {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Run("the text between the markers is replaced, and nothing else", func(t *testing.T) {
-		write("before\n" + begin + "old\n" + end + "after\n")
-		if err := insert(file, "name", "new\n"); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(file)
-		if want := "before\n" + begin + "new\n" + end + "after\n"; err != nil || string(got) != want {
-			t.Errorf("the page is %q, want %q (%v)", got, want, err)
-		}
-	})
-	t.Run("a page without the end marker is left alone", func(t *testing.T) {
-		write("before\n" + begin + "old\n")
-		if err := insert(file, "name", "new\n"); err == nil {
-			t.Error("no error")
-		}
-		if got, _ := os.ReadFile(file); string(got) != "before\n"+begin+"old\n" {
-			t.Errorf("the page is %q", got)
-		}
-	})
-}
-
 // The shell's peak is a megabyte or two; this process has more. Were it charged to
 // the child, the child would have at least as much.
 func TestRunChargesTheProgramAlone(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dpsd-project/dpsd/bench/page"
 	"github.com/dpsd-project/dpsd/fleet"
 	"github.com/dpsd-project/dpsd/pace"
 )
@@ -43,7 +44,7 @@ func main() {
 	err := b.run(*large)
 	fmt.Print(b.text.String())
 	if err == nil && *document != "" {
-		err = errors.Join(insert(*document, b.text.String()), b.draw(filepath.Dir(*document)))
+		err = errors.Join(page.Insert(*document, "fleet", b.text.String()), b.draw(filepath.Dir(*document)))
 	}
 	if err == nil && len(b.missed) > 0 {
 		err = errors.New(strings.Join(b.missed, "\n"))
@@ -283,23 +284,4 @@ func minutes(d time.Duration) string {
 		return fmt.Sprintf("%d:%02d:%02d", s/3600, s/60%60, s%60)
 	}
 	return fmt.Sprintf("%d:%02d", s/60, s%60)
-}
-
-const (
-	beginMarker = "<!-- fleet:begin -->\n"
-	endMarker   = "<!-- fleet:end -->\n"
-)
-
-// insert puts the tables between the markers of a file.
-func insert(file, text string) error {
-	page, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	before, rest, found := strings.Cut(string(page), beginMarker)
-	_, after, ended := strings.Cut(rest, endMarker)
-	if !found || !ended {
-		return errors.New(file + " has no fleet markers")
-	}
-	return os.WriteFile(file, []byte(before+beginMarker+text+endMarker+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
 }

@@ -51,25 +51,6 @@ func TestAGoalThatIsMissedIsNamed(t *testing.T) {
 	}
 }
 
-func TestTablesGoBetweenTheirMarkers(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(file, []byte("before\n"+beginMarker+"old\n"+endMarker+"after\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := insert(file, "new\n"); err != nil {
-		t.Fatal(err)
-	}
-	if text, _ := os.ReadFile(file); string(text) != "before\n"+beginMarker+"new\n"+endMarker+"after\n" {
-		t.Errorf("the page is %q", text)
-	}
-	if err := os.WriteFile(file, []byte("nothing\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := insert(file, "new\n"); err == nil {
-		t.Error("a page without markers takes tables")
-	}
-}
-
 // A plot is of what was rehearsed: it names its axes with their units, and has a curve
 // and a name for each course.
 func TestPlotsNameWhatTheyShow(t *testing.T) {

@@ -7,14 +7,14 @@
 package main
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/bench/page"
 )
 
 // What is promised.
@@ -73,7 +73,7 @@ func (l *load) run(document string) (short bool, err error) {
 	report, short := l.report(held, rate)
 	fmt.Print(report)
 	if document != "" {
-		err = insert(document, report)
+		err = page.Insert(document, "load", report)
 	}
 	return short, err
 }
@@ -93,23 +93,4 @@ func raiseDescriptors(need int) error {
 		return fmt.Errorf("RLIMIT_NOFILE: %w", err)
 	}
 	return nil
-}
-
-const (
-	beginMarker = "<!-- load:begin -->\n"
-	endMarker   = "<!-- load:end -->\n"
-)
-
-// insert puts the report between the markers of a file.
-func insert(file, report string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	before, rest, found := strings.Cut(string(text), beginMarker)
-	_, after, ended := strings.Cut(rest, endMarker)
-	if !found || !ended {
-		return errors.New(file + " has no load markers")
-	}
-	return os.WriteFile(file, []byte(before+beginMarker+report+endMarker+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
 }
