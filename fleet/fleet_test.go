@@ -3,10 +3,7 @@ package fleet
 import (
 	"bytes"
 	"encoding/csv"
-	"go/parser"
-	"go/token"
 	"math/rand/v2"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -18,6 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
+	"github.com/dpsd-project/dpsd/test/imports"
 )
 
 func rehearse(t *testing.T, f Fleet) *Result {
@@ -423,32 +421,18 @@ func TestReportAndCurveSayTheSame(t *testing.T) {
 // A rehearsal says something about dpsd only as long as it runs dpsd's code, and
 // something about time only as long as it has no clock and no network of its own.
 func TestDirectImports(t *testing.T) {
-	files, err := filepath.Glob("*.go")
+	all, err := imports.Direct(".")
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[string]bool{}
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range f.Imports {
-			path, _ := strconv.Unquote(i.Path.Value)
-			seen[path] = true
-		}
-	}
 	for _, own := range []string{"dps", "daemon", "pace", "fault"} {
-		if !seen["github.com/dpsd-project/dpsd/"+own] {
+		if all["github.com/dpsd-project/dpsd/"+own] == "" {
 			t.Errorf("package %s of the daemon is not used", own)
 		}
 	}
 	for _, other := range []string{"net", "os", "context", "sync", "crypto/tls", "github.com/dpsd-project/dpsd/simulator", "github.com/dpsd-project/dpsd/mqttv3", "github.com/dpsd-project/dpsd/transport"} {
-		if seen[other] {
-			t.Errorf("package %s is imported", other)
+		if file := all[other]; file != "" {
+			t.Errorf("%s imports %s", file, other)
 		}
 	}
 }

@@ -1,13 +1,11 @@
 package store_test
 
 import (
-	"go/parser"
-	"go/token"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/dpsd-project/dpsd/test/imports"
 )
 
 // Other programs import this package to read one small file. Whatever it
@@ -16,24 +14,14 @@ import (
 // configuration are no business of a reader.
 func TestDirectImports(t *testing.T) {
 	allowed := []string{"github.com/google/renameio/v2", "github.com/dpsd-project/dpsd/watch"}
-	files, err := filepath.Glob("*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	all, err := imports.Direct(".")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, spec := range file.Imports {
-			path, _ := strconv.Unquote(spec.Path.Value)
-			first, _, _ := strings.Cut(path, "/")
-			if strings.Contains(first, ".") && !slices.Contains(allowed, path) {
-				t.Errorf("%s imports %s: only the standard library, renameio (atomic files) and watch (Watch) are allowed", name, path)
-			}
+	for path, file := range all {
+		first, _, _ := strings.Cut(path, "/")
+		if strings.Contains(first, ".") && !slices.Contains(allowed, path) {
+			t.Errorf("%s imports %s: only the standard library, renameio (atomic files) and watch (Watch) are allowed", file, path)
 		}
 	}
 }

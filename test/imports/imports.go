@@ -1,0 +1,42 @@
+// Package imports tells tests what a package imports.
+package imports
+
+import (
+	"fmt"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Direct returns what the sources in a directory import, tests left out, each path with
+// one of the files that do. Where there is no source, that is an error.
+func Direct(dir string) (map[string]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	all, sources := map[string]string{}, 0
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		sources++
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range f.Imports {
+			path, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			all[path] = name
+		}
+	}
+	if sources == 0 {
+		return nil, fmt.Errorf("%s: no source", dir)
+	}
+	return all, nil
+}
