@@ -29,8 +29,11 @@ func unmapProgram() error {
 	return nil
 }
 
-// mapping is a range of addresses.
-type mapping struct{ start, end uintptr }
+// mapping is a range of addresses, and the file that is there.
+type mapping struct {
+	start, end uintptr
+	file       string // device and inode
+}
 
 // unchanged returns those mappings in proc_pid_smaps(5) of the file that the code at pc
 // is from which have no page that this process has changed, in memory or in swap, and
@@ -38,9 +41,8 @@ type mapping struct{ start, end uintptr }
 // somebody else: of an emulator, whose addresses are others.
 func unchanged(smaps string, pc uintptr) (all []mapping) {
 	var current mapping
-	var file, ours string
-	var same bool
-	of := map[mapping]string{}
+	var ours string
+	same := false
 	for line := range strings.Lines(smaps) {
 		key, value, _ := strings.Cut(line, " ")
 		switch key {
@@ -49,7 +51,6 @@ func unchanged(smaps string, pc uintptr) (all []mapping) {
 		case "VmFlags:": // the last line of each
 			if same {
 				all = append(all, current)
-				of[current] = file
 			}
 		default:
 			first, last, head := strings.Cut(key, "-")
@@ -63,11 +64,11 @@ func unchanged(smaps string, pc uintptr) (all []mapping) {
 			if !same {
 				continue
 			}
-			current, file = mapping{uintptr(start), uintptr(end)}, column[2]+" "+column[3]
+			current = mapping{uintptr(start), uintptr(end), column[2] + " " + column[3]}
 			if current.start <= pc && pc < current.end {
-				ours = file
+				ours = current.file
 			}
 		}
 	}
-	return slices.DeleteFunc(all, func(m mapping) bool { return of[m] != ours })
+	return slices.DeleteFunc(all, func(m mapping) bool { return m.file != ours })
 }
