@@ -71,6 +71,9 @@ func run(file string, once bool, timeout time.Duration) error {
 	// First of all: a SIGHUP that nobody catches ends a Go program.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
+	// Go ends a program whose write to standard output or standard error meets EPIPE
+	// (os/signal, "SIGPIPE"). The loss of a log reader must not end the service.
+	signal.Ignore(syscall.SIGPIPE)
 
 	cfg, err := load(file)
 	if errors.Is(err, fs.ErrPermission) {
