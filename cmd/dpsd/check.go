@@ -130,6 +130,8 @@ func verdict(gateway *check.Gateway, report check.Report) error {
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
+	case temporary(gateway.Invalid):
+		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
 	case gateway.Invalid != nil:
 		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is mended", errors.New("the configuration is invalid"))}
 	case os.Geteuid() != 0:

@@ -65,6 +65,9 @@ func try(next string, err error) error { return &hintError{err, next} }
 
 // invalid is the error of a configuration that is wrong.
 func invalid(file string, err error) error {
+	if temporary(err) {
+		return &exitError{exitFailed, err}
+	}
 	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}
 }
 
