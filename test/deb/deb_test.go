@@ -368,6 +368,7 @@ func TestLintian(t *testing.T) {
 // TestPiuparts lets Debian's checker install, remove and purge both packages in
 // a chroot: they must leave nothing there.
 func TestPiuparts(t *testing.T) {
+	dist(t)
 	need(t, true, "piuparts")
 	deb, sim := artefact(t, "dpsd", native(t), ".deb"), artefact(t, "dpsd-sim", native(t), ".deb")
 	root := suite(t, "bookworm")
