@@ -1,0 +1,90 @@
+package system
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sealedKey is where the example of encrypted credentials has the key.
+const sealedKey = "/etc/credstore.encrypted/dps-primary-key"
+
+// failingStarts are the reasons for which a start of dpsd fails again and again.
+var failingStarts = []struct {
+	name    string
+	prepare string // a shell script
+	dropIn  string // lines of [Service]
+	status  string // ExecMainStatus
+}{
+	{"a missing encrypted credential", "", "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "243"},
+	{"a damaged encrypted credential", "mkdir -p -m 700 /etc/credstore.encrypted; echo damaged >" + sealedKey, "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "243"},
+	{"a missing directory of ReadWritePaths=", "", "ReadWritePaths=/srv/missing", "226"},
+	{"a held lock", `install -d -o dpsd -g dpsd -m 755 /var/lib/dpsd
+install -o dpsd -g dpsd -m 600 /dev/null /var/lib/dpsd/lock
+systemd-run --quiet --unit=holder flock /var/lib/dpsd/lock sleep infinity
+while flock --nonblock /var/lib/dpsd/lock true; do sleep 0.1; done`, "", "1"},
+	{"a killed process", "", "ExecStart=\nExecStart=/bin/sh -c 'kill -KILL $$$$'", "9"},
+}
+
+// starting matches the entry of systemd for each start of dpsd, SD_MESSAGE_UNIT_STARTING.
+const starting = "--boot UNIT=dpsd.service MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
+
+func TestAFailingStartIsTriedAgainNoEarlierThanRestartSec(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		g.configure(g.service(prompt), "")
+		for _, with := range []struct{ what, prepare string }{
+			{"without the target", "systemctl --quiet mask dpsd-provisioned.target"},
+			{"with the target", "systemctl --quiet unmask dpsd-provisioned.target"},
+			{"with the target and a consumer", "cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl --quiet enable consumer"},
+		} {
+			g.run(with.prepare)
+			for _, failing := range failingStarts {
+				g.failingStart(failing.name+", "+with.what, failing.prepare, failing.dropIn, failing.status)
+			}
+		}
+	})
+}
+
+// failingStart watches four starts that fail.
+func (g *gateway) failingStart(what, prepare, dropIn, status string) {
+	g.t.Helper()
+	const restartSec = time.Second
+	g.write("/etc/systemd/system/dpsd.service.d/failing.conf", "[Service]\nRestartSec=1s\n"+dropIn+"\n", 0o644)
+	g.run(prepare + "\nsystemctl daemon-reload")
+	before := len(g.journal(starting))
+	lines := g.journalLines()
+	g.run("systemctl start --no-block dpsd")
+	g.until("four starts with "+what, fmt.Sprintf("test $(journalctl --quiet --no-pager --output=cat %s | wc -l) -ge %d", starting, before+4))
+	g.untilShown("dpsd.service", "ExecMainStatus", status)
+	restarts := g.show("dpsd.service", "NRestarts")
+	g.run("systemctl stop dpsd; systemctl reset-failed; systemctl stop holder 2>/dev/null || :; rm -f " + sealedKey)
+
+	var first, last time.Duration
+	for i, e := range g.journal(starting)[before:] {
+		microseconds, err := strconv.ParseInt(e.text("__MONOTONIC_TIMESTAMP"), 10, 64)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		at := time.Duration(microseconds) * time.Microsecond
+		if i == 0 {
+			first = at
+		} else if gap := at - last; gap < restartSec {
+			g.t.Errorf("%s: %s: start %d came %s after the one before, want at least %s", g.suite.name, what, i+1, gap, restartSec)
+		}
+		last = at
+	}
+	g.t.Logf("%s: %s: %s restarts and %d journal lines in %.1f s", g.suite.name, what, restarts, g.journalLines()-lines, (last - first).Seconds())
+}
+
+// journalLines counts the entries of the whole journal of this boot.
+func (g *gateway) journalLines() int {
+	g.t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(g.run("journalctl --quiet --no-pager --boot --output=cat | wc -l")))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return n
+}
