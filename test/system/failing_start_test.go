@@ -51,7 +51,7 @@ func TestAFailingStartIsTriedAgainNoEarlierThanRestartSec(t *testing.T) {
 // failingStart watches four starts that fail.
 func (g *gateway) failingStart(what, prepare, dropIn, status string) {
 	g.t.Helper()
-	const restartSec = time.Second
+	const shortest = time.Second // between two starts: RestartSec below
 	g.write("/etc/systemd/system/dpsd.service.d/failing.conf", "[Service]\nRestartSec=1s\n"+dropIn+"\n", 0o644)
 	g.run(prepare + "\nsystemctl daemon-reload")
 	before := len(g.journal(starting))
@@ -71,8 +71,8 @@ func (g *gateway) failingStart(what, prepare, dropIn, status string) {
 		at := time.Duration(microseconds) * time.Microsecond
 		if i == 0 {
 			first = at
-		} else if gap := at - last; gap < restartSec {
-			g.t.Errorf("%s: %s: start %d came %s after the one before, want at least %s", g.suite.name, what, i+1, gap, restartSec)
+		} else if gap := at - last; gap < shortest {
+			g.t.Errorf("%s: %s: start %d came %s after the one before, want at least %s", g.suite.name, what, i+1, gap, shortest)
 		}
 		last = at
 	}
