@@ -328,6 +328,8 @@ func TestUnitsAreUnderstood(t *testing.T) {
 	}
 	cmd := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...)
 	out, err := cmd.CombinedOutput()
+	// systemd 252 does not know this key and does not need it.
+	out = regexp.MustCompile(`(?m)^.*Unknown key (name )?'RestartMode' in section .*, ignoring\.\n?`).ReplaceAll(out, nil)
 	for line := range strings.Lines(string(out)) {
 		if !strings.Contains(line, "/usr/bin/dpsd is not executable: No such file") { // it is not installed here
 			t.Errorf("systemd-analyze verify: %s", strings.TrimSpace(line))
