@@ -152,7 +152,7 @@ func Default() Config {
 			Initial:        time.Second,
 			Max:            5 * time.Minute,
 			OfflineMax:     10 * time.Second,
-			RefusedInitial: 5 * time.Minute,
+			RefusedInitial: 30 * time.Second,
 			RefusedMax:     time.Hour,
 		},
 		State:   State{Directory: "/var/lib/dpsd", Mode: 0o644},

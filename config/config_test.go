@@ -65,7 +65,7 @@ func TestDefaults(t *testing.T) {
 			Provisioning: config.Provisioning{OnBoot: "always"},
 			Retry: config.Retry{
 				Initial: time.Second, Max: 5 * time.Minute, OfflineMax: 10 * time.Second,
-				RefusedInitial: 5 * time.Minute, RefusedMax: time.Hour,
+				RefusedInitial: 30 * time.Second, RefusedMax: time.Hour,
 			},
 			State:   config.State{Directory: "/var/lib/dpsd", Mode: 0o644},
 			Control: config.Control{Socket: "/run/dpsd/dpsd.sock"},

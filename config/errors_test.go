@@ -153,7 +153,7 @@ func TestErrors(t *testing.T) {
 		{"half a second of keep alive is told", with("transport", "keep_alive", `"1500ms"`), []string{`dpsd.toml:8:1: transport.keep_alive: must be whole seconds; such as "60s", or "0s" for none`}},
 		{"a keep alive that servers cap is told", with("transport", "keep_alive", `"1178s"`), []string{`dpsd.toml:8:1: transport.keep_alive: "1178s" is out of range; 0s to 19m37s are allowed`}},
 		{"a first delay above the last is told where it is set", with("retry", "initial", `"10m"`), []string{`dpsd.toml:8:1: retry.initial: initial (10m) is above max (5m)`}},
-		{"a last delay below the first is told where it is set", with("retry", "refused_max", `"1m"`), []string{`dpsd.toml:8:1: retry.refused_max: refused_initial (5m) is above refused_max (1m)`}},
+		{"a last delay below the first is told where it is set", with("retry", "refused_max", `"20s"`), []string{`dpsd.toml:8:1: retry.refused_max: refused_initial (30s) is above refused_max (20s)`}},
 		{"another mode is told", with("state", "mode", `"0600"`), []string{`dpsd.toml:8:1: state.mode: "0600" is unknown; did you mean "0640"? write "0644" or "0640"`}},
 		{"a relative state directory is told", with("state", "directory", `"state"`), []string{`dpsd.toml:8:1: state.directory: must be an absolute path; begin it with "/"`}},
 		{"a socket that is a directory is told", with("control", "socket", `"/run/dpsd/"`), []string{`dpsd.toml:8:1: control.socket: must be the path of a socket, not of a directory; such as "/run/dpsd/dpsd.sock"`}},

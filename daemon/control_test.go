@@ -70,7 +70,7 @@ func TestWhatTheSocketTells(t *testing.T) {
 			st.Faults[0].ServiceCode != 401002 || st.Faults[0].TrackingID == "" || st.Faults[0].Advice == "" {
 			t.Errorf("faults: %+v", st.Faults)
 		}
-		if st.Next == nil || st.Next.Lane != string(pace.LaneRefused) || st.Next.Why != "after unauthorized" || st.Next.In < 60 {
+		if st.Next == nil || st.Next.Lane != string(pace.LaneRefused) || st.Next.Why != "after unauthorized" || st.Next.In < 45 {
 			t.Errorf("next: %+v", st.Next)
 		}
 		if st.Ready || st.Identity != nil || st.Confirmed != nil || st.Attempts != (control.AttemptsCount{Started: 2, Failed: 2}) {

@@ -261,6 +261,7 @@ func TestAKeyThatAppearsAMinuteAfterStart(t *testing.T) {
 		g := newGateway(t)
 		key := filepath.Join(g.dir, "late.key")
 		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: key}}}
+		g.Settings.Retry.RefusedInitial = 5 * time.Minute
 		changed := make(chan struct{}, 1)
 		g.watching(changed)
 		g.run()

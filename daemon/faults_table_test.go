@@ -343,7 +343,7 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			if o.result != "retries" {
 				t.Errorf("after 90 s: %s", o.result)
 			}
-			if attempts := len(o.faults); attempts > 9 && !row.quiet || o.connections > 9*len(g.Settings.Dialer.Protocols) {
+			if attempts := len(o.faults); attempts > 10 && !row.quiet || o.connections > 10*len(g.Settings.Dialer.Protocols) {
 				t.Errorf("%d attempts, %d connections in 90 s", attempts, o.connections)
 			}
 		} else {

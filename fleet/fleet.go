@@ -71,12 +71,13 @@ type Scenario string
 const (
 	Power    Scenario = "power"     // the power returns to a whole region
 	Outage   Scenario = "outage"    // and for an hour nothing listens at the service
+	Brief    Scenario = "brief"     // and nothing listens until a minute after the last gateway is up
 	WrongKey Scenario = "wrong-key" // and the group key is wrong; it is put right after two hours
 	Moved    Scenario = "moved"     // after a day and a half, all devices are moved to another hub
 )
 
 // Scenarios are all there are.
-func Scenarios() []Scenario { return []Scenario{Power, Outage, WrongKey, Moved} }
+func Scenarios() []Scenario { return []Scenario{Power, Outage, Brief, WrongKey, Moved} }
 
 // New returns the rehearsal of a scenario with the documented defaults: those of dpsd
 // and of the Service.
@@ -94,6 +95,9 @@ func New(s Scenario, devices int) Fleet {
 	case Power:
 	case Outage:
 		f.Service.DownUntil = time.Hour
+		f.Since = f.Service.DownUntil
+	case Brief:
+		f.Service.DownUntil = f.Boot + time.Minute
 		f.Since = f.Service.DownUntil
 	case WrongKey:
 		f.Service.KeyRightAt = 2 * time.Hour

@@ -190,6 +190,7 @@ func TestPoliciesOfTheBoot(t *testing.T) {
 func TestWhenTheCauseIsMended(t *testing.T) {
 	for scenario, within := range map[Scenario]time.Duration{
 		Outage:   5*time.Minute + time.Minute,
+		Brief:    time.Minute,
 		WrongKey: 75*time.Minute + time.Minute,
 		Moved:    24*time.Hour + time.Minute,
 	} {

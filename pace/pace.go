@@ -21,7 +21,7 @@ type Retry struct {
 	Initial        time.Duration // first transient delay; default 1 s
 	Max            time.Duration // longest transient delay; default 5 min
 	OfflineMax     time.Duration // longest delay while there is no route; default 10 s
-	RefusedInitial time.Duration // first delay after a refusal; default 5 min
+	RefusedInitial time.Duration // first delay after a refusal; default 30 s
 	RefusedMax     time.Duration // longest delay after refusals; default 1 h
 
 	// Spread bounds the jitter after a 429: it is multiplied by the number of those in
@@ -29,6 +29,13 @@ type Retry struct {
 	// it was turned away is the only measure of it. The defaults, 30 s and an hour, were
 	// chosen by rehearsal, see docs/performance.md; dpsd.toml has no keys for them.
 	Spread, SpreadMax time.Duration
+
+	// While the transient waits add up to less than Early, EarlyMax bounds those after a
+	// failed connection: nothing reached the service. While the refused waits add up to
+	// less than RefusedEarly, RefusedEarlyMax bounds them. Neither makes a wait shorter
+	// than Initial or RefusedInitial. The defaults, 20 s in the first 2 min and 90 s in the
+	// first 10 min, were chosen by rehearsal too.
+	Early, EarlyMax, RefusedEarly, RefusedEarlyMax time.Duration
 }
 
 // Lane is the pace at which dpsd tries again.
@@ -46,7 +53,10 @@ const (
 // History counts the faults of each lane since the last success. A fault of
 // one lane leaves the others as they are: hours without a route must not make
 // the first attempt after them slow.
-type History struct{ offline, transient, throttled, refused uint16 }
+type History struct {
+	offline, transient, throttled, refused uint16
+	transientFor, refusedFor               time.Duration // the waits so far
+}
 
 // After returns the wait after fault f and its lane, and counts f. more says
 // that another credential of this round is left. The service's Retry-After is
@@ -72,8 +82,9 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 		spread := min(or(r.Spread, 30*time.Second)*time.Duration(h.throttled), or(r.SpreadMax, time.Hour))
 		wait, jitter, lane = or(r.Initial, time.Second), upTo(spread, random), LaneThrottled
 	default:
-		d := doubled(or(r.Initial, time.Second), or(r.Max, 5*time.Minute), &h.transient)
+		d := r.transient(f, h)
 		wait, lane = upperHalf(d, random), LaneTransient
+		h.transientFor = added(h.transientFor, wait)
 		if f.RetryAfter > 0 {
 			jitter = upTo(d, random)
 		}
@@ -81,10 +92,51 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 	return max(wait, f.RetryAfter) + jitter, lane
 }
 
-// refused is exponential with a quarter of jitter to either side.
+// transient is exponential. At first it stays short after a failed connection.
+func (r Retry) transient(f fault.Fault, h *History) time.Duration {
+	first, limit := or(r.Initial, time.Second), or(r.Max, 5*time.Minute)
+	if unconnected(f) && h.transientFor < or(r.Early, 2*time.Minute) {
+		return early(first, max(first, min(limit, or(r.EarlyMax, 20*time.Second))), &h.transient)
+	}
+	return doubled(first, limit, &h.transient)
+}
+
+// unconnected reports whether an attempt ended before anything reached the service.
+func unconnected(f fault.Fault) bool {
+	return f.Class == fault.Transient &&
+		(f.Stage == fault.StageName || f.Stage == fault.StageTCP || f.Code == fault.ProxyUnreachable)
+}
+
+// refused is exponential with a quarter of jitter to either side. At first it stays
+// short: people correct what they have just set up.
 func (r Retry) refused(h *History, random *rand.Rand) time.Duration {
-	d := doubled(or(r.RefusedInitial, 5*time.Minute), or(r.RefusedMax, time.Hour), &h.refused)
-	return d*3/4 + upTo(d/2, random)
+	first, limit := or(r.RefusedInitial, 30*time.Second), or(r.RefusedMax, time.Hour)
+	var d time.Duration
+	if h.refusedFor < or(r.RefusedEarly, 10*time.Minute) {
+		d = early(first, max(first, min(limit, or(r.RefusedEarlyMax, 90*time.Second))), &h.refused)
+	} else {
+		d = doubled(first, limit, &h.refused)
+	}
+	wait := d*3/4 + upTo(d/2, random)
+	h.refusedFor = added(h.refusedFor, wait)
+	return wait
+}
+
+// early is doubled, but does not count a delay that the limit has cut: the doubling
+// goes on from there later.
+func early(first, limit time.Duration, n *uint16) time.Duration {
+	before := *n
+	d := doubled(first, limit, n)
+	if d == limit {
+		*n = before
+	}
+	return d
+}
+
+// added is the sum of two waits. It stops at a year, far above what it is compared with.
+func added(sum, wait time.Duration) time.Duration {
+	const enough = 365 * 24 * time.Hour
+	return min(min(sum, enough)+wait, enough)
 }
 
 // Boot is the delay before the first contact, of [provisioning] boot_delay_max.

@@ -27,6 +27,12 @@ func TestDelays(t *testing.T) {
 		{"a thousandth waits no longer than max", after(fault.Transient, "", 0), false, History{transient: 999}, LaneTransient, 150 * time.Second, 5 * time.Minute},
 		{"a Retry-After on a 5xx is a floor, jitter only adds", after(fault.Transient, "", 30*time.Second), false, History{}, LaneTransient, 30 * time.Second, 31 * time.Second},
 		{"a Retry-After longer than max is obeyed", after(fault.Transient, "", time.Hour), false, History{transient: 99}, LaneTransient, time.Hour, time.Hour + 5*time.Minute},
+		{"at first a failed connection waits twenty seconds at most", after(fault.Transient, fault.StageTCP, 0), false, History{transient: 99, transientFor: 2*time.Minute - 1}, LaneTransient, 10 * time.Second, 20 * time.Second},
+		{"so does a name that is not found", after(fault.Transient, fault.StageName, 0), false, History{transient: 99}, LaneTransient, 10 * time.Second, 20 * time.Second},
+		{"and a proxy that is not reached", fault.Fault{Code: fault.ProxyUnreachable, Class: fault.Transient, Stage: fault.StageProxy}, false, History{transient: 99}, LaneTransient, 10 * time.Second, 20 * time.Second},
+		{"a connection that was made is no failed one", after(fault.Transient, fault.StageTLS, 0), false, History{transient: 99}, LaneTransient, 150 * time.Second, 5 * time.Minute},
+		{"after two minutes a failed connection waits up to max", after(fault.Transient, fault.StageTCP, 0), false, History{transient: 99, transientFor: 2 * time.Minute}, LaneTransient, 150 * time.Second, 5 * time.Minute},
+		{"a first failed connection waits half a second to a second", after(fault.Transient, fault.StageTCP, 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"interception goes the transient way", after(fault.Interception, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"a full disk goes the transient way", after(fault.Storage, "", 0), false, History{}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"without a route the cap is ten seconds", after(fault.Offline, "", 0), false, History{offline: 99}, LaneOffline, 5 * time.Second, 10 * time.Second},
@@ -39,12 +45,13 @@ func TestDelays(t *testing.T) {
 		{"and 429s do not slow the first trouble on the way", after(fault.Transient, "", 0), false, History{throttled: 99}, LaneTransient, 500 * time.Millisecond, time.Second},
 		{"a refused credential makes room for the next at once", after(fault.Credential, "", 0), true, History{}, LaneNext, 0, 0},
 		{"but not before the floor", after(fault.Credential, "", 7*time.Second), true, History{}, LaneNext, 7 * time.Second, 7 * time.Second},
-		{"when the last was refused it takes minutes", after(fault.Credential, "", 0), false, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
-		{"and later an hour", after(fault.Credential, "", 0), false, History{refused: 99}, LaneRefused, 45 * time.Minute, 75 * time.Minute},
+		{"when the last was refused it takes half a minute", after(fault.Credential, "", 0), false, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
+		{"in the first ten minutes 90 seconds at most", after(fault.Credential, "", 0), false, History{refused: 99, refusedFor: 10*time.Minute - 1}, LaneRefused, 67500 * time.Millisecond, 112500 * time.Millisecond},
+		{"and later an hour", after(fault.Credential, "", 0), false, History{refused: 99, refusedFor: 10 * time.Minute}, LaneRefused, 45 * time.Minute, 75 * time.Minute},
 		{"an unreadable key makes room for the next", after(fault.Input, fault.StageCredential, 0), true, History{}, LaneNext, 0, 0},
-		{"a missing serial number does not: no credential helps", after(fault.Input, fault.StageIdentity, 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
-		{"no enrollment: no other credential is tried", after(fault.Enrollment, "", 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
-		{"the clock waits in the refused lane", after(fault.Clock, "", 0), true, History{}, LaneRefused, 225 * time.Second, 375 * time.Second},
+		{"a missing serial number does not: no credential helps", after(fault.Input, fault.StageIdentity, 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
+		{"no enrollment: no other credential is tried", after(fault.Enrollment, "", 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
+		{"the clock waits in the refused lane", after(fault.Clock, "", 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
 		{"a Retry-After binds the refused lane too", after(fault.Enrollment, "", 24*time.Hour), false, History{}, LaneRefused, 24 * time.Hour, 24 * time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -72,6 +79,43 @@ func TestDelaysFollowTheConfiguration(t *testing.T) {
 		h := History{offline: 50, transient: 50, refused: 50}
 		if wait, _ := r.After(fault.Fault{Class: tt.class}, false, &h, seeded(1)); wait < tt.least || wait > tt.max {
 			t.Errorf("%s: %s, want %s to %s", tt.class, wait, tt.least, tt.max)
+		}
+	}
+}
+
+// The early limits never make a wait shorter than the configuration asks for, and what they
+// cut does not count: afterwards the delay goes on doubling from there.
+func TestTheEarlyLimitsGoBackToTheDoubling(t *testing.T) {
+	connect := fault.Fault{Class: fault.Transient, Stage: fault.StageTCP}
+	refusal := fault.Fault{Class: fault.Enrollment}
+	for _, tt := range []struct {
+		name  string
+		retry Retry
+		fault fault.Fault
+		early time.Duration // in which the delays are limited
+		limit time.Duration // of each then
+		next  time.Duration // the delay before its jitter that follows
+	}{
+		{"after failed connections", Retry{}, connect, 2 * time.Minute, 20 * time.Second, 32 * time.Second},
+		{"after refusals", Retry{}, refusal, 10 * time.Minute, 90 * time.Second, 2 * time.Minute},
+		{"with a long initial", Retry{Initial: time.Minute}, connect, 2 * time.Minute, time.Minute, time.Minute},
+		{"with a long refused_initial", Retry{RefusedInitial: 5 * time.Minute}, refusal, 10 * time.Minute, 5 * time.Minute, 5 * time.Minute},
+		{"with a short max", Retry{Max: 5 * time.Second}, connect, 2 * time.Minute, 5 * time.Second, 5 * time.Second},
+		{"with a short refused_max", Retry{RefusedMax: time.Minute}, refusal, 10 * time.Minute, time.Minute, time.Minute},
+	} {
+		for seed := range uint64(20) {
+			var h History
+			random, waited := seeded(seed), time.Duration(0)
+			for waited < tt.early {
+				wait, _ := tt.retry.After(tt.fault, false, &h, random)
+				if wait > tt.limit*5/4 {
+					t.Fatalf("%s: a wait of %s within the first %s", tt.name, wait, tt.early)
+				}
+				waited += wait
+			}
+			if wait, _ := tt.retry.After(tt.fault, false, &h, random); wait < tt.next/2 || wait > tt.next*5/4 {
+				t.Errorf("%s: after %s a wait of %s, want about %s", tt.name, waited, wait, tt.next)
+			}
 		}
 	}
 }
@@ -150,6 +194,15 @@ func TestCountsDoNotWrapAround(t *testing.T) {
 		}
 		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Throttling}, false, &h, seeded(1)); wait < time.Second || wait > 61*time.Minute {
 			t.Errorf("after years of 429s the wait is %s", wait)
+		}
+	}
+	h = History{transientFor: 1<<63 - 1, refusedFor: 1<<63 - 1, transient: 99, refused: 99}
+	for range 2 {
+		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Transient, Stage: fault.StageTCP}, false, &h, seeded(1)); wait < 150*time.Second {
+			t.Errorf("after years without a connection the wait is %s", wait)
+		}
+		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Enrollment}, false, &h, seeded(1)); wait < 45*time.Minute {
+			t.Errorf("after years of refusals the wait is %s", wait)
 		}
 	}
 }

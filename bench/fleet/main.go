@@ -32,6 +32,12 @@ const (
 	goalRequests = 1.5  // with bootDelay
 )
 
+// Goals for half of the gateways.
+const (
+	goalOutage     = 15 * time.Second // they are back after an outage of a minute, and
+	goalCorrection = time.Minute      // after a correction within ten minutes
+)
+
 func main() {
 	document := flag.String("document", "", "a file that takes the tables as well, between its fleet markers; the plots go beside it")
 	large := flag.Bool("large", false, "rehearse a million gateways too: minutes, and gigabytes")
@@ -71,7 +77,7 @@ type course struct {
 
 func (b *bench) run(large bool) error {
 	for _, part := range []func() error{
-		b.afterPower, b.whateverTheServiceSays, b.spreads, b.scenarios,
+		b.afterPower, b.whateverTheServiceSays, b.spreads, b.outages, b.corrections, b.scenarios,
 		func() error { return b.sizes(large) },
 	} {
 		if err := part(); err != nil {
@@ -202,6 +208,82 @@ func (b *bench) spreads() error {
 		}
 	}
 	return nil
+}
+
+// outages are the runs that led to the delays after a failed connection.
+func (b *bench) outages() error {
+	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute: the longest delay after a failed connection in the first two minutes. "+
+		"Single gateways; and %d that all come back at once.\n\n"+
+		"| longest delay | connections tried meanwhile | one poll: 50 %% after | 95 %% | two polls: 50 %% after | 95 %% | %[1]d: all after | peak a second | 5xx |\n"+
+		"| --: | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
+	for _, v := range []struct {
+		name  string
+		retry pace.Retry
+	}{
+		{"0:05", pace.Retry{EarlyMax: 5 * time.Second}},
+		{"0:10", pace.Retry{EarlyMax: 10 * time.Second}},
+		{"0:15", pace.Retry{EarlyMax: 15 * time.Second}},
+		{"the default", pace.Retry{}},
+		{"0:30", pace.Retry{EarlyMax: 30 * time.Second}},
+		{"none, as before", pace.Retry{EarlyMax: 5 * time.Minute}},
+	} {
+		one, err := fleet.AfterOutage(v.retry, 1)
+		if err != nil {
+			return err
+		}
+		two, err := fleet.AfterOutage(v.retry, 2)
+		if err != nil {
+			return err
+		}
+		f := fleet.New(fleet.Brief, gateways)
+		f.Retry = v.retry
+		r, err := f.Run()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b.text, "| %s | %.1f | %s | %s | %s | %s | %s | %d | %d |\n", v.name, one.Connections,
+			minutes(one.Within(50)), minutes(one.Within(95)), minutes(two.Within(50)), minutes(two.Within(95)), after(r, 100), r.Peak, r.Failed)
+		if v.retry == (pace.Retry{}) {
+			b.recovered("after an outage of a minute", one, goalOutage)
+			b.goal("after an outage of a minute", r, goalDelayed, 0)
+		}
+	}
+	return nil
+}
+
+// corrections are the runs that led to the delays after a refusal.
+func (b *bench) corrections() error {
+	b.text.WriteString("\nAfter a correction at any time in the first ten minutes of a refusal: the first delay, and the longest in these minutes.\n\n" +
+		"| first delay | longest | refusals until then | 50 % after | 95 % |\n| --: | --: | --: | --: | --: |\n")
+	for _, v := range []struct {
+		first, longest string
+		retry          pace.Retry
+	}{
+		{"0:15", "1:30", pace.Retry{RefusedInitial: 15 * time.Second}},
+		{"0:30", "1:00", pace.Retry{RefusedEarlyMax: time.Minute}},
+		{"the default", "the default", pace.Retry{}},
+		{"0:30", "2:00", pace.Retry{RefusedEarlyMax: 2 * time.Minute}},
+		{"1:00", "1:30", pace.Retry{RefusedInitial: time.Minute}},
+		{"1:00", "2:00", pace.Retry{RefusedInitial: time.Minute, RefusedEarlyMax: 2 * time.Minute}},
+		{"5:00", "as before", pace.Retry{RefusedInitial: 5 * time.Minute, RefusedEarlyMax: time.Hour}},
+	} {
+		r, err := fleet.AfterCorrection(v.retry)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b.text, "| %s | %s | %.1f | %s | %s |\n", v.first, v.longest, r.Connections, minutes(r.Within(50)), minutes(r.Within(95)))
+		if v.retry == (pace.Retry{}) {
+			b.recovered("after a correction within ten minutes", r, goalCorrection)
+		}
+	}
+	return nil
+}
+
+// recovered notes a goal for half of the gateways that is missed.
+func (b *bench) recovered(name string, r *fleet.Recovery, limit time.Duration) {
+	if half := r.Within(50); half > limit {
+		b.missed = append(b.missed, fmt.Sprintf("%s: half of the gateways are back after %s, the goal is %s", name, minutes(half), minutes(limit)))
+	}
 }
 
 func (b *bench) scenarios() error {

@@ -51,6 +51,19 @@ func TestAGoalThatIsMissedIsNamed(t *testing.T) {
 	}
 }
 
+func TestARecoveryThatTakesTooLongIsNamed(t *testing.T) {
+	r := &fleet.Recovery{After: []time.Duration{time.Second, 16 * time.Second, time.Hour}}
+	var b bench
+	b.recovered("met", r, 16*time.Second)
+	if len(b.missed) != 0 {
+		t.Errorf("missed: %q", b.missed)
+	}
+	b.recovered("too late", r, 15*time.Second)
+	if len(b.missed) != 1 || b.missed[0] != "too late: half of the gateways are back after 0:16, the goal is 0:15" {
+		t.Errorf("missed: %q", b.missed)
+	}
+}
+
 // A plot is of what was rehearsed: it names its axes with their units, and has a curve
 // and a name for each course.
 func TestPlotsNameWhatTheyShow(t *testing.T) {

@@ -31,6 +31,7 @@ documented, what was seen and what is a guess is in docs/simulator.md.
 
   power      the power returns to a whole region
   outage     and for an hour nothing listens at the service
+  brief      and nothing listens until a minute after the last gateway is up
   wrong-key  and the group key is wrong; it is put right after two hours
   moved      after a day and a half all devices are moved to another hub; each
              gateway learns it when its interval (24h) makes it ask again
@@ -64,7 +65,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 	}
 	flags := c.Flags()
 	flags.IntVar(&devices, "devices", devices, "how many gateways")
-	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, wrong-key or\nmoved")
+	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, brief,\nwrong-key or moved")
 	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that all chance comes from")
 	flags.StringVar(&client, "client", string(fleet.Dpsd), "what the gateways run: dpsd, or sdk for what\nMicrosoft's SDKs do")
 	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml: the gateways have its\n[provisioning] and [retry]; flags go before")

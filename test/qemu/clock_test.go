@@ -173,6 +173,9 @@ key  = "credential:dps-primary-key"
 mqtt_port      = %d
 websocket_port = %d
 ca_file        = "/etc/dpsd/ca.pem"
+
+[retry]
+refused_initial = "5m"
 `, sim.IDScope(), gateway, name, sim.MQTTPort, sim.WebSocketPort)
 	return map[string]file{
 		"usr/bin/dpsd":                  {text: program, mode: 0o755},

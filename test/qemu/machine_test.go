@@ -26,8 +26,8 @@ import (
 )
 
 // patience is how long the emulated machine may take for anything that it does
-// at once, on a busy host too. It is less than the least wait of the refused
-// lane, 5 minutes less a quarter: what happens within it has not waited for that.
+// at once, on a busy host too. It is less than the least wait after a
+// refusal, refused_initial (5 minutes here) less a quarter: what happens within it has not waited for that.
 const patience = 200 * time.Second
 
 // host is the address of this machine's loopback in the network that QEMU
