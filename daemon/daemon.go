@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"time"
 
@@ -81,6 +82,10 @@ type Daemon struct {
 	Watch func(ctx context.Context, paths ...string) (<-chan struct{}, error)
 	// ClockStepped delivers the size of a step of the wall clock. nil: never.
 	ClockStepped <-chan time.Duration
+
+	// Network is a fingerprint of how this machine reaches the destinations. It sends
+	// nothing. nil: nobody looks whether the network has changed.
+	Network func(destinations []netip.Addr) string
 
 	// Notify sends a state to the service manager, sd_notify(3). nil: there is none.
 	Notify func(state string) error

@@ -12,9 +12,12 @@ const (
 	// come to rest before they are read.
 	settle = 250 * time.Millisecond
 	// changeGap is the least time between attempts that reach the service
-	// because a file changed, so that a file which changes all the time does
-	// not become traffic.
+	// because a file or the network changed, so that what changes all the time
+	// does not become traffic.
 	changeGap = 10 * time.Second
+	// networkEvery is how often the network is looked at while it may be the cause of a
+	// wait. Go reads resolv.conf again when it has not looked for 5 s.
+	networkEvery = 5 * time.Second
 	// forcedGap is the least time between registrations that somebody asked for.
 	forcedGap = time.Minute
 	// A gateway with nothing to do for restLimit is at rest, once what follows an attempt

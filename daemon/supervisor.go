@@ -62,7 +62,8 @@ type supervisor struct {
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended
 	unmended  bool         // the last fault was of that kind
-	restDue   time.Time    // when Rest is called; zero: it was, or there is something to do
+	network   surroundings
+	restDue   time.Time // when Rest is called; zero: it was, or there is something to do
 	lane      pace.Lane
 	hung      bool // the gate is shut; said once
 	phases    chan phase
@@ -186,6 +187,8 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.begin(ctx, now)
 			case reached(s.mendDue, now):
 				s.mend(ctx, now)
+			case reached(s.network.due, now):
+				s.lookAtNetwork(now)
 			case reached(s.restDue, now):
 				s.restDue = time.Time{}
 				s.Rest()
@@ -228,7 +231,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	wait := idle
 	if s.attempt == nil {
-		for _, at := range []time.Time{s.due, s.mendDue, s.restDue} {
+		for _, at := range []time.Time{s.due, s.mendDue, s.network.due, s.restDue} {
 			if !at.IsZero() {
 				wait = min(wait, max(0, at.Sub(now)))
 			}
@@ -243,6 +246,7 @@ func reached(due, now time.Time) bool { return !due.IsZero() && !due.After(now) 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
 	s.started, s.due = now, time.Time{}
+	s.enterNetwork()
 	if !s.look {
 		s.account.attempts.Started++
 		if s.since.IsZero() {
@@ -519,6 +523,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 		s.tried, s.credential = 0, 0 // the next round begins with the first
 	}
 	s.due, s.lane = now.Add(wait), lane
+	s.suspectNetwork(f, r.err, now)
 	advice := fault.Describe(f.Code).Advice
 	if s.connackBusy >= 10 {
 		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."

@@ -37,6 +37,7 @@ const (
 
 	FilesChanged       = "files-changed"
 	ClockStepped       = "clock-stepped"
+	NetworkChanged     = "network-changed"
 	AskedFor           = "asked-for"
 	Reloaded           = "reloaded"
 	ReloadRefused      = "reload-refused"

@@ -48,6 +48,7 @@ var samples = map[string][]zap.Field{
 	event.TransportNotKept:    {zap.Error(errors.New("read-only file system"))},
 	event.FilesChanged:        {zap.Duration("attemptIn", 250*time.Millisecond)},
 	event.ClockStepped:        {zap.Duration("by", 365*24*time.Hour), zap.Time("now", noon)},
+	event.NetworkChanged:      {zap.Duration("attemptIn", 1250*time.Millisecond)},
 	event.ControlFailed:       {zap.Error(errors.New("listen unix /run/dpsd/.s: bind: permission denied"))},
 	event.AttemptNotRecorded:  {zap.Error(errors.New("cannot write /run/dpsd/attempts.json: no space left on device"))},
 	event.MetricsNotWritten:   {zap.Error(errors.New("open /var/lib/prometheus/.dpsd.prom: read-only file system"))},

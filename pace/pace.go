@@ -1,7 +1,7 @@
-// Package pace is the one place that computes how long dpsd waits before it asks
-// the service: after a fault, after a boot, and between regular registrations. The
-// protocol's own waits (Retry-After between polls, the response time-out) are
-// deadlines of dps.Registration.
+// Package pace is the one place that computes how long dpsd waits before it asks the
+// service: after a fault, after a boot, after a change of the network, and between regular
+// registrations. The protocol's own waits (Retry-After between polls, the response
+// time-out) are deadlines of dps.Registration.
 //
 // It is pure: what happened, what was counted and the random source are arguments.
 // So the daemon and the rehearsal of a whole fleet (package fleet) wait by the same
@@ -147,6 +147,10 @@ func Boot(limit time.Duration, random *rand.Rand) time.Duration { return upTo(li
 func Regular(interval time.Duration, random *rand.Rand) time.Duration {
 	return interval - upTo(interval/10, random)
 }
+
+// NetworkChanged is the delay after a change of the network. Gateways behind one switch
+// see the same change.
+func NetworkChanged(random *rand.Rand) time.Duration { return upTo(2*time.Second, random) }
 
 // doubled returns first doubled *n times, at most limit, and counts.
 func doubled(first, limit time.Duration, n *uint16) time.Duration {

@@ -181,6 +181,17 @@ func TestThePolicies(t *testing.T) {
 			t.Errorf("an interval of a day is %s", d)
 		}
 	}
+	var halves [2]int
+	for seed := range uint64(1000) {
+		d := NetworkChanged(seeded(seed))
+		if d < 0 || d > 2*time.Second {
+			t.Errorf("the delay after a change of the network is %s", d)
+		}
+		halves[min(1, d/time.Second)]++
+	}
+	if halves[0] < 400 || halves[1] < 400 {
+		t.Errorf("of 1000 gateways that see a change, %v ask in the first second and in the second", halves)
+	}
 	if d := Boot(0, seeded(1)); d != 0 {
 		t.Errorf("without boot_delay_max the boot delay is %s", d)
 	}

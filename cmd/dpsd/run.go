@@ -25,6 +25,7 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/journal"
+	"github.com/dpsd-project/dpsd/network"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -105,6 +106,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		Hangup:      hangup,
 		Reload:      reloader(file, cfg),
 		Watch:       watch.Files,
+		Network:     network.State,
 		Rest:        func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
 		Watchdog:    watchdog,
 		Once:        once, Timeout: timeout,
