@@ -151,7 +151,7 @@ type simulated struct {
 func startSimulator(dir, log string, args ...string) (*simulated, error) {
 	s := &simulated{dir: dir}
 	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir,
-		"--mqtt", "127.0.0.1:0", "--websocket", "127.0.0.1:0", "--packet-log", log}, args...)...)
+		"--mqtt", "localhost:0", "--websocket", "localhost:0", "--packet-log", log}, args...)...)
 	var complaint strings.Builder
 	s.command.Stderr = &complaint
 	out, err := s.command.StdoutPipe()

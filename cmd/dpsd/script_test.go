@@ -376,6 +376,33 @@ func conforms(_ *gateway, ts *testscript.TestScript, args []string) {
 	ts.Check(schema.Validate(document))
 }
 
+func member(_ *gateway, ts *testscript.TestScript, args []string) {
+	value := func(text string) any {
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+		ts.Check(err)
+		return v
+	}
+	at := value(ts.ReadFile(args[0]))
+	for name := range strings.SplitSeq(args[1], ".") {
+		there := false
+		switch within := at.(type) {
+		case map[string]any:
+			at, there = within[name]
+		case []any:
+			i, err := strconv.Atoi(name)
+			if there = err == nil && 0 <= i && i < len(within); there {
+				at = within[i]
+			}
+		}
+		if !there {
+			ts.Fatalf("%s has no %s: %q is missing", args[0], args[1], name)
+		}
+	}
+	if want := value(args[2]); !reflect.DeepEqual(at, want) {
+		ts.Fatalf("%s in %s is %v, want %v", args[1], args[0], at, want)
+	}
+}
+
 func tells(_ *gateway, ts *testscript.TestScript, args []string) {
 	re, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
