@@ -194,7 +194,7 @@ func (e *endpoint) write() error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(e.file, append(text, '\n'), 0o644)
+	return renameio.WriteFile(e.file, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(e.file)))
 }
 
 // close ends all connections and takes endpoint.json away.
