@@ -50,7 +50,7 @@ LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestK
 # Twice as many packages at a time as there are processors: some mostly wait.
 test:
 	.ci/need test
-	@echo 'Checking and testing every package. This takes two to three minutes on two processors, and twice as long the first time.'
+	@echo 'Checking and testing every package. This takes one to three minutes on two processors, and two to four the first time.'
 	go vet -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
 	go test ./fleet
