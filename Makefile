@@ -6,8 +6,11 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # The version has one source: the git tags.
 VERSION := $(shell packaging/version)
-BUILT   := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+BUILT   := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -funcalign=16 -X main.version=$(VERSION) -X main.built=$(BUILT)
+
+# The version is given above. Go need not ask git, which refuses a clone of another user.
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -buildvcs=false)
 
 # Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
 # the control socket. Without it the program is half a megabyte smaller.
@@ -20,15 +23,13 @@ ifneq ($(filter arm riscv64,$(shell go env GOARCH)),)
 GCFLAGS += -gcflags=crypto/...=
 endif
 
-# With VCS stamping, Go fails in a clone that belongs to another user, because git
-# refuses to read it. LDFLAGS sets the version.
-export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
+.PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
 
-.PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-system always clean
-
+# Go names the packages that it compiles: the first time all of its library's, too.
 BIN = bin
 build:
-	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/dpsd ./cmd/dpsd-sim
+	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first time, this takes about a minute.'
+	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
 	bin/dpsd-sim demo
@@ -49,7 +50,8 @@ LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestK
 # Twice as many packages at a time as there are processors: some mostly wait.
 test:
 	.ci/need test
-	go vet ./...
+	@echo 'Checking and testing every package. This takes one to three minutes on two processors, and two to four the first time.'
+	go vet -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
 	go test ./fleet
 	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
@@ -130,6 +132,11 @@ test-deb: deb
 	.ci/need test-deb
 	timeout 600 test/system/roots '$(ROOTS)'
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
+
+# "make demo" and "make test" where a newcomer types them: by an ordinary user on a small
+# Debian 13, and by root on a small Debian 12, both in a fresh clone of the last commit.
+test-newcomer:
+	timeout 3600 test/newcomer/run '$(ROOTS)'
 
 # What an operator gets: the packages, installed in a Debian 12 and a Debian 13
 # that systemd-nspawn boots, as root. The previous version is the same tree under

@@ -97,11 +97,27 @@ func (s *service) bySDK(k sdk.SDK, dir string) (usage, error) {
 	if err != nil {
 		return u, err
 	}
-	var line sdk.Line
-	if err := json.NewDecoder(bytes.NewReader(said)).Decode(&line); err != nil && err != io.EOF || u.status.ExitStatus() != 0 || line.Status != "assigned" {
+	if err := registered(said, u.status.ExitStatus()); err != nil {
 		return u, s.failed(fmt.Errorf("the SDK for %s has not registered: %w", k.Name, err))
 	}
 	return u, nil
+}
+
+// registered is nil when an SDK has ended with 0 and said that its device is assigned.
+func registered(said []byte, status int) error {
+	var line sdk.Line
+	err := json.NewDecoder(bytes.NewReader(said)).Decode(&line)
+	switch {
+	case status != 0:
+		return fmt.Errorf("exit status %d", status)
+	case errors.Is(err, io.EOF):
+		return errors.New("it has printed nothing")
+	case err != nil:
+		return err
+	case line.Status != "assigned":
+		return fmt.Errorf("status %q, error %q: %s", line.Status, line.Error, line.Message)
+	}
+	return nil
 }
 
 // contest lets one of them register once.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -160,21 +161,25 @@ func (s *service) anew() error {
 // simulator has logged meanwhile and the connections it was met by.
 func (s *service) serve(use func() error) ([]simulator.Entry, []*wire, error) {
 	before := len(s.server.Log())
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listeners, err := simulator.ListenLoopback(0)
 	if err != nil {
 		return nil, nil, err
 	}
-	s.port = listener.Addr().(*net.TCPAddr).Port
-	var wires []*wire
+	s.port = listeners[0].Addr().(*net.TCPAddr).Port
+	var met wires
 	var open sync.WaitGroup
-	open.Go(func() { wires = s.accept(listener, &open) })
+	for _, l := range listeners {
+		open.Go(func() { s.accept(l, &met, &open) })
+	}
 	err = os.WriteFile(s.path("dpsd.toml"), []byte(s.configuration(s.port)), 0o600)
 	if err == nil {
 		err = use()
 	}
-	_ = listener.Close()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
 	open.Wait() // the log is complete when every connection has ended
-	return s.server.Log()[before:], wires, err
+	return s.server.Log()[before:], met.all, err
 }
 
 // once runs the program to its end, which must be a registered gateway.
@@ -186,7 +191,11 @@ func (s *service) once(program string) (usage, error) {
 	if u.status.ExitStatus() != 0 {
 		return u, s.failed(fmt.Errorf("%s ended with wait status %#x", program, u.status))
 	}
-	if record, err := store.Read(s.path("state")); err != nil || record.AssignedHub == "" {
+	record, err := store.Read(s.path("state"))
+	if err == nil && record.AssignedHub == "" {
+		err = errors.New("the record names no hub")
+	}
+	if err != nil {
 		return u, s.failed(fmt.Errorf("%s has left no assignment: %w", program, err))
 	}
 	return u, nil
@@ -246,18 +255,18 @@ func (s *service) content(entries []simulator.Entry) (content, error) {
 	return c, nil
 }
 
-// accept serves every connection until the listener is closed, and returns them.
-func (s *service) accept(l net.Listener, open *sync.WaitGroup) (all []*wire) {
+// accept serves every connection until the listener is closed, and adds it to met.
+func (s *service) accept(l net.Listener, met *wires, open *sync.WaitGroup) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
-			return all
+			return
 		}
 		if s.roundTrip > 0 {
 			conn = newDistant(conn, s.roundTrip)
 		}
 		w := &wire{Conn: conn}
-		all = append(all, w)
+		met.add(w)
 		if s.variant.protocol == "websocket" {
 			open.Go(func() { s.server.ServeWebSocket(w) })
 		} else {

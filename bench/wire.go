@@ -14,6 +14,18 @@ type wire struct {
 	first time.Time // when the first byte came
 }
 
+// wires are connections, in the order in which they came.
+type wires struct {
+	mu  sync.Mutex
+	all []*wire
+}
+
+func (w *wires) add(one *wire) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, one)
+}
+
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	w.mu.Lock()

@@ -126,7 +126,7 @@ func (a *assignments) flush() {
 	slices.SortFunc(list, func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
 	text, err := json.MarshalIndent(list, "", "  ")
 	if err == nil {
-		err = renameio.WriteFile(a.path, append(text, '\n'), 0o644)
+		err = renameio.WriteFile(a.path, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(a.path)))
 	}
 	if err != nil {
 		a.mu.Lock()

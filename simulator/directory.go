@@ -138,7 +138,7 @@ type file struct {
 
 func writeFiles(dir string, files ...file) error {
 	for _, f := range files {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode); err != nil {
+		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
 			return err
 		}
 	}

@@ -18,7 +18,7 @@ type T interface {
 	Fatal(args ...any)
 }
 
-// Start makes a server for one test: it listens on loopback for MQTT and for
+// Start makes a server for one test: it listens on both loopback addresses for MQTT and for
 // MQTT over WebSocket, both over TLS, and ends with the test. A test may
 // start several; they share nothing.
 func Start(t T, o Options) *Local {
@@ -31,7 +31,8 @@ func Start(t T, o Options) *Local {
 	return l
 }
 
-// Listen makes a server that listens on loopback, at two free ports. End it with Close.
+// Listen makes a server that listens on both loopback addresses, at two free ports. End it
+// with Close.
 func Listen(o Options) (*Local, error) {
 	s, err := New(o)
 	if err != nil {
@@ -50,10 +51,12 @@ func Listen(o Options) (*Local, error) {
 
 // open serves a free port of loopback.
 func (s *Server) open(accept func(net.Listener) error) (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	listeners, err := ListenLoopback(0)
 	if err != nil {
 		return 0, err
 	}
-	s.wg.Go(func() { _ = accept(l) }) // until Close; devices see for themselves when it ends before
-	return l.Addr().(*net.TCPAddr).Port, nil
+	for _, l := range listeners {
+		s.wg.Go(func() { _ = accept(l) }) // until Close; devices see for themselves when it ends before
+	}
+	return listeners[0].Addr().(*net.TCPAddr).Port, nil
 }

@@ -242,7 +242,7 @@ func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 		kills = 1000
 	}
 	writer := filepath.Join(t.TempDir(), "writer")
-	if out, err := exec.Command("go", "build", "-o", writer, "./testdata/writer").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", writer, "./testdata/writer").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	directory := quick(t)

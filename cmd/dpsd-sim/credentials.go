@@ -68,7 +68,7 @@ func writeCredentials(s *simulator.Server, dir, id string) (credentialFiles, err
 	}
 	write := func(path *string, name string, text []byte, mode fs.FileMode) error {
 		*path = filepath.Join(dir, name)
-		return renameio.WriteFile(*path, text, mode)
+		return renameio.WriteFile(*path, text, mode, renameio.WithTempDir(filepath.Dir(*path)))
 	}
 	if err := write(&f.key, id+".key", []byte(s.DeviceKey(id)+"\n"), 0o600); err != nil {
 		return f, err

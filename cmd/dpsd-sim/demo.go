@@ -50,7 +50,7 @@ func demo(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	e, err := (&flags{dir: dir, mqtt: "127.0.0.1:0", webSocket: "127.0.0.1:0"}).open()
+	e, err := (&flags{dir: dir, mqtt: freePort, webSocket: freePort}).open()
 	if err != nil {
 		return err
 	}

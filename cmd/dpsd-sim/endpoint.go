@@ -23,6 +23,9 @@ const endpointFile = "endpoint.json"
 // serverName is the host name to connect to; the server's certificate has it.
 const serverName = "localhost"
 
+// freePort is one of the kernel's choice, at both loopback addresses.
+const freePort = serverName + ":0"
+
 // flags are those that serve and exec share.
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
@@ -34,8 +37,8 @@ const dirUsage = "directory `DIR` of keys, certificates and\nenrollments; made o
 
 func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
-	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS; empty for\nnone, port 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket; empty for\nnone, port 0 for a free one\n")
+	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, likewise\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that says who may register\n(default DIR/enrollments.toml)")
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` of settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` to which every packet is written\nas a line of JSON")
@@ -152,21 +155,38 @@ func (e *endpoint) reload() error {
 	return e.server.SetEnrollments(enrollments)
 }
 
-// listen gives the address in use and its port; neither for an empty address.
+// listen gives the address in use and its port; neither for an empty address. "localhost"
+// is both loopback addresses, and the address in use is then that of IPv4.
 func listen(address string, accept func(net.Listener) error) (string, int, error) {
 	if address == "" {
 		return "", 0, nil
 	}
-	l, err := net.Listen("tcp", address)
+	listeners, err := listeners(address)
 	if err != nil {
 		return "", 0, err
 	}
-	go func() {
-		if err := accept(l); err != nil {
-			fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
+	for _, l := range listeners {
+		go func() {
+			if err := accept(l); err != nil {
+				fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
+			}
+		}()
+	}
+	first := listeners[0].Addr()
+	return first.String(), first.(*net.TCPAddr).Port, nil
+}
+
+func listeners(address string) ([]net.Listener, error) {
+	host, service, err := net.SplitHostPort(address)
+	if err == nil && host == serverName {
+		port, err := net.LookupPort("tcp", service)
+		if err != nil {
+			return nil, err
 		}
-	}()
-	return l.Addr().String(), l.Addr().(*net.TCPAddr).Port, nil
+		return simulator.ListenLoopback(port)
+	}
+	l, err := net.Listen("tcp", address)
+	return []net.Listener{l}, err
 }
 
 func (e *endpoint) write() error {
@@ -174,7 +194,7 @@ func (e *endpoint) write() error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(e.file, append(text, '\n'), 0o644)
+	return renameio.WriteFile(e.file, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(e.file)))
 }
 
 // close ends all connections and takes endpoint.json away.

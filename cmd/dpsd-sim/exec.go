@@ -52,7 +52,7 @@ Without --dir everything is made in a temporary directory.`,
 			return f.exec(c, id, args)
 		},
 	}
-	f.add(c, "127.0.0.1:0", "127.0.0.1:0")
+	f.add(c, freePort, freePort)
 	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
 	withoutFiles(c, "registration-id")
 	return c

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +24,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"dpsd-sim": main,
 		"probe":    probe,
+		"probe-at": probeAt,
 		"bare":     bare,
 
 		"probe-served": probeServed,
@@ -31,7 +33,8 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir:       "testdata/script",
+		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await":     await,
 			"terminate": terminate,
@@ -41,6 +44,21 @@ func TestScripts(t *testing.T) {
 			"await-text":   awaitText,
 		},
 	})
+}
+
+// condition knows [ipv6]: this machine has ::1. Where CI is set, it must.
+func condition(name string) (bool, error) {
+	if name != "ipv6" {
+		return false, errors.New("no such condition")
+	}
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err == nil {
+		return true, l.Close()
+	}
+	if os.Getenv("CI") == "true" {
+		return false, fmt.Errorf("IPv6 is needed here: %w", err)
+	}
+	return false, nil
 }
 
 // await waits for a file to be there: await FILE. It gives up after a time
@@ -135,6 +153,17 @@ func doProbe(out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%s: websocket %d\n", id, r.StatusCode)
 	return r.Body.Close()
+}
+
+// probeAt connects to the port for MQTT at one address, and no other.
+func probeAt() {
+	conn, err := net.Dial("tcp", net.JoinHostPort(os.Args[1], os.Getenv("DPS_MQTT_PORT")))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	_ = conn.Close()
+	fmt.Println("connected")
 }
 
 // bare tells which of the device's variables are set, without their values.

@@ -105,7 +105,7 @@ func (k sdkTest) test(t *testing.T) {
 	if err := k.Install(t.Context(), "../..", dir); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "dpsd-sim"), ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "dpsd-sim"), ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, r := range []struct {

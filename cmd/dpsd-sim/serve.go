@@ -13,8 +13,8 @@ import (
 // The addresses of serve. 443, the service's own port for WebSocket, is
 // reserved to root.
 const (
-	defaultMQTT      = "127.0.0.1:8883"
-	defaultWebSocket = "127.0.0.1:8443"
+	defaultMQTT      = "localhost:8883"
+	defaultWebSocket = "localhost:8443"
 )
 
 func newServe() *cobra.Command {

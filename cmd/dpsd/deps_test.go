@@ -2,8 +2,10 @@ package main_test
 
 import (
 	"debug/buildinfo"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -12,7 +14,7 @@ import (
 // list runs go list and returns its lines.
 func list(t *testing.T, args ...string) map[string]bool {
 	t.Helper()
-	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	out, err := exec.Command("go", append([]string{"list", "-buildvcs=false"}, args...)...).Output()
 	if err != nil {
 		t.Fatalf("go list %v: %v", args, err)
 	}
@@ -78,4 +80,28 @@ func TestShippedProgram(t *testing.T) {
 			t.Errorf("it has %d bytes", file.Size())
 		}
 	})
+}
+
+// renameio makes its temporary files in $TMPDIR where it can, and there a process that is
+// killed leaves them.
+func TestFilesAreReplacedFromTheirOwnDirectoryAndNotFromTmp(t *testing.T) {
+	calls := 0
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "renameio.WriteFile(") || strings.Contains(line, "renameio.NewPendingFile(") {
+				calls++
+				if !strings.Contains(line, "renameio.WithTempDir(") {
+					t.Errorf("%s: without renameio.WithTempDir: %s", path, strings.TrimSpace(line))
+				}
+			}
+		}
+		return err
+	})
+	if err != nil || calls == 0 {
+		t.Errorf("%d calls of renameio, %v", calls, err)
+	}
 }

@@ -8,7 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/dpsd-project/dpsd/test/shipped"
 )
@@ -147,11 +149,21 @@ type simulated struct {
 	}
 }
 
-// startSimulator returns when it listens.
+// startSimulator returns when it listens. At ports of an earlier one it waits until they
+// are free: the kernel may have given one of them to another test meanwhile.
 func startSimulator(dir, log string, args ...string) (*simulated, error) {
+	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		s, err := tryToStartSimulator(dir, log, args...)
+		if err == nil || !strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) || time.Now().After(limit) {
+			return s, err
+		}
+	}
+}
+
+func tryToStartSimulator(dir, log string, args ...string) (*simulated, error) {
 	s := &simulated{dir: dir}
 	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir,
-		"--mqtt", "127.0.0.1:0", "--websocket", "127.0.0.1:0", "--packet-log", log}, args...)...)
+		"--mqtt", "localhost:0", "--websocket", "localhost:0", "--packet-log", log}, args...)...)
 	var complaint strings.Builder
 	s.command.Stderr = &complaint
 	out, err := s.command.StdoutPipe()

@@ -39,7 +39,7 @@ func TestEveryCommandIsWorthItsHelp(t *testing.T) {
 }
 
 func TestTheManualNamesEveryVariableThatDpsdReads(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{if eq .Module.Path "github.com/dpsd-project/dpsd"}}{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}`, ".").Output()
+	out, err := exec.Command("go", "list", "-buildvcs=false", "-deps", "-f", `{{if not .Standard}}{{if eq .Module.Path "github.com/dpsd-project/dpsd"}}{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}`, ".").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -58,6 +59,7 @@ const patience = 30 * time.Second
 //	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
 //	                       days from now; with a third argument, self, it is signed by itself
 //	conforms SCHEMA FILE   the JSON in the file is as the schema, a file of docs/, has it
+//	member FILE PATH JSON  the JSON in the file has that value there; the names and indexes of PATH are separated by dots
 //	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT so; 200 leads to the simulator
 //	tinyproxy [USER:PASSWORD]
 //	                       starts Debian's proxy, $PROXY, for which the name of the service is that of the
@@ -96,6 +98,7 @@ func TestScript(t *testing.T) {
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 3, certificate),
 			"conforms":    command(2, 2, conforms),
+			"member":      command(3, 3, member),
 			"proxy":       command(1, 1, (*gateway).proxy),
 			"tinyproxy":   command(0, 1, (*gateway).tinyproxy),
 		},
@@ -177,7 +180,7 @@ func (g *gateway) sim(ts *testscript.TestScript, args []string) {
 	more := []string{"--scenario", file}
 	if g.simulator != nil {
 		g.simulator.kill()
-		more = append(more, "--mqtt", "127.0.0.1:"+ts.Getenv("MQTT_PORT"), "--websocket", "127.0.0.1:"+ts.Getenv("WEBSOCKET_PORT"))
+		more = append(more, "--mqtt", "localhost:"+ts.Getenv("MQTT_PORT"), "--websocket", "localhost:"+ts.Getenv("WEBSOCKET_PORT"))
 	}
 	var err error
 	g.simulator, err = startSimulator(ts.MkAbs("simulator"), ts.MkAbs("packets"), more...)
@@ -374,6 +377,33 @@ func conforms(_ *gateway, ts *testscript.TestScript, args []string) {
 	document, err := jsonschema.UnmarshalJSON(strings.NewReader(ts.ReadFile(args[1])))
 	ts.Check(err)
 	ts.Check(schema.Validate(document))
+}
+
+func member(_ *gateway, ts *testscript.TestScript, args []string) {
+	value := func(text string) any {
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+		ts.Check(err)
+		return v
+	}
+	at := value(ts.ReadFile(args[0]))
+	for name := range strings.SplitSeq(args[1], ".") {
+		there := false
+		switch within := at.(type) {
+		case map[string]any:
+			at, there = within[name]
+		case []any:
+			i, err := strconv.Atoi(name)
+			if there = err == nil && 0 <= i && i < len(within); there {
+				at = within[i]
+			}
+		}
+		if !there {
+			ts.Fatalf("%s has no %s: %q is missing", args[0], args[1], name)
+		}
+	}
+	if want := value(args[2]); !reflect.DeepEqual(at, want) {
+		ts.Fatalf("%s in %s is %v, want %v", args[1], args[0], at, want)
+	}
 }
 
 func tells(_ *gateway, ts *testscript.TestScript, args []string) {

@@ -238,7 +238,7 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 	}
 	// Once for its keys and a port, so that everything is prepared when it begins to count.
 	scenario := write("scenario.toml", c.scenario)
-	stop := serve(scenario, "--mqtt", "127.0.0.1:0")
+	stop := serve(scenario, "--mqtt", "localhost:0")
 	t.Cleanup(stop)
 	var endpoint struct {
 		MQTT, IDScope, CAFile string

@@ -118,7 +118,7 @@ func linked(t *testing.T) map[string]string {
 	t.Helper()
 	modules := map[string]string{"std": strings.TrimSpace(command(t, "amd64", "env", "GOROOT"))}
 	for _, arch := range []string{"amd64", "arm64", "arm", "riscv64"} {
-		out := command(t, arch, "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}\t{{.Dir}}{{end}}{{end}}", "../../../cmd/dpsd", "../../../cmd/dpsd-sim")
+		out := command(t, arch, "list", "-buildvcs=false", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}\t{{.Dir}}{{end}}{{end}}", "../../../cmd/dpsd", "../../../cmd/dpsd-sim")
 		for line := range strings.Lines(out) {
 			if path, dir, is := strings.Cut(strings.TrimSpace(line), "\t"); is {
 				modules[path] = dir
