@@ -432,6 +432,9 @@ func (c *checker) text(to *string, check func(string) wrong) func(path, any) {
 			return
 		}
 		if w := check(s); w.problem != "" {
+			if character := hidden(s); character != "" {
+				w.remedy = character
+			}
 			c.report(at, Error{Problem: w.problem, Remedy: w.remedy})
 			return
 		}
