@@ -191,7 +191,7 @@ func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Class
 
 // failed puts a fault into words.
 func failed(r Result, f fault.Fault) Result {
-	r.Status, r.Code, r.Advice = Failed, f.Code, fault.Describe(f.Code).Advice
+	r.Status, r.Code, r.Advice = Failed, f.Code, f.Advice()
 	r.Detail = fault.Describe(f.Code).Summary
 	if f.Err != nil {
 		r.Detail = f.Err.Error()
@@ -208,6 +208,12 @@ func (i *inspection) configuration() {
 			return
 		}
 		i.ok(r, "valid")
+		if i.Settings == nil {
+			return
+		}
+		if doubt, advice := i.Settings.Doubt(); doubt != "" {
+			i.warn(r, doubt, advice)
+		}
 		return
 	}
 	problems := []error{i.Invalid}

@@ -181,6 +181,7 @@ func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Resu
 	}
 	found, err := resolve(ctx, host)
 	if err != nil {
+		err = transport.Unresolved(err, transport.ResolverFile)
 		f := daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
 		f.Err = err
 		return failed(r, f), nil
@@ -230,7 +231,7 @@ func (i *inspection) probe(ctx context.Context, addresses []netip.Addr, port str
 			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
 		default:
 			f := daemon.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
-			f.Err = i.reason(err)
+			f.Err, f.Circumstance = i.reason(err), i.circumstance()
 			results[n] = failed(results[n], f)
 			if reached {
 				soften(results[n:n+1], "another address answers")
@@ -332,6 +333,7 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 			if f.Err == error(where) { //nolint:errorlint // is it this one, that says again what the step says?
 				f.Err = where.Err
 			}
+			f.Circumstance = i.circumstance()
 			w.fail(r, f)
 		case reached:
 			w.skip(step, w.blocked)
@@ -344,6 +346,16 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		w.fail(Result{Name: Connect, Subject: w.route.Address}, daemon.Classify(err))
 	}
 	return nil
+}
+
+// circumstance is that of a failure of one protocol: of others the failure itself does not
+// know.
+func (i *inspection) circumstance() fault.Circumstance {
+	only := len(i.dialer.Protocols) == 1 && i.dialer.Protocols[0] == transport.MQTT
+	if only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
+		return fault.OnlyMQTT
+	}
+	return ""
 }
 
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {

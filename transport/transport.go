@@ -234,6 +234,7 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 	if a.raw, err = a.dialer.open(ctx, address); err == nil {
 		return a.raw, nil
 	}
+	err = Unresolved(err, ResolverFile)
 	stage := StageTCP
 	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
 		stage = StageName
@@ -255,7 +256,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 		}
 	}
 	if a.raw, err = a.dialer.open(ctx, proxyAddress); err != nil {
-		return nil, a.fail(StageProxy, proxyAddress, err)
+		return nil, a.fail(StageProxy, proxyAddress, Unresolved(err, ResolverFile))
 	}
 	stream := a.raw
 	if secure {

@@ -144,7 +144,7 @@ func ended(file string, err error) error {
 	if locked != nil {
 		next = with(file, "dpsd status")
 	}
-	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice))}
+	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
 }
 
 func load(file string) (*config.Config, error) {
