@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
@@ -189,12 +190,21 @@ func (i *inspection) warn(r Result, detail, advice string) {
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Classify(err))) }
 
-// failed puts a fault into words.
+// failed puts a fault into words. An error that knows its remedy knows better than the
+// catalogue.
 func failed(r Result, f fault.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, f.Code, f.Advice()
 	r.Detail = fault.Describe(f.Code).Summary
 	if f.Err != nil {
 		r.Detail = f.Err.Error()
+	}
+	var known interface{ Remedy() string }
+	if errors.As(f.Err, &known) {
+		r.Advice = known.Remedy()
+	}
+	var apart interface{ Problem() string }
+	if errors.As(f.Err, &apart) {
+		r.Detail = strings.Replace(r.Detail, apart.(error).Error(), apart.Problem(), 1)
 	}
 	return r
 }
@@ -203,8 +213,11 @@ func failed(r Result, f fault.Fault) Result {
 func (i *inspection) configuration() {
 	r := Result{Name: Configuration, Subject: i.File}
 	if i.Invalid == nil {
-		if closed := i.closedTo([]string{i.File}); closed != nil && i.Installed {
-			i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed)))
+		var closed *ClosedError
+		if i.Installed && errors.As(i.Account.Closed(i.File), &closed) {
+			r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed))
+			r.Advice = closed.Remedy + "; then: systemctl restart --no-block dpsd"
+			i.report(r)
 			return
 		}
 		i.ok(r, "valid")

@@ -33,7 +33,7 @@ func (i *inspection) askSystemd(ctx context.Context) *unit {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
 	out, err := i.Systemctl(ctx, "show", unitName,
-		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,Environment")
+		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,Environment,ProtectHome,PrivateTmp")
 	if err != nil {
 		i.unitError = err
 		return nil

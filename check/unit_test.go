@@ -148,7 +148,7 @@ func TestCredentialsOfSystemd(t *testing.T) {
 	}
 }
 
-func TestAKeyThatTheSandboxHidesIsTold(t *testing.T) {
+func TestAKeyThatTheSandboxHidesIsAFailureOfTheService(t *testing.T) {
 	hidden, err := os.MkdirTemp("/tmp", "check-") // which PrivateTmp= replaces
 	if err != nil {
 		t.Fatal(err)
@@ -158,22 +158,58 @@ func TestAKeyThatTheSandboxHidesIsTold(t *testing.T) {
 	if err := os.WriteFile(file, []byte("c2VjcmV0IG9mIHRoaXMgZ2F0ZXdheSBhbmQgbm9uZSBlbHNl"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g := &check.Gateway{
-		Settings: &daemon.Settings{
-			RegistrationID: attest.RegistrationID{Template: "gw-1"},
-			Credentials:    []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: file}}},
-			Dialer:         &transport.Dialer{Host: "localhost"},
-		},
-		StateDirectory: t.TempDir(),
-		Systemctl:      systemd(t, "", running),
+	for _, test := range []struct {
+		says      string
+		installed bool
+		systemctl func(context.Context, ...string) ([]byte, error)
+		status    check.Status
+	}{
+		{"in the configuration of the service", true, systemd(t, "", running), check.Failed},
+		{"in one that is not installed", false, systemd(t, "", running), check.Warning},
+		{"where a drop-in has taken the sandbox away", true, systemd(t, "", running+"PrivateTmp=no\n"), check.OK},
+		{"where another part of the sandbox is taken away", true, systemd(t, "", running+"PrivateTmp=yes\nProtectHome=read-only\n"), check.Failed},
+		{"without the unit", true, nil, check.OK},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			g := &check.Gateway{
+				Settings: &daemon.Settings{
+					RegistrationID: attest.RegistrationID{Template: "gw-1"},
+					Credentials:    []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: file}}},
+					Dialer:         &transport.Dialer{Host: "localhost"},
+				},
+				StateDirectory: t.TempDir(),
+				Installed:      test.installed,
+				Systemctl:      test.systemctl,
+			}
+			results := run(t, g, check.Credential)
+			last := results[len(results)-1]
+			if last.Status != test.status || (last.Status != check.OK) != strings.Contains(last.Detail, "the sandbox of dpsd.service hides /tmp") ||
+				(last.Status != check.OK) != strings.Contains(last.Advice, "a key to /etc/dpsd/keys") {
+				t.Errorf("%+v", results)
+			}
+		})
 	}
-	results := run(t, g, check.Credential)
-	if last := results[len(results)-1]; last.Status != check.Warning || !strings.Contains(last.Detail, "hides /tmp") {
-		t.Errorf("%+v", results)
+}
+
+func TestWhatTheSandboxHidesIsAFailureOfEveryFileThatTheServiceReads(t *testing.T) {
+	home, err := os.MkdirTemp("/tmp", "check-")
+	if err != nil {
+		t.Fatal(err)
 	}
-	g.Systemctl = nil
-	if results := run(t, g, check.Credential); len(results) != 1 || results[0].Status != check.OK {
-		t.Errorf("without the unit: %+v", results)
+	t.Cleanup(func() { os.RemoveAll(home) })
+	payload, ca := filepath.Join(home, "payload.json"), filepath.Join(home, "ca.pem")
+	root, err := os.ReadFile("roots/digicert-global-root-g2.pem")
+	if err := errors.Join(err, os.WriteFile(payload, []byte("{}"), 0o600), os.WriteFile(ca, root, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for step, s := range map[string]*daemon.Settings{
+		check.Identity: {RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}, PayloadFile: payload},
+		check.Roots:    {RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost", CAFile: ca}},
+	} {
+		g := &check.Gateway{Settings: s, StateDirectory: t.TempDir(), Installed: true, Systemctl: systemd(t, "", running)}
+		if r := run(t, g, step)[0]; r.Status != check.Failed || !strings.Contains(r.Detail, "hides /tmp") {
+			t.Errorf("%s: %+v", step, r)
+		}
 	}
 }
 

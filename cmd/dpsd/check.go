@@ -175,7 +175,7 @@ func gatewayOf(file string) *check.Gateway {
 func loadSoon(file string) (*config.Config, error) {
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return load(file) // says it better
+		return nil, unopened(file, err)
 	}
 	defer f.Close()
 	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second)) // a regular file has no deadline and needs none

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
 	"os"
 	"os/signal"
@@ -76,9 +75,6 @@ func run(file string, once bool, timeout time.Duration) error {
 	signal.Ignore(syscall.SIGPIPE)
 
 	cfg, err := load(file)
-	if errors.Is(err, fs.ErrPermission) {
-		err = fmt.Errorf("%w; it holds no secret, and the user as whom dpsd runs has to read it: chmod a+r %s", err, file)
-	}
 	if err != nil {
 		return invalid(file, err)
 	}
@@ -145,24 +141,6 @@ func ended(file string, err error) error {
 		next = with(file, "dpsd status")
 	}
 	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
-}
-
-func load(file string) (*config.Config, error) {
-	f, err := open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return config.Parse(file, f)
-}
-
-// open opens a configuration.
-func open(file string) (*os.File, error) {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w; man dpsd.toml has a small one, /usr/share/dpsd/dpsd.toml shows every key", err)
-	}
-	return f, err
 }
 
 // errRestart names what only a restart can change.
