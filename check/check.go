@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/transport"
@@ -38,9 +39,10 @@ const (
 	Credential    = "credential"
 	Clock         = "clock"
 	Roots         = "roots"
-	State         = "state"  // the state directory
-	Record        = "record" // what is published there
-	Unit          = "unit"   // dpsd.service
+	State         = "state"   // the state directory
+	Record        = "record"  // what is published there
+	Unit          = "unit"    // dpsd.service
+	Service       = "service" // the running dpsd
 	Name          = "name"
 	TCP           = "tcp"
 	Proxy         = "proxy"
@@ -108,6 +110,9 @@ type Gateway struct {
 	// runs here.
 	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
 
+	// Ask returns what the running dpsd says of itself; nil: it is not asked.
+	Ask func(context.Context) (control.Status, error)
+
 	Version string
 	BuiltAt time.Time        // of dpsd: an earlier time is implausible; zero: not judged
 	Now     func() time.Time // nil: time.Now
@@ -150,7 +155,8 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.clock()
 	i.roots()
 	i.state()
-	i.service()
+	i.systemd()
+	i.service(ctx)
 	switch {
 	case offline, ctx.Err() != nil:
 	case g.Settings == nil:

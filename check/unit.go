@@ -98,8 +98,8 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 	return &attest.SecretError{Reference: r, Err: fmt.Errorf("%s does not hand it over (%w); add LoadCredential=%s with: systemctl edit dpsd", unitName, fs.ErrNotExist, r.Credential)}
 }
 
-// service tells how the unit stands.
-func (i *inspection) service() {
+// systemd reports how the unit stands.
+func (i *inspection) systemd() {
 	r := Result{Name: Unit, Subject: unitName}
 	switch u := i.unit; {
 	case i.Systemctl == nil:

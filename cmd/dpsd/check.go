@@ -21,6 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/control"
 )
 
 // serviceAccount is the user of dpsd.service.
@@ -158,9 +159,11 @@ func gatewayOf(file string) *check.Gateway {
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err
+		g.Ask = asking(config.Default().Control.Socket)
 		return g
 	}
-	s := settings(cfg)
+	g.Ask = asking(cfg.Control.Socket)
+	s := settings(file, cfg)
 	g.Settings = &s
 	g.StateDirectory = cfg.State.Directory
 	g.RuntimeDirectory = filepath.Dir(cfg.Control.Socket)
@@ -168,6 +171,15 @@ func gatewayOf(file string) *check.Gateway {
 		g.Environment = os.Getenv
 	}
 	return g
+}
+
+// asking asks the dpsd that listens on a socket.
+func asking(socket string) func(context.Context) (control.Status, error) {
+	return func(ctx context.Context) (control.Status, error) {
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		return control.Client{Socket: socket}.Status(ctx)
+	}
 }
 
 // loadSoon is load for a command that is to answer: a FIFO without a writer is empty,

@@ -20,6 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
@@ -89,7 +90,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
 	}
 	d := &daemon.Daemon{
-		Settings: settings(cfg),
+		Settings: settings(file, cfg),
 		Store: store.Options{
 			Directory:        cfg.State.Directory,
 			RuntimeDirectory: filepath.Dir(cfg.Control.Socket),
@@ -164,13 +165,13 @@ func reloader(file string, running *config.Config) func() (*daemon.Settings, err
 			return nil, nil
 		}
 		running = cfg
-		changed := settings(cfg)
+		changed := settings(file, cfg)
 		return &changed, nil
 	}
 }
 
 // settings turns the configuration into what the daemon works with.
-func settings(cfg *config.Config) daemon.Settings {
+func settings(file string, cfg *config.Config) daemon.Settings {
 	t := cfg.Transport
 	dialer := &transport.Dialer{
 		Host:          cfg.DPS.Endpoint,
@@ -209,5 +210,14 @@ func settings(cfg *config.Config) daemon.Settings {
 			Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
 			RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
 		},
+		Configuration: &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
 	}
+}
+
+// absolute is the path of a file for other processes.
+func absolute(file string) string {
+	if path, err := filepath.Abs(file); err == nil {
+		return path
+	}
+	return file
 }
