@@ -119,9 +119,9 @@ type Gateway struct {
 
 	// Resolve finds the addresses of a host; nil: the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// Environment returns a variable by which a proxy is found, as os.Getenv; nil when
-	// the configuration does not leave it to the environment.
-	Environment func(name string) string
+	// ProxyOrigin says for people whose HTTPS_PROXY and NO_PROXY the dialer uses; "" when
+	// the configuration does not leave the proxy to the environment.
+	ProxyOrigin string
 
 	// Progress is told what is being waited for; nil: nobody.
 	Progress func(what string)

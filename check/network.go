@@ -81,6 +81,7 @@ func (i *inspection) network(ctx context.Context) {
 		var err error
 		if w.route, err = i.dialer.Route(p); err != nil {
 			w.fail(Result{Name: Proxy}, daemon.Classify(err))
+			w.results[len(w.results)-1].Detail += i.proxyOrigin()
 		}
 		ways[n] = w
 	}
@@ -271,7 +272,7 @@ func (i *inspection) patience() time.Duration {
 // walk goes from the proxy to the CONNACK, with the first credential that can be used.
 func (i *inspection) walk(ctx context.Context, w *way) {
 	if w.route.Proxy == "" && w.route.Address != "" {
-		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none"})
+		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none" + i.proxyOrigin()})
 	}
 	var first *usable
 	if len(i.usable) > 0 {
@@ -335,6 +336,9 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 			}
 			f.Circumstance = i.circumstance()
 			w.fail(r, f)
+			if step == Proxy {
+				w.results[len(w.results)-1].Detail += i.proxyOrigin()
+			}
 		case reached:
 			w.skip(step, w.blocked)
 		case tell:
@@ -358,6 +362,14 @@ func (i *inspection) circumstance() fault.Circumstance {
 	return ""
 }
 
+// proxyOrigin says whose environment has chosen the proxy.
+func (i *inspection) proxyOrigin() string {
+	if i.ProxyOrigin == "" {
+		return ""
+	}
+	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
+}
+
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
 	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
@@ -369,7 +381,7 @@ func (i *inspection) circumstances(with *usable, inspector string) daemon.Circum
 // tell says what a stream has met on its way.
 func (i *inspection) tell(w *way, conn *transport.Conn) {
 	if conn.Proxy != "" {
-		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address})
+		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address + i.proxyOrigin()})
 	}
 	names := make([]string, 0, 3)
 	if len(conn.TLS.VerifiedChains) > 0 {

@@ -44,7 +44,8 @@ at a time: a registration that the service has under way at this moment may be
 cut off, and is then tried again.
 
 Run it as root: files are then looked at with the rights of the user dpsd, as
-the service sees them. HTTPS_PROXY is that of the command's own environment.
+the service sees them. For the installed configuration HTTPS_PROXY and NO_PROXY
+are those of dpsd.service, for another one those of the command.
 
 A step that needs one that failed is skipped, the others go on. One protocol,
 address or credential that does not work while another does is a warning.
@@ -163,14 +164,31 @@ func gatewayOf(file string) *check.Gateway {
 		return g
 	}
 	g.Ask = asking(cfg.Control.Socket)
+	if cfg.Transport.Proxy == "environment" {
+		g.ProxyOrigin = "this command"
+		if g.Installed && g.Systemctl != nil {
+			if e, err := check.ServiceEnvironment(context.Background(), g.Systemctl); err == nil {
+				g.ProxyOrigin = e.Origin
+				goThrough(e)
+			}
+		}
+	}
 	s := settings(file, cfg)
 	g.Settings = &s
 	g.StateDirectory = cfg.State.Directory
 	g.RuntimeDirectory = filepath.Dir(cfg.Control.Socket)
-	if cfg.Transport.Proxy == "environment" {
-		g.Environment = os.Getenv
-	}
 	return g
+}
+
+// goThrough makes the proxy of an environment that of this process. net/http, which knows
+// how to read these variables, looks at its own environment alone, and once.
+func goThrough(e check.Environment) {
+	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"} {
+		_ = os.Unsetenv(name)
+		if value := e.Values[name]; value != "" {
+			_ = os.Setenv(name, value) // fails only for names and values that no environment can hold
+		}
+	}
 }
 
 // asking asks the dpsd that listens on a socket.
