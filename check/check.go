@@ -1,6 +1,7 @@
 // Package check finds out, step by step, whether a gateway can be provisioned as it
 // is configured, and what keeps it from it. It goes the way of the daemon's attempt,
-// up to the CONNACK and no further: nothing is registered, nothing on disk changes.
+// up to the CONNACK and no further: nothing is registered, nothing on disk changes. Then
+// it goes to the assigned hub, as far as TLS.
 //
 // Every step ends by a deadline of its own. What fails carries the code and the
 // advice of the catalogue; a step that needs one that failed is skipped and says
@@ -29,26 +30,7 @@ const (
 	OK      Status = "ok"
 	Skipped Status = "skipped" // not checked; the detail says why
 	Warning Status = "warning" // dpsd works, but somebody should look
-	Failed  Status = "failed"  // dpsd cannot provision like this
-)
-
-// The names of the steps, in the order of an attempt.
-const (
-	Configuration = "configuration"
-	Identity      = "identity" // registration ID and payload
-	Credential    = "credential"
-	Clock         = "clock"
-	Roots         = "roots"
-	State         = "state"   // the state directory
-	Record        = "record"  // what is published there
-	Unit          = "unit"    // dpsd.service
-	Service       = "service" // the running dpsd
-	Name          = "name"
-	TCP           = "tcp"
-	Proxy         = "proxy"
-	TLS           = "tls"
-	WebSocket     = "websocket"
-	Connect       = "connect"
+	Failed  Status = "failed"  // dpsd cannot provision, or the hub cannot be reached, like this
 )
 
 // Result is what one step found. No field holds a secret.
@@ -123,6 +105,10 @@ type Gateway struct {
 	// the configuration does not leave the proxy to the environment.
 	ProxyOrigin string
 
+	// Skip has the names of the steps to leave out. What others need of them is still found
+	// out, but they contact nobody.
+	Skip map[string]bool
+
 	// Progress is told what is being waited for; nil: nobody.
 	Progress func(what string)
 }
@@ -145,7 +131,7 @@ type inspection struct {
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g, report: report}
+	i := &inspection{Gateway: g, report: g.wanted(report)}
 	if g.Systemctl != nil {
 		i.unit = i.askSystemd(ctx)
 	}
@@ -163,6 +149,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		i.skip(Result{Name: Connect}, "the configuration is invalid")
 	default:
 		i.network(ctx)
+		i.hub(ctx)
 	}
 }
 

@@ -20,6 +20,10 @@ func (i *inspection) service(ctx context.Context) {
 		i.skip(r, "the running dpsd is not asked")
 		return
 	}
+	if i.leavesOut(Service) {
+		i.skip(r, "")
+		return
+	}
 	i.progress("asking the running dpsd")
 	s, err := i.Ask(ctx)
 	switch {

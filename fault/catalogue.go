@@ -31,6 +31,8 @@ type Circumstance string
 const (
 	// OnlyMQTT: MQTT over TLS, at another port than 443, is all that was tried.
 	OnlyMQTT Circumstance = "only port 8883 was tried"
+	// AtHub: it is the assigned hub that was tried, which dpsd check does.
+	AtHub Circumstance = "the assigned hub was tried"
 )
 
 // Catalogue returns every code, in the order of the stages of an attempt.
@@ -80,10 +82,11 @@ var catalogue = []Entry{
 		"Check that /etc/resolv.conf exists and names a name server (the service that manages the network usually writes it), and that this server is running and reachable.", "", ""},
 	{DNSFailed, Transient,
 		"The endpoint's name could not be resolved.",
-		"Check the spelling of endpoint in dpsd.toml, and the name server.", "", ""},
+		"Check the spelling of endpoint in dpsd.toml, and the name server.",
+		AtHub, "Check the name server. If it is right, the hub was removed or renamed: dpsd reprovision asks DPS for the present one."},
 	{TCPRefused, Transient,
 		"The connection was refused.",
-		"Check endpoint and port, and that a firewall lets the port out.",
+		"Check the name of the server and the port, and that a firewall lets the port out.",
 		OnlyMQTT, "Check endpoint, and that a firewall lets mqtt_port (8883) out, or let dpsd try port 443 too: protocols = [\"mqtt\", \"websocket\"]."},
 	{ConnectTimeout, Transient,
 		"The connection was not up within connect_timeout.",
@@ -120,7 +123,8 @@ var catalogue = []Entry{
 		"Have the endpoint exempted from TLS inspection; a device certificate cannot pass it. With keys alone, ca_file may name the issuer; then a refusal in the cause may also be the key's fault.", "", ""},
 	{TLSWrongHost, Interception,
 		"The server's certificate is for another name.",
-		"Check endpoint in dpsd.toml; if that is right, something on the way answers in the service's place.", "", ""},
+		"Check endpoint in dpsd.toml; if that is right, something on the way answers in the service's place.",
+		AtHub, "Something on the way answers in the hub's place: look for a proxy or a firewall that inspects TLS."},
 	{TLSExpired, Transient,
 		"The server's certificate has expired, by this gateway's clock.",
 		"Check the clock (timedatectl); if that is right, something on the way answers in the service's place.", "", ""},
@@ -132,7 +136,8 @@ var catalogue = []Entry{
 		"See the cause in the journal; look for middleboxes between gateway and service.", "", ""},
 	{NotTLS, Interception,
 		"What answered does not speak TLS.",
-		"Check endpoint and port; something else listens there, or a middlebox answers.", "", ""},
+		"Check endpoint and port; something else listens there, or a middlebox answers.",
+		AtHub, "Something on the way answers in the hub's place: look for a proxy, a firewall or a login page."},
 	{CaptivePortal, Interception,
 		"A web page answered instead of the service.",
 		"The network wants a login or an acceptance page first; provide it, or use another network.", "", ""},

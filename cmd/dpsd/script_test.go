@@ -471,7 +471,7 @@ func (g *gateway) proxy(ts *testscript.TestScript, args []string) {
 			return
 		}
 		defer here.Close()
-		fmt.Fprint(here, "HTTP/1.1 200 Connection established\r\n\r\n")
+		fmt.Fprintf(here, "HTTP/1.1 200 Connection established\r\nDate: %s\r\n\r\n", time.Now().UTC().Format(http.TimeFormat))
 		go func() {
 			_, _ = io.Copy(there, buffered)
 			_ = there.Close()
