@@ -50,16 +50,24 @@ func unresolved(r Result, s control.Status, f control.Fault) Result {
 	if cause == "" {
 		cause = f.Summary
 	}
-	r.Detail = fmt.Sprintf("while %s: %s; for %s", fault.Stage(f.Stage).Doing(), strings.Join(strings.Fields(cause), " "), rough(s.Now.Sub(f.First)))
+	r.Detail = fmt.Sprintf("while %s: %s; for %s", fault.Stage(f.Stage).Doing(), strings.Join(strings.Fields(cause), " "), brief(s.Now.Sub(f.First)))
 	if f.Count > 1 {
 		r.Detail += fmt.Sprintf(", %d times", f.Count)
 	}
 	if s.Next == nil {
 		r.Detail += "; an attempt is under way"
 	} else {
-		r.Detail += fmt.Sprintf("; next attempt in %s, at %s", rough(time.Duration(s.Next.In*float64(time.Second))), s.Next.At.UTC().Format("15:04:05 UTC"))
+		r.Detail += fmt.Sprintf("; next attempt in %s, at %s", brief(time.Duration(s.Next.In*float64(time.Second))), s.Next.At.UTC().Format("15:04:05 UTC"))
 	}
 	return r
+}
+
+// brief is a duration as status has it: it is compared with what status shows.
+func brief(d time.Duration) string {
+	if d >= time.Hour {
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	return max(0, d).Round(time.Second).String()
 }
 
 // configured reports that the running dpsd has another configuration than the file.

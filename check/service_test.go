@@ -37,11 +37,11 @@ func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
 		want   check.Result
 	}{
 		{"a fault, its age and the next attempt", status(refused), nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
-			Detail: "while registering: dps: answered 401, error 401002; for 3 hours, 12 times; next attempt in 5 minutes, at 12:05:00 UTC"}},
+			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; next attempt in 5m0s, at 12:05:00 UTC"}},
 		{"one that is being tried again now", attempting, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
-			Detail: "while registering: dps: answered 401, error 401002; for 3 hours, 12 times; an attempt is under way"}},
+			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; an attempt is under way"}},
 		{"one that stands behind one that is resolved", status(resolved, storage), nil, check.Result{Status: check.Failed, Code: fault.StateUnwritable, Advice: "Correct the key.",
-			Detail: "while saving the assignment: s; for 3 hours; next attempt in 5 minutes, at 12:05:00 UTC"}},
+			Detail: "while saving the assignment: s; for 3h0m; next attempt in 5m0s, at 12:05:00 UTC"}},
 		{"one that is resolved is none", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
 		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
 		{"a dpsd that does not run says nothing", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
