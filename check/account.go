@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -71,40 +72,93 @@ func (a Account) do(f func() error) error {
 	return <-done
 }
 
-// closedError is a file that root can read and the service cannot.
-type closedError struct {
-	path string
-	name string // of the account
-	err  error
+// ClosedError is a file that root can read and the service cannot.
+type ClosedError struct {
+	Path    string
+	Account string // its name
+	Err     error
+	// Remedy is the command that lets everybody read it, which is no advice for a key.
+	Remedy string
 }
 
-func (e *closedError) Error() string {
-	return fmt.Sprintf("%s: root can read it, the user %s, as whom the service runs, cannot: %v", e.path, e.name, e.err)
+func (e *ClosedError) Error() string {
+	return fmt.Sprintf("%s: root can read it, the user %s, as whom the service runs, cannot: %v", e.Path, e.Account, e.Err)
 }
-func (e *closedError) Unwrap() error { return e.err }
+func (e *ClosedError) Unwrap() error { return e.Err }
+
+// Closed returns why the account cannot read a file that could be read just now, a
+// *ClosedError; nil when it can, or when only root could tell.
+func (a Account) Closed(path string) error {
+	if !a.impersonates() {
+		return nil
+	}
+	err := a.do(func() error {
+		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		return err
+	})
+	if !errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	remedy := ""
+	_ = a.do(func() error { remedy = Opening(path); return nil })
+	return &ClosedError{path, a.Name, cause(err), remedy}
+}
+
+// Opening is the command that makes a file readable for every user: it names the file, or
+// the first directory on the way to it that this user may not pass.
+func Opening(path string) string {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return "chmod a+r " + path
+	}
+	for n, c := range absolute {
+		if c != '/' || n == 0 {
+			continue
+		}
+		// What cannot even be looked at is in a directory that cannot be passed.
+		if _, err := os.Lstat(absolute[:n]); errors.Is(err, fs.ErrPermission) {
+			return "chmod a+x " + filepath.Dir(absolute[:n])
+		}
+	}
+	if _, err := os.Lstat(absolute); errors.Is(err, fs.ErrPermission) {
+		return "chmod a+x " + filepath.Dir(absolute)
+	}
+	return "chmod a+r " + path
+}
 
 // closedTo returns why the service cannot read one of these files, which could be
 // read just now; nil when it can, or when that cannot be told.
 func (i *inspection) closedTo(paths []string) error {
-	if !i.Account.impersonates() {
-		return nil
-	}
 	for _, path := range paths {
 		if i.provided(path) {
 			continue // systemd hands it to the service, and to nobody else
 		}
-		err := i.Account.do(func() error {
-			f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-			if err == nil {
-				err = f.Close()
-			}
+		if where := i.hidden(path); where != "" && i.Installed {
+			return &hiddenError{path, where}
+		}
+		if err := i.Account.Closed(path); err != nil {
 			return err
-		})
-		if errors.Is(err, fs.ErrPermission) {
-			return &closedError{path, i.Account.Name, cause(err)}
 		}
 	}
 	return nil
+}
+
+// hiddenError is a file that the sandbox of the unit hides from the service.
+type hiddenError struct{ path, directory string }
+
+func (e *hiddenError) Error() string {
+	return fmt.Sprintf("%s: dpsd cannot see it: the sandbox of %s hides %s", e.path, unitName, e.directory)
+}
+
+// Unwrap returns what the service meets.
+func (e *hiddenError) Unwrap() error { return fs.ErrNotExist }
+
+// Remedy says where it can be.
+func (e *hiddenError) Remedy() string {
+	return "Move it to a directory below /etc/dpsd, a key to /etc/dpsd/keys, and correct its path in dpsd.toml; or hand it over as a credential of systemd."
 }
 
 // provided tells whether the path is that of a credential of systemd.

@@ -1,6 +1,7 @@
 // Package check finds out, step by step, whether a gateway can be provisioned as it
 // is configured, and what keeps it from it. It goes the way of the daemon's attempt,
-// up to the CONNACK and no further: nothing is registered, nothing on disk changes.
+// up to the CONNACK and no further: nothing is registered, nothing on disk changes. Then
+// it goes to the assigned hub, as far as TLS.
 //
 // Every step ends by a deadline of its own. What fails carries the code and the
 // advice of the catalogue; a step that needs one that failed is skipped and says
@@ -11,9 +12,11 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/transport"
@@ -27,25 +30,7 @@ const (
 	OK      Status = "ok"
 	Skipped Status = "skipped" // not checked; the detail says why
 	Warning Status = "warning" // dpsd works, but somebody should look
-	Failed  Status = "failed"  // dpsd cannot provision like this
-)
-
-// The names of the steps, in the order of an attempt.
-const (
-	Configuration = "configuration"
-	Identity      = "identity" // registration ID and payload
-	Credential    = "credential"
-	Clock         = "clock"
-	Roots         = "roots"
-	State         = "state"  // the state directory
-	Record        = "record" // what is published there
-	Unit          = "unit"   // dpsd.service
-	Name          = "name"
-	TCP           = "tcp"
-	Proxy         = "proxy"
-	TLS           = "tls"
-	WebSocket     = "websocket"
-	Connect       = "connect"
+	Failed  Status = "failed"  // dpsd cannot provision, or the hub cannot be reached, like this
 )
 
 // Result is what one step found. No field holds a secret.
@@ -107,15 +92,22 @@ type Gateway struct {
 	// runs here.
 	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
 
+	// Ask returns what the running dpsd says of itself; nil: it is not asked.
+	Ask func(context.Context) (control.Status, error)
+
 	Version string
 	BuiltAt time.Time        // of dpsd: an earlier time is implausible; zero: not judged
 	Now     func() time.Time // nil: time.Now
 
 	// Resolve finds the addresses of a host; nil: the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// Environment returns a variable by which a proxy is found, as os.Getenv; nil when
-	// the configuration does not leave it to the environment.
-	Environment func(name string) string
+	// ProxyOrigin says for people whose HTTPS_PROXY and NO_PROXY the dialer uses; "" when
+	// the configuration does not leave the proxy to the environment.
+	ProxyOrigin string
+
+	// Skip has the names of the steps to leave out. What others need of them is still found
+	// out, but they contact nobody.
+	Skip map[string]bool
 
 	// Progress is told what is being waited for; nil: nobody.
 	Progress func(what string)
@@ -139,7 +131,7 @@ type inspection struct {
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g, report: report}
+	i := &inspection{Gateway: g, report: g.wanted(report)}
 	if g.Systemctl != nil {
 		i.unit = i.askSystemd(ctx)
 	}
@@ -149,13 +141,15 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.clock()
 	i.roots()
 	i.state()
-	i.service()
+	i.systemd()
+	i.service(ctx)
 	switch {
 	case offline, ctx.Err() != nil:
 	case g.Settings == nil:
 		i.skip(Result{Name: Connect}, "the configuration is invalid")
 	default:
 		i.network(ctx)
+		i.hub(ctx)
 	}
 }
 
@@ -189,12 +183,21 @@ func (i *inspection) warn(r Result, detail, advice string) {
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Classify(err))) }
 
-// failed puts a fault into words.
+// failed puts a fault into words. An error that knows its remedy knows better than the
+// catalogue.
 func failed(r Result, f fault.Fault) Result {
-	r.Status, r.Code, r.Advice = Failed, f.Code, fault.Describe(f.Code).Advice
+	r.Status, r.Code, r.Advice = Failed, f.Code, f.Advice()
 	r.Detail = fault.Describe(f.Code).Summary
 	if f.Err != nil {
 		r.Detail = f.Err.Error()
+	}
+	var known interface{ Remedy() string }
+	if errors.As(f.Err, &known) {
+		r.Advice = known.Remedy()
+	}
+	var apart interface{ Problem() string }
+	if errors.As(f.Err, &apart) {
+		r.Detail = strings.Replace(r.Detail, apart.(error).Error(), apart.Problem(), 1)
 	}
 	return r
 }
@@ -203,11 +206,20 @@ func failed(r Result, f fault.Fault) Result {
 func (i *inspection) configuration() {
 	r := Result{Name: Configuration, Subject: i.File}
 	if i.Invalid == nil {
-		if closed := i.closedTo([]string{i.File}); closed != nil && i.Installed {
-			i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed)))
+		var closed *ClosedError
+		if i.Installed && errors.As(i.Account.Closed(i.File), &closed) {
+			r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed))
+			r.Advice = closed.Remedy + "; then: systemctl restart --no-block dpsd"
+			i.report(r)
 			return
 		}
 		i.ok(r, "valid")
+		if i.Settings == nil {
+			return
+		}
+		if doubt, advice := i.Settings.Doubt(); doubt != "" {
+			i.warn(r, doubt, advice)
+		}
 		return
 	}
 	problems := []error{i.Invalid}

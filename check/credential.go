@@ -118,8 +118,7 @@ func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference,
 	for _, path := range i.paths(all) {
 		if where := i.hidden(path); where != "" {
 			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning,
-				Detail: path + ": the sandbox of dpsd.service hides " + where,
-				Advice: "Keep it under /etc/dpsd/keys, or hand it over as a credential of systemd."})
+				Detail: (&hiddenError{path, where}).Error(), Advice: (&hiddenError{path, where}).Remedy()})
 		}
 	}
 	return results
@@ -147,8 +146,7 @@ func (i *inspection) paths(references []attest.Reference) []string {
 
 // unusable names the fault, and who it is that cannot read.
 func (i *inspection) unusable(r Result, err error, references []attest.Reference) Result {
-	var closed *closedError
-	if errors.As(err, &closed) {
+	if errors.As(err, new(*ClosedError)) || errors.As(err, new(*hiddenError)) {
 		return failed(r, fault.New(fault.CredentialUnreadable, fault.StageCredential, err))
 	}
 	var invalid *attest.CertificateError
@@ -202,14 +200,22 @@ func open(reference attest.Reference) (detail, advice string) {
 }
 
 // hidden returns the directory that the sandbox of the unit hides from the service,
-// systemd.exec(5): ProtectHome=, PrivateTmp=.
+// systemd.exec(5): ProtectHome=, PrivateTmp=. A drop-in may have changed either.
 func (i *inspection) hidden(path string) string {
 	if i.unit == nil {
 		return ""
 	}
-	for _, directory := range []string{"/home", "/root", "/run/user", "/tmp", "/var/tmp"} {
-		if strings.HasPrefix(path, directory+"/") {
-			return directory
+	for property, directories := range map[string][]string{
+		"ProtectHome": {"/home", "/root", "/run/user"},
+		"PrivateTmp":  {"/tmp", "/var/tmp"},
+	} {
+		if value := i.unit.properties[property]; value == "no" || value == "read-only" {
+			continue
+		}
+		for _, directory := range directories {
+			if strings.HasPrefix(path, directory+"/") {
+				return directory
+			}
 		}
 	}
 	return ""

@@ -54,13 +54,13 @@ func TestTheServersClock(t *testing.T) {
 		code   fault.Code
 		detail string
 	}{
-		{10 * time.Second, OK, "", "10 seconds ahead of the server's"},
-		{-59 * time.Second, OK, "", "59 seconds behind the server's"},
-		{-30 * time.Minute, Warning, "", "30 minutes behind the server's"},
-		{48 * time.Hour, Warning, "", "2 days ahead of the server's"},
-		{-time.Hour, Failed, fault.ClockImplausible, "60 minutes behind the server's"},
+		{10 * time.Second, OK, "", "this gateway's clock is 10 seconds ahead of that of the server"},
+		{-59 * time.Second, OK, "", "this gateway's clock is 59 seconds behind that of the server"},
+		{-30 * time.Minute, Warning, "", "this gateway's clock is 30 minutes behind that of the server"},
+		{48 * time.Hour, Warning, "", "this gateway's clock is 2 days ahead of that of the server"},
+		{-time.Hour, Failed, fault.ClockImplausible, "this gateway's clock is 60 minutes behind that of the server"},
 	} {
-		r := against(server, server.Add(test.off))
+		r := against("the server", server, server.Add(test.off))
 		if r.Status != test.status || r.Code != test.code || r.Detail != test.detail {
 			t.Errorf("%v off: %+v", test.off, r)
 		}

@@ -81,11 +81,12 @@ func (i *inspection) network(ctx context.Context) {
 		var err error
 		if w.route, err = i.dialer.Route(p); err != nil {
 			w.fail(Result{Name: Proxy}, daemon.Classify(err))
+			w.results[len(w.results)-1].Detail += i.proxyOrigin()
 		}
 		ways[n] = w
 	}
 	i.proxyPassword()
-	first := i.hops(ctx, ways)
+	first := i.hops(ctx, ways, Name, TCP)
 	for _, w := range ways {
 		if ctx.Err() != nil {
 			return
@@ -124,11 +125,15 @@ func (i *inspection) proxyPassword() {
 }
 
 // hops resolves every host that is dialled, once, and connects to each of its
-// addresses, side by side. What cannot be reached blocks the ways that lead there.
-func (i *inspection) hops(ctx context.Context, ways []*way) []Result {
+// addresses, side by side. What cannot be reached blocks the ways that lead there. name
+// and tcp are what the steps are called.
+func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []Result {
 	var results []Result
 	addresses := map[string][]netip.Addr{}
 	tried := map[string]string{} // hop to what keeps from it
+	if i.leavesOut(name, tcp) {
+		return []Result{{Name: name, Status: Skipped}, {Name: tcp, Status: Skipped}}
+	}
 	for _, w := range ways {
 		if w.blocked != "" {
 			continue
@@ -142,13 +147,15 @@ func (i *inspection) hops(ctx context.Context, ways []*way) []Result {
 		found, known := addresses[host]
 		if !known {
 			var r Result
-			r, found = i.resolve(ctx, host, w.route.Proxy != "")
+			r, found = i.resolve(ctx, Result{Name: name, Subject: host}, w.route.Proxy != "")
 			results = append(results, r)
 			addresses[host] = found
 		}
 		if len(found) == 0 {
 			w.blocked = "the name " + host + " is not known"
-		} else if probes, reached := i.probe(ctx, found, port, w.route.Proxy != ""); reached {
+		} else if i.leavesOut(tcp) {
+			results = append(results, Result{Name: tcp, Status: Skipped})
+		} else if probes, reached := i.probe(ctx, tcp, found, port, w.route.Proxy != ""); reached {
 			results = append(results, probes...)
 		} else {
 			results = append(results, probes...)
@@ -168,8 +175,8 @@ func onTheWay(stage transport.Stage, address string, proxy bool, err error) erro
 	return transport.Errors{{Stage: stage, Address: address, Err: err}}
 }
 
-func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Result, []netip.Addr) {
-	r := Result{Name: Name, Subject: host}
+func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result, []netip.Addr) {
+	host := r.Subject
 	i.progress("resolving " + host)
 	ctx, cancel := context.WithTimeout(ctx, i.patience())
 	defer cancel()
@@ -181,6 +188,7 @@ func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Resu
 	}
 	found, err := resolve(ctx, host)
 	if err != nil {
+		err = transport.Unresolved(err, transport.ResolverFile)
 		f := daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
 		f.Err = err
 		return failed(r, f), nil
@@ -198,14 +206,14 @@ func (i *inspection) resolve(ctx context.Context, host string, proxy bool) (Resu
 
 // probe connects to each address. One that does not answer is a warning while another
 // does, and IPv6 without a route is the way of most networks.
-func (i *inspection) probe(ctx context.Context, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
+func (i *inspection) probe(ctx context.Context, name string, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
 	results = make([]Result, len(addresses))
 	errs := make([]error, len(addresses))
 	var all sync.WaitGroup
 	i.progress("connecting to port " + port)
 	for n, address := range addresses {
 		target := net.JoinHostPort(address.String(), port)
-		results[n] = Result{Name: TCP, Subject: target}
+		results[n] = Result{Name: name, Subject: target}
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, i.patience())
 			defer cancel()
@@ -230,7 +238,7 @@ func (i *inspection) probe(ctx context.Context, addresses []netip.Addr, port str
 			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
 		default:
 			f := daemon.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
-			f.Err = i.reason(err)
+			f.Err, f.Circumstance = i.reason(err), i.circumstance()
 			results[n] = failed(results[n], f)
 			if reached {
 				soften(results[n:n+1], "another address answers")
@@ -270,7 +278,7 @@ func (i *inspection) patience() time.Duration {
 // walk goes from the proxy to the CONNACK, with the first credential that can be used.
 func (i *inspection) walk(ctx context.Context, w *way) {
 	if w.route.Proxy == "" && w.route.Address != "" {
-		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none"})
+		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none" + i.proxyOrigin()})
 	}
 	var first *usable
 	if len(i.usable) > 0 {
@@ -295,6 +303,12 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 	if w.blocked != "" {
 		for _, step := range steps {
 			w.skip(step, w.blocked)
+		}
+		return nil
+	}
+	if i.leavesOut(steps...) {
+		for _, step := range steps {
+			w.skip(step, "")
 		}
 		return nil
 	}
@@ -332,7 +346,11 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 			if f.Err == error(where) { //nolint:errorlint // is it this one, that says again what the step says?
 				f.Err = where.Err
 			}
+			f.Circumstance = i.circumstance()
 			w.fail(r, f)
+			if step == Proxy {
+				w.results[len(w.results)-1].Detail += i.proxyOrigin()
+			}
 		case reached:
 			w.skip(step, w.blocked)
 		case tell:
@@ -346,6 +364,24 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 	return nil
 }
 
+// circumstance is that of a failure of one protocol: of others the failure itself does not
+// know.
+func (i *inspection) circumstance() fault.Circumstance {
+	only := len(i.dialer.Protocols) == 1 && i.dialer.Protocols[0] == transport.MQTT
+	if only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
+		return fault.OnlyMQTT
+	}
+	return ""
+}
+
+// proxyOrigin says whose environment has chosen the proxy.
+func (i *inspection) proxyOrigin() string {
+	if i.ProxyOrigin == "" {
+		return ""
+	}
+	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
+}
+
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
 	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
@@ -357,8 +393,36 @@ func (i *inspection) circumstances(with *usable, inspector string) daemon.Circum
 // tell says what a stream has met on its way.
 func (i *inspection) tell(w *way, conn *transport.Conn) {
 	if conn.Proxy != "" {
-		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address})
+		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address + i.proxyOrigin()})
 	}
+	leaf := conn.TLS.PeerCertificates[0]
+	r := Result{Name: TLS, Subject: conn.Address, Status: OK, Detail: agreed(conn)}
+	if inspector := daemon.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
+		r.Status, r.Code = Warning, fault.TLSIntercepted
+		r.Detail = fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail)
+		r.Advice = fault.Describe(r.Code).Advice
+	}
+	w.add(r)
+	if w.protocol == transport.WebSocket {
+		w.add(Result{Name: WebSocket, Subject: conn.Address, Status: OK, Detail: "MQTT over WebSocket was agreed on"})
+	}
+	switch {
+	case !conn.Date.IsZero():
+		w.add(against("the server", conn.Date, i.now()))
+	case !conn.ProxyDate.IsZero():
+		r := []Result{against("the proxy", conn.ProxyDate, i.now())}
+		soften(r, "if the proxy's own clock is right")
+		w.add(r[0])
+	case !i.clockHeld:
+		// The handshake has held the clock against the certificate.
+		i.clockHeld = true
+		w.add(Result{Name: Clock, Subject: "the server", Status: OK,
+			Detail: "the server does not state the time; its certificate is valid by this clock: from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
+	}
+}
+
+// agreed says what TLS has come to.
+func agreed(conn *transport.Conn) string {
 	names := make([]string, 0, 3)
 	if len(conn.TLS.VerifiedChains) > 0 {
 		for _, c := range conn.TLS.VerifiedChains[0] {
@@ -369,40 +433,18 @@ func (i *inspection) tell(w *way, conn *transport.Conn) {
 			names = append(names, name)
 		}
 	}
-	leaf := conn.TLS.PeerCertificates[0]
-	r := Result{Name: TLS, Subject: conn.Address, Status: OK, Detail: fmt.Sprintf("%s, valid until %s, %s",
-		strings.Join(names, " ← "), day(leaf.NotAfter), tls.VersionName(conn.TLS.Version))}
-	if inspector := daemon.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
-		r.Status, r.Code = Warning, fault.TLSIntercepted
-		r.Detail = fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail)
-		r.Advice = fault.Describe(r.Code).Advice
-	}
-	w.add(r)
-	if w.protocol == transport.WebSocket {
-		w.add(Result{Name: WebSocket, Subject: conn.Address, Status: OK, Detail: "MQTT over WebSocket was agreed on"})
-	}
-	if conn.Date.IsZero() {
-		if i.clockHeld {
-			return
-		}
-		// The handshake has held the clock against the certificate.
-		i.clockHeld = true
-		w.add(Result{Name: Clock, Subject: "the server", Status: OK,
-			Detail: "the server's certificate is valid by this clock: from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
-		return
-	}
-	w.add(against(conn.Date, i.now()))
+	return fmt.Sprintf("%s, valid until %s, %s", strings.Join(names, " ← "), day(conn.TLS.PeerCertificates[0].NotAfter), tls.VersionName(conn.TLS.Version))
 }
 
-// against holds this gateway's clock against the server's.
-func against(server, now time.Time) Result {
-	r := Result{Name: Clock, Subject: "the server"}
-	off := now.Round(0).Sub(server)
+// against holds this gateway's clock against that of somebody else.
+func against(who string, theirs, now time.Time) Result {
+	r := Result{Name: Clock, Subject: who}
+	off := now.Round(0).Sub(theirs)
 	direction := "ahead of"
 	if off < 0 {
 		direction = "behind"
 	}
-	r.Status, r.Detail = OK, fmt.Sprintf("%s %s the server's", rough(off), direction)
+	r.Status, r.Detail = OK, fmt.Sprintf("this gateway's clock is %s %s that of %s", rough(off), direction, who)
 	switch {
 	case off.Abs() < clock.Significant:
 	case off <= -attest.TokenLifetime:
@@ -417,6 +459,11 @@ func against(server, now time.Time) Result {
 // connect signs in and says farewell.
 func (i *inspection) connect(ctx context.Context, w *way, conn *transport.Conn, with *usable) bool {
 	r := Result{Name: Connect, Subject: w.route.Address}
+	if i.leavesOut(Connect) {
+		_ = conn.Close()
+		w.skip(Connect, "")
+		return true // as far as it goes
+	}
 	because := ""
 	if with == nil {
 		because = "there is no credential to show"
@@ -459,7 +506,7 @@ func (i *inspection) connect(ctx context.Context, w *way, conn *transport.Conn, 
 // others tries the other credentials on the first way that is open.
 func (i *inspection) others(ctx context.Context, ways []*way) {
 	for _, w := range ways {
-		if w.blocked != "" && !w.refused() || len(i.usable) < 2 {
+		if w.blocked != "" && !w.refused() || len(i.usable) < 2 || i.leavesOut(Connect) {
 			continue
 		}
 		for n := range i.usable[1:] {

@@ -33,7 +33,7 @@ func (i *inspection) askSystemd(ctx context.Context) *unit {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
 	out, err := i.Systemctl(ctx, "show", unitName,
-		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,Environment")
+		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp")
 	if err != nil {
 		i.unitError = err
 		return nil
@@ -98,8 +98,8 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 	return &attest.SecretError{Reference: r, Err: fmt.Errorf("%s does not hand it over (%w); add LoadCredential=%s with: systemctl edit dpsd", unitName, fs.ErrNotExist, r.Credential)}
 }
 
-// service tells how the unit stands.
-func (i *inspection) service() {
+// systemd reports how the unit stands.
+func (i *inspection) systemd() {
 	r := Result{Name: Unit, Subject: unitName}
 	switch u := i.unit; {
 	case i.Systemctl == nil:
@@ -130,39 +130,10 @@ func (i *inspection) standing(r Result, u *unit) {
 	case u.properties["NeedDaemonReload"] == "yes":
 		detail += ", changed on disk"
 		advice = "systemctl daemon-reload && systemctl restart --no-block dpsd"
-	case i.proxyDiffers(u):
-		detail += "; its HTTPS_PROXY and NO_PROXY are not those of this command, which goes by its own"
-		advice = "Call dpsd check with those that systemctl show dpsd --property=Environment prints."
 	}
 	if advice != "" {
 		i.warn(r, detail, advice)
 		return
 	}
 	i.ok(r, detail)
-}
-
-// proxyDiffers tells whether the service would go another way than this command: a
-// shell has one environment, a service another.
-func (i *inspection) proxyDiffers(u *unit) bool {
-	if i.Environment == nil {
-		return false
-	}
-	its, quoted := map[string]string{}, false
-	for _, assignment := range strings.FieldsFunc(u.properties["Environment"], func(r rune) bool {
-		quoted = quoted != (r == '"')
-		return r == ' ' && !quoted
-	}) {
-		name, value, _ := strings.Cut(strings.Trim(assignment, `"`), "=")
-		its[strings.ToUpper(name)] = value
-	}
-	for _, name := range []string{"HTTPS_PROXY", "NO_PROXY"} {
-		mine := i.Environment(name)
-		if mine == "" {
-			mine = i.Environment(strings.ToLower(name))
-		}
-		if mine != its[name] {
-			return true
-		}
-	}
-	return false
 }

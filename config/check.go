@@ -214,7 +214,7 @@ func (c *checker) unknown(at path, name string, value any, table string) {
 		}
 	}
 	if e.Nearest == "" {
-		if e.Nearest = nearest(name, c.known[table]); e.Nearest != "" {
+		if e.Nearest = Nearest(name, c.known[table]); e.Nearest != "" {
 			c.meant[at.key(e.Nearest)] = true
 		}
 	}
@@ -229,7 +229,7 @@ func (c *checker) unknownTop(at path, name string, value any) {
 	e := Error{Problem: "unknown table"}
 	switch value.(type) {
 	case map[string]any, []any:
-		if e.Nearest = nearest(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
+		if e.Nearest = Nearest(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
 			c.meant[path("").key(e.Nearest)] = true
 		}
 	default:
@@ -432,6 +432,9 @@ func (c *checker) text(to *string, check func(string) wrong) func(path, any) {
 			return
 		}
 		if w := check(s); w.problem != "" {
+			if character := hidden(s); character != "" {
+				w.remedy = character
+			}
 			c.report(at, Error{Problem: w.problem, Remedy: w.remedy})
 			return
 		}
@@ -535,7 +538,7 @@ func (c *checker) choice(to *string, words ...string) func(path, any) {
 			return
 		}
 		if !slices.Contains(words, s) {
-			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: nearest(s, words), Remedy: oneOf(words)})
+			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: Nearest(s, words), Remedy: oneOf(words)})
 			return
 		}
 		*to = s
@@ -690,7 +693,7 @@ func (c *checker) proxy(to *string) func(path, any) {
 			}
 			*to = address
 		default:
-			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: nearest(s, []string{"environment", "none"}), Remedy: remedy})
+			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: Nearest(s, []string{"environment", "none"}), Remedy: remedy})
 		}
 	}
 }

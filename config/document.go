@@ -132,6 +132,9 @@ func syntaxError(data []byte, lines lines, err error) *Error {
 	}
 	// The library counts bytes.
 	at := lines.place(min(lines.starts[row-1]+column-1, len(data)))
+	if t := typographic(lines, at.line); t != nil && utf8.Valid(data) {
+		return t
+	}
 	e.Line, e.Column = at.line, at.column
 	e.Key = keyOfLine(lines, at.line)
 	switch {

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// nearest returns the one of names that was probably meant by word, or "". A third of
+// Nearest returns the one of names that was probably meant by word, or "". A third of
 // the letters may be wrong, and the parts between underscores may be in another order.
-func nearest(word string, names []string) string {
+func Nearest(word string, names []string) string {
 	const longest = 64 // nothing near a known name is longer
 	if word == "" || len(word) > longest {
 		return ""

@@ -39,15 +39,23 @@ type Status struct {
 	// Text is what systemctl status shows: what goes on, why, and what comes next.
 	Text string `json:"text"`
 
-	Identity      *Identity     `json:"identity"`      // as published; null: none
-	Confirmed     *time.Time    `json:"confirmed"`     // when DPS last confirmed it in this run; null: not yet
-	Confirmations int           `json:"confirmations"` // how often it did, in this run
-	Phase         Phase         `json:"phase"`
-	Next          *Next         `json:"next"`        // null: an attempt runs, or nothing is due by itself
-	Faults        []Fault       `json:"faults"`      // the last ones of this run, the latest first; at most MaxFaults
-	Certificate   *Certificate  `json:"certificate"` // the device's; null: none was read
-	Connection    *Connection   `json:"connection"`  // the last that was made in this run
-	Attempts      AttemptsCount `json:"attempts"`
+	Configuration *Configuration `json:"configuration"` // null: not known
+	Identity      *Identity      `json:"identity"`      // as published; null: none
+	Confirmed     *time.Time     `json:"confirmed"`     // when DPS last confirmed it in this run; null: not yet
+	Confirmations int            `json:"confirmations"` // how often it did, in this run
+	Phase         Phase          `json:"phase"`
+	Next          *Next          `json:"next"`        // null: an attempt runs, or nothing is due by itself
+	Faults        []Fault        `json:"faults"`      // the last ones of this run, the latest first; at most MaxFaults
+	Certificate   *Certificate   `json:"certificate"` // the device's; null: none was read
+	Connection    *Connection    `json:"connection"`  // the last that was made in this run
+	Attempts      AttemptsCount  `json:"attempts"`
+}
+
+// Configuration is what the daemon works with.
+type Configuration struct {
+	File string `json:"file"` // an absolute path
+	// Fingerprint changes with the meaning of the file, and with the version of dpsd.
+	Fingerprint string `json:"fingerprint"`
 }
 
 // MaxFaults bounds Status.Faults.

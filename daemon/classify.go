@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -214,13 +215,21 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 		return fault.Fault{}, false
 	}
 	stage := stages[reached].fault
-	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
+	named := func(code fault.Code) (fault.Fault, bool) {
+		f := fault.New(code, stage, err)
+		if onlyMQTT(several) {
+			f.Circumstance = fault.OnlyMQTT
+		}
+		return f, true
+	}
 	cause := furthest.Err
 
 	var upgrade *transport.UpgradeError
 	switch {
 	case furthest.Stage == transport.StageCA:
 		return named(fault.CAUnreadable)
+	case errors.As(cause, new(*transport.NoNameServerError)):
+		return named(fault.ResolverMissing)
 	case unreachable(cause):
 		return named(fault.NetworkUnreachable)
 	case resolverMissing(cause):
@@ -248,6 +257,18 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 		return f, known
 	}
 	return named(fault.WebSocketRefused) // what came was no HTTP
+}
+
+// onlyMQTT reports whether MQTT over TLS was all that was tried, and not at the port that
+// every firewall lets out.
+func onlyMQTT(tried transport.Errors) bool {
+	for _, e := range tried {
+		_, port, _ := net.SplitHostPort(e.Address)
+		if e.Protocol != transport.MQTT || port == strconv.Itoa(transport.DefaultWebSocketPort) {
+			return false
+		}
+	}
+	return len(tried) > 0
 }
 
 func progress(e *transport.Error) int {

@@ -80,6 +80,8 @@ func TestClassify(t *testing.T) {
 		{"no route", dial(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageTCP},
 		{"no route to the name server", dial(transport.StageName, &net.DNSError{Err: "dial udp 10.0.0.1:53: connect: network is unreachable", Name: "h"}), fault.NetworkUnreachable, fault.StageName},
 		{"nobody at the name server's port", dial(transport.StageName, &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "h"}), fault.ResolverMissing, fault.StageName},
+		{"no /etc/resolv.conf", dial(transport.StageName, &transport.NoNameServerError{File: "/etc/resolv.conf", Problem: "does not exist", Err: &net.DNSError{Err: "dial udp [::1]:53: connect: cannot assign requested address", Name: "h"}}), fault.ResolverMissing, fault.StageName},
+		{"no /etc/resolv.conf, for the proxy", dial(transport.StageProxy, &transport.NoNameServerError{File: "/etc/resolv.conf", Problem: "does not exist", Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true, Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
 		{"no such name", dial(transport.StageName, &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), fault.DNSFailed, fault.StageName},
 		{"a silent name server", dial(transport.StageName, &transport.TimeoutError{After: time.Second, Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}), fault.DNSFailed, fault.StageName},
 		{"refused", dial(transport.StageTCP, refused), fault.TCPRefused, fault.StageTCP},
@@ -200,6 +202,39 @@ func TestClassify(t *testing.T) {
 	}
 	if f := Classify(nil); f.Code != "" {
 		t.Errorf("no error is no fault, got %s", f.Code)
+	}
+}
+
+func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	silent := &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}
+	mqtt := func(address string, stage transport.Stage, err error) *transport.Error {
+		return &transport.Error{Protocol: transport.MQTT, Stage: stage, Address: address, Err: err}
+	}
+	webSocket := func(stage transport.Stage, err error) *transport.Error {
+		return &transport.Error{Protocol: transport.WebSocket, Stage: stage, Address: "h:443", Err: err}
+	}
+	for _, tt := range []struct {
+		name    string
+		err     transport.Errors
+		code    fault.Code
+		advised bool
+	}{
+		{"8883 refused, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, refused)}, fault.TCPRefused, true},
+		{"8883 and 443 refused", transport.Errors{mqtt("h:8883", transport.StageTCP, refused), webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
+		{"443 refused", transport.Errors{webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
+		{"443 refused, where mqtt_port is 443", transport.Errors{mqtt("h:443", transport.StageTCP, refused)}, fault.TCPRefused, false},
+		{"8883 silent, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, silent)}, fault.ConnectTimeout, true},
+		{"8883 and 443 silent", transport.Errors{mqtt("h:8883", transport.StageTCP, silent), webSocket(transport.StageTCP, silent)}, fault.ConnectTimeout, false},
+		{"the proxy refuses 8883, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageProxy, &transport.ProxyError{Status: 403})}, fault.ProxyRefused, true},
+		{"the proxy refuses both", transport.Errors{mqtt("h:8883", transport.StageProxy, &transport.ProxyError{Status: 403}), webSocket(transport.StageProxy, &transport.ProxyError{Status: 403})}, fault.ProxyRefused, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Classify(at(fault.StageTCP, tt.err))
+			if f.Code != tt.code || strings.Contains(f.Advice(), "443") != tt.advised {
+				t.Errorf("%s: %s", f.Code, f.Advice())
+			}
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
@@ -46,6 +47,9 @@ type Settings struct {
 	BootDelayMax time.Duration // a random delay up to this before the first contact
 	Interval     time.Duration // also register this often; 0 does not
 	Retry        pace.Retry
+
+	// Configuration is the file of these settings, as Status shows it; nil for none.
+	Configuration *control.Configuration
 }
 
 // Policy says what a start of dpsd asks of the service.

@@ -119,6 +119,7 @@ func (s *supervisor) open(now time.Time) error {
 		fields = append(fields, zap.String("publishedHub", rec.AssignedHub), zap.Uint64("generation", rec.Generation))
 	}
 	s.tell(event.Started, append(fields, zap.String("version", s.Version))...)
+	s.doubt()
 	if rec, found := s.store.Current(); found {
 		s.verified = rec.ProvisionedAt
 		// Somebody who runs --once asks for a registration.
@@ -382,8 +383,8 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		f := Classify(r.err)
 		wait, lane := s.settings.Retry.After(f, false, &s.mendFor, s.random)
 		s.mendDue, s.unmended = now.Add(wait), true
-		s.account.failed(f, "", fault.Describe(f.Code).Advice, now)
-		s.tellFault(f, lane, wait, "", fault.Describe(f.Code).Advice)
+		s.account.failed(f, "", f.Advice(), now)
+		s.tellFault(f, lane, wait, "", f.Advice())
 		s.notify.setStatus(fmt.Sprintf("%s; %v; next attempt in %s", s.standing(), f, wait.Round(time.Second)))
 		return
 	}
@@ -524,9 +525,9 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	}
 	s.due, s.lane = now.Add(wait), lane
 	s.suspectNetwork(f, r.err, now)
-	advice := fault.Describe(f.Code).Advice
+	advice := f.Advice()
 	if s.connackBusy >= 10 {
-		advice += " It has answered so " + fmt.Sprint(s.connackBusy) + " times in a row: check id_scope."
+		advice += " It has answered like this " + fmt.Sprint(s.connackBusy) + " times in a row: id_scope is probably wrong."
 	}
 	s.why = "after " + string(f.Code)
 	s.account.failed(f, r.credential, advice, now)
@@ -644,6 +645,7 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 	if settings != nil {
 		s.settings = *settings
 		s.measures.asksEvery(settings.Interval)
+		s.doubt()
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
 	s.credential, s.tried, s.history = 0, 0, pace.History{}

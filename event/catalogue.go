@@ -20,6 +20,9 @@ var catalogue = []Entry{
 	{Name: ControlFailed, Priority: Warning, Same: []string{"error"},
 		Sentence: "There is no control socket: {error}",
 		Meaning:  "dpsd status, wait and reprovision cannot ask this dpsd, and there are no metrics. Provisioning goes on."},
+	{Name: ConfigurationDoubtful, Priority: Warning, Same: []string{"doubt"},
+		Sentence: "Probably a mistake in dpsd.toml: {doubt}. {advice}",
+		Meaning:  "dpsd works with the value as it is. If it is right, for instance for a simulator, ignore this."},
 
 	{Name: Published, Priority: Notice, Same: []string{"assignedHub", "deviceId", "policy"},
 		Sentence: "The last assignment counts: {assignedHub} as {deviceId} (generation {generation}, on_boot {policy})",

@@ -20,6 +20,8 @@ const (
 	StateNotice     = "state-notice"
 	ControlFailed   = "control-failed"
 
+	ConfigurationDoubtful = "configuration-doubtful"
+
 	Published                    = "published"
 	RecordOfAnotherConfiguration = "record-of-another-configuration"
 

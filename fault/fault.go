@@ -192,6 +192,8 @@ type Fault struct {
 	TrackingID string
 	// RetryAfter is the wait that the service asked for; 0 when it asked for none.
 	RetryAfter time.Duration
+	// Circumstance is known when it changes what to do; "" otherwise.
+	Circumstance Circumstance
 	// Err is the cause.
 	Err error
 }
@@ -212,3 +214,6 @@ func (f Fault) Error() string {
 
 // Unwrap returns the cause.
 func (f Fault) Unwrap() error { return f.Err }
+
+// Advice says what to do about it, in one line.
+func (f Fault) Advice() string { return Describe(f.Code).AdviceWhen(f.Circumstance) }

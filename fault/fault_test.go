@@ -1,6 +1,7 @@
 package fault_test
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -28,7 +29,10 @@ func TestEveryEntryIsComplete(t *testing.T) {
 			t.Errorf("%s stands twice", e.Code)
 		}
 		seen[e.Code] = true
-		for _, text := range []string{e.Summary, e.Advice} {
+		if (e.When == "") != (e.Instead == "") {
+			t.Errorf("%s: advice for a circumstance has both, got %q and %q", e.Code, e.When, e.Instead)
+		}
+		for _, text := range []string{e.Summary, e.Advice, cmp.Or(e.Instead, "none")} {
 			if text == "" || strings.ContainsAny(text, "\n\t") {
 				t.Errorf("%s: summary and advice are one line each, got %q", e.Code, text)
 			}
@@ -51,6 +55,39 @@ func TestEveryDeclaredCodeIsInTheCatalogue(t *testing.T) {
 	for _, m := range declared {
 		if code := fault.Code(m[1]); fault.Describe(code).Code != code {
 			t.Errorf("%s is declared but not in the catalogue", code)
+		}
+	}
+}
+
+func TestTheAdviceDependsOnTheCircumstance(t *testing.T) {
+	f := fault.New(fault.TCPRefused, fault.StageTCP, errors.New("connection refused"))
+	if got := f.Advice(); strings.Contains(got, "443") {
+		t.Errorf("a refused connection of which nothing more is known must not advise port 443: %q", got)
+	}
+	f.Circumstance = fault.OnlyMQTT
+	if got := f.Advice(); !strings.Contains(got, "443") {
+		t.Errorf("when only port 8883 was tried, port 443 is worth a try: %q", got)
+	}
+	f.Code = fault.NoReply
+	if got := f.Advice(); got != fault.Describe(fault.NoReply).Advice {
+		t.Errorf("a circumstance that a code does not know changes nothing: %q", got)
+	}
+}
+
+// What is most often wrong comes first.
+func TestTheMostFrequentCauseComesFirstInTheAdvice(t *testing.T) {
+	for code, words := range map[fault.Code][]string{
+		fault.ConnackUnavailable: {"id_scope", "busy"},
+		fault.Unauthorized:       {"group's", "upper-case", "against the enrollment", "clock"},
+		fault.ConnackRefused:     {"group's", "upper-case", "key or certificate", "clock"},
+	} {
+		advice, last := fault.Describe(code).Advice, -1
+		for _, word := range words {
+			at := strings.Index(advice, word)
+			if at <= last {
+				t.Errorf("%s: %q does not follow in %q", code, word, advice)
+			}
+			last = at
 		}
 	}
 }
@@ -80,7 +117,11 @@ func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 		"The class decides how dpsd goes on: see [architecture.md](architecture.md#delays).\n\n" +
 		"| code | class | what happened | what to do |\n| --- | --- | --- | --- |\n")
 	for _, e := range fault.Catalogue() {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", e.Code, e.Class, e.Summary, e.Advice)
+		advice := e.Advice
+		if e.When != "" {
+			advice += " When " + string(e.When) + ": " + e.Instead
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", e.Code, e.Class, e.Summary, advice)
 	}
 	generated(t, "../docs/faults.md", b.String())
 }

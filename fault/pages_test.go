@@ -63,6 +63,9 @@ func page() string {
 	for _, e := range fault.Catalogue() {
 		p.Item(manual.Plain(e.Summary), manual.Bold(string(e.Code))+manual.Plain(" ("+string(e.Class)+")"))
 		p.Break(manual.Italic("What to do:") + " " + manual.Plain(e.Advice))
+		if e.When != "" {
+			p.Break(manual.Italic("When "+string(e.When)+":") + " " + manual.Plain(e.Instead))
+		}
 	}
 	p.Section("See also")
 	p.Paragraph(manual.Inline("dpsd(8), dpsd.toml(5), journalctl(1)"))

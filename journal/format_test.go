@@ -31,6 +31,7 @@ var samples = map[string][]zap.Field{
 	event.WatchFailed:                  {zap.Error(errors.New("too many open files"))},
 	event.NotifyFailed:                 {zap.Error(errors.New("dial unixgram /run/systemd/notify: connect: no such file or directory"))},
 	event.StateNotice:                  {zap.String("notice", "/var/lib/dpsd/state.env: repaired")},
+	event.ConfigurationDoubtful:        {zap.String("doubt", `id_scope "One00000000" does not begin with "0ne", as Azure's ID scopes do`), zap.String("advice", "Copy the ID scope from the overview page of the provisioning service; it is not the name of the service.")},
 	event.Published:                    {zap.String("assignedHub", "hub.example"), zap.String("deviceId", "gw-1"), zap.Uint64("generation", 3), zap.String("policy", "verify")},
 	event.RecordOfAnotherConfiguration: nil,
 	event.Phase:                        {zap.String("stage", "register"), zap.String("status", "Registering gw-1 with global.azure-devices-provisioning.net"), zap.Duration("limit", time.Minute)},

@@ -26,7 +26,11 @@ func catalog() string {
 		entry(event.MessageID(e.Name), e.Name, "man:dpsd(8)", e.Meaning)
 	}
 	for _, e := range fault.Catalogue() {
-		entry(e.Code.MessageID(), string(e.Code), "man:dpsd-faults(7)", e.Summary, "What to do: "+e.Advice, e.Class.Next())
+		advice := "What to do: " + e.Advice
+		if e.When != "" {
+			advice += "\nWhen " + string(e.When) + ": " + e.Instead
+		}
+		entry(e.Code.MessageID(), string(e.Code), "man:dpsd-faults(7)", e.Summary, advice, e.Class.Next())
 	}
 	return b.String()
 }

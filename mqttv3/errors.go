@@ -49,7 +49,7 @@ type ConnackError struct {
 
 // Error names the return code in the words of the standard.
 func (e *ConnackError) Error() string {
-	return fmt.Sprintf("connection refused: %s (CONNACK return code %d)", returnCodeText(e.ReturnCode), e.ReturnCode)
+	return fmt.Sprintf("the server answered the sign-in with %q (CONNACK return code %d)", returnCodeText(e.ReturnCode), e.ReturnCode)
 }
 
 // SubackError tells that the server refused a subscription (return code 0x80).

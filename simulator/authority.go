@@ -109,7 +109,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost", globalName},
+		DNSNames:    []string{"localhost", globalName, defaultHub},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	switch fault {

@@ -23,6 +23,8 @@ type Conn struct {
 	Proxy    string              // host:port of the proxy, without user and password; "" for none
 	TLS      tls.ConnectionState // of the finished handshake
 	Date     time.Time           // by the server's clock, as its answer to the upgrade said; zero when it did not
+	// ProxyDate is by the proxy's clock, as its answer to CONNECT said; zero when it did not.
+	ProxyDate time.Time
 
 	raw   net.Conn
 	close sync.Once

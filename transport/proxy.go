@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 )
 
 // maxHeader bounds what is read as the header of an HTTP answer.
@@ -72,8 +73,10 @@ func locate(proxy *url.URL) (secure bool, address string, err error) {
 }
 
 // openTunnel asks the proxy at the other end of stream for a tunnel to address
-// (RFC 9110 9.3.6). user is sent as basic authentication (RFC 7617), nil is nobody.
-func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, address string) (net.Conn, error) {
+// (RFC 9110 9.3.6). user is sent as basic authentication (RFC 7617), nil is nobody. The
+// time is the proxy's, zero when it did not state it.
+func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, address string) (net.Conn, time.Time, error) {
+	var date time.Time
 	var b strings.Builder
 	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", address, address)
 	if user != nil {
@@ -94,6 +97,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			return fmt.Errorf("the proxy's answer: %w", err)
 		}
 		if response.StatusCode/100 == 2 {
+			date, _ = http.ParseTime(response.Header.Get("Date"))
 			return nil
 		}
 		_, reason, _ := strings.Cut(response.Status, " ")
@@ -109,9 +113,9 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		return e
 	})
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	return r.rest(), nil
+	return r.rest(), date, nil
 }
 
 // httpReader reads the header of an HTTP answer and then gives back the stream

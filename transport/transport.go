@@ -131,6 +131,8 @@ type attempt struct {
 	client   client
 	proxy    string   // the proxy's address, "" for none
 	raw      net.Conn // the TCP connection
+
+	proxyDate time.Time // by the proxy's clock; zero when it did not state it
 }
 
 func (a *attempt) fail(stage Stage, address string, err error) *Error {
@@ -160,6 +162,8 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		Proxy:    a.proxy,
 		TLS:      secure.ConnectionState(),
 		raw:      a.raw,
+
+		ProxyDate: a.proxyDate,
 	}
 	c.TLS.VerifiedChains = chains
 	if a.protocol == WebSocket {
@@ -234,6 +238,7 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 	if a.raw, err = a.dialer.open(ctx, address); err == nil {
 		return a.raw, nil
 	}
+	err = Unresolved(err, ResolverFile)
 	stage := StageTCP
 	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
 		stage = StageName
@@ -255,7 +260,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 		}
 	}
 	if a.raw, err = a.dialer.open(ctx, proxyAddress); err != nil {
-		return nil, a.fail(StageProxy, proxyAddress, err)
+		return nil, a.fail(StageProxy, proxyAddress, Unresolved(err, ResolverFile))
 	}
 	stream := a.raw
 	if secure {
@@ -271,11 +276,12 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	if a.dialer.ProxyUser != nil {
 		user = a.dialer.ProxyUser
 	}
-	tunnel, err := openTunnel(ctx, stream, user, address)
+	tunnel, date, err := openTunnel(ctx, stream, user, address)
 	if err != nil {
 		_ = a.raw.Close()
 		return nil, a.fail(StageProxy, proxyAddress, err)
 	}
+	a.proxyDate = date
 	return tunnel, nil
 }
 

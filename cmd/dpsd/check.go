@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,21 +22,24 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/control"
 )
 
 // serviceAccount is the user of dpsd.service.
 const serviceAccount = "dpsd"
 
 func checkCommand() *cobra.Command {
-	var offline, asJSON bool
+	var o checkOptions
+	var list bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find out what keeps this gateway from being provisioned",
 		Long: `Find out what keeps this gateway from being provisioned: configuration,
 registration ID, credentials, clock, trusted roots, state directory and unit;
-then name, TCP to each address, proxy, TLS with each protocol, and CONNECT with
-each credential. One line a step; what fails has its code, as in dpsd-faults(7),
-and what to do.
+what the running dpsd says; then name, TCP to each address, proxy, TLS with each
+protocol, and CONNECT with each credential; at last the assigned hub, as far as
+TLS and without signing in. One line a step; what fails has its code, as in
+dpsd-faults(7), and what to do. --list names the steps.
 
 Nothing is registered and nothing on disk is changed, so that whether DPS knows
 the enrollment shows only in "dpsd run". DPS lets a registration ID connect once
@@ -43,14 +47,17 @@ at a time: a registration that the service has under way at this moment may be
 cut off, and is then tried again.
 
 Run it as root: files are then looked at with the rights of the user dpsd, as
-the service sees them. HTTPS_PROXY is that of the command's own environment.
+the service sees them. For the installed configuration HTTPS_PROXY and NO_PROXY
+are those of dpsd.service, for another one those of the command.
 
 A step that needs one that failed is skipped, the others go on. One protocol,
 address or credential that does not work while another does is a warning.
 
-Exit codes: 0 nothing failed, 1 something did, 78 the configuration is invalid.`,
+Exit codes: 0 nothing failed, 1 something did, 2 there is no such step, 78 the
+configuration is invalid.`,
 		Example: `  sudo dpsd check
   dpsd check --offline --config new.toml   # before it is installed
+  sudo dpsd check --skip connect --warnings-as-errors
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -59,40 +66,97 @@ Exit codes: 0 nothing failed, 1 something did, 78 the configuration is invalid.`
 			if err != nil {
 				return err
 			}
-			return runCheck(file, offline, asJSON)
+			if err := o.known(); err != nil {
+				return err
+			}
+			if list {
+				return listSteps(cmd.OutOrStdout())
+			}
+			return runCheck(file, o)
 		},
 	}
-	cmd.Flags().BoolVar(&offline, "offline", false, "stop before the network")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
+	cmd.Flags().BoolVar(&o.offline, "offline", false, "stop before the network")
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
+	cmd.Flags().BoolVar(&list, "list", false, "print the names of the steps, and end")
+	cmd.Flags().StringArrayVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated")
+	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "end with 1 when there is a warning, too")
+	// It fails only for a flag that is not there.
+	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		var all []cobra.Completion
+		for _, s := range check.Steps() {
+			all = append(all, cobra.CompletionWithDesc(s.Name, s.Description))
+		}
+		return all, cobra.ShellCompDirectiveNoFileComp
+	})
 	return cmd
 }
 
+// checkOptions are what the command line of a check says.
+type checkOptions struct {
+	offline, json bool
+	skip          []string
+	strict        bool // warnings count as failures
+}
+
+// known reports a step that does not exist.
+func (o checkOptions) known() error {
+	var names []string
+	for _, s := range check.Steps() {
+		names = append(names, s.Name)
+	}
+	for _, name := range o.skip {
+		if slices.Contains(names, name) {
+			continue
+		}
+		err := fmt.Errorf("--skip: there is no step %q", name)
+		if meant := config.Nearest(name, names); meant != "" {
+			err = fmt.Errorf("%w; did you mean %q?", err, meant)
+		}
+		return &exitError{exitUsage, try("dpsd check --list", err)}
+	}
+	return nil
+}
+
+// listSteps prints the steps for people and for scripts: a name, spaces, a description.
+func listSteps(out io.Writer) error {
+	for _, s := range check.Steps() {
+		if _, err := fmt.Fprintf(out, "%-14s %s\n", s.Name, s.Description); err != nil {
+			return &exitError{exitFailed, err}
+		}
+	}
+	return nil
+}
+
 // runCheck wires the check and prints what it finds.
-func runCheck(file string, offline, asJSON bool) error {
+func runCheck(file string, o checkOptions) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 	gateway := gatewayOf(file)
+	gateway.Skip = map[string]bool{}
+	for _, name := range o.skip {
+		gateway.Skip[name] = true
+	}
 	out := terminalOn(os.Stdout)
-	if !asJSON {
+	if !o.json {
 		gateway.Progress = func(what string) { out.progress("… " + what) }
 	}
-	report, err := checked(ctx, gateway, offline, func(r check.Result) {
-		if !asJSON {
+	report, err := checked(ctx, gateway, o.offline, func(r check.Result) {
+		if !o.json {
 			printStep(out, r)
 		}
 	})
-	if !asJSON {
+	if !o.json {
 		out.progress("")
 	}
 	if err != nil {
 		return &exitError{exitFailed, err}
 	}
-	if asJSON {
+	if o.json {
 		if err := writeJSON(out, report); err != nil {
 			return &exitError{exitFailed, err}
 		}
 	}
-	return verdict(gateway, report)
+	return o.verdict(gateway, report)
 }
 
 // checked goes through the steps, and tells each as soon as it is certain.
@@ -118,15 +182,21 @@ func writeJSON(to io.Writer, value any) error {
 }
 
 // verdict gives the report its exit code, and the next command to try.
-func verdict(gateway *check.Gateway, report check.Report) error {
-	failures := 0
+func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error {
+	failures, warnings := 0, 0
 	for _, r := range report.Steps {
-		if r.Status == check.Failed {
+		switch r.Status {
+		case check.Failed:
 			failures++
+		case check.Warning:
+			warnings++
 		}
 	}
+	found := fmt.Errorf("%d of %d steps failed", failures, len(report.Steps))
 	switch {
-	case failures == 0:
+	case failures == 0 && gateway.Invalid == nil && warnings > 0 && o.strict:
+		return &exitError{exitFailed, fmt.Errorf("%d of %d steps have a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
+	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
@@ -135,9 +205,9 @@ func verdict(gateway *check.Gateway, report check.Report) error {
 	case gateway.Invalid != nil:
 		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is mended", errors.New("the configuration is invalid"))}
 	case os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", fmt.Errorf("%d of %d steps failed", failures, len(report.Steps)))}
+		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
 	}
-	return &exitError{exitFailed, try("man dpsd-faults, for each code; journalctl -u dpsd, for what the service met", fmt.Errorf("%d of %d steps failed", failures, len(report.Steps)))}
+	return &exitError{exitFailed, try("man dpsd-faults, for each code; journalctl -u dpsd, for what the service met", found)}
 }
 
 // gatewayOf reads the configuration and says what there is to check.
@@ -158,16 +228,44 @@ func gatewayOf(file string) *check.Gateway {
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err
+		g.Ask = asking(config.Default().Control.Socket)
 		return g
 	}
-	s := settings(cfg)
+	g.Ask = asking(cfg.Control.Socket)
+	if cfg.Transport.Proxy == "environment" {
+		g.ProxyOrigin = "this command"
+		if g.Installed && g.Systemctl != nil {
+			if e, err := check.ServiceEnvironment(context.Background(), g.Systemctl); err == nil {
+				g.ProxyOrigin = e.Origin
+				goThrough(e)
+			}
+		}
+	}
+	s := settings(file, cfg)
 	g.Settings = &s
 	g.StateDirectory = cfg.State.Directory
 	g.RuntimeDirectory = filepath.Dir(cfg.Control.Socket)
-	if cfg.Transport.Proxy == "environment" {
-		g.Environment = os.Getenv
-	}
 	return g
+}
+
+// goThrough makes the proxy of an environment that of this process. net/http, which knows
+// how to read these variables, looks at its own environment alone, and once.
+func goThrough(e check.Environment) {
+	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"} {
+		_ = os.Unsetenv(name)
+		if value := e.Values[name]; value != "" {
+			_ = os.Setenv(name, value) // fails only for names and values that no environment can hold
+		}
+	}
+}
+
+// asking asks the dpsd that listens on a socket.
+func asking(socket string) func(context.Context) (control.Status, error) {
+	return func(ctx context.Context) (control.Status, error) {
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		return control.Client{Socket: socket}.Status(ctx)
+	}
 }
 
 // loadSoon is load for a command that is to answer: a FIFO without a writer is empty,
@@ -175,7 +273,7 @@ func gatewayOf(file string) *check.Gateway {
 func loadSoon(file string) (*config.Config, error) {
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return load(file) // says it better
+		return nil, unopened(file, err)
 	}
 	defer f.Close()
 	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second)) // a regular file has no deadline and needs none

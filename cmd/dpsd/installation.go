@@ -21,6 +21,7 @@ type installation struct {
 	state, runtime string // directories
 	socket         string
 	note           error // why the standard places are used instead of the configured ones
+	closed         error // why the service cannot read the configuration, which this user can
 }
 
 func installationOf(cmd *cobra.Command) (installation, error) {
@@ -32,6 +33,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 	places := installation{state: standard.State.Directory, socket: standard.Control.Socket}
 	if cfg, err := loadSoon(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
+		places.closed = closed(file)
 	} else {
 		places.note = err
 	}

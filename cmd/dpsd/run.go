@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
 	"os"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
@@ -77,9 +77,6 @@ func run(file string, once bool, timeout time.Duration) error {
 	signal.Ignore(syscall.SIGPIPE)
 
 	cfg, err := load(file)
-	if errors.Is(err, fs.ErrPermission) {
-		err = fmt.Errorf("%w; it holds no secret, and the user as whom dpsd runs has to read it: chmod a+r %s", err, file)
-	}
 	if err != nil {
 		return invalid(file, err)
 	}
@@ -94,7 +91,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
 	}
 	d := &daemon.Daemon{
-		Settings: settings(cfg),
+		Settings: settings(file, cfg),
 		Store: store.Options{
 			Directory:        cfg.State.Directory,
 			RuntimeDirectory: filepath.Dir(cfg.Control.Socket),
@@ -146,25 +143,7 @@ func ended(file string, err error) error {
 	if locked != nil {
 		next = with(file, "dpsd status")
 	}
-	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, fault.Describe(told.Code).Advice))}
-}
-
-func load(file string) (*config.Config, error) {
-	f, err := open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return config.Parse(file, f)
-}
-
-// open opens a configuration.
-func open(file string) (*os.File, error) {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w; man dpsd.toml has a small one, /usr/share/dpsd/dpsd.toml shows every key", err)
-	}
-	return f, err
+	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
 }
 
 // errRestart names what only a restart can change.
@@ -188,13 +167,13 @@ func reloader(file string, running *config.Config) func() (*daemon.Settings, err
 			return nil, nil
 		}
 		running = cfg
-		changed := settings(cfg)
+		changed := settings(file, cfg)
 		return &changed, nil
 	}
 }
 
 // settings turns the configuration into what the daemon works with.
-func settings(cfg *config.Config) daemon.Settings {
+func settings(file string, cfg *config.Config) daemon.Settings {
 	t := cfg.Transport
 	dialer := &transport.Dialer{
 		Host:          cfg.DPS.Endpoint,
@@ -233,5 +212,14 @@ func settings(cfg *config.Config) daemon.Settings {
 			Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
 			RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
 		},
+		Configuration: &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
 	}
+}
+
+// absolute is the path of a file for other processes.
+func absolute(file string) string {
+	if path, err := filepath.Abs(file); err == nil {
+		return path
+	}
+	return file
 }

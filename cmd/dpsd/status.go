@@ -77,6 +77,9 @@ func status(places installation, asJSON, attempts bool) error {
 	if places.note != nil && !running {
 		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
 	}
+	if places.closed != nil && !running {
+		fmt.Fprintln(os.Stderr, "dpsd cannot start:", places.closed)
+	}
 	if s.Identity == nil {
 		return &exitError{exitNone, nil}
 	}

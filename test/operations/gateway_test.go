@@ -77,7 +77,7 @@ func newGateway(workshop string) *gateway {
 	must(os.Mkdir("/var/lib/dpsd", 0o755))
 	must(unix.Sethostname([]byte(device)))
 	for file, text := range map[string]string{
-		"/etc/hosts":         "127.0.0.1 localhost global.azure-devices-provisioning.net\n",
+		"/etc/hosts":         "127.0.0.1 localhost global.azure-devices-provisioning.net dpsd-sim.azure-devices.net\n",
 		"/etc/nsswitch.conf": "hosts: files dns\n",
 		"/etc/passwd":        "root:x:0:0:root:/root:/bin/sh\n",
 		"/etc/group":         "root:x:0:\n",

@@ -37,7 +37,7 @@ var troubles = map[string]func(*gateway){
 		g.status("next")
 		g.check()
 		g.must("ip", "link", "set", "lo", "up")
-		g.write("/etc/hosts", "127.0.0.1 localhost global.azure-devices-provisioning.net\n")
+		g.write("/etc/hosts", "127.0.0.1 localhost global.azure-devices-provisioning.net dpsd-sim.azure-devices.net\n")
 		g.until("DPSD_EVENT=assigned")
 		g.begin("no-network-over")
 		g.last()

@@ -1,0 +1,180 @@
+package check
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// hubPorts are where a hub offers MQTT, and MQTT over WebSocket.
+var hubPorts = []int{transport.DefaultMQTTPort, transport.DefaultWebSocketPort}
+
+// maxHeader bounds what is read of its answer, in bytes.
+const maxHeader = 64 << 10
+
+// dateLimit bounds the wait for the time that a hub states.
+const dateLimit = 5 * time.Second
+
+// hub tries the way to the assigned hub as far as TLS. It shows no certificate and signs
+// in to nothing: a hub allows a device one connection, and a second one would end that of
+// the running client.
+func (i *inspection) hub(ctx context.Context) {
+	if i.leavesOut(HubName, HubTCP, HubTLS) {
+		for _, name := range []string{HubName, HubTCP, HubTLS} {
+			i.skip(Result{Name: name}, "")
+		}
+		return
+	}
+	host, because := i.assignedHub()
+	if because == "" && i.dialer == nil {
+		because = "the roots cannot be read"
+	}
+	if because != "" {
+		for _, name := range []string{HubName, HubTCP, HubTLS} {
+			i.skip(Result{Name: name}, because)
+		}
+		return
+	}
+	h := *i
+	ways, dialers := make([]*way, len(hubPorts)), make([]*transport.Dialer, len(hubPorts))
+	var direct []*way
+	var results []Result
+	for n, port := range hubPorts {
+		dialer := *i.dialer
+		dialer.Host, dialer.MQTTPort, dialer.Sessions = host, port, nil
+		dialer.Protocols = []transport.Protocol{transport.MQTT} // TLS, and nothing in it
+		w := &way{protocol: transport.MQTT}
+		ways[n], dialers[n], h.dialer = w, &dialer, &dialer
+		var err error
+		switch w.route, err = dialer.Route(transport.MQTT); {
+		case err != nil:
+			w.hubFailed(HubTCP, daemon.Classify(err))
+		case w.route.Proxy == "":
+			direct = append(direct, w)
+		case len(results) == 0:
+			results = append(results, Result{Name: HubName, Subject: host, Status: Skipped, Detail: "not checked: the proxy " + w.route.Proxy + " resolves it"})
+		}
+	}
+	for _, r := range h.hops(ctx, direct, HubName, HubTCP) {
+		if r.Code != "" {
+			r.Advice = fault.Describe(r.Code).AdviceWhen(fault.AtHub)
+		}
+		results = append(results, r)
+	}
+	var clocks []Result
+	for n, w := range ways {
+		if ctx.Err() != nil {
+			return
+		}
+		h.dialer = dialers[n]
+		if date := h.greet(ctx, w); !date.IsZero() {
+			clocks = append(clocks, against("the hub", date, i.now()))
+		}
+	}
+	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
+	for _, w := range ways {
+		results = append(results, w.results...)
+	}
+	if worked {
+		soften(results, "another way to the hub works")
+	}
+	for _, r := range append(results, clocks...) {
+		i.report(r)
+	}
+}
+
+// assignedHub returns the hub of the published record, or why none is tried.
+func (i *inspection) assignedHub() (host, because string) {
+	record, err := store.Read(i.StateDirectory)
+	if late, lateErr := store.Read(i.RuntimeDirectory); lateErr == nil && (err != nil || late.Generation > record.Generation) {
+		record, err = late, nil
+	}
+	switch {
+	case errors.Is(err, store.ErrNoRecord):
+		return "", "no hub is assigned yet"
+	case err != nil:
+		return "", "the record cannot be read"
+	case !daemon.Azure(record.Endpoint) && azureHub(record.AssignedHub):
+		return "", fmt.Sprintf("%s, which is no name of Azure's, has assigned %s: a simulator's hub need not exist", record.Endpoint, record.AssignedHub)
+	}
+	return record.AssignedHub, ""
+}
+
+// azureHub knows the domains of IoT Hub in Azure's clouds.
+func azureHub(host string) bool {
+	host = strings.ToLower(host)
+	return slices.ContainsFunc([]string{"net", "cn", "us"}, func(domain string) bool {
+		return strings.HasSuffix(host, ".azure-devices."+domain)
+	})
+}
+
+func (w *way) hubFailed(name string, f fault.Fault) {
+	f.Circumstance = fault.AtHub
+	w.results = append(w.results, failed(Result{Name: name, Subject: w.route.Address}, f))
+	w.blocked = name + " failed"
+}
+
+// greet agrees on TLS with the hub, and at port 443 asks what time it is there, by
+// RFC 9110 6.6.1. The time is zero when the hub does not state it.
+func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
+	r := Result{Name: HubTLS, Subject: w.route.Address}
+	switch {
+	case w.blocked != "":
+		r.Status, r.Detail = Skipped, "not checked: "+w.blocked
+		w.results = append(w.results, r)
+		return date
+	case i.leavesOut(HubTLS):
+		w.results, w.worked = append(w.results, r), true
+		return date
+	}
+	i.progress("TLS with " + w.route.Address)
+	conn, err := i.dialer.Dial(ctx, nil)
+	if err != nil {
+		f, name := daemon.Classify(err), HubTLS
+		var where *transport.Error
+		if errors.As(err, &where) {
+			f.Err = where.Err
+			switch where.Stage {
+			case transport.StageName:
+				name = HubName
+			case transport.StageTCP, transport.StageProxy:
+				name = HubTCP
+			}
+		}
+		w.hubFailed(name, f)
+		return date
+	}
+	defer func() { _ = conn.Close() }()
+	r.Status, r.Detail = OK, agreed(conn)
+	if conn.Proxy != "" {
+		w.results = append(w.results, Result{Name: HubTCP, Subject: conn.Address, Status: OK, Detail: "reached through the proxy " + conn.Proxy + i.proxyOrigin()})
+	}
+	w.results, w.worked = append(w.results, r), true
+	if i.dialer.MQTTPort != transport.DefaultWebSocketPort || i.leavesOut(Clock) {
+		return date
+	}
+	_ = conn.SetDeadline(time.Now().Add(dateLimit))
+	request := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/"}, Host: i.dialer.Host, Header: http.Header{"User-Agent": {"dpsd"}}, Close: true}
+	if request.Write(conn) != nil {
+		return date
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeader)), request)
+	if err != nil {
+		return date
+	}
+	_ = answer.Body.Close()
+	date, _ = http.ParseTime(answer.Header.Get("Date"))
+	return date
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// This file says why a configuration cannot be opened, and gives the command that
+// corrects it. All commands and the log use it.
+
+// unopenedError is a configuration that could not be opened.
+type unopenedError struct {
+	err     error
+	problem string // beside err; "" when that says it all
+	remedy  string // a command, perhaps with what has to follow
+}
+
+// Error has the command last.
+func (e *unopenedError) Error() string { return e.Problem() + "; " + e.remedy }
+
+// Problem is the error without the command.
+func (e *unopenedError) Problem() string {
+	if e.problem == "" {
+		return e.err.Error()
+	}
+	return e.err.Error() + ": " + e.problem
+}
+
+// Remedy is the command.
+func (e *unopenedError) Remedy() string { return e.remedy }
+func (e *unopenedError) Unwrap() error  { return e.err }
+
+// unopened explains the error of opening a configuration.
+func unopened(file string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return &unopenedError{err, "the user as whom dpsd runs has to read it, and it holds no secret", started(file, check.Opening(file))}
+	case errors.Is(err, fs.ErrNotExist):
+		other := misnamed(file)
+		if other == "" {
+			return &unopenedError{err, "", started(file, "copy the annotated reference, and set id_scope, registration_id and [[credential]] in it: install -m 0644 /usr/share/dpsd/dpsd.toml "+file)}
+		}
+		remedy := "mv " + other + " " + file
+		if filepath.Ext(other) != ".toml" {
+			remedy += ", and write it in TOML, as man dpsd.toml shows"
+		}
+		return &unopenedError{err, other + " exists, which dpsd does not read", started(file, remedy)}
+	}
+	return err
+}
+
+// started adds to the remedy for the service's configuration the command that starts the
+// service: it has ended.
+func started(file, remedy string) string {
+	if file == configurationFile {
+		remedy += "; then: systemctl restart --no-block dpsd"
+	}
+	return remedy
+}
+
+// misnamed finds a file beside a missing configuration that was probably meant to be it;
+// "" for none.
+func misnamed(file string) string {
+	entries, err := os.ReadDir(filepath.Dir(file))
+	if err != nil {
+		return ""
+	}
+	stem, _, _ := strings.Cut(strings.ToLower(filepath.Base(file)), ".")
+	for _, e := range entries {
+		name := strings.ToLower(e.Name())
+		begin, _, _ := strings.Cut(name, ".")
+		meant := begin == stem && slices.Contains([]string{"", ".toml", ".yaml", ".yml", ".json", ".conf", ".cfg", ".ini", ".txt", ".tml"}, filepath.Ext(name))
+		if e.Type().IsRegular() && (meant || name == "config.toml") {
+			return filepath.Join(filepath.Dir(file), e.Name())
+		}
+	}
+	return ""
+}
+
+// open opens a configuration.
+func open(file string) (*os.File, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, unopened(file, err)
+	}
+	return f, nil
+}
+
+func load(file string) (*config.Config, error) {
+	f, err := open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return config.Parse(file, f)
+}
+
+// closed returns why the service cannot read its configuration although this user can;
+// nil when it can, or when that cannot be known.
+func closed(file string) error {
+	if file != configurationFile {
+		return nil
+	}
+	account, err := check.LookUpAccount(serviceAccount)
+	if err != nil {
+		return nil
+	}
+	var closed *check.ClosedError
+	if !errors.As(account.Closed(file), &closed) {
+		return nil
+	}
+	return &unopenedError{closed, "", started(file, closed.Remedy)}
+}

@@ -1,0 +1,123 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// This file names characters that word processors, web pages and mail programs put in
+// the place of those that TOML is written with. Most look the same on a screen, and some
+// cannot be seen at all.
+
+// lookAlikes are such characters, by what has to be written in their place.
+var lookAlikes = []struct {
+	names  map[rune]string // as Unicode has them
+	remedy string
+}{
+	{map[rune]string{
+		'“': "left double quotation mark", '”': "right double quotation mark", '„': "double low-9 quotation mark",
+		'‟': "double high-reversed-9 quotation mark", '«': "left-pointing double angle quotation mark",
+		'»': "right-pointing double angle quotation mark", '″': "double prime", '＂': "fullwidth quotation mark",
+		'‘': "left single quotation mark", '’': "right single quotation mark", '‚': "single low-9 quotation mark",
+		'‛': "single high-reversed-9 quotation mark", '‹': "single left-pointing angle quotation mark",
+		'›': "single right-pointing angle quotation mark", '′': "prime", '＇': "fullwidth apostrophe",
+		'`': "grave accent", '´': "acute accent",
+	}, `write the straight quotation mark " in its place`},
+	{map[rune]string{
+		'\u00a0': "no-break space", '\u2002': "en space", '\u2003': "em space", '\u2007': "figure space", '\u2009': "thin space",
+		'\u200a': "hair space", '\u202f': "narrow no-break space", '\u3000': "ideographic space", '\u2028': "line separator",
+	}, "write an ordinary space in its place"},
+	{map[rune]string{
+		'\u00ad': "soft hyphen", '\u200b': "zero width space", '\u200c': "zero width non-joiner", '\u200d': "zero width joiner",
+		'\u200e': "left-to-right mark", '\u200f': "right-to-left mark", '\u2060': "word joiner", '\ufeff': "byte order mark",
+	}, "delete it; it cannot be seen, so delete its neighbours too and write them again"},
+	{map[rune]string{'＝': "fullwidth equals sign"}, "write = in its place"},
+	{map[rune]string{'［': "fullwidth left square bracket"}, "write [ in its place"},
+	{map[rune]string{'］': "fullwidth right square bracket"}, "write ] in its place"},
+	{map[rune]string{'，': "fullwidth comma", '、': "ideographic comma"}, "write , in its place"},
+	{map[rune]string{'＃': "fullwidth number sign"}, "write # in its place"},
+	{map[rune]string{'‐': "hyphen", '‑': "non-breaking hyphen", '–': "en dash", '—': "em dash", '−': "minus sign"}, "write - in its place"},
+}
+
+// lookAlike names a character of the list, and says what to do about it.
+func lookAlike(r rune) (name, remedy string, found bool) {
+	for _, l := range lookAlikes {
+		if name, found := l.names[r]; found {
+			return name, l.remedy, true
+		}
+	}
+	return "", "", false
+}
+
+// shownRune is a character for people: itself, when it can be seen, and its number.
+func shownRune(r rune) string {
+	name, _, known := lookAlike(r)
+	if known {
+		name = ", " + name
+	}
+	if !unicode.IsGraphic(r) || unicode.IsSpace(r) {
+		return fmt.Sprintf("the character U+%04X%s", r, name)
+	}
+	return fmt.Sprintf("the character %c (U+%04X%s)", r, r, name)
+}
+
+// foreign finds the first character of a line that TOML has no use for: a letter beyond
+// ASCII or a backquote, outside of strings and comments, or a look-alike in a string that
+// does not end on the line. It returns where it stands, in bytes.
+func foreign(line []byte) (at int, r rune, found bool) {
+	quote, inString := byte(0), -1
+	for at < len(line) {
+		r, size := utf8.DecodeRune(line[at:])
+		switch {
+		case quote == '"' && r == '\\':
+			size++
+		case quote != 0 && r == rune(quote):
+			quote = 0
+		case quote != 0:
+			if _, _, known := lookAlike(r); known && inString < 0 {
+				inString = at
+			}
+		case r == '"' || r == '\'':
+			quote, inString = byte(r), -1
+		case r == '#':
+			return 0, 0, false
+		case r > unicode.MaxASCII && r != utf8.RuneError, r == '`':
+			return at, r, true
+		}
+		at += size
+	}
+	if quote == 0 || inString < 0 {
+		return 0, 0, false
+	}
+	r, _ = utf8.DecodeRune(line[inString:])
+	return inString, r, true
+}
+
+// typographic is a syntax error in line n that such a character explains; nil when none
+// does.
+func typographic(lines lines, n int) *Error {
+	at, r, found := foreign(bytes.TrimRight(lines.line(n), "\r\n"))
+	if !found {
+		return nil
+	}
+	where := lines.place(lines.starts[n-1] + at)
+	_, remedy, known := lookAlike(r)
+	if !known {
+		remedy = "keys and values are written in ASCII; other text stands in double quotes"
+	}
+	return &Error{Line: where.line, Column: where.column, Key: keyOfLine(lines, n), Problem: "TOML has no use for " + shownRune(r), Remedy: remedy}
+}
+
+// hidden says which look-alike a value holds that was found wrong; "" for none.
+func hidden(value string) string {
+	i := strings.IndexFunc(value, func(r rune) bool { _, _, known := lookAlike(r); return known })
+	if i < 0 {
+		return ""
+	}
+	r, _ := utf8.DecodeRuneInString(value[i:])
+	_, remedy, _ := lookAlike(r)
+	return "it holds " + shownRune(r) + ": " + remedy
+}
