@@ -151,10 +151,7 @@ func gatewayOf(file string) *check.Gateway {
 	if account, err := check.LookUpAccount(serviceAccount); err == nil {
 		g.Account = account
 	}
-	// sd_booted(3).
-	if info, err := os.Lstat("/run/systemd/system"); err == nil && info.IsDir() {
-		g.Systemctl = systemctl
-	}
+	g.Systemctl = bootedSystemctl()
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err
@@ -180,6 +177,15 @@ func loadSoon(file string) (*config.Config, error) {
 	defer f.Close()
 	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second)) // a regular file has no deadline and needs none
 	return config.Parse(file, f)
+}
+
+// bootedSystemctl runs systemctl; nil when systemd has not booted this machine,
+// sd_booted(3).
+func bootedSystemctl() func(ctx context.Context, args ...string) ([]byte, error) {
+	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
+		return nil
+	}
+	return systemctl
 }
 
 func systemctl(ctx context.Context, args ...string) ([]byte, error) {

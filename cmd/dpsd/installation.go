@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/store"
@@ -18,6 +19,7 @@ import (
 // commands that look at it work without a configuration that can be read: an
 // ordinary user, or a broken file, must not hide what is published.
 type installation struct {
+	file           string // the configuration
 	state, runtime string // directories
 	socket         string
 	note           error // why the standard places are used instead of the configured ones
@@ -29,7 +31,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 		return installation{}, err
 	}
 	standard := config.Default()
-	places := installation{state: standard.State.Directory, socket: standard.Control.Socket}
+	places := installation{file: file, state: standard.State.Directory, socket: standard.Control.Socket}
 	if cfg, err := loadSoon(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
 	} else {
@@ -74,6 +76,15 @@ func (i installation) standing(ctx context.Context) (s control.Status, running b
 	}
 	s, err = i.onFile()
 	return s, false, err
+}
+
+// whyStopped says why no dpsd answers. dpsd.service reads the installed configuration;
+// of another one systemd knows nothing.
+func (i installation) whyStopped(ctx context.Context) check.Stop {
+	if i.file != configurationFile {
+		return check.WhyStopped(ctx, nil, i.file, i.note)
+	}
+	return check.WhyStopped(ctx, bootedSystemctl(), i.file, i.note)
 }
 
 // onFile is what the files say by themselves.
