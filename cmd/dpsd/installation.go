@@ -87,12 +87,15 @@ func (i installation) whyStopped(ctx context.Context) check.Stop {
 	return check.WhyStopped(ctx, bootedSystemctl(), i.file, i.note)
 }
 
+// phaseStopped is the phase of a daemon that does not run.
+const phaseStopped = "stopped"
+
 // onFile is what the files say by themselves.
 func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	s := control.Status{
 		Now: now, Health: control.Unprovisioned, Text: "dpsd is not running", Faults: []control.Fault{},
-		Phase: control.Phase{Name: "stopped", Since: now},
+		Phase: control.Phase{Name: phaseStopped, Since: now},
 	}
 	rec, err := i.published()
 	if errors.Is(err, store.ErrNoRecord) {

@@ -77,7 +77,9 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		return nil
 	}
 	var refused *control.Fault
+	var last control.Status
 	err = until(ctx, places, func(s control.Status) bool {
+		last = s
 		if !s.StartedAt.Equal(answer.StartedAt) { // dpsd was restarted, and counts anew
 			return s.Confirmed != nil
 		}
@@ -94,7 +96,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case refused != nil:
 		return &exitError{exitFailed, try("dpsd status", fmt.Errorf("%s: %s\n%s", refused.Code, refused.Cause, refused.Advice))}
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s", timeout))}
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)))}
 	case err != nil:
 		return &exitError{exitFailed, try("dpsd status", err)}
 	}

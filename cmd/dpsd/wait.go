@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,7 +32,7 @@ func waitCommand() *cobra.Command {
 		Use:   "wait",
 		Short: "Wait until this gateway is provisioned, confirmed, or moved",
 		Long: `Wait until something is true, and end with 0; or with 4 when --timeout has
-passed. Nothing is polled, and dpsd need not run yet.
+passed, and say what is in the way. Nothing is polled, and dpsd need not run yet.
 
   assigned   an identity is published: at once when there is one already
   confirmed  DPS has confirmed it since the running dpsd started
@@ -81,7 +82,9 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
 		defer cancel()
 	}
+	var last control.Status
 	err := until(ctx, places, func(s control.Status) bool {
+		last = s
 		switch {
 		case s.Identity == nil:
 			return false
@@ -96,10 +99,30 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout))}
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s%s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
 	}
 	return &exitError{exitFailed, try("dpsd status", err)}
+}
+
+// obstacle says what is in the way, to be added to a sentence: the unresolved fault of
+// the running daemon, or why none runs. "" when nothing is known.
+func (i installation) obstacle(last control.Status) string {
+	if last.Phase.Name == phaseStopped {
+		ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+		defer cancel()
+		why := i.whyStopped(ctx)
+		return ": dpsd is not running: " + printable(why.Detail) + "\n" + printable(why.Advice)
+	}
+	if len(last.Faults) == 0 || !last.Faults[0].Standing {
+		return ""
+	}
+	f := last.Faults[0]
+	text := ": " + f.Code + ": " + f.Summary
+	if f.Cause != "" {
+		text += "\ncause: " + printable(strings.Join(strings.Fields(f.Cause), " "))
+	}
+	return text + "\n" + printable(f.Advice)
 }
 
 // errWaited is the cause of a context whose time-out has passed.
