@@ -22,7 +22,7 @@ const (
 	NoCredential         Reason = "no-credential"         // systemd cannot hand over a credential
 	NotInstalled         Reason = "not-installed"         // systemd cannot load dpsd.service
 	Masked               Reason = "masked"
-	Disabled             Reason = "disabled"      // and not started since the boot
+	Disabled             Reason = "disabled"      // systemd forgets how the last run of such a unit ended
 	NeverStarted         Reason = "never-started" // since the boot
 	ConditionUnmet       Reason = "condition-unmet"
 	Stopped              Reason = "stopped"    // on request
@@ -147,7 +147,7 @@ func (u *unit) stopped(file string, invalid error) Stop {
 	case happened(p["InactiveExitTimestampMonotonic"]):
 		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]), startCommand}
 	case p["UnitFileState"] == "disabled":
-		return Stop{Disabled, "it is disabled, and was not started since the boot", enableCommand}
+		return Stop{Disabled, "it is disabled: systemd does not start it at boot, and it was not started, or was stopped", enableCommand}
 	}
 	return Stop{NeverStarted, "it was not started since the boot", startCommand}
 }

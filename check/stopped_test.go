@@ -48,7 +48,7 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		{"somebody has stopped and disabled it", strings.Replace(inactive, "enabled", "disabled", 1) + stoppedAt, nil, check.Stopped, "does not start at boot", "systemctl enable --now --no-block dpsd"},
 		{"this user may not read the file, which is no reason", inactive + stoppedAt, unreadable, check.Stopped, "it was stopped", "systemctl start --no-block dpsd"},
 		{"nobody has started it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=0\nInactiveExitTimestampMonotonic=0\n", nil, check.NeverStarted, "was not started since the boot", "systemctl start --no-block dpsd"},
-		{"it is disabled", strings.Replace(inactive, "enabled", "disabled", 1), nil, check.Disabled, "disabled", "systemctl enable --now --no-block dpsd"},
+		{"it is disabled", strings.Replace(inactive, "enabled", "disabled", 1), nil, check.Disabled, "does not start it at boot", "systemctl enable --now --no-block dpsd"},
 		{"it is masked", strings.Replace(inactive, "LoadState=loaded\nUnitFileState=enabled", "LoadState=masked\nUnitFileState=masked", 1), wrong, check.Masked, "masked", "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"},
 		{"there is no unit", "LoadState=not-found\n", nil, check.NotInstalled, "not installed (not-found)", "Install the package dpsd"},
 		{"the unit has a mistake", "LoadState=bad-setting\n", nil, check.NotInstalled, "bad-setting", "systemctl status dpsd"},
