@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"syscall"
 	"time"
 
@@ -113,11 +114,30 @@ func run(file string, once bool, timeout time.Duration) error {
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		d.Notify = notifyTo(socket)
+	} else if screen := terminalOn(os.Stderr); screen.attended {
+		to.Progress(screen.line("Starting"))
+		d.Notify = func(state string) error {
+			if text, found := statusOf(state); found {
+				to.Progress(screen.line(text))
+			}
+			return nil
+		}
+		defer to.Progress("")
 	}
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
 		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a wait in the refused lane is not cut short
 	}
 	return ended(file, d.Run(ctx))
+}
+
+// statusOf finds the text of STATUS= in a message to the service manager.
+func statusOf(state string) (text string, found bool) {
+	for line := range strings.Lines(state) {
+		if text, found = strings.CutPrefix(strings.TrimSpace(line), "STATUS="); found {
+			return text, true
+		}
+	}
+	return "", false
 }
 
 // ended gives what Run returned its exit code and its advice.
