@@ -20,6 +20,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 )
 
@@ -52,7 +53,7 @@ Exit codes: 0 nothing failed, 1 something did, 78 the configuration is invalid.`
 		Example: `  sudo dpsd check
   dpsd check --offline --config new.toml   # before it is installed
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := cmd.Flags().GetString("config")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 )
 
@@ -29,7 +30,7 @@ The published identity stays until a newer one is on the disk. With --wait
 the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)

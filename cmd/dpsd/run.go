@@ -21,6 +21,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/clock"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
@@ -38,14 +39,15 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Provision this gateway and stay: the service",
-		Long: `Provision this gateway and stay: what systemd starts.
+		Long: `Provision this gateway and stay: what systemd starts. A terminal shows each
+step, and when the next attempt starts.
 
 With --once dpsd provisions, writes the state and ends. It tries again after
 faults that time can mend, until --timeout (exit 4); it ends as soon as every
 credential or the enrollment is refused (exit 1).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if timeout != 0 && !once {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
@@ -36,12 +37,14 @@ func statusCommand() *cobra.Command {
 does now, what went wrong last and what to do about it, and what comes next.
 
 Without a running dpsd the files are read, and status says why it does not run
-and which command changes that. It ends with 0 when an identity is published, also one that DPS has not confirmed in this run,
-with 3 when there is none, and with 1 when it cannot tell.`,
+and which command changes that.
+
+Exit codes: 0 an identity is published, also one that DPS has not confirmed in
+this run; 3 there is none; 1 it cannot be told.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)

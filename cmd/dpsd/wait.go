@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/watch"
@@ -31,8 +32,9 @@ func waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until this gateway is provisioned, confirmed, or moved",
-		Long: `Wait until something is true, and end with 0; or with 4 when --timeout has
-passed, and say what is in the way. Nothing is polled, and dpsd need not run yet.
+		Long: `Wait until something is true, and end with 0. When --timeout has passed, end
+with 4 and name the unresolved fault, or why dpsd does not run. Nothing is
+polled, and dpsd need not run yet.
 
   assigned   an identity is published: at once when there is one already
   confirmed  DPS has confirmed it since the running dpsd started
@@ -41,7 +43,7 @@ passed, and say what is in the way. Nothing is polled, and dpsd need not run yet
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)
