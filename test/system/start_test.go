@@ -66,6 +66,44 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 	})
 }
 
+// Until the first assignment of a boot, systemd is starting; what the page gives for health
+// checks answers at once, and keeps the system.
+func TestHealthChecksDoNotDependOnTheService(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := provisioned(g, "")
+		healthy := strings.Join(blocks(t, "docs/operations.md", "Boot and health checks", "sh"), "")
+		verdict := func(want int, when string) {
+			t.Helper()
+			if out, status := g.try("sh -c '" + healthy + "'"); status != want {
+				t.Errorf("%s: %s: the health check ends with %d, want %d:\n%s", s.name, when, status, want, out)
+			}
+		}
+		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
+			t.Errorf("once the gateway is assigned, the system is %s", state)
+		}
+		g.reboot()
+		g.expect("multi-user.target", "ActiveState", "active")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		if state, _ := g.try("systemctl is-system-running"); state != "starting" {
+			t.Errorf("while dpsd waits for the service, the system is %s", state)
+		}
+		verdict(0, "the service cannot be reached")
+		g.run("cp /etc/dpsd/dpsd.toml /root/ && sed -i s/id_scope/id_scop/ /etc/dpsd/dpsd.toml && systemctl restart --no-block dpsd")
+		g.untilShown("dpsd.service", "ActiveState", "failed")
+		verdict(1, "this version refuses the configuration")
+		g.run("cp /root/dpsd.toml /etc/dpsd/ && systemctl restart --no-block dpsd")
+		dps.start()
+		g.run("dpsd wait --for confirmed --timeout 60s")
+		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
+			t.Errorf("after the assignment the system is %s", state)
+		}
+		verdict(0, "the gateway is assigned")
+		g.run("systemctl stop dpsd && rm -r /var/lib/dpsd/state.* && dpsd status || test $? -eq 3")
+		verdict(1, "the identity is gone")
+	})
+}
+
 func TestVerifyStartsConsumersWithoutTheService(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
