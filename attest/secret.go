@@ -42,7 +42,7 @@ var (
 // Reference names where a secret lies. At most one field is set; the zero value
 // refers to nothing.
 type Reference struct {
-	// File is an absolute path ("file:/etc/dpsd/device.key").
+	// File is an absolute path ("file:/etc/dpsd/keys/device.key").
 	File string
 	// Credential is the name of a systemd credential ("credential:dps-primary-key").
 	Credential string

@@ -23,20 +23,47 @@ const systemctlLimit = 5 * time.Second
 
 // unit is what systemd knows of dpsd.service.
 type unit struct {
-	properties map[string]string // of systemctl show
-	load       []string          // patterns of the credentials it hands over
-	decrypt    []string          // those that it decrypts
+	properties  map[string]string // of systemctl show
+	credentials []credential      // that it hands over
+}
+
+// credential is one that a unit hands over, systemd.exec(5).
+type credential struct {
+	name      string // or a pattern
+	path      string // "" for one that systemd looks for in its stores
+	encrypted bool   // systemd decrypts it
+}
+
+// seal is the command that makes the file of an encrypted one.
+func (c credential) seal() string {
+	return "systemd-creds encrypt --name=" + c.name + " KEY-FILE " + c.path
+}
+
+// notInstalledError is a unit that systemd cannot load.
+type notInstalledError struct{ state string }
+
+func (e *notInstalledError) Error() string {
+	return fmt.Sprintf("%s is not installed (%s)", unitName, e.state)
 }
 
 // askSystemd returns nil when there is no such unit, and keeps why.
 func (i *inspection) askSystemd(ctx context.Context) *unit {
+	u, err := askUnit(ctx, i.Systemctl)
+	i.unitError = err
+	return u
+}
+
+// askUnit asks systemd about the unit, and reads its files. Errors: notInstalledError,
+// context.DeadlineExceeded, or that of systemctl.
+func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
-	out, err := i.Systemctl(ctx, "show", unitName,
-		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp")
+	out, err := systemctl(ctx, "show", unitName,
+		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp",
+		"--property=ExecMainCode,ExecMainStatus,RestartUSec,ConditionResult,ConditionTimestampMonotonic",
+		"--property=InactiveEnterTimestamp,InactiveExitTimestampMonotonic")
 	if err != nil {
-		i.unitError = err
-		return nil
+		return nil, err
 	}
 	u := &unit{properties: map[string]string{}}
 	for line := range bytes.Lines(out) {
@@ -44,36 +71,40 @@ func (i *inspection) askSystemd(ctx context.Context) *unit {
 		u.properties[name] = value
 	}
 	if state := u.properties["LoadState"]; state != "loaded" && state != "masked" {
-		i.unitError = fmt.Errorf("%s is not installed (%s)", unitName, state)
-		return nil
+		return nil, &notInstalledError{state}
 	}
 	for _, file := range append(strings.Fields(u.properties["DropInPaths"]), u.properties["FragmentPath"]) {
 		if text, err := os.ReadFile(file); err == nil {
 			u.read(text)
 		}
 	}
-	return u
+	return u, nil
 }
 
 // read collects which credentials a unit file hands over, systemd.exec(5).
 func (u *unit) read(text []byte) {
 	for line := range bytes.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		name, _, _ := strings.Cut(value, ":")
+		name, path, _ := strings.Cut(value, ":")
+		c := credential{name: strings.TrimSpace(name)}
 		switch strings.TrimSpace(key) {
-		case "LoadCredentialEncrypted", "SetCredentialEncrypted":
-			u.decrypt = append(u.decrypt, strings.TrimSpace(name))
-		case "LoadCredential", "SetCredential", "ImportCredential":
+		case "LoadCredentialEncrypted":
+			c.path, c.encrypted = strings.TrimSpace(path), true
+		case "SetCredentialEncrypted":
+			c.encrypted = true
+		case "LoadCredential":
+			c.path = strings.TrimSpace(path)
+		case "SetCredential", "ImportCredential":
 		default:
 			continue
 		}
-		u.load = append(u.load, strings.TrimSpace(name))
+		u.credentials = append(u.credentials, c)
 	}
 }
 
 // decrypts tells whether the unit has systemd decrypt the credential.
 func (u *unit) decrypts(name string) bool {
-	return u != nil && name != "" && slices.Contains(u.decrypt, name)
+	return u != nil && name != "" && slices.ContainsFunc(u.credentials, func(c credential) bool { return c.encrypted && c.name == name })
 }
 
 // running tells whether there is a process of the service: its credentials are there
@@ -88,10 +119,10 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 	if i.unit == nil || r.Credential == "" || i.unit.properties["LoadState"] != "loaded" {
 		return nil
 	}
-	for _, pattern := range i.unit.load {
+	for _, c := range i.unit.credentials {
 		// ImportCredential= takes a glob, of which only a * at its end is in use.
-		begin, glob := strings.CutSuffix(pattern, "*")
-		if pattern == r.Credential || glob && strings.HasPrefix(r.Credential, begin) {
+		begin, glob := strings.CutSuffix(c.name, "*")
+		if c.name == r.Credential || glob && strings.HasPrefix(r.Credential, begin) {
 			return nil
 		}
 	}
@@ -122,11 +153,9 @@ func (i *inspection) standing(r Result, u *unit) {
 		advice = "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"
 	case enabled == "disabled":
 		advice = "So that it starts at boot: systemctl enable --now --no-block dpsd"
-	case active == "failed":
-		detail += ": " + u.properties["Result"]
-		advice = "See journalctl -u dpsd, then: systemctl restart --no-block dpsd"
-	case active == "inactive":
-		advice = "systemctl start --no-block dpsd"
+	case active == "failed", active == "inactive", strings.HasPrefix(u.properties["SubState"], "auto-restart"):
+		why := u.stopped(i.File, i.Invalid)
+		detail, advice = detail+": "+why.Detail, why.Advice
 	case u.properties["NeedDaemonReload"] == "yes":
 		detail += ", changed on disk"
 		advice = "systemctl daemon-reload && systemctl restart --no-block dpsd"

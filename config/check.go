@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/nearest"
 )
 
 // checker turns a document into a Config and collects what is wrong on the way.
@@ -214,7 +215,7 @@ func (c *checker) unknown(at path, name string, value any, table string) {
 		}
 	}
 	if e.Nearest == "" {
-		if e.Nearest = Nearest(name, c.known[table]); e.Nearest != "" {
+		if e.Nearest = nearest.Name(name, c.known[table]); e.Nearest != "" {
 			c.meant[at.key(e.Nearest)] = true
 		}
 	}
@@ -229,7 +230,7 @@ func (c *checker) unknownTop(at path, name string, value any) {
 	e := Error{Problem: "unknown table"}
 	switch value.(type) {
 	case map[string]any, []any:
-		if e.Nearest = Nearest(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
+		if e.Nearest = nearest.Name(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
 			c.meant[path("").key(e.Nearest)] = true
 		}
 	default:
@@ -538,7 +539,7 @@ func (c *checker) choice(to *string, words ...string) func(path, any) {
 			return
 		}
 		if !slices.Contains(words, s) {
-			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: Nearest(s, words), Remedy: oneOf(words)})
+			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: nearest.Name(s, words), Remedy: oneOf(words)})
 			return
 		}
 		*to = s
@@ -693,7 +694,7 @@ func (c *checker) proxy(to *string) func(path, any) {
 			}
 			*to = address
 		default:
-			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: Nearest(s, []string{"environment", "none"}), Remedy: remedy})
+			c.report(at, Error{Problem: quoted(s) + " is unknown", Nearest: nearest.Name(s, []string{"environment", "none"}), Remedy: remedy})
 		}
 	}
 }

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -98,7 +99,7 @@ func TestReference(t *testing.T) {
 	t.Run("its second credential works when the # is removed", func(t *testing.T) {
 		text := regexp.MustCompile(`(?m)^#(\[\[|type|certificate|private_key)`).ReplaceAllString(config.Reference(), "$1")
 		c := parse(t, text)
-		want := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/device.key"}}
+		want := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/keys/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/keys/device-key.pem"}}
 		if len(c.Credentials) != 2 || c.Credentials[1] != attest.Credential(want) {
 			t.Errorf("got %v", c.Credentials)
 		}
@@ -179,4 +180,33 @@ func invariants(c *config.Config) string {
 		}
 	}
 	return ""
+}
+
+// What is shown is what people copy: the key files of all pages are in one directory, the
+// one that the service may read and nobody else.
+func TestKeyFilesHaveOnePlace(t *testing.T) {
+	var pages []string
+	for _, pattern := range []string{"../README.md", "../docs/*.md", "../docs/man/*", "../packaging/deb/README.md", "dpsd.toml", "manual.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, found...)
+	}
+	named := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range regexp.MustCompile(`file:/etc/[\w/.…-]*`).FindAllString(strings.ReplaceAll(string(text), `\-`, "-"), -1) {
+			named++
+			if !strings.HasPrefix(path, "file:/etc/dpsd/keys/") {
+				t.Errorf("%s names %s", page, path)
+			}
+		}
+	}
+	if named < 10 {
+		t.Errorf("only %d references to files in %q", named, pages)
+	}
 }

@@ -284,7 +284,7 @@ func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assign
 			if wait > holdLimit {
 				return nil, wait, nil
 			}
-			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; asking again in "+wait.Round(time.Second).String())
+			a.enter(ctx, stage, wait, "Asking again in "+wait.Round(time.Second).String()+": DPS is assigning "+a.registrationID)
 		}
 		step, err = a.turn(ctx, client)
 		if wait := time.Until(reg.NotBefore()); wait > 0 {

@@ -254,7 +254,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 		g.mu.Lock()
 		for _, m := range g.notes {
 			status, found := strings.CutPrefix(m.state, "STATUS=")
-			if found && (strings.HasPrefix(status, string(code)+":") || name != event.Fault && strings.Contains(status, "refused")) {
+			if found && (strings.Contains(status, ": "+string(code)+":") || name != event.Fault && strings.Contains(status, "refused")) {
 				fmt.Fprintf(&b, "  STATUS=%s\n", status)
 				break
 			}

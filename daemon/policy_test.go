@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,9 +15,9 @@ import (
 )
 
 // restarted is a gateway that was provisioned in an earlier run.
-func restarted(t *testing.T) *gateway {
+func restarted(t *testing.T, rules ...simulator.Rule) *gateway {
 	t.Helper()
-	g := newGateway(t)
+	g := newGateway(t, rules...)
 	g.run()
 	g.until("assigned", 1)
 	g.stop()
@@ -63,7 +64,7 @@ func TestPolicies(t *testing.T) {
 			if took := g.until("assigned", 1); took != pace.Boot(time.Hour, seeded(7))+6*time.Second {
 				t.Errorf("asked after %s", took)
 			}
-			if n, at := g.told("READY=1\nSTATUS=Assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || at.Sub(g.start) != 0 {
+			if n, at := g.told("boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || at.Sub(g.start) != 0 || !strings.HasPrefix(g.notes[0].state, "READY=1\nSTATUS=Next attempt in ") {
 				t.Errorf("READY %d times, after %s: %v", n, at.Sub(g.start), g.notes)
 			}
 			synctest.Wait()
@@ -305,19 +306,74 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 	})
 }
 
-func TestStatusSaysWhatComesNext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 404})
-		g.run()
-		g.until("fault", 1)
-		synctest.Wait()
-		last := g.notes[len(g.notes)-1].state
-		if !strings.Contains(last, "enrollment-not-found") || !strings.Contains(last, "next attempt in ") || strings.Count(last, "\n") != 0 {
-			t.Errorf("STATUS is %q", last)
+// What comes next is in the part of the line that a terminal shows, however long the
+// names and the cause are.
+func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
+	long := strings.Repeat("n", 120)
+	hub := strings.Repeat("h", 50) + "." + strings.Repeat("d", 60) + ".azure-devices.net"
+	next := regexp.MustCompile(`^STATUS=(Next attempt in [0-9hms]+, at \d\d:\d\d:\d\d UTC: )`)
+	within80 := func(t *testing.T, line string, want ...string) {
+		t.Helper()
+		begin := next.FindString(line)
+		if begin == "" || len(begin)-len("STATUS=") > 80 || strings.Count(line, "\n") != 0 {
+			t.Errorf("the next attempt is not within 80 columns: %q", line)
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
+		for _, text := range want {
+			if !strings.Contains(line, text) {
+				t.Errorf("the line does not contain %q: %q", text, line)
+			}
 		}
+	}
+	assigned := simulator.Rule{On: simulator.OnRegister, State: "assigned", AssignedHub: hub, DeviceID: long, Times: 1}
+	t.Run("before READY", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 404, ErrorMessage: long})
+			g.run()
+			g.until("fault", 1)
+			synctest.Wait()
+			within80(t, g.lastNote(), "UTC: enrollment-not-found: ", long)
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("after READY, with the identity behind it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t, assigned, simulator.Rule{On: simulator.OnRegister, Status: 401, ErrorMessage: long})
+			g.Settings.Interval = time.Hour
+			g.run()
+			g.until("fault", 1)
+			synctest.Wait()
+			within80(t, g.lastNote(), "UTC: unauthorized: ", "; assigned to "+hub+" as "+long)
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("while a record waits for its confirmation", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := restarted(t, assigned)
+			g.Settings.OnBoot, g.Settings.BootDelayMax = PolicyVerify, 12*time.Hour
+			g.run()
+			synctest.Wait()
+			within80(t, "STATUS="+strings.TrimPrefix(g.lastNote(), "READY=1\nSTATUS="), "UTC: boot delay; assigned to "+hub+" as "+long+" (cached")
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("while DPS is assigning", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t)
+			g.run()
+			g.until("assigned", 1)
+			if n, _ := g.told("STATUS=Asking again in 3s: DPS is assigning gw-1"); n == 0 {
+				t.Errorf("the line does not begin with the next question: %v", g.notes)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -369,11 +370,16 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 	rec, _ := s.store.Current()
 	s.tell(event.Published, zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.Uint64("generation", rec.Generation), zap.String("policy", string(s.settings.OnBoot)))
-	if !s.settings.OnBoot.Asks(published) {
-		s.nextRegular(now)
-	}
 	s.ready = true
-	s.notify.ready(s.standing())
+	switch {
+	case !s.settings.OnBoot.Asks(published):
+		s.nextRegular(now)
+		s.notify.ready(s.standing())
+	case s.due.After(now):
+		s.notify.ready(s.upcoming(now, s.due, s.why))
+	default:
+		s.notify.ready(s.standing())
+	}
 }
 
 // lookedAfter is reached when somebody was at the state files: dpsd itself, or
@@ -385,7 +391,7 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		s.mendDue, s.unmended = now.Add(wait), true
 		s.account.failed(f, "", f.Advice(), now)
 		s.tellFault(f, lane, wait, "", f.Advice())
-		s.notify.setStatus(fmt.Sprintf("%s; %v; next attempt in %s", s.standing(), f, wait.Round(time.Second)))
+		s.notify.setStatus(s.upcoming(now, s.mendDue, f.Error()))
 		return
 	}
 	if r.saved != store.Unchanged {
@@ -547,16 +553,22 @@ func (s *supervisor) tellFault(f fault.Fault, lane pace.Lane, wait time.Duration
 		zap.String("advice", advice))
 }
 
-// waiting says on STATUS= why nothing happens, and until when.
+// waiting says on STATUS= when the next attempt starts, and why it has to wait.
 func (s *supervisor) waiting(now time.Time, why string) {
-	text := why
-	if wait := s.due.Sub(now); wait > 0 {
-		text = fmt.Sprintf("%s; next attempt in %s, at %s", why, wait.Round(time.Second), s.due.UTC().Format("15:04:05 UTC"))
+	s.notify.setStatus(s.upcoming(now, s.due, why))
+}
+
+// upcoming begins with the next attempt, because programs cut a long line at its end: hub,
+// device ID and cause have any length.
+func (s *supervisor) upcoming(now, due time.Time, why string) string {
+	text := "Next attempt now: " + why
+	if wait := due.Sub(now); wait > 0 {
+		text = fmt.Sprintf("Next attempt in %s, at %s: %s", wait.Round(time.Second), due.UTC().Format("15:04:05 UTC"), why)
 	}
 	if s.ready {
-		text = s.standing() + "; registering again: " + text
+		text += strings.Replace(s.standing(), "Assigned", "; assigned", 1)
 	}
-	s.notify.setStatus(text)
+	return text
 }
 
 // trigger asks for an attempt at the given time, or earlier when one is due

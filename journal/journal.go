@@ -63,7 +63,7 @@ func Open() *Log {
 		return start(structured(), sendTo(socket), stderr)
 	}
 	if info, err := stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		return start(sentences, nil, stderr)
+		return start(sentences, nil, &live{to: stderr})
 	}
 	return start(jsonLines(), nil, stderr)
 }

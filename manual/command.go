@@ -31,6 +31,10 @@ func Program(root *cobra.Command, section int, source, prose string) (string, er
 	p.Paragraph("These go with every command.")
 	p.flags(root.PersistentFlags())
 	p.Item("Say what the command does, and end.", Bold("-h")+", "+Bold("--help"))
+	if root.LocalNonPersistentFlags().HasAvailableFlags() {
+		p.Paragraph("These go without a command.")
+		p.flags(root.LocalNonPersistentFlags())
+	}
 	p.Section("Commands")
 	for _, c := range commands(root) {
 		p.command(c)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -24,7 +25,7 @@ ID.key, its derived symmetric key in base64, and ID.pem with ID-key.pem, a new
 certificate and its private key.`,
 		Example:           `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(cobra.NoArgs),
+		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
 				return &usageError{errors.New("--dir and --registration-id are needed")}

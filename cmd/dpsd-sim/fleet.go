@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fleet"
@@ -44,7 +45,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
   dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
   dpsd-sim fleet --client sdk --retry-after none --curve sdk.csv`,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(cobra.NoArgs),
+		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			base := fleet.New(fleet.Scenario(scenario), devices)
 			f.Devices, f.Client, f.Since = devices, fleet.Client(client), base.Since

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -20,7 +21,7 @@ func newLog() *cobra.Command {
 		Short:   "Read a packet log",
 		Long:    `Log reads what serve and exec have written with --packet-log.`,
 		Example: `  dpsd-sim log summary sim.log`,
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    usageArgs(commandline.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return &usageError{errors.New("a command is needed: log summary FILE")}
 		},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/completion"
 )
 
@@ -19,6 +20,9 @@ const (
 	exitFailed = 1 // failed
 	exitUsage  = 2 // the command line is wrong
 )
+
+// version is set by the linker, see the Makefile.
+var version = "devel"
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
@@ -72,10 +76,11 @@ and no network.`,
 		RunE: func(*cobra.Command, []string) error {
 			return &usageError{errors.New("a command is needed: see dpsd-sim --help")}
 		},
-		Args: usageArgs(cobra.NoArgs),
+		Args: usageArgs(commandline.NoArgs),
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{commandline.FlagError(c, err)} })
 	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet(), completion.Command(root, usageArgs))
+	commandline.Version(root, version, usageArgs)
 	return root
 }
 

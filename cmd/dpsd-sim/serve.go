@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/commandline"
 )
 
 // The addresses of serve. 443, the service's own port for WebSocket, is
@@ -32,7 +34,7 @@ with its place, and the enrollments stay as they were.`,
 		Example: `  dpsd-sim serve --dir sim
   dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(cobra.NoArgs),
+		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
 				return &usageError{errors.New("--dir is needed")}

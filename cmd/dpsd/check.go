@@ -21,7 +21,9 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/nearest"
 	"github.com/dpsd-project/dpsd/control"
 )
 
@@ -59,7 +61,7 @@ configuration is invalid.`,
   dpsd check --offline --config new.toml   # before it is installed
   sudo dpsd check --skip connect --warnings-as-errors
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := cmd.Flags().GetString("config")
@@ -109,7 +111,7 @@ func (o checkOptions) known() error {
 			continue
 		}
 		err := fmt.Errorf("--skip: there is no step %q", name)
-		if meant := config.Nearest(name, names); meant != "" {
+		if meant := nearest.Name(name, names); meant != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, meant)
 		}
 		return &exitError{exitUsage, try("dpsd check --list", err)}
@@ -221,10 +223,7 @@ func gatewayOf(file string) *check.Gateway {
 	if account, err := check.LookUpAccount(serviceAccount); err == nil {
 		g.Account = account
 	}
-	// sd_booted(3).
-	if info, err := os.Lstat("/run/systemd/system"); err == nil && info.IsDir() {
-		g.Systemctl = systemctl
-	}
+	g.Systemctl = bootedSystemctl()
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err
@@ -278,6 +277,15 @@ func loadSoon(file string) (*config.Config, error) {
 	defer f.Close()
 	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second)) // a regular file has no deadline and needs none
 	return config.Parse(file, f)
+}
+
+// bootedSystemctl runs systemctl; nil when systemd has not booted this machine,
+// sd_booted(3).
+func bootedSystemctl() func(ctx context.Context, args ...string) ([]byte, error) {
+	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
+		return nil
+	}
+	return systemctl
 }
 
 func systemctl(ctx context.Context, args ...string) ([]byte, error) {

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dpsd-project/dpsd/commandline"
 )
 
 func configCommand() *cobra.Command {
@@ -14,7 +16,7 @@ func configCommand() *cobra.Command {
 convert that of Azure IoT Edge or the Azure IoT Identity Service.`,
 		Example: `  dpsd config show
   dpsd config import-aziot /etc/aziot/config.toml`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return errors.New("which one? dpsd config show, or dpsd config import-aziot FILE")

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -35,7 +36,7 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 "resolved" or the "problem" with that.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := cmd.Flags().GetString("config")

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -29,7 +30,7 @@ The configuration and the keys stay, and so do some things that are not
 dpsd's; what is left is listed at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
   dpsd forget --yes    # without a question, for scripts`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := cmd.Flags().GetString("config")

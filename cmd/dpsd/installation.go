@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/store"
@@ -18,6 +19,7 @@ import (
 // commands that look at it work without a configuration that can be read: an
 // ordinary user, or a broken file, must not hide what is published.
 type installation struct {
+	file           string // the configuration
 	state, runtime string // directories
 	socket         string
 	note           error // why the standard places are used instead of the configured ones
@@ -30,7 +32,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 		return installation{}, err
 	}
 	standard := config.Default()
-	places := installation{state: standard.State.Directory, socket: standard.Control.Socket}
+	places := installation{file: file, state: standard.State.Directory, socket: standard.Control.Socket}
 	if cfg, err := loadSoon(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
 		places.closed = closed(file)
@@ -78,12 +80,24 @@ func (i installation) standing(ctx context.Context) (s control.Status, running b
 	return s, false, err
 }
 
+// whyStopped says why no dpsd answers. dpsd.service reads the installed configuration;
+// of another one systemd knows nothing.
+func (i installation) whyStopped(ctx context.Context) check.Stop {
+	if i.file != configurationFile {
+		return check.WhyStopped(ctx, nil, i.file, i.note)
+	}
+	return check.WhyStopped(ctx, bootedSystemctl(), i.file, i.note)
+}
+
+// phaseStopped is the phase of a daemon that does not run.
+const phaseStopped = "stopped"
+
 // onFile is what the files say by themselves.
 func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	s := control.Status{
 		Now: now, Health: control.Unprovisioned, Text: "dpsd is not running", Faults: []control.Fault{},
-		Phase: control.Phase{Name: "stopped", Since: now},
+		Phase: control.Phase{Name: phaseStopped, Since: now},
 	}
 	rec, err := i.published()
 	if errors.Is(err, store.ErrNoRecord) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/completion"
 )
 
@@ -68,7 +69,7 @@ func rootCommand() *cobra.Command {
 keeps the assigned hub and device ID in a file that other services read.`,
 		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and end
   dpsd run                        # the service, as systemd starts it`,
-		Args:          cobra.NoArgs,
+		Args:          commandline.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -76,6 +77,8 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
-		deriveKeyCommand(), forgetCommand(), versionCommand(), completion.Command(root, nil))
+		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))
+	commandline.Version(root, version, func(check cobra.PositionalArgs) cobra.PositionalArgs { return check })
+	root.SetFlagErrorFunc(commandline.FlagError)
 	return root
 }

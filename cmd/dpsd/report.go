@@ -20,6 +20,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/redact"
 )
 
@@ -47,7 +48,7 @@ when some parts could not be had.`,
 		Example: `  sudo dpsd report
   sudo dpsd report --online    # checks the way to DPS too
   dpsd report --output report.tar.gz && tar -tzf report.tar.gz`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 )
 
@@ -29,7 +30,7 @@ The published identity stays until a newer one is on the disk. With --wait
 the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)
@@ -77,7 +78,9 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		return nil
 	}
 	var refused *control.Fault
+	var last control.Status
 	err = until(ctx, places, func(s control.Status) bool {
+		last = s
 		if !s.StartedAt.Equal(answer.StartedAt) { // dpsd was restarted, and counts anew
 			return s.Confirmed != nil
 		}
@@ -94,7 +97,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case refused != nil:
 		return &exitError{exitFailed, try("dpsd status", fmt.Errorf("%s: %s\n%s", refused.Code, refused.Cause, refused.Advice))}
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s", timeout))}
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)))}
 	case err != nil:
 		return &exitError{exitFailed, try("dpsd status", err)}
 	}

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/clock"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
@@ -38,14 +40,15 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Provision this gateway and stay: the service",
-		Long: `Provision this gateway and stay: what systemd starts.
+		Long: `Provision this gateway and stay: what systemd starts. A terminal shows each
+step, and when the next attempt starts.
 
 With --once dpsd provisions, writes the state and ends. It tries again after
 faults that time can mend, until --timeout (exit 4); it ends as soon as every
 credential or the enrollment is refused (exit 1).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if timeout != 0 && !once {
@@ -112,11 +115,30 @@ func run(file string, once bool, timeout time.Duration) error {
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		d.Notify = notifyTo(socket)
+	} else if screen := terminalOn(os.Stderr); screen.attended {
+		to.Progress(screen.line("Starting"))
+		d.Notify = func(state string) error {
+			if text, found := statusOf(state); found {
+				to.Progress(screen.line(text))
+			}
+			return nil
+		}
+		defer to.Progress("")
 	}
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
 		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a wait in the refused lane is not cut short
 	}
 	return ended(file, d.Run(ctx))
+}
+
+// statusOf finds the text of STATUS= in a message to the service manager.
+func statusOf(state string) (text string, found bool) {
+	for line := range strings.Lines(state) {
+		if text, found = strings.CutPrefix(strings.TrimSpace(line), "STATUS="); found {
+			return text, true
+		}
+	}
+	return "", false
 }
 
 // ended gives what Run returned its exit code and its advice.

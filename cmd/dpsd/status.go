@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
@@ -22,6 +24,7 @@ const askLimit = 5 * time.Second
 type statusReport struct {
 	Running bool `json:"running"` // the daemon answered; else the files did
 	control.Status
+	Stopped *check.Stop     `json:"stopped,omitempty"` // why it does not run
 	History []store.Attempt `json:"history,omitempty"` // with --attempts, the latest last
 }
 
@@ -33,13 +36,15 @@ func statusCommand() *cobra.Command {
 		Long: `Say who this gateway is and since when, whether DPS has confirmed it, what dpsd
 does now, what went wrong last and what to do about it, and what comes next.
 
-Without a running dpsd the files are read, and status says so. It ends with 0
-when an identity is published, also one that DPS has not confirmed in this run,
-with 3 when there is none, and with 1 when it cannot tell.`,
+Without a running dpsd the files are read, and status says why it does not run
+and which command changes that.
+
+Exit codes: 0 an identity is published, also one that DPS has not confirmed in
+this run; 3 there is none; 1 it cannot be told.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)
@@ -62,6 +67,10 @@ func status(places installation, asJSON, attempts bool) error {
 		return &exitError{exitFailed, try("sudo dpsd check, which looks at the files and the service", err)}
 	}
 	report := statusReport{Running: running, Status: s}
+	if !running {
+		why := places.whyStopped(ctx)
+		report.Stopped = &why
+	}
 	if attempts {
 		report.History = store.Attempts(places.state, places.runtime)
 	}
@@ -122,6 +131,10 @@ func (r statusReport) print(out *terminal) error {
 		line("confirmed", "%s ago, at %s", span(r.Now.Sub(*r.Confirmed)), r.Confirmed.UTC().Format(time.RFC3339))
 	}
 	line("now", "%s", r.now())
+	if s := r.Stopped; s != nil {
+		line("", "why: %s", printable(s.Detail))
+		line("", "what to do: %s", out.paint(bold, printable(s.Advice)))
+	}
 	if n := r.Next; n != nil {
 		line("next", "in %s, at %s: %s", span(time.Duration(n.In*float64(time.Second))), n.At.UTC().Format(time.RFC3339), n.Why)
 	}

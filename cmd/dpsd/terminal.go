@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/journal"
 )
 
 // terminal is where a command talks to a person: standard output or standard
@@ -15,6 +17,7 @@ type terminal struct {
 	io.Writer
 	attended bool // a terminal: what was written can be written over
 	coloured bool
+	columns  int
 }
 
 // terminalOn tells what f is. NO_COLOR, when set to anything but nothing, means
@@ -23,6 +26,10 @@ func terminalOn(f *os.File) *terminal {
 	// /dev/null is a character device too, but has no line settings (termios(3)).
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	t := &terminal{Writer: f, attended: err == nil}
+	t.columns = 80
+	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 2 {
+		t.columns = int(size.Col)
+	}
 	t.coloured = t.attended && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return t
 }
@@ -50,8 +57,17 @@ func (t *terminal) paint(c colour, text string) string {
 // "" takes it away. Only a terminal sees it.
 func (t *terminal) progress(text string) {
 	if t.attended {
-		fmt.Fprint(t, "\r\x1b[K", t.paint(faint, text)) // EL, ECMA-48, 8.3.41
+		fmt.Fprint(t, journal.EraseLine, t.line(text))
 	}
+}
+
+// line is text that fits on one line of the terminal: a longer one cannot be taken away.
+func (t *terminal) line(text string) string {
+	text = printable(text)
+	if runes := []rune(text); len(runes) >= t.columns {
+		text = string(runes[:t.columns-2]) + "…"
+	}
+	return t.paint(faint, text)
 }
 
 // hintError carries the command to try next.

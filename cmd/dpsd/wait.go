@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/watch"
@@ -30,8 +32,9 @@ func waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until this gateway is provisioned, confirmed, or moved",
-		Long: `Wait until something is true, and end with 0; or with 4 when --timeout has
-passed. Nothing is polled, and dpsd need not run yet.
+		Long: `Wait until something is true, and end with 0. When --timeout has passed, end
+with 4 and name the unresolved fault, or why dpsd does not run. Nothing is
+polled, and dpsd need not run yet.
 
   assigned   an identity is published: at once when there is one already
   confirmed  DPS has confirmed it since the running dpsd started
@@ -40,7 +43,7 @@ passed. Nothing is polled, and dpsd need not run yet.
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
-		Args:              cobra.NoArgs,
+		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := installationOf(cmd)
@@ -81,7 +84,9 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
 		defer cancel()
 	}
+	var last control.Status
 	err := until(ctx, places, func(s control.Status) bool {
+		last = s
 		switch {
 		case s.Identity == nil:
 			return false
@@ -96,10 +101,30 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout))}
+		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s%s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
 	}
 	return &exitError{exitFailed, try("dpsd status", err)}
+}
+
+// obstacle says what is in the way, to be added to a sentence: the unresolved fault of
+// the running daemon, or why none runs. "" when nothing is known.
+func (i installation) obstacle(last control.Status) string {
+	if last.Phase.Name == phaseStopped {
+		ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+		defer cancel()
+		why := i.whyStopped(ctx)
+		return ": dpsd is not running: " + printable(why.Detail) + "\n" + printable(why.Advice)
+	}
+	if len(last.Faults) == 0 || !last.Faults[0].Standing {
+		return ""
+	}
+	f := last.Faults[0]
+	text := ": " + f.Code + ": " + f.Summary
+	if f.Cause != "" {
+		text += "\ncause: " + printable(strings.Join(strings.Fields(f.Cause), " "))
+	}
+	return text + "\n" + printable(f.Advice)
 }
 
 // errWaited is the cause of a context whose time-out has passed.

@@ -117,9 +117,19 @@ func TestAPurgeLeavesNothing(t *testing.T) {
 		g.run("mkdir /tmp/sim; cd /tmp; timeout 60 dpsd-sim exec --dir /tmp/sim -- /bin/sh -c 'test -s \"$DPS_CA_FILE\"'")
 		provisioned(g, "")
 		g.write("/etc/dpsd/keys/device.key", "a key\n", 0o640)
+		g.write("/etc/credstore.encrypted/dps-primary-key", "sealed\n", 0o600)
+		g.dropIn("[Service]\nLogLevelMax=debug\n")
 		g.run("systemctl reload dpsd")
 		g.timed("the purge", "apt-get -qq -y purge dpsd dpsd-sim")
-		g.run("rm -r /etc/credstore") // the administrator's
+		// The administrator's stays, until it is removed as the page says.
+		g.run("test -s /etc/credstore/dps-primary-key && test -s /etc/credstore.encrypted/dps-primary-key && test -e /etc/systemd/system/dpsd.service.d/test.conf")
+		g.run(blocks(t, "docs/operations.md", "What survives what", "sh")[0])
+		g.run("test -z \"$(ls -A /etc/credstore /etc/credstore.encrypted | grep -v :)\"")
+		for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted"} { // made here, where systemd has not
+			if !slices.Contains(before, dir) {
+				g.run("rmdir " + dir)
+			}
+		}
 		for _, left := range lines(g.run(listing)) {
 			if !slices.Contains(before, left) && !slices.Contains(own, left) {
 				t.Errorf("left: %s", left)

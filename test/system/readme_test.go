@@ -28,6 +28,7 @@ func TestTheReadmeInstallsDpsd(t *testing.T) {
 		// Its certificate is trusted as that of the real one is.
 		g.write("/usr/local/share/ca-certificates/service.crt", dps.read("ca.pem")+"\n", 0o644)
 		g.run("update-ca-certificates >/dev/null 2>&1; cp " + current + " /root/")
+		g.write("/root/gateway-1.key", dps.key("gateway-1"), 0o600)
 
 		// What varies from gateway to gateway, from start to start and from systemd to
 		// systemd is left out of the comparison.
@@ -36,6 +37,10 @@ func TestTheReadmeInstallsDpsd(t *testing.T) {
 			if !slices.Contains(out, line) {
 				t.Errorf("README shows, and there is not: %s\n%s", line, strings.Join(out, "\n"))
 			}
+		}
+		g.run("setpriv --reuid=dpsd --regid=dpsd --clear-groups cat /etc/dpsd/keys/device.key >/dev/null")
+		if out, status := g.try(stranger + "cat /etc/dpsd/keys/device.key"); status == 0 {
+			t.Errorf("everybody can read the key: %s", out)
 		}
 	})
 }

@@ -51,7 +51,7 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 
 		g.reboot() // the service is gone: the network is another one, too
 		g.expect("multi-user.target", "ActiveState", "active")
-		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
 		g.expect("dpsd.service", "ActiveState", "activating")
 		if status := g.show("dpsd.service", "StatusText"); !strings.Contains(status, "tcp-refused") {
 			t.Errorf("STATUS= does not name the fault: %q", status)
@@ -63,6 +63,44 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 			t.Errorf("the record has changed:\n%s", after)
 		}
 		g.poweroff() // in good order, while dpsd waits
+	})
+}
+
+// Until the first assignment of a boot, systemd is starting; what the page gives for health
+// checks answers at once, and keeps the system.
+func TestHealthChecksDoNotDependOnTheService(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		dps := provisioned(g, "")
+		healthy := strings.Join(blocks(t, "docs/operations.md", "Boot and health checks", "sh"), "")
+		verdict := func(want int, when string) {
+			t.Helper()
+			if out, status := g.try("sh -c '" + healthy + "'"); status != want {
+				t.Errorf("%s: %s: the health check ends with %d, want %d:\n%s", s.name, when, status, want, out)
+			}
+		}
+		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
+			t.Errorf("once the gateway is assigned, the system is %s", state)
+		}
+		g.reboot()
+		g.expect("multi-user.target", "ActiveState", "active")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		if state, _ := g.try("systemctl is-system-running"); state != "starting" {
+			t.Errorf("while dpsd waits for the service, the system is %s", state)
+		}
+		verdict(0, "the service cannot be reached")
+		g.run("cp /etc/dpsd/dpsd.toml /root/ && sed -i s/id_scope/id_scop/ /etc/dpsd/dpsd.toml && systemctl restart --no-block dpsd")
+		g.untilShown("dpsd.service", "ActiveState", "failed")
+		verdict(1, "this version refuses the configuration")
+		g.run("cp /root/dpsd.toml /etc/dpsd/ && systemctl restart --no-block dpsd")
+		dps.start()
+		g.run("dpsd wait --for confirmed --timeout 60s")
+		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
+			t.Errorf("after the assignment the system is %s", state)
+		}
+		verdict(0, "the gateway is assigned")
+		g.run("systemctl stop dpsd && rm -r /var/lib/dpsd/state.* && dpsd status || test $? -eq 3")
+		verdict(1, "the identity is gone")
 	})
 }
 
@@ -147,7 +185,7 @@ func TestAHangBeforeReadyIsKilledAndStarted(t *testing.T) {
 		dps.stop()
 		g.dropIn("[Service]\nTimeoutStartSec=4s\nTimeoutAbortSec=2s\nRestartSec=100ms\n")
 		g.run("systemctl start --no-block dpsd")
-		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
 		first := g.show("dpsd.service", "MainPID")
 		release := g.hold("/etc/dpsd/dpsd.toml")
 		g.run("kill -HUP " + first) // the supervisor reads it, and is stuck
@@ -169,7 +207,7 @@ func TestAStartThatWaitsIsNotKilled(t *testing.T) {
 		dps.stop()
 		g.dropIn("[Service]\nTimeoutStartSec=4s\nWatchdogSec=4s\n")
 		g.run("systemctl start --no-block dpsd")
-		g.untilShown("dpsd.service", "StatusText", "next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
 		first := g.show("dpsd.service", "MainPID")
 		g.until("a start of twice its time-out", "test $(ps -o etimes= -p "+first+") -ge 8")
 		g.expect("dpsd.service", "ActiveState", "activating")

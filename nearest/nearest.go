@@ -1,13 +1,15 @@
-package config
+// Package nearest finds the name that was probably meant by one that does not exist:
+// keys of a configuration, commands and flags.
+package nearest
 
 import (
 	"slices"
 	"strings"
 )
 
-// Nearest returns the one of names that was probably meant by word, or "". A third of
+// Name returns the one of names that was probably meant by word, or "". A third of
 // the letters may be wrong, and the parts between underscores may be in another order.
-func Nearest(word string, names []string) string {
+func Name(word string, names []string) string {
 	const longest = 64 // nothing near a known name is longer
 	if word == "" || len(word) > longest {
 		return ""

@@ -1,0 +1,235 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Reason says in one word why dpsd does not run. Programs read it.
+type Reason string
+
+// The reasons. A value that is here once keeps its meaning.
+const (
+	NoConfiguration      Reason = "no-configuration"      // dpsd.toml is missing
+	ConfigurationInvalid Reason = "configuration-invalid" // dpsd.toml cannot be used, or could not be at the last start
+	NoCredential         Reason = "no-credential"         // systemd cannot hand over a credential
+	NotInstalled         Reason = "not-installed"         // systemd cannot load dpsd.service
+	Masked               Reason = "masked"
+	Disabled             Reason = "disabled"      // systemd forgets how the last run of such a unit ended
+	NeverStarted         Reason = "never-started" // since the boot
+	ConditionUnmet       Reason = "condition-unmet"
+	Stopped              Reason = "stopped"    // on request
+	Restarting           Reason = "restarting" // systemd starts it again after a failure
+	Failing              Reason = "failed"     // and systemd does not start it again
+	NoAnswer             Reason = "no-answer"  // it runs, as systemd says, and does not answer
+	Unknown              Reason = "unknown"    // systemd does not run here, or was not asked
+)
+
+// Reasons are all of them.
+func Reasons() []Reason {
+	return []Reason{NoConfiguration, ConfigurationInvalid, NoCredential, NotInstalled, Masked, Disabled, NeverStarted,
+		ConditionUnmet, Stopped, Restarting, Failing, NoAnswer, Unknown}
+}
+
+// Stop is why dpsd does not run, and the command that changes it.
+type Stop struct {
+	Reason Reason `json:"reason"`
+	Detail string `json:"detail"`
+	Advice string `json:"advice"`
+}
+
+// Exit statuses with a meaning of their own: systemd.exec(5), sysexits.h.
+const (
+	exitConfiguration = "78"
+	exitNamespace     = "226"
+	exitCredentials   = "243"
+)
+
+const (
+	startCommand   = "systemctl start --no-block dpsd"
+	restartCommand = "systemctl restart --no-block dpsd"
+	enableCommand  = "systemctl enable --now --no-block dpsd"
+)
+
+// WhyStopped finds out why no dpsd answers. systemctl is that of Gateway; nil when
+// the service of this machine is not the question. invalid is why the configuration in
+// file cannot be used by whoever asks; nil when it can.
+func WhyStopped(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), file string, invalid error) Stop {
+	if systemctl == nil {
+		return unasked(file, invalid, "no dpsd uses this configuration now")
+	}
+	u, err := askUnit(ctx, systemctl)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return unasked(file, invalid, "systemd did not answer within "+systemctlLimit.String())
+	case errors.As(err, new(*notInstalledError)):
+		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
+	case err != nil:
+		return unasked(file, invalid, "systemd cannot be asked: "+err.Error())
+	}
+	return u.stopped(file, invalid)
+}
+
+// unasked is what the configuration alone tells.
+func unasked(file string, invalid error, otherwise string) Stop {
+	if s, found := unusable(file, invalid); found {
+		return s
+	}
+	return Stop{Unknown, otherwise, "dpsd run --config " + file + ", or where systemd runs: " + startCommand}
+}
+
+// unusable is the Stop of a configuration that cannot be used. That this user may not
+// read it says nothing of the service.
+func unusable(file string, invalid error) (Stop, bool) {
+	if invalid == nil || errors.Is(invalid, fs.ErrPermission) {
+		return Stop{}, false
+	}
+	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(invalid)}
+	s.Advice = "Correct it, and when dpsd check --offline finds nothing: " + restartCommand
+	if errors.Is(invalid, fs.ErrNotExist) {
+		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(invalid)
+		s.Advice = "Create " + file + ", then: " + restartCommand
+	}
+	var known interface {
+		Problem() string
+		Remedy() string
+	}
+	if errors.As(invalid, &known) {
+		s.Detail, s.Advice = "there is no usable configuration: "+known.Problem(), known.Remedy()
+	}
+	return s, true
+}
+
+// oneLine is the first of several errors, and how many there are beside.
+func oneLine(err error) string {
+	var several interface{ Unwrap() []error }
+	if !errors.As(err, &several) || len(several.Unwrap()) < 2 {
+		return err.Error()
+	}
+	all := several.Unwrap()
+	return fmt.Sprintf("%v (and %d more)", all[0], len(all)-1)
+}
+
+// stopped says why a unit does not run. What would keep a start from succeeding goes
+// before what ended the last one.
+func (u *unit) stopped(file string, invalid error) Stop {
+	p := u.properties
+	again := strings.HasPrefix(p["SubState"], "auto-restart")
+	exited := p["ExecMainCode"] == "1" // CLD_EXITED
+	invalidFile, isInvalid := unusable(file, invalid)
+	switch {
+	case p["LoadState"] == "masked":
+		return Stop{Masked, unitName + " is masked, so that systemd does not start it", "systemctl unmask dpsd && " + enableCommand}
+	case !again && slices.Contains([]string{"active", "activating", "reloading", "deactivating"}, p["ActiveState"]):
+		return Stop{NoAnswer, fmt.Sprintf("systemd calls it %s (%s), but it does not answer", p["ActiveState"], p["SubState"]),
+			"journalctl -u dpsd -e; if it does not answer in a minute either: " + restartCommand}
+	case isInvalid:
+		return invalidFile
+	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
+		return invalidThen(invalid)
+	case exited && p["ExecMainStatus"] == exitCredentials && (again || p["ActiveState"] == "failed"):
+		return u.noCredential()
+	case again:
+		return Stop{Restarting, "systemd starts it again " + p["RestartUSec"] + " after its last run, which ended: " + u.ending(), "journalctl -u dpsd -e"}
+	case p["ActiveState"] == "failed":
+		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e, and after the correction: " + restartCommand}
+	case p["ConditionResult"] == "no" && happened(p["ConditionTimestampMonotonic"]):
+		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met, usually because " + file + " was missing then", startCommand}
+	case happened(p["InactiveExitTimestampMonotonic"]) && p["UnitFileState"] == "disabled":
+		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]) + ", and does not start at boot", enableCommand}
+	case happened(p["InactiveExitTimestampMonotonic"]):
+		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]), startCommand}
+	case p["UnitFileState"] == "disabled":
+		return Stop{Disabled, "it is disabled: systemd does not start it at boot, and it was not started, or was stopped", enableCommand}
+	}
+	return Stop{NeverStarted, "it was not started since the boot", startCommand}
+}
+
+// happened tells whether a time stamp of systemd is one.
+func happened(monotonic string) bool { return monotonic != "" && monotonic != "0" }
+
+func since(timestamp string) string {
+	if timestamp == "" {
+		return ""
+	}
+	return " at " + timestamp
+}
+
+// invalidThen is an exit with 78. The configuration may have been corrected since.
+func invalidThen(invalid error) Stop {
+	if errors.Is(invalid, fs.ErrPermission) {
+		return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid", "sudo dpsd check --offline, and after the correction: " + startCommand}
+	}
+	return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid then; it is valid now", startCommand}
+}
+
+// noCredential is an exit with 243: systemd refuses to start a service whose credential
+// it cannot get at the path, or cannot decrypt.
+func (u *unit) noCredential() Stop {
+	again := " && " + restartCommand
+	names := []string{}
+	for _, c := range u.credentials {
+		if !filepath.IsAbs(c.path) {
+			continue
+		}
+		names = append(names, c.name)
+		if _, err := os.Lstat(c.path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		advice := "install -m 0600 KEY-FILE " + c.path + again
+		if c.encrypted {
+			advice = c.seal() + again
+		}
+		return Stop{NoCredential, "systemd has no credential " + c.name + ": there is no " + c.path, advice}
+	}
+	for _, c := range u.credentials {
+		if c.encrypted && filepath.IsAbs(c.path) {
+			return Stop{NoCredential, "systemd cannot decrypt a credential (" + strings.Join(names, ", ") + "): it is damaged, or was encrypted on another machine or under another name",
+				c.seal() + again}
+		}
+	}
+	return Stop{NoCredential, "systemd cannot get a credential that dpsd.service names", "systemctl status dpsd, and after the correction: " + restartCommand}
+}
+
+// ending says how the last run ended.
+func (u *unit) ending() string {
+	p := u.properties
+	status := p["ExecMainStatus"]
+	switch p["Result"] {
+	case "timeout":
+		return "systemd killed it because it took too long to start or to stop"
+	case "watchdog":
+		return "systemd killed it because it was hung (watchdog)"
+	case "oom-kill":
+		return "the kernel killed it because memory ran out"
+	case "signal", "core-dump":
+		return "killed by signal " + signalName(status)
+	case "exit-code":
+		if status == exitNamespace {
+			return "systemd could not set up its sandbox (226), usually because a directory of ReadWritePaths= is missing"
+		}
+		return "exit status " + status
+	case "success":
+		if p["ExecMainCode"] != "1" && status != "0" && status != "" {
+			return "killed by signal " + signalName(status)
+		}
+		return "exit status 0"
+	}
+	return p["Result"]
+}
+
+// signalName gives the number of a signal its name, where it has one.
+func signalName(number string) string {
+	n := 0
+	if _, err := fmt.Sscanf(number, "%d", &n); err != nil || n == 0 {
+		return number
+	}
+	return fmt.Sprintf("%d (%s)", n, syscall.Signal(n))
+}

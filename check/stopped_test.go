@@ -1,0 +1,128 @@
+package check_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/check"
+)
+
+// remedied is an error of a configuration that knows the way out.
+type remedied struct{ error }
+
+func (remedied) Problem() string { return "dpsd.yaml exists, which dpsd does not read" }
+func (remedied) Remedy() string  { return "mv dpsd.yaml dpsd.toml" }
+func (remedied) Unwrap() error   { return fs.ErrNotExist }
+
+func TestWhyDpsdDoesNotRun(t *testing.T) {
+	missing := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrNotExist)
+	unreadable := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrPermission)
+	wrong := errors.Join(errors.New("dpsd.toml:2:1: dps.id_scop: unknown key"), errors.New("dpsd.toml:3:1: another"))
+	inactive := "LoadState=loaded\nUnitFileState=enabled\nActiveState=inactive\nSubState=dead\nResult=success\n"
+	failed := "LoadState=loaded\nUnitFileState=enabled\nActiveState=failed\nSubState=failed\n"
+	again := "LoadState=loaded\nUnitFileState=enabled\nActiveState=activating\nSubState=auto-restart\nRestartUSec=5s\n"
+	exited := func(status string) string { return "Result=exit-code\nExecMainCode=1\nExecMainStatus=" + status + "\n" }
+	stoppedAt := "InactiveEnterTimestamp=Sun 2026-11-29 06:46:27 UTC\nInactiveExitTimestampMonotonic=5\nExecMainCode=1\nExecMainStatus=0\n"
+	for _, test := range []struct {
+		says    string
+		answer  string
+		invalid error
+		reason  check.Reason
+		detail  string
+		advice  string
+	}{
+		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml, then: systemctl restart --no-block dpsd"},
+		{"the configuration has another name", inactive, remedied{missing}, check.NoConfiguration, "dpsd.yaml exists", "mv dpsd.yaml dpsd.toml"},
+		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing then", "systemctl start --no-block dpsd"},
+		{"it has exited with 78, and the file names the mistake", failed + exited("78"), wrong, check.ConfigurationInvalid, "the configuration is invalid: dpsd.toml:2:1: dps.id_scop: unknown key (and 1 more)", "dpsd check --offline"},
+		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "it is valid now", "systemctl start --no-block dpsd"},
+		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with 78", "sudo dpsd check --offline"},
+		{"the file was made wrong while it is stopped", inactive + stoppedAt, wrong, check.ConfigurationInvalid, "unknown key", "dpsd check --offline"},
+		{"somebody has stopped it", inactive + stoppedAt, nil, check.Stopped, "it was stopped at Sun 2026-11-29 06:46:27 UTC", "systemctl start --no-block dpsd"},
+		{"somebody has stopped and disabled it", strings.Replace(inactive, "enabled", "disabled", 1) + stoppedAt, nil, check.Stopped, "does not start at boot", "systemctl enable --now --no-block dpsd"},
+		{"this user may not read the file, which is no reason", inactive + stoppedAt, unreadable, check.Stopped, "it was stopped", "systemctl start --no-block dpsd"},
+		{"nobody has started it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=0\nInactiveExitTimestampMonotonic=0\n", nil, check.NeverStarted, "was not started since the boot", "systemctl start --no-block dpsd"},
+		{"it is disabled", strings.Replace(inactive, "enabled", "disabled", 1), nil, check.Disabled, "does not start it at boot", "systemctl enable --now --no-block dpsd"},
+		{"it is masked", strings.Replace(inactive, "LoadState=loaded\nUnitFileState=enabled", "LoadState=masked\nUnitFileState=masked", 1), wrong, check.Masked, "masked", "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"},
+		{"there is no unit", "LoadState=not-found\n", nil, check.NotInstalled, "not installed (not-found)", "Install the package dpsd"},
+		{"the unit has a mistake", "LoadState=bad-setting\n", nil, check.NotInstalled, "bad-setting", "systemctl status dpsd"},
+		{"it fails and is started again", again + exited("1"), nil, check.Restarting, "again 5s after its last run, which ended: exit status 1", "journalctl -u dpsd -e"},
+		{"its memory ran out", again + "Result=oom-kill\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "memory ran out", "journalctl -u dpsd -e"},
+		{"the watchdog has killed it", again + "Result=watchdog\nExecMainCode=2\nExecMainStatus=6\n", nil, check.Restarting, "hung (watchdog)", "journalctl -u dpsd -e"},
+		{"its start took too long", again + "Result=timeout\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "took too long", "journalctl -u dpsd -e"},
+		{"a signal has killed it", again + "Result=core-dump\nExecMainCode=3\nExecMainStatus=11\n", nil, check.Restarting, "killed by signal 11 (segmentation fault)", "journalctl -u dpsd -e"},
+		{"SIGPIPE, which is success for systemd, has ended it", again + "Result=success\nExecMainCode=2\nExecMainStatus=13\n", nil, check.Restarting, "killed by signal 13 (broken pipe)", "journalctl -u dpsd -e"},
+		{"a directory of the sandbox is missing", again + exited("226"), nil, check.Restarting, "ReadWritePaths=", "journalctl -u dpsd -e"},
+		{"it has failed for good", failed + exited("1"), nil, check.Failing, "exit status 1", "systemctl restart --no-block dpsd"},
+		{"it starts, and does not answer yet", "LoadState=loaded\nUnitFileState=enabled\nActiveState=activating\nSubState=start\n", nil, check.NoAnswer, "activating (start)", "journalctl -u dpsd -e"},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			s := check.WhyStopped(t.Context(), systemd(t, "", test.answer), "/etc/dpsd/dpsd.toml", test.invalid)
+			if s.Reason != test.reason || !strings.Contains(s.Detail, test.detail) || !strings.Contains(s.Advice, test.advice) {
+				t.Errorf("%+v", s)
+			}
+			if strings.Contains(s.Detail+s.Advice, "\n") {
+				t.Errorf("more than one line: %+v", s)
+			}
+		})
+	}
+}
+
+func TestWhySystemdHasNoCredential(t *testing.T) {
+	dir := t.TempDir()
+	there, gone := filepath.Join(dir, "there"), filepath.Join(dir, "gone")
+	if err := os.WriteFile(there, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ says, unit, detail, advice string }{
+		{"an encrypted one is missing", "LoadCredential=dps-primary-key\nLoadCredentialEncrypted=dps-primary-key:" + gone, "there is no " + gone, "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + gone + " && systemctl restart --no-block dpsd"},
+		{"a plain one is missing at its path", "LoadCredential=dps-primary-key:" + gone, "there is no " + gone, "install -m 0600 KEY-FILE " + gone},
+		{"an encrypted one cannot be decrypted", "LoadCredential=proxy-password\nLoadCredentialEncrypted=dps-primary-key:" + there, "cannot decrypt a credential (dps-primary-key)", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + there},
+		{"it is none of these", "LoadCredential=dps-primary-key", "cannot get a credential", "systemctl status dpsd"},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			for _, state := range []string{"ActiveState=activating\nSubState=auto-restart\n", "ActiveState=failed\nSubState=failed\n"} {
+				answer := "LoadState=loaded\nUnitFileState=enabled\nResult=exit-code\nExecMainCode=1\nExecMainStatus=243\n" + state
+				s := check.WhyStopped(t.Context(), systemd(t, "[Service]\n"+test.unit+"\n", answer), "/etc/dpsd/dpsd.toml", nil)
+				if s.Reason != check.NoCredential || !strings.Contains(s.Detail, test.detail) || !strings.Contains(s.Advice, test.advice) {
+					t.Errorf("%+v", s)
+				}
+			}
+		})
+	}
+}
+
+func TestWhyDpsdDoesNotRunIsToldWithoutSystemdToo(t *testing.T) {
+	for says, systemctl := range map[string]func(context.Context, ...string) ([]byte, error){
+		"no systemd runs":          nil,
+		"systemd does not answer":  func(context.Context, ...string) ([]byte, error) { return nil, context.DeadlineExceeded },
+		"systemctl is not allowed": func(context.Context, ...string) ([]byte, error) { return nil, errors.New("no bus") },
+	} {
+		t.Run(says, func(t *testing.T) {
+			if s := check.WhyStopped(t.Context(), systemctl, "my.toml", nil); s.Reason != check.Unknown || s.Detail == "" || !strings.Contains(s.Advice, "dpsd run --config my.toml") {
+				t.Errorf("%+v", s)
+			}
+			if s := check.WhyStopped(t.Context(), systemctl, "my.toml", errors.New("my.toml:1:1: wrong")); s.Reason != check.ConfigurationInvalid || !strings.Contains(s.Detail, "my.toml:1:1: wrong") {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestTheSchemaOfStatusNamesEveryReason(t *testing.T) {
+	schema, err := os.ReadFile("../docs/status.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, reason := range check.Reasons() {
+		if !strings.Contains(string(schema), " "+string(reason)+":") && !strings.Contains(string(schema), " "+string(reason)+",") && !strings.Contains(string(schema), `"`+string(reason)+":") {
+			t.Errorf("docs/status.schema.json does not name %s", reason)
+		}
+	}
+}

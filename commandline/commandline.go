@@ -1,0 +1,85 @@
+// Package commandline is what the command lines of both programs have in common: how
+// mistakes are answered, and the version.
+package commandline
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/dpsd-project/dpsd/nearest"
+)
+
+// NoArgs refuses arguments, as cobra.NoArgs does, and says what was probably meant.
+func NoArgs(c *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case !c.HasAvailableSubCommands():
+		return fmt.Errorf("%s takes no argument such as %q", c.CommandPath(), args[0])
+	}
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return fmt.Errorf("unknown command %q for %q%s", args[0], c.CommandPath(), suggestion("", args[0], names))
+}
+
+// FlagError explains the error of a flag, for cobra's SetFlagErrorFunc.
+func FlagError(c *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	// The flag belongs to a command that does not exist: that is the mistake.
+	if args := c.Flags().Args(); c.HasAvailableSubCommands() && len(args) > 0 {
+		return NoArgs(c, args)
+	}
+	word := unknown.GetSpecifiedName()
+	if one := unknown.GetSpecifiedShortnames(); one != "" {
+		word, _, _ = strings.Cut(one, "=") // -config for --config
+	}
+	var names []string
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, f.Name)
+		}
+	})
+	slices.Sort(names)
+	return fmt.Errorf("%w%s", err, suggestion("--", word, names))
+}
+
+func suggestion(before, word string, names []string) string {
+	if name := nearest.Name(word, names); name != "" {
+		return fmt.Sprintf("; did you mean %q?", before+name)
+	}
+	return ""
+}
+
+// Version gives a program the command "version" and the flag --version. args makes what
+// it checks of its arguments the program's errors of usage.
+func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs) cobra.PositionalArgs) {
+	line := fmt.Sprintf("%s %s %s/%s %s", root.Name(), version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	root.Version = line
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version")
+	root.AddCommand(&cobra.Command{
+		Use:               "version",
+		Short:             "Print the version",
+		Long:              `Print the version, the platform and the version of Go, on one line.`,
+		Example:           "  " + root.Name() + " version",
+		Args:              args(NoArgs),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), line)
+			return err
+		},
+	})
+}
