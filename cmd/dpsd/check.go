@@ -23,8 +23,8 @@ import (
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
-	"github.com/dpsd-project/dpsd/nearest"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/nearest"
 )
 
 // serviceAccount is the user of dpsd.service.
