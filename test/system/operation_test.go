@@ -41,32 +41,6 @@ func TestConsumersStartWithTheIdentityAndFollowIt(t *testing.T) {
 	})
 }
 
-func TestAReloadTakesAGoodConfigurationAndRefusesABadOne(t *testing.T) {
-	inBoth(t, func(t *testing.T, s suite) {
-		g := withDpsd(t, s)
-		dps := provisioned(g, "")
-		before := g.show("dpsd.service", "MainPID")
-
-		good := dps.configuration("")
-		g.write("/etc/dpsd/dpsd.toml", strings.Replace(good, "id_scope", "id_scop", 1), 0o644)
-		g.run("systemctl reload dpsd")
-		g.untilShown("dpsd.service", "StatusText", "The new configuration is refused, the old one stays: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key")
-		g.until("the reload has ended", "test $(systemctl show --value -p ActiveState dpsd) = active")
-
-		// Another gateway, with its key in a file.
-		g.write("/etc/dpsd/keys/gw-2.key", dps.key("gw-2"), 0o640)
-		g.run("chgrp dpsd /etc/dpsd/keys/gw-2.key")
-		if out, status := g.try("setpriv --reuid=nobody --regid=nogroup --clear-groups cat /etc/dpsd/keys/gw-2.key"); status == 0 {
-			t.Errorf("everybody can read the key: %s", out)
-		}
-		g.write("/etc/dpsd/dpsd.toml", strings.NewReplacer("gw-1", "gw-2", "credential:dps-primary-key", "file:/etc/dpsd/keys/gw-2.key").Replace(good), 0o644)
-		g.run("systemctl reload dpsd")
-		g.untilShown("dpsd.service", "StatusText", "Assigned to dpsd-sim.azure-devices.net as gw-2")
-		g.expect("dpsd.service", "MainPID", before)
-		g.expect("dpsd.service", "ActiveState", "active")
-	})
-}
-
 func TestAnEncryptedCredentialIsUsedAndCiphertextIsNamed(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // endpoint is the name of the real service; in a gateway it is that of the
@@ -102,6 +103,21 @@ func (s *service) registrations() (n int) {
 		}
 	}
 	return n
+}
+
+// until waits for a number of register requests.
+func (s *service) until(n int) {
+	s.g.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for s.registrations() < n {
+		select {
+		case <-tick.C:
+		case <-late:
+			s.g.t.Fatalf("%d registrations within %s, want %d", s.registrations(), patience, n)
+		}
+	}
 }
 
 // registrationID is what gateways are called here.

@@ -185,7 +185,7 @@ func TestAHungProcessIsRestartedByTheWatchdog(t *testing.T) {
 		g.run("systemctl restart dpsd")
 		before := g.run("cat /var/lib/dpsd/state.json")
 		release := g.hold("/etc/dpsd/dpsd.toml")
-		g.run("systemctl reload --no-block dpsd") // the supervisor reads it, and is stuck
+		g.run("kill -HUP " + g.show("dpsd.service", "MainPID")) // the supervisor reads it, and is stuck
 		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
 		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "Watchdog timeout") || !strings.Contains(said, "SIGABRT: abort") {
 			t.Errorf("the journal does not say why, and where it hangs:\n%s", said)
