@@ -11,6 +11,12 @@ import (
 // sealedKey is where the example of encrypted credentials has the key.
 const sealedKey = "/etc/credstore.encrypted/dps-primary-key"
 
+// holdLock lets the unit holder have the lock of dpsd, now or as soon as dpsd ends.
+const holdLock = `install -d -o dpsd -g dpsd -m 755 /var/lib/dpsd
+test -e /var/lib/dpsd/lock || install -o dpsd -g dpsd -m 600 /dev/null /var/lib/dpsd/lock
+systemd-run --quiet --unit=holder flock /var/lib/dpsd/lock sleep infinity
+while flock --nonblock /var/lib/dpsd/lock true; do sleep 0.1; done`
+
 // failingStarts are the reasons for which a start of dpsd fails again and again.
 var failingStarts = []struct {
 	name    string
@@ -21,10 +27,7 @@ var failingStarts = []struct {
 	{"a missing encrypted credential", "", "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "243"},
 	{"a damaged encrypted credential", "mkdir -p -m 700 /etc/credstore.encrypted; echo damaged >" + sealedKey, "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "243"},
 	{"a missing directory of ReadWritePaths=", "", "ReadWritePaths=/srv/missing", "226"},
-	{"a held lock", `install -d -o dpsd -g dpsd -m 755 /var/lib/dpsd
-install -o dpsd -g dpsd -m 600 /dev/null /var/lib/dpsd/lock
-systemd-run --quiet --unit=holder flock /var/lib/dpsd/lock sleep infinity
-while flock --nonblock /var/lib/dpsd/lock true; do sleep 0.1; done`, "", "1"},
+	{"a held lock", holdLock, "", "1"},
 	{"a killed process", "", "ExecStart=\nExecStart=/bin/sh -c 'kill -KILL $$$$'", "9"},
 }
 
@@ -35,35 +38,45 @@ func TestAFailingStartIsTriedAgainNoEarlierThanRestartSec(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		g.configure(g.service(prompt), "")
-		for _, with := range []struct{ what, prepare string }{
-			{"without the target", "systemctl --quiet mask dpsd-provisioned.target"},
-			{"with the target", "systemctl --quiet unmask dpsd-provisioned.target"},
-			{"with the target and a consumer", "cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl --quiet enable consumer"},
+		for _, with := range []struct {
+			what, prepare string
+			units         []string // those that are active with dpsd
+		}{
+			{"without the target", "systemctl --quiet mask dpsd-provisioned.target", nil},
+			{"with the target", "systemctl --quiet unmask dpsd-provisioned.target", []string{"dpsd-provisioned.target"}},
+			{"with the target and a consumer", "cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl --quiet enable consumer",
+				[]string{"dpsd-provisioned.target", "consumer.service"}},
+			{"with the target and consumers of every kind", "systemctl --quiet disable consumer\n" + enableWanting(), append([]string{"dpsd-provisioned.target"}, wanting()...)},
 		} {
 			g.run(with.prepare)
 			for _, failing := range failingStarts {
 				g.failingStart(failing.name+", "+with.what, failing.prepare, failing.dropIn, failing.status)
+				g.until("all is well when the cause is gone", "systemctl is-active dpsd.service "+strings.Join(with.units, " "))
+				g.run("systemctl stop dpsd " + strings.Join(with.units, " "))
 			}
 		}
 	})
 }
 
-// failingStart watches four starts that fail.
+// failingStart watches four starts that fail, and then ends what they fail of.
 func (g *gateway) failingStart(what, prepare, dropIn, status string) {
 	g.t.Helper()
 	const shortest = time.Second // between two starts: RestartSec below
 	g.write("/etc/systemd/system/dpsd.service.d/failing.conf", "[Service]\nRestartSec=1s\n"+dropIn+"\n", 0o644)
-	g.run(prepare + "\nsystemctl daemon-reload")
+	g.run("rm -rf /var/lib/dpsd/*\n" + prepare + "\nsystemctl daemon-reload") // nothing was published yet
 	before := len(g.journal(starting))
 	lines := g.journalLines()
 	g.run("systemctl start --no-block dpsd")
 	g.until("four starts with "+what, fmt.Sprintf("test $(journalctl --quiet --no-pager --output=cat %s | wc -l) -ge %d", starting, before+4))
 	g.untilShown("dpsd.service", "ExecMainStatus", status)
 	restarts := g.show("dpsd.service", "NRestarts")
-	g.run("systemctl stop dpsd; systemctl reset-failed; systemctl stop holder 2>/dev/null || :; rm -f " + sealedKey)
+	after := g.journalLines()
+	entries := g.journal(starting)[before:]
+	g.write("/etc/systemd/system/dpsd.service.d/failing.conf", "[Service]\nRestartSec=1s\n", 0o644)
+	g.run("rm -f " + sealedKey + "; systemctl daemon-reload; systemctl stop holder 2>/dev/null || :")
 
 	var first, last time.Duration
-	for i, e := range g.journal(starting)[before:] {
+	for i, e := range entries {
 		microseconds, err := strconv.ParseInt(e.text("__MONOTONIC_TIMESTAMP"), 10, 64)
 		if err != nil {
 			g.t.Fatal(err)
@@ -76,7 +89,7 @@ func (g *gateway) failingStart(what, prepare, dropIn, status string) {
 		}
 		last = at
 	}
-	g.t.Logf("%s: %s: %s restarts and %d journal lines in %.1f s", g.suite.name, what, restarts, g.journalLines()-lines, (last - first).Seconds())
+	g.t.Logf("%s: %s: %s restarts and %d journal lines in %.1f s", g.suite.name, what, restarts, after-lines, (last - first).Seconds())
 }
 
 // journalLines counts the entries of the whole journal of this boot.
