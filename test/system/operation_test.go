@@ -31,7 +31,7 @@ func TestConsumersStartWithTheIdentityAndFollowIt(t *testing.T) {
 		consumer := g.show("consumer.service", "MainPID")
 		g.run("systemctl restart dpsd")
 		g.expect("consumer.service", "MainPID", consumer)
-		g.expect("dpsd-provisioned.target", "ActiveState", "active")
+		g.until("the target is reached", "systemctl -q is-active dpsd-provisioned.target")
 
 		dps.enroll(hubs("other.azure-devices.net"))
 		g.run("systemctl reload dpsd")
