@@ -63,13 +63,21 @@ func suggestion(before, word string, names []string) string {
 	return ""
 }
 
-// Version gives a program the command "version" and the flag --version. args makes what
+// Version gives a program, which has its RunE already, the command "version" and the flag --version. args makes what
 // it checks of its arguments the program's errors of usage.
 func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs) cobra.PositionalArgs) {
 	line := fmt.Sprintf("%s %s %s/%s %s", root.Name(), version, runtime.GOOS, runtime.GOARCH, runtime.Version())
-	root.Version = line
-	root.SetVersionTemplate("{{.Version}}\n")
-	root.Flags().Bool("version", false, "print the version")
+	// Not by cobra's Version: a template of its own would link text/template, and with it
+	// half a megabyte that the linker can leave out otherwise.
+	asked := root.Flags().Bool("version", false, "print the version")
+	otherwise := root.RunE
+	root.RunE = func(c *cobra.Command, args []string) error {
+		if !*asked {
+			return otherwise(c, args)
+		}
+		_, err := fmt.Fprintln(c.OutOrStdout(), line)
+		return err
+	}
 	root.AddCommand(&cobra.Command{
 		Use:               "version",
 		Short:             "Print the version",
