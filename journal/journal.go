@@ -31,12 +31,14 @@ type record struct {
 	line     []byte
 }
 
-// Log is a queue with one goroutine that empties it. When it is full, entries
-// are lost, counted, and told when there is room again.
+// Log is a queue with one goroutine that empties it. When it is full, or when
+// nobody reads, entries are lost. They are counted, and the next entry that gets
+// through is followed by one that says how many were lost.
 type Log struct {
 	format func(zapcore.Entry, []zapcore.Field) record
 	send   func(datagram []byte) error
 	lines  io.Writer // for what is no datagram, or cannot be sent as one
+	torn   bool      // the last line was written in part: the next one begins a new line
 
 	mu     sync.Mutex
 	queue  chan record
@@ -109,56 +111,84 @@ func (l *Log) add(r record) {
 	select {
 	case l.queue <- r:
 	default:
-		if l.lost == 0 {
-			l.since = time.Now()
-		}
-		l.lost++
+		l.lose(1, time.Now())
 	}
 }
+
+// lose counts entries that are lost, the first of them at the given time. It is
+// called with the lock.
+func (l *Log) lose(n int, since time.Time) {
+	if l.lost == 0 || since.Before(l.since) {
+		l.since = since
+	}
+	l.lost += n
+}
+
+// errEnds means that dpsd ends, and waits for no reader any more.
+var errEnds = errors.New("the log is being closed")
 
 func (l *Log) empty() {
 	defer close(l.done)
 	for r := range l.queue {
-		if !l.write(r) {
-			return
+		err := l.write(r)
+		if err == nil {
+			err = l.reportLoss()
+		} else {
+			l.mu.Lock()
+			l.lose(1, time.Now())
+			l.mu.Unlock()
 		}
-		if told, any := l.telling(); any && !l.write(told) {
+		if errors.Is(err, errEnds) {
 			return
 		}
 	}
 }
 
-// telling is the entry about lost ones, if there were any.
-func (l *Log) telling() (record, bool) {
+// reportLoss writes the entry about lost entries, if there are any.
+func (l *Log) reportLoss() error {
 	l.mu.Lock()
 	lost, since := l.lost, l.since
 	l.lost = 0
 	l.mu.Unlock()
 	if lost == 0 {
-		return record{}, false
+		return nil
 	}
 	e := zapcore.Entry{Level: zapcore.WarnLevel, Time: time.Now(), Message: event.LogLost}
-	return l.format(e, []zapcore.Field{zap.Int("lost", lost), zap.Time("since", since)}), true
+	err := l.write(l.format(e, []zapcore.Field{zap.Int("lost", lost), zap.Time("since", since)}))
+	if err != nil {
+		l.mu.Lock()
+		l.lose(lost, since)
+		l.mu.Unlock()
+	}
+	return err
 }
 
-// write ends when the entry is taken, or reports that none will be: dpsd ends.
-func (l *Log) write(r record) bool {
+// write returns nil once the entry has reached a reader. Every datagram has a new
+// connection, so that a journald that was started again gets the next one.
+func (l *Log) write(r record) error {
 	for r.datagram != nil {
 		err := l.send(r.datagram)
 		if err == nil {
-			return true
+			return nil
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			break // there is no journal: the line may reach somebody
 		}
 		select {
 		case <-l.closing:
-			return false
+			return errEnds
 		default: // journald has stopped reading, and stderr leads to it as well
 		}
 	}
-	_, _ = l.lines.Write(r.line)
-	return true
+	line := r.line
+	if l.torn {
+		line = append([]byte("\n"), line...)
+	}
+	n, err := l.lines.Write(line)
+	if n > 0 {
+		l.torn = n < len(line)
+	}
+	return err
 }
 
 // core is what zap sees of a Log.

@@ -70,6 +70,7 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(stop)
+	survivePipes()
 	e, err := f.open()
 	if err != nil {
 		return err

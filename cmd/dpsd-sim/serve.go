@@ -45,6 +45,7 @@ with its place, and the enrollments stay as they were.`,
 			again := make(chan os.Signal, 1)
 			signal.Notify(again, syscall.SIGHUP)
 			defer signal.Stop(again)
+			survivePipes()
 			e, err := f.open()
 			if err != nil {
 				return err
@@ -75,3 +76,8 @@ with its place, and the enrollments stay as they were.`,
 	f.add(c, defaultMQTT, defaultWebSocket)
 	return c
 }
+
+// survivePipes lets the program go on when the reader of its output or its errors
+// has gone, which otherwise ends a Go program by SIGPIPE. The signal is caught and
+// not ignored, because a program that exec starts would inherit that.
+func survivePipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

@@ -76,7 +76,8 @@ func run(file string, once bool, timeout time.Duration) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	// Go ends a program whose write to standard output or standard error meets EPIPE
-	// (os/signal, "SIGPIPE"). The loss of a log reader must not end the service.
+	// (os/signal, "SIGPIPE"). The loss of a log reader must not end the service; package
+	// journal counts what it did not get. Other commands end, as "| head" expects.
 	signal.Ignore(syscall.SIGPIPE)
 
 	cfg, err := load(file)

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "sim")
+	if out, err := exec.Command("dpsd-sim", "credentials", "--dir", dir, "--registration-id", "gw-1").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := exec.Command("dpsd-sim", "serve", "--dir", dir, "--mqtt", "127.0.0.1:0", "--websocket", "")
+	serve.Stdout, serve.Stderr = writer, writer
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(30*time.Second, func() { _ = serve.Process.Kill() })
+	defer late.Stop()
+	writer.Close()
+	if line := bufio.NewScanner(reader); !line.Scan() {
+		t.Fatal("no first line")
+	}
+	reader.Close()
+
+	// It reads each of these to its end before it writes what it has to say about the
+	// one before: the first is a complaint on standard error, the others are messages
+	// on standard output.
+	enrollments := filepath.Join(dir, "enrollments.toml")
+	for _, text := range []string{"nonsense", group("hub-b.example"), group("hub-c.example"), group("hub-d.example")} {
+		if err := errors.Join(os.Remove(enrollments), syscall.Mkfifo(enrollments, 0o600), serve.Process.Signal(syscall.SIGHUP)); err != nil {
+			t.Fatal(err)
+		}
+		var file *os.File
+		for limit := time.Now().Add(30 * time.Second); file == nil; time.Sleep(time.Millisecond) {
+			if file, err = os.OpenFile(enrollments, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil && time.Now().After(limit) {
+				t.Fatalf("nobody reads the enrollments: %v", err)
+			}
+		}
+		if _, err := file.WriteString(text); err != nil {
+			t.Error(err)
+		}
+		file.Close()
+	}
+	if told, err := register(dir, "gw-1"); err != nil || !strings.Contains(told, "assigned hub-") {
+		t.Errorf("a device is told %q, %v", told, err)
+	}
+	_ = serve.Process.Signal(syscall.SIGTERM)
+	if err := serve.Wait(); err != nil {
+		t.Errorf("serve ended with %v", err)
+	}
+}
+
+// group assigns every device with a certificate to a hub.
+func group(hub string) string {
+	return fmt.Sprintf("[[group]]\nname = \"certificates\"\ntype = \"x509\"\nca_file = \"device-ca.pem\"\nhubs = [%q]\n", hub)
+}
+
+// A shell's "yes | head" relies on it.
+func TestTheCommandOfExecIsEndedBySIGPIPEAsEver(t *testing.T) {
+	out, err := exec.Command("dpsd-sim", "exec", "--", "sh", "-c", "grep SigIgn /proc/self/status").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ignored uint64
+	if _, err := fmt.Sscanf(string(out), "SigIgn:\t%x", &ignored); err != nil {
+		t.Fatalf("%q: %v", out, err)
+	}
+	if ignored&(1<<(syscall.SIGPIPE-1)) != 0 {
+		t.Errorf("the command ignores SIGPIPE: %s", out)
+	}
+}
