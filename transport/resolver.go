@@ -35,7 +35,7 @@ func Unresolved(err error, file string) error {
 		return err
 	}
 	text, unread := os.ReadFile(file)
-	problem := ""
+	var problem string
 	switch target, link := os.Readlink(file); {
 	case errors.Is(unread, fs.ErrNotExist) && link == nil:
 		problem = "is a link to " + target + ", which does not exist"

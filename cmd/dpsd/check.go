@@ -84,8 +84,9 @@ configuration is invalid.`,
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "end with 1 when there is a warning, too")
 	// It fails only for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		var all []cobra.Completion
-		for _, s := range check.Steps() {
+		steps := check.Steps()
+		all := make([]cobra.Completion, 0, len(steps))
+		for _, s := range steps {
 			all = append(all, cobra.CompletionWithDesc(s.Name, s.Description))
 		}
 		return all, cobra.ShellCompDirectiveNoFileComp
@@ -102,8 +103,9 @@ type checkOptions struct {
 
 // known reports a step that does not exist.
 func (o checkOptions) known() error {
-	var names []string
-	for _, s := range check.Steps() {
+	steps := check.Steps()
+	names := make([]string, 0, len(steps))
+	for _, s := range steps {
 		names = append(names, s.Name)
 	}
 	for _, name := range o.skip {

@@ -110,7 +110,7 @@ func closed(file string) error {
 	}
 	account, err := check.LookUpAccount(serviceAccount)
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // without the account it cannot be known
 	}
 	var closed *check.ClosedError
 	if !errors.As(account.Closed(file), &closed) {
