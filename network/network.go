@@ -50,6 +50,6 @@ func source(to netip.Addr) string {
 	if err != nil {
 		return err.Error()
 	}
-	defer func() { _ = c.Close() }() // nothing was written
+	defer func() { _ = c.Close() }()                               // nothing was written
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().String() // the port is another one each time
 }
