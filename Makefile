@@ -9,9 +9,6 @@ VERSION := $(shell packaging/version)
 BUILT   := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -funcalign=16 -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-# The version is given above. Go need not ask git, which refuses a clone of another user.
-export GOFLAGS := $(strip $(shell go env GOFLAGS) -buildvcs=false)
-
 # Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
 # the control socket. Without it the program is half a megabyte smaller.
 TAGS = nethttpomithttp2
@@ -22,6 +19,10 @@ GCFLAGS = -gcflags=all=-l
 ifneq ($(filter arm riscv64,$(shell go env GOARCH)),)
 GCFLAGS += -gcflags=crypto/...=
 endif
+
+# With VCS stamping, Go fails in a clone that belongs to another user, because git
+# refuses to read it. LDFLAGS sets the version.
+export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
 .PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
 

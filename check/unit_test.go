@@ -71,7 +71,7 @@ func TestUnit(t *testing.T) {
 		{"one that is not there", "LoadState=not-found\n", check.Warning, "not installed", "Install the package"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
-			g := &check.Gateway{Invalid: errors.New("none"), Systemctl: systemd(t, "", test.answer)}
+			g := &check.Gateway{Systemctl: systemd(t, "", test.answer)}
 			r := run(t, g, check.Unit)[0]
 			if r.Status != test.status || !strings.Contains(r.Detail, test.detail) || !strings.Contains(r.Advice, test.advice) || (test.advice == "") != (r.Advice == "") {
 				t.Errorf("%+v", r)
@@ -79,7 +79,7 @@ func TestUnit(t *testing.T) {
 		})
 	}
 	t.Run("a systemd that does not answer is a warning", func(t *testing.T) {
-		g := &check.Gateway{Invalid: errors.New("none"), Systemctl: func(context.Context, ...string) ([]byte, error) { return nil, context.DeadlineExceeded }}
+		g := &check.Gateway{Systemctl: func(context.Context, ...string) ([]byte, error) { return nil, context.DeadlineExceeded }}
 		if r := run(t, g, check.Unit)[0]; r.Status != check.Warning || !strings.Contains(r.Detail, "within 5s") {
 			t.Errorf("%+v", r)
 		}

@@ -390,6 +390,7 @@ func TestASteppedClockEndsTheWaitsItMayHaveCaused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGateway(t, tt.rule)
+				g.Settings.Retry.RefusedInitial = 5 * time.Minute
 				steps := make(chan time.Duration, 1)
 				g.ClockStepped = steps
 				g.run()
