@@ -33,6 +33,7 @@ type supervisor struct {
 	payload        []byte            // of registration
 	credential     int               // the one to use, an index into settings.Credentials
 	tried          int               // how many of this round failed for a reason of their own
+	refused        int               // how many of this round the service refused
 	history        pace.History
 	unsaved        *store.Record // assigned, but the disk refused it
 	floors         floors
@@ -412,7 +413,8 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 	s.account.confirm(now)
 	s.measures.took.Update(now.Sub(s.since).Seconds())
 	s.since = time.Time{}
-	s.history, s.credential, s.tried, s.connackBusy = pace.History{}, 0, 0, 0
+	s.history, s.connackBusy = pace.History{}, 0
+	s.firstCredential()
 	s.lane, s.lastFault = "", fault.Fault{}
 	s.nextRegular(now)
 	rec, _ := s.store.Current()
@@ -509,6 +511,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	} else {
 		s.connackBusy = 0
 	}
+	ends := s.Once && s.refuses(f)
 	more := s.tried+1 < len(s.settings.Credentials)
 	wait, lane := s.settings.Retry.After(f, more, &s.history, s.random)
 	switch {
@@ -516,7 +519,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 		s.tried++
 		s.credential = (s.credential + 1) % len(s.settings.Credentials)
 	case lane == pace.LaneRefused && f.Stage != fault.StageIdentity:
-		s.tried, s.credential = 0, 0 // the next round begins with the first
+		s.firstCredential()
 	}
 	s.due, s.lane = now.Add(wait), lane
 	advice := fault.Describe(f.Code).Advice
@@ -527,7 +530,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	s.account.failed(f, r.credential, advice, now)
 	s.tellFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
-	if s.Once && (lane == pace.LaneRefused || f.Class == fault.Storage) {
+	if ends {
 		return f
 	}
 	return nil
@@ -587,7 +590,7 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 // filesChanged: a key, a certificate, the serial number or the payload has
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
-	s.credential, s.tried = 0, 0
+	s.firstCredential()
 	before := s.due
 	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "a file has changed")
 	if s.due != before { // a file that changes all the time fills no journal
@@ -641,7 +644,8 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 		s.measures.asksEvery(settings.Interval)
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
-	s.credential, s.tried, s.history = 0, 0, pace.History{}
+	s.firstCredential()
+	s.history = pace.History{}
 	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
 	s.expires, s.announced = time.Time{}, 0
 	s.watch(ctx)
