@@ -15,6 +15,9 @@ const (
 	// because a file changed, so that a file which changes all the time does
 	// not become traffic.
 	changeGap = 10 * time.Second
+	// reloadGap is the least time between two reloads. systemd waits at most this long,
+	// and the time that it takes to read the file, for an answer.
+	reloadGap = 500 * time.Millisecond
 	// forcedGap is the least time between registrations that somebody asked for.
 	forcedGap = time.Minute
 	// A gateway with nothing to do for restLimit is at rest, once what follows an attempt

@@ -59,6 +59,8 @@ type supervisor struct {
 	replaced  bool               // the settings were replaced while it ran
 	wanted    time.Time          // when a trigger asked for the next one while it ran
 	due       time.Time
+	reloadDue time.Time    // when SIGHUP is obeyed; zero: none came
+	reloaded  time.Time    // when it last was
 	mendDue   time.Time    // when the state directory is looked after; zero: it was not touched
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended
@@ -179,9 +181,11 @@ func (s *supervisor) run(ctx context.Context) error {
 			}
 			return nil
 		case <-s.Hangup:
-			s.reload(ctx, time.Now())
+			s.hungUp(time.Now())
 		case now := <-wake.C:
 			switch {
+			case reached(s.reloadDue, now):
+				s.reload(ctx, now)
 			case s.attempt != nil:
 			case reached(s.due, now):
 				s.begin(ctx, now)
@@ -227,12 +231,14 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // sleep is how long nothing is due by itself.
 func (s *supervisor) sleep(now time.Time) time.Duration {
-	wait := idle
+	due := []time.Time{s.reloadDue}
 	if s.attempt == nil {
-		for _, at := range []time.Time{s.due, s.mendDue, s.restDue} {
-			if !at.IsZero() {
-				wait = min(wait, max(0, at.Sub(now)))
-			}
+		due = append(due, s.due, s.mendDue, s.restDue)
+	}
+	wait := idle
+	for _, at := range due {
+		if !at.IsZero() {
+			wait = min(wait, max(0, at.Sub(now)))
 		}
 	}
 	return wait
@@ -603,36 +609,6 @@ func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.tell(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.lane == pace.LaneRefused {
 		s.trigger(now, "the clock was set")
-	}
-}
-
-// reload is SIGHUP. Before the first READY systemd hears nothing of it: a
-// RELOADING=1 then would make the unit active.
-func (s *supervisor) reload(ctx context.Context, now time.Time) {
-	if s.ready {
-		s.notify.reloading()
-	}
-	status := "Configuration reloaded; registering again"
-	var settings *Settings
-	var err error
-	if s.Reload != nil {
-		settings, err = s.Reload()
-	}
-	switch {
-	case err != nil:
-		status = "The new configuration is refused, the old one stays: " + err.Error()
-		s.tell(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
-	case settings == nil && s.attempt != nil:
-		s.tell(event.Reloaded, zap.Bool("changed", false)) // what runs is what was asked for
-	default:
-		s.tell(event.Reloaded, zap.Bool("changed", settings != nil))
-		s.afresh(ctx, settings)
-		s.trigger(s.force(now), "reload")
-	}
-	if s.ready {
-		s.notify.ready(status)
-	} else {
-		s.notify.setStatus(status)
 	}
 }
 
