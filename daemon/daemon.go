@@ -108,7 +108,8 @@ type Daemon struct {
 	Watchdog time.Duration
 
 	// Once makes Run return after the first durable assignment, and give up as
-	// soon as the service has refused every credential or the enrollment.
+	// soon as the service has refused every credential or the enrollment. After
+	// any other fault it tries again.
 	Once bool
 	// Timeout bounds Run when Once is set; 0 does not.
 	Timeout time.Duration
@@ -143,8 +144,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// IsRefusal reports whether err is what Run returns, with Once, for a gateway
-// that cannot be provisioned as things are.
+// IsRefusal reports whether err is what Run returns, with Once, when the service
+// has refused every credential or the enrollment.
 func IsRefusal(err error) bool {
 	var f fault.Fault
 	return errors.As(err, &f) && !errors.Is(err, ErrTimeout)

@@ -34,6 +34,7 @@ type supervisor struct {
 	payload        []byte            // of registration
 	credential     int               // the one to use, an index into settings.Credentials
 	tried          int               // how many of this round failed for a reason of their own
+	refused        int               // how many of this round the service refused
 	history        pace.History
 	unsaved        *store.Record // assigned, but the disk refused it
 	floors         floors
@@ -59,6 +60,8 @@ type supervisor struct {
 	replaced  bool               // the settings were replaced while it ran
 	wanted    time.Time          // when a trigger asked for the next one while it ran
 	due       time.Time
+	reloadDue time.Time    // when SIGHUP is obeyed; zero: none came
+	reloaded  time.Time    // when it last was
 	mendDue   time.Time    // when the state directory is looked after; zero: it was not touched
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended
@@ -181,9 +184,11 @@ func (s *supervisor) run(ctx context.Context) error {
 			}
 			return nil
 		case <-s.Hangup:
-			s.reload(ctx, time.Now())
+			s.hungUp(time.Now())
 		case now := <-wake.C:
 			switch {
+			case reached(s.reloadDue, now):
+				s.reload(ctx, now)
 			case s.attempt != nil:
 			case reached(s.due, now):
 				s.begin(ctx, now)
@@ -231,12 +236,14 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // sleep is how long nothing is due by itself.
 func (s *supervisor) sleep(now time.Time) time.Duration {
-	wait := idle
+	due := []time.Time{s.reloadDue}
 	if s.attempt == nil {
-		for _, at := range []time.Time{s.due, s.mendDue, s.network.due, s.restDue} {
-			if !at.IsZero() {
-				wait = min(wait, max(0, at.Sub(now)))
-			}
+		due = append(due, s.due, s.mendDue, s.network.due, s.restDue)
+	}
+	wait := idle
+	for _, at := range due {
+		if !at.IsZero() {
+			wait = min(wait, max(0, at.Sub(now)))
 		}
 	}
 	return wait
@@ -423,7 +430,8 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 	s.account.confirm(now)
 	s.measures.took.Update(now.Sub(s.since).Seconds())
 	s.since = time.Time{}
-	s.history, s.credential, s.tried, s.connackBusy = pace.History{}, 0, 0, 0
+	s.history, s.connackBusy = pace.History{}, 0
+	s.firstCredential()
 	s.lane, s.lastFault = "", fault.Fault{}
 	s.nextRegular(now)
 	rec, _ := s.store.Current()
@@ -520,6 +528,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	} else {
 		s.connackBusy = 0
 	}
+	ends := s.Once && s.refuses(f)
 	more := s.tried+1 < len(s.settings.Credentials)
 	wait, lane := s.settings.Retry.After(f, more, &s.history, s.random)
 	switch {
@@ -527,7 +536,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 		s.tried++
 		s.credential = (s.credential + 1) % len(s.settings.Credentials)
 	case lane == pace.LaneRefused && f.Stage != fault.StageIdentity:
-		s.tried, s.credential = 0, 0 // the next round begins with the first
+		s.firstCredential()
 	}
 	s.due, s.lane = now.Add(wait), lane
 	s.suspectNetwork(f, r.err, now)
@@ -539,7 +548,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	s.account.failed(f, r.credential, advice, now)
 	s.tellFault(f, lane, wait, r.credential, advice)
 	s.waiting(now, f.Error())
-	if s.Once && (lane == pace.LaneRefused || f.Class == fault.Storage) {
+	if ends {
 		return f
 	}
 	return nil
@@ -605,7 +614,7 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 // filesChanged: a key, a certificate, the serial number or the payload has
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
-	s.credential, s.tried = 0, 0
+	s.firstCredential()
 	before := s.due
 	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "a file has changed")
 	if s.due != before { // a file that changes all the time fills no journal
@@ -621,36 +630,6 @@ func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	}
 }
 
-// reload is SIGHUP. Before the first READY systemd hears nothing of it: a
-// RELOADING=1 then would make the unit active.
-func (s *supervisor) reload(ctx context.Context, now time.Time) {
-	if s.ready {
-		s.notify.reloading()
-	}
-	status := "Configuration reloaded; registering again"
-	var settings *Settings
-	var err error
-	if s.Reload != nil {
-		settings, err = s.Reload()
-	}
-	switch {
-	case err != nil:
-		status = "The new configuration is refused, the old one stays: " + err.Error()
-		s.tell(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
-	case settings == nil && s.attempt != nil:
-		s.tell(event.Reloaded, zap.Bool("changed", false)) // what runs is what was asked for
-	default:
-		s.tell(event.Reloaded, zap.Bool("changed", settings != nil))
-		s.afresh(ctx, settings)
-		s.trigger(s.force(now), "reload")
-	}
-	if s.ready {
-		s.notify.ready(status)
-	} else {
-		s.notify.setStatus(status)
-	}
-}
-
 // afresh forgets what was found out under the settings so far, and takes over
 // new ones if there are any. A running attempt gives way.
 func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
@@ -660,7 +639,8 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 		s.doubt()
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = "", nil, nil, nil
-	s.credential, s.tried, s.history = 0, 0, pace.History{}
+	s.firstCredential()
+	s.history = pace.History{}
 	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
 	s.expires, s.announced = time.Time{}, 0
 	s.watch(ctx)

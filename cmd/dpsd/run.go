@@ -43,9 +43,10 @@ func runCommand() *cobra.Command {
 		Long: `Provision this gateway and stay: what systemd starts. A terminal shows each
 step, and when the next attempt starts.
 
-With --once dpsd provisions, writes the state and ends. It tries again after
-faults that time can mend, until --timeout (exit 4); it ends as soon as every
-credential or the enrollment is refused (exit 1).`,
+With --once dpsd provisions, writes the state and ends with 0. After a fault it
+tries again until --timeout (exit 4); a file that appears or changes is read at
+once. Only two things end it earlier: the service refuses every credential or
+the enrollment (exit 1), or dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		Args:              commandline.NoArgs,

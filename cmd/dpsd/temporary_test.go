@@ -2,24 +2,58 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/config"
 )
 
+// unreadable is what a read meets.
+type unreadable struct{ err error }
+
+func (u unreadable) Read([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "read", Path: configurationFile, Err: u.err}
+}
+
 func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
-	for errno, code := range map[syscall.Errno]int{
+	for reason, code := range map[error]int{
 		syscall.EMFILE: exitFailed, syscall.ENFILE: exitFailed, syscall.ENOMEM: exitFailed, syscall.EIO: exitFailed,
-		syscall.ESTALE: exitFailed, syscall.ETIMEDOUT: exitFailed, syscall.EINTR: exitFailed, syscall.EAGAIN: exitFailed,
-		syscall.ENOENT: exitConfiguration, syscall.EACCES: exitConfiguration, syscall.EISDIR: exitConfiguration, syscall.ELOOP: exitConfiguration,
+		syscall.EINTR: exitFailed, syscall.EAGAIN: exitFailed, syscall.ENOBUFS: exitFailed,
+		syscall.ESTALE: exitFailed, syscall.ETIMEDOUT: exitFailed, syscall.EHOSTDOWN: exitFailed, syscall.EREMOTEIO: exitFailed,
+
+		syscall.ENOENT: exitConfiguration, syscall.EACCES: exitConfiguration, syscall.EPERM: exitConfiguration, syscall.EISDIR: exitConfiguration,
+		syscall.ENOTDIR: exitConfiguration, syscall.ELOOP: exitConfiguration, syscall.ENAMETOOLONG: exitConfiguration, syscall.ENXIO: exitConfiguration,
 	} {
-		err := invalid(configurationFile, &fs.PathError{Op: "open", Path: configurationFile, Err: errno})
-		var exit *exitError
-		if !errors.As(err, &exit) || exit.code != code {
-			t.Errorf("%v: %v, expected exit code %d", errno, err, code)
+		_, readErr := config.Parse(configurationFile, unreadable{reason})
+		for moment, err := range map[string]error{
+			"at the open": &fs.PathError{Op: "open", Path: configurationFile, Err: reason},
+			"at the read": readErr,
+		} {
+			for command, err := range map[string]error{
+				"run, config show and forget": invalid(configurationFile, err),
+				"check":                       checkOptions{}.verdict(&check.Gateway{File: configurationFile, Invalid: err}, check.Report{Steps: []check.Result{{Status: check.Failed}}}),
+			} {
+				if command == "check" && errors.Is(reason, fs.ErrPermission) && os.Geteuid() != 0 {
+					continue // root may be able to read it
+				}
+				var exit *exitError
+				if !errors.As(err, &exit) || exit.code != code {
+					t.Errorf("%s, %v %s: %v, expected exit code %d", command, reason, moment, err, code)
+				}
+			}
+			if err := invalid(configurationFile, err); !errors.Is(err, reason) {
+				t.Errorf("%v: the cause is missing in %v", reason, err)
+			}
 		}
-		if !errors.Is(err, errno) {
-			t.Errorf("%v: the cause is missing in %v", errno, err)
-		}
+	}
+	_, err := config.Parse(configurationFile, strings.NewReader("nonsense"))
+	var exit *exitError
+	if !errors.As(invalid(configurationFile, fmt.Errorf("again: %w", err)), &exit) || exit.code != exitConfiguration {
+		t.Errorf("a file that is no TOML: %v", err)
 	}
 }

@@ -211,7 +211,7 @@ func (g *gateway) boot(flags ...string) {
 		g.t.Fatal(err)
 	}
 	g.boots++
-	g.write("/etc/hosts", "127.0.0.1 localhost "+endpoint+"\n", 0o644)
+	g.write("/etc/hosts", "127.0.0.1 localhost "+endpoint+" "+simulatedHub+"\n", 0o644)
 	// The name tells whose it is: the ID of the process that runs the test.
 	name := fmt.Sprintf("dpsd-%d-%d", os.Getpid(), containers.Add(1))
 	groups := controlGroups(g.t, name)

@@ -16,6 +16,9 @@ import (
 // simulated one.
 const endpoint = "global.azure-devices-provisioning.net"
 
+// simulatedHub is the hub that dpsd-sim assigns; dpsd check connects to it.
+const simulatedHub = "dpsd-sim.azure-devices.net"
+
 // service is the simulated Device Provisioning Service, in the network of a
 // gateway. Its files are on this machine, out of the gateway's reach.
 type service struct {
