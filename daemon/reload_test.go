@@ -22,6 +22,7 @@ func TestABurstOfSIGHUPsIsTwoReloads(t *testing.T) {
 		g.run()
 		g.until("assigned", 1)
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		watches, began := len(g.inputs), time.Now()
 		var last time.Time
 		for range 1000 {
@@ -33,6 +34,7 @@ func TestABurstOfSIGHUPsIsTwoReloads(t *testing.T) {
 			time.Sleep(200 * time.Microsecond)
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if len(reloads) != 2 || !reloads[0].Equal(began) || !reloads[1].Equal(began.Add(reloadGap)) {
 			t.Errorf("reloads at %v, want one at %s and one %s later", reloads, began, reloadGap)
 		}
