@@ -80,6 +80,9 @@ type Daemon struct {
 	// nil when nothing has changed; an error leaves the running one. nil: there is
 	// nothing to read.
 	Reload func() (*Settings, error)
+	// ConfigurationFile is what Reload reads. Until the first READY it is watched, and a
+	// change is a reload; without Watch it is read every ten seconds. "": it is not.
+	ConfigurationFile string
 	// Hangup delivers SIGHUP, as signal.Notify does it. nil: never.
 	Hangup <-chan os.Signal
 	// Watch tells when one of the files changes, until the context ends. nil: never.

@@ -42,6 +42,9 @@ type gateway struct {
 	inputs  [][]string    // paths that were watched, but for those of the state directory
 	touched chan struct{} // tells that somebody was at the state directory
 
+	configured chan struct{}   // tells that the configuration file has changed
+	configures context.Context // ends when nobody watches the configuration file any more
+
 	mu    sync.Mutex
 	notes []note
 	dials int
@@ -156,8 +159,12 @@ func (w *wire) SetDeadline(t time.Time) error    { return w.SetReadDeadline(t) }
 
 // watching has changed tell of the files that the settings name.
 func (g *gateway) watching(changed <-chan struct{}) {
-	g.touched = make(chan struct{}, 1)
-	g.Watch = func(_ context.Context, paths ...string) (<-chan struct{}, error) {
+	g.touched, g.configured = make(chan struct{}, 1), make(chan struct{}, 1)
+	g.Watch = func(ctx context.Context, paths ...string) (<-chan struct{}, error) {
+		if slices.Equal(paths, []string{g.ConfigurationFile}) {
+			g.configures = ctx
+			return g.configured, nil
+		}
 		if slices.Equal(paths, store.Files(g.Store.Directory)) {
 			return g.touched, nil
 		}
@@ -249,13 +256,19 @@ func (g *gateway) end() error {
 // that was, counted from the start.
 func (g *gateway) until(event string, n int) time.Duration {
 	g.t.Helper()
-	for limit := time.Now().Add(30 * 24 * time.Hour); ; {
+	return g.within(30*24*time.Hour, event, n)
+}
+
+// within is until, for what has to happen soon.
+func (g *gateway) within(patience time.Duration, event string, n int) time.Duration {
+	g.t.Helper()
+	for limit := time.Now().Add(patience); ; {
 		synctest.Wait()
 		if found := g.log.FilterMessage(event).All(); len(found) >= n {
 			return found[n-1].Time.Sub(g.start)
 		}
 		if time.Now().After(limit) {
-			g.t.Fatalf("%q was not logged %d times within 30 days; faults: %v", event, n, g.faults())
+			g.t.Fatalf("%q was not logged %d times within %s; faults: %v", event, n, patience, g.faults())
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

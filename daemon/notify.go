@@ -18,6 +18,8 @@ type notifier struct {
 	send func(state string) error
 	*teller
 	status string // the last STATUS=, not sent twice
+	text   string // of it, without the note
+	note   string // stands in front of every text until READY
 	owed   string // a READY=1 that did not get through
 	failed bool
 }
@@ -40,16 +42,22 @@ func statusLine(text string) string {
 }
 
 func (n *notifier) setStatus(text string) {
-	if line := statusLine(text); line != n.status {
+	n.text = text
+	if line := statusLine(n.note + text); line != n.status {
 		n.status = line
 		n.notify(line)
 	}
 }
 
+func (n *notifier) setNote(note string) {
+	n.note = note
+	n.setStatus(n.text)
+}
+
 // ready says READY=1 together with the status, so that nobody sees the one
 // without the other.
 func (n *notifier) ready(text string) {
-	n.status = statusLine(text)
+	n.text, n.note, n.status = text, "", statusLine(text)
 	n.owed = sd.SdNotifyReady + "\n" + n.status
 	n.settle()
 }

@@ -7,7 +7,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/event"
-	"github.com/dpsd-project/dpsd/fault"
 )
 
 // hungUp is SIGHUP. The first is obeyed at once. Those that follow within reloadGap
@@ -35,7 +34,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	switch {
 	case err != nil:
 		status = "The new configuration is refused, the old one stays: " + err.Error()
-		s.tell(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
+		s.tellRefusal(err)
 	case settings == nil && s.attempt != nil:
 		s.tell(event.Reloaded, zap.Bool("changed", false)) // what runs is what was asked for
 	default:
@@ -43,9 +42,13 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 		s.afresh(ctx, settings)
 		s.trigger(s.force(now), "reload")
 	}
-	if s.ready {
+	switch {
+	case s.ready:
 		s.notify.ready(status)
-	} else {
+	case err != nil:
+		s.refuse(err)
+	default:
+		s.accept()
 		s.notify.setStatus(status)
 	}
 }

@@ -60,8 +60,9 @@ type supervisor struct {
 	replaced  bool               // the settings were replaced while it ran
 	wanted    time.Time          // when a trigger asked for the next one while it ran
 	due       time.Time
-	reloadDue time.Time    // when SIGHUP is obeyed; zero: none came
-	reloaded  time.Time    // when it last was
+	reloadDue time.Time // when SIGHUP is obeyed; zero: none came
+	reloaded  time.Time // when it last was
+	file      configurationFile
 	mendDue   time.Time    // when the state directory is looked after; zero: it was not touched
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended
@@ -161,6 +162,8 @@ func (s *supervisor) run(ctx context.Context) error {
 	s.watch(ctx)
 	defer func() { s.unwatch() }()
 	s.watchState(ctx)
+	s.watchConfiguration(ctx, time.Now())
+	defer s.leaveConfiguration()
 	var limit <-chan time.Time
 	if s.Once && s.Timeout > 0 {
 		limit = time.After(s.Timeout)
@@ -171,6 +174,9 @@ func (s *supervisor) run(ctx context.Context) error {
 		s.waiting(now, "boot delay")
 	}
 	for {
+		if s.ready {
+			s.leaveConfiguration()
+		}
 		s.announce(time.Now())
 		s.board.Post(s.status(time.Now()))
 		wake := time.NewTimer(s.sleep(time.Now()))
@@ -189,6 +195,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			switch {
 			case reached(s.reloadDue, now):
 				s.reload(ctx, now)
+			case reached(s.file.due, now):
+				s.readConfiguration(ctx, now)
 			case s.attempt != nil:
 			case reached(s.due, now):
 				s.begin(ctx, now)
@@ -209,6 +217,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
+		case <-s.file.changes:
+			s.file.changed(time.Now())
 		case <-s.touched:
 			s.mendDue = later(time.Now().Add(settle), s.mended.Add(changeGap))
 		case step := <-s.ClockStepped:
@@ -236,7 +246,7 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // sleep is how long nothing is due by itself.
 func (s *supervisor) sleep(now time.Time) time.Duration {
-	due := []time.Time{s.reloadDue}
+	due := []time.Time{s.reloadDue, s.file.due}
 	if s.attempt == nil {
 		due = append(due, s.due, s.mendDue, s.network.due, s.restDue)
 	}
@@ -319,7 +329,11 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	if s.replaced {
 		// What this attempt found out about the old settings counts for nothing;
 		// what it assigned stays on disk until the next one.
-		s.due = later(now, s.forced)
+		at := s.wanted
+		if !at.Equal(s.forced) { // a file asks for it, and not a person
+			at = later(at, s.reached.Add(changeGap))
+		}
+		s.due = later(now, at)
 		if r.mended {
 			s.mendDue = now
 		}
@@ -503,7 +517,7 @@ func (s *supervisor) announce(now time.Time) {
 	}
 	renewed := due == 0 || s.announced != 0 && due > s.announced
 	s.announced = due
-	const advice = "Install a renewed certificate; it is picked up at once."
+	const advice = "Install a renewed certificate: dpsd reads a \"file:\" again when it changes, a \"credential:\" after: systemctl restart --no-block dpsd"
 	switch {
 	case renewed:
 	case due == ended:

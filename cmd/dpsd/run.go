@@ -115,6 +115,9 @@ func run(file string, once bool, timeout time.Duration) error {
 		Version: version, BuiltAt: builtAt(),
 		Log: log,
 	}
+	if isRegular(file) { // what comes from a pipe cannot be read again
+		d.ConfigurationFile = file
+	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		d.Notify = notifyTo(socket)
 	} else if screen := terminalOn(os.Stderr); screen.attended {
@@ -168,6 +171,11 @@ func ended(file string, err error) error {
 		next = with(file, "dpsd status")
 	}
 	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
+}
+
+func isRegular(file string) bool {
+	info, err := os.Stat(file)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // errRestart names what only a restart can change.

@@ -1,0 +1,395 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// configuration is a dpsd.toml as the daemon sees it.
+type configuration struct {
+	err     error     // why it cannot be used
+	changed *Settings // what it contains, until that is applied
+	reads   []time.Time
+}
+
+var errTypo = errors.New("/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key")
+
+func (c *configuration) read() (*Settings, error) {
+	c.reads = append(c.reads, time.Now())
+	if c.err != nil {
+		return nil, c.err
+	}
+	changed := c.changed
+	c.changed = nil
+	return changed, nil
+}
+
+// mistaken is a gateway with a mistake in its registration ID, and right are the
+// settings without it.
+func mistaken(t *testing.T, rules ...simulator.Rule) (g *gateway, file *configuration, right *Settings) {
+	t.Helper()
+	rules = append(rules, simulator.Rule{On: simulator.OnRegister, RegistrationID: "typo", Status: 404})
+	g, file = newGateway(t, rules...), &configuration{}
+	settings := g.Settings
+	g.Settings.RegistrationID = attest.RegistrationID{Template: "typo"}
+	g.Settings.Credentials = []attest.Credential{g.key("typo.key", g.sim.DeviceKey("typo"))}
+	g.ConfigurationFile, g.Reload = "/etc/dpsd/dpsd.toml", file.read
+	g.watching(nil)
+	return g, file, &settings
+}
+
+// reconfigured is what the watch of the configuration file does.
+func (g *gateway) reconfigured() {
+	select {
+	case g.configured <- struct{}{}:
+	default:
+	}
+}
+
+func TestBeforeREADYACorrectedConfigurationIsAppliedWithoutAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, right := mistaken(t)
+		g.run()
+		refused := g.until("fault", 1)
+		time.Sleep(time.Minute)
+		file.changed = right
+		g.reconfigured()
+		if took := g.within(time.Hour, "assigned", 1); took != time.Minute+refused+settle+6*time.Second {
+			t.Errorf("assigned %s after the start, want 6 s and %s after the correction, which came after %s", took, settle, time.Minute+refused)
+		}
+		synctest.Wait()
+		if n, _ := g.told("RELOADING=1"); n != 0 {
+			t.Error("RELOADING=1 was sent, which makes a unit that starts active")
+		}
+		if n, _ := g.told("READY=1\nSTATUS=Assigned to "); n != 1 {
+			t.Errorf("READY=1 %d times: %v", n, g.notes)
+		}
+		g.wantAssigned()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, right := mistaken(t)
+		g.run()
+		g.until("fault", 1)
+		synctest.Wait()
+		before := strings.TrimPrefix(g.lastNote(), "STATUS=")
+		file.err = errTypo
+		g.reconfigured()
+		time.Sleep(settle)
+		synctest.Wait()
+		const refusal = "STATUS=Configuration refused: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key; the old one stays in effect. "
+		if last := g.lastNote(); last != refusal+before {
+			t.Errorf("the status is %q, want %q", last, refusal+before)
+		}
+		// It goes on to be named while attempts go on.
+		g.until("fault", 4)
+		synctest.Wait()
+		if last := g.lastNote(); !strings.HasPrefix(last, refusal) || !strings.Contains(last, string(fault.EnrollmentNotFound)) {
+			t.Errorf("the status after three more attempts is %q", last)
+		}
+		if n := g.log.FilterMessage("reload-refused").Len(); n != 1 {
+			t.Errorf("the log names it %d times", n)
+		}
+		if st, _ := g.told("READY=1"); st != 0 {
+			t.Error("READY=1 was sent")
+		}
+		// The status no longer names what has been taken back.
+		file.err = nil
+		g.reconfigured()
+		time.Sleep(settle)
+		synctest.Wait()
+		if last := g.lastNote(); strings.Contains(last, "refused: ") || !strings.Contains(last, string(fault.EnrollmentNotFound)) {
+			t.Errorf("the status after the change was taken back is %q", last)
+		}
+		file.changed = right
+		g.reconfigured()
+		g.within(time.Hour, "assigned", 1)
+		synctest.Wait()
+		if last := g.lastNote(); !strings.Contains(last, "STATUS=Assigned to ") {
+			t.Errorf("the status after the assignment is %q", last)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAnAssignmentUnderTheOldConfigurationEndsTheComplaintAboutTheNewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 503, RetryAfter: "none", Times: 3})
+		file := &configuration{err: errTypo}
+		g.ConfigurationFile, g.Reload = "/etc/dpsd/dpsd.toml", file.read
+		g.Settings.Interval = time.Hour
+		g.watching(nil)
+		g.run()
+		g.within(time.Hour, "assigned", 1)
+		synctest.Wait()
+		if n, _ := g.told("STATUS=Configuration refused: "); n == 0 {
+			t.Error("the status never named the configuration")
+		}
+		if last := g.lastNote(); !strings.HasPrefix(last, "READY=1\nSTATUS=Assigned to ") {
+			t.Errorf("the status is %q", last)
+		}
+		complaints, _ := g.told("STATUS=Configuration refused: ")
+		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, Status: 503, Times: 1}}}); err != nil {
+			t.Fatal(err)
+		}
+		g.until("assigned", 2)
+		if n, _ := g.told("STATUS=Configuration refused: "); n != complaints || len(g.faults()) != 4 {
+			t.Errorf("after READY the status names it %d times more; faults %v", n-complaints, g.faults())
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAfterREADYAChangedConfigurationWaitsForAReload(t *testing.T) {
+	for _, policy := range []Policy{PolicyAlways, PolicyVerify, PolicyIfNeeded} {
+		t.Run(string(policy), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := restarted(t)
+				file := &configuration{}
+				g.Settings.OnBoot = policy
+				g.ConfigurationFile, g.Reload = "/etc/dpsd/dpsd.toml", file.read
+				g.watching(nil)
+				g.run()
+				if policy == PolicyAlways {
+					g.within(time.Hour, "assigned", 1)
+				} else {
+					g.until("published", 1)
+				}
+				synctest.Wait()
+				if g.configures == nil || g.configures.Err() == nil {
+					t.Error("the file is still watched")
+				}
+				reads := len(file.reads)
+				file.err = errTypo
+				g.reconfigured()
+				time.Sleep(time.Hour)
+				if n := len(file.reads) - reads; n != 0 {
+					t.Errorf("the file was read %d times", n)
+				}
+				if n, _ := g.told("STATUS=Configuration"); n != 0 {
+					t.Errorf("the status speaks of it: %v", g.notes)
+				}
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestAConfigurationThatIsWrittenInSeveralStepsIsReadOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, right := mistaken(t)
+		g.run()
+		g.until("fault", 1)
+		time.Sleep(time.Minute)
+		reads := len(file.reads)
+		file.err = errTypo // half of a file
+		for range 10 {
+			g.reconfigured()
+			time.Sleep(settle / 2)
+		}
+		file.err, file.changed = nil, right
+		g.reconfigured()
+		g.within(time.Hour, "assigned", 1)
+		if n := len(file.reads) - reads; n != 1 {
+			t.Errorf("the file was read %d times", n)
+		}
+		if n := g.log.FilterMessage("reload-refused").Len(); n != 0 {
+			t.Error("the log complains about half of a file")
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestATouchedConfigurationTriggersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, _ := mistaken(t)
+		s := g.supervised()
+		g.until("fault", 1)
+		due, entries := s.told().Next.At, g.log.Len()
+		lines, _ := g.told("STATUS=")
+		for range 20 {
+			g.reconfigured()
+			time.Sleep(time.Second)
+		}
+		if next := s.told().Next; next == nil || !next.At.Equal(due) {
+			t.Errorf("the next attempt is due at %v, and was at %s", next, due)
+		}
+		if len(file.reads) < 20 || g.log.Len() != entries {
+			t.Errorf("%d readings, %d log entries", len(file.reads), g.log.Len()-entries)
+		}
+		if n, _ := g.told("STATUS="); n != lines {
+			t.Errorf("the status changed %d times", n-lines)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAConfigurationThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
+	for name, change := range map[string]time.Duration{"faster than it comes to rest": settle / 2, "slower": 2 * settle} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, file, _ := mistaken(t)
+				wrong := g.Settings
+				g.run()
+				for range int(time.Minute / change) {
+					file.changed = &wrong
+					g.reconfigured()
+					time.Sleep(change)
+				}
+				var last time.Time
+				registers := simulator.Summarize(g.sim.Log()).Registers
+				for _, at := range registers {
+					if gap := at.Sub(last); gap < changeGap {
+						t.Errorf("registers %s apart", gap)
+					}
+					last = at
+				}
+				if len(registers) < 3 {
+					t.Errorf("%d registers in a minute of changes", len(registers))
+				}
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestAChangedConfigurationShortensNoRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1})
+		file := &configuration{}
+		g.ConfigurationFile, g.Reload = "/etc/dpsd/dpsd.toml", file.read
+		g.watching(nil)
+		g.run()
+		g.until("fault", 1)
+		changed := g.Settings
+		file.changed = &changed
+		g.reconfigured()
+		if took := g.within(time.Hour, "assigned", 1); took != 606*time.Second {
+			t.Errorf("assigned after %s, want the 600 s of the 429 and 6 s", took)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAnAttemptGivesWayToAChangedConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, right := mistaken(t, simulator.Rule{On: simulator.OnConnect, RegistrationID: "typo", Silent: true})
+		g.run()
+		g.until("connected", 1)
+		time.Sleep(3 * time.Second)
+		file.changed = right
+		g.reconfigured()
+		if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
+			t.Errorf("assigned after %s, want %s after the contact before and 6 s", took, changeGap)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+		g.wantFaults()
+	})
+}
+
+func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
+	t.Run("the reason passes without a change of the file", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g, file, right := mistaken(t)
+			g.run()
+			g.until("fault", 1)
+			file.err, file.changed = errors.New("open /etc/dpsd/dpsd.toml: too many open files"), right
+			g.reconfigured()
+			time.Sleep(time.Minute)
+			began := time.Now()
+			file.err = nil
+			if took := g.within(time.Hour, "assigned", 1) - began.Sub(g.start); took > changeGap+6*time.Second {
+				t.Errorf("assigned %s after the file could be read", took)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("no watch is left", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g, file, right := mistaken(t)
+			g.Watch = func(context.Context, ...string) (<-chan struct{}, error) {
+				return nil, errors.New("watch: inotify_init1: too many open files (fs.inotify.max_user_instances)")
+			}
+			g.run()
+			g.until("fault", 1)
+			time.Sleep(time.Minute)
+			if n := g.log.FilterMessage("watch-failed").Len(); n == 0 {
+				t.Error("nothing says that files are not watched")
+			}
+			began := time.Now()
+			file.changed = right
+			if took := g.within(time.Hour, "assigned", 1) - began.Sub(g.start); took > changeGap+6*time.Second {
+				t.Errorf("assigned %s after the correction", took)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("it changed before it was watched", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g, file, right := mistaken(t)
+			file.changed = right
+			g.run()
+			if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
+				t.Errorf("assigned after %s", took)
+			}
+			if err := g.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+func TestOnceAppliesACorrectedConfigurationToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, file, right := mistaken(t, simulator.Rule{On: simulator.OnConnect, RegistrationID: "typo", Connack: code(3)})
+		g.Once, g.Timeout = true, time.Hour
+		g.run()
+		g.until("fault", 1)
+		file.err = errTypo // an invalid one does not end it
+		g.reconfigured()
+		g.until("fault", 3)
+		file.err, file.changed = nil, right
+		g.reconfigured()
+		if err := <-g.done; err != nil {
+			t.Errorf("Run returned %v", err)
+		}
+		g.wantAssigned()
+		if g.configures.Err() == nil {
+			t.Error("the file is still watched")
+		}
+		g.sim.Close()
+	})
+}
