@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,21 +16,44 @@ import (
 
 // configuration is a dpsd.toml as the daemon sees it.
 type configuration struct {
+	sync.Mutex
 	err     error     // why it cannot be used
 	changed *Settings // what it contains, until that is applied
-	reads   []time.Time
+	reads   int
 }
 
 var errTypo = errors.New("/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key")
 
 func (c *configuration) read() (*Settings, error) {
-	c.reads = append(c.reads, time.Now())
+	c.Lock()
+	defer c.Unlock()
+	c.reads++
 	if c.err != nil {
 		return nil, c.err
 	}
 	changed := c.changed
 	c.changed = nil
 	return changed, nil
+}
+
+// fails sets why the file cannot be used; nil: it can.
+func (c *configuration) fails(err error) {
+	c.Lock()
+	defer c.Unlock()
+	c.err = err
+}
+
+// contains sets what the next reading that succeeds returns.
+func (c *configuration) contains(changed *Settings) {
+	c.Lock()
+	defer c.Unlock()
+	c.changed = changed
+}
+
+func (c *configuration) readings() int {
+	c.Lock()
+	defer c.Unlock()
+	return c.reads
 }
 
 // mistaken is a gateway with a mistake in its registration ID, and right are the
@@ -60,7 +84,7 @@ func TestBeforeREADYACorrectedConfigurationIsAppliedWithoutAReload(t *testing.T)
 		g.run()
 		refused := g.until("fault", 1)
 		time.Sleep(time.Minute)
-		file.changed = right
+		file.contains(right)
 		g.reconfigured()
 		if took := g.within(time.Hour, "assigned", 1); took != time.Minute+refused+settle+6*time.Second {
 			t.Errorf("assigned %s after the start, want 6 s and %s after the correction, which came after %s", took, settle, time.Minute+refused)
@@ -86,7 +110,7 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 		g.until("fault", 1)
 		synctest.Wait()
 		before := strings.TrimPrefix(g.lastNote(), "STATUS=")
-		file.err = errTypo
+		file.fails(errTypo)
 		g.reconfigured()
 		time.Sleep(settle)
 		synctest.Wait()
@@ -107,14 +131,14 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 			t.Error("READY=1 was sent")
 		}
 		// The status no longer names what has been taken back.
-		file.err = nil
+		file.fails(nil)
 		g.reconfigured()
 		time.Sleep(settle)
 		synctest.Wait()
 		if last := g.lastNote(); strings.Contains(last, "refused: ") || !strings.Contains(last, string(fault.EnrollmentNotFound)) {
 			t.Errorf("the status after the change was taken back is %q", last)
 		}
-		file.changed = right
+		file.contains(right)
 		g.reconfigured()
 		g.within(time.Hour, "assigned", 1)
 		synctest.Wait()
@@ -176,11 +200,11 @@ func TestAfterREADYAChangedConfigurationWaitsForAReload(t *testing.T) {
 				if g.configures == nil || g.configures.Err() == nil {
 					t.Error("the file is still watched")
 				}
-				reads := len(file.reads)
-				file.err = errTypo
+				reads := file.readings()
+				file.fails(errTypo)
 				g.reconfigured()
 				time.Sleep(time.Hour)
-				if n := len(file.reads) - reads; n != 0 {
+				if n := file.readings() - reads; n != 0 {
 					t.Errorf("the file was read %d times", n)
 				}
 				if n, _ := g.told("STATUS=Configuration"); n != 0 {
@@ -200,16 +224,17 @@ func TestAConfigurationThatIsWrittenInSeveralStepsIsReadOnce(t *testing.T) {
 		g.run()
 		g.until("fault", 1)
 		time.Sleep(time.Minute)
-		reads := len(file.reads)
-		file.err = errTypo // half of a file
+		reads := file.readings()
+		file.fails(errTypo) // half of a file
 		for range 10 {
 			g.reconfigured()
 			time.Sleep(settle / 2)
 		}
-		file.err, file.changed = nil, right
+		file.contains(right)
+		file.fails(nil)
 		g.reconfigured()
 		g.within(time.Hour, "assigned", 1)
-		if n := len(file.reads) - reads; n != 1 {
+		if n := file.readings() - reads; n != 1 {
 			t.Errorf("the file was read %d times", n)
 		}
 		if n := g.log.FilterMessage("reload-refused").Len(); n != 0 {
@@ -235,8 +260,8 @@ func TestATouchedConfigurationTriggersNothing(t *testing.T) {
 		if next := s.told().Next; next == nil || !next.At.Equal(due) {
 			t.Errorf("the next attempt is due at %v, and was at %s", next, due)
 		}
-		if len(file.reads) < 20 || g.log.Len() != entries {
-			t.Errorf("%d readings, %d log entries", len(file.reads), g.log.Len()-entries)
+		if file.readings() < 20 || g.log.Len() != entries {
+			t.Errorf("%d readings, %d log entries", file.readings(), g.log.Len()-entries)
 		}
 		if n, _ := g.told("STATUS="); n != lines {
 			t.Errorf("the status changed %d times", n-lines)
@@ -255,7 +280,7 @@ func TestAConfigurationThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
 				wrong := g.Settings
 				g.run()
 				for range int(time.Minute / change) {
-					file.changed = &wrong
+					file.contains(&wrong)
 					g.reconfigured()
 					time.Sleep(change)
 				}
@@ -287,7 +312,7 @@ func TestAChangedConfigurationShortensNoRetryAfter(t *testing.T) {
 		g.run()
 		g.until("fault", 1)
 		changed := g.Settings
-		file.changed = &changed
+		file.contains(&changed)
 		g.reconfigured()
 		if took := g.within(time.Hour, "assigned", 1); took != 606*time.Second {
 			t.Errorf("assigned after %s, want the 600 s of the 429 and 6 s", took)
@@ -304,7 +329,7 @@ func TestAnAttemptGivesWayToAChangedConfiguration(t *testing.T) {
 		g.run()
 		g.until("connected", 1)
 		time.Sleep(3 * time.Second)
-		file.changed = right
+		file.contains(right)
 		g.reconfigured()
 		if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
 			t.Errorf("assigned after %s, want %s after the contact before and 6 s", took, changeGap)
@@ -322,11 +347,12 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 			g, file, right := mistaken(t)
 			g.run()
 			g.until("fault", 1)
-			file.err, file.changed = errors.New("open /etc/dpsd/dpsd.toml: too many open files"), right
+			file.contains(right)
+			file.fails(errors.New("open /etc/dpsd/dpsd.toml: too many open files"))
 			g.reconfigured()
 			time.Sleep(time.Minute)
 			began := time.Now()
-			file.err = nil
+			file.fails(nil)
 			if took := g.within(time.Hour, "assigned", 1) - began.Sub(g.start); took > changeGap+6*time.Second {
 				t.Errorf("assigned %s after the file could be read", took)
 			}
@@ -348,7 +374,7 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 				t.Error("nothing says that files are not watched")
 			}
 			began := time.Now()
-			file.changed = right
+			file.contains(right)
 			if took := g.within(time.Hour, "assigned", 1) - began.Sub(g.start); took > changeGap+6*time.Second {
 				t.Errorf("assigned %s after the correction", took)
 			}
@@ -360,7 +386,7 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 	t.Run("it changed before it was watched", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g, file, right := mistaken(t)
-			file.changed = right
+			file.contains(right)
 			g.run()
 			if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
 				t.Errorf("assigned after %s", took)
@@ -378,10 +404,11 @@ func TestOnceAppliesACorrectedConfigurationToo(t *testing.T) {
 		g.Once, g.Timeout = true, time.Hour
 		g.run()
 		g.until("fault", 1)
-		file.err = errTypo // an invalid one does not end it
+		file.fails(errTypo) // an invalid one does not end it
 		g.reconfigured()
 		g.until("fault", 3)
-		file.err, file.changed = nil, right
+		file.contains(right)
+		file.fails(nil)
 		g.reconfigured()
 		if err := <-g.done; err != nil {
 			t.Errorf("Run returned %v", err)
