@@ -82,7 +82,7 @@ type ClosedError struct {
 }
 
 func (e *ClosedError) Error() string {
-	return fmt.Sprintf("%s: root can read it, the user %s, as whom the service runs, cannot: %v", e.Path, e.Account, e.Err)
+	return fmt.Sprintf("%s: root can read it, but the service, which runs as the user %s, cannot: %v", e.Path, e.Account, e.Err)
 }
 func (e *ClosedError) Unwrap() error { return e.Err }
 
@@ -150,7 +150,7 @@ func (i *inspection) closedTo(paths []string) error {
 type hiddenError struct{ path, directory string }
 
 func (e *hiddenError) Error() string {
-	return fmt.Sprintf("%s: dpsd cannot see it: the sandbox of %s hides %s", e.path, unitName, e.directory)
+	return fmt.Sprintf("%s: the sandbox of %s hides %s from dpsd", e.path, unitName, e.directory)
 }
 
 // Unwrap returns what the service meets.
@@ -158,7 +158,7 @@ func (e *hiddenError) Unwrap() error { return fs.ErrNotExist }
 
 // Remedy says where it can be.
 func (e *hiddenError) Remedy() string {
-	return "Move it to a directory below /etc/dpsd, a key to /etc/dpsd/keys, and correct its path in dpsd.toml; or hand it over as a credential of systemd."
+	return "Move it below /etc/dpsd (a key to /etc/dpsd/keys) and correct its path in dpsd.toml, or provide it as a systemd credential."
 }
 
 // provided tells whether the path is that of a credential of systemd.

@@ -250,7 +250,7 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 	left := leaf.NotAfter.Sub(i.now())
 	if left < min(30*24*time.Hour, leaf.NotAfter.Sub(leaf.NotBefore)/3) {
 		warn(fmt.Sprintf("the certificate expires in %s, on %s", rough(left), leaf.NotAfter.UTC().Format(time.DateTime+" MST")),
-			"Install a renewed certificate: dpsd reads a \"file:\" again when it changes, a \"credential:\" after: systemctl restart --no-block dpsd")
+			"Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd")
 	}
 	return results
 }

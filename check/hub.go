@@ -107,7 +107,7 @@ func (i *inspection) assignedHub() (host, because string) {
 	case err != nil:
 		return "", "the record cannot be read"
 	case !daemon.Azure(record.Endpoint) && azureHub(record.AssignedHub):
-		return "", fmt.Sprintf("%s, which is no name of Azure's, has assigned %s: a simulator's hub need not exist", record.Endpoint, record.AssignedHub)
+		return "", fmt.Sprintf("%s is not an Azure endpoint, and the hub of a simulator, such as %s, need not exist", record.Endpoint, record.AssignedHub)
 	}
 	return record.AssignedHub, ""
 }

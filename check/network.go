@@ -417,7 +417,7 @@ func (i *inspection) tell(w *way, conn *transport.Conn) {
 		// The handshake has held the clock against the certificate.
 		i.clockHeld = true
 		w.add(Result{Name: Clock, Subject: "the server", Status: OK,
-			Detail: "the server does not state the time; its certificate is valid by this clock: from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
+			Detail: "the server does not send the time; by this clock, its certificate is valid from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
 	}
 }
 

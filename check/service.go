@@ -76,9 +76,9 @@ func (i *inspection) configured(s control.Status) {
 	if theirs == nil || i.Settings == nil || i.Settings.Configuration == nil || theirs.File != i.Settings.Configuration.File || *theirs == *i.Settings.Configuration {
 		return
 	}
-	advice := "systemctl reload dpsd; after a change of [state], [control] or [log]: systemctl restart --no-block dpsd"
+	advice := "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"
 	if !s.Ready {
 		advice = "systemctl restart --no-block dpsd"
 	}
-	i.warn(Result{Name: Service, Subject: theirs.File}, "the file is newer than what the running dpsd works with", advice)
+	i.warn(Result{Name: Service, Subject: theirs.File}, "the running dpsd uses another configuration than this file", advice)
 }

@@ -32,24 +32,24 @@ type Step struct {
 // Steps returns all of them, in order.
 func Steps() []Step {
 	return []Step{
-		{Configuration, "dpsd.toml can be read, by the service too, and is valid"},
+		{Configuration, "dpsd.toml is valid, and the service can read it"},
 		{Identity, "the registration ID and the payload are known"},
-		{Credential, "each key, certificate and password can be used by the service"},
-		{Clock, "this gateway's clock is plausible, also beside those of the servers"},
-		{Roots, "the authorities of the cloud are trusted here"},
-		{State, "the state directory can be written and has room"},
-		{Record, "the published record is whole and belongs to this configuration"},
+		{Credential, "the service can use each key, certificate and password"},
+		{Clock, "this gateway's clock is plausible and agrees with the clocks of the servers"},
+		{Roots, "this gateway trusts the certificate authorities of the cloud"},
+		{State, "the state directory is writable and has free space"},
+		{Record, "the published record is intact and belongs to this configuration"},
 		{Unit, "dpsd.service is installed, enabled and started"},
-		{Service, "the running dpsd has no unresolved fault and the present configuration"},
-		{Name, "the name of the endpoint, or of the proxy, is resolved"},
+		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
+		{Name, "the name of the endpoint, or of the proxy, can be resolved"},
 		{TCP, "each of its addresses accepts a connection"},
 		{Proxy, "the proxy leads to the endpoint"},
-		{TLS, "TLS is agreed on, and the certificate of the endpoint is verified"},
+		{TLS, "the TLS handshake succeeds, and the certificate of the endpoint is trusted"},
 		{WebSocket, "the endpoint switches to WebSocket"},
 		{Connect, "the endpoint accepts each credential (CONNECT and CONNACK)"},
-		{HubName, "the name of the assigned hub is resolved"},
-		{HubTCP, "the hub accepts connections at ports 8883 and 443"},
-		{HubTLS, "TLS with the hub, and its certificate; nobody signs in"},
+		{HubName, "the name of the assigned hub can be resolved"},
+		{HubTCP, "the hub accepts connections on ports 8883 and 443"},
+		{HubTLS, "the TLS handshake with the hub succeeds; the check does not sign in"},
 	}
 }
 
@@ -74,7 +74,7 @@ func (g *Gateway) wanted(report func(Result)) func(Result) {
 		}
 		if !told[r.Name] {
 			told[r.Name] = true
-			report(Result{Name: r.Name, Status: Skipped, Detail: "not checked: left out, as asked for"})
+			report(Result{Name: r.Name, Status: Skipped, Detail: "not checked: left out with --skip"})
 		}
 	}
 }

@@ -63,7 +63,7 @@ const (
 // file cannot be used by whoever asks; nil when it can.
 func WhyStopped(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), file string, invalid error) Stop {
 	if systemctl == nil {
-		return unasked(file, invalid, "no dpsd uses this configuration now")
+		return unasked(file, invalid, "no running dpsd uses this configuration")
 	}
 	u, err := askUnit(ctx, systemctl)
 	switch {
@@ -72,7 +72,7 @@ func WhyStopped(ctx context.Context, systemctl func(ctx context.Context, args ..
 	case errors.As(err, new(*notInstalledError)):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
-		return unasked(file, invalid, "systemd cannot be asked: "+err.Error())
+		return unasked(file, invalid, "cannot ask systemd: "+err.Error())
 	}
 	return u.stopped(file, invalid)
 }
@@ -92,7 +92,7 @@ func unusable(file string, invalid error) (Stop, bool) {
 		return Stop{}, false
 	}
 	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(invalid)}
-	s.Advice = "Correct it, and when dpsd check --offline finds nothing: " + restartCommand
+	s.Advice = "Correct it until dpsd check --offline finds no error, then: " + restartCommand
 	if errors.Is(invalid, fs.ErrNotExist) {
 		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(invalid)
 		s.Advice = "Create " + file + ", then: " + restartCommand
@@ -126,10 +126,10 @@ func (u *unit) stopped(file string, invalid error) Stop {
 	invalidFile, isInvalid := unusable(file, invalid)
 	switch {
 	case p["LoadState"] == "masked":
-		return Stop{Masked, unitName + " is masked, so that systemd does not start it", "systemctl unmask dpsd && " + enableCommand}
+		return Stop{Masked, unitName + " is masked, so systemd does not start it", "systemctl unmask dpsd && " + enableCommand}
 	case !again && slices.Contains([]string{"active", "activating", "reloading", "deactivating"}, p["ActiveState"]):
-		return Stop{NoAnswer, fmt.Sprintf("systemd calls it %s (%s), but it does not answer", p["ActiveState"], p["SubState"]),
-			"journalctl -u dpsd -e; if it does not answer in a minute either: " + restartCommand}
+		return Stop{NoAnswer, fmt.Sprintf("systemd reports that it is %s (%s), but it does not answer", p["ActiveState"], p["SubState"]),
+			"journalctl -u dpsd -e; if it still does not answer after a minute: " + restartCommand}
 	case isInvalid:
 		return invalidFile
 	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
@@ -137,19 +137,19 @@ func (u *unit) stopped(file string, invalid error) Stop {
 	case exited && p["ExecMainStatus"] == exitCredentials && (again || p["ActiveState"] == "failed"):
 		return u.noCredential()
 	case again:
-		return Stop{Restarting, "systemd starts it again " + p["RestartUSec"] + " after its last run, which ended: " + u.ending(), "journalctl -u dpsd -e"}
+		return Stop{Restarting, "its last run ended: " + u.ending() + "; systemd starts it again after " + p["RestartUSec"], "journalctl -u dpsd -e"}
 	case p["ActiveState"] == "failed":
-		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e, and after the correction: " + restartCommand}
+		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e; after the correction: " + restartCommand}
 	case p["ConditionResult"] == "no" && happened(p["ConditionTimestampMonotonic"]):
-		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met, usually because " + file + " was missing then", startCommand}
+		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met; usually " + file + " was missing", startCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]) && p["UnitFileState"] == "disabled":
-		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]) + ", and does not start at boot", enableCommand}
+		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]) + " and does not start at boot", enableCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]):
 		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]), startCommand}
 	case p["UnitFileState"] == "disabled":
-		return Stop{Disabled, "it is disabled: systemd does not start it at boot, and it was not started, or was stopped", enableCommand}
+		return Stop{Disabled, "it is disabled, so systemd does not start it at boot, and it was not started or was stopped", enableCommand}
 	}
-	return Stop{NeverStarted, "it was not started since the boot", startCommand}
+	return Stop{NeverStarted, "it has not been started since boot", startCommand}
 }
 
 // happened tells whether a time stamp of systemd is one.
@@ -165,9 +165,9 @@ func since(timestamp string) string {
 // invalidThen is an exit with 78. The configuration may have been corrected since.
 func invalidThen(invalid error) Stop {
 	if errors.Is(invalid, fs.ErrPermission) {
-		return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid", "sudo dpsd check --offline, and after the correction: " + startCommand}
+		return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid", "sudo dpsd check --offline; after the correction: " + startCommand}
 	}
-	return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid then; it is valid now", startCommand}
+	return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid; the configuration is valid now", startCommand}
 }
 
 // noCredential is an exit with 243: systemd refuses to start a service whose credential
@@ -187,15 +187,15 @@ func (u *unit) noCredential() Stop {
 		if c.encrypted {
 			advice = c.seal() + again
 		}
-		return Stop{NoCredential, "systemd has no credential " + c.name + ": there is no " + c.path, advice}
+		return Stop{NoCredential, "systemd has no credential " + c.name + ": " + c.path + " does not exist", advice}
 	}
 	for _, c := range u.credentials {
 		if c.encrypted && filepath.IsAbs(c.path) {
-			return Stop{NoCredential, "systemd cannot decrypt a credential (" + strings.Join(names, ", ") + "): it is damaged, or was encrypted on another machine or under another name",
+			return Stop{NoCredential, "systemd cannot decrypt a credential (" + strings.Join(names, ", ") + "): it is damaged, or it was encrypted on another machine or with another name",
 				c.seal() + again}
 		}
 	}
-	return Stop{NoCredential, "systemd cannot get a credential that dpsd.service names", "systemctl status dpsd, and after the correction: " + restartCommand}
+	return Stop{NoCredential, "systemd cannot get a credential that dpsd.service names", "systemctl status dpsd; after the correction: " + restartCommand}
 }
 
 // ending says how the last run ended.
@@ -206,7 +206,7 @@ func (u *unit) ending() string {
 	case "timeout":
 		return "systemd killed it because it took too long to start or to stop"
 	case "watchdog":
-		return "systemd killed it because it was hung (watchdog)"
+		return "systemd killed it because it hung (watchdog)"
 	case "oom-kill":
 		return "the kernel killed it because memory ran out"
 	case "signal", "core-dump":

@@ -16,7 +16,7 @@ import (
 // remedied is an error of a configuration that knows the way out.
 type remedied struct{ error }
 
-func (remedied) Problem() string { return "dpsd.yaml exists, which dpsd does not read" }
+func (remedied) Problem() string { return "dpsd.yaml exists, but dpsd does not read it" }
 func (remedied) Remedy() string  { return "mv dpsd.yaml dpsd.toml" }
 func (remedied) Unwrap() error   { return fs.ErrNotExist }
 
@@ -39,20 +39,20 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 	}{
 		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml, then: systemctl restart --no-block dpsd"},
 		{"the configuration has another name", inactive, remedied{missing}, check.NoConfiguration, "dpsd.yaml exists", "mv dpsd.yaml dpsd.toml"},
-		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing then", "systemctl start --no-block dpsd"},
+		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and the file names the mistake", failed + exited("78"), wrong, check.ConfigurationInvalid, "the configuration is invalid: dpsd.toml:2:1: dps.id_scop: unknown key (and 1 more)", "dpsd check --offline"},
-		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "it is valid now", "systemctl start --no-block dpsd"},
+		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "the configuration is valid now", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with 78", "sudo dpsd check --offline"},
 		{"the file was made wrong while it is stopped", inactive + stoppedAt, wrong, check.ConfigurationInvalid, "unknown key", "dpsd check --offline"},
 		{"somebody has stopped it", inactive + stoppedAt, nil, check.Stopped, "it was stopped at Sun 2026-11-29 06:46:27 UTC", "systemctl start --no-block dpsd"},
 		{"somebody has stopped and disabled it", strings.Replace(inactive, "enabled", "disabled", 1) + stoppedAt, nil, check.Stopped, "does not start at boot", "systemctl enable --now --no-block dpsd"},
 		{"this user may not read the file, which is no reason", inactive + stoppedAt, unreadable, check.Stopped, "it was stopped", "systemctl start --no-block dpsd"},
-		{"nobody has started it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=0\nInactiveExitTimestampMonotonic=0\n", nil, check.NeverStarted, "was not started since the boot", "systemctl start --no-block dpsd"},
+		{"nobody has started it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=0\nInactiveExitTimestampMonotonic=0\n", nil, check.NeverStarted, "has not been started since boot", "systemctl start --no-block dpsd"},
 		{"it is disabled", strings.Replace(inactive, "enabled", "disabled", 1), nil, check.Disabled, "does not start it at boot", "systemctl enable --now --no-block dpsd"},
 		{"it is masked", strings.Replace(inactive, "LoadState=loaded\nUnitFileState=enabled", "LoadState=masked\nUnitFileState=masked", 1), wrong, check.Masked, "masked", "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"},
 		{"there is no unit", "LoadState=not-found\n", nil, check.NotInstalled, "not installed (not-found)", "Install the package dpsd"},
 		{"the unit has a mistake", "LoadState=bad-setting\n", nil, check.NotInstalled, "bad-setting", "systemctl status dpsd"},
-		{"it fails and is started again", again + exited("1"), nil, check.Restarting, "again 5s after its last run, which ended: exit status 1", "journalctl -u dpsd -e"},
+		{"it fails and is started again", again + exited("1"), nil, check.Restarting, "its last run ended: exit status 1; systemd starts it again after 5s", "journalctl -u dpsd -e"},
 		{"its memory ran out", again + "Result=oom-kill\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "memory ran out", "journalctl -u dpsd -e"},
 		{"the watchdog has killed it", again + "Result=watchdog\nExecMainCode=2\nExecMainStatus=6\n", nil, check.Restarting, "hung (watchdog)", "journalctl -u dpsd -e"},
 		{"its start took too long", again + "Result=timeout\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "took too long", "journalctl -u dpsd -e"},
@@ -81,8 +81,8 @@ func TestWhySystemdHasNoCredential(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, test := range []struct{ says, unit, detail, advice string }{
-		{"an encrypted one is missing", "LoadCredential=dps-primary-key\nLoadCredentialEncrypted=dps-primary-key:" + gone, "there is no " + gone, "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + gone + " && systemctl restart --no-block dpsd"},
-		{"a plain one is missing at its path", "LoadCredential=dps-primary-key:" + gone, "there is no " + gone, "install -m 0600 KEY-FILE " + gone},
+		{"an encrypted one is missing", "LoadCredential=dps-primary-key\nLoadCredentialEncrypted=dps-primary-key:" + gone, gone + " does not exist", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + gone + " && systemctl restart --no-block dpsd"},
+		{"a plain one is missing at its path", "LoadCredential=dps-primary-key:" + gone, gone + " does not exist", "install -m 0600 KEY-FILE " + gone},
 		{"an encrypted one cannot be decrypted", "LoadCredential=proxy-password\nLoadCredentialEncrypted=dps-primary-key:" + there, "cannot decrypt a credential (dps-primary-key)", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + there},
 		{"it is none of these", "LoadCredential=dps-primary-key", "cannot get a credential", "systemctl status dpsd"},
 	} {

@@ -21,7 +21,7 @@ func NoArgs(c *cobra.Command, args []string) error {
 	case len(args) == 0:
 		return nil
 	case !c.HasAvailableSubCommands():
-		return fmt.Errorf("%s takes no argument such as %q", c.CommandPath(), args[0])
+		return fmt.Errorf("%s takes no arguments, but was given %q", c.CommandPath(), args[0])
 	}
 	var names []string
 	for _, sub := range c.Commands() {
@@ -81,7 +81,7 @@ func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs
 	root.AddCommand(&cobra.Command{
 		Use:               "version",
 		Short:             "Print the version",
-		Long:              `Print the version, the platform and the version of Go, on one line.`,
+		Long:              `Print the version, the platform and the Go version on one line.`,
 		Example:           "  " + root.Name() + " version",
 		Args:              args(NoArgs),
 		ValidArgsFunction: cobra.NoFileCompletions,

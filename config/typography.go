@@ -25,21 +25,21 @@ var lookAlikes = []struct {
 		'‛': "single high-reversed-9 quotation mark", '‹': "single left-pointing angle quotation mark",
 		'›': "single right-pointing angle quotation mark", '′': "prime", '＇': "fullwidth apostrophe",
 		'`': "grave accent", '´': "acute accent",
-	}, `write the straight quotation mark " in its place`},
+	}, `use the straight quotation mark " instead`},
 	{map[rune]string{
 		'\u00a0': "no-break space", '\u2002': "en space", '\u2003': "em space", '\u2007': "figure space", '\u2009': "thin space",
 		'\u200a': "hair space", '\u202f': "narrow no-break space", '\u3000': "ideographic space", '\u2028': "line separator",
-	}, "write an ordinary space in its place"},
+	}, "use an ordinary space instead"},
 	{map[rune]string{
 		'\u00ad': "soft hyphen", '\u200b': "zero width space", '\u200c': "zero width non-joiner", '\u200d': "zero width joiner",
 		'\u200e': "left-to-right mark", '\u200f': "right-to-left mark", '\u2060': "word joiner", '\ufeff': "byte order mark",
-	}, "delete it; it cannot be seen, so delete its neighbours too and write them again"},
-	{map[rune]string{'＝': "fullwidth equals sign"}, "write = in its place"},
-	{map[rune]string{'［': "fullwidth left square bracket"}, "write [ in its place"},
-	{map[rune]string{'］': "fullwidth right square bracket"}, "write ] in its place"},
-	{map[rune]string{'，': "fullwidth comma", '、': "ideographic comma"}, "write , in its place"},
-	{map[rune]string{'＃': "fullwidth number sign"}, "write # in its place"},
-	{map[rune]string{'‐': "hyphen", '‑': "non-breaking hyphen", '–': "en dash", '—': "em dash", '−': "minus sign"}, "write - in its place"},
+	}, "delete it; it is invisible, so delete and retype the characters next to it too"},
+	{map[rune]string{'＝': "fullwidth equals sign"}, "use = instead"},
+	{map[rune]string{'［': "fullwidth left square bracket"}, "use [ instead"},
+	{map[rune]string{'］': "fullwidth right square bracket"}, "use ] instead"},
+	{map[rune]string{'，': "fullwidth comma", '、': "ideographic comma"}, "use , instead"},
+	{map[rune]string{'＃': "fullwidth number sign"}, "use # instead"},
+	{map[rune]string{'‐': "hyphen", '‑': "non-breaking hyphen", '–': "en dash", '—': "em dash", '−': "minus sign"}, "use - instead"},
 }
 
 // lookAlike names a character of the list, and says what to do about it.
@@ -106,9 +106,9 @@ func typographic(lines lines, n int) *Error {
 	where := lines.place(lines.starts[n-1] + at)
 	_, remedy, known := lookAlike(r)
 	if !known {
-		remedy = "keys and values are written in ASCII; other text stands in double quotes"
+		remedy = "write keys and values in ASCII, and put other text in double quotes"
 	}
-	return &Error{Line: where.line, Column: where.column, Key: keyOfLine(lines, n), Problem: "TOML has no use for " + shownRune(r), Remedy: remedy}
+	return &Error{Line: where.line, Column: where.column, Key: keyOfLine(lines, n), Problem: "TOML does not allow " + shownRune(r), Remedy: remedy}
 }
 
 // hidden says which look-alike a value holds that was found wrong; "" for none.
@@ -119,5 +119,5 @@ func hidden(value string) string {
 	}
 	r, _ := utf8.DecodeRuneInString(value[i:])
 	_, remedy, _ := lookAlike(r)
-	return "it holds " + shownRune(r) + ": " + remedy
+	return "it contains " + shownRune(r) + ": " + remedy
 }

@@ -91,7 +91,7 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 // refuse says in front of STATUS= why the configuration file is not in effect.
 func (s *supervisor) refuse(err error) {
 	s.file.refusal = err.Error()
-	s.notify.setNote("Configuration refused: " + err.Error() + "; the old one stays in effect. ")
+	s.notify.setNote("Configuration refused: " + err.Error() + "; the previous one stays in effect. ")
 }
 
 // accept takes back what refuse has said.

@@ -114,7 +114,7 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 		g.reconfigured()
 		time.Sleep(settle)
 		synctest.Wait()
-		const refusal = "STATUS=Configuration refused: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key; the old one stays in effect. "
+		const refusal = "STATUS=Configuration refused: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key; the previous one stays in effect. "
 		if last := g.lastNote(); last != refusal+before {
 			t.Errorf("the status is %q, want %q", last, refusal+before)
 		}

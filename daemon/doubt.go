@@ -27,7 +27,7 @@ func (s *Settings) Doubt() (what, advice string) {
 	if len(scope) > 20 {
 		scope = scope[:20] + "…" // something else may have been pasted here
 	}
-	return fmt.Sprintf("id_scope %s does not begin with %q, as Azure's ID scopes do", strconv.Quote(scope), begin),
+	return fmt.Sprintf("id_scope %s does not begin with %q; Azure's ID scopes do", strconv.Quote(scope), begin),
 		"Copy the ID scope from the overview page of the provisioning service; it is not the name of the service."
 }
 

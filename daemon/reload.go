@@ -33,7 +33,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	}
 	switch {
 	case err != nil:
-		status = "The new configuration is refused, the old one stays: " + err.Error()
+		status = "The new configuration is refused, the previous one stays in effect: " + err.Error()
 		s.tellRefusal(err)
 	case settings == nil && s.attempt != nil:
 		s.tell(event.Reloaded, zap.Bool("changed", false)) // what runs is what was asked for

@@ -517,7 +517,7 @@ func (s *supervisor) announce(now time.Time) {
 	}
 	renewed := due == 0 || s.announced != 0 && due > s.announced
 	s.announced = due
-	const advice = "Install a renewed certificate: dpsd reads a \"file:\" again when it changes, a \"credential:\" after: systemctl restart --no-block dpsd"
+	const advice = "Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd"
 	switch {
 	case renewed:
 	case due == ended:
@@ -556,7 +556,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	s.suspectNetwork(f, r.err, now)
 	advice := f.Advice()
 	if s.connackBusy >= 10 {
-		advice += " It has answered like this " + fmt.Sprint(s.connackBusy) + " times in a row: id_scope is probably wrong."
+		advice += " It has given this answer " + fmt.Sprint(s.connackBusy) + " times in a row: id_scope is probably wrong."
 	}
 	s.why = "after " + string(f.Code)
 	s.account.failed(f, r.credential, advice, now)

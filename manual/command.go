@@ -32,7 +32,7 @@ func Program(root *cobra.Command, section int, source, prose string) (string, er
 	p.flags(root.PersistentFlags())
 	p.Item("Say what the command does, and end.", Bold("-h")+", "+Bold("--help"))
 	if root.LocalNonPersistentFlags().HasAvailableFlags() {
-		p.Paragraph("These go without a command.")
+		p.Paragraph("These flags are used without a command.")
 		p.flags(root.LocalNonPersistentFlags())
 	}
 	p.Section("Commands")

@@ -38,7 +38,7 @@ const dirUsage = "directory `DIR` of keys, certificates and\nenrollments; made o
 func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, likewise\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that says who may register\n(default DIR/enrollments.toml)")
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` of settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` to which every packet is written\nas a line of JSON")

@@ -36,27 +36,29 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find out what keeps this gateway from being provisioned",
-		Long: `Find out what keeps this gateway from being provisioned: configuration,
-registration ID, credentials, clock, trusted roots, state directory and unit;
-what the running dpsd says; then name, TCP to each address, proxy, TLS with each
-protocol, and CONNECT with each credential; at last the assigned hub, as far as
-TLS and without signing in. One line a step; what fails has its code, as in
-dpsd-faults(7), and what to do. --list names the steps.
+		Long: `Find out what keeps this gateway from being provisioned: check the
+configuration, registration ID, credentials, clock, trusted roots, state
+directory and unit; ask the running dpsd; then try name, TCP to each address,
+proxy, TLS with each protocol, and CONNECT with each credential; then the
+assigned hub, as far as TLS and without signing in. Each step prints one line. A
+failed step shows its code, as in dpsd-faults(7), and what to do. --list prints
+the steps.
 
-Nothing is registered and nothing on disk is changed, so that whether DPS knows
-the enrollment shows only in "dpsd run". DPS lets a registration ID connect once
-at a time: a registration that the service has under way at this moment may be
-cut off, and is then tried again.
+The check registers nothing and changes nothing on disk, so only "dpsd run"
+shows whether DPS knows the enrollment. DPS allows a registration ID one
+connection at a time: a check may cut off a registration that the service has
+under way, which is then tried again.
 
-Run it as root: files are then looked at with the rights of the user dpsd, as
-the service sees them. For the installed configuration HTTPS_PROXY and NO_PROXY
-are those of dpsd.service, for another one those of the command.
+Run it as root: it then opens files with the rights of the user dpsd, as the
+service does. For the installed configuration, HTTPS_PROXY and NO_PROXY are
+those of dpsd.service; for another one, those of the command.
 
-A step that needs one that failed is skipped, the others go on. One protocol,
-address or credential that does not work while another does is a warning.
+If a step fails, the steps that need it are skipped, and the others go on. If
+one protocol, address or credential fails while another works, that is a
+warning.
 
-Exit codes: 0 nothing failed, 1 something did, 2 there is no such step, 78 the
-configuration is invalid.`,
+Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
+78 the configuration is invalid.`,
 		Example: `  sudo dpsd check
   dpsd check --offline --config new.toml   # before it is installed
   sudo dpsd check --skip connect --warnings-as-errors
@@ -79,9 +81,9 @@ configuration is invalid.`,
 	}
 	cmd.Flags().BoolVar(&o.offline, "offline", false, "stop before the network")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
-	cmd.Flags().BoolVar(&list, "list", false, "print the names of the steps, and end")
+	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringArrayVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated")
-	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "end with 1 when there is a warning, too")
+	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
 	// It fails only for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		steps := check.Steps()
@@ -112,7 +114,7 @@ func (o checkOptions) known() error {
 		if slices.Contains(names, name) {
 			continue
 		}
-		err := fmt.Errorf("--skip: there is no step %q", name)
+		err := fmt.Errorf("--skip: unknown step %q", name)
 		if meant := nearest.Name(name, names); meant != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, meant)
 		}
@@ -199,7 +201,7 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	found := fmt.Errorf("%d of %d steps failed", failures, len(report.Steps))
 	switch {
 	case failures == 0 && gateway.Invalid == nil && warnings > 0 && o.strict:
-		return &exitError{exitFailed, fmt.Errorf("%d of %d steps have a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
+		return &exitError{exitFailed, fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
 	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
@@ -207,11 +209,11 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	case temporary(gateway.Invalid):
 		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
 	case gateway.Invalid != nil:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is mended", errors.New("the configuration is invalid"))}
+		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}
 	case os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
 	}
-	return &exitError{exitFailed, try("man dpsd-faults, for each code; journalctl -u dpsd, for what the service met", found)}
+	return &exitError{exitFailed, try("man dpsd-faults for each code, journalctl -u dpsd for the log of the service", found)}
 }
 
 // gatewayOf reads the configuration and says what there is to check.

@@ -41,7 +41,7 @@ func (e *unopenedError) Unwrap() error  { return e.err }
 func unopened(file string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return &unopenedError{err, "the user as whom dpsd runs has to read it, and it holds no secret", started(file, check.Opening(file))}
+		return &unopenedError{err, "the user that dpsd runs as needs to read it, and it holds no secret", started(file, check.Opening(file))}
 	case errors.Is(err, fs.ErrNotExist):
 		other := misnamed(file)
 		if other == "" {
@@ -49,9 +49,9 @@ func unopened(file string, err error) error {
 		}
 		remedy := "mv " + other + " " + file
 		if filepath.Ext(other) != ".toml" {
-			remedy += ", and write it in TOML, as man dpsd.toml shows"
+			remedy += ", and rewrite it in TOML, as in man dpsd.toml"
 		}
-		return &unopenedError{err, other + " exists, which dpsd does not read", started(file, remedy)}
+		return &unopenedError{err, other + " exists, but dpsd does not read it", started(file, remedy)}
 	}
 	return err
 }

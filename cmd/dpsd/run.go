@@ -40,13 +40,13 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Provision this gateway and stay: the service",
-		Long: `Provision this gateway and stay: what systemd starts. A terminal shows each
-step, and when the next attempt starts.
+		Long: `Provision this gateway and keep running: systemd starts this command. On a
+terminal, dpsd shows each step and the time of the next attempt.
 
-With --once dpsd provisions, writes the state and ends with 0. After a fault it
-tries again until --timeout (exit 4); a file that appears or changes is read at
-once. Only two things end it earlier: the service refuses every credential or
-the enrollment (exit 1), or dpsd.toml is invalid (exit 78).`,
+With --once, dpsd provisions, writes the state and exits with 0. After a fault
+it tries again until --timeout (exit 4); it reads a file at once when the file
+appears or changes. Only two things end it earlier: the service refuses every
+credential or the enrollment (exit 1), or dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		Args:              commandline.NoArgs,

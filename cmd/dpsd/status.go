@@ -36,11 +36,11 @@ func statusCommand() *cobra.Command {
 		Long: `Say who this gateway is and since when, whether DPS has confirmed it, what dpsd
 does now, what went wrong last and what to do about it, and what comes next.
 
-Without a running dpsd the files are read, and status says why it does not run
+If dpsd is not running, status reads the files, and says why dpsd is not running
 and which command changes that.
 
-Exit codes: 0 an identity is published, also one that DPS has not confirmed in
-this run; 3 there is none; 1 it cannot be told.`,
+Exit codes: 0 an identity is published, even if DPS has not confirmed it in this
+run; 3 there is none; 1 status cannot tell.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,

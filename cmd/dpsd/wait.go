@@ -32,9 +32,9 @@ func waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until this gateway is provisioned, confirmed, or moved",
-		Long: `Wait until something is true, and end with 0. When --timeout has passed, end
-with 4 and name the unresolved fault, or why dpsd does not run. Nothing is
-polled, and dpsd need not run yet.
+		Long: `Wait until a condition is true, and exit with 0. After --timeout, exit with 4
+and print the unresolved fault, or why dpsd is not running. The command does not
+poll, and dpsd need not be running yet.
 
   assigned   an identity is published: at once when there is one already
   confirmed  DPS has confirmed it since the running dpsd started

@@ -23,7 +23,7 @@ func TestStatusSaysWhyDpsdDoesNotRun(t *testing.T) {
 		}
 		says("no-configuration", "open /etc/dpsd/dpsd.toml: no such file or directory", "")
 		g.configure(dps, "")
-		says("condition-unmet", "was missing then", "systemctl start --no-block dpsd")
+		says("condition-unmet", "was missing", "systemctl start --no-block dpsd")
 		g.run("systemctl start dpsd && systemctl stop dpsd")
 		says("stopped", "it was stopped at ", "systemctl start --no-block dpsd")
 		g.run("systemctl --quiet disable dpsd")
@@ -36,10 +36,10 @@ func TestStatusSaysWhyDpsdDoesNotRun(t *testing.T) {
 		g.expect("dpsd.service", "ActiveState", "failed")
 		says("configuration-invalid", `dps.id_scop: unknown key; did you mean "id_scope"?`, "")
 		g.run("cp /root/dpsd.toml /etc/dpsd/")
-		says("configuration-invalid", "it is valid now", "systemctl start --no-block dpsd")
+		says("configuration-invalid", "the configuration is valid now", "systemctl start --no-block dpsd")
 
 		for _, failing := range []struct{ prepare, dropIn, reason, detail, advice string }{
-			{"", "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "no-credential", "there is no " + sealedKey, "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + sealedKey},
+			{"", "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "no-credential", sealedKey + " does not exist", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + sealedKey},
 			{"mkdir -p -m 700 /etc/credstore.encrypted; echo damaged >" + sealedKey, "LoadCredentialEncrypted=dps-primary-key:" + sealedKey, "no-credential", "cannot decrypt a credential (dps-primary-key)", "systemd-creds encrypt"},
 			{"", "ReadWritePaths=/srv/missing", "restarting", "usually because a directory of ReadWritePaths= is missing", "journalctl -u dpsd -e"},
 			{"", "ExecStart=\nExecStart=/bin/sh -c 'kill -KILL $$$$'", "restarting", "killed by signal 9 (killed)", "journalctl -u dpsd -e"},
@@ -60,6 +60,6 @@ func TestStatusSaysWhyDpsdDoesNotRun(t *testing.T) {
 		g.reboot()
 		says("disabled", "does not start it at boot", "systemctl enable --now --no-block dpsd")
 		g.run("systemctl --quiet enable dpsd")
-		says("never-started", "was not started since the boot", "systemctl start --no-block dpsd")
+		says("never-started", "has not been started since boot", "systemctl start --no-block dpsd")
 	})
 }
