@@ -29,7 +29,7 @@ export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 # Go names the packages that it compiles: the first time all of its library's, too.
 BIN = bin
 build:
-	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first time, this takes about a minute.'
+	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first build takes about a minute.'
 	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/dpsd ./cmd/dpsd-sim
 
 demo: build
@@ -51,7 +51,7 @@ LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestK
 # Twice as many packages at a time as there are processors: some mostly wait.
 test:
 	.ci/need test
-	@echo 'Checking and testing every package. This takes one to three minutes on two processors, and two to four the first time.'
+	@echo 'Vetting and testing every package. On two processors this takes one to three minutes, and two to four the first time.'
 	go vet -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
 	go test ./fleet
