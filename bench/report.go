@@ -128,9 +128,9 @@ func budgets(size int64, results []result) []budget {
 		return only(func(v variant) bool { return v == variant{"key", "mqtt", version, 1} })
 	}
 	all := []budget{
-		{"program, stripped", "MB", float64(size) / megabyte, 9.5, strict},
-		{"peak memory, median of the runs", "MB", highest(results, peak, median), 10, noisy},
-		{"CPU, best of the runs", "ms", highest(results, cpu, best), 20, noisy},
+		{"program, stripped", "MB", float64(size) / megabyte, 10, strict},
+		{"peak memory, median of the runs", "MB", highest(results, peak, median), 11.5, noisy},
+		{"CPU, best of the runs", "ms", highest(results, cpu, best), 16, noisy},
 		{"from the start to the first byte sent, best of the runs", "ms", highest(results, first, best), 15, noisy},
 		{"time beyond the waits, best of the runs", "ms", highest(results, beyond, best), 100, noisy},
 		{"TCP connections", "", highest(results, opened, worst), 1, strict},

@@ -77,7 +77,7 @@ var aziotLeftOut = map[string]string{
 // The error is Errors when the file is not valid or lacks what those services demand
 // too. Any other error is one of r, wrapped.
 func FromAziot(name string, r io.Reader) (Import, error) {
-	data, err := read(name, r)
+	data, err := Read(name, r)
 	if err != nil {
 		return Import{}, err
 	}

@@ -171,8 +171,9 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	return c, err
 }
 
-// read returns the whole of r.
-func read(name string, r io.Reader) ([]byte, error) {
+// Read returns the whole of r, the text of a configuration, for Parse. The error is an
+// Errors if it is longer than a configuration may be.
+func Read(name string, r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
@@ -185,7 +186,7 @@ func read(name string, r io.Reader) ([]byte, error) {
 
 // parse is Parse, and returns the document as well.
 func parse(name string, r io.Reader) (*Config, document, error) {
-	data, err := read(name, r)
+	data, err := Read(name, r)
 	if err != nil {
 		return nil, document{}, err
 	}

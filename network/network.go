@@ -37,7 +37,8 @@ func State(destinations []netip.Addr) string {
 	for _, name := range files {
 		fmt.Fprintln(sum, name)
 		if file, err := os.Open(name); err == nil {
-			_, _ = io.Copy(sum, io.LimitReader(file, enough)) // what cannot be read is like nothing
+			text, _ := io.ReadAll(io.LimitReader(file, enough)) // what cannot be read is like nothing
+			_, _ = sum.Write(text)                              // it never fails, hash.Hash
 			_ = file.Close()
 		}
 	}

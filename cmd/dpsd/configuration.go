@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -93,13 +94,22 @@ func open(file string) (*os.File, error) {
 	return f, nil
 }
 
-func load(file string) (*config.Config, error) {
+// contents returns the text of a configuration.
+func contents(file string) ([]byte, error) {
 	f, err := open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return config.Parse(file, f)
+	return config.Read(file, f)
+}
+
+func load(file string) (*config.Config, error) {
+	text, err := contents(file)
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(file, bytes.NewReader(text))
 }
 
 // closed returns why the service cannot read its configuration although this user can;

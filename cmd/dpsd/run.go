@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -82,7 +83,11 @@ func run(file string, once bool, timeout time.Duration) error {
 	// journal counts what it did not get. Other commands end, as "| head" expects.
 	signal.Ignore(syscall.SIGPIPE)
 
-	cfg, err := load(file)
+	text, err := contents(file)
+	if err != nil {
+		return invalid(file, err)
+	}
+	cfg, err := config.Parse(file, bytes.NewReader(text))
 	if err != nil {
 		return invalid(file, err)
 	}
@@ -107,7 +112,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		MetricsFile: cfg.Control.MetricsFile,
 		Secrets:     attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Hangup:      hangup,
-		Reload:      reloader(file, cfg),
+		Reload:      reloader(file, text, cfg),
 		Watch:       watch.Files,
 		Network:     network.State,
 		Rest:        func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
@@ -183,14 +188,19 @@ func isRegular(file string) bool {
 var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
 
 // reloader reads the configuration again. running is the one that the process
-// began with.
-func reloader(file string, running *config.Config) func() (*daemon.Settings, error) {
+// began with, and text is what it was read from: most of the time the file has not
+// changed, and then nothing is parsed, which takes memory.
+func reloader(file string, text []byte, running *config.Config) func() (*daemon.Settings, error) {
 	return func() (*daemon.Settings, error) {
 		// The supervisor waits for this: a FIFO without a writer would hold it up.
 		if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s: not a regular file", file)
 		}
-		cfg, err := load(file)
+		now, err := contents(file)
+		if err != nil || bytes.Equal(now, text) {
+			return nil, err
+		}
+		cfg, err := config.Parse(file, bytes.NewReader(now))
 		switch {
 		case err != nil:
 			return nil, err
@@ -199,7 +209,7 @@ func reloader(file string, running *config.Config) func() (*daemon.Settings, err
 		case reflect.DeepEqual(cfg, running):
 			return nil, nil
 		}
-		running = cfg
+		running, text = cfg, now
 		changed := settings(file, cfg)
 		return &changed, nil
 	}
