@@ -18,8 +18,9 @@ type notifier struct {
 	send func(state string) error
 	*teller
 	status string // the last STATUS=, not sent twice
-	text   string // of it, without the note
-	note   string // stands in front of every text until READY
+	lead   string // the begin of it: when the next attempt starts
+	text   string // the rest of it, without the note
+	note   string // stands in front of every text, after its lead, until READY
 	owed   string // a READY=1 that did not get through
 	failed bool
 }
@@ -41,9 +42,13 @@ func statusLine(text string) string {
 	return "STATUS=" + strings.Join(strings.Fields(text), " ")
 }
 
-func (n *notifier) setStatus(text string) {
-	n.text = text
-	if line := statusLine(n.note + text); line != n.status {
+func (n *notifier) setStatus(text string) { n.setWaiting("", text) }
+
+// setWaiting is setStatus with a lead that stays in front of everything, because programs
+// cut a long line at its end.
+func (n *notifier) setWaiting(lead, text string) {
+	n.lead, n.text = lead, text
+	if line := statusLine(lead + n.note + text); line != n.status {
 		n.status = line
 		n.notify(line)
 	}
@@ -51,13 +56,13 @@ func (n *notifier) setStatus(text string) {
 
 func (n *notifier) setNote(note string) {
 	n.note = note
-	n.setStatus(n.text)
+	n.setWaiting(n.lead, n.text)
 }
 
 // ready says READY=1 together with the status, so that nobody sees the one
 // without the other.
 func (n *notifier) ready(text string) {
-	n.text, n.note, n.status = text, "", statusLine(text)
+	n.lead, n.text, n.note, n.status = "", text, "", statusLine(text)
 	n.owed = sd.SdNotifyReady + "\n" + n.status
 	n.settle()
 }

@@ -64,7 +64,7 @@ func TestPolicies(t *testing.T) {
 			if took := g.until("assigned", 1); took != pace.Boot(time.Hour, seeded(7))+6*time.Second {
 				t.Errorf("asked after %s", took)
 			}
-			n, at := g.told("READY=1\nSTATUS=Next attempt in ")
+			n, at := g.told("READY=1\nSTATUS=Next attempt at ")
 			if cached, _ := g.told("boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || cached != 1 || at.Sub(g.start) != 0 {
 				t.Errorf("READY %d times, after %s: %v", n, at.Sub(g.start), g.notes)
 			}
@@ -312,7 +312,7 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 	long := strings.Repeat("n", 120)
 	hub := strings.Repeat("h", 50) + "." + strings.Repeat("d", 60) + ".azure-devices.net"
-	next := regexp.MustCompile(`^STATUS=(Next attempt in [0-9hms]+, at \d\d:\d\d:\d\d UTC: )`)
+	next := regexp.MustCompile(`^STATUS=(Next attempt (to save )?at (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d UTC: )`)
 	within80 := func(t *testing.T, line string, want ...string) {
 		t.Helper()
 		begin := next.FindString(line)

@@ -397,7 +397,8 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 		s.nextRegular(now)
 		s.notify.ready(s.standing())
 	case s.due.After(now):
-		s.notify.ready(s.upcoming(now, s.due, s.why))
+		lead, text := s.upcoming("attempt", now, s.due, s.why)
+		s.notify.ready(lead + text)
 	default:
 		s.notify.ready(s.standing())
 	}
@@ -412,7 +413,7 @@ func (s *supervisor) lookedAfter(r result, now time.Time) {
 		s.mendDue, s.unmended = now.Add(wait), true
 		s.account.failed(f, "", f.Advice(), now)
 		s.tellFault(f, lane, wait, "", f.Advice())
-		s.notify.setStatus(s.upcoming(now, s.mendDue, f.Error()))
+		s.notify.setWaiting(s.upcoming("attempt to save", now, s.mendDue, f.Error()))
 		return
 	}
 	if r.saved != store.Unchanged {
@@ -578,20 +579,23 @@ func (s *supervisor) tellFault(f fault.Fault, lane pace.Lane, wait time.Duration
 
 // waiting says on STATUS= when the next attempt starts, and why it has to wait.
 func (s *supervisor) waiting(now time.Time, why string) {
-	s.notify.setStatus(s.upcoming(now, s.due, why))
+	s.notify.setWaiting(s.upcoming("attempt", now, s.due, why))
 }
 
-// upcoming begins with the next attempt, because programs cut a long line at its end: hub,
-// device ID and cause have any length.
-func (s *supervisor) upcoming(now, due time.Time, why string) string {
-	text := "Next attempt now: " + why
-	if wait := due.Sub(now); wait > 0 {
-		text = fmt.Sprintf("Next attempt in %s, at %s: %s", wait.Round(time.Second), due.UTC().Format("15:04:05 UTC"), why)
+// upcoming says when the next attempt starts, and why. It gives the time and not the
+// delay, because the status stays as it is until then.
+func (s *supervisor) upcoming(attempt string, now, due time.Time, why string) (lead, text string) {
+	at := "now"
+	switch wait := due.Sub(now); {
+	case wait > 12*time.Hour:
+		at = due.UTC().Format("at 2006-01-02 15:04:05 UTC")
+	case wait > 0:
+		at = due.UTC().Format("at 15:04:05 UTC")
 	}
 	if s.ready {
-		text += strings.Replace(s.standing(), "Assigned", "; assigned", 1)
+		why += strings.Replace(s.standing(), "Assigned", "; assigned", 1)
 	}
-	return text
+	return "Next " + attempt + " " + at + ": ", why
 }
 
 // trigger asks for an attempt at the given time, or earlier when one is due

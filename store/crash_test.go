@@ -26,6 +26,10 @@ func actAsWriter(mode string) int {
 	if mode == "service" {
 		return actAsService()
 	}
+	var what string
+	if _, err := fmt.Sscanf(mode, "starved %s %d %d", &what, &die, &from); err == nil {
+		return actAsStarved(what, die, from)
+	}
 	if _, err := fmt.Sscanf(mode, "save %d", &from); err == nil {
 		return actAsSaver(from)
 	}

@@ -152,6 +152,9 @@ const (
 	// Damaged: a file is damaged; Err is a *DamagedError. It was copied aside
 	// when a notice SetAside follows.
 	Damaged NoticeKind = iota + 1
+	// Unread: the file is there but cannot be read now; Err says why. It stays as it is,
+	// and is read again before the next record is saved.
+	Unread
 	// Missing: state.json is gone although state.json.prev is there.
 	Missing
 	// SetAside: a damaged record was kept under Path.
@@ -181,6 +184,8 @@ func (k NoticeKind) String() string {
 	switch k {
 	case Damaged:
 		return "damaged"
+	case Unread:
+		return "cannot be read now, left alone"
 	case Missing:
 		return "missing"
 	case SetAside:
@@ -203,4 +208,20 @@ func (k NoticeKind) String() string {
 		return "cannot be written"
 	}
 	return fmt.Sprintf("notice %d", int(k))
+}
+
+// Temporary reports whether err is a failure to read a file that can end without a change
+// to the file: too few descriptors, too little memory, a failing disk, or a network file
+// system that does not answer. The other reasons last until a person removes them.
+func Temporary(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.EACCES, syscall.EPERM, syscall.ELOOP,
+		syscall.ENAMETOOLONG, syscall.EINVAL, syscall.ENXIO, syscall.ENODEV:
+		return false
+	}
+	return true
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"syscall"
 
 	"github.com/dpsd-project/dpsd/watch"
 )
@@ -33,8 +34,9 @@ func Files(directory string) []string {
 	return []string{filepath.Join(directory, stateName), filepath.Join(directory, environmentName)}
 }
 
-// readRecord is Read for the owner, to whom a file that cannot be read is as
-// damaged as one that cannot be understood.
+// readRecord is Read for the owner, with the text of the record. To the owner, a file that
+// cannot be read is as damaged as one that cannot be understood, unless the reason may
+// pass: then the error is an *unreadError, and what the file says is not known.
 func readRecord(path string) (Record, []byte, error) {
 	data, err := readFile(path)
 	var damaged *DamagedError
@@ -43,11 +45,24 @@ func readRecord(path string) (Record, []byte, error) {
 		return Record{}, nil, err
 	case errors.Is(err, fs.ErrNotExist):
 		return Record{}, nil, ErrNoRecord
+	case Temporary(err):
+		return Record{}, nil, &unreadError{err}
 	case err != nil:
 		return Record{}, nil, &DamagedError{Path: path, Reason: "cannot be read", Err: err}
 	}
 	rec, err := Parse(data)
 	return rec, data, at(path, err)
+}
+
+// unreadError is why a file that is there cannot be read for now. It names the path.
+type unreadError struct{ error }
+
+func (e *unreadError) Unwrap() error { return e.error }
+
+// exhausted reports whether too little of something is left that reading takes, so that
+// the file itself may be as good as ever.
+func (e *unreadError) exhausted() bool {
+	return errors.Is(e, syscall.EMFILE) || errors.Is(e, syscall.ENFILE) || errors.Is(e, syscall.ENOMEM)
 }
 
 // at adds the path to an error of Parse.

@@ -64,6 +64,7 @@ type Store struct {
 
 	floor   uint64            // every new generation is above it
 	newer   *NewerSchemaError // a later dpsd wrote the record: hands off
+	unread  bool              // state.json could not be read yet
 	notices []Notice
 }
 
@@ -167,17 +168,19 @@ func (s *Store) load(writable bool, now time.Time) {
 	var damaged *DamagedError
 	switch {
 	case err == nil:
-		raise := s.floor > rec.Generation
-		linked = !regular(path)
-		s.adopt(rec, data, !linked)
-		if raise {
-			s.notice(GenerationRaised, path, nil)
-			rec.Generation = above(s.floor)
-			s.hold(rec)
-		}
+		linked = s.take(rec, data)
 	case errors.As(err, &s.newer):
 		s.notice(NewerSchema, path, s.newer)
 		s.floor = max(s.floor, s.newer.Generation)
+	case errors.As(err, new(*unreadError)):
+		// Nothing is known to be wrong with it, so it stays, and no older record
+		// takes its place.
+		s.unread = true
+		s.notice(Unread, path, err)
+		if prev, _, err := readRecord(s.state.path(previousName)); err == nil {
+			s.floor = max(s.floor, above(prev.Generation))
+		}
+		known = s.floor
 	default:
 		if errors.As(err, &damaged) {
 			s.notice(Damaged, path, damaged)
@@ -213,6 +216,31 @@ func (s *Store) load(writable bool, now time.Time) {
 	s.withdraw()
 }
 
+// take adopts the record of state.json, and tells whether that is a link to a file.
+func (s *Store) take(rec Record, data []byte) (linked bool) {
+	path := s.state.path(stateName)
+	raise := s.floor > rec.Generation
+	linked = !regular(path)
+	s.adopt(rec, data, !linked)
+	if raise {
+		s.notice(GenerationRaised, path, nil)
+		rec.Generation = above(s.floor)
+		s.hold(rec)
+	}
+	return linked
+}
+
+// reread takes the record that could not be read before, if it can be read now.
+func (s *Store) reread() {
+	if !s.unread || s.published {
+		return
+	}
+	if rec, data, err := readRecord(s.state.path(stateName)); err == nil {
+		s.unread = false
+		s.take(rec, data)
+	}
+}
+
 // recover puts the previous record in the place of a state.json that is damaged
 // or gone, and returns its generation. The lost one had prev + 1, so this one
 // gets prev + 2. Without a usable previous record a damaged file moves aside.
@@ -229,8 +257,11 @@ func (s *Store) recover(damaged bool, now time.Time) uint64 {
 		return generation
 	}
 	var unusable *DamagedError
-	if errors.As(err, &unusable) {
+	switch {
+	case errors.As(err, &unusable):
 		s.notice(Damaged, s.state.path(previousName), unusable)
+	case errors.As(err, new(*unreadError)):
+		s.notice(Unread, s.state.path(previousName), err)
 	}
 	if !damaged || !s.lock.in(s.state.directory) {
 		return 0
@@ -331,6 +362,7 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
+	s.reread()
 	result, owed := Written, s.published && !s.durable
 	rec.Generation = above(s.floor)
 	rec.ProvisionedAt = wholeSeconds(now)
@@ -362,6 +394,7 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 func (s *Store) Mend(now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.reread()
 	if !s.published || s.durable && s.intact() {
 		return Unchanged, nil
 	}
@@ -404,18 +437,19 @@ func (s *Store) commit(now time.Time) error {
 	if err := s.writeEnvironment(); err != nil {
 		return err
 	}
-	s.durable = true
+	s.durable, s.unread = true, false
 	s.withdraw()
 	return nil
 }
 
 // keepPrevious looks at the state.json that is about to be replaced. A whole
-// one becomes state.json.prev, a damaged one goes aside, and one that a later
+// one becomes state.json.prev, a damaged or unreadable one goes aside, and one that a later
 // dpsd wrote is left alone.
 func (s *Store) keepPrevious(now time.Time) error {
 	s.newer = nil
 	old, data, err := readRecord(s.state.path(stateName))
 	var damaged *DamagedError
+	var unread *unreadError
 	switch {
 	case err == nil && bytes.Equal(data, s.encoded):
 		return nil // a retry: the commit got as far as that
@@ -429,7 +463,9 @@ func (s *Store) keepPrevious(now time.Time) error {
 		return s.state.replace(previousName, data)
 	case errors.As(err, &s.newer):
 		return s.newer
-	case errors.As(err, &damaged):
+	case errors.As(err, &unread) && unread.exhausted():
+		return unread // it is whole, for all that is known, and is to become state.json.prev
+	case errors.As(err, &damaged), unread != nil:
 		// Failing here would keep a whole record from readers for the sake of
 		// a broken one.
 		if to, err := s.state.setAside(stamp(now), false); err == nil && to != "" {

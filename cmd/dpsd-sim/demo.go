@@ -36,6 +36,7 @@ stays.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
+			survivePipes() // the directory of the demonstration must not stay
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			ctx, cancel := context.WithTimeoutCause(ctx, demoLimit, fmt.Errorf("not done within %s", demoLimit))

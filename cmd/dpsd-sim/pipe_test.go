@@ -63,6 +63,31 @@ func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
 	}
 }
 
+func TestADemonstrationLeavesNothingWhenItsReaderExits(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	temporary := t.TempDir()
+	demo := exec.Command("dpsd-sim", "demo")
+	demo.Env = append(os.Environ(), "TMPDIR="+temporary)
+	demo.Stdout, demo.Stderr = writer, writer
+	if err := demo.Start(); err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	if line := bufio.NewScanner(reader); !line.Scan() {
+		t.Fatal("no first line")
+	}
+	reader.Close()
+	if err := demo.Wait(); err != nil {
+		t.Errorf("demo ended with %v", err)
+	}
+	if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // group assigns every device with a certificate to a hub.
 func group(hub string) string {
 	return fmt.Sprintf("[[group]]\nname = \"certificates\"\ntype = \"x509\"\nca_file = \"device-ca.pem\"\nhubs = [%q]\n", hub)

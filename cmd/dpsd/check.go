@@ -25,6 +25,7 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/nearest"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 // serviceAccount is the user of dpsd.service.
@@ -206,7 +207,7 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
-	case temporary(gateway.Invalid):
+	case store.Temporary(gateway.Invalid):
 		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
 	case gateway.Invalid != nil:
 		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}

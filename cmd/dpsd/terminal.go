@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dpsd-project/dpsd/journal"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 // terminal is where a command talks to a person: standard output or standard
@@ -81,7 +82,7 @@ func try(next string, err error) error { return &hintError{err, next} }
 
 // invalid is the error of a configuration that is wrong.
 func invalid(file string, err error) error {
-	if temporary(err) {
+	if store.Temporary(err) {
 		return &exitError{exitFailed, err}
 	}
 	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}

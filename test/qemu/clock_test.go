@@ -51,7 +51,7 @@ func TestTheClockIsSetRight(t *testing.T) {
 				t.Fatalf("a wait of %s is too short to tell whether the step ended it (%v)", wait, err)
 			}
 			before := m.service()
-			if before.state != "activating" || !strings.Contains(before.status, "clock-implausible") || !strings.Contains(before.status, "Next attempt in") {
+			if before.state != "activating" || !strings.Contains(before.status, "clock-implausible") || !strings.Contains(before.status, "Next attempt at") {
 				t.Errorf("before the clock is right, dpsd is %s, and STATUS= is %q", before.state, before.status)
 			}
 			t.Logf("%7.3f s  %s; %s", failed.at.Seconds(), before.state, before.status)

@@ -51,7 +51,7 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 
 		g.reboot() // the service is gone: the network is another one, too
 		g.expect("multi-user.target", "ActiveState", "active")
-		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		g.expect("dpsd.service", "ActiveState", "activating")
 		if status := g.show("dpsd.service", "StatusText"); !strings.Contains(status, "tcp-refused") {
 			t.Errorf("STATUS= does not name the fault: %q", status)
@@ -84,7 +84,7 @@ func TestHealthChecksDoNotDependOnTheService(t *testing.T) {
 		}
 		g.reboot()
 		g.expect("multi-user.target", "ActiveState", "active")
-		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		if state, _ := g.try("systemctl is-system-running"); state != "starting" {
 			t.Errorf("while dpsd waits for the service, the system is %s", state)
 		}
@@ -185,7 +185,7 @@ func TestAHangBeforeReadyIsKilledAndStarted(t *testing.T) {
 		dps.stop()
 		g.dropIn("[Service]\nTimeoutStartSec=4s\nTimeoutAbortSec=2s\nRestartSec=100ms\n")
 		g.run("systemctl start --no-block dpsd")
-		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		first := g.show("dpsd.service", "MainPID")
 		release := g.hold("/etc/dpsd/dpsd.toml")
 		g.run("kill -HUP " + first) // the supervisor reads it, and is stuck
@@ -207,7 +207,7 @@ func TestAStartThatWaitsIsNotKilled(t *testing.T) {
 		dps.stop()
 		g.dropIn("[Service]\nTimeoutStartSec=4s\nWatchdogSec=4s\n")
 		g.run("systemctl start --no-block dpsd")
-		g.untilShown("dpsd.service", "StatusText", "Next attempt in")
+		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		first := g.show("dpsd.service", "MainPID")
 		g.until("a start of twice its time-out", "test $(ps -o etimes= -p "+first+") -ge 8")
 		g.expect("dpsd.service", "ActiveState", "activating")
