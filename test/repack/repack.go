@@ -34,7 +34,7 @@ func repack(t testing.TB, deb, version string, edits map[string][][2]string) str
 	t.Helper()
 	run := func(args ...string) {
 		t.Helper()
-		if out, err := exec.Command("dpkg-deb", args...).CombinedOutput(); err != nil {
+		if out, err := exec.Command("dpkg-deb", args...).CombinedOutput(); err != nil { //nolint:gosec // the arguments are those of tests
 			t.Fatalf("dpkg-deb %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
