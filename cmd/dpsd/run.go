@@ -46,9 +46,9 @@ terminal, dpsd shows each step and the time of the next attempt.
 
 With --once, dpsd provisions, writes the state and exits with 0. After a fault
 it tries again until --timeout (exit 4); it reads a file at once when the file
-appears or changes. It exits earlier only if the service refuses every credential
-or the enrollment, or another dpsd is running (exit 1), or if dpsd.toml is invalid
-(exit 78).`,
+appears or changes. It exits earlier only if the service refuses every
+credential or the enrollment, or another dpsd is running (exit 1), or if
+dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		Args:              commandline.NoArgs,
