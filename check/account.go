@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,8 +25,10 @@ type Account struct {
 	Groups []int // beside GID
 }
 
-// LookUpAccount finds a user of this machine. The error says that there is none.
-func LookUpAccount(name string) (Account, error) {
+// LookUpAccount finds the user of this machine that the service runs as, with the groups
+// that its unit adds to those of the user; systemctl may be nil, and the unit is not asked
+// then. The error says that there is no such user.
+func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Account, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
 		return Account{}, err
@@ -38,11 +41,36 @@ func LookUpAccount(name string) (Account, error) {
 	if a.UID, err = strconv.Atoi(u.Uid); err == nil {
 		a.GID, err = strconv.Atoi(u.Gid)
 	}
+	if systemctl != nil {
+		groups = append(groups, supplementary(ctx, systemctl)...)
+	}
 	for _, g := range groups {
 		id, e := strconv.Atoi(g)
 		a.Groups, err = append(a.Groups, id), errors.Join(err, e)
 	}
 	return a, err
+}
+
+// supplementary are the IDs of the groups in SupplementaryGroups= of the unit. The service
+// does not start with a group that does not exist, and none is added for it here.
+func supplementary(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (ids []string) {
+	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
+	defer cancel()
+	out, err := systemctl(ctx, "show", unitName, "--property=SupplementaryGroups")
+	if err != nil {
+		return nil
+	}
+	_, names, _ := strings.Cut(string(out), "SupplementaryGroups=")
+	names, _, _ = strings.Cut(names, "\n")
+	for _, name := range strings.Fields(names) {
+		if g, err := user.LookupGroup(name); err == nil {
+			name = g.Gid
+		}
+		if _, err := strconv.Atoi(name); err == nil {
+			ids = append(ids, name)
+		}
+	}
+	return ids
 }
 
 // impersonates tells whether files are looked at as another user than the one who

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
@@ -111,7 +112,7 @@ func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference,
 	r.Status, r.Detail = OK, detail
 	results := []Result{r}
 	for _, reference := range secrets {
-		if detail, advice := open(reference); detail != "" {
+		if detail, advice := i.exposed(reference); detail != "" {
 			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
 		}
 	}
@@ -173,9 +174,9 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 	return r
 }
 
-// open tells who beside the service can read or change a secret, as its mode has it.
+// exposed tells who beside the service can read or change a secret, as its mode has it.
 // Modes of systemd's credentials are systemd's business.
-func open(reference attest.Reference) (detail, advice string) {
+func (i *inspection) exposed(reference attest.Reference) (detail, advice string) {
 	if reference.File == "" {
 		return "", ""
 	}
@@ -192,11 +193,13 @@ func open(reference attest.Reference) (detail, advice string) {
 		what = "every user can read it"
 	case mode&0o020 != 0:
 		what = "its group can change it"
+	case mode&0o040 != 0 && i.Account.Name != "" && int(info.Sys().(*syscall.Stat_t).Gid) == i.Account.GID:
+		what = "the members of the group " + i.Account.Name + ", who may ask for a registration, can read it"
 	default:
 		return "", ""
 	}
 	return fmt.Sprintf("%s has mode %04o: %s", reference.File, mode, what),
-		fmt.Sprintf("chown root:dpsd %[1]s && chmod 0640 %[1]s", reference.File)
+		fmt.Sprintf("chown root:dpsd-keys %[1]s && chmod 0640 %[1]s", reference.File)
 }
 
 // hidden returns the directory that the sandbox of the unit hides from the service,

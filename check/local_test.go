@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -8,7 +9,10 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -123,5 +127,47 @@ func TestRootLooksAsTheService(t *testing.T) {
 	}
 	if err := read(); err != nil {
 		t.Errorf("root itself cannot read any more: %v", err)
+	}
+}
+
+func TestTheServiceHasTheGroupsOfItsUnit(t *testing.T) {
+	daemonGroup, err := user.LookupGroup("daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := strconv.Atoi(daemonGroup.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := func(text string, err error) func(context.Context, ...string) ([]byte, error) {
+		return func(_ context.Context, args ...string) ([]byte, error) {
+			if want := []string{"show", "dpsd.service", "--property=SupplementaryGroups"}; !slices.Equal(args, want) {
+				t.Errorf("systemctl is called with %q", args)
+			}
+			return []byte(text), err
+		}
+	}
+	own, err := LookUpAccount(t.Context(), "root", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		says      string
+		systemctl func(context.Context, ...string) ([]byte, error)
+		more      []int
+	}{
+		{"by name and by number; one that does not exist is nobody's", answer("SupplementaryGroups=daemon 64399 no-such-group\n", nil), []int{id, 64399}},
+		{"none", answer("SupplementaryGroups=\n", nil), nil},
+		{"a systemd that does not answer", answer("", context.DeadlineExceeded), nil},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			got, err := LookUpAccount(t.Context(), "root", test.systemctl)
+			if err != nil || !slices.Equal(got.Groups, append(slices.Clone(own.Groups), test.more...)) {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+	if _, err := LookUpAccount(t.Context(), "no-such-user", nil); err == nil {
+		t.Error("a user that does not exist is found")
 	}
 }

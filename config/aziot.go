@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -39,8 +40,10 @@ func (n *Note) String() string {
 
 // The credentials that an import refers to; the unit loads them by these names.
 const (
-	importedKey      = "dps-primary-key"
-	importedPassword = "proxy-password"
+	importedKey         = "dps-primary-key"
+	importedCertificate = "dps-certificate"
+	importedPrivateKey  = "dps-private-key"
+	importedPassword    = "proxy-password"
 )
 
 // aziotLeftOut says why a key of an aziot config.toml has no counterpart. The keys are
@@ -52,6 +55,11 @@ var aziotLeftOut = map[string]string{
 	"cloud_timeout_sec":                 "dpsd has time-outs of its own, transport.connect_timeout and transport.response_timeout",
 	"cloud_retries":                     "dpsd does not give up; [retry] has the delays",
 	"dps_trust_bundle":                  "dpsd keeps no trust bundle; what the service returned is in state.json",
+	"prefer_module_identity_cache":      "it is for the modules of IoT Edge",
+	"imported_master_encryption_key":    "it is for the modules of IoT Edge",
+	"additional_info":                   "it is for the modules of IoT Edge",
+	"iotedge_max_requests":              "it is about the sockets of the aziot services",
+	"aziot_max_requests":                "it is about the sockets of the aziot services",
 	"trust_bundle_cert":                 "it is for the modules of IoT Edge; transport.ca_file adds to what the service may show",
 	"allow_elevated_docker_permissions": "it is for the modules of IoT Edge",
 	"agent":                             "it is for the modules of IoT Edge",
@@ -61,7 +69,7 @@ var aziotLeftOut = map[string]string{
 	"edge_ca":                           "it is for the modules of IoT Edge",
 	"moby_runtime":                      "it is for the modules of IoT Edge",
 	"image_garbage_collection":          "it is for the modules of IoT Edge",
-	"cert_issuance":                     "dpsd issues no certificates; have them renewed in their files, which it reads afresh",
+	"cert_issuance":                     "dpsd issues no certificates; have another program renew them in /etc/dpsd/keys, where it reads \"file:\" references again",
 	"preloaded_certs":                   "dpsd hands no certificates to others",
 	"preloaded_keys":                    "dpsd hands no keys to others",
 	"aziot_keys":                        "dpsd uses no PKCS#11 token",
@@ -72,38 +80,62 @@ var aziotLeftOut = map[string]string{
 }
 
 // FromAziot converts the config.toml of Azure IoT Edge or the Azure IoT Identity Service.
-// name stands for the file in messages and commands.
+// name stands for the file in messages and commands. A proxy may be in drop-ins of
+// aziot-identityd and aziot-edged, which are in the order in which systemd reads them.
 //
 // The error is Errors when the file is not valid or lacks what those services demand
-// too. Any other error is one of r, wrapped.
-func FromAziot(name string, r io.Reader) (Import, error) {
+// too, or is another file of theirs. Any other error is one of a reader, wrapped.
+func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
 	data, err := Read(name, r)
 	if err != nil {
 		return Import{}, err
 	}
 	doc, problem := readDocument(data)
-	if problem != nil {
+	if problem := anotherFile(data, doc.values, problem); problem != nil {
 		problem.File, problem.Key = name, "" // a key would be one of dpsd.toml
 		return Import{}, Errors{problem}
 	}
 	a := importer{
 		checker: checker{document: doc, file: name, bad: map[path]bool{}, meant: map[path]bool{}},
 		lines:   newLines(data),
-		set:     map[string]string{},
+		set:     map[string]any{},
+		stray:   map[path]stray{},
 	}
+	a.edge = slices.ContainsFunc(dropIns, func(d DropIn) bool { return unitOf(d.Name) == edged })
 	a.whole()
 	if len(a.errs) > 0 {
 		a.errs.sort()
 		return Import{}, a.errs
 	}
-	slices.SortStableFunc(a.notes, func(x, y *Note) int { return x.Line - y.Line })
 	if a.lost {
+		a.sort()
 		a.notes = slices.DeleteFunc(a.notes, func(n *Note) bool { return strings.HasPrefix(n.Text, todo) })
 		return Import{Notes: a.notes}, nil
 	}
+	if err := a.dropIns(dropIns); err != nil {
+		return Import{}, err
+	}
+	a.takeProxy()
+	a.sort()
 	text := a.result()
 	if _, err := Parse("dpsd.toml", strings.NewReader(text)); err != nil {
 		return Import{}, fmt.Errorf("%s would become an invalid configuration: %w", name, err)
 	}
 	return Import{TOML: text, Notes: a.notes}, nil
+}
+
+// sort puts the notes in the order of the files, those of the drop-ins last.
+func (a *importer) sort() {
+	slices.SortStableFunc(a.notes, func(x, y *Note) int {
+		if n := cmp.Compare(x.File, y.File); n != 0 {
+			switch a.file {
+			case x.File:
+				return -1
+			case y.File:
+				return 1
+			}
+			return n
+		}
+		return x.Line - y.Line
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -15,14 +14,36 @@ import (
 // importer walks through an aziot config.toml.
 type importer struct {
 	checker
-	lines lines
-	set   map[string]string // "table.key" of dpsd.toml to its value
-	notes []*Note
-	lost  bool // there is nothing with which dpsd could prove the identity
+	lines   lines
+	set     map[string]any // "table.key" of dpsd.toml to its value
+	notes   []*Note
+	lost    bool           // there is nothing with which dpsd could prove the identity
+	edge    bool           // the gateway has a unit of IoT Edge
+	stray   map[path]stray // keys in a wrong table
+	proxies []proxySetting // in the order in which they count
+}
+
+// origin is where a setting stands.
+type origin struct {
+	file, key string
+	line      int    // 0 when it cannot be told
+	text      []byte // of the file from that line on
+}
+
+func (a *importer) origin(at path) origin {
+	o := origin{file: a.file, key: shown(at), line: a.places[at].line}
+	if o.line > 0 {
+		o.text = a.lines.data[a.lines.starts[o.line-1]:]
+	}
+	return o
+}
+
+func (a *importer) noteOf(o origin, command, format string, args ...any) {
+	a.notes = append(a.notes, &Note{o.file, o.line, o.key, fmt.Sprintf(format, args...), command})
 }
 
 func (a *importer) note(at path, command, format string, args ...any) {
-	a.notes = append(a.notes, &Note{a.file, a.places[at].line, shown(at), fmt.Sprintf(format, args...), command})
+	a.noteOf(a.origin(at), command, format, args...)
 }
 
 // todo begins what a person has to do.
@@ -53,9 +74,11 @@ type taker func(at path, value any)
 // table hands each key to its taker, and leaves out the others.
 func (a *importer) table(at path, values map[string]any, takers map[string]taker, why map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		if take := takers[name]; take != nil {
+		switch take := takers[name]; {
+		case a.stray[at.key(name)].home != "": // see misplaced
+		case take != nil:
 			take(at.key(name), values[name])
-		} else {
+		default:
 			a.leaveOut(at.key(name), why[name])
 		}
 	}
@@ -73,7 +96,7 @@ func (a *importer) isTable(at path, value any) (map[string]any, bool) {
 // words is the string at a key of values; "" when it is missing, which is reported.
 func (a *importer) words(at path, values map[string]any, key, remedy string) string {
 	if values[key] == nil {
-		a.reportMissing(at, key, remedy)
+		a.reportAbsent(at, key, remedy)
 		return ""
 	}
 	s, _ := a.string(at.key(key), values[key], "")
@@ -86,11 +109,19 @@ func (a *importer) whole() {
 	if a.values["provisioning"] == nil {
 		a.report(root.key("provisioning"), Error{Problem: "the table is missing", Remedy: "is this the config.toml of IoT Edge or the IoT Identity Service?"})
 	}
+	a.findStray(root, a.values, 0)
 	a.table(root, a.values, map[string]taker{
-		"provisioning":             a.provisioning,
-		"auto_reprovisioning_mode": a.reprovisioning,
-		"agent":                    a.agent,
+		"provisioning":                  a.provisioning,
+		"auto_reprovisioning_mode":      func(path, any) {}, // see bootPolicy
+		"always_reprovision_on_startup": func(path, any) {},
+		"agent":                         a.agent,
 	}, aziotLeftOut)
+	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
+		a.misplaced(at)
+	}
+	if !a.lost {
+		a.bootPolicy()
+	}
 }
 
 func (a *importer) provisioning(at path, value any) {
@@ -111,8 +142,16 @@ func (a *importer) provisioning(at path, value any) {
 		a.report(at.key("source"), Error{Problem: quoted(source) + " is unknown", Remedy: sources})
 		return
 	}
-	takers := map[string]taker{"source": func(path, any) {}}
+	takers := map[string]taker{
+		"source":                        func(path, any) {},
+		"always_reprovision_on_startup": func(path, any) {}, // see bootPolicy
+		"dynamic_reprovisioning":        func(path, any) {},
+	}
 	if !a.lost {
+		if values["scope_id"] != nil && values["id_scope"] == nil {
+			a.report(at.key("scope_id"), Error{Problem: "is called id_scope in this file"})
+			a.bad[at.key("id_scope")] = true
+		}
 		takers["id_scope"], takers["global_endpoint"] = a.copyTo("dps.id_scope", checkIDScope), a.endpoint
 		takers["payload"], takers["attestation"] = a.payload, a.attestation
 		for _, needed := range []struct{ key, remedy string }{
@@ -120,8 +159,8 @@ func (a *importer) provisioning(at path, value any) {
 			{"global_endpoint", `usually "https://global.azure-devices-provisioning.net"`},
 			{"attestation", "add [provisioning.attestation]"},
 		} {
-			if values[needed.key] == nil {
-				a.reportMissing(at, needed.key, needed.remedy)
+			if values[needed.key] == nil && !a.bad[at.key(needed.key)] {
+				a.reportAbsent(at, needed.key, needed.remedy)
 			}
 		}
 	}
@@ -150,12 +189,15 @@ func (a *importer) endpoint(at path, value any) {
 		return
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" || u.User != nil || strings.Trim(u.Path, "/") != "" || checkHostName(u.Hostname()).problem != "" {
+	if err != nil || u.Scheme != "https" || u.User != nil || checkHostName(u.Hostname()).problem != "" {
 		a.report(at, Error{Problem: "is no address of a provisioning service", Remedy: `such as "https://global.azure-devices-provisioning.net"`})
 		return
 	}
 	if port := u.Port(); port != "" && port != "443" {
 		a.leaveOut(at, "the port; dpsd has transport.mqtt_port and transport.websocket_port")
+	}
+	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		a.leaveOut(at, "what follows the host name; the IoT Identity Service does not use it either")
 	}
 	a.set["dps.endpoint"] = u.Hostname()
 }
@@ -190,18 +232,17 @@ func (a *importer) location(at path, value any) (file, scheme string) {
 	return "", ""
 }
 
+// importedPayload is where the payload is put: aziotid keeps its own to itself.
+const importedPayload = "/etc/dpsd/payload.json"
+
 func (a *importer) payload(at path, value any) {
 	if file, scheme := a.location(at, value); file != "" {
-		a.set["dps.payload_file"] = file
-		a.readable(at, file, "; it must be a JSON object")
+		a.set["dps.payload_file"] = importedPayload
+		a.todo(at, "install -D -m 0640 -g dpsd "+shellQuote(file)+" "+importedPayload,
+			"copy the file to %s, where dpsd can read it; it must be a JSON object", importedPayload)
 	} else if scheme != "" {
 		a.leaveOut(at, "it is not in a file")
 	}
-}
-
-// readable notes that dpsd, which is not root, has to read a file.
-func (a *importer) readable(at path, file, more string) {
-	a.todo(at, "runuser -u dpsd -- test -r "+shellQuote(file)+" && echo readable", "let the user dpsd read the file%s", more)
 }
 
 func (a *importer) attestation(at path, value any) {
@@ -226,16 +267,16 @@ func (a *importer) attestation(at path, value any) {
 		takers["symmetric_key"] = a.symmetricKey
 		for _, key := range []string{"registration_id", "symmetric_key"} {
 			if values[key] == nil {
-				a.reportMissing(at, key, "")
+				a.reportAbsent(at, key, "")
 			}
 		}
 	case "x509":
 		takers["identity_cert"], takers["identity_pk"] = a.certificate, a.privateKey
 		if values["identity_cert"] == nil {
-			a.reportMissing(at, "identity_cert", "")
+			a.reportAbsent(at, "identity_cert", "")
 		}
 		if _, file := values["identity_cert"].(string); file && values["identity_pk"] == nil {
-			a.reportMissing(at, "identity_pk", "")
+			a.reportAbsent(at, "identity_pk", "")
 		}
 	case "tpm":
 		a.cannot(at.key("method"), "dpsd proves the identity by a symmetric key or a certificate; make such an enrollment")
@@ -250,155 +291,10 @@ func (a *importer) attestation(at path, value any) {
 	})
 }
 
-const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
-
-func (a *importer) symmetricKey(at path, value any) {
-	table, ok := a.isTable(at, value)
-	if !ok {
-		return
-	}
-	a.set["credential.type"], a.set["credential.key"] = typeSymmetricKey, "credential:"+importedKey
-	if inline := table["value"]; inline != nil {
-		a.inlineKey(at.key("value"), inline)
-		return
-	}
-	switch file, scheme := a.location(at, table); {
-	case scheme == "pkcs11":
-		a.cannot(at, "the key is in a PKCS#11 token, which gives it to nobody; put the key of the enrollment where dpsd can read it, or enroll a certificate")
-	case file != "":
-		// keyd uses the bytes of the file as they are, dpsd takes what the portal shows.
-		a.todo(at, "base64 -w0 "+shellQuote(file)+toCredstore+importedKey,
-			"the file holds the bytes of the key, and dpsd reads their base64 text; put that into /etc/credstore/%s", importedKey)
-	}
-}
-
-// inlineKey moves a key that stands in the file.
-func (a *importer) inlineKey(at path, value any) {
-	s, ok := a.string(at, value, "")
-	if !ok {
-		return
-	}
-	padding := strings.Repeat("=", (4-len(s)%4)%4) // aziot takes a key without it
-	if _, err := attest.DecodeKey([]byte(s + padding)); err != nil {
-		a.report(at, Error{Problem: err.Error()})
-		return
-	}
-	command := a.extract(at, `value *= *.\([A-Za-z0-9+/=]*\)`, s, padding, importedKey)
-	a.todo(at, command, "put the key, the base64 text, into /etc/credstore/%s; remove it here when aziot is gone", importedKey)
-}
-
-// extract returns a command that takes a secret out of its line with a basic regular
-// expression and puts it into a credential; "" when that would give another text.
-func (a *importer) extract(at path, expression, secret, more, name string) string {
-	n := a.places[at].line
-	if n == 0 || strings.ContainsFunc(a.file, unicode.IsControl) {
-		return ""
-	}
-	// As far as it is used here, only the parentheses are written in another way.
-	extended := strings.NewReplacer(`\(`, `(`, `\)`, `)`).Replace(expression)
-	match := regexp.MustCompile(`^.*` + extended + `.*\s*$`).FindSubmatch(a.lines.line(n))
-	if match == nil || string(match[1]) != secret {
-		return ""
-	}
-	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", n, expression, more, shellQuote(a.file), toCredstore, name)
-}
-
-func (a *importer) certificate(at path, value any) {
-	if table, ok := value.(map[string]any); ok && table["uri"] == nil {
-		method, _ := table["method"].(string)
-		how := map[string]string{"est": "by EST", "local_ca": "by a local CA", "self_signed": "by aziot-certd itself"}[method]
-		if how == "" {
-			how = "by aziot-certd"
-		}
-		a.cannot(at, "the certificate is issued %s, which dpsd does not do; have it and its key put into files, and write their file: URIs here and into identity_pk", how)
-		return
-	}
-	if file, _ := a.location(at, value); file != "" {
-		a.set["credential.type"], a.set["credential.certificate"] = typeX509, "file:"+file
-		a.readable(at, file, "; the leaf comes first")
-	} else if !a.bad[at] && !a.bad[at.key("uri")] {
-		a.cannot(at, "the certificate is not in a file")
-	}
-}
-
-func (a *importer) privateKey(at path, value any) {
-	switch file, scheme := a.location(at, value); {
-	case scheme == "pkcs11":
-		a.cannot(at, "the key is in a PKCS#11 token; dpsd needs one in a file")
-	case file != "":
-		a.set["credential.private_key"] = "file:" + file
-		a.readable(at, file, "")
-	}
-}
-
-// reprovisioning takes IoT Edge's auto_reprovisioning_mode.
-func (a *importer) reprovisioning(at path, value any) {
-	s, ok := a.string(at, value, "")
-	if !ok {
-		return
-	}
-	policy := map[string]string{"dynamic": "verify", "alwaysonstartup": "always", "onerroronly": "if-needed"}[strings.ToLower(s)]
-	if policy == "" {
-		a.report(at, Error{Problem: quoted(s) + " is unknown", Remedy: `"Dynamic", "AlwaysOnStartup" and "OnErrorOnly" are known`})
-		return
-	}
-	a.become(at, "provisioning.on_boot", policy)
-}
-
 // become sets a key that has another name or meaning here, and says so.
-func (a *importer) become(at path, key, value string) {
+func (a *importer) become(o origin, key string, value any) {
 	a.set[key] = value
-	a.note(at, "", "is now %s = %s", key, toTOML(value))
-}
-
-// agent takes the proxy that IoT Edge's agent uses, and leaves the rest out.
-func (a *importer) agent(at path, value any) {
-	a.leaveOut(at, aziotLeftOut["agent"])
-	agent, _ := value.(map[string]any)
-	env, _ := agent["env"].(map[string]any)
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		at := at.key("env").key(name)
-		value, _ := env[name].(string)
-		switch strings.ToLower(name) {
-		case "https_proxy":
-			a.proxy(at, value)
-		case "no_proxy":
-			a.leaveOut(at, `a proxy in dpsd.toml takes everything; transport.proxy = "environment" obeys NO_PROXY`)
-		case "upstreamprotocol":
-			a.leaveOut(at, "dpsd tries MQTT, and then MQTT over WebSocket; transport.protocols has the order")
-		}
-	}
-}
-
-func (a *importer) proxy(at path, value string) {
-	u, err := url.Parse(value)
-	if err != nil {
-		a.leaveOut(at, "it is no address of a proxy")
-		return
-	}
-	user := u.User
-	u.User = nil
-	if u.Port() == "" {
-		u.Host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
-	}
-	address, w := checkProxy(u.String())
-	if w.problem == "" && user != nil && user.Username() != "" {
-		w = checkProxyUser(user.Username())
-	}
-	if w.problem != "" {
-		a.leaveOut(at, w.problem)
-		return
-	}
-	a.become(at, "transport.proxy", address)
-	if user == nil || user.Username() == "" {
-		return
-	}
-	a.set["transport.proxy_user"] = user.Username()
-	if password, is := user.Password(); is && password != "" {
-		a.set["transport.proxy_password"] = "credential:" + importedPassword
-		a.todo(at, a.extract(at, `://[^:@]*:\([^@]*\)@`, password, "", importedPassword),
-			"put the password, without percent-encoding, into /etc/credstore/%s", importedPassword)
-	}
+	a.noteOf(o, "", "is now %s = %s", key, toTOML(value))
 }
 
 // result writes dpsd.toml.
@@ -418,7 +314,7 @@ func (a *importer) result() string {
 			header = "\n[[" + table + "]]\n"
 		}
 		for _, key := range names[table] {
-			if value := a.set[table+"."+key]; value != "" {
+			if value := a.set[table+"."+key]; value != nil {
 				b.WriteString(header + Setting{Key: key, Value: value}.TOML() + "\n")
 				header = ""
 			}

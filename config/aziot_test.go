@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
@@ -143,7 +145,7 @@ func TestCommandsOfFromAziot(t *testing.T) {
 		}
 		return string(contents)
 	}
-	for _, name := range []string{"symmetric-inline.toml", "symmetric-unpadded.toml", "edge.toml"} {
+	for _, name := range []string{"symmetric-inline.toml", "symmetric-unpadded.toml", "edge.toml", "multi-line-basic.toml", "multi-line-literal.toml"} {
 		for _, file := range []string{"config.toml", "it's a config.toml"} {
 			t.Run("the command for "+name+" as "+file+" moves the key", func(t *testing.T) {
 				text := samples(t)[name]
@@ -152,6 +154,7 @@ func TestCommandsOfFromAziot(t *testing.T) {
 				if err != nil || !strings.HasPrefix(string(bytes), "canary-of-an-inline-key") {
 					t.Errorf("%q, %v", bytes, err)
 				}
+				text = regexp.MustCompile(`[\\\s]`).ReplaceAllString(text, "")
 				if inline := strings.TrimRight(strings.TrimSpace(key), "="); !strings.Contains(text, inline) {
 					t.Error("it is another key")
 				}
@@ -173,6 +176,19 @@ func TestCommandsOfFromAziot(t *testing.T) {
 		got := credential(t, filepath.Join(t.TempDir(), "config.toml"), text, "dps-primary-key")
 		if decoded, err := attest.DecodeKey([]byte(got)); err != nil || !bytes.Equal(decoded, key) {
 			t.Errorf("%q, %v", decoded, err)
+		}
+	})
+	t.Run("the commands for a certificate and its key copy their files, which only aziot may read", func(t *testing.T) {
+		text := samples(t)["x509-files.toml"]
+		for name, file := range map[string]string{"dps-certificate": "/var/secrets/device-id.pem", "dps-private-key": "/var/secrets/device-id.key.pem"} {
+			own := filepath.Join(t.TempDir(), "it's here.pem")
+			if err := os.WriteFile(own, []byte(name+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			uri := (&url.URL{Scheme: "file", Path: own}).String()
+			if got := credential(t, filepath.Join(t.TempDir(), "config.toml"), strings.Replace(text, "file://"+file, uri, 1), name); got != name+"\n" {
+				t.Errorf("%q", got)
+			}
 		}
 	})
 	t.Run("where no such command would give the secret, there is none", func(t *testing.T) {
@@ -219,7 +235,8 @@ func TestFromAziotRefuses(t *testing.T) {
 	}
 	for _, c := range []struct{ say, text, want string }{
 		{"no TOML", change(inline, `source = "dps"`, `source = dps`), `config.toml:3:10: TOML syntax: `},
-		{"another file", "[dps]\nid_scope = \"0ne1\"\n", `config.toml: provisioning: the table is missing; is this the config.toml of IoT Edge`},
+		{"another file", "[other]\nkey = 1\n", `config.toml: provisioning: the table is missing; is this the config.toml of IoT Edge`},
+		{"what was converted already", "[dps]\nid_scope = \"0ne1\"\n[provisioning]\non_boot = \"verify\"\n", `config.toml: this is a configuration of dpsd, which needs no conversion; import /etc/aziot/config.toml instead`},
 		{"nothing", "", `config.toml: provisioning: the table is missing`},
 		{"provisioning that is no table", "provisioning = 1\n", `config.toml:1:1: provisioning: must be a table, not an integer`},
 		{"no source", change(inline, `source = "dps"`, ``), `config.toml:2:2: provisioning.source: is missing; "dps", "manual" and "none" are known`},
@@ -236,13 +253,28 @@ func TestFromAziotRefuses(t *testing.T) {
 		{"a wrong registration ID", change(inline, `"gw-0001"`, `"gw-%H"`), `config.toml:9:1: provisioning.attestation.registration_id: not a valid registration ID`},
 		{"a key that is no base64", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "canary! canary! canary!"`), `config.toml:10:19: provisioning.attestation.symmetric_key.value: the key is not base64 text`},
 		{"a key that is too short", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "Y2FuYXJ5"`), `the key must have 16 to 64 bytes`},
-		{"a key that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="`), `provisioning.attestation.symmetric_key: must be a table, not a string`},
+		{"a key that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="`), `config.toml:10:1: provisioning.attestation.symmetric_key: must be a table, not a string; write it as symmetric_key = { value = "…" }`},
+		{"a URI that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "file:///var/secrets/canary.key"`), `must be a table, not a string; write it as symmetric_key = { uri = "…" }`},
+		{"a registration ID in the wrong table", change(change(inline, `registration_id = "gw-0001"`, ``), `source = "dps"`, "source = \"dps\"\nregistration_id = \"gw-0001\""), `config.toml:4:1: provisioning.registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
+		{"a registration ID above all tables", "registration_id = \"gw-0001\"\n" + change(inline, `registration_id = "gw-0001"`, ``), `config.toml:1:1: registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
+		{"a scope in the wrong table", change(change(inline, `id_scope = "0ne0A1B2C3D"`, ``), `method = `, "id_scope = \"0ne0A1B2C3D\"\nmethod = "), `config.toml:8:1: provisioning.attestation.id_scope: is in the wrong table; it belongs below [provisioning]`},
+		{"an attestation that is a table of its own", change(inline, "[provisioning.attestation]", "[attestation]"), `config.toml:7:2: attestation: is in the wrong table; it belongs below [provisioning]`},
+		{"a scope by its name in config.yaml", change(inline, `id_scope = `, `scope_id = `), `config.toml:5:1: provisioning.scope_id: is called id_scope in this file`},
+		{"a boot policy that is no boolean", change(inline, `id_scope = `, "always_reprovision_on_startup = \"yes\"\nid_scope = "), `config.toml:5:1: provisioning.always_reprovision_on_startup: must be a boolean, not a string; write true or false`},
+		{"the config.yaml of IoT Edge 1.1", sample(t, "config.yaml"), `config.toml:32:1: this is YAML, and looks like the config.yaml of IoT Edge 1.1; convert it with "iotedge config import"`},
+		{"the 00-super.toml of identityd", sample(t, "identityd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-identityd, which "config apply" generates from /etc/aziot/config.toml; import /etc/aziot/config.toml instead`},
+		{"the 00-super.toml of keyd", sample(t, "keyd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-keyd, `},
+		{"the 00-super.toml of certd", sample(t, "certd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-certd, `},
+		{"the 00-super.toml of edged", sample(t, "edged-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-edged, `},
+		{"a drop-in in the place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd; name /etc/aziot/config.toml first, and the drop-in after it`},
+		{"the template, in which everything is a comment", regexp.MustCompile(`(?m)^`).ReplaceAllString(samples(t)["edge-template.toml"], "# "), `config.toml: every line is a comment, as in the template; uncomment one of the blocks that begin with [provisioning]`},
 		{"a key without a place", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = { }`), `provisioning.attestation.symmetric_key.uri: is missing`},
 		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is no URI of a file`},
 		{"a certificate in a PKCS#11 token's words", change(x509, `"file:///var/secrets/device-id.pem"`, `"file:relative"`), `provisioning.attestation.identity_cert: is no URI of an absolute path`},
 		{"no private key", change(x509, `identity_pk = "file:///var/secrets/device-id.key.pem"`, ``), `provisioning.attestation.identity_pk: is missing`},
 		{"no certificate", change(x509, `identity_cert = `, `#`), `provisioning.attestation.identity_cert: is missing`},
 		{"an unknown mode of reprovisioning", "auto_reprovisioning_mode = \"Never\"\n" + inline, `config.toml:1:1: auto_reprovisioning_mode: "Never" is unknown`},
+		{"a mode as the template's comment has it", "auto_reprovisioning_mode = Dynamic\n" + inline, `config.toml:1:28: TOML syntax: `},
 		{"a novel", strings.Repeat("# once upon a time\n", 1<<16), `larger than 1 MiB`},
 	} {
 		t.Run(c.say, func(t *testing.T) {
@@ -269,6 +301,138 @@ func TestFromAziotRefuses(t *testing.T) {
 	})
 }
 
+// sample returns a file of testdata that is not in the format of config.toml.
+func sample(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata/aziot/others", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
+	const identityd = "/etc/systemd/system/aziot-identityd.service.d/"
+	const edged = "/etc/systemd/system/aziot-edged.service.d/override.conf"
+	const service = "# Editing /etc/systemd/system/aziot-identityd.service.d/override.conf\n[Unit]\nDescription=x\n[Service]\n"
+	type file = [2]string
+	for _, c := range []struct {
+		says     string
+		sample   string
+		files    []file
+		settings []string // of [transport]
+		notes    []string // of proxies
+	}{
+		{"as Microsoft's page has it", "symmetric-inline.toml",
+			[]file{{identityd + "override.conf", service + `Environment="https_proxy=http://proxy.example:3128"` + "\n"}},
+			[]string{`proxy = "http://proxy.example:3128"`},
+			[]string{identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://proxy.example:3128"`}},
+		{"both names are one line, that of the upper-case name, which the Identity Service looks for first", "symmetric-inline.toml",
+			[]file{{identityd + "proxy.conf", service + "Environment=https_proxy=http://lower.example:3128 'HTTPS_PROXY=http://upper.example:3128'\n"}},
+			[]string{`proxy = "http://upper.example:3128"`},
+			[]string{identityd + `proxy.conf:5: HTTPS_PROXY: is now transport.proxy = "http://upper.example:3128"`,
+				identityd + `proxy.conf:5: https_proxy: left out: HTTPS_PROXY in ` + identityd + `proxy.conf takes precedence`}},
+		{"the later file counts", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", service + "Environment=https_proxy=http://first.example:3128\n"}, {identityd + "20.conf", "[Service]\nEnvironment=\"https_proxy=http://second.example:3128\"\n"}},
+			[]string{`proxy = "http://second.example:3128"`},
+			[]string{identityd + `20.conf:2: https_proxy: is now transport.proxy = "http://second.example:3128"`}},
+		{"an empty assignment takes all back", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", service + "Environment=https_proxy=http://first.example:3128\nEnvironment=\n"}}, nil, nil},
+		{"what is commented out, or in another section, does not count", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", "[Unit]\nEnvironment=https_proxy=http://a.example:3128\n[Service]\n# Environment=https_proxy=http://b.example:3128\n;Environment=https_proxy=http://c.example:3128\n"}}, nil, nil},
+		{"a continued line", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", service + "Environment=NO_PROXY=localhost \\\n  HTTPS_PROXY=http://proxy.example:3128\n"}},
+			[]string{`proxy = "http://proxy.example:3128"`},
+			[]string{identityd + `10.conf:5: NO_PROXY: left out: a proxy in dpsd.toml takes everything`, identityd + `10.conf:5: HTTPS_PROXY: is now transport.proxy = "http://proxy.example:3128"`}},
+		{"user and password, with the percent signs that systemd wants twice", "symmetric-inline.toml",
+			[]file{{"override.conf", service + `Environment="https_proxy=http://gate%%20way:canary%%2d9@proxy.example:3128"` + "\n"}},
+			[]string{`proxy = "http://proxy.example:3128"`, `proxy_user = "gate way"`, `proxy_password = "credential:proxy-password"`},
+			[]string{`override.conf:5: https_proxy: is now transport.proxy = "http://proxy.example:3128"`,
+				`override.conf:5: https_proxy: to do: put the password, without percent-encoding, into /etc/credstore/proxy-password`}},
+		{"a percent sign alone", "symmetric-inline.toml",
+			[]file{{"override.conf", service + `Environment="https_proxy=http://gateway:canary%409@proxy.example:3128"` + "\n"}}, nil,
+			[]string{`override.conf:5: https_proxy: left out: systemd reads "%" as the start of a specifier; write it twice`}},
+		{"that of identityd stands before that of edged and of the agent, which are usually the same", "edge.toml",
+			[]file{{edged, service + "Environment=https_proxy=http://edged.example:3128\n"}, {identityd + "override.conf", service + "Environment=https_proxy=http://identityd.example:3128\n"}},
+			[]string{`protocols = ["websocket", "mqtt"]`, `proxy = "http://identityd.example:3128"`},
+			[]string{`config.toml:40: agent.env.https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
+				`config.toml:41: agent.env.no_proxy: left out: a proxy in dpsd.toml takes everything`,
+				edged + `:5: https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
+				identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://identityd.example:3128"`}},
+		{"a file of variables is named, and not read", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", service + "EnvironmentFile=-/etc/environment\n"}}, nil,
+			[]string{identityd + `10.conf:5: EnvironmentFile: left out: the file is not read; if it sets HTTPS_PROXY, set transport.proxy in dpsd.toml`}},
+		{"one that is no proxy", "symmetric-inline.toml",
+			[]file{{identityd + "10.conf", service + "Environment=HTTPS_PROXY=socks5://proxy.example:1080 https_proxy=\n"}}, nil,
+			[]string{identityd + `10.conf:5: HTTPS_PROXY: left out: the address must begin with`, identityd + `10.conf:5: https_proxy: left out: it is empty`}},
+	} {
+		t.Run(c.says, func(t *testing.T) {
+			var dropIns []config.DropIn
+			for _, f := range c.files {
+				dropIns = append(dropIns, config.DropIn{Name: f[0], Text: strings.NewReader(f[1])})
+			}
+			got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)[c.sample]), dropIns...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, transport, _ := strings.Cut(got.TOML, "\n[transport]\n")
+			transport, _, _ = strings.Cut(transport, "\n[")
+			settings := strings.FieldsFunc(transport, func(r rune) bool { return r == '\n' })
+			if diff := cmp.Diff(c.settings, settings, cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
+			var notes []string
+			for _, n := range got.Notes {
+				if strings.Contains(strings.ToLower(n.Key), "_proxy") || n.Key == "EnvironmentFile" {
+					notes = append(notes, n.String())
+				}
+			}
+			if len(notes) != len(c.notes) {
+				t.Errorf("the notes are\n%s", strings.Join(notes, "\n"))
+			}
+			for i := range min(len(notes), len(c.notes)) {
+				if !strings.HasPrefix(notes[i], c.notes[i]) {
+					t.Errorf("note %d is %q, want %q", i, notes[i], c.notes[i])
+				}
+			}
+			if strings.Contains(got.TOML, "canary") {
+				t.Error("the password is in the result")
+			}
+		})
+	}
+	t.Run("a drop-in of aziot-edged shows that the gateway has IoT Edge, whose default is another", func(t *testing.T) {
+		got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: edged, Text: strings.NewReader(service)})
+		if err != nil || !strings.Contains(got.TOML, "\non_boot = \"verify\"\n") {
+			t.Errorf("%v\n%s", err, got.TOML)
+		}
+	})
+	t.Run("the command for the password takes it out of the drop-in", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "override.conf")
+		text := "[Service]\nEnvironment=\"https_proxy=http://gateway:canary-9~x@proxy.example:3128\"\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: file, Text: strings.NewReader(text)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := got.Notes[len(got.Notes)-1].Command
+		to := filepath.Join(t.TempDir(), "proxy-password")
+		if out, err := exec.Command("sh", "-c", strings.Replace(command, "/etc/credstore/proxy-password", to, 1)).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v, %s", command, err, out)
+		}
+		if password, err := os.ReadFile(to); err != nil || string(password) != "canary-9~x\n" {
+			t.Errorf("%q, %v", password, err)
+		}
+	})
+	t.Run("a drop-in that cannot be read is an error", func(t *testing.T) {
+		_, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: "override.conf", Text: failing{}})
+		if err == nil || !strings.Contains(err.Error(), "override.conf") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the disk is on fire") }
@@ -278,9 +442,10 @@ func FuzzFromAziot(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	key := base64.StdEncoding.EncodeToString([]byte("canary-of-a-key-which-is-one"))
+	f.Add([]byte(samples(f)["symmetric-inline.toml"] + "[Service]\nEnvironment=\"https_proxy=http://a:b@c:1\"\n"))
 	f.Add([]byte("provisioning.source = \"dps\"\nprovisioning.attestation = [{}]\nagent.env.https_proxy = \"http://a:b@[::1]\"\n# " + key))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := config.FromAziot("x", bytes.NewReader(data))
+		got, err := config.FromAziot("x", bytes.NewReader(data), config.DropIn{Name: "y", Text: bytes.NewReader(data)})
 		if err != nil {
 			if !errors.As(err, new(config.Errors)) || got.TOML != "" {
 				t.Fatalf("got %+v, %v", got, err)

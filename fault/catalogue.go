@@ -63,7 +63,7 @@ var catalogue = []Entry{
 		"Put a registration ID (letters, digits, - . _ :) or, for payload_file, a JSON object there.", "", ""},
 	{CredentialUnreadable, Input,
 		"A key, certificate or proxy password is missing or unreadable.",
-		"For \"file:\", make the file readable for the user dpsd; dpsd reads it again when it changes. For \"credential:\", provide it to systemd, then: systemctl restart --no-block dpsd", "", ""},
+		"For \"file:\", give the file to the group dpsd-keys with mode 0640; dpsd reads it again when it changes. For \"credential:\", provide it to systemd, then: systemctl restart --no-block dpsd", "", ""},
 	{CredentialEncrypted, Input,
 		"systemd handed over a credential that is still encrypted.",
 		"Add a drop-in with LoadCredentialEncrypted=NAME for this credential, then: systemctl restart --no-block dpsd", "", ""},

@@ -225,10 +225,10 @@ func gatewayOf(file string) *check.Gateway {
 		Secrets:   attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Version:   version, BuiltAt: builtAt(),
 	}
-	if account, err := check.LookUpAccount(serviceAccount); err == nil {
+	g.Systemctl = bootedSystemctl()
+	if account, err := check.LookUpAccount(context.Background(), serviceAccount, g.Systemctl); err == nil {
 		g.Account = account
 	}
-	g.Systemctl = bootedSystemctl()
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err

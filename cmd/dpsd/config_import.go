@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,11 +14,16 @@ import (
 
 func importAziotCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "import-aziot FILE",
+		Use:   "import-aziot FILE [DROP-IN]...",
 		Short: "Convert the config.toml of Azure IoT Edge",
 		Long: `Convert the config.toml of Azure IoT Edge or the Azure IoT Identity Service to
 a dpsd.toml on standard output. What is left out, and what is left to do, is
 told on standard error, line by line, and in comments of the result.
+
+The proxy may also be in drop-ins of aziot-identityd and aziot-edged. When FILE
+is /etc/aziot/config.toml, of this gateway or below the mounted root of another
+one, the command reads those in /etc/systemd/system there. Name others after
+FILE.
 
 Keys and passwords do not come along: the result refers to them, and the notes
 have the commands that put them where dpsd looks, without showing them.
@@ -25,16 +32,26 @@ The exit status is 1 when the gateway's identity cannot be carried over
 (manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
 issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
+  dpsd config import-aziot config.toml override.conf >dpsd.toml
   install -m 0644 dpsd.toml /etc/dpsd/    # when the notes are done`,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml"}, cobra.ShellCompDirectiveFilterFileExt),
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml", "conf"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := os.Open(args[0])
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
 			defer f.Close()
-			result, err := config.FromAziot(args[0], f)
+			var dropIns []config.DropIn
+			for _, name := range append(aziotDropIns(args[0]), args[1:]...) {
+				d, err := os.Open(name)
+				if err != nil {
+					return &exitError{exitFailed, err}
+				}
+				defer d.Close()
+				dropIns = append(dropIns, config.DropIn{Name: name, Text: d})
+			}
+			result, err := config.FromAziot(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
 				return &exitError{exitConfiguration, err}
 			}
@@ -56,4 +73,23 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 			return nil
 		},
 	}
+}
+
+// aziotDropIns finds the drop-ins of the machine that the file is of; none when it has
+// been copied from one.
+func aziotDropIns(file string) (found []string) {
+	absolute, err := filepath.Abs(file)
+	if err != nil {
+		return nil
+	}
+	root, in := strings.CutSuffix(absolute, "/etc/aziot/config.toml")
+	if !in {
+		return nil
+	}
+	for _, unit := range []string{"aziot-identityd", "aziot-edged"} {
+		// Of a pattern in the name of the root, nothing is found.
+		files, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system", unit+".service.d", "*.conf"))
+		found = append(found, files...)
+	}
+	return found
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -118,7 +119,7 @@ func closed(file string) error {
 	if file != configurationFile {
 		return nil
 	}
-	account, err := check.LookUpAccount(serviceAccount)
+	account, err := check.LookUpAccount(context.Background(), serviceAccount, bootedSystemctl())
 	if err != nil {
 		return nil //nolint:nilerr // without the account it cannot be known
 	}

@@ -1,6 +1,7 @@
 package deb
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -8,9 +9,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/dpsd-project/dpsd/test/repack"
 )
 
 // image is a root file system that is being built: nothing of it runs.
@@ -27,7 +31,7 @@ type image struct {
 func TestImage(t *testing.T) {
 	deb := artefact(t, "dpsd", native(t), ".deb")
 	need(t, true, "dpkg-deb", "chroot")
-	before := older(t, deb)
+	before := repack.Older(t, deb)
 	for _, release := range []string{"bookworm", "trixie"} {
 		for _, way := range []string{"chroot", "DPKG_ROOT"} {
 			t.Run(release+"/"+way, func(t *testing.T) {
@@ -38,23 +42,66 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// older is the same package, with a version that goes before.
-func older(t *testing.T, deb string) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "dpsd")
-	run(t, "dpkg-deb", "--raw-extract", deb, dir)
-	control := filepath.Join(dir, "DEBIAN/control")
-	text, err := os.ReadFile(control)
+// TestAnImageUpgradeGivesTheKeysToTheirOwnGroup is about keys that were put into an image
+// with a package whose keys belonged to the group dpsd.
+func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
+	deb := artefact(t, "dpsd", native(t), ".deb")
+	need(t, true, "dpkg-deb", "chroot")
+	before := repack.BeforeKeysGroup(t, deb)
+	for _, release := range []string{"bookworm", "trixie"} {
+		for _, way := range []string{"chroot", "DPKG_ROOT"} {
+			t.Run(release+"/"+way, func(t *testing.T) {
+				t.Parallel()
+				m := newImage(t, suite(t, release), way)
+				for name, from := range map[string]string{"/before.deb": before, "/dpsd.deb": deb} {
+					run(t, "cp", from, m.root+name)
+				}
+				m.dpkg("--install", "/before.deb")
+				service := m.group("dpsd")
+				groups := map[string]int{"device.key": service, "other.key": 4711}
+				for name, group := range groups {
+					file := filepath.Join(m.root, "etc/dpsd/keys", name)
+					if err := errors.Join(os.WriteFile(file, []byte("a key\n"), 0o640), os.Chown(file, 0, group)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				m.dpkg("--install", "/dpsd.deb")
+				groups["device.key"] = m.group("dpsd-keys")
+				for name, want := range groups {
+					info, err := os.Stat(filepath.Join(m.root, "etc/dpsd/keys", name))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := int(info.Sys().(*syscall.Stat_t).Gid); got != want || info.Mode().Perm() != 0o640 {
+						t.Errorf("%s is of group %d with mode %v, want group %d", name, got, info.Mode(), want)
+					}
+				}
+				m.dpkg("--purge", "dpsd")
+				text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
+				if err != nil || regexp.MustCompile("(?m)^dpsd").Match(text) {
+					t.Errorf("purging leaves a group: %v\n%s", err, text)
+				}
+			})
+		}
+	}
+}
+
+// group is the ID of a group in the image.
+func (m *image) group(name string) int {
+	m.t.Helper()
+	text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
 	if err != nil {
-		t.Fatal(err)
+		m.t.Fatal(err)
 	}
-	text = regexp.MustCompile(`(?m)^Version: .*`).ReplaceAll(text, []byte("${0}~prev"))
-	if err := os.WriteFile(control, text, 0o644); err != nil {
-		t.Fatal(err)
+	match := regexp.MustCompile("(?m)^" + name + `:[^:]*:(\d+):`).FindSubmatch(text)
+	if match == nil {
+		m.t.Fatalf("there is no group %s:\n%s", name, text)
 	}
-	to := filepath.Join(t.TempDir(), "prev.deb")
-	run(t, "dpkg-deb", "--root-owner-group", "-Znone", "--build", dir, to)
-	return to
+	id, err := strconv.Atoi(string(match[1]))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return id
 }
 
 func newImage(t *testing.T, root, way string) *image {
@@ -182,6 +229,9 @@ func (m *image) installed(empty map[string]string, deb string) {
 	}
 	if enabled := files["etc/systemd/system/multi-user.target.wants/dpsd.service"]; !strings.HasSuffix(enabled, "/lib/systemd/system/dpsd.service") {
 		t.Errorf("the service is not enabled: %q", enabled)
+	}
+	for _, name := range []string{"dpsd", "dpsd-keys"} {
+		m.group(name)
 	}
 	if keys := files["etc/dpsd/keys"]; !strings.HasPrefix(keys, "drwxr-x--- 0 ") {
 		t.Errorf("/etc/dpsd/keys is %q, want 0750, root's", keys)

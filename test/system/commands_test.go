@@ -9,6 +9,7 @@ import (
 const (
 	stranger = "setpriv --reuid=nobody --regid=nogroup --clear-groups "
 	member   = "setpriv --reuid=nobody --regid=nogroup --groups=dpsd "
+	reader   = "setpriv --reuid=nobody --regid=nogroup --groups=dpsd-keys " // of keys
 )
 
 func TestTheCommandsReachTheServiceInItsSandbox(t *testing.T) {

@@ -130,7 +130,7 @@ func TestAnImageMadeFromOutsideIsAGateway(t *testing.T) {
 		g.offline(`dpkg --root="$root" --force-script-chrootless --log=/dev/null -i "$parts"/current/dpsd_*.deb`)
 		g.boot()
 		g.expect("dpsd.service", "UnitFileState", "enabled")
-		if owner := g.run("stat -c '%a %U:%G' /etc/dpsd/keys"); owner != "750 root:dpsd" {
+		if owner := g.run("stat -c '%a %U:%G' /etc/dpsd/keys"); owner != "750 root:dpsd-keys" {
 			t.Errorf("/etc/dpsd/keys is %s", owner)
 		}
 		provisioned(g, "")

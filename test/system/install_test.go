@@ -19,7 +19,7 @@ func TestAnUnconfiguredInstallWaitsForItsConfiguration(t *testing.T) {
 		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
 			t.Errorf("the system is %s", state)
 		}
-		if mode := g.run("stat -c '%a %U:%G' /etc/dpsd/keys"); mode != "750 root:dpsd" {
+		if mode := g.run("stat -c '%a %U:%G' /etc/dpsd/keys"); mode != "750 root:dpsd-keys" {
 			t.Errorf("/etc/dpsd/keys is %s", mode)
 		}
 		dps := g.service(prompt)
@@ -53,7 +53,7 @@ func TestAnUpgradeAndADowngradeKeepStateAndKeys(t *testing.T) {
 		g.run(apt + previous)
 		dps := provisioned(g, "")
 		g.write("/etc/dpsd/keys/device.key", "a key\n", 0o640)
-		g.run("chgrp dpsd /etc/dpsd/keys/device.key")
+		g.run("chgrp dpsd-keys /etc/dpsd/keys/device.key")
 		const sums = "cd /; sha256sum var/lib/dpsd/state.json var/lib/dpsd/state.env etc/dpsd/dpsd.toml etc/dpsd/keys/device.key etc/credstore/dps-primary-key; stat -c '%n %a %U:%G' var/lib/dpsd var/lib/dpsd/state.json etc/dpsd/keys/device.key"
 		before, process, version := g.run(sums), g.show("dpsd.service", "MainPID"), g.run("dpsd version | head -n 1")
 

@@ -42,7 +42,7 @@ func TestAReloadAppliesAValidFile(t *testing.T) {
 
 		// Another gateway, with its key in a file.
 		g.write("/etc/dpsd/keys/gw-2.key", dps.key("gw-2"), 0o640)
-		g.run("chgrp dpsd /etc/dpsd/keys/gw-2.key")
+		g.run("chgrp dpsd-keys /etc/dpsd/keys/gw-2.key")
 		if out, status := g.try(stranger + "cat /etc/dpsd/keys/gw-2.key"); status == 0 {
 			t.Errorf("everybody can read the key: %s", out)
 		}

@@ -1,0 +1,141 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/late"
+)
+
+const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
+
+func (a *importer) symmetricKey(at path, value any) {
+	if s, is := value.(string); is {
+		form := `symmetric_key = { value = "…" }`
+		if strings.HasPrefix(s, "file:") || strings.HasPrefix(s, "pkcs11:") {
+			form = `symmetric_key = { uri = "…" }`
+		}
+		a.report(at, Error{Problem: "must be a table, not a string", Remedy: "write it as " + form})
+		return
+	}
+	table, ok := a.isTable(at, value)
+	if !ok {
+		return
+	}
+	a.set["credential.type"], a.set["credential.key"] = typeSymmetricKey, "credential:"+importedKey
+	if inline := table["value"]; inline != nil {
+		a.inlineKey(at.key("value"), inline)
+		return
+	}
+	switch file, scheme := a.location(at, table); {
+	case scheme == "pkcs11":
+		a.cannot(at, "the key is in a PKCS#11 token, which gives it to nobody; put the key of the enrollment where dpsd can read it, or enroll a certificate")
+	case file != "":
+		// keyd uses the bytes of the file as they are, dpsd takes what the portal shows.
+		a.todo(at, "base64 -w0 "+shellQuote(file)+toCredstore+importedKey,
+			"the file holds the bytes of the key, and dpsd reads their base64 text; put that into /etc/credstore/%s", importedKey)
+	}
+}
+
+// inlineKey moves a key that stands in the file. It may be a string of several lines.
+func (a *importer) inlineKey(at path, value any) {
+	s, ok := a.string(at, value, "")
+	if !ok {
+		return
+	}
+	s = strings.Join(strings.Fields(s), "")
+	padding := strings.Repeat("=", (4-len(s)%4)%4) // aziot takes a key without it
+	if _, err := attest.DecodeKey([]byte(s + padding)); err != nil {
+		a.report(at, Error{Problem: err.Error()})
+		return
+	}
+	o := a.origin(at)
+	command := extract(o, `value *= *.\([A-Za-z0-9+/=]*\)`, s, padding, importedKey)
+	if command == "" {
+		command = extractLines(o, s, padding)
+	}
+	a.todo(at, command, "put the key, the base64 text, into /etc/credstore/%s; remove it here when aziot is gone", importedKey)
+}
+
+// extract returns a command that takes a secret out of its line with a basic regular
+// expression and puts it into a credential; "" when that would give another text.
+func extract(o origin, expression, secret, more, name string) string {
+	if o.line == 0 || strings.ContainsFunc(o.file, unicode.IsControl) {
+		return ""
+	}
+	line, _, _ := bytes.Cut(o.text, []byte("\n"))
+	if !gives(expression, line, secret) {
+		return ""
+	}
+	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", o.line, expression, more, shellQuote(o.file), toCredstore, name)
+}
+
+// gives tells whether sed finds the secret in a line with a basic regular expression.
+func gives(expression string, line []byte, secret string) bool {
+	// As far as it is used here, only the parentheses are written in another way.
+	extended := strings.NewReplacer(`\(`, `(`, `\)`, `)`).Replace(expression)
+	match := regexp.MustCompile(`^.*` + extended + `.*\s*$`).FindSubmatch(line)
+	return match != nil && string(match[1]) == secret
+}
+
+// extractLines is extract for the key in a string of several lines: it joins them first.
+func extractLines(o origin, secret, more string) string {
+	if o.line == 0 || strings.ContainsFunc(o.file, unicode.IsControl) {
+		return ""
+	}
+	const longest = 20 // lines
+	expression := `value=["\x27]*\([A-Za-z0-9+/=]*\)["\x27]["\x27]["\x27]`
+	var joined []byte
+	for n, line := range bytes.Split(o.text, []byte("\n")) {
+		if n == longest {
+			break
+		}
+		joined = append(joined, dropped().ReplaceAll(line, nil)...)
+		if n > 0 && gives(expression, joined, secret) {
+			return fmt.Sprintf(`sed -n '%d,%dp' %s | tr -d '\\\r\n\t ' | sed -n 's,.*%s.*,\1%s,p'%s%s`,
+				o.line, o.line+n, shellQuote(o.file), expression, more, toCredstore, importedKey)
+		}
+	}
+	return ""
+}
+
+// dropped is what tr takes out of the lines.
+var dropped = late.Regexp(`[\\\r\n\t ]`)
+
+func (a *importer) certificate(at path, value any) {
+	if table, ok := value.(map[string]any); ok && table["uri"] == nil {
+		method, _ := table["method"].(string)
+		how := map[string]string{"est": "by EST", "local_ca": "by a local CA", "self_signed": "by aziot-certd itself"}[method]
+		if how == "" {
+			how = "by aziot-certd"
+		}
+		a.cannot(at, "the certificate is issued %s, which dpsd does not do; have it and its key put into files, and write their file: URIs here and into identity_pk", how)
+		return
+	}
+	if file, _ := a.location(at, value); file != "" {
+		a.set["credential.type"], a.set["credential.certificate"] = typeX509, "credential:"+importedCertificate
+		a.copyFile(at, file, "the certificate, with the leaf first,", importedCertificate)
+	} else if !a.bad[at] && !a.bad[at.key("uri")] {
+		a.cannot(at, "the certificate is not in a file")
+	}
+}
+
+func (a *importer) privateKey(at path, value any) {
+	switch file, scheme := a.location(at, value); {
+	case scheme == "pkcs11":
+		a.cannot(at, "the key is in a PKCS#11 token; dpsd needs one in a file")
+	case file != "":
+		a.set["credential.private_key"] = "credential:" + importedPrivateKey
+		a.copyFile(at, file, "the private key", importedPrivateKey)
+	}
+}
+
+// copyFile puts a file, which is only for aziotks or aziotcs to read, into a credential.
+func (a *importer) copyFile(at path, file, what, name string) {
+	a.todo(at, "install -D -m 0600 "+shellQuote(file)+" /etc/credstore/"+name,
+		"put %s into /etc/credstore/%s; when the file is renewed, do so again and restart dpsd", what, name)
+}

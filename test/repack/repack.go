@@ -1,0 +1,69 @@
+// Package repack makes packages of earlier versions out of one that was built: for tests
+// of upgrades and downgrades.
+package repack
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Older is the same package, with a version that goes before.
+func Older(t testing.TB, deb string) string {
+	t.Helper()
+	return repack(t, deb, "~prev", nil)
+}
+
+// BeforeKeysGroup is the package as it was when the keys belonged to the group dpsd.
+func BeforeKeysGroup(t testing.TB, deb string) string {
+	t.Helper()
+	return repack(t, deb, "~before", map[string][][2]string{
+		"usr/lib/sysusers.d/dpsd.conf":        {{"g dpsd-keys -\n", ""}, {"m dpsd dpsd-keys\n", ""}},
+		"usr/lib/tmpfiles.d/dpsd.conf":        {{" root dpsd-keys ", " root dpsd "}},
+		"usr/lib/systemd/system/dpsd.service": {{"SupplementaryGroups=dpsd-keys\n", ""}},
+		"DEBIAN/postinst":                     {{"\t\tseparate_keys\n", "\t\t:\n"}},
+		"DEBIAN/postrm":                       {{"groupdel ", ": "}},
+	})
+}
+
+// repack appends to the version, and replaces text in files: each must be there.
+func repack(t testing.TB, deb, version string, edits map[string][][2]string) string {
+	t.Helper()
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("dpkg-deb", args...).CombinedOutput(); err != nil { //nolint:gosec // the arguments are those of tests
+			t.Fatalf("dpkg-deb %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "dpsd")
+	run("--raw-extract", deb, dir)
+	edit := func(name string, change func(string) string) {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := change(string(text))
+		if changed == string(text) {
+			t.Fatalf("%s has changed: nothing to replace in\n%s", name, text)
+		}
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil { // its mode stays
+			t.Fatal(err)
+		}
+	}
+	edit("DEBIAN/control", func(s string) string {
+		return regexp.MustCompile(`(?m)^Version: .*`).ReplaceAllString(s, "${0}"+version)
+	})
+	for name, pairs := range edits {
+		for _, pair := range pairs {
+			edit(name, func(s string) string { return strings.ReplaceAll(s, pair[0], pair[1]) })
+		}
+	}
+	to := filepath.Join(t.TempDir(), version+".deb")
+	run("--root-owner-group", "-Znone", "--build", dir, to)
+	return to
+}
