@@ -114,6 +114,24 @@ func (e *ClosedError) Error() string {
 }
 func (e *ClosedError) Unwrap() error { return e.Err }
 
+// closedConfiguration is a ClosedError of a configuration, which everybody may read: it
+// holds no secret.
+type closedConfiguration struct{ *ClosedError }
+
+func (e *closedConfiguration) Problem() string { return e.Error() }
+func (e *closedConfiguration) Remedy() string  { return e.ClosedError.Remedy }
+func (e *closedConfiguration) Unwrap() error   { return e.ClosedError }
+
+// ClosedConfiguration is Closed for a configuration. The error has the methods Problem and
+// Remedy.
+func (a Account) ClosedConfiguration(path string) error {
+	var closed *ClosedError
+	if errors.As(a.Closed(path), &closed) {
+		return &closedConfiguration{closed}
+	}
+	return nil
+}
+
 // Closed returns why the account cannot read a file that could be read just now, a
 // *ClosedError; nil when it can, or when only root could tell.
 func (a Account) Closed(path string) error {

@@ -78,6 +78,9 @@ type Gateway struct {
 	Invalid error
 	// Installed says that File is the one that the service reads.
 	Installed bool
+	// SocketUnknown says that File would name the control socket but cannot be used: Ask then
+	// asks at the standard one.
+	SocketUnknown bool
 
 	Settings         *daemon.Settings // nil when the configuration is invalid
 	StateDirectory   string
@@ -118,14 +121,16 @@ type inspection struct {
 	*Gateway
 	report func(Result)
 
-	registrationID string            // "": not known
-	payload        []byte            // what is sent along
-	usable         []usable          // credentials
-	implausible    bool              // the clock is behind
-	clockHeld      bool              // against a certificate of the server
-	dialer         *transport.Dialer // with the roots read; nil when they cannot be
-	unit           *unit             // nil: no systemd, or no dpsd.service
-	unitError      error             // why there is none
+	registrationID string                         // "": not known
+	payload        []byte                         // what is sent along
+	usable         []usable                       // credentials
+	implausible    bool                           // the clock is behind
+	clockHeld      bool                           // against a certificate of the server
+	dialer         *transport.Dialer              // with the roots read; nil when they cannot be
+	unit           *unit                          // nil: no systemd, or no dpsd.service
+	unitError      error                          // why there is none
+	answer         func() (control.Status, error) // of the running dpsd; nil: not asked yet
+	misconfigured  error                          // why the service cannot use the configuration: Invalid, or a ClosedError
 }
 
 // Run goes through all steps and hands each result on as soon as it is certain. With
@@ -140,7 +145,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.credentials()
 	i.clock()
 	i.roots()
-	i.state()
+	i.state(ctx)
 	i.systemd()
 	i.service(ctx)
 	switch {
@@ -206,12 +211,11 @@ func failed(r Result, f fault.Fault) Result {
 func (i *inspection) configuration() {
 	r := Result{Name: Configuration, Subject: i.File}
 	if i.Invalid == nil {
-		var closed *ClosedError
-		if i.Installed && errors.As(i.Account.Closed(i.File), &closed) {
-			r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, closed))
-			r.Advice = closed.Remedy + "; then: systemctl restart --no-block dpsd"
-			i.report(r)
-			return
+		if i.Installed {
+			if i.misconfigured = i.Account.ClosedConfiguration(i.File); i.misconfigured != nil {
+				i.report(i.incorrect(r, i.misconfigured))
+				return
+			}
 		}
 		i.ok(r, "valid")
 		if i.Settings == nil {
@@ -222,14 +226,35 @@ func (i *inspection) configuration() {
 		}
 		return
 	}
+	i.misconfigured = i.Invalid
 	problems := []error{i.Invalid}
 	var several interface{ Unwrap() []error }
 	if errors.As(i.Invalid, &several) {
 		problems = several.Unwrap()
 	}
 	for _, problem := range problems {
-		i.report(failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, i.asSeen(problem))))
+		i.report(i.incorrect(r, i.asSeen(problem)))
 	}
+}
+
+// incorrect is a failure of the configuration. What has to follow the correction depends
+// on the service.
+func (i *inspection) incorrect(r Result, problem error) Result {
+	r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, problem))
+	if !errors.As(problem, new(interface{ Remedy() string })) {
+		r.Advice = "Correct dpsd.toml at the place that the message names"
+	}
+	r.Advice = corrected(r.Advice, i.applying())
+	return r
+}
+
+// applying is the command after which the service uses a corrected configuration; "" for
+// none.
+func (i *inspection) applying() string {
+	if !i.Installed {
+		return ""
+	}
+	return i.unit.applying()
 }
 
 // identity finds the registration ID and the payload, as an attempt does.

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"crypto/x509"
 	_ "embed" // the roots
 	"encoding/pem"
@@ -113,7 +114,7 @@ func missingRoots(pool *x509.CertPool) (missing, all []string) {
 }
 
 // record looks at what is published.
-func (i *inspection) record() {
+func (i *inspection) record(ctx context.Context) {
 	r := Result{Name: Record, Subject: store.Files(i.StateDirectory)[0]}
 	var found store.Record
 	err := i.Account.do(func() (err error) {
@@ -123,7 +124,12 @@ func (i *inspection) record() {
 	var damaged *store.DamagedError
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
-		i.ok(r, "none yet: this gateway was never assigned")
+		if s, err := i.ask(ctx); err == nil && s.Identity != nil {
+			i.warn(r, fmt.Sprintf("there is none, but the running dpsd is assigned to %s as %s: it was removed", s.Identity.AssignedHub, s.Identity.DeviceID),
+				"dpsd writes it again after: dpsd reprovision; if the directory was removed, too: "+restartCommand)
+			return
+		}
+		i.ok(r, "none: this gateway was not assigned yet, or the record was removed")
 	case errors.As(err, &damaged):
 		i.warn(r, err.Error(), "dpsd puts the record before it in its place when it starts: systemctl restart --no-block dpsd")
 	case errors.Is(err, fs.ErrPermission) && i.stranger():

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -25,8 +26,11 @@ func (i *inspection) service(ctx context.Context) {
 		return
 	}
 	i.progress("asking the running dpsd")
-	s, err := i.Ask(ctx)
+	s, err := i.ask(ctx)
 	switch {
+	case errors.Is(err, control.ErrNotRunning) && i.SocketUnknown && (i.unit == nil || i.unit.running()):
+		i.skip(r, "dpsd cannot be asked: the path of its control socket is in "+i.File+", which cannot be used")
+		return
 	case errors.Is(err, control.ErrNotRunning):
 		i.skip(r, "dpsd is not running")
 		return
@@ -34,13 +38,29 @@ func (i *inspection) service(ctx context.Context) {
 		i.warn(r, "the running dpsd does not answer: "+err.Error(), "journalctl -u dpsd")
 		return
 	}
-	running := "running for " + rough(s.Now.Sub(s.StartedAt))
-	if n := slices.IndexFunc(s.Faults, func(f control.Fault) bool { return f.Standing }); n >= 0 {
+	doubt := i.configured(s)
+	n := slices.IndexFunc(s.Faults, func(f control.Fault) bool { return f.Standing })
+	switch {
+	case n >= 0:
 		i.report(unresolved(r, s, s.Faults[n]))
-	} else {
-		i.ok(r, running+", no unresolved fault: "+strings.Join(strings.Fields(s.Text), " "))
+	case doubt == nil || doubt.Code == "":
+		i.ok(r, "running for "+rough(s.Now.Sub(s.StartedAt))+", no unresolved fault: "+strings.Join(strings.Fields(s.Text), " "))
 	}
-	i.configured(s)
+	if doubt != nil {
+		i.report(*doubt)
+	}
+}
+
+// ask asks the running dpsd, once. The error is control.ErrNotRunning where nobody is asked.
+func (i *inspection) ask(ctx context.Context) (control.Status, error) {
+	if i.Ask == nil || i.leavesOut(Service) {
+		return control.Status{}, control.ErrNotRunning
+	}
+	if i.answer == nil {
+		s, err := i.Ask(ctx)
+		i.answer = func() (control.Status, error) { return s, err }
+	}
+	return i.answer()
 }
 
 // unresolved is a fault that stands, for how long, and what comes next.
@@ -54,9 +74,12 @@ func unresolved(r Result, s control.Status, f control.Fault) Result {
 	if f.Count > 1 {
 		r.Detail += fmt.Sprintf(", %d times", f.Count)
 	}
-	if s.Next == nil {
+	switch {
+	case s.Next == nil:
 		r.Detail += "; an attempt is under way"
-	} else {
+	case s.Next.In < 0.5: // it would read "in 0s"
+		r.Detail += "; the next attempt begins now"
+	default:
 		r.Detail += fmt.Sprintf("; next attempt in %s, at %s", brief(time.Duration(s.Next.In*float64(time.Second))), s.Next.At.UTC().Format("15:04:05 UTC"))
 	}
 	return r
@@ -70,15 +93,49 @@ func brief(d time.Duration) string {
 	return max(0, d).Round(time.Second).String()
 }
 
-// configured reports that the running dpsd has another configuration than the file.
-func (i *inspection) configured(s control.Status) {
+// configured is a warning that the running dpsd does not use the file as it is; nil when it
+// does, or when that is not known. It has a code if dpsd has refused the file.
+func (i *inspection) configured(s control.Status) *Result {
 	theirs := s.Configuration
-	if theirs == nil || i.Settings == nil || i.Settings.Configuration == nil || theirs.File != i.Settings.Configuration.File || *theirs == *i.Settings.Configuration {
-		return
+	if theirs == nil {
+		return nil
 	}
-	advice := "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"
-	if !s.Ready {
-		advice = "systemctl restart --no-block dpsd"
+	r := &Result{Name: Service, Subject: theirs.File, Status: Warning}
+	ours := (*control.Configuration)(nil)
+	if i.Settings != nil {
+		ours = i.Settings.Configuration
 	}
-	i.warn(Result{Name: Service, Subject: theirs.File}, "the running dpsd uses another configuration than this file", advice)
+	file, err := filepath.Abs(i.File)
+	if ours != nil {
+		file = ours.File
+	}
+	switch {
+	case err != nil, theirs.File != file:
+		return nil
+	case ours != nil && theirs.Fingerprint == ours.Fingerprint:
+		return nil
+	case theirs.Refused != "":
+		r.Code = fault.ConfigurationInvalid
+		r.Detail = "the running dpsd refused the file and uses the previous configuration: " + strings.Join(strings.Fields(theirs.Refused), " ")
+	case ours == nil:
+		return nil
+	default:
+		r.Detail = "the running dpsd uses another configuration than this file"
+	}
+	reload, restart := reloadCommand, restartCommand
+	if !i.Installed || i.Systemctl == nil {
+		reload, restart = fmt.Sprintf("kill -HUP %d", s.PID), "restart dpsd"
+	}
+	afterRestart := "after a change to [state], [control] or [log]: " + restart
+	switch {
+	case ours == nil && s.Ready:
+		r.Advice = corrected("Correct it", reload)
+	case ours == nil:
+		r.Advice = "Correct it; dpsd applies the correction automatically"
+	case s.Ready:
+		r.Advice = reload + "; " + afterRestart
+	default:
+		r.Advice = "dpsd applies it automatically within seconds; " + afterRestart
+	}
+	return r
 }

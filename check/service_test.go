@@ -30,6 +30,8 @@ func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
 	}
 	attempting := status(refused)
 	attempting.Next = nil
+	soon := status(refused)
+	soon.Next = &control.Next{At: now, In: 0.4}
 	for _, test := range []struct {
 		says   string
 		status control.Status
@@ -42,6 +44,8 @@ func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
 			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; an attempt is under way"}},
 		{"one that stands behind one that is resolved", status(resolved, storage), nil, check.Result{Status: check.Failed, Code: fault.StateUnwritable, Advice: "Correct the key.",
 			Detail: "while saving the assignment: s; for 3h0m; next attempt in 5m0s, at 12:05:00 UTC"}},
+		{"one that is tried again within the second", soon, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
+			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; the next attempt begins now"}},
 		{"one that is resolved is none", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
 		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
 		{"a dpsd that does not run says nothing", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
@@ -67,12 +71,14 @@ func TestAFileThatIsNewerThanWhatTheServiceRunsIsAWarning(t *testing.T) {
 	}{
 		{"the same", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint}, true, ""},
 		{"an older one, which a reload replaces", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, true, "systemctl reload dpsd; "},
-		{"an older one before READY, when a reload would wait", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, false, "systemctl restart --no-block dpsd"},
+		{"an older one before READY, when dpsd applies a change automatically", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, false, "dpsd applies it automatically within seconds; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
+		{"the same again after a refusal", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint, Refused: "typo"}, true, ""},
 		{"another file is not compared", &control.Configuration{File: "/tmp/dpsd.toml", Fingerprint: "sha256:1"}, true, ""},
 		{"a dpsd of before, which does not say", nil, true, ""},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := &check.Gateway{
+				Installed: true, Systemctl: systemd(t, "", "LoadState=loaded\nActiveState=active\n"),
 				Settings: &daemon.Settings{RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}, Configuration: &file},
 				Ask: func(context.Context) (control.Status, error) {
 					return control.Status{Ready: test.ready, Configuration: test.runs}, nil
@@ -86,5 +92,99 @@ func TestAFileThatIsNewerThanWhatTheServiceRunsIsAWarning(t *testing.T) {
 				t.Errorf("%+v", results)
 			}
 		})
+	}
+}
+
+func TestAConfigurationThatTheRunningDpsdHasRefusedIsAWarning(t *testing.T) {
+	const refusal = "/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key"
+	invalid := errors.New(refusal)
+	file := control.Configuration{File: "/etc/dpsd/dpsd.toml", Fingerprint: "sha256:2"}
+	runs := &control.Configuration{File: file.File, Fingerprint: "sha256:1", Refused: refusal}
+	valid := &daemon.Settings{RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}, Configuration: &file}
+	for _, test := range []struct {
+		says     string
+		ready    bool
+		settings *daemon.Settings
+		faults   []control.Fault
+		service  bool // dpsd.service reads the file
+		advice   string
+	}{
+		{"before READY, when a correction needs no command", false, nil, nil, true, "Correct it; dpsd applies the correction automatically"},
+		{"after READY", true, nil, nil, true, "Correct it; then: systemctl reload dpsd"},
+		{"without systemd", true, nil, nil, false, "Correct it; then: kill -HUP 7"},
+		{"beside a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Standing: true}}, true, "Correct it; dpsd applies the correction automatically"},
+		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			g := &check.Gateway{File: file.File, Settings: test.settings, StateDirectory: t.TempDir(), Installed: test.service,
+				Ask: func(context.Context) (control.Status, error) {
+					return control.Status{PID: 7, Ready: test.ready, Configuration: runs, Faults: test.faults}, nil
+				}}
+			if test.service {
+				g.Systemctl = systemd(t, "", "LoadState=loaded\nActiveState=active\n")
+			}
+			if test.settings == nil {
+				g.Invalid = invalid
+			}
+			results := run(t, g, check.Service)
+			if len(results) != 1+len(test.faults) {
+				t.Fatalf("%+v", results)
+			}
+			last := results[len(results)-1]
+			if last.Status != check.Warning || !strings.HasSuffix(last.Detail, "refused the file and uses the previous configuration: "+refusal) || last.Advice != test.advice {
+				t.Errorf("%+v", last)
+			}
+		})
+	}
+}
+
+func TestTheCorrectionOfTheConfigurationEndsWithWhatTheServiceNeeds(t *testing.T) {
+	const correction = "Correct dpsd.toml at the place that the message names"
+	for _, test := range []struct {
+		says, unit string
+		installed  bool
+		advice     string
+	}{
+		{"nothing while it starts", "ActiveState=activating\nSubState=start\n", true, correction},
+		{"a reload while it is active", "ActiveState=active\nSubState=running\n", true, correction + "; then: systemctl reload dpsd"},
+		{"a restart when it has failed", "ActiveState=failed\nSubState=failed\n", true, correction + "; then: systemctl restart --no-block dpsd"},
+		{"a restart when it was stopped", "ActiveState=inactive\nSubState=dead\n", true, correction + "; then: systemctl restart --no-block dpsd"},
+		{"a restart between two starts", "ActiveState=activating\nSubState=auto-restart\n", true, correction + "; then: systemctl restart --no-block dpsd"},
+		{"nothing for another file", "ActiveState=active\nSubState=running\n", false, correction},
+		{"nothing without systemd", "", true, correction},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			g := &check.Gateway{File: "dpsd.toml", Invalid: errors.New("dpsd.toml:1:1: wrong"), Installed: test.installed}
+			if test.unit != "" {
+				g.Systemctl = systemd(t, "", "LoadState=loaded\n"+test.unit)
+			}
+			if r := run(t, g, check.Configuration); len(r) != 1 || r[0].Advice != test.advice {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+func TestARecordThatIsMissingWhileTheRunningDpsdIsAssignedWasRemoved(t *testing.T) {
+	file := control.Configuration{File: "/etc/dpsd/dpsd.toml"}
+	g := &check.Gateway{StateDirectory: t.TempDir(),
+		Settings: &daemon.Settings{RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}, Configuration: &file}}
+	if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.OK || !strings.Contains(r[0].Detail, "was not assigned yet, or the record was removed") {
+		t.Errorf("without a running dpsd: %+v", r)
+	}
+	asked := 0
+	g.Ask = func(context.Context) (control.Status, error) {
+		asked++
+		return control.Status{Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw"}}, nil
+	}
+	if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Warning || !strings.Contains(r[0].Detail, "the running dpsd is assigned to hub as gw") {
+		t.Errorf("%+v", r)
+	}
+	if asked != 1 {
+		t.Errorf("the running dpsd was asked %d times", asked)
+	}
+	g.Skip = map[string]bool{check.Service: true}
+	if run(t, g, check.Record); asked != 1 {
+		t.Error("the running dpsd was asked although the step is left out")
 	}
 }

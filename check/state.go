@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,14 +24,14 @@ const (
 )
 
 // state looks at the state directory, and changes nothing there.
-func (i *inspection) state() {
+func (i *inspection) state(ctx context.Context) {
 	if i.Settings == nil {
 		i.skip(Result{Name: State}, "the configuration is invalid")
 		i.skip(Result{Name: Record}, "the configuration is invalid")
 		return
 	}
 	i.directory(Result{Name: State, Subject: i.StateDirectory})
-	i.record()
+	i.record(ctx)
 }
 
 func (i *inspection) directory(r Result) {

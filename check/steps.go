@@ -25,8 +25,8 @@ const (
 
 // Step is a step that a check can consist of.
 type Step struct {
-	Name        string
-	Description string // one line for people
+	Name        string `json:"name"`
+	Description string `json:"description"` // one line for people
 }
 
 // Steps returns all of them, in order.
@@ -64,7 +64,7 @@ func (g *Gateway) leavesOut(names ...string) bool {
 }
 
 // wanted hands on the results of the steps that are wanted, and for each of the others
-// that it was left out, once.
+// that it was left out, once, or once for each protocol.
 func (g *Gateway) wanted(report func(Result)) func(Result) {
 	told := map[string]bool{}
 	return func(r Result) {
@@ -72,9 +72,9 @@ func (g *Gateway) wanted(report func(Result)) func(Result) {
 			report(r)
 			return
 		}
-		if !told[r.Name] {
-			told[r.Name] = true
-			report(Result{Name: r.Name, Status: Skipped, Detail: "not checked: left out with --skip"})
+		if !told[r.Name+" "+r.Protocol] {
+			told[r.Name+" "+r.Protocol] = true
+			report(Result{Name: r.Name, Protocol: r.Protocol, Status: Skipped, Detail: "not checked: left out with --skip"})
 		}
 	}
 }

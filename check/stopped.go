@@ -25,17 +25,18 @@ const (
 	Disabled             Reason = "disabled"      // systemd forgets how the last run of such a unit ended
 	NeverStarted         Reason = "never-started" // since the boot
 	ConditionUnmet       Reason = "condition-unmet"
-	Stopped              Reason = "stopped"    // on request
-	Restarting           Reason = "restarting" // systemd starts it again after a failure
-	Failing              Reason = "failed"     // and systemd does not start it again
-	NoAnswer             Reason = "no-answer"  // it runs, as systemd says, and does not answer
-	Unknown              Reason = "unknown"    // systemd does not run here, or was not asked
+	Stopped              Reason = "stopped"        // on request
+	Restarting           Reason = "restarting"     // systemd starts it again after a failure
+	Failing              Reason = "failed"         // and systemd does not start it again
+	NoAnswer             Reason = "no-answer"      // it runs, as systemd says, and does not answer
+	SocketUnknown        Reason = "socket-unknown" // it may run: the path of its control socket is in a configuration that cannot be used
+	Unknown              Reason = "unknown"        // systemd does not run here, or was not asked
 )
 
 // Reasons are all of them.
 func Reasons() []Reason {
 	return []Reason{NoConfiguration, ConfigurationInvalid, NoCredential, NotInstalled, Masked, Disabled, NeverStarted,
-		ConditionUnmet, Stopped, Restarting, Failing, NoAnswer, Unknown}
+		ConditionUnmet, Stopped, Restarting, Failing, NoAnswer, SocketUnknown, Unknown}
 }
 
 // Stop is why dpsd does not run, and the command that changes it.
@@ -55,57 +56,123 @@ const (
 const (
 	startCommand   = "systemctl start --no-block dpsd"
 	restartCommand = "systemctl restart --no-block dpsd"
+	reloadCommand  = "systemctl reload dpsd"
 	enableCommand  = "systemctl enable --now --no-block dpsd"
 )
 
-// WhyStopped finds out why no dpsd answers. systemctl is that of Gateway; nil when
-// the service of this machine is not the question. invalid is why the configuration in
-// file cannot be used by whoever asks; nil when it can.
-func WhyStopped(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), file string, invalid error) Stop {
-	if systemctl == nil {
-		return unasked(file, invalid, "no running dpsd uses this configuration")
+// installedFile is the configuration of dpsd.service.
+const installedFile = "/etc/dpsd/dpsd.toml"
+
+// Question is what somebody knows who got no answer from dpsd.
+type Question struct {
+	// Systemctl is that of Gateway; nil when dpsd.service is not the question.
+	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
+	// File is the configuration, and Invalid why dpsd or this user cannot use it; nil when
+	// they can.
+	File    string
+	Invalid error
+	// SocketUnknown says that the file would name the control socket: that nobody answers at
+	// the standard one does not mean that no dpsd runs.
+	SocketUnknown bool
+}
+
+// WhyStopped finds out why no dpsd answers.
+func WhyStopped(ctx context.Context, q Question) Stop {
+	if q.Systemctl == nil {
+		return q.unasked("no running dpsd uses this configuration", "")
 	}
-	u, err := askUnit(ctx, systemctl)
+	const orStart = ", or where systemd runs: " + startCommand
+	u, err := askUnit(ctx, q.Systemctl)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return unasked(file, invalid, "systemd did not answer within "+systemctlLimit.String())
+		return q.unasked("systemd did not answer within "+systemctlLimit.String(), orStart)
 	case errors.As(err, new(*notInstalledError)):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
-		return unasked(file, invalid, "cannot ask systemd: "+err.Error())
+		return q.unasked("cannot ask systemd: "+err.Error(), orStart)
 	}
-	return u.stopped(file, invalid)
+	return u.stopped(q)
 }
 
 // unasked is what the configuration alone tells.
-func unasked(file string, invalid error, otherwise string) Stop {
-	if s, found := unusable(file, invalid); found {
+func (q Question) unasked(otherwise, orStart string) Stop {
+	if q.SocketUnknown {
+		return q.socketUnknown("dpsd may be running, but", "")
+	}
+	if s, found := q.unusable(""); found {
 		return s
 	}
-	return Stop{Unknown, otherwise, "dpsd run --config " + file + ", or where systemd runs: " + startCommand}
+	return Stop{Unknown, otherwise, "dpsd run --config " + q.File + orStart}
 }
 
 // unusable is the Stop of a configuration that cannot be used. That this user may not
-// read it says nothing of the service.
-func unusable(file string, invalid error) (Stop, bool) {
-	if invalid == nil || errors.Is(invalid, fs.ErrPermission) {
+// read it says nothing of the service, unless this user is root, who knows of the service's
+// user. apply is the command that follows the correction; "" for none.
+func (q Question) unusable(apply string) (Stop, bool) {
+	if q.Invalid == nil || errors.Is(q.Invalid, fs.ErrPermission) && !errors.As(q.Invalid, new(*ClosedError)) {
 		return Stop{}, false
 	}
-	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(invalid)}
-	s.Advice = "Correct it until dpsd check --offline finds no error, then: " + restartCommand
-	if errors.Is(invalid, fs.ErrNotExist) {
-		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(invalid)
-		s.Advice = "Create " + file + ", then: " + restartCommand
+	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(q.Invalid)}
+	s.Advice = corrected("Correct it until "+q.with("dpsd check --offline")+" finds no error", apply)
+	if errors.Is(q.Invalid, fs.ErrNotExist) {
+		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(q.Invalid)
+		s.Advice = corrected("Create "+q.File, apply)
 	}
 	var known interface {
 		Problem() string
 		Remedy() string
 	}
-	if errors.As(invalid, &known) {
-		s.Detail, s.Advice = "there is no usable configuration: "+known.Problem(), known.Remedy()
+	if errors.As(q.Invalid, &known) {
+		s.Detail, s.Advice = "there is no usable configuration: "+known.Problem(), corrected(known.Remedy(), apply)
 	}
 	return s, true
 }
+
+// socketUnknown is a dpsd that cannot be asked. state is what is known of it, in words that
+// the reason follows.
+func (q Question) socketUnknown(state, apply string) Stop {
+	s := Stop{Reason: SocketUnknown, Advice: "sudo " + q.with("dpsd status")}
+	why := "this user cannot read it"
+	if unusable, found := q.unusable(apply); found {
+		why, s.Advice = unusable.Detail, unusable.Advice
+	}
+	s.Detail = state + " the path of its control socket is in " + q.File + ": " + why
+	return s
+}
+
+// with adds to a command the configuration, when it is not the service's.
+func (q Question) with(command string) string {
+	if q.File == installedFile {
+		return command
+	}
+	return command + " --config " + q.File
+}
+
+// corrected adds to the correction of a configuration the command that has to follow; ""
+// for none.
+func corrected(remedy, apply string) string {
+	if apply == "" {
+		return remedy
+	}
+	return remedy + "; then: " + apply
+}
+
+// applying is the command after which the service uses a corrected dpsd.toml; "" for none:
+// before READY, dpsd applies the correction automatically. A nil unit is not the question.
+func (u *unit) applying() string {
+	switch {
+	case u == nil:
+		return ""
+	case slices.Contains([]string{"active", "reloading"}, u.properties["ActiveState"]):
+		return reloadCommand
+	case u.properties["ActiveState"] == "activating" && !u.restarting():
+		return ""
+	}
+	return restartCommand
+}
+
+// restarting tells whether systemd waits before it starts the service again.
+func (u *unit) restarting() bool { return strings.HasPrefix(u.properties["SubState"], "auto-restart") }
 
 // oneLine is the first of several errors, and how many there are beside.
 func oneLine(err error) string {
@@ -119,21 +186,23 @@ func oneLine(err error) string {
 
 // stopped says why a unit does not run. What would keep a start from succeeding goes
 // before what ended the last one.
-func (u *unit) stopped(file string, invalid error) Stop {
+func (u *unit) stopped(q Question) Stop {
 	p := u.properties
-	again := strings.HasPrefix(p["SubState"], "auto-restart")
+	again := u.restarting()
 	exited := p["ExecMainCode"] == "1" // CLD_EXITED
-	invalidFile, isInvalid := unusable(file, invalid)
+	invalidFile, isInvalid := q.unusable(u.applying())
 	switch {
 	case p["LoadState"] == "masked":
 		return Stop{Masked, unitName + " is masked, so systemd does not start it", "systemctl unmask dpsd && " + enableCommand}
+	case u.running() && !again && q.SocketUnknown:
+		return q.socketUnknown(fmt.Sprintf("%s is %s (%s), but", unitName, p["ActiveState"], p["SubState"]), u.applying())
 	case !again && slices.Contains([]string{"active", "activating", "reloading", "deactivating"}, p["ActiveState"]):
 		return Stop{NoAnswer, fmt.Sprintf("systemd reports that it is %s (%s), but it does not answer", p["ActiveState"], p["SubState"]),
 			"journalctl -u dpsd -e; if it still does not answer after a minute: " + restartCommand}
 	case isInvalid:
 		return invalidFile
 	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
-		return invalidThen(invalid)
+		return invalidThen(q.Invalid)
 	case exited && p["ExecMainStatus"] == exitCredentials && (again || p["ActiveState"] == "failed"):
 		return u.noCredential()
 	case again:
@@ -141,7 +210,7 @@ func (u *unit) stopped(file string, invalid error) Stop {
 	case p["ActiveState"] == "failed":
 		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e; after the correction: " + restartCommand}
 	case p["ConditionResult"] == "no" && happened(p["ConditionTimestampMonotonic"]):
-		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met; usually " + file + " was missing", startCommand}
+		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met; usually " + q.File + " was missing", startCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]) && p["UnitFileState"] == "disabled":
 		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]) + " and does not start at boot", enableCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]):

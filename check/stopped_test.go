@@ -37,13 +37,14 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		detail  string
 		advice  string
 	}{
-		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml, then: systemctl restart --no-block dpsd"},
+		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
 		{"the configuration has another name", inactive, remedied{missing}, check.NoConfiguration, "dpsd.yaml exists", "mv dpsd.yaml dpsd.toml"},
 		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and the file names the mistake", failed + exited("78"), wrong, check.ConfigurationInvalid, "the configuration is invalid: dpsd.toml:2:1: dps.id_scop: unknown key (and 1 more)", "dpsd check --offline"},
 		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "the configuration is valid now", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with 78", "sudo dpsd check --offline"},
 		{"the file was made wrong while it is stopped", inactive + stoppedAt, wrong, check.ConfigurationInvalid, "unknown key", "dpsd check --offline"},
+		{"it has exited with 78, and the service's user may not read the file that root can read", failed + exited("78"), &check.ClosedError{Path: "/etc/dpsd/dpsd.toml", Account: "dpsd", Err: fs.ErrPermission}, check.ConfigurationInvalid, "the user dpsd, cannot: permission denied", "; then: systemctl restart --no-block dpsd"},
 		{"somebody has stopped it", inactive + stoppedAt, nil, check.Stopped, "it was stopped at Sun 2026-11-29 06:46:27 UTC", "systemctl start --no-block dpsd"},
 		{"somebody has stopped and disabled it", strings.Replace(inactive, "enabled", "disabled", 1) + stoppedAt, nil, check.Stopped, "does not start at boot", "systemctl enable --now --no-block dpsd"},
 		{"this user may not read the file, which is no reason", inactive + stoppedAt, unreadable, check.Stopped, "it was stopped", "systemctl start --no-block dpsd"},
@@ -63,7 +64,7 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		{"it starts, and does not answer yet", "LoadState=loaded\nUnitFileState=enabled\nActiveState=activating\nSubState=start\n", nil, check.NoAnswer, "activating (start)", "journalctl -u dpsd -e"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
-			s := check.WhyStopped(t.Context(), systemd(t, "", test.answer), "/etc/dpsd/dpsd.toml", test.invalid)
+			s := check.WhyStopped(t.Context(), check.Question{Systemctl: systemd(t, "", test.answer), File: "/etc/dpsd/dpsd.toml", Invalid: test.invalid})
 			if s.Reason != test.reason || !strings.Contains(s.Detail, test.detail) || !strings.Contains(s.Advice, test.advice) {
 				t.Errorf("%+v", s)
 			}
@@ -89,7 +90,7 @@ func TestWhySystemdHasNoCredential(t *testing.T) {
 		t.Run(test.says, func(t *testing.T) {
 			for _, state := range []string{"ActiveState=activating\nSubState=auto-restart\n", "ActiveState=failed\nSubState=failed\n"} {
 				answer := "LoadState=loaded\nUnitFileState=enabled\nResult=exit-code\nExecMainCode=1\nExecMainStatus=243\n" + state
-				s := check.WhyStopped(t.Context(), systemd(t, "[Service]\n"+test.unit+"\n", answer), "/etc/dpsd/dpsd.toml", nil)
+				s := check.WhyStopped(t.Context(), check.Question{Systemctl: systemd(t, "[Service]\n"+test.unit+"\n", answer), File: "/etc/dpsd/dpsd.toml"})
 				if s.Reason != check.NoCredential || !strings.Contains(s.Detail, test.detail) || !strings.Contains(s.Advice, test.advice) {
 					t.Errorf("%+v", s)
 				}
@@ -105,10 +106,40 @@ func TestWhyDpsdDoesNotRunIsToldWithoutSystemdToo(t *testing.T) {
 		"systemctl is not allowed": func(context.Context, ...string) ([]byte, error) { return nil, errors.New("no bus") },
 	} {
 		t.Run(says, func(t *testing.T) {
-			if s := check.WhyStopped(t.Context(), systemctl, "my.toml", nil); s.Reason != check.Unknown || s.Detail == "" || !strings.Contains(s.Advice, "dpsd run --config my.toml") {
+			if s := check.WhyStopped(t.Context(), check.Question{Systemctl: systemctl, File: "my.toml"}); s.Reason != check.Unknown || s.Detail == "" || !strings.Contains(s.Advice, "dpsd run --config my.toml") {
 				t.Errorf("%+v", s)
 			}
-			if s := check.WhyStopped(t.Context(), systemctl, "my.toml", errors.New("my.toml:1:1: wrong")); s.Reason != check.ConfigurationInvalid || !strings.Contains(s.Detail, "my.toml:1:1: wrong") {
+			if s := check.WhyStopped(t.Context(), check.Question{Systemctl: systemctl, File: "my.toml", Invalid: errors.New("my.toml:1:1: wrong")}); s.Reason != check.ConfigurationInvalid || !strings.Contains(s.Detail, "my.toml:1:1: wrong") || strings.Contains(s.Advice, "systemctl") {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestADpsdWhoseSocketIsNamedInAnUnusableConfigurationIsNotSaidToHaveStopped(t *testing.T) {
+	missing := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrNotExist)
+	unreadable := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrPermission)
+	unit := func(active, sub string) func(context.Context, ...string) ([]byte, error) {
+		return systemd(t, "", "LoadState=loaded\nUnitFileState=enabled\nActiveState="+active+"\nSubState="+sub+"\n")
+	}
+	for _, test := range []struct {
+		says      string
+		systemctl func(context.Context, ...string) ([]byte, error)
+		invalid   error
+		reason    check.Reason
+		detail    string
+		advice    string // the whole
+	}{
+		{"nobody knows", nil, missing, check.SocketUnknown, "dpsd may be running, but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml"},
+		{"systemd knows that it runs", unit("active", "running"), missing, check.SocketUnknown, "dpsd.service is active (running), but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl reload dpsd"},
+		{"systemd knows that it starts", unit("activating", "start"), missing, check.SocketUnknown, "dpsd.service is activating (start), but", "Create /etc/dpsd/dpsd.toml"},
+		{"systemd knows that it does not run", unit("failed", "failed"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
+		{"systemd knows that it is between two starts", unit("activating", "auto-restart"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
+		{"this user may not read the file", unit("active", "running"), unreadable, check.SocketUnknown, "this user cannot read it", "sudo dpsd status"},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			s := check.WhyStopped(t.Context(), check.Question{Systemctl: test.systemctl, File: "/etc/dpsd/dpsd.toml", Invalid: test.invalid, SocketUnknown: true})
+			if s.Reason != test.reason || !strings.Contains(s.Detail, test.detail) || s.Advice != test.advice {
 				t.Errorf("%+v", s)
 			}
 		})

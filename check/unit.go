@@ -154,7 +154,7 @@ func (i *inspection) standing(r Result, u *unit) {
 	case enabled == "disabled":
 		advice = "So that it starts at boot: systemctl enable --now --no-block dpsd"
 	case active == "failed", active == "inactive", strings.HasPrefix(u.properties["SubState"], "auto-restart"):
-		why := u.stopped(i.File, i.Invalid)
+		why := u.stopped(Question{File: i.File, Invalid: i.misconfigured, SocketUnknown: i.SocketUnknown})
 		detail, advice = detail+": "+why.Detail, why.Advice
 	case u.properties["NeedDaemonReload"] == "yes":
 		detail += ", changed on disk"

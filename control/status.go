@@ -56,6 +56,9 @@ type Configuration struct {
 	File string `json:"file"` // an absolute path
 	// Fingerprint changes with the meaning of the file, and with the version of dpsd.
 	Fingerprint string `json:"fingerprint"`
+	// Refused says why the present content of the file was refused, so that the one before it
+	// is in effect; "": it was not.
+	Refused string `json:"refused,omitempty"`
 }
 
 // MaxFaults bounds Status.Faults.

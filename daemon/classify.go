@@ -36,7 +36,7 @@ func Classify(err error) fault.Fault {
 	if errors.As(err, &f) {
 		return f
 	}
-	f = classified(err)
+	f = inHome(classified(err))
 	f.Err, f.TrackingID = worded(f.Err), redact.Tokens(f.TrackingID)
 	return f
 }

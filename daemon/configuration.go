@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 )
@@ -20,7 +21,6 @@ type configurationFile struct {
 	unwatch context.CancelFunc
 	due     time.Time // when it is read next; zero: when it changes
 	limit   time.Time // the latest time for that, however often it changes
-	refusal string    // why its content is not in effect; "": it is
 }
 
 // watchConfiguration begins with a look: the file may have changed since it was read.
@@ -69,7 +69,7 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 		s.file.due = now.Add(changeGap)
 	}
 	if err != nil {
-		if err.Error() != s.file.refusal {
+		if err.Error() != s.refusal {
 			s.tellRefusal(err)
 		}
 		s.refuse(err)
@@ -88,18 +88,31 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 	}
 }
 
-// refuse says in front of STATUS= why the configuration file is not in effect.
+// refuse remembers why the configuration file is not in effect, and says so in front of
+// STATUS= until READY.
 func (s *supervisor) refuse(err error) {
-	s.file.refusal = err.Error()
-	s.notify.setNote("Configuration refused: " + err.Error() + "; the previous one stays in effect. ")
+	s.refusal = err.Error()
+	if !s.ready {
+		s.notify.setNote("Configuration refused: " + s.refusal + "; the previous one stays in effect. ")
+	}
 }
 
 // accept takes back what refuse has said.
 func (s *supervisor) accept() {
-	if s.file.refusal != "" {
-		s.file.refusal = ""
+	if s.refusal != "" {
+		s.refusal = ""
 		s.notify.setNote("")
 	}
+}
+
+// configuration is what a Status says of the file.
+func (s *supervisor) configuration() *control.Configuration {
+	if s.settings.Configuration == nil || s.refusal == "" {
+		return s.settings.Configuration
+	}
+	c := *s.settings.Configuration
+	c.Refused = s.refusal
+	return &c
 }
 
 func (s *supervisor) tellRefusal(err error) {

@@ -3,13 +3,16 @@ package daemon
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
 )
@@ -419,5 +422,45 @@ func TestOnceAppliesACorrectedConfigurationToo(t *testing.T) {
 			t.Error("the file is still watched")
 		}
 		g.sim.Close()
+	})
+}
+
+func TestTheStatusDocumentSaysWhyTheConfigurationWasRefusedUntilItIsAccepted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file, reload := &configuration{}, make(chan os.Signal)
+		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, Times: 1})
+		g.ConfigurationFile, g.Reload, g.Hangup = "/etc/dpsd/dpsd.toml", file.read, reload
+		g.Settings.Configuration = &control.Configuration{File: g.ConfigurationFile, Fingerprint: "sha256:1"}
+		g.watching(nil)
+		s := g.supervised()
+		hold := func(when, want string) {
+			t.Helper()
+			if c := s.told().Configuration; c == nil || c.Refused != want || c.Fingerprint != "sha256:1" {
+				t.Errorf("%s: %+v", when, c)
+			}
+		}
+		g.until("fault", 1)
+		hold("before it was refused", "")
+		file.fails(errTypo)
+		g.reconfigured()
+		g.until("reload-refused", 1)
+		hold("before READY", errTypo.Error())
+		g.until("assigned", 1)
+		hold("at READY", errTypo.Error())
+		file.fails(nil)
+		reload <- syscall.SIGHUP
+		g.until("reloaded", 1)
+		hold("when the file was put back and read again", "")
+		time.Sleep(time.Hour)
+		file.fails(errTypo)
+		reload <- syscall.SIGHUP
+		g.until("reload-refused", 2)
+		hold("after a refused reload", errTypo.Error())
+		if g.Settings.Configuration.Refused != "" {
+			t.Error("the configuration that dpsd works with has changed")
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
 	})
 }

@@ -42,13 +42,15 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 		s.afresh(ctx, settings)
 		s.trigger(s.force(now), "reload")
 	}
+	if err != nil {
+		s.refuse(err)
+	} else {
+		s.accept()
+	}
 	switch {
 	case s.ready:
 		s.notify.ready(status)
-	case err != nil:
-		s.refuse(err)
-	default:
-		s.accept()
+	case err == nil:
 		s.notify.setStatus(status)
 	}
 }

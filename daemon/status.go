@@ -31,7 +31,7 @@ func (s *supervisor) status(now time.Time) control.Status {
 		Version: s.Version, PID: os.Getpid(), StartedAt: s.account.started,
 		Ready:         s.ready,
 		Text:          strings.TrimPrefix(s.notify.status, "STATUS="),
-		Configuration: s.settings.Configuration,
+		Configuration: s.configuration(),
 		Confirmed:     s.account.confirmed,
 		Confirmations: s.account.confirmations,
 		Faults:        append([]control.Fault(nil), s.account.faults...),

@@ -63,6 +63,7 @@ type supervisor struct {
 	reloadDue time.Time // when SIGHUP is obeyed; zero: none came
 	reloaded  time.Time // when it last was
 	file      configurationFile
+	refusal   string       // why the content of the configuration file is not in effect; "": it is
 	mendDue   time.Time    // when the state directory is looked after; zero: it was not touched
 	mended    time.Time    // when it was last
 	mendFor   pace.History // of what kept it from being mended

@@ -33,6 +33,8 @@ const (
 	OnlyMQTT Circumstance = "only port 8883 was tried"
 	// AtHub: it is the assigned hub that was tried, which dpsd check does.
 	AtHub Circumstance = "the assigned hub was tried"
+	// Hidden: the file is in a place that the sandbox of dpsd.service hides.
+	Hidden Circumstance = "the file is below /home, /root or /run/user"
 )
 
 // Catalogue returns every code, in the order of the stages of an attempt.
@@ -53,17 +55,19 @@ func Describe(code Code) Entry {
 var catalogue = []Entry{
 	{ConfigurationInvalid, Configuration,
 		"The configuration file cannot work as written.",
-		"Correct dpsd.toml at the place that the message names, then: systemctl restart --no-block dpsd", "", ""},
+		"Correct dpsd.toml at the place that the message names. A service that has ended then needs: systemctl restart --no-block dpsd. A running one applies the correction automatically before its first READY, and after that with: systemctl reload dpsd", "", ""},
 
 	{InputUnreadable, Input,
 		"A file that the configuration names (serial number, machine ID, payload) is missing or unreadable.",
-		"Create the file or make it readable for the user dpsd; dpsd tries again as soon as it changes.", "", ""},
+		"Create the file if it does not exist, and make it readable for the user dpsd; dpsd tries again as soon as it changes.",
+		Hidden, "dpsd.service cannot see files there: put the file below /etc/dpsd, readable for the user dpsd, and correct its path in dpsd.toml."},
 	{InputInvalid, Input,
 		"A file that the configuration names holds something that cannot be used.",
 		"Put a registration ID (letters, digits, - . _ :) or, for payload_file, a JSON object there.", "", ""},
 	{CredentialUnreadable, Input,
 		"A key, certificate or proxy password is missing or unreadable.",
-		"For \"file:\", give the file to the group dpsd-keys with mode 0640; dpsd reads it again when it changes. For \"credential:\", provide it to systemd, then: systemctl restart --no-block dpsd", "", ""},
+		"For \"file:\", create the file if it does not exist, and give it to the group dpsd-keys with mode 0640; dpsd reads it again when it changes. For \"credential:\", provide it to systemd, then: systemctl restart --no-block dpsd",
+		Hidden, "dpsd.service cannot see files there: put the file into /etc/dpsd/keys, with group dpsd-keys and mode 0640, and correct its path in dpsd.toml. Or provide it as a systemd credential."},
 	{CredentialEncrypted, Input,
 		"systemd handed over a credential that is still encrypted.",
 		"Add a drop-in with LoadCredentialEncrypted=NAME for this credential, then: systemctl restart --no-block dpsd", "", ""},
@@ -114,7 +118,8 @@ var catalogue = []Entry{
 
 	{CAUnreadable, Input,
 		"ca_file or proxy_ca_file is missing, unreadable or holds no certificate.",
-		"Put PEM certificates there, readable for the user dpsd.", "", ""},
+		"Put PEM certificates there, readable for the user dpsd.",
+		Hidden, "dpsd.service cannot see files there: put the certificates below /etc/dpsd, readable for the user dpsd, and correct the path in dpsd.toml."},
 	{TLSUntrusted, Interception,
 		"The server's certificate is signed by somebody this gateway does not trust.",
 		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates.", "", ""},

@@ -75,7 +75,7 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 				return err
 			}
 			if list {
-				return listSteps(cmd.OutOrStdout())
+				return listSteps(cmd.OutOrStdout(), o.json)
 			}
 			return runCheck(file, o)
 		},
@@ -83,7 +83,7 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&o.offline, "offline", false, "stop before the network")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
-	cmd.Flags().StringArrayVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated")
+	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated, or\ntake several with commas between them")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
 	// It fails only for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -124,8 +124,15 @@ func (o checkOptions) known() error {
 	return nil
 }
 
-// listSteps prints the steps for people and for scripts: a name, spaces, a description.
-func listSteps(out io.Writer) error {
+// listSteps prints the steps, as JSON or for people and scripts: a name, spaces, a
+// description.
+func listSteps(out io.Writer, asJSON bool) error {
+	if asJSON {
+		if err := writeJSON(out, check.Steps()); err != nil {
+			return &exitError{exitFailed, err}
+		}
+		return nil
+	}
 	for _, s := range check.Steps() {
 		if _, err := fmt.Fprintf(out, "%-14s %s\n", s.Name, s.Description); err != nil {
 			return &exitError{exitFailed, err}
@@ -209,6 +216,8 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
 	case store.Temporary(gateway.Invalid):
 		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
+	case gateway.Invalid != nil && gateway.Skip[check.Configuration]:
+		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", fmt.Errorf("the configuration is invalid: %w", gateway.Invalid))}
 	case gateway.Invalid != nil:
 		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}
 	case os.Geteuid() != 0:
@@ -232,7 +241,11 @@ func gatewayOf(file string) *check.Gateway {
 	cfg, err := loadSoon(file)
 	if err != nil {
 		g.Invalid = err
-		g.Ask = asking(config.Default().Control.Socket)
+		socket, known := socketOf(file)
+		if !known {
+			socket, g.SocketUnknown = config.Default().Control.Socket, true
+		}
+		g.Ask = asking(socket)
 		return g
 	}
 	g.Ask = asking(cfg.Control.Socket)

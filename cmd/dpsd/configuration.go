@@ -9,13 +9,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
 )
 
 // This file says why a configuration cannot be opened, and gives the command that
-// corrects it. All commands and the log use it.
+// corrects it. All commands and the log use it. Whether another command has to follow
+// depends on the service, which not all of them know.
 
 // unopenedError is a configuration that could not be opened.
 type unopenedError struct {
@@ -43,29 +45,23 @@ func (e *unopenedError) Unwrap() error  { return e.err }
 func unopened(file string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return &unopenedError{err, "the user that dpsd runs as needs to read it, and it holds no secret", started(file, check.Opening(file))}
+		return &unopenedError{err, "the user that dpsd runs as needs to read it, and it holds no secret", check.Opening(file)}
 	case errors.Is(err, fs.ErrNotExist):
 		other := misnamed(file)
 		if other == "" {
-			return &unopenedError{err, "", started(file, "copy the annotated reference, and set id_scope, registration_id and [[credential]] in it: install -m 0644 /usr/share/dpsd/dpsd.toml "+file)}
+			return &unopenedError{err, "", "copy the annotated reference, and set id_scope, registration_id and [[credential]] in it: install -m 0644 /usr/share/dpsd/dpsd.toml " + file}
 		}
 		remedy := "mv " + other + " " + file
 		if filepath.Ext(other) != ".toml" {
 			remedy += ", and rewrite it in TOML, as in man dpsd.toml"
 		}
-		return &unopenedError{err, other + " exists, but dpsd does not read it", started(file, remedy)}
+		return &unopenedError{err, other + " exists, but dpsd does not read it", remedy}
 	}
 	return err
 }
 
-// started adds to the remedy for the service's configuration the command that starts the
-// service: it has ended.
-func started(file, remedy string) string {
-	if file == configurationFile {
-		remedy += "; then: systemctl restart --no-block dpsd"
-	}
-	return remedy
-}
+// underSystemd reports whether systemd starts dpsd with this configuration.
+func underSystemd(file string) bool { return file == configurationFile && bootedSystemctl() != nil }
 
 // misnamed finds a file beside a missing configuration that was probably meant to be it;
 // "" for none.
@@ -123,9 +119,23 @@ func closed(file string) error {
 	if err != nil {
 		return nil //nolint:nilerr // without the account it cannot be known
 	}
-	var closed *check.ClosedError
-	if !errors.As(account.Closed(file), &closed) {
-		return nil
+	return account.ClosedConfiguration(file)
+}
+
+// socketOf finds the path of the control socket in a configuration that cannot be used.
+// known is false when the file does not tell.
+func socketOf(file string) (path string, known bool) {
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", false
 	}
-	return &unopenedError{closed, "", started(file, closed.Remedy)}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", false
+	}
+	text, err := config.Read(file, f)
+	if err != nil {
+		return "", false
+	}
+	return config.Socket(text)
 }

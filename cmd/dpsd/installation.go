@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,7 @@ type installation struct {
 	socket         string
 	note           error // why the standard places are used instead of the configured ones
 	closed         error // why the service cannot read the configuration, which this user can
+	socketUnknown  bool  // the configuration would name the socket; socket is the standard one
 }
 
 func installationOf(cmd *cobra.Command) (installation, error) {
@@ -38,6 +40,11 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 		places.closed = closed(file)
 	} else {
 		places.note = err
+		if socket, known := socketOf(file); known {
+			places.socket = socket
+		} else {
+			places.socketUnknown = true
+		}
 	}
 	places.runtime = filepath.Dir(places.socket)
 	return places, nil
@@ -77,26 +84,40 @@ func (i installation) standing(ctx context.Context) (s control.Status, running b
 		return s, false, err
 	}
 	s, err = i.onFile()
+	if i.socketUnknown && i.whyStopped(ctx).Reason == check.SocketUnknown {
+		s.Text = strings.Replace(s.Text, notRunning, "dpsd cannot be asked", 1)
+		s.Phase.Name = phaseUnknown
+	}
 	return s, false, err
 }
 
 // whyStopped says why no dpsd answers. dpsd.service reads the installed configuration;
 // of another one systemd knows nothing.
 func (i installation) whyStopped(ctx context.Context) check.Stop {
-	if i.file != configurationFile {
-		return check.WhyStopped(ctx, nil, i.file, i.note)
+	q := check.Question{File: i.file, Invalid: i.note, SocketUnknown: i.socketUnknown}
+	if i.closed != nil {
+		q.Invalid = i.closed
 	}
-	return check.WhyStopped(ctx, bootedSystemctl(), i.file, i.note)
+	if i.file == configurationFile {
+		q.Systemctl = bootedSystemctl()
+	}
+	return check.WhyStopped(ctx, q)
 }
 
-// phaseStopped is the phase of a daemon that does not run.
-const phaseStopped = "stopped"
+// notRunning begins the text of a daemon that does not run.
+const notRunning = "dpsd is not running"
+
+// The phases without an answer.
+const (
+	phaseStopped = "stopped" // no daemon runs
+	phaseUnknown = "unknown" // it may run, but the path of its socket is not known
+)
 
 // onFile is what the files say by themselves.
 func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	s := control.Status{
-		Now: now, Health: control.Unprovisioned, Text: "dpsd is not running", Faults: []control.Fault{},
+		Now: now, Health: control.Unprovisioned, Text: notRunning, Faults: []control.Fault{},
 		Phase: control.Phase{Name: phaseStopped, Since: now},
 	}
 	rec, err := i.published()

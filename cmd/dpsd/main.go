@@ -61,6 +61,22 @@ func command(args []string) int {
 	return code
 }
 
+// ofSystemctl refuses arguments. Some are commands of systemctl(1), which users try here.
+func ofSystemctl(cmd *cobra.Command, args []string) error {
+	err := commandline.NoArgs(cmd, args)
+	if err == nil {
+		return nil
+	}
+	instead := map[string]string{
+		"start": "start --no-block dpsd", "stop": "stop dpsd", "restart": "restart --no-block dpsd", "reload": "reload dpsd",
+		"enable": "enable --now --no-block dpsd", "disable": "disable --now dpsd",
+	}[args[0]]
+	if instead == "" {
+		return err
+	}
+	return &exitError{exitUsage, try("systemctl "+instead, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]))}
+}
+
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "dpsd",
@@ -69,7 +85,7 @@ func rootCommand() *cobra.Command {
 keeps the assigned hub and device ID in a file that other services read.`,
 		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and end
   dpsd run                        # the service, as systemd starts it`,
-		Args:          commandline.NoArgs,
+		Args:          ofSystemctl,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },

@@ -86,9 +86,6 @@ func status(places installation, asJSON, attempts bool) error {
 	if places.note != nil && !running {
 		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
 	}
-	if places.closed != nil && !running {
-		fmt.Fprintln(os.Stderr, "dpsd cannot start:", places.closed)
-	}
 	if s.Identity == nil {
 		return &exitError{exitNone, nil}
 	}
@@ -112,7 +109,10 @@ func (r statusReport) print(out *terminal) error {
 	}
 	head := words[r.Health]
 	if !r.Running && r.Health == control.Cached {
-		head.text = "assigned, as the files have it: dpsd is not running"
+		head.text = "assigned, as the files have it"
+		if r.Phase.Name == phaseStopped {
+			head.text += ": " + notRunning
+		}
 	}
 	fmt.Fprintln(&b, out.paint(head.colour, head.text))
 	if i := r.Identity; i != nil {
@@ -131,6 +131,9 @@ func (r statusReport) print(out *terminal) error {
 		line("confirmed", "%s ago, at %s", span(r.Now.Sub(*r.Confirmed)), r.Confirmed.UTC().Format(time.RFC3339))
 	}
 	line("now", "%s", r.now())
+	if c := r.Configuration; c != nil && c.Refused != "" && !strings.Contains(r.Text, oneLine(c.Refused)) {
+		line("", "configuration refused: %s; the previous one stays in effect", printable(oneLine(c.Refused)))
+	}
 	if s := r.Stopped; s != nil {
 		line("", "why: %s", printable(s.Detail))
 		line("", "what to do: %s", out.paint(bold, printable(s.Advice)))
@@ -183,9 +186,11 @@ func (r statusReport) now() string {
 	if len(r.Faults) == 0 || !r.Faults[0].Standing || r.Faults[0].Cause == "" {
 		return r.Text
 	}
-	oneLine := strings.Join(strings.Fields(r.Faults[0].Cause), " ") // as the text is
-	return strings.Replace(r.Text, r.Faults[0].Code+": "+oneLine, r.Faults[0].Code, 1)
+	return strings.Replace(r.Text, r.Faults[0].Code+": "+oneLine(r.Faults[0].Cause), r.Faults[0].Code, 1)
 }
+
+// oneLine is a text as STATUS= has it.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // doing says what a stage is about.
 func doing(stage string) string {

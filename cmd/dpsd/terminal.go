@@ -85,6 +85,10 @@ func invalid(file string, err error) error {
 	if store.Temporary(err) {
 		return &exitError{exitFailed, err}
 	}
+	var known *unopenedError
+	if errors.As(err, &known) && underSystemd(file) {
+		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
+	}
 	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -101,28 +100,42 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try("dpsd status", fmt.Errorf("not %s within %s%s", map[string]string{
+		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("not %s within %s%s", map[string]string{
 			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
 	}
-	return &exitError{exitFailed, try("dpsd status", err)}
+	return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
 }
 
-// obstacle says what is in the way, to be added to a sentence: the unresolved fault of
-// the running daemon, or why none runs. "" when nothing is known.
+// obstacle says what is in the way, to be added to a sentence: that the running daemon has
+// refused the configuration, its unresolved fault, or why none runs. "" when nothing is
+// known.
 func (i installation) obstacle(last control.Status) string {
-	if last.Phase.Name == phaseStopped {
+	if last.Phase.Name == phaseStopped || last.Phase.Name == phaseUnknown {
 		ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 		defer cancel()
 		why := i.whyStopped(ctx)
-		return ": dpsd is not running: " + printable(why.Detail) + "\n" + printable(why.Advice)
+		said := ": "
+		if last.Phase.Name == phaseStopped {
+			said += notRunning + ": "
+		}
+		return said + printable(why.Detail) + "\n" + printable(why.Advice)
+	}
+	text := ""
+	if c := last.Configuration; c != nil && c.Refused != "" {
+		text = ": the configuration was refused, and the previous one stays in effect: " + printable(oneLine(c.Refused))
 	}
 	if len(last.Faults) == 0 || !last.Faults[0].Standing {
-		return ""
+		return text
 	}
 	f := last.Faults[0]
-	text := ": " + f.Code + ": " + f.Summary
+	if text == "" {
+		text = ": "
+	} else {
+		text += "\n"
+	}
+	text += f.Code + ": " + f.Summary
 	if f.Cause != "" {
-		text += "\ncause: " + printable(strings.Join(strings.Fields(f.Cause), " "))
+		text += "\ncause: " + printable(oneLine(f.Cause))
 	}
 	return text + "\n" + printable(f.Advice)
 }
@@ -163,6 +176,10 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 			}
 			continue // it has ended, or another one starts
 		default:
+			if s.Phase.Name == phaseUnknown {
+				screen.progress("Waiting: dpsd cannot be asked, because its configuration cannot be used")
+				break
+			}
 			screen.progress("Waiting for dpsd to start")
 		}
 		select {

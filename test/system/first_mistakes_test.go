@@ -41,6 +41,18 @@ func TestAMissingMisnamedOrUnreadableConfigurationIsNamedWithItsRemedy(t *testin
 			g.expect("dpsd.service", "ExecMainStatus", "78")
 			g.contains(log, c.problem, c.remedy)
 		}
+
+		// While the file is closed to the user dpsd, root, who can read it, is not sent in a circle.
+		const remedy = "chmod a+r /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"
+		for _, command := range []string{"systemctl start --no-block dpsd && dpsd wait --timeout 3s 2>&1", "dpsd status 2>&1", "dpsd check 2>&1"} {
+			out, _ := g.try(command)
+			if !strings.Contains(out, remedy) || strings.Contains(out, "is valid now") {
+				t.Errorf("%s: %s: want %q and nothing about a valid configuration:\n%s", s.name, command, remedy, out)
+			}
+			if n := strings.Count(out, remedy); n != 1 && !strings.Contains(command, "check") {
+				t.Errorf("%s: %s: the remedy is named %d times:\n%s", s.name, command, n, out)
+			}
+		}
 		g.run("chmod a+r /etc/dpsd/dpsd.toml; systemctl start dpsd")
 	})
 }
@@ -73,7 +85,7 @@ connack = 3
 			{"nobody at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "let dpsd try port 443 too", []string{"8884: tcp-refused"}, ""},
 			{"no /etc/resolv.conf", "[dps]", "[dps]\nendpoint = \"dps.example.com\"", "rm -f /etc/resolv.conf", "resolver-missing", "Check that /etc/resolv.conf exists", []string{"/etc/resolv.conf"}, ""},
 			{"the group's key", "[dps]", "[dps]\nendpoint = \"localhost\" # a simulator under the name of Azure's endpoint inspects TLS", "cp /etc/credstore/dps-primary-key /root/; head -c 32 /dev/zero | base64 >/etc/credstore/dps-primary-key", "unauthorized", "With a key, check first that it is the device's own and not the enrollment group's (dpsd derive-key), and that the registration ID has no upper-case letters", []string{"unauthorized"}, ""},
-			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "make the file readable", []string{"failed   credential", "hides /root from dpsd", "Move it below /etc/dpsd"}, ""},
+			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "put the file into /etc/dpsd/keys", []string{"failed   credential", "hides /root from dpsd", "Move it below /etc/dpsd"}, ""},
 		} {
 			g.run(c.prepare)
 			g.write("/etc/dpsd/dpsd.toml", strings.Replace(right, c.was, c.is, 1), 0o644)
