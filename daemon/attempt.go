@@ -19,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -73,7 +74,8 @@ type result struct {
 	verified    time.Time     // wall clock at a handshake whose certificate it was right for
 	validity    error         // what the clock says about the certificate; explains a refusal
 	credential  string
-	inspector   string // who inspects the connection, by the root of an authority that this gateway trusts
+	told        []string // the secrets that peers were told, who may repeat them
+	inspector   string   // who inspects the connection, by the root of an authority that this gateway trusts
 	protocol    string
 	connection  *control.Connection // nil: none was made
 	clockOffset *time.Duration      // of this clock from the server's; nil: it did not say
@@ -165,6 +167,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	} else if err != nil {
 		return 0, at(fault.StageCredential, err)
 	}
+	r.told = attest.Signature(proof.Password)
 	if proof.Certificate != nil {
 		r.expires = proof.Expires
 	}
@@ -177,6 +180,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		}
 		dialer.ProxyUser = url.UserPassword(s.ProxyUser, password)
 	}
+	r.told = append(r.told, dialer.ProxyPassword())
 	dialer.DialContext = a.recording.counting(dialer.DialContext)
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
 	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
@@ -195,6 +199,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		r.clockOffset = &offset
 	}
 	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
+	foreign.Strings(r.connection, foreign.MaxText)
 	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
 	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
