@@ -33,6 +33,11 @@ const (
 	// maxPayload bounds what is read of payload_file, in bytes; dps.CheckPayload
 	// judges it.
 	maxPayload = 128 << 10
+	// maxReply bounds a packet of the service, in bytes. The limit of its replies is not
+	// known; this is 1 MiB, and room for the topic.
+	maxReply = 1<<20 + 64<<10
+	// maxProfile bounds the name of a connection profile, in bytes.
+	maxProfile = 256
 )
 
 // attempt is one way from the credential to the saved record, or as far as it
@@ -206,7 +211,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
 	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
 		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
-		KeepAlive: s.KeepAlive, Timeout: limit,
+		KeepAlive: s.KeepAlive, Timeout: limit, MaxPacket: maxReply,
 	})
 	if err != nil {
 		return 0, at(fault.StageConnect, err)
@@ -372,8 +377,9 @@ func (a *attempt) toRecord(as *dps.Assignment) *store.Record {
 	return &store.Record{
 		AssignedHub: as.AssignedHub, DeviceID: as.DeviceID, RegistrationID: a.registrationID,
 		IDScope: a.settings.IDScope, Endpoint: host,
-		Substatus: as.Substatus, CreatedDateTimeUtc: as.CreatedDateTimeUtc, LastUpdatedDateTimeUtc: as.LastUpdatedDateTimeUtc,
-		ETag: as.ETag, ConnectionProfile: as.ConnectionProfile,
+		Substatus:          foreign.Line(as.Substatus, foreign.MaxText),
+		CreatedDateTimeUtc: foreign.Line(as.CreatedDateTimeUtc, foreign.MaxText), LastUpdatedDateTimeUtc: foreign.Line(as.LastUpdatedDateTimeUtc, foreign.MaxText),
+		ETag: foreign.Line(as.ETag, foreign.MaxText), ConnectionProfile: foreign.Line(as.ConnectionProfile, maxProfile),
 		Payload: as.Payload, RegistrationState: as.State,
 		ConfigFingerprint: a.fingerprint(),
 	}
