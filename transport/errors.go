@@ -9,7 +9,12 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/foreign"
 )
+
+// maxText bounds each text of a peer in a message, in bytes: a message holds a few.
+const maxText = 200
 
 // Stage is how far an attempt came before it failed.
 type Stage string
@@ -109,12 +114,12 @@ type ProxyError struct {
 
 // Error gives the status and, for 407, what the proxy would accept.
 func (e *ProxyError) Error() string {
-	s := fmt.Sprintf("the proxy answered %d %s", e.Status, printable(e.Reason))
+	s := fmt.Sprintf("the proxy answered %d %s", e.Status, foreign.Line(e.Reason, maxText))
 	if len(e.Schemes) > 0 {
-		s += " (it accepts " + printable(strings.Join(e.Schemes, ", ")) + ")"
+		s += " (it accepts " + foreign.Line(strings.Join(e.Schemes, ", "), maxText) + ")"
 	}
 	if e.Location != "" {
-		s += " and redirects to " + printable(e.Location)
+		s += " and redirects to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -135,10 +140,10 @@ func (e *UpgradeError) Error() string {
 		s += ": " + e.Reason
 	}
 	if e.ContentType != "" {
-		s += " with " + printable(e.ContentType)
+		s += " with " + foreign.Line(e.ContentType, maxText)
 	}
 	if e.Location != "" {
-		s += ", redirecting to " + printable(e.Location)
+		s += ", redirecting to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -159,8 +164,8 @@ type CertificateError struct {
 
 // Error gives the reason, and who the peer is by its own account.
 func (e *CertificateError) Error() string {
-	return fmt.Sprintf("%v; it is for %q and issued by %q",
-		e.Err, printable(e.Certificate.Subject.String()), printable(e.Certificate.Issuer.String()))
+	return fmt.Sprintf(`%v; it is for "%s" and issued by "%s"`, // already escaped
+		e.Err, foreign.Line(e.Certificate.Subject.String(), maxText), foreign.Line(e.Certificate.Issuer.String(), maxText))
 }
 
 // Unwrap returns the error of crypto/tls.
@@ -221,17 +226,4 @@ func RemoteAlert(err error) (description string, ok bool) {
 		return op.Err.Error(), true
 	}
 	return "", false
-}
-
-// printable cuts foreign text to one short line.
-func printable(s string) string {
-	if len(s) > 200 {
-		s = s[:200]
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7F {
-			return '?'
-		}
-		return r
-	}, s)
 }
