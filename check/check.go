@@ -19,6 +19,8 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -126,12 +128,21 @@ type inspection struct {
 	dialer         *transport.Dialer // with the roots read; nil when they cannot be
 	unit           *unit             // nil: no systemd, or no dpsd.service
 	unitError      error             // why there is none
+	told           redact.Known      // the secrets that peers are told
 }
 
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g, report: g.wanted(report)}
+	i := &inspection{Gateway: g}
+	wanted := g.wanted(report)
+	i.report = func(r Result) {
+		// Whatever peers were told, they may repeat.
+		for _, text := range []*string{&r.Subject, &r.Detail, &r.Advice} {
+			*text = foreign.Line(i.told.Mask(*text), foreign.MaxFault)
+		}
+		wanted(r)
+	}
 	if g.Systemctl != nil {
 		i.unit = i.askSystemd(ctx)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/watch"
 )
@@ -120,11 +121,12 @@ func (i installation) obstacle(last control.Status) string {
 		return ""
 	}
 	f := last.Faults[0]
+	foreign.Strings(&f, foreign.MaxFault)
 	text := ": " + f.Code + ": " + f.Summary
 	if f.Cause != "" {
-		text += "\ncause: " + printable(strings.Join(strings.Fields(f.Cause), " "))
+		text += "\ncause: " + strings.Join(strings.Fields(f.Cause), " ")
 	}
-	return text + "\n" + printable(f.Advice)
+	return text + "\n" + f.Advice
 }
 
 // errWaited is the cause of a context whose time-out has passed.
