@@ -32,7 +32,7 @@ import (
 // The limits of what a daemon shows to others, in bytes, whatever peers have sent.
 const (
 	statusLimit   = len("STATUS=") + control.MaxText
-	documentLimit = 48 << 10 // of the status
+	documentLimit = 64 << 10 // of the status
 	entryLimit    = 8 << 10  // of a recorded attempt
 	fileLimit     = 64 << 10 // of all of them
 )
@@ -199,6 +199,36 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 				t.Errorf("the status holds %d faults", n)
 			}
 		})
+	}
+}
+
+// Whoever shows a fault does not rely on Classify: here it was left out.
+func TestEachThatShowsAFaultHasALimitOfItsOwn(t *testing.T) {
+	for name, piece := range map[string]string{"escape sequences": "\x1b]0;title\a\u202e\n", "backslashes": `\`} {
+		t.Run(name, func(t *testing.T) { limitsOfTheirOwn(t, strings.Repeat(piece, 190_000/len(piece))) })
+	}
+}
+
+func limitsOfTheirOwn(t *testing.T, text string) {
+	k := newSinks(t, t.TempDir(), t.TempDir())
+	defer k.store.Close()
+	now := time.Now()
+	for n := range store.MaxAttempts + 1 {
+		raw := fault.Fault{Code: fault.NoReply, Stage: fault.Stage(fmt.Sprint("stage", n)), Err: errors.New(text), TrackingID: text}
+		r := result{err: raw.Err, recording: &recording{began: now, trigger: text}, credential: text, connection: &control.Connection{Protocol: text, Address: text, Proxy: text}}
+		k.lastFault = raw
+		k.account.failed(raw, text, text, now)
+		k.waiting(now, raw.Error())
+		k.record(r, now)
+		if err := k.scribe.recorder.Add(<-k.scribe.attempts, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.lastFault = fault.Fault{}
+	k.board.Post(k.status(now))
+	k.check()
+	if len(k.account.faults) != control.MaxFaults || len(k.notes) == 0 {
+		t.Errorf("%d faults, %d notes: too little was looked at", len(k.account.faults), len(k.notes))
 	}
 }
 

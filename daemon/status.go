@@ -101,10 +101,10 @@ func (a *account) failed(f fault.Fault, credential string, advice string, now ti
 		ServiceCode: f.ServiceCode, TrackingID: f.TrackingID,
 		First: stamp(now), Last: stamp(now), Count: 1, Standing: true,
 	}
+	foreign.Strings(&entry, foreign.MaxText)
 	if f.Err != nil {
-		entry.Cause = f.Err.Error()
+		entry.Cause = foreign.Line(f.Err.Error(), foreign.MaxFault)
 	}
-	foreign.Strings(&entry, foreign.MaxFault)
 	if len(a.faults) > 0 {
 		if last := a.faults[0]; last.Standing && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
 			entry.First, entry.Count = last.First, last.Count+1
