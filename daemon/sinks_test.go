@@ -195,6 +195,10 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 				k.fails(err)
 			}
 			k.check()
+			// However long a name is, what dpsd says behind it is there: who has issued this.
+			if cause := Classify(foreignErrors(text)[0]).Err.Error(); !strings.Contains(cause, "issued by") {
+				t.Errorf("the cause is %q", cause)
+			}
 			if n := len(k.account.faults); n != control.MaxFaults {
 				t.Errorf("the status holds %d faults", n)
 			}
@@ -219,6 +223,7 @@ func limitsOfTheirOwn(t *testing.T, text string) {
 		k.lastFault = raw
 		k.account.failed(raw, text, text, now)
 		k.waiting(now, raw.Error())
+		k.notify.setStatus(text)
 		k.record(r, now)
 		if err := k.scribe.recorder.Add(<-k.scribe.attempts, now); err != nil {
 			t.Fatal(err)

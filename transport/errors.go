@@ -13,8 +13,12 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// maxText bounds each text of a peer in a message, in bytes: a message holds a few.
-const maxText = 200
+// The bounds of what others have written in a message, in bytes: a text of a peer, of
+// which a message holds a few, and a host name of 253 with its port.
+const (
+	maxText    = 200
+	maxAddress = 300
+)
 
 // Stage is how far an attempt came before it failed.
 type Stage string
@@ -40,12 +44,12 @@ type Error struct {
 
 // Error says what was tried, where it ended and why.
 func (e *Error) Error() string {
-	what := fmt.Sprintf("%s %s", e.Stage, e.Address)
+	what := fmt.Sprintf("%s %s", e.Stage, foreign.Line(e.Address, maxAddress))
 	if e.Protocol != "" {
 		what = string(e.Protocol) + ": " + what
 	}
 	if e.Proxy != "" && e.Proxy != e.Address {
-		what += " through proxy " + e.Proxy
+		what += " through proxy " + foreign.Line(e.Proxy, maxAddress)
 	}
 	return what + ": " + e.Err.Error()
 }
