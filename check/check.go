@@ -19,6 +19,8 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -131,12 +133,21 @@ type inspection struct {
 	unitError      error                          // why there is none
 	answer         func() (control.Status, error) // of the running dpsd; nil: not asked yet
 	misconfigured  error                          // why the service cannot use the configuration: Invalid, or a ClosedError
+	told           redact.Known                   // the secrets that peers are told
 }
 
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g, report: g.wanted(report)}
+	i := &inspection{Gateway: g}
+	wanted := g.wanted(report)
+	i.report = func(r Result) {
+		// Whatever peers were told, they may repeat.
+		for _, text := range []*string{&r.Subject, &r.Detail, &r.Advice} {
+			*text = foreign.Line(i.told.Mask(*text), foreign.MaxFault)
+		}
+		wanted(r)
+	}
 	if g.Systemctl != nil {
 		i.unit = i.askSystemd(ctx)
 	}

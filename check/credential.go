@@ -84,6 +84,9 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	}
 	if i.registrationID != "" && (err == nil || validity != nil) {
 		i.usable = append(i.usable, usable{c, proof, err})
+		for _, secret := range attest.Signature(proof.Password) {
+			i.told.Add([]byte(secret))
+		}
 	}
 	detail := "can be used"
 	if proof.Certificate != nil {

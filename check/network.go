@@ -116,12 +116,10 @@ func (i *inspection) network(ctx context.Context) {
 // proxyPassword gives the dialer who we are at the proxy. That it cannot be read was
 // said where the credentials were.
 func (i *inspection) proxyPassword() {
-	if i.Settings.ProxyUser == "" {
-		return
-	}
-	if password, err := i.Secrets.Password(i.Settings.ProxyPassword); err == nil {
+	if password, err := i.Secrets.Password(i.Settings.ProxyPassword); err == nil && i.Settings.ProxyUser != "" {
 		i.dialer.ProxyUser = url.UserPassword(i.Settings.ProxyUser, password)
 	}
+	i.told.Add([]byte(i.dialer.ProxyPassword()))
 }
 
 // hops resolves every host that is dialled, once, and connects to each of its

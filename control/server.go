@@ -139,8 +139,9 @@ func answer(w http.ResponseWriter, code int, body any) {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	status, _ := s.Board.Look(time.Now())
-	answer(w, http.StatusOK, status)
+	document, _ := s.Board.Document(time.Now())
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(document) // who has gone misses it
 }
 
 // events is a line of JSON for the present status and for each change. A client
@@ -148,11 +149,11 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 // slow for, never the latest.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	control, lines := http.NewResponseController(w), json.NewEncoder(w)
+	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{})
-	_ = s.Board.Follow(r.Context(), func(status Status) error {
+	_ = s.Board.Follow(r.Context(), func(document []byte) error {
 		_ = control.SetWriteDeadline(time.Now().Add(s.patience()))
-		if err := lines.Encode(status); err != nil {
+		if _, err := w.Write(document); err != nil {
 			return err
 		}
 		return control.Flush()

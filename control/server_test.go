@@ -221,6 +221,25 @@ func TestEvents(t *testing.T) {
 	})
 }
 
+func TestSlowReadersShareOneDocument(t *testing.T) {
+	var b control.Board
+	now := time.Now()
+	b.Post(control.Status{Text: "first"})
+	one, _ := b.Document(now)
+	other, _ := b.Document(now.Add(time.Millisecond))
+	if &one[0] != &other[0] {
+		t.Error("two who ask at the same time have a copy each")
+	}
+	if later, _ := b.Document(now.Add(time.Second)); string(later) == string(one) {
+		t.Error("a second later it is still of then")
+	}
+	b.Post(control.Status{Text: "second <&>"})
+	changed, _ := b.Document(now.Add(time.Second))
+	if !strings.Contains(string(changed), `"second <&>"`) || !strings.Contains(string(one), `"first"`) {
+		t.Errorf("after a change there is %s, and who still reads has %s", changed, one)
+	}
+}
+
 func TestReprovision(t *testing.T) {
 	d := open(t, 0)
 	t.Run("the own user may", func(t *testing.T) {

@@ -12,7 +12,11 @@
 // describes the interface for other languages.
 package control
 
-import "time"
+import (
+	"time"
+
+	"github.com/dpsd-project/dpsd/foreign"
+)
 
 // Health says in one word how a gateway stands.
 type Health string
@@ -61,8 +65,13 @@ type Configuration struct {
 	Refused string `json:"refused,omitempty"`
 }
 
-// MaxFaults bounds Status.Faults.
-const MaxFaults = 8
+const (
+	// MaxFaults bounds Status.Faults.
+	MaxFaults = 8
+	// MaxText bounds Status.Text, in bytes, and MaxCause what it says of a fault.
+	MaxText  = 1 << 10
+	MaxCause = foreign.MaxText
+)
 
 // Identity is the record that other services read.
 type Identity struct {

@@ -19,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -32,6 +33,11 @@ const (
 	// maxPayload bounds what is read of payload_file, in bytes; dps.CheckPayload
 	// judges it.
 	maxPayload = 128 << 10
+	// maxReply bounds a packet of the service, in bytes. The limit of its replies is not
+	// known; this is 1 MiB, and room for the topic.
+	maxReply = 1<<20 + 64<<10
+	// maxProfile bounds the name of a connection profile, in bytes.
+	maxProfile = 256
 )
 
 // attempt is one way from the credential to the saved record, or as far as it
@@ -73,7 +79,8 @@ type result struct {
 	verified    time.Time     // wall clock at a handshake whose certificate it was right for
 	validity    error         // what the clock says about the certificate; explains a refusal
 	credential  string
-	inspector   string // who inspects the connection, by the root of an authority that this gateway trusts
+	told        []string // the secrets that peers were told, who may repeat them
+	inspector   string   // who inspects the connection, by the root of an authority that this gateway trusts
 	protocol    string
 	connection  *control.Connection // nil: none was made
 	clockOffset *time.Duration      // of this clock from the server's; nil: it did not say
@@ -165,6 +172,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	} else if err != nil {
 		return 0, at(fault.StageCredential, err)
 	}
+	r.told = attest.Signature(proof.Password)
 	if proof.Certificate != nil {
 		r.expires = proof.Expires
 	}
@@ -177,6 +185,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		}
 		dialer.ProxyUser = url.UserPassword(s.ProxyUser, password)
 	}
+	r.told = append(r.told, dialer.ProxyPassword())
 	dialer.DialContext = a.recording.counting(dialer.DialContext)
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
 	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
@@ -195,13 +204,14 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		r.clockOffset = &offset
 	}
 	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
+	foreign.Strings(r.connection, foreign.MaxText)
 	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 
 	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
 	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
 	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
 		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
-		KeepAlive: s.KeepAlive, Timeout: limit,
+		KeepAlive: s.KeepAlive, Timeout: limit, MaxPacket: maxReply,
 	})
 	if err != nil {
 		return 0, at(fault.StageConnect, err)
@@ -367,8 +377,9 @@ func (a *attempt) toRecord(as *dps.Assignment) *store.Record {
 	return &store.Record{
 		AssignedHub: as.AssignedHub, DeviceID: as.DeviceID, RegistrationID: a.registrationID,
 		IDScope: a.settings.IDScope, Endpoint: host,
-		Substatus: as.Substatus, CreatedDateTimeUtc: as.CreatedDateTimeUtc, LastUpdatedDateTimeUtc: as.LastUpdatedDateTimeUtc,
-		ETag: as.ETag, ConnectionProfile: as.ConnectionProfile,
+		Substatus:          foreign.Line(as.Substatus, foreign.MaxText),
+		CreatedDateTimeUtc: foreign.Line(as.CreatedDateTimeUtc, foreign.MaxText), LastUpdatedDateTimeUtc: foreign.Line(as.LastUpdatedDateTimeUtc, foreign.MaxText),
+		ETag: foreign.Line(as.ETag, foreign.MaxText), ConnectionProfile: foreign.Line(as.ConnectionProfile, maxProfile),
 		Payload: as.Payload, RegistrationState: as.State,
 		ConfigFingerprint: a.fingerprint(),
 	}

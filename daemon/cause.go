@@ -5,25 +5,38 @@ import (
 	"net"
 	"strings"
 
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
 // This file words the cause of a fault, which goes into logs and to everybody who
-// asks.
+// asks. Much of it is the text of others: the names in a certificate, what a proxy and
+// the service have answered.
 
-// worded is err in those words: what all protocols met alike is said once, and what a
-// peer repeats of the secrets that it was told is masked.
-func worded(err error) error {
+const (
+	// maxTrackingID bounds what the service gives a request as its name. Those seen have
+	// 36 characters.
+	maxTrackingID = 128
+	// maxCause leaves room for the code and the tracking ID.
+	maxCause = foreign.MaxFault - foreign.MaxText
+)
+
+// wording makes the text of an error fit to be shown: what a peer repeats of the secrets
+// that it was told is masked, and the text of others is escaped and bounded.
+type wording struct{ told *redact.Known }
+
+// of is err in such words. What all protocols met alike is said once.
+func (w wording) of(err error) error {
 	if err == nil {
 		return nil
 	}
 	plain := err.Error()
 	text := plain
 	if several := transport.Errors(nil); errors.As(err, &several) {
-		text = strings.Replace(text, several.Error(), together(several), 1)
+		text = strings.Replace(text, several.Error(), w.together(several), 1)
 	}
-	if text = redact.Tokens(text); text != plain {
+	if text = w.line(w.short(text, err), maxCause); text != plain {
 		return &wordedError{text, err}
 	}
 	return err
@@ -37,13 +50,47 @@ type wordedError struct {
 func (e *wordedError) Error() string { return e.text }
 func (e *wordedError) Unwrap() error { return e.err }
 
+// line masks before it cuts: half a secret is hard to find.
+func (w wording) line(text string, limit int) string {
+	return foreign.Line(w.told.Mask(redact.Tokens(text)), limit)
+}
+
+// short is text with what the innermost errors of err say in it, which holds the text of
+// others, in at most foreign.MaxText bytes each: what dpsd says around them stays whole.
+func (w wording) short(text string, err error) string {
+	for _, inner := range innermost(err) {
+		whole := inner.Error()
+		if short := w.line(whole, foreign.MaxText); short != whole {
+			text = strings.Replace(text, whole, short, 1)
+		}
+	}
+	return text
+}
+
+// innermost are the errors that wrap no other.
+func innermost(err error) []error {
+	switch wrapping := err.(type) { //nolint:errorlint // each error of the chain has its turn
+	case interface{ Unwrap() error }:
+		if inner := wrapping.Unwrap(); inner != nil {
+			return innermost(inner)
+		}
+	case interface{ Unwrap() []error }:
+		var all []error
+		for _, inner := range wrapping.Unwrap() {
+			all = append(all, innermost(inner)...)
+		}
+		return all
+	}
+	return []error{err}
+}
+
 // together is the text of the failures, where one that differs from the first only in
 // protocol and port does not repeat it.
-func together(several transport.Errors) string {
+func (w wording) together(several transport.Errors) string {
 	first := several[0]
 	texts := make([]string, 0, len(several))
 	for i, e := range several {
-		text := e.Error()
+		text := w.short(e.Error(), e)
 		if i > 0 && sameButForPort(first, e) {
 			text = string(e.Protocol) + ": the same"
 			if _, port, err := net.SplitHostPort(e.Address); err == nil && e.Address != first.Address {

@@ -26,23 +26,17 @@ import (
 )
 
 // Classify names an error of any package below the daemon. It is the only
-// place where errors become faults. An error that it does not know is
+// place where errors become faults, and the one where the text of others in them is
+// made fit to be shown: see Circumstances.Classify. An error that it does not know is
 // fault.Internal, which is a defect of this function.
-func Classify(err error) fault.Fault {
-	if err == nil {
-		return fault.Fault{}
-	}
+func Classify(err error) fault.Fault { return Circumstances{}.Classify(err) }
+
+// classified names an error, but leaves its text as it is.
+func classified(err error) fault.Fault {
 	var f fault.Fault
-	if errors.As(err, &f) {
+	if err == nil || errors.As(err, &f) {
 		return f
 	}
-	f = inHome(classified(err))
-	f.Err, f.TrackingID = worded(f.Err), redact.Tokens(f.TrackingID)
-	return f
-}
-
-// classified is Classify for an error that is no fault yet.
-func classified(err error) fault.Fault {
 	stage := fault.StageConfiguration
 	var staged *stageError
 	if errors.As(err, &staged) {
@@ -65,11 +59,15 @@ type Circumstances struct {
 	Inspector   string // who inspects the connection, see Inspector; "" for nobody
 	Implausible bool   // the time is before one that has been
 	Validity    error  // what the clock says against the device certificate, an *attest.CertificateError
+
+	Told redact.Known // the secrets that peers were told, who may repeat them
 }
 
-// Classify is the function of that name, for one who knows the circumstances.
+// Classify is the function of that name, for one who knows the circumstances. What the
+// fault says is one line without a secret, of at most foreign.MaxFault bytes with its
+// code and tracking ID.
 func (c Circumstances) Classify(err error) fault.Fault {
-	f := Classify(err)
+	f := inHome(classified(err))
 	switch {
 	case f.Class != fault.Credential:
 	case c.Inspector != "":
@@ -81,16 +79,22 @@ func (c Circumstances) Classify(err error) fault.Fault {
 		f.Code = fault.CertificateExpired
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Validity)
 	}
+	w := wording{&c.Told}
+	f.Err, f.TrackingID = w.of(f.Err), w.line(f.TrackingID, maxTrackingID)
 	return f
 }
 
 // classify names what ended an attempt, knowing what the supervisor knows.
 func (s *supervisor) classify(r result, now time.Time) fault.Fault {
-	return Circumstances{
+	c := Circumstances{
 		Inspector:   r.inspector,
 		Implausible: s.implausible(now),
 		Validity:    r.validity,
-	}.Classify(r.err)
+	}
+	for _, secret := range r.told {
+		c.Told.Add([]byte(secret))
+	}
+	return c.Classify(r.err)
 }
 
 // implausible reports whether the wall clock was later before: when the program

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -95,7 +96,7 @@ func (e *inspectedError) Unwrap() error { return e.err }
 // nobody: the issuer of the certificate that was verified.
 func Inspector(host string, issuer pkix.Name) string {
 	if stranger(host, issuer) {
-		return issuer.String()
+		return foreign.Line(issuer.String(), foreign.MaxText/2)
 	}
 	return ""
 }

@@ -8,7 +8,9 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // notifier tells the service manager what is going on, sd_notify(3). Without
@@ -37,9 +39,10 @@ func (n *notifier) notify(state string) bool {
 	return err == nil
 }
 
-// statusLine is the STATUS= assignment: one line, whatever an error text holds.
+// statusLine is the STATUS= assignment: one line, whatever an error text holds, of at
+// most control.MaxText bytes.
 func statusLine(text string) string {
-	return "STATUS=" + strings.Join(strings.Fields(text), " ")
+	return "STATUS=" + foreign.Line(strings.Join(strings.Fields(text), " "), control.MaxText)
 }
 
 func (n *notifier) setStatus(text string) { n.setWaiting("", text) }

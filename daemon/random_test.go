@@ -57,7 +57,7 @@ func anything(then ...simulator.Rule) *simulator.Scenario {
 		add(0.02, simulator.Rule{On: stage, Silent: true})
 		add(0.02, simulator.Rule{On: stage, Reset: true})
 		add(0.02, simulator.Rule{On: stage, Cut: 30})
-		add(0.02, simulator.Rule{On: stage, Pad: 300 << 10})
+		add(0.02, simulator.Rule{On: stage, Pad: 3 << 19})
 	}
 	sc.Rules = append(sc.Rules, then...)
 	return sc
@@ -111,7 +111,7 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 					stalled = e.Connection
 				case e.Packet != "PUBLISH":
 				case e.Direction == "down":
-					if e.Connection == stalled || e.Size > 256<<10 {
+					if e.Connection == stalled || e.Size > maxReply {
 						continue // it never arrived, or was refused unread
 					}
 					if until := e.Time.Add(retryAfter(e.Topic)); until.After(floor) {

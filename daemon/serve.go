@@ -11,6 +11,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -87,6 +88,7 @@ func (s *supervisor) record(r result, now time.Time) {
 	case r.wait > 0:
 		a.Outcome, a.RetryIn = "wait", r.wait.Milliseconds()
 	}
+	foreign.Strings(&a, foreign.MaxText)
 	s.measures.add(a)
 	if r.clockOffset != nil {
 		s.measures.clock(*r.clockOffset)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // This file says to those who ask on the control socket what the supervisor
@@ -67,12 +68,14 @@ func (s *supervisor) identity() *control.Identity {
 	if !found {
 		return nil
 	}
-	return &control.Identity{
+	i := &control.Identity{
 		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
 		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
 		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: s.store.Durable(),
 		Foreign: s.account.fingerprint != "" && rec.ConfigFingerprint != s.account.fingerprint,
 	}
+	foreign.Strings(i, foreign.MaxText) // the file may be somebody else's
+	return i
 }
 
 // health is the one word for it.
@@ -98,8 +101,9 @@ func (a *account) failed(f fault.Fault, credential string, advice string, now ti
 		ServiceCode: f.ServiceCode, TrackingID: f.TrackingID,
 		First: stamp(now), Last: stamp(now), Count: 1, Standing: true,
 	}
+	foreign.Strings(&entry, foreign.MaxText)
 	if f.Err != nil {
-		entry.Cause = f.Err.Error()
+		entry.Cause = foreign.Line(f.Err.Error(), foreign.MaxFault)
 	}
 	if len(a.faults) > 0 {
 		if last := a.faults[0]; last.Standing && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {

@@ -13,6 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -586,6 +587,7 @@ func (s *supervisor) waiting(now time.Time, why string) {
 // upcoming says when the next attempt starts, and why. It gives the time and not the
 // delay, because the status stays as it is until then.
 func (s *supervisor) upcoming(attempt string, now, due time.Time, why string) (lead, text string) {
+	why = foreign.Line(why, control.MaxCause)
 	at := "now"
 	switch wait := due.Sub(now); {
 	case wait > 12*time.Hour:

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // This file is the one place that decides how much dpsd logs. A journal on
@@ -172,5 +173,5 @@ func kindOf(e event.Entry, fields []zap.Field) kind {
 	for i, name := range e.Same {
 		same[i] = values.Fields[name]
 	}
-	return kind{e.Name, event.Cut(fmt.Sprintf("%q", same), 1<<10)}
+	return kind{e.Name, foreign.Line(fmt.Sprintf("%q", same), 1<<10)}
 }

@@ -82,7 +82,7 @@ func (e *ServiceError) Error() string {
 		fmt.Fprintf(&b, ", error %d", e.Code)
 	}
 	if e.Message != "" {
-		fmt.Fprintf(&b, ": %s", clean(e.Message, 512))
+		fmt.Fprintf(&b, ": %s", clean(e.Message, 300)) // with the rest, within 512 bytes
 	}
 	if e.TrackingID != "" {
 		fmt.Fprintf(&b, " (tracking ID %s)", clean(e.TrackingID, 128))

@@ -75,6 +75,10 @@ func parseDocument(body []byte) (object, error) {
 	return parseObject(whole, "the body")
 }
 
+// maxMembers bounds the members of a body, at any depth: each takes a hundred times the
+// memory of the bytes it comes in. A payload of 128 KiB has fewer.
+const maxMembers = 1 << 15
+
 // checkNames refuses an object that has a name twice, at any depth: two readers
 // would see two different values.
 func checkNames(body []byte) error {
@@ -85,6 +89,7 @@ func checkNames(body []byte) error {
 		value bool            // the next token is a value
 	}
 	var stack []level
+	members := 0
 	for {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -97,6 +102,9 @@ func checkNames(body []byte) error {
 		if name, ok := token.(string); ok && top >= 0 && stack[top].names != nil && !stack[top].value {
 			if stack[top].names[name] {
 				return fmt.Errorf("the member %q occurs twice", clean(name, 64))
+			}
+			if members++; members > maxMembers {
+				return fmt.Errorf("the body has more than %d members", maxMembers)
 			}
 			stack[top].names[name] = true
 			stack[top].value = true
@@ -140,6 +148,26 @@ func parseObject(raw json.RawMessage, where string) (object, error) {
 		o = append(o, member{name, value})
 	}
 	return o, nil
+}
+
+// depth is how deep valid JSON is nested.
+func depth(raw json.RawMessage) (deepest int) {
+	level, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			level++
+			deepest = max(deepest, level)
+		case c == '}' || c == ']':
+			level--
+		}
+	}
+	return deepest
 }
 
 // encode returns the object as compact JSON.

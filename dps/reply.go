@@ -29,6 +29,14 @@ const maxRetryAfter = 24 * time.Hour
 // 55 characters.
 const maxOperationID = 512
 
+const (
+	// maxPayload bounds the payload of an assignment, in bytes and without its white
+	// space, and maxDepth how deep it is nested: it is published to consumers, whose JSON
+	// readers have limits of their own.
+	maxPayload = 128 << 10
+	maxDepth   = 100
+)
+
 // Message is one MQTT PUBLISH, in either direction.
 type Message struct {
 	Topic   string
@@ -323,8 +331,20 @@ func parseAssignment(o object) (*Assignment, error) {
 	case len(a.DeviceID) > 128:
 		return nil, fmt.Errorf("deviceId has %d bytes, more than 128", len(a.DeviceID))
 	}
+	if err := checkDeviceID(a.DeviceID); err != nil {
+		return nil, err
+	}
 	if payload, ok := state.get("payload"); ok {
 		a.Payload = compact(nil, payload)
+		if len(a.Payload) > maxPayload {
+			return nil, fmt.Errorf("payload has %d bytes, more than %d", len(a.Payload), maxPayload)
+		}
+		if depth(a.Payload) > maxDepth {
+			return nil, fmt.Errorf("payload is nested deeper than %d levels", maxDepth)
+		}
+	}
+	if depth(raw) > maxDepth+1 { // the payload is a member of it
+		return nil, fmt.Errorf("registrationState is nested deeper than %d levels", maxDepth+1)
 	}
 	if chain, ok := state.get("issuedCertificateChain"); ok {
 		if err := json.Unmarshal(chain, &a.IssuedCertificateChain); err != nil {
@@ -374,6 +394,20 @@ func checkText(name, s string) error {
 		case r >= 0xFDD0 && r <= 0xFDEF, r&0xFFFE == 0xFFFE:
 			return fmt.Errorf("%s has a Unicode noncharacter", name)
 		}
+	}
+	return nil
+}
+
+// checkDeviceID refuses what a person or a program could take for another ID: what
+// cannot be seen, what changes the direction of text, and what a reader might trim.
+func checkDeviceID(s string) error {
+	for _, r := range s {
+		if unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return fmt.Errorf("deviceId has the invisible character %U", r)
+		}
+	}
+	if strings.TrimSpace(s) != s {
+		return errors.New("deviceId begins or ends with a blank")
 	}
 	return nil
 }

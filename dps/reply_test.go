@@ -3,8 +3,10 @@ package dps_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -183,6 +185,17 @@ func TestParseReplyRefusesMalformedBodies(t *testing.T) {
 		{"the device ID empty", assigned(`{` + hub + `,"deviceId":""}`), "assigned without a deviceId"},
 		{"the device ID of 129", assigned(`{` + hub + `,"deviceId":"` + strings.Repeat("d", 129) + `"}`), "deviceId has 129 bytes, more than 128"},
 		{"the device ID with a line end", assigned(`{` + hub + `,"deviceId":"a\nb"}`), "deviceId has a control character"},
+		{"the device ID with an override of the direction", assigned(`{` + hub + `,"deviceId":"a\u202Eb"}`), "deviceId has the invisible character U+202E"},
+		{"the device ID with an isolate", assigned(`{` + hub + `,"deviceId":"a\u2066b"}`), "deviceId has the invisible character U+2066"},
+		{"the device ID with a line separator", assigned(`{` + hub + `,"deviceId":"a\u2028b"}`), "deviceId has the invisible character U+2028"},
+		{"the device ID with a paragraph separator", assigned(`{` + hub + `,"deviceId":"a\u2029b"}`), "deviceId has the invisible character U+2029"},
+		{"the device ID with a byte-order mark", assigned(`{` + hub + `,"deviceId":"\uFEFFa"}`), "deviceId has the invisible character U+FEFF"},
+		{"the device ID with a blank in front", assigned(`{` + hub + `,"deviceId":" a"}`), "deviceId begins or ends with a blank"},
+		{"the device ID with a no-break space behind", assigned(`{` + hub + `,"deviceId":"a\u00A0"}`), "deviceId begins or ends with a blank"},
+		{"more members than memory is set aside for", assigned(`{` + hub + `,` + dev + `,"more":[` + strings.Repeat(`{"a":0},`, 1<<15) + `0]}`), "the body has more than 32768 members"},
+		{"a payload of 101 levels", assigned(`{` + hub + `,` + dev + `,"payload":` + strings.Repeat("[", 101) + strings.Repeat("]", 101) + `}`), "payload is nested deeper than 100 levels"},
+		{"another member of 101 levels", assigned(`{` + hub + `,` + dev + `,"more":` + strings.Repeat("[", 101) + strings.Repeat("]", 101) + `}`), "registrationState is nested deeper than 101 levels"},
+		{"a payload of a byte above 128 KiB", assigned(`{` + hub + `,` + dev + `,"payload":"` + strings.Repeat("p", 128<<10-1) + `"}`), "payload has 131073 bytes, more than 131072"},
 		{"the device ID with DEL", assigned(`{` + hub + `,"deviceId":"a\u007f"}`), "deviceId has a control character"},
 		{"the device ID with a C1 control", assigned(`{` + hub + `,"deviceId":"a\u0085"}`), "deviceId has a control character"},
 		{"the device ID with half a surrogate pair", assigned(`{` + hub + `,"deviceId":"a\ud800"}`), "deviceId has a damaged character"},
@@ -260,6 +273,45 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 		reply, err := dps.ParseReply(dps.Message{Topic: "$dps/registrations/res/202/?$rid=1", Payload: []byte(assignedBody)})
 		if err != nil || reply.Assignment == nil {
 			t.Errorf("got %+v, %v", reply, err)
+		}
+	})
+	t.Run("a payload of 100 levels, one of 128 KiB and blanks within a device ID are taken", func(t *testing.T) {
+		for _, payload := range []string{strings.Repeat("[", 100) + strings.Repeat("]", 100), `"` + strings.Repeat("p", 128<<10-2) + `"` + strings.Repeat(" ", 9)} {
+			if _, err := dps.ParseReply(assigned(`{"assignedHub":"hub.net","deviceId":"a b","payload":` + payload + `}`)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("a reply of 1 MiB is taken in bounded memory, whatever pads it", func(t *testing.T) {
+		for name, body := range map[string]func(room int) string{
+			"white space":     func(room int) string { return strings.Repeat(" ", room) },
+			"an unknown text": func(room int) string { return `,"padding":"` + strings.Repeat("x", room-13) + `"` },
+			"many names": func(room int) string {
+				var b strings.Builder
+				for n := range 1<<15 - 10 {
+					fmt.Fprintf(&b, `,"%d":0`, n)
+				}
+				return b.String() + strings.Repeat(" ", room-b.Len())
+			},
+			"many small texts": func(room int) string { return `,"padding":[` + strings.Repeat(`"",`, (room-20)/3) + `""]` },
+		} {
+			m := assigned(`{"assignedHub":"hub.net","deviceId":"d"}`)
+			end := len(m.Payload) - 2
+			m.Payload = []byte(string(m.Payload[:end]) + body(1<<20-len(m.Payload)) + string(m.Payload[end:]))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			reply, err := dps.ParseReply(m)
+			runtime.ReadMemStats(&after)
+			if err != nil || reply.Assignment.DeviceID != "d" {
+				t.Errorf("%s: %v", name, err)
+			}
+			// All that was ever allocated, which the collector frees meanwhile, is less than
+			// what the unit allows dpsd to hold at a time.
+			if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 63 {
+				t.Errorf("%s: it took %d MiB", name, took)
+			} else {
+				t.Logf("%s: %d MiB", name, took)
+			}
 		}
 	})
 	t.Run("a device ID of 128 and a hub of one label are taken", func(t *testing.T) {

@@ -134,18 +134,6 @@ func TestEveryStageSaysWhatDpsdDoes(t *testing.T) {
 	}
 }
 
-func TestCutIsWholeCharacters(t *testing.T) {
-	for limit := 20; limit < 40; limit++ {
-		got := event.Cut(strings.Repeat("€", 30), limit)
-		if len(got) > limit || strings.Trim(got, "€") != "… (90 bytes)" {
-			t.Errorf("at most %d bytes: %q has %d", limit, got, len(got))
-		}
-	}
-	if got := event.Cut("short", 20); got != "short" {
-		t.Errorf("got %q", got)
-	}
-}
-
 // The catalogue is read by generators and by other programs: it may not pull in
 // anything.
 func TestImportsStayInTheStandardLibrary(t *testing.T) {

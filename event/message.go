@@ -5,18 +5,16 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // valueLimit bounds a value in a MESSAGE, in bytes: the cause must leave room
 // for the advice after it. The field of the journal has all of it.
-const valueLimit = 512
+const valueLimit = foreign.MaxText
 
 // repeats is said of an entry of any event that stands for others.
 const repeats = "[ ({repeated} more since {since})]"
@@ -113,40 +111,5 @@ func words(key string, value any) string {
 	if key == "stage" {
 		text = fault.Stage(text).Doing()
 	}
-	return Cut(Printable(strings.Join(strings.Fields(text), " ")), valueLimit)
-}
-
-// Printable makes what a terminal would obey visible: control characters, those
-// that turn the direction of text, and bytes that are no UTF-8. Line feed and
-// tab stay.
-func Printable(text string) string {
-	clean := func(r rune) bool { return r == '\n' || r == '\t' || unicode.IsGraphic(r) && r != utf8.RuneError }
-	if strings.IndexFunc(text, func(r rune) bool { return !clean(r) }) < 0 {
-		return text
-	}
-	var b strings.Builder
-	for len(text) > 0 {
-		r, size := utf8.DecodeRuneInString(text)
-		if clean(r) {
-			b.WriteRune(r)
-		} else {
-			quoted := strconv.QuoteToASCII(text[:size])
-			b.WriteString(quoted[1 : len(quoted)-1])
-		}
-		text = text[size:]
-	}
-	return b.String()
-}
-
-// Cut shortens a text to at most limit bytes, and says how long it was.
-func Cut(text string, limit int) string {
-	if len(text) <= limit {
-		return text
-	}
-	end := fmt.Sprintf("… (%d bytes)", len(text))
-	at := limit - len(end)
-	for at > 0 && !utf8.RuneStart(text[at]) {
-		at--
-	}
-	return text[:at] + end
+	return foreign.Line(strings.Join(strings.Fields(text), " "), valueLimit)
 }

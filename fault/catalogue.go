@@ -101,7 +101,7 @@ var catalogue = []Entry{
 		"Nothing, unless it goes on; then look at the link, the proxy, and the other faults in the journal.", "", ""},
 	{ProxyAddress, Input,
 		"HTTPS_PROXY holds something that is no address of a proxy.",
-		"Correct it with: systemctl edit dpsd, as http://host:port; or set proxy in dpsd.toml. Then restart dpsd.", "", ""},
+		"Correct it with: systemctl edit dpsd, as http://host:port; or set proxy in dpsd.toml. A user or a password with special characters: percent-encode it (in Environment= with %% for each %), or use proxy_user and proxy_password. Then restart dpsd.", "", ""},
 	{ProxyUnreachable, Transient,
 		"There is no connection to the proxy.",
 		"Check name and port in proxy or HTTPS_PROXY, and that the proxy runs.", "", ""},
@@ -204,7 +204,7 @@ var catalogue = []Entry{
 		"Nothing, unless it goes on; then look at the link, and raise response_timeout on slow ones.", "", ""},
 	{MalformedReply, Transient,
 		"DPS answered something that cannot be used.",
-		"See the cause in the journal; if it goes on, something on the way changes the answers.", "", ""},
+		"See the cause in the journal. If it names the device ID or the payload, correct the enrollment or its custom allocation; else something on the way changes the answers.", "", ""},
 
 	{StateUnwritable, Storage,
 		"The state directory cannot be written; the assignment is kept in memory and under the runtime directory.",

@@ -11,16 +11,20 @@ import (
 	"time"
 	"unicode"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 const (
-	// valueLimit bounds a value in the journal, in bytes. All of an entry then
-	// fits into one datagram.
+	// valueLimit bounds a value, in bytes.
 	valueLimit = 4 << 10
+	// entryLimit bounds all values of an entry together, in bytes: where there are more,
+	// each is cut to foreign.MaxText.
+	entryLimit = 8 << 10
 	// identifier is what journalctl shows in front of the message, and -t finds.
 	identifier = "dpsd"
 )
@@ -59,6 +63,37 @@ func structured() func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
+// clean makes the texts of fields fit to be read, whoever wrote them, and bounds them.
+func clean(fields []zapcore.Field) []zapcore.Field {
+	bounded := func(limit int) (all []zapcore.Field, size int) {
+		for _, f := range fields {
+			if text, is := said(f); is {
+				text = foreign.Lines(text, limit)
+				f, size = zap.String(f.Key, text), size+len(text)
+			}
+			all = append(all, f)
+		}
+		return all, size
+	}
+	all, size := bounded(valueLimit)
+	if size > entryLimit {
+		all, _ = bounded(foreign.MaxText)
+	}
+	return all
+}
+
+// said is the text of a field, if it is one.
+func said(f zapcore.Field) (string, bool) {
+	switch f.Type {
+	case zapcore.StringType:
+		return f.String, true
+	case zapcore.ErrorType, zapcore.StringerType:
+		text, is := values([]zapcore.Field{f})[f.Key].(string)
+		return text, is
+	}
+	return "", false
+}
+
 // values evaluates fields.
 func values(fields []zapcore.Field) map[string]any {
 	m := zapcore.NewMapObjectEncoder()
@@ -84,7 +119,7 @@ func assignments(e zapcore.Entry, values map[string]any) map[string]string {
 	}
 	for name, value := range values {
 		if !event.Empty(value) {
-			entry[Field(name)] = event.Cut(event.Printable(text(value)), valueLimit)
+			entry[Field(name)] = text(value)
 		}
 	}
 	return entry

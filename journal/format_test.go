@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
@@ -92,10 +94,10 @@ func TestEveryEventAsTheJournalHasIt(t *testing.T) {
 			t.Errorf("the sample of %s has %v, the program tells it with %v", e.Name, names, told[e.Name])
 		}
 		entry := zapcore.Entry{Level: level[e.Priority], Time: noon, Message: e.Name}
-		fmt.Fprintln(&b, written(assignments(entry, values(fields))))
+		fmt.Fprintln(&b, written(assignments(entry, values(clean(fields)))))
 	}
 	repeated := append(slices.Clone(samples[event.Fault]), zap.Int("repeated", 7), zap.Time("since", noon))
-	fmt.Fprintln(&b, written(assignments(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.Fault}, values(repeated))))
+	fmt.Fprintln(&b, written(assignments(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.Fault}, values(clean(repeated)))))
 	again := zapcore.Entry{Level: zap.DebugLevel, Time: noon, Message: event.Connected}
 	fmt.Fprint(&b, written(assignments(again, values(samples[event.Connected]))))
 	same(t, golden, b.String())
@@ -148,19 +150,52 @@ func TestPriorities(t *testing.T) {
 	}
 }
 
-func TestAValueIsBoundedAndReadable(t *testing.T) {
-	huge := strings.Repeat("\x00", 1<<20)
-	entry := assignments(zapcore.Entry{Message: event.Fault, Level: zap.WarnLevel}, values([]zap.Field{
-		zap.String("fault", huge), zap.String("stage", huge), zap.String("cause", huge), zap.String("advice", huge), zap.String("credential", huge),
-	}))
-	for name, value := range entry {
-		if len(value) > valueLimit || strings.Contains(value, "\x00") {
-			t.Errorf("%s has %d bytes: %.40q", name, len(value), value)
+// The worst that an event can be told with is text that only escapes can show, in each
+// of its fields.
+func TestEveryEntryIsBoundedAndReadableWhateverItIsToldWith(t *testing.T) {
+	hostile := strings.Repeat("\x1b]0;x\a\u202e\u2028\\\"\n", 50_000)
+	told := fieldsOf(t)
+	for _, e := range event.Catalogue() {
+		fields := []zap.Field{zap.Int("repeated", 7), zap.Time("since", noon)}
+		for i, name := range told[e.Name] {
+			if i%2 == 0 {
+				fields = append(fields, zap.NamedError(name, errors.New(hostile)))
+			} else {
+				fields = append(fields, zap.String(name, hostile))
+			}
+		}
+		for _, level := range []zapcore.Level{zap.DebugLevel, zap.ErrorLevel} {
+			entry := zapcore.Entry{Level: level, Time: noon, Message: e.Name}
+			r := structured()(entry, clean(fields))
+			sentence := sentences(entry, clean(fields)).line
+			for form, got := range map[string][]byte{"datagram": r.datagram, "line of JSON": r.line, "sentence": sentence} {
+				if len(got) > 24<<10 {
+					t.Errorf("the %s of %s has %d bytes", form, e.Name, len(got))
+				}
+			}
+			if strings.Count(string(sentence), "\n") != 1 {
+				t.Errorf("the sentence of %s has several lines", e.Name)
+			}
+			if strings.Count(string(r.line), "\n") != 1 || !json.Valid(r.line) {
+				t.Errorf("what should be a line of JSON: %.200q", r.line)
+			}
+			for name, value := range assignments(entry, values(clean(fields))) {
+				if len(value) > valueLimit || strings.ContainsFunc(value, func(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }) {
+					t.Errorf("%s of %s has %d bytes: %.60q", name, e.Name, len(value), value)
+				}
+			}
 		}
 	}
-	// Every field of dpsd's together stays below the kernel's default send buffer.
-	if n := len(encode(entry)); n > 64<<10 {
-		t.Errorf("the entry has %d bytes", n)
+}
+
+func TestTheCoreCleansWhatItIsGiven(t *testing.T) {
+	var out bytes.Buffer
+	l := start(jsonLines(), nil, &out)
+	log := zap.New(l.Core(zap.InfoLevel)).With(zap.String("with", "\x1b"))
+	log.Warn(event.WatchFailed, zap.Error(errors.New("a\u202eb")))
+	l.Close()
+	if got := out.String(); !strings.Contains(got, `"with":"\\x1b"`) || !strings.Contains(got, `"error":"a\\u202eb"`) {
+		t.Errorf("the line is %s", got)
 	}
 }
 

@@ -209,9 +209,10 @@ func (c *core) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.Checked
 	return to
 }
 
-// Write formats at once: what the fields refer to may change later.
+// Write formats at once: what the fields refer to may change later. It is where the text
+// of an entry is made fit to be read, for every reader alike.
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.add(c.log.format(e, c.all(fields)))
+	c.log.add(c.log.format(e, clean(c.all(fields))))
 	return nil
 }
 

@@ -30,13 +30,20 @@ type Known struct {
 	forms   []string // the longest first
 	escaped []*regexp.Regexp
 	all     map[string]bool
+	broken  broken
 }
 
 // Add takes up a secret as a file holds it: a key, a password, or PEM, of which the
 // private keys count. Less than 4 bytes are passed over.
 func (k *Known) Add(secret []byte) {
 	if !bytes.Contains(secret, []byte("-----BEGIN ")) {
-		k.add(bytes.TrimSpace(secret))
+		var one Known
+		one.add(bytes.TrimSpace(secret))
+		for _, form := range one.forms {
+			k.form(form)
+		}
+		k.escaped = append(k.escaped, one.escaped...)
+		k.broken.add(one.forms)
 		return
 	}
 	for rest := secret; ; {
@@ -141,7 +148,8 @@ func (k *Known) form(text string) {
 }
 
 // Mask masks every secret that was added, also in base64, hex and escaped. Short ones
-// are masked where they are a word of their own.
+// are masked where they are a word of their own. Of keys and passwords, not of PEM,
+// parts are masked too, and what has blanks in it.
 func (k *Known) Mask(text string) string {
 	for _, form := range k.escaped {
 		text = form.ReplaceAllString(text, Mark)
@@ -166,7 +174,7 @@ func (k *Known) Mask(text string) string {
 			}
 		}
 	}
-	return text
+	return k.broken.mask(text)
 }
 
 func letter(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }

@@ -114,6 +114,28 @@ func TestKnown(t *testing.T) {
 	if got := new(redact.Known).Mask("text"); got != "text" {
 		t.Errorf("with no secret known the text has become %q", got)
 	}
+	t.Run("parts of a key are found, and keys with blanks in them", func(t *testing.T) {
+		for name, text := range map[string]string{
+			"cut at the end":             key[:16],
+			"cut at the begin":           key[8:],
+			"with blanks":                key[:7] + " " + key[7:12] + "\n\t" + key[12:],
+			"with escaped line feeds":    key[:7] + `\n` + key[7:],
+			"in hex with blanks":         strings.Join(strings.Split(hex.EncodeToString(raw), ""), " "),
+			"in base64, wrapped and cut": base64.StdEncoding.EncodeToString([]byte("x:" + key))[:20],
+			"its bytes in hex, cut":      hex.EncodeToString(raw)[:13],
+			"a password with blanks":     strings.Join(strings.Split("p/w\"&<é 7+_", ""), " "),
+		} {
+			got := known.Mask("before " + text + " after")
+			if !strings.Contains(got, redact.Mark) || !strings.HasPrefix(got, "before ") || !strings.HasSuffix(got, " after") || strings.Contains(got, key[8:14]) || len(got) > 32 {
+				t.Errorf("%s, %q has become %q", name, text, got)
+			}
+		}
+		for _, text := range []string{key[:11], "two words", private256} {
+			if got := known.Mask(text); got != text {
+				t.Errorf("%q has become %q", text, got)
+			}
+		}
+	})
 	t.Run("a certificate is no secret", func(t *testing.T) {
 		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
 		var known redact.Known
@@ -136,3 +158,6 @@ func privateKey(t *testing.T) []byte {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
+
+// private256 is what all public keys on P-256 begin with, and private keys hold too.
+const private256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"

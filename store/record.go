@@ -22,7 +22,7 @@ const Schema = 1
 const Assigned = "assigned"
 
 const (
-	// maxFile bounds what is read. The service's answer is at most 256 KiB and
+	// maxFile bounds what is read. The service's answer is at most 1 MiB and
 	// its payload stands in a record twice.
 	maxFile = 4 << 20
 	// maxGeneration is the largest integer that every JSON reader takes
@@ -30,6 +30,10 @@ const (
 	maxGeneration = 1<<53 - 1
 	// maxDeviceID is the service's limit, in characters.
 	maxDeviceID = 128
+	// maxPayload bounds a payload that is published, in bytes, and maxDepth how deep it is
+	// nested: readers have limits of their own.
+	maxPayload = 128 << 10
+	maxDepth   = 100
 )
 
 // Record says to which IoT hub the gateway belongs, and under which device ID.
@@ -96,11 +100,67 @@ func Fingerprint(endpoint, idScope, registrationID string, payload []byte) strin
 }
 
 // Validate tells whether rec may be published: its hub is a host name, its
-// device ID has 1 to 128 characters, no value that goes into state.env carries
-// what EnvironmentFile= cannot (control characters, invalid UTF-8, Unicode
-// noncharacters), and its payload and registration state are JSON. The members
-// that Save sets are not looked at. The error is an *InvalidError.
+// device ID has 1 to 128 characters, none of them invisible and no blank at either end,
+// no value that goes into state.env carries what EnvironmentFile= cannot (control
+// characters, invalid UTF-8, Unicode noncharacters), and its payload and registration
+// state are JSON, nested at most 100 levels deep, the payload of at most 128 KiB. The
+// members that Save sets are not looked at. The error is an *InvalidError.
 func Validate(rec Record) error {
+	if err := readable(rec); err != nil {
+		return err
+	}
+	if reason := checkDeviceID(rec.DeviceID); reason != "" {
+		return &InvalidError{"deviceId", reason}
+	}
+	if n := len(compact(rec.Payload)); n > maxPayload {
+		return &InvalidError{"payload", fmt.Sprintf("has %d bytes, more than %d", n, maxPayload)}
+	}
+	if depth(rec.Payload) > maxDepth {
+		return &InvalidError{"payload", fmt.Sprintf("is nested deeper than %d levels", maxDepth)}
+	}
+	if depth(rec.RegistrationState) > maxDepth+1 { // the payload is a member of it
+		return &InvalidError{"registrationState", fmt.Sprintf("is nested deeper than %d levels", maxDepth+1)}
+	}
+	return nil
+}
+
+// checkDeviceID refuses what a person or a program could take for another ID: what
+// cannot be seen, what changes the direction of text, and what a reader might trim.
+func checkDeviceID(s string) string {
+	for _, r := range s {
+		if unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return fmt.Sprintf("contains the invisible character %U", r)
+		}
+	}
+	if strings.TrimSpace(s) != s {
+		return "begins or ends with a blank"
+	}
+	return ""
+}
+
+// depth is how deep JSON is nested.
+func depth(raw json.RawMessage) (deepest int) {
+	level, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			level++
+			deepest = max(deepest, level)
+		case c == '}' || c == ']':
+			level--
+		}
+	}
+	return deepest
+}
+
+// readable is what a record that is read has to be. Save wants more, see Validate: a
+// record of an earlier version of dpsd stays.
+func readable(rec Record) error {
 	for _, v := range []struct{ member, value string }{
 		{"assignedHub", rec.AssignedHub},
 		{"deviceId", rec.DeviceID},
@@ -304,7 +364,7 @@ func Parse(data []byte) (Record, error) {
 	case rec.Status != Assigned:
 		return Record{}, &DamagedError{Reason: "status is not " + Assigned}
 	}
-	if err := Validate(rec); err != nil {
+	if err := readable(rec); err != nil {
 		return Record{}, &DamagedError{Reason: "not a valid record", Err: err}
 	}
 	return rec, nil

@@ -880,6 +880,22 @@ func TestInvalidRecords(t *testing.T) {
 		{"a device ID of 129", func(r *store.Record) { r.DeviceID = long + "d" }, "deviceId"},
 		{"a device ID with every sign a hub allows", func(r *store.Record) { r.DeviceID = "a-:.+%_#*?!(),=@;$'" }, ""},
 		{"a device ID with a line end", func(r *store.Record) { r.DeviceID = "a\nb" }, "deviceId"},
+		{"a device ID with an override of the direction", func(r *store.Record) { r.DeviceID = "a\u202eb" }, "deviceId"},
+		{"a device ID with a line separator", func(r *store.Record) { r.DeviceID = "a\u2028b" }, "deviceId"},
+		{"a device ID with a paragraph separator", func(r *store.Record) { r.DeviceID = "a\u2029b" }, "deviceId"},
+		{"a device ID with a byte-order mark", func(r *store.Record) { r.DeviceID = "\ufeffa" }, "deviceId"},
+		{"a device ID with a zero-width space", func(r *store.Record) { r.DeviceID = "a\u200bb" }, "deviceId"},
+		{"a device ID with a blank in front", func(r *store.Record) { r.DeviceID = " a" }, "deviceId"},
+		{"a device ID with a no-break space behind", func(r *store.Record) { r.DeviceID = "a\u00a0" }, "deviceId"},
+		{"a device ID with a blank within", func(r *store.Record) { r.DeviceID = "a b" }, ""},
+		{"a payload of 100 levels", func(r *store.Record) { r.Payload = nested(100) }, ""},
+		{"a payload of 101 levels", func(r *store.Record) { r.Payload = nested(101) }, "payload"},
+		{"a registration state of 102 levels", func(r *store.Record) { r.RegistrationState = nested(102) }, "registrationState"},
+		{"brackets in a text of a payload", func(r *store.Record) { r.Payload = json.RawMessage(`"\"` + strings.Repeat("[", 200) + `"`) }, ""},
+		{"a payload of 128 KiB", func(r *store.Record) {
+			r.Payload = json.RawMessage(`"` + strings.Repeat("p", 128<<10-2) + `"` + strings.Repeat(" ", 99))
+		}, ""},
+		{"a payload of a byte more", func(r *store.Record) { r.Payload = json.RawMessage(`"` + strings.Repeat("p", 128<<10-1) + `"`) }, "payload"},
 		{"a device ID with NUL", func(r *store.Record) { r.DeviceID = "a\x00b" }, "deviceId"},
 		{"a device ID with a C1 control", func(r *store.Record) { r.DeviceID = "a\u0085b" }, "deviceId"},
 		{"a device ID of invalid UTF-8", func(r *store.Record) { r.DeviceID = "a\xff" }, "deviceId"},
@@ -924,8 +940,30 @@ func TestInvalidRecords(t *testing.T) {
 	}
 }
 
+// nested is JSON of so many levels.
+func nested(levels int) json.RawMessage {
+	return json.RawMessage(strings.Repeat("[", levels) + strings.Repeat("]", levels))
+}
+
+// What an earlier version has published stays published.
+func TestARecordOfAnEarlierVersionIsReadWhateverIsNotPublishedAnyMore(t *testing.T) {
+	directory := t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory})
+	rec := sample()
+	rec.DeviceID = "gw-0001-was-here"
+	mustSave(t, s, rec, store.Written)
+	old := reseal(strings.ReplaceAll(content(t, directory, "state.json"), `"deviceId": "gw-0001-was-here"`, `"deviceId": " gw-0001\u202e "`))
+	got, err := store.Parse([]byte(old))
+	if err != nil || got.DeviceID != " gw-0001\u202e " {
+		t.Errorf("it is read as %q, %v", got.DeviceID, err)
+	}
+	if err := store.Validate(got); err == nil {
+		t.Error("it would be published again")
+	}
+}
+
 func TestUnusualAnswers(t *testing.T) {
-	deep := strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
+	deep := strings.Repeat("[", 100) + strings.Repeat("]", 100)
 	tests := []struct {
 		say     string
 		payload string
@@ -937,7 +975,7 @@ func TestUnusualAnswers(t *testing.T) {
 		{"white space goes", "{\n  \"a\" : [ 1 ]\r\n}", `{"a":[1]}`},
 		{"invalid UTF-8 becomes U+FFFD, since a record is UTF-8", "{\"a\":\"\xff\"}", "{\"a\":\"\ufffd\"}"},
 		{"half a surrogate stays escaped", `{"a":"\ud800"}`, ""},
-		{"deep nesting takes no more room than it came in", deep, ""},
+		{"nesting of 100 levels takes no more room than it came in", deep, ""},
 		{"a member called checksum confuses nobody", `{"checksum":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}`, ""},
 	}
 	for _, test := range tests {

@@ -9,6 +9,15 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/foreign"
+)
+
+// The bounds of what others have written in a message, in bytes: a text of a peer, of
+// which a message holds a few, and a host name of 253 with its port.
+const (
+	maxText    = 200
+	maxAddress = 300
 )
 
 // Stage is how far an attempt came before it failed.
@@ -35,12 +44,12 @@ type Error struct {
 
 // Error says what was tried, where it ended and why.
 func (e *Error) Error() string {
-	what := fmt.Sprintf("%s %s", e.Stage, e.Address)
+	what := fmt.Sprintf("%s %s", e.Stage, foreign.Line(e.Address, maxAddress))
 	if e.Protocol != "" {
 		what = string(e.Protocol) + ": " + what
 	}
 	if e.Proxy != "" && e.Proxy != e.Address {
-		what += " through proxy " + e.Proxy
+		what += " through proxy " + foreign.Line(e.Proxy, maxAddress)
 	}
 	return what + ": " + e.Err.Error()
 }
@@ -109,12 +118,12 @@ type ProxyError struct {
 
 // Error gives the status and, for 407, what the proxy would accept.
 func (e *ProxyError) Error() string {
-	s := fmt.Sprintf("the proxy answered %d %s", e.Status, printable(e.Reason))
+	s := fmt.Sprintf("the proxy answered %d %s", e.Status, foreign.Line(e.Reason, maxText))
 	if len(e.Schemes) > 0 {
-		s += " (it accepts " + printable(strings.Join(e.Schemes, ", ")) + ")"
+		s += " (it accepts " + foreign.Line(strings.Join(e.Schemes, ", "), maxText) + ")"
 	}
 	if e.Location != "" {
-		s += " and redirects to " + printable(e.Location)
+		s += " and redirects to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -135,10 +144,10 @@ func (e *UpgradeError) Error() string {
 		s += ": " + e.Reason
 	}
 	if e.ContentType != "" {
-		s += " with " + printable(e.ContentType)
+		s += " with " + foreign.Line(e.ContentType, maxText)
 	}
 	if e.Location != "" {
-		s += ", redirecting to " + printable(e.Location)
+		s += ", redirecting to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -159,8 +168,8 @@ type CertificateError struct {
 
 // Error gives the reason, and who the peer is by its own account.
 func (e *CertificateError) Error() string {
-	return fmt.Sprintf("%v; it is for %q and issued by %q",
-		e.Err, printable(e.Certificate.Subject.String()), printable(e.Certificate.Issuer.String()))
+	return fmt.Sprintf(`%v; it is for "%s" and issued by "%s"`, // already escaped
+		e.Err, foreign.Line(e.Certificate.Subject.String(), maxText), foreign.Line(e.Certificate.Issuer.String(), maxText))
 }
 
 // Unwrap returns the error of crypto/tls.
@@ -221,17 +230,4 @@ func RemoteAlert(err error) (description string, ok bool) {
 		return op.Err.Error(), true
 	}
 	return "", false
-}
-
-// printable cuts foreign text to one short line.
-func printable(s string) string {
-	if len(s) > 200 {
-		s = s[:200]
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7F {
-			return '?'
-		}
-		return r
-	}, s)
 }

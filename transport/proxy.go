@@ -7,12 +7,14 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"github.com/dpsd-project/dpsd/foreign"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -33,13 +35,14 @@ func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
 	address := cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))
 	return func(target *url.URL) (*url.URL, error) {
 		proxy, err := http.ProxyFromEnvironment(&http.Request{URL: target})
-		if err != nil {
-			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
+		if err == nil && proxy == nil && (address == "" || parses(address)) {
+			return nil, nil
 		}
-		if proxy == nil && address != "" && !parses(address) {
-			// net/http takes an address it cannot read for none, and would go straight
-			// where the administrator wanted a detour.
-			return nil, fmt.Errorf("HTTPS_PROXY: %w", ErrProxyAddress)
+		// net/http takes an address it cannot read for none, and would go straight where
+		// the administrator wanted a detour; and it finds a host in the middle of a
+		// password.
+		if problem := checkAddress(address); err != nil || problem != "" {
+			return nil, fmt.Errorf("HTTPS_PROXY: %w%s", ErrProxyAddress, problem)
 		}
 		return proxy, nil
 	}
@@ -53,6 +56,51 @@ func parses(address string) bool {
 	return err == nil
 }
 
+// What may be wrong with the address of a proxy, to stand behind ErrProxyAddress.
+const (
+	notEncoded = ": the user or the password has a character that an address cannot hold; percent-encode it, or use proxy_user and proxy_password"
+	notHost    = ": it must be http://host:port; if it holds a user and a password, percent-encode them, or use proxy_user and proxy_password"
+)
+
+// checkAddress says what is wrong with "scheme://user:password@host:port", of which
+// only the host is a must; "" for nothing. It does not repeat anything of it. The user
+// and the password hold what RFC 3986 §3.2.1 allows, and "@", which everybody takes.
+func checkAddress(address string) (problem string) {
+	scheme, rest, found := strings.Cut(address, "://")
+	if !found {
+		scheme, rest = "http", address
+	}
+	host := rest[strings.LastIndex(rest, "@")+1:]
+	if user := strings.TrimSuffix(rest[:len(rest)-len(host)], "@"); user != "" {
+		const marks = "-._~!$&'()*+,;=:@%"
+		other := func(r rune) bool {
+			letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
+			return !letter && !strings.ContainsRune(marks, r)
+		}
+		if _, err := url.PathUnescape(user); err != nil || strings.ContainsFunc(user, other) {
+			return notEncoded
+		}
+	}
+	u, err := url.Parse("http://" + strings.TrimSuffix(host, "/"))
+	switch {
+	case err != nil || strings.ContainsFunc(scheme, func(r rune) bool { return !schemeLetter(r) }):
+		return notHost
+	case u.Hostname() == "" || "http://"+u.Host != u.String():
+		return notHost
+	case strings.HasSuffix(u.Host, ":"):
+		return notHost
+	}
+	if port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16); err != nil || port == 0 {
+		return notHost
+	}
+	return ""
+}
+
+// schemeLetter is for RFC 3986 §3.1.
+func schemeLetter(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("+-.", r)
+}
+
 // locate returns host:port of a proxy, and whether it is reached by TLS.
 func locate(proxy *url.URL) (secure bool, address string, err error) {
 	port := "80"
@@ -61,7 +109,7 @@ func locate(proxy *url.URL) (secure bool, address string, err error) {
 	case "https":
 		secure, port = true, "443"
 	default:
-		return false, "", fmt.Errorf("%w: the scheme must be http or https, not %q", ErrProxyAddress, printable(proxy.Scheme))
+		return false, "", fmt.Errorf("%w: the scheme must be http or https, not %q", ErrProxyAddress, foreign.Line(proxy.Scheme, 32))
 	}
 	if proxy.Hostname() == "" {
 		return false, "", fmt.Errorf("%w: it has no host name", ErrProxyAddress)

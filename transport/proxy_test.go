@@ -366,7 +366,27 @@ func TestProxyFromEnvironment(t *testing.T) {
 		{"https_proxy, without a scheme", map[string]string{"https_proxy": "p.test:3128"}, mqttAddress, "http://p.test:3128", false},
 		{"HTTP_PROXY is for other things", map[string]string{"HTTP_PROXY": "http://p.test:3128"}, mqttAddress, "", false},
 		{"NO_PROXY by domain", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
+		{"an address that is used for nothing is none", map[string]string{"HTTPS_PROXY": "http://gw:83920174#Plant@proxy:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
 		{"NO_PROXY by port", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": "service.test:8883"}, webAddress, "http://p.test:3128", false},
+		{"a number sign in the password is an error", map[string]string{"HTTPS_PROXY": "http://gw:83920174#Plant@proxy:3128"}, mqttAddress, "", true},
+		{"a slash", map[string]string{"HTTPS_PROXY": "http://gw:83920174/Plant@proxy:3128"}, mqttAddress, "", true},
+		{"a question mark", map[string]string{"HTTPS_PROXY": "http://gw:83920174?Plant@proxy:3128"}, mqttAddress, "", true},
+		{"a backslash", map[string]string{"HTTPS_PROXY": `http://gw:83920174\Plant@proxy:3128`}, mqttAddress, "", true},
+		{"a blank", map[string]string{"HTTPS_PROXY": "http://gw:83920174 Plant@proxy:3128"}, mqttAddress, "", true},
+		{"a quote", map[string]string{"HTTPS_PROXY": `http://gw:83920174"Plant@proxy:3128`}, mqttAddress, "", true},
+		{"quotes around it all", map[string]string{"HTTPS_PROXY": `"http://gw:83920174Plant@proxy:3128"`}, mqttAddress, "", true},
+		{"a letter of another script", map[string]string{"HTTPS_PROXY": "http://gw:83920174é@proxy:3128"}, mqttAddress, "", true},
+		{"a control character", map[string]string{"HTTPS_PROXY": "http://gw:83920174\x1b@proxy:3128"}, mqttAddress, "", true},
+		{"a percent sign alone", map[string]string{"HTTPS_PROXY": "http://gw:83920174%@proxy:3128"}, mqttAddress, "", true},
+		{"brackets", map[string]string{"HTTPS_PROXY": "http://gw:83920174[Plant]@proxy:3128"}, mqttAddress, "", true},
+		{"the same without a scheme", map[string]string{"https_proxy": "gw:83920174#Plant@proxy:3128"}, mqttAddress, "", true},
+		{"no host behind the password", map[string]string{"HTTPS_PROXY": "http://gw:83920174@"}, mqttAddress, "", true},
+		{"a user and a password that nothing follows", map[string]string{"HTTPS_PROXY": "http://gw:83920174"}, mqttAddress, "", true},
+		{"a port above 65535", map[string]string{"HTTPS_PROXY": "http://gw:s3cret@proxy:83920"}, mqttAddress, "", true},
+		{"a path", map[string]string{"HTTPS_PROXY": "http://gw:s3cret@proxy:3128/s3cret"}, mqttAddress, "", true},
+		{"every mark that an address can hold is taken", map[string]string{"HTTPS_PROXY": "http://gw:a-._~!$&'()*+,;=:@%23@p.test:3128"}, mqttAddress, "http://gw:a-._~%21$&%27%28%29%2A+,;=%3A%40%23@p.test:3128", false},
+		{"an IPv6 address with a port", map[string]string{"HTTPS_PROXY": "http://[2001:db8::7]:3128"}, mqttAddress, "http://[2001:db8::7]:3128", false},
+		{"a slash behind the port", map[string]string{"HTTPS_PROXY": "http://p.test:3128/"}, mqttAddress, "http://p.test:3128/", false},
 		{"an address that cannot be read is an error, not a way around the proxy", map[string]string{"HTTPS_PROXY": "http://u:s3cret%zz@p.test:port"}, mqttAddress, "", true},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
@@ -383,12 +403,17 @@ func TestProxyFromEnvironment(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := test.want
 			if test.fails {
-				want = "HTTPS_PROXY: " + transport.ErrProxyAddress.Error()
-			}
-			if string(out) != want {
-				t.Errorf("got %q, want %q", out, want)
+				if text := string(out); !strings.HasPrefix(text, "HTTPS_PROXY: "+transport.ErrProxyAddress.Error()) || !strings.Contains(text, "percent-encode") {
+					t.Errorf("got %q", text)
+				}
+				for _, part := range []string{"s3cret", "8392", "Plant", "gw", "3128"} {
+					if strings.Contains(string(out), part) {
+						t.Errorf("%q is repeated in %q", part, out)
+					}
+				}
+			} else if string(out) != test.want {
+				t.Errorf("got %q, want %q", out, test.want)
 			}
 		})
 	}

@@ -226,6 +226,24 @@ func (d *Dialer) proxy(address string) (*url.URL, error) {
 	return d.Proxy(&url.URL{Scheme: "https", Host: address})
 }
 
+// ProxyPassword is what a proxy on the way of any protocol is told, "" for nothing: a
+// proxy may repeat it.
+func (d *Dialer) ProxyPassword() string {
+	if d.ProxyUser != nil {
+		password, _ := d.ProxyUser.Password()
+		return password
+	}
+	for _, p := range []Protocol{MQTT, WebSocket} {
+		port, _ := d.port(p)
+		proxy, err := d.proxy(net.JoinHostPort(d.Host, strconv.Itoa(port)))
+		if err == nil && proxy != nil && proxy.User != nil {
+			password, _ := proxy.User.Password()
+			return password
+		}
+	}
+	return ""
+}
+
 // connect opens a stream to address, through the proxy when there is one.
 func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error) {
 	proxy, err := a.dialer.proxy(address)

@@ -16,8 +16,8 @@ import (
 )
 
 // maxMessage bounds one WebSocket message. A message may hold several MQTT packets;
-// this is four times the largest packet dpsd takes.
-const maxMessage = 1 << 20
+// this is nearly twice the largest packet dpsd takes. It is read in pieces.
+const maxMessage = 2 << 20
 
 // webSocketURL returns where the service offers MQTT over WebSocket.
 func webSocketURL(host string, port int) string {

@@ -175,14 +175,14 @@ func TestUpgrade(t *testing.T) {
 			t.Error("it can still be written to")
 		}
 	})
-	t.Run("a message of a MiB is read, a larger one ends the stream", func(t *testing.T) {
-		for _, size := range []int{1 << 20, 1<<20 + 2} {
+	t.Run("a message of two MiB is read, a larger one ends the stream", func(t *testing.T) {
+		for _, size := range []int{2 << 20, 2<<20 + 2} {
 			c := dial(t, setUp(t, upgraded(mqtt, func(ws *websocket.Conn, _ *http.Request) {
 				ws.WriteMessage(websocket.BinaryMessage, make([]byte, size))
 				ws.ReadMessage()
 			})), nil)
 			n, err := io.CopyN(io.Discard, c, int64(size))
-			if (err == nil) != (size == 1<<20) || errors.Is(err, io.EOF) {
+			if (err == nil) != (size == 2<<20) || errors.Is(err, io.EOF) {
 				t.Errorf("of %d bytes %d were read: %v", size, n, err)
 			}
 		}

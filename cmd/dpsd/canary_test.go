@@ -133,7 +133,7 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer here.Close()
 	told := r.Header.Get("Proxy-Authorization")
 	if want := "Basic " + base64.StdEncoding.EncodeToString([]byte("gateway:"+e.password)); told != want || e.refuse.Add(-1) >= 0 {
-		fmt.Fprintf(here, "HTTP/1.1 407 not with %s\r\nProxy-Authenticate: Basic\r\nLocation: http://gateway:%s@elsewhere/\r\nContent-Length: 0\r\n\r\n", told, e.password)
+		fmt.Fprintf(here, "HTTP/1.1 407 not with %x, %s\r\nProxy-Authenticate: Basic\r\nLocation: http://gateway:%s@elsewhere/\r\nContent-Length: 0\r\n\r\n", e.password, told, e.password)
 		return
 	}
 	_, port, _ := net.SplitHostPort(r.Host)

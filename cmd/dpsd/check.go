@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +23,7 @@ import (
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/nearest"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -340,11 +340,4 @@ func printStep(out *terminal, r check.Result) {
 
 // printable keeps what others have said, such as a certificate, from steering the
 // terminal.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '?'
-		}
-		return r
-	}, text)
-}
+func printable(text string) string { return foreign.Line(text, foreign.MaxFault) }

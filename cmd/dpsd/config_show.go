@@ -127,10 +127,6 @@ func proxyNow(cfg *config.Config) lookup {
 	}
 	target := &url.URL{Scheme: "https", Host: net.JoinHostPort(cfg.DPS.Endpoint, strconv.Itoa(port))}
 	proxy, err := transport.ProxyFromEnvironment()(target)
-	if proxy != nil && strings.Contains(proxy.Path+proxy.RawQuery+proxy.Fragment, "@") {
-		// A "/", "?" or "#" in the password ends the host in the middle of it.
-		err = fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)
-	}
 	switch {
 	case err != nil:
 		return lookup{problem: err.Error(), remark: err.Error() + where}

@@ -67,7 +67,7 @@ type forgetter struct {
 func (f forgetter) asks(in io.Reader, out io.Writer) bool {
 	who := "the identity of this gateway"
 	if rec, err := store.Read(f.cfg.State.Directory); err == nil {
-		who = fmt.Sprintf("that this gateway is %s at %s", rec.DeviceID, rec.AssignedHub)
+		who = fmt.Sprintf("that this gateway is %s at %s", printable(rec.DeviceID), printable(rec.AssignedHub))
 	}
 	fmt.Fprintf(out, "Forget %s, in %s and %s? Type yes: ", who, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
 	answer := make([]byte, 64)

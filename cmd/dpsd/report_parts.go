@@ -121,12 +121,19 @@ func (r reporter) secrets(context.Context) piece {
 // address has a user, and mostly a password.
 var address = late.Regexp(`[a-z]://([^\s"']*)@`)
 
+// mistaken is an address with what none can hold, such as a blank in the password.
+var mistaken = late.Regexp(`[a-z]://(.*)@`)
+
 // userOf finds the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
-	for _, m := range address().FindAllStringSubmatch(text, -1) {
+	for _, m := range append(address().FindAllStringSubmatch(text, -1), mistaken().FindAllStringSubmatch(text, -1)...) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))
+			// The part before such a character has been taken for a port.
+			if end := strings.IndexAny(password, "/?#\\ \"'"); end > 0 {
+				secrets = append(secrets, []byte(password[:end]))
+			}
 			if plain, err := url.PathUnescape(password); err == nil {
 				secrets = append(secrets, []byte(plain))
 			}
@@ -195,7 +202,7 @@ func keep(data []byte) []byte { return data }
 var (
 	member = late.Regexp(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
 		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
-	foreign = late.Regexp(`^  "(payload|registrationState)": (.*?)(,?)$`)
+	received = late.Regexp(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	// What the service's answer says by itself, and what it may mean.
 	harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
 		"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
@@ -206,7 +213,7 @@ func (r reporter) maskRecord(data []byte) []byte {
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSuffix(line, "\n")
-		m := foreign().FindStringSubmatch(line)
+		m := received().FindStringSubmatch(line)
 		switch {
 		case member().MatchString(line), line == "{", line == "}", line == "":
 			b.WriteString(line)

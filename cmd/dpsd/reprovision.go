@@ -14,6 +14,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 func reprovisionCommand() *cobra.Command {
@@ -97,7 +98,9 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	})
 	switch {
 	case refused != nil:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("%s: %s\n%s", refused.Code, refused.Cause, refused.Advice))}
+		f := *refused
+		foreign.Strings(&f, foreign.MaxFault)
+		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice))}
 	case errors.Is(context.Cause(ctx), errWaited):
 		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)))}
 	case err != nil:
@@ -107,6 +110,6 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	if err != nil {
 		return &exitError{exitFailed, err}
 	}
-	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", rec.AssignedHub, rec.DeviceID, rec.Generation)
+	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", printable(rec.AssignedHub), printable(rec.DeviceID), rec.Generation)
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -74,13 +75,7 @@ func status(places installation, asJSON, attempts bool) error {
 	if attempts {
 		report.History = store.Attempts(places.state, places.runtime)
 	}
-	out := terminalOn(os.Stdout)
-	if asJSON {
-		err = writeJSON(out, report)
-	} else {
-		err = report.print(out)
-	}
-	if err != nil {
+	if err := report.show(terminalOn(os.Stdout), asJSON); err != nil {
 		return &exitError{exitFailed, err}
 	}
 	if places.note != nil && !running {
@@ -90,6 +85,16 @@ func status(places installation, asJSON, attempts bool) error {
 		return &exitError{exitNone, nil}
 	}
 	return nil
+}
+
+// show prints it. The daemon, and its files, may be in the hands of somebody who wants
+// root's terminal: no text of theirs is printed as it is.
+func (r statusReport) show(out *terminal, asJSON bool) error {
+	foreign.Strings(&r, foreign.MaxFault)
+	if asJSON {
+		return writeJSON(out, r)
+	}
+	return r.print(out)
 }
 
 // print is for people.
@@ -186,7 +191,8 @@ func (r statusReport) now() string {
 	if len(r.Faults) == 0 || !r.Faults[0].Standing || r.Faults[0].Cause == "" {
 		return r.Text
 	}
-	return strings.Replace(r.Text, r.Faults[0].Code+": "+oneLine(r.Faults[0].Cause), r.Faults[0].Code, 1)
+	named := oneLine(foreign.Line(r.Faults[0].Code+": "+r.Faults[0].Cause, control.MaxCause))
+	return strings.Replace(r.Text, named, r.Faults[0].Code, 1)
 }
 
 // oneLine is a text as STATUS= has it.

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -103,12 +104,16 @@ func with(file, command string) string {
 func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 
-// complain says what went wrong and, where it is known, what to try next.
+// maxComplaint bounds what is said of an error, in bytes: a configuration may have many.
+const maxComplaint = 32 << 10
+
+// complain says what went wrong and, where it is known, what to try next. An error may
+// hold the text of others, such as an answer of the daemon.
 func (t *terminal) complain(err error) {
-	text := t.paint(red, "dpsd:") + " " + err.Error()
+	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
 	var hint *hintError
 	if errors.As(err, &hint) {
-		text += "\nTry: " + t.paint(bold, hint.next)
+		text += "\nTry: " + t.paint(bold, printable(hint.next))
 	}
 	fmt.Fprint(t, complaint(text))
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/watch"
 )
@@ -128,6 +129,7 @@ func (i installation) obstacle(last control.Status) string {
 		return text
 	}
 	f := last.Faults[0]
+	foreign.Strings(&f, foreign.MaxFault)
 	if text == "" {
 		text = ": "
 	} else {
@@ -135,9 +137,9 @@ func (i installation) obstacle(last control.Status) string {
 	}
 	text += f.Code + ": " + f.Summary
 	if f.Cause != "" {
-		text += "\ncause: " + printable(oneLine(f.Cause))
+		text += "\ncause: " + oneLine(f.Cause)
 	}
-	return text + "\n" + printable(f.Advice)
+	return text + "\n" + f.Advice
 }
 
 // errWaited is the cause of a context whose time-out has passed.
