@@ -149,6 +149,15 @@ func (e *UpgradeError) HTML() bool {
 	return strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
+// FrameError is a server that breaks the rules of WebSocket (RFC 6455) after the upgrade.
+// The stream has ended then.
+type FrameError struct {
+	Problem string // what is wrong with the frame
+}
+
+// Error says what is wrong.
+func (e *FrameError) Error() string { return "a breach of WebSocket: " + printable(e.Problem) }
+
 // CertificateError is a peer whose certificate could not be verified. The reason, an
 // error of crypto/x509, is in its chain.
 type CertificateError struct {
@@ -167,11 +176,14 @@ func (e *CertificateError) Error() string {
 func (e *CertificateError) Unwrap() error { return e.Err }
 
 // RefusedError is a handshake that failed after the server's certificate was
-// verified: the server did not like what it was shown.
+// verified, or an alert that a verified server sent later.
 type RefusedError struct {
 	Issuer pkix.Name // of the server's certificate
 	Host   string    // whose the certificate is
-	Err    error
+	// Certificate tells that the server had asked for the device certificate in this
+	// handshake and was shown it. Without that, an alert says nothing about it.
+	Certificate bool
+	Err         error
 }
 
 // Error gives the reason.
