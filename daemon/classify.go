@@ -313,7 +313,7 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.TLSVersion)
 	}
 	// An alert of the peer comes as a *net.OpError, but nothing was lost.
-	if _, refused := transport.RemoteAlert(cause); !refused {
+	if !alerted(cause) {
 		if f, known := ofStream(whole, fault.StageTLS); known {
 			return f, true
 		}
@@ -335,11 +335,18 @@ var refusals = []string{
 	"tls: access denied", "tls: certificate required",
 }
 
-// certificateRefused recognises such an alert. Under TLS 1.3 it arrives after
-// the client's side of the handshake is done, in place of the CONNACK.
+// certificateRefused recognises such an alert of a verified server that asked for the
+// certificate. Anybody on the way can send one before, and then it says nothing. Under TLS
+// 1.3 it arrives after the client's side of the handshake is done, in place of the CONNACK.
 func certificateRefused(err error) bool {
 	alert, found := transport.RemoteAlert(err)
-	return found && slices.Contains(refusals, alert)
+	var refused *transport.RefusedError
+	return found && slices.Contains(refusals, alert) && errors.As(err, &refused) && refused.Certificate
+}
+
+func alerted(err error) bool {
+	_, found := transport.RemoteAlert(err)
+	return found
 }
 
 // ofMQTT knows what goes wrong inside the stream.
@@ -353,6 +360,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	switch {
 	case certificateRefused(err):
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
+	case stage == fault.StageConnect && alerted(err): // in place of the CONNACK: the server's part of the handshake
+		return fault.New(fault.TLSFailed, fault.StageTLS, err), true
 	case errors.As(err, &connack):
 		switch connack.ReturnCode {
 		case 4, 5:
@@ -369,7 +378,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 		return named(fault.NotMQTT)
 	case errors.Is(err, mqttv3.ErrTimeout):
 		return named(fault.NoReply)
-	case errors.As(err, &protocol) || errors.Is(err, mqttv3.ErrPacketTooLarge) || errors.Is(err, transport.ErrNotBinary):
+	case errors.As(err, &protocol), errors.Is(err, mqttv3.ErrPacketTooLarge),
+		errors.Is(err, transport.ErrNotBinary), errors.As(err, new(*transport.FrameError)):
 		return named(fault.ProtocolViolation)
 	case errors.Is(err, mqttv3.ErrInvalid):
 		return named(fault.RequestRefused)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -36,6 +37,8 @@ type trouble struct {
 	lasts bool           // it does not pass by itself
 	moves bool           // the gateway is given another hub, which is to be published
 	quiet bool           // nothing of it reaches the network: attempts are not counted
+
+	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
 }
 
 // outcome is what came of it.
@@ -183,6 +186,7 @@ func troubles() []trouble {
 			onceAndAlways(on+"PUBACK, then a reset", fault.ConnectionLost, simulator.Rule{On: stage, AfterPuback: true, Reset: true}),
 			onceAndAlways(on+"PUBACK, then silence", fault.NoReply, simulator.Rule{On: stage, AfterPuback: true, Silent: true}),
 			calmly(on+"the reply before the PUBACK", simulator.Rule{On: stage, BeforePuback: true}),
+			calmly(on+"the reply without the PUBACK", simulator.Rule{On: stage, NoPuback: true}),
 			calmly(on+"the reply twice", simulator.Rule{On: stage, Replies: 2}),
 			calmly(on+"the reply a second time with DUP", simulator.Rule{On: stage, Duplicate: true}),
 			calmly(on+"the reply byte by byte", simulator.Rule{On: stage, ByteByByte: true, Pace: 10 * time.Millisecond}),
@@ -223,6 +227,14 @@ func troubles() []trouble {
 		calmly("a link with 600 ms each way", simulator.Rule{On: simulator.OnAccept, DelayUp: 600 * time.Millisecond, DelayDown: 600 * time.Millisecond}),
 		onceAndAlways("a web page without TLS", fault.CaptivePortal, simulator.Rule{On: simulator.OnAccept, Garbage: "HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n"}),
 	)
+	for _, alert := range []string{"bad_certificate", "unknown_ca", "access_denied", "certificate_required"} {
+		add(onceAndAlways("the alert "+alert+" before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: alert}))
+	}
+	add(
+		onceAndAlways("an alert about a certificate, in place of one", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("an alert about a certificate, in place of one, under TLS 1.3", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("garbage within the TLS stream", fault.ConnectionLost, simulator.Rule{On: simulator.OnAccept, AfterUp: 700, Garbage: "GARBAGE GARBAGE"}),
+	)
 	for _, after := range []int{1, 500, 1200, 1700} {
 		for _, way := range []string{"close", "reset"} {
 			rule := simulator.Rule{On: simulator.OnAccept, AfterDown: after, Close: way == "close", Reset: way == "reset"}
@@ -250,10 +262,15 @@ func troubles() []trouble {
 		web = append(web, onceAndAlways(fmt.Sprintf("the upgrade is answered %d", status), c, simulator.Rule{On: simulator.OnUpgrade, Status: status})...)
 	}
 	web = append(web, onceAndAlways("no subprotocol", fault.WebSocketRefused, simulator.Rule{On: simulator.OnUpgrade, Subprotocol: "none"})...)
-	for _, frames := range []string{"split", "fragments", "ping", "masked"} {
+	web = append(web, onceAndAlways("an extension that was not offered", fault.WebSocketRefused, simulator.Rule{On: simulator.OnUpgrade, Extension: "permessage-deflate"})...)
+	for _, frames := range []string{"split", "fragments", "ping"} {
 		web = append(web, calmly("frames: "+frames, simulator.Rule{On: simulator.OnRegister, Frames: frames})...)
 	}
-	web = append(web, onceAndAlways("frames: text", fault.ProtocolViolation, simulator.Rule{On: simulator.OnRegister, Frames: "text"})...)
+	for _, frames := range []string{
+		"text", "masked", "rsv1", "rsv2", "rsv3", "reserved", "reserved-control", "orphan", "interrupted", "negative", "long-control", "fragmented-control", "bad-close",
+	} {
+		web = append(web, onceAndAlways("frames: "+frames, fault.ProtocolViolation, simulator.Rule{On: simulator.OnRegister, Frames: frames})...)
+	}
 	for _, status := range []int{1001, 1002, 1008, 1011, 1013} {
 		web = append(web, onceAndAlways(fmt.Sprintf("the close frame %d", status), fault.ConnectionLost, simulator.Rule{On: simulator.OnRegister, Close: true, CloseCode: status})...)
 	}
@@ -267,6 +284,8 @@ func troubles() []trouble {
 	certified := slices.Concat(
 		onceAndAlways("the certificate is refused by an alert", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
 		onceAndAlways("the certificate is refused by an alert under TLS 1.3", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("the alert bad_certificate before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate"}),
+		onceAndAlways("the alert unknown_ca before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "unknown_ca"}),
 		onceAndAlways("register: 401", fault.Unauthorized, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}),
 		onceAndAlways("CONNACK 5", fault.ConnackRefused, simulator.Rule{On: simulator.OnConnect, Connack: code(5)}),
 		onceAndAlways("register: 500", fault.ServiceError, simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none"}),
@@ -275,7 +294,7 @@ func troubles() []trouble {
 	for i := range certified {
 		certified[i].with = "certificate"
 	}
-	add(certified)
+	add(certified, resumptions())
 	add([]trouble{
 		{name: "the wrong key", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", wrong) }},
 		{name: "the wrong key, mended", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
@@ -310,6 +329,38 @@ func troubles() []trouble {
 	return rows
 }
 
+// resumptions are a server that fails on resumed sessions, which the next connection of the
+// same attempt avoids.
+func resumptions() (rows []trouble) {
+	for name, rule := range map[string]simulator.Rule{
+		"the upgrade is reset":  {On: simulator.OnUpgrade, Reset: true},
+		"connect closes":        {On: simulator.OnConnect, Close: true},
+		"connect resets":        {On: simulator.OnConnect, Reset: true},
+		"connect is silent":     {On: simulator.OnConnect, Silent: true},
+		"connect sends garbage": {On: simulator.OnConnect, Garbage: "HTTP/1.1 400 Bad Request\r\n\r\n"},
+		"subscribe resets":      {On: simulator.OnSubscribe, Reset: true},
+	} {
+		row := trouble{name: "on a resumed session " + name, calm: true, rules: []simulator.Rule{rule}}
+		if rule.On == simulator.OnUpgrade {
+			row.on = "websocket"
+		}
+		rows = append(rows, row)
+	}
+	rows = append(rows,
+		trouble{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
+		trouble{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
+		// What the service answers is no failure of the session.
+		trouble{name: "on a resumed session CONNACK 3", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: CONNACK 5", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
+		trouble{name: "on a resumed session poll resets", code: fault.ConnectionLost, rules: []simulator.Rule{{On: simulator.OnPoll, Reset: true, Times: 1}}},
+	)
+	for i := range rows {
+		rows[i].tickets = true
+		rows[i].rules[0].Resumed = true
+	}
+	return rows
+}
+
 // playTrouble runs one row in the bubble.
 func playTrouble(t *testing.T, row trouble) (o outcome) {
 	synctest.Test(t, func(t *testing.T) {
@@ -326,9 +377,15 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		}
 		g.refusing()
+		if row.tickets {
+			g.Settings.Dialer.Sessions = tls.NewLRUClientSessionCache(4)
+			if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: true}}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		g.publish()
 		before := snapshot(t, g.Store.Directory)
-		if err := g.sim.SetScenario(&simulator.Scenario{Rules: row.rules}); err != nil {
+		if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: row.tickets}, Rules: row.rules}); err != nil {
 			t.Fatal(err)
 		}
 		if row.set != nil {

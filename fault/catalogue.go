@@ -167,7 +167,7 @@ var catalogue = []Entry{
 		"An MQTT server answered that is not DPS.",
 		"Check endpoint in dpsd.toml: it must be a device provisioning endpoint, not a hub or another broker.", "", ""},
 	{ProtocolViolation, Transient,
-		"The peer broke the rules of MQTT.",
+		"The peer broke the rules of MQTT or of WebSocket.",
 		"Usually a middlebox or a server that is not DPS; see the cause in the journal.", "", ""},
 
 	{Unauthorized, Credential,
