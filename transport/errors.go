@@ -30,7 +30,9 @@ type Error struct {
 	Stage    Stage
 	Address  string // what was dialled, or the file of stage "ca"
 	Proxy    string // host:port of the proxy, "" for none
-	Err      error
+	// Remote is the address that Address has led to, when it was dialled; nil with a proxy.
+	Remote net.Addr
+	Err    error
 }
 
 // Error says what was tried, where it ended and why.
@@ -98,6 +100,10 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 
 // Timeout returns true.
 func (e *TimeoutError) Timeout() bool { return true }
+
+// ErrProxyWantsTLS is matched when the proxy of an http:// address answered in TLS, or said
+// that it expects TLS.
+var ErrProxyWantsTLS = errors.New("the proxy expects TLS, but its address begins with http://")
 
 // ProxyError is a proxy that answered CONNECT, but not with success.
 type ProxyError struct {

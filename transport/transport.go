@@ -147,13 +147,14 @@ type attempt struct {
 	protocol Protocol
 	client   client
 	proxy    string   // the proxy's address, "" for none
+	remote   net.Addr // where the service's name has led; nil with a proxy
 	raw      net.Conn // the TCP connection
 
 	proxyDate time.Time // by the proxy's clock; zero when it did not state it
 }
 
 func (a *attempt) fail(stage Stage, address string, err error) *Error {
-	return &Error{Protocol: a.protocol, Stage: stage, Address: address, Proxy: a.proxy, Err: err}
+	return &Error{Protocol: a.protocol, Stage: stage, Address: address, Proxy: a.proxy, Remote: a.remote, Err: err}
 }
 
 func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
@@ -254,7 +255,11 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 		return a.connectThrough(ctx, proxy, address)
 	}
 	if a.raw, err = a.dialer.open(ctx, address); err == nil {
+		a.remote = a.raw.RemoteAddr()
 		return a.raw, nil
+	}
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		a.remote = op.Addr
 	}
 	err = Unresolved(err, ResolverFile)
 	stage := StageTCP
