@@ -122,6 +122,9 @@ func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 		}
 		f := fault.New(code, stage, err)
 		f.ServiceCode, f.TrackingID, f.RetryAfter = said.Code, said.TrackingID, said.RetryAfter
+		if strings.Contains(strings.ToLower(said.Message), "api version") {
+			f.Circumstance = fault.APIVersion // 400004 "Unsupported API version 2021-06-01."
+		}
 		return f, true
 	}
 	var malformed *dps.MalformedError
@@ -228,6 +231,8 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	switch {
 	case furthest.Stage == transport.StageCA:
 		return named(fault.CAUnreadable)
+	case blocked(furthest):
+		return fault.New(fault.DNSBlocked, stage, &blockedError{furthest.Remote.String(), err}), true
 	case errors.As(cause, new(*transport.NoNameServerError)):
 		return named(fault.ResolverMissing)
 	case unreachable(cause):
@@ -302,7 +307,11 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 	case errors.As(cause, &authority) && errors.As(cause, &who) && intercepted(who):
 		return named(fault.TLSIntercepted)
 	case errors.As(cause, &authority) || errors.As(cause, &verify):
-		return named(fault.TLSUntrusted)
+		f := fault.New(fault.TLSUntrusted, fault.StageTLS, whole)
+		if errors.As(cause, &who) {
+			f.Circumstance = Trust(who.Host)
+		}
+		return f, true
 	case errors.As(cause, &foreign) && foreign.HTTP():
 		return named(fault.CaptivePortal)
 	case errors.As(cause, &foreign):

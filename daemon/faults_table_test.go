@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -294,7 +295,13 @@ func troubles() []trouble {
 	for i := range certified {
 		certified[i].with = "certificate"
 	}
-	add(certified, resumptions())
+	add(certified, resumptions(), proxies())
+	for _, address := range []string{"0.0.0.0", "127.0.0.1", "127.0.0.53", "::", "::1"} {
+		add([]trouble{{name: "a blocklist leads the name to " + address, on: "mqtt", code: fault.DNSBlocked, lasts: true, set: func(g *gateway) {
+			g.Settings.Dialer.Host = global
+			leading(address)(g)
+		}}})
+	}
 	add([]trouble{
 		{name: "the wrong key", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", wrong) }},
 		{name: "the wrong key, mended", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
@@ -308,6 +315,10 @@ func troubles() []trouble {
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
 		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
 		{name: "no payload file", on: "mqtt", code: fault.InputUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.PayloadFile = g.dir + "/missing" }},
+		{name: "a serial file whose first line is blank", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) {
+			g.write("serial", "\n"+device+"\n")
+			g.Settings.RegistrationID = attest.RegistrationID{File: g.dir + "/serial"}
+		}},
 		{name: "a payload file that is no object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
 		{name: "no ca_file", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.Dialer.CAFile = g.dir + "/missing" }},
 		{name: "no route for 90 s", on: "mqtt", code: fault.NetworkUnreachable, quiet: true, set: func(g *gateway) {
@@ -326,6 +337,41 @@ func troubles() []trouble {
 			}
 		}},
 	})
+	return rows
+}
+
+// proxies are what a proxy can answer.
+func proxies() (rows []trouble) {
+	for name, what := range map[string]struct {
+		address, answer string
+		code            fault.Code
+	}{
+		"forbids it (403)":                    {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
+		"hangs up":                            {"http://proxy.test:3128", "", fault.ProxyRefused},
+		"does not get through (502)":          {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (503)":          {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (504)":          {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
+		"wants a password (407)":              {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, Basic realm=\"a, b\"\r\n\r\n", fault.ProxyAuth},
+		"wants NTLM (407)":                    {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
+		"wants Negotiate or NTLM (407)":       {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
+		"expects TLS, and answers an alert":   {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
+		"expects TLS, and says so (400)":      {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
+		"does not understand CONNECT (400)":   {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
+		"of an https:// address knows no TLS": {"https://proxy.test:3129", "plain", fault.ProxyScheme},
+	} {
+		play := answering(what.answer)
+		if what.answer == "plain" {
+			play = func(c net.Conn) {
+				defer c.Close()
+				if _, err := c.Read(make([]byte, 64)); err == nil {
+					_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+				}
+			}
+		}
+		rows = append(rows, trouble{name: "a proxy " + name, on: "mqtt", code: what.code, lasts: true, set: func(g *gateway) {
+			proxied(what.address, play).set(g)
+		}})
+	}
 	return rows
 }
 

@@ -33,6 +33,10 @@ const (
 	OnlyMQTT Circumstance = "only port 8883 was tried"
 	// AtHub: it is the assigned hub that was tried, which dpsd check does.
 	AtHub Circumstance = "the assigned hub was tried"
+	// SovereignCloud: the name belongs to Azure Government or to Azure in China.
+	SovereignCloud Circumstance = "the name ends with .us or .cn"
+	// APIVersion: the service names the API version in its refusal.
+	APIVersion Circumstance = "the service does not support the API version"
 )
 
 // Catalogue returns every code, in the order of the stages of an attempt.
@@ -84,6 +88,9 @@ var catalogue = []Entry{
 		"The endpoint's name could not be resolved.",
 		"Check the spelling of endpoint in dpsd.toml, and the name server.",
 		AtHub, "Check the name server. If it works, the hub was removed or renamed: dpsd reprovision asks DPS for the current one."},
+	{DNSBlocked, Interception,
+		"The name of the endpoint leads to this gateway itself (0.0.0.0 or 127.x), as a blocklist makes it.",
+		"Allow the name in the filtering name server (Pi-hole, AdGuard, the router's filter), and remove it from /etc/hosts; getent ahosts NAME shows what the gateway is told.", "", ""},
 	{TCPRefused, Transient,
 		"The connection was refused.",
 		"Check the name and port of the server, and that the firewall allows the port.",
@@ -104,20 +111,31 @@ var catalogue = []Entry{
 	{ProxyUntrusted, Interception,
 		"The proxy's own certificate is not trusted, has expired or is for another name.",
 		"Set proxy_ca_file to the authority that issued it, and use the proxy's name as the certificate has it.", "", ""},
+	{ProxyScheme, Transient,
+		"The proxy speaks TLS although its address begins with http://, or does not although it begins with https://.",
+		"Correct the beginning of the address in proxy or HTTPS_PROXY: https:// only if the proxy itself expects TLS.", "", ""},
 	{ProxyAuth, Transient,
 		"The proxy wants to be told who we are, or does not accept it (407 or 401).",
 		"Set proxy_user and proxy_password. dpsd offers basic authentication; what the proxy accepts is in the cause.", "", ""},
+	{ProxyAuthUnsupported, Transient,
+		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407).",
+		"dpsd supports basic authentication. Let the proxy allow the endpoint without authentication, or offer Basic to this gateway; or run a local proxy that signs in (cntlm, px) and set proxy to its address.", "", ""},
+	{ProxyUpstream, Transient,
+		"The proxy allows the connection, but it could not make it (502, 503 or 504).",
+		"Check on the proxy that it can resolve the endpoint's name and reach its port: its name server, its firewall and its own upstream proxy.",
+		OnlyMQTT, "Check on the proxy that it can resolve the endpoint's name and reach mqtt_port (8883), or let dpsd try port 443 too: protocols = [\"mqtt\", \"websocket\"]."},
 	{ProxyRefused, Transient,
 		"The proxy would not connect us, or did not answer as a proxy does.",
-		"Allow CONNECT to the endpoint and port in the proxy. See the cause in the journal.",
-		OnlyMQTT, "Allow CONNECT to the endpoint's mqtt_port (8883) in the proxy, or let dpsd try port 443 too, which most proxies allow: protocols = [\"mqtt\", \"websocket\"]. See the cause in the journal."},
+		"Allow CONNECT to the endpoint and port in the proxy. If it hangs up without an answer, it may expect TLS: then its address begins with https://. See the cause in the journal.",
+		OnlyMQTT, "Allow CONNECT to the endpoint's mqtt_port (8883) in the proxy, or let dpsd try port 443 too, which most proxies allow: protocols = [\"mqtt\", \"websocket\"]. If it hangs up without an answer, it may expect TLS: then its address begins with https://. See the cause in the journal."},
 
 	{CAUnreadable, Input,
 		"ca_file or proxy_ca_file is missing, unreadable or holds no certificate.",
 		"Put PEM certificates there, readable for the user dpsd.", "", ""},
 	{TLSUntrusted, Interception,
 		"The server's certificate is signed by somebody this gateway does not trust.",
-		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates.", "", ""},
+		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates.",
+		SovereignCloud, "Set ca_file to a PEM file with the DigiCert Global Root CA (G1), which Azure Government and Azure in China still use and which distributions removed in April 2026: https://cacerts.digicert.com/DigiCertGlobalRootCA.crt.pem"},
 	{TLSIntercepted, Interception,
 		"Somebody on the way answers in the service's place: who does is in the cause, as the issuer of the certificate.",
 		"Have the endpoint exempted from TLS inspection; a device certificate cannot pass it. With keys alone, ca_file may name the issuer; then a refusal in the cause may also be the key's fault.", "", ""},
@@ -184,7 +202,8 @@ var catalogue = []Entry{
 		"Look at the enrollment's allocation policy and linked hubs, with errorCode and trackingId.", "", ""},
 	{RequestRefused, Enrollment,
 		"DPS refused the request.",
-		"See errorCode and message; check api_version, registration_id and payload_file.", "", ""},
+		"See errorCode and message; check api_version, registration_id and payload_file.",
+		APIVersion, "Remove api_version from dpsd.toml, so that dpsd uses 2019-03-31, then: systemctl restart --no-block dpsd. Azure Government and Azure in China support newer versions later than the public cloud."},
 	{Throttled, Throttling,
 		"DPS asks us to slow down (429).",
 		"Nothing; dpsd waits as long as the service asks.", "", ""},

@@ -46,7 +46,7 @@ func TestABreachOfWebSocketIsNamed(t *testing.T) {
 					then(raw)
 				}))})
 				c := dial(t, &transport.Dialer{Host: host, Protocols: only(transport.WebSocket), Roots: root.pool(), DialContext: n.DialContext}, nil)
-				_ = c.SetReadDeadline(time.Now().Add(time.Minute)) // what is taken for no breach would be waited on
+				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // what is taken for no breach would be waited on
 				_, err := io.Copy(io.Discard, c)
 				var broken *transport.FrameError
 				if !errors.As(err, &broken) || !strings.Contains(err.Error(), test.problem) {
