@@ -183,12 +183,12 @@ func TestResolveFile(t *testing.T) {
 		})
 	}
 	t.Run("a blank first line is told with the line that has the text", func(t *testing.T) {
-		for text, line := range map[string]string{"\nsn-1\n": "line 2", " \t\r\n\r\nsn-1": "line 3", "\ufeff\n\x00\nsn-1": "line 3"} {
+		for _, c := range []struct{ text, line string }{{"\nsn-1\n", "line 2"}, {" \t\r\n\r\nsn-1", "line 3"}, {"\ufeff\n\x00\nsn-1", "line 3"}} {
 			path := filepath.Join(t.TempDir(), "serial")
-			write(t, path, text)
+			write(t, path, c.text)
 			_, err := attest.RegistrationID{File: path}.Resolve(attest.Host{}, attest.Secrets{})
-			if err == nil || !strings.Contains(err.Error(), "the first line is blank, and "+line+" is not: remove the lines above it") {
-				t.Errorf("%q: %v", text, err)
+			if err == nil || !strings.Contains(err.Error(), "the first line is blank, and "+c.line+" is not: remove the lines above it") {
+				t.Errorf("%q: %v", c.text, err)
 			}
 		}
 	})

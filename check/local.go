@@ -85,8 +85,9 @@ func (i *inspection) roots() {
 		i.fail(r, transport.Errors{{Stage: transport.StageCA, Address: dialer.CAFile, Err: i.asSeen(err)}})
 		return
 	}
-	// Read once, used for every connection of this check.
-	dialer.Roots, dialer.CAFile = pool, ""
+	// Read once, used for every connection of this check. A resumed session would say less
+	// than a full handshake.
+	dialer.Roots, dialer.CAFile, dialer.Sessions = pool, "", nil
 	i.dialer = &dialer
 
 	cloud, azure := daemon.CloudOf(dialer.Host)

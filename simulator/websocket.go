@@ -200,7 +200,7 @@ const (
 
 // brokenFrames are forms of an answer that RFC 6455 forbids, by their names in a rule.
 var brokenFrames = map[string]func(p []byte) []byte{
-	"masked":   func(p []byte) []byte { return maskedFrame(p) },
+	"masked":   maskedFrame,
 	"rsv1":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x40, p) },
 	"rsv2":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x20, p) },
 	"rsv3":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x10, p) },
@@ -224,11 +224,10 @@ var brokenFrames = map[string]func(p []byte) []byte{
 
 // rawFrame is a frame of a server with that first byte.
 func rawFrame(first byte, payload []byte) []byte {
-	b := []byte{first, byte(len(payload))}
 	if len(payload) > 125 {
-		b = []byte{first, 126, byte(len(payload) >> 8), byte(len(payload))}
+		return append([]byte{first, 126, byte(len(payload) >> 8), byte(len(payload))}, payload...)
 	}
-	return append(b, payload...)
+	return append([]byte{first, byte(len(payload))}, payload...)
 }
 
 // maskedFrame has a masking key of zeros, which leaves the payload as it is.
