@@ -244,7 +244,7 @@ func TestANameOfAzureThatLeadsToThisGatewayIsBlocked(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := Classify(at(fault.StageTCP, tt.err))
-			if f.Code != tt.code || (tt.code == fault.DNSBlocked) != strings.Contains(f.Error(), "leads to this gateway itself") {
+			if f.Code != tt.code || (tt.code == fault.DNSBlocked) != strings.Contains(f.Error(), "resolves to this gateway itself") {
 				t.Errorf("%v", f)
 			}
 		})

@@ -96,7 +96,7 @@ type blockedError struct {
 }
 
 func (e *blockedError) Error() string {
-	return fmt.Sprintf("the name leads to this gateway itself (%s): %v", e.address, e.err)
+	return fmt.Sprintf("the name resolves to this gateway itself (%s): %v", e.address, e.err)
 }
 func (e *blockedError) Unwrap() error { return e.err }
 

@@ -162,7 +162,7 @@ type FrameError struct {
 }
 
 // Error says what is wrong.
-func (e *FrameError) Error() string { return "a breach of WebSocket: " + printable(e.Problem) }
+func (e *FrameError) Error() string { return "WebSocket protocol violation: " + printable(e.Problem) }
 
 // CertificateError is a peer whose certificate could not be verified. The reason, an
 // error of crypto/x509, is in its chain.
