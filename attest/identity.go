@@ -254,12 +254,25 @@ func (r RegistrationID) fromFile() (string, error) {
 	line, _, _ := bytes.Cut(data, []byte("\n"))
 	id := strings.Trim(string(line), " \t\r\x00")
 	if id == "" {
+		if n := lineWithText(data); n > 0 {
+			return fail(fmt.Errorf("%w: the first line is blank, and line %d is not: remove the lines above it", ErrRegistrationID, n))
+		}
 		return fail(fmt.Errorf("the first line: %w", ErrEmpty))
 	}
 	if err := CheckRegistrationID(id); err != nil {
 		return fail(err)
 	}
 	return id, nil
+}
+
+// lineWithText returns the number of the first line that is not blank, 0 for none.
+func lineWithText(data []byte) int {
+	for i, line := range strings.Split(string(data), "\n") {
+		if strings.Trim(line, " \t\r\x00") != "" {
+			return i + 1
+		}
+	}
+	return 0
 }
 
 func (r RegistrationID) fromCertificate(s Secrets) (string, error) {

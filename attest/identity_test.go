@@ -163,7 +163,7 @@ func TestResolveFile(t *testing.T) {
 		{"the NUL byte of a device tree's serial number is removed", "sn-1\x00", "sn-1", nil},
 		{"a byte order mark is removed", "\ufeffsn-1\r\n", "sn-1", nil},
 		{"an empty file is an error", "", "", attest.ErrEmpty},
-		{"an empty first line is an error, whatever follows", "\nsn-1\n", "", attest.ErrEmpty},
+		{"an empty first line is an error, whatever follows", "\nsn-1\n", "", attest.ErrRegistrationID},
 		{"a percent sign is no verb here", "gw-%m", "", attest.ErrRegistrationID},
 		{"a line that is no ID is an error", "Serial: 1\n", "", attest.ErrRegistrationID},
 		{"a file over 64 KiB is an error", strings.Repeat("a", 64<<10+1), "", attest.ErrTooLarge},
@@ -182,6 +182,16 @@ func TestResolveFile(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a blank first line is told with the line that has the text", func(t *testing.T) {
+		for _, c := range []struct{ text, line string }{{"\nsn-1\n", "line 2"}, {" \t\r\n\r\nsn-1", "line 3"}, {"\ufeff\n\x00\nsn-1", "line 3"}} {
+			path := filepath.Join(t.TempDir(), "serial")
+			write(t, path, c.text)
+			_, err := attest.RegistrationID{File: path}.Resolve(attest.Host{}, attest.Secrets{})
+			if err == nil || !strings.Contains(err.Error(), "the first line is blank, and "+c.line+" is not: remove the lines above it") {
+				t.Errorf("%q: %v", c.text, err)
+			}
+		}
+	})
 	t.Run("a missing file is told with its path, and is the one to watch", func(t *testing.T) {
 		r := attest.RegistrationID{File: filepath.Join(t.TempDir(), "serial")}
 		_, err := r.Resolve(attest.Host{}, attest.Secrets{})

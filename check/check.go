@@ -232,8 +232,8 @@ func (i *inspection) configuration() {
 		if i.Settings == nil {
 			return
 		}
-		if doubt, advice := i.Settings.Doubt(); doubt != "" {
-			i.warn(r, doubt, advice)
+		for _, doubt := range i.Settings.Doubts() {
+			i.warn(r, doubt.What, doubt.Advice)
 		}
 		return
 	}

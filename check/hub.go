@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/daemon"
@@ -112,16 +111,16 @@ func (i *inspection) assignedHub() (host, because string) {
 	return record.AssignedHub, ""
 }
 
-// azureHub knows the domains of IoT Hub in Azure's clouds.
+// azureHub knows the names of IoT Hub in Azure's clouds.
 func azureHub(host string) bool {
-	host = strings.ToLower(host)
-	return slices.ContainsFunc([]string{"net", "cn", "us"}, func(domain string) bool {
-		return strings.HasSuffix(host, ".azure-devices."+domain)
-	})
+	_, azure := daemon.CloudOf(host)
+	return azure && !daemon.Azure(host)
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {
-	f.Circumstance = fault.AtHub
+	if f.Circumstance != fault.SovereignCloud {
+		f.Circumstance = fault.AtHub
+	}
 	w.results = append(w.results, failed(Result{Name: name, Subject: w.route.Address}, f))
 	w.blocked = name + " failed"
 }

@@ -3,7 +3,7 @@ package check
 import (
 	"context"
 	"crypto/x509"
-	_ "embed" // the roots
+	"embed"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -46,14 +46,23 @@ func (i *inspection) clock() {
 	}
 }
 
-// The authorities that Microsoft tells devices to trust: the service changes from one
-// to the other without asking.
-var (
-	//go:embed roots/digicert-global-root-g2.pem
-	digicertRoot []byte
-	//go:embed roots/microsoft-rsa-root-2017.pem
-	microsoftRoot []byte
-)
+// The authorities of Azure's clouds, one after the other, see daemon.Cloud.
+//
+//go:embed roots/*.pem
+var authorities embed.FS
+
+// authority returns a certificate of authorities by its common name; a test parses all.
+func authority(name string) *x509.Certificate {
+	files, _ := authorities.ReadDir("roots")
+	for _, file := range files {
+		text, _ := authorities.ReadFile("roots/" + file.Name())
+		block, _ := pem.Decode(text)
+		if root, err := x509.ParseCertificate(block.Bytes); err == nil && root.Subject.CommonName == name {
+			return root
+		}
+	}
+	return nil
+}
 
 // roots looks for the authorities of the cloud among those that are trusted here.
 func (i *inspection) roots() {
@@ -77,40 +86,49 @@ func (i *inspection) roots() {
 		i.fail(r, transport.Errors{{Stage: transport.StageCA, Address: dialer.CAFile, Err: i.asSeen(err)}})
 		return
 	}
-	// Read once, used for every connection of this check.
-	dialer.Roots, dialer.CAFile = pool, ""
+	// Read once, used for every connection of this check. A resumed session would say less
+	// than a full handshake.
+	dialer.Roots, dialer.CAFile, dialer.Sessions = pool, "", nil
 	i.dialer = &dialer
 
-	missing, all := missingRoots(pool)
+	cloud, azure := daemon.CloudOf(dialer.Host)
+	if !azure {
+		cloud = daemon.PublicCloud()
+	}
+	missing := missingRoots(pool, cloud)
 	switch {
 	case len(missing) == 0:
-		i.ok(r, strings.Join(all, " and ")+" are trusted")
-	case !daemon.Azure(dialer.Host):
+		i.ok(r, isOrAre(cloud.Roots)+" trusted")
+	case !azure:
 		i.skip(r, dialer.Host+" is no name of Azure's; "+strings.Join(missing, " and ")+" would be missing for one")
-	case len(missing) < len(all):
-		i.warn(r, strings.Join(missing, " and ")+" is not trusted here; Azure may show a certificate of it any day",
+	case len(missing) < len(cloud.Roots):
+		i.warn(r, isOrAre(missing)+" not trusted here; Azure may show a certificate of it any day",
 			"apt-get install --only-upgrade ca-certificates, or add it to ca_file.")
 	default:
-		i.fail(r, fault.New(fault.TLSUntrusted, fault.StageTLS, errors.New(strings.Join(missing, " and ")+" are not trusted here")))
+		f := fault.New(fault.TLSUntrusted, fault.StageTLS, fmt.Errorf("%s not trusted here, as the certificates of %s need it", isOrAre(missing), cloud.Name))
+		f.Circumstance = daemon.Trust(dialer.Host)
+		i.fail(r, f)
 	}
 }
 
-// missingRoots returns the names of the cloud's authorities that pool lacks, and of
-// all.
-func missingRoots(pool *x509.CertPool) (missing, all []string) {
-	for _, text := range [][]byte{digicertRoot, microsoftRoot} {
-		block, _ := pem.Decode(text)
-		root, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			continue // a test parses them
-		}
-		all = append(all, root.Subject.CommonName)
+// isOrAre names one thing or several, with the verb.
+func isOrAre(names []string) string {
+	if len(names) == 1 {
+		return names[0] + " is"
+	}
+	return strings.Join(names, " and ") + " are"
+}
+
+// missingRoots returns the names of the cloud's authorities that pool lacks.
+func missingRoots(pool *x509.CertPool, cloud daemon.Cloud) (missing []string) {
+	for _, name := range cloud.Roots {
+		root := authority(name)
 		// A certificate that is in the pool is its own chain; the time is not the question.
 		if _, err := root.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: root.NotBefore.Add(time.Hour), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-			missing = append(missing, root.Subject.CommonName)
+			missing = append(missing, name)
 		}
 	}
-	return missing, all
+	return missing
 }
 
 // record looks at what is published.

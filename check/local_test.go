@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,31 +22,74 @@ import (
 )
 
 func TestTheCloudsRoots(t *testing.T) {
-	// As Microsoft publishes them: learn.microsoft.com, "Azure Certificate Authority details".
-	for _, root := range []struct{ name, sha256, text string }{
-		{"DigiCert Global Root G2", "cb3ccbb76031e5e0138f8dd39a23f9de47ffc35e43c1144cea27d46a5ab1cb5f", string(digicertRoot)},
-		{"Microsoft RSA Root Certificate Authority 2017", "c741f70f4b2a8d88bf2e71c14122ef53ef10eba0cfa5e64cfa20f418853073e0", string(microsoftRoot)},
+	// As Microsoft and DigiCert publish them: learn.microsoft.com, "Azure Certificate
+	// Authority details", and digicert.com, "DigiCert Root Certificates".
+	sums := map[string]string{
+		"DigiCert Global Root CA":                       "4348a0e9444c78cb265e058d5e8944b4d84f9662bd26db257f8934a443c70161",
+		"DigiCert Global Root G2":                       "cb3ccbb76031e5e0138f8dd39a23f9de47ffc35e43c1144cea27d46a5ab1cb5f",
+		"Microsoft RSA Root Certificate Authority 2017": "c741f70f4b2a8d88bf2e71c14122ef53ef10eba0cfa5e64cfa20f418853073e0",
+	}
+	for _, host := range []string{"global.azure-devices-provisioning.net", "x.azure-devices-provisioning.us", "x.azure-devices-provisioning.cn"} {
+		cloud, found := daemon.CloudOf(host)
+		if !found {
+			t.Fatalf("%s belongs to no cloud", host)
+		}
+		pool := x509.NewCertPool()
+		for n, name := range cloud.Roots {
+			root := authority(name)
+			if root == nil {
+				t.Fatalf("%s is not there", name)
+			}
+			if sum := sha256.Sum256(root.Raw); hex.EncodeToString(sum[:]) != sums[name] {
+				t.Errorf("%s is another one: %x", name, sum)
+			}
+			if missing := missingRoots(pool, cloud); !slices.Equal(missing, cloud.Roots[n:]) {
+				t.Errorf("%s: with %d roots it lacks %q", host, n, missing)
+			}
+			pool.AddCert(root)
+		}
+		if missing := missingRoots(pool, cloud); len(missing) > 0 {
+			t.Errorf("%s: with all it lacks %q", host, missing)
+		}
+	}
+}
+
+// The roots of the public cloud are in every bundle, and that of the others in none since
+// April 2026.
+func TestTheRootsAreThoseOfTheEndpointsCloud(t *testing.T) {
+	public, sovereign := x509.NewCertPool(), x509.NewCertPool()
+	for _, name := range []string{"DigiCert Global Root G2", "Microsoft RSA Root Certificate Authority 2017"} {
+		public.AddCert(authority(name))
+		sovereign.AddCert(authority(name))
+	}
+	sovereign.AddCert(authority("DigiCert Global Root CA"))
+	for _, test := range []struct {
+		host         string
+		pool         *x509.CertPool
+		status       Status
+		detail, what string
+	}{
+		{"global.azure-devices-provisioning.net", public, OK, "are trusted", ""},
+		{"global.azure-devices-provisioning.us", public, Failed, "DigiCert Global Root CA is not trusted here, as the certificates of Azure Government need it", "ca_file"},
+		{"global.azure-devices-provisioning.cn", public, Failed, "DigiCert Global Root CA is not trusted here, as the certificates of Azure operated by 21Vianet (China) need it", "ca_file"},
+		{"global.azure-devices-provisioning.us", sovereign, OK, "DigiCert Global Root CA is trusted", ""},
+		{"global.azure-devices-provisioning.cn", sovereign, OK, "DigiCert Global Root CA is trusted", ""},
+		{"dps.test", public, OK, "are trusted", ""},
 	} {
-		block, _ := pem.Decode([]byte(root.text))
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil || c.Subject.CommonName != root.name {
-			t.Fatalf("%s: %v", root.name, err)
+		g := Gateway{Settings: &daemon.Settings{IDScope: "0ne0", Dialer: &transport.Dialer{Host: test.host, Roots: test.pool}}, StateDirectory: t.TempDir()}
+		seen := false
+		g.Run(t.Context(), true, func(r Result) {
+			if r.Name != Roots {
+				return
+			}
+			seen = true
+			if r.Status != test.status || !strings.Contains(r.Detail, test.detail) || !strings.Contains(r.Advice, test.what) || r.Status == Failed && r.Code != fault.TLSUntrusted {
+				t.Errorf("%s: %+v", test.host, r)
+			}
+		})
+		if !seen {
+			t.Errorf("%s: the roots were not looked at", test.host)
 		}
-		if sum := sha256.Sum256(c.Raw); hex.EncodeToString(sum[:]) != root.sha256 {
-			t.Errorf("%s is another one: %x", root.name, sum)
-		}
-	}
-	pool := x509.NewCertPool()
-	if missing, all := missingRoots(pool); len(missing) != 2 || len(all) != 2 {
-		t.Errorf("an empty pool lacks %v of %v", missing, all)
-	}
-	pool.AppendCertsFromPEM(digicertRoot)
-	if missing, _ := missingRoots(pool); len(missing) != 1 || missing[0] != "Microsoft RSA Root Certificate Authority 2017" {
-		t.Errorf("with the other one it lacks %v", missing)
-	}
-	pool.AppendCertsFromPEM(microsoftRoot)
-	if missing, _ := missingRoots(pool); len(missing) != 0 {
-		t.Errorf("with both it lacks %v", missing)
 	}
 }
 

@@ -207,6 +207,7 @@ func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result,
 func (i *inspection) probe(ctx context.Context, name string, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
 	results = make([]Result, len(addresses))
 	errs := make([]error, len(addresses))
+	_, azure := daemon.CloudOf(i.dialer.Host)
 	var all sync.WaitGroup
 	i.progress("connecting to port " + port)
 	for n, address := range addresses {
@@ -236,6 +237,9 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
 		default:
 			f := daemon.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
+			if azure && !proxy && daemon.Blocked(addresses[n]) {
+				f = fault.New(fault.DNSBlocked, fault.StageTCP, err)
+			}
 			f.Err, f.Circumstance = i.reason(err), i.circumstance()
 			results[n] = failed(results[n], f)
 			if reached {

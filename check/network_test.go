@@ -84,6 +84,22 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestANameThatABlocklistLeadsToThisGatewayIsNamed(t *testing.T) {
+	for host, blocked := range map[string]bool{
+		"global.azure-devices-provisioning.net": true, "x.azure-devices-provisioning.cn": true,
+		"dps.test": false, // a simulator may be on this gateway
+	} {
+		for address, subject := range map[string]string{"0.0.0.0": "0.0.0.0:8883", "127.0.0.1": "127.0.0.1:8883", "::": "[::]:8883", "::ffff:127.0.0.1": "127.0.0.1:8883"} {
+			g := gateway(t, addresses(address), func(context.Context, string) (net.Conn, error) { return nil, refuse(syscall.ECONNREFUSED) })
+			g.Settings.Dialer.Host = host
+			r := steps(t, g)["tcp "+subject]
+			if r.Status != check.Failed || (r.Code == fault.DNSBlocked && strings.Contains(r.Advice, "Allow the name")) != blocked {
+				t.Errorf("%s at %s: %+v", host, address, r)
+			}
+		}
+	}
+}
+
 func TestAddresses(t *testing.T) {
 	hangUp := func() (net.Conn, error) {
 		here, there := net.Pipe()

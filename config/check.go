@@ -476,6 +476,10 @@ var hostLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$`)
 
 func checkHostName(s string) wrong {
 	const remedy = `write the name alone, such as "global.azure-devices-provisioning.net"`
+	bare, _, _ := strings.Cut(strings.TrimPrefix(s, "["), "]")
+	if address, err := netip.ParseAddr(bare); err == nil && address.Is6() {
+		return wrong{"must be a host name, not an IPv6 address", "the certificate of the service is for its name, and dpsd uses IPv6 where the name has such an address; " + remedy}
+	}
 	switch {
 	case strings.Contains(s, "://"):
 		return wrong{"must be a host name, without a scheme", remedy}

@@ -19,8 +19,6 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
-	"github.com/dpsd-project/dpsd/foreign"
-	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -188,48 +186,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	r.told = append(r.told, dialer.ProxyPassword())
 	dialer.DialContext = a.recording.counting(dialer.DialContext)
 	dialer.Protocols = preferred(dialer.Protocols, transport.Protocol(a.store.Transport()))
-	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(len(dialer.Protocols))
-	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)
-	conn, err := dialer.Dial(ctx, proof.Certificate)
-	if err != nil {
-		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-			r.inspector = Inspector(refused.Host, refused.Issuer)
-		}
-		return 0, at(fault.StageTCP, err)
-	}
-	r.inspector = Inspector(dialer.Host, conn.Issuer())
-	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
-	if !conn.Date.IsZero() {
-		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's has no finer one
-		r.clockOffset = &offset
-	}
-	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
-	foreign.Strings(r.connection, foreign.MaxText)
-	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
-
-	limit = or(s.ResponseTimeout, dps.DefaultResponseTimeout)
-	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+r.protocol+"); signing in as "+identity.RegistrationID)
-	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
-		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
-		KeepAlive: s.KeepAlive, Timeout: limit, MaxPacket: maxReply,
-	})
-	if err != nil {
-		return 0, at(fault.StageConnect, err)
-	}
-	defer func() {
-		// ctx may have ended; the farewell is owed to the service all the same.
-		farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellLimit)
-		defer cancel()
-		_ = client.Close(farewell)
-	}()
-	a.enter(ctx, fault.StageSubscribe, limit, "Subscribing as "+identity.RegistrationID)
-	// QoS 0: a reply that is lost is lost with the connection, and sessions are not kept;
-	// QoS 1 would only have each reply acknowledged, by a packet of its own.
-	if err := client.Subscribe(ctx, dps.ResponseFilter, 0); err != nil {
-		return 0, at(fault.StageSubscribe, err)
-	}
-
-	assignment, wait, err := a.drive(ctx, client)
+	assignment, wait, err := a.exchange(ctx, dialer, proof, r)
 	if err != nil || wait > 0 {
 		return wait, err
 	}
@@ -268,63 +225,6 @@ func (a *attempt) identify(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// drive is where the protocol meets the network: what the registration wants
-// sent is published, what arrives or is overdue is handed to it.
-func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assignment, time.Duration, error) {
-	reg, stage := a.registration, fault.StageRegister
-	step, err := reg.Begin(time.Now())
-	for {
-		if reg.OperationID() != "" {
-			stage = fault.StagePoll
-		}
-		switch {
-		case err != nil:
-			return nil, 0, at(stage, err)
-		case step.Assignment != nil:
-			return step.Assignment, 0, nil
-		case step.Send != nil:
-			a.enter(ctx, stage, time.Until(reg.Deadline()), a.asking(stage))
-			if err := client.Publish(ctx, step.Send.Topic, step.Send.Payload, 1); err != nil {
-				return nil, 0, at(stage, err)
-			}
-		case reg.Waiting():
-			wait := time.Until(reg.Deadline())
-			if wait > holdLimit {
-				return nil, wait, nil
-			}
-			a.enter(ctx, stage, wait, "Asking again in "+wait.Round(time.Second).String()+": DPS is assigning "+a.registrationID)
-		}
-		step, err = a.turn(ctx, client)
-		if wait := time.Until(reg.NotBefore()); wait > 0 {
-			a.floor(wait)
-		}
-	}
-}
-
-// turn waits for one message or for the registration's deadline.
-func (a *attempt) turn(ctx context.Context, client *mqttv3.Client) (dps.Step, error) {
-	timed, cancel := context.WithDeadline(ctx, a.registration.Deadline())
-	defer cancel()
-	m, err := client.Receive(timed)
-	switch now := time.Now(); {
-	case err == nil:
-		return a.registration.Handle(now, dps.Message{Topic: m.Topic, Payload: m.Payload})
-	case ctx.Err() != nil:
-		return dps.Step{}, ctx.Err()
-	case timed.Err() != nil:
-		return a.registration.Advance(now)
-	default:
-		return dps.Step{}, err
-	}
-}
-
-func (a *attempt) asking(stage fault.Stage) string {
-	if stage == fault.StageRegister {
-		return "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
-	}
-	return "Asking whether " + a.registrationID + " is assigned"
 }
 
 // floor notes that the service wants nothing from us for a while.

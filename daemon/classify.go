@@ -90,11 +90,17 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		Inspector:   r.inspector,
 		Implausible: s.implausible(now),
 		Validity:    r.validity,
-	}
-	for _, secret := range r.told {
-		c.Told.Add([]byte(secret))
+		Told:        r.secrets(),
 	}
 	return c.Classify(r.err)
+}
+
+// secrets are what peers were told in this attempt.
+func (r *result) secrets() (known redact.Known) {
+	for _, secret := range r.told {
+		known.Add([]byte(secret))
+	}
+	return known
 }
 
 // implausible reports whether the wall clock was later before: when the program
@@ -126,6 +132,9 @@ func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 		}
 		f := fault.New(code, stage, err)
 		f.ServiceCode, f.TrackingID, f.RetryAfter = said.Code, said.TrackingID, said.RetryAfter
+		if strings.Contains(strings.ToLower(said.Message), "api version") {
+			f.Circumstance = fault.APIVersion // 400004 "Unsupported API version 2021-06-01."
+		}
 		return f, true
 	}
 	var malformed *dps.MalformedError
@@ -232,6 +241,8 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	switch {
 	case furthest.Stage == transport.StageCA:
 		return named(fault.CAUnreadable)
+	case blocked(furthest):
+		return fault.New(fault.DNSBlocked, stage, &blockedError{furthest.Remote.String(), err}), true
 	case errors.As(cause, new(*transport.NoNameServerError)):
 		return named(fault.ResolverMissing)
 	case unreachable(cause):
@@ -306,7 +317,11 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 	case errors.As(cause, &authority) && errors.As(cause, &who) && intercepted(who):
 		return named(fault.TLSIntercepted)
 	case errors.As(cause, &authority) || errors.As(cause, &verify):
-		return named(fault.TLSUntrusted)
+		f := fault.New(fault.TLSUntrusted, fault.StageTLS, whole)
+		if errors.As(cause, &who) {
+			f.Circumstance = Trust(who.Host)
+		}
+		return f, true
 	case errors.As(cause, &foreign) && foreign.HTTP():
 		return named(fault.CaptivePortal)
 	case errors.As(cause, &foreign):
@@ -317,7 +332,7 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.TLSVersion)
 	}
 	// An alert of the peer comes as a *net.OpError, but nothing was lost.
-	if _, refused := transport.RemoteAlert(cause); !refused {
+	if !alerted(cause) {
 		if f, known := ofStream(whole, fault.StageTLS); known {
 			return f, true
 		}
@@ -339,11 +354,18 @@ var refusals = []string{
 	"tls: access denied", "tls: certificate required",
 }
 
-// certificateRefused recognises such an alert. Under TLS 1.3 it arrives after
-// the client's side of the handshake is done, in place of the CONNACK.
+// certificateRefused recognises such an alert of a verified server that asked for the
+// certificate. Anybody on the way can send one before, and then it says nothing. Under TLS
+// 1.3 it arrives after the client's side of the handshake is done, in place of the CONNACK.
 func certificateRefused(err error) bool {
 	alert, found := transport.RemoteAlert(err)
-	return found && slices.Contains(refusals, alert)
+	var refused *transport.RefusedError
+	return found && slices.Contains(refusals, alert) && errors.As(err, &refused) && refused.Certificate
+}
+
+func alerted(err error) bool {
+	_, found := transport.RemoteAlert(err)
+	return found
 }
 
 // ofMQTT knows what goes wrong inside the stream.
@@ -357,6 +379,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	switch {
 	case certificateRefused(err):
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
+	case stage == fault.StageConnect && alerted(err): // in place of the CONNACK: the server's part of the handshake
+		return fault.New(fault.TLSFailed, fault.StageTLS, err), true
 	case errors.As(err, &connack):
 		switch connack.ReturnCode {
 		case 4, 5:
@@ -373,7 +397,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 		return named(fault.NotMQTT)
 	case errors.Is(err, mqttv3.ErrTimeout):
 		return named(fault.NoReply)
-	case errors.As(err, &protocol) || errors.Is(err, mqttv3.ErrPacketTooLarge) || errors.Is(err, transport.ErrNotBinary):
+	case errors.As(err, &protocol), errors.Is(err, mqttv3.ErrPacketTooLarge),
+		errors.Is(err, transport.ErrNotBinary), errors.As(err, new(*transport.FrameError)):
 		return named(fault.ProtocolViolation)
 	case errors.Is(err, mqttv3.ErrInvalid):
 		return named(fault.RequestRefused)

@@ -90,11 +90,15 @@ func TestClassify(t *testing.T) {
 		{"the proxy wants a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy does not know the password", dial(transport.StageProxy, &transport.ProxyError{Status: 401}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyUpstream, fault.StageProxy},
+		{"the proxy is closed for the night", dial(transport.StageProxy, &transport.ProxyError{Status: 500}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy wants NTLM", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
+		{"the proxy wants NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyWantsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy says that it is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy hangs up", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy speaks no TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy speaks no TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyUnreachable, fault.StageProxy},
 		{"the proxy has no such name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},
 		{"nobody can be asked for the proxy's name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
@@ -151,6 +155,13 @@ func TestClassify(t *testing.T) {
 		{"CONNACK 5", connect(&mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, fault.StageConnect},
 		{"CONNACK 99", connect(&mqttv3.ConnackError{ReturnCode: 99}), fault.ProtocolViolation, fault.StageConnect},
 		{"HTTP inside TLS", connect(&mqttv3.NotMQTTError{First: []byte("HTTP/1.1 400")}), fault.NotMQTT, fault.StageConnect},
+		{"an alert about a certificate before the server is verified", dial(transport.StageTLS, fmt.Errorf("before: %w", &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")})), fault.TLSFailed, fault.StageTLS},
+		{"an alert about a certificate that nobody asked for", dial(transport.StageTLS, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.TLSFailed, fault.StageTLS},
+		{"an alert about a certificate that was asked for", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.CertificateRefused, fault.StageTLS},
+		{"another alert after a certificate that was asked for", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}}), fault.TLSFailed, fault.StageTLS},
+		{"an alert in place of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}})), fault.CertificateRefused, fault.StageTLS},
+		{"an alert in place of the CONNACK, about a certificate that was not shown", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}})), fault.TLSFailed, fault.StageTLS},
+		{"a breach of WebSocket", at(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.FrameError{Problem: "received unknown opcode 3"})), fault.ProtocolViolation, fault.StagePoll},
 		{"no CONNACK", connect(&mqttv3.TimeoutError{Exchange: "CONNACK"}), fault.NoReply, fault.StageConnect},
 		{"end of the stream", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, io.EOF)), fault.ConnectionLost, fault.StageConnect},
 		{"end of a raw stream", connect(io.EOF), fault.ConnectionLost, fault.StageConnect},
@@ -202,6 +213,63 @@ func TestClassify(t *testing.T) {
 	}
 	if f := Classify(nil); f.Code != "" {
 		t.Errorf("no error is no fault, got %s", f.Code)
+	}
+}
+
+func TestANameOfAzureThatLeadsToThisGatewayIsBlocked(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	at443 := func(host, remote string, stage transport.Stage, err error) transport.Errors {
+		addr, e := net.ResolveTCPAddr("tcp", remote)
+		if e != nil {
+			t.Fatal(e)
+		}
+		return transport.Errors{{Protocol: transport.WebSocket, Stage: stage, Address: host + ":443", Remote: addr, Err: err}}
+	}
+	page := presented("gateway.local", "ACME", x509.UnknownAuthorityError{}).(*transport.CertificateError) //nolint:errorlint // it is made here
+	page.Host = global
+	hub := "h.device.azure-devices.us"
+	for _, tt := range []struct {
+		name string
+		err  transport.Errors
+		code fault.Code
+	}{
+		{"refused at 0.0.0.0", at443(global, "0.0.0.0:443", transport.StageTCP, refused), fault.DNSBlocked},
+		{"refused at 127.0.0.1", at443(global, "127.0.0.1:443", transport.StageTCP, refused), fault.DNSBlocked},
+		{"refused at ::1", at443(hub, "[::1]:443", transport.StageTCP, refused), fault.DNSBlocked},
+		{"the gateway's own web page answers", at443(global, "127.0.0.1:443", transport.StageTLS, page), fault.DNSBlocked},
+		{"an inspector on this gateway", at443(global, "127.0.0.1:443", transport.StageTLS, presented(global, "ACME", x509.UnknownAuthorityError{})), fault.TLSIntercepted},
+		{"refused elsewhere", at443(global, "192.0.2.1:443", transport.StageTCP, refused), fault.TCPRefused},
+		{"a simulator that does not run", at443("dps.test", "127.0.0.1:443", transport.StageTCP, refused), fault.TCPRefused},
+		{"a name that is only like Azure's", at443("azure-devices.net.test", "127.0.0.1:443", transport.StageTCP, refused), fault.TCPRefused},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Classify(at(fault.StageTCP, tt.err))
+			if f.Code != tt.code || (tt.code == fault.DNSBlocked) != strings.Contains(f.Error(), "resolves to this gateway itself") {
+				t.Errorf("%v", f)
+			}
+		})
+	}
+}
+
+func TestTheAdviceForASovereignCloudIsItsRoot(t *testing.T) {
+	for host, advised := range map[string]bool{
+		global: false, "x.azure-devices-provisioning.us": true, "x.azure-devices-provisioning.cn": true, "h.azure-devices.us": true, "dps.test": false,
+	} {
+		f := Classify(transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageTLS, Address: host + ":8883", Err: presented(host, "DigiCert Inc", x509.UnknownAuthorityError{})}})
+		if f.Code != fault.TLSUntrusted || strings.Contains(f.Advice(), "DigiCertGlobalRootCA") != advised {
+			t.Errorf("%s: %s: %s", host, f.Code, f.Advice())
+		}
+	}
+}
+
+func TestAnAPIVersionThatTheServiceRefusesIsNamedInTheAdvice(t *testing.T) {
+	f := Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Unsupported API version 2021-06-01."}`)))
+	if f.Code != fault.RequestRefused || !strings.Contains(f.Advice(), "Remove api_version") {
+		t.Errorf("%s: %s", f.Code, f.Advice())
+	}
+	f = Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Invalid registration ID."}`)))
+	if f.Code != fault.RequestRefused || strings.Contains(f.Advice(), "Remove api_version") {
+		t.Errorf("%s: %s", f.Code, f.Advice())
 	}
 }
 

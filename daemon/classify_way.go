@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/fault"
@@ -23,6 +25,7 @@ import (
 func ofProxy(cause error) fault.Code {
 	var (
 		answer  *transport.ProxyError
+		plain   *transport.NotTLSError
 		file    *fs.PathError
 		invalid x509.CertificateInvalidError
 		verify  *tls.CertificateVerificationError
@@ -33,11 +36,17 @@ func ofProxy(cause error) fault.Code {
 		return fault.ProxyAddress
 	case errors.As(cause, &file):
 		return fault.CAUnreadable
+	case errors.Is(cause, transport.ErrProxyWantsTLS), errors.As(cause, &plain):
+		return fault.ProxyScheme
+	case errors.As(cause, &answer) && answer.Status == http.StatusProxyAuthRequired && !offersBasic(answer.Schemes):
+		return fault.ProxyAuthUnsupported
 	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
 		// 401 is tinyproxy's word for a wrong password.
 		return fault.ProxyAuth
 	case errors.As(cause, &answer) && portal(answer.Status):
 		return fault.CaptivePortal
+	case errors.As(cause, &answer) && answer.Status >= http.StatusBadGateway && answer.Status <= http.StatusGatewayTimeout:
+		return fault.ProxyUpstream
 	case errors.As(cause, &answer):
 		return fault.ProxyRefused
 	case errors.As(cause, &invalid) && invalid.Reason == x509.Expired && notYet(invalid):
@@ -51,6 +60,46 @@ func ofProxy(cause error) fault.Code {
 	}
 	return fault.ProxyRefused
 }
+
+// offersBasic reports whether basic authentication may be accepted. A proxy that names no
+// scheme does not say.
+func offersBasic(schemes []string) bool {
+	return len(schemes) == 0 || slices.ContainsFunc(schemes, func(s string) bool { return strings.EqualFold(s, "Basic") })
+}
+
+// blocked reports whether the name server has sent the gateway to itself in place of
+// Azure, as blocklists do with names that they do not like: nobody listens there, or
+// somebody with a certificate for another name.
+func blocked(e *transport.Error) bool {
+	host, _, err := net.SplitHostPort(e.Address)
+	if err != nil || e.Proxy != "" || e.Remote == nil {
+		return false
+	}
+	var other *transport.CertificateError
+	if e.Stage != transport.StageTCP && (!errors.As(e.Err, &other) || other.Named()) {
+		return false
+	}
+	_, azure := CloudOf(host)
+	reached, err := netip.ParseAddrPort(e.Remote.String())
+	return azure && err == nil && Blocked(reached.Addr())
+}
+
+// Blocked reports whether an address is one that a blocklist gives for a name.
+func Blocked(address netip.Addr) bool {
+	address = address.Unmap()
+	return address.IsLoopback() || address.IsUnspecified()
+}
+
+// blockedError says where the name has led.
+type blockedError struct {
+	address string
+	err     error
+}
+
+func (e *blockedError) Error() string {
+	return fmt.Sprintf("the name resolves to this gateway itself (%s): %v", e.address, e.err)
+}
+func (e *blockedError) Unwrap() error { return e.err }
 
 // portal reports whether an HTTP status is a captive portal's: it redirects to a page,
 // or says what it is (RFC 6585 §6).
@@ -99,15 +148,4 @@ func Inspector(host string, issuer pkix.Name) string {
 		return foreign.Line(issuer.String(), foreign.MaxText/2)
 	}
 	return ""
-}
-
-// Azure knows the domains of DPS in Azure's clouds: global, China, US government.
-func Azure(host string) bool {
-	host = strings.ToLower(host)
-	for _, domain := range []string{"net", "cn", "us"} {
-		if strings.HasSuffix(host, ".azure-devices-provisioning."+domain) {
-			return true
-		}
-	}
-	return false
 }

@@ -7,33 +7,58 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// Doubt says what in the settings is probably a mistake although it may be right, and
-// what to do about it; "" for nothing.
-//
-// Azure's ID scopes begin with "0ne", and with "0cn" in China. Nothing documents it, and
-// a simulator has its own.
-func (s *Settings) Doubt() (what, advice string) {
+// Doubt is what in the settings is probably a mistake although it may be right.
+type Doubt struct{ What, Advice string }
+
+// Doubts returns what is doubtful in the settings.
+func (s *Settings) Doubts() (doubts []Doubt) {
+	host := ""
+	if s.Dialer != nil {
+		host = s.Dialer.Host
+	}
+	for _, doubt := range []Doubt{doubtfulScope(s.IDScope, host), doubtfulVersion(s.APIVersion, host)} {
+		if doubt.What != "" {
+			doubts = append(doubts, doubt)
+		}
+	}
+	return doubts
+}
+
+// doubtfulScope knows that Azure's ID scopes begin with "0ne", and with "0cn" in China.
+// Nothing documents it, and a simulator has its own.
+func doubtfulScope(scope, host string) Doubt {
 	begin := "0ne"
-	if s.Dialer != nil && strings.HasSuffix(strings.ToLower(s.Dialer.Host), ".cn") {
+	if strings.HasSuffix(strings.ToLower(host), ".cn") {
 		begin = "0cn"
 	}
-	if strings.HasPrefix(s.IDScope, begin) {
-		return "", ""
+	if strings.HasPrefix(scope, begin) {
+		return Doubt{}
 	}
-	scope := s.IDScope
 	if len(scope) > 20 {
 		scope = scope[:20] + "…" // something else may have been pasted here
 	}
-	return fmt.Sprintf("id_scope %s does not begin with %q; Azure's ID scopes do", strconv.Quote(scope), begin),
-		"Copy the ID scope from the overview page of the provisioning service; it is not the name of the service."
+	return Doubt{fmt.Sprintf("id_scope %s does not begin with %q; Azure's ID scopes do", strconv.Quote(scope), begin),
+		"Copy the ID scope from the overview page of the provisioning service; it is not the name of the service."}
 }
 
-// doubt logs that the settings are doubtful.
+// doubtfulVersion knows that the sovereign clouds have refused API versions which the
+// public cloud supported: 2021-06-01 in Azure Government, 2019-04-15 in China.
+func doubtfulVersion(version, host string) Doubt {
+	cloud, _ := CloudOf(host)
+	if !cloud.Sovereign || version == "" || version == dps.DefaultAPIVersion {
+		return Doubt{}
+	}
+	return Doubt{fmt.Sprintf("%s may not support api_version %q: it has refused versions that the public cloud supports", cloud.Name, version),
+		fmt.Sprintf("Remove api_version, so that dpsd uses %s, unless %s refuses that one.", dps.DefaultAPIVersion, cloud.Name)}
+}
+
+// doubt logs what is doubtful in the settings.
 func (s *supervisor) doubt() {
-	if what, advice := s.settings.Doubt(); what != "" {
-		s.tell(event.ConfigurationDoubtful, zap.String("doubt", what), zap.String("advice", advice))
+	for _, doubt := range s.settings.Doubts() {
+		s.tell(event.ConfigurationDoubtful, zap.String("doubt", doubt.What), zap.String("advice", doubt.Advice))
 	}
 }

@@ -26,14 +26,41 @@ func TestAnIDScopeThatIsNotLikeAzuresIsDoubtful(t *testing.T) {
 		{"0cn00000000", global, true},
 	} {
 		s := Settings{IDScope: test.scope, Dialer: &transport.Dialer{Host: test.host}}
-		what, advice := s.Doubt()
-		if (what != "") != test.doubtful || (advice != "") != test.doubtful || what != "" && !strings.Contains(what, test.scope) {
-			t.Errorf("%s at %s: %q, %q", test.scope, test.host, what, advice)
+		doubts := s.Doubts()
+		if (len(doubts) == 1) != test.doubtful || test.doubtful && (doubts[0].Advice == "" || !strings.Contains(doubts[0].What, test.scope)) {
+			t.Errorf("%s at %s: %q", test.scope, test.host, doubts)
 		}
 	}
 	long := Settings{IDScope: strings.Repeat("k", 44), Dialer: &transport.Dialer{}}
-	if what, _ := long.Doubt(); strings.Contains(what, long.IDScope) {
-		t.Errorf("what may be a key is repeated: %q", what)
+	if doubts := long.Doubts(); len(doubts) != 1 || strings.Contains(doubts[0].What, long.IDScope) {
+		t.Errorf("what may be a key is repeated: %q", doubts)
+	}
+}
+
+// Azure Government has refused 2021-06-01 and China 2019-04-15 when the public cloud had
+// supported them for long.
+func TestANewAPIVersionIsDoubtfulInASovereignCloud(t *testing.T) {
+	for _, test := range []struct {
+		version, host string
+		doubtful      bool
+	}{
+		{"", "global.azure-devices-provisioning.us", false},
+		{"2019-03-31", "global.azure-devices-provisioning.us", false},
+		{"2021-06-01", "global.azure-devices-provisioning.us", true},
+		{"2021-06-01", "Global.Azure-Devices-Provisioning.US", true},
+		{"2026-11-01", "global.azure-devices-provisioning.cn", true},
+		{"2021-06-01", global, false},
+		{"2021-06-01", "localhost", false},
+	} {
+		scope := "0ne00000000"
+		if strings.HasSuffix(test.host, ".cn") {
+			scope = "0cn00000000"
+		}
+		s := Settings{IDScope: scope, APIVersion: test.version, Dialer: &transport.Dialer{Host: test.host}}
+		doubts := s.Doubts()
+		if (len(doubts) == 1) != test.doubtful || test.doubtful && (!strings.Contains(doubts[0].What, test.version) || !strings.Contains(doubts[0].Advice, "2019-03-31")) {
+			t.Errorf("%s at %s: %q", test.version, test.host, doubts)
+		}
 	}
 }
 

@@ -78,6 +78,15 @@ func proxied(address string, proxy func(net.Conn)) provocation {
 	}}
 }
 
+// leading is a name server that leads to that address, where nobody listens.
+func leading(address string) func(*gateway) {
+	return func(g *gateway) {
+		g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.ParseIP(address), Port: 8883}, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+		}
+	}
+}
+
 func answering(text string) func(net.Conn) {
 	return func(c net.Conn) {
 		defer c.Close()
@@ -139,9 +148,13 @@ var provocations = map[fault.Code]provocation{
 	fault.NetworkUnreachable: dialling(os.NewSyscallError("connect", syscall.ENETUNREACH)),
 	fault.ResolverMissing:    dialling(&net.DNSError{Err: "read udp 127.0.0.1:41000->127.0.0.1:53: read: connection refused", Name: "global.azure-devices-provisioning.net", Server: "127.0.0.1:53"}),
 	fault.DNSFailed:          dialling(&net.DNSError{Err: "no such host", Name: "global.azure-devices-provisioning.net", Server: "192.0.2.1:53", IsNotFound: true}),
-	fault.TCPRefused:         dialling(os.NewSyscallError("connect", syscall.ECONNREFUSED)),
-	fault.ConnectTimeout:     ruled(simulator.Rule{On: simulator.OnAccept, Silent: true}),
-	fault.ConnectionLost:     ruled(simulator.Rule{On: simulator.OnPoll, Reset: true}),
+	fault.DNSBlocked: {set: func(g *gateway) {
+		g.Settings.Dialer.Host = global
+		leading("0.0.0.0")(g)
+	}},
+	fault.TCPRefused:     dialling(os.NewSyscallError("connect", syscall.ECONNREFUSED)),
+	fault.ConnectTimeout: ruled(simulator.Rule{On: simulator.OnAccept, Silent: true}),
+	fault.ConnectionLost: ruled(simulator.Rule{On: simulator.OnPoll, Reset: true}),
 
 	fault.ProxyAddress: {set: func(g *gateway) {
 		g.Settings.Dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("socks5://proxy.test:1080") }
@@ -153,7 +166,11 @@ var provocations = map[fault.Code]provocation{
 	fault.ProxyUntrusted: proxied("https://proxy.test:3129", nil),
 	fault.ProxyAuth: proxied("http://proxy.test:3128",
 		answering("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n")),
-	fault.ProxyRefused: proxied("http://proxy.test:3128", answering("HTTP/1.1 403 Filtered\r\n\r\n")),
+	fault.ProxyAuthUnsupported: proxied("http://proxy.test:3128",
+		answering("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n")),
+	fault.ProxyScheme:   proxied("http://proxy.test:3128", answering("\x15\x03\x01\x00\x02\x02\x28")),
+	fault.ProxyUpstream: proxied("http://proxy.test:3128", answering("HTTP/1.1 503 Service Unavailable\r\n\r\n")),
+	fault.ProxyRefused:  proxied("http://proxy.test:3128", answering("HTTP/1.1 403 Filtered\r\n\r\n")),
 
 	fault.CAUnreadable: {set: func(g *gateway) { g.Settings.Dialer.CAFile = filepath.Join(g.dir, "ca.pem") }},
 	fault.TLSUntrusted: ruled(simulator.Rule{On: simulator.OnTLS, ServerCertificate: "other-ca"}),

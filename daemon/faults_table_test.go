@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -36,6 +37,8 @@ type trouble struct {
 	lasts bool           // it does not pass by itself
 	moves bool           // the gateway is given another hub, which is to be published
 	quiet bool           // nothing of it reaches the network: attempts are not counted
+
+	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
 }
 
 // outcome is what came of it.
@@ -188,6 +191,7 @@ func troubles() []trouble {
 			onceAndAlways(on+"PUBACK, then a reset", fault.ConnectionLost, simulator.Rule{On: stage, AfterPuback: true, Reset: true}),
 			onceAndAlways(on+"PUBACK, then silence", fault.NoReply, simulator.Rule{On: stage, AfterPuback: true, Silent: true}),
 			calmly(on+"the reply before the PUBACK", simulator.Rule{On: stage, BeforePuback: true}),
+			calmly(on+"the reply without the PUBACK", simulator.Rule{On: stage, NoPuback: true}),
 			calmly(on+"the reply twice", simulator.Rule{On: stage, Replies: 2}),
 			calmly(on+"the reply a second time with DUP", simulator.Rule{On: stage, Duplicate: true}),
 			calmly(on+"the reply byte by byte", simulator.Rule{On: stage, ByteByByte: true, Pace: 10 * time.Millisecond}),
@@ -228,6 +232,14 @@ func troubles() []trouble {
 		calmly("a link with 600 ms each way", simulator.Rule{On: simulator.OnAccept, DelayUp: 600 * time.Millisecond, DelayDown: 600 * time.Millisecond}),
 		onceAndAlways("a web page without TLS", fault.CaptivePortal, simulator.Rule{On: simulator.OnAccept, Garbage: "HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n"}),
 	)
+	for _, alert := range []string{"bad_certificate", "unknown_ca", "access_denied", "certificate_required"} {
+		add(onceAndAlways("the alert "+alert+" before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: alert}))
+	}
+	add(
+		onceAndAlways("an alert about a certificate, in place of one", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("an alert about a certificate, in place of one, under TLS 1.3", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("garbage within the TLS stream", fault.ConnectionLost, simulator.Rule{On: simulator.OnAccept, AfterUp: 700, Garbage: "GARBAGE GARBAGE"}),
+	)
 	for _, after := range []int{1, 500, 1200, 1700} {
 		for _, way := range []string{"close", "reset"} {
 			rule := simulator.Rule{On: simulator.OnAccept, AfterDown: after, Close: way == "close", Reset: way == "reset"}
@@ -255,10 +267,15 @@ func troubles() []trouble {
 		web = append(web, onceAndAlways(fmt.Sprintf("the upgrade is answered %d", status), c, simulator.Rule{On: simulator.OnUpgrade, Status: status})...)
 	}
 	web = append(web, onceAndAlways("no subprotocol", fault.WebSocketRefused, simulator.Rule{On: simulator.OnUpgrade, Subprotocol: "none"})...)
-	for _, frames := range []string{"split", "fragments", "ping", "masked"} {
+	web = append(web, onceAndAlways("an extension that was not offered", fault.WebSocketRefused, simulator.Rule{On: simulator.OnUpgrade, Extension: "permessage-deflate"})...)
+	for _, frames := range []string{"split", "fragments", "ping"} {
 		web = append(web, calmly("frames: "+frames, simulator.Rule{On: simulator.OnRegister, Frames: frames})...)
 	}
-	web = append(web, onceAndAlways("frames: text", fault.ProtocolViolation, simulator.Rule{On: simulator.OnRegister, Frames: "text"})...)
+	for _, frames := range []string{
+		"text", "masked", "rsv1", "rsv2", "rsv3", "reserved", "reserved-control", "orphan", "interrupted", "negative", "long-control", "fragmented-control", "bad-close",
+	} {
+		web = append(web, onceAndAlways("frames: "+frames, fault.ProtocolViolation, simulator.Rule{On: simulator.OnRegister, Frames: frames})...)
+	}
 	for _, status := range []int{1001, 1002, 1008, 1011, 1013} {
 		web = append(web, onceAndAlways(fmt.Sprintf("the close frame %d", status), fault.ConnectionLost, simulator.Rule{On: simulator.OnRegister, Close: true, CloseCode: status})...)
 	}
@@ -272,6 +289,8 @@ func troubles() []trouble {
 	certified := slices.Concat(
 		onceAndAlways("the certificate is refused by an alert", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
 		onceAndAlways("the certificate is refused by an alert under TLS 1.3", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
+		onceAndAlways("the alert bad_certificate before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate"}),
+		onceAndAlways("the alert unknown_ca before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "unknown_ca"}),
 		onceAndAlways("register: 401", fault.Unauthorized, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}),
 		onceAndAlways("CONNACK 5", fault.ConnackRefused, simulator.Rule{On: simulator.OnConnect, Connack: code(5)}),
 		onceAndAlways("register: 500", fault.ServiceError, simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none"}),
@@ -280,7 +299,18 @@ func troubles() []trouble {
 	for i := range certified {
 		certified[i].with = "certificate"
 	}
-	add(certified)
+	add(certified, resumptions(), proxies())
+	add(onceAndAlways("register: 400, the API version is not supported", fault.RequestRefused,
+		simulator.Rule{On: simulator.OnRegister, Status: 400, ErrorCode: 400004, ErrorMessage: "Unsupported API version 2021-06-01.", RetryAfter: "none"}))
+	for _, host := range []string{"global.azure-devices-provisioning.us", "global.azure-devices-provisioning.cn"} {
+		add([]trouble{{name: "the root of " + host + " is not trusted", on: "mqtt", code: fault.TLSUntrusted, lasts: true, set: func(g *gateway) { issuedByDigiCert(g, host) }}})
+	}
+	for _, address := range []string{"0.0.0.0", "127.0.0.1", "127.0.0.53", "::", "::1"} {
+		add([]trouble{{name: "a blocklist leads the name to " + address, on: "mqtt", code: fault.DNSBlocked, lasts: true, set: func(g *gateway) {
+			g.Settings.Dialer.Host = global
+			leading(address)(g)
+		}}})
+	}
 	add([]trouble{
 		{name: "the wrong key", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", wrong) }},
 		{name: "the wrong key, mended", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
@@ -294,6 +324,10 @@ func troubles() []trouble {
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
 		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
 		{name: "no payload file", on: "mqtt", code: fault.InputUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.PayloadFile = g.dir + "/missing" }},
+		{name: "a serial file whose first line is blank", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) {
+			g.write("serial", "\n"+device+"\n")
+			g.Settings.RegistrationID = attest.RegistrationID{File: g.dir + "/serial"}
+		}},
 		{name: "a payload file that is no object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
 		{name: "no ca_file", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.Dialer.CAFile = g.dir + "/missing" }},
 		{name: "no route for 90 s", on: "mqtt", code: fault.NetworkUnreachable, quiet: true, set: func(g *gateway) {
@@ -331,9 +365,15 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		}
 		g.refusing()
+		if row.tickets {
+			g.Settings.Dialer.Sessions = tls.NewLRUClientSessionCache(4)
+			if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: true}}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		g.publish()
 		before := snapshot(t, g.Store.Directory)
-		if err := g.sim.SetScenario(&simulator.Scenario{Rules: row.rules}); err != nil {
+		if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: row.tickets}, Rules: row.rules}); err != nil {
 			t.Fatal(err)
 		}
 		if row.set != nil {

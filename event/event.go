@@ -28,6 +28,7 @@ const (
 	Phase                  = "phase"
 	CertificateNotValidNow = "certificate-not-valid-now"
 	Connected              = "connected"
+	ResumptionFailed       = "resumption-failed"
 	Waiting                = "waiting"
 	FloorNotKept           = "floor-not-kept"
 	Fault                  = "fault"

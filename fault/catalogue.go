@@ -35,6 +35,10 @@ const (
 	AtHub Circumstance = "the assigned hub was tried"
 	// Hidden: the file is in a place that the sandbox of dpsd.service hides.
 	Hidden Circumstance = "the file is below /home, /root or /run/user"
+	// SovereignCloud: the name belongs to Azure Government or to Azure in China.
+	SovereignCloud Circumstance = "the name ends with .us or .cn"
+	// APIVersion: the service names the API version in its refusal.
+	APIVersion Circumstance = "the service does not support the API version"
 )
 
 // Catalogue returns every code, in the order of the stages of an attempt.
@@ -88,6 +92,9 @@ var catalogue = []Entry{
 		"The endpoint's name could not be resolved.",
 		"Check the spelling of endpoint in dpsd.toml, and the name server.",
 		AtHub, "Check the name server. If it works, the hub was removed or renamed: dpsd reprovision asks DPS for the current one."},
+	{DNSBlocked, Interception,
+		"The name of the endpoint resolves to this gateway itself (0.0.0.0 or 127.x); a DNS blocklist does that.",
+		"Allow the name in the filtering name server (Pi-hole, AdGuard, the router's filter), and remove it from /etc/hosts; getent ahosts NAME shows the addresses that this gateway uses.", "", ""},
 	{TCPRefused, Transient,
 		"The connection was refused.",
 		"Check the name and port of the server, and that the firewall allows the port.",
@@ -108,13 +115,23 @@ var catalogue = []Entry{
 	{ProxyUntrusted, Interception,
 		"The proxy's own certificate is not trusted, has expired or is for another name.",
 		"Set proxy_ca_file to the authority that issued it, and use the proxy's name as the certificate has it.", "", ""},
+	{ProxyScheme, Transient,
+		"The address of the proxy begins with http:// although the proxy expects TLS, or with https:// although it does not.",
+		"Correct the beginning of the address in proxy or HTTPS_PROXY: https:// only if the proxy itself expects TLS.", "", ""},
 	{ProxyAuth, Transient,
 		"The proxy wants to be told who we are, or does not accept it (407 or 401).",
 		"Set proxy_user and proxy_password. dpsd offers basic authentication; what the proxy accepts is in the cause.", "", ""},
+	{ProxyAuthUnsupported, Transient,
+		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407).",
+		"dpsd supports basic authentication. Let the proxy allow the endpoint without authentication, or offer Basic to this gateway; or run a local proxy that signs in (cntlm, px) and set proxy to its address.", "", ""},
+	{ProxyUpstream, Transient,
+		"The proxy allowed the connection, but could not establish it (502, 503 or 504).",
+		"Check on the proxy that it can resolve the endpoint's name and reach its port: its name server, its firewall and its own upstream proxy.",
+		OnlyMQTT, "Check on the proxy that it can resolve the endpoint's name and reach mqtt_port (8883), or let dpsd try port 443 too: protocols = [\"mqtt\", \"websocket\"]."},
 	{ProxyRefused, Transient,
 		"The proxy would not connect us, or did not answer as a proxy does.",
-		"Allow CONNECT to the endpoint and port in the proxy. See the cause in the journal.",
-		OnlyMQTT, "Allow CONNECT to the endpoint's mqtt_port (8883) in the proxy, or let dpsd try port 443 too, which most proxies allow: protocols = [\"mqtt\", \"websocket\"]. See the cause in the journal."},
+		"Allow CONNECT to the endpoint and port in the proxy. If it hangs up without an answer, it may expect TLS; if so, write its address with https://. See the cause in the journal.",
+		OnlyMQTT, "Allow CONNECT to the endpoint's mqtt_port (8883) in the proxy, or let dpsd try port 443 too, which most proxies allow: protocols = [\"mqtt\", \"websocket\"]. If it hangs up without an answer, it may expect TLS; if so, write its address with https://. See the cause in the journal."},
 
 	{CAUnreadable, Input,
 		"ca_file or proxy_ca_file is missing, unreadable or holds no certificate.",
@@ -122,7 +139,8 @@ var catalogue = []Entry{
 		Hidden, "dpsd.service cannot see files there: put the certificates below /etc/dpsd, readable for the user dpsd, and correct the path in dpsd.toml."},
 	{TLSUntrusted, Interception,
 		"The server's certificate is signed by somebody this gateway does not trust.",
-		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates.", "", ""},
+		"If a proxy inspects TLS here, exempt the endpoint from it or set ca_file; otherwise update ca-certificates.",
+		SovereignCloud, "Set ca_file to a PEM file with the DigiCert Global Root CA (G1), which Azure Government and Azure in China still use and which distributions removed in April 2026: https://cacerts.digicert.com/DigiCertGlobalRootCA.crt.pem"},
 	{TLSIntercepted, Interception,
 		"Somebody on the way answers in the service's place: who does is in the cause, as the issuer of the certificate.",
 		"Have the endpoint exempted from TLS inspection; a device certificate cannot pass it. With keys alone, ca_file may name the issuer; then a refusal in the cause may also be the key's fault.", "", ""},
@@ -172,7 +190,7 @@ var catalogue = []Entry{
 		"An MQTT server answered that is not DPS.",
 		"Check endpoint in dpsd.toml: it must be a device provisioning endpoint, not a hub or another broker.", "", ""},
 	{ProtocolViolation, Transient,
-		"The peer broke the rules of MQTT.",
+		"The peer broke the rules of MQTT or of WebSocket.",
 		"Usually a middlebox or a server that is not DPS; see the cause in the journal.", "", ""},
 
 	{Unauthorized, Credential,
@@ -189,7 +207,8 @@ var catalogue = []Entry{
 		"Look at the enrollment's allocation policy and linked hubs, with errorCode and trackingId.", "", ""},
 	{RequestRefused, Enrollment,
 		"DPS refused the request.",
-		"See errorCode and message; check api_version, registration_id and payload_file.", "", ""},
+		"See errorCode and message; check api_version, registration_id and payload_file.",
+		APIVersion, "Remove api_version from dpsd.toml, so that dpsd uses 2019-03-31, then: systemctl restart --no-block dpsd. Azure Government and Azure in China support newer versions later than the public cloud."},
 	{Throttled, Throttling,
 		"DPS asks us to slow down (429).",
 		"Nothing; dpsd waits as long as the service asks.", "", ""},

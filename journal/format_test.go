@@ -39,6 +39,7 @@ var samples = map[string][]zap.Field{
 	event.Phase:                        {zap.String("stage", "register"), zap.String("status", "Registering gw-1 with global.azure-devices-provisioning.net"), zap.Duration("limit", time.Minute)},
 	event.CertificateNotValidNow:       {zap.Error(errors.New("file:/etc/dpsd/keys/device.pem: the certificate has expired (not after 2025-01-01T00:00:00Z)"))},
 	event.Connected:                    {zap.String("protocol", "mqtt"), zap.String("address", "192.0.2.7:8883"), zap.String("proxy", "")},
+	event.ResumptionFailed:             {zap.String("cause", "connection-lost: EOF")},
 	event.Waiting:                      {zap.String("why", "DPS asked to wait (Retry-After)"), zap.Duration("retryIn", 10*time.Minute)},
 	event.FloorNotKept:                 {zap.Error(errors.New("open /run/dpsd/floors.json: read-only file system")), zap.Duration("wait", 2*time.Minute)},
 	event.Fault: {zap.String("fault", "unauthorized"), zap.String("stage", "register"), zap.String("class", "credential"),

@@ -198,19 +198,17 @@ func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
 	})
 }
 
-// Publish sends a message. With QoS 0 it returns when the message is written, with
-// QoS 1 when the PUBACK is there.
+// Publish sends a message and returns when it is written. The PUBACK of QoS 1 is not waited
+// for: the service answers with a message of its own, which counts whether it comes before
+// the PUBACK, after it or without it.
 func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos byte) error {
 	p := packet{kind: kindPublish, topic: []byte(topic), payload: payload, qos: qos, id: uint16(qos)}
 	if err := c.sendable(&p, qos); err != nil {
 		return err
 	}
-	exchange := "PUBACK"
-	if qos == 0 {
-		exchange = "PUBLISH"
-	}
-	return c.call(ctx, exchange, func(ctx context.Context) error {
-		_, err := c.paho.Publish(ctx, &paho.Publish{Topic: topic, Payload: payload, QoS: qos})
+	return c.call(ctx, "PUBLISH", func(ctx context.Context) error {
+		_, err := c.paho.PublishWithOptions(ctx, &paho.Publish{Topic: topic, Payload: payload, QoS: qos},
+			paho.PublishOptions{Method: paho.PublishMethod_AsyncSend})
 		return err
 	})
 }

@@ -80,8 +80,7 @@ func (e *ProtocolError) Error() string {
 // TimeoutError tells which answer did not come within [Options.Timeout].
 type TimeoutError struct {
 	// Exchange is the packet that was waited for: "CONNACK", "SUBACK",
-	// "PUBACK", "PINGRESP"; or "PUBLISH" when a message of QoS 0 could not be
-	// written.
+	// "PINGRESP"; or "PUBLISH" when a message could not be written.
 	Exchange string
 }
 

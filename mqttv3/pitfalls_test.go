@@ -56,8 +56,8 @@ func TestPitfall01CallsInFlightEndWithTheConnection(t *testing.T) {
 		})
 		pending := make(chan error, 4)
 		go func() { pending <- c.Subscribe(context.Background(), "r/#", 1) }()
-		go func() { pending <- c.Publish(context.Background(), "a", nil, 1) }()
-		go func() { pending <- c.Publish(context.Background(), "b", nil, 1) }()
+		go func() { pending <- c.Subscribe(context.Background(), "s/#", 1) }()
+		go func() { pending <- c.Subscribe(context.Background(), "t/#", 1) }()
 		go func() { _, err := c.Receive(context.Background()); pending <- err }()
 		<-c.Done()
 		atOnce(t, func() {

@@ -102,6 +102,8 @@ type Rule struct {
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
 	// Protocol is "mqtt" or "websocket" to act on one listener only.
 	Protocol string `toml:"protocol"`
+	// Resumed lets the rule act only on a connection that resumed a TLS session.
+	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll"`
 	// Skip is how many matches pass untouched first.
 	Skip int `toml:"skip"`
 	// Times is how often the rule acts; 0 is always.
@@ -162,9 +164,12 @@ type Rule struct {
 	Location string `toml:"location" on:"upgrade"`
 	// Subprotocol is the one that is agreed to, whatever was offered; "none" for none.
 	Subprotocol string `toml:"subprotocol" on:"upgrade"`
+	// Extension is one that the server claims to use, whatever was offered.
+	Extension string `toml:"extension" on:"upgrade"`
 	// Frames is the form of the answer over WebSocket: "split" (a frame for each
 	// byte), "fragments" (one message in fragments of one byte), "ping" (a ping
-	// ahead of it), or what RFC 6455 or MQTT forbids: "text", "masked".
+	// ahead of it), or what MQTT forbids, "text", or what RFC 6455 forbids, which
+	// has the names of brokenFrames.
 	Frames string `toml:"frames" on:"connect subscribe register poll ping unsubscribe"`
 	// CloseCode is the status of the close frame that Close and Then send over WebSocket; 0 is 1000.
 	CloseCode int `toml:"close_code" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
@@ -214,6 +219,8 @@ type Rule struct {
 	Duplicate bool `toml:"duplicate" on:"register poll"`
 	// BeforePuback sends the reply ahead of the request's PUBACK.
 	BeforePuback bool `toml:"before_puback" on:"register poll"`
+	// NoPuback leaves the request's PUBACK out; the reply comes all the same.
+	NoPuback bool `toml:"no_puback" on:"register poll"`
 	// AfterPuback acknowledges the request at once; Delay, Close, Reset, Silent and Garbage come after that.
 	AfterPuback bool `toml:"after_puback" on:"register poll"`
 }
@@ -446,7 +453,7 @@ func (sc *Scenario) problems() []problem {
 		one("rule", i, "state", r.State, "assigning", "assigned", "failed", "disabled", "unassigned")
 		one("rule", i, "alert", r.Alert, slices.Sorted(maps.Keys(alerts))...)
 		one("rule", i, "alert_at", r.AlertAt, "hello", "certificate")
-		one("rule", i, "frames", r.Frames, "text", "split", "fragments", "ping", "masked")
+		one("rule", i, "frames", r.Frames, append([]string{"text", "split", "fragments", "ping"}, slices.Sorted(maps.Keys(brokenFrames))...)...)
 		for key, v := range map[string]int{
 			"skip": r.Skip, "times": r.Times, "cut": r.Cut, "replies": r.Replies, "status": r.Status,
 			"after_up": r.AfterUp, "after_down": r.AfterDown, "pad": r.Pad, "close_code": r.CloseCode,
@@ -574,13 +581,13 @@ func newScript(sc *Scenario, seed seed) *script {
 
 // match finds the rule for an event, and counts it. A rule that an earlier
 // one keeps from acting does not count the event: so rules of one stage form a sequence.
-func (s *script) match(on Stage, protocol, registrationID string) *Rule {
+func (s *script) match(on Stage, protocol, registrationID string, resumed bool) *Rule {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	age := time.Since(s.start)
 	for i := range s.Rules {
 		r := &s.Rules[i]
-		if r.On != on || r.Protocol != "" && r.Protocol != protocol {
+		if r.On != on || r.Protocol != "" && r.Protocol != protocol || r.Resumed && !resumed {
 			continue
 		}
 		if r.RegistrationID != "" {

@@ -310,7 +310,7 @@ func (s *session) handle(in *inbound, previous byte) {
 		}
 		on = OnDisconnect
 	}
-	rule := s.c.server.script.Load().match(on, s.c.protocol, s.who.registrationID)
+	rule := s.c.server.script.Load().match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
 	acked := false
 	if rule.AfterPuback && p.FixedHeader.Qos == 1 {
 		s.send(rule, puback(p))
@@ -464,7 +464,7 @@ func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool
 		return out
 	}
 	var acknowledgement []packets.Packet
-	if p.FixedHeader.Qos == 1 && !acked {
+	if p.FixedHeader.Qos == 1 && !acked && !rule.NoPuback {
 		acknowledgement = []packets.Packet{puback(p)}
 	}
 	wait := server.script.Load().Settings.ReplyDelay

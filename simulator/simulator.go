@@ -423,7 +423,7 @@ func (c *connection) sleep(d time.Duration) bool {
 // run takes the connection through TLS and, if so, WebSocket to MQTT.
 func (c *connection) run() {
 	script := c.server.script.Load()
-	rule := script.match(OnAccept, c.protocol, "")
+	rule := script.match(OnAccept, c.protocol, "", false)
 	if !c.sleep(rule.Delay) {
 		return
 	}
@@ -443,7 +443,7 @@ func (c *connection) run() {
 	}
 	c.raw.rule = rule
 
-	rule = script.match(OnTLS, c.protocol, "")
+	rule = script.match(OnTLS, c.protocol, "", false)
 	if rule.Alert != "" && rule.AlertAt != "certificate" {
 		c.hearOnce()
 		_, _ = c.raw.Write(alertRecord(rule.Alert))

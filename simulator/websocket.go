@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 	_ = c.raw.SetDeadline(time.Time{})
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
-	rule := script.match(OnUpgrade, c.protocol, "")
+	rule := script.match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
 	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
 		return nil, false
 	}
@@ -87,12 +88,15 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the subprotocol mqtt is not offered [MQTT-6.0.0-3]"})
 		return refuse(http.StatusBadRequest, "the subprotocol mqtt is needed\n")
 	}
-	var header http.Header
+	header := http.Header{}
 	if rule.Subprotocol != "" {
 		upgrader.Subprotocols = nil
 		if rule.Subprotocol != "none" {
-			header = http.Header{"Sec-Websocket-Protocol": {rule.Subprotocol}}
+			header["Sec-Websocket-Protocol"] = []string{rule.Subprotocol}
 		}
+	}
+	if rule.Extension != "" {
+		header["sec-websocket-extensions"] = []string{rule.Extension} // in this form the upgrader does not look at it
 	}
 	conn, err := upgrader.Upgrade(w, req, header)
 	if err != nil {
@@ -189,9 +193,50 @@ func webSocketError(err error) error {
 const (
 	frameContinuation = 0x00
 	frameBinary       = 0x02
+	frameClose        = 0x08
 	framePing         = 0x09
 	frameFinal        = 0x80
 )
+
+// brokenFrames are forms of an answer that RFC 6455 forbids, by their names in a rule.
+var brokenFrames = map[string]func(p []byte) []byte{
+	"masked":   maskedFrame,
+	"rsv1":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x40, p) },
+	"rsv2":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x20, p) },
+	"rsv3":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x10, p) },
+	"reserved": func(p []byte) []byte { return rawFrame(frameFinal|3, p) },
+	"reserved-control": func(p []byte) []byte {
+		return append(rawFrame(frameFinal|11, nil), rawFrame(frameFinal|frameBinary, p)...)
+	},
+	"orphan": func(p []byte) []byte { return rawFrame(frameFinal|frameContinuation, p) },
+	"interrupted": func(p []byte) []byte {
+		return append(rawFrame(frameBinary, p[:1]), rawFrame(frameFinal|frameBinary, p[1:])...)
+	},
+	"negative": func(p []byte) []byte {
+		return append([]byte{frameFinal | frameBinary, 127, 0x80, 0, 0, 0, 0, 0, 0, 1}, p...)
+	},
+	"long-control": func(p []byte) []byte {
+		return append(rawFrame(frameFinal|framePing, make([]byte, 126)), rawFrame(frameFinal|frameBinary, p)...)
+	},
+	"fragmented-control": func(p []byte) []byte { return append(rawFrame(framePing, nil), rawFrame(frameFinal|frameBinary, p)...) },
+	"bad-close":          func([]byte) []byte { return rawFrame(frameFinal|frameClose, []byte{3}) },
+}
+
+// rawFrame is a frame of a server with that first byte.
+func rawFrame(first byte, payload []byte) []byte {
+	if len(payload) > 125 {
+		return append([]byte{first, 126, byte(len(payload) >> 8), byte(len(payload))}, payload...)
+	}
+	return append([]byte{first, byte(len(payload))}, payload...)
+}
+
+// maskedFrame has a masking key of zeros, which leaves the payload as it is.
+func maskedFrame(payload []byte) []byte {
+	b := rawFrame(frameFinal|frameBinary, payload)
+	header := len(b) - len(payload)
+	b[1] |= 0x80
+	return slices.Insert(b, header, 0, 0, 0, 0)
+}
 
 // Write sends one binary message, or what the rule wants instead. The message
 // writer joins header and payload in one write, which WriteMessage does not.
@@ -216,17 +261,16 @@ func (w *webSocket) Write(p []byte) (int, error) {
 			}
 		}
 		return len(p), nil
-	case "masked":
-		// The masking key of zeros leaves the payload as it is.
-		b := append([]byte{frameFinal | frameBinary, 0x80 | 126, byte(len(p) >> 8), byte(len(p)), 0, 0, 0, 0}, p...)
-		_, err := w.raw.Write(b)
-		return len(p), err
 	case "ping":
 		if _, err := w.raw.Write([]byte{frameFinal | framePing, 4, 'p', 'i', 'n', 'g'}); err != nil {
 			return 0, err
 		}
 	case "text":
 		kind = websocket.TextMessage
+	}
+	if broken := brokenFrames[w.frames]; broken != nil {
+		_, err := w.raw.Write(broken(p))
+		return len(p), err
 	}
 	out, err := w.conn.NextWriter(kind)
 	if err != nil {

@@ -26,9 +26,10 @@ type Conn struct {
 	// ProxyDate is by the proxy's clock, as its answer to CONNECT said; zero when it did not.
 	ProxyDate time.Time
 
-	raw   net.Conn
-	close sync.Once
-	err   error
+	raw      net.Conn
+	sessions *sessions
+	close    sync.Once
+	err      error
 }
 
 // Issuer is who issued the certificate of the server.
@@ -38,6 +39,9 @@ func (c *Conn) Issuer() pkix.Name {
 	}
 	return c.TLS.VerifiedChains[0][0].Issuer
 }
+
+// Forget forgets the TLS session of this connection: it will not be resumed.
+func (c *Conn) Forget() { c.sessions.forget() }
 
 // Close ends the stream. It never waits for the peer, and never longer than a quarter
 // of a second; it may be called more than once and while others read or write.

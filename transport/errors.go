@@ -39,7 +39,9 @@ type Error struct {
 	Stage    Stage
 	Address  string // what was dialled, or the file of stage "ca"
 	Proxy    string // host:port of the proxy, "" for none
-	Err      error
+	// Remote is the address that Address has led to, when it was dialled; nil with a proxy.
+	Remote net.Addr
+	Err    error
 }
 
 // Error says what was tried, where it ended and why.
@@ -108,6 +110,10 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 // Timeout returns true.
 func (e *TimeoutError) Timeout() bool { return true }
 
+// ErrProxyWantsTLS is matched when the proxy of an http:// address answered in TLS, or said
+// that it expects TLS.
+var ErrProxyWantsTLS = errors.New("the proxy expects TLS, but its address begins with http://")
+
 // ProxyError is a proxy that answered CONNECT, but not with success.
 type ProxyError struct {
 	Status   int      // HTTP status, e.g. 407
@@ -158,6 +164,15 @@ func (e *UpgradeError) HTML() bool {
 	return strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
+// FrameError is a server that breaks the rules of WebSocket (RFC 6455) after the upgrade.
+// The stream has ended then.
+type FrameError struct {
+	Problem string // what is wrong with the frame
+}
+
+// Error says what is wrong.
+func (e *FrameError) Error() string { return "WebSocket protocol violation: " + foreign.Line(e.Problem, maxText) }
+
 // CertificateError is a peer whose certificate could not be verified. The reason, an
 // error of crypto/x509, is in its chain.
 type CertificateError struct {
@@ -176,11 +191,14 @@ func (e *CertificateError) Error() string {
 func (e *CertificateError) Unwrap() error { return e.Err }
 
 // RefusedError is a handshake that failed after the server's certificate was
-// verified: the server did not like what it was shown.
+// verified, or an alert that a verified server sent later.
 type RefusedError struct {
 	Issuer pkix.Name // of the server's certificate
 	Host   string    // whose the certificate is
-	Err    error
+	// Certificate tells that the server had asked for the device certificate in this
+	// handshake and was shown it. Without that, an alert says nothing about it.
+	Certificate bool
+	Err         error
 }
 
 // Error gives the reason.

@@ -139,6 +139,9 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		if _, err := io.WriteString(stream, b.String()); err != nil {
 			return err
 		}
+		if first, err := r.buf.Peek(1); err == nil && (first[0] == recordAlert || first[0] == recordHandshake) {
+			return ErrProxyWantsTLS
+		}
 		//nolint:bodyclose // the body is left unread: the stream is the tunnel, or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
 		if err != nil {
@@ -148,15 +151,17 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			date, _ = http.ParseTime(response.Header.Get("Date"))
 			return nil
 		}
+		if response.StatusCode == http.StatusBadRequest && wantsTLS(stream, response.Body) {
+			return ErrProxyWantsTLS
+		}
 		_, reason, _ := strings.Cut(response.Status, " ")
 		e := &ProxyError{
 			Status:   response.StatusCode,
 			Reason:   reason,
 			Location: response.Header.Get("Location"),
 		}
-		for _, challenge := range response.Header.Values("Proxy-Authenticate") {
-			scheme, _, _ := strings.Cut(strings.TrimSpace(challenge), " ")
-			e.Schemes = append(e.Schemes, scheme)
+		for _, challenges := range response.Header.Values("Proxy-Authenticate") {
+			e.Schemes = append(e.Schemes, schemes(challenges)...)
 		}
 		return e
 	})
@@ -164,6 +169,52 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		return nil, time.Time{}, err
 	}
 	return r.rest(), date, nil
+}
+
+// The first byte of a TLS record, RFC 8446 §5.1.
+const (
+	recordAlert     = 21
+	recordHandshake = 22
+)
+
+// pageTime bounds how long the page of a 400 is waited for.
+const pageTime = time.Second
+
+// wantsTLS reads whether the page of a 400 says that plain HTTP was sent where TLS is
+// expected, in the words of nginx, Go or Apache.
+func wantsTLS(stream net.Conn, body io.Reader) bool {
+	_ = stream.SetReadDeadline(time.Now().Add(pageTime))
+	page, _ := io.ReadAll(io.LimitReader(body, 2<<10)) // what there is
+	text := strings.ToLower(string(page))
+	for _, words := range []string{"http request was sent to https", "http request to an https", "http to an ssl-enabled"} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return false
+}
+
+// schemes are the names in a list of challenges (RFC 9110 §11.6.1): each begins an element
+// of the list, and a parameter, which has a "=", does not.
+func schemes(challenges string) (names []string) {
+	quoted, start := false, 0
+	element := func(text string) {
+		name, rest, _ := strings.Cut(strings.TrimSpace(text), " ")
+		if name != "" && !strings.Contains(name, "=") && !strings.HasPrefix(strings.TrimSpace(rest), "=") {
+			names = append(names, name)
+		}
+	}
+	for i, c := range challenges {
+		switch {
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			element(challenges[start:i])
+			start = i + 1
+		}
+	}
+	element(challenges[start:])
+	return names
 }
 
 // httpReader reads the header of an HTTP answer and then gives back the stream

@@ -2,6 +2,8 @@ package transport_test
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -76,5 +78,132 @@ func TestResumption(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A server that cannot resume what it has offered fails the handshake, in whatever way.
+func TestAHandshakeThatFailsWithASessionIsMadeOnceMoreWithout(t *testing.T) {
+	root := newAuthority(t, nil)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for name, fail := range map[string]func(net.Conn, *tls.Config){
+			"by an alert": func(c net.Conn, config *tls.Config) {
+				config.UnwrapSession = func([]byte, tls.ConnectionState) (*tls.SessionState, error) { return nil, errors.New("no such key") }
+				tls.Server(c, config).Handshake()
+			},
+			"by closing":        func(c net.Conn, _ *tls.Config) { io.ReadFull(c, make([]byte, 64)) },
+			"by an alert of 42": func(c net.Conn, _ *tls.Config) { io.ReadFull(c, make([]byte, 64)); c.Write(plainAlert(42)); hold(c) },
+			"by something else": func(c net.Conn, _ *tls.Config) {
+				io.ReadFull(c, make([]byte, 64))
+				c.Write([]byte("HTTP/1.1 500 Sorry\r\n\r\n"))
+				hold(c)
+			},
+		} {
+			t.Run(name+", "+tls.VersionName(version), func(t *testing.T) {
+				config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, MinVersion: version, MaxVersion: version}
+				var connections atomic.Int32
+				broken := false
+				good := secure(config, func(c *tls.Conn) { echo(c) })
+				n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: func(c net.Conn) {
+					if connections.Add(1); broken {
+						broken = false
+						fail(c, config.Clone())
+						return
+					}
+					good(c)
+				}})
+				d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}
+				exchange := func() *transport.Conn {
+					c := dial(t, d, nil)
+					c.Write([]byte("x"))
+					if _, err := c.Read(make([]byte, 1)); err != nil {
+						t.Fatal(err)
+					}
+					c.Close()
+					return c
+				}
+				exchange()
+				broken = true
+				if c := exchange(); c.TLS.DidResume || connections.Load() != 3 {
+					t.Errorf("resumed %t, %d connections", c.TLS.DidResume, connections.Load())
+				}
+				if c := exchange(); !c.TLS.DidResume || connections.Load() != 4 {
+					t.Errorf("the new session is resumed: %t, %d connections", c.TLS.DidResume, connections.Load())
+				}
+			})
+		}
+	}
+	t.Run("without a session a failure is a failure", func(t *testing.T) {
+		var connections atomic.Int32
+		n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: func(c net.Conn) {
+			connections.Add(1)
+			io.ReadFull(c, make([]byte, 64))
+		}})
+		failure(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}, nil)
+		if connections.Load() != 1 {
+			t.Errorf("%d connections", connections.Load())
+		}
+	})
+}
+
+func TestAfterAFailureWithASessionNoProtocolResumes(t *testing.T) {
+	root := newAuthority(t, nil)
+	config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, MaxVersion: tls.VersionTLS12}
+	broken := false
+	handlers := map[string]func(net.Conn){
+		mqttAddress: func(c net.Conn) {
+			if broken {
+				io.ReadFull(c, make([]byte, 64))
+				return
+			}
+			secure(config, echo)(c)
+		},
+		webAddress: secure(config, upgraded([]string{"mqtt"}, echoMessages)),
+	}
+	n := newNetwork(t, false, handlers)
+	d := &transport.Dialer{Host: host, Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}
+	for _, p := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
+		d.Protocols = only(p)
+		dial(t, d, nil).Close()
+	}
+	broken = true
+	d.Protocols = nil
+	if c := dial(t, d, nil); c.Protocol != transport.WebSocket || c.TLS.DidResume {
+		t.Errorf("%s, resumed %t", c.Protocol, c.TLS.DidResume)
+	}
+	if got := len(n.addresses()); got != 2+3 {
+		t.Errorf("%d connections: %v", got, n.addresses())
+	}
+}
+
+func TestAForgottenSessionIsNotResumed(t *testing.T) {
+	root := newAuthority(t, nil)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, MinVersion: version, MaxVersion: version}
+		n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: secure(config, echo)})
+		d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}
+		connect := func(d *transport.Dialer, forget bool) bool {
+			c := dial(t, d, nil)
+			defer c.Close()
+			if forget {
+				c.Forget() // a ticket of TLS 1.3 is still to come
+			}
+			c.Write([]byte("x"))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			return c.TLS.DidResume
+		}
+		connect(d, false)
+		afresh := *d
+		afresh.Afresh = true
+		if connect(&afresh, false) {
+			t.Errorf("%s: resumed although Afresh", tls.VersionName(version))
+		}
+		if !connect(d, true) {
+			t.Errorf("%s: what a fresh handshake has left is not resumed", tls.VersionName(version))
+		}
+		if connect(d, false) {
+			t.Errorf("%s: a forgotten session is resumed", tls.VersionName(version))
+		}
 	}
 }

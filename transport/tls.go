@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -68,8 +67,8 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 type client struct {
 	host        string // sent as server name, and verified
 	trust       trust
-	certificate *tls.Certificate       // nil: none is shown
-	sessions    tls.ClientSessionCache // nil: none is resumed
+	certificate *tls.Certificate // nil: none is shown
+	sessions    *sessions        // nil: none is resumed
 }
 
 // config is for one connection, whose server v verifies.
@@ -80,7 +79,6 @@ func (c client) config(v *verifier) *tls.Config {
 		// want every root parsed beforehand.
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies, always
 		VerifyConnection:   v.verify,
-		ClientSessionCache: c.sessions,
 		// DPS refuses anything older. The maximum is left open.
 		MinVersion: tls.VersionTLS12,
 		// Of TLS 1.2; those of 1.3 are always there. Go's default adds four with CBC and
@@ -97,68 +95,67 @@ func (c client) config(v *verifier) *tls.Config {
 		// worth decrypting later either: tokens live an hour.
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
 	}
+	if c.sessions != nil {
+		config.ClientSessionCache = c.sessions
+	}
 	if c.certificate != nil {
 		// Given in Certificates, crypto/tls would silently send nothing when the
 		// server's list of authorities does not name this one's issuer. Sent always, the
 		// service can say why it refuses.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			// crypto/tls asks for it only after the server has proved with its key that the
+			// verified certificate is its own.
+			v.shown = true
 			return c.certificate, nil
 		}
 	}
 	return config
 }
 
-// handshake makes raw a TLS stream, under ctx, and returns the verified chains too.
-func (c client) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, [][]*x509.Certificate, error) {
+// handshake makes raw a TLS stream, under ctx.
+func (c client) handshake(ctx context.Context, raw net.Conn) (*secured, error) {
 	v := &verifier{trust: c.trust, host: c.host}
 	first := &firstBytes{Conn: raw}
 	secure := tls.Client(first, c.config(v))
 	err := secure.HandshakeContext(ctx)
 	kept := first.stop()
 	if err == nil {
-		return secure, v.chains, nil
+		return &secured{Conn: secure, server: v}, nil
 	}
 	if header := (tls.RecordHeaderError{}); errors.As(err, &header) {
-		return nil, nil, &NotTLSError{First: kept, Err: err}
+		return nil, &NotTLSError{First: kept, Err: err}
 	}
 	if verify := (*tls.CertificateVerificationError)(nil); errors.As(err, &verify) {
-		return nil, nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: c.host, Err: err}
+		return nil, &CertificateError{Certificate: verify.UnverifiedCertificates[0], Host: c.host, Err: err}
 	}
 	if len(v.chains) > 0 {
-		return nil, nil, &RefusedError{Issuer: v.chains[0][0].Issuer, Host: c.host, Err: err}
+		return nil, v.refused(err)
 	}
-	return nil, nil, err
-}
-
-// sessionsOf keeps the sessions of one certificate apart from those of others: a resumed
-// session is that of the certificate which was shown when it began.
-type sessionsOf struct {
-	tls.ClientSessionCache
-	prefix string
-}
-
-func newSessions(cache tls.ClientSessionCache, certificate *tls.Certificate, address string) tls.ClientSessionCache {
-	if cache == nil {
-		return nil
+	if _, alert := RemoteAlert(err); alert {
+		// Seven bytes that anybody on the way can send.
+		return nil, fmt.Errorf("the peer ended the handshake before its certificate was verified: %w", err)
 	}
-	prefix := address + " "
-	if certificate != nil {
-		for _, der := range certificate.Certificate {
-			sum := sha256.Sum256(der)
-			prefix += string(sum[:])
-		}
+	return nil, err
+}
+
+// secured is the TLS stream to a verified server.
+type secured struct {
+	*tls.Conn
+	server *verifier
+}
+
+// Read names an alert as the server's: under TLS 1.3 the server judges the device
+// certificate after the client's handshake is over, and its alert arrives here. A record
+// that crypto/tls does not accept is an end of the stream: anybody on the way can send one.
+func (s *secured) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if _, alert := RemoteAlert(err); alert {
+		return n, s.server.refused(err)
 	}
-	return sessionsOf{cache, prefix}
-}
-
-// Get implements tls.ClientSessionCache.
-func (s sessionsOf) Get(key string) (*tls.ClientSessionState, bool) {
-	return s.ClientSessionCache.Get(s.prefix + key)
-}
-
-// Put implements tls.ClientSessionCache.
-func (s sessionsOf) Put(key string, state *tls.ClientSessionState) {
-	s.ClientSessionCache.Put(s.prefix+key, state)
+	if record := (tls.RecordHeaderError{}); errors.As(err, &record) {
+		err = fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
+	}
+	return n, err
 }
 
 // firstBytes remembers how the peer's answer begins: crypto/tls keeps five bytes.

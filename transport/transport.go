@@ -62,6 +62,9 @@ type Dialer struct {
 	// Sessions remembers TLS sessions from one Dial to the next, each with the device
 	// certificate it was begun with. nil remembers none.
 	Sessions tls.ClientSessionCache
+	// Afresh forgets the sessions from before, so that every handshake is a full one. New
+	// sessions are remembered.
+	Afresh bool
 
 	// Timeout bounds each protocol tried: name, TCP, proxy, TLS and upgrade together.
 	// 0 is DefaultTimeout.
@@ -75,6 +78,9 @@ type Dialer struct {
 // when there is no stream: what happens on a stream is for the caller to judge.
 // certificate, when not nil, is what the device shows if the server asks.
 //
+// A handshake that fails after a session was offered for resumption is made once more,
+// as a full one, and so are those of the protocols after it.
+//
 // The error is an Errors. When ctx ends, no further protocol is tried.
 func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn, error) {
 	protocols := d.Protocols
@@ -86,8 +92,19 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
+	afresh := d.Afresh
 	for _, p := range protocols {
-		c, err := d.dial(ctx, p, client{host: d.Host, trust: t, certificate: certificate, sessions: newSessions(d.Sessions, certificate, string(p))})
+		us := client{host: d.Host, trust: t, certificate: certificate}
+		us.sessions = newSessions(d.Sessions, afresh, certificate, string(p))
+		c, err := d.dial(ctx, p, us)
+		if err != nil && us.sessions.doubtful(err) {
+			us.sessions.forget()
+			afresh = true
+			if ctx.Err() == nil {
+				us.sessions = newSessions(d.Sessions, afresh, certificate, string(p))
+				c, err = d.dial(ctx, p, us)
+			}
+		}
 		if err == nil {
 			return c, nil
 		}
@@ -130,13 +147,14 @@ type attempt struct {
 	protocol Protocol
 	client   client
 	proxy    string   // the proxy's address, "" for none
+	remote   net.Addr // where the service's name has led; nil with a proxy
 	raw      net.Conn // the TCP connection
 
 	proxyDate time.Time // by the proxy's clock; zero when it did not state it
 }
 
 func (a *attempt) fail(stage Stage, address string, err error) *Error {
-	return &Error{Protocol: a.protocol, Stage: stage, Address: address, Proxy: a.proxy, Err: err}
+	return &Error{Protocol: a.protocol, Stage: stage, Address: address, Proxy: a.proxy, Remote: a.remote, Err: err}
 }
 
 func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
@@ -150,7 +168,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	if failure != nil {
 		return nil, failure
 	}
-	secure, chains, err := a.client.handshake(ctx, stream)
+	secure, err := a.client.handshake(ctx, stream)
 	if err != nil {
 		_ = a.raw.Close()
 		return nil, a.fail(StageTLS, address, err)
@@ -162,10 +180,11 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		Proxy:    a.proxy,
 		TLS:      secure.ConnectionState(),
 		raw:      a.raw,
+		sessions: a.client.sessions,
 
 		ProxyDate: a.proxyDate,
 	}
-	c.TLS.VerifiedChains = chains
+	c.TLS.VerifiedChains = secure.server.chains
 	if a.protocol == WebSocket {
 		ws, date, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
@@ -254,7 +273,11 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 		return a.connectThrough(ctx, proxy, address)
 	}
 	if a.raw, err = a.dialer.open(ctx, address); err == nil {
+		a.remote = a.raw.RemoteAddr()
 		return a.raw, nil
+	}
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		a.remote = op.Addr
 	}
 	err = Unresolved(err, ResolverFile)
 	stage := StageTCP
@@ -283,7 +306,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	stream := a.raw
 	if secure {
 		// The device's certificate is the service's to see, not the proxy's.
-		c, _, err := client{host: proxy.Hostname(), trust: t}.handshake(ctx, a.raw)
+		c, err := client{host: proxy.Hostname(), trust: t}.handshake(ctx, a.raw)
 		if err != nil {
 			_ = a.raw.Close()
 			return nil, a.fail(StageProxy, proxyAddress, err)

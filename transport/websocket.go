@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // maxMessage bounds one WebSocket message. A message may hold several MQTT packets;
@@ -38,12 +40,13 @@ var ErrNotBinary = errors.New("a WebSocket message that is not binary")
 func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, time.Time, error) {
 	var ws *websocket.Conn
 	var date time.Time
+	once := &upgrader{stream: stream}
 	err := interruptible(ctx, stream, func() error {
 		// ctx ends the upgrade through the stream's deadline: given to Dial too, the
 		// library would start a second watcher for it.
 		//nolint:bodyclose // a successful upgrade has no body but the stream
 		c, response, err := websocket.Dial(context.WithoutCancel(ctx), address, &websocket.DialOptions{
-			HTTPClient:   &http.Client{Transport: &upgrader{stream: stream}},
+			HTTPClient:   &http.Client{Transport: once},
 			HTTPHeader:   http.Header{"User-Agent": {"dpsd"}},
 			Subprotocols: []string{"mqtt"}, // [MQTT-6.0.0-3]
 			// MQTT packets of a few hundred bytes do not gain by compression.
@@ -74,12 +77,15 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, ti
 		return nil, time.Time{}, err
 	}
 	ws.SetReadLimit(maxMessage)
-	return &webSocketConn{Conn: stream, ws: ws}, date, nil
+	return &webSocketConn{Conn: stream, ws: ws, frames: once.frames}, date, nil
 }
 
 // upgrader is the transport for exactly one request over a stream that is open
 // already: no pool, no redirect, no second connection, no HTTP/2.
-type upgrader struct{ stream net.Conn }
+type upgrader struct {
+	stream net.Conn
+	frames *frames // what follows a 101
+}
 
 // RoundTrip sends the upgrade and returns the answer only if it is 101.
 func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
@@ -101,7 +107,14 @@ func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 			ContentType: response.Header.Get("Content-Type"),
 		}
 	}
-	response.Body = r.rest()
+	if extensions := response.Header.Values("Sec-WebSocket-Extensions"); len(extensions) > 0 {
+		return nil, &UpgradeError{
+			Status: response.StatusCode,
+			Reason: "the server uses an extension that was not offered, " + foreign.Line(strings.Join(extensions, ", "), maxText), // RFC 6455 §4.1
+		}
+	}
+	u.frames = &frames{Conn: r.rest()}
+	response.Body = u.frames
 	return response, nil
 }
 
@@ -113,6 +126,7 @@ type webSocketConn struct {
 	net.Conn // the TLS stream: addresses, deadlines
 
 	ws      *websocket.Conn
+	frames  *frames   // below ws
 	message io.Reader // the message being read; nil between two
 }
 
@@ -126,7 +140,7 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 		if c.message == nil {
 			kind, message, err := c.ws.Reader(context.Background())
 			if err != nil {
-				return 0, endOfStream(err)
+				return 0, c.ended(err)
 			}
 			if kind != websocket.MessageBinary {
 				// [MQTT-6.0.0-1]; not by the library's Close, which waits for an answer.
@@ -136,11 +150,14 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 			c.message = message
 		}
 		n, err := c.message.Read(p)
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF) && c.frames.ended != nil:
+			err = io.ErrUnexpectedEOF // the library says the same at the end of a message and within it
+		case errors.Is(err, io.EOF):
 			c.message, err = nil, nil
 		}
 		if n > 0 || err != nil {
-			return n, err
+			return n, c.ended(err)
 		}
 	}
 }
@@ -156,14 +173,27 @@ func (c *webSocketConn) Write(p []byte) (int, error) {
 // Close ends the stream at once.
 func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
 
-// endOfStream returns io.EOF for a close frame that means no harm, MQTT having said
-// all it had to say, and io.ErrUnexpectedEOF around one that complains.
-func endOfStream(err error) error {
+// ended says why nothing more can be read. It returns io.EOF for a close frame that means
+// no harm, MQTT having said all it had to say, and io.ErrUnexpectedEOF around one that
+// complains. What the library refuses without a reason in the stream is a *FrameError: the
+// library has no type for it.
+func (c *webSocketConn) ended(err error) error {
 	switch websocket.CloseStatus(err) {
 	case -1: // no close frame
-		return err
 	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
 		return io.EOF
+	default:
+		return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
 	}
-	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
+	var broken *FrameError
+	var network net.Error
+	switch {
+	case err == nil || errors.As(err, &broken):
+		return err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed),
+		errors.As(err, &network), c.frames.ended != nil && errors.Is(err, c.frames.ended):
+		return err
+	}
+	problem := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "failed to get reader: "), "failed to read: ")
+	return &FrameError{Problem: problem}
 }

@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// This file has the rows of the table about who is met on the way to the service.
+
+// issuedByDigiCert lets the service have another name, with a certificate that leads to a
+// root of that name which the gateway does not trust.
+func issuedByDigiCert(g *gateway, host string) {
+	authority := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "DigiCert Global Root CA", Organization: []string{"DigiCert Inc"}}}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{host}, NotBefore: g.start.AddDate(-1, 0, 0), NotAfter: g.start.AddDate(1, 0, 0)}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), key)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MaxVersion: tls.VersionTLS12}
+	g.Settings.Dialer.Host = host
+	g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
+		g.mu.Lock()
+		g.dials++
+		g.mu.Unlock()
+		ours, theirs := net.Pipe()
+		go func() {
+			defer theirs.Close()
+			_ = tls.Server(theirs, config).Handshake()
+		}()
+		return newWire(ours), nil
+	}
+}
+
+// proxies are what a proxy can answer.
+func proxies() (rows []trouble) {
+	for name, what := range map[string]struct {
+		address, answer string
+		code            fault.Code
+	}{
+		"forbids it (403)":                    {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
+		"hangs up":                            {"http://proxy.test:3128", "", fault.ProxyRefused},
+		"does not get through (502)":          {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (503)":          {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (504)":          {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
+		"wants a password (407)":              {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, Basic realm=\"a, b\"\r\n\r\n", fault.ProxyAuth},
+		"wants NTLM (407)":                    {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
+		"wants Negotiate or NTLM (407)":       {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
+		"expects TLS, and answers an alert":   {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
+		"expects TLS, and says so (400)":      {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
+		"does not understand CONNECT (400)":   {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
+		"of an https:// address knows no TLS": {"https://proxy.test:3129", "plain", fault.ProxyScheme},
+	} {
+		play := answering(what.answer)
+		if what.answer == "plain" {
+			play = func(c net.Conn) {
+				defer c.Close()
+				if _, err := c.Read(make([]byte, 64)); err == nil {
+					_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+				}
+			}
+		}
+		rows = append(rows, trouble{name: "a proxy " + name, on: "mqtt", code: what.code, lasts: true, set: func(g *gateway) {
+			proxied(what.address, play).set(g)
+		}})
+	}
+	return rows
+}
+
+// resumptions are a server that fails on resumed sessions, which the next connection of the
+// same attempt avoids.
+func resumptions() (rows []trouble) {
+	for name, rule := range map[string]simulator.Rule{
+		"the upgrade is reset":  {On: simulator.OnUpgrade, Reset: true},
+		"connect closes":        {On: simulator.OnConnect, Close: true},
+		"connect resets":        {On: simulator.OnConnect, Reset: true},
+		"connect is silent":     {On: simulator.OnConnect, Silent: true},
+		"connect sends garbage": {On: simulator.OnConnect, Garbage: "HTTP/1.1 400 Bad Request\r\n\r\n"},
+		"subscribe resets":      {On: simulator.OnSubscribe, Reset: true},
+	} {
+		row := trouble{name: "on a resumed session " + name, calm: true, rules: []simulator.Rule{rule}}
+		if rule.On == simulator.OnUpgrade {
+			row.on = "websocket"
+		}
+		rows = append(rows, row)
+	}
+	rows = append(rows,
+		trouble{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
+		trouble{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
+		// What the service answers is no failure of the session.
+		trouble{name: "on a resumed session CONNACK 3", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: CONNACK 5", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
+		trouble{name: "on a resumed session poll resets", code: fault.ConnectionLost, rules: []simulator.Rule{{On: simulator.OnPoll, Reset: true, Times: 1}}},
+	)
+	for i := range rows {
+		rows[i].tickets = true
+		rows[i].rules[0].Resumed = true
+	}
+	return rows
+}
