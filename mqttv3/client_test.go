@@ -48,6 +48,7 @@ func TestExchange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // for the PUBACK, which paho sends in a goroutine of its own
 		if err := c.Publish(ctx, "a/b", []byte("hi"), 1); err != nil {
 			t.Fatal(err)
 		}
