@@ -3,11 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 func importAziotCommand() *cobra.Command {
@@ -29,7 +29,7 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := os.Open(args[0])
+			f, err := input.Open(args[0])
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}

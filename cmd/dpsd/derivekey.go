@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 func deriveKeyCommand() *cobra.Command {
@@ -69,8 +70,11 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	if len(text) > maxKeyText {
 		err = attest.ErrKeyLength
 	} else {
-		group, err = attest.DecodeKey(text)
-		defer clear(group)
+		var key []byte
+		if key, err = input.Text(text); err == nil {
+			group, err = attest.DecodeKey(key)
+			defer clear(group)
+		}
 	}
 	if err != nil {
 		return &exitError{exitFailed, fmt.Errorf("standard input: %w\nTry the primary or secondary key of the enrollment group as the portal shows it, and nothing else", err)}
