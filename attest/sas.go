@@ -50,7 +50,7 @@ func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof,
 	defer clear(key)
 	expiry := now.Add(TokenLifetime).Truncate(time.Second)
 	proof := Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
-	if d := doubt(text, key, sub.RegistrationID); d != nil {
+	if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
 		proof.Doubt = about(k.Key, d)
 	}
 	return proof, nil

@@ -177,8 +177,9 @@ func (d *Doubt) Remedy() string {
 // key has 32.
 const groupKey = 64
 
-// doubt returns what speaks against a key that can be used; nil for nothing.
-func doubt(text, key []byte, registrationID string) *Doubt {
+// DoubtOf returns what speaks against a key that can be used; nil for nothing. text is what
+// DecodeKey has made key of.
+func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	s := string(bytes.TrimSpace(text))
 	if hexadecimal(s) {
 		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but hardly meant so", digits(s)), Command: hexToKey}}

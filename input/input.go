@@ -61,7 +61,7 @@ func Open(path string) (*os.File, error) {
 	// is for a file that is exchanged in between.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, opening(path, err)
 	}
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
@@ -73,7 +73,7 @@ func Open(path string) (*os.File, error) {
 func OpenOwn(path string) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return nil, err
+		return nil, opening(path, err)
 	}
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
@@ -83,6 +83,15 @@ func OpenOwn(path string) (*os.File, error) {
 		return nil, fmt.Errorf("%w but a link", ErrNotRegular)
 	}
 	return regular(f, err)
+}
+
+// opening is the error of stat(2), which is a step of opening here.
+func opening(path string, err error) error {
+	var of *fs.PathError
+	if errors.As(err, &of) {
+		return &fs.PathError{Op: "open", Path: path, Err: of.Err}
+	}
+	return err
 }
 
 // regular closes what is no regular file.
