@@ -65,7 +65,7 @@ func runsToItsEnd(t *testing.T, dir, command string) string {
 	c.Stdout, c.Stderr = &out, &out
 	_ = c.Run() // most fail, with every file an impostor
 	if ctx.Err() != nil {
-		t.Errorf("dpsd %s did not end; it said\n%s", command, out.Bytes())
+		t.Fatalf("dpsd %s did not end; it said\n%s", command, out.Bytes())
 	}
 	if strings.HasPrefix(command, "report") {
 		text, err := exec.Command("tar", "-xzOf", filepath.Join(dir, "report.tar.gz")).Output()
