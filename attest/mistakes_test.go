@@ -134,7 +134,7 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "on the curve that is described by its parameters"},
 		{"P-192", "openssl ecparam -name prime192v1 -genkey -noout -out key", "on the curve P-192"},
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
-		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS alone"},
+		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
 		{"Ed25519", "openssl genpkey -algorithm ED25519 -out key", "for Ed25519"},
 		{"X25519", "openssl genpkey -algorithm X25519 -out key", "neither RSA nor EC"},
 		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
@@ -298,7 +298,7 @@ func TestAFileThatCannotHoldASymmetricKeySaysWhatToDo(t *testing.T) {
 	leaf := issue(t, nil, "gw-1", p256, false)
 	for _, test := range []struct{ expect, file, says, remedy string }{
 		{"PEM", pkcs8(t, p256), "the file holds PEM, not a symmetric key", `set type = "x509", certificate and private_key in this [[credential]]`},
-		{"a certificate in DER", string(leaf.Raw), "the file holds a certificate in DER, not in PEM, not a symmetric key", `set type = "x509"`},
+		{"a certificate in DER", string(leaf.Raw), "the file holds a certificate in DER, not in PEM; a symmetric key is base64 text", `set type = "x509"`},
 		{"a SAS token", "SharedAccessSignature sr=x&sig=y&se=1", "a SAS token", "put the primary key of the enrollment there"},
 	} {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}

@@ -73,7 +73,7 @@ func explainKey(text []byte, err error) error {
 	case pemfile.Has(text):
 		return found("the file holds PEM, not a symmetric key", "", asX509)
 	case pemfile.Recognize(text) != "":
-		return found(pemfile.Recognize(text)+", not a symmetric key", "", asX509)
+		return found(pemfile.Recognize(text)+"; a symmetric key is base64 text", "", asX509)
 	case strings.HasPrefix(s, "SharedAccessSignature "):
 		return found("the file holds a SAS token, not a key", "", "put the primary key of the enrollment there")
 	case strings.Contains(s, "SharedAccessKey="):

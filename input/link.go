@@ -128,8 +128,9 @@ func (w *walk) step() (file string, err error) {
 	}
 	switch kind := found.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFLNK:
-		defer unix.Close(fd)
-		return "", w.follow(fd, filepath.Join(w.at, name), int(found.Uid))
+		err := w.follow(fd, filepath.Join(w.at, name), int(found.Uid))
+		_ = unix.Close(fd)
+		return "", err
 	case kind == unix.S_IFDIR:
 		w.close()
 		w.directory, w.at = fd, filepath.Join(w.at, name)

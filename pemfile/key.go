@@ -103,7 +103,7 @@ func unusable(der []byte, line int) error {
 	case curve != "":
 		return Unsupported("a private key on the curve " + curve + takes)
 	case hasOID(der, oidPSS):
-		return Unsupported("a private key for RSA-PSS alone" + takes)
+		return Unsupported("a private key for RSA-PSS only" + takes)
 	case hasOID(der, oidDSA):
 		return Unsupported("a private key for DSA" + takes)
 	}

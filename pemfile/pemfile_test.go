@@ -60,12 +60,13 @@ func TestEveryBlockIsReadWhateverStandsAroundIt(t *testing.T) {
 
 func TestWhatBeginsLikeABlockAndCannotBeReadIsAnErrorWithItsLine(t *testing.T) {
 	a := block("CERTIFICATE", long) // 9 lines
+	begun, _, _ := strings.Cut(a, "-----END")
 	for _, test := range []struct{ expect, text, says string }{
 		{"a block that is cut off in its text", a + a[:200], "line 10: the block \"CERTIFICATE\" has no -----END line"},
 		{"a block that is cut off in its first line", a + "-----BEGIN CERT", "line 10: the -----BEGIN line is not complete"},
 		{"a block that is cut off behind -----BEGIN", a + "-----BEGIN", "line 10: the -----BEGIN line is not complete"},
 		{"a block that is cut off in its last line", a + strings.TrimSuffix(a, "--\n"), "line 18: the -----END line is not complete"},
-		{"a block whose end is missing before the next one", a[:strings.Index(a, "-----END")] + a, "line 1: the block \"CERTIFICATE\" has no -----END line"},
+		{"a block whose end is missing before the next one", begun + a, "line 1: the block \"CERTIFICATE\" has no -----END line"},
 		{"a block whose end is that of another", strings.Replace(a, "END CERT", "END X509 CERT", 1), "line 9: -----END X509 CERTIFICATE----- ends the block \"CERTIFICATE\" that begins in line 1"},
 		{"an end without a begin", a + "-----END CERTIFICATE-----\n", "line 10: a -----END line without"},
 		{"a dash of the begin lost while copying", a + a[1:], "line 18: a -----END line without"},
