@@ -132,6 +132,12 @@ func (w *walk) step() (file string, err error) {
 		_ = unix.Close(fd)
 		return "", err
 	case kind == unix.S_IFDIR:
+		// Opened without O_PATH, an automount point is mounted, open(2). That takes the right
+		// to read the directory.
+		if through, err := unix.Openat(w.directory, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
+			_ = unix.Close(fd)
+			fd = through
+		}
 		w.close()
 		w.directory, w.at = fd, filepath.Join(w.at, name)
 		return "", nil
