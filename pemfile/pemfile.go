@@ -61,7 +61,10 @@ func (r *reader) line(at int) int { return 1 + bytes.Count(r.text[:at], []byte("
 
 // wrong is a mistake in the line of an offset.
 func (r *reader) wrong(at int, format string, a ...any) error {
-	return &input.Mistake{What: fmt.Sprintf("line %d: ", r.line(at)) + fmt.Sprintf(format, a...)}
+	return &input.Mistake{
+		What: fmt.Sprintf("line %d: ", r.line(at)) + fmt.Sprintf(format, a...),
+		Then: "copy the file again from where it was issued, or correct this line",
+	}
 }
 
 // next is the offset of a text from where the reader is; the end of the file for none.

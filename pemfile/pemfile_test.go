@@ -78,7 +78,8 @@ func TestWhatBeginsLikeABlockAndCannotBeReadIsAnErrorWithItsLine(t *testing.T) {
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			blocks, err := pemfile.Blocks([]byte(test.text))
-			if !errors.As(err, new(*input.Mistake)) || !strings.Contains(err.Error(), test.says) {
+			var m *input.Mistake
+			if !errors.As(err, &m) || m.Remedy() == "" || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, want %q; blocks %v", err, test.says, blocks)
 			}
 		})
