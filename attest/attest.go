@@ -31,6 +31,8 @@ type Proof struct {
 	Password string
 	// Expires is when the token, or the leaf certificate, ends.
 	Expires time.Time
+	// Doubt is a *Doubt about a symmetric key, which explains a refusal; nil for none.
+	Doubt error
 }
 
 // Credential is one way to prove the identity.

@@ -240,8 +240,7 @@ func (h Host) machineID() (id, path string, err error) {
 	return id, path, nil
 }
 
-// fromFile takes the first line. Serial numbers of the device tree end with a NUL byte,
-// and files written on Windows begin with a byte order mark.
+// fromFile takes the first line. Serial numbers of the device tree end with a NUL byte.
 func (r RegistrationID) fromFile() (string, error) {
 	fail := func(err error) (string, error) {
 		return "", &IdentityError{Source: "registration_id_file", Path: r.File, Err: err}
@@ -250,7 +249,6 @@ func (r RegistrationID) fromFile() (string, error) {
 	if err != nil {
 		return fail(err)
 	}
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	line, _, _ := bytes.Cut(data, []byte("\n"))
 	id := strings.Trim(string(line), " \t\r\x00")
 	if id == "" {

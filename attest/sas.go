@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -46,11 +45,15 @@ func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof,
 	defer clear(text)
 	key, err := DecodeKey(text)
 	if err != nil {
-		return Proof{}, &SecretError{Reference: k.Key, Path: secrets.Path(k.Key), Err: err}
+		return Proof{}, secrets.unusable(k.Key, err)
 	}
 	defer clear(key)
 	expiry := now.Add(TokenLifetime).Truncate(time.Second)
-	return Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}, nil
+	proof := Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
+	if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
+		proof.Doubt = about(k.Key, d)
+	}
+	return proof, nil
 }
 
 // References returns the key's reference.
@@ -94,18 +97,14 @@ func percentEncode(s string) string {
 
 // DecodeKey returns the bytes of a symmetric key given as standard base64 text with
 // padding. White space around it and line breaks in it are ignored. The errors are
-// ErrNotBase64 and ErrKeyLength; neither repeats anything of the text.
+// ErrNotBase64 and ErrKeyLength, also around a *input.Mistake that says what the text is;
+// none repeats anything of it.
 func DecodeKey(text []byte) ([]byte, error) {
-	text = bytes.TrimSpace(text)
-	key := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
-	n, err := base64.StdEncoding.Decode(key, text)
+	key, err := decode(bytes.TrimSpace(text))
 	if err != nil {
-		return nil, ErrNotBase64
+		return nil, explainKey(text, err)
 	}
-	if n < minKey || n > maxKey {
-		return nil, fmt.Errorf("%w, not %d", ErrKeyLength, n)
-	}
-	return key[:n], nil
+	return key, nil
 }
 
 // DeriveKey returns the device key of registrationID in an enrollment group: the

@@ -4,14 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // maxSecret bounds what is read of a secret or an identity file, in bytes. A
@@ -32,11 +32,11 @@ var (
 	// ErrEmpty says that the file holds nothing but white space.
 	ErrEmpty = errors.New("the file is empty")
 	// ErrTooLarge says that the file is larger than 64 KiB.
-	ErrTooLarge = errors.New("the file is larger than 64 KiB")
+	ErrTooLarge = input.ErrTooLarge
 	// ErrNotPassword says that the file holds more than one line of text.
 	ErrNotPassword = errors.New("the file is not one line of text")
 	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
-	ErrNotRegular = errors.New("not a regular file")
+	ErrNotRegular = input.ErrNotRegular
 )
 
 // Reference names where a secret lies. At most one field is set; the zero value
@@ -191,7 +191,8 @@ func (s Secrets) Path(r Reference) string {
 
 // Read returns the contents of what r names, at most 64 KiB. All errors are
 // *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrNotRegular,
-// ErrTooLarge, ErrEmpty, ErrEncrypted or another error of the file system.
+// ErrTooLarge, ErrEmpty, ErrEncrypted, an error of package input or another one of the
+// file system.
 func (s Secrets) Read(r Reference) ([]byte, error) {
 	if r.IsZero() {
 		return nil, &SecretError{Err: ErrNoReference}
@@ -206,7 +207,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 		}
 	}
 	if err != nil {
-		return nil, &SecretError{Reference: r, Path: path, Err: err}
+		return nil, &SecretError{Reference: r, Path: path, Err: about(r, err)}
 	}
 	return data, nil
 }
@@ -256,36 +257,15 @@ func (s Secrets) find(r Reference) (data []byte, path string, err error) {
 	return nil, s.Path(r), fmt.Errorf("no such credential in %s: %w", strings.Join(s.Directories, ", "), fs.ErrNotExist)
 }
 
-// readFile reads a regular file of bounded size. Anything else is refused before it is
-// opened, because opening a FIFO waits for a writer and opening a device may act on it;
-// O_NONBLOCK and the second look cover a file that is exchanged in between.
+// readFile reads a text of bounded size.
 func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, cause(err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, notRegular(info)
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, cause(err)
-	}
-	defer f.Close()
-	if info, err = f.Stat(); err != nil {
-		return nil, cause(err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, notRegular(info)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
-	if err != nil {
-		return nil, cause(err)
-	}
-	if len(data) > maxSecret {
-		return nil, ErrTooLarge
-	}
-	return data, nil
+	data, err := input.Read(path, maxSecret)
+	return data, cause(err)
+}
+
+// unusable is the error of a secret that was read and cannot be used.
+func (s Secrets) unusable(r Reference, err error) error {
+	return &SecretError{Reference: r, Path: s.Path(r), Err: about(r, err)}
 }
 
 // cause drops the path from an error of package os: the callers name it themselves.
@@ -295,19 +275,6 @@ func cause(err error) error {
 		return p.Err
 	}
 	return err
-}
-
-func notRegular(info fs.FileInfo) error {
-	kind := "a device"
-	switch {
-	case info.IsDir():
-		kind = "a directory"
-	case info.Mode()&fs.ModeNamedPipe != 0:
-		kind = "a FIFO"
-	case info.Mode()&fs.ModeSocket != 0:
-		kind = "a socket"
-	}
-	return fmt.Errorf("%w but %s", ErrNotRegular, kind)
 }
 
 // sealedPrefixes are the identifiers systemd-creds(1) puts before what it seals: 16

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 func TestParseReference(t *testing.T) {
@@ -333,6 +334,8 @@ func TestPassword(t *testing.T) {
 		{"a password is the text of the file", "S3CRET", "S3CRET", nil},
 		{"the line end of an editor is no part of it", "S3CRET\n", "S3CRET", nil},
 		{"nor is one of Windows", "S3CRET\r\n", "S3CRET", nil},
+		{"a byte order mark is no part of it", "\ufeffS3CRET\r\n", "S3CRET", nil},
+		{"UTF-16 is named", "\xff\xfeS\x003\x00C\x00R\x00", "", input.ErrUTF16},
 		{"white space is part of it", " S3 CRET ", " S3 CRET ", nil},
 		{"letters beyond ASCII are part of it", "Sécrèt", "Sécrèt", nil},
 		{"two lines are none", "S3CRET\nS3CRET\n", "", attest.ErrNotPassword},

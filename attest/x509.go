@@ -8,23 +8,23 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/pemfile"
+)
+
+// What may be wrong with the files; see package pemfile.
+var (
+	ErrNotCertificate = pemfile.ErrNotCertificate
+	ErrNotPrivateKey  = pemfile.ErrNotPrivateKey
+	ErrPassphrase     = pemfile.ErrPassphrase
+	ErrUnsupportedKey = pemfile.ErrUnsupportedKey
 )
 
 var (
-	// ErrNotCertificate says that a file holds no readable PEM certificate.
-	ErrNotCertificate = errors.New("not a PEM certificate")
-	// ErrNotPrivateKey says that a file holds no readable PEM private key.
-	ErrNotPrivateKey = errors.New("not a PEM private key (PKCS#8, SEC 1 or PKCS#1)")
-	// ErrPassphrase says that a private key is protected by a passphrase, which a
-	// service cannot be asked for.
-	ErrPassphrase = errors.New("the private key is protected by a passphrase")
-	// ErrUnsupportedKey says that the service cannot be shown a key of this kind.
-	ErrUnsupportedKey = errors.New("unsupported kind of key")
 	// ErrKeyMismatch says that the private key does not belong to the leaf certificate.
 	ErrKeyMismatch = errors.New("the private key does not belong to the certificate")
 	// ErrCommonName says that the leaf's common name is not the registration ID, which
@@ -138,29 +138,9 @@ func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	chain, err := parseChain(data)
+	chain, err := pemfile.Certificates(data)
 	if err != nil {
-		return nil, &SecretError{Reference: x.Certificate, Path: secrets.Path(x.Certificate), Err: err}
-	}
-	return chain, nil
-}
-
-// parseChain takes all CERTIFICATE blocks. Others are passed over: the private key often
-// lies in the same file.
-func parseChain(data []byte) ([]*x509.Certificate, error) {
-	var chain []*x509.Certificate
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%w: number %d cannot be read: %w", ErrNotCertificate, len(chain)+1, err)
-		}
-		chain = append(chain, c)
-	}
-	if len(chain) == 0 {
-		return nil, ErrNotCertificate
+		return nil, secrets.unusable(x.Certificate, err)
 	}
 	return chain, nil
 }
@@ -172,56 +152,24 @@ func (x X509) key(secrets Secrets) (crypto.Signer, error) {
 		return nil, err
 	}
 	defer clear(data)
-	key, err := parseKey(data)
+	parsed, err := pemfile.PrivateKey(data)
+	var key crypto.Signer
+	if err == nil {
+		key, err = supported(parsed)
+	}
 	if err != nil {
-		return nil, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: err}
+		return nil, secrets.unusable(x.PrivateKey, err)
 	}
 	return key, nil
-}
-
-// parseKey takes the first private key in the file. EC PARAMETERS, which openssl writes
-// before an EC key, and certificates are passed over.
-func parseKey(data []byte) (crypto.Signer, error) {
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
-			continue
-		}
-		defer clear(block.Bytes)
-		switch {
-		case block.Type == "ENCRYPTED PRIVATE KEY", strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-			return nil, ErrPassphrase
-		case block.Type == "TSS2 PRIVATE KEY":
-			return nil, fmt.Errorf("%w: a key sealed by a TPM", ErrUnsupportedKey)
-		}
-		return supported(parseDER(block.Bytes))
-	}
-	return nil, ErrNotPrivateKey
-}
-
-// parseDER tries the three encodings whatever the label says, as tls.X509KeyPair does.
-// It returns nil for none. The parsers' errors are of no use to an operator.
-func parseDER(der []byte) any {
-	if k, err := x509.ParsePKCS8PrivateKey(der); err == nil {
-		return k
-	}
-	if k, err := x509.ParseECPrivateKey(der); err == nil {
-		return k
-	}
-	if k, err := x509.ParsePKCS1PrivateKey(der); err == nil {
-		return k
-	}
-	return nil
 }
 
 // supported lets through what a TLS 1.2 handshake with the service can use.
 func supported(key any) (crypto.Signer, error) {
 	switch k := key.(type) {
-	case nil:
-		return nil, ErrNotPrivateKey
 	case *rsa.PrivateKey:
 		// crypto/rsa refuses to sign with less.
 		if bits := k.N.BitLen(); bits < 1024 {
-			return nil, fmt.Errorf("%w: RSA of %d bits, at least 1024 are needed", ErrUnsupportedKey, bits)
+			return nil, pemfile.Unsupported(fmt.Sprintf("an RSA key of %d bits; at least 1024 are needed", bits))
 		}
 		return k, nil
 	case *ecdsa.PrivateKey:
@@ -230,11 +178,11 @@ func supported(key any) (crypto.Signer, error) {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			return k, nil
 		}
-		return nil, fmt.Errorf("%w: EC on %s; the service takes P-256, P-384 and P-521", ErrUnsupportedKey, k.Curve.Params().Name)
+		return nil, pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service takes P-256, P-384 and P-521")
 	case ed25519.PrivateKey:
-		return nil, fmt.Errorf("%w: Ed25519; the service takes RSA and EC", ErrUnsupportedKey)
+		return nil, pemfile.Unsupported("a private key for Ed25519; the service takes RSA and EC")
 	}
-	return nil, fmt.Errorf("%w: the service takes RSA and EC", ErrUnsupportedKey)
+	return nil, pemfile.Unsupported("a private key that is neither RSA nor EC, which the service takes")
 }
 
 // belongs reports whether key is the private key of c.

@@ -199,17 +199,12 @@ func (i *inspection) warn(r Result, detail, advice string) {
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Classify(err))) }
 
-// failed puts a fault into words. An error that knows its remedy knows better than the
-// catalogue.
+// failed puts a fault into words.
 func failed(r Result, f fault.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, f.Code, f.Advice()
 	r.Detail = fault.Describe(f.Code).Summary
 	if f.Err != nil {
 		r.Detail = f.Err.Error()
-	}
-	var known interface{ Remedy() string }
-	if errors.As(f.Err, &known) {
-		r.Advice = known.Remedy()
 	}
 	var apart interface{ Problem() string }
 	if errors.As(f.Err, &apart) {

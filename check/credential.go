@@ -93,6 +93,10 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
 	results := i.judge(r, err, c.References(), secretsOf(c), detail)
+	// The length alone is no reason to warn.
+	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
+		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: doubt.Error(), Advice: doubt.Remedy()})
+	}
 	if proof.Certificate != nil && err == nil {
 		results = append(results, i.chain(r, proof)...)
 	}

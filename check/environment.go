@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // Environment is the environment of the service, and where it was found.
@@ -54,7 +56,7 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 	for _, pattern := range files {
 		names, _ := filepath.Glob(pattern)
 		for _, name := range names {
-			if text, err := os.ReadFile(name); err == nil {
+			if text, err := input.Read(name, maxUnitFile); err == nil {
 				e.assign(lines(string(text)))
 			}
 		}

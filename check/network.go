@@ -387,7 +387,7 @@ func (i *inspection) proxyOrigin() string {
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
 	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
-		c.Validity = with.validity
+		c.Validity, c.Doubt = with.validity, with.proof.Doubt
 	}
 	return c
 }

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // unitName is the service of the package.
@@ -74,12 +74,15 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 		return nil, &notInstalledError{state}
 	}
 	for _, file := range append(strings.Fields(u.properties["DropInPaths"]), u.properties["FragmentPath"]) {
-		if text, err := os.ReadFile(file); err == nil {
+		if text, err := input.Read(file, maxUnitFile); err == nil {
 			u.read(text)
 		}
 	}
 	return u, nil
 }
+
+// maxUnitFile bounds what is read of a file of systemd, in bytes.
+const maxUnitFile = 1 << 20
 
 // read collects which credentials a unit file hands over, systemd.exec(5).
 func (u *unit) read(text []byte) {

@@ -8,12 +8,14 @@ package config
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // maxSize bounds a configuration file, in bytes. The reference has some 6 KiB.
@@ -171,8 +173,8 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	return c, err
 }
 
-// Read returns the whole of r, the text of a configuration, for Parse. The error is an
-// Errors if it is longer than a configuration may be.
+// Read returns the whole of r, the text of a configuration, for Parse, without a byte
+// order mark. The error is an Errors if it is UTF-16 or longer than a configuration may be.
 func Read(name string, r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
 	if err != nil {
@@ -181,7 +183,12 @@ func Read(name string, r io.Reader) ([]byte, error) {
 	if len(data) > maxSize {
 		return nil, Errors{{File: name, Problem: "the file is larger than 1 MiB", Remedy: "a configuration has a few lines; is this the right file?"}}
 	}
-	return data, nil
+	text, err := input.Text(data)
+	if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) {
+		mistake.File = name
+		return nil, Errors{{File: name, Line: 1, Column: 1, Problem: mistake.What, Remedy: mistake.Remedy()}}
+	}
+	return text, err
 }
 
 // parse is Parse, and returns the document as well.

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"regexp"
@@ -39,13 +38,8 @@ type document struct {
 // place is a position in a file, both from 1; the column counts characters.
 type place struct{ line, column int }
 
-// readDocument parses TOML. A byte order mark, which editors on Windows write, is passed
-// over.
+// readDocument parses TOML.
 func readDocument(data []byte) (document, *Error) {
-	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) {
-		return document{}, &Error{Line: 1, Column: 1, Problem: "the file is UTF-16 text", Remedy: "save it as UTF-8"}
-	}
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	lines := newLines(data)
 	if tooManyKeys(data) {
 		return document{}, &Error{Problem: fmt.Sprintf("the file has more than %d keys", maxKeys), Remedy: "a configuration has a few dozen; is this the right file?"}

@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/url"
-	"os"
 	"slices"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,9 +25,6 @@ const (
 	saveLimit = 30 * time.Second
 	// farewellLimit bounds PUBACK and DISCONNECT on a connection that may be dead.
 	farewellLimit = 500 * time.Millisecond
-	// maxPayload bounds what is read of payload_file, in bytes; dps.CheckPayload
-	// judges it.
-	maxPayload = 128 << 10
 	// maxReply bounds a packet of the service, in bytes. The limit of its replies is not
 	// known; this is 1 MiB, and room for the topic.
 	maxReply = 1<<20 + 64<<10
@@ -77,6 +70,7 @@ type result struct {
 	expires     time.Time     // of the device certificate, when one was read
 	verified    time.Time     // wall clock at a handshake whose certificate it was right for
 	validity    error         // what the clock says about the certificate; explains a refusal
+	doubt       error         // what speaks against the key; explains a refusal
 	credential  string
 	told        []string // the secrets that peers were told, who may repeat them
 	inspector   string   // who inspects the connection, by the root of an authority that this gateway trusts
@@ -172,6 +166,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		return 0, at(fault.StageCredential, err)
 	}
 	r.told = attest.Signature(proof.Password)
+	r.doubt = proof.Doubt
 	if proof.Certificate != nil {
 		r.expires = proof.Expires
 	}
@@ -288,44 +283,4 @@ func (a *attempt) toRecord(as *dps.Assignment) *store.Record {
 
 func (a *attempt) fingerprint() string {
 	return store.Fingerprint(a.settings.Dialer.Host, a.settings.IDScope, a.registrationID, a.payload)
-}
-
-var errNotRegular = errors.New("not a regular file")
-
-// payloadError says that payload_file cannot be sent.
-type payloadError struct {
-	path string
-	err  error
-}
-
-func (e *payloadError) Error() string { return fmt.Sprintf("payload_file %s: %v", e.path, e.err) }
-func (e *payloadError) Unwrap() error { return e.err }
-
-// ReadPayload returns the JSON object to send, nil without a file. Classify knows
-// its errors.
-func ReadPayload(path string) ([]byte, error) {
-	if path == "" {
-		return nil, nil
-	}
-	// Asked first: opening a FIFO would wait for a writer.
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, &payloadError{path, err}
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &payloadError{path, errNotRegular}
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // it may be exchanged in between
-	if err != nil {
-		return nil, &payloadError{path, err}
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxPayload+1))
-	if err == nil {
-		err = dps.CheckPayload(data)
-	}
-	if err != nil {
-		return nil, &payloadError{path, err}
-	}
-	return data, nil
 }

@@ -59,6 +59,7 @@ type Circumstances struct {
 	Inspector   string // who inspects the connection, see Inspector; "" for nobody
 	Implausible bool   // the time is before one that has been
 	Validity    error  // what the clock says against the device certificate, an *attest.CertificateError
+	Doubt       error  // what speaks against the symmetric key, an *attest.Doubt
 
 	Told redact.Known // the secrets that peers were told, who may repeat them
 }
@@ -78,6 +79,8 @@ func (c Circumstances) Classify(err error) fault.Fault {
 	case c.Validity != nil:
 		f.Code = fault.CertificateExpired
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Validity)
+	case c.Doubt != nil:
+		f.Err = fmt.Errorf("%w; %w", f.Err, c.Doubt)
 	}
 	w := wording{&c.Told}
 	f.Err, f.TrackingID = w.of(f.Err), w.line(f.TrackingID, maxTrackingID)
@@ -90,6 +93,7 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		Inspector:   r.inspector,
 		Implausible: s.implausible(now),
 		Validity:    r.validity,
+		Doubt:       r.doubt,
 		Told:        r.secrets(),
 	}
 	return c.Classify(r.err)

@@ -20,6 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -336,6 +337,32 @@ func TestTheClockExplainsARefusal(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if f := s.classify(tt.r, tt.now); f.Code != tt.code || f.Class != fault.Describe(tt.code).Class {
 				t.Errorf("got %s (%s), want %s", f.Code, f.Class, tt.code)
+			}
+		})
+	}
+}
+
+func TestADoubtAboutTheKeyExplainsARefusalAndGivesTheAdvice(t *testing.T) {
+	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key is base64 of base64", Command: "base64 -d FILE", File: "/k"}}
+	perhaps := &attest.Doubt{Mistake: &input.Mistake{What: "the key has 64 bytes", Command: "dpsd derive-key <FILE", File: "/k"}, Group: true}
+	unauthorized := at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
+	for _, tt := range []struct {
+		name         string
+		r            result
+		code         fault.Code
+		cause        string // its end
+		advice, then string
+	}{
+		{"a 401", result{err: unauthorized, doubt: doubt}, fault.Unauthorized, "; the key is base64 of base64", "base64 -d /k", ""},
+		{"a refused CONNECT", result{err: at(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), doubt: doubt}, fault.ConnackRefused, "; the key is base64 of base64", "base64 -d /k", ""},
+		{"a key that may be that of the group", result{err: unauthorized, doubt: perhaps}, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
+		{"an unknown device", result{err: at(fault.StageRegister, reply(t, "$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`)), doubt: doubt}, fault.EnrollmentNotFound, "", fault.Describe(fault.EnrollmentNotFound).Advice, ""},
+		{"a lost connection", result{err: at(fault.StageConnect, io.EOF), doubt: doubt}, fault.ConnectionLost, "EOF", fault.Describe(fault.ConnectionLost).Advice, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := (&Daemon{}).supervisor().classify(tt.r, time.Now())
+			if f.Code != tt.code || !strings.HasSuffix(f.Err.Error(), tt.cause) || !strings.HasPrefix(f.Advice(), tt.advice) || !strings.HasSuffix(f.Advice(), tt.then) {
+				t.Errorf("got %v; %s", f, f.Advice())
 			}
 		})
 	}

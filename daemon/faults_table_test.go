@@ -328,6 +328,14 @@ func troubles() []trouble {
 			g.write("serial", "\n"+device+"\n")
 			g.Settings.RegistrationID = attest.RegistrationID{File: g.dir + "/serial"}
 		}},
+		{name: "a key in UTF-16", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "\xff\xfec\x002\x00") }},
+		{name: "a key in quotes", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", `"c2VjcmV0LWtleS1vZi1nYXRld2F5LTE="`) }},
+		{name: "a key in hexadecimal digits", on: "mqtt", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", strings.Repeat("0123456789abcdef", 4)) }},
+		{name: "a payload file in UTF-16", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "\xff\xfe{\x00}\x00"); g.Settings.PayloadFile = g.dir + "/p" }},
+		{name: "a ca_file that is cut off", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) {
+			g.write("ca.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n")
+			g.Settings.Dialer.CAFile = g.dir + "/ca.pem"
+		}},
 		{name: "a payload file that is no object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
 		{name: "no ca_file", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.Dialer.CAFile = g.dir + "/missing" }},
 		{name: "no route for 90 s", on: "mqtt", code: fault.NetworkUnreachable, quiet: true, set: func(g *gateway) {

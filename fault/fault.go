@@ -10,6 +10,7 @@ package fault
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"time"
 )
 
@@ -219,5 +220,14 @@ func (f Fault) Error() string {
 // Unwrap returns the cause.
 func (f Fault) Unwrap() error { return f.Err }
 
-// Advice says what to do about it, in one line.
-func (f Fault) Advice() string { return Describe(f.Code).AdviceWhen(f.Circumstance) }
+// Advice says what to do about it, in one line. A cause that knows its remedy knows better
+// than the catalogue.
+func (f Fault) Advice() string {
+	var known interface{ Remedy() string }
+	if errors.As(f.Err, &known) {
+		if remedy := known.Remedy(); remedy != "" {
+			return remedy
+		}
+	}
+	return Describe(f.Code).AdviceWhen(f.Circumstance)
+}

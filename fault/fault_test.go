@@ -109,6 +109,25 @@ func TestAFaultSaysCodeAndCause(t *testing.T) {
 	}
 }
 
+// remedied is an error that knows what to do about it.
+type remedied struct{ remedy string }
+
+func (e *remedied) Error() string  { return "what happened" }
+func (e *remedied) Remedy() string { return e.remedy }
+
+func TestACauseThatKnowsItsRemedyKnowsBetterThanTheCatalogue(t *testing.T) {
+	general := fault.Describe(fault.CredentialInvalid).Advice
+	for remedy, want := range map[string]string{"do this": "do this", "": general} {
+		f := fault.New(fault.CredentialInvalid, fault.StageCredential, fmt.Errorf("file:/k: %w", &remedied{remedy}))
+		if got := f.Advice(); got != want {
+			t.Errorf("with the remedy %q the advice is %q", remedy, got)
+		}
+	}
+	if got := fault.New(fault.CredentialInvalid, fault.StageCredential, errors.New("x")).Advice(); got != general {
+		t.Errorf("without a remedy the advice is %q", got)
+	}
+}
+
 // The page is generated, so that the manual and the program cannot disagree.
 func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 	var b strings.Builder

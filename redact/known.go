@@ -12,6 +12,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/pemfile"
 )
 
 const (
@@ -46,21 +48,27 @@ func (k *Known) Add(secret []byte) {
 		k.broken.add(one.forms)
 		return
 	}
-	for rest := secret; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return
-		}
+	blocks, err := pemfile.Blocks(secret)
+	if err != nil {
+		k.lines(secret) // what it is cannot be told, so all of it counts
+		return
+	}
+	for _, block := range blocks {
 		if !strings.Contains(block.Type, "PRIVATE KEY") {
 			continue // a certificate is for everybody
 		}
 		k.add(block.Bytes)
-		text := pem.EncodeToMemory(block)
+		text := pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})
 		k.add(text)
-		for line := range bytes.Lines(text) {
-			if line = bytes.TrimSpace(line); !bytes.HasPrefix(line, []byte("-")) {
-				k.add(line)
-			}
+		k.lines(text)
+	}
+}
+
+// lines takes up each line of a PEM file that is none of its frame.
+func (k *Known) lines(text []byte) {
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); !bytes.HasPrefix(line, []byte("-")) {
+			k.add(line)
 		}
 	}
 }

@@ -136,6 +136,22 @@ func TestKnown(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a private key is found that encoding/pem does not see", func(t *testing.T) {
+		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
+		for name, file := range map[string]string{
+			"a byte order mark":                           "\ufeff" + string(private),
+			"no line feed between it and a certificate":   strings.TrimSpace(strings.Replace(certificate, "M", "N", 1)) + string(private),
+			"blanks in front of its lines":                "  " + strings.ReplaceAll(string(private), "\n", "\n  "),
+			"an end that is cut off":                      strings.TrimSuffix(string(private), "-----\n"),
+			"a truncated certificate in front of the key": certificate[:60] + "\n" + string(private),
+		} {
+			var known redact.Known
+			known.Add([]byte(file))
+			if got := known.Mask("before " + lines[1] + " after"); got != "before "+redact.Mark+" after" {
+				t.Errorf("%s: it has become %q", name, got)
+			}
+		}
+	})
 	t.Run("a certificate is no secret", func(t *testing.T) {
 		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
 		var known redact.Known

@@ -368,9 +368,16 @@ func regular(path string) bool {
 }
 
 // readFile reads a regular file of bounded size. Opening a FIFO must not wait for
-// its writer, and another kind of file holds nothing that was ever written here.
-func readFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// its writer, and another kind of file holds nothing that was ever written here. A link
+// could make a command that root runs read any file.
+func readFile(path string) ([]byte, error) { return readRegular(path, syscall.O_NOFOLLOW) }
+
+// readRegular is readFile with more flags for open(2).
+func readRegular(path string, flags int) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|flags, 0)
+	if errors.Is(err, syscall.ELOOP) && !regular(path) {
+		return nil, &DamagedError{Path: path, Reason: "a link, not a regular file"}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,8 @@ import (
 )
 
 // Read returns the record in a state directory, checksum and members verified.
-// It takes no lock: the file is replaced by rename, so it is always whole.
+// It takes no lock: the file is replaced by rename, so it is always whole. It
+// follows no link.
 //
 // Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, or that of the file
 // system when the file may not be read.
@@ -36,9 +37,10 @@ func Files(directory string) []string {
 
 // readRecord is Read for the owner, with the text of the record. To the owner, a file that
 // cannot be read is as damaged as one that cannot be understood, unless the reason may
-// pass: then the error is an *unreadError, and what the file says is not known.
+// pass: then the error is an *unreadError, and what the file says is not known. A link is
+// followed, and then replaced by the record.
 func readRecord(path string) (Record, []byte, error) {
-	data, err := readFile(path)
+	data, err := readRegular(path, 0)
 	var damaged *DamagedError
 	switch {
 	case errors.As(err, &damaged):

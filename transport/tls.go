@@ -4,63 +4,36 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
+
+	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/pemfile"
 )
 
 // maxCAFile is more than the whole of a distribution's roots.
 const maxCAFile = 4 << 20
 
-// ErrNoCertificates is matched when a CA file holds no certificate.
-var ErrNoCertificates = errors.New("no certificate in it")
+// ErrNoCertificates is matched when a CA file holds no certificate, or something else
+// beside them.
+var ErrNoCertificates = pemfile.ErrNotCertificate
 
 // readCertificates reads every certificate of a PEM file. One that cannot be read is
 // an error, not a gap to be found out by a failing handshake.
 func readCertificates(path string) ([]*x509.Certificate, error) {
-	// Asked first: opening a FIFO would wait for a writer.
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &os.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxCAFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxCAFile {
-		return nil, &os.PathError{Op: "read", Path: path, Err: fmt.Errorf("more than %d bytes", maxCAFile)}
-	}
+	text, err := input.Read(path, maxCAFile)
 	var certificates []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, &os.PathError{Op: "read", Path: path, Err: fmt.Errorf("certificate %d: %w", len(certificates)+1, err)}
-		}
-		certificates = append(certificates, c)
+	if err == nil {
+		certificates, err = pemfile.Certificates(text)
 	}
-	if len(certificates) == 0 {
-		return nil, &os.PathError{Op: "read", Path: path, Err: ErrNoCertificates}
+	if err == nil || errors.As(err, new(*os.PathError)) {
+		return certificates, err
 	}
-	return certificates, nil
+	return nil, &os.PathError{Op: "read", Path: path, Err: input.About(path, err)}
 }
 
 // client is this end of a TLS connection.

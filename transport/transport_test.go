@@ -524,6 +524,18 @@ func TestRoots(t *testing.T) {
 		}
 		dial(t, d, nil)
 	})
+	for expect, text := range map[string]string{
+		"without a line feed between two certificates": strings.TrimSpace(string(root.pem())) + string(added.pem()),
+		"with a byte order mark":                       "\ufeff" + string(root.pem()) + string(added.pem()),
+		"with line ends of Windows":                    strings.ReplaceAll(string(root.pem())+string(added.pem()), "\n", "\r\n"),
+	} {
+		t.Run("a file "+expect+" is read as a whole", func(t *testing.T) {
+			path := write(t, "ca.pem", []byte(text))
+			for _, a := range []*authority{root, added} {
+				dial(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: x509.NewCertPool(), CAFile: path, DialContext: serve(a).DialContext}, nil)
+			}
+		})
+	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -537,6 +549,12 @@ func TestRoots(t *testing.T) {
 		{"a file that is empty", write(t, "ca.pem", nil), func(err error) bool { return errors.Is(err, transport.ErrNoCertificates) }},
 		{"a file of something else", write(t, "ca.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")), func(err error) bool { return errors.Is(err, transport.ErrNoCertificates) }},
 		{"a file with a broken certificate", write(t, "ca.pem", broken), func(err error) bool { return strings.Contains(err.Error(), "certificate 2") }},
+		{"a file whose last certificate is cut off", write(t, "ca.pem", append(root.pem(), root.pem()[:200]...)), func(err error) bool {
+			return strings.Contains(err.Error(), "has no -----END line") && strings.Contains(err.Error(), ": line ")
+		}},
+		{"a file with a trusted certificate of openssl", write(t, "ca.pem", bytes.ReplaceAll(root.pem(), []byte(" CERT"), []byte(" TRUSTED CERT"))), func(err error) bool { return strings.Contains(err.Error(), "line 1: a TRUSTED CERTIFICATE") }},
+		{"a file in DER", write(t, "ca.pem", root.certificate.Raw), func(err error) bool { return strings.Contains(err.Error(), "the file holds a certificate in DER") }},
+		{"a file in UTF-16", write(t, "ca.pem", []byte("\xff\xfe-\x00")), func(err error) bool { return strings.Contains(err.Error(), "UTF-16") }},
 		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "more than") }},
 		{"a directory", t.TempDir(), func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 		{"a FIFO nobody writes to", fifo, func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},

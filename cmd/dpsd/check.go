@@ -238,7 +238,7 @@ func gatewayOf(file string) *check.Gateway {
 	if account, err := check.LookUpAccount(context.Background(), serviceAccount, g.Systemctl); err == nil {
 		g.Account = account
 	}
-	cfg, err := loadSoon(file)
+	cfg, err := load(file)
 	if err != nil {
 		g.Invalid = err
 		socket, known := socketOf(file)
@@ -283,18 +283,6 @@ func asking(socket string) func(context.Context) (control.Status, error) {
 		defer cancel()
 		return control.Client{Socket: socket}.Status(ctx)
 	}
-}
-
-// loadSoon is load for a command that is to answer: a FIFO without a writer is empty,
-// and one whose writer says nothing is given up.
-func loadSoon(file string) (*config.Config, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, unopened(file, err)
-	}
-	defer f.Close()
-	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second)) // a regular file has no deadline and needs none
-	return config.Parse(file, f)
 }
 
 // bootedSystemctl runs systemctl; nil when systemd has not booted this machine,

@@ -3,13 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 func importAziotCommand() *cobra.Command {
@@ -37,14 +37,14 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml", "conf"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := os.Open(args[0])
+			f, err := input.Open(args[0])
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
 			defer f.Close()
 			var dropIns []config.DropIn
 			for _, name := range append(aziotDropIns(args[0]), args[1:]...) {
-				d, err := os.Open(name)
+				d, err := input.Open(name)
 				if err != nil {
 					return &exitError{exitFailed, err}
 				}

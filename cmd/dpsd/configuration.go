@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // This file says why a configuration cannot be opened, and gives the command that
@@ -84,11 +86,14 @@ func misnamed(file string) string {
 
 // open opens a configuration.
 func open(file string) (*os.File, error) {
-	f, err := os.Open(file)
-	if err != nil {
+	f, err := input.Open(file)
+	switch {
+	case err == nil:
+		return f, nil
+	case errors.As(err, new(*fs.PathError)):
 		return nil, unopened(file, err)
 	}
-	return f, nil
+	return nil, fmt.Errorf("%s: %w", file, err)
 }
 
 // contents returns the text of a configuration.

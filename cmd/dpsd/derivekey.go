@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 func deriveKeyCommand() *cobra.Command {
@@ -69,11 +70,21 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	if len(text) > maxKeyText {
 		err = attest.ErrKeyLength
 	} else {
-		group, err = attest.DecodeKey(text)
-		defer clear(group)
+		var key []byte
+		if key, err = input.Text(text); err == nil {
+			group, err = attest.DecodeKey(key)
+			defer clear(group)
+		}
 	}
 	if err != nil {
-		return &exitError{exitFailed, fmt.Errorf("standard input: %w\nTry the primary or secondary key of the enrollment group as the portal shows it, and nothing else", err)}
+		next := "the primary or secondary key of the enrollment group as the portal shows it, and nothing else"
+		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) && mistake.Command != "" {
+			next = mistake.Remedy() + ", where FILE holds the group key"
+		}
+		return &exitError{exitFailed, fmt.Errorf("standard input: %w\nTry %s", err, next)}
+	}
+	if d := attest.DoubtOf(text, group, id); d != nil && !d.Group {
+		fmt.Fprintf(note, "dpsd: warning: %v; if it was not meant so, correct it and derive the device's key again:\n%s\n", d, d.Remedy())
 	}
 	if strings.ToLower(id) != id {
 		// The service compares IDs without case, but the key depends on it.

@@ -35,7 +35,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 	}
 	standard := config.Default()
 	places := installation{file: file, state: standard.State.Directory, socket: standard.Control.Socket}
-	if cfg, err := loadSoon(file); err == nil {
+	if cfg, err := load(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
 		places.closed = closed(file)
 	} else {

@@ -234,15 +234,17 @@ func write(path, directory string, at time.Time, files []archived) error {
 	return f.CloseAtomicallyReplace()
 }
 
-// slurp reads what may be no regular file: it is bounded, and a FIFO without a writer
-// is empty.
-func slurp(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// slurp reads the beginning of a regular file. open is input.OpenOwn for the files that dpsd
+// writes: in their directories its user could have made a link to any other file.
+func slurp(open func(string) (*os.File, error), path string) ([]byte, error) {
+	f, err := open(path)
 	if err != nil {
+		if !errors.As(err, new(*fs.PathError)) {
+			err = &fs.PathError{Op: "open", Path: path, Err: err}
+		}
 		return nil, err
 	}
 	defer f.Close()
-	_ = f.SetReadDeadline(time.Now().Add(partLimit / 2)) // a regular file has no deadline and needs none
 	data, err := io.ReadAll(io.LimitReader(f, maxPart+1))
 	if err == nil && len(data) > maxPart {
 		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("it has more than 1 MiB, the rest is left out")}

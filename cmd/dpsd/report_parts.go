@@ -22,6 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/store"
@@ -74,7 +75,7 @@ func asJSON(value any) piece {
 }
 
 func (r reporter) configuration(context.Context) piece {
-	data, err := slurp(r.file)
+	data, err := slurp(input.Open, r.file)
 	if data == nil {
 		return piece{err: err}
 	}
@@ -94,7 +95,7 @@ var referred = late.Regexp(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
 func (r reporter) secrets(context.Context) piece {
 	var got piece
 	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
-	text, _ := slurp(r.file) // told by its own part
+	text, _ := slurp(input.Open, r.file) // told by its own part
 	var unread []error
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred().FindAllString(string(text), -1)))) {
 		reference, err := attest.ParseReference(name)
@@ -143,7 +144,7 @@ func userOf(text string) (secrets [][]byte) {
 }
 
 func (r reporter) effective(context.Context) piece {
-	data, err := slurp(r.file)
+	data, err := slurp(input.Open, r.file)
 	if err != nil {
 		return piece{err: err}
 	}
@@ -185,7 +186,7 @@ func (r reporter) check(ctx context.Context) piece {
 // stateFile reads a file that need not be there.
 func (r reporter) stateFile(path string, mask func([]byte) []byte) func(context.Context) piece {
 	return func(context.Context) piece {
-		data, err := slurp(path)
+		data, err := slurp(input.OpenOwn, path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return piece{}
 		}
@@ -411,7 +412,7 @@ func versions(ctx context.Context) piece {
 	}
 	errs := make([]error, 0, 4)
 	for _, path := range []string{"/etc/os-release", "/proc/uptime"} {
-		data, err := slurp(path)
+		data, err := slurp(input.Open, path)
 		errs = append(errs, err)
 		fmt.Fprintf(&b, "\n%s:\n%s", path, data)
 	}

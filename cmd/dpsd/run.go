@@ -91,7 +91,7 @@ func run(file string, once bool, timeout time.Duration) error {
 	if err != nil {
 		return invalid(file, err)
 	}
-	// Only now: a file that never ends, such as a FIFO, must not keep SIGTERM out.
+	// Only now: a file on a server that does not answer must not keep SIGTERM out.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	to := journal.Open()
@@ -108,21 +108,19 @@ func run(file string, once bool, timeout time.Duration) error {
 			RuntimeDirectory: filepath.Dir(cfg.Control.Socket),
 			Mode:             cfg.State.Mode,
 		},
-		Socket:      cfg.Control.Socket,
-		MetricsFile: cfg.Control.MetricsFile,
-		Secrets:     attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
-		Hangup:      hangup,
-		Reload:      reloader(file, text, cfg),
-		Watch:       watch.Files,
-		Network:     network.State,
-		Rest:        func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
-		Watchdog:    watchdog,
-		Once:        once, Timeout: timeout,
+		ConfigurationFile: file,
+		Socket:            cfg.Control.Socket,
+		MetricsFile:       cfg.Control.MetricsFile,
+		Secrets:           attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
+		Hangup:            hangup,
+		Reload:            reloader(file, text, cfg),
+		Watch:             watch.Files,
+		Network:           network.State,
+		Rest:              func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
+		Watchdog:          watchdog,
+		Once:              once, Timeout: timeout,
 		Version: version, BuiltAt: builtAt(),
 		Log: log,
-	}
-	if isRegular(file) { // what comes from a pipe cannot be read again
-		d.ConfigurationFile = file
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		d.Notify = notifyTo(socket)
@@ -179,11 +177,6 @@ func ended(file string, err error) error {
 	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
 }
 
-func isRegular(file string) bool {
-	info, err := os.Stat(file)
-	return err == nil && info.Mode().IsRegular()
-}
-
 // errRestart names what only a restart can change.
 var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
 
@@ -192,10 +185,6 @@ var errRestart = errors.New("[state], [control] and [log] change with a restart 
 // changed, and then nothing is parsed, which takes memory.
 func reloader(file string, text []byte, running *config.Config) func() (*daemon.Settings, error) {
 	return func() (*daemon.Settings, error) {
-		// The supervisor waits for this: a FIFO without a writer would hold it up.
-		if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("%s: not a regular file", file)
-		}
 		now, err := contents(file)
 		if err != nil || bytes.Equal(now, text) {
 			return nil, err

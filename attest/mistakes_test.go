@@ -1,0 +1,377 @@
+package attest_test
+
+import (
+	"crypto/elliptic"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+// tools skips a test that needs programs which are not here; in CI they must be.
+func tools(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err == nil {
+			continue
+		}
+		if os.Getenv("CI") != "" {
+			t.Fatal("there is no ", name)
+		}
+		t.Skip("there is no ", name)
+	}
+}
+
+// passphrase is the one of every file that has one.
+const passphrase = "S3CRET"
+
+// shell runs a script in a directory, without a terminal and with the passphrase on
+// standard input.
+func shell(t *testing.T, dir, script string) string {
+	t.Helper()
+	c := exec.Command("sh", "-ec", script)
+	c.Dir, c.Stdin = dir, strings.NewReader(passphrase+"\n"+passphrase+"\n")
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
+}
+
+// remedy is the advice of an error, without what is to be done after its command.
+func remedy(t *testing.T, err error) (command, all string) {
+	t.Helper()
+	var known interface{ Remedy() string }
+	if !errors.As(err, &known) {
+		t.Fatalf("%v comes without a remedy", err)
+	}
+	command, _, _ = strings.Cut(known.Remedy(), "; then ")
+	return command, known.Remedy()
+}
+
+// The files of a gateway: key.pem and chain.pem, which belong together, and what a test
+// makes of them.
+const makeFiles = `umask 077
+openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
+openssl req -x509 -new -key key.pem -subj /CN=gw-1 -days 30 -out leaf.pem
+openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ca.key
+openssl req -x509 -new -key ca.key -subj /CN=ca -days 30 -out ca.pem
+cat leaf.pem ca.pem >chain.pem
+`
+
+func TestAFileThatIsNoPrivateKeyOrCertificateIsNamedAndTheCommandCorrectsIt(t *testing.T) {
+	tools(t, "openssl", "ssh-keygen", "iconv", "grep", "base64")
+	for _, test := range []struct {
+		expect string
+		script string // makes key and chain
+		says   string
+	}{
+		{"a key in DER", "openssl pkey -in key.pem -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key in DER, not in PEM"},
+		{"an EC key in DER", "openssl ec -in key.pem -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key in DER"},
+		{"a key in DER with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key that is protected by a passphrase in DER"},
+		{"a key with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
+		{"a key with a passphrase of the old form", "openssl ec -in key.pem -aes128 -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
+		{"a key with a passphrase under a wrong label", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET | sed 's/ENCRYPTED //' >key; cp chain.pem chain", "/key: line 1: the private key is protected by a passphrase, and the label does not say so"},
+		{"a key of OpenSSH", "cp key.pem key; ssh-keygen -q -p -N '' -f key; cp chain.pem chain", "/key: a private key in the form of OpenSSH"},
+		{"a curve that is described by its parameters", "openssl ec -in key.pem -param_enc explicit -out key; cp chain.pem chain", "/key: a private key whose curve P-256, P-384 or P-521 is described by its parameters"},
+		{"a curve that is described by its parameters, in PKCS#8", "openssl pkey -in key.pem -ec_param_enc explicit -out key; cp chain.pem chain", "/key: a private key whose curve P-256, P-384 or P-521 is described by its parameters"},
+		{"a key in base64 without PEM", "openssl pkey -in key.pem -outform DER | base64 >key; cp chain.pem chain", "/key: the file holds a private key in base64 without the lines of PEM"},
+		{"a key in base64 of PEM", "base64 key.pem >key; cp chain.pem chain", "/key: the file holds PEM in base64 once more"},
+		{"a key in UTF-16", "iconv -f UTF-8 -t UTF-16 key.pem >key; cp chain.pem chain", "/key: the file is UTF-16 text, not UTF-8"},
+		{`a key with \n in place of line breaks`, `awk '{printf "%s\\n", $0}' key.pem >key; cp chain.pem chain`, `/key: line 1: the file has \n, as two characters, in place of line breaks`},
+		{"a certificate in DER", "cp key.pem key; openssl x509 -in leaf.pem -outform DER -out chain", "/chain: the file holds a certificate in DER, not in PEM"},
+		{"a certificate in base64 without PEM", "cp key.pem key; openssl x509 -in leaf.pem -outform DER | base64 -w 0 >chain", "/chain: the file holds a certificate in base64 without the lines of PEM"},
+		{"a certificate in UTF-16", "cp key.pem key; iconv -f UTF-8 -t UTF-16LE chain.pem >chain", "/chain: the file is UTF-16 text, not UTF-8"},
+		{"a P7B in PEM", "cp key.pem key; openssl crl2pkcs7 -nocrl -certfile chain.pem -out chain", "/chain: line 1: a PKCS#7 bundle (P7B)"},
+		{"a P7B in DER", "cp key.pem key; openssl crl2pkcs7 -nocrl -certfile chain.pem -outform DER -out chain", "/chain: the file is a PKCS#7 bundle (P7B)"},
+		{"a TRUSTED CERTIFICATE", "cp key.pem key; { cat leaf.pem; openssl x509 -in ca.pem -trustout -addtrust clientAuth; } >chain", "a TRUSTED CERTIFICATE, which only openssl reads"},
+		{"an X509 CERTIFICATE", "cp key.pem key; sed 's/ CERTIFICATE-/ X509 CERTIFICATE-/' chain.pem >chain", "/chain: line 1: a certificate with the old label X509 CERTIFICATE"},
+		{"a PFX", "openssl pkcs12 -export -inkey key.pem -in leaf.pem -certfile ca.pem -passout pass:S3CRET -out chain; cp chain key", "/chain: the file is a PKCS#12 archive (PFX)"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			shell(t, dir, makeFiles+test.script+"\nchmod 640 key chain")
+			at := func(name string) attest.Reference { return attest.Reference{File: filepath.Join(dir, name)} }
+			x := attest.X509{Certificate: at("chain"), PrivateKey: at("key")}
+			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Fatalf("got %v\nwant … %s", err, test.says)
+			}
+			for n := 0; err != nil; n++ { // a PFX is corrected once for the certificate and once for the key
+				if n == 2 {
+					t.Fatalf("after the command: %v", err)
+				}
+				command, _ := remedy(t, err)
+				shell(t, dir, command)
+				_, err = x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			}
+			for _, name := range []string{"key", "chain"} {
+				if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o640 {
+					t.Errorf("%s has mode %v now, %v", name, info.Mode(), err)
+				}
+			}
+		})
+	}
+}
+
+func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTakes(t *testing.T) {
+	tools(t, "openssl")
+	for _, test := range []struct{ expect, script, says string }{
+		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service takes RSA and EC on P-256, P-384 and P-521"},
+		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
+		{"secp256k1 with the parameters in front", "openssl ecparam -name secp256k1 -genkey -out key", "on the curve secp256k1"},
+		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "on the curve of the family brainpool"},
+		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "on the curve that is described by its parameters"},
+		{"P-192", "openssl ecparam -name prime192v1 -genkey -noout -out key", "on the curve P-192"},
+		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
+		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
+		{"Ed25519", "openssl genpkey -algorithm ED25519 -out key", "for Ed25519"},
+		{"X25519", "openssl genpkey -algorithm X25519 -out key", "neither RSA nor EC"},
+		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
+		{"RSA of 512 bits", "openssl genrsa -out key 512", "an RSA key of 512 bits"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			shell(t, dir, makeFiles+test.script)
+			x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
+			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			if err == nil || !errors.Is(err, attest.ErrUnsupportedKey) || !strings.Contains(err.Error(), test.says) {
+				t.Fatalf("got %v\nwant … %s", err, test.says)
+			}
+			command, all := remedy(t, err)
+			if !strings.HasSuffix(all, "; then have a certificate issued for the new key") {
+				t.Errorf("the remedy is %q", all)
+			}
+			shell(t, dir, command+"\nopenssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem; test -s key.orig")
+			if _, err = x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now()); err != nil {
+				t.Errorf("after the command: %v", err)
+			}
+		})
+	}
+	t.Run("a certificate for such a key is named, too", func(t *testing.T) {
+		dir := t.TempDir()
+		shell(t, dir, "openssl ecparam -name secp256k1 -genkey -noout -out key; openssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem")
+		x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
+		_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+		if err == nil || !strings.Contains(err.Error(), "line 1: certificate 1 is for a key on secp256k1") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAFileOfTheOtherKindComesWithTheCommandThatFindsTheRightOne(t *testing.T) {
+	tools(t, "openssl", "grep")
+	const request = "openssl req -new -key key.pem -subj /CN=gw-1 "
+	for _, test := range []struct {
+		expect, script string // makes the file in question
+		key            bool   // it is in the place of the key
+		says           string
+	}{
+		{"a certificate in the place of the key", "cp leaf.pem x", true, "the file holds a certificate and no private key"},
+		{"a request in the place of the key", request + "-out x", true, "the file holds a certificate request (CSR) and no private key"},
+		{"a request in DER in the place of the key", request + "-outform DER -out x", true, "the file holds a certificate request (CSR) in DER"},
+		{"a public key in the place of the key", "openssl pkey -in key.pem -pubout -out x", true, "the file holds a public key and no private key"},
+		{"a public key in DER in the place of the key", "openssl pkey -in key.pem -pubout -outform DER -out x", true, "the file holds a public key"},
+		{"a public key of OpenSSH in the place of the key", "ssh-keygen -y -f key.pem >x", true, "the file holds a public key"},
+		{"a certificate under the label of a key", "sed 's/ CERTIFICATE-/ PRIVATE KEY-/' leaf.pem >x", true, "line 1: the block is labelled as a private key, but it holds a certificate"},
+		{"a P7B in the place of the key", "openssl crl2pkcs7 -nocrl -certfile chain.pem -out x", true, "the file holds a PKCS#7 bundle (P7B) and no private key"},
+		{"a symmetric key in the place of the key", "echo c2VjcmV0LWtleS1vZi1nYXRld2F5LTE= >x", true, "the file holds a symmetric key"},
+		{"a key in the place of the certificate", "cp key.pem x", false, "the file holds a private key and no certificate"},
+		{"a key in DER in the place of the certificate", "openssl pkey -in key.pem -outform DER -out x", false, "the file holds a private key in DER"},
+		{"a request in the place of the certificate", request + "-out x", false, "line 1: a certificate request (CSR), which an authority has yet to sign"},
+		{"a public key in the place of the certificate", "openssl pkey -in key.pem -pubout -out x", false, "line 1: a public key, not a certificate"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			shell(t, dir, makeFiles+test.script)
+			x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "x")}}
+			right := "key.pem"
+			if !test.key {
+				right, x = "leaf.pem", attest.X509{Certificate: x.PrivateKey, PrivateKey: attest.Reference{File: filepath.Join(dir, "key.pem")}}
+			}
+			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Fatalf("got %v\nwant … %s", err, test.says)
+			}
+			command, _ := remedy(t, err)
+			if found := shell(t, dir, command); !strings.Contains(found, filepath.Join(dir, right)+"\n") {
+				t.Errorf("%s finds\n%s", command, found)
+			}
+		})
+	}
+}
+
+func TestACertificateFileWithAMistakeThatOpensslToleratesIsUsed(t *testing.T) {
+	p256 := ecKey(t, elliptic.P256())
+	root := &issuer{key: ecKey(t, elliptic.P256())}
+	root.certificate = issue(t, nil, "root", root.key, true)
+	leaf := issue(t, root, "gw-1", p256, false)
+	chain, key := certificatePEM(leaf, root.certificate), pkcs8(t, p256)
+	for expect, files := range map[string][2]string{
+		"a missing line feed between two files":       {strings.Replace(chain, "-----\n-----", "----------", 1), key},
+		"a byte order mark":                           {"\ufeff" + chain, "\ufeff" + key},
+		"line ends of Windows":                        {strings.ReplaceAll(chain, "\n", "\r\n"), strings.ReplaceAll(key, "\n", "\r\n")},
+		"a key behind the certificates of the file":   {chain + key, chain + key},
+		"a key behind them without a line feed":       {strings.TrimSuffix(chain, "\n") + key, strings.TrimSuffix(chain, "\n") + key},
+		"the explanations that openssl pkcs12 writes": {"Bag Attributes\n    localKeyID: 01\nsubject=CN = gw-1\n" + chain, "Key Attributes: <No Attributes>\n" + key},
+	} {
+		t.Run(expect, func(t *testing.T) {
+			p, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+			if err != nil || len(p.Certificate.Certificate) != 2 {
+				t.Errorf("got %v, %v", p.Certificate, err)
+			}
+		})
+	}
+	for expect, files := range map[string][2]string{
+		"a truncated last certificate":   {chain[:len(chain)-60], key},
+		"a second private key":           {chain, key + key},
+		"a list of revoked certificates": {chain + encode("X509 CRL", []byte("x")), key},
+	} {
+		t.Run(expect+" is an error with its line", func(t *testing.T) {
+			_, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+			if err == nil || !strings.Contains(err.Error(), ": line ") || !strings.Contains(err.Error(), "/device.") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
+	tools(t, "iconv", "basenc", "base64", "sed", "tr", "head")
+	key := []byte("\xfb\xff\xfe a key that has both + and / in its text")[:32]
+	text := base64.StdEncoding.EncodeToString(key) // "+//+…="
+	for _, test := range []struct{ expect, file, says string }{
+		{"quotes around it", `"` + text + `"` + "\n", "quotes, blanks or other characters around it"},
+		{"typographic quotes around it", "“" + text + "”\n", "quotes, blanks or other characters around it"},
+		{"a blank in it", text[:10] + " " + text[10:], "quotes, blanks or other characters around it or in it"},
+		{"a blank of a web page behind it", text + "\u00a0\u200b\n", "quotes, blanks or other characters around it"},
+		{"a name in front of it", "primaryKey: " + text + "\n", "a name in front of the key"},
+		{"a line of TOML", `key = "` + text + `"` + "\n", "a name in front of the key"},
+		{"a connection string", "HostName=x.azure-devices.net;DeviceId=gw-1;SharedAccessKey=" + text, "a connection string"},
+		{"two keys", text + "\n" + text + "\n", "more than one line"},
+		{"the alphabet of addresses", strings.NewReplacer("+", "-", "/", "_").Replace(text), "the base64 of addresses"},
+		{"no padding", strings.TrimRight(text, "=") + "\n", `the key lacks "=" at its end`},
+		{"the bytes themselves", string(key), "the key is 32 bytes, not base64 text"},
+		{"UTF-16", "\xff\xfe" + strings.Join(strings.Split(text, ""), "\x00") + "\x00", "UTF-16 text"},
+		{"hexadecimal digits with colons", strings.ToUpper(hex.EncodeToString(key[:1])) + ":" + hex.EncodeToString(key[1:]), "the key is 64 hexadecimal digits, not base64"},
+		{"base64 of base64 of a long key", base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(append(key, key...)))), "the key is base64 of base64"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			want := key
+			if strings.HasSuffix(test.expect, "long key") {
+				want = append(want[:len(want):len(want)], want...)
+			}
+			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+			write(t, k.Key.File, test.file)
+			subject := attest.Subject{Resource: "r", RegistrationID: "gw-1"}
+			_, err := k.Prove(subject, attest.Secrets{}, midway)
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Fatalf("got %v\nwant … %s", err, test.says)
+			}
+			if strings.Contains(err.Error(), text[:8]) {
+				t.Errorf("the error repeats the key: %v", err)
+			}
+			command, _ := remedy(t, err)
+			shell(t, "/", command)
+			p, err := k.Prove(subject, attest.Secrets{}, midway)
+			if err != nil || p.Password != attest.Token(want, "r", p.Expires) {
+				t.Errorf("after %s: %v", command, err)
+			}
+		})
+	}
+}
+
+func TestAFileThatCannotHoldASymmetricKeySaysWhatToDo(t *testing.T) {
+	p256 := ecKey(t, elliptic.P256())
+	leaf := issue(t, nil, "gw-1", p256, false)
+	for _, test := range []struct{ expect, file, says, remedy string }{
+		{"PEM", pkcs8(t, p256), "the file holds PEM, not a symmetric key", `set type = "x509", certificate and private_key in this [[credential]]`},
+		{"a certificate in DER", string(leaf.Raw), "the file holds a certificate in DER, not in PEM; a symmetric key is base64 text", `set type = "x509"`},
+		{"a SAS token", "SharedAccessSignature sr=x&sig=y&se=1", "a SAS token", "put the primary key of the enrollment there"},
+	} {
+		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+		write(t, k.Key.File, test.file)
+		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		if err == nil || !errors.Is(err, attest.ErrNotBase64) && !errors.Is(err, attest.ErrKeyLength) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: got %v", test.expect, err)
+			continue
+		}
+		if _, all := remedy(t, err); !strings.HasPrefix(all, test.remedy) {
+			t.Errorf("%s: the remedy is %q", test.expect, all)
+		}
+	}
+}
+
+// A service may have been given such a text as the key, so it is tried.
+func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T) {
+	tools(t, "basenc", "base64", "tr")
+	key := []byte("0123456789\xfb\xff\xfe a key of 32 bytes or more")[:32]
+	text := base64.StdEncoding.EncodeToString(key)
+	for _, test := range []struct{ expect, file, says string }{
+		{"64 hexadecimal digits", hex.EncodeToString(key) + "\n", "the key is 64 hexadecimal digits"},
+		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is base64 of base64"},
+		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is base64 of base64"},
+		{"base64 of hexadecimal digits", base64.StdEncoding.EncodeToString([]byte(hex.EncodeToString(key))), "the key is base64 of 64 hexadecimal digits"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+			write(t, k.Key.File, test.file)
+			p, err := k.Prove(attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
+			var doubt *attest.Doubt
+			if err != nil || !errors.As(p.Doubt, &doubt) || doubt.Group || !strings.Contains(doubt.Error(), test.says) || p.Password == "" {
+				t.Fatalf("got %v, the doubt %v, want … %s", err, p.Doubt, test.says)
+			}
+			command, _ := remedy(t, p.Doubt)
+			shell(t, "/", command)
+			p, err = k.Prove(attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
+			if err != nil || p.Doubt != nil || p.Password != attest.Token(key, "r", p.Expires) {
+				t.Errorf("after %s: %v, the doubt %v", command, err, p.Doubt)
+			}
+		})
+	}
+	t.Run("a key of 64 bytes may be that of the group, from which the device's is derived", func(t *testing.T) {
+		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+		write(t, k.Key.File, base64.StdEncoding.EncodeToString(append(key, key...)))
+		p, err := k.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+		var doubt *attest.Doubt
+		if err != nil || !errors.As(p.Doubt, &doubt) || !doubt.Group {
+			t.Fatalf("got %v, the doubt %v", err, p.Doubt)
+		}
+		want := "key=$(dpsd derive-key --registration-id gw-1 <" + k.Key.File + `) && echo "$key" >` + k.Key.File
+		if !strings.Contains(doubt.Remedy(), want) {
+			t.Errorf("the remedy is %q, which has not %q", doubt.Remedy(), want)
+		}
+	})
+	t.Run("a key of 32 bytes is not doubted", func(t *testing.T) {
+		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+		write(t, k.Key.File, text)
+		if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt != nil {
+			t.Errorf("got %v, the doubt %v", err, p.Doubt)
+		}
+	})
+}
+
+func TestACredentialInAWrongFormComesWithACommandForWhatTheUnitLoads(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "dps-primary-key"), "\xff\xfek\x00e\x00y\x00")
+	_, err := attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}.Prove(attest.Subject{}, attest.Secrets{Directories: []string{dir}}, midway)
+	if err == nil || !strings.Contains(err.Error(), "UTF-16") {
+		t.Fatalf("got %v", err)
+	}
+	_, all := remedy(t, err)
+	if strings.Contains(all, dir) || !strings.Contains(all, "where FILE is what dpsd.service loads as the credential dps-primary-key") || !strings.HasSuffix(all, "systemctl restart --no-block dpsd") {
+		t.Errorf("the remedy is %q", all)
+	}
+}

@@ -1,0 +1,206 @@
+package attest
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+
+	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/pemfile"
+)
+
+// This file finds out what is wrong with a symmetric key. Nothing of it is needed as long
+// as the service accepts the key.
+
+// decode returns the bytes of a key in standard base64 with padding.
+func decode(text []byte) ([]byte, error) {
+	key := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := base64.StdEncoding.Decode(key, text)
+	if err != nil {
+		return nil, ErrNotBase64
+	}
+	if n < minKey || n > maxKey {
+		return nil, fmt.Errorf("%w, not %d", ErrKeyLength, n)
+	}
+	return key[:n], nil
+}
+
+func isKey(text string) bool {
+	_, err := decode([]byte(text))
+	return err == nil
+}
+
+// The commands that make a key of what a file holds.
+const (
+	keep         = "cp -p FILE FILE.orig && "
+	fromHex      = "tr a-f A-F | basenc --base16 -d -i | base64 -w 0 >FILE"
+	onlyBase64   = "tr -cd 'A-Za-z0-9+/='"
+	hexToKey     = keep + "<FILE.orig " + fromHex
+	bytesToKey   = keep + "base64 -w 0 FILE.orig >FILE"
+	base64ToKey  = keep + "base64 -d FILE.orig >FILE"
+	base64ToHex  = keep + "base64 -d FILE.orig | " + fromHex
+	withoutMarks = keep + onlyBase64 + " <FILE.orig >FILE"
+	firstLine    = keep + "head -n 1 FILE.orig >FILE"
+	fromURL      = keep + "tr -- -_ +/ <FILE.orig >FILE"
+	ofConnection = keep + `sed -n 's/.*SharedAccessKey=\([^;]*\).*/\1/p' FILE.orig >FILE`
+	withoutName  = keep + "sed 's/^[^:=]*[:=]//' FILE.orig | " + onlyBase64 + " >FILE"
+)
+
+// asX509 is what to do with the files of an X.509 credential.
+const asX509 = `set type = "x509", certificate and private_key in this [[credential]]`
+
+// explainKey says what a text is that is no key; err is why it is none.
+func explainKey(text []byte, err error) error {
+	found := func(what, command, then string) error {
+		return &input.Mistake{What: what, Command: command, Then: then, Err: err}
+	}
+	s := string(bytes.TrimSpace(text))
+	compact := strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return -1
+		}
+		return r
+	}, s)
+	_, named, _ := strings.Cut(s, ":")
+	if before, after, ok := strings.Cut(s, "="); ok && !strings.Contains(before, ":") {
+		named = after
+	}
+	first, _, several := strings.Cut(s, "\n")
+	switch {
+	case pemfile.Has(text):
+		return found("the file holds PEM, not a symmetric key", "", asX509)
+	case pemfile.Recognize(text) != "":
+		return found(pemfile.Recognize(text)+"; a symmetric key is base64 text", "", asX509)
+	case strings.HasPrefix(s, "SharedAccessSignature "):
+		return found("the file holds a SAS token, not a key", "", "put the primary key of the enrollment there")
+	case strings.Contains(s, "SharedAccessKey="):
+		return found("the file holds a connection string, not only the key in it", ofConnection, "check that it is the key of the DPS enrollment and not that of a device in a hub")
+	case several && isKey(strings.TrimSpace(first)):
+		return found("the file holds more than one line after the key", firstLine, "")
+	case hexadecimal(s):
+		return found(fmt.Sprintf("the key is %d hexadecimal digits, not base64", digits(s)), hexToKey, "")
+	case isKey(withoutQuotes(s)):
+		return found("the key has quotes, blanks or other characters around it or in it", withoutMarks, "")
+	case isKey(withoutQuotes(named)):
+		return found("the file holds a name in front of the key", withoutName, "")
+	case isKey(strings.NewReplacer("-", "+", "_", "/").Replace(compact)):
+		return found("the key is in the base64 of addresses (- and _ in place of + and /)", fromURL, "")
+	case padding(compact) != "":
+		return found(fmt.Sprintf("the key lacks %q at its end", padding(compact)), keep+"{ tr -d '\\r\\n ' <FILE.orig; printf "+padding(compact)+"; } >FILE", "")
+	case binary(text):
+		return found(fmt.Sprintf("the key is %d bytes, not base64 text", len(text)), bytesToKey, "")
+	}
+	if raw, e := base64.StdEncoding.DecodeString(compact); e == nil {
+		if m := nested(raw); m != nil {
+			m.Err = err
+			return m
+		}
+	}
+	return err
+}
+
+// nested explains the bytes of a key that are text again; nil if they are none.
+func nested(key []byte) *input.Mistake {
+	switch text := string(bytes.TrimSpace(key)); {
+	case hexadecimal(text):
+		return &input.Mistake{What: fmt.Sprintf("the key is base64 of %d hexadecimal digits, not of the key's bytes", digits(text)), Command: base64ToHex}
+	case isKey(text):
+		return &input.Mistake{What: "the key is base64 of base64", Command: base64ToKey}
+	}
+	return nil
+}
+
+// hexadecimal reports whether a text is hexadecimal digits of a key's length. A key in
+// base64 is that with a probability of 10⁻¹⁴ at most.
+func hexadecimal(text string) bool {
+	n := digits(text)
+	return n >= 2*minKey && n <= 2*maxKey && n%2 == 0 && strings.Trim(text, "0123456789abcdefABCDEF: -\r\n") == ""
+}
+
+func digits(text string) int {
+	return len(text) - strings.Count(text, ":") - strings.Count(text, " ") - strings.Count(text, "-") - strings.Count(text, "\r") - strings.Count(text, "\n")
+}
+
+// withoutQuotes leaves out what is neither a letter, a digit nor another character of
+// base64, of either alphabet.
+func withoutQuotes(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x80 && (isLetterOrDigit(byte(r)) || strings.ContainsRune("+/=-_", r)) {
+			return r
+		}
+		return -1
+	}, text)
+}
+
+// padding is what a key lacks at its end; "" for nothing.
+func padding(text string) string {
+	for _, p := range []string{"=", "=="} {
+		if isKey(text + p) {
+			return p
+		}
+	}
+	return ""
+}
+
+// binary reports whether data has the length of a key and is no text.
+func binary(data []byte) bool {
+	return len(data) >= minKey && len(data) <= maxKey &&
+		bytes.ContainsFunc(data, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) || r == unicode.ReplacementChar })
+}
+
+// Doubt is what speaks against a symmetric key that the service may accept nevertheless. It
+// explains a refusal.
+type Doubt struct {
+	// Mistake says what the key is.
+	*input.Mistake
+	// Group says that only the length is known: that of the key of an enrollment group, and
+	// of many keys of individual enrollments.
+	Group bool
+}
+
+// Unwrap returns the mistake.
+func (d *Doubt) Unwrap() error { return d.Mistake }
+
+// Remedy is the command; for the key of a group also what else may be the reason.
+func (d *Doubt) Remedy() string {
+	if !d.Group {
+		return d.Mistake.Remedy()
+	}
+	return "If this is the key of the enrollment group, replace it by the device's key: " + d.Mistake.Remedy() +
+		". If not, check that the registration ID has no upper-case letters; then check the key against the enrollment, and the gateway's clock."
+}
+
+// groupKey is the length of the keys that Azure makes for enrollments, in bytes. A derived
+// key has 32.
+const groupKey = 64
+
+// DoubtOf returns what speaks against a key that can be used; nil for nothing. text is what
+// DecodeKey has made key of.
+func DoubtOf(text, key []byte, registrationID string) *Doubt {
+	s := string(bytes.TrimSpace(text))
+	if hexadecimal(s) {
+		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but hardly meant so", digits(s)), Command: hexToKey}}
+	}
+	if m := nested(key); m != nil {
+		return &Doubt{Mistake: m}
+	}
+	if len(key) == groupKey {
+		return &Doubt{Group: true, Mistake: &input.Mistake{
+			What:    "the key has 64 bytes, like the key of an enrollment group, from which the device's key is derived",
+			Command: "key=$(dpsd derive-key --registration-id " + registrationID + ` <FILE) && echo "$key" >FILE`,
+		}}
+	}
+	return nil
+}
+
+// about says which file a mistake is about.
+func about(r Reference, err error) error {
+	var m *input.Mistake
+	if errors.As(err, &m) {
+		m.File, m.Credential = r.File, r.Credential
+	}
+	return err
+}

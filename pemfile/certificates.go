@@ -1,0 +1,108 @@
+package pemfile
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/dpsd-project/dpsd/input"
+)
+
+// ErrNotCertificate says that a file holds no certificate in PEM, or something that is none
+// beside it.
+var ErrNotCertificate = errors.New("not a PEM certificate")
+
+// Certificates returns the certificates of a PEM file, at least one, in the order of the
+// file. Private keys, which often are in the same file, and EC PARAMETERS are left out;
+// everything else is an error: a *input.Mistake around ErrNotCertificate.
+func Certificates(text []byte) ([]*x509.Certificate, error) {
+	blocks, err := Blocks(text)
+	if err != nil {
+		return nil, kind(err, ErrNotCertificate)
+	}
+	var certificates []*x509.Certificate
+	keys := 0
+	for _, b := range blocks {
+		switch {
+		case b.Type == "CERTIFICATE":
+			c, err := x509.ParseCertificate(b.Bytes)
+			if err != nil {
+				return nil, unreadable(b, len(certificates)+1, err)
+			}
+			certificates = append(certificates, c)
+		case isPrivateKey(b.Type):
+			keys++
+			clear(b.Bytes)
+		case b.Type == "EC PARAMETERS":
+		default:
+			return nil, otherBlock(b)
+		}
+	}
+	switch {
+	case len(certificates) > 0:
+		return certificates, nil
+	case keys > 0:
+		return nil, &input.Mistake{What: "the file holds a private key and no certificate", Command: findCertificate, Then: "name that file", Err: ErrNotCertificate}
+	}
+	return nil, kind(found(text).asCertificate(), ErrNotCertificate)
+}
+
+// The labels of RFC 7468 and those that openssl writes.
+func isPrivateKey(label string) bool { return strings.HasSuffix(label, "PRIVATE KEY") }
+
+// unreadable explains a certificate that cannot be parsed.
+func unreadable(b Block, number int, err error) error {
+	m := &input.Mistake{Err: ErrNotCertificate}
+	m.What = fmt.Sprintf("line %d: certificate %d cannot be read: %v", b.Line, number, err)
+	if curve := curveIn(b.Bytes); curve != "" {
+		m.What = fmt.Sprintf("line %d: certificate %d is for a key on %s; the service takes RSA and EC on P-256, P-384 and P-521", b.Line, number, curve)
+		m.Then = "have a certificate issued for a key on P-256"
+	} else if what := kindOf(b.Bytes); what != unknown && what != certificate {
+		m.What = fmt.Sprintf("line %d: the block is labelled CERTIFICATE, but it holds %s", b.Line, names[what])
+	}
+	return m
+}
+
+// otherBlock explains a block that is no certificate.
+func otherBlock(b Block) error {
+	m := &input.Mistake{Err: ErrNotCertificate}
+	at := fmt.Sprintf("line %d: ", b.Line)
+	switch b.Type {
+	case "TRUSTED CERTIFICATE":
+		m.What = at + "a TRUSTED CERTIFICATE, which only openssl reads"
+		m.Command = rewriteCertificates
+	case "X509 CERTIFICATE":
+		m.What = at + "a certificate with the old label X509 CERTIFICATE"
+		m.Command = rewriteCertificates
+	case "PKCS7", "PKCS #7 SIGNED DATA", "CMS":
+		m.What = at + "a PKCS#7 bundle (P7B)"
+		m.Command = "cp -p FILE FILE.orig && openssl pkcs7 -in FILE.orig -print_certs -out FILE"
+	case "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST":
+		m.What = at + "a certificate request (CSR), which an authority has yet to sign"
+		m.Command, m.Then = findCertificate, "name that file"
+	case "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY":
+		m.What = at + "a public key, not a certificate"
+		m.Command, m.Then = findCertificate, "name that file"
+	default:
+		m.What = at + fmt.Sprintf("a block %q, which is no certificate", shown(b.Type))
+		m.Then = "remove it from the file"
+	}
+	return m
+}
+
+const (
+	rewriteCertificates = "cp -p FILE FILE.orig && openssl crl2pkcs7 -nocrl -certfile FILE.orig | openssl pkcs7 -print_certs -out FILE"
+	// The files in the same directory that hold what is missing.
+	findCertificate = "grep -ls 'BEGIN CERTIFICATE-' DIR/*"
+	findPrivateKey  = "grep -ls 'PRIVATE KEY-' DIR/*"
+)
+
+// kind gives a mistake its kind.
+func kind(err error, is error) error {
+	var m *input.Mistake
+	if errors.As(err, &m) && m.Err == nil {
+		m.Err = is
+	}
+	return err
+}

@@ -1,0 +1,137 @@
+package pemfile
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/dpsd-project/dpsd/input"
+)
+
+var (
+	// ErrNotPrivateKey says that a file holds no private key in PEM.
+	ErrNotPrivateKey = errors.New("not a PEM private key (PKCS#8, SEC 1 or PKCS#1)")
+	// ErrPassphrase says that a private key is protected by a passphrase, which nobody can
+	// type at a service.
+	ErrPassphrase = errors.New("the private key is protected by a passphrase")
+	// ErrUnsupportedKey says that the service does not accept a key of this kind.
+	ErrUnsupportedKey = errors.New("unsupported kind of key")
+)
+
+// PrivateKey returns the private key of a PEM file, of one of the types that crypto/x509
+// returns. Certificates and parameters beside it are left out; a second private key is an
+// error. The error is a *input.Mistake around one of the errors of this package.
+func PrivateKey(text []byte) (any, error) {
+	blocks, err := Blocks(text)
+	if err != nil {
+		return nil, kind(err, ErrNotPrivateKey)
+	}
+	var key *Block
+	defer func() {
+		for _, b := range blocks {
+			clear(b.Bytes)
+		}
+	}()
+	for i, b := range blocks {
+		if !isPrivateKey(b.Type) {
+			continue
+		}
+		if key != nil {
+			return nil, &input.Mistake{
+				What: fmt.Sprintf("line %d: a second private key; the first one begins in line %d", b.Line, key.Line),
+				Then: "keep the one that belongs to the certificate", Err: ErrNotPrivateKey,
+			}
+		}
+		key = &blocks[i]
+	}
+	if key == nil {
+		if len(blocks) > 0 {
+			return nil, noKey(blocks[0])
+		}
+		return nil, kind(found(text).asPrivateKey(), ErrNotPrivateKey)
+	}
+	switch {
+	case key.Type == "ENCRYPTED PRIVATE KEY", key.Encrypted:
+		return nil, &input.Mistake{What: ErrPassphrase.Error(), Command: toPKCS8, Err: ErrPassphrase}
+	case key.Type == "TSS2 PRIVATE KEY":
+		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not use", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
+	case key.Type == "OPENSSH PRIVATE KEY":
+		return nil, &input.Mistake{What: "a private key in the form of OpenSSH", Command: "cp -p FILE FILE.orig && chmod 600 FILE && ssh-keygen -p -N '' -m PKCS8 -f FILE && chmod --reference=FILE.orig FILE", Err: ErrNotPrivateKey}
+	}
+	if k := parse(key.Bytes); k != nil {
+		return k, nil
+	}
+	return nil, unusable(key.Bytes, key.Line)
+}
+
+// parse tries the three encodings whatever the label says, as tls.X509KeyPair does. It
+// returns nil for none.
+func parse(der []byte) any {
+	if k, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		return k
+	}
+	if k, err := x509.ParseECPrivateKey(der); err == nil {
+		return k
+	}
+	if k, err := x509.ParsePKCS1PrivateKey(der); err == nil {
+		return k
+	}
+	return nil
+}
+
+const (
+	toPKCS8 = "cp -p FILE FILE.orig && openssl pkey -in FILE.orig -out FILE"
+	newKey  = "cp -p FILE FILE.orig && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE"
+	// newCertificate follows newKey.
+	newCertificate = "have a certificate issued for the new key"
+)
+
+// Unsupported is the mistake of a private key that the service does not accept.
+func Unsupported(what string) error {
+	return &input.Mistake{What: what, Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
+}
+
+// unusable explains a private key that crypto/x509 cannot parse.
+func unusable(der []byte, line int) error {
+	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
+	switch curve := curveIn(der); {
+	case curve == explicit:
+		return &input.Mistake{
+			What:    "a private key whose curve P-256, P-384 or P-521 is described by its parameters and not by its name",
+			Command: "cp -p FILE FILE.orig && openssl pkey -in FILE.orig -ec_param_enc named_curve -out FILE", Err: ErrUnsupportedKey,
+		}
+	case curve != "":
+		return Unsupported("a private key on the curve " + curve + takes)
+	case hasOID(der, oidPSS):
+		return Unsupported("a private key for RSA-PSS only" + takes)
+	case hasOID(der, oidDSA):
+		return Unsupported("a private key for DSA" + takes)
+	}
+	switch what := kindOf(der); what {
+	case unknown, privateKey:
+		return &input.Mistake{What: fmt.Sprintf("line %d: the private key cannot be read: it is damaged or of an unknown kind", line), Err: ErrNotPrivateKey}
+	case encryptedKey:
+		return &input.Mistake{
+			What:    fmt.Sprintf("line %d: %v, and the label does not say so", line, ErrPassphrase),
+			Command: "cp -p FILE FILE.orig && sed 's/ [A-Z ]*PRIVATE KEY-/ ENCRYPTED PRIVATE KEY-/' FILE.orig >FILE", Err: ErrPassphrase,
+		}
+	default:
+		return &input.Mistake{What: fmt.Sprintf("line %d: the block is labelled as a private key, but it holds %s", line, names[what]), Command: findPrivateKey, Then: "name that file", Err: ErrNotPrivateKey}
+	}
+}
+
+// noKey explains a PEM file whose first block is no private key, and neither is another.
+func noKey(b Block) error {
+	what := fmt.Sprintf("a block %q", shown(b.Type))
+	switch b.Type {
+	case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE":
+		what = names[certificate]
+	case "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST":
+		what = names[request]
+	case "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY":
+		what = names[publicKey]
+	case "PKCS7", "PKCS #7 SIGNED DATA", "CMS":
+		what = names[p7b]
+	}
+	return &input.Mistake{What: "the file holds " + what + " and no private key", Command: findPrivateKey, Then: "name that file in private_key", Err: ErrNotPrivateKey}
+}

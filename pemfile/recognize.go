@@ -1,0 +1,270 @@
+package pemfile
+
+import (
+	"bytes"
+	"crypto/elliptic"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"strings"
+
+	"github.com/dpsd-project/dpsd/input"
+)
+
+// This file finds out what a file without PEM holds. It is for explanations, so it runs
+// only when a file cannot be used.
+
+// what is a kind of content.
+type what int
+
+const (
+	unknown what = iota
+	empty
+	certificate
+	privateKey
+	encryptedKey
+	pfx
+	p7b
+	request
+	publicKey
+	pemText      // in base64 once more
+	symmetricKey // base64 text of 16 to 64 bytes
+)
+
+// names are the kinds for people.
+var names = map[what]string{
+	unknown:      "something that is neither PEM nor DER",
+	empty:        "nothing",
+	certificate:  "a certificate",
+	privateKey:   "a private key",
+	encryptedKey: "a private key that is protected by a passphrase",
+	pfx:          "a PKCS#12 archive (PFX)",
+	p7b:          "a PKCS#7 bundle (P7B)",
+	request:      "a certificate request (CSR)",
+	publicKey:    "a public key",
+	pemText:      "PEM",
+	symmetricKey: "a symmetric key",
+}
+
+// content is what a file without PEM holds, and in which form.
+type content struct {
+	what   what
+	base64 bool // as base64 text
+}
+
+func found(data []byte) content {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return content{empty, false}
+	}
+	if w := kindOf(data); w != unknown {
+		return content{w, false}
+	}
+	text := bytes.TrimSpace(data)
+	if bytes.HasPrefix(text, []byte("ssh-")) || bytes.HasPrefix(text, []byte("ecdsa-sha2-")) {
+		return content{publicKey, false}
+	}
+	der := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := base64.StdEncoding.Decode(der, text)
+	if err != nil {
+		return content{}
+	}
+	defer clear(der)
+	switch w := kindOf(der[:n]); {
+	case w != unknown:
+		return content{w, true}
+	case Has(der[:n]):
+		return content{pemText, true}
+	case n >= 16 && n <= 64:
+		return content{symmetricKey, true}
+	}
+	return content{}
+}
+
+// says is the beginning of an explanation.
+func (c content) says() string {
+	switch {
+	case c.what == unknown, c.what == empty, c.what == symmetricKey:
+		return "the file holds " + names[c.what]
+	case c.what == publicKey:
+		return "the file holds a public key"
+	case c.what == pemText:
+		return "the file holds PEM in base64 once more"
+	case c.base64:
+		return "the file holds " + names[c.what] + " in base64 without the lines of PEM around it"
+	case c.what == pfx, c.what == p7b:
+		return "the file is " + names[c.what]
+	}
+	return "the file holds " + names[c.what] + " in DER, not in PEM"
+}
+
+// command is an openssl command that reads the file and writes it again.
+func (c content) command(openssl string) string {
+	if c.base64 {
+		return "cp -p FILE FILE.orig && base64 -d FILE.orig | openssl " + openssl + " -out FILE"
+	}
+	return "cp -p FILE FILE.orig && openssl " + openssl + " -in FILE.orig -out FILE"
+}
+
+const legacy = "add -legacy to it if openssl reports an unsupported algorithm"
+
+// asCertificate explains the content where a certificate is needed.
+func (c content) asCertificate() error {
+	m := &input.Mistake{What: c.says()}
+	switch c.what {
+	case certificate:
+		m.Command = c.command("x509 -inform DER")
+	case pfx:
+		m.Command, m.Then = c.command("pkcs12 -nodes"), legacy
+	case p7b:
+		m.Command = c.command("pkcs7 -inform DER -print_certs")
+	case pemText:
+		m.Command = "cp -p FILE FILE.orig && base64 -d FILE.orig >FILE"
+	case unknown, empty:
+	default:
+		m.Command, m.Then = findCertificate, "name that file"
+	}
+	return m
+}
+
+// asPrivateKey explains the content where a private key is needed.
+func (c content) asPrivateKey() error {
+	m := &input.Mistake{What: c.says()}
+	switch c.what {
+	case privateKey, encryptedKey:
+		m.Command = c.command("pkey -inform DER")
+	case pfx:
+		m.Command, m.Then = c.command("pkcs12 -nodes"), legacy
+	case pemText:
+		m.Command = "cp -p FILE FILE.orig && base64 -d FILE.orig >FILE"
+	case symmetricKey:
+		m.Command, m.Then = findPrivateKey, `name that file in private_key, or set type = "symmetric-key" and key in this [[credential]]`
+	case unknown, empty:
+	default:
+		m.Command, m.Then = findPrivateKey, "name that file in private_key"
+	}
+	return m
+}
+
+// The object identifiers that tell the kinds apart (RFC 8017, 8018, 5652, 7292, 5480).
+var (
+	oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
+	oidPKCS5      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5}
+	oidPKCS12PBE  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1}
+	oidPSS        = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
+	oidDSA        = asn1.ObjectIdentifier{1, 2, 840, 10040, 4, 1}
+	oidPrimeField = asn1.ObjectIdentifier{1, 2, 840, 10045, 1, 1}
+	oidBrainpool  = asn1.ObjectIdentifier{1, 3, 36, 3, 3, 2, 8, 1, 1}
+)
+
+// curves are those that crypto/x509 does not know.
+var curves = []struct {
+	name string
+	oid  asn1.ObjectIdentifier
+}{
+	{"secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
+	{"P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
+	{"SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
+}
+
+// explicit is what curveIn returns for a supported curve that is not named.
+const explicit = "explicit"
+
+// curveIn returns the name of the curve in the DER of a key or certificate that crypto/x509
+// cannot parse; "" if it finds none.
+func curveIn(der []byte) string {
+	for _, c := range curves {
+		if hasOID(der, c.oid) {
+			return c.name
+		}
+	}
+	if prefix := encoded(oidBrainpool); bytes.Contains(der, prefix[1:]) {
+		return "of the family brainpool"
+	}
+	if hasOID(der, oidPrimeField) {
+		for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+			if bytes.Contains(der, c.Params().P.Bytes()) && bytes.Contains(der, c.Params().N.Bytes()) {
+				return explicit
+			}
+		}
+		return "that is described by its parameters"
+	}
+	return ""
+}
+
+// encoded is an object identifier in DER without its tag.
+func encoded(oid asn1.ObjectIdentifier) []byte {
+	der, err := asn1.Marshal(oid)
+	if err != nil {
+		return nil
+	}
+	return der[1:]
+}
+
+func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {
+	return bytes.Contains(der, append([]byte{asn1.TagOID}, encoded(oid)...))
+}
+
+// kindOf recognizes DER.
+func kindOf(der []byte) what {
+	if len(der) == 0 || der[0] != asn1.TagSequence|0x20 {
+		return unknown
+	}
+	if _, err := x509.ParseCertificate(der); err == nil {
+		return certificate
+	}
+	if _, err := x509.ParseCertificateRequest(der); err == nil {
+		return request
+	}
+	if _, err := x509.ParsePKIXPublicKey(der); err == nil {
+		return publicKey
+	}
+	if _, err := x509.ParsePKCS1PublicKey(der); err == nil {
+		return publicKey
+	}
+	if parse(der) != nil {
+		return privateKey
+	}
+	var parts []asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &parts); err != nil || len(rest) > 0 || len(parts) == 0 {
+		return unknown
+	}
+	var oid asn1.ObjectIdentifier
+	if _, err := asn1.Unmarshal(parts[0].FullBytes, &oid); err == nil {
+		if oid.Equal(oidSignedData) {
+			return p7b
+		}
+		return unknown
+	}
+	var version int
+	if _, err := asn1.Unmarshal(parts[0].FullBytes, &version); err == nil {
+		switch {
+		case version == 3 && hasOID(der, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}):
+			return pfx
+		case curveIn(der) != "", hasOID(der, oidPSS), hasOID(der, oidDSA):
+			return privateKey
+		}
+		return unknown
+	}
+	// EncryptedPrivateKeyInfo: an algorithm of PKCS#5 or PKCS#12, and bytes.
+	var algorithm struct {
+		OID  asn1.ObjectIdentifier
+		Rest asn1.RawValue `asn1:"optional"`
+	}
+	if _, err := asn1.Unmarshal(parts[0].FullBytes, &algorithm); err == nil && len(parts) == 2 && parts[1].Tag == asn1.TagOctetString {
+		for _, family := range []asn1.ObjectIdentifier{oidPKCS5, oidPKCS12PBE} {
+			if strings.HasPrefix(algorithm.OID.String(), family.String()+".") {
+				return encryptedKey
+			}
+		}
+	}
+	return unknown
+}
+
+// Recognize says what data without PEM is, such as "the file is a PKCS#12 archive (PFX)";
+// "" for what is neither a certificate, a key pair's half nor a bundle.
+func Recognize(data []byte) string {
+	if c := found(data); c.what != unknown && c.what != empty && c.what != symmetricKey {
+		return c.says()
+	}
+	return ""
+}
