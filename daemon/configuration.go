@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -9,6 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // This file applies a changed configuration file before the first READY. A user corrects
@@ -111,7 +113,7 @@ func (s *supervisor) configuration() *control.Configuration {
 		return s.settings.Configuration
 	}
 	c := *s.settings.Configuration
-	c.Refused = s.refusal
+	c.Refused = foreign.Line(strings.Join(strings.Fields(s.refusal), " "), foreign.MaxFault)
 	return &c
 }
 
