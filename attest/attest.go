@@ -29,8 +29,11 @@ type Proof struct {
 	// Password is the SAS token for CONNECT; empty with X.509, which leaves the
 	// password flag clear.
 	Password string
-	// Expires is when the token, or the leaf certificate, ends.
+	// Expires is when the token, or the first certificate of the chain, expires.
 	Expires time.Time
+	// ExpiresFirst is the index in Certificate.Certificate of the certificate that
+	// expires first; 0 is the leaf.
+	ExpiresFirst int
 }
 
 // Credential is one way to prove the identity.

@@ -386,6 +386,9 @@ func (i *inspection) circumstances(with *usable, inspector string) daemon.Circum
 	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
 		c.Validity = with.validity
+		if certificate := with.proof.Certificate; certificate != nil {
+			c.Purpose = attest.ForClients(certificate.Leaf)
+		}
 	}
 	return c
 }

@@ -69,9 +69,10 @@ type result struct {
 	published   bool          // looked: the durable record is of this configuration
 	wait        time.Duration // the service asked to come back after this
 	err         error         // *stageError
-	expires     time.Time     // of the device certificate, when one was read
+	expiry      expiry        // of the device certificate, when one was read
 	verified    time.Time     // wall clock at a handshake whose certificate it was right for
 	validity    error         // what the clock says about the certificate; explains a refusal
+	purpose     error         // that the certificate is not for clients; explains a refusal too
 	credential  string
 	inspector   string // who inspects the connection, by the root of an authority that this gateway trusts
 	protocol    string
@@ -166,7 +167,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		return 0, at(fault.StageCredential, err)
 	}
 	if proof.Certificate != nil {
-		r.expires = proof.Expires
+		r.expiry, r.purpose = expiryOf(proof), attest.ForClients(proof.Certificate.Leaf)
 	}
 
 	dialer := *s.Dialer

@@ -64,7 +64,8 @@ func classified(err error) fault.Fault {
 type Circumstances struct {
 	Inspector   string // who inspects the connection, see Inspector; "" for nobody
 	Implausible bool   // the time is before one that has been
-	Validity    error  // what the clock says against the device certificate, an *attest.CertificateError
+	Validity    error  // what the clock says against the device certificate or its chain, an *attest.CertificateError
+	Purpose     error  // that the device certificate is not for clients, of attest.ForClients
 }
 
 // Classify is the function of that name, for one who knows the circumstances.
@@ -80,6 +81,8 @@ func (c Circumstances) Classify(err error) fault.Fault {
 	case c.Validity != nil:
 		f.Code = fault.CertificateExpired
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Validity)
+	case c.Purpose != nil:
+		f.Err = fmt.Errorf("%w; %w", f.Err, c.Purpose)
 	}
 	return f
 }
@@ -90,6 +93,7 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		Inspector:   r.inspector,
 		Implausible: s.implausible(now),
 		Validity:    r.validity,
+		Purpose:     r.purpose,
 	}.Classify(r.err)
 }
 

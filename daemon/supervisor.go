@@ -45,8 +45,7 @@ type supervisor struct {
 	faultsSince    time.Time // when the first of them was
 	connackBusy    int       // CONNACK 3 in a row
 	verified       time.Time // wall clock at the last verified handshake: an earlier one is implausible
-	expires        time.Time // of the device certificate; zero when none was read
-	announced      int       // the last of expiryDays that was announced, or ended
+	expiry         expiry
 
 	// What is going on. Either an attempt runs, or due says when the next one
 	// starts (zero: not by itself).
@@ -341,8 +340,8 @@ func (s *supervisor) finish(r result, now time.Time) error {
 		return nil
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
-	if !r.expires.IsZero() {
-		s.expires = r.expires
+	if !r.expiry.at.IsZero() {
+		s.expiry.at, s.expiry.because = r.expiry.at, r.expiry.because
 	}
 	var err error
 	switch {
@@ -481,55 +480,10 @@ func (s *supervisor) standing() string {
 	if !s.assigned {
 		text += " (cached: DPS has not confirmed it since the start)"
 	}
-	switch on := " on " + s.expires.UTC().Format(time.DateOnly); {
-	case s.announced == ended:
-		text += "; the device certificate expired" + on
-	case s.announced > 0:
-		text += "; the device certificate expires" + on
+	if s.expiry.announced != 0 {
+		text += "; " + s.expiry.String()
 	}
 	return text
-}
-
-// expiryDays are how long before the end of the device certificate it is
-// announced.
-var expiryDays = []int{1, 7, 30}
-
-// ended is what is announced after the end.
-const ended = -1
-
-// announce says once for each of expiryDays that the certificate ends, and once that it
-// has ended.
-func (s *supervisor) announce(now time.Time) {
-	if s.expires.IsZero() {
-		return
-	}
-	left := s.expires.Sub(now.Round(0)) // by the wall clock, as the certificate
-	due := 0
-	for _, days := range expiryDays {
-		if left <= time.Duration(days)*24*time.Hour {
-			due = days
-			break
-		}
-	}
-	if left <= 0 {
-		due = ended
-	}
-	if due == s.announced {
-		return
-	}
-	renewed := due == 0 || s.announced != 0 && due > s.announced
-	s.announced = due
-	const advice = "Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd"
-	switch {
-	case renewed:
-	case due == ended:
-		s.tell(event.CertificateExpired, zap.Time("notAfter", s.expires), zap.String("advice", advice))
-	default:
-		s.tell(event.CertificateExpires, zap.Time("notAfter", s.expires), zap.Int("withinDays", due), zap.String("advice", advice))
-	}
-	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
-		s.notify.setStatus(s.standing())
-	}
 }
 
 // failed names the fault, chooses the next credential and the delay.
@@ -661,7 +615,7 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 	s.firstCredential()
 	s.history = pace.History{}
 	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
-	s.expires, s.announced = time.Time{}, 0
+	s.expiry = expiry{}
 	s.watch(ctx)
 	if s.attempt != nil {
 		s.replaced = true

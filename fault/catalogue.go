@@ -75,8 +75,8 @@ var catalogue = []Entry{
 		"A key, certificate or proxy password was read but cannot be used.",
 		"Check that the key is the base64 text of the portal, that certificate and private key belong together, and that the CN is the registration ID; a password is one line. dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd", "", ""},
 	{CertificateExpired, Credential,
-		"The device certificate was refused, and this gateway's clock is outside its validity.",
-		"If the dates are right, correct the clock. Otherwise install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd", "", ""},
+		"The device certificate was refused, and this gateway's clock is outside its validity or that of its chain.",
+		"If the dates are right, correct the clock. Otherwise renew the certificate that the cause names, and install the chain: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd", "", ""},
 
 	{NetworkUnreachable, Offline,
 		"There is no route to the service; nothing was sent.",
