@@ -81,6 +81,7 @@ type result struct {
 	recording   *recording
 	fingerprint string // of the configuration that was tried; "" when it could not be made
 	saved       store.Result
+	otherName   string // of the assigned hub, under which consumers knew it before; "": none
 }
 
 // stageError says in which stage an error came up.
@@ -127,6 +128,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		}
 	}
 	a.enter(ctx, fault.StageState, saveLimit, "Saving the assignment")
+	before, _ := a.store.Current()
 	var err error
 	if r.saved, err = a.store.Save(*r.unsaved, time.Now()); err != nil {
 		if errors.As(err, new(*store.InvalidError)) {
@@ -138,6 +140,9 @@ func (a *attempt) run(ctx context.Context) (r result) {
 	r.unsaved = nil
 	a.remember(r.protocol)
 	rec, _ := a.store.Current()
+	if before.AssignedHub != rec.AssignedHub && store.SameHub(before.AssignedHub, rec.AssignedHub) {
+		r.otherName = before.AssignedHub
+	}
 	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
 	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
 		a.tell(event.ConfirmationNotKept, zap.Error(err)) // nobody relies on it for READY

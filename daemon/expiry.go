@@ -78,13 +78,12 @@ func (s *supervisor) announce(now time.Time) {
 	}
 	renewed := due == 0 || e.announced != 0 && due > e.announced
 	e.announced = due
-	fields := []zap.Field{zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice())}
 	switch {
 	case renewed:
 	case due == ended:
-		s.tell(event.CertificateExpired, fields...)
+		s.tell(event.CertificateExpired, zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice()))
 	default:
-		s.tell(event.CertificateExpires, append(fields, zap.Int("withinDays", due))...)
+		s.tell(event.CertificateExpires, zap.Time("notAfter", e.at), zap.Int("withinDays", due), zap.String("because", e.because), zap.String("advice", e.advice()))
 	}
 	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
 		s.notify.setStatus(s.standing())

@@ -77,7 +77,7 @@ func TestEventStatusAndMetricHaveTheEndOfTheChain(t *testing.T) {
 		g.chained(until)
 		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
 		g.run()
-		g.until("assigned", 1)
+		g.until("certificate-expires", 1)
 		synctest.Wait()
 		entry := g.log.FilterMessage("certificate-expires").All()[0].ContextMap()
 		if !entry["notAfter"].(time.Time).Equal(until) || entry["because"] != "certificate 2 of 2 in its chain" || !strings.HasPrefix(entry["advice"].(string), "Have the issuer renew that certificate") {

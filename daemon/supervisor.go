@@ -454,7 +454,7 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
 		zap.Uint64("generation", rec.Generation), zap.Stringer("state", r.saved),
-		zap.String("protocol", r.protocol),
+		zap.String("protocol", r.protocol), zap.String("otherName", r.otherName),
 	}
 	if s.faults > 0 { // most of them were told at level debug only
 		fields = append(fields, zap.Int("faults", s.faults), zap.Time("faultsSince", s.faultsSince))
