@@ -68,6 +68,7 @@ type supervisor struct {
 	mendFor   pace.History // of what kept it from being mended
 	unmended  bool         // the last fault was of that kind
 	network   surroundings
+	inputs    inputs
 	restDue   time.Time // when Rest is called; zero: it was, or there is something to do
 	lane      pace.Lane
 	hung      bool // the gate is shut; said once
@@ -104,6 +105,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.phases = make(chan phase)
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
+	s.inputs.found = make(chan []string, 1) // a look that outlives run can still end
 	s.measures = newMeasures(&s.board)
 	s.measures.asksEvery(s.settings.Interval)
 	s.scribe = newScribe(d, s.teller, s.measures)
@@ -204,6 +206,8 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.mend(ctx, now)
 			case reached(s.network.due, now):
 				s.lookAtNetwork(now)
+			case reached(s.inputs.due, now):
+				s.lookAtInputs(now)
 			case reached(s.restDue, now):
 				s.restDue = time.Time{}
 				s.Rest()
@@ -217,6 +221,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
+		case failing := <-s.inputs.found:
+			s.foundInputs(failing, time.Now())
 		case <-s.file.changes:
 			s.file.changed(time.Now())
 		case <-s.touched:
@@ -248,7 +254,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	due := []time.Time{s.reloadDue, s.file.due}
 	if s.attempt == nil {
-		due = append(due, s.due, s.mendDue, s.network.due, s.restDue)
+		due = append(due, s.due, s.mendDue, s.network.due, s.inputs.due, s.restDue)
 	}
 	wait := idle
 	for _, at := range due {
@@ -264,8 +270,11 @@ func reached(due, now time.Time) bool { return !due.IsZero() && !due.After(now) 
 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
-	s.started, s.due = now, time.Time{}
+	s.started, s.due, s.inputs.due = now, time.Time{}, time.Time{}
 	s.enterNetwork()
+	if s.tried == 0 {
+		s.inputs.beginRound()
+	}
 	if !s.look {
 		s.account.attempts.Started++
 		if s.since.IsZero() {
@@ -510,6 +519,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	}
 	s.due, s.lane = now.Add(wait), lane
 	s.suspectNetwork(f, r.err, now)
+	s.suspectInputs(f, r.err, now)
 	advice := f.Advice()
 	if s.connackBusy >= 10 {
 		advice += " It has given this answer " + fmt.Sprint(s.connackBusy) + " times in a row: id_scope is probably wrong."
@@ -584,12 +594,12 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 	}
 }
 
-// filesChanged: a key, a certificate, the serial number or the payload has
+// filesChanged: a key, a certificate, the serial number, the payload or the host name has
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
 	s.firstCredential()
 	before := s.due
-	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "a file has changed")
+	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "an input has changed")
 	if s.due != before { // a file that changes all the time fills no journal
 		s.tell(event.FilesChanged, zap.Duration("attemptIn", s.due.Sub(now)))
 	}

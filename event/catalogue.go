@@ -66,8 +66,8 @@ var catalogue = []Entry{
 		Meaning:  "Let the service write there, with ReadWritePaths= by systemctl edit dpsd, and the user dpsd too. The control socket serves the same metrics."},
 
 	{Name: FilesChanged, Priority: Info,
-		Sentence: "A file has changed; next attempt in {attemptIn}",
-		Meaning:  "A key, a certificate, the serial number or the payload is another one. DPS is reached at most once in 10 s because of files."},
+		Sentence: "An input has changed; next attempt in {attemptIn}",
+		Meaning:  "A key, a certificate, the serial number, the payload or the host name is another one. While one of them is the cause of a fault, dpsd looks at them every 10 s. DPS is reached at most once in 10 s because of a change."},
 	{Name: ClockStepped, Priority: Notice,
 		Sentence: "The clock was set by {by}",
 		Meaning:  "A wait of the refused lane ends, because a wrong clock may have caused the refusal. A wait that DPS asked for does not."},
