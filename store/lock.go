@@ -11,8 +11,10 @@ import (
 )
 
 // lock is an exclusive flock(2) on an empty file: who holds it the kernel knows, and a
-// flash disk is spared a write at each boot. The kernel lets go of it when the process ends, however it ends; the file stays, because
-// removing it would let a third process lock another file of the same name.
+// flash disk is spared a write at each boot. The kernel lets go of it when the process
+// ends, however it ends; the file stays, because removing it would let a third process
+// lock another file of the same name. It is open for reading only: a file that is open for
+// writing keeps its file system from being remounted read-only.
 type lock struct {
 	file *os.File
 }
@@ -21,7 +23,7 @@ type lock struct {
 // other says that the file can neither be opened nor made.
 func acquire(w *writer) (*lock, error) {
 	path := w.path(lockName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
+	f, err := openLock(path, os.O_RDONLY)
 	if err == nil && !regularFile(f) || err != nil && exists(path) && !regular(path) {
 		if err == nil {
 			_ = f.Close()
@@ -29,22 +31,19 @@ func acquire(w *writer) (*lock, error) {
 		if err = clearLock(w); err != nil {
 			return nil, err
 		}
-		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
-	}
-	if errors.Is(err, syscall.EROFS) {
-		// A lock takes no more than the file that is there; that there is none
-		// would hide why none can be made.
-		if old, e := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0); e == nil {
-			f, err = old, nil
-		}
+		f, err = openLock(path, os.O_RDONLY)
 	}
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EINTR) {
-			break
+	err = flock(f)
+	if errors.Is(err, syscall.EBADF) {
+		// NFS makes a lock of a byte range of it, which takes a file open for writing.
+		_ = f.Close()
+		if f, err = openLock(path, os.O_RDWR); err != nil {
+			return nil, err
 		}
+		err = flock(f)
 	}
 	if err != nil {
 		defer f.Close()
@@ -55,6 +54,19 @@ func acquire(w *writer) (*lock, error) {
 	}
 	_ = w.own(f)
 	return &lock{f}, nil
+}
+
+// openLock opens the file of a lock, and makes it when it is missing.
+func openLock(path string, access int) (*os.File, error) {
+	return os.OpenFile(path, access|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, lockMode)
+}
+
+func flock(f *os.File) error {
+	for {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
 }
 
 func regularFile(f *os.File) bool {
