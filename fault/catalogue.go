@@ -208,7 +208,7 @@ var catalogue = []Entry{
 
 	{StateUnwritable, Storage,
 		"The state directory cannot be written; the assignment is kept in memory and under the runtime directory.",
-		"Correct what the cause names: free space, make the directory writable for the user dpsd, or mount the directory instead of a file in it; dpsd tries again automatically. If the directory is gone, a restart of dpsd creates it again.", "", ""},
+		"Correct what the cause names: free space, make the directory writable for the user dpsd, mount the directory instead of a file in it, or restart dpsd after a mount or an unmount; dpsd tries again automatically. If the directory is gone, a restart of dpsd creates it again.", "", ""},
 	{StateNewerSchema, Storage,
 		"The state file was written by a newer dpsd; it is kept and not overwritten.",
 		"Install that dpsd again, or remove the state files to start afresh.", "", ""},

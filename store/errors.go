@@ -123,6 +123,14 @@ func (e *MissingError) Error() string {
 // Unwrap returns why the directory cannot be made.
 func (e *MissingError) Unwrap() error { return e.Err }
 
+// CoveredError says that a file system was mounted on the state directory, or unmounted from
+// it, outside of the mount namespace of this process.
+type CoveredError struct{ Directory string }
+
+func (e *CoveredError) Error() string {
+	return fmt.Sprintf("a file system was mounted on %s or unmounted from it while dpsd runs: other services see another directory; to use that one, run: systemctl restart --no-block dpsd", e.Directory)
+}
+
 // fileError is an error about a file that readers know, or about its directory: the
 // causes below name temporary files.
 type fileError struct {

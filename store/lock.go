@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/dpsd-project/dpsd/watch"
 )
 
 // lock is an exclusive flock(2) on an empty file: who holds it the kernel knows, and a
@@ -16,7 +19,8 @@ import (
 // lock another file of the same name. It is open for reading only: a file that is open for
 // writing keeps its file system from being remounted read-only.
 type lock struct {
-	file *os.File
+	file   *os.File
+	mounts []watch.Mount // on its directory, when it was taken
 }
 
 // acquire locks the file "lock" in w's directory. Errors: *LockedError; any
@@ -53,7 +57,7 @@ func acquire(w *writer) (*lock, error) {
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
 	_ = w.own(f)
-	return &lock{f}, nil
+	return &lock{f, watch.Mounts(w.directory)}, nil
 }
 
 // openLock opens the file of a lock, and makes it when it is missing.
@@ -139,6 +143,19 @@ func (l *lock) in(directory string) bool {
 	}
 	found, err := os.Lstat(filepath.Join(directory, lockName))
 	return err == nil && os.SameFile(mine, found)
+}
+
+// covered tells whether a file system was mounted on the directory, or unmounted from it,
+// beneath the mount that this process sees there. That is so in the mount namespace of a
+// service, which has a mount of its own on top: other processes see another directory.
+func (l *lock) covered(directory string) bool {
+	now := watch.Mounts(directory)
+	gone := func(m watch.Mount) bool { return !slices.Contains(now, m) }
+	// A directory may be mounted on itself, now or later, and nothing is different.
+	foreign := func(m watch.Mount) bool {
+		return !slices.ContainsFunc(l.mounts, func(known watch.Mount) bool { return known.Device == m.Device })
+	}
+	return len(l.mounts) > 0 && (slices.ContainsFunc(l.mounts, gone) || slices.ContainsFunc(now, foreign))
 }
 
 func (l *lock) release() error {

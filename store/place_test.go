@@ -190,3 +190,50 @@ func TestTemporaryFilesOfEveryWriterAreRemovedAtTheStart(t *testing.T) {
 		}
 	}
 }
+
+// As in the mount namespace of a service: its own mount stays on top.
+func TestAMountBeneathIsAFaultAndADirectoryMountedOnItselfIsNone(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	directory, runtime := tmpfs(t, "mode=0755"), t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	mustSave(t, s, numbered(1), store.Written)
+	changed, err := watch.Files(t.Context(), store.Files(directory)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mended := func() error {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(time.Minute):
+			t.Fatal("it was not noticed within a minute")
+		}
+		_, err := s.Mend(noon)
+		return err
+	}
+	bind(t, directory, directory)
+	if err := mended(); err != nil {
+		t.Errorf("mounted on itself: %v", err)
+	}
+	kept := t.TempDir()
+	bind(t, directory, kept)
+	if err := syscall.Mount("tmpfs", directory, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
+	bind(t, kept, directory)
+	for err = mended(); err == nil; err = mended() {
+		// The mounts were three steps.
+	}
+	if !errors.As(err, new(*store.CoveredError)) || !strings.Contains(err.Error(), "mounted on "+directory+" or unmounted from it") {
+		t.Errorf("another file system beneath: %v", err)
+	}
+	if _, err := s.Save(numbered(2), noon); !errors.As(err, new(*store.CoveredError)) {
+		t.Errorf("a change: %v", err)
+	}
+	if rec := mustRead(t, runtime); rec.Generation != 2 {
+		t.Errorf("the runtime directory has generation %d", rec.Generation)
+	}
+}

@@ -135,6 +135,9 @@ func (s *Store) notice(kind NoticeKind, path string, err error) {
 // it can. Errors: *LockedError, or why the state directory has no lock of ours.
 func (s *Store) claim() error {
 	if s.lock.in(s.state.directory) {
+		if s.lock.covered(s.state.directory) {
+			return &CoveredError{s.state.directory}
+		}
 		return nil
 	}
 	err := s.state.create()
@@ -403,7 +406,7 @@ func (s *Store) Mend(now time.Time) (Result, error) {
 	if s.durable && s.intact() {
 		// Another file system may be mounted there now, or none any more.
 		err := s.claim()
-		if errors.As(err, new(*LockedError)) {
+		if errors.As(err, new(*LockedError)) || errors.As(err, new(*CoveredError)) {
 			return Unchanged, s.refused(err)
 		}
 		return Unchanged, nil

@@ -61,8 +61,8 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 		w.inotify.close()
 		return nil, err
 	}
-	w.seen = w.look()
-	table := openMounts()
+	w.seen, w.mounts = w.look(), w.route.mounts()
+	table := openMountEvents()
 	context.AfterFunc(ctx, func() { w.inotify.close(); table.close() })
 	go w.run()
 	go table.follow(w.mounted)
@@ -75,6 +75,7 @@ type watcher struct {
 	inotify *inotify
 	route   route
 	seen    []fs.FileInfo // what each path was at the last look; nil: absent
+	mounts  []mount       // on the way, when the table last changed
 	changed chan<- struct{}
 }
 
@@ -91,16 +92,16 @@ func (w *watcher) run() {
 	}
 }
 
-// mounted looks whether another file system is on the way to a path now.
+// mounted looks whether a mount on the way to a path has come or gone.
 func (w *watcher) mounted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	err := w.follow()
-	now := w.look()
-	if err != nil || !same(w.seen, now) {
+	now, mounts := w.look(), w.route.mounts()
+	if err != nil || !same(w.seen, now) || !slices.Equal(w.mounts, mounts) {
 		w.send()
 	}
-	w.seen = now
+	w.seen, w.mounts = now, mounts
 }
 
 // handle takes what the kernel told: the names at which something happened. One that is
