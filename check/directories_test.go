@@ -1,17 +1,22 @@
 package check_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -91,5 +96,27 @@ func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
 	r := directories(t, dir, "")[0]
 	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the directory instead of a file in it") {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestALockThatAnotherProcessHoldsIsAFailureThatNamesTheProcess(t *testing.T) {
+	dir := t.TempDir()
+	s, err := store.Open(store.Options{Directory: dir}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &check.Gateway{
+		Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir,
+		Ask: func(context.Context) (control.Status, error) { return control.Status{}, control.ErrNotRunning },
+	}
+	r := run(t, g, check.Service)[0]
+	if r.Status != check.Failed || r.Code != fault.StateLocked || !strings.Contains(r.Detail, fmt.Sprintf("%s/lock is locked by process %d", dir, os.Getpid())) {
+		t.Errorf("%+v", r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := run(t, g, check.Service)[0]; r.Status != check.Skipped {
+		t.Errorf("without a lock: %+v", r)
 	}
 }

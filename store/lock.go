@@ -100,6 +100,21 @@ func clearLock(w *writer) error {
 	return w.remove(lockName)
 }
 
+// Holder returns the *LockedError that a dpsd that starts now would meet in a state
+// directory; nil when it would meet none, or when that cannot be told. It takes no lock.
+func Holder(directory string) error {
+	path := filepath.Join(directory, lockName)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if pid := holder(f); pid != 0 {
+		return &LockedError{Path: path, PID: pid}
+	}
+	return nil
+}
+
 // holder finds the process that holds the lock in /proc/locks, proc_locks(5); 0 where it
 // is not to be seen, as in another PID name space or under ProcSubset=pid.
 func holder(f *os.File) int {
