@@ -29,10 +29,13 @@ type Proof struct {
 	// Password is the SAS token for CONNECT; empty with X.509, which leaves the
 	// password flag clear.
 	Password string
-	// Expires is when the token, or the leaf certificate, ends.
+	// Expires is when the token, or the first certificate of the chain, expires.
 	Expires time.Time
 	// Doubt is a *Doubt about a symmetric key, which explains a refusal; nil for none.
 	Doubt error
+	// ExpiresFirst is the index in Certificate.Certificate of the certificate that
+	// expires first; 0 is the leaf.
+	ExpiresFirst int
 }
 
 // Credential is one way to prove the identity.

@@ -24,10 +24,10 @@ var (
 	ErrRegistrationID = errors.New("not a valid registration ID")
 	// ErrTemplate says that a template has a verb that is not known.
 	ErrTemplate = errors.New("not a valid template of a registration ID")
-	// ErrNoMachineID says that /etc/machine-id is missing, empty, malformed or says
-	// "uninitialized", as in an image before its first boot.
+	// ErrNoMachineID says that /etc/machine-id is missing, empty, malformed, all zeros or
+	// says "uninitialized", as in an image before its first boot.
 	ErrNoMachineID = errors.New("this machine has no machine ID yet")
-	// ErrNoHostname says that the host name is not set, or is "localhost", under which
+	// ErrNoHostname says that the host name is not set, or means "localhost", under which
 	// every gateway of a fleet would be the same device.
 	ErrNoHostname = errors.New("this machine has no host name of its own")
 	// ErrNoSource says that a RegistrationID is the zero value.
@@ -210,11 +210,17 @@ func (h Host) hostname() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoHostname, err)
 	}
-	switch name {
-	case "", "(none)", "localhost", "localhost.localdomain":
+	if name == "" || name == "(none)" || local(name) {
 		return "", fmt.Errorf("%w: it is called %q", ErrNoHostname, name)
 	}
 	return name, nil
+}
+
+// local reports whether a host name is one of those that mean every machine itself
+// (RFC 6761 §6.3), as systemd recognizes them.
+func local(name string) bool {
+	name = strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(name), "."), ".localdomain")
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
 }
 
 func (h Host) machineID() (id, path string, err error) {
@@ -236,6 +242,9 @@ func (h Host) machineID() (id, path string, err error) {
 	case len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "":
 		// After a power cut the file may hold NUL bytes.
 		return "", path, fmt.Errorf("%w: it does not have %d hexadecimal digits", ErrNoMachineID, machineIDLength)
+	case strings.Trim(id, "0") == "":
+		// An ID that machine-id(5) excludes, and that images share.
+		return "", path, fmt.Errorf("%w: it is all zeros, which means %q", ErrNoMachineID, "uninitialized")
 	}
 	return id, path, nil
 }

@@ -30,32 +30,12 @@ var (
 	// ErrCommonName says that the leaf's common name is not the registration ID, which
 	// the service demands.
 	ErrCommonName = errors.New("the common name of the certificate is not the registration ID")
-	// ErrExpired says that the leaf certificate has expired.
+	// ErrExpired says that a certificate of the chain has expired.
 	ErrExpired = errors.New("the certificate has expired")
-	// ErrNotYetValid says that the leaf certificate is not valid yet: usually a clock
-	// that is behind.
+	// ErrNotYetValid says that a certificate of the chain is not valid yet: usually a
+	// clock that is behind.
 	ErrNotYetValid = errors.New("the certificate is not yet valid")
 )
-
-// CertificateError says that a certificate is not valid at present.
-type CertificateError struct {
-	// NotBefore and NotAfter are the bounds of the leaf's validity.
-	NotBefore, NotAfter time.Time
-	// Err is ErrExpired or ErrNotYetValid.
-	Err error
-}
-
-// Error names the bound that is passed, in UTC.
-func (e *CertificateError) Error() string {
-	bound, at := " (not after ", e.NotAfter
-	if errors.Is(e.Err, ErrNotYetValid) {
-		bound, at = " (not before ", e.NotBefore
-	}
-	return e.Err.Error() + bound + at.UTC().Format(time.RFC3339) + ")"
-}
-
-// Unwrap returns ErrExpired or ErrNotYetValid.
-func (e *CertificateError) Unwrap() error { return e.Err }
 
 // X509 is a certificate with its private key.
 type X509 struct {
@@ -68,8 +48,9 @@ type X509 struct {
 }
 
 // Prove loads the pair and checks it: that the key belongs to the leaf, that the leaf's
-// common name is sub.RegistrationID, and that the leaf is valid at now. Validity is
-// checked last, and then the proof is returned next to the *CertificateError.
+// common name is sub.RegistrationID, and that each certificate of the chain is valid at
+// now. Validity is checked last, and then the proof is returned next to the
+// *CertificateError.
 func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
 	chain, err := x.chain(secrets)
 	if err != nil {
@@ -94,15 +75,13 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
 		return Proof{}, aboutCertificate(commonNameError(cn, sub.RegistrationID))
 	}
-	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}, Expires: leaf.NotAfter}
+	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
+	proof.Expires, proof.ExpiresFirst = end(chain)
 	for _, c := range chain {
 		proof.Certificate.Certificate = append(proof.Certificate.Certificate, c.Raw)
 	}
-	switch {
-	case now.Before(leaf.NotBefore):
-		return proof, aboutCertificate(&CertificateError{NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Err: ErrNotYetValid})
-	case now.After(leaf.NotAfter):
-		return proof, aboutCertificate(&CertificateError{NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Err: ErrExpired})
+	if invalid := invalidAt(now, chain); invalid != nil {
+		return proof, aboutCertificate(invalid)
 	}
 	return proof, nil
 }

@@ -100,7 +100,19 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil && err == nil {
 		results = append(results, i.chain(r, proof)...)
 	}
+	if _, isKey := c.(attest.SymmetricKey); isKey && err == nil && i.registrationID != strings.ToLower(i.registrationID) {
+		results = append(results, capitals(r, i.registrationID))
+	}
 	return results
+}
+
+// capitals warns about a registration ID with upper-case letters. A key that is derived
+// from the key of an enrollment group depends on them, and DPS ignores them elsewhere.
+func capitals(r Result, registrationID string) Result {
+	r.Status = Warning
+	r.Detail = fmt.Sprintf("the registration ID %s has upper-case letters; DPS may refuse a key that was derived for it from the key of an enrollment group", registrationID)
+	r.Advice = fmt.Sprintf("For an enrollment group, use %q as the registration ID, and derive the device's key for it: dpsd derive-key --registration-id %[1]s", strings.ToLower(registrationID))
+	return r
 }
 
 // secretsOf are the references that lead to a secret: a certificate is none.
@@ -249,20 +261,35 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 				"Put them in order: the device's first, then the one that issued it, and so on.")
 			break
 		}
-		if i.now().After(c.NotAfter) {
-			warn(fmt.Sprintf("certificate %d of %d, %q, has expired on %s", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName, day(c.NotAfter)),
-				"Have its issuer renewed, and the device's certificate issued anew.")
-		}
 		previous = c
 	}
-	// A certificate of a day is not to be complained about all day.
-	leaf := proof.Certificate.Leaf
-	left := leaf.NotAfter.Sub(i.now())
-	if left < min(30*24*time.Hour, leaf.NotAfter.Sub(leaf.NotBefore)/3) {
-		warn(fmt.Sprintf("the certificate expires in %s, on %s", rough(left), leaf.NotAfter.UTC().Format(time.DateTime+" MST")),
-			"Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd")
+	if err := attest.ForClients(proof.Certificate.Leaf); err != nil {
+		warn(err.Error(), "Have a certificate issued whose extended key usages include clientAuth.")
+	}
+	if detail, advice := i.expiresSoon(proof); detail != "" {
+		warn(detail, advice)
 	}
 	return results
+}
+
+// expiresSoon looks at the certificate of the chain that expires first. One that is valid
+// for a day is not complained about all day.
+func (i *inspection) expiresSoon(proof attest.Proof) (detail, advice string) {
+	first, err := x509.ParseCertificate(proof.Certificate.Certificate[proof.ExpiresFirst])
+	if err != nil {
+		return "", "" // Prove has parsed them all
+	}
+	left := first.NotAfter.Sub(i.now())
+	if left >= min(30*24*time.Hour, first.NotAfter.Sub(first.NotBefore)/3) {
+		return "", ""
+	}
+	what, advice := "the certificate", "Install a renewed certificate"
+	if n := proof.ExpiresFirst; n > 0 {
+		what = fmt.Sprintf("certificate %d of %d, %q,", n+1, len(proof.Certificate.Certificate), first.Subject.CommonName)
+		advice = "Have the issuer renew that certificate, and install the new chain"
+	}
+	return fmt.Sprintf("%s expires in %s, on %s", what, rough(left), first.NotAfter.UTC().Format(time.DateTime+" MST")),
+		advice + ": dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd"
 }
 
 func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }

@@ -388,6 +388,9 @@ func (i *inspection) circumstances(with *usable, inspector string) daemon.Circum
 	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
 		c.Validity, c.Doubt = with.validity, with.proof.Doubt
+		if certificate := with.proof.Certificate; certificate != nil {
+			c.Purpose = attest.ForClients(certificate.Leaf)
+		}
 	}
 	return c
 }

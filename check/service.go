@@ -11,6 +11,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 // service reports what the running dpsd says of itself: the steps of a check try the way
@@ -32,6 +33,10 @@ func (i *inspection) service(ctx context.Context) {
 		i.skip(r, "dpsd cannot be asked: the path of its control socket is in "+i.File+", which cannot be used")
 		return
 	case errors.Is(err, control.ErrNotRunning):
+		if locked := store.Holder(i.StateDirectory); locked != nil && !i.unit.running() {
+			i.fail(r, locked)
+			return
+		}
 		i.skip(r, "dpsd is not running")
 		return
 	case err != nil:

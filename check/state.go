@@ -31,6 +31,7 @@ func (i *inspection) state(ctx context.Context) {
 		return
 	}
 	i.directory(Result{Name: State, Subject: i.StateDirectory})
+	i.runtimeDirectory(Result{Name: State, Subject: i.RuntimeDirectory})
 	i.record(ctx)
 }
 
@@ -41,7 +42,11 @@ func (i *inspection) directory(r Result) {
 		return err
 	})
 	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
+	link := store.DanglingLink(i.StateDirectory)
 	switch {
+	case link != nil:
+		refuse(&store.MissingError{Directory: i.StateDirectory, Err: link})
+		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit.running():
 		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd makes it at a start only
 		return
@@ -74,6 +79,10 @@ func (i *inspection) directory(r Result) {
 		return
 	case err != nil:
 		refuse(fmt.Errorf("%w (%s)", err, detail))
+		return
+	}
+	if err := i.Account.do(func() error { return obstacle(i.StateDirectory) }); err != nil && !i.stranger() {
+		i.fail(r, err)
 		return
 	}
 	var disk unix.Statfs_t

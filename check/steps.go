@@ -37,7 +37,7 @@ func Steps() []Step {
 		{Credential, "the service can use each key, certificate and password"},
 		{Clock, "this gateway's clock is plausible and agrees with the clocks of the servers"},
 		{Roots, "this gateway trusts the certificate authorities of the cloud"},
-		{State, "the state directory is writable and has free space"},
+		{State, "the state and runtime directories are writable, and there is free space"},
 		{Record, "the published record is intact and belongs to this configuration"},
 		{Unit, "dpsd.service is installed, enabled and started"},
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},

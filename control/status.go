@@ -139,7 +139,7 @@ type Fault struct {
 
 // Certificate is the device's certificate, as far as it matters.
 type Certificate struct {
-	NotAfter time.Time `json:"notAfter"`
+	NotAfter time.Time `json:"notAfter"` // of it, or of the first certificate of its chain to expire
 }
 
 // Connection is how the service was reached.

@@ -67,10 +67,11 @@ type result struct {
 	published   bool          // looked: the durable record is of this configuration
 	wait        time.Duration // the service asked to come back after this
 	err         error         // *stageError
-	expires     time.Time     // of the device certificate, when one was read
+	expiry      expiry        // of the device certificate, when one was read
 	verified    time.Time     // wall clock at a handshake whose certificate it was right for
 	validity    error         // what the clock says about the certificate; explains a refusal
 	doubt       error         // what speaks against the key; explains a refusal
+	purpose     error         // that the certificate is not for clients; explains a refusal too
 	credential  string
 	told        []string // the secrets that peers were told, who may repeat them
 	inspector   string   // who inspects the connection, by the root of an authority that this gateway trusts
@@ -80,6 +81,7 @@ type result struct {
 	recording   *recording
 	fingerprint string // of the configuration that was tried; "" when it could not be made
 	saved       store.Result
+	otherName   string // of the assigned hub, under which consumers knew it before; "": none
 }
 
 // stageError says in which stage an error came up.
@@ -126,6 +128,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		}
 	}
 	a.enter(ctx, fault.StageState, saveLimit, "Saving the assignment")
+	before, _ := a.store.Current()
 	var err error
 	if r.saved, err = a.store.Save(*r.unsaved, time.Now()); err != nil {
 		if errors.As(err, new(*store.InvalidError)) {
@@ -137,6 +140,9 @@ func (a *attempt) run(ctx context.Context) (r result) {
 	r.unsaved = nil
 	a.remember(r.protocol)
 	rec, _ := a.store.Current()
+	if before.AssignedHub != rec.AssignedHub && store.SameHub(before.AssignedHub, rec.AssignedHub) {
+		r.otherName = before.AssignedHub
+	}
 	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
 	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
 		a.tell(event.ConfirmationNotKept, zap.Error(err)) // nobody relies on it for READY
@@ -168,7 +174,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	r.told = attest.Signature(proof.Password)
 	r.doubt = proof.Doubt
 	if proof.Certificate != nil {
-		r.expires = proof.Expires
+		r.expiry, r.purpose = expiryOf(proof), attest.ForClients(proof.Certificate.Leaf)
 	}
 
 	dialer := *s.Dialer

@@ -58,7 +58,8 @@ func classified(err error) fault.Fault {
 type Circumstances struct {
 	Inspector   string // who inspects the connection, see Inspector; "" for nobody
 	Implausible bool   // the time is before one that has been
-	Validity    error  // what the clock says against the device certificate, an *attest.CertificateError
+	Validity    error  // what the clock says against the device certificate or its chain, an *attest.CertificateError
+	Purpose     error  // that the device certificate is not for clients, of attest.ForClients
 	Doubt       error  // what speaks against the symmetric key, an *attest.Doubt
 
 	Told redact.Known // the secrets that peers were told, who may repeat them
@@ -81,6 +82,8 @@ func (c Circumstances) Classify(err error) fault.Fault {
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Validity)
 	case c.Doubt != nil:
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Doubt)
+	case c.Purpose != nil:
+		f.Err = fmt.Errorf("%w; %w", f.Err, c.Purpose)
 	}
 	w := wording{&c.Told}
 	f.Err, f.TrackingID = w.of(f.Err), w.line(f.TrackingID, maxTrackingID)
@@ -93,6 +96,7 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		Inspector:   r.inspector,
 		Implausible: s.implausible(now),
 		Validity:    r.validity,
+		Purpose:     r.purpose,
 		Doubt:       r.doubt,
 		Told:        r.secrets(),
 	}

@@ -195,6 +195,7 @@ func TestClassify(t *testing.T) {
 		{"a payload that is missing", at(fault.StageIdentity, &payloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
 
 		{"a full disk", at(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
+		{"a covered state directory", at(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
 		{"a newer schema", at(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},
 		{"a second instance", &store.LockedError{PID: 7}, fault.StateLocked, fault.StageState},
 		{"an unknown error is our own defect", at(fault.StagePoll, errors.New("?")), fault.Internal, fault.StagePoll},

@@ -18,6 +18,9 @@ const (
 	// networkEvery is how often the network is looked at while it may be the cause of a
 	// wait. Go reads resolv.conf again when it has not looked for 5 s.
 	networkEvery = 5 * time.Second
+	// inputsEvery is how often the inputs of this gateway are looked at while one of them is
+	// the cause of a wait.
+	inputsEvery = 10 * time.Second
 	// reloadGap is the least time between two reloads. systemd waits at most this long,
 	// and the time that it takes to read the file, for an answer.
 	reloadGap = 500 * time.Millisecond

@@ -76,7 +76,7 @@ var families = []family{
 		m.assignTime.WritePrometheus(w)
 	}},
 	counters("dpsd_network_bytes_total", "Bytes of all attempts above TCP, TLS included, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
-	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate ends; 0: none was read.", func(s control.Status) float64 {
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires; 0: none was read.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}

@@ -159,3 +159,22 @@ func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWhatAnInterruptedWriteOfTheMetricsFileHasLeftIsRemovedAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
+		g.write(".dpsd.prom123", "")
+		g.write(".other.prom123", "")
+		g.run()
+		g.until("assigned", 1)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+		for name, left := range map[string]bool{".dpsd.prom123": false, ".other.prom123": true, "dpsd.prom": true} {
+			if err := readable(filepath.Join(g.dir, name)); (err == nil) != left {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}

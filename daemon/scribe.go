@@ -59,6 +59,9 @@ func (w *scribe) writeMetrics() {
 
 func (w *scribe) run() {
 	defer close(w.done)
+	if w.metricsFile != "" {
+		store.Sweep(w.metricsFile)
+	}
 	for {
 		select {
 		case a, more := <-w.attempts:

@@ -44,8 +44,8 @@ func (s *supervisor) status(now time.Time) control.Status {
 		s.account.identity = s.identity()
 	}
 	st.Identity = s.account.identity
-	if !s.expires.IsZero() {
-		st.Certificate = &control.Certificate{NotAfter: s.expires.UTC()}
+	if !s.expiry.at.IsZero() {
+		st.Certificate = &control.Certificate{NotAfter: s.expiry.at.UTC()}
 	}
 	name := control.PhaseIdle
 	switch {

@@ -46,8 +46,7 @@ type supervisor struct {
 	faultsSince    time.Time // when the first of them was
 	connackBusy    int       // CONNACK 3 in a row
 	verified       time.Time // wall clock at the last verified handshake: an earlier one is implausible
-	expires        time.Time // of the device certificate; zero when none was read
-	announced      int       // the last of expiryDays that was announced, or ended
+	expiry         expiry
 
 	// What is going on. Either an attempt runs, or due says when the next one
 	// starts (zero: not by itself).
@@ -70,6 +69,7 @@ type supervisor struct {
 	mendFor   pace.History // of what kept it from being mended
 	unmended  bool         // the last fault was of that kind
 	network   surroundings
+	inputs    inputs
 	restDue   time.Time // when Rest is called; zero: it was, or there is something to do
 	lane      pace.Lane
 	hung      bool // the gate is shut; said once
@@ -106,6 +106,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.phases = make(chan phase)
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
+	s.inputs.found = make(chan []string, 1) // a look that outlives run can still end
 	s.measures = newMeasures(&s.board)
 	s.measures.asksEvery(s.settings.Interval)
 	s.scribe = newScribe(d, s.teller, s.measures)
@@ -206,6 +207,8 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.mend(ctx, now)
 			case reached(s.network.due, now):
 				s.lookAtNetwork(now)
+			case reached(s.inputs.due, now):
+				s.lookAtInputs(now)
 			case reached(s.restDue, now):
 				s.restDue = time.Time{}
 				s.Rest()
@@ -219,6 +222,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
+		case failing := <-s.inputs.found:
+			s.foundInputs(failing, time.Now())
 		case <-s.file.changes:
 			s.file.changed(time.Now())
 		case <-s.touched:
@@ -250,7 +255,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	due := []time.Time{s.reloadDue, s.file.due}
 	if s.attempt == nil {
-		due = append(due, s.due, s.mendDue, s.network.due, s.restDue)
+		due = append(due, s.due, s.mendDue, s.network.due, s.inputs.due, s.restDue)
 	}
 	wait := idle
 	for _, at := range due {
@@ -266,8 +271,11 @@ func reached(due, now time.Time) bool { return !due.IsZero() && !due.After(now) 
 
 // begin starts an attempt. It reads its inputs afresh.
 func (s *supervisor) begin(ctx context.Context, now time.Time) {
-	s.started, s.due = now, time.Time{}
+	s.started, s.due, s.inputs.due = now, time.Time{}, time.Time{}
 	s.enterNetwork()
+	if s.tried == 0 {
+		s.inputs.beginRound()
+	}
 	if !s.look {
 		s.account.attempts.Started++
 		if s.since.IsZero() {
@@ -342,8 +350,8 @@ func (s *supervisor) finish(r result, now time.Time) error {
 		return nil
 	}
 	s.registrationID, s.registration, s.payload, s.unsaved = r.registrationID, r.registration, r.payload, r.unsaved
-	if !r.expires.IsZero() {
-		s.expires = r.expires
+	if !r.expiry.at.IsZero() {
+		s.expiry.at, s.expiry.because = r.expiry.at, r.expiry.because
 	}
 	var err error
 	switch {
@@ -456,7 +464,7 @@ func (s *supervisor) provisioned(r result, now time.Time) {
 		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
 		zap.Uint64("generation", rec.Generation), zap.Stringer("state", r.saved),
-		zap.String("protocol", r.protocol),
+		zap.String("protocol", r.protocol), zap.String("otherName", r.otherName),
 	}
 	if s.faults > 0 { // most of them were told at level debug only
 		fields = append(fields, zap.Int("faults", s.faults), zap.Time("faultsSince", s.faultsSince))
@@ -482,55 +490,10 @@ func (s *supervisor) standing() string {
 	if !s.assigned {
 		text += " (cached: DPS has not confirmed it since the start)"
 	}
-	switch on := " on " + s.expires.UTC().Format(time.DateOnly); {
-	case s.announced == ended:
-		text += "; the device certificate expired" + on
-	case s.announced > 0:
-		text += "; the device certificate expires" + on
+	if s.expiry.announced != 0 {
+		text += "; " + s.expiry.String()
 	}
 	return text
-}
-
-// expiryDays are how long before the end of the device certificate it is
-// announced.
-var expiryDays = []int{1, 7, 30}
-
-// ended is what is announced after the end.
-const ended = -1
-
-// announce says once for each of expiryDays that the certificate ends, and once that it
-// has ended.
-func (s *supervisor) announce(now time.Time) {
-	if s.expires.IsZero() {
-		return
-	}
-	left := s.expires.Sub(now.Round(0)) // by the wall clock, as the certificate
-	due := 0
-	for _, days := range expiryDays {
-		if left <= time.Duration(days)*24*time.Hour {
-			due = days
-			break
-		}
-	}
-	if left <= 0 {
-		due = ended
-	}
-	if due == s.announced {
-		return
-	}
-	renewed := due == 0 || s.announced != 0 && due > s.announced
-	s.announced = due
-	const advice = "Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd"
-	switch {
-	case renewed:
-	case due == ended:
-		s.tell(event.CertificateExpired, zap.Time("notAfter", s.expires), zap.String("advice", advice))
-	default:
-		s.tell(event.CertificateExpires, zap.Time("notAfter", s.expires), zap.Int("withinDays", due), zap.String("advice", advice))
-	}
-	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
-		s.notify.setStatus(s.standing())
-	}
 }
 
 // failed names the fault, chooses the next credential and the delay.
@@ -557,6 +520,7 @@ func (s *supervisor) failed(r result, now time.Time) error {
 	}
 	s.due, s.lane = now.Add(wait), lane
 	s.suspectNetwork(f, r.err, now)
+	s.suspectInputs(f, r.err, now)
 	advice := f.Advice()
 	if s.connackBusy >= 10 {
 		advice += " It has given this answer " + fmt.Sprint(s.connackBusy) + " times in a row: id_scope is probably wrong."
@@ -632,12 +596,12 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 	}
 }
 
-// filesChanged: a key, a certificate, the serial number or the payload has
+// filesChanged: a key, a certificate, the serial number, the payload or the host name has
 // appeared or is another one.
 func (s *supervisor) filesChanged(now time.Time) {
 	s.firstCredential()
 	before := s.due
-	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "a file has changed")
+	s.trigger(later(now.Add(settle), s.reached.Add(changeGap)), "an input has changed")
 	if s.due != before { // a file that changes all the time fills no journal
 		s.tell(event.FilesChanged, zap.Duration("attemptIn", s.due.Sub(now)))
 	}
@@ -663,7 +627,7 @@ func (s *supervisor) afresh(ctx context.Context, settings *Settings) {
 	s.firstCredential()
 	s.history = pace.History{}
 	s.lastFault, s.lane, s.look = fault.Fault{}, "", false
-	s.expires, s.announced = time.Time{}, 0
+	s.expiry = expiry{}
 	s.watch(ctx)
 	if s.attempt != nil {
 		s.replaced = true

@@ -125,7 +125,7 @@ func (c Class) Next() string {
 	case Credential:
 		return "The next credential is tried at once. When all were refused, dpsd tries again after refused_initial, later up to refused_max apart, and at once when a credential file changes."
 	case Input:
-		return "dpsd tries again when the file changes, and otherwise as after a refusal."
+		return "dpsd looks at its inputs every 10 seconds, without a request, and tries again as soon as one has changed; otherwise as after a refusal."
 	case Enrollment:
 		return "dpsd tries again after refused_initial, later up to refused_max apart."
 	case Interception:

@@ -84,6 +84,9 @@ type WriteError struct {
 
 func (e *WriteError) Error() string {
 	message := fmt.Sprintf("cannot write %s: %v", e.Path, e.Err)
+	if errors.Is(e.Err, syscall.EBUSY) {
+		message += " (a file that is a mount point cannot be replaced: mount its directory instead)"
+	}
 	if e.Published != "" {
 		message += "; published under " + e.Published + " meanwhile"
 	}
@@ -103,6 +106,13 @@ type MissingError struct {
 
 func (e *MissingError) Error() string {
 	err := e.Err
+	var link *LinkError
+	if errors.As(err, &link) {
+		if link.Link == filepath.Clean(e.Directory) {
+			return "the directory " + link.Error()
+		}
+		return fmt.Sprintf("the directory %s is not there: %v", e.Directory, link)
+	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		err = errno
@@ -113,13 +123,34 @@ func (e *MissingError) Error() string {
 // Unwrap returns why the directory cannot be made.
 func (e *MissingError) Unwrap() error { return e.Err }
 
-// writeError names the file that readers know, instead of the temporary file or
-// the directory that err may name. A lock that is another user's keeps its name:
-// the directory may well be writable then.
+// CoveredError says that a file system was mounted on the state directory, or unmounted from
+// it, outside of the mount namespace of this process.
+type CoveredError struct{ Directory string }
+
+func (e *CoveredError) Error() string {
+	return fmt.Sprintf("a file system was mounted on %s or unmounted from it while dpsd runs: other services see another directory; to use that one, run: systemctl restart --no-block dpsd", e.Directory)
+}
+
+// fileError is an error about a file that readers know, or about its directory: the
+// causes below name temporary files.
+type fileError struct {
+	path string
+	err  error
+}
+
+func (e *fileError) Error() string { return e.path + ": " + e.err.Error() }
+func (e *fileError) Unwrap() error { return e.err }
+
+// writeError names the file that failed; path is the one that was to be written. A lock
+// that is another user's keeps its name: the directory may well be writable then.
 func writeError(path string, err error) *WriteError {
 	var errno syscall.Errno
 	var at *fs.PathError
-	if errors.As(err, &at) && filepath.Base(at.Path) == lockName {
+	var file *fileError
+	switch {
+	case errors.As(err, &file):
+		path, err = file.path, file.err
+	case errors.As(err, &at) && filepath.Base(at.Path) == lockName:
 		path = at.Path
 	}
 	if !errors.As(err, new(*MissingError)) && errors.As(err, &errno) {

@@ -68,6 +68,9 @@ func (w *writer) create() error {
 	if err := w.step("mkdir", w.directory); err != nil {
 		return err
 	}
+	if link := danglingLink(w.directory); link != nil {
+		return &MissingError{Directory: w.directory, Err: link}
+	}
 	if err := os.Mkdir(w.directory, directoryMode); err != nil {
 		return &MissingError{Directory: w.directory, Err: err}
 	}
@@ -78,11 +81,18 @@ func (w *writer) create() error {
 }
 
 // replace gives name the content data: temporary file, fsync, rename. The
-// rename itself is on disk only after sync.
+// rename itself is on disk only after sync. The error is a *fileError, unless the
+// directory takes no new file at all.
 func (w *writer) replace(name string, data []byte) error {
 	path := w.path(name)
+	about := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return &fileError{path, err}
+	}
 	if err := w.clear(name); err != nil {
-		return err
+		return about(err)
 	}
 	if err := w.step("create", path); err != nil {
 		return err
@@ -99,12 +109,12 @@ func (w *writer) replace(name string, data []byte) error {
 		return err
 	}
 	if _, err := f.Write(data); err != nil {
-		return err
+		return about(err)
 	}
 	if err := w.step("rename", path); err != nil {
 		return err
 	}
-	return f.CloseAtomicallyReplace()
+	return about(f.CloseAtomicallyReplace())
 }
 
 // clear moves a directory out of the way of a file: no rename replaces one, so
@@ -191,10 +201,14 @@ func (w *writer) settle(name string) {
 
 // sync makes the renames in the directory last.
 func (w *writer) sync() error {
-	if err := w.step("sync", w.directory); err != nil {
-		return err
+	err := w.step("sync", w.directory)
+	if err == nil {
+		err = syncDirectory(w.directory)
 	}
-	return syncDirectory(w.directory)
+	if err != nil {
+		return &fileError{w.directory, err}
+	}
+	return nil
 }
 
 func syncDirectory(path string) error {
@@ -323,6 +337,9 @@ func (w *writer) sweep(names ...string) (removed []string) {
 // disk shows only when it is written.
 func (w *writer) writable() error {
 	info, err := os.Stat(w.directory)
+	if link := danglingLink(w.directory); link != nil {
+		return &MissingError{Directory: w.directory, Err: link}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
 			if e := writableDirectory(filepath.Dir(w.directory)); e != nil {
@@ -395,4 +412,11 @@ func readRegular(path string, flags int) ([]byte, error) {
 		return nil, &DamagedError{Path: path, Reason: "the file is too large"}
 	}
 	return data, nil
+}
+
+// Sweep removes the temporary files that interrupted writes of path have left. Only its
+// one writer may.
+func Sweep(path string) {
+	w := writer{directory: filepath.Dir(path)}
+	w.sweep(filepath.Base(path))
 }

@@ -5,23 +5,29 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/dpsd-project/dpsd/watch"
 )
 
 // lock is an exclusive flock(2) on an empty file: who holds it the kernel knows, and a
-// flash disk is spared a write at each boot. The kernel lets go of it when the process ends, however it ends; the file stays, because
-// removing it would let a third process lock another file of the same name.
+// flash disk is spared a write at each boot. The kernel lets go of it when the process
+// ends, however it ends; the file stays, because removing it would let a third process
+// lock another file of the same name. It is open for reading only: a file that is open for
+// writing keeps its file system from being remounted read-only.
 type lock struct {
-	file *os.File
+	file   *os.File
+	mounts []watch.Mount // on its directory, when it was taken
 }
 
 // acquire locks the file "lock" in w's directory. Errors: *LockedError; any
 // other says that the file can neither be opened nor made.
 func acquire(w *writer) (*lock, error) {
 	path := w.path(lockName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
+	f, err := openLock(path, os.O_RDONLY)
 	if err == nil && !regularFile(f) || err != nil && exists(path) && !regular(path) {
 		if err == nil {
 			_ = f.Close()
@@ -29,22 +35,19 @@ func acquire(w *writer) (*lock, error) {
 		if err = clearLock(w); err != nil {
 			return nil, err
 		}
-		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, lockMode)
-	}
-	if errors.Is(err, syscall.EROFS) {
-		// A lock takes no more than the file that is there; that there is none
-		// would hide why none can be made.
-		if old, e := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0); e == nil {
-			f, err = old, nil
-		}
+		f, err = openLock(path, os.O_RDONLY)
 	}
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EINTR) {
-			break
+	err = flock(f)
+	if errors.Is(err, syscall.EBADF) {
+		// NFS makes a lock of a byte range of it, which takes a file open for writing.
+		_ = f.Close()
+		if f, err = openLock(path, os.O_RDWR); err != nil {
+			return nil, err
 		}
+		err = flock(f)
 	}
 	if err != nil {
 		defer f.Close()
@@ -54,7 +57,20 @@ func acquire(w *writer) (*lock, error) {
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
 	_ = w.own(f)
-	return &lock{f}, nil
+	return &lock{f, watch.Mounts(w.directory)}, nil
+}
+
+// openLock opens the file of a lock, and makes it when it is missing.
+func openLock(path string, access int) (*os.File, error) {
+	return os.OpenFile(path, access|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, lockMode)
+}
+
+func flock(f *os.File) error {
+	for {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
 }
 
 func regularFile(f *os.File) bool {
@@ -82,6 +98,21 @@ func clearLock(w *writer) error {
 		return err
 	}
 	return w.remove(lockName)
+}
+
+// Holder returns the *LockedError that a dpsd that starts now would meet in a state
+// directory; nil when it would meet none, or when that cannot be told. It takes no lock.
+func Holder(directory string) error {
+	path := filepath.Join(directory, lockName)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if pid := holder(f); pid != 0 {
+		return &LockedError{Path: path, PID: pid}
+	}
+	return nil
 }
 
 // holder finds the process that holds the lock in /proc/locks, proc_locks(5); 0 where it
@@ -127,6 +158,19 @@ func (l *lock) in(directory string) bool {
 	}
 	found, err := os.Lstat(filepath.Join(directory, lockName))
 	return err == nil && os.SameFile(mine, found)
+}
+
+// covered tells whether a file system was mounted on the directory, or unmounted from it,
+// beneath the mount that this process sees there. That is so in the mount namespace of a
+// service, which has a mount of its own on top: other processes see another directory.
+func (l *lock) covered(directory string) bool {
+	now := watch.Mounts(directory)
+	gone := func(m watch.Mount) bool { return !slices.Contains(now, m) }
+	// A directory may be mounted on itself, now or later, and nothing is different.
+	foreign := func(m watch.Mount) bool {
+		return !slices.ContainsFunc(l.mounts, func(known watch.Mount) bool { return known.Device == m.Device })
+	}
+	return len(l.mounts) > 0 && (slices.ContainsFunc(l.mounts, gone) || slices.ContainsFunc(now, foreign))
 }
 
 func (l *lock) release() error {

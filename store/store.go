@@ -106,8 +106,10 @@ func (s *Store) start(now time.Time) error {
 	if err != nil {
 		s.notice(Unwritable, s.state.directory, err)
 	} else {
-		s.sweep(&s.state, stateName, environmentName, previousName, transportName)
-		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName)
+		s.sweep(&s.state, stateName, environmentName, previousName, transportName, recorderName)
+	}
+	if s.lock != nil {
+		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, recorderName)
 	}
 	s.load(err == nil, now)
 	for _, name := range s.state.list() {
@@ -133,6 +135,9 @@ func (s *Store) notice(kind NoticeKind, path string, err error) {
 // it can. Errors: *LockedError, or why the state directory has no lock of ours.
 func (s *Store) claim() error {
 	if s.lock.in(s.state.directory) {
+		if s.lock.covered(s.state.directory) {
+			return &CoveredError{s.state.directory}
+		}
 		return nil
 	}
 	err := s.state.create()
@@ -395,7 +400,15 @@ func (s *Store) Mend(now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reread()
-	if !s.published || s.durable && s.intact() {
+	if !s.published {
+		return Unchanged, nil
+	}
+	if s.durable && s.intact() {
+		// Another file system may be mounted there now, or none any more.
+		err := s.claim()
+		if errors.As(err, new(*LockedError)) || errors.As(err, new(*CoveredError)) {
+			return Unchanged, s.refused(err)
+		}
 		return Unchanged, nil
 	}
 	s.durable = false

@@ -256,3 +256,14 @@ func (v *verifier) verify(state tls.ConnectionState) error {
 	v.chains = chains
 	return nil
 }
+
+// FileErrors returns why the roots, with CAFile or with ProxyCAFile, cannot be read, in the
+// words of Dial; none when they can.
+func (d *Dialer) FileErrors() (met []error) {
+	for _, file := range []string{d.CAFile, d.ProxyCAFile} {
+		if _, err := d.trust(file); err != nil {
+			met = append(met, err)
+		}
+	}
+	return met
+}

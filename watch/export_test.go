@@ -33,10 +33,11 @@ func Told(path string, happens func(), last string) (all []string, err error) {
 	}
 	happens()
 	for {
-		names, _, err := w.inotify.read()
+		length, err := w.inotify.wait()
 		if err != nil {
 			return nil, err
 		}
+		names, _ := w.inotify.events(length)
 		for _, name := range names {
 			if name == last {
 				return all, nil

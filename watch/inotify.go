@@ -21,7 +21,8 @@ const (
 	ofFile = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_DONT_FOLLOW
 )
 
-// inotify is an instance of inotify(7). But for close, its methods are for one goroutine.
+// inotify is an instance of inotify(7). But for wait and close, its methods exclude each
+// other.
 type inotify struct {
 	file    *os.File
 	watches map[string]int32 // watch descriptors, by path; two paths to one inode share one
@@ -100,13 +101,13 @@ func (n *inotify) control(use func(fd int)) error {
 	return conn.Control(func(fd uintptr) { use(int(fd)) })
 }
 
-// read waits for the names at which something happened. complete is false when some
-// were lost, because the kernel's queue was full.
-func (n *inotify) read() (names []string, complete bool, err error) {
-	length, err := n.file.Read(n.buffer[:])
-	if err != nil {
-		return nil, false, err
-	}
+// wait waits until something happened, and returns how much of the buffer says what. One
+// goroutine does so.
+func (n *inotify) wait() (length int, err error) { return n.file.Read(n.buffer[:]) }
+
+// events returns the names at which something happened. complete is false when some were
+// lost, because the kernel's queue was full.
+func (n *inotify) events(length int) (names []string, complete bool) {
 	complete = true
 	for rest := n.buffer[:length]; len(rest) >= unix.SizeofInotifyEvent; {
 		// struct inotify_event: wd, mask, cookie, len, name.
@@ -125,5 +126,5 @@ func (n *inotify) read() (names []string, complete bool, err error) {
 			}
 		}
 	}
-	return names, complete, nil
+	return names, complete
 }

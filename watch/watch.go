@@ -5,6 +5,8 @@
 // every directory that the kernel consults on the way to it is, and the way
 // is walked again whenever one of the names on it changes.
 //
+// What is mounted or unmounted on the way counts, too.
+//
 // It uses inotify(7) itself. The libraries watch a directory for all that happens in it;
 // here a log that is written beside a key, or in a directory above it, wakes nobody.
 package watch
@@ -18,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,29 +61,47 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 		w.inotify.close()
 		return nil, err
 	}
-	w.seen = w.look()
-	context.AfterFunc(ctx, w.inotify.close)
+	w.seen, w.mounts = w.look(), w.route.mounts()
+	table := openMountEvents()
+	context.AfterFunc(ctx, func() { w.inotify.close(); table.close() })
 	go w.run()
+	go table.follow(w.mounted)
 	return changed, nil
 }
 
 type watcher struct {
 	paths   []string
+	mu      sync.Mutex // guards what follows
 	inotify *inotify
 	route   route
 	seen    []fs.FileInfo // what each path was at the last look; nil: absent
+	mounts  []mount       // on the way, when the table last changed
 	changed chan<- struct{}
 }
 
 // run ends when the instance is closed.
 func (w *watcher) run() {
 	for {
-		names, complete, err := w.inotify.read()
+		length, err := w.inotify.wait()
 		if err != nil {
 			return
 		}
-		w.handle(names, complete)
+		w.mu.Lock()
+		w.handle(w.inotify.events(length))
+		w.mu.Unlock()
 	}
+}
+
+// mounted looks whether a mount on the way to a path has come or gone.
+func (w *watcher) mounted() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.follow()
+	now, mounts := w.look(), w.route.mounts()
+	if err != nil || !same(w.seen, now) || !slices.Equal(w.mounts, mounts) {
+		w.send()
+	}
+	w.seen, w.mounts = now, mounts
 }
 
 // handle takes what the kernel told: the names at which something happened. One that is

@@ -1,0 +1,80 @@
+package attest
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// ErrNotForClients says that the issuer of the leaf certificate has restricted its use to
+// other purposes than the authentication of a client.
+var ErrNotForClients = errors.New("the certificate is not for clients")
+
+// CertificateError says that a certificate of the chain is not valid at present.
+type CertificateError struct {
+	// Position is the place of the certificate in the chain, of Of: 1 is the leaf.
+	Position, Of int
+	// NotBefore and NotAfter are the bounds of the certificate's validity.
+	NotBefore, NotAfter time.Time
+	// Err is ErrExpired or ErrNotYetValid.
+	Err error
+}
+
+// Error names the certificate, unless it is the leaf, and the bound that is passed, in UTC.
+func (e *CertificateError) Error() string {
+	what, bound, at := "the certificate", "has expired (not after ", e.NotAfter
+	if e.Position > 1 {
+		what = fmt.Sprintf("certificate %d of %d in the chain", e.Position, e.Of)
+	}
+	if errors.Is(e.Err, ErrNotYetValid) {
+		bound, at = "is not yet valid (not before ", e.NotBefore
+	}
+	return what + " " + bound + at.UTC().Format(time.RFC3339) + ")"
+}
+
+// Unwrap returns ErrExpired or ErrNotYetValid.
+func (e *CertificateError) Unwrap() error { return e.Err }
+
+// invalidAt returns the first certificate of the chain that is not valid at now; nil when
+// all are.
+func invalidAt(now time.Time, chain []*x509.Certificate) error {
+	for i, c := range chain {
+		invalid := &CertificateError{Position: i + 1, Of: len(chain), NotBefore: c.NotBefore, NotAfter: c.NotAfter}
+		switch {
+		case now.Before(c.NotBefore):
+			invalid.Err = ErrNotYetValid
+		case now.After(c.NotAfter):
+			invalid.Err = ErrExpired
+		default:
+			continue
+		}
+		return invalid
+	}
+	return nil
+}
+
+// end returns when the chain expires, and the index of the certificate that expires first.
+func end(chain []*x509.Certificate) (at time.Time, index int) {
+	for i, c := range chain {
+		if i == 0 || c.NotAfter.Before(at) {
+			at, index = c.NotAfter, i
+		}
+	}
+	return at, index
+}
+
+// ForClients returns nil if the extended key usages of a certificate include the
+// authentication of a client, or if it has none and may be used for everything
+// (RFC 5280 §4.2.1.12). The error wraps ErrNotForClients.
+func ForClients(c *x509.Certificate) error {
+	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return nil
+	}
+	if len(c.UnknownExtKeyUsage) == 0 && !slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u != x509.ExtKeyUsageServerAuth }) {
+		return fmt.Errorf("%w: its only extended key usage is serverAuth; it also needs clientAuth", ErrNotForClients)
+	}
+	return fmt.Errorf("%w: its extended key usages do not include clientAuth", ErrNotForClients)
+}

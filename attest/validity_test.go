@@ -1,0 +1,100 @@
+package attest_test
+
+import (
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+)
+
+// change makes another certificate of c, with the same key and issuer.
+func change(t *testing.T, ca *issuer, c *x509.Certificate, to func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: c.Subject.CommonName},
+		NotBefore: c.NotBefore, NotAfter: c.NotAfter, IsCA: c.IsCA, BasicConstraintsValid: true, KeyUsage: c.KeyUsage,
+	}
+	to(template)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, c.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changed
+}
+
+func TestAChainIsValidAsLongAsEachOfItsCertificates(t *testing.T) {
+	root := &issuer{key: ecKey(t, elliptic.P256())}
+	root.certificate = issue(t, nil, "root", root.key, true)
+	middleKey, key := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
+	early, late := midway.AddDate(0, -2, 0), midway.AddDate(0, 2, 0)
+	middle := &issuer{key: middleKey}
+	middle.certificate = change(t, root, issue(t, root, "middle", middleKey, true), func(c *x509.Certificate) { c.NotBefore, c.NotAfter = early, late })
+	leaf := issue(t, middle, "gw-1", key, false)
+	x := pair(t, certificatePEM(leaf)+certificatePEM(middle.certificate)+certificatePEM(root.certificate), sec1(t, key))
+	for _, c := range []struct {
+		name string
+		now  time.Time
+		want error
+		says string
+	}{
+		{"an intermediate that is still valid is no error", midway, nil, ""},
+		{"an expired intermediate is an error that names it", late.Add(time.Second), attest.ErrExpired, "certificate 2 of 3 in the chain has expired (not after 2026-09-01T00:00:00Z)"},
+		{"an intermediate of the future is an error that names it", early.Add(-time.Second), attest.ErrNotYetValid, "certificate 2 of 3 in the chain is not yet valid (not before 2026-05-01T00:00:00Z)"},
+		{"the leaf is named first", notAfter.Add(time.Second), attest.ErrExpired, "the certificate has expired (not after 2027-01-01T00:00:00Z)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := x.Prove(gw, attest.Secrets{}, c.now)
+			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Fatalf("got %v, want %v", err, c.want)
+			}
+			if err != nil && !strings.HasSuffix(err.Error(), c.says) {
+				t.Errorf("got %v, want %s", err, c.says)
+			}
+			if p.Certificate == nil || len(p.Certificate.Certificate) != 3 || !p.Expires.Equal(late) || p.ExpiresFirst != 1 {
+				t.Errorf("the proof ends %v with certificate %d, want %v with 1", p.Expires, p.ExpiresFirst, late)
+			}
+		})
+	}
+}
+
+func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
+	root := &issuer{key: ecKey(t, elliptic.P256())}
+	root.certificate = issue(t, nil, "root", root.key, true)
+	leaf := issue(t, root, "gw-1", ecKey(t, elliptic.P256()), false)
+	for _, c := range []struct {
+		name    string
+		usages  []x509.ExtKeyUsage
+		unknown []asn1.ObjectIdentifier
+		says    string // "": it is for clients
+	}{
+		{"without extended key usages it may be used for everything", nil, nil, ""},
+		{"clientAuth is what it needs", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, nil, ""},
+		{"clientAuth may have company", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, nil, ""},
+		{"any extended key usage includes clientAuth", []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, nil, ""},
+		{"serverAuth alone is not enough", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, nil, "its only extended key usage is serverAuth; it also needs clientAuth"},
+		{"neither is another usage", []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, nil, "its extended key usages do not include clientAuth"},
+		{"nor one that nobody knows", nil, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := attest.ForClients(change(t, root, leaf, func(l *x509.Certificate) { l.ExtKeyUsage, l.UnknownExtKeyUsage = c.usages, c.unknown }))
+			if (err == nil) != (c.says == "") {
+				t.Fatalf("got %v", err)
+			}
+			if err != nil && (!errors.Is(err, attest.ErrNotForClients) || !strings.HasSuffix(err.Error(), c.says)) {
+				t.Errorf("got %v, want %s", err, c.says)
+			}
+		})
+	}
+}

@@ -1,0 +1,87 @@
+package check
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/store"
+)
+
+// obstacle returns what would keep dpsd from replacing the files in a state directory that
+// can be written, as dpsd would report it: a file that is a mount point or immutable, or a
+// lock that may not be opened. nil is nothing.
+func obstacle(directory string) error {
+	files := store.Files(directory)
+	for _, path := range append(files, files[0]+".prev") {
+		var file unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &file); err != nil {
+			continue // it is not there
+		}
+		switch {
+		case file.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
+			return &store.WriteError{Path: path, Err: syscall.EBUSY}
+		case file.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0:
+			return &store.WriteError{Path: path, Err: syscall.EPERM}
+		}
+	}
+	lock := filepath.Join(directory, "lock")
+	f, err := os.OpenFile(lock, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrPermission) {
+		return &store.WriteError{Path: lock, Err: cause(err)}
+	}
+	if err == nil {
+		_ = f.Close()
+	}
+	return nil
+}
+
+// runtimeDirectory looks at the directory of the control socket. It reports nothing when
+// all is well: dpsd also works without the directory.
+func (i *inspection) runtimeDirectory(r Result) {
+	if r.Subject == "" || r.Subject == i.StateDirectory {
+		return
+	}
+	bySystemd := i.unit != nil && r.Subject == "/run/dpsd"
+	missing := false
+	err := i.Account.do(func() error {
+		info, err := os.Stat(r.Subject)
+		missing = errors.Is(err, fs.ErrNotExist)
+		switch {
+		case err != nil && !missing:
+			return cause(err)
+		case err == nil && !info.IsDir():
+			return syscall.ENOTDIR
+		}
+		if link := store.DanglingLink(r.Subject); link != nil {
+			return &store.MissingError{Directory: r.Subject, Err: link}
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+	case missing && bySystemd && !i.unit.running():
+		return
+	case missing && bySystemd:
+		err = &store.MissingError{Directory: r.Subject, Err: syscall.ENOENT} // the sandbox lets only systemd make it
+	case missing:
+		if refused := i.mayWrite(parent(r.Subject)); refused != nil {
+			err = &store.MissingError{Directory: r.Subject, Err: refused}
+		}
+	default:
+		err = i.mayWrite(r.Subject)
+	}
+	if err == nil {
+		return
+	}
+	advice := "Make the directory, writable for the user dpsd, or set [control] socket to a path in another one."
+	if bySystemd {
+		advice = "systemd makes it when dpsd starts: " + restartCommand
+	}
+	i.warn(r, fmt.Sprintf("%v; without it there is no control socket for dpsd status, wait and reprovision, and no place for a record that the state directory refuses", err), advice)
+}

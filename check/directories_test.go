@@ -1,0 +1,122 @@
+package check_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// directories checks a gateway with these directories and returns the results about them.
+func directories(t *testing.T, state, runtime string) []check.Result {
+	t.Helper()
+	return run(t, &check.Gateway{
+		Settings:       &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}},
+		StateDirectory: state, RuntimeDirectory: runtime,
+	}, check.State)
+}
+
+func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), nil, 0o600), os.Symlink("gone", filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, runtime string
+		says          string // "": nothing is reported
+	}{
+		{"a directory that can be written is well", dir, ""},
+		{"so is one that dpsd can make", filepath.Join(dir, "run"), ""},
+		{"one whose parent is missing is not", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
+		{"a file is no directory", filepath.Join(dir, "file"), "not a directory"},
+		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			all := directories(t, t.TempDir(), c.runtime)
+			if c.says == "" {
+				if len(all) != 1 {
+					t.Errorf("%+v", all)
+				}
+				return
+			}
+			r := all[len(all)-1]
+			if len(all) != 2 || r.Status != check.Warning || r.Subject != c.runtime || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "[control] socket") {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+func TestADanglingStateDirectoryIsAFailureThatSaysWhereItPoints(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	if err := os.Symlink("/data/no-such-directory/dpsd", state); err != nil {
+		t.Fatal(err)
+	}
+	r := directories(t, state, "")[0]
+	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "the directory "+state+" is a link to /data/no-such-directory/dpsd, which does not exist") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// In a mount namespace of its own, the test mounts a file over state.env.
+func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
+	const inside = "DPSD_TEST_MOUNT_OVER"
+	dir := os.Getenv(inside)
+	if dir == "" {
+		dir := t.TempDir()
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"="+dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		switch out, err := cmd.CombinedOutput(); {
+		case errors.Is(err, os.ErrPermission) && os.Getenv("CI") == "":
+			t.Skip("only root may mount")
+		case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	env, other := filepath.Join(dir, "state.env"), filepath.Join(dir, "other")
+	if err := errors.Join(os.WriteFile(env, nil, 0o600), os.WriteFile(other, nil, 0o600), syscall.Mount(other, env, "", syscall.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	r := directories(t, dir, "")[0]
+	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the directory instead of a file in it") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestALockThatAnotherProcessHoldsIsAFailureThatNamesTheProcess(t *testing.T) {
+	dir := t.TempDir()
+	s, err := store.Open(store.Options{Directory: dir}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &check.Gateway{
+		Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir,
+		Ask: func(context.Context) (control.Status, error) { return control.Status{}, control.ErrNotRunning },
+	}
+	r := run(t, g, check.Service)[0]
+	if r.Status != check.Failed || r.Code != fault.StateLocked || !strings.Contains(r.Detail, fmt.Sprintf("%s/lock is locked by process %d", dir, os.Getpid())) {
+		t.Errorf("%+v", r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := run(t, g, check.Service)[0]; r.Status != check.Skipped {
+		t.Errorf("without a lock: %+v", r)
+	}
+}

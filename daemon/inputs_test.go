@@ -1,0 +1,178 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/simulator"
+)
+
+// Nothing watches here: a host name cannot be watched, and neither can what is mounted,
+// served by another machine or in a directory that is closed.
+func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(g *gateway) (mend func())
+		fault fault.Code
+	}{
+		{"a host name", func(g *gateway) func() {
+			g.Settings.RegistrationID = attest.RegistrationID{Template: "%H"}
+			var name atomic.Value
+			name.Store("localhost")
+			g.Host.Hostname = func() (string, error) { return name.Load().(string), nil }
+			return func() { name.Store(device) }
+		}, fault.InputUnreadable},
+		{"a serial number", func(g *gateway) func() {
+			g.Settings.RegistrationID = attest.RegistrationID{File: filepath.Join(g.dir, "mounted", "serial")}
+			return func() { g.later("serial", device) }
+		}, fault.InputUnreadable},
+		{"a payload that was no JSON", func(g *gateway) func() {
+			g.write("payload", "{")
+			g.Settings.PayloadFile = filepath.Join(g.dir, "payload")
+			return func() { g.write("payload", "{}") }
+		}, fault.InputInvalid},
+		{"a key", func(g *gateway) func() {
+			g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "mounted", "key")}}}
+			return func() { g.later("key", g.sim.DeviceKey(device)) }
+		}, fault.CredentialUnreadable},
+		{"a key that was none", func(g *gateway) func() {
+			g.write("device.key", "none")
+			return func() { g.write("device.key", g.sim.DeviceKey(device)) }
+		}, fault.CredentialInvalid},
+		{"a file of roots", func(g *gateway) func() {
+			g.Settings.Dialer.CAFile = filepath.Join(g.dir, "mounted", "ca.pem")
+			return func() { g.later("ca.pem", string(g.sim.CA())) }
+		}, fault.CAUnreadable},
+		{"the password for the proxy", func(g *gateway) func() {
+			g.Settings.ProxyUser, g.Settings.ProxyPassword = "gw", attest.Reference{File: filepath.Join(g.dir, "mounted", "password")}
+			return func() { g.later("password", "secret") }
+		}, fault.CredentialUnreadable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGateway(t)
+				mend := c.spoil(g)
+				g.run()
+				g.until("fault", 1)
+				time.Sleep(3 * time.Hour) // by now the wait is an hour
+				synctest.Wait()
+				tries := g.log.FilterMessage("fault").Len()
+				mend()
+				before := time.Since(g.start)
+				if after := g.until("files-changed", 1) - before; after > inputsEvery {
+					t.Errorf("found %s after it was there", after)
+				}
+				g.within(time.Minute, "assigned", 1)
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+				if code := g.faults()[0]; code != string(c.fault) {
+					t.Errorf("the fault is %s, want %s", code, c.fault)
+				}
+				if n := g.log.FilterMessage("files-changed").Len(); n != 1 {
+					t.Errorf("a change was logged %d times, want once", n)
+				}
+				if tries > 20 {
+					t.Errorf("the fault was an attempt %d times in three hours", tries)
+				}
+			})
+		})
+	}
+}
+
+// later writes a file into a directory that is there only now.
+func (g *gateway) later(name, text string) {
+	g.t.Helper()
+	if err := os.Mkdir(filepath.Join(g.dir, "mounted"), 0o700); err != nil {
+		g.t.Fatal(err)
+	}
+	g.write(filepath.Join("mounted", name), text)
+}
+
+func TestALookAtInputsSendsLogsAndWritesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "missing")}}}
+		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")
+		if err := os.Mkdir(g.Store.RuntimeDirectory, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		g.run()
+		time.Sleep(24 * time.Hour) // each wait is an hour or so now
+		for n := 0; n != g.log.FilterMessage("fault").Len(); time.Sleep(time.Minute) {
+			synctest.Wait()
+			n = g.log.FilterMessage("fault").Len()
+		}
+		synctest.Wait()
+		entries, notes := g.log.Len(), len(g.notes)
+		written := func() (times []time.Time) {
+			for _, path := range []string{g.MetricsFile, filepath.Join(g.Store.RuntimeDirectory, "attempts.json")} {
+				info, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				times = append(times, info.ModTime())
+			}
+			return times
+		}
+		before := written()
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		if n := g.log.Len() - entries; n != 0 {
+			t.Errorf("%d entries at any level in 20 minutes of looks, want none", n)
+		}
+		if n := len(g.notes) - notes; n > 20*60/15+1 {
+			t.Errorf("%d messages to the service manager, want those that extend the time-out alone", n)
+		}
+		for i, at := range written() {
+			if !at.Equal(before[i]) {
+				t.Error("a file was written")
+			}
+		}
+		if g.dials != 0 {
+			t.Errorf("%d connections", g.dials)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAKeyThatAppearsIsUsedAlthoughTheServiceHasRefusedTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		wrong := g.key("wrong", "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw=")
+		late := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "mounted", "key")}}
+		g.Settings.Credentials = []attest.Credential{late, wrong}
+		g.run()
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		if n := len(simulator.Summarize(g.sim.Log()).Registers); n > 20 {
+			t.Errorf("%d registers in three hours", n)
+		}
+		g.later("key", g.sim.DeviceKey(device))
+		before := time.Since(g.start)
+		if after := g.until("files-changed", 1) - before; after > inputsEvery {
+			t.Errorf("found %s after it was there", after)
+		}
+		g.within(time.Minute, "assigned", 1)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAMissingHostNameIsAnsweredWithTheCommandThatSetsIt(t *testing.T) {
+	_, err := attest.RegistrationID{Template: "%H"}.Resolve(attest.Host{Hostname: func() (string, error) { return "localhost", nil }}, attest.Secrets{})
+	f := Classify(at(fault.StageIdentity, err))
+	if f.Code != fault.InputUnreadable || !strings.Contains(f.Advice(), "hostnamectl set-hostname NAME") {
+		t.Errorf("%s: %s", f.Code, f.Advice())
+	}
+}

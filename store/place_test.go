@@ -1,0 +1,239 @@
+package store_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/watch"
+)
+
+// bind mounts a file or a directory over another.
+func bind(t *testing.T, from, to string) {
+	t.Helper()
+	if err := syscall.Mount(from, to, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(to, syscall.MNT_DETACH) })
+}
+
+func TestAFaultNamesTheFileThatFailed(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	for _, name := range []string{"state.env", "state.json", "state.json.prev"} {
+		t.Run(name, func(t *testing.T) {
+			directory, file := t.TempDir(), filepath.Join(t.TempDir(), "elsewhere")
+			s := mustOpen(t, store.Options{Directory: directory})
+			mustSave(t, s, numbered(1), store.Written)
+			mustSave(t, s, numbered(2), store.Written)
+			path := filepath.Join(directory, name)
+			data, err := os.ReadFile(path)
+			if err := errors.Join(err, os.WriteFile(file, data, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			bind(t, file, path)
+			_, err = s.Save(numbered(3), noon)
+			var refused *store.WriteError
+			if !errors.As(err, &refused) || !errors.Is(err, syscall.EBUSY) || refused.Path != path {
+				t.Fatalf("got %v, want EBUSY of %s", err, path)
+			}
+			if !strings.Contains(err.Error(), "cannot write "+path+": device or resource busy (a file that is a mount point cannot be replaced: mount its directory instead)") {
+				t.Errorf("it says %v", err)
+			}
+		})
+	}
+}
+
+func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		links map[string]string // below the temporary directory
+		says  string
+	}{
+		{"the directory itself is a link", map[string]string{"state": "data/dpsd"}, "the directory DIR/state is a link to DIR/data/dpsd, which does not exist"},
+		{"the link is absolute", map[string]string{"state": "DIR/data/dpsd"}, "the directory DIR/state is a link to DIR/data/dpsd, which does not exist"},
+		{"a link leads to a link", map[string]string{"state": "second", "second": "data/dpsd"}, "the directory DIR/state is a link to DIR/data/dpsd, which does not exist"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for link, target := range c.links {
+				if err := os.Symlink(strings.ReplaceAll(target, "DIR", dir), filepath.Join(dir, link)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "state")})
+			want := strings.ReplaceAll(c.says, "DIR", dir)
+			if err := s.Writable(); err == nil || err.Error() != want {
+				t.Errorf("Writable: %v, want %s", err, want)
+			}
+			if _, err := s.Save(numbered(1), noon); err == nil || !strings.HasSuffix(err.Error(), want) {
+				t.Errorf("Save: %v, want %s", err, want)
+			}
+		})
+	}
+	t.Run("a link on the way is named", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.Symlink("data", filepath.Join(dir, "lib")); err != nil {
+			t.Fatal(err)
+		}
+		s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "lib", "dpsd")})
+		want := strings.ReplaceAll("the directory DIR/lib/dpsd is not there: DIR/lib is a link to DIR/data, which does not exist", "DIR", dir)
+		if err := s.Writable(); err == nil || err.Error() != want {
+			t.Errorf("Writable: %v, want %s", err, want)
+		}
+	})
+	t.Run("a link to a directory is well", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, "data"), 0o755), os.Symlink("data", filepath.Join(dir, "state"))); err != nil {
+			t.Fatal(err)
+		}
+		s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "state")})
+		if err := s.Writable(); err != nil {
+			t.Error(err)
+		}
+		mustSave(t, s, numbered(1), store.Written)
+	})
+}
+
+func TestAFileSystemWithARunningDpsdCanBeRemountedReadOnly(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	directory := tmpfs(t, "mode=0755")
+	s := mustOpen(t, store.Options{Directory: directory})
+	mustSave(t, s, numbered(1), store.Written)
+	if err := syscall.Mount("", directory, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "mode=0755"); err != nil {
+		t.Fatalf("remount read-only: %v", err)
+	}
+	if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, new(*store.LockedError)) {
+		t.Errorf("a second process: %v, want *LockedError", err)
+	}
+}
+
+func TestADirectoryThatIsMountedOrUnmountedIsNoticedAndItsLockTaken(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	directory := t.TempDir()
+	if err := syscall.Mount("tmpfs", directory, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	o := store.Options{Directory: directory}
+	s := mustOpen(t, o)
+	mustSave(t, s, numbered(1), store.Written)
+	changed, err := watch.Files(t.Context(), store.Files(directory)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	noticed := func(what string) {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(time.Minute):
+			t.Fatalf("that the directory is %s was not noticed within a minute", what)
+		}
+		if _, err := s.Mend(noon); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if rec := mustRead(t, directory); rec.Generation != 1 {
+			t.Errorf("%s: generation %d", what, rec.Generation)
+		}
+		if _, err := store.Open(o, noon); !errors.As(err, new(*store.LockedError)) {
+			t.Errorf("%s: a second process: %v, want *LockedError", what, err)
+		}
+	}
+	// Lazily, as from a mount namespace elsewhere: the file system stays in use, and
+	// inotify reports nothing.
+	if err := syscall.Unmount(directory, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	noticed("unmounted")
+	// The same record, as on a disk that was away for a while, and no lock of ours.
+	other := t.TempDir()
+	for _, path := range store.Files(directory) {
+		data, err := os.ReadFile(path)
+		if err := errors.Join(err, os.WriteFile(filepath.Join(other, filepath.Base(path)), data, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bind(t, other, directory)
+	noticed("mounted")
+}
+
+func TestTemporaryFilesOfEveryWriterAreRemovedAtTheStart(t *testing.T) {
+	directory, runtime := t.TempDir(), t.TempDir()
+	left := []string{
+		filepath.Join(directory, ".attempts.json123"), filepath.Join(directory, ".transport4"),
+		filepath.Join(runtime, ".attempts.json56"), filepath.Join(runtime, ".confirmation.json7"),
+	}
+	others := []string{filepath.Join(directory, ".attempts.json"), filepath.Join(runtime, ".attempts.json5x"), filepath.Join(runtime, "attempts.json5")}
+	for _, path := range append(left, others...) {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	for _, path := range left {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	for _, path := range others {
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("%s is somebody else's: %v", path, err)
+		}
+	}
+}
+
+// As in the mount namespace of a service: its own mount stays on top.
+func TestAMountBeneathIsAFaultAndADirectoryMountedOnItselfIsNone(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	directory, runtime := tmpfs(t, "mode=0755"), t.TempDir()
+	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
+	mustSave(t, s, numbered(1), store.Written)
+	changed, err := watch.Files(t.Context(), store.Files(directory)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mended := func() error {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(time.Minute):
+			t.Fatal("it was not noticed within a minute")
+		}
+		_, err := s.Mend(noon)
+		return err
+	}
+	bind(t, directory, directory)
+	if err := mended(); err != nil {
+		t.Errorf("mounted on itself: %v", err)
+	}
+	kept := t.TempDir()
+	bind(t, directory, kept)
+	if err := syscall.Mount("tmpfs", directory, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
+	bind(t, kept, directory)
+	for err = mended(); err == nil; err = mended() {
+		// The mounts were three steps.
+	}
+	if !errors.As(err, new(*store.CoveredError)) || !strings.Contains(err.Error(), "mounted on "+directory+" or unmounted from it") {
+		t.Errorf("another file system beneath: %v", err)
+	}
+	if _, err := s.Save(numbered(2), noon); !errors.As(err, new(*store.CoveredError)) {
+		t.Errorf("a change: %v", err)
+	}
+	if rec := mustRead(t, runtime); rec.Generation != 2 {
+		t.Errorf("the runtime directory has generation %d", rec.Generation)
+	}
+}

@@ -1,0 +1,93 @@
+package watch
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// mountTable is the mount table of this process, proc_pid_mountinfo(5).
+const mountTable = "/proc/self/mountinfo"
+
+// Mount is a mount on a directory.
+type Mount struct {
+	ID     string // of the mount
+	Device string // major:minor of the file system
+}
+
+// Mounts returns the mounts on a directory: one may cover another. It returns none when the
+// mount table cannot be read.
+func Mounts(directory string) []Mount {
+	directory, err := filepath.EvalSymlinks(directory)
+	if err != nil {
+		return nil
+	}
+	var on []Mount
+	for _, m := range readMounts() {
+		if m.point == directory {
+			on = append(on, m.Mount)
+		}
+	}
+	return on
+}
+
+type mount struct {
+	Mount
+	point string
+}
+
+// readMounts reads the table; a line begins with the ID, the ID of the parent, the device,
+// the root in the file system, and the mount point.
+func readMounts() (all []mount) {
+	table, err := os.ReadFile(mountTable)
+	if err != nil {
+		return nil
+	}
+	escapes := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			all = append(all, mount{Mount{fields[0], fields[2]}, escapes.Replace(fields[4])})
+		}
+	}
+	return all
+}
+
+// mounts returns the mounts on the way. One that another covers may come or go, as in a
+// mount namespace that keeps its own mount on top, and no path shows it.
+func (r *route) mounts() (on []mount) {
+	all := readMounts()
+	return slices.DeleteFunc(all, func(m mount) bool { return r.watched[m.point] == 0 })
+}
+
+// mountEvents reports the changes of the mount table, which inotify does not.
+type mountEvents struct {
+	file *os.File // nil: there is no /proc
+}
+
+func openMountEvents() mountEvents {
+	file, err := os.Open(mountTable)
+	if err != nil {
+		return mountEvents{}
+	}
+	return mountEvents{file}
+}
+
+// follow calls changed whenever the table has changed, and once before, until close. The
+// kernel reports a change as an event of the open file, which the runtime's poller waits for.
+func (m mountEvents) follow(changed func()) {
+	if m.file == nil {
+		return
+	}
+	conn, err := m.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = conn.Read(func(uintptr) bool { changed(); return false })
+}
+
+func (m mountEvents) close() {
+	if m.file != nil {
+		_ = m.file.Close()
+	}
+}
