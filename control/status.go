@@ -68,8 +68,9 @@ type Configuration struct {
 const (
 	// MaxFaults bounds Status.Faults.
 	MaxFaults = 8
-	// MaxText bounds Status.Text, in bytes, and MaxCause what it says of a fault.
-	MaxText  = 1 << 10
+	// MaxText bounds Status.Text, in bytes.
+	MaxText = 1 << 10
+	// MaxCause bounds what Status.Text says of a fault, in bytes.
 	MaxCause = foreign.MaxText
 )
 

@@ -79,12 +79,13 @@ func (l *inputLook) failing(now time.Time) (texts []string) {
 			texts = append(texts, err.Error())
 		}
 	}
-	id, err := l.registrationID, error(nil)
+	id := l.registrationID
 	if id == "" {
-		id, err = l.settings.RegistrationID.Resolve(l.host, l.secrets)
+		resolved, err := l.settings.RegistrationID.Resolve(l.host, l.secrets)
 		met(err)
+		id = resolved
 	}
-	_, err = ReadPayload(l.settings.PayloadFile)
+	_, err := ReadPayload(l.settings.PayloadFile)
 	met(err)
 	resource := dps.Identity{IDScope: l.settings.IDScope, RegistrationID: id}.Resource()
 	for _, c := range l.settings.Credentials {

@@ -171,7 +171,9 @@ type FrameError struct {
 }
 
 // Error says what is wrong.
-func (e *FrameError) Error() string { return "WebSocket protocol violation: " + foreign.Line(e.Problem, maxText) }
+func (e *FrameError) Error() string {
+	return "WebSocket protocol violation: " + foreign.Line(e.Problem, maxText)
+}
 
 // CertificateError is a peer whose certificate could not be verified. The reason, an
 // error of crypto/x509, is in its chain.
