@@ -13,7 +13,7 @@ func TestACorrectedFileIsAppliedBeforeTheFirstAssignmentWithoutSystemctl(t *test
 		correct := dps.configuration("")
 		g.write("/etc/dpsd/dpsd.toml", strings.Replace(correct, "websocket_port = 8443", "websocket_port = 8444\nmqtt_port = 8884", 1), 0o644)
 		g.run("systemctl start --no-block dpsd")
-		g.untilShown("dpsd.service", "StatusText", "tcp-refused")
+		g.untilShown("dpsd.service", "StatusText", "dns-blocked")
 		process := g.show("dpsd.service", "MainPID")
 
 		g.write("/etc/dpsd/dpsd.toml", strings.Replace(correct, "id_scope", "id_scop", 1), 0o644)
@@ -35,7 +35,7 @@ func TestAFileThatIsCorrectedInPlaceIsAppliedToo(t *testing.T) {
 		dps := g.service(prompt)
 		g.configure(dps, "")
 		g.run(`sed -i 's/^websocket_port .*/websocket_port = 8444\nmqtt_port = 8884/' /etc/dpsd/dpsd.toml; systemctl start --no-block dpsd`)
-		g.untilShown("dpsd.service", "StatusText", "tcp-refused")
+		g.untilShown("dpsd.service", "StatusText", "dns-blocked")
 		process := g.show("dpsd.service", "MainPID")
 		g.run(`correct=$(sed 's/8444/8443/; /^mqtt_port/d' /etc/dpsd/dpsd.toml); printf '%s\n' "$correct" >/etc/dpsd/dpsd.toml`)
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")

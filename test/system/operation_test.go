@@ -103,9 +103,9 @@ func TestTheJournalExplainsItself(t *testing.T) {
 			text  string
 		}{
 			{failed, "PRIORITY", "4"},
-			{failed, "DPSD_FAULT", "tcp-refused"},
+			{failed, "DPSD_FAULT", "dns-blocked"},
 			{failed, "DPSD_STAGE", "tcp"},
-			{failed, "DPSD_CLASS", "transient"},
+			{failed, "DPSD_CLASS", "interception"},
 			{failed, "_SYSTEMD_UNIT", "dpsd.service"},
 			{failed, "SYSLOG_IDENTIFIER", "dpsd"},
 			{assigned, "PRIORITY", "5"},
