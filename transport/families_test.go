@@ -43,14 +43,21 @@ func TestFamilies(t *testing.T) {
 		for _, proxied := range []bool{false, true} {
 			what := map[bool]string{false: " to the service", true: " to the proxy"}[proxied]
 			t.Run(test.expect+what, func(t *testing.T) {
-				l, err := net.Listen("tcp", net.JoinHostPort(test.alive, "0"))
-				if err != nil {
-					if os.Getenv("CI") == "true" {
-						t.Fatal(err)
+				var l net.Listener
+				var port int
+				for free := false; !free; {
+					var err error
+					if l, err = net.Listen("tcp", net.JoinHostPort(test.alive, "0")); err != nil {
+						if os.Getenv("CI") == "true" {
+							t.Fatal(err)
+						}
+						t.Skipf("cannot listen on %s: %v", test.alive, err)
 					}
-					t.Skipf("cannot listen on %s: %v", test.alive, err)
+					port = l.Addr().(*net.TCPAddr).Port
+					if free = test.dead == "" || unanswered(t, test.dead, port); !free {
+						l.Close() // another program has this port of the other family
+					}
 				}
-				port := l.Addr().(*net.TCPAddr).Port
 				n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: secure(config, echo), name + ":8883": secure(config, echo)})
 				serve := secure(config, echo)
 				if proxied {
@@ -68,9 +75,6 @@ func TestFamilies(t *testing.T) {
 					}
 				}()
 				defer func() { l.Close(); <-served }()
-				if test.dead != "" {
-					unanswered(t, test.dead, port)
-				}
 				// Were one family waited for before the other has its turn, it would be for
 				// half of the hour; the 20 s are no measure but the end of patience.
 				d := &transport.Dialer{Host: name, Protocols: only(transport.MQTT), MQTTPort: port, Roots: root.pool(), Timeout: time.Hour}
@@ -140,7 +144,7 @@ func resolving(t *testing.T, addresses map[dnsmessage.Type]dnsmessage.ResourceBo
 // unanswered makes the port of a loopback address one where connecting takes for ever:
 // the backlog of a socket that nobody accepts from is full, and Linux drops what
 // comes then.
-func unanswered(t *testing.T, address string, port int) {
+func unanswered(t *testing.T, address string, port int) (free bool) {
 	t.Helper()
 	var family int
 	var at syscall.Sockaddr
@@ -159,7 +163,9 @@ func unanswered(t *testing.T, address string, port int) {
 			t.Fatal(err)
 		}
 	}
-	if err := syscall.Bind(fd, at); err != nil {
+	if err := syscall.Bind(fd, at); errors.Is(err, syscall.EADDRINUSE) {
+		return false
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Listen(fd, 0); err != nil {
@@ -168,7 +174,7 @@ func unanswered(t *testing.T, address string, port int) {
 	for range 16 {
 		c, err := net.DialTimeout("tcp", net.JoinHostPort(address, strconv.Itoa(port)), 200*time.Millisecond)
 		if timeout := (net.Error)(nil); errors.As(err, &timeout) && timeout.Timeout() {
-			return
+			return true
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -176,4 +182,5 @@ func unanswered(t *testing.T, address string, port int) {
 		t.Cleanup(func() { c.Close() })
 	}
 	t.Fatalf("the backlog of %s is never full", address)
+	return false
 }
