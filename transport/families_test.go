@@ -143,7 +143,7 @@ func resolving(t *testing.T, addresses map[dnsmessage.Type]dnsmessage.ResourceBo
 
 // unanswered makes the port of a loopback address one where connecting takes for ever:
 // the backlog of a socket that nobody accepts from is full, and Linux drops what
-// comes then.
+// comes then. It reports whether the port was free.
 func unanswered(t *testing.T, address string, port int) (free bool) {
 	t.Helper()
 	var family int
