@@ -193,6 +193,9 @@ func TestAFileOfTheOtherKindComesWithTheCommandThatFindsTheRightOne(t *testing.T
 		{"a public key in the place of the certificate", "openssl pkey -in key.pem -pubout -out x", false, "line 1: a public key, not a certificate"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
+			if strings.Contains(test.script, "ssh-keygen") {
+				tools(t, "ssh-keygen")
+			}
 			t.Parallel()
 			dir := t.TempDir()
 			shell(t, dir, makeFiles+test.script)
