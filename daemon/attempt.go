@@ -193,6 +193,10 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		return wait, err
 	}
 	a.registration = nil
+	if repeats(assignment, r.secrets()) {
+		// DPS has no reason to; and what others read must not hold it.
+		return 0, at(fault.StageRegister, &dps.MalformedError{Reason: "it repeats a secret of this gateway"})
+	}
 	r.unsaved = a.toRecord(assignment)
 	return 0, nil
 }

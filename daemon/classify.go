@@ -111,6 +111,16 @@ func (r *result) secrets() (known redact.Known) {
 	return known
 }
 
+// repeats reports whether an assignment holds a secret that the peer was told.
+func repeats(as *dps.Assignment, known redact.Known) bool {
+	for _, text := range []string{string(as.State), as.AssignedHub, as.DeviceID, as.Substatus, as.ETag, as.ConnectionProfile, string(as.Payload)} {
+		if known.Mask(text) != text {
+			return true
+		}
+	}
+	return false
+}
+
 // implausible reports whether the wall clock was later before: when the program
 // was built, or at the last verified handshake.
 func (s *supervisor) implausible(now time.Time) bool {

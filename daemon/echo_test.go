@@ -104,6 +104,44 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 	})
 }
 
+func TestAnAssignmentThatRepeatsTheSignatureIsAMalformedReply(t *testing.T) {
+	for _, member := range []string{"substatus", "etag", "connectionProfile", "deviceId", "payload", "later"} {
+		for form, of := range map[string]func(string) string{
+			"as it is": func(s string) string { return s },
+			"in hex":   func(s string) string { return hex.EncodeToString([]byte(s)) },
+		} {
+			t.Run(member+" "+form, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					twin := newGateway(t)
+					key, err := attest.DecodeKey([]byte(twin.sim.DeviceKey(device)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					identity := dps.Identity{IDScope: twin.sim.IDScope(), RegistrationID: device}
+					signature := attest.Signature(attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime)))[1]
+					state := map[string]string{"registrationId": device, "assignedHub": "hub.azure-devices.net", "deviceId": device, "status": "assigned"}
+					state[member] = of(signature)
+					body, err := json.Marshal(map[string]any{"operationId": "1", "status": "assigned", "registrationState": state})
+					if err != nil {
+						t.Fatal(err)
+					}
+					g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 200, Body: text(string(body)), Times: 1})
+					g.run()
+					g.until("fault", 1)
+					g.wantFaults(fault.MalformedReply)
+					g.within(time.Hour, "assigned", 1)
+					if err := g.end(); err != nil {
+						t.Error(err)
+					}
+					if strings.Contains(g.everything(), state[member]) {
+						t.Errorf("%s is shown", state[member])
+					}
+				})
+			})
+		}
+	}
+}
+
 // encodings are parts of what secrets look like in base64, wherever they stand in it, in
 // hex, and as they are.
 func encodings(secrets ...string) (parts []string) {

@@ -1,6 +1,10 @@
 package redact
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
 
 // part is the length of a part that gives a secret away, in bytes: nobody else writes 12
 // characters of a key in base64 or hex.
@@ -9,7 +13,7 @@ const part = 12
 // broken finds secrets that somebody has cut, or has put blanks into: a peer that
 // repeats a token may wrap the line, and whoever shows its text may end in the midst.
 type broken struct {
-	parts map[string]bool // every part of every long form, without blanks
+	parts map[string]bool // every part of every long form, bare
 	whole []string        // the shorter forms
 }
 
@@ -19,7 +23,7 @@ func (b *broken) add(forms []string) {
 		b.parts = map[string]bool{}
 	}
 	for _, form := range forms {
-		form, _ = withoutBlanks(form)
+		form, _, _ = bare(form)
 		switch {
 		case len(form) >= part:
 			for i := range len(form) - part + 1 {
@@ -36,13 +40,13 @@ func (b *broken) mask(text string) string {
 	if len(b.parts) == 0 && len(b.whole) == 0 {
 		return text
 	}
-	plain, places := withoutBlanks(text)
+	plain, from, to := bare(text)
 	secret := make([]bool, len(plain))
 	found := false
-	take := func(from, length int) {
+	take := func(at, length int) {
 		found = true
 		for i := range length {
-			secret[from+i] = true
+			secret[at+i] = true
 		}
 	}
 	for i := 0; i+part <= len(plain); i++ {
@@ -51,13 +55,13 @@ func (b *broken) mask(text string) string {
 		}
 	}
 	for _, form := range b.whole {
-		for from := 0; ; from++ {
-			at := strings.Index(plain[from:], form)
+		for begin := 0; ; begin++ {
+			at := strings.Index(plain[begin:], form)
 			if at < 0 {
 				break
 			}
-			from += at
-			take(from, len(form))
+			begin += at
+			take(begin, len(form))
 		}
 	}
 	if !found {
@@ -69,37 +73,63 @@ func (b *broken) mask(text string) string {
 		if !secret[i] {
 			continue
 		}
-		masked.WriteString(text[kept:places[i]])
+		masked.WriteString(text[kept:from[i]])
 		for i+1 < len(plain) && secret[i+1] {
 			i++
 		}
 		masked.WriteString(Mark)
-		kept = int(places[i]) + 1
+		kept = int(to[i])
 	}
 	masked.WriteString(text[kept:])
 	return masked.String()
 }
 
-// blanks are those of a text and of one that was escaped.
-var blanks = []string{" ", "\t", "\n", "\r", "%20", `\n`, `\r`, `\t`}
-
-// withoutBlanks leaves blanks out, and says where in text each byte of the rest stands.
-func withoutBlanks(text string) (plain string, places []int32) {
+// bare returns the letters and digits of a text, and + / = _, which base64 and hex consist
+// of, with escapes decoded. It leaves out what a peer may put between them. from and to say
+// where in text each byte of the rest stands.
+func bare(text string) (plain string, from, to []int32) {
 	var b strings.Builder
-	places = make([]int32, 0, len(text))
-next:
+	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
 	for i := 0; i < len(text); {
-		if c := text[i]; c <= ' ' || c == '%' || c == '\\' {
-			for _, blank := range blanks {
-				if strings.HasPrefix(text[i:], blank) {
-					i += len(blank)
-					continue next
-				}
+		r, n := character(text[i:])
+		if letter(r) || strings.ContainsRune("+/=_", r) {
+			before := b.Len()
+			b.WriteRune(r)
+			for range b.Len() - before {
+				from, to = append(from, int32(i)), append(to, int32(i+n))
 			}
 		}
-		b.WriteByte(text[i])
-		places = append(places, int32(i))
-		i++
+		i += n
 	}
-	return b.String(), places
+	return b.String(), from, to
+}
+
+// character decodes the character that a text begins with, which may be escaped as in an
+// address, JSON, a string of C or HTML, and returns its length in the text.
+func character(text string) (r rune, length int) {
+	for _, escape := range []struct {
+		begin  string
+		digits int // 0: up to the end
+		base   int
+		end    string
+	}{{"%", 2, 16, ""}, {`\u`, 4, 16, ""}, {`\x`, 2, 16, ""}, {"&#x", 0, 16, ";"}, {"&#", 0, 10, ";"}} {
+		rest, found := strings.CutPrefix(text, escape.begin)
+		if !found {
+			continue
+		}
+		digits := escape.digits
+		if digits == 0 {
+			digits = strings.Index(rest[:min(len(rest), 8)], escape.end)
+		}
+		if digits <= 0 || digits > len(rest) {
+			continue
+		}
+		if value, err := strconv.ParseUint(rest[:digits], escape.base, 21); err == nil {
+			return rune(value), len(escape.begin) + digits + len(escape.end)
+		}
+	}
+	if len(text) > 1 && text[0] == '\\' && strings.IndexByte("nrtbf", text[1]) >= 0 {
+		return ' ', 2 // a blank
+	}
+	return utf8.DecodeRuneInString(text)
 }

@@ -79,6 +79,7 @@ func (k *Known) add(secret []byte) {
 		return
 	}
 	k.encodings(secret)
+	k.encodings([]byte(hex.EncodeToString(secret)))
 	text := string(secret)
 	if k.form(text); utf8.Valid(secret) {
 		k.escape(text)

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
@@ -133,6 +134,41 @@ func TestKnown(t *testing.T) {
 		for _, text := range []string{key[:11], "two words", private256} {
 			if got := known.Mask(text); got != text {
 				t.Errorf("%q has become %q", text, got)
+			}
+		}
+	})
+	t.Run("what stands between the characters of a key, or how each is escaped, does not hide it", func(t *testing.T) {
+		each := func(format string) string {
+			var b strings.Builder
+			for _, c := range []byte(key) {
+				fmt.Fprintf(&b, format, c)
+			}
+			return b.String()
+		}
+		between := func(text, separator string, size int) string {
+			var b strings.Builder
+			for i := 0; i < len(text); i += size {
+				b.WriteString(text[i:min(i+size, len(text))] + separator)
+			}
+			return b.String()
+		}
+		for name, text := range map[string]string{
+			"no-break spaces":       between(key, "\u00a0", 1),
+			"zero-width spaces":     between(key, "\u200b", 1),
+			"bidi controls":         between(key, "\u202e", 1),
+			"per cent":              each("%%%02X"),
+			"JSON":                  each(`\u%04x`),
+			"C":                     each(`\x%02x`),
+			"HTML":                  each("&#%d;"),
+			"HTML, hexadecimal":     each("&#x%x;"),
+			"hex with colons":       between(hex.EncodeToString(raw), ":", 2),
+			"hex with hyphens":      between(hex.EncodeToString([]byte(key)), "-", 2),
+			"the base64 of its hex": base64.StdEncoding.EncodeToString([]byte("x" + hex.EncodeToString([]byte(key)))),
+			"pieces":                between(key, " | ", 11),
+		} {
+			got := known.Mask("before " + text + " after")
+			if !strings.HasPrefix(got, "before ") || !strings.HasSuffix(got, " after") || len(got) > 40 || strings.Count(got, redact.Mark) != 1 {
+				t.Errorf("%s: %q has become %q", name, text, got)
 			}
 		}
 	})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
@@ -60,6 +61,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
 		defer cancel()
 	}
+	asked := time.Now()
 	answer, err := places.client().Reprovision(ctx)
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && places.socketUnknown:
@@ -90,6 +92,10 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		if s.Confirmations > answer.Confirmations {
 			return true
 		}
+		if unsaved(s, asked) {
+			refused = &s.Faults[0] // DPS has answered, and the disk refuses it
+			return true
+		}
 		if s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0 {
 			refused = &s.Faults[0]
 			return true
@@ -112,4 +118,9 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	}
 	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", printable(rec.AssignedHub), printable(rec.DeviceID), rec.Generation)
 	return err
+}
+
+// unsaved reports whether the latest fault is of the state directory, and after a time.
+func unsaved(s control.Status, after time.Time) bool {
+	return len(s.Faults) > 0 && s.Faults[0].Standing && s.Faults[0].Class == string(fault.Storage) && s.Faults[0].Last.After(after)
 }
