@@ -178,7 +178,7 @@ func TestUTF16IsNamedAndItsCommandMakesUTF8OfIt(t *testing.T) {
 				if !errors.As(err, &m) || !errors.Is(err, input.ErrUTF16) || !strings.Contains(err.Error(), "UTF-16") {
 					t.Fatalf("got %v", err)
 				}
-				if _, err := exec.LookPath("iconv"); err != nil {
+				if _, err := exec.LookPath("iconv"); err != nil && os.Getenv("CI") == "" {
 					t.Skip("there is no iconv here")
 				}
 				if out, err := exec.Command("sh", "-c", m.Remedy()).CombinedOutput(); err != nil {

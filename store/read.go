@@ -56,7 +56,8 @@ func readRecord(path string) (Record, []byte, error) {
 	return rec, data, at(path, err)
 }
 
-// unreadError is why a file that is there cannot be read for now. It names the path.
+// unreadError says that a file exists but could not be read, for a reason that can pass
+// without a change to the file. It names the path.
 type unreadError struct{ error }
 
 func (e *unreadError) Unwrap() error { return e.error }
