@@ -131,7 +131,7 @@ var provocations = map[fault.Code]provocation{
 	fault.ConfigurationInvalid: {event: "reload-refused", set: func(g *gateway) {
 		hangup := make(chan os.Signal, 1)
 		g.Hangup = hangup
-		hangup <- os.Interrupt
+		time.AfterFunc(time.Second, func() { hangup <- os.Interrupt }) // dpsd waits for the assignment then
 		g.Reload = func() (*Settings, error) { return nil, errors.New("dpsd.toml:3:1: dps.id_scop: unknown key") }
 	}},
 
