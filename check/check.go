@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
@@ -197,7 +198,7 @@ func (i *inspection) warn(r Result, detail, advice string) {
 	i.report(r)
 }
 
-func (i *inspection) fail(r Result, err error) { i.report(failed(r, daemon.Classify(err))) }
+func (i *inspection) fail(r Result, err error) { i.report(failed(r, classify.Classify(err))) }
 
 // failed puts a fault into words.
 func failed(r Result, f fault.Fault) Result {
@@ -287,7 +288,7 @@ func (i *inspection) identity() {
 		}
 	}
 	if closed := i.closedTo(paths); closed != nil {
-		f := daemon.Classify(closed)
+		f := classify.Classify(closed)
 		f.Code = fault.InputUnreadable
 		i.report(failed(r, f))
 		return

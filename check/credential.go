@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 )
@@ -186,7 +186,7 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 			}
 		}
 	}
-	r = failed(r, daemon.Classify(i.asSeen(err)))
+	r = failed(r, classify.Classify(i.asSeen(err)))
 	if errors.Is(err, fs.ErrPermission) && i.stranger() {
 		r.Advice = "Run it as root, who looks at the files as the service does: sudo dpsd check"
 	}

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -59,7 +59,7 @@ func (i *inspection) hub(ctx context.Context) {
 		var err error
 		switch w.route, err = dialer.Route(transport.MQTT); {
 		case err != nil:
-			w.hubFailed(HubTCP, daemon.Classify(err))
+			w.hubFailed(HubTCP, classify.Classify(err))
 		case w.route.Proxy == "":
 			direct = append(direct, w)
 		case len(results) == 0:
@@ -105,7 +105,7 @@ func (i *inspection) assignedHub() (host, because string) {
 		return "", "no hub is assigned yet"
 	case err != nil:
 		return "", "the record cannot be read"
-	case !daemon.Azure(record.Endpoint) && azureHub(record.AssignedHub):
+	case !classify.Azure(record.Endpoint) && azureHub(record.AssignedHub):
 		return "", fmt.Sprintf("%s is not an Azure endpoint, and the hub of a simulator, such as %s, need not exist", record.Endpoint, record.AssignedHub)
 	}
 	return record.AssignedHub, ""
@@ -113,8 +113,8 @@ func (i *inspection) assignedHub() (host, because string) {
 
 // azureHub knows the names of IoT Hub in Azure's clouds.
 func azureHub(host string) bool {
-	_, azure := daemon.CloudOf(host)
-	return azure && !daemon.Azure(host)
+	_, azure := classify.CloudOf(host)
+	return azure && !classify.Azure(host)
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {
@@ -141,7 +141,7 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	i.progress("TLS with " + w.route.Address)
 	conn, err := i.dialer.Dial(ctx, nil)
 	if err != nil {
-		f, name := daemon.Classify(err), HubTLS
+		f, name := classify.Classify(err), HubTLS
 		var where *transport.Error
 		if errors.As(err, &where) {
 			f.Err = where.Err

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
-	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -46,7 +46,7 @@ func (i *inspection) clock() {
 	}
 }
 
-// The authorities of Azure's clouds, one after the other, see daemon.Cloud.
+// The authorities of Azure's clouds, one after the other, see classify.Cloud.
 //
 //go:embed roots/*.pem
 var authorities embed.FS
@@ -91,9 +91,9 @@ func (i *inspection) roots() {
 	dialer.Roots, dialer.CAFile, dialer.Sessions = pool, "", nil
 	i.dialer = &dialer
 
-	cloud, azure := daemon.CloudOf(dialer.Host)
+	cloud, azure := classify.CloudOf(dialer.Host)
 	if !azure {
-		cloud = daemon.PublicCloud()
+		cloud = classify.PublicCloud()
 	}
 	missing := missingRoots(pool, cloud)
 	switch {
@@ -106,7 +106,7 @@ func (i *inspection) roots() {
 			"apt-get install --only-upgrade ca-certificates, or add it to ca_file.")
 	default:
 		f := fault.New(fault.TLSUntrusted, fault.StageTLS, fmt.Errorf("%s not trusted here, as the certificates of %s need it", isOrAre(missing), cloud.Name))
-		f.Circumstance = daemon.Trust(dialer.Host)
+		f.Circumstance = classify.Trust(dialer.Host)
 		i.fail(r, f)
 	}
 }
@@ -120,7 +120,7 @@ func isOrAre(names []string) string {
 }
 
 // missingRoots returns the names of the cloud's authorities that pool lacks.
-func missingRoots(pool *x509.CertPool, cloud daemon.Cloud) (missing []string) {
+func missingRoots(pool *x509.CertPool, cloud classify.Cloud) (missing []string) {
 	for _, name := range cloud.Roots {
 		root := authority(name)
 		// A certificate that is in the pool is its own chain; the time is not the question.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/transport"
@@ -30,7 +31,7 @@ func TestTheCloudsRoots(t *testing.T) {
 		"Microsoft RSA Root Certificate Authority 2017": "c741f70f4b2a8d88bf2e71c14122ef53ef10eba0cfa5e64cfa20f418853073e0",
 	}
 	for _, host := range []string{"global.azure-devices-provisioning.net", "x.azure-devices-provisioning.us", "x.azure-devices-provisioning.cn"} {
-		cloud, found := daemon.CloudOf(host)
+		cloud, found := classify.CloudOf(host)
 		if !found {
 			t.Fatalf("%s belongs to no cloud", host)
 		}

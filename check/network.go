@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/dps"
@@ -80,7 +81,7 @@ func (i *inspection) network(ctx context.Context) {
 		w := &way{protocol: p}
 		var err error
 		if w.route, err = i.dialer.Route(p); err != nil {
-			w.fail(Result{Name: Proxy}, daemon.Classify(err))
+			w.fail(Result{Name: Proxy}, classify.Classify(err))
 			w.results[len(w.results)-1].Detail += i.proxyOrigin()
 		}
 		ways[n] = w
@@ -187,7 +188,7 @@ func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result,
 	found, err := resolve(ctx, host)
 	if err != nil {
 		err = transport.Unresolved(err, transport.ResolverFile)
-		f := daemon.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
+		f := classify.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
 		f.Err = err
 		return failed(r, f), nil
 	}
@@ -207,7 +208,7 @@ func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result,
 func (i *inspection) probe(ctx context.Context, name string, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
 	results = make([]Result, len(addresses))
 	errs := make([]error, len(addresses))
-	_, azure := daemon.CloudOf(i.dialer.Host)
+	_, azure := classify.CloudOf(i.dialer.Host)
 	var all sync.WaitGroup
 	i.progress("connecting to port " + port)
 	for n, address := range addresses {
@@ -236,8 +237,8 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 		case reached && addresses[n].Is6() && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EADDRNOTAVAIL)):
 			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
 		default:
-			f := daemon.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
-			if azure && !proxy && daemon.Blocked(addresses[n]) {
+			f := classify.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
+			if azure && !proxy && classify.Blocked(addresses[n]) {
 				f = fault.New(fault.DNSBlocked, fault.StageTCP, err)
 			}
 			f.Err, f.Circumstance = i.reason(err), i.circumstance()
@@ -335,7 +336,7 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		err = where // one protocol was tried
 	}
 	if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-		inspector = daemon.Inspector(refused.Host, refused.Issuer)
+		inspector = classify.Inspector(refused.Host, refused.Issuer)
 	}
 	// Steps before the one that failed went well.
 	reached := false
@@ -361,7 +362,7 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		}
 	}
 	if !reached { // name, TCP or the roots: what worked a moment ago
-		w.fail(Result{Name: Connect, Subject: w.route.Address}, daemon.Classify(err))
+		w.fail(Result{Name: Connect, Subject: w.route.Address}, classify.Classify(err))
 	}
 	return nil
 }
@@ -384,8 +385,8 @@ func (i *inspection) proxyOrigin() string {
 	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
 }
 
-func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
-	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
+func (i *inspection) circumstances(with *usable, inspector string) classify.Circumstances {
+	c := classify.Circumstances{Inspector: inspector, Implausible: i.implausible}
 	if with != nil {
 		c.Validity, c.Doubt = with.validity, with.proof.Doubt
 		if certificate := with.proof.Certificate; certificate != nil {
@@ -402,7 +403,7 @@ func (i *inspection) tell(w *way, conn *transport.Conn) {
 	}
 	leaf := conn.TLS.PeerCertificates[0]
 	r := Result{Name: TLS, Subject: conn.Address, Status: OK, Detail: agreed(conn)}
-	if inspector := daemon.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
+	if inspector := classify.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
 		r.Status, r.Code = Warning, fault.TLSIntercepted
 		r.Detail = fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail)
 		r.Advice = fault.Describe(r.Code).Advice
@@ -490,7 +491,7 @@ func (i *inspection) connect(ctx context.Context, w *way, conn *transport.Conn, 
 		IDScope: i.Settings.IDScope, RegistrationID: i.registrationID,
 		APIVersion: i.Settings.APIVersion, ClientVersion: "dpsd/" + i.Version,
 	}
-	inspector := daemon.Inspector(i.dialer.Host, conn.Issuer())
+	inspector := classify.Inspector(i.dialer.Host, conn.Issuer())
 	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
 		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: with.proof.Password,
 		KeepAlive: i.Settings.KeepAlive, Timeout: limit,

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
@@ -84,22 +85,6 @@ type result struct {
 	otherName   string // of the assigned hub, under which consumers knew it before; "": none
 }
 
-// stageError says in which stage an error came up.
-type stageError struct {
-	stage fault.Stage
-	err   error
-}
-
-func (e *stageError) Error() string { return e.err.Error() }
-func (e *stageError) Unwrap() error { return e.err }
-
-func at(stage fault.Stage, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &stageError{stage, err}
-}
-
 func (a *attempt) run(ctx context.Context) (r result) {
 	r.unsaved, r.credential, r.recording = a.record, a.credential.String(), a.recording
 	defer func() {
@@ -110,7 +95,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		r.registrationID, r.registration, r.payload = a.registrationID, a.registration, a.payload
 	}()
 	if a.look {
-		r.looked, r.err = true, at(fault.StageIdentity, a.identify(ctx))
+		r.looked, r.err = true, classify.At(fault.StageIdentity, a.identify(ctx))
 		rec, found := a.store.Current()
 		r.published = r.err == nil && found && a.store.Durable() && rec.ConfigFingerprint == a.fingerprint()
 		return r
@@ -119,7 +104,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		r.mended = true
 		a.enter(ctx, fault.StageState, saveLimit, "")
 		saved, err := a.store.Mend(time.Now())
-		r.saved, r.err = saved, at(fault.StageState, err)
+		r.saved, r.err = saved, classify.At(fault.StageState, err)
 		return r
 	}
 	if r.unsaved == nil {
@@ -134,7 +119,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 		if errors.As(err, new(*store.InvalidError)) {
 			r.unsaved = nil // the next answer may be better; this one never will
 		}
-		r.err = at(fault.StageState, err)
+		r.err = classify.At(fault.StageState, err)
 		return r
 	}
 	r.unsaved = nil
@@ -154,7 +139,7 @@ func (a *attempt) run(ctx context.Context) (r result) {
 // wait that the service asked for.
 func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, error) {
 	if err := a.identify(ctx); err != nil {
-		return 0, at(fault.StageIdentity, err)
+		return 0, classify.At(fault.StageIdentity, err)
 	}
 	if wait := a.floors.remaining(a.floorKey()); wait > 0 {
 		return wait, nil
@@ -169,7 +154,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 		r.validity = err
 		a.tell(event.CertificateNotValidNow, zap.Error(err))
 	} else if err != nil {
-		return 0, at(fault.StageCredential, err)
+		return 0, classify.At(fault.StageCredential, err)
 	}
 	r.told = attest.Signature(proof.Password)
 	r.doubt = proof.Doubt
@@ -181,7 +166,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	if s.ProxyUser != "" {
 		password, err := a.secrets.Password(s.ProxyPassword)
 		if err != nil {
-			return 0, at(fault.StageProxy, err)
+			return 0, classify.At(fault.StageProxy, err)
 		}
 		dialer.ProxyUser = url.UserPassword(s.ProxyUser, password)
 	}
@@ -195,7 +180,7 @@ func (a *attempt) provision(ctx context.Context, r *result) (time.Duration, erro
 	a.registration = nil
 	if repeats(assignment, r.secrets()) {
 		// DPS has no reason to; and what others read must not hold it.
-		return 0, at(fault.StageRegister, &dps.MalformedError{Reason: "it repeats a secret of this gateway"})
+		return 0, classify.At(fault.StageRegister, &dps.MalformedError{Reason: "it repeats a secret of this gateway"})
 	}
 	r.unsaved = a.toRecord(assignment)
 	return 0, nil

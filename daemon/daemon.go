@@ -4,7 +4,7 @@
 //
 // One goroutine owns all state and waits in one select (supervisor.go). An
 // attempt runs beside it and reports its phases (attempt.go). Every error goes
-// through one function that names it (classify.go) and one that turns it into
+// through one function that names it (package classify) and one that turns it into
 // a delay (package pace).
 package daemon
 

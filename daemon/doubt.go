@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 )
@@ -48,7 +49,7 @@ func doubtfulScope(scope, host string) Doubt {
 // doubtfulVersion knows that the sovereign clouds have refused API versions which the
 // public cloud supported: 2021-06-01 in Azure Government, 2019-04-15 in China.
 func doubtfulVersion(version, host string) Doubt {
-	cloud, _ := CloudOf(host)
+	cloud, _ := classify.CloudOf(host)
 	if !cloud.Sovereign || version == "" || version == dps.DefaultAPIVersion {
 		return Doubt{}
 	}

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
@@ -36,7 +37,7 @@ func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof a
 		if !conn.TLS.DidResume || ctx.Err() != nil {
 			return nil, 0, err
 		}
-		a.tell(event.ResumptionFailed, zap.String("cause", Circumstances{Told: r.secrets()}.Classify(err).Error()))
+		a.tell(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Told: r.secrets()}.Classify(err).Error()))
 		dialer.Afresh = true
 	}
 }
@@ -45,7 +46,7 @@ func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof a
 // was resumed: nothing was answered on it, or the device certificate was refused, which a
 // server has to keep with the session.
 func mayComeOfTheSession(err error, certificate bool) bool {
-	f := Classify(err)
+	f := classify.Classify(err)
 	switch {
 	case f.Class == fault.Credential:
 		return certificate
@@ -66,11 +67,11 @@ func (a *attempt) connect(ctx context.Context, dialer *transport.Dialer, proof a
 	conn, err := dialer.Dial(ctx, proof.Certificate)
 	if err != nil {
 		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-			r.inspector = Inspector(refused.Host, refused.Issuer)
+			r.inspector = classify.Inspector(refused.Host, refused.Issuer)
 		}
-		return nil, at(fault.StageTCP, err)
+		return nil, classify.At(fault.StageTCP, err)
 	}
-	r.inspector = Inspector(dialer.Host, conn.Issuer())
+	r.inspector = classify.Inspector(dialer.Host, conn.Issuer())
 	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
 	if !conn.Date.IsZero() {
 		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's has no finer one
@@ -92,7 +93,7 @@ func (a *attempt) converse(ctx context.Context, conn *transport.Conn, proof atte
 		KeepAlive: s.KeepAlive, Timeout: limit, MaxPacket: maxReply,
 	})
 	if err != nil {
-		return nil, 0, at(fault.StageConnect, err)
+		return nil, 0, classify.At(fault.StageConnect, err)
 	}
 	defer func() {
 		// ctx may have ended; the farewell is owed to the service all the same.
@@ -104,7 +105,7 @@ func (a *attempt) converse(ctx context.Context, conn *transport.Conn, proof atte
 	// QoS 0: a reply that is lost is lost with the connection, and sessions are not kept;
 	// QoS 1 would only have each reply acknowledged, by a packet of its own.
 	if err := client.Subscribe(ctx, dps.ResponseFilter, 0); err != nil {
-		return nil, 0, at(fault.StageSubscribe, err)
+		return nil, 0, classify.At(fault.StageSubscribe, err)
 	}
 	return a.drive(ctx, client)
 }
@@ -120,13 +121,13 @@ func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assign
 		}
 		switch {
 		case err != nil:
-			return nil, 0, at(stage, err)
+			return nil, 0, classify.At(stage, err)
 		case step.Assignment != nil:
 			return step.Assignment, 0, nil
 		case step.Send != nil:
 			a.enter(ctx, stage, time.Until(reg.Deadline()), a.asking(stage))
 			if err := client.Publish(ctx, step.Send.Topic, step.Send.Payload, 1); err != nil {
-				return nil, 0, at(stage, err)
+				return nil, 0, classify.At(stage, err)
 			}
 		case reg.Waiting():
 			wait := time.Until(reg.Deadline())

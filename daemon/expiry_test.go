@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
 )
@@ -98,7 +99,7 @@ func TestEventStatusAndMetricHaveTheEndOfTheChain(t *testing.T) {
 
 func TestACertificateThatIsNotForClientsExplainsARefusal(t *testing.T) {
 	s := (&Daemon{}).supervisor()
-	r := result{err: at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))}
+	r := result{err: classify.At(fault.StageRegister, unauthorized)}
 	r.purpose = attest.ForClients(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	f := s.classify(r, time.Now())
 	if f.Code != fault.Unauthorized || !strings.Contains(f.Error(), "its only extended key usage is serverAuth; it also needs clientAuth") {

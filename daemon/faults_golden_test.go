@@ -30,6 +30,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -217,8 +218,8 @@ var provocations = map[fault.Code]provocation{
 			g.t.Fatal(err)
 		}
 	}},
-	fault.StateLocked: {inject: at(fault.StageState, &store.LockedError{PID: 7})},
-	fault.Internal:    {inject: at(fault.StagePoll, errors.New("an error of a kind nobody has seen"))},
+	fault.StateLocked: {inject: classify.At(fault.StageState, &store.LockedError{PID: 7})},
+	fault.Internal:    {inject: classify.At(fault.StagePoll, errors.New("an error of a kind nobody has seen"))},
 }
 
 // provoke gives what dpsd says of the code: the entry of the log, and the

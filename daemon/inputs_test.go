@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
 )
@@ -172,7 +173,7 @@ func TestAKeyThatAppearsIsUsedAlthoughTheServiceHasRefusedTheOther(t *testing.T)
 
 func TestAMissingHostNameIsAnsweredWithTheCommandThatSetsIt(t *testing.T) {
 	_, err := attest.RegistrationID{Template: "%H"}.Resolve(attest.Host{Hostname: func() (string, error) { return "localhost", nil }}, attest.Secrets{})
-	f := Classify(at(fault.StageIdentity, err))
+	f := classify.Classify(classify.At(fault.StageIdentity, err))
 	if f.Code != fault.InputUnreadable || !strings.Contains(f.Advice(), "hostnamectl set-hostname NAME") {
 		t.Errorf("%s: %s", f.Code, f.Advice())
 	}

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/transport"
@@ -190,7 +191,7 @@ func TestTheDestinationsOfAFailureAreItsPeersAndNameServers(t *testing.T) {
 		{Stage: transport.StageTCP, Err: errors.Join(refusedAt("198.51.100.7:8883"), errors.New("no address"), &net.DNSError{Server: "none"})},
 	}
 	var got []string
-	for _, to := range destinations(at(fault.StageTCP, failed)) {
+	for _, to := range destinations(classify.At(fault.StageTCP, failed)) {
 		got = append(got, to.String())
 	}
 	if want := strings.Fields("198.51.100.7 198.51.100.53 2001:db8::7"); !reflect.DeepEqual(got, want) {

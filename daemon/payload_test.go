@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 )
 
@@ -32,7 +33,7 @@ func TestAPayloadOfAWindowsEditorIsReadAndUTF16IsNamed(t *testing.T) {
 			if string(got) != test.want || (err == nil) != (test.code == "") {
 				t.Fatalf("got %q, %v", got, err)
 			}
-			if f := Classify(err); f.Code != test.code || err != nil && !strings.Contains(f.Error(), test.says) {
+			if f := classify.Classify(err); f.Code != test.code || err != nil && !strings.Contains(f.Error(), test.says) {
 				t.Errorf("the fault is %v", f)
 			}
 		})
@@ -42,7 +43,7 @@ func TestAPayloadOfAWindowsEditorIsReadAndUTF16IsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := ReadPayload(path)
-		if got, want := Classify(err).Advice(), "cp -p "+path+" "+path+".orig && iconv -f UTF-16 -t UTF-8 "+path+".orig >"+path; got != want {
+		if got, want := classify.Classify(err).Advice(), "cp -p "+path+" "+path+".orig && iconv -f UTF-16 -t UTF-8 "+path+".orig >"+path; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})

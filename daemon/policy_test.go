@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -292,7 +293,7 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 		}
 		// The record was saved under a clock of 2099; now the clock is right.
 		s.verified = time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)
-		refusal := result{err: at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`)), verified: time.Now().Round(0)}
+		refusal := result{err: classify.At(fault.StageRegister, unauthorized), verified: time.Now().Round(0)}
 		if f := s.classify(refusal, time.Now()); f.Code != fault.ClockImplausible {
 			t.Errorf("the first 401 is explained by the clock, got %s", f.Code)
 		}

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
@@ -155,7 +156,7 @@ func foreignErrors(text string) []error {
 	certificate.Subject.CommonName, certificate.Issuer.CommonName = text, text
 	hostname := x509.HostnameError{Certificate: certificate, Host: "h"}
 	both := func(stage transport.Stage, err error) error {
-		return at(fault.StageTCP, transport.Errors{
+		return classify.At(fault.StageTCP, transport.Errors{
 			{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Proxy: text, Err: err},
 			{Protocol: transport.WebSocket, Stage: stage, Address: "h:443", Err: fmt.Errorf("again: %w", err)},
 		})
@@ -174,10 +175,10 @@ func foreignErrors(text string) []error {
 		both(transport.StageProxy, &transport.ProxyError{Status: 407, Reason: text, Schemes: []string{text}, Location: text}),
 		both(transport.StageWebSocket, &transport.UpgradeError{Status: 101, Location: text, ContentType: text, Reason: text}),
 		both(transport.StageName, &net.DNSError{Name: text, Server: text, Err: text}),
-		at(fault.StageConnect, &mqttv3.NotMQTTError{First: []byte(text)[:min(len(text), 512)]}),
-		at(fault.StageRegister, refusal), at(fault.StagePoll, reply),
-		at(fault.StageState, &store.WriteError{Path: "/s/" + text, Err: damaged}),
-		&inspectedError{text, refusal},
+		classify.At(fault.StageConnect, &mqttv3.NotMQTTError{First: []byte(text)[:min(len(text), 512)]}),
+		classify.At(fault.StageRegister, refusal), classify.At(fault.StagePoll, reply),
+		classify.At(fault.StageState, &store.WriteError{Path: "/s/" + text, Err: damaged}),
+		classify.Circumstances{Inspector: text}.Classify(refusal),
 		errors.New(text),
 	}
 }
@@ -196,7 +197,7 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 			}
 			k.check()
 			// However long a name is, what dpsd says behind it is there: who has issued this.
-			if cause := Classify(foreignErrors(text)[0]).Err.Error(); !strings.Contains(cause, "issued by") {
+			if cause := classify.Classify(foreignErrors(text)[0]).Err.Error(); !strings.Contains(cause, "issued by") {
 				t.Errorf("the cause is %q", cause)
 			}
 			if n := len(k.account.faults); n != control.MaxFaults {

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
@@ -326,7 +327,7 @@ func (s *supervisor) launch(ctx context.Context, now time.Time, a *attempt) {
 func (s *supervisor) finish(r result, now time.Time) error {
 	s.attempt()
 	s.attempt = nil
-	if !r.looked && !r.mended && Classify(r.err).Class != fault.Input {
+	if !r.looked && !r.mended && classify.Classify(r.err).Class != fault.Input {
 		s.reached = s.started
 	}
 	s.tellNotices()
@@ -418,7 +419,7 @@ func (s *supervisor) lookedUp(published bool, now time.Time) {
 // somebody who removed or changed them.
 func (s *supervisor) lookedAfter(r result, now time.Time) {
 	if r.err != nil {
-		f := Classify(r.err)
+		f := classify.Classify(r.err)
 		wait, lane := s.settings.Retry.After(f, false, &s.mendFor, s.random)
 		s.mendDue, s.unmended = now.Add(wait), true
 		s.account.failed(f, "", f.Advice(), now)

@@ -3,7 +3,7 @@
 // class, a one-line summary and a line of advice. The log, STATUS=, the
 // commands and the manual all take their words from here.
 //
-// Only the daemon makes faults, in daemon.Classify; the packages below it
+// Only the daemon makes faults, in classify.Classify; the packages below it
 // return typed errors of their own.
 package fault
 

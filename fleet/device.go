@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/dpsd-project/dpsd/daemon"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
@@ -53,7 +53,7 @@ func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err err
 		switch {
 		case err != nil:
 			// One credential: the keys of a group are wrong or right together.
-			wait, _ := r.Retry.After(daemon.Classify(err), false, &d.history, r.random)
+			wait, _ := r.Retry.After(classify.Classify(err), false, &d.history, r.random)
 			now += wait
 			if d.provisioned || now > r.Limit {
 				r.at(now, i, begins)
@@ -111,7 +111,7 @@ func (r *run) take(i int32, d *device, now time.Time, a answer) (dps.Step, error
 		reply, err := dps.ParseReply(m)
 		step, err := d.registration.Take(now, m.Topic, reply, err)
 		if reply.Error != nil && err != nil {
-			r.refusals[key] = &refused{reply, daemon.Classify(err)}
+			r.refusals[key] = &refused{reply, classify.Classify(err)}
 		}
 		return step, err
 	}

@@ -3,7 +3,7 @@
 //
 // The gateways are not imitated. Each runs the daemon's own pure parts: the state
 // machine of the protocol (dps.Registration) on real topics and bodies, the function
-// that names errors (daemon.Classify), the one that computes delays (pace), and the
+// that names errors (classify.Classify), the one that computes delays (pace), and the
 // policies of [provisioning]. What is modelled is the rest of the world: the service
 // (see [Service]), the network's latency, and when the power comes back.
 //

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
@@ -270,7 +271,7 @@ func TestEachGatewayTakesARefusalAsIfItWereTheFirst(t *testing.T) {
 				var all [2]fault.Fault
 				for n, run := range []*run{r, f.ready()} {
 					_, err := run.take(i, asking(t, i, poll), epoch, a)
-					all[n] = daemon.Classify(err)
+					all[n] = classify.Classify(err)
 				}
 				if !reflect.DeepEqual(all[0], all[1]) || all[0].Code == "" {
 					t.Errorf("gateway %d, answered %+v, poll %v: %+v, want %+v", i, a, poll, all[0], all[1])
@@ -426,7 +427,7 @@ func TestDirectImports(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, own := range []string{"dps", "daemon", "pace", "fault"} {
+	for _, own := range []string{"dps", "classify", "daemon", "pace", "fault"} {
 		if all["github.com/dpsd-project/dpsd/"+own] == "" {
 			t.Errorf("package %s of the daemon is not used", own)
 		}

@@ -17,8 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
-	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/store"
@@ -93,7 +93,7 @@ func FuzzTheTerminalStaysClean(f *testing.F) {
 		}
 
 		// What peers have sent reaches dpsd check and the log by Classify.
-		peer := daemon.Classify(transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageTLS, Address: "h:8883", Err: &transport.CertificateError{
+		peer := classify.Classify(transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageTLS, Address: "h:8883", Err: &transport.CertificateError{
 			Certificate: &x509.Certificate{}, Host: "h", Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{text}}, Host: text}}}})
 		var out bytes.Buffer
 		printStep(&terminal{Writer: &out, columns: 80}, check.Result{Name: check.TLS, Subject: text, Status: check.Failed, Code: peer.Code, Detail: peer.Err.Error(), Advice: text})
@@ -131,7 +131,7 @@ func logged(t *testing.T, fields ...zap.Field) []string {
 }
 
 func TestStatusIsPrintedWholeAfterANameOf190000BytesInACertificate(t *testing.T) {
-	fault := daemon.Classify(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{strings.Repeat("\x1b]0;x\a", 32_000)}}, Host: "h"})
+	fault := classify.Classify(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{strings.Repeat("\x1b]0;x\a", 32_000)}}, Host: "h"})
 	report := statusReport{Running: true, Status: control.Status{Health: control.Unprovisioned, Text: "Next attempt in 7s: " + string(fault.Code) + ": " + fault.Err.Error()}}
 	for range control.MaxFaults {
 		report.Faults = append(report.Faults, control.Fault{Code: string(fault.Code), Cause: fault.Err.Error(), Standing: true})

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
@@ -158,7 +159,7 @@ func ended(file string, err error) error {
 	if errors.Is(err, daemon.ErrStopped) {
 		return &exitError{exitFailed, err}
 	}
-	code, told := exitFailed, daemon.Classify(err)
+	code, told := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
 			return &exitError{code, try(with(file, "dpsd check"), err)} // nothing went wrong but time

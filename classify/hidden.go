@@ -1,4 +1,4 @@
-package daemon
+package classify
 
 import (
 	"cmp"
@@ -35,7 +35,7 @@ func pathOf(err error) string {
 	var (
 		secret   *attest.SecretError
 		identity *attest.IdentityError
-		payload  *payloadError
+		payload  *PayloadError
 		ca       *transport.Error
 	)
 	switch {
@@ -44,7 +44,7 @@ func pathOf(err error) string {
 	case errors.As(err, &identity):
 		return identity.Path
 	case errors.As(err, &payload):
-		return payload.path
+		return payload.Path
 	case errors.As(err, &ca):
 		return ca.Address
 	}

@@ -1,4 +1,4 @@
-package daemon
+package classify
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package daemon
+package classify
 
 import (
 	"context"
@@ -60,16 +60,16 @@ func TestClassify(t *testing.T) {
 	expired := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is after 2026-11-22T00:00:00Z"}
 	future := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is before 2026-11-24T00:00:00Z"}
 	dial := func(stage transport.Stage, err error) error {
-		return at(fault.StageTCP, transport.Errors{{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Err: err}})
+		return At(fault.StageTCP, transport.Errors{{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Err: err}})
 	}
-	connect := func(err error) error { return at(fault.StageConnect, err) }
-	register := func(topic, body string) error { return at(fault.StageRegister, reply(t, topic, body)) }
+	connect := func(err error) error { return At(fault.StageConnect, err) }
+	register := func(topic, body string) error { return At(fault.StageRegister, reply(t, topic, body)) }
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	secret := func(err error) error {
-		return at(fault.StageCredential, &attest.SecretError{Reference: attest.Reference{File: "/k"}, Err: err})
+		return At(fault.StageCredential, &attest.SecretError{Reference: attest.Reference{File: "/k"}, Err: err})
 	}
 	identity := func(err error) error {
-		return at(fault.StageIdentity, &attest.IdentityError{Source: "%m", Err: err})
+		return At(fault.StageIdentity, &attest.IdentityError{Source: "%m", Err: err})
 	}
 
 	for _, tt := range []struct {
@@ -113,8 +113,8 @@ func TestClassify(t *testing.T) {
 		{"the roots of the proxy are missing", dial(transport.StageProxy, &fs.PathError{Op: "open", Path: "/p.pem", Err: fs.ErrNotExist}), fault.CAUnreadable, fault.StageProxy},
 		{"the roots of the proxy are none", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: transport.ErrNoCertificates}), fault.CAUnreadable, fault.StageProxy},
 		{"the proxy's address is none", dial(transport.StageProxy, fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)), fault.ProxyAddress, fault.StageProxy},
-		{"the proxy's password is missing", at(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: fs.ErrNotExist}), fault.CredentialUnreadable, fault.StageProxy},
-		{"the proxy's password is none", at(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},
+		{"the proxy's password is missing", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: fs.ErrNotExist}), fault.CredentialUnreadable, fault.StageProxy},
+		{"the proxy's password is none", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},
 		{"an inspector presents the service's name", dial(transport.StageTLS, presented(global, "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
 		{"an inspector in China", dial(transport.StageTLS, presented("x.azure-devices-provisioning.cn", "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
 		{"Microsoft itself, where the roots are old", dial(transport.StageTLS, presented(global, "Microsoft Corporation", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
@@ -126,11 +126,11 @@ func TestClassify(t *testing.T) {
 		{"a page in place of the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 200, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"the network wants a login", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 511, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"a page that forbids the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403, ContentType: "text/html"}), fault.WebSocketRefused, fault.StageWebSocket},
-		{"a portal at 443 while 8883 is silent", at(fault.StageTCP, transport.Errors{
+		{"a portal at 443 while 8883 is silent", At(fault.StageTCP, transport.Errors{
 			{Protocol: transport.MQTT, Stage: transport.StageTCP, Err: &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}},
 			{Protocol: transport.WebSocket, Stage: transport.StageTLS, Err: &transport.NotTLSError{First: []byte("HTTP/1.1 302 Found"), Err: tls.RecordHeaderError{}}},
 		}), fault.CaptivePortal, fault.StageTLS},
-		{"a proxy that lets 8883 out to nobody, and 443 to a portal", at(fault.StageTCP, transport.Errors{
+		{"a proxy that lets 8883 out to nobody, and 443 to a portal", At(fault.StageTCP, transport.Errors{
 			{Protocol: transport.MQTT, Stage: transport.StageProxy, Err: &transport.ProxyError{Status: 403}},
 			{Protocol: transport.WebSocket, Stage: transport.StageWebSocket, Err: &transport.UpgradeError{Status: 511}},
 		}), fault.CaptivePortal, fault.StageWebSocket},
@@ -142,10 +142,10 @@ func TestClassify(t *testing.T) {
 		{"a handshake that fails otherwise", dial(transport.StageTLS, errors.New("tls: something")), fault.TLSFailed, fault.StageTLS},
 		{"the upgrade is redirected", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"the upgrade is forbidden", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403}), fault.WebSocketRefused, fault.StageWebSocket},
-		{"of two protocols the one that got further counts", at(fault.StageTCP, transport.Errors{
+		{"of two protocols the one that got further counts", At(fault.StageTCP, transport.Errors{
 			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTLS, Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}},
 		}), fault.TLSWrongHost, fault.StageTLS},
-		{"of two that got equally far, the first counts", at(fault.StageTCP, transport.Errors{
+		{"of two that got equally far, the first counts", At(fault.StageTCP, transport.Errors{
 			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTCP, Err: &transport.TimeoutError{Err: context.DeadlineExceeded}},
 		}), fault.TCPRefused, fault.StageTCP},
 
@@ -162,12 +162,12 @@ func TestClassify(t *testing.T) {
 		{"another alert after a certificate that was asked for", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}}), fault.TLSFailed, fault.StageTLS},
 		{"an alert in place of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}})), fault.CertificateRefused, fault.StageTLS},
 		{"an alert in place of the CONNACK, about a certificate that was not shown", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}})), fault.TLSFailed, fault.StageTLS},
-		{"a breach of WebSocket", at(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.FrameError{Problem: "received unknown opcode 3"})), fault.ProtocolViolation, fault.StagePoll},
+		{"a breach of WebSocket", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.FrameError{Problem: "received unknown opcode 3"})), fault.ProtocolViolation, fault.StagePoll},
 		{"no CONNACK", connect(&mqttv3.TimeoutError{Exchange: "CONNACK"}), fault.NoReply, fault.StageConnect},
 		{"end of the stream", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, io.EOF)), fault.ConnectionLost, fault.StageConnect},
 		{"end of a raw stream", connect(io.EOF), fault.ConnectionLost, fault.StageConnect},
-		{"SUBACK 0x80", at(fault.StageSubscribe, &mqttv3.SubackError{Filter: "x"}), fault.NotDPS, fault.StageSubscribe},
-		{"a packet too large", at(fault.StageRegister, mqttv3.ErrPacketTooLarge), fault.ProtocolViolation, fault.StageRegister},
+		{"SUBACK 0x80", At(fault.StageSubscribe, &mqttv3.SubackError{Filter: "x"}), fault.NotDPS, fault.StageSubscribe},
+		{"a packet too large", At(fault.StageRegister, mqttv3.ErrPacketTooLarge), fault.ProtocolViolation, fault.StageRegister},
 
 		{"401", register("$dps/registrations/res/401/?$rid=1", `{"errorCode":401002,"trackingId":"t","message":"Unauthorized"}`), fault.Unauthorized, fault.StageRegister},
 		{"404", register("$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`), fault.EnrollmentNotFound, fault.StageRegister},
@@ -180,7 +180,7 @@ func TestClassify(t *testing.T) {
 		{"200 unassigned", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"unassigned"}`), fault.AllocationFailed, fault.StageRegister},
 		{"a failed operation with the hub's 401 is no refused credential", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"status":"failed","errorCode":401002,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
 		{"JSON that is cut", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","sta`), fault.MalformedReply, fault.StageRegister},
-		{"no reply", at(fault.StagePoll, &dps.NoReplyError{Request: dps.RequestPoll}), fault.NoReply, fault.StagePoll},
+		{"no reply", At(fault.StagePoll, &dps.NoReplyError{Request: dps.RequestPoll}), fault.NoReply, fault.StagePoll},
 
 		{"the key file is missing", secret(fs.ErrNotExist), fault.CredentialUnreadable, fault.StageCredential},
 		{"a file stands where the key's directory should be", secret(syscall.ENOTDIR), fault.CredentialUnreadable, fault.StageCredential},
@@ -191,14 +191,14 @@ func TestClassify(t *testing.T) {
 		{"the CN is another", secret(attest.ErrCommonName), fault.CredentialInvalid, fault.StageCredential},
 		{"no machine ID yet", identity(attest.ErrNoMachineID), fault.InputUnreadable, fault.StageIdentity},
 		{"a serial number that is none", identity(attest.ErrRegistrationID), fault.InputInvalid, fault.StageIdentity},
-		{"a payload that is no object", at(fault.StageIdentity, &payloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
-		{"a payload that is missing", at(fault.StageIdentity, &payloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
+		{"a payload that is no object", At(fault.StageIdentity, &PayloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
+		{"a payload that is missing", At(fault.StageIdentity, &PayloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
 
-		{"a full disk", at(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
-		{"a covered state directory", at(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
-		{"a newer schema", at(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},
+		{"a full disk", At(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
+		{"a covered state directory", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
+		{"a newer schema", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},
 		{"a second instance", &store.LockedError{PID: 7}, fault.StateLocked, fault.StageState},
-		{"an unknown error is our own defect", at(fault.StagePoll, errors.New("?")), fault.Internal, fault.StagePoll},
+		{"an unknown error is our own defect", At(fault.StagePoll, errors.New("?")), fault.Internal, fault.StagePoll},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := Classify(tt.err)
@@ -245,7 +245,7 @@ func TestANameOfAzureThatLeadsToThisGatewayIsBlocked(t *testing.T) {
 		{"a name that is only like Azure's", at443("azure-devices.net.test", "127.0.0.1:443", transport.StageTCP, refused), fault.TCPRefused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := Classify(at(fault.StageTCP, tt.err))
+			f := Classify(At(fault.StageTCP, tt.err))
 			if f.Code != tt.code || (tt.code == fault.DNSBlocked) != strings.Contains(f.Error(), "resolves to this gateway itself") {
 				t.Errorf("%v", f)
 			}
@@ -265,11 +265,11 @@ func TestTheAdviceForASovereignCloudIsItsRoot(t *testing.T) {
 }
 
 func TestAnAPIVersionThatTheServiceRefusesIsNamedInTheAdvice(t *testing.T) {
-	f := Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Unsupported API version 2021-06-01."}`)))
+	f := Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Unsupported API version 2021-06-01."}`)))
 	if f.Code != fault.RequestRefused || !strings.Contains(f.Advice(), "Remove api_version") {
 		t.Errorf("%s: %s", f.Code, f.Advice())
 	}
-	f = Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Invalid registration ID."}`)))
+	f = Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/400/?$rid=1", `{"errorCode":400004,"message":"Invalid registration ID."}`)))
 	if f.Code != fault.RequestRefused || strings.Contains(f.Advice(), "Remove api_version") {
 		t.Errorf("%s: %s", f.Code, f.Advice())
 	}
@@ -300,7 +300,7 @@ func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
 		{"the proxy refuses both", transport.Errors{mqtt("h:8883", transport.StageProxy, &transport.ProxyError{Status: 403}), webSocket(transport.StageProxy, &transport.ProxyError{Status: 403})}, fault.ProxyRefused, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := Classify(at(fault.StageTCP, tt.err))
+			f := Classify(At(fault.StageTCP, tt.err))
 			if f.Code != tt.code || strings.Contains(f.Advice(), "443") != tt.advised {
 				t.Errorf("%s: %s", f.Code, f.Advice())
 			}
@@ -309,59 +309,36 @@ func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
 }
 
 func TestClassifyKeepsWhatTheServiceSaid(t *testing.T) {
-	f := Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/429/?$rid=1&retry-after=30", `{"errorCode":429001,"trackingId":"4c7e","message":"Too many"}`)))
+	f := Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/429/?$rid=1&retry-after=30", `{"errorCode":429001,"trackingId":"4c7e","message":"Too many"}`)))
 	if f.ServiceCode != 429001 || f.TrackingID != "4c7e" || f.RetryAfter != 30*time.Second {
 		t.Errorf("errorCode %d, trackingId %q, retry-after %s", f.ServiceCode, f.TrackingID, f.RetryAfter)
 	}
-	f = Classify(at(fault.StageRegister, reply(t, "$dps/registrations/res/200/?$rid=1&retry-after=600", `{`)))
+	f = Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/200/?$rid=1&retry-after=600", `{`)))
 	if f.RetryAfter != 10*time.Minute {
 		t.Errorf("a malformed reply loses its Retry-After: %s", f.RetryAfter)
-	}
-}
-
-func TestTheClockExplainsARefusal(t *testing.T) {
-	built := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-	s := (&Daemon{BuiltAt: built}).supervisor()
-	refusal := at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
-	for _, tt := range []struct {
-		name string
-		r    result
-		now  time.Time
-		code fault.Code
-	}{
-		{"a 401 at a plausible time is the credential's", result{err: refusal}, built.Add(time.Hour), fault.Unauthorized},
-		{"a 401 before the program was built is the clock's", result{err: refusal}, built.Add(-time.Hour), fault.ClockImplausible},
-		{"a 401 with an expired certificate is the certificate's", result{err: refusal, validity: attest.ErrExpired}, built.Add(time.Hour), fault.CertificateExpired},
-		{"a 401 with a certificate of the future is the clock's", result{err: refusal, validity: attest.ErrNotYetValid}, built.Add(time.Hour), fault.ClockImplausible},
-		{"another failure stays what it is", result{err: at(fault.StageConnect, io.EOF), validity: attest.ErrExpired}, built.Add(-time.Hour), fault.ConnectionLost},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if f := s.classify(tt.r, tt.now); f.Code != tt.code || f.Class != fault.Describe(tt.code).Class {
-				t.Errorf("got %s (%s), want %s", f.Code, f.Class, tt.code)
-			}
-		})
 	}
 }
 
 func TestADoubtAboutTheKeyExplainsARefusalAndGivesTheAdvice(t *testing.T) {
 	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key is base64 of base64", Command: "base64 -d FILE", File: "/k"}}
 	perhaps := &attest.Doubt{Mistake: &input.Mistake{What: "the key has 64 bytes", Command: "dpsd derive-key <FILE", File: "/k"}, Group: true}
-	unauthorized := at(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
+	unauthorized := At(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
 	for _, tt := range []struct {
-		name         string
-		r            result
-		code         fault.Code
-		cause        string // its end
-		advice, then string
+		name          string
+		circumstances Circumstances
+		err           error
+		code          fault.Code
+		cause         string // its end
+		advice, then  string
 	}{
-		{"a 401", result{err: unauthorized, doubt: doubt}, fault.Unauthorized, "; the key is base64 of base64", "base64 -d /k", ""},
-		{"a refused CONNECT", result{err: at(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), doubt: doubt}, fault.ConnackRefused, "; the key is base64 of base64", "base64 -d /k", ""},
-		{"a key that may be that of the group", result{err: unauthorized, doubt: perhaps}, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
-		{"an unknown device", result{err: at(fault.StageRegister, reply(t, "$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`)), doubt: doubt}, fault.EnrollmentNotFound, "", fault.Describe(fault.EnrollmentNotFound).Advice, ""},
-		{"a lost connection", result{err: at(fault.StageConnect, io.EOF), doubt: doubt}, fault.ConnectionLost, "EOF", fault.Describe(fault.ConnectionLost).Advice, ""},
+		{"a 401", Circumstances{Doubt: doubt}, unauthorized, fault.Unauthorized, "; the key is base64 of base64", "base64 -d /k", ""},
+		{"a refused CONNECT", Circumstances{Doubt: doubt}, At(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, "; the key is base64 of base64", "base64 -d /k", ""},
+		{"a key that may be that of the group", Circumstances{Doubt: perhaps}, unauthorized, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
+		{"an unknown device", Circumstances{Doubt: doubt}, At(fault.StageRegister, reply(t, "$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`)), fault.EnrollmentNotFound, "", fault.Describe(fault.EnrollmentNotFound).Advice, ""},
+		{"a lost connection", Circumstances{Doubt: doubt}, At(fault.StageConnect, io.EOF), fault.ConnectionLost, "EOF", fault.Describe(fault.ConnectionLost).Advice, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := (&Daemon{}).supervisor().classify(tt.r, time.Now())
+			f := tt.circumstances.Classify(tt.err)
 			if f.Code != tt.code || !strings.HasSuffix(f.Err.Error(), tt.cause) || !strings.HasPrefix(f.Advice(), tt.advice) || !strings.HasSuffix(f.Advice(), tt.then) {
 				t.Errorf("got %v; %s", f, f.Advice())
 			}
@@ -376,7 +353,7 @@ func TestACauseRepeatsNoTokenThatAPeerHasSentBack(t *testing.T) {
 		"as the reason of a proxy": transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageProxy, Address: "h:8883", Err: &transport.ProxyError{
 			Status: 407, Reason: "not Basic Z2F0ZXdheTpjMlZqY21WMA==", Location: "http://gateway:c2VjcmV0@proxy/"}}},
 	} {
-		f := Classify(at(fault.StageRegister, err))
+		f := Classify(At(fault.StageRegister, err))
 		for _, text := range []string{f.Error(), f.TrackingID} {
 			if strings.Contains(text, "c2VjcmV0") || strings.Contains(text, "Z2F0ZXdheTpj") {
 				t.Errorf("%s: it says %s", name, text)

@@ -1,4 +1,4 @@
-package daemon
+package classify
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ func TestTheAdviceForAFileThatTheServiceCannotSeeIsToMoveIt(t *testing.T) {
 		{"a file of the registration ID", fault.InputUnreadable, func(path string, err error) error {
 			return &attest.IdentityError{Source: "registration_id_file", Path: path, Err: &fs.PathError{Op: "open", Path: path, Err: err}}
 		}},
-		{"a payload", fault.InputUnreadable, func(path string, err error) error { return &payloadError{path, err} }},
+		{"a payload", fault.InputUnreadable, func(path string, err error) error { return &PayloadError{path, err} }},
 		{"ca_file", fault.CAUnreadable, func(path string, err error) error {
 			return transport.Errors{{Stage: transport.StageCA, Address: path, Err: err}}
 		}},

@@ -1,4 +1,7 @@
-package daemon
+// Package classify turns the errors of the packages below it into faults. It is the only
+// place that makes faults, and the only place that cleans and bounds the text of peers,
+// certificates, proxies and DNS in them.
+package classify
 
 import (
 	"context"
@@ -14,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
@@ -38,9 +40,9 @@ func classified(err error) fault.Fault {
 		return f
 	}
 	stage := fault.StageConfiguration
-	var staged *stageError
+	var staged *StageError
 	if errors.As(err, &staged) {
-		stage, err = staged.stage, staged.err
+		stage, err = staged.Stage, staged.Err
 	}
 	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
 		ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
@@ -88,43 +90,6 @@ func (c Circumstances) Classify(err error) fault.Fault {
 	w := wording{&c.Told}
 	f.Err, f.TrackingID = w.of(f.Err), w.line(f.TrackingID, maxTrackingID)
 	return f
-}
-
-// classify names what ended an attempt, knowing what the supervisor knows.
-func (s *supervisor) classify(r result, now time.Time) fault.Fault {
-	c := Circumstances{
-		Inspector:   r.inspector,
-		Implausible: s.implausible(now),
-		Validity:    r.validity,
-		Purpose:     r.purpose,
-		Doubt:       r.doubt,
-		Told:        r.secrets(),
-	}
-	return c.Classify(r.err)
-}
-
-// secrets are what peers were told in this attempt.
-func (r *result) secrets() (known redact.Known) {
-	for _, secret := range r.told {
-		known.Add([]byte(secret))
-	}
-	return known
-}
-
-// repeats reports whether an assignment holds a secret that the peer was told.
-func repeats(as *dps.Assignment, known redact.Known) bool {
-	for _, text := range []string{string(as.State), as.AssignedHub, as.DeviceID, as.Substatus, as.ETag, as.ConnectionProfile, string(as.Payload)} {
-		if known.Mask(text) != text {
-			return true
-		}
-	}
-	return false
-}
-
-// implausible reports whether the wall clock was later before: when the program
-// was built, or at the last verified handshake.
-func (s *supervisor) implausible(now time.Time) bool {
-	return now.Round(0).Before(s.BuiltAt) || now.Round(0).Before(s.verified)
 }
 
 // ofService knows the answers of DPS (dps-protocol: the error table).
@@ -193,7 +158,7 @@ func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 	var (
 		secret   *attest.SecretError
 		identity *attest.IdentityError
-		payload  *payloadError
+		payload  *PayloadError
 	)
 	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.As(err, new(*fs.PathError)) || errors.As(err, new(syscall.Errno))
 	switch {
