@@ -407,6 +407,7 @@ func TestAReplyCountsWithoutThePUBACK(t *testing.T) {
 			if _, err := c.Receive(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			synctest.Wait() // the PUBACK is sent beside Receive
 		}
 		closeClean(t, c)
 		if d := time.Since(start); d != 0 {
