@@ -154,7 +154,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	}
 	switch {
 	case err != nil:
-		status = "The new configuration is refused, the previous one stays in effect: " + err.Error()
+		status = "The new configuration is invalid; the previous one stays in effect: " + err.Error()
 		s.logRefusal(err)
 	case settings == nil && s.running.active():
 		s.log(event.Reloaded, zap.Bool("changed", false)) // the running attempt is the one that was asked for
