@@ -124,8 +124,17 @@ func TestAFileThatIsNoPrivateKeyOrCertificateIsNamedAndTheCommandCorrectsIt(t *t
 	}
 }
 
+// pkcs8Of makes a private key for an algorithm that this openssl need not know; its
+// identifier follows.
+const pkcs8Of = `make() {
+	printf '%s\n' asn1=SEQUENCE:key '[key]' v=INTEGER:0 a=SEQUENCE:algorithm k=FORMAT:HEX,OCTETSTRING:80200102 '[algorithm]' "oid=OID:$1" >asn1
+	openssl asn1parse -genconf asn1 -noout -out der
+	{ echo -----BEGIN PRIVATE KEY-----; base64 der; echo -----END PRIVATE KEY-----; } >key
+}
+make `
+
 func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTakes(t *testing.T) {
-	tools(t, "openssl")
+	tools(t, "openssl", "ssh-keygen", "base64")
 	for _, test := range []struct{ expect, script, says string }{
 		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service takes RSA and EC on P-256, P-384 and P-521"},
 		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
@@ -136,7 +145,19 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
 		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
 		{"Ed25519", "openssl genpkey -algorithm ED25519 -out key", "for Ed25519"},
-		{"X25519", "openssl genpkey -algorithm X25519 -out key", "neither RSA nor EC"},
+		{"Ed448", "openssl genpkey -algorithm ed448 -out key", "a private key for Ed448; the service takes RSA and EC on P-256, P-384 and P-521"},
+		{"Ed448 in DER", "openssl genpkey -algorithm ed448 -outform DER -out key", "a private key for Ed448"},
+		{"Ed25519 in base64 without PEM", "openssl genpkey -algorithm ED25519 -outform DER | base64 >key", "a private key for Ed25519"},
+		{"Ed25519 of OpenSSH", "ssh-keygen -q -t ed25519 -N '' -f key", "a private key for Ed25519"},
+		{"X25519", "openssl genpkey -algorithm X25519 -out key", "a private key for X25519"},
+		{"X448", "openssl genpkey -algorithm X448 -out key", "a private key for X448"},
+		{"Diffie-Hellman", "openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048 -out key", "a private key for Diffie-Hellman"},
+		{"ML-DSA", pkcs8Of + "2.16.840.1.101.3.4.3.18", "a private key for ML-DSA"},
+		{"an algorithm that nobody knows", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
+		{"a curve that nobody uses", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"such a curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"DSA of the old form", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
+		{"DSA of the old form in DER", "openssl dsaparam -genkey -noout 1024 | openssl dsa -outform DER -out key", "for DSA"},
 		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
 		{"RSA of 512 bits", "openssl genrsa -out key 512", "an RSA key of 512 bits"},
 	} {
