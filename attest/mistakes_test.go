@@ -399,3 +399,97 @@ func TestACredentialInAWrongFormComesWithACommandForWhatTheUnitLoads(t *testing.
 		t.Errorf("the remedy is %q", all)
 	}
 }
+
+// What a person puts into the place of each reference.
+func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentThere(t *testing.T) {
+	tools(t, "install", "mkfifo", "head")
+	p256 := ecKey(t, elliptic.P256())
+	leaf := issue(t, nil, "gw-1", p256, false)
+	symmetric := base64.StdEncoding.EncodeToString([]byte("the key of the gateway"))
+	for _, place := range []struct{ name, content, junk string }{
+		{"key", symmetric + "\n", "this is not base64!\n"},
+		{"certificate", certificatePEM(leaf), "no certificate\n"},
+		{"private_key", pkcs8(t, p256), "no key\n"},
+		{"proxy_password", "S3CRET\n", "two\nlines\n"},
+	} {
+		for _, test := range []struct{ expect, script, says, command string }{
+			{"an empty file", ": >x", "the file is empty", "cat >FILE"},
+			{"a file of blanks", "echo >x", "the file is empty", "cat >FILE"},
+			{"junk", "cp junk x", "", "cp -p FILE FILE.orig && cat >FILE"},
+			{"a file that is too large", "head -c 70000 /dev/zero >x", "the file is too large: it has more than 64 KiB", "mv FILE FILE.orig && cp -p --attributes-only FILE.orig FILE && cat >FILE"},
+			{"a FIFO", "mkfifo x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"an empty directory", "mkdir x", "not a regular file but a directory", "rmdir FILE && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"a link to a FIFO", "mkfifo y; ln -s y x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"a link to a device", "ln -s /dev/null x", "not a regular file but a device", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+		} {
+			t.Run(place.name+" is "+test.expect, func(t *testing.T) {
+				dir := t.TempDir()
+				file := filepath.Join(dir, "x")
+				at := func(name string) attest.Reference { return attest.Reference{File: filepath.Join(dir, name)} }
+				write(t, filepath.Join(dir, "junk"), place.junk)
+				write(t, filepath.Join(dir, "leaf"), certificatePEM(leaf))
+				write(t, filepath.Join(dir, "private"), pkcs8(t, p256))
+				shell(t, dir, test.script)
+				use := func() error {
+					var err error
+					subject := attest.Subject{RegistrationID: "gw-1"}
+					switch place.name {
+					case "key":
+						_, err = attest.SymmetricKey{Key: at("x")}.Prove(subject, attest.Secrets{}, midway)
+					case "certificate":
+						_, err = attest.X509{Certificate: at("x"), PrivateKey: at("private")}.Prove(subject, attest.Secrets{}, midway)
+					case "private_key":
+						_, err = attest.X509{Certificate: at("leaf"), PrivateKey: at("x")}.Prove(subject, attest.Secrets{}, midway)
+					default:
+						_, err = attest.Secrets{}.Password(at("x"))
+					}
+					return err
+				}
+				err := use()
+				if err == nil || !strings.HasPrefix(err.Error(), "file:"+file+": ") || !strings.Contains(err.Error(), test.says) {
+					t.Fatalf("got %v\nwant … %s", err, test.says)
+				}
+				command, all := remedy(t, err)
+				if want := strings.NewReplacer("FILE.orig", file+".orig", "FILE", file).Replace(test.command); command != want {
+					t.Errorf("the command is %s\nwant %s", command, want)
+				}
+				if !strings.HasSuffix(all, " and press Ctrl+D") {
+					t.Errorf("the remedy is %q", all)
+				}
+				// Only root may give a file away, and only where the package is installed is there the group.
+				c := exec.Command("sh", "-ec", strings.Replace(command, " -o root -g dpsd-keys", "", 1))
+				c.Stdin = strings.NewReader(place.content)
+				if out, err := c.CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v\n%s", command, err, out)
+				}
+				if err := use(); err != nil {
+					t.Errorf("after %s: %v", command, err)
+				}
+			})
+		}
+	}
+	t.Run("the path of a directory with files in it is to be completed", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "device.key"), symmetric)
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		command, all := remedy(t, err)
+		if !strings.Contains(shell(t, "/", command), "device.key") || all != "ls -lA "+dir+`; then name the right file in it: key = "file:`+dir+`/NAME"` {
+			t.Errorf("got %v, the remedy %q", err, all)
+		}
+	})
+	t.Run("a device is left alone, and the key goes into a file", func(t *testing.T) {
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: "/dev/zero"}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		const want = `install -o root -g dpsd-keys -m 0640 /dev/stdin /etc/dpsd/keys/device.key; then paste the device's key in base64 and press Ctrl+D; then set key = "file:/etc/dpsd/keys/device.key" in dpsd.toml`
+		if _, all := remedy(t, err); all != want {
+			t.Errorf("got %v, the remedy %q", err, all)
+		}
+	})
+	t.Run("a key that is cut off is named as such", func(t *testing.T) {
+		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+		write(t, k.Key.File, symmetric[:21]+"\n")
+		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, and base64 has a multiple of 4") {
+			t.Errorf("got %v", err)
+		}
+	})
+}

@@ -112,20 +112,20 @@ func (x X509) CommonName(secrets Secrets) (string, error) {
 
 // chain reads the certificates, at least one.
 func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
-	data, err := secrets.Read(x.Certificate)
+	data, err := secrets.read(x.Certificate, certificates)
 	if err != nil {
 		return nil, err
 	}
 	chain, err := pemfile.Certificates(data)
 	if err != nil {
-		return nil, secrets.unusable(x.Certificate, err)
+		return nil, secrets.unusable(x.Certificate, certificates, err)
 	}
 	return chain, nil
 }
 
 // key reads the private key.
 func (x X509) key(secrets Secrets) (crypto.Signer, error) {
-	data, err := secrets.Read(x.PrivateKey)
+	data, err := secrets.read(x.PrivateKey, privateKey)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (x X509) key(secrets Secrets) (crypto.Signer, error) {
 		err = supported(key)
 	}
 	if err != nil {
-		return nil, secrets.unusable(x.PrivateKey, err)
+		return nil, secrets.unusable(x.PrivateKey, privateKey, err)
 	}
 	return key, nil
 }
