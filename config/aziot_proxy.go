@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/late"
 )
 
 // DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
@@ -60,25 +63,59 @@ func (a *importer) upstreamProtocol(at path, value string) {
 	}
 }
 
+// dropIn is a DropIn that was read.
+type dropIn struct {
+	name string
+	data []byte
+	unit string
+	// placed tells that the file is in a directory of drop-ins.
+	placed bool
+}
+
+func readDropIn(d DropIn) (dropIn, error) {
+	data, err := Read(d.Name, d.Text)
+	unit, placed := strings.CutSuffix(filepath.Base(filepath.Dir(d.Name)), ".d")
+	if !placed {
+		unit = identityd
+	}
+	return dropIn{d.Name, data, unit, placed}, err
+}
+
+// section is a line that only files of units have.
+var section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
+
+// dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
+func dropInAlone(name string, others []dropIn) *Error {
+	file := theFile
+	if i := slices.IndexFunc(others, func(d dropIn) bool { return !section().Match(d.data) }); i >= 0 {
+		file = others[i].name
+	}
+	return &Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
+		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
+}
+
 // dropIns takes the proxies that the units have in their environment. aziot-identityd
 // is what registers: its proxy stands before that of aziot-edged, and before the agent's.
-func (a *importer) dropIns(all []DropIn) error {
+func (a *importer) dropIns(all []dropIn) *Error {
 	units := map[string]*environment{}
 	var order []string
 	for _, d := range all {
-		data, err := Read(d.Name, d.Text)
-		if err != nil {
-			return err
+		a.edge = a.edge || d.unit == edged
+		if units[d.unit] == nil {
+			units[d.unit] = &environment{}
+			order = append(order, d.unit)
 		}
-		unit := unitOf(d.Name)
-		if units[unit] == nil {
-			units[unit] = &environment{}
-			order = append(order, unit)
+		switch {
+		case section().Match(d.data):
+			units[d.unit].read(d.name, d.data)
+		case !d.placed:
+			return &Error{File: d.name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
+				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
+		case content().Match(d.data):
+			a.noteOf(origin{file: d.name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
-		units[unit].read(d.Name, data)
 	}
 	slices.SortStableFunc(order, func(x, y string) int { return rank(x) - rank(y) })
-	var found []proxySetting
 	for _, unit := range order {
 		e := units[unit]
 		for _, o := range e.files {
@@ -87,7 +124,7 @@ func (a *importer) dropIns(all []DropIn) error {
 		// The Identity Service looks for the upper-case name first.
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
 			if v, is := e.values[name]; is {
-				found = append(found, proxySetting{v.origin, v.value, unit})
+				a.proxies = append(a.proxies, proxySetting{v.origin, v.value, unit})
 			}
 		}
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
@@ -96,20 +133,13 @@ func (a *importer) dropIns(all []DropIn) error {
 			}
 		}
 	}
-	a.proxies = append(found, a.proxies...)
 	return nil
 }
 
-const edged = "aziot-edged.service"
-
-// unitOf is the unit that a drop-in belongs to, by its directory.
-func unitOf(name string) string {
-	unit, found := strings.CutSuffix(filepath.Base(filepath.Dir(name)), ".d")
-	if !found {
-		return "aziot-identityd.service"
-	}
-	return unit
-}
+const (
+	identityd = "aziot-identityd.service"
+	edged     = "aziot-edged.service"
+)
 
 func rank(unit string) int {
 	if unit == edged {
