@@ -49,20 +49,17 @@ func (i *inspection) runtimeDirectory(r Result) {
 	}
 	bySystemd := i.unit != nil && r.Subject == "/run/dpsd"
 	missing := false
-	err := i.Account.do(func() error {
-		info, err := os.Stat(r.Subject)
-		missing = errors.Is(err, fs.ErrNotExist)
-		switch {
-		case err != nil && !missing:
+	err := i.useless(r.Subject)
+	if err == nil {
+		err = i.Account.do(func() error {
+			_, err := os.Stat(r.Subject)
+			missing = errors.Is(err, fs.ErrNotExist)
+			if missing {
+				return nil
+			}
 			return cause(err)
-		case err == nil && !info.IsDir():
-			return syscall.ENOTDIR
-		}
-		if link := store.DanglingLink(r.Subject); link != nil {
-			return &store.MissingError{Directory: r.Subject, Err: link}
-		}
-		return nil
-	})
+		})
+	}
 	switch {
 	case err != nil:
 	case missing && bySystemd && !i.unit.running():

@@ -41,7 +41,7 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 		{"a directory that can be written is well", dir, ""},
 		{"so is one that dpsd can make", filepath.Join(dir, "run"), ""},
 		{"one whose parent is missing is not", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
-		{"a file is no directory", filepath.Join(dir, "file"), "not a directory"},
+		{"a file is no directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
 		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -60,15 +60,33 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}
 }
 
-func TestADanglingStateDirectoryIsAFailureThatSaysWhereItPoints(t *testing.T) {
-	dir := t.TempDir()
-	state := filepath.Join(dir, "state")
-	if err := os.Symlink("/data/no-such-directory/dpsd", state); err != nil {
-		t.Fatal(err)
-	}
-	r := directories(t, state, "")[0]
-	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "the directory "+state+" is a link to /data/no-such-directory/dpsd, which does not exist") {
-		t.Errorf("%+v", r)
+func TestAStateDirectoryOfNoUseIsOneFailureThatSaysWhatIsThere(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		make  func(path string) error
+		below string // the path: the state directory
+		says  string
+	}{
+		{"a dangling link", func(path string) error { return os.Symlink("/data/no-such-directory/dpsd", path) }, "", "the directory PATH is a link to /data/no-such-directory/dpsd, which does not exist"},
+		{"a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, "", "PATH is a file, not a directory"},
+		{"a path below a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, "dpsd", "PATH is a file, not a directory"},
+		{"a link to a device", func(path string) error { return os.Symlink("/dev/null", path) }, "", "PATH is a device, not a directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			if err := c.make(path); err != nil {
+				t.Fatal(err)
+			}
+			g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: filepath.Join(path, c.below)}
+			r := run(t, g, check.State)
+			want := "cannot write " + g.StateDirectory + ": " + strings.ReplaceAll(c.says, "PATH", path)
+			if len(r) != 1 || r[0].Status != check.Failed || r[0].Code != fault.StateUnwritable || r[0].Detail != want {
+				t.Errorf("%+v\nwant %s", r, want)
+			}
+			if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Skipped || r[0].Detail != "not checked: the state directory cannot be used" {
+				t.Errorf("%+v", r)
+			}
+		})
 	}
 }
 

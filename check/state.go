@@ -30,9 +30,29 @@ func (i *inspection) state(ctx context.Context) {
 		i.skip(Result{Name: Record}, "the configuration is invalid")
 		return
 	}
-	i.directory(Result{Name: State, Subject: i.StateDirectory})
+	r := Result{Name: State, Subject: i.StateDirectory}
+	useless := i.useless(i.StateDirectory)
+	if useless != nil {
+		i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: useless})
+	} else {
+		i.directory(r)
+	}
 	i.runtimeDirectory(Result{Name: State, Subject: i.RuntimeDirectory})
+	if useless != nil {
+		i.skip(Result{Name: Record}, "the state directory cannot be used")
+		return
+	}
 	i.record(ctx)
+}
+
+// useless is why the service can find nothing in a directory, see store.CheckDirectory. That
+// an ordinary user may not search it says nothing of the service.
+func (i *inspection) useless(directory string) error {
+	err := i.Account.do(func() error { return store.CheckDirectory(directory) })
+	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+		return nil
+	}
+	return err
 }
 
 func (i *inspection) directory(r Result) {
@@ -42,11 +62,7 @@ func (i *inspection) directory(r Result) {
 		return err
 	})
 	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
-	link := store.DanglingLink(i.StateDirectory)
 	switch {
-	case link != nil:
-		refuse(&store.MissingError{Directory: i.StateDirectory, Err: link})
-		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit.running():
 		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd makes it at a start only
 		return
@@ -62,9 +78,6 @@ func (i *inspection) directory(r Result) {
 		return
 	case err != nil:
 		refuse(cause(err))
-		return
-	case !info.IsDir():
-		refuse(syscall.ENOTDIR)
 		return
 	}
 	detail := fmt.Sprintf("owner %s, mode %04o", ownerName(info), info.Mode().Perm())
