@@ -315,6 +315,10 @@ func troubles() []trouble {
 		}},
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
 		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
+		{name: "a key that is a directory", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) {
+			_ = os.Remove(g.dir + "/device.key")
+			_ = os.Mkdir(g.dir+"/device.key", 0o755)
+		}},
 		{name: "no payload file", on: "mqtt", code: fault.InputUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.PayloadFile = g.dir + "/missing" }},
 		{name: "a serial file whose first line is blank", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) {
 			g.write("serial", "\n"+device+"\n")

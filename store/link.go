@@ -47,13 +47,8 @@ func CheckDirectory(directory string) error {
 	if link := danglingLink(directory); link != nil {
 		return &MissingError{Directory: directory, Err: link}
 	}
-	path := filepath.Clean(directory)
-	info, err := os.Stat(path)
-	for err != nil && path != filepath.Dir(path) {
-		path = filepath.Dir(path)
-		info, err = os.Stat(path)
-	}
-	if err != nil {
+	path, info := nearest(filepath.Clean(directory))
+	if info == nil {
 		return nil
 	}
 	if !info.IsDir() {
@@ -64,6 +59,17 @@ func CheckDirectory(directory string) error {
 		return &DirectoryError{Path: path, Err: syscall.EACCES}
 	}
 	return nil
+}
+
+// nearest is the end of a path that can be looked at; the information is nil if there is none.
+func nearest(path string) (string, fs.FileInfo) {
+	for {
+		info, err := os.Stat(path)
+		if err == nil || path == filepath.Dir(path) {
+			return path, info
+		}
+		path = filepath.Dir(path)
+	}
 }
 
 func kind(mode fs.FileMode) string {
