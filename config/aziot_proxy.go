@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"io"
 	"maps"
 	"net/url"
@@ -18,6 +17,9 @@ import (
 type DropIn struct {
 	Name string // stands for the file in messages and commands
 	Text io.Reader
+	// Files returns the files that EnvironmentFile= names by a pattern, in the order of
+	// systemd. It is nil for a copy of a drop-in, whose gateway may be another one.
+	Files func(pattern string) ([]EnvironmentFile, error)
 }
 
 // proxySetting is a proxy that aziot uses.
@@ -65,7 +67,7 @@ func (a *importer) upstreamProtocol(at path, value string) {
 
 // dropIn is a DropIn that was read.
 type dropIn struct {
-	name string
+	DropIn
 	data []byte
 	unit string
 	// placed tells that the file is in a directory of drop-ins.
@@ -78,7 +80,7 @@ func readDropIn(d DropIn) (dropIn, error) {
 	if !placed {
 		unit = identityd
 	}
-	return dropIn{d.Name, data, unit, placed}, err
+	return dropIn{d, data, unit, placed}, err
 }
 
 // section is a line that only files of units have.
@@ -88,7 +90,7 @@ var section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
 func dropInAlone(name string, others []dropIn) *Error {
 	file := theFile
 	if i := slices.IndexFunc(others, func(d dropIn) bool { return !section().Match(d.data) }); i >= 0 {
-		file = others[i].name
+		file = others[i].Name
 	}
 	return &Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
 		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
@@ -107,19 +109,19 @@ func (a *importer) dropIns(all []dropIn) *Error {
 		}
 		switch {
 		case section().Match(d.data):
-			units[d.unit].read(d.name, d.data)
+			units[d.unit].read(d)
 		case !d.placed:
-			return &Error{File: d.name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
+			return &Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
 				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
 		case content().Match(d.data):
-			a.noteOf(origin{file: d.name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
+			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
 	}
 	slices.SortStableFunc(order, func(x, y string) int { return rank(x) - rank(y) })
 	for _, unit := range order {
 		e := units[unit]
-		for _, o := range e.files {
-			a.noteOf(o, "", `left out: the file is not read; if it sets HTTPS_PROXY, set transport.proxy in dpsd.toml`)
+		for _, f := range e.files {
+			a.environmentFile(e, f)
 		}
 		// The Identity Service looks for the upper-case name first.
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
@@ -197,116 +199,4 @@ func (a *importer) proxy(o origin, value string) bool {
 			todo+"put the password, without percent-encoding, into /etc/credstore/%s", importedPassword)
 	}
 	return true
-}
-
-// environment is what drop-ins of a unit set, systemd.exec(5).
-type environment struct {
-	values map[string]variable
-	files  []origin // EnvironmentFile=
-}
-
-type variable struct {
-	origin
-	value string
-}
-
-// read goes through a drop-in: what it sets replaces what earlier ones have set.
-func (e *environment) read(name string, data []byte) {
-	if e.values == nil {
-		e.values = map[string]variable{}
-	}
-	lines := newLines(data)
-	section := ""
-	for n := 1; n <= len(lines.starts); n++ {
-		first := n
-		line := strings.TrimSpace(string(lines.line(n)))
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		for strings.HasSuffix(line, `\`) && n < len(lines.starts) {
-			n++
-			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.line(n)))
-		}
-		if strings.HasPrefix(line, "[") {
-			section = line
-			continue
-		}
-		key, value, found := strings.Cut(line, "=")
-		if !found || section != "[Service]" {
-			continue
-		}
-		o := origin{name, strings.TrimSpace(key), first, data[lines.starts[first-1]:]}
-		switch o.key {
-		case "Environment":
-			e.assign(o, strings.TrimSpace(value))
-		case "EnvironmentFile":
-			if value = strings.TrimSpace(value); value == "" {
-				e.files = nil
-			} else {
-				e.files = append(e.files, o)
-			}
-		}
-	}
-}
-
-// assign takes the assignments of a line; an empty one takes back all before.
-func (e *environment) assign(o origin, value string) {
-	if value == "" {
-		clear(e.values)
-	}
-	for _, word := range unitWords(value) {
-		if name, value, found := strings.Cut(word, "="); found {
-			o.key = name
-			e.values[name] = variable{o, specifiers(value)}
-		}
-	}
-}
-
-// specifiers writes "%%" as "%"; any other specifier, which only systemd can resolve,
-// becomes a NUL, which no address holds.
-func specifiers(value string) string {
-	var b strings.Builder
-	for i := 0; i < len(value); i++ {
-		switch {
-		case value[i] != '%':
-			b.WriteByte(value[i])
-		case i+1 < len(value) && value[i+1] == '%':
-			b.WriteByte('%')
-			i++
-		default:
-			b.WriteByte(0)
-		}
-	}
-	return b.String()
-}
-
-// unitWords splits a value as systemd does: at blanks that are not in quotes.
-func unitWords(text string) (words []string) {
-	var word bytes.Buffer
-	quote, begun := byte(0), false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '\\' && i+1 < len(text):
-			i++
-			word.WriteByte(text[i])
-			begun = true
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, begun = c, true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if begun {
-				words = append(words, word.String())
-				word.Reset()
-				begun = false
-			}
-		default:
-			word.WriteByte(c)
-			begun = true
-		}
-	}
-	if begun {
-		words = append(words, word.String())
-	}
-	return words
 }
