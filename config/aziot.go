@@ -96,7 +96,7 @@ func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
 			return Import{}, err
 		}
 	}
-	if section().Match(data) {
+	if unitLine().Match(data) {
 		return Import{}, Errors{dropInAlone(name, read)}
 	}
 	doc, problem := readDocument(data)

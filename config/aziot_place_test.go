@@ -71,6 +71,7 @@ func TestAFileThatIsTakenForConfigTOMLIsNamed(t *testing.T) {
 		// A drop-in, alone or first, with the command that imports it.
 		{"override.conf", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", "this is a drop-in of systemd, which holds the proxy and no identity; name config.toml first: dpsd config import-aziot /etc/aziot/config.toml override.conf"},
 		{"override.conf", "# comment\n[Unit]\nAfter=network-online.target\n\n[Service]\nEnvironment=https_proxy=http://proxy:3128\nEnvironment=NO_PROXY=localhost\n", "dpsd config import-aziot /etc/aziot/config.toml override.conf"},
+		{"override.conf", "# without a section, which systemd ignores\nEnvironment=https_proxy=http://proxy:3128\n", "dpsd config import-aziot /etc/aziot/config.toml override.conf"},
 		{"it's/override.conf", "[Service]\r\nEnvironmentFile=/etc/environment\r\n", `dpsd config import-aziot /etc/aziot/config.toml 'it'\''s/override.conf'`},
 	} {
 		t.Run(c.name+" with "+strings.Trim(firstLines(c.text), "\n"), func(t *testing.T) {
@@ -135,6 +136,11 @@ func TestASecondFileThatIsNoDropInIsAnError(t *testing.T) {
 		}
 		if last := got.Notes[len(got.Notes)-1].String(); last != placed+": [Service]: left out: the section is missing, so systemd takes nothing from this file" {
 			t.Errorf("the note is %q", last)
+		}
+	})
+	t.Run("a directory of other files is no place of drop-ins", func(t *testing.T) {
+		if _, err := imported("symmetric-inline.toml", "/etc/aziot/identityd/config.d/x.toml", "a = 1\n"); err == nil {
+			t.Error("it is imported")
 		}
 	})
 	t.Run("one in the place of drop-ins that has only comments is none", func(t *testing.T) {

@@ -76,15 +76,19 @@ type dropIn struct {
 
 func readDropIn(d DropIn) (dropIn, error) {
 	data, err := Read(d.Name, d.Text)
-	unit, placed := strings.CutSuffix(filepath.Base(filepath.Dir(d.Name)), ".d")
+	unit, placed := strings.CutSuffix(filepath.Base(filepath.Dir(d.Name)), ".service.d")
 	if !placed {
 		unit = identityd
 	}
 	return dropIn{d, data, unit, placed}, err
 }
 
-// section is a line that only files of units have.
-var section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
+var (
+	// section begins what systemd takes from a drop-in.
+	section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
+	// unitLine are lines that only files of units have.
+	unitLine = late.Regexp(`(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`)
+)
 
 // dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
 func dropInAlone(name string, others []dropIn) *Error {
@@ -139,8 +143,8 @@ func (a *importer) dropIns(all []dropIn) *Error {
 }
 
 const (
-	identityd = "aziot-identityd.service"
-	edged     = "aziot-edged.service"
+	identityd = "aziot-identityd"
+	edged     = "aziot-edged"
 )
 
 func rank(unit string) int {

@@ -110,7 +110,7 @@ func environmentFiles(dropIn string) func(pattern string) ([]config.EnvironmentF
 			continue
 		}
 		return func(pattern string) (files []config.EnvironmentFile, err error) {
-			names := []string{filepath.Join(root, pattern)}
+			names := []string{filepath.Join(root, filepath.Clean(pattern))}
 			if strings.ContainsAny(pattern, `*?[`) {
 				if names, err = filepath.Glob(names[0]); err == nil && names == nil {
 					err = fs.ErrNotExist
