@@ -34,8 +34,8 @@ have the commands that put them where dpsd looks, without showing them.
 
 The exit status is 1 when the gateway's identity cannot be carried over
 (manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
-issues), and 78 when FILE is not valid or DROP-IN is no drop-in of systemd; then nothing
-is on standard output.`,
+issues), and 78 when FILE is not valid or DROP-IN is no drop-in of systemd;
+then nothing is on standard output.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
   dpsd config import-aziot config.toml override.conf >dpsd.toml
   install -m 0644 dpsd.toml /etc/dpsd/    # when the notes are done`,
