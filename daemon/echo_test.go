@@ -71,7 +71,7 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 			signature, escaped, signature[:20], signature[:10] + " " + signature[10:20] + "\n" + signature[20:],
 			base64.StdEncoding.EncodeToString([]byte(token)), hex.EncodeToString([]byte(token)), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString([]byte(signature))),
 			base64.StdEncoding.EncodeToString([]byte("x" + signature)), base64.RawURLEncoding.EncodeToString([]byte("yz" + signature)), base64.URLEncoding.EncodeToString(raw),
-			fmt.Sprint([]byte(signature)), strings.Trim(fmt.Sprintf("% #x", raw), " "), base32.StdEncoding.EncodeToString([]byte(signature)),
+			fmt.Sprintf("%d", []byte(signature)), strings.Trim(fmt.Sprintf("% #x", raw), " "), base32.StdEncoding.EncodeToString([]byte(signature)),
 		}
 		rules := make([]simulator.Rule, 0, len(forms))
 		for _, form := range forms {

@@ -200,7 +200,7 @@ func TestKnown(t *testing.T) {
 		encodings := map[string]func([]byte) string{
 			"a decimal list":                 list("%d", ", "),
 			"a decimal list in brackets":     func(b []byte) string { return "[" + list("%d", ",")(b) + "]" },
-			"a decimal list with blanks":     func(b []byte) string { return fmt.Sprint(b) },
+			"a decimal list with blanks":     func(b []byte) string { return fmt.Sprintf("%d", b) },
 			"a decimal list with hyphens":    list("%d", "-"),
 			"a padded decimal list, wrapped": list("%03d", "\n"),
 			"an octal list":                  list("%03o", " "),
@@ -231,7 +231,7 @@ func TestKnown(t *testing.T) {
 			"base64 that is wrapped":          func(b []byte) string { e := base64.StdEncoding.EncodeToString(b); return e[:20] + "\r\n" + e[20:] },
 		}
 		ofText := map[string]func([]byte) string{
-			"a list of UTF-16LE": func(b []byte) string { return fmt.Sprint(wide(b, false)) },
+			"a list of UTF-16LE": func(b []byte) string { return fmt.Sprintf("%d", wide(b, false)) },
 			"hex of UTF-16LE":    func(b []byte) string { return hex.EncodeToString(wide(b, false)) },
 			"hex of UTF-16BE":    func(b []byte) string { return strings.ToUpper(hex.EncodeToString(wide(b, true))) },
 			"base64 of UTF-16LE": func(b []byte) string { return base64.StdEncoding.EncodeToString(wide(b, false)) },
