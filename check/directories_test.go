@@ -90,10 +90,12 @@ func TestAStateDirectoryOfNoUseIsOneFailureThatSaysWhatIsThere(t *testing.T) {
 	}
 }
 
-// In a mount namespace of its own, the test mounts a file over state.env.
-func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
+// mounting runs a test once more in a mount namespace of its own, and returns the directory
+// that the test is to use there. Outside, it returns "".
+func mounting(t *testing.T) (dir string) {
+	t.Helper()
 	const inside = "DPSD_TEST_MOUNT_OVER"
-	dir := os.Getenv(inside)
+	dir = os.Getenv(inside)
 	if dir == "" {
 		dir := t.TempDir()
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
@@ -105,14 +107,101 @@ func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
 		case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
 			t.Errorf("%v\n%s", err, out)
 		}
+		return ""
+	}
+	return dir
+}
+
+func TestAFullRuntimeDirectoryIsAWarning(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
 		return
 	}
-	env, other := filepath.Join(dir, "state.env"), filepath.Join(dir, "other")
+	for _, c := range []struct{ name, options, says string }{
+		{"too little space", "size=4k", "no space left on device: 0 MB free; dpsd cannot keep there"},
+		{"no inode", "nr_inodes=2", "free, no inode free; dpsd cannot keep there"},
+		{"enough of both", "size=2m", ""},
+	} {
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, c.options); err != nil {
+			t.Fatal(err)
+		}
+		all := directories(t, t.TempDir(), dir)
+		r := all[len(all)-1]
+		if c.says == "" && len(all) == 1 {
+			continue
+		}
+		if len(all) != 2 || r.Status != check.Warning || r.Subject != dir || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "Free space") {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+	}
+}
+
+func TestADirectoryOrAMountInThePlaceOfTheControlSocketIsAWarning(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
+		return
+	}
+	socket, other := filepath.Join(dir, "dpsd.sock"), filepath.Join(dir, "other")
+	for _, c := range []struct {
+		name string
+		make func() error
+		says string
+	}{
+		{"nothing", func() error { return nil }, ""},
+		{"a file", func() error { return os.WriteFile(socket, nil, 0o600) }, ""},
+		{"a mount point", func() error {
+			return errors.Join(os.WriteFile(other, nil, 0o600), syscall.Mount(other, socket, "", syscall.MS_BIND, ""))
+		}, "because a mount point is in its place"},
+		{"a directory", func() error {
+			return errors.Join(syscall.Unmount(socket, 0), os.Remove(socket), os.Mkdir(socket, 0o700))
+		}, "because a directory is in its place"},
+	} {
+		if err := c.make(); err != nil {
+			t.Fatal(err)
+		}
+		l, refused := control.Listen(socket)
+		if refused == nil {
+			refused = errors.Join(l.Close(), os.Remove(socket), os.WriteFile(socket, nil, 0o600))
+			if refused != nil {
+				t.Fatal(refused)
+			}
+		}
+		if (c.says == "") != (refused == nil) {
+			t.Errorf("%s: dpsd run: %v", c.name, refused)
+		}
+		all := run(t, &check.Gateway{
+			Settings:       &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}},
+			StateDirectory: dir, RuntimeDirectory: dir, Socket: socket,
+		}, check.State)
+		r := all[len(all)-1]
+		if c.says == "" && len(all) == 1 {
+			continue
+		}
+		if len(all) != 2 || r.Status != check.Warning || r.Subject != socket || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "[control] socket") {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+	}
+}
+
+// The test mounts a file over state.env.
+func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
+		return
+	}
+	env, other, record := filepath.Join(dir, "state.env"), filepath.Join(dir, "other"), filepath.Join(dir, "state.json")
 	if err := errors.Join(os.WriteFile(env, nil, 0o600), os.WriteFile(other, nil, 0o600), syscall.Mount(other, env, "", syscall.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
 	r := directories(t, dir, "")[0]
 	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the directory instead of a file in it") {
+		t.Errorf("%+v", r)
+	}
+	if err := errors.Join(syscall.Unmount(env, 0), os.WriteFile(record, nil, 0o600), syscall.Mount(other, record, "", syscall.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir}
+	if r := run(t, g, check.Record)[0]; r.Status != check.Warning || r.Advice != "Correct the failure of state first: until then, dpsd cannot replace the file." {
 		t.Errorf("%+v", r)
 	}
 }

@@ -146,7 +146,11 @@ func (i *inspection) record(ctx context.Context) {
 	case errors.Is(err, store.ErrNoRecord):
 		i.noRecord(ctx, r)
 	case errors.As(err, &damaged):
-		i.warn(r, err.Error(), "dpsd puts the record before it in its place when it starts: systemctl restart --no-block dpsd")
+		advice := i.withoutRecord()
+		if i.Account.do(func() error { return obstacle(i.StateDirectory) }) != nil {
+			advice = "Correct the failure of state first: until then, dpsd cannot replace the file."
+		}
+		i.warn(r, err.Error(), advice)
 	case errors.Is(err, fs.ErrPermission) && i.stranger():
 		i.skip(r, i.asSeen(cause(err)).Error())
 	case errors.As(err, new(*store.NewerSchemaError)):
@@ -161,6 +165,17 @@ func (i *inspection) record(ctx context.Context) {
 		}
 		i.ok(r, detail)
 	}
+}
+
+// withoutRecord says what dpsd does when it starts with no record or a damaged one.
+func (i *inspection) withoutRecord() string {
+	does := "dpsd registers again when it starts"
+	if _, err := store.Read(i.RuntimeDirectory); err == nil {
+		does = "dpsd writes the record that is in " + i.RuntimeDirectory + " when it starts"
+	} else if i.Account.do(func() error { _, err := store.Previous(i.StateDirectory); return err }) == nil {
+		does = "dpsd restores the record before it when it starts"
+	}
+	return does + ": " + restartCommand
 }
 
 // noRecord tells a record that was removed from one that was never written, as far as
@@ -187,12 +202,9 @@ func (i *inspection) noRecord(ctx context.Context, r Result) {
 		return
 	}
 	files := store.Files(i.StateDirectory)
-	for _, trace := range []struct{ path, then string }{
-		{files[0] + ".prev", "dpsd restores the record before it when it starts"},
-		{files[1], "dpsd registers again when it starts"},
-	} {
-		if _, err := os.Lstat(trace.path); err == nil {
-			i.warn(r, "there is none, but "+trace.path+" is there: it was removed", trace.then+atStart)
+	for _, trace := range []string{files[0] + ".prev", files[1]} {
+		if _, err := os.Lstat(trace); err == nil {
+			i.warn(r, "there is none, but "+trace+" is there: it was removed", i.withoutRecord())
 			return
 		}
 	}

@@ -168,11 +168,56 @@ func TestTheCorrectionOfTheConfigurationEndsWithWhatTheServiceNeeds(t *testing.T
 	}
 }
 
+// saved makes a record for each hub with the store, the later ones in place of the earlier.
+func saved(state, runtime string, hubs ...string) error {
+	s, err := store.Open(store.Options{Directory: state, RuntimeDirectory: runtime}, time.Now())
+	if err != nil {
+		return err
+	}
+	for _, hub := range hubs {
+		_, refused := s.Save(store.Record{AssignedHub: hub, DeviceID: "gw", RegistrationID: "gw", IDScope: "0ne", Endpoint: "localhost"}, time.Now())
+		err = errors.Join(err, refused)
+	}
+	return errors.Join(err, s.Close())
+}
+
+func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesAtItsStart(t *testing.T) {
+	const one, other = "one.azure-devices.net", "other.azure-devices.net"
+	for _, c := range []struct {
+		expect string
+		make   func(state, runtime string) error
+		advice string
+	}{
+		{"without another record it registers again", func(state, runtime string) error { return nil }, "dpsd registers again when it starts: "},
+		{"it restores the record before it", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the record before it when it starts: "},
+		{"a damaged record before it is none", func(state, runtime string) error {
+			return os.WriteFile(filepath.Join(state, "state.json.prev"), []byte("{"), 0o600)
+		}, "dpsd registers again when it starts: "},
+		{"it writes the record of the runtime directory", func(state, runtime string) error {
+			if err := saved(filepath.Join(state, "no", "such"), runtime, one); err == nil {
+				return errors.New("the record was saved")
+			}
+			return nil
+		}, "dpsd writes the record that is in RUNTIME when it starts: "},
+	} {
+		t.Run(c.expect, func(t *testing.T) {
+			state, runtime := t.TempDir(), t.TempDir()
+			if err := errors.Join(c.make(state, runtime), os.WriteFile(filepath.Join(state, "state.json"), nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			g := &check.Gateway{StateDirectory: state, RuntimeDirectory: runtime, Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}}
+			advice := strings.ReplaceAll(c.advice, "RUNTIME", runtime) + "systemctl restart --no-block dpsd"
+			if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Warning || r[0].Advice != advice {
+				t.Errorf("%+v\nwant %s", r, advice)
+			}
+		})
+	}
+}
+
 func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
 	assignment := func(durable bool) *control.Status {
 		return &control.Status{Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", Durable: durable}}
 	}
-	record := store.Record{AssignedHub: "hub.azure-devices.net", DeviceID: "gw", RegistrationID: "gw", IDScope: "0ne", Endpoint: "localhost"}
 	for _, test := range []struct {
 		expect         string
 		status         *control.Status // of the running dpsd; nil: none runs
@@ -192,9 +237,12 @@ func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
 			r := store.Recorder{RuntimeDirectory: runtime}
 			return r.Add(store.Attempt{Outcome: "fault"}, time.Now())
 		}, check.OK, "there is no record yet; the first assignment writes it", ""},
-		{"the record before it is there", nil, func(state, _ string) error {
+		{"the record before it is there", nil, func(state, runtime string) error {
+			return errors.Join(saved(state, runtime, "one.azure-devices.net", "other.azure-devices.net"), os.Remove(filepath.Join(state, "state.json")))
+		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd restores the record before it when it starts: systemctl restart --no-block dpsd"},
+		{"the record before it is damaged", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.json.prev"), nil, 0o600)
-		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "systemctl restart --no-block dpsd"},
+		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd registers again when it starts: systemctl restart --no-block dpsd"},
 		{"state.env is there", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.env"), nil, 0o600)
 		}, check.Warning, "there is none, but STATE/state.env is there: it was removed", "systemctl restart --no-block dpsd"},
@@ -203,14 +251,10 @@ func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
 			return r.Add(store.Attempt{Outcome: "assigned", At: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, time.Now())
 		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory was another one then", "systemctl restart --no-block dpsd"},
 		{"it is only in the runtime directory", nil, func(state, runtime string) error {
-			s, err := store.Open(store.Options{Directory: filepath.Join(state, "no", "such"), RuntimeDirectory: runtime}, time.Now())
-			if err != nil {
-				return err
-			}
-			if _, err := s.Save(record, time.Now()); err == nil {
+			if err := saved(filepath.Join(state, "no", "such"), runtime, "hub.azure-devices.net"); err == nil {
 				return errors.New("the record was saved")
 			}
-			return s.Close()
+			return nil
 		}, check.Warning, "there is none: the record of hub.azure-devices.net as gw is only in RUNTIME, and a boot removes it", "systemctl restart --no-block dpsd"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {

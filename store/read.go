@@ -19,13 +19,22 @@ import (
 // Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, *DirectoryError, or that of the
 // file system when the file may not be read.
 func Read(directory string) (Record, error) {
-	path := filepath.Join(directory, stateName)
+	return read(filepath.Join(directory, stateName))
+}
+
+// Previous returns the record before that of Read, which dpsd restores when it starts with
+// none or with a damaged one. Errors: as Read.
+func Previous(directory string) (Record, error) {
+	return read(filepath.Join(directory, previousName))
+}
+
+func read(path string) (Record, error) {
 	data, err := readFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Record{}, fmt.Errorf("%s: %w", path, ErrNoRecord)
 	case err != nil:
-		return Record{}, cmp.Or(CheckDirectory(directory), err)
+		return Record{}, cmp.Or(CheckDirectory(filepath.Dir(path)), err)
 	}
 	rec, err := Parse(data)
 	return rec, at(path, err)
