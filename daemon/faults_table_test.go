@@ -38,8 +38,11 @@ type trouble struct {
 	moves bool           // the gateway is given another hub, which is to be published
 	quiet bool           // nothing of it reaches the network: attempts are not counted
 	says  string         // is in the cause of each fault
+	costs int            // how many faults there are; 0: not counted
 
-	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
+	// tickets is the TLS version up to which the service lets sessions be resumed, and of
+	// which the gateway has one; "": none is resumed.
+	tickets string
 }
 
 // outcome is what came of it.
@@ -365,15 +368,16 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		}
 		g.refusing()
-		if row.tickets {
+		service := simulator.Settings{SessionTickets: row.tickets != "", TLSMax: row.tickets}
+		if row.tickets != "" {
 			g.Settings.Dialer.Sessions = tls.NewLRUClientSessionCache(4)
-			if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: true}}); err != nil {
+			if err := g.sim.SetScenario(&simulator.Scenario{Settings: service}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		g.publish()
 		before := snapshot(t, g.Store.Directory)
-		if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: row.tickets}, Rules: row.rules}); err != nil {
+		if err := g.sim.SetScenario(&simulator.Scenario{Settings: service, Rules: row.rules}); err != nil {
 			t.Fatal(err)
 		}
 		if row.set != nil {
@@ -419,6 +423,9 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			if cause := fmt.Sprint(e.ContextMap()["cause"]); !strings.Contains(cause, row.says) {
 				t.Errorf("the cause is %q, without %q", cause, row.says)
 			}
+		}
+		if row.costs > 0 && len(o.faults) != row.costs {
+			t.Errorf("%d faults, want %d", len(o.faults), row.costs)
 		}
 		strange := slices.ContainsFunc(o.faults, func(f string) bool {
 			return f != string(row.code) && !slices.Contains(row.codes, fault.Code(f))
