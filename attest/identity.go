@@ -299,6 +299,12 @@ func (r RegistrationID) fromCertificate(s Secrets) (string, error) {
 	return cn, nil
 }
 
+// Varies reports whether the ID can become another one without a change of the
+// configuration.
+func (r RegistrationID) Varies() bool {
+	return r.Template == "" || strings.Contains(r.Template, "%")
+}
+
 // String tells the source: the template, or which file or certificate is read.
 func (r RegistrationID) String() string {
 	switch {

@@ -384,7 +384,7 @@ func (i *inspection) proxyOrigin() string {
 }
 
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
-	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
+	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible, RegistrationID: i.registrationID, Source: i.Settings.RegistrationID}
 	if with != nil {
 		c.Validity, c.Doubt = with.validity, with.proof.Doubt
 		if certificate := with.proof.Certificate; certificate != nil {

@@ -62,6 +62,11 @@ type Circumstances struct {
 	Purpose     error  // that the device certificate is not for clients, of attest.ForClients
 	Doubt       error  // what speaks against the symmetric key, an *attest.Doubt
 
+	// RegistrationID is the one under which the service was asked; "" when it was not. A
+	// refusal names it, unless it is what the configuration says.
+	RegistrationID string
+	Source         attest.RegistrationID
+
 	Told redact.Known // the secrets that peers were told, who may repeat them
 }
 
@@ -70,6 +75,9 @@ type Circumstances struct {
 // code and tracking ID.
 func (c Circumstances) Classify(err error) fault.Fault {
 	f := inHome(classified(err))
+	if c.RegistrationID != "" && c.Source.Varies() && (f.Class == fault.Credential || f.Class == fault.Enrollment) {
+		f.Err = fmt.Errorf("%w; the registration ID was %s (%s)", f.Err, c.RegistrationID, c.Source)
+	}
 	switch {
 	case f.Class != fault.Credential:
 	case c.Inspector != "":
@@ -99,6 +107,9 @@ func (s *supervisor) classify(r result, now time.Time) fault.Fault {
 		Purpose:     r.purpose,
 		Doubt:       r.doubt,
 		Told:        r.secrets(),
+
+		RegistrationID: r.registrationID,
+		Source:         s.settings.RegistrationID,
 	}
 	return c.Classify(r.err)
 }
