@@ -12,6 +12,17 @@ import (
 // other purposes than the authentication of a client.
 var ErrNotForClients = errors.New("the certificate is not for clients")
 
+// notForClients is ErrNotForClients with the reason.
+type notForClients string
+
+func (e notForClients) Error() string { return ErrNotForClients.Error() + ": " + string(e) }
+func (e notForClients) Unwrap() error { return ErrNotForClients }
+
+// Remedy says what to do about it.
+func (e notForClients) Remedy() string {
+	return "Have a certificate issued whose extended key usages include clientAuth."
+}
+
 // CertificateError says that a certificate of the chain is not valid at present.
 type CertificateError struct {
 	// Position is the place of the certificate in the chain, of Of: 1 is the leaf.
@@ -74,7 +85,7 @@ func ForClients(c *x509.Certificate) error {
 		return nil
 	}
 	if len(c.UnknownExtKeyUsage) == 0 && !slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u != x509.ExtKeyUsageServerAuth }) {
-		return fmt.Errorf("%w: its only extended key usage is serverAuth; it also needs clientAuth", ErrNotForClients)
+		return notForClients("its only extended key usage is serverAuth; it also needs clientAuth")
 	}
-	return fmt.Errorf("%w: its extended key usages do not include clientAuth", ErrNotForClients)
+	return notForClients("its extended key usages do not include clientAuth")
 }

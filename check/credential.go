@@ -264,7 +264,7 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 		previous = c
 	}
 	if err := attest.ForClients(proof.Certificate.Leaf); err != nil {
-		warn(err.Error(), "Have a certificate issued whose extended key usages include clientAuth.")
+		warn(err.Error(), fault.Fault{Err: err}.Advice())
 	}
 	if detail, advice := i.expiresSoon(proof); detail != "" {
 		warn(detail, advice)
