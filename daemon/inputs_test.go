@@ -330,3 +330,17 @@ func TestARegistrationIDOfThePublishedRecordIsKept(t *testing.T) {
 		}
 	})
 }
+
+func TestAMissingOrUninitializedMachineIDIsAnsweredWithTheCommandThatMakesOne(t *testing.T) {
+	for _, id := range []string{"", "uninitialized", strings.Repeat("0", 32), strings.Repeat("\x00", 32), "short"} {
+		_, err := attest.RegistrationID{Template: "gw-%m"}.Resolve(attest.Host{MachineID: func() (string, error) { return id, nil }}, attest.Secrets{})
+		f := Classify(at(fault.StageIdentity, err))
+		if f.Code != fault.InputUnreadable || f.Advice() != "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds." {
+			t.Errorf("%q: %s: %s", id, f.Code, f.Advice())
+		}
+	}
+	closed := &attest.IdentityError{Source: "%m", Path: "/etc/machine-id", Err: fmt.Errorf("%w: %w", attest.ErrNoMachineID, &os.PathError{Op: "open", Path: "/etc/machine-id", Err: os.ErrPermission})}
+	if advice := Classify(at(fault.StageIdentity, closed)).Advice(); !strings.Contains(advice, "make it readable for the user dpsd") {
+		t.Errorf("a file that may not be read: %s", advice)
+	}
+}
