@@ -357,6 +357,8 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.NotTLS)
 	case certificateRefused(cause):
 		return named(fault.CertificateRefused)
+	case certificateDemanded(cause):
+		return demanded(whole), true
 	case strings.Contains(cause.Error(), "protocol version"):
 		return named(fault.TLSVersion)
 	}
@@ -392,6 +394,21 @@ func certificateRefused(err error) bool {
 	return found && slices.Contains(refusals, alert) && errors.As(err, &refused) && refused.Certificate
 }
 
+// certificateDemanded recognises a verified server that was shown no certificate and gave up
+// for that. Under TLS 1.2 there is no alert of its own for it.
+func certificateDemanded(err error) bool {
+	alert, found := transport.RemoteAlert(err)
+	var refused *transport.RefusedError
+	return found && (slices.Contains(refusals, alert) || alert == "tls: handshake failure") && errors.As(err, &refused) && refused.Missing
+}
+
+// demanded is the fault of such a server.
+func demanded(err error) fault.Fault {
+	f := fault.New(fault.TLSFailed, fault.StageTLS, err)
+	f.Circumstance = fault.CertificateDemanded
+	return f
+}
+
 func alerted(err error) bool {
 	_, found := transport.RemoteAlert(err)
 	return found
@@ -408,6 +425,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	switch {
 	case certificateRefused(err):
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
+	case stage == fault.StageConnect && certificateDemanded(err):
+		return demanded(err), true
 	case stage == fault.StageConnect && alerted(err): // in place of the CONNACK: the server's part of the handshake
 		return fault.New(fault.TLSFailed, fault.StageTLS, err), true
 	case errors.As(err, &connack):

@@ -25,20 +25,21 @@ import (
 // trouble is one row of the table: what a gateway meets that has been assigned
 // before, and what must come of it.
 type trouble struct {
-	name  string
-	rules []simulator.Rule
-	on    string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
-	with  string         // "key", "certificate" or "": key
-	set   func(*gateway) // what else is changed before the start
-	mend  func(*gateway) // done after 90 s
-	calm  bool           // no fault is to be reported at all
-	code  fault.Code     // the first fault
-	codes []fault.Code   // all that may follow it; empty: code alone
-	lasts bool           // it does not pass by itself
-	moves bool           // the gateway is given another hub, which is to be published
-	quiet bool           // nothing of it reaches the network: attempts are not counted
-	says  string         // is in the cause of each fault
-	costs int            // how many faults there are; 0: not counted
+	name    string
+	rules   []simulator.Rule
+	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
+	with    string         // "key", "certificate" or "": key
+	set     func(*gateway) // what else is changed before the start
+	mend    func(*gateway) // done after 90 s
+	calm    bool           // no fault is to be reported at all
+	code    fault.Code     // the first fault
+	codes   []fault.Code   // all that may follow it; empty: code alone
+	lasts   bool           // it does not pass by itself
+	moves   bool           // the gateway is given another hub, which is to be published
+	quiet   bool           // nothing of it reaches the network: attempts are not counted
+	says    string         // is in the cause of each fault
+	advises string         // is in the advice of each fault
+	costs   int            // how many faults there are; 0: not counted
 
 	// tickets is the TLS version up to which the service lets sessions be resumed, and of
 	// which the gateway has one; "": none is resumed.
@@ -422,6 +423,11 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 		for _, e := range g.log.FilterMessage("fault").All() {
 			if cause := fmt.Sprint(e.ContextMap()["cause"]); !strings.Contains(cause, row.says) {
 				t.Errorf("the cause is %q, without %q", cause, row.says)
+			}
+		}
+		for _, e := range g.log.FilterMessage("fault").All() {
+			if advice := fmt.Sprint(e.ContextMap()["advice"]); !strings.Contains(advice, row.advises) {
+				t.Errorf("the advice is %q, without %q", advice, row.advises)
 			}
 		}
 		if row.costs > 0 && len(o.faults) != row.costs {
