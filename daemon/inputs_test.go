@@ -192,11 +192,11 @@ func (g *gateway) naming(name string) (rename func(string)) {
 func TestARegistrationIDThatDPSHasNotAssignedIsResolvedAgain(t *testing.T) {
 	const before = "debian"
 	unknown := simulator.Rule{RegistrationID: before, On: simulator.OnRegister, Status: 404, RetryAfter: "none"}
-	unauthorized, failing, mute, rejected := unknown, unknown, unknown, unknown
+	unauthorized, failing, mute := unknown, unknown, unknown
 	unauthorized.Status = 401
 	failing.Status = 500
 	mute.Status, mute.RetryAfter, mute.Silent = 0, "", true
-	rejected = simulator.Rule{RegistrationID: before, On: simulator.OnConnect, Connack: code(2)}
+	rejected := simulator.Rule{RegistrationID: before, On: simulator.OnConnect, Connack: code(2)}
 	name := func(g *gateway) func() {
 		rename := g.naming(before)
 		return func() { rename(device) }
