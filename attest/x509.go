@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,11 +76,15 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, aboutCertificate(commonNameError(cn, sub.RegistrationID))
 	}
 	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
-	proof.Expires, proof.ExpiresFirst = end(chain)
-	for _, c := range chain {
+	path := issuing(chain)
+	proof.Expires, proof.ExpiresFirst = end(chain, path)
+	for i, c := range chain {
+		if !slices.Contains(path, i) {
+			proof.Unrelated = append(proof.Unrelated, i)
+		}
 		proof.Certificate.Certificate = append(proof.Certificate.Certificate, c.Raw)
 	}
-	if invalid := invalidAt(now, chain); invalid != nil {
+	if invalid := invalidAt(now, chain, path); invalid != nil {
 		return proof, aboutCertificate(invalid)
 	}
 	return proof, nil

@@ -240,8 +240,8 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 			if azure && !proxy && daemon.Blocked(addresses[n]) {
 				f = fault.New(fault.DNSBlocked, fault.StageTCP, err)
 			}
-			f.Err, f.Circumstance = i.reason(err), i.circumstance()
-			results[n] = failed(results[n], f)
+			f.Err = i.reason(err)
+			results[n] = failed(results[n], i.circumstantial(f))
 			if reached {
 				soften(results[n:n+1], "another address answers")
 			}
@@ -348,8 +348,7 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 			if f.Err == error(where) { //nolint:errorlint // is it this one, that says again what the step says?
 				f.Err = where.Err
 			}
-			f.Circumstance = i.circumstance()
-			w.fail(r, f)
+			w.fail(r, i.circumstantial(f))
 			if step == Proxy {
 				w.results[len(w.results)-1].Detail += i.proxyOrigin()
 			}
@@ -366,14 +365,14 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 	return nil
 }
 
-// circumstance is that of a failure of one protocol: of others the failure itself does not
-// know.
-func (i *inspection) circumstance() fault.Circumstance {
+// circumstantial adds to the failure of one protocol that no other is tried, unless the
+// failure has a circumstance of its own.
+func (i *inspection) circumstantial(f fault.Fault) fault.Fault {
 	only := len(i.dialer.Protocols) == 1 && i.dialer.Protocols[0] == transport.MQTT
-	if only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
-		return fault.OnlyMQTT
+	if f.Circumstance == "" && only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
+		f.Circumstance = fault.OnlyMQTT
 	}
-	return ""
+	return f
 }
 
 // proxyOrigin says whose environment has chosen the proxy.
@@ -385,7 +384,7 @@ func (i *inspection) proxyOrigin() string {
 }
 
 func (i *inspection) circumstances(with *usable, inspector string) daemon.Circumstances {
-	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible}
+	c := daemon.Circumstances{Inspector: inspector, Implausible: i.implausible, RegistrationID: i.registrationID, Source: i.Settings.RegistrationID}
 	if with != nil {
 		c.Validity, c.Doubt = with.validity, with.proof.Doubt
 		if certificate := with.proof.Certificate; certificate != nil {

@@ -216,7 +216,7 @@ func (a *attempt) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.registration == nil || !bytes.Equal(payload, a.payload) {
+	if a.registration == nil || a.registration.Identity.RegistrationID != a.registrationID || !bytes.Equal(payload, a.payload) {
 		a.payload = payload
 		a.registration = &dps.Registration{
 			Identity: dps.Identity{

@@ -20,8 +20,9 @@ import (
 // This file is the part of an attempt that takes place on the network.
 
 // exchange connects and registers, and returns the assignment or the wait that the service
-// asked for. A connection that resumed a TLS session, and failed in a way that may come of
-// that, is made once more with a full handshake.
+// asked for. A connection that resumed a TLS session, and failed before DPS was asked for
+// anything, is made once more with a full handshake. After a later failure the next attempt
+// makes one: a server may fail on each resumed session, for ever.
 func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof attest.Proof, r *result) (*dps.Assignment, time.Duration, error) {
 	for {
 		conn, err := a.connect(ctx, &dialer, proof, r)
@@ -29,11 +30,14 @@ func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof a
 			return nil, 0, err
 		}
 		assignment, wait, err := a.converse(ctx, conn, proof)
-		if err == nil || !mayComeOfTheSession(err, proof.Certificate != nil) {
+		if err == nil || ctx.Err() != nil {
 			return assignment, wait, err
 		}
-		conn.Forget()
-		if !conn.TLS.DidResume || ctx.Err() != nil {
+		again := mayComeOfTheSession(err, proof.Certificate != nil)
+		if again || conn.TLS.DidResume && !answered(err) {
+			conn.Forget()
+		}
+		if !again || !conn.TLS.DidResume {
 			return nil, 0, err
 		}
 		a.tell(event.ResumptionFailed, zap.String("cause", Circumstances{Told: r.secrets()}.Classify(err).Error()))
@@ -41,9 +45,16 @@ func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof a
 	}
 }
 
+// answered reports whether DPS has judged the request, so that the session has served its
+// purpose. An error of the service itself is no judgement.
+func answered(err error) bool {
+	var said *dps.ServiceError
+	return errors.As(err, &said) && (said.Throttled() || !said.Temporary())
+}
+
 // mayComeOfTheSession reports whether a connection may have failed because its TLS session
-// was resumed: nothing was answered on it, or the device certificate was refused, which a
-// server has to keep with the session.
+// was resumed, and a full handshake is worth an immediate retry: nothing was answered on it,
+// or the device certificate was refused, which a server has to keep with the session.
 func mayComeOfTheSession(err error, certificate bool) bool {
 	f := Classify(err)
 	switch {

@@ -110,4 +110,7 @@ func TestACertificateThatIsNotForClientsExplainsARefusal(t *testing.T) {
 	if f.Code != fault.Unauthorized || !strings.Contains(f.Error(), "its only extended key usage is serverAuth; it also needs clientAuth") {
 		t.Errorf("got %v", f)
 	}
+	if want := "Have a certificate issued whose extended key usages include clientAuth."; f.Advice() != want {
+		t.Errorf("the advice is %q, want %q", f.Advice(), want)
+	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/fault"
@@ -31,6 +32,9 @@ func alertsAboutCertificates() (rows []trouble) {
 			for with, more := range map[string][]trouble{"key": asked, "certificate": shown} {
 				for _, row := range more {
 					row.with, row.says = with, "remote error: tls: "+says
+					if with == "key" && strings.HasPrefix(row.name, late) {
+						row.advises = "DPS accepts a symmetric key without a certificate"
+					}
 					rows = append(rows, row)
 				}
 			}

@@ -25,21 +25,25 @@ import (
 // trouble is one row of the table: what a gateway meets that has been assigned
 // before, and what must come of it.
 type trouble struct {
-	name  string
-	rules []simulator.Rule
-	on    string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
-	with  string         // "key", "certificate" or "": key
-	set   func(*gateway) // what else is changed before the start
-	mend  func(*gateway) // done after 90 s
-	calm  bool           // no fault is to be reported at all
-	code  fault.Code     // the first fault
-	codes []fault.Code   // all that may follow it; empty: code alone
-	lasts bool           // it does not pass by itself
-	moves bool           // the gateway is given another hub, which is to be published
-	quiet bool           // nothing of it reaches the network: attempts are not counted
-	says  string         // is in the cause of each fault
+	name    string
+	rules   []simulator.Rule
+	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
+	with    string         // "key", "certificate" or "": key
+	set     func(*gateway) // what else is changed before the start
+	mend    func(*gateway) // done after 90 s
+	calm    bool           // no fault is to be reported at all
+	code    fault.Code     // the first fault
+	codes   []fault.Code   // all that may follow it; empty: code alone
+	lasts   bool           // it does not pass by itself
+	moves   bool           // the gateway is given another hub, which is to be published
+	quiet   bool           // nothing of it reaches the network: attempts are not counted
+	says    string         // is in the cause of each fault
+	advises string         // is in the advice of each fault
+	costs   int            // how many faults there are; 0: not counted
 
-	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
+	// tickets is the TLS version up to which the service lets sessions be resumed, and of
+	// which the gateway has one; "": none is resumed.
+	tickets string
 }
 
 // outcome is what came of it.
@@ -369,15 +373,16 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		}
 		g.refusing()
-		if row.tickets {
+		service := simulator.Settings{SessionTickets: row.tickets != "", TLSMax: row.tickets}
+		if row.tickets != "" {
 			g.Settings.Dialer.Sessions = tls.NewLRUClientSessionCache(4)
-			if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: true}}); err != nil {
+			if err := g.sim.SetScenario(&simulator.Scenario{Settings: service}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		g.publish()
 		before := snapshot(t, g.Store.Directory)
-		if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: row.tickets}, Rules: row.rules}); err != nil {
+		if err := g.sim.SetScenario(&simulator.Scenario{Settings: service, Rules: row.rules}); err != nil {
 			t.Fatal(err)
 		}
 		if row.set != nil {
@@ -423,6 +428,14 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 			if cause := fmt.Sprint(e.ContextMap()["cause"]); !strings.Contains(cause, row.says) {
 				t.Errorf("the cause is %q, without %q", cause, row.says)
 			}
+		}
+		for _, e := range g.log.FilterMessage("fault").All() {
+			if advice := fmt.Sprint(e.ContextMap()["advice"]); !strings.Contains(advice, row.advises) {
+				t.Errorf("the advice is %q, without %q", advice, row.advises)
+			}
+		}
+		if row.costs > 0 && len(o.faults) != row.costs {
+			t.Errorf("%d faults, want %d", len(o.faults), row.costs)
 		}
 		strange := slices.ContainsFunc(o.faults, func(f string) bool {
 			return f != string(row.code) && !slices.Contains(row.codes, fault.Code(f))

@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -121,14 +122,35 @@ func resumptions() (rows []trouble) {
 	rows = append(rows,
 		trouble{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
 		trouble{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
-		// What the service answers is no failure of the session.
-		trouble{name: "on a resumed session CONNACK 3", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
-		trouble{name: "on a resumed session the key is refused: CONNACK 5", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
-		trouble{name: "on a resumed session poll resets", code: fault.ConnectionLost, rules: []simulator.Rule{{On: simulator.OnPoll, Reset: true, Times: 1}}},
+		// The next connection of the same attempt would not do better.
+		trouble{name: "on a resumed session CONNACK 3, once", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: CONNACK 5, once", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: 401, once", code: fault.Unauthorized, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}}},
 	)
-	for i := range rows {
-		rows[i].tickets = true
-		rows[i].rules[0].Resumed = true
+	// These fail each time on a resumed session. They cost one fault, and the next attempt
+	// makes a full handshake.
+	always := func(name string, c fault.Code, rule simulator.Rule) {
+		rows = append(rows, trouble{name: "on a resumed session " + name + ", always", code: c, costs: 1, rules: []simulator.Rule{rule}})
 	}
-	return rows
+	always("CONNACK 3", fault.ConnackUnavailable, simulator.Rule{On: simulator.OnConnect, Connack: code(3)})
+	always("SUBACK 128", fault.NotDPS, simulator.Rule{On: simulator.OnSubscribe, Suback: code(128)})
+	for _, stage := range []simulator.Stage{simulator.OnRegister, simulator.OnPoll} {
+		on := string(stage) + " "
+		always(on+"closes", fault.ConnectionLost, simulator.Rule{On: stage, Close: true})
+		always(on+"resets", fault.ConnectionLost, simulator.Rule{On: stage, Reset: true})
+		always(on+"sends garbage", fault.ProtocolViolation, simulator.Rule{On: stage, Garbage: "\xff\x00SSH-2.0-nobody\r\n"})
+		always(on+"is silent", fault.NoReply, simulator.Rule{On: stage, Silent: true})
+		always(on+"is answered 500", fault.ServiceError, simulator.Rule{On: stage, Status: 500, RetryAfter: "none"})
+		always(on+"is answered with no JSON", fault.MalformedReply, simulator.Rule{On: stage, Body: text("<html>")})
+	}
+	var versions []trouble
+	for _, version := range []string{"1.2", "1.3"} {
+		for _, row := range rows {
+			row.name, row.tickets = row.name+", TLS "+version, version
+			row.rules = slices.Clone(row.rules)
+			row.rules[0].Resumed = true
+			versions = append(versions, row)
+		}
+	}
+	return versions
 }

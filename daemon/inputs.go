@@ -10,8 +10,9 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// This file ends a wait that an input of this gateway has caused, once the input has
-// changed. Inotify does not report everything: not a host name, a file of a pseudo file
+// This file ends a wait that an input of this gateway may have caused, once the input has
+// changed: one that failed, or the source of a registration ID that DPS has not assigned
+// yet, which may be the wrong one. Inotify does not report everything: not a host name, a file of a pseudo file
 // system or of a server, or a directory that may not be read. So the inputs are looked at
 // every ten seconds. That sends nothing, and as long as nothing changes, it neither logs
 // nor writes anything.
@@ -19,22 +20,23 @@ import (
 // inputs is what is known of inputs that failed.
 type inputs struct {
 	failed  []string      // why, for each that failed in this round
-	due     time.Time     // of the next look; zero: no input has caused a wait
+	due     time.Time     // of the next look; zero: no input can have caused a wait
 	looking bool          // a look is under way; a file system can hang
-	found   chan []string // what a look finds wrong
+	found   chan findings // of a look
 }
 
 // beginRound forgets the inputs of the round before.
 func (i *inputs) beginRound() { i.failed = nil }
 
 // suspectInputs lets the inputs be looked at during the wait after fault f, if one of them
-// failed in this round. err is the error that f names.
+// failed in this round, or the registration ID may become another one. err is the error
+// that f names.
 func (s *supervisor) suspectInputs(f fault.Fault, err error, now time.Time) {
 	if f.Class == fault.Input && f.Code != fault.ProxyAddress { // the environment stays as it is
 		s.inputs.failed = append(s.inputs.failed, err.Error())
 	}
 	s.inputs.due = time.Time{}
-	if len(s.inputs.failed) > 0 {
+	if len(s.inputs.failed) > 0 || s.settings.RegistrationID.Varies() && s.kept() == "" {
 		s.inputs.due = now.Add(inputsEvery)
 	}
 }
@@ -46,18 +48,20 @@ func (s *supervisor) lookAtInputs(now time.Time) {
 		return
 	}
 	s.inputs.looking = true
-	look := inputLook{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.registrationID}
-	go func() { s.inputs.found <- look.failing(time.Now()) }()
+	look := inputLook{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.kept()}
+	go func() { s.inputs.found <- look.find(time.Now()) }()
 }
 
-// foundInputs ends the wait when an input fails no longer as it did.
-func (s *supervisor) foundInputs(failing []string, now time.Time) {
+// foundInputs ends the wait when an input fails no longer as it did, or when the
+// registration ID is another one.
+func (s *supervisor) foundInputs(found findings, now time.Time) {
 	s.inputs.looking = false
 	changed := func(failed string) bool {
 		// What an attempt says also names whom it wanted to reach.
-		return !slices.ContainsFunc(failing, func(text string) bool { return strings.Contains(failed, text) })
+		return !slices.ContainsFunc(found.failing, func(text string) bool { return strings.Contains(failed, text) })
 	}
-	if s.attempt != nil || s.inputs.due.IsZero() || !slices.ContainsFunc(s.inputs.failed, changed) {
+	renamed := found.registrationID != "" && s.registrationID != "" && found.registrationID != s.registrationID
+	if s.attempt != nil || s.inputs.due.IsZero() || !renamed && !slices.ContainsFunc(s.inputs.failed, changed) {
 		return
 	}
 	s.inputs.due = time.Time{}
@@ -72,11 +76,16 @@ type inputLook struct {
 	registrationID string // "": to be resolved
 }
 
-// failing returns what is wrong with the inputs, in the words of an attempt.
-func (l *inputLook) failing(now time.Time) (texts []string) {
+// findings are what a look at all inputs comes to.
+type findings struct {
+	registrationID string   // "": it cannot be resolved
+	failing        []string // what is wrong with the inputs, in the words of an attempt
+}
+
+func (l *inputLook) find(now time.Time) (found findings) {
 	met := func(err error) {
 		if err != nil {
-			texts = append(texts, err.Error())
+			found.failing = append(found.failing, err.Error())
 		}
 	}
 	id := l.registrationID
@@ -85,6 +94,7 @@ func (l *inputLook) failing(now time.Time) (texts []string) {
 		met(err)
 		id = resolved
 	}
+	found.registrationID = id
 	_, err := ReadPayload(l.settings.PayloadFile)
 	met(err)
 	resource := dps.Identity{IDScope: l.settings.IDScope, RegistrationID: id}.Resource()
@@ -99,5 +109,5 @@ func (l *inputLook) failing(now time.Time) (texts []string) {
 	for _, err := range l.settings.Dialer.FileErrors() {
 		met(err)
 	}
-	return texts
+	return found
 }

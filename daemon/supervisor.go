@@ -30,7 +30,8 @@ type supervisor struct {
 	noticed  int // how many of the store's notices were logged
 
 	// What is known.
-	registrationID string            // once resolved
+	registrationID string            // of the last attempt; "": it could not be resolved
+	renames        bool              // the next attempt resolves it although it is assigned
 	registration   *dps.Registration // kept while its operation runs
 	payload        []byte            // of registration
 	credential     int               // the one to use, an index into settings.Credentials
@@ -106,7 +107,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.phases = make(chan phase)
 	s.results = make(chan result, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
-	s.inputs.found = make(chan []string, 1) // a look that outlives run can still end
+	s.inputs.found = make(chan findings, 1) // a look that outlives run can still end
 	s.measures = newMeasures(&s.board)
 	s.measures.asksEvery(s.settings.Interval)
 	s.scribe = newScribe(d, s.teller, s.measures)
@@ -222,8 +223,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			err = s.finish(r, time.Now())
 		case <-s.changes:
 			s.filesChanged(time.Now())
-		case failing := <-s.inputs.found:
-			s.foundInputs(failing, time.Now())
+		case found := <-s.inputs.found:
+			s.foundInputs(found, time.Now())
 		case <-s.file.changes:
 			s.file.changed(time.Now())
 		case <-s.touched:
@@ -282,6 +283,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 			s.since = now
 		}
 	}
+	defer func() { s.renames = false }()
 	s.launch(ctx, now, &attempt{
 		settings:       s.settings,
 		secrets:        s.Secrets,
@@ -289,7 +291,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		version:        s.Version,
 		store:          s.store,
 		floors:         &s.floors,
-		registrationID: s.registrationID,
+		registrationID: s.kept(),
 		registration:   s.registration,
 		payload:        s.payload,
 		credential:     s.settings.Credentials[s.credential],
@@ -299,6 +301,21 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		recording:      &recording{began: now, trigger: s.why},
 		phases:         s.phases,
 	})
+}
+
+// kept is the registration ID that the next attempt keeps; "" when it is to be resolved
+// again. It is kept once DPS has assigned it, so that a host name that changes afterwards
+// does not make another device of this gateway, until somebody asks for a registration.
+func (s *supervisor) kept() string {
+	rec, found := s.store.Current()
+	if s.unsaved != nil {
+		rec, found = *s.unsaved, true
+	}
+	if !s.renames && found && rec.RegistrationID == s.registrationID && rec.IDScope == s.settings.IDScope &&
+		strings.EqualFold(rec.Endpoint, s.settings.Dialer.Host) {
+		return s.registrationID
+	}
+	return ""
 }
 
 // mend looks after the state directory, beside what is due.
@@ -584,6 +601,7 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 	if s.attempt == nil || !s.registers {
 		due = s.force(now)
 		s.trigger(due, "asked for")
+		s.renames = true
 		if s.attempt == nil && s.registrationID != "" {
 			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, s.registrationID))))
 		}

@@ -35,6 +35,9 @@ const (
 	AtHub Circumstance = "the assigned hub was tried"
 	// Hidden: the file is in a place that the sandbox of dpsd.service hides.
 	Hidden Circumstance = "the file is below /home, /root or /run/user"
+	// CertificateDemanded: the credential is a symmetric key, and the server gave up without
+	// a certificate.
+	CertificateDemanded Circumstance = "the server demands a client certificate"
 	// SovereignCloud: the name belongs to Azure Government or to Azure in China.
 	SovereignCloud Circumstance = "the name ends with .us or .cn"
 	// APIVersion: the service names the API version in its refusal.
@@ -156,7 +159,8 @@ var catalogue = []Entry{
 		"Something on the path answers in place of the service, or is very old; DPS itself speaks TLS 1.2.", "", ""},
 	{TLSFailed, Transient,
 		"The TLS handshake failed.",
-		"See the cause in the journal; look for middleboxes between gateway and service.", "", ""},
+		"See the cause in the journal; look for middleboxes between gateway and service.",
+		CertificateDemanded, "DPS accepts a symmetric key without a certificate: check endpoint, and look for something on the path that answers in place of the service. If the server is right, configure a credential of type x509."},
 	{NotTLS, Interception,
 		"What answered does not speak TLS.",
 		"Check endpoint and port; something else listens there, or a middlebox answers.",

@@ -127,7 +127,7 @@ func (c Class) Next() string {
 	case Input:
 		return "dpsd looks at its inputs every 10 seconds, without a request, and tries again as soon as one has changed; otherwise as after a refusal."
 	case Enrollment:
-		return "dpsd tries again after refused_initial, later up to refused_max apart."
+		return "dpsd tries again after refused_initial, later up to refused_max apart, and within 10 seconds when a new host name or serial number changes the registration ID before DPS has assigned it."
 	case Interception:
 		return "dpsd tries again as after a transient fault. It counts against no credential."
 	case Clock:

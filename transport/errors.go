@@ -200,7 +200,9 @@ type RefusedError struct {
 	// Certificate tells that the server had asked for the device certificate in this
 	// handshake and was shown it. Without that, an alert says nothing about it.
 	Certificate bool
-	Err         error
+	// Missing tells that the server had asked for a certificate and was shown none.
+	Missing bool
+	Err     error
 }
 
 // Error gives the reason.
