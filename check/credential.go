@@ -67,7 +67,9 @@ func soften(results []Result, because string) {
 func (i *inspection) credential(c attest.Credential) []Result {
 	r := Result{Name: Credential, Subject: c.String()}
 	subject := attest.Subject{RegistrationID: i.registrationID}
-	named, hasName := c.(interface{ CommonName(attest.Secrets) (string, error) })
+	named, hasName := c.(interface {
+		CommonName(attest.Secrets) (string, error)
+	})
 	if i.registrationID == "" && hasName {
 		// Whether the common name is right cannot be told then; all else can.
 		if cn, err := named.CommonName(i.Secrets); err == nil {

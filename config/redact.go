@@ -1,10 +1,10 @@
 package config
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 )
@@ -27,8 +27,10 @@ var (
 // it has taken out. It goes by the line, and what it does not recognise is masked: a
 // value stays where Parse would take it for its key, so that references stay and a
 // secret in their place does not. In comments, what looks like a secret is masked.
-func Redact(data []byte) (text string, taken []string) {
-	r := redactor{known: names()}
+func Redact(data []byte) (text string, taken []string) { return redacted(data, attest.Types()) }
+
+func redacted(data []byte, types []attest.Type) (text string, taken []string) {
+	r := redactor{tables: tables(new(Config), types)}
 	var b strings.Builder
 	for line := range strings.Lines(strings.ToValidUTF8(string(data), "\uFFFD")) {
 		end := line[len(strings.TrimRight(line, "\r\n")):]
@@ -39,10 +41,10 @@ func Redact(data []byte) (text string, taken []string) {
 
 // redactor remembers where in a configuration it is.
 type redactor struct {
-	known map[string][]string
-	table string
-	quote string // the end of a string of several lines; "" outside of one
-	taken []string
+	tables tableList
+	table  table
+	quote  string // the end of a string of several lines; "" outside of one
+	taken  []string
 }
 
 func (r *redactor) line(line string) string {
@@ -52,87 +54,56 @@ func (r *redactor) line(line string) string {
 		}
 		return r.mask(line)
 	}
-	if m := plainHeader().FindStringSubmatch(line); m != nil {
-		r.table = m[2]
-		return m[1] + m[2] + m[3] + redact.Prose(m[4])
-	}
+	table, signs, rest := r.table, "", line
 	if m := commented().FindStringSubmatch(line); m != nil {
-		if plainHeader().MatchString(m[2]) || assignment().MatchString(m[2]) {
-			// A commented-out line of another table does not end this one.
-			inside := redactor{known: r.known, table: r.table}
-			if a := assignment().FindStringSubmatch(m[2]); a != nil {
-				inside.table = r.tableOf(a[2])
-			}
-			kept := inside.line(m[2])
-			r.taken = append(r.taken, inside.taken...)
-			return m[1] + kept
+		signs, rest = m[1], m[2]
+	}
+	header, m := plainHeader().FindStringSubmatch(rest), assignment().FindStringSubmatch(rest)
+	switch {
+	case header != nil:
+		if signs == "" {
+			r.table = r.tables.find(header[2])
 		}
-		return redact.Prose(line)
-	}
-	if elements().MatchString(line) {
-		return redact.Prose(line)
-	}
-	m := assignment().FindStringSubmatch(line)
-	if m == nil {
+		return signs + header[1] + header[2] + header[3] + redact.Prose(header[4])
+	case m == nil && signs == "" && !elements().MatchString(line):
 		return r.mask(line)
+	case m == nil:
+		return redact.Prose(line)
+	case signs != "":
+		table = r.tableOf(m[2]) // it need not be commented out in its own table
 	}
 	for _, quote := range []string{`"""`, `'''`} {
-		if rest, found := strings.CutPrefix(m[4], quote); found && !strings.Contains(rest, quote) {
+		if text, found := strings.CutPrefix(m[4], quote); found && !strings.Contains(text, quote) && signs == "" {
 			r.quote = quote
 		}
 	}
-	if m[4] == "[" && slices.Contains(r.known[r.table], m[2]) {
-		return line // its elements follow
-	}
-	v := wholeValue().FindStringSubmatch(m[4])
+	key, value := table.find(m[2]), wholeValue().FindStringSubmatch(m[4])
+	begin := signs + m[1] + m[2] + m[3]
 	switch {
-	case v == nil:
-		return m[1] + m[2] + m[3] + r.mask(m[4])
-	case r.takes(m[2], v[1]):
-		return m[1] + m[2] + m[3] + v[1] + v[2] + redact.Prose(v[3])
+	case key != nil && m[4] == "[":
+		return line // its elements follow
+	case value == nil:
+		return begin + r.mask(m[4])
+	case key == nil || !takes(*key, value[1]):
+		value[1] = r.mask(value[1])
 	}
-	return m[1] + m[2] + m[3] + r.mask(v[1]) + v[2] + redact.Prose(v[3])
+	return begin + value[1] + value[2] + redact.Prose(value[3])
 }
 
 // tableOf is the present table when it has the key, or another one that has.
-func (r *redactor) tableOf(key string) string {
-	if slices.Contains(r.known[r.table], key) {
-		return r.table
-	}
-	for _, table := range tableOrder {
-		if slices.Contains(r.known[table], key) {
-			return table
+func (r *redactor) tableOf(key string) table {
+	for _, t := range append(tableList{r.table}, r.tables...) {
+		if t.find(key) != nil {
+			return t
 		}
 	}
-	return ""
+	return table{}
 }
 
-// takes tells whether Parse takes the value for the key of the present table.
-func (r *redactor) takes(name, value string) bool {
-	if !slices.Contains(r.known[r.table], name) {
-		return false
-	}
-	if plainValue().MatchString(value) {
-		return true
-	}
-	doc, problem := readDocument([]byte(name + " = " + value + "\n"))
-	if problem != nil || len(doc.values) != 1 {
-		return false
-	}
-	var c Config
-	check := checker{document: doc, known: r.known, bad: map[path]bool{}, meant: map[path]bool{}}
-	if r.table == "credential" {
-		if name == "type" {
-			return doc.values[name] == typeSymmetricKey || doc.values[name] == typeX509
-		}
-		var reference attest.Reference
-		check.reference(&reference)(path("").key(name), doc.values[name])
-	} else {
-		keys := check.tables(&c)[r.table]
-		at := slices.IndexFunc(keys, func(k key) bool { return k.name == name })
-		keys[at].take(path("").key(name), doc.values[name])
-	}
-	return len(check.errs) == 0
+// takes tells whether Parse takes the value for the key.
+func takes(k key, value string) bool {
+	doc, problem := document.Parse("", []byte("key = "+value+"\n"), nil)
+	return plainValue().MatchString(value) || problem == nil && len(doc.Values) == 1 && k.check(doc.Values["key"]) == nil
 }
 
 // mask takes a text out. Its words may stand elsewhere by themselves.

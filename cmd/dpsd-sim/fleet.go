@@ -15,7 +15,6 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fleet"
-	"github.com/dpsd-project/dpsd/pace"
 )
 
 func newFleet() *cobra.Command {
@@ -119,10 +118,7 @@ func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
-	f.Retry = pace.Retry{
-		Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
-		RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
-	}
+	f.Retry = cfg.Retry
 	if !c.Flags().Changed("on-boot") {
 		f.OnBoot = daemon.Policy(cfg.Provisioning.OnBoot)
 	}

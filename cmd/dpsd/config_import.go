@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/aziot"
 	"github.com/dpsd-project/dpsd/input"
 )
 
@@ -42,16 +43,16 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 				return &exitError{exitFailed, err}
 			}
 			defer f.Close()
-			var dropIns []config.DropIn
+			var dropIns []aziot.DropIn
 			for _, name := range append(aziotDropIns(args[0]), args[1:]...) {
 				d, err := input.Open(name)
 				if err != nil {
 					return &exitError{exitFailed, err}
 				}
 				defer d.Close()
-				dropIns = append(dropIns, config.DropIn{Name: name, Text: d})
+				dropIns = append(dropIns, aziot.DropIn{Name: name, Text: d})
 			}
-			result, err := config.FromAziot(args[0], f, dropIns...)
+			result, err := aziot.Import(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
 				return &exitError{exitConfiguration, err}
 			}

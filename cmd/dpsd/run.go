@@ -30,7 +30,6 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/network"
-	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 	"github.com/dpsd-project/dpsd/watch"
@@ -241,11 +240,8 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 		OnBoot:          daemon.Policy(cfg.Provisioning.OnBoot),
 		BootDelayMax:    cfg.Provisioning.BootDelayMax,
 		Interval:        cfg.Provisioning.Interval,
-		Retry: pace.Retry{
-			Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
-			RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
-		},
-		Configuration: &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
+		Retry:           cfg.Retry,
+		Configuration:   &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
 	}
 }
 

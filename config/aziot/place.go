@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"fmt"
@@ -6,19 +6,20 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/late"
 )
 
 // aziotPlaces are the tables that keys belong to, as far as they are often found
 // elsewhere: a key at the end of a file is in the table of the last header. aziot takes no
 // notice of a key that it does not know in a table.
-var aziotPlaces = map[string]path{
+var aziotPlaces = map[string]document.Path{
 	"auto_reprovisioning_mode": "",
-	"id_scope":                 path("").key("provisioning"),
-	"global_endpoint":          path("").key("provisioning"),
-	"attestation":              path("").key("provisioning"),
-	"registration_id":          path("").key("provisioning").key("attestation"),
-	"symmetric_key":            path("").key("provisioning").key("attestation"),
+	"id_scope":                 document.Path("").Key("provisioning"),
+	"global_endpoint":          document.Path("").Key("provisioning"),
+	"attestation":              document.Path("").Key("provisioning"),
+	"registration_id":          document.Path("").Key("provisioning").Key("attestation"),
+	"symmetric_key":            document.Path("").Key("provisioning").Key("attestation"),
 }
 
 // stray is a key in a wrong table.
@@ -28,10 +29,10 @@ type stray struct {
 }
 
 // findStray collects the keys that are in a wrong table.
-func (a *importer) findStray(table path, values map[string]any, depth int) {
+func (a *importer) findStray(table document.Path, values map[string]any, depth int) {
 	const deepest = 20
 	for name, value := range values {
-		at := table.key(name)
+		at := table.Key(name)
 		if home, known := aziotPlaces[name]; known && home != table {
 			a.stray[at] = stray{header(home), value}
 			continue
@@ -43,15 +44,15 @@ func (a *importer) findStray(table path, values map[string]any, depth int) {
 }
 
 // header names a table for people.
-func header(table path) string {
+func header(table document.Path) string {
 	if table == "" {
 		return "at the top of the file, above all tables"
 	}
-	return "below [" + shown(table) + "]"
+	return "below [" + table.String() + "]"
 }
 
 // misplaced notes that a key is in a wrong table.
-func (a *importer) misplaced(at path) {
+func (a *importer) misplaced(at document.Path) {
 	means := ""
 	if s, is := a.stray[at].value.(string); is && modes[strings.ToLower(s)] != "" {
 		means = fmt.Sprintf("; in the right place it would become provisioning.on_boot = %q", modes[strings.ToLower(s)])
@@ -61,14 +62,14 @@ func (a *importer) misplaced(at path) {
 
 // reportAbsent reports a key that its table lacks: where it is found in another table,
 // if it is.
-func (a *importer) reportAbsent(table path, name, remedy string) {
+func (a *importer) reportAbsent(table document.Path, name, remedy string) {
 	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
-		if strings.HasSuffix(string(at), separator+name) && aziotPlaces[name] == table {
-			a.report(at, Error{Problem: "is in the wrong table", Remedy: "it belongs " + a.stray[at].home})
+		if at.Name() == name && aziotPlaces[name] == table {
+			a.Report(at, document.Error{Problem: "is in the wrong table", Remedy: "it belongs " + a.stray[at].home})
 			return
 		}
 	}
-	a.reportMissing(table, name, remedy)
+	a.ReportMissing(table, name, remedy)
 }
 
 const theFile = "/etc/aziot/config.toml"
@@ -81,27 +82,27 @@ var (
 
 // anotherFile recognises files that are often taken for config.toml; nil when it is none
 // of them. problem is what is wrong with its TOML, if it has any.
-func anotherFile(data []byte, values map[string]any, problem *Error) *Error {
+func anotherFile(doc document.Document, problem *document.Error) *document.Error {
+	data, values := doc.From(1), doc.Values
 	if problem != nil {
 		at := yamlLine().FindIndex(data)
 		if at == nil {
 			return problem
 		}
-		place := newLines(data).place(at[0])
-		return &Error{Line: place.line, Column: 1, Problem: "this is YAML, and looks like the config.yaml of IoT Edge 1.1",
+		return &document.Error{Line: doc.Of(at[0]).Line, Column: 1, Problem: "this is YAML, and looks like the config.yaml of IoT Edge 1.1",
 			Remedy: `convert it with "iotedge config import" of IoT Edge 1.2 or later, or copy scope_id (as id_scope) and registration_id to dpsd.toml`}
 	}
 	if service := service(values); service != "" {
-		return &Error{Problem: "this is the 00-super.toml of " + service + ", which \"config apply\" generates from " + theFile, Remedy: "import " + theFile + " instead"}
+		return &document.Error{Problem: "this is the 00-super.toml of " + service + ", which \"config apply\" generates from " + theFile, Remedy: "import " + theFile + " instead"}
 	}
 	if _, is := values["dps"].(map[string]any); is {
-		return &Error{Problem: "this is a configuration of dpsd, which needs no conversion", Remedy: "import " + theFile + " instead"}
+		return &document.Error{Problem: "this is a configuration of dpsd, which needs no conversion", Remedy: "import " + theFile + " instead"}
 	}
 	if _, is := values["Service"].(map[string]any); is {
-		return &Error{Problem: "this is a drop-in of systemd", Remedy: "name " + theFile + " first, and the drop-in after it"}
+		return &document.Error{Problem: "this is a drop-in of systemd", Remedy: "name " + theFile + " first, and the drop-in after it"}
 	}
 	if len(values) == 0 && len(data) > 0 && !content().Match(data) {
-		return &Error{Problem: "every line is a comment, as in the template", Remedy: "uncomment one of the blocks that begin with [provisioning] and fill it in, or import the file that is in use, " + theFile}
+		return &document.Error{Problem: "every line is a comment, as in the template", Remedy: "uncomment one of the blocks that begin with [provisioning] and fill it in, or import the file that is in use, " + theFile}
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"bytes"
@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
 // DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
@@ -25,13 +28,13 @@ type proxySetting struct {
 }
 
 // agent takes from IoT Edge's agent how it reaches the cloud, and leaves the rest out.
-func (a *importer) agent(at path, value any) {
+func (a *importer) agent(at document.Path, value any) {
 	a.leaveOut(at, aziotLeftOut["agent"])
 	agent, _ := value.(map[string]any)
 	env, _ := agent["env"].(map[string]any)
 	var found []proxySetting
 	for _, name := range slices.Sorted(maps.Keys(env)) {
-		at := at.key("env").key(name)
+		at := at.Key("env").Key(name)
 		value, _ := env[name].(string)
 		switch strings.ToLower(name) {
 		case "https_proxy":
@@ -51,7 +54,7 @@ const ignoresNoProxy = `a proxy in dpsd.toml takes everything; transport.proxy =
 
 // upstreamProtocol takes the order of the protocols from an agent behind a firewall that
 // lets only HTTPS out.
-func (a *importer) upstreamProtocol(at path, value string) {
+func (a *importer) upstreamProtocol(at document.Path, value string) {
 	switch strings.ToLower(value) {
 	case "mqttws", "amqpws":
 		a.become(a.origin(at), "transport.protocols", []string{"websocket", "mqtt"})
@@ -66,7 +69,7 @@ func (a *importer) dropIns(all []DropIn) error {
 	units := map[string]*environment{}
 	var order []string
 	for _, d := range all {
-		data, err := Read(d.Name, d.Text)
+		data, err := document.Read(d.Name, d.Text)
 		if err != nil {
 			return err
 		}
@@ -148,15 +151,16 @@ func (a *importer) proxy(o origin, value string) bool {
 	if u.Port() == "" {
 		u.Host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 	}
-	address, w := checkProxy(u.String())
-	if w.problem == "" && user != nil && user.Username() != "" {
-		w = checkProxyUser(user.Username())
+	// The slash makes an address of the words that dpsd.toml has in its place, such as none.
+	wrong := config.Check("transport.proxy", u.String()+"/")
+	if wrong == nil && user != nil && user.Username() != "" {
+		wrong = config.Check("transport.proxy_user", user.Username())
 	}
-	if w.problem != "" {
-		a.noteOf(o, "", "left out: %s", w.problem)
+	if wrong != nil {
+		a.noteOf(o, "", "left out: %s", wrong.Problem)
 		return false
 	}
-	a.become(o, "transport.proxy", address)
+	a.become(o, "transport.proxy", u.Scheme+"://"+u.Host)
 	if user == nil || user.Username() == "" {
 		return true
 	}
@@ -185,17 +189,17 @@ func (e *environment) read(name string, data []byte) {
 	if e.values == nil {
 		e.values = map[string]variable{}
 	}
-	lines := newLines(data)
+	lines := document.NewLines(data)
 	section := ""
-	for n := 1; n <= len(lines.starts); n++ {
+	for n := 1; n <= lines.Count(); n++ {
 		first := n
-		line := strings.TrimSpace(string(lines.line(n)))
+		line := strings.TrimSpace(string(lines.Line(n)))
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
 		}
-		for strings.HasSuffix(line, `\`) && n < len(lines.starts) {
+		for strings.HasSuffix(line, `\`) && n < lines.Count() {
 			n++
-			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.line(n)))
+			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.Line(n)))
 		}
 		if strings.HasPrefix(line, "[") {
 			section = line
@@ -205,7 +209,7 @@ func (e *environment) read(name string, data []byte) {
 		if !found || section != "[Service]" {
 			continue
 		}
-		o := origin{name, strings.TrimSpace(key), first, data[lines.starts[first-1]:]}
+		o := origin{name, strings.TrimSpace(key), first, lines.From(first)}
 		switch o.key {
 		case "Environment":
 			e.assign(o, strings.TrimSpace(value))

@@ -1,4 +1,4 @@
-package config
+package document
 
 import (
 	"cmp"
@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// Error is one thing that is wrong with a configuration. No field repeats a secret.
+// Error is one thing that is wrong with a document. No field repeats a secret.
 type Error struct {
-	// File is the name given to Parse.
+	// File is the name of the document.
 	File string
 	// Line and Column count from 1, columns in characters. Line is 0 when the place is
 	// the file as a whole, as for a table that is missing.
@@ -51,8 +51,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Errors is everything that is wrong with a configuration, in the order of the file;
-// what is missing from it comes last.
+// Errors is everything that is wrong with a document, in the order of the file; what is
+// missing from it comes last.
 type Errors []*Error
 
 // Error lists all of them, one on each line.
@@ -73,11 +73,12 @@ func (e Errors) Unwrap() []error {
 	return all
 }
 
-func (e Errors) sort() {
+func (e Errors) sorted() Errors {
 	slices.SortStableFunc(e, func(a, b *Error) int {
 		if (a.Line == 0) != (b.Line == 0) {
 			return cmp.Compare(b.Line, a.Line)
 		}
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
+	return e
 }
