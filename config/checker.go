@@ -98,15 +98,14 @@ func (c *checker) credential(at document.Path, values map[string]any) (attest.Cr
 		return nil, ""
 	}
 	t := c.types[i]
-	needed := map[string]bool{"type": true}
-	for _, k := range t.Keys(nil) {
-		needed[k.Name] = true
-		if values[k.Name] == nil && !c.meant[at.Key(k.Name)] {
-			c.ReportMissing(at, k.Name, fmt.Sprintf("a credential of type %q needs it", t.Name))
+	needed := keyNames(t)
+	for _, name := range needed {
+		if values[name] == nil && !c.meant[at.Key(name)] {
+			c.ReportMissing(at, name, fmt.Sprintf("a credential of type %q needs it", t.Name))
 		}
 	}
-	for _, k := range one.keys {
-		if values[k.name] != nil && !needed[k.name] {
+	for _, k := range one.keys[1:] { // all but "type"
+		if values[k.name] != nil && !slices.Contains(needed, k.name) {
 			c.Report(at.Key(k.name), Error{Problem: fmt.Sprintf("has no meaning with type %q", t.Name), Remedy: "each credential is a [[credential]] of its own"})
 		}
 	}

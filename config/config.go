@@ -130,11 +130,11 @@ func Default() Config {
 	return c
 }
 
-// Error and Errors are what is wrong with a configuration. No field repeats a secret.
-type (
-	Error  = document.Error
-	Errors = document.Errors
-)
+// Error is one thing that is wrong with a configuration.
+type Error = document.Error
+
+// Errors is everything that is wrong with a configuration.
+type Errors = document.Errors
 
 // Read returns the whole of r, the text of a configuration, for Parse, without a byte
 // order mark. The error is an Errors if it is UTF-16 or longer than a configuration may be.

@@ -87,10 +87,10 @@ func newCredential(types []attest.Type) *credential {
 	one := &credential{references: map[string]*attest.Reference{}}
 	one.keys = []key{{"type", word(&one.kind, "", typeNames(types)...)}}
 	for _, t := range types {
-		for _, k := range t.Keys(nil) {
-			if one.references[k.Name] == nil {
-				one.references[k.Name] = new(attest.Reference)
-				one.keys = append(one.keys, key{k.Name, reference(one.references[k.Name])})
+		for _, name := range keyNames(t) {
+			if one.references[name] == nil {
+				one.references[name] = new(attest.Reference)
+				one.keys = append(one.keys, key{name, reference(one.references[name])})
 			}
 		}
 	}
@@ -101,6 +101,14 @@ func typeNames(types []attest.Type) []string {
 	names := make([]string, 0, len(types))
 	for _, t := range types {
 		names = append(names, t.Name)
+	}
+	return names
+}
+
+// keyNames lists the keys of a type, without "type".
+func keyNames(t attest.Type) (names []string) {
+	for _, k := range t.Keys(nil) {
+		names = append(names, k.Name)
 	}
 	return names
 }

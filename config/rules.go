@@ -47,11 +47,8 @@ func (c *checker) missing(to *Config) {
 func withType(types []attest.Type) string {
 	all := make([]string, 0, len(types))
 	for _, t := range types {
-		keys := []string{fmt.Sprintf("with type = %q", t.Name)}
-		for _, k := range t.Keys(nil) {
-			keys = append(keys, k.Name)
-		}
-		all = append(all, enumerated(keys, "and"))
+		first := fmt.Sprintf("with type = %q", t.Name)
+		all = append(all, enumerated(append([]string{first}, keyNames(t)...), "and"))
 	}
 	return strings.Join(all, ", or ")
 }
