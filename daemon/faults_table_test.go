@@ -37,6 +37,7 @@ type trouble struct {
 	lasts bool           // it does not pass by itself
 	moves bool           // the gateway is given another hub, which is to be published
 	quiet bool           // nothing of it reaches the network: attempts are not counted
+	says  string         // is in the cause of each fault
 
 	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
 }
@@ -232,12 +233,7 @@ func troubles() []trouble {
 		calmly("a link with 600 ms each way", simulator.Rule{On: simulator.OnAccept, DelayUp: 600 * time.Millisecond, DelayDown: 600 * time.Millisecond}),
 		onceAndAlways("a web page without TLS", fault.CaptivePortal, simulator.Rule{On: simulator.OnAccept, Garbage: "HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n"}),
 	)
-	for _, alert := range []string{"bad_certificate", "unknown_ca", "access_denied", "certificate_required"} {
-		add(onceAndAlways("the alert "+alert+" before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: alert}))
-	}
 	add(
-		onceAndAlways("an alert about a certificate, in place of one", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("an alert about a certificate, in place of one, under TLS 1.3", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
 		onceAndAlways("garbage within the TLS stream", fault.ConnectionLost, simulator.Rule{On: simulator.OnAccept, AfterUp: 700, Garbage: "GARBAGE GARBAGE"}),
 	)
 	for _, after := range []int{1, 500, 1200, 1700} {
@@ -287,10 +283,6 @@ func troubles() []trouble {
 	// Credentials and the gateway's own files.
 	wrong := "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw="
 	certified := slices.Concat(
-		onceAndAlways("the certificate is refused by an alert", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("the certificate is refused by an alert under TLS 1.3", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("the alert bad_certificate before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate"}),
-		onceAndAlways("the alert unknown_ca before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "unknown_ca"}),
 		onceAndAlways("register: 401", fault.Unauthorized, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}),
 		onceAndAlways("CONNACK 5", fault.ConnackRefused, simulator.Rule{On: simulator.OnConnect, Connack: code(5)}),
 		onceAndAlways("register: 500", fault.ServiceError, simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none"}),
@@ -299,7 +291,7 @@ func troubles() []trouble {
 	for i := range certified {
 		certified[i].with = "certificate"
 	}
-	add(certified, resumptions(), proxies())
+	add(certified, alertsAboutCertificates(), chains(), resumptions(), proxies())
 	add(onceAndAlways("register: 400, the API version is not supported", fault.RequestRefused,
 		simulator.Rule{On: simulator.OnRegister, Status: 400, ErrorCode: 400004, ErrorMessage: "Unsupported API version 2021-06-01.", RetryAfter: "none"}))
 	for _, host := range []string{"global.azure-devices-provisioning.us", "global.azure-devices-provisioning.cn"} {
@@ -422,6 +414,11 @@ func playTrouble(t *testing.T, row trouble) (o outcome) {
 		}
 		if g.log.FilterMessage("hung").Len() > 0 {
 			t.Error("the watchdog was needed")
+		}
+		for _, e := range g.log.FilterMessage("fault").All() {
+			if cause := fmt.Sprint(e.ContextMap()["cause"]); !strings.Contains(cause, row.says) {
+				t.Errorf("the cause is %q, without %q", cause, row.says)
+			}
 		}
 		strange := slices.ContainsFunc(o.faults, func(f string) bool {
 			return f != string(row.code) && !slices.Contains(row.codes, fault.Code(f))

@@ -48,23 +48,43 @@ func issuedByDigiCert(g *gateway, host string) {
 
 // proxies are what a proxy can answer.
 func proxies() (rows []trouble) {
-	for name, what := range map[string]struct {
+	type proxy struct {
 		address, answer string
 		code            fault.Code
-	}{
+	}
+	all := map[string]proxy{
 		"forbids it (403)":                    {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
 		"hangs up":                            {"http://proxy.test:3128", "", fault.ProxyRefused},
 		"does not get through (502)":          {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
 		"does not get through (503)":          {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
 		"does not get through (504)":          {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
-		"wants a password (407)":              {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, Basic realm=\"a, b\"\r\n\r\n", fault.ProxyAuth},
-		"wants NTLM (407)":                    {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
-		"wants Negotiate or NTLM (407)":       {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
 		"expects TLS, and answers an alert":   {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
 		"expects TLS, and says so (400)":      {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
 		"does not understand CONNECT (400)":   {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
 		"of an https:// address knows no TLS": {"https://proxy.test:3129", "plain", fault.ProxyScheme},
-	} {
+	}
+	for first, header := range map[string]string{"407 No": "Proxy-Authenticate", "401 Unauthorized": "WWW-Authenticate"} {
+		for name, offer := range map[string]struct {
+			challenges []string
+			code       fault.Code
+		}{
+			"wants a password":                            {[]string{"Basic realm=\"a, b\""}, fault.ProxyAuth},
+			"wants a password, and does not say how":      {nil, fault.ProxyAuth},
+			"has Basic last in a list":                    {[]string{"Negotiate, NTLM, basic realm=\"a, b\""}, fault.ProxyAuth},
+			"has Basic in a header of its own":            {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
+			"wants NTLM":                                  {[]string{"NTLM"}, fault.ProxyAuthUnsupported},
+			"wants Negotiate or NTLM, in a list":          {[]string{"negotiate, ntlm"}, fault.ProxyAuthUnsupported},
+			"wants Negotiate or NTLM, in two headers":     {[]string{"Negotiate", "NTLM"}, fault.ProxyAuthUnsupported},
+			"wants Digest, for a realm that is \"Basic\"": {[]string{"Digest realm=\"x, Basic\", nonce=\"1\""}, fault.ProxyAuthUnsupported},
+		} {
+			answer := "HTTP/1.1 " + first + "\r\n"
+			for _, challenge := range offer.challenges {
+				answer += header + ": " + challenge + "\r\n"
+			}
+			all[name+" ("+first[:3]+")"] = proxy{"http://proxy.test:3128", answer + "\r\n", offer.code}
+		}
+	}
+	for name, what := range all {
 		play := answering(what.answer)
 		if what.answer == "plain" {
 			play = func(c net.Conn) {

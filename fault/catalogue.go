@@ -122,7 +122,7 @@ var catalogue = []Entry{
 		"The proxy wants to be told who we are, or does not accept it (407 or 401).",
 		"Set proxy_user and proxy_password. dpsd offers basic authentication; what the proxy accepts is in the cause.", "", ""},
 	{ProxyAuthUnsupported, Transient,
-		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407).",
+		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407 or 401).",
 		"dpsd supports basic authentication. Let the proxy allow the endpoint without authentication, or offer Basic to this gateway; or run a local proxy that signs in (cntlm, px) and set proxy to its address.", "", ""},
 	{ProxyUpstream, Transient,
 		"The proxy allowed the connection, but could not establish it (502, 503 or 504).",

@@ -95,6 +95,15 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	read := make([]dropIn, len(dropIns))
+	for i, d := range dropIns {
+		if read[i], err = readDropIn(d); err != nil {
+			return Result{}, err
+		}
+	}
+	if unitLine().Match(data) {
+		return Result{}, document.Errors{dropInAlone(name, read)}
+	}
 	doc, problem := document.Parse(name, data, nil)
 	if problem := anotherFile(doc, problem); problem != nil {
 		problem.File = name
@@ -105,7 +114,9 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 		set:     map[string]any{},
 		stray:   map[document.Path]stray{},
 	}
-	a.edge = slices.ContainsFunc(dropIns, func(d DropIn) bool { return unitOf(d.Name) == edged })
+	if problem := a.dropIns(read); problem != nil {
+		return Result{}, document.Errors{problem}
+	}
 	a.whole()
 	if err := a.Err(); err != nil {
 		return Result{}, err
@@ -114,9 +125,6 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 		a.sort()
 		a.notes = slices.DeleteFunc(a.notes, func(n *Note) bool { return strings.HasPrefix(n.Text, todo) })
 		return Result{Notes: a.notes}, nil
-	}
-	if err := a.dropIns(dropIns); err != nil {
-		return Result{}, err
 	}
 	a.takeProxy()
 	a.sort()

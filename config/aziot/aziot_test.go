@@ -2,6 +2,7 @@ package aziot_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,6 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/config/aziot"
+	"github.com/dpsd-project/dpsd/test/configuration"
 )
 
 // samples returns the files of testdata: name to contents. Each is written in the
@@ -266,7 +268,7 @@ func TestImportRefuses(t *testing.T) {
 		{"the 00-super.toml of keyd", sample(t, "keyd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-keyd, `},
 		{"the 00-super.toml of certd", sample(t, "certd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-certd, `},
 		{"the 00-super.toml of edged", sample(t, "edged-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-edged, `},
-		{"a drop-in in the place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd; name /etc/aziot/config.toml first, and the drop-in after it`},
+		{"a drop-in in the place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd, which holds the proxy and no identity; name config.toml first: dpsd config import-aziot /etc/aziot/config.toml config.toml`},
 		{"the template, in which everything is a comment", regexp.MustCompile(`(?m)^`).ReplaceAllString(samples(t)["edge-template.toml"], "# "), `config.toml: every line is a comment, as in the template; uncomment one of the blocks that begin with [provisioning]`},
 		{"a key without a place", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = { }`), `provisioning.attestation.symmetric_key.uri: is missing`},
 		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is no URI of a file`},
@@ -359,9 +361,6 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 				`config.toml:41: agent.env.no_proxy: left out: a proxy in dpsd.toml takes everything`,
 				edged + `:5: https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
 				identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://identityd.example:3128"`}},
-		{"a file of variables is named, and not read", "symmetric-inline.toml",
-			[]file{{identityd + "10.conf", service + "EnvironmentFile=-/etc/environment\n"}}, nil,
-			[]string{identityd + `10.conf:5: EnvironmentFile: left out: the file is not read; if it sets HTTPS_PROXY, set transport.proxy in dpsd.toml`}},
 		{"one that is no proxy", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=HTTPS_PROXY=socks5://proxy.example:1080 https_proxy=\n"}}, nil,
 			[]string{identityd + `10.conf:5: HTTPS_PROXY: left out: the address must begin with`, identityd + `10.conf:5: https_proxy: left out: it is empty`}},
@@ -434,13 +433,44 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 }
 
 // parse demands that a text is a configuration of dpsd.
-func parse(t testing.TB, text string) {
+func parse(t testing.TB, text string) *config.Config {
 	t.Helper()
-	if _, err := config.Parse("dpsd.toml", strings.NewReader(text)); err != nil {
+	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
+	if err != nil {
 		t.Fatalf("%v\nin\n%s", err, text)
 	}
+	return c
 }
 
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the disk is on fire") }
+
+func FuzzImport(f *testing.F) {
+	for _, text := range samples(f) {
+		f.Add([]byte(text))
+	}
+	key := base64.StdEncoding.EncodeToString([]byte("canary-of-a-key-which-is-one"))
+	f.Add([]byte(samples(f)["symmetric-inline.toml"] + "[Service]\nEnvironment=\"https_proxy=http://a:b@c:1\"\n"))
+	f.Add([]byte("provisioning.source = \"dps\"\nprovisioning.attestation = [{}]\nagent.env.https_proxy = \"http://a:b@[::1]\"\n# " + key))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := aziot.Import("x", bytes.NewReader(data), aziot.DropIn{Name: "y", Text: bytes.NewReader(data)})
+		if err != nil {
+			if !errors.As(err, new(config.Errors)) || got.TOML != "" {
+				t.Fatalf("got %+v, %v", got, err)
+			}
+			return
+		}
+		for _, n := range got.Notes {
+			if n.Text == "" || n.Key == "" || strings.ContainsAny(n.String(), "\n\r") {
+				t.Fatalf("%+v", n)
+			}
+		}
+		if got.TOML == "" {
+			return
+		}
+		if broken := configuration.Broken(parse(t, got.TOML)); broken != "" {
+			t.Fatalf("%s in %s", broken, got.TOML)
+		}
+	})
+}

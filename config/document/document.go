@@ -65,7 +65,7 @@ type Document struct {
 	// Name stands for the file in messages.
 	Name string
 	// Values are string, int64, float64, bool, []any, map[string]any and the types of
-	// dates and times.
+	// dates and times. There are none when the text is no TOML.
 	Values map[string]any
 	// places are those of keys, table headers and array elements.
 	places map[Path]Place
@@ -95,16 +95,17 @@ func Read(name string, r io.Reader) ([]byte, error) {
 // Parse reads TOML. A syntax error names the key of its line if that is one of known, the
 // keys of each table.
 func Parse(name string, data []byte, known map[string][]string) (Document, *Error) {
-	doc := Document{Lines: NewLines(data), Name: name, Values: map[string]any{}, places: map[Path]Place{}}
+	doc, values := Document{Lines: NewLines(data), Name: name, places: map[Path]Place{}}, map[string]any{}
 	finder := finder{lines: doc.Lines, places: doc.places, elements: map[Path]int{}}
 	if !finder.find(data) {
 		return doc, &Error{File: name, Problem: fmt.Sprintf("the file has more than %d keys", maxKeys), Remedy: "a configuration has a few dozen; is this the right file?"}
 	}
-	if err := toml.Unmarshal(data, &doc.Values); err != nil {
+	if err := toml.Unmarshal(data, &values); err != nil {
 		problem := syntaxError(doc.Lines, known, err)
 		problem.File = name
 		return doc, problem
 	}
+	doc.Values = values
 	return doc, nil
 }
 
