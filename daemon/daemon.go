@@ -2,10 +2,10 @@
 // the Device Provisioning Service, keeps it on disk, tells systemd, and goes on
 // for years.
 //
-// One goroutine owns all state and waits in one select (supervisor.go). An
-// attempt runs beside it and reports its phases (attempt.go). Every error goes
-// through one function that names it (package classify) and one that turns it into
-// a delay (package pace).
+// One goroutine owns all state and waits in one select (supervisor.go). An attempt
+// (attempt.go) runs beside it and reports its phases: a registration, a lookup of the
+// published record, or a repair of the state directory. Every error passes one function
+// that names it (package classify) and one that turns it into a delay (package pace).
 package daemon
 
 import (
@@ -20,7 +20,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/control"
-	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -103,10 +103,6 @@ type Daemon struct {
 	// collector of node_exporter. "" is none.
 	MetricsFile string
 
-	// Rest is called once there is nothing to do for a while: what only attempts need can
-	// be given back. It must not wait for anything. nil: nothing is given back.
-	Rest func()
-
 	// Watchdog is the interval of WATCHDOG_USEC; 0 when systemd asked for none.
 	Watchdog time.Duration
 
@@ -142,14 +138,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.serve(ctx)()
-	go s.scribe.run()
-	defer s.scribe.stop()
+	go s.recorder.run()
+	defer s.recorder.stop()
 	return s.run(ctx)
 }
 
-// IsRefusal reports whether err is what Run returns, with Once, when the service
-// has refused every credential or the enrollment.
-func IsRefusal(err error) bool {
-	var f fault.Fault
-	return errors.As(err, &f) && !errors.Is(err, ErrTimeout)
+// Identity is that of this gateway at DPS; version is that of dpsd.
+func (s *Settings) Identity(registrationID, version string) dps.Identity {
+	return dps.Identity{
+		IDScope: s.IDScope, RegistrationID: registrationID,
+		APIVersion: s.APIVersion, ClientVersion: "dpsd/" + version,
+	}
 }
