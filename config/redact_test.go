@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
 )
 
@@ -84,6 +85,17 @@ func TestRedactTakesSecretsOut(t *testing.T) {
 			t.Errorf("told is %q", taken)
 		}
 	})
+}
+
+func TestRedactKnowsATypeOfCredentialByItsDescription(t *testing.T) {
+	types := append(attest.Types(), ticket{}.Type())
+	text := "[[credential]]\ntype = \"ticket\"\nstub = \"file:/stub\"\nsecret = \"file:/secret\"\n"
+	if got, taken := config.RedactTypes([]byte(text), types); got != text || taken != nil {
+		t.Errorf("got\n%s\nand %q was taken out", got, taken)
+	}
+	if got, _ := config.RedactTypes([]byte(strings.Replace(text, "file:/secret", "hunter2", 1)), types); strings.Contains(got, "hunter2") || !strings.Contains(got, "file:/stub") {
+		t.Errorf("a secret in the place of a reference: got\n%s", got)
+	}
 }
 
 func FuzzRedact(f *testing.F) {

@@ -101,7 +101,7 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if unitLine().Match(data) {
+	if matches(unitLine, data) {
 		return Result{}, document.Errors{dropInAlone(name, read)}
 	}
 	doc, problem := document.Parse(name, data, nil)

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"github.com/dpsd-project/dpsd/config/document"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 // edgeKeys are keys of the file that only IoT Edge reads.
@@ -17,7 +16,7 @@ var edgeKeys = []string{
 
 // edgeComments are found in IoT Edge's template, of which most files are copies, and not
 // in that of the Identity Service.
-var edgeComments = late.Regexp(`(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`)
+const edgeComments = `(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`
 
 // isEdge tells whether the file is that of IoT Edge, and not of the Identity Service alone.
 func (a *importer) isEdge() bool {
@@ -26,7 +25,7 @@ func (a *importer) isEdge() bool {
 			return true
 		}
 	}
-	return a.edge || edgeComments().Match(a.From(1)) || slices.ContainsFunc(edgeKeys, func(key string) bool { return a.Values[key] != nil })
+	return a.edge || matches(edgeComments, a.From(1)) || slices.ContainsFunc(edgeKeys, func(key string) bool { return a.Values[key] != nil })
 }
 
 // modes is what IoT Edge's auto_reprovisioning_mode comes to.

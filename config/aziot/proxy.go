@@ -11,7 +11,6 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 // DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
@@ -85,17 +84,17 @@ func readDropIn(d DropIn) (dropIn, error) {
 	return dropIn{d, data, unit, placed}, err
 }
 
-var (
+const (
 	// section begins what systemd takes from a drop-in.
-	section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
+	section = `(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`
 	// unitLine are lines that only files of units have.
-	unitLine = late.Regexp(`(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`)
+	unitLine = `(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`
 )
 
 // dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
 func dropInAlone(name string, others []dropIn) *document.Error {
 	file := theFile
-	if i := slices.IndexFunc(others, func(d dropIn) bool { return !section().Match(d.data) }); i >= 0 {
+	if i := slices.IndexFunc(others, func(d dropIn) bool { return !matches(section, d.data) }); i >= 0 {
 		file = others[i].Name
 	}
 	return &document.Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
@@ -114,12 +113,12 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 			order = append(order, d.unit)
 		}
 		switch {
-		case section().Match(d.data):
+		case matches(section, d.data):
 			units[d.unit].read(d)
 		case !d.placed:
 			return &document.Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
 				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
-		case content().Match(d.data):
+		case matches(content, d.data):
 			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
@@ -91,12 +90,13 @@ func extractLines(o origin, secret, more string) string {
 	}
 	const longest = 20 // lines
 	expression := `value=["\x27]*\([A-Za-z0-9+/=]*\)["\x27]["\x27]["\x27]`
+	dropped := regexp.MustCompile(`[\\\r\n\t ]`) // by tr
 	var joined []byte
 	for n, line := range bytes.Split(o.text, []byte("\n")) {
 		if n == longest {
 			break
 		}
-		joined = append(joined, dropped().ReplaceAll(line, nil)...)
+		joined = append(joined, dropped.ReplaceAll(line, nil)...)
 		if n > 0 && gives(expression, joined, secret) {
 			return fmt.Sprintf(`sed -n '%d,%dp' %s | tr -d '\\\r\n\t ' | sed -n 's,.*%s.*,\1%s,p'%s%s`,
 				o.line, o.line+n, input.Quote(o.file), expression, more, toCredstore, importedKey)
@@ -104,9 +104,6 @@ func extractLines(o origin, secret, more string) string {
 	}
 	return ""
 }
-
-// dropped is what tr takes out of the lines.
-var dropped = late.Regexp(`[\\\r\n\t ]`)
 
 func (a *importer) certificate(at document.Path, value any) {
 	if table, ok := value.(map[string]any); ok && table["uri"] == nil {
