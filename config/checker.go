@@ -9,14 +9,14 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// checker turns a document into a Config and collects what is wrong on the way.
+// checker turns a document into a Config, and collects what is wrong with it.
 type checker struct {
 	document.Checker
 	types  []attest.Type
 	tables tableList              // with pointers into the Config
 	known  map[string][]string    // the names of all keys, by table
-	meant  map[document.Path]bool // keys that an unknown one stands for, so that none is called missing
-	first  string                 // the type of the first credential; "" when that is in doubt
+	meant  map[document.Path]bool // keys that an unknown key probably stands for; they are not missing
+	first  string                 // the type of the first credential; "" when it is unknown
 }
 
 const root = document.Path("")
@@ -35,7 +35,7 @@ func (c *checker) config(to *Config) {
 		case name == "credential":
 			to.Credentials = c.credentials(at, value)
 		case t.keys == nil:
-			c.unknownTop(at, name, value)
+			c.unknownTop(name, value)
 		case isTable:
 			c.table(at, values, t)
 		case isArray:
@@ -85,7 +85,7 @@ func (c *checker) credentials(at document.Path, value any) []attest.Credential {
 	return all
 }
 
-// credential reads one, and returns the name of its type, too; "" when that is in doubt.
+// credential reads one, and also returns the name of its type; "" when it is unknown.
 func (c *checker) credential(at document.Path, values map[string]any) (attest.Credential, string) {
 	before := c.Reported()
 	one := newCredential(c.types)

@@ -20,7 +20,7 @@ type table struct {
 	keys []key
 }
 
-// tableList is all that a configuration may hold, in the order of the reference.
+// tableList lists the tables of a configuration, in the order of the reference.
 type tableList []table
 
 // tables declares every key, and where its value goes. A [[credential]] has the keys of

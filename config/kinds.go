@@ -19,19 +19,19 @@ import (
 	"github.com/dpsd-project/dpsd/nearest"
 )
 
-// kind is what the value of a key is.
+// kind describes the values of a key.
 type kind struct {
 	// read takes a value of a document, or reports what is wrong with it.
 	read func(at document.Path, value any, report func(document.Path, Error))
-	// reset takes the default.
+	// reset sets the default.
 	reset func()
 	// written returns the value as it stands in a file: a string, an int64 or a []string;
 	// nil when it is not set.
 	written func() any
 }
 
-// inQuotes is a kind whose values stand in the file as strings. remedy says what to write
-// in place of another type.
+// inQuotes is a kind whose values are strings in the file. remedy says what to write
+// instead of a value of another type.
 func inQuotes[T any](to *T, standard T, remedy string, parse func(string) (T, *Error), format func(T) string) kind {
 	return kind{
 		func(at document.Path, value any, report func(document.Path, Error)) {
@@ -57,18 +57,18 @@ func inQuotes[T any](to *T, standard T, remedy string, parse func(string) (T, *E
 
 func same(s string) string { return s }
 
-// textRemedy is for a value that is no string.
+// textRemedy is for a value that is not a string.
 const textRemedy = "write it in double quotes"
 
-// text is a string that check has nothing against.
+// text is a string that passes check.
 func text(to *string, standard string, check func(string) *Error) kind {
 	return inQuotes(to, standard, textRemedy, func(s string) (string, *Error) {
 		return s, explained(s, check(s))
 	}, same)
 }
 
-// explained is what is wrong with a text. A character in it that only looks like another
-// explains more.
+// explained adds to an error what to do about a character in the text that only looks like
+// an ASCII character.
 func explained(s string, wrong *Error) *Error {
 	if character := document.Hidden(s); wrong != nil && character != "" {
 		wrong.Remedy = character
@@ -134,7 +134,7 @@ func checkProxyUser(s string) *Error {
 	return nil
 }
 
-// file is an absolute path that the checks have nothing against.
+// file is an absolute path that passes the checks.
 func file(to *string, standard string, checks ...func(string) *Error) kind {
 	return inQuotes(to, standard, textRemedy, func(s string) (string, *Error) {
 		wrong := explained(s, checkPath(s))
@@ -182,8 +182,8 @@ func checkWord(s string, words []string) *Error {
 	return &Error{Problem: document.Quote(s) + " is unknown", Nearest: nearest.Name(s, words), Remedy: oneOf(words)}
 }
 
-// oneOf is the remedy for a value that is none of the words, and nothing else that may
-// stand in their place. All of them are at least two.
+// oneOf is the remedy for a value that is none of the words and none of the others, which
+// are not quoted.
 func oneOf(words []string, others ...string) string {
 	all := make([]string, 0, len(words)+len(others))
 	for _, w := range words {
@@ -198,7 +198,7 @@ func enumerated(all []string, last string) string {
 	return strings.Join(all[:n], ", ") + " " + last + " " + all[n]
 }
 
-// words are some of a few words, each once, in the order given; by default all.
+// words is a list of some of the words, each at most once. The default is all of them.
 func words(to *[]string, all ...string) kind {
 	remedy := `such as ["` + all[0] + `"]`
 	return kind{
@@ -247,8 +247,7 @@ func port(to *int, standard int) kind {
 	}
 }
 
-// duration is a duration in Go's notation from low to high that the checks have nothing
-// against.
+// duration is a duration in Go's notation, from low to high, that passes the checks.
 func duration(to *time.Duration, standard, low, high time.Duration, checks ...func(time.Duration) *Error) kind {
 	const remedy = `write a number with its unit, such as "90s", "5m" or "24h"`
 	return inQuotes(to, standard, remedy, func(s string) (time.Duration, *Error) {
@@ -280,11 +279,11 @@ func brief(d time.Duration) string {
 	return s
 }
 
-// maxKeepAlive is for IoT Hub's servers: they count at most 1767 s, one and a half times
-// this.
+// maxKeepAlive is the longest keep alive that IoT Hub's servers follow: they wait at most
+// 1767 s, one and a half times as long.
 const maxKeepAlive = 1177 * time.Second
 
-// checkKeepAlive demands whole seconds, as CONNECT carries them [MQTT-3.1.2-24].
+// checkKeepAlive requires whole seconds, as CONNECT carries them [MQTT-3.1.2-24].
 func checkKeepAlive(d time.Duration) *Error {
 	if d%time.Second != 0 {
 		return &Error{Problem: "must be whole seconds", Remedy: `such as "60s", or "0s" for none`}
@@ -292,7 +291,7 @@ func checkKeepAlive(d time.Duration) *Error {
 	return nil
 }
 
-// checkInterval keeps a gateway from being a burden: each registration is billed.
+// checkInterval requires a minimum, because each registration is billed.
 func checkInterval(d time.Duration) *Error {
 	const shortest = 10 * time.Minute
 	if d > 0 && d < shortest {
@@ -301,7 +300,7 @@ func checkInterval(d time.Duration) *Error {
 	return nil
 }
 
-// mode is the mode of a file that others may read, or only its group.
+// mode is the mode of a file that every user or only its group may read.
 func mode(to *fs.FileMode, standard fs.FileMode) kind {
 	modes := []string{"0644", "0640"}
 	return inQuotes(to, standard, oneOf(modes), func(s string) (fs.FileMode, *Error) {
@@ -310,8 +309,8 @@ func mode(to *fs.FileMode, standard fs.FileMode) kind {
 	}, func(m fs.FileMode) string { return fmt.Sprintf("%04o", m) })
 }
 
-// reference is "file:/path" or "credential:NAME". Whatever else is there may be a secret,
-// and is not repeated.
+// reference is "file:/path" or "credential:NAME". Any other value may be a secret, so errors
+// do not repeat it.
 func reference(to *attest.Reference) kind {
 	return inQuotes(to, attest.Reference{}, `write "file:/path" or "credential:NAME"`, func(s string) (attest.Reference, *Error) {
 		r, err := attest.ParseReference(s)
@@ -322,10 +321,10 @@ func reference(to *attest.Reference) kind {
 	}, attest.Reference.String)
 }
 
-// anAddress is how the address of a proxy looks.
+// anAddress is an example of the address of a proxy.
 const anAddress = `"http://proxy.example:3128"`
 
-// proxy is a word or an address. A wrong address is not repeated: it may hold a password.
+// proxy is a word or an address. Errors do not repeat an address: it may contain a password.
 func proxy(to *string, standard string) kind {
 	words := []string{"environment", "none"}
 	remedy := oneOf(words, "an address such as "+anAddress)
@@ -341,7 +340,7 @@ func proxy(to *string, standard string) kind {
 	}, same)
 }
 
-// parseProxy returns the address of a proxy without what means nothing in it.
+// parseProxy returns the address of a proxy, without a slash at its end.
 func parseProxy(s string) (string, *Error) {
 	const remedy = "write it as " + anAddress
 	if strings.Contains(s, "@") {

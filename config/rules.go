@@ -10,14 +10,14 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// has reports whether a key of a table is there, under its own or nearly its own name.
+// has reports whether a key of a table is set, under its own name or a similar one.
 func (c *checker) has(table, name string) bool {
 	at := root.Key(table)
 	values, _ := c.Values[table].(map[string]any)
 	return values[name] != nil || c.meant[at] || c.meant[at.Key(name)] || c.Bad[at]
 }
 
-// missing reports what has no default and was not given.
+// missing reports required keys that are not set.
 func (c *checker) missing(to *Config) {
 	dps, credential := root.Key("dps"), root.Key("credential")
 	if _, there := c.Values["dps"]; !there && !c.meant[dps] {
@@ -53,11 +53,11 @@ func withType(types []attest.Type) string {
 	return strings.Join(all, ", or ")
 }
 
-// together checks what only two keys in company can get wrong.
+// together checks the rules that concern more than one key.
 func (c *checker) together(to *Config) {
 	// A key with an error of its own has the default here.
 	bad := func(table, name string) bool { return c.Bad[root.Key(table).Key(name)] }
-	// where is the first key if it is set, else the second, whose value then is the cause.
+	// where returns the first key if it is set, or else the second, whose value is the cause.
 	where := func(table, name, otherTable, other string) document.Path {
 		if c.has(table, name) {
 			return root.Key(table).Key(name)

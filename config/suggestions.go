@@ -8,8 +8,8 @@ import (
 	"github.com/dpsd-project/dpsd/nearest"
 )
 
-// unknown reports a key that its table does not have. The nearest one is looked for
-// there first, then in the other tables by its very name.
+// unknown reports a key that its table does not have. It suggests a key of this table with
+// a similar name, or a key of another table with the same name.
 func (c *checker) unknown(at document.Path, name string, value any, table string) {
 	e := Error{Problem: "unknown key"}
 	if _, ok := value.(map[string]any); ok {
@@ -19,9 +19,7 @@ func (c *checker) unknown(at document.Path, name string, value any, table string
 		}
 	}
 	if e.Nearest == "" {
-		if e.Nearest = nearest.Name(name, c.known[table]); e.Nearest != "" {
-			c.meant[at.Key(e.Nearest)] = true
-		}
+		e.Nearest = c.nearest(at, name, c.known[table])
 	}
 	if e.Nearest == "" {
 		e.Nearest = c.elsewhere(name)
@@ -29,23 +27,26 @@ func (c *checker) unknown(at document.Path, name string, value any, table string
 	c.Report(at.Key(name), e)
 }
 
-// unknownTop reports an unknown table, or a key that stands above all tables.
-func (c *checker) unknownTop(at document.Path, name string, value any) {
-	e := Error{Problem: "unknown table"}
+// unknownTop reports an unknown table, or a key above all tables.
+func (c *checker) unknownTop(name string, value any) {
 	switch value.(type) {
 	case map[string]any, []any:
-		if e.Nearest = nearest.Name(name, slices.Sorted(maps.Keys(c.known))); e.Nearest != "" {
-			c.meant[root.Key(e.Nearest)] = true
-		}
+		c.Report(root.Key(name), Error{Problem: "unknown table", Nearest: c.nearest(root, name, slices.Sorted(maps.Keys(c.known)))})
 	default:
-		e.Problem = "unknown key"
-		e.Nearest = c.elsewhere(name)
-		e.Remedy = "every key stands below the [table] it belongs to"
+		c.Report(root.Key(name), Error{Problem: "unknown key", Nearest: c.elsewhere(name), Remedy: "every key stands below the [table] it belongs to"})
 	}
-	c.Report(at, e)
 }
 
-// elsewhere returns "table.key" for a key of this very name, or "".
+// nearest returns the key of a table that was probably meant; "" for none.
+func (c *checker) nearest(table document.Path, word string, names []string) string {
+	name := nearest.Name(word, names)
+	if name != "" {
+		c.meant[table.Key(name)] = true
+	}
+	return name
+}
+
+// elsewhere returns "table.key" for a key that has exactly this name; "" for none.
 func (c *checker) elsewhere(name string) string {
 	for _, table := range slices.Sorted(maps.Keys(c.known)) {
 		if slices.Contains(c.known[table], name) {

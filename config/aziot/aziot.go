@@ -51,9 +51,9 @@ const (
 	importedPassword    = "proxy-password"
 )
 
-// aziotLeftOut says why a key of an aziot config.toml has no counterpart. The keys are
+// leftOut says why a key of an aziot config.toml has no counterpart. The keys are
 // those of the templates that aziot-identity-service and aziot-edge install.
-var aziotLeftOut = map[string]string{
+var leftOut = map[string]string{
 	"hostname":                          "dpsd leaves the host name alone; %H in registration_id stands for it",
 	"local_gateway_hostname":            "dpsd reaches the service directly or through a proxy, not through a parent gateway",
 	"parent_hostname":                   "dpsd reaches the service directly or through a proxy, not through a parent gateway",

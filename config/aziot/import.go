@@ -117,7 +117,7 @@ func (a *importer) whole() {
 		"auto_reprovisioning_mode":      func(document.Path, any) {}, // see bootPolicy
 		"always_reprovision_on_startup": func(document.Path, any) {},
 		"agent":                         a.agent,
-	}, aziotLeftOut)
+	}, leftOut)
 	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
 		a.misplaced(at)
 	}
@@ -174,7 +174,7 @@ func (a *importer) provisioning(at document.Path, value any) {
 	})
 }
 
-// copyTo takes a value that is also one for a key of dpsd.toml.
+// copyTo takes a value unchanged for a key of dpsd.toml, if it is valid there.
 func (a *importer) copyTo(key string) taker {
 	return func(at document.Path, value any) {
 		if wrong := config.Check(key, value); wrong != nil {
@@ -185,7 +185,8 @@ func (a *importer) copyTo(key string) taker {
 	}
 }
 
-// registrationID takes a registration ID, in which a percent sign has no meaning.
+// registrationID takes a registration ID. A percent sign has no meaning in it, unlike in
+// dpsd.toml.
 func (a *importer) registrationID(at document.Path, value any) {
 	if s, is := value.(string); is {
 		value = strings.ReplaceAll(s, "%", "%%")
@@ -193,7 +194,7 @@ func (a *importer) registrationID(at document.Path, value any) {
 	a.copyTo("dps.registration_id")(at, value)
 }
 
-// string is a string with something in it; what is wrong with another value is reported.
+// string returns a string that is not empty, and reports any other value.
 func (a *importer) string(at document.Path, value any, remedy string) (string, bool) {
 	s, wrong := document.String(value, remedy)
 	if wrong != nil {

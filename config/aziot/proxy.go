@@ -32,7 +32,7 @@ type proxySetting struct {
 
 // agent takes from IoT Edge's agent how it reaches the cloud, and leaves the rest out.
 func (a *importer) agent(at document.Path, value any) {
-	a.leaveOut(at, aziotLeftOut["agent"])
+	a.leaveOut(at, leftOut["agent"])
 	agent, _ := value.(map[string]any)
 	env, _ := agent["env"].(map[string]any)
 	var found []proxySetting
@@ -185,7 +185,7 @@ func (a *importer) proxy(o origin, value string) bool {
 	if u.Port() == "" {
 		u.Host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 	}
-	// The slash makes an address of the words that dpsd.toml has in its place, such as none.
+	// With a slash, a word such as "none" is not taken for a setting of dpsd.toml.
 	wrong := config.Check("transport.proxy", u.String()+"/")
 	if wrong == nil && user != nil && user.Username() != "" {
 		wrong = config.Check("transport.proxy_user", user.Username())

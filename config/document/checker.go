@@ -5,12 +5,12 @@ import "strconv"
 // Checker collects what is wrong with a document.
 type Checker struct {
 	Document
-	// Bad has the keys and elements with an error of their own.
+	// Bad has the keys and elements for which an error was reported.
 	Bad  map[Path]bool
 	errs Errors
 }
 
-// NewChecker returns a Checker of a document with which nothing is wrong so far.
+// NewChecker returns a Checker without errors.
 func NewChecker(doc Document) Checker { return Checker{Document: doc, Bad: map[Path]bool{}} }
 
 // Report adds an error at a key or element, and fills in its place.
@@ -21,7 +21,7 @@ func (c *Checker) Report(at Path, e Error) {
 	c.errs = append(c.errs, &e)
 }
 
-// ReportMissing adds an error for a key that is not there, at its table.
+// ReportMissing adds an error for a key that is not set, at the place of its table.
 func (c *Checker) ReportMissing(table Path, name, remedy string) {
 	c.Report(table.Key(name), Error{Problem: "is missing", Remedy: remedy})
 	last, place := c.errs[len(c.errs)-1], c.Place(table)
@@ -39,8 +39,8 @@ func (c *Checker) Err() error {
 	return c.errs.sorted()
 }
 
-// String returns a value that has to be a string with something in it, or what is wrong
-// with it. remedy says what to write in place of another type.
+// String returns value if it is a string that is not empty, or else what is wrong with it.
+// remedy says what to write instead of a value of another type.
 func String(value any, remedy string) (string, *Error) {
 	s, ok := value.(string)
 	switch {
@@ -71,8 +71,8 @@ func TypeOf(value any) string {
 	return "a date or time"
 }
 
-// Quote repeats a wrong value, unless it is so long that it may be a key pasted on the
-// wrong line: 16 bytes of base64 have 24 characters.
+// Quote repeats a wrong value, unless it is so long that it may be a key that was pasted
+// into the wrong line: 16 bytes have 24 characters in base64.
 func Quote(value string) string {
 	if len(value) > 20 {
 		return "the value"

@@ -1,6 +1,6 @@
-// Package document reads TOML text and knows where each of its keys stands, so that an
-// error names its place. Package config checks the values for dpsd.toml, package aziot for
-// the config.toml of Azure IoT Edge.
+// Package document reads TOML text and finds the place of each key, so that errors name
+// their places. Package config uses it for dpsd.toml, and package aziot for the config.toml
+// of Azure IoT Edge.
 package document
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// maxSize bounds a file, in bytes. The reference has some 6 KiB.
+// maxSize is the largest size of a file, in bytes. The reference has about 6 KiB.
 const maxSize = 1 << 20
 
 // Path names a place in a document: keys and array indexes, each with a separator before
@@ -57,15 +57,15 @@ func (p Path) String() string {
 	return strings.Join(names, ".")
 }
 
-// Document is the contents of a TOML file. The values come from the library's stable
-// interface; the places of the keys only its syntax tree knows, which may change between
-// versions and is used for nothing else.
+// Document is the contents of a TOML file. The values come from the stable interface of the
+// library. Only its syntax tree has the places of the keys; it may change between versions,
+// and is used for nothing else.
 type Document struct {
 	Lines
 	// Name stands for the file in messages.
 	Name string
 	// Values are string, int64, float64, bool, []any, map[string]any and the types of
-	// dates and times. There are none when the text is no TOML.
+	// dates and times. There are none when the text is not TOML.
 	Values map[string]any
 	// places are those of keys, table headers and array elements.
 	places map[Path]Place
@@ -223,7 +223,7 @@ func keyOfLine(lines Lines, known map[string][]string, n int) string {
 // others of its table, which takes half a minute for what fits into 1 MiB.
 const maxKeys = 5000
 
-// finder collects the places of a document, as far as it is TOML.
+// finder collects the places of a document up to the first syntax error.
 type finder struct {
 	lines    Lines
 	places   map[Path]Place

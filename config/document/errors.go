@@ -2,8 +2,8 @@ package document
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -28,27 +28,21 @@ type Error struct {
 //
 //	dpsd.toml:12:1: dps.id_scop: unknown key; did you mean "id_scope"?
 func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(e.File)
+	text, end := e.File, "; "
 	if e.Line > 0 {
-		b.WriteString(":" + strconv.Itoa(e.Line) + ":" + strconv.Itoa(e.Column))
+		text += fmt.Sprintf(":%d:%d", e.Line, e.Column)
 	}
-	b.WriteString(": ")
 	if e.Key != "" {
-		b.WriteString(e.Key + ": ")
+		text += ": " + e.Key
 	}
-	b.WriteString(e.Problem)
+	text += ": " + e.Problem
 	if e.Nearest != "" {
-		b.WriteString("; did you mean " + strconv.Quote(e.Nearest) + "?")
+		text, end = text+fmt.Sprintf("; did you mean %q?", e.Nearest), " "
 	}
-	switch {
-	case e.Remedy == "":
-	case e.Nearest != "":
-		b.WriteString(" " + e.Remedy)
-	default:
-		b.WriteString("; " + e.Remedy)
+	if e.Remedy != "" {
+		text += end + e.Remedy
 	}
-	return b.String()
+	return text
 }
 
 // Errors is everything that is wrong with a document, in the order of the file; what is
