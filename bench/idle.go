@@ -18,12 +18,12 @@ import (
 
 // rest is what the service costs once the gateway is assigned.
 type rest struct {
-	window         time.Duration
-	wakeUps        int   // moments at which any of its threads ran
-	beats          int   // of them, messages to the watchdog
-	packets        int   // entries of the simulator's log
-	resident, anon int64 // bytes at the end of the window
-	peak           int64 // VmHWM
+	window  time.Duration
+	wakeUps int   // moments at which any of its threads ran
+	beats   int   // of them, messages to the watchdog
+	packets int   // entries of the simulator's log
+	anon    int64 // RssAnon at the end of the window, in bytes
+	peak    int64 // VmHWM, in bytes
 }
 
 // calm is how long it may take the program, once READY, to close its connection, and Go
@@ -106,7 +106,7 @@ func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan stru
 		return err
 	}
 	r.wakeUps, r.beats, r.packets = moments, int(beats.Load())-beatsBefore, len(s.server.Log())-packetsBefore
-	for name, value := range map[string]*int64{"VmRSS": &r.resident, "RssAnon": &r.anon, "VmHWM": &r.peak} {
+	for name, value := range map[string]*int64{"RssAnon": &r.anon, "VmHWM": &r.peak} {
 		n, err := statusOf(fmt.Sprintf("/proc/%d/status", pid), name)
 		if err != nil {
 			return err

@@ -212,8 +212,7 @@ func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	}
 	return []budget{
 		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 11.5, noisy},
-		{"resident memory of the service once assigned", "MB", float64(without.resident) / megabyte, 8, noisy},
-		{"of that, not pages of the program on disk", "MB", float64(without.anon) / megabyte, 2.5, noisy},
+		{"private memory of the idle service", "MB", float64(without.anon) / megabyte, 2.5, noisy},
 		{fmt.Sprintf("wake-ups in %s of rest, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of rest, beside %d messages to the watchdog", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
 		{"packets meanwhile", "", float64(with.packets + without.packets), 0, strict},

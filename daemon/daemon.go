@@ -103,10 +103,6 @@ type Daemon struct {
 	// collector of node_exporter. "" is none.
 	MetricsFile string
 
-	// Rest is called once there is nothing to do for a while: what only attempts need can
-	// be given back. It must not wait for anything. nil: nothing is given back.
-	Rest func()
-
 	// Watchdog is the interval of WATCHDOG_USEC; 0 when systemd asked for none.
 	Watchdog time.Duration
 

@@ -26,10 +26,6 @@ const (
 	reloadGap = 500 * time.Millisecond
 	// forcedGap is the least time between registrations that somebody asked for.
 	forcedGap = time.Minute
-	// A gateway with nothing to do for restLimit is at rest, once what follows an attempt
-	// (the recorder, a look at the state files) has had restAfter.
-	restLimit = time.Minute
-	restAfter = 2 * time.Second
 	// idle is the longest sleep of the supervisor: once a day it looks at the
 	// expiry of the certificate.
 	idle = 24 * time.Hour

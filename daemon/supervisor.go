@@ -71,7 +71,6 @@ type supervisor struct {
 	unmended  bool         // the last fault was of that kind
 	network   surroundings
 	inputs    inputs
-	restDue   time.Time // when Rest is called; zero: it was, or there is something to do
 	lane      pace.Lane
 	hung      bool // the gate is shut; said once
 	phases    chan phase
@@ -210,9 +209,6 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.lookAtNetwork(now)
 			case reached(s.inputs.due, now):
 				s.lookAtInputs(now)
-			case reached(s.restDue, now):
-				s.restDue = time.Time{}
-				s.Rest()
 			}
 		case p := <-s.phases:
 			s.phase = p
@@ -256,7 +252,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	due := []time.Time{s.reloadDue, s.file.due}
 	if s.attempt == nil {
-		due = append(due, s.due, s.mendDue, s.network.due, s.inputs.due, s.restDue)
+		due = append(due, s.due, s.mendDue, s.network.due, s.inputs.due)
 	}
 	wait := idle
 	for _, at := range due {
@@ -316,7 +312,7 @@ func (s *supervisor) mend(ctx context.Context, now time.Time) {
 
 func (s *supervisor) launch(ctx context.Context, now time.Time, a *attempt) {
 	ctx, s.attempt = context.WithCancel(ctx)
-	s.replaced, s.wanted, s.restDue = false, time.Time{}, time.Time{}
+	s.replaced, s.wanted = false, time.Time{}
 	s.registers = !a.look && !a.mend
 	s.phase = phase{deadline: now.Add(overdue)}
 	go func() { s.results <- a.run(ctx) }()
@@ -381,9 +377,6 @@ func (s *supervisor) finish(r result, now time.Time) error {
 	// of it. The metrics are read from the board.
 	s.board.Post(s.status(now))
 	s.scribe.writeMetrics()
-	if s.Rest != nil && (s.due.IsZero() || s.due.Sub(now) > restLimit) {
-		s.restDue = now.Add(restAfter)
-	}
 	return err
 }
 

@@ -117,7 +117,6 @@ func run(file string, once bool, timeout time.Duration) error {
 		Reload:            reloader(file, text, cfg),
 		Watch:             watch.Files,
 		Network:           network.State,
-		Rest:              func() { _ = unmapProgram() }, // if it fails, dpsd stays as large as it is
 		Watchdog:          watchdog,
 		Once:              once, Timeout: timeout,
 		Version: version, BuiltAt: builtAt(),
