@@ -20,7 +20,6 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/control"
-	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -141,11 +140,4 @@ func (d *Daemon) Run(ctx context.Context) error {
 	go s.scribe.run()
 	defer s.scribe.stop()
 	return s.run(ctx)
-}
-
-// IsRefusal reports whether err is what Run returns, with Once, when the service
-// has refused every credential or the enrollment.
-func IsRefusal(err error) bool {
-	var f fault.Fault
-	return errors.As(err, &f) && !errors.Is(err, ErrTimeout)
 }

@@ -609,8 +609,8 @@ func TestOnce(t *testing.T) {
 	}{
 		{"returns after the assignment", nil, 0, func(err error) bool { return err == nil }, 6 * time.Second},
 		{"goes on after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
-		{"gives up when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, IsRefusal, 0},
-		{"gives up when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, IsRefusal, 0},
+		{"gives up when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
+		{"gives up when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
 		{"ends at the time-out", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},
 		{"ends at the time-out in the middle of an attempt", []simulator.Rule{{On: simulator.OnConnect, Silent: true}}, 10 * time.Second, func(err error) bool { return errors.Is(err, ErrTimeout) }, 10 * time.Second},
 	} {
