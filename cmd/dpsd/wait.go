@@ -66,7 +66,7 @@ poll, and dpsd need not be running yet.
 			return wait(places, what, generation, timeout)
 		},
 	}
-	cmd.Flags().StringVar(&what, "for", forAssigned, "what to wait for: assigned, confirmed or\nchange; `WHAT`")
+	cmd.Flags().StringVar(&what, "for", forAssigned, "wait for `WHAT`: assigned, confirmed or\nchange")
 	cmd.Flags().Uint64Var(&generation, "generation", 0, "with --for change: wait until the\ngeneration is above `N`")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time (0: never)")
 	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{forAssigned, forConfirmed, forChange}, cobra.ShellCompDirectiveNoFileComp))
