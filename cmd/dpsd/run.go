@@ -123,7 +123,8 @@ func run(file string, once bool, timeout time.Duration) error {
 		Log: log,
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
-		d.Notify = notifyTo(socket)
+		send := journal.SendTo(socket)
+		d.Notify = func(state string) error { return send([]byte(state)) }
 	} else if screen := terminalOn(os.Stderr); screen.attended {
 		to.Progress(screen.line("Starting"))
 		d.Notify = func(state string) error {
