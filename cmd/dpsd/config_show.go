@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -43,12 +44,11 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 			if err != nil {
 				return err
 			}
-			f, err := open(file)
+			text, err := contents(file)
 			if err != nil {
 				return invalid(file, err)
 			}
-			defer f.Close()
-			s, err := effective(file, f)
+			s, err := effective(file, bytes.NewReader(text))
 			if err != nil {
 				return invalid(file, err)
 			}
