@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -29,11 +30,11 @@ import (
 )
 
 // parts lists what a report consists of. One without a name is not put in: it finds
-// out what is secret.
+// out what is secret. dpsd.toml itself is not a part: its comments and its mistakes may
+// hold a secret.
 func (g Gateway) parts() []part {
 	state := filepath.Join(g.StateDirectory, "state.json")
 	parts := []part{
-		{name: "dpsd.toml", what: "the configuration as it is written", collect: g.configuration},
 		{what: "what the secrets are", collect: g.secrets},
 		{name: "config.toml", what: "the values that hold, and where they come from", collect: func(context.Context) piece { return pieceOf(g.Show()) }},
 		{name: "status.json", what: "what the running dpsd says", collect: func(ctx context.Context) piece { return pieceOf(g.Status(ctx)) }},
@@ -76,33 +77,20 @@ func asJSON(value any) piece {
 	return piece{data: b.Bytes(), err: err}
 }
 
-func (g Gateway) configuration(context.Context) piece {
-	data, err := slurp(input.Open, g.Configuration)
-	if data == nil {
-		return piece{err: err}
-	}
-	text, taken := config.Redact(data)
-	got := piece{data: []byte(text), err: err}
-	for _, secret := range taken {
-		got.secrets = append(got.secrets, []byte(secret))
-	}
-	return got
-}
-
 // referred is a reference anywhere in a configuration, which need not be valid.
 var referred = late.Regexp(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
 
 // secrets reads, as far as this user may, what the configuration and the environment
 // keep secret, so that it is found wherever else it stands.
 func (g Gateway) secrets(context.Context) piece {
-	var got piece
 	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
-	text, _ := slurp(input.Open, g.Configuration) // told by its own part
+	text, _ := slurp(input.Open, g.Configuration) // config.toml says why it cannot be read
+	got := piece{secrets: append(userOf(string(text)), mistaken(text)...)}
 	var unread []error
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred().FindAllString(string(text), -1)))) {
 		reference, err := attest.ParseReference(name)
 		if err != nil {
-			continue // it is masked where it stands
+			continue // no other part has it
 		}
 		secret, err := places.Read(reference)
 		switch {
@@ -121,15 +109,55 @@ func (g Gateway) secrets(context.Context) piece {
 	return got
 }
 
+// mistaken returns what is where no secret should be in a configuration: the words on the lines
+// that are wrong, which errors may repeat ("hunter2: unknown key"), also in the log and in the
+// status of the running dpsd; and what looks like a secret in a comment. A word of the
+// reference configuration is no secret.
+func mistaken(text []byte) (secrets [][]byte) {
+	var errs config.Errors
+	_, err := config.Parse("", bytes.NewReader(text))
+	_ = errors.As(err, &errs)
+	wrong := map[int]bool{}
+	for _, e := range errs {
+		wrong[e.Line] = true
+	}
+	public := words(config.Reference())
+	for n, line := range strings.Split(string(text), "\n") {
+		found := words(line)
+		if !wrong[n+1] {
+			_, comment, _ := strings.Cut(line, "#")
+			found = words(comment)
+			for word := range words(redact.Prose(comment)) {
+				delete(found, word)
+			}
+		}
+		for word := range found {
+			if !public[word] {
+				secrets = append(secrets, []byte(word))
+			}
+		}
+	}
+	return secrets
+}
+
+// words splits TOML.
+func words(text string) map[string]bool {
+	set := map[string]bool{}
+	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"',;=#[]{}", r) }) {
+		set[word] = true
+	}
+	return set
+}
+
 // address has a user, and mostly a password.
 var address = late.Regexp(`[a-z]://([^\s"']*)@`)
 
-// mistaken is an address with what none can hold, such as a blank in the password.
-var mistaken = late.Regexp(`[a-z]://(.*)@`)
+// badAddress is an address with what none can hold, such as a blank in the password.
+var badAddress = late.Regexp(`[a-z]://(.*)@`)
 
 // userOf finds the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
-	for _, m := range append(address().FindAllStringSubmatch(text, -1), mistaken().FindAllStringSubmatch(text, -1)...) {
+	for _, m := range append(address().FindAllStringSubmatch(text, -1), badAddress().FindAllStringSubmatch(text, -1)...) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))

@@ -23,18 +23,19 @@ func reportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "report",
 		Short: "Put together what a support person needs to see",
-		Long: `Put into one archive what a support person needs to see: configuration, status,
-state files, the last attempts, metrics, the last 1000 lines of the journal, the
-unit, versions, and what "dpsd check --offline" finds. README.txt in it lists
-the parts, what is missing, and why. dpsd need not run. Run it as root: others
-may not read all of it.
+		Long: `Put into one archive what a support person needs to see: the configuration as
+"dpsd config show" prints it, status, state files, the last attempts, metrics,
+the last 1000 lines of the journal, the unit, versions, and what "dpsd check
+--offline" finds. README.txt in it lists the parts, what is missing, and why.
+dpsd need not run. Run it as root: others may not read all of it.
 
-Keys, certificates and passwords are never put in. What the files hold that
-dpsd.toml refers to, what might be a secret in dpsd.toml itself, and what has
-the form of a token is masked in every part. So is the payload of a custom
-allocation, which may hold anything. The archive does name the gateway, its hub,
-proxy and addresses. It is for its owner alone (mode 0600); look into it before
-it is sent.
+Keys, certificates and passwords are never put in, and neither is dpsd.toml
+itself, whose comments may hold one. What the files hold that dpsd.toml refers
+to, the words on those of its lines that are wrong, and what has the form of a
+token is masked in every part. So is the payload of a custom allocation, which
+may hold anything. The archive does name the gateway, its hub, proxy and
+addresses. It is for its owner alone (mode 0600); look into it before it is
+sent.
 
 The name of the archive is printed. The exit code is 0 when it was written, also
 when some parts could not be had.`,
