@@ -3,10 +3,10 @@ package config
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/dpsd-project/dpsd/late"
+	"sync"
 )
 
 // aziotPlaces are the tables that keys belong to, as far as they are often found
@@ -75,8 +75,10 @@ const theFile = "/etc/aziot/config.toml"
 
 var (
 	// yamlLine are lines of the config.yaml of IoT Edge 1.1 that are no TOML.
-	yamlLine = late.Regexp(`(?m)^[ \t]*(provisioning|scope_id|device_connection_string|certificates|moby_runtime|agent):([ \t\r]|$)`)
-	content  = late.Regexp(`(?m)^[ \t]*[^# \t\r\n]`)
+	yamlLine = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?m)^[ \t]*(provisioning|scope_id|device_connection_string|certificates|moby_runtime|agent):([ \t\r]|$)`)
+	})
+	content = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^[ \t]*[^# \t\r\n]`) })
 )
 
 // anotherFile recognises files that are often taken for config.toml; nil when it is none

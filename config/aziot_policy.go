@@ -1,10 +1,10 @@
 package config
 
 import (
+	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/dpsd-project/dpsd/late"
+	"sync"
 )
 
 // edgeKeys are keys of the file that only IoT Edge reads.
@@ -16,7 +16,9 @@ var edgeKeys = []string{
 
 // edgeComments are found in IoT Edge's template, of which most files are copies, and not
 // in that of the Identity Service.
-var edgeComments = late.Regexp(`(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`)
+var edgeComments = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`)
+})
 
 // isEdge tells whether the file is that of IoT Edge, and not of the Identity Service alone.
 func (a *importer) isEdge() bool {

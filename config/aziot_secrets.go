@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
@@ -104,7 +104,7 @@ func extractLines(o origin, secret, more string) string {
 }
 
 // dropped is what tr takes out of the lines.
-var dropped = late.Regexp(`[\\\r\n\t ]`)
+var dropped = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[\\\r\n\t ]`) })
 
 func (a *importer) certificate(at path, value any) {
 	if table, ok := value.(map[string]any); ok && table["uri"] == nil {

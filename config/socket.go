@@ -3,17 +3,10 @@ package config
 import (
 	"bytes"
 	"path/filepath"
+	"regexp"
 
 	"github.com/pelletier/go-toml/v2"
-
-	"github.com/dpsd-project/dpsd/late"
 )
-
-// aboutControl is a line, not a comment, that begins the table [control] or sets a key of it.
-var aboutControl = late.Regexp(`(?m)^[ \t]*(\[[ \t]*)?["']?control["']?[ \t]*[].=]`)
-
-// tableHeader is a line that begins a table.
-var tableHeader = late.Regexp(`(?m)^[ \t]*\[`)
 
 // Socket returns the path of the control socket that the text of a configuration sets, or
 // its default, whatever else is wrong with the text. known is false when the text does not
@@ -26,17 +19,19 @@ func Socket(text []byte) (path string, known bool) {
 	if path, known = socketIn(text); known {
 		return path, true
 	}
-	// The text is no TOML as a whole. Its table [control] may be TOML.
-	if !aboutControl().Match(text) {
+	// The text is no TOML as a whole. Its table [control] may be TOML. A line about it, which is
+	// not a comment, begins the table or sets a key of it.
+	aboutControl := regexp.MustCompile(`(?m)^[ \t]*(\[[ \t]*)?["']?control["']?[ \t]*[].=]`)
+	if !aboutControl.Match(text) {
 		return Default().Control.Socket, true
 	}
-	starts := tableHeader().FindAllIndex(text, -1)
+	starts := regexp.MustCompile(`(?m)^[ \t]*\[`).FindAllIndex(text, -1)
 	for n, at := range starts {
 		end := len(text)
 		if n+1 < len(starts) {
 			end = starts[n+1][0]
 		}
-		if table := text[at[0]:end]; aboutControl().Match(table) {
+		if table := text[at[0]:end]; aboutControl.Match(table) {
 			return socketIn(table)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -24,7 +25,6 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -77,9 +77,6 @@ func asJSON(value any) piece {
 	return piece{data: b.Bytes(), err: err}
 }
 
-// referred is a reference anywhere in a configuration, which need not be valid.
-var referred = late.Regexp(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
-
 // secrets reads, as far as this user may, what the configuration and the environment
 // keep secret, so that it is found wherever else it stands.
 func (g Gateway) secrets(context.Context) piece {
@@ -87,7 +84,9 @@ func (g Gateway) secrets(context.Context) piece {
 	text, _ := slurp(input.Open, g.Configuration) // config.toml says why it cannot be read
 	got := piece{secrets: append(userOf(string(text)), mistaken(text)...)}
 	var unread []error
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred().FindAllString(string(text), -1)))) {
+	// A reference may stand anywhere in a configuration that is wrong.
+	references := regexp.MustCompile(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`).FindAllString(string(text), -1)
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(references))) {
 		reference, err := attest.ParseReference(name)
 		if err != nil {
 			continue // no other part has it
@@ -149,15 +148,11 @@ func words(text string) map[string]bool {
 	return set
 }
 
-// address has a user, and mostly a password.
-var address = late.Regexp(`[a-z]://([^\s"']*)@`)
-
-// badAddress is an address with what none can hold, such as a blank in the password.
-var badAddress = late.Regexp(`[a-z]://(.*)@`)
-
 // userOf finds the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
-	for _, m := range append(address().FindAllStringSubmatch(text, -1), badAddress().FindAllStringSubmatch(text, -1)...) {
+	address := regexp.MustCompile(`[a-z]://([^\s"']*)@`)
+	badAddress := regexp.MustCompile(`[a-z]://(.*)@`) // with what none can hold, such as a blank in the password
+	for _, m := range append(address.FindAllStringSubmatch(text, -1), badAddress.FindAllStringSubmatch(text, -1)...) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))
@@ -189,24 +184,22 @@ func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.C
 
 func keep(data []byte) []byte { return data }
 
-// member is a line of state.json whose value is a name, a number or a time.
-var (
-	member = late.Regexp(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
-		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
-	received = late.Regexp(`^  "(payload|registrationState)": (.*?)(,?)$`)
-	// What the service's answer says by itself, and what it may mean.
-	harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
-		"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
-)
+// harmless is what the service's answer says by itself, and what it may mean.
+var harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
+	"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
 
 // maskRecord leaves of a record, damaged or not, the lines that are dpsd's own words.
 func (g Gateway) maskRecord(data []byte) []byte {
+	// member is a line whose value is a name, a number or a time.
+	member := regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
+		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSuffix(line, "\n")
-		m := received().FindStringSubmatch(line)
+		m := received.FindStringSubmatch(line)
 		switch {
-		case member().MatchString(line), line == "{", line == "}", line == "":
+		case member.MatchString(line), line == "{", line == "}", line == "":
 			b.WriteString(line)
 		case m != nil && m[1] == "payload" && g.WithPayload:
 			b.WriteString(line)
@@ -242,12 +235,11 @@ func (g Gateway) maskAnswer(text string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-var environmentLine = late.Regexp(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
-
 func maskEnvironmentFile(data []byte) []byte {
+	environmentLine := regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
-		if line = strings.TrimSuffix(line, "\n"); !environmentLine().MatchString(line) {
+		if line = strings.TrimSuffix(line, "\n"); !environmentLine.MatchString(line) {
 			line = fmt.Sprintf("%s %d bytes", redact.Mark, len(line))
 		}
 		b.WriteString(line + "\n")
@@ -307,17 +299,14 @@ func unitProperties(ctx context.Context) piece {
 	return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
 }
 
-var (
-	given    = late.Regexp(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
-	variable = late.Regexp(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
-)
-
 // maskedUnit leaves of the environment the names of the variables, and masks what else
 // a unit may hold of secrets.
 func maskedUnit(got piece) piece {
+	given := regexp.MustCompile(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
+	variable := regexp.MustCompile(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
 	var b strings.Builder
 	for line := range strings.Lines(strings.ReplaceAll(string(got.data), "\\\n", " ")) {
-		m := given().FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		m := given.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
 		if m == nil || strings.TrimSpace(m[2]) == "" {
 			b.WriteString(redact.Prose(line))
 			continue
@@ -325,7 +314,7 @@ func maskedUnit(got piece) piece {
 		got.secrets = append(got.secrets, userOf(m[2])...)
 		b.WriteString(m[1] + "=" + redact.Mark)
 		if m[1] == "Environment" {
-			for _, v := range variable().FindAllStringSubmatch(m[2], -1) {
+			for _, v := range variable.FindAllStringSubmatch(m[2], -1) {
 				b.WriteString(" " + v[1])
 			}
 		}
