@@ -45,11 +45,7 @@ when some parts could not be had.`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := installationOf(cmd)
-			if err != nil {
-				return err
-			}
-			gateway := reported(places, online)
+			gateway := reported(installationOf(cmd), online)
 			gateway.WithPayload = withPayload
 			return writeReport(gateway, output)
 		},
@@ -79,11 +75,7 @@ func reported(places installation, online bool) report.Gateway {
 		BuiltAt:          builtAt(),
 		Online:           online,
 		Show: func() ([]byte, error) {
-			text, err := contents(places.file)
-			if err != nil {
-				return nil, err
-			}
-			s, err := effective(places.file, bytes.NewReader(text))
+			s, err := effective(places.file)
 			if err != nil {
 				return nil, err
 			}

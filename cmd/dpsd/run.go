@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -55,17 +54,10 @@ dpsd.toml is invalid (exit 78).`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout != 0 && !once {
-				return errors.New("--timeout goes with --once")
-			}
-			if timeout < 0 {
-				return errors.New("--timeout must be positive")
-			}
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
+			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err
 			}
-			return run(file, once, timeout)
+			return run(configOf(cmd), once, timeout)
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
@@ -93,7 +85,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		return invalid(file, err)
 	}
 	// Only now: a file on a server that does not answer must not keep SIGTERM out.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := interruptible(0)
 	defer stop()
 	to := journal.Open()
 	defer to.Close()

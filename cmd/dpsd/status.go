@@ -48,11 +48,7 @@ run; 3 there is none; 1 status cannot tell.`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := installationOf(cmd)
-			if err != nil {
-				return err
-			}
-			return status(places, asJSON, attempts)
+			return status(installationOf(cmd), asJSON, attempts)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
