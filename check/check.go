@@ -22,6 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/session"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -281,7 +282,7 @@ func (i *inspection) identity() {
 	paths := i.Settings.RegistrationID.Paths(i.Secrets)
 	if i.Settings.PayloadFile != "" {
 		paths = append(paths, i.Settings.PayloadFile)
-		if i.payload, err = daemon.ReadPayload(i.Settings.PayloadFile); err != nil {
+		if i.payload, err = session.ReadPayload(i.Settings.PayloadFile); err != nil {
 			i.registrationID = ""
 			i.fail(r, i.asSeen(err))
 			return

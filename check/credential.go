@@ -13,15 +13,14 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/classify"
-	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/session"
 )
 
 // usable is a credential that can be shown to the service.
 type usable struct {
 	attest.Credential
-	proof    attest.Proof
-	validity error // what the clock says against it; it is shown all the same
+	proof session.Proof
 }
 
 // credentials reads each, and the proxy's password, as an attempt does.
@@ -35,7 +34,7 @@ func (i *inspection) credentials() {
 		results = append(results, i.credential(c)...)
 	}
 	// dpsd goes on with the next credential when one cannot be used.
-	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.validity == nil }) {
+	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
 		soften(results, "another credential can be used")
 	}
 	for _, r := range results {
@@ -66,27 +65,26 @@ func soften(results []Result, because string) {
 
 func (i *inspection) credential(c attest.Credential) []Result {
 	r := Result{Name: Credential, Subject: c.String()}
-	subject := attest.Subject{RegistrationID: i.registrationID}
+	identity := i.Settings.Identity(i.registrationID, i.Version)
 	x, isX509 := c.(attest.X509)
 	if i.registrationID == "" && isX509 {
-		// Whether the common name is right cannot be told then; all else can.
+		// Then nothing says whether the common name is right, but everything else can be checked.
 		if cn, err := x.CommonName(i.Secrets); err == nil {
-			subject.RegistrationID = cn
+			identity.RegistrationID = cn
 		}
 	}
-	subject.Resource = dps.Identity{IDScope: i.Settings.IDScope, RegistrationID: subject.RegistrationID}.Resource()
-	proof, err := c.Prove(subject, i.Secrets, i.now())
-	validity := (*attest.CertificateError)(nil)
-	if err == nil || errors.As(err, &validity) {
-		if withheld := i.withheld(c.References()); withheld != nil {
-			err, validity = withheld, nil
-		}
+	proof, err := session.Prove(c, identity, i.Secrets, i.now())
+	if err == nil {
+		err = i.withheld(c.References())
 	}
-	if i.registrationID != "" && (err == nil || validity != nil) {
-		i.usable = append(i.usable, usable{c, proof, err})
-		for _, secret := range attest.Signature(proof.Password) {
-			i.told.Add([]byte(secret))
+	if err == nil {
+		if i.registrationID != "" {
+			i.usable = append(i.usable, usable{c, proof})
+			for _, secret := range attest.Signature(proof.Password) {
+				i.told.Add([]byte(secret))
+			}
 		}
+		err = proof.Validity
 	}
 	detail := "can be used"
 	if proof.Certificate != nil {
@@ -98,7 +96,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: doubt.Error(), Advice: doubt.Remedy()})
 	}
 	if proof.Certificate != nil && err == nil {
-		results = append(results, i.chain(r, proof)...)
+		results = append(results, i.chain(r, proof.Proof)...)
 	}
 	if _, isKey := c.(attest.SymmetricKey); isKey && err == nil && i.registrationID != strings.ToLower(i.registrationID) {
 		results = append(results, capitals(r, i.registrationID))

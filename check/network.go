@@ -18,18 +18,14 @@ import (
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/daemon"
-	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
-	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/session"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
 // maxAddresses bounds how many addresses of a name are tried.
 const maxAddresses = 16
-
-// farewell bounds DISCONNECT on a connection that may be dead.
-const farewell = 500 * time.Millisecond
 
 // way is one protocol on its way to the service.
 type way struct {
@@ -287,15 +283,18 @@ func (i *inspection) walk(ctx context.Context, w *way) {
 	if len(i.usable) > 0 {
 		first = &i.usable[0]
 	}
-	conn := i.open(ctx, w, first, true)
-	if conn == nil {
-		return
-	}
-	w.worked = i.connect(ctx, w, conn, first)
+	w.worked = i.open(ctx, w, first, true)
 }
 
-// open makes the stream. With tell it says how each step went.
-func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) *transport.Conn {
+// notConnecting is why a stream is opened, but no session.
+type notConnecting struct{ because string } // "": the user leaves the step out
+
+func (notConnecting) Error() string { return "no session is opened" }
+
+// open opens a session with the credential and closes it, and reports whether that worked as
+// far as it was asked for. With tell it reports each step on the way. DPS often judges a key
+// or certificate only at the registration, which check does not make.
+func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) bool {
 	steps := []string{TLS, Connect}
 	if w.route.Proxy != "" {
 		steps = append([]string{Proxy}, steps...)
@@ -307,36 +306,82 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		for _, step := range steps {
 			w.skip(step, w.blocked)
 		}
-		return nil
+		return false
 	}
 	if i.leavesOut(steps...) {
 		for _, step := range steps {
 			w.skip(step, "")
 		}
-		return nil
+		return false
 	}
-	i.progress("TLS with " + w.route.Address)
-	dialer := *i.dialer
-	dialer.Protocols = []transport.Protocol{w.protocol}
-	var certificate *tls.Certificate
+	request := session.Request{
+		Identity: i.Settings.Identity(i.registrationID, i.Version),
+		Dialer:   *i.dialer, KeepAlive: i.Settings.KeepAlive, ResponseTimeout: i.Settings.ResponseTimeout,
+	}
+	request.Dialer.Protocols = []transport.Protocol{w.protocol}
+	r := Result{Name: Connect, Subject: w.route.Address}
 	if with != nil {
-		certificate = with.proof.Certificate
+		request.Proof, r.Subject = with.proof, with.String()
 	}
-	conn, err := dialer.Dial(ctx, certificate)
-	if err == nil {
+	request.Connected = func(conn *transport.Conn) error {
 		if tell {
 			i.tell(w, conn)
 		}
-		return conn
+		if err := i.mayConnect(with); err != nil {
+			return err
+		}
+		i.progress("signing in at " + w.route.Address)
+		return nil
 	}
-	at, inspector := Connect, ""
+	i.progress("TLS with " + w.route.Address)
+	s, err := request.Open(ctx)
+	var not notConnecting
+	switch {
+	case err == nil:
+		s.Close(ctx)
+		r.Status, r.Detail = OK, "accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"
+		w.add(r)
+		return true
+	case errors.As(err, &not):
+		w.skip(Connect, not.because)
+		return not.because == ""
+	}
+	circumstances := request.Circumstances(s.Inspector, i.implausible)
+	if s.Conn != nil {
+		w.fail(r, circumstances.Classify(err))
+		return false
+	}
 	var where *transport.Error
-	if errors.As(err, &where) {
-		at = string(where.Stage)
-		err = where // one protocol was tried
+	if errors.As(err, &where) { // one protocol was tried
+		err = where
 	}
-	if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-		inspector = classify.Inspector(refused.Host, refused.Issuer)
+	f := circumstances.Classify(err)
+	if where != nil && f.Err == err { //nolint:errorlint // if it is this one, it repeats what the step says
+		f.Err = where.Err
+	}
+	i.notConnected(w, steps, where, f, tell)
+	return false
+}
+
+// mayConnect returns a notConnecting if no CONNECT is to be sent.
+func (i *inspection) mayConnect(with *usable) error {
+	if i.leavesOut(Connect) {
+		return notConnecting{}
+	}
+	if with == nil {
+		return notConnecting{"there is no credential to show"}
+	}
+	if wait := daemon.Floor(store.Runtime{Directory: i.RuntimeDirectory}, i.dialer.Host, i.registrationID); wait > 0 {
+		return notConnecting{"the service asked not to be contacted for another " + rough(wait) + " (Retry-After)"}
+	}
+	return nil
+}
+
+// notConnected reports the steps up to the one that has failed with fault f, and where that is.
+func (i *inspection) notConnected(w *way, steps []string, where *transport.Error, f fault.Fault, tell bool) {
+	at := Connect
+	if where != nil {
+		at = string(where.Stage)
 	}
 	// Steps before the one that failed went well.
 	reached := false
@@ -345,10 +390,6 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		switch {
 		case step == at:
 			reached = true
-			f := i.circumstances(with, inspector).Classify(err)
-			if f.Err == error(where) { //nolint:errorlint // is it this one, that says again what the step says?
-				f.Err = where.Err
-			}
 			f.Circumstance = i.circumstance()
 			w.fail(r, f)
 			if step == Proxy {
@@ -362,9 +403,8 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		}
 	}
 	if !reached { // name, TCP or the roots: what worked a moment ago
-		w.fail(Result{Name: Connect, Subject: w.route.Address}, classify.Classify(err))
+		w.fail(Result{Name: Connect, Subject: w.route.Address}, f)
 	}
-	return nil
 }
 
 // circumstance is that of a failure of one protocol: of others the failure itself does not
@@ -383,17 +423,6 @@ func (i *inspection) proxyOrigin() string {
 		return ""
 	}
 	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
-}
-
-func (i *inspection) circumstances(with *usable, inspector string) classify.Circumstances {
-	c := classify.Circumstances{Inspector: inspector, Implausible: i.implausible}
-	if with != nil {
-		c.Validity, c.Doubt = with.validity, with.proof.Doubt
-		if certificate := with.proof.Certificate; certificate != nil {
-			c.Purpose = attest.ForClients(certificate.Leaf)
-		}
-	}
-	return c
 }
 
 // tell says what a stream has met on its way.
@@ -462,53 +491,6 @@ func against(who string, theirs, now time.Time) Result {
 	return r
 }
 
-// connect signs in and says farewell.
-func (i *inspection) connect(ctx context.Context, w *way, conn *transport.Conn, with *usable) bool {
-	r := Result{Name: Connect, Subject: w.route.Address}
-	if i.leavesOut(Connect) {
-		_ = conn.Close()
-		w.skip(Connect, "")
-		return true // as far as it goes
-	}
-	because := ""
-	if with == nil {
-		because = "there is no credential to show"
-	} else if wait := daemon.Floor(store.Runtime{Directory: i.RuntimeDirectory}, i.dialer.Host, i.registrationID); wait > 0 {
-		because = "the service asked not to be contacted for another " + rough(wait) + " (Retry-After)"
-	}
-	if because != "" {
-		_ = conn.Close()
-		w.skip(Connect, because)
-		return false
-	}
-	r.Subject = with.String()
-	limit := i.Settings.ResponseTimeout
-	if limit <= 0 {
-		limit = dps.DefaultResponseTimeout
-	}
-	i.progress("signing in at " + w.route.Address)
-	identity := dps.Identity{
-		IDScope: i.Settings.IDScope, RegistrationID: i.registrationID,
-		APIVersion: i.Settings.APIVersion, ClientVersion: "dpsd/" + i.Version,
-	}
-	inspector := classify.Inspector(i.dialer.Host, conn.Issuer())
-	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
-		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: with.proof.Password,
-		KeepAlive: i.Settings.KeepAlive, Timeout: limit,
-	})
-	if err != nil {
-		w.fail(r, i.circumstances(with, inspector).Classify(err))
-		return false
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
-	defer cancel()
-	_ = client.Close(ctx)
-	// DPS often judges a key or certificate only when it registers.
-	r.Status, r.Detail = OK, "accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"
-	w.add(r)
-	return true
-}
-
 // others tries the other credentials on the first way that is open.
 func (i *inspection) others(ctx context.Context, ways []*way) {
 	for _, w := range ways {
@@ -517,9 +499,7 @@ func (i *inspection) others(ctx context.Context, ways []*way) {
 		}
 		for n := range i.usable[1:] {
 			w.blocked = ""
-			if conn := i.open(ctx, w, &i.usable[n+1], false); conn != nil {
-				w.worked = i.connect(ctx, w, conn, &i.usable[n+1]) || w.worked
-			}
+			w.worked = i.open(ctx, w, &i.usable[n+1], false) || w.worked
 		}
 		return
 	}

@@ -13,19 +13,28 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// This file applies a changed configuration file before the first READY. A user corrects
-// a first mistake then, and systemd does not deliver a reload to a service that starts.
-// After READY a reload is explicit.
+// This file reads the configuration again: on SIGHUP, and before the first READY also when
+// the file changes. A user corrects a first mistake then, and systemd does not deliver a
+// reload to a service that is starting. After READY, a reload is explicit.
 
-// configurationFile is what is known of Daemon.ConfigurationFile while it is watched.
+// configurationFile says when the configuration is read again, and whether it was refused.
 type configurationFile struct {
+	watched
+	refusal string // why the content of the file is not in effect; "": it is
+
+	hangupDue time.Time // when SIGHUP is obeyed; zero: none is pending
+	reloaded  time.Time // when SIGHUP was last obeyed
+}
+
+// watched is what is known of Daemon.ConfigurationFile while it is watched.
+type watched struct {
 	changes <-chan struct{} // from Watch; nil: it cannot be watched, or not any more
 	unwatch context.CancelFunc
 	due     time.Time // when it is read next; zero: when it changes
 	limit   time.Time // the latest time for that, however often it changes
 }
 
-// watchConfiguration begins with a look: the file may have changed since it was read.
+// watchConfiguration begins by reading the file: it may have changed since the start.
 func (s *supervisor) watchConfiguration(ctx context.Context, now time.Time) {
 	if s.ConfigurationFile == "" || s.Reload == nil {
 		return
@@ -37,33 +46,33 @@ func (s *supervisor) watchConfiguration(ctx context.Context, now time.Time) {
 	}
 	changes, err := s.Watch(ctx, s.ConfigurationFile)
 	if err != nil {
-		s.tell(event.WatchFailed, zap.Error(err))
+		s.log(event.WatchFailed, zap.Error(err))
 		return
 	}
 	s.file.changes = changes
 }
 
-// leaveConfiguration ends what watchConfiguration began.
-func (s *supervisor) leaveConfiguration() {
-	if s.file.unwatch != nil {
-		s.file.unwatch()
+// leave ends what watchConfiguration began.
+func (w *watched) leave() {
+	if w.unwatch != nil {
+		w.unwatch()
 	}
-	s.file = configurationFile{}
+	*w = watched{}
 }
 
-// changed waits until the file has come to rest: an editor empties it before it writes.
-func (f *configurationFile) changed(now time.Time) {
-	if f.limit.IsZero() {
-		f.limit = now.Add(changeGap)
+// changed waits until the file stops changing: an editor empties it before it writes.
+func (w *watched) changed(now time.Time) {
+	if w.limit.IsZero() {
+		w.limit = now.Add(changeGap)
 	}
-	if f.due = now.Add(settle); f.due.After(f.limit) {
-		f.due = f.limit
+	if w.due = now.Add(settle); w.due.After(w.limit) {
+		w.due = w.limit
 	}
 }
 
-// readConfiguration applies the file if its content is valid and another one. It reads
-// the file again after a while if nothing tells of a change, or if it cannot be read
-// now: the reason may pass without a change.
+// readConfiguration applies the file if its content is valid and has changed. If changes are
+// not reported, or if the file cannot be read now, it is read again after changeGap: the
+// reason may pass without a change.
 func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 	s.file.due, s.file.limit = time.Time{}, time.Time{}
 	settings, err := s.Reload()
@@ -71,8 +80,8 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 		s.file.due = now.Add(changeGap)
 	}
 	if err != nil {
-		if err.Error() != s.refusal {
-			s.tellRefusal(err)
+		if err.Error() != s.file.refusal {
+			s.logRefusal(err)
 		}
 		s.refuse(err)
 		return
@@ -81,42 +90,88 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 	if settings == nil {
 		return
 	}
-	s.tell(event.Reloaded, zap.Bool("changed", true))
-	s.afresh(ctx, settings)
+	s.log(event.Reloaded, zap.Bool("changed", true))
+	s.restart(ctx, settings)
 	const why = "the configuration has changed"
-	s.trigger(later(now, s.reached.Add(changeGap)), why)
-	if s.attempt == nil {
+	s.request(s.schedule.afterChange(now), why)
+	if !s.running.active() {
 		s.waiting(now, why)
 	}
 }
 
-// refuse remembers why the configuration file is not in effect, and says so in front of
-// STATUS= until READY.
+// refuse notes why the configuration file is not in effect, and shows it in front of STATUS=
+// until READY.
 func (s *supervisor) refuse(err error) {
-	s.refusal = err.Error()
-	if !s.ready {
-		s.notify.setNote("Configuration refused: " + s.refusal + "; the previous one stays in effect. ")
+	s.file.refusal = err.Error()
+	if !s.systemd.ready {
+		s.systemd.setNote("Configuration refused: " + s.file.refusal + "; the previous one stays in effect. ")
 	}
 }
 
-// accept takes back what refuse has said.
+// accept notes that the configuration file is in effect.
 func (s *supervisor) accept() {
-	if s.refusal != "" {
-		s.refusal = ""
-		s.notify.setNote("")
+	if s.file.refusal != "" {
+		s.file.refusal = ""
+		s.systemd.setNote("")
 	}
 }
 
-// configuration is what a Status says of the file.
-func (s *supervisor) configuration() *control.Configuration {
-	if s.settings.Configuration == nil || s.refusal == "" {
-		return s.settings.Configuration
+// status is what a Status says about the file.
+func (f *configurationFile) status(running *control.Configuration) *control.Configuration {
+	if running == nil || f.refusal == "" {
+		return running
 	}
-	c := *s.settings.Configuration
-	c.Refused = foreign.Line(strings.Join(strings.Fields(s.refusal), " "), foreign.MaxFault)
+	c := *running
+	c.Refused = foreign.Line(strings.Join(strings.Fields(f.refusal), " "), foreign.MaxFault)
 	return &c
 }
 
-func (s *supervisor) tellRefusal(err error) {
-	s.tell(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
+func (s *supervisor) logRefusal(err error) {
+	s.log(event.ReloadRefused, zap.String("fault", string(fault.ConfigurationInvalid)), zap.Error(err))
+}
+
+// hangup obeys SIGHUP. The first one is obeyed immediately, and those within reloadGap become
+// one: a reload watches the files again, and for each closed inotify(7) instance the kernel
+// holds a thread for some milliseconds.
+func (f *configurationFile) hangup(now time.Time) {
+	if f.hangupDue.IsZero() {
+		f.hangupDue = later(now, f.reloaded.Add(reloadGap))
+	}
+}
+
+// reload obeys SIGHUP. Before the first READY, systemd is not notified: RELOADING=1 would
+// make the unit active.
+func (s *supervisor) reload(ctx context.Context, now time.Time) {
+	s.file.hangupDue, s.file.reloaded = time.Time{}, now
+	if s.systemd.ready {
+		s.systemd.reloading()
+	}
+	status := "Configuration reloaded; registering again"
+	var settings *Settings
+	var err error
+	if s.Reload != nil {
+		settings, err = s.Reload()
+	}
+	switch {
+	case err != nil:
+		status = "The new configuration is invalid; the previous one stays in effect: " + err.Error()
+		s.logRefusal(err)
+	case settings == nil && s.running.active():
+		s.log(event.Reloaded, zap.Bool("changed", false)) // the running attempt is the one that was asked for
+	default:
+		s.log(event.Reloaded, zap.Bool("changed", settings != nil))
+		s.restart(ctx, settings)
+		s.request(s.schedule.force(now), "reload")
+	}
+	if err != nil {
+		s.refuse(err)
+	} else {
+		s.accept()
+	}
+	switch {
+	case s.systemd.ready:
+		s.systemd.sendReady(status)
+	case err == nil:
+		s.systemd.setStatus(status)
+	}
 }

@@ -30,10 +30,10 @@ func (g *gateway) supervised() *supervisor {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.stop, g.done = cancel, make(chan error, 1)
-	go s.scribe.run()
+	go s.recorder.run()
 	go func() {
 		defer s.close()
-		defer s.scribe.stop()
+		defer s.recorder.stop()
 		g.done <- s.run(ctx)
 	}()
 	return s
@@ -110,7 +110,7 @@ func TestTheStatusDoesNotWaitForADiskThatHangs(t *testing.T) {
 		if st := s.status(time.Now()); st.Identity == nil {
 			t.Fatal("no identity")
 		}
-		s.attempt = func() {}
+		s.running.cancel = func() {}
 		held := s.store
 		s.store = nil // whoever asks it now would have to wait
 		st := s.status(time.Now())

@@ -2,10 +2,10 @@
 // the Device Provisioning Service, keeps it on disk, tells systemd, and goes on
 // for years.
 //
-// One goroutine owns all state and waits in one select (supervisor.go). An
-// attempt runs beside it and reports its phases (attempt.go). Every error goes
-// through one function that names it (package classify) and one that turns it into
-// a delay (package pace).
+// One goroutine owns all state and waits in one select (supervisor.go). An attempt
+// (attempt.go) runs beside it and reports its phases: a registration, a lookup of the
+// published record, or a repair of the state directory. Every error passes one function
+// that names it (package classify) and one that turns it into a delay (package pace).
 package daemon
 
 import (
@@ -20,6 +20,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -137,7 +138,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.serve(ctx)()
-	go s.scribe.run()
-	defer s.scribe.stop()
+	go s.recorder.run()
+	defer s.recorder.stop()
 	return s.run(ctx)
+}
+
+// Identity is that of this gateway at DPS; version is that of dpsd.
+func (s *Settings) Identity(registrationID, version string) dps.Identity {
+	return dps.Identity{
+		IDScope: s.IDScope, RegistrationID: registrationID,
+		APIVersion: s.APIVersion, ClientVersion: "dpsd/" + version,
+	}
 }

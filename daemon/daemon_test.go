@@ -423,7 +423,7 @@ func TestReload(t *testing.T) {
 			reload <- os.Interrupt
 			g.until("reload-refused", 1)
 			synctest.Wait()
-			if n, _ := g.told("READY=1\nSTATUS=The new configuration is refused, the previous one stays in effect: dpsd.toml:3:1"); n != 1 {
+			if n, _ := g.told("READY=1\nSTATUS=The new configuration is invalid; the previous one stays in effect: dpsd.toml:3:1"); n != 1 {
 				t.Errorf("notes %v", g.notes)
 			}
 			time.Sleep(time.Hour)

@@ -12,10 +12,10 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// Doubt is what in the settings is probably a mistake although it may be right.
+// Doubt is a setting that is probably a mistake, although it may be right.
 type Doubt struct{ What, Advice string }
 
-// Doubts returns what is doubtful in the settings.
+// Doubts returns the doubtful settings.
 func (s *Settings) Doubts() (doubts []Doubt) {
 	host := ""
 	if s.Dialer != nil {
@@ -57,9 +57,9 @@ func doubtfulVersion(version, host string) Doubt {
 		fmt.Sprintf("Remove api_version, so that dpsd uses %s, unless %s refuses that one.", dps.DefaultAPIVersion, cloud.Name)}
 }
 
-// doubt logs what is doubtful in the settings.
-func (s *supervisor) doubt() {
+// logDoubts logs the doubtful settings.
+func (s *supervisor) logDoubts() {
 	for _, doubt := range s.settings.Doubts() {
-		s.tell(event.ConfigurationDoubtful, zap.String("doubt", doubt.What), zap.String("advice", doubt.Advice))
+		s.log(event.ConfigurationDoubtful, zap.String("doubt", doubt.What), zap.String("advice", doubt.Advice))
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
@@ -15,37 +14,34 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/session"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// This file is the part of an attempt that takes place on the network.
+// This file is the part of a registration that takes place on the network.
 
-// exchange connects and registers, and returns the assignment or the wait that the service
-// asked for. A connection that resumed a TLS session, and failed in a way that may come of
-// that, is made once more with a full handshake.
-func (a *attempt) exchange(ctx context.Context, dialer transport.Dialer, proof attest.Proof, r *result) (*dps.Assignment, time.Duration, error) {
+// exchange connects and registers, and returns the assignment, or none if DPS has asked for
+// a wait, r.wait. A connection that resumed a TLS session and failed in a way that may be
+// caused by that is repeated once with a full handshake.
+func (a *registration) exchange(ctx context.Context, r *registered) (*dps.Assignment, error) {
 	for {
-		conn, err := a.connect(ctx, &dialer, proof, r)
-		if err != nil {
-			return nil, 0, err
+		s, assignment, err := a.converse(ctx, r)
+		if s.Conn == nil || err == nil || !causedBySession(err, r.request.Proof.Certificate != nil) {
+			return assignment, err
 		}
-		assignment, wait, err := a.converse(ctx, conn, proof)
-		if err == nil || !mayComeOfTheSession(err, proof.Certificate != nil) {
-			return assignment, wait, err
+		s.Conn.Forget()
+		if !s.Conn.TLS.DidResume || ctx.Err() != nil {
+			return nil, err
 		}
-		conn.Forget()
-		if !conn.TLS.DidResume || ctx.Err() != nil {
-			return nil, 0, err
-		}
-		a.tell(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Told: r.secrets()}.Classify(err).Error()))
-		dialer.Afresh = true
+		a.log(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Told: r.request.Secrets()}.Classify(err).Error()))
+		r.request.Dialer.FullHandshake = true
 	}
 }
 
-// mayComeOfTheSession reports whether a connection may have failed because its TLS session
-// was resumed: nothing was answered on it, or the device certificate was refused, which a
-// server has to keep with the session.
-func mayComeOfTheSession(err error, certificate bool) bool {
+// causedBySession reports whether a connection may have failed because its TLS session was
+// resumed: nothing was answered on it, or the device certificate was refused, which a server
+// has to keep with the session.
+func causedBySession(err error, certificate bool) bool {
 	f := classify.Classify(err)
 	switch {
 	case f.Class == fault.Credential:
@@ -56,63 +52,51 @@ func mayComeOfTheSession(err error, certificate bool) bool {
 	return f.Stage == fault.StageTLS || f.Stage == fault.StageConnect || f.Stage == fault.StageSubscribe
 }
 
-// connect opens the stream to the service and notes in r what it learns on the way.
-func (a *attempt) connect(ctx context.Context, dialer *transport.Dialer, proof attest.Proof, r *result) (*transport.Conn, error) {
+// converse opens a session, registers, and closes the session.
+func (a *registration) converse(ctx context.Context, r *registered) (session.Session, *dps.Assignment, error) {
+	dialer := &r.request.Dialer
 	handshakes := len(dialer.Protocols)
-	if dialer.Sessions != nil && !dialer.Afresh {
-		handshakes++ // one that offers a session may have to be made again
+	if dialer.Sessions != nil && !dialer.FullHandshake {
+		handshakes++ // one that offers a session may have to be repeated
 	}
-	limit := or(dialer.Timeout, transport.DefaultTimeout) * time.Duration(handshakes)
-	a.enter(ctx, fault.StageTCP, limit, "Connecting to "+dialer.Host)
-	conn, err := dialer.Dial(ctx, proof.Certificate)
+	limit := or(a.settings.ResponseTimeout, dps.DefaultResponseTimeout)
+	r.request.Connected = func(conn *transport.Conn) error {
+		a.connected(conn, r)
+		a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+string(conn.Protocol)+"); signing in as "+a.registrationID)
+		return nil
+	}
+	a.enter(ctx, fault.StageTCP, or(dialer.Timeout, transport.DefaultTimeout)*time.Duration(handshakes), "Connecting to "+dialer.Host)
+	s, err := r.request.Open(ctx)
+	r.inspector = s.Inspector
 	if err != nil {
-		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
-			r.inspector = classify.Inspector(refused.Host, refused.Issuer)
-		}
-		return nil, classify.At(fault.StageTCP, err)
+		return s, nil, err
 	}
-	r.inspector = classify.Inspector(dialer.Host, conn.Issuer())
-	r.protocol, r.verified = string(conn.Protocol), time.Now().Round(0)
+	defer s.Close(ctx)
+	a.enter(ctx, fault.StageSubscribe, limit, "Subscribing as "+a.registrationID)
+	// QoS 0: a reply that is lost is lost with the connection, and sessions are not kept.
+	// With QoS 1, each reply would only need an acknowledgement, a packet of its own.
+	if err := s.Client.Subscribe(ctx, dps.ResponseFilter, 0); err != nil {
+		return s, nil, classify.At(fault.StageSubscribe, err)
+	}
+	assignment, err := a.drive(ctx, s.Client, r)
+	return s, assignment, err
+}
+
+// connected notes in r what the connection shows.
+func (a *registration) connected(conn *transport.Conn, r *registered) {
+	r.verified = time.Now().Round(0)
 	if !conn.Date.IsZero() {
-		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's has no finer one
+		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's time is no finer
 		r.clockOffset = &offset
 	}
-	r.connection = &control.Connection{Protocol: r.protocol, Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
+	r.connection = &control.Connection{Protocol: string(conn.Protocol), Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
 	foreign.Strings(r.connection, foreign.MaxText)
-	a.tell(event.Connected, zap.String("protocol", r.protocol), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
-	return conn, nil
+	a.log(event.Connected, zap.String("protocol", string(conn.Protocol)), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 }
 
-// converse signs in over conn, which it closes, and registers.
-func (a *attempt) converse(ctx context.Context, conn *transport.Conn, proof attest.Proof) (*dps.Assignment, time.Duration, error) {
-	s, identity := &a.settings, a.registration.Identity
-	limit := or(s.ResponseTimeout, dps.DefaultResponseTimeout)
-	a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+string(conn.Protocol)+"); signing in as "+identity.RegistrationID)
-	client, err := mqttv3.Connect(ctx, conn, mqttv3.Options{
-		ClientID: identity.ClientID(), UserName: identity.UserName(), Password: proof.Password,
-		KeepAlive: s.KeepAlive, Timeout: limit, MaxPacket: maxReply,
-	})
-	if err != nil {
-		return nil, 0, classify.At(fault.StageConnect, err)
-	}
-	defer func() {
-		// ctx may have ended; the farewell is owed to the service all the same.
-		farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellLimit)
-		defer cancel()
-		_ = client.Close(farewell)
-	}()
-	a.enter(ctx, fault.StageSubscribe, limit, "Subscribing as "+identity.RegistrationID)
-	// QoS 0: a reply that is lost is lost with the connection, and sessions are not kept;
-	// QoS 1 would only have each reply acknowledged, by a packet of its own.
-	if err := client.Subscribe(ctx, dps.ResponseFilter, 0); err != nil {
-		return nil, 0, classify.At(fault.StageSubscribe, err)
-	}
-	return a.drive(ctx, client)
-}
-
-// drive is where the protocol meets the network: what the registration wants
-// sent is published, what arrives or is overdue is handed to it.
-func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assignment, time.Duration, error) {
+// drive is where the protocol meets the network: it publishes what the registration wants
+// to send, and gives it what arrives or is overdue.
+func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *registered) (*dps.Assignment, error) {
 	reg, stage := a.registration, fault.StageRegister
 	step, err := reg.Begin(time.Now())
 	for {
@@ -121,48 +105,46 @@ func (a *attempt) drive(ctx context.Context, client *mqttv3.Client) (*dps.Assign
 		}
 		switch {
 		case err != nil:
-			return nil, 0, classify.At(stage, err)
+			return nil, classify.At(stage, err)
 		case step.Assignment != nil:
-			return step.Assignment, 0, nil
+			return step.Assignment, nil
 		case step.Send != nil:
-			a.enter(ctx, stage, time.Until(reg.Deadline()), a.asking(stage))
+			status := "Asking whether " + a.registrationID + " is assigned"
+			if stage == fault.StageRegister {
+				status = "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
+			}
+			a.enter(ctx, stage, time.Until(reg.Deadline()), status)
 			if err := client.Publish(ctx, step.Send.Topic, step.Send.Payload, 1); err != nil {
-				return nil, 0, classify.At(stage, err)
+				return nil, classify.At(stage, err)
 			}
 		case reg.Waiting():
 			wait := time.Until(reg.Deadline())
 			if wait > holdLimit {
-				return nil, wait, nil
+				r.wait = wait
+				return nil, nil
 			}
 			a.enter(ctx, stage, wait, "Asking again in "+wait.Round(time.Second).String()+": DPS is assigning "+a.registrationID)
 		}
-		step, err = a.turn(ctx, client)
+		step, err = receive(ctx, client, reg)
 		if wait := time.Until(reg.NotBefore()); wait > 0 {
-			a.floor(wait)
+			a.raiseFloor(wait)
 		}
 	}
 }
 
-// turn waits for one message or for the registration's deadline.
-func (a *attempt) turn(ctx context.Context, client *mqttv3.Client) (dps.Step, error) {
-	timed, cancel := context.WithDeadline(ctx, a.registration.Deadline())
+// receive waits for one message or for the registration's deadline.
+func receive(ctx context.Context, client *mqttv3.Client, reg *dps.Registration) (dps.Step, error) {
+	timed, cancel := context.WithDeadline(ctx, reg.Deadline())
 	defer cancel()
 	m, err := client.Receive(timed)
 	switch now := time.Now(); {
 	case err == nil:
-		return a.registration.Handle(now, dps.Message{Topic: m.Topic, Payload: m.Payload})
+		return reg.Handle(now, dps.Message{Topic: m.Topic, Payload: m.Payload})
 	case ctx.Err() != nil:
 		return dps.Step{}, ctx.Err()
 	case timed.Err() != nil:
-		return a.registration.Advance(now)
+		return reg.Advance(now)
 	default:
 		return dps.Step{}, err
 	}
-}
-
-func (a *attempt) asking(stage fault.Stage) string {
-	if stage == fault.StageRegister {
-		return "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
-	}
-	return "Asking whether " + a.registrationID + " is assigned"
 }

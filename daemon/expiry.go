@@ -10,18 +10,19 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// expiryDays are how long before the device certificate expires that is announced.
+// expiryDays are the numbers of days before its end at which the expiry of the device
+// certificate is announced.
 var expiryDays = []int{1, 7, 30}
 
-// ended is what is announced after the end.
+// ended is announced after the end.
 const ended = -1
 
-// expiry is when the service will refuse the device certificate, because it or a
-// certificate of its chain has expired. The zero value is that of a gateway without one.
+// expiry is when DPS will refuse the device certificate, because it or a certificate of its
+// chain has expired. The zero value is for a gateway without a certificate.
 type expiry struct {
 	at        time.Time
 	because   string // the certificate of the chain that expires first; "": the device's own
-	announced int    // the last of expiryDays that was announced, or ended
+	announced int    // the last of expiryDays that was announced, or ended; 0: none
 }
 
 // expiryOf returns when the certificate of a proof expires.
@@ -46,7 +47,7 @@ func (e expiry) String() string {
 	return text
 }
 
-// advice says how to renew what expires.
+// advice says how to renew the certificate that expires.
 func (e expiry) advice() string {
 	what := "Install a renewed certificate"
 	if e.because != "" {
@@ -55,24 +56,28 @@ func (e expiry) advice() string {
 	return what + ": dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd"
 }
 
-// announce says once for each of expiryDays that the certificate expires, and once that it
-// has expired.
-func (s *supervisor) announce(now time.Time) {
-	e := &s.expiry
+// due returns which of expiryDays, or ended, holds now; 0: none.
+func (e *expiry) due(now time.Time) int {
+	left := e.at.Sub(now.Round(0)) // by the wall clock, like the certificate
+	if left <= 0 {
+		return ended
+	}
+	for _, days := range expiryDays {
+		if left <= time.Duration(days)*24*time.Hour {
+			return days
+		}
+	}
+	return 0
+}
+
+// announceExpiry announces once for each of expiryDays that the certificate expires, and once
+// that it has expired.
+func (s *supervisor) announceExpiry(now time.Time) {
+	e := &s.certificate
 	if e.at.IsZero() {
 		return
 	}
-	left := e.at.Sub(now.Round(0)) // by the wall clock, as the certificate
-	due := 0
-	for _, days := range expiryDays {
-		if left <= time.Duration(days)*24*time.Hour {
-			due = days
-			break
-		}
-	}
-	if left <= 0 {
-		due = ended
-	}
+	due := e.due(now)
 	if due == e.announced {
 		return
 	}
@@ -81,11 +86,11 @@ func (s *supervisor) announce(now time.Time) {
 	switch {
 	case renewed:
 	case due == ended:
-		s.tell(event.CertificateExpired, zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice()))
+		s.log(event.CertificateExpired, zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice()))
 	default:
-		s.tell(event.CertificateExpires, zap.Time("notAfter", e.at), zap.Int("withinDays", due), zap.String("because", e.because), zap.String("advice", e.advice()))
+		s.log(event.CertificateExpires, zap.Time("notAfter", e.at), zap.Int("withinDays", due), zap.String("because", e.because), zap.String("advice", e.advice()))
 	}
-	if s.ready && s.attempt == nil && s.lastFault.Code == "" {
-		s.notify.setStatus(s.standing())
+	if s.systemd.ready && !s.running.active() && s.failures.last.Code == "" {
+		s.systemd.setStatus(s.assignment())
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -99,8 +100,8 @@ func TestEventStatusAndMetricHaveTheEndOfTheChain(t *testing.T) {
 
 func TestACertificateThatIsNotForClientsExplainsARefusal(t *testing.T) {
 	s := (&Daemon{}).supervisor()
-	r := result{err: classify.At(fault.StageRegister, unauthorized)}
-	r.purpose = attest.ForClients(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	r := registered{err: classify.At(fault.StageRegister, unauthorized)}
+	r.request.Proof.Certificate = &tls.Certificate{Leaf: &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}}
 	f := s.classify(r, time.Now())
 	if f.Code != fault.Unauthorized || !strings.Contains(f.Error(), "its only extended key usage is serverAuth; it also needs clientAuth") {
 		t.Errorf("got %v", f)

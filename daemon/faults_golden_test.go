@@ -244,7 +244,8 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 		}
 		if p.inject != nil {
 			s := g.supervisor()
-			if err := s.failed(result{err: p.inject, credential: "symmetric-key"}, time.Now()); err != nil {
+			now := time.Now()
+			if _, err := s.failed(s.classify(registered{err: p.inject}, now), p.inject, "symmetric-key", now); err != nil {
 				t.Errorf("the daemon ends: %v", err)
 			}
 		} else {

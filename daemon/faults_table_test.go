@@ -41,8 +41,8 @@ type trouble struct {
 	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
 }
 
-// outcome is what came of it.
-type outcome struct {
+// troubled is what became of the gateway.
+type troubled struct {
 	trouble
 	result      string
 	connections int
@@ -358,7 +358,7 @@ func troubles() []trouble {
 }
 
 // playTrouble runs one row in the bubble.
-func playTrouble(t *testing.T, row trouble) (o outcome) {
+func playTrouble(t *testing.T, row trouble) (o troubled) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.Watchdog = 30 * time.Second
@@ -484,8 +484,8 @@ func (g *gateway) refusing() {
 	}
 }
 
-func (g *gateway) outcome(row trouble) outcome {
-	o := outcome{trouble: row, result: "retries", connections: g.dials, faults: g.faults()}
+func (g *gateway) outcome(row trouble) troubled {
+	o := troubled{trouble: row, result: "retries", connections: g.dials, faults: g.faults()}
 	if g.log.FilterMessage("assigned").Len() > 0 {
 		o.result = "assigned"
 	}
@@ -518,7 +518,7 @@ func TestTroubleOfEveryKind(t *testing.T) {
 		}
 	}
 	var mu sync.Mutex
-	var all []outcome
+	var all []troubled
 	t.Run("rows", func(t *testing.T) {
 		for _, row := range rows {
 			row.with = cmp.Or(row.with, "key")
@@ -534,7 +534,7 @@ func TestTroubleOfEveryKind(t *testing.T) {
 	if len(rows) < 90 {
 		t.Errorf("%d rows", len(rows))
 	}
-	slices.SortFunc(all, func(a, b outcome) int {
+	slices.SortFunc(all, func(a, b troubled) int {
 		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.with, b.with), cmp.Compare(a.on, b.on))
 	})
 	var b strings.Builder

@@ -1,34 +1,92 @@
 package daemon
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/session"
+	"github.com/dpsd-project/dpsd/store"
 )
 
-// This file ends a wait that an input of this gateway has caused, once the input has
-// changed. Inotify does not report everything: not a host name, a file of a pseudo file
-// system or of a server, or a directory that may not be read. So the inputs are looked at
-// every ten seconds. That sends nothing, and as long as nothing changes, it neither logs
-// nor writes anything.
+// This file ends a wait when an input of this gateway has changed: a key, a certificate, the
+// serial number, the payload, a CA file or the host name. The files are watched. Inotify does
+// not report everything: not a host name, a file of a pseudo file system or of a server, or a
+// directory that may not be read. So while an input is the cause of a wait, the inputs are
+// checked every ten seconds. That sends nothing, and as long as nothing changes, it neither
+// logs nor writes anything.
 
-// inputs is what is known of inputs that failed.
+// inputs are the inputs of this gateway, as far as they are watched or have failed.
 type inputs struct {
-	failed  []string      // why, for each that failed in this round
-	due     time.Time     // of the next look; zero: no input has caused a wait
-	looking bool          // a look is under way; a file system can hang
-	found   chan []string // what a look finds wrong
+	changes <-chan struct{} // from Watch; nil: nothing is watched
+	unwatch context.CancelFunc
+
+	failed   []string      // why, for each that has failed in this round
+	due      time.Time     // of the next check; zero: no input has caused a wait
+	checking bool          // a check is running; a file system can hang
+	found    chan []string // what a check finds wrong
 }
 
-// beginRound forgets the inputs of the round before.
-func (i *inputs) beginRound() { i.failed = nil }
+// watchInputs watches the files that the settings name. Changes that the watch before has
+// seen and not reported yet are lost.
+func (s *supervisor) watchInputs(ctx context.Context) {
+	if s.inputs.unwatch != nil {
+		s.inputs.unwatch()
+	}
+	ctx, s.inputs.unwatch = context.WithCancel(ctx)
+	paths := s.settings.RegistrationID.Paths(s.Secrets)
+	for _, c := range s.settings.Credentials {
+		for _, ref := range c.References() {
+			paths = append(paths, s.Secrets.Paths(ref)...)
+		}
+	}
+	paths = append(paths, s.Secrets.Paths(s.settings.ProxyPassword)...)
+	paths = append(paths, s.settings.PayloadFile, s.settings.Dialer.CAFile, s.settings.Dialer.ProxyCAFile)
+	s.inputs.changes = s.watchFiles(ctx, paths...)
+}
 
-// suspectInputs lets the inputs be looked at during the wait after fault f, if one of them
-// failed in this round. err is the error that f names.
+// watchState watches the files that other services read. With Once, dpsd does not stay to
+// repair them.
+func (s *supervisor) watchState(ctx context.Context) {
+	if !s.Once {
+		s.repairs.touched = s.watchFiles(ctx, store.Files(s.Store.Directory)...)
+	}
+}
+
+// watchFiles watches the files among paths that are not "". It returns nil if there are none,
+// or if they cannot be watched.
+func (s *supervisor) watchFiles(ctx context.Context, paths ...string) <-chan struct{} {
+	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
+	if s.Watch == nil || len(paths) == 0 {
+		return nil
+	}
+	changes, err := s.Watch(ctx, paths...)
+	if err != nil {
+		s.log(event.WatchFailed, zap.Error(err))
+		return nil
+	}
+	return changes
+}
+
+// inputsChanged schedules an attempt with the changed inputs.
+func (s *supervisor) inputsChanged(now time.Time) {
+	s.credentials.first()
+	before := s.schedule.due
+	s.request(s.schedule.afterChange(now.Add(settle)), "an input has changed")
+	if s.schedule.due != before { // a file that changes all the time must not fill the journal
+		s.log(event.FilesChanged, zap.Duration("attemptIn", s.schedule.due.Sub(now)))
+	}
+}
+
+// suspectInputs schedules checks of the inputs during the wait after fault f, if one of them
+// has failed in this round. err is the error that f names.
 func (s *supervisor) suspectInputs(f fault.Fault, err error, now time.Time) {
 	if f.Class == fault.Input && f.Code != fault.ProxyAddress { // the environment stays as it is
 		s.inputs.failed = append(s.inputs.failed, err.Error())
@@ -39,33 +97,33 @@ func (s *supervisor) suspectInputs(f fault.Fault, err error, now time.Time) {
 	}
 }
 
-// lookAtInputs begins a look. It does not wait for it.
-func (s *supervisor) lookAtInputs(now time.Time) {
+// checkInputs starts a check, without waiting for it.
+func (s *supervisor) checkInputs(now time.Time) {
 	s.inputs.due = now.Add(inputsEvery)
-	if s.inputs.looking {
+	if s.inputs.checking {
 		return
 	}
-	s.inputs.looking = true
-	look := inputLook{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.registrationID}
-	go func() { s.inputs.found <- look.failing(time.Now()) }()
+	s.inputs.checking = true
+	check := inputCheck{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.progress.registrationID}
+	go func() { s.inputs.found <- check.failing(time.Now()) }()
 }
 
-// foundInputs ends the wait when an input fails no longer as it did.
+// foundInputs ends the wait if an input no longer fails as it did.
 func (s *supervisor) foundInputs(failing []string, now time.Time) {
-	s.inputs.looking = false
+	s.inputs.checking = false
 	changed := func(failed string) bool {
-		// What an attempt says also names whom it wanted to reach.
+		// The error of an attempt also contains the address that it wanted to reach.
 		return !slices.ContainsFunc(failing, func(text string) bool { return strings.Contains(failed, text) })
 	}
-	if s.attempt != nil || s.inputs.due.IsZero() || !slices.ContainsFunc(s.inputs.failed, changed) {
+	if s.running.active() || s.inputs.due.IsZero() || !slices.ContainsFunc(s.inputs.failed, changed) {
 		return
 	}
 	s.inputs.due = time.Time{}
-	s.filesChanged(now)
+	s.inputsChanged(now)
 }
 
-// inputLook is one look at all inputs.
-type inputLook struct {
+// inputCheck is one check of all inputs.
+type inputCheck struct {
 	settings       Settings
 	secrets        attest.Secrets
 	host           attest.Host
@@ -73,30 +131,30 @@ type inputLook struct {
 }
 
 // failing returns what is wrong with the inputs, in the words of an attempt.
-func (l *inputLook) failing(now time.Time) (texts []string) {
+func (c *inputCheck) failing(now time.Time) (texts []string) {
 	met := func(err error) {
 		if err != nil {
 			texts = append(texts, err.Error())
 		}
 	}
-	id := l.registrationID
+	id := c.registrationID
 	if id == "" {
-		resolved, err := l.settings.RegistrationID.Resolve(l.host, l.secrets)
+		resolved, err := c.settings.RegistrationID.Resolve(c.host, c.secrets)
 		met(err)
 		id = resolved
 	}
-	_, err := ReadPayload(l.settings.PayloadFile)
+	_, err := session.ReadPayload(c.settings.PayloadFile)
 	met(err)
-	resource := dps.Identity{IDScope: l.settings.IDScope, RegistrationID: id}.Resource()
-	for _, c := range l.settings.Credentials {
-		_, err := c.Prove(attest.Subject{Resource: resource, RegistrationID: id}, l.secrets, now)
+	resource := dps.Identity{IDScope: c.settings.IDScope, RegistrationID: id}.Resource()
+	for _, credential := range c.settings.Credentials {
+		_, err := credential.Prove(attest.Subject{Resource: resource, RegistrationID: id}, c.secrets, now)
 		met(err)
 	}
-	if l.settings.ProxyUser != "" {
-		_, err := l.secrets.Password(l.settings.ProxyPassword)
+	if c.settings.ProxyUser != "" {
+		_, err := c.secrets.Password(c.settings.ProxyPassword)
 		met(err)
 	}
-	for _, err := range l.settings.Dialer.FileErrors() {
+	for _, err := range c.settings.Dialer.FileErrors() {
 		met(err)
 	}
 	return texts

@@ -34,8 +34,8 @@ var families = []family{
 		sample(w, "dpsd_build_info", 1, "version", s.Version)
 	}},
 	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd began.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
-	gauge("dpsd_ready", "1 when systemd was told READY=1.", func(s control.Status) float64 { return truth(s.Ready) }),
-	gauge("dpsd_provisioned", "1 when an identity is published.", func(s control.Status) float64 { return truth(s.Identity != nil) }),
+	gauge("dpsd_ready", "1 when systemd was told READY=1.", func(s control.Status) float64 { return asNumber(s.Ready) }),
+	gauge("dpsd_provisioned", "1 when an identity is published.", func(s control.Status) float64 { return asNumber(s.Identity != nil) }),
 	{"dpsd_assignment_info", "gauge", "1; the labels are what is published. Not there without an identity.", func(w io.Writer, _ *measures, s control.Status) {
 		if i := s.Identity; i != nil {
 			sample(w, "dpsd_assignment_info", 1, "hub", i.AssignedHub, "device_id", i.DeviceID)
@@ -63,10 +63,10 @@ var families = []family{
 		return seconds(s.Next.At)
 	}),
 	gauge("dpsd_fault_standing", "1 when the last attempt failed and nothing has worked since.", func(s control.Status) float64 {
-		return truth(standing(s) != nil)
+		return asNumber(unresolved(s) != nil)
 	}),
 	{"dpsd_fault_info", "gauge", "1; the labels are the fault that stands, as in dpsd-faults(7). Not there without one.", func(w io.Writer, _ *measures, s control.Status) {
-		if f := standing(s); f != nil {
+		if f := unresolved(s); f != nil {
 			sample(w, "dpsd_fault_info", 1, "code", f.Code, "class", f.Class, "stage", f.Stage)
 		}
 	}},
@@ -202,15 +202,15 @@ func sample(w io.Writer, name string, value float64, labels ...string) {
 	fmt.Fprintf(w, "%s %s\n", name, number(value))
 }
 
-// standing is the fault that nothing has worked since; nil: none.
-func standing(s control.Status) *control.Fault {
+// unresolved is the current fault; nil: none.
+func unresolved(s control.Status) *control.Fault {
 	if len(s.Faults) == 0 || !s.Faults[0].Standing {
 		return nil
 	}
 	return &s.Faults[0]
 }
 
-func truth(is bool) float64 {
+func asNumber(is bool) float64 {
 	if is {
 		return 1
 	}

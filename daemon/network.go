@@ -16,23 +16,23 @@ import (
 
 // This file ends waits that the network may have caused, once the network has changed.
 
-// surroundings is the network as the last attempt met it.
+// surroundings is the state of the network at the last attempt.
 type surroundings struct {
 	destinations []netip.Addr // that the last failure named
 	state        string       // Network's, when the last attempt began, or since then
-	due          time.Time    // of the next look; zero: the network has not caused a wait
+	due          time.Time    // of the next check; zero: the network has not caused a wait
 }
 
-// enterNetwork looks at the network before an attempt uses it, so that a change during
-// the attempt is not missed.
-func (s *supervisor) enterNetwork() {
+// noteNetwork notes the state of the network before an attempt uses it, so that a change
+// during the attempt is not missed.
+func (s *supervisor) noteNetwork() {
 	s.network.due = time.Time{}
 	if s.Network != nil {
 		s.network.state = s.Network(s.network.destinations)
 	}
 }
 
-// suspectNetwork lets the network be looked at during the wait after fault f, if the
+// suspectNetwork schedules checks of the network during the wait after fault f, if the
 // network may have caused it. err is the error that f names.
 func (s *supervisor) suspectNetwork(f fault.Fault, err error, now time.Time) {
 	if s.Network == nil || !ofNetwork(f) {
@@ -44,19 +44,19 @@ func (s *supervisor) suspectNetwork(f fault.Fault, err error, now time.Time) {
 	s.network.due = now.Add(networkEvery)
 }
 
-// lookAtNetwork ends the wait when the network has changed.
-func (s *supervisor) lookAtNetwork(now time.Time) {
+// checkNetwork ends the wait if the network has changed.
+func (s *supervisor) checkNetwork(now time.Time) {
 	s.network.due = now.Add(networkEvery)
 	state := s.Network(s.network.destinations)
 	if state == s.network.state {
 		return
 	}
 	s.network.state = state
-	before := s.due
-	s.trigger(later(now.Add(settle+pace.NetworkChanged(s.random)), s.reached.Add(changeGap)), "the network has changed")
-	if s.due != before {
-		s.tell(event.NetworkChanged, zap.Duration("attemptIn", s.due.Sub(now)))
-		s.waiting(now, s.lastFault.Error())
+	before := s.schedule.due
+	s.request(s.schedule.afterChange(now.Add(settle+pace.NetworkChanged(s.random))), "the network has changed")
+	if s.schedule.due != before {
+		s.log(event.NetworkChanged, zap.Duration("attemptIn", s.schedule.due.Sub(now)))
+		s.waiting(now, s.failures.last.Error())
 	}
 }
 

@@ -1,53 +1,13 @@
 package daemon
 
 import (
-	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
 
-	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 )
-
-func TestAPayloadOfAWindowsEditorIsReadAndUTF16IsNamed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "payload.json")
-	for _, test := range []struct {
-		expect, file, want string
-		code               fault.Code // of the fault; "" for none
-		says               string
-	}{
-		{"line ends of Windows", "{\r\n\"a\": 1\r\n}\r\n", "{\r\n\"a\": 1\r\n}\r\n", "", ""},
-		{"a byte order mark", "\ufeff{\"a\": 1}", "{\"a\": 1}", "", ""},
-		{"UTF-16", "\xff\xfe{\x00}\x00", "", fault.InputInvalid, "payload_file " + path + ": the file is UTF-16 text, not UTF-8"},
-		{"UTF-16 without a mark", "\x00{\x00 \x00 \x00 \x00}", "", fault.InputInvalid, "the file is UTF-16 text, not UTF-8"},
-		{"too much", strings.Repeat(" ", 128<<10) + "{}", "", fault.InputInvalid, "payload_file " + path + ": the file is too large: it has more than 128 KiB"},
-	} {
-		t.Run(test.expect, func(t *testing.T) {
-			if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			got, err := ReadPayload(path)
-			if string(got) != test.want || (err == nil) != (test.code == "") {
-				t.Fatalf("got %q, %v", got, err)
-			}
-			if f := classify.Classify(err); f.Code != test.code || err != nil && !strings.Contains(f.Error(), test.says) {
-				t.Errorf("the fault is %v", f)
-			}
-		})
-	}
-	t.Run("the advice about UTF-16 is the command", func(t *testing.T) {
-		if err := os.WriteFile(path, []byte("\xff\xfe{\x00}\x00"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		_, err := ReadPayload(path)
-		if got, want := classify.Classify(err).Advice(), "cp -p "+path+" "+path+".orig && iconv -f UTF-16 -t UTF-8 "+path+".orig >"+path; got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	})
-}
 
 func TestAPayloadFileThatIsAFIFOIsAFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -57,7 +17,7 @@ func TestAPayloadFileThatIsAFIFOIsAFault(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.run()
-		g.until("fault", 1) // and nobody waits for its writer
+		g.until("fault", 1) // the attempt does not wait for a writer
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}

@@ -293,11 +293,11 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 		}
 		// The record was saved under a clock of 2099; now the clock is right.
 		s.verified = time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)
-		refusal := result{err: classify.At(fault.StageRegister, unauthorized), verified: time.Now().Round(0)}
+		refusal := registered{err: classify.At(fault.StageRegister, unauthorized), verified: time.Now().Round(0), recording: &recording{}}
 		if f := s.classify(refusal, time.Now()); f.Code != fault.ClockImplausible {
 			t.Errorf("the first 401 is explained by the clock, got %s", f.Code)
 		}
-		s.attempt = func() {}
+		s.running.cancel = func() {}
 		if err := s.finish(refusal, time.Now()); err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
+	"github.com/dpsd-project/dpsd/session"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -111,7 +112,7 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 					stalled = e.Connection
 				case e.Packet != "PUBLISH":
 				case e.Direction == "down":
-					if e.Connection == stalled || e.Size > maxReply {
+					if e.Connection == stalled || e.Size > session.MaxPacket {
 						continue // it never arrived, or was refused unread
 					}
 					if until := e.Time.Add(retryAfter(e.Topic)); until.After(floor) {

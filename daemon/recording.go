@@ -19,7 +19,7 @@ type recording struct {
 	sent, received atomic.Int64
 }
 
-// enter ends the step before and begins another.
+// enter ends the previous step and begins another.
 func (r *recording) enter(stage fault.Stage, now time.Time) {
 	r.leave(now)
 	r.stage, r.entered = stage, now
@@ -38,7 +38,7 @@ func (r *recording) leave(now time.Time) {
 	r.steps = append(r.steps, store.Step{Stage: string(r.stage), Milliseconds: took})
 }
 
-// counting makes dial count what passes through its connections.
+// counting makes dial count the bytes of its connections.
 func (r *recording) counting(dial dialFunc) dialFunc {
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext

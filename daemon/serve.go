@@ -22,8 +22,8 @@ type request struct {
 
 var errBusy = errors.New("dpsd is stopping")
 
-// serve opens the control socket, and returns what waits until it is closed. A
-// gateway without one is provisioned all the same.
+// serve opens the control socket, and returns a function that closes it and waits until
+// that is done. Provisioning does not depend on the socket.
 func (s *supervisor) serve(ctx context.Context) (stop func()) {
 	if s.Socket == "" {
 		return func() {}
@@ -34,7 +34,7 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 		l, err = control.Listen(s.Socket)
 	}
 	if err != nil {
-		s.tell(event.ControlFailed, zap.Error(err))
+		s.log(event.ControlFailed, zap.Error(err))
 		return func() {}
 	}
 	server := control.Server{
@@ -54,7 +54,7 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 	var ended sync.WaitGroup
 	ended.Go(func() {
 		if err := server.Serve(ctx, l); err != nil {
-			s.tell(event.ControlFailed, zap.Error(err))
+			s.log(event.ControlFailed, zap.Error(err))
 		}
 	})
 	return func() {
@@ -63,12 +63,9 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 	}
 }
 
-// record hands a finished attempt to the flight recorder and the metrics. What
-// nobody was asked for is no attempt.
-func (s *supervisor) record(r result, now time.Time) {
-	if r.looked || r.mended || r.recording == nil {
-		return
-	}
+// record hands a finished registration to the flight recorder and the metrics. failed is
+// the failure that has ended it, if r.err is not nil.
+func (s *supervisor) record(r registered, failed failure, now time.Time) {
 	rec := r.recording
 	a := store.Attempt{
 		At: stamp(rec.began), Trigger: rec.trigger, Steps: rec.steps, Outcome: "assigned",
@@ -82,9 +79,9 @@ func (s *supervisor) record(r result, now time.Time) {
 	}
 	switch {
 	case r.err != nil:
-		f := s.lastFault
+		f := failed.Fault
 		a.Outcome, a.Fault, a.Stage, a.ServiceCode, a.TrackingID = "fault", string(f.Code), string(f.Stage), f.ServiceCode, f.TrackingID
-		a.Cause, a.RetryIn = f.Err.Error(), max(0, s.due.Sub(now)).Milliseconds()
+		a.Cause, a.RetryIn = f.Err.Error(), failed.Wait.Milliseconds()
 	case r.wait > 0:
 		a.Outcome, a.RetryIn = "wait", r.wait.Milliseconds()
 	}
@@ -93,5 +90,5 @@ func (s *supervisor) record(r result, now time.Time) {
 	if r.clockOffset != nil {
 		s.measures.clock(*r.clockOffset)
 	}
-	s.scribe.add(a)
+	s.recorder.add(a)
 }

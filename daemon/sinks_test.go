@@ -61,14 +61,15 @@ func newSinks(t testing.TB, state, runtime string) *sinks {
 	return k
 }
 
-// fails lets an attempt end with an error.
-func (k *sinks) fails(err error, told ...string) {
+// fails lets a registration with the password end with an error.
+func (k *sinks) fails(err error, password string) {
 	now := time.Now()
-	r := result{err: err, told: told, recording: &recording{began: now, trigger: "start"}, credential: "symmetric-key",
+	r := registered{err: err, recording: &recording{began: now, trigger: "start"}, credential: "symmetric-key",
 		connection: &control.Connection{Protocol: "mqtt", Address: "h:8883"}}
-	_ = k.failed(r, now)
-	k.record(r, now)
-	if err := k.scribe.recorder.Add(<-k.scribe.attempts, now); err != nil {
+	r.request.Proof.Password = password
+	failed, _ := k.failed(k.classify(r, now), r.err, r.credential, now)
+	k.record(r, failed, now)
+	if err := k.recorder.flight.Add(<-k.recorder.attempts, now); err != nil {
 		k.t.Fatal(err)
 	}
 	k.board.Post(k.status(now))
@@ -84,7 +85,7 @@ func (k *sinks) shown() map[string]string {
 	}
 	var metrics bytes.Buffer
 	k.measures.write(&metrics)
-	all := map[string]string{"the status": string(document), "attempts.json": string(attempts), "the metrics": metrics.String(), "the fault": k.lastFault.Error() + k.lastFault.TrackingID}
+	all := map[string]string{"the status": string(document), "attempts.json": string(attempts), "the metrics": metrics.String(), "the fault": k.failures.last.Error() + k.failures.last.TrackingID}
 	for n, note := range k.notes {
 		all[fmt.Sprintf("note %d to the service manager", n)] = note
 	}
@@ -193,14 +194,14 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 			k := newSinks(t, t.TempDir(), t.TempDir())
 			defer k.store.Close()
 			for _, err := range foreignErrors(text) {
-				k.fails(err)
+				k.fails(err, "")
 			}
 			k.check()
 			// However long a name is, what dpsd says behind it is there: who has issued this.
 			if cause := classify.Classify(foreignErrors(text)[0]).Err.Error(); !strings.Contains(cause, "issued by") {
 				t.Errorf("the cause is %q", cause)
 			}
-			if n := len(k.account.faults); n != control.MaxFaults {
+			if n := len(k.history.faults); n != control.MaxFaults {
 				t.Errorf("the status holds %d faults", n)
 			}
 		})
@@ -220,21 +221,22 @@ func limitsOfTheirOwn(t *testing.T, text string) {
 	now := time.Now()
 	for n := range store.MaxAttempts + 1 {
 		raw := fault.Fault{Code: fault.NoReply, Stage: fault.Stage(fmt.Sprint("stage", n)), Err: errors.New(text), TrackingID: text}
-		r := result{err: raw.Err, recording: &recording{began: now, trigger: text}, credential: text, connection: &control.Connection{Protocol: text, Address: text, Proxy: text}}
-		k.lastFault = raw
-		k.account.failed(raw, text, text, now)
+		failed := failure{Fault: raw, Credential: text, Advice: text}
+		r := registered{err: raw.Err, recording: &recording{began: now, trigger: text}, credential: text, connection: &control.Connection{Protocol: text, Address: text, Proxy: text}}
+		k.failures.last = raw
+		k.history.failed(failed, now)
 		k.waiting(now, raw.Error())
-		k.notify.setStatus(text)
-		k.record(r, now)
-		if err := k.scribe.recorder.Add(<-k.scribe.attempts, now); err != nil {
+		k.systemd.setStatus(text)
+		k.record(r, failed, now)
+		if err := k.recorder.flight.Add(<-k.recorder.attempts, now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	k.lastFault = fault.Fault{}
+	k.failures.last = fault.Fault{}
 	k.board.Post(k.status(now))
 	k.check()
-	if len(k.account.faults) != control.MaxFaults || len(k.notes) == 0 {
-		t.Errorf("%d faults, %d notes: too little was looked at", len(k.account.faults), len(k.notes))
+	if len(k.history.faults) != control.MaxFaults || len(k.notes) == 0 {
+		t.Errorf("%d faults, %d notes: too little was looked at", len(k.history.faults), len(k.notes))
 	}
 }
 
@@ -257,13 +259,14 @@ func FuzzForeignText(f *testing.F) {
 		k := newSinks(t, state, runtime)
 		defer k.store.Close()
 		escaped := strings.NewReplacer("/", "%2F", "+", "%2B", "=", "%3D").Replace(signature)
+		password := "SharedAccessSignature sr=gw-1&sig=" + escaped + "&se=1"
 		for _, err := range foreignErrors(before + " " + signature + " " + after) {
-			k.fails(err, signature, escaped)
+			k.fails(err, password)
 		}
 		for form, echo := range map[string]string{
 			"itself": signature, "in base64": base64.StdEncoding.EncodeToString([]byte("sig=" + escaped)), "in hex": hex.EncodeToString([]byte(signature)),
 		} {
-			k.fails(errors.New(before+" "+echo+" "+after), signature, escaped)
+			k.fails(errors.New(before+" "+echo+" "+after), password)
 			for by, text := range k.shown() {
 				if strings.Contains(text, echo[8:]) && !strings.Contains(before+after+string(file), echo[8:]) {
 					t.Errorf("%s shows the signature, %s", by, form)

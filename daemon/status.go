@@ -10,55 +10,55 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// This file says to those who ask on the control socket what the supervisor
-// knows. It decides nothing.
+// This file puts what the supervisor knows into the status of the control socket. It
+// decides nothing.
 
-// account is what a Status holds beyond the supervisor's own state.
-type account struct {
+// statusHistory is what a Status holds beyond the supervisor's own state.
+type statusHistory struct {
 	started       time.Time
 	confirmed     *time.Time
 	confirmations int
 	faults        []control.Fault // the latest first
 	connection    *control.Connection
 	attempts      control.AttemptsCount
-	identity      *control.Identity // as it was while no attempt ran
-	fingerprint   string            // of the present configuration; "": not known yet
+	identity      *control.Identity // as it was when no attempt was running
+	fingerprint   string            // of the current configuration; "": not known yet
 	phase         control.Phase
 }
 
-// status is posted on the board after each turn of the loop.
+// status is posted on the board in each iteration of the loop.
 func (s *supervisor) status(now time.Time) control.Status {
 	st := control.Status{
-		Version: s.Version, PID: os.Getpid(), StartedAt: s.account.started,
-		Ready:         s.ready,
-		Text:          strings.TrimPrefix(s.notify.status, "STATUS="),
-		Configuration: s.configuration(),
-		Confirmed:     s.account.confirmed,
-		Confirmations: s.account.confirmations,
-		Faults:        append([]control.Fault(nil), s.account.faults...),
-		Connection:    s.account.connection,
-		Attempts:      s.account.attempts,
+		Version: s.Version, PID: os.Getpid(), StartedAt: s.history.started,
+		Ready:         s.systemd.ready,
+		Text:          strings.TrimPrefix(s.systemd.status, "STATUS="),
+		Configuration: s.file.status(s.settings.Configuration),
+		Confirmed:     s.history.confirmed,
+		Confirmations: s.history.confirmations,
+		Faults:        append([]control.Fault(nil), s.history.faults...),
+		Connection:    s.history.connection,
+		Attempts:      s.history.attempts,
 	}
 	// A running attempt owns the store, and may hang in it with the disk.
-	if s.attempt == nil {
-		s.account.identity = s.identity()
+	if !s.running.active() {
+		s.history.identity = s.identity()
 	}
-	st.Identity = s.account.identity
-	if !s.expiry.at.IsZero() {
-		st.Certificate = &control.Certificate{NotAfter: s.expiry.at.UTC()}
+	st.Identity = s.history.identity
+	if !s.certificate.at.IsZero() {
+		st.Certificate = &control.Certificate{NotAfter: s.certificate.at.UTC()}
 	}
 	name := control.PhaseIdle
 	switch {
-	case s.attempt != nil && s.phase.stage != "":
-		name = string(s.phase.stage)
-	case s.attempt == nil && !s.due.IsZero():
+	case s.running.active() && s.running.phase.stage != "":
+		name = string(s.running.phase.stage)
+	case !s.running.active() && !s.schedule.due.IsZero():
 		name = control.PhaseWaiting
-		st.Next = control.Due(s.due, s.why, string(s.lane))
+		st.Next = control.Due(s.schedule.due, s.schedule.why, string(s.schedule.lane))
 	}
-	if s.account.phase.Name != name {
-		s.account.phase = control.Phase{Name: name, Since: stamp(now)}
+	if s.history.phase.Name != name {
+		s.history.phase = control.Phase{Name: name, Since: stamp(now)}
 	}
-	st.Phase = s.account.phase
+	st.Phase = s.history.phase
 	st.Health = health(st)
 	return st
 }
@@ -72,19 +72,19 @@ func (s *supervisor) identity() *control.Identity {
 		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
 		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
 		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: s.store.Durable(),
-		Foreign: s.account.fingerprint != "" && rec.ConfigFingerprint != s.account.fingerprint,
+		Foreign: s.history.fingerprint != "" && rec.ConfigFingerprint != s.history.fingerprint,
 	}
-	foreign.Strings(i, foreign.MaxText) // the file may be somebody else's
+	foreign.Strings(i, foreign.MaxText) // others may have changed the file
 	return i
 }
 
-// health is the one word for it.
+// health sums a Status up in one word.
 func health(st control.Status) control.Health {
-	standing := len(st.Faults) > 0 && st.Faults[0].Standing
+	unresolved := len(st.Faults) > 0 && st.Faults[0].Standing
 	switch {
 	case st.Identity == nil:
 		return control.Unprovisioned
-	case standing || !st.Identity.Durable || st.Identity.Foreign:
+	case unresolved || !st.Identity.Durable || st.Identity.Foreign:
 		return control.Degraded
 	case st.Confirmed == nil:
 		return control.Cached
@@ -92,43 +92,50 @@ func health(st control.Status) control.Health {
 	return control.OK
 }
 
-// failed counts a fault; the same again in a row is one.
-func (a *account) failed(f fault.Fault, credential string, advice string, now time.Time) {
-	a.attempts.Failed++
+// failed counts a failure; the same one in a row is one fault.
+func (h *statusHistory) failed(f failure, now time.Time) {
+	h.attempts.Failed++
 	entry := control.Fault{
-		Code: string(f.Code), Class: string(f.Class), Stage: string(f.Stage),
-		Summary: fault.Describe(f.Code).Summary, Advice: advice, Credential: credential,
-		ServiceCode: f.ServiceCode, TrackingID: f.TrackingID,
+		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),
+		Summary: fault.Describe(f.Fault.Code).Summary, Advice: f.Advice, Credential: f.Credential,
+		ServiceCode: f.Fault.ServiceCode, TrackingID: f.Fault.TrackingID,
 		First: stamp(now), Last: stamp(now), Count: 1, Standing: true,
 	}
 	foreign.Strings(&entry, foreign.MaxText)
-	if f.Err != nil {
-		entry.Cause = foreign.Line(f.Err.Error(), foreign.MaxFault)
+	if f.Fault.Err != nil {
+		entry.Cause = foreign.Line(f.Fault.Err.Error(), foreign.MaxFault)
 	}
-	if len(a.faults) > 0 {
-		if last := a.faults[0]; last.Standing && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
+	if len(h.faults) > 0 {
+		if last := h.faults[0]; last.Standing && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
 			entry.First, entry.Count = last.First, last.Count+1
-			a.faults = a.faults[1:]
+			h.faults = h.faults[1:]
 		}
 	}
-	a.faults = append([]control.Fault{entry}, a.faults[:min(len(a.faults), control.MaxFaults-1)]...)
+	h.faults = append([]control.Fault{entry}, h.faults[:min(len(h.faults), control.MaxFaults-1)]...)
 }
 
-// mended: what stood has passed.
-func (a *account) mended() {
-	for i := range a.faults {
-		a.faults[i].Standing = false
+// resolved marks all faults as resolved.
+func (h *statusHistory) resolved() {
+	for i := range h.faults {
+		h.faults[i].Standing = false
+	}
+}
+
+// configured notes the fingerprint of the configuration; "" is not known.
+func (h *statusHistory) configured(fingerprint string) {
+	if fingerprint != "" {
+		h.fingerprint = fingerprint
 	}
 }
 
 // confirm counts an assignment.
-func (a *account) confirm(now time.Time) {
+func (h *statusHistory) confirm(now time.Time) {
 	at := stamp(now)
-	a.confirmed = &at
-	a.confirmations++
-	a.attempts.Assigned++
-	a.mended()
+	h.confirmed = &at
+	h.confirmations++
+	h.attempts.Assigned++
+	h.resolved()
 }
 
-// stamp is a time for people.
+// stamp is a time as people read it, in UTC and to the millisecond.
 func stamp(t time.Time) time.Time { return t.UTC().Round(0).Truncate(time.Millisecond) }

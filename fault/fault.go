@@ -1,10 +1,10 @@
 // Package fault names everything that can go wrong between a gateway and its
 // assignment. Each failure has a stable code; the catalogue gives the code's
 // class, a one-line summary and a line of advice. The log, STATUS=, the
-// commands and the manual all take their words from here.
+// commands and the manual use these texts.
 //
-// Only the daemon makes faults, in classify.Classify; the packages below it
-// return typed errors of their own.
+// Only package classify makes faults; the packages below it return typed errors of
+// their own.
 package fault
 
 import (
@@ -97,13 +97,13 @@ type Class string
 // The classes.
 const (
 	Offline       Class = "offline"       // no route, no resolver, interface down
-	Transient     Class = "transient"     // the network or the service; time mends it
+	Transient     Class = "transient"     // the network or the service; it may pass
 	Throttling    Class = "throttled"     // 429
 	Credential    Class = "credential"    // this credential was refused; another may do
 	Input         Class = "input"         // a file on this gateway is missing or unusable
-	Enrollment    Class = "enrollment"    // the service knows better than this gateway
-	Interception  Class = "interception"  // somebody else than DPS answered
-	Clock         Class = "clock"         // this gateway's time explains the failure
+	Enrollment    Class = "enrollment"    // only a change at the service helps
+	Interception  Class = "interception"  // something other than DPS answered
+	Clock         Class = "clock"         // this gateway's clock explains the failure
 	Storage       Class = "storage"       // the state directory
 	Configuration Class = "configuration" // dpsd.toml cannot work as written
 )
@@ -113,34 +113,34 @@ func Classes() []Class {
 	return []Class{Offline, Transient, Throttling, Credential, Input, Enrollment, Interception, Clock, Storage, Configuration}
 }
 
-// Next says how dpsd goes on after a fault of the class.
+// Next says how dpsd continues after a fault of the class.
 func (c Class) Next() string {
 	switch c {
 	case Offline:
-		return "Nothing was sent. dpsd tries again every few seconds, at most offline_max apart."
+		return "Nothing was sent. dpsd retries every few seconds, at least every offline_max."
 	case Transient:
-		return "dpsd tries again, at first after a second, later up to max apart."
+		return "dpsd retries, at first after a second, and later at least every max."
 	case Throttling:
-		return "dpsd waits as long as the service asked, at least a second, and at random up to half a minute more for each 429 in a row, so that a fleet comes back spread out."
+		return "dpsd waits as long as DPS asks, at least a second, plus a random time of up to half a minute for each 429 in a row, so that a fleet does not return all at once."
 	case Credential:
-		return "The next credential is tried at once. When all were refused, dpsd tries again after refused_initial, later up to refused_max apart, and at once when a credential file changes."
+		return "dpsd tries the next credential immediately. After all were refused, it retries after refused_initial, later at least every refused_max, and immediately when a credential file changes."
 	case Input:
-		return "dpsd looks at its inputs every 10 seconds, without a request, and tries again as soon as one has changed; otherwise as after a refusal."
+		return "dpsd checks its inputs every 10 seconds, without contacting DPS, and retries as soon as one has changed. Otherwise it retries as after a refusal."
 	case Enrollment:
-		return "dpsd tries again after refused_initial, later up to refused_max apart."
+		return "dpsd retries after refused_initial, and later at least every refused_max."
 	case Interception:
-		return "dpsd tries again as after a transient fault. It counts against no credential."
+		return "dpsd retries as after a transient fault. The fault does not count against a credential."
 	case Clock:
-		return "dpsd tries again when the clock is stepped, and otherwise as after a refusal."
+		return "dpsd retries when the clock changes, and otherwise as after a refusal."
 	case Storage:
-		return "dpsd tries again as after a transient fault. What was published before stays."
+		return "dpsd retries as after a transient fault. The published record stays in place."
 	case Configuration:
-		return "At the start dpsd ends with exit code 78. At a reload the running configuration stays."
+		return "At the start, dpsd exits with 78. At a reload, the previous configuration stays in effect."
 	}
 	return ""
 }
 
-// Stage is the step of an attempt in which a failure showed itself.
+// Stage is the step of an attempt in which a failure occurred.
 type Stage string
 
 // The stages, in the order in which an attempt passes them.

@@ -131,10 +131,10 @@ func TestACauseThatKnowsItsRemedyKnowsBetterThanTheCatalogue(t *testing.T) {
 // The page is generated, so that the manual and the program cannot disagree.
 func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code is what stands in the log (`fault`) and in `STATUS=`.\n" +
+	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code appears in the log (`fault`) and in `STATUS=`.\n" +
 		"This page is generated from the catalogue in `fault/`: `go test ./fault -update`.\n\n" +
-		"The class decides how dpsd goes on: see [architecture.md](architecture.md#delays).\n\n" +
-		"| code | class | what happened | what to do |\n| --- | --- | --- | --- |\n")
+		"The class sets the delay before the next attempt: see [retries.md](retries.md).\n\n" +
+		"| code | class | meaning | what to do |\n| --- | --- | --- | --- |\n")
 	for _, e := range fault.Catalogue() {
 		advice := e.Advice
 		if e.When != "" {

@@ -51,10 +51,10 @@ func TestMessageIDsAreTheSameForEver(t *testing.T) {
 
 // page is dpsd-faults(7).
 func page() string {
-	p := manual.New("dpsd-faults", 7, "what can keep dpsd from provisioning a gateway", "the catalogue in fault/")
+	p := manual.New("dpsd-faults", 7, "failures of dpsd, and what to do about them", "the catalogue in fault/")
 	p.Section("Description")
-	p.Paragraph(manual.Inline("Every failure has a code. It stands in the journal, in the status line of `systemctl status dpsd` and in `dpsd status`, together with the cause and with what to do. " +
-		"The class of a code says how dpsd goes on. Only a dpsd.toml that cannot work, or another dpsd in the same state directory, ends dpsd; anything else it tries again for ever. What it has published stays."))
+	p.Paragraph(manual.Inline("Every failure has a code. The journal, the status line of `systemctl status dpsd`, and `dpsd status` show the code with its cause and with what to do. " +
+		"The class of a code determines when dpsd retries. dpsd exits only if dpsd.toml is invalid or another dpsd uses the same state directory; after any other failure it retries forever. The published record stays in place."))
 	p.Section("Classes")
 	for _, c := range fault.Classes() {
 		p.Item(manual.Plain(c.Next()), manual.Bold(string(c)))

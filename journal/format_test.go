@@ -92,7 +92,7 @@ func TestEveryEventAsTheJournalHasIt(t *testing.T) {
 			t.Errorf("there is no sample of %s", e.Name)
 		}
 		if names := slices.Sorted(maps.Keys(values(fields))); !slices.Equal(names, told[e.Name]) {
-			t.Errorf("the sample of %s has %v, the program tells it with %v", e.Name, names, told[e.Name])
+			t.Errorf("the sample of %s has %v, the program logs it with %v", e.Name, names, told[e.Name])
 		}
 		entry := zapcore.Entry{Level: level[e.Priority], Time: noon, Message: e.Name}
 		fmt.Fprintln(&b, written(assignments(entry, values(clean(fields)))))
@@ -223,7 +223,7 @@ func TestALineOfJSONHasTheEventAndItsFields(t *testing.T) {
 
 func TestATerminalShowsSentences(t *testing.T) {
 	r := sentences(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.WatchFailed}, samples[event.WatchFailed])
-	if got, want := string(r.line), "12:00:00 warn  Changed files are not seen: too many open files\n"; got != want {
+	if got, want := string(r.line), "12:00:00 warn  Cannot detect changed files: too many open files\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

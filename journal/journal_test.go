@@ -90,7 +90,7 @@ func TestWhoeverLogsNeverWaits(t *testing.T) {
 		for _, m := range got {
 			if m != "Stopping" {
 				lost++
-				if want := "log entries were lost since 2000-01-01 00:00:00 UTC"; !strings.Contains(m, want) || !strings.HasPrefix(m, strconv.Itoa(told-kept)+" ") {
+				if want := "log entries have been dropped since 2000-01-01 00:00:00 UTC"; !strings.Contains(m, want) || !strings.HasPrefix(m, strconv.Itoa(told-kept)+" ") {
 					t.Errorf("%q: want %d and %q", m, told-kept, want)
 				}
 			}

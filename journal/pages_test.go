@@ -75,7 +75,7 @@ func TestSystemdReadsTheCatalog(t *testing.T) {
 func TestThePageListsTheCatalogue(t *testing.T) {
 	const page, begin, end = "../docs/journal.md", "<!-- events: make man -->\n", "<!-- end -->"
 	var b strings.Builder
-	b.WriteString("| event | priority | what it means | fields; those that make it another one are **bold** | `MESSAGE_ID` |\n| --- | --- | --- | --- | --- |\n")
+	b.WriteString("| event | priority | meaning | fields; a change of a **bold** one makes the event new | `MESSAGE_ID` |\n| --- | --- | --- | --- | --- |\n")
 	fields := fieldsOf(t)
 	for _, e := range event.Catalogue() {
 		var names []string

@@ -13,7 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// call is one place in the program that tells an event.
+// call is one place in the program that logs an event.
 type call struct {
 	place  string
 	event  string
@@ -21,7 +21,7 @@ type call struct {
 	fields []string // as the place names them
 }
 
-// calls finds every place in the program that tells an event.
+// calls finds every place in the program that logs an event.
 func calls(t *testing.T) (found []call) {
 	t.Helper()
 	files := token.NewFileSet()
@@ -66,7 +66,7 @@ func calls(t *testing.T) (found []call) {
 							return true
 						}
 						switch method.Sel.Name {
-						case "tell":
+						case "log":
 						case "Debug", "Info", "Warn", "Error", "DPanic", "Panic", "Fatal":
 							if of, is := method.X.(*ast.Ident); is && of.Name == "zap" {
 								return true // a field
@@ -90,7 +90,7 @@ func calls(t *testing.T) (found []call) {
 					c.place = files.Position(n.Pos()).String()
 					constant, is := name.(*ast.SelectorExpr)
 					if !is || names[constant.Sel.Name] == "" {
-						t.Errorf("%s: what is told is not an event of the catalogue, but %T", c.place, name)
+						t.Errorf("%s: what is logged is not an event of the catalogue, but %T", c.place, name)
 						return true
 					}
 					c.event, c.fields = names[constant.Sel.Name], fieldNames(where)
@@ -128,7 +128,7 @@ func fieldNames(n ast.Node) (names []string) {
 	return names
 }
 
-// fieldsOf are the fields of each event, in all the places that tell it.
+// fieldsOf are the fields of each event, in all the places that log it.
 func fieldsOf(t *testing.T) map[string][]string {
 	fields := map[string][]string{}
 	for _, c := range calls(t) {
@@ -141,19 +141,19 @@ func fieldsOf(t *testing.T) map[string][]string {
 	return fields
 }
 
-func TestWhatTheProgramTellsIsTheCatalogue(t *testing.T) {
+func TestWhatTheProgramLogsIsTheCatalogue(t *testing.T) {
 	zapLevels := map[event.Priority]string{event.Error: "error", event.Warning: "warn", event.Notice: "info", event.Info: "info", event.Debug: "debug"}
 	told := map[string]bool{}
 	for _, c := range calls(t) {
 		told[c.event] = true
 		e, _ := event.Describe(c.event)
 		if c.level != "" && c.level != zapLevels[e.Priority] {
-			t.Errorf("%s: %s is told at level %s, its priority is %s", c.place, c.event, c.level, e.Priority)
+			t.Errorf("%s: %s is logged at level %s, its priority is %s", c.place, c.event, c.level, e.Priority)
 		}
 	}
 	for _, e := range event.Catalogue() {
 		if !told[e.Name] {
-			t.Errorf("nothing tells %s", e.Name)
+			t.Errorf("nothing logs %s", e.Name)
 		}
 	}
 }

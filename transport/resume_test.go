@@ -195,9 +195,9 @@ func TestAForgottenSessionIsNotResumed(t *testing.T) {
 		}
 		connect(d, false)
 		afresh := *d
-		afresh.Afresh = true
+		afresh.FullHandshake = true
 		if connect(&afresh, false) {
-			t.Errorf("%s: resumed although Afresh", tls.VersionName(version))
+			t.Errorf("%s: resumed although FullHandshake", tls.VersionName(version))
 		}
 		if !connect(d, true) {
 			t.Errorf("%s: what a fresh handshake has left is not resumed", tls.VersionName(version))

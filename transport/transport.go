@@ -62,9 +62,9 @@ type Dialer struct {
 	// Sessions remembers TLS sessions from one Dial to the next, each with the device
 	// certificate it was begun with. nil remembers none.
 	Sessions tls.ClientSessionCache
-	// Afresh forgets the sessions from before, so that every handshake is a full one. New
+	// FullHandshake forgets earlier sessions, so that every handshake is a full one. New
 	// sessions are remembered.
-	Afresh bool
+	FullHandshake bool
 
 	// Timeout bounds each protocol tried: name, TCP, proxy, TLS and upgrade together.
 	// 0 is DefaultTimeout.
@@ -92,7 +92,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
-	afresh := d.Afresh
+	afresh := d.FullHandshake
 	for _, p := range protocols {
 		us := client{host: d.Host, trust: t, certificate: certificate}
 		us.sessions = newSessions(d.Sessions, afresh, certificate, string(p))

@@ -21,18 +21,18 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// told gives a teller and what it tells at level info.
-func told() (*teller, *observer.ObservedLogs) {
+// logged returns an event log and what it logs at level info.
+func logged() (*eventLog, *observer.ObservedLogs) {
 	core, log := observer.New(zapcore.InfoLevel)
-	return newTeller(zap.New(core)), log
+	return newEventLog(zap.New(core)), log
 }
 
 func TestWhatRepeatsItselfIsToldAtGrowingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tell, log := told()
+		events, log := logged()
 		start := time.Now()
 		for time.Since(start) < 72*time.Hour {
-			tell.tell(event.Fault, zap.String("fault", "network-unreachable"))
+			events.log(event.Fault, zap.String("fault", "network-unreachable"))
 			time.Sleep(10 * time.Second)
 		}
 		var last time.Duration
@@ -58,7 +58,7 @@ func TestWhatRepeatsItselfIsToldAtGrowingIntervals(t *testing.T) {
 
 func TestWhatCountsAsNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tell, log := told()
+		events, log := logged()
 		times := func(what string, want int, f func()) {
 			t.Helper()
 			before := log.Len()
@@ -69,7 +69,7 @@ func TestWhatCountsAsNew(t *testing.T) {
 		}
 		fault := func(code string, serviceCode int, cause string) func() {
 			return func() {
-				tell.tell(event.Fault, zap.String("fault", code), zap.Int("serviceCode", serviceCode), zap.NamedError("cause", errors.New(cause)))
+				events.log(event.Fault, zap.String("fault", code), zap.Int("serviceCode", serviceCode), zap.NamedError("cause", errors.New(cause)))
 			}
 		}
 		times("the first one", 1, fault("unauthorized", 401002, "a"))
@@ -78,36 +78,36 @@ func TestWhatCountsAsNew(t *testing.T) {
 		times("another code", 1, fault("no-reply", 0, "a"))
 		times("another code of the service", 1, fault("unauthorized", 401003, "a"))
 		times("the first again, though others came between", 0, fault("unauthorized", 401002, "a"))
-		tell.faultsMended()
+		events.faultsResolved()
 		times("the same after it was mended", 1, fault("unauthorized", 401002, "a"))
-		times("another event", 1, func() { tell.tell(event.Reloaded, zap.Bool("changed", false)) })
+		times("another event", 1, func() { events.log(event.Reloaded, zap.Bool("changed", false)) })
 		time.Sleep(renewed)
 		times("the same after a day without it", 1, fault("unauthorized", 401002, "a"))
 		time.Sleep(firstPause)
 		times("and then a second later, as at first", 1, fault("unauthorized", 401002, "a"))
-		times("what is for debugging", 0, func() { tell.tell(event.Phase) })
+		times("what is for debugging", 0, func() { events.log(event.Phase) })
 	})
 }
 
 func TestNoEventIsToldWithoutEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tell, log := told()
+		events, log := logged()
 		const days = 3
 		for i := range days * 24 * 3600 {
-			tell.tell(event.Fault, zap.Int("serviceCode", i)) // a service that makes up numbers
+			events.log(event.Fault, zap.Int("serviceCode", i)) // a service that makes up numbers
 			if i%60 == 0 {
-				tell.faultsMended()
+				events.faultsResolved()
 			}
 			time.Sleep(time.Second)
 		}
 		if n, most := log.Len(), burst+days*int(24*time.Hour/refill); n > most || n < most-1 {
 			t.Errorf("%d entries in %d days, want %d", n, days, most)
 		}
-		if len(tell.kinds) > maxKinds {
-			t.Errorf("%d kinds are remembered", len(tell.kinds))
+		if len(events.kinds) > maxKinds {
+			t.Errorf("%d kinds are remembered", len(events.kinds))
 		}
 		before := log.Len()
-		tell.tell(event.Assigned)
+		events.log(event.Assigned)
 		if log.Len() != before+1 {
 			t.Error("the faults have used up what the assignment may tell")
 		}

@@ -1,0 +1,47 @@
+package daemon
+
+import (
+	"io"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/session"
+)
+
+const global = "global.azure-devices-provisioning.net"
+
+// unauthorized is DPS's answer to a wrong key.
+var unauthorized = &dps.ServiceError{Status: 401, Code: 401000}
+
+// invalid is a request with a certificate that the clock contradicts.
+func invalid(validity error) session.Request {
+	return session.Request{Proof: session.Proof{Validity: validity}}
+}
+
+func TestTheClockExplainsARefusal(t *testing.T) {
+	built := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	s := (&Daemon{BuiltAt: built}).supervisor()
+	refusal := classify.At(fault.StageRegister, unauthorized)
+	for _, tt := range []struct {
+		name string
+		r    registered
+		now  time.Time
+		code fault.Code
+	}{
+		{"a 401 at a plausible time is the credential's", registered{err: refusal}, built.Add(time.Hour), fault.Unauthorized},
+		{"a 401 before the program was built is the clock's", registered{err: refusal}, built.Add(-time.Hour), fault.ClockImplausible},
+		{"a 401 with an expired certificate is the certificate's", registered{err: refusal, request: invalid(attest.ErrExpired)}, built.Add(time.Hour), fault.CertificateExpired},
+		{"a 401 with a certificate of the future is the clock's", registered{err: refusal, request: invalid(attest.ErrNotYetValid)}, built.Add(time.Hour), fault.ClockImplausible},
+		{"another failure stays what it is", registered{err: classify.At(fault.StageConnect, io.EOF), request: invalid(attest.ErrExpired)}, built.Add(-time.Hour), fault.ConnectionLost},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if f := s.classify(tt.r, tt.now); f.Code != tt.code || f.Class != fault.Describe(tt.code).Class {
+				t.Errorf("got %s (%s), want %s", f.Code, f.Class, tt.code)
+			}
+		})
+	}
+}

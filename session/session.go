@@ -1,0 +1,121 @@
+// Package session opens an MQTT session with DPS: it proves the identity of the gateway,
+// opens the stream, and signs in. The daemon's registrations and dpsd check share it, so
+// that what check finds is what the daemon meets.
+package session
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
+	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+const (
+	// MaxPacket bounds a packet of the service, in bytes. The limit of its replies is not
+	// documented; this is 1 MiB, and room for the topic.
+	MaxPacket = 1<<20 + 64<<10
+	// closeLimit bounds DISCONNECT on a connection that may be dead.
+	closeLimit = 500 * time.Millisecond
+)
+
+// Proof is what a credential proves about this gateway.
+type Proof struct {
+	attest.Proof
+	// Validity is what the clock says against the device certificate or its chain, an
+	// *attest.CertificateError; nil if they are valid. An expired certificate is used all
+	// the same: the clock may be wrong, and the service judges. Validity explains a refusal.
+	Validity error
+}
+
+// Prove makes the proof of a credential for the identity. Its errors are those of
+// attest.Credential, without *attest.CertificateError.
+func Prove(c attest.Credential, identity dps.Identity, secrets attest.Secrets, now time.Time) (Proof, error) {
+	proof, err := c.Prove(attest.Subject{Resource: identity.Resource(), RegistrationID: identity.RegistrationID}, secrets, now)
+	if errors.As(err, new(*attest.CertificateError)) {
+		return Proof{Proof: proof, Validity: err}, nil
+	}
+	return Proof{Proof: proof}, err
+}
+
+// Request says who opens a session, and how.
+type Request struct {
+	Identity  dps.Identity
+	Proof     Proof
+	Dialer    transport.Dialer
+	KeepAlive time.Duration // of MQTT; 0 switches it off
+	// ResponseTimeout bounds the wait for the CONNACK and for each later acknowledgement;
+	// 0 stands for dps.DefaultResponseTimeout.
+	ResponseTimeout time.Duration
+	// Connected is called with the stream before CONNECT is sent. Its error ends the
+	// session, and Open returns it. nil: nothing is called.
+	Connected func(*transport.Conn) error
+}
+
+// Session is a session with DPS, or what is known of one that could not be opened.
+type Session struct {
+	Client    *mqttv3.Client  // nil: there is no session
+	Conn      *transport.Conn // nil: there was no stream
+	Inspector string          // the issuer that inspects the connection, see classify.Inspector; "" for none
+}
+
+// Open opens the stream and signs in. The error is a *classify.StageError, or what
+// Connected has returned; what is known of the failed session is returned with it.
+func (r *Request) Open(ctx context.Context) (s Session, err error) {
+	if s.Conn, err = r.Dialer.Dial(ctx, r.Proof.Certificate); err != nil {
+		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
+			s.Inspector = classify.Inspector(refused.Host, refused.Issuer)
+		}
+		return s, classify.At(fault.StageTCP, err)
+	}
+	s.Inspector = classify.Inspector(r.Dialer.Host, s.Conn.Issuer())
+	if r.Connected != nil {
+		if err := r.Connected(s.Conn); err != nil {
+			_ = s.Conn.Close()
+			return s, err
+		}
+	}
+	limit := r.ResponseTimeout
+	if limit <= 0 {
+		limit = dps.DefaultResponseTimeout
+	}
+	s.Client, err = mqttv3.Connect(ctx, s.Conn, mqttv3.Options{
+		ClientID: r.Identity.ClientID(), UserName: r.Identity.UserName(), Password: r.Proof.Password,
+		KeepAlive: r.KeepAlive, Timeout: limit, MaxPacket: MaxPacket,
+	})
+	return s, classify.At(fault.StageConnect, err)
+}
+
+// Close sends DISCONNECT, even if ctx has ended, and closes the stream.
+func (s *Session) Close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
+	defer cancel()
+	_ = s.Client.Close(ctx)
+}
+
+// Secrets returns the secrets that peers were sent, which they may repeat.
+func (r *Request) Secrets() (known redact.Known) {
+	for _, secret := range append(attest.Signature(r.Proof.Password), r.Dialer.ProxyPassword()) {
+		known.Add([]byte(secret))
+	}
+	return known
+}
+
+// Circumstances returns what may explain a refusal of this session, given who inspects
+// its connection and whether the clock is implausible.
+func (r *Request) Circumstances(inspector string, implausible bool) classify.Circumstances {
+	c := classify.Circumstances{
+		Inspector: inspector, Implausible: implausible,
+		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Told: r.Secrets(),
+	}
+	if certificate := r.Proof.Certificate; certificate != nil {
+		c.Purpose = attest.ForClients(certificate.Leaf)
+	}
+	return c
+}
