@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -54,17 +53,10 @@ dpsd.toml is invalid (exit 78).`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout != 0 && !once {
-				return errors.New("--timeout goes with --once")
-			}
-			if timeout < 0 {
-				return errors.New("--timeout must be positive")
-			}
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
+			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err
 			}
-			return run(file, once, timeout)
+			return run(configOf(cmd), once, timeout)
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
@@ -92,7 +84,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		return invalid(file, err)
 	}
 	// Only now: a file on a server that does not answer must not keep SIGTERM out.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := interruptible(0)
 	defer stop()
 	to := journal.Open()
 	defer to.Close()
@@ -122,7 +114,8 @@ func run(file string, once bool, timeout time.Duration) error {
 		Log: log,
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
-		d.Notify = notifyTo(socket)
+		send := journal.SendTo(socket)
+		d.Notify = func(state string) error { return send([]byte(state)) }
 	} else if screen := terminalOn(os.Stderr); screen.attended {
 		to.Progress(screen.line("Starting"))
 		d.Notify = func(state string) error {

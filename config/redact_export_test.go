@@ -1,4 +1,0 @@
-package config
-
-// RedactTypes is Redact for other types of credentials.
-var RedactTypes = redacted
