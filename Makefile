@@ -7,7 +7,7 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The version has one source: the git tags.
 VERSION := $(shell packaging/version)
 BUILT   := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
-LDFLAGS  = -s -w -buildid= -funcalign=16 -X main.version=$(VERSION) -X main.built=$(BUILT)
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 # Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
 # the control socket. Without it the program is half a megabyte smaller.

@@ -51,6 +51,8 @@ type Credential interface {
 	Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error)
 	// References lists the secrets the proof is made from, for watching them.
 	References() []Reference
+	// Type returns what the configuration and "dpsd check" know of such credentials.
+	Type() Type
 	// String names the kind and the reference, such as
 	// "symmetric-key credential:dps-primary-key". It holds no secret.
 	String() string

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -36,6 +37,22 @@ type SymmetricKey struct {
 	Key Reference
 }
 
+// Type is "symmetric-key".
+func (SymmetricKey) Type() Type {
+	return NewType("symmetric-key", func(k *SymmetricKey) []Key { return []Key{{"key", &k.Key, true}} }, capitals)
+}
+
+// capitals warns about a registration ID with upper-case letters. A key that is derived
+// from the key of an enrollment group depends on them, and DPS ignores them elsewhere.
+func capitals(registrationID string) (detail, advice string) {
+	lower := strings.ToLower(registrationID)
+	if registrationID == lower {
+		return "", ""
+	}
+	return fmt.Sprintf("the registration ID %s has upper-case letters; DPS may refuse a key that was derived for it from the key of an enrollment group", registrationID),
+		fmt.Sprintf("For an enrollment group, use %q as the registration ID, and derive the device's key for it: dpsd derive-key --registration-id %[1]s", lower)
+}
+
 // Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
 func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
 	text, err := secrets.read(k.Key, symmetricKey)
@@ -59,8 +76,8 @@ func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof,
 // References returns the key's reference.
 func (k SymmetricKey) References() []Reference { return references(k.Key) }
 
-// String returns "symmetric-key" and the reference.
-func (k SymmetricKey) String() string { return "symmetric-key " + k.Key.String() }
+// String returns the type and the reference.
+func (k SymmetricKey) String() string { return k.Type().Name + " " + k.Key.String() }
 
 // Token returns the SAS token that grants access to resource until expiry, in whole
 // seconds (DPS page "Control access"). The resource is signed as it is sent:

@@ -47,6 +47,13 @@ type X509 struct {
 	PrivateKey Reference
 }
 
+// Type is "x509".
+func (X509) Type() Type {
+	return NewType("x509", func(x *X509) []Key {
+		return []Key{{"certificate", &x.Certificate, false}, {"private_key", &x.PrivateKey, true}}
+	}, nil)
+}
+
 // Prove loads the pair and checks it: that the key belongs to the leaf, that the leaf's
 // common name is sub.RegistrationID, and that each certificate of the chain is valid at
 // now. Validity is checked last, and then the proof is returned next to the
@@ -102,8 +109,8 @@ func commonNameError(cn, registrationID string) error {
 // References returns the certificate's and the key's.
 func (x X509) References() []Reference { return references(x.Certificate, x.PrivateKey) }
 
-// String returns "x509" and the certificate's reference.
-func (x X509) String() string { return "x509 " + x.Certificate.String() }
+// String returns the type and the certificate's reference.
+func (x X509) String() string { return x.Type().Name + " " + x.Certificate.String() }
 
 // CommonName returns the common name of the leaf certificate, as it is; it may be empty.
 // The private key is not needed for it.

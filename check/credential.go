@@ -66,10 +66,12 @@ func soften(results []Result, because string) {
 func (i *inspection) credential(c attest.Credential) []Result {
 	r := Result{Name: Credential, Subject: c.String()}
 	identity := i.Settings.Identity(i.registrationID, i.Version)
-	x, isX509 := c.(attest.X509)
-	if i.registrationID == "" && isX509 {
+	named, hasName := c.(interface {
+		CommonName(attest.Secrets) (string, error)
+	})
+	if i.registrationID == "" && hasName {
 		// Then nothing says whether the common name is right, but everything else can be checked.
-		if cn, err := x.CommonName(i.Secrets); err == nil {
+		if cn, err := named.CommonName(i.Secrets); err == nil {
 			identity.RegistrationID = cn
 		}
 	}
@@ -98,27 +100,20 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil && err == nil {
 		results = append(results, i.chain(r, proof.Proof)...)
 	}
-	if _, isKey := c.(attest.SymmetricKey); isKey && err == nil && i.registrationID != strings.ToLower(i.registrationID) {
-		results = append(results, capitals(r, i.registrationID))
+	if detail, advice := c.Type().Warning(i.registrationID); err == nil && detail != "" {
+		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
 	}
 	return results
 }
 
-// capitals warns about a registration ID with upper-case letters. A key that is derived
-// from the key of an enrollment group depends on them, and DPS ignores them elsewhere.
-func capitals(r Result, registrationID string) Result {
-	r.Status = Warning
-	r.Detail = fmt.Sprintf("the registration ID %s has upper-case letters; DPS may refuse a key that was derived for it from the key of an enrollment group", registrationID)
-	r.Advice = fmt.Sprintf("For an enrollment group, use %q as the registration ID, and derive the device's key for it: dpsd derive-key --registration-id %[1]s", strings.ToLower(registrationID))
-	return r
-}
-
 // secretsOf are the references that lead to a secret: a certificate is none.
-func secretsOf(c attest.Credential) []attest.Reference {
-	if x, ok := c.(attest.X509); ok {
-		return []attest.Reference{x.PrivateKey}
+func secretsOf(c attest.Credential) (secrets []attest.Reference) {
+	for _, k := range c.Type().Keys(c) {
+		if k.Secret {
+			secrets = append(secrets, *k.Reference)
+		}
 	}
-	return c.References()
+	return secrets
 }
 
 // judge says what reading came to, err, and who else can read.

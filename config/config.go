@@ -8,24 +8,20 @@ package config
 
 import (
 	_ "embed"
-	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/config/document"
+	"github.com/dpsd-project/dpsd/pace"
 )
 
-// maxSize bounds a configuration file, in bytes. The reference has some 6 KiB.
-const maxSize = 1 << 20
-
 //go:embed dpsd.toml
-var reference string
+var annotated string
 
 // Reference returns the annotated dpsd.toml: every key with its default and what it does.
-func Reference() string { return reference }
+func Reference() string { return annotated }
 
 // Config is a whole configuration. Parse fills every field; its zero value is of no use.
 type Config struct {
@@ -37,8 +33,9 @@ type Config struct {
 	Transport Transport
 	// Provisioning says when the gateway registers.
 	Provisioning Provisioning
-	// Retry holds the delays between attempts.
-	Retry Retry
+	// Retry holds the delays between attempts. Initial is not above Max, and
+	// RefusedInitial not above RefusedMax.
+	Retry pace.Retry
 	// State says where the result is kept.
 	State State
 	// Control says where the running service is asked.
@@ -98,17 +95,6 @@ type Provisioning struct {
 	Interval time.Duration
 }
 
-// Retry is the table [retry].
-type Retry struct {
-	// Initial and Max bound the delay after a transient fault. Initial is not above Max.
-	Initial, Max time.Duration
-	// OfflineMax bounds it while there is no route or no resolver.
-	OfflineMax time.Duration
-	// RefusedInitial and RefusedMax bound the delay after the service said no.
-	// RefusedInitial is not above RefusedMax.
-	RefusedInitial, RefusedMax time.Duration
-}
-
 // State is the table [state].
 type State struct {
 	// Directory is the absolute path of the state directory.
@@ -135,33 +121,24 @@ type Log struct {
 
 // Default returns what holds for the keys that are left out.
 func Default() Config {
-	return Config{
-		DPS: DPS{
-			Endpoint:   "global.azure-devices-provisioning.net",
-			APIVersion: "2019-03-31",
-		},
-		Transport: Transport{
-			Protocols:       []string{"mqtt", "websocket"},
-			MQTTPort:        8883,
-			WebSocketPort:   443,
-			Proxy:           "environment",
-			ConnectTimeout:  30 * time.Second,
-			ResponseTimeout: 60 * time.Second,
-			KeepAlive:       60 * time.Second,
-		},
-		Provisioning: Provisioning{OnBoot: "always"},
-		Retry: Retry{
-			Initial:        time.Second,
-			Max:            5 * time.Minute,
-			OfflineMax:     10 * time.Second,
-			RefusedInitial: 30 * time.Second,
-			RefusedMax:     time.Hour,
-		},
-		State:   State{Directory: "/var/lib/dpsd", Mode: 0o644},
-		Control: Control{Socket: "/run/dpsd/dpsd.sock"},
-		Log:     Log{Level: "info"},
+	var c Config
+	for _, t := range tables(&c, attest.Types()) {
+		for _, k := range t.keys {
+			k.reset()
+		}
 	}
+	return c
 }
+
+// Error is one thing that is wrong with a configuration.
+type Error = document.Error
+
+// Errors is everything that is wrong with a configuration.
+type Errors = document.Errors
+
+// Read returns the whole of r, the text of a configuration, for Parse, without a byte
+// order mark. The error is an Errors if it is UTF-16 or longer than a configuration may be.
+func Read(name string, r io.Reader) ([]byte, error) { return document.Read(name, r) }
 
 // Parse reads a configuration of at most 1 MiB. name stands for the file in messages.
 //
@@ -169,45 +146,32 @@ func Default() Config {
 // with it, except that a TOML syntax error hides what follows. Any other error is one of
 // r, wrapped.
 func Parse(name string, r io.Reader) (*Config, error) {
-	c, _, err := parse(name, r)
+	c, _, err := ParseSettings(name, r)
 	return c, err
 }
 
-// Read returns the whole of r, the text of a configuration, for Parse, without a byte
-// order mark. The error is an Errors if it is UTF-16 or longer than a configuration may be.
-func Read(name string, r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if len(data) > maxSize {
-		return nil, Errors{{File: name, Problem: "the file is larger than 1 MiB", Remedy: "a configuration has a few lines; is this the right file?"}}
-	}
-	text, err := input.Text(data)
-	if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) {
-		mistake.File = name
-		return nil, Errors{{File: name, Line: 1, Column: 1, Problem: mistake.What, Remedy: mistake.Remedy()}}
-	}
-	return text, err
+// ParseSettings is Parse, and lists every key there is, in the order of the reference.
+// Written one after the other, those with a value are the same configuration again.
+func ParseSettings(name string, r io.Reader) (*Config, []Setting, error) {
+	return parse(name, r, attest.Types())
 }
 
-// parse is Parse, and returns the document as well.
-func parse(name string, r io.Reader) (*Config, document, error) {
-	data, err := Read(name, r)
+func parse(name string, r io.Reader, types []attest.Type) (*Config, []Setting, error) {
+	data, err := document.Read(name, r)
 	if err != nil {
-		return nil, document{}, err
-	}
-	doc, problem := readDocument(data)
-	if problem != nil {
-		problem.File = name
-		return nil, document{}, Errors{problem}
+		return nil, nil, err
 	}
 	c := Default()
-	check := checker{document: doc, file: name, known: names(), bad: map[path]bool{}, meant: map[path]bool{}}
-	check.config(&c)
-	if len(check.errs) > 0 {
-		check.errs.sort()
-		return nil, document{}, check.errs
+	all := tables(&c, types)
+	known := all.names()
+	doc, problem := document.Parse(name, data, known)
+	if problem != nil {
+		return nil, nil, Errors{problem}
 	}
-	return &c, doc, nil
+	check := checker{Checker: document.NewChecker(doc), types: types, tables: all, known: known, meant: map[document.Path]bool{}}
+	check.config(&c)
+	if err := check.Err(); err != nil {
+		return nil, nil, err
+	}
+	return &c, settings(doc, all, c.Credentials), nil
 }

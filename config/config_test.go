@@ -13,6 +13,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/pace"
 )
 
 // minimal is the least a configuration needs. More is appended to it.
@@ -63,7 +64,7 @@ func TestDefaults(t *testing.T) {
 				ConnectTimeout: 30 * time.Second, ResponseTimeout: time.Minute, KeepAlive: time.Minute,
 			},
 			Provisioning: config.Provisioning{OnBoot: "always"},
-			Retry: config.Retry{
+			Retry: pace.Retry{
 				Initial: time.Second, Max: 5 * time.Minute, OfflineMax: 10 * time.Second,
 				RefusedInitial: 30 * time.Second, RefusedMax: time.Hour,
 			},

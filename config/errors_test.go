@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/test/configuration"
 )
 
 func TestErrors(t *testing.T) {
@@ -348,7 +349,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if broken := invariants(c); broken != "" {
+		if broken := configuration.Broken(c); broken != "" {
 			t.Fatalf("%s in %+v", broken, c)
 		}
 		again, _ := rewritten(t, string(data))

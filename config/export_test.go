@@ -1,4 +1,9 @@
 package config
 
+import "github.com/dpsd-project/dpsd/attest"
+
 // Keys lists the tables and the keys of each that Parse knows.
-func Keys() map[string][]string { return names() }
+func Keys() map[string][]string { return tables(new(Config), attest.Types()).names() }
+
+// ParseTypes is ParseSettings for other types of credentials.
+var ParseTypes = parse

@@ -3,12 +3,10 @@ package config
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"io/fs"
 	"strings"
-	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
 // Setting is one key with the value that holds for it.
@@ -27,71 +25,28 @@ type Setting struct {
 	Line, Column int
 }
 
-// tableOrder is that of the annotated reference.
-var tableOrder = []string{"dps", "credential", "transport", "provisioning", "retry", "state", "control", "log"}
-
-// ParseSettings is Parse, and lists every key there is, in the order of the reference.
-// Written one after the other, those with a value are the same configuration again.
-func ParseSettings(name string, r io.Reader) (*Config, []Setting, error) {
-	c, doc, err := parse(name, r)
-	if err != nil {
-		return nil, nil, err
+// settings lists every key, in the order of the reference.
+func settings(doc document.Document, all tableList, credentials []attest.Credential) (list []Setting) {
+	add := func(at document.Path, table string, element int, key string, value any) {
+		place := doc.Place(at.Key(key))
+		list = append(list, Setting{table, element, key, value, place.Line, place.Column})
 	}
-	var all []Setting
-	add := func(at path, table string, element int, key string, value any) {
-		place := doc.places[at.key(key)]
-		all = append(all, Setting{table, element, key, value, place.line, place.column})
-	}
-	tables := new(checker).tables(c)
-	for _, table := range tableOrder {
-		at := path("").key(table)
-		if table != "credential" {
-			for _, k := range tables[table] {
-				add(at, table, 0, k.name, written(k.to))
+	for _, t := range all {
+		at := root.Key(t.name)
+		if t.name == "credential" {
+			for i, c := range credentials {
+				add(at.Index(i), t.name, i, "type", c.Type().Name)
+				for _, k := range c.Type().Keys(c) {
+					add(at.Index(i), t.name, i, k.Name, k.Reference.String())
+				}
 			}
 			continue
 		}
-		for i, credential := range c.Credentials {
-			var kind string
-			var keys []key
-			switch v := credential.(type) {
-			case attest.SymmetricKey:
-				kind, keys = typeSymmetricKey, []key{{name: "key", to: &v.Key}}
-			case attest.X509:
-				kind, keys = typeX509, []key{{name: "certificate", to: &v.Certificate}, {name: "private_key", to: &v.PrivateKey}}
-			}
-			add(at.index(i), table, i, "type", kind)
-			for _, k := range keys {
-				add(at.index(i), table, i, k.name, written(k.to))
-			}
+		for _, k := range t.keys {
+			add(at, t.name, 0, k.name, k.written())
 		}
 	}
-	return c, all, nil
-}
-
-// written is the value at to as it would stand in the file.
-func written(to any) any {
-	text := func(s string) any {
-		if s == "" {
-			return nil
-		}
-		return s
-	}
-	switch v := to.(type) {
-	case *string:
-		return text(*v)
-	case *attest.Reference:
-		return text(v.String())
-	case *[]string:
-		return *v
-	case *int:
-		return int64(*v)
-	case *time.Duration:
-		return brief(*v)
-	case *fs.FileMode:
-		return fmt.Sprintf("%04o", v.Perm())
-	}
-	panic(fmt.Sprintf("config: a key of type %T", to)) // a new type of key; TestSettings meets it
+	return list
 }
 
 // TOML writes the setting as a line of a configuration, without the line's end; "" when
@@ -101,6 +56,31 @@ func (s Setting) TOML() string {
 		return ""
 	}
 	return s.Key + " = " + toTOML(s.Value)
+}
+
+// TOML writes the keys that are set, each by its table and name, such as "dps.id_scope".
+func TOML(set map[string]any) string {
+	var b strings.Builder
+	for _, t := range tables(new(Config), attest.Types()) {
+		header := "\n[" + t.name + "]\n"
+		if t.name == "credential" {
+			header = "\n[[" + t.name + "]]\n"
+		}
+		for _, k := range t.keys {
+			if value := set[t.name+"."+k.name]; value != nil {
+				b.WriteString(header + Setting{Key: k.name, Value: value}.TOML() + "\n")
+				header = ""
+			}
+		}
+	}
+	return b.String()
+}
+
+// Check returns what is wrong with a value for a key, such as "dps.id_scope"; nil for
+// nothing.
+func Check(key string, value any) *Error {
+	table, name, _ := strings.Cut(key, ".")
+	return tables(new(Config), attest.Types()).find(table).find(name).check(value)
 }
 
 // toTOML writes a string, an int64 or a []string. A JSON string is a basic string of

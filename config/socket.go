@@ -1,66 +1,40 @@
 package config
 
 import (
-	"bytes"
-	"path/filepath"
+	"regexp"
 
-	"github.com/pelletier/go-toml/v2"
-
-	"github.com/dpsd-project/dpsd/late"
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// aboutControl is a line, not a comment, that begins the table [control] or sets a key of it.
-var aboutControl = late.Regexp(`(?m)^[ \t]*(\[[ \t]*)?["']?control["']?[ \t]*[].=]`)
-
-// tableHeader is a line that begins a table.
-var tableHeader = late.Regexp(`(?m)^[ \t]*\[`)
+const (
+	// aboutControl is a line, not a comment, that begins the table [control] or sets a key of it.
+	aboutControl = `(?m)^[ \t]*(\[[ \t]*)?["']?control["']?[ \t]*[].=]`
+	// controlTable is the table [control], up to the line that begins the next table.
+	controlTable = `(?ms)^([ \t]*\[[ \t]*["']?control["']?[ \t]*\].*?)(?:^[ \t]*\[|\z)`
+)
 
 // Socket returns the path of the control socket that the text of a configuration sets, or
 // its default, whatever else is wrong with the text. known is false when the text does not
 // say it clearly.
 func Socket(text []byte) (path string, known bool) {
-	text = bytes.TrimPrefix(text, []byte("\ufeff"))
-	if len(text) > maxSize || tooManyKeys(text) {
-		return "", false
-	}
-	if path, known = socketIn(text); known {
-		return path, true
-	}
-	// The text is no TOML as a whole. Its table [control] may be TOML.
-	if !aboutControl().Match(text) {
-		return Default().Control.Socket, true
-	}
-	starts := tableHeader().FindAllIndex(text, -1)
-	for n, at := range starts {
-		end := len(text)
-		if n+1 < len(starts) {
-			end = starts[n+1][0]
+	doc, problem := document.Parse("", text, nil)
+	// A text that is no TOML as a whole may have a table [control] that is.
+	if problem != nil && regexp.MustCompile(aboutControl).Match(text) {
+		if table := regexp.MustCompile(controlTable).FindSubmatch(text); table != nil {
+			doc, problem = document.Parse("", table[1], nil)
 		}
-		if table := text[at[0]:end]; aboutControl().Match(table) {
-			return socketIn(table)
+		if problem != nil {
+			return "", false
 		}
 	}
-	return "", false
-}
-
-// socketIn is Socket for what has to be TOML.
-func socketIn(text []byte) (path string, known bool) {
-	values := map[string]any{}
-	if toml.Unmarshal(text, &values) != nil {
-		return "", false
+	c := Default()
+	if doc.Values["control"] == nil {
+		return c.Control.Socket, true
 	}
-	table, found := values["control"]
-	if !found {
-		return Default().Control.Socket, true
+	table, known := doc.Values["control"].(map[string]any)
+	if value := table["socket"]; value != nil {
+		tables(&c, attest.Types()).find("control").find("socket").read(root, value, func(document.Path, Error) { known = false })
 	}
-	control, isTable := table.(map[string]any)
-	if !isTable {
-		return "", false
-	}
-	value, found := control["socket"]
-	if !found {
-		return Default().Control.Socket, true
-	}
-	path, isText := value.(string)
-	return path, isText && filepath.IsAbs(path) && len(path) <= maxSocketPath
+	return c.Control.Socket, known
 }

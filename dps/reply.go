@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/hostname"
 )
 
 // The values of a reply's status member.
@@ -324,7 +326,8 @@ func parseAssignment(o object) (*Assignment, error) {
 		return nil, fmt.Errorf("assigned, but registrationState says %q", clean(status, 32))
 	case a.AssignedHub == "":
 		return nil, errors.New("assigned without an assignedHub")
-	case !hostName(a.AssignedHub):
+	// A hub is known by its name, not by an IPv4 address.
+	case !hostname.Valid(a.AssignedHub) || digits(a.AssignedHub[strings.LastIndex(a.AssignedHub, ".")+1:]):
 		return nil, fmt.Errorf("assignedHub %q is not a host name", clean(a.AssignedHub, 64))
 	case a.DeviceID == "":
 		return nil, errors.New("assigned without a deviceId")
@@ -410,27 +413,4 @@ func checkDeviceID(s string) error {
 		return errors.New("deviceId begins or ends with a blank")
 	}
 	return nil
-}
-
-// hostName reports whether s is a host name as RFC 952 and RFC 1123 want it: letters,
-// digits and hyphens in labels of 1..63, 253 in all, and no IPv4 address.
-func hostName(s string) bool {
-	if len(s) == 0 || len(s) > 253 {
-		return false
-	}
-	last := ""
-	for label := range strings.SplitSeq(s, ".") {
-		if len(label) == 0 || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for i := range len(label) {
-			switch c := label[i]; {
-			case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-':
-			default:
-				return false
-			}
-		}
-		last = label
-	}
-	return !digits(last)
 }

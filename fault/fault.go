@@ -160,7 +160,8 @@ const (
 	StageState         Stage = "state"
 )
 
-// Doing says what dpsd does in the stage, to stand after "while".
+// Doing says what dpsd does in the stage, to stand after "while". Every text about a stage
+// takes its words from here.
 func (s Stage) Doing() string {
 	if doing, known := doing[s]; known {
 		return doing

@@ -31,24 +31,15 @@ func Read(path string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := limited(f, limit)
+	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	if err != nil {
 		return nil, err
+	}
+	if len(data) > limit {
+		return nil, fmt.Errorf("%w: it has more than %s", ErrTooLarge, size(limit))
 	}
 	text, err := Text(data)
 	return text, About(path, err)
-}
-
-// ReadOwn returns the bytes of a file that dpsd itself has written, in a directory that the
-// user of the service may change. The path must name the file itself: a link could lead to
-// any other file, which a command that root runs would then read.
-func ReadOwn(path string, limit int) ([]byte, error) {
-	f, err := OpenOwn(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return limited(f, limit)
 }
 
 // Open opens a regular file for reading. If the user is root, it follows only links that
@@ -69,7 +60,9 @@ func Open(path string) (*os.File, error) {
 	return regular(os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0))
 }
 
-// OpenOwn opens a regular file for reading, and no link; see ReadOwn.
+// OpenOwn opens a regular file that dpsd itself has written, in a directory that the user of
+// the service may change. The path must name the file itself: a link could lead to any other
+// file, which a command that root runs would then read.
 func OpenOwn(path string) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -123,17 +116,6 @@ func notRegular(mode fs.FileMode) error {
 		kind = "a socket"
 	}
 	return fmt.Errorf("%w but %s", ErrNotRegular, kind)
-}
-
-func limited(f *os.File, limit int) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > limit {
-		return nil, fmt.Errorf("%w: it has more than %s", ErrTooLarge, size(limit))
-	}
-	return data, nil
 }
 
 func size(bytes int) string {

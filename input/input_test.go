@@ -3,6 +3,7 @@ package input_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -98,11 +99,19 @@ func TestAFileThatDpsdItselfWritesIsNeverALink(t *testing.T) {
 	if err := errors.Join(os.Symlink("file", at("link")), syscall.Mkfifo(at("fifo"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := input.ReadOwn(at("file"), 100); string(text) != "content" || err != nil {
+	read := func(name string) (text []byte, err error) {
+		f, err := input.OpenOwn(at(name))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(f)
+	}
+	if text, err := read("file"); string(text) != "content" || err != nil {
 		t.Errorf("got %q, %v", text, err)
 	}
 	for name, kind := range map[string]string{"link": "a link", "fifo": "a FIFO", ".": "a directory"} {
-		if text, err := input.ReadOwn(at(name), 100); !errors.Is(err, input.ErrNotRegular) || !strings.Contains(err.Error(), kind) {
+		if text, err := read(name); !errors.Is(err, input.ErrNotRegular) || !strings.Contains(err.Error(), kind) {
 			t.Errorf("%s: got %q, %v", kind, text, err)
 		}
 	}

@@ -62,7 +62,7 @@ func ReadsStderr() bool {
 func Open() *Log {
 	stderr := os.Stderr
 	if ReadsStderr() {
-		return start(structured(), sendTo(socket), stderr)
+		return start(structured(), SendTo(socket), stderr)
 	}
 	if info, err := stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		return start(sentences, nil, &live{to: stderr})

@@ -219,7 +219,7 @@ func TestTheSocket(t *testing.T) {
 	t.Run("an entry arrives as one datagram, as long as it may be", func(t *testing.T) {
 		path, socket := listen(t)
 		entry := bytes.Repeat([]byte("DPSD_ERROR="+strings.Repeat("x", valueLimit)+"\n"), 24)
-		if err := sendTo(path)(entry); err != nil {
+		if err := SendTo(path)(entry); err != nil {
 			t.Fatal(err)
 		}
 		if got := take(t, socket); got != string(entry) {
@@ -231,7 +231,7 @@ func TestTheSocket(t *testing.T) {
 		queued := fill(t, path)
 		var before, after unix.Rusage
 		_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
-		err := sendTo(path)([]byte("MESSAGE=x\n"))
+		err := SendTo(path)([]byte("MESSAGE=x\n"))
 		_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("a full queue: %v", err)
@@ -240,7 +240,7 @@ func TestTheSocket(t *testing.T) {
 			t.Errorf("waiting took %s of a processor", worked)
 		}
 		var stderr bytes.Buffer
-		l := start(structured(), sendTo(path), &stderr)
+		l := start(structured(), SendTo(path), &stderr)
 		zap.New(l.Core(zapcore.InfoLevel)).Info(event.Stopping)
 		for range queued {
 			take(t, socket)
@@ -254,7 +254,7 @@ func TestTheSocket(t *testing.T) {
 		}
 	})
 	t.Run("one that is missing is an error at once", func(t *testing.T) {
-		if err := sendTo(filepath.Join(t.TempDir(), "none"))(nil); !errors.Is(err, os.ErrNotExist) {
+		if err := SendTo(filepath.Join(t.TempDir(), "none"))(nil); !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
 	})

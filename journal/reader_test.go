@@ -188,7 +188,7 @@ func TestEntriesReachAJournaldThatWasStartedAgain(t *testing.T) {
 	defer writer.Close()
 	reader.Close()
 	w := watched{writer, make(chan error, 1)}
-	l := start(structured(), sendTo(path), w)
+	l := start(structured(), SendTo(path), w)
 	log := zap.New(l.Core(zapcore.InfoLevel))
 
 	journald := listen()

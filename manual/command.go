@@ -94,7 +94,7 @@ func (p *Page) flags(flags *pflag.FlagSet) {
 		if f.Hidden || f.Name == "help" {
 			return
 		}
-		value, said := pflag.UnquoteUsage(f)
+		value, _ := pflag.UnquoteUsage(f)
 		term := Bold("--" + f.Name)
 		if f.Shorthand != "" {
 			term = Bold("-"+f.Shorthand) + ", " + term
@@ -102,7 +102,13 @@ func (p *Page) flags(flags *pflag.FlagSet) {
 		if value != "" {
 			term += " " + Italic(value)
 		}
-		t := Help(strings.ToUpper(said[:1]) + strings.Join(strings.Fields(said[1:]), " "))
+		usage := strings.Join(strings.Fields(f.Usage), " ")
+		before, rest, found := strings.Cut(strings.ToUpper(usage[:1])+usage[1:], "`")
+		t := Help(before)
+		if found {
+			placeholder, after, _ := strings.Cut(rest, "`")
+			t += Italic(placeholder) + Help(after)
+		}
 		if shown := f.DefValue; shown != "" && shown != "0" && shown != "0s" && shown != "false" && shown != "[]" {
 			t += " (default " + Bold(shown) + ")"
 		}
@@ -113,9 +119,13 @@ func (p *Page) flags(flags *pflag.FlagSet) {
 // widest is what a help text may need of a terminal, in columns.
 const widest = 80
 
+// aside is a placeholder that was added to a sentence which does not need it. The help shows
+// it without its back quotes.
+var aside = regexp.MustCompile("[;,.]\\s*`[^`]*`")
+
 // Complaints tells what a program's commands leave out that a user expects of
-// each: a description, an example, a help text that fits a terminal, and that
-// the shell knows how each argument and flag is completed.
+// each: a description, an example, a help text that fits a terminal, sentences for the flags,
+// and that the shell knows how each argument and flag is completed.
 func Complaints(root *cobra.Command) []string {
 	var all []string
 	complain := func(c *cobra.Command, format string, args ...any) {
@@ -140,6 +150,9 @@ func Complaints(root *cobra.Command) []string {
 			_, function := c.GetFlagCompletionFunc(f.Name)
 			_, file := f.Annotations[cobra.BashCompFilenameExt]
 			_, directory := f.Annotations[cobra.BashCompSubdirsInDir]
+			if aside.MatchString(f.Usage) {
+				complain(c, "the placeholder of --%s is not part of the sentence: %q", f.Name, f.Usage)
+			}
 			if f.NoOptDefVal == "" && !function && !file && !directory {
 				complain(c, "nothing says how --%s is completed (MarkFlagFilename, MarkFlagDirname or RegisterFlagCompletionFunc)", f.Name)
 			}

@@ -111,7 +111,7 @@ func TestProgram(t *testing.T) {
 		"the SYNOPSIS has what can be run":          ".SH SYNOPSIS\n\\fB\\%tool \\%group \\%leaf\\fR \\fIFILE\\fR [\\fIOPTION\\fR]...\n.SH",
 		"the prose follows the description":         ".SH DESCRIPTION\nIt works.\n.PP\nMore.\n",
 		"a flag of every command is an option":      "\\fB\\%\\-\\-loud\\fR\nSay more.\n",
-		"a flag has value, text and default":        "\\fB\\%\\-\\-mode\\fR \\fIDONE\\fR\nHow it is DONE, in one word (default \\fB\\%fast\\fR).\n",
+		"a flag has value, text and default":        "\\fB\\%\\-\\-mode\\fR \\fIDONE\\fR\nHow it is \\fIDONE\\fR, in one word (default \\fB\\%fast\\fR).\n",
 		"an example is code":                        ".EX\ntool group leaf x\n.EE\n",
 		"a chapter of the prose is a section":       ".SH FILES\nNone.\n",
 		"a heading of the first rank is not for it": ".TH TOOL 8 \"\" dpsd",
@@ -136,10 +136,12 @@ func TestComplaints(t *testing.T) {
 		spoil func(leaf *cobra.Command)
 		want  string
 	}{
-		"no description":               {func(c *cobra.Command) { c.Long = "" }, "tool group leaf: no description"},
-		"no example":                   {func(c *cobra.Command) { c.Example = "" }, "tool group leaf: no example"},
-		"a wide description":           {func(c *cobra.Command) { c.Long = strings.Repeat("x", 81) }, "tool group leaf: a line of the help has 81 columns"},
-		"a wide flag":                  {func(c *cobra.Command) { c.Flags().Bool("wide", false, strings.Repeat("x", 81)) }, "tool group leaf: a line of the help has"},
+		"no description":     {func(c *cobra.Command) { c.Long = "" }, "tool group leaf: no description"},
+		"no example":         {func(c *cobra.Command) { c.Example = "" }, "tool group leaf: no example"},
+		"a wide description": {func(c *cobra.Command) { c.Long = strings.Repeat("x", 81) }, "tool group leaf: a line of the help has 81 columns"},
+		"a wide flag":        {func(c *cobra.Command) { c.Flags().Bool("wide", false, strings.Repeat("x", 81)) }, "tool group leaf: a line of the help has"},
+		"a placeholder beside its sentence": {func(c *cobra.Command) { c.Flags().Bool("x", false, "what to do: this or\nthat; `WHAT`") },
+			"tool group leaf: the placeholder of --x is not part of the sentence"},
 		"a flag that nobody completes": {func(c *cobra.Command) { c.Flags().String("x", "", "x") }, "tool group leaf: nothing says how --x is completed"},
 		"arguments nobody completes":   {func(c *cobra.Command) { c.ValidArgsFunction = nil }, "tool group leaf: nothing says how its arguments are completed"},
 	} {

@@ -11,8 +11,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // elsewhere are addresses that no machine has (RFC 5737, RFC 3849): the kernel chooses the
@@ -36,7 +37,7 @@ func State(destinations []netip.Addr) string {
 	}
 	for _, name := range files {
 		fmt.Fprintln(sum, name)
-		if file, err := os.Open(name); err == nil {
+		if file, err := input.Open(name); err == nil {
 			text, _ := io.ReadAll(io.LimitReader(file, enough)) // what cannot be read is like nothing
 			_, _ = sum.Write(text)                              // it never fails, hash.Hash
 			_ = file.Close()

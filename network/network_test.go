@@ -100,6 +100,7 @@ func changes(t *testing.T) {
 		{"a host is a change", write("/etc/hosts", "198.51.100.7 endpoint\n"), true},
 		{"the order of sources is a change", write("/etc/nsswitch.conf", "hosts: files\n"), true},
 		{"no resolver file is a change", func() { must(os.Remove("/etc/resolv.conf")) }, true},
+		{"a FIFO in place of a resolver file is like no file", func() { must(syscall.Mkfifo("/etc/resolv.conf", 0o600)) }, false},
 		{"no default route is a change", ip("route", "del", "default"), true},
 	} {
 		before := State(to)

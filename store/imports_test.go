@@ -13,7 +13,7 @@ import (
 // accident, and above all none on the rest of dpsd, whose MQTT, TLS and
 // configuration are no business of a reader.
 func TestDirectImports(t *testing.T) {
-	allowed := []string{"github.com/google/renameio/v2", "github.com/dpsd-project/dpsd/watch"}
+	allowed := []string{"github.com/google/renameio/v2", "github.com/dpsd-project/dpsd/watch", "github.com/dpsd-project/dpsd/hostname"}
 	all, err := imports.Direct(".")
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +21,7 @@ func TestDirectImports(t *testing.T) {
 	for path, file := range all {
 		first, _, _ := strings.Cut(path, "/")
 		if strings.Contains(first, ".") && !slices.Contains(allowed, path) {
-			t.Errorf("%s imports %s: only the standard library, renameio (atomic files) and watch (Watch) are allowed", file, path)
+			t.Errorf("%s imports %s: only the standard library, renameio (atomic files), watch (Watch) and hostname (Validate) are allowed", file, path)
 		}
 	}
 }

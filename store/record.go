@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/hostname"
 )
 
 // Schema is the version of the record's format that this package writes. A
@@ -178,7 +180,7 @@ func readable(rec Record) error {
 	if reason := checkText(rec.ConnectionProfile); reason != "" {
 		return &InvalidError{"connectionProfile", reason}
 	}
-	if !isHostName(rec.AssignedHub) {
+	if !hostname.Valid(rec.AssignedHub) {
 		return &InvalidError{"assignedHub", "is not a host name"}
 	}
 	if utf8.RuneCountInString(rec.DeviceID) > maxDeviceID {
@@ -210,25 +212,6 @@ func checkText(s string) string {
 		}
 	}
 	return ""
-}
-
-// isHostName follows RFC 1123, section 2.1.
-func isHostName(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for i := range len(label) {
-			c := label[i]
-			if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 // normalise brings what a caller hands to Save into the form it has in a file.

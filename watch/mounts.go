@@ -44,11 +44,16 @@ func readMounts() (all []mount) {
 	if err != nil {
 		return nil
 	}
-	escapes := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(string(table)) {
-		if fields := strings.Fields(line); len(fields) > 4 {
-			all = append(all, mount{Mount{fields[0], fields[2]}, escapes.Replace(fields[4])})
+		fields := strings.SplitN(line, " ", 6)
+		if len(fields) < 6 {
+			continue
 		}
+		point := fields[4]
+		if strings.Contains(point, `\`) {
+			point = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(point)
+		}
+		all = append(all, mount{Mount{fields[0], fields[2]}, point})
 	}
 	return all
 }

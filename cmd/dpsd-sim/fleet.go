@@ -15,7 +15,6 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fleet"
-	"github.com/dpsd-project/dpsd/pace"
 )
 
 func newFleet() *cobra.Command {
@@ -70,7 +69,7 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that all chance comes from")
 	flags.StringVar(&client, "client", string(fleet.Dpsd), "what the gateways run: dpsd, or sdk for what\nMicrosoft's SDKs do")
 	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml: the gateways have its\n[provisioning] and [retry]; flags go before")
-	flags.StringVar(&onBoot, "on-boot", string(f.OnBoot), "on_boot of the gateways: always, verify or\nif-needed")
+	flags.StringVar(&onBoot, "on-boot", string(f.OnBoot), "the on_boot of the gateways: always, verify or\nif-needed")
 	flags.DurationVar(&f.BootDelayMax, "boot-delay-max", 0, "boot_delay_max of the gateways")
 	flags.DurationVar(&f.Interval, "interval", 0, "interval of the gateways; 0s for none\n(default 24h for moved)")
 	flags.DurationVar(&f.Boot, "boot", f.Boot, "the gateways are up within this time\n")
@@ -119,10 +118,7 @@ func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
-	f.Retry = pace.Retry{
-		Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
-		RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
-	}
+	f.Retry = cfg.Retry
 	if !c.Flags().Changed("on-boot") {
 		f.OnBoot = daemon.Policy(cfg.Provisioning.OnBoot)
 	}

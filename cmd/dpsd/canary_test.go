@@ -376,13 +376,13 @@ refused_max = "1s"
 		for name, text := range parts {
 			said["the report with "+config+", "+name] = text
 		}
-		for _, name := range []string{"README.txt", "dpsd.toml", "journal.txt", "unit.txt", "unit-properties.txt", "check.json", "versions.txt"} {
+		for _, name := range []string{"README.txt", "journal.txt", "unit.txt", "unit-properties.txt", "check.json", "versions.txt"} {
 			if parts[name] == "" {
 				t.Errorf("the report with %s has no %s, only %q", config, name, slices.Sorted(maps.Keys(parts)))
 			}
 		}
 	}
-	for _, name := range []string{"status.json", "metrics.txt", "attempts.json", "state/state.json", "state/state.env"} {
+	for _, name := range []string{"config.toml", "status.json", "metrics.txt", "attempts.json", "state/state.json", "state/state.env"} {
 		if said["the report with dpsd.toml, "+name] == "" {
 			t.Errorf("the report has no %s", name)
 		}

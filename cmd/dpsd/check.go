@@ -67,17 +67,13 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
-				return err
-			}
 			if err := o.known(); err != nil {
 				return err
 			}
 			if list {
 				return listSteps(cmd.OutOrStdout(), o.json)
 			}
-			return runCheck(file, o)
+			return runCheck(configOf(cmd), o)
 		},
 	}
 	cmd.Flags().BoolVar(&o.offline, "offline", false, "stop before the network")

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/aziot"
 	"github.com/dpsd-project/dpsd/input"
 )
 
@@ -47,7 +48,7 @@ then nothing is on standard output.`,
 				return &exitError{exitFailed, err}
 			}
 			defer f.Close()
-			var dropIns []config.DropIn
+			var dropIns []aziot.DropIn
 			names := aziotDropIns(args[0])
 			for _, name := range args[1:] {
 				if !slices.Contains(names, absolute(name)) {
@@ -60,9 +61,9 @@ then nothing is on standard output.`,
 					return &exitError{exitFailed, err}
 				}
 				defer d.Close()
-				dropIns = append(dropIns, config.DropIn{Name: name, Text: d, Files: environmentFiles(name)})
+				dropIns = append(dropIns, aziot.DropIn{Name: name, Text: d, Files: environmentFiles(name)})
 			}
-			result, err := config.FromAziot(args[0], f, dropIns...)
+			result, err := aziot.Import(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
 				return &exitError{exitConfiguration, err}
 			}
@@ -103,13 +104,13 @@ func aziotDropIns(file string) (found []string) {
 
 // environmentFiles returns a function that reads the files of EnvironmentFile= on the
 // machine that a drop-in is of; nil when it has been copied from one.
-func environmentFiles(dropIn string) func(pattern string) ([]config.EnvironmentFile, error) {
+func environmentFiles(dropIn string) func(pattern string) ([]aziot.EnvironmentFile, error) {
 	for _, place := range []string{"/etc", "/run", "/usr/lib", "/lib"} {
 		root, _, in := strings.Cut(absolute(dropIn), place+"/systemd/system/")
 		if !in {
 			continue
 		}
-		return func(pattern string) (files []config.EnvironmentFile, err error) {
+		return func(pattern string) (files []aziot.EnvironmentFile, err error) {
 			names := []string{filepath.Join(root, filepath.Clean(pattern))}
 			if strings.ContainsAny(pattern, `*?[`) {
 				if names, err = filepath.Glob(names[0]); err == nil && names == nil {
@@ -123,7 +124,7 @@ func environmentFiles(dropIn string) func(pattern string) ([]config.EnvironmentF
 					err = failed
 					continue
 				}
-				files = append(files, config.EnvironmentFile{Name: name, Text: text})
+				files = append(files, aziot.EnvironmentFile{Name: name, Text: text})
 			}
 			return files, err
 		}

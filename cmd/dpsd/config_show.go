@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -39,25 +40,16 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
-				return err
-			}
-			f, err := open(file)
+			file := configOf(cmd)
+			s, err := effective(file)
 			if err != nil {
 				return invalid(file, err)
 			}
-			defer f.Close()
-			s, err := effective(file, f)
-			if err != nil {
-				return invalid(file, err)
-			}
+			write := s.toml
 			if asJSON {
-				err = s.json(cmd.OutOrStdout())
-			} else {
-				err = s.toml(cmd.OutOrStdout())
+				write = s.json
 			}
-			if err != nil {
+			if err := write(cmd.OutOrStdout()); err != nil {
 				return &exitError{exitFailed, err}
 			}
 			return nil
@@ -68,8 +60,12 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 }
 
 // effective reads the values that hold.
-func effective(file string, r io.Reader) (shown, error) {
-	cfg, settings, err := config.ParseSettings(file, r)
+func effective(file string) (shown, error) {
+	text, err := contents(file)
+	if err != nil {
+		return shown{}, err
+	}
+	cfg, settings, err := config.ParseSettings(file, bytes.NewReader(text))
 	if err != nil {
 		return shown{}, err
 	}

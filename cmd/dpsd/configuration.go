@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
@@ -84,23 +83,14 @@ func misnamed(file string) string {
 	return ""
 }
 
-// open opens a configuration.
-func open(file string) (*os.File, error) {
-	f, err := input.Open(file)
-	switch {
-	case err == nil:
-		return f, nil
-	case errors.As(err, new(*fs.PathError)):
-		return nil, unopened(file, err)
-	}
-	return nil, fmt.Errorf("%s: %w", file, err)
-}
-
 // contents returns the text of a configuration.
 func contents(file string) ([]byte, error) {
-	f, err := open(file)
-	if err != nil {
-		return nil, err
+	f, err := input.Open(file)
+	switch {
+	case errors.As(err, new(*fs.PathError)):
+		return nil, unopened(file, err)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	defer f.Close()
 	return config.Read(file, f)
@@ -130,15 +120,7 @@ func closed(file string) error {
 // socketOf finds the path of the control socket in a configuration that cannot be used.
 // known is false when the file does not tell.
 func socketOf(file string) (path string, known bool) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return "", false
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", false
-	}
-	text, err := config.Read(file, f)
+	text, err := contents(file)
 	if err != nil {
 		return "", false
 	}

@@ -33,10 +33,7 @@ dpsd's; what is left is listed at the end.`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
-				return err
-			}
+			file := configOf(cmd)
 			cfg, err := load(file)
 			if err != nil {
 				return invalid(file, err)

@@ -28,12 +28,8 @@ type installation struct {
 	socketUnknown  bool  // the configuration would name the socket; socket is the standard one
 }
 
-func installationOf(cmd *cobra.Command) (installation, error) {
-	file, err := cmd.Flags().GetString("config")
-	if err != nil {
-		return installation{}, err
-	}
-	standard := config.Default()
+func installationOf(cmd *cobra.Command) installation {
+	file, standard := configOf(cmd), config.Default()
 	places := installation{file: file, state: standard.State.Directory, socket: standard.Control.Socket}
 	if cfg, err := load(file); err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
@@ -47,7 +43,7 @@ func installationOf(cmd *cobra.Command) (installation, error) {
 		}
 	}
 	places.runtime = filepath.Dir(places.socket)
-	return places, nil
+	return places
 }
 
 func (i installation) client() control.Client { return control.Client{Socket: i.socket} }
@@ -62,15 +58,6 @@ func (i installation) published() (store.Record, error) {
 		return late, lateErr
 	}
 	return rec, err
-}
-
-// identity is the record as a Status has it, for when nobody can be asked.
-func identity(rec store.Record, durable bool) *control.Identity {
-	return &control.Identity{
-		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
-		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
-		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: durable,
-	}
 }
 
 // standing returns the running daemon's status, or, when none runs, what the
@@ -128,7 +115,12 @@ func (i installation) onFile() (control.Status, error) {
 		return s, err
 	}
 	_, diskErr := store.Read(i.state)
-	s.Identity, s.Health = identity(rec, diskErr == nil), control.Cached
+	s.Health = control.Cached
+	s.Identity = &control.Identity{
+		AssignedHub: rec.AssignedHub, DeviceID: rec.DeviceID, RegistrationID: rec.RegistrationID,
+		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
+		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: diskErr == nil,
+	}
 	if c, found := (store.Runtime{Directory: i.runtime}).LoadConfirmation(); found && c.Generation == rec.Generation {
 		s.Text += "; DPS last confirmed the identity at " + c.At.UTC().Format(time.RFC3339)
 	}

@@ -77,6 +77,9 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 	return &exitError{exitUsage, try("systemctl "+instead, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]))}
 }
 
+// configOf is the path of the configuration that a command line names.
+func configOf(cmd *cobra.Command) string { return cmd.Flag("config").Value.String() }
+
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "dpsd",

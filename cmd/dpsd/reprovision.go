@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,16 +33,10 @@ the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := installationOf(cmd)
-			switch {
-			case err != nil:
+			if err := checkTimeout(timeout, wait, "--wait"); err != nil {
 				return err
-			case timeout != 0 && !wait:
-				return errors.New("--timeout goes with --wait")
-			case timeout < 0:
-				return errors.New("--timeout must be positive")
 			}
-			return reprovision(places, wait, timeout)
+			return reprovision(installationOf(cmd), wait, timeout)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until DPS has answered")
@@ -54,13 +46,8 @@ the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
 }
 
 func reprovision(places installation, wait bool, timeout time.Duration) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := interruptible(timeout)
 	defer stop()
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
-		defer cancel()
-	}
 	asked := time.Now()
 	answer, err := places.client().Reprovision(ctx)
 	switch {

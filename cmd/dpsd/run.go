@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -30,7 +29,6 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/network"
-	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 	"github.com/dpsd-project/dpsd/watch"
@@ -55,17 +53,10 @@ dpsd.toml is invalid (exit 78).`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout != 0 && !once {
-				return errors.New("--timeout goes with --once")
-			}
-			if timeout < 0 {
-				return errors.New("--timeout must be positive")
-			}
-			file, err := cmd.Flags().GetString("config")
-			if err != nil {
+			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err
 			}
-			return run(file, once, timeout)
+			return run(configOf(cmd), once, timeout)
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
@@ -93,7 +84,7 @@ func run(file string, once bool, timeout time.Duration) error {
 		return invalid(file, err)
 	}
 	// Only now: a file on a server that does not answer must not keep SIGTERM out.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := interruptible(0)
 	defer stop()
 	to := journal.Open()
 	defer to.Close()
@@ -123,7 +114,8 @@ func run(file string, once bool, timeout time.Duration) error {
 		Log: log,
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
-		d.Notify = notifyTo(socket)
+		send := journal.SendTo(socket)
+		d.Notify = func(state string) error { return send([]byte(state)) }
 	} else if screen := terminalOn(os.Stderr); screen.attended {
 		to.Progress(screen.line("Starting"))
 		d.Notify = func(state string) error {
@@ -240,11 +232,8 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 		OnBoot:          daemon.Policy(cfg.Provisioning.OnBoot),
 		BootDelayMax:    cfg.Provisioning.BootDelayMax,
 		Interval:        cfg.Provisioning.Interval,
-		Retry: pace.Retry{
-			Initial: cfg.Retry.Initial, Max: cfg.Retry.Max, OfflineMax: cfg.Retry.OfflineMax,
-			RefusedInitial: cfg.Retry.RefusedInitial, RefusedMax: cfg.Retry.RefusedMax,
-		},
-		Configuration: &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
+		Retry:           cfg.Retry,
+		Configuration:   &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
 	}
 }
 

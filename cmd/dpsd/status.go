@@ -48,11 +48,7 @@ run; 3 there is none; 1 status cannot tell.`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := installationOf(cmd)
-			if err != nil {
-				return err
-			}
-			return status(places, asJSON, attempts)
+			return status(installationOf(cmd), asJSON, attempts)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -165,7 +161,7 @@ func (r statusReport) print(out *terminal) error {
 		if f.Count > 1 {
 			times = fmt.Sprintf(", %d times", f.Count)
 		}
-		line("fault", "%s while %s, %s %s%s", out.paint(colour, f.Code), doing(f.Stage), when, f.Last.UTC().Format(time.RFC3339), times)
+		line("fault", "%s while %s, %s %s%s", out.paint(colour, f.Code), fault.Stage(f.Stage).Doing(), when, f.Last.UTC().Format(time.RFC3339), times)
 		line("", "%s", f.Summary)
 		if f.Cause != "" {
 			line("", "cause: %s", f.Cause)
@@ -197,39 +193,6 @@ func (r statusReport) now() string {
 
 // oneLine is a text as STATUS= has it.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
-
-// doing says what a stage is about.
-func doing(stage string) string {
-	switch fault.Stage(stage) {
-	case fault.StageConfiguration:
-		return "reading the configuration"
-	case fault.StageIdentity:
-		return "finding out the registration ID"
-	case fault.StageCredential:
-		return "reading the credential"
-	case fault.StageName:
-		return "looking up the name"
-	case fault.StageTCP:
-		return "connecting"
-	case fault.StageProxy:
-		return "passing the proxy"
-	case fault.StageTLS:
-		return "agreeing on TLS"
-	case fault.StageWebSocket:
-		return "switching to WebSocket"
-	case fault.StageConnect:
-		return "signing in"
-	case fault.StageSubscribe:
-		return "subscribing"
-	case fault.StageRegister:
-		return "registering"
-	case fault.StagePoll:
-		return "asking for the assignment"
-	case fault.StageState:
-		return "saving the assignment"
-	}
-	return stage
-}
 
 // printAttempts is a line for each attempt, and how long its steps took.
 func printAttempts(b *strings.Builder, attempts []store.Attempt) {

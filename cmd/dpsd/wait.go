@@ -46,18 +46,16 @@ poll, and dpsd need not be running yet.
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := installationOf(cmd)
-			if err != nil {
-				return err
-			}
 			switch {
 			case what != forAssigned && what != forConfirmed && what != forChange:
 				return fmt.Errorf("--for is one of %s, %s and %s", forAssigned, forConfirmed, forChange)
 			case cmd.Flags().Changed("generation") && what != forChange:
 				return errors.New("--generation goes with --for change")
-			case timeout < 0:
-				return errors.New("--timeout must be positive")
 			}
+			if err := checkTimeout(timeout, true, ""); err != nil {
+				return err
+			}
+			places := installationOf(cmd)
 			if what == forChange && !cmd.Flags().Changed("generation") {
 				if rec, err := places.published(); err == nil {
 					generation = rec.Generation
@@ -66,7 +64,7 @@ poll, and dpsd need not be running yet.
 			return wait(places, what, generation, timeout)
 		},
 	}
-	cmd.Flags().StringVar(&what, "for", forAssigned, "what to wait for: assigned, confirmed or\nchange; `WHAT`")
+	cmd.Flags().StringVar(&what, "for", forAssigned, "wait for `WHAT`: assigned, confirmed or\nchange")
 	cmd.Flags().Uint64Var(&generation, "generation", 0, "with --for change: wait until the\ngeneration is above `N`")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time (0: never)")
 	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{forAssigned, forConfirmed, forChange}, cobra.ShellCompDirectiveNoFileComp))
@@ -77,13 +75,8 @@ poll, and dpsd need not be running yet.
 }
 
 func wait(places installation, what string, generation uint64, timeout time.Duration) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := interruptible(timeout)
 	defer stop()
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaited)
-		defer cancel()
-	}
 	var last control.Status
 	err := until(ctx, places, func(s control.Status) bool {
 		last = s
@@ -142,8 +135,29 @@ func (i installation) obstacle(last control.Status) string {
 	return text + "\n" + f.Advice
 }
 
+// checkTimeout checks the value of --timeout, which has a meaning only with another flag.
+func checkTimeout(timeout time.Duration, given bool, flag string) error {
+	switch {
+	case timeout != 0 && !given:
+		return errors.New("--timeout goes with " + flag)
+	case timeout < 0:
+		return errors.New("--timeout must be positive")
+	}
+	return nil
+}
+
 // errWaited is the cause of a context whose time-out has passed.
 var errWaited = errors.New("the time-out has passed")
+
+// interruptible is a context that SIGTERM and SIGINT end, and a time-out; 0 is none.
+func interruptible(timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	if timeout == 0 {
+		return ctx, stop
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errWaited)
+	return ctx, func() { cancel(); stop() }
+}
 
 // until waits until is says true of what the running daemon tells, or of what the
 // files say while none runs. On a terminal it shows what is going on.

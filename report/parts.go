@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -11,96 +11,85 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/store"
 )
 
 // parts lists what a report consists of. One without a name is not put in: it finds
-// out what is secret.
-func (r reporter) parts() []part {
-	state := filepath.Join(r.places.state, "state.json")
+// out what is secret. dpsd.toml itself is not a part: its comments and its mistakes may
+// hold a secret.
+func (g Gateway) parts() []part {
+	state := filepath.Join(g.StateDirectory, "state.json")
 	parts := []part{
-		{name: "dpsd.toml", what: "the configuration as it is written", collect: r.configuration},
-		{what: "what the secrets are", collect: r.secrets},
-		{name: "config.toml", what: "the values that hold, and where they come from", collect: r.effective},
-		{name: "status.json", what: "what the running dpsd says", collect: r.status},
-		{name: "status-files.json", what: "what the state files say", collect: r.onFile},
-		{name: "metrics.txt", what: "the metrics of the running dpsd", collect: func(ctx context.Context) piece {
-			data, err := r.places.client().Metrics(ctx)
-			return piece{data: data, err: err}
-		}},
+		{what: "what the secrets are", collect: g.secrets},
+		{name: "config.toml", what: "the values that hold, and where they come from", collect: func(context.Context) piece { return pieceOf(g.Show()) }},
+		{name: "status.json", what: "what the running dpsd says", collect: func(ctx context.Context) piece { return pieceOf(g.Status(ctx)) }},
+		{name: "status-files.json", what: "what the state files say", collect: func(context.Context) piece { return pieceOf(g.OnFile()) }},
+		{name: "metrics.txt", what: "the metrics of the running dpsd", collect: func(ctx context.Context) piece { return pieceOf(g.Metrics(ctx)) }},
 		{name: "attempts.json", what: "the last attempts", collect: func(context.Context) piece {
-			attempts := store.Attempts(r.places.state, r.places.runtime)
+			attempts := store.Attempts(g.StateDirectory, g.RuntimeDirectory)
 			if attempts == nil {
 				return piece{}
 			}
 			return asJSON(attempts)
 		}},
-		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: r.check},
-		{name: "state/state.json", what: "the published record", collect: r.stateFile(state, r.maskRecord)},
-		{name: "state/state.json.prev", what: "the record before it", collect: r.stateFile(state+".prev", r.maskRecord)},
-		{name: "state/state.env", what: "the record for shells", collect: r.stateFile(filepath.Join(r.places.state, "state.env"), maskEnvironmentFile)},
-		{name: "runtime/state.json", what: "the record that the disk refused", collect: r.stateFile(filepath.Join(r.places.runtime, "state.json"), r.maskRecord)},
-		{name: "runtime/confirmation.json", what: "the last confirmation", collect: r.stateFile(filepath.Join(r.places.runtime, "confirmation.json"), keep)},
-		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: r.stateFile(filepath.Join(r.places.runtime, "retry-after.json"), keep)},
-		{name: "files.txt", what: "the files there are, with modes and owners", collect: r.files},
+		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: func(ctx context.Context) piece { return pieceOf(g.Check(ctx)) }},
+		{name: "state/state.json", what: "the published record", collect: g.stateFile(state, g.maskRecord)},
+		{name: "state/state.json.prev", what: "the record before it", collect: g.stateFile(state+".prev", g.maskRecord)},
+		{name: "state/state.env", what: "the record for shells", collect: g.stateFile(filepath.Join(g.StateDirectory, "state.env"), maskEnvironmentFile)},
+		{name: "runtime/state.json", what: "the record that the disk refused", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "state.json"), g.maskRecord)},
+		{name: "runtime/confirmation.json", what: "the last confirmation", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "confirmation.json"), keep)},
+		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
+		{name: "files.txt", what: "the files there are, with modes and owners", collect: g.files},
 		{name: "journal.txt", what: "the end of the journal", collect: journalEnd},
 		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: unitFiles},
 		{name: "unit-properties.txt", what: "dpsd.service as systemd has it", collect: unitProperties},
-		{name: "versions.txt", what: "versions", collect: versions},
+		{name: "versions.txt", what: "versions", collect: g.versions},
 	}
-	if r.online {
+	if g.Online {
 		parts[slices.IndexFunc(parts, func(p part) bool { return p.name == "check.json" })].limit = 3 * time.Minute
 	}
 	return parts
 }
 
+func pieceOf(data []byte, err error) piece { return piece{data: data, err: err} }
+
 func asJSON(value any) piece {
 	var b bytes.Buffer
-	err := writeJSON(&b, value)
+	encoder := json.NewEncoder(&b)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(value)
 	return piece{data: b.Bytes(), err: err}
 }
 
-func (r reporter) configuration(context.Context) piece {
-	data, err := slurp(input.Open, r.file)
-	if data == nil {
-		return piece{err: err}
-	}
-	text, taken := config.Redact(data)
-	got := piece{data: []byte(text), err: err}
-	for _, secret := range taken {
-		got.secrets = append(got.secrets, []byte(secret))
-	}
-	return got
-}
-
-// referred is a reference anywhere in a configuration, which need not be valid.
-var referred = late.Regexp(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`)
-
 // secrets reads, as far as this user may, what the configuration and the environment
 // keep secret, so that it is found wherever else it stands.
-func (r reporter) secrets(context.Context) piece {
-	var got piece
+func (g Gateway) secrets(context.Context) piece {
 	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
-	text, _ := slurp(input.Open, r.file) // told by its own part
+	text, _ := slurp(input.Open, g.Configuration) // config.toml says why it cannot be read
+	got := piece{secrets: append(userOf(string(text)), mistaken(text)...)}
 	var unread []error
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(referred().FindAllString(string(text), -1)))) {
+	// A reference may stand anywhere in a configuration that is wrong.
+	references := regexp.MustCompile(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`).FindAllString(string(text), -1)
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(references))) {
 		reference, err := attest.ParseReference(name)
 		if err != nil {
-			continue // it is masked where it stands
+			continue // no other part has it
 		}
 		secret, err := places.Read(reference)
 		switch {
@@ -119,15 +108,51 @@ func (r reporter) secrets(context.Context) piece {
 	return got
 }
 
-// address has a user, and mostly a password.
-var address = late.Regexp(`[a-z]://([^\s"']*)@`)
+// mistaken returns what is where no secret should be in a configuration: the words on the lines
+// that are wrong, which errors may repeat ("hunter2: unknown key"), also in the log and in the
+// status of the running dpsd; and what looks like a secret in a comment. A word of the
+// reference configuration is no secret.
+func mistaken(text []byte) (secrets [][]byte) {
+	var errs config.Errors
+	_, err := config.Parse("", bytes.NewReader(text))
+	_ = errors.As(err, &errs)
+	wrong := map[int]bool{}
+	for _, e := range errs {
+		wrong[e.Line] = true
+	}
+	public := words(config.Reference())
+	for n, line := range strings.Split(string(text), "\n") {
+		found := words(line)
+		if !wrong[n+1] {
+			_, comment, _ := strings.Cut(line, "#")
+			found = words(comment)
+			for word := range words(redact.Prose(comment)) {
+				delete(found, word)
+			}
+		}
+		for word := range found {
+			if !public[word] {
+				secrets = append(secrets, []byte(word))
+			}
+		}
+	}
+	return secrets
+}
 
-// mistaken is an address with what none can hold, such as a blank in the password.
-var mistaken = late.Regexp(`[a-z]://(.*)@`)
+// words splits TOML.
+func words(text string) map[string]bool {
+	set := map[string]bool{}
+	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"',;=#[]{}", r) }) {
+		set[word] = true
+	}
+	return set
+}
 
 // userOf finds the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
-	for _, m := range append(address().FindAllStringSubmatch(text, -1), mistaken().FindAllStringSubmatch(text, -1)...) {
+	address := regexp.MustCompile(`[a-z]://([^\s"']*)@`)
+	badAddress := regexp.MustCompile(`[a-z]://(.*)@`) // with what none can hold, such as a blank in the password
+	for _, m := range append(address.FindAllStringSubmatch(text, -1), badAddress.FindAllStringSubmatch(text, -1)...) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))
@@ -143,48 +168,8 @@ func userOf(text string) (secrets [][]byte) {
 	return secrets
 }
 
-func (r reporter) effective(context.Context) piece {
-	data, err := slurp(input.Open, r.file)
-	if err != nil {
-		return piece{err: err}
-	}
-	s, err := effective(r.file, bytes.NewReader(data))
-	if err != nil {
-		return piece{err: err}
-	}
-	var b bytes.Buffer
-	err = s.toml(&b)
-	return piece{data: b.Bytes(), err: err}
-}
-
-func (r reporter) status(ctx context.Context) piece {
-	s, err := r.places.client().Status(ctx)
-	if err != nil {
-		return piece{err: err}
-	}
-	return asJSON(statusReport{Running: true, Status: s})
-}
-
-func (r reporter) onFile(context.Context) piece {
-	s, err := r.places.onFile()
-	if err != nil {
-		return piece{err: err}
-	}
-	s.Text = "as the files have it" // whether dpsd runs is in status.json
-	return asJSON(statusReport{Status: s})
-}
-
-func (r reporter) check(ctx context.Context) piece {
-	report, err := checked(ctx, gatewayOf(r.file), !r.online, func(check.Result) {})
-	got := asJSON(report)
-	if err != nil {
-		got.err = err
-	}
-	return got
-}
-
 // stateFile reads a file that need not be there.
-func (r reporter) stateFile(path string, mask func([]byte) []byte) func(context.Context) piece {
+func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.Context) piece {
 	return func(context.Context) piece {
 		data, err := slurp(input.OpenOwn, path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -199,29 +184,27 @@ func (r reporter) stateFile(path string, mask func([]byte) []byte) func(context.
 
 func keep(data []byte) []byte { return data }
 
-// member is a line of state.json whose value is a name, a number or a time.
-var (
-	member = late.Regexp(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
-		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
-	received = late.Regexp(`^  "(payload|registrationState)": (.*?)(,?)$`)
-	// What the service's answer says by itself, and what it may mean.
-	harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
-		"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
-)
+// harmless is what the service's answer says by itself, and what it may mean.
+var harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
+	"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
 
 // maskRecord leaves of a record, damaged or not, the lines that are dpsd's own words.
-func (r reporter) maskRecord(data []byte) []byte {
+func (g Gateway) maskRecord(data []byte) []byte {
+	// member is a line whose value is a name, a number or a time.
+	member := regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
+		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSuffix(line, "\n")
-		m := received().FindStringSubmatch(line)
+		m := received.FindStringSubmatch(line)
 		switch {
-		case member().MatchString(line), line == "{", line == "}", line == "":
+		case member.MatchString(line), line == "{", line == "}", line == "":
 			b.WriteString(line)
-		case m != nil && m[1] == "payload" && r.withPayload:
+		case m != nil && m[1] == "payload" && g.WithPayload:
 			b.WriteString(line)
 		case m != nil && m[1] == "registrationState":
-			b.WriteString(`  "registrationState": ` + r.maskAnswer(m[2]) + m[3])
+			b.WriteString(`  "registrationState": ` + g.maskAnswer(m[2]) + m[3])
 		case m != nil:
 			fmt.Fprintf(&b, `  %q: "%s %d bytes"%s`, m[1], redact.Mark, len(m[2]), m[3])
 		default:
@@ -233,7 +216,7 @@ func (r reporter) maskRecord(data []byte) []byte {
 }
 
 // maskAnswer leaves of what the service has answered the members that are known.
-func (r reporter) maskAnswer(text string) string {
+func (g Gateway) maskAnswer(text string) string {
 	var members map[string]json.RawMessage
 	if json.Unmarshal([]byte(text), &members) != nil {
 		return fmt.Sprintf(`"%s %d bytes"`, redact.Mark, len(text))
@@ -241,7 +224,7 @@ func (r reporter) maskAnswer(text string) string {
 	shown := map[string]any{}
 	for name, value := range members {
 		shown[name] = fmt.Sprintf("%s %d bytes", redact.Mark, len(value))
-		if slices.Contains(harmless, name) && value[0] != '{' && value[0] != '[' || name == "payload" && r.withPayload {
+		if slices.Contains(harmless, name) && value[0] != '{' && value[0] != '[' || name == "payload" && g.WithPayload {
 			shown[name] = value
 		}
 	}
@@ -252,12 +235,11 @@ func (r reporter) maskAnswer(text string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-var environmentLine = late.Regexp(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
-
 func maskEnvironmentFile(data []byte) []byte {
+	environmentLine := regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
-		if line = strings.TrimSuffix(line, "\n"); !environmentLine().MatchString(line) {
+		if line = strings.TrimSuffix(line, "\n"); !environmentLine.MatchString(line) {
 			line = fmt.Sprintf("%s %d bytes", redact.Mark, len(line))
 		}
 		b.WriteString(line + "\n")
@@ -267,10 +249,10 @@ func maskEnvironmentFile(data []byte) []byte {
 
 // files lists what is where dpsd reads and writes: a record that was set aside, or a
 // mode that keeps the service out, shows here.
-func (r reporter) files(context.Context) piece {
+func (g Gateway) files(context.Context) piece {
 	var b strings.Builder
 	var errs []error
-	for _, dir := range slices.Compact([]string{filepath.Dir(r.file), filepath.Join(filepath.Dir(configurationFile), "keys"), r.places.state, r.places.runtime}) {
+	for _, dir := range slices.Compact([]string{filepath.Dir(g.Configuration), filepath.Join(g.Directory, "keys"), g.StateDirectory, g.RuntimeDirectory}) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
@@ -296,7 +278,7 @@ func (r reporter) files(context.Context) piece {
 				target = " -> " + to
 			}
 			fmt.Fprintf(&b, "%s %d:%d %8d %s %s\n", info.Mode(), owner.Uid, owner.Gid, info.Size(),
-				info.ModTime().UTC().Format(time.RFC3339), printable(e.Name()+target))
+				info.ModTime().UTC().Format(time.RFC3339), foreign.Line(e.Name()+target, foreign.MaxFault))
 		}
 		b.WriteByte('\n')
 	}
@@ -317,17 +299,14 @@ func unitProperties(ctx context.Context) piece {
 	return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
 }
 
-var (
-	given    = late.Regexp(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
-	variable = late.Regexp(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
-)
-
 // maskedUnit leaves of the environment the names of the variables, and masks what else
 // a unit may hold of secrets.
 func maskedUnit(got piece) piece {
+	given := regexp.MustCompile(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
+	variable := regexp.MustCompile(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
 	var b strings.Builder
 	for line := range strings.Lines(strings.ReplaceAll(string(got.data), "\\\n", " ")) {
-		m := given().FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		m := given.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
 		if m == nil || strings.TrimSpace(m[2]) == "" {
 			b.WriteString(redact.Prose(line))
 			continue
@@ -335,7 +314,7 @@ func maskedUnit(got piece) piece {
 		got.secrets = append(got.secrets, userOf(m[2])...)
 		b.WriteString(m[1] + "=" + redact.Mark)
 		if m[1] == "Environment" {
-			for _, v := range variable().FindAllStringSubmatch(m[2], -1) {
+			for _, v := range variable.FindAllStringSubmatch(m[2], -1) {
 				b.WriteString(" " + v[1])
 			}
 		}
@@ -400,9 +379,9 @@ func (t *tail) lines() []byte {
 	return data
 }
 
-func versions(ctx context.Context) piece {
+func (g Gateway) versions(ctx context.Context) piece {
 	var b strings.Builder
-	fmt.Fprintf(&b, "dpsd %s %s/%s, built of the source of %s\n%s\n", version, runtime.GOOS, runtime.GOARCH, builtAt().UTC().Format(time.RFC3339), runtime.Version())
+	fmt.Fprintf(&b, "dpsd %s %s/%s, built of the source of %s\n%s\n", g.Version, runtime.GOOS, runtime.GOARCH, g.BuiltAt.UTC().Format(time.RFC3339), runtime.Version())
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		for _, field := range [][]byte{name.Sysname[:], name.Release[:], name.Version[:], name.Machine[:]} {

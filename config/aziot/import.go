@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"fmt"
@@ -9,19 +9,20 @@ import (
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/input"
 )
 
 // importer walks through an aziot config.toml.
 type importer struct {
-	checker
-	lines   lines
+	document.Checker
 	set     map[string]any // "table.key" of dpsd.toml to its value
 	notes   []*Note
-	lost    bool           // there is nothing with which dpsd could prove the identity
-	edge    bool           // the gateway has a unit of IoT Edge
-	stray   map[path]stray // keys in a wrong table
-	proxies []proxySetting // in the order in which they count
+	lost    bool                    // there is nothing with which dpsd could prove the identity
+	edge    bool                    // the gateway has a unit of IoT Edge
+	stray   map[document.Path]stray // keys in a wrong table
+	proxies []proxySetting          // in the order in which they count
 }
 
 // origin is where a setting stands.
@@ -31,10 +32,10 @@ type origin struct {
 	text      []byte // of the file from that line on
 }
 
-func (a *importer) origin(at path) origin {
-	o := origin{file: a.file, key: shown(at), line: a.places[at].line}
+func (a *importer) origin(at document.Path) origin {
+	o := origin{file: a.Name, key: at.String(), line: a.Place(at).Line}
 	if o.line > 0 {
-		o.text = a.lines.data[a.lines.starts[o.line-1]:]
+		o.text = a.From(o.line)
 	}
 	return o
 }
@@ -43,7 +44,7 @@ func (a *importer) noteOf(o origin, command, format string, args ...any) {
 	a.notes = append(a.notes, &Note{o.file, o.line, o.key, fmt.Sprintf(format, args...), command})
 }
 
-func (a *importer) note(at path, command, format string, args ...any) {
+func (a *importer) note(at document.Path, command, format string, args ...any) {
 	a.noteOf(a.origin(at), command, format, args...)
 }
 
@@ -51,18 +52,18 @@ func (a *importer) note(at path, command, format string, args ...any) {
 const todo = "to do: "
 
 // todo notes that, and the command that does it.
-func (a *importer) todo(at path, command, format string, args ...any) {
+func (a *importer) todo(at document.Path, command, format string, args ...any) {
 	a.note(at, command, todo+format, args...)
 }
 
 // cannot notes that what the identity rests on cannot be carried over.
-func (a *importer) cannot(at path, format string, args ...any) {
+func (a *importer) cannot(at document.Path, format string, args ...any) {
 	a.lost = true
 	a.note(at, "", "cannot be carried over: "+format, args...)
 }
 
 // leaveOut notes that a key is not carried over.
-func (a *importer) leaveOut(at path, why string) {
+func (a *importer) leaveOut(at document.Path, why string) {
 	if why == "" {
 		why = "dpsd has nothing like it"
 	}
@@ -70,53 +71,53 @@ func (a *importer) leaveOut(at path, why string) {
 }
 
 // taker looks at the value of a key.
-type taker func(at path, value any)
+type taker func(at document.Path, value any)
 
 // table hands each key to its taker, and leaves out the others.
-func (a *importer) table(at path, values map[string]any, takers map[string]taker, why map[string]string) {
+func (a *importer) table(at document.Path, values map[string]any, takers map[string]taker, why map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		switch take := takers[name]; {
-		case a.stray[at.key(name)].home != "": // see misplaced
+		case a.stray[at.Key(name)].home != "": // see misplaced
 		case take != nil:
-			take(at.key(name), values[name])
+			take(at.Key(name), values[name])
 		default:
-			a.leaveOut(at.key(name), why[name])
+			a.leaveOut(at.Key(name), why[name])
 		}
 	}
 }
 
 // isTable reports a value of another type.
-func (a *importer) isTable(at path, value any) (map[string]any, bool) {
+func (a *importer) isTable(at document.Path, value any) (map[string]any, bool) {
 	table, ok := value.(map[string]any)
 	if !ok {
-		a.report(at, Error{Problem: "must be a table, not " + kind(value)})
+		a.Report(at, document.Error{Problem: "must be a table, not " + document.TypeOf(value)})
 	}
 	return table, ok
 }
 
 // words is the string at a key of values; "" when it is missing, which is reported.
-func (a *importer) words(at path, values map[string]any, key, remedy string) string {
+func (a *importer) words(at document.Path, values map[string]any, key, remedy string) string {
 	if values[key] == nil {
 		a.reportAbsent(at, key, remedy)
 		return ""
 	}
-	s, _ := a.string(at.key(key), values[key], "")
+	s, _ := a.string(at.Key(key), values[key], "")
 	return s
 }
 
 // whole walks through the file.
 func (a *importer) whole() {
-	root := path("")
-	if a.values["provisioning"] == nil {
-		a.report(root.key("provisioning"), Error{Problem: "the table is missing", Remedy: "is this the config.toml of IoT Edge or the IoT Identity Service?"})
+	root := document.Path("")
+	if a.Values["provisioning"] == nil {
+		a.Report(root.Key("provisioning"), document.Error{Problem: "the table is missing", Remedy: "is this the config.toml of IoT Edge or the IoT Identity Service?"})
 	}
-	a.findStray(root, a.values, 0)
-	a.table(root, a.values, map[string]taker{
+	a.findStray(root, a.Values, 0)
+	a.table(root, a.Values, map[string]taker{
 		"provisioning":                  a.provisioning,
-		"auto_reprovisioning_mode":      func(path, any) {}, // see bootPolicy
-		"always_reprovision_on_startup": func(path, any) {},
+		"auto_reprovisioning_mode":      func(document.Path, any) {}, // see bootPolicy
+		"always_reprovision_on_startup": func(document.Path, any) {},
 		"agent":                         a.agent,
-	}, aziotLeftOut)
+	}, leftOut)
 	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
 		a.misplaced(at)
 	}
@@ -125,7 +126,7 @@ func (a *importer) whole() {
 	}
 }
 
-func (a *importer) provisioning(at path, value any) {
+func (a *importer) provisioning(at document.Path, value any) {
 	values, ok := a.isTable(at, value)
 	if !ok {
 		return
@@ -136,31 +137,31 @@ func (a *importer) provisioning(at path, value any) {
 		return
 	case "dps":
 	case "manual":
-		a.cannot(at.key("source"), "this gateway was entered at its hub by hand, and dpsd registers with the provisioning service; make an enrollment for it there")
+		a.cannot(at.Key("source"), "this gateway was entered at its hub by hand, and dpsd registers with the provisioning service; make an enrollment for it there")
 	case "none":
-		a.cannot(at.key("source"), "this gateway is not provisioned")
+		a.cannot(at.Key("source"), "this gateway is not provisioned")
 	default:
-		a.report(at.key("source"), Error{Problem: quoted(source) + " is unknown", Remedy: sources})
+		a.Report(at.Key("source"), document.Error{Problem: document.Quote(source) + " is unknown", Remedy: sources})
 		return
 	}
 	takers := map[string]taker{
-		"source":                        func(path, any) {},
-		"always_reprovision_on_startup": func(path, any) {}, // see bootPolicy
-		"dynamic_reprovisioning":        func(path, any) {},
+		"source":                        func(document.Path, any) {},
+		"always_reprovision_on_startup": func(document.Path, any) {}, // see bootPolicy
+		"dynamic_reprovisioning":        func(document.Path, any) {},
 	}
 	if !a.lost {
 		if values["scope_id"] != nil && values["id_scope"] == nil {
-			a.report(at.key("scope_id"), Error{Problem: "is called id_scope in this file"})
-			a.bad[at.key("id_scope")] = true
+			a.Report(at.Key("scope_id"), document.Error{Problem: "is called id_scope in this file"})
+			a.Bad[at.Key("id_scope")] = true
 		}
-		takers["id_scope"], takers["global_endpoint"] = a.copyTo("dps.id_scope", checkIDScope), a.endpoint
+		takers["id_scope"], takers["global_endpoint"] = a.copyTo("dps.id_scope"), a.endpoint
 		takers["payload"], takers["attestation"] = a.payload, a.attestation
 		for _, needed := range []struct{ key, remedy string }{
 			{"id_scope", "it is on the overview page of the provisioning service"},
 			{"global_endpoint", `usually "https://global.azure-devices-provisioning.net"`},
 			{"attestation", "add [provisioning.attestation]"},
 		} {
-			if values[needed.key] == nil && !a.bad[at.key(needed.key)] {
+			if values[needed.key] == nil && !a.Bad[at.Key(needed.key)] {
 				a.reportAbsent(at, needed.key, needed.remedy)
 			}
 		}
@@ -173,25 +174,44 @@ func (a *importer) provisioning(at path, value any) {
 	})
 }
 
-// copyTo takes a string that check has nothing against.
-func (a *importer) copyTo(to string, check func(string) wrong) taker {
-	return func(at path, value any) {
-		s := ""
-		if a.text(&s, check)(at, value); s != "" {
-			a.set[to] = s
+// copyTo takes a value unchanged for a key of dpsd.toml, if it is valid there.
+func (a *importer) copyTo(key string) taker {
+	return func(at document.Path, value any) {
+		if wrong := config.Check(key, value); wrong != nil {
+			a.Report(at, *wrong)
+			return
 		}
+		a.set[key] = value
 	}
 }
 
+// registrationID takes a registration ID. A percent sign has no meaning in it, unlike in
+// dpsd.toml.
+func (a *importer) registrationID(at document.Path, value any) {
+	if s, is := value.(string); is {
+		value = strings.ReplaceAll(s, "%", "%%")
+	}
+	a.copyTo("dps.registration_id")(at, value)
+}
+
+// string returns a string that is not empty, and reports any other value.
+func (a *importer) string(at document.Path, value any, remedy string) (string, bool) {
+	s, wrong := document.String(value, remedy)
+	if wrong != nil {
+		a.Report(at, *wrong)
+	}
+	return s, wrong == nil
+}
+
 // endpoint takes the host name of an https: URL.
-func (a *importer) endpoint(at path, value any) {
+func (a *importer) endpoint(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {
 		return
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" || u.User != nil || checkHostName(u.Hostname()).problem != "" {
-		a.report(at, Error{Problem: "is no address of a provisioning service", Remedy: `such as "https://global.azure-devices-provisioning.net"`})
+	if err != nil || u.Scheme != "https" || u.User != nil || config.Check("dps.endpoint", u.Hostname()) != nil {
+		a.Report(at, document.Error{Problem: "is no address of a provisioning service", Remedy: `such as "https://global.azure-devices-provisioning.net"`})
 		return
 	}
 	if port := u.Port(); port != "" && port != "443" {
@@ -205,11 +225,11 @@ func (a *importer) endpoint(at path, value any) {
 
 // location returns the path of a file: URI. The string may be in a table, as its uri. What
 // is not repeated are the other URIs: that of a PKCS#11 object may hold the PIN.
-func (a *importer) location(at path, value any) (file, scheme string) {
+func (a *importer) location(at document.Path, value any) (file, scheme string) {
 	if table, ok := value.(map[string]any); ok {
-		at = at.key("uri")
+		at = at.Key("uri")
 		if value = table["uri"]; value == nil {
-			a.report(at, Error{Problem: "is missing"})
+			a.Report(at, document.Error{Problem: "is missing"})
 			return "", ""
 		}
 	}
@@ -223,20 +243,20 @@ func (a *importer) location(at path, value any) (file, scheme string) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "file" || u.Host != "" && u.Host != "localhost" || u.RawQuery != "" || u.Fragment != "" {
-		a.report(at, Error{Problem: "is no URI of a file or a PKCS#11 object", Remedy: `such as "file:///var/secrets/device-id.pem"`})
+		a.Report(at, document.Error{Problem: "is no URI of a file or a PKCS#11 object", Remedy: `such as "file:///var/secrets/device-id.pem"`})
 		return "", ""
 	}
 	if r, err := attest.ParseReference("file:" + u.Path); err == nil && !strings.ContainsFunc(u.Path, unicode.IsControl) {
 		return r.File, u.Scheme
 	}
-	a.report(at, Error{Problem: "is no URI of an absolute path", Remedy: `such as "file:///var/secrets/device-id.pem"`})
+	a.Report(at, document.Error{Problem: "is no URI of an absolute path", Remedy: `such as "file:///var/secrets/device-id.pem"`})
 	return "", ""
 }
 
 // importedPayload is where the payload is put: aziotid keeps its own to itself.
 const importedPayload = "/etc/dpsd/payload.json"
 
-func (a *importer) payload(at path, value any) {
+func (a *importer) payload(at document.Path, value any) {
 	if file, scheme := a.location(at, value); file != "" {
 		a.set["dps.payload_file"] = importedPayload
 		a.todo(at, "install -D -m 0640 -g dpsd "+input.Quote(file)+" "+importedPayload,
@@ -246,20 +266,15 @@ func (a *importer) payload(at path, value any) {
 	}
 }
 
-func (a *importer) attestation(at path, value any) {
+func (a *importer) attestation(at document.Path, value any) {
 	values, ok := a.isTable(at, value)
 	if !ok {
 		return
 	}
 	const methods = `"symmetric_key", "x509" and "tpm" are known`
 	takers := map[string]taker{
-		"method": func(path, any) {},
-		"registration_id": a.copyTo("dps.registration_id", func(s string) wrong {
-			if err := attest.CheckRegistrationID(s); err != nil {
-				return wrong{err.Error(), ""}
-			}
-			return wrong{}
-		}),
+		"method":          func(document.Path, any) {},
+		"registration_id": a.registrationID,
 	}
 	switch method := a.words(at, values, "method", methods); method {
 	case "":
@@ -280,9 +295,9 @@ func (a *importer) attestation(at path, value any) {
 			a.reportAbsent(at, "identity_pk", "")
 		}
 	case "tpm":
-		a.cannot(at.key("method"), "dpsd proves the identity by a symmetric key or a certificate; make such an enrollment")
+		a.cannot(at.Key("method"), "dpsd proves the identity by a symmetric key or a certificate; make such an enrollment")
 	default:
-		a.report(at.key("method"), Error{Problem: quoted(method) + " is unknown", Remedy: methods})
+		a.Report(at.Key("method"), document.Error{Problem: document.Quote(method) + " is unknown", Remedy: methods})
 		return
 	}
 	a.table(at, values, takers, map[string]string{
@@ -295,7 +310,7 @@ func (a *importer) attestation(at path, value any) {
 // become sets a key that has another name or meaning here, and says so.
 func (a *importer) become(o origin, key string, value any) {
 	a.set[key] = value
-	a.noteOf(o, "", "is now %s = %s", key, toTOML(value))
+	a.noteOf(o, "", "is now %s", config.Setting{Key: key, Value: value}.TOML())
 }
 
 // result writes dpsd.toml.
@@ -308,20 +323,7 @@ func (a *importer) result() string {
 			fmt.Fprintf(&b, "#   %s\n", toComment(n.Command))
 		}
 	}
-	names := names()
-	for _, table := range tableOrder {
-		header := "\n[" + table + "]\n"
-		if table == "credential" {
-			header = "\n[[" + table + "]]\n"
-		}
-		for _, key := range names[table] {
-			if value := a.set[table+"."+key]; value != nil {
-				b.WriteString(header + Setting{Key: key, Value: value}.TOML() + "\n")
-				header = ""
-			}
-		}
-	}
-	return b.String()
+	return b.String() + config.TOML(a.set)
 }
 
 // toComment replaces what no comment of TOML may hold.

@@ -1,4 +1,4 @@
-package config_test
+package aziot_test
 
 import (
 	"io/fs"
@@ -9,7 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/aziot"
+	"github.com/dpsd-project/dpsd/test/configuration"
 )
 
 const (
@@ -20,25 +21,25 @@ const (
 // importWith imports with drop-ins, pairs of name and text, on a gateway with these files.
 func importWith(t *testing.T, files map[string]string, dropIns ...[2]string) (proxy string, notes []string) {
 	t.Helper()
-	find := func(pattern string) (found []config.EnvironmentFile, err error) {
+	find := func(pattern string) (found []aziot.EnvironmentFile, err error) {
 		switch text, is := files[pattern]; {
 		case pattern == "/etc/proxy.d/*.env":
-			return []config.EnvironmentFile{{Name: "/etc/proxy.d/1.env", Text: []byte(files["1"])}, {Name: "/etc/proxy.d/2.env", Text: []byte(files["2"])}}, nil
+			return []aziot.EnvironmentFile{{Name: "/etc/proxy.d/1.env", Text: []byte(files["1"])}, {Name: "/etc/proxy.d/2.env", Text: []byte(files["2"])}}, nil
 		case is && text == "closed":
 			return nil, &fs.PathError{Op: "open", Path: pattern, Err: syscall.EACCES}
 		case is:
-			return []config.EnvironmentFile{{Name: pattern, Text: []byte(text)}}, nil
+			return []aziot.EnvironmentFile{{Name: pattern, Text: []byte(text)}}, nil
 		}
 		return nil, &fs.PathError{Op: "open", Path: pattern, Err: syscall.ENOENT}
 	}
 	if files == nil {
 		find = nil
 	}
-	var all []config.DropIn
+	var all []aziot.DropIn
 	for _, d := range dropIns {
-		all = append(all, config.DropIn{Name: d[0], Text: strings.NewReader(d[1]), Files: find})
+		all = append(all, aziot.DropIn{Name: d[0], Text: strings.NewReader(d[1]), Files: find})
 	}
-	got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), all...)
+	got, err := aziot.Import("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), all...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,16 +165,16 @@ func TestTheValuesOfAnEnvironmentFileAreThoseOfSystemd(t *testing.T) {
 func FuzzEnvironmentFile(f *testing.F) {
 	f.Add("https_proxy=\"http://a:b@c:1\"\n# x\nA='\n'\\\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := config.FromAziot("x", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{
+		got, err := aziot.Import("x", strings.NewReader(samples(t)["symmetric-inline.toml"]), aziot.DropIn{
 			Name: "y", Text: strings.NewReader("[Service]\nEnvironmentFile=/z\n"),
-			Files: func(string) ([]config.EnvironmentFile, error) {
-				return []config.EnvironmentFile{{Name: "/z", Text: []byte(text)}}, nil
+			Files: func(string) ([]aziot.EnvironmentFile, error) {
+				return []aziot.EnvironmentFile{{Name: "/z", Text: []byte(text)}}, nil
 			},
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if broken := invariants(parse(t, got.TOML)); broken != "" {
+		if broken := configuration.Broken(parse(t, got.TOML)); broken != "" {
 			t.Fatalf("%s in %s", broken, got.TOML)
 		}
 		for _, n := range got.Notes {

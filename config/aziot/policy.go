@@ -1,10 +1,10 @@
-package config
+package aziot
 
 import (
 	"slices"
 	"strings"
 
-	"github.com/dpsd-project/dpsd/late"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
 // edgeKeys are keys of the file that only IoT Edge reads.
@@ -16,16 +16,16 @@ var edgeKeys = []string{
 
 // edgeComments are found in IoT Edge's template, of which most files are copies, and not
 // in that of the Identity Service.
-var edgeComments = late.Regexp(`(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`)
+const edgeComments = `(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`
 
 // isEdge tells whether the file is that of IoT Edge, and not of the Identity Service alone.
 func (a *importer) isEdge() bool {
 	for at := range a.stray {
-		if strings.HasSuffix(string(at), separator+"auto_reprovisioning_mode") {
+		if at.Name() == "auto_reprovisioning_mode" {
 			return true
 		}
 	}
-	return a.edge || edgeComments().Match(a.lines.data) || slices.ContainsFunc(edgeKeys, func(key string) bool { return a.values[key] != nil })
+	return a.edge || matches(edgeComments, a.From(1)) || slices.ContainsFunc(edgeKeys, func(key string) bool { return a.Values[key] != nil })
 }
 
 // modes is what IoT Edge's auto_reprovisioning_mode comes to.
@@ -35,32 +35,32 @@ var modes = map[string]string{"dynamic": "verify", "alwaysonstartup": "always", 
 // default of aziot, not that of dpsd.
 func (a *importer) bootPolicy() {
 	const mode, always, dynamic = "auto_reprovisioning_mode", "always_reprovision_on_startup", "dynamic_reprovisioning"
-	root := path("")
-	provisioning, _ := a.values["provisioning"].(map[string]any)
-	earlier := root.key("provisioning").key(always)
+	root := document.Path("")
+	provisioning, _ := a.Values["provisioning"].(map[string]any)
+	earlier := root.Key("provisioning").Key(always)
 	earlierValue := provisioning[always]
 	if earlierValue == nil {
-		earlier, earlierValue = root.key(always), a.values[always]
+		earlier, earlierValue = root.Key(always), a.Values[always]
 	}
 	moves, _ := provisioning[dynamic].(bool)
 	_, earlierIsSaid := earlierValue.(bool)
 	if earlierValue != nil && !earlierIsSaid {
-		a.report(earlier, Error{Problem: "must be a boolean, not " + kind(earlierValue), Remedy: "write true or false"})
+		a.Report(earlier, document.Error{Problem: "must be a boolean, not " + document.TypeOf(earlierValue), Remedy: "write true or false"})
 	}
 
-	switch value := a.values[mode]; {
+	switch value := a.Values[mode]; {
 	case value != nil:
-		a.autoMode(root.key(mode), value)
+		a.autoMode(root.Key(mode), value)
 		if earlierIsSaid {
 			a.leaveOut(earlier, mode+" takes precedence")
 		}
 		if provisioning[dynamic] != nil {
-			a.leaveOut(root.key("provisioning").key(dynamic), mode+" takes precedence")
+			a.leaveOut(root.Key("provisioning").Key(dynamic), mode+" takes precedence")
 		}
 		return
 	case moves:
 		// It stood before the other setting in the versions that had both.
-		a.become(a.origin(root.key("provisioning").key(dynamic)), "provisioning.on_boot", "verify")
+		a.become(a.origin(root.Key("provisioning").Key(dynamic)), "provisioning.on_boot", "verify")
 		if earlierIsSaid {
 			a.leaveOut(earlier, dynamic+" takes precedence")
 		}
@@ -70,25 +70,25 @@ func (a *importer) bootPolicy() {
 		a.become(a.origin(earlier), "provisioning.on_boot", policy)
 	case a.isEdge():
 		a.set["provisioning.on_boot"] = "verify"
-		a.note(root.key(mode), "", `is missing, which means "Dynamic" for IoT Edge; it is now provisioning.on_boot = "verify"`)
+		a.note(root.Key(mode), "", `is missing, which means "Dynamic" for IoT Edge; it is now provisioning.on_boot = "verify"`)
 	default:
 		a.set["provisioning.on_boot"] = "if-needed"
-		a.note(root.key(mode), "", `is missing, and no setting here belongs to IoT Edge; the IoT Identity Service asks only when it has no backup, which is now provisioning.on_boot = "if-needed" ("verify" for IoT Edge)`)
+		a.note(root.Key(mode), "", `is missing, and no setting here belongs to IoT Edge; the IoT Identity Service asks only when it has no backup, which is now provisioning.on_boot = "if-needed" ("verify" for IoT Edge)`)
 	}
 	if provisioning[dynamic] != nil {
-		a.leaveOut(root.key("provisioning").key(dynamic), "")
+		a.leaveOut(root.Key("provisioning").Key(dynamic), "")
 	}
 }
 
 // autoMode takes IoT Edge's auto_reprovisioning_mode.
-func (a *importer) autoMode(at path, value any) {
+func (a *importer) autoMode(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {
 		return
 	}
 	policy := modes[strings.ToLower(s)]
 	if policy == "" {
-		a.report(at, Error{Problem: quoted(s) + " is unknown", Remedy: `"Dynamic", "AlwaysOnStartup" and "OnErrorOnly" are known`})
+		a.Report(at, document.Error{Problem: document.Quote(s) + " is unknown", Remedy: `"Dynamic", "AlwaysOnStartup" and "OnErrorOnly" are known`})
 		return
 	}
 	a.become(a.origin(at), "provisioning.on_boot", policy)

@@ -1,4 +1,4 @@
-package config_test
+package aziot_test
 
 import (
 	"bytes"
@@ -19,14 +19,16 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/aziot"
+	"github.com/dpsd-project/dpsd/test/configuration"
 )
 
-// samples returns the files of testdata/aziot: name to contents. Each is written in the
+// samples returns the files of testdata: name to contents. Each is written in the
 // format of the templates that aziot-identity-service and aziot-edge install. Its last
 // lines say what becomes of it: "#=" the lines of dpsd.toml, "#!" how the notes begin.
 func samples(t testing.TB) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob("testdata/aziot/*.toml")
+	files, err := filepath.Glob("testdata/*.toml")
 	if err != nil || len(files) < 10 {
 		t.Fatal(files, err)
 	}
@@ -54,10 +56,10 @@ func marked(text, mark string) (lines []string) {
 // canaries are what is secret in the samples. A password is as short as "canary".
 var canaries = regexp.MustCompile(`Y2FuYXJ5[A-Za-z0-9+/=]*|canary[-~\w]*`)
 
-func TestFromAziot(t *testing.T) {
+func TestImport(t *testing.T) {
 	for name, text := range samples(t) {
 		t.Run(name+" becomes what it says", func(t *testing.T) {
-			got, err := config.FromAziot("config.toml", strings.NewReader(text))
+			got, err := aziot.Import("config.toml", strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -84,7 +86,7 @@ func TestFromAziot(t *testing.T) {
 				}
 			}
 			if got.TOML == "" {
-				if !slices.ContainsFunc(got.Notes, func(n *config.Note) bool { return strings.HasPrefix(n.Text, "cannot be carried over: ") }) {
+				if !slices.ContainsFunc(got.Notes, func(n *aziot.Note) bool { return strings.HasPrefix(n.Text, "cannot be carried over: ") }) {
 					t.Error("nothing is carried over, and no note says why")
 				}
 				return
@@ -93,7 +95,7 @@ func TestFromAziot(t *testing.T) {
 			parse(t, strings.ReplaceAll(got.TOML, "# ", "#"))
 		})
 		t.Run(name+" keeps its secrets", func(t *testing.T) {
-			got, err := config.FromAziot("config.toml", strings.NewReader(text))
+			got, err := aziot.Import("config.toml", strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,18 +117,18 @@ func TestFromAziot(t *testing.T) {
 	})
 }
 
-// TestCommandsOfFromAziot runs what the notes tell a person to type.
-func TestCommandsOfFromAziot(t *testing.T) {
+// TestCommandsOfImport runs what the notes tell a person to type.
+func TestCommandsOfImport(t *testing.T) {
 	credential := func(t *testing.T, file, text, name string) string {
 		t.Helper()
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := config.FromAziot(file, strings.NewReader(text))
+		got, err := aziot.Import(file, strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		i := slices.IndexFunc(got.Notes, func(n *config.Note) bool { return strings.HasSuffix(n.Command, "/etc/credstore/"+name) })
+		i := slices.IndexFunc(got.Notes, func(n *aziot.Note) bool { return strings.HasSuffix(n.Command, "/etc/credstore/"+name) })
 		if i < 0 {
 			t.Fatalf("no command of %v makes %s", got.Notes, name)
 		}
@@ -210,7 +212,7 @@ func TestCommandsOfFromAziot(t *testing.T) {
 			if changed == text {
 				t.Fatalf("%s: nothing to change", say)
 			}
-			got, err := config.FromAziot("config.toml", strings.NewReader(changed))
+			got, err := aziot.Import("config.toml", strings.NewReader(changed))
 			if err != nil {
 				t.Errorf("%s: %v", say, err)
 			}
@@ -223,7 +225,7 @@ func TestCommandsOfFromAziot(t *testing.T) {
 	})
 }
 
-func TestFromAziotRefuses(t *testing.T) {
+func TestImportRefuses(t *testing.T) {
 	inline := samples(t)["symmetric-inline.toml"]
 	x509 := samples(t)["x509-files.toml"]
 	change := func(text, old, new string) string {
@@ -278,7 +280,7 @@ func TestFromAziotRefuses(t *testing.T) {
 		{"a novel", strings.Repeat("# once upon a time\n", 1<<16), `larger than 1 MiB`},
 	} {
 		t.Run(c.say, func(t *testing.T) {
-			got, err := config.FromAziot("config.toml", strings.NewReader(c.text))
+			got, err := aziot.Import("config.toml", strings.NewReader(c.text))
 			var errs config.Errors
 			if !errors.As(err, &errs) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("the error is %v, want %s", err, c.want)
@@ -294,7 +296,7 @@ func TestFromAziotRefuses(t *testing.T) {
 		})
 	}
 	t.Run("a reader that fails is another error", func(t *testing.T) {
-		_, err := config.FromAziot("config.toml", failing{})
+		_, err := aziot.Import("config.toml", failing{})
 		if err == nil || errors.As(err, new(config.Errors)) || !strings.Contains(err.Error(), "config.toml") {
 			t.Errorf("got %v", err)
 		}
@@ -304,14 +306,14 @@ func TestFromAziotRefuses(t *testing.T) {
 // sample returns a file of testdata that is not in the format of config.toml.
 func sample(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata/aziot/others", name))
+	text, err := os.ReadFile(filepath.Join("testdata/others", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(text)
 }
 
-func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
+func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 	const identityd = "/etc/systemd/system/aziot-identityd.service.d/"
 	const edged = "/etc/systemd/system/aziot-edged.service.d/override.conf"
 	const service = "# Editing /etc/systemd/system/aziot-identityd.service.d/override.conf\n[Unit]\nDescription=x\n[Service]\n"
@@ -364,11 +366,11 @@ func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
 			[]string{identityd + `10.conf:5: HTTPS_PROXY: left out: the address must begin with`, identityd + `10.conf:5: https_proxy: left out: it is empty`}},
 	} {
 		t.Run(c.says, func(t *testing.T) {
-			var dropIns []config.DropIn
+			var dropIns []aziot.DropIn
 			for _, f := range c.files {
-				dropIns = append(dropIns, config.DropIn{Name: f[0], Text: strings.NewReader(f[1])})
+				dropIns = append(dropIns, aziot.DropIn{Name: f[0], Text: strings.NewReader(f[1])})
 			}
-			got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)[c.sample]), dropIns...)
+			got, err := aziot.Import("config.toml", strings.NewReader(samples(t)[c.sample]), dropIns...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -398,7 +400,7 @@ func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
 		})
 	}
 	t.Run("a drop-in of aziot-edged shows that the gateway has IoT Edge, whose default is another", func(t *testing.T) {
-		got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: edged, Text: strings.NewReader(service)})
+		got, err := aziot.Import("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), aziot.DropIn{Name: edged, Text: strings.NewReader(service)})
 		if err != nil || !strings.Contains(got.TOML, "\non_boot = \"verify\"\n") {
 			t.Errorf("%v\n%s", err, got.TOML)
 		}
@@ -409,7 +411,7 @@ func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: file, Text: strings.NewReader(text)})
+		got, err := aziot.Import("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), aziot.DropIn{Name: file, Text: strings.NewReader(text)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -423,18 +425,28 @@ func TestFromAziotTakesTheProxyOfTheUnits(t *testing.T) {
 		}
 	})
 	t.Run("a drop-in that cannot be read is an error", func(t *testing.T) {
-		_, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{Name: "override.conf", Text: failing{}})
+		_, err := aziot.Import("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), aziot.DropIn{Name: "override.conf", Text: failing{}})
 		if err == nil || !strings.Contains(err.Error(), "override.conf") {
 			t.Errorf("got %v", err)
 		}
 	})
 }
 
+// parse demands that a text is a configuration of dpsd.
+func parse(t testing.TB, text string) *config.Config {
+	t.Helper()
+	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
+	if err != nil {
+		t.Fatalf("%v\nin\n%s", err, text)
+	}
+	return c
+}
+
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the disk is on fire") }
 
-func FuzzFromAziot(f *testing.F) {
+func FuzzImport(f *testing.F) {
 	for _, text := range samples(f) {
 		f.Add([]byte(text))
 	}
@@ -442,7 +454,7 @@ func FuzzFromAziot(f *testing.F) {
 	f.Add([]byte(samples(f)["symmetric-inline.toml"] + "[Service]\nEnvironment=\"https_proxy=http://a:b@c:1\"\n"))
 	f.Add([]byte("provisioning.source = \"dps\"\nprovisioning.attestation = [{}]\nagent.env.https_proxy = \"http://a:b@[::1]\"\n# " + key))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := config.FromAziot("x", bytes.NewReader(data), config.DropIn{Name: "y", Text: bytes.NewReader(data)})
+		got, err := aziot.Import("x", bytes.NewReader(data), aziot.DropIn{Name: "y", Text: bytes.NewReader(data)})
 		if err != nil {
 			if !errors.As(err, new(config.Errors)) || got.TOML != "" {
 				t.Fatalf("got %+v, %v", got, err)
@@ -457,7 +469,7 @@ func FuzzFromAziot(f *testing.F) {
 		if got.TOML == "" {
 			return
 		}
-		if broken := invariants(parse(t, got.TOML)); broken != "" {
+		if broken := configuration.Broken(parse(t, got.TOML)); broken != "" {
 			t.Fatalf("%s in %s", broken, got.TOML)
 		}
 	})

@@ -1,26 +1,27 @@
-package config
+package aziot
 
 import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/late"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// aziotPlaces are the tables that keys belong to, as far as they are often found
+// rightTables are the tables that keys belong to, as far as they are often found
 // elsewhere: a key at the end of a file is in the table of the last header. aziot takes no
 // notice of a key that it does not know in a table.
-var aziotPlaces = map[string]path{
+var rightTables = map[string]document.Path{
 	"auto_reprovisioning_mode": "",
-	"id_scope":                 path("").key("provisioning"),
-	"global_endpoint":          path("").key("provisioning"),
-	"attestation":              path("").key("provisioning"),
-	"registration_id":          path("").key("provisioning").key("attestation"),
-	"symmetric_key":            path("").key("provisioning").key("attestation"),
+	"id_scope":                 document.Path("").Key("provisioning"),
+	"global_endpoint":          document.Path("").Key("provisioning"),
+	"attestation":              document.Path("").Key("provisioning"),
+	"registration_id":          document.Path("").Key("provisioning").Key("attestation"),
+	"symmetric_key":            document.Path("").Key("provisioning").Key("attestation"),
 }
 
 // stray is a key in a wrong table.
@@ -30,11 +31,11 @@ type stray struct {
 }
 
 // findStray collects the keys that are in a wrong table.
-func (a *importer) findStray(table path, values map[string]any, depth int) {
+func (a *importer) findStray(table document.Path, values map[string]any, depth int) {
 	const deepest = 20
 	for name, value := range values {
-		at := table.key(name)
-		if home, known := aziotPlaces[name]; known && home != table {
+		at := table.Key(name)
+		if home, known := rightTables[name]; known && home != table {
 			a.stray[at] = stray{header(home), value}
 			continue
 		}
@@ -45,15 +46,15 @@ func (a *importer) findStray(table path, values map[string]any, depth int) {
 }
 
 // header names a table for people.
-func header(table path) string {
+func header(table document.Path) string {
 	if table == "" {
 		return "at the top of the file, above all tables"
 	}
-	return "below [" + shown(table) + "]"
+	return "below [" + table.String() + "]"
 }
 
 // misplaced notes that a key is in a wrong table.
-func (a *importer) misplaced(at path) {
+func (a *importer) misplaced(at document.Path) {
 	means := ""
 	if s, is := a.stray[at].value.(string); is && modes[strings.ToLower(s)] != "" {
 		means = fmt.Sprintf("; in the right place it would become provisioning.on_boot = %q", modes[strings.ToLower(s)])
@@ -63,40 +64,45 @@ func (a *importer) misplaced(at path) {
 
 // reportAbsent reports a key that its table lacks: where it is found in another table,
 // if it is.
-func (a *importer) reportAbsent(table path, name, remedy string) {
+func (a *importer) reportAbsent(table document.Path, name, remedy string) {
 	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
-		if strings.HasSuffix(string(at), separator+name) && aziotPlaces[name] == table {
-			a.report(at, Error{Problem: "is in the wrong table", Remedy: "it belongs " + a.stray[at].home})
+		if at.Name() == name && rightTables[name] == table {
+			a.Report(at, document.Error{Problem: "is in the wrong table", Remedy: "it belongs " + a.stray[at].home})
 			return
 		}
 	}
-	a.reportMissing(table, name, remedy)
+	a.ReportMissing(table, name, remedy)
 }
 
 const theFile = "/etc/aziot/config.toml"
 
-var (
+const (
 	// yamlLine are lines of YAML that are no TOML.
-	yamlLine = late.Regexp(`(?m)^[ \t]*(- +)?["']?[A-Za-z_]\w*["']?:([ \t\r]|$)`)
+	yamlLine = `(?m)^[ \t]*(- +)?["']?[A-Za-z_]\w*["']?:([ \t\r]|$)`
 	// edgeYAML are those of the config.yaml of IoT Edge 1.1.
-	edgeYAML = late.Regexp(`(?m)^[ \t]*["']?(provisioning|source|global_endpoint|scope_id|attestation|method|registration_id|symmetric_key|identity_cert|identity_pk|device_connection_string|dynamic_reprovisioning|always_reprovision_on_startup|certificates|device_ca_cert|device_ca_pk|trusted_ca_certs|hostname|parent_hostname|homedir|connect|listen|management_uri|workload_uri|watchdog|moby_runtime|agent)["']?:([ \t\r]|$)`)
-	tomlLine = late.Regexp(`(?m)^[ \t]*(\[|["']?[A-Za-z_][\w."'-]*[ \t]*=)`)
-	content  = late.Regexp(`(?m)^[ \t]*[^#; \t\r\n]`)
+	edgeYAML = `(?m)^[ \t]*["']?(provisioning|source|global_endpoint|scope_id|attestation|method|registration_id|symmetric_key|identity_cert|identity_pk|device_connection_string|dynamic_reprovisioning|always_reprovision_on_startup|certificates|device_ca_cert|device_ca_pk|trusted_ca_certs|hostname|parent_hostname|homedir|connect|listen|management_uri|workload_uri|watchdog|moby_runtime|agent)["']?:([ \t\r]|$)`
+	tomlLine = `(?m)^[ \t]*(\[|["']?[A-Za-z_][\w."'-]*[ \t]*=)`
+	content  = `(?m)^[ \t]*[^#; \t\r\n]`
 	// generated is in the files that the services of aziot read.
-	generated = late.Regexp("(?m)^# This file is auto-generated by `(iotedge|aziotctl) config apply`")
+	generated = "(?m)^# This file is auto-generated by `(iotedge|aziotctl) config apply`"
 )
+
+// matches reports whether a text matches a regular expression. The expressions are compiled
+// here, because each is used a few times at most.
+func matches(expression string, text []byte) bool { return regexp.MustCompile(expression).Match(text) }
 
 // anotherFile recognises files that are often taken for config.toml; nil when it is none
 // of them. problem is what is wrong with its TOML, if it has any.
-func anotherFile(name string, data []byte, values map[string]any, problem *Error) *Error {
-	at, template := yamlLine().FindIndex(data), !content().Match(data)
+func anotherFile(doc document.Document, problem *document.Error) *document.Error {
+	name, data, values := doc.Name, doc.From(1), doc.Values
+	at, template := regexp.MustCompile(yamlLine).FindIndex(data), !matches(content, data)
 	switch extension := filepath.Ext(name); {
-	case problem != nil && at != nil && !tomlLine().Match(data):
-		place := newLines(data).place(at[0])
-		if !edgeYAML().Match(data) {
-			return &Error{Line: place.line, Column: 1, Problem: "this is YAML, and the import needs TOML", Remedy: "import " + theFile + " instead"}
+	case problem != nil && at != nil && !matches(tomlLine, data):
+		line := doc.Of(at[0]).Line
+		if !matches(edgeYAML, data) {
+			return &document.Error{Line: line, Column: 1, Problem: "this is YAML, and the import needs TOML", Remedy: "import " + theFile + " instead"}
 		}
-		return yamlOfEdge(place.line)
+		return yamlOfEdge(line)
 	case template && (extension == ".yaml" || extension == ".yml"):
 		return yamlOfEdge(0)
 	}
@@ -105,22 +111,22 @@ func anotherFile(name string, data []byte, values map[string]any, problem *Error
 		service = serviceOf(name, data)
 	}
 	if service != "" {
-		return &Error{Problem: "this is the 00-super.toml of " + service + ", which \"config apply\" generates from " + theFile, Remedy: "import " + theFile + " instead"}
+		return &document.Error{Problem: "this is the 00-super.toml of " + service + ", which \"config apply\" generates from " + theFile, Remedy: "import " + theFile + " instead"}
 	}
 	if problem != nil {
 		return problem
 	}
 	if _, is := values["dps"].(map[string]any); is {
-		return &Error{Problem: "this is a configuration of dpsd, which needs no conversion", Remedy: "import " + theFile + " instead"}
+		return &document.Error{Problem: "this is a configuration of dpsd, which needs no conversion", Remedy: "import " + theFile + " instead"}
 	}
 	if len(data) > 0 && template {
-		return &Error{Problem: "every line is a comment, as in the template", Remedy: "uncomment one of the blocks that begin with [provisioning] and fill it in, or import the file that is in use, " + theFile}
+		return &document.Error{Problem: "every line is a comment, as in the template", Remedy: "uncomment one of the blocks that begin with [provisioning] and fill it in, or import the file that is in use, " + theFile}
 	}
 	return nil
 }
 
-func yamlOfEdge(line int) *Error {
-	return &Error{Line: line, Column: 1, Problem: "this is YAML, and looks like the config.yaml of IoT Edge 1.1",
+func yamlOfEdge(line int) *document.Error {
+	return &document.Error{Line: line, Column: 1, Problem: "this is YAML, and looks like the config.yaml of IoT Edge 1.1",
 		Remedy: `convert it with "iotedge config import" of IoT Edge 1.2 or later, or copy scope_id (as id_scope) and registration_id to dpsd.toml`}
 }
 
@@ -134,7 +140,7 @@ func serviceOf(name string, data []byte) string {
 	if owner := filepath.Base(filepath.Dir(directory)); filepath.Base(directory) == "config.d" && slices.Contains(services, owner) {
 		return "aziot-" + owner
 	}
-	if filepath.Base(name) == "00-super.toml" || generated().Match(data) {
+	if filepath.Base(name) == "00-super.toml" || matches(generated, data) {
 		return "a service of aziot"
 	}
 	return ""

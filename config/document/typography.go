@@ -1,4 +1,4 @@
-package config
+package document
 
 import (
 	"bytes"
@@ -98,21 +98,21 @@ func strange(line []byte) (at int, r rune, found bool) {
 
 // typographic is a syntax error in line n that such a character explains; nil when none
 // does.
-func typographic(lines lines, n int) *Error {
-	at, r, found := strange(bytes.TrimRight(lines.line(n), "\r\n"))
+func typographic(lines Lines, known map[string][]string, n int) *Error {
+	at, r, found := strange(bytes.TrimRight(lines.Line(n), "\r\n"))
 	if !found {
 		return nil
 	}
-	where := lines.place(lines.starts[n-1] + at)
-	_, remedy, known := lookAlike(r)
-	if !known {
+	where := lines.Of(lines.starts[n-1] + at)
+	_, remedy, named := lookAlike(r)
+	if !named {
 		remedy = "write keys and values in ASCII, and put other text in double quotes"
 	}
-	return &Error{Line: where.line, Column: where.column, Key: keyOfLine(lines, n), Problem: "TOML does not allow " + shownRune(r), Remedy: remedy}
+	return &Error{Line: where.Line, Column: where.Column, Key: keyOfLine(lines, known, n), Problem: "TOML does not allow " + shownRune(r), Remedy: remedy}
 }
 
-// hidden says which look-alike a value holds that was found wrong; "" for none.
-func hidden(value string) string {
+// Hidden says which look-alike a value holds that was found wrong; "" for none.
+func Hidden(value string) string {
 	i := strings.IndexFunc(value, func(r rune) bool { _, _, known := lookAlike(r); return known })
 	if i < 0 {
 		return ""

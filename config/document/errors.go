@@ -1,15 +1,15 @@
-package config
+package document
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
-// Error is one thing that is wrong with a configuration. No field repeats a secret.
+// Error is one thing that is wrong with a document. No field repeats a secret.
 type Error struct {
-	// File is the name given to Parse.
+	// File is the name of the document.
 	File string
 	// Line and Column count from 1, columns in characters. Line is 0 when the place is
 	// the file as a whole, as for a table that is missing.
@@ -28,31 +28,25 @@ type Error struct {
 //
 //	dpsd.toml:12:1: dps.id_scop: unknown key; did you mean "id_scope"?
 func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(e.File)
+	text, end := e.File, "; "
 	if e.Line > 0 {
-		b.WriteString(":" + strconv.Itoa(e.Line) + ":" + strconv.Itoa(e.Column))
+		text += fmt.Sprintf(":%d:%d", e.Line, e.Column)
 	}
-	b.WriteString(": ")
 	if e.Key != "" {
-		b.WriteString(e.Key + ": ")
+		text += ": " + e.Key
 	}
-	b.WriteString(e.Problem)
+	text += ": " + e.Problem
 	if e.Nearest != "" {
-		b.WriteString("; did you mean " + strconv.Quote(e.Nearest) + "?")
+		text, end = text+fmt.Sprintf("; did you mean %q?", e.Nearest), " "
 	}
-	switch {
-	case e.Remedy == "":
-	case e.Nearest != "":
-		b.WriteString(" " + e.Remedy)
-	default:
-		b.WriteString("; " + e.Remedy)
+	if e.Remedy != "" {
+		text += end + e.Remedy
 	}
-	return b.String()
+	return text
 }
 
-// Errors is everything that is wrong with a configuration, in the order of the file;
-// what is missing from it comes last.
+// Errors is everything that is wrong with a document, in the order of the file; what is
+// missing from it comes last.
 type Errors []*Error
 
 // Error lists all of them, one on each line.
@@ -73,11 +67,12 @@ func (e Errors) Unwrap() []error {
 	return all
 }
 
-func (e Errors) sort() {
+func (e Errors) sorted() Errors {
 	slices.SortStableFunc(e, func(a, b *Error) int {
 		if (a.Line == 0) != (b.Line == 0) {
 			return cmp.Compare(b.Line, a.Line)
 		}
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
+	return e
 }

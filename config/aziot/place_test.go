@@ -1,4 +1,4 @@
-package config_test
+package aziot_test
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/aziot"
 )
 
 // lines returns those of a sample, from one that begins with first up to one that begins
@@ -75,7 +76,7 @@ func TestAFileThatIsTakenForConfigTOMLIsNamed(t *testing.T) {
 		{"it's/override.conf", "[Service]\r\nEnvironmentFile=/etc/environment\r\n", `dpsd config import-aziot /etc/aziot/config.toml 'it'\''s/override.conf'`},
 	} {
 		t.Run(c.name+" with "+strings.Trim(firstLines(c.text), "\n"), func(t *testing.T) {
-			got, err := config.FromAziot(c.name, strings.NewReader(c.text))
+			got, err := aziot.Import(c.name, strings.NewReader(c.text))
 			if !errors.As(err, new(config.Errors)) || !strings.HasPrefix(err.Error(), c.name+":") || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("the error is %v, want %s", err, c.want)
 			}
@@ -86,7 +87,7 @@ func TestAFileThatIsTakenForConfigTOMLIsNamed(t *testing.T) {
 	}
 	for _, name := range []string{"config.yaml", "00-super.toml", "override.conf"} {
 		t.Run("a config.toml that is called "+name+" is imported", func(t *testing.T) {
-			if got, err := config.FromAziot(name, strings.NewReader(symmetric)); err != nil || got.TOML == "" {
+			if got, err := aziot.Import(name, strings.NewReader(symmetric)); err != nil || got.TOML == "" {
 				t.Errorf("%v", err)
 			}
 		})
@@ -98,7 +99,7 @@ func firstLines(text string) string { return text[:min(len(text), 40)] }
 
 func TestADropInBeforeTheConfigurationIsAnsweredWithTheRightOrder(t *testing.T) {
 	text := samples(t)["symmetric-inline.toml"]
-	_, err := config.FromAziot("override.conf", strings.NewReader("[Service]\n"), config.DropIn{Name: "gw 7/config.toml", Text: strings.NewReader(text)})
+	_, err := aziot.Import("override.conf", strings.NewReader("[Service]\n"), aziot.DropIn{Name: "gw 7/config.toml", Text: strings.NewReader(text)})
 	if err == nil || !strings.HasSuffix(err.Error(), "name config.toml first: dpsd config import-aziot 'gw 7/config.toml' override.conf") {
 		t.Errorf("got %v", err)
 	}
@@ -108,8 +109,8 @@ func TestASecondFileThatIsNoDropInIsAnError(t *testing.T) {
 	const want = `: this is no drop-in of systemd, because it has no section [Service]; after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf`
 	const placed = "/etc/systemd/system/aziot-identityd.service.d/proxy.conf"
 	text := samples(t)["symmetric-inline.toml"]
-	imported := func(sample, name, second string) (config.Import, error) {
-		return config.FromAziot("config.toml", strings.NewReader(samples(t)[sample]), config.DropIn{Name: name, Text: strings.NewReader(second)})
+	imported := func(sample, name, second string) (aziot.Result, error) {
+		return aziot.Import("config.toml", strings.NewReader(samples(t)[sample]), aziot.DropIn{Name: name, Text: strings.NewReader(second)})
 	}
 	for says, second := range map[string]string{
 		"a second config.toml":         text,

@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
@@ -37,17 +38,17 @@ type environmentFile struct {
 
 // read goes through a drop-in: what it sets replaces what earlier ones have set.
 func (e *environment) read(d dropIn) {
-	lines := newLines(d.data)
+	lines := document.NewLines(d.data)
 	section := ""
-	for n := 1; n <= len(lines.starts); n++ {
+	for n := 1; n <= lines.Count(); n++ {
 		first := n
-		line := strings.TrimSpace(string(lines.line(n)))
+		line := strings.TrimSpace(string(lines.Line(n)))
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
 		}
-		for strings.HasSuffix(line, `\`) && n < len(lines.starts) {
+		for strings.HasSuffix(line, `\`) && n < lines.Count() {
 			n++
-			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.line(n)))
+			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.Line(n)))
 		}
 		if strings.HasPrefix(line, "[") {
 			section = line
@@ -57,7 +58,7 @@ func (e *environment) read(d dropIn) {
 		if !found || section != "[Service]" {
 			continue
 		}
-		o := origin{d.Name, strings.TrimSpace(key), first, d.data[lines.starts[first-1]:]}
+		o := origin{d.Name, strings.TrimSpace(key), first, lines.From(first)}
 		switch o.key {
 		case "Environment":
 			e.assign(o, strings.TrimSpace(value))
@@ -177,7 +178,7 @@ func (a *importer) environmentFile(e *environment, f environmentFile) {
 // take goes through a file as systemd does: an assignment is a line, unless its value is in
 // quotes or a backslash precedes the end of the line.
 func (e *environment) take(file EnvironmentFile) {
-	lines := newLines(file.Text)
+	lines := document.NewLines(file.Text)
 	for at, rest := 0, file.Text; len(rest) > 0; rest = file.Text[at:] {
 		line := bytes.IndexAny(rest, "\r\n")
 		if line < 0 {
@@ -189,10 +190,10 @@ func (e *environment) take(file EnvironmentFile) {
 			at += min(line+1, len(rest))
 			continue
 		}
-		place := lines.place(at)
+		place := lines.Of(at)
 		value, length := environmentValue(rest[len(key)+1:])
 		at += len(key) + 1 + length
-		e.set(name, variable{origin{file.Name, name, place.line, file.Text[lines.starts[place.line-1]:]}, value})
+		e.set(name, variable{origin{file.Name, name, place.Line, lines.From(place.Line)}, value})
 	}
 }
 

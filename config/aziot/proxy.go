@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"io"
@@ -8,8 +8,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 // DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
@@ -30,13 +31,13 @@ type proxySetting struct {
 }
 
 // agent takes from IoT Edge's agent how it reaches the cloud, and leaves the rest out.
-func (a *importer) agent(at path, value any) {
-	a.leaveOut(at, aziotLeftOut["agent"])
+func (a *importer) agent(at document.Path, value any) {
+	a.leaveOut(at, leftOut["agent"])
 	agent, _ := value.(map[string]any)
 	env, _ := agent["env"].(map[string]any)
 	var found []proxySetting
 	for _, name := range slices.Sorted(maps.Keys(env)) {
-		at := at.key("env").key(name)
+		at := at.Key("env").Key(name)
 		value, _ := env[name].(string)
 		switch strings.ToLower(name) {
 		case "https_proxy":
@@ -56,7 +57,7 @@ const ignoresNoProxy = `a proxy in dpsd.toml takes everything; transport.proxy =
 
 // upstreamProtocol takes the order of the protocols from an agent behind a firewall that
 // lets only HTTPS out.
-func (a *importer) upstreamProtocol(at path, value string) {
+func (a *importer) upstreamProtocol(at document.Path, value string) {
 	switch strings.ToLower(value) {
 	case "mqttws", "amqpws":
 		a.become(a.origin(at), "transport.protocols", []string{"websocket", "mqtt"})
@@ -75,7 +76,7 @@ type dropIn struct {
 }
 
 func readDropIn(d DropIn) (dropIn, error) {
-	data, err := Read(d.Name, d.Text)
+	data, err := document.Read(d.Name, d.Text)
 	unit, placed := strings.CutSuffix(filepath.Base(filepath.Dir(d.Name)), ".service.d")
 	if !placed {
 		unit = identityd
@@ -83,26 +84,26 @@ func readDropIn(d DropIn) (dropIn, error) {
 	return dropIn{d, data, unit, placed}, err
 }
 
-var (
+const (
 	// section begins what systemd takes from a drop-in.
-	section = late.Regexp(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`)
+	section = `(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`
 	// unitLine are lines that only files of units have.
-	unitLine = late.Regexp(`(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`)
+	unitLine = `(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`
 )
 
 // dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
-func dropInAlone(name string, others []dropIn) *Error {
+func dropInAlone(name string, others []dropIn) *document.Error {
 	file := theFile
-	if i := slices.IndexFunc(others, func(d dropIn) bool { return !section().Match(d.data) }); i >= 0 {
+	if i := slices.IndexFunc(others, func(d dropIn) bool { return !matches(section, d.data) }); i >= 0 {
 		file = others[i].Name
 	}
-	return &Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
+	return &document.Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
 		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
 }
 
 // dropIns takes the proxies that the units have in their environment. aziot-identityd
 // is what registers: its proxy stands before that of aziot-edged, and before the agent's.
-func (a *importer) dropIns(all []dropIn) *Error {
+func (a *importer) dropIns(all []dropIn) *document.Error {
 	units := map[string]*environment{}
 	var order []string
 	for _, d := range all {
@@ -112,12 +113,12 @@ func (a *importer) dropIns(all []dropIn) *Error {
 			order = append(order, d.unit)
 		}
 		switch {
-		case section().Match(d.data):
+		case matches(section, d.data):
 			units[d.unit].read(d)
 		case !d.placed:
-			return &Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
+			return &document.Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
 				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
-		case content().Match(d.data):
+		case matches(content, d.data):
 			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
 	}
@@ -184,15 +185,16 @@ func (a *importer) proxy(o origin, value string) bool {
 	if u.Port() == "" {
 		u.Host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 	}
-	address, w := checkProxy(u.String())
-	if w.problem == "" && user != nil && user.Username() != "" {
-		w = checkProxyUser(user.Username())
+	// With a slash, a word such as "none" is not taken for a setting of dpsd.toml.
+	wrong := config.Check("transport.proxy", u.String()+"/")
+	if wrong == nil && user != nil && user.Username() != "" {
+		wrong = config.Check("transport.proxy_user", user.Username())
 	}
-	if w.problem != "" {
-		a.noteOf(o, "", "left out: %s", w.problem)
+	if wrong != nil {
+		a.noteOf(o, "", "left out: %s", wrong.Problem)
 		return false
 	}
-	a.become(o, "transport.proxy", address)
+	a.become(o, "transport.proxy", u.Scheme+"://"+u.Host)
 	if user == nil || user.Username() == "" {
 		return true
 	}

@@ -1,4 +1,6 @@
-package config
+// Package aziot converts the config.toml of Azure IoT Edge and the Azure IoT Identity
+// Service to a dpsd.toml.
+package aziot
 
 import (
 	"cmp"
@@ -6,10 +8,13 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// Import is what FromAziot makes of a configuration.
-type Import struct {
+// Result is what Import makes of a configuration.
+type Result struct {
 	// TOML is a dpsd.toml, with the notes as comments; "" when the gateway's identity
 	// cannot be carried over, and the notes say why.
 	TOML string
@@ -46,9 +51,9 @@ const (
 	importedPassword    = "proxy-password"
 )
 
-// aziotLeftOut says why a key of an aziot config.toml has no counterpart. The keys are
+// leftOut says why a key of an aziot config.toml has no counterpart. The keys are
 // those of the templates that aziot-identity-service and aziot-edge install.
-var aziotLeftOut = map[string]string{
+var leftOut = map[string]string{
 	"hostname":                          "dpsd leaves the host name alone; %H in registration_id stands for it",
 	"local_gateway_hostname":            "dpsd reaches the service directly or through a proxy, not through a parent gateway",
 	"parent_hostname":                   "dpsd reaches the service directly or through a proxy, not through a parent gateway",
@@ -79,64 +84,62 @@ var aziotLeftOut = map[string]string{
 	"endpoints":                         "it is about the sockets of the aziot services",
 }
 
-// FromAziot converts the config.toml of Azure IoT Edge or the Azure IoT Identity Service.
+// Import converts the config.toml of Azure IoT Edge or the Azure IoT Identity Service.
 // name stands for the file in messages and commands. A proxy may be in drop-ins of
 // aziot-identityd and aziot-edged, which are in the order in which systemd reads them.
 //
 // The error is Errors when the file is not valid or lacks what those services demand
 // too, or is another file of theirs. Any other error is one of a reader, wrapped.
-func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
-	data, err := Read(name, r)
+func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
+	data, err := document.Read(name, r)
 	if err != nil {
-		return Import{}, err
+		return Result{}, err
 	}
 	read := make([]dropIn, len(dropIns))
 	for i, d := range dropIns {
 		if read[i], err = readDropIn(d); err != nil {
-			return Import{}, err
+			return Result{}, err
 		}
 	}
-	if unitLine().Match(data) {
-		return Import{}, Errors{dropInAlone(name, read)}
+	if matches(unitLine, data) {
+		return Result{}, document.Errors{dropInAlone(name, read)}
 	}
-	doc, problem := readDocument(data)
-	if problem := anotherFile(name, data, doc.values, problem); problem != nil {
-		problem.File, problem.Key = name, "" // a key would be one of dpsd.toml
-		return Import{}, Errors{problem}
+	doc, problem := document.Parse(name, data, nil)
+	if problem := anotherFile(doc, problem); problem != nil {
+		problem.File = name
+		return Result{}, document.Errors{problem}
 	}
 	a := importer{
-		checker: checker{document: doc, file: name, bad: map[path]bool{}, meant: map[path]bool{}},
-		lines:   newLines(data),
+		Checker: document.NewChecker(doc),
 		set:     map[string]any{},
-		stray:   map[path]stray{},
+		stray:   map[document.Path]stray{},
 	}
 	if problem := a.dropIns(read); problem != nil {
-		return Import{}, Errors{problem}
+		return Result{}, document.Errors{problem}
 	}
 	a.whole()
-	if len(a.errs) > 0 {
-		a.errs.sort()
-		return Import{}, a.errs
+	if err := a.Err(); err != nil {
+		return Result{}, err
 	}
 	if a.lost {
 		a.sort()
 		a.notes = slices.DeleteFunc(a.notes, func(n *Note) bool { return strings.HasPrefix(n.Text, todo) })
-		return Import{Notes: a.notes}, nil
+		return Result{Notes: a.notes}, nil
 	}
 	a.takeProxy()
 	a.sort()
 	text := a.result()
-	if _, err := Parse("dpsd.toml", strings.NewReader(text)); err != nil {
-		return Import{}, fmt.Errorf("%s would become an invalid configuration: %w", name, err)
+	if _, err := config.Parse("dpsd.toml", strings.NewReader(text)); err != nil {
+		return Result{}, fmt.Errorf("%s would become an invalid configuration: %w", name, err)
 	}
-	return Import{TOML: text, Notes: a.notes}, nil
+	return Result{TOML: text, Notes: a.notes}, nil
 }
 
 // sort puts the notes in the order of the files, those of the drop-ins last.
 func (a *importer) sort() {
 	slices.SortStableFunc(a.notes, func(x, y *Note) int {
 		if n := cmp.Compare(x.File, y.File); n != 0 {
-			switch a.file {
+			switch a.Name {
 			case x.File:
 				return -1
 			case y.File:

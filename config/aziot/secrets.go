@@ -1,4 +1,4 @@
-package config
+package aziot
 
 import (
 	"bytes"
@@ -8,28 +8,28 @@ import (
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/input"
-	"github.com/dpsd-project/dpsd/late"
 )
 
 const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
 
-func (a *importer) symmetricKey(at path, value any) {
+func (a *importer) symmetricKey(at document.Path, value any) {
 	if s, is := value.(string); is {
 		form := `symmetric_key = { value = "…" }`
 		if strings.HasPrefix(s, "file:") || strings.HasPrefix(s, "pkcs11:") {
 			form = `symmetric_key = { uri = "…" }`
 		}
-		a.report(at, Error{Problem: "must be a table, not a string", Remedy: "write it as " + form})
+		a.Report(at, document.Error{Problem: "must be a table, not a string", Remedy: "write it as " + form})
 		return
 	}
 	table, ok := a.isTable(at, value)
 	if !ok {
 		return
 	}
-	a.set["credential.type"], a.set["credential.key"] = typeSymmetricKey, "credential:"+importedKey
+	a.set["credential.type"], a.set["credential.key"] = attest.SymmetricKey{}.Type().Name, "credential:"+importedKey
 	if inline := table["value"]; inline != nil {
-		a.inlineKey(at.key("value"), inline)
+		a.inlineKey(at.Key("value"), inline)
 		return
 	}
 	switch file, scheme := a.location(at, table); {
@@ -43,7 +43,7 @@ func (a *importer) symmetricKey(at path, value any) {
 }
 
 // inlineKey moves a key that stands in the file. It may be a string of several lines.
-func (a *importer) inlineKey(at path, value any) {
+func (a *importer) inlineKey(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {
 		return
@@ -51,7 +51,7 @@ func (a *importer) inlineKey(at path, value any) {
 	s = strings.Join(strings.Fields(s), "")
 	padding := strings.Repeat("=", (4-len(s)%4)%4) // aziot takes a key without it
 	if _, err := attest.DecodeKey([]byte(s + padding)); err != nil {
-		a.report(at, Error{Problem: err.Error()})
+		a.Report(at, document.Error{Problem: err.Error()})
 		return
 	}
 	o := a.origin(at)
@@ -90,12 +90,13 @@ func extractLines(o origin, secret, more string) string {
 	}
 	const longest = 20 // lines
 	expression := `value=["\x27]*\([A-Za-z0-9+/=]*\)["\x27]["\x27]["\x27]`
+	dropped := regexp.MustCompile(`[\\\r\n\t ]`) // by tr
 	var joined []byte
 	for n, line := range bytes.Split(o.text, []byte("\n")) {
 		if n == longest {
 			break
 		}
-		joined = append(joined, dropped().ReplaceAll(line, nil)...)
+		joined = append(joined, dropped.ReplaceAll(line, nil)...)
 		if n > 0 && gives(expression, joined, secret) {
 			return fmt.Sprintf(`sed -n '%d,%dp' %s | tr -d '\\\r\n\t ' | sed -n 's,.*%s.*,\1%s,p'%s%s`,
 				o.line, o.line+n, input.Quote(o.file), expression, more, toCredstore, importedKey)
@@ -104,10 +105,7 @@ func extractLines(o origin, secret, more string) string {
 	return ""
 }
 
-// dropped is what tr takes out of the lines.
-var dropped = late.Regexp(`[\\\r\n\t ]`)
-
-func (a *importer) certificate(at path, value any) {
+func (a *importer) certificate(at document.Path, value any) {
 	if table, ok := value.(map[string]any); ok && table["uri"] == nil {
 		method, _ := table["method"].(string)
 		how := map[string]string{"est": "by EST", "local_ca": "by a local CA", "self_signed": "by aziot-certd itself"}[method]
@@ -118,14 +116,14 @@ func (a *importer) certificate(at path, value any) {
 		return
 	}
 	if file, _ := a.location(at, value); file != "" {
-		a.set["credential.type"], a.set["credential.certificate"] = typeX509, "credential:"+importedCertificate
+		a.set["credential.type"], a.set["credential.certificate"] = attest.X509{}.Type().Name, "credential:"+importedCertificate
 		a.copyFile(at, file, "the certificate, with the leaf first,", importedCertificate)
-	} else if !a.bad[at] && !a.bad[at.key("uri")] {
+	} else if !a.Bad[at] && !a.Bad[at.Key("uri")] {
 		a.cannot(at, "the certificate is not in a file")
 	}
 }
 
-func (a *importer) privateKey(at path, value any) {
+func (a *importer) privateKey(at document.Path, value any) {
 	switch file, scheme := a.location(at, value); {
 	case scheme == "pkcs11":
 		a.cannot(at, "the key is in a PKCS#11 token; dpsd needs one in a file")
@@ -136,7 +134,7 @@ func (a *importer) privateKey(at path, value any) {
 }
 
 // copyFile puts a file, which is only for aziotks or aziotcs to read, into a credential.
-func (a *importer) copyFile(at path, file, what, name string) {
+func (a *importer) copyFile(at document.Path, file, what, name string) {
 	a.todo(at, "install -D -m 0600 "+input.Quote(file)+" /etc/credstore/"+name,
 		"put %s into /etc/credstore/%s; when the file is renewed, do so again and restart dpsd", what, name)
 }

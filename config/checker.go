@@ -1,0 +1,116 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
+)
+
+// checker turns a document into a Config, and collects what is wrong with it.
+type checker struct {
+	document.Checker
+	types  []attest.Type
+	tables tableList              // with pointers into the Config
+	known  map[string][]string    // the names of all keys, by table
+	meant  map[document.Path]bool // keys that an unknown key probably stands for; they are not missing
+	first  string                 // the type of the first credential; "" when it is unknown
+}
+
+const root = document.Path("")
+
+// config checks the whole document.
+func (c *checker) config(to *Config) {
+	if len(c.Values) == 0 {
+		c.Report(root, Error{Problem: "the file sets nothing", Remedy: "begin with a copy of the annotated dpsd.toml"})
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Values)) {
+		at, value, t := root.Key(name), c.Values[name], c.tables.find(name)
+		values, isTable := value.(map[string]any)
+		_, isArray := value.([]any)
+		switch {
+		case name == "credential":
+			to.Credentials = c.credentials(at, value)
+		case t.keys == nil:
+			c.unknownTop(name, value)
+		case isTable:
+			c.table(at, values, t)
+		case isArray:
+			c.Report(at, Error{Problem: "this table can be there once only", Remedy: "write [" + name + "], with single brackets"})
+		default:
+			c.Report(at, Error{Problem: "must be a table, not " + document.TypeOf(value), Remedy: "write [" + name + "] and its keys below"})
+		}
+	}
+	c.missing(to)
+	c.together(to)
+}
+
+// table reads the keys of one table.
+func (c *checker) table(at document.Path, values map[string]any, t table) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if k := t.find(name); k != nil {
+			k.read(at.Key(name), values[name], c.Report)
+		} else {
+			c.unknown(at, name, values[name], t.name)
+		}
+	}
+}
+
+// credentials reads [[credential]]. One that is wrong leaves nil in its place.
+func (c *checker) credentials(at document.Path, value any) []attest.Credential {
+	const remedy = "write [[credential]], with double brackets"
+	elements, isArray := value.([]any)
+	place := at.Index
+	if _, isTable := value.(map[string]any); isTable {
+		c.Report(at, Error{Problem: "must be an array of tables", Remedy: remedy})
+		elements, place = []any{value}, func(int) document.Path { return at }
+	} else if !isArray {
+		c.Report(at, Error{Problem: "must be an array of tables, not " + document.TypeOf(value), Remedy: remedy})
+	}
+	all := make([]attest.Credential, len(elements))
+	for i, element := range elements {
+		values, ok := element.(map[string]any)
+		if !ok {
+			c.Report(place(i), Error{Problem: "must be a table, not " + document.TypeOf(element), Remedy: remedy})
+			continue
+		}
+		var kind string
+		if all[i], kind = c.credential(place(i), values); i == 0 {
+			c.first = kind
+		}
+	}
+	return all
+}
+
+// credential reads one, and also returns the name of its type; "" when it is unknown.
+func (c *checker) credential(at document.Path, values map[string]any) (attest.Credential, string) {
+	before := c.Reported()
+	one := newCredential(c.types)
+	c.table(at, values, table{"credential", one.keys})
+	i := slices.IndexFunc(c.types, func(t attest.Type) bool { return t.Name == one.kind })
+	if i < 0 {
+		if values["type"] == nil && !c.meant[at.Key("type")] {
+			c.ReportMissing(at, "type", oneOf(typeNames(c.types)))
+		}
+		return nil, ""
+	}
+	t := c.types[i]
+	needed := keyNames(t)
+	for _, name := range needed {
+		if values[name] == nil && !c.meant[at.Key(name)] {
+			c.ReportMissing(at, name, fmt.Sprintf("a credential of type %q needs it", t.Name))
+		}
+	}
+	for _, k := range one.keys[1:] { // all but "type"
+		if values[k.name] != nil && !slices.Contains(needed, k.name) {
+			c.Report(at.Key(k.name), Error{Problem: fmt.Sprintf("has no meaning with type %q", t.Name), Remedy: "each credential is a [[credential]] of its own"})
+		}
+	}
+	if c.Reported() > before {
+		return nil, t.Name
+	}
+	return t.New(func(key string) attest.Reference { return *one.references[key] }), t.Name
+}

@@ -1,0 +1,81 @@
+package document
+
+import "strconv"
+
+// Checker collects what is wrong with a document.
+type Checker struct {
+	Document
+	// Bad has the keys and elements for which an error was reported.
+	Bad  map[Path]bool
+	errs Errors
+}
+
+// NewChecker returns a Checker without errors.
+func NewChecker(doc Document) Checker { return Checker{Document: doc, Bad: map[Path]bool{}} }
+
+// Report adds an error at a key or element, and fills in its place.
+func (c *Checker) Report(at Path, e Error) {
+	place := c.Place(at)
+	e.File, e.Key, e.Line, e.Column = c.Name, at.String(), place.Line, place.Column
+	c.Bad[at] = true
+	c.errs = append(c.errs, &e)
+}
+
+// ReportMissing adds an error for a key that is not set, at the place of its table.
+func (c *Checker) ReportMissing(table Path, name, remedy string) {
+	c.Report(table.Key(name), Error{Problem: "is missing", Remedy: remedy})
+	last, place := c.errs[len(c.errs)-1], c.Place(table)
+	last.Line, last.Column = place.Line, place.Column
+}
+
+// Reported returns how many errors there are so far.
+func (c *Checker) Reported() int { return len(c.errs) }
+
+// Err returns all errors as Errors, in the order of the file; nil if there are none.
+func (c *Checker) Err() error {
+	if len(c.errs) == 0 {
+		return nil
+	}
+	return c.errs.sorted()
+}
+
+// String returns value if it is a string that is not empty, or else what is wrong with it.
+// remedy says what to write instead of a value of another type.
+func String(value any, remedy string) (string, *Error) {
+	s, ok := value.(string)
+	switch {
+	case !ok:
+		return "", &Error{Problem: "must be a string, not " + TypeOf(value), Remedy: remedy}
+	case s == "":
+		return "", &Error{Problem: "is empty", Remedy: "give it a value or leave the key out"}
+	}
+	return s, nil
+}
+
+// TypeOf names the type of a value.
+func TypeOf(value any) string {
+	switch value.(type) {
+	case string:
+		return "a string"
+	case int64:
+		return "an integer"
+	case float64:
+		return "a float"
+	case bool:
+		return "a boolean"
+	case []any:
+		return "an array"
+	case map[string]any:
+		return "a table"
+	}
+	return "a date or time"
+}
+
+// Quote repeats a wrong value, unless it is so long that it may be a key that was pasted
+// into the wrong line: 16 bytes have 24 characters in base64.
+func Quote(value string) string {
+	if len(value) > 20 {
+		return "the value"
+	}
+	return strconv.Quote(value)
+}

@@ -1,0 +1,151 @@
+package config
+
+import (
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
+)
+
+// key is a key of a table: its name, and how its value is read, set to its default, and
+// written.
+type key struct {
+	name string
+	kind
+}
+
+// table is a table of the configuration.
+type table struct {
+	name string
+	keys []key
+}
+
+// tableList lists the tables of a configuration, in the order of the reference.
+type tableList []table
+
+// tables declares every key, and where its value goes. A [[credential]] has the keys of
+// one of the types; see newCredential.
+func tables(c *Config, types []attest.Type) tableList {
+	const day = 24 * time.Hour
+	return tableList{
+		{"dps", []key{
+			{"id_scope", text(&c.DPS.IDScope, "", checkIDScope)},
+			{"registration_id", text(&c.DPS.RegistrationID.Template, "", checkTemplate)},
+			{"registration_id_file", file(&c.DPS.RegistrationID.File, "")},
+			{"endpoint", text(&c.DPS.Endpoint, "global.azure-devices-provisioning.net", checkEndpoint)},
+			{"api_version", text(&c.DPS.APIVersion, "2019-03-31", checkAPIVersion)},
+			{"payload_file", file(&c.DPS.PayloadFile, "")},
+		}},
+		{"credential", newCredential(types).keys},
+		{"transport", []key{
+			{"protocols", words(&c.Transport.Protocols, "mqtt", "websocket")},
+			{"mqtt_port", port(&c.Transport.MQTTPort, 8883)},
+			{"websocket_port", port(&c.Transport.WebSocketPort, 443)},
+			{"proxy", proxy(&c.Transport.Proxy, "environment")},
+			{"proxy_user", text(&c.Transport.ProxyUser, "", checkProxyUser)},
+			{"proxy_password", reference(&c.Transport.ProxyPassword)},
+			{"ca_file", file(&c.Transport.CAFile, "")},
+			{"proxy_ca_file", file(&c.Transport.ProxyCAFile, "")},
+			{"connect_timeout", duration(&c.Transport.ConnectTimeout, 30*time.Second, 100*time.Millisecond, 10*time.Minute)},
+			{"response_timeout", duration(&c.Transport.ResponseTimeout, 60*time.Second, 100*time.Millisecond, 10*time.Minute)},
+			{"keep_alive", duration(&c.Transport.KeepAlive, 60*time.Second, 0, maxKeepAlive, checkKeepAlive)},
+		}},
+		{"provisioning", []key{
+			{"on_boot", word(&c.Provisioning.OnBoot, "always", "always", "verify", "if-needed")},
+			{"boot_delay_max", duration(&c.Provisioning.BootDelayMax, 0, 0, day)},
+			{"interval", duration(&c.Provisioning.Interval, 0, 0, 365*day, checkInterval)},
+		}},
+		{"retry", []key{
+			{"initial", duration(&c.Retry.Initial, time.Second, 100*time.Millisecond, day)},
+			{"max", duration(&c.Retry.Max, 5*time.Minute, time.Second, day)},
+			{"offline_max", duration(&c.Retry.OfflineMax, 10*time.Second, time.Second, day)},
+			{"refused_initial", duration(&c.Retry.RefusedInitial, 30*time.Second, time.Second, day)},
+			{"refused_max", duration(&c.Retry.RefusedMax, time.Hour, time.Second, 7*day)},
+		}},
+		{"state", []key{
+			{"directory", file(&c.State.Directory, "/var/lib/dpsd")},
+			{"mode", mode(&c.State.Mode, 0o644)},
+		}},
+		{"control", []key{
+			{"socket", file(&c.Control.Socket, "/run/dpsd/dpsd.sock", checkSocket)},
+			{"metrics_file", file(&c.Control.MetricsFile, "")},
+		}},
+		{"log", []key{
+			{"level", word(&c.Log.Level, "info", "debug", "info", "warn", "error")},
+		}},
+	}
+}
+
+// credential is a [[credential]] that is being read.
+type credential struct {
+	keys       []key                        // "type", and those of all types
+	kind       string                       // the value of "type"
+	references map[string]*attest.Reference // the values of the others
+}
+
+func newCredential(types []attest.Type) *credential {
+	one := &credential{references: map[string]*attest.Reference{}}
+	one.keys = []key{{"type", word(&one.kind, "", typeNames(types)...)}}
+	for _, t := range types {
+		for _, name := range keyNames(t) {
+			if one.references[name] == nil {
+				one.references[name] = new(attest.Reference)
+				one.keys = append(one.keys, key{name, reference(one.references[name])})
+			}
+		}
+	}
+	return one
+}
+
+func typeNames(types []attest.Type) []string {
+	names := make([]string, 0, len(types))
+	for _, t := range types {
+		names = append(names, t.Name)
+	}
+	return names
+}
+
+// keyNames lists the keys of a type, without "type".
+func keyNames(t attest.Type) (names []string) {
+	for _, k := range t.Keys(nil) {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
+// find returns a table; one without keys if there is none of this name.
+func (l tableList) find(name string) table {
+	for _, t := range l {
+		if t.name == name {
+			return t
+		}
+	}
+	return table{}
+}
+
+// find returns a key; nil if there is none of this name.
+func (t table) find(name string) *key {
+	for i := range t.keys {
+		if t.keys[i].name == name {
+			return &t.keys[i]
+		}
+	}
+	return nil
+}
+
+// check returns what is wrong with a value; nil for nothing.
+func (k key) check(value any) (wrong *Error) {
+	k.read(root, value, func(_ document.Path, e Error) { wrong = &e })
+	return wrong
+}
+
+// names lists the names of the keys of each table.
+func (l tableList) names() map[string][]string {
+	all := map[string][]string{}
+	for _, t := range l {
+		for _, k := range t.keys {
+			all[t.name] = append(all[t.name], k.name)
+		}
+	}
+	return all
+}

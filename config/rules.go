@@ -1,0 +1,96 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config/document"
+)
+
+// has reports whether a key of a table is set, under its own name or a similar one.
+func (c *checker) has(table, name string) bool {
+	at := root.Key(table)
+	values, _ := c.Values[table].(map[string]any)
+	return values[name] != nil || c.meant[at] || c.meant[at.Key(name)] || c.Bad[at]
+}
+
+// missing reports required keys that are not set.
+func (c *checker) missing(to *Config) {
+	dps, credential := root.Key("dps"), root.Key("credential")
+	if _, there := c.Values["dps"]; !there && !c.meant[dps] {
+		c.Report(dps, Error{Problem: "the table is missing", Remedy: "add [dps] with id_scope and registration_id"})
+	} else if !c.has("dps", "id_scope") {
+		c.ReportMissing(dps, "id_scope", "it is on the overview page of the provisioning service")
+	}
+	none := len(to.Credentials) == 0 && !c.meant[credential] && !c.Bad[credential]
+	if none {
+		c.Report(credential, Error{Problem: "there is none", Remedy: "add [[credential]] " + withType(c.types)})
+	}
+	switch values, _ := c.Values["dps"].(map[string]any); {
+	case values["registration_id"] != nil && values["registration_id_file"] != nil:
+		c.Report(dps.Key("registration_id_file"), Error{Problem: "registration_id is set as well", Remedy: "keep one of the two"})
+	case c.has("dps", "registration_id"), c.has("dps", "registration_id_file"):
+	case c.first == attest.X509{}.Type().Name:
+		// The credential itself is nil when there is something wrong with it.
+		if x, ok := to.Credentials[0].(attest.X509); ok {
+			to.DPS.RegistrationID.FromCertificate = &x
+		}
+	case values != nil && (none || c.first != ""):
+		c.ReportMissing(dps, "registration_id", "set it or registration_id_file; the certificate is asked only when the first credential is x509")
+	}
+}
+
+// withType says which keys each type of credential needs.
+func withType(types []attest.Type) string {
+	all := make([]string, 0, len(types))
+	for _, t := range types {
+		first := fmt.Sprintf("with type = %q", t.Name)
+		all = append(all, enumerated(append([]string{first}, keyNames(t)...), "and"))
+	}
+	return strings.Join(all, ", or ")
+}
+
+// together checks the rules that concern more than one key.
+func (c *checker) together(to *Config) {
+	// A key with an error of its own has the default here.
+	bad := func(table, name string) bool { return c.Bad[root.Key(table).Key(name)] }
+	// where returns the first key if it is set, or else the second, whose value is the cause.
+	where := func(table, name, otherTable, other string) document.Path {
+		if c.has(table, name) {
+			return root.Key(table).Key(name)
+		}
+		return root.Key(otherTable).Key(other)
+	}
+	ordered := func(low, high string, lowValue, highValue time.Duration) {
+		if lowValue > highValue && !bad("retry", low) && !bad("retry", high) {
+			c.Report(where("retry", low, "retry", high), Error{Problem: fmt.Sprintf("%s (%s) is above %s (%s)", low, brief(lowValue), high, brief(highValue))})
+		}
+	}
+	ordered("initial", "max", to.Retry.Initial, to.Retry.Max)
+	ordered("refused_initial", "refused_max", to.Retry.RefusedInitial, to.Retry.RefusedMax)
+
+	proxy := func(name, problem, remedy string) {
+		if c.has("transport", name) && !bad("transport", name) && !bad("transport", "proxy") {
+			c.Report(root.Key("transport").Key(name), Error{Problem: problem, Remedy: remedy})
+		}
+	}
+	if to.Transport.Proxy == "none" {
+		for _, name := range []string{"proxy_user", "proxy_password", "proxy_ca_file"} {
+			proxy(name, `has no meaning with proxy = "none"`, "")
+		}
+	} else if !c.has("transport", "proxy_user") {
+		proxy("proxy_password", "needs proxy_user", "")
+	}
+	if strings.HasPrefix(to.Transport.Proxy, "http://") {
+		proxy("proxy_ca_file", "has no meaning with an http:// proxy", "it is for https:// proxies; the service's roots are added by ca_file")
+	}
+
+	// The runtime directory receives files of the same names when the state directory
+	// cannot be written.
+	if !bad("control", "socket") && filepath.Dir(to.Control.Socket) == to.State.Directory {
+		c.Report(where("control", "socket", "state", "directory"), Error{Problem: "the socket must not lie in the state directory", Remedy: `its directory is the runtime directory, usually "/run/dpsd"`})
+	}
+}

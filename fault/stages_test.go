@@ -1,0 +1,103 @@
+package fault_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/fault"
+)
+
+var stages = []fault.Stage{
+	fault.StageConfiguration, fault.StageIdentity, fault.StageCredential, fault.StageName, fault.StageTCP, fault.StageProxy, fault.StageTLS,
+	fault.StageWebSocket, fault.StageConnect, fault.StageSubscribe, fault.StageRegister, fault.StagePoll, fault.StageState,
+}
+
+func TestEveryStageHasWordsOfItsOwn(t *testing.T) {
+	seen := map[string]fault.Stage{}
+	for _, s := range stages {
+		words := s.Doing()
+		if words == string(s) || words == "" || seen[words] != "" {
+			t.Errorf("stage %s: %q, as stage %q", s, words, seen[words])
+		}
+		seen[words] = s
+	}
+	if got := fault.Stage("unheard-of").Doing(); got != "unheard-of" {
+		t.Errorf("a stage of a newer dpsd: %q", got)
+	}
+}
+
+// The words for a stage stand in the log, in dpsd status and in dpsd check. A second table
+// of them has once said something else for the same stage.
+func TestNoOtherPackageHasWordsForStages(t *testing.T) {
+	files := 0
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if path == "../bench" {
+			return fs.SkipDir // a program of its own, which counts registrations
+		}
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") || filepath.Dir(path) == "../fault" {
+			return err
+		}
+		files++
+		source := token.NewFileSet()
+		file, err := parser.ParseFile(source, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if n != nil && wordsForStage(n) {
+				t.Errorf("%s: words for a stage; use fault.Stage.Doing", source.Position(n.Pos()))
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil || files == 0 {
+		t.Errorf("%d files were read, %v", files, err)
+	}
+}
+
+// wordsForStage recognizes the words of this package, an entry of a map from stages to
+// text, and a case of a switch that chooses a text by the stage.
+func wordsForStage(n ast.Node) bool {
+	switch n := n.(type) {
+	case *ast.BasicLit:
+		text, err := strconv.Unquote(n.Value)
+		return err == nil && slices.ContainsFunc(stages, func(s fault.Stage) bool { return s.Doing() == text })
+	case *ast.KeyValueExpr:
+		return isStage(n.Key) && isText(n.Value)
+	case *ast.CaseClause:
+		if !slices.ContainsFunc(n.List, isStage) {
+			return false
+		}
+		for _, s := range n.Body {
+			switch s := s.(type) {
+			case *ast.ReturnStmt:
+				return slices.ContainsFunc(s.Results, isText)
+			case *ast.AssignStmt:
+				return slices.ContainsFunc(s.Rhs, isText)
+			}
+		}
+	}
+	return false
+}
+
+func isStage(e ast.Expr) bool {
+	name, ok := e.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	of, ok := name.X.(*ast.Ident)
+	return ok && of.Name == "fault" && strings.HasPrefix(name.Sel.Name, "Stage")
+}
+
+func isText(e ast.Expr) bool {
+	literal, ok := e.(*ast.BasicLit)
+	return ok && literal.Kind == token.STRING
+}

@@ -1,0 +1,72 @@
+// Package configuration tells tests what every accepted configuration promises to the daemon.
+package configuration
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// Broken returns what a configuration that was accepted breaks of what it promises to the
+// daemon; "" for nothing.
+func Broken(c *config.Config) string {
+	r, tr := c.DPS.RegistrationID, c.Transport
+	sources := 0
+	for _, set := range []bool{r.Template != "", r.File != "", r.FromCertificate != nil} {
+		if set {
+			sources++
+		}
+	}
+	within := func(d, low, high time.Duration) bool { return low <= d && d <= high }
+	for _, p := range []struct {
+		what string
+		ok   bool
+	}{
+		{"an ID scope that breaks the user name", c.DPS.IDScope != "" && !strings.ContainsAny(c.DPS.IDScope, "/&?%# \x00")},
+		{fmt.Sprint(sources, " sources of the registration ID"), sources == 1},
+		{"a template that cannot work", r.Template == "" || attest.ParseTemplate(r.Template) == nil},
+		{"a relative registration ID file", r.File == "" || filepath.IsAbs(r.File)},
+		{"an endpoint that is no host name", c.DPS.Endpoint != "" && !strings.ContainsAny(c.DPS.Endpoint, "/:@ %\x00")},
+		{"an API version that breaks the user name", c.DPS.APIVersion != "" && !strings.ContainsAny(c.DPS.APIVersion, "/&? ")},
+		{"a relative payload file", c.DPS.PayloadFile == "" || filepath.IsAbs(c.DPS.PayloadFile)},
+		{"no credential", len(c.Credentials) > 0},
+		{"no protocol", len(tr.Protocols) == 1 || len(tr.Protocols) == 2 && tr.Protocols[0] != tr.Protocols[1]},
+		{"an unknown protocol", !slices.ContainsFunc(tr.Protocols, func(p string) bool { return p != "mqtt" && p != "websocket" })},
+		{"a port out of range", tr.MQTTPort >= 1 && tr.MQTTPort <= 65535 && tr.WebSocketPort >= 1 && tr.WebSocketPort <= 65535},
+		{"an unknown proxy", tr.Proxy == "environment" || tr.Proxy == "none" || regexp.MustCompile(`^https?://[^@/?#]+:[0-9]+$`).MatchString(tr.Proxy)},
+		{"a user of no proxy", tr.Proxy != "none" || tr.ProxyUser == "" && tr.ProxyPassword.IsZero() && tr.ProxyCAFile == ""},
+		{"a proxy's user that basic authentication cannot carry", !strings.ContainsAny(tr.ProxyUser, ":\x00\r\n")},
+		{"a proxy's password without a user", tr.ProxyPassword.IsZero() || tr.ProxyUser != ""},
+		{"a relative CA file of the proxy", tr.ProxyCAFile == "" || filepath.IsAbs(tr.ProxyCAFile)},
+		{"a relative CA file", tr.CAFile == "" || filepath.IsAbs(tr.CAFile)},
+		{"a time-out without end", within(tr.ConnectTimeout, 1, time.Hour) && within(tr.ResponseTimeout, 1, time.Hour)},
+		{"a keep alive that CONNECT cannot carry", within(tr.KeepAlive, 0, 1177*time.Second) && tr.KeepAlive%time.Second == 0},
+		{"an unknown policy", slices.Contains([]string{"always", "verify", "if-needed"}, c.Provisioning.OnBoot)},
+		{"an interval that is a burden", c.Provisioning.Interval == 0 || within(c.Provisioning.Interval, 10*time.Minute, 365*24*time.Hour)},
+		{"an endless boot delay", within(c.Provisioning.BootDelayMax, 0, 24*time.Hour)},
+		{"transient delays out of order", within(c.Retry.Initial, 1, c.Retry.Max) && c.Retry.Max <= 24*time.Hour},
+		{"refused delays out of order", within(c.Retry.RefusedInitial, 1, c.Retry.RefusedMax)},
+		{"offline delays out of range", within(c.Retry.OfflineMax, 1, 24*time.Hour)},
+		{"a relative state directory", filepath.IsAbs(c.State.Directory)},
+		{"another mode", c.State.Mode == 0o644 || c.State.Mode == 0o640},
+		{"a relative socket", filepath.IsAbs(c.Control.Socket) && len(c.Control.Socket) <= 107},
+		{"runtime and state in one directory", filepath.Dir(c.Control.Socket) != c.State.Directory},
+		{"an unknown level", slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level)},
+	} {
+		if !p.ok {
+			return p.what
+		}
+	}
+	for _, credential := range c.Credentials {
+		if credential == nil || len(credential.References()) == 0 {
+			return "a credential without a reference"
+		}
+	}
+	return ""
+}
