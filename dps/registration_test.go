@@ -187,6 +187,22 @@ func TestRequests(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the largest payload leaves 1 KiB for what is around it, and may come with 1 KiB of white space", func(t *testing.T) {
+		largest := `{"a":"` + strings.Repeat("x", 95<<10-8) + `"}`
+		for payload, taken := range map[string]bool{
+			largest:                                true,
+			largest + strings.Repeat(" ", 1<<10):   true,
+			largest + strings.Repeat(" ", 1<<10+1): false,
+			strings.Replace(largest, "x", "xx", 1): false,
+		} {
+			r := dps.Registration{Payload: json.RawMessage(payload)}
+			r.Identity.RegistrationID = "gw-1"
+			step, err := r.Begin(start)
+			if taken && (err != nil || string(step.Send.Payload) != `{"registrationId":"gw-1","payload":`+largest+`}`) || !taken && !errors.Is(err, dps.ErrPayload) {
+				t.Errorf("%d bytes: %v", len(payload), err)
+			}
+		}
+	})
 	t.Run("a poll carries the operation ID and no body", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
@@ -345,6 +361,8 @@ func TestWhatAnErrorForgets(t *testing.T) {
 	}{
 		{"a poll throttled is asked again, not before its time", reply(429, 2, "600", ""), poll, 600 * time.Second, "temporary throttled"},
 		{"a poll that met trouble is asked again", reply(500, 2, "", ""), poll, 0, "temporary"},
+		{"a poll that the service failed to answer is asked again, whatever its errorCode", reply(500, 2, "", `{"errorCode":404203}`), poll, 0, "temporary"},
+		{"an unknown operation under the number 499 starts over", reply(499, 2, "", `{"errorCode":404203}`), register, 0, "lost"},
 		{"a poll that met trouble is asked again when it was asked to", reply(503, 2, "30", ""), poll, 30 * time.Second, "temporary"},
 		{"a poll whose answer is cut is asked again", reply(200, 2, "", assignedBody[:20]), poll, 0, "malformed"},
 		{"a malformed answer's Retry-After counts too", reply(202, 2, "120", "{"), poll, 120 * time.Second, "malformed"},
