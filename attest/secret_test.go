@@ -150,8 +150,19 @@ func TestSecretsAreFound(t *testing.T) {
 	t.Run("the zero value has no place for credentials", func(t *testing.T) {
 		var s attest.Secrets
 		r := attest.Reference{Credential: "x"}
-		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || s.Path(r) != "" {
+		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "credential:x: ") || s.Path(r) != "" {
 			t.Errorf("got %v, path %q", err, s.Path(r))
+		}
+	})
+	t.Run("a credential is watched in every directory, a file in its own, and nothing nowhere", func(t *testing.T) {
+		for r, want := range map[attest.Reference]string{
+			{Credential: "x"}:    filepath.Join(first, "x") + " " + filepath.Join(second, "x"),
+			{File: "/etc/x.key"}: "/etc/x.key",
+			{}:                   "",
+		} {
+			if got := strings.Join(s.Paths(r), " "); got != want {
+				t.Errorf("%v: got %s, want %s", r, got, want)
+			}
 		}
 	})
 	t.Run("a service looks into $CREDENTIALS_DIRECTORY only", func(t *testing.T) {
