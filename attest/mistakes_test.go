@@ -269,6 +269,8 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 		{"no padding", strings.TrimRight(text, "=") + "\n", `the key lacks "=" at its end`},
 		{"the bytes themselves", string(key), "the key is 32 bytes, not base64 text"},
 		{"UTF-16", "\xff\xfe" + strings.Join(strings.Split(text, ""), "\x00") + "\x00", "UTF-16 text"},
+		{"no padding and a blank in it", text[:10] + " " + strings.TrimRight(text[10:], "="), `the key lacks "=" at its end`},
+		{"hexadecimal digits with blanks and hyphens", hex.EncodeToString(key[:4]) + " " + hex.EncodeToString(key[4:9]) + "-" + hex.EncodeToString(key[9:]), "the key is 64 hexadecimal digits, not base64"},
 		{"hexadecimal digits with colons", strings.ToUpper(hex.EncodeToString(key[:1])) + ":" + hex.EncodeToString(key[1:]), "the key is 64 hexadecimal digits, not base64"},
 		{"base64 of base64 of a long key", base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(append(key, key...)))), "the key is base64 of base64"},
 	} {
@@ -352,6 +354,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 	key := []byte("0123456789\xfb\xff\xfe a key of 32 bytes or more")[:32]
 	text := base64.StdEncoding.EncodeToString(key)
 	for _, test := range []struct{ expect, file, says string }{
+		{"64 hexadecimal digits in lines of Windows", hex.EncodeToString(key[:20]) + "\r\n" + hex.EncodeToString(key[20:]) + "\r\n", "the key is 64 hexadecimal digits"},
 		{"64 hexadecimal digits", hex.EncodeToString(key) + "\n", "the key is 64 hexadecimal digits"},
 		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is base64 of base64"},
 		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is base64 of base64"},

@@ -60,12 +60,7 @@ func explainKey(text []byte, err error) error {
 		return &input.Mistake{What: what, Command: command, Then: then, Err: err}
 	}
 	s := string(bytes.TrimSpace(text))
-	compact := strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return -1
-		}
-		return r
-	}, s)
+	compact := strings.Join(strings.Fields(s), "")
 	_, named, _ := strings.Cut(s, ":")
 	if before, after, ok := strings.Cut(s, "="); ok && !strings.Contains(before, ":") {
 		named = after
@@ -122,8 +117,9 @@ func hexadecimal(text string) bool {
 	return n >= 2*minKey && n <= 2*maxKey && n%2 == 0 && strings.Trim(text, "0123456789abcdefABCDEF: -\r\n") == ""
 }
 
+// digits counts the characters of a text but for those that group hexadecimal digits.
 func digits(text string) int {
-	return len(text) - strings.Count(text, ":") - strings.Count(text, " ") - strings.Count(text, "-") - strings.Count(text, "\r") - strings.Count(text, "\n")
+	return len(strings.NewReplacer(":", "", " ", "", "-", "", "\r", "", "\n", "").Replace(text))
 }
 
 // withoutQuotes leaves out what is neither a letter, a digit nor another character of
