@@ -312,6 +312,8 @@ func TestATextIsTakenForAnotherFormOfAKeyOnlyWithTheLengthOfAKey(t *testing.T) {
 		{strings.Repeat("\x01", 16), "the key is 16 bytes, not base64 text"},
 		{strings.Repeat("\x01", 64), "the key is 64 bytes, not base64 text"},
 		{strings.Repeat("\x01", 65), ""},
+		{strings.Repeat("\xff", 16), "the key is 16 bytes, not base64 text"},
+		{"this is not a key", ""},
 	} {
 		_, err := attest.DecodeKey([]byte(test.file))
 		if !errors.Is(err, attest.ErrNotBase64) && !errors.Is(err, attest.ErrKeyLength) {
