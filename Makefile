@@ -3,6 +3,7 @@
 # and says what it leaves out when it may not. In CI leaving out is a failure.
 
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GREMLINS = github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 
 # The version has one source: the git tags.
 VERSION := $(shell packaging/version)
@@ -24,7 +25,7 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint fuzz bench compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
 
 # Go names the packages that it compiles: the first time all of its library's, too.
 BIN = bin
@@ -62,6 +63,19 @@ lint: .bin/golangci-lint
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
+	touch $@
+
+# Mutation tests: gremlins changes one place of a package at a time, and one of the
+# package's own tests has to fail. It prints the changes that no test noticed, and fails
+# below the limits of .gremlins.yaml. MUTANTS='pace dps' for some packages.
+MUTANTS ?= pace dps attest mqttv3 classify redact store
+EXCLUDED_store = -E '^testdata/' $(patsubst store/%,-E '^%$$',$(filter-out store/record.go %_test.go,$(wildcard store/*.go)))
+mutants: .bin/gremlins
+	@$(foreach package,$(MUTANTS),echo '== $(package)'; .bin/gremlins unleash $(EXCLUDED_$(package)) ./$(package) || failed=1;) \
+	  [ -z "$$failed" ]
+
+.bin/gremlins: Makefile
+	GOBIN=$(CURDIR)/.bin go install $(GREMLINS)
 	touch $@
 
 # Each fuzz target for a little while; FUZZTIME=10m for longer.

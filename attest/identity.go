@@ -106,17 +106,17 @@ func CheckRegistrationID(s string) error {
 			return bad(`%q is not allowed; letters, digits and "-._:" are`, r)
 		}
 	}
-	if first := s[0]; !isLetterOrDigit(first) {
+	if first := rune(s[0]); !isLetterOrDigit(first) {
 		return bad("it must begin with a letter or digit, not %q", first)
 	}
-	if last := s[len(s)-1]; !isLetterOrDigit(last) && last != '-' {
+	if last := rune(s[len(s)-1]); !isLetterOrDigit(last) && last != '-' {
 		return bad(`it must end with a letter, digit or "-", not %q`, last)
 	}
 	return nil
 }
 
 func isIDRune(r rune) bool {
-	return r < 0x80 && (isLetterOrDigit(byte(r)) || strings.ContainsRune("-._:", r))
+	return isLetterOrDigit(r) || strings.ContainsRune("-._:", r)
 }
 
 // ParseTemplate checks that s can give a valid registration ID: its verbs are %H, %m and
@@ -168,12 +168,13 @@ func expand(template string, value func(verb byte) (string, error)) (string, err
 
 // Resolve finds the registration ID. All errors are *IdentityError.
 func (r RegistrationID) Resolve(h Host, s Secrets) (string, error) {
-	switch {
-	case r.Template != "":
+	if r.Template != "" {
 		return r.fromTemplate(h)
-	case r.File != "":
+	}
+	if r.File != "" {
 		return r.fromFile()
-	case r.FromCertificate != nil:
+	}
+	if r.FromCertificate != nil {
 		return r.fromCertificate(s)
 	}
 	return "", &IdentityError{Source: "registration_id", Err: ErrNoSource}
@@ -241,19 +242,21 @@ func (h Host) machineID() (id, path string, err error) {
 		data, err = readFile(path)
 		id = strings.TrimSpace(string(data))
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", path, fmt.Errorf("%w: %w", ErrNoMachineID, err)
-	case id == "":
+	}
+	switch id {
+	case "":
 		return "", path, fmt.Errorf("%w: it is empty", ErrNoMachineID)
-	case id == "uninitialized":
+	case "uninitialized":
 		return "", path, fmt.Errorf("%w: it says %q", ErrNoMachineID, id)
-	case len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "":
-		// After a power cut the file may hold NUL bytes.
-		return "", path, fmt.Errorf("%w: it does not have %d hexadecimal digits", ErrNoMachineID, machineIDLength)
-	case strings.Trim(id, "0") == "":
+	case strings.Repeat("0", machineIDLength):
 		// An ID that machine-id(5) excludes, and that images share.
 		return "", path, fmt.Errorf("%w: it is all zeros, which means %q", ErrNoMachineID, "uninitialized")
+	}
+	if len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "" {
+		// After a power cut the file may hold NUL bytes.
+		return "", path, fmt.Errorf("%w: it does not have %d hexadecimal digits", ErrNoMachineID, machineIDLength)
 	}
 	return id, path, nil
 }
@@ -316,29 +319,26 @@ func (r RegistrationID) Varies() bool {
 
 // String tells the source: the template, or which file or certificate is read.
 func (r RegistrationID) String() string {
-	switch {
-	case r.Template != "":
-		return r.Template
-	case r.File != "":
+	if r.File != "" {
 		return "first line of " + r.File
-	case r.FromCertificate != nil:
+	}
+	if r.FromCertificate != nil {
 		return "common name of " + r.FromCertificate.Certificate.String()
 	}
-	return ""
+	return r.Template
 }
 
 // Paths returns the files the ID is read from, for watching them. The host name has no
 // such file.
 func (r RegistrationID) Paths(s Secrets) []string {
-	switch {
-	case r.Template != "":
-		if usesMachineID(r.Template) {
-			return []string{machineIDFile}
-		}
-	case r.File != "":
+	if r.File != "" {
 		return []string{r.File}
-	case r.FromCertificate != nil:
+	}
+	if r.FromCertificate != nil {
 		return s.Paths(r.FromCertificate.Certificate)
+	}
+	if usesMachineID(r.Template) {
+		return []string{machineIDFile}
 	}
 	return nil
 }

@@ -54,6 +54,17 @@ func TestCheckRegistrationID(t *testing.T) {
 	}
 }
 
+func TestARegistrationIDHoldsLettersDigitsAndFourMarks(t *testing.T) {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._:"
+	for b := range 256 {
+		id := "a" + string([]byte{byte(b)}) + "a"
+		want := b < 0x80 && strings.ContainsRune(allowed, rune(b))
+		if err := attest.CheckRegistrationID(id); (err == nil) != want {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+}
+
 func TestParseTemplate(t *testing.T) {
 	for _, c := range []struct {
 		name, template string
@@ -105,6 +116,7 @@ func TestResolveTemplate(t *testing.T) {
 		{"an uninitialized machine ID is an error", "gw-%m", host("", "uninitialized"), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID of 32 zeros counts as uninitialized", "gw-%m", host("", strings.Repeat("0", 32)), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID of NUL bytes, as after a power cut, is an error", "gw-%m", host("", strings.Repeat("\x00", 32)), "", attest.ErrNoMachineID, "%m"},
+		{"a machine ID that is too long is an error", "gw-%m", host("", machineID+"0"), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID that is too short is an error", "gw-%m", host("", machineID[:31]), "", attest.ErrNoMachineID, "%m"},
 		{"no host name is an error", "%H", host("", machineID), "", attest.ErrNoHostname, "%H"},
 		{"the host name localhost, which every gateway has, is an error", "%H", host("localhost", machineID), "", attest.ErrNoHostname, "%H"},
@@ -271,7 +283,7 @@ func TestRegistrationIDTellsItsSource(t *testing.T) {
 		}
 	}
 	t.Run("the machine ID is watched only when it is used", func(t *testing.T) {
-		for template, want := range map[string]string{"gw-%m": "/etc/machine-id", "gw-%H": "", "gw-1": "", "gw-%%m": ""} {
+		for template, want := range map[string]string{"gw-%m": "/etc/machine-id", "gw-%H": "", "gw-1": "", "gw-%%m": "", "%m%": ""} {
 			got := strings.Join(attest.RegistrationID{Template: template}.Paths(attest.Secrets{}), " ")
 			if got != want {
 				t.Errorf("%s: got %q, want %q", template, got, want)

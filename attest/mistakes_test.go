@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // tools skips a test that needs programs which are not here; in CI they must be.
@@ -289,6 +290,8 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 		{"no padding", strings.TrimRight(text, "=") + "\n", `the key lacks "=" at its end`},
 		{"the bytes themselves", string(key), "the key is 32 bytes, not base64 text"},
 		{"UTF-16", "\xff\xfe" + strings.Join(strings.Split(text, ""), "\x00") + "\x00", "UTF-16 text"},
+		{"no padding and a blank in it", text[:10] + " " + strings.TrimRight(text[10:], "="), `the key lacks "=" at its end`},
+		{"hexadecimal digits with blanks and hyphens", hex.EncodeToString(key[:4]) + " " + hex.EncodeToString(key[4:9]) + "-" + hex.EncodeToString(key[9:]), "the key is 64 hexadecimal digits, not base64"},
 		{"hexadecimal digits with colons", strings.ToUpper(hex.EncodeToString(key[:1])) + ":" + hex.EncodeToString(key[1:]), "the key is 64 hexadecimal digits, not base64"},
 		{"base64 of base64 of a long key", base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(append(key, key...)))), "the key is base64 of base64"},
 	} {
@@ -314,6 +317,36 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 				t.Errorf("after %s: %v", command, err)
 			}
 		})
+	}
+}
+
+// What is shorter or longer than a key of 16 to 64 bytes in any form is not explained: the
+// command would not make a key of it.
+func TestATextIsTakenForAnotherFormOfAKeyOnlyWithTheLengthOfAKey(t *testing.T) {
+	digits := strings.Repeat("0123456789abcdef", 10)
+	for _, test := range []struct{ file, says string }{
+		{digits[:128], "the key is 128 hexadecimal digits, not base64"},
+		{digits[:127], ""},
+		{digits[:130], ""},
+		{digits[:132], ""},
+		{strings.Repeat("\x01", 15), ""},
+		{strings.Repeat("\x01", 16), "the key is 16 bytes, not base64 text"},
+		{strings.Repeat("\x01", 64), "the key is 64 bytes, not base64 text"},
+		{strings.Repeat("\x01", 65), ""},
+		{strings.Repeat("\xff", 16), "the key is 16 bytes, not base64 text"},
+		{"this is not a key", ""},
+	} {
+		_, err := attest.DecodeKey([]byte(test.file))
+		if !errors.Is(err, attest.ErrNotBase64) && !errors.Is(err, attest.ErrKeyLength) {
+			t.Errorf("%q: got %v", test.file, err)
+		}
+		said := ""
+		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) {
+			said = mistake.Error()
+		}
+		if said != test.says {
+			t.Errorf("%q is said to be %q, want %q", test.file, said, test.says)
+		}
 	}
 }
 
@@ -344,6 +377,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 	key := []byte("0123456789\xfb\xff\xfe a key of 32 bytes or more")[:32]
 	text := base64.StdEncoding.EncodeToString(key)
 	for _, test := range []struct{ expect, file, says string }{
+		{"64 hexadecimal digits in lines of Windows", hex.EncodeToString(key[:20]) + "\r\n" + hex.EncodeToString(key[20:]) + "\r\n", "the key is 64 hexadecimal digits"},
 		{"64 hexadecimal digits", hex.EncodeToString(key) + "\n", "the key is 64 hexadecimal digits"},
 		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is base64 of base64"},
 		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is base64 of base64"},
@@ -378,10 +412,23 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 			t.Errorf("the remedy is %q, which has not %q", doubt.Remedy(), want)
 		}
 	})
-	t.Run("a key of 32 bytes is not doubted", func(t *testing.T) {
+	for expect, file := range map[string]string{
+		"a key of 32 bytes is not doubted":                                      text,
+		"a key of 63 bytes is not doubted":                                      base64.StdEncoding.EncodeToString(append(key, key[:31]...)),
+		"28 hexadecimal digits, too few for a key of 16 bytes, are not doubted": hex.EncodeToString(key[:14]),
+	} {
+		t.Run(expect, func(t *testing.T) {
+			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+			write(t, k.Key.File, file)
+			if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt != nil {
+				t.Errorf("got %v, the doubt %v", err, p.Doubt)
+			}
+		})
+	}
+	t.Run("32 hexadecimal digits are doubted", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
-		write(t, k.Key.File, text)
-		if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt != nil {
+		write(t, k.Key.File, hex.EncodeToString(key[:16]))
+		if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt == nil || !strings.Contains(p.Doubt.Error(), "32 hexadecimal digits") {
 			t.Errorf("got %v, the doubt %v", err, p.Doubt)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -174,6 +175,19 @@ func TestTokenVectors(t *testing.T) {
 			t.Errorf("sr is %s", p["sr"])
 		}
 	})
+}
+
+func TestTheSignatureOfATokenIsFoundAsItIsSentAndInBase64(t *testing.T) {
+	const sent, base64Text = "eNwg52xQdFTNf7bgPAlAJBCIcONivq%2Fck1lf3wtxI4A%3D", "eNwg52xQdFTNf7bgPAlAJBCIcONivq/ck1lf3wtxI4A="
+	for token, want := range map[string][]string{
+		attest.Token(decode(t, hubKey), "0ne003D3F98/registrations/my-symkey-device", time.Unix(1663952627, 0)): {sent, base64Text},
+		"SharedAccessSignature sr=x&sig=%zz&se=1": {"%zz"},
+		"a password": nil,
+	} {
+		if got := attest.Signature(token); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", token, got, want)
+		}
+	}
 }
 
 func TestDecodeKey(t *testing.T) {

@@ -79,24 +79,19 @@ func validCredentialName(name string) bool {
 	if name == "" || len(name) > 255 || name == "." || name == ".." {
 		return false
 	}
-	for _, c := range []byte(name) {
-		if !isLetterOrDigit(c) && !strings.ContainsRune("._@-", rune(c)) {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(name, func(r rune) bool { return !isLetterOrDigit(r) && !strings.ContainsRune("._@-", r) })
 }
 
-func isLetterOrDigit(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+func isLetterOrDigit(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }
 
 // String returns the reference as it is written in the configuration; "" for none.
 func (r Reference) String() string {
-	switch {
-	case r.File != "":
+	if r.File != "" {
 		return "file:" + r.File
-	case r.Credential != "":
+	}
+	if r.Credential != "" {
 		return "credential:" + r.Credential
 	}
 	return ""
@@ -199,12 +194,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 	}
 	data, path, err := s.find(r)
 	if err == nil {
-		switch {
-		case len(bytes.TrimSpace(data)) == 0:
-			err = ErrEmpty
-		case sealed(data):
-			err = ErrEncrypted
-		}
+		err = unlikeSecret(data)
 	}
 	if err != nil {
 		return nil, &SecretError{Reference: r, Path: path, Err: about(r, err)}
@@ -305,12 +295,16 @@ var sealedPrefixes = [...]string{
 	"rbxMo++2QgG6iBtvLkCV6", // host and TPM, signed PCR, scoped
 }
 
-func sealed(data []byte) bool {
+// unlikeSecret returns why data is not a secret; nil when it may be one.
+func unlikeSecret(data []byte) error {
 	text := bytes.TrimSpace(data)
+	if len(text) == 0 {
+		return ErrEmpty
+	}
 	for _, p := range sealedPrefixes {
 		if bytes.HasPrefix(text, []byte(p)) {
-			return true
+			return ErrEncrypted
 		}
 	}
-	return false
+	return nil
 }

@@ -24,6 +24,8 @@ func TestParseReference(t *testing.T) {
 		{"a file is named by its absolute path", "file:/etc/dpsd/device.key", attest.Reference{File: "/etc/dpsd/device.key"}},
 		{"the path is cleaned", "file:/etc/dpsd/../dpsd/./k", attest.Reference{File: "/etc/dpsd/k"}},
 		{"a credential is named by its name", "credential:dps-primary-key", attest.Reference{Credential: "dps-primary-key"}},
+		{"a path may have a space", "file:/etc/dpsd/device key", attest.Reference{File: "/etc/dpsd/device key"}},
+		{"a name may have 255 characters", "credential:" + strings.Repeat("n", 255), attest.Reference{Credential: strings.Repeat("n", 255)}},
 		{"a name may have dots and at signs", "credential:key.v2@site_1", attest.Reference{Credential: "key.v2@site_1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -46,11 +48,12 @@ func TestParseReference(t *testing.T) {
 		"a relative path is refused":                           "file:S3CRET.key",
 		"a URL is refused":                                     "file:///etc/S3CRET.key",
 		"a line end in a path is refused":                      "file:/etc/S3CRET\n.key",
+		"a DEL in a path is refused":                           "file:/etc/S3CRET\x7f",
 		"a NUL byte in a path is refused":                      "file:/etc/S3CRET\x00",
 		"a credential name with a slash is refused":            "credential:../S3CRET",
 		"a credential called .. is refused":                    "credential:..",
 		"a credential without a name is refused":               "credential:",
-		"a credential name over 255 bytes is refused":          "credential:" + strings.Repeat("S3CRET", 43),
+		"a credential name of 256 bytes is refused":            "credential:" + strings.Repeat("S3CRET", 42) + "S3CR",
 		"a file without a path is refused":                     "file:",
 		"another scheme is refused":                            "env:S3CRET",
 		"an empty text is refused":                             "",
@@ -68,6 +71,16 @@ func TestParseReference(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a credential name holds letters, digits and four marks", func(t *testing.T) {
+		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@-"
+		for b := range 256 {
+			name := "a" + string([]byte{byte(b)}) + "a"
+			want := b < 0x80 && strings.ContainsRune(allowed, rune(b))
+			if _, err := attest.ParseReference("credential:" + name); (err == nil) != want {
+				t.Errorf("%q: %v", name, err)
+			}
+		}
+	})
 	t.Run("an inline key is told to be no reference", func(t *testing.T) {
 		if _, err := attest.ParseReference(groupKey); !errors.Is(err, attest.ErrNotReference) {
 			t.Errorf("got %v", err)
@@ -137,8 +150,19 @@ func TestSecretsAreFound(t *testing.T) {
 	t.Run("the zero value has no place for credentials", func(t *testing.T) {
 		var s attest.Secrets
 		r := attest.Reference{Credential: "x"}
-		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || s.Path(r) != "" {
+		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "credential:x: ") || s.Path(r) != "" {
 			t.Errorf("got %v, path %q", err, s.Path(r))
+		}
+	})
+	t.Run("a credential is watched in every directory, a file in its own, and nothing nowhere", func(t *testing.T) {
+		for r, want := range map[attest.Reference]string{
+			{Credential: "x"}:    filepath.Join(first, "x") + " " + filepath.Join(second, "x"),
+			{File: "/etc/x.key"}: "/etc/x.key",
+			{}:                   "",
+		} {
+			if got := strings.Join(s.Paths(r), " "); got != want {
+				t.Errorf("%v: got %s, want %s", r, got, want)
+			}
 		}
 	})
 	t.Run("a service looks into $CREDENTIALS_DIRECTORY only", func(t *testing.T) {

@@ -33,20 +33,19 @@ func isKey(text string) bool {
 	return err == nil
 }
 
-// The commands that make a key of what a file holds.
+// keep stands in front of the commands below, which make a key of the copy.
+const keep = "cp -p FILE FILE.orig && "
+
 const (
-	keep         = "cp -p FILE FILE.orig && "
-	fromHex      = "tr a-f A-F | basenc --base16 -d -i | base64 -w 0 >FILE"
-	onlyBase64   = "tr -cd 'A-Za-z0-9+/='"
-	hexToKey     = keep + "<FILE.orig " + fromHex
-	bytesToKey   = keep + "base64 -w 0 FILE.orig >FILE"
-	base64ToKey  = keep + "base64 -d FILE.orig >FILE"
-	base64ToHex  = keep + "base64 -d FILE.orig | " + fromHex
-	withoutMarks = keep + onlyBase64 + " <FILE.orig >FILE"
-	firstLine    = keep + "head -n 1 FILE.orig >FILE"
-	fromURL      = keep + "tr -- -_ +/ <FILE.orig >FILE"
-	ofConnection = keep + `sed -n 's/.*SharedAccessKey=\([^;]*\).*/\1/p' FILE.orig >FILE`
-	withoutName  = keep + "sed 's/^[^:=]*[:=]//' FILE.orig | " + onlyBase64 + " >FILE"
+	hexToKey     = "<FILE.orig tr a-f A-F | basenc --base16 -d -i | base64 -w 0 >FILE"
+	bytesToKey   = "base64 -w 0 FILE.orig >FILE"
+	base64ToKey  = "base64 -d FILE.orig >FILE"
+	base64ToHex  = "base64 -d FILE.orig | tr a-f A-F | basenc --base16 -d -i | base64 -w 0 >FILE"
+	withoutMarks = "tr -cd 'A-Za-z0-9+/=' <FILE.orig >FILE"
+	firstLine    = "head -n 1 FILE.orig >FILE"
+	fromURL      = "tr -- -_ +/ <FILE.orig >FILE"
+	ofConnection = `sed -n 's/.*SharedAccessKey=\([^;]*\).*/\1/p' FILE.orig >FILE`
+	withoutName  = "sed 's/^[^:=]*[:=]//' FILE.orig | tr -cd 'A-Za-z0-9+/=' >FILE"
 )
 
 // asX509 is what to do with the files of an X.509 credential.
@@ -55,15 +54,13 @@ const asX509 = `set type = "x509", certificate and private_key in this [[credent
 // explainKey says what a text is that is no key; err is why it is none.
 func explainKey(text []byte, err error) error {
 	found := func(what, command, then string) error {
+		if command != "" {
+			command = keep + command
+		}
 		return &input.Mistake{What: what, Command: command, Then: then, Err: err}
 	}
 	s := string(bytes.TrimSpace(text))
-	compact := strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return -1
-		}
-		return r
-	}, s)
+	compact := strings.Join(strings.Fields(s), "")
 	_, named, _ := strings.Cut(s, ":")
 	if before, after, ok := strings.Cut(s, "="); ok && !strings.Contains(before, ":") {
 		named = after
@@ -89,7 +86,7 @@ func explainKey(text []byte, err error) error {
 	case isKey(strings.NewReplacer("-", "+", "_", "/").Replace(compact)):
 		return found("the key is in the base64 of addresses (- and _ in place of + and /)", fromURL, "")
 	case padding(compact) != "":
-		return found(fmt.Sprintf("the key lacks %q at its end", padding(compact)), keep+"{ tr -d '\\r\\n ' <FILE.orig; printf "+padding(compact)+"; } >FILE", "")
+		return found(fmt.Sprintf("the key lacks %q at its end", padding(compact)), "{ tr -d '\\r\\n ' <FILE.orig; printf "+padding(compact)+"; } >FILE", "")
 	case binary(text):
 		return found(fmt.Sprintf("the key is %d bytes, not base64 text", len(text)), bytesToKey, "")
 	}
@@ -109,9 +106,9 @@ func explainKey(text []byte, err error) error {
 func nested(key []byte) *input.Mistake {
 	switch text := string(bytes.TrimSpace(key)); {
 	case hexadecimal(text):
-		return &input.Mistake{What: fmt.Sprintf("the key is base64 of %d hexadecimal digits, not of the key's bytes", digits(text)), Command: base64ToHex}
+		return &input.Mistake{What: fmt.Sprintf("the key is base64 of %d hexadecimal digits, not of the key's bytes", digits(text)), Command: keep + base64ToHex}
 	case isKey(text):
-		return &input.Mistake{What: "the key is base64 of base64", Command: base64ToKey}
+		return &input.Mistake{What: "the key is base64 of base64", Command: keep + base64ToKey}
 	}
 	return nil
 }
@@ -123,15 +120,16 @@ func hexadecimal(text string) bool {
 	return n >= 2*minKey && n <= 2*maxKey && n%2 == 0 && strings.Trim(text, "0123456789abcdefABCDEF: -\r\n") == ""
 }
 
+// digits counts the characters of a text but for those that group hexadecimal digits.
 func digits(text string) int {
-	return len(text) - strings.Count(text, ":") - strings.Count(text, " ") - strings.Count(text, "-") - strings.Count(text, "\r") - strings.Count(text, "\n")
+	return len(strings.NewReplacer(":", "", " ", "", "-", "", "\r", "", "\n", "").Replace(text))
 }
 
 // withoutQuotes leaves out what is neither a letter, a digit nor another character of
 // base64, of either alphabet.
 func withoutQuotes(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x80 && (isLetterOrDigit(byte(r)) || strings.ContainsRune("+/=-_", r)) {
+		if isLetterOrDigit(r) || strings.ContainsRune("+/=-_", r) {
 			return r
 		}
 		return -1
@@ -185,7 +183,7 @@ const groupKey = 64
 func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	s := string(bytes.TrimSpace(text))
 	if hexadecimal(s) {
-		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but hardly meant so", digits(s)), Command: hexToKey}}
+		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but hardly meant so", digits(s)), Command: keep + hexToKey}}
 	}
 	if m := nested(key); m != nil {
 		return &Doubt{Mistake: m}

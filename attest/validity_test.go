@@ -84,6 +84,7 @@ func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
 		{"clientAuth may have company", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, nil, ""},
 		{"any extended key usage includes clientAuth", []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, nil, ""},
 		{"serverAuth alone is not enough", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, nil, "its only extended key usage is serverAuth; it also needs clientAuth"},
+		{"serverAuth and one that nobody knows are not enough", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
 		{"neither is another usage", []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, nil, "its extended key usages do not include clientAuth"},
 		{"nor one that nobody knows", nil, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
 	} {

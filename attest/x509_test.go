@@ -170,6 +170,10 @@ func TestX509Proof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	smallest, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
 	p256, p384, p521 := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384()), ecKey(t, elliptic.P521())
 	const ecParameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
 
@@ -179,6 +183,7 @@ func TestX509Proof(t *testing.T) {
 		text string
 	}{
 		{"RSA in PKCS#8", rsaKey, pkcs8(t, rsaKey)},
+		{"RSA of 1024 bits", smallest, pkcs8(t, smallest)},
 		{"RSA in PKCS#1", rsaKey, encode("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey))},
 		{"P-256 in PKCS#8", p256, pkcs8(t, p256)},
 		{"P-256 in SEC 1", p256, sec1(t, p256)},
@@ -322,6 +327,12 @@ func TestX509Proof(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the place of the certificate that the key belongs to is named", func(t *testing.T) {
+		_, err := pair(t, certificatePEM(root.certificate, middle.certificate, leaf), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
+		if err == nil || !strings.Contains(err.Error(), "the key belongs to certificate 3 of 3") {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("a wrong name is told next to the right one", func(t *testing.T) {
 		_, err := pair(t, certificatePEM(issue(t, root, "GW-1\n", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), `"GW-1\n", not "gw-1"`) {

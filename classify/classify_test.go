@@ -182,7 +182,7 @@ func TestClassify(t *testing.T) {
 		{"200 unassigned", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"unassigned"}`), fault.AllocationFailed, fault.StageRegister},
 		{"a failed operation with the hub's 401 is no refused credential", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"status":"failed","errorCode":401002,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
 		{"JSON that is cut", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","sta`), fault.MalformedReply, fault.StageRegister},
-		{"no reply", At(fault.StagePoll, &dps.NoReplyError{Request: dps.RequestPoll}), fault.NoReply, fault.StagePoll},
+		{"no reply", At(fault.StagePoll, dps.ErrNoReply), fault.NoReply, fault.StagePoll},
 
 		{"the key file is missing", secret(fs.ErrNotExist), fault.CredentialUnreadable, fault.StageCredential},
 		{"a file stands where the key's directory should be", secret(syscall.ENOTDIR), fault.CredentialUnreadable, fault.StageCredential},

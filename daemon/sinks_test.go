@@ -168,7 +168,7 @@ func foreignErrors(text string) []error {
 	if reply == nil {
 		reply = errors.New(text)
 	}
-	refusal := &dps.ServiceError{Request: dps.RequestRegister, Status: 401, Code: 401002, Message: text, TrackingID: text, Info: map[string]string{text: text}}
+	refusal := &dps.ServiceError{Request: dps.RequestRegister, Status: 401, Code: 401002, Message: text, TrackingID: text}
 	_, damaged := store.Parse([]byte(text))
 	return []error{
 		both(transport.StageTLS, &transport.CertificateError{Certificate: certificate, Host: "h", Err: hostname}),

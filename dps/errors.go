@@ -6,11 +6,10 @@ import (
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
 )
 
 // ErrNoReply is matched by the error of a request that went unanswered for the
-// response time-out. The error itself is a *[NoReplyError].
+// response time-out.
 var ErrNoReply = errors.New("dps: no reply")
 
 // ErrNotReply is returned for a message whose topic is none of the service's
@@ -20,20 +19,6 @@ var ErrNotReply = errors.New("dps: not a reply of the service")
 // ErrPayload is matched by the error for a request payload that is no JSON object,
 // or one too large for the service.
 var ErrPayload = errors.New("dps: unusable payload")
-
-// NoReplyError is a request that went unanswered. It matches [ErrNoReply].
-type NoReplyError struct {
-	Request string        // RequestRegister or RequestPoll
-	After   time.Duration // how long the answer was waited for
-}
-
-// Error names the request and how long its answer was waited for.
-func (e *NoReplyError) Error() string {
-	return fmt.Sprintf("%v to the %s request within %v", ErrNoReply, e.Request, e.After)
-}
-
-// Unwrap returns ErrNoReply.
-func (e *NoReplyError) Unwrap() error { return ErrNoReply }
 
 // MalformedError is a reply that cannot be used: its JSON is cut or ambiguous, it
 // lacks what it must hold, or it holds what must not be published.
@@ -56,13 +41,11 @@ func (e *MalformedError) Error() string {
 // ServiceError is the service saying no, either by an error reply or by an
 // operation that ended without an assignment.
 type ServiceError struct {
-	Request    string            // RequestRegister or RequestPoll
-	Status     int               // the number in the topic, 100..599
-	Code       int               // errorCode of the body, e.g. 401002; 0 when absent
-	TrackingID string            // what the service's support asks for
-	Message    string            // the service's words, cut to 1 KiB and without control characters
-	Timestamp  string            // timestampUtc, as received
-	Info       map[string]string // the service's details, at most 16
+	Request    string // RequestRegister or RequestPoll
+	Status     int    // the number in the topic, 100..599
+	Code       int    // errorCode of the body, e.g. 401002; 0 when absent
+	TrackingID string // what the service's support asks for
+	Message    string // the service's words, cut to 1 KiB and without control characters
 	// RegistrationStatus is "failed", "disabled" or "unassigned" when the operation
 	// ended so, and "" for an error reply. Then Code and Message are those of the
 	// operation, which may be the words of a hub or of a custom allocation function:
@@ -104,10 +87,6 @@ func (e *ServiceError) Unauthorized() bool {
 	return e.rejected() && e.Status == 401 && !e.OperationLost()
 }
 
-// CertificateRefused reports that the credential was refused and was a
-// certificate: errorCode 401002.
-func (e *ServiceError) CertificateRefused() bool { return e.Unauthorized() && e.Code == 401002 }
-
 // NotFound reports that the service knows no enrollment for this device: a
 // register request answered 404.
 func (e *ServiceError) NotFound() bool {
@@ -135,28 +114,16 @@ func (e *ServiceError) AllocationFailed() bool {
 // rejected reports that the topic's number is the verdict, not an operation's end.
 func (e *ServiceError) rejected() bool { return e.RegistrationStatus == "" }
 
-// clean makes foreign text fit for a log line: no control characters, valid UTF-8,
-// at most limit bytes.
+// clean makes foreign text fit for a log line: no control characters, valid UTF-8, cut
+// to limit bytes.
 func clean(s string, limit int) string {
-	cut := len(s) > limit
-	if cut {
-		s = s[:limit]
-		for len(s) > 0 {
-			r, size := utf8.DecodeLastRuneInString(s)
-			if r != utf8.RuneError || size > 1 {
-				break
-			}
-			s = s[:len(s)-1]
-		}
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit], "") + "…" // without half a character
 	}
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+	return strings.Map(func(r rune) rune {
+		if unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) {
 			return ' '
 		}
 		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if cut {
-		s += "…"
-	}
-	return s
+	}, s)
 }

@@ -10,7 +10,7 @@
 package dps
 
 import (
-	"strconv"
+	"fmt"
 	"strings"
 )
 
@@ -67,33 +67,16 @@ func (id Identity) Resource() string {
 	return id.IDScope + "/registrations/" + id.RegistrationID
 }
 
-func registerTopic(requestID string) string { return registerPrefix + requestID }
-
-// pollTopic encodes the operation ID. Those seen need no encoding; an unforeseen
-// one must not be able to add a parameter or a topic wildcard.
-func pollTopic(requestID, operationID string) string {
-	return pollPrefix + requestID + "&operationId=" + escape(operationID)
-}
-
 // escape percent-encodes everything but the unreserved characters of RFC 3986.
 func escape(s string) string {
+	const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 	var b strings.Builder
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9',
-			c == '-', c == '.', c == '_', c == '~':
+	for _, c := range []byte(s) {
+		if strings.IndexByte(unreserved, c) >= 0 {
 			b.WriteByte(c)
-		default:
-			const hex = "0123456789ABCDEF"
-			b.WriteByte('%')
-			b.WriteByte(hex[c>>4])
-			b.WriteByte(hex[c&15])
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
 	return b.String()
 }
-
-// formatRequestID writes a number as $rid, which is free text to the service: base 36
-// is the shortest that needs no escape in a topic.
-func formatRequestID(n uint64) string { return strconv.FormatUint(n, 36) }

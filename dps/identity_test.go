@@ -1,6 +1,8 @@
 package dps_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/dpsd-project/dpsd/dps"
@@ -16,6 +18,19 @@ func TestIdentity(t *testing.T) {
 	t.Run("the resource of a token is scope and registration ID, raw and with their capitals", func(t *testing.T) {
 		if got := id.Resource(); got != "0ne0026656D/registrations/gw:site-01.Unit_7" {
 			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("of the client version only the unreserved characters of RFC 3986 are sent as they are", func(t *testing.T) {
+		const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+		for b := range 256 {
+			want := fmt.Sprintf("%%%02X", b)
+			if b < 0x80 && strings.ContainsRune(unreserved, rune(b)) {
+				want = string(rune(b))
+			}
+			id.ClientVersion = string([]byte{byte(b)})
+			if got := id.UserName(); !strings.HasSuffix(got, "&ClientVersion="+want) {
+				t.Errorf("byte %#02x is sent as %s, not as %s", b, got, want)
+			}
 		}
 	})
 	for _, test := range []struct{ expect, api, client, want string }{

@@ -60,10 +60,10 @@ func (o object) number(name string) (int, error) {
 // take the last of two equal names, and match names in any case.
 func parseDocument(body []byte) (object, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
-		return nil, fmt.Errorf("the body is empty")
+		return nil, errors.New("the body is empty")
 	}
 	if !utf8.Valid(body) {
-		return nil, fmt.Errorf("the body is not UTF-8")
+		return nil, errors.New("the body is not UTF-8")
 	}
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
@@ -152,18 +152,20 @@ func parseObject(raw json.RawMessage, where string) (object, error) {
 
 // depth is how deep valid JSON is nested.
 func depth(raw json.RawMessage) (deepest int) {
-	level, quoted := 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
+	level, quoted, escaped := 0, false, false
+	for _, c := range raw {
+		if quoted {
+			quoted = escaped || c != '"'
+			escaped = !escaped && c == '\\'
+			continue
+		}
+		switch c {
+		case '"':
+			quoted = true
+		case '{', '[':
 			level++
 			deepest = max(deepest, level)
-		case c == '}' || c == ']':
+		case '}', ']':
 			level--
 		}
 	}
@@ -172,45 +174,25 @@ func depth(raw json.RawMessage) (deepest int) {
 
 // encode returns the object as compact JSON.
 func (o object) encode() []byte {
-	dst := []byte{'{'}
+	var b bytes.Buffer
+	names := json.NewEncoder(&b)
+	names.SetEscapeHTML(false)
+	b.WriteByte('{')
 	for i, m := range o {
 		if i > 0 {
-			dst = append(dst, ',')
+			b.WriteByte(',')
 		}
-		dst = append(quote(dst, m.name), ':')
-		dst = compact(dst, m.value)
+		_ = names.Encode(m.name) // a text always encodes, into memory
+		b.WriteByte(':')
+		b.Write(m.value)
 	}
-	return append(dst, '}')
+	b.WriteByte('}')
+	return compact(b.Bytes())
 }
 
-// quote appends s as a JSON string.
-func quote(dst []byte, s string) []byte {
-	if plain(s) {
-		return append(append(append(dst, '"'), s...), '"')
-	}
+// compact returns raw, which is valid JSON, without its white space.
+func compact(raw []byte) []byte {
 	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	_ = e.Encode(s) // a string always encodes, into memory
-	return append(dst, bytes.TrimSuffix(b.Bytes(), []byte("\n"))...)
-}
-
-// plain reports that s is ASCII that JSON takes as it is: nearly all names, and every
-// registration ID.
-func plain(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
-			return false
-		}
-	}
-	return true
-}
-
-// compact appends raw, which is valid JSON, without its white space.
-func compact(dst []byte, raw json.RawMessage) []byte {
-	b := bytes.NewBuffer(dst)
-	if err := json.Compact(b, raw); err != nil {
-		return append(dst, "null"...)
-	}
+	_ = json.Compact(&b, raw) // fails for invalid JSON only
 	return b.Bytes()
 }

@@ -1,26 +1,32 @@
-package dps
+package dps_test
 
 import (
 	"encoding/json"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/dps"
 )
 
-// Most texts are quoted without encoding/json, which must not show.
-func TestTextsAreQuotedAsEncodingJSONReadsThem(t *testing.T) {
+func TestNamesOfARegistrationStateReadBackAsTheyWere(t *testing.T) {
 	for r := rune(0); r < 0x300; r++ {
-		for _, text := range []string{string(r), "gw-" + string(r) + "1"} {
-			var read string
-			quoted := quote(nil, text)
-			if err := json.Unmarshal(quoted, &read); err != nil || read != text {
-				t.Errorf("%q is quoted as %s, which is read as %q, %v", text, quoted, read, err)
+		for _, name := range []string{string(r), "gw-" + string(r) + "1"} {
+			quoted, err := json.Marshal(name)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if r >= ' ' && r < utf8.RuneSelf && r != '"' && r != '\\' && string(quoted) != `"`+text+`"` {
-				t.Errorf("%q is quoted as %s", text, quoted)
+			reply, err := dps.ParseReply(assigned(`{"assignedHub":"hub.net","deviceId":"d",` + string(quoted) + `:1}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := string(reply.Assignment.State)
+			var read map[string]json.RawMessage
+			if err := json.Unmarshal([]byte(state), &read); err != nil || string(read[name]) != "1" {
+				t.Errorf("%q is published as %s, %v", name, state, err)
+			}
+			if r >= ' ' && r < utf8.RuneSelf && r != '"' && r != '\\' && state != `{"assignedHub":"hub.net","deviceId":"d","`+name+`":1}` {
+				t.Errorf("%q is published as %s", name, state)
 			}
 		}
-	}
-	if got := string(quote([]byte("before"), `a"b`)); got != `before"a\"b"` {
-		t.Errorf("behind another text it is %s", got)
 	}
 }

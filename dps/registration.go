@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -51,7 +52,6 @@ type Registration struct {
 	accepted  time.Time // when the operation was first seen
 
 	requests uint64 // sent so far
-	ignored  int
 }
 
 type phase int
@@ -100,14 +100,13 @@ func (r *Registration) Begin(now time.Time) (Step, error) {
 }
 
 // Handle takes one received message. Whatever does not answer the outstanding
-// request is ignored and counted: another topic, another $rid, a second reply.
+// request is ignored: another topic, another $rid, a second reply.
 //
 // The error is a *ServiceError or a *MalformedError; then nothing is outstanding, and
 // Begin goes on when the caller thinks fit. A poll that failed on the service's side
 // or on the way keeps its operation, every other error forgets it.
 func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 	if r.phase != requested {
-		r.ignored++
 		return Step{}, nil
 	}
 	reply, err := ParseReply(m)
@@ -115,19 +114,14 @@ func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 }
 
 // Take is Handle for a message that ParseReply has read: topic is that of the message.
-// A rehearsal of a million gateways reads once what all of them receive.
+// A rehearsal of a fleet reads only once what all gateways receive.
 func (r *Registration) Take(now time.Time, topic string, reply Reply, err error) (Step, error) {
-	if r.phase != requested {
-		r.ignored++
-		return Step{}, nil
-	}
-	if errors.Is(err, ErrNotReply) || reply.RequestID != "" && reply.RequestID != r.requestID {
-		r.ignored++
+	if r.phase != requested || errors.Is(err, ErrNotReply) || reply.RequestID != "" && reply.RequestID != r.requestID {
 		return Step{}, nil
 	}
 
 	request := r.request
-	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
+	r.rest()
 	r.notBefore = time.Time{}
 	if reply.RetryAfter > 0 {
 		r.notBefore = now.Add(reply.RetryAfter)
@@ -141,18 +135,16 @@ func (r *Registration) Take(now time.Time, topic string, reply Reply, err error)
 		}
 		return Step{}, malformed
 	}
-	switch {
-	case reply.Error != nil:
+	if reply.Error != nil {
 		reply.Error.Request = request
 		if !reply.Error.Temporary() {
 			r.forget()
 		}
 		return Step{}, reply.Error
-
-	case reply.Assignment != nil:
+	}
+	if a := reply.Assignment; a != nil {
 		r.forget()
 		r.notBefore = time.Time{}
-		a := reply.Assignment
 		// The service calls registration IDs case-insensitive.
 		if a.RegistrationID != "" && !strings.EqualFold(a.RegistrationID, r.Identity.RegistrationID) {
 			return Step{}, &MalformedError{
@@ -191,8 +183,8 @@ func (r *Registration) Advance(now time.Time) (Step, error) {
 		return Step{}, nil
 	}
 	if r.phase == requested {
-		err := &NoReplyError{Request: r.request, After: r.responseTimeout()}
-		r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
+		err := fmt.Errorf("%w to the %s request within %v", ErrNoReply, r.request, r.responseTimeout())
+		r.rest()
 		return Step{}, err
 	}
 	return r.send(now)
@@ -213,11 +205,10 @@ func (r *Registration) NotBefore() time.Time { return r.notBefore }
 // OperationID returns the service's name of the running operation, "" for none.
 func (r *Registration) OperationID() string { return r.operation }
 
-// Requests returns how many requests were made so far.
-func (r *Registration) Requests() uint64 { return r.requests }
-
-// Ignored returns how many messages answered nothing that was asked.
-func (r *Registration) Ignored() int { return r.ignored }
+// rest leaves nothing outstanding.
+func (r *Registration) rest() {
+	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
+}
 
 func (r *Registration) wait(due time.Time) {
 	r.phase, r.request, r.requestID = waiting, "", ""
@@ -239,22 +230,21 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	if r.operation != "" && now.Sub(r.accepted) >= maxOperationAge {
 		r.forget()
 	}
-	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
-	m := Message{}
-	request, prefix, id := RequestPoll, pollPrefix, formatRequestID(r.RequestIDs+r.requests+1)
+	r.rest()
+	id := strconv.FormatUint(r.RequestIDs+r.requests+1, 36) // the shortest that needs no escape in a topic
+	request, m := RequestPoll, Message{}
 	if r.operation != "" {
-		m.Topic = pollTopic(id, r.operation)
+		// Those seen need no escape. One that does must not add a parameter or a wildcard.
+		m.Topic = pollPrefix + id + "&operationId=" + escape(r.operation)
 	} else {
 		body, err := r.body()
 		if err != nil {
 			return Step{}, err
 		}
-		request, prefix = RequestRegister, registerPrefix
-		m.Topic, m.Payload = registerTopic(id), body
+		request, m = RequestRegister, Message{Topic: registerPrefix + id, Payload: body}
 	}
 	r.requests++
-	r.phase, r.request = requested, request
-	r.requestID = m.Topic[len(prefix):][:len(id)] // part of the topic: one string that stays, not two
+	r.phase, r.request, r.requestID = requested, request, id
 	r.deadline, r.notBefore = now.Add(r.responseTimeout()), time.Time{}
 	return Step{Send: &m}, nil
 }
@@ -262,13 +252,16 @@ func (r *Registration) send(now time.Time) (Step, error) {
 // body returns the register request: the registration ID, and the payload when there
 // is one.
 func (r *Registration) body() ([]byte, error) {
-	b := make([]byte, 0, len(`{"registrationId":""}`)+len(r.Identity.RegistrationID))
-	b = quote(append(b, `{"registrationId":`...), r.Identity.RegistrationID)
+	id, err := json.Marshal(r.Identity.RegistrationID)
+	if err != nil {
+		return nil, err
+	}
+	o := object{{"registrationId", id}}
 	if r.Payload != nil {
 		if err := CheckPayload(r.Payload); err != nil {
 			return nil, err
 		}
-		b = compact(append(b, `,"payload":`...), r.Payload)
+		o = append(o, member{"payload", r.Payload})
 	}
-	return append(b, '}'), nil
+	return o.encode(), nil
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -92,6 +93,7 @@ func TestTranscripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := &test.r
+			begun := false
 			var out *dps.Message
 			var outAt time.Time
 			var got *dps.Assignment
@@ -117,12 +119,12 @@ func TestTranscripts(t *testing.T) {
 				lengths = append(lengths, len(body))
 				switch fields[1] {
 				case ">":
-					if r.Requests() == 0 {
+					if !begun {
 						step, err := r.Begin(now)
 						if err != nil {
 							t.Fatal(err)
 						}
-						out, outAt = step.Send, now
+						begun, out, outAt = true, step.Send, now
 					}
 					if out == nil || !outAt.Equal(now) || out.Topic != topic || string(out.Payload) != body {
 						t.Fatalf("at %v %+v was sent, want at %v\n%s %s", outAt, out, now, topic, body)
@@ -146,8 +148,8 @@ func TestTranscripts(t *testing.T) {
 			if fmt.Sprint(lengths) != fmt.Sprint(test.bodies) {
 				t.Errorf("the bodies have %v bytes, those observed %v", lengths, test.bodies)
 			}
-			if r.Ignored() != 0 || !r.Deadline().IsZero() || r.OperationID() != "" {
-				t.Errorf("something is left: ignored %d, deadline %v, operation %q", r.Ignored(), r.Deadline(), r.OperationID())
+			if !r.Deadline().IsZero() || r.OperationID() != "" {
+				t.Errorf("something is left: deadline %v, operation %q", r.Deadline(), r.OperationID())
 			}
 		})
 	}
@@ -173,14 +175,34 @@ func TestRequests(t *testing.T) {
 		t.Run("a payload that cannot be sent is an error and no request: "+name, func(t *testing.T) {
 			r := dps.Registration{Payload: json.RawMessage(payload)}
 			step, err := r.Begin(start)
-			if step != (dps.Step{}) || !errors.Is(err, dps.ErrPayload) || r.Requests() != 0 || !r.Deadline().IsZero() {
+			if step != (dps.Step{}) || !errors.Is(err, dps.ErrPayload) || !r.Deadline().IsZero() {
 				t.Errorf("got %+v, %v", step, err)
+			}
+			r.Payload = nil
+			if m := begin(t, &r, start); m.Topic != registerTopic+"1" {
+				t.Errorf("the request that follows is %s", m.Topic)
 			}
 			if err := dps.CheckPayload([]byte(payload)); !errors.Is(err, dps.ErrPayload) {
 				t.Errorf("CheckPayload says %v", err)
 			}
 		})
 	}
+	t.Run("the largest payload leaves 1 KiB for what is around it, and may come with 1 KiB of white space", func(t *testing.T) {
+		largest := `{"a":"` + strings.Repeat("x", 95<<10-8) + `"}`
+		for payload, taken := range map[string]bool{
+			largest:                                true,
+			largest + strings.Repeat(" ", 1<<10):   true,
+			largest + strings.Repeat(" ", 1<<10+1): false,
+			strings.Replace(largest, "x", "xx", 1): false,
+		} {
+			r := dps.Registration{Payload: json.RawMessage(payload)}
+			r.Identity.RegistrationID = "gw-1"
+			step, err := r.Begin(start)
+			if taken && (err != nil || string(step.Send.Payload) != `{"registrationId":"gw-1","payload":`+largest+`}`) || !taken && !errors.Is(err, dps.ErrPayload) {
+				t.Errorf("%d bytes: %v", len(payload), err)
+			}
+		}
+	})
 	t.Run("a poll carries the operation ID and no body", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
@@ -235,10 +257,10 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 		t.Run(test.expect+" changes nothing", func(t *testing.T) {
 			var r dps.Registration
 			begin(t, &r, start)
-			deadline := r.Deadline()
+			before := r
 			step, err := r.Handle(start.Add(time.Second), test.m)
-			if step != (dps.Step{}) || err != nil || r.Deadline() != deadline || r.Ignored() != 1 || r.Waiting() {
-				t.Fatalf("got %+v, %v, deadline %v, ignored %d", step, err, r.Deadline(), r.Ignored())
+			if step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, before) {
+				t.Fatalf("got %+v, %v, and %+v, which was %+v", step, err, r, before)
 			}
 			if step, err := r.Handle(start.Add(time.Second), reply(200, 1, "", assignedBody)); err != nil || step.Assignment == nil {
 				t.Errorf("the answer itself gave %+v, %v", step, err)
@@ -250,22 +272,24 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 			var r dps.Registration
 			begin(t, &r, start)
 			r.Handle(start, reply(202, 1, "3", assigning("a")))
+			before := r
 			step, err := r.Handle(start.Add(time.Second), second)
-			if step != (dps.Step{}) || err != nil || r.Ignored() != 1 || r.OperationID() != "a" || r.Deadline() != start.Add(3*time.Second) {
+			if step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, before) || r.OperationID() != "a" || r.Deadline() != start.Add(3*time.Second) {
 				t.Errorf("%s gave %+v, %v", second.Topic, step, err)
 			}
 		}
 	})
 	t.Run("a reply before anything was asked is ignored", func(t *testing.T) {
 		var r dps.Registration
-		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || r.Ignored() != 1 {
+		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, dps.Registration{}) {
 			t.Errorf("got %+v, %v", step, err)
 		}
 	})
 	t.Run("a reply to the first request of another process is ignored, by a range of $rid of one's own", func(t *testing.T) {
 		r := dps.Registration{RequestIDs: 1000}
 		begin(t, &r, start)
-		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || r.Ignored() != 1 {
+		before := r
+		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, before) {
 			t.Errorf("the other's gave %+v, %v", step, err)
 		}
 		if step, err := r.Handle(start, reply(200, 1001, "", assignedBody)); err != nil || step.Assignment == nil {
@@ -303,8 +327,7 @@ func TestResponseTimeout(t *testing.T) {
 				t.Fatalf("before it: %+v, %v", step, err)
 			}
 			_, err := r.Advance(start.Add(test.want))
-			var none *dps.NoReplyError
-			if !errors.Is(err, dps.ErrNoReply) || !errors.As(err, &none) || none.Request != "register" || none.After != test.want {
+			if want := fmt.Sprintf("dps: no reply to the register request within %v", test.want); !errors.Is(err, dps.ErrNoReply) || err.Error() != want {
 				t.Errorf("got %v", err)
 			}
 			if !r.Deadline().IsZero() || r.Waiting() {
@@ -338,6 +361,8 @@ func TestWhatAnErrorForgets(t *testing.T) {
 	}{
 		{"a poll throttled is asked again, not before its time", reply(429, 2, "600", ""), poll, 600 * time.Second, "temporary throttled"},
 		{"a poll that met trouble is asked again", reply(500, 2, "", ""), poll, 0, "temporary"},
+		{"a poll that the service failed to answer is asked again, whatever its errorCode", reply(500, 2, "", `{"errorCode":404203}`), poll, 0, "temporary"},
+		{"an unknown operation under the number 499 starts over", reply(499, 2, "", `{"errorCode":404203}`), register, 0, "lost"},
 		{"a poll that met trouble is asked again when it was asked to", reply(503, 2, "30", ""), poll, 30 * time.Second, "temporary"},
 		{"a poll whose answer is cut is asked again", reply(200, 2, "", assignedBody[:20]), poll, 0, "malformed"},
 		{"a malformed answer's Retry-After counts too", reply(202, 2, "120", "{"), poll, 120 * time.Second, "malformed"},
@@ -556,7 +581,7 @@ func TestProperties(t *testing.T) {
 			if outstanding != 0 {
 				fail("request %d while %d is outstanding", rid, outstanding)
 			}
-			if rid != last+1 || rid != r.Requests() {
+			if rid != last+1 {
 				fail("$rid %d after %d", rid, last)
 			}
 			if now.Before(earliest) {
@@ -618,7 +643,7 @@ func TestProperties(t *testing.T) {
 				if step, err := r.Handle(now, reply(200, last+1+random.Uint64N(3), "5", assignedBody)); step != (dps.Step{}) || err != nil {
 					fail("a stranger was believed: %+v, %v", step, err)
 				}
-				if r.Deadline() != before.Deadline() || r.OperationID() != before.OperationID() || r.Ignored() != before.Ignored()+1 {
+				if !reflect.DeepEqual(r, before) {
 					fail("a stranger changed something")
 				}
 			case action < 7: // a fresh connection: what was outstanding is lost with the old one

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -23,9 +24,9 @@ const (
 	statusBlacklist  = "blacklisted" // what disabled was called before
 )
 
-// maxRetryAfter is the longest wait the service can ask for. A larger number
-// counts as this.
-const maxRetryAfter = 24 * time.Hour
+// maxRetryAfter is the longest wait the service can ask for, in seconds: a day. A larger
+// number counts as this.
+const maxRetryAfter = 86400
 
 // maxOperationID bounds what goes back to the service in a topic. Those seen have
 // 55 characters.
@@ -70,7 +71,6 @@ type Assignment struct {
 	ETag                   string
 	ConnectionProfile      string          // e.g. "mqttV5"
 	Payload                json.RawMessage // what a custom allocation function returned; nil when absent
-	IssuedCertificateChain []string        // base64 DER, leaf first; nil when absent
 	// State is the whole registrationState as compact JSON, members unknown to this
 	// package too, without tpm.authenticationKey and without the members of
 	// symmetricKey: those are secrets.
@@ -102,26 +102,25 @@ func parseTopic(topic string) (Reply, error) {
 	requestIDs := 0
 	for parameter := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(parameter, "=")
-		switch {
-		case name == "$rid":
+		if name == "$rid" {
 			r.RequestID = value
 			requestIDs++
-		case strings.EqualFold(name, "retry-after"):
+		}
+		if strings.EqualFold(name, "retry-after") {
 			r.RetryAfter = max(r.RetryAfter, parseRetryAfter(value))
 		}
 	}
 	number := strings.TrimSuffix(path, "/")
-	if len(number) != 3 || !digits(number) || number[0] < '1' || number[0] > '5' {
+	status, err := strconv.Atoi(number)
+	if err != nil || len(number) != 3 || status < 100 || status > 599 {
 		return r, errors.New("the topic has no status")
 	}
-	for _, c := range number {
-		r.Status = r.Status*10 + int(c-'0')
-	}
-	switch {
-	case requestIDs == 0 || requestIDs == 1 && r.RequestID == "":
-		return r, errors.New("the topic has no $rid")
-	case requestIDs > 1:
+	r.Status = status
+	if requestIDs > 1 {
 		return r, errors.New("the topic has more than one $rid")
+	}
+	if r.RequestID == "" {
+		return r, errors.New("the topic has no $rid")
 	}
 	return r, nil
 }
@@ -129,28 +128,15 @@ func parseTopic(topic string) (Reply, error) {
 // parseRetryAfter reads seconds: digits only, larger than a day counts as a day, 0
 // when unreadable.
 func parseRetryAfter(s string) time.Duration {
-	if s == "" || !digits(s) {
+	if !digits(s) {
 		return 0
 	}
-	s = strings.TrimLeft(s, "0")
-	if len(s) > len("86400") {
-		return maxRetryAfter
-	}
-	var seconds time.Duration
-	for _, c := range s {
-		seconds = seconds*10 + time.Duration(c-'0')
-	}
-	return min(seconds*time.Second, maxRetryAfter)
+	n, _ := strconv.ParseUint(s, 10, 64) // the largest number when s is larger
+	return time.Duration(min(n, maxRetryAfter)) * time.Second
 }
 
-func digits(s string) bool {
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return true
-}
+// digits reports whether s is a number of decimal digits.
+func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // parseBody fills in what the body says. The body's status decides: 200 has carried
 // "assigning" and "failed", and 500 has carried "failed".
@@ -201,16 +187,13 @@ func (r *Reply) parseBody(body []byte) error {
 // parseError reads an error reply. Its number is known from the topic, so a body
 // that is missing, cut or not JSON costs the details only, never the verdict.
 func (r *Reply) parseError(body []byte) {
-	o, err := parseDocument(body)
-	if err == nil {
-		switch status, _ := o.text("status"); status {
-		case statusFailed, statusDisabled, statusUnassigned, statusBlacklist:
-			r.parseEnd(o, status)
-			return
-		}
+	o, _ := parseDocument(body)
+	switch status, _ := o.text("status"); status {
+	case statusFailed, statusDisabled, statusUnassigned, statusBlacklist:
+		r.parseEnd(o, status)
+	default:
+		r.Error = r.refusal(o)
 	}
-	r.Error = &ServiceError{Status: r.Status, RetryAfter: r.RetryAfter}
-	r.Error.details(o)
 }
 
 // parseEnd reads an operation that ended without an assignment.
@@ -218,73 +201,32 @@ func (r *Reply) parseEnd(o object, status string) {
 	if status == statusBlacklist {
 		status = statusDisabled
 	}
-	e := &ServiceError{Status: r.Status, RegistrationStatus: status, RetryAfter: r.RetryAfter}
-	e.details(o)
-	if raw, ok := o.get("registrationState"); ok {
-		if state, err := parseObject(raw, "registrationState"); err == nil {
-			if code, err := state.number("errorCode"); err == nil && code != 0 {
-				e.Code = code
-			}
-			if message, err := state.text("errorMessage"); err == nil && message != "" {
-				e.Message = clean(message, 1024)
-				e.nested(message)
-			}
+	e := r.refusal(o)
+	e.RegistrationStatus = status
+	raw, _ := o.get("registrationState")
+	state, _ := parseObject(raw, "registrationState")
+	if code, _ := state.number("errorCode"); code != 0 {
+		e.Code = code
+	}
+	if message, _ := state.text("errorMessage"); message != "" {
+		e.Message = clean(message, 1024)
+		if e.TrackingID == "" {
+			// A hub's refusal hides it: errorMessage has been seen to hold a whole JSON
+			// error as text.
+			inner, _ := parseDocument([]byte(message))
+			e.TrackingID = r.refusal(inner).TrackingID
 		}
 	}
 	r.RegistrationStatus = status
 	r.Error = e
 }
 
-// details reads the members of an error body, as far as they can be read.
-func (e *ServiceError) details(o object) {
-	e.Code, _ = o.number("errorCode")
-	if s, err := o.text("trackingId"); err == nil {
-		e.TrackingID = clean(s, 256)
-	}
-	if s, err := o.text("message"); err == nil {
-		e.Message = clean(s, 1024)
-	}
-	if s, err := o.text("timestampUtc"); err == nil {
-		e.Timestamp = clean(s, 64)
-	}
-	raw, ok := o.get("info")
-	if !ok {
-		return
-	}
-	info, err := parseObject(raw, "info")
-	if err != nil {
-		return
-	}
-	for _, m := range info {
-		if len(e.Info) == 16 {
-			return
-		}
-		value, err := object{m}.text(m.name)
-		if err != nil {
-			value = string(m.value)
-		}
-		if e.Info == nil {
-			e.Info = map[string]string{}
-		}
-		e.Info[clean(m.name, 64)] = clean(value, 256)
-	}
-}
-
-// nested looks for the tracking ID where a hub's refusal hides it: errorMessage has
-// been seen to hold a whole JSON error as text.
-func (e *ServiceError) nested(message string) {
-	o, err := parseDocument([]byte(message))
-	if err != nil {
-		return
-	}
-	var inner ServiceError
-	inner.details(o)
-	if e.TrackingID == "" {
-		e.TrackingID = inner.TrackingID
-	}
-	if e.Timestamp == "" {
-		e.Timestamp = inner.Timestamp
-	}
+// refusal reads the members of an error body, as far as they can be read.
+func (r *Reply) refusal(o object) *ServiceError {
+	code, _ := o.number("errorCode")
+	trackingID, _ := o.text("trackingId")
+	message, _ := o.text("message")
+	return &ServiceError{Status: r.Status, RetryAfter: r.RetryAfter, Code: code, TrackingID: clean(trackingID, 256), Message: clean(message, 1024)}
 }
 
 // parseAssignment reads registrationState and refuses what must not become a
@@ -321,24 +263,27 @@ func parseAssignment(o object) (*Assignment, error) {
 			return nil, err
 		}
 	}
-	switch {
-	case status != "" && status != statusAssigned:
+	if status != "" && status != statusAssigned {
 		return nil, fmt.Errorf("assigned, but registrationState says %q", clean(status, 32))
-	case a.AssignedHub == "":
+	}
+	if a.AssignedHub == "" {
 		return nil, errors.New("assigned without an assignedHub")
+	}
 	// A hub is known by its name, not by an IPv4 address.
-	case !hostname.Valid(a.AssignedHub) || digits(a.AssignedHub[strings.LastIndex(a.AssignedHub, ".")+1:]):
+	if !hostname.Valid(a.AssignedHub) || digits(a.AssignedHub[strings.LastIndex(a.AssignedHub, ".")+1:]) {
 		return nil, fmt.Errorf("assignedHub %q is not a host name", clean(a.AssignedHub, 64))
-	case a.DeviceID == "":
+	}
+	if a.DeviceID == "" {
 		return nil, errors.New("assigned without a deviceId")
-	case len(a.DeviceID) > 128:
+	}
+	if len(a.DeviceID) > 128 {
 		return nil, fmt.Errorf("deviceId has %d bytes, more than 128", len(a.DeviceID))
 	}
 	if err := checkDeviceID(a.DeviceID); err != nil {
 		return nil, err
 	}
 	if payload, ok := state.get("payload"); ok {
-		a.Payload = compact(nil, payload)
+		a.Payload = compact(payload)
 		if len(a.Payload) > maxPayload {
 			return nil, fmt.Errorf("payload has %d bytes, more than %d", len(a.Payload), maxPayload)
 		}
@@ -350,10 +295,11 @@ func parseAssignment(o object) (*Assignment, error) {
 		return nil, fmt.Errorf("registrationState is nested deeper than %d levels", maxDepth+1)
 	}
 	if chain, ok := state.get("issuedCertificateChain"); ok {
-		if err := json.Unmarshal(chain, &a.IssuedCertificateChain); err != nil {
+		var certificates []string // base64 DER, leaf first
+		if err := json.Unmarshal(chain, &certificates); err != nil {
 			return nil, errors.New("issuedCertificateChain is not a list of strings")
 		}
-		if slices.Contains(a.IssuedCertificateChain, "") {
+		if slices.Contains(certificates, "") {
 			return nil, errors.New("issuedCertificateChain has an empty certificate")
 		}
 	}
@@ -388,15 +334,13 @@ func withoutSecrets(state object) object {
 // checkText refuses text that a state file must not carry. U+FFFD is refused too:
 // it is what the JSON reader makes of half a surrogate pair.
 func checkText(name, s string) error {
-	for _, r := range s {
-		switch {
-		case unicode.IsControl(r):
-			return fmt.Errorf("%s has a control character", name)
-		case r == utf8.RuneError:
-			return fmt.Errorf("%s has a damaged character", name)
-		case r >= 0xFDD0 && r <= 0xFDEF, r&0xFFFE == 0xFFFE:
-			return fmt.Errorf("%s has a Unicode noncharacter", name)
-		}
+	switch {
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return fmt.Errorf("%s has a control character", name)
+	case strings.ContainsRune(s, utf8.RuneError):
+		return fmt.Errorf("%s has a damaged character", name)
+	case strings.ContainsFunc(s, func(r rune) bool { return unicode.Is(unicode.Noncharacter_Code_Point, r) }):
+		return fmt.Errorf("%s has a Unicode noncharacter", name)
 	}
 	return nil
 }

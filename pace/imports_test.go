@@ -14,7 +14,7 @@ func TestDelaysComeFromTheirArgumentsAlone(t *testing.T) {
 	}
 	for path, file := range all {
 		switch path {
-		case "math/rand/v2", "time", "github.com/dpsd-project/dpsd/fault":
+		case "cmp", "math/rand/v2", "time", "github.com/dpsd-project/dpsd/fault":
 		default:
 			t.Errorf("%s imports %s", file, path)
 		}

@@ -9,6 +9,7 @@
 package pace
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"time"
 
@@ -50,18 +51,36 @@ const (
 	LaneRefused   Lane = "refused"         // slow: a person has to change something
 )
 
+// withDefaults returns r with the default of each field that is not set.
+func (r Retry) withDefaults() Retry {
+	return Retry{
+		Initial:         cmp.Or(r.Initial, time.Second),
+		Max:             cmp.Or(r.Max, 5*time.Minute),
+		OfflineMax:      cmp.Or(r.OfflineMax, 10*time.Second),
+		RefusedInitial:  cmp.Or(r.RefusedInitial, 30*time.Second),
+		RefusedMax:      cmp.Or(r.RefusedMax, time.Hour),
+		Spread:          cmp.Or(r.Spread, 30*time.Second),
+		SpreadMax:       cmp.Or(r.SpreadMax, time.Hour),
+		Early:           cmp.Or(r.Early, 2*time.Minute),
+		EarlyMax:        cmp.Or(r.EarlyMax, 20*time.Second),
+		RefusedEarly:    cmp.Or(r.RefusedEarly, 10*time.Minute),
+		RefusedEarlyMax: cmp.Or(r.RefusedEarlyMax, 90*time.Second),
+	}
+}
+
 // History counts the faults of each lane since the last success. A fault of
 // one lane leaves the others as they are: hours without a route must not make
 // the first attempt after them slow.
 type History struct {
-	offline, transient, throttled, refused uint16
-	transientFor, refusedFor               time.Duration // the waits so far
+	offline, transient, throttled, refused uint32        // a century of attempts
+	transientFor, refusedFor               time.Duration // the waits so far; above Early and RefusedEarly only the last
 }
 
 // After returns the wait after fault f and its lane, and counts f. more says
 // that another credential of this round is left. The service's Retry-After is
 // a floor in every lane, and jitter only adds to it.
 func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (time.Duration, Lane) {
+	r = r.withDefaults()
 	var wait, jitter time.Duration
 	var lane Lane
 	switch f.Class {
@@ -73,18 +92,16 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 	case fault.Enrollment, fault.Clock, fault.Configuration:
 		wait, lane = r.refused(h, random), LaneRefused
 	case fault.Offline:
-		d := doubled(or(r.Initial, time.Second), or(r.OfflineMax, 10*time.Second), &h.offline)
+		d := doubled(r.Initial, r.OfflineMax, &h.offline)
 		wait, lane = upperHalf(d, random), LaneOffline
 	case fault.Throttling:
-		if h.throttled < ^uint16(0) {
-			h.throttled++
-		}
-		spread := min(or(r.Spread, 30*time.Second)*time.Duration(h.throttled), or(r.SpreadMax, time.Hour))
-		wait, jitter, lane = or(r.Initial, time.Second), upTo(spread, random), LaneThrottled
+		h.throttled++
+		spread := min(r.Spread*time.Duration(h.throttled), r.SpreadMax)
+		wait, jitter, lane = r.Initial, upTo(spread, random), LaneThrottled
 	default:
 		d := r.transient(f, h)
 		wait, lane = upperHalf(d, random), LaneTransient
-		h.transientFor = added(h.transientFor, wait)
+		h.transientFor = min(h.transientFor, r.Early) + wait
 		if f.RetryAfter > 0 {
 			jitter = upTo(d, random)
 		}
@@ -94,11 +111,10 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 
 // transient is exponential. At first it stays short after a failed connection.
 func (r Retry) transient(f fault.Fault, h *History) time.Duration {
-	first, limit := or(r.Initial, time.Second), or(r.Max, 5*time.Minute)
-	if unconnected(f) && h.transientFor < or(r.Early, 2*time.Minute) {
-		return early(first, max(first, min(limit, or(r.EarlyMax, 20*time.Second))), &h.transient)
+	if unconnected(f) && h.transientFor < r.Early {
+		return early(r.Initial, min(r.Max, r.EarlyMax), &h.transient)
 	}
-	return doubled(first, limit, &h.transient)
+	return doubled(r.Initial, r.Max, &h.transient)
 }
 
 // unconnected reports whether an attempt ended before anything reached the service.
@@ -110,33 +126,27 @@ func unconnected(f fault.Fault) bool {
 // refused is exponential with a quarter of jitter to either side. At first it stays
 // short: people correct what they have just set up.
 func (r Retry) refused(h *History, random *rand.Rand) time.Duration {
-	first, limit := or(r.RefusedInitial, 30*time.Second), or(r.RefusedMax, time.Hour)
 	var d time.Duration
-	if h.refusedFor < or(r.RefusedEarly, 10*time.Minute) {
-		d = early(first, max(first, min(limit, or(r.RefusedEarlyMax, 90*time.Second))), &h.refused)
+	if h.refusedFor < r.RefusedEarly {
+		d = early(r.RefusedInitial, min(r.RefusedMax, r.RefusedEarlyMax), &h.refused)
 	} else {
-		d = doubled(first, limit, &h.refused)
+		d = doubled(r.RefusedInitial, r.RefusedMax, &h.refused)
 	}
 	wait := d*3/4 + upTo(d/2, random)
-	h.refusedFor = added(h.refusedFor, wait)
+	h.refusedFor = min(h.refusedFor, r.RefusedEarly) + wait
 	return wait
 }
 
 // early is doubled, but does not count a delay that the limit has cut: the doubling
-// goes on from there later.
-func early(first, limit time.Duration, n *uint16) time.Duration {
+// goes on from there later. The limit never makes the first delay shorter.
+func early(first, limit time.Duration, n *uint32) time.Duration {
+	limit = max(first, limit)
 	before := *n
 	d := doubled(first, limit, n)
 	if d == limit {
 		*n = before
 	}
 	return d
-}
-
-// added is the sum of two waits. It stops at a year, far above what it is compared with.
-func added(sum, wait time.Duration) time.Duration {
-	const enough = 365 * 24 * time.Hour
-	return min(min(sum, enough)+wait, enough)
 }
 
 // Boot is the delay before the first contact, of [provisioning] boot_delay_max.
@@ -153,18 +163,16 @@ func Regular(interval time.Duration, random *rand.Rand) time.Duration {
 func NetworkChanged(random *rand.Rand) time.Duration { return upTo(2*time.Second, random) }
 
 // doubled returns first doubled *n times, at most limit, and counts.
-func doubled(first, limit time.Duration, n *uint16) time.Duration {
-	d := first
+func doubled(first, limit time.Duration, n *uint32) time.Duration {
+	d := min(first, limit)
 	for range *n {
-		if d >= limit {
+		if d == limit {
 			break
 		}
-		d *= 2
+		d = min(2*d, limit)
 	}
-	if *n < ^uint16(0) {
-		*n++
-	}
-	return min(d, limit)
+	*n++
+	return d
 }
 
 // upperHalf draws from [d/2, d].
@@ -172,17 +180,10 @@ func upperHalf(d time.Duration, random *rand.Rand) time.Duration {
 	return d/2 + upTo(d-d/2, random)
 }
 
-// upTo draws from [0, d].
+// upTo draws from [0, d]. For 0 it draws nothing.
 func upTo(d time.Duration, random *rand.Rand) time.Duration {
 	if d <= 0 {
 		return 0
 	}
 	return time.Duration(random.Int64N(int64(d) + 1))
-}
-
-func or(d, standard time.Duration) time.Duration {
-	if d > 0 {
-		return d
-	}
-	return standard
 }

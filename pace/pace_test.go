@@ -55,12 +55,17 @@ func TestDelays(t *testing.T) {
 		{"a Retry-After binds the refused lane too", after(fault.Enrollment, "", 24*time.Hour), false, History{}, LaneRefused, 24 * time.Hour, 24 * time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			shortest, longest := tt.max, tt.least
 			for seed := range uint64(200) {
 				h := tt.before
 				wait, lane := Retry{}.After(tt.fault, tt.more, &h, seeded(seed))
 				if lane != tt.lane || wait < tt.least || wait > tt.max {
 					t.Fatalf("seed %d: %s in lane %s, want %s to %s in %s", seed, wait, lane, tt.least, tt.max, tt.lane)
 				}
+				shortest, longest = min(shortest, wait), max(longest, wait)
+			}
+			if quarter := (tt.max - tt.least) / 4; shortest > tt.least+quarter || longest < tt.max-quarter {
+				t.Errorf("200 gateways wait %s to %s, want nearly %s to %s", shortest, longest, tt.least, tt.max)
 			}
 		})
 	}
@@ -192,13 +197,27 @@ func TestThePolicies(t *testing.T) {
 	if halves[0] < 400 || halves[1] < 400 {
 		t.Errorf("of 1000 gateways that see a change, %v ask in the first second and in the second", halves)
 	}
-	if d := Boot(0, seeded(1)); d != 0 {
+}
+
+func TestADelayReachesFromZeroToItsLimit(t *testing.T) {
+	var seen [2]bool
+	for seed := range uint64(200) {
+		seen[Boot(1, seeded(seed))] = true
+	}
+	if !seen[0] || !seen[1] {
+		t.Errorf("of the delays 0 and 1, seen are %v", seen)
+	}
+}
+
+func TestADelayOfZeroDrawsNothingFromTheRandomSource(t *testing.T) {
+	if d := Boot(0, nil); d != 0 {
 		t.Errorf("without boot_delay_max the boot delay is %s", d)
 	}
 }
 
 func TestCountsDoNotWrapAround(t *testing.T) {
-	h := History{transient: ^uint16(0), throttled: ^uint16(0)}
+	const years = 10_000_000
+	h := History{transient: years, throttled: years}
 	for range 2 {
 		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Transient}, false, &h, seeded(1)); wait < 150*time.Second {
 			t.Errorf("after years of faults the wait is %s", wait)
@@ -206,6 +225,14 @@ func TestCountsDoNotWrapAround(t *testing.T) {
 		if wait, _ := (Retry{}).After(fault.Fault{Class: fault.Throttling}, false, &h, seeded(1)); wait < time.Second || wait > 61*time.Minute {
 			t.Errorf("after years of 429s the wait is %s", wait)
 		}
+	}
+	longest := time.Duration(0)
+	for seed := range uint64(200) {
+		wait, _ := (Retry{}).After(fault.Fault{Class: fault.Throttling}, false, &h, seeded(seed))
+		longest = max(longest, wait)
+	}
+	if longest < 45*time.Minute {
+		t.Errorf("after years of 429s no gateway waits longer than %s", longest)
 	}
 	h = History{transientFor: 1<<63 - 1, refusedFor: 1<<63 - 1, transient: 99, refused: 99}
 	for range 2 {
