@@ -11,77 +11,59 @@ import (
 const part = 12
 
 // broken finds secrets that somebody has cut, or has put blanks into: a peer that
-// repeats a token may wrap the line, and whoever shows its text may end in the midst.
-type broken struct {
-	parts map[string]bool // every part of every long form, bare
-	whole []string        // the shorter forms
-}
+// repeats a token may wrap the line, and whoever shows its text may end in the midst. It
+// holds every part of every form, bare, by its length: a form that is shorter than a part
+// is one part.
+type broken struct{ parts []map[string]bool }
 
 // add takes up forms of secrets.
 func (b *broken) add(forms []string) {
-	if b.parts == nil {
-		b.parts = map[string]bool{}
-	}
 	for _, form := range forms {
 		form, _, _ = bare(form)
-		switch {
-		case len(form) >= part:
-			for i := range len(form) - part + 1 {
-				b.parts[form[i:i+part]] = true
-			}
-		case len(form) >= distinct:
-			b.whole = append(b.whole, form)
+		size := min(len(form), part)
+		if size < distinct {
+			continue
+		}
+		if b.parts == nil {
+			b.parts = make([]map[string]bool, part+1)
+		}
+		if b.parts[size] == nil {
+			b.parts[size] = map[string]bool{}
+		}
+		for i := range len(form) - size + 1 {
+			b.parts[size][form[i:i+size]] = true
 		}
 	}
 }
 
 // mask masks them.
 func (b *broken) mask(text string) string {
-	if len(b.parts) == 0 && len(b.whole) == 0 {
+	if b.parts == nil {
 		return text
 	}
 	plain, from, to := bare(text)
 	secret := make([]bool, len(plain))
-	found := false
-	take := func(at, length int) {
-		found = true
-		for i := range length {
-			secret[at+i] = true
-		}
-	}
-	for i := 0; i+part <= len(plain); i++ {
-		if b.parts[plain[i:i+part]] {
-			take(i, part)
-		}
-	}
-	for _, form := range b.whole {
-		for begin := 0; ; begin++ {
-			at := strings.Index(plain[begin:], form)
-			if at < 0 {
-				break
+	for size, parts := range b.parts {
+		for i := range len(plain) - size + 1 {
+			if parts[plain[i:i+size]] {
+				for n := range size {
+					secret[i+n] = true
+				}
 			}
-			begin += at
-			take(begin, len(form))
 		}
-	}
-	if !found {
-		return text
 	}
 	var masked strings.Builder
 	kept := 0 // what of text was dealt with
-	for i := 0; i < len(plain); i++ {
-		if !secret[i] {
+	for i, hidden := range secret {
+		if !hidden {
 			continue
 		}
-		masked.WriteString(text[kept:from[i]])
-		for i+1 < len(plain) && secret[i+1] {
-			i++
+		if i == 0 || !secret[i-1] {
+			masked.WriteString(text[kept:from[i]] + Mark)
 		}
-		masked.WriteString(Mark)
 		kept = int(to[i])
 	}
-	masked.WriteString(text[kept:])
-	return masked.String()
+	return masked.String() + text[kept:]
 }
 
 // bare returns the letters and digits of a text, and + / = _, which base64 and hex consist
@@ -90,16 +72,16 @@ func (b *broken) mask(text string) string {
 func bare(text string) (plain string, from, to []int32) {
 	var b strings.Builder
 	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
-	for i := 0; i < len(text); {
-		r, n := character(text[i:])
+	for rest := text; rest != ""; {
+		r, n := character(rest)
+		begin := len(text) - len(rest)
+		rest = rest[n:]
 		if letter(r) || strings.ContainsRune("+/=_", r) {
-			before := b.Len()
-			b.WriteRune(r)
-			for range b.Len() - before {
-				from, to = append(from, int32(i)), append(to, int32(i+n))
+			size, _ := b.WriteRune(r)
+			for range size {
+				from, to = append(from, int32(begin)), append(to, int32(begin+n))
 			}
 		}
-		i += n
 	}
 	return b.String(), from, to
 }
@@ -121,7 +103,7 @@ func character(text string) (r rune, length int) {
 		if digits == 0 {
 			digits = strings.Index(rest[:min(len(rest), 8)], escape.end)
 		}
-		if digits <= 0 || digits > len(rest) {
+		if digits < 0 || digits > len(rest) {
 			continue
 		}
 		if value, err := strconv.ParseUint(rest[:digits], escape.base, 21); err == nil {

@@ -106,7 +106,7 @@ func (k *Known) encodings(secret []byte) {
 			if len(padded)%3 != 0 {
 				end--
 			}
-			k.form(text[min([]int{0, 2, 3}[shift], end):end])
+			k.form(text[[]int{0, 2, 3}[shift]:end])
 		}
 	}
 }
