@@ -132,7 +132,7 @@ func (o Options) check() error {
 		return fmt.Errorf("keep alive of %v: %w", o.KeepAlive, ErrInvalid)
 	}
 	p := packet{
-		kind: kindConnect, cleanSession: true, clientID: []byte(o.ClientID),
+		kind: kindConnect, clientID: []byte(o.ClientID),
 		hasUserName: o.UserName != "", userName: []byte(o.UserName),
 		hasPassword: o.Password != "", password: []byte(o.Password),
 	}
@@ -183,8 +183,8 @@ func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
 // Subscribe asks for the messages that match filter, at QoS 0 or 1, and waits for
 // the SUBACK. The server may grant less. A refusal is a *SubackError.
 func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
-	p := packet{kind: kindSubscribe, id: 1, filters: []subscription{{filter: []byte(filter), qos: qos}}}
-	if err := c.sendable(&p, qos); err != nil {
+	p := packet{kind: kindSubscribe, id: 1, filter: []byte(filter), qos: qos}
+	if err := c.sendable(&p); err != nil {
 		return err
 	}
 	return c.call(ctx, "SUBACK", func(ctx context.Context) error {
@@ -203,7 +203,7 @@ func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
 // the PUBACK, after it or without it.
 func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos byte) error {
 	p := packet{kind: kindPublish, topic: []byte(topic), payload: payload, qos: qos, id: uint16(qos)}
-	if err := c.sendable(&p, qos); err != nil {
+	if err := c.sendable(&p); err != nil {
 		return err
 	}
 	return c.call(ctx, "PUBLISH", func(ctx context.Context) error {
@@ -216,10 +216,7 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos 
 // sendable tells whether a packet can be sent, before paho hears of it: paho
 // checks no topic, cuts long strings, and waits for the answer to a packet that
 // was never written.
-func (c *Client) sendable(p *packet, qos byte) error {
-	if qos > 1 {
-		return fmt.Errorf("QoS %d: %w", qos, ErrInvalid)
-	}
+func (c *Client) sendable(p *packet) error {
 	if len(p.payload) > c.conn.maxPacket { // before it is copied
 		return fmt.Errorf("payload of %d bytes: %w", len(p.payload), ErrPacketTooLarge)
 	}
