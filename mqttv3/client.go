@@ -17,8 +17,11 @@ import (
 // each request, so that a full queue means a peer out of its mind.
 const queueLength = 16
 
-// closeTimeout bounds Close.
-const closeTimeout = 5 * time.Second
+const (
+	defaultMaxPacket = 256 << 10
+	defaultTimeout   = 60 * time.Second
+	closeTimeout     = 5 * time.Second // bounds Close
+)
 
 // Options say who connects and how patiently.
 type Options struct {
@@ -78,6 +81,9 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
+	}
+	if o.MaxPacket <= 0 {
+		o.MaxPacket = defaultMaxPacket
 	}
 	c := &Client{
 		conn:     NewConn(conn, o.MaxPacket, o.Timeout),
@@ -280,13 +286,6 @@ func (c *Client) Receive(ctx context.Context) (Message, error) {
 	}
 }
 
-// Done is closed when the connection has ended, by Close or otherwise.
-func (c *Client) Done() <-chan struct{} { return c.conn.Done() }
-
-// Err returns why the connection ended: ErrClosed, with the cause if it was not
-// Close. It is nil while the connection stands.
-func (c *Client) Err() error { return closed(c.conn.Err()) }
-
 func closed(cause error) error {
 	if cause == nil || errors.Is(cause, ErrClosed) {
 		return cause
@@ -294,10 +293,10 @@ func closed(cause error) error {
 	return fmt.Errorf("%w: %w", ErrClosed, cause)
 }
 
-// Close acknowledges what was received, sends DISCONNECT and closes the
-// connection: within 5 s, or when ctx ends, whichever is first. It returns an
-// error if DISCONNECT could not be sent; on a connection already lost there is
-// none to send, and Err tells why. A second call does nothing.
+// Close acknowledges what was received, sends DISCONNECT and closes the connection:
+// within 5 s, or when ctx ends, whichever is first. It returns an error if DISCONNECT
+// could not be sent; on a connection already lost there is none to send. A second call
+// does nothing.
 func (c *Client) Close(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(ctx, closeTimeout)

@@ -186,7 +186,7 @@ func FuzzUp(f *testing.F) {
 	}
 	f.Add(unhex(f, "20020000 30070003612f626869 9003000101 d000 40020003"), false)
 	f.Fuzz(func(t *testing.T, wire []byte, wasConnected bool) {
-		c := NewConn(recorded{in: bytes.NewReader(wire)}, 1<<16, 0)
+		c := NewConn(recorded{in: bytes.NewReader(wire)}, 1<<16, time.Minute)
 		c.t = transcoder{phase: phaseConnecting}
 		if wasConnected {
 			c.t = *connected()
@@ -274,7 +274,7 @@ func FuzzDown(f *testing.F) {
 			return
 		}
 		rec := recorded{out: &[][]byte{}}
-		conn := NewConn(rec, 0, 0)
+		conn := NewConn(rec, defaultMaxPacket, time.Minute)
 		if p.kind != kindConnect {
 			conn.t = *connected()
 		}
