@@ -1,6 +1,7 @@
 package mqttv3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,9 +122,8 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	}
 	if inTime := stop(); err == nil && inTime {
 		return c, nil
-	} else if err == nil {
-		err = context.Cause(ctx)
 	}
+	err = cmp.Or(err, context.Cause(ctx))
 	if code := c.conn.returnCode(); code != 0 {
 		err = &ConnackError{ReturnCode: code}
 	}
