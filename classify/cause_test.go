@@ -3,12 +3,15 @@ package classify
 import (
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -66,6 +69,9 @@ func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
 		{"another stage is another failure",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
 			"mqtt: tcp h:8883: EOF; websocket: tls h:443: EOF"},
+		{"an address without a port is compared with none",
+			transport.Errors{mqtt(transport.StageTLS, "h", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
+			"mqtt: tls h: EOF; websocket: tls h:443: EOF"},
 		{"and so is another cause",
 			transport.Errors{mqtt(transport.StageTLS, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", portal)},
 			`mqtt: tls h:8883: EOF; websocket: tls h:443: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"`},
@@ -79,5 +85,47 @@ func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
 				t.Error("the errors themselves are lost")
 			}
 		})
+	}
+}
+
+// ended wraps another error, or none.
+type ended struct{ why error }
+
+func (e *ended) Error() string { return fmt.Sprintf("it ended: %v", e.why) }
+func (e *ended) Unwrap() error { return e.why }
+
+func TestTheTextOfOthersIsCutAndWhatDpsdSaysAroundItIsNot(t *testing.T) {
+	text := strings.Repeat("a", 600)
+	cut := strings.Repeat("a", 497) + "… (600 bytes)" // 512 bytes
+	long := errors.New(text)
+	for _, tt := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"a text of 512 bytes is whole", fmt.Errorf("%w, issued by ACME", errors.New(text[:512])), text[:512] + ", issued by ACME"},
+		{"a longer one is cut", fmt.Errorf("%w, issued by ACME", long), cut + ", issued by ACME"},
+		{"each is", fmt.Errorf("%w, then %w, issued by ACME", long, fmt.Errorf("x%w", long)), cut + ", then x" + cut + ", issued by ACME"},
+		{"all of them have at most 1,536 bytes", fmt.Errorf("%w %w %w %w", long, long, long, long), strings.Repeat(cut+" ", 2) + strings.Repeat("a", 494) + "… (2051 bytes)"},
+		{"an error that can wrap another, but does not", &ended{}, "it ended: <nil>"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Classify(tt.err)
+			if got := f.Err.Error(); got != tt.want {
+				t.Errorf("the cause is %d bytes:\n%s\nwant\n%s", len(got), got, tt.want)
+			}
+			if !errors.Is(f.Err, tt.err) {
+				t.Error("the error itself is lost")
+			}
+		})
+	}
+}
+
+func TestATrackingIDHasAtMost128Bytes(t *testing.T) {
+	text := strings.Repeat("4c7e", 50)
+	for id, want := range map[string]string{text[:128]: text[:128], text: text[:113] + "… (200 bytes)"} {
+		if f := Classify(&dps.ServiceError{Status: 500, TrackingID: id}); f.TrackingID != want {
+			t.Errorf("%q has become %q", id, f.TrackingID)
+		}
 	}
 }

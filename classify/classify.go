@@ -4,6 +4,7 @@
 package classify
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -187,38 +188,26 @@ func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// stages translates the stages of package transport, in the order in which a
-// connection passes them.
-var stages = []struct {
-	transport transport.Stage
-	fault     fault.Stage
-}{
-	{transport.StageCA, fault.StageTLS},
-	{transport.StageName, fault.StageName},
-	{transport.StageTCP, fault.StageTCP},
-	{transport.StageProxy, fault.StageProxy},
-	{transport.StageTLS, fault.StageTLS},
-	{transport.StageWebSocket, fault.StageWebSocket},
+// order is the order in which a connection passes the stages of package transport, which
+// have the names of those of package fault.
+var order = []transport.Stage{
+	transport.StageCA, transport.StageName, transport.StageTCP, transport.StageProxy, transport.StageTLS, transport.StageWebSocket,
 }
 
-// ofTransport knows why there is no connection. When several protocols were
-// tried, the one that got furthest tells most.
+// ofTransport knows why there is no connection. When several protocols were tried, the
+// fault is that of the protocol that got furthest.
 func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
-	furthest, reached := (*transport.Error)(nil), -1
 	var several transport.Errors
-	if errors.As(err, &several) {
-		for _, e := range several {
-			if n := progress(e); n > reached {
-				furthest, reached = e, n
-			}
-		}
-	} else if errors.As(err, &furthest) {
-		reached = progress(furthest)
-	}
-	if reached < 0 {
+	if !errors.As(err, &several) {
 		return fault.Fault{}, false
 	}
-	stage := stages[reached].fault
+	furthest := slices.MaxFunc(several, func(a, b *transport.Error) int {
+		return cmp.Compare(slices.Index(order, a.Stage), slices.Index(order, b.Stage))
+	})
+	if furthest.Stage == transport.StageCA {
+		return fault.New(fault.CAUnreadable, fault.StageTLS, err), true
+	}
+	stage := fault.Stage(furthest.Stage)
 	named := func(code fault.Code) (fault.Fault, bool) {
 		f := fault.New(code, stage, err)
 		if onlyMQTT(several) {
@@ -230,8 +219,6 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 
 	var upgrade *transport.UpgradeError
 	switch {
-	case furthest.Stage == transport.StageCA:
-		return named(fault.CAUnreadable)
 	case blocked(furthest):
 		return fault.New(fault.DNSBlocked, stage, &blockedError{furthest.Remote.String(), err}), true
 	case errors.As(cause, new(*transport.NoNameServerError)):
@@ -274,16 +261,7 @@ func onlyMQTT(tried transport.Errors) bool {
 			return false
 		}
 	}
-	return len(tried) > 0
-}
-
-func progress(e *transport.Error) int {
-	for n, s := range stages {
-		if s.transport == e.Stage {
-			return n
-		}
-	}
-	return -1
+	return true
 }
 
 // ofTLS knows why a handshake failed; whole is the error to report.

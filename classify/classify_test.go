@@ -92,6 +92,8 @@ func TestClassify(t *testing.T) {
 		{"the proxy does not know the password", dial(transport.StageProxy, &transport.ProxyError{Status: 401}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyUpstream, fault.StageProxy},
+		{"the proxy's upstream is silent", dial(transport.StageProxy, &transport.ProxyError{Status: 504}), fault.ProxyUpstream, fault.StageProxy},
+		{"the proxy does not know our HTTP", dial(transport.StageProxy, &transport.ProxyError{Status: 505}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy is closed for the night", dial(transport.StageProxy, &transport.ProxyError{Status: 500}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy wants NTLM", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
 		{"the proxy wants NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
@@ -142,6 +144,13 @@ func TestClassify(t *testing.T) {
 		{"a server certificate of the future", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is before y"}), fault.ClockImplausible, fault.StageTLS},
 		{"reset in the handshake", dial(transport.StageTLS, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageTLS},
 		{"a handshake that fails otherwise", dial(transport.StageTLS, errors.New("tls: something")), fault.TLSFailed, fault.StageTLS},
+		{"an alert about the version of TLS", dial(transport.StageTLS, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: protocol version not supported")}}), fault.TLSVersion, fault.StageTLS},
+		{"a peer that answers in another protocol than TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("220 mail.test ESMTP"), Err: tls.RecordHeaderError{}}), fault.NotTLS, fault.StageTLS},
+		{"reset before the connection is open", dial(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageTCP},
+		{"reset in the upgrade", dial(transport.StageWebSocket, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageWebSocket},
+		{"an upgrade that is answered in another protocol than HTTP", dial(transport.StageWebSocket, errors.New("malformed HTTP response")), fault.WebSocketRefused, fault.StageWebSocket},
+		{"a cause that transport has not had yet", dial(transport.StageTCP, errors.New("?")), fault.Internal, fault.StageTCP},
+		{"a name server that does not answer before the end of the attempt", dial(transport.StageName, context.DeadlineExceeded), fault.DNSFailed, fault.StageName},
 		{"the upgrade is redirected", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"the upgrade is forbidden", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403}), fault.WebSocketRefused, fault.StageWebSocket},
 		{"of two protocols the one that got further counts", At(fault.StageTCP, transport.Errors{
@@ -169,6 +178,14 @@ func TestClassify(t *testing.T) {
 		{"end of the stream", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, io.EOF)), fault.ConnectionLost, fault.StageConnect},
 		{"end of a raw stream", connect(io.EOF), fault.ConnectionLost, fault.StageConnect},
 		{"SUBACK 0x80", At(fault.StageSubscribe, &mqttv3.SubackError{Filter: "x"}), fault.NotDPS, fault.StageSubscribe},
+		{"no route while a reply is expected", At(fault.StagePoll, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.EHOSTUNREACH)}), fault.NetworkUnreachable, fault.StagePoll},
+		{"a peer that does not take what is written", At(fault.StageRegister, &net.OpError{Op: "write", Err: os.ErrDeadlineExceeded}), fault.NoReply, fault.StageRegister},
+		{"the deadline of an attempt", At(fault.StageRegister, context.DeadlineExceeded), fault.NoReply, fault.StageRegister},
+		{"a WebSocket message of text", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, transport.ErrNotBinary)), fault.ProtocolViolation, fault.StagePoll},
+		{"a packet that breaks MQTT", At(fault.StagePoll, &mqttv3.ProtocolError{}), fault.ProtocolViolation, fault.StagePoll},
+		{"an argument that MQTT does not allow", At(fault.StageRegister, mqttv3.ErrInvalid), fault.RequestRefused, fault.StageRegister},
+		{"another alert in place of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")})), fault.TLSFailed, fault.StageTLS},
+		{"another alert after the CONNACK", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")})), fault.ConnectionLost, fault.StagePoll},
 		{"a packet too large", At(fault.StageRegister, mqttv3.ErrPacketTooLarge), fault.ProtocolViolation, fault.StageRegister},
 
 		{"401", register("$dps/registrations/res/401/?$rid=1", `{"errorCode":401002,"trackingId":"t","message":"Unauthorized"}`), fault.Unauthorized, fault.StageRegister},
@@ -177,6 +194,7 @@ func TestClassify(t *testing.T) {
 		{"409", register("$dps/registrations/res/409/?$rid=1", `{}`), fault.RequestRefused, fault.StageRegister},
 		{"429", register("$dps/registrations/res/429/?$rid=1&retry-after=30", ``), fault.Throttled, fault.StageRegister},
 		{"503", register("$dps/registrations/res/503/?$rid=1", ``), fault.ServiceError, fault.StageRegister},
+		{"404 to a poll", At(fault.StagePoll, &dps.ServiceError{Request: dps.RequestPoll, Status: 404}), fault.OperationLost, fault.StagePoll},
 		{"200 disabled", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"","status":"disabled"}`), fault.EnrollmentDisabled, fault.StageRegister},
 		{"200 failed", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"registrationId":"gw-1","status":"failed","errorCode":400207,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
 		{"200 unassigned", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"unassigned"}`), fault.AllocationFailed, fault.StageRegister},
@@ -195,10 +213,13 @@ func TestClassify(t *testing.T) {
 		{"a serial number that is none", identity(attest.ErrRegistrationID), fault.InputInvalid, fault.StageIdentity},
 		{"a payload that is no object", At(fault.StageIdentity, &PayloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
 		{"a payload that is missing", At(fault.StageIdentity, &PayloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
+		{"a payload that the protocol does not take", At(fault.StageRegister, dps.ErrPayload), fault.InputInvalid, fault.StageIdentity},
 
 		{"a full disk", At(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
 		{"a covered state directory", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
 		{"a newer schema", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},
+		{"an assignment that cannot be stored", At(fault.StageState, &store.InvalidError{}), fault.MalformedReply, fault.StagePoll},
+		{"an error without a stage", errors.New("?"), fault.Internal, fault.StageConfiguration},
 		{"a second instance", &store.LockedError{PID: 7}, fault.StateLocked, fault.StageState},
 		{"an unknown error is our own defect", At(fault.StagePoll, errors.New("?")), fault.Internal, fault.StagePoll},
 	} {
@@ -215,8 +236,11 @@ func TestClassify(t *testing.T) {
 			}
 		})
 	}
-	if f := Classify(nil); f.Code != "" {
+	if f := Classify(At(fault.StagePoll, nil)); f.Code != "" {
 		t.Errorf("no error is no fault, got %s", f.Code)
+	}
+	if f := fault.New(fault.Throttled, fault.StagePoll, io.EOF); Classify(fmt.Errorf("again: %w", f)) != f {
+		t.Error("a fault does not stay what it is")
 	}
 }
 
@@ -293,6 +317,7 @@ func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
 		advised bool
 	}{
 		{"8883 refused, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, refused)}, fault.TCPRefused, true},
+		{"no address for 8883, no word of a protocol", transport.Errors{{Stage: transport.StageTCP, Address: "h:8883", Err: refused}}, fault.TCPRefused, false},
 		{"8883 and 443 refused", transport.Errors{mqtt("h:8883", transport.StageTCP, refused), webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
 		{"443 refused", transport.Errors{webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
 		{"443 refused, where mqtt_port is 443", transport.Errors{mqtt("h:443", transport.StageTCP, refused)}, fault.TCPRefused, false},
@@ -318,6 +343,76 @@ func TestClassifyKeepsWhatTheServiceSaid(t *testing.T) {
 	f = Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/200/?$rid=1&retry-after=600", `{`)))
 	if f.RetryAfter != 10*time.Minute {
 		t.Errorf("a malformed reply loses its Retry-After: %s", f.RetryAfter)
+	}
+}
+
+func TestARefusedCredentialIsExplainedByItsCircumstances(t *testing.T) {
+	unauthorized := At(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
+	expired, early := &attest.CertificateError{Err: attest.ErrExpired}, &attest.CertificateError{Err: attest.ErrNotYetValid}
+	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key has 64 bytes"}}
+	for _, tt := range []struct {
+		name          string
+		circumstances Circumstances
+		code          fault.Code
+		end           string // of the cause
+	}{
+		{"nothing", Circumstances{}, fault.Unauthorized, "401000"},
+		{"an inspector, whatever the clock and the certificate say", Circumstances{Inspector: "CN=ACME", Implausible: true, Validity: expired, Doubt: doubt}, fault.TLSIntercepted, `401000; it came through "CN=ACME", who inspects this connection`},
+		{"a clock before the build, whatever the certificate says", Circumstances{Implausible: true, Validity: expired}, fault.ClockImplausible, "401000"},
+		{"a certificate of the future", Circumstances{Validity: early}, fault.ClockImplausible, "401000"},
+		{"an expired certificate", Circumstances{Validity: expired, Purpose: attest.ErrNotForClients}, fault.CertificateExpired, "401000; " + expired.Error()},
+		{"a doubtful key", Circumstances{Doubt: doubt, Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the key has 64 bytes"},
+		{"a certificate that is not for clients", Circumstances{Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the certificate is not for clients"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := tt.circumstances.Classify(unauthorized)
+			if f.Code != tt.code || f.Class != fault.Describe(tt.code).Class || !strings.HasSuffix(f.Err.Error(), tt.end) {
+				t.Errorf("got %s (%s): %v", f.Code, f.Class, f.Err)
+			}
+			var said *dps.ServiceError
+			if !errors.As(f.Err, &said) {
+				t.Error("the answer of the service is lost")
+			}
+			if f := tt.circumstances.Classify(At(fault.StageConnect, io.EOF)); f.Code != fault.ConnectionLost || f.Err.Error() != "EOF" {
+				t.Errorf("a lost connection is explained too: %v", f)
+			}
+		})
+	}
+}
+
+func TestAnInspectorIsAnIssuerThatDoesNotIssueForAzure(t *testing.T) {
+	for _, tt := range []struct {
+		name, host string
+		issuer     pkix.Name
+		want       string
+	}{
+		{"a stranger", global, pkix.Name{CommonName: "ACME Inspection"}, "CN=ACME Inspection"},
+		{"a stranger in another cloud", "X.Azure-Devices-Provisioning.CN", pkix.Name{Organization: []string{"ACME"}}, "O=ACME"},
+		{"Microsoft", global, pkix.Name{CommonName: "CA 4", Organization: []string{"Microsoft Corporation"}}, ""},
+		{"DigiCert, by its common name", global, pkix.Name{CommonName: "DIGICERT TLS CA"}, ""},
+		{"an issuer without a name", global, pkix.Name{Country: []string{"DE"}}, ""},
+		{"a stranger for a hub", "h.azure-devices.net", pkix.Name{CommonName: "ACME"}, ""},
+		{"a stranger for a simulator", "dps.test", pkix.Name{CommonName: "ACME"}, ""},
+		{"a name of 300 bytes is cut", global, pkix.Name{CommonName: strings.Repeat("a", 297)}, "CN=" + strings.Repeat("a", 238) + "… (300 bytes)"},
+		{"a name of 256 bytes is not", global, pkix.Name{CommonName: strings.Repeat("a", 253)}, "CN=" + strings.Repeat("a", 253)},
+	} {
+		if got := Inspector(tt.host, tt.issuer); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestANameThatIsNoneOfAzureIsComparedWithThePublicCloud(t *testing.T) {
+	if c := PublicCloud(); c.Domain != "net" || c.Sovereign || len(c.Roots) == 0 {
+		t.Errorf("the public cloud is %+v", c)
+	}
+	for host, want := range map[string]string{
+		global: "net", "H.Azure-Devices.NET": "net", "x.azure-devices-provisioning.us": "us", "h.azure-devices.cn": "cn",
+		"dps.test": "", "azure-devices.net": "", "x.azure-devices.net.test": "", "x.azure-devices.de": "",
+	} {
+		if c, found := CloudOf(host); c.Domain != want || found != (want != "") {
+			t.Errorf("%s is of the cloud %+v", host, c)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package mqttv3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,11 @@ import (
 // each request, so that a full queue means a peer out of its mind.
 const queueLength = 16
 
-// closeTimeout bounds Close.
-const closeTimeout = 5 * time.Second
+const (
+	defaultMaxPacket = 256 << 10
+	defaultTimeout   = 60 * time.Second
+	closeTimeout     = 5 * time.Second // bounds Close
+)
 
 // Options say who connects and how patiently.
 type Options struct {
@@ -79,6 +83,9 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
+	if o.MaxPacket <= 0 {
+		o.MaxPacket = defaultMaxPacket
+	}
 	c := &Client{
 		conn:     NewConn(conn, o.MaxPacket, o.Timeout),
 		timeout:  o.Timeout,
@@ -115,9 +122,8 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	}
 	if inTime := stop(); err == nil && inTime {
 		return c, nil
-	} else if err == nil {
-		err = context.Cause(ctx)
 	}
+	err = cmp.Or(err, context.Cause(ctx))
 	if code := c.conn.returnCode(); code != 0 {
 		err = &ConnackError{ReturnCode: code}
 	}
@@ -132,7 +138,7 @@ func (o Options) check() error {
 		return fmt.Errorf("keep alive of %v: %w", o.KeepAlive, ErrInvalid)
 	}
 	p := packet{
-		kind: kindConnect, cleanSession: true, clientID: []byte(o.ClientID),
+		kind: kindConnect, clientID: []byte(o.ClientID),
 		hasUserName: o.UserName != "", userName: []byte(o.UserName),
 		hasPassword: o.Password != "", password: []byte(o.Password),
 	}
@@ -183,8 +189,8 @@ func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
 // Subscribe asks for the messages that match filter, at QoS 0 or 1, and waits for
 // the SUBACK. The server may grant less. A refusal is a *SubackError.
 func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
-	p := packet{kind: kindSubscribe, id: 1, filters: []subscription{{filter: []byte(filter), qos: qos}}}
-	if err := c.sendable(&p, qos); err != nil {
+	p := packet{kind: kindSubscribe, id: 1, filter: []byte(filter), qos: qos}
+	if err := c.sendable(&p); err != nil {
 		return err
 	}
 	return c.call(ctx, "SUBACK", func(ctx context.Context) error {
@@ -203,7 +209,7 @@ func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
 // the PUBACK, after it or without it.
 func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos byte) error {
 	p := packet{kind: kindPublish, topic: []byte(topic), payload: payload, qos: qos, id: uint16(qos)}
-	if err := c.sendable(&p, qos); err != nil {
+	if err := c.sendable(&p); err != nil {
 		return err
 	}
 	return c.call(ctx, "PUBLISH", func(ctx context.Context) error {
@@ -216,10 +222,7 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos 
 // sendable tells whether a packet can be sent, before paho hears of it: paho
 // checks no topic, cuts long strings, and waits for the answer to a packet that
 // was never written.
-func (c *Client) sendable(p *packet, qos byte) error {
-	if qos > 1 {
-		return fmt.Errorf("QoS %d: %w", qos, ErrInvalid)
-	}
+func (c *Client) sendable(p *packet) error {
 	if len(p.payload) > c.conn.maxPacket { // before it is copied
 		return fmt.Errorf("payload of %d bytes: %w", len(p.payload), ErrPacketTooLarge)
 	}
@@ -283,13 +286,6 @@ func (c *Client) Receive(ctx context.Context) (Message, error) {
 	}
 }
 
-// Done is closed when the connection has ended, by Close or otherwise.
-func (c *Client) Done() <-chan struct{} { return c.conn.Done() }
-
-// Err returns why the connection ended: ErrClosed, with the cause if it was not
-// Close. It is nil while the connection stands.
-func (c *Client) Err() error { return closed(c.conn.Err()) }
-
 func closed(cause error) error {
 	if cause == nil || errors.Is(cause, ErrClosed) {
 		return cause
@@ -297,10 +293,10 @@ func closed(cause error) error {
 	return fmt.Errorf("%w: %w", ErrClosed, cause)
 }
 
-// Close acknowledges what was received, sends DISCONNECT and closes the
-// connection: within 5 s, or when ctx ends, whichever is first. It returns an
-// error if DISCONNECT could not be sent; on a connection already lost there is
-// none to send, and Err tells why. A second call does nothing.
+// Close acknowledges what was received, sends DISCONNECT and closes the connection:
+// within 5 s, or when ctx ends, whichever is first. It returns an error if DISCONNECT
+// could not be sent; on a connection already lost there is none to send. A second call
+// does nothing.
 func (c *Client) Close(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(ctx, closeTimeout)

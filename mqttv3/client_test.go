@@ -88,6 +88,14 @@ func TestExchange(t *testing.T) {
 	})
 }
 
+func TestTheOptionsSayWhetherThereIsAPassword(t *testing.T) {
+	for _, o := range []mqttv3.Options{{}, {UserName: "u", Password: secret}} {
+		if want := fmt.Sprintf("password set: %t,", o.Password != ""); !strings.Contains(o.String(), want) {
+			t.Errorf("%s does not say %q", o, want)
+		}
+	}
+}
+
 func TestWhatIsNotGivenIsNotSent(t *testing.T) {
 	for _, test := range []struct {
 		says string
@@ -96,6 +104,8 @@ func TestWhatIsNotGivenIsNotSent(t *testing.T) {
 	}{
 		{"an empty password leaves the password flag clear [MQTT-3.1.2-20]", mqttv3.Options{ClientID: "gw1", UserName: "u"},
 			"10 12 00044d515454 04 82 0000 0003677731 000175"},
+		{"the keep alive is sent in seconds, up to 65,535 of them", mqttv3.Options{ClientID: "gw1", KeepAlive: 65535 * time.Second},
+			"10 0f 00044d515454 04 02 ffff 0003677731"},
 		{"without user name both flags are clear [MQTT-3.1.2-18]", mqttv3.Options{ClientID: "gw1"},
 			"10 0f 00044d515454 04 02 0000 0003677731"},
 		{"an empty client identifier is sent as such [MQTT-3.1.3-3]", mqttv3.Options{},
@@ -445,7 +455,7 @@ func TestARefusedSubscription(t *testing.T) {
 
 func TestTimeouts(t *testing.T) {
 	timely := options
-	timely.Timeout = 7 * time.Second
+	timely.Timeout = 17 * time.Second // longer than the 10 s that paho waits of its own accord
 	for _, test := range []struct {
 		exchange string
 		script   func(*server)
@@ -477,6 +487,30 @@ func TestTimeouts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// deaf is a connection that does not notice for a while that it was closed.
+type deaf struct{ net.Conn }
+
+func (d deaf) Write([]byte) (int, error) {
+	time.Sleep(time.Minute)
+	return 0, io.ErrClosedPipe
+}
+
+func TestConnectWaitsHalfASecondForAConnectionThatWasClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options
+		o.Timeout = 7 * time.Second
+		start := time.Now()
+		_, err := mqttv3.Connect(t.Context(), deaf{serve(t, func(s *server) { s.drain() })}, o)
+		if !errors.Is(err, mqttv3.ErrTimeout) {
+			t.Errorf("got %v, want a time-out", err)
+		}
+		if d := time.Since(start); d != 7500*time.Millisecond {
+			t.Errorf("took %v, want 7.5s", d)
+		}
+		time.Sleep(time.Minute) // until the write has ended
+	})
 }
 
 func TestTheCallersContextEndsACall(t *testing.T) {

@@ -12,21 +12,17 @@ import (
 // (table 2.1).
 type kind byte
 
+// The packets that a client with QoS 0 and 1 and without UNSUBSCRIBE sends and gets.
 const (
-	kindConnect kind = iota + 1
-	kindConnack
-	kindPublish
-	kindPuback
-	kindPubrec
-	kindPubrel
-	kindPubcomp
-	kindSubscribe
-	kindSuback
-	kindUnsubscribe
-	kindUnsuback
-	kindPingreq
-	kindPingresp
-	kindDisconnect
+	kindConnect    kind = 1
+	kindConnack    kind = 2
+	kindPublish    kind = 3
+	kindPuback     kind = 4
+	kindSubscribe  kind = 8
+	kindSuback     kind = 9
+	kindPingreq    kind = 12
+	kindPingresp   kind = 13
+	kindDisconnect kind = 14
 )
 
 var kindNames = [16]string{
@@ -36,16 +32,6 @@ var kindNames = [16]string{
 
 func (k kind) String() string { return kindNames[k&15] }
 
-// flags are the lower four bits of the first byte for all packets but PUBLISH;
-// any other value is malformed [MQTT-2.2.2-1] [MQTT-2.2.2-2].
-func (k kind) flags() byte {
-	switch k {
-	case kindPubrel, kindSubscribe, kindUnsubscribe:
-		return 2
-	}
-	return 0
-}
-
 const (
 	protocolName  = "MQTT"
 	protocolLevel = 4 // MQTT 3.1.1 [MQTT-3.1.2-2]
@@ -53,95 +39,72 @@ const (
 	maxRemaining = 268_435_455 // four bytes of seven bits (table 2.4)
 	maxHeader    = 5
 
+	cleanSession       = 2 // of the connect flags
 	subscriptionFailed = 0x80
 )
 
-// packet is any control packet. Which fields count depends on kind; the rest are
-// zero. Byte slices alias the bytes a packet was parsed from.
+// packet is one of these control packets. Which fields count depends on kind; the rest
+// are zero. Byte slices alias the bytes a packet was parsed from.
 type packet struct {
 	kind kind
 	id   uint16 // packet identifier, never 0 where there is one [MQTT-2.3.1-1]
 
-	// CONNECT
+	// CONNECT, always with a clean session and without a will
 	clientID, userName, password []byte
 	hasUserName, hasPassword     bool
 	keepAlive                    uint16 // seconds
-	cleanSession                 bool
-	will                         *will
 
-	// CONNACK
-	sessionPresent bool
-	returnCode     byte
+	// CONNACK, and SUBACK for its one topic filter
+	returnCode byte
 
 	// PUBLISH
 	dup, retain    bool
-	qos            byte
 	topic, payload []byte
-
-	// SUBSCRIBE and UNSUBSCRIBE; the latter has no QoS
-	filters []subscription
-	// SUBACK, one for each filter
-	codes []byte
-}
-
-type will struct {
-	topic, payload []byte
-	qos            byte
-	retain         bool
-}
-
-type subscription struct {
+	// PUBLISH and SUBSCRIBE
+	qos byte
+	// SUBSCRIBE
 	filter []byte
-	qos    byte
 }
 
 func (k kind) malformed(format string, a ...any) error {
 	return &ProtocolError{Packet: k.String(), Reason: fmt.Sprintf(format, a...)}
 }
 
-// parse reads a packet from its first byte and everything after the remaining
-// length.
+// parse reads a packet of the server from its first byte and everything after the
+// remaining length.
 func (p *packet) parse(first byte, body []byte) error {
 	*p = packet{kind: kind(first >> 4)}
 	if p.kind == kindPublish {
-		p.dup, p.qos, p.retain = first&8 != 0, first>>1&3, first&1 != 0
-	} else if first&15 != p.kind.flags() {
+		p.publishFlags(first)
+	} else if first&15 != 0 {
 		return p.kind.malformed("reserved flags %#x in the fixed header [MQTT-2.2.2-2]", first&15)
 	}
 	s := scanner{b: body}
 	switch p.kind {
-	case kindConnect:
-		if err := p.parseConnect(&s); err != nil {
-			return err
-		}
 	case kindConnack:
 		flags := s.byte()
 		if flags > 1 {
 			return p.kind.malformed("reserved acknowledge flags %#x", flags)
 		}
-		p.sessionPresent, p.returnCode = flags == 1, s.byte()
+		p.returnCode = s.byte()
+		if flags == 1 && p.returnCode != 0 {
+			return p.kind.malformed("return code %d together with session present [MQTT-3.2.2-4]", p.returnCode)
+		}
 	case kindPublish:
 		p.topic = s.field()
 		if p.qos > 0 {
 			p.id = s.uint16()
 		}
 		p.payload = s.rest()
-	case kindPuback, kindPubrec, kindPubrel, kindPubcomp, kindUnsuback:
+	case kindPuback:
 		p.id = s.uint16()
-	case kindSubscribe, kindUnsubscribe:
-		p.id = s.uint16()
-		for len(s.b) > 0 && !s.short {
-			f := subscription{filter: s.field()}
-			if p.kind == kindSubscribe {
-				f.qos = s.byte()
-			}
-			p.filters = append(p.filters, f)
-		}
 	case kindSuback:
-		p.id, p.codes = s.uint16(), s.rest()
-	case kindPingreq, kindPingresp, kindDisconnect:
+		p.id, p.returnCode = s.uint16(), s.byte()
+	case kindPingresp:
 	default:
-		return p.kind.malformed("reserved")
+		// PUBREC and its kin belong to QoS 2, which we never speak. Letting them
+		// through would also reach code in paho that writes to a nil connection.
+		return p.kind.malformed("not expected from this server")
 	}
 	if err := s.end(p.kind); err != nil {
 		return err
@@ -149,32 +112,8 @@ func (p *packet) parse(first byte, body []byte) error {
 	return p.check()
 }
 
-func (p *packet) parseConnect(s *scanner) error {
-	name, level, flags := s.field(), s.byte(), s.byte()
-	if s.short {
-		return s.end(p.kind)
-	}
-	if string(name) != protocolName || level != protocolLevel {
-		return p.kind.malformed("protocol %.10q level %d [MQTT-3.1.2-1] [MQTT-3.1.2-2]", name, level)
-	}
-	if flags&1 != 0 {
-		return p.kind.malformed("reserved connect flag [MQTT-3.1.2-3]")
-	}
-	p.cleanSession = flags&2 != 0
-	p.keepAlive = s.uint16()
-	p.clientID = s.field()
-	if flags&4 != 0 {
-		p.will = &will{topic: s.field(), payload: s.field(), qos: flags >> 3 & 3, retain: flags&0x20 != 0}
-	} else if flags&0x38 != 0 {
-		return p.kind.malformed("will QoS or will retain without a will [MQTT-3.1.2-13] [MQTT-3.1.2-15]")
-	}
-	if p.hasUserName = flags&0x80 != 0; p.hasUserName {
-		p.userName = s.field()
-	}
-	if p.hasPassword = flags&0x40 != 0; p.hasPassword {
-		p.password = s.field()
-	}
-	return nil
+func (p *packet) publishFlags(first byte) {
+	p.dup, p.qos, p.retain = first&8 != 0, first>>1&3, first&1 != 0
 }
 
 // check holds the rules that concern values rather than layout. Both directions
@@ -183,40 +122,20 @@ func (p *packet) check() error {
 	switch p.kind {
 	case kindConnect:
 		return p.checkConnect()
-	case kindConnack:
-		if p.sessionPresent && p.returnCode != 0 {
-			return p.kind.malformed("return code %d together with session present [MQTT-3.2.2-4]", p.returnCode)
-		}
-		return nil
-	case kindPingreq, kindPingresp, kindDisconnect:
-		return nil
 	case kindPublish:
 		return p.checkPublish()
+	case kindConnack, kindPingreq, kindPingresp, kindDisconnect:
+		return nil
 	}
 	if p.id == 0 {
 		return p.kind.malformed("packet identifier 0 [MQTT-2.3.1-1]")
 	}
-	switch p.kind {
-	case kindSubscribe, kindUnsubscribe:
-		if len(p.filters) == 0 {
-			return p.kind.malformed("no topic filter [MQTT-3.8.3-3] [MQTT-3.10.3-2]")
+	if p.kind == kindSubscribe {
+		if reason := badFilter(p.filter); reason != "" {
+			return p.kind.malformed("topic filter: %s", reason)
 		}
-		for _, f := range p.filters {
-			if reason := badFilter(f.filter); reason != "" {
-				return p.kind.malformed("topic filter: %s", reason)
-			}
-			if f.qos > 2 {
-				return p.kind.malformed("requested QoS byte %#x [MQTT-3.8.3-4]", f.qos)
-			}
-		}
-	case kindSuback:
-		if len(p.codes) == 0 {
-			return p.kind.malformed("no return code")
-		}
-		for _, c := range p.codes {
-			if c > 2 && c != subscriptionFailed {
-				return p.kind.malformed("reserved return code %#x [MQTT-3.9.3-2]", c)
-			}
+		if p.qos > 1 { // of version 5, this byte holds more options than the QoS
+			return p.kind.malformed("QoS byte %#x is not spoken here", p.qos)
 		}
 	}
 	return nil
@@ -225,9 +144,6 @@ func (p *packet) check() error {
 func (p *packet) checkConnect() error {
 	if reason := badText(p.clientID); reason != "" {
 		return p.kind.malformed("client identifier: %s", reason)
-	}
-	if len(p.clientID) == 0 && !p.cleanSession {
-		return p.kind.malformed("empty client identifier without clean session [MQTT-3.1.3-7]")
 	}
 	if reason := badText(p.userName); reason != "" {
 		return p.kind.malformed("user name: %s", reason)
@@ -238,27 +154,17 @@ func (p *packet) checkConnect() error {
 	if p.hasPassword && !p.hasUserName {
 		return p.kind.malformed("password without user name [MQTT-3.1.2-22]")
 	}
-	if w := p.will; w != nil {
-		if reason := badTopic(w.topic); reason != "" {
-			return p.kind.malformed("will topic: %s", reason)
-		}
-		if w.qos > 2 || len(w.payload) > math.MaxUint16 {
-			return p.kind.malformed("will QoS 3, or will message longer than 65535 bytes [MQTT-3.1.2-14]")
-		}
-	}
 	return nil
 }
 
 func (p *packet) checkPublish() error {
 	switch {
-	case p.qos > 2:
-		return p.kind.malformed("QoS 3 [MQTT-3.3.1-4]")
+	case p.qos > 1:
+		return p.kind.malformed("QoS %d is not spoken here", p.qos)
 	case p.qos == 0 && p.dup:
 		return p.kind.malformed("DUP with QoS 0 [MQTT-3.3.1-2]")
-	case p.qos > 0 && p.id == 0:
-		return p.kind.malformed("packet identifier 0 [MQTT-2.3.1-1]")
-	case p.qos == 0 && p.id != 0:
-		return p.kind.malformed("packet identifier with QoS 0 [MQTT-2.3.1-5]")
+	case (p.qos > 0) != (p.id > 0):
+		return p.kind.malformed("packet identifier %d with QoS %d [MQTT-2.3.1-1] [MQTT-2.3.1-5]", p.id, p.qos)
 	}
 	if reason := badTopic(p.topic); reason != "" {
 		return p.kind.malformed("topic: %s", reason)
@@ -266,7 +172,7 @@ func (p *packet) checkPublish() error {
 	return nil
 }
 
-// append writes the packet behind dst. On an error nothing is written.
+// append writes a packet of the client behind dst. On an error nothing is written.
 func (p *packet) append(dst []byte) ([]byte, error) {
 	if err := p.check(); err != nil {
 		return dst, err
@@ -276,27 +182,17 @@ func (p *packet) append(dst []byte) ([]byte, error) {
 	switch p.kind {
 	case kindConnect:
 		dst = p.appendConnect(dst)
-	case kindConnack:
-		dst = append(dst, bit(p.sessionPresent, 1), p.returnCode)
 	case kindPublish:
 		dst = appendField(dst, p.topic)
 		if p.qos > 0 {
 			dst = binary.BigEndian.AppendUint16(dst, p.id)
 		}
 		dst = append(dst, p.payload...)
-	case kindPuback, kindPubrec, kindPubrel, kindPubcomp, kindUnsuback:
+	case kindPuback:
 		dst = binary.BigEndian.AppendUint16(dst, p.id)
-	case kindSubscribe, kindUnsubscribe:
+	case kindSubscribe:
 		dst = binary.BigEndian.AppendUint16(dst, p.id)
-		for _, f := range p.filters {
-			dst = appendField(dst, f.filter)
-			if p.kind == kindSubscribe {
-				dst = append(dst, f.qos)
-			}
-		}
-	case kindSuback:
-		dst = binary.BigEndian.AppendUint16(dst, p.id)
-		dst = append(dst, p.codes...)
+		dst = append(appendField(dst, p.filter), p.qos)
 	}
 	if len(dst)-start-maxHeader > maxRemaining {
 		return dst[:start], ErrPacketTooLarge
@@ -305,18 +201,10 @@ func (p *packet) append(dst []byte) ([]byte, error) {
 }
 
 func (p *packet) appendConnect(dst []byte) []byte {
-	flags := bit(p.hasUserName, 0x80) | bit(p.hasPassword, 0x40) | bit(p.cleanSession, 2)
-	if w := p.will; w != nil {
-		flags |= bit(w.retain, 0x20) | w.qos<<3 | 4
-	}
 	dst = appendField(dst, []byte(protocolName))
-	dst = append(dst, protocolLevel, flags)
+	dst = append(dst, protocolLevel, bit(p.hasUserName, 0x80)|bit(p.hasPassword, 0x40)|cleanSession)
 	dst = binary.BigEndian.AppendUint16(dst, p.keepAlive)
 	dst = appendField(dst, p.clientID)
-	if w := p.will; w != nil {
-		dst = appendField(dst, w.topic)
-		dst = appendField(dst, w.payload)
-	}
 	if p.hasUserName {
 		dst = appendField(dst, p.userName)
 	}
@@ -331,7 +219,7 @@ func (p *packet) first() byte {
 	if p.kind == kindPublish {
 		return byte(p.kind)<<4 | bit(p.dup, 8) | p.qos<<1 | bit(p.retain, 1)
 	}
-	return byte(p.kind)<<4 | p.kind.flags()
+	return byte(p.kind)<<4 | bit(p.kind == kindSubscribe, 2) // reserved [MQTT-3.8.1-1]
 }
 
 // frame completes a packet begun at start with five bytes for the fixed header:

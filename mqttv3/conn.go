@@ -16,9 +16,6 @@ import (
 )
 
 const (
-	defaultMaxPacket = 256 << 10
-	defaultTimeout   = 60 * time.Second
-
 	firstBytes = 512         // kept of a peer that does not speak MQTT
 	lastWords  = time.Second // how long a peer that broke off is listened to
 )
@@ -59,16 +56,9 @@ type Conn struct {
 	closed atomic.Bool
 }
 
-// NewConn returns a Conn over inner. A packet above maxPacket bytes (0: 256 KiB)
-// in either direction is refused; a packet that cannot be written within
-// writeTimeout (0: 60 s) ends the connection.
+// NewConn returns a Conn over inner. A packet above maxPacket bytes in either direction
+// is refused; a packet that cannot be written within writeTimeout ends the connection.
 func NewConn(inner net.Conn, maxPacket int, writeTimeout time.Duration) *Conn {
-	if maxPacket <= 0 {
-		maxPacket = defaultMaxPacket
-	}
-	if writeTimeout <= 0 {
-		writeTimeout = defaultTimeout
-	}
 	return &Conn{
 		Conn:         inner,
 		maxPacket:    maxPacket,

@@ -9,15 +9,14 @@
 //
 //	Client ── paho.Client ── v5 ── Conn ── 3.1.1 ── net.Conn
 //
-// codec.go turns bytes into packets and back, for every packet of the standard
-// and in both directions. transcode.go does the same for the few shapes of
-// version 5 that paho writes and reads, and knows which packet may follow which.
-// Neither does I/O. conn.go does the I/O, client.go is the only file that knows
-// paho.
+// codec.go reads the packets of a server and writes those of a client. transcode.go
+// does the same for the few shapes of version 5 that paho writes and reads, and knows
+// which packet may follow which. Neither does I/O. conn.go does the I/O, client.go is
+// the only file that knows paho.
 //
 // The dialect is smaller than the standard, because the provisioning service's
-// is: clean sessions, QoS 0 and 1, no will, no retained messages of our own.
-// Whatever lies outside is refused with an error, never dropped in silence.
+// is: clean sessions, QoS 0 and 1, one topic filter in a SUBSCRIBE, no UNSUBSCRIBE, no
+// will, no retained messages of our own. Everything else is refused with an error.
 //
 // Clauses in the comments, such as [MQTT-3.2.0-1], are those of the OASIS
 // standard "MQTT Version 3.1.1".

@@ -455,7 +455,7 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 				s.expect(mochi.Disconnect)
 				s.expectEnd()
 			})
-			conn := mqttv3.NewConn(w, 0, 0)
+			conn := mqttv3.NewConn(w, 256<<10, time.Minute)
 			conn.Write(unhex("10 10 00 04 4d515454 05 02 003c 00 00 03 677731"))
 			io.ReadFull(conn, make([]byte, 13))
 			conn.Write(unhex("e0 02 00 00"))
@@ -471,7 +471,7 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 // onConn connects paho itself over a Conn, as the Client does.
 func onConn(t testing.TB, w *wire) *paho.Client {
 	t.Helper()
-	c := paho.NewClient(paho.ClientConfig{Conn: mqttv3.NewConn(w, 0, 0), PingHandler: noPing{paho.NewDefaultPinger()}})
+	c := paho.NewClient(paho.ClientConfig{Conn: mqttv3.NewConn(w, 256<<10, time.Minute), PingHandler: noPing{paho.NewDefaultPinger()}})
 	if _, err := c.Connect(context.Background(), &paho.Connect{ClientID: "gw1", CleanStart: true}); err != nil {
 		t.Fatal(err)
 	}

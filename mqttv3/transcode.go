@@ -40,8 +40,8 @@ const (
 
 // request is what an acknowledgement has to fit.
 type request struct {
-	kind  kind
-	asked []byte // QoS asked for, one for each topic filter
+	kind kind
+	qos  byte // asked for by a SUBSCRIBE
 }
 
 // down turns one packet of paho into 3.1.1, behind dst. Errors are about our own
@@ -66,10 +66,10 @@ func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
 	}
 	switch p.kind {
 	case kindConnect:
-		t.phase = phaseConnecting
-	case kindPublish, kindSubscribe, kindUnsubscribe:
+		t.phase, t.requests = phaseConnecting, map[uint16]request{}
+	case kindPublish, kindSubscribe:
 		if p.id != 0 {
-			t.remember(&p)
+			t.requests[p.id] = request{p.kind, p.qos}
 		}
 	case kindPuback:
 		t.owed--
@@ -77,17 +77,6 @@ func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
 		t.phase = phaseDisconnected
 	}
 	return dst, nil
-}
-
-func (t *transcoder) remember(p *packet) {
-	r := request{kind: p.kind}
-	for _, f := range p.filters {
-		r.asked = append(r.asked, f.qos)
-	}
-	if t.requests == nil {
-		t.requests = make(map[uint16]request)
-	}
-	t.requests[p.id] = r
 }
 
 // up turns one packet of the server into version 5, behind dst.
@@ -106,19 +95,11 @@ func (t *transcoder) up(dst []byte, first byte, body []byte) ([]byte, error) {
 			t.phase = phaseRefused
 		}
 	case kindPublish:
-		if p.qos > 1 {
-			return dst, p.kind.malformed("QoS 2, more than was subscribed to")
-		}
 		t.owed += int(p.qos)
-	case kindPuback, kindSuback, kindUnsuback:
+	case kindPuback, kindSuback:
 		if err := t.answer(&p); err != nil {
 			return dst, err
 		}
-	case kindPingresp:
-	default:
-		// PUBREC and its kin belong to QoS 2, which we never speak. Letting them
-		// through would also reach code in paho that writes to a nil connection.
-		return dst, p.kind.malformed("not expected from this server")
 	}
 	return p.appendV5(dst), nil
 }
@@ -134,18 +115,8 @@ func (t *transcoder) answer(p *packet) error {
 		return p.kind.malformed("packet identifier %d is not that of a %s in flight", p.id, want)
 	}
 	delete(t.requests, p.id)
-	switch p.kind {
-	case kindSuback:
-		if len(p.codes) != len(r.asked) {
-			return p.kind.malformed("%d return codes for %d topic filters [MQTT-3.8.4-5]", len(p.codes), len(r.asked))
-		}
-		for i, c := range p.codes {
-			if c != subscriptionFailed && c > r.asked[i] {
-				return p.kind.malformed("QoS %d granted, %d asked for [MQTT-3.8.4-6]", c, r.asked[i])
-			}
-		}
-	case kindUnsuback:
-		p.codes = make([]byte, len(r.asked)) // version 5 wants a code for each filter
+	if p.kind == kindSuback && p.returnCode != subscriptionFailed && p.returnCode > r.qos {
+		return p.kind.malformed("QoS %d granted, %d asked for [MQTT-3.8.4-6]", p.returnCode, r.qos)
 	}
 	return nil
 }
@@ -161,10 +132,7 @@ func (p *packet) parseV5(first byte, body []byte) error {
 			return err
 		}
 	case kindPublish:
-		p.dup, p.qos, p.retain = first&8 != 0, first>>1&3, first&1 != 0
-		if p.qos > 1 {
-			return p.kind.malformed("QoS %d is not spoken here", p.qos)
-		}
+		p.publishFlags(first)
 		p.topic = s.field()
 		if p.qos > 0 {
 			p.id = s.uint16()
@@ -178,21 +146,12 @@ func (p *packet) parseV5(first byte, body []byte) error {
 		if err := s.plain(p.kind); err != nil {
 			return err
 		}
-	case kindSubscribe, kindUnsubscribe:
+	case kindSubscribe:
 		p.id = s.uint16()
 		if err := s.noProperties(p.kind); err != nil {
 			return err
 		}
-		for len(s.b) > 0 && !s.short {
-			f := subscription{filter: s.field()}
-			if p.kind == kindSubscribe {
-				f.qos = s.byte()
-			}
-			if f.qos > 1 {
-				return p.kind.malformed("subscription options %#x are not spoken here", f.qos)
-			}
-			p.filters = append(p.filters, f)
-		}
+		p.filter, p.qos = s.field(), s.byte()
 	case kindPingreq:
 	case kindDisconnect:
 		if err := s.plain(p.kind); err != nil {
@@ -211,10 +170,10 @@ func (p *packet) parseConnectV5(s *scanner) error {
 	}
 	// Clean session and nothing but user name and password: the service keeps no
 	// sessions and takes no will.
-	if flags&^0xc0 != 2 {
+	if flags&^0xc0 != cleanSession {
 		return p.kind.malformed("connect flags %#x are not spoken here", flags)
 	}
-	p.cleanSession, p.hasUserName, p.hasPassword = true, flags&0x80 != 0, flags&0x40 != 0
+	p.hasUserName, p.hasPassword = flags&0x80 != 0, flags&0x40 != 0
 	p.keepAlive = s.uint16()
 	properties := scanner{b: s.take(int(s.byte()))} // one byte of length is enough for the two below
 	for len(properties.b) > 0 {
@@ -276,10 +235,9 @@ func (p *packet) appendV5(dst []byte) []byte {
 		dst = append(dst, p.payload...)
 	case kindPuback:
 		dst = binary.BigEndian.AppendUint16(dst, p.id)
-	case kindSuback, kindUnsuback:
+	case kindSuback:
 		dst = binary.BigEndian.AppendUint16(dst, p.id)
-		dst = append(dst, 0)
-		dst = append(dst, p.codes...)
+		dst = append(dst, 0, p.returnCode)
 	}
 	return frame(dst, start)
 }

@@ -119,19 +119,29 @@ func TestKnown(t *testing.T) {
 	}
 	t.Run("parts of a key are found, and keys with blanks in them", func(t *testing.T) {
 		for name, text := range map[string]string{
-			"cut at the end":             key[:16],
-			"cut at the begin":           key[8:],
-			"with blanks":                key[:7] + " " + key[7:12] + "\n\t" + key[12:],
-			"with escaped line feeds":    key[:7] + `\n` + key[7:],
-			"in hex with blanks":         strings.Join(strings.Split(hex.EncodeToString(raw), ""), " "),
-			"in base64, wrapped and cut": base64.StdEncoding.EncodeToString([]byte("x:" + key))[:20],
-			"its bytes in hex, cut":      hex.EncodeToString(raw)[:13],
-			"a password with blanks":     strings.Join(strings.Split("p/w\"&<é 7+_", ""), " "),
+			"cut at the end":              key[:16],
+			"cut at the begin":            key[8:],
+			"its first 12 characters":     key[:12],
+			"its last 12 characters":      strings.TrimSuffix(key, "==")[10:],
+			"with blanks":                 key[:7] + " " + key[7:12] + "\n\t" + key[12:],
+			"with escaped line feeds":     key[:7] + `\n` + key[7:],
+			"with escaped blanks":         key[:7] + `\r\t\b\f` + key[7:],
+			"in hex with blanks":          strings.Join(strings.Split(hex.EncodeToString(raw), ""), " "),
+			"its bytes in hex, cut":       hex.EncodeToString(raw)[:13],
+			"its last bytes in hex":       hex.EncodeToString(raw)[20:],
+			"a password with blanks":      strings.Join(strings.Split("p/w\"&<é 7+_", ""), " "),
+			"a password, twice":           "p/w é 7 + _ p/w é 7+_",
+			"with an end that is escaped": key[:10] + strings.ReplaceAll(url.QueryEscape(key[10:]), "O", "%4f"),
 		} {
-			got := known.Mask("before " + text + " after")
-			if !strings.Contains(got, redact.Mark) || !strings.HasPrefix(got, "before ") || !strings.HasSuffix(got, " after") || strings.Contains(got, key[8:14]) || len(got) > 32 {
-				t.Errorf("%s, %q has become %q", name, text, got)
+			for _, around := range []struct{ before, after string }{{"", ""}, {"", " after"}, {"before ", ""}, {"before ", " after"}, {"", `\`}} {
+				if got, want := known.Mask(around.before+text+around.after), around.before+redact.Mark+around.after; got != want {
+					t.Errorf("%s, %q has become %q", name, around.before+text+around.after, got)
+				}
 			}
+		}
+		wrapped := base64.StdEncoding.EncodeToString([]byte("x:" + key))
+		if got := known.Mask(wrapped[:20]); got != wrapped[:3]+redact.Mark {
+			t.Errorf("in base64, wrapped and cut, it has become %q", got)
 		}
 		for _, text := range []string{key[:11], "two words", private256} {
 			if got := known.Mask(text); got != text {
@@ -308,6 +318,48 @@ func TestKnown(t *testing.T) {
 			t.Errorf("it has become %q", got)
 		}
 	})
+}
+
+func TestTheLengthOfASecretDecidesWhereItIsFound(t *testing.T) {
+	of := func(secrets ...string) (known redact.Known) {
+		for _, secret := range secrets {
+			known.Add([]byte(secret))
+		}
+		return known
+	}
+	// The second line of this key has 8 characters, and none that an escape changes.
+	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: append(make([]byte, 48), 1, 2, 3, 4, 5, 6)})
+	binary := strings.Repeat("\xff", 8)
+	for _, tt := range []struct {
+		name       string
+		known      redact.Known
+		text, want string
+	}{
+		{"3 bytes nowhere", of("abc"), "abc", "abc"},
+		{"4 bytes where they are the text", of("tiny"), "tiny", "[masked]"},
+		{"4 bytes where they are a word, each time", of("tiny"), "tiny, tiny", "[masked], [masked]"},
+		{"4 bytes at the end, not within a word before", of("tiny"), "destiny tinyer tiny", "destiny tinyer [masked]"},
+		{"7 bytes not within a word", of("abcdefg"), "xabcdefgy", "xabcdefgy"},
+		{"8 bytes within a word", of("abcdefgh"), "xabcdefghy", "x[masked]y"},
+		{"8 bytes that are no text within a word", of(binary), "x" + binary + "y", "x[masked]y"},
+		{"a line of 8 characters of a private key within a word", of(string(private)), "xAQIDBAUGy", "x[masked]y"},
+		{"8 bytes in blanks", of("abcdefgh"), "a b c d e f g h", "[masked]"},
+		{"7 bytes not in blanks", of("abcdefg"), "a b c d e f g", "a b c d e f g"},
+		{"8 bytes with all else escaped", of("a!b!c!d!"), "a%21b%21c%21d%21", "[masked]"},
+		{"256 bytes with all else escaped", of(strings.Repeat("a!", 128)), strings.Repeat("a%21", 128), "[masked]"},
+		{"the 8 bytes of a key in hex", of("AAECAwQFBgc="), "0001020304050607", "[masked]"},
+		{"the 7 bytes of what may be a word not in hex", of("AAECAwQFBg=="), "00010203040506", "00010203040506"},
+		{"6 bytes in the base64 of themselves", of("secret"), base64.StdEncoding.EncodeToString([]byte("secret")), "[masked]"},
+		{"7 bytes at the first place in base64", of("secret1"), base64.StdEncoding.EncodeToString([]byte("gw:secret1~~")), "Z3c6[masked]X5+"},
+		{"7 bytes at the second place", of("secret1"), base64.StdEncoding.EncodeToString([]byte("asecret1~~~")), "YX[masked]F+fn4="},
+		{"7 bytes at the third place", of("secret1"), base64.StdEncoding.EncodeToString([]byte("absecret1~~~")), "YWJ[masked]fn5+"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.known.Mask(tt.text); got != tt.want {
+				t.Errorf("%q has become %q, want %q", tt.text, got, tt.want)
+			}
+		})
+	}
 }
 
 func privateKey(t *testing.T) []byte {

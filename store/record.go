@@ -33,9 +33,10 @@ const (
 	// maxDeviceID is the service's limit, in characters.
 	maxDeviceID = 128
 	// maxPayload bounds a payload that is published, in bytes, and maxDepth how deep it is
-	// nested: readers have limits of their own.
-	maxPayload = 128 << 10
-	maxDepth   = 100
+	// nested: readers have limits of their own. It is a member of the registration state.
+	maxPayload    = 128 << 10
+	maxDepth      = 100
+	maxStateDepth = maxDepth + 1
 )
 
 // Record says to which IoT hub the gateway belongs, and under which device ID.
@@ -120,8 +121,8 @@ func Validate(rec Record) error {
 	if depth(rec.Payload) > maxDepth {
 		return &InvalidError{"payload", fmt.Sprintf("is nested deeper than %d levels", maxDepth)}
 	}
-	if depth(rec.RegistrationState) > maxDepth+1 { // the payload is a member of it
-		return &InvalidError{"registrationState", fmt.Sprintf("is nested deeper than %d levels", maxDepth+1)}
+	if depth(rec.RegistrationState) > maxStateDepth {
+		return &InvalidError{"registrationState", fmt.Sprintf("is nested deeper than %d levels", maxStateDepth)}
 	}
 	return nil
 }
@@ -142,11 +143,13 @@ func checkDeviceID(s string) string {
 
 // depth is how deep JSON is nested.
 func depth(raw json.RawMessage) (deepest int) {
-	level, quoted := 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
+	level, quoted, escaped := 0, false, false
+	for _, c := range raw {
+		switch {
+		case escaped:
+			escaped = false
 		case quoted && c == '\\':
-			i++
+			escaped = true
 		case c == '"':
 			quoted = !quoted
 		case quoted:
@@ -259,9 +262,9 @@ const (
 	sumSize = len(sumLine) + 2*sha256.Size + len(sumEnd)
 )
 
-// encode returns the file of a normalised record, and the record with its
-// checksum.
-func encode(rec Record) (Record, []byte, error) {
+// encode returns the file of a normalised record, and the record with its checksum. Its
+// strings and its JSON can always be encoded.
+func encode(rec Record) (Record, []byte) {
 	rec.Checksum = ""
 	var b bytes.Buffer
 	// The encoder of encoding/json knows every rule of the format but two: one
@@ -296,16 +299,14 @@ func encode(rec Record) (Record, []byte, error) {
 			continue
 		}
 		fmt.Fprintf(&b, "  %q: ", m.name)
-		if err := enc.Encode(m.value); err != nil {
-			return Record{}, nil, &InvalidError{m.name, "cannot be written as JSON"}
-		}
+		_ = enc.Encode(m.value)
 		b.Truncate(b.Len() - 1) // the encoder's line end
 		b.WriteString(",\n")
 	}
 	digest := sha256.Sum256(b.Bytes())
 	rec.Checksum = sumPrefix + hex.EncodeToString(digest[:])
 	b.WriteString(sumLine + rec.Checksum[len(sumPrefix):] + sumEnd)
-	return rec, b.Bytes(), nil
+	return rec, b.Bytes()
 }
 
 // Parse reads the content of a state.json. It trusts nothing: not the length,

@@ -60,6 +60,7 @@ func TestParse(t *testing.T) {
 	edits := []struct{ say, old, new string }{
 		{"generation 0", `"generation": 1`, `"generation": 0`},
 		{"a generation that JSON readers round", `"generation": 1`, `"generation": 9007199254740992`},
+		{"a generation beyond 64 bits", `"generation": 1`, `"generation": 18446744073709551616`},
 		{"a negative generation", `"generation": 1`, `"generation": -1`},
 		{"a generation as text", `"generation": 1`, `"generation": "1"`},
 		{"schema 0", `"schema": 1`, `"schema": 0`},
@@ -81,6 +82,36 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the largest generation that JSON readers do not round is taken", func(t *testing.T) {
+		rec, err := store.Parse([]byte(reseal(strings.Replace(whole, `"generation": 1`, `"generation": 9007199254740991`, 1))))
+		if err != nil || rec.Generation != 1<<53-1 {
+			t.Errorf("Parse: %v, %v", rec.Generation, err)
+		}
+	})
+	t.Run("the reason says what is damaged", func(t *testing.T) {
+		last := whole[strings.LastIndex(whole, `  "checksum": `):]
+		for _, tt := range []struct{ say, data, reason string }{
+			{"nothing", "", "the file is empty"},
+			{"a changed byte", strings.Replace(whole, "gw-0001", "gw-0002", 1), "the checksum does not match"},
+			{"a changed digit of the checksum", strings.Replace(whole, `"sha256:04`, `"sha256:05`, 1), "the checksum does not match"},
+			{"a cut file", whole[:300], "not the JSON of a record"},
+			{"no checksum", "{\n  \"schema\": 1\n}\n", "no checksum on the last line but one"},
+			{"a checksum that is not alone on its line", strings.Replace(whole, ",\n"+last, ", "+last, 1), "no checksum on the last line but one"},
+			{"a checksum of another kind", strings.ReplaceAll(whole, `"sha256:`, `"sha512:`), "no checksum on the last line but one"},
+			{"a blank behind the record", whole + " ", "no checksum on the last line but one"},
+			{"a last line without its end", strings.TrimSuffix(whole, "\n") + " ", "no checksum on the last line but one"},
+			{"the checksum alone", last, "not the JSON of a record"},
+			{"an empty line and the checksum", "\n" + last, "the checksum does not match"},
+			{"schema 0", reseal(strings.Replace(whole, `"schema": 1`, `"schema": 0`, 1)), "schema is not 1"},
+			{"generation 0", reseal(strings.Replace(whole, `"generation": 1`, `"generation": 0`, 1)), "generation is out of range"},
+			{"another status", reseal(strings.Replace(whole, `"status": "assigned"`, `"status": "failed"`, 1)), "status is not assigned"},
+		} {
+			var damaged *store.DamagedError
+			if _, err := store.Parse([]byte(tt.data)); !errors.As(err, &damaged) || damaged.Reason != tt.reason {
+				t.Errorf("%s: %v, want %s", tt.say, err, tt.reason)
+			}
+		}
+	})
 	t.Run("a member that a later version added is ignored", func(t *testing.T) {
 		rec, err := store.Parse([]byte(reseal(strings.Replace(whole, `  "status"`, `  "later": {"a": 1},`+"\n"+`  "status"`, 1))))
 		if err != nil || rec.DeviceID != "gw-0001" {

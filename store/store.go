@@ -314,12 +314,10 @@ func (s *Store) adopt(rec Record, data []byte, durable bool) {
 	s.floor = max(s.floor, rec.Generation)
 }
 
-// hold takes rec as what is to be published. A normalised record can always be
-// encoded; were that ever untrue, the old one stays.
+// hold takes rec as what is to be published.
 func (s *Store) hold(rec Record) {
-	if rec, data, err := encode(rec); err == nil {
-		s.adopt(rec, data, false)
-	}
+	rec, data := encode(rec)
+	s.adopt(rec, data, false)
 }
 
 // Current returns the published record. Its slices must not be changed.

@@ -873,6 +873,16 @@ func TestInvalidRecords(t *testing.T) {
 		{"a hub with an empty label", func(r *store.Record) { r.AssignedHub = "hub..net" }, "assignedHub"},
 		{"a hub with a label that begins with a hyphen", func(r *store.Record) { r.AssignedHub = "hub.-net" }, "assignedHub"},
 		{"a hub with a label of 64", func(r *store.Record) { r.AssignedHub = strings.Repeat("a", 64) + ".net" }, "assignedHub"},
+		{"a hub with a label of 63", func(r *store.Record) { r.AssignedHub = strings.Repeat("a", 63) + ".net" }, ""},
+		{"a hub with a label that ends with a hyphen", func(r *store.Record) { r.AssignedHub = "hub-.net" }, "assignedHub"},
+		{"a hub with a hyphen within a label", func(r *store.Record) { r.AssignedHub = "h-b.net" }, ""},
+		{"a hub with the first and the last letters and digits", func(r *store.Record) { r.AssignedHub = "09.AZ.az" }, ""},
+		{"a hub with the character before 0", func(r *store.Record) { r.AssignedHub = "h/b" }, "assignedHub"},
+		{"a hub with the character before A", func(r *store.Record) { r.AssignedHub = "h@b" }, "assignedHub"},
+		{"a hub with the character after Z", func(r *store.Record) { r.AssignedHub = "h[b" }, "assignedHub"},
+		{"a hub with the character before a", func(r *store.Record) { r.AssignedHub = "h`b" }, "assignedHub"},
+		{"a hub with the character after z", func(r *store.Record) { r.AssignedHub = "h{b" }, "assignedHub"},
+		{"a hub of 253", func(r *store.Record) { r.AssignedHub = strings.Repeat("a.", 126) + "a" }, ""},
 		{"a hub of 254", func(r *store.Record) { r.AssignedHub = strings.Repeat("a.", 126) + "aa" }, "assignedHub"},
 		{"a hub of one label", func(r *store.Record) { r.AssignedHub = "localhost" }, ""},
 		{"no device ID", func(r *store.Record) { r.DeviceID = "" }, "deviceId"},
@@ -890,6 +900,15 @@ func TestInvalidRecords(t *testing.T) {
 		{"a device ID with a blank within", func(r *store.Record) { r.DeviceID = "a b" }, ""},
 		{"a payload of 100 levels", func(r *store.Record) { r.Payload = nested(100) }, ""},
 		{"a payload of 101 levels", func(r *store.Record) { r.Payload = nested(101) }, "payload"},
+		{"a payload of 101 levels of objects", func(r *store.Record) {
+			r.Payload = json.RawMessage(strings.Repeat(`{"a":`, 101) + "1" + strings.Repeat("}", 101))
+		}, "payload"},
+		{"a payload of 100 levels behind an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(99)) + `]`) }, ""},
+		{"a payload of 101 levels behind an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(100)) + `]`) }, "payload"},
+		{"a payload of 200 values side by side", func(r *store.Record) {
+			r.Payload = json.RawMessage("[" + strings.Repeat("[],{},", 100) + "1]")
+		}, ""},
+		{"a registration state of 101 levels", func(r *store.Record) { r.RegistrationState = nested(101) }, ""},
 		{"a registration state of 102 levels", func(r *store.Record) { r.RegistrationState = nested(102) }, "registrationState"},
 		{"brackets in a text of a payload", func(r *store.Record) { r.Payload = json.RawMessage(`"\"` + strings.Repeat("[", 200) + `"`) }, ""},
 		{"a payload of 128 KiB", func(r *store.Record) {
@@ -901,6 +920,10 @@ func TestInvalidRecords(t *testing.T) {
 		{"a device ID of invalid UTF-8", func(r *store.Record) { r.DeviceID = "a\xff" }, "deviceId"},
 		{"a device ID with half a surrogate", func(r *store.Record) { r.DeviceID = "a\xed\xa0\x80" }, "deviceId"},
 		{"a registration ID with U+FFFE", func(r *store.Record) { r.RegistrationID = "a\ufffe" }, "registrationId"},
+		{"a registration ID with U+FFFD", func(r *store.Record) { r.RegistrationID = "a\ufffd" }, ""},
+		{"an ID scope with U+FDCF", func(r *store.Record) { r.IDScope = "\ufdcf" }, ""},
+		{"an ID scope with U+FDEF", func(r *store.Record) { r.IDScope = "\ufdef" }, "idScope"},
+		{"an ID scope with U+FDF0", func(r *store.Record) { r.IDScope = "\ufdf0" }, ""},
 		{"an ID scope with U+FDD0", func(r *store.Record) { r.IDScope = "\ufdd0" }, "idScope"},
 		{"a connection profile with U+10FFFF", func(r *store.Record) { r.ConnectionProfile = "\U0010ffff" }, "connectionProfile"},
 		{"a connection profile with DEL", func(r *store.Record) { r.ConnectionProfile = "\x7f" }, "connectionProfile"},
@@ -999,13 +1022,26 @@ func TestUnusualAnswers(t *testing.T) {
 		})
 	}
 	t.Run("a clock beyond the year 9999 leaves a readable record", func(t *testing.T) {
-		for _, now := range []time.Time{time.Unix(1<<40, 0), {}, time.Unix(-1<<40, 0), time.Unix(0, 0)} {
+		first, last := time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+		for now, want := range map[time.Time]time.Time{
+			time.Unix(1<<40, 0):   last,
+			last.Add(time.Second): last,
+			last:                  last,
+			last.Add(-time.Hour + 999*time.Millisecond): last.Add(-time.Hour),
+			time.Unix(0, 0):         time.Unix(0, 0),
+			first.Add(time.Minute):  first.Add(time.Minute),
+			{}:                      first,
+			first.Add(-time.Second): first,
+			time.Unix(-1<<40, 0):    first,
+		} {
 			directory := t.TempDir()
 			s := mustOpen(t, store.Options{Directory: directory})
 			if _, err := s.Save(sample(), now); err != nil {
 				t.Fatal(err)
 			}
-			mustRead(t, directory)
+			if got := mustRead(t, directory).ProvisionedAt; !got.Equal(want) {
+				t.Errorf("at %s it was provisioned at %s", now, got)
+			}
 		}
 	})
 }
