@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -58,18 +59,11 @@ func (w *writer) step(step, path string) error {
 // are made by systemd; this is for a person who runs dpsd by hand, so a path
 // with more missing than its end is taken for a mistake.
 func (w *writer) create() error {
-	info, err := os.Stat(w.directory)
-	if err == nil && !info.IsDir() {
-		err = &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if there, err := w.there(); there || err != nil {
 		return err
 	}
 	if err := w.step("mkdir", w.directory); err != nil {
 		return err
-	}
-	if link := danglingLink(w.directory); link != nil {
-		return &MissingError{Directory: w.directory, Err: link}
 	}
 	if err := os.Mkdir(w.directory, directoryMode); err != nil {
 		return &MissingError{Directory: w.directory, Err: err}
@@ -78,6 +72,39 @@ func (w *writer) create() error {
 		return err
 	}
 	return syncDirectory(filepath.Dir(w.directory))
+}
+
+// there reports whether the directory exists. The error says why it can neither be used nor
+// be made.
+func (w *writer) there() (bool, error) {
+	info, err := os.Stat(w.directory)
+	link := DanglingLink(w.directory)
+	switch {
+	case link != nil:
+		return false, &MissingError{Directory: w.directory, Err: link}
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err == nil && !info.IsDir():
+		err = &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
+	}
+	return err == nil, err
+}
+
+// write replaces a file whose loss at a power cut does no harm. The error is a *WriteError.
+func (w *writer) write(name string, data []byte) error {
+	if err := w.replace(name, data); err != nil {
+		return writeError(w.path(name), err)
+	}
+	return nil
+}
+
+// put is replace for a file that may say so already: who watches it is not to be woken
+// for nothing.
+func (w *writer) put(name string, data []byte) error {
+	if w.has(name, data) {
+		return nil
+	}
+	return w.replace(name, data)
 }
 
 // replace gives name the content data: temporary file, fsync, rename. The
@@ -155,29 +182,14 @@ func (w *writer) own(f *os.File) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	directory, err := os.Stat(w.directory)
-	if err != nil {
+	var directory, file syscall.Stat_t
+	if err := errors.Join(syscall.Stat(w.directory, &directory), syscall.Fstat(int(f.Fd()), &file)); err != nil {
 		return err
 	}
-	file, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	want, have := owner(directory), owner(file)
-	if want == have {
+	if file.Uid == directory.Uid && file.Gid == directory.Gid {
 		return nil
 	}
-	return f.Chown(want.uid, want.gid)
-}
-
-type ownership struct{ uid, gid int }
-
-func owner(info fs.FileInfo) ownership {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ownership{}
-	}
-	return ownership{int(stat.Uid), int(stat.Gid)}
+	return f.Chown(int(directory.Uid), int(directory.Gid))
 }
 
 // settle brings mode and owner of a file that is not going to be written to
@@ -248,14 +260,9 @@ func temporaryOf(found, name string) bool {
 // lock may.
 func (w *writer) sweep(names ...string) (removed []string) {
 	for _, found := range w.list() {
-		for _, name := range names {
-			if !temporaryOf(found, name) {
-				continue
-			}
-			if w.remove(found) == nil {
-				removed = append(removed, w.path(found))
-			}
-			break
+		temporary := slices.ContainsFunc(names, func(name string) bool { return temporaryOf(found, name) })
+		if temporary && w.remove(found) == nil {
+			removed = append(removed, w.path(found))
 		}
 	}
 	return removed
@@ -264,26 +271,17 @@ func (w *writer) sweep(names ...string) (removed []string) {
 // writable tells, without writing, why the directory cannot be written. A full
 // disk shows only when it is written.
 func (w *writer) writable() error {
-	info, err := os.Stat(w.directory)
-	if link := danglingLink(w.directory); link != nil {
-		return &MissingError{Directory: w.directory, Err: link}
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
-			if e := writableDirectory(filepath.Dir(w.directory)); e != nil {
-				return &MissingError{Directory: w.directory, Err: e}
-			}
-			return nil // create can make it
-		}
-		return &MissingError{Directory: w.directory, Err: err}
-	}
+	there, err := w.there()
 	if err != nil {
 		return err
 	}
-	if !info.IsDir() {
-		return &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
+	if there {
+		return writableDirectory(w.directory)
 	}
-	return writableDirectory(w.directory)
+	if err := writableDirectory(filepath.Dir(w.directory)); err != nil {
+		return &MissingError{Directory: w.directory, Err: err}
+	}
+	return nil // create can make it
 }
 
 // writableDirectory asks access(2), which tells a read-only mount (EROFS) to

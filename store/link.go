@@ -21,18 +21,9 @@ func (e *LinkError) Error() string {
 // Unwrap returns what the file system says about it.
 func (e *LinkError) Unwrap() error { return syscall.ENOENT }
 
-// DanglingLink returns the *LinkError of a path that leads to nothing because of a symbolic
-// link; nil when there is none.
-func DanglingLink(path string) error {
-	if link := danglingLink(path); link != nil {
-		return link
-	}
-	return nil
-}
-
-// danglingLink returns the symbolic link because of which a path leads to nothing; nil
-// when there is none.
-func danglingLink(path string) *LinkError {
+// DanglingLink returns the symbolic link because of which a path leads to nothing; nil when
+// there is none.
+func DanglingLink(path string) *LinkError {
 	for path = filepath.Clean(path); ; path = filepath.Dir(path) {
 		info, err := os.Lstat(path)
 		if err == nil && info.Mode().Type() == fs.ModeSymlink {

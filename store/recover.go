@@ -12,9 +12,8 @@ import (
 
 func (s *Store) start(now time.Time) error {
 	err := s.claim()
-	var locked *LockedError
-	if errors.As(err, &locked) {
-		return locked
+	if errors.As(err, new(*LockedError)) {
+		return err
 	}
 	if err == nil {
 		err = s.state.writable()
@@ -50,7 +49,8 @@ func (s *Store) sweep(w *writer, names ...string) {
 func (s *Store) load(writable bool, now time.Time) {
 	path := s.state.path(stateName)
 	env, _ := readFile(s.state.path(environmentName))
-	s.floor = environmentGeneration(env)
+	behind := environmentGeneration(env)
+	s.floor = behind
 
 	rec, data, err := readRecord(path)
 	linked := false
@@ -77,7 +77,7 @@ func (s *Store) load(writable bool, now time.Time) {
 		}
 		known = s.recover(damaged != nil, now)
 	}
-	s.adoptRuntime(known)
+	s.adoptRuntime(known, behind)
 
 	switch {
 	case !s.published:
@@ -171,19 +171,19 @@ func (s *Store) recover(damaged bool, now time.Time) uint64 {
 // adoptRuntime takes the record that an earlier process could only publish
 // under the runtime directory, when it is later than the one known: withdrawing
 // it would break before make.
-func (s *Store) adoptRuntime(known uint64) {
+// behind is the generation that state.env names.
+func (s *Store) adoptRuntime(known, behind uint64) {
 	if s.runtime.directory == "" {
 		return
 	}
 	path := s.runtime.path(stateName)
-	env, _ := readFile(s.state.path(environmentName))
 	rec, data, err := readRecord(path)
 	if err != nil || rec.Generation <= known {
 		return
 	}
 	s.notice(RuntimeAdopted, path, nil)
 	s.adopt(rec, data, false)
-	if behind := environmentGeneration(env); behind > rec.Generation {
+	if behind > rec.Generation {
 		rec.Generation = above(behind)
 		s.hold(rec)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,20 @@ type Options struct {
 	// Mode is that of the files, whatever the umask. 0 means 0644.
 	Mode fs.FileMode
 }
+
+// writers returns those of both directories. That of the runtime directory has none when
+// nothing is published there.
+func (o Options) writers() (state, runtime writer) {
+	mode := permissions(o.Mode)
+	state, runtime = writer{directory: o.Directory, mode: mode}, writer{mode: mode}
+	if o.RuntimeDirectory != "" && filepath.Clean(o.RuntimeDirectory) != filepath.Clean(o.Directory) {
+		runtime.directory = o.RuntimeDirectory
+	}
+	return state, runtime
+}
+
+// permissions are those of a file, 0 for the default.
+func permissions(mode fs.FileMode) fs.FileMode { return cmp.Or(mode.Perm(), 0o644) }
 
 // Result says what a Save has done.
 type Result int
@@ -79,14 +94,9 @@ func Open(o Options, now time.Time) (*Store, error) { return open(o, now, nil) }
 // open is Open with a function that is called ahead of each step that changes
 // the state directory.
 func open(o Options, now time.Time, before func(step, path string) error) (*Store, error) {
-	mode := o.Mode.Perm()
-	if mode == 0 {
-		mode = 0o644
-	}
-	s := &Store{state: writer{directory: o.Directory, mode: mode, before: before}, runtime: writer{mode: mode}}
-	if o.RuntimeDirectory != "" && filepath.Clean(o.RuntimeDirectory) != filepath.Clean(o.Directory) {
-		s.runtime.directory = o.RuntimeDirectory
-	}
+	s := &Store{}
+	s.state, s.runtime = o.writers()
+	s.state.before = before
 	if err := s.start(now); err != nil {
 		return nil, err
 	}
@@ -112,13 +122,12 @@ func (s *Store) claim() error {
 			return nil
 		}
 	}
-	var locked *LockedError
-	if errors.As(err, &locked) || s.lock != nil || s.runtime.directory == "" || s.runtime.create() != nil {
+	if errors.As(err, new(*LockedError)) || s.lock != nil || s.runtime.directory == "" || s.runtime.create() != nil {
 		return err
 	}
 	l, second := acquire(&s.runtime)
-	if errors.As(second, &locked) {
-		return locked
+	if errors.As(second, new(*LockedError)) {
+		return second
 	}
 	s.lock = l
 	return err
@@ -158,17 +167,6 @@ func (s *Store) Notices() []Notice {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Notice(nil), s.notices...)
-}
-
-// Writable tells, without writing, whether a Save could write: nil, or the
-// reason. A full disk shows only in Save.
-func (s *Store) Writable() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.newer != nil {
-		return s.newer
-	}
-	return s.state.writable()
 }
 
 // Save publishes rec. It writes only what differs: nothing at all when the
@@ -314,32 +312,16 @@ func (s *Store) writeEnvironment() error {
 	if err := s.claim(); err != nil {
 		return err
 	}
-	want := environment(s.current)
-	if !s.state.has(environmentName, want) {
-		if err := s.state.replace(environmentName, want); err != nil {
-			return err
-		}
+	if err := s.state.put(environmentName, environment(s.current)); err != nil {
+		return err
 	}
 	return s.state.sync()
 }
 
 // publish writes the record under the runtime directory.
 func (s *Store) publish() bool {
-	if s.runtime.directory == "" || s.runtime.create() != nil {
-		return false
-	}
-	for _, file := range []struct {
-		name string
-		want []byte
-	}{{stateName, s.encoded}, {environmentName, environment(s.current)}} {
-		if s.runtime.has(file.name, file.want) {
-			continue
-		}
-		if s.runtime.replace(file.name, file.want) != nil {
-			return false
-		}
-	}
-	return true
+	return s.runtime.directory != "" && s.runtime.create() == nil &&
+		s.runtime.put(stateName, s.encoded) == nil && s.runtime.put(environmentName, environment(s.current)) == nil
 }
 
 // withdraw removes the record from the runtime directory once it is on disk.
@@ -347,11 +329,8 @@ func (s *Store) withdraw() {
 	if s.runtime.directory == "" {
 		return
 	}
-	for _, name := range []string{environmentName, stateName} {
-		if exists(s.runtime.path(name)) {
-			_ = s.runtime.remove(name)
-		}
-	}
+	_ = s.runtime.remove(environmentName)
+	_ = s.runtime.remove(stateName)
 }
 
 // Transport returns the name of the transport that worked last, "" when none is
@@ -376,13 +355,10 @@ func (s *Store) SaveTransport(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.claim()
-	if err == nil {
-		err = s.state.replace(transportName, []byte(name+"\n"))
-	}
 	if err != nil {
 		return writeError(s.state.path(transportName), err)
 	}
-	return nil
+	return s.state.write(transportName, []byte(name+"\n"))
 }
 
 // Close lets go of the state directory. The files stay.
