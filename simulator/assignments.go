@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // assignmentInterval is how long at least lies between two writes of the
@@ -62,7 +64,7 @@ func loadAssignments(path string, onError func(error)) (*assignments, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for _, r := range list {
-		if !IsRegistrationID(r.RegistrationID) || r.Hub == "" {
+		if !enroll.IsRegistrationID(r.RegistrationID) || r.Hub == "" {
 			return nil, fmt.Errorf("%s: %q is no assigned registration ID", path, r.RegistrationID)
 		}
 		a.all[strings.ToLower(r.RegistrationID)] = r

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -14,6 +13,8 @@ import (
 	"math/big"
 	"net"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // Life times. A certificate begins an hour early, so that a peer whose clock
@@ -109,7 +110,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost", globalName, defaultHub},
+		DNSNames:    []string{"localhost", globalName, enroll.DefaultHub},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	switch fault {
@@ -131,7 +132,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 
 // device issues a client certificate whose common name is the registration ID.
 func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
-	if !IsRegistrationID(registrationID) {
+	if !enroll.IsRegistrationID(registrationID) {
 		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
 	if len(registrationID) > MaxCommonName {
@@ -157,27 +158,8 @@ func keyPEM(key any) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
 }
 
-// parseCertificates reads all certificates of a PEM text.
-func parseCertificates(text []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != pemCert {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, c)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no certificate in PEM form")
-	}
-	return all, nil
-}
-
 func parseAuthority(certText, keyText []byte) (*authority, error) {
-	certificates, err := parseCertificates(certText)
+	certificates, err := enroll.Certificates(certText)
 	if err != nil {
 		return nil, err
 	}
@@ -228,9 +210,4 @@ func randomBytes(_ string, n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails: crypto/rand.Read
 	return b
-}
-
-// thumbprints are the SHA-1 and SHA-256 of a certificate in hex, the forms in which an enrollment names it.
-func thumbprints(c *x509.Certificate) []string {
-	return []string{sha1Hex(c.Raw), fmt.Sprintf("%x", sha256.Sum256(c.Raw))}
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The files of a simulator's directory.
@@ -77,7 +79,7 @@ func readMaterial(dir, scope string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.groupKey, err = decodeKey(string(text)); err != nil {
+	if m.groupKey, err = enroll.DecodeKey(string(text)); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileGroupKey), err)
 	}
 	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err != nil {
@@ -100,7 +102,7 @@ func loadIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := parseCertificates(text)
+	root, err := enroll.Certificates(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileIssuingRoot), err)
 	}
@@ -190,10 +192,10 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	return m, writeFiles(dir, files...)
 }
 
-func loadEnrollments(path string) (*Enrollments, error) {
+func loadEnrollments(path string) (*enroll.Enrollments, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return ParseEnrollments(path, bytes.NewReader(text))
+	return enroll.Parse(path, bytes.NewReader(text))
 }

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // seed makes everything that looks random from one number and a purpose, so
@@ -125,9 +128,13 @@ type device struct {
 type outcome struct {
 	assignment
 	chain  []string // issued certificates
-	failed *refusal
+	failed *enroll.Refusal
 	keep   bool // the registration record is to stay as it is
 }
+
+// lastSticky is the last api-version under which a device keeps its hub
+// whatever the re-provision policy says, DPS page "IoT Hub Device reprovisioning concepts".
+const lastSticky = "2018-04-01"
 
 // service is DPS without the network: two requests, two answers.
 type service struct {
@@ -171,11 +178,11 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		return s.failure(rule.Status, who, d, rule, "The scenario says so.", now)
 	}
 	if who.refused != nil {
-		return s.failure(0, who, d, &Rule{ErrorCode: who.refused.code, ErrorMessage: who.refused.message}, "", now)
+		return s.failure(0, who, d, &Rule{ErrorCode: who.refused.Code, ErrorMessage: who.refused.Message}, "", now)
 	}
 	if wait := s.throttle(req, d, &set, now); wait > 0 {
 		r := s.failure(0, who, d, &Rule{ErrorCode: 429001, ErrorMessage: "Too many requests."}, "", now)
-		r.retryAfter = set.retryText(wait)
+		r.retryAfter = set.ThrottleText(wait)
 		return r
 	}
 	if req.poll {
@@ -185,7 +192,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	} else {
 		wanted, err := parseBody(body, who.registrationID)
 		var o *outcome
-		if err == nil && !who.enrollment.grant.Disabled {
+		if err == nil && !who.enrollment.Disabled {
 			o, err = s.begin(who, d.registered+1, wanted, now)
 		}
 		if err != nil {
@@ -194,7 +201,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		if o != nil {
 			d.registered++
 			d.operationID = s.newOperationID(who.registrationID, d.registered)
-			d.pending = set.polls()
+			d.pending = set.PollsNeeded()
 			d.outcome = o
 		}
 	}
@@ -205,7 +212,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	state := rule.State
 	if state == "" {
 		switch {
-		case who.enrollment.grant.Disabled:
+		case who.enrollment.Disabled:
 			state = "disabled"
 		case req.poll && d.pending <= 1 || !req.poll && d.pending == 0:
 			if state = "assigned"; d.outcome.failed != nil {
@@ -220,7 +227,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	}
 	r := reply{status: 200, retryAfter: "none", final: true}
 	if state == "assigning" {
-		r.status, r.retryAfter, r.final = 202, set.retryAfter(), false
+		r.status, r.retryAfter, r.final = 202, set.RetryAfterText(), false
 	} else {
 		s.finish(state, d.outcome, now)
 	}
@@ -234,18 +241,18 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 // throttle counts a request against its limit, and tells how long the device has to wait.
 func (s *service) throttle(req request, d *device, set *Settings, now time.Time) time.Duration {
 	if req.poll {
-		return d.polls.take(now, set.pollLimit(), pollInterval)
+		return d.polls.take(now, set.PollsAllowed(), pollInterval)
 	}
 	return s.registers.take(now, set.RegisterLimit, registerInterval)
 }
 
 // begin finds out how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
-	grant := &who.enrollment.grant
+	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
 	if wanted.csr != nil {
 		switch {
-		case !slices.Contains(who.features, featureCSR):
+		case !slices.Contains(who.features, scenario.FeatureCSR):
 			return nil, errors.New("the api-version does not issue certificates for a csr")
 		case grant.NoCertificates:
 			return nil, errors.New("the enrollment does not issue certificates for a csr")
@@ -270,15 +277,15 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			return o, nil
 		}
 	}
-	o.DeviceID = or(who.enrollment.deviceID, who.registrationID)
-	placed := who.enrollment.place(who.registrationID, o.DeviceID, wanted.payload)
-	if placed.failed != nil {
-		o.failed = placed.failed
+	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
+	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)
+	if placed.Failed != nil {
+		o.failed = placed.Failed
 		return o, nil
 	}
-	o.Hub, o.Profile = placed.hub.Name, placed.hub.ConnectionProfile
-	if placed.payload != "" {
-		o.Payload = json.RawMessage(placed.payload)
+	o.Hub, o.Profile = placed.Hub.Name, placed.Hub.ConnectionProfile
+	if placed.Payload != "" {
+		o.Payload = json.RawMessage(placed.Payload)
 	}
 	if again && !strings.EqualFold(before.Hub, o.Hub) {
 		o.Substatus = "deviceDataMigrated"
@@ -314,31 +321,31 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 	case "assigned":
 		result = append(result,
 			member{"createdDateTimeUtc", timestamp(o.Created)},
-			member{"assignedHub", or(rule.AssignedHub, o.Hub)},
-			member{"deviceId", or(rule.DeviceID, o.DeviceID)},
+			member{"assignedHub", cmp.Or(rule.AssignedHub, o.Hub)},
+			member{"deviceId", cmp.Or(rule.DeviceID, o.DeviceID)},
 			member{"status", state},
-			member{"substatus", or(rule.Substatus, o.Substatus)},
+			member{"substatus", cmp.Or(rule.Substatus, o.Substatus)},
 			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)},
 			member{"etag", o.ETag})
-		if payload := or(rule.Payload, string(o.Payload)); payload != "" {
+		if payload := cmp.Or(rule.Payload, string(o.Payload)); payload != "" {
 			result = append(result, member{"payload", verbatim(payload)})
 		}
-		if o.Profile != "" && slices.Contains(who.features, featureProfile) {
+		if o.Profile != "" && slices.Contains(who.features, scenario.FeatureProfile) {
 			result = append(result, member{"connectionProfile", o.Profile})
 		}
 		if len(o.chain) > 0 {
 			result = append(result, member{"issuedCertificateChain", o.chain})
 		}
 	case "failed":
-		failed := refusal{code: 400207, message: "Custom allocation failed with status code: 400"}
+		failed := enroll.Refusal{Code: 400207, Message: "Custom allocation failed with status code: 400"}
 		if o.failed != nil {
 			failed = *o.failed
 		}
 		result = append(result,
 			member{"createdDateTimeUtc", timestamp(o.Created)},
 			member{"status", state},
-			member{"errorCode", cmp.Or(rule.ErrorCode, failed.code)},
-			member{"errorMessage", or(rule.ErrorMessage, failed.message)},
+			member{"errorCode", cmp.Or(rule.ErrorCode, failed.Code)},
+			member{"errorMessage", cmp.Or(rule.ErrorMessage, failed.Message)},
 			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)})
 	default:
 		result = append(result, member{"status", state})
@@ -367,7 +374,7 @@ func (s *service) failure(status int, who *principal, d *device, rule *Rule, mes
 	return reply{status: status, retryAfter: "none", body: object{
 		{"errorCode", code},
 		{"trackingId", s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies))},
-		{"message", or(rule.ErrorMessage, message)},
+		{"message", cmp.Or(rule.ErrorMessage, message)},
 		{"timestampUtc", timestamp(now)},
 	}}
 }
@@ -378,13 +385,6 @@ func verbatim(text string) any {
 		return json.RawMessage(text)
 	}
 	return text
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // registration is what a register request asks for.

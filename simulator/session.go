@@ -13,6 +13,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // writeTimeout ends a connection whose client does not read.
@@ -227,7 +229,7 @@ func (s *session) receive(in *inbound) {
 	if kind == packets.Connect && s.previous == 0 {
 		// Known for the log and for the rules before it is judged.
 		u, _ := parseUserName(string(p.Connect.Username))
-		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &entry{}}
+		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &enroll.Entry{}}
 	}
 	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
 	if kind == packets.Publish {
@@ -310,7 +312,7 @@ func (s *session) handle(in *inbound, previous byte) {
 		}
 		on = OnDisconnect
 	}
-	rule := s.c.server.script.Load().match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
+	rule := s.c.server.script.Load().Match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
 	acked := false
 	if rule.AfterPuback && p.FixedHeader.Qos == 1 {
 		s.send(rule, puback(p))
@@ -322,9 +324,9 @@ func (s *session) handle(in *inbound, previous byte) {
 // act answers a packet, as the rule wants it.
 func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	switch {
-	case len(rule.garbage()) > 0:
-		s.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
-		s.write(rule, rule.garbage())
+	case len(rule.GarbageBytes()) > 0:
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		s.write(rule, rule.GarbageBytes())
 		if rule.Silent {
 			s.muted = true
 		} else {

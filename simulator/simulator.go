@@ -27,6 +27,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // connectTimeout is the time a client has from TCP to CONNECT [MQTT-3.1.4-1, non-normative].
@@ -48,7 +51,7 @@ type Options struct {
 	Scenario *Scenario
 	// Enrollments say who may register. Nil: the directory's enrollments.toml,
 	// or in memory one symmetric-key group and one X.509 group.
-	Enrollments *Enrollments
+	Enrollments *enroll.Enrollments
 	// PacketLog receives one JSON object a line, see Entry. Nil: none.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
@@ -68,12 +71,12 @@ type Server struct {
 	onError     func(error)
 	seed        seed
 	material    *material
-	entries     atomic.Pointer[[]entry]
+	entries     atomic.Pointer[enroll.Entries]
 	certificate *tls.Certificate
 	ticketKey   [32]byte // of the sessions that are resumed
 	log         *packetLog
 	service     *service
-	script      atomic.Pointer[script]
+	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
 	closed    bool
@@ -88,7 +91,7 @@ type Server struct {
 }
 
 // New makes a server. Errors come from the directory's files, from
-// enrollments and from the scenario (*FileError).
+// enrollments and from the scenario (*tomlfile.Error).
 func New(o Options) (*Server, error) {
 	s := &Server{
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
@@ -123,9 +126,9 @@ func New(o Options) (*Server, error) {
 			return nil, err
 		}
 		if enrollments == nil {
-			enrollments = &Enrollments{Groups: []Group{
-				{Name: "keys", Attestation: Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
-				{Name: "certificates", Attestation: Attestation{Type: "x509", CA: string(s.DeviceCA())}},
+			enrollments = &enroll.Enrollments{Groups: []enroll.Group{
+				{Name: "keys", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
+				{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
 			}}
 		}
 	} else {
@@ -167,7 +170,7 @@ func (s *Server) GroupKey() string { return base64.StdEncoding.EncodeToString(s.
 
 // DeviceKey gives the key derived for a device from the group key, base64.
 func (s *Server) DeviceKey(registrationID string) string {
-	return base64.StdEncoding.EncodeToString(deriveKey(s.material.groupKey, registrationID))
+	return base64.StdEncoding.EncodeToString(enroll.DeriveKey(s.material.groupKey, registrationID))
 }
 
 // DeviceCertificate issues a client certificate of the default X.509 group,
@@ -190,14 +193,14 @@ func (s *Server) SetScenario(sc *Scenario) error {
 			return err
 		}
 	}
-	s.script.Store(newScript(sc, s.seed))
+	s.script.Store(scenario.NewScript(sc, s.seed.draw))
 	return nil
 }
 
 // SetEnrollments replaces the enrollments, for connections from now on; what
-// devices were assigned stays. Ones with an error (*FileError) change nothing.
-func (s *Server) SetEnrollments(e *Enrollments) error {
-	entries, err := ready(e)
+// devices were assigned stays. Ones with an error (*tomlfile.Error) change nothing.
+func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
+	entries, err := enroll.Compile(e)
 	if err == nil {
 		s.entries.Store(&entries)
 	}
@@ -423,7 +426,7 @@ func (c *connection) sleep(d time.Duration) bool {
 // run takes the connection through TLS and, if so, WebSocket to MQTT.
 func (c *connection) run() {
 	script := c.server.script.Load()
-	rule := script.match(OnAccept, c.protocol, "", false)
+	rule := script.Match(OnAccept, c.protocol, "", false)
 	if !c.sleep(rule.Delay) {
 		return
 	}
@@ -434,7 +437,7 @@ func (c *connection) run() {
 		return
 	}
 	if rule.AfterUp == 0 && rule.AfterDown == 0 {
-		if len(rule.garbage()) > 0 {
+		if len(rule.GarbageBytes()) > 0 {
 			c.hearOnce()
 		}
 		if c.instead(rule, c.raw) {
@@ -443,7 +446,7 @@ func (c *connection) run() {
 	}
 	c.raw.rule = rule
 
-	rule = script.match(OnTLS, c.protocol, "", false)
+	rule = script.Match(OnTLS, c.protocol, "", false)
 	if rule.Alert != "" && rule.AlertAt != "certificate" {
 		c.hearOnce()
 		_, _ = c.raw.Write(alertRecord(rule.Alert))
@@ -497,9 +500,9 @@ func (c *connection) hearOnce() {
 // did. It is for the stages before MQTT, at which silence is for good.
 func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	switch {
-	case len(rule.garbage()) > 0:
-		_, _ = w.Write(rule.garbage())
-		c.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
+	case len(rule.GarbageBytes()) > 0:
+		_, _ = w.Write(rule.GarbageBytes())
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
 		c.reason = "scenario: garbage"
 		if rule.Silent {
 			c.hold()
@@ -552,8 +555,8 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 	if key, ok := served.PrivateKey.(*ecdsa.PrivateKey); ok {
 		served.PrivateKey = steadySigner{key}
 	}
-	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin))
-	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax))
+	lowest := scenario.TLSVersion(cmp.Or(rule.TLSMin, set.TLSMin))
+	highest := scenario.TLSVersion(cmp.Or(rule.TLSMax, set.TLSMax))
 	config := &tls.Config{
 		Certificates: []tls.Certificate{served},
 		MinVersion:   min(lowest, highest),
@@ -599,10 +602,10 @@ func describe(state tls.ConnectionState) string {
 type principal struct {
 	registrationID string
 	apiVersion     string
-	features       []string // of the api-version
-	enrollment     *entry   // never nil; empty for one that was not judged or was refused
-	certificate    bool     // proved by a certificate
-	refused        *refusal // the register answer will say so
+	features       []string        // of the api-version
+	enrollment     *enroll.Entry   // never nil; empty for one that was not judged or was refused
+	certificate    bool            // proved by a certificate
+	refused        *enroll.Refusal // the register answer will say so
 }
 
 // authenticate judges a CONNECT: a CONNACK return code, and who it is. The
@@ -611,8 +614,8 @@ type principal struct {
 func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
-	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &entry{}}
-	who.features, _ = set.features(u.apiVersion)
+	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
+	who.features, _ = set.FeaturesOf(u.apiVersion)
 	entries := *s.entries.Load()
 	switch {
 	case err != nil:
@@ -621,19 +624,19 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 3, "the ID scope is another"
 	case clientID != u.registrationID:
 		return who, 5, "the client identifier is not the registration ID"
-	case !set.serves(u.apiVersion):
+	case !set.Serves(u.apiVersion):
 		return who, 5, "the api-version is not served"
 	}
-	var found *entry
+	var found *enroll.Entry
 	switch {
 	case len(password) > 0:
-		found, who.refused = byToken(entries, u.scope, u.registrationID, string(password), s.now())
+		found, who.refused = entries.ByToken(u.scope, u.registrationID, string(password), s.now())
 	case len(state.PeerCertificates) > 0:
 		who.certificate = true
 		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
 			return who, 5, "the certificate's common name is not the registration ID"
 		}
-		found, who.refused = byCertificate(entries, u.registrationID, state, s.now())
+		found, who.refused = entries.ByCertificate(u.registrationID, state, s.now())
 	default:
 		return who, 5, "neither a token nor a certificate"
 	}
@@ -644,9 +647,9 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 0, ""
 	}
 	if set.Refuse == "early" {
-		return who, 5, who.refused.reason
+		return who, 5, who.refused.Reason
 	}
-	return who, 0, "will be refused: " + who.refused.reason
+	return who, 0, "will be refused: " + who.refused.Reason
 }
 
 // take makes a session the only one of its client identifier [MQTT-3.1.4-2].

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // errScenario ends a stream whose rule wants it.
@@ -103,7 +105,7 @@ func (r *rawConn) atUp() error {
 
 // finish ends the stream as the rule wants it.
 func (r *rawConn) finish() error {
-	if g := r.rule.garbage(); len(g) > 0 {
+	if g := r.rule.GarbageBytes(); len(g) > 0 {
 		n, _ := r.Conn.Write(g)
 		r.down.Add(int64(n))
 		r.note(Entry{Packet: "GARBAGE", Size: n})
@@ -188,14 +190,5 @@ func (r *rawConn) closeWrite() {
 	}
 }
 
-// alerts are the TLS alerts a rule can send, RFC 5246 7.2 and RFC 8446 6.
-var alerts = map[string]byte{
-	"unexpected_message": 10, "bad_record_mac": 20, "record_overflow": 22, "handshake_failure": 40,
-	"bad_certificate": 42, "unsupported_certificate": 43, "certificate_revoked": 44, "certificate_expired": 45,
-	"certificate_unknown": 46, "illegal_parameter": 47, "unknown_ca": 48, "access_denied": 49, "decode_error": 50,
-	"decrypt_error": 51, "protocol_version": 70, "insufficient_security": 71, "internal_error": 80,
-	"user_canceled": 90, "unrecognized_name": 112, "certificate_required": 116, "no_application_protocol": 120,
-}
-
 // alertRecord is a fatal alert as it goes over a stream that is not yet encrypted.
-func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, alerts[name]} }
+func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, scenario.Alerts[name]} }
