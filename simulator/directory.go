@@ -2,6 +2,8 @@ package simulator
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -52,25 +54,25 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // ca.pem and endpoint.json are for others to read
 		return nil, err
 	}
+	var m *material
 	scope, err := os.ReadFile(filepath.Join(dir, fileScope))
 	if errors.Is(err, fs.ErrNotExist) {
-		m, err := createMaterial(dir, now)
-		if err == nil {
-			m.issuer.is, err = loadIssuing(dir, now)
-		}
-		return m, err
+		m, err = createMaterial(dir, now)
+	} else if err == nil {
+		m, err = readMaterial(dir, string(scope))
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var is *issuing
+		is, err = loadIssuing(dir, now)
+		m.issuing = func() (*issuing, error) { return is, nil }
 	}
-	m, err := readMaterial(dir, string(scope), now)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w; a directory with %s was used before: put the file back, or begin with another directory", err, fileScope)
 	}
 	return m, err
 }
 
-func readMaterial(dir, scope string, now time.Time) (*material, error) {
+func readMaterial(dir, scope string) (*material, error) {
 	m := &material{scope: strings.TrimSpace(scope)}
 	if !isIDScope(m.scope) {
 		return nil, fmt.Errorf("%s: %q is not an ID scope", filepath.Join(dir, fileScope), m.scope)
@@ -88,8 +90,7 @@ func readMaterial(dir, scope string, now time.Time) (*material, error) {
 	if m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey); err != nil {
 		return nil, err
 	}
-	m.issuer.is, err = loadIssuing(dir, now)
-	return m, err
+	return m, nil
 }
 
 // loadIssuing reads the issuing authority, or makes one where there is none
@@ -148,19 +149,18 @@ func writeFiles(dir string, files ...file) error {
 }
 
 func loadAuthority(dir, certFile, keyFile string) (*authority, error) {
-	certificate, err := os.ReadFile(filepath.Join(dir, certFile))
-	if err != nil {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	if errors.As(err, new(*fs.PathError)) {
 		return nil, err
 	}
-	key, err := os.ReadFile(filepath.Join(dir, keyFile))
-	if err != nil {
-		return nil, err
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if err == nil && !ok {
+		err = errors.New("the private key is not an EC key")
 	}
-	a, err := parseAuthority(certificate, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s, %s: %w", filepath.Join(dir, certFile), keyFile, err)
 	}
-	return a, nil
+	return &authority{pair.Leaf, key}, nil
 }
 
 // createMaterial writes the scope last: its presence says that the rest is there.

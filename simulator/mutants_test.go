@@ -70,7 +70,7 @@ var mutants = map[string][]edit{
 	"silence lasts for ever":                        {{"session.go", "case s.connected && s.keepAlive > 0:", "case false:"}},
 	"a client is given up after one interval":       {{"session.go", "s.keepAlive * 3 / 2", "s.keepAlive"}},
 	"only a ping is heard":                          {{"session.go", "s.heard = time.Now()\n\t\ts.receive(in)", "if in.packet.FixedHeader.Type == packets.Pingreq {\n\t\t\ts.heard = time.Now()\n\t\t}\n\t\ts.receive(in)"}},
-	"a byte is heard":                               {{"session.go", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit.Add(s.c.raw.lastRead())) {"}, {"stream.go", "func (r *rawConn) closed() bool {", "func (r *rawConn) lastRead() time.Duration { return time.Duration(r.up.Load()) * time.Second }\n\nfunc (r *rawConn) closed() bool {"}},
+	"a byte is heard":                               {{"session.go", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit.Add(s.c.raw.lastRead())) {"}, {"stream.go", "func (r *rawConn) closed() bool", "func (r *rawConn) lastRead() time.Duration { return time.Duration(r.up.Load()) * time.Second }\n\nfunc (r *rawConn) closed() bool"}},
 	"keep-alive 0 is an interval":                   {{"session.go", "case s.connected && s.keepAlive > 0:", "case s.connected:"}},
 	"an interval has 15 bits":                       {{"session.go", "time.Duration(p.Connect.Keepalive) * time.Second", "time.Duration(p.Connect.Keepalive&0x7fff) * time.Second"}},
 	"CONNECT may take its time":                     {{"simulator.go", "const connectTimeout = 60 * time.Second", "const connectTimeout = 600 * time.Second"}},

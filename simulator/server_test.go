@@ -387,7 +387,7 @@ func TestDirectory(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "ca.key"), other, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := simulator.New(simulator.Options{Directory: dir}); err == nil || !strings.Contains(err.Error(), "does not belong") {
+		if _, err := simulator.New(simulator.Options{Directory: dir}); err == nil || !strings.Contains(err.Error(), "private key does not match public key") {
 			t.Error(err)
 		}
 	})

@@ -141,7 +141,7 @@ type service struct {
 	seed     seed
 	settings func() Settings
 	records  *assignments
-	issuing  func(now time.Time) (*issuing, error)
+	issuing  func() (*issuing, error)
 
 	mu        sync.Mutex
 	devices   map[string]*device // by lower-case registration ID
@@ -177,17 +177,20 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if rule.Status >= 400 && rule.State == "" {
 		return s.failure(rule.Status, who, d, rule, "The scenario says so.", now)
 	}
+	refuse := func(code int, message string) reply {
+		return s.failure(0, who, d, &Rule{ErrorCode: code, ErrorMessage: message}, "", now)
+	}
 	if who.refused != nil {
-		return s.failure(0, who, d, &Rule{ErrorCode: who.refused.Code, ErrorMessage: who.refused.Message}, "", now)
+		return refuse(who.refused.Code, who.refused.Message)
 	}
 	if wait := s.throttle(req, d, &set, now); wait > 0 {
-		r := s.failure(0, who, d, &Rule{ErrorCode: 429001, ErrorMessage: "Too many requests."}, "", now)
+		r := refuse(429001, "Too many requests.")
 		r.retryAfter = set.ThrottleText(wait)
 		return r
 	}
 	if req.poll {
 		if d.operationID == "" || req.operationID != d.operationID {
-			return s.failure(0, who, d, &Rule{ErrorCode: 404203, ErrorMessage: "Operation not found."}, "", now)
+			return refuse(404203, "Operation not found.")
 		}
 	} else {
 		wanted, err := parseBody(body, who.registrationID)
@@ -196,7 +199,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 			o, err = s.begin(who, d.registered+1, wanted, now)
 		}
 		if err != nil {
-			return s.failure(0, who, d, &Rule{ErrorCode: 400000, ErrorMessage: err.Error()}, "", now)
+			return refuse(400000, err.Error())
 		}
 		if o != nil {
 			d.registered++
@@ -261,7 +264,7 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 		if err != nil {
 			return nil, err
 		}
-		is, err := s.issuing(now)
+		is, err := s.issuing()
 		if err != nil {
 			return nil, err
 		}

@@ -569,7 +569,7 @@ func (s *session) write(rule *Rule, b []byte) {
 	}
 	for piece := range slices.Chunk(b, step) {
 		if step == 1 && rule.Pace > 0 {
-			if !s.c.raw.pause(rule.Pace) {
+			if !pause(rule.Pace, s.c.raw.gone) {
 				return
 			}
 			_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))

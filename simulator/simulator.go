@@ -114,7 +114,7 @@ func New(o Options) (*Server, error) {
 		seed:     s.seed,
 		devices:  map[string]*device{},
 		settings: func() Settings { return s.script.Load().Settings },
-		issuing:  func(now time.Time) (*issuing, error) { return s.material.issuer.get(now) },
+		issuing:  func() (*issuing, error) { return s.material.issuing() },
 	}
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 
 // IssuingRoot gives the root of the certificates that are issued for CSRs, PEM.
 func (s *Server) IssuingRoot() ([]byte, error) {
-	i, err := s.material.issuer.get(s.now())
+	i, err := s.material.issuing()
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +263,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 				s.onError(fmt.Errorf("no more connections at once: %w: see ulimit -n, LimitNOFILE=", err))
 			}
 			told = true
-			s.wait(50 * time.Millisecond) // descriptors come free when devices leave
+			pause(50*time.Millisecond, s.done) // descriptors come free when devices leave
 		case errors.Is(err, syscall.ECONNABORTED): // gone before it was taken
 		default:
 			return err
@@ -277,13 +277,28 @@ type listener struct {
 	protocol string
 }
 
-// wait lets time pass, unless the server ends first.
-func (s *Server) wait(d time.Duration) {
+// pause lets time pass, or returns false when it is interrupted.
+func pause(d time.Duration, interrupt <-chan struct{}) bool {
+	if d <= 0 {
+		return true
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-s.done:
+		return true
+	case <-interrupt:
+		return false
+	}
+}
+
+// isClosed reports whether a channel that nothing is sent on is closed.
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -318,7 +333,7 @@ func (s *Server) reopen(l *listener) error {
 	s.mu.Lock()
 	left := s.refusing(l.protocol)
 	s.mu.Unlock()
-	s.wait(left)
+	pause(left, s.done)
 	for !s.ended() {
 		again, err := net.Listen(l.Addr().Network(), l.Addr().String())
 		if err == nil {
@@ -333,19 +348,12 @@ func (s *Server) reopen(l *listener) error {
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return err
 		}
-		s.wait(50 * time.Millisecond)
+		pause(50*time.Millisecond, s.done)
 	}
 	return nil
 }
 
-func (s *Server) ended() bool {
-	select {
-	case <-s.done:
-		return true
-	default:
-		return false
-	}
-}
+func (s *Server) ended() bool { return isClosed(s.done) }
 
 // Close ends all connections and listeners and returns when nothing of the
 // server runs any more. It may be called twice.
@@ -408,26 +416,11 @@ func (c *connection) note(e Entry) {
 	c.server.log.add(e)
 }
 
-// sleep waits, or tells that the server ended meanwhile.
-func (c *connection) sleep(d time.Duration) bool {
-	if d <= 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-c.server.done:
-		return false
-	}
-}
-
 // run takes the connection through TLS and, if so, WebSocket to MQTT.
 func (c *connection) run() {
 	script := c.server.script.Load()
 	rule := script.Match(OnAccept, c.protocol, "", false)
-	if !c.sleep(rule.Delay) {
+	if !pause(rule.Delay, c.server.done) {
 		return
 	}
 	if rule.Refuse > 0 {
@@ -474,7 +467,7 @@ func (c *connection) run() {
 	}
 	_ = c.raw.SetDeadline(time.Time{})
 	c.note(Entry{Packet: "TLS", Detail: describe(c.tls.ConnectionState())})
-	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
+	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
 		return
 	}
 

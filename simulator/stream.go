@@ -37,29 +37,7 @@ func (r *rawConn) Close() error {
 	return r.Conn.Close()
 }
 
-func (r *rawConn) closed() bool {
-	select {
-	case <-r.gone:
-		return true
-	default:
-		return false
-	}
-}
-
-// pause waits, unless the connection is closed first.
-func (r *rawConn) pause(d time.Duration) bool {
-	if d <= 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-r.gone:
-		return false
-	}
-}
+func (r *rawConn) closed() bool { return isClosed(r.gone) }
 
 // patient tells that the rule makes the handshake take its time, or never end.
 func (r *rawConn) patient() bool {
@@ -81,7 +59,7 @@ func (r *rawConn) Read(p []byte) (int, error) {
 	}
 	n, err := r.Conn.Read(p)
 	r.up.Add(int64(n))
-	if r.rule != nil && n > 0 && !r.pause(r.rule.DelayUp) {
+	if r.rule != nil && n > 0 && !pause(r.rule.DelayUp, r.gone) {
 		return 0, net.ErrClosed
 	}
 	return n, err
@@ -127,7 +105,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if r.mute.Load() {
 		return len(p), nil // believed to be sent, as by a kernel
 	}
-	if !r.pause(f.DelayDown) || r.closed() {
+	if !pause(f.DelayDown, r.gone) || r.closed() {
 		return 0, net.ErrClosed
 	}
 	now, limited := p, false
@@ -163,7 +141,7 @@ func (r *rawConn) trickle(p []byte) (int, error) {
 	}
 	for i := range p {
 		if r.rule.Pace > 0 {
-			if !r.pause(r.rule.Pace) {
+			if !pause(r.rule.Pace, r.gone) {
 				return i, net.ErrClosed
 			}
 			_ = r.SetWriteDeadline(time.Now().Add(writeTimeout))

@@ -6,6 +6,43 @@ import (
 	"time"
 )
 
+// Summary adds up a packet log.
+type Summary struct {
+	Connections            int
+	PacketsUp, PacketsDown int   // MQTT packets
+	BytesUp, BytesDown     int64 // of closed connections, TLS included
+	Violations             []string
+	// Registers and Polls are the times at which those requests arrived.
+	Registers, Polls []time.Time
+}
+
+// Summarize adds up entries, of one device or of all.
+func Summarize(entries []Entry) Summary {
+	var s Summary
+	for _, e := range entries {
+		switch {
+		case e.Packet == "OPEN":
+			s.Connections++
+		case e.Packet == "STALL": // it has a direction, but is no packet
+		case e.Direction == "up":
+			s.PacketsUp++
+		case e.Direction == "down":
+			s.PacketsDown++
+		}
+		if e.Violation != "" {
+			s.Violations = append(s.Violations, e.Violation)
+		}
+		s.BytesUp += e.BytesUp
+		s.BytesDown += e.BytesDown
+		if request, asked := e.request(); asked && request.poll {
+			s.Polls = append(s.Polls, e.Time)
+		} else if asked {
+			s.Registers = append(s.Registers, e.Time)
+		}
+	}
+	return s
+}
+
 // DeviceSummary adds up the packet log of one device.
 type DeviceSummary struct {
 	// RegistrationID is as the device wrote it first; "" for connections that ended before CONNECT.
@@ -62,11 +99,8 @@ func SummarizeDevices(entries []Entry) []DeviceSummary {
 			}
 			speaking[e.Connection] = false
 		}
-		if e.Packet != "PUBLISH" || e.Direction != "up" {
-			continue
-		}
-		request, err := parseRequest(e.Topic)
-		if err != nil {
+		request, asked := e.request()
+		if !asked {
 			continue
 		}
 		if request.poll {

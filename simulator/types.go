@@ -2,12 +2,16 @@ package simulator
 
 import "github.com/dpsd-project/dpsd/simulator/scenario"
 
-// The types of a scenario, so that a test in Go needs one import; see package scenario.
+// A test in Go that makes a scenario needs one import.
 type (
+	// Scenario is what the service is to do.
 	Scenario = scenario.Scenario
+	// Settings are properties of a well-behaved service.
 	Settings = scenario.Settings
-	Rule     = scenario.Rule
-	Stage    = scenario.Stage
+	// Rule is one fault.
+	Rule = scenario.Rule
+	// Stage is a moment of a connection at which a rule can act.
+	Stage = scenario.Stage
 )
 
 // The stages of a connection, see package scenario.

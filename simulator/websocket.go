@@ -40,7 +40,7 @@ func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
 	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
-	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
+	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
 		return nil, false
 	}
 	w := &responseWriter{conn: c.tls, in: in, header: http.Header{}}

@@ -155,7 +155,7 @@ func (n *Entry) Place(registrationID, deviceID string, request any) Placement {
 	case "lowest-latency":
 		h = n.nearest(registrationID, h)
 	case "custom":
-		return n.custom(registrationID, deviceID, request, h)
+		return n.function(registrationID, deviceID, request, h)
 	}
 	return Placement{Hub: h, Payload: n.Payload}
 }
@@ -205,9 +205,9 @@ func matches(pattern, id string) bool {
 	return ok || pattern == ""
 }
 
-// custom does what the function of a custom allocation would.
-func (n *Entry) custom(registrationID, deviceID string, request any, otherwise Hub) Placement {
-	for _, c := range n.Grant.Custom {
+// function does what the function of a custom allocation would.
+func (n *Entry) function(registrationID, deviceID string, request any, otherwise Hub) Placement {
+	for _, c := range n.Custom {
 		if !fits(c.When, request) {
 			continue
 		}
