@@ -411,7 +411,7 @@ func (s *session) connect(rule *Rule, p *packets.Packet) {
 }
 
 func (s *session) connack(rule *Rule, code int, detail string) {
-	s.sendAll(rule, []string{detail}, packets.Packet{
+	s.sendAll(rule, detail, packets.Packet{
 		FixedHeader:    packets.FixedHeader{Type: packets.Connack},
 		ReasonCode:     byte(code),
 		SessionPresent: rule.SessionPresent,
@@ -519,35 +519,29 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 }
 
 func (s *session) send(rule *Rule, out ...packets.Packet) {
-	s.sendAll(rule, nil, out...)
+	s.sendAll(rule, "", out...)
 }
 
-// sendAll writes packets in one go.
-func (s *session) sendAll(rule *Rule, details []string, out ...packets.Packet) {
+// sendAll writes packets together. The detail is for the log.
+func (s *session) sendAll(rule *Rule, detail string, out ...packets.Packet) {
 	var all []byte
-	for i, p := range out {
+	for _, p := range out {
 		b, err := encode(p)
 		if err != nil {
 			s.end(err.Error())
 			return
 		}
 		all = append(all, b...)
-		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName}
-		if i < len(details) {
-			e.Detail = details[i]
-		}
+		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail}
 		switch p.FixedHeader.Type {
 		case packets.Connack:
-			code := int(p.ReasonCode)
-			e.ReturnCode = &code
+			e.ReturnCode = new(int(p.ReasonCode))
 		case packets.Suback:
-			code := int(p.ReasonCodes[0])
-			e.ReturnCode = &code
+			e.ReturnCode = new(int(p.ReasonCodes[0]))
 		case packets.Publish:
 			e.QoS, e.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 		}
-		switch p.FixedHeader.Type {
-		case packets.Puback, packets.Suback, packets.Unsuback:
+		if p.FixedHeader.Type != packets.Publish { // then it acknowledges, if it has an identifier
 			delete(s.unanswered, p.PacketID)
 		}
 		s.note(e)
@@ -563,20 +557,7 @@ func (s *session) write(rule *Rule, b []byte) {
 		return
 	}
 	_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
-	step := len(b)
-	if rule.ByteByByte {
-		step = 1
-	}
-	for piece := range slices.Chunk(b, step) {
-		if step == 1 && rule.Pace > 0 {
-			if !pause(rule.Pace, s.c.raw.gone) {
-				return
-			}
-			_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
-		}
-		if _, err := s.stream.Write(piece); err != nil {
-			s.end(err.Error())
-			return
-		}
+	if _, err := s.c.raw.trickle(rule, b, s.stream.Write); err != nil {
+		s.end(err.Error())
 	}
 }

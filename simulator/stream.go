@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -112,7 +113,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if left := f.AfterDown - int(r.down.Load()); f.AfterDown > 0 && left <= len(p) {
 		now, limited = p[:left], true
 	}
-	n, err := r.trickle(now)
+	n, err := r.trickle(f, now, r.put)
 	if err != nil || !limited {
 		return n, err
 	}
@@ -134,23 +135,24 @@ func (r *rawConn) put(p []byte) (int, error) {
 	return n, err
 }
 
-// trickle writes bytes one by one if the rule wants it.
-func (r *rawConn) trickle(p []byte) (int, error) {
-	if !r.rule.ByteByByte || len(p) == 0 {
-		return r.put(p)
+// trickle writes p, byte by byte if the rule wants it.
+func (r *rawConn) trickle(rule *Rule, p []byte, write func([]byte) (int, error)) (n int, err error) {
+	if !rule.ByteByByte || len(p) == 0 {
+		return write(p)
 	}
-	for i := range p {
-		if r.rule.Pace > 0 {
-			if !pause(r.rule.Pace, r.gone) {
-				return i, net.ErrClosed
+	for piece := range slices.Chunk(p, 1) {
+		if rule.Pace > 0 {
+			if !pause(rule.Pace, r.gone) {
+				return n, net.ErrClosed
 			}
 			_ = r.SetWriteDeadline(time.Now().Add(writeTimeout))
 		}
-		if n, err := r.put(p[i : i+1]); err != nil {
-			return i + n, err
+		written, err := write(piece)
+		if n += written; err != nil {
+			return n, err
 		}
 	}
-	return len(p), nil
+	return n, nil
 }
 
 // reset drops the connection so that the peer sees an RST, where there is such a thing.

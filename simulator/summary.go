@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -71,54 +72,41 @@ func SummarizeDevices(entries []Entry) []DeviceSummary {
 			names[e.Connection] = e.RegistrationID
 		}
 	}
-	devices := map[string]*DeviceSummary{}
-	speaking := map[int]bool{}
-	last := map[string]time.Time{}
+	devices := map[string][]Entry{}
 	for _, e := range entries {
-		name := names[e.Connection]
-		key := strings.ToLower(name)
-		d := devices[key]
-		if d == nil {
-			d = &DeviceSummary{RegistrationID: name, PollGaps: []float64{}, Violations: []string{}}
-			devices[key] = d
-		}
-		if e.Packet == "OPEN" {
-			d.Connections++
-		}
-		if e.Violation != "" {
-			d.Violations = append(d.Violations, e.Violation)
-		}
-		d.BytesUp += e.BytesUp
-		d.BytesDown += e.BytesDown
-		switch e.Direction {
-		case "up":
-			speaking[e.Connection] = true
-		case "down":
-			if speaking[e.Connection] {
-				d.RoundTrips++
-			}
-			speaking[e.Connection] = false
-		}
-		request, asked := e.request()
-		if !asked {
-			continue
-		}
-		if request.poll {
-			d.Polls++
-			if before, ok := last[key]; ok {
-				d.PollGaps = append(d.PollGaps, e.Time.Sub(before).Seconds())
-			}
-		} else {
-			d.Registers++
-		}
-		last[key] = e.Time
+		key := strings.ToLower(names[e.Connection])
+		devices[key] = append(devices[key], e)
 	}
 	all := make([]DeviceSummary, 0, len(devices))
-	for _, d := range devices {
-		all = append(all, *d)
+	for _, key := range slices.Sorted(maps.Keys(devices)) {
+		all = append(all, summarizeDevice(names[devices[key][0].Connection], devices[key]))
 	}
-	slices.SortFunc(all, func(a, b DeviceSummary) int {
-		return strings.Compare(strings.ToLower(a.RegistrationID), strings.ToLower(b.RegistrationID))
-	})
 	return all
+}
+
+func summarizeDevice(name string, entries []Entry) DeviceSummary {
+	s := Summarize(entries)
+	d := DeviceSummary{
+		RegistrationID: name, Connections: s.Connections, BytesUp: s.BytesUp, BytesDown: s.BytesDown,
+		Registers: len(s.Registers), Polls: len(s.Polls),
+		PollGaps: []float64{}, Violations: append([]string{}, s.Violations...),
+	}
+	speaking := map[int]bool{}
+	var last time.Time
+	for _, e := range entries {
+		if e.Direction == "down" && speaking[e.Connection] {
+			d.RoundTrips++
+		}
+		if e.Direction != "" {
+			speaking[e.Connection] = e.Direction == "up"
+		}
+		request, asked := e.request()
+		if asked && request.poll && !last.IsZero() {
+			d.PollGaps = append(d.PollGaps, e.Time.Sub(last).Seconds())
+		}
+		if asked {
+			last = e.Time
+		}
+	}
+	return d
 }
