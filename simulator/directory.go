@@ -122,14 +122,17 @@ func createIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := keyPEM(i.ca.key)
+	files, err := i.ca.files(fileIssuingCA, fileIssuingKey)
 	if err != nil {
 		return nil, err
 	}
-	return i, writeFiles(dir,
-		file{fileIssuingKey, key, 0o600},
-		file{fileIssuingCA, certificatePEM(i.ca.certificate.Raw), 0o644},
-		file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644})
+	return i, writeFiles(dir, append(files, file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644}))
+}
+
+// files are those of an authority.
+func (a *authority) files(certificate, key string) ([]file, error) {
+	text, err := keyPEM(a.key)
+	return []file{{key, text, 0o600}, {certificate, certificatePEM(a.certificate.Raw), 0o644}}, err
 }
 
 // file is one to be written into the directory.
@@ -139,7 +142,7 @@ type file struct {
 	mode fs.FileMode
 }
 
-func writeFiles(dir string, files ...file) error {
+func writeFiles(dir string, files []file) error {
 	for _, f := range files {
 		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
 			return err
@@ -169,27 +172,21 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	caKey, err := keyPEM(m.server.key)
+	files, err := m.server.files(fileCA, fileCAKey)
 	if err != nil {
 		return nil, err
 	}
-	deviceKey, err := keyPEM(m.device.key)
+	devices, err := m.device.files(fileDeviceCA, fileDeviceCAKey)
 	if err != nil {
 		return nil, err
 	}
-	files := []file{
-		{fileCA, certificatePEM(m.server.certificate.Raw), 0o644},
-		{fileCAKey, caKey, 0o600},
-		{fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey) + "\n"), 0o600},
-		{fileDeviceCA, certificatePEM(m.device.certificate.Raw), 0o644},
-		{fileDeviceCAKey, deviceKey, 0o600},
-	}
+	files = append(append(files, devices...), file{fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey) + "\n"), 0o600})
 	// Enrollments that were put there beforehand are the user's.
 	if _, err := os.Stat(filepath.Join(dir, fileEnrollments)); errors.Is(err, fs.ErrNotExist) {
 		files = append(files, file{fileEnrollments, []byte(defaultEnrollments), 0o644})
 	}
 	files = append(files, file{fileScope, []byte(m.scope + "\n"), 0o644})
-	return m, writeFiles(dir, files...)
+	return m, writeFiles(dir, files)
 }
 
 func loadEnrollments(path string) (*enroll.Enrollments, error) {

@@ -42,36 +42,38 @@ func (s seed) guid(purpose string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// An object is a JSON object that keeps the order of its members, compact,
-// without the members it has not: the way the service writes.
-type object []member
-
-type member struct {
-	key   string
-	value any
+// operationStatus is RegistrationOperationStatus, with its members in the order in which the
+// service writes them.
+type operationStatus struct {
+	OperationID string             `json:"operationId"`
+	Status      string             `json:"status"`
+	State       *registrationState `json:"registrationState,omitempty"`
 }
 
-// MarshalJSON writes the members in their order.
-func (o object) MarshalJSON() ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteByte('{')
-	for i, m := range o {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		for j, part := range []any{m.key, m.value} {
-			if j > 0 {
-				b.WriteByte(':')
-			}
-			text, err := marshal(part)
-			if err != nil {
-				return nil, err
-			}
-			b.Write(text)
-		}
-	}
-	b.WriteByte('}')
-	return b.Bytes(), nil
+// registrationState is DeviceRegistrationResult.
+type registrationState struct {
+	X509           *struct{} `json:"x509,omitempty"`
+	RegistrationID string    `json:"registrationId"`
+	Created        string    `json:"createdDateTimeUtc,omitempty"`
+	AssignedHub    string    `json:"assignedHub,omitempty"`
+	DeviceID       string    `json:"deviceId,omitempty"`
+	Status         string    `json:"status"`
+	Substatus      string    `json:"substatus,omitempty"`
+	ErrorCode      int       `json:"errorCode,omitempty"`
+	ErrorMessage   string    `json:"errorMessage,omitempty"`
+	Updated        string    `json:"lastUpdatedDateTimeUtc,omitempty"`
+	ETag           string    `json:"etag,omitempty"`
+	Payload        any       `json:"payload,omitempty"`
+	Profile        string    `json:"connectionProfile,omitempty"`
+	Chain          []string  `json:"issuedCertificateChain,omitempty"`
+}
+
+// errorDetails is ProvisioningServiceErrorDetails.
+type errorDetails struct {
+	ErrorCode  int    `json:"errorCode"`
+	TrackingID string `json:"trackingId"`
+	Message    string `json:"message"`
+	Timestamp  string `json:"timestampUtc"`
 }
 
 // marshal is json.Marshal that leaves <, > and & alone.
@@ -85,19 +87,27 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// without drops members by name, at any depth.
-func (o object) without(names []string) object {
-	var kept object
-	for _, m := range o {
-		if slices.Contains(names, m.key) {
-			continue
-		}
-		if inner, ok := m.value.(object); ok {
-			m.value = inner.without(names)
-		}
-		kept = append(kept, m)
+// without drops members by name, at any depth; what is left is in alphabetical order.
+func without(names []string, text []byte) ([]byte, error) {
+	in := json.NewDecoder(bytes.NewReader(text))
+	in.UseNumber()
+	var members map[string]any
+	if err := in.Decode(&members); err != nil {
+		return nil, err
 	}
-	return kept
+	drop(names, members)
+	return marshal(members)
+}
+
+func drop(names []string, members map[string]any) {
+	for _, name := range names {
+		delete(members, name)
+	}
+	for _, value := range members {
+		if inner, ok := value.(map[string]any); ok {
+			drop(names, inner)
+		}
+	}
 }
 
 // timestamp writes up to seven fractional digits without trailing zeros.
@@ -109,7 +119,7 @@ func timestamp(t time.Time) string {
 type reply struct {
 	status     int
 	retryAfter string // text of retry-after, "none" for none
-	body       object
+	body       any
 	final      bool // a registration has come to its end
 }
 
@@ -313,53 +323,40 @@ func (s *service) finish(state string, o *outcome, now time.Time) {
 
 // status builds a RegistrationOperationStatus. The answer to a register
 // request that goes on has no registrationState yet.
-func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) object {
-	result := object{}
-	if state == "assigned" && who.certificate {
-		result = append(result, member{"x509", object{}})
-	}
-	result = append(result, member{"registrationId", who.registrationID})
+func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) operationStatus {
+	result := &registrationState{RegistrationID: who.registrationID, Status: state}
 	o := d.outcome
 	switch state {
 	case "assigned":
-		result = append(result,
-			member{"createdDateTimeUtc", timestamp(o.Created)},
-			member{"assignedHub", cmp.Or(rule.AssignedHub, o.Hub)},
-			member{"deviceId", cmp.Or(rule.DeviceID, o.DeviceID)},
-			member{"status", state},
-			member{"substatus", cmp.Or(rule.Substatus, o.Substatus)},
-			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)},
-			member{"etag", o.ETag})
+		if who.certificate {
+			result.X509 = &struct{}{}
+		}
+		result.Created, result.Updated = timestamp(o.Created), timestamp(o.Updated)
+		result.AssignedHub = cmp.Or(rule.AssignedHub, o.Hub)
+		result.DeviceID = cmp.Or(rule.DeviceID, o.DeviceID)
+		result.Substatus = cmp.Or(rule.Substatus, o.Substatus)
+		result.ETag, result.Chain = o.ETag, o.chain
 		if payload := cmp.Or(rule.Payload, string(o.Payload)); payload != "" {
-			result = append(result, member{"payload", verbatim(payload)})
+			result.Payload = verbatim(payload)
 		}
-		if o.Profile != "" && slices.Contains(who.features, scenario.FeatureProfile) {
-			result = append(result, member{"connectionProfile", o.Profile})
-		}
-		if len(o.chain) > 0 {
-			result = append(result, member{"issuedCertificateChain", o.chain})
+		if slices.Contains(who.features, scenario.FeatureProfile) {
+			result.Profile = o.Profile
 		}
 	case "failed":
 		failed := enroll.Refusal{Code: 400207, Message: "Custom allocation failed with status code: 400"}
 		if o.failed != nil {
 			failed = *o.failed
 		}
-		result = append(result,
-			member{"createdDateTimeUtc", timestamp(o.Created)},
-			member{"status", state},
-			member{"errorCode", cmp.Or(rule.ErrorCode, failed.Code)},
-			member{"errorMessage", cmp.Or(rule.ErrorMessage, failed.Message)},
-			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)})
-	default:
-		result = append(result, member{"status", state})
+		result.Created, result.Updated = timestamp(o.Created), timestamp(o.Updated)
+		result.ErrorCode = cmp.Or(rule.ErrorCode, failed.Code)
+		result.ErrorMessage = cmp.Or(rule.ErrorMessage, failed.Message)
 	}
-	operationID := d.operationID
+	body := operationStatus{OperationID: d.operationID, Status: state, State: result}
 	if state == "disabled" {
-		operationID = ""
+		body.OperationID = ""
 	}
-	body := object{{"operationId", operationID}, {"status", state}}
-	if state != "assigning" || !first {
-		body = append(body, member{"registrationState", result})
+	if state == "assigning" && first {
+		body.State = nil
 	}
 	return body
 }
@@ -374,11 +371,11 @@ func (s *service) failure(status int, who *principal, d *device, rule *Rule, mes
 	if status == 0 {
 		status = code / 1000
 	}
-	return reply{status: status, retryAfter: "none", body: object{
-		{"errorCode", code},
-		{"trackingId", s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies))},
-		{"message", cmp.Or(rule.ErrorMessage, message)},
-		{"timestampUtc", timestamp(now)},
+	return reply{status: status, retryAfter: "none", body: errorDetails{
+		ErrorCode:  code,
+		TrackingID: s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies)),
+		Message:    cmp.Or(rule.ErrorMessage, message),
+		Timestamp:  timestamp(now),
 	}}
 }
 

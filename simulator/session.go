@@ -488,7 +488,10 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := marshal(r.body.without(rule.Omit))
+	payload, err := marshal(r.body)
+	if err == nil && len(rule.Omit) > 0 {
+		payload, err = without(rule.Omit, payload)
+	}
 	if err != nil { // a value that came from no JSON cannot get here
 		s.end(err.Error())
 	}

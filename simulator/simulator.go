@@ -140,7 +140,7 @@ func New(o Options) (*Server, error) {
 	if err := s.SetEnrollments(enrollments); err != nil {
 		return nil, err
 	}
-	if s.service.records, err = loadAssignments(assignmentsPath(o.Directory), s.onError); err != nil {
+	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
 		return nil, err
 	}
 	if s.certificate, err = s.material.server.server("", s.now()); err != nil {

@@ -270,10 +270,9 @@ func fits(when map[string]any, value any) bool {
 			ok = got == want
 		case int, int64, float64:
 			number, is := got.(json.Number)
-			if is {
-				value, err := number.Float64()
-				ok = err == nil && value == float(want)
-			}
+			a, err := number.Float64()
+			b, wrong := json.Number(fmt.Sprint(want)).Float64()
+			ok = is && err == nil && wrong == nil && a == b
 		case map[string]any:
 			_, is := got.(map[string]any)
 			ok = is && fits(want, got)
@@ -283,18 +282,6 @@ func fits(when map[string]any, value any) bool {
 		}
 	}
 	return true
-}
-
-func float(number any) float64 {
-	switch n := number.(type) {
-	case int:
-		return float64(n)
-	case int64:
-		return float64(n)
-	case float64:
-		return n
-	}
-	return 0
 }
 
 // look finds a.b.c in nested objects, nil where there is nothing.

@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/hex"
 	"io"
@@ -69,6 +70,11 @@ func (sc *Scenario) problems() tomlfile.Problems {
 // reporter reports what is wrong with a key.
 type reporter func(key, format string, args ...any)
 
+// tlsVersion reports a text that is no version.
+func (bad reporter) tlsVersion(key, value string) {
+	bad.oneOf(key, value, slices.Sorted(maps.Keys(tlsVersions))...)
+}
+
 // oneOf reports a text that is neither empty nor one of these.
 func (bad reporter) oneOf(key, value string, of ...string) {
 	if value != "" && !slices.Contains(of, value) {
@@ -76,7 +82,7 @@ func (bad reporter) oneOf(key, value string, of ...string) {
 	}
 }
 
-var tlsVersions = []string{"1.0", "1.1", "1.2", "1.3"}
+var tlsVersions = map[string]uint16{"1.0": tls.VersionTLS10, "1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
 func (s *Settings) check(bad reporter) {
 	if s.Polls != nil && *s.Polls < 0 {
@@ -86,8 +92,8 @@ func (s *Settings) check(bad reporter) {
 		bad("reply_delay", "%v is negative", s.ReplyDelay)
 	}
 	bad.oneOf("refuse", s.Refuse, "late", "early")
-	bad.oneOf("tls_min", s.TLSMin, tlsVersions...)
-	bad.oneOf("tls_max", s.TLSMax, tlsVersions...)
+	bad.tlsVersion("tls_min", s.TLSMin)
+	bad.tlsVersion("tls_max", s.TLSMax)
 	if TLSVersion(s.TLSMin) > TLSVersion(s.TLSMax) {
 		bad("tls_min", "is above tls_max")
 	}
@@ -135,8 +141,8 @@ func (r *Rule) check(bad reporter) {
 	bad.oneOf("protocol", r.Protocol, "mqtt", "websocket")
 	bad.oneOf("then", r.Then, "close", "reset", "silent")
 	bad.oneOf("server_certificate", r.ServerCertificate, "expired", "not-yet-valid", "wrong-host", "other-ca")
-	bad.oneOf("tls_min", r.TLSMin, tlsVersions...)
-	bad.oneOf("tls_max", r.TLSMax, tlsVersions...)
+	bad.tlsVersion("tls_min", r.TLSMin)
+	bad.tlsVersion("tls_max", r.TLSMax)
 	bad.oneOf("state", r.State, "assigning", "assigned", "failed", "disabled", "unassigned")
 	bad.oneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
 	bad.oneOf("alert_at", r.AlertAt, "hello", "certificate")
@@ -208,19 +214,7 @@ func (r *Rule) keys() map[string]string {
 }
 
 // TLSVersion reads a version; the empty text is the service's own.
-func TLSVersion(text string) uint16 {
-	switch text {
-	case "1.0":
-		return tls.VersionTLS10
-	case "1.1":
-		return tls.VersionTLS11
-	case "1.2":
-		return tls.VersionTLS12
-	case "1.3":
-		return tls.VersionTLS13
-	}
-	return tls.VersionTLS12
-}
+func TLSVersion(text string) uint16 { return tlsVersions[cmp.Or(text, "1.2")] }
 
 // IsAPIVersion checks the form YYYY-MM-DD[-preview].
 func IsAPIVersion(s string) bool {
