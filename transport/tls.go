@@ -20,10 +20,6 @@ import (
 // maxCAFile is more than the whole of a distribution's roots.
 const maxCAFile = 4 << 20
 
-// ErrNoCertificates is matched when a CA file holds no certificate, or something else
-// beside them.
-var ErrNoCertificates = pemfile.ErrNotCertificate
-
 // trust returns what a server is verified against: Roots, or the system's, and the
 // certificates of the file, "" for none.
 func (d *Dialer) trust(file string) (trust, error) {
