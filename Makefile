@@ -25,7 +25,7 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
 
 # Go names the packages that it compiles: the first time all of its library's, too.
 BIN = bin
@@ -54,12 +54,15 @@ test:
 	.ci/need test
 	@echo 'Vetting and testing every package. On two processors this takes one to three minutes, and two to four the first time.'
 	go vet -v ./...
+	go vet -C bench -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
 	go test ./fleet
+	go test -C bench $$(.ci/need race) ./...
 	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
 
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
+	cd bench && ../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
@@ -105,22 +108,26 @@ test-clock: build
 # What a registration costs, against the budgets, and what one simulator carries.
 # BENCHFLAGS='-document docs/performance.md' puts the first tables into the page,
 # LOADFLAGS likewise the second; BENCHFLAGS=-short takes one minute instead of eleven.
-bench: build
-	go run ./bench $(BENCHFLAGS)
-	go run ./bench/load $(LOADFLAGS)
+bench: build benches
+	bin/bench/bench $(BENCHFLAGS)
+	bin/bench/load $(LOADFLAGS)
+
+# A module of its own, whose dependencies are not dpsd's. The programs run from here.
+benches:
+	go build -C bench -o '$(CURDIR)/bin/bench/' ./...
 
 # dpsd beside Microsoft's SDKs for Node and Python, which are installed for it; ten
 # minutes. Table and plot go into the page; COMPAREFLAGS= prints the table only.
 COMPAREFLAGS ?= -document docs/performance.md
-compare: build
+compare: build benches
 	.ci/need compare
-	go run ./bench -compare $(COMPAREFLAGS)
+	bin/bench/bench -compare $(COMPAREFLAGS)
 
 # What ten thousand gateways do to the service, in virtual time: the runs behind the
 # default delays. FLEETFLAGS='-document docs/performance.md' puts tables and plots
 # into the page; -large rehearses a million too.
-fleet:
-	go run ./bench/fleet $(FLEETFLAGS)
+fleet: benches
+	bin/bench/fleet $(FLEETFLAGS)
 
 # The rehearsal against 200 real processes and the real simulator, two minutes.
 fleet-check:
@@ -129,8 +136,8 @@ fleet-check:
 # The built dpsd for an hour of real time with a service that does wrong at
 # random: what it holds at the start and at the end. SOAK=2m for a short one.
 SOAK ?= 60m
-soak: build
-	go run ./bench/soak -for $(SOAK)
+soak: build benches
+	bin/bench/soak -for $(SOAK)
 
 # The Debian packages, with checksums and a bill of materials for each: in DIST,
 # for ARCHS, as VERSION. See packaging/deb/README.md.

@@ -22,6 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/mqttv3"
+	"github.com/dpsd-project/dpsd/pemfile"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -115,7 +116,7 @@ func TestClassify(t *testing.T) {
 		{"the proxy's certificate has expired", dial(transport.StageProxy, presented("proxy.test", "ACME", expired)), fault.ProxyUntrusted, fault.StageProxy},
 		{"the proxy's certificate is of the future", dial(transport.StageProxy, presented("proxy.test", "ACME", future)), fault.ClockImplausible, fault.StageProxy},
 		{"the roots of the proxy are missing", dial(transport.StageProxy, &fs.PathError{Op: "open", Path: "/p.pem", Err: fs.ErrNotExist}), fault.CAUnreadable, fault.StageProxy},
-		{"the roots of the proxy are none", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: transport.ErrNoCertificates}), fault.CAUnreadable, fault.StageProxy},
+		{"the roots of the proxy are none", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: pemfile.ErrNotCertificate}), fault.CAUnreadable, fault.StageProxy},
 		{"the proxy's address is none", dial(transport.StageProxy, fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)), fault.ProxyAddress, fault.StageProxy},
 		{"the proxy's password is missing", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: fs.ErrNotExist}), fault.CredentialUnreadable, fault.StageProxy},
 		{"the proxy's password is none", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},

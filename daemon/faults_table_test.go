@@ -19,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -349,7 +350,7 @@ func troubles() []trouble {
 		}},
 		{name: "the ID scope of somebody else", code: fault.ConnackUnavailable, lasts: true, set: func(g *gateway) { g.Settings.IDScope = "0ne99999999" }},
 		{name: "no enrollment", code: fault.EnrollmentNotFound, lasts: true, set: func(g *gateway) {
-			if err := g.sim.SetEnrollments(&simulator.Enrollments{}); err != nil {
+			if err := g.sim.SetEnrollments(&enroll.Enrollments{}); err != nil {
 				g.t.Fatal(err)
 			}
 		}},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -49,7 +50,7 @@ func examples(t *testing.T) []example {
 			t.Errorf("docs/simulator.md:%d: the example does not say what dpsd makes of it", line)
 			continue
 		}
-		sc, err := simulator.ParseScenario(fmt.Sprintf("docs/simulator.md:%d", line), bytes.NewReader(block))
+		sc, err := scenario.Parse(fmt.Sprintf("docs/simulator.md:%d", line), bytes.NewReader(block))
 		if err != nil {
 			t.Error(err)
 			continue

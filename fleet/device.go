@@ -86,41 +86,10 @@ func (r *run) unheard(i int32, d *device) {
 
 // heard hands a gateway what the service answered.
 func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
-	step, err := r.take(i, d, epoch.Add(now), a)
+	m := r.text.reply(a, d.requestID, i)
+	reply, err := dps.ParseReply(m)
+	step, err := d.registration.Take(epoch.Add(now), m.Topic, reply, err)
 	r.dpsd(i, d, now, step, err)
-}
-
-// refusal is an answer that is the same for all who get it: an error.
-type refusal struct {
-	answer answer
-	poll   bool // was asked, and no registration
-}
-
-// refused is what the daemon makes of one: what it reads, and the fault that it names.
-type refused struct {
-	reply dps.Reply
-	fault error // a fault.Fault
-}
-
-// take hands an answer to the registration. An error is read once, and named once.
-func (r *run) take(i int32, d *device, now time.Time, a answer) (dps.Step, error) {
-	key := refusal{a, d.poll}
-	known := r.refusals[key]
-	if known == nil {
-		m := r.text.reply(a, d.requestID, i)
-		reply, err := dps.ParseReply(m)
-		step, err := d.registration.Take(now, m.Topic, reply, err)
-		if reply.Error != nil && err != nil {
-			r.refusals[key] = &refused{reply, classify.Classify(err)}
-		}
-		return step, err
-	}
-	known.reply.RequestID = d.requestID
-	step, err := d.registration.Take(now, "", known.reply, nil)
-	if err != nil { // known.reply.Error
-		err = known.fault
-	}
-	return step, err
 }
 
 // regular waits for the next registration of the interval, if there is one.

@@ -164,8 +164,6 @@ type run struct {
 	random *rand.Rand
 	source *lent
 	text   writer
-
-	refusals map[refusal]*refused // that were read already
 }
 
 // lent is a source whose state is somebody else's.
@@ -203,8 +201,7 @@ func (f *Fleet) ready() *run {
 	r := &run{
 		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
 		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
-		refusals: map[refusal]*refused{},
-		result:   Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
+		result: Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
 	}
 	r.service = newService(&f.Service, f.Devices, &r.result)
 	return r

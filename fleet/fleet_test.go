@@ -11,10 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/daemon"
-	"github.com/dpsd-project/dpsd/dps"
-	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/test/imports"
 )
@@ -258,45 +255,6 @@ func TestNothingIsCountedAfterTheEnd(t *testing.T) {
 			t.Errorf("the other gateways make %d connections for %d registrations, %d answered 429", r.Connections, r.Registers, r.Throttled)
 		}
 	}
-}
-
-// An error is read and named once for all who get it. It has to be what each would
-// have read by itself.
-func TestEachGatewayTakesARefusalAsIfItWereTheFirst(t *testing.T) {
-	f := New(Power, 1)
-	r := f.ready()
-	for _, a := range []answer{{status: 401}, {status: 404}, {status: 429}, {status: 429, retryAfter: 30}, {status: 429, retryAfter: 7}, {status: 500, retryAfter: 3}} {
-		for _, poll := range []bool{false, true} {
-			for i := range int32(3) {
-				var all [2]fault.Fault
-				for n, run := range []*run{r, f.ready()} {
-					_, err := run.take(i, asking(t, i, poll), epoch, a)
-					all[n] = classify.Classify(err)
-				}
-				if !reflect.DeepEqual(all[0], all[1]) || all[0].Code == "" {
-					t.Errorf("gateway %d, answered %+v, poll %v: %+v, want %+v", i, a, poll, all[0], all[1])
-				}
-			}
-		}
-	}
-}
-
-// asking is a gateway that waits for the answer to a request.
-func asking(t *testing.T, i int32, poll bool) *device {
-	t.Helper()
-	d := &device{poll: poll, registration: &dps.Registration{Identity: dps.Identity{RegistrationID: registrationID(i)}}}
-	step, err := d.registration.Begin(epoch)
-	if poll && err == nil {
-		m := new(writer).reply(answer{status: 202}, requestID(step.Send.Topic), i)
-		if _, err = d.registration.Handle(epoch, m); err == nil {
-			step, err = d.registration.Advance(d.registration.Deadline())
-		}
-	}
-	if err != nil || isPoll(step.Send.Topic) != poll {
-		t.Fatalf("step %+v, %v; want a request, a poll %v", step, err, poll)
-	}
-	d.requestID = requestID(step.Send.Topic)
-	return d
 }
 
 func TestWhatCannotBeRehearsed(t *testing.T) {

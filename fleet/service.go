@@ -237,21 +237,16 @@ func (w *writer) reply(a answer, requestID string, i int32) dps.Message {
 	b := w.body[:0]
 	switch a.status {
 	case 202:
-		b = append(appendOperation(append(b, `{"operationId":"`...), i), `","status":"assigning"}`...)
+		b = fmt.Appendf(b, `{"operationId":%q,"status":"assigning"}`, operation(i))
 	case 200:
-		b = append(appendOperation(append(b, `{"operationId":"`...), i), `","status":"assigned","registrationState":{"registrationId":"gw-`...)
-		b = strconv.AppendInt(b, int64(i), 10)
-		b = append(b, `","createdDateTimeUtc":"2026-01-01T00:00:00.267123Z","assignedHub":"`...)
-		b = append(b, a.hub()...)
-		b = append(b, `","deviceId":"gw-`...)
-		b = strconv.AppendInt(b, int64(i), 10)
-		b = append(b, `","status":"assigned","substatus":"initialAssignment","lastUpdatedDateTimeUtc":"2026-01-01T00:00:00.5266581Z","etag":"IjY5MDAzNTUyLTAwMDAtMDcwMC0wMDAwLTYyNTlkOGI3MDAwMCI="}}`...)
+		id := registrationID(i)
+		b = fmt.Appendf(b, `{"operationId":%q,"status":"assigned","registrationState":{"registrationId":%q,`+
+			`"createdDateTimeUtc":"2026-01-01T00:00:00.267123Z","assignedHub":%q,"deviceId":%q,`+
+			`"status":"assigned","substatus":"initialAssignment","lastUpdatedDateTimeUtc":"2026-01-01T00:00:00.5266581Z",`+
+			`"etag":"IjY5MDAzNTUyLTAwMDAtMDcwMC0wMDAwLTYyNTlkOGI3MDAwMCI="}}`, operation(i), id, a.hub(), id)
 	default:
-		b = append(b, `{"errorCode":`...)
-		b = strconv.AppendInt(b, int64(a.status)*1000, 10)
-		b = append(b, `,"trackingId":"b07ca2d5-3d0b-4f0c-8e7b-0c3d0f4a9e11","message":"`...)
-		b = append(b, words[a.status]...)
-		b = append(b, `","timestampUtc":"2026-01-01T00:00:00.5266581Z"}`...)
+		b = fmt.Appendf(b, `{"errorCode":%d,"trackingId":"b07ca2d5-3d0b-4f0c-8e7b-0c3d0f4a9e11","message":%q,`+
+			`"timestampUtc":"2026-01-01T00:00:00.5266581Z"}`, int(a.status)*1000, words[a.status])
 	}
 	w.body = b
 	return dps.Message{Topic: topic, Payload: b}
@@ -260,7 +255,7 @@ func (w *writer) reply(a answer, requestID string, i int32) dps.Message {
 // words are the service's for a status.
 var words = map[uint16]string{401: "Unauthorized", 429: "Too many requests.", 500: "Internal server error."}
 
-// appendOperation appends an operation ID in the form of the service.
-func appendOperation(b []byte, i int32) []byte {
-	return fmt.Appendf(b, "5.%016x.08f5e9a7-4e41-4ab8-bfeb-ea591a9492e0", i)
+// operation is an operation ID in the form of the service.
+func operation(i int32) string {
+	return fmt.Sprintf("5.%016x.08f5e9a7-4e41-4ab8-bfeb-ea591a9492e0", i)
 }

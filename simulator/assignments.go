@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // assignmentInterval is how long at least lies between two writes of the
@@ -44,13 +46,14 @@ type assignments struct {
 	wake  chan struct{} // capacity 1: something has changed
 }
 
-// loadAssignments reads the file at path, if it is there.
-func loadAssignments(path string, onError func(error)) (*assignments, error) {
-	a := &assignments{path: path, onError: onError, all: map[string]assignment{}, wake: make(chan struct{}, 1)}
-	if path == "" {
+// loadAssignments reads the file in a directory, "" for none, if it is there.
+func loadAssignments(dir string, onError func(error)) (*assignments, error) {
+	a := &assignments{onError: onError, all: map[string]assignment{}, wake: make(chan struct{}, 1)}
+	if dir == "" {
 		return a, nil
 	}
-	text, err := os.ReadFile(path)
+	a.path = filepath.Join(dir, fileAssignments)
+	text, err := os.ReadFile(a.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
 	}
@@ -59,11 +62,11 @@ func loadAssignments(path string, onError func(error)) (*assignments, error) {
 	}
 	var list []assignment
 	if err := json.Unmarshal(text, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", a.path, err)
 	}
 	for _, r := range list {
-		if !IsRegistrationID(r.RegistrationID) || r.Hub == "" {
-			return nil, fmt.Errorf("%s: %q is no assigned registration ID", path, r.RegistrationID)
+		if !enroll.IsRegistrationID(r.RegistrationID) || r.Hub == "" {
+			return nil, fmt.Errorf("%s: %q is no assigned registration ID", a.path, r.RegistrationID)
 		}
 		a.all[strings.ToLower(r.RegistrationID)] = r
 	}
@@ -134,12 +137,4 @@ func (a *assignments) flush() {
 		a.mu.Unlock()
 		a.onError(fmt.Errorf("assignments are not kept: %w", err))
 	}
-}
-
-// assignmentsPath gives the file in a directory, "" for a server in memory.
-func assignmentsPath(dir string) string {
-	if dir == "" {
-		return ""
-	}
-	return filepath.Join(dir, fileAssignments)
 }

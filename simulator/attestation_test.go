@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // ca is a certificate authority of the tests.
@@ -158,14 +159,14 @@ func TestKeys(t *testing.T) {
 func TestIndividualKeys(t *testing.T) {
 	first := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("1", 64)))
 	second := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("2", 16)))
-	enrollments := &simulator.Enrollments{Individuals: []simulator.Individual{{
+	enrollments := &enroll.Enrollments{Individuals: []enroll.Individual{{
 		RegistrationID: device, DeviceID: "Press-7",
-		Attestation: simulator.Attestation{Type: "symmetric-key", PrimaryKey: first, SecondaryKey: second},
-		Grant:       simulator.Grant{Hubs: []string{"hub-a.azure-devices.net"}, Payload: `{"site":"here"}`},
+		Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: first, SecondaryKey: second},
+		Grant:       enroll.Grant{Hubs: []string{"hub-a.azure-devices.net"}, Payload: `{"site":"here"}`},
 	}, {
 		RegistrationID: "retired",
-		Attestation:    simulator.Attestation{Type: "symmetric-key", PrimaryKey: first},
-		Grant:          simulator.Grant{Disabled: true},
+		Attestation:    enroll.Attestation{Type: "symmetric-key", PrimaryKey: first},
+		Grant:          enroll.Grant{Disabled: true},
 	}}}
 	try := func(t *testing.T, id, key string) *client {
 		s := start(t, simulator.Options{Enrollments: enrollments})
@@ -201,7 +202,7 @@ func TestIndividualKeys(t *testing.T) {
 	})
 	bubble(t, "an individual enrollment goes before the group", func(t *testing.T) {
 		both := *enrollments
-		both.Groups = []simulator.Group{{Name: "g", Attestation: simulator.Attestation{Type: "symmetric-key", PrimaryKey: second}}}
+		both.Groups = []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: second}}}
 		s := start(t, simulator.Options{Enrollments: &both})
 		c := dial(t, s)
 		c.send(connectPacket(0xc2, 0, device, userNameOf(s, device), token(first, resourceOf(s, device), time.Now().Add(time.Hour), ""))...)
@@ -210,8 +211,8 @@ func TestIndividualKeys(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	group := func(root *ca) *simulator.Enrollments {
-		return &simulator.Enrollments{Groups: []simulator.Group{{Name: "g", Attestation: simulator.Attestation{Type: "x509", CA: root.pem()}}}}
+	group := func(root *ca) *enroll.Enrollments {
+		return &enroll.Enrollments{Groups: []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "x509", CA: root.pem()}}}}
 	}
 	bubble(t, "a certificate of the group is good, and the state has an x509 member", func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -290,8 +291,8 @@ func TestCertificates(t *testing.T) {
 		bubble(t, "an individual enrollment knows a certificate by "+name, func(t *testing.T) {
 			var none *ca
 			mine, other := none.issue(t, device, false, time.Hour), none.issue(t, device, false, time.Hour)
-			s := start(t, simulator.Options{Enrollments: &simulator.Enrollments{Individuals: []simulator.Individual{{
-				RegistrationID: device, DeviceID: "other-name", Thumbprint: sum(mine.certificate), Attestation: simulator.Attestation{Type: "x509"},
+			s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
+				RegistrationID: device, DeviceID: "other-name", Thumbprint: sum(mine.certificate), Attestation: enroll.Attestation{Type: "x509"},
 			}}}})
 			with(t, s, device, mine.tls()).accepted("other-name")
 			with(t, s, device, other.tls()).refusedLate(401002)
@@ -300,14 +301,14 @@ func TestCertificates(t *testing.T) {
 	bubble(t, "an individual enrollment knows a certificate by its CA", func(t *testing.T) {
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)
-		s := start(t, simulator.Options{Enrollments: &simulator.Enrollments{Individuals: []simulator.Individual{{
-			RegistrationID: device, Attestation: simulator.Attestation{Type: "x509", CA: root.pem()},
+		s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
+			RegistrationID: device, Attestation: enroll.Attestation{Type: "x509", CA: root.pem()},
 		}}}})
 		with(t, s, device, root.issue(t, device, false, time.Hour).tls()).accepted(device)
 	})
 	bubble(t, "a certificate does not help a device enrolled with a key", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: &simulator.Enrollments{Individuals: []simulator.Individual{{
-			RegistrationID: device, Attestation: simulator.Attestation{Type: "symmetric-key", PrimaryKey: base64.StdEncoding.EncodeToString(make([]byte, 32))},
+		s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
+			RegistrationID: device, Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: base64.StdEncoding.EncodeToString(make([]byte, 32))},
 		}}}})
 		with(t, s, device, deviceCertificate(t, s, device)).refusedLate(401002)
 	})

@@ -4,16 +4,17 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // Life times. A certificate begins an hour early, so that a peer whose clock
@@ -51,7 +52,6 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: name, Organization: []string{organization}},
 		NotBefore:             now.Add(-early),
 		NotAfter:              now.Add(caLife),
@@ -64,15 +64,21 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 		signer = parent
 		template.MaxPathLenZero = true // it signs devices, and no further authority
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, signer.certificate, key.Public(), steadySigner{signer.key})
-	if err != nil {
-		return nil, err
-	}
-	certificate, err := x509.ParseCertificate(der)
+	certificate, err := signer.sign(template, key.Public())
 	if err != nil {
 		return nil, err
 	}
 	return &authority{certificate, key}, nil
+}
+
+// sign makes the certificate of a public key.
+func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certificate, error) {
+	template.SerialNumber = serial()
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steadySigner{a.key})
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
 }
 
 // serial draws 126 random bits: positive, as RFC 5280 4.1.2.2 asks, and always of 16 bytes.
@@ -88,17 +94,12 @@ func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) 
 	if err != nil {
 		return nil, err
 	}
-	template.SerialNumber = serial()
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), steadySigner{a.key})
+	leaf, err := a.sign(template, key.Public())
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
 // server issues the certificate of the listeners, or a faulty one of the
@@ -109,7 +110,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost", globalName, defaultHub},
+		DNSNames:    []string{"localhost", globalName, enroll.DefaultHub},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	switch fault {
@@ -131,7 +132,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 
 // device issues a client certificate whose common name is the registration ID.
 func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
-	if !IsRegistrationID(registrationID) {
+	if !enroll.IsRegistrationID(registrationID) {
 		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
 	if len(registrationID) > MaxCommonName {
@@ -157,52 +158,13 @@ func keyPEM(key any) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
 }
 
-// parseCertificates reads all certificates of a PEM text.
-func parseCertificates(text []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != pemCert {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, c)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no certificate in PEM form")
-	}
-	return all, nil
-}
-
-func parseAuthority(certText, keyText []byte) (*authority, error) {
-	certificates, err := parseCertificates(certText)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(keyText)
-	if block == nil || block.Type != pemKey {
-		return nil, errors.New("no private key in PEM form")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	ec, ok := key.(*ecdsa.PrivateKey)
-	if !ok || !ec.PublicKey.Equal(certificates[0].PublicKey) {
-		return nil, errors.New("the private key does not belong to the certificate")
-	}
-	return &authority{certificates[0], ec}, nil
-}
-
 // material is what a simulator keeps between starts.
 type material struct {
 	scope    string
 	groupKey []byte
 	server   *authority
 	device   *authority
-	issuer   issuer
+	issuing  func() (*issuing, error)
 }
 
 // newMaterial makes scope and group key from the seed when there is one to
@@ -221,6 +183,9 @@ func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*mater
 		groupKey: draw("group-key", 64),
 		server:   server,
 		device:   device,
+		// Made when it is first asked for: two P-384 keys are a waste for a server that
+		// never issues.
+		issuing: sync.OnceValues(func() (*issuing, error) { return newIssuing(now) }),
 	}, nil
 }
 
@@ -228,9 +193,4 @@ func randomBytes(_ string, n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails: crypto/rand.Read
 	return b
-}
-
-// thumbprints are the SHA-1 and SHA-256 of a certificate in hex, the forms in which an enrollment names it.
-func thumbprints(c *x509.Certificate) []string {
-	return []string{sha1Hex(c.Raw), fmt.Sprintf("%x", sha256.Sum256(c.Raw))}
 }

@@ -2,6 +2,8 @@ package simulator
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -12,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The files of a simulator's directory.
@@ -50,25 +54,25 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // ca.pem and endpoint.json are for others to read
 		return nil, err
 	}
+	var m *material
 	scope, err := os.ReadFile(filepath.Join(dir, fileScope))
 	if errors.Is(err, fs.ErrNotExist) {
-		m, err := createMaterial(dir, now)
-		if err == nil {
-			m.issuer.is, err = loadIssuing(dir, now)
-		}
-		return m, err
+		m, err = createMaterial(dir, now)
+	} else if err == nil {
+		m, err = readMaterial(dir, string(scope))
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var is *issuing
+		is, err = loadIssuing(dir, now)
+		m.issuing = func() (*issuing, error) { return is, nil }
 	}
-	m, err := readMaterial(dir, string(scope), now)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w; a directory with %s was used before: put the file back, or begin with another directory", err, fileScope)
 	}
 	return m, err
 }
 
-func readMaterial(dir, scope string, now time.Time) (*material, error) {
+func readMaterial(dir, scope string) (*material, error) {
 	m := &material{scope: strings.TrimSpace(scope)}
 	if !isIDScope(m.scope) {
 		return nil, fmt.Errorf("%s: %q is not an ID scope", filepath.Join(dir, fileScope), m.scope)
@@ -77,7 +81,7 @@ func readMaterial(dir, scope string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.groupKey, err = decodeKey(string(text)); err != nil {
+	if m.groupKey, err = enroll.DecodeKey(string(text)); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileGroupKey), err)
 	}
 	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err != nil {
@@ -86,8 +90,7 @@ func readMaterial(dir, scope string, now time.Time) (*material, error) {
 	if m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey); err != nil {
 		return nil, err
 	}
-	m.issuer.is, err = loadIssuing(dir, now)
-	return m, err
+	return m, nil
 }
 
 // loadIssuing reads the issuing authority, or makes one where there is none
@@ -100,7 +103,7 @@ func loadIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := parseCertificates(text)
+	root, err := enroll.Certificates(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileIssuingRoot), err)
 	}
@@ -119,14 +122,17 @@ func createIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := keyPEM(i.ca.key)
+	files, err := i.ca.files(fileIssuingCA, fileIssuingKey)
 	if err != nil {
 		return nil, err
 	}
-	return i, writeFiles(dir,
-		file{fileIssuingKey, key, 0o600},
-		file{fileIssuingCA, certificatePEM(i.ca.certificate.Raw), 0o644},
-		file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644})
+	return i, writeFiles(dir, append(files, file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644}))
+}
+
+// files are those of an authority.
+func (a *authority) files(certificate, key string) ([]file, error) {
+	text, err := keyPEM(a.key)
+	return []file{{key, text, 0o600}, {certificate, certificatePEM(a.certificate.Raw), 0o644}}, err
 }
 
 // file is one to be written into the directory.
@@ -136,7 +142,7 @@ type file struct {
 	mode fs.FileMode
 }
 
-func writeFiles(dir string, files ...file) error {
+func writeFiles(dir string, files []file) error {
 	for _, f := range files {
 		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
 			return err
@@ -146,19 +152,18 @@ func writeFiles(dir string, files ...file) error {
 }
 
 func loadAuthority(dir, certFile, keyFile string) (*authority, error) {
-	certificate, err := os.ReadFile(filepath.Join(dir, certFile))
-	if err != nil {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	if errors.As(err, new(*fs.PathError)) {
 		return nil, err
 	}
-	key, err := os.ReadFile(filepath.Join(dir, keyFile))
-	if err != nil {
-		return nil, err
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if err == nil && !ok {
+		err = errors.New("the private key is not an EC key")
 	}
-	a, err := parseAuthority(certificate, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s, %s: %w", filepath.Join(dir, certFile), keyFile, err)
 	}
-	return a, nil
+	return &authority{pair.Leaf, key}, nil
 }
 
 // createMaterial writes the scope last: its presence says that the rest is there.
@@ -167,33 +172,27 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	caKey, err := keyPEM(m.server.key)
+	files, err := m.server.files(fileCA, fileCAKey)
 	if err != nil {
 		return nil, err
 	}
-	deviceKey, err := keyPEM(m.device.key)
+	devices, err := m.device.files(fileDeviceCA, fileDeviceCAKey)
 	if err != nil {
 		return nil, err
 	}
-	files := []file{
-		{fileCA, certificatePEM(m.server.certificate.Raw), 0o644},
-		{fileCAKey, caKey, 0o600},
-		{fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey) + "\n"), 0o600},
-		{fileDeviceCA, certificatePEM(m.device.certificate.Raw), 0o644},
-		{fileDeviceCAKey, deviceKey, 0o600},
-	}
+	files = append(append(files, devices...), file{fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey) + "\n"), 0o600})
 	// Enrollments that were put there beforehand are the user's.
 	if _, err := os.Stat(filepath.Join(dir, fileEnrollments)); errors.Is(err, fs.ErrNotExist) {
 		files = append(files, file{fileEnrollments, []byte(defaultEnrollments), 0o644})
 	}
 	files = append(files, file{fileScope, []byte(m.scope + "\n"), 0o644})
-	return m, writeFiles(dir, files...)
+	return m, writeFiles(dir, files)
 }
 
-func loadEnrollments(path string) (*Enrollments, error) {
+func loadEnrollments(path string) (*enroll.Enrollments, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return ParseEnrollments(path, bytes.NewReader(text))
+	return enroll.Parse(path, bytes.NewReader(text))
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // Each example of an enrollments file is one that serves devices: it is read
@@ -101,7 +102,7 @@ func TestEnrollmentExamples(t *testing.T) {
 			if !strings.Contains(e[1], "unknown_api_version") {
 				continue
 			}
-			sc, err := simulator.ParseScenario("example", strings.NewReader(e[1]))
+			sc, err := scenario.Parse("example", strings.NewReader(e[1]))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,7 +124,7 @@ func TestEnrollmentExamples(t *testing.T) {
 		t.Error("there is no example")
 	})
 	t.Run("the table of built-in features", func(t *testing.T) {
-		for version, features := range simulator.BuiltInFeatures() {
+		for version, features := range scenario.BuiltInFeatures() {
 			row := regexp.MustCompile("(?m)^\\|.*`" + version + "`.*\\|$").FindString(string(text))
 			for _, f := range []string{"csr", "connectionProfile"} {
 				if strings.Contains(row, "`"+f+"`") != strings.Contains(fmt.Sprint(features), f) {

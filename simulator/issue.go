@@ -3,7 +3,6 @@ package simulator
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -12,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -37,26 +35,6 @@ func newIssuing(now time.Time) (*issuing, error) {
 		return nil, err
 	}
 	return &issuing{root.certificate, ca}, nil
-}
-
-// issuer gives the issuing authority, made when it is first asked for where
-// it was not loaded: two P-384 keys are a waste for a server that never issues.
-type issuer struct {
-	mu sync.Mutex
-	is *issuing
-}
-
-func (i *issuer) get(now time.Time) (*issuing, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.is == nil {
-		made, err := newIssuing(now)
-		if err != nil {
-			return nil, err
-		}
-		i.is = made
-	}
-	return i.is, nil
 }
 
 // oidCommonName is id-at-commonName, X.520.
@@ -124,20 +102,18 @@ func keyName(csr *x509.CertificateRequest) string {
 // issue signs a certificate for the key of a request, and gives the chain as
 // the service writes it: base64 of DER, the device's certificate first, the root left out.
 func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, now time.Time) ([]string, error) {
-	template := &x509.Certificate{
-		SerialNumber: serial(),
-		Subject:      pkix.Name{CommonName: csr.Subject.CommonName},
-		NotBefore:    now.Add(-early),
-		NotAfter:     now.Add(life),
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, i.ca.certificate, csr.PublicKey, i.ca.key)
+	leaf, err := i.ca.sign(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: csr.Subject.CommonName},
+		NotBefore:   now.Add(-early),
+		NotAfter:    now.Add(life),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
 	return []string{
-		base64.StdEncoding.EncodeToString(der),
+		base64.StdEncoding.EncodeToString(leaf.Raw),
 		base64.StdEncoding.EncodeToString(i.ca.certificate.Raw),
 	}, nil
 }

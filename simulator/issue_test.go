@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 const preview = "2025-07-01-preview"
@@ -78,7 +79,7 @@ func (p publish) chain(t *testing.T) []*x509.Certificate {
 func TestIssuing(t *testing.T) {
 	base := base64.StdEncoding.EncodeToString
 	bubble(t, "a good CSR is answered with a chain to the simulator's own root, for the device's key", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{CertificateLife: 7 * 24 * time.Hour})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{CertificateLife: 7 * 24 * time.Hour})})
 		key := ecKey(t, elliptic.P384())
 		p := as(t, s, device, preview).outcome(csrBody(t, base(request(t, key, named(device)))))
 		chain := p.chain(t)
@@ -123,7 +124,7 @@ func TestIssuing(t *testing.T) {
 		}
 	})
 	bubble(t, "every registration issues anew, with another serial number, also under the policy never", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Reprovision: "never"})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Reprovision: "never"})})
 		body := csrBody(t, base(request(t, ecKey(t, elliptic.P384()), named(device))))
 		one, two := as(t, s, device, preview).outcome(body).chain(t), as(t, s, device, "2026-11-02-preview").outcome(body).chain(t)
 		if one[0].SerialNumber.Cmp(two[0].SerialNumber) == 0 {
@@ -221,7 +222,7 @@ func TestIssuing(t *testing.T) {
 		})
 	}
 	bubble(t, "a CSR to an enrollment that issues nothing is answered 400", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{NoCertificates: true})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{NoCertificates: true})})
 		p := as(t, s, device, preview).ask(csrBody(t, base(good)))
 		if b := p.parse(t); b.ErrorCode != 400000 || b.Message != "the enrollment does not issue certificates for a csr" {
 			t.Error(p.payload)

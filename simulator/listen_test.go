@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // dialLocal opens TLS to a listener, by its name.
@@ -82,7 +83,7 @@ func TestStart(t *testing.T) {
 		f := &failing{}
 		func() {
 			defer func() { _ = recover() }()
-			simulator.Start(f, simulator.Options{Enrollments: &simulator.Enrollments{Groups: []simulator.Group{{}}}})
+			simulator.Start(f, simulator.Options{Enrollments: &enroll.Enrollments{Groups: []enroll.Group{{}}}})
 		}()
 		if !strings.Contains(f.fatal, "group[0].name") || len(f.cleanups) != 0 {
 			t.Errorf("%q", f.fatal)

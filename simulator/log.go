@@ -37,6 +37,15 @@ type Entry struct {
 	BytesDown int64 `json:"bytesDown,omitempty"`
 }
 
+// request is what a device asks for with this entry; asked is false for anything else.
+func (e Entry) request() (r request, asked bool) {
+	if e.Packet != "PUBLISH" || e.Direction != "up" {
+		return r, false
+	}
+	r, err := parseRequest(e.Topic)
+	return r, err == nil
+}
+
 // packetLog keeps entries and writes them as JSON lines.
 type packetLog struct {
 	mu      sync.Mutex
@@ -71,47 +80,6 @@ func (l *packetLog) all() []Entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.entries)
-}
-
-// Summary adds up a packet log.
-type Summary struct {
-	Connections            int
-	PacketsUp, PacketsDown int   // MQTT packets
-	BytesUp, BytesDown     int64 // of closed connections, TLS included
-	Violations             []string
-	// Registers and Polls are the times at which those requests arrived.
-	Registers, Polls []time.Time
-}
-
-// Summarize adds up entries, of one device or of all.
-func Summarize(entries []Entry) Summary {
-	var s Summary
-	for _, e := range entries {
-		switch {
-		case e.Packet == "OPEN":
-			s.Connections++
-		case e.Packet == "STALL": // it has a direction, but is no packet
-		case e.Direction == "up":
-			s.PacketsUp++
-		case e.Direction == "down":
-			s.PacketsDown++
-		}
-		if e.Violation != "" {
-			s.Violations = append(s.Violations, e.Violation)
-		}
-		s.BytesUp += e.BytesUp
-		s.BytesDown += e.BytesDown
-		if e.Packet == "PUBLISH" && e.Direction == "up" {
-			if request, err := parseRequest(e.Topic); err == nil {
-				if request.poll {
-					s.Polls = append(s.Polls, e.Time)
-				} else {
-					s.Registers = append(s.Registers, e.Time)
-				}
-			}
-		}
-	}
-	return s
 }
 
 // ReadLog reads a packet log written as JSON lines.

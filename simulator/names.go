@@ -6,6 +6,9 @@ import (
 	"net/url"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // The names of the service, DPS page "Communicate with DPS using the MQTT protocol".
@@ -32,7 +35,7 @@ func parseUserName(text string) (userName, error) {
 	if u.scope == "" {
 		return u, errors.New("the user name has no ID scope")
 	}
-	if !IsRegistrationID(u.registrationID) {
+	if !enroll.IsRegistrationID(u.registrationID) {
 		return u, fmt.Errorf("%q is not a registration ID", u.registrationID)
 	}
 	for i, pair := range strings.Split(parts[3], "&") {
@@ -51,28 +54,10 @@ func parseUserName(text string) (userName, error) {
 			return u, errors.New("the user name is not percent-encoded")
 		}
 	}
-	if !isAPIVersion(u.apiVersion) {
+	if !scenario.IsAPIVersion(u.apiVersion) {
 		return u, errors.New("the api-version is not of the form YYYY-MM-DD[-preview]")
 	}
 	return u, nil
-}
-
-// IsRegistrationID checks the grammar of the service: up to 128 letters,
-// digits and -._: with a letter or digit first, and a letter, digit or hyphen last.
-func IsRegistrationID(id string) bool {
-	alphanumeric := func(c byte) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-	}
-	if id == "" || len(id) > 128 {
-		return false
-	}
-	for i := range len(id) {
-		if !alphanumeric(id[i]) && !strings.ContainsRune("-._:", rune(id[i])) {
-			return false
-		}
-	}
-	last := id[len(id)-1]
-	return alphanumeric(id[0]) && (alphanumeric(last) || last == '-')
 }
 
 // isIDScope is as lax as the device is told to be: the form of a scope is not documented.

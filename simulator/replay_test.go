@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // stubborn is a device that goes its way whatever it hears, and so makes the
@@ -99,7 +100,7 @@ func TestASecondRunGivesTheSamePacketLog(t *testing.T) {
 	}
 	played := func(t *testing.T, block []byte, protocol string) (lines []string) {
 		synctest.Test(t, func(t *testing.T) {
-			sc, err := simulator.ParseScenario("example", bytes.NewReader(block))
+			sc, err := scenario.Parse("example", bytes.NewReader(block))
 			if err != nil {
 				t.Fatal(err)
 			}

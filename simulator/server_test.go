@@ -22,6 +22,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
+	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
 func TestForms(t *testing.T) {
@@ -59,10 +62,10 @@ func TestForms(t *testing.T) {
 		}
 	})
 	bubble(t, "a device gets the same of several hubs every time", func(t *testing.T) {
-		var e simulator.Enrollments
+		var e enroll.Enrollments
 		probe := start(t, simulator.Options{})
 		key := probe.GroupKey() // of seed 0, so DeviceKey fits
-		e.Groups = []simulator.Group{{Name: "g", Attestation: simulator.Attestation{Type: "symmetric-key", PrimaryKey: key}, Grant: simulator.Grant{Hubs: []string{"a.example", "b.example", "c.example"}}}}
+		e.Groups = []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: key}, Grant: enroll.Grant{Hubs: []string{"a.example", "b.example", "c.example"}}}}
 		seen := map[string]bool{}
 		for range 3 {
 			s := start(t, simulator.Options{Enrollments: &e})
@@ -384,7 +387,7 @@ func TestDirectory(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "ca.key"), other, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := simulator.New(simulator.Options{Directory: dir}); err == nil || !strings.Contains(err.Error(), "does not belong") {
+		if _, err := simulator.New(simulator.Options{Directory: dir}); err == nil || !strings.Contains(err.Error(), "private key does not match public key") {
 			t.Error(err)
 		}
 	})
@@ -408,7 +411,7 @@ func TestParseEnrollments(t *testing.T) {
 		{"a payload that is no object", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\npayload = \"1\"\nprimary_key = \"" + key + "\"\n", "e.toml:4:1: group.payload: is not a JSON object"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
-			_, err := simulator.ParseEnrollments("e.toml", strings.NewReader(c.text))
+			_, err := enroll.Parse("e.toml", strings.NewReader(c.text))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
@@ -418,8 +421,8 @@ func TestParseEnrollments(t *testing.T) {
 		})
 	}
 	t.Run("a wrong one made in Go is refused", func(t *testing.T) {
-		_, err := simulator.New(simulator.Options{Enrollments: &simulator.Enrollments{Groups: []simulator.Group{{}}}})
-		var wrong *simulator.FileError
+		_, err := simulator.New(simulator.Options{Enrollments: &enroll.Enrollments{Groups: []enroll.Group{{}}}})
+		var wrong *tomlfile.Error
 		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), "group[0].name") {
 			t.Error(err)
 		}
@@ -436,7 +439,7 @@ func TestDocumentation(t *testing.T) {
 	var scenarios strings.Builder
 	for i, e := range examples {
 		if bytes.Contains(e[1], []byte("[[rule]]")) || bytes.Contains(e[1], []byte("[settings]")) {
-			if _, err := simulator.ParseScenario("example", bytes.NewReader(e[1])); err != nil {
+			if _, err := scenario.Parse("example", bytes.NewReader(e[1])); err != nil {
 				t.Errorf("example %d: %v", i, err)
 			}
 			scenarios.Write(e[1])
@@ -458,7 +461,7 @@ func TestDocumentation(t *testing.T) {
 			t.Errorf("%s is not explained", key)
 		}
 	}
-	for _, s := range []any{simulator.Individual{}, simulator.Group{}, simulator.Attestation{}, simulator.Grant{}, simulator.Hub{}, simulator.Latency{}, simulator.Custom{}} {
+	for _, s := range []any{enroll.Individual{}, enroll.Group{}, enroll.Attestation{}, enroll.Grant{}, enroll.Hub{}, enroll.Latency{}, enroll.Custom{}} {
 		for f := range reflect.TypeOf(s).Fields() {
 			key := f.Tag.Get("toml")
 			if key == "-" {

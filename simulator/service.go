@@ -14,6 +14,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // seed makes everything that looks random from one number and a purpose, so
@@ -39,36 +42,38 @@ func (s seed) guid(purpose string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// An object is a JSON object that keeps the order of its members, compact,
-// without the members it has not: the way the service writes.
-type object []member
-
-type member struct {
-	key   string
-	value any
+// operationStatus is RegistrationOperationStatus, with its members in the order in which the
+// service writes them.
+type operationStatus struct {
+	OperationID string             `json:"operationId"`
+	Status      string             `json:"status"`
+	State       *registrationState `json:"registrationState,omitempty"`
 }
 
-// MarshalJSON writes the members in their order.
-func (o object) MarshalJSON() ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteByte('{')
-	for i, m := range o {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		for j, part := range []any{m.key, m.value} {
-			if j > 0 {
-				b.WriteByte(':')
-			}
-			text, err := marshal(part)
-			if err != nil {
-				return nil, err
-			}
-			b.Write(text)
-		}
-	}
-	b.WriteByte('}')
-	return b.Bytes(), nil
+// registrationState is DeviceRegistrationResult.
+type registrationState struct {
+	X509           *struct{} `json:"x509,omitempty"`
+	RegistrationID string    `json:"registrationId"`
+	Created        string    `json:"createdDateTimeUtc,omitempty"`
+	AssignedHub    string    `json:"assignedHub,omitempty"`
+	DeviceID       string    `json:"deviceId,omitempty"`
+	Status         string    `json:"status"`
+	Substatus      string    `json:"substatus,omitempty"`
+	ErrorCode      int       `json:"errorCode,omitempty"`
+	ErrorMessage   string    `json:"errorMessage,omitempty"`
+	Updated        string    `json:"lastUpdatedDateTimeUtc,omitempty"`
+	ETag           string    `json:"etag,omitempty"`
+	Payload        any       `json:"payload,omitempty"`
+	Profile        string    `json:"connectionProfile,omitempty"`
+	Chain          []string  `json:"issuedCertificateChain,omitempty"`
+}
+
+// errorDetails is ProvisioningServiceErrorDetails.
+type errorDetails struct {
+	ErrorCode  int    `json:"errorCode"`
+	TrackingID string `json:"trackingId"`
+	Message    string `json:"message"`
+	Timestamp  string `json:"timestampUtc"`
 }
 
 // marshal is json.Marshal that leaves <, > and & alone.
@@ -82,19 +87,27 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// without drops members by name, at any depth.
-func (o object) without(names []string) object {
-	var kept object
-	for _, m := range o {
-		if slices.Contains(names, m.key) {
-			continue
-		}
-		if inner, ok := m.value.(object); ok {
-			m.value = inner.without(names)
-		}
-		kept = append(kept, m)
+// without drops members by name, at any depth; what is left is in alphabetical order.
+func without(names []string, text []byte) ([]byte, error) {
+	in := json.NewDecoder(bytes.NewReader(text))
+	in.UseNumber()
+	var members map[string]any
+	if err := in.Decode(&members); err != nil {
+		return nil, err
 	}
-	return kept
+	drop(names, members)
+	return marshal(members)
+}
+
+func drop(names []string, members map[string]any) {
+	for _, name := range names {
+		delete(members, name)
+	}
+	for _, value := range members {
+		if inner, ok := value.(map[string]any); ok {
+			drop(names, inner)
+		}
+	}
 }
 
 // timestamp writes up to seven fractional digits without trailing zeros.
@@ -106,7 +119,7 @@ func timestamp(t time.Time) string {
 type reply struct {
 	status     int
 	retryAfter string // text of retry-after, "none" for none
-	body       object
+	body       any
 	final      bool // a registration has come to its end
 }
 
@@ -125,16 +138,20 @@ type device struct {
 type outcome struct {
 	assignment
 	chain  []string // issued certificates
-	failed *refusal
+	failed *enroll.Refusal
 	keep   bool // the registration record is to stay as it is
 }
+
+// lastSticky is the last api-version under which a device keeps its hub
+// whatever the re-provision policy says, DPS page "IoT Hub Device reprovisioning concepts".
+const lastSticky = "2018-04-01"
 
 // service is DPS without the network: two requests, two answers.
 type service struct {
 	seed     seed
 	settings func() Settings
 	records  *assignments
-	issuing  func(now time.Time) (*issuing, error)
+	issuing  func() (*issuing, error)
 
 	mu        sync.Mutex
 	devices   map[string]*device // by lower-case registration ID
@@ -170,31 +187,34 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if rule.Status >= 400 && rule.State == "" {
 		return s.failure(rule.Status, who, d, rule, "The scenario says so.", now)
 	}
+	refuse := func(code int, message string) reply {
+		return s.failure(0, who, d, &Rule{ErrorCode: code, ErrorMessage: message}, "", now)
+	}
 	if who.refused != nil {
-		return s.failure(0, who, d, &Rule{ErrorCode: who.refused.code, ErrorMessage: who.refused.message}, "", now)
+		return refuse(who.refused.Code, who.refused.Message)
 	}
 	if wait := s.throttle(req, d, &set, now); wait > 0 {
-		r := s.failure(0, who, d, &Rule{ErrorCode: 429001, ErrorMessage: "Too many requests."}, "", now)
-		r.retryAfter = set.retryText(wait)
+		r := refuse(429001, "Too many requests.")
+		r.retryAfter = set.ThrottleText(wait)
 		return r
 	}
 	if req.poll {
 		if d.operationID == "" || req.operationID != d.operationID {
-			return s.failure(0, who, d, &Rule{ErrorCode: 404203, ErrorMessage: "Operation not found."}, "", now)
+			return refuse(404203, "Operation not found.")
 		}
 	} else {
 		wanted, err := parseBody(body, who.registrationID)
 		var o *outcome
-		if err == nil && !who.enrollment.grant.Disabled {
+		if err == nil && !who.enrollment.Disabled {
 			o, err = s.begin(who, d.registered+1, wanted, now)
 		}
 		if err != nil {
-			return s.failure(0, who, d, &Rule{ErrorCode: 400000, ErrorMessage: err.Error()}, "", now)
+			return refuse(400000, err.Error())
 		}
 		if o != nil {
 			d.registered++
 			d.operationID = s.newOperationID(who.registrationID, d.registered)
-			d.pending = set.polls()
+			d.pending = set.PollsNeeded()
 			d.outcome = o
 		}
 	}
@@ -205,7 +225,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	state := rule.State
 	if state == "" {
 		switch {
-		case who.enrollment.grant.Disabled:
+		case who.enrollment.Disabled:
 			state = "disabled"
 		case req.poll && d.pending <= 1 || !req.poll && d.pending == 0:
 			if state = "assigned"; d.outcome.failed != nil {
@@ -220,7 +240,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	}
 	r := reply{status: 200, retryAfter: "none", final: true}
 	if state == "assigning" {
-		r.status, r.retryAfter, r.final = 202, set.retryAfter(), false
+		r.status, r.retryAfter, r.final = 202, set.RetryAfterText(), false
 	} else {
 		s.finish(state, d.outcome, now)
 	}
@@ -234,18 +254,18 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 // throttle counts a request against its limit, and tells how long the device has to wait.
 func (s *service) throttle(req request, d *device, set *Settings, now time.Time) time.Duration {
 	if req.poll {
-		return d.polls.take(now, set.pollLimit(), pollInterval)
+		return d.polls.take(now, set.PollsAllowed(), pollInterval)
 	}
 	return s.registers.take(now, set.RegisterLimit, registerInterval)
 }
 
 // begin finds out how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
-	grant := &who.enrollment.grant
+	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
 	if wanted.csr != nil {
 		switch {
-		case !slices.Contains(who.features, featureCSR):
+		case !slices.Contains(who.features, scenario.FeatureCSR):
 			return nil, errors.New("the api-version does not issue certificates for a csr")
 		case grant.NoCertificates:
 			return nil, errors.New("the enrollment does not issue certificates for a csr")
@@ -254,7 +274,7 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 		if err != nil {
 			return nil, err
 		}
-		is, err := s.issuing(now)
+		is, err := s.issuing()
 		if err != nil {
 			return nil, err
 		}
@@ -270,15 +290,15 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			return o, nil
 		}
 	}
-	o.DeviceID = or(who.enrollment.deviceID, who.registrationID)
-	placed := who.enrollment.place(who.registrationID, o.DeviceID, wanted.payload)
-	if placed.failed != nil {
-		o.failed = placed.failed
+	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
+	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)
+	if placed.Failed != nil {
+		o.failed = placed.Failed
 		return o, nil
 	}
-	o.Hub, o.Profile = placed.hub.Name, placed.hub.ConnectionProfile
-	if placed.payload != "" {
-		o.Payload = json.RawMessage(placed.payload)
+	o.Hub, o.Profile = placed.Hub.Name, placed.Hub.ConnectionProfile
+	if placed.Payload != "" {
+		o.Payload = json.RawMessage(placed.Payload)
 	}
 	if again && !strings.EqualFold(before.Hub, o.Hub) {
 		o.Substatus = "deviceDataMigrated"
@@ -303,53 +323,40 @@ func (s *service) finish(state string, o *outcome, now time.Time) {
 
 // status builds a RegistrationOperationStatus. The answer to a register
 // request that goes on has no registrationState yet.
-func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) object {
-	result := object{}
-	if state == "assigned" && who.certificate {
-		result = append(result, member{"x509", object{}})
-	}
-	result = append(result, member{"registrationId", who.registrationID})
+func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) operationStatus {
+	result := &registrationState{RegistrationID: who.registrationID, Status: state}
 	o := d.outcome
 	switch state {
 	case "assigned":
-		result = append(result,
-			member{"createdDateTimeUtc", timestamp(o.Created)},
-			member{"assignedHub", or(rule.AssignedHub, o.Hub)},
-			member{"deviceId", or(rule.DeviceID, o.DeviceID)},
-			member{"status", state},
-			member{"substatus", or(rule.Substatus, o.Substatus)},
-			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)},
-			member{"etag", o.ETag})
-		if payload := or(rule.Payload, string(o.Payload)); payload != "" {
-			result = append(result, member{"payload", verbatim(payload)})
+		if who.certificate {
+			result.X509 = &struct{}{}
 		}
-		if o.Profile != "" && slices.Contains(who.features, featureProfile) {
-			result = append(result, member{"connectionProfile", o.Profile})
+		result.Created, result.Updated = timestamp(o.Created), timestamp(o.Updated)
+		result.AssignedHub = cmp.Or(rule.AssignedHub, o.Hub)
+		result.DeviceID = cmp.Or(rule.DeviceID, o.DeviceID)
+		result.Substatus = cmp.Or(rule.Substatus, o.Substatus)
+		result.ETag, result.Chain = o.ETag, o.chain
+		if payload := cmp.Or(rule.Payload, string(o.Payload)); payload != "" {
+			result.Payload = verbatim(payload)
 		}
-		if len(o.chain) > 0 {
-			result = append(result, member{"issuedCertificateChain", o.chain})
+		if slices.Contains(who.features, scenario.FeatureProfile) {
+			result.Profile = o.Profile
 		}
 	case "failed":
-		failed := refusal{code: 400207, message: "Custom allocation failed with status code: 400"}
+		failed := enroll.Refusal{Code: 400207, Message: "Custom allocation failed with status code: 400"}
 		if o.failed != nil {
 			failed = *o.failed
 		}
-		result = append(result,
-			member{"createdDateTimeUtc", timestamp(o.Created)},
-			member{"status", state},
-			member{"errorCode", cmp.Or(rule.ErrorCode, failed.code)},
-			member{"errorMessage", or(rule.ErrorMessage, failed.message)},
-			member{"lastUpdatedDateTimeUtc", timestamp(o.Updated)})
-	default:
-		result = append(result, member{"status", state})
+		result.Created, result.Updated = timestamp(o.Created), timestamp(o.Updated)
+		result.ErrorCode = cmp.Or(rule.ErrorCode, failed.Code)
+		result.ErrorMessage = cmp.Or(rule.ErrorMessage, failed.Message)
 	}
-	operationID := d.operationID
+	body := operationStatus{OperationID: d.operationID, Status: state, State: result}
 	if state == "disabled" {
-		operationID = ""
+		body.OperationID = ""
 	}
-	body := object{{"operationId", operationID}, {"status", state}}
-	if state != "assigning" || !first {
-		body = append(body, member{"registrationState", result})
+	if state == "assigning" && first {
+		body.State = nil
 	}
 	return body
 }
@@ -364,11 +371,11 @@ func (s *service) failure(status int, who *principal, d *device, rule *Rule, mes
 	if status == 0 {
 		status = code / 1000
 	}
-	return reply{status: status, retryAfter: "none", body: object{
-		{"errorCode", code},
-		{"trackingId", s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies))},
-		{"message", or(rule.ErrorMessage, message)},
-		{"timestampUtc", timestamp(now)},
+	return reply{status: status, retryAfter: "none", body: errorDetails{
+		ErrorCode:  code,
+		TrackingID: s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies)),
+		Message:    cmp.Or(rule.ErrorMessage, message),
+		Timestamp:  timestamp(now),
 	}}
 }
 
@@ -378,13 +385,6 @@ func verbatim(text string) any {
 		return json.RawMessage(text)
 	}
 	return text
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // registration is what a register request asks for.

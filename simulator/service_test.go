@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // as connects a device of the default group by another ID or api-version, up to the SUBACK.
@@ -52,21 +54,21 @@ func (p publish) state(t *testing.T, key string) string {
 }
 
 // keys are enrollments with the symmetric-key group of a server of seed 0.
-func keys(t *testing.T, g simulator.Grant) *simulator.Enrollments {
+func keys(t *testing.T, g enroll.Grant) *enroll.Enrollments {
 	t.Helper()
 	probe := start(t, simulator.Options{})
-	return &simulator.Enrollments{Groups: []simulator.Group{{
-		Name: "keys", Attestation: simulator.Attestation{Type: "symmetric-key", PrimaryKey: probe.GroupKey()}, Grant: g,
+	return &enroll.Enrollments{Groups: []enroll.Group{{
+		Name: "keys", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: probe.GroupKey()}, Grant: g,
 	}}}
 }
 
 const version = "2019-03-31"
 
 func TestAllocation(t *testing.T) {
-	hubs := []simulator.Hub{{Name: "a.example", Weight: 3}, {Name: "b.example"}}
+	hubs := []enroll.Hub{{Name: "a.example", Weight: 3}, {Name: "b.example"}}
 	bubble(t, "hashed gives each hub its share by weight, and case does not move a device", func(t *testing.T) {
 		zero := 0
-		e := keys(t, simulator.Grant{})
+		e := keys(t, enroll.Grant{})
 		e.Hubs = hubs
 		s := start(t, simulator.Options{Enrollments: e, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
 		count := map[string]int{}
@@ -86,7 +88,7 @@ func TestAllocation(t *testing.T) {
 		}
 	})
 	bubble(t, "static gives the one hub of the enrollment, though more are linked", func(t *testing.T) {
-		e := keys(t, simulator.Grant{Hubs: []string{"b.example"}, Allocation: "static"})
+		e := keys(t, enroll.Grant{Hubs: []string{"b.example"}, Allocation: "static"})
 		e.Hubs = hubs
 		s := start(t, simulator.Options{Enrollments: e})
 		for i := range 8 {
@@ -96,8 +98,8 @@ func TestAllocation(t *testing.T) {
 		}
 	})
 	bubble(t, "lowest-latency takes the first row that fits, the least milliseconds in it, and of the enrollment's hubs only", func(t *testing.T) {
-		e := keys(t, simulator.Grant{Hubs: []string{"a.example", "b.example"}, Allocation: "lowest-latency"})
-		e.Latencies = []simulator.Latency{
+		e := keys(t, enroll.Grant{Hubs: []string{"a.example", "b.example"}, Allocation: "lowest-latency"})
+		e.Latencies = []enroll.Latency{
 			{RegistrationID: "eu-*", Milliseconds: map[string]int{"a.example": 20, "b.example": 110, "c.example": 1}},
 			{RegistrationID: "us-*", Milliseconds: map[string]int{"a.example": 110, "b.example": 0}},
 			{RegistrationID: "eu-9", Milliseconds: map[string]int{"b.example": 1}},
@@ -113,9 +115,9 @@ func TestAllocation(t *testing.T) {
 			t.Errorf("one that no row fits is hashed: %s", got)
 		}
 	})
-	custom := simulator.Grant{
+	custom := enroll.Grant{
 		Hubs: []string{"a.example", "b.example"}, Allocation: "custom", Payload: `{"otherwise":true}`,
-		Custom: []simulator.Custom{
+		Custom: []enroll.Custom{
 			{When: map[string]any{"model": "v1-*"}, Status: 403},
 			{When: map[string]any{"model": "v2-*", "site": map[string]any{"country": "de"}, "cores": 4, "new": true}, Hub: "b.example",
 				Payload: `{"z":"${registrationId} is a ${payload.model} of ${payload.cores}","a":["${payload.site}","${payload.none}"],"hub":"${hub}","d":"${deviceId}","n":1.0,"all":"${payload}","empty":"<${payload.none}>","twice":"${hub}${hub}"}`},
@@ -150,7 +152,7 @@ func TestAllocation(t *testing.T) {
 		})
 	}
 	bubble(t, "custom: a row without when fits the device that sends nothing, and hashes without a hub", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Allocation: "custom", Custom: []simulator.Custom{{Payload: `{"got":"${payload}","x":"${payload.a}!"}`}}})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Allocation: "custom", Custom: []enroll.Custom{{Payload: `{"got":"${payload}","x":"${payload.a}!"}`}}})})
 		p := as(t, s, device, version).outcome("")
 		if p.state(t, "payload") != `{"got":null,"x":"!"}` || p.state(t, "assignedHub") != `"dpsd-sim.azure-devices.net"` {
 			t.Error(p.payload)
@@ -165,8 +167,8 @@ func TestAllocation(t *testing.T) {
 		}
 	})
 	bubble(t, "connectionProfile is the hub's, told only to an api-version that has it", func(t *testing.T) {
-		e := keys(t, simulator.Grant{})
-		e.Hubs = []simulator.Hub{{Name: "a.example", ConnectionProfile: "mqttV5"}}
+		e := keys(t, enroll.Grant{})
+		e.Hubs = []enroll.Hub{{Name: "a.example", ConnectionProfile: "mqttV5"}}
 		s := start(t, simulator.Options{Enrollments: e})
 		for version, want := range map[string]string{"2026-11-02-preview": `"mqttV5"`, "2025-07-01-preview": "", "2019-03-31": "", "2021-10-01": ""} {
 			if got := as(t, s, device, version).outcome("").state(t, "connectionProfile"); got != want {
@@ -180,12 +182,12 @@ func TestReprovisioning(t *testing.T) {
 	// registered gives a server on which the device was assigned to a, and whose enrollments name b since.
 	registered := func(t *testing.T, reprovision string) (*simulator.Server, publish) {
 		t.Helper()
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Hubs: []string{"a.example"}, Reprovision: reprovision})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Hubs: []string{"a.example"}, Reprovision: reprovision})})
 		first := as(t, s, device, version).outcome("")
 		if first.state(t, "substatus") != `"initialAssignment"` || first.state(t, "assignedHub") != `"a.example"` {
 			t.Fatal(first.payload)
 		}
-		if err := s.SetEnrollments(keys(t, simulator.Grant{Hubs: []string{"b.example"}, Reprovision: reprovision, Payload: `{"n":2}`})); err != nil {
+		if err := s.SetEnrollments(keys(t, enroll.Grant{Hubs: []string{"b.example"}, Reprovision: reprovision, Payload: `{"n":2}`})); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
@@ -206,7 +208,7 @@ func TestReprovisioning(t *testing.T) {
 			}
 		})
 		bubble(t, fmt.Sprintf("policy %q: the same hub again is initialAssignment", policy), func(t *testing.T) {
-			s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Reprovision: policy})})
+			s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Reprovision: policy})})
 			for range 2 {
 				if p := as(t, s, device, version).outcome(""); p.state(t, "substatus") != `"initialAssignment"` {
 					t.Error(p.payload)
@@ -237,9 +239,9 @@ func TestReprovisioning(t *testing.T) {
 		}
 	})
 	bubble(t, "an operation that never came to its end is no assignment", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Hubs: []string{"a.example"}})})
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Hubs: []string{"a.example"}})})
 		as(t, s, device, version).ask("")
-		if err := s.SetEnrollments(keys(t, simulator.Grant{Hubs: []string{"b.example"}})); err != nil {
+		if err := s.SetEnrollments(keys(t, enroll.Grant{Hubs: []string{"b.example"}})); err != nil {
 			t.Fatal(err)
 		}
 		if p := as(t, s, device, version).outcome(""); p.state(t, "substatus") != `"initialAssignment"` {
@@ -247,8 +249,8 @@ func TestReprovisioning(t *testing.T) {
 		}
 	})
 	bubble(t, "enrollments with a mistake change nothing", func(t *testing.T) {
-		s := start(t, simulator.Options{Enrollments: keys(t, simulator.Grant{Hubs: []string{"a.example"}})})
-		if err := s.SetEnrollments(keys(t, simulator.Grant{Hubs: []string{"b.example"}, Reprovision: "perhaps"})); err == nil || !strings.Contains(err.Error(), "group[0].reprovision") {
+		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Hubs: []string{"a.example"}})})
+		if err := s.SetEnrollments(keys(t, enroll.Grant{Hubs: []string{"b.example"}, Reprovision: "perhaps"})); err == nil || !strings.Contains(err.Error(), "group[0].reprovision") {
 			t.Error(err)
 		}
 		if got := as(t, s, device, version).outcome("").state(t, "assignedHub"); got != `"a.example"` {
@@ -257,7 +259,7 @@ func TestReprovisioning(t *testing.T) {
 	})
 	bubble(t, "a device that is disabled meanwhile is told so when it connects again", func(t *testing.T) {
 		s, _ := registered(t, "migrate")
-		if err := s.SetEnrollments(keys(t, simulator.Grant{Disabled: true})); err != nil {
+		if err := s.SetEnrollments(keys(t, enroll.Grant{Disabled: true})); err != nil {
 			t.Fatal(err)
 		}
 		if p := as(t, s, device, version).outcome(""); p.parse(t).Status != "disabled" {
@@ -268,15 +270,15 @@ func TestReprovisioning(t *testing.T) {
 
 func TestAssignmentsAreKept(t *testing.T) {
 	dir := t.TempDir()
-	group := simulator.Attestation{Type: "symmetric-key", PrimaryKeyFile: filepath.Join(dir, "group-key")}
-	grant := func(hub, reprovision string) *simulator.Enrollments {
-		return &simulator.Enrollments{Groups: []simulator.Group{{Name: "g", Attestation: group, Grant: simulator.Grant{Hubs: []string{hub}, Reprovision: reprovision, Payload: `{"b": 1, "a": 2}`}}}}
+	group := enroll.Attestation{Type: "symmetric-key", PrimaryKeyFile: filepath.Join(dir, "group-key")}
+	grant := func(hub, reprovision string) *enroll.Enrollments {
+		return &enroll.Enrollments{Groups: []enroll.Group{{Name: "g", Attestation: group, Grant: enroll.Grant{Hubs: []string{hub}, Reprovision: reprovision, Payload: `{"b": 1, "a": 2}`}}}}
 	}
 	if s := start(t, simulator.Options{Directory: dir}); s.IDScope() == "" { // makes the key
 		t.Fatal("no scope")
 	}
 	zero := 0
-	run := func(t *testing.T, e *simulator.Enrollments) publish {
+	run := func(t *testing.T, e *enroll.Enrollments) publish {
 		t.Helper()
 		s := start(t, simulator.Options{Directory: dir, Enrollments: e, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}, OnError: func(err error) { t.Error(err) }})
 		defer s.Close()
@@ -380,7 +382,7 @@ func TestAPIVersions(t *testing.T) {
 		c := with(t, set, "2030-01-01")
 		c.expect("CONNACK 5", 0x20, 2, 0, 5)
 		c.expectEnd("the connection is closed")
-		for known := range simulator.BuiltInFeatures() {
+		for known := range scenario.BuiltInFeatures() {
 			with(t, set, known).expect(known, 0x20, 2, 0, 0)
 		}
 		with(t, set, "2021-10-01-preview").expect("a preview is another version", 0x20, 2, 0, 5)
@@ -392,7 +394,7 @@ func TestAPIVersions(t *testing.T) {
 	})
 	t.Run("the built-in table says what each version can do", func(t *testing.T) {
 		want := "map[2019-03-31:[] 2021-06-01:[] 2021-10-01:[] 2025-07-01-preview:[csr] 2026-11-02-preview:[csr connectionProfile]]"
-		if got := fmt.Sprint(simulator.BuiltInFeatures()); got != want {
+		if got := fmt.Sprint(scenario.BuiltInFeatures()); got != want {
 			t.Error(got)
 		}
 	})
@@ -404,7 +406,7 @@ func TestAPIVersions(t *testing.T) {
 		{"register_limit = -1", "s.toml:2:1: settings.register_limit: -1 is negative"},
 	} {
 		t.Run(c.text+" is refused with its place", func(t *testing.T) {
-			if _, err := simulator.ParseScenario("s.toml", strings.NewReader("[settings]\n"+c.text+"\n")); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := scenario.Parse("s.toml", strings.NewReader("[settings]\n"+c.text+"\n")); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Error(err)
 			}
 		})
@@ -549,7 +551,7 @@ func TestParseAllocation(t *testing.T) {
 	key := base64.StdEncoding.EncodeToString(make([]byte, 32))
 	group := "[[group]]\nname = \"g\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n"
 	t.Run("everything of a file comes out as written", func(t *testing.T) {
-		e, err := simulator.ParseEnrollments("e.toml", strings.NewReader(`
+		e, err := enroll.Parse("e.toml", strings.NewReader(`
 [[hub]]
 name = "a.example"
 weight = 7
@@ -574,7 +576,7 @@ hub = "a.example"
 			t.Fatal(err)
 		}
 		g := e.Groups[0]
-		if e.Hubs[0] != (simulator.Hub{Name: "a.example", Weight: 7, ConnectionProfile: "mqttV5"}) || e.Latencies[0].Milliseconds["a.example"] != 5 ||
+		if e.Hubs[0] != (enroll.Hub{Name: "a.example", Weight: 7, ConnectionProfile: "mqttV5"}) || e.Latencies[0].Milliseconds["a.example"] != 5 ||
 			e.Individuals[0].CertificateLife != 10*time.Minute || !e.Individuals[0].NoCertificates || len(e.Individuals) != 1 || len(e.Groups) != 1 ||
 			g.CertificateLife != 90*time.Second || g.Reprovision != "never" || g.Custom[0].Hub != "a.example" || fmt.Sprint(g.Custom[0].When) != "map[model:x site:map[n:4]]" {
 			t.Errorf("%+v", e)
@@ -608,7 +610,7 @@ hub = "a.example"
 		{"a mistake in the second group's table", group + "allocation = \"custom\"\n[[group.custom]]\n" + strings.Replace(group, "\"g\"", "\"h\"", 1) + "allocation = \"custom\"\n[[group.custom]]\nstatus = 1\n", "e.toml:13:1: group.custom.status: 1 is not"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
-			if _, err := simulator.ParseEnrollments("e.toml", strings.NewReader(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := enroll.Parse("e.toml", strings.NewReader(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
 		})

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // writeTimeout ends a connection whose client does not read.
@@ -227,7 +229,7 @@ func (s *session) receive(in *inbound) {
 	if kind == packets.Connect && s.previous == 0 {
 		// Known for the log and for the rules before it is judged.
 		u, _ := parseUserName(string(p.Connect.Username))
-		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &entry{}}
+		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &enroll.Entry{}}
 	}
 	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
 	if kind == packets.Publish {
@@ -310,7 +312,7 @@ func (s *session) handle(in *inbound, previous byte) {
 		}
 		on = OnDisconnect
 	}
-	rule := s.c.server.script.Load().match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
+	rule := s.c.server.script.Load().Match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
 	acked := false
 	if rule.AfterPuback && p.FixedHeader.Qos == 1 {
 		s.send(rule, puback(p))
@@ -322,9 +324,9 @@ func (s *session) handle(in *inbound, previous byte) {
 // act answers a packet, as the rule wants it.
 func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	switch {
-	case len(rule.garbage()) > 0:
-		s.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
-		s.write(rule, rule.garbage())
+	case len(rule.GarbageBytes()) > 0:
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		s.write(rule, rule.GarbageBytes())
 		if rule.Silent {
 			s.muted = true
 		} else {
@@ -409,7 +411,7 @@ func (s *session) connect(rule *Rule, p *packets.Packet) {
 }
 
 func (s *session) connack(rule *Rule, code int, detail string) {
-	s.sendAll(rule, []string{detail}, packets.Packet{
+	s.sendAll(rule, detail, packets.Packet{
 		FixedHeader:    packets.FixedHeader{Type: packets.Connack},
 		ReasonCode:     byte(code),
 		SessionPresent: rule.SessionPresent,
@@ -486,7 +488,10 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := marshal(r.body.without(rule.Omit))
+	payload, err := marshal(r.body)
+	if err == nil && len(rule.Omit) > 0 {
+		payload, err = without(rule.Omit, payload)
+	}
 	if err != nil { // a value that came from no JSON cannot get here
 		s.end(err.Error())
 	}
@@ -517,35 +522,29 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 }
 
 func (s *session) send(rule *Rule, out ...packets.Packet) {
-	s.sendAll(rule, nil, out...)
+	s.sendAll(rule, "", out...)
 }
 
-// sendAll writes packets in one go.
-func (s *session) sendAll(rule *Rule, details []string, out ...packets.Packet) {
+// sendAll writes packets together. The detail is for the log.
+func (s *session) sendAll(rule *Rule, detail string, out ...packets.Packet) {
 	var all []byte
-	for i, p := range out {
+	for _, p := range out {
 		b, err := encode(p)
 		if err != nil {
 			s.end(err.Error())
 			return
 		}
 		all = append(all, b...)
-		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName}
-		if i < len(details) {
-			e.Detail = details[i]
-		}
+		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail}
 		switch p.FixedHeader.Type {
 		case packets.Connack:
-			code := int(p.ReasonCode)
-			e.ReturnCode = &code
+			e.ReturnCode = new(int(p.ReasonCode))
 		case packets.Suback:
-			code := int(p.ReasonCodes[0])
-			e.ReturnCode = &code
+			e.ReturnCode = new(int(p.ReasonCodes[0]))
 		case packets.Publish:
 			e.QoS, e.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 		}
-		switch p.FixedHeader.Type {
-		case packets.Puback, packets.Suback, packets.Unsuback:
+		if p.FixedHeader.Type != packets.Publish { // then it acknowledges, if it has an identifier
 			delete(s.unanswered, p.PacketID)
 		}
 		s.note(e)
@@ -561,20 +560,7 @@ func (s *session) write(rule *Rule, b []byte) {
 		return
 	}
 	_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
-	step := len(b)
-	if rule.ByteByByte {
-		step = 1
-	}
-	for piece := range slices.Chunk(b, step) {
-		if step == 1 && rule.Pace > 0 {
-			if !s.c.raw.pause(rule.Pace) {
-				return
-			}
-			_ = s.c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
-		}
-		if _, err := s.stream.Write(piece); err != nil {
-			s.end(err.Error())
-			return
-		}
+	if _, err := s.c.raw.trickle(rule, b, s.stream.Write); err != nil {
+		s.end(err.Error())
 	}
 }

@@ -12,12 +12,9 @@
 package simulator
 
 import (
-	"cmp"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,8 +22,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // connectTimeout is the time a client has from TCP to CONNECT [MQTT-3.1.4-1, non-normative].
@@ -48,7 +47,7 @@ type Options struct {
 	Scenario *Scenario
 	// Enrollments say who may register. Nil: the directory's enrollments.toml,
 	// or in memory one symmetric-key group and one X.509 group.
-	Enrollments *Enrollments
+	Enrollments *enroll.Enrollments
 	// PacketLog receives one JSON object a line, see Entry. Nil: none.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
@@ -68,12 +67,12 @@ type Server struct {
 	onError     func(error)
 	seed        seed
 	material    *material
-	entries     atomic.Pointer[[]entry]
+	entries     atomic.Pointer[enroll.Entries]
 	certificate *tls.Certificate
 	ticketKey   [32]byte // of the sessions that are resumed
 	log         *packetLog
 	service     *service
-	script      atomic.Pointer[script]
+	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
 	closed    bool
@@ -88,7 +87,7 @@ type Server struct {
 }
 
 // New makes a server. Errors come from the directory's files, from
-// enrollments and from the scenario (*FileError).
+// enrollments and from the scenario (*tomlfile.Error).
 func New(o Options) (*Server, error) {
 	s := &Server{
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
@@ -111,7 +110,7 @@ func New(o Options) (*Server, error) {
 		seed:     s.seed,
 		devices:  map[string]*device{},
 		settings: func() Settings { return s.script.Load().Settings },
-		issuing:  func(now time.Time) (*issuing, error) { return s.material.issuer.get(now) },
+		issuing:  func() (*issuing, error) { return s.material.issuing() },
 	}
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
@@ -123,9 +122,9 @@ func New(o Options) (*Server, error) {
 			return nil, err
 		}
 		if enrollments == nil {
-			enrollments = &Enrollments{Groups: []Group{
-				{Name: "keys", Attestation: Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
-				{Name: "certificates", Attestation: Attestation{Type: "x509", CA: string(s.DeviceCA())}},
+			enrollments = &enroll.Enrollments{Groups: []enroll.Group{
+				{Name: "keys", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
+				{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
 			}}
 		}
 	} else {
@@ -141,7 +140,7 @@ func New(o Options) (*Server, error) {
 	if err := s.SetEnrollments(enrollments); err != nil {
 		return nil, err
 	}
-	if s.service.records, err = loadAssignments(assignmentsPath(o.Directory), s.onError); err != nil {
+	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
 		return nil, err
 	}
 	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
@@ -167,7 +166,7 @@ func (s *Server) GroupKey() string { return base64.StdEncoding.EncodeToString(s.
 
 // DeviceKey gives the key derived for a device from the group key, base64.
 func (s *Server) DeviceKey(registrationID string) string {
-	return base64.StdEncoding.EncodeToString(deriveKey(s.material.groupKey, registrationID))
+	return base64.StdEncoding.EncodeToString(enroll.DeriveKey(s.material.groupKey, registrationID))
 }
 
 // DeviceCertificate issues a client certificate of the default X.509 group,
@@ -190,14 +189,14 @@ func (s *Server) SetScenario(sc *Scenario) error {
 			return err
 		}
 	}
-	s.script.Store(newScript(sc, s.seed))
+	s.script.Store(scenario.NewScript(sc, s.seed.draw))
 	return nil
 }
 
 // SetEnrollments replaces the enrollments, for connections from now on; what
-// devices were assigned stays. Ones with an error (*FileError) change nothing.
-func (s *Server) SetEnrollments(e *Enrollments) error {
-	entries, err := ready(e)
+// devices were assigned stays. Ones with an error (*tomlfile.Error) change nothing.
+func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
+	entries, err := enroll.Compile(e)
 	if err == nil {
 		s.entries.Store(&entries)
 	}
@@ -206,7 +205,7 @@ func (s *Server) SetEnrollments(e *Enrollments) error {
 
 // IssuingRoot gives the root of the certificates that are issued for CSRs, PEM.
 func (s *Server) IssuingRoot() ([]byte, error) {
-	i, err := s.material.issuer.get(s.now())
+	i, err := s.material.issuing()
 	if err != nil {
 		return nil, err
 	}
@@ -232,117 +231,32 @@ func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, "mqtt") }
 // AcceptWebSocket does for MQTT over WebSocket what AcceptMQTT does for MQTT.
 func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, "websocket") }
 
-func (s *Server) accept(l net.Listener, protocol string) error {
-	mine := &listener{l, protocol}
-	defer func() { _ = mine.Close() }()
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
+// pause lets time pass, or returns false when it is interrupted.
+func pause(d time.Duration, interrupt <-chan struct{}) bool {
+	if d <= 0 {
+		return true
 	}
-	s.listeners = append(s.listeners, mine)
-	s.wg.Add(1)
-	s.mu.Unlock()
-	defer s.wg.Done()
-	for told := false; ; {
-		conn, err := mine.Accept()
-		switch {
-		case err == nil:
-			s.wg.Go(func() { s.serve(conn, protocol) })
-		case s.ended():
-			return nil
-		case s.Refuses(protocol):
-			if err := s.reopen(mine); err != nil {
-				return err
-			}
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-			if !told { // at the limit it would be said for every device
-				s.onError(fmt.Errorf("no more connections at once: %w: see ulimit -n, LimitNOFILE=", err))
-			}
-			told = true
-			s.wait(50 * time.Millisecond) // descriptors come free when devices leave
-		case errors.Is(err, syscall.ECONNABORTED): // gone before it was taken
-		default:
-			return err
-		}
-	}
-}
-
-// listener is one that a rule with Refuse can close for a while.
-type listener struct {
-	net.Listener
-	protocol string
-}
-
-// wait lets time pass, unless the server ends first.
-func (s *Server) wait(d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-s.done:
+		return true
+	case <-interrupt:
+		return false
 	}
 }
 
-// refuse closes the listeners of a protocol for some time.
-func (s *Server) refuse(protocol string, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.refused[protocol] = time.Now().Add(d)
-	for _, l := range s.listeners {
-		if l.protocol == protocol {
-			_ = l.Close()
-		}
-	}
-}
-
-// Refuses tells whether a rule with Refuse keeps the listener of a protocol
-// ("mqtt" or "websocket") closed at the moment. It is for who connects without
-// a listener: ServeMQTT and ServeWebSocket drop such a connection unseen.
-func (s *Server) Refuses(protocol string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.refusing(protocol) > 0
-}
-
-// refusing is how long a protocol is still refused; s.mu is held.
-func (s *Server) refusing(protocol string) time.Duration {
-	return time.Until(s.refused[protocol])
-}
-
-// reopen listens again at the same address when the time has come.
-func (s *Server) reopen(l *listener) error {
-	s.mu.Lock()
-	left := s.refusing(l.protocol)
-	s.mu.Unlock()
-	s.wait(left)
-	for !s.ended() {
-		again, err := net.Listen(l.Addr().Network(), l.Addr().String())
-		if err == nil {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.closed {
-				return again.Close()
-			}
-			l.Listener = again
-			return nil
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return err
-		}
-		s.wait(50 * time.Millisecond)
-	}
-	return nil
-}
-
-func (s *Server) ended() bool {
+// isClosed reports whether a channel that nothing is sent on is closed.
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-s.done:
+	case <-c:
 		return true
 	default:
 		return false
 	}
 }
+
+func (s *Server) ended() bool { return isClosed(s.done) }
 
 // Close ends all connections and listeners and returns when nothing of the
 // server runs any more. It may be called twice.
@@ -363,246 +277,14 @@ func (s *Server) Close() {
 	s.service.records.flush()
 }
 
-// connection is one accepted connection, from its first byte to its last.
-type connection struct {
-	server   *Server
-	number   int
-	protocol string
-	raw      *rawConn
-	tls      *tls.Conn
-	reason   string // why it ended, for the log
-}
-
-func (s *Server) serve(conn net.Conn, protocol string) {
-	c := &connection{server: s, protocol: protocol}
-	c.raw = newRawConn(conn, c.note)
-	s.mu.Lock()
-	if s.closed || s.refusing(protocol) > 0 {
-		s.mu.Unlock()
-		c.raw.reset()
-		return
-	}
-	s.number++
-	c.number = s.number
-	s.conns[c] = true
-	s.wg.Add(1)
-	s.mu.Unlock()
-	c.note(Entry{Packet: "OPEN"})
-
-	c.run()
-
-	_ = c.raw.Close()
-	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.mu.Unlock()
-	s.wg.Done()
-}
-
-// note adds an entry of this connection to the packet log.
-func (c *connection) note(e Entry) {
-	e.Connection, e.Protocol, e.Time = c.number, c.protocol, c.server.now()
-	c.server.log.add(e)
-}
-
-// sleep waits, or tells that the server ended meanwhile.
-func (c *connection) sleep(d time.Duration) bool {
-	if d <= 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-c.server.done:
-		return false
-	}
-}
-
-// run takes the connection through TLS and, if so, WebSocket to MQTT.
-func (c *connection) run() {
-	script := c.server.script.Load()
-	rule := script.match(OnAccept, c.protocol, "", false)
-	if !c.sleep(rule.Delay) {
-		return
-	}
-	if rule.Refuse > 0 {
-		c.reason = "scenario: refused"
-		c.server.refuse(c.protocol, rule.Refuse)
-		c.raw.reset()
-		return
-	}
-	if rule.AfterUp == 0 && rule.AfterDown == 0 {
-		if len(rule.garbage()) > 0 {
-			c.hearOnce()
-		}
-		if c.instead(rule, c.raw) {
-			return
-		}
-	}
-	c.raw.rule = rule
-
-	rule = script.match(OnTLS, c.protocol, "", false)
-	if rule.Alert != "" && rule.AlertAt != "certificate" {
-		c.hearOnce()
-		_, _ = c.raw.Write(alertRecord(rule.Alert))
-		c.reason = "scenario: alert"
-		c.linger(nil)
-		return
-	}
-	config, err := c.tlsConfig(script.Settings, rule)
-	if err != nil {
-		c.reason = err.Error()
-		return
-	}
-	c.tls = tls.Server(c.raw, config)
-	if !c.raw.patient() {
-		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
-	}
-	// A goroutine keeps the large stack that a handshake takes, and this one
-	// lives as long as the connection.
-	shaken := make(chan error, 1)
-	go func() { shaken <- c.tls.Handshake() }()
-	if err := <-shaken; err != nil {
-		c.reason = "TLS: " + err.Error()
-		c.linger(nil)
-		return
-	}
-	_ = c.raw.SetDeadline(time.Time{})
-	c.note(Entry{Packet: "TLS", Detail: describe(c.tls.ConnectionState())})
-	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
-		return
-	}
-
-	stream := io.ReadWriter(c.tls)
-	if c.protocol == "websocket" {
-		ws, ok := c.upgrade(script)
-		if !ok {
-			return
-		}
-		stream = ws
-	}
-	newSession(c, stream).run()
-}
-
-// hearOnce waits for the client's first bytes.
-func (c *connection) hearOnce() {
-	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
-	_, _ = c.raw.Read(make([]byte, 4096))
-	_ = c.raw.SetReadDeadline(time.Time{})
-}
-
-// instead does what a rule wants in place of going on, and tells whether it
-// did. It is for the stages before MQTT, at which silence is for good.
-func (c *connection) instead(rule *Rule, w io.Writer) bool {
-	switch {
-	case len(rule.garbage()) > 0:
-		_, _ = w.Write(rule.garbage())
-		c.note(Entry{Packet: "GARBAGE", Size: len(rule.garbage())})
-		c.reason = "scenario: garbage"
-		if rule.Silent {
-			c.hold()
-			return true
-		}
-		c.linger(nil)
-	case rule.Reset:
-		c.reason = "scenario: reset"
-		c.raw.reset()
-	case rule.Close:
-		c.reason = "scenario: close"
-		c.linger(nil)
-	case rule.Silent:
-		c.reason = "scenario: silent"
-		c.hold()
-	default:
-		return false
-	}
-	return true
-}
-
-// hold keeps a silent connection until the client hangs up.
-func (c *connection) hold() { _, _ = io.Copy(io.Discard, c.raw) }
-
-// linger ends the server's direction in good order, waits a moment for the
-// client's, and closes. The reader, if there is one, is given up.
-func (c *connection) linger(reader <-chan *inbound) {
-	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
-	if c.tls != nil {
-		_ = c.tls.CloseWrite() // has a deadline of its own
-	}
-	c.raw.closeWrite()
-	if reader != nil {
-		for range reader { // emptied until the reader ends
-		}
-	}
-	_, _ = io.Copy(io.Discard, c.raw)
-	_ = c.raw.Close()
-}
-
-func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
-	certificate := c.server.certificate
-	if rule.ServerCertificate != "" {
-		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.now()); err != nil {
-			return nil, err
-		}
-	}
-	served := *certificate
-	if key, ok := served.PrivateKey.(*ecdsa.PrivateKey); ok {
-		served.PrivateKey = steadySigner{key}
-	}
-	lowest := tlsVersion(cmp.Or(rule.TLSMin, set.TLSMin))
-	highest := tlsVersion(cmp.Or(rule.TLSMax, set.TLSMax))
-	config := &tls.Config{
-		Certificates: []tls.Certificate{served},
-		MinVersion:   min(lowest, highest),
-		MaxVersion:   max(lowest, highest),
-		// Asked for but not judged here: the service refuses a wrong
-		// certificate later, in MQTT.
-		ClientAuth: tls.RequestClientCert,
-		// A ticket written at the end of a handshake would meet a client that writes
-		// too, over net.Pipe for ever.
-		SessionTicketsDisabled: !set.SessionTickets,
-		Time:                   c.server.now,
-	}
-	if set.SessionTickets { // each connection has a Config of its own
-		config.SetSessionTicketKeys([][32]byte{c.server.ticketKey})
-	}
-	if rule.Alert != "" {
-		// Go has but one alert for a certificate; up to TLS 1.2 this one goes ahead of it, in the clear.
-		config.VerifyConnection = func(state tls.ConnectionState) error {
-			if state.Version <= tls.VersionTLS12 {
-				_, _ = c.raw.Write(alertRecord(rule.Alert))
-			}
-			return errors.New("scenario: alert")
-		}
-	}
-	return config, nil
-}
-
-func describe(state tls.ConnectionState) string {
-	text := tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
-	if state.DidResume {
-		text += " resumed"
-	}
-	if state.ServerName != "" {
-		text += " for " + state.ServerName
-	}
-	if len(state.PeerCertificates) > 0 {
-		text += " certificate " + state.PeerCertificates[0].Subject.CommonName
-	}
-	return text
-}
-
 // principal is who a connection speaks for.
 type principal struct {
 	registrationID string
 	apiVersion     string
-	features       []string // of the api-version
-	enrollment     *entry   // never nil; empty for one that was not judged or was refused
-	certificate    bool     // proved by a certificate
-	refused        *refusal // the register answer will say so
+	features       []string        // of the api-version
+	enrollment     *enroll.Entry   // never nil; empty for one that was not judged or was refused
+	certificate    bool            // proved by a certificate
+	refused        *enroll.Refusal // the register answer will say so
 }
 
 // authenticate judges a CONNECT: a CONNACK return code, and who it is. The
@@ -611,8 +293,8 @@ type principal struct {
 func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
-	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &entry{}}
-	who.features, _ = set.features(u.apiVersion)
+	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
+	who.features, _ = set.FeaturesOf(u.apiVersion)
 	entries := *s.entries.Load()
 	switch {
 	case err != nil:
@@ -621,19 +303,19 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 3, "the ID scope is another"
 	case clientID != u.registrationID:
 		return who, 5, "the client identifier is not the registration ID"
-	case !set.serves(u.apiVersion):
+	case !set.Serves(u.apiVersion):
 		return who, 5, "the api-version is not served"
 	}
-	var found *entry
+	var found *enroll.Entry
 	switch {
 	case len(password) > 0:
-		found, who.refused = byToken(entries, u.scope, u.registrationID, string(password), s.now())
+		found, who.refused = entries.ByToken(u.scope, u.registrationID, string(password), s.now())
 	case len(state.PeerCertificates) > 0:
 		who.certificate = true
 		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
 			return who, 5, "the certificate's common name is not the registration ID"
 		}
-		found, who.refused = byCertificate(entries, u.registrationID, state, s.now())
+		found, who.refused = entries.ByCertificate(u.registrationID, state, s.now())
 	default:
 		return who, 5, "neither a token nor a certificate"
 	}
@@ -644,9 +326,9 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 0, ""
 	}
 	if set.Refuse == "early" {
-		return who, 5, who.refused.reason
+		return who, 5, who.refused.Reason
 	}
-	return who, 0, "will be refused: " + who.refused.reason
+	return who, 0, "will be refused: " + who.refused.Reason
 }
 
 // take makes a session the only one of its client identifier [MQTT-3.1.4-2].

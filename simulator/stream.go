@@ -4,9 +4,12 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // errScenario ends a stream whose rule wants it.
@@ -35,29 +38,7 @@ func (r *rawConn) Close() error {
 	return r.Conn.Close()
 }
 
-func (r *rawConn) closed() bool {
-	select {
-	case <-r.gone:
-		return true
-	default:
-		return false
-	}
-}
-
-// pause waits, unless the connection is closed first.
-func (r *rawConn) pause(d time.Duration) bool {
-	if d <= 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-r.gone:
-		return false
-	}
-}
+func (r *rawConn) closed() bool { return isClosed(r.gone) }
 
 // patient tells that the rule makes the handshake take its time, or never end.
 func (r *rawConn) patient() bool {
@@ -79,7 +60,7 @@ func (r *rawConn) Read(p []byte) (int, error) {
 	}
 	n, err := r.Conn.Read(p)
 	r.up.Add(int64(n))
-	if r.rule != nil && n > 0 && !r.pause(r.rule.DelayUp) {
+	if r.rule != nil && n > 0 && !pause(r.rule.DelayUp, r.gone) {
 		return 0, net.ErrClosed
 	}
 	return n, err
@@ -103,7 +84,7 @@ func (r *rawConn) atUp() error {
 
 // finish ends the stream as the rule wants it.
 func (r *rawConn) finish() error {
-	if g := r.rule.garbage(); len(g) > 0 {
+	if g := r.rule.GarbageBytes(); len(g) > 0 {
 		n, _ := r.Conn.Write(g)
 		r.down.Add(int64(n))
 		r.note(Entry{Packet: "GARBAGE", Size: n})
@@ -125,14 +106,14 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if r.mute.Load() {
 		return len(p), nil // believed to be sent, as by a kernel
 	}
-	if !r.pause(f.DelayDown) || r.closed() {
+	if !pause(f.DelayDown, r.gone) || r.closed() {
 		return 0, net.ErrClosed
 	}
 	now, limited := p, false
 	if left := f.AfterDown - int(r.down.Load()); f.AfterDown > 0 && left <= len(p) {
 		now, limited = p[:left], true
 	}
-	n, err := r.trickle(now)
+	n, err := r.trickle(f, now, r.put)
 	if err != nil || !limited {
 		return n, err
 	}
@@ -154,23 +135,24 @@ func (r *rawConn) put(p []byte) (int, error) {
 	return n, err
 }
 
-// trickle writes bytes one by one if the rule wants it.
-func (r *rawConn) trickle(p []byte) (int, error) {
-	if !r.rule.ByteByByte || len(p) == 0 {
-		return r.put(p)
+// trickle writes p, byte by byte if the rule wants it.
+func (r *rawConn) trickle(rule *Rule, p []byte, write func([]byte) (int, error)) (n int, err error) {
+	if !rule.ByteByByte || len(p) == 0 {
+		return write(p)
 	}
-	for i := range p {
-		if r.rule.Pace > 0 {
-			if !r.pause(r.rule.Pace) {
-				return i, net.ErrClosed
+	for piece := range slices.Chunk(p, 1) {
+		if rule.Pace > 0 {
+			if !pause(rule.Pace, r.gone) {
+				return n, net.ErrClosed
 			}
 			_ = r.SetWriteDeadline(time.Now().Add(writeTimeout))
 		}
-		if n, err := r.put(p[i : i+1]); err != nil {
-			return i + n, err
+		written, err := write(piece)
+		if n += written; err != nil {
+			return n, err
 		}
 	}
-	return len(p), nil
+	return n, nil
 }
 
 // reset drops the connection so that the peer sees an RST, where there is such a thing.
@@ -188,14 +170,5 @@ func (r *rawConn) closeWrite() {
 	}
 }
 
-// alerts are the TLS alerts a rule can send, RFC 5246 7.2 and RFC 8446 6.
-var alerts = map[string]byte{
-	"unexpected_message": 10, "bad_record_mac": 20, "record_overflow": 22, "handshake_failure": 40,
-	"bad_certificate": 42, "unsupported_certificate": 43, "certificate_revoked": 44, "certificate_expired": 45,
-	"certificate_unknown": 46, "illegal_parameter": 47, "unknown_ca": 48, "access_denied": 49, "decode_error": 50,
-	"decrypt_error": 51, "protocol_version": 70, "insufficient_security": 71, "internal_error": 80,
-	"user_canceled": 90, "unrecognized_name": 112, "certificate_required": 116, "no_application_protocol": 120,
-}
-
 // alertRecord is a fatal alert as it goes over a stream that is not yet encrypted.
-func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, alerts[name]} }
+func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, scenario.Alerts[name]} }

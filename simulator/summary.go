@@ -1,10 +1,48 @@
 package simulator
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
 )
+
+// Summary adds up a packet log.
+type Summary struct {
+	Connections            int
+	PacketsUp, PacketsDown int   // MQTT packets
+	BytesUp, BytesDown     int64 // of closed connections, TLS included
+	Violations             []string
+	// Registers and Polls are the times at which those requests arrived.
+	Registers, Polls []time.Time
+}
+
+// Summarize adds up entries, of one device or of all.
+func Summarize(entries []Entry) Summary {
+	var s Summary
+	for _, e := range entries {
+		switch {
+		case e.Packet == "OPEN":
+			s.Connections++
+		case e.Packet == "STALL": // it has a direction, but is no packet
+		case e.Direction == "up":
+			s.PacketsUp++
+		case e.Direction == "down":
+			s.PacketsDown++
+		}
+		if e.Violation != "" {
+			s.Violations = append(s.Violations, e.Violation)
+		}
+		s.BytesUp += e.BytesUp
+		s.BytesDown += e.BytesDown
+		if request, asked := e.request(); asked && request.poll {
+			s.Polls = append(s.Polls, e.Time)
+		} else if asked {
+			s.Registers = append(s.Registers, e.Time)
+		}
+	}
+	return s
+}
 
 // DeviceSummary adds up the packet log of one device.
 type DeviceSummary struct {
@@ -34,57 +72,41 @@ func SummarizeDevices(entries []Entry) []DeviceSummary {
 			names[e.Connection] = e.RegistrationID
 		}
 	}
-	devices := map[string]*DeviceSummary{}
-	speaking := map[int]bool{}
-	last := map[string]time.Time{}
+	devices := map[string][]Entry{}
 	for _, e := range entries {
-		name := names[e.Connection]
-		key := strings.ToLower(name)
-		d := devices[key]
-		if d == nil {
-			d = &DeviceSummary{RegistrationID: name, PollGaps: []float64{}, Violations: []string{}}
-			devices[key] = d
-		}
-		if e.Packet == "OPEN" {
-			d.Connections++
-		}
-		if e.Violation != "" {
-			d.Violations = append(d.Violations, e.Violation)
-		}
-		d.BytesUp += e.BytesUp
-		d.BytesDown += e.BytesDown
-		switch e.Direction {
-		case "up":
-			speaking[e.Connection] = true
-		case "down":
-			if speaking[e.Connection] {
-				d.RoundTrips++
-			}
-			speaking[e.Connection] = false
-		}
-		if e.Packet != "PUBLISH" || e.Direction != "up" {
-			continue
-		}
-		request, err := parseRequest(e.Topic)
-		if err != nil {
-			continue
-		}
-		if request.poll {
-			d.Polls++
-			if before, ok := last[key]; ok {
-				d.PollGaps = append(d.PollGaps, e.Time.Sub(before).Seconds())
-			}
-		} else {
-			d.Registers++
-		}
-		last[key] = e.Time
+		key := strings.ToLower(names[e.Connection])
+		devices[key] = append(devices[key], e)
 	}
 	all := make([]DeviceSummary, 0, len(devices))
-	for _, d := range devices {
-		all = append(all, *d)
+	for _, key := range slices.Sorted(maps.Keys(devices)) {
+		all = append(all, summarizeDevice(names[devices[key][0].Connection], devices[key]))
 	}
-	slices.SortFunc(all, func(a, b DeviceSummary) int {
-		return strings.Compare(strings.ToLower(a.RegistrationID), strings.ToLower(b.RegistrationID))
-	})
 	return all
+}
+
+func summarizeDevice(name string, entries []Entry) DeviceSummary {
+	s := Summarize(entries)
+	d := DeviceSummary{
+		RegistrationID: name, Connections: s.Connections, BytesUp: s.BytesUp, BytesDown: s.BytesDown,
+		Registers: len(s.Registers), Polls: len(s.Polls),
+		PollGaps: []float64{}, Violations: append([]string{}, s.Violations...),
+	}
+	speaking := map[int]bool{}
+	var last time.Time
+	for _, e := range entries {
+		if e.Direction == "down" && speaking[e.Connection] {
+			d.RoundTrips++
+		}
+		if e.Direction != "" {
+			speaking[e.Connection] = e.Direction == "up"
+		}
+		request, asked := e.request()
+		if asked && request.poll && !last.IsZero() {
+			d.PollGaps = append(d.PollGaps, e.Time.Sub(last).Seconds())
+		}
+		if asked {
+			last = e.Time
+		}
+	}
+	return d
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // Limits of the part before MQTT.
@@ -23,7 +25,7 @@ const (
 )
 
 // upgrade answers the HTTP request with which a WebSocket begins.
-func (c *connection) upgrade(script *script) (*webSocket, bool) {
+func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
 	in := bufio.NewReader(limited)
@@ -37,8 +39,8 @@ func (c *connection) upgrade(script *script) (*webSocket, bool) {
 	_ = c.raw.SetDeadline(time.Time{})
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
-	rule := script.match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
-	if !c.sleep(rule.Delay) || c.instead(rule, c.tls) {
+	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
+	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
 		return nil, false
 	}
 	w := &responseWriter{conn: c.tls, in: in, header: http.Header{}}

@@ -108,37 +108,21 @@ func middle(err error) error {
 
 func decode(p *packets.Packet, body []byte) error {
 	name := packetName(p.FixedHeader.Type)
-	var again bytes.Buffer
 	var err error
 	switch p.FixedHeader.Type {
 	case packets.Connect:
 		if err := checkConnectHead(body); err != nil {
 			return err
 		}
-		if err = p.ConnectDecode(body); err == nil {
-			copied := *p
-			err = copied.ConnectEncode(&again)
-		}
+		err = p.ConnectDecode(body)
 	case packets.Publish:
-		if err = p.PublishDecode(body); err == nil {
-			copied := *p
-			err = copied.PublishEncode(&again)
-		}
+		err = p.PublishDecode(body)
 	case packets.Puback:
-		if err = p.PubackDecode(body); err == nil {
-			copied := *p
-			err = copied.PubackEncode(&again)
-		}
+		err = p.PubackDecode(body)
 	case packets.Subscribe:
-		if err = p.SubscribeDecode(body); err == nil {
-			copied := *p
-			err = copied.SubscribeEncode(&again)
-		}
+		err = p.SubscribeDecode(body)
 	case packets.Unsubscribe:
-		if err = p.UnsubscribeDecode(body); err == nil {
-			copied := *p
-			err = copied.UnsubscribeEncode(&again)
-		}
+		err = p.UnsubscribeDecode(body)
 	case packets.Pingreq, packets.Disconnect:
 		if len(body) > 0 {
 			return breach("%s: it has a payload", name)
@@ -147,12 +131,16 @@ func decode(p *packets.Packet, body []byte) error {
 	default:
 		return breach("%s: not a packet for this server", name)
 	}
+	var b []byte
+	if err == nil {
+		b, err = encode(*p)
+	}
 	if err != nil {
 		return breach("%s: %v", name, err)
 	}
 	// What was understood, written again, must be what was received: so
 	// reserved bits and bytes left over do not pass unseen.
-	if b := again.Bytes(); !bytes.HasSuffix(b, body) || len(b) != headerSize(len(body))+len(body) {
+	if !bytes.HasSuffix(b, body) || len(b) != headerSize(len(body))+len(body) {
 		return breach("%s: reserved bits are set or bytes are left over", name)
 	}
 	return check(p)
@@ -235,20 +223,26 @@ func check(p *packets.Packet) error {
 	return nil
 }
 
-// encode writes a packet of ours.
+// encode writes a packet.
 func encode(p packets.Packet) ([]byte, error) {
 	p.ProtocolVersion = 4
 	var b bytes.Buffer
 	var err error
 	switch p.FixedHeader.Type {
+	case packets.Connect:
+		err = p.ConnectEncode(&b)
 	case packets.Connack:
 		err = p.ConnackEncode(&b)
 	case packets.Publish:
 		err = p.PublishEncode(&b)
 	case packets.Puback:
 		err = p.PubackEncode(&b)
+	case packets.Subscribe:
+		err = p.SubscribeEncode(&b)
 	case packets.Suback:
 		err = p.SubackEncode(&b)
+	case packets.Unsubscribe:
+		err = p.UnsubscribeEncode(&b)
 	case packets.Unsuback:
 		err = p.UnsubackEncode(&b)
 	case packets.Pingresp:

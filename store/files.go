@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -58,10 +59,7 @@ func (w *writer) step(step, path string) error {
 // are made by systemd; this is for a person who runs dpsd by hand, so a path
 // with more missing than its end is taken for a mistake.
 func (w *writer) create() error {
-	if err := CheckDirectory(w.directory); err != nil {
-		return err
-	}
-	if _, err := os.Stat(w.directory); !errors.Is(err, fs.ErrNotExist) {
+	if there, err := w.there(); there || err != nil {
 		return err
 	}
 	if err := w.step("mkdir", w.directory); err != nil {
@@ -74,6 +72,36 @@ func (w *writer) create() error {
 		return err
 	}
 	return syncDirectory(filepath.Dir(w.directory))
+}
+
+// there reports whether the directory exists. The error says why it can neither be used nor
+// be made.
+func (w *writer) there() (bool, error) {
+	if err := CheckDirectory(w.directory); err != nil {
+		return false, err
+	}
+	_, err := os.Stat(w.directory)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// write replaces a file whose loss at a power cut does no harm. The error is a *WriteError.
+func (w *writer) write(name string, data []byte) error {
+	if err := w.replace(name, data); err != nil {
+		return writeError(w.path(name), err)
+	}
+	return nil
+}
+
+// put is replace for a file that may say so already: who watches it is not to be woken
+// for nothing.
+func (w *writer) put(name string, data []byte) error {
+	if w.has(name, data) {
+		return nil
+	}
+	return w.replace(name, data)
 }
 
 // replace gives name the content data: temporary file, fsync, rename. The
@@ -151,29 +179,14 @@ func (w *writer) own(f *os.File) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	directory, err := os.Stat(w.directory)
-	if err != nil {
+	var directory, file syscall.Stat_t
+	if err := errors.Join(syscall.Stat(w.directory, &directory), syscall.Fstat(int(f.Fd()), &file)); err != nil {
 		return err
 	}
-	file, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	want, have := owner(directory), owner(file)
-	if want == have {
+	if file.Uid == directory.Uid && file.Gid == directory.Gid {
 		return nil
 	}
-	return f.Chown(want.uid, want.gid)
-}
-
-type ownership struct{ uid, gid int }
-
-func owner(info fs.FileInfo) ownership {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ownership{}
-	}
-	return ownership{int(stat.Uid), int(stat.Gid)}
+	return f.Chown(int(directory.Uid), int(directory.Gid))
 }
 
 // settle brings mode and owner of a file that is not going to be written to
@@ -223,78 +236,6 @@ func (w *writer) remove(name string) error {
 	return os.Remove(w.path(name))
 }
 
-// setAside keeps the damaged state.json under a name of its own, and returns
-// that; "" when it was kept before. The name state.json stays, unless move is
-// set or it is not a file. A link needs no room on a full disk and reads nothing
-// from a failing one; file systems without links get a copy.
-func (w *writer) setAside(stamp string, move bool) (string, error) {
-	from := w.path(stateName)
-	if info, err := os.Lstat(from); err == nil && !info.Mode().IsRegular() {
-		move = true // nothing can be renamed over a directory
-	}
-	if !move && w.aside() {
-		return "", nil
-	}
-	to := w.path(corruptPrefix + stamp)
-	for i := 2; exists(to); i++ {
-		to = w.path(fmt.Sprintf("%s%s.%d", corruptPrefix, stamp, i))
-	}
-	if err := w.step("set-aside", to); err != nil {
-		return "", err
-	}
-	var err error
-	if move {
-		err = os.Rename(from, to)
-	} else if err = os.Link(from, to); err != nil {
-		var data []byte
-		if data, err = readFile(from); err == nil {
-			err = w.replace(filepath.Base(to), data)
-		}
-	}
-	if err != nil {
-		return "", err
-	}
-	w.prune(filepath.Base(to))
-	return to, nil
-}
-
-// aside tells whether the damaged state.json has been kept already: a write that
-// fails is tried again and again.
-func (w *writer) aside() bool {
-	info, err := os.Stat(w.path(stateName))
-	if err != nil {
-		return false
-	}
-	data, unreadable := readFile(w.path(stateName))
-	for _, name := range w.list() {
-		if !strings.HasPrefix(name, corruptPrefix) {
-			continue
-		}
-		if kept, err := os.Stat(w.path(name)); err == nil && os.SameFile(info, kept) {
-			return true
-		}
-		if copied, err := readFile(w.path(name)); err == nil && unreadable == nil && bytes.Equal(data, copied) {
-			return true
-		}
-	}
-	return false
-}
-
-// prune keeps maxCorrupt damaged records: the one just kept and those with the
-// latest names. The clock may be wrong, so the new one need not sort last.
-func (w *writer) prune(kept string) {
-	var others []string
-	for _, name := range w.list() {
-		if strings.HasPrefix(name, corruptPrefix) && name != kept {
-			others = append(others, name)
-		}
-	}
-	for len(others) >= maxCorrupt {
-		_ = w.remove(others[0])
-		others = others[1:]
-	}
-}
-
 // list returns the names in the directory, sorted; none when it cannot be read.
 func (w *writer) list() []string {
 	entries, _ := os.ReadDir(w.directory)
@@ -316,14 +257,9 @@ func temporaryOf(found, name string) bool {
 // lock may.
 func (w *writer) sweep(names ...string) (removed []string) {
 	for _, found := range w.list() {
-		for _, name := range names {
-			if !temporaryOf(found, name) {
-				continue
-			}
-			if w.remove(found) == nil {
-				removed = append(removed, w.path(found))
-			}
-			break
+		temporary := slices.ContainsFunc(names, func(name string) bool { return temporaryOf(found, name) })
+		if temporary && w.remove(found) == nil {
+			removed = append(removed, w.path(found))
 		}
 	}
 	return removed
@@ -332,23 +268,17 @@ func (w *writer) sweep(names ...string) (removed []string) {
 // writable tells, without writing, why the directory cannot be written. A full
 // disk shows only when it is written.
 func (w *writer) writable() error {
-	if err := CheckDirectory(w.directory); err != nil {
-		return err
-	}
-	_, err := os.Stat(w.directory)
-	if errors.Is(err, fs.ErrNotExist) {
-		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
-			if e := writableDirectory(filepath.Dir(w.directory)); e != nil {
-				return &MissingError{Directory: w.directory, Err: e}
-			}
-			return nil // create can make it
-		}
-		return &MissingError{Directory: w.directory, Err: err}
-	}
+	there, err := w.there()
 	if err != nil {
 		return err
 	}
-	return writableDirectory(w.directory)
+	if there {
+		return writableDirectory(w.directory)
+	}
+	if err := writableDirectory(filepath.Dir(w.directory)); err != nil {
+		return &MissingError{Directory: w.directory, Err: err}
+	}
+	return nil // create can make it
 }
 
 // writableDirectory asks access(2), which tells a read-only mount (EROFS) to

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -35,11 +34,8 @@ func Forget(o Options) (Forgotten, error) { return forget(o, nil) }
 
 // forget is Forget with a function that is called ahead of each step.
 func forget(o Options, before func(step, path string) error) (done Forgotten, err error) {
-	state := writer{directory: o.Directory, before: before}
-	runtime := writer{directory: o.RuntimeDirectory, before: before}
-	if o.RuntimeDirectory == "" || filepath.Clean(o.RuntimeDirectory) == filepath.Clean(o.Directory) {
-		runtime.directory = ""
-	}
+	state, runtime := o.writers()
+	state.before, runtime.before = before, before
 	for _, w := range []*writer{&state, &runtime} {
 		// The service takes the runtime directory's lock only while the state
 		// directory refuses one: to take it here must not leave one behind.

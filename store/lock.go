@@ -118,12 +118,8 @@ func Holder(directory string) error {
 // holder finds the process that holds the lock in /proc/locks, proc_locks(5); 0 where it
 // is not to be seen, as in another PID name space or under ProcSubset=pid.
 func holder(f *os.File) int {
-	info, err := f.Stat()
-	if err != nil {
-		return 0
-	}
-	file, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
+	var file syscall.Stat_t
+	if syscall.Fstat(int(f.Fd()), &file) != nil {
 		return 0
 	}
 	device := uint64(file.Dev) //nolint:unconvert // 32 bits on some machines

@@ -157,6 +157,16 @@ func noticed(s *store.Store, kind store.NoticeKind) bool {
 	return false
 }
 
+// reason is the error of the last notice of a kind, nil for none.
+func reason(s *store.Store, kind store.NoticeKind) (err error) {
+	for _, n := range s.Notices() {
+		if n.Kind == kind {
+			err = n.Err
+		}
+	}
+	return err
+}
+
 // prints is what a write of any kind would change about a directory.
 func prints(t *testing.T, directory string) string {
 	t.Helper()

@@ -70,8 +70,8 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 			}
 			s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "state")})
 			want := strings.ReplaceAll(c.says, "DIR", dir)
-			if err := s.Writable(); err == nil || err.Error() != want {
-				t.Errorf("Writable: %v, want %s", err, want)
+			if err := reason(s, store.Unwritable); err == nil || err.Error() != want {
+				t.Errorf("unwritable because of %v, want %s", err, want)
 			}
 			if _, err := s.Save(numbered(1), noon); err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("Save: %v, want %s", err, want)
@@ -85,8 +85,8 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 		}
 		s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "lib", "dpsd")})
 		want := strings.ReplaceAll("the directory DIR/lib/dpsd is not there: DIR/lib is a link to DIR/data, which does not exist", "DIR", dir)
-		if err := s.Writable(); err == nil || err.Error() != want {
-			t.Errorf("Writable: %v, want %s", err, want)
+		if err := reason(s, store.Unwritable); err == nil || err.Error() != want {
+			t.Errorf("unwritable because of %v, want %s", err, want)
 		}
 	})
 	t.Run("a link to a directory is well", func(t *testing.T) {
@@ -95,8 +95,8 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "state")})
-		if err := s.Writable(); err != nil {
-			t.Error(err)
+		if noticed(s, store.Unwritable) {
+			t.Error(reason(s, store.Unwritable))
 		}
 		mustSave(t, s, numbered(1), store.Written)
 	})

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"path/filepath"
 	"time"
 )
 
@@ -78,25 +77,16 @@ func (r *Recorder) Add(a Attempt, now time.Time) error {
 	}
 	r.attempts = append(r.attempts, a)
 	data := r.encode()
-	err := save(writer{directory: r.RuntimeDirectory, mode: runtimeMode}, data)
+	here := writer{directory: r.RuntimeDirectory, mode: runtimeMode}
+	err := here.write(recorderName, data)
 	r.fresh = r.fresh || a.Outcome == "fault"
 	// A state directory of no use is a fault of its own, and gets the copy later.
 	if r.fresh && r.Directory != "" && CheckDirectory(r.Directory) == nil && (r.copied.IsZero() || now.Sub(r.copied) >= recorderGap) {
 		r.copied, r.fresh = now, false
-		mode := r.Mode.Perm()
-		if mode == 0 {
-			mode = 0o644
-		}
-		err = errors.Join(err, save(writer{directory: r.Directory, mode: mode}, data))
+		durable := writer{directory: r.Directory, mode: permissions(r.Mode)}
+		err = errors.Join(err, durable.write(recorderName, data))
 	}
 	return err
-}
-
-func save(w writer, data []byte) error {
-	if err := w.replace(recorderName, data); err != nil {
-		return writeError(w.path(recorderName), err)
-	}
-	return nil
 }
 
 // encode makes the file of what is kept, and forgets what does not fit.
@@ -121,9 +111,8 @@ func Attempts(directory, runtimeDirectory string) []Attempt {
 }
 
 func readAttempts(directory string) []Attempt {
-	data, err := readFile(filepath.Join(directory, recorderName))
 	var attempts []Attempt
-	if err != nil || json.Unmarshal(data, &attempts) != nil {
+	if !(Runtime{directory}).load(recorderName, &attempts) {
 		return nil
 	}
 	return attempts[max(0, len(attempts)-MaxAttempts):]

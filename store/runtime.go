@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -98,8 +99,7 @@ func (r Runtime) LoadConfirmation() (Confirmation, bool) {
 }
 
 func (r Runtime) load(name string, into any) bool {
-	w := writer{directory: r.Directory}
-	data, err := readFile(w.path(name))
+	data, err := readFile(filepath.Join(r.Directory, name))
 	return err == nil && json.Unmarshal(data, into) == nil
 }
 
@@ -109,11 +109,8 @@ func (r Runtime) save(name string, v any) error {
 	if err == nil {
 		err = w.create()
 	}
-	if err == nil {
-		err = w.replace(name, append(data, '\n'))
-	}
 	if err != nil {
 		return writeError(w.path(name), err)
 	}
-	return nil
+	return w.write(name, append(data, '\n'))
 }

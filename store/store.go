@@ -2,11 +2,11 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 )
@@ -22,6 +22,20 @@ type Options struct {
 	// Mode is that of the files, whatever the umask. 0 means 0644.
 	Mode fs.FileMode
 }
+
+// writers returns those of both directories. That of the runtime directory has none when
+// nothing is published there.
+func (o Options) writers() (state, runtime writer) {
+	mode := permissions(o.Mode)
+	state, runtime = writer{directory: o.Directory, mode: mode}, writer{mode: mode}
+	if o.RuntimeDirectory != "" && filepath.Clean(o.RuntimeDirectory) != filepath.Clean(o.Directory) {
+		runtime.directory = o.RuntimeDirectory
+	}
+	return state, runtime
+}
+
+// permissions are those of a file, 0 for the default.
+func permissions(mode fs.FileMode) fs.FileMode { return cmp.Or(mode.Perm(), 0o644) }
 
 // Result says what a Save has done.
 type Result int
@@ -80,54 +94,13 @@ func Open(o Options, now time.Time) (*Store, error) { return open(o, now, nil) }
 // open is Open with a function that is called ahead of each step that changes
 // the state directory.
 func open(o Options, now time.Time, before func(step, path string) error) (*Store, error) {
-	mode := o.Mode.Perm()
-	if mode == 0 {
-		mode = 0o644
-	}
-	s := &Store{state: writer{directory: o.Directory, mode: mode, before: before}, runtime: writer{mode: mode}}
-	if o.RuntimeDirectory != "" && filepath.Clean(o.RuntimeDirectory) != filepath.Clean(o.Directory) {
-		s.runtime.directory = o.RuntimeDirectory
-	}
+	s := &Store{}
+	s.state, s.runtime = o.writers()
+	s.state.before = before
 	if err := s.start(now); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-func (s *Store) start(now time.Time) error {
-	err := s.claim()
-	var locked *LockedError
-	if errors.As(err, &locked) {
-		return locked
-	}
-	if err == nil {
-		err = s.state.writable()
-	}
-	if err != nil {
-		s.notice(Unwritable, s.state.directory, err)
-	} else {
-		s.sweep(&s.state, stateName, environmentName, previousName, transportName, recorderName)
-	}
-	if s.lock != nil {
-		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, recorderName)
-	}
-	s.load(err == nil, now)
-	for _, name := range s.state.list() {
-		if name == stateName || name == environmentName || name == previousName || strings.HasPrefix(name, corruptPrefix) {
-			s.state.settle(name)
-		}
-	}
-	return nil
-}
-
-func (s *Store) sweep(w *writer, names ...string) {
-	for _, path := range w.sweep(names...) {
-		s.notice(StaleTemporary, path, nil)
-	}
-}
-
-func (s *Store) notice(kind NoticeKind, path string, err error) {
-	s.notices = append(s.notices, Notice{kind, path, err})
 }
 
 // claim makes sure of the lock in the state directory. While that directory
@@ -149,163 +122,15 @@ func (s *Store) claim() error {
 			return nil
 		}
 	}
-	var locked *LockedError
-	if errors.As(err, &locked) || s.lock != nil || s.runtime.directory == "" || s.runtime.create() != nil {
+	if errors.As(err, new(*LockedError)) || s.lock != nil || s.runtime.directory == "" || s.runtime.create() != nil {
 		return err
 	}
 	l, second := acquire(&s.runtime)
-	if errors.As(second, &locked) {
-		return locked
+	if errors.As(second, new(*LockedError)) {
+		return second
 	}
 	s.lock = l
 	return err
-}
-
-// load finds the record to publish, and writes what has to be mended.
-func (s *Store) load(writable bool, now time.Time) {
-	path := s.state.path(stateName)
-	env, _ := readFile(s.state.path(environmentName))
-	s.floor = environmentGeneration(env)
-
-	rec, data, err := readRecord(path)
-	linked := false
-	known := rec.Generation // of the latest whole record in the state directory
-	var damaged *DamagedError
-	switch {
-	case err == nil:
-		linked = s.take(rec, data)
-	case errors.As(err, &s.newer):
-		s.notice(NewerSchema, path, s.newer)
-		s.floor = max(s.floor, s.newer.Generation)
-	case errors.As(err, new(*unreadError)):
-		// Nothing is known to be wrong with it, so it stays, and no older record
-		// takes its place. If the directory is the reason, a notice has said so.
-		s.unread = true
-		if !errors.As(err, new(*DirectoryError)) {
-			s.notice(Unread, path, err)
-		}
-		if prev, _, err := readRecord(s.state.path(previousName)); err == nil {
-			s.floor = max(s.floor, above(prev.Generation))
-		}
-		known = s.floor
-	default:
-		if errors.As(err, &damaged) {
-			s.notice(Damaged, path, damaged)
-		}
-		known = s.recover(damaged != nil, now)
-	}
-	s.adoptRuntime(known)
-
-	switch {
-	case !s.published:
-		return
-	case s.newer != nil:
-		s.durable = false
-		return
-	case !s.durable:
-		if err = s.commit(now); err == nil && linked {
-			s.notice(LinkReplaced, path, nil)
-		}
-	case !s.state.has(environmentName, environment(s.current)):
-		if err = s.writeEnvironment(); err == nil {
-			s.notice(EnvironmentRepaired, s.state.path(environmentName), nil)
-		}
-	case writable:
-		// A process that ended right after its rename has not synced it.
-		err = s.state.sync()
-	}
-	if err != nil {
-		s.durable = false
-		if writable { // else a notice has said so
-			s.notice(Unwritable, s.state.directory, err)
-		}
-		s.publish()
-		return
-	}
-	s.withdraw()
-}
-
-// take adopts the record of state.json, and tells whether that is a link to a file.
-func (s *Store) take(rec Record, data []byte) (linked bool) {
-	path := s.state.path(stateName)
-	raise := s.floor > rec.Generation
-	linked = !regular(path)
-	s.adopt(rec, data, !linked)
-	if raise {
-		s.notice(GenerationRaised, path, nil)
-		rec.Generation = above(s.floor)
-		s.hold(rec)
-	}
-	return linked
-}
-
-// reread takes the record that could not be read before, if it can be read now.
-func (s *Store) reread() {
-	if !s.unread || s.published {
-		return
-	}
-	if rec, data, err := readRecord(s.state.path(stateName)); err == nil {
-		s.unread = false
-		s.take(rec, data)
-	}
-}
-
-// recover puts the previous record in the place of a state.json that is damaged
-// or gone, and returns its generation. The lost one had prev + 1, so this one
-// gets prev + 2. Without a usable previous record a damaged file moves aside.
-func (s *Store) recover(damaged bool, now time.Time) uint64 {
-	prev, _, err := readRecord(s.state.path(previousName))
-	if err == nil {
-		if !damaged {
-			s.notice(Missing, s.state.path(stateName), nil)
-		}
-		s.notice(PreviousRestored, s.state.path(previousName), nil)
-		generation := prev.Generation
-		prev.Generation = max(above(above(generation)), above(s.floor))
-		s.hold(prev)
-		return generation
-	}
-	var unusable *DamagedError
-	switch {
-	case errors.As(err, &unusable):
-		s.notice(Damaged, s.state.path(previousName), unusable)
-	case errors.As(err, new(*unreadError)):
-		s.notice(Unread, s.state.path(previousName), err)
-	}
-	if !damaged || !s.lock.in(s.state.directory) {
-		return 0
-	}
-	to, err := s.state.setAside(stamp(now), true)
-	if err == nil {
-		err = s.state.sync()
-	}
-	if err != nil {
-		s.notice(Unwritable, s.state.path(stateName), err)
-		return 0
-	}
-	s.notice(SetAside, to, nil)
-	return 0
-}
-
-// adoptRuntime takes the record that an earlier process could only publish
-// under the runtime directory, when it is later than the one known: withdrawing
-// it would break before make.
-func (s *Store) adoptRuntime(known uint64) {
-	if s.runtime.directory == "" {
-		return
-	}
-	path := s.runtime.path(stateName)
-	env, _ := readFile(s.state.path(environmentName))
-	rec, data, err := readRecord(path)
-	if err != nil || rec.Generation <= known {
-		return
-	}
-	s.notice(RuntimeAdopted, path, nil)
-	s.adopt(rec, data, false)
-	if behind := environmentGeneration(env); behind > rec.Generation {
-		rec.Generation = above(behind)
-		s.hold(rec)
-	}
 }
 
 // adopt takes rec and its file as what is published.
@@ -340,17 +165,6 @@ func (s *Store) Notices() []Notice {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Notice(nil), s.notices...)
-}
-
-// Writable tells, without writing, whether a Save could write: nil, or the
-// reason. A full disk shows only in Save.
-func (s *Store) Writable() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.newer != nil {
-		return s.newer
-	}
-	return s.state.writable()
 }
 
 // Save publishes rec. It writes only what differs: nothing at all when the
@@ -496,32 +310,16 @@ func (s *Store) writeEnvironment() error {
 	if err := s.claim(); err != nil {
 		return err
 	}
-	want := environment(s.current)
-	if !s.state.has(environmentName, want) {
-		if err := s.state.replace(environmentName, want); err != nil {
-			return err
-		}
+	if err := s.state.put(environmentName, environment(s.current)); err != nil {
+		return err
 	}
 	return s.state.sync()
 }
 
 // publish writes the record under the runtime directory.
 func (s *Store) publish() bool {
-	if s.runtime.directory == "" || s.runtime.create() != nil {
-		return false
-	}
-	for _, file := range []struct {
-		name string
-		want []byte
-	}{{stateName, s.encoded}, {environmentName, environment(s.current)}} {
-		if s.runtime.has(file.name, file.want) {
-			continue
-		}
-		if s.runtime.replace(file.name, file.want) != nil {
-			return false
-		}
-	}
-	return true
+	return s.runtime.directory != "" && s.runtime.create() == nil &&
+		s.runtime.put(stateName, s.encoded) == nil && s.runtime.put(environmentName, environment(s.current)) == nil
 }
 
 // withdraw removes the record from the runtime directory once it is on disk.
@@ -529,11 +327,8 @@ func (s *Store) withdraw() {
 	if s.runtime.directory == "" {
 		return
 	}
-	for _, name := range []string{environmentName, stateName} {
-		if exists(s.runtime.path(name)) {
-			_ = s.runtime.remove(name)
-		}
-	}
+	_ = s.runtime.remove(environmentName)
+	_ = s.runtime.remove(stateName)
 }
 
 // Transport returns the name of the transport that worked last, "" when none is
@@ -558,13 +353,10 @@ func (s *Store) SaveTransport(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.claim()
-	if err == nil {
-		err = s.state.replace(transportName, []byte(name+"\n"))
-	}
 	if err != nil {
 		return writeError(s.state.path(transportName), err)
 	}
-	return nil
+	return s.state.write(transportName, []byte(name+"\n"))
 }
 
 // Close lets go of the state directory. The files stay.
@@ -578,6 +370,3 @@ func (s *Store) Close() error {
 
 // above is the next generation. The limit is out of reach in a gateway's life.
 func above(generation uint64) uint64 { return min(generation+1, maxGeneration) }
-
-// stamp names a damaged record by the time it was found.
-func stamp(now time.Time) string { return wholeSeconds(now).Format("20060102T150405Z") }

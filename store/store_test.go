@@ -478,8 +478,8 @@ func TestNewerSchema(t *testing.T) {
 				t.Fatalf("Read: %v, want *NewerSchemaError", err)
 			}
 			s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
-			if !noticed(s, store.NewerSchema) || !errors.As(s.Writable(), &newer) {
-				t.Errorf("Writable: %v, notices:\n%s", s.Writable(), kinds(s))
+			if !errors.As(reason(s, store.NewerSchema), &newer) {
+				t.Errorf("notices:\n%s", kinds(s))
 			}
 			mark := prints(t, directory)
 			for range 2 {
@@ -637,8 +637,8 @@ func TestDirectoryMissing(t *testing.T) {
 		root, runtime := t.TempDir(), t.TempDir()
 		directory := filepath.Join(root, "mistyped", "state")
 		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
-		if err := s.Writable(); !errors.Is(err, fs.ErrNotExist) || !noticed(s, store.Unwritable) {
-			t.Errorf("Writable: %v; notices:\n%s", err, kinds(s))
+		if err := reason(s, store.Unwritable); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("unwritable because of %v; notices:\n%s", err, kinds(s))
 		}
 		_, err := s.Save(sample(), noon)
 		var refused *store.WriteError

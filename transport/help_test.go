@@ -296,3 +296,18 @@ func dial(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *tran
 	t.Cleanup(func() { c.Close() })
 	return c
 }
+
+// exchange dials, and sends a byte back and forth: the ticket of a session of TLS 1.3 comes
+// with the first byte. The connection is closed.
+func exchange(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *transport.Conn {
+	t.Helper()
+	c := dial(t, d, certificate)
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	return c
+}

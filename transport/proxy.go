@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"github.com/dpsd-project/dpsd/foreign"
 	"io"
 	"math"
 	"net"
@@ -17,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/foreign"
 )
 
 // maxHeader bounds what is read as the header of an HTTP answer.

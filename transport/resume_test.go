@@ -26,24 +26,16 @@ func TestResumption(t *testing.T) {
 			echo(c)
 		})})
 		d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}
-		// connect exchanges a byte, with which a ticket of TLS 1.3 arrives, and tells
-		// whether a session was resumed.
+		// connect reports whether a session was resumed.
 		connect := func(t *testing.T, d *transport.Dialer, certificate *tls.Certificate, as string) bool {
 			t.Helper()
-			c := dial(t, d, certificate)
-			if _, err := c.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Read(make([]byte, 1)); err != nil {
-				t.Fatal(err)
-			}
+			c := exchange(t, d, certificate)
 			if got := *seen.Load(); got != as {
 				t.Errorf("the server sees %q, want %q", got, as)
 			}
 			if len(c.TLS.VerifiedChains) == 0 {
 				t.Error("the server's certificate was not verified")
 			}
-			c.Close()
 			return c.TLS.DidResume
 		}
 		t.Run("the second connection resumes the session of the first: "+tls.VersionName(version), func(t *testing.T) {
@@ -112,21 +104,12 @@ func TestAHandshakeThatFailsWithASessionIsMadeOnceMoreWithout(t *testing.T) {
 					good(c)
 				}})
 				d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), DialContext: n.DialContext, Sessions: tls.NewLRUClientSessionCache(4)}
-				exchange := func() *transport.Conn {
-					c := dial(t, d, nil)
-					c.Write([]byte("x"))
-					if _, err := c.Read(make([]byte, 1)); err != nil {
-						t.Fatal(err)
-					}
-					c.Close()
-					return c
-				}
-				exchange()
+				exchange(t, d, nil)
 				broken = true
-				if c := exchange(); c.TLS.DidResume || connections.Load() != 3 {
+				if c := exchange(t, d, nil); c.TLS.DidResume || connections.Load() != 3 {
 					t.Errorf("resumed %t, %d connections", c.TLS.DidResume, connections.Load())
 				}
-				if c := exchange(); !c.TLS.DidResume || connections.Load() != 4 {
+				if c := exchange(t, d, nil); !c.TLS.DidResume || connections.Load() != 4 {
 					t.Errorf("the new session is resumed: %t, %d connections", c.TLS.DidResume, connections.Load())
 				}
 			})

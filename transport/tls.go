@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/dpsd-project/dpsd/input"
@@ -18,13 +20,50 @@ import (
 // maxCAFile is more than the whole of a distribution's roots.
 const maxCAFile = 4 << 20
 
-// ErrNoCertificates is matched when a CA file holds no certificate, or something else
-// beside them.
-var ErrNoCertificates = pemfile.ErrNotCertificate
+// trust returns what a server is verified against: Roots, or the system's, and the
+// certificates of the file, "" for none.
+func (d *Dialer) trust(file string) (trust, error) {
+	added, err := readCertificates(file)
+	if err != nil {
+		return trust{}, err
+	}
+	t := trust{pool: d.Roots}
+	if d.Roots == nil {
+		if t, err = systemTrust(bundles()); err != nil {
+			return trust{}, err
+		}
+	}
+	t.pool = t.with(added)
+	return t, nil
+}
 
-// readCertificates reads every certificate of a PEM file. One that cannot be read is
-// an error, not a gap to be found out by a failing handshake.
+// RootPool returns what the service's certificate is verified against: Roots, or the
+// system's, and the certificates of CAFile.
+func (d *Dialer) RootPool() (*x509.CertPool, error) {
+	t, err := d.trust(d.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	return t.roots(func([]byte) bool { return true })
+}
+
+// FileErrors returns the errors that Dial would return because the roots, CAFile or
+// ProxyCAFile cannot be read.
+func (d *Dialer) FileErrors() (met []error) {
+	for _, file := range []string{d.CAFile, d.ProxyCAFile} {
+		if _, err := d.trust(file); err != nil {
+			met = append(met, err)
+		}
+	}
+	return met
+}
+
+// readCertificates reads every certificate of a PEM file, "" for none. A certificate that
+// cannot be read is an error here, because later it would only be a handshake that fails.
 func readCertificates(path string) ([]*x509.Certificate, error) {
+	if path == "" {
+		return nil, nil
+	}
 	text, err := input.Read(path, maxCAFile)
 	var certificates []*x509.Certificate
 	if err == nil {
@@ -34,6 +73,53 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 		return certificates, err
 	}
 	return nil, &os.PathError{Op: "read", Path: path, Err: input.About(path, err)}
+}
+
+// verifier verifies the certificate of a server as crypto/tls does it, with the whole
+// verification of crypto/x509; only the roots are chosen by what the server presents. No
+// verifier accepts a certificate that does not verify.
+type verifier struct {
+	trust  trust
+	host   string
+	chains [][]*x509.Certificate // set once verified
+	asked  bool                  // the server has asked for a certificate, and was shown none
+	shown  bool                  // the server asked for the device certificate and received it
+}
+
+// refused is an error that a verified server is the cause of.
+func (v *verifier) refused(err error) error {
+	return &RefusedError{Issuer: v.chains[0][0].Issuer, Host: v.host, Certificate: v.shown, Missing: v.asked, Err: err}
+}
+
+var errNoCertificate = errors.New("the server presents no certificate")
+
+// verify is tls.Config.VerifyConnection: every handshake calls it, a resumed one too,
+// before anything is sent over the connection.
+func (v *verifier) verify(state tls.ConnectionState) error {
+	presented := state.PeerCertificates
+	if len(presented) == 0 {
+		return errNoCertificate
+	}
+	// A chain ends in a root with the name of an issuer, or in a certificate that is a root
+	// itself. What merely contains such a name is trusted as well, and changes nothing.
+	roots, err := v.trust.roots(func(der []byte) bool {
+		return slices.ContainsFunc(presented, func(c *x509.Certificate) bool {
+			return bytes.Contains(der, c.RawIssuer) || bytes.Contains(der, c.RawSubject)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	options := x509.VerifyOptions{DNSName: v.host, Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range presented[1:] {
+		options.Intermediates.AddCert(c)
+	}
+	chains, err := presented[0].Verify(options)
+	if err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: presented, Err: err}
+	}
+	v.chains = chains
+	return nil
 }
 
 // client is this end of a TLS connection.

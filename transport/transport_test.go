@@ -24,6 +24,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/dpsd-project/dpsd/pemfile"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -546,8 +547,8 @@ func TestRoots(t *testing.T) {
 		check        func(error) bool
 	}{
 		{"a file that is missing", filepath.Join(t.TempDir(), "none.pem"), func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
-		{"a file that is empty", write(t, "ca.pem", nil), func(err error) bool { return errors.Is(err, transport.ErrNoCertificates) }},
-		{"a file of something else", write(t, "ca.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")), func(err error) bool { return errors.Is(err, transport.ErrNoCertificates) }},
+		{"a file that is empty", write(t, "ca.pem", nil), func(err error) bool { return errors.Is(err, pemfile.ErrNotCertificate) }},
+		{"a file of something else", write(t, "ca.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")), func(err error) bool { return errors.Is(err, pemfile.ErrNotCertificate) }},
 		{"a file with a broken certificate", write(t, "ca.pem", broken), func(err error) bool { return strings.Contains(err.Error(), "certificate 2") }},
 		{"a file whose last certificate is cut off", write(t, "ca.pem", append(root.pem(), root.pem()[:200]...)), func(err error) bool {
 			return strings.Contains(err.Error(), "has no -----END line") && strings.Contains(err.Error(), ": line ")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 func newCredentials() *cobra.Command {
@@ -31,7 +32,7 @@ certificate and its private key.`,
 				return &usageError{errors.New("--dir and --registration-id are needed")}
 			}
 			// The enrollments do not matter here, and may be under repair.
-			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &simulator.Enrollments{}})
+			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &enroll.Enrollments{}})
 			if err != nil {
 				return err
 			}
@@ -61,7 +62,7 @@ func (f credentialFiles) all() []string {
 // gets a key and an error.
 func writeCredentials(s *simulator.Server, dir, id string) (credentialFiles, error) {
 	var f credentialFiles
-	if !simulator.IsRegistrationID(id) {
+	if !enroll.IsRegistrationID(id) {
 		return f, &usageError{fmt.Errorf("%q is not a registration ID", id)}
 	}
 	if id == "ca" || id == "device-ca" {

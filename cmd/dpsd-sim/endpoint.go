@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // endpointFile names the file that tells others where the simulator listens.
@@ -92,7 +94,7 @@ func (f *flags) open() (*endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		if o.Scenario, err = simulator.ParseScenario(f.scenario, bytes.NewReader(text)); err != nil {
+		if o.Scenario, err = scenario.Parse(f.scenario, bytes.NewReader(text)); err != nil {
 			return nil, err
 		}
 	}
@@ -138,12 +140,12 @@ func (f *flags) open() (*endpoint, error) {
 	return e, nil
 }
 
-func readEnrollments(file string) (*simulator.Enrollments, error) {
+func readEnrollments(file string) (*enroll.Enrollments, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	return simulator.ParseEnrollments(file, bytes.NewReader(text))
+	return enroll.Parse(file, bytes.NewReader(text))
 }
 
 // reload reads the enrollments anew. With an error they stay as they were.

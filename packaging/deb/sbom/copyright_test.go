@@ -103,7 +103,7 @@ var marks = map[string]string{
 	"MIT":          "to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software",
 }
 
-var copyrightLine = regexp.MustCompile(`(?m)^(?:> )?Copyright (?:\(c\) |© )?((?:\d{4}|fsnotify).*)$`)
+var copyrightLine = regexp.MustCompile(`(?m)^(?:> )?Copyright (?:\(c\) |© )?(\d{4}.*)$`)
 
 // words are a text without its layout, and without the letters of its lists.
 func words(text string) string {

@@ -1,4 +1,4 @@
-package simulator
+package enroll
 
 import (
 	"crypto/hmac"
@@ -92,9 +92,9 @@ func (t sasToken) signedBy(key []byte) bool {
 	return hmac.Equal(mac.Sum(nil), t.signature)
 }
 
-// deriveKey makes the raw key of one device of a symmetric-key group. The
+// DeriveKey makes the raw key of one device of a symmetric-key group. The
 // registration ID goes in as it was typed.
-func deriveKey(groupKey []byte, registrationID string) []byte {
+func DeriveKey(groupKey []byte, registrationID string) []byte {
 	mac := hmac.New(sha256.New, groupKey)
 	mac.Write([]byte(registrationID))
 	return mac.Sum(nil)

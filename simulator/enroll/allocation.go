@@ -1,4 +1,4 @@
-package simulator
+package enroll
 
 import (
 	"bytes"
@@ -11,9 +11,12 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-const defaultHub = "dpsd-sim.azure-devices.net"
+// DefaultHub is the hub of enrollments that name none.
+const DefaultHub = "dpsd-sim.azure-devices.net"
 
 // Hub is an IoT hub that the service is linked with.
 type Hub struct {
@@ -49,37 +52,42 @@ type Custom struct {
 	Status int `toml:"status"`
 }
 
+// hub finds a hub by its name, whose case does not matter.
+func hub(hubs []Hub, name string) (Hub, bool) {
+	i := slices.IndexFunc(hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) })
+	if i < 0 {
+		return Hub{Name: name}, false
+	}
+	return hubs[i], true
+}
+
+// linked reports whether a hub may be named: any, as long as none is linked.
 func (e *Enrollments) linked(name string) bool {
-	return slices.ContainsFunc(e.Hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) })
+	_, found := hub(e.Hubs, name)
+	return found || len(e.Hubs) == 0
 }
 
 // candidates gives the hubs that an enrollment chooses from.
 func (e *Enrollments) candidates(names []string) []Hub {
 	switch {
 	case len(names) == 0 && len(e.Hubs) == 0:
-		return []Hub{{Name: defaultHub}}
+		return []Hub{{Name: DefaultHub}}
 	case len(names) == 0:
 		return e.Hubs
 	}
 	all := make([]Hub, 0, len(names))
 	for _, name := range names {
-		h := Hub{Name: name}
-		if i := slices.IndexFunc(e.Hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) }); i >= 0 {
-			h = e.Hubs[i]
-		}
+		h, _ := hub(e.Hubs, name)
 		all = append(all, h)
 	}
 	return all
 }
 
 // checkHubs checks what is common to all enrollments.
-func (e *Enrollments) checkHubs() []problem {
-	var problems []problem
+func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	seen := map[string]bool{}
 	for i, h := range e.Hubs {
-		bad := func(key, format string, args ...any) {
-			problems = append(problems, problem{"hub", i, key, fmt.Sprintf(format, args...)})
-		}
+		bad := problems.In("hub", i)
 		if !isHostName(h.Name) {
 			bad("name", "%q is not a host name", h.Name)
 		}
@@ -92,9 +100,7 @@ func (e *Enrollments) checkHubs() []problem {
 		}
 	}
 	for i, l := range e.Latencies {
-		bad := func(key, format string, args ...any) {
-			problems = append(problems, problem{"latency", i, key, fmt.Sprintf(format, args...)})
-		}
+		bad := problems.In("latency", i)
 		if _, err := path.Match(l.RegistrationID, ""); err != nil {
 			bad("registration_id", "%q is not a pattern", l.RegistrationID)
 		}
@@ -102,7 +108,7 @@ func (e *Enrollments) checkHubs() []problem {
 			bad("milliseconds", "is missing")
 		}
 		for name, ms := range l.Milliseconds {
-			if !isHostName(name) || len(e.Hubs) > 0 && !e.linked(name) {
+			if !isHostName(name) || !e.linked(name) {
 				bad("milliseconds", "%q is not a linked hub", name)
 			}
 			if ms < 0 {
@@ -110,11 +116,10 @@ func (e *Enrollments) checkHubs() []problem {
 			}
 		}
 	}
-	return problems
 }
 
-func (n *entry) checkCustom(c *Custom, bad func(key, format string, args ...any)) {
-	if c.Hub != "" && !slices.ContainsFunc(n.hubs, func(h Hub) bool { return strings.EqualFold(h.Name, c.Hub) }) {
+func (n *Entry) checkCustom(c *Custom, bad reporter) {
+	if _, found := hub(n.hubs, c.Hub); c.Hub != "" && !found {
 		bad("hub", "%q is none of the enrollment's hubs", c.Hub)
 	}
 	if err := checkWhen(c.When); err != nil {
@@ -136,42 +141,29 @@ func (n *entry) checkCustom(c *Custom, bad func(key, format string, args ...any)
 	}
 }
 
-// isHostName is as strict as a device must be with an assigned hub.
-func isHostName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
-			return false
-		}
-	}
-	return true
+// Placement is where a device goes, and what is returned to it besides.
+type Placement struct {
+	Hub     Hub
+	Payload string
+	Failed  *Refusal // the operation fails
 }
 
-// placement is where a device goes, and what it is told besides.
-type placement struct {
-	hub     Hub
-	payload string
-	failed  *refusal // the operation fails
-}
-
-// place finds the hub of a device. request is the payload of its request, nil for none.
-func (n *entry) place(registrationID, deviceID string, request any) placement {
-	hub := n.hashed(registrationID)
-	switch n.grant.Allocation {
+// Place finds the hub of a device. request is the payload of its request, nil for none.
+func (n *Entry) Place(registrationID, deviceID string, request any) Placement {
+	h := n.hashed(registrationID)
+	switch n.Allocation {
 	case "lowest-latency":
-		hub = n.nearest(registrationID, hub)
+		h = n.nearest(registrationID, h)
 	case "custom":
-		return n.custom(registrationID, deviceID, request, hub)
+		return n.function(registrationID, deviceID, request, h)
 	}
-	return placement{hub: hub, payload: n.grant.Payload}
+	return Placement{Hub: h, Payload: n.Payload}
 }
 
 // hashed chooses by the registration ID, whose case does not matter: always the same hub.
-func (n *entry) hashed(registrationID string) Hub {
+func (n *Entry) hashed(registrationID string) Hub {
 	if len(n.hubs) == 0 { // a connection that was let in unseen
-		return Hub{Name: defaultHub}
+		return Hub{Name: DefaultHub}
 	}
 	total := 0
 	for _, h := range n.hubs {
@@ -189,7 +181,7 @@ func (n *entry) hashed(registrationID string) Hub {
 }
 
 // nearest chooses by the first row of latencies that fits, else gives the one it was given.
-func (n *entry) nearest(registrationID string, otherwise Hub) Hub {
+func (n *Entry) nearest(registrationID string, otherwise Hub) Hub {
 	for _, l := range n.latencies {
 		if !matches(l.RegistrationID, registrationID) {
 			continue
@@ -213,33 +205,31 @@ func matches(pattern, id string) bool {
 	return ok || pattern == ""
 }
 
-// custom does what the function of a custom allocation would.
-func (n *entry) custom(registrationID, deviceID string, request any, otherwise Hub) placement {
-	for _, c := range n.grant.Custom {
+// function does what the function of a custom allocation would.
+func (n *Entry) function(registrationID, deviceID string, request any, otherwise Hub) Placement {
+	for _, c := range n.Custom {
 		if !fits(c.When, request) {
 			continue
 		}
 		if c.Status != 0 {
-			return placement{failed: functionFailed(c.Status)}
+			return Placement{Failed: functionFailed(c.Status)}
 		}
-		p := placement{hub: otherwise, payload: n.grant.Payload}
-		for _, h := range n.hubs {
-			if strings.EqualFold(h.Name, c.Hub) {
-				p.hub = h
-			}
+		p := Placement{Hub: otherwise, Payload: n.Payload}
+		if h, found := hub(n.hubs, c.Hub); found {
+			p.Hub = h
 		}
 		if c.Payload != "" {
-			values := map[string]any{"registrationId": registrationID, "deviceId": deviceID, "hub": p.hub.Name, "payload": request}
-			p.payload, _ = fill(c.Payload, func(name string) any { return look(values, name) }) // was checked
+			values := map[string]any{"registrationId": registrationID, "deviceId": deviceID, "hub": p.Hub.Name, "payload": request}
+			p.Payload, _ = fill(c.Payload, func(name string) any { return look(values, name) }) // was checked
 		}
 		return p
 	}
-	return placement{failed: functionFailed(404)}
+	return Placement{Failed: functionFailed(404)}
 }
 
-// functionFailed is how the service tells of a function that did not answer 200.
-func functionFailed(status int) *refusal {
-	return &refusal{code: 400207, message: fmt.Sprintf("Custom allocation failed with status code: %d", status)}
+// functionFailed is how the service reports a function that did not answer 200.
+func functionFailed(status int) *Refusal {
+	return &Refusal{Code: 400207, Message: fmt.Sprintf("Custom allocation failed with status code: %d", status)}
 }
 
 // checkWhen refuses what could never fit.
@@ -280,10 +270,9 @@ func fits(when map[string]any, value any) bool {
 			ok = got == want
 		case int, int64, float64:
 			number, is := got.(json.Number)
-			if is {
-				value, err := number.Float64()
-				ok = err == nil && value == float(want)
-			}
+			a, err := number.Float64()
+			b, wrong := json.Number(fmt.Sprint(want)).Float64()
+			ok = is && err == nil && wrong == nil && a == b
 		case map[string]any:
 			_, is := got.(map[string]any)
 			ok = is && fits(want, got)
@@ -293,18 +282,6 @@ func fits(when map[string]any, value any) bool {
 		}
 	}
 	return true
-}
-
-func float(number any) float64 {
-	switch n := number.(type) {
-	case int:
-		return float64(n)
-	case int64:
-		return float64(n)
-	case float64:
-		return n
-	}
-	return 0
 }
 
 // look finds a.b.c in nested objects, nil where there is nothing.
@@ -349,11 +326,9 @@ func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any)
 				if err != nil {
 					return err
 				}
-				name, err := marshal(key)
-				if err != nil {
+				if err := writeJSON(out, key); err != nil {
 					return err
 				}
-				out.Write(name)
 				out.WriteByte(':')
 			}
 			if err := fillValue(in, out, value); err != nil {
@@ -371,14 +346,23 @@ func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any)
 			return err
 		}
 	}
-	b, err := marshal(done)
-	out.Write(b)
-	return err
+	return writeJSON(out, done)
+}
+
+// writeJSON writes a value as the service does: <, > and & stay what they are.
+func writeJSON(out *bytes.Buffer, v any) error {
+	to := json.NewEncoder(out)
+	to.SetEscapeHTML(false)
+	if err := to.Encode(v); err != nil {
+		return err
+	}
+	out.Truncate(out.Len() - 1) // a line feed
+	return nil
 }
 
 // fillText replaces ${name} in one text.
 func fillText(text string, value func(name string) any) (any, error) {
-	var out strings.Builder
+	var out bytes.Buffer
 	for rest := text; ; {
 		before, after, found := strings.Cut(rest, "${")
 		out.WriteString(before)
@@ -399,11 +383,9 @@ func fillText(text string, value func(name string) any) (any, error) {
 		case string:
 			out.WriteString(got)
 		default:
-			b, err := marshal(got)
-			if err != nil {
+			if err := writeJSON(&out, got); err != nil {
 				return nil, err
 			}
-			out.Write(b)
 		}
 		rest = behind
 	}

@@ -1,4 +1,4 @@
-package simulator
+package enroll
 
 import (
 	"encoding/base64"
@@ -32,14 +32,14 @@ func TestDeriveKey(t *testing.T) {
 		{"V5 mixed case gives another key", "GW:Site-01.Unit_7", "61LOa7esLmyaKWtaGLy66OmkizMplHHXwkzsheSBySQ="},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			got := base64.StdEncoding.EncodeToString(deriveKey(unbase64(t, vectorGroupKey), v.id))
+			got := base64.StdEncoding.EncodeToString(DeriveKey(unbase64(t, vectorGroupKey), v.id))
 			if got != v.want {
 				t.Errorf("got %s, want %s", got, v.want)
 			}
 		})
 	}
 	t.Run("V1 a group key that is not decoded gives another key", func(t *testing.T) {
-		got := base64.StdEncoding.EncodeToString(deriveKey([]byte(vectorGroupKey), "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6"))
+		got := base64.StdEncoding.EncodeToString(DeriveKey([]byte(vectorGroupKey), "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6"))
 		if got != "/eqtUSc3oy1gyllte8P+6Y0WjjLFOc3tWeUuSgRh8x8=" {
 			t.Error(got)
 		}

@@ -1,7 +1,8 @@
-package simulator
+// Package enroll holds the enrollments of a simulated service: who may register, with which
+// proof, and which hub a device is assigned to.
+package enroll
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -14,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
 // Enrollments say who may register, and what a device is given. An
@@ -84,9 +87,10 @@ type Group struct {
 	Grant
 }
 
-// ParseEnrollments reads enrollments from TOML. The name is used in errors
-// (*FileError, joined); files in it are found relative to its directory and read now.
-func ParseEnrollments(name string, r io.Reader) (*Enrollments, error) {
+// Parse reads enrollments from TOML. The name is used in errors, which are of type
+// *tomlfile.Error, joined when there are several; files that it names are found relative to
+// its directory and read now.
+func Parse(name string, r io.Reader) (*Enrollments, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
@@ -95,14 +99,14 @@ func ParseEnrollments(name string, r io.Reader) (*Enrollments, error) {
 		Enrollments
 		Individuals []struct {
 			Individual
-			CertificateLife duration `toml:"certificate_life"`
+			CertificateLife tomlfile.Duration `toml:"certificate_life"`
 		} `toml:"individual"`
 		Groups []struct {
 			Group
-			CertificateLife duration `toml:"certificate_life"`
+			CertificateLife tomlfile.Duration `toml:"certificate_life"`
 		} `toml:"group"`
 	}
-	if err := decodeStrict(name, text, &file); err != nil {
+	if err := tomlfile.Decode(name, text, &file); err != nil {
 		return nil, err
 	}
 	e := &file.Enrollments
@@ -122,7 +126,7 @@ func ParseEnrollments(name string, r io.Reader) (*Enrollments, error) {
 		e.Groups[i].resolve(dir)
 	}
 	_, problems := compile(e)
-	return e, locate(name, text, problems)
+	return e, problems.Locate(name, text)
 }
 
 // resolve makes file names independent of the working directory.
@@ -134,8 +138,8 @@ func (a *Attestation) resolve(dir string) {
 	}
 }
 
-// decodeKey reads a key as the portal shows it.
-func decodeKey(text string) ([]byte, error) {
+// DecodeKey reads a key as the portal shows it.
+func DecodeKey(text string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
 	if err != nil {
 		return nil, errors.New("the key is not base64")
@@ -146,51 +150,48 @@ func decodeKey(text string) ([]byte, error) {
 	return key, nil
 }
 
-// entry is an enrollment made ready for checking.
-type entry struct {
-	name       string
+// Entry is an enrollment made ready for checking. The zero value stands for a device that
+// no enrollment was looked for.
+type Entry struct {
+	Grant
+	DeviceID string // "": the registration ID
+
 	individual string // registration ID, "" for a group
-	deviceID   string
 	keys       [][]byte
 	roots      *x509.CertPool
 	thumbprint string
-	grant      Grant
 	hubs       []Hub // to choose from
 	latencies  []Latency
 }
 
-// ready compiles enrollments that were made in Go.
-func ready(e *Enrollments) ([]entry, error) {
+// Entries are all enrollments.
+type Entries []Entry
+
+// Compile makes enrollments ready and reads their files. The error is as that of Parse.
+func Compile(e *Enrollments) (Entries, error) {
 	entries, problems := compile(e)
-	errs := make([]error, 0, len(problems))
-	for _, p := range problems {
-		errs = append(errs, &FileError{File: "enrollments", Key: fmt.Sprintf("%s[%d].%s", p.table, p.index, p.key), Problem: p.text})
-	}
-	return entries, errors.Join(errs...)
+	return entries, problems.Error("enrollments")
 }
 
 // compile checks enrollments and reads their files.
-func compile(e *Enrollments) ([]entry, []problem) {
-	entries := make([]entry, 0, len(e.Individuals)+len(e.Groups))
-	problems := e.checkHubs()
+func compile(e *Enrollments) (Entries, tomlfile.Problems) {
+	entries := make(Entries, 0, len(e.Individuals)+len(e.Groups))
+	var problems tomlfile.Problems
+	e.checkHubs(&problems)
 	// The rows of a nested table are numbered throughout the file.
 	customs := map[string]int{}
-	grant := func(table string, n *entry, bad func(key, format string, args ...any)) {
-		n.hubs, n.latencies = e.candidates(n.grant.Hubs), e.Latencies
+	grant := func(table string, n *Entry, bad reporter) {
+		n.hubs, n.latencies = e.candidates(n.Hubs), e.Latencies
 		n.check(e, bad)
-		for i := range n.grant.Custom {
-			row := customs[table]
+		for i := range n.Custom {
+			n.checkCustom(&n.Custom[i], problems.In(table+".custom", customs[table]))
 			customs[table]++
-			n.checkCustom(&n.grant.Custom[i], func(key, format string, args ...any) {
-				problems = append(problems, problem{table + ".custom", row, key, fmt.Sprintf(format, args...)})
-			})
 		}
+		entries = append(entries, *n)
 	}
 	seen := map[string]bool{}
 	for i, d := range e.Individuals {
-		bad := func(key, format string, args ...any) {
-			problems = append(problems, problem{"individual", i, key, fmt.Sprintf(format, args...)})
-		}
+		bad := problems.In("individual", i)
 		if !IsRegistrationID(d.RegistrationID) {
 			bad("registration_id", "%q is not a registration ID", d.RegistrationID)
 		}
@@ -198,33 +199,32 @@ func compile(e *Enrollments) ([]entry, []problem) {
 			bad("registration_id", "%q is enrolled twice", d.RegistrationID)
 		}
 		seen[strings.ToLower(d.RegistrationID)] = true
-		n := entry{name: d.RegistrationID, individual: d.RegistrationID, deviceID: d.DeviceID, grant: d.Grant}
+		n := Entry{Grant: d.Grant, DeviceID: d.DeviceID, individual: d.RegistrationID}
 		n.thumbprint = strings.ToLower(strings.ReplaceAll(d.Thumbprint, ":", ""))
 		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
 			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
 		}
 		d.compile(&n, n.thumbprint != "", bad)
 		grant("individual", &n, bad)
-		entries = append(entries, n)
 	}
 	for i, g := range e.Groups {
-		bad := func(key, format string, args ...any) {
-			problems = append(problems, problem{"group", i, key, fmt.Sprintf(format, args...)})
-		}
+		bad := problems.In("group", i)
 		if g.Name == "" {
 			bad("name", "is missing")
 		}
-		n := entry{name: g.Name, grant: g.Grant}
+		n := Entry{Grant: g.Grant}
 		g.compile(&n, false, bad)
 		grant("group", &n, bad)
-		entries = append(entries, n)
 	}
 	return entries, problems
 }
 
+// reporter reports what is wrong with a key.
+type reporter func(key, format string, args ...any)
+
 // check checks the grant of an entry.
-func (n *entry) check(e *Enrollments, bad func(key, format string, args ...any)) {
-	g := &n.grant
+func (n *Entry) check(e *Enrollments, bad reporter) {
+	g := &n.Grant
 	if g.Payload != "" {
 		var object map[string]any
 		if json.Unmarshal([]byte(g.Payload), &object) != nil {
@@ -235,7 +235,7 @@ func (n *entry) check(e *Enrollments, bad func(key, format string, args ...any))
 		switch {
 		case !isHostName(name):
 			bad("hubs", "%q is not a host name", name)
-		case len(e.Hubs) > 0 && !e.linked(name):
+		case !e.linked(name):
 			bad("hubs", "%q is not a linked hub", name)
 		}
 	}
@@ -267,7 +267,7 @@ func (n *entry) check(e *Enrollments, bad func(key, format string, args ...any))
 	}
 }
 
-func (a *Attestation) compile(n *entry, thumbprint bool, bad func(key, format string, args ...any)) {
+func (a *Attestation) compile(n *Entry, thumbprint bool, bad reporter) {
 	key := func(name, text, file string) {
 		from := name
 		if file != "" {
@@ -284,7 +284,7 @@ func (a *Attestation) compile(n *entry, thumbprint bool, bad func(key, format st
 		if text == "" {
 			return
 		}
-		raw, err := decodeKey(text)
+		raw, err := DecodeKey(text)
 		if err != nil {
 			bad(from, "%v", err)
 			return
@@ -321,7 +321,7 @@ func (a *Attestation) compile(n *entry, thumbprint bool, bad func(key, format st
 		if thumbprint {
 			return
 		}
-		certificates, err := parseCertificates(text)
+		certificates, err := Certificates(text)
 		if err != nil {
 			bad("ca_file", "%v", err)
 			return
@@ -333,109 +333,4 @@ func (a *Attestation) compile(n *entry, thumbprint bool, bad func(key, format st
 	default:
 		bad("type", "%q is neither symmetric-key nor x509", a.Type)
 	}
-}
-
-// A refusal is why the service does not serve a device: an error code of its, and a text.
-type refusal struct {
-	code    int
-	message string
-	reason  string // for the packet log only
-}
-
-// find returns the individual enrollment of a device.
-func find(entries []entry, registrationID string) *entry {
-	for i := range entries {
-		if entries[i].individual != "" && strings.EqualFold(entries[i].individual, registrationID) {
-			return &entries[i]
-		}
-	}
-	return nil
-}
-
-// byToken finds the enrollment whose key has signed the token.
-func byToken(entries []entry, scope, registrationID, password string, now time.Time) (*entry, *refusal) {
-	unauthorized := func(reason string) (*entry, *refusal) {
-		return nil, &refusal{401000, "Unauthorized", reason}
-	}
-	token, err := parseToken(password)
-	if err != nil {
-		return unauthorized(err.Error())
-	}
-	if err := token.check(scope, registrationID, now); err != nil {
-		return unauthorized(err.Error())
-	}
-	if n := find(entries, registrationID); n != nil {
-		for _, key := range n.keys {
-			if token.signedBy(key) {
-				return n, nil
-			}
-		}
-		return unauthorized("no key of the individual enrollment has signed the token")
-	}
-	groups := false
-	for i := range entries {
-		n := &entries[i]
-		if n.individual != "" {
-			continue
-		}
-		for _, key := range n.keys {
-			groups = true
-			if token.signedBy(deriveKey(key, registrationID)) {
-				return n, nil
-			}
-		}
-	}
-	if !groups {
-		// Nothing to verify against: the device is unknown.
-		return nil, &refusal{404201, "Registration not found.", "no symmetric-key enrollment fits"}
-	}
-	return unauthorized("no group key has signed the token")
-}
-
-// byCertificate finds the enrollment that trusts the client's certificate.
-func byCertificate(entries []entry, registrationID string, state tls.ConnectionState, now time.Time) (*entry, *refusal) {
-	invalid := func(reason string) (*entry, *refusal) {
-		return nil, &refusal{401002, "Invalid certificate.", reason}
-	}
-	leaf := state.PeerCertificates[0]
-	verify := func(roots *x509.CertPool) error {
-		intermediates := x509.NewCertPool()
-		for _, c := range state.PeerCertificates[1:] {
-			intermediates.AddCert(c)
-		}
-		_, err := leaf.Verify(x509.VerifyOptions{
-			Roots: roots, Intermediates: intermediates, CurrentTime: now,
-			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		})
-		return err
-	}
-	if now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		return invalid("the certificate is not valid now")
-	}
-	if n := find(entries, registrationID); n != nil {
-		switch {
-		case n.thumbprint != "":
-			if slices.Contains(thumbprints(leaf), n.thumbprint) {
-				return n, nil
-			}
-			return invalid("the certificate's thumbprint is another")
-		case n.roots != nil:
-			if err := verify(n.roots); err != nil {
-				return invalid(err.Error())
-			}
-			return n, nil
-		}
-		return invalid("the individual enrollment is for a symmetric key")
-	}
-	reason := "there is no x509 group"
-	for i := range entries {
-		if n := &entries[i]; n.individual == "" && n.roots != nil {
-			err := verify(n.roots)
-			if err == nil {
-				return n, nil
-			}
-			reason = err.Error()
-		}
-	}
-	return invalid(reason)
 }

@@ -1,0 +1,230 @@
+package simulator
+
+import (
+	"cmp"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
+)
+
+// connection is one accepted connection, from its first byte to its last.
+type connection struct {
+	server   *Server
+	number   int
+	protocol string
+	raw      *rawConn
+	tls      *tls.Conn
+	reason   string // why it ended, for the log
+}
+
+func (s *Server) serve(conn net.Conn, protocol string) {
+	c := &connection{server: s, protocol: protocol}
+	c.raw = newRawConn(conn, c.note)
+	s.mu.Lock()
+	if s.closed || s.refusing(protocol) > 0 {
+		s.mu.Unlock()
+		c.raw.reset()
+		return
+	}
+	s.number++
+	c.number = s.number
+	s.conns[c] = true
+	s.wg.Add(1)
+	s.mu.Unlock()
+	c.note(Entry{Packet: "OPEN"})
+
+	c.run()
+
+	_ = c.raw.Close()
+	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.wg.Done()
+}
+
+// note adds an entry of this connection to the packet log.
+func (c *connection) note(e Entry) {
+	e.Connection, e.Protocol, e.Time = c.number, c.protocol, c.server.now()
+	c.server.log.add(e)
+}
+
+// run takes the connection through TLS and, if so, WebSocket to MQTT.
+func (c *connection) run() {
+	script := c.server.script.Load()
+	rule := script.Match(OnAccept, c.protocol, "", false)
+	if !pause(rule.Delay, c.server.done) {
+		return
+	}
+	if rule.Refuse > 0 {
+		c.reason = "scenario: refused"
+		c.server.refuse(c.protocol, rule.Refuse)
+		c.raw.reset()
+		return
+	}
+	if rule.AfterUp == 0 && rule.AfterDown == 0 {
+		if len(rule.GarbageBytes()) > 0 {
+			c.hearOnce()
+		}
+		if c.instead(rule, c.raw) {
+			return
+		}
+	}
+	c.raw.rule = rule
+
+	rule = script.Match(OnTLS, c.protocol, "", false)
+	if rule.Alert != "" && rule.AlertAt != "certificate" {
+		c.hearOnce()
+		_, _ = c.raw.Write(alertRecord(rule.Alert))
+		c.reason = "scenario: alert"
+		c.linger(nil)
+		return
+	}
+	config, err := c.tlsConfig(script.Settings, rule)
+	if err != nil {
+		c.reason = err.Error()
+		return
+	}
+	c.tls = tls.Server(c.raw, config)
+	if !c.raw.patient() {
+		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
+	}
+	// A goroutine keeps the large stack that a handshake takes, and this one
+	// lives as long as the connection.
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.tls.Handshake() }()
+	if err := <-shaken; err != nil {
+		c.reason = "TLS: " + err.Error()
+		c.linger(nil)
+		return
+	}
+	_ = c.raw.SetDeadline(time.Time{})
+	c.note(Entry{Packet: "TLS", Detail: describe(c.tls.ConnectionState())})
+	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
+		return
+	}
+
+	stream := io.ReadWriter(c.tls)
+	if c.protocol == "websocket" {
+		ws, ok := c.upgrade(script)
+		if !ok {
+			return
+		}
+		stream = ws
+	}
+	newSession(c, stream).run()
+}
+
+// hearOnce waits for the client's first bytes.
+func (c *connection) hearOnce() {
+	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
+	_, _ = c.raw.Read(make([]byte, 4096))
+	_ = c.raw.SetReadDeadline(time.Time{})
+}
+
+// instead does what a rule wants in place of going on, and tells whether it
+// did. It is for the stages before MQTT, at which silence is for good.
+func (c *connection) instead(rule *Rule, w io.Writer) bool {
+	switch {
+	case len(rule.GarbageBytes()) > 0:
+		_, _ = w.Write(rule.GarbageBytes())
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		c.reason = "scenario: garbage"
+		if rule.Silent {
+			c.hold()
+			return true
+		}
+		c.linger(nil)
+	case rule.Reset:
+		c.reason = "scenario: reset"
+		c.raw.reset()
+	case rule.Close:
+		c.reason = "scenario: close"
+		c.linger(nil)
+	case rule.Silent:
+		c.reason = "scenario: silent"
+		c.hold()
+	default:
+		return false
+	}
+	return true
+}
+
+// hold keeps a silent connection until the client hangs up.
+func (c *connection) hold() { _, _ = io.Copy(io.Discard, c.raw) }
+
+// linger ends the server's direction in good order, waits a moment for the
+// client's, and closes. The reader, if there is one, is given up.
+func (c *connection) linger(reader <-chan *inbound) {
+	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
+	if c.tls != nil {
+		_ = c.tls.CloseWrite() // has a deadline of its own
+	}
+	c.raw.closeWrite()
+	if reader != nil {
+		for range reader { // emptied until the reader ends
+		}
+	}
+	_, _ = io.Copy(io.Discard, c.raw)
+	_ = c.raw.Close()
+}
+
+func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
+	certificate := c.server.certificate
+	if rule.ServerCertificate != "" {
+		var err error
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.now()); err != nil {
+			return nil, err
+		}
+	}
+	served := *certificate
+	if key, ok := served.PrivateKey.(*ecdsa.PrivateKey); ok {
+		served.PrivateKey = steadySigner{key}
+	}
+	lowest := scenario.TLSVersion(cmp.Or(rule.TLSMin, set.TLSMin))
+	highest := scenario.TLSVersion(cmp.Or(rule.TLSMax, set.TLSMax))
+	config := &tls.Config{
+		Certificates: []tls.Certificate{served},
+		MinVersion:   min(lowest, highest),
+		MaxVersion:   max(lowest, highest),
+		// Asked for but not judged here: the service refuses a wrong
+		// certificate later, in MQTT.
+		ClientAuth: tls.RequestClientCert,
+		// A ticket written at the end of a handshake would meet a client that writes
+		// too, over net.Pipe for ever.
+		SessionTicketsDisabled: !set.SessionTickets,
+		Time:                   c.server.now,
+	}
+	if set.SessionTickets { // each connection has a Config of its own
+		config.SetSessionTicketKeys([][32]byte{c.server.ticketKey})
+	}
+	if rule.Alert != "" {
+		// Go has but one alert for a certificate; up to TLS 1.2 this one goes ahead of it, in the clear.
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if state.Version <= tls.VersionTLS12 {
+				_, _ = c.raw.Write(alertRecord(rule.Alert))
+			}
+			return errors.New("scenario: alert")
+		}
+	}
+	return config, nil
+}
+
+func describe(state tls.ConnectionState) string {
+	text := tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
+	if state.DidResume {
+		text += " resumed"
+	}
+	if state.ServerName != "" {
+		text += " for " + state.ServerName
+	}
+	if len(state.PeerCertificates) > 0 {
+		text += " certificate " + state.PeerCertificates[0].Subject.CommonName
+	}
+	return text
+}

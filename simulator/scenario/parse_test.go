@@ -1,0 +1,71 @@
+package scenario_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
+	"github.com/dpsd-project/dpsd/simulator/tomlfile"
+)
+
+func TestParse(t *testing.T) {
+	t.Run("settings and rules come out as written", func(t *testing.T) {
+		sc, err := scenario.Parse("s.toml", strings.NewReader(`
+[settings]
+polls = 0
+reply_delay = "1s"
+tls_max = "1.3"
+[[rule]]
+on = "poll"
+registration_id = "gw-*"
+delay = "1m30s"
+body = ""
+connack = 3
+`))
+		if sc == nil || err == nil {
+			t.Fatal("connack on a poll passed")
+		}
+		if *sc.Settings.Polls != 0 || sc.Settings.ReplyDelay != time.Second || sc.Settings.TLSMax != "1.3" {
+			t.Errorf("%+v", sc.Settings)
+		}
+		r := sc.Rules[0]
+		if r.On != scenario.OnPoll || r.RegistrationID != "gw-*" || r.Delay != 90*time.Second || r.Body == nil || *r.Body != "" || *r.Connack != 3 {
+			t.Errorf("%+v", r)
+		}
+	})
+	for _, c := range []struct{ name, text, want string }{
+		{"an unknown key", "[[rule]]\non = \"poll\"\n  statsu = 500\n", "s.toml:3:3: rule.statsu: unknown key"},
+		{"an unknown table", "[setings]\n", "s.toml:1:2: setings: unknown key"},
+		{"text that is not TOML", "[[rule]\n", "s.toml:1:"},
+		{"a value of another type", "[[rule]]\nretry_after = 3\n", "s.toml:2:15: "},
+		{"a duration that is none", "[settings]\nreply_delay = \"soon\"\n", "s.toml:2:15: "},
+		{"an unknown stage", "\n[[rule]]\non = \"pool\"\n", "s.toml:3:1: rule.on: \"pool\" is none of accept, tls, upgrade, connect"},
+		{"a rule without a stage", "\n[[rule]]\nclose = true\n", "s.toml:2:3: rule.on: \"\" is none of"},
+		{"a key at the wrong stage", "[[rule]]\non = \"poll\"\n[[rule]]\non = \"poll\"\nconnack = 3\n", "s.toml:5:1: rule.connack: has no meaning on \"poll\", only on: connect"},
+		{"a registration ID before it is known", "[[rule]]\non = \"accept\"\nregistration_id = \"x\"\n", "s.toml:3:1: rule.registration_id: has no meaning"},
+		{"a pattern that is none", "[[rule]]\non = \"poll\"\nregistration_id = \"[\"\n", "s.toml:3:1: rule.registration_id: \"[\" is not a pattern"},
+		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: is negative"},
+		{"a return code that is no byte", "[[rule]]\non = \"connect\"\nconnack = 256\n", "s.toml:3:1: rule.connack: 256 is not a byte"},
+		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
+		{"a certificate nobody knows", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
+		{"a TLS version nobody knows", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is none of"},
+		{"an api-version that is no date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},
+		{"polls below zero", "[settings]\npolls = -1\n", "s.toml:2:1: settings.polls: -1 is negative"},
+	} {
+		t.Run(c.name+" is refused with its place", func(t *testing.T) {
+			_, err := scenario.Parse("s.toml", strings.NewReader(c.text))
+			var wrong *tomlfile.Error
+			if !errors.As(err, &wrong) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %s", err, c.want)
+			}
+		})
+	}
+	t.Run("every mistake is told, not only the first", func(t *testing.T) {
+		_, err := scenario.Parse("s.toml", strings.NewReader("a = 1\nb = 2\n"))
+		if err == nil || strings.Count(err.Error(), "unknown key") != 2 {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,98 @@
+package scenario
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Script is a scenario while it is followed: it counts how often each rule has met each
+// device. Its methods may be called from several goroutines.
+type Script struct {
+	Scenario
+	draw  func(purpose string, n int) []byte
+	start time.Time
+	mu    sync.Mutex
+	count []map[string]int // by rule, by registration ID
+	drawn []map[string]int // how often chance was asked, likewise
+	usual map[Stage]*Rule  // what is where no rule acts; not to be changed
+}
+
+// NewScript begins a scenario, nil for a well-behaved service. draw returns n bytes that
+// look random, the same ones for the same purpose.
+func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
+	s := &Script{draw: draw, start: time.Now()}
+	if sc != nil {
+		s.Settings = sc.Settings
+		s.Rules = slices.Clone(sc.Rules)
+	}
+	s.count = make([]map[string]int, len(s.Rules))
+	s.drawn = make([]map[string]int, len(s.Rules))
+	for i := range s.count {
+		s.count[i], s.drawn[i] = map[string]int{}, map[string]int{}
+	}
+	s.usual = make(map[Stage]*Rule, len(stages))
+	for _, on := range stages {
+		s.usual[on] = &Rule{On: on}
+	}
+	return s
+}
+
+// Match returns the rule for an event, and counts it; never nil, and not to be changed. A rule that an earlier
+// one keeps from acting does not count the event: so rules of one stage form a sequence.
+func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) *Rule {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	age := time.Since(s.start)
+	for i := range s.Rules {
+		r := &s.Rules[i]
+		if r.On != on || r.Protocol != "" && r.Protocol != protocol || r.Resumed && !resumed {
+			continue
+		}
+		if r.RegistrationID != "" {
+			if ok, _ := path.Match(r.RegistrationID, registrationID); !ok {
+				continue
+			}
+		}
+		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(i, registrationID) {
+			continue
+		}
+		n := s.count[i][registrationID]
+		if r.Times > 0 && n >= r.Skip+r.Times {
+			continue
+		}
+		if n < r.Skip {
+			s.count[i][registrationID]++
+			continue
+		}
+		if r.Times > 0 {
+			s.count[i][registrationID]++
+		}
+		return r
+	}
+	return s.usual[on]
+}
+
+// chance draws whether a rule may act now; s.mu is held.
+func (s *Script) chance(i int, registrationID string) bool {
+	if s.Rules[i].Chance == 0 {
+		return true
+	}
+	s.drawn[i][registrationID]++
+	b := s.draw(fmt.Sprintf("chance %d %s %d", i, registrationID, s.drawn[i][registrationID]), 8)
+	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < s.Rules[i].Chance
+}
+
+// GarbageBytes returns what Garbage or GarbageHex says.
+func (r *Rule) GarbageBytes() []byte {
+	if r.GarbageHex == "" {
+		return []byte(r.Garbage)
+	}
+	b, _ := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")) // was checked
+	return b
+}

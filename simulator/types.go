@@ -1,0 +1,30 @@
+package simulator
+
+import "github.com/dpsd-project/dpsd/simulator/scenario"
+
+// A test in Go that makes a scenario needs one import.
+type (
+	// Scenario is what the service is to do.
+	Scenario = scenario.Scenario
+	// Settings are properties of a well-behaved service.
+	Settings = scenario.Settings
+	// Rule is one fault.
+	Rule = scenario.Rule
+	// Stage is a moment of a connection at which a rule can act.
+	Stage = scenario.Stage
+)
+
+// The stages of a connection, see package scenario.
+const (
+	OnAccept      = scenario.OnAccept
+	OnTLS         = scenario.OnTLS
+	OnUpgrade     = scenario.OnUpgrade
+	OnConnect     = scenario.OnConnect
+	OnSubscribe   = scenario.OnSubscribe
+	OnRegister    = scenario.OnRegister
+	OnPoll        = scenario.OnPoll
+	OnPuback      = scenario.OnPuback
+	OnPing        = scenario.OnPing
+	OnUnsubscribe = scenario.OnUnsubscribe
+	OnDisconnect  = scenario.OnDisconnect
+)

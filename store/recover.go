@@ -1,0 +1,269 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+func (s *Store) start(now time.Time) error {
+	err := s.claim()
+	if errors.As(err, new(*LockedError)) {
+		return err
+	}
+	if err == nil {
+		err = s.state.writable()
+	}
+	if err != nil {
+		s.notice(Unwritable, s.state.directory, err)
+	} else {
+		s.sweep(&s.state, stateName, environmentName, previousName, transportName, recorderName)
+	}
+	if s.lock != nil {
+		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, recorderName)
+	}
+	s.load(err == nil, now)
+	for _, name := range s.state.list() {
+		if name == stateName || name == environmentName || name == previousName || strings.HasPrefix(name, corruptPrefix) {
+			s.state.settle(name)
+		}
+	}
+	return nil
+}
+
+func (s *Store) notice(kind NoticeKind, path string, err error) {
+	s.notices = append(s.notices, Notice{kind, path, err})
+}
+
+func (s *Store) sweep(w *writer, names ...string) {
+	for _, path := range w.sweep(names...) {
+		s.notice(StaleTemporary, path, nil)
+	}
+}
+
+// load finds the record to publish, and writes what has to be mended.
+func (s *Store) load(writable bool, now time.Time) {
+	path := s.state.path(stateName)
+	env, _ := readFile(s.state.path(environmentName))
+	behind := environmentGeneration(env)
+	s.floor = behind
+
+	rec, data, err := readRecord(path)
+	linked := false
+	known := rec.Generation // of the latest whole record in the state directory
+	var damaged *DamagedError
+	switch {
+	case err == nil:
+		linked = s.take(rec, data)
+	case errors.As(err, &s.newer):
+		s.notice(NewerSchema, path, s.newer)
+		s.floor = max(s.floor, s.newer.Generation)
+	case errors.As(err, new(*unreadError)):
+		// Nothing is known to be wrong with it, so it stays, and no older record
+		// takes its place. If the directory is the reason, a notice has said so.
+		s.unread = true
+		if !errors.As(err, new(*DirectoryError)) {
+			s.notice(Unread, path, err)
+		}
+		if prev, _, err := readRecord(s.state.path(previousName)); err == nil {
+			s.floor = max(s.floor, above(prev.Generation))
+		}
+		known = s.floor
+	default:
+		if errors.As(err, &damaged) {
+			s.notice(Damaged, path, damaged)
+		}
+		known = s.recover(damaged != nil, now)
+	}
+	s.adoptRuntime(known, behind)
+
+	switch {
+	case !s.published:
+		return
+	case s.newer != nil:
+		s.durable = false
+		return
+	case !s.durable:
+		if err = s.commit(now); err == nil && linked {
+			s.notice(LinkReplaced, path, nil)
+		}
+	case !s.state.has(environmentName, environment(s.current)):
+		if err = s.writeEnvironment(); err == nil {
+			s.notice(EnvironmentRepaired, s.state.path(environmentName), nil)
+		}
+	case writable:
+		// A process that ended right after its rename has not synced it.
+		err = s.state.sync()
+	}
+	if err != nil {
+		s.durable = false
+		if writable { // otherwise a notice has said so
+			s.notice(Unwritable, s.state.directory, err)
+		}
+		s.publish()
+		return
+	}
+	s.withdraw()
+}
+
+// take adopts the record of state.json, and tells whether that is a link to a file.
+func (s *Store) take(rec Record, data []byte) (linked bool) {
+	path := s.state.path(stateName)
+	raise := s.floor > rec.Generation
+	linked = !regular(path)
+	s.adopt(rec, data, !linked)
+	if raise {
+		s.notice(GenerationRaised, path, nil)
+		rec.Generation = above(s.floor)
+		s.hold(rec)
+	}
+	return linked
+}
+
+// reread takes the record that could not be read before, if it can be read now.
+func (s *Store) reread() {
+	if !s.unread || s.published {
+		return
+	}
+	if rec, data, err := readRecord(s.state.path(stateName)); err == nil {
+		s.unread = false
+		s.take(rec, data)
+	}
+}
+
+// recover puts the previous record in the place of a state.json that is damaged
+// or gone, and returns its generation. The lost one had prev + 1, so this one
+// gets prev + 2. Without a usable previous record a damaged file moves aside.
+func (s *Store) recover(damaged bool, now time.Time) uint64 {
+	prev, _, err := readRecord(s.state.path(previousName))
+	if err == nil {
+		if !damaged {
+			s.notice(Missing, s.state.path(stateName), nil)
+		}
+		s.notice(PreviousRestored, s.state.path(previousName), nil)
+		generation := prev.Generation
+		prev.Generation = max(above(above(generation)), above(s.floor))
+		s.hold(prev)
+		return generation
+	}
+	var unusable *DamagedError
+	switch {
+	case errors.As(err, &unusable):
+		s.notice(Damaged, s.state.path(previousName), unusable)
+	case errors.As(err, new(*unreadError)):
+		s.notice(Unread, s.state.path(previousName), err)
+	}
+	if !damaged || !s.lock.in(s.state.directory) {
+		return 0
+	}
+	to, err := s.state.setAside(stamp(now), true)
+	if err == nil {
+		err = s.state.sync()
+	}
+	if err != nil {
+		s.notice(Unwritable, s.state.path(stateName), err)
+		return 0
+	}
+	s.notice(SetAside, to, nil)
+	return 0
+}
+
+// adoptRuntime takes the record that an earlier process could only publish
+// under the runtime directory, when it is later than the one known: withdrawing
+// it would break before make.
+// behind is the generation that state.env names.
+func (s *Store) adoptRuntime(known, behind uint64) {
+	if s.runtime.directory == "" {
+		return
+	}
+	path := s.runtime.path(stateName)
+	rec, data, err := readRecord(path)
+	if err != nil || rec.Generation <= known {
+		return
+	}
+	s.notice(RuntimeAdopted, path, nil)
+	s.adopt(rec, data, false)
+	if behind > rec.Generation {
+		rec.Generation = above(behind)
+		s.hold(rec)
+	}
+}
+
+// setAside keeps the damaged state.json under a name of its own, and returns
+// that; "" when it was kept before. The name state.json stays, unless move is
+// set or it is not a file. A link needs no room on a full disk and reads nothing
+// from a failing one; file systems without links get a copy.
+func (w *writer) setAside(stamp string, move bool) (string, error) {
+	from := w.path(stateName)
+	if info, err := os.Lstat(from); err == nil && !info.Mode().IsRegular() {
+		move = true // nothing can be renamed over a directory
+	}
+	if !move && w.aside() {
+		return "", nil
+	}
+	to := w.path(corruptPrefix + stamp)
+	for i := 2; exists(to); i++ {
+		to = w.path(fmt.Sprintf("%s%s.%d", corruptPrefix, stamp, i))
+	}
+	if err := w.step("set-aside", to); err != nil {
+		return "", err
+	}
+	var err error
+	if move {
+		err = os.Rename(from, to)
+	} else if err = os.Link(from, to); err != nil {
+		var data []byte
+		if data, err = readFile(from); err == nil {
+			err = w.replace(filepath.Base(to), data)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	w.prune(filepath.Base(to))
+	return to, nil
+}
+
+// aside tells whether the damaged state.json has been kept already: a write that
+// fails is tried again and again.
+func (w *writer) aside() bool {
+	info, err := os.Stat(w.path(stateName))
+	if err != nil {
+		return false
+	}
+	data, unreadable := readFile(w.path(stateName))
+	for _, name := range w.list() {
+		if !strings.HasPrefix(name, corruptPrefix) {
+			continue
+		}
+		if kept, err := os.Stat(w.path(name)); err == nil && os.SameFile(info, kept) {
+			return true
+		}
+		if copied, err := readFile(w.path(name)); err == nil && unreadable == nil && bytes.Equal(data, copied) {
+			return true
+		}
+	}
+	return false
+}
+
+// prune keeps maxCorrupt damaged records: the one just kept and those with the
+// latest names. The clock may be wrong, so the new one need not sort last.
+func (w *writer) prune(kept string) {
+	var others []string
+	for _, name := range w.list() {
+		if strings.HasPrefix(name, corruptPrefix) && name != kept {
+			others = append(others, name)
+		}
+	}
+	for len(others) >= maxCorrupt {
+		_ = w.remove(others[0])
+		others = others[1:]
+	}
+}
+
+// stamp names a damaged record by the time it was found.
+func stamp(now time.Time) string { return wholeSeconds(now).Format("20060102T150405Z") }
