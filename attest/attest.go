@@ -36,6 +36,9 @@ type Proof struct {
 	// ExpiresFirst is the index in Certificate.Certificate of the certificate that
 	// expires first; 0 is the leaf.
 	ExpiresFirst int
+	// Unrelated are the indices of the certificates that did not issue the leaf, or one
+	// that did. They say nothing about it.
+	Unrelated []int
 }
 
 // Credential is one way to prove the identity.

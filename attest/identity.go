@@ -79,6 +79,15 @@ func (e *IdentityError) Error() string {
 // Unwrap returns the cause.
 func (e *IdentityError) Unwrap() error { return e.Err }
 
+// Remedy says how this machine gets a machine ID. systemd-machine-id-setup(1) keeps what
+// it takes for a valid one, which may be zeros. "" leaves the advice to others.
+func (e *IdentityError) Remedy() string {
+	if !errors.Is(e.Err, ErrNoMachineID) || errors.As(e.Err, new(*os.PathError)) && !errors.Is(e.Err, os.ErrNotExist) {
+		return ""
+	}
+	return "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds."
+}
+
 // CheckRegistrationID checks that s can be a registration ID: 1 to 128 letters, digits,
 // or any of "-._:", beginning with a letter or digit and ending with a letter, digit or
 // "-". The error wraps ErrRegistrationID and says what is wrong.
@@ -297,6 +306,12 @@ func (r RegistrationID) fromCertificate(s Secrets) (string, error) {
 		return fail(fmt.Errorf("the common name has %d characters, at most %d are allowed: %w", len(cn), maxCommonName, ErrRegistrationID))
 	}
 	return cn, nil
+}
+
+// Varies reports whether the ID can become another one without a change of the
+// configuration.
+func (r RegistrationID) Varies() bool {
+	return r.Template == "" || strings.Contains(r.Template, "%")
 }
 
 // String tells the source: the template, or which file or certificate is read.

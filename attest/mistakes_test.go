@@ -124,8 +124,17 @@ func TestAFileThatIsNoPrivateKeyOrCertificateIsNamedAndTheCommandCorrectsIt(t *t
 	}
 }
 
+// pkcs8Of makes a private key for an algorithm that this openssl need not know; its
+// identifier follows.
+const pkcs8Of = `make() {
+	printf '%s\n' asn1=SEQUENCE:key '[key]' v=INTEGER:0 a=SEQUENCE:algorithm k=FORMAT:HEX,OCTETSTRING:80200102 '[algorithm]' "oid=OID:$1" >asn1
+	openssl asn1parse -genconf asn1 -noout -out der
+	{ echo -----BEGIN PRIVATE KEY-----; base64 der; echo -----END PRIVATE KEY-----; } >key
+}
+make `
+
 func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTakes(t *testing.T) {
-	tools(t, "openssl")
+	tools(t, "openssl", "ssh-keygen", "base64")
 	for _, test := range []struct{ expect, script, says string }{
 		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service takes RSA and EC on P-256, P-384 and P-521"},
 		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
@@ -136,7 +145,19 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
 		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
 		{"Ed25519", "openssl genpkey -algorithm ED25519 -out key", "for Ed25519"},
-		{"X25519", "openssl genpkey -algorithm X25519 -out key", "neither RSA nor EC"},
+		{"Ed448", "openssl genpkey -algorithm ed448 -out key", "a private key for Ed448; the service takes RSA and EC on P-256, P-384 and P-521"},
+		{"Ed448 in DER", "openssl genpkey -algorithm ed448 -outform DER -out key", "a private key for Ed448"},
+		{"Ed25519 in base64 without PEM", "openssl genpkey -algorithm ED25519 -outform DER | base64 >key", "a private key for Ed25519"},
+		{"Ed25519 of OpenSSH", "ssh-keygen -q -t ed25519 -N '' -f key", "a private key for Ed25519"},
+		{"X25519", "openssl genpkey -algorithm X25519 -out key", "a private key for X25519"},
+		{"X448", "openssl genpkey -algorithm X448 -out key", "a private key for X448"},
+		{"Diffie-Hellman", "openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048 -out key", "a private key for Diffie-Hellman"},
+		{"ML-DSA", pkcs8Of + "2.16.840.1.101.3.4.3.18", "a private key for ML-DSA"},
+		{"an algorithm that nobody knows", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
+		{"a curve that nobody uses", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"such a curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"DSA of the old form", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
+		{"DSA of the old form in DER", "openssl dsaparam -genkey -noout 1024 | openssl dsa -outform DER -out key", "for DSA"},
 		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
 		{"RSA of 512 bits", "openssl genrsa -out key 512", "an RSA key of 512 bits"},
 	} {
@@ -377,4 +398,98 @@ func TestACredentialInAWrongFormComesWithACommandForWhatTheUnitLoads(t *testing.
 	if strings.Contains(all, dir) || !strings.Contains(all, "where FILE is what dpsd.service loads as the credential dps-primary-key") || !strings.HasSuffix(all, "systemctl restart --no-block dpsd") {
 		t.Errorf("the remedy is %q", all)
 	}
+}
+
+// What a person puts into the place of each reference.
+func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentThere(t *testing.T) {
+	tools(t, "install", "mkfifo", "head")
+	p256 := ecKey(t, elliptic.P256())
+	leaf := issue(t, nil, "gw-1", p256, false)
+	symmetric := base64.StdEncoding.EncodeToString([]byte("the key of the gateway"))
+	for _, place := range []struct{ name, content, junk string }{
+		{"key", symmetric + "\n", "this is not base64!\n"},
+		{"certificate", certificatePEM(leaf), "no certificate\n"},
+		{"private_key", pkcs8(t, p256), "no key\n"},
+		{"proxy_password", "S3CRET\n", "two\nlines\n"},
+	} {
+		for _, test := range []struct{ expect, script, says, command string }{
+			{"an empty file", ": >x", "the file is empty", "cat >FILE"},
+			{"a file of blanks", "echo >x", "the file is empty", "cat >FILE"},
+			{"junk", "cp junk x", "", "cp -p FILE FILE.orig && cat >FILE"},
+			{"a file that is too large", "head -c 70000 /dev/zero >x", "the file is too large: it has more than 64 KiB", "mv FILE FILE.orig && cp -p --attributes-only FILE.orig FILE && cat >FILE"},
+			{"a FIFO", "mkfifo x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"an empty directory", "mkdir x", "not a regular file but a directory", "rmdir FILE && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"a link to a FIFO", "mkfifo y; ln -s y x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+			{"a link to a device", "ln -s /dev/null x", "not a regular file but a device", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
+		} {
+			t.Run(place.name+" is "+test.expect, func(t *testing.T) {
+				dir := t.TempDir()
+				file := filepath.Join(dir, "x")
+				at := func(name string) attest.Reference { return attest.Reference{File: filepath.Join(dir, name)} }
+				write(t, filepath.Join(dir, "junk"), place.junk)
+				write(t, filepath.Join(dir, "leaf"), certificatePEM(leaf))
+				write(t, filepath.Join(dir, "private"), pkcs8(t, p256))
+				shell(t, dir, test.script)
+				use := func() error {
+					var err error
+					subject := attest.Subject{RegistrationID: "gw-1"}
+					switch place.name {
+					case "key":
+						_, err = attest.SymmetricKey{Key: at("x")}.Prove(subject, attest.Secrets{}, midway)
+					case "certificate":
+						_, err = attest.X509{Certificate: at("x"), PrivateKey: at("private")}.Prove(subject, attest.Secrets{}, midway)
+					case "private_key":
+						_, err = attest.X509{Certificate: at("leaf"), PrivateKey: at("x")}.Prove(subject, attest.Secrets{}, midway)
+					default:
+						_, err = attest.Secrets{}.Password(at("x"))
+					}
+					return err
+				}
+				err := use()
+				if err == nil || !strings.HasPrefix(err.Error(), "file:"+file+": ") || !strings.Contains(err.Error(), test.says) {
+					t.Fatalf("got %v\nwant … %s", err, test.says)
+				}
+				command, all := remedy(t, err)
+				if want := strings.NewReplacer("FILE.orig", file+".orig", "FILE", file).Replace(test.command); command != want {
+					t.Errorf("the command is %s\nwant %s", command, want)
+				}
+				if !strings.HasSuffix(all, " and press Ctrl+D") {
+					t.Errorf("the remedy is %q", all)
+				}
+				// Only root may give a file away, and only where the package is installed is there the group.
+				c := exec.Command("sh", "-ec", strings.Replace(command, " -o root -g dpsd-keys", "", 1))
+				c.Stdin = strings.NewReader(place.content)
+				if out, err := c.CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v\n%s", command, err, out)
+				}
+				if err := use(); err != nil {
+					t.Errorf("after %s: %v", command, err)
+				}
+			})
+		}
+	}
+	t.Run("the path of a directory with files in it is to be completed", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "device.key"), symmetric)
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		command, all := remedy(t, err)
+		if !strings.Contains(shell(t, "/", command), "device.key") || all != "ls -lA "+dir+`; then name the right file in it: key = "file:`+dir+`/NAME"` {
+			t.Errorf("got %v, the remedy %q", err, all)
+		}
+	})
+	t.Run("a device is left alone, and the key goes into a file", func(t *testing.T) {
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: "/dev/zero"}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		const want = `install -o root -g dpsd-keys -m 0640 /dev/stdin /etc/dpsd/keys/device.key; then paste the device's key in base64 and press Ctrl+D; then set key = "file:/etc/dpsd/keys/device.key" in dpsd.toml`
+		if _, all := remedy(t, err); all != want {
+			t.Errorf("got %v, the remedy %q", err, all)
+		}
+	})
+	t.Run("a key that is cut off is named as such", func(t *testing.T) {
+		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
+		write(t, k.Key.File, symmetric[:21]+"\n")
+		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, and base64 has a multiple of 4") {
+			t.Errorf("got %v", err)
+		}
+	})
 }

@@ -38,14 +38,14 @@ type SymmetricKey struct {
 
 // Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
 func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
-	text, err := secrets.Read(k.Key)
+	text, err := secrets.read(k.Key, symmetricKey)
 	if err != nil {
 		return Proof{}, err
 	}
 	defer clear(text)
 	key, err := DecodeKey(text)
 	if err != nil {
-		return Proof{}, secrets.unusable(k.Key, err)
+		return Proof{}, secrets.unusable(k.Key, symmetricKey, err)
 	}
 	defer clear(key)
 	expiry := now.Add(TokenLifetime).Truncate(time.Second)

@@ -212,13 +212,23 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 	return data, nil
 }
 
+// read is Read, and c is what the file should hold.
+func (s Secrets) read(r Reference, c content) ([]byte, error) {
+	data, err := s.Read(r)
+	var secret *SecretError
+	if errors.As(err, &secret) {
+		secret.Err = about(r, c.advise(secret.Path, secret.Err))
+	}
+	return data, err
+}
+
 // Password returns the contents of what r names without the line end that editors
 // leave; a zero r is the empty password. Errors are those of Read, and ErrNotPassword.
 func (s Secrets) Password(r Reference) (string, error) {
 	if r.IsZero() {
 		return "", nil
 	}
-	data, err := s.Read(r)
+	data, err := s.read(r, password)
 	if err != nil {
 		return "", err
 	}
@@ -226,7 +236,7 @@ func (s Secrets) Password(r Reference) (string, error) {
 	text, _ = strings.CutSuffix(text, "\r")
 	// RFC 7617 §2.
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-		return "", &SecretError{Reference: r, Path: s.Path(r), Err: ErrNotPassword}
+		return "", s.unusable(r, password, ErrNotPassword)
 	}
 	return text, nil
 }
@@ -263,9 +273,11 @@ func readFile(path string) ([]byte, error) {
 	return data, cause(err)
 }
 
-// unusable is the error of a secret that was read and cannot be used.
-func (s Secrets) unusable(r Reference, err error) error {
-	return &SecretError{Reference: r, Path: s.Path(r), Err: about(r, err)}
+// unusable is the error of a secret that was read and cannot be used; c is what the file
+// should hold.
+func (s Secrets) unusable(r Reference, c content, err error) error {
+	path := s.Path(r)
+	return &SecretError{Reference: r, Path: path, Err: about(r, c.advise(path, err))}
 }
 
 // cause drops the path from an error of package os: the callers name it themselves.

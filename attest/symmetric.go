@@ -99,6 +99,9 @@ func explainKey(text []byte, err error) error {
 			return m
 		}
 	}
+	if len(compact)%4 != 0 && withoutQuotes(compact) == compact {
+		return found(fmt.Sprintf("the key is cut off: it has %d characters, and base64 has a multiple of 4", len(compact)), "", "")
+	}
 	return err
 }
 

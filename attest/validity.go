@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,6 +12,17 @@ import (
 // ErrNotForClients says that the issuer of the leaf certificate has restricted its use to
 // other purposes than the authentication of a client.
 var ErrNotForClients = errors.New("the certificate is not for clients")
+
+// notForClients is ErrNotForClients with the reason.
+type notForClients string
+
+func (e notForClients) Error() string { return ErrNotForClients.Error() + ": " + string(e) }
+func (e notForClients) Unwrap() error { return ErrNotForClients }
+
+// Remedy says what to do about it.
+func (e notForClients) Remedy() string {
+	return "Have a certificate issued whose extended key usages include clientAuth."
+}
 
 // CertificateError says that a certificate of the chain is not valid at present.
 type CertificateError struct {
@@ -37,10 +49,29 @@ func (e *CertificateError) Error() string {
 // Unwrap returns ErrExpired or ErrNotYetValid.
 func (e *CertificateError) Unwrap() error { return e.Err }
 
-// invalidAt returns the first certificate of the chain that is not valid at now; nil when
-// all are.
-func invalidAt(now time.Time, chain []*x509.Certificate) error {
-	for i, c := range chain {
+// issuing returns the indices of the certificates that lead from the leaf, the first, to the
+// last issuer that is there, in whatever order they are. Of two that may have issued the
+// same one, the one that is valid longer counts.
+func issuing(chain []*x509.Certificate) (path []int) {
+	for at := 0; at >= 0; {
+		path = append(path, at)
+		current, next := chain[at], -1
+		for i, c := range chain {
+			if !slices.Contains(path, i) && bytes.Equal(c.RawSubject, current.RawIssuer) && current.CheckSignatureFrom(c) == nil &&
+				(next < 0 || c.NotAfter.After(chain[next].NotAfter)) {
+				next = i
+			}
+		}
+		at = next
+	}
+	return path
+}
+
+// invalidAt returns the first certificate of the path in the chain that is not valid at
+// now; nil when all are.
+func invalidAt(now time.Time, chain []*x509.Certificate, path []int) error {
+	for _, i := range path {
+		c := chain[i]
 		invalid := &CertificateError{Position: i + 1, Of: len(chain), NotBefore: c.NotBefore, NotAfter: c.NotAfter}
 		switch {
 		case now.Before(c.NotBefore):
@@ -55,10 +86,10 @@ func invalidAt(now time.Time, chain []*x509.Certificate) error {
 	return nil
 }
 
-// end returns when the chain expires, and the index of the certificate that expires first.
-func end(chain []*x509.Certificate) (at time.Time, index int) {
-	for i, c := range chain {
-		if i == 0 || c.NotAfter.Before(at) {
+// end returns when the path expires, and the index of the certificate that expires first.
+func end(chain []*x509.Certificate, path []int) (at time.Time, index int) {
+	for _, i := range path {
+		if c := chain[i]; i == 0 || c.NotAfter.Before(at) {
 			at, index = c.NotAfter, i
 		}
 	}
@@ -74,7 +105,7 @@ func ForClients(c *x509.Certificate) error {
 		return nil
 	}
 	if len(c.UnknownExtKeyUsage) == 0 && !slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u != x509.ExtKeyUsageServerAuth }) {
-		return fmt.Errorf("%w: its only extended key usage is serverAuth; it also needs clientAuth", ErrNotForClients)
+		return notForClients("its only extended key usage is serverAuth; it also needs clientAuth")
 	}
-	return fmt.Errorf("%w: its extended key usages do not include clientAuth", ErrNotForClients)
+	return notForClients("its extended key usages do not include clientAuth")
 }

@@ -98,3 +98,35 @@ func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
 		})
 	}
 }
+
+func TestACertificateThatDidNotIssueTheLeafSaysNothingAboutIt(t *testing.T) {
+	root, stranger := &issuer{key: ecKey(t, elliptic.P256())}, ecKey(t, elliptic.P256())
+	root.certificate = issue(t, nil, "root", root.key, true)
+	middle, key := &issuer{key: ecKey(t, elliptic.P256())}, ecKey(t, elliptic.P256())
+	middle.certificate = issue(t, root, "middle", middle.key, true)
+	leaf := issue(t, middle, "gw-1", key, false)
+	expired := func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = midway.AddDate(-2, 0, 0), midway.AddDate(-1, 0, 0)
+	}
+	other := change(t, root, issue(t, root, "other", stranger, true), expired)
+	namesake := change(t, root, issue(t, root, "middle", stranger, true), expired) // of another key
+	for name, unrelated := range map[string]*x509.Certificate{"another issuer": other, "one of the same name": namesake} {
+		for order, certificates := range map[string][]*x509.Certificate{
+			"behind":       {leaf, middle.certificate, root.certificate, unrelated},
+			"between":      {leaf, unrelated, middle.certificate, root.certificate},
+			"out of order": {leaf, root.certificate, unrelated, middle.certificate},
+		} {
+			text := ""
+			for _, c := range certificates {
+				text += certificatePEM(c)
+			}
+			p, err := pair(t, text, sec1(t, key)).Prove(gw, attest.Secrets{}, midway)
+			if err != nil {
+				t.Errorf("%s, %s: %v", name, order, err)
+			}
+			if len(p.Unrelated) != 1 || certificates[p.Unrelated[0]] != unrelated || p.Expires.Before(midway) || len(p.Certificate.Certificate) != 4 {
+				t.Errorf("%s, %s: unrelated %v, until %s", name, order, p.Unrelated, p.Expires)
+			}
+		}
+	}
+}

@@ -3,13 +3,13 @@ package attest
 import (
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,11 +76,15 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, aboutCertificate(commonNameError(cn, sub.RegistrationID))
 	}
 	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
-	proof.Expires, proof.ExpiresFirst = end(chain)
-	for _, c := range chain {
+	path := issuing(chain)
+	proof.Expires, proof.ExpiresFirst = end(chain, path)
+	for i, c := range chain {
+		if !slices.Contains(path, i) {
+			proof.Unrelated = append(proof.Unrelated, i)
+		}
 		proof.Certificate.Certificate = append(proof.Certificate.Certificate, c.Raw)
 	}
-	if invalid := invalidAt(now, chain); invalid != nil {
+	if invalid := invalidAt(now, chain, path); invalid != nil {
 		return proof, aboutCertificate(invalid)
 	}
 	return proof, nil
@@ -113,55 +117,51 @@ func (x X509) CommonName(secrets Secrets) (string, error) {
 
 // chain reads the certificates, at least one.
 func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
-	data, err := secrets.Read(x.Certificate)
+	data, err := secrets.read(x.Certificate, certificates)
 	if err != nil {
 		return nil, err
 	}
 	chain, err := pemfile.Certificates(data)
 	if err != nil {
-		return nil, secrets.unusable(x.Certificate, err)
+		return nil, secrets.unusable(x.Certificate, certificates, err)
 	}
 	return chain, nil
 }
 
 // key reads the private key.
 func (x X509) key(secrets Secrets) (crypto.Signer, error) {
-	data, err := secrets.Read(x.PrivateKey)
+	data, err := secrets.read(x.PrivateKey, privateKey)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(data)
-	parsed, err := pemfile.PrivateKey(data)
-	var key crypto.Signer
+	key, err := pemfile.PrivateKey(data)
 	if err == nil {
-		key, err = supported(parsed)
+		err = supported(key)
 	}
 	if err != nil {
-		return nil, secrets.unusable(x.PrivateKey, err)
+		return nil, secrets.unusable(x.PrivateKey, privateKey, err)
 	}
 	return key, nil
 }
 
 // supported lets through what a TLS 1.2 handshake with the service can use.
-func supported(key any) (crypto.Signer, error) {
+func supported(key crypto.Signer) error {
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
 		// crypto/rsa refuses to sign with less.
 		if bits := k.N.BitLen(); bits < 1024 {
-			return nil, pemfile.Unsupported(fmt.Sprintf("an RSA key of %d bits; at least 1024 are needed", bits))
+			return pemfile.Unsupported(fmt.Sprintf("an RSA key of %d bits; at least 1024 are needed", bits))
 		}
-		return k, nil
 	case *ecdsa.PrivateKey:
 		// RFC 8422 §5.1.1 leaves these three; P-224 is gone from TLS.
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
-			return k, nil
+		default:
+			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service takes P-256, P-384 and P-521")
 		}
-		return nil, pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service takes P-256, P-384 and P-521")
-	case ed25519.PrivateKey:
-		return nil, pemfile.Unsupported("a private key for Ed25519; the service takes RSA and EC")
 	}
-	return nil, pemfile.Unsupported("a private key that is neither RSA nor EC, which the service takes")
+	return nil
 }
 
 // belongs reports whether key is the private key of c.

@@ -89,6 +89,7 @@ type Gateway struct {
 	Settings         *daemon.Settings // nil when the configuration is invalid
 	StateDirectory   string
 	RuntimeDirectory string
+	Socket           string // the path of the control socket; "" is not checked
 	Secrets          attest.Secrets
 	Host             attest.Host
 

@@ -254,6 +254,11 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 		if err != nil {
 			break // Prove has parsed them all
 		}
+		if slices.Contains(proof.Unrelated, n+1) {
+			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue any of the others that lead to the device's", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
+				"Remove it. If a certificate between it and the device's is missing, add that one instead.")
+			continue
+		}
 		if err := previous.CheckSignatureFrom(c); err != nil {
 			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue the one before it", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
 				"Put them in order: the device's first, then the one that issued it, and so on.")
@@ -262,7 +267,7 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 		previous = c
 	}
 	if err := attest.ForClients(proof.Certificate.Leaf); err != nil {
-		warn(err.Error(), "Have a certificate issued whose extended key usages include clientAuth.")
+		warn(err.Error(), fault.Fault{Err: err}.Advice())
 	}
 	if detail, advice := i.expiresSoon(proof); detail != "" {
 		warn(detail, advice)

@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -70,6 +72,21 @@ func chain(t *testing.T, leafFor, issuerFor time.Duration, usages ...x509.ExtKey
 	return x
 }
 
+// beside appends the issuer of another chain to the certificates.
+func beside(t *testing.T, x, other attest.X509) attest.X509 {
+	t.Helper()
+	ours, err := os.ReadFile(x.Certificate.File)
+	theirs, otherErr := os.ReadFile(other.Certificate.File)
+	if err := errors.Join(err, otherErr); err != nil {
+		t.Fatal(err)
+	}
+	issuer := theirs[bytes.LastIndex(theirs, []byte("-----BEGIN")):]
+	if err := os.WriteFile(x.Certificate.File, append(ours, issuer...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
 // credentials are the results about a credential of a gateway with that registration ID.
 func credentials(t *testing.T, registrationID string, c attest.Credential) []check.Result {
 	t.Helper()
@@ -96,6 +113,7 @@ func TestTheWholeChainIsChecked(t *testing.T) {
 		{"an expired issuer is a failure that names it", chain(t, 400*day, -day), check.Failed, fault.CertificateExpired, "certificate 2 of 2 in the chain has expired (not after 2026-11-28T12:00:00Z)", "renew the certificate that the cause names"},
 		{"an issuer that expires soon is a warning that names it", chain(t, 400*day, 10*day), check.Warning, "", `certificate 2 of 2, "Plant CA", expires in 10 days, on 2026-12-09 12:00:00 UTC`, "Have the issuer renew that certificate"},
 		{"a leaf that expires soon is a warning", chain(t, 10*day, 400*day), check.Warning, "", "the certificate expires in 10 days", "Install a renewed certificate"},
+		{"an expired certificate that is not in the leaf's issuing path is a warning to remove it", beside(t, chain(t, 400*day, 400*day), chain(t, 400*day, -day)), check.Warning, "", `certificate 3 of 3, "Plant CA", did not issue any of the others`, "Remove it."},
 		{"a leaf whose only extended key usage is serverAuth is a warning", chain(t, 400*day, 400*day, x509.ExtKeyUsageServerAuth), check.Warning, "", "serverAuth", "include clientAuth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

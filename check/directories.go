@@ -49,20 +49,17 @@ func (i *inspection) runtimeDirectory(r Result) {
 	}
 	bySystemd := i.unit != nil && r.Subject == "/run/dpsd"
 	missing := false
-	err := i.Account.do(func() error {
-		info, err := os.Stat(r.Subject)
-		missing = errors.Is(err, fs.ErrNotExist)
-		switch {
-		case err != nil && !missing:
+	err := i.useless(r.Subject)
+	if err == nil {
+		err = i.Account.do(func() error {
+			_, err := os.Stat(r.Subject)
+			missing = errors.Is(err, fs.ErrNotExist)
+			if missing {
+				return nil
+			}
 			return cause(err)
-		case err == nil && !info.IsDir():
-			return syscall.ENOTDIR
-		}
-		if link := store.DanglingLink(r.Subject); link != nil {
-			return &store.MissingError{Directory: r.Subject, Err: link}
-		}
-		return nil
-	})
+		})
+	}
 	switch {
 	case err != nil:
 	case missing && bySystemd && !i.unit.running():
@@ -75,6 +72,10 @@ func (i *inspection) runtimeDirectory(r Result) {
 		}
 	default:
 		err = i.mayWrite(r.Subject)
+		if _, room, full := space(r.Subject); err == nil && full != nil {
+			i.warn(r, fmt.Sprintf("%v: %s; dpsd cannot keep there how long the service asked it to wait, nor a record that the state directory refuses", full, room),
+				"Free space in the file system of this directory.")
+		}
 	}
 	if err == nil {
 		return
@@ -84,4 +85,24 @@ func (i *inspection) runtimeDirectory(r Result) {
 		advice = "systemd makes it when dpsd starts: " + restartCommand
 	}
 	i.warn(r, fmt.Sprintf("%v; without it there is no control socket for dpsd status, wait and reprovision, and no place for a record that the state directory refuses", err), advice)
+}
+
+// controlSocket looks at what stands where dpsd makes its socket. Listen replaces files only.
+func (i *inspection) controlSocket() {
+	var found unix.Statx_t
+	err := i.Account.do(func() error {
+		return unix.Statx(unix.AT_FDCWD, i.Socket, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &found)
+	})
+	is := ""
+	switch {
+	case i.Socket == "" || err != nil: // nothing is there
+	case found.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
+		is = "a mount point"
+	case found.Mode&unix.S_IFMT == unix.S_IFDIR:
+		is = "a directory"
+	}
+	if is != "" {
+		i.warn(Result{Name: State, Subject: i.Socket}, "the control socket cannot be made, because "+is+" is in its place; without it, dpsd status, wait and reprovision do not work",
+			"Remove it, then: "+restartCommand+". Or set [control] socket to another path.")
+	}
 }

@@ -41,7 +41,7 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 		{"a directory that can be written is well", dir, ""},
 		{"so is one that dpsd can make", filepath.Join(dir, "run"), ""},
 		{"one whose parent is missing is not", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
-		{"a file is no directory", filepath.Join(dir, "file"), "not a directory"},
+		{"a file is no directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
 		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -60,22 +60,42 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}
 }
 
-func TestADanglingStateDirectoryIsAFailureThatSaysWhereItPoints(t *testing.T) {
-	dir := t.TempDir()
-	state := filepath.Join(dir, "state")
-	if err := os.Symlink("/data/no-such-directory/dpsd", state); err != nil {
-		t.Fatal(err)
-	}
-	r := directories(t, state, "")[0]
-	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "the directory "+state+" is a link to /data/no-such-directory/dpsd, which does not exist") {
-		t.Errorf("%+v", r)
+func TestAStateDirectoryOfNoUseIsOneFailureThatSaysWhatIsThere(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		make  func(path string) error
+		below string // the path: the state directory
+		says  string
+	}{
+		{"a dangling link", func(path string) error { return os.Symlink("/data/no-such-directory/dpsd", path) }, "", "the directory PATH is a link to /data/no-such-directory/dpsd, which does not exist"},
+		{"a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, "", "PATH is a file, not a directory"},
+		{"a path below a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, "dpsd", "PATH is a file, not a directory"},
+		{"a link to a device", func(path string) error { return os.Symlink("/dev/null", path) }, "", "PATH is a device, not a directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			if err := c.make(path); err != nil {
+				t.Fatal(err)
+			}
+			g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: filepath.Join(path, c.below)}
+			r := run(t, g, check.State)
+			want := "cannot write " + g.StateDirectory + ": " + strings.ReplaceAll(c.says, "PATH", path)
+			if len(r) != 1 || r[0].Status != check.Failed || r[0].Code != fault.StateUnwritable || r[0].Detail != want {
+				t.Errorf("%+v\nwant %s", r, want)
+			}
+			if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Skipped || r[0].Detail != "not checked: the state directory cannot be used" {
+				t.Errorf("%+v", r)
+			}
+		})
 	}
 }
 
-// In a mount namespace of its own, the test mounts a file over state.env.
-func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
+// mounting runs a test once more in a mount namespace of its own, and returns the directory
+// that the test is to use there. Outside, it returns "".
+func mounting(t *testing.T) (dir string) {
+	t.Helper()
 	const inside = "DPSD_TEST_MOUNT_OVER"
-	dir := os.Getenv(inside)
+	dir = os.Getenv(inside)
 	if dir == "" {
 		dir := t.TempDir()
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
@@ -87,14 +107,101 @@ func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
 		case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
 			t.Errorf("%v\n%s", err, out)
 		}
+		return ""
+	}
+	return dir
+}
+
+func TestAFullRuntimeDirectoryIsAWarning(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
 		return
 	}
-	env, other := filepath.Join(dir, "state.env"), filepath.Join(dir, "other")
+	for _, c := range []struct{ name, options, says string }{
+		{"too little space", "size=4k", "no space left on device: 0 MB free; dpsd cannot keep there"},
+		{"no inode", "nr_inodes=2", "free, no inode free; dpsd cannot keep there"},
+		{"enough of both", "size=2m", ""},
+	} {
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, c.options); err != nil {
+			t.Fatal(err)
+		}
+		all := directories(t, t.TempDir(), dir)
+		r := all[len(all)-1]
+		if c.says == "" && len(all) == 1 {
+			continue
+		}
+		if len(all) != 2 || r.Status != check.Warning || r.Subject != dir || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "Free space") {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+	}
+}
+
+func TestADirectoryOrAMountInThePlaceOfTheControlSocketIsAWarning(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
+		return
+	}
+	socket, other := filepath.Join(dir, "dpsd.sock"), filepath.Join(dir, "other")
+	for _, c := range []struct {
+		name string
+		make func() error
+		says string
+	}{
+		{"nothing", func() error { return nil }, ""},
+		{"a file", func() error { return os.WriteFile(socket, nil, 0o600) }, ""},
+		{"a mount point", func() error {
+			return errors.Join(os.WriteFile(other, nil, 0o600), syscall.Mount(other, socket, "", syscall.MS_BIND, ""))
+		}, "because a mount point is in its place"},
+		{"a directory", func() error {
+			return errors.Join(syscall.Unmount(socket, 0), os.Remove(socket), os.Mkdir(socket, 0o700))
+		}, "because a directory is in its place"},
+	} {
+		if err := c.make(); err != nil {
+			t.Fatal(err)
+		}
+		l, refused := control.Listen(socket)
+		if refused == nil {
+			refused = errors.Join(l.Close(), os.Remove(socket), os.WriteFile(socket, nil, 0o600))
+			if refused != nil {
+				t.Fatal(refused)
+			}
+		}
+		if (c.says == "") != (refused == nil) {
+			t.Errorf("%s: dpsd run: %v", c.name, refused)
+		}
+		all := run(t, &check.Gateway{
+			Settings:       &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}},
+			StateDirectory: dir, RuntimeDirectory: dir, Socket: socket,
+		}, check.State)
+		r := all[len(all)-1]
+		if c.says == "" && len(all) == 1 {
+			continue
+		}
+		if len(all) != 2 || r.Status != check.Warning || r.Subject != socket || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "[control] socket") {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+	}
+}
+
+// The test mounts a file over state.env.
+func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
+	dir := mounting(t)
+	if dir == "" {
+		return
+	}
+	env, other, record := filepath.Join(dir, "state.env"), filepath.Join(dir, "other"), filepath.Join(dir, "state.json")
 	if err := errors.Join(os.WriteFile(env, nil, 0o600), os.WriteFile(other, nil, 0o600), syscall.Mount(other, env, "", syscall.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
 	r := directories(t, dir, "")[0]
 	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the directory instead of a file in it") {
+		t.Errorf("%+v", r)
+	}
+	if err := errors.Join(syscall.Unmount(env, 0), os.WriteFile(record, nil, 0o600), syscall.Mount(other, record, "", syscall.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir}
+	if r := run(t, g, check.Record)[0]; r.Status != check.Warning || r.Advice != "Correct the failure of state first: until then, dpsd cannot replace the file." {
 		t.Errorf("%+v", r)
 	}
 }

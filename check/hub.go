@@ -118,7 +118,7 @@ func azureHub(host string) bool {
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {
-	if f.Circumstance != fault.SovereignCloud {
+	if f.Circumstance == "" || f.Circumstance == fault.OnlyMQTT { // the port of the hub is nobody's choice
 		f.Circumstance = fault.AtHub
 	}
 	w.results = append(w.results, failed(Result{Name: name, Subject: w.route.Address}, f))

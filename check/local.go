@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -142,14 +144,13 @@ func (i *inspection) record(ctx context.Context) {
 	var damaged *store.DamagedError
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
-		if s, err := i.ask(ctx); err == nil && s.Identity != nil {
-			i.warn(r, fmt.Sprintf("there is none, but the running dpsd is assigned to %s as %s: it was removed", s.Identity.AssignedHub, s.Identity.DeviceID),
-				"dpsd writes it again after: dpsd reprovision; if the directory was removed, too: "+restartCommand)
-			return
-		}
-		i.ok(r, "none: this gateway was not assigned yet, or the record was removed")
+		i.noRecord(ctx, r)
 	case errors.As(err, &damaged):
-		i.warn(r, err.Error(), "dpsd puts the record before it in its place when it starts: systemctl restart --no-block dpsd")
+		advice := i.withoutRecord()
+		if i.Account.do(func() error { return obstacle(i.StateDirectory) }) != nil {
+			advice = "Correct the failure of state first: until then, dpsd cannot replace the file."
+		}
+		i.warn(r, err.Error(), advice)
 	case errors.Is(err, fs.ErrPermission) && i.stranger():
 		i.skip(r, i.asSeen(cause(err)).Error())
 	case errors.As(err, new(*store.NewerSchemaError)):
@@ -165,5 +166,58 @@ func (i *inspection) record(ctx context.Context) {
 		i.ok(r, detail)
 	}
 }
+
+// withoutRecord says what dpsd does when it starts with no record or a damaged one.
+func (i *inspection) withoutRecord() string {
+	does := "dpsd registers again when it starts"
+	if _, err := store.Read(i.RuntimeDirectory); err == nil {
+		does = "dpsd writes the record that is in " + i.RuntimeDirectory + " when it starts"
+	} else if i.Account.do(func() error { _, err := store.Previous(i.StateDirectory); return err }) == nil {
+		does = "dpsd restores the record before it when it starts"
+	}
+	return does + ": " + restartCommand
+}
+
+// noRecord tells a record that was removed from one that was never written, as far as
+// anything shows it.
+func (i *inspection) noRecord(ctx context.Context, r Result) {
+	const atStart = ": " + restartCommand
+	running, err := i.ask(ctx)
+	switch identity := running.Identity; {
+	case err == nil && identity != nil && identity.Durable:
+		i.warn(r, fmt.Sprintf("there is none, but the running dpsd is assigned to %s as %s and has written it: it was removed", identity.AssignedHub, identity.DeviceID),
+			"dpsd writes it again automatically within a minute. If it does not: dpsd reprovision; if the directory was removed, too: "+restartCommand)
+		return
+	case err == nil && identity != nil:
+		i.warn(r, fmt.Sprintf("there is none: the running dpsd is assigned to %s as %s, but could not write the record", identity.AssignedHub, identity.DeviceID),
+			"dpsd writes it automatically as soon as the state directory can be written: see the results of state and service")
+		return
+	case err == nil:
+		i.ok(r, noRecordYet)
+		return
+	}
+	if held, err := store.Read(i.RuntimeDirectory); err == nil {
+		i.warn(r, fmt.Sprintf("there is none: the record of %s as %s is only in %s, and a boot removes it", held.AssignedHub, held.DeviceID, i.RuntimeDirectory),
+			"dpsd writes it when it starts and the state directory can be written"+atStart)
+		return
+	}
+	files := store.Files(i.StateDirectory)
+	for _, trace := range []string{files[0] + ".prev", files[1]} {
+		if _, err := os.Lstat(trace); err == nil {
+			i.warn(r, "there is none, but "+trace+" is there: it was removed", i.withoutRecord())
+			return
+		}
+	}
+	for _, attempt := range slices.Backward(store.Attempts(i.StateDirectory, i.RuntimeDirectory)) {
+		if attempt.Outcome == "assigned" {
+			i.warn(r, "there is none, but this gateway was assigned on "+day(attempt.At)+": it was removed, or [state] directory was another one then",
+				"dpsd registers again when it starts"+atStart)
+			return
+		}
+	}
+	i.ok(r, noRecordYet)
+}
+
+const noRecordYet = "there is no record yet; the first assignment writes it"
 
 func parent(path string) string { return filepath.Dir(filepath.Clean(path)) }

@@ -237,8 +237,8 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 			if azure && !proxy && classify.Blocked(addresses[n]) {
 				f = fault.New(fault.DNSBlocked, fault.StageTCP, err)
 			}
-			f.Err, f.Circumstance = i.reason(err), i.circumstance()
-			results[n] = failed(results[n], f)
+			f.Err = i.reason(err)
+			results[n] = failed(results[n], i.circumstantial(f))
 			if reached {
 				soften(results[n:n+1], "another address answers")
 			}
@@ -315,8 +315,8 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		return false
 	}
 	request := session.Request{
-		Identity: i.Settings.Identity(i.registrationID, i.Version),
-		Dialer:   *i.dialer, KeepAlive: i.Settings.KeepAlive, ResponseTimeout: i.Settings.ResponseTimeout,
+		Identity: i.Settings.Identity(i.registrationID, i.Version), Source: i.Settings.RegistrationID,
+		Dialer: *i.dialer, KeepAlive: i.Settings.KeepAlive, ResponseTimeout: i.Settings.ResponseTimeout,
 	}
 	request.Dialer.Protocols = []transport.Protocol{w.protocol}
 	r := Result{Name: Connect, Subject: w.route.Address}
@@ -390,8 +390,7 @@ func (i *inspection) notConnected(w *way, steps []string, where *transport.Error
 		switch {
 		case step == at:
 			reached = true
-			f.Circumstance = i.circumstance()
-			w.fail(r, f)
+			w.fail(r, i.circumstantial(f))
 			if step == Proxy {
 				w.results[len(w.results)-1].Detail += i.proxyOrigin()
 			}
@@ -407,14 +406,14 @@ func (i *inspection) notConnected(w *way, steps []string, where *transport.Error
 	}
 }
 
-// circumstance is that of a failure of one protocol: of others the failure itself does not
-// know.
-func (i *inspection) circumstance() fault.Circumstance {
+// circumstantial adds to the failure of one protocol that no other is tried, unless the
+// failure has a circumstance of its own.
+func (i *inspection) circumstantial(f fault.Fault) fault.Fault {
 	only := len(i.dialer.Protocols) == 1 && i.dialer.Protocols[0] == transport.MQTT
-	if only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
-		return fault.OnlyMQTT
+	if f.Circumstance == "" && only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
+		f.Circumstance = fault.OnlyMQTT
 	}
-	return ""
+	return f
 }
 
 // proxyOrigin says whose environment has chosen the proxy.

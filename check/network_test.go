@@ -2,7 +2,15 @@ package check_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
+	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -151,4 +159,60 @@ func TestAddresses(t *testing.T) {
 			}
 		})
 	})
+}
+
+// issued makes a certificate for the host whose issuer has the name of the root.
+func issued(t *testing.T, host, root string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{host}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, &x509.Certificate{Subject: pkix.Name{CommonName: root}}, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestARootThatASovereignCloudNeedsIsAdvisedByEachStepOfTLS(t *testing.T) {
+	for host, want := range map[string]string{
+		"global.azure-devices-provisioning.us":  "Set ca_file to a PEM file with the DigiCert Global Root CA (G1)",
+		"global.azure-devices-provisioning.cn":  "Set ca_file to a PEM file with the DigiCert Global Root CA (G1)",
+		"global.azure-devices-provisioning.net": "update ca-certificates",
+	} {
+		for _, protocols := range [][]transport.Protocol{{transport.MQTT}, {transport.WebSocket}, {transport.MQTT, transport.WebSocket}} {
+			t.Run(fmt.Sprint(host, protocols), func(t *testing.T) {
+				server, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{issued(t, host, "DigiCert Global Root CA")}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer server.Close()
+				go func() {
+					for c, err := server.Accept(); err == nil; c, err = server.Accept() {
+						_, _ = c.Read(make([]byte, 1)) // the handshake fails
+						_ = c.Close()
+					}
+				}()
+				g := gateway(t, addresses("192.0.2.1"), func(ctx context.Context, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, "tcp", server.Addr().String())
+				})
+				g.Settings.Dialer.Host, g.Settings.Dialer.Protocols, g.Settings.Dialer.Roots = host, protocols, x509.NewCertPool()
+				seen := 0
+				g.Run(t.Context(), false, func(r check.Result) {
+					if r.Name != check.TLS {
+						return
+					}
+					seen++
+					if r.Code != fault.TLSUntrusted || !strings.Contains(r.Advice, want) {
+						t.Errorf("%+v, want %q", r, want)
+					}
+				})
+				if seen != len(protocols) {
+					t.Errorf("%d steps, want %d", seen, len(protocols))
+				}
+			})
+		}
+	}
 }

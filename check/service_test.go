@@ -3,6 +3,8 @@ package check_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -165,26 +168,124 @@ func TestTheCorrectionOfTheConfigurationEndsWithWhatTheServiceNeeds(t *testing.T
 	}
 }
 
-func TestARecordThatIsMissingWhileTheRunningDpsdIsAssignedWasRemoved(t *testing.T) {
-	file := control.Configuration{File: "/etc/dpsd/dpsd.toml"}
-	g := &check.Gateway{StateDirectory: t.TempDir(),
-		Settings: &daemon.Settings{RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}, Configuration: &file}}
-	if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.OK || !strings.Contains(r[0].Detail, "was not assigned yet, or the record was removed") {
-		t.Errorf("without a running dpsd: %+v", r)
+// saved makes a record for each hub with the store, the later ones in place of the earlier.
+func saved(state, runtime string, hubs ...string) error {
+	s, err := store.Open(store.Options{Directory: state, RuntimeDirectory: runtime}, time.Now())
+	if err != nil {
+		return err
 	}
-	asked := 0
-	g.Ask = func(context.Context) (control.Status, error) {
-		asked++
-		return control.Status{Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw"}}, nil
+	for _, hub := range hubs {
+		_, refused := s.Save(store.Record{AssignedHub: hub, DeviceID: "gw", RegistrationID: "gw", IDScope: "0ne", Endpoint: "localhost"}, time.Now())
+		err = errors.Join(err, refused)
 	}
-	if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Warning || !strings.Contains(r[0].Detail, "the running dpsd is assigned to hub as gw") {
-		t.Errorf("%+v", r)
+	return errors.Join(err, s.Close())
+}
+
+func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesAtItsStart(t *testing.T) {
+	const one, other = "one.azure-devices.net", "other.azure-devices.net"
+	for _, c := range []struct {
+		expect string
+		make   func(state, runtime string) error
+		advice string
+	}{
+		{"without another record it registers again", func(state, runtime string) error { return nil }, "dpsd registers again when it starts: "},
+		{"it restores the record before it", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the record before it when it starts: "},
+		{"a damaged record before it is none", func(state, runtime string) error {
+			return os.WriteFile(filepath.Join(state, "state.json.prev"), []byte("{"), 0o600)
+		}, "dpsd registers again when it starts: "},
+		{"it writes the record of the runtime directory", func(state, runtime string) error {
+			if err := saved(filepath.Join(state, "no", "such"), runtime, one); err == nil {
+				return errors.New("the record was saved")
+			}
+			return nil
+		}, "dpsd writes the record that is in RUNTIME when it starts: "},
+	} {
+		t.Run(c.expect, func(t *testing.T) {
+			state, runtime := t.TempDir(), t.TempDir()
+			if err := errors.Join(c.make(state, runtime), os.WriteFile(filepath.Join(state, "state.json"), nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			g := &check.Gateway{StateDirectory: state, RuntimeDirectory: runtime, Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}}
+			advice := strings.ReplaceAll(c.advice, "RUNTIME", runtime) + "systemctl restart --no-block dpsd"
+			if r := run(t, g, check.Record); len(r) != 1 || r[0].Status != check.Warning || r[0].Advice != advice {
+				t.Errorf("%+v\nwant %s", r, advice)
+			}
+		})
 	}
-	if asked != 1 {
-		t.Errorf("the running dpsd was asked %d times", asked)
+}
+
+func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
+	assignment := func(durable bool) *control.Status {
+		return &control.Status{Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", Durable: durable}}
 	}
-	g.Skip = map[string]bool{check.Service: true}
-	if run(t, g, check.Record); asked != 1 {
-		t.Error("the running dpsd was asked although the step is left out")
+	for _, test := range []struct {
+		expect         string
+		status         *control.Status // of the running dpsd; nil: none runs
+		make           func(state, runtime string) error
+		want           check.Status
+		detail, advice string
+	}{
+		{"nothing tells of one", nil, nil, check.OK,
+			"there is no record yet; the first assignment writes it", ""},
+		{"the running dpsd was not assigned", &control.Status{}, nil, check.OK,
+			"there is no record yet; the first assignment writes it", ""},
+		{"it was never written, as the disk refuses it", assignment(false), nil, check.Warning,
+			"there is none: the running dpsd is assigned to hub as gw, but could not write the record", "dpsd writes it automatically"},
+		{"the running dpsd has written it", assignment(true), nil, check.Warning,
+			"there is none, but the running dpsd is assigned to hub as gw and has written it: it was removed", "dpsd writes it again automatically within a minute. If it does not: dpsd reprovision"},
+		{"only attempts that failed are recorded", nil, func(_, runtime string) error {
+			r := store.Recorder{RuntimeDirectory: runtime}
+			return r.Add(store.Attempt{Outcome: "fault"}, time.Now())
+		}, check.OK, "there is no record yet; the first assignment writes it", ""},
+		{"the record before it is there", nil, func(state, runtime string) error {
+			return errors.Join(saved(state, runtime, "one.azure-devices.net", "other.azure-devices.net"), os.Remove(filepath.Join(state, "state.json")))
+		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd restores the record before it when it starts: systemctl restart --no-block dpsd"},
+		{"the record before it is damaged", nil, func(state, _ string) error {
+			return os.WriteFile(filepath.Join(state, "state.json.prev"), nil, 0o600)
+		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd registers again when it starts: systemctl restart --no-block dpsd"},
+		{"state.env is there", nil, func(state, _ string) error {
+			return os.WriteFile(filepath.Join(state, "state.env"), nil, 0o600)
+		}, check.Warning, "there is none, but STATE/state.env is there: it was removed", "systemctl restart --no-block dpsd"},
+		{"an attempt that has saved one is recorded", nil, func(state, _ string) error {
+			r := store.Recorder{RuntimeDirectory: state}
+			return r.Add(store.Attempt{Outcome: "assigned", At: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, time.Now())
+		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory was another one then", "systemctl restart --no-block dpsd"},
+		{"it is only in the runtime directory", nil, func(state, runtime string) error {
+			if err := saved(filepath.Join(state, "no", "such"), runtime, "hub.azure-devices.net"); err == nil {
+				return errors.New("the record was saved")
+			}
+			return nil
+		}, check.Warning, "there is none: the record of hub.azure-devices.net as gw is only in RUNTIME, and a boot removes it", "systemctl restart --no-block dpsd"},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			state, runtime := t.TempDir(), t.TempDir()
+			if test.make != nil {
+				if err := test.make(state, runtime); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := &check.Gateway{StateDirectory: state, RuntimeDirectory: runtime,
+				Settings: &daemon.Settings{RegistrationID: attest.RegistrationID{Template: "gw-1"}, Dialer: &transport.Dialer{Host: "localhost"}}}
+			asked := 0
+			g.Ask = func(context.Context) (control.Status, error) {
+				asked++
+				if test.status == nil {
+					return control.Status{}, control.ErrNotRunning
+				}
+				return *test.status, nil
+			}
+			detail := strings.NewReplacer("STATE", state, "RUNTIME", runtime).Replace(test.detail)
+			r := run(t, g, check.Record)
+			if len(r) != 1 || r[0].Status != test.want || r[0].Detail != detail || !strings.Contains(r[0].Advice, test.advice) || (test.advice == "") != (r[0].Advice == "") {
+				t.Errorf("%+v\nwant %s, %s", r, test.want, detail)
+			}
+			if asked != 1 {
+				t.Errorf("the running dpsd was asked %d times", asked)
+			}
+			g.Skip = map[string]bool{check.Service: true}
+			if run(t, g, check.Record); asked != 1 {
+				t.Error("the running dpsd was asked although the step is left out")
+			}
+		})
 	}
 }

@@ -30,9 +30,30 @@ func (i *inspection) state(ctx context.Context) {
 		i.skip(Result{Name: Record}, "the configuration is invalid")
 		return
 	}
-	i.directory(Result{Name: State, Subject: i.StateDirectory})
+	r := Result{Name: State, Subject: i.StateDirectory}
+	useless := i.useless(i.StateDirectory)
+	if useless != nil {
+		i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: useless})
+	} else {
+		i.directory(r)
+	}
 	i.runtimeDirectory(Result{Name: State, Subject: i.RuntimeDirectory})
+	i.controlSocket()
+	if useless != nil {
+		i.skip(Result{Name: Record}, "the state directory cannot be used")
+		return
+	}
 	i.record(ctx)
+}
+
+// useless is why the service can find nothing in a directory, see store.CheckDirectory. That
+// an ordinary user may not search it says nothing of the service.
+func (i *inspection) useless(directory string) error {
+	err := i.Account.do(func() error { return store.CheckDirectory(directory) })
+	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+		return nil
+	}
+	return err
 }
 
 func (i *inspection) directory(r Result) {
@@ -42,11 +63,7 @@ func (i *inspection) directory(r Result) {
 		return err
 	})
 	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
-	link := store.DanglingLink(i.StateDirectory)
 	switch {
-	case link != nil:
-		refuse(&store.MissingError{Directory: i.StateDirectory, Err: link})
-		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit.running():
 		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd makes it at a start only
 		return
@@ -62,9 +79,6 @@ func (i *inspection) directory(r Result) {
 		return
 	case err != nil:
 		refuse(cause(err))
-		return
-	case !info.IsDir():
-		refuse(syscall.ENOTDIR)
 		return
 	}
 	detail := fmt.Sprintf("owner %s, mode %04o", ownerName(info), info.Mode().Perm())
@@ -85,26 +99,35 @@ func (i *inspection) directory(r Result) {
 		i.fail(r, err)
 		return
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(i.StateDirectory, &disk); err != nil {
-		refuse(err)
-		return
-	}
-	free := disk.Bavail * uint64(max(disk.Bsize, 1))
-	// File systems without a table of inodes report none at all.
-	inodes := disk.Files == 0 || disk.Ffree > 8
-	detail += ", writable, " + megabytes(free) + " free"
+	free, room, err := space(i.StateDirectory)
+	detail += ", writable, " + room
 	switch {
-	case free < tooLittle, !inodes:
-		if !inodes {
-			detail += ", no inode free"
-		}
-		refuse(fmt.Errorf("%w: %s", syscall.ENOSPC, detail))
+	case err != nil:
+		refuse(fmt.Errorf("%w: %s", err, detail))
 	case free < little:
 		i.warn(r, detail, "Free space before it is used up: a record that cannot be written is lost at the next boot.")
 	default:
 		i.ok(r, detail)
 	}
+}
+
+// space is what is free in the file system of a directory, in bytes and in words. The error
+// says that it is too little for dpsd.
+func space(directory string) (free uint64, words string, err error) {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(directory, &disk); err != nil {
+		return 0, "free space unknown", err
+	}
+	free = disk.Bavail * uint64(max(disk.Bsize, 1))
+	words = megabytes(free) + " free"
+	if free < tooLittle {
+		err = syscall.ENOSPC
+	}
+	// File systems without a table of inodes report none at all.
+	if disk.Files != 0 && disk.Ffree <= 8 {
+		words, err = words+", no inode free", syscall.ENOSPC
+	}
+	return free, words, err
 }
 
 // mayWrite asks the kernel whether the service could make files in a directory. To an

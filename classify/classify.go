@@ -64,6 +64,11 @@ type Circumstances struct {
 	Purpose     error  // that the device certificate is not for clients, of attest.ForClients
 	Doubt       error  // what speaks against the symmetric key, an *attest.Doubt
 
+	// RegistrationID is the one under which the service was asked; "" when it was not. A
+	// refusal names it, unless it is what the configuration says.
+	RegistrationID string
+	Source         attest.RegistrationID
+
 	Told redact.Known // the secrets that peers were told, who may repeat them
 }
 
@@ -72,6 +77,9 @@ type Circumstances struct {
 // code and tracking ID.
 func (c Circumstances) Classify(err error) fault.Fault {
 	f := inHome(classified(err))
+	if c.RegistrationID != "" && c.Source.Varies() && (f.Class == fault.Credential || f.Class == fault.Enrollment) {
+		f.Err = fmt.Errorf("%w; the registration ID was %s (%s)", f.Err, c.RegistrationID, c.Source)
+	}
 	switch {
 	case f.Class != fault.Credential:
 	case c.Inspector != "":
@@ -311,6 +319,8 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.NotTLS)
 	case certificateRefused(cause):
 		return named(fault.CertificateRefused)
+	case certificateDemanded(cause):
+		return demanded(whole), true
 	case strings.Contains(cause.Error(), "protocol version"):
 		return named(fault.TLSVersion)
 	}
@@ -346,6 +356,21 @@ func certificateRefused(err error) bool {
 	return found && slices.Contains(refusals, alert) && errors.As(err, &refused) && refused.Certificate
 }
 
+// certificateDemanded recognises a verified server that was shown no certificate and gave up
+// for that. Under TLS 1.2 there is no alert of its own for it.
+func certificateDemanded(err error) bool {
+	alert, found := transport.RemoteAlert(err)
+	var refused *transport.RefusedError
+	return found && (slices.Contains(refusals, alert) || alert == "tls: handshake failure") && errors.As(err, &refused) && refused.Missing
+}
+
+// demanded is the fault of such a server.
+func demanded(err error) fault.Fault {
+	f := fault.New(fault.TLSFailed, fault.StageTLS, err)
+	f.Circumstance = fault.CertificateDemanded
+	return f
+}
+
 func alerted(err error) bool {
 	_, found := transport.RemoteAlert(err)
 	return found
@@ -362,6 +387,8 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	switch {
 	case certificateRefused(err):
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
+	case stage == fault.StageConnect && certificateDemanded(err):
+		return demanded(err), true
 	case stage == fault.StageConnect && alerted(err): // in place of the CONNACK: the server's part of the handshake
 		return fault.New(fault.TLSFailed, fault.StageTLS, err), true
 	case errors.As(err, &connack):

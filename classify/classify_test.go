@@ -95,6 +95,8 @@ func TestClassify(t *testing.T) {
 		{"the proxy is closed for the night", dial(transport.StageProxy, &transport.ProxyError{Status: 500}), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy wants NTLM", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
 		{"the proxy wants NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy wants NTLM, by 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
+		{"the proxy wants NTLM or Basic, by 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"NTLM", "BASIC"}}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyWantsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy says that it is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},

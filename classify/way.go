@@ -38,10 +38,11 @@ func ofProxy(cause error) fault.Code {
 		return fault.CAUnreadable
 	case errors.Is(cause, transport.ErrProxyWantsTLS), errors.As(cause, &plain):
 		return fault.ProxyScheme
-	case errors.As(cause, &answer) && answer.Status == http.StatusProxyAuthRequired && !offersBasic(answer.Schemes):
-		return fault.ProxyAuthUnsupported
 	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
-		// 401 is tinyproxy's word for a wrong password.
+		// tinyproxy answers 401 to a wrong password.
+		if !offersBasic(answer.Schemes) {
+			return fault.ProxyAuthUnsupported
+		}
 		return fault.ProxyAuth
 	case errors.As(cause, &answer) && portal(answer.Status):
 		return fault.CaptivePortal

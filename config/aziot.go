@@ -90,8 +90,17 @@ func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
 	if err != nil {
 		return Import{}, err
 	}
+	read := make([]dropIn, len(dropIns))
+	for i, d := range dropIns {
+		if read[i], err = readDropIn(d); err != nil {
+			return Import{}, err
+		}
+	}
+	if unitLine().Match(data) {
+		return Import{}, Errors{dropInAlone(name, read)}
+	}
 	doc, problem := readDocument(data)
-	if problem := anotherFile(data, doc.values, problem); problem != nil {
+	if problem := anotherFile(name, data, doc.values, problem); problem != nil {
 		problem.File, problem.Key = name, "" // a key would be one of dpsd.toml
 		return Import{}, Errors{problem}
 	}
@@ -101,7 +110,9 @@ func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
 		set:     map[string]any{},
 		stray:   map[path]stray{},
 	}
-	a.edge = slices.ContainsFunc(dropIns, func(d DropIn) bool { return unitOf(d.Name) == edged })
+	if problem := a.dropIns(read); problem != nil {
+		return Import{}, Errors{problem}
+	}
 	a.whole()
 	if len(a.errs) > 0 {
 		a.errs.sort()
@@ -111,9 +122,6 @@ func FromAziot(name string, r io.Reader, dropIns ...DropIn) (Import, error) {
 		a.sort()
 		a.notes = slices.DeleteFunc(a.notes, func(n *Note) bool { return strings.HasPrefix(n.Text, todo) })
 		return Import{Notes: a.notes}, nil
-	}
-	if err := a.dropIns(dropIns); err != nil {
-		return Import{}, err
 	}
 	a.takeProxy()
 	a.sort()

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // importer walks through an aziot config.toml.
@@ -238,7 +239,7 @@ const importedPayload = "/etc/dpsd/payload.json"
 func (a *importer) payload(at path, value any) {
 	if file, scheme := a.location(at, value); file != "" {
 		a.set["dps.payload_file"] = importedPayload
-		a.todo(at, "install -D -m 0640 -g dpsd "+shellQuote(file)+" "+importedPayload,
+		a.todo(at, "install -D -m 0640 -g dpsd "+input.Quote(file)+" "+importedPayload,
 			"copy the file to %s, where dpsd can read it; it must be a JSON object", importedPayload)
 	} else if scheme != "" {
 		a.leaveOut(at, "it is not in a file")
@@ -332,6 +333,3 @@ func toComment(s string) string {
 		return r
 	}, s)
 }
-
-// shellQuote writes s as one word for sh.
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

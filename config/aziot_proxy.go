@@ -1,13 +1,16 @@
 package config
 
 import (
-	"bytes"
 	"io"
 	"maps"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
@@ -15,6 +18,9 @@ import (
 type DropIn struct {
 	Name string // stands for the file in messages and commands
 	Text io.Reader
+	// Files returns the files that EnvironmentFile= names by a pattern, in the order of
+	// systemd. It is nil for a copy of a drop-in, whose gateway may be another one.
+	Files func(pattern string) ([]EnvironmentFile, error)
 }
 
 // proxySetting is a proxy that aziot uses.
@@ -60,34 +66,74 @@ func (a *importer) upstreamProtocol(at path, value string) {
 	}
 }
 
+// dropIn is a DropIn that was read.
+type dropIn struct {
+	DropIn
+	data []byte
+	unit string
+	// placed tells that the file is in a directory of drop-ins.
+	placed bool
+}
+
+func readDropIn(d DropIn) (dropIn, error) {
+	data, err := Read(d.Name, d.Text)
+	unit, placed := strings.CutSuffix(filepath.Base(filepath.Dir(d.Name)), ".service.d")
+	if !placed {
+		unit = identityd
+	}
+	return dropIn{d, data, unit, placed}, err
+}
+
+var (
+	// section begins what systemd takes from a drop-in.
+	section = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`) })
+	// unitLine are lines that only files of units have.
+	unitLine = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`)
+	})
+)
+
+// dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
+func dropInAlone(name string, others []dropIn) *Error {
+	file := theFile
+	if i := slices.IndexFunc(others, func(d dropIn) bool { return !section().Match(d.data) }); i >= 0 {
+		file = others[i].Name
+	}
+	return &Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
+		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
+}
+
 // dropIns takes the proxies that the units have in their environment. aziot-identityd
 // is what registers: its proxy stands before that of aziot-edged, and before the agent's.
-func (a *importer) dropIns(all []DropIn) error {
+func (a *importer) dropIns(all []dropIn) *Error {
 	units := map[string]*environment{}
 	var order []string
 	for _, d := range all {
-		data, err := Read(d.Name, d.Text)
-		if err != nil {
-			return err
+		a.edge = a.edge || d.unit == edged
+		if units[d.unit] == nil {
+			units[d.unit] = &environment{}
+			order = append(order, d.unit)
 		}
-		unit := unitOf(d.Name)
-		if units[unit] == nil {
-			units[unit] = &environment{}
-			order = append(order, unit)
+		switch {
+		case section().Match(d.data):
+			units[d.unit].read(d)
+		case !d.placed:
+			return &Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
+				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
+		case content().Match(d.data):
+			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
-		units[unit].read(d.Name, data)
 	}
 	slices.SortStableFunc(order, func(x, y string) int { return rank(x) - rank(y) })
-	var found []proxySetting
 	for _, unit := range order {
 		e := units[unit]
-		for _, o := range e.files {
-			a.noteOf(o, "", `left out: the file is not read; if it sets HTTPS_PROXY, set transport.proxy in dpsd.toml`)
+		for _, f := range e.files {
+			a.environmentFile(e, f)
 		}
 		// The Identity Service looks for the upper-case name first.
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
 			if v, is := e.values[name]; is {
-				found = append(found, proxySetting{v.origin, v.value, unit})
+				a.proxies = append(a.proxies, proxySetting{v.origin, v.value, unit})
 			}
 		}
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
@@ -96,20 +142,13 @@ func (a *importer) dropIns(all []DropIn) error {
 			}
 		}
 	}
-	a.proxies = append(found, a.proxies...)
 	return nil
 }
 
-const edged = "aziot-edged.service"
-
-// unitOf is the unit that a drop-in belongs to, by its directory.
-func unitOf(name string) string {
-	unit, found := strings.CutSuffix(filepath.Base(filepath.Dir(name)), ".d")
-	if !found {
-		return "aziot-identityd.service"
-	}
-	return unit
-}
+const (
+	identityd = "aziot-identityd"
+	edged     = "aziot-edged"
+)
 
 func rank(unit string) int {
 	if unit == edged {
@@ -167,116 +206,4 @@ func (a *importer) proxy(o origin, value string) bool {
 			todo+"put the password, without percent-encoding, into /etc/credstore/%s", importedPassword)
 	}
 	return true
-}
-
-// environment is what drop-ins of a unit set, systemd.exec(5).
-type environment struct {
-	values map[string]variable
-	files  []origin // EnvironmentFile=
-}
-
-type variable struct {
-	origin
-	value string
-}
-
-// read goes through a drop-in: what it sets replaces what earlier ones have set.
-func (e *environment) read(name string, data []byte) {
-	if e.values == nil {
-		e.values = map[string]variable{}
-	}
-	lines := newLines(data)
-	section := ""
-	for n := 1; n <= len(lines.starts); n++ {
-		first := n
-		line := strings.TrimSpace(string(lines.line(n)))
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		for strings.HasSuffix(line, `\`) && n < len(lines.starts) {
-			n++
-			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.line(n)))
-		}
-		if strings.HasPrefix(line, "[") {
-			section = line
-			continue
-		}
-		key, value, found := strings.Cut(line, "=")
-		if !found || section != "[Service]" {
-			continue
-		}
-		o := origin{name, strings.TrimSpace(key), first, data[lines.starts[first-1]:]}
-		switch o.key {
-		case "Environment":
-			e.assign(o, strings.TrimSpace(value))
-		case "EnvironmentFile":
-			if value = strings.TrimSpace(value); value == "" {
-				e.files = nil
-			} else {
-				e.files = append(e.files, o)
-			}
-		}
-	}
-}
-
-// assign takes the assignments of a line; an empty one takes back all before.
-func (e *environment) assign(o origin, value string) {
-	if value == "" {
-		clear(e.values)
-	}
-	for _, word := range unitWords(value) {
-		if name, value, found := strings.Cut(word, "="); found {
-			o.key = name
-			e.values[name] = variable{o, specifiers(value)}
-		}
-	}
-}
-
-// specifiers writes "%%" as "%"; any other specifier, which only systemd can resolve,
-// becomes a NUL, which no address holds.
-func specifiers(value string) string {
-	var b strings.Builder
-	for i := 0; i < len(value); i++ {
-		switch {
-		case value[i] != '%':
-			b.WriteByte(value[i])
-		case i+1 < len(value) && value[i+1] == '%':
-			b.WriteByte('%')
-			i++
-		default:
-			b.WriteByte(0)
-		}
-	}
-	return b.String()
-}
-
-// unitWords splits a value as systemd does: at blanks that are not in quotes.
-func unitWords(text string) (words []string) {
-	var word bytes.Buffer
-	quote, begun := byte(0), false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '\\' && i+1 < len(text):
-			i++
-			word.WriteByte(text[i])
-			begun = true
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, begun = c, true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if begun {
-				words = append(words, word.String())
-				word.Reset()
-				begun = false
-			}
-		default:
-			word.WriteByte(c)
-			begun = true
-		}
-	}
-	if begun {
-		words = append(words, word.String())
-	}
-	return words
 }

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 const toCredstore = " | install -D -m 0600 /dev/stdin /etc/credstore/"
@@ -36,7 +37,7 @@ func (a *importer) symmetricKey(at path, value any) {
 		a.cannot(at, "the key is in a PKCS#11 token, which gives it to nobody; put the key of the enrollment where dpsd can read it, or enroll a certificate")
 	case file != "":
 		// keyd uses the bytes of the file as they are, dpsd takes what the portal shows.
-		a.todo(at, "base64 -w0 "+shellQuote(file)+toCredstore+importedKey,
+		a.todo(at, "base64 -w0 "+input.Quote(file)+toCredstore+importedKey,
 			"the file holds the bytes of the key, and dpsd reads their base64 text; put that into /etc/credstore/%s", importedKey)
 	}
 }
@@ -71,7 +72,7 @@ func extract(o origin, expression, secret, more, name string) string {
 	if !gives(expression, line, secret) {
 		return ""
 	}
-	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", o.line, expression, more, shellQuote(o.file), toCredstore, name)
+	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", o.line, expression, more, input.Quote(o.file), toCredstore, name)
 }
 
 // gives tells whether sed finds the secret in a line with a basic regular expression.
@@ -97,7 +98,7 @@ func extractLines(o origin, secret, more string) string {
 		joined = append(joined, dropped().ReplaceAll(line, nil)...)
 		if n > 0 && gives(expression, joined, secret) {
 			return fmt.Sprintf(`sed -n '%d,%dp' %s | tr -d '\\\r\n\t ' | sed -n 's,.*%s.*,\1%s,p'%s%s`,
-				o.line, o.line+n, shellQuote(o.file), expression, more, toCredstore, importedKey)
+				o.line, o.line+n, input.Quote(o.file), expression, more, toCredstore, importedKey)
 		}
 	}
 	return ""
@@ -136,6 +137,6 @@ func (a *importer) privateKey(at path, value any) {
 
 // copyFile puts a file, which is only for aziotks or aziotcs to read, into a credential.
 func (a *importer) copyFile(at path, file, what, name string) {
-	a.todo(at, "install -D -m 0600 "+shellQuote(file)+" /etc/credstore/"+name,
+	a.todo(at, "install -D -m 0600 "+input.Quote(file)+" /etc/credstore/"+name,
 		"put %s into /etc/credstore/%s; when the file is renewed, do so again and restart dpsd", what, name)
 }

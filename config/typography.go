@@ -64,10 +64,10 @@ func shownRune(r rune) string {
 	return fmt.Sprintf("the character %c (U+%04X%s)", r, r, name)
 }
 
-// foreign finds the first character of a line that TOML has no use for: a letter beyond
+// strange finds the first character of a line that TOML has no use for: a letter beyond
 // ASCII or a backquote, outside of strings and comments, or a look-alike in a string that
 // does not end on the line. It returns where it stands, in bytes.
-func foreign(line []byte) (at int, r rune, found bool) {
+func strange(line []byte) (at int, r rune, found bool) {
 	quote, inString := byte(0), -1
 	for at < len(line) {
 		r, size := utf8.DecodeRune(line[at:])
@@ -99,7 +99,7 @@ func foreign(line []byte) (at int, r rune, found bool) {
 // typographic is a syntax error in line n that such a character explains; nil when none
 // does.
 func typographic(lines lines, n int) *Error {
-	at, r, found := foreign(bytes.TrimRight(lines.line(n), "\r\n"))
+	at, r, found := strange(bytes.TrimRight(lines.line(n), "\r\n"))
 	if !found {
 		return nil
 	}

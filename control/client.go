@@ -123,7 +123,7 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 		response, err = transport.RoundTrip(request)
 	}
 	switch {
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotRunning
 	case err != nil:
 		return nil, err

@@ -376,7 +376,7 @@ func TestClientsThatMeanHarm(t *testing.T) {
 func TestTheSocket(t *testing.T) {
 	t.Run("without a daemon the client says so", func(t *testing.T) {
 		dir := t.TempDir()
-		for _, path := range []string{filepath.Join(dir, "none"), stale(t)} {
+		for _, path := range []string{filepath.Join(dir, "none"), filepath.Join(stale(t), "below a file"), stale(t), dir} {
 			if _, err := (control.Client{Socket: path}).Status(context.Background()); !errors.Is(err, control.ErrNotRunning) {
 				t.Errorf("%s: %v", path, err)
 			}

@@ -62,7 +62,7 @@ func (r *reporter) enter(ctx context.Context, stage fault.Stage, limit time.Dura
 // progress is how far the attempts have come with the current settings. Each attempt gets a
 // copy, and hands back its own.
 type progress struct {
-	registrationID string            // "": not resolved yet
+	registrationID string            // of the last attempt; "": it could not be resolved
 	registration   *dps.Registration // nil: no operation is in progress
 	payload        []byte            // of registration
 	unsaved        *store.Record     // assigned by DPS, but not saved yet
@@ -91,7 +91,7 @@ func (i *identification) identify(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if i.registration == nil || !bytes.Equal(payload, i.payload) {
+	if i.registration == nil || i.registration.Identity.RegistrationID != i.registrationID || !bytes.Equal(payload, i.payload) {
 		i.payload = payload
 		i.registration = &dps.Registration{
 			Identity:        i.settings.Identity(i.registrationID, i.version),

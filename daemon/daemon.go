@@ -29,7 +29,7 @@ import (
 // Settings is what a reload replaces as a whole.
 type Settings struct {
 	IDScope        string
-	RegistrationID attest.RegistrationID // resolved once, then kept until the next reload
+	RegistrationID attest.RegistrationID // resolved for each attempt until DPS has assigned it, see keptID
 	APIVersion     string                // "" is the default of package dps
 	PayloadFile    string                // "": no payload
 	Credentials    []attest.Credential   // tried in this order when the service refuses one

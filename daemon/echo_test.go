@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -70,6 +71,7 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 			signature, escaped, signature[:20], signature[:10] + " " + signature[10:20] + "\n" + signature[20:],
 			base64.StdEncoding.EncodeToString([]byte(token)), hex.EncodeToString([]byte(token)), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString([]byte(signature))),
 			base64.StdEncoding.EncodeToString([]byte("x" + signature)), base64.RawURLEncoding.EncodeToString([]byte("yz" + signature)), base64.URLEncoding.EncodeToString(raw),
+			fmt.Sprintf("%d", []byte(signature)), strings.Trim(fmt.Sprintf("% #x", raw), " "), base32.StdEncoding.EncodeToString([]byte(signature)),
 		}
 		rules := make([]simulator.Rule, 0, len(forms))
 		for _, form := range forms {

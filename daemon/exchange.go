@@ -21,16 +21,20 @@ import (
 // This file is the part of a registration that takes place on the network.
 
 // exchange connects and registers, and returns the assignment, or none if DPS has asked for
-// a wait, r.wait. A connection that resumed a TLS session and failed in a way that may be
-// caused by that is repeated once with a full handshake.
+// a wait, r.wait. A connection that resumed a TLS session and failed before DPS was asked for
+// anything is repeated once with a full handshake. After a later failure the next attempt
+// makes a full handshake: a server may fail on each resumed session.
 func (a *registration) exchange(ctx context.Context, r *registered) (*dps.Assignment, error) {
 	for {
 		s, assignment, err := a.converse(ctx, r)
-		if s.Conn == nil || err == nil || !causedBySession(err, r.request.Proof.Certificate != nil) {
+		if err == nil || s.Conn == nil || ctx.Err() != nil {
 			return assignment, err
 		}
-		s.Conn.Forget()
-		if !s.Conn.TLS.DidResume || ctx.Err() != nil {
+		again, resumed := causedBySession(err, r.request.Proof.Certificate != nil), s.Conn.TLS.DidResume
+		if again || resumed && !answered(err) {
+			s.Conn.Forget()
+		}
+		if !again || !resumed {
 			return nil, err
 		}
 		a.log(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Told: r.request.Secrets()}.Classify(err).Error()))
@@ -38,9 +42,16 @@ func (a *registration) exchange(ctx context.Context, r *registered) (*dps.Assign
 	}
 }
 
+// answered reports whether DPS has judged the request, so that the session has served its
+// purpose. An internal error of DPS is not a judgement.
+func answered(err error) bool {
+	var said *dps.ServiceError
+	return errors.As(err, &said) && (said.Throttled() || !said.Temporary())
+}
+
 // causedBySession reports whether a connection may have failed because its TLS session was
-// resumed: nothing was answered on it, or the device certificate was refused, which a server
-// has to keep with the session.
+// resumed, so that a full handshake is worth an immediate retry: nothing was answered on it,
+// or the device certificate was refused, which a server has to keep with the session.
 func causedBySession(err error, certificate bool) bool {
 	f := classify.Classify(err)
 	switch {

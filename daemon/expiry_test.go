@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -23,52 +24,57 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// intermediate is a certificate that expires at that time, in PEM.
-func intermediate(t *testing.T, until time.Time) string {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Plant CA"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: until.AddDate(-1, 0, 0), NotAfter: until,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
-// chained gives the gateway a device certificate whose chain has another one, which
-// expires at that time.
+// chained gives the gateway the certificate of enroll as its credential.
 func (g *gateway) chained(until time.Time) {
 	g.t.Helper()
-	x := g.certificate(device).(attest.X509)
-	leaf, err := os.ReadFile(x.Certificate.File)
+	g.Settings.Credentials = []attest.Credential{g.certificate(device)}
+	g.enroll(until)
+}
+
+// enroll lets the service trust a new authority, and writes a device certificate with its
+// key whose chain has an intermediate that expires at that time.
+func (g *gateway) enroll(until time.Time) {
+	g.t.Helper()
+	issue := func(name string, from, until time.Time, parent *x509.Certificate, signer crypto.Signer) (*x509.Certificate, crypto.Signer) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: until,
+			IsCA: name != device, BasicConstraintsValid: true,
+		}
+		if parent == nil {
+			parent, signer = template, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		return certificate, key
+	}
+	text := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	now := time.Now()
+	root, rootKey := issue("Plant Root", now.AddDate(-10, 0, 0), now.AddDate(10, 0, 0), nil, nil)
+	intermediate, intermediateKey := issue("Plant CA", until.AddDate(-1, 0, 0), until, root, rootKey)
+	leaf, key := issue(device, now.AddDate(-1, 0, 0), now.AddDate(1, 0, 0), intermediate, intermediateKey)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.write(filepath.Base(x.Certificate.File), string(leaf)+intermediate(g.t, until))
-	g.Settings.Credentials = []attest.Credential{x}
-}
-
-func TestAnExpiredIntermediateExplainsA401(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"})
-		g.chained(time.Now().Add(-time.Hour))
-		g.run()
-		g.until("fault", 1)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
-		g.wantFaults(fault.CertificateExpired)
-		entry := g.log.FilterMessage("fault").All()[0].ContextMap()
-		if cause := entry["cause"].(string); !strings.Contains(cause, "certificate 2 of 2 in the chain has expired (not after 1999-12-31T23:00:00Z)") {
-			t.Errorf("the cause is %q", cause)
-		}
-	})
+	if err := g.sim.SetEnrollments(&simulator.Enrollments{Groups: []simulator.Group{{
+		Name: "plant", Attestation: simulator.Attestation{Type: "x509", CA: text("CERTIFICATE", root.Raw)},
+	}}}); err != nil {
+		g.t.Fatal(err)
+	}
+	g.write("device.pem", text("CERTIFICATE", leaf.Raw)+text("CERTIFICATE", intermediate.Raw))
+	g.write("device-key.pem", text("PRIVATE KEY", private))
 }
 
 // The metric is made of the status.
@@ -105,5 +111,8 @@ func TestACertificateThatIsNotForClientsExplainsARefusal(t *testing.T) {
 	f := s.classify(r, time.Now())
 	if f.Code != fault.Unauthorized || !strings.Contains(f.Error(), "its only extended key usage is serverAuth; it also needs clientAuth") {
 		t.Errorf("got %v", f)
+	}
+	if want := "Have a certificate issued whose extended key usages include clientAuth."; f.Advice() != want {
+		t.Errorf("the advice is %q, want %q", f.Advice(), want)
 	}
 }

@@ -143,8 +143,10 @@ var provocations = map[fault.Code]provocation{
 	}},
 	fault.CredentialUnreadable: {set: func(g *gateway) { _ = os.Remove(filepath.Join(g.dir, "device.key")) }},
 	fault.CredentialEncrypted:  {set: file("device.key", "Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABAAAABw\n")},
-	fault.CredentialInvalid:    {set: file("device.key", "{}")},
-	fault.CertificateExpired:   {set: expired},
+	fault.CredentialInvalid: {set: func(g *gateway) {
+		g.Settings.Credentials = []attest.Credential{g.certificate("another-device")}
+	}},
+	fault.CertificateExpired: {set: expired},
 
 	fault.NetworkUnreachable: dialling(os.NewSyscallError("connect", syscall.ENETUNREACH)),
 	fault.ResolverMissing:    dialling(&net.DNSError{Err: "read udp 127.0.0.1:41000->127.0.0.1:53: read: connection refused", Name: "global.azure-devices-provisioning.net", Server: "127.0.0.1:53"}),

@@ -25,20 +25,25 @@ import (
 // trouble is one row of the table: what a gateway meets that has been assigned
 // before, and what must come of it.
 type trouble struct {
-	name  string
-	rules []simulator.Rule
-	on    string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
-	with  string         // "key", "certificate" or "": key
-	set   func(*gateway) // what else is changed before the start
-	mend  func(*gateway) // done after 90 s
-	calm  bool           // no fault is to be reported at all
-	code  fault.Code     // the first fault
-	codes []fault.Code   // all that may follow it; empty: code alone
-	lasts bool           // it does not pass by itself
-	moves bool           // the gateway is given another hub, which is to be published
-	quiet bool           // nothing of it reaches the network: attempts are not counted
+	name    string
+	rules   []simulator.Rule
+	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
+	with    string         // "key", "certificate" or "": key
+	set     func(*gateway) // what else is changed before the start
+	mend    func(*gateway) // done after 90 s
+	calm    bool           // no fault is to be reported at all
+	code    fault.Code     // the first fault
+	codes   []fault.Code   // all that may follow it; empty: code alone
+	lasts   bool           // it does not pass by itself
+	moves   bool           // the gateway is given another hub, which is to be published
+	quiet   bool           // nothing of it reaches the network: attempts are not counted
+	says    string         // is in the cause of each fault
+	advises string         // is in the advice of each fault
+	costs   int            // how many faults there are; 0: not counted
 
-	tickets bool // the service lets TLS sessions be resumed, and the gateway has one
+	// tickets is the TLS version up to which the service lets sessions be resumed, and of
+	// which the gateway has one; "": none is resumed.
+	tickets string
 }
 
 // troubled is what became of the gateway.
@@ -232,12 +237,7 @@ func troubles() []trouble {
 		calmly("a link with 600 ms each way", simulator.Rule{On: simulator.OnAccept, DelayUp: 600 * time.Millisecond, DelayDown: 600 * time.Millisecond}),
 		onceAndAlways("a web page without TLS", fault.CaptivePortal, simulator.Rule{On: simulator.OnAccept, Garbage: "HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n"}),
 	)
-	for _, alert := range []string{"bad_certificate", "unknown_ca", "access_denied", "certificate_required"} {
-		add(onceAndAlways("the alert "+alert+" before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: alert}))
-	}
 	add(
-		onceAndAlways("an alert about a certificate, in place of one", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("an alert about a certificate, in place of one, under TLS 1.3", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
 		onceAndAlways("garbage within the TLS stream", fault.ConnectionLost, simulator.Rule{On: simulator.OnAccept, AfterUp: 700, Garbage: "GARBAGE GARBAGE"}),
 	)
 	for _, after := range []int{1, 500, 1200, 1700} {
@@ -287,10 +287,6 @@ func troubles() []trouble {
 	// Credentials and the gateway's own files.
 	wrong := "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw="
 	certified := slices.Concat(
-		onceAndAlways("the certificate is refused by an alert", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("the certificate is refused by an alert under TLS 1.3", fault.CertificateRefused, simulator.Rule{On: simulator.OnTLS, TLSMax: "1.3", Alert: "bad_certificate", AlertAt: "certificate"}),
-		onceAndAlways("the alert bad_certificate before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "bad_certificate"}),
-		onceAndAlways("the alert unknown_ca before any certificate", fault.TLSFailed, simulator.Rule{On: simulator.OnTLS, Alert: "unknown_ca"}),
 		onceAndAlways("register: 401", fault.Unauthorized, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}),
 		onceAndAlways("CONNACK 5", fault.ConnackRefused, simulator.Rule{On: simulator.OnConnect, Connack: code(5)}),
 		onceAndAlways("register: 500", fault.ServiceError, simulator.Rule{On: simulator.OnRegister, Status: 500, RetryAfter: "none"}),
@@ -299,7 +295,7 @@ func troubles() []trouble {
 	for i := range certified {
 		certified[i].with = "certificate"
 	}
-	add(certified, resumptions(), proxies())
+	add(certified, alertsAboutCertificates(), chains(), resumptions(), proxies())
 	add(onceAndAlways("register: 400, the API version is not supported", fault.RequestRefused,
 		simulator.Rule{On: simulator.OnRegister, Status: 400, ErrorCode: 400004, ErrorMessage: "Unsupported API version 2021-06-01.", RetryAfter: "none"}))
 	for _, host := range []string{"global.azure-devices-provisioning.us", "global.azure-devices-provisioning.cn"} {
@@ -323,6 +319,10 @@ func troubles() []trouble {
 		}},
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
 		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
+		{name: "a key that is a directory", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) {
+			_ = os.Remove(g.dir + "/device.key")
+			_ = os.Mkdir(g.dir+"/device.key", 0o755)
+		}},
 		{name: "no payload file", on: "mqtt", code: fault.InputUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.PayloadFile = g.dir + "/missing" }},
 		{name: "a serial file whose first line is blank", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) {
 			g.write("serial", "\n"+device+"\n")
@@ -373,15 +373,16 @@ func playTrouble(t *testing.T, row trouble) (o troubled) {
 			g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		}
 		g.refusing()
-		if row.tickets {
+		service := simulator.Settings{SessionTickets: row.tickets != "", TLSMax: row.tickets}
+		if row.tickets != "" {
 			g.Settings.Dialer.Sessions = tls.NewLRUClientSessionCache(4)
-			if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: true}}); err != nil {
+			if err := g.sim.SetScenario(&simulator.Scenario{Settings: service}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		g.publish()
 		before := snapshot(t, g.Store.Directory)
-		if err := g.sim.SetScenario(&simulator.Scenario{Settings: simulator.Settings{SessionTickets: row.tickets}, Rules: row.rules}); err != nil {
+		if err := g.sim.SetScenario(&simulator.Scenario{Settings: service, Rules: row.rules}); err != nil {
 			t.Fatal(err)
 		}
 		if row.set != nil {
@@ -422,6 +423,19 @@ func playTrouble(t *testing.T, row trouble) (o troubled) {
 		}
 		if g.log.FilterMessage("hung").Len() > 0 {
 			t.Error("the watchdog was needed")
+		}
+		for _, e := range g.log.FilterMessage("fault").All() {
+			if cause := fmt.Sprint(e.ContextMap()["cause"]); !strings.Contains(cause, row.says) {
+				t.Errorf("the cause is %q, without %q", cause, row.says)
+			}
+		}
+		for _, e := range g.log.FilterMessage("fault").All() {
+			if advice := fmt.Sprint(e.ContextMap()["advice"]); !strings.Contains(advice, row.advises) {
+				t.Errorf("the advice is %q, without %q", advice, row.advises)
+			}
+		}
+		if row.costs > 0 && len(o.faults) != row.costs {
+			t.Errorf("%d faults, want %d", len(o.faults), row.costs)
 		}
 		strange := slices.ContainsFunc(o.faults, func(f string) bool {
 			return f != string(row.code) && !slices.Contains(row.codes, fault.Code(f))

@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -48,23 +49,43 @@ func issuedByDigiCert(g *gateway, host string) {
 
 // proxies are what a proxy can answer.
 func proxies() (rows []trouble) {
-	for name, what := range map[string]struct {
+	type proxy struct {
 		address, answer string
 		code            fault.Code
-	}{
+	}
+	all := map[string]proxy{
 		"forbids it (403)":                    {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
 		"hangs up":                            {"http://proxy.test:3128", "", fault.ProxyRefused},
 		"does not get through (502)":          {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
 		"does not get through (503)":          {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
 		"does not get through (504)":          {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
-		"wants a password (407)":              {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, Basic realm=\"a, b\"\r\n\r\n", fault.ProxyAuth},
-		"wants NTLM (407)":                    {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
-		"wants Negotiate or NTLM (407)":       {"http://proxy.test:3128", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, NTLM\r\n\r\n", fault.ProxyAuthUnsupported},
 		"expects TLS, and answers an alert":   {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
 		"expects TLS, and says so (400)":      {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
 		"does not understand CONNECT (400)":   {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
 		"of an https:// address knows no TLS": {"https://proxy.test:3129", "plain", fault.ProxyScheme},
-	} {
+	}
+	for first, header := range map[string]string{"407 No": "Proxy-Authenticate", "401 Unauthorized": "WWW-Authenticate"} {
+		for name, offer := range map[string]struct {
+			challenges []string
+			code       fault.Code
+		}{
+			"wants a password":                            {[]string{"Basic realm=\"a, b\""}, fault.ProxyAuth},
+			"wants a password, and does not say how":      {nil, fault.ProxyAuth},
+			"has Basic last in a list":                    {[]string{"Negotiate, NTLM, basic realm=\"a, b\""}, fault.ProxyAuth},
+			"has Basic in a header of its own":            {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
+			"wants NTLM":                                  {[]string{"NTLM"}, fault.ProxyAuthUnsupported},
+			"wants Negotiate or NTLM, in a list":          {[]string{"negotiate, ntlm"}, fault.ProxyAuthUnsupported},
+			"wants Negotiate or NTLM, in two headers":     {[]string{"Negotiate", "NTLM"}, fault.ProxyAuthUnsupported},
+			"wants Digest, for a realm that is \"Basic\"": {[]string{"Digest realm=\"x, Basic\", nonce=\"1\""}, fault.ProxyAuthUnsupported},
+		} {
+			answer := "HTTP/1.1 " + first + "\r\n"
+			for _, challenge := range offer.challenges {
+				answer += header + ": " + challenge + "\r\n"
+			}
+			all[name+" ("+first[:3]+")"] = proxy{"http://proxy.test:3128", answer + "\r\n", offer.code}
+		}
+	}
+	for name, what := range all {
 		play := answering(what.answer)
 		if what.answer == "plain" {
 			play = func(c net.Conn) {
@@ -101,14 +122,35 @@ func resumptions() (rows []trouble) {
 	rows = append(rows,
 		trouble{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
 		trouble{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
-		// What the service answers is no failure of the session.
-		trouble{name: "on a resumed session CONNACK 3", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
-		trouble{name: "on a resumed session the key is refused: CONNACK 5", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
-		trouble{name: "on a resumed session poll resets", code: fault.ConnectionLost, rules: []simulator.Rule{{On: simulator.OnPoll, Reset: true, Times: 1}}},
+		// The next connection of the same attempt would not do better.
+		trouble{name: "on a resumed session CONNACK 3, once", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: CONNACK 5, once", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
+		trouble{name: "on a resumed session the key is refused: 401, once", code: fault.Unauthorized, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}}},
 	)
-	for i := range rows {
-		rows[i].tickets = true
-		rows[i].rules[0].Resumed = true
+	// These fail each time on a resumed session. They cost one fault, and the next attempt
+	// makes a full handshake.
+	always := func(name string, c fault.Code, rule simulator.Rule) {
+		rows = append(rows, trouble{name: "on a resumed session " + name + ", always", code: c, costs: 1, rules: []simulator.Rule{rule}})
 	}
-	return rows
+	always("CONNACK 3", fault.ConnackUnavailable, simulator.Rule{On: simulator.OnConnect, Connack: code(3)})
+	always("SUBACK 128", fault.NotDPS, simulator.Rule{On: simulator.OnSubscribe, Suback: code(128)})
+	for _, stage := range []simulator.Stage{simulator.OnRegister, simulator.OnPoll} {
+		on := string(stage) + " "
+		always(on+"closes", fault.ConnectionLost, simulator.Rule{On: stage, Close: true})
+		always(on+"resets", fault.ConnectionLost, simulator.Rule{On: stage, Reset: true})
+		always(on+"sends garbage", fault.ProtocolViolation, simulator.Rule{On: stage, Garbage: "\xff\x00SSH-2.0-nobody\r\n"})
+		always(on+"is silent", fault.NoReply, simulator.Rule{On: stage, Silent: true})
+		always(on+"is answered 500", fault.ServiceError, simulator.Rule{On: stage, Status: 500, RetryAfter: "none"})
+		always(on+"is answered with no JSON", fault.MalformedReply, simulator.Rule{On: stage, Body: text("<html>")})
+	}
+	var versions []trouble
+	for _, version := range []string{"1.2", "1.3"} {
+		for _, row := range rows {
+			row.name, row.tickets = row.name+", TLS "+version, version
+			row.rules = slices.Clone(row.rules)
+			row.rules[0].Resumed = true
+			versions = append(versions, row)
+		}
+	}
+	return versions
 }

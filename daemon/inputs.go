@@ -19,8 +19,9 @@ import (
 // This file ends a wait when an input of this gateway has changed: a key, a certificate, the
 // serial number, the payload, a CA file or the host name. The files are watched. Inotify does
 // not report everything: not a host name, a file of a pseudo file system or of a server, or a
-// directory that may not be read. So while an input is the cause of a wait, the inputs are
-// checked every ten seconds. That sends nothing, and as long as nothing changes, it neither
+// directory that may not be read. So the inputs are checked every ten seconds while one of
+// them may be the cause of a wait: one that has failed, or the source of a registration ID
+// that DPS has not assigned yet, which may be the wrong one. That sends nothing, and as long as nothing changes, it neither
 // logs nor writes anything.
 
 // inputs are the inputs of this gateway, as far as they are watched or have failed.
@@ -29,9 +30,9 @@ type inputs struct {
 	unwatch context.CancelFunc
 
 	failed   []string      // why, for each that has failed in this round
-	due      time.Time     // of the next check; zero: no input has caused a wait
+	due      time.Time     // of the next check; zero: no input can have caused a wait
 	checking bool          // a check is running; a file system can hang
-	found    chan []string // what a check finds wrong
+	found    chan findings // of a check
 }
 
 // watchInputs watches the files that the settings name. Changes that the watch before has
@@ -86,13 +87,14 @@ func (s *supervisor) inputsChanged(now time.Time) {
 }
 
 // suspectInputs schedules checks of the inputs during the wait after fault f, if one of them
-// has failed in this round. err is the error that f names.
+// has failed in this round, or if the registration ID may change. err is the error that f
+// names.
 func (s *supervisor) suspectInputs(f fault.Fault, err error, now time.Time) {
 	if f.Class == fault.Input && f.Code != fault.ProxyAddress { // the environment stays as it is
 		s.inputs.failed = append(s.inputs.failed, err.Error())
 	}
 	s.inputs.due = time.Time{}
-	if len(s.inputs.failed) > 0 {
+	if len(s.inputs.failed) > 0 || s.settings.RegistrationID.Varies() && s.keptID() == "" {
 		s.inputs.due = now.Add(inputsEvery)
 	}
 }
@@ -104,18 +106,21 @@ func (s *supervisor) checkInputs(now time.Time) {
 		return
 	}
 	s.inputs.checking = true
-	check := inputCheck{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.progress.registrationID}
-	go func() { s.inputs.found <- check.failing(time.Now()) }()
+	check := inputCheck{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.keptID()}
+	go func() { s.inputs.found <- check.run(time.Now()) }()
 }
 
-// foundInputs ends the wait if an input no longer fails as it did.
-func (s *supervisor) foundInputs(failing []string, now time.Time) {
+// foundInputs ends the wait if an input no longer fails as it did, or if the registration ID
+// has changed.
+func (s *supervisor) foundInputs(found findings, now time.Time) {
 	s.inputs.checking = false
 	changed := func(failed string) bool {
 		// The error of an attempt also contains the address that it wanted to reach.
-		return !slices.ContainsFunc(failing, func(text string) bool { return strings.Contains(failed, text) })
+		return !slices.ContainsFunc(found.failing, func(text string) bool { return strings.Contains(failed, text) })
 	}
-	if s.running.active() || s.inputs.due.IsZero() || !slices.ContainsFunc(s.inputs.failed, changed) {
+	before := s.progress.registrationID
+	renamed := found.registrationID != "" && before != "" && found.registrationID != before
+	if s.running.active() || s.inputs.due.IsZero() || !renamed && !slices.ContainsFunc(s.inputs.failed, changed) {
 		return
 	}
 	s.inputs.due = time.Time{}
@@ -130,11 +135,16 @@ type inputCheck struct {
 	registrationID string // "": to be resolved
 }
 
-// failing returns what is wrong with the inputs, in the words of an attempt.
-func (c *inputCheck) failing(now time.Time) (texts []string) {
+// findings are the result of a check.
+type findings struct {
+	registrationID string   // "": it cannot be resolved
+	failing        []string // what is wrong with the inputs, in the words of an attempt
+}
+
+func (c *inputCheck) run(now time.Time) (found findings) {
 	met := func(err error) {
 		if err != nil {
-			texts = append(texts, err.Error())
+			found.failing = append(found.failing, err.Error())
 		}
 	}
 	id := c.registrationID
@@ -143,6 +153,7 @@ func (c *inputCheck) failing(now time.Time) (texts []string) {
 		met(err)
 		id = resolved
 	}
+	found.registrationID = id
 	_, err := session.ReadPayload(c.settings.PayloadFile)
 	met(err)
 	resource := dps.Identity{IDScope: c.settings.IDScope, RegistrationID: id}.Resource()
@@ -157,5 +168,5 @@ func (c *inputCheck) failing(now time.Time) (texts []string) {
 	for _, err := range c.settings.Dialer.FileErrors() {
 		met(err)
 	}
-	return texts
+	return found
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -176,5 +177,171 @@ func TestAMissingHostNameIsAnsweredWithTheCommandThatSetsIt(t *testing.T) {
 	f := classify.Classify(classify.At(fault.StageIdentity, err))
 	if f.Code != fault.InputUnreadable || !strings.Contains(f.Advice(), "hostnamectl set-hostname NAME") {
 		t.Errorf("%s: %s", f.Code, f.Advice())
+	}
+}
+
+// naming lets the gateway be named by its host name, which the function it returns sets.
+func (g *gateway) naming(name string) (rename func(string)) {
+	var current atomic.Value
+	current.Store(name)
+	g.Settings.RegistrationID = attest.RegistrationID{Template: "%H"}
+	g.Host.Hostname = func() (string, error) { return current.Load().(string), nil }
+	return func(name string) { current.Store(name) }
+}
+
+// A machine may have another name, number or ID first, for which there is no enrollment.
+func TestARegistrationIDThatDPSHasNotAssignedIsResolvedAgain(t *testing.T) {
+	const before = "debian"
+	unknown := simulator.Rule{RegistrationID: before, On: simulator.OnRegister, Status: 404, RetryAfter: "none"}
+	unauthorized, failing, mute := unknown, unknown, unknown
+	unauthorized.Status = 401
+	failing.Status = 500
+	mute.Status, mute.RetryAfter, mute.Silent = 0, "", true
+	rejected := simulator.Rule{RegistrationID: before, On: simulator.OnConnect, Connack: code(2)}
+	name := func(g *gateway) func() {
+		rename := g.naming(before)
+		return func() { rename(device) }
+	}
+	for _, c := range []struct {
+		name   string
+		source func(g *gateway) (change func())
+		rule   simulator.Rule
+		fault  fault.Code
+		says   string // in the cause and in STATUS=
+	}{
+		{"a host name, of no enrollment", name, unknown, fault.EnrollmentNotFound, "; the registration ID was debian (%H)"},
+		{"a host name, of another key", name, unauthorized, fault.Unauthorized, "; the registration ID was debian (%H)"},
+		{"a host name, refused at CONNECT", name, rejected, fault.ConnackRejected, "; the registration ID was debian (%H)"},
+		{"a host name, under which the service fails", name, failing, fault.ServiceError, ""},
+		{"a host name, under which the service is silent", name, mute, fault.NoReply, ""},
+		{"a serial number", func(g *gateway) func() {
+			g.write("serial", before)
+			g.Settings.RegistrationID = attest.RegistrationID{File: filepath.Join(g.dir, "serial")}
+			return func() { g.write("serial", device) }
+		}, unknown, fault.EnrollmentNotFound, "; the registration ID was debian (first line of "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGateway(t, c.rule)
+				change := c.source(g)
+				g.run()
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if status := g.lastWaiting(); !strings.Contains(status, c.says) {
+					t.Errorf("the status is %q, without %q", status, c.says)
+				}
+				change()
+				changed := time.Since(g.start)
+				if c.says != "" { // a transient fault may be tried again before
+					if after := g.within(time.Minute, "files-changed", 1) - changed; after > inputsEvery {
+						t.Errorf("found %s after the change", after)
+					}
+				}
+				g.within(time.Minute, "assigned", 1)
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+				if rec := g.wantAssigned(); rec.RegistrationID != device {
+					t.Errorf("registered as %s", rec.RegistrationID)
+				}
+				for _, e := range g.log.FilterMessage("fault").All() {
+					if cause := fmt.Sprint(e.ContextMap()["cause"]); e.ContextMap()["fault"] != string(c.fault) || !strings.Contains(cause, c.says) {
+						t.Errorf("%s: %q, want %s with %q", e.ContextMap()["fault"], cause, c.fault, c.says)
+					}
+				}
+			})
+		})
+	}
+}
+
+// lastWaiting is the last status that says when the next attempt starts.
+func (g *gateway) lastWaiting() (status string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.notes {
+		if strings.HasPrefix(m.state, "STATUS=Next attempt") {
+			status = m.state
+		}
+	}
+	return status
+}
+
+func TestARegistrationIDThatDPSHasAssignedIsKeptUntilSomebodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, simulator.Rule{RegistrationID: "other", On: simulator.OnRegister, Status: 404, RetryAfter: "none"})
+		g.Settings.Interval = time.Hour
+		rename := g.naming(device)
+		s := g.supervised()
+		g.until("assigned", 1)
+		rename("other")
+		time.Sleep(4 * time.Hour)
+		// A failure while the name is another one changes nothing.
+		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{
+			{RegistrationID: "other", On: simulator.OnRegister, Status: 404, RetryAfter: "none"},
+			{RegistrationID: device, On: simulator.OnRegister, Status: 500, RetryAfter: "none", Times: 5},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(4 * time.Hour)
+		synctest.Wait()
+		assigned := g.log.FilterMessage("assigned").Len()
+		if assigned < 6 {
+			t.Errorf("%d assignments in eight hours", assigned)
+		}
+		if n := g.log.FilterMessage("files-changed").Len(); n != 0 {
+			t.Errorf("the other name ended a wait %d times", n)
+		}
+		g.wantFaults(fault.ServiceError, fault.ServiceError, fault.ServiceError, fault.ServiceError, fault.ServiceError)
+
+		s.ask()
+		g.within(time.Minute, "fault", 6)
+		last := g.log.FilterMessage("fault").All()[5].ContextMap()
+		if cause := fmt.Sprint(last["cause"]); last["fault"] != string(fault.EnrollmentNotFound) || !strings.Contains(cause, "the registration ID was other (%H)") {
+			t.Errorf("after somebody has asked: %s: %s", last["fault"], cause)
+		}
+		if rec := g.wantAssigned(); rec.RegistrationID != device || rec.Generation != 1 {
+			t.Errorf("the record is %+v", rec)
+		}
+		rename(device)
+		g.within(time.Minute, "assigned", assigned+1)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestARegistrationIDOfThePublishedRecordIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		rename := g.naming(device)
+		g.publish()
+		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, Status: 404, RetryAfter: "none", Times: 3}}}); err != nil {
+			t.Fatal(err)
+		}
+		g.run()
+		g.until("fault", 1)
+		rename("other")
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+		if rec := g.wantAssigned(); rec.RegistrationID != device || rec.Generation != 1 {
+			t.Errorf("the record is %+v", rec)
+		}
+	})
+}
+
+func TestAMissingOrUninitializedMachineIDIsAnsweredWithTheCommandThatMakesOne(t *testing.T) {
+	for _, id := range []string{"", "uninitialized", strings.Repeat("0", 32), strings.Repeat("\x00", 32), "short"} {
+		_, err := attest.RegistrationID{Template: "gw-%m"}.Resolve(attest.Host{MachineID: func() (string, error) { return id, nil }}, attest.Secrets{})
+		f := classify.Classify(classify.At(fault.StageIdentity, err))
+		if f.Code != fault.InputUnreadable || f.Advice() != "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds." {
+			t.Errorf("%q: %s: %s", id, f.Code, f.Advice())
+		}
+	}
+	closed := &attest.IdentityError{Source: "%m", Path: "/etc/machine-id", Err: fmt.Errorf("%w: %w", attest.ErrNoMachineID, &os.PathError{Op: "open", Path: "/etc/machine-id", Err: os.ErrPermission})}
+	if advice := classify.Classify(classify.At(fault.StageIdentity, closed)).Advice(); !strings.Contains(advice, "make it readable for the user dpsd") {
+		t.Errorf("a file that may not be read: %s", advice)
 	}
 }

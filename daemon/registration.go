@@ -87,7 +87,10 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 		return nil
 	}
 	a.enter(ctx, fault.StageCredential, overdue, "Reading "+r.credential)
-	r.request = session.Request{Identity: a.registration.Identity, KeepAlive: a.settings.KeepAlive, ResponseTimeout: a.settings.ResponseTimeout}
+	r.request = session.Request{
+		Identity: a.registration.Identity, Source: a.settings.RegistrationID,
+		KeepAlive: a.settings.KeepAlive, ResponseTimeout: a.settings.ResponseTimeout,
+	}
 	if r.request.Proof, err = session.Prove(a.credential, r.request.Identity, a.secrets, time.Now()); err != nil {
 		return classify.At(fault.StageCredential, err)
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -265,6 +266,7 @@ func FuzzForeignText(f *testing.F) {
 		}
 		for form, echo := range map[string]string{
 			"itself": signature, "in base64": base64.StdEncoding.EncodeToString([]byte("sig=" + escaped)), "in hex": hex.EncodeToString([]byte(signature)),
+			"in base32": base32.StdEncoding.EncodeToString([]byte(signature)), "as numbers": fmt.Sprintf("%d", []byte(signature)),
 		} {
 			k.fails(errors.New(before+" "+echo+" "+after), password)
 			for by, text := range k.shown() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,6 +27,7 @@ type supervisor struct {
 	random   *rand.Rand
 
 	progress    progress
+	renames     bool // the next attempt resolves the registration ID although DPS has assigned it
 	credentials credentials
 	certificate expiry
 	failures    failures
@@ -73,7 +75,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.running.phases = make(chan phase)
 	s.running.outcomes = make(chan outcome, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
-	s.inputs.found = make(chan []string, 1) // a check that outlives run can still end
+	s.inputs.found = make(chan findings, 1) // a check that outlives run can still end
 	s.measures = newMeasures(&s.board)
 	s.measures.asksEvery(s.settings.Interval)
 	s.recorder = newRecorder(d, s.eventLog, s.measures)
@@ -182,8 +184,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			act = s.file.hangup
 		case <-s.inputs.changes:
 			act = s.inputsChanged
-		case failing := <-s.inputs.found:
-			act = func(now time.Time) { s.foundInputs(failing, now) }
+		case found := <-s.inputs.found:
+			act = func(now time.Time) { s.foundInputs(found, now) }
 		case <-s.file.changes:
 			act = s.file.changed
 		case <-s.repairs.touched:
@@ -252,6 +254,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 	}
 	report := reporter{s.eventLog, s.running.phases, nil}
 	who := identification{s.progress, s.settings, s.Secrets, s.Host, s.Version}
+	who.registrationID, s.renames = s.keptID(), false
 	credential := s.settings.Credentials[s.credentials.current]
 	if s.lookup {
 		s.launch(ctx, now, &lookup{report, who, s.store, credential.String()})
@@ -263,6 +266,21 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 	}
 	report.recording = &recording{began: now, trigger: s.schedule.why}
 	s.launch(ctx, now, &registration{report, who, s.store, &s.floors, credential})
+}
+
+// keptID is the registration ID that the next attempt keeps; "": it is resolved again. It is
+// kept once DPS has assigned it, so that a host name that changes later does not make another
+// device of this gateway, until somebody asks for a registration.
+func (s *supervisor) keptID() string {
+	rec, found := s.store.Current()
+	if s.progress.unsaved != nil {
+		rec, found = *s.progress.unsaved, true
+	}
+	id := s.progress.registrationID
+	if !s.renames && found && rec.RegistrationID == id && rec.IDScope == s.settings.IDScope && strings.EqualFold(rec.Endpoint, s.settings.Dialer.Host) {
+		return id
+	}
+	return ""
 }
 
 func (s *supervisor) launch(ctx context.Context, now time.Time, a attempt) {
@@ -327,6 +345,7 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 	if !s.running.active() || !s.running.registers {
 		due = s.schedule.force(now)
 		s.request(due, "asked for")
+		s.renames = true
 		if id := s.progress.registrationID; !s.running.active() && id != "" {
 			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
 		}

@@ -35,6 +35,9 @@ const (
 	AtHub Circumstance = "the assigned hub was tried"
 	// Hidden: the file is in a place that the sandbox of dpsd.service hides.
 	Hidden Circumstance = "the file is below /home, /root or /run/user"
+	// CertificateDemanded: the credential is a symmetric key, and the server gave up without
+	// a certificate.
+	CertificateDemanded Circumstance = "the server demands a client certificate"
 	// SovereignCloud: the name belongs to Azure Government or to Azure in China.
 	SovereignCloud Circumstance = "the name ends with .us or .cn"
 	// APIVersion: the service names the API version in its refusal.
@@ -122,7 +125,7 @@ var catalogue = []Entry{
 		"The proxy requires authentication or rejected the credentials (407 or 401).",
 		"Set proxy_user and proxy_password. dpsd supports basic authentication; the cause names what the proxy accepts.", "", ""},
 	{ProxyAuthUnsupported, Transient,
-		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407).",
+		"The proxy accepts only authentication that dpsd does not support, such as NTLM or Negotiate (407 or 401).",
 		"dpsd supports basic authentication. Let the proxy allow the endpoint without authentication, or offer Basic to this gateway; or run a local proxy that signs in (cntlm, px) and set proxy to its address.", "", ""},
 	{ProxyUpstream, Transient,
 		"The proxy allowed the connection but could not establish it (502, 503 or 504).",
@@ -156,7 +159,8 @@ var catalogue = []Entry{
 		"Something on the path answers instead of the service: DPS itself supports TLS 1.2.", "", ""},
 	{TLSFailed, Transient,
 		"The TLS handshake failed.",
-		"See the cause in the journal, and look for middleboxes between the gateway and the service.", "", ""},
+		"See the cause in the journal, and look for middleboxes between the gateway and the service.",
+		CertificateDemanded, "DPS accepts a symmetric key without a certificate. Check endpoint, and look for something on the path that answers instead of the service. If the server is right, configure a credential of type x509."},
 	{NotTLS, Interception,
 		"The server does not speak TLS.",
 		"Check the endpoint and port: another service listens there, or a middlebox answers.",

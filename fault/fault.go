@@ -127,7 +127,7 @@ func (c Class) Next() string {
 	case Input:
 		return "dpsd checks its inputs every 10 seconds, without contacting DPS, and retries as soon as one has changed. Otherwise it retries as after a refusal."
 	case Enrollment:
-		return "dpsd retries after refused_initial, and later at least every refused_max."
+		return "dpsd retries after refused_initial, and later at least every refused_max. Until DPS has assigned the gateway, it also retries within 10 seconds after a new host name or serial number has changed the registration ID."
 	case Interception:
 		return "dpsd retries as after a transient fault. The fault does not count against a credential."
 	case Clock:

@@ -63,15 +63,17 @@ func (m *Mistake) Remedy() string {
 	return text + "; then " + then
 }
 
-// inShell puts a path into a command. A path with other than harmless characters is quoted.
+// inShell puts a path into a command.
 func inShell(command, path string) string {
-	quote := func(s string) string {
-		if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:,") == "" {
-			return s
-		}
-		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return strings.NewReplacer("FILE.orig", Quote(path+".orig"), "FILE", Quote(path), "DIR", Quote(filepath.Dir(path))).Replace(command)
+}
+
+// Quote writes s as one word for sh, without quotes if it has only harmless characters.
+func Quote(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:,") == "" {
+		return s
 	}
-	return strings.NewReplacer("FILE.orig", quote(path+".orig"), "FILE", quote(path), "DIR", quote(filepath.Dir(path))).Replace(command)
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // About adds the path to a *Mistake in err.

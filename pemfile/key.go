@@ -1,6 +1,10 @@
 package pemfile
 
 import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -18,10 +22,10 @@ var (
 	ErrUnsupportedKey = errors.New("unsupported kind of key")
 )
 
-// PrivateKey returns the private key of a PEM file, of one of the types that crypto/x509
-// returns. Certificates and parameters beside it are left out; a second private key is an
+// PrivateKey returns the private key of a PEM file: RSA, or EC on a curve that crypto/x509
+// knows. Certificates and parameters beside it are left out; a second private key is an
 // error. The error is a *input.Mistake around one of the errors of this package.
-func PrivateKey(text []byte) (any, error) {
+func PrivateKey(text []byte) (crypto.Signer, error) {
 	blocks, err := Blocks(text)
 	if err != nil {
 		return nil, kind(err, ErrNotPrivateKey)
@@ -55,10 +59,15 @@ func PrivateKey(text []byte) (any, error) {
 		return nil, &input.Mistake{What: ErrPassphrase.Error(), Command: toPKCS8, Err: ErrPassphrase}
 	case key.Type == "TSS2 PRIVATE KEY":
 		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not use", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
+	case key.Type == "OPENSSH PRIVATE KEY" && bytes.Contains(key.Bytes, []byte("ssh-ed25519")):
+		return nil, Unsupported("a private key for Ed25519, which the service does not take, in the form of OpenSSH")
 	case key.Type == "OPENSSH PRIVATE KEY":
 		return nil, &input.Mistake{What: "a private key in the form of OpenSSH", Command: "cp -p FILE FILE.orig && chmod 600 FILE && ssh-keygen -p -N '' -m PKCS8 -f FILE && chmod --reference=FILE.orig FILE", Err: ErrNotPrivateKey}
 	}
-	if k := parse(key.Bytes); k != nil {
+	switch k := parse(key.Bytes).(type) {
+	case *rsa.PrivateKey:
+		return k, nil
+	case *ecdsa.PrivateKey:
 		return k, nil
 	}
 	return nil, unusable(key.Bytes, key.Line)
@@ -91,21 +100,16 @@ func Unsupported(what string) error {
 	return &input.Mistake{What: what, Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
 }
 
-// unusable explains a private key that crypto/x509 cannot parse.
+// unusable explains a private key that is neither RSA nor EC, or cannot be parsed.
 func unusable(der []byte, line int) error {
-	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
-	switch curve := curveIn(der); {
-	case curve == explicit:
+	if what := unsupported(der); what != "" {
+		return Unsupported(what)
+	}
+	if curveIn(der) == explicit {
 		return &input.Mistake{
 			What:    "a private key whose curve P-256, P-384 or P-521 is described by its parameters and not by its name",
 			Command: "cp -p FILE FILE.orig && openssl pkey -in FILE.orig -ec_param_enc named_curve -out FILE", Err: ErrUnsupportedKey,
 		}
-	case curve != "":
-		return Unsupported("a private key on the curve " + curve + takes)
-	case hasOID(der, oidPSS):
-		return Unsupported("a private key for RSA-PSS only" + takes)
-	case hasOID(der, oidDSA):
-		return Unsupported("a private key for DSA" + takes)
 	}
 	switch what := kindOf(der); what {
 	case unknown, privateKey:

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/elliptic"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
+	"math/big"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/input"
@@ -48,20 +50,21 @@ var names = map[what]string{
 
 // content is what a file without PEM holds, and in which form.
 type content struct {
-	what   what
-	base64 bool // as base64 text
+	what        what
+	base64      bool   // as base64 text
+	unsupported string // what a private key is for, if the service does not take it
 }
 
 func found(data []byte) content {
 	if len(bytes.TrimSpace(data)) == 0 {
-		return content{empty, false}
+		return content{what: empty}
 	}
 	if w := kindOf(data); w != unknown {
-		return content{w, false}
+		return content{what: w, unsupported: unsupported(data)}
 	}
 	text := bytes.TrimSpace(data)
 	if bytes.HasPrefix(text, []byte("ssh-")) || bytes.HasPrefix(text, []byte("ecdsa-sha2-")) {
-		return content{publicKey, false}
+		return content{what: publicKey}
 	}
 	der := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
 	n, err := base64.StdEncoding.Decode(der, text)
@@ -71,11 +74,11 @@ func found(data []byte) content {
 	defer clear(der)
 	switch w := kindOf(der[:n]); {
 	case w != unknown:
-		return content{w, true}
+		return content{w, true, unsupported(der[:n])}
 	case Has(der[:n]):
-		return content{pemText, true}
+		return content{what: pemText, base64: true}
 	case n >= 16 && n <= 64:
-		return content{symmetricKey, true}
+		return content{what: symmetricKey, base64: true}
 	}
 	return content{}
 }
@@ -128,6 +131,9 @@ func (c content) asCertificate() error {
 
 // asPrivateKey explains the content where a private key is needed.
 func (c content) asPrivateKey() error {
+	if c.unsupported != "" {
+		return Unsupported(c.unsupported)
+	}
 	m := &input.Mistake{What: c.says()}
 	switch c.what {
 	case privateKey, encryptedKey:
@@ -150,11 +156,65 @@ var (
 	oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 	oidPKCS5      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5}
 	oidPKCS12PBE  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1}
-	oidPSS        = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
-	oidDSA        = asn1.ObjectIdentifier{1, 2, 840, 10040, 4, 1}
+	oidRSA        = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidEC         = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
 	oidPrimeField = asn1.ObjectIdentifier{1, 2, 840, 10045, 1, 1}
 	oidBrainpool  = asn1.ObjectIdentifier{1, 3, 36, 3, 3, 2, 8, 1, 1}
 )
+
+// algorithms are those of private keys (RFC 5958) that the service does not take.
+var algorithms = map[string]string{
+	"1.2.840.113549.1.1.10":   "RSA-PSS only",
+	"1.2.840.10040.4.1":       "DSA",
+	"1.2.840.113549.1.3.1":    "Diffie-Hellman",
+	"1.2.840.10046.2.1":       "Diffie-Hellman",
+	"1.3.101.110":             "X25519",
+	"1.3.101.111":             "X448",
+	"1.3.101.112":             "Ed25519",
+	"1.3.101.113":             "Ed448",
+	"2.16.840.1.101.3.4.3.17": "ML-DSA",
+	"2.16.840.1.101.3.4.3.18": "ML-DSA",
+	"2.16.840.1.101.3.4.3.19": "ML-DSA",
+	"2.16.840.1.101.3.4.4.1":  "ML-KEM",
+	"2.16.840.1.101.3.4.4.2":  "ML-KEM",
+	"2.16.840.1.101.3.4.4.3":  "ML-KEM",
+}
+
+// pkcs8 is a private key in PKCS#8 as far as it is looked at.
+type pkcs8 struct {
+	Version   int
+	Algorithm pkix.AlgorithmIdentifier
+	Key       []byte
+}
+
+// unsupported says what a private key is, if the service does not take a key of its kind;
+// "" for every other.
+func unsupported(der []byte) string {
+	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
+	switch curve := curveIn(der); {
+	case curve == explicit:
+		return ""
+	case curve != "":
+		return "a private key on the curve " + curve + takes
+	}
+	var key pkcs8
+	if rest, err := asn1.Unmarshal(der, &key); err == nil && len(rest) == 0 {
+		switch algorithm := key.Algorithm.Algorithm; {
+		case algorithm.Equal(oidRSA), algorithm.Equal(oidEC):
+			return ""
+		case algorithms[algorithm.String()] != "":
+			return "a private key for " + algorithms[algorithm.String()] + takes
+		default:
+			return "a private key for the algorithm " + algorithm.String() + takes
+		}
+	}
+	// The version, p, q, g and the two halves, as openssl writes them.
+	var dsa []*big.Int
+	if rest, err := asn1.Unmarshal(der, &dsa); err == nil && len(rest) == 0 && len(dsa) == 6 {
+		return "a private key for DSA" + takes
+	}
+	return ""
+}
 
 // curves are those that crypto/x509 does not know.
 var curves = []struct {
@@ -188,7 +248,29 @@ func curveIn(der []byte) string {
 		}
 		return "that is described by its parameters"
 	}
-	return ""
+	return otherCurve(der)
+}
+
+// otherCurve returns the identifier of the curve of a private key that crypto/x509 cannot
+// parse; "" if it finds none.
+func otherCurve(der []byte) string {
+	var named asn1.ObjectIdentifier
+	var key pkcs8
+	if _, err := asn1.Unmarshal(der, &key); err == nil && key.Algorithm.Algorithm.Equal(oidEC) {
+		_, _ = asn1.Unmarshal(key.Algorithm.Parameters.FullBytes, &named)
+	}
+	var sec1 struct {
+		Version int
+		Key     []byte
+		Curve   asn1.ObjectIdentifier `asn1:"optional,explicit,tag:0"`
+	}
+	if _, err := asn1.Unmarshal(der, &sec1); err == nil {
+		named = sec1.Curve
+	}
+	if len(named) == 0 || parse(der) != nil {
+		return ""
+	}
+	return "with the identifier " + named.String()
 }
 
 // encoded is an object identifier in DER without its tag.
@@ -221,7 +303,7 @@ func kindOf(der []byte) what {
 	if _, err := x509.ParsePKCS1PublicKey(der); err == nil {
 		return publicKey
 	}
-	if parse(der) != nil {
+	if parse(der) != nil || unsupported(der) != "" {
 		return privateKey
 	}
 	var parts []asn1.RawValue
@@ -240,7 +322,7 @@ func kindOf(der []byte) what {
 		switch {
 		case version == 3 && hasOID(der, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}):
 			return pfx
-		case curveIn(der) != "", hasOID(der, oidPSS), hasOID(der, oidDSA):
+		case curveIn(der) != "":
 			return privateKey
 		}
 		return unknown

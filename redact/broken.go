@@ -1,60 +1,142 @@
 package redact
 
 import (
-	"strconv"
+	"cmp"
+	"encoding/base32"
+	"encoding/binary"
+	"encoding/hex"
+	"slices"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// part is the length of a part that gives a secret away, in bytes: nobody else writes 12
-// characters of a key in base64 or hex.
-const part = 12
-
-// broken finds secrets that somebody has cut, or has put blanks into: a peer that
-// repeats a token may wrap the line, and whoever shows its text may end in the midst.
+// broken finds secrets that somebody has cut, has put blanks into, or has listed byte by
+// byte: a peer that repeats a token may wrap the line, and whoever shows its text may end in
+// the midst. It reads a text in several ways, and looks for parts of the secrets in each.
 type broken struct {
-	parts map[string]bool // every part of every long form, bare
-	whole []string        // the shorter forms
+	written parts // in the letters and digits of the text
+	binary  parts // in its characters as bytes
+	listed  parts // in its numbers as bytes
 }
 
-// add takes up forms of secrets.
-func (b *broken) add(forms []string) {
-	if b.parts == nil {
-		b.parts = map[string]bool{}
+// The length of a part that gives a secret away, in bytes: nobody else writes 12 characters
+// of a key in base64 or hex, 8 bytes of one that are not text, or 6 as numbers.
+const (
+	partWritten = 12
+	partBinary  = 8
+	partListed  = 6
+)
+
+// add takes up a secret, which is not PEM, and the forms that Known has for it.
+func (b *broken) add(secret []byte, forms []string) {
+	b.listed.add(withoutZeros(secret), partListed, shortest)
+	forms = append(slices.Clone(forms), inBase32(secret)...)
+	if raw := fromBase64(secret); len(raw) >= distinct {
+		forms = append(forms, inBase32(raw)...)
+		b.binary.add(string(raw), partBinary, distinct)
+		b.listed.add(withoutZeros(raw), partListed, shortest)
+	}
+	if utf8.Valid(secret) {
+		var wide []byte
+		for _, unit := range utf16.Encode([]rune(string(secret))) {
+			wide = binary.LittleEndian.AppendUint16(wide, unit)
+		}
+		forms = append(append(forms, inBase64(wide)...), hex.EncodeToString(wide), strings.ToUpper(hex.EncodeToString(wide)))
+	}
+	length := 0
+	for _, form := range forms {
+		length += len(form)
+	}
+	if b.written.long == nil {
+		b.written.long = make(map[string]bool, length)
 	}
 	for _, form := range forms {
 		form, _, _ = bare(form)
-		switch {
-		case len(form) >= part:
-			for i := range len(form) - part + 1 {
-				b.parts[form[i:i+part]] = true
-			}
-		case len(form) >= distinct:
-			b.whole = append(b.whole, form)
+		b.written.add(form, partWritten, distinct)
+	}
+}
+
+// withoutZeros leaves out what UTF-16 puts between the characters of a list.
+func withoutZeros(secret []byte) string { return strings.ReplaceAll(string(secret), "\x00", "") }
+
+// inBase32 is a secret within the base32 of a longer text, which ends with it or does not, in
+// both alphabets of RFC 4648.
+func inBase32(secret []byte) (forms []string) {
+	for shift, begin := range []int{0, 2, 4, 5, 7} { // what it shares with its neighbour is left out
+		padded := append(make([]byte, shift), secret...)
+		for _, encoding := range []*base32.Encoding{base32.StdEncoding, base32.HexEncoding} {
+			form := encoding.WithPadding(base32.NoPadding).EncodeToString(padded)[begin:]
+			forms = append(forms, form, strings.ToLower(form))
 		}
 	}
+	return forms
 }
 
 // mask masks them.
 func (b *broken) mask(text string) string {
-	if len(b.parts) == 0 && len(b.whole) == 0 {
-		return text
+	var found []span
+	read := func(p *parts, part int, reading func(string) (string, []int32, []int32)) {
+		if len(p.long) == 0 && len(p.short) == 0 {
+			return
+		}
+		plain, from, to := reading(text)
+		for _, run := range p.find(plain, part) {
+			found = append(found, span{int(from[run.from]), int(to[run.to-1])})
+		}
 	}
-	plain, from, to := bare(text)
+	read(&b.written, partWritten, bare)
+	read(&b.binary, partBinary, characters)
+	for _, base := range []int{2, 8, 10, 16} {
+		read(&b.listed, partListed, func(text string) (string, []int32, []int32) { return numbers(text, base) })
+	}
+	slices.SortFunc(found, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	var masked strings.Builder
+	kept := 0 // what of text was dealt with
+	for _, s := range found {
+		if s.from >= kept {
+			masked.WriteString(text[kept:s.from] + Mark)
+		}
+		kept = max(kept, s.to)
+	}
+	masked.WriteString(text[kept:])
+	return masked.String()
+}
+
+type span struct{ from, to int }
+
+// parts are the parts of secrets.
+type parts struct {
+	long  map[string]bool // every part of those that have the length of a part
+	short []string        // the others
+}
+
+func (p *parts) add(secret string, part, least int) {
+	if p.long == nil {
+		p.long = map[string]bool{}
+	}
+	for i := range len(secret) - part + 1 {
+		p.long[secret[i:i+part]] = true
+	}
+	if len(secret) >= least && len(secret) < part {
+		p.short = append(p.short, secret)
+	}
+}
+
+// find returns where secrets are in a text, in order; what touches is one.
+func (p *parts) find(plain string, part int) (found []span) {
 	secret := make([]bool, len(plain))
-	found := false
 	take := func(at, length int) {
-		found = true
 		for i := range length {
 			secret[at+i] = true
 		}
 	}
 	for i := 0; i+part <= len(plain); i++ {
-		if b.parts[plain[i:i+part]] {
+		if p.long[plain[i:i+part]] {
 			take(i, part)
 		}
 	}
-	for _, form := range b.whole {
+	for _, form := range p.short {
 		for begin := 0; ; begin++ {
 			at := strings.Index(plain[begin:], form)
 			if at < 0 {
@@ -64,24 +146,99 @@ func (b *broken) mask(text string) string {
 			take(begin, len(form))
 		}
 	}
-	if !found {
-		return text
-	}
-	var masked strings.Builder
-	kept := 0 // what of text was dealt with
 	for i := 0; i < len(plain); i++ {
 		if !secret[i] {
 			continue
 		}
-		masked.WriteString(text[kept:from[i]])
-		for i+1 < len(plain) && secret[i+1] {
+		begin := i
+		for i+1 < len(plain) && (secret[i+1] || plain[i+1] == '=') { // with the padding
 			i++
 		}
-		masked.WriteString(Mark)
-		kept = int(to[i])
+		found = append(found, span{begin, i + 1})
 	}
-	masked.WriteString(text[kept:])
-	return masked.String()
+	return found
+}
+
+// numbers returns the bytes that a text lists as numbers in a base, such as "83, 105", "-5"
+// for 251, "0x53 0x69" or "\\123\\151", without zeros. It leaves out all else. from and to are
+// those of bare.
+func numbers(text string, base int) (plain string, from, to []int32) {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		begin := i
+		for i < len(text) && alphanumeric(text[i]) {
+			i++
+		}
+		value, is := number(text[begin:i], base)
+		if !is || value == 0 {
+			continue
+		}
+		if base == 10 && begin > 0 && text[begin-1] == '-' && (begin == 1 || !alphanumeric(text[begin-2])) {
+			value = -value
+			begin--
+		}
+		b.WriteByte(value)
+		from, to = append(from, int32(begin)), append(to, int32(i))
+	}
+	return b.String(), from, to
+}
+
+func alphanumeric(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// bases are those of numbers, with how a number in one may begin.
+var bases = [...][]string{2: {"0b"}, 8: {"0o"}, 10: nil, 16: {"0x", "x", "u"}}
+
+// number reads a word as one byte.
+func number(word string, base int) (byte, bool) {
+	for _, prefix := range bases[base] {
+		if rest := len(word) - len(prefix); rest > 0 && strings.EqualFold(word[:len(prefix)], prefix) {
+			word = word[len(prefix):]
+			break
+		}
+	}
+	value, is := natural(word, base, 0xff)
+	return byte(value), is
+}
+
+// natural reads digits as a number that is not larger than most.
+func natural(digits string, base, most int) (value int, is bool) {
+	for _, c := range []byte(digits) {
+		digit := int(c) - '0'
+		if c > '9' {
+			digit = int(c|0x20) - 'a' + 10
+		}
+		if digit < 0 || digit >= base || value*base+digit > most {
+			return 0, false
+		}
+		value = value*base + digit
+	}
+	return value, digits != ""
+}
+
+// characters returns the characters of a text, decoded as by bare, as bytes: each is one, or
+// those of its UTF-8. from and to are those of bare.
+func characters(text string) (plain string, from, to []int32) {
+	b := make([]byte, 0, len(text))
+	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
+	for i := 0; i < len(text); {
+		r, n := character(text[i:])
+		if r == utf8.RuneError && n == 1 {
+			r = rune(text[i])
+		}
+		before := len(b)
+		if r <= 0xff {
+			b = append(b, byte(r))
+		} else {
+			b = utf8.AppendRune(b, r)
+		}
+		for range len(b) - before {
+			from, to = append(from, int32(i)), append(to, int32(i+n))
+		}
+		i += n
+	}
+	return string(b), from, to
 }
 
 // bare returns the letters and digits of a text, and + / = _, which base64 and hex consist
@@ -107,12 +264,15 @@ func bare(text string) (plain string, from, to []int32) {
 // character decodes the character that a text begins with, which may be escaped as in an
 // address, JSON, a string of C or HTML, and returns its length in the text.
 func character(text string) (r rune, length int) {
+	if strings.IndexByte(`%\&`, text[0]) < 0 {
+		return utf8.DecodeRuneInString(text)
+	}
 	for _, escape := range []struct {
 		begin  string
 		digits int // 0: up to the end
 		base   int
 		end    string
-	}{{"%", 2, 16, ""}, {`\u`, 4, 16, ""}, {`\x`, 2, 16, ""}, {"&#x", 0, 16, ";"}, {"&#", 0, 10, ";"}} {
+	}{{"%", 2, 16, ""}, {`\u`, 4, 16, ""}, {`\x`, 2, 16, ""}, {`\`, 3, 8, ""}, {"&#x", 0, 16, ";"}, {"&#", 0, 10, ";"}} {
 		rest, found := strings.CutPrefix(text, escape.begin)
 		if !found {
 			continue
@@ -124,7 +284,7 @@ func character(text string) (r rune, length int) {
 		if digits <= 0 || digits > len(rest) {
 			continue
 		}
-		if value, err := strconv.ParseUint(rest[:digits], escape.base, 21); err == nil {
+		if value, is := natural(rest[:digits], escape.base, utf8.MaxRune); is {
 			return rune(value), len(escape.begin) + digits + len(escape.end)
 		}
 	}

@@ -40,12 +40,15 @@ type Known struct {
 func (k *Known) Add(secret []byte) {
 	if !bytes.Contains(secret, []byte("-----BEGIN ")) {
 		var one Known
-		one.add(bytes.TrimSpace(secret))
+		secret = bytes.TrimSpace(secret)
+		one.add(secret)
 		for _, form := range one.forms {
 			k.form(form)
 		}
 		k.escaped = append(k.escaped, one.escaped...)
-		k.broken.add(one.forms)
+		if len(secret) >= shortest {
+			k.broken.add(secret, one.forms)
+		}
 		return
 	}
 	blocks, err := pemfile.Blocks(secret)
@@ -84,21 +87,36 @@ func (k *Known) add(secret []byte) {
 	if k.form(text); utf8.Valid(secret) {
 		k.escape(text)
 	}
-	// A key is bytes, in base64 as the portal shows it, or in that of addresses.
-	plain := strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(text)
-	if raw, err := base64.RawStdEncoding.DecodeString(plain); err == nil && len(raw) >= distinct {
-		k.form(plain)
+	if raw := fromBase64(secret); len(raw) >= distinct {
+		k.form(base64.RawStdEncoding.EncodeToString(raw))
 		k.encodings(raw)
 	}
+}
+
+// fromBase64 is what a key holds, in base64 as the portal shows it, or in that of addresses;
+// nil for what is not base64.
+func fromBase64(key []byte) []byte {
+	plain := strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(string(key))
+	raw, err := base64.RawStdEncoding.DecodeString(plain)
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
 // encodings takes up base64, hex and the escapes of addresses.
 func (k *Known) encodings(secret []byte) {
 	k.form(hex.EncodeToString(secret))
 	k.form(strings.ToUpper(hex.EncodeToString(secret)))
-	// In the base64 of a longer text it begins at one of three places; what it shares
-	// with its neighbours is left out.
-	for shift := range 3 {
+	for _, form := range inBase64(secret) {
+		k.form(form)
+	}
+}
+
+// inBase64 is a secret within the base64 of a longer text, where it begins at one of three
+// places. What it shares with its neighbours is left out, unless the text ends with it.
+func inBase64(secret []byte) (forms []string) {
+	for shift, begin := range []int{0, 2, 3} {
 		padded := append(make([]byte, shift), secret...)
 		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 			text := encoding.EncodeToString(padded)
@@ -106,9 +124,10 @@ func (k *Known) encodings(secret []byte) {
 			if len(padded)%3 != 0 {
 				end--
 			}
-			k.form(text[min([]int{0, 2, 3}[shift], end):end])
+			forms = append(forms, text[min(begin, len(text)):], text[min(begin, end):end])
 		}
 	}
+	return forms
 }
 
 // escape takes up how a text is written in an address, in JSON or in quotes: each
@@ -158,7 +177,7 @@ func (k *Known) form(text string) {
 
 // Mask masks every secret that was added, also in base64, hex and escaped. Short ones
 // are masked where they are a word of their own. Of keys and passwords, not of PEM,
-// parts are masked too, and what has blanks in it.
+// parts are masked too, also with blanks in them, in base32 or UTF-16, or listed as numbers.
 func (k *Known) Mask(text string) string {
 	for _, form := range k.escaped {
 		text = form.ReplaceAllString(text, Mark)

@@ -5,12 +5,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -172,6 +174,116 @@ func TestKnown(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a secret is found whatever its bytes are encoded as", func(t *testing.T) {
+		const signature = "q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="
+		binary, _ := base64.StdEncoding.DecodeString(signature)
+		list := func(format, separator string) func([]byte) string {
+			return func(secret []byte) string {
+				var all []string
+				for _, c := range secret {
+					all = append(all, fmt.Sprintf(format, c))
+				}
+				return strings.Join(all, separator)
+			}
+		}
+		// wide is UTF-16, with the first byte of each pair here, the second there.
+		wide := func(secret []byte, big bool) (units []byte) {
+			for _, c := range secret {
+				if big {
+					units = append(units, 0, c)
+				} else {
+					units = append(units, c, 0)
+				}
+			}
+			return units
+		}
+		encodings := map[string]func([]byte) string{
+			"a decimal list":                 list("%d", ", "),
+			"a decimal list in brackets":     func(b []byte) string { return "[" + list("%d", ",")(b) + "]" },
+			"a decimal list with blanks":     func(b []byte) string { return fmt.Sprintf("%d", b) },
+			"a decimal list with hyphens":    list("%d", "-"),
+			"a padded decimal list, wrapped": list("%03d", "\n"),
+			"an octal list":                  list("%03o", " "),
+			"an octal list with prefixes":    list("0o%o", ", "),
+			"octal escapes":                  list(`\%03o`, ""),
+			"a hexadecimal list":             list("0x%02x", ", "),
+			"a hexadecimal list in capitals": list("0X%X", ";"),
+			"a hexadecimal list, not padded": list("%x", " "),
+			"hexadecimal escapes":            list(`\x%02x`, ""),
+			"code points":                    list("U+%04X", " "),
+			"a binary list":                  list("%08b", " "),
+			"numbers of an address":          list("%%%02X", ""),
+			"signed bytes": func(b []byte) string {
+				all := []string{}
+				for _, c := range b {
+					all = append(all, fmt.Sprint(int8(c)))
+				}
+				return strings.Join(all, ", ")
+			},
+			"base32":                          base32.StdEncoding.EncodeToString,
+			"base32 without padding":          base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString,
+			"base32 in small letters":         func(b []byte) string { return strings.ToLower(base32.StdEncoding.EncodeToString(b)) },
+			"base32hex":                       base32.HexEncoding.EncodeToString,
+			"base64url":                       base64.URLEncoding.EncodeToString,
+			"base64url without padding":       base64.RawURLEncoding.EncodeToString,
+			"base64url with escaped padding":  func(b []byte) string { return strings.ReplaceAll(base64.URLEncoding.EncodeToString(b), "=", "%3D") },
+			"base64url with dots for padding": base64.URLEncoding.WithPadding('.').EncodeToString,
+			"base64 that is wrapped":          func(b []byte) string { e := base64.StdEncoding.EncodeToString(b); return e[:20] + "\r\n" + e[20:] },
+		}
+		ofText := map[string]func([]byte) string{
+			"a list of UTF-16LE": func(b []byte) string { return fmt.Sprintf("%d", wide(b, false)) },
+			"hex of UTF-16LE":    func(b []byte) string { return hex.EncodeToString(wide(b, false)) },
+			"hex of UTF-16BE":    func(b []byte) string { return strings.ToUpper(hex.EncodeToString(wide(b, true))) },
+			"base64 of UTF-16LE": func(b []byte) string { return base64.StdEncoding.EncodeToString(wide(b, false)) },
+			"base64 of UTF-16BE": func(b []byte) string { return base64.StdEncoding.EncodeToString(wide(b, true)) },
+			"UTF-16LE":           func(b []byte) string { return string(wide(b, false)) },
+		}
+		ofBinary := map[string]func([]byte) string{
+			"the bytes": func(b []byte) string { return string(b) },
+			"the bytes as characters": func(b []byte) string {
+				r := []rune{}
+				for _, c := range b {
+					r = append(r, rune(c))
+				}
+				return string(r)
+			},
+			"a string of C, mixed":             func(b []byte) string { return strings.Trim(fmt.Sprintf("%q", b), `"`) },
+			"a string of JSON with characters": func(b []byte) string { return list(`\u%04x`, "")(b) },
+		}
+		var known redact.Known
+		known.Add([]byte(signature))
+		known.Add([]byte("hunter2"))
+		// most is how many bytes may be left; with 0, what belongs to no byte of the secret.
+		check := func(name, text string, most int) {
+			t.Helper()
+			got := known.Mask("before " + text + " after")
+			rest := strings.TrimSuffix(strings.TrimPrefix(got, "before "), " after")
+			around := strings.NewReplacer(redact.Mark, "", "%3D", "").Replace(rest)
+			if !strings.Contains(rest, redact.Mark) || most > 0 && len(around) > most || most == 0 && strings.Trim(around, `[]=.\U+`) != "" {
+				t.Errorf("%s: %q has become %q", name, text, got)
+			}
+		}
+		const ends = 8
+		for name, encode := range encodings {
+			check(name, encode([]byte(signature)), 0)
+			check(name+", of the bytes", encode(binary), 0)
+		}
+		for name, encode := range ofText {
+			check(name, encode([]byte(signature)), ends)
+		}
+		for name, encode := range ofBinary {
+			check(name, encode(binary), 2*ends) // some bytes are escaped by their name
+		}
+		check("a short password as a list", list("%d", ", ")([]byte("hunter2")), 0)
+		for _, text := range []string{
+			"192.168.0.1 10.0.0.138 00:1b:44:11:3a:b7 2026-11-29T13:14:15.161718Z 1, 2, 3, 4, 5, 6, 7, 8",
+			`C:\new\101\141\tmp &#38; %20 \x`, "%", `\`, "&#", "-", "x", "0x",
+		} {
+			if got := known.Mask(text); got != text {
+				t.Errorf("%q has become %q", text, got)
+			}
+		}
+	})
 	t.Run("a private key is found that encoding/pem does not see", func(t *testing.T) {
 		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
 		for name, file := range map[string]string{
@@ -213,3 +325,47 @@ func privateKey(t *testing.T) []byte {
 
 // private256 is what all public keys on P-256 begin with, and private keys hold too.
 const private256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"
+
+// BenchmarkMask masks what is usual, and the longest text that a peer has sent.
+func BenchmarkMask(b *testing.B) {
+	var known redact.Known
+	known.Add([]byte("q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="))
+	known.Add([]byte("q7Xc0v%2F9mJ3kQ%2BxV2LrT8pZc1Wb7YgDA5uE4sN6hB0o%3D"))
+	line := `dps: the service answered 401, error 401002: {"errorCode":401002,"trackingId":"5d32e4f1-9a0b-4c7e","message":"not authorized","timestampUtc":"2026-11-29T13:14:15Z"} `
+	for name, text := range map[string]string{
+		"an answer":          line,
+		"190 kB of text":     strings.Repeat(line, 190_000/len(line)),
+		"190 kB of numbers":  strings.Repeat("83, 105, ", 190_000/9),
+		"190 kB of escapes":  strings.Repeat(`\123\x5`, 190_000/7),
+		"190 kB of one word": strings.Repeat("0", 190_000),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				known.Mask(text)
+			}
+		})
+	}
+	b.Run("the secrets themselves", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			var known redact.Known
+			known.Add([]byte("q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="))
+		}
+	})
+}
+
+func TestMaskingTakesMemoryInProportionToTheText(t *testing.T) {
+	var known redact.Known
+	known.Add([]byte("q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="))
+	for _, unit := range []string{"83, 105, ", `\123\x5`, "0", "%", "q7Xc0v/9mJ3k ", "&#83; ", `\u0053`} {
+		text := strings.Repeat(unit, 190_000/len(unit))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		known.Mask(text)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > 120*uint64(len(text)) {
+			t.Errorf("%q, repeated to %d bytes, takes %d bytes of memory", unit, len(text), took)
+		}
+	}
+}

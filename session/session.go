@@ -53,6 +53,9 @@ type Request struct {
 	// ResponseTimeout bounds the wait for the CONNACK and for each later acknowledgement;
 	// 0 stands for dps.DefaultResponseTimeout.
 	ResponseTimeout time.Duration
+	// Source is where the registration ID comes from. A refusal names both, unless the
+	// configuration contains the registration ID itself.
+	Source attest.RegistrationID
 	// Connected is called with the stream before CONNECT is sent. Its error ends the
 	// session, and Open returns it. nil: nothing is called.
 	Connected func(*transport.Conn) error
@@ -113,6 +116,7 @@ func (r *Request) Circumstances(inspector string, implausible bool) classify.Cir
 	c := classify.Circumstances{
 		Inspector: inspector, Implausible: implausible,
 		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Told: r.Secrets(),
+		RegistrationID: r.Identity.RegistrationID, Source: r.Source,
 	}
 	if certificate := r.Proof.Certificate; certificate != nil {
 		c.Purpose = attest.ForClients(certificate.Leaf)

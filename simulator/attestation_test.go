@@ -264,6 +264,15 @@ func TestCertificates(t *testing.T) {
 		with(t, s, device, leaf.tls(middle)).accepted(device)
 		with(t, s, device, leaf.tls()).refusedLate(401002)
 	})
+	bubble(t, "an expired intermediate is refused with 401002", func(t *testing.T) {
+		var root *ca
+		root = root.issue(t, "root", true, time.Hour)
+		middle := root.issue(t, "middle", true, time.Minute)
+		leaf := middle.issue(t, device, false, time.Hour)
+		s := start(t, simulator.Options{Enrollments: group(root)})
+		time.Sleep(2 * time.Minute)
+		with(t, s, device, leaf.tls(middle)).refusedLate(401002)
+	})
 	bubble(t, "a group may stand on an intermediate", func(t *testing.T) {
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)

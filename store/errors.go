@@ -93,7 +93,7 @@ func (e *WriteError) Error() string {
 	return message
 }
 
-// Unwrap returns the cause: a syscall.Errno, a *MissingError, a
+// Unwrap returns the cause: a syscall.Errno, a *MissingError, a *DirectoryError, a
 // *NewerSchemaError, a *LockedError.
 func (e *WriteError) Unwrap() error { return e.Err }
 
@@ -153,7 +153,7 @@ func writeError(path string, err error) *WriteError {
 	case errors.As(err, &at) && filepath.Base(at.Path) == lockName:
 		path = at.Path
 	}
-	if !errors.As(err, new(*MissingError)) && errors.As(err, &errno) {
+	if !errors.As(err, new(*MissingError)) && !errors.As(err, new(*DirectoryError)) && errors.As(err, &errno) {
 		err = errno
 	}
 	return &WriteError{Path: path, Err: err}

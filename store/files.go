@@ -58,18 +58,14 @@ func (w *writer) step(step, path string) error {
 // are made by systemd; this is for a person who runs dpsd by hand, so a path
 // with more missing than its end is taken for a mistake.
 func (w *writer) create() error {
-	info, err := os.Stat(w.directory)
-	if err == nil && !info.IsDir() {
-		err = &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
+	if err := CheckDirectory(w.directory); err != nil {
+		return err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(w.directory); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := w.step("mkdir", w.directory); err != nil {
 		return err
-	}
-	if link := danglingLink(w.directory); link != nil {
-		return &MissingError{Directory: w.directory, Err: link}
 	}
 	if err := os.Mkdir(w.directory, directoryMode); err != nil {
 		return &MissingError{Directory: w.directory, Err: err}
@@ -336,10 +332,10 @@ func (w *writer) sweep(names ...string) (removed []string) {
 // writable tells, without writing, why the directory cannot be written. A full
 // disk shows only when it is written.
 func (w *writer) writable() error {
-	info, err := os.Stat(w.directory)
-	if link := danglingLink(w.directory); link != nil {
-		return &MissingError{Directory: w.directory, Err: link}
+	if err := CheckDirectory(w.directory); err != nil {
+		return err
 	}
+	_, err := os.Stat(w.directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		if parent, e := os.Stat(filepath.Dir(w.directory)); e == nil && parent.IsDir() {
 			if e := writableDirectory(filepath.Dir(w.directory)); e != nil {
@@ -351,9 +347,6 @@ func (w *writer) writable() error {
 	}
 	if err != nil {
 		return err
-	}
-	if !info.IsDir() {
-		return &fs.PathError{Op: "open", Path: w.directory, Err: syscall.ENOTDIR}
 	}
 	return writableDirectory(w.directory)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -99,6 +100,117 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 		}
 		mustSave(t, s, numbered(1), store.Written)
 	})
+}
+
+func TestAStateDirectoryOfNoUseIsNamedAndNothingElseIsSaidToBeWrong(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		make func(path string) error
+		at   string // below the path: the state directory
+		says string
+	}{
+		{"a file", func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) }, "", "PATH is a file, not a directory"},
+		{"a FIFO", func(path string) error { return syscall.Mkfifo(path, 0o644) }, "", "PATH is a FIFO, not a directory"},
+		{"a link to a device", func(path string) error { return os.Symlink("/dev/null", path) }, "", "PATH is a device, not a directory"},
+		{"a path below a file", func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) }, "dpsd", "PATH is a file, not a directory"},
+		{"a link to nothing", func(path string) error { return os.Symlink("no-such-directory", path) }, "", "the directory PATH is a link to DIR/no-such-directory, which does not exist"},
+		{"a directory that the user may not search", func(path string) error { return os.Mkdir(path, 0) }, "", "the directory PATH cannot be searched: permission denied"},
+		{"a path below such a directory", func(path string) error { return os.Mkdir(path, 0) }, "dpsd", "the directory PATH cannot be searched: permission denied"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, run := quick(t), quick(t)
+			path := filepath.Join(dir, "state")
+			if err := errors.Join(c.make(path), toStranger(dir), toStranger(run)); err != nil {
+				t.Fatal(err)
+			}
+			want := strings.NewReplacer("PATH", path, "DIR", dir).Replace(c.says)
+			directory := filepath.Join(path, c.at)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				asStranger(t)
+				s, err := store.Open(store.Options{Directory: directory, RuntimeDirectory: run}, noon)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer s.Close()
+				_, saved := s.Save(numbered(1), noon)
+				if err := saved; err == nil || !strings.HasPrefix(err.Error(), "cannot write "+directory+"/state.json: "+want+"; published under "+run) {
+					t.Errorf("Save: %v\nwant %s", err, want)
+				}
+				if err := s.Writable(); err == nil || err.Error() != want {
+					t.Errorf("Writable: %v, want %s", err, want)
+				}
+				if notices := s.Notices(); len(notices) != 1 || notices[0].String() != directory+": cannot be written ("+want+")" {
+					t.Errorf("notices %v", notices)
+				}
+				if !strings.Contains(c.name, "nothing") {
+					if _, err := store.Read(directory); err == nil || err.Error() != want {
+						t.Errorf("Read: %v, want %s", err, want)
+					}
+				}
+				recorder := store.Recorder{Directory: directory, RuntimeDirectory: run}
+				if err := recorder.Add(store.Attempt{Outcome: "fault"}, noon); err != nil {
+					t.Errorf("the flight recorder: %v", err)
+				}
+			}()
+			<-done
+		})
+	}
+}
+
+func TestARecordInADirectoryThatCouldNotBeSearchedIsReadBeforeTheNextSave(t *testing.T) {
+	dir := quick(t)
+	directory := filepath.Join(dir, "state")
+	s := mustOpen(t, store.Options{Directory: directory})
+	mustSave(t, s, numbered(1), store.Written)
+	mustSave(t, s, numbered(2), store.Written)
+	if err := errors.Join(s.Close(), os.Remove(filepath.Join(directory, "lock")), toStranger(dir), toStranger(directory), os.Chmod(directory, 0)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		asStranger(t)
+		s, err := store.Open(store.Options{Directory: directory}, noon)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer s.Close()
+		if err := os.Chmod(directory, 0o755); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.Save(numbered(2), noon); err != nil {
+			t.Error(err)
+		}
+		if rec, _ := s.Current(); rec.Generation != 2 {
+			t.Errorf("the same identity has generation %d now, want 2", rec.Generation)
+		}
+	}()
+	<-done
+}
+
+// toStranger gives a directory to the user of asStranger.
+func toStranger(directory string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Chown(directory, serviceUser, 0)
+}
+
+// asStranger gives up the rights of root over files, for the thread of the goroutine, which
+// ends with it.
+func asStranger(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	if os.Geteuid() != 0 {
+		return
+	}
+	if err := syscall.Setfsuid(serviceUser); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAFileSystemWithARunningDpsdCanBeRemountedReadOnly(t *testing.T) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,16 +16,25 @@ import (
 // It takes no lock: the file is replaced by rename, so it is always whole. It
 // follows no link.
 //
-// Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, or that of the file
-// system when the file may not be read.
+// Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, *DirectoryError, or that of the
+// file system when the file may not be read.
 func Read(directory string) (Record, error) {
-	path := filepath.Join(directory, stateName)
+	return read(filepath.Join(directory, stateName))
+}
+
+// Previous returns the record before that of Read, which dpsd restores when it starts with
+// none or with a damaged one. Errors: as Read.
+func Previous(directory string) (Record, error) {
+	return read(filepath.Join(directory, previousName))
+}
+
+func read(path string) (Record, error) {
 	data, err := readFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Record{}, fmt.Errorf("%s: %w", path, ErrNoRecord)
 	case err != nil:
-		return Record{}, err
+		return Record{}, cmp.Or(CheckDirectory(filepath.Dir(path)), err)
 	}
 	rec, err := Parse(data)
 	return rec, at(path, err)
@@ -49,6 +59,8 @@ func readRecord(path string) (Record, []byte, error) {
 		return Record{}, nil, ErrNoRecord
 	case Temporary(err):
 		return Record{}, nil, &unreadError{err}
+	case err != nil && CheckDirectory(filepath.Dir(path)) != nil:
+		return Record{}, nil, &unreadError{CheckDirectory(filepath.Dir(path))}
 	case err != nil:
 		return Record{}, nil, &DamagedError{Path: path, Reason: "cannot be read", Err: err}
 	}

@@ -80,7 +80,8 @@ func (r *Recorder) Add(a Attempt, now time.Time) error {
 	data := r.encode()
 	err := save(writer{directory: r.RuntimeDirectory, mode: runtimeMode}, data)
 	r.fresh = r.fresh || a.Outcome == "fault"
-	if r.fresh && r.Directory != "" && (r.copied.IsZero() || now.Sub(r.copied) >= recorderGap) {
+	// A state directory of no use is a fault of its own, and gets the copy later.
+	if r.fresh && r.Directory != "" && CheckDirectory(r.Directory) == nil && (r.copied.IsZero() || now.Sub(r.copied) >= recorderGap) {
 		r.copied, r.fresh = now, false
 		mode := r.Mode.Perm()
 		if mode == 0 {

@@ -179,9 +179,11 @@ func (s *Store) load(writable bool, now time.Time) {
 		s.floor = max(s.floor, s.newer.Generation)
 	case errors.As(err, new(*unreadError)):
 		// Nothing is known to be wrong with it, so it stays, and no older record
-		// takes its place.
+		// takes its place. If the directory is the reason, a notice has said so.
 		s.unread = true
-		s.notice(Unread, path, err)
+		if !errors.As(err, new(*DirectoryError)) {
+			s.notice(Unread, path, err)
+		}
 		if prev, _, err := readRecord(s.state.path(previousName)); err == nil {
 			s.floor = max(s.floor, above(prev.Generation))
 		}
@@ -214,7 +216,9 @@ func (s *Store) load(writable bool, now time.Time) {
 	}
 	if err != nil {
 		s.durable = false
-		s.notice(Unwritable, s.state.directory, err)
+		if writable { // else a notice has said so
+			s.notice(Unwritable, s.state.directory, err)
+		}
 		s.publish()
 		return
 	}

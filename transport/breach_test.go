@@ -52,6 +52,9 @@ func TestABreachOfWebSocketIsNamed(t *testing.T) {
 				if !errors.As(err, &broken) || !strings.Contains(err.Error(), test.problem) {
 					t.Errorf("got %v (%T)", err, err)
 				}
+				if said := err.Error(); !strings.HasPrefix(said, "WebSocket protocol violation: ") || strings.Contains(said, "failed to") {
+					t.Errorf("the violation is not said once and for itself: %s", said)
+				}
 			})
 		}
 	}

@@ -118,11 +118,11 @@ var ErrProxyWantsTLS = errors.New("the proxy expects TLS, but its address begins
 type ProxyError struct {
 	Status   int      // HTTP status, e.g. 407
 	Reason   string   // the proxy's words for it
-	Schemes  []string // what it accepts as authentication (Proxy-Authenticate), e.g. "Basic"
+	Schemes  []string // what it accepts as authentication, e.g. "Basic"
 	Location string   // where it redirects to; a portal does
 }
 
-// Error gives the status and, for 407, what the proxy would accept.
+// Error gives the status and what the proxy would accept as authentication.
 func (e *ProxyError) Error() string {
 	s := fmt.Sprintf("the proxy answered %d %s", e.Status, foreign.Line(e.Reason, maxText))
 	if len(e.Schemes) > 0 {
@@ -200,7 +200,9 @@ type RefusedError struct {
 	// Certificate tells that the server had asked for the device certificate in this
 	// handshake and was shown it. Without that, an alert says nothing about it.
 	Certificate bool
-	Err         error
+	// Missing tells that the server had asked for a certificate and was shown none.
+	Missing bool
+	Err     error
 }
 
 // Error gives the reason.

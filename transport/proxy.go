@@ -160,8 +160,11 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			Reason:   reason,
 			Location: response.Header.Get("Location"),
 		}
-		for _, challenges := range response.Header.Values("Proxy-Authenticate") {
-			e.Schemes = append(e.Schemes, schemes(challenges)...)
+		// The second is that of a server, which proxies send with 401.
+		for _, header := range []string{"Proxy-Authenticate", "WWW-Authenticate"} {
+			for _, challenges := range response.Header.Values(header) {
+				e.Schemes = append(e.Schemes, schemes(challenges)...)
+			}
 		}
 		return e
 	})
@@ -197,15 +200,19 @@ func wantsTLS(stream net.Conn, body io.Reader) bool {
 // schemes are the names in a list of challenges (RFC 9110 §11.6.1): each begins an element
 // of the list, and a parameter, which has a "=", does not.
 func schemes(challenges string) (names []string) {
-	quoted, start := false, 0
+	quoted, escaped, start := false, false, 0
 	element := func(text string) {
-		name, rest, _ := strings.Cut(strings.TrimSpace(text), " ")
-		if name != "" && !strings.Contains(name, "=") && !strings.HasPrefix(strings.TrimSpace(rest), "=") {
-			names = append(names, name)
+		words := strings.Fields(text)
+		if len(words) > 0 && !strings.Contains(words[0], "=") && (len(words) == 1 || words[1][0] != '=') {
+			names = append(names, words[0])
 		}
 	}
 	for i, c := range challenges {
 		switch {
+		case escaped:
+			escaped = false
+		case c == '\\':
+			escaped = quoted
 		case c == '"':
 			quoted = !quoted
 		case c == ',' && !quoted:

@@ -147,6 +147,14 @@ func TestProxy(t *testing.T) {
 			status(407, func(e *transport.ProxyError) bool {
 				return slices.Equal(e.Schemes, []string{"Negotiate", "NTLM", "Digest", "Basic"})
 			})},
+		{"401 says it in the header of a server", "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: NEGOTIATE\r\nWWW-Authenticate: ntlm\r\n\r\n",
+			status(401, func(e *transport.ProxyError) bool { return slices.Equal(e.Schemes, []string{"NEGOTIATE", "ntlm"}) })},
+		{"401 of a proxy that says it as in a 407", "HTTP/1.1 401 Unauthorized\r\nPROXY-AUTHENTICATE: NTLM\r\n\r\n",
+			status(401, func(e *transport.ProxyError) bool { return slices.Equal(e.Schemes, []string{"NTLM"}) })},
+		{"a token, a blank element, a tab and an escaped quote hide no scheme and make none", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate dG9rZW4==,,\tNTLM\t,\tDigest\trealm=\"a\\\", Basic, \\\\\", Bearer\r\n\r\n",
+			status(407, func(e *transport.ProxyError) bool {
+				return slices.Equal(e.Schemes, []string{"Negotiate", "NTLM", "Digest", "Bearer"})
+			})},
 		{"an alert where the answer should be", "\x15\x03\x01\x00\x02\x02\x28", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
 		{"400 of nginx to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>The plain HTTP request was sent to HTTPS port</center>", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
 		{"400 of Go to plain HTTP", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},

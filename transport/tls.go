@@ -71,6 +71,10 @@ func (c client) config(v *verifier) *tls.Config {
 	if c.sessions != nil {
 		config.ClientSessionCache = c.sessions
 	}
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		v.asked = true
+		return new(tls.Certificate), nil // none, which most servers accept
+	}
 	if c.certificate != nil {
 		// Given in Certificates, crypto/tls would silently send nothing when the
 		// server's list of authorities does not name this one's issuer. Sent always, the

@@ -218,12 +218,13 @@ type verifier struct {
 	trust  trust
 	host   string
 	chains [][]*x509.Certificate // once verified
+	asked  bool                  // the server has asked for a certificate, and was shown none
 	shown  bool                  // the server has asked for the device certificate, and was shown it
 }
 
 // refused is an error that a verified server is the cause of.
 func (v *verifier) refused(err error) error {
-	return &RefusedError{Issuer: v.chains[0][0].Issuer, Host: v.host, Certificate: v.shown, Err: err}
+	return &RefusedError{Issuer: v.chains[0][0].Issuer, Host: v.host, Certificate: v.shown, Missing: v.asked, Err: err}
 }
 
 var errNoCertificate = errors.New("the server presents no certificate")

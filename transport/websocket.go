@@ -107,10 +107,11 @@ func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 			ContentType: response.Header.Get("Content-Type"),
 		}
 	}
-	if extensions := response.Header.Values("Sec-WebSocket-Extensions"); len(extensions) > 0 {
+	extensions := strings.Join(response.Header.Values("Sec-WebSocket-Extensions"), ", ")
+	if strings.Trim(extensions, ", \t") != "" {
 		return nil, &UpgradeError{
 			Status: response.StatusCode,
-			Reason: "the server uses an extension that was not offered, " + foreign.Line(strings.Join(extensions, ", "), maxText), // RFC 6455 §4.1
+			Reason: "the server uses an extension that was not offered, " + foreign.Line(extensions, maxText), // RFC 6455 §4.1
 		}
 	}
 	u.frames = &frames{Conn: r.rest()}
@@ -175,8 +176,8 @@ func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
 
 // ended says why nothing more can be read. It returns io.EOF for a close frame that means
 // no harm, MQTT having said all it had to say, and io.ErrUnexpectedEOF around one that
-// complains. What the library refuses without a reason in the stream is a *FrameError: the
-// library has no type for it.
+// complains. What breaks the protocol is a *FrameError, without what the library says
+// around it; the library has no type of its own for what it refuses.
 func (c *webSocketConn) ended(err error) error {
 	switch websocket.CloseStatus(err) {
 	case -1: // no close frame
@@ -188,12 +189,21 @@ func (c *webSocketConn) ended(err error) error {
 	var broken *FrameError
 	var network net.Error
 	switch {
-	case err == nil || errors.As(err, &broken):
-		return err
+	case err == nil:
+		return nil
+	case errors.As(err, &broken):
+		return broken
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed),
 		errors.As(err, &network), c.frames.ended != nil && errors.Is(err, c.frames.ended):
 		return err
 	}
-	problem := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "failed to get reader: "), "failed to read: ")
+	problem := err.Error()
+	for strings.HasPrefix(problem, "failed to ") { // at what, the library says around it
+		_, inner, found := strings.Cut(problem, ": ")
+		if !found {
+			break
+		}
+		problem = inner
+	}
 	return &FrameError{Problem: problem}
 }

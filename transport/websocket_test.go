@@ -95,6 +95,11 @@ func TestUpgrade(t *testing.T) {
 	t.Run("a subprotocol in capitals is the same", func(t *testing.T) {
 		dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: MQTT\r\n"), hold)), nil)
 	})
+	t.Run("an empty list of extensions names none that was not offered", func(t *testing.T) {
+		for _, list := range []string{"", " ", ", ,"} {
+			dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Extensions:"+list+"\r\n"), hold)), nil)
+		}
+	})
 	t.Run("the server's clock is told, when it tells it (RFC 9110 6.6.1)", func(t *testing.T) {
 		for line, want := range map[string]time.Time{
 			"":               {},

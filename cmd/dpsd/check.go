@@ -248,7 +248,7 @@ func gatewayOf(file string) *check.Gateway {
 	s := settings(file, cfg)
 	g.Settings = &s
 	g.StateDirectory = cfg.State.Directory
-	g.RuntimeDirectory = filepath.Dir(cfg.Control.Socket)
+	g.Socket, g.RuntimeDirectory = cfg.Control.Socket, filepath.Dir(cfg.Control.Socket)
 	return g
 }
 

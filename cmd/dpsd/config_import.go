@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,14 +25,17 @@ told on standard error, line by line, and in comments of the result.
 The proxy may also be in drop-ins of aziot-identityd and aziot-edged. When FILE
 is /etc/aziot/config.toml, of this gateway or below the mounted root of another
 one, the command reads those in /etc/systemd/system there. Name others after
-FILE.
+FILE. The command reads the files that a drop-in names with EnvironmentFile=,
+unless the drop-in is a copy in another directory: then a note has the line to
+write into dpsd.toml.
 
 Keys and passwords do not come along: the result refers to them, and the notes
 have the commands that put them where dpsd looks, without showing them.
 
 The exit status is 1 when the gateway's identity cannot be carried over
 (manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
-issues), and 78 when FILE is not valid; then nothing is on standard output.`,
+issues), and 78 when FILE is not valid or DROP-IN is no drop-in of systemd;
+then nothing is on standard output.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
   dpsd config import-aziot config.toml override.conf >dpsd.toml
   install -m 0644 dpsd.toml /etc/dpsd/    # when the notes are done`,
@@ -43,13 +48,19 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 			}
 			defer f.Close()
 			var dropIns []config.DropIn
-			for _, name := range append(aziotDropIns(args[0]), args[1:]...) {
+			names := aziotDropIns(args[0])
+			for _, name := range args[1:] {
+				if !slices.Contains(names, absolute(name)) {
+					names = append(names, name)
+				}
+			}
+			for _, name := range names {
 				d, err := input.Open(name)
 				if err != nil {
 					return &exitError{exitFailed, err}
 				}
 				defer d.Close()
-				dropIns = append(dropIns, config.DropIn{Name: name, Text: d})
+				dropIns = append(dropIns, config.DropIn{Name: name, Text: d, Files: environmentFiles(name)})
 			}
 			result, err := config.FromAziot(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
@@ -78,11 +89,7 @@ issues), and 78 when FILE is not valid; then nothing is on standard output.`,
 // aziotDropIns finds the drop-ins of the machine that the file is of; none when it has
 // been copied from one.
 func aziotDropIns(file string) (found []string) {
-	absolute, err := filepath.Abs(file)
-	if err != nil {
-		return nil
-	}
-	root, in := strings.CutSuffix(absolute, "/etc/aziot/config.toml")
+	root, in := strings.CutSuffix(absolute(file), "/etc/aziot/config.toml")
 	if !in {
 		return nil
 	}
@@ -92,4 +99,34 @@ func aziotDropIns(file string) (found []string) {
 		found = append(found, files...)
 	}
 	return found
+}
+
+// environmentFiles returns a function that reads the files of EnvironmentFile= on the
+// machine that a drop-in is of; nil when it has been copied from one.
+func environmentFiles(dropIn string) func(pattern string) ([]config.EnvironmentFile, error) {
+	for _, place := range []string{"/etc", "/run", "/usr/lib", "/lib"} {
+		root, _, in := strings.Cut(absolute(dropIn), place+"/systemd/system/")
+		if !in {
+			continue
+		}
+		return func(pattern string) (files []config.EnvironmentFile, err error) {
+			names := []string{filepath.Join(root, filepath.Clean(pattern))}
+			if strings.ContainsAny(pattern, `*?[`) {
+				if names, err = filepath.Glob(names[0]); err == nil && names == nil {
+					err = fs.ErrNotExist
+				}
+			}
+			for _, name := range names {
+				const largest = 1 << 20 // bytes
+				text, failed := input.Read(name, largest)
+				if failed != nil {
+					err = failed
+					continue
+				}
+				files = append(files, config.EnvironmentFile{Name: name, Text: text})
+			}
+			return files, err
+		}
+	}
+	return nil
 }

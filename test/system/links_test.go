@@ -48,6 +48,8 @@ func TestRootsCommandsFollowNoLinkAndOpenNoFIFOOfTheServicesUser(t *testing.T) {
 			g.run(asService + "ln -sfn /etc/shadow /run/dpsd/" + name)
 		}
 		readsNothing(g, commands...)
+		// The registration that the last command has asked for writes the confirmation.
+		g.run("until timeout 60 dpsd status --json | grep -q '\"idle\"'; do sleep 0.1; done")
 		g.run(asService + "rm /run/dpsd/confirmation.json && " + asService + "mkfifo /run/dpsd/confirmation.json")
 		readsNothing(g, commands...)
 

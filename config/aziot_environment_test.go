@@ -1,0 +1,185 @@
+package config_test
+
+import (
+	"io/fs"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/dpsd-project/dpsd/config"
+)
+
+const (
+	ofIdentityd = "/etc/systemd/system/aziot-identityd.service.d/"
+	ofEdged     = "/etc/systemd/system/aziot-edged.service.d/override.conf"
+)
+
+// importWith imports with drop-ins, pairs of name and text, on a gateway with these files.
+func importWith(t *testing.T, files map[string]string, dropIns ...[2]string) (proxy string, notes []string) {
+	t.Helper()
+	find := func(pattern string) (found []config.EnvironmentFile, err error) {
+		switch text, is := files[pattern]; {
+		case pattern == "/etc/proxy.d/*.env":
+			return []config.EnvironmentFile{{Name: "/etc/proxy.d/1.env", Text: []byte(files["1"])}, {Name: "/etc/proxy.d/2.env", Text: []byte(files["2"])}}, nil
+		case is && text == "closed":
+			return nil, &fs.PathError{Op: "open", Path: pattern, Err: syscall.EACCES}
+		case is:
+			return []config.EnvironmentFile{{Name: pattern, Text: []byte(text)}}, nil
+		}
+		return nil, &fs.PathError{Op: "open", Path: pattern, Err: syscall.ENOENT}
+	}
+	if files == nil {
+		find = nil
+	}
+	var all []config.DropIn
+	for _, d := range dropIns {
+		all = append(all, config.DropIn{Name: d[0], Text: strings.NewReader(d[1]), Files: find})
+	}
+	got, err := config.FromAziot("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), all...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if canaries.MatchString(got.TOML) {
+		t.Error("a secret is in the result")
+	}
+	for line := range strings.Lines(got.TOML) {
+		if value, is := strings.CutPrefix(line, "proxy = "); is {
+			proxy = strings.Trim(value, "\"\n")
+		}
+	}
+	for _, n := range got.Notes {
+		if strings.HasPrefix(n.File, "/") {
+			notes = append(notes, n.String())
+		}
+	}
+	return proxy, notes
+}
+
+func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
+	type files = map[string]string
+	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, write this line into [transport] of dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
+	for _, c := range []struct {
+		says    string
+		files   files
+		dropIn  string // the lines of its section [Service]
+		proxy   string
+		notes   []string
+		already string // another drop-in, which comes first
+	}{
+		{says: "its proxy counts", files: files{"/etc/environment": "LANG=C\n# the plant's\nHTTPS_PROXY=http://file.example:3128\n"},
+			dropIn: "EnvironmentFile=/etc/environment\n", proxy: "http://file.example:3128",
+			notes: []string{`/etc/environment:3: HTTPS_PROXY: is now transport.proxy = "http://file.example:3128"`}},
+		{says: "it overrides Environment=, also a later one", files: files{"/etc/environment": "HTTPS_PROXY=http://file.example:3128\n"},
+			dropIn: "EnvironmentFile=/etc/environment\nEnvironment=HTTPS_PROXY=http://late.example:3128\n", proxy: "http://file.example:3128",
+			already: "Environment=HTTPS_PROXY=http://early.example:3128\n",
+			notes:   []string{`/etc/environment:1: HTTPS_PROXY: is now`}},
+		{says: "an empty Environment= does not take it back", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+			dropIn: "EnvironmentFile=/e\nEnvironment=\n", proxy: "http://file.example:3128", notes: []string{`/e:1: https_proxy: is now`}},
+		{says: "an empty one takes those before back", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+			already: "EnvironmentFile=/e\n", dropIn: "EnvironmentFile=\n"},
+		{says: "of two files the later one counts", files: files{"/a": "https_proxy=http://a.example:3128\n", "/b": "https_proxy=http://b.example:3128\n"},
+			already: "EnvironmentFile=/b\n", dropIn: "EnvironmentFile=/a\n", proxy: "http://a.example:3128", notes: []string{`/a:1: https_proxy: is now`}},
+		{says: "of a pattern the last file counts", files: files{"1": "https_proxy=http://a.example:3128\n", "2": "https_proxy=http://b.example:3128\n"},
+			dropIn: "EnvironmentFile=-/etc/proxy.d/*.env\n", proxy: "http://b.example:3128", notes: []string{`/etc/proxy.d/2.env:1: https_proxy: is now`}},
+		{says: "the upper-case name in Environment= stands before the lower-case one in a file", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+			dropIn: "EnvironmentFile=/e\nEnvironment=HTTPS_PROXY=http://unit.example:3128\n", proxy: "http://unit.example:3128",
+			notes: []string{`/e:1: https_proxy: left out: HTTPS_PROXY in ` + ofIdentityd + `20.conf takes precedence`, ofIdentityd + `20.conf:3: HTTPS_PROXY: is now`}},
+		{says: "a percent sign is one, and a password stays secret", files: files{"/e": "https_proxy=http://gateway:canary%2d9@file.example:3128\n"},
+			dropIn: "EnvironmentFile=/e\n", proxy: "http://file.example:3128",
+			notes: []string{`/e:1: https_proxy: is now`, `/e:1: https_proxy: to do: put the password`}},
+		{says: "a percent sign in its name is written twice", files: files{"/a%b": "https_proxy=http://file.example:3128\n"},
+			dropIn: "EnvironmentFile=/a%%b\n", proxy: "http://file.example:3128", notes: []string{`/a%b:1: https_proxy: is now`}},
+		{says: "NO_PROXY is left out", files: files{"/e": "NO_PROXY=localhost\n"}, dropIn: "EnvironmentFile=/e\n",
+			notes: []string{`/e:1: NO_PROXY: left out: a proxy in dpsd.toml takes everything`}},
+		{says: "an optional file that is missing is passed over, as systemd does", files: files{}, dropIn: "EnvironmentFile=-/etc/default/aziot\n"},
+		{says: "another one that is missing is named, with the line to write", files: files{}, dropIn: "EnvironmentFile=/etc/default/aziot\n",
+			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/default/aziot cannot be read: no such file or directory" + byHand}},
+		{says: "one that cannot be read is named, with the line to write", files: files{"/e": "closed"}, dropIn: "EnvironmentFile=-/e\n",
+			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /e cannot be read: permission denied" + byHand}},
+		{says: "one that is no text is named, with the line to write", files: files{"/e": "\xff=\n"}, dropIn: "EnvironmentFile=/e\n",
+			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /e cannot be read: it is not UTF-8 text" + byHand}},
+		{says: "one of a copied drop-in may be of another gateway, and is not read", dropIn: "EnvironmentFile=/etc/environment\n",
+			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/environment is not read, because this drop-in is a copy, and may be of another gateway" + byHand}},
+		{says: "a specifier in its name is left to systemd", files: files{}, dropIn: "EnvironmentFile=/etc/%H.env\n",
+			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file has a specifier (%), which only systemd can resolve` + byHand}},
+		{says: "a relative name is none for systemd", files: files{"e": "https_proxy=http://file.example:3128\n"}, dropIn: "EnvironmentFile=e\n",
+			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file is not absolute, so systemd ignores it`}},
+		{says: "a terminal escape in its name does not reach the terminal", files: files{}, dropIn: "EnvironmentFile=/\x1b[31m\n",
+			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: /`}},
+	} {
+		t.Run(c.says, func(t *testing.T) {
+			proxy, notes := importWith(t, c.files, [2]string{ofIdentityd + "10.conf", "[Service]\n" + c.already}, [2]string{ofIdentityd + "20.conf", "[Service]\n" + c.dropIn})
+			if proxy != c.proxy {
+				t.Errorf("the proxy is %q, want %q", proxy, c.proxy)
+			}
+			if diff := cmp.Diff(c.notes, notes, cmpopts.EquateEmpty(), cmp.Comparer(func(x, y string) bool {
+				return !strings.Contains(x+y, "\x1b") && (strings.HasPrefix(x, y) || strings.HasPrefix(y, x))
+			})); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	t.Run("a file of aziot-edged is not one of aziot-identityd, which stands before it", func(t *testing.T) {
+		proxy, _ := importWith(t, files{"/e": "HTTPS_PROXY=http://file.example:3128\n"},
+			[2]string{ofEdged, "[Service]\nEnvironmentFile=/e\n"}, [2]string{ofIdentityd + "1.conf", "[Service]\nEnvironment=HTTPS_PROXY=http://unit.example:3128\n"})
+		if proxy != "http://unit.example:3128" {
+			t.Errorf("the proxy is %q", proxy)
+		}
+	})
+}
+
+// systemd.exec(5), and env-file.c of systemd 257.
+func TestTheValuesOfAnEnvironmentFileAreThoseOfSystemd(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"https_proxy=http://p:1\n", "http://p:1"},
+		{"https_proxy=http://p:1", "http://p:1"},
+		{"  https_proxy = \thttp://p:1 \t\r\n", "http://p:1"},
+		{"https_proxy=http://q:1\nhttps_proxy=http://p:1\n", "http://p:1"},
+		{"https_proxy=\"http://p:1\"\n", "http://p:1"},
+		{"https_proxy='http://p:1' \n", "http://p:1"},
+		{"https_proxy=\"http://\"'p:1'\n", "http://p:1"},
+		{"https_proxy=\"http://\"p:1\n", "http://p:1"},
+		{"https_proxy=\"http://\\\np:1\"\n", "http://p:1"},
+		{"https_proxy=http://\\\np:1\n", "http://p:1"},
+		{"https_proxy=http:\\/\\/p:1\n", "http://p:1"},
+		{"A='\nhttps_proxy=http://q:1\n'\nhttps_proxy=http://p:1\n", "http://p:1"},
+		{"A=\"\\\"\nhttps_proxy=http://q:1\n\"\n", ""},
+		{"# https_proxy=http://q:1\n; https_proxy=http://q:1\nno assignment\nhttps_proxy=http://p:1\n", "http://p:1"},
+		{"export https_proxy=http://q:1\n", ""},
+		{"HTTPS_PROXY\n=http://q:1\n", ""},
+		{"https_proxy=\n", ""},
+		{"https_proxy='http://p:1", "http://p:1"},
+		{"https_proxy=http://p:1\\", "http://p:1"},
+		{"https_proxy=h\"ttp://p:1\n", ""}, // a quote that does not stand first is one of the address
+	} {
+		if proxy, _ := importWith(t, map[string]string{"/e": c.text}, [2]string{ofIdentityd + "1.conf", "[Service]\nEnvironmentFile=/e\n"}); proxy != c.want {
+			t.Errorf("%q: the proxy is %q, want %q", c.text, proxy, c.want)
+		}
+	}
+}
+
+func FuzzEnvironmentFile(f *testing.F) {
+	f.Add("https_proxy=\"http://a:b@c:1\"\n# x\nA='\n'\\\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := config.FromAziot("x", strings.NewReader(samples(t)["symmetric-inline.toml"]), config.DropIn{
+			Name: "y", Text: strings.NewReader("[Service]\nEnvironmentFile=/z\n"),
+			Files: func(string) ([]config.EnvironmentFile, error) {
+				return []config.EnvironmentFile{{Name: "/z", Text: []byte(text)}}, nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if broken := invariants(parse(t, got.TOML)); broken != "" {
+			t.Fatalf("%s in %s", broken, got.TOML)
+		}
+		for _, n := range got.Notes {
+			if n.Text == "" || n.Key == "" || strings.ContainsAny(n.String(), "\n\r") {
+				t.Fatalf("%+v", n)
+			}
+		}
+	})
+}
