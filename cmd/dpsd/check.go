@@ -21,7 +21,6 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/commandline"
-	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/nearest"
@@ -124,14 +123,11 @@ func (o checkOptions) known() error {
 // description.
 func listSteps(out io.Writer, asJSON bool) error {
 	if asJSON {
-		if err := writeJSON(out, check.Steps()); err != nil {
-			return &exitError{exitFailed, err}
-		}
-		return nil
+		return failed(writeJSON(out, check.Steps()))
 	}
 	for _, s := range check.Steps() {
 		if _, err := fmt.Fprintf(out, "%-14s %s\n", s.Name, s.Description); err != nil {
-			return &exitError{exitFailed, err}
+			return failed(err)
 		}
 	}
 	return nil
@@ -158,13 +154,11 @@ func runCheck(file string, o checkOptions) error {
 	if !o.json {
 		out.progress("")
 	}
-	if err != nil {
-		return &exitError{exitFailed, err}
+	if err == nil && o.json {
+		err = writeJSON(out, report)
 	}
-	if o.json {
-		if err := writeJSON(out, report); err != nil {
-			return &exitError{exitFailed, err}
-		}
+	if err != nil {
+		return failed(err)
 	}
 	return o.verdict(gateway, report)
 }
@@ -238,10 +232,7 @@ func gatewayOf(file string) *check.Gateway {
 	if err != nil {
 		g.Invalid = err
 		socket, known := socketOf(file)
-		if !known {
-			socket, g.SocketUnknown = config.Default().Control.Socket, true
-		}
-		g.Ask = asking(socket)
+		g.Ask, g.SocketUnknown = asking(socket), !known
 		return g
 	}
 	g.Ask = asking(cfg.Control.Socket)

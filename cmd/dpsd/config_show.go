@@ -49,10 +49,7 @@ key has "value" (null when it is not set), "origin" ("file", "default" or
 			if asJSON {
 				write = s.json
 			}
-			if err := write(cmd.OutOrStdout()); err != nil {
-				return &exitError{exitFailed, err}
-			}
-			return nil
+			return failed(write(cmd.OutOrStdout()))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, for programs")

@@ -118,11 +118,13 @@ func closed(file string) error {
 }
 
 // socketOf finds the path of the control socket in a configuration that cannot be used.
-// known is false when the file does not tell.
+// When the file does not tell, known is false, and path is the standard one.
 func socketOf(file string) (path string, known bool) {
-	text, err := contents(file)
-	if err != nil {
-		return "", false
+	if text, err := contents(file); err == nil {
+		path, known = config.Socket(text)
 	}
-	return config.Socket(text)
+	if !known {
+		path = config.Default().Control.Socket
+	}
+	return path, known
 }

@@ -92,8 +92,5 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 			"the service ignores case, so better use %s in dpsd.toml and here\n", id, strings.ToLower(id))
 	}
 	_, err = fmt.Fprintln(out, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id)))
-	if err != nil {
-		return &exitError{exitFailed, err}
-	}
-	return nil
+	return failed(err)
 }

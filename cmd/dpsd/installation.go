@@ -29,18 +29,15 @@ type installation struct {
 }
 
 func installationOf(cmd *cobra.Command) installation {
-	file, standard := configOf(cmd), config.Default()
-	places := installation{file: file, state: standard.State.Directory, socket: standard.Control.Socket}
-	if cfg, err := load(file); err == nil {
+	file := configOf(cmd)
+	places := installation{file: file, state: config.Default().State.Directory}
+	cfg, err := load(file)
+	if err == nil {
 		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
 		places.closed = closed(file)
 	} else {
-		places.note = err
-		if socket, known := socketOf(file); known {
-			places.socket = socket
-		} else {
-			places.socketUnknown = true
-		}
+		socket, known := socketOf(file)
+		places.note, places.socket, places.socketUnknown = err, socket, !known
 	}
 	places.runtime = filepath.Dir(places.socket)
 	return places

@@ -33,6 +33,14 @@ type exitError struct {
 	err  error
 }
 
+// failed gives the error of a command exit code 1; nil stays nil.
+func failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &exitError{exitFailed, err}
+}
+
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 

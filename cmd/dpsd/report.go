@@ -110,7 +110,7 @@ func writeReport(gateway report.Gateway, output string) error {
 	file, missing, err := gateway.Write(ctx, output)
 	switch {
 	case errors.Is(err, report.ErrStopped):
-		return &exitError{exitFailed, err}
+		return failed(err)
 	case err != nil:
 		return &exitError{exitFailed, try("dpsd report --output FILE, with a FILE where this user can write", err)}
 	}

@@ -101,7 +101,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	}
 	rec, err := places.published()
 	if err != nil {
-		return &exitError{exitFailed, err}
+		return failed(err)
 	}
 	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", printable(rec.AssignedHub), printable(rec.DeviceID), rec.Generation)
 	return err

@@ -148,7 +148,7 @@ func ended(file string, err error) error {
 		return nil
 	}
 	if errors.Is(err, daemon.ErrStopped) {
-		return &exitError{exitFailed, err}
+		return failed(err)
 	}
 	code, told := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {

@@ -72,7 +72,7 @@ func status(places installation, asJSON, attempts bool) error {
 		report.History = store.Attempts(places.state, places.runtime)
 	}
 	if err := report.show(terminalOn(os.Stdout), asJSON); err != nil {
-		return &exitError{exitFailed, err}
+		return failed(err)
 	}
 	if places.note != nil && !running {
 		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)

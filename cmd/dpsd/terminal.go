@@ -84,7 +84,7 @@ func try(next string, err error) error { return &hintError{err, next} }
 // invalid is the error of a configuration that is wrong.
 func invalid(file string, err error) error {
 	if store.Temporary(err) {
-		return &exitError{exitFailed, err}
+		return failed(err)
 	}
 	var known *unopenedError
 	if errors.As(err, &known) && underSystemd(file) {
