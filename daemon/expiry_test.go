@@ -21,7 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
-	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // chained gives the gateway the certificate of enroll as its credential.
@@ -68,8 +68,8 @@ func (g *gateway) enroll(until time.Time) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	if err := g.sim.SetEnrollments(&simulator.Enrollments{Groups: []simulator.Group{{
-		Name: "plant", Attestation: simulator.Attestation{Type: "x509", CA: text("CERTIFICATE", root.Raw)},
+	if err := g.sim.SetEnrollments(&enroll.Enrollments{Groups: []enroll.Group{{
+		Name: "plant", Attestation: enroll.Attestation{Type: "x509", CA: text("CERTIFICATE", root.Raw)},
 	}}}); err != nil {
 		g.t.Fatal(err)
 	}
