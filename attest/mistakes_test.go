@@ -320,21 +320,21 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 	}
 }
 
-// What is shorter or longer than a key of 16 to 64 bytes in any form is not explained: the
-// command would not make a key of it.
+// Text that is shorter or longer than a key of 16 to 64 bytes in any form is not taken for
+// one, because the command would not make a key of it.
 func TestATextIsTakenForAnotherFormOfAKeyOnlyWithTheLengthOfAKey(t *testing.T) {
 	digits := strings.Repeat("0123456789abcdef", 10)
 	for _, test := range []struct{ file, says string }{
 		{digits[:128], "the key is 128 hexadecimal digits, not base64"},
-		{digits[:127], ""},
-		{digits[:130], ""},
+		{digits[:127], "the key is cut off: it has 127 characters, and base64 has a multiple of 4"},
+		{digits[:130], "the key is cut off: it has 130 characters, and base64 has a multiple of 4"},
 		{digits[:132], ""},
 		{strings.Repeat("\x01", 15), ""},
 		{strings.Repeat("\x01", 16), "the key is 16 bytes, not base64 text"},
 		{strings.Repeat("\x01", 64), "the key is 64 bytes, not base64 text"},
 		{strings.Repeat("\x01", 65), ""},
 		{strings.Repeat("\xff", 16), "the key is 16 bytes, not base64 text"},
-		{"this is not a key", ""},
+		{"this is not a key.", ""},
 	} {
 		_, err := attest.DecodeKey([]byte(test.file))
 		if !errors.Is(err, attest.ErrNotBase64) && !errors.Is(err, attest.ErrKeyLength) {

@@ -197,13 +197,17 @@ var order = []transport.Stage{
 // ofTransport knows why there is no connection. When several protocols were tried, the
 // fault is that of the protocol that got furthest.
 func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
-	var several transport.Errors
-	if !errors.As(err, &several) {
+	var (
+		several  transport.Errors
+		furthest *transport.Error
+	)
+	if errors.As(err, &several) {
+		furthest = slices.MaxFunc(several, func(a, b *transport.Error) int {
+			return cmp.Compare(slices.Index(order, a.Stage), slices.Index(order, b.Stage))
+		})
+	} else if !errors.As(err, &furthest) { // dpsd check tries the protocols one by one
 		return fault.Fault{}, false
 	}
-	furthest := slices.MaxFunc(several, func(a, b *transport.Error) int {
-		return cmp.Compare(slices.Index(order, a.Stage), slices.Index(order, b.Stage))
-	})
 	if furthest.Stage == transport.StageCA {
 		return fault.New(fault.CAUnreadable, fault.StageTLS, err), true
 	}
@@ -261,7 +265,7 @@ func onlyMQTT(tried transport.Errors) bool {
 			return false
 		}
 	}
-	return true
+	return len(tried) > 0
 }
 
 // ofTLS knows why a handshake failed; whole is the error to report.

@@ -464,3 +464,11 @@ func TestACauseRepeatsNoTokenThatAPeerHasSentBack(t *testing.T) {
 		}
 	}
 }
+
+// dpsd check tries the protocols one by one, and knows what else is configured.
+func TestTheFailureOfOneProtocolHasNoCircumstanceOfTheConfiguration(t *testing.T) {
+	one := &transport.Error{Protocol: transport.MQTT, Stage: transport.StageTCP, Address: "h:8883", Err: syscall.ECONNREFUSED}
+	if f := Classify(one); f.Code != fault.TCPRefused || f.Stage != fault.StageTCP || f.Circumstance != "" {
+		t.Errorf("got %v in stage %s, circumstance %q", f, f.Stage, f.Circumstance)
+	}
+}
