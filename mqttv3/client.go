@@ -223,9 +223,6 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos 
 // checks no topic, cuts long strings, and waits for the answer to a packet that
 // was never written.
 func (c *Client) sendable(p *packet) error {
-	if len(p.payload) > c.conn.maxPacket { // before it is copied
-		return fmt.Errorf("payload of %d bytes: %w", len(p.payload), ErrPacketTooLarge)
-	}
 	wire, err := p.append(nil)
 	if err != nil {
 		return invalid(err)
@@ -262,10 +259,8 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 		return err
 	case c.conn.Err() != nil:
 		return closed(c.conn.Err())
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
 	}
-	return err
+	return cmp.Or(context.Cause(ctx), err)
 }
 
 // Receive waits for the next message. Messages that came before the connection

@@ -214,6 +214,7 @@ func TestMalformedPackets(t *testing.T) {
 	}
 	for says, p := range map[string]packet{
 		"a topic of 65,536 bytes":                       {kind: kindPublish, topic: []byte(long)},
+		"a topic that begins with U+0000":               {kind: kindPublish, topic: []byte("\x00a")},
 		"PUBLISH with QoS 2":                            {kind: kindPublish, topic: ab, qos: 2, id: 1},
 		"a packet identifier with QoS 0 [MQTT-2.3.1-5]": {kind: kindPublish, topic: ab, id: 1},
 		"no packet identifier with QoS 1":               {kind: kindPublish, topic: ab, qos: 1},

@@ -115,7 +115,7 @@ func (c *Conn) end(err error) error {
 
 // Read returns bytes of MQTT 5.
 func (c *Conn) Read(b []byte) (int, error) {
-	for len(c.rest) == 0 && len(b) > 0 {
+	if len(c.rest) == 0 {
 		if err := c.fill(); err != nil {
 			return 0, c.fail(err)
 		}
