@@ -25,26 +25,21 @@ type Key struct {
 }
 
 // NewType returns the type of the credentials C. keys lists the keys, with pointers into
-// the credential; warning may be nil.
+// the credential; a nil warning is for none.
 func NewType[C Credential](name string, keys func(*C) []Key, warning func(registrationID string) (detail, advice string)) Type {
 	if warning == nil {
 		warning = func(string) (string, string) { return "", "" }
 	}
-	return Type{
-		Name: name,
-		Keys: func(c Credential) []Key {
-			credential, _ := c.(C)
-			return keys(&credential)
-		},
-		New: func(reference func(string) Reference) Credential {
-			var credential C
-			for _, k := range keys(&credential) {
-				*k.Reference = reference(k.Name)
-			}
-			return credential
-		},
-		Warning: warning,
-	}
+	return Type{name, func(c Credential) []Key {
+		credential, _ := c.(C)
+		return keys(&credential)
+	}, func(reference func(string) Reference) Credential {
+		var credential C
+		for _, k := range keys(&credential) {
+			*k.Reference = reference(k.Name)
+		}
+		return credential
+	}, warning}
 }
 
 // Types returns the types of credentials that a configuration may name.

@@ -7,7 +7,10 @@
 package config
 
 import (
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
+	"fmt"
 	"io"
 	"io/fs"
 	"time"
@@ -25,85 +28,61 @@ func Reference() string { return annotated }
 
 // Config is a whole configuration. Parse fills every field; its zero value is of no use.
 type Config struct {
-	// DPS says where to register, and as whom.
-	DPS DPS
-	// Credentials prove the identity; at least one, tried in this order.
-	Credentials []attest.Credential
-	// Transport says how the service is reached.
-	Transport Transport
-	// Provisioning says when the gateway registers.
+	DPS          DPS
+	Credentials  []attest.Credential // at least one; dpsd tries them in this order
+	Transport    Transport
 	Provisioning Provisioning
-	// Retry holds the delays between attempts. Initial is not above Max, and
-	// RefusedInitial not above RefusedMax.
-	Retry pace.Retry
-	// State says where the result is kept.
-	State State
-	// Control says where the running service is asked.
-	Control Control
-	// Log says how much is told.
-	Log Log
+	Retry        pace.Retry // Initial is not above Max, and RefusedInitial not above RefusedMax
+	State        State
+	Control      Control
+	Log          Log
 }
 
-// DPS is the table [dps].
+// DPS is the table [dps]: where to register, and as whom.
 type DPS struct {
-	// IDScope is the ID scope of the provisioning service, such as "0ne00000000".
-	IDScope string
-	// RegistrationID tells how the registration ID is found.
+	IDScope        string
 	RegistrationID attest.RegistrationID
-	// Endpoint is a host name, without scheme and port.
-	Endpoint string
-	// APIVersion is the version of the device protocol, such as "2019-03-31".
-	APIVersion string
-	// PayloadFile is the absolute path of a JSON object to send; "" for none.
-	PayloadFile string
+	Endpoint       string // a host name, without scheme and port
+	APIVersion     string // of the device protocol, such as "2019-03-31"
+	PayloadFile    string // the absolute path of a JSON object to send; "" for none
 }
 
-// Transport is the table [transport].
+// Transport is the table [transport]: how dpsd reaches the service.
 type Transport struct {
-	// Protocols are "mqtt" and "websocket", each at most once, in the order to try.
-	Protocols []string
-	// MQTTPort and WebSocketPort are TCP ports, 1 to 65535.
+	Protocols               []string // "mqtt" and "websocket", each at most once, in the order to try
 	MQTTPort, WebSocketPort int
+
 	// Proxy is "environment" (HTTPS_PROXY and NO_PROXY), "none", or an address,
 	// "http://host:port" or "https://host:port".
 	Proxy string
 	// ProxyUser is sent to the proxy with the contents of ProxyPassword, in place of what
-	// HTTPS_PROXY says. "" is nobody, a zero ProxyPassword an empty one.
+	// HTTPS_PROXY says. "" is no user, and a zero ProxyPassword an empty password.
 	ProxyUser     string
 	ProxyPassword attest.Reference
-	// ProxyCAFile is the absolute path of PEM certificates to trust besides the system's
-	// when an https:// proxy shows its own; "" for none.
-	ProxyCAFile string
-	// CAFile is the absolute path of PEM certificates to trust besides the system's;
-	// "" for none.
-	CAFile string
-	// ConnectTimeout bounds name, TCP, proxy, TLS and upgrade together.
-	ConnectTimeout time.Duration
-	// ResponseTimeout bounds each wait for an answer.
-	ResponseTimeout time.Duration
-	// KeepAlive is the MQTT keep alive in whole seconds, at most 1177 s; 0 for none.
-	KeepAlive time.Duration
+
+	// CAFile and ProxyCAFile are absolute paths of PEM certificates to trust besides the
+	// system's, for the service and for an https:// proxy; "" for none.
+	CAFile, ProxyCAFile string
+
+	ConnectTimeout  time.Duration // for name, TCP, proxy, TLS and upgrade together
+	ResponseTimeout time.Duration // for each answer
+	KeepAlive       time.Duration // whole seconds, at most maxKeepAlive; 0 for none
 }
 
-// Provisioning is the table [provisioning].
+// Provisioning is the table [provisioning]: when the gateway registers.
 type Provisioning struct {
-	// OnBoot is the policy at start: "always", "verify" or "if-needed".
-	OnBoot string
-	// BootDelayMax bounds a random delay before the first contact; 0 for none.
-	BootDelayMax time.Duration
-	// Interval is the time between registrations without a cause, at least 10 min; 0 for never.
-	Interval time.Duration
+	OnBoot       string        // "always", "verify" or "if-needed"
+	BootDelayMax time.Duration // the longest random delay before the first contact
+	Interval     time.Duration // between registrations without a cause; 0 for never
 }
 
-// State is the table [state].
+// State is the table [state]: where the result is kept.
 type State struct {
-	// Directory is the absolute path of the state directory.
-	Directory string
-	// Mode is that of the state files: 0644 or 0640.
-	Mode fs.FileMode
+	Directory string      // an absolute path
+	Mode      fs.FileMode // of the state files: 0644 or 0640
 }
 
-// Control is the table [control].
+// Control is the table [control]: where the running service can be asked.
 type Control struct {
 	// Socket is the absolute path of the control socket. Its directory, which is not
 	// the state directory, is the runtime directory.
@@ -113,10 +92,9 @@ type Control struct {
 	MetricsFile string
 }
 
-// Log is the table [log].
+// Log is the table [log]: how much is logged.
 type Log struct {
-	// Level is "debug", "info", "warn" or "error".
-	Level string
+	Level string // "debug", "info", "warn" or "error"
 }
 
 // Default returns what holds for the keys that are left out.
@@ -174,4 +152,12 @@ func parse(name string, r io.Reader, types []attest.Type) (*Config, []Setting, e
 		return nil, nil, err
 	}
 	return &c, settings(doc, all, c.Credentials), nil
+}
+
+// Fingerprint is the same for two configurations exactly when they mean the same to this
+// version of dpsd: comments, order and keys that have their default make no difference.
+func (c Config) Fingerprint() string {
+	c.DPS.RegistrationID.FromCertificate = nil // an address, of the first of the credentials
+	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", c))
+	return "sha256:" + hex.EncodeToString(sum[:])
 }

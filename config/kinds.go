@@ -35,15 +35,16 @@ type kind struct {
 func inQuotes[T any](to *T, standard T, remedy string, parse func(string) (T, *Error), format func(T) string) kind {
 	return kind{
 		func(at document.Path, value any, report func(document.Path, Error)) {
+			v := standard
 			s, wrong := document.String(value, remedy)
 			if wrong == nil {
-				var v T
-				if v, wrong = parse(s); wrong == nil {
-					*to = v
-					return
-				}
+				v, wrong = parse(s)
 			}
-			report(at, *wrong)
+			if wrong != nil {
+				report(at, *wrong)
+				return
+			}
+			*to = v
 		},
 		func() { *to = standard },
 		func() any {
@@ -270,11 +271,10 @@ func duration(to *time.Duration, standard, low, high time.Duration, checks ...fu
 // brief writes a duration without the zero units that Duration.String appends.
 func brief(d time.Duration) string {
 	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
+	for _, end := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, end) {
+			s = s[:len(s)-2]
+		}
 	}
 	return s
 }

@@ -3,7 +3,6 @@ package document
 import (
 	"bytes"
 	"fmt"
-	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -42,20 +41,22 @@ var lookAlikes = []struct {
 	{map[rune]string{'‐': "hyphen", '‑': "non-breaking hyphen", '–': "en dash", '—': "em dash", '−': "minus sign"}, "use - instead"},
 }
 
-// lookAlike names a character of the list, and says what to do about it.
-func lookAlike(r rune) (name, remedy string, found bool) {
+// lookAlike names a character of the list, and says what to do about it; "" for another.
+func lookAlike(r rune) (name, remedy string) {
 	for _, l := range lookAlikes {
-		if name, found := l.names[r]; found {
-			return name, l.remedy, true
+		if name := l.names[r]; name != "" {
+			return name, l.remedy
 		}
 	}
-	return "", "", false
+	return "", ""
 }
+
+func isLookAlike(r rune) bool { name, _ := lookAlike(r); return name != "" }
 
 // shownRune is a character for people: itself, when it can be seen, and its number.
 func shownRune(r rune) string {
-	name, _, known := lookAlike(r)
-	if known {
+	name, _ := lookAlike(r)
+	if name != "" {
 		name = ", " + name
 	}
 	if !unicode.IsGraphic(r) || unicode.IsSpace(r) {
@@ -77,7 +78,7 @@ func strange(line []byte) (at int, r rune, found bool) {
 		case quote != 0 && r == rune(quote):
 			quote = 0
 		case quote != 0:
-			if _, _, known := lookAlike(r); known && inString < 0 {
+			if inString < 0 && isLookAlike(r) {
 				inString = at
 			}
 		case r == '"' || r == '\'':
@@ -104,8 +105,8 @@ func typographic(lines Lines, known map[string][]string, n int) *Error {
 		return nil
 	}
 	where := lines.Of(lines.starts[n-1] + at)
-	_, remedy, named := lookAlike(r)
-	if !named {
+	_, remedy := lookAlike(r)
+	if remedy == "" {
 		remedy = "write keys and values in ASCII, and put other text in double quotes"
 	}
 	return &Error{Line: where.Line, Column: where.Column, Key: keyOfLine(lines, known, n), Problem: "TOML does not allow " + shownRune(r), Remedy: remedy}
@@ -113,11 +114,10 @@ func typographic(lines Lines, known map[string][]string, n int) *Error {
 
 // Hidden says which look-alike a value holds that was found wrong; "" for none.
 func Hidden(value string) string {
-	i := strings.IndexFunc(value, func(r rune) bool { _, _, known := lookAlike(r); return known })
-	if i < 0 {
-		return ""
+	for _, r := range value {
+		if _, remedy := lookAlike(r); remedy != "" {
+			return "it contains " + shownRune(r) + ": " + remedy
+		}
 	}
-	r, _ := utf8.DecodeRuneInString(value[i:])
-	_, remedy, _ := lookAlike(r)
-	return "it contains " + shownRune(r) + ": " + remedy
+	return ""
 }
