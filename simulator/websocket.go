@@ -3,6 +3,7 @@ package simulator
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -52,43 +53,36 @@ func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 		c.linger(nil)
 		return nil, false
 	}
+	violate := func(violation, text string) (*webSocket, bool) {
+		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: " + violation})
+		return refuse(http.StatusBadRequest, text+"\n")
+	}
 	if rule.Status != 0 || rule.Location != "" || rule.Body != nil {
 		text := ""
 		if rule.Body != nil {
 			text = *rule.Body
 		}
+		otherwise := http.StatusOK
 		if rule.Location != "" {
+			otherwise = http.StatusFound
 			w.header.Set("Location", rule.Location)
 		}
-		status := rule.Status
-		switch {
-		case status == 0 && rule.Location != "":
-			status = http.StatusFound
-		case status == 0:
-			status = http.StatusOK
-		}
-		return refuse(status, text)
+		return refuse(cmp.Or(rule.Status, otherwise), text)
 	}
 	// Both paths are in use by SDKs.
 	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the path is none of the service's"})
-		return refuse(http.StatusBadRequest, "no such path\n")
+		return violate("the path is none of the service's", "no such path")
 	}
 	if !req.ProtoAtLeast(1, 1) || req.Host == "" {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)"})
-		return refuse(http.StatusBadRequest, "HTTP/1.1 and Host are needed\n")
+		return violate("the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)", "HTTP/1.1 and Host are needed")
 	}
 	upgrader := websocket.Upgrader{
 		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
 		CheckOrigin:  func(*http.Request) bool { return true },
 	}
-	offered := false
-	for _, p := range websocket.Subprotocols(req) {
-		offered = offered || strings.EqualFold(p, "mqtt")
-	}
+	offered := slices.ContainsFunc(websocket.Subprotocols(req), func(p string) bool { return strings.EqualFold(p, "mqtt") })
 	if websocket.IsWebSocketUpgrade(req) && !offered {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the subprotocol mqtt is not offered [MQTT-6.0.0-3]"})
-		return refuse(http.StatusBadRequest, "the subprotocol mqtt is needed\n")
+		return violate("the subprotocol mqtt is not offered [MQTT-6.0.0-3]", "the subprotocol mqtt is needed")
 	}
 	header := http.Header{}
 	if rule.Subprotocol != "" {
