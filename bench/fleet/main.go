@@ -213,7 +213,7 @@ func (b *bench) spreads() error {
 // outages are the runs that led to the delays after a failed connection.
 func (b *bench) outages() error {
 	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute: the longest delay after a failed connection in the first two minutes. "+
-		"Single gateways; and %d that all come back at once.\n\n"+
+		"Single gateways; and %d that all come back at the same time.\n\n"+
 		"| longest delay | connections tried meanwhile | one poll: 50 %% after | 95 %% | two polls: 50 %% after | 95 %% | %[1]d: all after | peak a second | 5xx |\n"+
 		"| --: | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
 	for _, v := range []struct {
