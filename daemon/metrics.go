@@ -30,13 +30,13 @@ type family struct {
 // never changed: alerts of other people know them. Times are in seconds since
 // 1970 by this gateway's clock.
 var families = []family{
-	{"dpsd_build_info", "gauge", "1; the label is the version that runs.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_build_info", "gauge", "1; the label is the version of dpsd.", func(w io.Writer, _ *measures, s control.Status) {
 		sample(w, "dpsd_build_info", 1, "version", s.Version)
 	}},
 	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd began.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
-	gauge("dpsd_ready", "1 when systemd was told READY=1.", func(s control.Status) float64 { return asNumber(s.Ready) }),
-	gauge("dpsd_provisioned", "1 when an identity is published.", func(s control.Status) float64 { return asNumber(s.Identity != nil) }),
-	{"dpsd_assignment_info", "gauge", "1; the labels are what is published. Not there without an identity.", func(w io.Writer, _ *measures, s control.Status) {
+	gauge("dpsd_ready", "1 if dpsd has sent READY=1 to systemd.", func(s control.Status) float64 { return asNumber(s.Ready) }),
+	gauge("dpsd_provisioned", "1 if an identity is published.", func(s control.Status) float64 { return asNumber(s.Identity != nil) }),
+	{"dpsd_assignment_info", "gauge", "1; the labels are those of the published identity. Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
 		if i := s.Identity; i != nil {
 			sample(w, "dpsd_assignment_info", 1, "hub", i.AssignedHub, "device_id", i.DeviceID)
 		}
@@ -47,42 +47,42 @@ var families = []family{
 		}
 		return float64(s.Identity.Generation)
 	}),
-	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run; 0: not yet.", func(s control.Status) float64 {
+	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run; 0 if it has not.", func(s control.Status) float64 {
 		if s.Confirmed == nil {
 			return 0
 		}
 		return seconds(*s.Confirmed)
 	}),
-	{"dpsd_interval_seconds", "gauge", "[provisioning] interval; 0 without one.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 without one.", func(w io.Writer, m *measures, _ control.Status) {
 		m.interval.WritePrometheus(w)
 	}},
-	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due; 0: one runs, or none is due by itself.", func(s control.Status) float64 {
+	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due; 0 if one is running, or if none is due.", func(s control.Status) float64 {
 		if s.Next == nil {
 			return 0
 		}
 		return seconds(s.Next.At)
 	}),
-	gauge("dpsd_fault_standing", "1 when the last attempt failed and nothing has worked since.", func(s control.Status) float64 {
+	gauge("dpsd_fault_standing", "1 if the last attempt failed and no attempt has succeeded since.", func(s control.Status) float64 {
 		return asNumber(unresolved(s) != nil)
 	}),
-	{"dpsd_fault_info", "gauge", "1; the labels are the fault that stands, as in dpsd-faults(7). Not there without one.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_fault_info", "gauge", "1; the labels are those of the current fault, as in dpsd-faults(7). Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
 		if f := unresolved(s); f != nil {
 			sample(w, "dpsd_fault_info", 1, "code", f.Code, "class", f.Class, "stage", f.Stage)
 		}
 	}},
-	counters("dpsd_faults_total", "Failed attempts by the code of the fault.", func(m *measures) *metrics.Set { return m.faults }),
-	counters("dpsd_attempts_total", "Attempts by their outcome: assigned, fault, or wait when DPS asked for one.", func(m *measures) *metrics.Set { return m.attempts }),
-	{"dpsd_time_to_assigned_seconds", "histogram", "From the first attempt to the assignment, faults and waits included.", func(w io.Writer, m *measures, _ control.Status) {
+	counters("dpsd_faults_total", "Failed attempts, by the code of the fault.", func(m *measures) *metrics.Set { return m.faults }),
+	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked for one.", func(m *measures) *metrics.Set { return m.attempts }),
+	{"dpsd_time_to_assigned_seconds", "histogram", "The time from the first attempt to the assignment, including faults and waits.", func(w io.Writer, m *measures, _ control.Status) {
 		m.assignTime.WritePrometheus(w)
 	}},
 	counters("dpsd_network_bytes_total", "Bytes of all attempts above TCP, TLS included, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
-	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires; 0: none was read.", func(s control.Status) float64 {
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires; 0 if dpsd has not read one.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}
 		return seconds(s.Certificate.NotAfter)
 	}),
-	{"dpsd_clock_offset_seconds", "gauge", "How far this clock is ahead of the service's, to about a second. Only where the service has said its time, over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_clock_offset_seconds", "gauge", "How far this clock is ahead of the service's, to about a second. Present only if the service has sent its time, over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
 }

@@ -142,7 +142,7 @@ func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("| metric | type | labels | what it says |\n| --- | --- | --- | --- |\n")
+	b.WriteString("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n")
 	for _, f := range families {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.name, f.kind, strings.Join(labels[f.name], " "), f.help)
 	}

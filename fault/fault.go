@@ -121,7 +121,7 @@ func (c Class) Next() string {
 	case Transient:
 		return "dpsd retries, at first after a second, and later at least every max."
 	case Throttling:
-		return "dpsd waits as long as DPS asks, at least a second, plus a random time of up to half a minute for each 429 in a row, so that a fleet does not return all at once."
+		return "dpsd waits as long as DPS asks, at least a second, plus a random time of up to half a minute for each 429 in a row, so that a fleet does not return at the same time."
 	case Credential:
 		return "dpsd tries the next credential immediately. After all were refused, it retries after refused_initial, later at least every refused_max, and immediately when a credential file changes."
 	case Input:

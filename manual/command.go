@@ -28,11 +28,11 @@ func Program(root *cobra.Command, section int, source, prose string) (string, er
 		return "", err
 	}
 	p.Section("Options")
-	p.Paragraph("These go with every command.")
+	p.Paragraph("These options apply to every command.")
 	p.flags(root.PersistentFlags())
-	p.Item("Say what the command does, and end.", Bold("-h")+", "+Bold("--help"))
+	p.Item("Show help for the command.", Bold("-h")+", "+Bold("--help"))
 	if root.LocalNonPersistentFlags().HasAvailableFlags() {
-		p.Paragraph("These flags are used without a command.")
+		p.Paragraph("These options are used without a command.")
 		p.flags(root.LocalNonPersistentFlags())
 	}
 	p.Section("Commands")

@@ -242,11 +242,13 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 	result := make(chan error, 1)
 	go func() { result <- f(ctx) }()
 	var err error
+	ended := false
 	select {
 	case err = <-result:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-c.paho.Done():
+		ended = true
 		// paho has released every call it knew of, and an answer read before the
 		// end still counts. A call that began at the same moment may have slipped
 		// past it.
@@ -257,7 +259,7 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 	switch {
 	case err == nil || errors.As(err, &refused):
 		return err
-	case c.conn.Err() != nil:
+	case ended || c.conn.Err() != nil:
 		return closed(c.conn.Err())
 	}
 	return cmp.Or(context.Cause(ctx), err)

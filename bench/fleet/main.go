@@ -142,7 +142,7 @@ func (b *bench) afterPower() error {
 }
 
 func (b *bench) whateverTheServiceSays() error {
-	b.text.WriteString("\nWhat is not known of the service, in turn: how it counts the minute, and what its 429 says.\n\n" +
+	b.text.WriteString("\nIt is unknown how the service counts the minute, and which Retry-After its 429 has. All combinations:\n\n" +
 		"| minute | Retry-After of a 429 | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests | 5xx |\n| --- | --- | --: | --: | --: | --: | --: | --: |\n")
 	return services(func(throttle fleet.Throttle, retryAfter string, set func(*fleet.Fleet)) error {
 		r, err := rehearse(set)
@@ -177,7 +177,7 @@ func services(f func(throttle fleet.Throttle, retryAfter string, set func(*fleet
 
 // spreads are the runs that led to the defaults: the worst over all services.
 func (b *bench) spreads() error {
-	b.text.WriteString("\nThe jitter after the n-th 429 in a row is drawn from 0 to n × spread, at most the limit. The worst over the eight services above:\n\n" +
+	b.text.WriteString("\nThe jitter after the n-th 429 in a row is drawn from 0 to n × spread, at most the limit. The worst result of the eight services above:\n\n" +
 		"| spread | limit | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests |\n| --: | --: | --: | --: | --: | --: | --: |\n")
 	for _, spread := range []time.Duration{10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute} {
 		for _, limit := range []time.Duration{5 * time.Minute, time.Hour} {
@@ -212,8 +212,8 @@ func (b *bench) spreads() error {
 
 // outages are the runs that led to the delays after a failed connection.
 func (b *bench) outages() error {
-	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute: the longest delay after a failed connection in the first two minutes. "+
-		"Single gateways; and %d that all come back at once.\n\n"+
+	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute, depending on the longest delay after a failed connection in the first two minutes: "+
+		"single gateways, and %d gateways that all return at the same time.\n\n"+
 		"| longest delay | connections tried meanwhile | one poll: 50 %% after | 95 %% | two polls: 50 %% after | 95 %% | %[1]d: all after | peak a second | 5xx |\n"+
 		"| --: | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
 	for _, v := range []struct {
@@ -253,7 +253,7 @@ func (b *bench) outages() error {
 
 // corrections are the runs that led to the delays after a refusal.
 func (b *bench) corrections() error {
-	b.text.WriteString("\nAfter a correction at any time in the first ten minutes of a refusal: the first delay, and the longest in these minutes.\n\n" +
+	b.text.WriteString("\nAfter a correction at any time in the first ten minutes of a refusal, depending on the first delay and the longest delay in these minutes:\n\n" +
 		"| first delay | longest | refusals until then | 50 % after | 95 % |\n| --: | --: | --: | --: | --: |\n")
 	for _, v := range []struct {
 		first, longest string

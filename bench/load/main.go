@@ -30,7 +30,7 @@ const reserve = 100
 func main() {
 	var l load
 	flag.StringVar(&l.program, "program", "bin/dpsd-sim", "the dpsd-sim to measure")
-	flag.IntVar(&l.devices, "devices", 10000, "how many devices are connected at once")
+	flag.IntVar(&l.devices, "devices", 10000, "how many devices are connected at the same time")
 	flag.IntVar(&l.registering, "registering", 6000, "how many devices register at the same time; each takes 6 s, the time it is asked to wait")
 	flag.DurationVar(&l.measured, "time", 20*time.Second, "how long registrations are counted")
 	document := flag.String("document", "", "a file that takes the report as well, between its load markers")

@@ -40,7 +40,7 @@ func (l *load) report(m memory, t throughput) (text string, short bool) {
 	row("CPU for one registration: simulator, device", "%.2f ms, %.2f ms", each(t.simulator), each(t.clients))
 	row("share of all processors: simulator, devices, others", "%.0f %%, %.0f %%, %.0f %%", 100*t.share(t.simulator), 100*t.share(t.clients), 100*t.share(t.others))
 	row(fmt.Sprintf("peak memory with %d registering at the same time", l.registering), "%.0f MB", megabytes(t.peak))
-	fmt.Fprintf(&b, "| peak memory with %d connected at once | %.0f MB | %d MB | %s |\n", l.devices, megabytes(m.peak), wantMemory, verdict(megabytes(m.peak) <= wantMemory))
+	fmt.Fprintf(&b, "| peak memory with %d connected at the same time | %.0f MB | %d MB | %s |\n", l.devices, megabytes(m.peak), wantMemory, verdict(megabytes(m.peak) <= wantMemory))
 	row("of that for each device", "%.1f kB", float64(m.peak-m.idle)/float64(l.devices)/1e3)
 	row("time in which they connected", "%.1f s", m.took.Seconds())
 	return b.String(), short

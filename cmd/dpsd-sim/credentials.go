@@ -19,11 +19,11 @@ func newCredentials() *cobra.Command {
 	var dir, id string
 	c := &cobra.Command{
 		Use:                   "credentials --dir DIR --registration-id ID",
-		Short:                 "Make a device's key and certificate",
+		Short:                 "Create the key and certificate of a device",
 		DisableFlagsInUseLine: true,
-		Long: `Credentials writes into DIR what a device of the two default groups needs:
-ID.key, its derived symmetric key in base64, and ID.pem with ID-key.pem, a new
-certificate and its private key.`,
+		Long: `Credentials creates in DIR the files that a device of the two default groups
+needs: ID.key, its derived symmetric key in base64, and ID.pem and ID-key.pem, a
+new certificate and its private key.`,
 		Example:           `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Args:              usageArgs(commandline.NoArgs),

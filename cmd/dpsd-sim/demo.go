@@ -27,11 +27,11 @@ const demoLimit = 30 * time.Second
 func newDemo() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Show dpsd being provisioned by a simulator of its own",
-		Long: `Show dpsd being provisioned by a simulator of its own: the daemon's supervisor
+		Short: "Show how dpsd provisions gateways with a simulator",
+		Long: `Show how dpsd provisions gateways with a simulator: the daemon's supervisor
 registers one gateway with a symmetric key over MQTT/TLS, and another with an
-X.509 certificate over WebSocket. Nothing leaves this machine, and nothing
-stays.`,
+X.509 certificate over WebSocket. The demo uses loopback only, and leaves no
+files.`,
 		Example:           `  dpsd-sim demo`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Args:              usageArgs(commandline.NoArgs),

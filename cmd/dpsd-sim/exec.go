@@ -29,9 +29,9 @@ func newExec() *cobra.Command {
 	var id string
 	c := &cobra.Command{
 		Use:   "exec [flags] -- COMMAND [ARG]...",
-		Short: "Run a command against a simulator of its own",
-		Long: `Exec starts a simulator, runs COMMAND with what a device needs to know in its
-environment, and ends with the command's exit code:
+		Short: "Run a command with its own simulator",
+		Long: `Exec starts a simulator, runs COMMAND with the following variables in its
+environment, and exits with the command's exit code:
 
   DPS_ENDPOINT          host name to connect to
   DPS_MQTT_PORT         port of MQTT over TLS
@@ -43,7 +43,7 @@ environment, and ends with the command's exit code:
   DPS_CERTIFICATE_FILE  the device's certificate
   DPS_PRIVATE_KEY_FILE  its private key
 
-Without --dir everything is made in a temporary directory.`,
+Without --dir, exec creates all files in a temporary directory.`,
 		Example: `  dpsd-sim exec -- node register.js
   dpsd-sim exec --registration-id press-7 -- env`,
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files

@@ -23,22 +23,24 @@ func newFleet() *cobra.Command {
 	f := fleet.New(fleet.Power, devices)
 	c := &cobra.Command{
 		Use:   "fleet [flags]",
-		Short: "Rehearse in virtual time what a fleet does to the service",
-		Long: `Fleet rehearses what thousands of gateways do to the service, in virtual time:
-hours take seconds, and the same flags give the same result. The gateways run
-dpsd's own protocol, delays and policies. The service is a model; what of it is
-documented, what was seen and what is a guess is in docs/simulator.md.
+		Short: "Simulate the load of a fleet on the service, in virtual time",
+		Long: `Fleet simulates the load of thousands of gateways on the service, in virtual
+time: hours take seconds, and the same flags give the same result. The gateways
+run dpsd's own protocol, delays and policies. The service is a model;
+docs/simulator.md lists which parts of it are documented, observed or guessed.
 
-  power      the power returns to a whole region
-  outage     and for an hour nothing listens at the service
-  brief      and nothing listens until a minute after the last gateway is up
-  wrong-key  and the group key is wrong; it is put right after two hours
-  moved      after a day and a half all devices are moved to another hub; each
-             gateway learns it when its interval (24h) makes it ask again
+  power      the power returns in a whole region
+  outage     the same, and the service is unreachable for an hour
+  brief      the same, and the service is unreachable until a minute after the
+             last gateway is up
+  wrong-key  the same, and the group key is wrong for two hours
+  moved      after a day and a half, all devices move to another hub; each
+             gateway learns this at its interval (24h)
 
-It prints the time until 50, 90, 99 and 100 % of the gateways are provisioned,
-the registration requests per gateway, the peak of requests, and how many were
-answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
+The command prints the time until 50, 90, 99 and 100 % of the gateways are
+provisioned, the registration requests per gateway, the peak of requests, and
+how many were answered 429 and 5xx. It exits with 1 if a gateway is not
+provisioned.`,
 		Example: `  dpsd-sim fleet --devices 10000
   dpsd-sim fleet --devices 10000 --boot-delay-max 10m --svg fleet.svg
   dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
@@ -64,24 +66,24 @@ answered 429 and 5xx. It ends with 1 when not all are provisioned.`,
 		},
 	}
 	flags := c.Flags()
-	flags.IntVar(&devices, "devices", devices, "how many gateways")
+	flags.IntVar(&devices, "devices", devices, "the number of gateways")
 	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, brief,\nwrong-key or moved")
-	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that all chance comes from")
-	flags.StringVar(&client, "client", string(fleet.Dpsd), "what the gateways run: dpsd, or sdk for what\nMicrosoft's SDKs do")
-	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml: the gateways have its\n[provisioning] and [retry]; flags go before")
+	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that seeds all random values")
+	flags.StringVar(&client, "client", string(fleet.Dpsd), "the program of the gateways: dpsd, or sdk for\nMicrosoft's SDKs")
+	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml, for [provisioning] and\n[retry] of the gateways; flags override it")
 	flags.StringVar(&onBoot, "on-boot", string(f.OnBoot), "the on_boot of the gateways: always, verify or\nif-needed")
 	flags.DurationVar(&f.BootDelayMax, "boot-delay-max", 0, "boot_delay_max of the gateways")
 	flags.DurationVar(&f.Interval, "interval", 0, "interval of the gateways; 0s for none\n(default 24h for moved)")
 	flags.DurationVar(&f.Boot, "boot", f.Boot, "the gateways are up within this time\n")
-	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations a minute of an instance;\n0 for no limit")
+	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations per minute of an instance;\n0 for no limit")
 	flags.IntVar(&f.Service.Instances, "instances", f.Service.Instances, "instances of the service; each gateway has one\n")
 	flags.StringVar(&throttle, "throttle", string(f.Service.Throttle), "how the minute is counted: bucket (as serve\ndoes) or window (of the clock)\n")
 	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\nfor the time until one is free")
-	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests a second that an instance answers\nbefore 5xx; 0 for no limit")
-	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\n0 up to 1")
-	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which it ends\n")
-	flags.StringVar(&curve, "curve", "", "`FILE` that takes the course, second by second,\nas CSV")
-	flags.StringVar(&svg, "svg", "", "`FILE` that takes a drawing of the course")
+	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests per second above which an instance\nanswers 5xx; 0 for no limit")
+	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\nfrom 0 to 1")
+	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which the simulation ends\n")
+	flags.StringVar(&curve, "curve", "", "`FILE` for the course as CSV, second by second")
+	flags.StringVar(&svg, "svg", "", "`FILE` for a plot of the course")
 	// The errors are for flags that are not there.
 	_ = c.MarkFlagFilename("config", "toml")
 	_ = c.MarkFlagFilename("curve", "csv")

@@ -19,7 +19,7 @@ func newLog() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "log",
 		Short:   "Read a packet log",
-		Long:    `Log reads what serve and exec have written with --packet-log.`,
+		Long:    `Log reads the file that serve and exec write with --packet-log.`,
 		Example: `  dpsd-sim log summary sim.log`,
 		Args:    usageArgs(commandline.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
@@ -34,12 +34,12 @@ func newLogSummary() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:                   "summary [--json] FILE",
-		Short:                 "Add up a packet log, device by device",
+		Short:                 "Summarize a packet log by device",
 		DisableFlagsInUseLine: true,
-		Long: `Summary adds up a packet log (--packet-log of serve and exec) device by
-device: connections, round trips of MQTT, bytes with those of TLS, register
-requests, polls and the gaps before them, and the rules that were broken.
-FILE may be "-" for the standard input.`,
+		Long: `Summary summarizes a packet log (--packet-log of serve and exec) by device:
+connections, round trips of MQTT, bytes including those of TLS, register
+requests, polls and the gaps before them, and violations of the protocol.
+FILE may be "-" for standard input.`,
 		Example: `  dpsd-sim log summary sim.log
   dpsd-sim log summary --json - <sim.log`,
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files

@@ -65,9 +65,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "dpsd-sim",
 		Short: "A simulator of Azure IoT Hub Device Provisioning Service",
-		Long: `dpsd-sim is a device endpoint of Azure IoT Hub Device Provisioning Service (DPS)
-on this machine, for tests: strict, and faulty on demand. It needs no account
-and no network.`,
+		Long: `dpsd-sim simulates the device endpoint of Azure IoT Hub Device Provisioning
+Service (DPS) on this machine, for tests. It is strict, and produces faults on
+demand. It needs no account and no network.`,
 		Example: `  dpsd-sim demo
   dpsd-sim exec -- node register.js
   dpsd-sim serve --dir sim`,

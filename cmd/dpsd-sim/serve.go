@@ -24,13 +24,14 @@ func newServe() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve --dir DIR [flags]",
 		Short: "Serve devices until SIGTERM",
-		Long: `Serve listens for devices until it gets SIGTERM or SIGINT, and then ends with 0.
+		Long: `Serve listens for devices until it receives SIGTERM or SIGINT, and then exits
+with 0.
 
-It is ready when it has printed its first line. The addresses in use are in
-that line and in DIR/endpoint.json.
+It is ready after it has printed its first line. That line and DIR/endpoint.json
+contain the addresses in use.
 
-SIGHUP makes it read the enrollments anew. A file with a mistake is refused
-with its place, and the enrollments stay as they were.`,
+On SIGHUP, it reads the enrollments again. It refuses an invalid file with the
+position of the mistake, and keeps the previous enrollments.`,
 		Example: `  dpsd-sim serve --dir sim
   dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -65,10 +66,10 @@ with its place, and the enrollments stay as they were.`,
 					return nil
 				case <-again:
 					if err := e.reload(); err != nil {
-						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: the enrollments stay as they were\n", err)
+						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: keeping the previous enrollments\n", err)
 						continue
 					}
-					fmt.Fprintf(c.OutOrStdout(), "enrollments: %s was read anew\n", e.enrollments)
+					fmt.Fprintf(c.OutOrStdout(), "enrollments: %s was read again\n", e.enrollments)
 				}
 			}
 		},

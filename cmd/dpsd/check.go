@@ -35,27 +35,26 @@ func checkCommand() *cobra.Command {
 	var list bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Find out what keeps this gateway from being provisioned",
-		Long: `Find out what keeps this gateway from being provisioned: check the
+		Short: "Diagnose why this gateway is not provisioned",
+		Long: `Diagnose why this gateway is not provisioned. The command checks the
 configuration, registration ID, credentials, clock, trusted roots, state
-directory and unit; ask the running dpsd; then try name, TCP to each address,
-proxy, TLS with each protocol, and CONNECT with each credential; then the
-assigned hub, as far as TLS and without signing in. Each step prints one line. A
-failed step shows its code, as in dpsd-faults(7), and what to do. --list prints
-the steps.
+directory and unit, and queries the running dpsd. Then it tries name resolution,
+TCP to each address, the proxy, TLS with each protocol, and CONNECT with each
+credential. Last, it connects to the assigned hub with TLS, without signing in.
+Each step prints one line. A failed step shows its code, as in dpsd-faults(7),
+and what to do. --list prints the steps.
 
 The check registers nothing and changes nothing on disk, so only "dpsd run"
-shows whether DPS knows the enrollment. DPS allows a registration ID one
-connection at a time: a check may cut off a registration that the service has
-under way, which is then tried again.
+shows whether DPS has an enrollment. DPS allows one connection per registration
+ID: a check may interrupt a registration of the service, which then retries.
 
-Run it as root: it then opens files with the rights of the user dpsd, as the
-service does. For the installed configuration, HTTPS_PROXY and NO_PROXY are
-those of dpsd.service; for another one, those of the command.
+Run the command as root: it then opens files with the rights of the user dpsd,
+as the service does. For the installed configuration, it uses HTTPS_PROXY and
+NO_PROXY of dpsd.service; for another configuration, those of the command.
 
-If a step fails, the steps that need it are skipped, and the others go on. If
-one protocol, address or credential fails while another works, that is a
-warning.
+If a step fails, the check skips the steps that need it, and continues with the
+others. It is a warning if one protocol, address or credential fails while
+another one works.
 
 Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 78 the configuration is invalid.`,
@@ -75,10 +74,10 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 			return runCheck(configOf(cmd), o)
 		},
 	}
-	cmd.Flags().BoolVar(&o.offline, "offline", false, "stop before the network")
+	cmd.Flags().BoolVar(&o.offline, "offline", false, "skip the steps that use the network")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
-	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated, or\ntake several with commas between them")
+	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "skip the step `NAME`; repeat the flag, or separate\nseveral names with commas")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
 	// It fails only for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {

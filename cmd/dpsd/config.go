@@ -12,8 +12,8 @@ func configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Show the configuration, or convert one of Azure IoT Edge",
-		Long: `Show the configuration that holds, with where each value comes from, or
-convert that of Azure IoT Edge or the Azure IoT Identity Service.`,
+		Long: `Show the configuration in effect and the origin of each value, or convert the
+configuration of Azure IoT Edge or the Azure IoT Identity Service.`,
 		Example: `  dpsd config show
   dpsd config import-aziot /etc/aziot/config.toml`,
 		Args:              commandline.NoArgs,

@@ -20,26 +20,27 @@ func importAziotCommand() *cobra.Command {
 		Use:   "import-aziot FILE [DROP-IN]...",
 		Short: "Convert the config.toml of Azure IoT Edge",
 		Long: `Convert the config.toml of Azure IoT Edge or the Azure IoT Identity Service to
-a dpsd.toml on standard output. What is left out, and what is left to do, is
-told on standard error, line by line, and in comments of the result.
+a dpsd.toml on standard output. Notes on standard error, and comments in the
+result, list what the command leaves out, and what you have to do.
 
-The proxy may also be in drop-ins of aziot-identityd and aziot-edged. When FILE
-is /etc/aziot/config.toml, of this gateway or below the mounted root of another
-one, the command reads those in /etc/systemd/system there. Name others after
-FILE. The command reads the files that a drop-in names with EnvironmentFile=,
-unless the drop-in is a copy in another directory: then a note has the line to
-write into dpsd.toml.
+The proxy may also be in drop-ins of aziot-identityd and aziot-edged. If FILE is
+/etc/aziot/config.toml, of this gateway or below the mounted root of another
+gateway, the command reads the drop-ins in /etc/systemd/system there. Name other
+drop-ins after FILE. The command reads the files that a drop-in names with
+EnvironmentFile=. If the drop-in is a copy in another directory, a note contains
+the line to write into dpsd.toml instead.
 
-Keys and passwords do not come along: the result refers to them, and the notes
-have the commands that put them where dpsd looks, without showing them.
+The result does not contain keys and passwords, but refers to them. The notes
+contain the commands that copy them, without displaying them, to the place
+where dpsd reads them.
 
-The exit status is 1 when the gateway's identity cannot be carried over
+The exit status is 1 if the gateway's identity cannot be converted
 (manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
-issues), and 78 when FILE is not valid or DROP-IN is no drop-in of systemd;
-then nothing is on standard output.`,
+issues), and 78 if FILE is invalid or DROP-IN is not a drop-in of systemd; then
+nothing is on standard output.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
   dpsd config import-aziot config.toml override.conf >dpsd.toml
-  install -m 0644 dpsd.toml /etc/dpsd/    # when the notes are done`,
+  install -m 0644 dpsd.toml /etc/dpsd/    # after the notes`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml", "conf"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -24,17 +24,17 @@ func configShowCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "Show every value that holds, and where it comes from",
-		Long: `Show every value that holds, and where it comes from: the file and line, or
-the default. What a value depends on is told too: the registration ID as it is
-now, and the proxy of the environment, without user and password. Keys and
-certificates are shown as references, never their contents.
+		Short: "Show every value in effect, and where it comes from",
+		Long: `Show every value in effect, and where it comes from: the file and line, or
+the default. If a value depends on something else, the output shows that, too:
+the current registration ID, and the proxy of the environment without user name
+and password. Keys and certificates are shown as references, never as content.
 
-The output is a dpsd.toml of its own. With --json it is an object: "file", and
-"settings" with a table of each name ("credential" is an array), in which each
-key has "value" (null when it is not set), "origin" ("file", "default" or
-"unset"), "line" and "column" with "file", and where something is looked up
-"resolved" or the "problem" with that.`,
+The output is a valid dpsd.toml. With --json, it is an object with "file" and
+"settings". The settings have a table of each name ("credential" is an array),
+in which each key has "value" (null if it is not set), "origin" ("file",
+"default" or "unset"), and with the origin "file" also "line" and "column". A
+key whose value is looked up has "resolved", or the "problem" with it.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
 		Args:              commandline.NoArgs,

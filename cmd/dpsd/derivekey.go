@@ -19,13 +19,13 @@ func deriveKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "derive-key --registration-id ID",
 		Short: "Derive a device key from the key of an enrollment group",
-		Long: `Derive the key of one device from the key of its enrollment group. The group
-key (base64, as the portal shows it) is read from standard input and never
-taken from an argument, which other users could see; the device key (base64)
-goes to standard output.
+		Long: `Derive the key of one device from the key of its enrollment group. The command
+reads the group key (base64, as the portal shows it) from standard input, and
+not from an argument, because other users could see it there. It writes the
+device key (base64) to standard output.
 
-A group key opens the whole group: do this where the group key lives, and
-bring only the device key to the gateway.`,
+Anyone with the group key can act as any device of the group: run the command
+where you store the group key, and copy only the device key to the gateway.`,
 		Example: `  systemd-ask-password key: | dpsd derive-key --registration-id gw-0001
   dpsd derive-key --registration-id gw-0001 <group.key >gw-0001.key`,
 		ValidArgsFunction: cobra.NoFileCompletions,

@@ -20,14 +20,13 @@ func forgetCommand() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "forget",
-		Short: "Forget this gateway's identity, for repair or resale",
-		Long: `Forget this gateway's identity, before it is repaired or sold: remove the
-record, the ones before it, state.env, damaged records that were kept, and
-what dpsd remembers of its attempts, from the state directory and the runtime
-directory. The service must be stopped.
+		Short: "Remove this gateway's identity, for repair or resale",
+		Long: `Remove this gateway's identity before you repair or sell the gateway: the
+record, previous and damaged records, state.env, and the recorded attempts, from
+the state directory and the runtime directory. Stop the service first.
 
-The configuration and the keys stay, and so do some things that are not
-dpsd's; what is left is listed at the end.`,
+The command does not remove the configuration, the keys, and things that do not
+belong to dpsd; it lists them at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
   dpsd forget --yes    # without a question, for scripts`,
 		Args:              commandline.NoArgs,

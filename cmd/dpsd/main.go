@@ -94,7 +94,7 @@ func rootCommand() *cobra.Command {
 		Short: "Azure device provisioning for Linux gateways",
 		Long: `dpsd registers this gateway with Azure IoT Hub Device Provisioning Service and
 keeps the assigned hub and device ID in a file that other services read.`,
-		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and end
+		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and exit
   dpsd run                        # the service, as systemd starts it`,
 		Args:          ofSystemctl,
 		SilenceErrors: true,

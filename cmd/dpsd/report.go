@@ -22,25 +22,25 @@ func reportCommand() *cobra.Command {
 	var online, withPayload bool
 	cmd := &cobra.Command{
 		Use:   "report",
-		Short: "Put together what a support person needs to see",
-		Long: `Put into one archive what a support person needs to see: the configuration as
+		Short: "Collect what a support engineer needs",
+		Long: `Collect what a support engineer needs in one archive: the configuration as
 "dpsd config show" prints it, status, state files, the last attempts, metrics,
-the last 1000 lines of the journal, the unit, versions, and what "dpsd check
---offline" finds. README.txt in it lists the parts, what is missing, and why.
-dpsd need not run. Run it as root: others may not read all of it.
+the last 1000 lines of the journal, the unit, versions, and the output of "dpsd
+check --offline". README.txt in the archive lists the parts, what is missing,
+and why. The command works even if dpsd is not running. Run it as root, because
+other users cannot read every part.
 
-Keys, certificates and passwords are never put in, and neither is dpsd.toml
-itself, whose comments may hold one. What the files hold that dpsd.toml refers
-to, the words on those of its lines that are wrong, and what has the form of a
-token is masked in every part. So is the payload of a custom allocation, which
-may hold anything. The archive does name the gateway, its hub, proxy and
-addresses. It is for its owner alone (mode 0600); look into it before it is
-sent.
+The archive never contains keys, certificates or passwords, nor dpsd.toml
+itself, because a comment may contain a secret. Every part masks the content of
+the files that dpsd.toml refers to, the words in its invalid lines, everything
+that has the form of a token, and the payload of a custom allocation. The
+archive does name the gateway, its hub, proxy and addresses. Only its owner can
+read it (mode 0600). Read it before you send it.
 
-The name of the archive is printed. The exit code is 0 when it was written, also
-when some parts could not be had.`,
+The command prints the name of the archive. The exit code is 0 if the archive
+was written, even if some parts are missing.`,
 		Example: `  sudo dpsd report
-  sudo dpsd report --online    # checks the way to DPS too
+  sudo dpsd report --online    # also checks the connection to DPS
   dpsd report --output report.tar.gz && tar -tzf report.tar.gz`,
 		Args:              commandline.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -50,9 +50,9 @@ when some parts could not be had.`,
 			return writeReport(gateway, output)
 		},
 	}
-	cmd.Flags().StringVar(&output, "output", "", "write `FILE`, in place of\ndpsd-report-HOST-TIME.tar.gz here")
-	cmd.Flags().BoolVar(&online, "online", false, "check the network too: connects to DPS, but\nregisters nothing")
-	cmd.Flags().BoolVar(&withPayload, "with-payload", false, "leave the payload of a custom allocation in")
+	cmd.Flags().StringVar(&output, "output", "", "write `FILE` instead of\ndpsd-report-HOST-TIME.tar.gz in this directory")
+	cmd.Flags().BoolVar(&online, "online", false, "also check the network: connects to DPS, but\nregisters nothing")
+	cmd.Flags().BoolVar(&withPayload, "with-payload", false, "include the payload of a custom allocation")
 	_ = cmd.MarkFlagFilename("output", "tar.gz") // fails only for a flag that is not there
 	return cmd
 }

@@ -23,11 +23,12 @@ func reprovisionCommand() *cobra.Command {
 		Use:   "reprovision",
 		Short: "Ask the running service to register again",
 		Long: `Ask the running dpsd to register with DPS again. Root and the members of the
-group dpsd may. At most one registration a minute is made for those who ask,
-and none before the time that DPS has asked for; the answer says when.
+group dpsd may do this. dpsd makes at most one requested registration per
+minute, and none before the end of a wait that DPS has asked for; the output
+shows when.
 
-The published identity stays until a newer one is on the disk. With --wait
-the command ends when DPS has answered: 0 assigned, 1 refused, 4 time-out.`,
+The published identity stays until a newer one is on the disk. With --wait, the
+command exits when DPS has answered: 0 assigned, 1 refused, 4 timeout.`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
 		Args:              commandline.NoArgs,

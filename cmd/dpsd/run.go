@@ -39,14 +39,14 @@ func runCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Provision this gateway and stay: the service",
+		Short: "Provision this gateway and keep running, as the service",
 		Long: `Provision this gateway and keep running: systemd starts this command. On a
 terminal, dpsd shows each step and the time of the next attempt.
 
-With --once, dpsd provisions, writes the state and exits with 0. After a fault
-it tries again until --timeout (exit 4); it reads a file at once when the file
+With --once, dpsd provisions, writes the state and exits with 0. After a fault,
+it retries until --timeout (exit 4); it reads a file immediately when the file
 appears or changes. It exits earlier only if the service refuses every
-credential or the enrollment, or another dpsd is running (exit 1), or if
+credential or the enrollment, if another dpsd is running (exit 1), or if
 dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
@@ -59,7 +59,7 @@ dpsd.toml is invalid (exit 78).`,
 			return run(configOf(cmd), once, timeout)
 		},
 	}
-	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and end")
+	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and exit")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time,\nsuch as 90s (0: never)")
 	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions) // fails only for a flag that is not there
 	return cmd

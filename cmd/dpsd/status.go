@@ -33,15 +33,15 @@ func statusCommand() *cobra.Command {
 	var asJSON, attempts bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say who this gateway is, and what dpsd does about it",
-		Long: `Say who this gateway is and since when, whether DPS has confirmed it, what dpsd
-does now, what went wrong last and what to do about it, and what comes next.
+		Short: "Show the identity of this gateway and the state of dpsd",
+		Long: `Show the identity of this gateway, whether DPS has confirmed it, what dpsd does
+now, the last faults with advice, and the next attempt.
 
-If dpsd is not running, status reads the files, and says why dpsd is not running
-and which command changes that.
+If dpsd is not running, the command reads the files, and shows why dpsd is not
+running and which command corrects that.
 
 Exit codes: 0 an identity is published, even if DPS has not confirmed it in this
-run; 3 there is none; 1 status cannot tell.`,
+run; 3 there is none; 1 the command cannot tell.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
@@ -52,7 +52,7 @@ run; 3 there is none; 1 status cannot tell.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&attempts, "attempts", false, "print the last attempts too")
+	cmd.Flags().BoolVar(&attempts, "attempts", false, "also print the last attempts")
 	return cmd
 }
 

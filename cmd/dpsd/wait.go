@@ -31,15 +31,16 @@ func waitCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "wait",
-		Short: "Wait until this gateway is provisioned, confirmed, or moved",
+		Short: "Wait until the identity is published, confirmed or changed",
 		Long: `Wait until a condition is true, and exit with 0. After --timeout, exit with 4
 and print the unresolved fault, or why dpsd is not running. The command does not
 poll, and dpsd need not be running yet.
 
-  assigned   an identity is published: at once when there is one already
-  confirmed  DPS has confirmed it since the running dpsd started
+  assigned   an identity is published; if there is one, the command exits
+             immediately
+  confirmed  DPS has confirmed the identity since the running dpsd started
   change     the published generation is above --generation, or above the
-             present one`,
+             current one`,
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
