@@ -396,3 +396,13 @@ func TestDirectImports(t *testing.T) {
 		}
 	}
 }
+
+// When the service returns, a whole fleet comes at once: it must not be more than the
+// service answers without 5xx.
+func TestAFleetThatReturnsFromABriefOutageMeetsNo5xx(t *testing.T) {
+	f := New(Brief, 10_000)
+	r := rehearse(t, f)
+	if all, ever := r.Until(100); !ever || r.Failed > 0 || all > f.Minimum()*5/4 {
+		t.Errorf("%d requests are answered 5xx, all are back after %s", r.Failed, all)
+	}
+}

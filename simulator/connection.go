@@ -111,8 +111,8 @@ func (c *connection) run() {
 
 	stream := io.ReadWriter(c.tls)
 	if c.protocol == "websocket" {
-		ws, ok := c.upgrade(script)
-		if !ok {
+		ws := c.upgrade(script)
+		if ws == nil {
 			return
 		}
 		stream = ws

@@ -334,12 +334,10 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 		}
 		return
 	case rule.Reset:
-		s.resetAtOver = true
-		s.end("scenario: reset")
+		s.then(rule, "reset")
 		return
 	case rule.Close:
-		s.closeCode = rule.CloseCode
-		s.end("scenario: close")
+		s.then(rule, "close")
 		return
 	case rule.Silent:
 		s.muted = rule.On == OnConnect
@@ -362,12 +360,12 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	case packets.Disconnect:
 		s.end("the client has disconnected")
 	}
-	s.then(rule)
+	s.then(rule, rule.Then)
 }
 
-// then does what is to follow an answer.
-func (s *session) then(rule *Rule) {
-	switch rule.Then {
+// then does what is to follow an answer, or to happen in its place.
+func (s *session) then(rule *Rule, what string) {
+	switch what {
 	case "close":
 		s.closeCode = rule.CloseCode
 		s.end("scenario: close")
@@ -472,13 +470,13 @@ func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool
 	wait := server.script.Load().Settings.ReplyDelay
 	switch {
 	case rule.BeforePuback:
-		s.after(wait, func() { s.send(rule, append(answer(), acknowledgement...)...); s.then(rule) })
+		s.after(wait, func() { s.send(rule, append(answer(), acknowledgement...)...); s.then(rule, rule.Then) })
 	case wait > 0:
 		s.send(rule, acknowledgement...)
-		s.after(wait, func() { s.send(rule, answer()...); s.then(rule) })
+		s.after(wait, func() { s.send(rule, answer()...); s.then(rule, rule.Then) })
 	default:
 		s.send(rule, append(acknowledgement, answer()...)...)
-		s.then(rule)
+		s.then(rule, rule.Then)
 	}
 }
 

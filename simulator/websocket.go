@@ -3,6 +3,7 @@ package simulator
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,8 @@ const (
 	maxFrame   = 1 << 20
 )
 
-// upgrade answers the HTTP request with which a WebSocket begins.
-func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
+// upgrade answers the HTTP request with which a WebSocket begins; nil is a refusal.
+func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
 	in := bufio.NewReader(limited)
@@ -33,7 +34,7 @@ func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 	if err != nil {
 		c.reason = "HTTP: " + err.Error()
 		c.linger(nil)
-		return nil, false
+		return nil
 	}
 	limited.N = math.MaxInt64
 	_ = c.raw.SetDeadline(time.Time{})
@@ -41,54 +42,50 @@ func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 
 	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
 	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
-		return nil, false
+		return nil
 	}
 	w := &responseWriter{conn: c.tls, in: in, header: http.Header{}}
-	refuse := func(status int, text string) (*webSocket, bool) {
+	refuse := func(status int, text string) {
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, text)
 		w.flush()
 		c.reason = fmt.Sprintf("HTTP %d", status)
 		c.linger(nil)
-		return nil, false
+	}
+	violate := func(violation, text string) {
+		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: " + violation})
+		refuse(http.StatusBadRequest, text+"\n")
 	}
 	if rule.Status != 0 || rule.Location != "" || rule.Body != nil {
 		text := ""
 		if rule.Body != nil {
 			text = *rule.Body
 		}
+		otherwise := http.StatusOK
 		if rule.Location != "" {
+			otherwise = http.StatusFound
 			w.header.Set("Location", rule.Location)
 		}
-		status := rule.Status
-		switch {
-		case status == 0 && rule.Location != "":
-			status = http.StatusFound
-		case status == 0:
-			status = http.StatusOK
-		}
-		return refuse(status, text)
+		refuse(cmp.Or(rule.Status, otherwise), text)
+		return nil
 	}
 	// Both paths are in use by SDKs.
 	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the path is none of the service's"})
-		return refuse(http.StatusBadRequest, "no such path\n")
+		violate("the path is none of the service's", "no such path")
+		return nil
 	}
 	if !req.ProtoAtLeast(1, 1) || req.Host == "" {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)"})
-		return refuse(http.StatusBadRequest, "HTTP/1.1 and Host are needed\n")
+		violate("the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)", "HTTP/1.1 and Host are needed")
+		return nil
 	}
 	upgrader := websocket.Upgrader{
 		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
 		CheckOrigin:  func(*http.Request) bool { return true },
 	}
-	offered := false
-	for _, p := range websocket.Subprotocols(req) {
-		offered = offered || strings.EqualFold(p, "mqtt")
-	}
+	offered := slices.ContainsFunc(websocket.Subprotocols(req), func(p string) bool { return strings.EqualFold(p, "mqtt") })
 	if websocket.IsWebSocketUpgrade(req) && !offered {
-		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: the subprotocol mqtt is not offered [MQTT-6.0.0-3]"})
-		return refuse(http.StatusBadRequest, "the subprotocol mqtt is needed\n")
+		violate("the subprotocol mqtt is not offered [MQTT-6.0.0-3]", "the subprotocol mqtt is needed")
+		return nil
 	}
 	header := http.Header{}
 	if rule.Subprotocol != "" {
@@ -106,10 +103,10 @@ func (c *connection) upgrade(script *scenario.Script) (*webSocket, bool) {
 		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
 		c.reason = "HTTP"
 		c.linger(nil)
-		return nil, false
+		return nil
 	}
 	conn.SetReadLimit(maxFrame)
-	return &webSocket{conn: conn, raw: c.tls}, true
+	return &webSocket{conn: conn, raw: c.tls}
 }
 
 // responseWriter lets the upgrader, made for net/http, work on a bare connection.

@@ -168,78 +168,48 @@ type Notice struct {
 
 // String is one line for a log.
 func (n Notice) String() string {
-	s := n.Path + ": " + n.Kind.String()
+	s := n.Path + ": " + string(n.Kind)
 	if n.Err != nil {
 		s += " (" + n.Err.Error() + ")"
 	}
 	return s
 }
 
-// NoticeKind tells notices apart.
-type NoticeKind int
+// NoticeKind tells notices apart, in words for a log.
+type NoticeKind string
 
 // What Open can find.
 const (
 	// Damaged: a file is damaged; Err is a *DamagedError. It was copied aside
 	// when a notice SetAside follows.
-	Damaged NoticeKind = iota + 1
+	Damaged NoticeKind = "damaged"
 	// Unread: the file is there but cannot be read now; Err says why. It stays as it is,
 	// and is read again before the next record is saved.
-	Unread
+	Unread NoticeKind = "cannot be read now, left alone"
 	// Missing: state.json is gone although state.json.prev is there.
-	Missing
+	Missing NoticeKind = "missing"
 	// SetAside: a damaged record was kept under Path.
-	SetAside
+	SetAside NoticeKind = "damaged record kept here"
 	// PreviousRestored: the record before the damaged one is published again.
-	PreviousRestored
+	PreviousRestored NoticeKind = "previous record restored"
 	// GenerationRaised: state.env was ahead of the record, so the record was
 	// raised above it: a generation never goes backwards.
-	GenerationRaised
+	GenerationRaised NoticeKind = "generation raised above that of state.env"
 	// RuntimeAdopted: the record of the runtime directory is newer, because
 	// the disk had refused it.
-	RuntimeAdopted
+	RuntimeAdopted NoticeKind = "newer record taken over from the runtime directory"
 	// NewerSchema: a later dpsd wrote the record; Err is a *NewerSchemaError.
-	NewerSchema
+	NewerSchema NoticeKind = "written by a later version, left alone"
 	// EnvironmentRepaired: state.env did not say what state.json says.
-	EnvironmentRepaired
+	EnvironmentRepaired NoticeKind = "repaired"
 	// LinkReplaced: state.json was a link to a record, which stands there itself
 	// now: what a link points to may be on a disk that forgets.
-	LinkReplaced
+	LinkReplaced NoticeKind = "was a link to a record, replaced by the record"
 	// StaleTemporary: an interrupted write left a file, which was removed.
-	StaleTemporary
+	StaleTemporary NoticeKind = "left over from an interrupted write, removed"
 	// Unwritable: the directory cannot be written now.
-	Unwritable
+	Unwritable NoticeKind = "cannot be written"
 )
-
-func (k NoticeKind) String() string {
-	switch k {
-	case Damaged:
-		return "damaged"
-	case Unread:
-		return "cannot be read now, left alone"
-	case Missing:
-		return "missing"
-	case SetAside:
-		return "damaged record kept here"
-	case PreviousRestored:
-		return "previous record restored"
-	case GenerationRaised:
-		return "generation raised above that of state.env"
-	case RuntimeAdopted:
-		return "newer record taken over from the runtime directory"
-	case NewerSchema:
-		return "written by a later version, left alone"
-	case EnvironmentRepaired:
-		return "repaired"
-	case LinkReplaced:
-		return "was a link to a record, replaced by the record"
-	case StaleTemporary:
-		return "left over from an interrupted write, removed"
-	case Unwritable:
-		return "cannot be written"
-	}
-	return fmt.Sprintf("notice %d", int(k))
-}
 
 // Temporary reports whether err is a failure to read a file that can end without a change
 // to the file: too few descriptors, too little memory, a failing disk, or a network file

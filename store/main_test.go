@@ -143,7 +143,7 @@ func gone(t *testing.T, elements ...string) {
 func kinds(s *store.Store) string {
 	var list []string
 	for _, n := range s.Notices() {
-		list = append(list, filepath.Base(n.Path)+": "+n.Kind.String())
+		list = append(list, filepath.Base(n.Path)+": "+string(n.Kind))
 	}
 	return strings.Join(list, "\n")
 }

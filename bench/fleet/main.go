@@ -227,11 +227,11 @@ func (b *bench) outages() error {
 		{"0:30", pace.Retry{EarlyMax: 30 * time.Second}},
 		{"none, as before", pace.Retry{EarlyMax: 5 * time.Minute}},
 	} {
-		one, err := fleet.AfterOutage(v.retry, 1)
+		one, err := afterOutage(v.retry, 1)
 		if err != nil {
 			return err
 		}
-		two, err := fleet.AfterOutage(v.retry, 2)
+		two, err := afterOutage(v.retry, 2)
 		if err != nil {
 			return err
 		}
@@ -241,8 +241,8 @@ func (b *bench) outages() error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&b.text, "| %s | %.1f | %s | %s | %s | %s | %s | %d | %d |\n", v.name, one.Connections,
-			minutes(one.Within(50)), minutes(one.Within(95)), minutes(two.Within(50)), minutes(two.Within(95)), after(r, 100), r.Peak, r.Failed)
+		fmt.Fprintf(&b.text, "| %s | %.1f | %s | %s | %s | %s | %s | %d | %d |\n", v.name, one.connections,
+			minutes(one.within(50)), minutes(one.within(95)), minutes(two.within(50)), minutes(two.within(95)), after(r, 100), r.Peak, r.Failed)
 		if v.retry == (pace.Retry{}) {
 			b.recovered("after an outage of a minute", one, goalOutage)
 			b.goal("after an outage of a minute", r, goalDelayed, 0)
@@ -267,11 +267,11 @@ func (b *bench) corrections() error {
 		{"1:00", "2:00", pace.Retry{RefusedInitial: time.Minute, RefusedEarlyMax: 2 * time.Minute}},
 		{"5:00", "as before", pace.Retry{RefusedInitial: 5 * time.Minute, RefusedEarlyMax: time.Hour}},
 	} {
-		r, err := fleet.AfterCorrection(v.retry)
+		r, err := afterCorrection(v.retry)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&b.text, "| %s | %s | %.1f | %s | %s |\n", v.first, v.longest, r.Connections, minutes(r.Within(50)), minutes(r.Within(95)))
+		fmt.Fprintf(&b.text, "| %s | %s | %.1f | %s | %s |\n", v.first, v.longest, r.connections, minutes(r.within(50)), minutes(r.within(95)))
 		if v.retry == (pace.Retry{}) {
 			b.recovered("after a correction within ten minutes", r, goalCorrection)
 		}
@@ -280,8 +280,8 @@ func (b *bench) corrections() error {
 }
 
 // recovered notes a goal for half of the gateways that is missed.
-func (b *bench) recovered(name string, r *fleet.Recovery, limit time.Duration) {
-	if half := r.Within(50); half > limit {
+func (b *bench) recovered(name string, r *recovery, limit time.Duration) {
+	if half := r.within(50); half > limit {
 		b.missed = append(b.missed, fmt.Sprintf("%s: half of the gateways are back after %s, the goal is %s", name, minutes(half), minutes(limit)))
 	}
 }

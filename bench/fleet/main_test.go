@@ -52,7 +52,7 @@ func TestAGoalThatIsMissedIsNamed(t *testing.T) {
 }
 
 func TestARecoveryThatTakesTooLongIsNamed(t *testing.T) {
-	r := &fleet.Recovery{After: []time.Duration{time.Second, 16 * time.Second, time.Hour}}
+	r := &recovery{after: []time.Duration{time.Second, 16 * time.Second, time.Hour}}
 	var b bench
 	b.recovered("met", r, 16*time.Second)
 	if len(b.missed) != 0 {
