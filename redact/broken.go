@@ -49,7 +49,7 @@ func (b *broken) add(secret []byte, forms []string) {
 		length += len(form)
 	}
 	if b.written.long == nil {
-		b.written.long = make(map[string]bool, length)
+		b.written.long = make(map[piece]bool, length)
 	}
 	for _, form := range forms {
 		form, _, _ = bare(form)
@@ -107,16 +107,25 @@ type span struct{ from, to int }
 
 // parts are the parts of secrets.
 type parts struct {
-	long  map[string]bool // every part of those that have the length of a part
-	short []string        // the others
+	long  map[piece]bool // every part of those that have the length of a part
+	short []string       // the others
+}
+
+// piece is a part of a secret. The shorter ones end in zeros: a string for each part would
+// take twice the memory.
+type piece [partWritten]byte
+
+func pieceOf(part string) (p piece) {
+	copy(p[:], part)
+	return p
 }
 
 func (p *parts) add(secret string, part, least int) {
 	if p.long == nil {
-		p.long = map[string]bool{}
+		p.long = map[piece]bool{}
 	}
 	for i := range len(secret) - part + 1 {
-		p.long[secret[i:i+part]] = true
+		p.long[pieceOf(secret[i:i+part])] = true
 	}
 	if len(secret) >= least && len(secret) < part {
 		p.short = append(p.short, secret)
@@ -132,7 +141,7 @@ func (p *parts) find(plain string, part int) (found []span) {
 		}
 	}
 	for i := 0; i+part <= len(plain); i++ {
-		if p.long[plain[i:i+part]] {
+		if p.long[pieceOf(plain[i:i+part])] {
 			take(i, part)
 		}
 	}
@@ -246,6 +255,7 @@ func characters(text string) (plain string, from, to []int32) {
 // where in text each byte of the rest stands.
 func bare(text string) (plain string, from, to []int32) {
 	var b strings.Builder
+	b.Grow(len(text))
 	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
 	for i := 0; i < len(text); {
 		r, n := character(text[i:])
