@@ -91,19 +91,16 @@ func Token(key []byte, resource string, expiry time.Time) string {
 	return "SharedAccessSignature sr=" + sr + "&sig=" + percentEncode(sig) + "&se=" + se + "&skn=registration"
 }
 
-// Signature returns the secret of a token that Token has made, as the token holds it and
-// in base64; nothing for another text.
-func Signature(token string) []string {
-	_, rest, found := strings.Cut(token, "&sig=")
-	if !found {
-		return nil
-	}
+// Signature returns the secret of a token that Token has made, in base64; "" for another
+// text.
+func Signature(token string) string {
+	_, rest, _ := strings.Cut(token, "&sig=")
 	escaped, _, _ := strings.Cut(rest, "&")
 	signature, err := url.PathUnescape(escaped)
 	if err != nil {
-		return []string{escaped}
+		return escaped
 	}
-	return []string{escaped, signature}
+	return signature
 }
 
 // percentEncode leaves the unreserved characters of RFC 3986 §2.3 alone. QueryEscape

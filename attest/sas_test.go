@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,14 +176,13 @@ func TestTokenVectors(t *testing.T) {
 	})
 }
 
-func TestTheSignatureOfATokenIsFoundAsItIsSentAndInBase64(t *testing.T) {
-	const sent, base64Text = "eNwg52xQdFTNf7bgPAlAJBCIcONivq%2Fck1lf3wtxI4A%3D", "eNwg52xQdFTNf7bgPAlAJBCIcONivq/ck1lf3wtxI4A="
-	for token, want := range map[string][]string{
-		attest.Token(decode(t, hubKey), "0ne003D3F98/registrations/my-symkey-device", time.Unix(1663952627, 0)): {sent, base64Text},
-		"SharedAccessSignature sr=x&sig=%zz&se=1": {"%zz"},
-		"a password": nil,
+func TestTheSignatureOfATokenIsFoundInBase64(t *testing.T) {
+	for token, want := range map[string]string{
+		attest.Token(decode(t, hubKey), "0ne003D3F98/registrations/my-symkey-device", time.Unix(1663952627, 0)): "eNwg52xQdFTNf7bgPAlAJBCIcONivq/ck1lf3wtxI4A=",
+		"SharedAccessSignature sr=x&sig=%zz&se=1": "%zz",
+		"a password": "",
 	} {
-		if got := attest.Signature(token); !slices.Equal(got, want) {
+		if got := attest.Signature(token); got != want {
 			t.Errorf("%s: got %q, want %q", token, got, want)
 		}
 	}

@@ -260,7 +260,7 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 	case err == nil || errors.As(err, &refused):
 		return err
 	case ended || c.conn.Err() != nil:
-		return closed(c.conn.Err())
+		return cmp.Or(closed(c.conn.Err()), ErrClosed)
 	}
 	return cmp.Or(context.Cause(ctx), err)
 }
@@ -279,7 +279,7 @@ func (c *Client) Receive(ctx context.Context) (Message, error) {
 	case m := <-c.messages:
 		return m, nil
 	default:
-		return Message{}, closed(c.conn.Err())
+		return Message{}, cmp.Or(closed(c.conn.Err()), ErrClosed)
 	}
 }
 
