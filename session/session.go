@@ -114,7 +114,7 @@ func (r *Request) Secrets() (known redact.Known) {
 func (r *Request) Circumstances(inspector string, implausible bool) classify.Circumstances {
 	c := classify.Circumstances{
 		Inspector: inspector, Implausible: implausible,
-		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Told: r.Secrets(),
+		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Secrets: r.Secrets(),
 		RegistrationID: r.Identity.RegistrationID, Source: r.Source,
 	}
 	if certificate := r.Proof.Certificate; certificate != nil {
