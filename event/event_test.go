@@ -51,7 +51,7 @@ func TestEveryDeclaredNameIsInTheCatalogue(t *testing.T) {
 	}
 }
 
-func TestMessageIDsAreTheSameForEver(t *testing.T) {
+func TestMessageIDsNeverChange(t *testing.T) {
 	// printf 'dpsd event assigned' | sha256sum | cut -c1-32
 	if got, want := event.MessageID(event.Assigned), "2e9d58aed7656135ba5c4cc2e5afe250"; got != want {
 		t.Errorf("%s, want %s: entries of older versions would lose their text", got, want)
