@@ -241,7 +241,7 @@ func TestClassify(t *testing.T) {
 		t.Errorf("nil must not be a fault, got %s", f.Code)
 	}
 	if f := fault.New(fault.Throttled, fault.StagePoll, io.EOF); Classify(fmt.Errorf("again: %w", f)) != f {
-		t.Error("the fault of a fault is another one")
+		t.Error("the fault of a fault must be the same")
 	}
 }
 
