@@ -194,7 +194,7 @@ func (r *Registration) Advance(now time.Time) (Step, error) {
 func (r *Registration) Deadline() time.Time { return r.deadline }
 
 // Waiting reports whether no request is outstanding and the next one is due at Deadline. In
-// the meantime, the caller may close the connection; it then calls Begin on another one.
+// the meantime, the caller may close the connection and later call Begin on a new one.
 func (r *Registration) Waiting() bool { return r.phase == waiting }
 
 // NotBefore returns the end of the last reply's Retry-After: the service does not want a
