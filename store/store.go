@@ -209,7 +209,7 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 // Repair restores files in the state directory that have been changed or removed, for
 // example by a user or another program, or the whole directory. The result is Unchanged if
 // no repair was necessary or no record is published. Its errors are those of Save.
-func (s *Store) Mend(now time.Time) (Result, error) {
+func (s *Store) Repair(now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reread()
