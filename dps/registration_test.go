@@ -170,7 +170,7 @@ func TestRequests(t *testing.T) {
 	})
 	for name, payload := range map[string]string{
 		"nothing": "", "a list": "[]", "null": "null", "cut": `{"a":`, "two": "{}{}", "a name twice": `{"a":1,"a":2}`,
-		"not UTF-8": "{\"a\":\"\xff\"}", "more than the service takes": `{"a":"` + strings.Repeat("x", 96<<10) + `"}`,
+		"not UTF-8": "{\"a\":\"\xff\"}", "more than the service accepts": `{"a":"` + strings.Repeat("x", 96<<10) + `"}`,
 	} {
 		t.Run("a payload that cannot be sent is an error and no request: "+name, func(t *testing.T) {
 			r := dps.Registration{Payload: json.RawMessage(payload)}

@@ -59,7 +59,7 @@ func (w *writer) step(step, path string) error {
 // service; this is for users who run dpsd manually, so a missing parent is treated as a
 // mistake.
 func (w *writer) create() error {
-	if there, err := w.there(); there || err != nil {
+	if found, err := w.directoryExists(); found || err != nil {
 		return err
 	}
 	if err := w.step("mkdir", w.directory); err != nil {
@@ -74,9 +74,9 @@ func (w *writer) create() error {
 	return syncDirectory(filepath.Dir(w.directory))
 }
 
-// there reports whether the directory exists. The error is the reason why it can be neither
+// directoryExists reports whether the directory exists. The error is the reason why it can be neither
 // used nor created.
-func (w *writer) there() (bool, error) {
+func (w *writer) directoryExists() (bool, error) {
 	if err := CheckDirectory(w.directory); err != nil {
 		return false, err
 	}
@@ -265,7 +265,7 @@ func (w *writer) sweep(names ...string) (removed []string) {
 // writable returns why the directory cannot be written to, without writing. It does not
 // detect a full disk.
 func (w *writer) writable() error {
-	there, err := w.there()
+	there, err := w.directoryExists()
 	if err != nil {
 		return err
 	}

@@ -155,10 +155,10 @@ func TestProxy(t *testing.T) {
 			status(407, func(e *transport.ProxyError) bool {
 				return slices.Equal(e.Schemes, []string{"Negotiate", "NTLM", "Digest", "Bearer"})
 			})},
-		{"an alert instead of the reply", "\x15\x03\x01\x00\x02\x02\x28", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of nginx to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>The plain HTTP request was sent to HTTPS port</center>", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of Go to plain HTTP", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of Apache to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nReason: You're speaking plain HTTP to an SSL-enabled server port.<br />", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
+		{"an alert instead of the reply", "\x15\x03\x01\x00\x02\x02\x28", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of nginx to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>The plain HTTP request was sent to HTTPS port</center>", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of Go to plain HTTP", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of Apache to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nReason: You're speaking plain HTTP to an SSL-enabled server port.<br />", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
 		{"another 400", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nno https:// here", status(400, nil)},
 		{"403 is a refusal by the proxy", "HTTP/1.1 403 Forbidden\r\n\r\n", status(403, nil)},
 		{"503 is a failure of the proxy", "HTTP/1.1 503 Service Unavailable\r\n\r\n", status(503, nil)},
