@@ -44,7 +44,7 @@ func (i *inspection) service(ctx context.Context) {
 		return
 	}
 	doubt := i.configured(s)
-	n := slices.IndexFunc(s.Faults, func(f control.Fault) bool { return f.Standing })
+	n := slices.IndexFunc(s.Faults, func(f control.Fault) bool { return f.Unresolved })
 	switch {
 	case n >= 0:
 		i.report(unresolved(r, s, s.Faults[n]))

@@ -22,10 +22,10 @@ func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	refused := control.Fault{
 		Code: string(fault.Unauthorized), Stage: string(fault.StageRegister), Summary: "s", Cause: "dps: answered 401,\nerror 401002", Advice: "Correct the key.",
-		First: now.Add(-3 * time.Hour), Last: now.Add(-time.Minute), Count: 12, Standing: true,
+		First: now.Add(-3 * time.Hour), Last: now.Add(-time.Minute), Count: 12, Unresolved: true,
 	}
 	resolved, storage := refused, refused
-	resolved.Standing = false
+	resolved.Unresolved = false
 	storage.Code, storage.Stage, storage.Cause, storage.Count = string(fault.StateUnwritable), string(fault.StageState), "", 1
 	status := func(faults ...control.Fault) control.Status {
 		return control.Status{StartedAt: now.Add(-4 * time.Hour), Now: now, Text: "Assigned to hub", Faults: faults,
@@ -115,7 +115,7 @@ func TestAConfigurationThatTheRunningDpsdHasRefusedIsAWarning(t *testing.T) {
 		{"before READY, when a correction needs no command", false, nil, nil, true, "Correct it; dpsd applies the correction automatically"},
 		{"after READY", true, nil, nil, true, "Correct it; then: systemctl reload dpsd"},
 		{"without systemd", true, nil, nil, false, "Correct it; then: kill -HUP 7"},
-		{"beside a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Standing: true}}, true, "Correct it; dpsd applies the correction automatically"},
+		{"beside a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Unresolved: true}}, true, "Correct it; dpsd applies the correction automatically"},
 		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
 	} {
 		t.Run(test.says, func(t *testing.T) {

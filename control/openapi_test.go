@@ -28,7 +28,7 @@ func whole() control.Status {
 		Confirmed: &at, Confirmations: 1, Phase: control.Phase{Name: "waiting", Since: at},
 		Next: control.Due(time.Now().Add(time.Hour), "interval", "transient"),
 		Faults: []control.Fault{{Code: "no-reply", Class: "transient", Stage: "poll", Summary: "s", Cause: "c", Advice: "a", Credential: "file:/k",
-			ServiceCode: 500001, TrackingID: "t", First: at, Last: at, Count: 1, Standing: true}},
+			ServiceCode: 500001, TrackingID: "t", First: at, Last: at, Count: 1, Unresolved: true}},
 		Certificate: &control.Certificate{NotAfter: at},
 		Connection:  &control.Connection{Protocol: "mqtt", Address: "e:8883", Proxy: "p:3128", At: at},
 		Attempts:    control.AttemptsCount{Started: 1, Assigned: 1},

@@ -136,8 +136,8 @@ type Fault struct {
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
 	Count       int       `json:"count"`
-	// Standing reports whether the fault is unresolved: no attempt has succeeded since.
-	Standing bool `json:"standing"`
+	// Unresolved reports whether no attempt has succeeded since.
+	Unresolved bool `json:"standing"`
 }
 
 // Certificate describes the device certificate.

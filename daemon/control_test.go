@@ -66,7 +66,7 @@ func TestWhatTheSocketTells(t *testing.T) {
 		}
 		g.until("fault", 2)
 		st := want(control.Unprovisioned, control.PhaseWaiting)
-		if len(st.Faults) != 1 || st.Faults[0].Code != string(fault.Unauthorized) || st.Faults[0].Count != 2 || !st.Faults[0].Standing ||
+		if len(st.Faults) != 1 || st.Faults[0].Code != string(fault.Unauthorized) || st.Faults[0].Count != 2 || !st.Faults[0].Unresolved ||
 			st.Faults[0].ServiceCode != 401002 || st.Faults[0].TrackingID == "" || st.Faults[0].Advice == "" {
 			t.Errorf("faults: %+v", st.Faults)
 		}
@@ -82,7 +82,7 @@ func TestWhatTheSocketTells(t *testing.T) {
 		if st.Identity == nil || st.Identity.DeviceID != device || st.Identity.Generation != 1 || !st.Identity.Durable || st.Identity.Foreign {
 			t.Errorf("identity: %+v", st.Identity)
 		}
-		if !st.Ready || st.Confirmations != 1 || st.Faults[0].Standing || st.Next == nil || st.Next.Why != "interval" {
+		if !st.Ready || st.Confirmations != 1 || st.Faults[0].Unresolved || st.Next == nil || st.Next.Why != "interval" {
 			t.Errorf("%+v %+v", st, st.Next)
 		}
 		if c := st.Connection; c == nil || c.Protocol != "mqtt" || c.Address != "localhost:8883" {

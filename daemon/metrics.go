@@ -204,7 +204,7 @@ func sample(w io.Writer, name string, value float64, labels ...string) {
 
 // unresolved is the current fault; nil: none.
 func unresolved(s control.Status) *control.Fault {
-	if len(s.Faults) == 0 || !s.Faults[0].Standing {
+	if len(s.Faults) == 0 || !s.Faults[0].Unresolved {
 		return nil
 	}
 	return &s.Faults[0]

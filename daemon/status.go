@@ -80,7 +80,7 @@ func (s *supervisor) identity() *control.Identity {
 
 // health sums a Status up in one word.
 func health(st control.Status) control.Health {
-	unresolved := len(st.Faults) > 0 && st.Faults[0].Standing
+	unresolved := len(st.Faults) > 0 && st.Faults[0].Unresolved
 	switch {
 	case st.Identity == nil:
 		return control.Unprovisioned
@@ -99,14 +99,14 @@ func (h *statusHistory) failed(f failure, now time.Time) {
 		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),
 		Summary: fault.Describe(f.Fault.Code).Summary, Advice: f.Advice, Credential: f.Credential,
 		ServiceCode: f.Fault.ServiceCode, TrackingID: f.Fault.TrackingID,
-		First: stamp(now), Last: stamp(now), Count: 1, Standing: true,
+		First: stamp(now), Last: stamp(now), Count: 1, Unresolved: true,
 	}
 	foreign.Strings(&entry, foreign.MaxText)
 	if f.Fault.Err != nil {
 		entry.Cause = foreign.Line(f.Fault.Err.Error(), foreign.MaxFault)
 	}
 	if len(h.faults) > 0 {
-		if last := h.faults[0]; last.Standing && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
+		if last := h.faults[0]; last.Unresolved && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
 			entry.First, entry.Count = last.First, last.Count+1
 			h.faults = h.faults[1:]
 		}
@@ -117,7 +117,7 @@ func (h *statusHistory) failed(f failure, now time.Time) {
 // resolved marks all faults as resolved.
 func (h *statusHistory) resolved() {
 	for i := range h.faults {
-		h.faults[i].Standing = false
+		h.faults[i].Unresolved = false
 	}
 }
 

@@ -77,7 +77,7 @@ func FuzzTheTerminalStaysClean(f *testing.F) {
 		var sent control.Status
 		_ = json.Unmarshal(status, &sent) // as far as it can be read
 		sent.Text += text
-		fault := control.Fault{Code: text, Class: text, Stage: text, Summary: text, Cause: text, Advice: text, Credential: text, TrackingID: text, Standing: true}
+		fault := control.Fault{Code: text, Class: text, Stage: text, Summary: text, Cause: text, Advice: text, Credential: text, TrackingID: text, Unresolved: true}
 		sent.Faults = append([]control.Fault{fault}, sent.Faults...)
 		sent.Identity = &control.Identity{AssignedHub: text, DeviceID: text, RegistrationID: text, IDScope: text, Endpoint: text, ConnectionProfile: text}
 		sent.Connection = &control.Connection{Protocol: text, Address: text, Proxy: text}
@@ -134,7 +134,7 @@ func TestStatusIsPrintedWholeAfterANameOf190000BytesInACertificate(t *testing.T)
 	fault := classify.Classify(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{strings.Repeat("\x1b]0;x\a", 32_000)}}, Host: "h"})
 	report := statusReport{Running: true, Status: control.Status{Health: control.Unprovisioned, Text: "Next attempt in 7s: " + string(fault.Code) + ": " + fault.Err.Error()}}
 	for range control.MaxFaults {
-		report.Faults = append(report.Faults, control.Fault{Code: string(fault.Code), Cause: fault.Err.Error(), Standing: true})
+		report.Faults = append(report.Faults, control.Fault{Code: string(fault.Code), Cause: fault.Err.Error(), Unresolved: true})
 	}
 	for by, out := range printed(t, report) {
 		if dirt := unclean(out); dirt != "" || len(out) > 32<<10 {

@@ -110,5 +110,5 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 
 // unsaved reports whether the latest fault is of the state directory, and after a time.
 func unsaved(s control.Status, after time.Time) bool {
-	return len(s.Faults) > 0 && s.Faults[0].Standing && s.Faults[0].Class == string(fault.Storage) && s.Faults[0].Last.After(after)
+	return len(s.Faults) > 0 && s.Faults[0].Unresolved && s.Faults[0].Class == string(fault.Storage) && s.Faults[0].Last.After(after)
 }

@@ -154,7 +154,7 @@ func (r statusReport) print(out *terminal) error {
 	}
 	for _, f := range r.Faults {
 		when, colour := "last at", faint
-		if f.Standing {
+		if f.Unresolved {
 			when, colour = "since "+f.First.UTC().Format(time.RFC3339)+", last at", red
 		}
 		times := ""
@@ -169,7 +169,7 @@ func (r statusReport) print(out *terminal) error {
 		if f.ServiceCode != 0 || f.TrackingID != "" {
 			line("", "errorCode %d, trackingId %s", f.ServiceCode, f.TrackingID)
 		}
-		if f.Standing {
+		if f.Unresolved {
 			line("", "what to do: %s", f.Advice)
 		}
 	}
@@ -184,7 +184,7 @@ func (r statusReport) print(out *terminal) error {
 // now is the text of the service manager without the cause of the fault that stands,
 // which stands below with what else is known of it.
 func (r statusReport) now() string {
-	if len(r.Faults) == 0 || !r.Faults[0].Standing || r.Faults[0].Cause == "" {
+	if len(r.Faults) == 0 || !r.Faults[0].Unresolved || r.Faults[0].Cause == "" {
 		return r.Text
 	}
 	named := oneLine(foreign.Line(r.Faults[0].Code+": "+r.Faults[0].Cause, control.MaxCause))

@@ -119,7 +119,7 @@ func (i installation) obstacle(last control.Status) string {
 	if c := last.Configuration; c != nil && c.Refused != "" {
 		text = ": the configuration was refused, and the previous one stays in effect: " + printable(oneLine(c.Refused))
 	}
-	if len(last.Faults) == 0 || !last.Faults[0].Standing {
+	if len(last.Faults) == 0 || !last.Faults[0].Unresolved {
 		return text
 	}
 	f := last.Faults[0]
