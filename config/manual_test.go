@@ -122,7 +122,7 @@ func TestTheManualSaysWhatTheReferenceSays(t *testing.T) {
 			addKeys(t, p)
 		}
 	}
-	if err := manual.Hold("../docs/man/dpsd.toml.5", p.String(), *update); err != nil {
+	if err := manual.Compare("../docs/man/dpsd.toml.5", p.String(), *update); err != nil {
 		t.Error(err)
 	}
 }

@@ -155,7 +155,7 @@ func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
 	if !found || !closed {
 		t.Fatalf("%s has lost its marks", page)
 	}
-	if err := manual.Hold(page, before+begin+b.String()+end+after, *update); err != nil {
+	if err := manual.Compare(page, before+begin+b.String()+end+after, *update); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,7 +14,7 @@ const manualFile = "../docs/man/dpsd-faults.7"
 // -update.
 func generated(t *testing.T, file, text string) {
 	t.Helper()
-	if err := manual.Hold(file, text, *update); err != nil {
+	if err := manual.Compare(file, text, *update); err != nil {
 		t.Error(err)
 	}
 }

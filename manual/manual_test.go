@@ -173,21 +173,21 @@ func TestUndescribed(t *testing.T) {
 	}
 }
 
-func TestHold(t *testing.T) {
+func TestCompare(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "page")
-	if err := manual.Hold(file, "a", false); err == nil || !strings.Contains(err.Error(), "-update") {
+	if err := manual.Compare(file, "a", false); err == nil || !strings.Contains(err.Error(), "-update") {
 		t.Errorf("a missing page must be an error with a remedy, got %v", err)
 	}
-	if err := manual.Hold(file, "a", true); err != nil {
+	if err := manual.Compare(file, "a", true); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "a" {
 		t.Errorf("update must write the page: %v, %q", err, text)
 	}
-	if err := manual.Hold(file, "a", false); err != nil {
+	if err := manual.Compare(file, "a", false); err != nil {
 		t.Errorf("a current page must not be an error, got %v", err)
 	}
-	if err := manual.Hold(file, "b", false); err == nil {
+	if err := manual.Compare(file, "b", false); err == nil {
 		t.Error("an outdated page must be an error")
 	}
 }

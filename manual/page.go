@@ -211,9 +211,9 @@ func (p *Page) Code(text string) {
 // String returns the page.
 func (p *Page) String() string { return p.text.String() }
 
-// Hold returns an error if the contents of the file differ from text, or writes the file if
+// Compare returns an error if the contents of the file differ from text, or writes the file if
 // update is set.
-func Hold(file, text string, update bool) error {
+func Compare(file, text string, update bool) error {
 	if update {
 		return os.WriteFile(file, []byte(text), 0o644) //nolint:gosec // the page is public
 	}

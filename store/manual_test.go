@@ -120,7 +120,7 @@ func TestTheManualMatchesThePageOfTheStateFiles(t *testing.T) {
 	}
 	p.Section("See also")
 	p.Paragraph(manual.Inline("dpsd(8), dpsd.toml(5), dpsd-faults(7), systemd.exec(5), systemd.path(5)"))
-	if err := manual.Hold("../docs/man/dpsd-state.5", p.String(), *update); err != nil {
+	if err := manual.Compare("../docs/man/dpsd-state.5", p.String(), *update); err != nil {
 		t.Error(err)
 	}
 }

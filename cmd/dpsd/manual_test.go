@@ -27,7 +27,7 @@ func TestTheManualSaysWhatTheCommandsSay(t *testing.T) {
 	if err != nil {
 		t.Fatal("manual.md: ", err)
 	}
-	if err := manual.Hold("../../docs/man/dpsd.8", page, *update); err != nil {
+	if err := manual.Compare("../../docs/man/dpsd.8", page, *update); err != nil {
 		t.Error(err)
 	}
 }

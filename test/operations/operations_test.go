@@ -171,7 +171,7 @@ func TestThePageShowsWhatIsSeen(t *testing.T) {
 		}
 	}
 	if *update {
-		if err := manual.Hold(page, now, true); err != nil {
+		if err := manual.Compare(page, now, true); err != nil {
 			t.Error(err)
 		}
 	}
