@@ -89,6 +89,7 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 func configOf(cmd *cobra.Command) string { return cmd.Flag("config").Value.String() }
 
 func rootCommand() *cobra.Command {
+	cobra.EnableCommandSorting = false // help and manual begin with the everyday commands
 	root := &cobra.Command{
 		Use:   "dpsd",
 		Short: "Azure device provisioning for Linux gateways",
