@@ -184,15 +184,16 @@ func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.C
 
 func keep(data []byte) []byte { return data }
 
-// harmless is what the service's answer says by itself, and what it may mean.
+// harmless are the members of the answer of DPS that contain no secret.
 var harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
 	"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
 
-// maskRecord leaves of a record, damaged or not, the lines that are dpsd's own words.
+// maskRecord keeps the lines of a record, damaged or not, that dpsd or a harmless member of
+// the answer has filled.
 func (g Gateway) maskRecord(data []byte) []byte {
 	// member is a line whose value is a name, a number or a time.
-	member := regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
-		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	member := regexp.MustCompile(`^  "(schema|generation|idScope|endpoint|provisionedAt|configFingerprint|checksum|` +
+		strings.Join(harmless, "|") + `)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
 	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
