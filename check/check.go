@@ -152,7 +152,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		wanted(r)
 	}
 	if g.Systemctl != nil {
-		i.unit = i.askSystemd(ctx)
+		i.unit, i.unitError = askUnit(ctx, i.Systemctl)
 	}
 	i.configuration()
 	i.identity()

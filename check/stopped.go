@@ -86,7 +86,7 @@ func WhyStopped(ctx context.Context, q Question) Stop {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return q.unasked("systemd did not answer within "+systemctlLimit.String(), orStart)
-	case errors.As(err, new(*notInstalledError)):
+	case errors.Is(err, errNotInstalled):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
 		return q.unasked("cannot ask systemd: "+err.Error(), orStart)
