@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -30,8 +29,6 @@ The configuration and the keys stay, and so do some things that are not
 dpsd's; what is left is listed at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
   dpsd forget --yes    # without a question, for scripts`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			cfg, err := load(file)
