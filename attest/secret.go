@@ -169,17 +169,14 @@ func (s Secrets) Paths(r Reference) []string {
 // holds one of this name, else where it would have to appear. It is "" when there is
 // no such place.
 func (s Secrets) Path(r Reference) string {
-	if r.Credential == "" {
-		return r.File
-	}
-	for _, d := range s.Directories {
-		path := filepath.Join(d, r.Credential)
+	paths := s.Paths(r)
+	for _, path := range paths {
 		if _, err := os.Lstat(path); err == nil {
 			return path
 		}
 	}
-	if len(s.Directories) > 0 {
-		return filepath.Join(s.Directories[0], r.Credential)
+	if len(paths) > 0 {
+		return paths[0]
 	}
 	return ""
 }

@@ -16,14 +16,6 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// What may be wrong with the files; see package pemfile.
-var (
-	ErrNotCertificate = pemfile.ErrNotCertificate
-	ErrNotPrivateKey  = pemfile.ErrNotPrivateKey
-	ErrPassphrase     = pemfile.ErrPassphrase
-	ErrUnsupportedKey = pemfile.ErrUnsupportedKey
-)
-
 var (
 	// ErrKeyMismatch says that the private key does not belong to the leaf certificate.
 	ErrKeyMismatch = errors.New("the private key does not belong to the certificate")

@@ -221,16 +221,6 @@ func cause(err error) error {
 	return err
 }
 
-// strangerError is a file that an ordinary user, who is not the service, may not read.
-type strangerError struct {
-	err error
-}
-
-func (e *strangerError) Error() string {
-	return fmt.Sprintf("%v; this is user %d, not the service", e.err, os.Getuid())
-}
-func (e *strangerError) Unwrap() error { return e.err }
-
 // stranger tells whether whoever checks can neither be nor look as the service.
 func (i *inspection) stranger() bool {
 	return os.Geteuid() != 0 && os.Geteuid() != i.Account.UID
@@ -239,7 +229,7 @@ func (i *inspection) stranger() bool {
 // asSeen adds to a refusal of the file system who it was that was refused.
 func (i *inspection) asSeen(err error) error {
 	if errors.Is(err, fs.ErrPermission) && i.stranger() {
-		return &strangerError{err}
+		return fmt.Errorf("%w; this is user %d, not the service", err, os.Getuid())
 	}
 	return err
 }

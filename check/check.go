@@ -11,6 +11,7 @@ package check
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -139,10 +140,26 @@ type inspection struct {
 	told           redact.Known                   // the secrets that peers are told
 }
 
+// withDefaults is a copy with what the zero value of a function stands for.
+func (g Gateway) withDefaults() *Gateway {
+	if g.Now == nil {
+		g.Now = time.Now
+	}
+	if g.Progress == nil {
+		g.Progress = func(string) {}
+	}
+	if g.Resolve == nil {
+		g.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	return &g
+}
+
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g}
+	i := &inspection{Gateway: g.withDefaults()}
 	wanted := g.wanted(report)
 	i.report = func(r Result) {
 		// Whatever peers were told, they may repeat.
@@ -152,7 +169,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		wanted(r)
 	}
 	if g.Systemctl != nil {
-		i.unit = i.askSystemd(ctx)
+		i.unit, i.unitError = askUnit(ctx, i.Systemctl)
 	}
 	i.configuration()
 	i.identity()
@@ -172,33 +189,24 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	}
 }
 
-func (i *inspection) now() time.Time {
-	if i.Now != nil {
-		return i.Now()
-	}
-	return time.Now()
-}
-
-func (i *inspection) progress(what string) {
-	if i.Progress != nil {
-		i.Progress(what)
-	}
-}
-
-func (i *inspection) ok(r Result, detail string) {
+func (r Result) ok(detail string) Result {
 	r.Status, r.Detail = OK, detail
-	i.report(r)
+	return r
 }
 
-func (i *inspection) skip(r Result, because string) {
+func (r Result) skipped(because string) Result {
 	r.Status, r.Detail = Skipped, "not checked: "+because
-	i.report(r)
+	return r
 }
 
-func (i *inspection) warn(r Result, detail, advice string) {
+func (r Result) warning(detail, advice string) Result {
 	r.Status, r.Detail, r.Advice = Warning, detail, advice
-	i.report(r)
+	return r
 }
+
+func (i *inspection) ok(r Result, detail string)           { i.report(r.ok(detail)) }
+func (i *inspection) skip(r Result, because string)        { i.report(r.skipped(because)) }
+func (i *inspection) warn(r Result, detail, advice string) { i.report(r.warning(detail, advice)) }
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, classify.Classify(err))) }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/unitfile"
 )
 
 // Environment is the environment of the service, and where it was found.
@@ -30,14 +31,14 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 	var files []string
 	e := Environment{Values: map[string]string{}, Origin: unitName}
 	pid, loaded := "", false
-	for line := range bytes.Lines(out) {
-		switch name, value, _ := strings.Cut(strings.TrimSpace(string(line)), "="); name {
+	for _, property := range unitfile.Settings(out) {
+		switch value := property.Value; property.Key {
 		case "LoadState":
 			loaded = value == "loaded"
 		case "MainPID":
 			pid = value
 		case "Environment":
-			e.assign(words(value))
+			e.assign(unitfile.Words(value))
 		case "EnvironmentFiles": // "/etc/default/dpsd (ignore_errors=yes)", one on each line
 			if at := strings.LastIndex(value, " (ignore_errors="); at > 0 {
 				files = append(files, value[:at])
@@ -57,7 +58,10 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 		names, _ := filepath.Glob(pattern)
 		for _, name := range names {
 			if text, err := input.Read(name, maxUnitFile); err == nil {
-				e.assign(lines(string(text)))
+				// A value may go on in the next line, also in single quotes.
+				for _, v := range unitfile.Variables(bytes.ReplaceAll(text, []byte("\\\n"), nil)) {
+					e.Values[v.Key] = v.Value
+				}
 			}
 		}
 	}
@@ -70,51 +74,4 @@ func (e *Environment) assign(assignments []string) {
 			e.Values[name] = value
 		}
 	}
-}
-
-// words splits what systemctl show prints of Environment=, in which an assignment with a
-// space is quoted.
-func words(text string) []string {
-	var all []string
-	var word strings.Builder
-	quoted, escaped := false, false
-	for _, r := range text + " " {
-		switch {
-		case escaped:
-			word.WriteRune(r)
-			escaped = false
-		case quoted && r == '\\':
-			escaped = true
-		case r == '"':
-			quoted = !quoted
-		case r == ' ' && !quoted:
-			if word.Len() > 0 {
-				all = append(all, word.String())
-				word.Reset()
-			}
-		default:
-			word.WriteRune(r)
-		}
-	}
-	return all
-}
-
-// lines reads a file of EnvironmentFile=: an assignment on each line, with or without
-// quotes around the value; comments begin with # or ;.
-func lines(text string) []string {
-	var all []string
-	text = strings.ReplaceAll(text, "\\\n", "")
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		name, value, found := strings.Cut(line, "=")
-		if !found || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
-			continue
-		}
-		value = strings.TrimSpace(value)
-		if len(value) > 1 && (value[0] == '"' || value[0] == '\'') && value[len(value)-1] == value[0] {
-			value = value[1 : len(value)-1]
-		}
-		all = append(all, strings.TrimSpace(name)+"="+value)
-	}
-	return all
 }

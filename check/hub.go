@@ -30,17 +30,11 @@ const dateLimit = 5 * time.Second
 // in to nothing: a hub allows a device one connection, and a second one would end that of
 // the running client.
 func (i *inspection) hub(ctx context.Context) {
-	if i.leavesOut(HubName, HubTCP, HubTLS) {
-		for _, name := range []string{HubName, HubTCP, HubTLS} {
-			i.skip(Result{Name: name}, "")
-		}
-		return
-	}
 	host, because := i.assignedHub()
 	if because == "" && i.dialer == nil {
 		because = "the roots cannot be read"
 	}
-	if because != "" {
+	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS) {
 		for _, name := range []string{HubName, HubTCP, HubTLS} {
 			i.skip(Result{Name: name}, because)
 		}
@@ -63,7 +57,7 @@ func (i *inspection) hub(ctx context.Context) {
 		case w.route.Proxy == "":
 			direct = append(direct, w)
 		case len(results) == 0:
-			results = append(results, Result{Name: HubName, Subject: host, Status: Skipped, Detail: "not checked: the proxy " + w.route.Proxy + " resolves it"})
+			results = append(results, Result{Name: HubName, Subject: host}.skipped("the proxy "+w.route.Proxy+" resolves it"))
 		}
 	}
 	for _, r := range h.hops(ctx, direct, HubName, HubTCP) {
@@ -79,7 +73,7 @@ func (i *inspection) hub(ctx context.Context) {
 		}
 		h.dialer = dialers[n]
 		if date := h.greet(ctx, w); !date.IsZero() {
-			clocks = append(clocks, against("the hub", date, i.now()))
+			clocks = append(clocks, against("the hub", date, i.Now()))
 		}
 	}
 	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
@@ -131,14 +125,13 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	r := Result{Name: HubTLS, Subject: w.route.Address}
 	switch {
 	case w.blocked != "":
-		r.Status, r.Detail = Skipped, "not checked: "+w.blocked
-		w.results = append(w.results, r)
+		w.results = append(w.results, r.skipped(w.blocked))
 		return date
 	case i.leavesOut(HubTLS):
 		w.results, w.worked = append(w.results, r), true
 		return date
 	}
-	i.progress("TLS with " + w.route.Address)
+	i.Progress("TLS with " + w.route.Address)
 	conn, err := i.dialer.Dial(ctx, nil)
 	if err != nil {
 		f, name := classify.Classify(err), HubTLS
@@ -156,11 +149,10 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 		return date
 	}
 	defer func() { _ = conn.Close() }()
-	r.Status, r.Detail = OK, agreed(conn)
 	if conn.Proxy != "" {
-		w.results = append(w.results, Result{Name: HubTCP, Subject: conn.Address, Status: OK, Detail: "reached through the proxy " + conn.Proxy + i.proxyOrigin()})
+		w.results = append(w.results, Result{Name: HubTCP, Subject: conn.Address}.ok("reached through the proxy "+conn.Proxy+i.proxyOrigin()))
 	}
-	w.results, w.worked = append(w.results, r), true
+	w.results, w.worked = append(w.results, r.ok(agreed(conn))), true
 	if i.dialer.MQTTPort != transport.DefaultWebSocketPort || i.leavesOut(Clock) {
 		return date
 	}

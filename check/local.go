@@ -25,7 +25,7 @@ import (
 // a failure and forbids nothing, so no other step depends on this one.
 func (i *inspection) clock() {
 	r := Result{Name: Clock, Subject: "this gateway"}
-	now := i.now().Round(0)
+	now := i.Now().Round(0)
 	past, what := i.BuiltAt, "when dpsd was built"
 	if i.Settings != nil {
 		if record, err := store.Read(i.StateDirectory); err == nil && record.ProvisionedAt.After(past) {

@@ -26,7 +26,7 @@ func (i *inspection) service(ctx context.Context) {
 		i.skip(r, "")
 		return
 	}
-	i.progress("asking the running dpsd")
+	i.Progress("asking the running dpsd")
 	s, err := i.ask(ctx)
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && i.SocketUnknown && (i.unit == nil || i.unit.running()):

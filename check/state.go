@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/user"
 	"slices"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -119,7 +118,7 @@ func space(directory string) (free uint64, words string, err error) {
 		return 0, "free space unknown", err
 	}
 	free = disk.Bavail * uint64(max(disk.Bsize, 1))
-	words = megabytes(free) + " free"
+	words = fmt.Sprintf("%d MB free", free/1e6)
 	if free < tooLittle {
 		err = syscall.ENOSPC
 	}
@@ -163,15 +162,9 @@ func (i *inspection) mayWriteByMode(directory string) error {
 }
 
 func ownerName(info fs.FileInfo) string {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return "unknown"
-	}
-	id := strconv.FormatUint(uint64(stat.Uid), 10)
+	id := fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid)
 	if u, err := user.LookupId(id); err == nil {
 		return u.Username
 	}
 	return id
 }
-
-func megabytes(n uint64) string { return strconv.FormatUint(n/1e6, 10) + " MB" }

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/unitfile"
 )
 
 // unitName is the service of the package.
@@ -39,21 +39,10 @@ func (c credential) seal() string {
 	return "systemd-creds encrypt --name=" + c.name + " KEY-FILE " + c.path
 }
 
-// notInstalledError is a unit that systemd cannot load.
-type notInstalledError struct{ state string }
+// errNotInstalled is a unit that systemd cannot load.
+var errNotInstalled = errors.New("is not installed")
 
-func (e *notInstalledError) Error() string {
-	return fmt.Sprintf("%s is not installed (%s)", unitName, e.state)
-}
-
-// askSystemd returns nil when there is no such unit, and keeps why.
-func (i *inspection) askSystemd(ctx context.Context) *unit {
-	u, err := askUnit(ctx, i.Systemctl)
-	i.unitError = err
-	return u
-}
-
-// askUnit asks systemd about the unit, and reads its files. Errors: notInstalledError,
+// askUnit asks systemd about the unit, and reads its files. Errors: errNotInstalled,
 // context.DeadlineExceeded, or that of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
@@ -66,12 +55,11 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 		return nil, err
 	}
 	u := &unit{properties: map[string]string{}}
-	for line := range bytes.Lines(out) {
-		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		u.properties[name] = value
+	for _, property := range unitfile.Settings(out) {
+		u.properties[property.Key] = property.Value
 	}
 	if state := u.properties["LoadState"]; state != "loaded" && state != "masked" {
-		return nil, &notInstalledError{state}
+		return nil, fmt.Errorf("%s %w (%s)", unitName, errNotInstalled, state)
 	}
 	for _, file := range append(strings.Fields(u.properties["DropInPaths"]), u.properties["FragmentPath"]) {
 		if text, err := input.Read(file, maxUnitFile); err == nil {
@@ -86,11 +74,10 @@ const maxUnitFile = 1 << 20
 
 // read collects which credentials a unit file hands over, systemd.exec(5).
 func (u *unit) read(text []byte) {
-	for line := range bytes.Lines(text) {
-		key, value, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		name, path, _ := strings.Cut(value, ":")
+	for _, s := range unitfile.Settings(text) {
+		name, path, _ := strings.Cut(s.Value, ":")
 		c := credential{name: strings.TrimSpace(name)}
-		switch strings.TrimSpace(key) {
+		switch s.Key {
 		case "LoadCredentialEncrypted":
 			c.path, c.encrypted = strings.TrimSpace(path), true
 		case "SetCredentialEncrypted":

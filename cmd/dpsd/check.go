@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/nearest"
@@ -62,8 +60,6 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
   dpsd check --offline --config new.toml   # before it is installed
   sudo dpsd check --skip connect --warnings-as-errors
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.known(); err != nil {
 				return err
@@ -134,7 +130,7 @@ func listSteps(out io.Writer, asJSON bool) error {
 
 // runCheck wires the check and prints what it finds.
 func runCheck(file string, o checkOptions) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	ctx, stop := interruptible(0, syscall.SIGHUP)
 	defer stop()
 	gateway := gatewayOf(file)
 	gateway.Skip = map[string]bool{}

@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -37,8 +36,6 @@ in which each key has "value" (null if it is not set), "origin" ("file",
 key whose value is looked up has "resolved", or the "problem" with it.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			s, err := effective(file)

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -29,8 +28,6 @@ The command does not remove the configuration, the keys, and things that do not
 belong to dpsd; it lists them at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
   dpsd forget --yes    # without a question, for scripts`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			cfg, err := load(file)

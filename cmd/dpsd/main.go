@@ -88,6 +88,16 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 // configOf is the path of the configuration that a command line names.
 func configOf(cmd *cobra.Command) string { return cmd.Flag("config").Value.String() }
 
+// takeNoArgs has the commands that say nothing of arguments refuse them.
+func takeNoArgs(of *cobra.Command) {
+	for _, c := range of.Commands() {
+		if c.Args == nil {
+			c.Args, c.ValidArgsFunction = commandline.NoArgs, cobra.NoFileCompletions
+		}
+		takeNoArgs(c)
+	}
+}
+
 func rootCommand() *cobra.Command {
 	cobra.EnableCommandSorting = false // help and manual begin with the everyday commands
 	root := &cobra.Command{
@@ -106,6 +116,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))
+	takeNoArgs(root)
 	commandline.Version(root, version, func(check cobra.PositionalArgs) cobra.PositionalArgs { return check })
 	root.SetFlagErrorFunc(commandline.FlagError)
 	return root

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/report"
 )
 
@@ -42,8 +40,6 @@ was written, even if some parts are missing.`,
 		Example: `  sudo dpsd report
   sudo dpsd report --online    # also checks the connection to DPS
   dpsd report --output report.tar.gz && tar -tzf report.tar.gz`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			gateway := reported(installationOf(cmd), online)
 			gateway.WithPayload = withPayload
@@ -102,7 +98,7 @@ func reported(places installation, online bool) report.Gateway {
 }
 
 func writeReport(gateway report.Gateway, output string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	ctx, stop := interruptible(0, syscall.SIGHUP)
 	defer stop()
 	screen := terminalOn(os.Stderr)
 	gateway.Progress = screen.progress

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
@@ -31,8 +30,6 @@ The published identity stays until a newer one is on the disk. With --wait, the
 command exits when DPS has answered: 0 assigned, 1 refused, 4 timeout.`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTimeout(timeout, wait, "--wait"); err != nil {
 				return err

@@ -21,7 +21,6 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
@@ -50,8 +49,6 @@ credential or the enrollment, if another dpsd is running (exit 1), or if
 dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err

@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
@@ -44,8 +43,6 @@ poll, and dpsd need not be running yet.
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case what != forAssigned && what != forConfirmed && what != forChange:
@@ -150,9 +147,10 @@ func checkTimeout(timeout time.Duration, given bool, flag string) error {
 // errWaited is the cause of a context whose time-out has passed.
 var errWaited = errors.New("the time-out has passed")
 
-// interruptible is a context that SIGTERM and SIGINT end, and a time-out; 0 is none.
-func interruptible(timeout time.Duration) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+// interruptible is a context that SIGTERM, SIGINT and other signals end, and a time-out; 0 is
+// none.
+func interruptible(timeout time.Duration, more ...os.Signal) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), append(more, syscall.SIGTERM, syscall.SIGINT)...)
 	if timeout == 0 {
 		return ctx, stop
 	}

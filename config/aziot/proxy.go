@@ -109,7 +109,7 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 	for _, d := range all {
 		a.edge = a.edge || d.unit == edged
 		if units[d.unit] == nil {
-			units[d.unit] = &environment{}
+			units[d.unit] = &environment{values: map[string]variable{}}
 			order = append(order, d.unit)
 		}
 		switch {
