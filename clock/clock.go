@@ -1,6 +1,6 @@
-// Package clock tells when somebody sets the wall clock: a gateway without a
-// battery boots with a wrong one, and what failed because of it can be tried
-// again as soon as it is right.
+// Package clock detects changes of the wall clock. A gateway without a battery boots with a
+// wrong time, and operations that failed because of it can be retried as soon as the time
+// is correct.
 package clock
 
 import (
@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Significant is the least step that counts. NTP mends smaller ones all the
-// time, and no certificate or token minds them.
+// Significant is the smallest reported step. NTP corrects smaller ones continually, and
+// they matter to no certificate or token.
 const Significant = time.Minute
 
-// Steps sends the size of each significant step of the wall clock (positive:
-// forward) until ctx ends. The channel holds one step; those that nobody takes
-// are added up. Waiting costs nothing: the kernel wakes it, timerfd_create(2),
-// TFD_TIMER_CANCEL_ON_SET. The error says that the kernel gives no such timer.
+// Steps sends the size of each significant step of the wall clock (positive: forward) until
+// ctx ends. The channel holds one step; steps that are not received are added up. Waiting
+// uses no CPU time: the kernel wakes the goroutine (timerfd_create(2),
+// TFD_TIMER_CANCEL_ON_SET). The error means that the kernel provides no such timer.
 func Steps(ctx context.Context) (<-chan time.Duration, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
@@ -40,7 +40,8 @@ func Steps(ctx context.Context) (<-chan time.Duration, error) {
 		defer timer.Close()
 		var expirations [8]byte
 		for {
-			// Only a step ends this read, by ECANCELED; or the end of 32-bit time.
+			// Only a step ends this read with ECANCELED. The end of 32-bit time ends it
+			// too.
 			if _, err := timer.Read(expirations[:]); !errors.Is(err, unix.ECANCELED) {
 				return
 			}
@@ -57,8 +58,8 @@ func Steps(ctx context.Context) (<-chan time.Duration, error) {
 	return steps, nil
 }
 
-// arm lets the next step end a read, and returns how far the wall clock is
-// ahead of the boot's: taken afterwards, so that no step falls between.
+// arm makes the next step end a read. Then it returns the offset of the wall clock from the
+// boot clock, in this order so that no step is missed.
 func arm(timer *os.File) (time.Duration, error) {
 	connection, err := timer.SyscallConn()
 	if err != nil {
@@ -69,16 +70,16 @@ func arm(timer *os.File) (time.Duration, error) {
 	err = connection.Control(func(fd uintptr) {
 		failed = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil)
 	})
-	// A step between the read and here is told at once, and measured below.
+	// A step between the read and this call fails with ECANCELED, and is measured below.
 	if err = errors.Join(err, failed); err != nil && !errors.Is(err, unix.ECANCELED) {
 		return 0, fmt.Errorf("timerfd_settime: %w", err)
 	}
-	return ahead()
+	return offset()
 }
 
-// ahead is CLOCK_REALTIME minus CLOCK_BOOTTIME: it changes only by steps, and
-// by the little that NTP slews.
-func ahead() (time.Duration, error) {
+// offset returns CLOCK_REALTIME minus CLOCK_BOOTTIME. Only steps change it, apart from the
+// small amounts by which NTP slews the clock.
+func offset() (time.Duration, error) {
 	var wall, boot unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		return 0, fmt.Errorf("clock_gettime: %w", err)
@@ -91,7 +92,8 @@ func ahead() (time.Duration, error) {
 
 func significant(step time.Duration) bool { return step >= Significant || step <= -Significant }
 
-// deliver puts step into the channel of one, adding to what lies there.
+// deliver sends step to a channel with one element, and adds the step that is waiting in
+// it.
 func deliver(steps chan time.Duration, step time.Duration) {
 	select {
 	case waiting := <-steps:

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The clock of the machine that runs the tests is nobody's to set. The step
-// itself is tried in a machine of its own: see docs/promises.md.
+// A test must not set the clock of the machine that runs it. A test in a virtual machine
+// covers real steps: see docs/promises.md.
 
 func TestStepsEndWithTheirContext(t *testing.T) {
 	defer goleak.VerifyNone(t)
@@ -21,13 +21,13 @@ func TestStepsEndWithTheirContext(t *testing.T) {
 	}
 	select {
 	case step := <-steps:
-		t.Errorf("a step of %s, but nobody has set the clock", step)
+		t.Errorf("a step of %s, but the clock was not set", step)
 	default:
 	}
 	cancel()
 }
 
-func TestWhatIsAStep(t *testing.T) {
+func TestAStepIsSignificantFromAMinuteOn(t *testing.T) {
 	for _, tt := range []struct {
 		step time.Duration
 		want bool
@@ -41,7 +41,7 @@ func TestWhatIsAStep(t *testing.T) {
 	}
 }
 
-func TestStepsThatNobodyTakesAreAddedUp(t *testing.T) {
+func TestStepsThatAreNotReceivedAreAddedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		steps := make(chan time.Duration, 1)
 		deliver(steps, time.Hour)
@@ -52,16 +52,16 @@ func TestStepsThatNobodyTakesAreAddedUp(t *testing.T) {
 	})
 }
 
-func TestTheMonotonicClocksAreNoStep(t *testing.T) {
-	before, err := ahead()
+func TestTheOffsetOfTheWallClockIsConstantWithoutAStep(t *testing.T) {
+	before, err := offset()
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := ahead()
+	after, err := offset()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if significant(after - before) {
-		t.Errorf("the wall clock went %s ahead between two readings", after-before)
+		t.Errorf("the offset of the wall clock changed by %s between two readings", after-before)
 	}
 }

@@ -31,7 +31,7 @@ func BenchmarkParseReply(b *testing.B) {
 	}
 }
 
-// BenchmarkRegistration is the protocol's part of a whole exchange: register, two
+// BenchmarkRegistration measures the protocol's part of a whole exchange: register, two
 // polls, assigned.
 func BenchmarkRegistration(b *testing.B) {
 	replies := []dps.Message{

@@ -15,12 +15,12 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	})
-	t.Run("the resource of a token is scope and registration ID, raw and with their capitals", func(t *testing.T) {
+	t.Run("the resource of a token is the ID scope and the registration ID, unescaped and in their original case", func(t *testing.T) {
 		if got := id.Resource(); got != "0ne0026656D/registrations/gw:site-01.Unit_7" {
 			t.Errorf("got %q", got)
 		}
 	})
-	t.Run("of the client version only the unreserved characters of RFC 3986 are sent as they are", func(t *testing.T) {
+	t.Run("all but the unreserved characters of RFC 3986 are escaped in the client version", func(t *testing.T) {
 		const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 		for b := range 256 {
 			want := fmt.Sprintf("%%%02X", b)

@@ -7,11 +7,11 @@ import (
 	"github.com/dpsd-project/dpsd/test/imports"
 )
 
-// A state machine that cannot open a socket, read a file, start a timer of its own or
-// be cancelled is one whose every behaviour is decided by its arguments. That is what
-// lets a day of polling be tested in a millisecond, and what keeps the protocol usable
-// over any transport. The rule covers direct imports: encoding/json brings os along. The
-// one package of dpsd that may be imported, hostname, obeys it too.
+// The behaviour of a state machine that cannot open a socket, read a file, start a timer or
+// be cancelled depends on its arguments alone. A test can therefore simulate a day of
+// polling in a millisecond, and the protocol works over any transport. The rule covers
+// direct imports, since encoding/json imports os. The only package of dpsd that may be
+// imported, hostname, follows the same rule.
 func TestDirectImportsAreTheStandardLibraryWithoutIO(t *testing.T) {
 	for _, dir := range []string{".", "../hostname"} {
 		all, err := imports.Direct(dir)
@@ -23,7 +23,7 @@ func TestDirectImportsAreTheStandardLibraryWithoutIO(t *testing.T) {
 			root, _, _ := strings.Cut(path, "/")
 			switch {
 			case strings.Contains(root, "."):
-				t.Errorf("%s imports %s, which is not of the standard library", file, path)
+				t.Errorf("%s imports %s, which is not in the standard library", file, path)
 			case root == "net", root == "os", root == "context", root == "syscall", path == "crypto/tls":
 				t.Errorf("%s imports %s: the package does no I/O", file, path)
 			}

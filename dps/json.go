@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// member is one name and value of a JSON object, in the order of the text.
+// member is a name and a value of a JSON object. An object keeps the order of the text.
 type member struct {
 	name  string
 	value json.RawMessage
@@ -18,8 +18,8 @@ type member struct {
 
 type object []member
 
-// get returns the value of a member; null counts as absent, as the service's older
-// versions and some SDKs write absent members so.
+// get returns the value of a member. null counts as absent, since older versions of the
+// service and some SDKs write absent members that way.
 func (o object) get(name string) (json.RawMessage, bool) {
 	for _, m := range o {
 		if m.name == name {
@@ -29,7 +29,7 @@ func (o object) get(name string) (json.RawMessage, bool) {
 	return nil, false
 }
 
-// text returns a string member, "" when absent.
+// text returns a string member, or "" if it is absent.
 func (o object) text(name string) (string, error) {
 	raw, ok := o.get(name)
 	if !ok {
@@ -42,7 +42,7 @@ func (o object) text(name string) (string, error) {
 	return s, nil
 }
 
-// number returns an integer member, 0 when absent.
+// number returns an integer member, or 0 if it is absent.
 func (o object) number(name string) (int, error) {
 	raw, ok := o.get(name)
 	if !ok {
@@ -55,8 +55,8 @@ func (o object) number(name string) (int, error) {
 	return int(n), nil
 }
 
-// parseDocument reads a whole body: one JSON object, nothing behind it, valid
-// UTF-8, no name twice in any object. encoding/json alone would mend the UTF-8,
+// parseDocument parses a whole body: one JSON object in valid UTF-8, with no data after it
+// and no duplicate names in any object. encoding/json alone would replace invalid UTF-8,
 // take the last of two equal names, and match names in any case.
 func parseDocument(body []byte) (object, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
@@ -75,12 +75,12 @@ func parseDocument(body []byte) (object, error) {
 	return parseObject(whole, "the body")
 }
 
-// maxMembers bounds the members of a body, at any depth: each takes a hundred times the
-// memory of the bytes it comes in. A payload of 128 KiB has fewer.
+// maxMembers limits the members of a body, at any depth: a member takes a hundred times as
+// much memory as its text. A payload of 128 KiB has fewer.
 const maxMembers = 1 << 15
 
-// checkNames refuses an object that has a name twice, at any depth: two readers
-// would see two different values.
+// checkNames rejects an object with duplicate names, at any depth: two readers could see
+// two different values.
 func checkNames(body []byte) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()
@@ -127,8 +127,8 @@ func checkNames(body []byte) error {
 	}
 }
 
-// parseObject reads one object of an already checked text. where names it in the
-// error.
+// parseObject parses an object of a text that has been checked. where names the object in
+// the error.
 func parseObject(raw json.RawMessage, where string) (object, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if token, err := d.Token(); err != nil || token != json.Delim('{') {
@@ -150,7 +150,7 @@ func parseObject(raw json.RawMessage, where string) (object, error) {
 	return o, nil
 }
 
-// depth is how deep valid JSON is nested.
+// depth returns the nesting depth of valid JSON.
 func depth(raw json.RawMessage) (deepest int) {
 	level, quoted, escaped := 0, false, false
 	for _, c := range raw {
@@ -182,7 +182,7 @@ func (o object) encode() []byte {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		_ = names.Encode(m.name) // a text always encodes, into memory
+		_ = names.Encode(m.name) // encoding a string into memory does not fail
 		b.WriteByte(':')
 		b.Write(m.value)
 	}
@@ -193,6 +193,6 @@ func (o object) encode() []byte {
 // compact returns raw, which is valid JSON, without its white space.
 func compact(raw []byte) []byte {
 	var b bytes.Buffer
-	_ = json.Compact(&b, raw) // fails for invalid JSON only
+	_ = json.Compact(&b, raw) // fails only for invalid JSON
 	return b.Bytes()
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 )
 
-func TestNamesOfARegistrationStateReadBackAsTheyWere(t *testing.T) {
+func TestNamesInARegistrationStateAreUnchanged(t *testing.T) {
 	for r := rune(0); r < 0x300; r++ {
 		for _, name := range []string{string(r), "gw-" + string(r) + "1"} {
 			quoted, err := json.Marshal(name)

@@ -10,43 +10,43 @@ import (
 )
 
 const (
-	// DefaultResponseTimeout is how long an answer is waited for.
+	// DefaultResponseTimeout is the time that a Registration waits for a reply.
 	DefaultResponseTimeout = 60 * time.Second
 
 	// minWait is the shortest pause between a reply and the next poll: the service
 	// allows a device five polls in ten seconds.
 	minWait = 2 * time.Second
 
-	// maxOperationAge is how long an operation may stay at "assigning". Then
-	// registering again is likelier to end than polling on.
+	// maxOperationAge is how long an operation may stay at "assigning". After that, a new
+	// registration is more likely to end than further polls.
 	maxOperationAge = 24 * time.Hour
 
-	// maxRequest is the largest message the service takes.
+	// maxRequest is the size of the largest message that the service accepts, in bytes.
 	maxRequest = 96 << 10
 )
 
-// Registration is one round of asking the service for a hub: register, then poll
-// until the operation ends. It outlives connections: [Registration.Begin] starts on
-// each fresh one, and continues the operation it knows.
+// Registration is the state machine of one registration: it registers, then polls until the
+// operation ends. It outlives connections: call [Registration.Begin] on each new
+// connection; it continues the known operation.
 //
-// At most one request is outstanding, and none leaves before the service's
-// Retry-After has passed. The zero value with Identity set is ready. It is not safe
-// for concurrent use.
+// At most one request is outstanding, and none is sent before the service's Retry-After has
+// passed. The zero value with Identity set is ready to use. A Registration is not safe for
+// concurrent use.
 type Registration struct {
 	Identity        Identity
-	Payload         json.RawMessage // sent with the register request; nil for none, else a JSON object (see CheckPayload)
-	ResponseTimeout time.Duration   // 0 is DefaultResponseTimeout
+	Payload         json.RawMessage // sent with the register request: a JSON object (see CheckPayload), or nil for none
+	ResponseTimeout time.Duration   // 0 means DefaultResponseTimeout
 
-	// RequestIDs is added to the number of a request, from 1 on, to make its $rid.
-	// Where each Registration has its own range, a reply that comes too late, or
-	// before anything was asked, answers nothing.
+	// RequestIDs is added to the number of a request, starting with 1, to form its $rid. If
+	// each Registration has its own range, a reply to an earlier Registration matches no
+	// request.
 	RequestIDs uint64
 
 	phase     phase
 	request   string    // phase requested: RequestRegister or RequestPoll
 	requestID string    // phase requested: $rid of the request
-	deadline  time.Time // phase requested: when its answer is given up; waiting: when the next request is due
-	notBefore time.Time // what the last reply asked for, as a point in time
+	deadline  time.Time // phase requested: end of the response time-out; phase waiting: when the next request is due
+	notBefore time.Time // end of the last reply's Retry-After
 
 	operation string    // operationId of the running operation, "" for none
 	accepted  time.Time // when the operation was first seen
@@ -57,21 +57,21 @@ type Registration struct {
 type phase int
 
 const (
-	idle      phase = iota // nothing is under way; Begin goes on
+	idle      phase = iota // no request is outstanding or due; Begin continues
 	requested              // a request is outstanding
-	waiting                // the next request has its time
+	waiting                // the next request is due at the deadline
 )
 
-// Step is what to do now: publish Send, or rejoice over Assignment. The zero Step is
-// nothing but to wait for the Deadline.
+// Step is the result of an event: a message to publish (Send), the Assignment, or neither,
+// in which case the caller waits for the Deadline.
 type Step struct {
 	Send       *Message
 	Assignment *Assignment
 }
 
-// CheckPayload reports whether b can be the payload of a register request: one JSON
-// object, valid UTF-8, no name twice, small enough for the service. The error
-// matches ErrPayload and does not quote b.
+// CheckPayload reports whether b can be the payload of a register request: a JSON object in
+// valid UTF-8, without duplicate names, and small enough for the service. The error matches
+// ErrPayload and does not quote b.
 func CheckPayload(b []byte) error {
 	if len(b) > maxRequest {
 		return fmt.Errorf("%w: %d bytes, the service takes %d", ErrPayload, len(b), maxRequest)
@@ -86,11 +86,10 @@ func CheckPayload(b []byte) error {
 	return nil
 }
 
-// Begin starts or continues on a fresh connection, after its SUBACK. The step
-// publishes the register request, or the poll of the operation that is known; it is
-// zero, and Waiting is true, when the service asked for a wait that is not over. A
-// request that was outstanding on the connection before is asked again. The error
-// matches ErrPayload.
+// Begin starts or continues the registration on a new connection, after its SUBACK. The
+// step publishes the register request, or polls the known operation. While the service's
+// Retry-After has not passed, the step is zero and Waiting is true. A request that was
+// outstanding on the previous connection is sent again. The error matches ErrPayload.
 func (r *Registration) Begin(now time.Time) (Step, error) {
 	if now.Before(r.notBefore) {
 		r.wait(r.notBefore)
@@ -99,12 +98,12 @@ func (r *Registration) Begin(now time.Time) (Step, error) {
 	return r.send(now)
 }
 
-// Handle takes one received message. Whatever does not answer the outstanding
-// request is ignored: another topic, another $rid, a second reply.
+// Handle processes one received message. It ignores messages that do not answer the
+// outstanding request: another topic, another $rid, a second reply.
 //
-// The error is a *ServiceError or a *MalformedError; then nothing is outstanding, and
-// Begin goes on when the caller thinks fit. A poll that failed on the service's side
-// or on the way keeps its operation, every other error forgets it.
+// The error is a *ServiceError or a *MalformedError. After it, no request is outstanding,
+// and the caller decides when to call Begin. The operation is kept if the service failed
+// temporarily or the reply was malformed; every other error discards it.
 func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 	if r.phase != requested {
 		return Step{}, nil
@@ -113,8 +112,8 @@ func (r *Registration) Handle(now time.Time, m Message) (Step, error) {
 	return r.Take(now, m.Topic, reply, err)
 }
 
-// Take is Handle for a message that ParseReply has read: topic is that of the message.
-// A rehearsal of a fleet reads only once what all gateways receive.
+// Take is Handle for a message that ParseReply has parsed: topic is the topic of the
+// message. The simulation of a fleet parses a message only once for all gateways.
 func (r *Registration) Take(now time.Time, topic string, reply Reply, err error) (Step, error) {
 	if r.phase != requested || errors.Is(err, ErrNotReply) || reply.RequestID != "" && reply.RequestID != r.requestID {
 		return Step{}, nil
@@ -145,7 +144,7 @@ func (r *Registration) Take(now time.Time, topic string, reply Reply, err error)
 	if a := reply.Assignment; a != nil {
 		r.forget()
 		r.notBefore = time.Time{}
-		// The service calls registration IDs case-insensitive.
+		// The service documents registration IDs as case-insensitive.
 		if a.RegistrationID != "" && !strings.EqualFold(a.RegistrationID, r.Identity.RegistrationID) {
 			return Step{}, &MalformedError{
 				Request: request, Topic: topic, RetryAfter: reply.RetryAfter,
@@ -175,9 +174,9 @@ func (r *Registration) Take(now time.Time, topic string, reply Reply, err error)
 	return Step{}, nil
 }
 
-// Advance is called when Deadline has passed; before it, it does nothing. The step
-// publishes the request that is due. The error matches ErrNoReply when the
-// outstanding request went unanswered; its operation is kept.
+// Advance continues after Deadline; before it, Advance does nothing. The step publishes the
+// request that is due. The error matches ErrNoReply if the outstanding request received no
+// reply; its operation is kept.
 func (r *Registration) Advance(now time.Time) (Step, error) {
 	if r.phase == idle || now.Before(r.deadline) {
 		return Step{}, nil
@@ -190,22 +189,22 @@ func (r *Registration) Advance(now time.Time) (Step, error) {
 	return r.send(now)
 }
 
-// Deadline returns when to call Advance: the end of the response time-out, or when
-// the next request is due. It is zero when nothing is awaited.
+// Deadline returns when to call Advance: at the end of the response time-out, or when the
+// next request is due. It is zero if neither applies.
 func (r *Registration) Deadline() time.Time { return r.deadline }
 
-// Waiting reports that no request is outstanding and Deadline is when the next one
-// is due. A caller may close the connection meanwhile and Begin on another.
+// Waiting reports whether no request is outstanding and the next one is due at Deadline. In
+// the meantime, the caller may close the connection; it then calls Begin on another one.
 func (r *Registration) Waiting() bool { return r.phase == waiting }
 
-// NotBefore returns the time before which the service wants no further request, as
-// its last reply asked; zero when it did not ask. It is set after an error too.
+// NotBefore returns the end of the last reply's Retry-After: the service does not want a
+// request before it. It is zero if the reply had none. It is also set after an error.
 func (r *Registration) NotBefore() time.Time { return r.notBefore }
 
-// OperationID returns the service's name of the running operation, "" for none.
+// OperationID returns the service's ID of the running operation, or "" if there is none.
 func (r *Registration) OperationID() string { return r.operation }
 
-// rest leaves nothing outstanding.
+// rest returns to the idle phase.
 func (r *Registration) rest() {
 	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
 }
@@ -224,17 +223,18 @@ func (r *Registration) responseTimeout() time.Duration {
 	return DefaultResponseTimeout
 }
 
-// send makes the next request: a poll when an operation is known and not too old,
-// else a register.
+// send returns the next request: a poll if an operation is known and not too old, otherwise
+// a register request.
 func (r *Registration) send(now time.Time) (Step, error) {
 	if r.operation != "" && now.Sub(r.accepted) >= maxOperationAge {
 		r.forget()
 	}
 	r.rest()
-	id := strconv.FormatUint(r.RequestIDs+r.requests+1, 36) // the shortest that needs no escape in a topic
+	id := strconv.FormatUint(r.RequestIDs+r.requests+1, 36) // the shortest form that needs no escaping in a topic
 	request, m := RequestPoll, Message{}
 	if r.operation != "" {
-		// Those seen need no escape. One that does must not add a parameter or a wildcard.
+		// The observed IDs need no escaping. Any other must not add a parameter or a
+		// wildcard.
 		m.Topic = pollPrefix + id + "&operationId=" + escape(r.operation)
 	} else {
 		body, err := r.body()
@@ -249,8 +249,8 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	return Step{Send: &m}, nil
 }
 
-// body returns the register request: the registration ID, and the payload when there
-// is one.
+// body returns the body of the register request: the registration ID and the payload, if
+// any.
 func (r *Registration) body() ([]byte, error) {
 	id, err := json.Marshal(r.Identity.RegistrationID)
 	if err != nil {

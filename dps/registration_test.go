@@ -23,7 +23,7 @@ const (
 
 var start = time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)
 
-// begin begins and expects a request.
+// begin calls Begin and expects a request.
 func begin(t *testing.T, r *dps.Registration, now time.Time) dps.Message {
 	t.Helper()
 	if r.Identity.RegistrationID == "" {
@@ -44,7 +44,7 @@ func sent(t *testing.T, step dps.Step) dps.Message {
 	return *step.Send
 }
 
-// advance goes to the deadline and expects a request there, and none before.
+// advance calls Advance at the deadline and expects a request then, and none before.
 func advance(t *testing.T, r *dps.Registration) dps.Message {
 	t.Helper()
 	due := r.Deadline()
@@ -70,13 +70,13 @@ func assigning(operation string) string {
 	return `{"operationId":"` + operation + `","status":"assigning"}`
 }
 
-// TestTranscripts plays the exchanges seen on the live service: every message must
-// come out byte for byte, at its time.
+// TestTranscripts replays the exchanges observed with the live service: every message must
+// be sent byte for byte at its time.
 func TestTranscripts(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		r      dps.Registration
-		bodies []int // what was measured on the wire
+		bodies []int // lengths observed on the wire
 		device string
 	}{
 		{"symmetric-key-2019-03-31", dps.Registration{
@@ -127,7 +127,7 @@ func TestTranscripts(t *testing.T) {
 						begun, out, outAt = true, step.Send, now
 					}
 					if out == nil || !outAt.Equal(now) || out.Topic != topic || string(out.Payload) != body {
-						t.Fatalf("at %v %+v was sent, want at %v\n%s %s", outAt, out, now, topic, body)
+						t.Fatalf("at %v, %+v was sent; want at %v\n%s %s", outAt, out, now, topic, body)
 					}
 					out = nil
 				case "<":
@@ -143,13 +143,13 @@ func TestTranscripts(t *testing.T) {
 				}
 			}
 			if out != nil || got == nil || got.DeviceID != test.device || got.AssignedHub != "iotc-60a6e9f8-0d63-4d1c-a3b0-6f4b8a3c2d1e.azure-devices.net" {
-				t.Errorf("it ended with %+v, still to send %+v", got, out)
+				t.Errorf("the exchange ended with %+v; still to send: %+v", got, out)
 			}
 			if fmt.Sprint(lengths) != fmt.Sprint(test.bodies) {
-				t.Errorf("the bodies have %v bytes, those observed %v", lengths, test.bodies)
+				t.Errorf("the bodies have %v bytes, but %v were observed", lengths, test.bodies)
 			}
 			if !r.Deadline().IsZero() || r.OperationID() != "" {
-				t.Errorf("something is left: deadline %v, operation %q", r.Deadline(), r.OperationID())
+				t.Errorf("state is left: deadline %v, operation %q", r.Deadline(), r.OperationID())
 			}
 		})
 	}
@@ -162,7 +162,7 @@ func TestRequests(t *testing.T) {
 			t.Errorf("got %s %s", m.Topic, m.Payload)
 		}
 	})
-	t.Run("a payload goes in compact, its numbers and order untouched", func(t *testing.T) {
+	t.Run("a payload is sent in compact form, with its numbers and order unchanged", func(t *testing.T) {
 		r := dps.Registration{Payload: json.RawMessage(" { \"z\" : 1.0 ,\n \"a\" : [ 12345678901234567890 , \"<&>\" ] } ")}
 		if m := begin(t, &r, start); string(m.Payload) != `{"registrationId":"gw-1","payload":{"z":1.0,"a":[12345678901234567890,"<&>"]}}` {
 			t.Errorf("got %s", m.Payload)
@@ -187,7 +187,7 @@ func TestRequests(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the largest payload leaves 1 KiB for what is around it, and may come with 1 KiB of white space", func(t *testing.T) {
+	t.Run("the largest payload leaves 1 KiB for the rest of the body and may contain 1 KiB of white space", func(t *testing.T) {
 		largest := `{"a":"` + strings.Repeat("x", 95<<10-8) + `"}`
 		for payload, taken := range map[string]bool{
 			largest:                                true,
@@ -219,7 +219,7 @@ func TestRequests(t *testing.T) {
 			t.Errorf("got %s", m.Topic)
 		}
 	})
-	t.Run("an operation ID that changes is followed", func(t *testing.T) {
+	t.Run("a changed operation ID is used in the next poll", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		r.Handle(start, reply(202, 1, "3", assigning("a")))
@@ -229,7 +229,7 @@ func TestRequests(t *testing.T) {
 			t.Errorf("got %s", m.Topic)
 		}
 	})
-	t.Run("an answer to a poll that leaves the operation ID out means the one asked about", func(t *testing.T) {
+	t.Run("a reply to a poll without an operation ID refers to the polled operation", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		r.Handle(start, reply(202, 1, "3", assigning("a")))
@@ -263,11 +263,11 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 				t.Fatalf("got %+v, %v, and %+v, which was %+v", step, err, r, before)
 			}
 			if step, err := r.Handle(start.Add(time.Second), reply(200, 1, "", assignedBody)); err != nil || step.Assignment == nil {
-				t.Errorf("the answer itself gave %+v, %v", step, err)
+				t.Errorf("the matching reply gave %+v, %v", step, err)
 			}
 		})
 	}
-	t.Run("of two replies the second changes nothing, whatever it says", func(t *testing.T) {
+	t.Run("the second of two replies changes nothing", func(t *testing.T) {
 		for _, second := range []dps.Message{reply(202, 1, "90", assigning("b")), reply(401, 1, "", ""), reply(200, 1, "", assignedBody), reply(200, 1, "", "{")} {
 			var r dps.Registration
 			begin(t, &r, start)
@@ -279,21 +279,21 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a reply before anything was asked is ignored", func(t *testing.T) {
+	t.Run("a reply before the first request is ignored", func(t *testing.T) {
 		var r dps.Registration
 		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, dps.Registration{}) {
 			t.Errorf("got %+v, %v", step, err)
 		}
 	})
-	t.Run("a reply to the first request of another process is ignored, by a range of $rid of one's own", func(t *testing.T) {
+	t.Run("a reply to the first request of another process is ignored if the ranges of $rid differ", func(t *testing.T) {
 		r := dps.Registration{RequestIDs: 1000}
 		begin(t, &r, start)
 		before := r
 		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil || !reflect.DeepEqual(r, before) {
-			t.Errorf("the other's gave %+v, %v", step, err)
+			t.Errorf("the other process's reply gave %+v, %v", step, err)
 		}
 		if step, err := r.Handle(start, reply(200, 1001, "", assignedBody)); err != nil || step.Assignment == nil {
-			t.Errorf("the answer itself gave %+v, %v", step, err)
+			t.Errorf("the matching reply gave %+v, %v", step, err)
 		}
 	})
 	t.Run("a reply after its time-out is ignored", func(t *testing.T) {
@@ -331,11 +331,11 @@ func TestResponseTimeout(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			if !r.Deadline().IsZero() || r.Waiting() {
-				t.Error("something is awaited still")
+				t.Error("the deadline is still set")
 			}
 		})
 	}
-	t.Run("an unanswered poll keeps its operation and takes another $rid", func(t *testing.T) {
+	t.Run("a poll without a reply keeps its operation, and the next one has another $rid", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		r.Handle(start, reply(202, 1, "3", assigning("a")))
@@ -349,8 +349,8 @@ func TestResponseTimeout(t *testing.T) {
 	})
 }
 
-// TestWhatAnErrorForgets holds the rule: which request follows which error, and when.
-func TestWhatAnErrorForgets(t *testing.T) {
+// TestRequestAfterAnError checks which request follows which error, and when.
+func TestRequestAfterAnError(t *testing.T) {
 	const register, poll = registerTopic + "3", pollTopic + "3&operationId=a"
 	for _, test := range []struct {
 		expect string
@@ -397,11 +397,11 @@ func TestWhatAnErrorForgets(t *testing.T) {
 				t.Errorf("the error is %q, want %q: %v", kind, test.kind, err)
 			}
 			if !r.Deadline().IsZero() || r.Waiting() {
-				t.Error("something is awaited after an error")
+				t.Error("the deadline is set after an error")
 			}
 			if test.floor == 0 {
 				if !r.NotBefore().IsZero() {
-					t.Errorf("a wait of %v was made up", r.NotBefore().Sub(now))
+					t.Errorf("there is a wait of %v that the service did not ask for", r.NotBefore().Sub(now))
 				}
 			} else {
 				due := now.Add(test.floor)
@@ -411,11 +411,11 @@ func TestWhatAnErrorForgets(t *testing.T) {
 				now = due
 			}
 			if m := begin(t, &r, now); m.Topic != test.next {
-				t.Errorf("next comes %s, want %s", m.Topic, test.next)
+				t.Errorf("the next request is %s, want %s", m.Topic, test.next)
 			}
 		})
 	}
-	t.Run("a register request answered 404 is no lost operation", func(t *testing.T) {
+	t.Run("a 404 reply to a register request is not a lost operation", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		_, err := r.Handle(start, reply(404, 1, "", `{"errorCode":404201}`))
@@ -423,7 +423,7 @@ func TestWhatAnErrorForgets(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a register request throttled is repeated, not before its time", func(t *testing.T) {
+	t.Run("a throttled register request is repeated, but not before its time", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		if _, err := r.Handle(start, reply(429, 1, "600", "")); err == nil {
@@ -436,7 +436,7 @@ func TestWhatAnErrorForgets(t *testing.T) {
 			t.Errorf("got %s", m.Topic)
 		}
 	})
-	t.Run("a register request answered without an operation ID is malformed", func(t *testing.T) {
+	t.Run("a reply to a register request without an operation ID is malformed", func(t *testing.T) {
 		for _, body := range []string{`{"status":"assigning"}`, `{"status":"assigning","operationId":""}`, `{"status":"assigning","operationId":null}`} {
 			var r dps.Registration
 			begin(t, &r, start)
@@ -446,7 +446,7 @@ func TestWhatAnErrorForgets(t *testing.T) {
 			}
 		}
 	})
-	t.Run("an answer without a $rid is malformed, not ignored for a minute", func(t *testing.T) {
+	t.Run("a reply without a $rid is malformed and not ignored until the time-out", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		_, err := r.Handle(start, dps.Message{Topic: "$dps/registrations/res/200/", Payload: []byte(assignedBody)})
@@ -457,7 +457,7 @@ func TestWhatAnErrorForgets(t *testing.T) {
 }
 
 func TestReconnecting(t *testing.T) {
-	t.Run("a long wait can be spent without a connection: the same operation is polled when due", func(t *testing.T) {
+	t.Run("after a long wait without a connection, the same operation is polled when due", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		r.Handle(start, reply(202, 1, "3600", assigning("a")))
@@ -481,14 +481,14 @@ func TestReconnecting(t *testing.T) {
 			t.Errorf("got %s", m.Topic)
 		}
 	})
-	t.Run("a connection lost while a request is outstanding asks again, under another $rid", func(t *testing.T) {
+	t.Run("after a connection is lost while a request is outstanding, the request is sent again with another $rid", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		if m := begin(t, &r, start.Add(time.Second)); m.Topic != registerTopic+"2" {
 			t.Fatalf("got %s", m.Topic)
 		}
 		if step, err := r.Handle(start, reply(200, 1, "", assignedBody)); step != (dps.Step{}) || err != nil {
-			t.Fatalf("the old answer gave %+v, %v", step, err)
+			t.Fatalf("the old reply gave %+v, %v", step, err)
 		}
 		r.Handle(start, reply(202, 2, "3", assigning("a")))
 		advance(t, &r)
@@ -496,7 +496,7 @@ func TestReconnecting(t *testing.T) {
 			t.Errorf("got %s", m.Topic)
 		}
 	})
-	t.Run("after 24 hours of assigning the next request registers", func(t *testing.T) {
+	t.Run("after 24 hours of assigning, the next request is a register request", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)
 		r.Handle(start, reply(202, 1, "3600", assigning("a")))
@@ -518,7 +518,7 @@ func TestReconnecting(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the registration ID of an assignment is the service's spelling, else ours", func(t *testing.T) {
+	t.Run("the registration ID of an assignment has the service's spelling, or the device's if the reply has none", func(t *testing.T) {
 		for body, want := range map[string]string{
 			strings.Replace(assignedBody, "gw-1", "GW-1", 1):                 "GW-1",
 			strings.Replace(assignedBody, `"registrationId":"gw-1",`, ``, 1): "gw-1",
@@ -531,7 +531,7 @@ func TestReconnecting(t *testing.T) {
 			}
 		}
 	})
-	t.Run("Advance without anything awaited does nothing", func(t *testing.T) {
+	t.Run("Advance does nothing in the idle phase", func(t *testing.T) {
 		var r dps.Registration
 		if step, err := r.Advance(start); step != (dps.Step{}) || err != nil {
 			t.Errorf("got %+v, %v", step, err)
@@ -539,8 +539,8 @@ func TestReconnecting(t *testing.T) {
 	})
 }
 
-// TestProperties drives the machine by random services and random callers and holds
-// what must be true whatever they do.
+// TestProperties drives the state machine with random services and random callers, and
+// checks the invariants.
 func TestProperties(t *testing.T) {
 	var registers, polls, reconnects, noReplies, assignments, refusals, early int
 	for seed := range uint64(2000) {
@@ -551,7 +551,7 @@ func TestProperties(t *testing.T) {
 		}
 		now := start
 		var outstanding, last uint64 // $rid not yet answered; highest seen
-		var earliest time.Time       // what the service asked for
+		var earliest time.Time       // end of the service's Retry-After
 		fail := func(format string, args ...any) {
 			t.Helper()
 			t.Fatalf("seed %d, %v: %s", seed, now.Sub(start), fmt.Sprintf(format, args...))
@@ -603,7 +603,7 @@ func TestProperties(t *testing.T) {
 		}
 		for range 60 {
 			switch action := random.IntN(10); {
-			case action < 5 && outstanding != 0: // an answer
+			case action < 5 && outstanding != 0: // a reply
 				now = now.Add(time.Duration(random.Int64N(int64(time.Second))))
 				retry, asked := "", 0
 				if random.IntN(3) > 0 {
@@ -638,7 +638,7 @@ func TestProperties(t *testing.T) {
 				if step.Send != nil {
 					fail("an answer was answered at once: %s", step.Send.Topic)
 				}
-			case action < 6: // somebody else's answer
+			case action < 6: // a reply to another client
 				before := r
 				if step, err := r.Handle(now, reply(200, last+1+random.Uint64N(3), "5", assignedBody)); step != (dps.Step{}) || err != nil {
 					fail("a stranger was believed: %+v, %v", step, err)
@@ -646,7 +646,7 @@ func TestProperties(t *testing.T) {
 				if !reflect.DeepEqual(r, before) {
 					fail("a stranger changed something")
 				}
-			case action < 7: // a fresh connection: what was outstanding is lost with the old one
+			case action < 7: // a new connection: the outstanding request is lost
 				outstanding = 0
 				reconnects++
 				now = now.Add(time.Duration(random.Int64N(int64(20 * time.Second))))
@@ -688,7 +688,7 @@ func TestProperties(t *testing.T) {
 	for what, n := range map[string]int{"registers": registers, "polls": polls, "reconnects": reconnects, "silences": noReplies,
 		"assignments": assignments, "refusals": refusals, "early reconnects": early} {
 		if n < 100 {
-			t.Errorf("only %d %s: the walk does not reach what it is about", n, what)
+			t.Errorf("only %d %s: the random walk does not reach enough states", n, what)
 		}
 	}
 }

@@ -21,21 +21,21 @@ const (
 	statusAssigned   = "assigned"
 	statusFailed     = "failed"
 	statusDisabled   = "disabled"
-	statusBlacklist  = "blacklisted" // what disabled was called before
+	statusBlacklist  = "blacklisted" // the former name of disabled
 )
 
-// maxRetryAfter is the longest wait the service can ask for, in seconds: a day. A larger
-// number counts as this.
+// maxRetryAfter is the longest delay that the service can ask for, in seconds: a day.
+// Larger numbers are reduced to it.
 const maxRetryAfter = 86400
 
-// maxOperationID bounds what goes back to the service in a topic. Those seen have
-// 55 characters.
+// maxOperationID is the length of the longest operation ID that is accepted. The observed
+// IDs have 55 characters. The ID is sent back to the service in a topic.
 const maxOperationID = 512
 
 const (
-	// maxPayload bounds the payload of an assignment, in bytes and without its white
-	// space, and maxDepth how deep it is nested: it is published to consumers, whose JSON
-	// readers have limits of their own.
+	// maxPayload limits the payload of an assignment, in bytes without white space, and
+	// maxDepth limits its nesting: it is published to consumers, whose JSON readers have
+	// their own limits.
 	maxPayload = 128 << 10
 	maxDepth   = 100
 )
@@ -46,39 +46,39 @@ type Message struct {
 	Payload []byte
 }
 
-// Reply is one parsed answer of the service. Exactly one of these holds: Error is
-// set; Assignment is set and RegistrationStatus is "assigned"; RegistrationStatus
-// is "assigning".
+// Reply is a parsed reply of the service. Exactly one of the following is true: Error is
+// set; Assignment is set and RegistrationStatus is "assigned"; RegistrationStatus is
+// "assigning".
 type Reply struct {
 	RequestID  string        // $rid of the topic
 	Status     int           // the number in the topic, 100..599
-	RetryAfter time.Duration // what the topic asked for, up to a day; 0 when absent or unreadable
+	RetryAfter time.Duration // the topic's retry-after, at most a day; 0 when absent or unreadable
 
-	OperationID        string // "" when the body has none
+	OperationID        string // "" if the body has none
 	RegistrationStatus string // status of the body, "" in an error reply
 	Assignment         *Assignment
-	Error              *ServiceError // its Request is not known here
+	Error              *ServiceError // without its Request
 }
 
-// Assignment is what a device came for.
+// Assignment is the result of a successful registration.
 type Assignment struct {
 	AssignedHub            string // a host name
 	DeviceID               string // 1..128 bytes; may differ from the registration ID
-	RegistrationID         string // as the service spells it
-	Substatus              string // e.g. "initialAssignment"; "" when absent, as all that follow
+	RegistrationID         string // in the service's spelling
+	Substatus              string // e.g. "initialAssignment"; this and the following are "" when absent
 	CreatedDateTimeUtc     string
 	LastUpdatedDateTimeUtc string
 	ETag                   string
 	ConnectionProfile      string          // e.g. "mqttV5"
-	Payload                json.RawMessage // what a custom allocation function returned; nil when absent
-	// State is the whole registrationState as compact JSON, members unknown to this
-	// package too, without tpm.authenticationKey and without the members of
-	// symmetricKey: those are secrets.
+	Payload                json.RawMessage // returned by a custom allocation function; nil when absent
+	// State is the whole registrationState as compact JSON, including members unknown to
+	// this package. The secrets are removed: tpm.authenticationKey and the members of
+	// symmetricKey.
 	State json.RawMessage
 }
 
-// ParseReply parses one received message. The error is ErrNotReply for a foreign
-// topic, else a *MalformedError; the Reply then still holds what the topic said.
+// ParseReply parses one received message. The error is ErrNotReply for any other topic, or
+// a *MalformedError, in which case the Reply still contains the values of the topic.
 func ParseReply(m Message) (Reply, error) {
 	r, err := parseTopic(m.Topic)
 	if err == nil {
@@ -90,8 +90,8 @@ func ParseReply(m Message) (Reply, error) {
 	return r, err
 }
 
-// parseTopic reads "$dps/registrations/res/{status}/?$rid={rid}&retry-after={s}".
-// Parameters come in any order; those unknown are skipped.
+// parseTopic reads "$dps/registrations/res/{status}/?$rid={rid}&retry-after={s}". The
+// parameters may have any order; unknown ones are skipped.
 func parseTopic(topic string) (Reply, error) {
 	var r Reply
 	rest, ok := strings.CutPrefix(topic, responsePrefix)
@@ -125,21 +125,21 @@ func parseTopic(topic string) (Reply, error) {
 	return r, nil
 }
 
-// parseRetryAfter reads seconds: digits only, larger than a day counts as a day, 0
-// when unreadable.
+// parseRetryAfter parses a number of seconds that consists of digits. It returns at most a
+// day, and 0 if s is unreadable.
 func parseRetryAfter(s string) time.Duration {
 	if !digits(s) {
 		return 0
 	}
-	n, _ := strconv.ParseUint(s, 10, 64) // the largest number when s is larger
+	n, _ := strconv.ParseUint(s, 10, 64) // the largest number if s is out of range
 	return time.Duration(min(n, maxRetryAfter)) * time.Second
 }
 
-// digits reports whether s is a number of decimal digits.
+// digits reports whether s consists of decimal digits.
 func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
-// parseBody fills in what the body says. The body's status decides: 200 has carried
-// "assigning" and "failed", and 500 has carried "failed".
+// parseBody sets the fields that come from the body. The body's status decides: "assigning"
+// and "failed" have been observed with 200, and "failed" with 500.
 func (r *Reply) parseBody(body []byte) error {
 	if r.Status >= 300 {
 		r.parseError(body)
@@ -166,8 +166,8 @@ func (r *Reply) parseBody(body []byte) error {
 	switch status {
 	case statusAssigning:
 	case statusAssigned:
-		// Recorded before its contents are judged: an operation that ended in an
-		// unusable assignment has ended all the same.
+		// The status is set before the assignment is checked: an operation that ended with
+		// an unusable assignment has ended nevertheless.
 		r.RegistrationStatus = status
 		if r.Assignment, err = parseAssignment(o); err != nil {
 			return err
@@ -184,8 +184,8 @@ func (r *Reply) parseBody(body []byte) error {
 	return nil
 }
 
-// parseError reads an error reply. Its number is known from the topic, so a body
-// that is missing, cut or not JSON costs the details only, never the verdict.
+// parseError parses an error reply. The status is known from the topic, so if the body is
+// missing, truncated or not JSON, only the details are lost.
 func (r *Reply) parseError(body []byte) {
 	o, _ := parseDocument(body)
 	switch status, _ := o.text("status"); status {
@@ -196,7 +196,7 @@ func (r *Reply) parseError(body []byte) {
 	}
 }
 
-// parseEnd reads an operation that ended without an assignment.
+// parseEnd parses the reply for an operation that ended without an assignment.
 func (r *Reply) parseEnd(o object, status string) {
 	if status == statusBlacklist {
 		status = statusDisabled
@@ -211,8 +211,8 @@ func (r *Reply) parseEnd(o object, status string) {
 	if message, _ := state.text("errorMessage"); message != "" {
 		e.Message = clean(message, 1024)
 		if e.TrackingID == "" {
-			// A hub's refusal hides it: errorMessage has been seen to hold a whole JSON
-			// error as text.
+			// If a hub refused the device, errorMessage may contain a whole JSON error as
+			// text.
 			inner, _ := parseDocument([]byte(message))
 			e.TrackingID = r.refusal(inner).TrackingID
 		}
@@ -221,7 +221,7 @@ func (r *Reply) parseEnd(o object, status string) {
 	r.Error = e
 }
 
-// refusal reads the members of an error body, as far as they can be read.
+// refusal parses the members of an error body that are readable.
 func (r *Reply) refusal(o object) *ServiceError {
 	code, _ := o.number("errorCode")
 	trackingID, _ := o.text("trackingId")
@@ -229,8 +229,7 @@ func (r *Reply) refusal(o object) *ServiceError {
 	return &ServiceError{Status: r.Status, RetryAfter: r.RetryAfter, Code: code, TrackingID: clean(trackingID, 256), Message: clean(message, 1024)}
 }
 
-// parseAssignment reads registrationState and refuses what must not become a
-// record.
+// parseAssignment parses registrationState and rejects values that must not be published.
 func parseAssignment(o object) (*Assignment, error) {
 	raw, ok := o.get("registrationState")
 	if !ok {
@@ -269,7 +268,7 @@ func parseAssignment(o object) (*Assignment, error) {
 	if a.AssignedHub == "" {
 		return nil, errors.New("assigned without an assignedHub")
 	}
-	// A hub is known by its name, not by an IPv4 address.
+	// An IPv4 address is not the name of a hub.
 	if !hostname.Valid(a.AssignedHub) || digits(a.AssignedHub[strings.LastIndex(a.AssignedHub, ".")+1:]) {
 		return nil, fmt.Errorf("assignedHub %q is not a host name", clean(a.AssignedHub, 64))
 	}
@@ -291,7 +290,7 @@ func parseAssignment(o object) (*Assignment, error) {
 			return nil, fmt.Errorf("payload is nested deeper than %d levels", maxDepth)
 		}
 	}
-	if depth(raw) > maxDepth+1 { // the payload is a member of it
+	if depth(raw) > maxDepth+1 { // the payload is one of its members
 		return nil, fmt.Errorf("registrationState is nested deeper than %d levels", maxDepth+1)
 	}
 	if chain, ok := state.get("issuedCertificateChain"); ok {
@@ -307,8 +306,8 @@ func parseAssignment(o object) (*Assignment, error) {
 	return &a, nil
 }
 
-// withoutSecrets drops key material from a registrationState. Names are compared in
-// any case: a reader that ignores case would find a secret that this kept.
+// withoutSecrets removes key material from a registrationState. It ignores the case of
+// names, as some readers do.
 func withoutSecrets(state object) object {
 	kept := make(object, 0, len(state))
 	for _, m := range state {
@@ -331,8 +330,8 @@ func withoutSecrets(state object) object {
 	return kept
 }
 
-// checkText refuses text that a state file must not carry. U+FFFD is refused too:
-// it is what the JSON reader makes of half a surrogate pair.
+// checkText rejects text that a state file must not contain. It also rejects U+FFFD, which
+// the JSON decoder substitutes for half a surrogate pair.
 func checkText(name, s string) error {
 	switch {
 	case strings.ContainsFunc(s, unicode.IsControl):
@@ -345,8 +344,9 @@ func checkText(name, s string) error {
 	return nil
 }
 
-// checkDeviceID refuses what a person or a program could take for another ID: what
-// cannot be seen, what changes the direction of text, and what a reader might trim.
+// checkDeviceID rejects characters that could make a person or a program read another ID:
+// invisible characters, characters that change the direction of text, and leading or
+// trailing blanks.
 func checkDeviceID(s string) error {
 	for _, r := range s {
 		if unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {

@@ -32,7 +32,7 @@ func TestRetryAfter(t *testing.T) {
 	const assigning = `{"operationId":"5.1.a","status":"assigning"}`
 	for _, test := range []struct {
 		expect, query string
-		asked, waited time.Duration // what the reply says; when the next poll leaves
+		asked, waited time.Duration // the reply's retry-after; the delay before the next poll
 	}{
 		{"seconds", "$rid=1&retry-after=3", 3 * time.Second, 3 * time.Second},
 		{"before $rid", "retry-after=3&$rid=1", 3 * time.Second, 3 * time.Second},
@@ -74,10 +74,10 @@ func TestRetryAfter(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := r.Deadline().Sub(start); got != test.waited || !r.Waiting() {
-				t.Errorf("the poll leaves after %v, want %v", got, test.waited)
+				t.Errorf("the poll is sent after %v, want %v", got, test.waited)
 			}
 
-			// The same on an error reply: what was asked, and nothing made up.
+			// The same holds for an error reply.
 			begin(t, &r, r.Deadline())
 			throttled := "$dps/registrations/res/429/?" + strings.Replace(test.query, "$rid=1", "$rid=2", 1)
 			_, err = r.Handle(start, dps.Message{Topic: throttled})
@@ -222,7 +222,7 @@ func TestParseReplyRefusesMalformedBodies(t *testing.T) {
 				t.Errorf("the reason is %q, want %q", malformed.Reason, test.reason)
 			}
 			if reply.RequestID != "1" {
-				t.Error("the $rid was lost: the reply could not be told from a stranger")
+				t.Error("the $rid was lost: the reply could not be distinguished from another client's")
 			}
 			if malformed.RetryAfter != reply.RetryAfter {
 				t.Error("the error does not carry the Retry-After")
@@ -262,7 +262,7 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 		t.Errorf("the assignment differs (-want +got):\n%s", diff)
 	}
 
-	t.Run("secrets of another shape go as a whole", func(t *testing.T) {
+	t.Run("members for secrets are removed if their form is unknown", func(t *testing.T) {
 		reply, err := dps.ParseReply(assigned(`{"assignedHub":"h.net","deviceId":"d","tpm":"SECRET","symmetricKey":["SECRET"]}`))
 		if err != nil {
 			t.Fatal(err)
@@ -271,7 +271,7 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	})
-	t.Run("an assignment is taken from any status below 300: the body decides", func(t *testing.T) {
+	t.Run("an assignment is accepted with any status below 300: the body decides", func(t *testing.T) {
 		reply, err := dps.ParseReply(dps.Message{Topic: "$dps/registrations/res/202/?$rid=1", Payload: []byte(assignedBody)})
 		if err != nil || reply.Assignment == nil {
 			t.Errorf("got %+v, %v", reply, err)
@@ -294,7 +294,7 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a reply of 1 MiB is taken in bounded memory, whatever pads it", func(t *testing.T) {
+	t.Run("a reply of 1 MiB is parsed in bounded memory, whatever its padding", func(t *testing.T) {
 		for name, body := range map[string]func(room int) string{
 			"white space":     func(room int) string { return strings.Repeat(" ", room) },
 			"an unknown text": func(room int) string { return `,"padding":"` + strings.Repeat("x", room-13) + `"` },
@@ -317,8 +317,8 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 			if err != nil || reply.Assignment.DeviceID != "d" {
 				t.Errorf("%s: %v", name, err)
 			}
-			// All that was ever allocated, which the collector frees meanwhile, is less than
-			// what the unit allows dpsd to hold at a time.
+			// The sum of all allocations, including those that the collector frees, is less
+			// than the memory limit of the unit.
 			if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 63 {
 				t.Errorf("%s: it took %d MiB", name, took)
 			} else {
@@ -326,30 +326,30 @@ func TestParseReplyReadsAnAssignment(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a device ID of 128 and a hub of one label are taken", func(t *testing.T) {
+	t.Run("a device ID of 128 bytes and a hub of one label are accepted", func(t *testing.T) {
 		if _, err := dps.ParseReply(assigned(`{"assignedHub":"hub","deviceId":"` + strings.Repeat("d", 128) + `"}`)); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("a reply of 32768 members is taken", func(t *testing.T) {
+	t.Run("a reply of 32768 members is accepted", func(t *testing.T) {
 		if _, err := dps.ParseReply(assigned(`{"assignedHub":"hub","deviceId":"d","more":[` + strings.Repeat(`{"a":0},`, 1<<15-6) + `0]}`)); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("a hub of 253 characters in labels of 63 is taken", func(t *testing.T) {
+	t.Run("a hub of 253 characters in labels of 63 is accepted", func(t *testing.T) {
 		hub := strings.Repeat(strings.Repeat("a", 63)+".", 3) + strings.Repeat("b", 61)
 		if reply, err := dps.ParseReply(assigned(`{"assignedHub":"` + hub + `","deviceId":"d"}`)); err != nil || reply.Assignment.AssignedHub != hub || len(hub) != 253 {
 			t.Errorf("got %+v, %v", reply.Assignment, err)
 		}
 	})
-	t.Run("an operation ID of 512 characters is taken", func(t *testing.T) {
+	t.Run("an operation ID of 512 characters is accepted", func(t *testing.T) {
 		operation := strings.Repeat("a", 512)
 		reply, err := dps.ParseReply(dps.Message{Topic: "$dps/registrations/res/202/?$rid=1", Payload: []byte(assigning(operation))})
 		if err != nil || reply.OperationID != operation {
 			t.Errorf("got %+v, %v", reply, err)
 		}
 	})
-	t.Run("of the numbers 100 to 599 those below 300 leave it to the body", func(t *testing.T) {
+	t.Run("the body decides for a status below 300, and the status decides from 300 to 599", func(t *testing.T) {
 		for status, want := range map[int]bool{100: true, 299: true, 300: false, 599: false} {
 			reply, err := dps.ParseReply(dps.Message{Topic: fmt.Sprintf("$dps/registrations/res/%d/?$rid=1", status), Payload: []byte(assignedBody)})
 			if err != nil || reply.Status != status || (reply.Assignment != nil) != want || (reply.Error != nil) == want {
@@ -416,7 +416,7 @@ func TestParseReplyReadsRefusals(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a message of 1024 bytes stays whole, and a longer one ends before the character that is too much", func(t *testing.T) {
+	t.Run("a message of 1024 bytes is kept, and a longer one is truncated before the first character that does not fit", func(t *testing.T) {
 		for message, want := range map[string]string{
 			strings.Repeat("é", 512):       strings.Repeat("é", 512),
 			"a" + strings.Repeat("é", 512): "a" + strings.Repeat("é", 511) + "…",
@@ -428,7 +428,7 @@ func TestParseReplyReadsRefusals(t *testing.T) {
 			}
 		}
 	})
-	t.Run("foreign text is bounded", func(t *testing.T) {
+	t.Run("external text is truncated", func(t *testing.T) {
 		long := strings.Repeat("é", 20_000)
 		reply, err := dps.ParseReply(dps.Message{Topic: "$dps/registrations/res/400/?$rid=1",
 			Payload: []byte(`{"message":"` + long + `","trackingId":"` + long + `"}`)})
@@ -517,12 +517,12 @@ func FuzzParseReply(f *testing.F) {
 			return
 		}
 		if reply.RequestID == "" || reply.Status < 100 || reply.Status > 599 {
-			t.Fatalf("the topic was taken: %+v", reply)
+			t.Fatalf("the topic was accepted: %+v", reply)
 		}
 		switch {
 		case reply.Error != nil:
 			if reply.Assignment != nil || reply.Error.Status != reply.Status || reply.Error.RetryAfter != reply.RetryAfter {
-				t.Fatalf("not one thing: %+v", reply)
+				t.Fatalf("not exactly one result: %+v", reply)
 			}
 			if strings.ContainsAny(reply.Error.Error(), "\n\r\x1b\x00") {
 				t.Fatalf("the text has control characters: %q", reply.Error.Error())
@@ -530,7 +530,7 @@ func FuzzParseReply(f *testing.F) {
 		case reply.Assignment != nil:
 			a := reply.Assignment
 			if reply.RegistrationStatus != "assigned" || a.AssignedHub == "" || a.DeviceID == "" || len(a.DeviceID) > 128 {
-				t.Fatalf("the assignment was taken: %+v", a)
+				t.Fatalf("the assignment was accepted: %+v", a)
 			}
 			for _, s := range []string{a.AssignedHub, a.DeviceID, a.RegistrationID, a.ConnectionProfile} {
 				if strings.ContainsAny(s, "\n\r\x00\x7f\uFFFD\uFFFE") {
@@ -547,22 +547,22 @@ func FuzzParseReply(f *testing.F) {
 			}
 			for name := range state.TPM {
 				if strings.EqualFold(name, "authenticationKey") {
-					t.Fatalf("a secret stayed: %s", a.State)
+					t.Fatalf("a secret was not removed: %s", a.State)
 				}
 			}
 			if len(state.SymmetricKey) != 0 {
-				t.Fatalf("a secret stayed: %s", a.State)
+				t.Fatalf("a secret was not removed: %s", a.State)
 			}
 			if a.Payload != nil && !json.Valid(a.Payload) {
 				t.Fatalf("the payload is not JSON: %s", a.Payload)
 			}
-			// What is published reads back as the same.
+			// The published state parses to the same assignment.
 			again, err := dps.ParseReply(assigned(string(a.State)))
 			if err != nil || !cmp.Equal(again.Assignment, a) {
-				t.Fatalf("the state reads back as another: %v\n%s", err, cmp.Diff(a, again.Assignment))
+				t.Fatalf("the state parses to another assignment: %v\n%s", err, cmp.Diff(a, again.Assignment))
 			}
 		case reply.RegistrationStatus != "assigning":
-			t.Fatalf("nothing at all: %+v", reply)
+			t.Fatalf("no result: %+v", reply)
 		}
 	})
 }

@@ -1,6 +1,6 @@
-// Package foreign makes text that others control fit to be shown: what peers, name
-// servers and proxies have sent, and what files hold that another process may have
-// written. Such text must not steer a terminal, end a line or fill a log.
+// Package foreign makes external text safe to display: text from peers, name servers and
+// proxies, and from files that another process may have written. Such text must not control
+// a terminal, end a line or fill a log.
 package foreign
 
 import (
@@ -13,27 +13,27 @@ import (
 )
 
 const (
-	// MaxText bounds one text of others, in bytes.
+	// MaxText limits an external text, in bytes.
 	MaxText = 512
-	// MaxFault bounds all that a fault holds of such texts, in bytes.
+	// MaxFault limits the external texts of a fault together, in bytes.
 	MaxFault = 2 << 10
 )
 
-// Line returns text on one line of at most limit bytes. What has no picture is escaped:
-// control characters, the characters that change the direction of text, separators of
-// lines and paragraphs, and bytes that are not UTF-8. A text that is too long ends with
-// a mark that gives its length in bytes. The result is its own Line.
+// Line returns text on one line of at most limit bytes. It escapes characters without a
+// visible form: control characters, characters that change the direction of text, line and
+// paragraph separators, and bytes that are not UTF-8. If the text is too long, Line
+// truncates it and appends its length in bytes. Line does not change its own result.
 func Line(text string, limit int) string { return shown(text, limit, graphic) }
 
-// Lines is Line for a text that may have several: line feeds and tabs stay.
+// Lines is like Line, but keeps line feeds and tabs.
 func Lines(text string, limit int) string {
 	return shown(text, limit, func(r rune) bool { return r == '\n' || r == '\t' || graphic(r) })
 }
 
-// graphic reports whether a character has a picture, or is a blank.
+// graphic reports whether a character has a visible form or is a blank.
 func graphic(r rune) bool { return r != utf8.RuneError && unicode.IsGraphic(r) }
 
-// shown escapes a text as far as it fits.
+// shown escapes and truncates a text.
 func shown(text string, limit int, clean func(rune) bool) string {
 	if len(text) <= limit {
 		if strings.IndexFunc(text, func(r rune) bool { return !clean(r) }) < 0 {
@@ -48,8 +48,8 @@ func shown(text string, limit int, clean func(rune) bool) string {
 	return begin + mark
 }
 
-// escaped returns at most limit bytes, whole characters and escapes, and whether that is
-// all of the text.
+// escaped returns at most limit bytes of whole characters and escape sequences, and whether
+// these are the whole text.
 func escaped(text string, limit int, clean func(rune) bool) (string, bool) {
 	var b strings.Builder
 	for len(text) > 0 {
@@ -68,8 +68,8 @@ func escaped(text string, limit int, clean func(rune) bool) (string, bool) {
 	return b.String(), true
 }
 
-// Strings makes each string that the value leads to a Line. The value is a pointer to
-// structs, slices and pointers, such as what was decoded from JSON.
+// Strings applies Line to each string that can be reached from value: a pointer to structs,
+// slices and pointers, such as a decoded JSON document.
 func Strings(value any, limit int) { lines(reflect.ValueOf(value), limit) }
 
 func lines(v reflect.Value, limit int) {

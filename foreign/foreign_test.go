@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-func TestWhatHasNoPictureIsEscaped(t *testing.T) {
+func TestCharactersWithoutAVisibleFormAreEscaped(t *testing.T) {
 	for name, tt := range map[string]struct{ text, want string }{
 		"text of every language stays":       {"Grüße, 東京 שלום 🙂", "Grüße, 東京 שלום 🙂"},
 		"an escape sequence":                 {"a\x1b[2Jb", `a\x1b[2Jb`},
@@ -28,12 +28,12 @@ func TestWhatHasNoPictureIsEscaped(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := foreign.Line(tt.text, foreign.MaxText); got != tt.want {
-				t.Errorf("%q has become %q, want %q", tt.text, got, tt.want)
+				t.Errorf("%q became %q, want %q", tt.text, got, tt.want)
 			}
 		})
 	}
 	if got := foreign.Lines("a\n\tb\x1b", 99); got != "a\n\tb\\x1b" {
-		t.Errorf("of several lines it has made %q", got)
+		t.Errorf("several lines became %q", got)
 	}
 }
 
@@ -42,11 +42,11 @@ func TestATextThatIsTooLongEndsWithItsLength(t *testing.T) {
 		strings.Repeat("a", 40): strings.Repeat("a", 40),
 		strings.Repeat("a", 41): strings.Repeat("a", 26) + "… (41 bytes)",
 		strings.Repeat("é", 30): strings.Repeat("é", 13) + "… (60 bytes)",
-		// An escape is whole or not there.
+		// Escape sequences are not truncated.
 		strings.Repeat("\x1b", 40): strings.Repeat(`\x1b`, 6) + "… (40 bytes)",
 	} {
 		if got := foreign.Line(text, 40); got != want || len(got) > 40 {
-			t.Errorf("%q has become %q, want %q", text, got, want)
+			t.Errorf("%q became %q, want %q", text, got, want)
 		}
 	}
 }
@@ -65,10 +65,10 @@ func TestStringsReachesEveryStringOfADocument(t *testing.T) {
 	foreign.Strings(&document, 40)
 	const want = `\x1b`
 	if document.Text != want || document.Inner.Text != want || document.Pointer.Text != want || document.List[0].Text != want || len(document.List[1].Text) > 40 {
-		t.Errorf("it has become %+v", document)
+		t.Errorf("it became %+v", document)
 	}
 	if document.Number != 7 || !document.At.Equal(time.Unix(7, 0)) {
-		t.Error("what is no text has changed")
+		t.Error("a value that is not a string has changed")
 	}
 }
 
@@ -78,10 +78,10 @@ func FuzzLine(f *testing.F) {
 		limit = 32 + limit&0xfff
 		got := foreign.Line(text, limit)
 		if len(got) > limit || !utf8.ValidString(got) || strings.ContainsFunc(got, func(r rune) bool { return !unicode.IsGraphic(r) }) {
-			t.Fatalf("%q has become %q, limit %d", text, got, limit)
+			t.Fatalf("%q became %q, limit %d", text, got, limit)
 		}
 		if again := foreign.Line(got, limit); again != got {
-			t.Fatalf("%q has become %q, and that %q", text, got, again)
+			t.Fatalf("%q became %q, and that %q", text, got, again)
 		}
 	})
 }

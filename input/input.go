@@ -1,7 +1,7 @@
-// Package input reads the files that people put on a gateway: keys, certificates,
-// passwords, a payload, a serial number, the configuration. Only regular files of limited
-// size are read, and opening never waits. A byte order mark is removed, and UTF-16 is
-// named. Line ends are left as they are: whoever uses a text accepts those of Windows.
+// Package input reads files that users provide: keys, certificates, passwords, a payload, a
+// serial number, the configuration. It reads only regular files of limited size, and
+// opening never blocks. It removes a byte order mark and reports UTF-16 as an error. It
+// does not change line endings; the callers accept those of Windows.
 package input
 
 import (
@@ -15,11 +15,11 @@ import (
 )
 
 var (
-	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
+	// ErrNotRegular means that the path leads to a directory, a FIFO, a socket or a device.
 	ErrNotRegular = errors.New("not a regular file")
-	// ErrTooLarge says that the file is larger than it may be.
+	// ErrTooLarge means that the file exceeds the size limit.
 	ErrTooLarge = errors.New("the file is too large")
-	// ErrUTF16 says that the file is UTF-16 text.
+	// ErrUTF16 means that the file is UTF-16 text.
 	ErrUTF16 = errors.New("the file is UTF-16 text, not UTF-8")
 )
 
@@ -42,14 +42,14 @@ func Read(path string, limit int) ([]byte, error) {
 	return text, About(path, err)
 }
 
-// Open opens a regular file for reading. If the user is root, it follows only links that
+// Open opens a regular file for reading. If dpsd runs as root, Open follows only links that
 // root may trust; see LinkError.
 func Open(path string) (*os.File, error) {
 	if os.Geteuid() == 0 {
 		return openTrusted(path)
 	}
-	// Opening a device may have an effect, so the file is looked at first; the second look
-	// is for a file that is exchanged in between.
+	// Opening a device may have side effects, so the type is checked first. It is checked
+	// again after opening, in case the file was replaced in between.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, opening(path, err)
@@ -60,9 +60,9 @@ func Open(path string) (*os.File, error) {
 	return regular(os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0))
 }
 
-// OpenOwn opens a regular file that dpsd itself has written, in a directory that the user of
-// the service may change. The path must name the file itself: a link could lead to any other
-// file, which a command that root runs would then read.
+// OpenOwn opens a regular file that dpsd itself has written, in a directory to which the
+// user of the service may write. The path must not be a link: it could lead to any file,
+// which a command run by root would then read.
 func OpenOwn(path string) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -78,7 +78,7 @@ func OpenOwn(path string) (*os.File, error) {
 	return regular(f, err)
 }
 
-// opening is the error of stat(2), which is a step of opening here.
+// opening converts an error of stat(2) to an error of opening the file.
 func opening(path string, err error) error {
 	var of *fs.PathError
 	if errors.As(err, &of) {
@@ -87,7 +87,7 @@ func opening(path string, err error) error {
 	return err
 }
 
-// regular closes what is no regular file.
+// regular returns f if it is a regular file, and closes it otherwise.
 func regular(f *os.File, err error) (*os.File, error) {
 	if err != nil {
 		return nil, err
@@ -128,10 +128,10 @@ func size(bytes int) string {
 	return fmt.Sprintf("%d bytes", bytes)
 }
 
-// byteOrderMark is that of UTF-8, which editors on Windows write.
+// byteOrderMark is the UTF-8 byte order mark, which editors on Windows write.
 var byteOrderMark = []byte("\ufeff")
 
-// Text returns data without a byte order mark. The error is a *Mistake around ErrUTF16.
+// Text returns data without a byte order mark. The error is a *Mistake that wraps ErrUTF16.
 func Text(data []byte) ([]byte, error) {
 	if utf16(data) {
 		return nil, &Mistake{
@@ -143,8 +143,8 @@ func Text(data []byte) ([]byte, error) {
 	return bytes.TrimPrefix(data, byteOrderMark), nil
 }
 
-// utf16 recognizes UTF-16 by its byte order mark, or by a zero in place of every second
-// byte, which text in a western language has. DER and keys in binary form have neither.
+// utf16 reports whether data has a UTF-16 byte order mark or a zero in every second byte,
+// as western text in UTF-16 does. DER and binary keys have neither.
 func utf16(data []byte) bool {
 	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) {
 		return true
@@ -152,8 +152,8 @@ func utf16(data []byte) bool {
 	return byteOrder(data) != ""
 }
 
-// byteOrder is what iconv has to be told about text without a byte order mark; "" for
-// any other.
+// byteOrder returns the suffix of iconv's encoding name for UTF-16 text without a byte
+// order mark, or "" for any other data.
 func byteOrder(data []byte) string {
 	const shortest, look = 8, 64 // bytes
 	if len(data) < shortest {

@@ -25,7 +25,7 @@ func write(t *testing.T, path, text string) string {
 	return path
 }
 
-// asUTF16 is the text in UTF-16 of a byte order, with or without a mark.
+// asUTF16 encodes text as UTF-16 in a byte order, with or without a mark.
 func asUTF16(text string, big, mark bool) string {
 	var b strings.Builder
 	if mark {
@@ -85,14 +85,14 @@ func TestOnlyRegularFilesOfLimitedSizeAreRead(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a device without an end is refused", func(t *testing.T) {
+	t.Run("a device without an end is rejected", func(t *testing.T) {
 		if _, err := input.Read("/dev/zero", 1024); !errors.Is(err, input.ErrNotRegular) {
 			t.Errorf("got %v", err)
 		}
 	})
 }
 
-func TestAFileThatDpsdItselfWritesIsNeverALink(t *testing.T) {
+func TestOpenOwnFollowsNoLink(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write(t, at("file"), "content")
@@ -117,7 +117,7 @@ func TestAFileThatDpsdItselfWritesIsNeverALink(t *testing.T) {
 	}
 }
 
-func TestRootFollowsNoLinkOfAnotherUserToAFileOfYetAnother(t *testing.T) {
+func TestRootDoesNotFollowALinkToAFileOfAThirdUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root has files of several users")
 	}
@@ -162,13 +162,13 @@ func TestRootFollowsNoLinkOfAnotherUserToAFileOfYetAnother(t *testing.T) {
 	}
 }
 
-func TestAByteOrderMarkIsRemovedAndLineEndsStay(t *testing.T) {
+func TestAByteOrderMarkIsRemovedAndLineEndingsAreKept(t *testing.T) {
 	for text, want := range map[string]string{
 		"\ufeffkey\r\n": "key\r\n",
 		"key\r\n":       "key\r\n",
 		"\ufeff":        "",
 		"":              "",
-		"\ufeff\ufeffx": "\ufeffx", // the second one is not a mark
+		"\ufeff\ufeffx": "\ufeffx", // the second is not a byte order mark
 	} {
 		if got, err := input.Text([]byte(text)); string(got) != want || err != nil {
 			t.Errorf("of %q: %q, %v", text, got, err)
@@ -176,7 +176,7 @@ func TestAByteOrderMarkIsRemovedAndLineEndsStay(t *testing.T) {
 	}
 }
 
-func TestUTF16IsNamedAndItsCommandMakesUTF8OfIt(t *testing.T) {
+func TestTheAdviceForUTF16ConvertsTheFileToUTF8(t *testing.T) {
 	const text = "c2VjcmV0LWtleS1vZi1nYXRld2F5LTE=\n"
 	for _, big := range []bool{false, true} {
 		for _, mark := range []bool{false, true} {
@@ -188,7 +188,7 @@ func TestUTF16IsNamedAndItsCommandMakesUTF8OfIt(t *testing.T) {
 					t.Fatalf("got %v", err)
 				}
 				if _, err := exec.LookPath("iconv"); err != nil && os.Getenv("CI") == "" {
-					t.Skip("there is no iconv here")
+					t.Skip("iconv is not installed")
 				}
 				if out, err := exec.Command("sh", "-c", m.Remedy()).CombinedOutput(); err != nil {
 					t.Fatalf("%s: %v\n%s", m.Remedy(), err, out)
@@ -202,7 +202,7 @@ func TestUTF16IsNamedAndItsCommandMakesUTF8OfIt(t *testing.T) {
 			})
 		}
 	}
-	t.Run("what only resembles UTF-16 is not called that", func(t *testing.T) {
+	t.Run("data that only resembles UTF-16 is accepted", func(t *testing.T) {
 		for _, data := range []string{"serial\x00", "A\x00B\x00", "\x30\x82\x01\x00\x02\x01\x00\x30\x0d\x06", strings.Repeat("\x00", 100), "grüße\n"} {
 			if _, err := input.Text([]byte(data)); err != nil {
 				t.Errorf("%q: %v", data, err)
@@ -211,7 +211,7 @@ func TestUTF16IsNamedAndItsCommandMakesUTF8OfIt(t *testing.T) {
 	})
 }
 
-func TestARemedyNamesTheFileOrWhereSystemdHasIt(t *testing.T) {
+func TestARemedyNamesTheFileOrTheSystemdCredential(t *testing.T) {
 	for _, test := range []struct {
 		expect string
 		m      input.Mistake

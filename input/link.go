@@ -10,20 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LinkError is a link that root does not follow: neither root made it, nor does the file
-// that it leads to belong to who made it. The user of the service could otherwise have a
-// command of root's read any file.
+// LinkError is a link that root does not follow: it does not belong to root, and its target
+// belongs to another user than the link. Otherwise, the user of the service could make a
+// command that root runs read any file.
 type LinkError struct {
 	Link  string // its path
-	Owner int    // its user
+	Owner int    // its user ID
 }
 
-// Error names the link and its owner.
+// Error includes the link and its owner.
 func (e *LinkError) Error() string {
 	return fmt.Sprintf("%s is a link of user %d to a file of another user, which root does not follow", e.Link, e.Owner)
 }
 
-// Remedy is the command for somebody who trusts the link.
+// Remedy returns the command for a user who trusts the link.
 func (e *LinkError) Remedy() string {
 	return inShell("chown -h root: FILE", e.Link) + ", if the link is right"
 }
@@ -31,8 +31,8 @@ func (e *LinkError) Remedy() string {
 // maxLinks is how many links the kernel follows in a path, path_resolution(7).
 const maxLinks = 40
 
-// openTrusted opens a regular file as root. It follows the path step by step, so that
-// nobody can exchange what was looked at.
+// openTrusted opens a regular file as root. It resolves the path step by step with
+// descriptors, so that nothing can be replaced after its check.
 func openTrusted(path string) (*os.File, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -74,7 +74,7 @@ func openTrusted(path string) (*os.File, error) {
 	return f, nil
 }
 
-// names are the parts of a path.
+// names returns the elements of a path.
 func names(path string) (names []string) {
 	for name := range strings.SplitSeq(path, "/") {
 		if name != "" && name != "." {
@@ -84,13 +84,13 @@ func names(path string) (names []string) {
 	return names
 }
 
-// walk follows a path.
+// walk resolves a path.
 type walk struct {
-	path      string // as it was given
-	directory int    // where it has come to
-	at        string // its path
+	path      string // as passed to Open
+	directory int    // descriptor of the current directory
+	at        string // path of the current directory
 	rest      []string
-	links     []*LinkError // which it has followed
+	links     []*LinkError // links that it has followed
 }
 
 func (w *walk) failed(err error) error { return &fs.PathError{Op: "open", Path: w.path, Err: err} }
@@ -101,7 +101,7 @@ func (w *walk) close() {
 	}
 }
 
-// root goes to the root directory.
+// root changes to the root directory.
 func (w *walk) root() error {
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -112,8 +112,8 @@ func (w *walk) root() error {
 	return nil
 }
 
-// step takes the next name. It returns the name of a regular file at the end of the path,
-// which the caller opens, and "" after everything else.
+// step resolves the next name. It returns the name of a regular file at the end of the
+// path, which the caller opens, and "" otherwise.
 func (w *walk) step() (file string, err error) {
 	name := w.rest[0]
 	w.rest = w.rest[1:]
@@ -132,8 +132,8 @@ func (w *walk) step() (file string, err error) {
 		_ = unix.Close(fd)
 		return "", err
 	case kind == unix.S_IFDIR:
-		// Opened without O_PATH, an automount point is mounted, open(2). That takes the right
-		// to read the directory.
+		// Opening an automount point without O_PATH mounts it, see open(2). This requires
+		// read permission for the directory.
 		if through, err := unix.Openat(w.directory, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
 			_ = unix.Close(fd)
 			fd = through
@@ -146,13 +146,13 @@ func (w *walk) step() (file string, err error) {
 		return "", w.failed(unix.ENOTDIR)
 	case kind != unix.S_IFREG:
 		_ = unix.Close(fd)
-		// Opening it could wait, or have an effect.
+		// Opening it could block or have side effects.
 		return "", notRegular(map[uint32]fs.FileMode{unix.S_IFIFO: fs.ModeNamedPipe, unix.S_IFSOCK: fs.ModeSocket}[kind])
 	}
 	return name, unix.Close(fd)
 }
 
-// follow puts the target of a link in front of the rest of the path.
+// follow inserts the target of a link before the rest of the path.
 func (w *walk) follow(fd int, path string, owner int) error {
 	if w.links = append(w.links, &LinkError{path, owner}); len(w.links) > maxLinks {
 		return w.failed(unix.ELOOP)

@@ -6,34 +6,34 @@ import (
 	"strings"
 )
 
-// Mistake says what a file holds in place of what is needed, and the command that corrects
-// it. It repeats nothing of the file.
+// Mistake describes a file with the wrong contents and the command that corrects it. It
+// quotes nothing from the file.
 type Mistake struct {
-	// What says what the file holds.
+	// What describes the contents of the file.
 	What string
-	// Command corrects it, in a shell. FILE stands for the file, DIR for its directory, ID
-	// for the registration ID. The commands keep the file's owner and mode, and what was
-	// there before as FILE.orig. "" if there is no such command.
+	// Command is the shell command that corrects the file, or "" if there is none. In it,
+	// FILE is the file, DIR its directory and ID the registration ID. The command keeps the
+	// file's owner and mode, and saves the previous contents as FILE.orig.
 	Command string
-	// Then says what has to follow the command; "" for nothing.
+	// Then is the action to take after the command, or "" for none.
 	Then string
-	// Err is the kind of mistake; nil for none.
+	// Err is the kind of mistake, or nil.
 	Err error
 
-	// File is the path; "" if a command cannot name it.
+	// File is the path, or "" if a command cannot use it.
 	File string
-	// Credential is the name of a systemd credential, whose file only the unit knows.
+	// Credential is the name of a systemd credential, whose source only the unit specifies.
 	Credential string
 }
 
-// Error says what the file holds.
+// Error returns What.
 func (m *Mistake) Error() string { return m.What }
 
 // Unwrap returns the kind of mistake.
 func (m *Mistake) Unwrap() error { return m.Err }
 
-// Remedy is the command with the names of the file, and what has to follow; "" if there is
-// nothing to advise.
+// Remedy returns the command with the file's names filled in and the action after it, or ""
+// if there is no advice.
 func (m *Mistake) Remedy() string {
 	text := m.Command
 	if m.File != "" {
@@ -63,12 +63,12 @@ func (m *Mistake) Remedy() string {
 	return text + "; then " + then
 }
 
-// inShell puts a path into a command.
+// inShell replaces FILE and DIR in a command.
 func inShell(command, path string) string {
 	return strings.NewReplacer("FILE.orig", Quote(path+".orig"), "FILE", Quote(path), "DIR", Quote(filepath.Dir(path))).Replace(command)
 }
 
-// Quote writes s as one word for sh, without quotes if it has only harmless characters.
+// Quote returns s as one word for sh, without quotes if none of its characters needs them.
 func Quote(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:,") == "" {
 		return s
@@ -76,7 +76,7 @@ func Quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// About adds the path to a *Mistake in err.
+// About sets the path of a *Mistake in err.
 func About(path string, err error) error {
 	var m *Mistake
 	if errors.As(err, &m) {

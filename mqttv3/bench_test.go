@@ -79,9 +79,9 @@ func BenchmarkTranscodeDown(b *testing.B) {
 	}
 }
 
-// BenchmarkExchange is a whole connection over loopback TCP: CONNECT, SUBSCRIBE,
-// PUBLISH at QoS 1, the response at QoS 1, DISCONNECT. The server answers with
-// prepared bytes, so that what is measured is the client.
+// BenchmarkExchange measures a whole connection over loopback TCP: CONNECT, SUBSCRIBE,
+// PUBLISH at QoS 1, the response at QoS 1, DISCONNECT. The server sends prepared bytes, so
+// that the benchmark measures only the client.
 func BenchmarkExchange(b *testing.B) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

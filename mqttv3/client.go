@@ -14,40 +14,39 @@ import (
 	"github.com/eclipse/paho.golang/paho/log"
 )
 
-// queueLength is how many messages may lie unread. The service sends one for
-// each request, so that a full queue means a peer out of its mind.
+// queueLength is the number of messages that may be unread. The service sends one for each
+// request, so a full queue means that the peer is defective.
 const queueLength = 16
 
 const (
 	defaultMaxPacket = 256 << 10
 	defaultTimeout   = 60 * time.Second
-	closeTimeout     = 5 * time.Second // bounds Close
+	closeTimeout     = 5 * time.Second // limits Close
 )
 
-// Options say who connects and how patiently.
+// Options are the parameters of a connection.
 type Options struct {
-	// ClientID is the client identifier. It may be empty: the server then makes
-	// one up.
+	// ClientID is the client identifier. If it is empty, the server chooses one.
 	ClientID string
-	// UserName and Password authenticate the client; an empty one is not sent. A
-	// password needs a user name [MQTT-3.1.2-22].
+	// UserName and Password authenticate the client; empty ones are not sent. A password
+	// requires a user name [MQTT-3.1.2-22].
 	UserName, Password string
-	// KeepAlive is how long the connection may be silent before a PINGREQ: whole
-	// seconds up to 65,535; 0 sends none.
+	// KeepAlive is how long the connection may be idle before a PINGREQ: whole seconds up
+	// to 65,535; 0 disables PINGREQ.
 	KeepAlive time.Duration
-	// Timeout bounds each exchange and each write; 0 means 60 s.
+	// Timeout limits each exchange and each write; 0 means 60 s.
 	Timeout time.Duration
-	// MaxPacket bounds a packet in either direction, in bytes; 0 means 256 KiB.
+	// MaxPacket limits the size of a packet in either direction, in bytes; 0 means 256 KiB.
 	MaxPacket int
 }
 
-// String shows the options without the password.
+// String returns the options without the password.
 func (o Options) String() string {
 	return fmt.Sprintf("client identifier %q, user name %q, password set: %t, keep alive %v, time-out %v",
 		o.ClientID, o.UserName, o.Password != "", o.KeepAlive, o.Timeout)
 }
 
-// GoString keeps the password out of %#v as well.
+// GoString omits the password from %#v as well.
 func (o Options) GoString() string { return "mqttv3.Options{" + o.String() + "}" }
 
 // Message is a message from the server.
@@ -55,12 +54,12 @@ type Message struct {
 	Topic   string
 	Payload []byte
 	QoS     byte // 0 or 1
-	Dup     bool // the server says that it may have sent it before
+	Dup     bool // the server may have sent it before
 }
 
-// Client is one connection, from an accepted CONNECT on. Its methods may be
-// called from several goroutines. When the connection is lost, every call
-// returns at once. A Client has to be closed, lost or not.
+// Client is a connection on which CONNECT was accepted. Its methods may be called from
+// several goroutines. When the connection is lost, every call returns immediately. A Client
+// must be closed even if its connection is lost.
 type Client struct {
 	conn     *Conn
 	paho     *paho.Client
@@ -71,10 +70,9 @@ type Client struct {
 	closeErr  error
 }
 
-// Connect sends CONNECT over conn and waits for CONNACK. It owns conn from here
-// on and closes it when it fails. Errors: *ConnackError, *NotMQTTError,
-// *ProtocolError, *TimeoutError, ErrInvalid, the cause of ctx, or what conn
-// reported.
+// Connect sends CONNECT over conn and waits for CONNACK. It takes ownership of conn and
+// closes it on failure. Errors: *ConnackError, *NotMQTTError, *ProtocolError,
+// *TimeoutError, ErrInvalid, the cause of ctx, or an error of conn.
 func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	if err := o.check(); err != nil {
 		_ = conn.Close()
@@ -95,11 +93,11 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 		Conn:              c.conn,
 		PingHandler:       &pinger{conn: c.conn, timeout: o.Timeout, pong: make(chan struct{}, 1)},
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){c.deliver},
-		PacketTimeout:     2 * o.Timeout, // never the first: the context's tells why
+		PacketTimeout:     2 * o.Timeout, // longer than the context's, whose error has the cause
 	})
 
-	// paho looks at the context only once CONNECT is written. Closing the
-	// connection reaches it anywhere.
+	// paho checks the context only after it has written CONNECT. Closing the connection
+	// always ends the call.
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, &TimeoutError{Exchange: "CONNACK"})
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.fail(context.Cause(ctx)) })
@@ -112,11 +110,11 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	select {
 	case err = <-result:
 	case <-ctx.Done():
-		// A connection may take its time to notice that it was closed: TLS tries for
-		// seconds to say goodbye into a full buffer.
+		// A connection may take some time to notice that it was closed: TLS tries for
+		// seconds to write close_notify into a full buffer.
 		select {
 		case err = <-result:
-		case <-time.After(lastWords / 2):
+		case <-time.After(finalRead / 2):
 			err = context.Cause(ctx)
 		}
 	}
@@ -128,7 +126,7 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 		err = &ConnackError{ReturnCode: code}
 	}
 	if cause := c.conn.fail(err); !errors.Is(cause, ErrClosed) {
-		err = cause // paho reports the closing; what came before it counts
+		err = cause // paho reports the closing, not its cause
 	}
 	return nil, err
 }
@@ -146,9 +144,9 @@ func (o Options) check() error {
 }
 
 func (o Options) connect() *paho.Connect {
-	// Neither property reaches the wire. The first keeps paho from forgetting
-	// calls in flight when the connection is lost, the second from setting aside
-	// room for 65,535 messages.
+	// Neither property is sent. The first makes paho keep its pending calls when the
+	// connection is lost, and the second prevents it from allocating buffers for 65,535
+	// messages.
 	sessionExpiry, receiveMaximum := uint32(1), uint16(queueLength)
 	return &paho.Connect{
 		ClientID:     o.ClientID,
@@ -161,12 +159,12 @@ func (o Options) connect() *paho.Connect {
 		Properties: &paho.ConnectProperties{
 			SessionExpiryInterval: &sessionExpiry,
 			ReceiveMaximum:        &receiveMaximum,
-			RequestProblemInfo:    true, // the default, so that paho does not write it
+			RequestProblemInfo:    true, // the default, which paho does not write
 		},
 	}
 }
 
-// invalid turns a rule of the codec, applied to an argument, into ErrInvalid.
+// invalid converts a violation of the codec's rules by an argument to ErrInvalid.
 func invalid(err error) error {
 	if err == nil {
 		return nil
@@ -174,8 +172,8 @@ func invalid(err error) error {
 	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
 
-// deliver is called by paho for each message, and has to return at once: paho
-// acknowledges, and can disconnect, only when it does.
+// deliver is called by paho for each message. It must not block: paho acknowledges the
+// message, and can disconnect, only after it returns.
 func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
 	p := r.Packet
 	select {
@@ -204,9 +202,9 @@ func (c *Client) Subscribe(ctx context.Context, filter string, qos byte) error {
 	})
 }
 
-// Publish sends a message and returns when it is written. The PUBACK of QoS 1 is not waited
-// for: the service answers with a message of its own, which counts whether it comes before
-// the PUBACK, after it or without it.
+// Publish sends a message and returns after writing it. It does not wait for the PUBACK of
+// QoS 1: the service replies with a separate message, which is valid with or without a
+// PUBACK before it.
 func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos byte) error {
 	p := packet{kind: kindPublish, topic: []byte(topic), payload: payload, qos: qos, id: uint16(qos)}
 	if err := c.sendable(&p); err != nil {
@@ -219,8 +217,8 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, qos 
 	})
 }
 
-// sendable tells whether a packet can be sent, before paho hears of it: paho
-// checks no topic, cuts long strings, and waits for the answer to a packet that
+// sendable checks whether a packet can be sent before it is passed to paho: paho does not
+// check topics, truncates long strings, and waits for the acknowledgement of a packet that
 // was never written.
 func (c *Client) sendable(p *packet) error {
 	wire, err := p.append(nil)
@@ -233,9 +231,9 @@ func (c *Client) sendable(p *packet) error {
 	return nil
 }
 
-// call runs one exchange of paho's. It returns as soon as ctx or the connection
-// ends, whatever paho is waiting for; what it leaves behind ends with the
-// connection at the latest.
+// call runs one exchange of paho. It returns as soon as ctx or the connection ends,
+// whatever paho is waiting for. The goroutine that it leaves ends with the connection at
+// the latest.
 func (c *Client) call(ctx context.Context, exchange string, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, &TimeoutError{Exchange: exchange})
 	defer cancel()
@@ -249,9 +247,9 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 		return context.Cause(ctx)
 	case <-c.paho.Done():
 		ended = true
-		// paho has released every call it knew of, and an answer read before the
-		// end still counts. A call that began at the same moment may have slipped
-		// past it.
+		// paho has released every call that it knew of, and an acknowledgement read before
+		// the end is still valid. paho may have missed a call that began at the same
+		// moment.
 		defer time.AfterFunc(time.Second, cancel).Stop()
 		err = <-result
 	}
@@ -265,15 +263,15 @@ func (c *Client) call(ctx context.Context, exchange string, f func(context.Conte
 	return cmp.Or(context.Cause(ctx), err)
 }
 
-// Receive waits for the next message. Messages that came before the connection
-// was lost are still handed out; they have been acknowledged.
+// Receive waits for the next message. It still returns messages that were received and
+// acknowledged before the connection was lost.
 func (c *Client) Receive(ctx context.Context) (Message, error) {
 	select {
 	case m := <-c.messages:
 		return m, nil
 	case <-ctx.Done():
 		return Message{}, context.Cause(ctx)
-	case <-c.paho.Done(): // nothing more will be delivered
+	case <-c.paho.Done(): // paho delivers no more messages
 	}
 	select {
 	case m := <-c.messages:
@@ -290,19 +288,19 @@ func closed(cause error) error {
 	return fmt.Errorf("%w: %w", ErrClosed, cause)
 }
 
-// Close acknowledges what was received, sends DISCONNECT and closes the connection:
-// within 5 s, or when ctx ends, whichever is first. It returns an error if DISCONNECT
-// could not be sent; on a connection already lost there is none to send. A second call
-// does nothing.
+// Close acknowledges the received messages, sends DISCONNECT and closes the connection. It
+// takes at most 5 s and ends earlier if ctx does. It returns an error if DISCONNECT could
+// not be sent; if the connection is already lost, it sends none. A second call does
+// nothing.
 func (c *Client) Close(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 		defer cancel()
-		// Whatever waits below for the peer is freed by closing the connection.
+		// Closing the connection ends every call below that waits for the peer.
 		defer context.AfterFunc(ctx, func() { _ = c.conn.fail(ErrClosed) })()
 		c.conn.flush(ctx)
 		lost := c.conn.Err() != nil
-		_ = c.conn.end(ErrClosed) // what paho reports from here on is our own doing
+		_ = c.conn.end(ErrClosed) // from here on, paho reports the effects of Close
 		err := c.paho.Disconnect(&paho.Disconnect{})
 		if err != nil && !lost {
 			c.closeErr = fmt.Errorf("DISCONNECT not sent: %w", err)
@@ -311,9 +309,9 @@ func (c *Client) Close(ctx context.Context) error {
 	return c.closeErr
 }
 
-// pinger keeps the connection alive: a PINGREQ after one keep-alive in which the
-// connection was silent in either direction, never before. paho's own begins with
-// a PINGREQ and allows the answer a whole keep-alive.
+// pinger keeps the connection alive: it sends a PINGREQ after the connection was idle in
+// one direction for one keep-alive interval. paho's pinger starts with a PINGREQ and waits
+// a whole interval for the PINGRESP.
 type pinger struct {
 	conn    *Conn
 	timeout time.Duration // for the PINGRESP
@@ -323,7 +321,7 @@ type pinger struct {
 	sent, received time.Time
 }
 
-// Run returns when ctx ends or the PINGRESP does not come.
+// Run returns when ctx ends or a PINGRESP is missing.
 func (p *pinger) Run(ctx context.Context, _ net.Conn, keepAlive uint16) error {
 	if keepAlive == 0 {
 		return nil
@@ -351,7 +349,7 @@ func (p *pinger) Run(ctx context.Context, _ net.Conn, keepAlive uint16) error {
 
 func (p *pinger) ping(ctx context.Context) error {
 	select {
-	case <-p.pong: // one that nobody asked for
+	case <-p.pong: // an unsolicited one
 	default:
 	}
 	p.conn.Lock()
@@ -372,7 +370,7 @@ func (p *pinger) ping(ctx context.Context) error {
 	return nil
 }
 
-// due is how long the connection may stay silent from now on.
+// due returns how long the connection may remain idle from now on.
 func (p *pinger) due(keepAlive uint16) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -405,6 +403,5 @@ func (p *pinger) PingResp() {
 	}
 }
 
-// SetDebug is called by paho with a logger, which is not wanted: packets hold
-// secrets.
+// SetDebug is called by paho. It ignores the logger, since packets contain secrets.
 func (p *pinger) SetDebug(log.Logger) {}

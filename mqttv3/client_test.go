@@ -48,7 +48,7 @@ func TestExchange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait() // for the PUBACK, which paho sends in a goroutine of its own
+		synctest.Wait() // for the PUBACK, which paho sends in a separate goroutine
 		if err := c.Publish(ctx, "a/b", []byte("hi"), 1); err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +88,7 @@ func TestExchange(t *testing.T) {
 	})
 }
 
-func TestTheOptionsSayWhetherThereIsAPassword(t *testing.T) {
+func TestTheTextOfTheOptionsSaysWhetherAPasswordIsSet(t *testing.T) {
 	for _, o := range []mqttv3.Options{{}, {UserName: "u", Password: secret}} {
 		if want := fmt.Sprintf("password set: %t,", o.Password != ""); !strings.Contains(o.String(), want) {
 			t.Errorf("%s does not say %q", o, want)
@@ -96,7 +96,7 @@ func TestTheOptionsSayWhetherThereIsAPassword(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotGivenIsNotSent(t *testing.T) {
+func TestEmptyOptionsAreNotSent(t *testing.T) {
 	for _, test := range []struct {
 		says string
 		o    mqttv3.Options
@@ -186,7 +186,7 @@ func TestArgumentsAreRefusedBeforeAnythingIsSent(t *testing.T) {
 	})
 }
 
-// hostile is what a server says at some point, and what comes of it.
+// hostile lists packets that a server sends at some point, and the resulting errors.
 var hostile = []struct {
 	says string
 	wire string
@@ -268,7 +268,7 @@ func TestHostileServer(t *testing.T) {
 						t.Errorf("got %v (%T), want %v (%T)", err, err, test.want, test.want)
 					}
 					if err != nil && strings.Contains(err.Error(), secret) {
-						t.Errorf("the error tells the password: %v", err)
+						t.Errorf("the error contains the password: %v", err)
 					}
 					if d := time.Since(start); d != 0 {
 						t.Errorf("took %v, want no time", d)
@@ -326,15 +326,15 @@ func TestAWebServerIsRecognised(t *testing.T) {
 	}
 }
 
-// transcript is a whole session of a good server.
+// transcript is a whole session with a conforming server.
 var transcript = []struct{ awaits, says string }{
 	{"\x01", connackAccepted},
 	{"\x08", subackQoS1},
 	{"\x03", puback2 + messageQoS1},
 }
 
-// TestServerGoneAtEveryByte ends the connection after every byte a good server
-// says. Whatever is pending returns at once, and what was whole counts.
+// TestServerGoneAtEveryByte ends the connection after each byte that a conforming server
+// sends. Pending calls return immediately, and complete packets are processed.
 func TestServerGoneAtEveryByte(t *testing.T) {
 	total := 0
 	for _, step := range transcript {
@@ -360,7 +360,8 @@ func TestServerGoneAtEveryByte(t *testing.T) {
 			if err == nil && done != 4 || err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("cut after %d bytes: %v after %d steps", cut, err, done)
 			}
-			// CONNACK 4 bytes, SUBACK 5, PUBACK 4, which is not waited for, PUBLISH 11.
+			// CONNACK 4 bytes, SUBACK 5, PUBACK 4 (Publish does not wait for it), PUBLISH
+			// 11.
 			want := 0
 			for i, end := range []int{4, 9, 9, 24} {
 				if cut >= end {
@@ -377,7 +378,8 @@ func TestServerGoneAtEveryByte(t *testing.T) {
 	}
 }
 
-// session counts how far it comes: connected, subscribed, published, received.
+// session returns the number of completed steps: connected, subscribed, published,
+// received.
 func session(ctx context.Context, conn net.Conn) (done int, err error) {
 	c, err := mqttv3.Connect(ctx, conn, options)
 	if err != nil {
@@ -396,13 +398,13 @@ func session(ctx context.Context, conn net.Conn) (done int, err error) {
 	return 4, nil
 }
 
-// A server that answers has received the message, whether it says so or not.
+// A server that replies has received the message, even if it did not acknowledge it.
 func TestAReplyCountsWithoutThePUBACK(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		c, w := connect(t, options, func(s *server) {
 			s.accept()
-			for range 3 { // each has an identifier of its own: none was acknowledged
+			for range 3 { // the identifiers differ: no message was acknowledged
 				s.expect(mochi.Publish)
 				s.write(messageQoS1)
 				s.expect(mochi.Puback)
@@ -417,7 +419,7 @@ func TestAReplyCountsWithoutThePUBACK(t *testing.T) {
 			if _, err := c.Receive(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			synctest.Wait() // the PUBACK is sent beside Receive
+			synctest.Wait() // the PUBACK is sent concurrently with Receive
 		}
 		closeClean(t, c)
 		if d := time.Since(start); d != 0 {
@@ -455,7 +457,7 @@ func TestARefusedSubscription(t *testing.T) {
 
 func TestTimeouts(t *testing.T) {
 	timely := options
-	timely.Timeout = 17 * time.Second // longer than the 10 s that paho waits of its own accord
+	timely.Timeout = 17 * time.Second // longer than paho's default of 10 s
 	for _, test := range []struct {
 		exchange string
 		script   func(*server)
@@ -479,7 +481,7 @@ func TestTimeouts(t *testing.T) {
 				}
 				var asNet interface{ Timeout() bool }
 				if !errors.As(err, &asNet) || !asNet.Timeout() {
-					t.Errorf("%v is no time-out in the sense of net.Error", err)
+					t.Errorf("%v is not a time-out as defined by net.Error", err)
 				}
 				if d := time.Since(start); d != timely.Timeout {
 					t.Errorf("took %v, want %v", d, timely.Timeout)
@@ -489,7 +491,7 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// deaf is a connection that does not notice for a while that it was closed.
+// deaf is a connection whose writes end only some time after it was closed.
 type deaf struct{ net.Conn }
 
 func (d deaf) Write([]byte) (int, error) {
@@ -519,7 +521,7 @@ func TestTheCallersContextEndsACall(t *testing.T) {
 		"Subscribe": func(ctx context.Context, c *mqttv3.Client) error { return c.Subscribe(ctx, "r/#", 1) },
 		"Receive":   func(ctx context.Context, c *mqttv3.Client) error { _, err := c.Receive(ctx); return err },
 	} {
-		t.Run(name+" returns the cause, and the connection stands", func(t *testing.T) {
+		t.Run(name+" returns the cause, and the connection stays open", func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, w := connect(t, options, func(s *server) { s.accept(); s.drain() })
 				ctx, cancel := context.WithCancelCause(t.Context())
@@ -551,7 +553,7 @@ func TestTheCallersContextEndsACall(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	t.Run("frees every pending call, and may be called again and by several", func(t *testing.T) {
+	t.Run("ends every pending call, and may be called repeatedly and concurrently", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c, _ := connect(t, options, func(s *server) { s.accept(); s.drain() })
 			pending := make(chan error, 3)
@@ -559,7 +561,7 @@ func TestClose(t *testing.T) {
 			go func() { pending <- c.Subscribe(context.Background(), "r/#", 1) }()
 			go func() { _, err := c.Receive(context.Background()); pending <- err }()
 			synctest.Wait()
-			atOnce(t, func() {
+			immediately(t, func() {
 				go c.Close(context.Background())
 				closeClean(t, c)
 				closeClean(t, c)
@@ -578,7 +580,7 @@ func TestClose(t *testing.T) {
 			}
 		})
 	})
-	t.Run("gives up after 5 s on a peer that reads nothing", func(t *testing.T) {
+	t.Run("returns after 5 s if the peer reads nothing", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			stop := make(chan struct{})
 			c, _ := connect(t, options, func(s *server) { s.accept(); <-stop })
@@ -592,12 +594,12 @@ func TestClose(t *testing.T) {
 			}
 		})
 	})
-	t.Run("gives up when its context does", func(t *testing.T) {
+	t.Run("returns when its context ends", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			stop := make(chan struct{})
 			c, _ := connect(t, options, func(s *server) { s.accept(); <-stop })
 			defer close(stop)
-			// A write that hangs holds the lock DISCONNECT needs.
+			// A blocked write holds the lock that DISCONNECT needs.
 			go c.Publish(context.Background(), "a", nil, 0)
 			synctest.Wait()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -611,12 +613,12 @@ func TestClose(t *testing.T) {
 			}
 		})
 	})
-	t.Run("does nothing on a connection that is lost", func(t *testing.T) {
+	t.Run("does nothing if the connection is lost", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c, w := connect(t, options, func(s *server) { s.accept() })
 			<-c.Done()
 			sent := len(w.written())
-			atOnce(t, func() { closeClean(t, c) })
+			immediately(t, func() { closeClean(t, c) })
 			if got := w.written()[sent:]; len(got) > 0 && got[0][0] != 0xe0 {
 				t.Errorf("sent %x", got)
 			}
@@ -634,7 +636,7 @@ func TestAStalledWriteEndsTheConnection(t *testing.T) {
 		defer close(stop)
 		start := time.Now()
 		if err := c.Publish(t.Context(), "a", nil, 0); err == nil {
-			t.Error("a message nobody read was published")
+			t.Error("a message that was not read was published")
 		}
 		<-c.Done()
 		if d := time.Since(start); d != o.Timeout {
@@ -661,14 +663,14 @@ func TestMessagesReadBeforeTheEndAreHandedOut(t *testing.T) {
 	})
 }
 
-// TestARefusedCertificateStaysVisible: under TLS 1.3 the client's handshake is over
-// before the server has seen its certificate; the alert comes where CONNACK should.
+// With TLS 1.3, the client completes the handshake before the server has seen its
+// certificate, so the alert arrives instead of the CONNACK.
 func TestARefusedCertificateStaysVisible(t *testing.T) {
 	certificate := selfSigned(t)
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		Certificates: []tls.Certificate{certificate},
 		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    x509.NewCertPool(), // trusts nobody
+		ClientCAs:    x509.NewCertPool(), // trusts no certificate
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -689,34 +691,33 @@ func TestARefusedCertificateStaysVisible(t *testing.T) {
 	_, err = mqttv3.Connect(t.Context(), conn, options)
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" {
-		t.Errorf("got %v, want the alert of the server", err)
+		t.Errorf("got %v, want the server's alert", err)
 	}
 }
 
-// brokenOff is a connection that refuses writes; what the peer said before lies
-// ready to be read.
+// brokenOff is a connection that fails all writes but has an error of the peer to read.
 type brokenOff struct {
 	net.Conn
-	lastWords error
+	remaining error
 }
 
 var errBrokenPipe = &net.OpError{Op: "write", Err: syscall.EPIPE}
 
 func (brokenOff) Write([]byte) (int, error)        { return 0, errBrokenPipe }
-func (b brokenOff) Read([]byte) (int, error)       { return 0, b.lastWords }
+func (b brokenOff) Read([]byte) (int, error)       { return 0, b.remaining }
 func (brokenOff) Close() error                     { return nil }
 func (brokenOff) SetReadDeadline(time.Time) error  { return nil }
 func (brokenOff) SetWriteDeadline(time.Time) error { return nil }
 
-func TestWhatThePeerSaidLastExplainsAFailedCONNECT(t *testing.T) {
+func TestThePeersFinalErrorExplainsAFailedCONNECT(t *testing.T) {
 	alert := &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}
-	_, err := mqttv3.Connect(t.Context(), brokenOff{lastWords: alert}, options)
+	_, err := mqttv3.Connect(t.Context(), brokenOff{remaining: alert}, options)
 	if !errors.Is(err, alert) || !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("got %v, want the alert and the broken pipe", err)
 	}
 }
 
-// selfSigned makes a certificate that is valid by the clock of the bubble.
+// selfSigned returns a certificate that is valid according to the clock of the bubble.
 func selfSigned(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -12,7 +12,7 @@ import (
 // (table 2.1).
 type kind byte
 
-// The packets that a client with QoS 0 and 1 and without UNSUBSCRIBE sends and gets.
+// The packets that a client with QoS 0 and 1 and without UNSUBSCRIBE sends and receives.
 const (
 	kindConnect    kind = 1
 	kindConnack    kind = 2
@@ -39,15 +39,15 @@ const (
 	maxRemaining = 268_435_455 // four bytes of seven bits (table 2.4)
 	maxHeader    = 5
 
-	cleanSession       = 2 // of the connect flags
+	cleanSession       = 2 // a connect flag
 	subscriptionFailed = 0x80
 )
 
-// packet is one of these control packets. Which fields count depends on kind; the rest
-// are zero. Byte slices alias the bytes a packet was parsed from.
+// packet is one of these control packets. kind determines which fields are used; the others
+// are zero. Byte slices alias the bytes from which the packet was parsed.
 type packet struct {
 	kind kind
-	id   uint16 // packet identifier, never 0 where there is one [MQTT-2.3.1-1]
+	id   uint16 // packet identifier, not 0 in packets that have one [MQTT-2.3.1-1]
 
 	// CONNECT, always with a clean session and without a will
 	clientID, userName, password []byte
@@ -70,8 +70,8 @@ func (k kind) malformed(format string, a ...any) error {
 	return &ProtocolError{Packet: k.String(), Reason: fmt.Sprintf(format, a...)}
 }
 
-// parse reads a packet of the server from its first byte and everything after the
-// remaining length.
+// parse parses a packet of the server from its first byte and the bytes after the remaining
+// length.
 func (p *packet) parse(first byte, body []byte) error {
 	*p = packet{kind: kind(first >> 4)}
 	if p.kind == kindPublish {
@@ -102,8 +102,8 @@ func (p *packet) parse(first byte, body []byte) error {
 		p.id, p.returnCode = s.uint16(), s.byte()
 	case kindPingresp:
 	default:
-		// PUBREC and its kin belong to QoS 2, which we never speak. Letting them
-		// through would also reach code in paho that writes to a nil connection.
+		// PUBREC, PUBREL and PUBCOMP belong to QoS 2, which the client does not use. In
+		// paho, they would also reach code that writes to a nil connection.
 		return p.kind.malformed("not expected from this server")
 	}
 	if err := s.end(p.kind); err != nil {
@@ -116,8 +116,8 @@ func (p *packet) publishFlags(first byte) {
 	p.dup, p.qos, p.retain = first&8 != 0, first>>1&3, first&1 != 0
 }
 
-// check holds the rules that concern values rather than layout. Both directions
-// pass through it, so nothing is written that would not be accepted.
+// check applies the rules about values rather than layout. It is used for both directions,
+// so the client writes only packets that it would accept.
 func (p *packet) check() error {
 	switch p.kind {
 	case kindConnect:
@@ -134,7 +134,7 @@ func (p *packet) check() error {
 		if reason := badFilter(p.filter); reason != "" {
 			return p.kind.malformed("topic filter: %s", reason)
 		}
-		if p.qos > 1 { // of version 5, this byte holds more options than the QoS
+		if p.qos > 1 { // in version 5, this byte has other options besides the QoS
 			return p.kind.malformed("QoS byte %#x is not spoken here", p.qos)
 		}
 	}
@@ -172,7 +172,7 @@ func (p *packet) checkPublish() error {
 	return nil
 }
 
-// append writes a packet of the client behind dst. On an error nothing is written.
+// append appends a packet of the client to dst. It appends nothing on an error.
 func (p *packet) append(dst []byte) ([]byte, error) {
 	if err := p.check(); err != nil {
 		return dst, err
@@ -214,7 +214,7 @@ func (p *packet) appendConnect(dst []byte) []byte {
 	return dst
 }
 
-// first is the first byte on the wire.
+// first returns the first byte on the wire.
 func (p *packet) first() byte {
 	if p.kind == kindPublish {
 		return byte(p.kind)<<4 | bit(p.dup, 8) | p.qos<<1 | bit(p.retain, 1)
@@ -222,16 +222,16 @@ func (p *packet) first() byte {
 	return byte(p.kind)<<4 | bit(p.kind == kindSubscribe, 2) // reserved [MQTT-3.8.1-1]
 }
 
-// frame completes a packet begun at start with five bytes for the fixed header:
-// it writes the remaining length and closes the gap that a short one leaves.
+// frame completes a packet that begins at start with five bytes for the fixed header: it
+// writes the remaining length and removes the unused bytes of a short one.
 func frame(dst []byte, start int) []byte {
 	n := binary.PutUvarint(dst[start+1:start+maxHeader], uint64(len(dst)-start-maxHeader))
 	end := start + 1 + n
 	return dst[:end+copy(dst[end:], dst[start+maxHeader:])]
 }
 
-// remainingLength reads a remaining length: n bytes were used, 0 when b ends
-// before it does. A fifth byte is malformed (§2.2.3).
+// remainingLength parses a remaining length of n bytes; n is 0 if b is too short. A fifth
+// byte is malformed (§2.2.3).
 func remainingLength(b []byte) (length, n int, err error) {
 	for n < len(b) && n < maxHeader-1 {
 		c := b[n]
@@ -247,8 +247,8 @@ func remainingLength(b []byte) (length, n int, err error) {
 	return 0, 0, nil
 }
 
-// scanner takes a packet's body apart. Running out of bytes is remembered, so
-// that it is asked about once, at the end.
+// scanner splits a packet's body into its fields. It records if the body is too short, so
+// that callers check once at the end.
 type scanner struct {
 	b     []byte
 	short bool
@@ -278,12 +278,12 @@ func (s *scanner) uint16() uint16 {
 	return 0
 }
 
-// field reads bytes preceded by their number (§1.5.3).
+// field reads bytes that are preceded by their length (§1.5.3).
 func (s *scanner) field() []byte { return s.take(int(s.uint16())) }
 
 func (s *scanner) rest() []byte { return s.take(len(s.b)) }
 
-// end tells whether the body was as long as its contents, no more, no less.
+// end checks that the length of the body was exactly that of its contents.
 func (s *scanner) end(k kind) error {
 	if s.short {
 		return k.malformed("ends too early")
@@ -306,7 +306,7 @@ func bit(set bool, value byte) byte {
 	return 0
 }
 
-// badText says what forbids b as a UTF-8 encoded string (§1.5.3), "" if nothing.
+// badText returns why b is not a valid UTF-8 encoded string (§1.5.3), or "" if it is.
 func badText(b []byte) string {
 	switch {
 	case len(b) > math.MaxUint16:
@@ -319,7 +319,7 @@ func badText(b []byte) string {
 	return ""
 }
 
-// badTopic says what forbids b as a topic name, "" if nothing.
+// badTopic returns why b is not a valid topic name, or "" if it is.
 func badTopic(b []byte) string {
 	switch {
 	case len(b) == 0:
@@ -330,7 +330,7 @@ func badTopic(b []byte) string {
 	return badText(b)
 }
 
-// badFilter says what forbids b as a topic filter, "" if nothing.
+// badFilter returns why b is not a valid topic filter, or "" if it is.
 func badFilter(b []byte) string {
 	if len(b) == 0 {
 		return "empty [MQTT-4.7.3-1]"

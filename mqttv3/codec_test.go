@@ -15,7 +15,7 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2/packets"
 )
 
-// golden is one packet of testdata/packets.txt.
+// golden is a packet of testdata/packets.txt.
 type golden struct {
 	name string
 	wire []byte
@@ -42,13 +42,13 @@ func readGolden(t testing.TB) []golden {
 	return all
 }
 
-// same compares packets; an empty field and an absent one are the same on the
-// wire, where a flag tells them apart.
+// same compares packets. Empty and absent fields are equal, since flags distinguish them on
+// the wire.
 func same(a, b packet) string {
 	return cmp.Diff(a, b, cmp.AllowUnexported(packet{}), cmpopts.EquateEmpty())
 }
 
-// split takes the fixed header off.
+// split removes the fixed header.
 func split(t testing.TB, wire []byte) (first byte, body []byte) {
 	t.Helper()
 	length, n, err := remainingLength(wire[1:])
@@ -60,13 +60,14 @@ func split(t testing.TB, wire []byte) (first byte, body []byte) {
 
 var ab = []byte("a/b")
 
-// goldenPackets says what the packets of testdata/packets.txt mean, in the same order.
+// goldenPackets contains the packets of testdata/packets.txt in parsed form, in the same
+// order.
 var goldenPackets = []packet{
 	{kind: kindConnect, clientID: []byte("gw1"), keepAlive: 10, hasUserName: true, userName: []byte("me"), hasPassword: true, password: []byte("pwd")},
 	{kind: kindConnect, clientID: []byte("gw1"), keepAlive: 60, hasUserName: true, userName: []byte("s/gw")},
 	{kind: kindConnect},
 	{kind: kindConnack},
-	{kind: kindConnack}, // nobody asks whether the server has kept a session
+	{kind: kindConnack}, // the session-present flag is not parsed
 	{kind: kindConnack, returnCode: 5},
 	{kind: kindPublish, topic: ab, id: 10, qos: 1, dup: true, retain: true, payload: []byte("hi")},
 	{kind: kindPublish, topic: ab},
@@ -80,7 +81,7 @@ var goldenPackets = []packet{
 	{kind: kindDisconnect},
 }
 
-// fromServer and fromClient tell who sends a packet.
+// fromServer and fromClient report which side sends a packet.
 func fromServer(k kind) bool {
 	return slices.Contains([]kind{kindConnack, kindPublish, kindPuback, kindSuback, kindPingresp}, k)
 }
@@ -155,19 +156,19 @@ func TestEveryTruncationIsMalformed(t *testing.T) {
 			var p packet
 			err := p.parse(first, body[:n])
 			var violation *ProtocolError
-			// A payload may end anywhere; what is left is then a whole packet that
-			// says less.
+			// A payload may end anywhere; the remaining bytes are then a complete packet
+			// with a shorter payload.
 			if err == nil && len(p.payload) >= len(whole.payload) {
-				t.Errorf("%s: the first %d bytes of the body were taken for the whole", g.name, n)
+				t.Errorf("%s: the first %d bytes of the body were accepted as the whole body", g.name, n)
 			}
 			if err != nil && !errors.As(err, &violation) {
 				t.Errorf("%s: cut after %d: %T, want *ProtocolError", g.name, n, err)
 			}
 		}
-		if whole.kind != kindPublish { // its payload ends where the packet does
+		if whole.kind != kindPublish { // its payload extends to the end of the packet
 			var p packet
 			if err := p.parse(first, append(bytes.Clone(body), 0)); err == nil {
-				t.Errorf("%s: a byte too many was taken for part of it", g.name)
+				t.Errorf("%s: an extra byte was accepted as part of it", g.name)
 			}
 		}
 	}
@@ -274,7 +275,7 @@ func TestRemainingLength(t *testing.T) {
 		{"80808001", 2_097_152, 4, false}, {"ffffff7f", 268_435_455, 4, false},
 		{"", 0, 0, false}, {"ff", 0, 0, false}, {"ffffff", 0, 0, false},
 		{"ffffffff", 0, 4, true}, {"ffffffff7f", 0, 4, true},
-		{"8000", 0, 2, false}, // longer than need be, but nothing forbids it
+		{"8000", 0, 2, false}, // longer than necessary, but not forbidden
 	} {
 		wire, _ := hex.DecodeString(test.wire)
 		length, n, err := remainingLength(wire)
@@ -284,8 +285,8 @@ func TestRemainingLength(t *testing.T) {
 	}
 }
 
-// FuzzPacket: whatever is accepted of a server, a decoder of other hands reads the same
-// from it, and nothing else: encoded again, it is the same bytes.
+// FuzzPacket checks that an independent decoder reads the same values from each packet of a
+// server that is accepted, and that encoding the packet again gives the same bytes.
 func FuzzPacket(f *testing.F) {
 	for _, g := range readGolden(f) {
 		first, body := split(f, g.wire)
@@ -312,7 +313,7 @@ func FuzzPacket(f *testing.F) {
 	})
 }
 
-// encodeMochi writes a packet that only a server sends with mochi-mqtt's encoder.
+// encodeMochi encodes a packet that only a server sends with mochi-mqtt's encoder.
 func encodeMochi(pk mochi.Packet) ([]byte, error) {
 	var b bytes.Buffer
 	var err error
@@ -327,7 +328,7 @@ func encodeMochi(pk mochi.Packet) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// DecodeMochi reads one packet of MQTT 3.1.1 with mochi-mqtt's decoder.
+// DecodeMochi decodes a packet of MQTT 3.1.1 with mochi-mqtt's decoder.
 func DecodeMochi(wire []byte) (pk mochi.Packet, err error) {
 	pk.ProtocolVersion = 4
 	if err := pk.FixedHeader.Decode(wire[0]); err != nil {
@@ -344,7 +345,7 @@ func DecodeMochi(wire []byte) (pk mochi.Packet, err error) {
 		if err = pk.ConnectDecode(body); err == nil {
 			valid = pk.ConnectValidate()
 			if valid == mochi.ErrProtocolViolationFlagNoPassword {
-				valid = mochi.CodeSuccess // mochi wants a password not to be empty; the standard does not
+				valid = mochi.CodeSuccess // mochi rejects an empty password; the standard allows it
 			}
 		}
 	case mochi.Connack:
@@ -376,7 +377,7 @@ func DecodeMochi(wire []byte) (pk mochi.Packet, err error) {
 	return pk, err
 }
 
-// compareMochi checks that mochi read from the wire what the packet says.
+// compareMochi checks that mochi decoded the same values.
 func compareMochi(t testing.TB, p packet, other mochi.Packet) {
 	t.Helper()
 	got := packet{
@@ -411,6 +412,6 @@ func compareMochi(t testing.TB, p packet, other mochi.Packet) {
 		}
 	}
 	if diff := same(p, got); diff != "" {
-		t.Errorf("another decoder reads something else (-ours +theirs):\n%s", diff)
+		t.Errorf("the other decoder reads different values (-ours +theirs):\n%s", diff)
 	}
 }

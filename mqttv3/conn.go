@@ -16,48 +16,49 @@ import (
 )
 
 const (
-	firstBytes = 512         // kept of a peer that does not speak MQTT
-	lastWords  = time.Second // how long a peer that broke off is listened to
+	firstBytes = 512         // kept from a peer that does not speak MQTT
+	finalRead  = time.Second // time limit for reading after a write of CONNECT failed
 )
 
-// Conn is a net.Conn that speaks MQTT 5 to its user, paho, and MQTT 3.1.1 to the
-// server. Every packet of paho, however many pieces it comes in, becomes one
-// Write of the connection below: one TLS record, one WebSocket message.
+// Conn is a net.Conn that speaks MQTT 5 to its user, paho, and MQTT 3.1.1 to the server.
+// Conn sends every packet that paho writes, in however many pieces, with one Write of the
+// underlying connection: one TLS record, one WebSocket message.
 //
-// As paho does, a user holds the lock while writing one packet. The first error
-// ends the connection; Err keeps it.
+// Like paho, a user holds the lock while writing a packet. The first error ends the
+// connection; Err returns it.
 type Conn struct {
 	net.Conn
 
 	maxPacket    int
 	writeTimeout time.Duration
 
-	// Owned by the reader.
+	// Used only by the reader.
 	r    *bufio.Reader
-	body []byte // of the server's packet
-	up   []byte // the packet for paho …
-	rest []byte // … and what is still to be read of it
+	body []byte // body of the server's packet
+	up   []byte // the packet for paho
+	rest []byte // the part of up that paho has not read yet
 
-	// lock is held by paho while it writes a packet. It is no mutex because a
-	// synthetic clock (testing/synctest) stands still while one is waited for.
+	// lock is held by paho while it writes a packet. It is a channel because the synthetic
+	// clock of testing/synctest does not advance while a goroutine waits for a mutex.
 	lock chan struct{}
 	// Guarded by lock.
-	pieces []byte // of paho's packet
+	pieces []byte // the bytes of paho's packet so far
 	wire   []byte // the packet for the server
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the following fields
 	t     transcoder
-	quiet chan struct{} // closed when no PUBACK is owed; nil while nobody waits
+	quiet chan struct{} // closed when no PUBACK is pending; nil without a waiter
 	err   error
 	done  chan struct{}
 
-	// closed is no sync.Once: the second to find an error need not wait until
-	// the first has said goodbye to a peer that may be dead.
+	// closed is not a sync.Once: a second caller does not wait while the first closes the
+	// connection to a peer that may be dead.
 	closed atomic.Bool
 }
 
-// NewConn returns a Conn over inner. A packet above maxPacket bytes in either direction
-// is refused; a packet that cannot be written within writeTimeout ends the connection.
+// NewConn returns a Conn over inner. It rejects packets of more than maxPacket bytes in
+// either direction. A packet that cannot be written within writeTimeout ends the
+// connection.
 func NewConn(inner net.Conn, maxPacket int, writeTimeout time.Duration) *Conn {
 	return &Conn{
 		Conn:         inner,
@@ -78,21 +79,22 @@ func (c *Conn) Unlock() { <-c.lock }
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err returns why the connection ended, nil while it has not.
+// Err returns why the connection ended, or nil while it is open.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the connection at once, without DISCONNECT. It may be called often.
+// Close ends the connection immediately, without DISCONNECT. It may be called more than
+// once.
 func (c *Conn) Close() error {
 	_ = c.fail(ErrClosed)
 	return nil
 }
 
-// fail ends the connection and returns the reason for it, which is err if
-// nothing happened before.
+// fail ends the connection and returns the reason, which is err unless the connection had
+// already ended.
 func (c *Conn) fail(err error) error {
 	err = c.end(err)
 	if c.closed.CompareAndSwap(false, true) {
@@ -101,8 +103,7 @@ func (c *Conn) fail(err error) error {
 	return err
 }
 
-// end is fail without closing: from here on nobody waits for this connection,
-// but a DISCONNECT can still be written.
+// end is fail without closing: pending calls end, but a DISCONNECT can still be written.
 func (c *Conn) end(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -125,7 +126,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads one packet of the server and transcodes it.
+// fill reads a packet of the server and transcodes it.
 func (c *Conn) fill() error {
 	c.mu.Lock()
 	connecting := c.t.phase == phaseConnecting
@@ -157,8 +158,8 @@ func (c *Conn) fill() error {
 	return err
 }
 
-// expectConnack looks at the first two bytes before anything is believed about
-// what follows: they tell a CONNACK from every other protocol.
+// expectConnack checks the first two bytes, which distinguish a CONNACK from every other
+// protocol, before the rest is parsed.
 func (c *Conn) expectConnack() error {
 	for i, ok := range []func(byte) bool{
 		func(b byte) bool { return kind(b>>4) == kindConnack },
@@ -171,8 +172,8 @@ func (c *Conn) expectConnack() error {
 			return err
 		}
 		if !ok(b[i]) {
-			_ = c.SetReadDeadline(time.Now().Add(lastWords))
-			b, _ = c.r.Peek(firstBytes) // what there is; the error does not matter
+			_ = c.SetReadDeadline(time.Now().Add(finalRead))
+			b, _ = c.r.Peek(firstBytes) // as many as there are, despite an error
 			return &NotMQTTError{First: bytes.Clone(b)}
 		}
 	}
@@ -193,7 +194,7 @@ func (c *Conn) readLength() (int, error) {
 	}
 }
 
-// midPacket names an end that is not between two packets.
+// midPacket converts an EOF within a packet.
 func midPacket(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -201,7 +202,7 @@ func midPacket(err error) error {
 	return err
 }
 
-// Write takes bytes of MQTT 5. The caller holds the lock for a whole packet.
+// Write writes bytes of MQTT 5. The caller holds the lock for a whole packet.
 func (c *Conn) Write(b []byte) (int, error) {
 	c.pieces = append(c.pieces, b...)
 	for len(c.pieces) > 0 {
@@ -220,7 +221,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// send transcodes one packet and writes it in one piece.
+// send transcodes a packet and writes it with one Write.
 func (c *Conn) send(first byte, body []byte) error {
 	c.mu.Lock()
 	var err error
@@ -240,17 +241,17 @@ func (c *Conn) send(first byte, body []byte) error {
 	_ = c.SetWriteDeadline(time.Now().Add(c.writeTimeout))
 	if _, err := c.Conn.Write(c.wire); err != nil {
 		if connecting {
-			err = c.lastWords(err)
+			err = c.finalError(err)
 		}
 		return err
 	}
 	return nil
 }
 
-// lastWords reads what the server said before it made our CONNECT fail. With TLS
-// 1.3 a refused client certificate shows only there, as an alert.
-func (c *Conn) lastWords(writeErr error) error {
-	_ = c.SetReadDeadline(time.Now().Add(lastWords))
+// finalError reads the server's last bytes after writing CONNECT failed. With TLS 1.3, a
+// rejected client certificate is visible only there, as an alert.
+func (c *Conn) finalError(writeErr error) error {
+	_ = c.SetReadDeadline(time.Now().Add(finalRead))
 	err := c.fill()
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return writeErr
@@ -258,7 +259,7 @@ func (c *Conn) lastWords(writeErr error) error {
 	return fmt.Errorf("%w, after %w", err, writeErr)
 }
 
-// flush waits until every message read has been acknowledged.
+// flush waits until all received messages have been acknowledged.
 func (c *Conn) flush(ctx context.Context) {
 	c.mu.Lock()
 	if c.t.owed == 0 {
@@ -277,7 +278,7 @@ func (c *Conn) flush(ctx context.Context) {
 	}
 }
 
-// returnCode is that of a CONNACK that refused the connection, else 0.
+// returnCode returns the code of a CONNACK that refused the connection, or 0.
 func (c *Conn) returnCode() byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

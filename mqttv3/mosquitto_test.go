@@ -25,15 +25,14 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2/packets"
 )
 
-// broker is one of our own, on loopback, with one listener for TLS and
-// one for WebSocket over TLS.
+// broker is a mosquitto on loopback with a listener for TLS and one for WebSocket over TLS.
 type broker struct {
 	tls, websocket string // addresses
 	roots          *x509.CertPool
 	log            *logbook
 }
 
-// logbook keeps what the broker logs and lets a test wait for a line.
+// logbook keeps the broker's log and lets a test wait for a line.
 type logbook struct {
 	mu    sync.Mutex
 	lines []string
@@ -55,12 +54,12 @@ func (l *logbook) await(t *testing.T, text string) string {
 			}
 		}
 		if ended {
-			t.Fatalf("the broker ended without saying %q:\n%s", text, strings.Join(lines, "\n"))
+			t.Fatalf("the broker ended without logging %q:\n%s", text, strings.Join(lines, "\n"))
 		}
 		select {
 		case <-more:
 		case <-late:
-			t.Fatalf("the broker does not say %q:\n%s", text, strings.Join(lines, "\n"))
+			t.Fatalf("the broker did not log %q:\n%s", text, strings.Join(lines, "\n"))
 		}
 	}
 }
@@ -80,14 +79,14 @@ func startMosquitto(t *testing.T) *broker {
 	t.Helper()
 	program, err := exec.LookPath("mosquitto")
 	if err != nil {
-		program = "/usr/sbin/mosquitto" // Debian; sbin is not in everybody's path
+		program = "/usr/sbin/mosquitto" // Debian; sbin may not be in the path
 		_, err = os.Stat(program)
 	}
 	if err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("mosquitto is not installed: %v", err)
 		}
-		t.Skip("mosquitto is not installed: conformance with a broker of other hands is not checked")
+		t.Skip("mosquitto is not installed: conformance with an independent broker is not checked")
 	}
 	dir := t.TempDir()
 	certificate := selfSigned(t)
@@ -115,7 +114,7 @@ func startMosquitto(t *testing.T) *broker {
 	}
 	fmt.Fprintf(&conf, "allow_anonymous true\nacl_file %s\nlog_type all\nlog_dest stderr\npersistence false\n", aclFile)
 	if os.Getuid() == 0 {
-		fmt.Fprintf(&conf, "user root\n") // so that it can read what this test wrote
+		fmt.Fprintf(&conf, "user root\n") // so that it can read the files of this test
 	}
 
 	command := exec.Command(program, "-c", write("mosquitto.conf", []byte(conf.String())))
@@ -149,7 +148,7 @@ func startMosquitto(t *testing.T) *broker {
 	return b
 }
 
-// freeAddress is a loopback address nobody listens on at the moment.
+// freeAddress returns a loopback address that is not in use.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -183,7 +182,7 @@ func (b *broker) dialWebSocket(ctx context.Context, t *testing.T) net.Conn {
 	return closeNow{websocket.NetConn(context.Background(), ws, websocket.MessageBinary), ws}
 }
 
-// closeNow leaves the closing handshake out.
+// closeNow closes without the closing handshake.
 type closeNow struct {
 	net.Conn
 	ws *websocket.Conn
@@ -245,7 +244,7 @@ func TestMosquitto(t *testing.T) {
 					t.Errorf("%d packets, want %d, DISCONNECT last: %v", len(kinds), want, kinds)
 				}
 			})
-			t.Run("silence is bridged by PINGREQ", func(t *testing.T) {
+			t.Run("PINGREQ keeps an idle connection alive", func(t *testing.T) {
 				id := "gw-silent-" + over.name
 				c, err := mqttv3.Connect(ctx, over.dial(ctx, t), mqttv3.Options{ClientID: id, KeepAlive: time.Second})
 				if err != nil {
@@ -257,7 +256,7 @@ func TestMosquitto(t *testing.T) {
 				}
 				closeClean(t, c)
 			})
-			t.Run("a client identifier used twice ends the first connection", func(t *testing.T) {
+			t.Run("a second connection with the same client identifier ends the first", func(t *testing.T) {
 				o := mqttv3.Options{ClientID: "gw-twice-" + over.name}
 				first, err := mqttv3.Connect(ctx, over.dial(ctx, t), o)
 				if err != nil {

@@ -1,7 +1,7 @@
 package mqttv3_test
 
-// Known pitfalls of paho.golang under MQTT 3.1.1, and what keeps each away. The
-// numbers are used by the tests below.
+// Known pitfalls of paho.golang with MQTT 3.1.1, and how the package avoids each. The tests
+// below use the numbers.
 //
 //	 1  in-flight calls hang when the connection is lost   TestPitfall01
 //	 2  Publish at QoS 1 swallows write errors             TestPitfall02
@@ -60,7 +60,7 @@ func TestPitfall01CallsInFlightEndWithTheConnection(t *testing.T) {
 		go func() { pending <- c.Subscribe(context.Background(), "t/#", 1) }()
 		go func() { _, err := c.Receive(context.Background()); pending <- err }()
 		<-c.Done()
-		atOnce(t, func() {
+		immediately(t, func() {
 			for range cap(pending) {
 				wantCause(t, <-pending, io.EOF)
 			}
@@ -69,8 +69,8 @@ func TestPitfall01CallsInFlightEndWithTheConnection(t *testing.T) {
 	})
 }
 
-// failing is a connection whose writes fail from some point on, while reading
-// goes on as if nothing had happened.
+// failing is a connection whose writes fail from some point on, while reads continue to
+// work.
 type failing struct {
 	net.Conn
 	mu    sync.Mutex
@@ -94,7 +94,7 @@ func TestPitfall02AFailedWriteEndsPublish(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			atOnce(t, func() {
+			immediately(t, func() {
 				wantCause(t, c.Publish(t.Context(), "a", nil, qos), syscall.EPIPE)
 				closeClean(t, c)
 			})
@@ -115,7 +115,7 @@ func TestPitfall03UnreadMessagesDoNotBlockClose(t *testing.T) {
 				s.expectEnd()
 			})
 			synctest.Wait()
-			atOnce(t, func() { closeClean(t, c) })
+			immediately(t, func() { closeClean(t, c) })
 			for i := range 16 {
 				if _, err := c.Receive(t.Context()); err != nil {
 					t.Errorf("message %d: %v", i, err)
@@ -138,7 +138,7 @@ func TestPitfall03UnreadMessagesDoNotBlockClose(t *testing.T) {
 			if !errors.As(c.Err(), &violation) || violation.Packet != "PUBLISH" {
 				t.Errorf("got %v, want a *ProtocolError", c.Err())
 			}
-			atOnce(t, func() { closeClean(t, c) })
+			immediately(t, func() { closeClean(t, c) })
 		})
 	})
 }
@@ -152,7 +152,7 @@ func TestPitfall04AConnectionIsSmall(t *testing.T) {
 		closeClean(t, c)
 	}
 	runtime.ReadMemStats(&after)
-	// The default would set aside 512 KiB for each.
+	// With paho's default, each would allocate 512 KiB.
 	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 64<<10 {
 		t.Errorf("a connection takes %d bytes, want at most 64 KiB", each)
 	}
@@ -161,7 +161,7 @@ func TestPitfall04AConnectionIsSmall(t *testing.T) {
 func TestPitfall05PINGREQOnlyAfterSilence(t *testing.T) {
 	o := options
 	o.KeepAlive, o.Timeout = 60*time.Second, 7*time.Second
-	t.Run("the first goes out after one keep-alive, the next after another", func(t *testing.T) {
+	t.Run("the first is sent after one keep-alive interval, the next after another", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
 			var at []time.Duration
@@ -181,7 +181,7 @@ func TestPitfall05PINGREQOnlyAfterSilence(t *testing.T) {
 			}
 		})
 	})
-	t.Run("traffic puts it off", func(t *testing.T) {
+	t.Run("traffic postpones it", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
 			c, _ := connect(t, o, func(s *server) {
@@ -203,7 +203,7 @@ func TestPitfall05PINGREQOnlyAfterSilence(t *testing.T) {
 			closeClean(t, c)
 		})
 	})
-	t.Run("a missing PINGRESP ends the connection after the time-out, not after a keep-alive", func(t *testing.T) {
+	t.Run("a missing PINGRESP ends the connection after the time-out, not after a keep-alive interval", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
 			c, _ := connect(t, o, func(s *server) { s.accept(); s.drain() })
@@ -218,7 +218,7 @@ func TestPitfall05PINGREQOnlyAfterSilence(t *testing.T) {
 			closeClean(t, c)
 		})
 	})
-	t.Run("without a keep-alive there is none", func(t *testing.T) {
+	t.Run("without a keep-alive interval, none is sent", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c, w := connect(t, options, func(s *server) { s.accept(); s.drain() })
 			time.Sleep(24 * time.Hour)
@@ -273,8 +273,7 @@ func TestPitfall08TheTimeOutBoundsTheCONNECTWrite(t *testing.T) {
 	})
 }
 
-// slow is a connection on which the answer to DISCONNECT, the end, is there before
-// writing it returns.
+// slow is a connection that the server closes before the write of DISCONNECT returns.
 type slow struct{ net.Conn }
 
 func (s slow) Write(b []byte) (int, error) {
@@ -295,7 +294,7 @@ func TestPitfall09ACleanCloseIsNoError(t *testing.T) {
 		closeClean(t, c)
 		synctest.Wait()
 		if !errors.Is(c.Err(), mqttv3.ErrClosed) || c.Err().Error() != mqttv3.ErrClosed.Error() {
-			t.Errorf("Err: %v, want nothing but ErrClosed", c.Err())
+			t.Errorf("Err: %v, want only ErrClosed", c.Err())
 		}
 	})
 }
@@ -312,7 +311,7 @@ func TestPitfall10AnEndWithoutDISCONNECTIsNoticed(t *testing.T) {
 	})
 }
 
-func TestPitfall11NothingIsSetAsideForAHugePacket(t *testing.T) {
+func TestPitfall11NoMemoryIsAllocatedForAHugePacket(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	synctest.Test(t, func(t *testing.T) {
@@ -349,7 +348,7 @@ func TestPitfall12ThePasswordIsNeverShown(t *testing.T) {
 			t.Errorf("%s of the options: %s", verb, text)
 		}
 	}
-	// paho's own loggers are fed whole packets. They stay unset.
+	// paho passes whole packets to its loggers, so they are not set.
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
@@ -363,7 +362,7 @@ func TestPitfall12ThePasswordIsNeverShown(t *testing.T) {
 			t.Errorf("%s sets paho's debug logger", name)
 		}
 	}
-	// That no error shows it is checked by TestHostileServer, for each case.
+	// TestHostileServer checks that no error contains the password.
 }
 
 func TestPitfall13LongStringsAreRefusedNotCut(t *testing.T) {
@@ -391,10 +390,10 @@ func TestPitfall13LongStringsAreRefusedNotCut(t *testing.T) {
 
 func TestPitfall14EachPacketIsOneWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const senders = 16 // as many messages as may lie unread
+		const senders = 16 // the number of messages that may be unread
 		c, w := connect(t, options, func(s *server) {
 			s.accept()
-			go s.write(strings.Repeat(messageQoS1, senders)) // each PUBACK is written by paho's own goroutine
+			go s.write(strings.Repeat(messageQoS1, senders)) // paho writes each PUBACK in a separate goroutine
 			s.drain()
 		})
 		var all sync.WaitGroup
@@ -414,14 +413,14 @@ func TestPitfall14EachPacketIsOneWrite(t *testing.T) {
 		}
 		for _, b := range writes {
 			if _, err := mqttv3.DecodeMochi(b); err != nil {
-				t.Errorf("a write of %d bytes is no whole packet: %v", len(b), err)
+				t.Errorf("a write of %d bytes is not a whole packet: %v", len(b), err)
 			}
 		}
 	})
 }
 
 func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
-	t.Run("what is still to be acknowledged goes before it", func(t *testing.T) {
+	t.Run("pending acknowledgements are sent before it", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			publishing, read := make(chan struct{}), make(chan struct{})
 			c, _ := connect(t, options, func(s *server) {
@@ -435,8 +434,8 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 				s.expect(mochi.Disconnect)
 				s.expectEnd()
 			})
-			// A write nobody reads yet holds the lock. The first PUBACK queues for it,
-			// the second is not yet made when Close is called.
+			// A blocked write holds the lock. The first PUBACK waits for it, and the second
+			// does not exist yet when Close is called.
 			go c.Publish(context.Background(), "a", nil, 0)
 			synctest.Wait()
 			close(publishing)
@@ -448,7 +447,7 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 			<-closed
 		})
 	})
-	t.Run("a later packet is held back [MQTT-3.14.4-1]", func(t *testing.T) {
+	t.Run("a later packet is not sent [MQTT-3.14.4-1]", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := serve(t, func(s *server) {
 				s.accept()
@@ -468,7 +467,7 @@ func TestPitfall15NothingFollowsDISCONNECT(t *testing.T) {
 	})
 }
 
-// onConn connects paho itself over a Conn, as the Client does.
+// onConn connects paho over a Conn, as the Client does.
 func onConn(t testing.TB, w *wire) *paho.Client {
 	t.Helper()
 	c := paho.NewClient(paho.ClientConfig{Conn: mqttv3.NewConn(w, 256<<10, time.Minute), PingHandler: noPing{paho.NewDefaultPinger()}})
@@ -478,7 +477,7 @@ func onConn(t testing.TB, w *wire) *paho.Client {
 	return c
 }
 
-// noPing leaves the pinging out.
+// noPing sends no PINGREQ.
 type noPing struct{ *paho.DefaultPinger }
 
 func (noPing) Run(context.Context, net.Conn, uint16) error { return nil }

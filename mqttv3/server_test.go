@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What servers say, spelled out.
+// Packets that servers send.
 const (
 	connackAccepted = "20 02 00 00"
 	subackQoS1      = "90 03 00 01 01"
@@ -35,7 +35,7 @@ const (
 func unhex(digits string) []byte {
 	b, err := hex.DecodeString(strings.Join(strings.Fields(digits), ""))
 	if err != nil {
-		panic(err) // of a constant in these tests
+		panic(err) // the argument is a constant
 	}
 	return b
 }
@@ -60,16 +60,15 @@ func (w *wire) written() [][]byte {
 	return w.writes
 }
 
-// server is the other end: a script that reads with mochi-mqtt's decoder and
-// answers in bytes.
+// server is the other end: a script that reads with mochi-mqtt's decoder and writes bytes.
 type server struct {
 	t    testing.TB
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// serve runs script in a goroutine of its own, and closes the connection after it.
-// The test ends only when the script has.
+// serve runs script in a goroutine and closes the connection after it. The test waits for
+// the script to end.
 func serve(t testing.TB, script func(*server)) *wire {
 	client, conn := net.Pipe()
 	done := make(chan struct{})
@@ -111,7 +110,7 @@ func (s *server) next() (mochi.Packet, bool) {
 	return p, true
 }
 
-// expect reads a packet, which is to be of this type.
+// expect reads a packet and checks its type.
 func (s *server) expect(packetType byte) mochi.Packet {
 	p, ok := s.next()
 	if !ok {
@@ -122,22 +121,22 @@ func (s *server) expect(packetType byte) mochi.Packet {
 	return p
 }
 
-// expectEnd reads until the client closes, which is to be now.
+// expectEnd expects that the client closes the connection.
 func (s *server) expectEnd() {
 	if p, ok := s.next(); ok {
 		s.t.Errorf("server: got %s, want the end of the connection", mochi.PacketNames[p.FixedHeader.Type])
 	}
 }
 
-// drain reads until the client closes, whatever comes.
+// drain reads until the client closes the connection.
 func (s *server) drain() {
 	io.Copy(io.Discard, s.r)
 }
 
-// write sends bytes. That the client has gone is no failure of the server.
+// write sends bytes. It ignores errors, since the client may have closed the connection.
 func (s *server) write(digits string) { s.conn.Write(unhex(digits)) }
 
-// accept does what a good server does with CONNECT.
+// accept reads CONNECT and sends a CONNACK.
 func (s *server) accept() {
 	s.expect(mochi.Connect)
 	s.write(connackAccepted)
@@ -147,7 +146,7 @@ var options = mqttv3.Options{ClientID: "gw1", UserName: "scope/registrations/gw1
 
 const secret = "SharedAccessSignature-very-secret"
 
-// connect connects to script and fails the test if that does.
+// connect connects to script. The test fails if it cannot.
 func connect(t testing.TB, o mqttv3.Options, script func(*server)) (*mqttv3.Client, *wire) {
 	t.Helper()
 	w := serve(t, script)
@@ -174,8 +173,8 @@ func wantCause(t testing.TB, err, cause error) {
 	}
 }
 
-// atOnce checks that f takes no time, on the clock of the bubble.
-func atOnce(t testing.TB, f func()) {
+// immediately checks that f takes no time on the clock of the bubble.
+func immediately(t testing.TB, f func()) {
 	t.Helper()
 	start := time.Now()
 	f()

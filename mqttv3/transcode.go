@@ -2,7 +2,7 @@ package mqttv3
 
 import "encoding/binary"
 
-// The few facts of MQTT 5 that paho writes and reads.
+// The constants of MQTT 5 that paho writes and reads.
 const (
 	v5Level = 5
 
@@ -15,14 +15,14 @@ const (
 	v5SharedAllowed  = 0x2a
 )
 
-// transcoder turns the version 5 packets of paho into 3.1.1 and the server's
-// 3.1.1 packets into version 5. It does no I/O. What it remembers is what is
-// needed to tell a packet that fits the session from one that does not.
+// transcoder converts the version 5 packets of paho to 3.1.1 and the server's 3.1.1 packets
+// to version 5. It does no I/O. It keeps the state that is needed to reject packets that do
+// not fit the session.
 type transcoder struct {
 	phase phase
-	// requests are the packets of ours that wait for an acknowledgement.
+	// requests are the client's packets that wait for an acknowledgement.
 	requests map[uint16]request
-	// owed counts the messages of QoS 1 that paho has still to acknowledge.
+	// owed counts the messages of QoS 1 that paho has not acknowledged yet.
 	owed int
 	// refused is the return code of a CONNACK that refused the connection.
 	refused byte
@@ -38,14 +38,14 @@ const (
 	phaseDisconnected       // DISCONNECT written
 )
 
-// request is what an acknowledgement has to fit.
+// request is a packet that an acknowledgement must match.
 type request struct {
 	kind kind
-	qos  byte // asked for by a SUBSCRIBE
+	qos  byte // requested by a SUBSCRIBE
 }
 
-// down turns one packet of paho into 3.1.1, behind dst. Errors are about our own
-// side: something was asked for that 3.1.1 cannot say.
+// down converts a packet of paho to 3.1.1 and appends it to dst. It returns an error if
+// 3.1.1 cannot express the packet.
 func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
 	k := kind(first >> 4)
 	switch {
@@ -79,7 +79,7 @@ func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// up turns one packet of the server into version 5, behind dst.
+// up converts a packet of the server to version 5 and appends it to dst.
 func (t *transcoder) up(dst []byte, first byte, body []byte) ([]byte, error) {
 	var p packet
 	if err := p.parse(first, body); err != nil {
@@ -108,7 +108,7 @@ func (t *transcoder) up(dst []byte, first byte, body []byte) ([]byte, error) {
 func (t *transcoder) answer(p *packet) error {
 	r, known := t.requests[p.id]
 	if !known && p.kind == kindPuback {
-		return nil // one too many; paho ignores it, and so can we
+		return nil // unsolicited; paho ignores it
 	}
 	want := p.kind - 1 // each acknowledgement is numbered one above its request
 	if r.kind != want {
@@ -121,8 +121,8 @@ func (t *transcoder) answer(p *packet) error {
 	return nil
 }
 
-// parseV5 reads what paho writes. Properties that carry a meaning 3.1.1 cannot
-// express are refused; the two that only steer paho itself are left out.
+// parseV5 parses the packets that paho writes. It rejects properties that 3.1.1 cannot
+// express, and omits the two that only control paho.
 func (p *packet) parseV5(first byte, body []byte) error {
 	*p = packet{kind: kind(first >> 4)}
 	s := scanner{b: body}
@@ -168,14 +168,14 @@ func (p *packet) parseConnectV5(s *scanner) error {
 	if string(name) != protocolName || level != v5Level {
 		return p.kind.malformed("not an MQTT 5 CONNECT")
 	}
-	// Clean session and nothing but user name and password: the service keeps no
-	// sessions and takes no will.
+	// Only a clean session, a user name and a password are allowed: the service keeps no
+	// sessions and accepts no will.
 	if flags&^0xc0 != cleanSession {
 		return p.kind.malformed("connect flags %#x are not spoken here", flags)
 	}
 	p.hasUserName, p.hasPassword = flags&0x80 != 0, flags&0x40 != 0
 	p.keepAlive = s.uint16()
-	properties := scanner{b: s.take(int(s.byte()))} // one byte of length is enough for the two below
+	properties := scanner{b: s.take(int(s.byte()))} // the length of the two below fits one byte
 	for len(properties.b) > 0 {
 		switch id := properties.byte(); id {
 		case v5SessionExpiry:
@@ -207,8 +207,8 @@ func (s *scanner) noProperties(k kind) error {
 	return nil
 }
 
-// plain reads a reason code of 0 and an empty property list, either of which
-// version 5 may leave out.
+// plain reads a reason code of 0 and an empty property list; both are optional in version
+// 5.
 func (s *scanner) plain(k kind) error {
 	if len(s.b) > 0 && s.byte() != 0 {
 		return k.malformed("a reason cannot be expressed in MQTT 3.1.1")
@@ -219,7 +219,7 @@ func (s *scanner) plain(k kind) error {
 	return nil
 }
 
-// appendV5 writes what paho reads. up lets only checked packets come here.
+// appendV5 appends a packet for paho. up passes only checked packets.
 func (p *packet) appendV5(dst []byte) []byte {
 	start := len(dst)
 	dst = append(dst, p.first(), 0, 0, 0, 0)
@@ -242,9 +242,9 @@ func (p *packet) appendV5(dst []byte) []byte {
 	return frame(dst, start)
 }
 
-// appendConnackV5 tells paho what a server of 3.1.1 cannot: what this connection
-// does not do, so that paho refuses it before anything is written. A session the
-// server claims to have kept is hidden: there is none on our side [MQTT-3.2.2-1].
+// appendConnackV5 adds the limits of this connection, which a server of 3.1.1 cannot state,
+// so that paho rejects unsupported requests before it writes them. It clears the
+// session-present flag, since the client has no session [MQTT-3.2.2-1].
 func (p *packet) appendConnackV5(dst []byte) []byte {
 	if p.returnCode == 0 {
 		return append(dst, 0, 0, 8,

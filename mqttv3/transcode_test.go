@@ -23,8 +23,8 @@ func unhex(t testing.TB, digits string) []byte {
 	return b
 }
 
-// connected is a transcoder after CONNECT and CONNACK, with these requests in
-// flight: 1 a SUBSCRIBE of QoS 1, 3 a PUBLISH, 4 a SUBSCRIBE of QoS 0.
+// connected returns a transcoder after CONNECT and CONNACK, with these requests in flight:
+// 1 a SUBSCRIBE of QoS 1, 3 a PUBLISH, 4 a SUBSCRIBE of QoS 0.
 func connected() *transcoder {
 	return &transcoder{phase: phaseConnected, requests: map[uint16]request{
 		1: {kindSubscribe, 1}, 3: {kindPublish, 1}, 4: {kindSubscribe, 0},
@@ -35,7 +35,7 @@ func TestDown(t *testing.T) {
 	for _, test := range []struct {
 		says     string
 		t        *transcoder
-		v5, v311 string // v311 empty: refused
+		v5, v311 string // v311 empty: rejected
 	}{
 		{"CONNECT loses its properties and gets level 4", &transcoder{},
 			"10 1e 00 04 4d515454 05 c2 003c 08 11 00000001 21 0010 00 03 677731 00 01 75 00 01 70",
@@ -178,12 +178,12 @@ func TestAnAnswerEndsItsRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := tr.up(nil, 0x90, []byte{0, 1, 1}); err == nil {
-		t.Error("the same SUBACK was taken twice")
+		t.Error("the same SUBACK was accepted twice")
 	}
 }
 
-// FuzzUp: what a server sends is either refused or read by paho as the same
-// packet; whatever comes, nothing panics.
+// FuzzUp checks that a packet of a server is either rejected or read by paho as the same
+// packet.
 func FuzzUp(f *testing.F) {
 	for _, g := range readGolden(f) {
 		f.Add(g.wire, true)
@@ -210,7 +210,7 @@ func FuzzUp(f *testing.F) {
 	})
 }
 
-// nextPacket reads one packet of 3.1.1, without any of the session's rules.
+// nextPacket reads a packet of 3.1.1 without applying the rules of a session.
 func nextPacket(t *testing.T, r *bytes.Reader) (p packet) {
 	t.Helper()
 	first, _ := r.ReadByte()
@@ -218,13 +218,13 @@ func nextPacket(t *testing.T, r *bytes.Reader) (p packet) {
 	for {
 		b, err := r.ReadByte()
 		if err != nil {
-			t.Fatal("a packet was read that the server has not sent")
+			t.Fatal("paho read a packet that the server did not send")
 		}
 		digits = append(digits, b)
 		if length, n, err := remainingLength(digits); n > 0 {
 			body := make([]byte, length)
 			if _, short := io.ReadFull(r, body); err != nil || short != nil {
-				t.Fatal("a packet was read that the server has not sent")
+				t.Fatal("paho read a packet that the server did not send")
 			}
 			if err := p.parse(first, body); err != nil {
 				t.Fatal(err)
@@ -234,7 +234,7 @@ func nextPacket(t *testing.T, r *bytes.Reader) (p packet) {
 	}
 }
 
-// compareV5 checks that paho read what the server's packet says.
+// compareV5 checks that paho read the values of the server's packet.
 func compareV5(t *testing.T, p packet, read *packets.ControlPacket) {
 	t.Helper()
 	if byte(p.kind) != read.Type {
@@ -260,8 +260,8 @@ func compareV5(t *testing.T, p packet, read *packets.ControlPacket) {
 	}
 }
 
-// FuzzDown: what paho writes is either refused, with nothing on the wire, or one
-// write that mochi-mqtt's decoder of 3.1.1 reads as the same packet.
+// FuzzDown checks that a packet of paho is either rejected, with nothing on the wire, or
+// sent with one write that mochi-mqtt's decoder of 3.1.1 reads as the same packet.
 func FuzzDown(f *testing.F) {
 	f.Add(byte(1), "gw1", "s/registrations/gw1", "token", uint16(60), byte(0), []byte(nil))
 	f.Add(byte(3), "a/b", "", "", uint16(0), byte(0), []byte("hi"))
@@ -272,7 +272,7 @@ func FuzzDown(f *testing.F) {
 	f.Add(byte(14), "", "", "", uint16(0), byte(0), []byte(nil))
 	f.Fuzz(func(t *testing.T, which byte, a, b, c string, number uint16, options byte, payload []byte) {
 		if max(len(a), len(b), len(c)) > 1<<16-1 {
-			return // paho cuts these; the client refuses them before
+			return // paho truncates these; the client rejects them before
 		}
 		p, write := fromPaho(kind(which&15), a, b, c, number, options, payload)
 		if write == nil {
@@ -288,7 +288,7 @@ func FuzzDown(f *testing.F) {
 				t.Fatalf("refused with %v, but wrote % x", err, *rec.out)
 			}
 			if p.check() == nil && p.qos < 2 && len(a)+len(b)+len(c)+len(payload) < 1<<10 && options < 2 {
-				t.Fatalf("refused %+v, which 3.1.1 can say: %v", p, err)
+				t.Fatalf("rejected %+v, which 3.1.1 can express: %v", p, err)
 			}
 			return
 		}
@@ -303,7 +303,7 @@ func FuzzDown(f *testing.F) {
 	})
 }
 
-// fromPaho makes a packet as paho would write it, and what it says in 3.1.1.
+// fromPaho returns a packet as paho would write it, and its 3.1.1 form.
 func fromPaho(k kind, a, b, c string, number uint16, options byte, payload []byte) (packet, io.WriterTo) {
 	p := packet{kind: k}
 	none := &packets.Properties{}

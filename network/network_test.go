@@ -11,22 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside is set for the test program that runs in name spaces of its own.
+// inside is set for the test program that runs in separate namespaces.
 const inside = "DPSD_TEST_NETWORK_INSIDE"
 
 func TestTheStateOfThisMachineStaysWhenNothingChanges(t *testing.T) {
 	to := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
 	first, second := State(to), State(to)
 	if first != second {
-		t.Error("two looks differ")
+		t.Error("two fingerprints differ")
 	}
 	if first == State(nil) {
 		t.Error("the destinations make no difference")
 	}
 }
 
-// TestChangesOfTheNetwork runs itself in user, network and mount namespaces of its own,
-// which have only loopback and an empty /etc.
+// TestChangesOfTheNetwork runs itself in new user, network and mount namespaces, which have
+// only loopback and an empty /etc.
 func TestChangesOfTheNetwork(t *testing.T) {
 	if os.Getenv(inside) != "" {
 		changes(t)

@@ -6,8 +6,8 @@ import (
 	"github.com/dpsd-project/dpsd/test/imports"
 )
 
-// A delay that looked at a clock, a file or the network could not be rehearsed.
-func TestDelaysComeFromTheirArgumentsAlone(t *testing.T) {
+// A delay that depended on a clock, a file or the network could not be simulated.
+func TestDelaysDependOnlyOnTheirArguments(t *testing.T) {
 	all, err := imports.Direct(".")
 	if err != nil {
 		t.Fatal(err)

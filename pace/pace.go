@@ -1,11 +1,10 @@
-// Package pace is the one place that computes how long dpsd waits before it asks the
-// service: after a fault, after a boot, after a change of the network, and between regular
-// registrations. The protocol's own waits (Retry-After between polls, the response
-// time-out) are deadlines of dps.Registration.
+// Package pace computes how long dpsd waits before it contacts the service: after a fault,
+// after a boot, after a network change, and between regular registrations. The delays of
+// the protocol (Retry-After between polls, the response time-out) are deadlines of
+// dps.Registration.
 //
-// It is pure: what happened, what was counted and the random source are arguments.
-// So the daemon and the rehearsal of a whole fleet (package fleet) wait by the same
-// code.
+// The package is pure: the fault, the history and the random source are arguments. The
+// daemon and the simulation of a whole fleet (package fleet) therefore share its code.
 package pace
 
 import (
@@ -16,8 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// Retry holds the delays of the [retry] table. The zero value of a field
-// stands for the documented default.
+// Retry holds the delays of the [retry] table. A zero field means the documented default.
 type Retry struct {
 	Initial        time.Duration // first transient delay; default 1 s
 	Max            time.Duration // longest transient delay; default 5 min
@@ -25,33 +23,33 @@ type Retry struct {
 	RefusedInitial time.Duration // first delay after a refusal; default 30 s
 	RefusedMax     time.Duration // longest delay after refusals; default 1 h
 
-	// Spread bounds the jitter after a 429: it is multiplied by the number of those in
-	// a row, up to SpreadMax. Who is throttled cannot know how many others are; how often
-	// it was turned away is the only measure of it. The defaults, 30 s and an hour, were
-	// chosen by rehearsal, see docs/performance.md; dpsd.toml has no keys for them.
+	// Spread limits the jitter after a 429: it is multiplied by the number of 429s since
+	// the last success, up to SpreadMax. A throttled gateway does not know how many others
+	// are throttled; the number of 429s is its only measure. The defaults, 30 s and 1 h,
+	// result from simulations, see docs/performance.md; dpsd.toml has no keys for them.
 	Spread, SpreadMax time.Duration
 
-	// While the transient waits add up to less than Early, EarlyMax bounds those after a
-	// failed connection: nothing reached the service. While the refused waits add up to
-	// less than RefusedEarly, RefusedEarlyMax bounds them. Neither makes a wait shorter
-	// than Initial or RefusedInitial. The defaults, 20 s in the first 2 min and 90 s in the
-	// first 10 min, were chosen by rehearsal too.
+	// While the sum of the transient waits is less than Early, EarlyMax limits the waits
+	// after a failed connection, since nothing reached the service. While the sum of the
+	// refused waits is less than RefusedEarly, RefusedEarlyMax limits them. Neither makes a
+	// wait shorter than Initial or RefusedInitial. The defaults, 20 s in the first 2 min
+	// and 90 s in the first 10 min, also result from simulations.
 	Early, EarlyMax, RefusedEarly, RefusedEarlyMax time.Duration
 }
 
-// Lane is the pace at which dpsd tries again.
+// Lane is a retry class: it determines how soon dpsd tries again.
 type Lane string
 
-// The lanes.
+// The retry classes.
 const (
-	LaneNext      Lane = "next-credential" // at once, with the next credential
-	LaneOffline   Lane = "offline"         // quick: such an attempt sends nothing
+	LaneNext      Lane = "next-credential" // immediately, with the next credential
+	LaneOffline   Lane = "offline"         // short delays: such an attempt sends nothing
 	LaneTransient Lane = "transient"       // doubling from Initial to Max
-	LaneThrottled Lane = "throttled"       // as the service asks, and spread
-	LaneRefused   Lane = "refused"         // slow: a person has to change something
+	LaneThrottled Lane = "throttled"       // the service's Retry-After, with jitter
+	LaneRefused   Lane = "refused"         // long delays: the operator must change something
 )
 
-// withDefaults returns r with the default of each field that is not set.
+// withDefaults returns r with defaults for the fields that are not set.
 func (r Retry) withDefaults() Retry {
 	return Retry{
 		Initial:         cmp.Or(r.Initial, time.Second),
@@ -68,17 +66,17 @@ func (r Retry) withDefaults() Retry {
 	}
 }
 
-// History counts the faults of each lane since the last success. A fault of
-// one lane leaves the others as they are: hours without a route must not make
-// the first attempt after them slow.
+// History counts the faults of each retry class since the last success. A fault of one
+// class does not affect the others: after hours without a route, the first retry is not
+// delayed.
 type History struct {
-	offline, transient, throttled, refused uint32        // a century of attempts
-	transientFor, refusedFor               time.Duration // the waits so far; above Early and RefusedEarly only the last
+	offline, transient, throttled, refused uint32        // enough for a century of attempts
+	transientFor, refusedFor               time.Duration // sum of the waits; once above Early or RefusedEarly, no longer exact
 }
 
-// After returns the wait after fault f and its lane, and counts f. more says
-// that another credential of this round is left. The service's Retry-After is
-// a floor in every lane, and jitter only adds to it.
+// After returns the wait after fault f and its retry class, and counts f. more reports that
+// this cycle has another credential. The service's Retry-After is the minimum in every
+// class, and jitter only adds to it.
 func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (time.Duration, Lane) {
 	r = r.withDefaults()
 	var wait, jitter time.Duration
@@ -109,7 +107,8 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 	return max(wait, f.RetryAfter) + jitter, lane
 }
 
-// transient is exponential. At first it stays short after a failed connection.
+// transient returns an exponential delay. After a failed connection, it is limited at
+// first.
 func (r Retry) transient(f fault.Fault, h *History) time.Duration {
 	if unconnected(f) && h.transientFor < r.Early {
 		return early(r.Initial, min(r.Max, r.EarlyMax), &h.transient)
@@ -123,8 +122,8 @@ func unconnected(f fault.Fault) bool {
 		(f.Stage == fault.StageName || f.Stage == fault.StageTCP || f.Code == fault.ProxyUnreachable)
 }
 
-// refused is exponential with a quarter of jitter to either side. At first it stays
-// short: people correct what they have just set up.
+// refused returns an exponential delay with a jitter of a quarter in both directions. The
+// delay is limited at first, while users correct a new installation.
 func (r Retry) refused(h *History, random *rand.Rand) time.Duration {
 	var d time.Duration
 	if h.refusedFor < r.RefusedEarly {
@@ -137,8 +136,8 @@ func (r Retry) refused(h *History, random *rand.Rand) time.Duration {
 	return wait
 }
 
-// early is doubled, but does not count a delay that the limit has cut: the doubling
-// goes on from there later. The limit never makes the first delay shorter.
+// early is like doubled, but does not count a delay that the limit reduced, so that
+// doubling continues from there later. The limit never reduces the first delay.
 func early(first, limit time.Duration, n *uint32) time.Duration {
 	limit = max(first, limit)
 	before := *n
@@ -149,20 +148,20 @@ func early(first, limit time.Duration, n *uint32) time.Duration {
 	return d
 }
 
-// Boot is the delay before the first contact, of [provisioning] boot_delay_max.
+// Boot returns the delay before the first contact, up to [provisioning] boot_delay_max.
 func Boot(limit time.Duration, random *rand.Rand) time.Duration { return upTo(limit, random) }
 
-// Regular is the time until the next registration of [provisioning] interval:
-// up to a tenth early, so that a fleet does not keep the step of its start.
+// Regular returns the time until the next regular registration: [provisioning] interval
+// minus up to a tenth, so that the gateways of a fleet do not stay synchronized.
 func Regular(interval time.Duration, random *rand.Rand) time.Duration {
 	return interval - upTo(interval/10, random)
 }
 
-// NetworkChanged is the delay after a change of the network. Gateways behind one switch
-// see the same change.
+// NetworkChanged returns the delay after a network change. It spreads gateways behind one
+// switch, which see the same change.
 func NetworkChanged(random *rand.Rand) time.Duration { return upTo(2*time.Second, random) }
 
-// doubled returns first doubled *n times, at most limit, and counts.
+// doubled returns first doubled *n times, at most limit, and increments *n.
 func doubled(first, limit time.Duration, n *uint32) time.Duration {
 	d := min(first, limit)
 	for range *n {
@@ -175,12 +174,12 @@ func doubled(first, limit time.Duration, n *uint32) time.Duration {
 	return d
 }
 
-// upperHalf draws from [d/2, d].
+// upperHalf returns a random duration in [d/2, d].
 func upperHalf(d time.Duration, random *rand.Rand) time.Duration {
 	return d/2 + upTo(d-d/2, random)
 }
 
-// upTo draws from [0, d]. For 0 it draws nothing.
+// upTo returns a random duration in [0, d]. It does not use the random source if d is 0.
 func upTo(d time.Duration, random *rand.Rand) time.Duration {
 	if d <= 0 {
 		return 0

@@ -60,7 +60,7 @@ func TestDelays(t *testing.T) {
 				h := tt.before
 				wait, lane := Retry{}.After(tt.fault, tt.more, &h, seeded(seed))
 				if lane != tt.lane || wait < tt.least || wait > tt.max {
-					t.Fatalf("seed %d: %s in lane %s, want %s to %s in %s", seed, wait, lane, tt.least, tt.max, tt.lane)
+					t.Fatalf("seed %d: %s in class %s, want %s to %s in %s", seed, wait, lane, tt.least, tt.max, tt.lane)
 				}
 				shortest, longest = min(shortest, wait), max(longest, wait)
 			}
@@ -88,18 +88,18 @@ func TestDelaysFollowTheConfiguration(t *testing.T) {
 	}
 }
 
-// The early limits never make a wait shorter than the configuration asks for, and what they
-// cut does not count: afterwards the delay goes on doubling from there.
-func TestTheEarlyLimitsGoBackToTheDoubling(t *testing.T) {
+// The early limits never make a wait shorter than the configured initial delay. Delays that
+// they reduce do not count: afterwards, doubling continues from there.
+func TestDoublingContinuesAfterTheEarlyLimits(t *testing.T) {
 	connect := fault.Fault{Class: fault.Transient, Stage: fault.StageTCP}
 	refusal := fault.Fault{Class: fault.Enrollment}
 	for _, tt := range []struct {
 		name  string
 		retry Retry
 		fault fault.Fault
-		early time.Duration // in which the delays are limited
-		limit time.Duration // of each then
-		next  time.Duration // the delay before its jitter that follows
+		early time.Duration // the period in which the delays are limited
+		limit time.Duration // the limit of each delay in that period
+		next  time.Duration // the next delay after that period, without jitter
 	}{
 		{"after failed connections", Retry{}, connect, 2 * time.Minute, 20 * time.Second, 32 * time.Second},
 		{"after refusals", Retry{}, refusal, 10 * time.Minute, 90 * time.Second, 2 * time.Minute},
@@ -125,9 +125,9 @@ func TestTheEarlyLimitsGoBackToTheDoubling(t *testing.T) {
 	}
 }
 
-// Whatever happens, no wait is below what the service asked for, and a day of
-// nothing but faults stays a bounded number of attempts.
-func TestNoFaultSequenceBreaksTheFloorOrTheBudget(t *testing.T) {
+// Whatever the faults, no wait is shorter than the Retry-After, and the number of attempts
+// in a day of faults is limited.
+func TestNoWaitIsShorterThanRetryAfterAndADayHasFewAttempts(t *testing.T) {
 	classes := []fault.Class{fault.Offline, fault.Transient, fault.Throttling, fault.Credential, fault.Input, fault.Enrollment, fault.Interception, fault.Clock, fault.Storage}
 	for seed := range uint64(50) {
 		random, h := seeded(seed), History{}
@@ -159,8 +159,8 @@ func TestNoFaultSequenceBreaksTheFloorOrTheBudget(t *testing.T) {
 	}
 }
 
-// Gateways that are turned away together come back one by one: whatever they were
-// asked for, what is added to it reaches from nothing to the whole spread, evenly.
+// Gateways that are throttled together must not return together: the jitter that is added
+// to the Retry-After is distributed evenly from zero to the whole spread.
 func TestJitterAfter429IsEven(t *testing.T) {
 	const gateways, before = 4000, 4
 	spread := (before + 1) * 30 * time.Second
@@ -195,7 +195,7 @@ func TestThePolicies(t *testing.T) {
 		halves[min(1, d/time.Second)]++
 	}
 	if halves[0] < 400 || halves[1] < 400 {
-		t.Errorf("of 1000 gateways that see a change, %v ask in the first second and in the second", halves)
+		t.Errorf("of 1000 gateways that see a change, %v register in the first and in the second second", halves)
 	}
 }
 
@@ -205,11 +205,11 @@ func TestADelayReachesFromZeroToItsLimit(t *testing.T) {
 		seen[Boot(1, seeded(seed))] = true
 	}
 	if !seen[0] || !seen[1] {
-		t.Errorf("of the delays 0 and 1, seen are %v", seen)
+		t.Errorf("the delays are %v, want 0 and 1", seen)
 	}
 }
 
-func TestADelayOfZeroDrawsNothingFromTheRandomSource(t *testing.T) {
+func TestADelayOfZeroDoesNotUseTheRandomSource(t *testing.T) {
 	if d := Boot(0, nil); d != 0 {
 		t.Errorf("without boot_delay_max the boot delay is %s", d)
 	}

@@ -11,24 +11,24 @@ import (
 	"unicode/utf8"
 )
 
-// broken finds secrets that somebody has cut, has put blanks into, or has listed byte by
-// byte: a peer that repeats a token may wrap the line, and whoever shows its text may end in
-// the midst. It reads a text in several ways, and looks for parts of the secrets in each.
+// broken finds secrets that have been truncated, broken by blanks, or listed byte by byte:
+// a peer that repeats a token may wrap the line, and its text may be truncated for display.
+// broken decodes a text in several ways and searches each result for parts of the secrets.
 type broken struct {
-	written parts // in the letters and digits of the text
-	binary  parts // in its characters as bytes
-	listed  parts // in its numbers as bytes
+	written parts // searched for in the letters and digits of the text
+	binary  parts // searched for in its characters as bytes
+	listed  parts // searched for in its numbers as bytes
 }
 
-// The length of a part that gives a secret away, in bytes: nobody else writes 12 characters
-// of a key in base64 or hex, 8 bytes of one that are not text, or 6 as numbers.
+// The lengths from which a part identifies a secret, in bytes: 12 characters of a key in
+// base64 or hex, 8 binary bytes of one, or 6 bytes as numbers do not occur by chance.
 const (
 	partWritten = 12
 	partBinary  = 8
 	partListed  = 6
 )
 
-// add takes up a secret, which is not PEM, and the forms that Known has for it.
+// add adds a secret, which is not PEM, and the forms that Known has for it.
 func (b *broken) add(secret []byte, forms []string) {
 	b.listed.add(withoutZeros(secret), partListed, shortest)
 	forms = append(slices.Clone(forms), inBase32(secret)...)
@@ -57,13 +57,13 @@ func (b *broken) add(secret []byte, forms []string) {
 	}
 }
 
-// withoutZeros leaves out what UTF-16 puts between the characters of a list.
+// withoutZeros removes the zeros that UTF-16 adds to the characters of a list.
 func withoutZeros(secret []byte) string { return strings.ReplaceAll(string(secret), "\x00", "") }
 
-// inBase32 is a secret within the base32 of a longer text, which ends with it or does not, in
-// both alphabets of RFC 4648.
+// inBase32 returns the forms of a secret within the base32 of a longer text, at its end or
+// before it, in both alphabets of RFC 4648.
 func inBase32(secret []byte) (forms []string) {
-	for shift, begin := range []int{0, 2, 4, 5, 7} { // what it shares with its neighbour is left out
+	for shift, begin := range []int{0, 2, 4, 5, 7} { // without the character that it shares with its neighbour
 		padded := append(make([]byte, shift), secret...)
 		for _, encoding := range []*base32.Encoding{base32.StdEncoding, base32.HexEncoding} {
 			form := encoding.WithPadding(base32.NoPadding).EncodeToString(padded)[begin:]
@@ -73,7 +73,7 @@ func inBase32(secret []byte) (forms []string) {
 	return forms
 }
 
-// mask masks them.
+// mask masks the parts of secrets in a text.
 func (b *broken) mask(text string) string {
 	var found []span
 	read := func(p *parts, part int, reading func(string) (string, []int32, []int32)) {
@@ -92,7 +92,7 @@ func (b *broken) mask(text string) string {
 	}
 	slices.SortFunc(found, func(a, b span) int { return cmp.Compare(a.from, b.from) })
 	var masked strings.Builder
-	kept := 0 // what of text was dealt with
+	kept := 0 // the length of the text that has been processed
 	for _, s := range found {
 		if s.from >= kept {
 			masked.WriteString(text[kept:s.from] + Mark)
@@ -105,14 +105,13 @@ func (b *broken) mask(text string) string {
 
 type span struct{ from, to int }
 
-// parts are the parts of secrets.
+// parts is a set of parts of secrets.
 type parts struct {
-	long  map[piece]bool // every part of those that have the length of a part
-	short []string       // the others
+	long  map[piece]bool // every part of the secrets that are long enough
+	short []string       // the other secrets
 }
 
-// piece is a part of a secret. The shorter ones end in zeros: a string for each part would
-// take twice the memory.
+// piece is a part of a secret, padded with zeros. It takes half the memory of a string.
 type piece [partWritten]byte
 
 func pieceOf(part string) (p piece) {
@@ -132,7 +131,7 @@ func (p *parts) add(secret string, part, least int) {
 	}
 }
 
-// find returns where secrets are in a text, in order; what touches is one.
+// find returns the positions of secrets in a text, in order; adjacent ones are joined.
 func (p *parts) find(plain string, part int) (found []span) {
 	secret := make([]bool, len(plain))
 	take := func(at, length int) {
@@ -160,7 +159,7 @@ func (p *parts) find(plain string, part int) (found []span) {
 			continue
 		}
 		begin := i
-		for i+1 < len(plain) && (secret[i+1] || plain[i+1] == '=') { // with the padding
+		for i+1 < len(plain) && (secret[i+1] || plain[i+1] == '=') { // including the padding
 			i++
 		}
 		found = append(found, span{begin, i + 1})
@@ -169,8 +168,8 @@ func (p *parts) find(plain string, part int) (found []span) {
 }
 
 // numbers returns the bytes that a text lists as numbers in a base, such as "83, 105", "-5"
-// for 251, "0x53 0x69" or "\\123\\151", without zeros. It leaves out all else. from and to are
-// those of bare.
+// for 251, "0x53 0x69" or "\\123\\151". It omits zeros and everything else. from and to are
+// as for bare.
 func numbers(text string, base int) (plain string, from, to []int32) {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
@@ -196,10 +195,10 @@ func alphanumeric(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// bases are those of numbers, with how a number in one may begin.
+// bases are the bases of numbers, with the prefixes that a number may have.
 var bases = [...][]string{2: {"0b"}, 8: {"0o"}, 10: nil, 16: {"0x", "x", "u"}}
 
-// number reads a word as one byte.
+// number parses a word as one byte.
 func number(word string, base int) (byte, bool) {
 	for _, prefix := range bases[base] {
 		if rest := len(word) - len(prefix); rest > 0 && strings.EqualFold(word[:len(prefix)], prefix) {
@@ -211,7 +210,7 @@ func number(word string, base int) (byte, bool) {
 	return byte(value), is
 }
 
-// natural reads digits as a number that is not larger than most.
+// natural parses digits as a number of at most most.
 func natural(digits string, base, most int) (value int, is bool) {
 	for _, c := range []byte(digits) {
 		digit := int(c) - '0'
@@ -226,8 +225,8 @@ func natural(digits string, base, most int) (value int, is bool) {
 	return value, digits != ""
 }
 
-// characters returns the characters of a text, decoded as by bare, as bytes: each is one, or
-// those of its UTF-8. from and to are those of bare.
+// characters returns the characters of a text, decoded as by bare, as bytes: one byte each,
+// or the bytes of their UTF-8. from and to are as for bare.
 func characters(text string) (plain string, from, to []int32) {
 	b := make([]byte, 0, len(text))
 	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
@@ -250,9 +249,9 @@ func characters(text string) (plain string, from, to []int32) {
 	return string(b), from, to
 }
 
-// bare returns the letters and digits of a text, and + / = _, which base64 and hex consist
-// of, with escapes decoded. It leaves out what a peer may put between them. from and to say
-// where in text each byte of the rest stands.
+// bare returns the characters of base64 and hex in a text (letters, digits and + / = _),
+// with escapes decoded. It omits what a peer may insert between them. from and to are the
+// position in text of each returned byte.
 func bare(text string) (plain string, from, to []int32) {
 	var b strings.Builder
 	b.Grow(len(text))
@@ -271,8 +270,8 @@ func bare(text string) (plain string, from, to []int32) {
 	return b.String(), from, to
 }
 
-// character decodes the character that a text begins with, which may be escaped as in an
-// address, JSON, a string of C or HTML, and returns its length in the text.
+// character decodes the first character of a text, which may be escaped as in a URL, JSON,
+// a C string or HTML, and returns its length in the text.
 func character(text string) (r rune, length int) {
 	if strings.IndexByte(`%\&`, text[0]) < 0 {
 		return utf8.DecodeRuneInString(text)

@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// shortest is the length from which a text is a secret, in bytes: less occurs
-	// everywhere.
+	// shortest is the length from which a text counts as a secret, in bytes: shorter texts
+	// occur everywhere.
 	shortest = 4
-	// longest is the length up to which escapes are looked for, in bytes; a line of PEM
-	// has 64, and what is longer is no password.
+	// longest is the length up to which escaped forms are searched for, in bytes; a line of
+	// PEM has 64, and longer texts are not passwords.
 	longest = 256
-	// distinct is the length from which a form is masked within a word too.
+	// distinct is the length from which a form is also masked within a word.
 	distinct = 8
 )
 
-// Known holds secrets, to find them again. The zero value holds none.
+// Known is a set of secrets to mask. The zero value is empty.
 type Known struct {
-	forms   []string // the longest first
+	forms   []string // longest first
 	escaped []*regexp.Regexp
 	all     map[string]bool
 	broken  broken
 }
 
-// Add takes up a secret as a file holds it: a key, a password, or PEM, of which the
-// private keys count. Less than 4 bytes are passed over.
+// Add adds a secret with the contents of a file: a key, a password, or PEM, of which it
+// adds the private keys. It ignores secrets of less than 4 bytes.
 func (k *Known) Add(secret []byte) {
 	if !bytes.Contains(secret, []byte("-----BEGIN ")) {
 		var one Known
@@ -53,12 +53,12 @@ func (k *Known) Add(secret []byte) {
 	}
 	blocks, err := pemfile.Blocks(secret)
 	if err != nil {
-		k.lines(secret) // what it is cannot be told, so all of it counts
+		k.lines(secret) // the type is unknown, so every line counts
 		return
 	}
 	for _, block := range blocks {
 		if !strings.Contains(block.Type, "PRIVATE KEY") {
-			continue // a certificate is for everybody
+			continue // a certificate is public
 		}
 		k.add(block.Bytes)
 		text := pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})
@@ -67,7 +67,7 @@ func (k *Known) Add(secret []byte) {
 	}
 }
 
-// lines takes up each line of a PEM file that is none of its frame.
+// lines adds the lines of a PEM file except its BEGIN and END lines.
 func (k *Known) lines(text []byte) {
 	for line := range bytes.Lines(text) {
 		if line = bytes.TrimSpace(line); !bytes.HasPrefix(line, []byte("-")) {
@@ -76,7 +76,7 @@ func (k *Known) lines(text []byte) {
 	}
 }
 
-// add takes up the forms in which a secret may have been written down.
+// add adds the forms in which a secret may appear.
 func (k *Known) add(secret []byte) {
 	if len(secret) < shortest {
 		return
@@ -93,8 +93,8 @@ func (k *Known) add(secret []byte) {
 	}
 }
 
-// fromBase64 is what a key holds, in base64 as the portal shows it, or in that of addresses;
-// nil for what is not base64.
+// fromBase64 decodes a key in base64, as the portal shows it, or in base64url. It returns
+// nil if the key is neither.
 func fromBase64(key []byte) []byte {
 	plain := strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(string(key))
 	raw, err := base64.RawStdEncoding.DecodeString(plain)
@@ -104,7 +104,7 @@ func fromBase64(key []byte) []byte {
 	return raw
 }
 
-// encodings takes up base64, hex and the escapes of addresses.
+// encodings adds the base64, hex and URL-escaped forms.
 func (k *Known) encodings(secret []byte) {
 	k.form(hex.EncodeToString(secret))
 	k.form(strings.ToUpper(hex.EncodeToString(secret)))
@@ -113,8 +113,9 @@ func (k *Known) encodings(secret []byte) {
 	}
 }
 
-// inBase64 is a secret within the base64 of a longer text, where it begins at one of three
-// places. What it shares with its neighbours is left out, unless the text ends with it.
+// inBase64 returns the forms of a secret within the base64 of a longer text, where it has
+// one of three offsets. They omit the characters that it shares with its neighbours, unless
+// it is the end of the text.
 func inBase64(secret []byte) (forms []string) {
 	for shift, begin := range []int{0, 2, 3} {
 		padded := append(make([]byte, shift), secret...)
@@ -130,8 +131,8 @@ func inBase64(secret []byte) (forms []string) {
 	return forms
 }
 
-// escape takes up how a text is written in an address, in JSON or in quotes: each
-// character that is no letter or digit may be escaped in its own way, or not at all.
+// escape adds the forms of a text in a URL, in JSON or in quotes: each character other than
+// a letter or digit may or may not be escaped.
 func (k *Known) escape(text string) {
 	var b strings.Builder
 	special := 0
@@ -175,9 +176,9 @@ func (k *Known) form(text string) {
 	k.forms = slices.Insert(k.forms, at, text)
 }
 
-// Mask masks every secret that was added, also in base64, hex and escaped. Short ones
-// are masked where they are a word of their own. Of keys and passwords, not of PEM,
-// parts are masked too, also with blanks in them, in base32 or UTF-16, or listed as numbers.
+// Mask masks every added secret, also in base64, hex and escaped forms. It masks short
+// secrets only where they are separate words. For keys and passwords, but not for PEM, it
+// also masks parts, forms with blanks in them, base32, UTF-16 and lists of numbers.
 func (k *Known) Mask(text string) string {
 	for _, form := range k.escaped {
 		text = form.ReplaceAllString(text, Mark)

@@ -1,5 +1,5 @@
-// Package redact takes secrets out of text that other people are to read: by their
-// form, where any text may hold one, and by what they are, where they are known.
+// Package redact masks secrets in text that other people read. It recognizes secrets by
+// their form, and known secrets by their value.
 package redact
 
 import (
@@ -8,36 +8,36 @@ import (
 	"sync"
 )
 
-// Mark stands where a secret stood.
+// Mark replaces a secret.
 const Mark = "[masked]"
 
-// once compiles an expression when it is first used. Compiled at the start, the expressions of
-// this package cost a daemon that never needs them 0.3 MB and a millisecond.
+// once compiles an expression on first use. Compiling the expressions of this package at
+// start-up would take 0.3 MB and a millisecond, even in a daemon that never needs them.
 func once(expression string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
 }
 
-// tokens are the forms of secrets that a peer may repeat: dpsd has told it a SAS token,
-// or a proxy its password.
+// tokens are the forms of secrets that a peer may repeat, such as a SAS token or a proxy
+// password that dpsd has sent to it.
 var tokens = []struct {
-	sign string // in small letters; without it there is no need to look, which takes long
+	sign string // in lower case; texts without it are not matched, which saves time
 	form func() *regexp.Regexp
 	to   string
 }{
 	{"sharedaccesssignature", once(`(?i)SharedAccessSignature(?:%20|\+|\s)*[^\s"'<>\\]*`), Mark},
 	{"sig", once(`(?i)\bsig(?:=|%3d)[^&\s"'<>\\]+`), "sig=" + Mark},
 	{"key", once(`(?i)\b((?:shared)?access(?:_|-)?key(?:=|%3d))[^;&\s"'<>\\]+`), "${1}" + Mark},
-	// Not "basic authentication": base64 has capitals or digits.
+	// This does not match "basic authentication": base64 has capitals or digits.
 	{"basic", once(`(?i)\b(basic(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
 	{"bearer", once(`(?i)\b(bearer(?:%20|\s)+)(?-i:[a-z+/_.~%-]*[A-Z0-9])[A-Za-z0-9+/_.~%-]{3,}=*`), "${1}" + Mark},
-	// A "/" in the password makes it look like a path: the last "@" of the word counts.
+	// With a "/" in it, the password looks like a path, so this matches up to the last "@"
+	// of the word.
 	{"://", once(`(?i)\b([a-z][a-z0-9+.-]*://)[^\s"'<>\\]*@`), "${1}" + Mark + "@"},
 	{"private key", once(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), Mark},
 }
 
-// Tokens masks what has the form of a secret: SAS tokens and their signatures, keys of
-// connection strings, credentials of HTTP, users and passwords in addresses, private
-// keys.
+// Tokens masks text in the form of a secret: SAS tokens and their signatures, keys of
+// connection strings, HTTP credentials, user names and passwords in URLs, private keys.
 func Tokens(text string) string {
 	small := strings.ToLower(text)
 	for _, t := range tokens {
@@ -49,20 +49,21 @@ func Tokens(text string) string {
 }
 
 var (
-	// said is a secret that somebody calls by its name.
-	said = once(`(?i)((?:pass(?:word|wd|phrase)?|pwd|secret|token)["']?(?:\s+is\s|\s*[:=])\s*)(\S+)`)
-	// word may be a key in base64 or hex, whole: 16 bytes have at least 22 characters.
+	// labelled matches a secret that follows a word such as "password".
+	labelled = once(`(?i)((?:pass(?:word|wd|phrase)?|pwd|secret|token)["']?(?:\s+is\s|\s*[:=])\s*)(\S+)`)
+	// word matches a whole word that may be a key in base64 or hex: 16 bytes have at least
+	// 22 characters.
 	word = once(`[A-Za-z0-9+/_=%-]{20,}`)
-	// reference is where a secret is, which is none.
+	// reference matches the location of a secret, which is not secret.
 	reference = once(`^["']?(?:file:/|credential:)`)
 )
 
-// Prose is Tokens for what a person has written, such as a comment, where a key may
-// stand without any form: it masks long words of letters and digits mixed too, and
-// what is called a password.
+// Prose is Tokens for text that a person has written, such as a comment, which may contain
+// a bare key: it also masks long words that mix letters and digits, and values labelled as
+// passwords.
 func Prose(text string) string {
-	text = said().ReplaceAllStringFunc(Tokens(text), func(s string) string {
-		m := said().FindStringSubmatch(s)
+	text = labelled().ReplaceAllStringFunc(Tokens(text), func(s string) string {
+		m := labelled().FindStringSubmatch(s)
 		if reference().MatchString(m[2]) {
 			return s
 		}
@@ -76,8 +77,8 @@ func Prose(text string) string {
 	})
 }
 
-// random tells whether a word looks as if nobody had made it up: digits with letters of
-// both cases, or with those of hex alone.
+// random reports whether a word looks random: digits with letters of both cases, or with
+// only the letters of hex.
 func random(s string) bool {
 	const digits, hex = "0123456789", "abcdefABCDEF"
 	if !strings.ContainsAny(s, digits) {

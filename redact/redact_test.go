@@ -34,7 +34,7 @@ func TestTokens(t *testing.T) {
 		"-----BEGIN PRIVATE KEY-----\nMHcC\ncut":                                                                  "[masked]",
 	} {
 		if got := redact.Tokens(text); got != want {
-			t.Errorf("%q has become %q, want %q", text, got, want)
+			t.Errorf("%q became %q, want %q", text, got, want)
 		}
 	}
 	for _, text := range []string{
@@ -44,7 +44,7 @@ func TestTokens(t *testing.T) {
 		"-----BEGIN CERTIFICATE-----",
 	} {
 		if got := redact.Tokens(text); got != text {
-			t.Errorf("there is no secret in %q, which has become %q", text, got)
+			t.Errorf("there is no secret in %q, which became %q", text, got)
 		}
 	}
 }
@@ -61,7 +61,7 @@ func TestProse(t *testing.T) {
 		"# 2026-11-23 08:15:42 1234567890123456789012":                          "# 2026-11-23 08:15:42 1234567890123456789012",
 	} {
 		if got := redact.Prose(text); got != want {
-			t.Errorf("%q has become %q, want %q", text, got, want)
+			t.Errorf("%q became %q, want %q", text, got, want)
 		}
 	}
 }
@@ -99,7 +99,7 @@ func TestKnown(t *testing.T) {
 		t.Run("a secret is found "+name, func(t *testing.T) {
 			got := known.Mask("before " + text + " after")
 			if strings.Contains(got, strings.TrimRight(text, "=")) || !strings.HasPrefix(got, "before [") || !strings.HasSuffix(got, " after") {
-				t.Errorf("%q has become %q", text, got)
+				t.Errorf("%q became %q", text, got)
 			}
 		})
 	}
@@ -111,13 +111,13 @@ func TestKnown(t *testing.T) {
 	}
 	for _, text := range []string{"destiny", "abc", "certificate"} {
 		if got := known.Mask(text); got != text {
-			t.Errorf("%q has become %q", text, got)
+			t.Errorf("%q became %q", text, got)
 		}
 	}
 	if got := new(redact.Known).Mask("text"); got != "text" {
-		t.Errorf("with no secret known the text has become %q", got)
+		t.Errorf("with no secret known the text became %q", got)
 	}
-	t.Run("parts of a key are found, and keys with blanks in them", func(t *testing.T) {
+	t.Run("parts of a key and keys with blanks in them are found", func(t *testing.T) {
 		for name, text := range map[string]string{
 			"cut at the end":              key[:16],
 			"cut at the begin":            key[8:],
@@ -135,21 +135,21 @@ func TestKnown(t *testing.T) {
 		} {
 			for _, around := range []struct{ before, after string }{{"", ""}, {"", " after"}, {"before ", ""}, {"before ", " after"}, {"", `\`}} {
 				if got, want := known.Mask(around.before+text+around.after), around.before+redact.Mark+around.after; got != want {
-					t.Errorf("%s, %q has become %q", name, around.before+text+around.after, got)
+					t.Errorf("%s, %q became %q", name, around.before+text+around.after, got)
 				}
 			}
 		}
 		wrapped := base64.StdEncoding.EncodeToString([]byte("x:" + key))
 		if got := known.Mask(wrapped[:20]); got != wrapped[:3]+redact.Mark {
-			t.Errorf("in base64, wrapped and cut, it has become %q", got)
+			t.Errorf("in base64, wrapped and cut, it became %q", got)
 		}
 		for _, text := range []string{key[:11], "two words", private256} {
 			if got := known.Mask(text); got != text {
-				t.Errorf("%q has become %q", text, got)
+				t.Errorf("%q became %q", text, got)
 			}
 		}
 	})
-	t.Run("what stands between the characters of a key, or how each is escaped, does not hide it", func(t *testing.T) {
+	t.Run("a key is found whatever is between its characters and however each is escaped", func(t *testing.T) {
 		each := func(format string) string {
 			var b strings.Builder
 			for _, c := range []byte(key) {
@@ -180,11 +180,11 @@ func TestKnown(t *testing.T) {
 		} {
 			got := known.Mask("before " + text + " after")
 			if !strings.HasPrefix(got, "before ") || !strings.HasSuffix(got, " after") || len(got) > 40 || strings.Count(got, redact.Mark) != 1 {
-				t.Errorf("%s: %q has become %q", name, text, got)
+				t.Errorf("%s: %q became %q", name, text, got)
 			}
 		}
 	})
-	t.Run("a secret is found whatever its bytes are encoded as", func(t *testing.T) {
+	t.Run("a secret is found in every encoding of its bytes", func(t *testing.T) {
 		const signature = "q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="
 		binary, _ := base64.StdEncoding.DecodeString(signature)
 		list := func(format, separator string) func([]byte) string {
@@ -196,7 +196,7 @@ func TestKnown(t *testing.T) {
 				return strings.Join(all, separator)
 			}
 		}
-		// wide is UTF-16, with the first byte of each pair here, the second there.
+		// wide is UTF-16 in one or the other byte order.
 		wide := func(secret []byte, big bool) (units []byte) {
 			for _, c := range secret {
 				if big {
@@ -263,14 +263,15 @@ func TestKnown(t *testing.T) {
 		var known redact.Known
 		known.Add([]byte(signature))
 		known.Add([]byte("hunter2"))
-		// most is how many bytes may be left; with 0, what belongs to no byte of the secret.
+		// most is the number of bytes that may remain unmasked; with 0, only text that
+		// belongs to no byte of the secret may remain.
 		check := func(name, text string, most int) {
 			t.Helper()
 			got := known.Mask("before " + text + " after")
 			rest := strings.TrimSuffix(strings.TrimPrefix(got, "before "), " after")
 			around := strings.NewReplacer(redact.Mark, "", "%3D", "").Replace(rest)
 			if !strings.Contains(rest, redact.Mark) || most > 0 && len(around) > most || most == 0 && strings.Trim(around, `[]=.\U+`) != "" {
-				t.Errorf("%s: %q has become %q", name, text, got)
+				t.Errorf("%s: %q became %q", name, text, got)
 			}
 		}
 		const ends = 8
@@ -282,7 +283,7 @@ func TestKnown(t *testing.T) {
 			check(name, encode([]byte(signature)), ends)
 		}
 		for name, encode := range ofBinary {
-			check(name, encode(binary), 2*ends) // some bytes are escaped by their name
+			check(name, encode(binary), 2*ends) // some bytes are escaped by name
 		}
 		check("a short password as a list", list("%d", ", ")([]byte("hunter2")), 0)
 		for _, text := range []string{
@@ -290,11 +291,11 @@ func TestKnown(t *testing.T) {
 			`C:\new\101\141\tmp &#38; %20 \x`, "%", `\`, "&#", "-", "x", "0x",
 		} {
 			if got := known.Mask(text); got != text {
-				t.Errorf("%q has become %q", text, got)
+				t.Errorf("%q became %q", text, got)
 			}
 		}
 	})
-	t.Run("a private key is found that encoding/pem does not see", func(t *testing.T) {
+	t.Run("a private key that encoding/pem does not recognize is found", func(t *testing.T) {
 		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
 		for name, file := range map[string]string{
 			"a byte order mark":                           "\ufeff" + string(private),
@@ -306,16 +307,16 @@ func TestKnown(t *testing.T) {
 			var known redact.Known
 			known.Add([]byte(file))
 			if got := known.Mask("before " + lines[1] + " after"); got != "before "+redact.Mark+" after" {
-				t.Errorf("%s: it has become %q", name, got)
+				t.Errorf("%s: it became %q", name, got)
 			}
 		}
 	})
-	t.Run("a certificate is no secret", func(t *testing.T) {
+	t.Run("a certificate is not masked", func(t *testing.T) {
 		certificate := strings.ReplaceAll(string(private), "PRIVATE KEY", "CERTIFICATE")
 		var known redact.Known
 		known.Add([]byte(certificate))
 		if got := known.Mask(certificate); got != certificate {
-			t.Errorf("it has become %q", got)
+			t.Errorf("it became %q", got)
 		}
 	})
 }
@@ -327,7 +328,7 @@ func TestTheLengthOfASecretDecidesWhereItIsFound(t *testing.T) {
 		}
 		return known
 	}
-	// The second line of this key has 8 characters, and none that an escape changes.
+	// The second line of this key has 8 characters, none of which is escaped.
 	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: append(make([]byte, 48), 1, 2, 3, 4, 5, 6)})
 	binary := strings.Repeat("\xff", 8)
 	for _, tt := range []struct {
@@ -356,7 +357,7 @@ func TestTheLengthOfASecretDecidesWhereItIsFound(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.known.Mask(tt.text); got != tt.want {
-				t.Errorf("%q has become %q, want %q", tt.text, got, tt.want)
+				t.Errorf("%q became %q, want %q", tt.text, got, tt.want)
 			}
 		})
 	}
@@ -375,10 +376,10 @@ func privateKey(t *testing.T) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
-// private256 is what all public keys on P-256 begin with, and private keys hold too.
+// private256 is the beginning of all P-256 public keys, which private keys contain too.
 const private256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"
 
-// BenchmarkMask masks what is usual, and the longest text that a peer has sent.
+// BenchmarkMask masks a usual text and the longest text from a peer.
 func BenchmarkMask(b *testing.B) {
 	var known redact.Known
 	known.Add([]byte("q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="))
