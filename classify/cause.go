@@ -10,66 +10,66 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// This file words the cause of a fault, which goes into logs and to everybody who
-// asks. Much of it is the text of others: the names in a certificate, what a proxy and
-// the service have answered.
+// This file formats the cause of a fault for logs, STATUS and commands. Much of it is
+// external text: names in a certificate, replies of a proxy or the service.
 
 const (
-	// maxTrackingID bounds what the service gives a request as its name. Those seen have
+	// maxTrackingID limits the tracking ID of the service, in bytes. The observed IDs have
 	// 36 characters.
 	maxTrackingID = 128
 	// maxCause leaves room for the code and the tracking ID.
 	maxCause = foreign.MaxFault - foreign.MaxText
 )
 
-// wording makes the text of an error fit to be shown: what a peer repeats of the secrets
-// that it was told is masked, and the text of others is escaped and bounded.
-type wording struct{ told *redact.Known }
+// formatter makes the text of an error safe to display: it masks secrets that a peer
+// repeats, and escapes and truncates external text.
+type formatter struct{ secrets *redact.Known }
 
-// of is err in such words. What all protocols met alike is said once.
-func (w wording) of(err error) error {
+// format returns err with a safe text. A failure that all protocols have in common appears
+// once.
+func (f formatter) format(err error) error {
 	if err == nil {
 		return nil
 	}
 	plain := err.Error()
 	text := plain
 	if several := transport.Errors(nil); errors.As(err, &several) {
-		text = strings.Replace(text, several.Error(), w.together(several), 1)
+		text = strings.Replace(text, several.Error(), f.together(several), 1)
 	}
-	if text = w.line(w.short(text, err), maxCause); text != plain {
-		return &wordedError{text, err}
+	if text = f.line(f.short(text, err), maxCause); text != plain {
+		return &formattedError{text, err}
 	}
 	return err
 }
 
-type wordedError struct {
+type formattedError struct {
 	text string
 	err  error
 }
 
-func (e *wordedError) Error() string { return e.text }
-func (e *wordedError) Unwrap() error { return e.err }
+func (e *formattedError) Error() string { return e.text }
+func (e *formattedError) Unwrap() error { return e.err }
 
-// line masks before it cuts: half a secret is hard to find.
-func (w wording) line(text string, limit int) string {
-	return foreign.Line(w.told.Mask(redact.Tokens(text)), limit)
+// line masks before it truncates, since a truncated secret is hard to find.
+func (f formatter) line(text string, limit int) string {
+	return foreign.Line(f.secrets.Mask(redact.Tokens(text)), limit)
 }
 
-// short is text with what the innermost errors of err say in it, which holds the text of
-// others, in at most foreign.MaxText bytes each: what dpsd says around them stays whole.
-func (w wording) short(text string, err error) string {
+// short truncates the texts of the innermost errors of err within text to foreign.MaxText
+// bytes each. These contain the external text; dpsd's own text around them is kept.
+func (f formatter) short(text string, err error) string {
 	for _, inner := range innermost(err) {
 		whole := inner.Error()
-		if short := w.line(whole, foreign.MaxText); short != whole {
+		if short := f.line(whole, foreign.MaxText); short != whole {
 			text = strings.Replace(text, whole, short, 1)
 		}
 	}
 	return text
 }
 
-// innermost are the errors that wrap no other.
+// innermost returns the errors that wrap no other error.
 func innermost(err error) []error {
-	switch wrapping := err.(type) { //nolint:errorlint // each error of the chain has its turn
+	switch wrapping := err.(type) { //nolint:errorlint // every error of the chain is visited
 	case interface{ Unwrap() error }:
 		if inner := wrapping.Unwrap(); inner != nil {
 			return innermost(inner)
@@ -84,13 +84,13 @@ func innermost(err error) []error {
 	return []error{err}
 }
 
-// together is the text of the failures, where one that differs from the first only in
-// protocol and port does not repeat it.
-func (w wording) together(several transport.Errors) string {
+// together returns the text of the failures. A failure that differs from the first only in
+// protocol and port does not repeat its text.
+func (f formatter) together(several transport.Errors) string {
 	first := several[0]
 	texts := make([]string, 0, len(several))
 	for i, e := range several {
-		text := w.short(e.Error(), e)
+		text := f.short(e.Error(), e)
 		if i > 0 && sameButForPort(first, e) {
 			text = string(e.Protocol) + ": the same"
 			if _, port, err := net.SplitHostPort(e.Address); err == nil && e.Address != first.Address {
@@ -115,9 +115,9 @@ func sameButForPort(a, b *transport.Error) bool {
 	return general(a, portA) == general(b, portB)
 }
 
-// withoutChance leaves out what differs from one moment to the next: our own port in
-// what net.OpError says of a connection ("10.0.0.5:41234->10.0.0.1:53"), and by which
-// time x509 found a certificate not valid ("current time 2026-03-01T07:15:00Z is before").
+// withoutChance removes the parts that change from attempt to attempt: the local port in
+// the text of net.OpError ("10.0.0.5:41234->10.0.0.1:53"), and the current time in the text
+// of x509 about an invalid certificate ("current time 2026-03-01T07:15:00Z is before").
 func withoutChance(text string) string {
 	parts := strings.Split(text, "->")
 	for i := range parts[:len(parts)-1] {

@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
+func TestAFailureThatTwoProtocolsShareAppearsOnce(t *testing.T) {
 	addr := func(s string) *net.TCPAddr { a, _ := net.ResolveTCPAddr("tcp", s); return a }
 	refused := func(to string) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Addr: addr(to), Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
@@ -38,29 +38,29 @@ func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
 		err  transport.Errors
 		want string
 	}{
-		{"one protocol has nothing to share",
+		{"one protocol is not shortened",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883"))},
 			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused"},
 		{"the same refusal at two ports",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.7:443"))},
 			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: the same at port 443"},
-		{"two addresses that the name was found to have are two facts",
+		{"two addresses of the name are both kept",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.8:443"))},
 			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: tcp h:443: dial tcp 192.0.2.8:443: connect: connection refused"},
-		{"our own port is chance",
+		{"the local port is ignored",
 			transport.Errors{
 				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
 				websocket(transport.StageTLS, "h:443", reset("10.0.0.5:44312", "192.0.2.7:443"))},
 			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: the same at port 443"},
-		{"our own address is not: it tells the interface",
+		{"the local address is not ignored, since it identifies the interface",
 			transport.Errors{
 				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
 				websocket(transport.StageTLS, "h:443", reset("10.1.0.5:40001", "192.0.2.7:443"))},
 			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: tls h:443: read tcp 10.1.0.5:40001->192.0.2.7:443: read: connection reset by peer"},
-		{"a second that passed between the two is no difference",
+		{"the current time is ignored",
 			transport.Errors{mqtt(transport.StageTLS, "h:8883", early("07:15:00")), websocket(transport.StageTLS, "h:443", early("07:15:01"))},
 			"mqtt: tls h:8883: x509: certificate has expired or is not yet valid: current time 2026-03-01T07:15:00Z is before 2026-03-02T00:00:00Z; websocket: the same at port 443"},
-		{"a proxy that is silent to both",
+		{"a proxy that does not answer either",
 			transport.Errors{mqtt(transport.StageProxy, "p:3128", io.EOF), websocket(transport.StageProxy, "p:3128", io.EOF)},
 			"mqtt: proxy p:3128: EOF; websocket: the same"},
 		{"a portal on an IPv6 address",
@@ -69,10 +69,10 @@ func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
 		{"another stage is another failure",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
 			"mqtt: tcp h:8883: EOF; websocket: tls h:443: EOF"},
-		{"an address without a port is compared with none",
+		{"an address without a port equals no other",
 			transport.Errors{mqtt(transport.StageTLS, "h", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
 			"mqtt: tls h: EOF; websocket: tls h:443: EOF"},
-		{"and so is another cause",
+		{"another cause is another failure",
 			transport.Errors{mqtt(transport.StageTLS, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", portal)},
 			`mqtt: tls h:8883: EOF; websocket: tls h:443: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"`},
 	} {
@@ -88,13 +88,13 @@ func TestWhatTwoProtocolsMetAlikeIsToldOnce(t *testing.T) {
 	}
 }
 
-// ended wraps another error, or none.
+// ended wraps another error or nil.
 type ended struct{ why error }
 
 func (e *ended) Error() string { return fmt.Sprintf("it ended: %v", e.why) }
 func (e *ended) Unwrap() error { return e.why }
 
-func TestTheTextOfOthersIsCutAndWhatDpsdSaysAroundItIsNot(t *testing.T) {
+func TestExternalTextIsTruncatedButNotTheTextOfDpsdAroundIt(t *testing.T) {
 	text := strings.Repeat("a", 600)
 	cut := strings.Repeat("a", 497) + "… (600 bytes)" // 512 bytes
 	long := errors.New(text)
@@ -103,10 +103,10 @@ func TestTheTextOfOthersIsCutAndWhatDpsdSaysAroundItIsNot(t *testing.T) {
 		err  error
 		want string
 	}{
-		{"a text of 512 bytes is whole", fmt.Errorf("%w, issued by ACME", errors.New(text[:512])), text[:512] + ", issued by ACME"},
-		{"a longer one is cut", fmt.Errorf("%w, issued by ACME", long), cut + ", issued by ACME"},
-		{"each is", fmt.Errorf("%w, then %w, issued by ACME", long, fmt.Errorf("x%w", long)), cut + ", then x" + cut + ", issued by ACME"},
-		{"all of them have at most 1,536 bytes", fmt.Errorf("%w %w %w %w", long, long, long, long), strings.Repeat(cut+" ", 2) + strings.Repeat("a", 494) + "… (2051 bytes)"},
+		{"a text of 512 bytes is kept", fmt.Errorf("%w, issued by ACME", errors.New(text[:512])), text[:512] + ", issued by ACME"},
+		{"a longer one is truncated", fmt.Errorf("%w, issued by ACME", long), cut + ", issued by ACME"},
+		{"each of several is truncated", fmt.Errorf("%w, then %w, issued by ACME", long, fmt.Errorf("x%w", long)), cut + ", then x" + cut + ", issued by ACME"},
+		{"all of them together have at most 1,536 bytes", fmt.Errorf("%w %w %w %w", long, long, long, long), strings.Repeat(cut+" ", 2) + strings.Repeat("a", 494) + "… (2051 bytes)"},
 		{"an error that can wrap another, but does not", &ended{}, "it ended: <nil>"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,6 +1,6 @@
-// Package classify turns the errors of the packages below it into faults. It is the only
-// place that makes faults, and the only place that cleans and bounds the text of peers,
-// certificates, proxies and DNS in them.
+// Package classify converts the errors of the packages below it to faults. Only this
+// package creates faults, and it makes the text of peers, certificates, proxies and DNS in
+// them safe to display.
 package classify
 
 import (
@@ -28,13 +28,12 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// Classify names an error of any package below the daemon. It is the only
-// place where errors become faults, and the one where the text of others in them is
-// made fit to be shown: see Circumstances.Classify. An error that it does not know is
-// fault.Internal, which is a defect of this function.
+// Classify returns the fault for an error of any package below the daemon; see
+// Circumstances.Classify. For an unknown error, it returns fault.Internal, which indicates
+// a defect of this function.
 func Classify(err error) fault.Fault { return Circumstances{}.Classify(err) }
 
-// classified names an error, but leaves its text as it is.
+// classified returns the fault for an error without changing the error's text.
 func classified(err error) fault.Fault {
 	var f fault.Fault
 	if err == nil || errors.As(err, &f) {
@@ -55,26 +54,25 @@ func classified(err error) fault.Fault {
 	return fault.New(fault.Internal, stage, err)
 }
 
-// Circumstances are what may explain that a credential was refused: whether
-// somebody stands on the way, or this gateway's own clock. They never keep an
-// attempt from being made.
+// Circumstances are facts that may explain why a credential was refused, such as TLS
+// inspection or the gateway's clock. They never prevent an attempt.
 type Circumstances struct {
-	Inspector   string // who inspects the connection, see Inspector; "" for nobody
-	Implausible bool   // the time is before one that has been
-	Validity    error  // what the clock says against the device certificate or its chain, an *attest.CertificateError
-	Purpose     error  // that the device certificate is not for clients, of attest.ForClients
-	Doubt       error  // what speaks against the symmetric key, an *attest.Doubt
+	Inspector   string // the issuer that inspects the connection, see Inspector; "" if none does
+	Implausible bool   // the clock shows a time that has already passed
+	Validity    error  // why the device certificate or its chain is not valid now, an *attest.CertificateError
+	Purpose     error  // the error of attest.ForClients if the device certificate is not for clients
+	Doubt       error  // why the symmetric key may be wrong, an *attest.Doubt
 
-	// RegistrationID is the one under which the service was asked; "" when it was not. A
-	// refusal names it, unless it is what the configuration says.
+	// RegistrationID is the registration ID of the request, or "" if none was sent. The
+	// cause of a refusal includes it unless the configuration contains it.
 	RegistrationID string
 	Source         attest.RegistrationID
 
-	Told redact.Known // the secrets that peers were told, who may repeat them
+	Secrets redact.Known // secrets sent to peers, which may repeat them
 }
 
-// Classify is the function of that name, for one who knows the circumstances. What the
-// fault says is one line without a secret, of at most foreign.MaxFault bytes with its
+// Classify is like the function Classify, but takes the circumstances into account. The
+// fault's text is one line without secrets, of at most foreign.MaxFault bytes including its
 // code and tracking ID.
 func (c Circumstances) Classify(err error) fault.Fault {
 	f := inHome(classified(err))
@@ -96,12 +94,12 @@ func (c Circumstances) Classify(err error) fault.Fault {
 	case c.Purpose != nil:
 		f.Err = fmt.Errorf("%w; %w", f.Err, c.Purpose)
 	}
-	w := wording{&c.Told}
-	f.Err, f.TrackingID = w.of(f.Err), w.line(f.TrackingID, maxTrackingID)
+	w := formatter{&c.Secrets}
+	f.Err, f.TrackingID = w.format(f.Err), w.line(f.TrackingID, maxTrackingID)
 	return f
 }
 
-// ofService knows the answers of DPS (dps-protocol: the error table).
+// ofService classifies the errors of DPS (dps-protocol: the error table).
 func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 	var said *dps.ServiceError
 	if errors.As(err, &said) {
@@ -141,7 +139,7 @@ func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// ofState knows what the disk can refuse.
+// ofState classifies the errors of the state directory.
 func ofState(err error, _ fault.Stage) (fault.Fault, bool) {
 	var (
 		locked *store.LockedError
@@ -162,7 +160,7 @@ func ofState(err error, _ fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// ofGateway knows the files of this gateway: credentials, identity, payload.
+// ofGateway classifies the errors of this gateway's files: credentials, identity, payload.
 func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 	var (
 		secret   *attest.SecretError
@@ -188,14 +186,14 @@ func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// order is the order in which a connection passes the stages of package transport, which
-// have the names of those of package fault.
+// order lists the stages of package transport in the order of a connection. They have the
+// same names as those of package fault.
 var order = []transport.Stage{
 	transport.StageCA, transport.StageName, transport.StageTCP, transport.StageProxy, transport.StageTLS, transport.StageWebSocket,
 }
 
-// ofTransport knows why there is no connection. When several protocols were tried, the
-// fault is that of the protocol that got furthest.
+// ofTransport classifies the errors of establishing a connection. If several protocols were
+// tried, it returns the fault of the protocol that got furthest.
 func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	var (
 		several  transport.Errors
@@ -227,7 +225,7 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.DNSBlocked, stage, &blockedError{furthest.Remote.String(), err}), true
 	case errors.As(cause, new(*transport.NoNameServerError)):
 		return named(fault.ResolverMissing)
-	case unreachable(cause):
+	case nothingSent(cause):
 		return named(fault.NetworkUnreachable)
 	case resolverMissing(cause):
 		return named(fault.ResolverMissing)
@@ -253,11 +251,11 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	if f, known := ofStream(err, stage); known || furthest.Stage != transport.StageWebSocket {
 		return f, known
 	}
-	return named(fault.WebSocketRefused) // what came was no HTTP
+	return named(fault.WebSocketRefused) // the reply was not HTTP
 }
 
-// onlyMQTT reports whether MQTT over TLS was all that was tried, and not at the port that
-// every firewall lets out.
+// onlyMQTT reports whether only MQTT over TLS was tried, and not at port 443, which almost
+// every firewall allows.
 func onlyMQTT(tried transport.Errors) bool {
 	for _, e := range tried {
 		_, port, _ := net.SplitHostPort(e.Address)
@@ -268,7 +266,7 @@ func onlyMQTT(tried transport.Errors) bool {
 	return len(tried) > 0
 }
 
-// ofTLS knows why a handshake failed; whole is the error to report.
+// ofTLS classifies the cause of a failed handshake; whole is the error to report.
 func ofTLS(cause, whole error) (fault.Fault, bool) {
 	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, fault.StageTLS, whole), true }
 	var (
@@ -306,7 +304,7 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 	case strings.Contains(cause.Error(), "protocol version"):
 		return named(fault.TLSVersion)
 	}
-	// An alert of the peer comes as a *net.OpError, but nothing was lost.
+	// An alert of the peer is a *net.OpError, but the connection was not lost.
 	if !alerted(cause) {
 		if f, known := ofStream(whole, fault.StageTLS); known {
 			return f, true
@@ -315,38 +313,39 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 	return named(fault.TLSFailed)
 }
 
-// notYet tells a certificate of the future from one of the past: x509 has one
-// reason for both.
+// notYet distinguishes a certificate that is not yet valid from an expired one: x509 has
+// one reason for both.
 func notYet(e x509.CertificateInvalidError) bool {
 	return e.Cert != nil && strings.Contains(e.Detail, "is before")
 }
 
-// refusals are the alerts of RFC 8446 §6.2 with which a server turns down the
-// client's certificate, in the words of crypto/tls, which exports no codes.
+// refusals are the alerts of RFC 8446 §6.2 with which a server rejects the client's
+// certificate, as texts of crypto/tls, which exports no codes.
 var refusals = []string{
 	"tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate",
 	"tls: expired certificate", "tls: unknown certificate", "tls: unknown certificate authority",
 	"tls: access denied", "tls: certificate required",
 }
 
-// certificateRefused recognises such an alert of a verified server that asked for the
-// certificate. Anybody on the way can send one before, and then it says nothing. Under TLS
-// 1.3 it arrives after the client's side of the handshake is done, in place of the CONNACK.
+// certificateRefused reports whether err is such an alert from a verified server that asked
+// for the certificate. Before verification, anyone on the path can send one, so it means
+// nothing. With TLS 1.3, the alert arrives after the client's part of the handshake,
+// instead of the CONNACK.
 func certificateRefused(err error) bool {
 	alert, found := transport.RemoteAlert(err)
 	var refused *transport.RefusedError
 	return found && slices.Contains(refusals, alert) && errors.As(err, &refused) && refused.Certificate
 }
 
-// certificateDemanded recognises a verified server that was shown no certificate and gave up
-// for that. Under TLS 1.2 there is no alert of its own for it.
+// certificateDemanded reports whether a verified server ended the handshake because it
+// received no certificate. TLS 1.2 has no specific alert for this.
 func certificateDemanded(err error) bool {
 	alert, found := transport.RemoteAlert(err)
 	var refused *transport.RefusedError
 	return found && (slices.Contains(refusals, alert) || alert == "tls: handshake failure") && errors.As(err, &refused) && refused.Missing
 }
 
-// demanded is the fault of such a server.
+// demanded returns the fault for such an error.
 func demanded(err error) fault.Fault {
 	f := fault.New(fault.TLSFailed, fault.StageTLS, err)
 	f.Circumstance = fault.CertificateDemanded
@@ -358,7 +357,7 @@ func alerted(err error) bool {
 	return found
 }
 
-// ofMQTT knows what goes wrong inside the stream.
+// ofMQTT classifies the errors of MQTT.
 func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
 	var (
@@ -371,7 +370,7 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
 	case stage == fault.StageConnect && certificateDemanded(err):
 		return demanded(err), true
-	case stage == fault.StageConnect && alerted(err): // in place of the CONNACK: the server's part of the handshake
+	case stage == fault.StageConnect && alerted(err): // instead of the CONNACK: the server's part of the handshake
 		return fault.New(fault.TLSFailed, fault.StageTLS, err), true
 	case errors.As(err, &connack):
 		switch connack.ReturnCode {
@@ -400,11 +399,11 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// ofStream knows how a connection can end.
+// ofStream classifies the errors that end a connection.
 func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
 	var op *net.OpError
 	switch {
-	case unreachable(err):
+	case nothingSent(err):
 		return fault.New(fault.NetworkUnreachable, stage, err), true
 	case isTimeout(err), errors.Is(err, context.DeadlineExceeded):
 		return fault.New(fault.NoReply, stage, err), true
@@ -416,9 +415,9 @@ func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
 	return fault.Fault{}, false
 }
 
-// unreachable means that nothing left this machine. The resolver hands on only
+// nothingSent reports whether nothing was sent because of err. The resolver returns only
 // the text of its errors.
-func unreachable(err error) bool {
+func nothingSent(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL} {
 		var resolver *net.DNSError
 		if errors.Is(err, errno) || errors.As(err, &resolver) && strings.Contains(resolver.Err, errno.Error()) {
@@ -428,7 +427,7 @@ func unreachable(err error) bool {
 	return false
 }
 
-// resolverMissing means that nobody answers at the name server's port.
+// resolverMissing reports whether nothing listens on the name server's port.
 func resolverMissing(err error) bool {
 	var resolver *net.DNSError
 	return errors.As(err, &resolver) && strings.Contains(resolver.Err, "connection refused")

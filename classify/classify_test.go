@@ -27,7 +27,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// reply is the error that the registration makes of a message of the service.
+// reply returns the registration's error for a message of the service.
 func reply(t *testing.T, topic, body string) error {
 	t.Helper()
 	r := &dps.Registration{Identity: dps.Identity{IDScope: "0ne00000000", RegistrationID: "gw-1"}}
@@ -43,12 +43,12 @@ func reply(t *testing.T, topic, body string) error {
 
 const global = "global.azure-devices-provisioning.net"
 
-// presented is a handshake that failed for reason, with a certificate for host by
-// the issuer.
+// presented returns the error of a handshake that failed for reason, with a certificate for
+// host by the issuer.
 func presented(host, issuer string, reason error) error {
 	c := &x509.Certificate{
 		Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
-		// VerifyHostname looks at DNSNames only with the extension they came in.
+		// VerifyHostname checks DNSNames only if the extension is present.
 		Extensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}}},
 	}
 	if issuer != "" {
@@ -81,111 +81,111 @@ func TestClassify(t *testing.T) {
 	}{
 		{"no route", dial(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageTCP},
 		{"no route to the name server", dial(transport.StageName, &net.DNSError{Err: "dial udp 10.0.0.1:53: connect: network is unreachable", Name: "h"}), fault.NetworkUnreachable, fault.StageName},
-		{"nobody at the name server's port", dial(transport.StageName, &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "h"}), fault.ResolverMissing, fault.StageName},
+		{"no server at the name server's port", dial(transport.StageName, &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "h"}), fault.ResolverMissing, fault.StageName},
 		{"no /etc/resolv.conf", dial(transport.StageName, &transport.NoNameServerError{File: "/etc/resolv.conf", Problem: "does not exist", Err: &net.DNSError{Err: "dial udp [::1]:53: connect: cannot assign requested address", Name: "h"}}), fault.ResolverMissing, fault.StageName},
 		{"no /etc/resolv.conf, for the proxy", dial(transport.StageProxy, &transport.NoNameServerError{File: "/etc/resolv.conf", Problem: "does not exist", Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true, Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
 		{"no such name", dial(transport.StageName, &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), fault.DNSFailed, fault.StageName},
 		{"a silent name server", dial(transport.StageName, &transport.TimeoutError{After: time.Second, Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}), fault.DNSFailed, fault.StageName},
 		{"refused", dial(transport.StageTCP, refused), fault.TCPRefused, fault.StageTCP},
 		{"a silent peer", dial(transport.StageTCP, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTCP},
-		{"a mute TLS peer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},
-		{"the proxy wants a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
-		{"the proxy does not know the password", dial(transport.StageProxy, &transport.ProxyError{Status: 401}), fault.ProxyAuth, fault.StageProxy},
-		{"the proxy forbids it", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy does not get through", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyUpstream, fault.StageProxy},
+		{"a TLS peer that does not answer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},
+		{"the proxy requires a password", dial(transport.StageProxy, &transport.ProxyError{Status: 407}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy rejects the password", dial(transport.StageProxy, &transport.ProxyError{Status: 401}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy forbids the connection", dial(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy cannot connect", dial(transport.StageProxy, &transport.ProxyError{Status: 502}), fault.ProxyUpstream, fault.StageProxy},
 		{"the proxy's upstream is silent", dial(transport.StageProxy, &transport.ProxyError{Status: 504}), fault.ProxyUpstream, fault.StageProxy},
-		{"the proxy does not know our HTTP", dial(transport.StageProxy, &transport.ProxyError{Status: 505}), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy is closed for the night", dial(transport.StageProxy, &transport.ProxyError{Status: 500}), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy wants NTLM", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
-		{"the proxy wants NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
-		{"the proxy wants NTLM, by 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
-		{"the proxy wants NTLM or Basic, by 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"NTLM", "BASIC"}}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy does not support the HTTP version", dial(transport.StageProxy, &transport.ProxyError{Status: 505}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy has an internal error", dial(transport.StageProxy, &transport.ProxyError{Status: 500}), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy requires NTLM", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
+		{"the proxy accepts NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
+		{"the proxy requires NTLM, with status 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
+		{"the proxy accepts NTLM or Basic, with status 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"NTLM", "BASIC"}}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyWantsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
-		{"the proxy says that it is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
-		{"the proxy hangs up", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
-		{"the proxy speaks no TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyScheme, fault.StageProxy},
+		{"the proxy reports a portal with status 511", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
+		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy does not use TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyUnreachable, fault.StageProxy},
-		{"the proxy has no such name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},
-		{"nobody can be asked for the proxy's name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
+		{"the proxy's name does not exist", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},
+		{"no route to the name server for the proxy's name", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "read udp 127.0.0.1:53: read: connection refused", Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
 		{"the proxy is behind a firewall", dial(transport.StageProxy, &transport.TimeoutError{After: time.Second, Err: &net.OpError{Op: "dial", Err: context.DeadlineExceeded}}), fault.ProxyUnreachable, fault.StageProxy},
 		{"no route to the proxy", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageProxy},
-		{"the proxy is mute", dial(transport.StageProxy, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageProxy},
-		{"the proxy's certificate is by a stranger, even one of the service's", dial(transport.StageProxy, presented("proxy.test", "ACME", x509.UnknownAuthorityError{})), fault.ProxyUntrusted, fault.StageProxy},
+		{"the proxy does not answer", dial(transport.StageProxy, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageProxy},
+		{"the proxy's certificate is by another issuer, even one of the service's", dial(transport.StageProxy, presented("proxy.test", "ACME", x509.UnknownAuthorityError{})), fault.ProxyUntrusted, fault.StageProxy},
 		{"the proxy's certificate is for another name", dial(transport.StageProxy, presented("proxy.test", "ACME", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "proxy.test"})), fault.ProxyUntrusted, fault.StageProxy},
 		{"the proxy's certificate has expired", dial(transport.StageProxy, presented("proxy.test", "ACME", expired)), fault.ProxyUntrusted, fault.StageProxy},
-		{"the proxy's certificate is of the future", dial(transport.StageProxy, presented("proxy.test", "ACME", future)), fault.ClockImplausible, fault.StageProxy},
+		{"the proxy's certificate is not yet valid", dial(transport.StageProxy, presented("proxy.test", "ACME", future)), fault.ClockImplausible, fault.StageProxy},
 		{"the roots of the proxy are missing", dial(transport.StageProxy, &fs.PathError{Op: "open", Path: "/p.pem", Err: fs.ErrNotExist}), fault.CAUnreadable, fault.StageProxy},
-		{"the roots of the proxy are none", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: pemfile.ErrNotCertificate}), fault.CAUnreadable, fault.StageProxy},
-		{"the proxy's address is none", dial(transport.StageProxy, fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)), fault.ProxyAddress, fault.StageProxy},
+		{"the roots of the proxy are unusable", dial(transport.StageProxy, &fs.PathError{Op: "read", Path: "/p.pem", Err: pemfile.ErrNotCertificate}), fault.CAUnreadable, fault.StageProxy},
+		{"the proxy's address is invalid", dial(transport.StageProxy, fmt.Errorf("HTTPS_PROXY: %w", transport.ErrProxyAddress)), fault.ProxyAddress, fault.StageProxy},
 		{"the proxy's password is missing", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: fs.ErrNotExist}), fault.CredentialUnreadable, fault.StageProxy},
-		{"the proxy's password is none", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},
+		{"the proxy's password is unusable", At(fault.StageProxy, &attest.SecretError{Reference: attest.Reference{File: "/p"}, Err: attest.ErrNotPassword}), fault.CredentialInvalid, fault.StageProxy},
 		{"an inspector presents the service's name", dial(transport.StageTLS, presented(global, "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
 		{"an inspector in China", dial(transport.StageTLS, presented("x.azure-devices-provisioning.cn", "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSIntercepted, fault.StageTLS},
-		{"Microsoft itself, where the roots are old", dial(transport.StageTLS, presented(global, "Microsoft Corporation", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
-		{"DigiCert, where the roots are old", dial(transport.StageTLS, presented(global, "DigiCert Inc", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"Microsoft itself, with outdated roots on the gateway", dial(transport.StageTLS, presented(global, "Microsoft Corporation", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"DigiCert, with outdated roots on the gateway", dial(transport.StageTLS, presented(global, "DigiCert Inc", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
 		{"an issuer without a name", dial(transport.StageTLS, presented(global, "", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
-		{"a stranger for an endpoint that is not Azure's", dial(transport.StageTLS, presented("azure-devices-provisioning.net.test", "ACME", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
+		{"another issuer for an endpoint that is not Azure's", dial(transport.StageTLS, presented("azure-devices-provisioning.net.test", "ACME", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageTLS},
 		{"an inspector's certificate that has expired", dial(transport.StageTLS, presented(global, "ACME Inspection", expired)), fault.TLSExpired, fault.StageTLS},
-		{"a page in place of TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("<html>"), Err: tls.RecordHeaderError{}}), fault.CaptivePortal, fault.StageTLS},
-		{"a page in place of the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 200, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
-		{"the network wants a login", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 511, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
+		{"a page instead of TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("<html>"), Err: tls.RecordHeaderError{}}), fault.CaptivePortal, fault.StageTLS},
+		{"a page instead of the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 200, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
+		{"the network requires a login", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 511, ContentType: "text/html"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"a page that forbids the upgrade", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403, ContentType: "text/html"}), fault.WebSocketRefused, fault.StageWebSocket},
-		{"a portal at 443 while 8883 is silent", At(fault.StageTCP, transport.Errors{
+		{"a portal at 443 while 8883 times out", At(fault.StageTCP, transport.Errors{
 			{Protocol: transport.MQTT, Stage: transport.StageTCP, Err: &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}},
 			{Protocol: transport.WebSocket, Stage: transport.StageTLS, Err: &transport.NotTLSError{First: []byte("HTTP/1.1 302 Found"), Err: tls.RecordHeaderError{}}},
 		}), fault.CaptivePortal, fault.StageTLS},
-		{"a proxy that lets 8883 out to nobody, and 443 to a portal", At(fault.StageTCP, transport.Errors{
+		{"a proxy that blocks 8883 and redirects 443 to a portal", At(fault.StageTCP, transport.Errors{
 			{Protocol: transport.MQTT, Stage: transport.StageProxy, Err: &transport.ProxyError{Status: 403}},
 			{Protocol: transport.WebSocket, Stage: transport.StageWebSocket, Err: &transport.UpgradeError{Status: 511}},
 		}), fault.CaptivePortal, fault.StageWebSocket},
 		{"ca_file is missing", dial(transport.StageCA, fs.ErrNotExist), fault.CAUnreadable, fault.StageTLS},
 		{"unknown issuer", dial(transport.StageTLS, x509.UnknownAuthorityError{}), fault.TLSUntrusted, fault.StageTLS},
 		{"expired server certificate", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is after y"}), fault.TLSExpired, fault.StageTLS},
-		{"a server certificate of the future", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is before y"}), fault.ClockImplausible, fault.StageTLS},
+		{"a server certificate that is not yet valid", dial(transport.StageTLS, x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired, Detail: "current time x is before y"}), fault.ClockImplausible, fault.StageTLS},
 		{"reset in the handshake", dial(transport.StageTLS, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageTLS},
-		{"a handshake that fails otherwise", dial(transport.StageTLS, errors.New("tls: something")), fault.TLSFailed, fault.StageTLS},
+		{"a handshake that fails for another reason", dial(transport.StageTLS, errors.New("tls: something")), fault.TLSFailed, fault.StageTLS},
 		{"an alert about the version of TLS", dial(transport.StageTLS, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: protocol version not supported")}}), fault.TLSVersion, fault.StageTLS},
-		{"a peer that answers in another protocol than TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("220 mail.test ESMTP"), Err: tls.RecordHeaderError{}}), fault.NotTLS, fault.StageTLS},
+		{"a peer that does not use TLS", dial(transport.StageTLS, &transport.NotTLSError{First: []byte("220 mail.test ESMTP"), Err: tls.RecordHeaderError{}}), fault.NotTLS, fault.StageTLS},
 		{"reset before the connection is open", dial(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageTCP},
 		{"reset in the upgrade", dial(transport.StageWebSocket, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), fault.ConnectionLost, fault.StageWebSocket},
-		{"an upgrade that is answered in another protocol than HTTP", dial(transport.StageWebSocket, errors.New("malformed HTTP response")), fault.WebSocketRefused, fault.StageWebSocket},
-		{"a cause that transport has not had yet", dial(transport.StageTCP, errors.New("?")), fault.Internal, fault.StageTCP},
+		{"a reply to the upgrade that is not HTTP", dial(transport.StageWebSocket, errors.New("malformed HTTP response")), fault.WebSocketRefused, fault.StageWebSocket},
+		{"an unknown cause of transport", dial(transport.StageTCP, errors.New("?")), fault.Internal, fault.StageTCP},
 		{"a name server that does not answer before the end of the attempt", dial(transport.StageName, context.DeadlineExceeded), fault.DNSFailed, fault.StageName},
 		{"the upgrade is redirected", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageWebSocket},
 		{"the upgrade is forbidden", dial(transport.StageWebSocket, &transport.UpgradeError{Status: 403}), fault.WebSocketRefused, fault.StageWebSocket},
-		{"of two protocols the one that got further counts", At(fault.StageTCP, transport.Errors{
+		{"two protocols: the one that got further counts", At(fault.StageTCP, transport.Errors{
 			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTLS, Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}},
 		}), fault.TLSWrongHost, fault.StageTLS},
-		{"of two that got equally far, the first counts", At(fault.StageTCP, transport.Errors{
+		{"two protocols that got equally far: the first counts", At(fault.StageTCP, transport.Errors{
 			{Stage: transport.StageTCP, Err: refused}, {Stage: transport.StageTCP, Err: &transport.TimeoutError{Err: context.DeadlineExceeded}},
 		}), fault.TCPRefused, fault.StageTCP},
 
 		{"CONNACK 1", connect(&mqttv3.ConnackError{ReturnCode: 1}), fault.ConnackRejected, fault.StageConnect},
 		{"CONNACK 2", connect(&mqttv3.ConnackError{ReturnCode: 2}), fault.ConnackRejected, fault.StageConnect},
-		{"CONNACK 3 is never a credential", connect(&mqttv3.ConnackError{ReturnCode: 3}), fault.ConnackUnavailable, fault.StageConnect},
+		{"CONNACK 3 is not a refused credential", connect(&mqttv3.ConnackError{ReturnCode: 3}), fault.ConnackUnavailable, fault.StageConnect},
 		{"CONNACK 4", connect(&mqttv3.ConnackError{ReturnCode: 4}), fault.ConnackRefused, fault.StageConnect},
 		{"CONNACK 5", connect(&mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, fault.StageConnect},
 		{"CONNACK 99", connect(&mqttv3.ConnackError{ReturnCode: 99}), fault.ProtocolViolation, fault.StageConnect},
 		{"HTTP inside TLS", connect(&mqttv3.NotMQTTError{First: []byte("HTTP/1.1 400")}), fault.NotMQTT, fault.StageConnect},
 		{"an alert about a certificate before the server is verified", dial(transport.StageTLS, fmt.Errorf("before: %w", &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")})), fault.TLSFailed, fault.StageTLS},
-		{"an alert about a certificate that nobody asked for", dial(transport.StageTLS, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.TLSFailed, fault.StageTLS},
-		{"an alert about a certificate that was asked for", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.CertificateRefused, fault.StageTLS},
-		{"another alert after a certificate that was asked for", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}}), fault.TLSFailed, fault.StageTLS},
-		{"an alert in place of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}})), fault.CertificateRefused, fault.StageTLS},
-		{"an alert in place of the CONNACK, about a certificate that was not shown", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}})), fault.TLSFailed, fault.StageTLS},
-		{"a breach of WebSocket", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.FrameError{Problem: "received unknown opcode 3"})), fault.ProtocolViolation, fault.StagePoll},
+		{"an alert about a certificate that was not requested", dial(transport.StageTLS, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.TLSFailed, fault.StageTLS},
+		{"an alert about a requested certificate", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: unknown certificate authority")}}), fault.CertificateRefused, fault.StageTLS},
+		{"another alert after a requested certificate", dial(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}}), fault.TLSFailed, fault.StageTLS},
+		{"an alert instead of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}})), fault.CertificateRefused, fault.StageTLS},
+		{"an alert instead of the CONNACK, about a certificate that was not sent", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.RefusedError{Err: &net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}})), fault.TLSFailed, fault.StageTLS},
+		{"a violation of the WebSocket protocol", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &transport.FrameError{Problem: "received unknown opcode 3"})), fault.ProtocolViolation, fault.StagePoll},
 		{"no CONNACK", connect(&mqttv3.TimeoutError{Exchange: "CONNACK"}), fault.NoReply, fault.StageConnect},
 		{"end of the stream", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, io.EOF)), fault.ConnectionLost, fault.StageConnect},
 		{"end of a raw stream", connect(io.EOF), fault.ConnectionLost, fault.StageConnect},
 		{"SUBACK 0x80", At(fault.StageSubscribe, &mqttv3.SubackError{Filter: "x"}), fault.NotDPS, fault.StageSubscribe},
-		{"no route while a reply is expected", At(fault.StagePoll, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.EHOSTUNREACH)}), fault.NetworkUnreachable, fault.StagePoll},
-		{"a peer that does not take what is written", At(fault.StageRegister, &net.OpError{Op: "write", Err: os.ErrDeadlineExceeded}), fault.NoReply, fault.StageRegister},
+		{"no route while waiting for a reply", At(fault.StagePoll, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.EHOSTUNREACH)}), fault.NetworkUnreachable, fault.StagePoll},
+		{"a peer that does not read", At(fault.StageRegister, &net.OpError{Op: "write", Err: os.ErrDeadlineExceeded}), fault.NoReply, fault.StageRegister},
 		{"the deadline of an attempt", At(fault.StageRegister, context.DeadlineExceeded), fault.NoReply, fault.StageRegister},
 		{"a WebSocket message of text", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, transport.ErrNotBinary)), fault.ProtocolViolation, fault.StagePoll},
-		{"a packet that breaks MQTT", At(fault.StagePoll, &mqttv3.ProtocolError{}), fault.ProtocolViolation, fault.StagePoll},
-		{"an argument that MQTT does not allow", At(fault.StageRegister, mqttv3.ErrInvalid), fault.RequestRefused, fault.StageRegister},
-		{"another alert in place of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")})), fault.TLSFailed, fault.StageTLS},
+		{"a packet that violates MQTT", At(fault.StagePoll, &mqttv3.ProtocolError{}), fault.ProtocolViolation, fault.StagePoll},
+		{"an argument that is invalid in MQTT", At(fault.StageRegister, mqttv3.ErrInvalid), fault.RequestRefused, fault.StageRegister},
+		{"another alert instead of the CONNACK", connect(fmt.Errorf("%w: %w", mqttv3.ErrClosed, &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")})), fault.TLSFailed, fault.StageTLS},
 		{"another alert after the CONNACK", At(fault.StagePoll, fmt.Errorf("%w: %w", mqttv3.ErrClosed, &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")})), fault.ConnectionLost, fault.StagePoll},
 		{"a packet too large", At(fault.StageRegister, mqttv3.ErrPacketTooLarge), fault.ProtocolViolation, fault.StageRegister},
 
@@ -199,20 +199,20 @@ func TestClassify(t *testing.T) {
 		{"200 disabled", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"","status":"disabled"}`), fault.EnrollmentDisabled, fault.StageRegister},
 		{"200 failed", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"registrationId":"gw-1","status":"failed","errorCode":400207,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
 		{"200 unassigned", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"unassigned"}`), fault.AllocationFailed, fault.StageRegister},
-		{"a failed operation with the hub's 401 is no refused credential", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"status":"failed","errorCode":401002,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
-		{"JSON that is cut", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","sta`), fault.MalformedReply, fault.StageRegister},
+		{"a failed operation with the hub's 401 is not a refused credential", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","status":"failed","registrationState":{"status":"failed","errorCode":401002,"errorMessage":"x"}}`), fault.AllocationFailed, fault.StageRegister},
+		{"truncated JSON", register("$dps/registrations/res/200/?$rid=1", `{"operationId":"5.1","sta`), fault.MalformedReply, fault.StageRegister},
 		{"no reply", At(fault.StagePoll, dps.ErrNoReply), fault.NoReply, fault.StagePoll},
 
 		{"the key file is missing", secret(fs.ErrNotExist), fault.CredentialUnreadable, fault.StageCredential},
-		{"a file stands where the key's directory should be", secret(syscall.ENOTDIR), fault.CredentialUnreadable, fault.StageCredential},
-		{"the disk cannot read the key", secret(syscall.EIO), fault.CredentialUnreadable, fault.StageCredential},
-		{"the key file is not ours to read", secret(fs.ErrPermission), fault.CredentialUnreadable, fault.StageCredential},
+		{"the key's directory is a file", secret(syscall.ENOTDIR), fault.CredentialUnreadable, fault.StageCredential},
+		{"a disk error while reading the key", secret(syscall.EIO), fault.CredentialUnreadable, fault.StageCredential},
+		{"no permission to read the key file", secret(fs.ErrPermission), fault.CredentialUnreadable, fault.StageCredential},
 		{"the credential is sealed", secret(attest.ErrEncrypted), fault.CredentialEncrypted, fault.StageCredential},
-		{"the key is no base64", secret(attest.ErrNotBase64), fault.CredentialInvalid, fault.StageCredential},
-		{"the CN is another", secret(attest.ErrCommonName), fault.CredentialInvalid, fault.StageCredential},
+		{"the key is not base64", secret(attest.ErrNotBase64), fault.CredentialInvalid, fault.StageCredential},
+		{"the CN differs", secret(attest.ErrCommonName), fault.CredentialInvalid, fault.StageCredential},
 		{"no machine ID yet", identity(attest.ErrNoMachineID), fault.InputUnreadable, fault.StageIdentity},
-		{"a serial number that is none", identity(attest.ErrRegistrationID), fault.InputInvalid, fault.StageIdentity},
-		{"a payload that is no object", At(fault.StageIdentity, &PayloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
+		{"an invalid serial number", identity(attest.ErrRegistrationID), fault.InputInvalid, fault.StageIdentity},
+		{"a payload that is not an object", At(fault.StageIdentity, &PayloadError{"/p", dps.ErrPayload}), fault.InputInvalid, fault.StageIdentity},
 		{"a payload that is missing", At(fault.StageIdentity, &PayloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
 		{"a payload that the protocol does not take", At(fault.StageRegister, dps.ErrPayload), fault.InputInvalid, fault.StageIdentity},
 
@@ -230,7 +230,7 @@ func TestClassify(t *testing.T) {
 				t.Errorf("%v: got %s in stage %s, want %s in %s", tt.err, f.Code, f.Stage, tt.code, tt.stage)
 			}
 			if f.Class != fault.Describe(tt.code).Class {
-				t.Errorf("class %s is not that of the catalogue", f.Class)
+				t.Errorf("class %s differs from the catalogue", f.Class)
 			}
 			if f.Err == nil {
 				t.Error("the cause is lost")
@@ -238,10 +238,10 @@ func TestClassify(t *testing.T) {
 		})
 	}
 	if f := Classify(At(fault.StagePoll, nil)); f.Code != "" {
-		t.Errorf("no error is no fault, got %s", f.Code)
+		t.Errorf("nil must not be a fault, got %s", f.Code)
 	}
 	if f := fault.New(fault.Throttled, fault.StagePoll, io.EOF); Classify(fmt.Errorf("again: %w", f)) != f {
-		t.Error("a fault does not stay what it is")
+		t.Error("the fault of a fault is another one")
 	}
 }
 
@@ -254,7 +254,7 @@ func TestANameOfAzureThatLeadsToThisGatewayIsBlocked(t *testing.T) {
 		}
 		return transport.Errors{{Protocol: transport.WebSocket, Stage: stage, Address: host + ":443", Remote: addr, Err: err}}
 	}
-	page := presented("gateway.local", "ACME", x509.UnknownAuthorityError{}).(*transport.CertificateError) //nolint:errorlint // it is made here
+	page := presented("gateway.local", "ACME", x509.UnknownAuthorityError{}).(*transport.CertificateError) //nolint:errorlint // it is created here
 	page.Host = global
 	hub := "h.device.azure-devices.us"
 	for _, tt := range []struct {
@@ -302,7 +302,7 @@ func TestAnAPIVersionThatTheServiceRefusesIsNamedInTheAdvice(t *testing.T) {
 	}
 }
 
-func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
+func TestPort443IsAdvisedOnlyIfItWasNotTried(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	silent := &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}
 	mqtt := func(address string, stage transport.Stage, err error) *transport.Error {
@@ -318,12 +318,12 @@ func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
 		advised bool
 	}{
 		{"8883 refused, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, refused)}, fault.TCPRefused, true},
-		{"no address for 8883, no word of a protocol", transport.Errors{{Stage: transport.StageTCP, Address: "h:8883", Err: refused}}, fault.TCPRefused, false},
+		{"no address for 8883, protocol unknown", transport.Errors{{Stage: transport.StageTCP, Address: "h:8883", Err: refused}}, fault.TCPRefused, false},
 		{"8883 and 443 refused", transport.Errors{mqtt("h:8883", transport.StageTCP, refused), webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
 		{"443 refused", transport.Errors{webSocket(transport.StageTCP, refused)}, fault.TCPRefused, false},
-		{"443 refused, where mqtt_port is 443", transport.Errors{mqtt("h:443", transport.StageTCP, refused)}, fault.TCPRefused, false},
-		{"8883 silent, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, silent)}, fault.ConnectTimeout, true},
-		{"8883 and 443 silent", transport.Errors{mqtt("h:8883", transport.StageTCP, silent), webSocket(transport.StageTCP, silent)}, fault.ConnectTimeout, false},
+		{"443 refused, with mqtt_port 443", transport.Errors{mqtt("h:443", transport.StageTCP, refused)}, fault.TCPRefused, false},
+		{"8883 times out, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageTCP, silent)}, fault.ConnectTimeout, true},
+		{"8883 and 443 time out", transport.Errors{mqtt("h:8883", transport.StageTCP, silent), webSocket(transport.StageTCP, silent)}, fault.ConnectTimeout, false},
 		{"the proxy refuses 8883, nothing else tried", transport.Errors{mqtt("h:8883", transport.StageProxy, &transport.ProxyError{Status: 403})}, fault.ProxyRefused, true},
 		{"the proxy refuses both", transport.Errors{mqtt("h:8883", transport.StageProxy, &transport.ProxyError{Status: 403}), webSocket(transport.StageProxy, &transport.ProxyError{Status: 403})}, fault.ProxyRefused, false},
 	} {
@@ -336,7 +336,7 @@ func TestPort443IsAdvisedOnlyWhereItWasNotTried(t *testing.T) {
 	}
 }
 
-func TestClassifyKeepsWhatTheServiceSaid(t *testing.T) {
+func TestClassifyKeepsTheDetailsOfTheService(t *testing.T) {
 	f := Classify(At(fault.StageRegister, reply(t, "$dps/registrations/res/429/?$rid=1&retry-after=30", `{"errorCode":429001,"trackingId":"4c7e","message":"Too many"}`)))
 	if f.ServiceCode != 429001 || f.TrackingID != "4c7e" || f.RetryAfter != 30*time.Second {
 		t.Errorf("errorCode %d, trackingId %q, retry-after %s", f.ServiceCode, f.TrackingID, f.RetryAfter)
@@ -355,12 +355,12 @@ func TestARefusedCredentialIsExplainedByItsCircumstances(t *testing.T) {
 		name          string
 		circumstances Circumstances
 		code          fault.Code
-		end           string // of the cause
+		end           string // the end of the cause
 	}{
 		{"nothing", Circumstances{}, fault.Unauthorized, "401000"},
-		{"an inspector, whatever the clock and the certificate say", Circumstances{Inspector: "CN=ACME", Implausible: true, Validity: expired, Doubt: doubt}, fault.TLSIntercepted, `401000; it came through "CN=ACME", who inspects this connection`},
-		{"a clock before the build, whatever the certificate says", Circumstances{Implausible: true, Validity: expired}, fault.ClockImplausible, "401000"},
-		{"a certificate of the future", Circumstances{Validity: early}, fault.ClockImplausible, "401000"},
+		{"an inspector, whatever the clock and the certificate", Circumstances{Inspector: "CN=ACME", Implausible: true, Validity: expired, Doubt: doubt}, fault.TLSIntercepted, `401000; it came through "CN=ACME", who inspects this connection`},
+		{"a clock before the build, whatever the certificate", Circumstances{Implausible: true, Validity: expired}, fault.ClockImplausible, "401000"},
+		{"a certificate that is not yet valid", Circumstances{Validity: early}, fault.ClockImplausible, "401000"},
 		{"an expired certificate", Circumstances{Validity: expired, Purpose: attest.ErrNotForClients}, fault.CertificateExpired, "401000; " + expired.Error()},
 		{"a doubtful key", Circumstances{Doubt: doubt, Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the key has 64 bytes"},
 		{"a certificate that is not for clients", Circumstances{Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the certificate is not for clients"},
@@ -387,15 +387,15 @@ func TestAnInspectorIsAnIssuerThatDoesNotIssueForAzure(t *testing.T) {
 		issuer     pkix.Name
 		want       string
 	}{
-		{"a stranger", global, pkix.Name{CommonName: "ACME Inspection"}, "CN=ACME Inspection"},
-		{"a stranger in another cloud", "X.Azure-Devices-Provisioning.CN", pkix.Name{Organization: []string{"ACME"}}, "O=ACME"},
+		{"another issuer", global, pkix.Name{CommonName: "ACME Inspection"}, "CN=ACME Inspection"},
+		{"another issuer in another cloud", "X.Azure-Devices-Provisioning.CN", pkix.Name{Organization: []string{"ACME"}}, "O=ACME"},
 		{"Microsoft", global, pkix.Name{CommonName: "CA 4", Organization: []string{"Microsoft Corporation"}}, ""},
 		{"DigiCert, by its common name", global, pkix.Name{CommonName: "DIGICERT TLS CA"}, ""},
 		{"an issuer without a name", global, pkix.Name{Country: []string{"DE"}}, ""},
-		{"a stranger for a hub", "h.azure-devices.net", pkix.Name{CommonName: "ACME"}, ""},
-		{"a stranger for a simulator", "dps.test", pkix.Name{CommonName: "ACME"}, ""},
-		{"a name of 300 bytes is cut", global, pkix.Name{CommonName: strings.Repeat("a", 297)}, "CN=" + strings.Repeat("a", 238) + "… (300 bytes)"},
-		{"a name of 256 bytes is not", global, pkix.Name{CommonName: strings.Repeat("a", 253)}, "CN=" + strings.Repeat("a", 253)},
+		{"another issuer for a hub", "h.azure-devices.net", pkix.Name{CommonName: "ACME"}, ""},
+		{"another issuer for a simulator", "dps.test", pkix.Name{CommonName: "ACME"}, ""},
+		{"a name of 300 bytes is truncated", global, pkix.Name{CommonName: strings.Repeat("a", 297)}, "CN=" + strings.Repeat("a", 238) + "… (300 bytes)"},
+		{"a name of 256 bytes is kept", global, pkix.Name{CommonName: strings.Repeat("a", 253)}, "CN=" + strings.Repeat("a", 253)},
 	} {
 		if got := Inspector(tt.host, tt.issuer); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
@@ -403,7 +403,7 @@ func TestAnInspectorIsAnIssuerThatDoesNotIssueForAzure(t *testing.T) {
 	}
 }
 
-func TestANameThatIsNoneOfAzureIsComparedWithThePublicCloud(t *testing.T) {
+func TestANameOutsideAzureIsComparedWithThePublicCloud(t *testing.T) {
 	if c := PublicCloud(); c.Domain != "net" || c.Sovereign || len(c.Roots) == 0 {
 		t.Errorf("the public cloud is %+v", c)
 	}
@@ -417,7 +417,7 @@ func TestANameThatIsNoneOfAzureIsComparedWithThePublicCloud(t *testing.T) {
 	}
 }
 
-func TestADoubtAboutTheKeyExplainsARefusalAndGivesTheAdvice(t *testing.T) {
+func TestADoubtAboutTheKeyExplainsARefusalAndChangesTheAdvice(t *testing.T) {
 	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key is base64 of base64", Command: "base64 -d FILE", File: "/k"}}
 	perhaps := &attest.Doubt{Mistake: &input.Mistake{What: "the key has 64 bytes", Command: "dpsd derive-key <FILE", File: "/k"}, Group: true}
 	unauthorized := At(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
@@ -431,7 +431,7 @@ func TestADoubtAboutTheKeyExplainsARefusalAndGivesTheAdvice(t *testing.T) {
 	}{
 		{"a 401", Circumstances{Doubt: doubt}, unauthorized, fault.Unauthorized, "; the key is base64 of base64", "base64 -d /k", ""},
 		{"a refused CONNECT", Circumstances{Doubt: doubt}, At(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, "; the key is base64 of base64", "base64 -d /k", ""},
-		{"a key that may be that of the group", Circumstances{Doubt: perhaps}, unauthorized, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
+		{"a key that may be the enrollment group's", Circumstances{Doubt: perhaps}, unauthorized, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
 		{"an unknown device", Circumstances{Doubt: doubt}, At(fault.StageRegister, reply(t, "$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`)), fault.EnrollmentNotFound, "", fault.Describe(fault.EnrollmentNotFound).Advice, ""},
 		{"a lost connection", Circumstances{Doubt: doubt}, At(fault.StageConnect, io.EOF), fault.ConnectionLost, "EOF", fault.Describe(fault.ConnectionLost).Advice, ""},
 	} {
@@ -465,8 +465,8 @@ func TestACauseRepeatsNoTokenThatAPeerHasSentBack(t *testing.T) {
 	}
 }
 
-// dpsd check tries the protocols one by one, and knows what else is configured.
-func TestTheFailureOfOneProtocolHasNoCircumstanceOfTheConfiguration(t *testing.T) {
+// dpsd check tries the protocols one by one and knows the configuration.
+func TestTheFailureOfOneProtocolHasNoCircumstanceFromTheConfiguration(t *testing.T) {
 	one := &transport.Error{Protocol: transport.MQTT, Stage: transport.StageTCP, Address: "h:8883", Err: syscall.ECONNREFUSED}
 	if f := Classify(one); f.Code != fault.TCPRefused || f.Stage != fault.StageTCP || f.Circumstance != "" {
 		t.Errorf("got %v in stage %s, circumstance %q", f, f.Stage, f.Circumstance)

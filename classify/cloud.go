@@ -6,32 +6,33 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// Cloud is one of Azure's.
+// Cloud is one of the clouds of Azure.
 type Cloud struct {
 	Name   string
-	Domain string // the last label of its names
-	// Roots are the common names of the authorities that its certificates lead to. The
-	// public cloud changes from one to another without notice.
+	Domain string // the last part of its names
+	// Roots are the common names of the root certificates of its servers. The public cloud
+	// switches between them without notice.
 	Roots []string
-	// Sovereign is a cloud whose roots distributions do not carry any more, and whose
-	// service learns new API versions later than that of the public cloud.
+	// Sovereign reports whether distributions no longer include the cloud's roots, and
+	// whether its service supports new API versions later than that of the public cloud.
 	Sovereign bool
 }
 
-// globalRoot1 is in no public bundle since April 2026, and valid until 2031.
+// globalRoot1 was removed from the public bundles in April 2026 and is valid until 2031.
 const globalRoot1 = "DigiCert Global Root CA"
 
-// clouds are Azure's, the public one first. It is never changed after start-up.
+// clouds are the clouds of Azure, starting with the public one. The variable does not
+// change after start-up.
 var clouds = []Cloud{
 	{Name: "Azure", Domain: "net", Roots: []string{"DigiCert Global Root G2", "Microsoft RSA Root Certificate Authority 2017"}},
 	{Name: "Azure Government", Domain: "us", Roots: []string{globalRoot1}, Sovereign: true},
 	{Name: "Azure operated by 21Vianet (China)", Domain: "cn", Roots: []string{globalRoot1}, Sovereign: true},
 }
 
-// PublicCloud is what a name that is none of Azure's is compared with.
+// PublicCloud returns the public cloud, with which names outside Azure are compared.
 func PublicCloud() Cloud { return clouds[0] }
 
-// CloudOf returns the cloud that the name of an endpoint or a hub belongs to.
+// CloudOf returns the cloud of the name of an endpoint or a hub.
 func CloudOf(host string) (cloud Cloud, found bool) {
 	host = strings.ToLower(host)
 	for _, c := range clouds {
@@ -42,13 +43,13 @@ func CloudOf(host string) (cloud Cloud, found bool) {
 	return Cloud{}, false
 }
 
-// Azure knows the names of DPS in Azure's clouds.
+// Azure reports whether host is a name of DPS in one of the clouds of Azure.
 func Azure(host string) bool {
 	_, found := CloudOf(host)
 	return found && strings.Contains(strings.ToLower(host), ".azure-devices-provisioning.")
 }
 
-// Trust is the circumstance of a certificate for the host that is not trusted.
+// Trust returns the circumstance of an untrusted certificate for the host.
 func Trust(host string) fault.Circumstance {
 	if c, _ := CloudOf(host); c.Sovereign {
 		return fault.SovereignCloud

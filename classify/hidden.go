@@ -12,12 +12,12 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// homes are hidden from dpsd.service, ProtectHome= in systemd.exec(5). What is below them
-// looks like a file that does not exist or may not be read.
+// homes are directories that are hidden from dpsd.service, see ProtectHome= in
+// systemd.exec(5). Files below them appear missing or unreadable.
 var homes = []string{"/home/", "/root/", "/run/user/"}
 
-// inHome completes a fault of a file that cannot be read: in a home, its mode is not what
-// matters.
+// inHome sets the circumstance of a fault about an unreadable file if the file is in a
+// home, where its mode does not matter.
 func inHome(f fault.Fault) fault.Fault {
 	if !slices.Contains([]fault.Code{fault.InputUnreadable, fault.CredentialUnreadable, fault.CAUnreadable}, f.Code) ||
 		!errors.Is(f.Err, fs.ErrNotExist) && !errors.Is(f.Err, fs.ErrPermission) {
@@ -30,7 +30,7 @@ func inHome(f fault.Fault) fault.Fault {
 	return f
 }
 
-// pathOf finds the file that an error is about; "" for none.
+// pathOf returns the path of the file that caused an error, or "".
 func pathOf(err error) string {
 	var (
 		secret   *attest.SecretError

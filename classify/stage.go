@@ -6,7 +6,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// StageError says in which stage an error came up.
+// StageError is an error with the stage in which it occurred.
 type StageError struct {
 	Stage fault.Stage
 	Err   error
@@ -23,7 +23,7 @@ func At(stage fault.Stage, err error) error {
 	return &StageError{stage, err}
 }
 
-// PayloadError says that payload_file cannot be sent.
+// PayloadError means that payload_file cannot be sent.
 type PayloadError struct {
 	Path string
 	Err  error

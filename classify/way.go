@@ -19,9 +19,10 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// This file knows who may stand between a gateway and the service.
+// This file detects proxies, blocklists, captive portals and TLS inspection between a
+// gateway and the service.
 
-// ofProxy knows why the proxy was not passed.
+// ofProxy classifies the errors of a proxy.
 func ofProxy(cause error) fault.Code {
 	var (
 		answer  *transport.ProxyError
@@ -39,7 +40,7 @@ func ofProxy(cause error) fault.Code {
 	case errors.Is(cause, transport.ErrProxyWantsTLS), errors.As(cause, &plain):
 		return fault.ProxyScheme
 	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
-		// tinyproxy answers 401 to a wrong password.
+		// tinyproxy rejects a wrong password with status 401.
 		if !offersBasic(answer.Schemes) {
 			return fault.ProxyAuthUnsupported
 		}
@@ -62,15 +63,15 @@ func ofProxy(cause error) fault.Code {
 	return fault.ProxyRefused
 }
 
-// offersBasic reports whether basic authentication may be accepted. A proxy that names no
-// scheme does not say.
+// offersBasic reports whether a proxy may accept basic authentication. If it lists no
+// schemes, this is unknown.
 func offersBasic(schemes []string) bool {
 	return len(schemes) == 0 || slices.ContainsFunc(schemes, func(s string) bool { return strings.EqualFold(s, "Basic") })
 }
 
-// blocked reports whether the name server has sent the gateway to itself in place of
-// Azure, as blocklists do with names that they do not like: nobody listens there, or
-// somebody with a certificate for another name.
+// blocked reports whether the name server returned an address of the gateway itself instead
+// of Azure's, as blocklists do. There, nothing listens, or a server has a certificate for
+// another name.
 func blocked(e *transport.Error) bool {
 	host, _, err := net.SplitHostPort(e.Address)
 	if err != nil || e.Proxy != "" || e.Remote == nil {
@@ -85,13 +86,13 @@ func blocked(e *transport.Error) bool {
 	return azure && err == nil && Blocked(reached.Addr())
 }
 
-// Blocked reports whether an address is one that a blocklist gives for a name.
+// Blocked reports whether address is one that blocklists return for a name.
 func Blocked(address netip.Addr) bool {
 	address = address.Unmap()
 	return address.IsLoopback() || address.IsUnspecified()
 }
 
-// blockedError says where the name has led.
+// blockedError adds the address to which the name resolved.
 type blockedError struct {
 	address string
 	err     error
@@ -102,23 +103,23 @@ func (e *blockedError) Error() string {
 }
 func (e *blockedError) Unwrap() error { return e.err }
 
-// portal reports whether an HTTP status is a captive portal's: it redirects to a page,
-// or says what it is (RFC 6585 §6).
+// portal reports whether an HTTP status indicates a captive portal: a redirection, or 511
+// (RFC 6585 §6).
 func portal(status int) bool {
 	return status/100 == 3 || status == http.StatusNetworkAuthenticationRequired
 }
 
-// intercepted tells somebody who inspects TLS from a gateway whose roots are old: the
-// certificate is for a name of Azure's, but its issuer, whom nobody vouches for, is
-// neither of the two that issue for Azure. Of another endpoint, such as a simulator,
-// nobody can say who should have issued for it.
+// intercepted distinguishes TLS inspection from outdated roots on the gateway: the
+// certificate is for a name of Azure, but its untrusted issuer is neither of the two that
+// issue certificates for Azure. For other endpoints, such as a simulator, the right issuer
+// is unknown.
 func intercepted(e *transport.CertificateError) bool {
-	return e.Named() && stranger(e.Host, e.Certificate.Issuer)
+	return e.Named() && otherIssuer(e.Host, e.Certificate.Issuer)
 }
 
-// stranger reports whether the certificate of a name of Azure's was issued by
-// somebody else than the two that issue for Azure.
-func stranger(host string, issuer pkix.Name) bool {
+// otherIssuer reports whether the issuer of a certificate for a name of Azure is neither of
+// the two that issue certificates for Azure.
+func otherIssuer(host string, issuer pkix.Name) bool {
 	names := append([]string{issuer.CommonName}, issuer.Organization...)
 	for _, name := range names {
 		name = strings.ToLower(name)
@@ -129,9 +130,8 @@ func stranger(host string, issuer pkix.Name) bool {
 	return Azure(host) && strings.Join(names, "") != ""
 }
 
-// inspectedError is a refusal on a connection that somebody inspects whose roots
-// this gateway trusts. Who refused cannot be told, so it says nothing about the
-// credential.
+// inspectedError is a refusal on a connection with TLS inspection whose root this gateway
+// trusts. Either side may have refused, so the error says nothing about the credential.
 type inspectedError struct {
 	issuer string
 	err    error
@@ -142,10 +142,10 @@ func (e *inspectedError) Error() string {
 }
 func (e *inspectedError) Unwrap() error { return e.err }
 
-// Inspector is who stands between this gateway and a name of Azure's, "" for
-// nobody: the issuer of the certificate that was verified.
+// Inspector returns the issuer of the verified certificate if the connection to a name of
+// Azure is inspected, and "" otherwise.
 func Inspector(host string, issuer pkix.Name) string {
-	if stranger(host, issuer) {
+	if otherIssuer(host, issuer) {
 		return foreign.Line(issuer.String(), foreign.MaxText/2)
 	}
 	return ""

@@ -1,5 +1,5 @@
-// Package commandline is what the command lines of both programs have in common: how
-// mistakes are answered, and the version.
+// Package commandline contains the common parts of the command lines of both programs: the
+// handling of usage errors, and the version.
 package commandline
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/nearest"
 )
 
-// NoArgs refuses arguments, as cobra.NoArgs does, and says what was probably meant.
+// NoArgs rejects arguments, like cobra.NoArgs, and suggests the intended command.
 func NoArgs(c *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
@@ -32,13 +32,14 @@ func NoArgs(c *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q for %q%s", args[0], c.CommandPath(), suggestion("", args[0], names))
 }
 
-// FlagError explains the error of a flag, for cobra's SetFlagErrorFunc.
+// FlagError adds a suggestion to the error of a flag. It is a function for cobra's
+// SetFlagErrorFunc.
 func FlagError(c *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
 		return err
 	}
-	// The flag belongs to a command that does not exist: that is the mistake.
+	// The flag follows an unknown command, which is the actual mistake.
 	if args := c.Flags().Args(); c.HasAvailableSubCommands() && len(args) > 0 {
 		return NoArgs(c, args)
 	}
@@ -63,17 +64,17 @@ func suggestion(before, word string, names []string) string {
 	return ""
 }
 
-// Version gives a program, which has its RunE already, the command "version" and the flag --version. args makes what
-// it checks of its arguments the program's errors of usage.
+// Version adds the command "version" and the flag --version to a program whose RunE is
+// already set. args converts errors about arguments to the program's usage errors.
 func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs) cobra.PositionalArgs) {
 	line := fmt.Sprintf("%s %s %s/%s %s", root.Name(), version, runtime.GOOS, runtime.GOARCH, runtime.Version())
-	// Not by cobra's Version: a template of its own would link text/template, and with it
-	// half a megabyte that the linker can leave out otherwise.
-	asked := root.Flags().Bool("version", false, "print the version")
-	otherwise := root.RunE
+	// This does not use cobra's Version: a custom template would link text/template, half a
+	// megabyte that the linker can otherwise omit.
+	requested := root.Flags().Bool("version", false, "print the version")
+	run := root.RunE
 	root.RunE = func(c *cobra.Command, args []string) error {
-		if !*asked {
-			return otherwise(c, args)
+		if !*requested {
+			return run(c, args)
 		}
 		_, err := fmt.Fprintln(c.OutOrStdout(), line)
 		return err

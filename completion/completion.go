@@ -1,6 +1,6 @@
-// Package completion is the command that prints what a shell needs to complete
-// the command lines of a program. It stands in for cobra's own, whose help is
-// about macOS and PowerShell too, and does not fit a terminal.
+// Package completion provides the command that prints the completion scripts for shells. It
+// replaces cobra's command, whose help also covers macOS and PowerShell and does not fit a
+// terminal.
 package completion
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Command returns the command "completion" for the program root. args makes
-// what it checks of its arguments the program's errors of usage; it may be nil.
+// Command returns the command "completion" for the program root. args converts errors about
+// arguments to the program's usage errors; it may be nil.
 func Command(root *cobra.Command, args func(cobra.PositionalArgs) cobra.PositionalArgs) *cobra.Command {
 	program := root.Name()
 	c := &cobra.Command{
@@ -43,9 +43,9 @@ package bash-completion, and zsh its compinit.`, program),
 	return c
 }
 
-// Prepare makes the texts of the flags fit to be shown by a shell, when args are
-// its request: cobra hands them over as they are written, with the marks around
-// the name of the value, and up to the first end of a line.
+// Prepare adapts the usage texts of the flags to shells if args are a completion request:
+// cobra passes them with the back quotes around the name of the value, and only up to the
+// first line break.
 func Prepare(root *cobra.Command, args []string) {
 	if len(args) == 0 || args[0] != cobra.ShellCompRequestCmd {
 		return

@@ -12,14 +12,14 @@ import (
 	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
-// shells ask for the completions of a line as they would at a terminal, and
-// print them, one a line. $1 is the program, $2 the line.
+// shells are scripts that request the completions of a line as at a terminal and print one
+// per line. $1 is the program, $2 the line.
 var shells = map[string]struct {
 	command  []string
 	required bool // in CI
 }{
-	// Files, to which bash falls back by itself, are told from nothing by the call
-	// of compopt, which works at a terminal only. The script asks for a builtin.
+	// The call of compopt, which works only at a terminal, distinguishes file names, bash's
+	// fallback, from no completion. The completion script calls it as a builtin.
 	"bash": {[]string{"bash", "--norc", "-c", `
 . /usr/share/bash-completion/bash_completion
 . <("$1" completion bash)
@@ -50,7 +50,7 @@ complete -C $argv[2] | string replace -r '\t.*' '' | string trim -r -c /
 true`}, false},
 }
 
-// bin has the programs.
+// bin is the directory of the programs.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -92,7 +92,7 @@ func TestTheShellCompletes(t *testing.T) {
 			case shell.required && os.Getenv("CI") != "":
 				t.Fatal(err)
 			default:
-				t.Skip("not here: " + err.Error())
+				t.Skip("not available: " + err.Error())
 			}
 			for _, row := range []struct {
 				say, line   string
@@ -135,7 +135,7 @@ func TestTheShellCompletes(t *testing.T) {
 	}
 }
 
-func TestTheShellIsToldWhatAFlagIsForInPlainWords(t *testing.T) {
+func TestTheShellShowsTheUsageOfAFlagWithoutMarkup(t *testing.T) {
 	for _, line := range [][]string{{"dpsd", "run", "--"}, {"dpsd-sim", "serve", "--"}} {
 		out, err := exec.Command(filepath.Join(bin, line[0]), append([]string{"__complete"}, line[1:]...)...).Output()
 		if err != nil {

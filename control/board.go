@@ -9,22 +9,21 @@ import (
 	"time"
 )
 
-// Board holds the latest Status for everybody who asks. Its zero value is ready
-// and empty.
+// Board holds the latest Status for all clients. Its zero value is empty and ready to use.
 type Board struct {
 	mu      sync.Mutex
 	status  Status
 	changed chan struct{} // closed at the next change
 
-	document []byte // of status, as JSON; never changed, only replaced
+	document []byte // status as JSON; replaced, never modified
 	made     time.Time
 }
 
-// shared is how long a document is given to everybody who asks, until the next change.
+// shared is how long clients get the same document, unless the status changes.
 const shared = 100 * time.Millisecond
 
-// Post replaces the Status, if it is another one. It never waits for a reader. The
-// caller must not change what s points to afterwards.
+// Post replaces the Status if s differs from it. It never waits for a reader. Afterwards,
+// the caller must not change data that s refers to.
 func (b *Board) Post(s Status) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -38,15 +37,15 @@ func (b *Board) Post(s Status) {
 	b.changed = make(chan struct{})
 }
 
-// Look returns the Status as of now, and a channel that is closed when there is
-// another.
+// Look returns the Status at the time now, and a channel that is closed when the Status
+// changes.
 func (b *Board) Look(now time.Time) (Status, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.look(now)
 }
 
-// look is Look, called with the lock.
+// look is Look for callers that hold the lock.
 func (b *Board) look(now time.Time) (Status, <-chan struct{}) {
 	if b.changed == nil {
 		b.changed = make(chan struct{})
@@ -60,14 +59,13 @@ func (b *Board) look(now time.Time) (Status, <-chan struct{}) {
 		s.Next = &next
 	}
 	if s.Faults == nil {
-		s.Faults = []Fault{} // a list in JSON too
+		s.Faults = []Fault{} // an empty list in JSON, not null
 	}
 	return s, b.changed
 }
 
-// Document is the Status of Look as a line of JSON. All who ask at about the same time
-// get the same bytes, which nobody may change: however many slow readers there are, they
-// hold one copy.
+// Document returns the Status of Look as a line of JSON. Calls within a short time return
+// the same bytes, which must not be modified, so that many slow readers share one copy.
 func (b *Board) Document(now time.Time) ([]byte, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -75,16 +73,16 @@ func (b *Board) Document(now time.Time) ([]byte, <-chan struct{}) {
 	if b.document == nil || now.Sub(b.made) >= shared || now.Before(b.made) {
 		var text bytes.Buffer
 		encoder := json.NewEncoder(&text)
-		encoder.SetEscapeHTML(false) // six bytes for each "<" of a hostile peer
-		_ = encoder.Encode(s)        // strings, numbers and times always encode, into memory
+		encoder.SetEscapeHTML(false) // a "<" of a hostile peer would become six bytes
+		_ = encoder.Encode(s)        // encoding strings, numbers and times into memory does not fail
 		b.document, b.made = bytes.Clone(text.Bytes()), now
 	}
 	return b.document, changed
 }
 
-// Follow calls with for the present Document and for each that follows, until ctx
-// ends or with returns an error, which it returns. A slow with gets the latest and
-// none of those between: nothing piles up.
+// Follow calls with for the current Document and for each new one, until ctx ends or with
+// returns an error, which it returns. A slow with misses intermediate documents and gets
+// the latest one; documents are not queued.
 func (b *Board) Follow(ctx context.Context, with func(document []byte) error) error {
 	for {
 		document, changed := b.Document(time.Now())
@@ -99,5 +97,5 @@ func (b *Board) Follow(ctx context.Context, with func(document []byte) error) er
 	}
 }
 
-// wall is a time for people: without monotonic reading, to the millisecond.
+// wall returns t for display: in UTC, without monotonic reading, truncated to milliseconds.
 func wall(t time.Time) time.Time { return t.UTC().Round(0).Truncate(time.Millisecond) }

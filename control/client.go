@@ -13,30 +13,30 @@ import (
 	"time"
 )
 
-// maxAnswer bounds what a client reads of one answer or event, in bytes.
+// maxAnswer limits a response or event that a client reads, in bytes.
 const maxAnswer = 1 << 20
 
-// busyPause is between two tries to be taken.
+// busyPause is the pause between attempts to connect to a busy daemon.
 const busyPause = 50 * time.Millisecond
 
-// ErrNotRunning says that no daemon listens on the socket.
+// ErrNotRunning means that no daemon listens on the socket.
 var ErrNotRunning = errors.New("dpsd is not running")
 
-// ErrForbidden says that the caller may not ask for a registration.
+// ErrForbidden means that the caller may not request a registration.
 var ErrForbidden = errors.New("not permitted")
 
-// Client asks a daemon on this machine. Every call makes a connection of its own.
+// Client is a client of the daemon on this machine. Every call opens a new connection.
 type Client struct {
 	Socket string // path
 }
 
-// Status returns the daemon's status. Errors: ErrNotRunning, that of ctx, or what
-// went wrong on the socket.
+// Status returns the daemon's status. The error is ErrNotRunning, the error of ctx, or an
+// error of the socket.
 func (c Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.ask(ctx, http.MethodGet, "/v1/status", &s)
 }
 
-// Metrics returns the metrics as Prometheus text. Errors: as Status.
+// Metrics returns the metrics as Prometheus text. Its errors are those of Status.
 func (c Client) Metrics(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
@@ -48,13 +48,13 @@ func (c Client) Metrics(ctx context.Context) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(body, maxAnswer))
 }
 
-// Reprovision asks for a registration. Errors: as Status, and ErrForbidden.
+// Reprovision requests a registration. Its errors are those of Status, and ErrForbidden.
 func (c Client) Reprovision(ctx context.Context) (r Reprovision, err error) {
 	return r, c.ask(ctx, http.MethodPost, "/v1/reprovision", &r)
 }
 
-// Follow calls with for the present status and for each that follows. It returns
-// what with returns, the error of ctx, or ErrNotRunning when the daemon ends.
+// Follow calls with for the current status and for each new one. It returns the error of
+// with, the error of ctx, or ErrNotRunning when the daemon ends.
 func (c Client) Follow(ctx context.Context, with func(Status) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -94,13 +94,13 @@ func (c Client) ask(ctx context.Context, method, path string, into any) error {
 	return nil
 }
 
-// busy reports whether the daemon closed the connection without an answer, or has so
-// many to accept that the kernel takes no more (EAGAIN, connect(2)).
+// busy reports whether the daemon closed the connection without a response, or its accept
+// queue is full (EAGAIN, see connect(2)).
 func busy(err error) bool {
 	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
 }
 
-// open sends a request and returns the body of a good answer.
+// open sends a request and returns the body of a successful response.
 func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	transport := &http.Transport{
 		DisableKeepAlives:     true,
@@ -114,7 +114,8 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 		return nil, err
 	}
 	response, err := transport.RoundTrip(request)
-	// The daemon closes at once what is one connection too many; the others end soon.
+	// The daemon immediately closes a connection above its limit; other connections end
+	// soon.
 	for busy(err) && ctx.Err() == nil {
 		select {
 		case <-time.After(busyPause):

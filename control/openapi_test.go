@@ -17,7 +17,7 @@ import (
 
 const openAPI = "../docs/control.openapi.json"
 
-// whole has every member.
+// whole returns a status with every member.
 func whole() control.Status {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return control.Status{
@@ -35,7 +35,7 @@ func whole() control.Status {
 	}
 }
 
-// schemas of the document, by name.
+// schemas returns the schemas of the document by name.
 func schemas(t *testing.T) (compile func(name string) *jsonschema.Schema, plain map[string]map[string]any) {
 	t.Helper()
 	text, err := os.ReadFile(openAPI)
@@ -67,7 +67,7 @@ func schemas(t *testing.T) (compile func(name string) *jsonschema.Schema, plain 
 	}, document.Components.Schemas
 }
 
-// undescribed lists the members of a value that a schema does not name.
+// undescribed lists the members of a value that are missing in a schema.
 func undescribed(value any, schema map[string]any, at string) (names []string) {
 	switch v := value.(type) {
 	case map[string]any:
@@ -94,7 +94,7 @@ func undescribed(value any, schema map[string]any, at string) (names []string) {
 	return names
 }
 
-func TestTheInterfaceIsDescribed(t *testing.T) {
+func TestTheDescriptionMatchesTheInterface(t *testing.T) {
 	compile, plain := schemas(t)
 	d := open(t, 0)
 	check := func(t *testing.T, name, body string) {
@@ -107,7 +107,7 @@ func TestTheInterfaceIsDescribed(t *testing.T) {
 			t.Errorf("%v\n%s", err, body)
 		}
 	}
-	t.Run("a status with everything has the members that are described, and no others", func(t *testing.T) {
+	t.Run("a status with every member matches the schema exactly", func(t *testing.T) {
 		d.board.Post(whole())
 		_, body := d.request(http.MethodGet, "/v1/status")
 		check(t, "Status", body)
@@ -119,12 +119,12 @@ func TestTheInterfaceIsDescribed(t *testing.T) {
 			t.Errorf("%q", names)
 		}
 	})
-	t.Run("so is one with nothing", func(t *testing.T) {
+	t.Run("an empty status matches the schema", func(t *testing.T) {
 		d.board.Post(control.Status{Health: control.Unprovisioned})
 		_, body := d.request(http.MethodGet, "/v1/status")
 		check(t, "Status", body)
 	})
-	t.Run("every answer has a code and a body that are described", func(t *testing.T) {
+	t.Run("every response has a code and a body of the description", func(t *testing.T) {
 		text, err := os.ReadFile(openAPI)
 		if err != nil {
 			t.Fatal(err)
@@ -146,7 +146,7 @@ func TestTheInterfaceIsDescribed(t *testing.T) {
 		for path, methods := range document.Paths {
 			for method, operation := range methods {
 				if path == "/v1/events" {
-					continue // has no end; TestEvents reads it
+					continue // does not end; TestEvents reads it
 				}
 				wrong := http.MethodPost
 				if method == "post" {
@@ -171,7 +171,7 @@ func TestTheInterfaceIsDescribed(t *testing.T) {
 			}
 		}
 	})
-	t.Run("dpsd status --json is the same, and three members more", func(t *testing.T) {
+	t.Run("dpsd status --json has the same members and three more", func(t *testing.T) {
 		text, err := os.ReadFile("../docs/status.schema.json")
 		if err != nil {
 			t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer is who is at the other end of a connection, unix(7).
+// peer is the process at the other end of a connection, see unix(7).
 type peer struct {
 	pid      int32
 	uid, gid uint32
@@ -21,7 +21,7 @@ type peer struct {
 
 type peerKey struct{}
 
-// withPeer is http.Server.ConnContext.
+// withPeer is the ConnContext function of http.Server.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
 	if held, ok := c.(*counted); ok {
 		return context.WithValue(ctx, peerKey{}, held.peer)
@@ -34,10 +34,9 @@ func peerOf(ctx context.Context) peer {
 	return p
 }
 
-// trusted reports whether the peer may ask for a registration: root, the
-// service's own user, and members of its group. In a user name space
-// (PrivateUsers=) everybody else is the overflow user 65534, so no other uid
-// decides anything.
+// trusted reports whether the peer may request a registration: root, the service's user and
+// members of its group may. In a user namespace (PrivateUsers=), all other users have the
+// overflow ID 65534, so no other user ID is checked.
 func (p peer) trusted() bool {
 	if !p.known {
 		return false
@@ -46,7 +45,7 @@ func (p peer) trusted() bool {
 	return p.uid == 0 || p.uid == uint32(os.Geteuid()) || p.gid == own || slices.Contains(p.groups, own)
 }
 
-// identify asks the kernel; what it says was fixed when the peer connected.
+// identify gets the credentials that the kernel recorded when the peer connected.
 func identify(c *net.UnixConn) (p peer) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -63,8 +62,8 @@ func identify(c *net.UnixConn) (p peer) {
 	return p
 }
 
-// peerGroups is SO_PEERGROUPS, which x/sys does not wrap. Without an answer the
-// peer is in no group.
+// peerGroups returns SO_PEERGROUPS, which x/sys does not wrap. On an error, it returns no
+// group.
 func peerGroups(fd uintptr) []uint32 {
 	buffer := make([]byte, 4*256)
 	for {

@@ -18,35 +18,35 @@ import (
 )
 
 const (
-	// maxConnections bounds what strangers can hold open, in connections; so many
-	// again are kept for those who are trusted. One process gets perProcess of them.
+	// maxConnections limits the connections of untrusted peers; the same number is reserved
+	// for trusted ones. perProcess limits the connections of one process.
 	maxConnections = 128
 	perProcess     = 16
-	// patience is that of a Server which names none, and of a Client.
+	// patience is the default of Server.Patience, and the time limit of a Client.
 	patience = 5 * time.Second
-	// maxHeader bounds a request, in bytes; no request has a body.
+	// maxHeader limits a request, in bytes; requests have no body.
 	maxHeader = 4 << 10
 )
 
-// Server answers on the control socket. Its fields are set before Serve and are
-// called from many goroutines at once.
+// Server serves the control socket. Its fields must be set before Serve; its functions are
+// called concurrently.
 type Server struct {
 	Board *Board
-	// Reprovision asks for a registration. nil: nobody can.
+	// Reprovision requests a registration. If it is nil, clients cannot request one.
 	Reprovision func(context.Context) (Reprovision, error)
-	// Metrics writes Prometheus text. nil: there is none.
+	// Metrics writes Prometheus text. If it is nil, there are no metrics.
 	Metrics func(io.Writer)
-	// Patience is how long a client may take to send a request, and to take each
-	// piece of an answer. 0 stands for 5 s.
+	// Patience is how long a client may take to send a request and to read each part of a
+	// response. 0 means 5 s.
 	Patience time.Duration
 }
 
-// Listen makes the socket, with mode 0666: what may be asked by whom is decided
-// for each request. A socket that an earlier process left behind is replaced; the
-// caller holds the lock of the state directory, so nobody listens there.
+// Listen creates the socket with mode 0666, since permissions are checked for each request.
+// It replaces the socket of an earlier process; no other process listens on it, because the
+// caller holds the lock of the state directory.
 func Listen(path string) (*net.UnixListener, error) {
-	// Bound under another name and moved when its mode is right: nobody finds it
-	// half made, and a umask does not matter.
+	// The socket is renamed after its mode has been set, so that clients never see it with
+	// a mode that depends on the umask.
 	temporary := filepath.Join(filepath.Dir(path), ".s") // short: unix(7) allows 107 bytes
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -56,7 +56,7 @@ func Listen(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
-	if err = os.Chmod(temporary, 0o666); err == nil { //nolint:gosec // for everybody, see above
+	if err = os.Chmod(temporary, 0o666); err == nil { //nolint:gosec // for all users, see above
 		err = os.Rename(temporary, path)
 	}
 	if err != nil {
@@ -67,8 +67,8 @@ func Listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Serve answers until ctx ends, then closes the listener and every connection,
-// and returns when all goroutines have ended. The error is one of accepting.
+// Serve serves until ctx ends, then closes the listener and every connection, and returns
+// when all goroutines have ended. The error is an error of accepting connections.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	server := &http.Server{
 		Handler:           s.routes(),
@@ -78,7 +78,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withPeer,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          log.New(io.Discard, "", 0), // what strangers send is no news
+		ErrorLog:          log.New(io.Discard, "", 0), // errors of clients are not logged
 	}
 	bounded := &boundedListener{UnixListener: l, processes: map[int32]int{}}
 	ended := make(chan error, 1)
@@ -116,7 +116,7 @@ func (s *Server) routes() http.Handler {
 		"/metrics":        {http.MethodGet, s.metrics},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Each answer has a deadline of its own, which events prolong.
+		// Each response has its own deadline, which events extend.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.patience()))
 		route, found := routes[r.URL.Path]
 		switch {
@@ -135,18 +135,18 @@ func (s *Server) routes() http.Handler {
 func answer(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // who has gone misses it
+	_ = json.NewEncoder(w).Encode(body) // the client may have closed the connection
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	document, _ := s.Board.Document(time.Now())
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(document) // who has gone misses it
+	_, _ = w.Write(document) // the client may have closed the connection
 }
 
-// events is a line of JSON for the present status and for each change. A client
-// that does not read is dropped; one that reads slowly misses what it was too
-// slow for, never the latest.
+// events sends a line of JSON for the current status and for each change. It closes the
+// connection to a client that does not read; a slow client misses intermediate states but
+// not the latest.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	control := http.NewResponseController(w)
@@ -187,14 +187,14 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// boundedListener asks who connects, and closes at once what is too much.
+// boundedListener identifies peers and immediately closes connections above the limits.
 type boundedListener struct {
 	*net.UnixListener
 
 	mu        sync.Mutex
 	strangers int
 	trusted   int
-	processes map[int32]int // by pid
+	processes map[int32]int // number of connections by PID
 	open      sync.WaitGroup
 }
 
@@ -229,7 +229,7 @@ func (l *boundedListener) take(c *net.UnixConn) *counted {
 	return &counted{UnixConn: c, peer: p, listener: l, n: n}
 }
 
-// counted is a connection that is counted until it is closed.
+// counted is a connection that counts until it is closed.
 type counted struct {
 	*net.UnixConn
 	peer     peer

@@ -24,7 +24,7 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 )
 
-// patience is how long a test waits for what should come at once.
+// patience is how long a test waits for an immediate event.
 const patience = 20 * time.Second
 
 const socketVariable = "DPSD_TEST_SOCKET"
@@ -36,29 +36,29 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// actAsClient asks for a registration as whoever this process is.
+// actAsClient requests a registration with the user ID of this process.
 func actAsClient(socket string) int {
 	due, err := control.Client{Socket: socket}.Reprovision(context.Background())
 	fmt.Printf("%v %v\n", due.Confirmations, err)
 	return 0
 }
 
-// door is a server on a socket of its own; patient is its Patience.
-type door struct {
+// testServer is a server on a separate socket; patient is its Patience.
+type testServer struct {
 	t      *testing.T
 	board  *control.Board
 	client control.Client
 	asked  atomic.Int32
 }
 
-func open(t *testing.T, patient time.Duration) *door {
+func open(t *testing.T, patient time.Duration) *testServer {
 	t.Helper()
-	// A path of a socket has room for 107 bytes, which a test's directory may exceed.
+	// The path of a socket has at most 107 bytes, which a test's directory may exceed.
 	dir, err := os.MkdirTemp("", "control-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &door{t: t, board: &control.Board{}, client: control.Client{Socket: filepath.Join(dir, "dpsd.sock")}}
+	d := &testServer{t: t, board: &control.Board{}, client: control.Client{Socket: filepath.Join(dir, "dpsd.sock")}}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -88,8 +88,8 @@ func open(t *testing.T, patient time.Duration) *door {
 	return d
 }
 
-// request speaks HTTP as curl would.
-func (d *door) request(method, path string) (*http.Response, string) {
+// request sends an HTTP request, as curl would.
+func (d *testServer) request(method, path string) (*http.Response, string) {
 	d.t.Helper()
 	client := http.Client{Timeout: patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -113,7 +113,7 @@ func (d *door) request(method, path string) (*http.Response, string) {
 	return response, string(body)
 }
 
-func (d *door) dial() net.Conn {
+func (d *testServer) dial() net.Conn {
 	d.t.Helper()
 	c, err := net.Dial("unix", d.client.Socket)
 	if err != nil {
@@ -126,7 +126,7 @@ func (d *door) dial() net.Conn {
 func TestStatus(t *testing.T) {
 	d := open(t, 0)
 	ctx := context.Background()
-	t.Run("what was posted is answered, with the time left of now", func(t *testing.T) {
+	t.Run("the response is the posted status with the current remaining time", func(t *testing.T) {
 		due := time.Now().Add(time.Hour)
 		d.board.Post(control.Status{Version: "1", Health: control.OK, Next: control.Due(due, "interval", ""),
 			Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", Generation: 3}})
@@ -141,7 +141,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("next: %+v", s.Next)
 		}
 	})
-	t.Run("lists are lists, and what is not there is null", func(t *testing.T) {
+	t.Run("lists are lists, and absent values are null", func(t *testing.T) {
 		d.board.Post(control.Status{})
 		_, body := d.request(http.MethodGet, "/v1/status")
 		for _, want := range []string{`"faults":[]`, `"identity":null`, `"next":null`} {
@@ -150,13 +150,13 @@ func TestStatus(t *testing.T) {
 			}
 		}
 	})
-	t.Run("metrics are text", func(t *testing.T) {
+	t.Run("the metrics are text", func(t *testing.T) {
 		response, body := d.request(http.MethodGet, "/metrics")
 		if body != "dpsd_generation 3\n" || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain") {
 			t.Errorf("%s: %q", response.Header, body)
 		}
 	})
-	t.Run("another path or method is refused with what would do", func(t *testing.T) {
+	t.Run("another path or method is rejected with the allowed ones", func(t *testing.T) {
 		for _, c := range []struct {
 			method, path string
 			code         int
@@ -174,7 +174,7 @@ func TestStatus(t *testing.T) {
 			}
 		}
 		if n := d.asked.Load(); n != 0 {
-			t.Errorf("%d registrations were asked for", n)
+			t.Errorf("%d registrations were requested", n)
 		}
 	})
 }
@@ -185,7 +185,7 @@ func TestEvents(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	enough := errors.New("enough")
-	t.Run("the present status comes at once, then each that differs", func(t *testing.T) {
+	t.Run("the current status is sent immediately, then each that differs", func(t *testing.T) {
 		var told []string
 		err := d.client.Follow(ctx, func(s control.Status) error {
 			told = append(told, s.Text)
@@ -202,7 +202,7 @@ func TestEvents(t *testing.T) {
 			t.Errorf("%v, %q", err, told)
 		}
 	})
-	t.Run("a slow reader gets the latest, and nothing piles up for it", func(t *testing.T) {
+	t.Run("a slow reader gets the latest status, and nothing is queued for it", func(t *testing.T) {
 		seen := 0
 		err := d.client.Follow(ctx, func(s control.Status) error {
 			if seen++; seen == 1 {
@@ -216,7 +216,7 @@ func TestEvents(t *testing.T) {
 			return nil
 		})
 		if !errors.Is(err, enough) {
-			t.Errorf("the latest never came: %v", err)
+			t.Errorf("the latest status was not received: %v", err)
 		}
 	})
 }
@@ -228,21 +228,21 @@ func TestSlowReadersShareOneDocument(t *testing.T) {
 	one, _ := b.Document(now)
 	other, _ := b.Document(now.Add(time.Millisecond))
 	if &one[0] != &other[0] {
-		t.Error("two who ask at the same time have a copy each")
+		t.Error("two simultaneous calls have different copies")
 	}
 	if later, _ := b.Document(now.Add(time.Second)); string(later) == string(one) {
-		t.Error("a second later it is still of then")
+		t.Error("a second later the document has not changed")
 	}
 	b.Post(control.Status{Text: "second <&>"})
 	changed, _ := b.Document(now.Add(time.Second))
 	if !strings.Contains(string(changed), `"second <&>"`) || !strings.Contains(string(one), `"first"`) {
-		t.Errorf("after a change there is %s, and who still reads has %s", changed, one)
+		t.Errorf("after a change the document is %s, and an earlier reader has %s", changed, one)
 	}
 }
 
 func TestReprovision(t *testing.T) {
 	d := open(t, 0)
-	t.Run("the own user may", func(t *testing.T) {
+	t.Run("the service's user may", func(t *testing.T) {
 		due, err := d.client.Reprovision(context.Background())
 		if err != nil || due.Confirmations != 7 {
 			t.Errorf("%+v, %v", due, err)
@@ -251,7 +251,7 @@ func TestReprovision(t *testing.T) {
 	if os.Geteuid() != 0 {
 		missing(t, "root, who may start a process as another user")
 	}
-	// The directory of the test binary is closed to others.
+	// Other users cannot access the directory of the test binary.
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -288,8 +288,8 @@ func TestReprovision(t *testing.T) {
 	}
 }
 
-func TestClientsThatMeanHarm(t *testing.T) {
-	t.Run("what is no HTTP, or too much of it, is dropped, and others are served", func(t *testing.T) {
+func TestHostileClients(t *testing.T) {
+	t.Run("the connection is closed after input that is too long or not HTTP, and others are served", func(t *testing.T) {
 		d := open(t, 300*time.Millisecond)
 		for _, bytes := range []string{
 			"\x00\x01\x02\r\n\r\n", "GET /v1/status\r\n\r\n", strings.Repeat("x", 1<<20),
@@ -299,16 +299,16 @@ func TestClientsThatMeanHarm(t *testing.T) {
 		} {
 			c := d.dial()
 			c.SetDeadline(time.Now().Add(patience))
-			_, _ = io.WriteString(c, bytes) // it may be cut off in the middle
+			_, _ = io.WriteString(c, bytes) // the server may close the connection before the end
 			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%.20q: the connection stays", bytes)
+				t.Errorf("%.20q: the connection stays open", bytes)
 			}
 		}
 		if _, err := d.client.Status(context.Background()); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("a client that says nothing is dropped", func(t *testing.T) {
+	t.Run("a client that sends nothing is disconnected", func(t *testing.T) {
 		d := open(t, 300*time.Millisecond)
 		c := d.dial()
 		c.SetDeadline(time.Now().Add(patience))
@@ -316,7 +316,7 @@ func TestClientsThatMeanHarm(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
-	t.Run("one that asks for events and does not read is dropped, and holds up nobody", func(t *testing.T) {
+	t.Run("a client that requests events but does not read is disconnected and delays no other", func(t *testing.T) {
 		d := open(t, 300*time.Millisecond)
 		c := d.dial()
 		fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -324,17 +324,18 @@ func TestClientsThatMeanHarm(t *testing.T) {
 		if _, err := line.ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
-		// More than any socket buffer holds; the posts themselves wait for nobody.
+		// This exceeds any socket buffer; Post does not wait.
 		text := strings.Repeat("t", 1<<16)
 		limit := time.Now().Add(patience)
 		for i := 0; ; i++ {
 			d.board.Post(control.Status{Text: fmt.Sprint(i, text)})
-			// Unread bytes are in the way of seeing the end, so the peer's side tells.
+			// Unread bytes hide the end of the connection, so the test observes the
+			// server's side.
 			if _, err := c.Write([]byte("x")); err != nil {
 				break
 			}
 			if time.Now().After(limit) {
-				t.Fatal("the connection stays")
+				t.Fatal("the connection stays open")
 			}
 			time.Sleep(time.Millisecond)
 		}
@@ -342,7 +343,7 @@ func TestClientsThatMeanHarm(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("there is a bound to the connections of a process, and one that ends makes room", func(t *testing.T) {
+	t.Run("the connections of a process are limited, and one that ends allows another", func(t *testing.T) {
 		d := open(t, 300*time.Millisecond)
 		var held []net.Conn
 		streaming := func() net.Conn {
@@ -362,12 +363,12 @@ func TestClientsThatMeanHarm(t *testing.T) {
 			held = append(held, c)
 		}
 		if len(held) != 16 {
-			t.Errorf("%d connections were taken, want 16", len(held))
+			t.Errorf("%d connections were accepted, want 16", len(held))
 		}
 		held[0].Close()
 		for limit := time.Now().Add(patience); streaming() == nil; {
 			if time.Now().After(limit) {
-				t.Fatal("no room was made")
+				t.Fatal("no other connection was accepted")
 			}
 		}
 	})
@@ -382,7 +383,7 @@ func TestTheSocket(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a socket that was left behind is replaced, and everybody may connect", func(t *testing.T) {
+	t.Run("the socket of an earlier process is replaced, and all users may connect", func(t *testing.T) {
 		path := stale(t)
 		l, err := control.Listen(path)
 		if err != nil {
@@ -399,14 +400,14 @@ func TestTheSocket(t *testing.T) {
 			c.Close()
 		}
 	})
-	t.Run("a directory that is not there is an error", func(t *testing.T) {
+	t.Run("a missing directory is an error", func(t *testing.T) {
 		if _, err := control.Listen(filepath.Join(t.TempDir(), "none", "dpsd.sock")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%v", err)
 		}
 	})
 }
 
-// stale is the socket of a process that has ended.
+// stale returns the path of a socket of a process that has ended.
 func stale(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "control-")
@@ -423,7 +424,7 @@ func stale(t *testing.T) string {
 	return path
 }
 
-// missing skips a test for want of something; in CI it fails it.
+// missing skips a test that needs what; in CI, it fails the test.
 func missing(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {

@@ -1,15 +1,14 @@
-// Package control is the daemon's door on its own machine: HTTP over a Unix
-// socket, for "dpsd status" and its like, for other services, and for whoever
-// has curl.
+// Package control implements the daemon's local interface: HTTP over a Unix socket, for
+// dpsd's commands, other services, and tools such as curl.
 //
 //	GET  /v1/status       what the daemon is, does and waits for: a Status
 //	GET  /v1/events       the same as a stream of JSON lines, one for each change
 //	POST /v1/reprovision  asks for a registration; root and the service's group
 //	GET  /metrics         Prometheus text
 //
-// The supervisor publishes a Status on a Board and never waits for a client;
-// every client is served from the Board by goroutines of its own. docs/control.openapi.json
-// describes the interface for other languages.
+// The supervisor posts a Status to a Board and never waits for a client; separate
+// goroutines serve every client from the Board. docs/control.openapi.json describes the
+// interface for other languages.
 package control
 
 import (
@@ -18,63 +17,65 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// Health says in one word how a gateway stands.
+// Health is the state of a gateway in one word.
 type Health string
 
-// The healths, from good to bad.
+// The health values, from best to worst.
 const (
-	OK            Health = "ok"            // DPS confirmed the published identity in this run, and nothing is wrong
-	Cached        Health = "cached"        // an identity is published; DPS has not been asked, or not answered, in this run
-	Degraded      Health = "degraded"      // an identity is published, but something keeps going wrong
+	OK            Health = "ok"            // DPS confirmed the published identity in this run, and there is no failure
+	Cached        Health = "cached"        // an identity is published; DPS has not confirmed it in this run
+	Degraded      Health = "degraded"      // an identity is published, but there are repeated failures
 	Unprovisioned Health = "unprovisioned" // no identity is published
 )
 
-// Status is everything that can be known of a daemon. It holds no secret, and
-// but for the faults nothing that the state file does not. Times are wall-clock
-// UTC; what waits is given in seconds too, which no step of the clock changes.
+// Status is the status of a daemon. It contains no secrets and, except for the faults, no
+// data that the state file does not contain. Times are wall-clock UTC. Remaining times are
+// also given in seconds, which steps of the clock do not change.
 type Status struct {
-	Version   string    `json:"version"`   // of the program
-	PID       int       `json:"pid"`       // of the process
-	StartedAt time.Time `json:"startedAt"` // of this run
-	Now       time.Time `json:"now"`       // when this was made; set by the Board
+	Version   string    `json:"version"`   // version of the program
+	PID       int       `json:"pid"`       // ID of the process
+	StartedAt time.Time `json:"startedAt"` // start of this run
+	Now       time.Time `json:"now"`       // the time of this status; set by the Board
 
 	Health Health `json:"health"`
-	Ready  bool   `json:"ready"` // systemd was told READY=1
-	// Text is what systemctl status shows: what goes on, why, and what comes next.
+	Ready  bool   `json:"ready"` // READY=1 was sent to systemd
+	// Text is the status text that systemctl status shows: the current activity, its
+	// reason, and the next action.
 	Text string `json:"text"`
 
-	Configuration *Configuration `json:"configuration"` // null: not known
-	Identity      *Identity      `json:"identity"`      // as published; null: none
-	Confirmed     *time.Time     `json:"confirmed"`     // when DPS last confirmed it in this run; null: not yet
-	Confirmations int            `json:"confirmations"` // how often it did, in this run
+	Configuration *Configuration `json:"configuration"` // null if unknown
+	Identity      *Identity      `json:"identity"`      // the published identity; null if there is none
+	Confirmed     *time.Time     `json:"confirmed"`     // the last confirmation by DPS in this run; null if there was none
+	Confirmations int            `json:"confirmations"` // number of confirmations in this run
 	Phase         Phase          `json:"phase"`
-	Next          *Next          `json:"next"`        // null: an attempt runs, or nothing is due by itself
-	Faults        []Fault        `json:"faults"`      // the last ones of this run, the latest first; at most MaxFaults
-	Certificate   *Certificate   `json:"certificate"` // the device's; null: none was read
-	Connection    *Connection    `json:"connection"`  // the last that was made in this run
+	Next          *Next          `json:"next"`        // null if an attempt is running or no attempt is scheduled
+	Faults        []Fault        `json:"faults"`      // the last faults of this run, latest first; at most MaxFaults
+	Certificate   *Certificate   `json:"certificate"` // the device certificate; null if none was read
+	Connection    *Connection    `json:"connection"`  // the last connection of this run
 	Attempts      AttemptsCount  `json:"attempts"`
 }
 
-// Configuration is what the daemon works with.
+// Configuration describes the daemon's configuration.
 type Configuration struct {
 	File string `json:"file"` // an absolute path
-	// Fingerprint changes with the meaning of the file, and with the version of dpsd.
+	// Fingerprint changes with the effective contents of the file and with the version of
+	// dpsd.
 	Fingerprint string `json:"fingerprint"`
-	// Refused says why the present content of the file was refused, so that the one before it
-	// is in effect; "": it was not.
+	// Refused is the reason why the current contents of the file were rejected and the
+	// previous configuration is in effect. It is "" if they were not rejected.
 	Refused string `json:"refused,omitempty"`
 }
 
 const (
-	// MaxFaults bounds Status.Faults.
+	// MaxFaults limits the length of Status.Faults.
 	MaxFaults = 8
-	// MaxText bounds Status.Text, in bytes.
+	// MaxText limits Status.Text, in bytes.
 	MaxText = 1 << 10
-	// MaxCause bounds what Status.Text says of a fault, in bytes.
+	// MaxCause limits the cause of a fault in Status.Text, in bytes.
 	MaxCause = foreign.MaxText
 )
 
-// Identity is the record that other services read.
+// Identity is the published record that other services read.
 type Identity struct {
 	AssignedHub       string    `json:"assignedHub"`
 	DeviceID          string    `json:"deviceId"`
@@ -83,23 +84,24 @@ type Identity struct {
 	Endpoint          string    `json:"endpoint"`
 	ConnectionProfile string    `json:"connectionProfile,omitempty"`
 	Generation        uint64    `json:"generation"`
-	ProvisionedAt     time.Time `json:"provisionedAt"` // the last write
-	// Durable: it would survive a power cut. While it is not, it is published under
-	// the runtime directory.
+	ProvisionedAt     time.Time `json:"provisionedAt"` // time of the last write
+	// Durable reports whether the record would survive a power failure. While it would not,
+	// it is published in the runtime directory.
 	Durable bool `json:"durable"`
-	// Foreign: it belongs to another configuration than the present one.
+	// Foreign reports whether the record belongs to a different configuration than the
+	// current one.
 	Foreign bool `json:"foreign"`
 }
 
-// Phase is what the daemon does now.
+// Phase is the current activity of the daemon.
 type Phase struct {
 	// Name is the stage of the running attempt, as in a fault ("tcp", "connect", …);
-	// "waiting" for a due time; "idle" when nothing is due by itself.
+	// "waiting" before a scheduled attempt; "idle" if none is scheduled.
 	Name  string    `json:"name"`
 	Since time.Time `json:"since"`
 }
 
-// The phases beside the stages of an attempt.
+// The phases besides the stages of an attempt.
 const (
 	PhaseWaiting = "waiting"
 	PhaseIdle    = "idle"
@@ -107,20 +109,20 @@ const (
 
 // Next is the next attempt.
 type Next struct {
-	At  time.Time `json:"at"`  // by the wall clock, as it is now
+	At  time.Time `json:"at"`  // according to the current wall clock
 	In  float64   `json:"in"`  // seconds from now; set by the Board
 	Why string    `json:"why"` // e.g. "after a fault", "interval"
-	// Lane is the pace at which faults are retried; "" when it is not because of one.
+	// Lane is the retry class after a fault; "" for other reasons.
 	Lane string `json:"lane,omitempty"`
 
 	due time.Time // monotonic
 }
 
-// Due returns a Next that is due at a time with a monotonic reading.
+// Due returns a Next for a time with a monotonic reading.
 func Due(at time.Time, why, lane string) *Next { return &Next{Why: why, Lane: lane, due: at} }
 
-// Fault is a failure, by its code in the catalogue. The same one again in a row
-// counts up.
+// Fault is a failure with a code of the catalogue. Count includes its consecutive
+// repetitions.
 type Fault struct {
 	Code        string    `json:"code"`
 	Class       string    `json:"class"`
@@ -128,22 +130,22 @@ type Fault struct {
 	Summary     string    `json:"summary"`
 	Cause       string    `json:"cause"`
 	Advice      string    `json:"advice"`
-	Credential  string    `json:"credential,omitempty"` // its reference
+	Credential  string    `json:"credential,omitempty"` // its reference in the configuration
 	ServiceCode int       `json:"serviceCode,omitempty"`
 	TrackingID  string    `json:"trackingId,omitempty"`
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
 	Count       int       `json:"count"`
-	// Standing: nothing has worked since.
+	// Standing reports whether the fault is unresolved: no attempt has succeeded since.
 	Standing bool `json:"standing"`
 }
 
-// Certificate is the device's certificate, as far as it matters.
+// Certificate describes the device certificate.
 type Certificate struct {
-	NotAfter time.Time `json:"notAfter"` // of it, or of the first certificate of its chain to expire
+	NotAfter time.Time `json:"notAfter"` // the earliest expiry time of the certificate and its chain
 }
 
-// Connection is how the service was reached.
+// Connection describes a connection to the service.
 type Connection struct {
 	Protocol string    `json:"protocol"` // "mqtt" or "websocket"
 	Address  string    `json:"address"`  // host:port
@@ -151,29 +153,29 @@ type Connection struct {
 	At       time.Time `json:"at"`
 }
 
-// AttemptsCount counts the attempts of this run.
+// AttemptsCount contains the numbers of attempts of this run.
 type AttemptsCount struct {
 	Started  int `json:"started"`
 	Failed   int `json:"failed"`
 	Assigned int `json:"assigned"`
 }
 
-// Reprovision answers a request to register again.
+// Reprovision is the response to a request to register again.
 type Reprovision struct {
-	// StartedAt is that of Status at the time: another one is another run.
+	// StartedAt is Status.StartedAt at the time of the request. It identifies the run.
 	StartedAt time.Time `json:"startedAt"`
-	// Due is when it will be done, In the same in seconds: forced registrations are
-	// at least a minute apart.
+	// Due is the time of the registration, and In is the remaining time in seconds:
+	// requested registrations are at least a minute apart.
 	Due time.Time `json:"due"`
 	In  float64   `json:"in"`
-	// Confirmations is that of Status at the time: once it has grown, the
-	// registration that was asked for has succeeded.
+	// Confirmations is Status.Confirmations at the time of the request. The requested
+	// registration has succeeded when that number has increased.
 	Confirmations int `json:"confirmations"`
-	// Failed is that of Status.Attempts at the time.
+	// Failed is Status.Attempts.Failed at the time of the request.
 	Failed int `json:"failed"`
 }
 
-// Problem is the body of an answer that is an error.
+// Problem is the body of an error response.
 type Problem struct {
 	Error  string `json:"error"`
 	Advice string `json:"advice,omitempty"`

@@ -37,7 +37,7 @@ func (a *registration) exchange(ctx context.Context, r *registered) (*dps.Assign
 		if !again || !resumed {
 			return nil, err
 		}
-		a.log(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Told: r.request.Secrets()}.Classify(err).Error()))
+		a.log(event.ResumptionFailed, zap.String("cause", classify.Circumstances{Secrets: r.request.Secrets()}.Classify(err).Error()))
 		r.request.Dialer.FullHandshake = true
 	}
 }

@@ -1,6 +1,6 @@
 package event
 
-// catalogue is never changed after start-up.
+// catalogue does not change after start-up.
 var catalogue = []Entry{
 	{Name: Started, Priority: Notice,
 		Sentence: "dpsd {version} started: {endpoint}, ID scope {idScope}[; published: {publishedHub}, generation {generation}]",

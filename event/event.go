@@ -1,7 +1,6 @@
-// Package event names everything that dpsd tells its log. Each event has a
-// stable name; the catalogue gives its priority, the sentence that people read
-// and the text of journalctl -x. Those who log give a name and fields, and no
-// prose.
+// Package event defines the events that dpsd logs. Each event has a stable name; the
+// catalogue defines its priority, its message and its text for journalctl -x. Callers log a
+// name and fields, but no text.
 package event
 
 import (
@@ -10,8 +9,8 @@ import (
 	"slices"
 )
 
-// The events, in the order of a life of dpsd. Names are never changed: people
-// search journals by them.
+// The events, in the order in which they occur. Names never change, since users search
+// journals for them.
 const (
 	Started         = "started"
 	ClockNotWatched = "clock-not-watched"
@@ -54,16 +53,16 @@ const (
 	StoppedLate = "stopped-late"
 )
 
-// Priority is that of syslog, as the journal has it.
+// Priority is a syslog priority, as in the journal.
 type Priority int
 
 // The priorities that dpsd uses.
 const (
-	Error   Priority = 3 // a person has to act, or dpsd is defective
-	Warning Priority = 4 // something fails; dpsd goes on by itself
-	Notice  Priority = 5 // the milestones of a gateway
-	Info    Priority = 6 // what else is worth a line
-	Debug   Priority = 7 // the steps of an attempt, and what was told already
+	Error   Priority = 3 // the operator must act, or dpsd is defective
+	Warning Priority = 4 // an operation failed; dpsd continues automatically
+	Notice  Priority = 5 // milestones of a gateway
+	Info    Priority = 6 // other information
+	Debug   Priority = 7 // steps of an attempt, and repeated entries
 )
 
 func (p Priority) String() string {
@@ -74,17 +73,17 @@ func (p Priority) String() string {
 type Entry struct {
 	Name     string
 	Priority Priority
-	// Sentence is the MESSAGE: {field} stands for a value, and what is in [ ]
-	// is left out when a value in it is empty or zero.
+	// Sentence is the template of MESSAGE. {field} is replaced by a value, and a part in [
+	// ] is omitted if a value in it is empty or zero.
 	Sentence string
 	// Meaning explains the event to an operator, in one line.
 	Meaning string
-	// Same are the fields that tell one thing from another: entries that agree
-	// in them repeat each other.
+	// Same lists the fields that identify a repetition: an entry with the same values
+	// repeats an earlier one.
 	Same []string
 }
 
-// Catalogue returns every event, in the order of a life of dpsd.
+// Catalogue returns every event, in the order in which they occur.
 func Catalogue() []Entry { return slices.Clone(catalogue) }
 
 // Describe returns the entry of an event, and whether there is one.
@@ -97,9 +96,9 @@ func Describe(name string) (Entry, bool) {
 	return Entry{}, false
 }
 
-// MessageID is the MESSAGE_ID of the event's journal entries, 32 hexadecimal
-// digits: the first half of SHA-256 over "dpsd event " and the name. An entry
-// that tells a fault has that of the fault's code instead, fault.Code.MessageID.
+// MessageID returns the MESSAGE_ID of the event's journal entries, 32 hexadecimal digits:
+// the first half of SHA-256 over "dpsd event " and the name. An entry about a fault has the
+// ID of the fault's code instead, see fault.Code.MessageID.
 func MessageID(name string) string {
 	sum := sha256.Sum256([]byte("dpsd event " + name))
 	return hex.EncodeToString(sum[:16])

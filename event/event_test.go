@@ -21,7 +21,7 @@ func TestEveryEntryIsComplete(t *testing.T) {
 			t.Errorf("%q: a name is lower-case words joined by hyphens", e.Name)
 		}
 		if seen[e.Name] {
-			t.Errorf("%s stands twice", e.Name)
+			t.Errorf("%s occurs twice", e.Name)
 		}
 		seen[e.Name] = true
 		if e.Priority.String() == "" {
@@ -51,7 +51,7 @@ func TestEveryDeclaredNameIsInTheCatalogue(t *testing.T) {
 	}
 }
 
-func TestMessageIDsAreTheSameForEver(t *testing.T) {
+func TestMessageIDsNeverChange(t *testing.T) {
 	// printf 'dpsd event assigned' | sha256sum | cut -c1-32
 	if got, want := event.MessageID(event.Assigned), "2e9d58aed7656135ba5c4cc2e5afe250"; got != want {
 		t.Errorf("%s, want %s: entries of older versions would lose their text", got, want)
@@ -69,7 +69,7 @@ func TestMessageIDsAreTheSameForEver(t *testing.T) {
 	}
 }
 
-func TestAMessageIsOneLineForPeople(t *testing.T) {
+func TestAMessageIsOneLineOfText(t *testing.T) {
 	at := time.Date(2026, 3, 1, 8, 15, 0, 0, time.FixedZone("", 3600))
 	for _, tt := range []struct {
 		what, event string
@@ -118,7 +118,7 @@ func TestAMessageIsOneLineForPeople(t *testing.T) {
 	}
 }
 
-func TestEveryStageSaysWhatDpsdDoes(t *testing.T) {
+func TestEveryStageHasAText(t *testing.T) {
 	source, err := os.ReadFile("../fault/fault.go")
 	if err != nil {
 		t.Fatal(err)
@@ -129,13 +129,12 @@ func TestEveryStageSaysWhatDpsdDoes(t *testing.T) {
 	}
 	for _, m := range stages {
 		if s := fault.Stage(m[1]); s.Doing() == string(s) {
-			t.Errorf("nothing is said of the stage %s", s)
+			t.Errorf("there is no text for the stage %s", s)
 		}
 	}
 }
 
-// The catalogue is read by generators and by other programs: it may not pull in
-// anything.
+// Generators and other programs read the catalogue, so it must not have other dependencies.
 func TestImportsStayInTheStandardLibrary(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) < 4 {

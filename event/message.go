@@ -12,14 +12,14 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// valueLimit bounds a value in a MESSAGE, in bytes: the cause must leave room
-// for the advice after it. The field of the journal has all of it.
+// valueLimit limits a value in a MESSAGE, in bytes, so that the advice fits after the
+// cause. The journal field contains the whole value.
 const valueLimit = foreign.MaxText
 
-// repeats is said of an entry of any event that stands for others.
+// repeats is added to the sentence of an entry that summarizes repetitions.
 const repeats = "[ ({repeated} more since {since})]"
 
-// Message puts an event and its fields into one line for people.
+// Message formats an event and its fields as one line of text.
 func Message(name string, fields map[string]any) string {
 	e, known := Describe(name)
 	if !known {
@@ -32,16 +32,16 @@ func Message(name string, fields map[string]any) string {
 	}
 	if class, is := fields["class"].(string); is && class != string(fault.Credential) {
 		fields = maps.Clone(fields)
-		delete(fields, "credential") // it was in use, and is not to blame
+		delete(fields, "credential") // it was in use, but did not cause the fault
 	}
 	sentence := e.Sentence
-	if name != LogLost { // its since is part of the sentence
+	if name != LogLost { // its sentence contains since
 		sentence += repeats
 	}
 	return fill(sentence, fields)
 }
 
-// fill puts values into a sentence.
+// fill inserts values into a sentence.
 func fill(sentence string, fields map[string]any) string {
 	var b strings.Builder
 	for sentence != "" {
@@ -60,7 +60,7 @@ func fill(sentence string, fields map[string]any) string {
 	return b.String()
 }
 
-// replace replaces each {field}, and reports whether none was empty.
+// replace replaces each {field} and reports whether none was empty.
 func replace(text string, fields map[string]any) (string, bool) {
 	var b strings.Builder
 	complete := true
@@ -79,16 +79,16 @@ func replace(text string, fields map[string]any) (string, bool) {
 	}
 }
 
-// Empty reports whether a field says nothing: it is missing, zero or "".
-// A bool always says something.
+// Empty reports whether a field has no value: it is missing, zero or "". A bool always has
+// a value.
 func Empty(value any) bool {
 	if _, is := value.(bool); is {
-		return false // no is an answer
+		return false // false is a value
 	}
 	return value == nil || reflect.ValueOf(value).IsZero()
 }
 
-// words are how a person reads a value.
+// words returns the text of a value for people.
 func words(key string, value any) string {
 	switch v := value.(type) {
 	case nil:

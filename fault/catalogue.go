@@ -2,20 +2,20 @@ package fault
 
 import "slices"
 
-// Entry describes a code to a person.
+// Entry describes a code.
 type Entry struct {
 	Code  Code
 	Class Class
-	// Summary says what happened, in one line.
+	// Summary describes the failure in one line.
 	Summary string
-	// Advice says what to do about it, in one line.
+	// Advice describes the remedy in one line.
 	Advice string
-	// When names a circumstance in which Instead is the advice; "" for none.
+	// When is a circumstance in which Instead replaces Advice; "" for none.
 	When    Circumstance
 	Instead string
 }
 
-// AdviceWhen says what to do about it in a circumstance.
+// AdviceWhen returns the advice for a circumstance.
 func (e Entry) AdviceWhen(c Circumstance) string {
 	if c != "" && c == e.When {
 		return e.Instead
@@ -23,32 +23,32 @@ func (e Entry) AdviceWhen(c Circumstance) string {
 	return e.Advice
 }
 
-// Circumstance is what is known of a failure beside its code and changes what to do about
-// it, in words that follow "when".
+// Circumstance is a fact about a failure, besides its code, that changes the advice. Its
+// text continues a sentence after "when".
 type Circumstance string
 
 // The circumstances.
 const (
-	// OnlyMQTT: MQTT over TLS, at another port than 443, is all that was tried.
+	// OnlyMQTT: only MQTT over TLS was tried, at a port other than 443.
 	OnlyMQTT Circumstance = "only port 8883 was tried"
-	// AtHub: it is the assigned hub that was tried, which dpsd check does.
+	// AtHub: the peer was the assigned hub, which dpsd check contacts.
 	AtHub Circumstance = "the assigned hub was tried"
-	// Hidden: the file is in a place that the sandbox of dpsd.service hides.
+	// Hidden: the sandbox of dpsd.service hides the file.
 	Hidden Circumstance = "the file is below /home, /root or /run/user"
-	// CertificateDemanded: the credential is a symmetric key, and the server gave up without
-	// a certificate.
+	// CertificateDemanded: the credential is a symmetric key, but the server required a
+	// certificate.
 	CertificateDemanded Circumstance = "the server demands a client certificate"
-	// SovereignCloud: the name belongs to Azure Government or to Azure in China.
+	// SovereignCloud: the name belongs to Azure Government or Azure China.
 	SovereignCloud Circumstance = "the name ends with .us or .cn"
-	// APIVersion: the service names the API version in its refusal.
+	// APIVersion: the service rejected the API version.
 	APIVersion Circumstance = "the service does not support the API version"
 )
 
-// Catalogue returns every code, in the order of the stages of an attempt.
+// Catalogue returns the entries of all codes, in the order of the stages of an attempt.
 func Catalogue() []Entry { return slices.Clone(catalogue) }
 
-// Describe returns the entry of a code. A code that is not in the catalogue
-// gives the entry of Internal.
+// Describe returns the entry of a code. For a code that is not in the catalogue, it returns
+// the entry of Internal.
 func Describe(code Code) Entry {
 	for _, e := range catalogue {
 		if e.Code == code {
@@ -58,7 +58,7 @@ func Describe(code Code) Entry {
 	return Describe(Internal)
 }
 
-// catalogue is never changed after start-up.
+// catalogue does not change after start-up.
 var catalogue = []Entry{
 	{ConfigurationInvalid, Configuration,
 		"The configuration file cannot work as written.",

@@ -1,10 +1,9 @@
-// Package fault names everything that can go wrong between a gateway and its
-// assignment. Each failure has a stable code; the catalogue gives the code's
-// class, a one-line summary and a line of advice. The log, STATUS=, the
-// commands and the manual use these texts.
+// Package fault defines the failures that can prevent a gateway's assignment. Each failure
+// has a stable code; the catalogue contains the code's class, a one-line summary and a line
+// of advice. The log, STATUS=, the commands and the manual use these texts.
 //
-// Only package classify makes faults; the packages below it return typed errors of
-// their own.
+// Only package classify creates faults; the packages below it return their own typed
+// errors.
 package fault
 
 import (
@@ -14,7 +13,7 @@ import (
 	"time"
 )
 
-// Code is the short, stable name of a failure. Codes are never renamed.
+// Code is the short, stable name of a failure. Codes never change.
 type Code string
 
 // The codes, in the order of the stages they belong to.
@@ -82,30 +81,29 @@ const (
 	Internal Code = "internal"
 )
 
-// MessageID is the MESSAGE_ID of the code's journal entries, 32 hexadecimal
-// digits: the first half of SHA-256 over "dpsd fault " and the code. It ties an
-// entry to its text in the journal's catalogue, journalctl -x.
+// MessageID returns the MESSAGE_ID of the code's journal entries, 32 hexadecimal digits:
+// the first half of SHA-256 over "dpsd fault " and the code. With it, journalctl -x finds
+// the text in the journal's catalogue.
 func (c Code) MessageID() string {
 	sum := sha256.Sum256([]byte("dpsd fault " + string(c)))
 	return hex.EncodeToString(sum[:16])
 }
 
-// Class says what kind of trouble a code is. The class decides the lane in
-// which dpsd tries again.
+// Class is the kind of failure that a code describes. It determines the retry class.
 type Class string
 
 // The classes.
 const (
 	Offline       Class = "offline"       // no route, no resolver, interface down
-	Transient     Class = "transient"     // the network or the service; it may pass
+	Transient     Class = "transient"     // temporary failure of the network or the service
 	Throttling    Class = "throttled"     // 429
-	Credential    Class = "credential"    // this credential was refused; another may do
+	Credential    Class = "credential"    // this credential was refused; another may work
 	Input         Class = "input"         // a file on this gateway is missing or unusable
-	Enrollment    Class = "enrollment"    // only a change at the service helps
+	Enrollment    Class = "enrollment"    // requires a change at the service
 	Interception  Class = "interception"  // something other than DPS answered
 	Clock         Class = "clock"         // this gateway's clock explains the failure
 	Storage       Class = "storage"       // the state directory
-	Configuration Class = "configuration" // dpsd.toml cannot work as written
+	Configuration Class = "configuration" // dpsd.toml is invalid or does not work
 )
 
 // Classes returns every class.
@@ -113,7 +111,7 @@ func Classes() []Class {
 	return []Class{Offline, Transient, Throttling, Credential, Input, Enrollment, Interception, Clock, Storage, Configuration}
 }
 
-// Next says how dpsd continues after a fault of the class.
+// Next returns how dpsd continues after a fault of the class.
 func (c Class) Next() string {
 	switch c {
 	case Offline:
@@ -160,8 +158,8 @@ const (
 	StageState         Stage = "state"
 )
 
-// Doing says what dpsd does in the stage, to stand after "while". Every text about a stage
-// takes its words from here.
+// Doing describes the activity of the stage in words that follow "while". All texts about
+// stages use it.
 func (s Stage) Doing() string {
 	if doing, known := doing[s]; known {
 		return doing
@@ -169,7 +167,7 @@ func (s Stage) Doing() string {
 	return string(s)
 }
 
-// doing is never changed after start-up.
+// doing does not change after start-up.
 var doing = map[Stage]string{
 	StageConfiguration: "reading the configuration",
 	StageIdentity:      "finding out the registration ID",
@@ -186,31 +184,30 @@ var doing = map[Stage]string{
 	StageState:         "saving the assignment",
 }
 
-// Fault is one failure, named. The zero value is no fault.
+// Fault is a classified failure. The zero value means no fault.
 type Fault struct {
 	Code  Code
 	Stage Stage
 	Class Class
-	// ServiceCode is the errorCode of DPS, such as 401002; 0 when the service
-	// gave none.
+	// ServiceCode is the errorCode of DPS, such as 401002, or 0.
 	ServiceCode int
-	// TrackingID is what Microsoft's support asks for; "" when there is none.
+	// TrackingID identifies the request to Microsoft's support; it may be "".
 	TrackingID string
-	// RetryAfter is the wait that the service asked for; 0 when it asked for none.
+	// RetryAfter is the delay that the service requested, or 0.
 	RetryAfter time.Duration
-	// Circumstance is known when it changes what to do; "" otherwise.
+	// Circumstance is a fact that changes the advice, or "".
 	Circumstance Circumstance
 	// Err is the cause.
 	Err error
 }
 
-// New returns the fault of a code, with the class that the catalogue gives it.
+// New returns the fault of a code, with its class from the catalogue.
 func New(code Code, stage Stage, err error) Fault {
 	return Fault{Code: code, Stage: stage, Class: Describe(code).Class, Err: err}
 }
 
-// Error gives code and cause in one line. What the service said, errorCode and
-// trackingId, is part of the cause.
+// Error returns the code and the cause in one line. The cause includes the service's
+// errorCode and trackingId.
 func (f Fault) Error() string {
 	if f.Err == nil {
 		return string(f.Code)
@@ -221,8 +218,8 @@ func (f Fault) Error() string {
 // Unwrap returns the cause.
 func (f Fault) Unwrap() error { return f.Err }
 
-// Advice says what to do about it, in one line. A cause that knows its remedy knows better
-// than the catalogue.
+// Advice describes the remedy in one line. The remedy of a cause takes precedence over the
+// catalogue's.
 func (f Fault) Advice() string {
 	var known interface{ Remedy() string }
 	if errors.As(f.Err, &known) {

@@ -16,7 +16,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-var update = flag.Bool("update", false, "rewrite the pages that are made from the catalogue")
+var update = flag.Bool("update", false, "rewrite the pages that are generated from the catalogue")
 
 func TestEveryEntryIsComplete(t *testing.T) {
 	form := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
@@ -26,11 +26,11 @@ func TestEveryEntryIsComplete(t *testing.T) {
 			t.Errorf("%q: a code is lower-case words joined by hyphens", e.Code)
 		}
 		if seen[e.Code] {
-			t.Errorf("%s stands twice", e.Code)
+			t.Errorf("%s occurs twice", e.Code)
 		}
 		seen[e.Code] = true
 		if (e.When == "") != (e.Instead == "") {
-			t.Errorf("%s: advice for a circumstance has both, got %q and %q", e.Code, e.When, e.Instead)
+			t.Errorf("%s: advice for a circumstance needs both texts, got %q and %q", e.Code, e.When, e.Instead)
 		}
 		for _, text := range []string{e.Summary, e.Advice, cmp.Or(e.Instead, "none")} {
 			if text == "" || strings.ContainsAny(text, "\n\t") {
@@ -62,7 +62,7 @@ func TestEveryDeclaredCodeIsInTheCatalogue(t *testing.T) {
 func TestTheAdviceDependsOnTheCircumstance(t *testing.T) {
 	f := fault.New(fault.TCPRefused, fault.StageTCP, errors.New("connection refused"))
 	if got := f.Advice(); strings.Contains(got, "443") {
-		t.Errorf("a refused connection of which nothing more is known must not advise port 443: %q", got)
+		t.Errorf("the advice for a refused connection without a circumstance must not be port 443: %q", got)
 	}
 	f.Circumstance = fault.OnlyMQTT
 	if got := f.Advice(); !strings.Contains(got, "443") {
@@ -70,11 +70,11 @@ func TestTheAdviceDependsOnTheCircumstance(t *testing.T) {
 	}
 	f.Code = fault.NoReply
 	if got := f.Advice(); got != fault.Describe(fault.NoReply).Advice {
-		t.Errorf("a circumstance that a code does not know changes nothing: %q", got)
+		t.Errorf("a circumstance that a code does not use must change nothing: %q", got)
 	}
 }
 
-// What is most often wrong comes first.
+// The most frequent cause comes first.
 func TestTheMostFrequentCauseComesFirstInTheAdvice(t *testing.T) {
 	for code, words := range map[fault.Code][]string{
 		fault.ConnackUnavailable: {"id_scope", "busy"},
@@ -92,7 +92,7 @@ func TestTheMostFrequentCauseComesFirstInTheAdvice(t *testing.T) {
 	}
 }
 
-func TestAFaultSaysCodeAndCause(t *testing.T) {
+func TestAFaultsTextIsItsCodeAndCause(t *testing.T) {
 	f := fault.New(fault.Unauthorized, fault.StageRegister, errors.New("register: status 401, errorCode 401002"))
 	if got, want := f.Error(), "unauthorized: register: status 401, errorCode 401002"; got != want {
 		t.Errorf("got %q, want %q", got, want)
@@ -109,13 +109,13 @@ func TestAFaultSaysCodeAndCause(t *testing.T) {
 	}
 }
 
-// remedied is an error that knows what to do about it.
+// remedied is an error with a remedy.
 type remedied struct{ remedy string }
 
 func (e *remedied) Error() string  { return "what happened" }
 func (e *remedied) Remedy() string { return e.remedy }
 
-func TestACauseThatKnowsItsRemedyKnowsBetterThanTheCatalogue(t *testing.T) {
+func TestTheRemedyOfACauseTakesPrecedenceOverTheCatalogue(t *testing.T) {
 	general := fault.Describe(fault.CredentialInvalid).Advice
 	for remedy, want := range map[string]string{"do this": "do this", "": general} {
 		f := fault.New(fault.CredentialInvalid, fault.StageCredential, fmt.Errorf("file:/k: %w", &remedied{remedy}))
@@ -128,7 +128,7 @@ func TestACauseThatKnowsItsRemedyKnowsBetterThanTheCatalogue(t *testing.T) {
 	}
 }
 
-// The page is generated, so that the manual and the program cannot disagree.
+// The page is generated, so that the manual and the program always agree.
 func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Faults\n\nEvery failure that dpsd can report. The code appears in the log (`fault`) and in `STATUS=`.\n" +
@@ -145,8 +145,8 @@ func TestTheFaultsPageIsTheCatalogue(t *testing.T) {
 	generated(t, "../docs/faults.md", b.String())
 }
 
-// The catalogue is read by the manual's generator and by other programs: it
-// may not pull in anything.
+// The manual's generator and other programs read the catalogue, so it must not have other
+// dependencies.
 func TestImportsStayInTheStandardLibrary(t *testing.T) {
 	for _, file := range []string{"fault.go", "catalogue.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)

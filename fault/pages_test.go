@@ -10,8 +10,8 @@ import (
 
 const manualFile = "../docs/man/dpsd-faults.7"
 
-// generated holds a file to the text that the catalogue makes, or with -update
-// writes it.
+// generated compares a file with the text generated from the catalogue, or writes it with
+// -update.
 func generated(t *testing.T, file, text string) {
 	t.Helper()
 	if err := manual.Hold(file, text, *update); err != nil {
@@ -19,12 +19,12 @@ func generated(t *testing.T, file, text string) {
 	}
 }
 
-func TestEveryClassSaysHowDpsdGoesOn(t *testing.T) {
+func TestEveryClassSaysHowDpsdContinues(t *testing.T) {
 	listed := map[fault.Class]bool{}
 	for _, c := range fault.Classes() {
 		listed[c] = true
 		if c.Next() == "" {
-			t.Errorf("nothing is said about the class %s", c)
+			t.Errorf("there is no text for the class %s", c)
 		}
 	}
 	for _, e := range fault.Catalogue() {
@@ -34,7 +34,7 @@ func TestEveryClassSaysHowDpsdGoesOn(t *testing.T) {
 	}
 }
 
-func TestMessageIDsAreTheSameForEver(t *testing.T) {
+func TestMessageIDsNeverChange(t *testing.T) {
 	// printf 'dpsd fault unauthorized' | sha256sum | cut -c1-32
 	if got, want := fault.Unauthorized.MessageID(), "bb513b6bf45182d1398b7a8025c1f680"; got != want {
 		t.Errorf("%s, want %s: entries of older versions would lose their text", got, want)
@@ -49,7 +49,7 @@ func TestMessageIDsAreTheSameForEver(t *testing.T) {
 	}
 }
 
-// page is dpsd-faults(7).
+// page returns dpsd-faults(7).
 func page() string {
 	p := manual.New("dpsd-faults", 7, "failures of dpsd, and what to do about them", "the catalogue in fault/")
 	p.Section("Description")

@@ -19,7 +19,7 @@ var stages = []fault.Stage{
 	fault.StageWebSocket, fault.StageConnect, fault.StageSubscribe, fault.StageRegister, fault.StagePoll, fault.StageState,
 }
 
-func TestEveryStageHasWordsOfItsOwn(t *testing.T) {
+func TestEveryStageHasDistinctWords(t *testing.T) {
 	seen := map[string]fault.Stage{}
 	for _, s := range stages {
 		words := s.Doing()
@@ -33,13 +33,13 @@ func TestEveryStageHasWordsOfItsOwn(t *testing.T) {
 	}
 }
 
-// The words for a stage stand in the log, in dpsd status and in dpsd check. A second table
-// of them has once said something else for the same stage.
+// The log, dpsd status and dpsd check contain the words for a stage. A second table of them
+// once had other words for the same stage.
 func TestNoOtherPackageHasWordsForStages(t *testing.T) {
 	files := 0
 	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if path == "../bench" {
-			return fs.SkipDir // a program of its own, which counts registrations
+			return fs.SkipDir // a separate program, which counts registrations
 		}
 		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") || filepath.Dir(path) == "../fault" {
 			return err
@@ -63,8 +63,8 @@ func TestNoOtherPackageHasWordsForStages(t *testing.T) {
 	}
 }
 
-// wordsForStage recognizes the words of this package, an entry of a map from stages to
-// text, and a case of a switch that chooses a text by the stage.
+// wordsForStage reports whether n is one of the texts of this package, an entry of a map
+// from stages to texts, or a case of a switch that selects a text by stage.
 func wordsForStage(n ast.Node) bool {
 	switch n := n.(type) {
 	case *ast.BasicLit:

@@ -1,11 +1,12 @@
-// Package hostname says which texts are names of hosts. It is pure.
+// Package hostname checks host names.
 package hostname
 
 import "strings"
 
-// Valid reports whether s is a host name as RFC 1123 §2.1 has it: letters, digits and
-// hyphens in labels of 1 to 63 characters that neither begin nor end with a hyphen, with
-// dots between them, and at most 253 characters in all. An IPv4 address is one, too.
+// Valid reports whether s is a host name as defined by RFC 1123 §2.1: labels of letters,
+// digits and hyphens, separated by dots. A label has 1 to 63 characters and neither begins
+// nor ends with a hyphen; the name has at most 253 characters. An IPv4 address is valid
+// too.
 func Valid(s string) bool {
 	if len(s) > 253 {
 		return false

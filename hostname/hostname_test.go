@@ -7,7 +7,7 @@ import (
 	"github.com/dpsd-project/dpsd/hostname"
 )
 
-func TestAHostNameIsLabelsOfLettersDigitsAndHyphens(t *testing.T) {
+func TestAHostNameConsistsOfLabelsOfLettersDigitsAndHyphens(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	whole := label + "." + label + "." + label + "." + label[:61] // 253 characters
 	for name, valid := range map[string]bool{

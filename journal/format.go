@@ -20,16 +20,17 @@ import (
 )
 
 const (
-	// valueLimit bounds a value, in bytes.
+	// valueLimit limits a value, in bytes.
 	valueLimit = 4 << 10
-	// entryLimit bounds all values of an entry together, in bytes: where there are more,
-	// each is cut to foreign.MaxText.
+	// entryLimit limits all values of an entry together, in bytes. If they are longer, each
+	// is truncated to foreign.MaxText.
 	entryLimit = 8 << 10
-	// identifier is what journalctl shows in front of the message, and -t finds.
+	// identifier is the SYSLOG_IDENTIFIER, which journalctl shows before the message and -t
+	// selects.
 	identifier = "dpsd"
 )
 
-// jsonLines are for programs.
+// jsonLines formats entries as lines of JSON, for programs.
 func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
 	encoder := zapcore.NewJSONEncoder(zapcore.EncoderConfig{
 		TimeKey: "time", LevelKey: "level", MessageKey: "event",
@@ -38,7 +39,7 @@ func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
 		EncodeDuration: zapcore.StringDurationEncoder,
 	})
 	return func(e zapcore.Entry, fields []zapcore.Field) record {
-		// A clone: the encoder's own state must not be shared.
+		// The encoder's state must not be shared, so it is cloned.
 		line, err := encoder.Clone().EncodeEntry(e, fields)
 		if err != nil {
 			return record{line: fmt.Appendf(nil, "{\"event\":%q,\"error\":%q}\n", e.Message, err)}
@@ -48,12 +49,13 @@ func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
-// sentences are for a person at a terminal.
+// sentences formats an entry as a sentence, for a user at a terminal.
 func sentences(e zapcore.Entry, fields []zapcore.Field) record {
 	return record{line: fmt.Appendf(nil, "%s %-5s %s\n", e.Time.Format(time.TimeOnly), e.Level, event.Message(e.Message, values(fields)))}
 }
 
-// structured is for the journal, with the JSON line for when there is none.
+// structured formats entries for the journal, and as lines of JSON in case there is no
+// journal.
 func structured() func(zapcore.Entry, []zapcore.Field) record {
 	line := jsonLines()
 	return func(e zapcore.Entry, fields []zapcore.Field) record {
@@ -63,11 +65,12 @@ func structured() func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
-// clean makes the texts of fields fit to be read, whoever wrote them, and bounds them.
+// clean makes the texts of fields safe to display, whatever their origin, and limits their
+// length.
 func clean(fields []zapcore.Field) []zapcore.Field {
 	bounded := func(limit int) (all []zapcore.Field, size int) {
 		for _, f := range fields {
-			if text, is := said(f); is {
+			if text, is := textOf(f); is {
 				text = foreign.Lines(text, limit)
 				f, size = zap.String(f.Key, text), size+len(text)
 			}
@@ -82,8 +85,8 @@ func clean(fields []zapcore.Field) []zapcore.Field {
 	return all
 }
 
-// said is the text of a field, if it is one.
-func said(f zapcore.Field) (string, bool) {
+// textOf returns the text of a field, if it has one.
+func textOf(f zapcore.Field) (string, bool) {
 	switch f.Type {
 	case zapcore.StringType:
 		return f.String, true
@@ -103,7 +106,7 @@ func values(fields []zapcore.Field) map[string]any {
 	return m.Fields
 }
 
-// assignments are the fields of a journal entry, systemd.journal-fields(7).
+// assignments returns the fields of a journal entry, see systemd.journal-fields(7).
 func assignments(e zapcore.Entry, values map[string]any) map[string]string {
 	entry := map[string]string{
 		"MESSAGE":           event.Message(e.Message, values),
@@ -111,7 +114,8 @@ func assignments(e zapcore.Entry, values map[string]any) map[string]string {
 		"MESSAGE_ID":        event.MessageID(e.Message),
 		"SYSLOG_IDENTIFIER": identifier,
 		"DPSD_EVENT":        e.Message,
-		// When it happened: journald's own time is when it read the entry.
+		// The time of the event: journald's timestamp is the time at which it read the
+		// entry.
 		"DPSD_TIME": e.Time.UTC().Format(time.RFC3339Nano),
 	}
 	if code, is := values["fault"].(string); is {
@@ -125,8 +129,8 @@ func assignments(e zapcore.Entry, values map[string]any) map[string]string {
 	return entry
 }
 
-// priority is the catalogue's. An event that is told at level debug because it
-// repeats itself is of that priority.
+// priority returns the priority of the catalogue, or debug for a repeated event that is
+// logged at level debug.
 func priority(e zapcore.Entry) event.Priority {
 	if e.Level == zapcore.DebugLevel {
 		return event.Debug
@@ -143,9 +147,9 @@ func priority(e zapcore.Entry) event.Priority {
 	return event.Info
 }
 
-// Field is the journal's name of a field: DPSD_, and the words of the name in
-// capitals. deviceId becomes DPSD_DEVICE_ID. What is no ASCII letter or digit
-// becomes an underscore.
+// Field returns the journal's name of a field: DPSD_ and the words of the name in capitals.
+// For example, deviceId becomes DPSD_DEVICE_ID. Characters other than ASCII letters and
+// digits become underscores.
 func Field(name string) string {
 	var b strings.Builder
 	b.WriteString("DPSD_")
@@ -164,7 +168,7 @@ func Field(name string) string {
 	return b.String()
 }
 
-// text is the value of a field, the same as in a line of JSON.
+// text returns the value of a field as it appears in a line of JSON.
 func text(value any) string {
 	switch v := value.(type) {
 	case time.Time:
@@ -175,8 +179,8 @@ func text(value any) string {
 	return fmt.Sprint(value)
 }
 
-// encode writes an entry as journald's native protocol wants it: NAME=value, or
-// with the length in front when the value has line feeds.
+// encode encodes an entry in journald's native protocol: NAME=value, or the name, the
+// length and the value if the value contains line feeds.
 func encode(entry map[string]string) []byte {
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(entry)) {

@@ -21,11 +21,11 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden file and the pages that are made from the catalogues")
+var update = flag.Bool("update", false, "rewrite the golden file and the pages that are generated from the catalogues")
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC)
 
-// samples are what each event is told with.
+// samples are example fields for each event.
 var samples = map[string][]zap.Field{
 	event.Started: {zap.String("endpoint", "global.azure-devices-provisioning.net"), zap.String("idScope", "0ne00000000"),
 		zap.String("publishedHub", "hub.example"), zap.Uint64("generation", 3), zap.String("version", "1.2.3")},
@@ -68,7 +68,7 @@ var samples = map[string][]zap.Field{
 	event.StoppedLate:         {zap.String("stage", "state")},
 }
 
-// written is a journal entry as text, its MESSAGE first.
+// written returns a journal entry as text, starting with its MESSAGE.
 func written(entry map[string]string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", entry["MESSAGE"])
@@ -80,10 +80,10 @@ func written(entry map[string]string) string {
 	return b.String()
 }
 
-// Whoever changes a sentence or a field sees here what an operator will see.
-func TestEveryEventAsTheJournalHasIt(t *testing.T) {
+// The golden file shows how a changed sentence or field appears to an operator.
+func TestEveryEventInTheJournal(t *testing.T) {
 	const golden = "testdata/entries.golden"
-	told := fieldsOf(t)
+	logged := fieldsOf(t)
 	var b strings.Builder
 	level := map[event.Priority]zapcore.Level{event.Error: zap.ErrorLevel, event.Warning: zap.WarnLevel, event.Debug: zap.DebugLevel}
 	for _, e := range event.Catalogue() {
@@ -91,8 +91,8 @@ func TestEveryEventAsTheJournalHasIt(t *testing.T) {
 		if !found {
 			t.Errorf("there is no sample of %s", e.Name)
 		}
-		if names := slices.Sorted(maps.Keys(values(fields))); !slices.Equal(names, told[e.Name]) {
-			t.Errorf("the sample of %s has %v, the program logs it with %v", e.Name, names, told[e.Name])
+		if names := slices.Sorted(maps.Keys(values(fields))); !slices.Equal(names, logged[e.Name]) {
+			t.Errorf("the sample of %s has %v, the program logs it with %v", e.Name, names, logged[e.Name])
 		}
 		entry := zapcore.Entry{Level: level[e.Priority], Time: noon, Message: e.Name}
 		fmt.Fprintln(&b, written(assignments(entry, values(clean(fields)))))
@@ -104,7 +104,7 @@ func TestEveryEventAsTheJournalHasIt(t *testing.T) {
 	same(t, golden, b.String())
 }
 
-// same holds a file to a text, or with -update writes it.
+// same compares a file with a text, or writes it with -update.
 func same(t *testing.T, file, text string) {
 	t.Helper()
 	if *update {
@@ -117,7 +117,7 @@ func same(t *testing.T, file, text string) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(strings.Split(string(have), "\n"), strings.Split(text, "\n")); d != "" {
-		t.Errorf("%s is (-), the program says (+); if that is better: go test ./journal -update\n%s", file, d)
+		t.Errorf("%s differs (-file +program); to accept the difference, run go test ./journal -update\n%s", file, d)
 	}
 }
 
@@ -151,14 +151,14 @@ func TestPriorities(t *testing.T) {
 	}
 }
 
-// The worst that an event can be told with is text that only escapes can show, in each
-// of its fields.
-func TestEveryEntryIsBoundedAndReadableWhateverItIsToldWith(t *testing.T) {
+// In the worst case, every field of an event contains text in which every character must be
+// escaped.
+func TestEveryEntryIsLimitedAndReadableWhateverItsFields(t *testing.T) {
 	hostile := strings.Repeat("\x1b]0;x\a\u202e\u2028\\\"\n", 50_000)
-	told := fieldsOf(t)
+	logged := fieldsOf(t)
 	for _, e := range event.Catalogue() {
 		fields := []zap.Field{zap.Int("repeated", 7), zap.Time("since", noon)}
-		for i, name := range told[e.Name] {
+		for i, name := range logged[e.Name] {
 			if i%2 == 0 {
 				fields = append(fields, zap.NamedError(name, errors.New(hostile)))
 			} else {
@@ -178,7 +178,7 @@ func TestEveryEntryIsBoundedAndReadableWhateverItIsToldWith(t *testing.T) {
 				t.Errorf("the sentence of %s has several lines", e.Name)
 			}
 			if strings.Count(string(r.line), "\n") != 1 || !json.Valid(r.line) {
-				t.Errorf("what should be a line of JSON: %.200q", r.line)
+				t.Errorf("not a line of JSON: %.200q", r.line)
 			}
 			for name, value := range assignments(entry, values(clean(fields))) {
 				if len(value) > valueLimit || strings.ContainsFunc(value, func(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }) {
@@ -189,7 +189,7 @@ func TestEveryEntryIsBoundedAndReadableWhateverItIsToldWith(t *testing.T) {
 	}
 }
 
-func TestTheCoreCleansWhatItIsGiven(t *testing.T) {
+func TestTheCoreCleansTheFieldsOfEntries(t *testing.T) {
 	var out bytes.Buffer
 	l := start(jsonLines(), nil, &out)
 	log := zap.New(l.Core(zap.InfoLevel)).With(zap.String("with", "\x1b"))

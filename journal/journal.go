@@ -1,6 +1,5 @@
-// Package journal takes the events of dpsd to where they are read: as entries
-// with fields to systemd's journal, as sentences to a terminal, or else as lines
-// of JSON. Whoever logs never waits for whoever reads.
+// Package journal writes the events of dpsd as structured entries to systemd's journal, as
+// sentences to a terminal, or otherwise as lines of JSON. Logging never waits for a reader.
 package journal
 
 import (
@@ -18,47 +17,47 @@ import (
 )
 
 const (
-	// queueLength is how many entries wait for a reader that is slow; a busy
-	// attempt at level debug makes about twenty.
+	// queueLength is the number of entries that are queued for a slow reader. An attempt
+	// logs about twenty at level debug.
 	queueLength = 128
-	// closeLimit is how long Close waits for them to be taken.
+	// closeLimit is how long Close waits for queued entries.
 	closeLimit = time.Second
 )
 
-// record is an entry, ready to leave.
+// record is a formatted entry.
 type record struct {
-	datagram []byte // for the journal; nil: there is none
+	datagram []byte // for the journal; nil if the entry is not for the journal
 	line     []byte
 }
 
-// Log is a queue with one goroutine that empties it. When it is full, or when
-// nobody reads, entries are lost. They are counted, and the next entry that gets
-// through is followed by one that says how many were lost.
+// Log is a queue of entries with a goroutine that writes them. If the queue is full or has
+// no reader, entries are dropped. The next entry that can be written is followed by one
+// with the number of dropped entries.
 type Log struct {
 	format func(zapcore.Entry, []zapcore.Field) record
 	send   func(datagram []byte) error
-	lines  io.Writer // for what is no datagram, or cannot be sent as one
-	torn   bool      // the last line was written in part: the next one begins a new line
+	lines  io.Writer // for entries that are not or cannot be sent as datagrams
+	torn   bool      // the last line is incomplete: the next entry begins a new line
 
 	mu     sync.Mutex
 	queue  chan record
 	closed bool
 	lost   int
-	since  time.Time // of the first one lost
+	since  time.Time // time of the first dropped entry
 
 	closing chan struct{}
 	done    chan struct{}
 }
 
-// ReadsStderr reports whether standard error leads to the journal. A
-// JOURNAL_STREAM that cannot be read does not name our standard error.
+// ReadsStderr reports whether standard error is connected to the journal. An invalid
+// JOURNAL_STREAM does not match standard error.
 func ReadsStderr() bool {
 	journal, err := sd.StderrIsJournalStream()
 	return err == nil && journal
 }
 
-// Open finds out what standard error is, and writes there, or to the journal
-// that it leads to. Close what it returns.
+// Open returns a Log that writes to standard error, or to the journal if standard error is
+// connected to it. The caller must close it.
 func Open() *Log {
 	stderr := os.Stderr
 	if ReadsStderr() {
@@ -79,12 +78,12 @@ func start(format func(zapcore.Entry, []zapcore.Field) record, send func([]byte)
 	return l
 }
 
-// Core is for zap.New. It writes entries of the level and above.
+// Core returns a core for zap.New. It writes entries of the level and above.
 func (l *Log) Core(level zapcore.LevelEnabler) zapcore.Core {
 	return &core{LevelEnabler: level, log: l}
 }
 
-// Close waits for what is queued to be taken, but not for long.
+// Close waits for the queued entries to be written, for a limited time.
 func (l *Log) Close() {
 	l.mu.Lock()
 	if !l.closed {
@@ -97,7 +96,7 @@ func (l *Log) Close() {
 	defer late.Stop()
 	select {
 	case <-l.done:
-	case <-late.C: // the process ends, and the goroutine with it
+	case <-late.C: // the process ends, and with it the goroutine
 	}
 }
 
@@ -115,8 +114,8 @@ func (l *Log) add(r record) {
 	}
 }
 
-// lose counts entries that are lost, the first of them at the given time. It is
-// called with the lock.
+// lose counts n dropped entries, the first of which has the given time. The caller holds
+// the lock.
 func (l *Log) lose(n int, since time.Time) {
 	if l.lost == 0 || since.Before(l.since) {
 		l.since = since
@@ -124,7 +123,7 @@ func (l *Log) lose(n int, since time.Time) {
 	l.lost += n
 }
 
-// errEnds means that dpsd ends, and waits for no reader any more.
+// errEnds means that dpsd is exiting and no longer waits for a reader.
 var errEnds = errors.New("the log is being closed")
 
 func (l *Log) empty() {
@@ -144,7 +143,7 @@ func (l *Log) empty() {
 	}
 }
 
-// reportLoss writes the entry about lost entries, if there are any.
+// reportLoss writes the entry about dropped entries, if there are any.
 func (l *Log) reportLoss() error {
 	l.mu.Lock()
 	lost, since := l.lost, l.since
@@ -163,8 +162,8 @@ func (l *Log) reportLoss() error {
 	return err
 }
 
-// write returns nil once the entry has reached a reader. Every datagram has a new
-// connection, so that a journald that was started again gets the next one.
+// write returns nil after a reader has received the entry. Every datagram uses a new
+// connection, so that a restarted journald receives the next one.
 func (l *Log) write(r record) error {
 	for r.datagram != nil {
 		err := l.send(r.datagram)
@@ -172,12 +171,12 @@ func (l *Log) write(r record) error {
 			return nil
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			break // there is no journal: the line may reach somebody
+			break // there is no journal: the line may have a reader
 		}
 		select {
 		case <-l.closing:
 			return errEnds
-		default: // journald has stopped reading, and stderr leads to it as well
+		default: // journald has stopped reading, and standard error is connected to it too
 		}
 	}
 	line := r.line
@@ -191,7 +190,7 @@ func (l *Log) write(r record) error {
 	return err
 }
 
-// core is what zap sees of a Log.
+// core is the zapcore.Core of a Log.
 type core struct {
 	zapcore.LevelEnabler
 	log    *Log
@@ -209,14 +208,14 @@ func (c *core) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.Checked
 	return to
 }
 
-// Write formats at once: what the fields refer to may change later. It is where the text
-// of an entry is made fit to be read, for every reader alike.
+// Write formats the entry immediately, because objects in its fields may change later. It
+// makes the texts safe to display for all readers.
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	c.log.add(c.log.format(e, clean(c.all(fields))))
 	return nil
 }
 
-// Sync has nothing to do: Close waits.
+// Sync does nothing, since Close waits for the entries.
 func (c *core) Sync() error { return nil }
 
 func (c *core) all(fields []zapcore.Field) []zapcore.Field {

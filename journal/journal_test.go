@@ -24,11 +24,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// reader plays journald: it takes entries, or lets them wait.
+// reader simulates journald: it reads entries or lets them wait.
 type reader struct {
 	mu    sync.Mutex
 	stuck bool
-	took  []string // the MESSAGEs
+	took  []string // the received MESSAGEs
 }
 
 func (r *reader) send(datagram []byte) error {
@@ -61,42 +61,42 @@ func (r *reader) messages() []string {
 	return append([]string(nil), r.took...)
 }
 
-func TestWhoeverLogsNeverWaits(t *testing.T) {
+func TestLoggingNeverWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stderr bytes.Buffer
 		journald := &reader{stuck: true}
 		l := start(structured(), journald.send, &stderr)
 		log, began := zap.New(l.Core(zapcore.InfoLevel)), time.Now()
 		time.AfterFunc(time.Hour, func() { journald.stick(false) })
-		const told = 1000
-		for range told {
+		const logged = 1000
+		for range logged {
 			log.Info(event.Stopping)
 		}
 		if took := time.Since(began); took != 0 {
-			t.Errorf("%d entries took %s", told, took)
+			t.Errorf("%d entries took %s", logged, took)
 		}
 		time.Sleep(time.Hour + 2*sendLimit)
 		synctest.Wait()
 		got := journald.messages()
-		// One was being sent when the queue filled, or not yet.
+		// One more entry may have been taken from the queue before it was full.
 		kept := queueLength
 		if len(got) == queueLength+2 {
 			kept++
 		}
 		if len(got) != kept+1 {
-			t.Fatalf("%d entries came through, want the %d of the queue and one that tells of the others", len(got), queueLength)
+			t.Fatalf("%d entries came through, want the %d of the queue and one about the dropped ones", len(got), queueLength)
 		}
 		lost := 0
 		for _, m := range got {
 			if m != "Stopping" {
 				lost++
-				if want := "log entries have been dropped since 2000-01-01 00:00:00 UTC"; !strings.Contains(m, want) || !strings.HasPrefix(m, strconv.Itoa(told-kept)+" ") {
-					t.Errorf("%q: want %d and %q", m, told-kept, want)
+				if want := "log entries have been dropped since 2000-01-01 00:00:00 UTC"; !strings.Contains(m, want) || !strings.HasPrefix(m, strconv.Itoa(logged-kept)+" ") {
+					t.Errorf("%q: want %d and %q", m, logged-kept, want)
 				}
 			}
 		}
 		if lost != 1 {
-			t.Errorf("the loss was told %d times", lost)
+			t.Errorf("the loss was reported %d times", lost)
 		}
 		log.Info(event.Stopping)
 		l.Close()
@@ -104,13 +104,13 @@ func TestWhoeverLogsNeverWaits(t *testing.T) {
 			t.Errorf("afterwards: %q", again[len(got):])
 		}
 		if stderr.Len() > 0 {
-			t.Errorf("standard error, which leads to the same journald, got %q", stderr.String())
+			t.Errorf("standard error, which is connected to the same journald, got %q", stderr.String())
 		}
 	})
 }
 
-func TestTheEndWaitsForWhatIsQueuedButNotForLong(t *testing.T) {
-	t.Run("a reader that reads gets all of it", func(t *testing.T) {
+func TestCloseWaitsForQueuedEntriesForALimitedTime(t *testing.T) {
+	t.Run("a reader receives all queued entries", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			journald := &reader{}
 			l := start(structured(), journald.send, nil)
@@ -122,11 +122,11 @@ func TestTheEndWaitsForWhatIsQueuedButNotForLong(t *testing.T) {
 			if n := len(journald.messages()); n != 100 {
 				t.Errorf("%d of 100 came through", n)
 			}
-			log.Info(event.Stopping) // nobody is there any more, and nothing happens
+			log.Info(event.Stopping) // after Close, this has no effect
 			l.Close()
 		})
 	})
-	t.Run("one that does not holds nothing up", func(t *testing.T) {
+	t.Run("a reader that has stopped does not delay the end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			journald := &reader{stuck: true}
 			l := start(structured(), journald.send, nil)
@@ -141,14 +141,14 @@ func TestTheEndWaitsForWhatIsQueuedButNotForLong(t *testing.T) {
 			}
 		})
 	})
-	t.Run("nor does a pipe that is full", func(t *testing.T) {
+	t.Run("a full pipe does not delay the end", func(t *testing.T) {
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
 		l := start(jsonLines(), nil, w)
 		log := zap.New(l.Core(zapcore.InfoLevel))
-		for range 10 * queueLength { // more than a pipe holds
+		for range 10 * queueLength { // more than the capacity of a pipe
 			log.Info(event.Waiting, zap.String("why", strings.Repeat("x", 1000)))
 		}
 		l.Close()
@@ -158,7 +158,7 @@ func TestTheEndWaitsForWhatIsQueuedButNotForLong(t *testing.T) {
 	})
 }
 
-// What is not a full queue is no journal at all.
+// Errors other than a full queue mean that there is no journal.
 func TestWithoutAJournalTheLinesGoToStandardError(t *testing.T) {
 	for what, failure := range map[string]error{
 		"the socket is missing": &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENOENT)},
@@ -192,10 +192,10 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// The real socket, with the kernel's own queue.
+// This uses a real socket with the kernel's queue.
 func TestTheSocket(t *testing.T) {
 	listen := func(t *testing.T) (string, *net.UnixConn) {
-		dir, err := os.MkdirTemp("", "journal-") // short: paths of sockets have 107 bytes
+		dir, err := os.MkdirTemp("", "journal-") // short, since the path of a socket has at most 107 bytes
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +216,7 @@ func TestTheSocket(t *testing.T) {
 		}
 		return string(b[:n])
 	}
-	t.Run("an entry arrives as one datagram, as long as it may be", func(t *testing.T) {
+	t.Run("an entry of the maximum length arrives as one datagram", func(t *testing.T) {
 		path, socket := listen(t)
 		entry := bytes.Repeat([]byte("DPSD_ERROR="+strings.Repeat("x", valueLimit)+"\n"), 24)
 		if err := SendTo(path)(entry); err != nil {
@@ -226,7 +226,7 @@ func TestTheSocket(t *testing.T) {
 			t.Errorf("%d bytes of %d arrived", len(got), len(entry))
 		}
 	})
-	t.Run("a queue that others have filled delays an entry until there is room, without work", func(t *testing.T) {
+	t.Run("a full queue delays an entry until there is room, without using CPU time", func(t *testing.T) {
 		path, socket := listen(t)
 		queued := fill(t, path)
 		var before, after unix.Rusage
@@ -253,15 +253,15 @@ func TestTheSocket(t *testing.T) {
 			t.Errorf("standard error got %q", stderr.String())
 		}
 	})
-	t.Run("one that is missing is an error at once", func(t *testing.T) {
+	t.Run("a missing socket is an immediate error", func(t *testing.T) {
 		if err := SendTo(filepath.Join(t.TempDir(), "none"))(nil); !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
 	})
 }
 
-// fill sends to a socket until its queue takes no more, unix(7), and returns
-// how many it took.
+// fill sends datagrams to a socket until its queue is full, see unix(7), and returns their
+// number.
 func fill(t *testing.T, path string) (n int) {
 	t.Helper()
 	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)

@@ -5,14 +5,13 @@ import (
 	"io"
 )
 
-// EraseLine takes away the line on which the cursor is: carriage return, and EL of
-// ECMA-48, 8.3.41.
+// EraseLine erases the line of the cursor: carriage return, and EL of ECMA-48, 8.3.41.
 const EraseLine = "\r\x1b[K"
 
-// Progress shows on a terminal what is being done, on a line of its own below the
-// entries; the next text replaces it, and "" takes it away. It is for Logs whose
-// entries go to a terminal. It never waits, and is no entry: one that finds no room
-// is skipped.
+// Progress shows the current activity on a terminal, on a line below the entries. The next
+// text replaces it, and "" removes it. Progress is for Logs that write to a terminal. It
+// never waits: if the queue is full, the text is not shown and does not count as a dropped
+// entry.
 func (l *Log) Progress(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -25,14 +24,14 @@ func (l *Log) Progress(text string) {
 	}
 }
 
-// live is a terminal whose last line may be a text of Progress. An entry is written
-// above it.
+// live is a terminal whose last line may be a text of Progress. Entries are written above
+// it.
 type live struct {
 	to    io.Writer
-	shown []byte // with EraseLine before it; empty: there is none
+	shown []byte // the text with EraseLine before it; empty if there is none
 }
 
-// Write implements io.Writer. It is called with one entry, or with one text.
+// Write implements io.Writer. Each call has one entry or one text.
 func (l *live) Write(line []byte) (int, error) {
 	if bytes.HasPrefix(line, []byte(EraseLine)) {
 		l.shown = nil

@@ -29,9 +29,9 @@ func TestAnEntryIsWrittenAboveTheProgress(t *testing.T) {
 	}
 }
 
-// Who looks at a terminal that takes nothing must not stop the work, and what was only
-// progress is not missed afterwards.
-func TestProgressNeverWaitsAndIsNoLoss(t *testing.T) {
+// A terminal that accepts no output must not stop dpsd, and skipped progress texts are not
+// reported as lost.
+func TestProgressNeverWaitsAndIsNotReportedAsLost(t *testing.T) {
 	taken := make(chan struct{})
 	stuck := writer(func(p []byte) (int, error) { <-taken; return len(p), nil })
 	l := start(sentences, nil, &live{to: stuck})
@@ -42,7 +42,7 @@ func TestProgressNeverWaitsAndIsNoLoss(t *testing.T) {
 	lost := l.lost
 	l.mu.Unlock()
 	if lost != 0 {
-		t.Errorf("%d entries are said to be lost", lost)
+		t.Errorf("%d entries are reported as lost", lost)
 	}
 	close(taken)
 	l.Close()

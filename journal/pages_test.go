@@ -14,7 +14,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// catalog is the text for journalctl -x, in the format of systemd.
+// catalog returns the text for journalctl -x, in the format of systemd.
 func catalog() string {
 	var b strings.Builder
 	b.WriteString("# The events and faults of dpsd for journalctl -x, systemd.catalog format.\n# Generated from the catalogues in event/ and fault/: make man\n")
@@ -35,18 +35,18 @@ func catalog() string {
 	return b.String()
 }
 
-func TestTheJournalsCatalogueIsOurs(t *testing.T) {
+func TestTheJournalsCatalogueIsGenerated(t *testing.T) {
 	same(t, "../packaging/systemd/dpsd.catalog", catalog())
 }
 
-// What systemd makes of it: every entry is found by its MESSAGE_ID.
+// systemd must find every entry by its MESSAGE_ID.
 func TestSystemdReadsTheCatalog(t *testing.T) {
 	journalctl, err := exec.LookPath("journalctl")
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("journalctl is not here")
+			t.Fatal("journalctl is not installed")
 		}
-		t.Skip("journalctl is not here: what it makes of the catalog is not checked")
+		t.Skip("journalctl is not installed: the catalog is not checked")
 	}
 	root := t.TempDir()
 	dir := filepath.Join(root, "usr/lib/systemd/catalog")
@@ -71,7 +71,7 @@ func TestSystemdReadsTheCatalog(t *testing.T) {
 	}
 }
 
-// The table is made from the catalogue and from what the program tells.
+// The table is generated from the catalogue and the fields in the source code.
 func TestThePageListsTheCatalogue(t *testing.T) {
 	const page, begin, end = "../docs/journal.md", "<!-- events: make man -->\n", "<!-- end -->"
 	var b strings.Builder

@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// watched tells how each write ended.
+// watched reports the result of each write.
 type watched struct {
 	file  *os.File
 	wrote chan error
@@ -29,7 +29,7 @@ func (w watched) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// losing logs n entries of which each meets EPIPE.
+// losing logs n entries, each of which fails with EPIPE.
 func losing(t *testing.T, log *zap.Logger, w watched, n int) {
 	t.Helper()
 	for range n {
@@ -40,7 +40,7 @@ func losing(t *testing.T, log *zap.Logger, w watched, n int) {
 	}
 }
 
-func TestEntriesWithoutAReaderAreCountedUntilThereIsOneAgain(t *testing.T) {
+func TestEntriesWithoutAReaderAreCountedUntilThereIsAReader(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "log")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -67,7 +67,7 @@ func TestEntriesWithoutAReaderAreCountedUntilThereIsOneAgain(t *testing.T) {
 	if err := <-w.wrote; err != nil {
 		t.Fatal(err)
 	}
-	if line := bufio.NewScanner(reader); !line.Scan() { // else the FIFO keeps it for the next reader
+	if line := bufio.NewScanner(reader); !line.Scan() { // otherwise, the FIFO keeps it for the next reader
 		t.Fatal(line.Err())
 	}
 	reader.Close()
@@ -90,18 +90,18 @@ func TestEntriesWithoutAReaderAreCountedUntilThereIsOneAgain(t *testing.T) {
 		}
 	}
 	if _, since, _ := strings.Cut(lines.Text(), `"since":"`); since < before.Format(time.RFC3339) {
-		t.Errorf("lost since before the reader went: %s", lines.Text())
+		t.Errorf("lost since a time before the reader ended: %s", lines.Text())
 	}
 }
 
-// A report that is lost counts what it was to report again.
+// If a report is lost, the entries that it reported count again.
 func TestALossWhoseReportIsLostIsReportedLater(t *testing.T) {
 	var lines bytes.Buffer
 	limited := &limitedWriter{to: &lines}
 	l := &Log{format: jsonLines(), lines: limited}
 	l.lose(5, time.Unix(1e9, 0))
 	if err := l.reportLoss(); err == nil {
-		t.Fatal("the report was not refused")
+		t.Fatal("writing the report did not fail")
 	}
 	l.lose(1, time.Unix(2e9, 0))
 	limited.left = 1 << 10
@@ -115,7 +115,7 @@ func TestALossWhoseReportIsLostIsReportedLater(t *testing.T) {
 	}
 }
 
-// limitedWriter is a disk with room for some bytes.
+// limitedWriter is a disk with limited free space.
 type limitedWriter struct {
 	to   *bytes.Buffer
 	left int
@@ -131,14 +131,14 @@ func (w *limitedWriter) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-func TestALineThatWasCutDoesNotSpoilTheNext(t *testing.T) {
+func TestAnIncompleteLineDoesNotDamageTheNext(t *testing.T) {
 	var lines bytes.Buffer
 	disk := &limitedWriter{to: &lines, left: 10}
 	l := &Log{format: jsonLines(), lines: disk}
 	first := record{line: []byte(`{"event":"started"}` + "\n")}
-	for range 2 { // the second finds no room at all
+	for range 2 { // there is no space left for the second
 		if err := l.write(first); err == nil {
-			t.Fatal("the disk took too much")
+			t.Fatal("the disk accepted too much")
 		}
 	}
 	disk.left = 1 << 10
@@ -152,10 +152,10 @@ func TestALineThatWasCutDoesNotSpoilTheNext(t *testing.T) {
 	}
 }
 
-// "systemctl stop systemd-journald" removes the socket and the reader of standard
-// error. A start makes a new socket.
-func TestEntriesReachAJournaldThatWasStartedAgain(t *testing.T) {
-	dir, err := os.MkdirTemp("", "journal-") // short: paths of sockets have 107 bytes
+// "systemctl stop systemd-journald" removes the socket and the reader of standard error. A
+// start creates a new socket.
+func TestEntriesReachARestartedJournald(t *testing.T) {
+	dir, err := os.MkdirTemp("", "journal-") // short, since the path of a socket has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestEntriesReachAJournaldThatWasStartedAgain(t *testing.T) {
 	want := func(journald *net.UnixConn, text string) {
 		t.Helper()
 		b := make([]byte, 1<<16)
-		_ = journald.SetReadDeadline(time.Now().Add(30 * time.Second)) // nobody waits so long
+		_ = journald.SetReadDeadline(time.Now().Add(30 * time.Second)) // longer than necessary
 		n, err := journald.Read(b)
 		if err != nil {
 			t.Fatal(err)
@@ -195,7 +195,7 @@ func TestEntriesReachAJournaldThatWasStartedAgain(t *testing.T) {
 	log.Info(event.Stopping)
 	want(journald, "MESSAGE=Stopping\n")
 	journald.Close()
-	losing(t, log, w, 1) // the socket is there, and refuses
+	losing(t, log, w, 1) // the socket exists but refuses
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}

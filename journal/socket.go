@@ -6,20 +6,20 @@ import (
 )
 
 const (
-	// socket is where journald takes entries.
+	// socket is journald's socket for native entries.
 	socket = "/run/systemd/journal/socket"
 	// sendLimit is how long a datagram waits for room in the reader's queue.
 	sendLimit = time.Second
 )
 
-// SendTo returns a function that sends a datagram to a socket of systemd: that of journald,
-// or that of the service manager, $NOTIFY_SOCKET ("@" stands for Linux's abstract name
-// space). It waits for room for a second.
+// SendTo returns a function that sends a datagram to a socket of systemd: the socket of
+// journald or the notification socket of the service manager, $NOTIFY_SOCKET ("@" means
+// Linux's abstract namespace). It waits up to a second for room in the queue.
 //
-// journal.Send and SdNotify of go-systemd wait for ever: a reader that has stopped would
-// stop provisioning, and SIGTERM with it. journal.Send also uses a socket that is not
-// connected: for such a one the kernel cannot say when there is room, and Go tries again
-// without a pause as long as the queue is full, which keeps one processor at 100 %.
+// journal.Send and SdNotify of go-systemd wait without a limit: a stopped reader would
+// block provisioning and the handling of SIGTERM. journal.Send also uses an unconnected
+// socket, for which the kernel cannot report when there is room. Go then retries
+// continuously while the queue is full, which uses 100 % of a CPU.
 func SendTo(socket string) func(datagram []byte) error {
 	return func(datagram []byte) error {
 		c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})

@@ -13,12 +13,12 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 )
 
-// call is one place in the program that logs an event.
+// call is a place in the program that logs an event.
 type call struct {
 	place  string
 	event  string
-	level  string   // of zap, where the place chooses it
-	fields []string // as the place names them
+	level  string   // zap's level, if the call specifies it
+	fields []string // names of the fields in the call
 }
 
 // calls finds every place in the program that logs an event.
@@ -32,7 +32,7 @@ func calls(t *testing.T) (found []call) {
 		}
 		return f
 	}
-	names := map[string]string{} // of the constants
+	names := map[string]string{} // event names by constant
 	ast.Inspect(parse("../event/event.go"), func(n ast.Node) bool {
 		if spec, is := n.(*ast.ValueSpec); is && len(spec.Values) == 1 {
 			if text, is := spec.Values[0].(*ast.BasicLit); is && text.Kind == token.STRING {
@@ -77,7 +77,7 @@ func calls(t *testing.T) (found []call) {
 						}
 						name = n.Args[0]
 						if n.Ellipsis.IsValid() {
-							where = function // which makes the fields before
+							where = function // the function builds the fields before the call
 						}
 					case *ast.KeyValueExpr:
 						if key, is := n.Key.(*ast.Ident); !is || key.Name != "Message" {
@@ -90,7 +90,7 @@ func calls(t *testing.T) (found []call) {
 					c.place = files.Position(n.Pos()).String()
 					constant, is := name.(*ast.SelectorExpr)
 					if !is || names[constant.Sel.Name] == "" {
-						t.Errorf("%s: what is logged is not an event of the catalogue, but %T", c.place, name)
+						t.Errorf("%s: the message is not an event of the catalogue but a %T", c.place, name)
 						return true
 					}
 					c.event, c.fields = names[constant.Sel.Name], fieldNames(where)
@@ -103,7 +103,7 @@ func calls(t *testing.T) (found []call) {
 	return found
 }
 
-// fieldNames are the names of the fields that are made within n.
+// fieldNames returns the names of the fields that are created within n.
 func fieldNames(n ast.Node) (names []string) {
 	ast.Inspect(n, func(n ast.Node) bool {
 		made, is := n.(*ast.CallExpr)
@@ -128,7 +128,7 @@ func fieldNames(n ast.Node) (names []string) {
 	return names
 }
 
-// fieldsOf are the fields of each event, in all the places that log it.
+// fieldsOf returns the fields of each event, from all places that log it.
 func fieldsOf(t *testing.T) map[string][]string {
 	fields := map[string][]string{}
 	for _, c := range calls(t) {
@@ -141,25 +141,26 @@ func fieldsOf(t *testing.T) map[string][]string {
 	return fields
 }
 
-func TestWhatTheProgramLogsIsTheCatalogue(t *testing.T) {
+func TestTheProgramLogsExactlyTheEventsOfTheCatalogue(t *testing.T) {
 	zapLevels := map[event.Priority]string{event.Error: "error", event.Warning: "warn", event.Notice: "info", event.Info: "info", event.Debug: "debug"}
-	told := map[string]bool{}
+	logged := map[string]bool{}
 	for _, c := range calls(t) {
-		told[c.event] = true
+		logged[c.event] = true
 		e, _ := event.Describe(c.event)
 		if c.level != "" && c.level != zapLevels[e.Priority] {
 			t.Errorf("%s: %s is logged at level %s, its priority is %s", c.place, c.event, c.level, e.Priority)
 		}
 	}
 	for _, e := range event.Catalogue() {
-		if !told[e.Name] {
+		if !logged[e.Name] {
 			t.Errorf("nothing logs %s", e.Name)
 		}
 	}
 }
 
-// A field that a sentence asks for and nobody fills would be a dash for ever.
-func TestWhatASentenceNamesIsTold(t *testing.T) {
+// If a sentence contains a field that no call sets, the message would always contain a
+// dash.
+func TestEveryFieldOfASentenceIsLogged(t *testing.T) {
 	fields := fieldsOf(t)
 	for _, e := range event.Catalogue() {
 		wanted := slices.Clone(e.Same)
@@ -171,13 +172,13 @@ func TestWhatASentenceNamesIsTold(t *testing.T) {
 		}
 		for _, name := range wanted {
 			if !slices.Contains(fields[e.Name], name) {
-				t.Errorf("%s needs %s; what it is told with is %v", e.Name, name, fields[e.Name])
+				t.Errorf("%s needs %s; its calls set %v", e.Name, name, fields[e.Name])
 			}
 		}
 	}
 }
 
-func TestEveryFieldHasANameOfItsOwn(t *testing.T) {
+func TestEveryFieldHasADistinctName(t *testing.T) {
 	names := map[string]string{"DPSD_EVENT": "the name of the event", "DPSD_TIME": "when it happened"}
 	for _, fields := range fieldsOf(t) {
 		for _, f := range append(fields, "repeated", "since") {

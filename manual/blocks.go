@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// paragraphs parts a text at its empty lines.
+// paragraphs splits a text at its empty lines.
 func paragraphs(text string) [][]string {
 	var all [][]string
 	for part := range strings.SplitSeq(regexp.MustCompile(`\n[ \t]*\n`).ReplaceAllString(strings.Trim(text, "\n"), "\x00"), "\x00") {
@@ -17,12 +17,12 @@ func paragraphs(text string) [][]string {
 	return all
 }
 
-// entry is a line of a list in a help text: indented, two blanks or more
-// between the term and what is said of it.
+// entry matches a line of a list in a help text: it is indented, with at least two blanks
+// between the term and its description.
 var entry = regexp.MustCompile(`^ {2,}(\S+(?: \S+)*) {2,}(\S.*)$`)
 
-// Help adds a help text or a comment: paragraphs, lists of terms, and indented
-// examples.
+// Help adds a help text or a comment, which consists of paragraphs, lists of terms and
+// indented examples.
 func (p *Page) Help(text string) {
 	for _, lines := range paragraphs(text) {
 		for len(lines) > 0 {
@@ -45,7 +45,7 @@ func (p *Page) Help(text string) {
 
 func indented(line string) bool { return strings.HasPrefix(line, "  ") }
 
-// outdented takes away the indentation that all lines share.
+// outdented removes the common indentation of the lines.
 func outdented(lines []string) []string {
 	least := len(lines[0])
 	for _, line := range lines {
@@ -60,8 +60,7 @@ func outdented(lines []string) []string {
 	return out
 }
 
-// entries adds a list; a line that is indented further goes on with the entry
-// before it.
+// entries adds a list. A line with more indentation continues the previous entry.
 func (p *Page) entries(lines []string) {
 	margin := len(lines[0]) - len(strings.TrimLeft(lines[0], " "))
 	for i := 0; i < len(lines); i++ {
@@ -79,13 +78,11 @@ func (p *Page) entries(lines []string) {
 	}
 }
 
-// Chapter is a part of a Markdown text, from one heading of the second rank to
-// the next.
+// Chapter is a part of a Markdown text between two second-level headings.
 type Chapter struct{ Title, Text string }
 
-// Chapters parts a Markdown text at its headings of the second rank. What
-// stands before the first is a chapter without a title, and without the
-// heading of the first rank.
+// Chapters splits a Markdown text at its second-level headings. The text before the first
+// one is a chapter without a title; its first-level heading is removed.
 func Chapters(text string) []Chapter {
 	parts := regexp.MustCompile(`(?m)^## `).Split(regexp.MustCompile(`(?m)\A# .*\n`).ReplaceAllString(text, ""), -1)
 	chapters := make([]Chapter, 0, len(parts))
@@ -97,18 +94,18 @@ func Chapters(text string) []Chapter {
 	return chapters
 }
 
-// Markdown adds what this repository uses of it: paragraphs, lists with * and
-// with numbers, tables of two columns, code and headings of the third rank.
-// Anything else is an error, not guessed at.
+// Markdown adds a Markdown text. It supports the syntax that this repository uses:
+// paragraphs, lists with * and with numbers, tables of two columns, code and third-level
+// headings. Anything else is an error.
 func (p *Page) Markdown(text string) error {
 	for len(text) > 0 {
 		text = strings.TrimLeft(text, "\n")
 		if rest, found := strings.CutPrefix(text, "```"); found {
 			code, after, closed := strings.Cut(rest, "\n```")
 			if !closed {
-				return fmt.Errorf("code without an end: %.40q", rest)
+				return fmt.Errorf("unterminated code block: %.40q", rest)
 			}
-			_, code, _ = strings.Cut(code, "\n") // its language
+			_, code, _ = strings.Cut(code, "\n") // remove the language
 			p.Code(code)
 			text = after
 			continue
@@ -139,7 +136,7 @@ func (p *Page) block(block string) error {
 			return fmt.Errorf("an empty line is needed after the heading: %.60q", block)
 		}
 	case strings.HasPrefix(first, "#"), strings.HasPrefix(first, ">"), strings.HasPrefix(first, "<"), strings.HasPrefix(first, "- "):
-		return fmt.Errorf("not of the Markdown that a page is made of: %.60q", block)
+		return fmt.Errorf("unsupported Markdown: %.60q", block)
 	case strings.HasPrefix(first, "| "):
 		return p.table(lines)
 	case strings.HasPrefix(first, "* "):
@@ -157,7 +154,7 @@ func (p *Page) block(block string) error {
 	return nil
 }
 
-// items joins the lines of a list, each with those that go on with it.
+// items joins each item of a list with its continuation lines.
 func items(lines []string, begins func(string) bool) []string {
 	var all []string
 	for _, line := range lines {
@@ -170,14 +167,14 @@ func items(lines []string, begins func(string) bool) []string {
 	return all
 }
 
-// table adds a table of two columns as a list of terms, which any width holds.
+// table adds a table of two columns as a list of terms, which fits any width.
 func (p *Page) table(lines []string) error {
 	for i, line := range lines {
 		cells := strings.Split(strings.TrimSuffix(strings.TrimPrefix(line, "| "), " |"), " | ")
 		if len(cells) != 2 {
-			return fmt.Errorf("a table of %d columns; a page holds two: %.60q", len(cells), line)
+			return fmt.Errorf("a table of %d columns, want 2: %.60q", len(cells), line)
 		}
-		if i < 2 { // the heads, and the line below
+		if i < 2 { // the header and its delimiter row
 			continue
 		}
 		p.Item(Inline(cells[1]), Inline(cells[0]))

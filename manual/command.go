@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Program returns the page of a program: what its commands say of themselves,
-// and prose, a Markdown text, for the rest. The first chapter of the prose, or
-// what stands before it, follows the description.
+// Program returns the page of a program. It contains the help texts of its commands and
+// prose, a Markdown text. The first chapter of the prose, or the text before it, follows
+// the description.
 func Program(root *cobra.Command, section int, source, prose string) (string, error) {
 	p := New(root.Name(), section, root.Short, source)
 	p.Section("Synopsis")
@@ -48,7 +48,7 @@ func Program(root *cobra.Command, section int, source, prose string) (string, er
 	return p.String(), nil
 }
 
-// commands returns the commands below c, each followed by its own, without
+// commands returns the subcommands of c, each followed by its own subcommands, without
 // cobra's help.
 func commands(c *cobra.Command) []*cobra.Command {
 	var all []*cobra.Command
@@ -67,7 +67,7 @@ func long(c *cobra.Command) string {
 	return c.Long
 }
 
-// usage marks up the line in which a command says how it is used.
+// usage marks up the usage line of a command.
 func usage(c *cobra.Command) Text {
 	line, _ := strings.CutPrefix(strings.ReplaceAll(c.UseLine(), "[flags]", "[OPTION]..."), c.CommandPath())
 	t := mark(line, regexp.MustCompile(`--[a-z-]+|[A-Z]{2,}|\b[a-z]{2,}\b`), func(m string) Text {
@@ -116,16 +116,16 @@ func (p *Page) flags(flags *pflag.FlagSet) {
 	})
 }
 
-// widest is what a help text may need of a terminal, in columns.
+// widest is the maximum width of a help text, in columns.
 const widest = 80
 
-// aside is a placeholder that was added to a sentence which does not need it. The help shows
-// it without its back quotes.
+// aside matches a placeholder after a sentence that does not contain it. The help shows it
+// without its back quotes.
 var aside = regexp.MustCompile("[;,.]\\s*`[^`]*`")
 
-// Complaints tells what a program's commands leave out that a user expects of
-// each: a description, an example, a help text that fits a terminal, sentences for the flags,
-// and that the shell knows how each argument and flag is completed.
+// Complaints returns what is missing in a program's commands. Each command needs a
+// description, an example, a help text that fits a terminal, complete sentences for its
+// flags, and completions for its arguments and flags.
 func Complaints(root *cobra.Command) []string {
 	var all []string
 	complain := func(c *cobra.Command, format string, args ...any) {
@@ -161,11 +161,11 @@ func Complaints(root *cobra.Command) []string {
 	return all
 }
 
-// exitStatus is how the programs declare theirs.
+// exitStatus matches the declaration of an exit status in a program.
 var exitStatus = regexp.MustCompile(`(?m)^\texit[A-Z]\w+ += ([0-9]+)`)
 
-// Undescribed returns the exit statuses that Go files declare, as constants
-// exitNAME, and that no table of the prose describes.
+// Undescribed returns the exit statuses that Go files declare as constants exitNAME but no
+// table of the prose describes.
 func Undescribed(prose string, files ...string) ([]string, error) {
 	var all []string
 	for _, file := range files {

@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// replaced is a word or phrase that no text for a reader uses.
+// replaced is a word or phrase that texts for readers must not use.
 type replaced struct {
 	pattern *regexp.Regexp
 	better  string
@@ -57,8 +57,8 @@ func glossary() (all []replaced) {
 	return all
 }
 
-// fixed matches what keeps its name: code in Markdown and in manual pages, and the members
-// of the status document.
+// fixed matches text that the glossary does not apply to: code in Markdown and in manual
+// pages, and members of the status document.
 var fixed = regexp.MustCompile("`[^`\n]*`" + `|\\f[BI].*?\\fR|\\\([a-z]{2}|"(?:standing|lane)"`)
 
 // violations returns the lines of a text with a word that the glossary replaces.
@@ -74,8 +74,8 @@ func violations(text string) (all []string) {
 	return all
 }
 
-// The manual pages have every help text.
-func TestNoTextUsesAWordThatTheGlossaryReplaces(t *testing.T) {
+// The manual pages contain every help text.
+func TestNoTextContainsAWordThatTheGlossaryReplaces(t *testing.T) {
 	texts := map[string]string{}
 	for _, pattern := range []string{
 		"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/*.json", "docs/man/*", "config/dpsd.toml",
@@ -93,7 +93,7 @@ func TestNoTextUsesAWordThatTheGlossaryReplaces(t *testing.T) {
 			texts[file] = string(text)
 		}
 	}
-	// What a test said when a protection was removed is quoted as it was.
+	// Quoted output of tests is not checked.
 	promises := "../docs/promises.md"
 	texts[promises] = regexp.MustCompile(`"[^"\n]*"`).ReplaceAllString(texts[promises], "")
 	for _, e := range event.Catalogue() {
@@ -109,7 +109,7 @@ func TestNoTextUsesAWordThatTheGlossaryReplaces(t *testing.T) {
 	}
 }
 
-func TestTheGlossaryFindsTheWordsItReplacesAndNoNames(t *testing.T) {
+func TestTheGlossaryFindsReplacedWordsButNoNames(t *testing.T) {
 	for _, text := range []string{
 		"is ready at once with the last identity and confirms it behind",
 		"is ready at\n# once",
@@ -139,7 +139,7 @@ func TestTheGlossaryFindsTheWordsItReplacesAndNoNames(t *testing.T) {
 		"somebody changed it",
 	} {
 		if len(violations(text)) == 0 {
-			t.Errorf("nothing found in %q", text)
+			t.Errorf("no violation found in %q", text)
 		}
 	}
 	for _, text := range []string{

@@ -36,7 +36,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-// body returns what a page has after its NAME section.
+// body returns the part of a page after its NAME section.
 func body(p *manual.Page) string {
 	_, after, _ := strings.Cut(p.String(), ".SH X\n")
 	return after
@@ -72,7 +72,7 @@ func TestMarkdown(t *testing.T) {
 		"HTML":                        "<p>a</p>\n",
 	} {
 		if err := manual.New("x", 1, "x", "x").Markdown(text); err == nil {
-			t.Errorf("%s is refused, not guessed at", say)
+			t.Errorf("%s must be an error", say)
 		}
 	}
 }
@@ -87,7 +87,7 @@ func TestHelpText(t *testing.T) {
 	}
 }
 
-// tree is a program with a command below a command.
+// tree returns a program with a subcommand of a subcommand.
 func tree() *cobra.Command {
 	run := func(*cobra.Command, []string) error { return nil }
 	root := &cobra.Command{Use: "tool", Short: "a tool", Long: "It works.", Example: "  tool", RunE: run, Args: cobra.NoArgs}
@@ -130,7 +130,7 @@ func TestProgram(t *testing.T) {
 
 func TestComplaints(t *testing.T) {
 	if got := manual.Complaints(tree()); len(got) > 0 {
-		t.Fatalf("a complete tree has none, got %q", got)
+		t.Fatalf("a complete tree has no complaints, got %q", got)
 	}
 	for say, row := range map[string]struct {
 		spoil func(leaf *cobra.Command)
@@ -152,7 +152,7 @@ func TestComplaints(t *testing.T) {
 		}
 		row.spoil(leaf)
 		if got := manual.Complaints(root); !slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, row.want) }) {
-			t.Errorf("%s: got %q, want one that begins with %q", say, got, row.want)
+			t.Errorf("%s: got %q, want a complaint that begins with %q", say, got, row.want)
 		}
 	}
 }
@@ -166,28 +166,28 @@ func TestUndescribed(t *testing.T) {
 		}
 	}
 	if left, err := manual.Undescribed("\n| `0` | Done. |\n", file); err != nil || !slices.Equal(left, []string{"1"}) {
-		t.Errorf("the status that no table describes is 1, got %v, %v", left, err)
+		t.Errorf("the undescribed status is 1, got %v, %v", left, err)
 	}
 	if _, err := manual.Undescribed("", none); err == nil {
-		t.Error("a file without an exit status is an error: the constants are called otherwise now")
+		t.Error("a file without an exit status must be an error, since the names of the constants have changed")
 	}
 }
 
 func TestHold(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "page")
 	if err := manual.Hold(file, "a", false); err == nil || !strings.Contains(err.Error(), "-update") {
-		t.Errorf("a page that is missing is an error that says what to do, got %v", err)
+		t.Errorf("a missing page must be an error with a remedy, got %v", err)
 	}
 	if err := manual.Hold(file, "a", true); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "a" {
-		t.Errorf("update writes it: %v, %q", err, text)
+		t.Errorf("update must write the page: %v, %q", err, text)
 	}
 	if err := manual.Hold(file, "a", false); err != nil {
-		t.Errorf("a page that is what it should be is no error, got %v", err)
+		t.Errorf("a current page must not be an error, got %v", err)
 	}
 	if err := manual.Hold(file, "b", false); err == nil {
-		t.Error("a page that is old is an error")
+		t.Error("an outdated page must be an error")
 	}
 }

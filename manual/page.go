@@ -1,11 +1,9 @@
-// Package manual writes the manual pages in docs/man from what the programs
-// say of themselves: the tree of commands, the annotated configuration, the
-// description of the state files and the catalogue of faults. Only tests use
-// it: they hold the pages to it, and rewrite them with -update.
+// Package manual generates the manual pages in docs/man from the command trees, the
+// annotated configuration, the description of the state files and the catalogue of faults.
+// Only tests use it: they compare the pages with its output, and rewrite them with -update.
 //
-// cobra/doc makes a page of each command. People look for one of the program,
-// with exit status, files and environment, and three of the five pages are not
-// about commands at all.
+// cobra/doc generates a page for each command. Users expect one page for the program, with
+// exit status, files and environment, and three of the five pages are not about commands.
 package manual
 
 import (
@@ -17,15 +15,15 @@ import (
 	"strings"
 )
 
-// Text is text in the language of troff. Plain, Bold, Italic, Help and Inline
-// make it, and it may be joined with +.
+// Text is text in the troff language. Plain, Bold, Italic, Help and Inline return it, and +
+// concatenates it.
 type Text string
 
-// special are the characters that groff_char(7) would set as others, or that
-// are troff's own.
+// special escapes the characters that groff replaces, see groff_char(7), and those with a
+// meaning in troff.
 var special = strings.NewReplacer(`\`, `\(rs`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`, "…", "...")
 
-// Plain escapes text, so that it is set as it is and can be copied.
+// Plain escapes text so that it is printed unchanged and can be copied.
 func Plain(s string) Text {
 	var b strings.Builder
 	for _, r := range special.Replace(s) {
@@ -38,13 +36,13 @@ func Plain(s string) Text {
 	return Text(b.String())
 }
 
-// Bold is for what is typed as it is. No hyphen may part it: it is searched for
-// and copied.
+// Bold is for literal text. It is not hyphenated, so that readers can search for it and
+// copy it.
 func Bold(s string) Text {
 	return `\fB` + Text(regexp.MustCompile(`\S+`).ReplaceAllString(string(Plain(s)), `\%$0`)) + `\fR`
 }
 
-// Italic is for what stands for something else, and for emphasis.
+// Italic is for placeholders and for emphasis.
 func Italic(s string) Text { return `\fI` + Plain(s) + `\fR` }
 
 const reference = `\b[a-z][a-z0-9._-]*\([1-9]\)`
@@ -54,7 +52,7 @@ var (
 	inlineMarks = regexp.MustCompile("`[^`]+`" + `|\*\*[^*]+\*\*|\*[^*\s][^*]*\*|\[[^\]]+\]\([^)]+\)|` + reference)
 )
 
-// mark escapes s, and gives what a pattern finds to set.
+// mark escapes s and applies set to the matches of a pattern.
 func mark(s string, marks *regexp.Regexp, set func(string) Text) Text {
 	var t Text
 	at := 0
@@ -65,7 +63,7 @@ func mark(s string, marks *regexp.Regexp, set func(string) Text) Text {
 	return t + Plain(s[at:])
 }
 
-// Help marks flags and manual pages in the words of a help text.
+// Help marks up the flags and references to manual pages in a help text.
 func Help(s string) Text {
 	return mark(s, helpMarks, func(m string) Text {
 		if strings.HasPrefix(m, "--") {
@@ -75,8 +73,8 @@ func Help(s string) Text {
 	})
 }
 
-// Inline reads Markdown within a line: `code`, **strong**, *emphasis* and
-// [links](to). Of a link within the repository only the words remain.
+// Inline converts inline Markdown: `code`, **strong**, *emphasis* and [links](to). It keeps
+// only the text of a link within the repository.
 func Inline(s string) Text {
 	return mark(s, inlineMarks, func(m string) Text {
 		switch {
@@ -97,20 +95,20 @@ func Inline(s string) Text {
 	})
 }
 
-// page sets a reference such as dpsd(8).
+// page marks up a reference such as dpsd(8).
 func page(s string) Text {
 	name, section, _ := strings.Cut(s, "(")
 	return Bold(name) + Text("("+section)
 }
 
-// Page is a manual page that is being written, in the macros of man(7).
+// Page is a manual page under construction, in the macros of man(7).
 type Page struct {
 	text  strings.Builder
-	fresh bool // after a heading, where a paragraph macro would be one too many
+	fresh bool // after a heading, where no paragraph macro is needed
 }
 
-// New begins a page. The page bears no date: it changes with its source, not
-// with the day on which it is made.
+// New returns a page with its heading. It has no date, so that the page changes only with
+// its source.
 func New(name string, section int, summary, source string) *Page {
 	p := &Page{}
 	p.put(`.\" Generated from ` + source + `; a test there rewrites it with -update.`)
@@ -122,7 +120,7 @@ func New(name string, section int, summary, source string) *Page {
 
 func (p *Page) put(line string) { p.text.WriteString(line + "\n") }
 
-// line puts text, which must not be taken for a request.
+// line adds text, escaped so that it is not interpreted as a request.
 func (p *Page) line(t Text) {
 	if strings.HasPrefix(string(t), ".") {
 		t = `\&` + t
@@ -130,7 +128,7 @@ func (p *Page) line(t Text) {
 	p.put(string(t))
 }
 
-// Section begins a section; its title is set in capitals.
+// Section begins a section; it prints the title in capitals.
 func (p *Page) Section(title string) {
 	p.put(".SH " + string(Plain(strings.ToUpper(title))))
 	p.fresh = true
@@ -151,7 +149,7 @@ func (p *Page) Paragraph(t Text) {
 	p.fresh = false
 }
 
-// Break adds text that begins on a line of its own, without a space above.
+// Break adds text on a new line, without a space above.
 func (p *Page) Break(t Text) {
 	if !p.fresh {
 		p.put(".br")
@@ -160,7 +158,7 @@ func (p *Page) Break(t Text) {
 	p.fresh = false
 }
 
-// Item adds a term and what is said of it.
+// Item adds a term and its description.
 func (p *Page) Item(t, term Text) {
 	p.put(".TP")
 	p.line(term)
@@ -168,7 +166,7 @@ func (p *Page) Item(t, term Text) {
 	p.fresh = false
 }
 
-// Terms adds terms that what follows, Indented, is said of.
+// Terms adds terms whose description follows with Indented.
 func (p *Page) Terms(terms []Text) {
 	if !p.fresh {
 		p.put(".PP")
@@ -186,7 +184,7 @@ func (p *Page) Point(mark, t Text) {
 	p.fresh = false
 }
 
-// Indented moves what within adds to the right.
+// Indented indents the text that within adds.
 func (p *Page) Indented(within func()) {
 	p.put(".RS")
 	p.fresh = true
@@ -195,7 +193,7 @@ func (p *Page) Indented(within func()) {
 	p.fresh = false
 }
 
-// Code adds text that is set as it is.
+// Code adds literal text.
 func (p *Page) Code(text string) {
 	if !p.fresh {
 		p.put(".PP")
@@ -213,17 +211,18 @@ func (p *Page) Code(text string) {
 // String returns the page.
 func (p *Page) String() string { return p.text.String() }
 
-// Hold returns an error when the file is not text, or with update writes it.
+// Hold returns an error if the contents of the file differ from text, or writes the file if
+// update is set.
 func Hold(file, text string, update bool) error {
 	if update {
-		return os.WriteFile(file, []byte(text), 0o644) //nolint:gosec // a page for everybody
+		return os.WriteFile(file, []byte(text), 0o644) //nolint:gosec // the page is public
 	}
 	have, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if string(have) != text {
-		return fmt.Errorf("%s is not what its source says now; run this test with -update, and read what changed", file)
+		return fmt.Errorf("%s differs from its source; run this test with -update and check the differences", file)
 	}
 	return nil
 }

@@ -17,12 +17,13 @@ func pages(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(directory, "*.[1-9]"))
 	if err != nil || len(files) < 5 {
-		t.Fatalf("%v: %d pages in %s; there are five and more", err, len(files), directory)
+		t.Fatalf("%v: %d pages in %s; want at least 5", err, len(files), directory)
 	}
 	return files
 }
 
-// tool finds a program; one that is missing is a failure in CI only.
+// tool returns the path of a program. In CI, a missing program is a failure; otherwise, the
+// test is skipped.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -30,7 +31,7 @@ func tool(t *testing.T, name string) string {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)
 		}
-		t.Skip(name + " is not here: what it makes of the pages is not checked")
+		t.Skip(name + " is not installed: its output for the pages is not checked")
 	}
 	return path
 }
@@ -39,7 +40,8 @@ func TestGroffReadsEveryPageAndFitsItToATerminal(t *testing.T) {
 	groff := tool(t, "groff")
 	for _, page := range pages(t) {
 		var complaints strings.Builder
-		// As man(1) does on a terminal of 80 columns, but without colours.
+		// The options are those of man(1) for a terminal of 80 columns, but without
+		// colours.
 		c := exec.Command(groff, "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=78n", page)
 		c.Stderr = &complaints
 		out, err := c.Output()
@@ -51,19 +53,19 @@ func TestGroffReadsEveryPageAndFitsItToATerminal(t *testing.T) {
 				t.Errorf("%s: a line has %d columns: %s", page, n, line)
 			}
 		}
-		// LC_ALL=C: where a character is missing, groff says so.
+		// With LC_ALL=C, groff warns about missing characters.
 		if out, err := exec.Command(groff, "-man", "-ww", "-Tascii", "-z", page).CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("%s, in ASCII: %v: %s", page, err, out)
 		}
 	}
 }
 
-func TestMandocFindsNothingAmiss(t *testing.T) {
+func TestMandocReportsNoProblem(t *testing.T) {
 	mandoc := tool(t, "mandoc")
 	for _, page := range pages(t) {
-		out, _ := exec.Command(mandoc, "-T", "lint", "-W", "warning", page).CombinedOutput() // its status tells less than its words
+		out, _ := exec.Command(mandoc, "-T", "lint", "-W", "warning", page).CombinedOutput() // the output is checked, not the exit status
 		for line := range strings.Lines(string(out)) {
-			// A page bears no date, so that the same source is the same page.
+			// A page has no date, so that it depends only on its source.
 			if !strings.Contains(line, `WARNING: missing date, using "": TH`) {
 				t.Error(strings.TrimSpace(line))
 			}
@@ -82,8 +84,8 @@ func TestAproposFindsEveryPage(t *testing.T) {
 	}
 }
 
-// Wherever the repository refers to a page of ours, there is one.
-func TestEveryReferenceToAPageLeadsToOne(t *testing.T) {
+// Every manual page of dpsd to which the repository refers must exist.
+func TestEveryReferencedPageExists(t *testing.T) {
 	files := []string{"../README.md", "../CONTRIBUTING.md"}
 	for _, tree := range []string{"../docs", "../packaging", "../cmd", "../config"} {
 		err := filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {

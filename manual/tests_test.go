@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A page that says which test holds a promise is wrong once the test is gone.
-func TestTheTestsThatThePagesNameExist(t *testing.T) {
+// A page that names the test of a promise is wrong after the test has been removed.
+func TestTheTestsNamedInThePagesExist(t *testing.T) {
 	names := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)(…?)")
 	files, err := filepath.Glob("../*/*_test.go")
 	if err != nil {
@@ -42,7 +42,7 @@ func TestTheTestsThatThePagesNameExist(t *testing.T) {
 				end = ""
 			}
 			if !strings.Contains(code.String(), "func "+name[1]+end) {
-				t.Errorf("docs/%s.md names %s, which is no test", page, name[1])
+				t.Errorf("docs/%s.md names %s, which does not exist", page, name[1])
 			}
 		}
 	}

@@ -1,5 +1,5 @@
-// Package nearest finds the name that was probably meant by one that does not exist:
-// keys of a configuration, commands and flags.
+// Package nearest suggests the intended name for an unknown configuration key, command or
+// flag.
 package nearest
 
 import (
@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// Name returns the one of names that was probably meant by word, or "". A third of
-// the letters may be wrong, and the parts between underscores may be in another order.
+// Name returns the name that is most similar to word, or "" if none is similar. A third of
+// the letters may differ, and the parts between underscores may have another order.
 func Name(word string, names []string) string {
-	const longest = 64 // nothing near a known name is longer
+	const longest = 64 // longer words are not similar to any known name
 	if word == "" || len(word) > longest {
 		return ""
 	}
@@ -35,8 +35,8 @@ func sortParts(s string) string {
 	return strings.Join(parts, "_")
 }
 
-// edits counts the insertions, deletions, substitutions and swaps of neighbours that
-// turn a into b (optimal string alignment), in bytes.
+// edits returns the number of insertions, deletions, substitutions and transpositions of
+// adjacent bytes that turn a into b (optimal string alignment distance).
 func edits(a, b string) int {
 	before := make([]int, len(b)+1)
 	last := make([]int, len(b)+1)

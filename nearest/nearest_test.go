@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestTheNameThatWasProbablyMeant(t *testing.T) {
+func TestNameReturnsTheMostSimilarName(t *testing.T) {
 	names := []string{"check", "config", "run", "status", "wait", "mqtt_port", "keep_alive", "id_scope"}
 	for word, want := range map[string]string{
 		"statsu":                       "status",

@@ -6,12 +6,12 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// maxPayload bounds what is read of payload_file, in bytes; dps.CheckPayload knows the
-// limit of the service, which is lower.
+// maxPayload limits the size of payload_file, in bytes. dps.CheckPayload applies the limit
+// of the service, which is lower.
 const maxPayload = 128 << 10
 
-// ReadPayload returns the JSON object to send, nil without a file. Classify knows
-// its errors.
+// ReadPayload returns the JSON object to send, or nil without a file. Package classify
+// classifies its errors.
 func ReadPayload(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil

@@ -10,11 +10,11 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-func TestAPayloadOfAWindowsEditorIsReadAndUTF16IsNamed(t *testing.T) {
+func TestAPayloadWithAByteOrderMarkIsReadAndUTF16IsReported(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "payload.json")
 	for _, test := range []struct {
 		expect, file, want string
-		code               fault.Code // of the fault; "" for none
+		code               fault.Code // the fault's code; "" for no fault
 		says               string
 	}{
 		{"line ends of Windows", "{\r\n\"a\": 1\r\n}\r\n", "{\r\n\"a\": 1\r\n}\r\n", "", ""},
@@ -36,7 +36,7 @@ func TestAPayloadOfAWindowsEditorIsReadAndUTF16IsNamed(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the advice about UTF-16 is the command", func(t *testing.T) {
+	t.Run("the advice for UTF-16 is the command", func(t *testing.T) {
 		if err := os.WriteFile(path, []byte("\xff\xfe{\x00}\x00"), 0o600); err != nil {
 			t.Fatal(err)
 		}

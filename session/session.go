@@ -1,6 +1,6 @@
 // Package session opens an MQTT session with DPS: it proves the identity of the gateway,
-// opens the stream, and signs in. The daemon's registrations and dpsd check share it, so
-// that what check finds is what the daemon meets.
+// opens the stream and sends CONNECT. The daemon's registrations and dpsd check share it,
+// so that check sees the same failures as the daemon.
 package session
 
 import (
@@ -18,24 +18,25 @@ import (
 )
 
 const (
-	// MaxPacket bounds a packet of the service, in bytes. The limit of its replies is not
-	// documented; this is 1 MiB, and room for the topic.
+	// MaxPacket limits a packet of the service, in bytes. The service does not document a
+	// limit for its replies; this allows 1 MiB and the topic.
 	MaxPacket = 1<<20 + 64<<10
-	// closeLimit bounds DISCONNECT on a connection that may be dead.
+	// closeLimit limits the time for DISCONNECT on a connection that may be dead.
 	closeLimit = 500 * time.Millisecond
 )
 
-// Proof is what a credential proves about this gateway.
+// Proof is a credential's proof of the gateway's identity.
 type Proof struct {
 	attest.Proof
-	// Validity is what the clock says against the device certificate or its chain, an
-	// *attest.CertificateError; nil if they are valid. An expired certificate is used all
-	// the same: the clock may be wrong, and the service judges. Validity explains a refusal.
+	// Validity is the *attest.CertificateError that describes why the device certificate or
+	// its chain is not valid now; nil if they are valid. An expired certificate is used
+	// nevertheless: the clock may be wrong, and the service decides. Validity explains a
+	// refusal.
 	Validity error
 }
 
-// Prove makes the proof of a credential for the identity. Its errors are those of
-// attest.Credential, without *attest.CertificateError.
+// Prove returns the proof of a credential for the identity. Its errors are those of
+// attest.Credential, except *attest.CertificateError.
 func Prove(c attest.Credential, identity dps.Identity, secrets attest.Secrets, now time.Time) (Proof, error) {
 	proof, err := c.Prove(attest.Subject{Resource: identity.Resource(), RegistrationID: identity.RegistrationID}, secrets, now)
 	if errors.As(err, new(*attest.CertificateError)) {
@@ -44,32 +45,33 @@ func Prove(c attest.Credential, identity dps.Identity, secrets attest.Secrets, n
 	return Proof{Proof: proof}, err
 }
 
-// Request says who opens a session, and how.
+// Request contains the parameters of a session.
 type Request struct {
 	Identity  dps.Identity
 	Proof     Proof
 	Dialer    transport.Dialer
-	KeepAlive time.Duration // of MQTT; 0 switches it off
-	// ResponseTimeout bounds the wait for the CONNACK and for each later acknowledgement;
-	// 0 stands for dps.DefaultResponseTimeout.
+	KeepAlive time.Duration // MQTT keep-alive interval; 0 disables it
+	// ResponseTimeout limits the wait for the CONNACK and for each later acknowledgement; 0
+	// means dps.DefaultResponseTimeout.
 	ResponseTimeout time.Duration
-	// Source is where the registration ID comes from. A refusal names both, unless the
-	// configuration contains the registration ID itself.
+	// Source is the source of the registration ID. The cause of a refusal includes both,
+	// unless the configuration contains the registration ID itself.
 	Source attest.RegistrationID
 	// Connected is called with the stream before CONNECT is sent. Its error ends the
-	// session, and Open returns it. nil: nothing is called.
+	// session, and Open returns it. It may be nil.
 	Connected func(*transport.Conn) error
 }
 
-// Session is a session with DPS, or what is known of one that could not be opened.
+// Session is a session with DPS, or the known part of one that could not be opened.
 type Session struct {
-	Client    *mqttv3.Client  // nil: there is no session
-	Conn      *transport.Conn // nil: there was no stream
-	Inspector string          // the issuer that inspects the connection, see classify.Inspector; "" for none
+	Client    *mqttv3.Client  // nil if there is no session
+	Conn      *transport.Conn // nil if there was no stream
+	Inspector string          // the issuer that inspects the connection, see classify.Inspector; "" if none does
 }
 
-// Open opens the stream and signs in. The error is a *classify.StageError, or what
-// Connected has returned; what is known of the failed session is returned with it.
+// Open opens the stream, sends CONNECT and waits for the CONNACK. The error is a
+// *classify.StageError or the error of Connected; s contains the known part of the failed
+// session.
 func (r *Request) Open(ctx context.Context) (s Session, err error) {
 	if s.Conn, err = r.Dialer.Dial(ctx, r.Proof.Certificate); err != nil {
 		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
@@ -102,19 +104,19 @@ func (s *Session) Close(ctx context.Context) {
 	_ = s.Client.Close(ctx)
 }
 
-// Secrets returns the secrets that peers were sent, which they may repeat.
+// Secrets returns the secrets that were sent to peers, which may repeat them.
 func (r *Request) Secrets() (known redact.Known) {
 	known.Add([]byte(attest.Signature(r.Proof.Password)))
 	known.Add([]byte(r.Dialer.ProxyPassword()))
 	return known
 }
 
-// Circumstances returns what may explain a refusal of this session, given who inspects
-// its connection and whether the clock is implausible.
+// Circumstances returns the facts that may explain a refusal of this session, given the
+// inspector of its connection and whether the clock is implausible.
 func (r *Request) Circumstances(inspector string, implausible bool) classify.Circumstances {
 	c := classify.Circumstances{
 		Inspector: inspector, Implausible: implausible,
-		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Told: r.Secrets(),
+		Validity: r.Proof.Validity, Doubt: r.Proof.Doubt, Secrets: r.Secrets(),
 		RegistrationID: r.Identity.RegistrationID, Source: r.Source,
 	}
 	if certificate := r.Proof.Certificate; certificate != nil {

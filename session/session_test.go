@@ -19,7 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// request is one of the device gw-1 to a simulated service with the rules.
+// request returns a request of the device gw-1 to a simulated service with the rules.
 func request(t *testing.T, rules ...simulator.Rule) (*Request, *simulator.Server) {
 	t.Helper()
 	sim, err := simulator.New(simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Rules: rules}})
@@ -75,7 +75,7 @@ func TestASessionIsOpenAfterTheCONNACKAndEndsWithDISCONNECT(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	s.Close(ended) // the context of the session has ended
+	s.Close(ended) // with a context that has ended
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		log := sim.Log()
 		if last := log[len(log)-1]; last.Packet == "CLOSE" {
@@ -85,7 +85,7 @@ func TestASessionIsOpenAfterTheCONNACKAndEndsWithDISCONNECT(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the simulator has seen no end: %+v", log)
+			t.Fatalf("the simulator has not seen the end: %+v", log)
 		}
 	}
 }
@@ -155,7 +155,7 @@ func TestACertificateThatIsNotValidNowIsUsedAndExplainsARefusal(t *testing.T) {
 	}
 }
 
-// credential proves nothing but its error.
+// credential is a credential whose proof fails with an error.
 type credential struct {
 	attest.Credential
 	err error

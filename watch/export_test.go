@@ -2,8 +2,8 @@ package watch
 
 import "path/filepath"
 
-// Reaction tells which of the names would make a watch of the paths look again.
-func Reaction(paths, names []string) (heard []string, err error) {
+// Reaction returns the names whose events would make a watch of the paths check them again.
+func Reaction(paths, names []string) (reacted []string, err error) {
 	w := watcher{paths: paths}
 	if w.inotify, err = newInotify(); err != nil {
 		return nil, err
@@ -14,15 +14,15 @@ func Reaction(paths, names []string) (heard []string, err error) {
 	}
 	for _, name := range names {
 		if w.route.names[filepath.Clean(name)] {
-			heard = append(heard, name)
+			reacted = append(reacted, name)
 		}
 	}
-	return heard, nil
+	return reacted, nil
 }
 
-// Told returns the names of which the kernel tells a watch of path, while things happen
-// and before it tells of last.
-func Told(path string, happens func(), last string) (all []string, err error) {
+// Reported returns the names that the kernel reports to a watch of path while changes are
+// made, up to the first report of last.
+func Reported(path string, change func(), last string) (all []string, err error) {
 	w := watcher{paths: []string{path}}
 	if w.inotify, err = newInotify(); err != nil {
 		return nil, err
@@ -31,7 +31,7 @@ func Told(path string, happens func(), last string) (all []string, err error) {
 	if err := w.follow(); err != nil {
 		return nil, err
 	}
-	happens()
+	change()
 	for {
 		length, err := w.inotify.wait()
 		if err != nil {

@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is to be told, of the names in a directory and of a file's content. Who may be
-// read by whom changes on the way, too: IN_ATTRIB.
+// The events to report for a directory and for a file. IN_ATTRIB is included because
+// permissions on the path matter too.
 const (
 	ofDirectory = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF |
 		unix.IN_ATTRIB | unix.IN_ONLYDIR | unix.IN_DONT_FOLLOW
 	ofFile = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_DONT_FOLLOW
 )
 
-// inotify is an instance of inotify(7). But for wait and close, its methods exclude each
-// other.
+// inotify is an instance of inotify(7). Except for wait and close, its methods must not be
+// called concurrently.
 type inotify struct {
 	file    *os.File
 	watches map[string]int32 // watch descriptors, by path; two paths to one inode share one
@@ -37,7 +37,7 @@ func newInotify() (*inotify, error) {
 	return &inotify{file: os.NewFile(uintptr(fd), "inotify"), watches: map[string]int32{}}, nil
 }
 
-// exhausted names the limit of the user that err stands for: inotify_init(2),
+// exhausted adds the name of the user limit that caused err, see inotify_init(2) and
 // inotify_add_watch(2).
 func exhausted(err error) error {
 	switch {
@@ -49,11 +49,11 @@ func exhausted(err error) error {
 	return err
 }
 
-// close ends a read that waits.
+// close ends a pending read.
 func (n *inotify) close() { _ = n.file.Close() }
 
-// add watches what is at path now, and tells whether that was not watched before:
-// something else may have taken the name.
+// add watches the current file at path, and reports whether it was not watched before:
+// another file may have taken the name.
 func (n *inotify) add(path string, mask uint32) (fresh bool, err error) {
 	var wd int
 	if e := n.control(func(fd int) { wd, err = unix.InotifyAddWatch(fd, path, mask) }); e != nil {
@@ -71,7 +71,7 @@ func (n *inotify) add(path string, mask uint32) (fresh bool, err error) {
 	return true, nil
 }
 
-// keep ends the watches of all other paths.
+// keep removes the watches of all paths that are not wanted.
 func (n *inotify) keep(wanted func(path string) bool) {
 	for path := range n.watches {
 		if !wanted(path) {
@@ -87,12 +87,12 @@ func (n *inotify) remove(path string) {
 	}
 	delete(n.watches, path)
 	if !slices.Contains(slices.Collect(maps.Values(n.watches)), wd) {
-		// The kernel has dropped the watch of what was deleted: EINVAL.
+		// EINVAL: the kernel has removed the watch of a deleted file.
 		_ = n.control(func(fd int) { _, _ = unix.InotifyRmWatch(fd, uint32(wd)) })
 	}
 }
 
-// control keeps the descriptor from being closed, and given to another file, meanwhile.
+// control calls use with the descriptor, which cannot be closed and reused during the call.
 func (n *inotify) control(use func(fd int)) error {
 	conn, err := n.file.SyscallConn()
 	if err != nil {
@@ -101,12 +101,12 @@ func (n *inotify) control(use func(fd int)) error {
 	return conn.Control(func(fd uintptr) { use(int(fd)) })
 }
 
-// wait waits until something happened, and returns how much of the buffer says what. One
-// goroutine does so.
+// wait waits for events and returns their length in the buffer. Only one goroutine may call
+// it.
 func (n *inotify) wait() (length int, err error) { return n.file.Read(n.buffer[:]) }
 
-// events returns the names at which something happened. complete is false when some were
-// lost, because the kernel's queue was full.
+// events returns the names with events. complete is false if some were lost because the
+// kernel's queue was full.
 func (n *inotify) events(length int) (names []string, complete bool) {
 	complete = true
 	for rest := n.buffer[:length]; len(rest) >= unix.SizeofInotifyEvent; {

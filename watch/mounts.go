@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// mountTable is the mount table of this process, proc_pid_mountinfo(5).
+// mountTable is the mount table of this process, see proc_pid_mountinfo(5).
 const mountTable = "/proc/self/mountinfo"
 
 // Mount is a mount on a directory.
 type Mount struct {
-	ID     string // of the mount
-	Device string // major:minor of the file system
+	ID     string // ID of the mount
+	Device string // device of the file system, major:minor
 }
 
-// Mounts returns the mounts on a directory: one may cover another. It returns none when the
-// mount table cannot be read.
+// Mounts returns the mounts on a directory, of which one may cover another. It returns none
+// if the mount table cannot be read.
 func Mounts(directory string) []Mount {
 	directory, err := filepath.EvalSymlinks(directory)
 	if err != nil {
@@ -37,8 +37,8 @@ type mount struct {
 	point string
 }
 
-// readMounts reads the table; a line begins with the ID, the ID of the parent, the device,
-// the root in the file system, and the mount point.
+// readMounts parses the mount table. A line begins with the ID, the ID of the parent, the
+// device, the root in the file system, and the mount point.
 func readMounts() (all []mount) {
 	table, err := os.ReadFile(mountTable)
 	if err != nil {
@@ -58,8 +58,8 @@ func readMounts() (all []mount) {
 	return all
 }
 
-// mounts returns the mounts on the way. One that another covers may come or go, as in a
-// mount namespace that keeps its own mount on top, and no path shows it.
+// mounts returns the mounts on the directories of the route. No path shows when a covered
+// mount is added or removed, as in a mount namespace that keeps its own mount on top.
 func (r *route) mounts() (on []mount) {
 	all := readMounts()
 	return slices.DeleteFunc(all, func(m mount) bool { return r.watched[m.point] == 0 })
@@ -67,7 +67,7 @@ func (r *route) mounts() (on []mount) {
 
 // mountEvents reports the changes of the mount table, which inotify does not.
 type mountEvents struct {
-	file *os.File // nil: there is no /proc
+	file *os.File // nil without /proc
 }
 
 func openMountEvents() mountEvents {
@@ -78,8 +78,9 @@ func openMountEvents() mountEvents {
 	return mountEvents{file}
 }
 
-// follow calls changed whenever the table has changed, and once before, until close. The
-// kernel reports a change as an event of the open file, which the runtime's poller waits for.
+// follow calls changed once and then after each change of the table, until close. The
+// kernel reports a change as an event of the open file, for which the runtime's poller
+// waits.
 func (m mountEvents) follow(changed func()) {
 	if m.file == nil {
 		return

@@ -1,14 +1,14 @@
-// Package watch tells when files change.
+// Package watch reports changes of files.
 //
-// Files are replaced by rename, appear long after the program that waits for
-// them, and hide behind symbolic links that are swapped. So not only a file is watched:
-// every directory that the kernel consults on the way to it is, and the way
-// is walked again whenever one of the names on it changes.
+// Files are replaced by rename, are created long after the program has started, and are
+// reached through symbolic links that change. Therefore, the package watches not only a
+// file but also every directory that the kernel searches to resolve its path, and resolves
+// the path again whenever one of the names on it changes.
 //
-// What is mounted or unmounted on the way counts, too.
+// It also reports mounts and unmounts on the path.
 //
-// It uses inotify(7) itself. The libraries watch a directory for all that happens in it;
-// here a log that is written beside a key, or in a directory above it, wakes nobody.
+// It uses inotify(7) directly. Libraries watch a directory for all events in it; here,
+// writing a log next to a key, or in a parent directory, causes no wakeup.
 package watch
 
 import (
@@ -25,21 +25,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLinks is where the kernel gives up too (path_resolution(7)).
+// maxLinks is the kernel's limit for links in a path, see path_resolution(7).
 const maxLinks = 40
 
-// Files sends whenever one of the paths appears, changes or disappears, until
-// ctx ends. Everything that happens after Files returned is seen; what happened
-// while nobody received is one value. A value means "look again": it may come
-// without a change.
+// Files sends whenever one of the paths appears, changes or disappears, until ctx ends. It
+// misses no change after it has returned; changes while no receiver is ready are combined
+// into one value. A value means that the caller should check again: it may be sent without
+// a change.
 //
-// A directory that does not exist yet is waited for, and a symbolic link
-// anywhere in a path is followed to what it points to at the time. A directory
-// that may not be read cannot be watched; it is passed over in silence.
+// A directory of a path need not exist yet, and a symbolic link anywhere in a path is
+// followed to its current target. A directory without read permission cannot be watched and
+// is silently ignored.
 //
-// The channel is never closed, so that a select which still holds it after ctx
-// ended sees nothing. Errors: no inotify instance or watch is left, a working
-// directory that cannot be found for a relative path.
+// The channel is never closed, so that a select that uses it after ctx has ended receives
+// nothing. Files fails if no inotify instance or watch is available, or if the working
+// directory is unknown and a path is relative.
 func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 	changed := make(chan struct{}, 1)
 	if len(paths) == 0 {
@@ -71,15 +71,15 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 
 type watcher struct {
 	paths   []string
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the following fields
 	inotify *inotify
 	route   route
-	seen    []fs.FileInfo // what each path was at the last look; nil: absent
-	mounts  []mount       // on the way, when the table last changed
+	seen    []fs.FileInfo // state of each path at the last check; nil if absent
+	mounts  []mount       // mounts on the route after the last change of the table
 	changed chan<- struct{}
 }
 
-// run ends when the instance is closed.
+// run returns when the instance is closed.
 func (w *watcher) run() {
 	for {
 		length, err := w.inotify.wait()
@@ -92,7 +92,7 @@ func (w *watcher) run() {
 	}
 }
 
-// mounted looks whether a mount on the way to a path has come or gone.
+// mounted checks whether a mount on the route to a path was added or removed.
 func (w *watcher) mounted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,16 +104,16 @@ func (w *watcher) mounted() {
 	w.seen, w.mounts = now, mounts
 }
 
-// handle takes what the kernel told: the names at which something happened. One that is
-// not on the way to a path (the temporary file of a rename, a neighbour) costs no more
-// than a map look-up. After an overflow of the queue anything may have happened.
+// handle processes the names with events. A name that is not on the route to a path (the
+// temporary file of a rename, another file) costs only a map look-up. After an overflow of
+// the queue, any change is possible.
 func (w *watcher) handle(names []string, complete bool) {
 	onTheWay := slices.ContainsFunc(names, func(name string) bool { return w.route.names[name] })
 	if complete && !onTheWay {
 		return
 	}
-	// Two writes within one tick of the file system's clock look the same, so
-	// an event of the file itself counts without a look.
+	// Two writes within one tick of the file system's clock have equal times, so an event
+	// of the file itself counts without a check.
 	direct := slices.ContainsFunc(names, func(name string) bool { return w.route.ends[name] })
 	err := w.follow()
 	now := w.look()
@@ -126,12 +126,13 @@ func (w *watcher) handle(names []string, complete bool) {
 func (w *watcher) send() {
 	select {
 	case w.changed <- struct{}{}:
-	default: // one value already says "look again"
+	default: // a value is already waiting
 	}
 }
 
-// follow walks to every path and watches what it consults. A directory may appear
-// between the walk and its watch, so it walks until nothing is new.
+// follow resolves every path and watches the files and directories on its route. A
+// directory may be created between resolving and watching, so it repeats until nothing is
+// new.
 func (w *watcher) follow() error {
 	for {
 		r := route{watched: map[string]uint32{}, names: map[string]bool{}, ends: map[string]bool{}}
@@ -152,7 +153,7 @@ func (w *watcher) watch(watched map[string]uint32) (grown bool, err error) {
 		switch fresh, e := w.inotify.add(path, mask); {
 		case e == nil:
 			grown = grown || fresh
-		// It has gone, or is another now, or may not be read.
+		// It was removed or replaced, or is not readable.
 		case errors.Is(e, fs.ErrPermission), errors.Is(e, fs.ErrNotExist), errors.Is(e, unix.ENOTDIR):
 		default:
 			err = errors.Join(err, fmt.Errorf("watch %s: %w", path, e))
@@ -186,15 +187,15 @@ func same(a, b []fs.FileInfo) bool {
 	return true
 }
 
-// route is what the kernel consults on its way to the paths.
+// route describes the files and directories that the kernel uses to resolve the paths.
 type route struct {
-	watched map[string]uint32 // directories that are searched, and files, without symbolic links in their names; what for
-	names   map[string]bool   // looked up in the directories
-	ends    map[string]bool   // those of names that a path ends at: the file, or a link in its place
+	watched map[string]uint32 // masks of the searched directories and of the files, by path without symbolic links
+	names   map[string]bool   // names that are looked up in the directories
+	ends    map[string]bool   // the last names of the paths: a file or a link to it
 }
 
-// walk follows path as path_resolution(7) does, and stops where the kernel
-// would: at a missing name, a file, or one link too many.
+// walk resolves path as described in path_resolution(7), and stops where the kernel does:
+// at a missing name, a file, or one link too many.
 func (r *route) walk(path string) {
 	directory, rest, links := "/", strings.Split(path, "/"), 0
 	for len(rest) > 0 {

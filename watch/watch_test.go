@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// scene is a directory in which things happen; its first error ends the test.
+// scene is a directory with changing files; the first error ends the test.
 type scene struct {
 	t    *testing.T
 	root string
@@ -61,7 +61,7 @@ func TestFiles(t *testing.T) {
 		watch  string
 		before func(scene)
 		change func(scene)
-		want   string // content of the watched file afterwards, "" for absent
+		want   string // content of the watched file afterwards; "" if absent
 	}{
 		{"a file that appears", "key",
 			func(scene) {}, func(s scene) { s.write("key", "a") }, "a"},
@@ -130,7 +130,7 @@ func TestFiles(t *testing.T) {
 			func(s scene) { s.must(os.Remove(s.path("other"))); s.write("other", "b") }, "b"},
 	}
 	for _, test := range tests {
-		t.Run(test.say+" is told", func(t *testing.T) {
+		t.Run(test.say+" is reported", func(t *testing.T) {
 			s := scene{t, t.TempDir()}
 			test.before(s)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -140,10 +140,10 @@ func TestFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.change(s)
-			// A miss shows as a test that never ends.
+			// If the change is missed, the test does not end.
 			for <-changed; s.read(test.watch) != test.want; <-changed {
 			}
-			// And it is still followed: to a change in place, then to its end.
+			// The file is still watched: for a change in place, then for its removal.
 			if test.want == "" {
 				return
 			}
@@ -193,37 +193,37 @@ func TestFilesOfNothing(t *testing.T) {
 	}
 }
 
-func TestNeighboursAreIgnored(t *testing.T) {
+func TestOtherFilesInADirectoryAreIgnored(t *testing.T) {
 	s := scene{t, t.TempDir()}
 	s.mkdir("d")
 	s.link("d/real", "key")
-	heard, err := watch.Reaction([]string{s.path("key"), s.path("missing/x")}, []string{
-		s.path("key"), s.path("d"), s.path("d/real"), s.path("missing"), // on the way
-		s.path(".key123"), s.path("d/other"), s.path("real"), s.path("missing/x"), // not, or not yet
+	reacted, err := watch.Reaction([]string{s.path("key"), s.path("missing/x")}, []string{
+		s.path("key"), s.path("d"), s.path("d/real"), s.path("missing"), // on the route
+		s.path(".key123"), s.path("d/other"), s.path("real"), s.path("missing/x"), // not on the route, or not yet
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{s.path("key"), s.path("d"), s.path("d/real"), s.path("missing")}; !slices.Equal(heard, want) {
-		t.Errorf("heard: %q, want %q", heard, want)
+	if want := []string{s.path("key"), s.path("d"), s.path("d/real"), s.path("missing")}; !slices.Equal(reacted, want) {
+		t.Errorf("reactions: %q, want %q", reacted, want)
 	}
 }
 
-func TestWhatIsWrittenToNeighboursWakesNobody(t *testing.T) {
+func TestWritesToOtherFilesCauseNoWakeup(t *testing.T) {
 	s := scene{t, t.TempDir()}
 	s.mkdir("d")
 	for _, name := range []string{"log", "d/log", "d/key"} {
 		s.write(name, "a")
 	}
-	told, err := watch.Told(s.path("d/key"), func() {
+	reported, err := watch.Reported(s.path("d/key"), func() {
 		for _, name := range []string{"log", "d/log"} {
 			s.write(name, "b")
 		}
 		s.must(os.Chtimes(s.path("d/key"), time.Now(), time.Now()))
 	}, s.path("d/key"))
-	told = slices.DeleteFunc(told, func(name string) bool { return !strings.HasPrefix(name, s.root) }) // others' in /tmp
-	if err != nil || len(told) > 0 {
-		t.Errorf("the kernel tells of %q, %v", told, err)
+	reported = slices.DeleteFunc(reported, func(name string) bool { return !strings.HasPrefix(name, s.root) }) // files of other programs in /tmp
+	if err != nil || len(reported) > 0 {
+		t.Errorf("the kernel reports %q, %v", reported, err)
 	}
 }
 
@@ -253,21 +253,21 @@ func TestUnreadableDirectory(t *testing.T) {
 	s.must(os.Chmod(s.path("d"), 0o311))
 	defer func() { s.must(os.Chmod(s.path("d"), 0o755)) }() // so that it can be removed
 	if os.Geteuid() == 0 {
-		s.must(os.Chmod(filepath.Dir(s.root), 0o711)) // MkdirTemp made it for root alone
-		// Only this thread becomes nobody, and only for the file system.
+		s.must(os.Chmod(filepath.Dir(s.root), 0o711)) // MkdirTemp allows only root
+		// Only this thread changes its user to nobody, and only for the file system.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		s.must(syscall.Setfsuid(65534))
 		defer func() { _ = syscall.Setfsuid(0) }()
 	}
-	heard, err := watch.Reaction([]string{s.path("d/e/key")}, []string{s.path("d/e/key")})
-	if err != nil || len(heard) != 1 {
-		t.Errorf("a directory that may be searched but not read stops the watch of the others: %q, %v", heard, err)
+	reacted, err := watch.Reaction([]string{s.path("d/e/key")}, []string{s.path("d/e/key")})
+	if err != nil || len(reacted) != 1 {
+		t.Errorf("a directory that is searchable but not readable ends the watch of the others: %q, %v", reacted, err)
 	}
 }
 
-// TestFilesUnderStress changes everything at once and expects that the last
-// state is told.
+// TestFilesUnderStress makes many concurrent changes and expects a report of the last
+// state.
 func TestFilesUnderStress(t *testing.T) {
 	s := scene{t, t.TempDir()}
 	s.mkdir("a")
@@ -290,8 +290,8 @@ func TestFilesUnderStress(t *testing.T) {
 	}
 }
 
-// TestFilesInFreshTrees makes the whole way to a file anew, again and again: a
-// directory that appears between a walk and its watch must not be missed.
+// TestFilesInFreshTrees repeatedly creates all directories of a file: a directory that is
+// created between resolving and watching must not be missed.
 func TestFilesInFreshTrees(t *testing.T) {
 	s := scene{t, t.TempDir()}
 	changed, err := watch.Files(t.Context(), s.path("a/b/c/key"))

@@ -8,15 +8,15 @@ import (
 // stanza is a Files or License stanza of a machine-readable debian/copyright,
 // https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 type stanza struct {
-	files     []string // none: a License stanza
+	files     []string // empty in a License stanza
 	copyright []string
-	license   string // its SPDX identifier
-	text      string // of the license
+	license   string // SPDX identifier
+	text      string // license text
 	comment   string
 }
 
-// parse reads the stanzas after the header, and gives those for files their
-// license text, be it their own or that of a License stanza.
+// parse parses the stanzas after the header. It sets the license text of Files stanzas that
+// refer to a License stanza.
 func parse(text string) ([]stanza, error) {
 	var files []stanza
 	texts := map[string]string{}
@@ -46,13 +46,13 @@ func parse(text string) ([]stanza, error) {
 			files[i].text = texts[files[i].license]
 		}
 		if files[i].text == "" {
-			return nil, fmt.Errorf("the text of %s is nowhere, for %s", files[i].license, files[i].files[0])
+			return nil, fmt.Errorf("there is no text of %s, for %s", files[i].license, files[i].files[0])
 		}
 	}
 	return files, nil
 }
 
-// fieldsOf reads a paragraph in the syntax of deb822(5).
+// fieldsOf parses a paragraph in the syntax of deb822(5).
 func fieldsOf(paragraph string) (map[string]string, error) {
 	fields := map[string]string{}
 	name := ""
@@ -79,8 +79,8 @@ func lines(value string) []string {
 	return strings.FieldsFunc(value, func(r rune) bool { return r == '\n' })
 }
 
-// pattern is what Files says of a module: where "go mod vendor" would put it.
-// That of the program itself is "*".
+// pattern returns the Files pattern of a module: the directory of "go mod vendor" for it.
+// The pattern of the program itself is "*".
 func pattern(module string) string {
 	if module == "" {
 		return "*"
@@ -88,7 +88,7 @@ func pattern(module string) string {
 	return "vendor/" + module + "/*"
 }
 
-// about finds what is said of a module.
+// about returns the stanza of a module.
 func about(module string, files []stanza) (stanza, bool) {
 	for _, s := range files {
 		for _, f := range s.files {

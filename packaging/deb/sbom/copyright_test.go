@@ -12,10 +12,10 @@ import (
 
 const copyrightFile = "../debian/copyright"
 
-// TestCopyrightCoversWhatIsLinked compares the copyright file with the modules
-// that are linked into the shipped programs, on every architecture there is a
-// package for, and with the licenses that these modules come with.
-func TestCopyrightCoversWhatIsLinked(t *testing.T) {
+// TestCopyrightCoversAllLinkedModules compares the copyright file with the modules that are
+// linked into the shipped programs, on every architecture that has a package, and with the
+// licenses of these modules.
+func TestCopyrightCoversAllLinkedModules(t *testing.T) {
 	text, err := os.ReadFile(copyrightFile)
 	if err != nil {
 		t.Fatal(err)
@@ -26,7 +26,7 @@ func TestCopyrightCoversWhatIsLinked(t *testing.T) {
 	}
 	modules := linked(t)
 	if len(modules) < 10 {
-		t.Fatalf("only %d modules are linked: go list has not told all", len(modules))
+		t.Fatalf("only %d modules are linked: the output of go list is incomplete", len(modules))
 	}
 	apache, err := os.ReadFile("../../../LICENSE")
 	if err != nil {
@@ -52,11 +52,11 @@ func TestCopyrightCoversWhatIsLinked(t *testing.T) {
 	}
 }
 
-// compare holds a stanza against the files that a module comes with.
+// compare compares a stanza with the license files of a module.
 func compare(t *testing.T, s stanza, dir, apache string) (complaints []string) {
 	t.Helper()
 	given := ""
-	for _, pattern := range []string{"LICENSE*", "edl-v10"} { // paho.golang's second choice
+	for _, pattern := range []string{"LICENSE*", "edl-v10"} { // paho.golang's alternative license
 		names, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +73,7 @@ func compare(t *testing.T, s stanza, dir, apache string) (complaints []string) {
 		return []string{"the module has no license file"}
 	}
 	want := s.text
-	if s.license == "Apache-2.0" { // Debian has the text in common-licenses, the tree in LICENSE
+	if s.license == "Apache-2.0" { // the text is in Debian's common-licenses and in the LICENSE of this repository
 		want, _, _ = strings.Cut(apache, "END OF TERMS AND CONDITIONS")
 	}
 	if !strings.Contains(words(given), words(want)) {
@@ -84,7 +84,7 @@ func compare(t *testing.T, s stanza, dir, apache string) (complaints []string) {
 	}
 	for _, line := range copyrightLine.FindAllStringSubmatch(given, -1) {
 		holder := strings.TrimSpace(line[1])
-		if !slices.Contains(s.copyright, holder) && s.license != "Apache-2.0" { // there it is an example
+		if !slices.Contains(s.copyright, holder) && s.license != "Apache-2.0" { // there the line is an example
 			complaints = append(complaints, "Copyright lacks "+holder)
 		}
 	}
@@ -94,7 +94,7 @@ func compare(t *testing.T, s stanza, dir, apache string) (complaints []string) {
 	return complaints
 }
 
-// marks are words that one license has, and no other of these.
+// marks are words that occur in only one of these licenses.
 var marks = map[string]string{
 	"Apache-2.0":   "Apache License Version 2.0, January 2004",
 	"BSD-2-Clause": "this list of conditions and the following disclaimer in the documentation and/or other materials provided with the distribution. THIS SOFTWARE IS PROVIDED",
@@ -105,15 +105,15 @@ var marks = map[string]string{
 
 var copyrightLine = regexp.MustCompile(`(?m)^(?:> )?Copyright (?:\(c\) |© )?(\d{4}.*)$`)
 
-// words are a text without its layout, and without the letters of its lists.
+// words returns a text without its layout and the letters of its lists.
 func words(text string) string {
 	return strings.Join(strings.Fields(listLetter.ReplaceAllString(text, " ")), " ")
 }
 
 var listLetter = regexp.MustCompile(`\s\([a-z]\)\s`)
 
-// linked are the modules of the shipped programs, with the directory of each,
-// and Go's own library as "std".
+// linked returns the modules of the shipped programs with their directories, and the
+// standard library as "std".
 func linked(t *testing.T) map[string]string {
 	t.Helper()
 	modules := map[string]string{"std": strings.TrimSpace(command(t, "amd64", "env", "GOROOT"))}

@@ -1,6 +1,6 @@
-// Command sbom tells what a program of a package is made of: a CycloneDX bill of
-// materials from what the Go linker has written into it, as "go version -m"
-// shows, and from the licenses in the package's copyright file.
+// Command sbom writes a CycloneDX bill of materials for a program of a package. Its sources
+// are the module information in the program, as shown by "go version -m", and the licenses
+// in the package's copyright file.
 package main
 
 import (
@@ -67,7 +67,7 @@ func run(out io.Writer, program, copyright, version, arch string) error {
 	return enc.Encode(b)
 }
 
-// document is the part of CycloneDX 1.5 (JSON) that is written here.
+// document is the part of CycloneDX 1.5 (JSON) that this command writes.
 type document struct {
 	Format     string       `json:"bomFormat"`
 	Spec       string       `json:"specVersion"`
@@ -108,11 +108,11 @@ type dependency struct {
 	On  []string `json:"dependsOn"`
 }
 
-// bill lists the modules of a program, and Go's own library.
+// bill lists the modules of a program and the standard library.
 func bill(info *debug.BuildInfo, files []stanza, program component) (*document, error) {
 	own, ok := about("", files)
 	if !ok {
-		return nil, errors.New("the copyright file says nothing of the program itself")
+		return nil, errors.New("the copyright file has no stanza for the program itself")
 	}
 	program.Ref = program.PURL
 	program.licensed(own)
@@ -128,7 +128,7 @@ func bill(info *debug.BuildInfo, files []stanza, program component) (*document, 
 			return nil, fmt.Errorf("%s is linked in, and the copyright file has no stanza for %s", m.Path, pattern(m.Path))
 		}
 		c := component{Type: "library", Name: m.Path, Version: m.Version, PURL: "pkg:golang/" + m.Path + "@" + url.QueryEscape(m.Version)}
-		if m.Path == "std" { // https://github.com/package-url/purl-spec has no name for it; scanners look for this one
+		if m.Path == "std" { // https://github.com/package-url/purl-spec defines no name for it; scanners use this one
 			c.PURL = "pkg:golang/stdlib@" + m.Version
 		}
 		c.Ref = c.PURL
