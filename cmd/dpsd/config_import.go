@@ -45,7 +45,7 @@ then nothing is on standard output.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := input.Open(args[0])
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return failed(err)
 			}
 			defer f.Close()
 			var dropIns []aziot.DropIn
@@ -58,7 +58,7 @@ then nothing is on standard output.`,
 			for _, name := range names {
 				d, err := input.Open(name)
 				if err != nil {
-					return &exitError{exitFailed, err}
+					return failed(err)
 				}
 				defer d.Close()
 				dropIns = append(dropIns, aziot.DropIn{Name: name, Text: d, Files: environmentFiles(name)})
@@ -68,7 +68,7 @@ then nothing is on standard output.`,
 				return &exitError{exitConfiguration, err}
 			}
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return failed(err)
 			}
 			for _, n := range result.Notes {
 				fmt.Fprintln(cmd.ErrOrStderr(), n)
@@ -79,10 +79,8 @@ then nothing is on standard output.`,
 			if result.TOML == "" {
 				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with")}
 			}
-			if _, err := fmt.Fprint(cmd.OutOrStdout(), result.TOML); err != nil {
-				return &exitError{exitFailed, err}
-			}
-			return nil
+			_, err = fmt.Fprint(cmd.OutOrStdout(), result.TOML)
+			return failed(err)
 		},
 	}
 }
