@@ -112,7 +112,7 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 	a := importer{
 		Checker: document.NewChecker(doc),
 		set:     map[string]any{},
-		stray:   map[document.Path]stray{},
+		stray:   map[document.Path]any{},
 	}
 	if problem := a.dropIns(read); problem != nil {
 		return Result{}, document.Errors{problem}
