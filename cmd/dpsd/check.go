@@ -202,10 +202,12 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
 	case store.Temporary(gateway.Invalid):
 		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
-	case gateway.Invalid != nil && gateway.Skip[check.Configuration]:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", fmt.Errorf("the configuration is invalid: %w", gateway.Invalid))}
 	case gateway.Invalid != nil:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}
+		invalid := errors.New("the configuration is invalid")
+		if gateway.Skip[check.Configuration] {
+			invalid = fmt.Errorf("%w: %w", invalid, gateway.Invalid)
+		}
+		return &exitError{exitConfiguration, try(check.With(gateway.File, "dpsd check --offline")+", when it is corrected", invalid)}
 	case os.Geteuid() != 0:
 		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
 	}
@@ -216,7 +218,7 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 func gatewayOf(file string) *check.Gateway {
 	g := &check.Gateway{
 		File:      file,
-		Installed: file == configurationFile,
+		Installed: file == check.InstalledFile,
 		Secrets:   attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Version:   version, BuiltAt: builtAt(),
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/completion"
 )
@@ -23,9 +24,6 @@ const (
 	exitTimeout       = 4  // --timeout has passed
 	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
 )
-
-// configurationFile is what dpsd.service reads.
-const configurationFile = "/etc/dpsd/dpsd.toml"
 
 // exitError carries the exit code that an error stands for.
 type exitError struct {
@@ -111,7 +109,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
+	root.PersistentFlags().String("config", check.InstalledFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))

@@ -64,7 +64,7 @@ func reported(places installation, online bool) report.Gateway {
 	}
 	return report.Gateway{
 		Configuration:    places.file,
-		Directory:        filepath.Dir(configurationFile),
+		Directory:        filepath.Dir(check.InstalledFile),
 		StateDirectory:   places.state,
 		RuntimeDirectory: places.runtime,
 		Version:          version,

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
@@ -150,7 +151,7 @@ func ended(file string, err error) error {
 	code, told := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
-			return &exitError{code, try(with(file, "dpsd check"), err)} // nothing went wrong but time
+			return &exitError{code, try(check.With(file, "dpsd check"), err)} // nothing went wrong but time
 		}
 	} else {
 		err = told
@@ -159,9 +160,9 @@ func ended(file string, err error) error {
 	if errors.As(err, &locked) && locked.PID != 0 {
 		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
-	next := with(file, "dpsd check")
+	next := check.With(file, "dpsd check")
 	if locked != nil {
-		next = with(file, "dpsd status")
+		next = check.With(file, "dpsd status")
 	}
 	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
 }

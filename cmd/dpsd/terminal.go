@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/store"
@@ -90,15 +91,7 @@ func invalid(file string, err error) error {
 	if errors.As(err, &known) && underSystemd(file) {
 		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
 	}
-	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}
-}
-
-// with adds to a command to try the configuration, when it is not the usual one.
-func with(file, command string) string {
-	if file == configurationFile {
-		return command
-	}
-	return command + " --config " + file
+	return &exitError{exitConfiguration, try(check.With(file, "dpsd check --offline"), err)}
 }
 
 func (e *hintError) Error() string { return e.err.Error() }

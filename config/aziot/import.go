@@ -22,7 +22,7 @@ type importer struct {
 	lost    bool                  // there is nothing with which dpsd could prove the identity
 	edge    bool                  // the gateway has a unit of IoT Edge
 	stray   map[document.Path]any // keys in a wrong table, and their values
-	proxies []proxySetting        // in the order in which they count
+	proxies []variable            // in the order in which they count
 }
 
 // origin is where a setting stands.
