@@ -202,8 +202,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 // read is Read, and c is what the file should hold.
 func (s Secrets) read(r Reference, c content) ([]byte, error) {
 	data, err := s.Read(r)
-	var secret *SecretError
-	if errors.As(err, &secret) {
+	if secret, is := errors.AsType[*SecretError](err); is {
 		secret.Err = about(r, c.advise(secret.Path, secret.Err))
 	}
 	return data, err
@@ -269,8 +268,7 @@ func (s Secrets) unusable(r Reference, c content, err error) error {
 
 // cause drops the path from an error of package os: the callers name it themselves.
 func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
+	if p, is := errors.AsType[*fs.PathError](err); is {
 		return p.Err
 	}
 	return err

@@ -54,15 +54,8 @@ func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.
 // supplementary are the IDs of the groups in SupplementaryGroups= of the unit. The service
 // does not start with a group that does not exist, and none is added for it here.
 func supplementary(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (ids []string) {
-	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
-	defer cancel()
-	out, err := systemctl(ctx, "show", unitName, "--property=SupplementaryGroups")
-	if err != nil {
-		return nil
-	}
-	_, names, _ := strings.Cut(string(out), "SupplementaryGroups=")
-	names, _, _ = strings.Cut(names, "\n")
-	for _, name := range strings.Fields(names) {
+	properties, _ := show(ctx, systemctl, "--property=SupplementaryGroups")
+	for name := range strings.FieldsSeq(properties["SupplementaryGroups"]) {
 		if g, err := user.LookupGroup(name); err == nil {
 			name = g.Gid
 		}
@@ -124,8 +117,7 @@ func (e *ClosedError) Remedy() string { return e.remedy }
 // secret.
 func (a Account) ClosedConfiguration(path string) error {
 	err := a.Closed(path)
-	var closed *ClosedError
-	if errors.As(err, &closed) {
+	if closed, is := errors.AsType[*ClosedError](err); is {
 		_ = a.do(func() error { closed.remedy = Opening(path); return nil })
 	}
 	return err
@@ -208,8 +200,7 @@ func (i *inspection) provided(path string) bool {
 
 // cause drops what was done to which path: whoever reports it says so better.
 func cause(err error) error {
-	var at *fs.PathError
-	if errors.As(err, &at) {
+	if at, is := errors.AsType[*fs.PathError](err); is {
 		return at.Err
 	}
 	return err

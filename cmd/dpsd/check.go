@@ -76,15 +76,12 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated, or\ntake several with commas between them")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
+	var steps []cobra.Completion
+	for _, s := range check.Steps() {
+		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
+	}
 	// It fails only for a flag that is not there.
-	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		steps := check.Steps()
-		all := make([]cobra.Completion, 0, len(steps))
-		for _, s := range steps {
-			all = append(all, cobra.CompletionWithDesc(s.Name, s.Description))
-		}
-		return all, cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("skip", cobra.FixedCompletions(steps, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -97,9 +94,8 @@ type checkOptions struct {
 
 // known reports a step that does not exist.
 func (o checkOptions) known() error {
-	steps := check.Steps()
-	names := make([]string, 0, len(steps))
-	for _, s := range steps {
+	var names []string
+	for _, s := range check.Steps() {
 		names = append(names, s.Name)
 	}
 	for _, name := range o.skip {

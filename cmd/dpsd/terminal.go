@@ -87,8 +87,7 @@ func invalid(file string, err error) error {
 	if store.Temporary(err) {
 		return failed(err)
 	}
-	var known *unopenedError
-	if errors.As(err, &known) && underSystemd(file) {
+	if errors.As(err, new(*unopenedError)) && underSystemd(file) {
 		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
 	}
 	return &exitError{exitConfiguration, try(check.With(file, "dpsd check --offline"), err)}
@@ -104,8 +103,7 @@ const maxComplaint = 32 << 10
 // hold the text of others, such as an answer of the daemon.
 func (t *terminal) complain(err error) {
 	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
-	var hint *hintError
-	if errors.As(err, &hint) {
+	if hint, is := errors.AsType[*hintError](err); is {
 		text += "\nTry: " + t.paint(bold, printable(hint.next))
 	}
 	fmt.Fprint(t, complaint(text))
