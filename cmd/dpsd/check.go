@@ -106,7 +106,7 @@ func (o checkOptions) known() error {
 		if meant := nearest.Name(name, names); meant != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, meant)
 		}
-		return &exitError{exitUsage, try("dpsd check --list", err)}
+		return &exitError{exitUsage, err, "dpsd check --list"}
 	}
 	return nil
 }
@@ -191,23 +191,23 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	found := fmt.Errorf("%d of %d steps failed", failures, len(report.Steps))
 	switch {
 	case failures == 0 && gateway.Invalid == nil && warnings > 0 && o.strict:
-		return &exitError{exitFailed, fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
+		return failed(fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps)))
 	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
+		return &exitError{exitFailed, errors.New("the configuration cannot be read by this user"), "sudo dpsd check"}
 	case store.Temporary(gateway.Invalid):
-		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
+		return failed(errors.New("the configuration cannot be read at present"))
 	case gateway.Invalid != nil:
 		invalid := errors.New("the configuration is invalid")
 		if gateway.Skip[check.Configuration] {
 			invalid = fmt.Errorf("%w: %w", invalid, gateway.Invalid)
 		}
-		return &exitError{exitConfiguration, try(check.With(gateway.File, "dpsd check --offline")+", when it is corrected", invalid)}
+		return &exitError{exitConfiguration, invalid, check.With(gateway.File, "dpsd check --offline") + ", when it is corrected"}
 	case os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
+		return &exitError{exitFailed, found, "sudo dpsd check, which sees what the service sees"}
 	}
-	return &exitError{exitFailed, try("man dpsd-faults for each code, journalctl -u dpsd for the log of the service", found)}
+	return &exitError{exitFailed, found, "man dpsd-faults for each code, journalctl -u dpsd for the log of the service"}
 }
 
 // gatewayOf reads the configuration and says what there is to check.

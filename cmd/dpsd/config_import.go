@@ -65,7 +65,7 @@ then nothing is on standard output.`,
 			}
 			result, err := aziot.Import(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
-				return &exitError{exitConfiguration, err}
+				return &exitError{exitConfiguration, err, ""}
 			}
 			if err != nil {
 				return failed(err)
@@ -77,7 +77,7 @@ then nothing is on standard output.`,
 				}
 			}
 			if result.TOML == "" {
-				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with")}
+				return failed(errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with"))
 			}
 			_, err = fmt.Fprint(cmd.OutOrStdout(), result.TOML)
 			return failed(err)

@@ -25,10 +25,12 @@ const (
 	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
 )
 
-// exitError carries the exit code that an error stands for.
+// exitError carries the exit code that an error stands for, and the command to try next; ""
+// for none.
 type exitError struct {
 	code int
 	err  error
+	next string
 }
 
 // failed gives the error of a command exit code 1; nil stays nil.
@@ -36,7 +38,7 @@ func failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &exitError{exitFailed, err}
+	return &exitError{exitFailed, err, ""}
 }
 
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
@@ -53,18 +55,15 @@ func command(args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	code := exitUsage
-	var exit *exitError
-	if errors.As(err, &exit) {
-		if exit.err == nil {
-			return exit.code // all was said
-		}
-		code = exit.code
-	} else {
-		err = try(of.CommandPath()+" --help", err)
+	exit, is := errors.AsType[*exitError](err)
+	switch {
+	case !is:
+		exit = &exitError{exitUsage, err, of.CommandPath() + " --help"}
+	case exit.err == nil:
+		return exit.code // all was said
 	}
-	terminalOn(os.Stderr).complain(err)
-	return code
+	terminalOn(os.Stderr).complain(err, exit.next)
+	return exit.code
 }
 
 // ofSystemctl refuses arguments. Some are commands of systemctl(1), which users try here.
@@ -80,7 +79,7 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 	if instead == "" {
 		return err
 	}
-	return &exitError{exitUsage, try("systemctl "+instead, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]))}
+	return &exitError{exitUsage, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]), "systemctl " + instead}
 }
 
 // configOf is the path of the configuration that a command line names.

@@ -93,10 +93,10 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try(check.With(places.file, "dpsd status"), fmt.Errorf("not %s within %s%s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
+		return &exitError{exitTimeout, fmt.Errorf("not %s within %s%s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	}
-	return &exitError{exitFailed, try(check.With(places.file, "dpsd status"), err)}
+	return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 }
 
 // obstacle says what is in the way, to be added to a sentence: that the running daemon has
