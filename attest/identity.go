@@ -68,8 +68,7 @@ type IdentityError struct {
 func (e *IdentityError) Error() string {
 	text := "registration ID from " + e.Source
 	// A *SecretError names its file itself.
-	var secret *SecretError
-	if e.Path != "" && !errors.As(e.Err, &secret) {
+	if e.Path != "" && !errors.As(e.Err, new(*SecretError)) {
 		text += " (" + e.Path + ")"
 	}
 	return text + ": " + e.Err.Error()

@@ -31,12 +31,8 @@ var (
 	ErrEncrypted = errors.New("the credential is still encrypted")
 	// ErrEmpty says that the file holds nothing but white space.
 	ErrEmpty = errors.New("the file is empty")
-	// ErrTooLarge says that the file is larger than 64 KiB.
-	ErrTooLarge = input.ErrTooLarge
 	// ErrNotPassword says that the file holds more than one line of text.
 	ErrNotPassword = errors.New("the file is not one line of text")
-	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
-	ErrNotRegular = input.ErrNotRegular
 )
 
 // Reference names where a secret lies. At most one field is set; the zero value
@@ -182,9 +178,8 @@ func (s Secrets) Path(r Reference) string {
 }
 
 // Read returns the contents of what r names, at most 64 KiB. All errors are
-// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrNotRegular,
-// ErrTooLarge, ErrEmpty, ErrEncrypted, an error of package input or another one of the
-// file system.
+// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrEmpty, ErrEncrypted, an
+// error of package input or another one of the file system.
 func (s Secrets) Read(r Reference) ([]byte, error) {
 	if r.IsZero() {
 		return nil, &SecretError{Err: ErrNoReference}
@@ -202,8 +197,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 // read is Read, and c is what the file should hold.
 func (s Secrets) read(r Reference, c content) ([]byte, error) {
 	data, err := s.Read(r)
-	var secret *SecretError
-	if errors.As(err, &secret) {
+	if secret, is := errors.AsType[*SecretError](err); is {
 		secret.Err = about(r, c.advise(secret.Path, secret.Err))
 	}
 	return data, err
@@ -269,8 +263,7 @@ func (s Secrets) unusable(r Reference, c content, err error) error {
 
 // cause drops the path from an error of package os: the callers name it themselves.
 func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
+	if p, is := errors.AsType[*fs.PathError](err); is {
 		return p.Err
 	}
 	return err

@@ -159,8 +159,7 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 	if errors.As(err, new(*ClosedError)) || errors.As(err, new(*hiddenError)) {
 		return failed(r, fault.New(fault.CredentialUnreadable, fault.StageCredential, err))
 	}
-	var invalid *attest.CertificateError
-	if errors.As(err, &invalid) {
+	if errors.As(err, new(*attest.CertificateError)) {
 		code := fault.CertificateExpired
 		if errors.Is(err, attest.ErrNotYetValid) {
 			code = fault.ClockImplausible

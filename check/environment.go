@@ -22,40 +22,23 @@ type Environment struct {
 // its unit when it does not run or may not be looked at. A shell has another one. The
 // error says that there is no such unit, or that systemd does not answer.
 func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Environment, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
-	defer cancel()
-	out, err := systemctl(ctx, "show", unitName, "--property=LoadState,MainPID,Environment,EnvironmentFiles")
+	properties, err := show(ctx, systemctl, "--property=LoadState,MainPID,Environment,EnvironmentFiles")
 	if err != nil {
 		return Environment{}, err
 	}
-	var files []string
-	e := Environment{Values: map[string]string{}, Origin: unitName}
-	pid, loaded := "", false
-	for _, property := range unitfile.Settings(out) {
-		switch value := property.Value; property.Key {
-		case "LoadState":
-			loaded = value == "loaded"
-		case "MainPID":
-			pid = value
-		case "Environment":
-			e.assign(unitfile.Words(value))
-		case "EnvironmentFiles": // "/etc/default/dpsd (ignore_errors=yes)", one on each line
-			if at := strings.LastIndex(value, " (ignore_errors="); at > 0 {
-				files = append(files, value[:at])
-			}
-		}
-	}
-	if !loaded {
+	if properties["LoadState"] != "loaded" {
 		return Environment{}, errors.New(unitName + " is not installed")
 	}
-	if text, err := os.ReadFile(filepath.Join("/proc", pid, "environ")); err == nil && pid != "" && pid != "0" {
-		running := Environment{Values: map[string]string{}, Origin: "the running dpsd"}
-		running.assign(strings.Split(string(text), "\x00"))
-		return running, nil
+	if pid := properties["MainPID"]; pid != "" && pid != "0" {
+		if text, err := os.ReadFile(filepath.Join("/proc", pid, "environ")); err == nil {
+			return environment("the running dpsd", strings.Split(string(text), "\x00")), nil
+		}
 	}
+	e := environment(unitName, unitfile.Words(properties["Environment"]))
 	// Files win over Environment=, later ones over earlier ones (systemd.exec(5)).
-	for _, pattern := range files {
-		names, _ := filepath.Glob(pattern)
+	for line := range strings.Lines(properties["EnvironmentFiles"]) {
+		// "/etc/default/dpsd (ignore_errors=yes)"
+		names, _ := filepath.Glob(line[:max(0, strings.LastIndex(line, " (ignore_errors="))])
 		for _, name := range names {
 			if text, err := input.Read(name, maxUnitFile); err == nil {
 				// A value may go on in the next line, also in single quotes.
@@ -68,10 +51,13 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 	return e, nil
 }
 
-func (e *Environment) assign(assignments []string) {
+// environment is one of assignments, the last of which count.
+func environment(origin string, assignments []string) Environment {
+	e := Environment{Values: map[string]string{}, Origin: origin}
 	for _, a := range assignments {
 		if name, value, found := strings.Cut(a, "="); found {
 			e.Values[name] = value
 		}
 	}
+	return e
 }

@@ -135,8 +135,7 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	conn, err := i.dialer.Dial(ctx, nil)
 	if err != nil {
 		f, name := classify.Classify(err), HubTLS
-		var where *transport.Error
-		if errors.As(err, &where) {
+		if where, is := errors.AsType[*transport.Error](err); is {
 			f.Err = where.Err
 			switch where.Stage {
 			case transport.StageName:

@@ -34,12 +34,6 @@ const (
 	Unknown              Reason = "unknown"        // systemd does not run here, or was not asked
 )
 
-// Reasons are all of them.
-func Reasons() []Reason {
-	return []Reason{NoConfiguration, ConfigurationInvalid, NoCredential, NotInstalled, Masked, Disabled, NeverStarted,
-		ConditionUnmet, Stopped, Restarting, Failing, NoAnswer, SocketUnknown, Unknown}
-}
-
 // Stop is why dpsd does not run, and the command that changes it.
 type Stop struct {
 	Reason Reason `json:"reason"`
@@ -61,8 +55,8 @@ const (
 	enableCommand  = "systemctl enable --now --no-block dpsd"
 )
 
-// installedFile is the configuration of dpsd.service.
-const installedFile = "/etc/dpsd/dpsd.toml"
+// InstalledFile is the configuration of dpsd.service.
+const InstalledFile = "/etc/dpsd/dpsd.toml"
 
 // Question is what somebody knows who got no answer from dpsd.
 type Question struct {
@@ -114,7 +108,7 @@ func (q Question) unusable(apply string) (Stop, bool) {
 		return Stop{}, false
 	}
 	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(q.Invalid)}
-	s.Advice = corrected("Correct it until "+q.with("dpsd check --offline")+" finds no error", apply)
+	s.Advice = corrected("Correct it until "+With(q.File, "dpsd check --offline")+" finds no error", apply)
 	if errors.Is(q.Invalid, fs.ErrNotExist) {
 		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(q.Invalid)
 		s.Advice = corrected("Create "+q.File, apply)
@@ -132,7 +126,7 @@ func (q Question) unusable(apply string) (Stop, bool) {
 // socketUnknown is a dpsd that cannot be asked. state is what is known of it, in words that
 // the reason follows.
 func (q Question) socketUnknown(state, apply string) Stop {
-	s := Stop{Reason: SocketUnknown, Advice: "sudo " + q.with("dpsd status")}
+	s := Stop{Reason: SocketUnknown, Advice: "sudo " + With(q.File, "dpsd status")}
 	why := "this user cannot read it"
 	if unusable, found := q.unusable(apply); found {
 		why, s.Advice = unusable.Detail, unusable.Advice
@@ -141,12 +135,12 @@ func (q Question) socketUnknown(state, apply string) Stop {
 	return s
 }
 
-// with adds to a command the configuration, when it is not the service's.
-func (q Question) with(command string) string {
-	if q.File == installedFile {
+// With adds to a command the configuration, when it is not the service's.
+func With(file, command string) string {
+	if file == InstalledFile {
 		return command
 	}
-	return command + " --config " + q.File
+	return command + " --config " + file
 }
 
 // corrected adds to the correction of a configuration the command that has to follow; ""

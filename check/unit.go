@@ -45,19 +45,14 @@ var errNotInstalled = errors.New("is not installed")
 // askUnit asks systemd about the unit, and reads its files. Errors: errNotInstalled,
 // context.DeadlineExceeded, or that of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
-	defer cancel()
-	out, err := systemctl(ctx, "show", unitName,
+	properties, err := show(ctx, systemctl,
 		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp",
 		"--property=ExecMainCode,ExecMainStatus,RestartUSec,ConditionResult,ConditionTimestampMonotonic",
 		"--property=InactiveEnterTimestamp,InactiveExitTimestampMonotonic")
 	if err != nil {
 		return nil, err
 	}
-	u := &unit{properties: map[string]string{}}
-	for _, property := range unitfile.Settings(out) {
-		u.properties[property.Key] = property.Value
-	}
+	u := &unit{properties: properties}
 	if state := u.properties["LoadState"]; state != "loaded" && state != "masked" {
 		return nil, fmt.Errorf("%s %w (%s)", unitName, errNotInstalled, state)
 	}
@@ -67,6 +62,19 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 		}
 	}
 	return u, nil
+}
+
+// show returns properties of the unit; those that are on several lines, with a line feed
+// between them.
+func show(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), properties ...string) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
+	defer cancel()
+	out, err := systemctl(ctx, append([]string{"show", unitName}, properties...)...)
+	values := map[string]string{}
+	for _, property := range unitfile.Settings(out) {
+		values[property.Key] = strings.TrimPrefix(values[property.Key]+"\n"+property.Value, "\n")
+	}
+	return values, err
 }
 
 // maxUnitFile bounds what is read of a file of systemd, in bytes.

@@ -106,8 +106,7 @@ const (
 
 // kind gives a mistake its kind.
 func kind(err error, is error) error {
-	var m *input.Mistake
-	if errors.As(err, &m) && m.Err == nil {
+	if m, ok := errors.AsType[*input.Mistake](err); ok && m.Err == nil {
 		m.Err = is
 	}
 	return err

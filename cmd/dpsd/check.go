@@ -75,15 +75,12 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "skip the step `NAME`; repeat the flag, or separate\nseveral names with commas")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
+	var steps []cobra.Completion
+	for _, s := range check.Steps() {
+		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
+	}
 	// It fails only for a flag that is not there.
-	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		steps := check.Steps()
-		all := make([]cobra.Completion, 0, len(steps))
-		for _, s := range steps {
-			all = append(all, cobra.CompletionWithDesc(s.Name, s.Description))
-		}
-		return all, cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("skip", cobra.FixedCompletions(steps, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -96,9 +93,8 @@ type checkOptions struct {
 
 // known reports a step that does not exist.
 func (o checkOptions) known() error {
-	steps := check.Steps()
-	names := make([]string, 0, len(steps))
-	for _, s := range steps {
+	var names []string
+	for _, s := range check.Steps() {
 		names = append(names, s.Name)
 	}
 	for _, name := range o.skip {
@@ -109,7 +105,7 @@ func (o checkOptions) known() error {
 		if meant := nearest.Name(name, names); meant != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, meant)
 		}
-		return &exitError{exitUsage, try("dpsd check --list", err)}
+		return &exitError{exitUsage, err, "dpsd check --list"}
 	}
 	return nil
 }
@@ -194,28 +190,30 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	found := fmt.Errorf("%d of %d steps failed", failures, len(report.Steps))
 	switch {
 	case failures == 0 && gateway.Invalid == nil && warnings > 0 && o.strict:
-		return &exitError{exitFailed, fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
+		return failed(fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps)))
 	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
+		return &exitError{exitFailed, errors.New("the configuration cannot be read by this user"), "sudo dpsd check"}
 	case store.Temporary(gateway.Invalid):
-		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
-	case gateway.Invalid != nil && gateway.Skip[check.Configuration]:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", fmt.Errorf("the configuration is invalid: %w", gateway.Invalid))}
+		return failed(errors.New("the configuration cannot be read at present"))
 	case gateway.Invalid != nil:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}
+		invalid := errors.New("the configuration is invalid")
+		if gateway.Skip[check.Configuration] {
+			invalid = fmt.Errorf("%w: %w", invalid, gateway.Invalid)
+		}
+		return &exitError{exitConfiguration, invalid, check.With(gateway.File, "dpsd check --offline") + ", when it is corrected"}
 	case os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
+		return &exitError{exitFailed, found, "sudo dpsd check, which sees what the service sees"}
 	}
-	return &exitError{exitFailed, try("man dpsd-faults for each code, journalctl -u dpsd for the log of the service", found)}
+	return &exitError{exitFailed, found, "man dpsd-faults for each code, journalctl -u dpsd for the log of the service"}
 }
 
 // gatewayOf reads the configuration and says what there is to check.
 func gatewayOf(file string) *check.Gateway {
 	g := &check.Gateway{
 		File:      file,
-		Installed: file == configurationFile,
+		Installed: file == check.InstalledFile,
 		Secrets:   attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Version:   version, BuiltAt: builtAt(),
 	}

@@ -62,7 +62,7 @@ func unopened(file string, err error) error {
 }
 
 // underSystemd reports whether systemd starts dpsd with this configuration.
-func underSystemd(file string) bool { return file == configurationFile && bootedSystemctl() != nil }
+func underSystemd(file string) bool { return file == check.InstalledFile && bootedSystemctl() != nil }
 
 // misnamed finds a file beside a missing configuration that was probably meant to be it;
 // "" for none.
@@ -107,7 +107,7 @@ func load(file string) (*config.Config, error) {
 // closed returns why the service cannot read its configuration although this user can;
 // nil when it can, or when that cannot be known.
 func closed(file string) error {
-	if file != configurationFile {
+	if file != check.InstalledFile {
 		return nil
 	}
 	account, err := check.LookUpAccount(context.Background(), serviceAccount, bootedSystemctl())

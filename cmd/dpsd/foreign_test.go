@@ -51,8 +51,8 @@ func printed(t *testing.T, report statusReport) map[string]string {
 	}
 	var out bytes.Buffer
 	screen := &terminal{Writer: &out, columns: 80}
-	screen.complain(try(report.Text, errors.New("not provisioned"+(installation{}).obstacle(report.Status))))
-	screen.complain(errors.New(report.Text))
+	screen.complain(errors.New("not provisioned"+(installation{}).obstacle(report.Status)), report.Text)
+	screen.complain(errors.New(report.Text), "")
 	all["dpsd wait"] = out.String()
 	all["the progress"] = (&terminal{columns: 80}).line("Waiting: " + report.Text)
 	return all

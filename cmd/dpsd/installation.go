@@ -82,7 +82,7 @@ func (i installation) whyStopped(ctx context.Context) check.Stop {
 	if i.closed != nil {
 		q.Invalid = i.closed
 	}
-	if i.file == configurationFile {
+	if i.file == check.InstalledFile {
 		q.Systemctl = bootedSystemctl()
 	}
 	return check.WhyStopped(ctx, q)

@@ -64,7 +64,7 @@ func reported(places installation, online bool) report.Gateway {
 	}
 	return report.Gateway{
 		Configuration:    places.file,
-		Directory:        filepath.Dir(configurationFile),
+		Directory:        filepath.Dir(check.InstalledFile),
 		StateDirectory:   places.state,
 		RuntimeDirectory: places.runtime,
 		Version:          version,
@@ -108,7 +108,7 @@ func writeReport(gateway report.Gateway, output string) error {
 	case errors.Is(err, report.ErrStopped):
 		return failed(err)
 	case err != nil:
-		return &exitError{exitFailed, try("dpsd report --output FILE, with a FILE where this user can write", err)}
+		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE where this user can write"}
 	}
 	if missing != "" {
 		fmt.Fprintf(os.Stderr, "Not in the report, or not all of it:\n%s", missing)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
@@ -50,13 +51,13 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	answer, err := places.client().Reprovision(ctx)
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && places.socketUnknown:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("dpsd cannot be asked: the path of its control socket is in a configuration that cannot be used: %w", places.note))}
+		return &exitError{exitFailed, fmt.Errorf("dpsd cannot be asked: the path of its control socket is in a configuration that cannot be used: %w", places.note), check.With(places.file, "dpsd status")}
 	case errors.Is(err, control.ErrNotRunning):
-		return &exitError{exitFailed, try("systemctl start --no-block dpsd", err)}
+		return &exitError{exitFailed, err, "systemctl start --no-block dpsd"}
 	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
-		return &exitError{exitFailed, try("sudo dpsd reprovision", err)}
+		return &exitError{exitFailed, err, "sudo dpsd reprovision"}
 	case err != nil:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 	}
 	in := time.Duration(answer.In * float64(time.Second))
 	if in < time.Second {
@@ -91,11 +92,11 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case refused != nil:
 		f := *refused
 		foreign.Strings(&f, foreign.MaxFault)
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice))}
+		return &exitError{exitFailed, fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice), check.With(places.file, "dpsd status")}
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)))}
+		return &exitError{exitTimeout, fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	case err != nil:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 	}
 	rec, err := places.published()
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
@@ -88,7 +89,7 @@ func run(file string, once bool, timeout time.Duration) error {
 	log := newLogger(to, cfg.Log.Level)
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
-		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
+		return failed(fmt.Errorf("WATCHDOG_USEC: %w", err))
 	}
 	d := &daemon.Daemon{
 		Settings: settings(file, cfg),
@@ -150,7 +151,7 @@ func ended(file string, err error) error {
 	code, told := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
-			return &exitError{code, try(with(file, "dpsd check"), err)} // nothing went wrong but time
+			return &exitError{code, err, check.With(file, "dpsd check")} // nothing went wrong but time
 		}
 	} else {
 		err = told
@@ -159,11 +160,11 @@ func ended(file string, err error) error {
 	if errors.As(err, &locked) && locked.PID != 0 {
 		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
-	next := with(file, "dpsd check")
+	next := check.With(file, "dpsd check")
 	if locked != nil {
-		next = with(file, "dpsd status")
+		next = check.With(file, "dpsd status")
 	}
-	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
+	return &exitError{code, fmt.Errorf("%w\n%s", err, told.Advice()), next}
 }
 
 // errRestart names what only a restart can change.

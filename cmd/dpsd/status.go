@@ -58,7 +58,7 @@ func status(places installation, asJSON, attempts bool) error {
 	defer cancel()
 	s, running, err := places.standing(ctx)
 	if err != nil {
-		return &exitError{exitFailed, try("sudo dpsd check, which looks at the files and the service", err)}
+		return &exitError{exitFailed, err, "sudo dpsd check, which looks at the files and the service"}
 	}
 	report := statusReport{Running: running, Status: s}
 	if !running {
@@ -75,7 +75,7 @@ func status(places installation, asJSON, attempts bool) error {
 		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
 	}
 	if s.Identity == nil {
-		return &exitError{exitNone, nil}
+		return &exitError{exitNone, nil, ""}
 	}
 	return nil
 }

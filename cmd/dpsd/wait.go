@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
@@ -92,10 +94,10 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("not %s within %s%s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
+		return &exitError{exitTimeout, fmt.Errorf("not %s within %s%s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	}
-	return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+	return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 }
 
 // obstacle says what is in the way, to be added to a sentence: that the running daemon has
@@ -112,25 +114,23 @@ func (i installation) obstacle(last control.Status) string {
 		}
 		return said + printable(why.Detail) + "\n" + printable(why.Advice)
 	}
-	text := ""
+	var said []string
 	if c := last.Configuration; c != nil && c.Refused != "" {
-		text = ": the configuration was refused, and the previous one stays in effect: " + printable(oneLine(c.Refused))
+		said = append(said, "the configuration was refused, and the previous one stays in effect: "+printable(oneLine(c.Refused)))
 	}
-	if len(last.Faults) == 0 || !last.Faults[0].Standing {
-		return text
+	if len(last.Faults) > 0 && last.Faults[0].Standing {
+		f := last.Faults[0]
+		foreign.Strings(&f, foreign.MaxFault)
+		said = append(said, f.Code+": "+f.Summary)
+		if f.Cause != "" {
+			said = append(said, "cause: "+oneLine(f.Cause))
+		}
+		said = append(said, f.Advice)
 	}
-	f := last.Faults[0]
-	foreign.Strings(&f, foreign.MaxFault)
-	if text == "" {
-		text = ": "
-	} else {
-		text += "\n"
+	if said == nil {
+		return ""
 	}
-	text += f.Code + ": " + f.Summary
-	if f.Cause != "" {
-		text += "\ncause: " + oneLine(f.Cause)
-	}
-	return text + "\n" + f.Advice
+	return ": " + strings.Join(said, "\n")
 }
 
 // checkTimeout checks the value of --timeout, which has a meaning only with another flag.

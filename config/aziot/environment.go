@@ -25,6 +25,7 @@ type environment struct {
 	files  []environmentFile // their variables override these
 }
 
+// variable is an environment variable, and where it is set.
 type variable struct {
 	origin
 	value string
