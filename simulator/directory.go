@@ -1,7 +1,6 @@
 package simulator
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/base64"
@@ -187,12 +186,4 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	}
 	files = append(files, file{fileScope, []byte(m.scope + "\n"), 0o644})
 	return m, writeFiles(dir, files)
-}
-
-func loadEnrollments(path string) (*enroll.Enrollments, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return enroll.Parse(path, bytes.NewReader(text))
 }

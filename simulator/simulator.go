@@ -132,7 +132,7 @@ func New(o Options) (*Server, error) {
 			return nil, err
 		}
 		if enrollments == nil {
-			if enrollments, err = loadEnrollments(filepath.Join(o.Directory, fileEnrollments)); err != nil {
+			if enrollments, err = enroll.ReadFile(filepath.Join(o.Directory, fileEnrollments)); err != nil {
 				return nil, err
 			}
 		}

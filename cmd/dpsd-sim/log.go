@@ -23,7 +23,7 @@ func newLog() *cobra.Command {
 		Example: `  dpsd-sim log summary sim.log`,
 		Args:    usageArgs(commandline.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return &usageError{errors.New("a command is needed: log summary FILE")}
+			return usageError("a command is needed: log summary FILE")
 		},
 	}
 	c.AddCommand(newLogSummary())

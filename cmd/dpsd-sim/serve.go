@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -37,7 +36,7 @@ with its place, and the enrollments stay as they were.`,
 		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
-				return &usageError{errors.New("--dir is needed")}
+				return usageError("--dir is needed")
 			}
 			stop := make(chan os.Signal, 1)
 			signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
