@@ -83,23 +83,20 @@ func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certific
 
 // serial draws 126 random bits: positive, as RFC 5280 4.1.2.2 asks, and always of 16 bytes.
 func serial() *big.Int {
-	b := make([]byte, 16)
-	_, _ = rand.Read(b) // never fails: crypto/rand.Read
+	b := randomBytes("serial", 16)
 	b[0] = b[0]&0x3f | 0x40
 	return new(big.Int).SetBytes(b)
 }
 
-func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) {
+// issue makes a key and its certificate.
+func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	leaf, err := a.sign(template, key.Public())
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return leaf, key, err
 }
 
 // server issues the certificate of the listeners, or a faulty one of the
@@ -125,32 +122,42 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		if err != nil {
 			return nil, err
 		}
-		return other.issue(template)
+		a = other
 	}
-	return a.issue(template)
+	leaf, key, err := a.issue(template)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: steadySigner{key}, Leaf: leaf}, nil
 }
 
-// device issues a client certificate whose common name is the registration ID.
-func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
+// device issues a client certificate whose common name is the registration ID, and gives
+// it and its key as PEM.
+func (a *authority) device(registrationID string, now time.Time) (certificate, key []byte, err error) {
 	if !enroll.IsRegistrationID(registrationID) {
-		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
+		return nil, nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
 	if len(registrationID) > MaxCommonName {
-		return nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
+		return nil, nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
 	}
-	return a.issue(&x509.Certificate{
+	leaf, private, err := a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: registrationID},
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err = keyPEM(private)
+	return certificatePEM(leaf.Raw), key, err
 }
 
 func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
 }
 
-func keyPEM(key any) ([]byte, error) {
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
