@@ -95,18 +95,14 @@ func New(s Scenario, devices int) Fleet {
 	case Power:
 	case Outage:
 		f.Service.DownUntil = time.Hour
-		f.Since = f.Service.DownUntil
 	case Brief:
 		f.Service.DownUntil = f.Boot + time.Minute
-		f.Since = f.Service.DownUntil
 	case WrongKey:
 		f.Service.KeyRightAt = 2 * time.Hour
-		f.Since = f.Service.KeyRightAt
 	case Moved:
-		f.Interval = 24 * time.Hour
-		f.Service.MovedAt = 36 * time.Hour
-		f.Since = f.Service.MovedAt
+		f.Interval, f.Service.MovedAt = 24*time.Hour, 36*time.Hour
 	}
+	f.Since = max(f.Service.DownUntil, f.Service.KeyRightAt, f.Service.MovedAt)
 	return f
 }
 

@@ -20,19 +20,11 @@ import (
 // Life times. A certificate begins an hour early, so that a peer whose clock
 // is a little slow can use it at once.
 const (
-	early         = time.Hour
-	caLife        = 20 * 365 * 24 * time.Hour
-	leafLife      = 2 * 365 * 24 * time.Hour
-	globalName    = "global.azure-devices-provisioning.net"
-	wrongName     = "wrong-host.example"
-	pemCert       = "CERTIFICATE"
-	pemKey        = "PRIVATE KEY"
-	serverCACN    = "dpsd-sim server root"
-	deviceCACN    = "dpsd-sim device root"
-	otherCACN     = "dpsd-sim unknown root"
-	issuingRootCN = "dpsd-sim issuing root"
-	issuingCACN   = "dpsd-sim issuing CA"
-	organization  = "dpsd-sim"
+	early      = time.Hour
+	caLife     = 20 * 365 * 24 * time.Hour
+	leafLife   = 2 * 365 * 24 * time.Hour
+	globalName = "global.azure-devices-provisioning.net"
+	wrongName  = "wrong-host.example"
 )
 
 // MaxCommonName is how many octets a common name may have, X.520
@@ -52,7 +44,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 		return nil, err
 	}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: name, Organization: []string{organization}},
+		Subject:               pkix.Name{CommonName: name, Organization: []string{"dpsd-sim"}},
 		NotBefore:             now.Add(-early),
 		NotAfter:              now.Add(caLife),
 		IsCA:                  true,
@@ -103,7 +95,7 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 // kinds of Rule.ServerCertificate.
 func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
 	template := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: globalName, Organization: []string{organization}},
+		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -118,7 +110,7 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 	case "wrong-host":
 		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
 	case "other-ca":
-		other, err := newAuthority(elliptic.P256(), otherCACN, nil, now)
+		other, err := newAuthority(elliptic.P256(), "dpsd-sim unknown root", nil, now)
 		if err != nil {
 			return nil, err
 		}
@@ -154,7 +146,7 @@ func (a *authority) device(registrationID string, now time.Time) (certificate, k
 }
 
 func certificatePEM(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
@@ -162,7 +154,7 @@ func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // material is what a simulator keeps between starts.
@@ -177,11 +169,11 @@ type material struct {
 // newMaterial makes scope and group key from the seed when there is one to
 // follow (a server in memory), otherwise at random.
 func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*material, error) {
-	server, err := newAuthority(elliptic.P256(), serverCACN, nil, now)
+	server, err := newAuthority(elliptic.P256(), "dpsd-sim server root", nil, now)
 	if err != nil {
 		return nil, err
 	}
-	device, err := newAuthority(elliptic.P256(), deviceCACN, nil, now)
+	device, err := newAuthority(elliptic.P256(), "dpsd-sim device root", nil, now)
 	if err != nil {
 		return nil, err
 	}

@@ -26,11 +26,11 @@ type issuing struct {
 }
 
 func newIssuing(now time.Time) (*issuing, error) {
-	root, err := newAuthority(elliptic.P384(), issuingRootCN, nil, now)
+	root, err := newAuthority(elliptic.P384(), "dpsd-sim issuing root", nil, now)
 	if err != nil {
 		return nil, err
 	}
-	ca, err := newAuthority(elliptic.P384(), issuingCACN, root, now)
+	ca, err := newAuthority(elliptic.P384(), "dpsd-sim issuing CA", root, now)
 	if err != nil {
 		return nil, err
 	}

@@ -76,17 +76,6 @@ type errorDetails struct {
 	Timestamp  string `json:"timestampUtc"`
 }
 
-// marshal is json.Marshal that leaves <, > and & alone.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	out := json.NewEncoder(&b)
-	out.SetEscapeHTML(false)
-	if err := out.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
-
 // without drops members by name, at any depth; what is left is in alphabetical order.
 func without(names []string, text []byte) ([]byte, error) {
 	in := json.NewDecoder(bytes.NewReader(text))
@@ -96,7 +85,7 @@ func without(names []string, text []byte) ([]byte, error) {
 		return nil, err
 	}
 	drop(names, members)
-	return marshal(members)
+	return enroll.JSON(members)
 }
 
 func drop(names []string, members map[string]any) {
@@ -193,7 +182,13 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	if who.refused != nil {
 		return refuse(who.refused.Code, who.refused.Message)
 	}
-	if wait := s.throttle(req, d, &set, now); wait > 0 {
+	var wait time.Duration
+	if req.poll {
+		wait = d.polls.take(now, set.PollsAllowed(), pollInterval)
+	} else {
+		wait = s.registers.take(now, set.RegisterLimit, registerInterval)
+	}
+	if wait > 0 {
 		r := refuse(429001, "Too many requests.")
 		r.retryAfter = set.ThrottleText(wait)
 		return r
@@ -249,14 +244,6 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	}
 	r.body = s.status(state, !req.poll, who, d, rule)
 	return r
-}
-
-// throttle counts a request against its limit, and tells how long the device has to wait.
-func (s *service) throttle(req request, d *device, set *Settings, now time.Time) time.Duration {
-	if req.poll {
-		return d.polls.take(now, set.PollsAllowed(), pollInterval)
-	}
-	return s.registers.take(now, set.RegisterLimit, registerInterval)
 }
 
 // begin finds out how an operation will end. An error is one of the request.

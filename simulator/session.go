@@ -479,7 +479,7 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := marshal(r.body)
+	payload, err := enroll.JSON(r.body)
 	if err == nil && len(rule.Omit) > 0 {
 		payload, err = without(rule.Omit, payload)
 	}

@@ -163,12 +163,10 @@ func webSocketError(err error) error {
 	var closed *websocket.CloseError
 	var network net.Error
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, errors.As(err, &network):
+		return err
 	case errors.As(err, &closed):
 		return io.EOF
-	case errors.As(err, &network):
-		return err
 	case errors.Is(err, websocket.ErrReadLimit) || strings.HasPrefix(err.Error(), "websocket: "):
 		return breach("%v", err)
 	}

@@ -139,15 +139,6 @@ func (f *flags) open() (e *endpoint, err error) {
 	return e, e.write()
 }
 
-// reload reads the enrollments anew. With an error they stay as they were.
-func (e *endpoint) reload() error {
-	enrollments, err := enroll.ReadFile(e.enrollments)
-	if err != nil {
-		return err
-	}
-	return e.server.SetEnrollments(enrollments)
-}
-
 // listen gives the address in use and its port; neither for an empty address. "localhost"
 // is both loopback addresses, and the address in use is then that of IPv4.
 func listen(address string, accept func(net.Listener) error) (string, int, error) {

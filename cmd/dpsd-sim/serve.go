@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/commandline"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The addresses of serve. 443, the service's own port for WebSocket, is
@@ -63,7 +64,11 @@ with its place, and the enrollments stay as they were.`,
 				case <-stop:
 					return nil
 				case <-again:
-					if err := e.reload(); err != nil {
+					enrollments, err := enroll.ReadFile(e.enrollments)
+					if err == nil {
+						err = e.server.SetEnrollments(enrollments)
+					}
+					if err != nil {
 						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: the enrollments stay as they were\n", err)
 						continue
 					}

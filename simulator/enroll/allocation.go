@@ -344,15 +344,19 @@ func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any)
 	return writeJSON(out, done)
 }
 
-// writeJSON writes a value as the service does: <, > and & stay what they are.
+// JSON encodes a value as the service does: <, > and & stay what they are.
+func JSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	out := json.NewEncoder(&b)
+	out.SetEscapeHTML(false)
+	err := out.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
 func writeJSON(out *bytes.Buffer, v any) error {
-	to := json.NewEncoder(out)
-	to.SetEscapeHTML(false)
-	if err := to.Encode(v); err != nil {
-		return err
-	}
-	out.Truncate(out.Len() - 1) // a line feed
-	return nil
+	text, err := JSON(v)
+	out.Write(text)
+	return err
 }
 
 // fillText replaces ${name} in one text.

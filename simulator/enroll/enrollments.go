@@ -303,12 +303,11 @@ func (a *Attestation) compile(n *Entry, thumbprint bool, bad tomlfile.Reporter) 
 		}
 		text := []byte(a.CA)
 		if a.CAFile != "" {
-			content, err := os.ReadFile(a.CAFile)
-			if err != nil {
+			var err error
+			if text, err = os.ReadFile(a.CAFile); err != nil {
 				bad("ca_file", "%v", err)
 				return
 			}
-			text = content
 		}
 		if thumbprint == (len(text) > 0) {
 			bad("type", "an x509 enrollment needs either a CA or, individually, a thumbprint")
