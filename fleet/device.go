@@ -86,7 +86,7 @@ func (r *run) unheard(i int32, d *device) {
 
 // heard hands a gateway what the service answered.
 func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
-	m := r.text.reply(a, d.requestID, i)
+	m := a.reply(d.requestID, i)
 	reply, err := dps.ParseReply(m)
 	step, err := d.registration.Take(epoch.Add(now), m.Topic, reply, err)
 	r.dpsd(i, d, now, step, err)

@@ -157,7 +157,6 @@ type run struct {
 	result  Result
 
 	random *rand.Rand // of the device whose turn it is
-	text   writer
 }
 
 // epoch is the start in the terms of dps.Registration.

@@ -289,7 +289,7 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
-	who.features, _ = set.FeaturesOf(u.apiVersion)
+	who.features = set.Features[u.apiVersion]
 	entries := *s.entries.Load()
 	switch {
 	case err != nil:

@@ -36,6 +36,7 @@ func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 		s.Settings = sc.Settings
 		s.Rules = slices.Clone(sc.Rules)
 	}
+	s.Settings = s.Settings.withDefaults()
 	return s
 }
 
