@@ -8,9 +8,6 @@ import (
 	"time"
 )
 
-// shares are the percentages that a report gives times for.
-var shares = []float64{50, 90, 99, 100}
-
 // Write reports what a rehearsal showed, for people.
 func (r *Result) Write(w io.Writer) error {
 	var b strings.Builder
@@ -20,7 +17,7 @@ func (r *Result) Write(w io.Writer) error {
 	}
 	b.WriteString(f.describe())
 	b.WriteByte('\n')
-	for _, share := range shares {
+	for _, share := range []float64{50, 90, 99, 100} {
 		row(fmt.Sprintf("%g %% provisioned after", share), "%s", r.after(share))
 	}
 	if f.Service.Quota > 0 {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -29,7 +28,7 @@ new certificate and its private key.`,
 		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
-				return &usageError{errors.New("--dir and --registration-id are needed")}
+				return usageError("--dir and --registration-id are needed")
 			}
 			// The enrollments do not matter here, and may be under repair.
 			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &enroll.Enrollments{}})
@@ -63,10 +62,10 @@ func (f credentialFiles) all() []string {
 func writeCredentials(s *simulator.Server, dir, id string) (credentialFiles, error) {
 	var f credentialFiles
 	if !enroll.IsRegistrationID(id) {
-		return f, &usageError{fmt.Errorf("%q is not a registration ID", id)}
+		return f, usageError("%q is not a registration ID", id)
 	}
 	if id == "ca" || id == "device-ca" {
-		return f, &usageError{fmt.Errorf("the files of a device %q would be those of the simulator", id)}
+		return f, usageError("the files of a device %q would be those of the simulator", id)
 	}
 	write := func(path *string, name string, text []byte, mode fs.FileMode) error {
 		*path = filepath.Join(dir, name)

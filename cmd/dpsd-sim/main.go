@@ -35,31 +35,29 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.Execute()
-	var status *exitStatus
-	var usage *usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitDone
-	case errors.As(err, &status):
-		return status.code
-	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
-		return exitUsage
 	}
-	fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
-	return exitFailed
+	exit := &exitError{exitFailed, err}
+	if errors.As(err, &exit); exit.err != nil {
+		fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
+	}
+	return exit.code
 }
 
-// usageError is a command line that cannot be carried out.
-type usageError struct{ err error }
+// exitError ends the program with an exit code. Without an error there is nothing to print.
+type exitError struct {
+	code int
+	err  error
+}
 
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
+func (e *exitError) Error() string { return fmt.Sprint(e.err) }
+func (e *exitError) Unwrap() error { return e.err }
 
-// exitStatus ends the program with the code of another one.
-type exitStatus struct{ code int }
-
-func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+// usageError reports a command line that cannot be carried out.
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -74,11 +72,11 @@ demand. It needs no account and no network.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(*cobra.Command, []string) error {
-			return &usageError{errors.New("a command is needed: see dpsd-sim --help")}
+			return usageError("a command is needed: see dpsd-sim --help")
 		},
 		Args: usageArgs(commandline.NoArgs),
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{commandline.FlagError(c, err)} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &exitError{exitUsage, commandline.FlagError(c, err)} })
 	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet(), completion.Command(root, usageArgs))
 	commandline.Version(root, version, usageArgs)
 	return root
@@ -88,7 +86,7 @@ demand. It needs no account and no network.`,
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			return &usageError{err}
+			return &exitError{exitUsage, err}
 		}
 		return nil
 	}

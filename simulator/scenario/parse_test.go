@@ -46,7 +46,7 @@ connack = 3
 		{"a key at the wrong stage", "[[rule]]\non = \"poll\"\n[[rule]]\non = \"poll\"\nconnack = 3\n", "s.toml:5:1: rule.connack: has no meaning on \"poll\", only on: connect"},
 		{"a registration ID before it is known", "[[rule]]\non = \"accept\"\nregistration_id = \"x\"\n", "s.toml:3:1: rule.registration_id: has no meaning"},
 		{"a pattern that is none", "[[rule]]\non = \"poll\"\nregistration_id = \"[\"\n", "s.toml:3:1: rule.registration_id: \"[\" is not a pattern"},
-		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: is negative"},
+		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: -1 is negative"},
 		{"a return code that is no byte", "[[rule]]\non = \"connect\"\nconnack = 256\n", "s.toml:3:1: rule.connack: 256 is not a byte"},
 		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
 		{"a certificate nobody knows", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
