@@ -35,9 +35,7 @@ func (i *inspection) hub(ctx context.Context) {
 		because = "the roots cannot be read"
 	}
 	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS) {
-		for _, name := range []string{HubName, HubTCP, HubTLS} {
-			i.skip(Result{Name: name}, because)
-		}
+		i.skipAll(because, HubName, HubTCP, HubTLS)
 		return
 	}
 	h := *i

@@ -64,9 +64,7 @@ func (w *way) skip(name, because string) {
 // when dpsd can get along with another.
 func (i *inspection) network(ctx context.Context) {
 	if i.dialer == nil {
-		for _, name := range []string{Name, TCP, TLS, Connect} {
-			i.skip(Result{Name: name}, "the roots cannot be read")
-		}
+		i.skipAll("the roots cannot be read", Name, TCP, TLS, Connect)
 		return
 	}
 	protocols := i.dialer.Protocols
