@@ -157,6 +157,9 @@ func (g Gateway) withDefaults() *Gateway {
 	return &g
 }
 
+// askLimit is how long the running daemon may take to answer. It answers from memory.
+const askLimit = 5 * time.Second
+
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
@@ -176,6 +179,8 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		if g.Ask == nil || g.leavesOut(Service) {
 			return control.Status{}, control.ErrNotRunning
 		}
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
 		return g.Ask(ctx)
 	})
 	// needing leaves out what needs a configuration when there is none.
