@@ -100,7 +100,7 @@ func CheckRegistrationID(s string) error {
 		return bad("it has %d characters, at most %d are allowed", len(s), maxRegistrationID)
 	}
 	for _, r := range s {
-		if !isIDRune(r) {
+		if !isLetterOrDigit(r) && !strings.ContainsRune("-._:", r) {
 			return bad(`%q is not allowed; letters, digits and "-._:" are`, r)
 		}
 	}
@@ -111,10 +111,6 @@ func CheckRegistrationID(s string) error {
 		return bad(`it must end with a letter, digit or "-", not %q`, last)
 	}
 	return nil
-}
-
-func isIDRune(r rune) bool {
-	return isLetterOrDigit(r) || strings.ContainsRune("-._:", r)
 }
 
 // ParseTemplate checks that s can give a valid registration ID: its verbs are %H, %m and

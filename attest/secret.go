@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -273,7 +274,7 @@ func cause(err error) error {
 // bytes, of which the first 21 base64 characters are whole. systemd 257 hands such text
 // to a service as if it were the secret when it lies in a credstore.encrypted directory
 // and the unit says LoadCredential=.
-var sealedPrefixes = [...]string{
+var sealedPrefixes = []string{
 	"Whxqht+dQJax1aZeCGLxm", // host key
 	"BYRp2vb1QySABUnaD46i+", // null key
 	"DHzAexF2RZGcSwvqCLwg/", // TPM
@@ -288,13 +289,11 @@ var sealedPrefixes = [...]string{
 // unlikeSecret returns why data is not a secret; nil when it may be one.
 func unlikeSecret(data []byte) error {
 	text := bytes.TrimSpace(data)
-	if len(text) == 0 {
+	switch {
+	case len(text) == 0:
 		return ErrEmpty
-	}
-	for _, p := range sealedPrefixes {
-		if bytes.HasPrefix(text, []byte(p)) {
-			return ErrEncrypted
-		}
+	case slices.ContainsFunc(sealedPrefixes, func(p string) bool { return bytes.HasPrefix(text, []byte(p)) }):
+		return ErrEncrypted
 	}
 	return nil
 }

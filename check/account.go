@@ -27,7 +27,8 @@ type Account struct {
 
 // LookUpAccount finds the user of this machine that the service runs as, with the groups
 // that its unit adds to those of the user; systemctl may be nil, and the unit is not asked
-// then. The error says that there is no such user.
+// then. The service does not start with a group that does not exist, and none is added for
+// it here. The error says that there is no such user.
 func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Account, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -42,28 +43,21 @@ func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.
 		a.GID, err = strconv.Atoi(u.Gid)
 	}
 	if systemctl != nil {
-		groups = append(groups, supplementary(ctx, systemctl)...)
+		properties, _ := show(ctx, systemctl, "--property=SupplementaryGroups")
+		for name := range strings.FieldsSeq(properties["SupplementaryGroups"]) {
+			if g, err := user.LookupGroup(name); err == nil {
+				name = g.Gid
+			}
+			if _, err := strconv.Atoi(name); err == nil {
+				groups = append(groups, name)
+			}
+		}
 	}
 	for _, g := range groups {
 		id, e := strconv.Atoi(g)
 		a.Groups, err = append(a.Groups, id), errors.Join(err, e)
 	}
 	return a, err
-}
-
-// supplementary are the IDs of the groups in SupplementaryGroups= of the unit. The service
-// does not start with a group that does not exist, and none is added for it here.
-func supplementary(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (ids []string) {
-	properties, _ := show(ctx, systemctl, "--property=SupplementaryGroups")
-	for name := range strings.FieldsSeq(properties["SupplementaryGroups"]) {
-		if g, err := user.LookupGroup(name); err == nil {
-			name = g.Gid
-		}
-		if _, err := strconv.Atoi(name); err == nil {
-			ids = append(ids, name)
-		}
-	}
-	return ids
 }
 
 // impersonates tells whether files are looked at as another user than the one who

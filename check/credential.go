@@ -25,10 +25,6 @@ type usable struct {
 
 // credentials reads each, and the proxy's password, as an attempt does.
 func (i *inspection) credentials() {
-	if i.Settings == nil {
-		i.skip(Result{Name: Credential}, "the configuration is invalid")
-		return
-	}
 	var results []Result
 	for _, c := range i.Settings.Credentials {
 		results = append(results, i.credential(c)...)

@@ -35,9 +35,7 @@ func (i *inspection) hub(ctx context.Context) {
 		because = "the roots cannot be read"
 	}
 	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS) {
-		for _, name := range []string{HubName, HubTCP, HubTLS} {
-			i.skip(Result{Name: name}, because)
-		}
+		i.skipAll(because, HubName, HubTCP, HubTLS)
 		return
 	}
 	h := *i
@@ -94,21 +92,16 @@ func (i *inspection) assignedHub() (host, because string) {
 	if late, lateErr := store.Read(i.RuntimeDirectory); lateErr == nil && (err != nil || late.Generation > record.Generation) {
 		record, err = late, nil
 	}
+	_, azure := classify.CloudOf(record.AssignedHub)
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
 		return "", "no hub is assigned yet"
 	case err != nil:
 		return "", "the record cannot be read"
-	case !classify.Azure(record.Endpoint) && azureHub(record.AssignedHub):
+	case !classify.Azure(record.Endpoint) && azure && !classify.Azure(record.AssignedHub):
 		return "", fmt.Sprintf("%s is not an Azure endpoint, and the hub of a simulator, such as %s, need not exist", record.Endpoint, record.AssignedHub)
 	}
 	return record.AssignedHub, ""
-}
-
-// azureHub knows the names of IoT Hub in Azure's clouds.
-func azureHub(host string) bool {
-	_, azure := classify.CloudOf(host)
-	return azure && !classify.Azure(host)
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {

@@ -64,9 +64,7 @@ func (w *way) skip(name, because string) {
 // when dpsd can get along with another.
 func (i *inspection) network(ctx context.Context) {
 	if i.dialer == nil {
-		for _, name := range []string{Name, TCP, TLS, Connect} {
-			i.skip(Result{Name: name}, "the roots cannot be read")
-		}
+		i.skipAll("the roots cannot be read", Name, TCP, TLS, Connect)
 		return
 	}
 	protocols := i.dialer.Protocols
@@ -84,12 +82,19 @@ func (i *inspection) network(ctx context.Context) {
 		ways[n] = w
 	}
 	i.proxyPassword()
+	var with *usable // the first credential that can be used
+	if len(i.usable) > 0 {
+		with = &i.usable[0]
+	}
 	first := i.hops(ctx, ways, Name, TCP)
 	for _, w := range ways {
 		if ctx.Err() != nil {
 			return
 		}
-		i.walk(ctx, w)
+		if w.route.Proxy == "" && w.route.Address != "" {
+			w.add(Result{Name: Proxy, Subject: w.route.Address}.ok("none" + i.proxyOrigin()))
+		}
+		w.worked = i.open(ctx, w, with, true)
 	}
 	if i.others(ctx, ways); ctx.Err() != nil {
 		return
@@ -262,18 +267,6 @@ func (i *inspection) dial(ctx context.Context, address string) (net.Conn, error)
 
 func (i *inspection) patience() time.Duration {
 	return cmp.Or(i.dialer.Timeout, transport.DefaultTimeout)
-}
-
-// walk goes from the proxy to the CONNACK, with the first credential that can be used.
-func (i *inspection) walk(ctx context.Context, w *way) {
-	if w.route.Proxy == "" && w.route.Address != "" {
-		w.add(Result{Name: Proxy, Subject: w.route.Address}.ok("none" + i.proxyOrigin()))
-	}
-	var first *usable
-	if len(i.usable) > 0 {
-		first = &i.usable[0]
-	}
-	w.worked = i.open(ctx, w, first, true)
 }
 
 // notConnecting is why a stream is opened, but no session.

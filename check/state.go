@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,12 +22,7 @@ const (
 )
 
 // state looks at the state directory, and changes nothing there.
-func (i *inspection) state(ctx context.Context) {
-	if i.Settings == nil {
-		i.skip(Result{Name: State}, "the configuration is invalid")
-		i.skip(Result{Name: Record}, "the configuration is invalid")
-		return
-	}
+func (i *inspection) state() {
 	r := Result{Name: State, Subject: i.StateDirectory}
 	useless := i.useless(i.StateDirectory)
 	if useless != nil {
@@ -42,7 +36,7 @@ func (i *inspection) state(ctx context.Context) {
 		i.skip(Result{Name: Record}, "the state directory cannot be used")
 		return
 	}
-	i.record(ctx)
+	i.record()
 }
 
 // useless is why the service can find nothing in a directory, see store.CheckDirectory. That

@@ -130,19 +130,18 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 // systemd reports how the unit stands.
 func (i *inspection) systemd() {
 	r := Result{Name: Unit, Subject: unitName}
-	switch u := i.unit; {
+	u := i.unit
+	switch {
 	case i.Systemctl == nil:
 		i.skip(r, "systemd does not run here")
 	case u == nil && errors.Is(i.unitError, context.DeadlineExceeded):
 		i.warn(r, "systemd did not answer within "+systemctlLimit.String(), "systemctl status")
 	case u == nil:
 		i.warn(r, i.unitError.Error(), "Install the package dpsd, or copy the unit to /etc/systemd/system.")
-	default:
-		i.standing(r, u)
 	}
-}
-
-func (i *inspection) standing(r Result, u *unit) {
+	if u == nil {
+		return
+	}
 	enabled, active := u.properties["UnitFileState"], u.properties["ActiveState"]
 	detail := strings.Join([]string{u.properties["LoadState"], enabled, active + " (" + u.properties["SubState"] + ")"}, ", ")
 	advice := ""

@@ -225,10 +225,10 @@ func gatewayOf(file string) *check.Gateway {
 	if err != nil {
 		g.Invalid = err
 		socket, known := socketOf(file)
-		g.Ask, g.SocketUnknown = asking(socket), !known
+		g.Ask, g.SocketUnknown = control.Client{Socket: socket}.Status, !known
 		return g
 	}
-	g.Ask = asking(cfg.Control.Socket)
+	g.Ask = control.Client{Socket: cfg.Control.Socket}.Status
 	if cfg.Transport.Proxy == "environment" {
 		g.ProxyOrigin = "this command"
 		if g.Installed && g.Systemctl != nil {
@@ -253,15 +253,6 @@ func goThrough(e check.Environment) {
 		if value := e.Values[name]; value != "" {
 			_ = os.Setenv(name, value) // fails only for names and values that no environment can hold
 		}
-	}
-}
-
-// asking asks the dpsd that listens on a socket.
-func asking(socket string) func(context.Context) (control.Status, error) {
-	return func(ctx context.Context) (control.Status, error) {
-		ctx, cancel := context.WithTimeout(ctx, askLimit)
-		defer cancel()
-		return control.Client{Socket: socket}.Status(ctx)
 	}
 }
 

@@ -61,9 +61,6 @@ func unopened(file string, err error) error {
 	return err
 }
 
-// underSystemd reports whether systemd starts dpsd with this configuration.
-func underSystemd(file string) bool { return file == check.InstalledFile && bootedSystemctl() != nil }
-
 // misnamed finds a file beside a missing configuration that was probably meant to be it;
 // "" for none.
 func misnamed(file string) string {

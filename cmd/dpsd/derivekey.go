@@ -66,15 +66,14 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 		return failed(fmt.Errorf("read the group key: %w", err))
 	}
 	var group []byte
-	if len(text) > maxKeyText {
+	key, err := input.Text(text)
+	switch {
+	case len(text) > maxKeyText:
 		err = attest.ErrKeyLength
-	} else {
-		var key []byte
-		if key, err = input.Text(text); err == nil {
-			group, err = attest.DecodeKey(key)
-			defer clear(group)
-		}
+	case err == nil:
+		group, err = attest.DecodeKey(key)
 	}
+	defer clear(group)
 	if err != nil {
 		next := "the primary or secondary key of the enrollment group as the portal shows it, and nothing else"
 		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) && mistake.Command != "" {

@@ -78,15 +78,11 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		if s.Confirmations > answer.Confirmations {
 			return true
 		}
-		if unsaved(s, asked) {
-			refused = &s.Faults[0] // DPS has answered, and the disk refuses it
-			return true
-		}
-		if s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0 {
+		gaveUp := s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0
+		if gaveUp || unsaved(s, asked) { // DPS has refused, or has answered and the disk refuses it
 			refused = &s.Faults[0]
-			return true
 		}
-		return false
+		return refused != nil
 	})
 	switch {
 	case refused != nil:

@@ -28,8 +28,7 @@ type terminal struct {
 func terminalOn(f *os.File) *terminal {
 	// /dev/null is a character device too, but has no line settings (termios(3)).
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	t := &terminal{Writer: f, attended: err == nil}
-	t.columns = 80
+	t := &terminal{Writer: f, attended: err == nil, columns: 80}
 	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 2 {
 		t.columns = int(size.Col)
 	}
@@ -78,7 +77,7 @@ func invalid(file string, err error) error {
 	if store.Temporary(err) {
 		return failed(err)
 	}
-	if errors.As(err, new(*unopenedError)) && underSystemd(file) {
+	if errors.As(err, new(*unopenedError)) && file == check.InstalledFile && bootedSystemctl() != nil {
 		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
 	}
 	return &exitError{exitConfiguration, err, check.With(file, "dpsd check --offline")}

@@ -165,13 +165,11 @@ func service(values map[string]any) string {
 	}
 	principals, _ := values["principal"].([]any)
 	for _, p := range principals {
-		switch p, _ := p.(map[string]any); {
-		case p["keys"] != nil:
-			return "aziot-keyd"
-		case p["certs"] != nil:
-			return "aziot-certd"
-		case p["idtype"] != nil:
-			return "aziot-identityd"
+		p, _ := p.(map[string]any)
+		for _, of := range [][2]string{{"keys", "aziot-keyd"}, {"certs", "aziot-certd"}, {"idtype", "aziot-identityd"}} {
+			if p[of[0]] != nil {
+				return of[1]
+			}
 		}
 	}
 	return ""
