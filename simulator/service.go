@@ -243,8 +243,11 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	r := reply{status: 200, retryAfter: "none"}
 	if state == "assigning" {
 		r.status, r.retryAfter = 202, set.RetryAfter
-	} else {
-		s.finish(state, d.outcome, now)
+	} else if o := d.outcome; !o.keep { // the outcome comes true: from now on the service remembers it
+		o.Updated = now
+		if state == "assigned" && o.failed == nil {
+			s.records.put(o.assignment)
+		}
 	}
 	r.status = cmp.Or(rule.Status, r.status)
 	r.body = s.status(state, !req.poll, who, d, rule)
@@ -300,17 +303,6 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	}
 	o.ETag = base64.StdEncoding.EncodeToString([]byte(`"` + s.seed.guid(fmt.Sprintf("etag %s %d", who.registrationID, n)) + `"`))
 	return o, nil
-}
-
-// finish lets an outcome come true: from now on it is what the service remembers.
-func (s *service) finish(state string, o *outcome, now time.Time) {
-	if o.keep {
-		return
-	}
-	o.Updated = now
-	if state == "assigned" && o.failed == nil {
-		s.records.put(o.assignment)
-	}
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register

@@ -90,11 +90,11 @@ func (g demoGateway) provision(ctx context.Context, out io.Writer, e *endpoint, 
 	if err != nil {
 		return err
 	}
-	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files.key}}
+	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files[0]}}
 	if g.certified {
 		credential = attest.X509{
-			Certificate: attest.Reference{File: files.certificate},
-			PrivateKey:  attest.Reference{File: files.privateKey},
+			Certificate: attest.Reference{File: files[1]},
+			PrivateKey:  attest.Reference{File: files[2]},
 		}
 	}
 	state := filepath.Join(dir, g.id)
