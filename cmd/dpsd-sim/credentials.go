@@ -8,7 +8,6 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
@@ -22,9 +21,7 @@ func newCredentials() *cobra.Command {
 		Long: `Credentials writes into DIR what a device of the two default groups needs:
 ID.key, its derived symmetric key in base64, and ID.pem with ID-key.pem, a new
 certificate and its private key.`,
-		Example:           `  dpsd-sim credentials --dir sim --registration-id press-7`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
+		Example: `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
 				return usageError("--dir and --registration-id are needed")

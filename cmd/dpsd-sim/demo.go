@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
@@ -32,9 +31,7 @@ func newDemo() *cobra.Command {
 registers one gateway with a symmetric key over MQTT/TLS, and another with an
 X.509 certificate over WebSocket. Nothing leaves this machine, and nothing
 stays.`,
-		Example:           `  dpsd-sim demo`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
+		Example: `  dpsd-sim demo`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			survivePipes() // the directory of the demonstration must not stay
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
