@@ -23,7 +23,7 @@ type connection struct {
 
 func (s *Server) serve(conn net.Conn, protocol string) {
 	c := &connection{server: s, protocol: protocol}
-	c.raw = newRawConn(conn, c.note)
+	c.raw = &rawConn{Conn: conn, note: c.note, gone: make(chan struct{})}
 	s.mu.Lock()
 	if s.closed || s.refusing(protocol) > 0 {
 		s.mu.Unlock()

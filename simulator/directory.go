@@ -83,13 +83,10 @@ func readMaterial(dir, scope string) (*material, error) {
 	if m.groupKey, err = enroll.DecodeKey(string(text)); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileGroupKey), err)
 	}
-	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err != nil {
-		return nil, err
+	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err == nil {
+		m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey)
 	}
-	if m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey); err != nil {
-		return nil, err
-	}
-	return m, nil
+	return m, err
 }
 
 // loadIssuing reads the issuing authority, or makes one where there is none

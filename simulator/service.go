@@ -147,16 +147,6 @@ type service struct {
 	registers limiter
 }
 
-func (s *service) device(registrationID string) *device {
-	key := strings.ToLower(registrationID)
-	d := s.devices[key]
-	if d == nil {
-		d = &device{}
-		s.devices[key] = d
-	}
-	return d
-}
-
 // operationID has the form seen on the wire: a generation, 16 hex digits
 // that depend on the registration ID alone, a GUID.
 func (s *service) newOperationID(registrationID string, n int) string {
@@ -169,7 +159,9 @@ func (s *service) newOperationID(registrationID string, n int) string {
 func (s *service) answer(req request, body []byte, who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := s.device(who.registrationID)
+	key := strings.ToLower(who.registrationID)
+	d := cmp.Or(s.devices[key], &device{})
+	s.devices[key] = d
 	d.replies++
 	set := s.settings()
 
@@ -243,8 +235,11 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	r := reply{status: 200, retryAfter: "none"}
 	if state == "assigning" {
 		r.status, r.retryAfter = 202, set.RetryAfter
-	} else {
-		s.finish(state, d.outcome, now)
+	} else if o := d.outcome; !o.keep { // the outcome comes true: from now on the service remembers it
+		o.Updated = now
+		if state == "assigned" && o.failed == nil {
+			s.records.put(o.assignment)
+		}
 	}
 	r.status = cmp.Or(rule.Status, r.status)
 	r.body = s.status(state, !req.poll, who, d, rule)
@@ -302,17 +297,6 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	return o, nil
 }
 
-// finish lets an outcome come true: from now on it is what the service remembers.
-func (s *service) finish(state string, o *outcome, now time.Time) {
-	if o.keep {
-		return
-	}
-	o.Updated = now
-	if state == "assigned" && o.failed == nil {
-		s.records.put(o.assignment)
-	}
-}
-
 // status builds a RegistrationOperationStatus. The answer to a register
 // request that goes on has no registrationState yet.
 func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) operationStatus {
@@ -328,8 +312,10 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		result.DeviceID = cmp.Or(rule.DeviceID, o.DeviceID)
 		result.Substatus = cmp.Or(rule.Substatus, o.Substatus)
 		result.ETag, result.Chain = o.ETag, o.chain
-		if payload := cmp.Or(rule.Payload, string(o.Payload)); payload != "" {
-			result.Payload = verbatim(payload)
+		if payload := cmp.Or(rule.Payload, string(o.Payload)); json.Valid([]byte(payload)) {
+			result.Payload = json.RawMessage(payload)
+		} else if payload != "" { // a scenario may give what is no JSON
+			result.Payload = payload
 		}
 		if slices.Contains(who.features, scenario.FeatureProfile) {
 			result.Profile = o.Profile
@@ -351,14 +337,6 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		body.State = nil
 	}
 	return body
-}
-
-// verbatim is JSON written as it was given; a scenario may give what is none.
-func verbatim(text string) any {
-	if json.Valid([]byte(text)) {
-		return json.RawMessage(text)
-	}
-	return text
 }
 
 // registration is what a register request asks for.

@@ -100,7 +100,8 @@ func (s *session) run() {
 		return
 	}
 	if w, ok := s.stream.(*webSocket); ok {
-		w.sayGoodbye(cmp.Or(s.closeCode, websocket.CloseNormalClosure))
+		last := websocket.FormatCloseMessage(cmp.Or(s.closeCode, websocket.CloseNormalClosure), "")
+		_ = w.conn.WriteControl(websocket.CloseMessage, last, time.Now().Add(lingerTimeout)) // none if there was one already
 	}
 	s.c.linger(s.reader)
 }

@@ -263,8 +263,3 @@ func (w *webSocket) Write(p []byte) (int, error) {
 	n, err := out.Write(p)
 	return n, errors.Join(err, out.Close())
 }
-
-// sayGoodbye sends a close frame, unless there was one already.
-func (w *webSocket) sayGoodbye(code int) {
-	_ = w.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(lingerTimeout))
-}

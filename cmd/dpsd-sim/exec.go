@@ -119,7 +119,7 @@ func commandStatus(err error) error {
 // environment writes the device's credentials and names them.
 func (e *endpoint) environment(id string) ([]string, error) {
 	files, err := writeCredentials(e.server, filepath.Dir(e.CAFile), id)
-	if err != nil && (files.key == "" || len(id) <= simulator.MaxCommonName) {
+	if err != nil && (len(files) == 0 || len(id) <= simulator.MaxCommonName) {
 		return nil, err
 	}
 	environment := []string{
@@ -134,8 +134,8 @@ func (e *endpoint) environment(id string) ([]string, error) {
 			environment = append(environment, name+"="+strconv.Itoa(port))
 		}
 	}
-	if files.certificate != "" {
-		environment = append(environment, "DPS_CERTIFICATE_FILE="+files.certificate, "DPS_PRIVATE_KEY_FILE="+files.privateKey)
+	if len(files) == 3 {
+		environment = append(environment, "DPS_CERTIFICATE_FILE="+files[1], "DPS_PRIVATE_KEY_FILE="+files[2])
 	}
 	return environment, nil
 }

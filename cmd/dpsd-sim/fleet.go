@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fleet"
@@ -44,8 +43,6 @@ provisioned.`,
   dpsd-sim fleet --devices 10000 --boot-delay-max 10m --svg fleet.svg
   dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
   dpsd-sim fleet --client sdk --retry-after none --curve sdk.csv`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			base := fleet.New(fleet.Scenario(scenario), f.Devices)
 			f.Since = base.Since

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -24,23 +23,20 @@ const (
 // version is set by the linker, see the Makefile.
 var version = "devel"
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:])) }
 
-// run is main with its surroundings as arguments. It gives the exit code.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// run runs one command line and returns its exit code.
+func run(args []string) int {
 	root := newRoot()
 	completion.Prepare(root, args)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	err := root.Execute()
 	if err == nil {
 		return exitDone
 	}
 	exit := &exitError{exitFailed, err}
 	if errors.As(err, &exit); exit.err != nil {
-		fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
+		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 	}
 	return exit.code
 }
@@ -77,7 +73,13 @@ demand. It needs no account and no network.`,
 		Args: usageArgs(commandline.NoArgs),
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &exitError{exitUsage, commandline.FlagError(c, err)} })
-	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet(), completion.Command(root, usageArgs))
+	for _, c := range []*cobra.Command{newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet()} {
+		if c.Args == nil {
+			c.Args, c.ValidArgsFunction = usageArgs(commandline.NoArgs), cobra.NoFileCompletions
+		}
+		root.AddCommand(c)
+	}
+	root.AddCommand(completion.Command(root, usageArgs))
 	commandline.Version(root, version, usageArgs)
 	return root
 }

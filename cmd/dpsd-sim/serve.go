@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
@@ -34,8 +33,6 @@ On SIGHUP, it reads the enrollments again. It refuses an invalid file with the
 position of the mistake, and keeps the previous enrollments.`,
 		Example: `  dpsd-sim serve --dir sim
   dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
 				return usageError("--dir is needed")

@@ -209,7 +209,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
 			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
 		}
-		d.compile(&n, n.thumbprint != "", bad)
+		d.compile(&n, bad)
 		grant("individual", &n, bad)
 	}
 	for i, g := range e.Groups {
@@ -218,7 +218,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 			bad("name", "is missing")
 		}
 		n := Entry{Grant: g.Grant}
-		g.compile(&n, false, bad)
+		g.compile(&n, bad)
 		grant("group", &n, bad)
 	}
 	return entries, problems
@@ -263,7 +263,9 @@ func checkObject(payload string, bad tomlfile.Reporter) bool {
 	return false
 }
 
-func (a *Attestation) compile(n *Entry, thumbprint bool, bad tomlfile.Reporter) {
+// compile adds what proves a device to an entry, which has its thumbprint already.
+func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
+	thumbprint := n.thumbprint != ""
 	key := func(name, text, file string) {
 		from := name
 		if file != "" {
@@ -277,15 +279,14 @@ func (a *Attestation) compile(n *Entry, thumbprint bool, bad tomlfile.Reporter) 
 			}
 			text, from = string(content), name+"_file"
 		}
-		if text == "" {
-			return
-		}
 		raw, err := DecodeKey(text)
-		if err != nil {
+		switch {
+		case text == "":
+		case err != nil:
 			bad(from, "%v", err)
-			return
+		default:
+			n.keys = append(n.keys, raw)
 		}
-		n.keys = append(n.keys, raw)
 	}
 	switch a.Type {
 	case "symmetric-key":
@@ -309,11 +310,11 @@ func (a *Attestation) compile(n *Entry, thumbprint bool, bad tomlfile.Reporter) 
 				return
 			}
 		}
-		if thumbprint == (len(text) > 0) {
+		switch {
+		case thumbprint == (len(text) > 0):
 			bad("type", "an x509 enrollment needs either a CA or, individually, a thumbprint")
 			return
-		}
-		if thumbprint {
+		case thumbprint:
 			return
 		}
 		certificates, err := Certificates(text)

@@ -67,8 +67,8 @@ func (sc *Scenario) check(name string, text []byte) error {
 }
 
 // checkFields checks what the tags of a struct's fields demand: "on" names the stages at
-// which a field has a meaning, "of" the texts that it may have, and a number is negative
-// only with the tag "negative". Without a tag everything is permitted.
+// which a field has a meaning, and "of" the texts that it may have, "byte" or "integer".
+// No other number may be negative.
 func checkFields(fields any, on Stage, bad tomlfile.Reporter) {
 	v := reflect.ValueOf(fields)
 	for i := range v.NumField() {
@@ -80,10 +80,14 @@ func checkFields(fields any, on Stage, bad tomlfile.Reporter) {
 		if where := tag.Get("on"); where != "" && !slices.Contains(strings.Fields(where), string(on)) {
 			bad(key, "has no meaning on %q, only on: %s", on, where)
 		}
-		if of := tag.Get("of"); of != "" {
+		n := reflect.Indirect(f)
+		switch of := tag.Get("of"); {
+		case of == "integer":
+		case of == "byte" && (n.Int() < 0 || n.Int() > 255):
+			bad(key, "%d is not a byte", n.Int())
+		case of != "" && of != "byte":
 			bad.OneOf(key, f.String(), strings.Fields(of)...)
-		}
-		if n := reflect.Indirect(f); n.CanInt() && n.Int() < 0 && tag.Get("negative") == "" {
+		case n.CanInt() && n.Int() < 0:
 			bad(key, "%v is negative", n)
 		}
 	}
@@ -124,14 +128,6 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 	bad.Pattern("registration_id", r.RegistrationID)
 	bad.OneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
 	bad.OneOf("frames", r.Frames, Frames...)
-	for _, code := range []struct {
-		key string
-		v   *int
-	}{{"connack", r.Connack}, {"suback", r.Suback}} {
-		if code.v != nil && (*code.v < 0 || *code.v > 255) {
-			bad(code.key, "%d is not a byte", *code.v)
-		}
-	}
 	if r.Chance < 0 || r.Chance > 1 {
 		bad("chance", "%v is not between 0 and 1", r.Chance)
 	}

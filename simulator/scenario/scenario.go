@@ -86,7 +86,7 @@ type Settings struct {
 // with Skip and Times is done for each registration ID by itself; at the
 // stages before CONNECT over all connections.
 //
-// The tags "on", "of" and "negative" are those of checkFields.
+// The tags "on" and "of" are those of checkFields.
 type Rule struct {
 	// On is the stage at which the rule acts. Required.
 	On Stage `toml:"on"`
@@ -168,11 +168,11 @@ type Rule struct {
 
 	// Connack is the return code of the CONNACK. 0 accepts the client unseen,
 	// as a broker that is not DPS does; its credential is then not judged.
-	Connack *int `toml:"connack" negative:"permitted" on:"connect"`
+	Connack *int `toml:"connack" of:"byte" on:"connect"`
 	// SessionPresent sets the session-present flag of the CONNACK.
 	SessionPresent bool `toml:"session_present" on:"connect"`
 	// Suback is the return code of the SUBACK, 128 for a refusal.
-	Suback *int `toml:"suback" negative:"permitted" on:"subscribe"`
+	Suback *int `toml:"suback" of:"byte" on:"subscribe"`
 	// BeforeSuback sends a reply nobody asked for ahead of the SUBACK:
 	// Status (200), RequestID ("1"), State ("assigned") and so on shape it.
 	BeforeSuback bool `toml:"before_suback" on:"subscribe"`
@@ -191,7 +191,7 @@ type Rule struct {
 	// Payload is the JSON returned as registrationState.payload.
 	Payload string `toml:"payload" on:"subscribe register poll"`
 	// ErrorCode and ErrorMessage go into an error object or a failed state. Without: Status × 1000.
-	ErrorCode    int    `toml:"error_code" negative:"permitted" on:"register poll"`
+	ErrorCode    int    `toml:"error_code" of:"integer" on:"register poll"`
 	ErrorMessage string `toml:"error_message" on:"register poll"`
 	// Omit names members left out of the body, at any depth.
 	Omit []string `toml:"omit" on:"subscribe register poll"`

@@ -33,8 +33,7 @@ type encounter struct {
 func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 	s := &Script{draw: draw, start: time.Now(), met: map[encounter]int{}, drawn: map[encounter]int{}}
 	if sc != nil {
-		s.Settings = sc.Settings
-		s.Rules = slices.Clone(sc.Rules)
+		s.Scenario = Scenario{sc.Settings, slices.Clone(sc.Rules)}
 	}
 	s.Settings = s.Settings.withDefaults()
 	return s
