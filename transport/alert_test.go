@@ -11,13 +11,14 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// alerts with which RFC 5246 and RFC 8446 let a server refuse a certificate.
+// refusals are the alerts with which a server can reject a certificate, see RFC 5246 and
+// RFC 8446.
 var refusals = []byte{42, 43, 44, 45, 46, 48, 49, 116}
 
-// plainAlert is what anybody on the way can send.
+// plainAlert returns an unencrypted alert, which anyone on the path can send.
 func plainAlert(code byte) []byte { return []byte{21, 3, 3, 0, 2, 2, code} }
 
-func TestAnAlertBeforeTheServerIsVerifiedIsNoRefusal(t *testing.T) {
+func TestAnAlertBeforeTheServerIsVerifiedIsNotARefusal(t *testing.T) {
 	root := newAuthority(t, nil)
 	certificate := root.issue(t, "gw-1", nil)
 	for _, code := range refusals {
@@ -37,8 +38,8 @@ func TestAnAlertBeforeTheServerIsVerifiedIsNoRefusal(t *testing.T) {
 	}
 }
 
-// breaking lets a server's first flight pass and sends an alert in the clear in place of
-// the second, as somebody on the way can do it under TLS 1.2.
+// breaking passes a server's first flight and replaces the second with an unencrypted
+// alert, as anyone on the path can do with TLS 1.2.
 type breaking struct {
 	net.Conn
 	flights int
@@ -82,8 +83,9 @@ func TestOnlyAVerifiedServerThatAskedForTheCertificateCanRefuseIt(t *testing.T) 
 			})
 		}
 	}
-	t.Run("a certificate that nobody asked for", func(t *testing.T) {
-		// The alert stands where the server would finish the handshake: it is verified by then.
+	t.Run("a certificate that was not requested", func(t *testing.T) {
+		// The alert replaces the server's end of the handshake, when the server has been
+		// verified.
 		config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, MaxVersion: tls.VersionTLS12}
 		n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: func(c net.Conn) {
 			tls.Server(&breaking{Conn: c}, config).Handshake()

@@ -8,22 +8,21 @@ import (
 	"time"
 )
 
-// closeGrace is how long Close tries to say goodbye. On a live connection that takes
-// no time; to a peer that reads nothing any more it would take the five seconds of
-// crypto/tls.
+// closeGrace is how long Close tries to send close_notify. On a live connection, this takes
+// no time; with a peer that no longer reads, crypto/tls would wait five seconds.
 const closeGrace = 250 * time.Millisecond
 
-// Conn is an open stream to the service. A deadline that expires ends it: TLS and
-// WebSocket cannot go on after half a record.
+// Conn is an open stream to the service. An expired deadline ends the stream: TLS and
+// WebSocket cannot continue after a partial record.
 type Conn struct {
 	net.Conn
 
 	Protocol Protocol
 	Address  string              // host:port as dialled
-	Proxy    string              // host:port of the proxy, without user and password; "" for none
+	Proxy    string              // host:port of the proxy, without user name and password; "" for none
 	TLS      tls.ConnectionState // of the finished handshake
-	Date     time.Time           // by the server's clock, as its answer to the upgrade said; zero when it did not
-	// ProxyDate is by the proxy's clock, as its answer to CONNECT said; zero when it did not.
+	Date     time.Time           // Date header of the server's reply to the upgrade; zero if there was none
+	// ProxyDate is the Date header of the proxy's reply to CONNECT; zero if there was none.
 	ProxyDate time.Time
 
 	raw      net.Conn
@@ -32,7 +31,7 @@ type Conn struct {
 	err      error
 }
 
-// Issuer is who issued the certificate of the server.
+// Issuer returns the issuer of the server's certificate.
 func (c *Conn) Issuer() pkix.Name {
 	if len(c.TLS.VerifiedChains) == 0 {
 		return pkix.Name{}
@@ -40,17 +39,18 @@ func (c *Conn) Issuer() pkix.Name {
 	return c.TLS.VerifiedChains[0][0].Issuer
 }
 
-// Forget forgets the TLS session of this connection: it will not be resumed.
+// Forget removes the TLS session of this connection from the cache, so that it is not
+// resumed.
 func (c *Conn) Forget() { c.sessions.forget() }
 
-// Close ends the stream. It never waits for the peer, and never longer than a quarter
-// of a second; it may be called more than once and while others read or write.
+// Close ends the stream. It does not wait for the peer and takes at most a quarter of a
+// second. It may be called more than once, and concurrently with reads and writes.
 func (c *Conn) Close() error {
 	c.close.Do(func() {
 		t := time.AfterFunc(closeGrace, func() { _ = c.raw.Close() })
 		defer t.Stop()
 		c.err = c.Conn.Close()
-		// A WebSocket that is closing already returns before its stream has ended.
+		// Closing a WebSocket a second time returns before its stream has ended.
 		_ = c.raw.Close()
 	})
 	return c.err
@@ -59,6 +59,6 @@ func (c *Conn) Close() error {
 // LocalAddr returns the address of this end of the TCP connection.
 func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 
-// RemoteAddr returns the address of the other end of the TCP connection, which is
-// the proxy's when there is one.
+// RemoteAddr returns the address of the other end of the TCP connection, which is that of
+// the proxy if there is one.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }

@@ -19,10 +19,10 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// drip writes text a byte a second, as a peer does that wants to be waited for.
+// drip writes text at one byte per second, like a peer that delays its reply.
 func drip(c net.Conn, text string) {
 	for i := range len(text) {
-		time.Sleep(time.Second) // of the bubble's clock
+		time.Sleep(time.Second) // on the bubble's clock
 		if _, err := c.Write([]byte{text[i]}); err != nil {
 			return
 		}
@@ -30,14 +30,14 @@ func drip(c net.Conn, text string) {
 	hold(c)
 }
 
-// deaf neither reads nor writes until the test is over.
+// deaf neither reads nor writes until the test ends.
 func deaf(over <-chan struct{}) func(net.Conn) { return func(net.Conn) { <-over } }
 
-// alsoProxy makes a certificate good for the proxy too.
+// alsoProxy makes a certificate valid for the proxy too.
 func alsoProxy(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "proxy.test") }
 
-// TestTimeout holds that one deadline covers a protocol from its name to its upgrade,
-// to the nanosecond, wherever the peer falls silent.
+// TestTimeout checks that one deadline covers a protocol from name resolution to the
+// upgrade, to the nanosecond, wherever the peer stops responding.
 func TestTimeout(t *testing.T) {
 	const timeout = 7 * time.Second
 	for _, test := range []struct {
@@ -45,7 +45,7 @@ func TestTimeout(t *testing.T) {
 		protocol transport.Protocol
 		proxied  bool
 		stage    transport.Stage
-		// handle is what the dialled address does; nil: the dial itself hangs.
+		// handle serves the dialled address; if it is nil, the dial itself blocks.
 		handle func(config *tls.Config, over <-chan struct{}) func(net.Conn)
 	}{
 		{"a connection that is never made", transport.MQTT, false, transport.StageTCP, nil},
@@ -92,7 +92,7 @@ func TestTimeout(t *testing.T) {
 				return secure(config, func(c *tls.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 						io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-						c.Read(make([]byte, 4096)) // a farewell would find nobody listening
+						c.Read(make([]byte, 4096)) // otherwise, close_notify would fail
 						<-over
 					}
 				})
@@ -126,7 +126,7 @@ func TestTimeout(t *testing.T) {
 					}
 				}
 				n := newNetwork(t, true, map[string]func(net.Conn){})
-				t.Cleanup(func() { close(over) }) // runs before the network waits for its handlers
+				t.Cleanup(func() { close(over) }) // is called before the network waits for its handlers
 				if test.handle != nil {
 					n.handlers[address] = test.handle(&tls.Config{Certificates: []tls.Certificate{root.issue(t, host, alsoProxy)}, SessionTicketsDisabled: true}, over)
 					d.DialContext = n.DialContext
@@ -140,7 +140,7 @@ func TestTimeout(t *testing.T) {
 				e := failure(t, d, nil)
 				took := time.Since(start)
 				if test.stage == "" {
-					// The refusal is known from its first line: no reason to wait.
+					// The first line contains the refusal, so the dial does not wait.
 					if took != 0 || e.Stage != transport.StageWebSocket || e.Timeout() {
 						t.Errorf("after %v: %v", took, e)
 					}
@@ -153,9 +153,9 @@ func TestTimeout(t *testing.T) {
 			})
 		})
 	}
-	t.Run("a resolver that falls silent is a time-out of stage name", func(t *testing.T) {
+	t.Run("a resolver that does not answer is a time-out of stage name", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			// net's resolver itself cannot live in a bubble: this is what it returns.
+			// The resolver of package net cannot run in a bubble; this is its error.
 			d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Timeout: 3 * time.Second,
 				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 					<-ctx.Done()
@@ -169,7 +169,7 @@ func TestTimeout(t *testing.T) {
 			}
 		})
 	})
-	t.Run("each protocol has the whole time, 30 s unless told", func(t *testing.T) {
+	t.Run("each protocol has the whole time-out, 30 s by default", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNetwork(t, true, map[string]func(net.Conn){mqttAddress: hold[net.Conn], webAddress: hold[net.Conn]})
 			start := time.Now()
@@ -183,7 +183,7 @@ func TestTimeout(t *testing.T) {
 			}
 		})
 	})
-	t.Run("the deadline is over once there is a stream", func(t *testing.T) {
+	t.Run("the deadline does not apply to an open stream", func(t *testing.T) {
 		for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 			synctest.Test(t, func(t *testing.T) {
 				root := newAuthority(t, nil)
@@ -195,7 +195,7 @@ func TestTimeout(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				time.Sleep(30 * time.Minute) // of the bubble's clock
+				time.Sleep(30 * time.Minute) // on the bubble's clock
 				go io.WriteString(c, "ping")
 				if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
 					t.Errorf("after half an hour: %v", err)
@@ -207,7 +207,7 @@ func TestTimeout(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
-		t.Run("a cancelled dial ends at once and tries nothing else: "+string(protocol), func(t *testing.T) {
+		t.Run("a cancelled dial ends immediately and tries no other protocol: "+string(protocol), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				root := newAuthority(t, nil)
 				config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
@@ -224,7 +224,7 @@ func TestCancel(t *testing.T) {
 			})
 		})
 	}
-	t.Run("a caller's own deadline ends it likewise", func(t *testing.T) {
+	t.Run("a caller's deadline also ends it", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNetwork(t, true, map[string]func(net.Conn){mqttAddress: hold[net.Conn]})
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
@@ -238,14 +238,15 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// TestClose holds that closing never waits for a peer: not for its close frame, not
-// for its window.
+// TestClose checks that closing waits neither for the peer's close frame nor for its
+// receive window.
 func TestClose(t *testing.T) {
 	const grace = 250 * time.Millisecond
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		setUp := func(t *testing.T, handle func(*tls.Conn)) *transport.Conn {
 			root := newAuthority(t, nil)
-			// Session tickets would be written after the handshake, to a pipe nobody reads yet.
+			// Session tickets would be written after the handshake to a pipe that is not
+			// read yet.
 			config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, SessionTicketsDisabled: true}
 			n := newNetwork(t, true, map[string]func(net.Conn){
 				mqttAddress: secure(config, handle),
@@ -259,7 +260,7 @@ func TestClose(t *testing.T) {
 			}
 			return c
 		}
-		t.Run("a peer that reads but never answers costs no time: "+string(protocol), func(t *testing.T) {
+		t.Run("closing takes no time with a peer that reads but does not answer: "+string(protocol), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := setUp(t, func(c *tls.Conn) { hold(c.NetConn()) })
 				start := time.Now()
@@ -269,7 +270,7 @@ func TestClose(t *testing.T) {
 				}
 			})
 		})
-		t.Run("a peer that reads nothing costs a quarter of a second: "+string(protocol), func(t *testing.T) {
+		t.Run("closing takes a quarter of a second with a peer that does not read: "+string(protocol), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				over := make(chan struct{})
 				c := setUp(t, func(*tls.Conn) { <-over })
@@ -281,7 +282,7 @@ func TestClose(t *testing.T) {
 				}
 			})
 		})
-		t.Run("Close releases a Read and a Write that are stuck: "+string(protocol), func(t *testing.T) {
+		t.Run("Close ends a blocked Read and a blocked Write: "+string(protocol), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				over := make(chan struct{})
 				c := setUp(t, func(*tls.Conn) { <-over })

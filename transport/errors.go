@@ -13,38 +13,38 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// The bounds of what others have written in a message, in bytes: a text of a peer, of
-// which a message holds a few, and a host name of 253 with its port.
+// The limits for external text in an error message, in bytes: for a text of a peer, of
+// which a message contains a few, and for a host name of 253 bytes with its port.
 const (
 	maxText    = 200
 	maxAddress = 300
 )
 
-// Stage is how far an attempt came before it failed.
+// Stage is the step of an attempt in which it failed.
 type Stage string
 
-// The stages, in the order they are passed.
+// The stages, in their order.
 const (
 	StageCA        Stage = "ca"        // reading the configured roots
 	StageName      Stage = "name"      // resolving the service's name; *net.DNSError is in the chain
 	StageTCP       Stage = "tcp"       // connecting; syscall.Errno is in the chain
-	StageProxy     Stage = "proxy"     // finding, reaching or passing the proxy, its own TLS too; maybe *ProxyError
+	StageProxy     Stage = "proxy"     // resolving, connecting to or using the proxy, including its TLS; a *ProxyError may be in the chain
 	StageTLS       Stage = "tls"       // the handshake; *CertificateError, *NotTLSError or an alert are in the chain
-	StageWebSocket Stage = "websocket" // the upgrade; maybe *UpgradeError
+	StageWebSocket Stage = "websocket" // the upgrade; an *UpgradeError may be in the chain
 )
 
-// Error is one protocol that led to no stream.
+// Error is the failure of one protocol.
 type Error struct {
-	Protocol Protocol // "" with stage "ca", which all protocols share
+	Protocol Protocol // "" for stage "ca", which all protocols share
 	Stage    Stage
-	Address  string // what was dialled, or the file of stage "ca"
+	Address  string // the dialled address, or the file for stage "ca"
 	Proxy    string // host:port of the proxy, "" for none
-	// Remote is the address that Address has led to, when it was dialled; nil with a proxy.
+	// Remote is the dialled IP address; nil with a proxy or before dialling.
 	Remote net.Addr
 	Err    error
 }
 
-// Error says what was tried, where it ended and why.
+// Error returns the protocol, the stage, the address and the cause.
 func (e *Error) Error() string {
 	what := fmt.Sprintf("%s %s", e.Stage, foreign.Line(e.Address, maxAddress))
 	if e.Protocol != "" {
@@ -59,14 +59,14 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout reports whether the attempt ended because something did not answer in
-// time.
+// Timeout reports whether the attempt timed out.
 func (e *Error) Timeout() bool {
 	var t interface{ Timeout() bool }
 	return errors.As(e.Err, &t) && t.Timeout()
 }
 
-// Errors are the failures of all protocols tried, in order. There is at least one.
+// Errors are the failures of all protocols that were tried, in order. There is at least
+// one.
 type Errors []*Error
 
 // Error joins the failures with "; ".
@@ -81,7 +81,7 @@ func (e Errors) Error() string {
 	return b.String()
 }
 
-// Unwrap lets errors.Is and errors.As look into each failure.
+// Unwrap returns the failures, for errors.Is and errors.As.
 func (e Errors) Unwrap() []error {
 	errs := make([]error, len(e))
 	for i := range e {
@@ -90,39 +90,41 @@ func (e Errors) Unwrap() []error {
 	return errs
 }
 
-// TimeoutError is an attempt that its Timeout ended. Err is what was under way.
+// TimeoutError is an attempt that exceeded its Timeout. Err is the error of the interrupted
+// operation.
 type TimeoutError struct {
 	After time.Duration
 	Err   error
 }
 
-// Error says how long was waited.
+// Error includes the time-out.
 func (e *TimeoutError) Error() string {
 	return fmt.Sprintf("no success within %v (%v)", e.After, e.Err)
 }
 
-// Unwrap returns what was under way when the time was over.
+// Unwrap returns the error of the interrupted operation.
 func (e *TimeoutError) Unwrap() error { return e.Err }
 
-// Is makes every time-out match context.DeadlineExceeded, whatever was under way.
+// Is makes every time-out match context.DeadlineExceeded, whatever the interrupted
+// operation.
 func (e *TimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // Timeout returns true.
 func (e *TimeoutError) Timeout() bool { return true }
 
-// ErrProxyWantsTLS is matched when the proxy of an http:// address answered in TLS, or said
-// that it expects TLS.
+// ErrProxyWantsTLS is matched if the proxy of an http:// address replied with TLS or with a
+// message that it expects TLS.
 var ErrProxyWantsTLS = errors.New("the proxy expects TLS, but its address begins with http://")
 
-// ProxyError is a proxy that answered CONNECT, but not with success.
+// ProxyError is an unsuccessful reply of a proxy to CONNECT.
 type ProxyError struct {
 	Status   int      // HTTP status, e.g. 407
-	Reason   string   // the proxy's words for it
-	Schemes  []string // what it accepts as authentication, e.g. "Basic"
-	Location string   // where it redirects to; a portal does
+	Reason   string   // the proxy's reason phrase
+	Schemes  []string // accepted authentication schemes, e.g. "Basic"
+	Location string   // target of a redirection, e.g. to a captive portal
 }
 
-// Error gives the status and what the proxy would accept as authentication.
+// Error includes the status and the accepted authentication schemes.
 func (e *ProxyError) Error() string {
 	s := fmt.Sprintf("the proxy answered %d %s", e.Status, foreign.Line(e.Reason, maxText))
 	if len(e.Schemes) > 0 {
@@ -134,16 +136,15 @@ func (e *ProxyError) Error() string {
 	return s
 }
 
-// UpgradeError is a server that answered the WebSocket upgrade, but not with an MQTT
-// WebSocket.
+// UpgradeError is a reply to the WebSocket upgrade that does not open an MQTT WebSocket.
 type UpgradeError struct {
-	Status      int    // HTTP status; 101 when the upgrade itself was wrong
-	Location    string // where it redirects to
-	ContentType string // what came in place of the upgrade, e.g. "text/html; charset=utf-8"
-	Reason      string // what was wrong with a 101
+	Status      int    // HTTP status; 101 if the upgrade itself was invalid
+	Location    string // target of a redirection
+	ContentType string // type of the reply, e.g. "text/html; charset=utf-8"
+	Reason      string // the problem of a 101
 }
 
-// Error gives the status, what came with it and the redirection.
+// Error includes the status, the content type and the redirection.
 func (e *UpgradeError) Error() string {
 	s := fmt.Sprintf("the WebSocket upgrade was answered %d", e.Status)
 	if e.Reason != "" {
@@ -158,32 +159,32 @@ func (e *UpgradeError) Error() string {
 	return s
 }
 
-// HTML reports whether a page for people came in place of the upgrade.
+// HTML reports whether the reply is an HTML page.
 func (e *UpgradeError) HTML() bool {
 	kind, _, _ := strings.Cut(e.ContentType, ";")
 	return strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
-// FrameError is a server that breaks the rules of WebSocket (RFC 6455) after the upgrade.
-// The stream has ended then.
+// FrameError is a violation of the WebSocket protocol (RFC 6455) by the server after the
+// upgrade. It ends the stream.
 type FrameError struct {
-	Problem string // what is wrong with the frame
+	Problem string // the violation
 }
 
-// Error says what is wrong.
+// Error includes the violation.
 func (e *FrameError) Error() string {
 	return "WebSocket protocol violation: " + foreign.Line(e.Problem, maxText)
 }
 
-// CertificateError is a peer whose certificate could not be verified. The reason, an
-// error of crypto/x509, is in its chain.
+// CertificateError is a failed verification of a peer's certificate. The error of
+// crypto/x509 is in its chain.
 type CertificateError struct {
-	Certificate *x509.Certificate // the peer's own; nobody vouches for what it says
-	Host        string            // whose it should have been
+	Certificate *x509.Certificate // the peer's unverified certificate
+	Host        string            // the expected host
 	Err         error
 }
 
-// Error gives the reason, and who the peer is by its own account.
+// Error includes the reason and the subject and issuer that the certificate states.
 func (e *CertificateError) Error() string {
 	return fmt.Sprintf(`%v; it is for "%s" and issued by "%s"`, // already escaped
 		e.Err, foreign.Line(e.Certificate.Subject.String(), maxText), foreign.Line(e.Certificate.Issuer.String(), maxText))
@@ -192,37 +193,37 @@ func (e *CertificateError) Error() string {
 // Unwrap returns the error of crypto/tls.
 func (e *CertificateError) Unwrap() error { return e.Err }
 
-// RefusedError is a handshake that failed after the server's certificate was
-// verified, or an alert that a verified server sent later.
+// RefusedError is a failure of the handshake after the server's certificate was verified,
+// or a later alert of a verified server.
 type RefusedError struct {
-	Issuer pkix.Name // of the server's certificate
-	Host   string    // whose the certificate is
-	// Certificate tells that the server had asked for the device certificate in this
-	// handshake and was shown it. Without that, an alert says nothing about it.
+	Issuer pkix.Name // issuer of the server's certificate
+	Host   string    // host of the server's certificate
+	// Certificate reports whether the server requested the device certificate in this
+	// handshake and received it. Otherwise, an alert says nothing about the certificate.
 	Certificate bool
-	// Missing tells that the server had asked for a certificate and was shown none.
+	// Missing reports whether the server requested a certificate and received none.
 	Missing bool
 	Err     error
 }
 
-// Error gives the reason.
+// Error returns the text of the reason.
 func (e *RefusedError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the error of crypto/tls.
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Named reports whether the certificate is for the host that was asked for, so that
-// only its issuer is in doubt.
+// Named reports whether the certificate is for the expected host, so that only its issuer
+// is in doubt.
 func (e *CertificateError) Named() bool { return e.Certificate.VerifyHostname(e.Host) == nil }
 
-// NotTLSError is a peer whose first bytes are no TLS record. tls.RecordHeaderError
-// is in its chain.
+// NotTLSError is a reply that does not begin with a TLS record. A tls.RecordHeaderError is
+// in its chain.
 type NotTLSError struct {
-	First []byte // what it sent first, up to 256 bytes
+	First []byte // up to 256 of the peer's first bytes
 	Err   error
 }
 
-// Error shows how the answer begins.
+// Error includes the beginning of the reply.
 func (e *NotTLSError) Error() string {
 	return fmt.Sprintf("the peer does not speak TLS, its answer begins %q", e.First[:min(len(e.First), 32)])
 }
@@ -230,8 +231,8 @@ func (e *NotTLSError) Error() string {
 // Unwrap returns the error of crypto/tls.
 func (e *NotTLSError) Unwrap() error { return e.Err }
 
-// HTTP reports whether the peer answered in HTTP, as a captive portal does. Some send
-// the page alone.
+// HTTP reports whether the peer replied with HTTP, as captive portals do. Some send only
+// the page.
 func (e *NotTLSError) HTTP() bool {
 	first := strings.ToLower(strings.TrimSpace(string(e.First)))
 	for _, begin := range []string{"http/", "<!doctype html", "<html"} {
@@ -242,9 +243,9 @@ func (e *NotTLSError) HTTP() bool {
 	return false
 }
 
-// RemoteAlert finds a TLS alert sent by the server in err, and returns its words,
-// e.g. "tls: bad certificate". crypto/tls has no exported type for it. It also works
-// on the error of a later read: under TLS 1.3 a refused client certificate shows
+// RemoteAlert finds a TLS alert of the server in err and returns its description, e.g.
+// "tls: bad certificate". crypto/tls has no exported type for it. RemoteAlert also works on
+// the error of a later read: with TLS 1.3, the rejection of a client certificate appears
 // only there.
 func RemoteAlert(err error) (description string, ok bool) {
 	var op *net.OpError

@@ -19,8 +19,8 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// TestFamilies dials a name of both families, ::1 and 127.0.0.1, as a Dialer does by
-// itself.
+// TestFamilies dials a name with addresses of both families, ::1 and 127.0.0.1, with the
+// default of Dialer.
 func TestFamilies(t *testing.T) {
 	const name = "families.test"
 	resolving(t, map[dnsmessage.Type]dnsmessage.ResourceBody{
@@ -32,7 +32,7 @@ func TestFamilies(t *testing.T) {
 	const six, four = "::1", "127.0.0.1"
 	for _, test := range []struct {
 		expect string
-		dead   string // the family that never answers
+		dead   string // the family that does not answer
 		alive  string // the family that serves
 	}{
 		{"IPv6 is used when it works", "", six},
@@ -55,7 +55,7 @@ func TestFamilies(t *testing.T) {
 					}
 					port = l.Addr().(*net.TCPAddr).Port
 					if free = test.dead == "" || unanswered(t, test.dead, port); !free {
-						l.Close() // another program has this port of the other family
+						l.Close() // another program uses this port in the other family
 					}
 				}
 				n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: secure(config, echo), name + ":8883": secure(config, echo)})
@@ -75,13 +75,13 @@ func TestFamilies(t *testing.T) {
 					}
 				}()
 				defer func() { l.Close(); <-served }()
-				// Were one family waited for before the other has its turn, it would be for
-				// half of the hour; the 20 s are no measure but the end of patience.
+				// If the dial waited for one family before it tried the other, it would
+				// wait for half of the hour; the 20 s only limit the test.
 				d := &transport.Dialer{Host: name, Protocols: only(transport.MQTT), MQTTPort: port, Roots: root.pool(), Timeout: time.Hour}
 				if proxied {
 					d.MQTTPort, d.Proxy = 8883, through("http://"+net.JoinHostPort(name, strconv.Itoa(port)))
 				}
-				// A deadline in ctx would be split between the families too.
+				// A deadline in ctx would also be split between the families.
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				defer time.AfterFunc(20*time.Second, cancel).Stop()
@@ -91,21 +91,21 @@ func TestFamilies(t *testing.T) {
 				}
 				defer c.Close()
 				if got := c.RemoteAddr().(*net.TCPAddr).IP.String(); got != test.alive {
-					t.Errorf("it is connected to %s", got)
+					t.Errorf("the connection is to %s", got)
 				}
 			})
 		}
 	}
 }
 
-// resolving makes every name have these addresses for the rest of the test.
+// resolving makes every name resolve to these addresses for the rest of the test.
 func resolving(t *testing.T, addresses map[dnsmessage.Type]dnsmessage.ResourceBody) {
 	t.Helper()
 	var servers sync.WaitGroup
 	before := net.DefaultResolver
 	t.Cleanup(func() { net.DefaultResolver = before; servers.Wait() })
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
-		ours, theirs := net.Pipe() // no packets: the resolver speaks to it as over TCP
+		ours, theirs := net.Pipe() // a stream: the resolver uses it like TCP
 		servers.Go(func() {
 			defer theirs.Close()
 			for {
@@ -141,9 +141,8 @@ func resolving(t *testing.T, addresses map[dnsmessage.Type]dnsmessage.ResourceBo
 	}}
 }
 
-// unanswered makes the port of a loopback address one where connecting takes for ever:
-// the backlog of a socket that nobody accepts from is full, and Linux drops what
-// comes then. It reports whether the port was free.
+// unanswered makes connections to a port of a loopback address block: it fills the backlog
+// of a socket, after which Linux drops connections. It reports whether the port was free.
 func unanswered(t *testing.T, address string, port int) (free bool) {
 	t.Helper()
 	var family int

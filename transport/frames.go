@@ -5,18 +5,18 @@ import (
 	"net"
 )
 
-// frames is the stream below a WebSocket. The library takes the payload of a frame that
-// the server has masked for one that it has not; RFC 6455 §5.1 wants such a frame refused.
-// frames follows the headers only as far as that takes. What else is wrong with a frame the
-// library finds.
+// frames is the stream below a WebSocket. The library accepts masked frames of a server
+// without unmasking them, but RFC 6455 §5.1 requires the client to close the connection.
+// frames parses the headers only for that purpose; the library detects all other
+// violations.
 type frames struct {
 	net.Conn
 
-	header  []byte // of the frame, as far as it was read
-	payload uint64 // what is still to come of the frame's payload
+	header  []byte // the bytes of the frame's header that have been read
+	payload uint64 // the remaining length of the frame's payload
 	broken  error  // a *FrameError
-	last    error  // came with the last bytes
-	ended   error  // why the stream itself gives no more; set when that is asked for
+	last    error  // error returned with the last bytes
+	ended   error  // error of the underlying stream, once the reader has received it
 }
 
 // Read implements net.Conn.
@@ -39,8 +39,8 @@ func (f *frames) Read(p []byte) (int, error) {
 	return 0, err
 }
 
-// follow reads on in the frames. When one is masked it sets broken, and returns how many
-// bytes of p may be passed on.
+// follow parses the frames in p. If one is masked, it sets broken and returns the number of
+// bytes before it.
 func (f *frames) follow(p []byte) (good int) {
 	for i := 0; i < len(p); {
 		if f.payload > 0 {

@@ -26,7 +26,7 @@ func (p *pieces) Read(into []byte) (int, error) {
 	return n, nil
 }
 
-// frame is one of a server, as it should be.
+// frame returns a valid frame of a server.
 func frame(first byte, payload int) []byte {
 	b := []byte{first}
 	switch {
@@ -37,10 +37,10 @@ func frame(first byte, payload int) []byte {
 	default:
 		b = append(b, 127, 0, 0, 0, 0, byte(payload>>24), byte(payload>>16), byte(payload>>8), byte(payload))
 	}
-	return append(b, bytes.Repeat([]byte{0xFF}, payload)...) // what a masked frame's second byte looks like
+	return append(b, bytes.Repeat([]byte{0xFF}, payload)...) // a possible second byte of a masked frame
 }
 
-func TestFramesFollowEveryLengthInWhateverPiecesItComes(t *testing.T) {
+func TestFramesHandleEveryLengthInPiecesOfAnySize(t *testing.T) {
 	good := slices.Concat(frame(0x82, 0), frame(0x02, 1), frame(0x80, 125), frame(0x89, 4), frame(0x82, 126), frame(0x82, 65_535), frame(0x82, 65_536), frame(0x88, 2))
 	for _, size := range []int{1, 2, 3, 7, 4096, len(good)} {
 		passed, err := io.ReadAll(&frames{Conn: &pieces{b: bytes.Clone(good), size: size}})
@@ -56,7 +56,7 @@ func TestFramesFollowEveryLengthInWhateverPiecesItComes(t *testing.T) {
 	}
 }
 
-func TestAMaskedFrameIsTheEndOfTheStream(t *testing.T) {
+func TestAMaskedFrameEndsTheStream(t *testing.T) {
 	f := &frames{Conn: &pieces{b: []byte{0x82, 0x80, 0, 0, 0, 0, 0x82, 1, 'x'}, size: 100}}
 	for range 3 {
 		n, err := f.Read(make([]byte, 100))
@@ -66,7 +66,7 @@ func TestAMaskedFrameIsTheEndOfTheStream(t *testing.T) {
 	}
 }
 
-// What frames passes on is what came, up to the first masked frame.
+// frames passes the stream unchanged up to the first masked frame.
 func FuzzFrames(f *testing.F) {
 	f.Add(frame(0x82, 3), 1)
 	f.Add([]byte{0x82, 0x81, 1, 2, 3, 4, 'x'}, 2)

@@ -36,11 +36,12 @@ func TestMain(m *testing.M) {
 
 const host = "service.test"
 
-// authority is a certificate authority whose clock is that of the test, bubble or not.
+// authority is a certificate authority that uses the clock of the test, in or outside a
+// bubble.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
-	chain       [][]byte // what goes behind a leaf: intermediates, not the root
+	chain       [][]byte // the certificates after a leaf: intermediates, not the root
 }
 
 func newAuthority(t testing.TB, parent *authority) *authority {
@@ -89,7 +90,7 @@ func parse(t testing.TB, der []byte) *x509.Certificate {
 	return c
 }
 
-// issue makes a certificate for the host, or for a device; edit may change it.
+// issue returns a certificate for the host or a device; edit may change it.
 func (a *authority) issue(t testing.TB, name string, edit func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -124,10 +125,10 @@ func write(t testing.TB, name string, content []byte) string {
 	return path
 }
 
-// network is where a Dialer's connections go: to handlers, by the address dialled.
+// network connects a Dialer to handlers by the dialled address.
 type network struct {
 	t        testing.TB
-	pipe     bool // net.Pipe in place of loopback, for a bubble
+	pipe     bool // use net.Pipe instead of loopback, for a bubble
 	handlers map[string]func(net.Conn)
 
 	mu     sync.Mutex
@@ -136,7 +137,8 @@ type network struct {
 	wg     sync.WaitGroup
 }
 
-// newNetwork ends every connection when the test does, and waits for the handlers.
+// newNetwork returns a network. It ends every connection at the end of the test and waits
+// for the handlers.
 func newNetwork(t testing.TB, pipe bool, handlers map[string]func(net.Conn)) *network {
 	n := &network{t: t, pipe: pipe, handlers: handlers}
 	t.Cleanup(n.close)
@@ -158,7 +160,7 @@ func (n *network) DialContext(ctx context.Context, kind, address string) (net.Co
 	n.mu.Unlock()
 	handle := n.handlers[address]
 	if handle == nil {
-		// A port of loopback nobody listens on.
+		// A port of loopback on which nothing listens.
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
@@ -211,10 +213,10 @@ func secure(config *tls.Config, handle func(*tls.Conn)) func(net.Conn) {
 
 func echo(c *tls.Conn) { io.Copy(c, c) }
 
-// hold reads until the peer is gone.
+// hold reads until the peer closes the connection.
 func hold[C net.Conn](c C) { io.Copy(io.Discard, c) }
 
-// once is a listener of one connection, for http.Server.
+// once is a listener with one connection, for http.Server.
 type once struct {
 	conn  chan net.Conn
 	done  chan struct{}
@@ -234,7 +236,7 @@ func (l *once) Accept() (net.Conn, error) {
 func (l *once) Close() error   { l.close.Do(func() { close(l.done) }); return nil }
 func (l *once) Addr() net.Addr { return l.addr }
 
-// upgraded serves one WebSocket by another library than the one under test.
+// upgraded serves one WebSocket with another library than the tested code.
 func upgraded(subprotocols []string, handle func(*websocket.Conn, *http.Request)) func(*tls.Conn) {
 	return func(c *tls.Conn) {
 		l := &once{conn: make(chan net.Conn, 1), done: make(chan struct{}), addr: c.LocalAddr()}
@@ -272,7 +274,7 @@ func echoMessages(ws *websocket.Conn, _ *http.Request) {
 
 func only(p transport.Protocol) []transport.Protocol { return []transport.Protocol{p} }
 
-// failure expects a Dial to fail by one protocol, and returns that failure.
+// failure expects a Dial with one protocol to fail, and returns its failure.
 func failure(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *transport.Error {
 	t.Helper()
 	c, err := d.Dial(t.Context(), certificate)
@@ -297,8 +299,8 @@ func dial(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *tran
 	return c
 }
 
-// exchange dials, and sends a byte back and forth: the ticket of a session of TLS 1.3 comes
-// with the first byte. The connection is closed.
+// exchange dials, sends a byte, receives its echo and closes the connection. A TLS 1.3
+// session ticket arrives with the first byte.
 func exchange(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *transport.Conn {
 	t.Helper()
 	c := dial(t, d, certificate)

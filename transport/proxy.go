@@ -20,18 +20,18 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// maxHeader bounds what is read as the header of an HTTP answer.
+// maxHeader limits the header of an HTTP response, in bytes.
 const maxHeader = 64 << 10
 
-// ErrProxyAddress is matched when a proxy's address cannot be used. The address is
-// never repeated: it may hold a password.
+// ErrProxyAddress is matched if a proxy's address cannot be used. Errors do not contain the
+// address, which may include a password.
 var ErrProxyAddress = errors.New("unusable proxy address")
 
-// ProxyFromEnvironment returns a function for Dialer.Proxy that does what HTTPS_PROXY
-// and NO_PROXY say, in either case of letters. As everywhere, they do not apply to
-// localhost and loopback addresses. net/http reads the environment once in the life of a
-// process; golang.org/x/net/http/httpproxy, which is the same code, would bring a second
-// copy of the tables of Unicode along, 200 KB.
+// ProxyFromEnvironment returns a function for Dialer.Proxy that uses HTTPS_PROXY and
+// NO_PROXY, in upper or lower case. As usual, they do not apply to localhost and loopback
+// addresses. net/http reads the environment once per process;
+// golang.org/x/net/http/httpproxy, which has the same code, would add a second copy of the
+// Unicode tables, 200 KB.
 func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
 	address := cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))
 	return func(target *url.URL) (*url.URL, error) {
@@ -39,9 +39,9 @@ func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
 		if err == nil && proxy == nil && (address == "" || parses(address)) {
 			return nil, nil
 		}
-		// net/http takes an address it cannot read for none, and would go straight where
-		// the administrator wanted a detour; and it finds a host in the middle of a
-		// password.
+		// net/http ignores an address that it cannot parse and would connect directly,
+		// contrary to the administrator's intention. It also finds a host in the middle of
+		// a password.
 		if problem := checkAddress(address); err != nil || problem != "" {
 			return nil, fmt.Errorf("HTTPS_PROXY: %w%s", ErrProxyAddress, problem)
 		}
@@ -57,15 +57,16 @@ func parses(address string) bool {
 	return err == nil
 }
 
-// What may be wrong with the address of a proxy, to stand behind ErrProxyAddress.
+// The problems of a proxy's address, which follow ErrProxyAddress in messages.
 const (
 	notEncoded = ": the user or the password has a character that an address cannot hold; percent-encode it, or use proxy_user and proxy_password"
 	notHost    = ": it must be http://host:port; if it holds a user and a password, percent-encode them, or use proxy_user and proxy_password"
 )
 
-// checkAddress says what is wrong with "scheme://user:password@host:port", of which
-// only the host is a must; "" for nothing. It does not repeat anything of it. The user
-// and the password hold what RFC 3986 §3.2.1 allows, and "@", which everybody takes.
+// checkAddress returns the problem of "scheme://user:password@host:port", in which only the
+// host is required, or "". It quotes nothing from the address. The user name and the
+// password may contain the characters that RFC 3986 §3.2.1 allows, and "@", which is
+// commonly accepted.
 func checkAddress(address string) (problem string) {
 	scheme, rest, found := strings.Cut(address, "://")
 	if !found {
@@ -97,12 +98,12 @@ func checkAddress(address string) (problem string) {
 	return ""
 }
 
-// schemeLetter is for RFC 3986 §3.1.
+// schemeLetter reports whether a scheme may contain r, see RFC 3986 §3.1.
 func schemeLetter(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("+-.", r)
 }
 
-// locate returns host:port of a proxy, and whether it is reached by TLS.
+// locate returns host:port of a proxy, and whether the connection to it uses TLS.
 func locate(proxy *url.URL) (secure bool, address string, err error) {
 	port := "80"
 	switch strings.ToLower(proxy.Scheme) {
@@ -121,9 +122,9 @@ func locate(proxy *url.URL) (secure bool, address string, err error) {
 	return secure, net.JoinHostPort(proxy.Hostname(), port), nil
 }
 
-// openTunnel asks the proxy at the other end of stream for a tunnel to address
-// (RFC 9110 9.3.6). user is sent as basic authentication (RFC 7617), nil is nobody. The
-// time is the proxy's, zero when it did not state it.
+// openTunnel asks the proxy at the other end of stream for a tunnel to address (RFC 9110
+// 9.3.6). user is sent as basic authentication (RFC 7617) unless it is nil. The time is the
+// proxy's Date header, or zero without one.
 func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, address string) (net.Conn, time.Time, error) {
 	var date time.Time
 	var b strings.Builder
@@ -143,7 +144,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		if first, err := r.buf.Peek(1); err == nil && (first[0] == recordAlert || first[0] == recordHandshake) {
 			return ErrProxyWantsTLS
 		}
-		//nolint:bodyclose // the body is left unread: the stream is the tunnel, or is closed
+		//nolint:bodyclose // the body is not read: the stream becomes the tunnel or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
 		if err != nil {
 			return fmt.Errorf("the proxy's answer: %w", err)
@@ -161,7 +162,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			Reason:   reason,
 			Location: response.Header.Get("Location"),
 		}
-		// The second is that of a server, which proxies send with 401.
+		// Proxies that reply with 401 send the second header, which is meant for servers.
 		for _, header := range []string{"Proxy-Authenticate", "WWW-Authenticate"} {
 			for _, challenges := range response.Header.Values(header) {
 				e.Schemes = append(e.Schemes, schemes(challenges)...)
@@ -181,14 +182,14 @@ const (
 	recordHandshake = 22
 )
 
-// pageTime bounds how long the page of a 400 is waited for.
+// pageTime limits the wait for the page of a 400.
 const pageTime = time.Second
 
-// wantsTLS reads whether the page of a 400 says that plain HTTP was sent where TLS is
-// expected, in the words of nginx, Go or Apache.
+// wantsTLS reports whether the page of a 400 states that plain HTTP was sent to a TLS port.
+// It recognizes the texts of nginx, Go and Apache.
 func wantsTLS(stream net.Conn, body io.Reader) bool {
 	_ = stream.SetReadDeadline(time.Now().Add(pageTime))
-	page, _ := io.ReadAll(io.LimitReader(body, 2<<10)) // what there is
+	page, _ := io.ReadAll(io.LimitReader(body, 2<<10)) // as much as there is
 	text := strings.ToLower(string(page))
 	for _, words := range []string{"http request was sent to https", "http request to an https", "http to an ssl-enabled"} {
 		if strings.Contains(text, words) {
@@ -198,8 +199,8 @@ func wantsTLS(stream net.Conn, body io.Reader) bool {
 	return false
 }
 
-// schemes are the names in a list of challenges (RFC 9110 §11.6.1): each begins an element
-// of the list, and a parameter, which has a "=", does not.
+// schemes returns the names of the schemes in a list of challenges (RFC 9110 §11.6.1). An
+// element of the list begins with a name, unless it is a parameter, which contains "=".
 func schemes(challenges string) (names []string) {
 	quoted, escaped, start := false, false, 0
 	element := func(text string) {
@@ -225,8 +226,7 @@ func schemes(challenges string) (names []string) {
 	return names
 }
 
-// httpReader reads the header of an HTTP answer and then gives back the stream
-// behind it.
+// httpReader reads the header of an HTTP response and then returns the stream after it.
 type httpReader struct {
 	conn  net.Conn
 	limit *io.LimitedReader
@@ -238,8 +238,8 @@ func newHTTPReader(conn net.Conn) *httpReader {
 	return &httpReader{conn: conn, limit: limit, buf: bufio.NewReaderSize(limit, 4096)}
 }
 
-// response reads a final answer, past interim ones (1xx but 101). Its body is left
-// alone.
+// response reads a final response and skips interim ones (1xx except 101). It does not read
+// the body.
 func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 	for {
 		response, err := http.ReadResponse(r.buf, request)
@@ -248,7 +248,8 @@ func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 				return nil, fmt.Errorf("a header of more than %d bytes", maxHeader)
 			}
 			if errors.Is(err, io.ErrUnexpectedEOF) {
-				// The connection ended: the same to a caller as before the first byte.
+				// For callers, the end of the connection is the same as before the first
+				// byte.
 				err = io.EOF
 			}
 			return nil, err
@@ -259,7 +260,7 @@ func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 	}
 }
 
-// rest returns the stream behind the header. What was read ahead comes first.
+// rest returns the stream after the header, starting with the buffered bytes.
 func (r *httpReader) rest() net.Conn {
 	r.limit.N = math.MaxInt64
 	if r.buf.Buffered() == 0 {
@@ -269,7 +270,7 @@ func (r *httpReader) rest() net.Conn {
 	return &prefixed{Conn: r.conn, ahead: ahead}
 }
 
-// prefixed is a connection whose first bytes were read already.
+// prefixed is a connection whose first bytes have already been read.
 type prefixed struct {
 	net.Conn
 	ahead []byte

@@ -26,7 +26,7 @@ func through(address string) func(*url.URL) (*url.URL, error) {
 	return func(*url.URL) (*url.URL, error) { return url.Parse(address) }
 }
 
-// proxy answers CONNECT with head and then carries bytes to what n has for the target.
+// proxy replies to CONNECT with head and then forwards bytes to n's handler for the target.
 func proxy(n *network, seen chan<- *http.Request, head string) func(net.Conn) {
 	return func(c net.Conn) {
 		r := bufio.NewReader(c)
@@ -76,7 +76,7 @@ func TestProxy(t *testing.T) {
 				c := dial(t, d, nil)
 				want := map[transport.Protocol]string{transport.MQTT: mqttAddress, transport.WebSocket: webAddress}[protocol]
 				if c.Proxy != proxyAddress || c.Address != want {
-					t.Errorf("it describes itself as %q through %q", c.Address, c.Proxy)
+					t.Errorf("the connection is to %q through %q", c.Address, c.Proxy)
 				}
 				request := <-seen
 				if request.Method != http.MethodConnect || request.RequestURI != want || request.Host != want {
@@ -87,7 +87,7 @@ func TestProxy(t *testing.T) {
 					t.Errorf("Proxy-Authorization is %q", got)
 				}
 				if dialed := n.addresses(); !slices.Equal(dialed, []string{proxyAddress, want}) {
-					t.Errorf("dialled were %q: first the proxy, then by the proxy the service", dialed)
+					t.Errorf("dialled %q, want the proxy, then the service through it", dialed)
 				}
 				if _, err := io.WriteString(c, "ping"); err != nil {
 					t.Fatal(err)
@@ -98,14 +98,14 @@ func TestProxy(t *testing.T) {
 			})
 		}
 	}
-	t.Run("without user and password no authorization is sent", func(t *testing.T) {
+	t.Run("without a user name and password, no authorization is sent", func(t *testing.T) {
 		_, d, seen := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
 		dial(t, d, nil)
 		if _, sent := (<-seen).Header["Proxy-Authorization"]; sent {
-			t.Error("one was sent")
+			t.Error("authorization was sent")
 		}
 	})
-	t.Run("a user given apart stands before that of the address", func(t *testing.T) {
+	t.Run("ProxyUser takes precedence over the user of the address", func(t *testing.T) {
 		_, d, seen := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
 		d.Proxy = through("http://other:0ther@" + proxyAddress)
 		d.ProxyUser = url.UserPassword("gateway", "s3cret@")
@@ -114,7 +114,7 @@ func TestProxy(t *testing.T) {
 			t.Errorf("Proxy-Authorization is %q", got)
 		}
 	})
-	t.Run("the function is asked for each protocol, by https and port", func(t *testing.T) {
+	t.Run("the function is called for each protocol with scheme https and the port", func(t *testing.T) {
 		var asked []string
 		n := newNetwork(t, false, nil)
 		d := &transport.Dialer{Host: host, DialContext: n.DialContext, Proxy: func(u *url.URL) (*url.URL, error) {
@@ -125,7 +125,7 @@ func TestProxy(t *testing.T) {
 			t.Fatal("the dial succeeded")
 		}
 		if !slices.Equal(asked, []string{"https://" + mqttAddress, "https://" + webAddress}) || !slices.Equal(n.addresses(), []string{mqttAddress, webAddress}) {
-			t.Errorf("asked for %q, dialled %q", asked, n.addresses())
+			t.Errorf("called for %q, dialled %q", asked, n.addresses())
 		}
 	})
 
@@ -177,7 +177,7 @@ func TestProxy(t *testing.T) {
 			d.Protocols = only(transport.MQTT)
 			d.Proxy = through("http://gateway:s3cret@" + proxyAddress)
 			if strings.HasPrefix(test.expect, "interim") || strings.HasPrefix(test.expect, "a header without") {
-				// No tunnel after a 200 here: the proxy only talks.
+				// This proxy replies with 200 but opens no tunnel.
 				n.handlers[proxyAddress] = func(c net.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 						io.WriteString(c, test.head)
@@ -206,7 +206,7 @@ func TestProxy(t *testing.T) {
 			t.Errorf("got %v", e)
 		}
 	})
-	t.Run("what comes with the proxy's header is not lost", func(t *testing.T) {
+	t.Run("bytes that arrive with the proxy's header are not lost", func(t *testing.T) {
 		n, d, _ := setUp(t, "")
 		n.handlers[proxyAddress] = func(c net.Conn) {
 			if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
@@ -220,7 +220,7 @@ func TestProxy(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("the service's certificate is verified through the tunnel too", func(t *testing.T) {
+	t.Run("the service's certificate is also verified through the tunnel", func(t *testing.T) {
 		_, d, _ := setUp(t, "HTTP/1.1 200 OK\r\n\r\n")
 		d.Protocols, d.Roots = only(transport.MQTT), newAuthority(t, nil).pool()
 		if e := failure(t, d, nil); e.Stage != transport.StageTLS {
@@ -241,8 +241,8 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// TestSecureProxy holds that the way to an https:// proxy is verified by itself, and
-// that nothing of it is blamed on the service.
+// TestSecureProxy checks that the connection to an https:// proxy is verified separately,
+// and that its failures are not attributed to the service.
 func TestSecureProxy(t *testing.T) {
 	const name = "proxy.test"
 	root, proxyRoot := newAuthority(t, nil), newAuthority(t, nil)
@@ -263,20 +263,20 @@ func TestSecureProxy(t *testing.T) {
 			ProxyCAFile: write(t, "proxy-ca.pem", proxyRoot.pem()), DialContext: n.DialContext}, seen, hello
 	}
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
-		t.Run("a tunnel in TLS carries "+string(protocol), func(t *testing.T) {
+		t.Run("a tunnel in TLS transports "+string(protocol), func(t *testing.T) {
 			_, d, seen, hello := setUp(t, proxyRoot.issue(t, name, nil))
 			d.Protocols = only(protocol)
 			device := newAuthority(t, nil).issue(t, "gw-1", nil)
 			c := dial(t, d, &device)
 			if c.Proxy != proxyAddress {
-				t.Errorf("it describes its proxy as %q", c.Proxy)
+				t.Errorf("the proxy of the connection is %q", c.Proxy)
 			}
 			state := <-hello
 			if state.ServerName != name || state.Version < tls.VersionTLS12 {
 				t.Errorf("the proxy was asked for %q in TLS %x", state.ServerName, state.Version)
 			}
 			if len(state.PeerCertificates) != 0 {
-				t.Error("the device's certificate was shown to the proxy")
+				t.Error("the device certificate was sent to the proxy")
 			}
 			if got := (<-seen).Header.Get("Proxy-Authorization"); !strings.HasPrefix(got, "Basic ") {
 				t.Errorf("Proxy-Authorization is %q", got)
@@ -302,7 +302,7 @@ func TestSecureProxy(t *testing.T) {
 	for _, test := range []struct {
 		expect      string
 		certificate tls.Certificate
-		file        string // in place of the proxy's roots
+		file        string // the proxy's roots
 		check       func(error) bool
 	}{
 		{"a proxy of an unknown authority", newAuthority(t, nil).issue(t, name, nil), "", func(err error) bool {
@@ -330,7 +330,7 @@ func TestSecureProxy(t *testing.T) {
 				t.Errorf("got %s %q: %v", e.Stage, e.Address, e)
 			}
 			if len(seen) != 0 {
-				t.Error("the proxy was asked all the same")
+				t.Error("CONNECT was sent to the proxy")
 			}
 		})
 	}
@@ -340,7 +340,7 @@ func TestSecureProxy(t *testing.T) {
 		d.Proxy, d.ProxyCAFile = through("http://"+proxyAddress), "/nonexistent/proxy-ca.pem"
 		dial(t, d, nil)
 	})
-	t.Run("a proxy that speaks no TLS is a failure of stage proxy", func(t *testing.T) {
+	t.Run("a proxy that does not use TLS is a failure of stage proxy", func(t *testing.T) {
 		n, d, _, _ := setUp(t, proxyRoot.issue(t, name, nil))
 		n.handlers[proxyAddress] = func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 64))
@@ -355,8 +355,8 @@ func TestSecureProxy(t *testing.T) {
 	})
 }
 
-// targetVariable makes the test binary print the proxy for a target: a process has
-// one environment.
+// targetVariable makes the test binary print the proxy for a target. This needs a process
+// because net/http reads the environment only once.
 const targetVariable = "DPSD_TEST_TARGET"
 
 func printProxy(target string) {
@@ -426,7 +426,7 @@ func TestProxyFromEnvironment(t *testing.T) {
 				}
 				for _, part := range []string{"s3cret", "8392", "Plant", "gw", "3128"} {
 					if strings.Contains(string(out), part) {
-						t.Errorf("%q is repeated in %q", part, out)
+						t.Errorf("the output contains %q: %q", part, out)
 					}
 				}
 			} else if string(out) != test.want {

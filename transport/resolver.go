@@ -9,26 +9,26 @@ import (
 	"os"
 )
 
-// ResolverFile names the name servers of this machine, resolv.conf(5).
+// ResolverFile is the file with the name servers of this machine, see resolv.conf(5).
 const ResolverFile = "/etc/resolv.conf"
 
-// NoNameServerError is a name that could not be resolved because this machine has no
-// name server. Without one, resolvers ask the machine itself, and what they report of
-// that ("[::1]:53: connection refused") does not say so.
+// NoNameServerError is a failure to resolve a name because this machine has no name server.
+// Without one, resolvers query the machine itself, and their error ("[::1]:53: connection
+// refused") does not state the reason.
 type NoNameServerError struct {
 	File    string
-	Problem string // with the file
+	Problem string // problem of the file
 	Err     error  // *net.DNSError
 }
 
-// Error names the file first.
+// Error begins with the file.
 func (e *NoNameServerError) Error() string { return fmt.Sprintf("%s %s: %v", e.File, e.Problem, e.Err) }
 
-// Unwrap returns what the resolver reported.
+// Unwrap returns the resolver's error.
 func (e *NoNameServerError) Unwrap() error { return e.Err }
 
-// Unresolved returns err as a *NoNameServerError when it is a failure to resolve a name
-// that the contents of the resolver file explain, and err itself otherwise.
+// Unresolved returns a *NoNameServerError if err is a failure to resolve a name and the
+// contents of the resolver file explain it, and err otherwise.
 func Unresolved(err error, file string) error {
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || dns.IsNotFound {
@@ -42,7 +42,7 @@ func Unresolved(err error, file string) error {
 	case errors.Is(unread, fs.ErrNotExist):
 		problem = "does not exist"
 	case unread != nil:
-		return err // then the resolver does not know either, and somebody else reports it
+		return err // the contents are unknown, so they explain nothing
 	case !namesServer(text):
 		problem = "names no name server"
 	default:
@@ -51,7 +51,8 @@ func Unresolved(err error, file string) error {
 	return &NoNameServerError{File: file, Problem: problem, Err: dns}
 }
 
-// namesServer reports whether a line of resolv.conf(5) names a name server.
+// namesServer reports whether a text in the format of resolv.conf(5) contains a name
+// server.
 func namesServer(text []byte) bool {
 	for line := range bytes.Lines(text) {
 		if fields := bytes.Fields(line); len(fields) > 1 && string(fields[0]) == "nameserver" {

@@ -10,15 +10,15 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-func TestAMissingNameServerIsReportedWithTheFileThatShouldNameOne(t *testing.T) {
+func TestAMissingNameServerIsReportedWithTheResolverFile(t *testing.T) {
 	refused := &net.DNSError{Err: "read udp [::1]:1->[::1]:53: read: connection refused", Name: "h"}
 	unknown := &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}
 	for _, test := range []struct {
 		name    string
-		text    string // of the file; "" for none
+		text    string // contents of the file; "" for no file
 		link    string
 		err     error
-		problem string // "" when the error stays as it is
+		problem string // "" if the error does not change
 	}{
 		{"no file", "", "", refused, "does not exist"},
 		{"a link of systemd-resolved, which does not run", "", "../run/systemd/resolve/stub-resolv.conf", refused, "is a link to ../run/systemd/resolve/stub-resolv.conf, which does not exist"},
@@ -46,7 +46,7 @@ func TestAMissingNameServerIsReportedWithTheFileThatShouldNameOne(t *testing.T) 
 				t.Errorf("got %v", got)
 			}
 			if !errors.Is(got, test.err) {
-				t.Errorf("%v does not hold the cause", got)
+				t.Errorf("%v does not wrap the cause", got)
 			}
 			if test.problem != "" && got.Error() != file+" "+test.problem+": lookup h: "+refused.Err {
 				t.Errorf("got %q", got)

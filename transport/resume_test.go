@@ -40,28 +40,28 @@ func TestResumption(t *testing.T) {
 		}
 		t.Run("the second connection resumes the session of the first: "+tls.VersionName(version), func(t *testing.T) {
 			if connect(t, d, nil, "") {
-				t.Error("the first is resumed")
+				t.Error("the first connection resumed a session")
 			}
 			if !connect(t, d, nil, "") {
-				t.Error("the second is not")
+				t.Error("the second connection did not resume the session")
 			}
 		})
-		t.Run("each certificate has sessions of its own: "+tls.VersionName(version), func(t *testing.T) {
+		t.Run("each certificate has separate sessions: "+tls.VersionName(version), func(t *testing.T) {
 			if connect(t, d, &one, "gw-1") || connect(t, d, &two, "gw-2") {
 				t.Error("a session of another certificate was resumed")
 			}
 			if !connect(t, d, &one, "gw-1") || !connect(t, d, &two, "gw-2") {
-				t.Error("not resumed with the same certificate")
+				t.Error("the session of the same certificate was not resumed")
 			}
 		})
-		t.Run("who trusts the server no more resumes nothing: "+tls.VersionName(version), func(t *testing.T) {
+		t.Run("a client that no longer trusts the server resumes no session: "+tls.VersionName(version), func(t *testing.T) {
 			distrusting := *d
 			distrusting.Roots = newAuthority(t, nil).pool()
 			if f := failure(t, &distrusting, nil); f.Stage != transport.StageTLS {
 				t.Errorf("%v", f)
 			}
 		})
-		t.Run("without a place to keep them there are none: "+tls.VersionName(version), func(t *testing.T) {
+		t.Run("without a cache, there are no sessions: "+tls.VersionName(version), func(t *testing.T) {
 			forgetful := *d
 			forgetful.Sessions = nil
 			for range 2 {
@@ -73,8 +73,8 @@ func TestResumption(t *testing.T) {
 	}
 }
 
-// A server that cannot resume what it has offered fails the handshake, in whatever way.
-func TestAHandshakeThatFailsWithASessionIsMadeOnceMoreWithout(t *testing.T) {
+// A server that cannot resume its own session fails the handshake in some way.
+func TestAHandshakeThatFailsWithASessionIsRepeatedWithoutIt(t *testing.T) {
 	root := newAuthority(t, nil)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for name, fail := range map[string]func(net.Conn, *tls.Config){
@@ -115,7 +115,7 @@ func TestAHandshakeThatFailsWithASessionIsMadeOnceMoreWithout(t *testing.T) {
 			})
 		}
 	}
-	t.Run("without a session a failure is a failure", func(t *testing.T) {
+	t.Run("a failure without a session is not retried", func(t *testing.T) {
 		var connections atomic.Int32
 		n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: func(c net.Conn) {
 			connections.Add(1)
@@ -168,7 +168,7 @@ func TestAForgottenSessionIsNotResumed(t *testing.T) {
 			c := dial(t, d, nil)
 			defer c.Close()
 			if forget {
-				c.Forget() // a ticket of TLS 1.3 is still to come
+				c.Forget() // a TLS 1.3 ticket has not arrived yet
 			}
 			c.Write([]byte("x"))
 			if _, err := c.Read(make([]byte, 1)); err != nil {
@@ -177,13 +177,13 @@ func TestAForgottenSessionIsNotResumed(t *testing.T) {
 			return c.TLS.DidResume
 		}
 		connect(d, false)
-		afresh := *d
-		afresh.FullHandshake = true
-		if connect(&afresh, false) {
+		full := *d
+		full.FullHandshake = true
+		if connect(&full, false) {
 			t.Errorf("%s: resumed although FullHandshake", tls.VersionName(version))
 		}
 		if !connect(d, true) {
-			t.Errorf("%s: what a fresh handshake has left is not resumed", tls.VersionName(version))
+			t.Errorf("%s: the session of the full handshake was not resumed", tls.VersionName(version))
 		}
 		if connect(d, false) {
 			t.Errorf("%s: a forgotten session is resumed", tls.VersionName(version))

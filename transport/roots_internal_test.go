@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// bundle writes a bundle of one root, and returns its path and what is in it.
+// bundle writes a bundle with one root, and returns its path and contents.
 func bundle(t *testing.T) (string, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -37,7 +37,7 @@ func bundle(t *testing.T) (string, *x509.CertPool) {
 	return path, pool
 }
 
-// every wants each certificate of a bundle.
+// every selects all certificates of a bundle.
 func every([]byte) bool { return true }
 
 func TestSystemRoots(t *testing.T) {
@@ -54,7 +54,7 @@ func TestSystemRoots(t *testing.T) {
 	}
 	for _, test := range []struct {
 		says      string
-		file, dir string // of the environment
+		file, dir string // environment variables
 		bundles   []string
 		want      *x509.CertPool
 	}{
@@ -76,7 +76,7 @@ func TestSystemRoots(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a bundle that is replaced is read at the next Dial", func(t *testing.T) {
+	t.Run("a replaced bundle is read at the next Dial", func(t *testing.T) {
 		t.Setenv("SSL_CERT_FILE", "")
 		t.Setenv("SSL_CERT_DIR", "")
 		if _, err := systemTrust([]string{path}); err != nil {
@@ -90,7 +90,7 @@ func TestSystemRoots(t *testing.T) {
 			t.Fatal(err)
 		}
 		if all, err := got.roots(every); err != nil || !all.Equal(inOther) {
-			t.Errorf("the old roots are trusted still (%v)", err)
+			t.Errorf("the old roots are still trusted (%v)", err)
 		}
 	})
 }

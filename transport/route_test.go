@@ -22,7 +22,7 @@ func TestRoute(t *testing.T) {
 		proxy    func(*url.URL) (*url.URL, error)
 		protocol transport.Protocol
 		want     transport.Route
-		stage    transport.Stage // of the error
+		stage    transport.Stage // stage of the error
 	}{
 		{"straight", nil, transport.MQTT, transport.Route{Address: "dps.test:8883"}, ""},
 		{"a proxy is told without user and password", through("http://user:secret@proxy.test"), transport.MQTT, transport.Route{Address: "dps.test:8883", Proxy: "proxy.test:80"}, ""},

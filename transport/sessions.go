@@ -7,21 +7,22 @@ import (
 	"sync"
 )
 
-// sessions are what one connection sees of a cache. Those of one device certificate are
-// kept apart from those of others: a resumed session is that of the certificate which
-// was shown when it began. A nil *sessions is that of a Dialer without a cache.
+// sessions is the view that one connection has of a session cache. The sessions of
+// different device certificates are separate, because a resumed session authenticates with
+// the certificate of its first handshake. A nil *sessions belongs to a Dialer without a
+// cache.
 type sessions struct {
 	cache  tls.ClientSessionCache
 	prefix string
-	afresh bool // a session that is there is forgotten, not resumed
+	full   bool // cached sessions are removed, not resumed
 
 	mu        sync.Mutex
-	keys      []string // of the sessions offered or remembered
+	keys      []string // keys of the sessions that were offered or stored
 	offered   bool
 	forgotten bool
 }
 
-func newSessions(cache tls.ClientSessionCache, afresh bool, certificate *tls.Certificate, address string) *sessions {
+func newSessions(cache tls.ClientSessionCache, full bool, certificate *tls.Certificate, address string) *sessions {
 	if cache == nil {
 		return nil
 	}
@@ -32,13 +33,13 @@ func newSessions(cache tls.ClientSessionCache, afresh bool, certificate *tls.Cer
 			prefix += string(sum[:])
 		}
 	}
-	return &sessions{cache: cache, prefix: prefix, afresh: afresh}
+	return &sessions{cache: cache, prefix: prefix, full: full}
 }
 
 // Get implements tls.ClientSessionCache.
 func (s *sessions) Get(key string) (*tls.ClientSessionState, bool) {
 	key = s.prefix + key
-	if s.afresh {
+	if s.full {
 		s.cache.Put(key, nil)
 		return nil, false
 	}
@@ -51,7 +52,7 @@ func (s *sessions) Get(key string) (*tls.ClientSessionState, bool) {
 	return state, found
 }
 
-// Put implements tls.ClientSessionCache. Under TLS 1.3 a session arrives at any time
+// Put implements tls.ClientSessionCache. With TLS 1.3, a session may arrive at any time
 // after the handshake.
 func (s *sessions) Put(key string, state *tls.ClientSessionState) {
 	key = s.prefix + key
@@ -63,8 +64,8 @@ func (s *sessions) Put(key string, state *tls.ClientSessionState) {
 	}
 }
 
-// doubtful reports whether err, with which a dial ended, may come of a session that was
-// offered. A server that has answered the upgrade understands the session.
+// doubtful reports whether an offered session may have caused err, the error of a dial. A
+// server that replied to the upgrade has accepted the session.
 func (s *sessions) doubtful(err error) bool {
 	if s == nil || errors.As(err, new(*UpgradeError)) {
 		return false
@@ -74,7 +75,7 @@ func (s *sessions) doubtful(err error) bool {
 	return s.offered
 }
 
-// forget takes this connection's sessions out of the cache, and lets no more into it.
+// forget removes this connection's sessions from the cache and stores no more.
 func (s *sessions) forget() {
 	if s == nil {
 		return

@@ -17,11 +17,11 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// maxCAFile is more than the whole of a distribution's roots.
+// maxCAFile is larger than all roots of a distribution together, in bytes.
 const maxCAFile = 4 << 20
 
-// trust returns what a server is verified against: Roots, or the system's, and the
-// certificates of the file, "" for none.
+// trust returns the roots for verifying a server: Roots or the system's roots, and the
+// certificates of the file unless it is "".
 func (d *Dialer) trust(file string) (trust, error) {
 	added, err := readCertificates(file)
 	if err != nil {
@@ -37,8 +37,8 @@ func (d *Dialer) trust(file string) (trust, error) {
 	return t, nil
 }
 
-// RootPool returns what the service's certificate is verified against: Roots, or the
-// system's, and the certificates of CAFile.
+// RootPool returns the roots for verifying the service's certificate: Roots or the system's
+// roots, and the certificates of CAFile.
 func (d *Dialer) RootPool() (*x509.CertPool, error) {
 	t, err := d.trust(d.CAFile)
 	if err != nil {
@@ -58,8 +58,8 @@ func (d *Dialer) FileErrors() (met []error) {
 	return met
 }
 
-// readCertificates reads every certificate of a PEM file, "" for none. A certificate that
-// cannot be read is an error here, because later it would only be a handshake that fails.
+// readCertificates reads every certificate of a PEM file; path may be "". An unreadable
+// certificate is an error, because it would later appear only as a failed handshake.
 func readCertificates(path string) ([]*x509.Certificate, error) {
 	if path == "" {
 		return nil, nil
@@ -75,33 +75,34 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	return nil, &os.PathError{Op: "read", Path: path, Err: input.About(path, err)}
 }
 
-// verifier verifies the certificate of a server as crypto/tls does it, with the whole
-// verification of crypto/x509; only the roots are chosen by what the server presents. No
-// verifier accepts a certificate that does not verify.
+// verifier verifies the certificate of a server like crypto/tls, with the whole
+// verification of crypto/x509. Only the roots are selected by the chain that the server
+// presents. A verifier never accepts a certificate that crypto/x509 does not verify.
 type verifier struct {
 	trust  trust
 	host   string
-	chains [][]*x509.Certificate // set once verified
-	asked  bool                  // the server has asked for a certificate, and was shown none
-	shown  bool                  // the server asked for the device certificate and received it
+	chains [][]*x509.Certificate // set after verification
+	asked  bool                  // the server requested a certificate and received none
+	shown  bool                  // the server requested the device certificate and received it
 }
 
-// refused is an error that a verified server is the cause of.
+// refused returns err as an error that a verified server caused.
 func (v *verifier) refused(err error) error {
 	return &RefusedError{Issuer: v.chains[0][0].Issuer, Host: v.host, Certificate: v.shown, Missing: v.asked, Err: err}
 }
 
 var errNoCertificate = errors.New("the server presents no certificate")
 
-// verify is tls.Config.VerifyConnection: every handshake calls it, a resumed one too,
+// verify is tls.Config.VerifyConnection: every handshake, including a resumed one, calls it
 // before anything is sent over the connection.
 func (v *verifier) verify(state tls.ConnectionState) error {
 	presented := state.PeerCertificates
 	if len(presented) == 0 {
 		return errNoCertificate
 	}
-	// A chain ends in a root with the name of an issuer, or in a certificate that is a root
-	// itself. What merely contains such a name is trusted as well, and changes nothing.
+	// A chain ends with a root that has the name of an issuer, or with a certificate that
+	// is a root itself. Other certificates that contain such a name are selected too, but
+	// change nothing.
 	roots, err := v.trust.roots(func(der []byte) bool {
 		return slices.ContainsFunc(presented, func(c *x509.Certificate) bool {
 			return bytes.Contains(der, c.RawIssuer) || bytes.Contains(der, c.RawSubject)
@@ -122,36 +123,36 @@ func (v *verifier) verify(state tls.ConnectionState) error {
 	return nil
 }
 
-// client is this end of a TLS connection.
+// client is the client side of a TLS connection.
 type client struct {
-	host        string // sent as server name, and verified
+	host        string // sent as server name and verified
 	trust       trust
-	certificate *tls.Certificate // nil: none is shown
-	sessions    *sessions        // nil: none is resumed
+	certificate *tls.Certificate // nil for none
+	sessions    *sessions        // nil for no resumption
 }
 
-// config is for one connection, whose server v verifies.
+// config returns the configuration for one connection, whose server v verifies.
 func (c client) config(v *verifier) *tls.Config {
 	config := &tls.Config{
 		ServerName: c.host,
-		// Not the verification is skipped, but its being done by crypto/tls, which would
-		// want every root parsed beforehand.
-		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies, always
+		// VerifyConnection verifies the certificate. crypto/tls does not, because it would
+		// need all roots in parsed form.
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection always verifies
 		VerifyConnection:   v.verify,
-		// DPS refuses anything older. The maximum is left open.
+		// DPS accepts nothing older. There is no maximum.
 		MinVersion: tls.VersionTLS12,
-		// Of TLS 1.2; those of 1.3 are always there. Go's default adds four with CBC and
-		// SHA-1, which are weaker, and two with ChaCha20, which Azure has none of: twelve
-		// bytes in each first flight.
+		// These are for TLS 1.2; those of 1.3 are always enabled. Go's default adds four
+		// with CBC and SHA-1, which are weaker, and two with ChaCha20, which Azure does not
+		// support: twelve bytes in each first flight.
 		CipherSuites: []uint16{
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 		},
-		// Go's default adds a post-quantum key share of 1.2 KB to every first flight.
-		// The service speaks TLS 1.2 only, which cannot use it: the flight would grow
-		// from one packet to two, on metered lines and through middleboxes that have
-		// been seen to drop such a ClientHello, for nothing. Nothing recorded today is
-		// worth decrypting later either: tokens live an hour.
+		// Go's default adds a post-quantum key share of 1.2 KB to every first flight. The
+		// service supports only TLS 1.2, which cannot use it. The flight would grow from
+		// one packet to two, on metered connections and through middleboxes that are known
+		// to drop such a ClientHello, without a benefit. Decrypting recorded traffic later
+		// is not worthwhile either, since tokens expire after an hour.
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
 	}
 	if c.sessions != nil {
@@ -159,15 +160,15 @@ func (c client) config(v *verifier) *tls.Config {
 	}
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		v.asked = true
-		return new(tls.Certificate), nil // none, which most servers accept
+		return new(tls.Certificate), nil // no certificate, which most servers accept
 	}
 	if c.certificate != nil {
-		// Given in Certificates, crypto/tls would silently send nothing when the
-		// server's list of authorities does not name this one's issuer. Sent always, the
-		// service can say why it refuses.
+		// If the certificate were in Certificates, crypto/tls would silently send none if
+		// its issuer is not in the server's list of authorities. It is always sent, so that
+		// the service can report why it rejects the certificate.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			// crypto/tls asks for it only after the server has proved with its key that the
-			// verified certificate is its own.
+			// crypto/tls calls this only after the server has proved possession of the
+			// verified certificate's key.
 			v.shown = true
 			return c.certificate, nil
 		}
@@ -175,7 +176,7 @@ func (c client) config(v *verifier) *tls.Config {
 	return config
 }
 
-// handshake makes raw a TLS stream, under ctx.
+// handshake performs the TLS handshake on raw until ctx ends.
 func (c client) handshake(ctx context.Context, raw net.Conn) (*secured, error) {
 	v := &verifier{trust: c.trust, host: c.host}
 	first := &firstBytes{Conn: raw}
@@ -195,21 +196,22 @@ func (c client) handshake(ctx context.Context, raw net.Conn) (*secured, error) {
 		return nil, v.refused(err)
 	}
 	if _, alert := RemoteAlert(err); alert {
-		// Seven bytes that anybody on the way can send.
+		// Anyone on the path can send these seven bytes.
 		return nil, fmt.Errorf("the peer ended the handshake before its certificate was verified: %w", err)
 	}
 	return nil, err
 }
 
-// secured is the TLS stream to a verified server.
+// secured is a TLS stream to a verified server.
 type secured struct {
 	*tls.Conn
 	server *verifier
 }
 
-// Read names an alert as the server's: under TLS 1.3 the server judges the device
-// certificate after the client's handshake is over, and its alert arrives here. A record
-// that crypto/tls does not accept is an end of the stream: anybody on the way can send one.
+// Read returns an alert as an error of the server: with TLS 1.3, the server checks the
+// device certificate after the client has finished the handshake, so its alert arrives
+// here. Read treats a record that crypto/tls rejects as the end of the stream, since anyone
+// on the path can send one.
 func (s *secured) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	if _, alert := RemoteAlert(err); alert {
@@ -221,7 +223,7 @@ func (s *secured) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// firstBytes remembers how the peer's answer begins: crypto/tls keeps five bytes.
+// firstBytes keeps the first bytes of the peer's reply; crypto/tls keeps only five.
 type firstBytes struct {
 	net.Conn
 
@@ -240,7 +242,7 @@ func (f *firstBytes) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stop returns what was kept and keeps no more.
+// stop returns the kept bytes and keeps no more.
 func (f *firstBytes) stop() []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()

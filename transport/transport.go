@@ -1,11 +1,11 @@
-// Package transport gets a byte stream to the service: TLS on 8883, or MQTT over
-// WebSocket on 443, straight or through an HTTP proxy, in a configured order.
+// Package transport opens a byte stream to the service: TLS on port 8883 or MQTT over
+// WebSocket on port 443, directly or through an HTTP proxy, in a configured order.
 //
-// Every stream is TLS 1.2 or later and verified against the system's roots and the
-// configured ones, with the server's name always sent and always checked; so is the
-// connection to an https:// proxy. There is
-// no switch to turn that off. Failures are an [Errors], one [Error] for each protocol
-// tried, each with the [Stage] where it ended.
+// Every stream uses TLS 1.2 or later, and the server is verified with the system's roots
+// and the configured ones; its name is always sent and checked. The same applies to the
+// connection to an https:// proxy. Verification cannot be disabled. A failure is an
+// [Errors] value with one [Error] for each protocol that was tried and the [Stage] in which
+// it failed.
 package transport
 
 import (
@@ -23,7 +23,7 @@ import (
 // Protocol is a way to carry MQTT.
 type Protocol string
 
-// The protocols the service offers.
+// The protocols of the service.
 const (
 	MQTT      Protocol = "mqtt"      // MQTT in TLS
 	WebSocket Protocol = "websocket" // MQTT in WebSocket in TLS
@@ -36,52 +36,52 @@ const (
 	DefaultTimeout       = 30 * time.Second
 )
 
-// Dialer says where the service is and how to get there. The zero value with Host
-// set dials straight, MQTT first, trusting the system's roots. It is safe for
-// concurrent use when its functions are.
+// Dialer contains the options for connecting to the service. The zero value with Host set
+// connects directly, tries MQTT first and trusts the system's roots. A Dialer is safe for
+// concurrent use if its functions are.
 type Dialer struct {
-	Host          string     // the service's host name: dialled, sent as server name, verified
-	Protocols     []Protocol // tried in this order; empty is MQTT, then WebSocket
-	MQTTPort      int        // 0 is DefaultMQTTPort
-	WebSocketPort int        // 0 is DefaultWebSocketPort
+	Host          string     // the service's host name, which is dialled, sent as server name and verified
+	Protocols     []Protocol // tried in this order; empty means MQTT, then WebSocket
+	MQTTPort      int        // 0 means DefaultMQTTPort
+	WebSocketPort int        // 0 means DefaultWebSocketPort
 
-	// Proxy names the HTTP proxy for a URL "https://host:port", nil for none. A nil
-	// function is no proxy. See ProxyFromEnvironment.
+	// Proxy returns the HTTP proxy for a URL "https://host:port", or nil for none. A nil
+	// function means no proxy. See ProxyFromEnvironment.
 	Proxy func(*url.URL) (*url.URL, error)
 
-	// ProxyUser is sent to the proxy as user and password, in place of what its URL
-	// holds. nil is what the URL holds.
+	// ProxyUser is sent to the proxy as user name and password instead of those in its URL.
+	// nil means those in the URL.
 	ProxyUser *url.Userinfo
-	// ProxyCAFile has PEM certificates trusted beside Roots for an https:// proxy; read
-	// at each Dial that meets one.
+	// ProxyCAFile contains PEM certificates that are trusted in addition to Roots for an
+	// https:// proxy. Each Dial through one reads the file.
 	ProxyCAFile string
 
-	CAFile string         // PEM certificates trusted beside Roots; read at each Dial
-	Roots  *x509.CertPool // nil is the system's
+	CAFile string         // PEM certificates trusted in addition to Roots; read at each Dial
+	Roots  *x509.CertPool // nil means the system's roots
 
-	// Sessions remembers TLS sessions from one Dial to the next, each with the device
-	// certificate it was begun with. nil remembers none.
+	// Sessions caches TLS sessions between Dials, separately for each device certificate.
+	// nil disables resumption.
 	Sessions tls.ClientSessionCache
-	// FullHandshake forgets earlier sessions, so that every handshake is a full one. New
-	// sessions are remembered.
+	// FullHandshake discards cached sessions, so that every handshake is a full one. New
+	// sessions are cached.
 	FullHandshake bool
 
-	// Timeout bounds each protocol tried: name, TCP, proxy, TLS and upgrade together.
-	// 0 is DefaultTimeout.
+	// Timeout limits each protocol: name resolution, TCP, proxy, TLS and upgrade together.
+	// 0 means DefaultTimeout.
 	Timeout time.Duration
 
-	// DialContext opens a TCP connection. nil is a net.Dialer's.
+	// DialContext opens a TCP connection. nil means that of net.Dialer.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Dial opens a stream by the first protocol that works. The next one is tried only
-// when there is no stream: what happens on a stream is for the caller to judge.
-// certificate, when not nil, is what the device shows if the server asks.
+// Dial opens a stream with the first protocol that works. It tries the next one only if
+// there is no stream; callers handle later errors on a stream. certificate is the device
+// certificate for servers that request one; it may be nil.
 //
-// A handshake that fails after a session was offered for resumption is made once more,
-// as a full one, and so are those of the protocols after it.
+// If a handshake fails after a session was offered for resumption, Dial repeats it as a
+// full handshake, and uses full handshakes for the remaining protocols.
 //
-// The error is an Errors. When ctx ends, no further protocol is tried.
+// The error is an Errors value. After ctx has ended, Dial tries no further protocol.
 func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn, error) {
 	protocols := d.Protocols
 	if len(protocols) == 0 {
@@ -92,16 +92,16 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 		return nil, Errors{{Stage: StageCA, Address: d.CAFile, Err: err}}
 	}
 	var failures Errors
-	afresh := d.FullHandshake
+	full := d.FullHandshake
 	for _, p := range protocols {
 		us := client{host: d.Host, trust: t, certificate: certificate}
-		us.sessions = newSessions(d.Sessions, afresh, certificate, string(p))
+		us.sessions = newSessions(d.Sessions, full, certificate, string(p))
 		c, err := d.dial(ctx, p, us)
 		if err != nil && us.sessions.doubtful(err) {
 			us.sessions.forget()
-			afresh = true
+			full = true
 			if ctx.Err() == nil {
-				us.sessions = newSessions(d.Sessions, afresh, certificate, string(p))
+				us.sessions = newSessions(d.Sessions, full, certificate, string(p))
 				c, err = d.dial(ctx, p, us)
 			}
 		}
@@ -116,7 +116,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 	return nil, failures
 }
 
-// dial tries one protocol, all of it under one deadline.
+// dial tries one protocol with one deadline for all steps.
 func (d *Dialer) dial(parent context.Context, p Protocol, us client) (*Conn, *Error) {
 	timeout := d.Timeout
 	if timeout <= 0 {
@@ -130,8 +130,8 @@ func (d *Dialer) dial(parent context.Context, p Protocol, us client) (*Conn, *Er
 	if err == nil {
 		return c, nil
 	}
-	// What the network says after the deadline is an echo of the deadline ("use of
-	// closed network connection"); the deadline is the cause.
+	// Network errors after the deadline ("use of closed network connection") are its
+	// consequence; the deadline is the cause.
 	switch {
 	case parent.Err() != nil:
 		err.Err = context.Cause(parent)
@@ -141,16 +141,16 @@ func (d *Dialer) dial(parent context.Context, p Protocol, us client) (*Conn, *Er
 	return nil, err
 }
 
-// attempt is one protocol being tried.
+// attempt is an attempt with one protocol.
 type attempt struct {
 	dialer   *Dialer
 	protocol Protocol
 	client   client
 	proxy    string   // the proxy's address, "" for none
-	remote   net.Addr // where the service's name has led; nil with a proxy
+	remote   net.Addr // resolved address of the service; nil with a proxy
 	raw      net.Conn // the TCP connection
 
-	proxyDate time.Time // by the proxy's clock; zero when it did not state it
+	proxyDate time.Time // the proxy's Date header; zero if there was none
 }
 
 func (a *attempt) fail(stage Stage, address string, err error) *Error {
@@ -189,8 +189,8 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 		ws, date, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
 		if err != nil {
 			_ = a.raw.Close()
-			// Under TLS 1.3 the server judges the client certificate after the client's
-			// handshake is over: its alert arrives in place of the first answer.
+			// With TLS 1.3, the server checks the client certificate after the client has
+			// finished the handshake: its alert arrives instead of the first response.
 			if _, ok := RemoteAlert(err); ok {
 				return nil, a.fail(StageTLS, address, err)
 			}
@@ -201,14 +201,14 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	return c, nil
 }
 
-// Route is where a protocol goes.
+// Route describes the connection of a protocol.
 type Route struct {
 	Address string // host:port of the service
-	Proxy   string // host:port of the proxy that is dialled in its place, "" for none
+	Proxy   string // host:port of the proxy that is dialled instead; "" for none
 }
 
-// Route tells the way of a protocol without going it. The error is an *Error: there
-// is no usable proxy, or no such protocol.
+// Route returns the route of a protocol without connecting. The error is an *Error if the
+// proxy is unusable or the protocol is unknown.
 func (d *Dialer) Route(p Protocol) (Route, error) {
 	a := attempt{dialer: d, protocol: p}
 	port, err := d.port(p)
@@ -226,7 +226,7 @@ func (d *Dialer) Route(p Protocol) (Route, error) {
 	return r, nil
 }
 
-// port is where the service offers the protocol.
+// port returns the service's port for the protocol.
 func (d *Dialer) port(p Protocol) (int, error) {
 	switch p {
 	case MQTT:
@@ -237,7 +237,7 @@ func (d *Dialer) port(p Protocol) (int, error) {
 	return 0, fmt.Errorf("unknown protocol %q", string(p))
 }
 
-// proxy is the one on the way to address, nil for none.
+// proxy returns the proxy for address, or nil.
 func (d *Dialer) proxy(address string) (*url.URL, error) {
 	if d.Proxy == nil {
 		return nil, nil
@@ -245,7 +245,7 @@ func (d *Dialer) proxy(address string) (*url.URL, error) {
 	return d.Proxy(&url.URL{Scheme: "https", Host: address})
 }
 
-// ProxyPassword is what a proxy on the way of any protocol is told, "" for nothing: a
+// ProxyPassword returns the password that is sent to the proxy of any protocol, or "". A
 // proxy may repeat it.
 func (d *Dialer) ProxyPassword() string {
 	if d.ProxyUser != nil {
@@ -263,7 +263,7 @@ func (d *Dialer) ProxyPassword() string {
 	return ""
 }
 
-// connect opens a stream to address, through the proxy when there is one.
+// connect opens a stream to address, through the proxy if there is one.
 func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error) {
 	proxy, err := a.dialer.proxy(address)
 	if err != nil {
@@ -305,7 +305,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	}
 	stream := a.raw
 	if secure {
-		// The device's certificate is the service's to see, not the proxy's.
+		// The device certificate is for the service, not for the proxy.
 		c, err := client{host: proxy.Hostname(), trust: t}.handshake(ctx, a.raw)
 		if err != nil {
 			_ = a.raw.Close()
@@ -326,20 +326,20 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	return tunnel, nil
 }
 
-// open opens a TCP connection. A net.Dialer tries IPv6 and IPv4 side by side
-// (RFC 6555): when the preferred family is silent, the other has its turn 300 ms later.
+// open opens a TCP connection. A net.Dialer tries IPv6 and IPv4 in parallel (RFC 6555): if
+// the preferred family does not respond, it starts with the other after 300 ms.
 func (d *Dialer) open(ctx context.Context, address string) (net.Conn, error) {
 	if d.DialContext != nil {
 		return d.DialContext(ctx, "tcp", address)
 	}
-	// MQTT's own keep-alive and the response time-out find a dead peer; TCP's would
-	// wake a cellular modem every 15 seconds for nothing.
+	// The MQTT keep-alive and the response time-out detect a dead peer; TCP keep-alive
+	// would unnecessarily wake a cellular modem every 15 seconds.
 	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", address)
 }
 
-// inProxy is a stream in the TLS of a proxy. It closes without that TLS's farewell,
-// which would wait for a proxy that reads nothing any more; the TLS of the service,
-// inside, has said its own.
+// inProxy is a stream within the TLS connection to a proxy. It closes without that
+// connection's close_notify, which would wait for a proxy that no longer reads; the inner
+// TLS connection to the service has sent its own.
 type inProxy struct {
 	net.Conn
 	raw net.Conn
@@ -354,16 +354,16 @@ func orDefault(port, otherwise int) int {
 	return port
 }
 
-// interruptible runs f, which reads and writes conn. When ctx ends first, the
-// deadline of conn ends what f is at, and the error is that of ctx.
+// interruptible runs f, which reads and writes conn. If ctx ends first, interruptible ends
+// f's operation with a deadline of conn and returns the error of ctx.
 func interruptible(ctx context.Context, conn net.Conn, f func() error) error {
 	stop := context.AfterFunc(ctx, func() {
 		_ = conn.SetDeadline(time.Unix(1, 0))
 	})
 	err := f()
 	if !stop() {
-		// The deadline has been set, or is being set: the stream cannot be used. err is
-		// its echo, and would make a time-out of a cancellation.
+		// The deadline has been or is being set, so the stream cannot be used. err is a
+		// consequence and would turn a cancellation into a time-out.
 		return context.Cause(ctx)
 	}
 	return err

@@ -57,20 +57,20 @@ func TestStreams(t *testing.T) {
 
 					want := map[transport.Protocol]string{transport.MQTT: mqttAddress, transport.WebSocket: webAddress}[protocol]
 					if c.Protocol != protocol || c.Address != want || c.Proxy != "" || c.TLS.Version != version || len(c.TLS.VerifiedChains) == 0 {
-						t.Errorf("the stream describes itself as %s %q %q %s", c.Protocol, c.Address, c.Proxy, tls.VersionName(c.TLS.Version))
+						t.Errorf("the stream is %s %q %q %s", c.Protocol, c.Address, c.Proxy, tls.VersionName(c.TLS.Version))
 					}
 					if !strings.HasPrefix(c.RemoteAddr().String(), "127.0.0.1:") || !strings.HasPrefix(c.LocalAddr().String(), "127.0.0.1:") {
-						t.Errorf("its addresses are %v and %v", c.LocalAddr(), c.RemoteAddr())
+						t.Errorf("the addresses are %v and %v", c.LocalAddr(), c.RemoteAddr())
 					}
 					state := <-hello
 					if state.ServerName != host {
 						t.Errorf("the server was asked for %q", state.ServerName)
 					}
 					if certificate == nil && len(state.PeerCertificates) != 0 {
-						t.Error("a certificate was shown")
+						t.Error("a certificate was sent")
 					}
 					if certificate != nil && (len(state.PeerCertificates) != 2 || state.PeerCertificates[0].Subject.CommonName != "gw-1") {
-						t.Errorf("leaf and intermediate were to be shown, %d came", len(state.PeerCertificates))
+						t.Errorf("got %d certificates, want leaf and intermediate", len(state.PeerCertificates))
 					}
 					if protocol == transport.WebSocket {
 						r := <-asked
@@ -137,11 +137,11 @@ func TestConfiguredPorts(t *testing.T) {
 		t.Errorf("got %s", c.Address)
 	}
 	if h := <-hosts; h != host+":10443" {
-		t.Errorf("another port than 443 belongs into the Host header, which was %q", h)
+		t.Errorf("a port other than 443 must be in the Host header, which was %q", h)
 	}
 }
 
-// TestFirstFlight keeps the ClientHello in one packet, with room to spare.
+// TestFirstFlight checks that the ClientHello fits one packet, with some space left.
 func TestFirstFlight(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		t.Run(string(protocol)+": no post-quantum key share, X25519, P-256 and P-384 offered, server name sent", func(t *testing.T) {
@@ -204,7 +204,7 @@ func (r *replay) Read(p []byte) (int, error) {
 func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 	root, other := newAuthority(t, nil), newAuthority(t, nil)
 	interceptor := newAuthority(t, nil)
-	interceptor.certificate.RawSubject = nil // so that what it issues bears this name
+	interceptor.certificate.RawSubject = nil // so that the certificates that it issues contain this name
 	interceptor.certificate.Subject = pkix.Name{CommonName: "ACME Inspection\x1b", Organization: []string{"ACME"}}
 	day := 24 * time.Hour
 	serve := func(certificate tls.Certificate, minVersion, maxVersion uint16) func(net.Conn) {
@@ -298,8 +298,8 @@ func TestClientCertificateRequired(t *testing.T) {
 	root, devices := newAuthority(t, nil), newAuthority(t, nil)
 	server := root.issue(t, host, nil)
 	good := devices.issue(t, "gw-1", nil)
-	// Its issuer is none of those the server names: it is shown all the same, so that
-	// the refusal is the service's.
+	// Its issuer is not in the server's list. It is sent nevertheless, so that the service
+	// rejects it.
 	stranger := newAuthority(t, nil).issue(t, "gw-1", nil)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		config := &tls.Config{Certificates: []tls.Certificate{server}, MaxVersion: version,
@@ -311,7 +311,7 @@ func TestClientCertificateRequired(t *testing.T) {
 					mqttAddress: secure(config, echo), webAddress: secure(config, upgraded([]string{"mqtt"}, echoMessages))})
 				return &transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}
 			}
-			t.Run("a good one is shown and accepted"+name, func(t *testing.T) {
+			t.Run("a valid one is sent and accepted"+name, func(t *testing.T) {
 				c := dial(t, setUp(t), &good)
 				if _, err := io.WriteString(c, "ping"); err != nil {
 					t.Fatal(err)
@@ -328,7 +328,8 @@ func TestClientCertificateRequired(t *testing.T) {
 						if protocol != transport.MQTT || version != tls.VersionTLS13 {
 							t.Fatal("the dial succeeded")
 						}
-						// TLS 1.3 over plain MQTT: only the first read can tell.
+						// With TLS 1.3 over plain MQTT, only the first read returns the
+						// error.
 						_, err = c.Read(make([]byte, 1))
 					} else if e := (*transport.Error)(nil); !errors.As(err, &e) || e.Stage != transport.StageTLS {
 						t.Errorf("the stage is not tls: %v", err)
@@ -358,16 +359,17 @@ func TestClientCertificateRequired(t *testing.T) {
 			t.Errorf("got %v", e)
 		}
 	})
-	t.Run("what is no alert of the peer is not taken for one", func(t *testing.T) {
+	t.Run("errors other than alerts of the peer are not recognized as alerts", func(t *testing.T) {
 		for _, err := range []error{nil, io.EOF, &net.OpError{Op: "read", Err: syscall.ECONNRESET}, &net.OpError{Op: "local error", Err: io.EOF}} {
 			if words, ok := transport.RemoteAlert(err); ok {
-				t.Errorf("%v was taken for %q", err, words)
+				t.Errorf("%v was recognized as %q", err, words)
 			}
 		}
 	})
 }
 
-// failingWrite lets some writes pass and fails the next as soon as a peer hung up.
+// failingWrite passes some writes and fails the next one after the peer has closed the
+// connection.
 type failingWrite struct {
 	net.Conn
 	after int
@@ -420,7 +422,7 @@ func TestConnectFailures(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the message says protocol, stage and address once", func(t *testing.T) {
+	t.Run("the message contains protocol, stage and address once", func(t *testing.T) {
 		e := &transport.Error{Protocol: transport.MQTT, Stage: transport.StageTLS, Address: mqttAddress, Proxy: "proxy.test:3128", Err: io.EOF}
 		if got := e.Error(); got != "mqtt: tls service.test:8883 through proxy proxy.test:3128: EOF" {
 			t.Errorf("got %s", got)
@@ -458,7 +460,7 @@ func TestOrderOfProtocols(t *testing.T) {
 			d := &transport.Dialer{Host: host, Protocols: test.order, Roots: root.pool(), DialContext: n.DialContext}
 			c, err := d.Dial(t.Context(), nil)
 			if !slices.Equal(n.addresses(), test.dialed) {
-				t.Errorf("dialled were %q, want %q", n.addresses(), test.dialed)
+				t.Errorf("dialled %q, want %q", n.addresses(), test.dialed)
 			}
 			if c != nil {
 				defer c.Close()
@@ -473,7 +475,7 @@ func TestOrderOfProtocols(t *testing.T) {
 				for _, e := range all {
 					stages = append(stages, e.Stage)
 					if !strings.Contains(err.Error(), e.Error()) {
-						t.Errorf("the message leaves out %q", e.Error())
+						t.Errorf("the message does not contain %q", e.Error())
 					}
 				}
 			}
@@ -482,14 +484,14 @@ func TestOrderOfProtocols(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a stream that ends at once is a stream: no other protocol is tried", func(t *testing.T) {
+	t.Run("after a stream that ends immediately, no other protocol is tried", func(t *testing.T) {
 		n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: secure(config, func(*tls.Conn) {}), webAddress: web})
 		c := dial(t, &transport.Dialer{Host: host, Roots: root.pool(), DialContext: n.DialContext}, nil)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("got %v", err)
 		}
 		if !slices.Equal(n.addresses(), []string{mqttAddress}) {
-			t.Errorf("dialled were %q", n.addresses())
+			t.Errorf("dialled %q", n.addresses())
 		}
 	})
 }
@@ -499,16 +501,16 @@ func TestRoots(t *testing.T) {
 	serve := func(a *authority) *network {
 		return newNetwork(t, false, map[string]func(net.Conn){mqttAddress: secure(&tls.Config{Certificates: []tls.Certificate{a.issue(t, host, nil)}}, echo)})
 	}
-	t.Run("certificates of the file are trusted beside the others", func(t *testing.T) {
+	t.Run("certificates of the file are trusted in addition to Roots", func(t *testing.T) {
 		path := write(t, "ca.pem", append([]byte("a comment\n"), added.pem()...))
 		for _, a := range []*authority{root, added} {
 			dial(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Roots: root.pool(), CAFile: path, DialContext: serve(a).DialContext}, nil)
 		}
 	})
-	t.Run("certificates of the file are trusted beside the system's", func(t *testing.T) {
+	t.Run("certificates of the file are trusted in addition to the system's roots", func(t *testing.T) {
 		dial(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), CAFile: write(t, "ca.pem", added.pem()), DialContext: serve(added).DialContext}, nil)
 	})
-	t.Run("without either the system's roots do not know a test's authority", func(t *testing.T) {
+	t.Run("the system's roots do not include a test's authority", func(t *testing.T) {
 		e := failure(t, &transport.Dialer{Host: host, Protocols: only(transport.MQTT), DialContext: serve(added).DialContext}, nil)
 		if unknown := (x509.UnknownAuthorityError{}); !errors.As(e, &unknown) {
 			t.Errorf("got %v", e)
@@ -558,7 +560,7 @@ func TestRoots(t *testing.T) {
 		{"a file in UTF-16", write(t, "ca.pem", []byte("\xff\xfe-\x00")), func(err error) bool { return strings.Contains(err.Error(), "UTF-16") }},
 		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "more than") }},
 		{"a directory", t.TempDir(), func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
-		{"a FIFO nobody writes to", fifo, func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
+		{"a FIFO without a writer", fifo, func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 	} {
 		t.Run(test.expect+" is an error of stage ca, and nothing is dialled", func(t *testing.T) {
 			n := newNetwork(t, false, nil)
@@ -567,7 +569,7 @@ func TestRoots(t *testing.T) {
 				t.Errorf("got %v", e)
 			}
 			if !strings.Contains(e.Error(), test.path) || len(n.addresses()) != 0 {
-				t.Errorf("the message is %q, dialled were %q", e, n.addresses())
+				t.Errorf("the message is %q, dialled %q", e, n.addresses())
 			}
 		})
 	}

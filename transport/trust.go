@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// bundles are where distributions keep all their roots in one file: Debian, Fedora,
+// bundles returns the files in which distributions keep all their roots: Debian, Fedora,
 // openSUSE, OpenELEC, RHEL, Alpine.
 func bundles() []string {
 	return []string{
@@ -22,18 +22,16 @@ func bundles() []string {
 	}
 }
 
-// trust is what a server's certificate is verified against: the certificates of pool,
-// and those of the bundle.
+// trust is a set of roots: the certificates of pool and those of the bundle.
 type trust struct {
-	pool   *x509.CertPool // nil: none
-	bundle string         // PEM file, "" for none; only the roots that a chain names are parsed
+	pool   *x509.CertPool // nil for none
+	bundle string         // PEM file, "" for none; only roots that a chain refers to are parsed
 }
 
-// systemTrust finds the system's roots in the first bundle that has one. crypto/x509
-// would also parse the directory next to it, which holds the same certificates again, and
-// keep all of them until the process ends. An updated bundle needs no restart, because
-// each handshake reads it. SSL_CERT_FILE, SSL_CERT_DIR and a system without a bundle are
-// left to crypto/x509.
+// systemTrust finds the system's roots in the first bundle that has one. crypto/x509 would
+// also parse the directory next to it, which contains the same certificates again, and keep
+// all of them in memory. Each handshake reads the bundle, so an update requires no restart.
+// crypto/x509 handles SSL_CERT_FILE, SSL_CERT_DIR and systems without a bundle.
 func systemTrust(bundles []string) (trust, error) {
 	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
 		for _, path := range bundles {
@@ -51,8 +49,8 @@ func systemTrust(bundles []string) (trust, error) {
 	return trust{pool: pool}, nil
 }
 
-// with returns the pool with these certificates, never nil: crypto/x509 would take nil for
-// the system's roots.
+// with returns the pool with the additional certificates. It is never nil, which
+// crypto/x509 would interpret as the system's roots.
 func (t trust) with(certificates []*x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
 	if t.pool != nil {
@@ -64,8 +62,8 @@ func (t trust) with(certificates []*x509.Certificate) *x509.CertPool {
 	return pool
 }
 
-// roots returns the pool and the certificates of the bundle that are wanted. To parse all
-// of a distribution's 150 roots takes 4 MB and 15 ms.
+// roots returns the pool and the selected certificates of the bundle. Parsing all 150 roots
+// of a distribution takes 4 MB and 15 ms.
 func (t trust) roots(wanted func(der []byte) bool) (*x509.CertPool, error) {
 	if t.bundle == "" {
 		return t.with(nil), nil
@@ -85,9 +83,8 @@ func (t trust) roots(wanted func(der []byte) bool) (*x509.CertPool, error) {
 	return t.with(found), nil
 }
 
-// eachCertificate calls with for each certificate of a PEM file, as crypto/x509 finds them
-// in a file of roots, while it returns true. Read as a whole, the file would raise the peak
-// of memory.
+// eachCertificate calls with for each certificate that crypto/x509 would find in a PEM file
+// of roots, while it returns true. It reads the file in blocks to reduce the peak memory.
 func eachCertificate(path string, with func(der []byte) bool) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -64,16 +64,16 @@ func leaf(c *x509.Certificate) {
 	c.DNSNames, c.ExtKeyUsage = []string{"dps.test"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 }
 
-// That only some of the roots are parsed must change no verdict: each chain is judged
-// with those, and with all of them by crypto/x509 alone.
-func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
+// Parsing only some of the roots must not change any result: each chain is verified with
+// these roots, and by crypto/x509 with all of them.
+func TestTheRootsOfAChainGiveTheSameResultAsAllRoots(t *testing.T) {
 	root, other := issue(t, "root", nil, nil), issue(t, "other", nil, nil)
-	twin := issue(t, "root", nil, nil) // of the same name, with another key
+	twin := issue(t, "root", nil, nil) // same name, different key
 	old := issue(t, "old", nil, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	stranger := issue(t, "stranger", nil, nil)
 	first := issue(t, "first", root, nil)
 	second := issue(t, "second", first, nil)
-	crossed := sign(t, "other", stranger, other.key, nil) // other, vouched for by a stranger too
+	crossed := sign(t, "other", stranger, other.key, nil) // other, with a second issuer
 	trusted := []*issued{other, twin, root, old}
 	var bundle []byte
 	for _, c := range trusted {
@@ -119,7 +119,7 @@ func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
 			all.AppendCertsFromPEM(bundle)
 			_, want := presented[0].Verify(x509.VerifyOptions{DNSName: "dps.test", Roots: all, Intermediates: intermediates})
 			if (want == nil) != c.trusted {
-				t.Fatalf("crypto/x509 says %v", want)
+				t.Fatalf("crypto/x509 returns %v", want)
 			}
 			for name, tr := range map[string]trust{
 				"the bundle": {bundle: path}, "a pool": {pool: all},
@@ -136,28 +136,29 @@ func TestTheRootsThatAChainNamesDecideAsAllDo(t *testing.T) {
 			}
 		})
 	}
-	t.Run("who trusts nobody trusts not the system's roots instead", func(t *testing.T) {
+	t.Run("an empty trust does not fall back to the system's roots", func(t *testing.T) {
 		system := issue(t, "leaf", root, leaf)
 		v := &verifier{host: "dps.test"}
 		if err := v.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{system.Certificate}}); err == nil {
 			t.Error("verified")
 		}
 	})
-	t.Run("roots that cannot be read are said to be so", func(t *testing.T) {
+	t.Run("unreadable roots are reported", func(t *testing.T) {
 		v := &verifier{trust: trust{bundle: filepath.Join(t.TempDir(), "none")}, host: "dps.test"}
 		err := v.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{root.Certificate}})
 		if !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%v", err)
 		}
 	})
-	t.Run("no certificate is none", func(t *testing.T) {
+	t.Run("a missing certificate is an error", func(t *testing.T) {
 		if err := (&verifier{}).verify(tls.ConnectionState{}); err == nil {
 			t.Error("verified")
 		}
 	})
 }
 
-// The bundle is read block by block; read as a whole it holds the same certificates.
+// Reading the bundle block by block must give the same certificates as reading it as a
+// whole.
 func TestEachCertificate(t *testing.T) {
 	certificate := func(length int) []byte {
 		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: bytes.Repeat([]byte{byte(length)}, length)})
@@ -207,7 +208,7 @@ func TestEachCertificate(t *testing.T) {
 	}
 }
 
-// What is saved: go test -bench Roots -benchmem ./transport
+// The savings: go test -bench Roots -benchmem ./transport
 func BenchmarkRoots(b *testing.B) {
 	text, err := os.ReadFile(bundles()[0])
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// Each path is dialled with the right roots first, which shows that it is the path it is
-// meant to be, and then with others.
+// Each path is dialled with the right roots first, which shows that it is the intended
+// path, and then with other roots.
 func TestEveryPathVerifiesTheServer(t *testing.T) {
 	root, proxyRoot, other := newAuthority(t, nil), newAuthority(t, nil), newAuthority(t, nil)
 	untrusted := func(err error) bool { return errors.As(err, new(x509.UnknownAuthorityError)) }
@@ -46,7 +46,7 @@ func TestEveryPathVerifiesTheServer(t *testing.T) {
 							exchange(t, d, nil)
 						}
 						if c := exchange(t, d, nil); c.TLS.DidResume != resumed || c.TLS.Version != version || c.Protocol != protocol || (c.Proxy != "") != (scheme != "") {
-							t.Fatalf("another path: %s over %s, proxy %q, resumed %t", tls.VersionName(c.TLS.Version), c.Protocol, c.Proxy, c.TLS.DidResume)
+							t.Fatalf("unexpected path: %s over %s, proxy %q, resumed %t", tls.VersionName(c.TLS.Version), c.Protocol, c.Proxy, c.TLS.DidResume)
 						} else if len(c.TLS.VerifiedChains) == 0 {
 							t.Error("the connection has no verified chain")
 						}
@@ -57,7 +57,7 @@ func TestEveryPathVerifiesTheServer(t *testing.T) {
 						if e := failure(t, &distrusting, nil); e.Stage != transport.StageTLS || !untrusted(e) {
 							t.Errorf("the service's authority is not trusted: %v", e)
 						}
-						// A handshake that fails with a session is made again without it.
+						// A handshake that fails with a session is repeated without it.
 						if resumed {
 							connections *= 2
 						}

@@ -17,11 +17,12 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// maxMessage bounds one WebSocket message. A message may hold several MQTT packets;
-// this is nearly twice the largest packet dpsd takes. It is read in pieces.
+// maxMessage limits a WebSocket message, in bytes. A message may contain several MQTT
+// packets; the limit is nearly twice the largest packet that dpsd accepts. Messages are
+// read in pieces.
 const maxMessage = 2 << 20
 
-// webSocketURL returns where the service offers MQTT over WebSocket.
+// webSocketURL returns the service's URL for MQTT over WebSocket.
 func webSocketURL(host string, port int) string {
 	if port != DefaultWebSocketPort {
 		host = net.JoinHostPort(host, strconv.Itoa(port))
@@ -31,29 +32,29 @@ func webSocketURL(host string, port int) string {
 	return "wss://" + host + "/$iothub/websocket"
 }
 
-// ErrNotBinary is matched when the server sends a WebSocket message that cannot be
-// MQTT [MQTT-6.0.0-1]; the stream has ended then.
+// ErrNotBinary is matched if the server sends a WebSocket message that cannot be MQTT
+// [MQTT-6.0.0-1]. The message ends the stream.
 var ErrNotBinary = errors.New("a WebSocket message that is not binary")
 
-// upgrade makes an MQTT WebSocket of stream, under ctx. The time is the server's, zero
-// when it did not tell.
+// upgrade upgrades stream to an MQTT WebSocket until ctx ends. The time is the server's
+// Date header, or zero without one.
 func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, time.Time, error) {
 	var ws *websocket.Conn
 	var date time.Time
 	once := &upgrader{stream: stream}
 	err := interruptible(ctx, stream, func() error {
-		// ctx ends the upgrade through the stream's deadline: given to Dial too, the
-		// library would start a second watcher for it.
-		//nolint:bodyclose // a successful upgrade has no body but the stream
+		// ctx ends the upgrade through the stream's deadline. If it were passed to Dial
+		// too, the library would start a second goroutine for it.
+		//nolint:bodyclose // the body of a successful upgrade is the stream
 		c, response, err := websocket.Dial(context.WithoutCancel(ctx), address, &websocket.DialOptions{
 			HTTPClient:   &http.Client{Transport: once},
 			HTTPHeader:   http.Header{"User-Agent": {"dpsd"}},
 			Subprotocols: []string{"mqtt"}, // [MQTT-6.0.0-3]
-			// MQTT packets of a few hundred bytes do not gain by compression.
+			// Compression does not pay off for MQTT packets of a few hundred bytes.
 			CompressionMode: websocket.CompressionDisabled,
 		})
 		if err != nil {
-			// net/http says around it what was asked; the Error here says so better.
+			// net/http adds the request to the error, which Error already describes.
 			if request := (*url.Error)(nil); errors.As(err, &request) {
 				return request.Err
 			}
@@ -67,7 +68,7 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, ti
 			}
 		}
 		ws = c
-		// RFC 9110 6.6.1: a server without a clock sends none.
+		// A server without a clock sends no Date header (RFC 9110 6.6.1).
 		if said, err := http.ParseTime(response.Header.Get("Date")); err == nil {
 			date = said
 		}
@@ -80,21 +81,21 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, ti
 	return &webSocketConn{Conn: stream, ws: ws, frames: once.frames}, date, nil
 }
 
-// upgrader is the transport for exactly one request over a stream that is open
-// already: no pool, no redirect, no second connection, no HTTP/2.
+// upgrader is an http.RoundTripper for exactly one request over an open stream: it has no
+// pool, no redirection, no second connection and no HTTP/2.
 type upgrader struct {
 	stream net.Conn
-	frames *frames // what follows a 101
+	frames *frames // the stream after a 101
 }
 
-// RoundTrip sends the upgrade and returns the answer only if it is 101.
+// RoundTrip sends the upgrade and returns the response only if it is 101.
 func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 	writeErr := request.Write(u.stream)
 	r := newHTTPReader(u.stream)
 	response, err := r.response(request)
 	if err != nil {
-		// A server that refused the client certificate has sent its alert and hung up:
-		// the write fails, and the reason waits to be read.
+		// A server that rejected the client certificate has sent its alert and closed the
+		// connection: the write fails, and the alert can be read.
 		if _, ok := RemoteAlert(err); writeErr != nil && !ok {
 			return nil, writeErr
 		}
@@ -119,20 +120,20 @@ func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// webSocketConn is a stream of the binary messages of a WebSocket, in both
-// directions. Deadlines are those of the TLS stream below: one that expires ends the
-// stream with an error that says so, where the library's own NetConn would close it
-// and report a cancelled context. Close does no closing handshake.
+// webSocketConn is a stream of the binary messages of a WebSocket, in both directions. It
+// uses the deadlines of the TLS stream: an expired deadline ends the stream with a time-out
+// error, whereas the library's NetConn would close it and report a cancelled context. Close
+// does not perform the closing handshake.
 type webSocketConn struct {
-	net.Conn // the TLS stream: addresses, deadlines
+	net.Conn // the TLS stream, for addresses and deadlines
 
 	ws      *websocket.Conn
 	frames  *frames   // below ws
-	message io.Reader // the message being read; nil between two
+	message io.Reader // the current message; nil between messages
 }
 
-// Read reads on in the current message, or in the next. Messages are no boundary of
-// MQTT packets [MQTT-6.0.0-2].
+// Read reads from the current message or the next. Messages need not align with MQTT
+// packets [MQTT-6.0.0-2].
 func (c *webSocketConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -144,7 +145,7 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 				return 0, c.ended(err)
 			}
 			if kind != websocket.MessageBinary {
-				// [MQTT-6.0.0-1]; not by the library's Close, which waits for an answer.
+				// [MQTT-6.0.0-1]. The library's Close would wait for a reply.
 				_ = c.ws.CloseNow()
 				return 0, ErrNotBinary
 			}
@@ -153,7 +154,7 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 		n, err := c.message.Read(p)
 		switch {
 		case errors.Is(err, io.EOF) && c.frames.ended != nil:
-			err = io.ErrUnexpectedEOF // the library says the same at the end of a message and within it
+			err = io.ErrUnexpectedEOF // the library returns the same error at the end of a message and within it
 		case errors.Is(err, io.EOF):
 			c.message, err = nil, nil
 		}
@@ -171,13 +172,13 @@ func (c *webSocketConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close ends the stream at once.
+// Close ends the stream immediately.
 func (c *webSocketConn) Close() error { return c.ws.CloseNow() }
 
-// ended says why nothing more can be read. It returns io.EOF for a close frame that means
-// no harm, MQTT having said all it had to say, and io.ErrUnexpectedEOF around one that
-// complains. What breaks the protocol is a *FrameError, without what the library says
-// around it; the library has no type of its own for what it refuses.
+// ended returns the reason for the end of the stream: io.EOF for a normal close frame, an
+// error that wraps io.ErrUnexpectedEOF for a close frame with an error code, and a
+// *FrameError for a violation of the protocol. The FrameError omits the library's text
+// around the violation; the library has no error type for it.
 func (c *webSocketConn) ended(err error) error {
 	switch websocket.CloseStatus(err) {
 	case -1: // no close frame
@@ -198,7 +199,7 @@ func (c *webSocketConn) ended(err error) error {
 		return err
 	}
 	problem := err.Error()
-	for strings.HasPrefix(problem, "failed to ") { // at what, the library says around it
+	for strings.HasPrefix(problem, "failed to ") { // the library adds the operation
 		_, inner, found := strings.Cut(problem, ": ")
 		if !found {
 			break

@@ -20,7 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// answering serves the upgrade by hand: answer makes the whole reply of the request.
+// answering serves the upgrade with a reply that answer returns for the request.
 func answering(answer func(*http.Request) string, then func(*tls.Conn)) func(*tls.Conn) {
 	return func(c *tls.Conn) {
 		request, err := http.ReadRequest(bufio.NewReader(c))
@@ -33,7 +33,7 @@ func answering(answer func(*http.Request) string, then func(*tls.Conn)) func(*tl
 	}
 }
 
-// switching is a right answer to the upgrade, with a header line more.
+// switching returns a valid reply to the upgrade with an additional header line.
 func switching(line string) func(*http.Request) string {
 	return func(r *http.Request) string {
 		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
@@ -92,15 +92,15 @@ func TestUpgrade(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a subprotocol in capitals is the same", func(t *testing.T) {
+	t.Run("a subprotocol in capitals is accepted", func(t *testing.T) {
 		dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: MQTT\r\n"), hold)), nil)
 	})
-	t.Run("an empty list of extensions names none that was not offered", func(t *testing.T) {
+	t.Run("an empty list of extensions is accepted", func(t *testing.T) {
 		for _, list := range []string{"", " ", ", ,"} {
 			dial(t, setUp(t, answering(switching("Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Extensions:"+list+"\r\n"), hold)), nil)
 		}
 	})
-	t.Run("the server's clock is told, when it tells it (RFC 9110 6.6.1)", func(t *testing.T) {
+	t.Run("the connection has the time of the server's Date header (RFC 9110 6.6.1)", func(t *testing.T) {
 		for line, want := range map[string]time.Time{
 			"":               {},
 			"Date: soon\r\n": {},
@@ -111,7 +111,7 @@ func TestUpgrade(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a message that comes with the answer is not lost", func(t *testing.T) {
+	t.Run("a message that arrives with the reply is not lost", func(t *testing.T) {
 		c := dial(t, setUp(t, answering(func(r *http.Request) string {
 			return switching("Sec-WebSocket-Protocol: mqtt\r\n")(r) + "\x82\x04\x20\x02\x00\x00"
 		}, hold)), nil)
@@ -122,15 +122,15 @@ func TestUpgrade(t *testing.T) {
 	})
 
 	mqtt := []string{"mqtt"}
-	t.Run("messages are a stream: frames, fragments and empty messages are no boundaries [MQTT-6.0.0-2]", func(t *testing.T) {
+	t.Run("messages are a stream, independent of frames, fragments and empty messages [MQTT-6.0.0-2]", func(t *testing.T) {
 		c := dial(t, setUp(t, upgraded(mqtt, func(ws *websocket.Conn, _ *http.Request) {
 			raw := ws.NetConn()
-			raw.Write([]byte{0x02, 2, 'a', 'b'})               // binary, to be continued
+			raw.Write([]byte{0x02, 2, 'a', 'b'})               // binary, first fragment
 			raw.Write([]byte{0x89, 1, '!'})                    // a ping between
-			raw.Write([]byte{0x00, 0})                         // continued by nothing
-			raw.Write([]byte{0x80, 3, 'c', 'd', 'e'})          // continued, end
+			raw.Write([]byte{0x00, 0})                         // empty continuation
+			raw.Write([]byte{0x80, 3, 'c', 'd', 'e'})          // last continuation
 			raw.Write([]byte{0x82, 0})                         // an empty message
-			raw.Write([]byte{0x82, 2, 'f', 'g', 0x82, 1, 'h'}) // two in one record
+			raw.Write([]byte{0x82, 2, 'f', 'g', 0x82, 1, 'h'}) // two frames in one record
 			raw.Write([]byte{0x88, 2, 0x03, 0xE8})             // close 1000
 			io.Copy(io.Discard, raw)
 		})), nil)
@@ -179,10 +179,10 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("got %d, %v", n, err)
 		}
 		if _, err := c.Write([]byte("x")); err == nil {
-			t.Error("it can still be written to")
+			t.Error("the stream can still be written to")
 		}
 	})
-	t.Run("a message of two MiB is read, a larger one ends the stream", func(t *testing.T) {
+	t.Run("a message of two MiB is read, and a larger one ends the stream", func(t *testing.T) {
 		for _, size := range []int{2 << 20, 2<<20 + 2} {
 			c := dial(t, setUp(t, upgraded(mqtt, func(ws *websocket.Conn, _ *http.Request) {
 				ws.WriteMessage(websocket.BinaryMessage, make([]byte, size))
@@ -209,7 +209,7 @@ func TestUpgrade(t *testing.T) {
 				ws.WriteControl(websocket.CloseMessage, end.frame, time.Now().Add(time.Minute))
 				ws.ReadMessage()
 			})), nil)
-			//nolint:errorlint // bufio and io.ReadFull compare it so
+			//nolint:errorlint // bufio and io.ReadFull also compare it with ==
 			if _, err := c.Read(make([]byte, 1)); err == nil || (err == io.EOF) != end.eof {
 				t.Errorf("got %v", err)
 			}
@@ -225,7 +225,7 @@ func TestStreamDeadlines(t *testing.T) {
 		webAddress:  secure(config, upgraded([]string{"mqtt"}, func(ws *websocket.Conn, _ *http.Request) { ws.ReadMessage() })),
 	})
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
-		t.Run("a read deadline says that it was one, over "+string(protocol), func(t *testing.T) {
+		t.Run("a read deadline is a time-out error, over "+string(protocol), func(t *testing.T) {
 			c := dial(t, &transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}, nil)
 			if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
 				t.Fatal(err)
@@ -234,7 +234,7 @@ func TestStreamDeadlines(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
-		t.Run("a write deadline says that it was one, over "+string(protocol), func(t *testing.T) {
+		t.Run("a write deadline is a time-out error, over "+string(protocol), func(t *testing.T) {
 			c := dial(t, &transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}, nil)
 			if err := c.SetWriteDeadline(time.Unix(1, 0)); err != nil {
 				t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-func TestABreachOfWebSocketIsNamed(t *testing.T) {
+func TestAWebSocketProtocolViolationIsReported(t *testing.T) {
 	root := newAuthority(t, nil)
 	config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
 	for name, test := range map[string]struct{ sent, problem string }{
@@ -46,21 +46,21 @@ func TestABreachOfWebSocketIsNamed(t *testing.T) {
 					then(raw)
 				}))})
 				c := dial(t, &transport.Dialer{Host: host, Protocols: only(transport.WebSocket), Roots: root.pool(), DialContext: n.DialContext}, nil)
-				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // what is taken for no breach would be waited on
+				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // if the violation is not detected, the read would wait
 				_, err := io.Copy(io.Discard, c)
 				var broken *transport.FrameError
 				if !errors.As(err, &broken) || !strings.Contains(err.Error(), test.problem) {
 					t.Errorf("got %v (%T)", err, err)
 				}
 				if said := err.Error(); !strings.HasPrefix(said, "WebSocket protocol violation: ") || strings.Contains(said, "failed to") {
-					t.Errorf("the violation is not said once and for itself: %s", said)
+					t.Errorf("the violation does not appear exactly once: %s", said)
 				}
 			})
 		}
 	}
 }
 
-func TestAnEndWithinAFrameIsNoBreach(t *testing.T) {
+func TestAnEndWithinAFrameIsNotAViolation(t *testing.T) {
 	root := newAuthority(t, nil)
 	config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}}
 	for _, sent := range []string{"", "\x82", "\x82\x05xy", "\x82\x7E\x01", "\x02\x01x", "\x89\x05xy"} {
