@@ -25,7 +25,7 @@ type usable struct {
 
 // credentials reads each, and the proxy's password, as an attempt does.
 func (i *inspection) credentials() {
-	var results []Result
+	results := make([]Result, 0, len(i.Settings.Credentials))
 	for _, c := range i.Settings.Credentials {
 		results = append(results, i.credential(c)...)
 	}

@@ -152,11 +152,12 @@ func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []
 			results = append(results, r)
 			addresses[host] = found
 		}
-		if len(found) == 0 {
+		switch {
+		case len(found) == 0:
 			w.blocked = "the name " + host + " is not known"
-		} else if i.leavesOut(tcp) {
+		case i.leavesOut(tcp):
 			results = append(results, Result{Name: tcp, Status: Skipped})
-		} else {
+		default:
 			probes, reached := i.probe(ctx, tcp, found, port, w.route.Proxy != "")
 			results = append(results, probes...)
 			if !reached {

@@ -76,7 +76,7 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "leave out the step `NAME`; may be repeated, or\ntake several with commas between them")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
-	var steps []cobra.Completion
+	steps := make([]cobra.Completion, 0, len(check.Steps()))
 	for _, s := range check.Steps() {
 		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
 	}
@@ -94,7 +94,7 @@ type checkOptions struct {
 
 // known reports a step that does not exist.
 func (o checkOptions) known() error {
-	var names []string
+	names := make([]string, 0, len(check.Steps()))
 	for _, s := range check.Steps() {
 		names = append(names, s.Name)
 	}
