@@ -86,7 +86,13 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
-	results := i.judge(r, err, c.References(), secretsOf(c), detail)
+	var secrets []attest.Reference // a certificate is none
+	for _, k := range c.Type().Keys(c) {
+		if k.Secret {
+			secrets = append(secrets, *k.Reference)
+		}
+	}
+	results := i.judge(r, err, c.References(), secrets, detail)
 	// The length alone is no reason to warn.
 	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
 		results = append(results, r.warning(doubt.Error(), doubt.Remedy()))
@@ -98,16 +104,6 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		results = append(results, r.warning(detail, advice))
 	}
 	return results
-}
-
-// secretsOf are the references that lead to a secret: a certificate is none.
-func secretsOf(c attest.Credential) (secrets []attest.Reference) {
-	for _, k := range c.Type().Keys(c) {
-		if k.Secret {
-			secrets = append(secrets, *k.Reference)
-		}
-	}
-	return secrets
 }
 
 // judge says what reading came to, err, and who else can read.

@@ -88,10 +88,7 @@ func (i *inspection) hub(ctx context.Context) {
 
 // assignedHub returns the hub of the published record, or why none is tried.
 func (i *inspection) assignedHub() (host, because string) {
-	record, err := store.Read(i.StateDirectory)
-	if late, lateErr := store.Read(i.RuntimeDirectory); lateErr == nil && (err != nil || late.Generation > record.Generation) {
-		record, err = late, nil
-	}
+	record, err := store.Published(i.StateDirectory, i.RuntimeDirectory)
 	_, azure := classify.CloudOf(record.AssignedHub)
 	switch {
 	case errors.Is(err, store.ErrNoRecord):

@@ -22,6 +22,17 @@ func Read(directory string) (Record, error) {
 	return read(filepath.Join(directory, stateName))
 }
 
+// Published returns the record that other services read: that of the state directory, or a
+// newer one of the runtime directory while the disk refuses it. The error is that of Read for
+// the state directory.
+func Published(state, runtime string) (Record, error) {
+	record, err := Read(state)
+	if late, lateErr := Read(runtime); lateErr == nil && (err != nil || late.Generation > record.Generation) {
+		record, err = late, nil
+	}
+	return record, err
+}
+
 // Previous returns the record before that of Read, which dpsd restores when it starts with
 // none or with a damaged one. Errors: as Read.
 func Previous(directory string) (Record, error) {

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
@@ -121,7 +122,7 @@ func logged(t *testing.T, fields ...zap.Field) []string {
 	os.Stderr = file
 	log := journal.Open()
 	os.Stderr = stderr
-	newLogger(log, "info").Warn(event.Fault, fields...)
+	zap.New(log.Core(zapcore.InfoLevel)).Warn(event.Fault, fields...)
 	log.Close()
 	text, err := os.ReadFile(file.Name())
 	if err != nil || len(text) == 0 {

@@ -14,6 +14,7 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 func reprovisionCommand() *cobra.Command {
@@ -94,7 +95,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	case err != nil:
 		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 	}
-	rec, err := places.published()
+	rec, err := store.Published(places.state, places.runtime)
 	if err != nil {
 		return failed(err)
 	}

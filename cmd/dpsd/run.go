@@ -17,6 +17,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
@@ -86,7 +87,8 @@ func run(file string, once bool, timeout time.Duration) error {
 	defer stop()
 	to := journal.Open()
 	defer to.Close()
-	log := newLogger(to, cfg.Log.Level)
+	level, _ := zapcore.ParseLevel(cfg.Log.Level) // config.Parse lets no other through
+	log := zap.New(to.Core(level))
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
 		return failed(fmt.Errorf("WATCHDOG_USEC: %w", err))
@@ -156,8 +158,8 @@ func ended(file string, err error) error {
 	} else {
 		err = told
 	}
-	var locked *store.LockedError
-	if errors.As(err, &locked) && locked.PID != 0 {
+	locked, _ := errors.AsType[*store.LockedError](err)
+	if locked != nil && locked.PID != 0 {
 		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
 	next := check.With(file, "dpsd check")

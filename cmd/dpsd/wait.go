@@ -57,7 +57,7 @@ poll, and dpsd need not be running yet.
 			}
 			places := installationOf(cmd)
 			if what == forChange && !cmd.Flags().Changed("generation") {
-				if rec, err := places.published(); err == nil {
+				if rec, err := store.Published(places.state, places.runtime); err == nil {
 					generation = rec.Generation
 				}
 			}
