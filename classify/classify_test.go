@@ -100,7 +100,7 @@ func TestClassify(t *testing.T) {
 		{"the proxy accepts NTLM or Basic", dial(transport.StageProxy, &transport.ProxyError{Status: 407, Schemes: []string{"NTLM", "basic"}}), fault.ProxyAuth, fault.StageProxy},
 		{"the proxy requires NTLM, with status 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"Negotiate", "NTLM"}}), fault.ProxyAuthUnsupported, fault.StageProxy},
 		{"the proxy accepts NTLM or Basic, with status 401", dial(transport.StageProxy, &transport.ProxyError{Status: 401, Schemes: []string{"NTLM", "BASIC"}}), fault.ProxyAuth, fault.StageProxy},
-		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyWantsTLS), fault.ProxyScheme, fault.StageProxy},
+		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyExpectsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy reports a portal with status 511", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
@@ -241,7 +241,7 @@ func TestClassify(t *testing.T) {
 		t.Errorf("nil must not be a fault, got %s", f.Code)
 	}
 	if f := fault.New(fault.Throttled, fault.StagePoll, io.EOF); Classify(fmt.Errorf("again: %w", f)) != f {
-		t.Error("the fault of a fault is another one")
+		t.Error("the fault of a fault must be the same")
 	}
 }
 
@@ -358,7 +358,7 @@ func TestARefusedCredentialIsExplainedByItsCircumstances(t *testing.T) {
 		end           string // the end of the cause
 	}{
 		{"nothing", Circumstances{}, fault.Unauthorized, "401000"},
-		{"an inspector, whatever the clock and the certificate", Circumstances{Inspector: "CN=ACME", Implausible: true, Validity: expired, Doubt: doubt}, fault.TLSIntercepted, `401000; it came through "CN=ACME", who inspects this connection`},
+		{"an inspector, whatever the clock and the certificate", Circumstances{Inspector: "CN=ACME", Implausible: true, Validity: expired, Doubt: doubt}, fault.TLSIntercepted, `401000; "CN=ACME" inspects this connection`},
 		{"a clock before the build, whatever the certificate", Circumstances{Implausible: true, Validity: expired}, fault.ClockImplausible, "401000"},
 		{"a certificate that is not yet valid", Circumstances{Validity: early}, fault.ClockImplausible, "401000"},
 		{"an expired certificate", Circumstances{Validity: expired, Purpose: attest.ErrNotForClients}, fault.CertificateExpired, "401000; " + expired.Error()},

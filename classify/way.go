@@ -37,7 +37,7 @@ func ofProxy(cause error) fault.Code {
 		return fault.ProxyAddress
 	case errors.As(cause, &file):
 		return fault.CAUnreadable
-	case errors.Is(cause, transport.ErrProxyWantsTLS), errors.As(cause, &plain):
+	case errors.Is(cause, transport.ErrProxyExpectsTLS), errors.As(cause, &plain):
 		return fault.ProxyScheme
 	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
 		// tinyproxy rejects a wrong password with status 401.
@@ -138,7 +138,7 @@ type inspectedError struct {
 }
 
 func (e *inspectedError) Error() string {
-	return fmt.Sprintf("%v; it came through %q, who inspects this connection", e.err, e.issuer)
+	return fmt.Sprintf("%v; %q inspects this connection", e.err, e.issuer)
 }
 func (e *inspectedError) Unwrap() error { return e.err }
 

@@ -169,7 +169,7 @@ func (s *Server) reprovision(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if s.Reprovision == nil {
-		answer(w, http.StatusServiceUnavailable, Problem{Error: "nobody takes the request"})
+		answer(w, http.StatusServiceUnavailable, Problem{Error: "the daemon does not accept requests"})
 		return
 	}
 	due, err := s.Reprovision(r.Context())

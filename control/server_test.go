@@ -249,7 +249,7 @@ func TestReprovision(t *testing.T) {
 		}
 	})
 	if os.Geteuid() != 0 {
-		missing(t, "root, who may start a process as another user")
+		missing(t, "root, to start a process as another user")
 	}
 	// Other users cannot access the directory of the test binary.
 	binary, err := os.ReadFile("/proc/self/exe")
@@ -274,7 +274,7 @@ func TestReprovision(t *testing.T) {
 		{"a member of the group may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{stranger, 0}}, "7 <nil>"},
 		{"one whose primary group it is may", syscall.Credential{Uid: stranger, Gid: 0}, "7 <nil>"},
 		{"a stranger in a thousand groups may not", syscall.Credential{Uid: stranger, Gid: stranger, Groups: many}, "only root and members"},
-		{"a member who is in a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: slices.Concat(many, []uint32{0})}, "7 <nil>"},
+		{"a member of the group with a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: slices.Concat(many, []uint32{0})}, "7 <nil>"},
 	} {
 		t.Run(c.who, func(t *testing.T) {
 			cmd := exec.Command(program)

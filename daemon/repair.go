@@ -41,7 +41,7 @@ func (r *repairs) fileTouched(now time.Time) {
 
 func (r *repair) run(ctx context.Context) outcome {
 	r.enter(ctx, fault.StageState, saveLimit, "")
-	saved, err := r.store.Mend(time.Now())
+	saved, err := r.store.Repair(time.Now())
 	return repairOutcome{saved, classify.At(fault.StageState, err)}
 }
 

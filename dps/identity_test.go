@@ -34,9 +34,9 @@ func TestIdentity(t *testing.T) {
 		}
 	})
 	for _, test := range []struct{ expect, api, client, want string }{
-		{"the user name has a slash before api-version, no question mark, and 2019-03-31 unless told", "", "",
+		{"the user name has a slash before api-version, no question mark, and 2019-03-31 by default", "", "",
 			"0ne0026656D/registrations/gw:site-01.Unit_7/api-version=2019-03-31"},
-		{"another api-version goes in as it is", "2025-07-01-preview", "",
+		{"another api-version is sent unchanged", "2025-07-01-preview", "",
 			"0ne0026656D/registrations/gw:site-01.Unit_7/api-version=2025-07-01-preview"},
 		{"the client version is percent-encoded", "2021-06-01", "dpsd/1.0 (Linux; a&b=c) ü~",
 			"0ne0026656D/registrations/gw:site-01.Unit_7/api-version=2021-06-01&ClientVersion=dpsd%2F1.0%20%28Linux%3B%20a%26b%3Dc%29%20%C3%BC~"},

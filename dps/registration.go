@@ -74,14 +74,14 @@ type Step struct {
 // ErrPayload and does not quote b.
 func CheckPayload(b []byte) error {
 	if len(b) > maxRequest {
-		return fmt.Errorf("%w: %d bytes, the service takes %d", ErrPayload, len(b), maxRequest)
+		return fmt.Errorf("%w: %d bytes, the service accepts at most %d", ErrPayload, len(b), maxRequest)
 	}
 	o, err := parseDocument(b)
 	if err != nil {
 		return fmt.Errorf("%w: %s", ErrPayload, strings.Replace(err.Error(), "the body", "it", 1))
 	}
 	if n := len(o.encode()); n > maxRequest-1024 {
-		return fmt.Errorf("%w: %d bytes, the service takes %d with what is around it", ErrPayload, n, maxRequest)
+		return fmt.Errorf("%w: %d bytes, the service accepts at most %d including the rest of the request", ErrPayload, n, maxRequest)
 	}
 	return nil
 }
@@ -120,7 +120,7 @@ func (r *Registration) Take(now time.Time, topic string, reply Reply, err error)
 	}
 
 	request := r.request
-	r.rest()
+	r.reset()
 	r.notBefore = time.Time{}
 	if reply.RetryAfter > 0 {
 		r.notBefore = now.Add(reply.RetryAfter)
@@ -183,7 +183,7 @@ func (r *Registration) Advance(now time.Time) (Step, error) {
 	}
 	if r.phase == requested {
 		err := fmt.Errorf("%w to the %s request within %v", ErrNoReply, r.request, r.responseTimeout())
-		r.rest()
+		r.reset()
 		return Step{}, err
 	}
 	return r.send(now)
@@ -194,7 +194,7 @@ func (r *Registration) Advance(now time.Time) (Step, error) {
 func (r *Registration) Deadline() time.Time { return r.deadline }
 
 // Waiting reports whether no request is outstanding and the next one is due at Deadline. In
-// the meantime, the caller may close the connection; it then calls Begin on another one.
+// the meantime, the caller may close the connection and later call Begin on a new one.
 func (r *Registration) Waiting() bool { return r.phase == waiting }
 
 // NotBefore returns the end of the last reply's Retry-After: the service does not want a
@@ -204,8 +204,8 @@ func (r *Registration) NotBefore() time.Time { return r.notBefore }
 // OperationID returns the service's ID of the running operation, or "" if there is none.
 func (r *Registration) OperationID() string { return r.operation }
 
-// rest returns to the idle phase.
-func (r *Registration) rest() {
+// reset returns to the idle phase.
+func (r *Registration) reset() {
 	r.phase, r.request, r.requestID, r.deadline = idle, "", "", time.Time{}
 }
 
@@ -229,7 +229,7 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	if r.operation != "" && now.Sub(r.accepted) >= maxOperationAge {
 		r.forget()
 	}
-	r.rest()
+	r.reset()
 	id := strconv.FormatUint(r.RequestIDs+r.requests+1, 36) // the shortest form that needs no escaping in a topic
 	request, m := RequestPoll, Message{}
 	if r.operation != "" {

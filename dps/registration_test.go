@@ -170,7 +170,7 @@ func TestRequests(t *testing.T) {
 	})
 	for name, payload := range map[string]string{
 		"nothing": "", "a list": "[]", "null": "null", "cut": `{"a":`, "two": "{}{}", "a name twice": `{"a":1,"a":2}`,
-		"not UTF-8": "{\"a\":\"\xff\"}", "more than the service takes": `{"a":"` + strings.Repeat("x", 96<<10) + `"}`,
+		"not UTF-8": "{\"a\":\"\xff\"}", "more than the service accepts": `{"a":"` + strings.Repeat("x", 96<<10) + `"}`,
 	} {
 		t.Run("a payload that cannot be sent is an error and no request: "+name, func(t *testing.T) {
 			r := dps.Registration{Payload: json.RawMessage(payload)}
@@ -250,9 +250,9 @@ func TestRepliesThatAreIgnored(t *testing.T) {
 	}{
 		{"another request's $rid", reply(200, 7, "", assignedBody)},
 		{"another request's $rid with a refusal", reply(401, 7, "", "")},
-		{"another request's $rid with a body that is cut", reply(200, 7, "", "{")},
+		{"another request's $rid with a truncated body", reply(200, 7, "", "{")},
 		{"another topic", dps.Message{Topic: "$dps/other", Payload: []byte(assignedBody)}},
-		{"our own request, echoed", dps.Message{Topic: registerTopic + "1", Payload: []byte(assignedBody)}},
+		{"the device's request, echoed", dps.Message{Topic: registerTopic + "1", Payload: []byte(assignedBody)}},
 	} {
 		t.Run(test.expect+" changes nothing", func(t *testing.T) {
 			var r dps.Registration
@@ -314,8 +314,8 @@ func TestResponseTimeout(t *testing.T) {
 		timeout time.Duration
 		want    time.Duration
 	}{
-		{"an answer is waited for a minute", 0, time.Minute},
-		{"an answer is waited for as long as configured", 7 * time.Second, 7 * time.Second},
+		{"the response time-out is a minute by default", 0, time.Minute},
+		{"the response time-out can be configured", 7 * time.Second, 7 * time.Second},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			r := dps.Registration{ResponseTimeout: test.timeout}
@@ -359,21 +359,21 @@ func TestRequestAfterAnError(t *testing.T) {
 		floor  time.Duration
 		kind   string
 	}{
-		{"a poll throttled is asked again, not before its time", reply(429, 2, "600", ""), poll, 600 * time.Second, "temporary throttled"},
-		{"a poll that met trouble is asked again", reply(500, 2, "", ""), poll, 0, "temporary"},
-		{"a poll that the service failed to answer is asked again, whatever its errorCode", reply(500, 2, "", `{"errorCode":404203}`), poll, 0, "temporary"},
-		{"an unknown operation under the number 499 starts over", reply(499, 2, "", `{"errorCode":404203}`), register, 0, "lost"},
-		{"a poll that met trouble is asked again when it was asked to", reply(503, 2, "30", ""), poll, 30 * time.Second, "temporary"},
-		{"a poll whose answer is cut is asked again", reply(200, 2, "", assignedBody[:20]), poll, 0, "malformed"},
-		{"a malformed answer's Retry-After counts too", reply(202, 2, "120", "{"), poll, 120 * time.Second, "malformed"},
+		{"a throttled poll is repeated, but not before its time", reply(429, 2, "600", ""), poll, 600 * time.Second, "temporary throttled"},
+		{"a poll that failed temporarily is repeated", reply(500, 2, "", ""), poll, 0, "temporary"},
+		{"a poll with a service error is repeated, whatever its errorCode", reply(500, 2, "", `{"errorCode":404203}`), poll, 0, "temporary"},
+		{"an unknown operation with status 499 starts over", reply(499, 2, "", `{"errorCode":404203}`), register, 0, "lost"},
+		{"a poll that failed temporarily is repeated after its Retry-After", reply(503, 2, "30", ""), poll, 30 * time.Second, "temporary"},
+		{"a poll with a truncated reply is repeated", reply(200, 2, "", assignedBody[:20]), poll, 0, "malformed"},
+		{"the Retry-After of a malformed reply counts too", reply(202, 2, "120", "{"), poll, 120 * time.Second, "malformed"},
 		{"a poll of an unknown operation starts over", reply(404, 2, "", ""), register, 0, "lost"},
-		{"an unknown operation under another number starts over", reply(401, 2, "", `{"errorCode":404203,"message":"Operation not found."}`), register, 0, "lost"},
+		{"an unknown operation with another status starts over", reply(401, 2, "", `{"errorCode":404203,"message":"Operation not found."}`), register, 0, "lost"},
 		{"a refused credential starts over", reply(401, 2, "", `{"errorCode":401000}`), register, 0, "unauthorized"},
 		{"a bad request starts over", reply(400, 2, "", ""), register, 0, ""},
 		{"a failed operation starts over", reply(200, 2, "3", `{"operationId":"a","status":"failed"}`), register, 3 * time.Second, "failed"},
 		{"a disabled enrollment starts over", reply(200, 2, "", `{"operationId":"","status":"disabled"}`), register, 0, "disabled"},
-		{"an assignment without a hub is an end: start over", reply(200, 2, "", `{"operationId":"a","status":"assigned","registrationState":{"deviceId":"d"}}`), register, 0, "malformed"},
-		{"an assignment for another device is an end: start over", reply(200, 2, "", strings.Replace(assignedBody, "gw-1", "gw-2", 1)), register, 0, "malformed"},
+		{"an assignment without a hub ends the operation", reply(200, 2, "", `{"operationId":"a","status":"assigned","registrationState":{"deviceId":"d"}}`), register, 0, "malformed"},
+		{"an assignment for another device ends the operation", reply(200, 2, "", strings.Replace(assignedBody, "gw-1", "gw-2", 1)), register, 0, "malformed"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			var r dps.Registration
@@ -594,7 +594,7 @@ func TestProperties(t *testing.T) {
 			case outstanding != 0 && (r.Deadline().IsZero() || r.Waiting()):
 				fail("a reply is awaited without a deadline")
 			case r.Waiting() && r.Deadline().IsZero():
-				fail("it waits for ever")
+				fail("it waits without a deadline")
 			case r.Waiting() && r.Deadline().Before(earliest):
 				fail("it means to poll %v too early", earliest.Sub(r.Deadline()))
 			case outstanding == 0 && !r.Waiting() && !r.Deadline().IsZero():
@@ -636,7 +636,7 @@ func TestProperties(t *testing.T) {
 					}
 				}
 				if step.Send != nil {
-					fail("an answer was answered at once: %s", step.Send.Topic)
+					fail("a reply was followed by an immediate request: %s", step.Send.Topic)
 				}
 			case action < 6: // a reply to another client
 				before := r

@@ -24,7 +24,7 @@ func TestCharactersWithoutAVisibleFormAreEscaped(t *testing.T) {
 		"a byte-order mark":                  {"\ufeffa", `\ufeffa`},
 		"a tag character":                    {"a\U000e0041", `a\U000e0041`},
 		"bytes that are not UTF-8":           {"a\xff\xc3(b", `a\xff\xc3(b`},
-		"what stands for such bytes":         {"a\ufffd", `a\ufffd`},
+		"the replacement character":         {"a\ufffd", `a\ufffd`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := foreign.Line(tt.text, foreign.MaxText); got != tt.want {

@@ -25,7 +25,7 @@ func (e *LinkError) Error() string {
 
 // Remedy returns the command for a user who trusts the link.
 func (e *LinkError) Remedy() string {
-	return inShell("chown -h root: FILE", e.Link) + ", if the link is right"
+	return inShell("chown -h root: FILE", e.Link) + ", if you trust the link"
 }
 
 // maxLinks is how many links the kernel follows in a path, path_resolution(7).

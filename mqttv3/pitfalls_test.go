@@ -14,7 +14,7 @@ package mqttv3_test
 //	 9  errors are reported after a clean Disconnect       TestPitfall09
 //	10  a server of 3.1.1 leaves with a bare EOF           TestPitfall10
 //	11  the announced length is allocated, unbounded       TestPitfall11
-//	12  String of a CONNECT tells the password             TestPitfall12
+//	12  String of a CONNECT shows the password             TestPitfall12
 //	13  long strings are cut in silence                    TestPitfall13
 //	14  a packet is several writes                         TestPitfall14
 //	15  a PUBACK may follow DISCONNECT                     TestPitfall15

@@ -44,7 +44,7 @@ func TestChangesOfTheNetwork(t *testing.T) {
 	switch impossible := c.ProcessState == nil || bytes.Contains(out, []byte("--- SKIP")); {
 	case err == nil && !impossible:
 	case impossible && os.Getenv("CI") == "":
-		t.Skipf("no namespaces of its own for this test: %v\n%s", err, out)
+		t.Skipf("cannot create namespaces for this test: %v\n%s", err, out)
 	default:
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// TestKilledAtEachCall kills a real process ahead of each system call that
-// changes the disk, and after the last. (After one is ahead of the next.)
+// TestKilledAtEachCall kills a real process before each system call that changes the disk,
+// and after the last.
 func TestKilledAtEachCall(t *testing.T) {
 	long(t)
 	for _, situation := range situations {
@@ -40,15 +40,15 @@ func TestKilledAtEachCall(t *testing.T) {
 	}
 }
 
-// afterwards looks at what a crash has left, as a reader and as the next start.
-// least is the generation that was there before, 0 for none or a damaged one;
-// final that of a Save.
+// afterwards checks the files after a crash, as a reader and as the next start. least is
+// the generation before the crash, 0 for none or a damaged one; final is the generation of
+// a Save.
 func afterwards(t *testing.T, say, directory, runtime string, least, final uint64, out string) (found store.Record) {
 	t.Helper()
 	rec, err := store.Read(directory)
 	switch {
 	case err == nil && rec.Generation >= least && (rec.DeviceID != "gw-0009" || rec.Generation >= final):
-	case least == 0 && !strings.Contains(out, "saved"): // none, or still damaged
+	case least == 0 && !strings.Contains(out, "saved"): // no record, or still damaged
 	default:
 		t.Errorf("%s: a reader finds generation %d: %v", say, rec.Generation, err)
 	}
@@ -80,8 +80,8 @@ func afterwards(t *testing.T, say, directory, runtime string, least, final uint6
 	return rec
 }
 
-// TestEachCallRefused lets each system call fail: once, and from then on. CI has
-// the time for all situations and errors.
+// TestEachCallRefused makes each system call fail: once, and permanently. All situations
+// and errors are tested only in CI.
 func TestEachCallRefused(t *testing.T) {
 	long(t)
 	for _, situation := range situations {
@@ -110,13 +110,13 @@ func TestEachCallRefused(t *testing.T) {
 						switch {
 						case status.ExitStatus() != 0 || strings.Contains(out, "open"):
 							t.Errorf("%s: %s (status %#x)", name, out, status)
-						case situation.mended == 0 && strings.Contains(name, " .state.") && !strings.HasPrefix(out, "refused"):
-							t.Errorf("%s: nobody looked at the error: %s", name, out)
+						case situation.repaired == 0 && strings.Contains(name, " .state.") && !strings.HasPrefix(out, "refused"):
+							t.Errorf("%s: the error was ignored: %s", name, out)
 						case !forEver && !strings.Contains(out, "saved"):
-							t.Errorf("%s: the disk is well again, and yet: %s", name, out)
+							t.Errorf("%s: the disk works again, but: %s", name, out)
 						case !strings.Contains(out, "saved"):
 							if rec, err := store.Read(runtime); err != nil || rec.DeviceID != "gw-0009" {
-								t.Errorf("%s: not published under the runtime directory: %v", name, err)
+								t.Errorf("%s: not published in the runtime directory: %v", name, err)
 							}
 						}
 						afterwards(t, name, directory, runtime, situation.least, situation.final, out)
@@ -127,19 +127,19 @@ func TestEachCallRefused(t *testing.T) {
 	}
 }
 
-// TestOrderOfCalls asks for what POSIX wants, which is more than ext4 needs: a
-// file is synced before its rename, and a directory after the last change in it.
+// TestOrderOfCalls checks the requirements of POSIX, which exceed those of ext4: a file is
+// synced before its rename, and a directory after the last change in it.
 func TestOrderOfCalls(t *testing.T) {
 	for _, situation := range situations {
 		t.Run(situation.say, func(t *testing.T) {
 			directory, runtime := filepath.Join(quick(t), "state"), quick(t)
-			if situation.least > 0 || situation.mended > 0 {
+			if situation.least > 0 || situation.repaired > 0 {
 				if err := os.Mkdir(directory, 0o755); err != nil {
 					t.Fatal(err)
 				}
 				situation.prepare(t, directory, runtime)
 			}
-			owed := map[string]bool{} // what a power cut could take, by the fsync that keeps it
+			owed := map[string]bool{} // what a power failure could lose, by the fsync that prevents it
 			var renamed []string
 			tr := tracer{directory: directory, ahead: func(c call) (order, syscall.Errno) {
 				verb, what, _ := strings.Cut(c.name, " ")
@@ -167,7 +167,7 @@ func TestOrderOfCalls(t *testing.T) {
 			if out, _ := tr.run(t, writerProcess("save 9", directory, runtime)); !strings.HasPrefix(out, "saved ") {
 				t.Fatal(out)
 			}
-			delete(owed, "state") // its mode; the umask of a power cut
+			delete(owed, "state") // only its mode has not been synced
 			if len(owed) > 0 {
 				t.Errorf("saved, but these have not been synced: %v", owed)
 			}
@@ -182,8 +182,8 @@ func TestOrderOfCalls(t *testing.T) {
 	}
 }
 
-// TestPowerCutAtEachCall cuts the power of an ext4 before and after each system
-// call of a Save, and prints what was there when it came back.
+// TestPowerCutAtEachCall cuts the power of an ext4 file system before and after each system
+// call of a Save, and prints the files after the restart.
 func TestPowerCutAtEachCall(t *testing.T) {
 	long(t)
 	if !withMounts(t) {
@@ -204,8 +204,8 @@ func TestPowerCutAtEachCall(t *testing.T) {
 			if err := syscall.Unmount(template.directory, 0); err != nil {
 				t.Fatal(err)
 			}
-			// outcome cuts the power and returns what a reader, and the next start,
-			// find.
+			// outcome cuts the power and returns the results of a reader and of the next
+			// start.
 			outcome := func(at int, after bool) (name, found, previous, saved string, ended bool) {
 				d := template.copy()
 				defer d.end()
@@ -252,7 +252,7 @@ func TestPowerCutAtEachCall(t *testing.T) {
 				} else if test.records > 1 {
 					t.Errorf("%s: state.json.prev: %v", say, err)
 				}
-				if err := os.MkdirAll(directory, 0o755); err != nil { // as systemd does
+				if err := os.MkdirAll(directory, 0o755); err != nil { // like systemd
 					t.Fatal(err)
 				}
 				afterwards(t, say, directory, t.TempDir(), uint64(test.records), uint64(test.records+1), out)
@@ -282,7 +282,7 @@ func TestPowerCutAtEachCall(t *testing.T) {
 				}
 				fmt.Fprintf(&table, "%3d  %-46s %-8s %-8s %s\n", at, name, ahead, after, previous)
 				if last == "new" && (ahead != "new" || after != "new") {
-					t.Errorf("call %d, %s: the record was there before, and is gone", at, name)
+					t.Errorf("call %d, %s: the earlier record is lost", at, name)
 				}
 				last = after
 			}

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// sameIdentity tells whether two normalised records say the same to those who
-// read them. What only tells when and how the service came to it (substatus,
-// dates, etag) does not count: it would wear the flash for nothing.
+// sameIdentity reports whether two normalised records contain the same identity. Members
+// that only describe when and how the service assigned it (substatus, dates, etag) do not
+// count, since writing them would wear the flash unnecessarily.
 func sameIdentity(a, b Record) bool {
 	return a.AssignedHub == b.AssignedHub &&
 		a.DeviceID == b.DeviceID &&
@@ -22,9 +22,8 @@ func sameIdentity(a, b Record) bool {
 		(bytes.Equal(a.RegistrationState, b.RegistrationState) || equalJSON(a.issued(), b.issued()))
 }
 
-// equalJSON compares two texts as JSON values: the order of keys and white space
-// do not count, and numbers are compared by their exact decimal value, never
-// rounded to a float64.
+// equalJSON compares two texts as JSON values: it ignores the order of keys and white
+// space, and compares numbers by their exact decimal values, without rounding to float64.
 func equalJSON(a, b json.RawMessage) bool {
 	if bytes.Equal(a, b) {
 		return true
@@ -80,9 +79,9 @@ func equalValue(a, b any) bool {
 	return a == b // string, bool, nil
 }
 
-// decimal brings a JSON number into one form: sign, digits without zeros at
-// either end, exponent of ten. It never expands the exponent, so that 1e999999999
-// costs no memory; an exponent beyond 64 bits stays as it is written.
+// decimal returns the canonical form of a JSON number: sign, digits without leading and
+// trailing zeros, decimal exponent. It never expands the exponent, so 1e999999999 takes no
+// memory; an exponent beyond 64 bits is not changed.
 func decimal(s string) string {
 	rest, negative := strings.CutPrefix(s, "-")
 	mantissa, exponent := rest, int64(0)

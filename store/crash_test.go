@@ -18,9 +18,9 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// actAsWriter is the life of the helper process. mode is "die STEP FROM TO":
-// save the records from FROM to TO and be killed ahead of the given step, 0 for
-// never; it prints the generation of each record that Save reported as saved.
+// actAsWriter is the main function of the helper process. With mode "die STEP FROM TO", it
+// saves the records from FROM to TO and is killed before the given step, or never if STEP
+// is 0; it prints the generation of each record that Save reported as saved.
 func actAsWriter(mode string) int {
 	var die, from, to int
 	if mode == "service" {
@@ -41,7 +41,7 @@ func actAsWriter(mode string) int {
 	s, err := store.OpenStepped(o, noon, func(string, string) error {
 		if count++; count == die {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {} // the signal is on its way
+			select {} // wait for the signal
 		}
 		return nil
 	})
@@ -60,8 +60,8 @@ func actAsWriter(mode string) int {
 	return 0
 }
 
-// actAsSaver is the helper process of the tests that trace it: it saves record n, and once
-// more when the disk refuses it, and says what became of each.
+// actAsSaver is the helper process of the tests that trace it: it saves record n, again if
+// the disk refuses it, and prints each result.
 func actAsSaver(n int) int {
 	s, err := store.Open(store.Options{Directory: os.Getenv("DPSD_TEST_STATE"), RuntimeDirectory: os.Getenv("DPSD_TEST_RUNTIME")}, noon)
 	if err != nil {
@@ -83,13 +83,13 @@ func actAsSaver(n int) int {
 func writerProcess(mode, directory, runtime string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), helperVariable+"="+mode, "DPSD_TEST_STATE="+directory, "DPSD_TEST_RUNTIME="+runtime,
-		"GORACE=atexit_sleep_ms=0") // the race detector would wait a second at each exit
+		"GORACE=atexit_sleep_ms=0") // otherwise, the race detector waits a second at each exit
 	cmd.Stderr = os.Stderr
 	return cmd
 }
 
-// readers read a state directory without a pause, and check that what they see
-// is whole, never absent once it was there, and never goes backwards.
+// readers read a state directory continuously, and check that the record is complete, does
+// not disappear, and that its generation never decreases.
 type readers struct {
 	stop chan struct{}
 	all  sync.WaitGroup
@@ -137,13 +137,13 @@ func (r *readers) end() {
 	r.all.Wait()
 }
 
-// situations are those in which a start or a Save writes.
+// situations are the cases in which a start or a Save writes.
 var situations = []struct {
-	say     string
-	prepare func(t *testing.T, directory, runtime string)
-	least   uint64 // no reader may find an older generation than this afterwards; 0: there may be no record
-	mended  uint64 // the generation that a start writes, 0 for none
-	final   uint64 // the generation after the next start and Save
+	say      string
+	prepare  func(t *testing.T, directory, runtime string)
+	least    uint64 // the oldest generation that a reader may find afterwards; 0 if there may be no record
+	repaired uint64 // the generation that a start writes; 0 for none
+	final    uint64 // the generation after the next start and Save
 }{
 	{"the first record", func(*testing.T, string, string) {}, 0, 0, 1},
 	{"a change", func(t *testing.T, directory, _ string) {
@@ -157,7 +157,7 @@ var situations = []struct {
 		fill(t, directory, 2)
 		put(t, "DPSD_GENERATION=\"1\"\n", directory, "state.env")
 	}, 2, 2, 3},
-	{"taking over the record of the runtime directory", func(t *testing.T, directory, runtime string) {
+	{"adopting the record of the runtime directory", func(t *testing.T, directory, runtime string) {
 		fill(t, directory, 2)
 		other := quick(t)
 		fill(t, other, 5)
@@ -165,8 +165,8 @@ var situations = []struct {
 	}, 2, 5, 6},
 }
 
-// TestKilledAtEachStep kills a real process ahead of each step that changes the
-// disk, in each situation that writes.
+// TestKilledAtEachStep kills a real process before each step that changes the disk, in each
+// situation.
 func TestKilledAtEachStep(t *testing.T) {
 	long(t)
 	for _, situation := range situations {
@@ -187,11 +187,11 @@ func TestKilledAtEachStep(t *testing.T) {
 				switch {
 				case readErr == nil && rec.Generation >= situation.least:
 				case situation.least == 0 && errors.Is(readErr, store.ErrNoRecord) && err != nil:
-				case damaged && content2(directory) == "damaged" && err != nil: // killed ahead of the repair
+				case damaged && content2(directory) == "damaged" && err != nil: // killed before the repair
 				default:
 					t.Fatalf("step %d: after the kill: %v, generation %d", step, readErr, rec.Generation)
 				}
-				if err == nil { // it was not killed any more
+				if err == nil { // it ended without being killed
 					if step < 5 {
 						t.Fatalf("only %d steps", step-1)
 					}
@@ -237,8 +237,8 @@ func fill(t *testing.T, directory string, n int) {
 	s.Close()
 }
 
-// TestPromise2TheStateFileIsAlwaysWhole kills a process that writes as fast as it can, at moments
-// that chance picks, while readers look on: 1,000 times in CI.
+// TestPromise2TheStateFileIsAlwaysWhole kills a process that writes continuously at random
+// times, while readers check the files: 1,000 times in CI.
 func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 	long(t)
 	kills := 200
@@ -277,7 +277,7 @@ func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		for lines.Scan() { // what it said before it died
+		for lines.Scan() { // its output before it was killed
 			saved, _ = strconv.ParseUint(lines.Text(), 10, 64)
 		}
 		_ = cmd.Wait()
@@ -295,14 +295,14 @@ func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 			}
 		}
 		if left > 1 {
-			t.Fatalf("temporary files add up: %q", names(t, directory))
+			t.Fatalf("temporary files accumulate: %q", names(t, directory))
 		}
 		halfway += left
 		saves += rec.Generation - before.Generation
 	}
 	t.Logf("%d kills, %d of them between the creation of a temporary file and its rename; %d saves", kills, halfway, saves)
 	if halfway < kills/50 || saves < uint64(kills)/2 {
-		t.Error("hardly any kill came in the middle of something: the test tests nothing")
+		t.Error("almost no kill interrupted a write: the test is ineffective")
 	}
 	s := mustOpen(t, store.Options{Directory: directory})
 	mustSave(t, s, numbered(0), store.Written)
@@ -313,7 +313,7 @@ func TestPromise2TheStateFileIsAlwaysWhole(t *testing.T) {
 	}
 }
 
-// thorough tells whether there is time for everything.
+// thorough reports whether all cases are to be tested.
 func thorough() bool { return os.Getenv("CI") == "true" }
 
 func deviceNumber(t *testing.T, rec store.Record) int {
@@ -325,8 +325,8 @@ func deviceNumber(t *testing.T, rec store.Record) int {
 	return n
 }
 
-// TestConcurrentReaders races readers, a watcher, and the programs that
-// docs/state.md shows against 1000 changes.
+// TestConcurrentReaders runs readers, a watcher, and the programs of docs/state.md
+// concurrently with 1000 changes.
 func TestConcurrentReaders(t *testing.T) {
 	const changes = 1000
 	directory := quick(t)
@@ -367,7 +367,7 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 }
 
-// quick returns a directory in memory, where fsync costs nothing.
+// quick returns a directory in memory, where fsync takes no time.
 func quick(t *testing.T) string {
 	t.Helper()
 	directory, err := os.MkdirTemp("/dev/shm", "dpsd")

@@ -15,8 +15,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// actAsService is the helper process of these tests: it has a store open, saves
-// the record of each number it reads, and answers with what became of it.
+// actAsService is the helper process of these tests: it opens a store, saves the record of
+// each number that it reads, and prints the result.
 func actAsService() int {
 	s, err := store.Open(store.Options{Directory: os.Getenv("DPSD_TEST_STATE"), RuntimeDirectory: os.Getenv("DPSD_TEST_RUNTIME")}, noon)
 	if err != nil {
@@ -38,7 +38,7 @@ func actAsService() int {
 	}
 }
 
-// service is such a process, of a user who is not root: root may write anything.
+// service is such a process. Its user is not root, which may write everywhere.
 type service struct {
 	t     *testing.T
 	in    io.Writer
@@ -49,7 +49,7 @@ const serviceUser = 61234
 
 func startService(t *testing.T, directory, runtime string) *service {
 	t.Helper()
-	// The directory of the test binary is closed to others.
+	// Other users cannot access the directory of the test binary.
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -83,8 +83,7 @@ func startService(t *testing.T, directory, runtime string) *service {
 	return &service{t, in, bufio.NewScanner(out)}
 }
 
-// saves has the service save record n and wants this answer, or one that
-// contains it.
+// saves makes the service save record n and expects a response that contains want.
 func (s *service) saves(n int, want string) {
 	s.t.Helper()
 	fmt.Fprintln(s.in, n)
@@ -97,12 +96,12 @@ func (s *service) saves(n int, want string) {
 	}
 }
 
-// places returns a state directory in a parent of root's, and a runtime
-// directory, both the service's.
+// places returns a state directory in a parent that root owns, and a runtime directory. The
+// service's user owns both.
 func places(t *testing.T) (directory, runtime string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, "root, who may start a process as another user")
+		missing(t, "root, to start a process as another user")
 	}
 	parent := quick(t)
 	directory, runtime = filepath.Join(parent, "state"), filepath.Join(parent, "run")
@@ -114,7 +113,7 @@ func places(t *testing.T) (directory, runtime string) {
 	return directory, runtime
 }
 
-// own makes a directory of the service's.
+// own creates a directory that the service's user owns.
 func own(t *testing.T, directory string) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(directory, 0o755), os.Chown(directory, serviceUser, serviceUser)); err != nil {
@@ -146,7 +145,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 		}
 		gone(t, runtime, "state.json")
 	})
-	t.Run("a lock of another user is named, for the directory is writable", func(t *testing.T) {
+	t.Run("a lock of another user is reported, since the directory is writable", func(t *testing.T) {
 		directory, runtime := places(t)
 		lock := filepath.Join(directory, "lock")
 		put(t, "", lock)
@@ -160,7 +159,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 		}
 		s.saves(1, "written 1")
 	})
-	t.Run("a record that may not be read is as good as damaged, and the one before takes its place", func(t *testing.T) {
+	t.Run("a record without read permission counts as damaged, and the previous one replaces it", func(t *testing.T) {
 		directory, runtime := places(t)
 		fill(t, directory, 2)
 		path := filepath.Join(directory, "state.json")
@@ -176,7 +175,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 }
 
 func TestDirectoryAtRunTime(t *testing.T) {
-	t.Run("a directory that was removed is named as such, and taken again when it is back", func(t *testing.T) {
+	t.Run("a removed directory is reported, and used again after it has been restored", func(t *testing.T) {
 		directory, runtime := places(t)
 		s := startService(t, directory, runtime)
 		s.saves(1, "written 1")
@@ -189,14 +188,14 @@ func TestDirectoryAtRunTime(t *testing.T) {
 		if rec := mustRead(t, runtime); rec.Generation != 2 {
 			t.Errorf("generation %d under the runtime directory", rec.Generation)
 		}
-		own(t, directory) // as a restart of the unit does
+		own(t, directory) // like a restart of the unit
 		s.saves(2, "written 2")
 		gone(t, runtime, "state.json")
 		if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, new(*store.LockedError)) {
 			t.Errorf("Open: %v, want *LockedError: the new directory is locked too", err)
 		}
 	})
-	t.Run("it is the next process's after a restart, as is the record that could not be saved", func(t *testing.T) {
+	t.Run("the next process gets the directory and the unsaved record after a restart", func(t *testing.T) {
 		directory, runtime := places(t)
 		t.Run("the first process", func(t *testing.T) {
 			s := startService(t, directory, runtime)
@@ -208,12 +207,12 @@ func TestDirectoryAtRunTime(t *testing.T) {
 		})
 		own(t, directory)
 		s := startService(t, directory, runtime)
-		s.saves(2, "unchanged 2") // Open has put it on the disk
+		s.saves(2, "unchanged 2") // Open has written it
 		if rec := mustRead(t, directory); rec.Generation != 2 {
 			t.Errorf("generation %d", rec.Generation)
 		}
 	})
-	t.Run("another directory in its place gets the record, a lock, and no lower generation", func(t *testing.T) {
+	t.Run("a directory that replaces it gets the record, a lock, and no lower generation", func(t *testing.T) {
 		directory, runtime := places(t)
 		s := startService(t, directory, runtime)
 		s.saves(1, "written 1")
@@ -236,7 +235,7 @@ func TestDirectoryAtRunTime(t *testing.T) {
 			t.Errorf("Open: %v, want *LockedError", err)
 		}
 	})
-	t.Run("a directory in its place that another process has is left to that", func(t *testing.T) {
+	t.Run("a directory that replaces it and that another process has locked is not changed", func(t *testing.T) {
 		directory, runtime := places(t)
 		s := startService(t, directory, runtime)
 		s.saves(1, "written 1")
@@ -249,12 +248,12 @@ func TestDirectoryAtRunTime(t *testing.T) {
 		mark := prints(t, directory)
 		s.saves(2, fmt.Sprintf("is locked by process %d", os.Getpid()))
 		if prints(t, directory) != mark {
-			t.Error("it was written to")
+			t.Error("the directory was written to")
 		}
 		other.Close()
 		s.saves(2, "written 2")
 	})
-	t.Run("a file in its place is told, and replaced by nobody", func(t *testing.T) {
+	t.Run("a file that replaces it is reported and not changed", func(t *testing.T) {
 		directory, runtime := places(t)
 		s := startService(t, directory, runtime)
 		s.saves(1, "written 1")

@@ -17,18 +17,18 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// mountVariable is set in the process that has mounts of its own.
+// mountVariable is set in the process with private mounts.
 const mountVariable = "DPSD_TEST_MOUNTS"
 
-// withMounts runs the calling test once more in a process with a private mount
-// name space, so that no mount outlives it, and returns true there.
+// withMounts runs the calling test again in a process with a private mount namespace, so
+// that all mounts end with it, and returns true there.
 func withMounts(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(mountVariable) != "" {
 		return true
 	}
 	if os.Geteuid() != 0 {
-		missing(t, "root, who may mount")
+		missing(t, "root, to mount file systems")
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=3m")
 	cmd.Env = append(os.Environ(), mountVariable+"=1")
@@ -52,10 +52,10 @@ func withMounts(t *testing.T) bool {
 	return false
 }
 
-// rowPrefix marks what the process with mounts of its own wants printed.
+// rowPrefix marks output of the process with private mounts that is printed.
 const rowPrefix = "row: "
 
-// report prints a table, past the process that ran the test.
+// report prints a table through the process that ran the test.
 func report(table string) {
 	for line := range strings.Lines(table) {
 		fmt.Print(rowPrefix, line)
@@ -73,7 +73,7 @@ func tmpfs(t *testing.T, options string) string {
 	return directory
 }
 
-// stuff fills a disk to its last byte and returns how to make room again.
+// stuff fills a disk completely and returns a function that frees space again.
 func stuff(t *testing.T, directory string) func() {
 	t.Helper()
 	path := filepath.Join(directory, "ballast")
@@ -106,10 +106,10 @@ func TestFullDisk(t *testing.T) {
 	mustSave(t, s, numbered(2), store.Written)
 	room := stuff(t, directory)
 
-	t.Run("an identical answer is no fault on a full disk", func(t *testing.T) {
+	t.Run("an identical assignment is not a fault on a full disk", func(t *testing.T) {
 		mustSave(t, s, numbered(2), store.Unchanged)
 	})
-	t.Run("a change is held, published, and tried again", func(t *testing.T) {
+	t.Run("a change is kept, published, and tried again", func(t *testing.T) {
 		for range 2 {
 			_, err := s.Save(numbered(3), noon)
 			var refused *store.WriteError
@@ -124,13 +124,13 @@ func TestFullDisk(t *testing.T) {
 			}
 		}
 	})
-	t.Run("nothing temporary is left on the full disk", func(t *testing.T) {
+	t.Run("no temporary file is left on the full disk", func(t *testing.T) {
 		want := []string{"ballast", "lock", "state.env", "state.json", "state.json.prev"}
 		if diff := cmp.Diff(want, names(t, directory)); diff != "" {
 			t.Error(diff)
 		}
 	})
-	t.Run("a start on a full disk takes the published record over, and a damaged one aside", func(t *testing.T) {
+	t.Run("a start on a full disk adopts the published record and keeps a damaged one", func(t *testing.T) {
 		s.Close()
 		put(t, "damaged", directory, "state.json")
 		s = mustOpen(t, o)
@@ -151,7 +151,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%d copies", n)
 		}
 	})
-	t.Run("with room again the same answer is saved", func(t *testing.T) {
+	t.Run("after space has been freed, the same assignment is saved", func(t *testing.T) {
 		room()
 		if rec := mustSave(t, s, numbered(3), store.Written); rec.Generation != 3 {
 			t.Errorf("generation %d", rec.Generation)
@@ -186,7 +186,7 @@ func TestDiskOfOnePage(t *testing.T) {
 			}
 			if options == "size=4k" || options == "nr_inodes=1" {
 				if s.Durable() {
-					t.Error("so small a disk took it all: the test tests nothing")
+					t.Error("the small disk accepted everything: the test is ineffective")
 				}
 			}
 		})
@@ -215,7 +215,7 @@ func TestReadOnlyDisk(t *testing.T) {
 			mark := prints(t, directory)
 			s := mustOpen(t, o)
 
-			t.Run("Open says so without writing, and finds the record", func(t *testing.T) {
+			t.Run("Open reports it without writing, and finds the record", func(t *testing.T) {
 				if err := reason(s, store.Unwritable); !errors.Is(err, syscall.EROFS) {
 					t.Errorf("unwritable because of %v; notices:\n%s", err, kinds(s))
 				}
@@ -223,22 +223,22 @@ func TestReadOnlyDisk(t *testing.T) {
 					t.Errorf("generation %d, durable %v", rec.Generation, s.Durable())
 				}
 			})
-			t.Run("a second process is kept out", func(t *testing.T) {
+			t.Run("a second process is excluded", func(t *testing.T) {
 				if _, err := store.Open(o, noon); !errors.As(err, new(*store.LockedError)) {
 					t.Errorf("Open: %v, want *LockedError", err)
 				}
 				if !locked {
-					return // without a lock file only the runtime directory keeps it out
+					return // without a lock file, only the runtime directory excludes it
 				}
 				if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, new(*store.LockedError)) {
 					t.Errorf("Open with another runtime directory: %v, want *LockedError", err)
 				}
 			})
-			t.Run("an identical record is no fault", func(t *testing.T) {
+			t.Run("an identical record is not a fault", func(t *testing.T) {
 				mustSave(t, s, numbered(2), store.Unchanged)
 				gone(t, runtime, "state.json")
 			})
-			t.Run("a change is held and published", func(t *testing.T) {
+			t.Run("a change is kept and published", func(t *testing.T) {
 				_, err := s.Save(numbered(3), noon)
 				if !errors.As(err, new(*store.WriteError)) || !errors.Is(err, syscall.EROFS) || s.Durable() {
 					t.Errorf("Save: %v", err)
@@ -250,7 +250,7 @@ func TestReadOnlyDisk(t *testing.T) {
 					t.Error("the disk changed")
 				}
 			})
-			t.Run("once writable, the same answer is saved, under the lock", func(t *testing.T) {
+			t.Run("after the disk has become writable, the same assignment is saved under the lock", func(t *testing.T) {
 				remount(t, directory, 0)
 				mustSave(t, s, numbered(3), store.Written)
 				if _, err := store.Open(store.Options{Directory: directory}, noon); !errors.As(err, new(*store.LockedError)) {
@@ -269,7 +269,7 @@ func TestReadOnlyDisk(t *testing.T) {
 			t.Errorf("generation %d, device %s, durable %v", rec.Generation, rec.DeviceID, s.Durable())
 		}
 	})
-	t.Run("a stale state.env on a read-only disk is a fault, for READY promises both", func(t *testing.T) {
+	t.Run("a stale state.env on a read-only disk is a fault, since READY promises both files", func(t *testing.T) {
 		directory, runtime := tmpfs(t, "mode=0755"), t.TempDir()
 		fill(t, directory, 2)
 		os.Remove(filepath.Join(directory, "state.env"))
@@ -287,7 +287,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	})
 }
 
-// loopDisk is an ext4 file system in a file, whose power can be cut.
+// loopDisk is an ext4 file system in a file that can simulate a power failure.
 type loopDisk struct {
 	t         *testing.T
 	image     string
@@ -317,8 +317,8 @@ func newLoopDisk(t *testing.T) *loopDisk {
 	return d
 }
 
-// mount leaves nothing to luck: ext4 does not flush on rename by itself, and
-// does not commit while the test runs.
+// mount makes tests deterministic: ext4 does not flush on rename, and does not commit
+// during the test.
 func (d *loopDisk) mount(mount string) {
 	d.t.Helper()
 	if out, err := exec.Command(mount, "-o", "loop,noauto_da_alloc,commit=300", d.image, d.directory).CombinedOutput(); err != nil {
@@ -326,7 +326,7 @@ func (d *loopDisk) mount(mount string) {
 	}
 }
 
-// copy returns another disk with the content of this one, which is not mounted.
+// copy returns another disk with the contents of this one, which must not be mounted.
 func (d *loopDisk) copy() *loopDisk {
 	d.t.Helper()
 	image, err := os.ReadFile(d.image)
@@ -346,7 +346,7 @@ func (d *loopDisk) end() {
 	_ = os.Remove(d.image)
 }
 
-// cut is the power failing: nothing more reaches the disk, not even the journal.
+// cut simulates a power failure: nothing more is written to the disk, not even the journal.
 func (d *loopDisk) cut() {
 	f, err := os.Open(d.directory)
 	if err != nil {
@@ -360,7 +360,7 @@ func (d *loopDisk) cut() {
 	}
 }
 
-// restore is the power coming back.
+// restore mounts the disk again.
 func (d *loopDisk) restore() {
 	d.t.Helper()
 	if err := syscall.Unmount(d.directory, 0); err != nil {
@@ -369,14 +369,14 @@ func (d *loopDisk) restore() {
 	d.mount("mount")
 }
 
-// sync makes the disk up to here last, so that a cut only concerns what follows.
+// sync makes all changes durable, so that a power failure affects only later ones.
 func (d *loopDisk) sync() { syscall.Sync() }
 
 func TestPowerCut(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
-	t.Run("a disk that loses an unsynced rename is what these tests run on", func(t *testing.T) {
+	t.Run("the disk of these tests loses an unsynced rename", func(t *testing.T) {
 		d := newLoopDisk(t)
 		put(t, "old", d.directory, "file")
 		d.sync()
@@ -411,7 +411,7 @@ func TestPowerCut(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a record that an earlier process had renamed, but not synced, is synced by the next start", func(t *testing.T) {
+	t.Run("the next start syncs a record that an earlier process had renamed but not synced", func(t *testing.T) {
 		d := newLoopDisk(t)
 		directory := filepath.Join(d.directory, "state")
 		killed := errors.New("killed")
@@ -440,13 +440,13 @@ func TestPowerCut(t *testing.T) {
 		if rec := mustRead(t, directory); rec.Generation != 2 {
 			t.Errorf("the record that was reported as saved is gone: generation %d", rec.Generation)
 		}
-		// ext4 put the rename of state.json on disk with the fsync of state.env;
-		// that of state.env itself needs the start's.
+		// With the fsync of state.env, ext4 wrote the rename of state.json; the rename of
+		// state.env needs the sync of the start.
 		if got := store.EnvironmentGeneration([]byte(content(t, directory, "state.env"))); got != 2 {
 			t.Errorf("state.env that was reported as saved is gone: generation %d", got)
 		}
 	})
-	t.Run("power cut ahead of any step: old record or new, whole, and the next start mends the rest", func(t *testing.T) {
+	t.Run("after a power failure before any step, the old or the new record is complete, and the next start repairs the rest", func(t *testing.T) {
 		for step := 1; ; step++ {
 			d := newLoopDisk(t)
 			directory := filepath.Join(d.directory, "state")
@@ -454,7 +454,7 @@ func TestPowerCut(t *testing.T) {
 			d.sync()
 			count, cut := 0, false
 			s, err := store.OpenStepped(store.Options{Directory: directory}, noon, func(string, string) error {
-				if count++; count == step+1 { // the first is the sync of Open
+				if count++; count == step+1 { // the first step is the sync of Open
 					d.cut()
 					cut = true
 				}
@@ -493,13 +493,13 @@ func TestPowerCut(t *testing.T) {
 	})
 }
 
-func TestMend(t *testing.T) {
+func TestRepair(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		harm func(directory string) error
 		want store.Result
 	}{
-		{"nothing is written while the files are as they were", func(string) error { return nil }, store.Unchanged},
+		{"nothing is written if the files are unchanged", func(string) error { return nil }, store.Unchanged},
 		{"a removed state.json", func(d string) error { return os.Remove(filepath.Join(d, "state.json")) }, store.Written},
 		{"a removed state.env", func(d string) error { return os.Remove(filepath.Join(d, "state.env")) }, store.Written},
 		{"a changed state.env", func(d string) error {
@@ -520,7 +520,7 @@ func TestMend(t *testing.T) {
 			if c.want == store.Unchanged {
 				mark = prints(t, directory)
 			}
-			result, err := s.Mend(noon)
+			result, err := s.Repair(noon)
 			if err != nil || result != c.want {
 				t.Errorf("%v, %v; want %v", result, err, c.want)
 			}
@@ -535,9 +535,9 @@ func TestMend(t *testing.T) {
 			}
 		})
 	}
-	t.Run("without a record there is nothing to mend", func(t *testing.T) {
+	t.Run("without a record, there is nothing to repair", func(t *testing.T) {
 		s := mustOpen(t, store.Options{Directory: filepath.Join(quick(t), "state")})
-		if result, err := s.Mend(noon); err != nil || result != store.Unchanged {
+		if result, err := s.Repair(noon); err != nil || result != store.Unchanged {
 			t.Errorf("%v, %v", result, err)
 		}
 	})

@@ -1,8 +1,8 @@
-// Package store keeps the gateway's provisioning record: which IoT hub it
-// belongs to, and under which device ID.
+// Package store stores the gateway's provisioning record: the IoT hub and the device ID to
+// which it is assigned.
 //
-// Other programs on the gateway read it with [Read] and follow it with [Watch];
-// neither takes a lock nor needs dpsd to run:
+// Other programs on the gateway read it with [Read] and watch it with [Watch]; neither
+// takes a lock or requires dpsd to run:
 //
 //	rec, err := store.Read("/var/lib/dpsd")
 //	if err != nil {
@@ -10,10 +10,9 @@
 //	}
 //	connect(rec.AssignedHub, rec.DeviceID)
 //
-// The daemon is the only writer, through a [Store]. A reader at any instant,
-// through any crash or power cut, finds the old record or the new one, whole
-// and with its checksum; the generation never goes backwards; and an answer of
-// the service that says nothing new writes not a byte.
+// Only the daemon writes, through a [Store]. At any time, even after a crash or a power
+// failure, a reader finds the complete old or new record with a valid checksum. The
+// generation never decreases, and an unchanged assignment writes nothing.
 //
 // docs/state.md describes the files for programs in other languages.
 package store

@@ -22,7 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/test/shipped"
 )
 
-// realFiles are records as Save writes them, from the least to the most.
+// realFiles returns files that Save has written, from the smallest to the largest.
 func realFiles(t *testing.T) map[string]string {
 	least := sample()
 	least.Substatus, least.CreatedDateTimeUtc, least.LastUpdatedDateTimeUtc, least.ETag, least.ConnectionProfile = "", "", "", "", ""
@@ -66,7 +66,7 @@ func TestSchema(t *testing.T) {
 			}
 			for name := range value.(map[string]any) {
 				if _, ok := described.Properties[name]; !ok {
-					t.Errorf("member %s is not described", name)
+					t.Errorf("the schema does not describe the member %s", name)
 				}
 			}
 		})
@@ -85,7 +85,7 @@ func TestSchema(t *testing.T) {
 		{`"checksum": "sha256:`, `"checksum": "md5:`},
 		{`"payload": {"site":"Antwerp","rack":7}`, `"payload": null`},
 	} {
-		t.Run(fmt.Sprintf("the schema refuses %q", edit[1]), func(t *testing.T) {
+		t.Run(fmt.Sprintf("the schema rejects %q", edit[1]), func(t *testing.T) {
 			changed := strings.Replace(whole, edit[0], edit[1], 1)
 			if changed == whole {
 				t.Fatal("the edit changed nothing")
@@ -113,7 +113,7 @@ func snippet(t *testing.T, language, first string) string {
 	return ""
 }
 
-// TestDocumentedChecks runs the programs that docs/state.md shows.
+// TestDocumentedChecks runs the programs of docs/state.md.
 func TestDocumentedChecks(t *testing.T) {
 	files := realFiles(t)
 	whole := content(t, files["odd"])
@@ -130,7 +130,7 @@ func TestDocumentedChecks(t *testing.T) {
 	damages["without its end"] = whole[:len(whole)-2]
 	damages["with a tail"] = whole + "{}\n"
 
-	// check runs a program over the whole files and every nth of the damaged.
+	// check runs a program with all complete files and every nth of the damaged ones.
 	check := func(t *testing.T, nth int, command ...string) {
 		t.Helper()
 		run := func(path string) (string, error) {
@@ -166,7 +166,7 @@ func TestDocumentedChecks(t *testing.T) {
 		python := tool(t, "python3")
 		path := filepath.Join(t.TempDir(), "verify.py")
 		put(t, snippet(t, "python", "import hashlib"), path)
-		check(t, 7, python, "-I", path) // its start takes long
+		check(t, 7, python, "-I", path) // it starts slowly
 	})
 	t.Run("C", func(t *testing.T) {
 		cc := tool(t, "cc")
@@ -183,7 +183,7 @@ func TestDocumentedChecks(t *testing.T) {
 
 func TestDocumentedFiles(t *testing.T) {
 	page := content(t, "../docs/state.md")
-	t.Run("the example of state.json has the members of a real one, in their order", func(t *testing.T) {
+	t.Run("the example of state.json has the members of a real file, in their order", func(t *testing.T) {
 		members := func(text string) string {
 			return strings.Join(regexp.MustCompile(`(?m)^  "\w+": `).FindAllString(text, -1), "")
 		}
@@ -191,14 +191,14 @@ func TestDocumentedFiles(t *testing.T) {
 			t.Errorf("documented:\n%s\nreal:\n%s", got, want)
 		}
 	})
-	t.Run("the example of state.env is what the record would give", func(t *testing.T) {
+	t.Run("the example of state.env matches the record", func(t *testing.T) {
 		rec := sample()
 		rec.Generation = 3
 		if got := snippet(t, "sh", "DPSD_"); got != string(store.Environment(rec)) {
 			t.Errorf("documented:\n%s", got)
 		}
 	})
-	t.Run("every file that dpsd leaves is in the table", func(t *testing.T) {
+	t.Run("every file of dpsd is in the table", func(t *testing.T) {
 		directory := t.TempDir()
 		fill(t, directory, 2)
 		if err := os.WriteFile(filepath.Join(directory, "state.json"), nil, 0o644); err != nil {
@@ -211,29 +211,30 @@ func TestDocumentedFiles(t *testing.T) {
 		for _, name := range names(t, directory) {
 			name = regexp.MustCompile(`corrupt-.*`).ReplaceAllString(name, "corrupt-TIME")
 			if !strings.Contains(page, "| `"+name+"` |") {
-				t.Errorf("%s is not", name)
+				t.Errorf("%s is not in the table", name)
 			}
 		}
 	})
 }
 
-// follower is a program that prints the identity whenever it is another one, as
-// those of docs/state.md do.
+// follower is a program that prints the identity whenever it changes, like those of
+// docs/state.md.
 type follower struct {
 	name string
-	up   chan struct{} // closed with its first line
-	done chan struct{} // closed when it has seen the last generation, or has ended
+	up   chan struct{} // closed after its first line
+	done chan struct{} // closed after the last generation, or when the program has ended
 	seen int
 }
 
-// follow starts the programs that docs/state.md shows, and a shell that reads
-// state.env as often as it can. They end at the given generation.
+// follow starts the programs of docs/state.md, and a shell that continuously reads
+// state.env. They end at the given generation.
 func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 	t.Helper()
 	work := t.TempDir()
 	start := func(name string, c *exec.Cmd) {
 		c.Stderr = os.Stderr
-		// With what it starts: a shell that is killed leaves the command that it waits for.
+		// The whole process group is killed, since a killed shell leaves its current
+		// command running.
 		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		kill := func() { _ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 		out, err := c.StdoutPipe()
@@ -280,7 +281,7 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 				t.Error(err)
 				return false
 			} else if err != nil {
-				t.Logf("%s is not installed: the reader that needs it is left out", name)
+				t.Logf("%s is not installed: the reader that needs it is skipped", name)
 				return false
 			}
 		}
@@ -327,7 +328,7 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 	return all
 }
 
-// What the others make of a value that some reader gets wrong.
+// The values are those that some readers parse incorrectly.
 func TestDocumentedFollowersReadEveryValue(t *testing.T) {
 	cc := tool(t, "cc")
 	work := t.TempDir()
@@ -361,7 +362,7 @@ func TestDocumentedJq(t *testing.T) {
 	jq := tool(t, "jq")
 	command := regexp.MustCompile("`jq -r (\\S+) /var/lib/dpsd/state.json`").FindStringSubmatch(content(t, "../docs/state.md"))
 	if command == nil {
-		t.Fatal("docs/state.md shows no jq")
+		t.Fatal("docs/state.md contains no jq command")
 	}
 	directory := t.TempDir()
 	mustSave(t, mustOpen(t, store.Options{Directory: directory}), sample(), store.Written)

@@ -8,10 +8,10 @@ import (
 
 const generationName = "DPSD_GENERATION"
 
-// environment returns state.env: six assignments that mean the same to a POSIX
-// shell (".") and to systemd (EnvironmentFile=). Within double quotes both take
-// a backslash before \ " $ and ` away and leave everything else alone
-// (POSIX.1-2017, 2.2.3; systemd.exec(5)).
+// environment returns the contents of state.env: six assignments that a POSIX shell (".")
+// and systemd (EnvironmentFile=) interpret identically. Within double quotes, both remove a
+// backslash before \ " $ and ` and change nothing else (POSIX.1-2017, 2.2.3;
+// systemd.exec(5)).
 func environment(rec Record) []byte {
 	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "`", "\\`")
 	var b bytes.Buffer
@@ -28,8 +28,8 @@ func environment(rec Record) []byte {
 	return b.Bytes()
 }
 
-// environmentGeneration returns the generation that a state.env names, 0 when
-// it names none that can be believed. No value holds a line end, so lines do.
+// environmentGeneration returns the generation in a state.env, or 0 if there is no valid
+// one. Values contain no line breaks, so it parses lines.
 func environmentGeneration(env []byte) uint64 {
 	for line := range bytes.Lines(env) {
 		value, ok := bytes.CutPrefix(line, []byte(generationName+`="`))

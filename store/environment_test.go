@@ -17,7 +17,7 @@ var variables = []string{
 	"DPSD_ID_SCOPE", "DPSD_CONNECTION_PROFILE", "DPSD_GENERATION",
 }
 
-// awkward are values that some reader of quoted text gets wrong.
+// awkward contains values that some readers of quoted text parse incorrectly.
 var awkward = []string{
 	"plain", `\`, `\\`, `"`, `""`, `'`, `''`, "$", "$$", "$HOME", "${HOME}", "$(id)", "`id`", "``",
 	`\$`, `\"`, "\\`", `\n`, `\t`, `\x41`, `\\n`, `a\b`, `end\`, `"quoted"`, `'quoted'`, " ", "  lead", "trail  ",
@@ -36,8 +36,8 @@ func environmentOf(value string) (store.Record, map[string]string) {
 	}
 }
 
-// sourced returns what a shell has in the variables after ". file". HOME and id
-// would show if anything were expanded.
+// sourced returns the variables of a shell after ". file". HOME and id would reveal
+// expansions.
 func sourced(t *testing.T, shell, file string) map[string]string {
 	t.Helper()
 	script := `. "$1" || exit 1; printf '%s\0'`
@@ -72,16 +72,16 @@ func checkEnvironment(t *testing.T, got, want map[string]string) {
 
 func TestEnvironmentReaders(t *testing.T) {
 	for _, shell := range []string{"sh", "dash", "bash", "busybox"} {
-		t.Run(shell+" has every value as it was", func(t *testing.T) {
+		t.Run(shell+" has every value unchanged", func(t *testing.T) {
 			path, err := exec.LookPath(shell)
 			if err != nil {
 				if shell == "sh" {
 					missing(t, "sh is not installed")
 				}
-				t.Skipf("%s is not installed; sh stands for all", shell)
+				t.Skipf("%s is not installed; sh is tested instead", shell)
 			}
 			if shell == "busybox" {
-				applet := filepath.Join(t.TempDir(), "sh") // busybox goes by its name
+				applet := filepath.Join(t.TempDir(), "sh") // busybox selects the applet by its name
 				if err := os.Symlink(path, applet); err != nil {
 					t.Fatal(err)
 				}
@@ -95,7 +95,7 @@ func TestEnvironmentReaders(t *testing.T) {
 			}
 		})
 	}
-	t.Run("systemd has every value as it was", func(t *testing.T) {
+	t.Run("systemd has every value unchanged", func(t *testing.T) {
 		for _, value := range awkward {
 			rec, want := environmentOf(value)
 			got, err := environmentFile(string(store.Environment(rec)))
@@ -105,7 +105,7 @@ func TestEnvironmentReaders(t *testing.T) {
 			checkEnvironment(t, got, want)
 		}
 	})
-	t.Run("all six are there when the service named no connection profile", func(t *testing.T) {
+	t.Run("all six variables exist if the service sent no connection profile", func(t *testing.T) {
 		rec, want := environmentOf("gw")
 		rec.ConnectionProfile, want["DPSD_CONNECTION_PROFILE"] = "", ""
 		got, err := environmentFile(string(store.Environment(rec)))
@@ -114,7 +114,7 @@ func TestEnvironmentReaders(t *testing.T) {
 		}
 		checkEnvironment(t, got, want)
 	})
-	t.Run("a real file holds one variable a line", func(t *testing.T) {
+	t.Run("a real file has one variable per line", func(t *testing.T) {
 		directory := t.TempDir()
 		rec := sample()
 		rec.DeviceID = `a"$\` + "`b"
@@ -127,7 +127,7 @@ func TestEnvironmentReaders(t *testing.T) {
 }
 
 func TestEnvironmentFileParser(t *testing.T) {
-	// What is known of systemd, so that the parser above it is no yes-man.
+	// These are documented behaviours of systemd, which verify the parser below.
 	for text, want := range map[string]string{
 		"A=b\n":               "b",
 		"A=\"b\\\nc\"\n":      "bc",
@@ -152,9 +152,9 @@ func TestEnvironmentFileParser(t *testing.T) {
 	}
 }
 
-// environmentFile reads as systemd reads EnvironmentFile=: one state machine over
-// all characters, quotes within and across lines, and a value that is not clean
-// UTF-8 fails the file.
+// environmentFile parses like systemd's EnvironmentFile=: one state machine for all
+// characters, with quotes within and across lines. A value that is not clean UTF-8 is an
+// error for the whole file.
 func environmentFile(text string) (map[string]string, error) {
 	const (
 		beforeKey = iota
@@ -172,7 +172,7 @@ func environmentFile(text string) (map[string]string, error) {
 		values     = map[string]string{}
 		state      = beforeKey
 		key, value []byte
-		solid      int // length of value up to which blanks are meant
+		solid      int // length of value without trailing blanks
 		failure    error
 	)
 	push := func() {

@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// ErrNoRecord says that there is no record: the gateway was never assigned, or
-// its record was forgotten.
+// ErrNoRecord means that there is no record: the gateway was never assigned, or its record
+// was removed.
 var ErrNoRecord = errors.New("no provisioning record")
 
-// LockedError says that another process has the state directory.
+// LockedError means that another process has locked the state directory.
 type LockedError struct {
 	Path string // the lock file
-	PID  int    // of the other process; 0 when it cannot be told
+	PID  int    // ID of the other process; 0 if unknown
 }
 
 func (e *LockedError) Error() string {
@@ -25,12 +25,12 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is locked by process %d", e.Path, e.PID)
 }
 
-// DamagedError says that a record is not what dpsd wrote: cut, empty, changed
-// or unreadable.
+// DamagedError means that a record is not as dpsd wrote it: truncated, empty, changed or
+// unreadable.
 type DamagedError struct {
-	Path   string // "" when the bytes did not come from a file
+	Path   string // "" if the data was not read from a file
 	Reason string
-	Err    error // the cause below, may be nil
+	Err    error // the cause; may be nil
 }
 
 func (e *DamagedError) Error() string {
@@ -44,15 +44,15 @@ func (e *DamagedError) Error() string {
 	return message
 }
 
-// Unwrap returns the cause below.
+// Unwrap returns the cause.
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// NewerSchemaError says that a later dpsd wrote the record. Such a record is
-// kept and never overwritten.
+// NewerSchemaError means that a later version of dpsd wrote the record. Such a record is
+// never overwritten.
 type NewerSchemaError struct {
-	Path       string // "" when the bytes did not come from a file
+	Path       string // "" if the data was not read from a file
 	Schema     int64
-	Generation uint64 // 0 when it cannot be told
+	Generation uint64 // 0 if unknown
 }
 
 func (e *NewerSchemaError) Error() string {
@@ -63,8 +63,8 @@ func (e *NewerSchemaError) Error() string {
 	return message
 }
 
-// InvalidError says why a record may not be published. It names the member and
-// never repeats the value, which may be hostile.
+// InvalidError is the reason why a record must not be published. It contains the name of
+// the member but not its value, which may be hostile.
 type InvalidError struct {
 	Member string // as in state.json, e.g. "assignedHub"
 	Reason string
@@ -72,13 +72,12 @@ type InvalidError struct {
 
 func (e *InvalidError) Error() string { return e.Member + " " + e.Reason }
 
-// WriteError says that a file could not be written. The record that was to be
-// saved is held in memory meanwhile.
+// WriteError means that a file could not be written. Until it can be saved, the record is
+// kept in memory.
 type WriteError struct {
 	Path string
 	Err  error
-	// Published is the directory in which the record is published meanwhile;
-	// "" when there is none.
+	// Published is the directory in which the record is published until then, or "".
 	Published string
 }
 
@@ -97,11 +96,11 @@ func (e *WriteError) Error() string {
 // *NewerSchemaError, a *LockedError.
 func (e *WriteError) Unwrap() error { return e.Err }
 
-// MissingError says that the state directory is not there and cannot be made
-// here. A service manager that makes it does so at a restart.
+// MissingError means that the state directory does not exist and cannot be created. If the
+// service manager creates it, it does so at a restart.
 type MissingError struct {
 	Directory string
-	Err       error // why it cannot be made
+	Err       error // why it cannot be created
 }
 
 func (e *MissingError) Error() string {
@@ -120,19 +119,19 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("the directory %s is gone and cannot be made here: %v", e.Directory, err)
 }
 
-// Unwrap returns why the directory cannot be made.
+// Unwrap returns why the directory cannot be created.
 func (e *MissingError) Unwrap() error { return e.Err }
 
-// CoveredError says that a file system was mounted on the state directory, or unmounted from
-// it, outside of the mount namespace of this process.
+// CoveredError means that a file system was mounted on or unmounted from the state
+// directory outside of the mount namespace of this process.
 type CoveredError struct{ Directory string }
 
 func (e *CoveredError) Error() string {
 	return fmt.Sprintf("a file system was mounted on %s or unmounted from it while dpsd runs: other services see another directory; to use that one, run: systemctl restart --no-block dpsd", e.Directory)
 }
 
-// fileError is an error about a file that readers know, or about its directory: the
-// causes below name temporary files.
+// fileError is an error about a documented file or its directory. Its cause may name a
+// temporary file.
 type fileError struct {
 	path string
 	err  error
@@ -141,8 +140,9 @@ type fileError struct {
 func (e *fileError) Error() string { return e.path + ": " + e.err.Error() }
 func (e *fileError) Unwrap() error { return e.err }
 
-// writeError names the file that failed; path is the one that was to be written. A lock
-// that is another user's keeps its name: the directory may well be writable then.
+// writeError returns a *WriteError for the file that caused err; path is the file to be
+// written. An error about a lock file of another user keeps the lock's path, since the
+// directory may be writable.
 func writeError(path string, err error) *WriteError {
 	var errno syscall.Errno
 	var at *fs.PathError
@@ -159,14 +159,14 @@ func writeError(path string, err error) *WriteError {
 	return &WriteError{Path: path, Err: err}
 }
 
-// Notice is something that Open found, and mended where it could.
+// Notice is a problem that a Store found and, if possible, repaired.
 type Notice struct {
 	Kind NoticeKind
-	Path string // the file concerned
-	Err  error  // the cause; nil when Kind says it all
+	Path string // the affected file
+	Err  error  // the cause; nil if there is none besides Kind
 }
 
-// String is one line for a log.
+// String returns the notice as a line of text.
 func (n Notice) String() string {
 	s := n.Path + ": " + string(n.Kind)
 	if n.Err != nil {
@@ -175,45 +175,45 @@ func (n Notice) String() string {
 	return s
 }
 
-// NoticeKind tells notices apart, in words for a log.
+// NoticeKind is the kind of a Notice, as text for the log.
 type NoticeKind string
 
-// What Open can find.
+// The kinds of notices.
 const (
-	// Damaged: a file is damaged; Err is a *DamagedError. It was copied aside
-	// when a notice SetAside follows.
+	// Damaged: a file is damaged; Err is a *DamagedError. If a notice SetAside follows, the
+	// file was kept under another name.
 	Damaged NoticeKind = "damaged"
-	// Unread: the file is there but cannot be read now; Err says why. It stays as it is,
+	// Unread: the file exists but cannot be read now; Err is the reason. It is not changed,
 	// and is read again before the next record is saved.
 	Unread NoticeKind = "cannot be read now, left alone"
-	// Missing: state.json is gone although state.json.prev is there.
+	// Missing: state.json is missing although state.json.prev exists.
 	Missing NoticeKind = "missing"
-	// SetAside: a damaged record was kept under Path.
+	// SetAside: a damaged record was kept as Path.
 	SetAside NoticeKind = "damaged record kept here"
-	// PreviousRestored: the record before the damaged one is published again.
+	// PreviousRestored: the record before the damaged one was published again.
 	PreviousRestored NoticeKind = "previous record restored"
-	// GenerationRaised: state.env was ahead of the record, so the record was
-	// raised above it: a generation never goes backwards.
+	// GenerationRaised: state.env had a higher generation than the record, so the record's
+	// generation was raised above it. A generation never decreases.
 	GenerationRaised NoticeKind = "generation raised above that of state.env"
-	// RuntimeAdopted: the record of the runtime directory is newer, because
-	// the disk had refused it.
+	// RuntimeAdopted: the runtime directory had a newer record, which could not be written
+	// to the state directory before.
 	RuntimeAdopted NoticeKind = "newer record taken over from the runtime directory"
-	// NewerSchema: a later dpsd wrote the record; Err is a *NewerSchemaError.
+	// NewerSchema: a later version of dpsd wrote the record; Err is a *NewerSchemaError.
 	NewerSchema NoticeKind = "written by a later version, left alone"
-	// EnvironmentRepaired: state.env did not say what state.json says.
+	// EnvironmentRepaired: state.env differed from state.json and was written again.
 	EnvironmentRepaired NoticeKind = "repaired"
-	// LinkReplaced: state.json was a link to a record, which stands there itself
-	// now: what a link points to may be on a disk that forgets.
+	// LinkReplaced: state.json was a link to a record and was replaced by the record
+	// itself, since the target of a link may be on a volatile file system.
 	LinkReplaced NoticeKind = "was a link to a record, replaced by the record"
-	// StaleTemporary: an interrupted write left a file, which was removed.
+	// StaleTemporary: the temporary file of an interrupted write was removed.
 	StaleTemporary NoticeKind = "left over from an interrupted write, removed"
-	// Unwritable: the directory cannot be written now.
+	// Unwritable: the directory cannot be written to now.
 	Unwritable NoticeKind = "cannot be written"
 )
 
-// Temporary reports whether err is a failure to read a file that can end without a change
-// to the file: too few descriptors, too little memory, a failing disk, or a network file
-// system that does not answer. The other reasons last until a person removes them.
+// Temporary reports whether err is a temporary failure to read a file: too few descriptors,
+// too little memory, a failing disk, or a network file system that does not respond. Other
+// failures require a correction by the user.
 func Temporary(err error) bool {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {

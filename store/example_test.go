@@ -10,8 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// directory returns a state directory as dpsd leaves it, in place of
-// /var/lib/dpsd.
+// directory returns a state directory of dpsd, instead of /var/lib/dpsd.
 func directory() (string, func()) {
 	path, err := os.MkdirTemp("", "dpsd")
 	if err != nil {
@@ -56,7 +55,7 @@ func ExampleWatch() {
 	}
 	for rec := range records {
 		fmt.Printf("generation %d: %s belongs to %s\n", rec.Generation, rec.DeviceID, rec.AssignedHub)
-		cancel() // a service would go on
+		cancel() // a service would continue
 	}
 	// Output: generation 1: gw-0001 belongs to contoso-eu.azure-devices.net
 }

@@ -1,10 +1,10 @@
 package store
 
-// OpenStepped is Open with a function that is called ahead of each step that
-// changes the state directory.
+// OpenStepped is Open with a function that is called before each step that changes the
+// state directory.
 var OpenStepped = open
 
-// ForgetStepped is Forget with a function that is called ahead of each step.
+// ForgetStepped is Forget with a function that is called before each step.
 var ForgetStepped = forget
 
 // EqualJSON compares two texts as JSON values.

@@ -15,8 +15,8 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// The names in the state directory. The runtime directory has the first two
-// while the disk refuses a record.
+// The names in the state directory. The runtime directory contains the first two while a
+// record cannot be written to the state directory.
 const (
 	stateName       = "state.json"
 	environmentName = "state.env"
@@ -28,21 +28,21 @@ const (
 
 const (
 	directoryMode = 0o755
-	// lockMode keeps strangers from opening, and so from holding, the lock.
+	// lockMode prevents other users from opening, and thus from holding, the lock.
 	lockMode = 0o600
-	// maxCorrupt is how many damaged records are kept aside.
+	// maxCorrupt is the number of damaged records that are kept.
 	maxCorrupt = 3
-	// asideSuffix ends the name of a directory that stood in the way of a file.
+	// asideSuffix is appended to the name of a directory that was in the place of a file.
 	asideSuffix = ".aside"
 )
 
-// writer changes files in one directory so that a reader, and a power cut, at
-// any instant finds the old content or the new.
+// writer changes files in one directory so that at any time, also after a power failure,
+// they have the old or the new contents.
 type writer struct {
 	directory string
 	mode      fs.FileMode
-	// before is called ahead of each step that changes something; an error
-	// stops there. Nil but in tests, which fail or end the process in it.
+	// before is called before each step that changes a file; its error prevents the step.
+	// It is nil except in tests, in which it fails or ends the process.
 	before func(step, path string) error
 }
 
@@ -55,11 +55,11 @@ func (w *writer) step(step, path string) error {
 	return w.before(step, path)
 }
 
-// create makes the directory when only it is missing. The service's directories
-// are made by systemd; this is for a person who runs dpsd by hand, so a path
-// with more missing than its end is taken for a mistake.
+// create creates the directory if its parent exists. systemd creates the directories of the
+// service; this is for users who run dpsd manually, so a missing parent is treated as a
+// mistake.
 func (w *writer) create() error {
-	if there, err := w.there(); there || err != nil {
+	if found, err := w.directoryExists(); found || err != nil {
 		return err
 	}
 	if err := w.step("mkdir", w.directory); err != nil {
@@ -74,9 +74,9 @@ func (w *writer) create() error {
 	return syncDirectory(filepath.Dir(w.directory))
 }
 
-// there reports whether the directory exists. The error says why it can neither be used nor
-// be made.
-func (w *writer) there() (bool, error) {
+// directoryExists reports whether the directory exists. The error is the reason why it can be neither
+// used nor created.
+func (w *writer) directoryExists() (bool, error) {
 	if err := CheckDirectory(w.directory); err != nil {
 		return false, err
 	}
@@ -87,7 +87,7 @@ func (w *writer) there() (bool, error) {
 	return err == nil, err
 }
 
-// write replaces a file whose loss at a power cut does no harm. The error is a *WriteError.
+// write replaces a file that may be lost in a power failure. The error is a *WriteError.
 func (w *writer) write(name string, data []byte) error {
 	if err := w.replace(name, data); err != nil {
 		return writeError(w.path(name), err)
@@ -95,8 +95,8 @@ func (w *writer) write(name string, data []byte) error {
 	return nil
 }
 
-// put is replace for a file that may say so already: who watches it is not to be woken
-// for nothing.
+// put is replace for a file that may already have these contents: it then writes nothing,
+// so that watchers are not woken.
 func (w *writer) put(name string, data []byte) error {
 	if w.has(name, data) {
 		return nil
@@ -104,9 +104,9 @@ func (w *writer) put(name string, data []byte) error {
 	return w.replace(name, data)
 }
 
-// replace gives name the content data: temporary file, fsync, rename. The
-// rename itself is on disk only after sync. The error is a *fileError, unless the
-// directory takes no new file at all.
+// replace replaces the contents of a file with data: temporary file, fsync, rename. Only
+// after sync is the rename durable. The error is a *fileError, unless the directory accepts
+// no new files.
 func (w *writer) replace(name string, data []byte) error {
 	path := w.path(name)
 	about := func(err error) error {
@@ -125,7 +125,7 @@ func (w *writer) replace(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Cleanup() }() // Open removes what cannot be removed now
+	defer func() { _ = f.Cleanup() }() // otherwise, the next Open removes the file
 	if err := w.own(f.File); err != nil {
 		return err
 	}
@@ -141,10 +141,9 @@ func (w *writer) replace(name string, data []byte) error {
 	return about(f.CloseAtomicallyReplace())
 }
 
-// clear moves a directory out of the way of a file: no rename replaces one, so
-// it would refuse every write for ever. An empty one goes, another is kept under
-// a name of its own. Whatever else has the name (a link, a FIFO, a socket) is
-// replaced by the rename.
+// clear removes a directory in the place of a file, which rename does not replace and which
+// would prevent every write. It removes an empty directory and renames another. The rename
+// replaces anything else with that name (a link, a FIFO, a socket).
 func (w *writer) clear(name string) error {
 	path := w.path(name)
 	if !isDirectory(path) {
@@ -163,8 +162,8 @@ func (w *writer) clear(name string) error {
 	return os.Rename(path, to)
 }
 
-// has tells whether name is a file with the content data. A link to such a file
-// is none: what it points to is somebody else's, and no sync of ours reaches it.
+// has reports whether name is a file with the contents data. A link to such a file does not
+// count, since sync does not make its target durable.
 func (w *writer) has(name string, data []byte) bool {
 	if !regular(w.path(name)) {
 		return false
@@ -173,8 +172,8 @@ func (w *writer) has(name string, data []byte) bool {
 	return err == nil && bytes.Equal(have, data)
 }
 
-// own gives f to the owner of its directory when root writes, so that a command
-// run by hand leaves nothing the service cannot replace.
+// own changes the owner of f to the owner of its directory if root writes, so that the
+// service can replace files of a command that root runs.
 func (w *writer) own(f *os.File) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -189,9 +188,8 @@ func (w *writer) own(f *os.File) error {
 	return f.Chown(int(directory.Uid), int(directory.Gid))
 }
 
-// settle brings mode and owner of a file that is not going to be written to
-// what they would be, e.g. after the configured mode changed. Best effort: the
-// content is not at stake.
+// settle sets the mode and owner of a file that is not rewritten, e.g. after the configured
+// mode has changed. It ignores errors, which do not affect the contents.
 func (w *writer) settle(name string) {
 	f, err := os.OpenFile(w.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -208,7 +206,7 @@ func (w *writer) settle(name string) {
 	}
 }
 
-// sync makes the renames in the directory last.
+// sync makes the renames in the directory durable.
 func (w *writer) sync() error {
 	err := w.step("sync", w.directory)
 	if err == nil {
@@ -236,7 +234,7 @@ func (w *writer) remove(name string) error {
 	return os.Remove(w.path(name))
 }
 
-// list returns the names in the directory, sorted; none when it cannot be read.
+// list returns the sorted names in the directory, or none if it cannot be read.
 func (w *writer) list() []string {
 	entries, _ := os.ReadDir(w.directory)
 	names := make([]string, 0, len(entries))
@@ -246,15 +244,14 @@ func (w *writer) list() []string {
 	return names
 }
 
-// temporaryOf tells whether found is a temporary file of name: renameio's names
-// are a dot, the name of the file and digits.
+// temporaryOf reports whether found is a temporary file of name: renameio's names consist
+// of a dot, the name of the file and digits.
 func temporaryOf(found, name string) bool {
 	digits, ok := strings.CutPrefix(found, "."+name)
 	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
 }
 
-// sweep removes temporary files of interrupted writes. Only the holder of the
-// lock may.
+// sweep removes temporary files of interrupted writes. The caller must hold the lock.
 func (w *writer) sweep(names ...string) (removed []string) {
 	for _, found := range w.list() {
 		temporary := slices.ContainsFunc(names, func(name string) bool { return temporaryOf(found, name) })
@@ -265,10 +262,10 @@ func (w *writer) sweep(names ...string) (removed []string) {
 	return removed
 }
 
-// writable tells, without writing, why the directory cannot be written. A full
-// disk shows only when it is written.
+// writable returns why the directory cannot be written to, without writing. It does not
+// detect a full disk.
 func (w *writer) writable() error {
-	there, err := w.there()
+	there, err := w.directoryExists()
 	if err != nil {
 		return err
 	}
@@ -278,11 +275,10 @@ func (w *writer) writable() error {
 	if err := writableDirectory(filepath.Dir(w.directory)); err != nil {
 		return &MissingError{Directory: w.directory, Err: err}
 	}
-	return nil // create can make it
+	return nil // create can create it
 }
 
-// writableDirectory asks access(2), which tells a read-only mount (EROFS) to
-// root too.
+// writableDirectory uses access(2), which also reports a read-only mount (EROFS) to root.
 func writableDirectory(path string) error {
 	const writeAndSearch = 2 | 1 // W_OK | X_OK
 	if err := syscall.Access(path, writeAndSearch); err != nil {
@@ -301,15 +297,15 @@ func isDirectory(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// regular tells whether path itself, not what a link points to, is a file.
+// regular reports whether path itself, not the target of a link, is a regular file.
 func regular(path string) bool {
 	info, err := os.Lstat(path)
 	return err == nil && info.Mode().IsRegular()
 }
 
-// readFile reads a regular file of bounded size. Opening a FIFO must not wait for
-// its writer, and another kind of file holds nothing that was ever written here. A link
-// could make a command that root runs read any file.
+// readFile reads a regular file of limited size. It does not wait for the writer of a FIFO,
+// and rejects other types of files, which dpsd never writes. It follows no link, which
+// could make a command run by root read any file.
 func readFile(path string) ([]byte, error) { return readRegular(path, syscall.O_NOFOLLOW) }
 
 // readRegular is readFile with more flags for open(2).
@@ -337,8 +333,8 @@ func readRegular(path string, flags int) ([]byte, error) {
 	return data, nil
 }
 
-// Sweep removes the temporary files that interrupted writes of path have left. Only its
-// one writer may.
+// Sweep removes the temporary files of interrupted writes of path. Only the sole writer of
+// path may call it.
 func Sweep(path string) {
 	w := writer{directory: filepath.Dir(path)}
 	w.sweep(filepath.Base(path))

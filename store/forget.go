@@ -8,43 +8,42 @@ import (
 	"strings"
 )
 
-// Forgotten says what a Forget has done.
+// Forgotten is the result of Forget.
 type Forgotten struct {
-	// Removed are the paths that are gone, in that order.
+	// Removed contains the removed paths, in order.
 	Removed []string
-	// Kept is the file with the pause that the service asked for, which forgetting
-	// must not be a way around; "" when there is none. It names endpoint and
-	// registration ID, and the runtime directory ends with the boot.
+	// Kept is the file with the pause that the service requested, or "". Forget must not
+	// circumvent it. The file contains the endpoint and the registration ID; the runtime
+	// directory is lost at a reboot.
 	Kept string
 }
 
-// Forget removes all that dpsd has written about the gateway's identity: the
-// record and the ones before it, damaged ones that were set aside, state.env,
-// the record in the runtime directory, the confirmation, the transport that
-// worked last, the recorded attempts, and what interrupted writes have left.
+// Forget removes everything that dpsd has written about the gateway's identity: the record
+// and the previous ones, damaged records, state.env, the record in the runtime directory,
+// the confirmation, the last working transport, the recorded attempts, and temporary files
+// of interrupted writes.
 //
-// Until the record itself goes, a power cut leaves a state that the next start
-// makes whole again; from then on one that holds no record. An older one never
-// comes back.
+// Until the record itself is removed, the next start restores a complete state after a
+// power failure; from then on, there is no record. An older record never reappears.
 //
-// The error is a *LockedError, with nothing removed, while a process has one of
-// the directories; or a *WriteError, and what comes after its Path is still
-// there.
+// The error is a *LockedError if a process has locked one of the directories, in which case
+// nothing was removed; or a *WriteError, in which case its Path and the following files
+// still exist.
 func Forget(o Options) (Forgotten, error) { return forget(o, nil) }
 
-// forget is Forget with a function that is called ahead of each step.
+// forget is Forget with a function that is called before each step.
 func forget(o Options, before func(step, path string) error) (done Forgotten, err error) {
 	state, runtime := o.writers()
 	state.before, runtime.before = before, before
 	for _, w := range []*writer{&state, &runtime} {
-		// The service takes the runtime directory's lock only while the state
-		// directory refuses one: to take it here must not leave one behind.
+		// The service locks the runtime directory only while it cannot lock the state
+		// directory, so the lock file must not remain here.
 		if w.directory == "" || w == &runtime && !exists(w.path(lockName)) {
 			continue
 		}
 		l, err := acquire(w)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // no directory, nothing in it
+			continue // the directory does not exist
 		}
 		if err != nil {
 			var locked *LockedError
@@ -56,10 +55,10 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 		defer func() { _ = l.release() }()
 	}
 
-	// Without state.json a start restores the record before it, so that one goes
-	// first, and for good. Then state.env, which a start writes again as long as
-	// there is a record. The runtime directory's record is the latest, when
-	// there is one, and a start takes it over: it goes last.
+	// Without state.json, a start restores the previous record, so that one is removed
+	// first and durably. state.env is next, which a start writes again while there is a
+	// record. A record in the runtime directory is the latest, and a start adopts it, so it
+	// is removed last.
 	for _, step := range []struct {
 		in    *writer
 		names []string
@@ -81,7 +80,7 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 	return done, nil
 }
 
-// forget removes the names that are there, and sees to it that they stay gone.
+// forget removes the existing names and makes the removal durable.
 func (w *writer) forget(done *Forgotten, names []string) error {
 	changed := false
 	for _, name := range names {
@@ -91,7 +90,7 @@ func (w *writer) forget(done *Forgotten, names []string) error {
 		}
 		err := w.step("remove", path)
 		if err == nil {
-			err = os.RemoveAll(path) // a directory may stand there; of a link only the link goes
+			err = os.RemoveAll(path) // it may be a directory; the target of a link is not removed
 		}
 		if err != nil {
 			return writeError(path, err)
@@ -108,7 +107,7 @@ func (w *writer) forget(done *Forgotten, names []string) error {
 	return nil
 }
 
-// remains lists what tells of an identity but is never read as a record.
+// remains lists the files about an identity that are never read as a record.
 func (w *writer) remains() []string {
 	if w.directory == "" {
 		return nil

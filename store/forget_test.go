@@ -16,9 +16,9 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// wellUsed makes directories with everything that dpsd, and its accidents, can
-// leave behind: the record of generation 3, and the one of generation 5 that the
-// disk refused, are of gw-0003 and gw-0005.
+// wellUsed creates directories with all files that dpsd can leave, including those of
+// failures: the record of generation 3 is of gw-0003, and the record of generation 5, which
+// the disk refused, is of gw-0005.
 func wellUsed(t *testing.T, newer bool) (directory, runtime string) {
 	t.Helper()
 	directory, runtime = quick(t), quick(t)
@@ -55,7 +55,7 @@ func wellUsed(t *testing.T, newer bool) (directory, runtime string) {
 }
 
 func TestForget(t *testing.T) {
-	t.Run("everything of the identity goes, and nothing else", func(t *testing.T) {
+	t.Run("all files of the identity are removed, and no others", func(t *testing.T) {
 		directory, runtime := wellUsed(t, true)
 		for _, name := range []string{"state.jsonx", "notes", ".hidden", "transport.txt"} {
 			put(t, "somebody else's", directory, name)
@@ -72,10 +72,10 @@ func TestForget(t *testing.T) {
 			t.Errorf("the runtime directory holds %q, want %q", got, want)
 		}
 		if got, want := len(done.Removed), 15+8; got != want {
-			t.Errorf("%d paths are told, want %d: %q", got, want, done.Removed)
+			t.Errorf("%d paths are reported, want %d: %q", got, want, done.Removed)
 		}
 		if done.Kept != filepath.Join(runtime, "retry-after.json") {
-			t.Errorf("the pause that the service asked for is kept as %q", done.Kept)
+			t.Errorf("the pause that the service requested is kept as %q", done.Kept)
 		}
 		if until, known := (store.Runtime{Directory: runtime}).LoadFloor("endpoint gw-0003"); !known || until != time.Hour {
 			t.Errorf("the pause is %v, %v", until, known)
@@ -93,17 +93,17 @@ func TestForget(t *testing.T) {
 		}
 		gone(t, directory, "state.json.prev")
 	})
-	t.Run("where there is nothing, nothing is done and nothing is made", func(t *testing.T) {
+	t.Run("without files, nothing is removed or created", func(t *testing.T) {
 		parent := t.TempDir()
 		done, err := store.Forget(store.Options{Directory: filepath.Join(parent, "state"), RuntimeDirectory: filepath.Join(parent, "run")})
 		if err != nil || len(done.Removed) > 0 || done.Kept != "" {
 			t.Errorf("%+v, %v", done, err)
 		}
 		if made := names(t, parent); len(made) > 0 {
-			t.Errorf("it made %q", made)
+			t.Errorf("Forget created %q", made)
 		}
 	})
-	t.Run("twice is as good as once", func(t *testing.T) {
+	t.Run("a second call removes nothing", func(t *testing.T) {
 		directory, runtime := wellUsed(t, false)
 		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
 		for i := range 2 {
@@ -113,7 +113,7 @@ func TestForget(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a state directory behind a link is emptied, and what files link to stays", func(t *testing.T) {
+	t.Run("a state directory behind a link is emptied, and targets of links in it are kept", func(t *testing.T) {
 		directory, _ := wellUsed(t, false)
 		target := filepath.Join(t.TempDir(), "target")
 		put(t, "precious", target)
@@ -134,10 +134,10 @@ func TestForget(t *testing.T) {
 			t.Errorf("left over: %q", got)
 		}
 		if content(t, target) != "precious" {
-			t.Error("what the link pointed to was changed")
+			t.Error("the target of the link was changed")
 		}
 	})
-	t.Run("a directory in the place of the record goes", func(t *testing.T) {
+	t.Run("a directory in the place of the record is removed", func(t *testing.T) {
 		directory := quick(t)
 		if err := os.MkdirAll(filepath.Join(directory, "state.json", "deep"), 0o755); err != nil {
 			t.Fatal(err)
@@ -151,11 +151,11 @@ func TestForget(t *testing.T) {
 
 func TestForgetWhileTheServiceRuns(t *testing.T) {
 	for _, where := range []string{"state", "runtime"} {
-		t.Run("with the lock of the "+where+" directory taken, nothing is touched", func(t *testing.T) {
+		t.Run("while the "+where+" directory is locked, nothing is removed", func(t *testing.T) {
 			directory, runtime := wellUsed(t, true)
 			taken := map[string]string{"state": directory, "runtime": runtime}[where]
 			s := mustOpen(t, store.Options{Directory: taken})
-			look := func() string { // a lock says who held it last
+			look := func() string { // a lock may contain its last holder
 				return lockLine.ReplaceAllString(prints(t, directory)+prints(t, runtime), "")
 			}
 			before := look()
@@ -165,7 +165,7 @@ func TestForgetWhileTheServiceRuns(t *testing.T) {
 				t.Errorf("the error is %v", err)
 			}
 			if len(done.Removed) > 0 || look() != before {
-				t.Errorf("something was changed: %q", done.Removed)
+				t.Errorf("files were removed: %q", done.Removed)
 			}
 			s.Close()
 			if _, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime}); err != nil {
@@ -173,7 +173,7 @@ func TestForgetWhileTheServiceRuns(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no service can begin in the middle", func(t *testing.T) {
+	t.Run("no service can start during a Forget", func(t *testing.T) {
 		directory, runtime := wellUsed(t, true)
 		o := store.Options{Directory: directory, RuntimeDirectory: runtime}
 		steps := 0
@@ -192,8 +192,8 @@ func TestForgetWhileTheServiceRuns(t *testing.T) {
 	})
 }
 
-func TestForgetWhatCannotBeRemoved(t *testing.T) {
-	t.Run("the first refusal ends it: no record is removed before the one that a start would restore", func(t *testing.T) {
+func TestForgetStopsAtAFileThatCannotBeRemoved(t *testing.T) {
+	t.Run("the first error ends it: no record is removed before the one that a start would restore", func(t *testing.T) {
 		for step := 1; ; step++ {
 			directory, runtime := wellUsed(t, true)
 			n := 0
@@ -217,18 +217,18 @@ func TestForgetWhatCannotBeRemoved(t *testing.T) {
 				gone(t, path)
 			}
 			if slices.Contains(done.Removed, refused.Path) {
-				t.Errorf("%s is told as removed and as refused", refused.Path)
+				t.Errorf("%s is reported as removed and as failed", refused.Path)
 			}
 		}
 	})
 }
 
-// step is what a Forget was about to do.
+// step is a step of a Forget.
 type step struct{ what, path string }
 
-// TestForgetInterrupted ends Forget ahead of each step, as a kill does, and as a
-// power cut does, which in addition may bring back any of the files that were
-// removed since the directory was last synced.
+// TestForgetInterrupted ends Forget before each step, as by a kill and as by a power
+// failure, which may also restore any of the files that were removed since the last sync of
+// the directory.
 func TestForgetInterrupted(t *testing.T) {
 	long(t)
 	for _, newer := range []bool{false, true} {
@@ -237,7 +237,7 @@ func TestForgetInterrupted(t *testing.T) {
 			steps := stepsOfForget(t, newer)
 			for end := range len(steps) + 1 {
 				var unsynced []string
-				kept := map[string]bool{} // removals that last
+				kept := map[string]bool{} // durable removals
 				for _, s := range steps[:end] {
 					if s.what != "sync" {
 						unsynced = append(unsynced, s.path)
@@ -271,14 +271,15 @@ func TestForgetInterrupted(t *testing.T) {
 	}
 }
 
-// stepsOfForget returns them with paths that begin with "state/" or "run/".
+// stepsOfForget returns the steps with paths that begin with "state/" or "run/".
 func stepsOfForget(t *testing.T, newer bool) []step {
 	t.Helper()
 	directory, runtime := wellUsed(t, newer)
 	var steps []step
 	_, err := store.ForgetStepped(store.Options{Directory: directory, RuntimeDirectory: runtime}, func(what, path string) error {
 		path = strings.Replace(path, directory, "state", 1)
-		// What no start reads takes part in no order: one of a kind is enough.
+		// The order of files that no start reads does not matter: one of each kind is
+		// enough.
 		if what == "remove" && strings.HasPrefix(path, "state/.state.json.") || strings.Contains(path, "corrupt") {
 			return nil
 		}
@@ -291,8 +292,8 @@ func stepsOfForget(t *testing.T, newer bool) []step {
 	return steps
 }
 
-// interrupted makes the directories anew without what is removed, and looks at
-// them as a reader and as the next start.
+// interrupted creates the directories again without the removed files, and checks them as a
+// reader and as the next start.
 func interrupted(t *testing.T, say string, newer bool, removed map[string]bool, powerCut bool) {
 	t.Helper()
 	directory, runtime := wellUsed(t, newer)
@@ -328,7 +329,7 @@ func interrupted(t *testing.T, say string, newer bool, removed map[string]bool, 
 	} else if removed["state/state.json"] && exists(directory, "state.env") {
 		t.Errorf("%s: no record, but its state.env", say)
 	}
-	// The command once more, and it is done.
+	// Running the command again completes it.
 	s.Close()
 	if _, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime}); err != nil {
 		t.Errorf("%s: %v", say, err)

@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// FuzzParse: arbitrary bytes never panic, and what is taken for a record has what its
-// readers need.
+// FuzzParse checks that arbitrary bytes cause no panic, and that an accepted record has the
+// members that readers need.
 func FuzzParse(f *testing.F) {
 	whole := content(f, "testdata", "state.json")
 	f.Add([]byte(whole), false)
@@ -39,7 +39,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzRecord: what Save writes, Read returns.
+// FuzzRecord checks that Read returns the record that Save wrote.
 func FuzzRecord(f *testing.F) {
 	f.Add("gw-1", "mqttV5", []byte(`{"a":1}`), []byte(`{"issuedCertificateChain":["A"]}`))
 	f.Add("a\\\"$`", "", []byte(`null`), []byte("\xff"))
@@ -76,8 +76,8 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// FuzzEnvironment: a value that Validate lets through is the same through
-// systemd and, for a sample, through sh.
+// FuzzEnvironment checks that systemd and, for a sample, sh read a value that Validate
+// accepts unchanged.
 func FuzzEnvironment(f *testing.F) {
 	for _, value := range awkward {
 		f.Add(value)
@@ -96,7 +96,7 @@ func FuzzEnvironment(f *testing.F) {
 		}
 		checkEnvironment(t, got, want)
 		if store.EnvironmentGeneration(env) != 12 {
-			t.Error("the generation cannot be read back")
+			t.Error("the generation cannot be parsed")
 		}
 		if n++; shell == "" || n%50 != 1 {
 			return
@@ -107,7 +107,7 @@ func FuzzEnvironment(f *testing.F) {
 	})
 }
 
-// FuzzEqualJSON: equality is symmetric and survives a rewrite of white space.
+// FuzzEqualJSON checks that equality is symmetric and independent of white space.
 func FuzzEqualJSON(f *testing.F) {
 	f.Add([]byte(`{"a":[1.50,-0e9]}`), []byte(`{ "a" : [15e-1, 0] }`))
 	f.Fuzz(func(t *testing.T, a, b []byte) {

@@ -20,7 +20,7 @@ func TestTheClassicNameAndTheDeviceNameAreOneHub(t *testing.T) {
 		{"contoso.azure-devices.net", "fabrikam.device.azure-devices.net", false},
 		{"contoso.azure-devices.net", "contoso.device.azure-devices.cn", false},
 		{"contoso.example.net", "contoso.device.example.net", false},
-		{"device.azure-devices.net", "device.device.azure-devices.net", true}, // a hub that is called device
+		{"device.azure-devices.net", "device.device.azure-devices.net", true}, // a hub with the name device
 		{"device.azure-devices.net", "azure-devices.net", false},
 	} {
 		if got := store.SameHub(c.a, c.b); got != c.same {
@@ -29,7 +29,7 @@ func TestTheClassicNameAndTheDeviceNameAreOneHub(t *testing.T) {
 	}
 }
 
-// Consumers connect by name: to them, another name is another hub.
+// Consumers connect by name: for them, another name is another hub.
 func TestTheOtherNameOfTheSameHubIsANewIdentity(t *testing.T) {
 	s := mustOpen(t, store.Options{Directory: t.TempDir()})
 	rec := numbered(1)

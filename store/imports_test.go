@@ -8,10 +8,10 @@ import (
 	"github.com/dpsd-project/dpsd/test/imports"
 )
 
-// Other programs import this package to read one small file. Whatever it
-// imports they carry, audit and update too; so it may not grow a dependency by
-// accident, and above all none on the rest of dpsd, whose MQTT, TLS and
-// configuration are no business of a reader.
+// Other programs import this package to read one small file, and must include, audit and
+// update all of its imports. Therefore, no dependency may be added by accident, and
+// especially none on the rest of dpsd: readers need none of its MQTT, TLS and configuration
+// code.
 func TestDirectImports(t *testing.T) {
 	allowed := []string{"github.com/google/renameio/v2", "github.com/dpsd-project/dpsd/watch", "github.com/dpsd-project/dpsd/hostname"}
 	all, err := imports.Direct(".")

@@ -14,13 +14,13 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// impostors put something else in the place of a file.
+// impostors replace a file by something else.
 var impostors = []struct {
 	say string
-	put func(path, outside string) error // outside is a directory elsewhere, that must stay as it is
+	put func(path, outside string) error // outside is another directory, which must not change
 }{
 	{"an empty directory", func(path, _ string) error { return os.Mkdir(path, 0o755) }},
-	{"a directory with something in it", func(path, _ string) error {
+	{"a non-empty directory", func(path, _ string) error {
 		return errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "precious"), []byte("x"), 0o644))
 	}},
 	{"a link to a copy of it", func(path, outside string) error {
@@ -43,8 +43,8 @@ var impostors = []struct {
 	}},
 }
 
-// TestImpostors puts something else in the place of each file, before a start
-// and while a store is open.
+// TestImpostors replaces each file by something else, before a start and while a store is
+// open.
 func TestImpostors(t *testing.T) {
 	for _, impostor := range impostors {
 		for _, name := range []string{"state.json", "state.env", "state.json.prev", "lock", "transport"} {
@@ -53,7 +53,7 @@ func TestImpostors(t *testing.T) {
 				if running {
 					when = "at run time"
 				}
-				t.Run(fmt.Sprintf("%s in the place of %s %s does not keep the record from the disk", impostor.say, name, when), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s in the place of %s %s does not prevent a save", impostor.say, name, when), func(t *testing.T) {
 					directory, outside := short(t), t.TempDir()
 					o := store.Options{Directory: directory}
 					s := mustOpen(t, o)
@@ -83,10 +83,10 @@ func TestImpostors(t *testing.T) {
 						t.Fatalf("Save of the same: %v", err)
 					}
 					if info, err := os.Lstat(path); (name == "state.json" || name == "state.env") && (err != nil || !info.Mode().IsRegular()) {
-						t.Errorf("saved, and %s is still no file: %v", name, info)
+						t.Errorf("saved, but %s is still not a file: %v", name, info)
 					}
 					if !running && name == "state.json" && impostor.say != "a link to a copy of it" {
-						// The record before it took its place, as after any damage.
+						// The previous record replaced it, as after any damage.
 						if rec := mustRead(t, directory); rec.Generation != 4 {
 							t.Errorf("generation %d, want 4", rec.Generation)
 						}
@@ -109,18 +109,18 @@ func TestImpostors(t *testing.T) {
 						t.Errorf("a second Open: %v, want *LockedError", err)
 					}
 					if got := prints(t, outside); got != mark {
-						t.Errorf("what a link pointed to was changed:\n%s%s", mark, got)
+						t.Errorf("the target of a link was changed:\n%s%s", mark, got)
 					}
-					if impostor.say == "a directory with something in it" {
+					if impostor.say == "a non-empty directory" {
 						if found, _ := filepath.Glob(filepath.Join(directory, "*", "precious")); len(found) != 1 {
-							t.Errorf("what was in the directory is gone: %v", names(t, directory))
+							t.Errorf("the contents of the directory are lost: %v", names(t, directory))
 						}
 					}
 				})
 			}
 		}
 	}
-	t.Run("a reader of anything but a file is told, at once", func(t *testing.T) {
+	t.Run("a reader of anything but a file gets an immediate error", func(t *testing.T) {
 		for _, impostor := range impostors {
 			directory, outside := short(t), t.TempDir()
 			put(t, "something else", outside, "other")
@@ -132,7 +132,7 @@ func TestImpostors(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a FIFO that somebody has open for writing keeps no reader waiting", func(t *testing.T) {
+	t.Run("a FIFO that is open for writing does not block a reader", func(t *testing.T) {
 		directory := written(t, 2)
 		path := filepath.Join(directory, "state.json")
 		if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o644)); err != nil {
@@ -148,7 +148,7 @@ func TestImpostors(t *testing.T) {
 		}
 		mustSave(t, mustOpen(t, store.Options{Directory: directory}), numbered(2), store.Written)
 	})
-	t.Run("a link to a record is told", func(t *testing.T) {
+	t.Run("a link to a record is reported", func(t *testing.T) {
 		directory, outside := written(t, 2), t.TempDir()
 		path := filepath.Join(directory, "state.json")
 		if err := errors.Join(os.Rename(path, filepath.Join(outside, "r")), os.Symlink(filepath.Join(outside, "r"), path)); err != nil {
@@ -160,7 +160,7 @@ func TestImpostors(t *testing.T) {
 	})
 }
 
-// short returns a directory whose name is short enough for a socket's.
+// short returns a directory whose name is short enough for the path of a socket.
 func short(t *testing.T) string {
 	t.Helper()
 	directory, err := os.MkdirTemp("", "dpsd")

@@ -9,24 +9,24 @@ import (
 	"syscall"
 )
 
-// LinkError says that a path leads to nothing because a symbolic link on it does.
+// LinkError means that a path does not exist because of a dangling symbolic link in it.
 type LinkError struct {
 	Link   string // the symbolic link
-	Target string // the path that it leads to, and that does not exist
+	Target string // the missing path to which it points
 }
 
 func (e *LinkError) Error() string {
 	return fmt.Sprintf("%s is a link to %s, which does not exist", e.Link, e.Target)
 }
 
-// Unwrap returns what the file system says about it.
+// Unwrap returns the error of the file system.
 func (e *LinkError) Unwrap() error { return syscall.ENOENT }
 
-// DirectoryError says that a path leads to no directory that can be used: something else is
-// there, or it may not be searched.
+// DirectoryError means that a path is not a usable directory: it is something else, or it
+// may not be searched.
 type DirectoryError struct {
-	Path string // of what is in the way; the directory or one above it
-	Kind string // what is there in its place, such as "a file"; "" for a directory
+	Path string // the cause: the directory or a parent
+	Kind string // its type, such as "a file"; "" for a directory
 	Err  error  // syscall.ENOTDIR or syscall.EACCES
 }
 
@@ -37,12 +37,12 @@ func (e *DirectoryError) Error() string {
 	return fmt.Sprintf("the directory %s cannot be searched: %v", e.Path, e.Err)
 }
 
-// Unwrap returns what the file system says about it.
+// Unwrap returns the error of the file system.
 func (e *DirectoryError) Unwrap() error { return e.Err }
 
-// CheckDirectory returns why nothing can be read in a directory and it cannot be made
-// either: a *DirectoryError, or a *MissingError because of a link to nothing. nil is a
-// directory, or a path where there is nothing yet.
+// CheckDirectory returns why a directory can be neither read nor created: a
+// *DirectoryError, or a *MissingError because of a dangling link. It returns nil if the
+// directory is usable or does not exist yet.
 func CheckDirectory(directory string) error {
 	if link := danglingLink(directory); link != nil {
 		return &MissingError{Directory: directory, Err: link}
@@ -54,14 +54,15 @@ func CheckDirectory(directory string) error {
 	if !info.IsDir() {
 		return &DirectoryError{Path: path, Kind: kind(info.Mode()), Err: syscall.ENOTDIR}
 	}
-	// To look at what is in a directory takes the right to search it, path_resolution(7).
+	// Access to files in a directory requires search permission, see path_resolution(7).
 	if _, err := os.Stat(path + "/."); errors.Is(err, syscall.EACCES) {
 		return &DirectoryError{Path: path, Err: syscall.EACCES}
 	}
 	return nil
 }
 
-// nearest is the end of a path that can be looked at; the information is nil if there is none.
+// nearest returns the longest accessible prefix of a path; the information is nil if there
+// is none.
 func nearest(path string) (string, fs.FileInfo) {
 	for {
 		info, err := os.Stat(path)
@@ -84,8 +85,7 @@ func kind(mode fs.FileMode) string {
 	return "a device"
 }
 
-// danglingLink returns the symbolic link because of which a path leads to nothing; nil
-// when there is none.
+// danglingLink returns the dangling symbolic link in a path, or nil.
 func danglingLink(path string) *LinkError {
 	for path = filepath.Clean(path); ; path = filepath.Dir(path) {
 		info, err := os.Lstat(path)
@@ -98,7 +98,8 @@ func danglingLink(path string) *LinkError {
 	}
 }
 
-// linkToNothing follows the links that begin at one.
+// linkToNothing follows a chain of links and returns it as an error if the target does not
+// exist.
 func linkToNothing(link string) *LinkError {
 	const most = 40 // path_resolution(7)
 	if _, err := os.Stat(link); !os.IsNotExist(err) {

@@ -13,18 +13,18 @@ import (
 	"github.com/dpsd-project/dpsd/watch"
 )
 
-// lock is an exclusive flock(2) on an empty file: who holds it the kernel knows, and a
-// flash disk is spared a write at each boot. The kernel lets go of it when the process
-// ends, however it ends; the file stays, because removing it would let a third process
-// lock another file of the same name. It is open for reading only: a file that is open for
-// writing keeps its file system from being remounted read-only.
+// lock is an exclusive flock(2) on an empty file. The kernel knows its holder, so no write
+// at each boot is needed. The kernel releases the lock when the process ends for any
+// reason. The file is never removed, because a third process could then lock another file
+// of the same name. It is open only for reading: a file that is open for writing prevents a
+// read-only remount of its file system.
 type lock struct {
 	file   *os.File
-	mounts []watch.Mount // on its directory, when it was taken
+	mounts []watch.Mount // mounts on its directory when it was acquired
 }
 
-// acquire locks the file "lock" in w's directory. Errors: *LockedError; any
-// other says that the file can neither be opened nor made.
+// acquire locks the file "lock" in w's directory. The error is a *LockedError, or another
+// error if the file can be neither opened nor created.
 func acquire(w *writer) (*lock, error) {
 	path := w.path(lockName)
 	f, err := openLock(path, os.O_RDONLY)
@@ -42,7 +42,8 @@ func acquire(w *writer) (*lock, error) {
 	}
 	err = flock(f)
 	if errors.Is(err, syscall.EBADF) {
-		// NFS makes a lock of a byte range of it, which takes a file open for writing.
+		// NFS converts it to a byte-range lock, which requires a file that is open for
+		// writing.
 		_ = f.Close()
 		if f, err = openLock(path, os.O_RDWR); err != nil {
 			return nil, err
@@ -60,7 +61,7 @@ func acquire(w *writer) (*lock, error) {
 	return &lock{f, watch.Mounts(w.directory)}, nil
 }
 
-// openLock opens the file of a lock, and makes it when it is missing.
+// openLock opens the file of a lock, and creates it if it does not exist.
 func openLock(path string, access int) (*os.File, error) {
 	return os.OpenFile(path, access|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, lockMode)
 }
@@ -78,9 +79,9 @@ func regularFile(f *os.File) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// clearLock removes what is no file from the place of the lock. Two processes
-// may find it at the same time, and the slower one must not remove the lock of
-// the quicker: so this takes a lock on the directory, and looks again under it.
+// clearLock removes anything that is not a file from the place of the lock. Two processes
+// may do so simultaneously, and the slower one must not remove the new lock of the other:
+// therefore, clearLock locks the directory and then checks again.
 func clearLock(w *writer) error {
 	directory, err := os.Open(w.directory)
 	if err != nil {
@@ -100,8 +101,8 @@ func clearLock(w *writer) error {
 	return w.remove(lockName)
 }
 
-// Holder returns the *LockedError that a dpsd that starts now would meet in a state
-// directory; nil when it would meet none, or when that cannot be told. It takes no lock.
+// Holder returns the *LockedError that dpsd would get in a state directory if it started
+// now, or nil if it would get none or this is unknown. It takes no lock.
 func Holder(directory string) error {
 	path := filepath.Join(directory, lockName)
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -115,15 +116,16 @@ func Holder(directory string) error {
 	return nil
 }
 
-// holder finds the process that holds the lock in /proc/locks, proc_locks(5); 0 where it
-// is not to be seen, as in another PID name space or under ProcSubset=pid.
+// holder returns the process that holds the lock according to /proc/locks, see
+// proc_locks(5). It returns 0 if the process is not visible, as in another PID namespace or
+// with ProcSubset=pid.
 func holder(f *os.File) int {
 	var file syscall.Stat_t
 	if syscall.Fstat(int(f.Fd()), &file) != nil {
 		return 0
 	}
 	device := uint64(file.Dev) //nolint:unconvert // 32 bits on some machines
-	// makedev(3) the other way round.
+	// This is the inverse of makedev(3).
 	major, minor := device>>8&0xfff|device>>32&^uint64(0xfff), device&0xff|device>>12&^uint64(0xff)
 	name := fmt.Sprintf("%02x:%02x:%d", major, minor, file.Ino)
 	locks, err := os.ReadFile("/proc/locks")
@@ -131,7 +133,8 @@ func holder(f *os.File) int {
 		return 0
 	}
 	for line := range strings.Lines(string(locks)) {
-		// "1: FLOCK ADVISORY WRITE 7 fe:00:42 0 EOF"; one that waits has "->" second.
+		// "1: FLOCK ADVISORY WRITE 7 fe:00:42 0 EOF"; a waiting one has "->" in second
+		// place.
 		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == name {
 			pid, err := strconv.Atoi(fields[4])
 			if err == nil && pid > 0 {
@@ -142,8 +145,8 @@ func holder(f *os.File) int {
 	return 0
 }
 
-// in tells whether l is the lock that another process would find in directory:
-// the directory may have been removed and made anew meanwhile.
+// in reports whether l is the lock that another process would find in directory, which may
+// have been removed and created again.
 func (l *lock) in(directory string) bool {
 	if l == nil {
 		return false
@@ -156,13 +159,13 @@ func (l *lock) in(directory string) bool {
 	return err == nil && os.SameFile(mine, found)
 }
 
-// covered tells whether a file system was mounted on the directory, or unmounted from it,
-// beneath the mount that this process sees there. That is so in the mount namespace of a
-// service, which has a mount of its own on top: other processes see another directory.
+// covered reports whether a file system was mounted on the directory, or unmounted from it,
+// below the mount that this process sees. This can happen in the mount namespace of a
+// service, which has its own mount on top: other processes then see another directory.
 func (l *lock) covered(directory string) bool {
 	now := watch.Mounts(directory)
 	gone := func(m watch.Mount) bool { return !slices.Contains(now, m) }
-	// A directory may be mounted on itself, now or later, and nothing is different.
+	// Mounting a directory on itself makes no difference.
 	foreign := func(m watch.Mount) bool {
 		return !slices.ContainsFunc(l.mounts, func(known watch.Mount) bool { return known.Device == m.Device })
 	}

@@ -17,8 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// helperVariable makes the test binary act as a writer that is going to be
-// killed, see crash_test.go.
+// helperVariable makes the test binary act as a helper process, see crash_test.go.
 const helperVariable = "DPSD_TEST_WRITER"
 
 func TestMain(m *testing.M) {
@@ -28,8 +27,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// long leaves a test out that goes through hundreds of cases, most in a process of their
-// own: each is one goroutine, in which the race detector finds nothing.
+// long skips a test with hundreds of cases under the race detector. Most cases run in a
+// separate process with one goroutine, in which there are no races.
 func long(t *testing.T) {
 	t.Helper()
 	if raced {
@@ -37,7 +36,7 @@ func long(t *testing.T) {
 	}
 }
 
-// noon is when these tests take place.
+// noon is the time of these tests.
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 987654321, time.UTC)
 
 func sample() store.Record {
@@ -59,7 +58,7 @@ func sample() store.Record {
 	}
 }
 
-// numbered returns the nth of a series of records that all differ.
+// numbered returns the nth of a series of different records.
 func numbered(n int) store.Record {
 	rec := sample()
 	rec.DeviceID = fmt.Sprintf("gw-%04d", n)
@@ -157,7 +156,7 @@ func noticed(s *store.Store, kind store.NoticeKind) bool {
 	return false
 }
 
-// reason is the error of the last notice of a kind, nil for none.
+// reason returns the error of the last notice of a kind, or nil.
 func reason(s *store.Store, kind store.NoticeKind) (err error) {
 	for _, n := range s.Notices() {
 		if n.Kind == kind {
@@ -167,7 +166,7 @@ func reason(s *store.Store, kind store.NoticeKind) (err error) {
 	return err
 }
 
-// prints is what a write of any kind would change about a directory.
+// prints returns the metadata of a directory that any write changes.
 func prints(t *testing.T, directory string) string {
 	t.Helper()
 	var b strings.Builder
@@ -183,7 +182,7 @@ func prints(t *testing.T, directory string) string {
 	return b.String()
 }
 
-// missing skips a test for want of something; in CI it fails it.
+// missing skips a test that needs what; in CI, it fails the test.
 func missing(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
@@ -201,8 +200,7 @@ func tool(t *testing.T, name string) string {
 	return path
 }
 
-// reseal gives a changed record a checksum that matches, as a later version or
-// a careful vandal would.
+// reseal returns a changed record with a matching checksum.
 func reseal(record string) string {
 	body := record[:strings.LastIndex(record, `  "checksum": `)]
 	return fmt.Sprintf("%s  \"checksum\": \"sha256:%x\"\n}\n", body, sha256.Sum256([]byte(body)))

@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite docs/man/dpsd-state.5 from docs/state.md and docs/state.schema.json")
 
-// member is one of state.json, as docs/state.schema.json describes it.
+// member is a member of state.json, as described in docs/state.schema.json.
 type member struct {
 	name, description string
 	required          bool
@@ -58,7 +58,7 @@ func TestTheSchemaDescribesEveryMemberOfARecord(t *testing.T) {
 	var got, want []member
 	for _, m := range described(t) {
 		if m.description == "" {
-			t.Errorf("nothing is said of %s", m.name)
+			t.Errorf("there is no description of %s", m.name)
 		}
 		got = append(got, member{name: m.name, required: m.required})
 	}
@@ -71,9 +71,9 @@ func TestTheSchemaDescribesEveryMemberOfARecord(t *testing.T) {
 	}
 }
 
-// The page is docs/state.md, with what the schema says of the members in place
-// of the example, and without the programs in other languages than the shell.
-func TestTheManualSaysWhatThePageOfTheStateFilesSays(t *testing.T) {
+// The page is docs/state.md, with the schema's descriptions of the members instead of the
+// example, and without the programs in languages other than shell.
+func TestTheManualMatchesThePageOfTheStateFiles(t *testing.T) {
 	page, err := os.ReadFile("../docs/state.md")
 	if err != nil {
 		t.Fatal(err)

@@ -51,10 +51,10 @@ func TestAFaultNamesTheFileThatFailed(t *testing.T) {
 	}
 }
 
-func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
+func TestAFaultContainsTheTargetOfADanglingLink(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		links map[string]string // below the temporary directory
+		links map[string]string // in the temporary directory
 		says  string
 	}{
 		{"the directory itself is a link", map[string]string{"state": "data/dpsd"}, "the directory DIR/state is a link to DIR/data/dpsd, which does not exist"},
@@ -78,7 +78,7 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a link on the way is named", func(t *testing.T) {
+	t.Run("a link in the path is reported", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := os.Symlink("data", filepath.Join(dir, "lib")); err != nil {
 			t.Fatal(err)
@@ -89,7 +89,7 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 			t.Errorf("unwritable because of %v, want %s", err, want)
 		}
 	})
-	t.Run("a link to a directory is well", func(t *testing.T) {
+	t.Run("a link to a directory is accepted", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := errors.Join(os.Mkdir(filepath.Join(dir, "data"), 0o755), os.Symlink("data", filepath.Join(dir, "state"))); err != nil {
 			t.Fatal(err)
@@ -102,11 +102,11 @@ func TestAFaultSaysWhereADanglingLinkPoints(t *testing.T) {
 	})
 }
 
-func TestAStateDirectoryOfNoUseIsNamedAndNothingElseIsSaidToBeWrong(t *testing.T) {
+func TestAnUnusableStateDirectoryIsTheOnlyReportedFault(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		make func(path string) error
-		at   string // below the path: the state directory
+		at   string // the state directory, relative to the path
 		says string
 	}{
 		{"a file", func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) }, "", "PATH is a file, not a directory"},
@@ -115,7 +115,7 @@ func TestAStateDirectoryOfNoUseIsNamedAndNothingElseIsSaidToBeWrong(t *testing.T
 		{"a path below a file", func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) }, "dpsd", "PATH is a file, not a directory"},
 		{"a link to nothing", func(path string) error { return os.Symlink("no-such-directory", path) }, "", "the directory PATH is a link to DIR/no-such-directory, which does not exist"},
 		{"a directory that the user may not search", func(path string) error { return os.Mkdir(path, 0) }, "", "the directory PATH cannot be searched: permission denied"},
-		{"a path below such a directory", func(path string) error { return os.Mkdir(path, 0) }, "dpsd", "the directory PATH cannot be searched: permission denied"},
+		{"a path in such a directory", func(path string) error { return os.Mkdir(path, 0) }, "dpsd", "the directory PATH cannot be searched: permission denied"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, run := quick(t), quick(t)
@@ -189,7 +189,7 @@ func TestARecordInADirectoryThatCouldNotBeSearchedIsReadBeforeTheNextSave(t *tes
 	<-done
 }
 
-// toStranger gives a directory to the user of asStranger.
+// toStranger makes the user of asStranger the owner of a directory.
 func toStranger(directory string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -197,8 +197,8 @@ func toStranger(directory string) error {
 	return os.Chown(directory, serviceUser, 0)
 }
 
-// asStranger gives up the rights of root over files, for the thread of the goroutine, which
-// ends with it.
+// asStranger drops root's file permissions for the goroutine's thread, which ends with the
+// goroutine.
 func asStranger(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -225,7 +225,7 @@ func TestAFileSystemWithARunningDpsdCanBeRemountedReadOnly(t *testing.T) {
 	}
 }
 
-func TestADirectoryThatIsMountedOrUnmountedIsNoticedAndItsLockTaken(t *testing.T) {
+func TestAMountOrUnmountOfTheDirectoryIsDetectedAndLocked(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
@@ -245,9 +245,9 @@ func TestADirectoryThatIsMountedOrUnmountedIsNoticedAndItsLockTaken(t *testing.T
 		select {
 		case <-changed:
 		case <-time.After(time.Minute):
-			t.Fatalf("that the directory is %s was not noticed within a minute", what)
+			t.Fatalf("the change of the directory to %s was not detected within a minute", what)
 		}
-		if _, err := s.Mend(noon); err != nil {
+		if _, err := s.Repair(noon); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 		if rec := mustRead(t, directory); rec.Generation != 1 {
@@ -257,13 +257,14 @@ func TestADirectoryThatIsMountedOrUnmountedIsNoticedAndItsLockTaken(t *testing.T
 			t.Errorf("%s: a second process: %v, want *LockedError", what, err)
 		}
 	}
-	// Lazily, as from a mount namespace elsewhere: the file system stays in use, and
-	// inotify reports nothing.
+	// This unmounts lazily, as from another mount namespace: the file system remains in
+	// use, and inotify reports nothing.
 	if err := syscall.Unmount(directory, syscall.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
 	noticed("unmounted")
-	// The same record, as on a disk that was away for a while, and no lock of ours.
+	// The directory has the same record, as on a disk that was temporarily removed, but no
+	// lock of this process.
 	other := t.TempDir()
 	for _, path := range store.Files(directory) {
 		data, err := os.ReadFile(path)
@@ -295,13 +296,13 @@ func TestTemporaryFilesOfEveryWriterAreRemovedAtTheStart(t *testing.T) {
 	}
 	for _, path := range others {
 		if _, err := os.Lstat(path); err != nil {
-			t.Errorf("%s is somebody else's: %v", path, err)
+			t.Errorf("%s belongs to another program: %v", path, err)
 		}
 	}
 }
 
-// As in the mount namespace of a service: its own mount stays on top.
-func TestAMountBeneathIsAFaultAndADirectoryMountedOnItselfIsNone(t *testing.T) {
+// As in the mount namespace of a service, its own mount remains on top.
+func TestAMountBelowIsAFaultButADirectoryMountedOnItselfIsNot(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
@@ -312,18 +313,18 @@ func TestAMountBeneathIsAFaultAndADirectoryMountedOnItselfIsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mended := func() error {
+	repaired := func() error {
 		t.Helper()
 		select {
 		case <-changed:
 		case <-time.After(time.Minute):
-			t.Fatal("it was not noticed within a minute")
+			t.Fatal("the change was not detected within a minute")
 		}
-		_, err := s.Mend(noon)
+		_, err := s.Repair(noon)
 		return err
 	}
 	bind(t, directory, directory)
-	if err := mended(); err != nil {
+	if err := repaired(); err != nil {
 		t.Errorf("mounted on itself: %v", err)
 	}
 	kept := t.TempDir()
@@ -333,8 +334,8 @@ func TestAMountBeneathIsAFaultAndADirectoryMountedOnItselfIsNone(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
 	bind(t, kept, directory)
-	for err = mended(); err == nil; err = mended() {
-		// The mounts were three steps.
+	for err = repaired(); err == nil; err = repaired() {
+		// There were three mounts.
 	}
 	if !errors.As(err, new(*store.CoveredError)) || !strings.Contains(err.Error(), "mounted on "+directory+" or unmounted from it") {
 		t.Errorf("another file system beneath: %v", err)

@@ -12,12 +12,11 @@ import (
 	"github.com/dpsd-project/dpsd/watch"
 )
 
-// Read returns the record in a state directory, checksum and members verified.
-// It takes no lock: the file is replaced by rename, so it is always whole. It
-// follows no link.
+// Read returns the record in a state directory, checksum and members verified. It takes no
+// lock: the file is replaced by rename, so it is always complete. It follows no link.
 //
-// Errors: ErrNoRecord, *DamagedError, *NewerSchemaError, *DirectoryError, or that of the
-// file system when the file may not be read.
+// The error is ErrNoRecord, a *DamagedError, a *NewerSchemaError, a *DirectoryError, or the
+// error of the file system if the file may not be read.
 func Read(directory string) (Record, error) {
 	return read(filepath.Join(directory, stateName))
 }
@@ -27,14 +26,14 @@ func Read(directory string) (Record, error) {
 // the state directory.
 func Published(state, runtime string) (Record, error) {
 	record, err := Read(state)
-	if late, lateErr := Read(runtime); lateErr == nil && (err != nil || late.Generation > record.Generation) {
-		record, err = late, nil
+	if newer, failed := Read(runtime); failed == nil && (err != nil || newer.Generation > record.Generation) {
+		record, err = newer, nil
 	}
 	return record, err
 }
 
-// Previous returns the record before that of Read, which dpsd restores when it starts with
-// none or with a damaged one. Errors: as Read.
+// Previous returns the record before that of Read, which dpsd restores if it starts with a
+// missing or damaged record. Its errors are those of Read.
 func Previous(directory string) (Record, error) {
 	return read(filepath.Join(directory, previousName))
 }
@@ -51,15 +50,15 @@ func read(path string) (Record, error) {
 	return rec, at(path, err)
 }
 
-// Files returns the paths of the files in a state directory that others read.
+// Files returns the paths of the files in a state directory that other programs read.
 func Files(directory string) []string {
 	return []string{filepath.Join(directory, stateName), filepath.Join(directory, environmentName)}
 }
 
-// readRecord is Read for the owner, with the text of the record. To the owner, a file that
-// cannot be read is as damaged as one that cannot be understood, unless the reason may
-// pass: then the error is an *unreadError, and what the file says is not known. A link is
-// followed, and then replaced by the record.
+// readRecord is Read for the owner of the directory, and also returns the text of the
+// record. For the owner, an unreadable file is damaged like an invalid one, unless the
+// reason is temporary: then the error is an *unreadError. readRecord follows a link, which
+// the caller replaces by the record.
 func readRecord(path string) (Record, []byte, error) {
 	data, err := readRegular(path, 0)
 	var damaged *DamagedError
@@ -79,14 +78,14 @@ func readRecord(path string) (Record, []byte, error) {
 	return rec, data, at(path, err)
 }
 
-// unreadError says that a file exists but could not be read, for a reason that can pass
-// without a change to the file. It names the path.
+// unreadError means that a file exists but could not be read for a temporary reason. It
+// contains the path.
 type unreadError struct{ error }
 
 func (e *unreadError) Unwrap() error { return e.error }
 
-// exhausted reports whether too little of something is left that reading takes, so that
-// the file itself may be as good as ever.
+// exhausted reports whether a resource for reading is exhausted, so that the file itself
+// may be intact.
 func (e *unreadError) exhausted() bool {
 	return errors.Is(e, syscall.EMFILE) || errors.Is(e, syscall.ENFILE) || errors.Is(e, syscall.ENOMEM)
 }
@@ -104,12 +103,12 @@ func at(path string, err error) error {
 	return err
 }
 
-// Watch sends the record in a state directory as soon as there is one, and again
-// whenever its generation is another, until ctx ends; then it closes the
-// channel. A receiver that is slow gets the latest record, not each. A record
-// that is missing, damaged or newer than this program is waited for.
+// Watch sends the record in a state directory as soon as there is one, and again whenever
+// its generation has changed, until ctx ends; then it closes the channel. A slow receiver
+// gets the latest record but not each one. While the record is missing, damaged or newer
+// than this program, Watch sends nothing.
 //
-// The error says that the system has no room for a watch.
+// The error means that the system has no resources for a watch.
 func Watch(ctx context.Context, directory string) (<-chan Record, error) {
 	changed, err := watch.Files(ctx, filepath.Join(directory, stateName))
 	if err != nil {

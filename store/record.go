@@ -14,36 +14,34 @@ import (
 	"github.com/dpsd-project/dpsd/hostname"
 )
 
-// Schema is the version of the record's format that this package writes. A
-// later version of the same schema may add members; what is there keeps its
-// name and meaning.
+// Schema is the version of the record's format that this package writes. A later version of
+// the same schema may add members; existing ones keep their names and meanings.
 const Schema = 1
 
-// Assigned is the only status a record has: a gateway that was never assigned
-// has no record.
+// Assigned is the only status of a record: a gateway that was never assigned has none.
 const Assigned = "assigned"
 
 const (
-	// maxFile bounds what is read. The service's answer is at most 1 MiB and
-	// its payload stands in a record twice.
+	// maxFile limits the size of a file that is read. A reply of the service has at most 1
+	// MiB, and a record contains its payload twice.
 	maxFile = 4 << 20
-	// maxGeneration is the largest integer that every JSON reader takes
-	// exactly (RFC 8259, section 6).
+	// maxGeneration is the largest integer that every JSON reader represents exactly (RFC
+	// 8259, section 6).
 	maxGeneration = 1<<53 - 1
 	// maxDeviceID is the service's limit, in characters.
 	maxDeviceID = 128
-	// maxPayload bounds a payload that is published, in bytes, and maxDepth how deep it is
-	// nested: readers have limits of their own. It is a member of the registration state.
+	// maxPayload limits a published payload, in bytes, and maxDepth its nesting, since
+	// readers have their own limits. The payload is a member of the registration state.
 	maxPayload    = 128 << 10
 	maxDepth      = 100
 	maxStateDepth = maxDepth + 1
 )
 
-// Record says to which IoT hub the gateway belongs, and under which device ID.
-// Members the service did not send are empty, and absent from the file.
+// Record contains the IoT hub and the device ID to which the gateway is assigned. Members
+// that the service did not send are empty, and absent from the file.
 type Record struct {
 	Schema     int    `json:"schema"`     // set by Save
-	Generation uint64 `json:"generation"` // set by Save; 1 is the first, it never goes backwards
+	Generation uint64 `json:"generation"` // set by Save; starts at 1 and never decreases
 	Status     string `json:"status"`     // always Assigned; set by Save
 
 	AssignedHub    string `json:"assignedHub"`    // host name
@@ -56,21 +54,21 @@ type Record struct {
 	CreatedDateTimeUtc     string `json:"createdDateTimeUtc,omitempty"`
 	LastUpdatedDateTimeUtc string `json:"lastUpdatedDateTimeUtc,omitempty"`
 	ETag                   string `json:"etag,omitempty"`              // opaque
-	ConnectionProfile      string `json:"connectionProfile,omitempty"` // "classic", "mqttV5", … as the service says
+	ConnectionProfile      string `json:"connectionProfile,omitempty"` // "classic", "mqttV5", …, as received
 
-	// Payload is what the service's custom allocation returned, as received.
+	// Payload is the result of the service's custom allocation, as received.
 	Payload json.RawMessage `json:"payload,omitempty"`
-	// RegistrationState is everything the service returned, unknown members
-	// too, without secrets.
+	// RegistrationState is the service's whole registration state, including unknown
+	// members but without secrets.
 	RegistrationState json.RawMessage `json:"registrationState,omitempty"`
 
-	ProvisionedAt     time.Time `json:"provisionedAt"`     // the last write, in whole seconds UTC; set by Save
+	ProvisionedAt     time.Time `json:"provisionedAt"`     // time of the last write, UTC, in whole seconds; set by Save
 	ConfigFingerprint string    `json:"configFingerprint"` // see Fingerprint
 	Checksum          string    `json:"checksum"`          // "sha256:" and 64 digits; set by Save
 }
 
-// IssuedCertificateChain returns the certificates that the service issued with
-// the assignment: base64 DER, leaf first. Nil when it issued none.
+// IssuedCertificateChain returns the certificates that the service issued with the
+// assignment in base64 DER, leaf first, or nil.
 func (r Record) IssuedCertificateChain() []string {
 	var chain []string
 	if json.Unmarshal(r.issued(), &chain) != nil {
@@ -89,9 +87,9 @@ func (r Record) issued() json.RawMessage {
 	return state.Chain
 }
 
-// Fingerprint tells configurations apart that name different identities.
-// Credentials are no part of it: a renewed key is the same identity. payload is
-// the content of the payload file, nil when none is configured.
+// Fingerprint returns a hash that differs for configurations of different identities. It
+// does not include credentials, since a renewed key does not change the identity. payload
+// is the content of the payload file, or nil if none is configured.
 func Fingerprint(endpoint, idScope, registrationID string, payload []byte) string {
 	sum := ""
 	if payload != nil {
@@ -102,12 +100,13 @@ func Fingerprint(endpoint, idScope, registrationID string, payload []byte) strin
 	return sumPrefix + hex.EncodeToString(digest[:])
 }
 
-// Validate tells whether rec may be published: its hub is a host name, its
-// device ID has 1 to 128 characters, none of them invisible and no blank at either end,
-// no value that goes into state.env carries what EnvironmentFile= cannot (control
-// characters, invalid UTF-8, Unicode noncharacters), and its payload and registration
-// state are JSON, nested at most 100 levels deep, the payload of at most 128 KiB. The
-// members that Save sets are not looked at. The error is an *InvalidError.
+// Validate checks whether rec may be published. Its hub must be a host name. Its device ID
+// must have 1 to 128 characters, without invisible characters or leading and trailing
+// blanks. Values for state.env must not contain characters that EnvironmentFile= does not
+// support (control characters, invalid UTF-8, Unicode noncharacters). Its payload and
+// registration state must be JSON with at most 100 levels of nesting, and the payload may
+// have at most 128 KiB. Validate ignores the members that Save sets. The error is an
+// *InvalidError.
 func Validate(rec Record) error {
 	if err := readable(rec); err != nil {
 		return err
@@ -127,8 +126,9 @@ func Validate(rec Record) error {
 	return nil
 }
 
-// checkDeviceID refuses what a person or a program could take for another ID: what
-// cannot be seen, what changes the direction of text, and what a reader might trim.
+// checkDeviceID rejects characters that could make a person or a program read another ID:
+// invisible characters, characters that change the direction of text, and leading or
+// trailing blanks.
 func checkDeviceID(s string) string {
 	for _, r := range s {
 		if unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
@@ -141,7 +141,7 @@ func checkDeviceID(s string) string {
 	return ""
 }
 
-// depth is how deep JSON is nested.
+// depth returns the nesting depth of JSON.
 func depth(raw json.RawMessage) (deepest int) {
 	level, quoted, escaped := 0, false, false
 	for _, c := range raw {
@@ -163,8 +163,8 @@ func depth(raw json.RawMessage) (deepest int) {
 	return deepest
 }
 
-// readable is what a record that is read has to be. Save wants more, see Validate: a
-// record of an earlier version of dpsd stays.
+// readable checks a record that is read. Save requires more, see Validate, but a record of
+// an earlier version of dpsd remains valid.
 func readable(rec Record) error {
 	for _, v := range []struct{ member, value string }{
 		{"assignedHub", rec.AssignedHub},
@@ -200,8 +200,8 @@ func readable(rec Record) error {
 	return nil
 }
 
-// checkText refuses what systemd cannot carry in an EnvironmentFile=: one such
-// value makes the consumer's start fail, or drops the whole file in silence.
+// checkText rejects characters that systemd does not support in an EnvironmentFile=: with
+// such a value, the consumer does not start or systemd silently ignores the whole file.
 func checkText(s string) string {
 	if !utf8.ValidString(s) {
 		return "is not valid UTF-8"
@@ -217,7 +217,7 @@ func checkText(s string) string {
 	return ""
 }
 
-// normalise brings what a caller hands to Save into the form it has in a file.
+// normalise returns a record in the form in which it is stored.
 func normalise(rec Record) (Record, error) {
 	if err := Validate(rec); err != nil {
 		return Record{}, err
@@ -228,8 +228,8 @@ func normalise(rec Record) (Record, error) {
 	return rec, nil
 }
 
-// compact puts JSON on one line, which keeps a record's lines countable and its
-// size proportional to what was received. Null is as good as absent.
+// compact returns JSON on one line, so that the number of a record's lines is fixed and its
+// size is proportional to the received data. null counts as absent.
 func compact(raw json.RawMessage) json.RawMessage {
 	if raw == nil {
 		return nil
@@ -241,8 +241,8 @@ func compact(raw json.RawMessage) json.RawMessage {
 	return b.Bytes()
 }
 
-// wholeSeconds keeps a clock that is far off from making a record unreadable:
-// RFC 3339 knows four digits for a year.
+// wholeSeconds truncates t and limits its year to the four digits of RFC 3339, so that a
+// wrong clock does not make a record unreadable.
 func wholeSeconds(t time.Time) time.Time {
 	t = t.UTC().Truncate(time.Second)
 	switch {
@@ -256,19 +256,19 @@ func wholeSeconds(t time.Time) time.Time {
 
 const (
 	sumPrefix = "sha256:"
-	// sumLine and sumEnd frame the last member, which stands alone on its line.
+	// sumLine and sumEnd enclose the last member, which is on a separate line.
 	sumLine = `  "checksum": "` + sumPrefix
 	sumEnd  = "\"\n}\n"
 	sumSize = len(sumLine) + 2*sha256.Size + len(sumEnd)
 )
 
-// encode returns the file of a normalised record, and the record with its checksum. Its
-// strings and its JSON can always be encoded.
+// encode returns the file of a normalised record, and the record with its checksum.
+// Encoding its strings and its JSON does not fail.
 func encode(rec Record) (Record, []byte) {
 	rec.Checksum = ""
 	var b bytes.Buffer
-	// The encoder of encoding/json knows every rule of the format but two: one
-	// member a line, and raw JSON left on its line.
+	// encoding/json implements the format except for two rules: one member per line, and
+	// raw JSON on a single line.
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	b.WriteString("{\n")
@@ -300,7 +300,7 @@ func encode(rec Record) (Record, []byte) {
 		}
 		fmt.Fprintf(&b, "  %q: ", m.name)
 		_ = enc.Encode(m.value)
-		b.Truncate(b.Len() - 1) // the encoder's line end
+		b.Truncate(b.Len() - 1) // remove the encoder's line feed
 		b.WriteString(",\n")
 	}
 	digest := sha256.Sum256(b.Bytes())
@@ -309,8 +309,8 @@ func encode(rec Record) (Record, []byte) {
 	return rec, b.Bytes()
 }
 
-// Parse reads the content of a state.json. It trusts nothing: not the length,
-// not the checksum, not the members. Errors: *DamagedError, *NewerSchemaError.
+// Parse parses the contents of a state.json. It verifies the length, the checksum and the
+// members. The error is a *DamagedError or a *NewerSchemaError.
 func Parse(data []byte) (Record, error) {
 	sum, summed := checksum(data)
 	if summed {
@@ -324,7 +324,7 @@ func Parse(data []byte) (Record, error) {
 		Generation uint64 `json:"generation"`
 	}
 	err := json.Unmarshal(data, &head)
-	// A later schema may frame its checksum otherwise; it only has to be JSON.
+	// A later schema may store its checksum differently; the file only has to be JSON.
 	if head.Schema > Schema && json.Valid(data) {
 		return Record{}, &NewerSchemaError{Schema: head.Schema, Generation: min(head.Generation, maxGeneration)}
 	}
@@ -354,7 +354,7 @@ func Parse(data []byte) (Record, error) {
 	return rec, nil
 }
 
-// checksum finds the last member, alone on its line.
+// checksum returns the value of the last member, which must be on a separate line.
 func checksum(data []byte) (string, bool) {
 	at := len(data) - sumSize
 	if at < 1 || data[at-1] != '\n' {

@@ -19,29 +19,29 @@ func TestEqualJSON(t *testing.T) {
 		{"the order of elements counts", `[1,2]`, `[2,1]`, false},
 		{"white space does not count", `{"a":[1,2]}`, "{ \"a\" :\t[1 ,\n2] }", true},
 		{"white space within a string counts", `"a b"`, `"a  b"`, false},
-		{"an escape is the sign it stands for", `"\u00e9\/"`, `"é/"`, true},
+		{"an escape equals its character", `"\u00e9\/"`, `"é/"`, true},
 		{"large integers that share a float64 differ", `9007199254740993`, `9007199254740992`, false},
 		{"fractions that share a float64 differ", `0.1`, `0.1000000000000000055`, false},
 		{"a fraction of zeros is an integer", `1`, `1.000`, true},
-		{"an exponent is worked out", `1.5e3`, `1500`, true},
-		{"a negative exponent too", `15e-1`, `1.5`, true},
+		{"an exponent is evaluated", `1.5e3`, `1500`, true},
+		{"a negative exponent is evaluated too", `15e-1`, `1.5`, true},
 		{"the sign of an exponent and its case do not count", `1E+2`, `1e2`, true},
 		{"minus zero is zero", `-0.0`, `0`, true},
 		{"zero has no exponent", `0e99`, `0`, true},
 		{"the sign counts", `-1`, `1`, false},
-		{"huge exponents cost nothing", `1e999999999`, `10e999999998`, true},
+		{"huge exponents take no memory", `1e999999999`, `10e999999998`, true},
 		{"and differ", `1e999999999`, `1e999999998`, false},
-		{"exponents beyond all bounds are compared as written", `1e99999999999999999999`, `1e99999999999999999999`, true},
-		{"and otherwise differ", `1e99999999999999999999`, `10e99999999999999999998`, false},
+		{"exponents beyond 64 bits are compared as text", `1e99999999999999999999`, `1e99999999999999999999`, true},
+		{"exponents beyond 64 bits with different texts differ", `1e99999999999999999999`, `10e99999999999999999998`, false},
 		{"a number is not its text", `1`, `"1"`, false},
 		{"null is not absent in an object", `{"a":null}`, `{}`, false},
 		{"null is not false", `null`, `false`, false},
 		{"an empty object is not an empty array", `{}`, `[]`, false},
-		{"a key more counts", `{"a":1}`, `{"a":1,"b":2}`, false},
+		{"an additional key counts", `{"a":1}`, `{"a":1,"b":2}`, false},
 		{"another key counts", `{"a":1}`, `{"b":1}`, false},
-		{"an element more counts", `[1]`, `[1,1]`, false},
-		{"no payload is no empty object", ``, `{}`, false},
-		{"no payload is no payload", ``, ``, true},
+		{"an additional element counts", `[1]`, `[1,1]`, false},
+		{"no payload differs from an empty object", ``, `{}`, false},
+		{"no payload equals no payload", ``, ``, true},
 	}
 	for _, test := range tests {
 		t.Run(test.say, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestEqualJSON(t *testing.T) {
 				t.Errorf("%s and %s: %v", test.a, test.b, got)
 			}
 			if got := store.EqualJSON([]byte(test.b), []byte(test.a)); got != test.want {
-				t.Errorf("the other way round: %v", got)
+				t.Errorf("in the opposite order: %v", got)
 			}
 		})
 	}
@@ -66,12 +66,12 @@ func TestParse(t *testing.T) {
 		{"schema 0", `"schema": 1`, `"schema": 0`},
 		{"a schema as text", `"schema": 1`, `"schema": "1"`},
 		{"another status", `"status": "assigned"`, `"status": "failed"`},
-		{"a hub that is no host name", `contoso-eu.azure-devices.net",` + "\n", `contoso eu",` + "\n"},
+		{"a hub that is not a host name", `contoso-eu.azure-devices.net",` + "\n", `contoso eu",` + "\n"},
 		{"no device ID", `"deviceId": "gw-0001",` + "\n", ""},
-		{"a date that is none", `"provisionedAt": "2026`, `"provisionedAt": "today`},
+		{"an invalid date", `"provisionedAt": "2026`, `"provisionedAt": "today`},
 	}
 	for _, edit := range edits {
-		t.Run("a record with "+edit.say+" is damaged even under a checksum that matches", func(t *testing.T) {
+		t.Run("a record with "+edit.say+" is damaged even if its checksum matches", func(t *testing.T) {
 			changed := reseal(strings.Replace(whole, edit.old, edit.new, 1))
 			if changed == whole {
 				t.Fatal("the edit changed nothing")
@@ -82,13 +82,13 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the largest generation that JSON readers do not round is taken", func(t *testing.T) {
+	t.Run("the largest generation that JSON readers do not round is accepted", func(t *testing.T) {
 		rec, err := store.Parse([]byte(reseal(strings.Replace(whole, `"generation": 1`, `"generation": 9007199254740991`, 1))))
 		if err != nil || rec.Generation != 1<<53-1 {
 			t.Errorf("Parse: %v, %v", rec.Generation, err)
 		}
 	})
-	t.Run("the reason says what is damaged", func(t *testing.T) {
+	t.Run("the reason describes the damage", func(t *testing.T) {
 		last := whole[strings.LastIndex(whole, `  "checksum": `):]
 		for _, tt := range []struct{ say, data, reason string }{
 			{"nothing", "", "the file is empty"},
@@ -96,10 +96,10 @@ func TestParse(t *testing.T) {
 			{"a changed digit of the checksum", strings.Replace(whole, `"sha256:04`, `"sha256:05`, 1), "the checksum does not match"},
 			{"a cut file", whole[:300], "not the JSON of a record"},
 			{"no checksum", "{\n  \"schema\": 1\n}\n", "no checksum on the last line but one"},
-			{"a checksum that is not alone on its line", strings.Replace(whole, ",\n"+last, ", "+last, 1), "no checksum on the last line but one"},
+			{"a checksum that is not on a separate line", strings.Replace(whole, ",\n"+last, ", "+last, 1), "no checksum on the last line but one"},
 			{"a checksum of another kind", strings.ReplaceAll(whole, `"sha256:`, `"sha512:`), "no checksum on the last line but one"},
-			{"a blank behind the record", whole + " ", "no checksum on the last line but one"},
-			{"a last line without its end", strings.TrimSuffix(whole, "\n") + " ", "no checksum on the last line but one"},
+			{"a blank after the record", whole + " ", "no checksum on the last line but one"},
+			{"a last line without a line feed", strings.TrimSuffix(whole, "\n") + " ", "no checksum on the last line but one"},
 			{"the checksum alone", last, "not the JSON of a record"},
 			{"an empty line and the checksum", "\n" + last, "the checksum does not match"},
 			{"schema 0", reseal(strings.Replace(whole, `"schema": 1`, `"schema": 0`, 1)), "schema is not 1"},

@@ -9,70 +9,70 @@ import (
 
 const (
 	recorderName = "attempts.json"
-	// MaxAttempts is how many attempts a Recorder keeps.
+	// MaxAttempts is the number of attempts that a Recorder keeps.
 	MaxAttempts = 64
-	// maxRecorder bounds the file, in bytes: what is too long for it is forgotten
-	// from the front. An attempt has some 600 bytes.
+	// maxRecorder limits the file, in bytes: if it would be longer, the oldest attempts are
+	// dropped. An attempt has about 600 bytes.
 	maxRecorder = 64 << 10
-	// recorderGap is the least time between two copies to the state directory.
+	// recorderGap is the minimum time between two copies to the state directory.
 	recorderGap = time.Hour
 )
 
-// Attempt is one way to the service, as the flight recorder keeps it.
+// Attempt is the flight recorder's entry for an attempt to register.
 type Attempt struct {
-	At      time.Time `json:"at"`      // the begin, by the wall clock, UTC
-	Trigger string    `json:"trigger"` // why it was made
-	Steps   []Step    `json:"steps"`   // in their order
+	At      time.Time `json:"at"`      // start according to the wall clock, UTC
+	Trigger string    `json:"trigger"` // reason for the attempt
+	Steps   []Step    `json:"steps"`   // in order
 	// Outcome is "assigned", "wait" for a Retry-After, or "fault".
 	Outcome string `json:"outcome"`
 
-	Fault       string `json:"fault,omitempty"` // its code
-	Stage       string `json:"stage,omitempty"` // where it ended
+	Fault       string `json:"fault,omitempty"` // code of the fault
+	Stage       string `json:"stage,omitempty"` // stage of the fault
 	Cause       string `json:"cause,omitempty"`
 	ServiceCode int    `json:"serviceCode,omitempty"`
 	TrackingID  string `json:"trackingId,omitempty"`
 	RetryIn     int64  `json:"retryInMilliseconds,omitempty"`
 
-	Credential string `json:"credential,omitempty"` // its reference
+	Credential string `json:"credential,omitempty"` // reference of the credential
 	Protocol   string `json:"protocol,omitempty"`
 	Address    string `json:"address,omitempty"`
 	Proxy      string `json:"proxy,omitempty"`
-	// Sent and Received are bytes above TCP, TLS and all.
+	// Sent and Received are the numbers of bytes over TCP, including TLS.
 	Sent     int64 `json:"sentBytes"`
 	Received int64 `json:"receivedBytes"`
-	// Clock is "implausible" when the wall clock was before the program's build, or
-	// before an earlier verified handshake; else "plausible".
+	// Clock is "implausible" if the wall clock was before the program's build or before an
+	// earlier verified handshake, and "plausible" otherwise.
 	Clock string `json:"clock"`
 }
 
-// Step is how long an attempt was in one stage.
+// Step is a stage of an attempt with its duration.
 type Step struct {
 	Stage        string `json:"stage"`
 	Milliseconds int64  `json:"milliseconds"`
 }
 
-// Recorder is the flight recorder: the last MaxAttempts attempts, in the runtime
-// directory, and copied to the state directory after faults, at most once an
-// hour, so that a reboot does not forget why it was made. Its files hold no
-// secret. The zero value of copied says that none was made in this run.
+// Recorder is the flight recorder. It stores the last MaxAttempts attempts in the runtime
+// directory. After faults, it copies them to the state directory, at most once an hour, so
+// that they survive a reboot. Its files contain no secrets. copied is zero if no copy was
+// made in this run.
 type Recorder struct {
-	Directory        string // of the state; "": no copies
+	Directory        string // state directory; "" for no copies
 	RuntimeDirectory string
-	Mode             fs.FileMode // of the copy; 0 is 0644
+	Mode             fs.FileMode // mode of the copy; 0 means 0644
 
 	attempts []Attempt
 	loaded   bool
-	copied   time.Time // monotonic
-	fresh    bool      // a fault is not in the copy yet
+	copied   time.Time // with a monotonic reading
+	fresh    bool      // the copy does not contain the last fault yet
 }
 
-// Add keeps a. The error is a *WriteError; the attempt is kept in memory all the
-// same.
+// Add records a. The error is a *WriteError, in which case the attempt is still kept in
+// memory.
 func (r *Recorder) Add(a Attempt, now time.Time) error {
 	if !r.loaded {
 		r.attempts, r.loaded = readAttempts(r.RuntimeDirectory), true
 		if r.attempts == nil {
-			r.attempts = readAttempts(r.Directory) // of the boot before
+			r.attempts = readAttempts(r.Directory) // of the previous boot
 		}
 	}
 	r.attempts = append(r.attempts, a)
@@ -80,7 +80,7 @@ func (r *Recorder) Add(a Attempt, now time.Time) error {
 	here := writer{directory: r.RuntimeDirectory, mode: runtimeMode}
 	err := here.write(recorderName, data)
 	r.fresh = r.fresh || a.Outcome == "fault"
-	// A state directory of no use is a fault of its own, and gets the copy later.
+	// An unusable state directory is reported separately, and gets the copy later.
 	if r.fresh && r.Directory != "" && CheckDirectory(r.Directory) == nil && (r.copied.IsZero() || now.Sub(r.copied) >= recorderGap) {
 		r.copied, r.fresh = now, false
 		durable := writer{directory: r.Directory, mode: permissions(r.Mode)}
@@ -89,7 +89,7 @@ func (r *Recorder) Add(a Attempt, now time.Time) error {
 	return err
 }
 
-// encode makes the file of what is kept, and forgets what does not fit.
+// encode returns the contents of the file, and drops the attempts that do not fit.
 func (r *Recorder) encode() []byte {
 	for {
 		r.attempts = r.attempts[max(0, len(r.attempts)-MaxAttempts):]
@@ -101,8 +101,8 @@ func (r *Recorder) encode() []byte {
 	}
 }
 
-// Attempts returns what a Recorder has kept, the latest last: of the runtime
-// directory, or else of the state directory's copy. None is no error.
+// Attempts returns the recorded attempts, latest last, from the runtime directory or
+// otherwise from the copy in the state directory. There may be none.
 func Attempts(directory, runtimeDirectory string) []Attempt {
 	if attempts := readAttempts(runtimeDirectory); attempts != nil {
 		return attempts

@@ -44,7 +44,7 @@ func TestRecorder(t *testing.T) {
 			t.Errorf("%d attempts, from %q to %q", len(got), got[0].Trigger, got[len(got)-1].Trigger)
 		}
 	})
-	t.Run("the file has a bound in bytes too", func(t *testing.T) {
+	t.Run("the size of the file is also limited", func(t *testing.T) {
 		r, _ := places(t)
 		for range 64 {
 			a := failed
@@ -59,7 +59,7 @@ func TestRecorder(t *testing.T) {
 			t.Error("nothing is kept")
 		}
 	})
-	t.Run("success wears no flash", func(t *testing.T) {
+	t.Run("successful attempts write nothing to the state directory", func(t *testing.T) {
 		r, copied := places(t)
 		for i := range 100 {
 			add(t, r, assigned, now.Add(time.Duration(i)*time.Hour))
@@ -85,7 +85,7 @@ func TestRecorder(t *testing.T) {
 			t.Errorf("%d copies in ten hours, want 10", copies)
 		}
 	})
-	t.Run("a boot forgets the runtime directory, not the copy; a restart forgets nothing", func(t *testing.T) {
+	t.Run("a reboot loses the runtime directory but not the copy, and a restart loses nothing", func(t *testing.T) {
 		r, _ := places(t)
 		add(t, r, failed, now)
 		restarted := &store.Recorder{Directory: r.Directory, RuntimeDirectory: r.RuntimeDirectory}
@@ -105,7 +105,7 @@ func TestRecorder(t *testing.T) {
 			t.Errorf("the first attempt after a boot: %+v", got)
 		}
 	})
-	t.Run("what is no recording is none", func(t *testing.T) {
+	t.Run("invalid contents count as no attempts", func(t *testing.T) {
 		r, _ := places(t)
 		path := filepath.Join(r.RuntimeDirectory, "attempts.json")
 		for _, text := range []string{"", "{", `{"a":1}`, "[1]"} {
@@ -121,7 +121,7 @@ func TestRecorder(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	})
-	t.Run("a directory that refuses is told, and the attempt is in the next file that can be written", func(t *testing.T) {
+	t.Run("an unwritable directory is reported, and the next file that can be written contains the attempt", func(t *testing.T) {
 		r, _ := places(t)
 		if err := os.RemoveAll(r.RuntimeDirectory); err != nil {
 			t.Fatal(err)

@@ -45,7 +45,7 @@ func (s *Store) sweep(w *writer, names ...string) {
 	}
 }
 
-// load finds the record to publish, and writes what has to be mended.
+// load finds the record to publish and repairs the files.
 func (s *Store) load(writable bool, now time.Time) {
 	path := s.state.path(stateName)
 	env, _ := readFile(s.state.path(environmentName))
@@ -54,7 +54,7 @@ func (s *Store) load(writable bool, now time.Time) {
 
 	rec, data, err := readRecord(path)
 	linked := false
-	known := rec.Generation // of the latest whole record in the state directory
+	known := rec.Generation // generation of the latest valid record in the state directory
 	var damaged *DamagedError
 	switch {
 	case err == nil:
@@ -63,8 +63,8 @@ func (s *Store) load(writable bool, now time.Time) {
 		s.notice(NewerSchema, path, s.newer)
 		s.floor = max(s.floor, s.newer.Generation)
 	case errors.As(err, new(*unreadError)):
-		// Nothing is known to be wrong with it, so it stays, and no older record
-		// takes its place. If the directory is the reason, a notice has said so.
+		// The record may be intact, so no older record replaces it. If the directory is the
+		// reason, there is already a notice.
 		s.unread = true
 		if !errors.As(err, new(*DirectoryError)) {
 			s.notice(Unread, path, err)
@@ -96,12 +96,12 @@ func (s *Store) load(writable bool, now time.Time) {
 			s.notice(EnvironmentRepaired, s.state.path(environmentName), nil)
 		}
 	case writable:
-		// A process that ended right after its rename has not synced it.
+		// The previous process may have ended between rename and sync.
 		err = s.state.sync()
 	}
 	if err != nil {
 		s.durable = false
-		if writable { // otherwise a notice has said so
+		if writable { // otherwise, there is already a notice
 			s.notice(Unwritable, s.state.directory, err)
 		}
 		s.publish()
@@ -110,7 +110,7 @@ func (s *Store) load(writable bool, now time.Time) {
 	s.withdraw()
 }
 
-// take adopts the record of state.json, and tells whether that is a link to a file.
+// take adopts the record of state.json, and reports whether that is a link to a file.
 func (s *Store) take(rec Record, data []byte) (linked bool) {
 	path := s.state.path(stateName)
 	raise := s.floor > rec.Generation
@@ -124,7 +124,7 @@ func (s *Store) take(rec Record, data []byte) (linked bool) {
 	return linked
 }
 
-// reread takes the record that could not be read before, if it can be read now.
+// reread adopts the record that could not be read before, if it is readable now.
 func (s *Store) reread() {
 	if !s.unread || s.published {
 		return
@@ -135,9 +135,9 @@ func (s *Store) reread() {
 	}
 }
 
-// recover puts the previous record in the place of a state.json that is damaged
-// or gone, and returns its generation. The lost one had prev + 1, so this one
-// gets prev + 2. Without a usable previous record a damaged file moves aside.
+// recover replaces a damaged or missing state.json by the previous record, and returns its
+// generation. The lost record had prev + 1, so this one gets prev + 2. Without a usable
+// previous record, recover renames a damaged file.
 func (s *Store) recover(damaged bool, now time.Time) uint64 {
 	prev, _, err := readRecord(s.state.path(previousName))
 	if err == nil {
@@ -172,10 +172,9 @@ func (s *Store) recover(damaged bool, now time.Time) uint64 {
 	return 0
 }
 
-// adoptRuntime takes the record that an earlier process could only publish
-// under the runtime directory, when it is later than the one known: withdrawing
-// it would break before make.
-// behind is the generation that state.env names.
+// adoptRuntime adopts the record that an earlier process could publish only in the runtime
+// directory if it is later than the known one, since removing it would withdraw the current
+// identity. behind is the generation in state.env.
 func (s *Store) adoptRuntime(known, behind uint64) {
 	if s.runtime.directory == "" {
 		return
@@ -193,14 +192,14 @@ func (s *Store) adoptRuntime(known, behind uint64) {
 	}
 }
 
-// setAside keeps the damaged state.json under a name of its own, and returns
-// that; "" when it was kept before. The name state.json stays, unless move is
-// set or it is not a file. A link needs no room on a full disk and reads nothing
-// from a failing one; file systems without links get a copy.
+// setAside keeps the damaged state.json under another name and returns that name, or "" if
+// it was already kept. state.json itself remains, unless move is set or it is not a file. A
+// hard link needs no space on a full disk and no reading from a failing one; on file
+// systems without links, setAside makes a copy.
 func (w *writer) setAside(stamp string, move bool) (string, error) {
 	from := w.path(stateName)
 	if info, err := os.Lstat(from); err == nil && !info.Mode().IsRegular() {
-		move = true // nothing can be renamed over a directory
+		move = true // a directory cannot be replaced by rename
 	}
 	if !move && w.aside() {
 		return "", nil
@@ -228,8 +227,8 @@ func (w *writer) setAside(stamp string, move bool) (string, error) {
 	return to, nil
 }
 
-// aside tells whether the damaged state.json has been kept already: a write that
-// fails is tried again and again.
+// aside reports whether the damaged state.json has already been kept by an earlier attempt
+// to write.
 func (w *writer) aside() bool {
 	info, err := os.Stat(w.path(stateName))
 	if err != nil {
@@ -250,8 +249,8 @@ func (w *writer) aside() bool {
 	return false
 }
 
-// prune keeps maxCorrupt damaged records: the one just kept and those with the
-// latest names. The clock may be wrong, so the new one need not sort last.
+// prune keeps maxCorrupt damaged records: the new one and those with the latest names. The
+// clock may be wrong, so the name of the new one need not be the last.
 func (w *writer) prune(kept string) {
 	var others []string
 	for _, name := range w.list() {
@@ -265,5 +264,5 @@ func (w *writer) prune(kept string) {
 	}
 }
 
-// stamp names a damaged record by the time it was found.
+// stamp returns the time now for the name of a damaged record.
 func stamp(now time.Time) string { return wholeSeconds(now).Format("20060102T150405Z") }

@@ -10,45 +10,44 @@ import (
 const (
 	floorName        = "retry-after.json"
 	confirmationName = "confirmation.json"
-	// maxFloors bounds the file: one gateway has one key, or a few while its
-	// configuration is being worked on.
+	// maxFloors limits the file: a gateway has one key, or a few while its configuration is
+	// being changed.
 	maxFloors = 16
-	// runtimeMode: neither file holds a secret.
+	// runtimeMode is the mode of the files, which contain no secrets.
 	runtimeMode = 0o644
 )
 
-// Runtime keeps what is to survive a restart of the service but not of the
-// machine. Its files are in the directory of the control socket, and one that
-// is missing or damaged is as good as none.
+// Runtime stores data that must survive a restart of the service but not of the machine.
+// Its files are in the directory of the control socket; a damaged file counts as missing.
 type Runtime struct {
 	Directory string
 }
 
-// Confirmation is the last time the service confirmed the record.
+// Confirmation is the service's last confirmation of the record.
 type Confirmation struct {
-	Generation        uint64    `json:"generation"`        // of the record
+	Generation        uint64    `json:"generation"`        // generation of the record
 	At                time.Time `json:"at"`                // wall clock, UTC
-	ConfigFingerprint string    `json:"configFingerprint"` // of the configuration that asked
+	ConfigFingerprint string    `json:"configFingerprint"` // fingerprint of the configuration
 }
 
-// floor is a time before which the service is not to be asked again.
+// floor is a time before which the service must not be contacted.
 type floor struct {
 	Key string `json:"key"`
-	// BootTime is CLOCK_BOOTTIME in nanoseconds: it goes on in suspend, and
-	// nobody can set it.
+	// BootTime is CLOCK_BOOTTIME in nanoseconds, which includes suspend time and cannot be
+	// set.
 	BootTime time.Duration `json:"bootTimeNanoseconds"`
 }
 
-// Create makes the directory when only it is missing: systemd makes the service's,
-// so this is for a person who runs dpsd by hand.
+// Create creates the directory if its parent exists. systemd creates the directory of the
+// service; this is for users who run dpsd manually.
 func (r Runtime) Create() error {
 	w := writer{directory: r.Directory}
 	return w.create()
 }
 
-// SaveFloor keeps the CLOCK_BOOTTIME until which the service asked not to be
-// contacted. key names endpoint and registration ID: another identity has a
-// floor of its own. until 0 removes it. The error is a *WriteError.
+// SaveFloor stores the CLOCK_BOOTTIME until which the service asked not to be contacted.
+// key contains the endpoint and the registration ID, so each identity has a separate floor.
+// If until is 0, the floor is removed. The error is a *WriteError.
 func (r Runtime) SaveFloor(key string, until time.Duration) error {
 	floors := r.floors()
 	old := len(floors)
@@ -62,9 +61,9 @@ func (r Runtime) SaveFloor(key string, until time.Duration) error {
 	return r.save(floorName, floors[max(0, len(floors)-maxFloors):])
 }
 
-// LoadFloor returns what SaveFloor kept for key. CLOCK_BOOTTIME starts anew with
-// each boot, so a directory that outlives a boot yields a floor of another one:
-// the caller knows how far ahead a floor can be.
+// LoadFloor returns the stored floor for key. CLOCK_BOOTTIME restarts at each boot, so a
+// directory that survives a reboot contains a floor of another boot: the caller must check
+// that it is plausible.
 func (r Runtime) LoadFloor(key string) (time.Duration, bool) {
 	for _, f := range r.floors() {
 		if f.Key == key {
@@ -82,14 +81,13 @@ func (r Runtime) floors() []floor {
 	return floors
 }
 
-// SaveConfirmation keeps c in place of the one before. The error is a
-// *WriteError.
+// SaveConfirmation replaces the stored confirmation by c. The error is a *WriteError.
 func (r Runtime) SaveConfirmation(c Confirmation) error {
 	c.At = wholeSeconds(c.At)
 	return r.save(confirmationName, c)
 }
 
-// LoadConfirmation returns what SaveConfirmation kept.
+// LoadConfirmation returns the stored confirmation.
 func (r Runtime) LoadConfirmation() (Confirmation, bool) {
 	var c Confirmation
 	if !r.load(confirmationName, &c) || c.Generation == 0 {

@@ -34,26 +34,26 @@ func TestRuntimeFloor(t *testing.T) {
 			}
 		}
 	})
-	t.Run("another identity has none", func(t *testing.T) {
+	t.Run("another identity has no floor", func(t *testing.T) {
 		if _, ok := r.LoadFloor("a|2"); ok {
-			t.Error("there is one")
+			t.Error("there is a floor")
 		}
 	})
-	t.Run("zero removes one and leaves the others", func(t *testing.T) {
+	t.Run("zero removes one floor and keeps the others", func(t *testing.T) {
 		save("a|1", 0)
 		if _, ok := r.LoadFloor("a|1"); ok {
 			t.Error("still there")
 		}
 		if _, ok := r.LoadFloor("b|1"); !ok {
-			t.Error("the other went too")
+			t.Error("the other floor was removed too")
 		}
 		mark := prints(t, r.Directory)
 		save("never", 0)
 		if prints(t, r.Directory) != mark {
-			t.Error("removing none wrote the file")
+			t.Error("removing a missing floor wrote the file")
 		}
 	})
-	t.Run("the file does not grow for ever", func(t *testing.T) {
+	t.Run("the size of the file is limited", func(t *testing.T) {
 		for i := range 100 {
 			save(fmt.Sprint("k", i), time.Second)
 		}
@@ -64,24 +64,24 @@ func TestRuntimeFloor(t *testing.T) {
 			t.Errorf("%d bytes", n)
 		}
 	})
-	t.Run("a damaged file is no floor, and is replaced", func(t *testing.T) {
+	t.Run("a damaged file contains no floor and is replaced", func(t *testing.T) {
 		put(t, `[{"key":"k99","boot`, r.Directory, "retry-after.json")
 		if _, ok := r.LoadFloor("k99"); ok {
-			t.Error("there is one")
+			t.Error("there is a floor")
 		}
 		save("k1", 5)
 		if got, _ := r.LoadFloor("k1"); got != 5 {
 			t.Error(got)
 		}
 	})
-	t.Run("the directory was made for everybody to read", func(t *testing.T) {
+	t.Run("all users may read the directory", func(t *testing.T) {
 		for path, want := range map[string]fs.FileMode{r.Directory: 0o755, filepath.Join(r.Directory, "retry-after.json"): 0o644} {
 			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 				t.Errorf("%s: %v, %v", path, info.Mode(), err)
 			}
 		}
 	})
-	t.Run("a directory that cannot be made is a WriteError", func(t *testing.T) {
+	t.Run("a directory that cannot be created is a WriteError", func(t *testing.T) {
 		err := store.Runtime{Directory: filepath.Join(t.TempDir(), "a", "b")}.SaveFloor("k", 1)
 		if !errors.As(err, new(*store.WriteError)) || !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
@@ -106,7 +106,7 @@ func TestRuntimeConfirmation(t *testing.T) {
 	for _, damage := range []string{"", "{", "{}", "[]", `{"generation":-1}`} {
 		put(t, damage, r.Directory, "confirmation.json")
 		if got, ok := r.LoadConfirmation(); ok {
-			t.Errorf("%q is taken for %v", damage, got)
+			t.Errorf("%q was accepted as %v", damage, got)
 		}
 	}
 }

@@ -11,15 +11,15 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// actAsStarved is a helper process that opens the store, or that saves record n, while
-// only free descriptors are left, and then saves record n with enough of them.
+// actAsStarved is a helper process that opens the store or saves record n with only a few
+// free descriptors, and then saves record n with enough of them.
 func actAsStarved(what string, free, n int) int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return 2
 	}
 	starve := func(work func()) {
-		next, err := os.Open("/dev/null") // its number is the first that is free
+		next, err := os.Open("/dev/null") // its number is the first free one
 		if err != nil {
 			os.Exit(2)
 		}
@@ -66,9 +66,9 @@ func starved(t *testing.T, what, directory string, free, n int) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A record that cannot be read for a while is as good as ever: the record before it must
-// not take its place.
-func TestAStartWithoutFreeDescriptorsLeavesTheRecordInItsPlace(t *testing.T) {
+// A record that is temporarily unreadable is still valid: the previous record must not
+// replace it.
+func TestAStartWithoutFreeDescriptorsKeepsTheRecord(t *testing.T) {
 	for free := range 8 {
 		t.Run(fmt.Sprintf("%d free", free), func(t *testing.T) {
 			directory := quick(t)
@@ -77,7 +77,7 @@ func TestAStartWithoutFreeDescriptorsLeavesTheRecordInItsPlace(t *testing.T) {
 			previous := content(t, filepath.Join(directory, "state.json.prev"))
 			starved(t, "open", directory, free, 0)
 			if left, _ := filepath.Glob(filepath.Join(directory, "state.json.corrupt-*")); len(left) > 0 {
-				t.Errorf("the record was set aside as %v", left)
+				t.Errorf("the record was kept as %v", left)
 			}
 			if content(t, filepath.Join(directory, "state.json")) != before || content(t, filepath.Join(directory, "state.json.prev")) != previous {
 				t.Error("a record has changed")
@@ -91,7 +91,7 @@ func TestAStartWithoutFreeDescriptorsLeavesTheRecordInItsPlace(t *testing.T) {
 
 func TestARecordThatCouldNotBeReadAtTheStartIsReadBeforeTheNextSave(t *testing.T) {
 	for free := range 8 {
-		for _, n := range []int{3, 4} { // the same again, and the next one
+		for _, n := range []int{3, 4} { // the same record and the next one
 			t.Run(fmt.Sprintf("%d free, record %d", free, n), func(t *testing.T) {
 				directory := quick(t)
 				fill(t, directory, 3)
@@ -106,7 +106,7 @@ func TestARecordThatCouldNotBeReadAtTheStartIsReadBeforeTheNextSave(t *testing.T
 	}
 }
 
-func TestASaveWithoutFreeDescriptorsKeepsTheRecordBefore(t *testing.T) {
+func TestASaveWithoutFreeDescriptorsKeepsThePreviousRecord(t *testing.T) {
 	for free := range 8 {
 		t.Run(fmt.Sprintf("%d free", free), func(t *testing.T) {
 			directory := quick(t)
@@ -116,10 +116,10 @@ func TestASaveWithoutFreeDescriptorsKeepsTheRecordBefore(t *testing.T) {
 				t.Errorf("saving 4: %s", got)
 			}
 			if content(t, filepath.Join(directory, "state.json.prev")) != before {
-				t.Error("the record before is not in state.json.prev")
+				t.Error("the previous record is not in state.json.prev")
 			}
 			if left, _ := filepath.Glob(filepath.Join(directory, "state.json.corrupt-*")); len(left) > 0 {
-				t.Errorf("it was set aside as %v", left)
+				t.Errorf("it was kept as %v", left)
 			}
 		})
 	}

@@ -11,19 +11,18 @@ import (
 	"time"
 )
 
-// Options says where a Store keeps its files.
+// Options specifies the files of a Store.
 type Options struct {
-	// Directory is the state directory. It is made, 0755, when its parent is
-	// there.
+	// Directory is the state directory. It is created with mode 0755 if its parent exists.
 	Directory string
-	// RuntimeDirectory is where the record is published while Directory cannot
-	// be written. "" publishes nothing then.
+	// RuntimeDirectory is the directory in which the record is published while Directory
+	// cannot be written to. It may be "".
 	RuntimeDirectory string
-	// Mode is that of the files, whatever the umask. 0 means 0644.
+	// Mode is the mode of the files, independent of the umask. 0 means 0644.
 	Mode fs.FileMode
 }
 
-// writers returns those of both directories. That of the runtime directory has none when
+// writers returns the writers of both directories. The directory of the second is "" if
 // nothing is published there.
 func (o Options) writers() (state, runtime writer) {
 	mode := permissions(o.Mode)
@@ -34,20 +33,20 @@ func (o Options) writers() (state, runtime writer) {
 	return state, runtime
 }
 
-// permissions are those of a file, 0 for the default.
+// permissions returns the permissions of a file; 0 means the default.
 func permissions(mode fs.FileMode) fs.FileMode { return cmp.Or(mode.Perm(), 0o644) }
 
-// Result says what a Save has done.
+// Result is the result of a Save.
 type Result int
 
-// What a Save can have done.
+// The results of a Save.
 const (
-	// Unchanged: the files say so already; nothing was written.
+	// Unchanged: the files were already up to date; nothing was written.
 	Unchanged Result = iota
-	// FingerprintOnly: the same identity from another configuration; the
-	// generation stays.
+	// FingerprintOnly: the identity is the same but the configuration differs; the
+	// generation is unchanged.
 	FingerprintOnly
-	// Written: a new identity, or one that had not reached the disk.
+	// Written: a new identity, or one that was not durable before, was written.
 	Written
 )
 
@@ -63,36 +62,35 @@ func (r Result) String() string {
 	return fmt.Sprintf("result %d", int(r))
 }
 
-// Store is the writer of the record. One process has it at a time; its methods
-// may be called from several goroutines.
+// Store writes the record. Only one process at a time can open it. Its methods may be
+// called from several goroutines.
 type Store struct {
 	mu      sync.Mutex
 	state   writer // the state directory
 	runtime writer // the runtime directory; its directory is "" for none
-	lock    *lock  // in the state directory, or for want of one in the runtime directory; nil: none
+	lock    *lock  // in the state directory or otherwise in the runtime directory; nil for none
 
 	published bool   // current is valid
-	current   Record // what readers see: on disk or, until the disk takes it, under the runtime directory
+	current   Record // the published record: in the state directory or, until it can be written there, in the runtime directory
 	encoded   []byte // current as state.json
-	durable   bool   // the state directory says what current says
+	durable   bool   // the state directory contains current
 
-	floor   uint64            // every new generation is above it
-	newer   *NewerSchemaError // a later dpsd wrote the record: hands off
+	floor   uint64            // new generations are higher
+	newer   *NewerSchemaError // a later dpsd wrote the record, which must not be changed
 	unread  bool              // state.json could not be read yet
 	notices []Notice
 }
 
-// Open takes the state directory: locks it, loads the record and mends what an
-// interrupted write, a failing disk or a person left behind. What it found is
-// told by Notices. A directory that cannot be written, or is not there, is no
-// error but a notice: the record is held in memory then, see Save. now names
-// the files that are set aside.
+// Open locks the state directory, loads the record and repairs damage from interrupted
+// writes, failing disks or manual changes. Notices returns what it found. A directory that
+// does not exist or cannot be written to is not an error but a notice: the record is then
+// kept in memory, see Save. now is used in the names of damaged files that are kept.
 //
-// The error is a *LockedError: another process has the directory.
+// The error is a *LockedError if another process has locked the directory.
 func Open(o Options, now time.Time) (*Store, error) { return open(o, now, nil) }
 
-// open is Open with a function that is called ahead of each step that changes
-// the state directory.
+// open is Open with a function that is called before each step that changes the state
+// directory.
 func open(o Options, now time.Time, before func(step, path string) error) (*Store, error) {
 	s := &Store{}
 	s.state, s.runtime = o.writers()
@@ -103,9 +101,9 @@ func open(o Options, now time.Time, before func(step, path string) error) (*Stor
 	return s, nil
 }
 
-// claim makes sure of the lock in the state directory. While that directory
-// refuses even a lock, the runtime directory's keeps a second process out, if
-// it can. Errors: *LockedError, or why the state directory has no lock of ours.
+// claim ensures that the store holds the lock in the state directory. While that is
+// impossible, it uses a lock in the runtime directory to exclude a second process. The
+// error is a *LockedError, or the reason why the state directory cannot be locked.
 func (s *Store) claim() error {
 	if s.lock.in(s.state.directory) {
 		if s.lock.covered(s.state.directory) {
@@ -133,13 +131,13 @@ func (s *Store) claim() error {
 	return err
 }
 
-// adopt takes rec and its file as what is published.
+// adopt makes rec, with its file, the published record.
 func (s *Store) adopt(rec Record, data []byte, durable bool) {
 	s.published, s.current, s.encoded, s.durable = true, rec, data, durable
 	s.floor = max(s.floor, rec.Generation)
 }
 
-// hold takes rec as what is to be published.
+// hold makes rec the record to publish.
 func (s *Store) hold(rec Record) {
 	rec, data := encode(rec)
 	s.adopt(rec, data, false)
@@ -152,29 +150,29 @@ func (s *Store) Current() (Record, bool) {
 	return s.current, s.published
 }
 
-// Durable tells whether the state directory holds the published record, and its
-// state.env, safe from a power cut.
+// Durable reports whether the published record and its state.env are in the state directory
+// and would survive a power failure.
 func (s *Store) Durable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.published && s.durable
 }
 
-// Notices returns what Open, and each Save and Mend since, found; in that order.
+// Notices returns the notices of Open and of each Save and Repair since, in order.
 func (s *Store) Notices() []Notice {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Notice(nil), s.notices...)
 }
 
-// Save publishes rec. It writes only what differs: nothing at all when the
-// files already say the same, not even a time stamp. Generation, status,
-// schema, provisionedAt and checksum are set here; Current has them afterwards.
+// Save publishes rec. It writes only files that differ, and nothing, not even a timestamp,
+// if all files are up to date. Save sets generation, status, schema, provisionedAt and
+// checksum; Current then returns them.
 //
-// When Save returns nil, rec survives a power cut. A *WriteError says that the
-// disk refused: then rec is what Current returns, is published under the
-// runtime directory, and any later Save of the same tries again. An
-// *InvalidError says that rec may not be published; nothing has changed.
+// If Save returns nil, rec survives a power failure. If it returns a *WriteError, rec could
+// not be written: Current then returns rec, it is published in the runtime directory, and a
+// later Save of the same record tries again. If it returns an *InvalidError, rec must not
+// be published, and nothing has changed.
 func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 	rec, err := normalise(rec)
 	if err != nil {
@@ -199,7 +197,7 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 	case s.durable && s.intact():
 		return Unchanged, nil
 	default:
-		// The disk still owes this record: the same bytes once more.
+		// This record has not been written yet: try again with the same bytes.
 		s.durable = false
 	}
 	if err := s.commit(now); err != nil {
@@ -208,11 +206,10 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 	return result, nil
 }
 
-// Mend puts back what is no longer in the state directory as it was written:
-// a person, or another program, may have removed or changed a file, or the whole
-// directory. The result is Unchanged when nothing had to be done, also while no
-// record is published. The error is that of Save.
-func (s *Store) Mend(now time.Time) (Result, error) {
+// Repair restores files in the state directory that have been changed or removed, for
+// example by a user or another program, or the whole directory. The result is Unchanged if
+// no repair was necessary or no record is published. Its errors are those of Save.
+func (s *Store) Repair(now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reread()
@@ -220,7 +217,7 @@ func (s *Store) Mend(now time.Time) (Result, error) {
 		return Unchanged, nil
 	}
 	if s.durable && s.intact() {
-		// Another file system may be mounted there now, or none any more.
+		// A file system may have been mounted there or unmounted.
 		err := s.claim()
 		if errors.As(err, new(*LockedError)) || errors.As(err, new(*CoveredError)) {
 			return Unchanged, s.refused(err)
@@ -234,14 +231,14 @@ func (s *Store) Mend(now time.Time) (Result, error) {
 	return Written, nil
 }
 
-// intact tells whether the files are still what was written: reading wears
-// nothing, and a person may have removed them.
+// intact reports whether the files have the written contents. A user may have removed them,
+// and reading does not wear the flash.
 func (s *Store) intact() bool {
 	return s.state.has(stateName, s.encoded) && s.state.has(environmentName, environment(s.current))
 }
 
-// refused makes the WriteError of a failed commit and publishes the record
-// where it can be.
+// refused returns the WriteError of a failed commit and publishes the record in the runtime
+// directory if possible.
 func (s *Store) refused(err error) error {
 	e := writeError(s.state.path(stateName), err)
 	if s.publish() {
@@ -250,9 +247,9 @@ func (s *Store) refused(err error) error {
 	return e
 }
 
-// commit writes the current record: state.json.prev, then state.json, which is
-// the commit point, then state.env, then the directory. A crash between any two
-// leaves whole files, and a state.env that Open repairs.
+// commit writes the current record: state.json.prev, then state.json, which is the commit
+// point, then state.env, then the directory. A crash between any two leaves complete files,
+// and a state.env that Open repairs.
 func (s *Store) commit(now time.Time) error {
 	if err := s.claim(); err != nil {
 		return err
@@ -271,9 +268,9 @@ func (s *Store) commit(now time.Time) error {
 	return nil
 }
 
-// keepPrevious looks at the state.json that is about to be replaced. A whole
-// one becomes state.json.prev, a damaged or unreadable one goes aside, and one that a later
-// dpsd wrote is left alone.
+// keepPrevious keeps the state.json that is about to be replaced. A valid one becomes
+// state.json.prev, and a damaged or unreadable one is kept under another name. One of a
+// later dpsd is not replaced.
 func (s *Store) keepPrevious(now time.Time) error {
 	s.newer = nil
 	old, data, err := readRecord(s.state.path(stateName))
@@ -281,10 +278,10 @@ func (s *Store) keepPrevious(now time.Time) error {
 	var unread *unreadError
 	switch {
 	case err == nil && bytes.Equal(data, s.encoded):
-		return nil // a retry: the commit got as far as that
+		return nil // this is a retry, and the earlier commit got this far
 	case err == nil:
 		if old.Generation > s.current.Generation {
-			// Not ours: somebody put a file back. It has been read, so go on from it.
+			// A user has restored another file. It was read, so continue from it.
 			rec := s.current
 			rec.Generation = above(old.Generation)
 			s.hold(rec)
@@ -293,10 +290,9 @@ func (s *Store) keepPrevious(now time.Time) error {
 	case errors.As(err, &s.newer):
 		return s.newer
 	case errors.As(err, &unread) && unread.exhausted():
-		return unread // it is whole, for all that is known, and is to become state.json.prev
+		return unread // it may be intact and must become state.json.prev
 	case errors.As(err, &damaged), unread != nil:
-		// Failing here would keep a whole record from readers for the sake of
-		// a broken one.
+		// Failing here would withhold a valid record from readers because of a damaged one.
 		if to, err := s.state.setAside(stamp(now), false); err == nil && to != "" {
 			s.notice(SetAside, to, nil)
 		}
@@ -304,8 +300,8 @@ func (s *Store) keepPrevious(now time.Time) error {
 	return nil
 }
 
-// writeEnvironment writes state.env, unless it says so already: who watches it
-// is not to be woken for nothing. Then it syncs the directory.
+// writeEnvironment writes state.env unless it is up to date, so that watchers are not woken
+// unnecessarily. Then it syncs the directory.
 func (s *Store) writeEnvironment() error {
 	if err := s.claim(); err != nil {
 		return err
@@ -316,13 +312,14 @@ func (s *Store) writeEnvironment() error {
 	return s.state.sync()
 }
 
-// publish writes the record under the runtime directory.
+// publish writes the record to the runtime directory.
 func (s *Store) publish() bool {
 	return s.runtime.directory != "" && s.runtime.create() == nil &&
 		s.runtime.put(stateName, s.encoded) == nil && s.runtime.put(environmentName, environment(s.current)) == nil
 }
 
-// withdraw removes the record from the runtime directory once it is on disk.
+// withdraw removes the record from the runtime directory after it has been written to the
+// state directory.
 func (s *Store) withdraw() {
 	if s.runtime.directory == "" {
 		return
@@ -331,8 +328,7 @@ func (s *Store) withdraw() {
 	_ = s.runtime.remove(stateName)
 }
 
-// Transport returns the name of the transport that worked last, "" when none is
-// known.
+// Transport returns the name of the last working transport, or "" if it is unknown.
 func (s *Store) Transport() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -343,9 +339,9 @@ func (s *Store) Transport() string {
 	return string(bytes.TrimSpace(data))
 }
 
-// SaveTransport keeps the name of the transport that worked last. The same name
-// again writes nothing. It is a hint, so it is not forced to disk. The error is
-// a *WriteError.
+// SaveTransport stores the name of the last working transport. It writes nothing if the
+// name is unchanged. The name is only a hint, so it is not synced. The error is a
+// *WriteError.
 func (s *Store) SaveTransport(name string) error {
 	if s.Transport() == name {
 		return nil
@@ -359,7 +355,7 @@ func (s *Store) SaveTransport(name string) error {
 	return s.state.write(transportName, []byte(name+"\n"))
 }
 
-// Close lets go of the state directory. The files stay.
+// Close releases the lock of the state directory. It does not change the files.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -368,5 +364,5 @@ func (s *Store) Close() error {
 	return err
 }
 
-// above is the next generation. The limit is out of reach in a gateway's life.
+// above returns the next generation. A gateway cannot reach the limit in its lifetime.
 func above(generation uint64) uint64 { return min(generation+1, maxGeneration) }

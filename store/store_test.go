@@ -24,13 +24,13 @@ func TestFirstRecord(t *testing.T) {
 
 	t.Run("a gateway that was never assigned has no record", func(t *testing.T) {
 		if _, ok := s.Current(); ok || s.Durable() {
-			t.Error("a fresh store publishes something")
+			t.Error("a new store publishes a record")
 		}
 		if _, err := store.Read(directory); !errors.Is(err, store.ErrNoRecord) {
 			t.Errorf("Read: %v, want ErrNoRecord", err)
 		}
 		if len(s.Notices()) != 0 {
-			t.Errorf("a fresh directory gives notices:\n%s", kinds(s))
+			t.Errorf("a new directory gives notices:\n%s", kinds(s))
 		}
 	})
 
@@ -51,13 +51,13 @@ func TestFirstRecord(t *testing.T) {
 			t.Error(diff)
 		}
 	})
-	t.Run("the first record leaves no previous one, and no temporary file", func(t *testing.T) {
+	t.Run("the first record leaves no previous record and no temporary file", func(t *testing.T) {
 		want := []string{"lock", "state.env", "state.json"}
 		if diff := cmp.Diff(want, names(t, directory)); diff != "" {
 			t.Error(diff)
 		}
 	})
-	t.Run("the next process finds it", func(t *testing.T) {
+	t.Run("the next process finds the record", func(t *testing.T) {
 		s.Close()
 		next := mustOpen(t, store.Options{Directory: directory})
 		got, ok := next.Current()
@@ -65,12 +65,12 @@ func TestFirstRecord(t *testing.T) {
 			t.Error(ok, next.Durable(), diff)
 		}
 		if len(next.Notices()) != 0 {
-			t.Errorf("a whole directory gives notices:\n%s", kinds(next))
+			t.Errorf("an intact directory gives notices:\n%s", kinds(next))
 		}
 	})
 }
 
-func TestWhatIsWrittenAndWhatNot(t *testing.T) {
+func TestSaveWritesOnlyWhatDiffers(t *testing.T) {
 	change := func(f func(*store.Record)) store.Record {
 		rec := sample()
 		f(&rec)
@@ -85,7 +85,7 @@ func TestWhatIsWrittenAndWhatNot(t *testing.T) {
 		answer store.Record
 		want   store.Result
 	}{
-		{"the same answer", sample(), sample(), store.Unchanged},
+		{"the same assignment", sample(), sample(), store.Unchanged},
 		{"another hub", sample(), change(func(r *store.Record) { r.AssignedHub = "b.azure-devices.net" }), store.Written},
 		{"another device ID", sample(), change(func(r *store.Record) { r.DeviceID = "GW-0001" }), store.Written},
 		{"another registration ID", sample(), change(func(r *store.Record) { r.RegistrationID = "gw-2" }), store.Written},
@@ -95,12 +95,12 @@ func TestWhatIsWrittenAndWhatNot(t *testing.T) {
 		{"another connection profile", sample(), change(func(r *store.Record) { r.ConnectionProfile = "classic" }), store.Written},
 		{"a payload in another order", sample(), change(func(r *store.Record) { r.Payload = json.RawMessage("{ \"rack\":7.0,\n\"site\":\"\\u0041ntwerp\"}") }), store.Unchanged},
 		{"another payload", sample(), change(func(r *store.Record) { r.Payload = json.RawMessage(`{"site":"Antwerp","rack":8}`) }), store.Written},
-		{"no payload any more", sample(), change(func(r *store.Record) { r.Payload = nil }), store.Written},
+		{"a removed payload", sample(), change(func(r *store.Record) { r.Payload = nil }), store.Written},
 		{"a null payload is no payload", change(func(r *store.Record) { r.Payload = nil }), change(func(r *store.Record) { r.Payload = json.RawMessage(" null ") }), store.Unchanged},
 		{"another certificate", change(func(r *store.Record) { r.RegistrationState = state(`["AAAA","BBBB"]`) }), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA","CCCC"]`) }), store.Written},
 		{"the first certificate", sample(), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"]`) }), store.Written},
 		{"the same certificates among other members", change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"]`) }), change(func(r *store.Record) { r.RegistrationState = state(`["AAAA"],"etag":"x"`) }), store.Unchanged},
-		{"what only tells when and how", sample(), change(func(r *store.Record) {
+		{"members that describe only when and how", sample(), change(func(r *store.Record) {
 			r.Substatus, r.ETag, r.CreatedDateTimeUtc, r.LastUpdatedDateTimeUtc = "deviceDataMigrated", "x", "y", "z"
 			r.RegistrationState = json.RawMessage(`{"lastUpdatedDateTimeUtc":"z"}`)
 		}), store.Unchanged},
@@ -138,7 +138,7 @@ func TestWhatIsWrittenAndWhatNot(t *testing.T) {
 					t.Errorf("generation %d, fingerprint %s", rec.Generation, rec.ConfigFingerprint)
 				}
 				if content(t, directory, "state.env") != env {
-					t.Error("state.env changed, which wakes every consumer")
+					t.Error("state.env changed, which wakes all consumers")
 				}
 			case store.Written:
 				if rec.Generation != 2 || rec.AssignedHub != test.answer.AssignedHub || rec.DeviceID != test.answer.DeviceID {
@@ -147,7 +147,7 @@ func TestWhatIsWrittenAndWhatNot(t *testing.T) {
 			}
 			if test.want != store.Unchanged {
 				if content(t, directory, "state.json.prev") != file {
-					t.Error("state.json.prev is not the record before")
+					t.Error("state.json.prev is not the previous record")
 				}
 				if want := noon.Add(time.Hour).Truncate(time.Second); !rec.ProvisionedAt.Equal(want) {
 					t.Errorf("provisionedAt is %v, want the time of the write, %v", rec.ProvisionedAt, want)
@@ -176,7 +176,7 @@ func TestGenerationNeverGoesBackwards(t *testing.T) {
 	}
 }
 
-func TestFilesChangedBehindTheBack(t *testing.T) {
+func TestFilesChangedByOtherPrograms(t *testing.T) {
 	setUp := func(t *testing.T) (*store.Store, string) {
 		directory := t.TempDir()
 		s := mustOpen(t, store.Options{Directory: directory})
@@ -185,7 +185,7 @@ func TestFilesChangedBehindTheBack(t *testing.T) {
 		return s, directory
 	}
 	for _, name := range []string{"state.json", "state.env"} {
-		t.Run("the same answer brings a removed "+name+" back", func(t *testing.T) {
+		t.Run("the same assignment restores a removed "+name+"", func(t *testing.T) {
 			s, directory := setUp(t)
 			want := content(t, directory, name)
 			if err := os.Remove(filepath.Join(directory, name)); err != nil {
@@ -197,7 +197,7 @@ func TestFilesChangedBehindTheBack(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the same answer replaces a record that was damaged meanwhile, and keeps the damaged one", func(t *testing.T) {
+	t.Run("the same assignment replaces a record that has been damaged, and keeps the damaged one", func(t *testing.T) {
 		s, directory := setUp(t)
 		want := content(t, directory, "state.json")
 		put(t, want[:40], directory, "state.json")
@@ -209,7 +209,7 @@ func TestFilesChangedBehindTheBack(t *testing.T) {
 			t.Errorf("kept aside: %q", got)
 		}
 	})
-	t.Run("a record of a later generation that a person put there is surpassed", func(t *testing.T) {
+	t.Run("the next record is above a record of a later generation that a user has restored", func(t *testing.T) {
 		s, directory := setUp(t)
 		other := t.TempDir()
 		o := mustOpen(t, store.Options{Directory: other})
@@ -221,7 +221,7 @@ func TestFilesChangedBehindTheBack(t *testing.T) {
 			t.Errorf("generation %d, want 8", rec.Generation)
 		}
 	})
-	t.Run("a state directory that was removed is made and locked again", func(t *testing.T) {
+	t.Run("a removed state directory is created and locked again", func(t *testing.T) {
 		s, directory := setUp(t)
 		if err := os.RemoveAll(directory); err != nil {
 			t.Fatal(err)
@@ -238,25 +238,25 @@ func TestLock(t *testing.T) {
 	directory := t.TempDir()
 	s := mustOpen(t, store.Options{Directory: directory})
 
-	t.Run("a second store is told who has the directory", func(t *testing.T) {
+	t.Run("a second store gets the holder of the lock", func(t *testing.T) {
 		_, err := store.Open(store.Options{Directory: directory}, noon)
 		var locked *store.LockedError
 		if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != filepath.Join(directory, "lock") {
 			t.Errorf("Open: %v, want *LockedError with process %d", err, os.Getpid())
 		}
 	})
-	t.Run("a stranger cannot open the lock, and so cannot hold it", func(t *testing.T) {
+	t.Run("another user cannot open the lock, and so cannot hold it", func(t *testing.T) {
 		info, err := os.Stat(filepath.Join(directory, "lock"))
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	})
-	t.Run("nothing is written for it", func(t *testing.T) {
+	t.Run("the lock writes nothing to the file", func(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(directory, "lock")); err != nil || info.Size() != 0 {
 			t.Errorf("%v, %v", info, err)
 		}
 	})
-	t.Run("what stands in the file is not believed", func(t *testing.T) {
+	t.Run("the contents of the file are ignored", func(t *testing.T) {
 		put(t, "2147483646\n", directory, "lock")
 		_, err := store.Open(store.Options{Directory: directory}, noon)
 		var locked *store.LockedError
@@ -264,7 +264,7 @@ func TestLock(t *testing.T) {
 			t.Errorf("Open: %v, want *LockedError with process %d", err, os.Getpid())
 		}
 	})
-	t.Run("Close lets go of it", func(t *testing.T) {
+	t.Run("Close releases the lock", func(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -272,7 +272,7 @@ func TestLock(t *testing.T) {
 	})
 }
 
-// written makes a directory with the records 1 to n.
+// written creates a directory with the records 1 to n.
 func written(t *testing.T, n int) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -295,7 +295,7 @@ func TestDamage(t *testing.T) {
 		"empty":                      "",
 		"cut in half":                whole[:len(whole)/2],
 		"without its last byte":      whole[:len(whole)-1],
-		"with a byte more":           whole + "\n",
+		"with an additional byte":    whole + "\n",
 		"with a bit flipped":         flip(120),
 		"full of zeros":              strings.Repeat("\x00", len(whole)),
 		"written twice":              whole + whole,
@@ -304,7 +304,7 @@ func TestDamage(t *testing.T) {
 		"too large": whole + strings.Repeat(" ", 5<<20),
 	}
 	for say, data := range damages {
-		t.Run("a state.json "+say+" is replaced by the previous record, two generations on", func(t *testing.T) {
+		t.Run("a state.json "+say+" is replaced by the previous record with a generation two above it", func(t *testing.T) {
 			directory := written(t, 2)
 			put(t, data, directory, "state.json")
 			var damaged *store.DamagedError
@@ -339,7 +339,7 @@ func TestDamage(t *testing.T) {
 				t.Errorf("the next record has generation %d", rec.Generation)
 			}
 		})
-		t.Run("a state.json "+say+" without a previous record moves aside, and the next one is above state.env", func(t *testing.T) {
+		t.Run("a state.json "+say+" without a previous record is renamed, and the next one is above state.env", func(t *testing.T) {
 			directory := written(t, 3)
 			put(t, data, directory, "state.json")
 			put(t, data, directory, "state.json.prev")
@@ -350,7 +350,7 @@ func TestDamage(t *testing.T) {
 			}
 			gone(t, directory, "state.json")
 			if content(t, directory, "state.env") != env {
-				t.Error("the identity in state.env was withdrawn before there is a newer one")
+				t.Error("the identity in state.env was removed before there is a newer one")
 			}
 			if content(t, directory, "state.json.corrupt-20261123T120000Z") != data {
 				t.Error("the damaged record was not kept")
@@ -361,11 +361,11 @@ func TestDamage(t *testing.T) {
 		})
 	}
 
-	t.Run("a record cut at any byte is damaged, and one with any bit flipped", func(t *testing.T) {
+	t.Run("a record that is truncated at any byte or has any bit flipped is damaged", func(t *testing.T) {
 		for i := range len(whole) {
 			var damaged *store.DamagedError
 			if _, err := store.Parse([]byte(whole[:i])); !errors.As(err, &damaged) {
-				t.Fatalf("cut at byte %d: %v", i, err)
+				t.Fatalf("truncated at byte %d: %v", i, err)
 			}
 			for bit := range 8 {
 				b := []byte(whole)
@@ -376,7 +376,7 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	})
-	t.Run("two above the previous record is above the lost one, even when state.env is lost too", func(t *testing.T) {
+	t.Run("two above the previous record is above the lost one, even if state.env is lost too", func(t *testing.T) {
 		directory := written(t, 5)
 		put(t, "", directory, "state.json")
 		put(t, "", directory, "state.env")
@@ -385,7 +385,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("generation %d, device %s", rec.Generation, rec.DeviceID)
 		}
 	})
-	t.Run("a state.json that is gone counts as damaged", func(t *testing.T) {
+	t.Run("a missing state.json counts as damaged", func(t *testing.T) {
 		directory := written(t, 3)
 		os.Remove(filepath.Join(directory, "state.json"))
 		s := mustOpen(t, store.Options{Directory: directory})
@@ -396,7 +396,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("notices:\n%s", kinds(s))
 		}
 	})
-	t.Run("a FIFO in the place of a file is damage, and nobody waits for its writer", func(t *testing.T) {
+	t.Run("a FIFO in the place of a file is damage, and nothing waits for its writer", func(t *testing.T) {
 		directory := written(t, 3)
 		for _, name := range []string{"state.json", "state.env", "transport"} {
 			path := filepath.Join(directory, name)
@@ -417,7 +417,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("transport %q", name)
 		}
 	})
-	t.Run("a directory in the place of state.json moves aside", func(t *testing.T) {
+	t.Run("a directory in the place of state.json is renamed", func(t *testing.T) {
 		directory := written(t, 2)
 		os.Remove(filepath.Join(directory, "state.json"))
 		if err := os.Mkdir(filepath.Join(directory, "state.json"), 0o755); err != nil {
@@ -428,7 +428,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("generation %d", rec.Generation)
 		}
 	})
-	t.Run("at most three damaged records are kept, the newest among them even if the clock went back", func(t *testing.T) {
+	t.Run("at most three damaged records are kept, including the newest even if the clock went backwards", func(t *testing.T) {
 		directory := written(t, 2)
 		for i := range 6 {
 			put(t, fmt.Sprint("damage ", i), directory, "state.json")
@@ -451,7 +451,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("generation %d, want 8: first two above the previous record, then always one above state.env", rec.Generation)
 		}
 	})
-	t.Run("two damages in one second do not overwrite each other", func(t *testing.T) {
+	t.Run("two damaged records within one second do not overwrite each other", func(t *testing.T) {
 		directory := written(t, 2)
 		for _, damage := range []string{"first", "second"} {
 			put(t, damage, directory, "state.json")
@@ -466,10 +466,10 @@ func TestDamage(t *testing.T) {
 func TestNewerSchema(t *testing.T) {
 	whole := content(t, written(t, 2), "state.json")
 	for say, data := range map[string]string{
-		"in a format of its own": `{"schema": 2, "generation": 41, "records": []}`,
-		"in this format":         reseal(strings.Replace(strings.Replace(whole, `"schema": 1`, `"schema": 2`, 1), `"generation": 2`, `"generation": 41`, 1)),
+		"in an unknown format": `{"schema": 2, "generation": 41, "records": []}`,
+		"in this format":       reseal(strings.Replace(strings.Replace(whole, `"schema": 1`, `"schema": 2`, 1), `"generation": 2`, `"generation": 41`, 1)),
 	} {
-		t.Run("a record of a newer schema "+say+" is kept, reported, never overwritten", func(t *testing.T) {
+		t.Run("a record of a newer schema "+say+" is kept, reported and never overwritten", func(t *testing.T) {
 			directory, runtime := written(t, 2), t.TempDir()
 			put(t, data, directory, "state.json")
 			put(t, "DPSD_GENERATION=\"41\"\nDPSD_FUTURE=\"1\"\n", directory, "state.env")
@@ -498,7 +498,7 @@ func TestNewerSchema(t *testing.T) {
 			s.Close()
 			mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime}).Close()
 			if prints(t, directory) == "" || content(t, directory, "state.json") != data {
-				t.Error("the next start touched it")
+				t.Error("the next start changed it")
 			}
 		})
 	}
@@ -506,13 +506,13 @@ func TestNewerSchema(t *testing.T) {
 
 func TestEnvironmentIsRepaired(t *testing.T) {
 	for say, damage := range map[string]func(path string){
-		"is gone":          func(path string) { os.Remove(path) },
-		"is empty":         func(path string) { os.WriteFile(path, nil, 0o644) },
-		"is one behind":    func(path string) { os.WriteFile(path, store.Environment(store.Record{Generation: 1}), 0o644) },
-		"names no one":     func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"99999999999999999999\"\n"), 0o644) },
-		"is out of limits": func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"18446744073709551615\"\n"), 0o644) },
+		"is gone":                func(path string) { os.Remove(path) },
+		"is empty":               func(path string) { os.WriteFile(path, nil, 0o644) },
+		"is one behind":          func(path string) { os.WriteFile(path, store.Environment(store.Record{Generation: 1}), 0o644) },
+		"contains no generation": func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"99999999999999999999\"\n"), 0o644) },
+		"is out of limits":       func(path string) { os.WriteFile(path, []byte("DPSD_GENERATION=\"18446744073709551615\"\n"), 0o644) },
 	} {
-		t.Run("a state.env that "+say+" is written anew at start", func(t *testing.T) {
+		t.Run("a state.env that "+say+" is written again at the start", func(t *testing.T) {
 			directory := written(t, 2)
 			path := filepath.Join(directory, "state.env")
 			want := content(t, path)
@@ -526,7 +526,7 @@ func TestEnvironmentIsRepaired(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a state.env ahead of the record, as after a backup was put back, raises the record", func(t *testing.T) {
+	t.Run("a state.env with a higher generation than the record, as after restoring a backup, raises the record's generation", func(t *testing.T) {
 		directory := written(t, 2)
 		put(t, string(store.Environment(store.Record{Generation: 9})), directory, "state.env")
 		s := mustOpen(t, store.Options{Directory: directory})
@@ -568,7 +568,7 @@ func TestModesAndOwners(t *testing.T) {
 			}
 		}
 	}
-	t.Run("files have the configured mode whatever the umask", func(t *testing.T) {
+	t.Run("files have the configured mode, independent of the umask", func(t *testing.T) {
 		old := syscall.Umask(0o077)
 		defer syscall.Umask(old)
 		for _, mode := range []fs.FileMode{0, 0o644, 0o640} {
@@ -582,7 +582,7 @@ func TestModesAndOwners(t *testing.T) {
 			}
 		}
 	})
-	t.Run("another configured mode reaches the files that are there, damaged ones too, without a write", func(t *testing.T) {
+	t.Run("a changed mode is applied to existing files, including damaged ones, without rewriting them", func(t *testing.T) {
 		directory := written(t, 2)
 		put(t, "x", directory, "state.json.corrupt-20260101T000000Z")
 		mustOpen(t, store.Options{Directory: directory, Mode: 0o640})
@@ -594,7 +594,7 @@ func TestModesAndOwners(t *testing.T) {
 			t.Errorf("generation %d", rec.Generation)
 		}
 	})
-	t.Run("what root writes belongs to the directory's owner", func(t *testing.T) {
+	t.Run("files that root writes belong to the directory's owner", func(t *testing.T) {
 		if os.Geteuid() != 0 {
 			missing(t, "root")
 		}
@@ -627,13 +627,13 @@ func TestModesAndOwners(t *testing.T) {
 }
 
 func TestDirectoryMissing(t *testing.T) {
-	t.Run("a directory is made when its parent is there", func(t *testing.T) {
+	t.Run("a directory is created if its parent exists", func(t *testing.T) {
 		directory := filepath.Join(t.TempDir(), "state")
 		s := mustOpen(t, store.Options{Directory: directory})
 		mustSave(t, s, sample(), store.Written)
 		mustRead(t, directory)
 	})
-	t.Run("a parent that is missing is a mistake that Open and Save tell; the record is published meanwhile", func(t *testing.T) {
+	t.Run("Open and Save report a missing parent, and the record is published in the runtime directory", func(t *testing.T) {
 		root, runtime := t.TempDir(), t.TempDir()
 		directory := filepath.Join(root, "mistyped", "state")
 		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
@@ -649,7 +649,7 @@ func TestDirectoryMissing(t *testing.T) {
 			t.Errorf("generation %d", rec.Generation)
 		}
 		if len(names(t, root)) != 0 {
-			t.Error("something was made:", names(t, root))
+			t.Error("files were created:", names(t, root))
 		}
 		if _, err := store.Open(store.Options{Directory: directory, RuntimeDirectory: runtime}, noon); !errors.As(err, new(*store.LockedError)) {
 			t.Errorf("a second store with the same runtime directory: %v, want *LockedError", err)
@@ -662,7 +662,7 @@ func TestDirectoryMissing(t *testing.T) {
 		}
 		gone(t, runtime, "state.json")
 	})
-	t.Run("a file in the place of the directory is told", func(t *testing.T) {
+	t.Run("a file in the place of the directory is reported", func(t *testing.T) {
 		directory := filepath.Join(t.TempDir(), "state")
 		put(t, "", directory)
 		s := mustOpen(t, store.Options{Directory: directory})
@@ -670,13 +670,13 @@ func TestDirectoryMissing(t *testing.T) {
 			t.Errorf("Save: %v", err)
 		}
 		if _, ok := s.Current(); !ok || s.Durable() {
-			t.Error("the record is not held in memory")
+			t.Error("the record is not kept in memory")
 		}
 	})
 }
 
-// TestDiskRefuses fails each step of a commit in turn. (Real full and read-only
-// disks: disk_test.go.)
+// TestDiskRefuses makes each step of a commit fail in turn. disk_test.go tests real full
+// and read-only disks.
 func TestDiskRefuses(t *testing.T) {
 	for step := 1; ; step++ {
 		directory, runtime := written(t, 2), t.TempDir()
@@ -707,7 +707,7 @@ func TestDiskRefuses(t *testing.T) {
 			s.Close()
 			return
 		}
-		t.Run("a disk that fails at "+at+" holds an old record or a new one, and the runtime directory the new one", func(t *testing.T) {
+		t.Run("after a failure at "+at+", the disk has an old or a new record, and the runtime directory has the new one", func(t *testing.T) {
 			defer s.Close()
 			var refused *store.WriteError
 			if !errors.As(err, &refused) || !errors.Is(err, syscall.ENOSPC) || refused.Published != runtime {
@@ -732,13 +732,13 @@ func TestDiskRefuses(t *testing.T) {
 					t.Errorf("temporary file %s was left", name)
 				}
 			}
-			t.Run("a retry that fails again writes nothing under the runtime directory", func(t *testing.T) {
+			t.Run("a retry that fails again writes nothing to the runtime directory", func(t *testing.T) {
 				mark := prints(t, runtime)
 				if _, err := s.Save(numbered(3), noon.Add(time.Minute)); err == nil || prints(t, runtime) != mark {
 					t.Errorf("Save: %v\n%s%s", err, mark, prints(t, runtime))
 				}
 			})
-			t.Run("the next process takes it over", func(t *testing.T) {
+			t.Run("the next process adopts it", func(t *testing.T) {
 				copied, again := t.TempDir(), t.TempDir()
 				for from, to := range map[string]string{directory: copied, runtime: again} {
 					if err := os.CopyFS(filepath.Join(to, "d"), os.DirFS(from)); err != nil {
@@ -755,7 +755,7 @@ func TestDiskRefuses(t *testing.T) {
 				gone(t, again, "d", "state.json")
 				gone(t, again, "d", "state.env")
 			})
-			t.Run("the same answer again writes it once the disk is well", func(t *testing.T) {
+			t.Run("the same assignment is written when the disk works again", func(t *testing.T) {
 				failing = false
 				if rec := mustSave(t, s, numbered(3), store.Written); rec.Generation != 3 {
 					t.Errorf("generation %d", rec.Generation)
@@ -764,7 +764,7 @@ func TestDiskRefuses(t *testing.T) {
 					t.Error(cmp.Diff(got, published))
 				}
 				if content(t, directory, "state.json.prev") != before {
-					t.Error("state.json.prev is not the record before")
+					t.Error("state.json.prev is not the previous record")
 				}
 				gone(t, runtime, "state.json")
 				gone(t, runtime, "state.env")
@@ -783,7 +783,7 @@ func TestRuntimeRecord(t *testing.T) {
 		gone(t, runtime, "state.json")
 		gone(t, runtime, "state.env")
 	})
-	t.Run("a damaged one is removed too", func(t *testing.T) {
+	t.Run("a damaged record in the runtime directory is removed too", func(t *testing.T) {
 		directory, runtime := written(t, 3), written(t, 9)
 		put(t, content(t, runtime, "state.json")[1:], runtime, "state.json")
 		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
@@ -792,14 +792,14 @@ func TestRuntimeRecord(t *testing.T) {
 		}
 		gone(t, runtime, "state.json")
 	})
-	t.Run("the only record left is taken over", func(t *testing.T) {
+	t.Run("the only remaining record is adopted", func(t *testing.T) {
 		directory, runtime := t.TempDir(), written(t, 2)
 		mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
 		if rec := mustRead(t, directory); rec.Generation != 2 {
 			t.Errorf("generation %d", rec.Generation)
 		}
 	})
-	t.Run("it is better than the record before a damaged one", func(t *testing.T) {
+	t.Run("it takes precedence over the record before a damaged one", func(t *testing.T) {
 		directory, runtime := written(t, 4), written(t, 5)
 		put(t, "", directory, "state.json")
 		mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
@@ -807,7 +807,7 @@ func TestRuntimeRecord(t *testing.T) {
 			t.Errorf("generation %d, device %s", rec.Generation, rec.DeviceID)
 		}
 	})
-	t.Run("a runtime directory that is the state directory is none", func(t *testing.T) {
+	t.Run("a runtime directory that is the state directory is not used", func(t *testing.T) {
 		directory := written(t, 2)
 		s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: directory + "/"})
 		mustSave(t, s, numbered(3), store.Written)
@@ -830,7 +830,7 @@ func TestDiskRefusesTwoAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	t.Run("each answer that differs gets a generation, so that readers of the runtime directory see it", func(t *testing.T) {
+	t.Run("each different assignment gets a new generation, so that readers of the runtime directory see it", func(t *testing.T) {
 		for i, want := range []uint64{3, 4, 5} {
 			if _, err := s.Save(numbered(10+i), noon); err == nil {
 				t.Fatal("Save succeeded")
@@ -840,13 +840,13 @@ func TestDiskRefusesTwoAnswers(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the service's return to what is on disk is a change all the same", func(t *testing.T) {
+	t.Run("a return of the service to the record on disk is also a change", func(t *testing.T) {
 		failing = false
 		if rec := mustSave(t, s, numbered(2), store.Written); rec.Generation != 6 {
 			t.Errorf("generation %d, want 6", rec.Generation)
 		}
 	})
-	t.Run("a new fingerprint of a record that the disk owes is a written record", func(t *testing.T) {
+	t.Run("a new fingerprint of a record that is not on disk yet is a written record", func(t *testing.T) {
 		failing = true
 		s.Save(numbered(20), noon)
 		failing = false
@@ -888,23 +888,23 @@ func TestInvalidRecords(t *testing.T) {
 		{"no device ID", func(r *store.Record) { r.DeviceID = "" }, "deviceId"},
 		{"a device ID of 128", func(r *store.Record) { r.DeviceID = long }, ""},
 		{"a device ID of 129", func(r *store.Record) { r.DeviceID = long + "d" }, "deviceId"},
-		{"a device ID with every sign a hub allows", func(r *store.Record) { r.DeviceID = "a-:.+%_#*?!(),=@;$'" }, ""},
+		{"a device ID with every character that a hub allows", func(r *store.Record) { r.DeviceID = "a-:.+%_#*?!(),=@;$'" }, ""},
 		{"a device ID with a line end", func(r *store.Record) { r.DeviceID = "a\nb" }, "deviceId"},
 		{"a device ID with an override of the direction", func(r *store.Record) { r.DeviceID = "a\u202eb" }, "deviceId"},
 		{"a device ID with a line separator", func(r *store.Record) { r.DeviceID = "a\u2028b" }, "deviceId"},
 		{"a device ID with a paragraph separator", func(r *store.Record) { r.DeviceID = "a\u2029b" }, "deviceId"},
 		{"a device ID with a byte-order mark", func(r *store.Record) { r.DeviceID = "\ufeffa" }, "deviceId"},
 		{"a device ID with a zero-width space", func(r *store.Record) { r.DeviceID = "a\u200bb" }, "deviceId"},
-		{"a device ID with a blank in front", func(r *store.Record) { r.DeviceID = " a" }, "deviceId"},
-		{"a device ID with a no-break space behind", func(r *store.Record) { r.DeviceID = "a\u00a0" }, "deviceId"},
+		{"a device ID with a leading blank", func(r *store.Record) { r.DeviceID = " a" }, "deviceId"},
+		{"a device ID with a trailing no-break space", func(r *store.Record) { r.DeviceID = "a\u00a0" }, "deviceId"},
 		{"a device ID with a blank within", func(r *store.Record) { r.DeviceID = "a b" }, ""},
 		{"a payload of 100 levels", func(r *store.Record) { r.Payload = nested(100) }, ""},
 		{"a payload of 101 levels", func(r *store.Record) { r.Payload = nested(101) }, "payload"},
 		{"a payload of 101 levels of objects", func(r *store.Record) {
 			r.Payload = json.RawMessage(strings.Repeat(`{"a":`, 101) + "1" + strings.Repeat("}", 101))
 		}, "payload"},
-		{"a payload of 100 levels behind an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(99)) + `]`) }, ""},
-		{"a payload of 101 levels behind an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(100)) + `]`) }, "payload"},
+		{"a payload of 100 levels after an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(99)) + `]`) }, ""},
+		{"a payload of 101 levels after an escaped backslash", func(r *store.Record) { r.Payload = json.RawMessage(`["\\\\",` + string(nested(100)) + `]`) }, "payload"},
 		{"a payload of 200 values side by side", func(r *store.Record) {
 			r.Payload = json.RawMessage("[" + strings.Repeat("[],{},", 100) + "1]")
 		}, ""},
@@ -914,7 +914,7 @@ func TestInvalidRecords(t *testing.T) {
 		{"a payload of 128 KiB", func(r *store.Record) {
 			r.Payload = json.RawMessage(`"` + strings.Repeat("p", 128<<10-2) + `"` + strings.Repeat(" ", 99))
 		}, ""},
-		{"a payload of a byte more", func(r *store.Record) { r.Payload = json.RawMessage(`"` + strings.Repeat("p", 128<<10-1) + `"`) }, "payload"},
+		{"a payload of 128 KiB and a byte", func(r *store.Record) { r.Payload = json.RawMessage(`"` + strings.Repeat("p", 128<<10-1) + `"`) }, "payload"},
 		{"a device ID with NUL", func(r *store.Record) { r.DeviceID = "a\x00b" }, "deviceId"},
 		{"a device ID with a C1 control", func(r *store.Record) { r.DeviceID = "a\u0085b" }, "deviceId"},
 		{"a device ID of invalid UTF-8", func(r *store.Record) { r.DeviceID = "a\xff" }, "deviceId"},
@@ -931,8 +931,8 @@ func TestInvalidRecords(t *testing.T) {
 		{"no registration ID", func(r *store.Record) { r.RegistrationID = "" }, "registrationId"},
 		{"no ID scope", func(r *store.Record) { r.IDScope = "" }, "idScope"},
 		{"no endpoint", func(r *store.Record) { r.Endpoint = "" }, "endpoint"},
-		{"a payload that is cut", func(r *store.Record) { r.Payload = json.RawMessage(`{"a":`) }, "payload"},
-		{"a registration state that is cut", func(r *store.Record) { r.RegistrationState = json.RawMessage(`{`) }, "registrationState"},
+		{"a truncated payload", func(r *store.Record) { r.Payload = json.RawMessage(`{"a":`) }, "payload"},
+		{"a truncated registration state", func(r *store.Record) { r.RegistrationState = json.RawMessage(`{`) }, "registrationState"},
 	}
 	for _, test := range tests {
 		verdict := " is refused"
@@ -963,13 +963,13 @@ func TestInvalidRecords(t *testing.T) {
 	}
 }
 
-// nested is JSON of so many levels.
+// nested returns JSON with the given number of levels.
 func nested(levels int) json.RawMessage {
 	return json.RawMessage(strings.Repeat("[", levels) + strings.Repeat("]", levels))
 }
 
-// What an earlier version has published stays published.
-func TestARecordOfAnEarlierVersionIsReadWhateverIsNotPublishedAnyMore(t *testing.T) {
+// Records that an earlier version has published remain valid.
+func TestARecordOfAnEarlierVersionRemainsReadable(t *testing.T) {
 	directory := t.TempDir()
 	s := mustOpen(t, store.Options{Directory: directory})
 	rec := sample()
@@ -981,7 +981,7 @@ func TestARecordOfAnEarlierVersionIsReadWhateverIsNotPublishedAnyMore(t *testing
 		t.Errorf("it is read as %q, %v", got.DeviceID, err)
 	}
 	if err := store.Validate(got); err == nil {
-		t.Error("it would be published again")
+		t.Error("Validate accepts it")
 	}
 }
 
@@ -990,16 +990,16 @@ func TestUnusualAnswers(t *testing.T) {
 	tests := []struct {
 		say     string
 		payload string
-		file    string // what the file has in its place, "" for the same
+		file    string // the text in the file; "" if it is unchanged
 	}{
 		{"numbers keep every digit", `{"n":123456789012345678901234567890.10e-2}`, ""},
 		{"the order of keys is kept", `{"b":1,"a":2}`, ""},
 		{"angle brackets are not escaped", `{"a":"<&>"}`, ""},
-		{"white space goes", "{\n  \"a\" : [ 1 ]\r\n}", `{"a":[1]}`},
+		{"white space is removed", "{\n  \"a\" : [ 1 ]\r\n}", `{"a":[1]}`},
 		{"invalid UTF-8 becomes U+FFFD, since a record is UTF-8", "{\"a\":\"\xff\"}", "{\"a\":\"\ufffd\"}"},
-		{"half a surrogate stays escaped", `{"a":"\ud800"}`, ""},
-		{"nesting of 100 levels takes no more room than it came in", deep, ""},
-		{"a member called checksum confuses nobody", `{"checksum":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}`, ""},
+		{"half a surrogate pair remains escaped", `{"a":"\ud800"}`, ""},
+		{"nesting of 100 levels takes no additional space", deep, ""},
+		{"a member with the name checksum is allowed", `{"checksum":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}`, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.say, func(t *testing.T) {
@@ -1016,7 +1016,7 @@ func TestUnusualAnswers(t *testing.T) {
 				t.Errorf("payload is %.100q, want %.100q", got, want)
 			}
 			if !strings.Contains(content(t, directory, "state.json"), "\n  \"payload\": "+want+",\n") {
-				t.Error("the payload is not on one line of its own")
+				t.Error("the payload is not on a separate line")
 			}
 			mustSave(t, s, rec, store.Unchanged)
 		})
@@ -1058,7 +1058,7 @@ func TestFingerprint(t *testing.T) {
 		t.Errorf("with a payload file: %s", got)
 	}
 	if store.Fingerprint("e", "S", "r", nil) == store.Fingerprint("e", "s", "r", nil) {
-		t.Error("the ID scope counts with its case")
+		t.Error("the case of the ID scope must matter")
 	}
 }
 
@@ -1066,7 +1066,7 @@ func TestTransport(t *testing.T) {
 	directory := t.TempDir()
 	s := mustOpen(t, store.Options{Directory: directory})
 	if s.Transport() != "" {
-		t.Error("a fresh store names a transport")
+		t.Error("a new store has a transport")
 	}
 	if err := s.SaveTransport("websocket"); err != nil {
 		t.Fatal(err)

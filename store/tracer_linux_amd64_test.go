@@ -15,35 +15,34 @@ import (
 	"unsafe"
 )
 
-// call is one system call of a traced process that changes a file, or makes a
-// change last, in the directory looked at.
+// call is a system call of a traced process that changes a file in the directory or makes a
+// change durable.
 type call struct {
 	number int    // from 1
 	name   string // e.g. "rename .state.json# → state.json"
 }
 
-// order is what the tracer does with a call.
+// order is the tracer's action for a call.
 type order int
 
 const (
 	proceed order = iota
-	kill          // the process ends here, as by SIGKILL
-	refuse        // the call is not made and returns the errno
+	kill          // the process is killed before the call
+	refuse        // the call is not executed and returns the errno
 )
 
-// tracer stops a process before and after each of its calls (ptrace(2)), so no
-// step between two can be forgotten, not even one that a library makes.
+// tracer stops a process before and after each of its calls (ptrace(2)), so that tests
+// include every step, even those of libraries.
 type tracer struct {
-	directory string // calls in it count
+	directory string // only calls for files in it count
 	ahead     func(call) (order, syscall.Errno)
-	after     func(call) order // nil: proceed
+	after     func(call) order // nil means proceed
 }
 
-// run starts cmd and traces it to its end. It returns what cmd wrote to its
-// standard output.
+// run starts cmd and traces it until it ends. It returns the standard output of cmd.
 func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) {
 	t.Helper()
-	runtime.LockOSThread() // the kernel knows the tracer by its thread
+	runtime.LockOSThread() // the kernel identifies the tracer by its thread
 	defer runtime.UnlockOSThread()
 	out, err := os.CreateTemp(t.TempDir(), "out")
 	if err != nil {
@@ -113,14 +112,14 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 				}
 			}
 			if what == kill {
-				// A call that was about to be made is not made any more.
+				// A pending call is no longer executed.
 				_ = syscall.Kill(leader, syscall.SIGKILL)
 				continue
 			}
 		case syscall.SIGTRAP, syscall.SIGSTOP: // a new thread, and its start
 			signal = 0
 		}
-		// A thread that is gone meanwhile (ESRCH) needs no leave.
+		// A thread that has ended (ESRCH) need not be resumed.
 		if err := syscall.PtraceSyscall(thread, int(signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
 			t.Fatalf("ptrace: %v", err)
 		}
@@ -164,7 +163,7 @@ func setRegisters(thread int, change func(*syscall.PtraceRegs)) {
 	}
 }
 
-// describe names a call that counts; "" for all others.
+// describe returns a description of a call that counts, and "" for others.
 func (tr *tracer) describe(pid int, e entry) string {
 	a := e.arguments
 	descriptor := func(i int) string {
@@ -213,14 +212,14 @@ func (tr *tracer) describe(pid int, e entry) string {
 	return ""
 }
 
-// digits are what makes a temporary name unique.
+// digits matches the digits that make a temporary name unique.
 var digits = regexp.MustCompile(`^(\.[a-z.]+?)[0-9]+$`)
 
 func (tr *tracer) below(verb string, paths ...string) string {
 	var short []string
 	for _, path := range paths {
 		switch {
-		case path == filepath.Dir(tr.directory): // made last when the directory is made
+		case path == filepath.Dir(tr.directory): // synced after the directory has been created
 			short = append(short, "its parent")
 		case path == tr.directory:
 			short = append(short, "the directory")

@@ -25,18 +25,18 @@ func TestWatch(t *testing.T) {
 	}
 	s := mustOpen(t, store.Options{Directory: directory})
 
-	// A directory that is not there, then a record.
+	// The directory does not exist at first, then there is a record.
 	mustSave(t, s, numbered(1), store.Written)
 	expect(1, "gw-0001")
 
-	// The same identity from another configuration is no news; the next record is.
+	// The same identity from another configuration is not sent; the next record is.
 	other := numbered(1)
 	other.ConfigFingerprint = store.Fingerprint("a", "b", "c", nil)
 	mustSave(t, s, other, store.FingerprintOnly)
 	mustSave(t, s, numbered(2), store.Written)
 	expect(2, "gw-0002")
 
-	// A receiver that was away gets the latest.
+	// A receiver that was not ready gets the latest record.
 	mustSave(t, s, numbered(3), store.Written)
 	mustSave(t, s, numbered(4), store.Written)
 	for rec := range records {
@@ -45,13 +45,13 @@ func TestWatch(t *testing.T) {
 		}
 	}
 
-	// A damaged record is waited for.
+	// A damaged record is not sent.
 	whole := content(t, directory, "state.json")
 	put(t, whole[:100], directory, "state.json")
 	mustSave(t, s, numbered(5), store.Written)
 	expect(5, "gw-0005")
 
-	// So is one that was forgotten; the next identity begins at 1.
+	// A removed record is not sent; the next identity begins at generation 1.
 	s.Close()
 	if err := os.RemoveAll(directory); err != nil {
 		t.Fatal(err)

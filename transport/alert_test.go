@@ -65,8 +65,8 @@ func TestOnlyAVerifiedServerThatAskedForTheCertificateCanRefuseIt(t *testing.T) 
 			certificate *tls.Certificate
 			refused     bool
 		}{
-			{"a certificate that was asked for and shown", tls.RequireAndVerifyClientCert, &certificate, true},
-			{"no certificate, which was asked for", tls.RequireAndVerifyClientCert, nil, false},
+			{"a requested certificate that was sent", tls.RequireAndVerifyClientCert, &certificate, true},
+			{"no certificate although one was requested", tls.RequireAndVerifyClientCert, nil, false},
 		} {
 			t.Run(test.name+", "+tls.VersionName(version), func(t *testing.T) {
 				config := &tls.Config{Certificates: []tls.Certificate{root.issue(t, host, nil)}, ClientAuth: test.auth, ClientCAs: root.pool(), MinVersion: version, MaxVersion: version}

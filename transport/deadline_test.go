@@ -48,15 +48,15 @@ func TestTimeout(t *testing.T) {
 		// handle serves the dialled address; if it is nil, the dial itself blocks.
 		handle func(config *tls.Config, over <-chan struct{}) func(net.Conn)
 	}{
-		{"a connection that is never made", transport.MQTT, false, transport.StageTCP, nil},
-		{"a proxy whose connection is never made", transport.MQTT, true, transport.StageProxy, nil},
-		{"a peer that is deaf", transport.MQTT, false, transport.StageTLS,
+		{"a connection that is not established", transport.MQTT, false, transport.StageTCP, nil},
+		{"a proxy to which no connection is established", transport.MQTT, true, transport.StageProxy, nil},
+		{"a peer that does not read", transport.MQTT, false, transport.StageTLS,
 			func(_ *tls.Config, over <-chan struct{}) func(net.Conn) { return deaf(over) }},
-		{"a peer that is mute", transport.MQTT, false, transport.StageTLS,
+		{"a peer that does not answer", transport.MQTT, false, transport.StageTLS,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
-		{"a peer that is mute, over websocket", transport.WebSocket, false, transport.StageTLS,
+		{"a peer that does not answer, over websocket", transport.WebSocket, false, transport.StageTLS,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
-		{"a peer that begins a handshake a byte a second", transport.MQTT, false, transport.StageTLS,
+		{"a peer that sends one byte of the handshake per second", transport.MQTT, false, transport.StageTLS,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) {
 				return func(c net.Conn) {
 					io.ReadFull(c, make([]byte, 64))
@@ -64,15 +64,15 @@ func TestTimeout(t *testing.T) {
 					drip(c, "\x16\x03\x03\x00\x40\x02\x00\x00\x3c\x03\x03")
 				}
 			}},
-		{"a proxy that is deaf", transport.MQTT, true, transport.StageProxy,
+		{"a proxy that does not read", transport.MQTT, true, transport.StageProxy,
 			func(_ *tls.Config, over <-chan struct{}) func(net.Conn) { return deaf(over) }},
-		{"a proxy that is mute", transport.MQTT, true, transport.StageProxy,
+		{"a proxy that does not answer", transport.MQTT, true, transport.StageProxy,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
-		{"a proxy that answers a byte a second", transport.WebSocket, true, transport.StageProxy,
+		{"a proxy that sends one byte of its reply per second", transport.WebSocket, true, transport.StageProxy,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) {
 				return func(c net.Conn) { go hold(c); drip(c, "HTTP/1.1 200 Connection established\r\n\r\n") }
 			}},
-		{"a proxy that is mute after its 200", transport.MQTT, true, transport.StageTLS,
+		{"a proxy that sends nothing after its 200", transport.MQTT, true, transport.StageTLS,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) {
 				return func(c net.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
@@ -81,13 +81,13 @@ func TestTimeout(t *testing.T) {
 					}
 				}
 			}},
-		{"a proxy that is mute to the handshake", transport.MQTT, true, transport.StageProxy,
+		{"a proxy that does not answer the handshake", transport.MQTT, true, transport.StageProxy,
 			func(*tls.Config, <-chan struct{}) func(net.Conn) { return hold[net.Conn] }},
-		{"a proxy in TLS that is deaf", transport.MQTT, true, transport.StageProxy,
+		{"a proxy in TLS that does not read", transport.MQTT, true, transport.StageProxy,
 			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
 				return secure(config, func(*tls.Conn) { <-over })
 			}},
-		{"a proxy in TLS that is deaf after its 200", transport.WebSocket, true, transport.StageTLS,
+		{"a proxy in TLS that does not read after its 200", transport.WebSocket, true, transport.StageTLS,
 			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
 				return secure(config, func(c *tls.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
@@ -97,17 +97,17 @@ func TestTimeout(t *testing.T) {
 					}
 				})
 			}},
-		{"a server that is mute to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
+		{"a server that does not answer the upgrade", transport.WebSocket, false, transport.StageWebSocket,
 			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) { return secure(config, hold) }},
-		{"a server that is deaf to the upgrade", transport.WebSocket, false, transport.StageWebSocket,
+		{"a server that does not read the upgrade", transport.WebSocket, false, transport.StageWebSocket,
 			func(config *tls.Config, over <-chan struct{}) func(net.Conn) {
 				return secure(config, func(*tls.Conn) { <-over })
 			}},
-		{"a server that answers the upgrade a byte a second", transport.WebSocket, false, transport.StageWebSocket,
+		{"a server that sends one byte of its reply to the upgrade per second", transport.WebSocket, false, transport.StageWebSocket,
 			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) {
 				return secure(config, func(c *tls.Conn) { go hold(c); drip(c, "HTTP/1.1 101 Switching Protocols\r\n\r\n") })
 			}},
-		{"a server that refuses the upgrade and never ends its words", transport.WebSocket, false, "",
+		{"a server that refuses the upgrade with an endless body", transport.WebSocket, false, "",
 			func(config *tls.Config, _ <-chan struct{}) func(net.Conn) {
 				return secure(config, answering(func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\nContent-Length: 99\r\n\r\n" }, hold))
 			}},

@@ -112,9 +112,9 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 // Timeout returns true.
 func (e *TimeoutError) Timeout() bool { return true }
 
-// ErrProxyWantsTLS is matched if the proxy of an http:// address replied with TLS or with a
+// ErrProxyExpectsTLS is matched if the proxy of an http:// address replied with TLS or with a
 // message that it expects TLS.
-var ErrProxyWantsTLS = errors.New("the proxy expects TLS, but its address begins with http://")
+var ErrProxyExpectsTLS = errors.New("the proxy expects TLS, but its address begins with http://")
 
 // ProxyError is an unsuccessful reply of a proxy to CONNECT.
 type ProxyError struct {

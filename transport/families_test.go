@@ -36,9 +36,9 @@ func TestFamilies(t *testing.T) {
 		alive  string // the family that serves
 	}{
 		{"IPv6 is used when it works", "", six},
-		{"IPv4 is used when nobody listens on IPv6", "", four},
-		{"a dead IPv6 does not cost the time of IPv4", six, four},
-		{"a dead IPv4 does not cost the time of IPv6", four, six},
+		{"IPv4 is used if nothing listens on IPv6", "", four},
+		{"a dead IPv6 does not delay IPv4", six, four},
+		{"a dead IPv4 does not delay IPv6", four, six},
 	} {
 		for _, proxied := range []bool{false, true} {
 			what := map[bool]string{false: " to the service", true: " to the proxy"}[proxied]

@@ -60,7 +60,7 @@ func parses(address string) bool {
 // The problems of a proxy's address, which follow ErrProxyAddress in messages.
 const (
 	notEncoded = ": the user or the password has a character that an address cannot hold; percent-encode it, or use proxy_user and proxy_password"
-	notHost    = ": it must be http://host:port; if it holds a user and a password, percent-encode them, or use proxy_user and proxy_password"
+	notHost    = ": it must be http://host:port; if it contains a user name and a password, percent-encode them, or use proxy_user and proxy_password"
 )
 
 // checkAddress returns the problem of "scheme://user:password@host:port", in which only the
@@ -142,7 +142,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			return err
 		}
 		if first, err := r.buf.Peek(1); err == nil && (first[0] == recordAlert || first[0] == recordHandshake) {
-			return ErrProxyWantsTLS
+			return ErrProxyExpectsTLS
 		}
 		//nolint:bodyclose // the body is not read: the stream becomes the tunnel or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
@@ -153,8 +153,8 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 			date, _ = http.ParseTime(response.Header.Get("Date"))
 			return nil
 		}
-		if response.StatusCode == http.StatusBadRequest && wantsTLS(stream, response.Body) {
-			return ErrProxyWantsTLS
+		if response.StatusCode == http.StatusBadRequest && expectsTLS(stream, response.Body) {
+			return ErrProxyExpectsTLS
 		}
 		_, reason, _ := strings.Cut(response.Status, " ")
 		e := &ProxyError{
@@ -185,9 +185,9 @@ const (
 // pageTime limits the wait for the page of a 400.
 const pageTime = time.Second
 
-// wantsTLS reports whether the page of a 400 states that plain HTTP was sent to a TLS port.
+// expectsTLS reports whether the page of a 400 states that plain HTTP was sent to a TLS port.
 // It recognizes the texts of nginx, Go and Apache.
-func wantsTLS(stream net.Conn, body io.Reader) bool {
+func expectsTLS(stream net.Conn, body io.Reader) bool {
 	_ = stream.SetReadDeadline(time.Now().Add(pageTime))
 	page, _ := io.ReadAll(io.LimitReader(body, 2<<10)) // as much as there is
 	text := strings.ToLower(string(page))

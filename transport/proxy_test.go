@@ -67,7 +67,7 @@ func TestProxy(t *testing.T) {
 		for expect, head := range map[string]string{
 			"a tunnel carries ": "HTTP/1.1 200 Connection established\r\n\r\n",
 			"a tunnel of an HTTP/1.0 proxy with a meaningless length carries ": "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n",
-			"an interim answer is passed over by ":                             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+			"an interim response is skipped by ":                               "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
 		} {
 			t.Run(expect+string(protocol), func(t *testing.T) {
 				n, d, seen := setUp(t, head)
@@ -139,7 +139,7 @@ func TestProxy(t *testing.T) {
 		expect, head string
 		check        func(error) bool
 	}{
-		{"407 says what the proxy would accept", "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 9\r\n\r\nforbidden",
+		{"407 contains the accepted schemes", "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 9\r\n\r\nforbidden",
 			status(407, func(e *transport.ProxyError) bool {
 				return slices.Equal(e.Schemes, []string{"Negotiate", "Basic"}) && strings.Contains(e.Error(), "407 Proxy Authentication Required (it accepts Negotiate, Basic)")
 			})},
@@ -147,43 +147,37 @@ func TestProxy(t *testing.T) {
 			status(407, func(e *transport.ProxyError) bool {
 				return slices.Equal(e.Schemes, []string{"Negotiate", "NTLM", "Digest", "Basic"})
 			})},
-		{"401 says it in the header of a server", "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: NEGOTIATE\r\nWWW-Authenticate: ntlm\r\n\r\n",
+		{"401 contains them in the header for servers", "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: NEGOTIATE\r\nWWW-Authenticate: ntlm\r\n\r\n",
 			status(401, func(e *transport.ProxyError) bool { return slices.Equal(e.Schemes, []string{"NEGOTIATE", "ntlm"}) })},
-		{"401 of a proxy that says it as in a 407", "HTTP/1.1 401 Unauthorized\r\nPROXY-AUTHENTICATE: NTLM\r\n\r\n",
+		{"401 of a proxy with the header of a 407", "HTTP/1.1 401 Unauthorized\r\nPROXY-AUTHENTICATE: NTLM\r\n\r\n",
 			status(401, func(e *transport.ProxyError) bool { return slices.Equal(e.Schemes, []string{"NTLM"}) })},
-		{"a token, a blank element, a tab and an escaped quote hide no scheme and make none", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate dG9rZW4==,,\tNTLM\t,\tDigest\trealm=\"a\\\", Basic, \\\\\", Bearer\r\n\r\n",
+		{"a token, a blank element, a tab and an escaped quote neither hide nor add a scheme", "HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate dG9rZW4==,,\tNTLM\t,\tDigest\trealm=\"a\\\", Basic, \\\\\", Bearer\r\n\r\n",
 			status(407, func(e *transport.ProxyError) bool {
 				return slices.Equal(e.Schemes, []string{"Negotiate", "NTLM", "Digest", "Bearer"})
 			})},
-		{"an alert where the answer should be", "\x15\x03\x01\x00\x02\x02\x28", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of nginx to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>The plain HTTP request was sent to HTTPS port</center>", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of Go to plain HTTP", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
-		{"400 of Apache to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nReason: You're speaking plain HTTP to an SSL-enabled server port.<br />", func(err error) bool { return errors.Is(err, transport.ErrProxyWantsTLS) }},
+		{"an alert instead of the reply", "\x15\x03\x01\x00\x02\x02\x28", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of nginx to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>The plain HTTP request was sent to HTTPS port</center>", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of Go to plain HTTP", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
+		{"400 of Apache to plain HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nReason: You're speaking plain HTTP to an SSL-enabled server port.<br />", func(err error) bool { return errors.Is(err, transport.ErrProxyExpectsTLS) }},
 		{"another 400", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nno https:// here", status(400, nil)},
-		{"403 is the proxy's no", "HTTP/1.1 403 Forbidden\r\n\r\n", status(403, nil)},
-		{"503 is the proxy's trouble", "HTTP/1.1 503 Service Unavailable\r\n\r\n", status(503, nil)},
+		{"403 is a refusal by the proxy", "HTTP/1.1 403 Forbidden\r\n\r\n", status(403, nil)},
+		{"503 is a failure of the proxy", "HTTP/1.1 503 Service Unavailable\r\n\r\n", status(503, nil)},
 		{"a redirection shows a portal", "HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\r\n",
 			status(302, func(e *transport.ProxyError) bool { return e.Location == "http://portal.test/" })},
-		{"a reason cannot write into a log", "HTTP/1.1 500 \x1b[31mred\r\n\r\n",
+		{"control characters in a reason are escaped", "HTTP/1.1 500 \x1b[31mred\r\n\r\n",
 			status(500, func(e *transport.ProxyError) bool { return !strings.Contains(e.Error(), "\x1b") })},
-		{"a peer that is no HTTP proxy", "220 mail.test ESMTP\r\n\r\n", func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},
-		{"a header that is cut", "HTTP/1.1 200 OK\r\nVia: ", func(err error) bool { return errors.Is(err, io.EOF) }},
+		{"a peer that is not an HTTP proxy", "220 mail.test ESMTP\r\n\r\n", func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},
+		{"a truncated header", "HTTP/1.1 200 OK\r\nVia: ", func(err error) bool { return errors.Is(err, io.EOF) }},
 		{"a header without end", "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("x", 1000)+"\r\n", 100), func(err error) bool { return strings.Contains(err.Error(), "more than 65536 bytes") }},
 		{"interim answers without end", strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 4000), func(err error) bool { return strings.Contains(err.Error(), "more than 65536 bytes") }},
-		{"a proxy that hangs up", "", func(err error) bool { return errors.Is(err, io.EOF) }},
+		{"a proxy that closes the connection", "", func(err error) bool { return errors.Is(err, io.EOF) }},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			n, d, _ := setUp(t, test.head)
 			d.Protocols = only(transport.MQTT)
 			d.Proxy = through("http://gateway:s3cret@" + proxyAddress)
-			if strings.HasPrefix(test.expect, "interim") || strings.HasPrefix(test.expect, "a header without") {
-				// This proxy replies with 200 but opens no tunnel.
-				n.handlers[proxyAddress] = func(c net.Conn) {
-					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
-						io.WriteString(c, test.head)
-					}
-				}
-			} else if strings.Contains(test.expect, "cut") {
+			if strings.HasPrefix(test.expect, "interim") || strings.HasPrefix(test.expect, "a header without") || strings.HasPrefix(test.expect, "a truncated") {
+				// This proxy closes the connection after its reply and opens no tunnel.
 				n.handlers[proxyAddress] = func(c net.Conn) {
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 						io.WriteString(c, test.head)
@@ -305,12 +299,12 @@ func TestSecureProxy(t *testing.T) {
 		file        string // the proxy's roots
 		check       func(error) bool
 	}{
-		{"a proxy of an unknown authority", newAuthority(t, nil).issue(t, name, nil), "", func(err error) bool {
+		{"a proxy with a certificate of an unknown authority", newAuthority(t, nil).issue(t, name, nil), "", func(err error) bool {
 			var e x509.UnknownAuthorityError
 			var who *transport.CertificateError
 			return errors.As(err, &e) && errors.As(err, &who) && who.Host == name && who.Named()
 		}},
-		{"a proxy of another name", proxyRoot.issue(t, host, nil), "", func(err error) bool {
+		{"a proxy with a certificate for another name", proxyRoot.issue(t, host, nil), "", func(err error) bool {
 			var e x509.HostnameError
 			var who *transport.CertificateError
 			return errors.As(err, &e) && e.Host == name && errors.As(err, &who) && !who.Named()
@@ -377,13 +371,13 @@ func TestProxyFromEnvironment(t *testing.T) {
 		want        string // "" for none
 		fails       bool
 	}{
-		{"nothing set is no proxy", nil, mqttAddress, "", false},
+		{"without variables, there is no proxy", nil, mqttAddress, "", false},
 		{"HTTPS_PROXY", map[string]string{"HTTPS_PROXY": "http://p.test:3128"}, mqttAddress, "http://p.test:3128", false},
 		{"HTTPS_PROXY with TLS, user and password", map[string]string{"HTTPS_PROXY": "https://u:p%40@p.test:3129"}, mqttAddress, "https://u:p%40@p.test:3129", false},
 		{"https_proxy, without a scheme", map[string]string{"https_proxy": "p.test:3128"}, mqttAddress, "http://p.test:3128", false},
-		{"HTTP_PROXY is for other things", map[string]string{"HTTP_PROXY": "http://p.test:3128"}, mqttAddress, "", false},
+		{"HTTP_PROXY is ignored", map[string]string{"HTTP_PROXY": "http://p.test:3128"}, mqttAddress, "", false},
 		{"NO_PROXY by domain", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
-		{"an address that is used for nothing is none", map[string]string{"HTTPS_PROXY": "http://gw:83920174#Plant@proxy:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
+		{"an invalid address is ignored if NO_PROXY applies", map[string]string{"HTTPS_PROXY": "http://gw:83920174#Plant@proxy:3128", "NO_PROXY": ".test"}, mqttAddress, "", false},
 		{"NO_PROXY by port", map[string]string{"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": "service.test:8883"}, webAddress, "http://p.test:3128", false},
 		{"a number sign in the password is an error", map[string]string{"HTTPS_PROXY": "http://gw:83920174#Plant@proxy:3128"}, mqttAddress, "", true},
 		{"a slash", map[string]string{"HTTPS_PROXY": "http://gw:83920174/Plant@proxy:3128"}, mqttAddress, "", true},
@@ -397,14 +391,14 @@ func TestProxyFromEnvironment(t *testing.T) {
 		{"a percent sign alone", map[string]string{"HTTPS_PROXY": "http://gw:83920174%@proxy:3128"}, mqttAddress, "", true},
 		{"brackets", map[string]string{"HTTPS_PROXY": "http://gw:83920174[Plant]@proxy:3128"}, mqttAddress, "", true},
 		{"the same without a scheme", map[string]string{"https_proxy": "gw:83920174#Plant@proxy:3128"}, mqttAddress, "", true},
-		{"no host behind the password", map[string]string{"HTTPS_PROXY": "http://gw:83920174@"}, mqttAddress, "", true},
-		{"a user and a password that nothing follows", map[string]string{"HTTPS_PROXY": "http://gw:83920174"}, mqttAddress, "", true},
+		{"no host after the password", map[string]string{"HTTPS_PROXY": "http://gw:83920174@"}, mqttAddress, "", true},
+		{"a user name and a password without a host", map[string]string{"HTTPS_PROXY": "http://gw:83920174"}, mqttAddress, "", true},
 		{"a port above 65535", map[string]string{"HTTPS_PROXY": "http://gw:s3cret@proxy:83920"}, mqttAddress, "", true},
 		{"a path", map[string]string{"HTTPS_PROXY": "http://gw:s3cret@proxy:3128/s3cret"}, mqttAddress, "", true},
-		{"every mark that an address can hold is taken", map[string]string{"HTTPS_PROXY": "http://gw:a-._~!$&'()*+,;=:@%23@p.test:3128"}, mqttAddress, "http://gw:a-._~%21$&%27%28%29%2A+,;=%3A%40%23@p.test:3128", false},
+		{"every character that an address may contain is accepted", map[string]string{"HTTPS_PROXY": "http://gw:a-._~!$&'()*+,;=:@%23@p.test:3128"}, mqttAddress, "http://gw:a-._~%21$&%27%28%29%2A+,;=%3A%40%23@p.test:3128", false},
 		{"an IPv6 address with a port", map[string]string{"HTTPS_PROXY": "http://[2001:db8::7]:3128"}, mqttAddress, "http://[2001:db8::7]:3128", false},
-		{"a slash behind the port", map[string]string{"HTTPS_PROXY": "http://p.test:3128/"}, mqttAddress, "http://p.test:3128/", false},
-		{"an address that cannot be read is an error, not a way around the proxy", map[string]string{"HTTPS_PROXY": "http://u:s3cret%zz@p.test:port"}, mqttAddress, "", true},
+		{"a slash after the port", map[string]string{"HTTPS_PROXY": "http://p.test:3128/"}, mqttAddress, "http://p.test:3128/", false},
+		{"an unreadable address is an error and does not bypass the proxy", map[string]string{"HTTPS_PROXY": "http://u:s3cret%zz@p.test:port"}, mqttAddress, "", true},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			program, err := os.Executable()

@@ -21,10 +21,10 @@ func TestAMissingNameServerIsReportedWithTheResolverFile(t *testing.T) {
 		problem string // "" if the error does not change
 	}{
 		{"no file", "", "", refused, "does not exist"},
-		{"a link of systemd-resolved, which does not run", "", "../run/systemd/resolve/stub-resolv.conf", refused, "is a link to ../run/systemd/resolve/stub-resolv.conf, which does not exist"},
+		{"a link of systemd-resolved, which is not running", "", "../run/systemd/resolve/stub-resolv.conf", refused, "is a link to ../run/systemd/resolve/stub-resolv.conf, which does not exist"},
 		{"a file of comments", "# nameserver 192.0.2.1\nsearch example\n", "", refused, "names no name server"},
 		{"a name server without an address", "nameserver\n", "", refused, "names no name server"},
-		{"a name server that does not run", "nameserver 127.0.0.1\n", "", refused, ""},
+		{"a name server that is not running", "nameserver 127.0.0.1\n", "", refused, ""},
 		{"a name that does not exist", "", "", unknown, ""},
 		{"another error", "", "", errors.New("connection refused"), ""},
 	} {

@@ -58,11 +58,11 @@ func TestSystemRoots(t *testing.T) {
 		bundles   []string
 		want      *x509.CertPool
 	}{
-		{"the first bundle that is there is all that is trusted", "", "", []string{none, path, other}, inIt},
-		{"a bundle without a certificate is passed over", "", "", []string{empty, other}, inOther},
-		{"without a bundle crypto/x509 looks for the roots", "", "", []string{none}, system},
-		{"SSL_CERT_FILE is left to crypto/x509", "/any/file", "", []string{path}, system},
-		{"SSL_CERT_DIR is left to crypto/x509", "", "/any/directory", []string{path}, system},
+		{"only the first existing bundle is trusted", "", "", []string{none, path, other}, inIt},
+		{"a bundle without a certificate is skipped", "", "", []string{empty, other}, inOther},
+		{"without a bundle, crypto/x509 finds the roots", "", "", []string{none}, system},
+		{"crypto/x509 handles SSL_CERT_FILE", "/any/file", "", []string{path}, system},
+		{"crypto/x509 handles SSL_CERT_DIR", "", "/any/directory", []string{path}, system},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", test.file)

@@ -25,11 +25,11 @@ func TestRoute(t *testing.T) {
 		stage    transport.Stage // stage of the error
 	}{
 		{"straight", nil, transport.MQTT, transport.Route{Address: "dps.test:8883"}, ""},
-		{"a proxy is told without user and password", through("http://user:secret@proxy.test"), transport.MQTT, transport.Route{Address: "dps.test:8883", Proxy: "proxy.test:80"}, ""},
-		{"each protocol has a way of its own", through("http://proxy.test"), transport.WebSocket, transport.Route{Address: "dps.test:443"}, ""},
-		{"a proxy of a kind that is not known", through("socks5://proxy.test"), transport.MQTT, transport.Route{}, transport.StageProxy},
-		{"a proxy that cannot be told", func(*url.URL) (*url.URL, error) { return nil, transport.ErrProxyAddress }, transport.MQTT, transport.Route{}, transport.StageProxy},
-		{"a protocol that there is not", nil, "carrier pigeon", transport.Route{}, transport.StageTCP},
+		{"the proxy is returned without user name and password", through("http://user:secret@proxy.test"), transport.MQTT, transport.Route{Address: "dps.test:8883", Proxy: "proxy.test:80"}, ""},
+		{"each protocol has its own route", through("http://proxy.test"), transport.WebSocket, transport.Route{Address: "dps.test:443"}, ""},
+		{"a proxy of an unknown kind", through("socks5://proxy.test"), transport.MQTT, transport.Route{}, transport.StageProxy},
+		{"a proxy that cannot be determined", func(*url.URL) (*url.URL, error) { return nil, transport.ErrProxyAddress }, transport.MQTT, transport.Route{}, transport.StageProxy},
+		{"an unknown protocol", nil, "carrier pigeon", transport.Route{}, transport.StageTCP},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			got, err := (&transport.Dialer{Host: "dps.test", Proxy: test.proxy}).Route(test.protocol)

@@ -243,7 +243,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 			var e x509.CertificateInvalidError
 			return errors.As(err, &e) && e.Reason == x509.Expired && e.Cert.NotAfter.Before(time.Now())
 		}},
-		{"a certificate of tomorrow", serve(root.issue(t, host, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(day), time.Now().Add(2*day) }), 0, 0), func(err error) bool {
+		{"a certificate that is not yet valid", serve(root.issue(t, host, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(day), time.Now().Add(2*day) }), 0, 0), func(err error) bool {
 			var e x509.CertificateInvalidError
 			return errors.As(err, &e) && e.Reason == x509.Expired && e.Cert.NotBefore.After(time.Now())
 		}},
@@ -251,7 +251,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 			alert, ok := transport.RemoteAlert(err)
 			return ok && strings.Contains(alert, "protocol version")
 		}},
-		{"TLS 1.1, chosen by the server all the same", func(c net.Conn) {
+		{"TLS 1.1, chosen by the server nevertheless", func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 64))
 			// ServerHello: version, random, no session, ECDHE-RSA-AES128-CBC-SHA, no compression.
 			body := append(append([]byte{3, 2}, make([]byte, 32)...), 0, 0xC0, 0x13, 0)
@@ -261,13 +261,13 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 		}, func(err error) bool {
 			return strings.Contains(err.Error(), "unsupported protocol version 302")
 		}},
-		{"HTTP in plain text, as a portal speaks it", say("HTTP/1.1 302 Found\r\nLocation: http://portal.test/login\r\n\r\n"), func(err error) bool {
+		{"HTTP in plain text, as from a portal", say("HTTP/1.1 302 Found\r\nLocation: http://portal.test/login\r\n\r\n"), func(err error) bool {
 			var e *transport.NotTLSError
 			var header tls.RecordHeaderError
 			return errors.As(err, &e) && e.HTTP() && errors.As(err, &header) &&
 				strings.HasPrefix(string(e.First), "HTTP/1.1 302 Found\r\nLocation: http://portal.test")
 		}},
-		{"a page alone, as some portals send it", say("\r\n<!DOCTYPE HTML><title>Log in</title>"), func(err error) bool {
+		{"a page without a header, as from some portals", say("\r\n<!DOCTYPE HTML><title>Log in</title>"), func(err error) bool {
 			var e *transport.NotTLSError
 			return errors.As(err, &e) && e.HTTP()
 		}},
@@ -275,7 +275,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 			var e *transport.NotTLSError
 			return errors.As(err, &e) && !e.HTTP() && string(e.First) == "SSH-2.0-OpenSSH_9.2p1\r\n"
 		}},
-		{"a peer that hangs up", func(c net.Conn) { io.ReadFull(c, make([]byte, 64)) }, func(err error) bool {
+		{"a peer that closes the connection", func(c net.Conn) { io.ReadFull(c, make([]byte, 64)) }, func(err error) bool {
 			return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
 		}},
 	} {
@@ -451,9 +451,9 @@ func TestOrderOfProtocols(t *testing.T) {
 			map[string]func(net.Conn){mqttAddress: mqtt, webAddress: secure(config, upgraded([]string{"other"}, echoMessages))},
 			[]string{webAddress, mqttAddress}, transport.MQTT, nil},
 		{"a protocol that is not configured is not tried", only(transport.MQTT), map[string]func(net.Conn){webAddress: web}, []string{mqttAddress}, "", []transport.Stage{transport.StageTCP}},
-		{"when all fail, each failure is told in order", nil, map[string]func(net.Conn){webAddress: secure(config, upgraded(nil, echoMessages))},
+		{"if all fail, each failure is reported in order", nil, map[string]func(net.Conn){webAddress: secure(config, upgraded(nil, echoMessages))},
 			[]string{mqttAddress, webAddress}, "", []transport.Stage{transport.StageTCP, transport.StageWebSocket}},
-		{"an unknown protocol is an error, not a silence", only("amqp"), nil, nil, "", []transport.Stage{transport.StageTCP}},
+		{"an unknown protocol is an error", only("amqp"), nil, nil, "", []transport.Stage{transport.StageTCP}},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			n := newNetwork(t, false, test.handlers)
@@ -550,7 +550,7 @@ func TestRoots(t *testing.T) {
 	}{
 		{"a file that is missing", filepath.Join(t.TempDir(), "none.pem"), func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
 		{"a file that is empty", write(t, "ca.pem", nil), func(err error) bool { return errors.Is(err, pemfile.ErrNotCertificate) }},
-		{"a file of something else", write(t, "ca.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")), func(err error) bool { return errors.Is(err, pemfile.ErrNotCertificate) }},
+		{"a file with other contents", write(t, "ca.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")), func(err error) bool { return errors.Is(err, pemfile.ErrNotCertificate) }},
 		{"a file with a broken certificate", write(t, "ca.pem", broken), func(err error) bool { return strings.Contains(err.Error(), "certificate 2") }},
 		{"a file whose last certificate is cut off", write(t, "ca.pem", append(root.pem(), root.pem()[:200]...)), func(err error) bool {
 			return strings.Contains(err.Error(), "has no -----END line") && strings.Contains(err.Error(), ": line ")

@@ -24,11 +24,11 @@ func TestAWebSocketProtocolViolationIsReported(t *testing.T) {
 		"RSV3":                              {"\x92\x01x", "rsv bits"},
 		"a reserved opcode":                 {"\x83\x01x", "unknown opcode"},
 		"a reserved control opcode":         {"\x8B\x00", "unknown opcode"},
-		"a continuation of nothing":         {"\x80\x01x", "continuation frame without"},
+		"a continuation without a message":  {"\x80\x01x", "continuation frame without"},
 		"a message within another":          {"\x02\x01x\x82\x01y", "without finishing the previous message"},
 		"a negative length":                 {"\x82\x7F\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", "negative payload length"},
 		"a long control frame":              {"\x89\x7E\x00\x7E" + strings.Repeat("x", 126), "invalid length: 126"},
-		"a control frame in pieces":         {"\x09\x00", "fragmented control frame"},
+		"a fragmented control frame":        {"\x09\x00", "fragmented control frame"},
 		"a masked frame":                    {"\x82\x81\x00\x00\x00\x00x", "masks its frames"},
 		"a masked frame in a message":       {"\x02\x01x\x80\x81\x00\x00\x00\x00y", "masks its frames"},
 		"a masked control frame":            {"\x89\x80\x00\x00\x00\x00", "masks its frames"},
@@ -36,8 +36,8 @@ func TestAWebSocketProtocolViolationIsReported(t *testing.T) {
 		"a close frame with a wrong status": {"\x88\x02\x03\xED", "close payload"},
 	} {
 		for how, then := range map[string]func(net.Conn){
-			"and waits":    func(c net.Conn) { io.Copy(io.Discard, c) },
-			"and hangs up": func(c net.Conn) { c.Close() },
+			"and waits":                 func(c net.Conn) { io.Copy(io.Discard, c) },
+			"and closes the connection": func(c net.Conn) { c.Close() },
 		} {
 			t.Run(name+" "+how, func(t *testing.T) {
 				n := newNetwork(t, false, map[string]func(net.Conn){webAddress: secure(config, upgraded([]string{"mqtt"}, func(ws *websocket.Conn, _ *http.Request) {

@@ -64,25 +64,25 @@ func TestUpgrade(t *testing.T) {
 		{"400 is a refused upgrade", fixed("HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nno!"), refused(400, "")},
 		{"403 with a body that never comes", fixed("HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\n"), refused(403, "")},
 		{"503 is a refused upgrade", fixed("HTTP/1.1 503 Busy\r\n\r\n"), refused(503, "")},
-		{"200 is no WebSocket", fixed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), refused(200, "")},
-		{"a page in its place is known as one", fixed("HTTP/1.1 200 OK\r\nContent-Type: Text/HTML; charset=utf-8\r\nContent-Length: 6\r\n\r\n<html>"), func(err error) bool {
+		{"200 is not a WebSocket", fixed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), refused(200, "")},
+		{"an HTML page is recognized", fixed("HTTP/1.1 200 OK\r\nContent-Type: Text/HTML; charset=utf-8\r\nContent-Length: 6\r\n\r\n<html>"), func(err error) bool {
 			var e *transport.UpgradeError
 			return errors.As(err, &e) && e.Status == 200 && e.HTML() && strings.Contains(err.Error(), "answered 200 with Text/HTML; charset=utf-8")
 		}},
-		{"JSON in its place is no page", fixed("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"), func(err error) bool {
+		{"JSON is not an HTML page", fixed("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"), func(err error) bool {
 			var e *transport.UpgradeError
 			return errors.As(err, &e) && e.Status == 404 && !e.HTML()
 		}},
-		{"a redirection is told, not followed", fixed("HTTP/1.1 302 Found\r\nLocation: https://elsewhere.test/\r\nContent-Length: 0\r\n\r\n"), refused(302, "https://elsewhere.test/")},
+		{"a redirection is reported but not followed", fixed("HTTP/1.1 302 Found\r\nLocation: https://elsewhere.test/\r\nContent-Length: 0\r\n\r\n"), refused(302, "https://elsewhere.test/")},
 		{"no subprotocol [MQTT-6.0.0-4]", switching(""), refused(101, "")},
 		{"another subprotocol", switching("Sec-WebSocket-Protocol: mqttv5\r\n"), func(err error) bool { return strings.Contains(err.Error(), "mqttv5") }},
-		{"an extension nobody asked for", switching("Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"), func(err error) bool {
+		{"an extension that was not requested", switching("Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"), func(err error) bool {
 			return refused(101, "")(err) && strings.Contains(err.Error(), "an extension that was not offered, permessage-deflate")
 		}},
-		{"an accept key of somebody else", fixed("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "Sec-WebSocket-Accept") }},
-		{"an answer in another protocol", fixed("\x20\x02\x00\x00\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},
-		{"an answer that is cut", fixed("HTTP/1.1 101 Switching"), func(err error) bool { return errors.Is(err, io.EOF) }},
-		{"no answer but an end", fixed(""), func(err error) bool { return errors.Is(err, io.EOF) }},
+		{"a wrong accept key", fixed("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "Sec-WebSocket-Accept") }},
+		{"a reply in another protocol", fixed("\x20\x02\x00\x00\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},
+		{"a truncated reply", fixed("HTTP/1.1 101 Switching"), func(err error) bool { return errors.Is(err, io.EOF) }},
+		{"the end of the connection instead of a reply", fixed(""), func(err error) bool { return errors.Is(err, io.EOF) }},
 		{"a header without end", fixed("HTTP/1.1 101 S\r\n" + strings.Repeat("X: "+strings.Repeat("x", 1000)+"\r\n", 100)), func(err error) bool { return strings.Contains(err.Error(), "more than 65536 bytes") }},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
@@ -198,11 +198,11 @@ func TestUpgrade(t *testing.T) {
 		frame []byte
 		eof   bool
 	}{
-		"a normal close is an end":             {websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), true},
-		"a server that goes away is an end":    {websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), true},
-		"a close without a status is an end":   {nil, true},
-		"a close for a violation is no end":    {websocket.FormatCloseMessage(websocket.ClosePolicyViolation, "no"), false},
-		"a close for trouble inside is no end": {websocket.FormatCloseMessage(websocket.CloseInternalServerErr, ""), false},
+		"a normal close is an end":                           {websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), true},
+		"a close because the server is going away is an end": {websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), true},
+		"a close without a status is an end":                 {nil, true},
+		"a close for a violation is not an end":              {websocket.FormatCloseMessage(websocket.ClosePolicyViolation, "no"), false},
+		"a close for an internal error is not an end":        {websocket.FormatCloseMessage(websocket.CloseInternalServerErr, ""), false},
 	} {
 		t.Run(expect, func(t *testing.T) {
 			c := dial(t, setUp(t, upgraded(mqtt, func(ws *websocket.Conn, _ *http.Request) {

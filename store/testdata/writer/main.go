@@ -1,7 +1,7 @@
-// writer saves records in the directory of its first argument until it is
-// killed: a device gw-N for each N from its second argument on. It prints the
-// generation of each record that Save reported as saved. It is a program of its
-// own because the race detector takes its time at each start.
+// Command writer saves records in the directory of its first argument until it is killed: a
+// device gw-N for each N, starting with its second argument. It prints the generation of
+// each record that Save reported as saved. It is a separate program because the race
+// detector makes each start slow.
 package main
 
 import (
