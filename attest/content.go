@@ -34,9 +34,9 @@ func (c content) advise(path string, err error) error {
 		return err
 	case errors.Is(err, ErrEmpty):
 		m.Command = "cat >FILE"
-	case errors.Is(err, ErrTooLarge):
+	case errors.Is(err, input.ErrTooLarge):
 		m.Command = "mv FILE FILE.orig && cp -p --attributes-only FILE.orig FILE && cat >FILE"
-	case errors.Is(err, ErrNotRegular):
+	case errors.Is(err, input.ErrNotRegular):
 		m.Command, m.Then = c.replace(path)
 	case errors.Is(err, ErrNotBase64), errors.Is(err, ErrKeyLength), errors.Is(err, ErrNotPassword):
 		m.Command = keep + "cat >FILE"

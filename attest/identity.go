@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -69,8 +68,7 @@ type IdentityError struct {
 func (e *IdentityError) Error() string {
 	text := "registration ID from " + e.Source
 	// A *SecretError names its file itself.
-	var secret *SecretError
-	if e.Path != "" && !errors.As(e.Err, &secret) {
+	if e.Path != "" && !errors.As(e.Err, new(*SecretError)) {
 		text += " (" + e.Path + ")"
 	}
 	return text + ": " + e.Err.Error()
@@ -102,7 +100,7 @@ func CheckRegistrationID(s string) error {
 		return bad("it has %d characters, at most %d are allowed", len(s), maxRegistrationID)
 	}
 	for _, r := range s {
-		if !isIDRune(r) {
+		if !isLetterOrDigit(r) && !strings.ContainsRune("-._:", r) {
 			return bad(`%q is not allowed; letters, digits and "-._:" are`, r)
 		}
 	}
@@ -115,10 +113,6 @@ func CheckRegistrationID(s string) error {
 	return nil
 }
 
-func isIDRune(r rune) bool {
-	return isLetterOrDigit(r) || strings.ContainsRune("-._:", r)
-}
-
 // ParseTemplate checks that s can give a valid registration ID: its verbs are %H, %m and
 // %%, and its own characters are those of a registration ID. A percent sign is not one
 // of them, so %% is refused with that reason. Errors wrap ErrTemplate (a verb) or
@@ -126,89 +120,70 @@ func isIDRune(r rune) bool {
 // Resolve.
 func ParseTemplate(s string) error {
 	// Stand-ins that are valid anywhere, of the shortest length the verb can have.
-	example, err := expand(s, func(verb byte) (string, error) {
-		switch verb {
-		case 'H':
-			return "h", nil
-		case 'm':
-			return strings.Repeat("0", machineIDLength), nil
-		}
-		return "", fmt.Errorf("%w: %%%c is unknown; %%H (host name) and %%m (machine ID) are known", ErrTemplate, verb)
-	})
+	example, err := expand(s, literal("h"), literal(strings.Repeat("0", machineIDLength)))
 	if err != nil {
 		return err
 	}
 	return CheckRegistrationID(example)
 }
 
-// expand replaces the verbs of a template; %% is a percent sign.
-func expand(template string, value func(verb byte) (string, error)) (string, error) {
+func literal(s string) func() (string, error) { return func() (string, error) { return s, nil } }
+
+// expand replaces the verbs of a template: %H, %m, and %% for a percent sign.
+func expand(template string, hostname, machineID func() (string, error)) (string, error) {
 	var b strings.Builder
-	for i := 0; i < len(template); i++ {
-		if template[i] != '%' {
-			b.WriteByte(template[i])
-			continue
+	for {
+		text, rest, found := strings.Cut(template, "%")
+		b.WriteString(text)
+		if !found {
+			return b.String(), nil
 		}
-		i++
-		if i == len(template) {
+		if rest == "" {
 			return "", fmt.Errorf("%w: it ends within a %% verb", ErrTemplate)
 		}
-		if template[i] == '%' {
-			b.WriteByte('%')
-			continue
+		value, err := "%", error(nil)
+		switch verb := rest[0]; verb {
+		case '%':
+		case 'H':
+			value, err = hostname()
+		case 'm':
+			value, err = machineID()
+		default:
+			err = fmt.Errorf("%w: %%%c is unknown; %%H (host name) and %%m (machine ID) are known", ErrTemplate, verb)
 		}
-		v, err := value(template[i])
 		if err != nil {
 			return "", err
 		}
-		b.WriteString(v)
+		b.WriteString(value)
+		template = rest[1:]
 	}
-	return b.String(), nil
 }
 
 // Resolve finds the registration ID. All errors are *IdentityError.
-func (r RegistrationID) Resolve(h Host, s Secrets) (string, error) {
-	if r.Template != "" {
-		return r.fromTemplate(h)
+func (r RegistrationID) Resolve(h Host, s Secrets) (id string, err error) {
+	from := &IdentityError{Source: "registration_id"}
+	switch {
+	case r.Template != "":
+		id, err = expand(r.Template, h.hostname, h.machineID)
+	case r.File != "":
+		from.Source, from.Path = "registration_id_file", r.File
+		id, err = readID(r.File)
+	case r.FromCertificate != nil:
+		from.Source, from.Path = "certificate", s.Path(r.FromCertificate.Certificate)
+		id, err = r.fromCertificate(s)
+	default:
+		err = ErrNoSource
 	}
-	if r.File != "" {
-		return r.fromFile()
-	}
-	if r.FromCertificate != nil {
-		return r.fromCertificate(s)
-	}
-	return "", &IdentityError{Source: "registration_id", Err: ErrNoSource}
-}
-
-func (r RegistrationID) fromTemplate(h Host) (string, error) {
-	id, err := expand(r.Template, func(verb byte) (string, error) {
-		switch verb {
-		case 'H':
-			name, err := h.hostname()
-			if err != nil {
-				return "", &IdentityError{Source: "%H", Err: err}
-			}
-			return name, nil
-		case 'm':
-			id, path, err := h.machineID()
-			if err != nil {
-				return "", &IdentityError{Source: "%m", Path: path, Err: err}
-			}
-			return id, nil
-		}
-		return "", fmt.Errorf("%w: %%%c is unknown", ErrTemplate, verb)
-	})
 	if err == nil {
 		err = CheckRegistrationID(id)
 	}
 	if err == nil {
 		return id, nil
 	}
-	var identity *IdentityError
-	if errors.As(err, &identity) {
-		return "", identity
+	if !errors.As(err, &from) {
+		from.Err = err
 	}
-	return "", &IdentityError{Source: "registration_id", Err: err}
+	return "", from
 }
 
 func (h Host) hostname() (string, error) {
@@ -217,11 +192,11 @@ func (h Host) hostname() (string, error) {
 		ask = os.Hostname
 	}
 	name, err := ask()
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrNoHostname, err)
+	if err == nil && (name == "" || name == "(none)" || local(name)) {
+		err = fmt.Errorf("it is called %q", name)
 	}
-	if name == "" || name == "(none)" || local(name) {
-		return "", fmt.Errorf("%w: it is called %q", ErrNoHostname, name)
+	if err != nil {
+		return "", &IdentityError{Source: "%H", Err: fmt.Errorf("%w: %w", ErrNoHostname, err)}
 	}
 	return name, nil
 }
@@ -233,7 +208,8 @@ func local(name string) bool {
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
 }
 
-func (h Host) machineID() (id, path string, err error) {
+func (h Host) machineID() (id string, err error) {
+	path := ""
 	if h.MachineID != nil {
 		id, err = h.MachineID()
 	} else {
@@ -242,71 +218,56 @@ func (h Host) machineID() (id, path string, err error) {
 		data, err = readFile(path)
 		id = strings.TrimSpace(string(data))
 	}
-	if err != nil {
-		return "", path, fmt.Errorf("%w: %w", ErrNoMachineID, err)
-	}
-	switch id {
-	case "":
-		return "", path, fmt.Errorf("%w: it is empty", ErrNoMachineID)
-	case "uninitialized":
-		return "", path, fmt.Errorf("%w: it says %q", ErrNoMachineID, id)
-	case strings.Repeat("0", machineIDLength):
+	switch {
+	case err != nil:
+	case id == "":
+		err = errors.New("it is empty")
+	case id == "uninitialized":
+		err = fmt.Errorf("it says %q", id)
+	case id == strings.Repeat("0", machineIDLength):
 		// An ID that machine-id(5) excludes, and that images share.
-		return "", path, fmt.Errorf("%w: it is all zeros, which means %q", ErrNoMachineID, "uninitialized")
-	}
-	if len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "" {
+		err = fmt.Errorf("it is all zeros, which means %q", "uninitialized")
+	case len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "":
 		// After a power cut the file may hold NUL bytes.
-		return "", path, fmt.Errorf("%w: it does not have %d hexadecimal digits", ErrNoMachineID, machineIDLength)
+		err = fmt.Errorf("it does not have %d hexadecimal digits", machineIDLength)
+	default:
+		return id, nil
 	}
-	return id, path, nil
+	return "", &IdentityError{Source: "%m", Path: path, Err: fmt.Errorf("%w: %w", ErrNoMachineID, err)}
 }
 
-// fromFile takes the first line. Serial numbers of the device tree end with a NUL byte.
-func (r RegistrationID) fromFile() (string, error) {
-	fail := func(err error) (string, error) {
-		return "", &IdentityError{Source: "registration_id_file", Path: r.File, Err: err}
-	}
-	data, err := readFile(r.File)
+// readID reads a registration ID from the first line of a file. Serial numbers of the
+// device tree end with a NUL byte.
+func readID(path string) (string, error) {
+	data, err := readFile(path)
 	if err != nil {
-		return fail(err)
+		return "", err
 	}
-	line, _, _ := bytes.Cut(data, []byte("\n"))
-	id := strings.Trim(string(line), " \t\r\x00")
-	if id == "" {
-		if n := lineWithText(data); n > 0 {
-			return fail(fmt.Errorf("%w: the first line is blank, and line %d is not: remove the lines above it", ErrRegistrationID, n))
+	number := 0
+	for line := range strings.Lines(string(data)) {
+		number++
+		id := strings.Trim(line, " \t\r\n\x00")
+		switch {
+		case id == "":
+			continue
+		case number == 1:
+			return id, nil
 		}
-		return fail(fmt.Errorf("the first line: %w", ErrEmpty))
+		return "", fmt.Errorf("%w: the first line is blank, and line %d is not: remove the lines above it", ErrRegistrationID, number)
 	}
-	if err := CheckRegistrationID(id); err != nil {
-		return fail(err)
-	}
-	return id, nil
-}
-
-// lineWithText returns the number of the first line that is not blank, 0 for none.
-func lineWithText(data []byte) int {
-	for i, line := range strings.Split(string(data), "\n") {
-		if strings.Trim(line, " \t\r\x00") != "" {
-			return i + 1
-		}
-	}
-	return 0
+	return "", fmt.Errorf("the first line: %w", ErrEmpty)
 }
 
 func (r RegistrationID) fromCertificate(s Secrets) (string, error) {
-	fail := func(err error) (string, error) {
-		return "", &IdentityError{Source: "certificate", Path: s.Path(r.FromCertificate.Certificate), Err: err}
-	}
 	cn, err := r.FromCertificate.CommonName(s)
 	if err != nil {
-		return fail(err)
+		return "", err
 	}
 	if err := CheckRegistrationID(cn); err != nil {
-		return fail(fmt.Errorf("the common name %q is %w", cn, err))
+		return "", fmt.Errorf("the common name %q is %w", cn, err)
 	}
 	if len(cn) > maxCommonName {
-		return fail(fmt.Errorf("the common name has %d characters, at most %d are allowed: %w", len(cn), maxCommonName, ErrRegistrationID))
+		return "", fmt.Errorf("the common name has %d characters, at most %d are allowed: %w", len(cn), maxCommonName, ErrRegistrationID)
 	}
 	return cn, nil
 }
@@ -337,18 +298,11 @@ func (r RegistrationID) Paths(s Secrets) []string {
 	if r.FromCertificate != nil {
 		return s.Paths(r.FromCertificate.Certificate)
 	}
-	if usesMachineID(r.Template) {
+	// A template with an error in it has no verbs worth watching for.
+	uses := false
+	_, err := expand(r.Template, literal(""), func() (string, error) { uses = true; return "", nil })
+	if uses && err == nil {
 		return []string{machineIDFile}
 	}
 	return nil
-}
-
-func usesMachineID(template string) bool {
-	uses := false
-	// A template with an error in it has no verbs worth watching for.
-	_, err := expand(template, func(verb byte) (string, error) {
-		uses = uses || verb == 'm'
-		return "", nil
-	})
-	return uses && err == nil
 }

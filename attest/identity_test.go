@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/input"
 )
 
 const machineID = "0123456789abcdef0123456789abcdef"
@@ -182,7 +183,7 @@ func TestResolveFile(t *testing.T) {
 		{"an empty first line is an error, whatever follows", "\nsn-1\n", "", attest.ErrRegistrationID},
 		{"a percent sign is no verb here", "gw-%m", "", attest.ErrRegistrationID},
 		{"a line that is no ID is an error", "Serial: 1\n", "", attest.ErrRegistrationID},
-		{"a file over 64 KiB is an error", strings.Repeat("a", 64<<10+1), "", attest.ErrTooLarge},
+		{"a file over 64 KiB is an error", strings.Repeat("a", 64<<10+1), "", input.ErrTooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "serial")
@@ -223,7 +224,7 @@ func TestResolveFile(t *testing.T) {
 		if err := syscall.Mkfifo(path, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (attest.RegistrationID{File: path}).Resolve(attest.Host{}, attest.Secrets{}); !errors.Is(err, attest.ErrNotRegular) {
+		if _, err := (attest.RegistrationID{File: path}).Resolve(attest.Host{}, attest.Secrets{}); !errors.Is(err, input.ErrNotRegular) {
 			t.Errorf("got %v", err)
 		}
 	})

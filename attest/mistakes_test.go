@@ -15,6 +15,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/pemfile"
 )
 
 // tools skips a test that needs programs which are not here; in CI they must be.
@@ -168,7 +169,7 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 			shell(t, dir, makeFiles+test.script)
 			x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
 			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
-			if err == nil || !errors.Is(err, attest.ErrUnsupportedKey) || !strings.Contains(err.Error(), test.says) {
+			if err == nil || !errors.Is(err, pemfile.ErrUnsupportedKey) || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
 			command, all := remedy(t, err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,11 +133,5 @@ func DeriveKey(groupKey []byte, registrationID string) []byte {
 
 // references returns those of rs that are set, each once.
 func references(rs ...Reference) []Reference {
-	var set []Reference
-	for i, r := range rs {
-		if !r.IsZero() && (i == 0 || r != rs[0]) {
-			set = append(set, r)
-		}
-	}
-	return set
+	return slices.Compact(slices.DeleteFunc(rs, Reference.IsZero))
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -31,12 +32,8 @@ var (
 	ErrEncrypted = errors.New("the credential is still encrypted")
 	// ErrEmpty says that the file holds nothing but white space.
 	ErrEmpty = errors.New("the file is empty")
-	// ErrTooLarge says that the file is larger than 64 KiB.
-	ErrTooLarge = input.ErrTooLarge
 	// ErrNotPassword says that the file holds more than one line of text.
 	ErrNotPassword = errors.New("the file is not one line of text")
-	// ErrNotRegular says that the path names a directory, a FIFO, a socket or a device.
-	ErrNotRegular = input.ErrNotRegular
 )
 
 // Reference names where a secret lies. At most one field is set; the zero value
@@ -169,25 +166,21 @@ func (s Secrets) Paths(r Reference) []string {
 // holds one of this name, else where it would have to appear. It is "" when there is
 // no such place.
 func (s Secrets) Path(r Reference) string {
-	if r.Credential == "" {
-		return r.File
-	}
-	for _, d := range s.Directories {
-		path := filepath.Join(d, r.Credential)
+	paths := s.Paths(r)
+	for _, path := range paths {
 		if _, err := os.Lstat(path); err == nil {
 			return path
 		}
 	}
-	if len(s.Directories) > 0 {
-		return filepath.Join(s.Directories[0], r.Credential)
+	if len(paths) > 0 {
+		return paths[0]
 	}
 	return ""
 }
 
 // Read returns the contents of what r names, at most 64 KiB. All errors are
-// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrNotRegular,
-// ErrTooLarge, ErrEmpty, ErrEncrypted, an error of package input or another one of the
-// file system.
+// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrEmpty, ErrEncrypted, an
+// error of package input or another one of the file system.
 func (s Secrets) Read(r Reference) ([]byte, error) {
 	if r.IsZero() {
 		return nil, &SecretError{Err: ErrNoReference}
@@ -205,8 +198,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 // read is Read, and c is what the file should hold.
 func (s Secrets) read(r Reference, c content) ([]byte, error) {
 	data, err := s.Read(r)
-	var secret *SecretError
-	if errors.As(err, &secret) {
+	if secret, is := errors.AsType[*SecretError](err); is {
 		secret.Err = about(r, c.advise(secret.Path, secret.Err))
 	}
 	return data, err
@@ -272,8 +264,7 @@ func (s Secrets) unusable(r Reference, c content, err error) error {
 
 // cause drops the path from an error of package os: the callers name it themselves.
 func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
+	if p, is := errors.AsType[*fs.PathError](err); is {
 		return p.Err
 	}
 	return err
@@ -283,7 +274,7 @@ func cause(err error) error {
 // bytes, of which the first 21 base64 characters are whole. systemd 257 hands such text
 // to a service as if it were the secret when it lies in a credstore.encrypted directory
 // and the unit says LoadCredential=.
-var sealedPrefixes = [...]string{
+var sealedPrefixes = []string{
 	"Whxqht+dQJax1aZeCGLxm", // host key
 	"BYRp2vb1QySABUnaD46i+", // null key
 	"DHzAexF2RZGcSwvqCLwg/", // TPM
@@ -298,13 +289,11 @@ var sealedPrefixes = [...]string{
 // unlikeSecret returns why data is not a secret; nil when it may be one.
 func unlikeSecret(data []byte) error {
 	text := bytes.TrimSpace(data)
-	if len(text) == 0 {
+	switch {
+	case len(text) == 0:
 		return ErrEmpty
-	}
-	for _, p := range sealedPrefixes {
-		if bytes.HasPrefix(text, []byte(p)) {
-			return ErrEncrypted
-		}
+	case slices.ContainsFunc(sealedPrefixes, func(p string) bool { return bytes.HasPrefix(text, []byte(p)) }):
+		return ErrEncrypted
 	}
 	return nil
 }

@@ -143,7 +143,7 @@ func TestSecretsAreFound(t *testing.T) {
 			t.Fatal(err)
 		}
 		write(t, filepath.Join(second, "odd"), "two")
-		if _, err := s.Read(attest.Reference{Credential: "odd"}); !errors.Is(err, attest.ErrNotRegular) {
+		if _, err := s.Read(attest.Reference{Credential: "odd"}); !errors.Is(err, input.ErrNotRegular) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -209,15 +209,15 @@ func TestSecretFilesThatAreNone(t *testing.T) {
 		name, path string
 		want       error
 	}{
-		{"a FIFO without a writer is refused at once", fifo, attest.ErrNotRegular},
-		{"a link to a FIFO is refused at once", link, attest.ErrNotRegular},
-		{"a directory is refused", dir, attest.ErrNotRegular},
-		{"a socket is refused", socket, attest.ErrNotRegular},
-		{"a device without an end is refused", "/dev/zero", attest.ErrNotRegular},
+		{"a FIFO without a writer is refused at once", fifo, input.ErrNotRegular},
+		{"a link to a FIFO is refused at once", link, input.ErrNotRegular},
+		{"a directory is refused", dir, input.ErrNotRegular},
+		{"a socket is refused", socket, input.ErrNotRegular},
+		{"a device without an end is refused", "/dev/zero", input.ErrNotRegular},
 		{"a link to nowhere is a missing file", dangling, fs.ErrNotExist},
 		{"a missing file is missing", filepath.Join(dir, "gone"), fs.ErrNotExist},
 		{"a file of 64 KiB is read", full, nil},
-		{"a byte more is too large", over, attest.ErrTooLarge},
+		{"a byte more is too large", over, input.ErrTooLarge},
 		{"white space is nothing", blank, attest.ErrEmpty},
 	} {
 		t.Run(c.name, func(t *testing.T) {

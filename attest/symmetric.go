@@ -199,8 +199,7 @@ func DoubtOf(text, key []byte, registrationID string) *Doubt {
 
 // about says which file a mistake is about.
 func about(r Reference, err error) error {
-	var m *input.Mistake
-	if errors.As(err, &m) {
+	if m, is := errors.AsType[*input.Mistake](err); is {
 		m.File, m.Credential = r.File, r.Credential
 	}
 	return err

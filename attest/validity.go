@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // ErrNotForClients says that the issuer of the leaf certificate has restricted its use to
@@ -14,14 +16,9 @@ import (
 var ErrNotForClients = errors.New("the certificate is not for clients")
 
 // notForClients is ErrNotForClients with the reason.
-type notForClients string
-
-func (e notForClients) Error() string { return ErrNotForClients.Error() + ": " + string(e) }
-func (e notForClients) Unwrap() error { return ErrNotForClients }
-
-// Remedy says what to do about it.
-func (e notForClients) Remedy() string {
-	return "Have a certificate issued whose extended key usages include clientAuth."
+func notForClients(why string) error {
+	return &input.Mistake{What: ErrNotForClients.Error() + ": " + why, Err: ErrNotForClients,
+		Then: "Have a certificate issued whose extended key usages include clientAuth."}
 }
 
 // CertificateError says that a certificate of the chain is not valid at present.

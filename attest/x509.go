@@ -16,14 +16,6 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// What may be wrong with the files; see package pemfile.
-var (
-	ErrNotCertificate = pemfile.ErrNotCertificate
-	ErrNotPrivateKey  = pemfile.ErrNotPrivateKey
-	ErrPassphrase     = pemfile.ErrPassphrase
-	ErrUnsupportedKey = pemfile.ErrUnsupportedKey
-)
-
 var (
 	// ErrKeyMismatch says that the private key does not belong to the leaf certificate.
 	ErrKeyMismatch = errors.New("the private key does not belong to the certificate")
@@ -80,7 +72,12 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate)}
 	}
 	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
-		return Proof{}, aboutCertificate(commonNameError(cn, sub.RegistrationID))
+		hint := ""
+		if strings.EqualFold(cn, sub.RegistrationID) {
+			hint = "; they differ in upper and lower case"
+		}
+		// Quoted, because a certificate may hold any characters.
+		return Proof{}, aboutCertificate(fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, sub.RegistrationID, hint))
 	}
 	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
 	path := issuing(chain)
@@ -95,15 +92,6 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return proof, aboutCertificate(invalid)
 	}
 	return proof, nil
-}
-
-// commonNameError quotes the name: a certificate may hold any characters.
-func commonNameError(cn, registrationID string) error {
-	hint := ""
-	if strings.EqualFold(cn, registrationID) {
-		hint = "; they differ in upper and lower case"
-	}
-	return fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, registrationID, hint)
 }
 
 // References returns the certificate's and the key's.

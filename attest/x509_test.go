@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/pemfile"
 )
 
 // The validity of all leaves made here.
@@ -288,23 +289,23 @@ func TestX509Proof(t *testing.T) {
 		{"the key of another certificate is refused", certificatePEM(leaf), sec1(t, other), attest.ErrKeyMismatch, "device.key"},
 		{"a key of another kind is refused", certificatePEM(leaf), pkcs8(t, rsaKey), attest.ErrKeyMismatch, "device.key"},
 		{"an intermediate in front of the leaf is refused", certificatePEM(middle.certificate, leaf), sec1(t, p256), attest.ErrKeyMismatch, "device.pem"},
-		{"Ed25519, which the service does not take, is refused", certificatePEM(issue(t, nil, "gw-1", edKey, false)), pkcs8(t, edKey), attest.ErrUnsupportedKey, "device.key"},
-		{"P-224, which TLS does not know, is refused", certificatePEM(issue(t, nil, "gw-1", p224, false)), sec1(t, p224), attest.ErrUnsupportedKey, "device.key"},
-		{"RSA of 768 bits is refused", certificatePEM(smallLeaf), pkcs8(t, smallKey), attest.ErrUnsupportedKey, "device.key"},
-		{"a key in a TPM's wrapping is refused", certificatePEM(leaf), encode("TSS2 PRIVATE KEY", []byte("x")), attest.ErrUnsupportedKey, "device.key"},
-		{"a key under a passphrase is refused", certificatePEM(leaf), encode("ENCRYPTED PRIVATE KEY", []byte("x")), attest.ErrPassphrase, "device.key"},
-		{"a key under a passphrase of the old kind is refused", certificatePEM(leaf), legacy, attest.ErrPassphrase, "device.key"},
-		{"a key file without a key is refused", certificatePEM(leaf), certificatePEM(leaf), attest.ErrNotPrivateKey, "device.key"},
-		{"a key that is no DER is refused", certificatePEM(leaf), encode("PRIVATE KEY", []byte("S3CRET")), attest.ErrNotPrivateKey, "device.key"},
-		{"a public key is refused", certificatePEM(leaf), encode("PUBLIC KEY", []byte("x")), attest.ErrNotPrivateKey, "device.key"},
-		{"a symmetric key in its place is refused", certificatePEM(leaf), groupKey, attest.ErrNotPrivateKey, "device.key"},
+		{"Ed25519, which the service does not take, is refused", certificatePEM(issue(t, nil, "gw-1", edKey, false)), pkcs8(t, edKey), pemfile.ErrUnsupportedKey, "device.key"},
+		{"P-224, which TLS does not know, is refused", certificatePEM(issue(t, nil, "gw-1", p224, false)), sec1(t, p224), pemfile.ErrUnsupportedKey, "device.key"},
+		{"RSA of 768 bits is refused", certificatePEM(smallLeaf), pkcs8(t, smallKey), pemfile.ErrUnsupportedKey, "device.key"},
+		{"a key in a TPM's wrapping is refused", certificatePEM(leaf), encode("TSS2 PRIVATE KEY", []byte("x")), pemfile.ErrUnsupportedKey, "device.key"},
+		{"a key under a passphrase is refused", certificatePEM(leaf), encode("ENCRYPTED PRIVATE KEY", []byte("x")), pemfile.ErrPassphrase, "device.key"},
+		{"a key under a passphrase of the old kind is refused", certificatePEM(leaf), legacy, pemfile.ErrPassphrase, "device.key"},
+		{"a key file without a key is refused", certificatePEM(leaf), certificatePEM(leaf), pemfile.ErrNotPrivateKey, "device.key"},
+		{"a key that is no DER is refused", certificatePEM(leaf), encode("PRIVATE KEY", []byte("S3CRET")), pemfile.ErrNotPrivateKey, "device.key"},
+		{"a public key is refused", certificatePEM(leaf), encode("PUBLIC KEY", []byte("x")), pemfile.ErrNotPrivateKey, "device.key"},
+		{"a symmetric key in its place is refused", certificatePEM(leaf), groupKey, pemfile.ErrNotPrivateKey, "device.key"},
 		{"an empty key file is refused", certificatePEM(leaf), "", attest.ErrEmpty, "device.key"},
-		{"a certificate file without a certificate is refused", sec1(t, p256), sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
-		{"a certificate that is no DER is refused", encode("CERTIFICATE", []byte("x")), sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
-		{"a certificate cut while copying is refused", cut[:len(cut)/2], sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
-		{"a certificate in DER is refused", string(leaf.Raw), sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
-		{"a request in place of a certificate is refused", encode("CERTIFICATE REQUEST", []byte("x")), sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
-		{"a damaged intermediate is refused", certificatePEM(leaf) + encode("CERTIFICATE", []byte("x")), sec1(t, p256), attest.ErrNotCertificate, "device.pem"},
+		{"a certificate file without a certificate is refused", sec1(t, p256), sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
+		{"a certificate that is no DER is refused", encode("CERTIFICATE", []byte("x")), sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
+		{"a certificate cut while copying is refused", cut[:len(cut)/2], sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
+		{"a certificate in DER is refused", string(leaf.Raw), sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
+		{"a request in place of a certificate is refused", encode("CERTIFICATE REQUEST", []byte("x")), sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
+		{"a damaged intermediate is refused", certificatePEM(leaf) + encode("CERTIFICATE", []byte("x")), sec1(t, p256), pemfile.ErrNotCertificate, "device.pem"},
 		{"a leaf of another name is refused", certificatePEM(issue(t, root, "gw-2", p256, false)), sec1(t, p256), attest.ErrCommonName, "device.pem"},
 		{"a leaf without a name is refused", certificatePEM(issue(t, root, "", p256, false)), sec1(t, p256), attest.ErrCommonName, "device.pem"},
 		{"a leaf named in other letters is refused", certificatePEM(issue(t, root, "GW-1", p256, false)), sec1(t, p256), attest.ErrCommonName, "device.pem"},

@@ -27,7 +27,8 @@ type Account struct {
 
 // LookUpAccount finds the user of this machine that the service runs as, with the groups
 // that its unit adds to those of the user; systemctl may be nil, and the unit is not asked
-// then. The error says that there is no such user.
+// then. The service does not start with a group that does not exist, and none is added for
+// it here. The error says that there is no such user.
 func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Account, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -42,35 +43,21 @@ func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.
 		a.GID, err = strconv.Atoi(u.Gid)
 	}
 	if systemctl != nil {
-		groups = append(groups, supplementary(ctx, systemctl)...)
+		properties, _ := show(ctx, systemctl, "--property=SupplementaryGroups")
+		for name := range strings.FieldsSeq(properties["SupplementaryGroups"]) {
+			if g, err := user.LookupGroup(name); err == nil {
+				name = g.Gid
+			}
+			if _, err := strconv.Atoi(name); err == nil {
+				groups = append(groups, name)
+			}
+		}
 	}
 	for _, g := range groups {
 		id, e := strconv.Atoi(g)
 		a.Groups, err = append(a.Groups, id), errors.Join(err, e)
 	}
 	return a, err
-}
-
-// supplementary are the IDs of the groups in SupplementaryGroups= of the unit. The service
-// does not start with a group that does not exist, and none is added for it here.
-func supplementary(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (ids []string) {
-	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
-	defer cancel()
-	out, err := systemctl(ctx, "show", unitName, "--property=SupplementaryGroups")
-	if err != nil {
-		return nil
-	}
-	_, names, _ := strings.Cut(string(out), "SupplementaryGroups=")
-	names, _, _ = strings.Cut(names, "\n")
-	for _, name := range strings.Fields(names) {
-		if g, err := user.LookupGroup(name); err == nil {
-			name = g.Gid
-		}
-		if _, err := strconv.Atoi(name); err == nil {
-			ids = append(ids, name)
-		}
-	}
-	return ids
 }
 
 // impersonates tells whether files are looked at as another user than the one who
@@ -105,8 +92,8 @@ type ClosedError struct {
 	Path    string
 	Account string // its name
 	Err     error
-	// Remedy is the command that lets everybody read it, which is no advice for a key.
-	Remedy string
+
+	remedy string // the command that lets everybody read it, which is no advice for a key
 }
 
 func (e *ClosedError) Error() string {
@@ -114,22 +101,20 @@ func (e *ClosedError) Error() string {
 }
 func (e *ClosedError) Unwrap() error { return e.Err }
 
-// closedConfiguration is a ClosedError of a configuration, which everybody may read: it
-// holds no secret.
-type closedConfiguration struct{ *ClosedError }
+// Problem is the error without the remedy.
+func (e *ClosedError) Problem() string { return e.Error() }
 
-func (e *closedConfiguration) Problem() string { return e.Error() }
-func (e *closedConfiguration) Remedy() string  { return e.ClosedError.Remedy }
-func (e *closedConfiguration) Unwrap() error   { return e.ClosedError }
+// Remedy is the command; "" for none.
+func (e *ClosedError) Remedy() string { return e.remedy }
 
-// ClosedConfiguration is Closed for a configuration. The error has the methods Problem and
-// Remedy.
+// ClosedConfiguration is Closed for a configuration, which everybody may read: it holds no
+// secret.
 func (a Account) ClosedConfiguration(path string) error {
-	var closed *ClosedError
-	if errors.As(a.Closed(path), &closed) {
-		return &closedConfiguration{closed}
+	err := a.Closed(path)
+	if closed, is := errors.AsType[*ClosedError](err); is {
+		_ = a.do(func() error { closed.remedy = Opening(path); return nil })
 	}
-	return nil
+	return err
 }
 
 // Closed returns why the account cannot read a file that could be read just now, a
@@ -148,9 +133,7 @@ func (a Account) Closed(path string) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
-	remedy := ""
-	_ = a.do(func() error { remedy = Opening(path); return nil })
-	return &ClosedError{path, a.Name, cause(err), remedy}
+	return &ClosedError{Path: path, Account: a.Name, Err: cause(err)}
 }
 
 // Opening is the command that makes a file readable for every user: it names the file, or
@@ -160,7 +143,7 @@ func Opening(path string) string {
 	if err != nil {
 		return "chmod a+r " + path
 	}
-	for n, c := range absolute {
+	for n, c := range absolute + "/" {
 		if c != '/' || n == 0 {
 			continue
 		}
@@ -168,9 +151,6 @@ func Opening(path string) string {
 		if _, err := os.Lstat(absolute[:n]); errors.Is(err, fs.ErrPermission) {
 			return "chmod a+x " + filepath.Dir(absolute[:n])
 		}
-	}
-	if _, err := os.Lstat(absolute); errors.Is(err, fs.ErrPermission) {
-		return "chmod a+x " + filepath.Dir(absolute)
 	}
 	return "chmod a+r " + path
 }
@@ -214,22 +194,11 @@ func (i *inspection) provided(path string) bool {
 
 // cause drops what was done to which path: whoever reports it says so better.
 func cause(err error) error {
-	var at *fs.PathError
-	if errors.As(err, &at) {
+	if at, is := errors.AsType[*fs.PathError](err); is {
 		return at.Err
 	}
 	return err
 }
-
-// strangerError is a file that an ordinary user, who is not the service, may not read.
-type strangerError struct {
-	err error
-}
-
-func (e *strangerError) Error() string {
-	return fmt.Sprintf("%v; this is user %d, not the service", e.err, os.Getuid())
-}
-func (e *strangerError) Unwrap() error { return e.err }
 
 // stranger tells whether whoever checks can neither be nor look as the service.
 func (i *inspection) stranger() bool {
@@ -239,7 +208,7 @@ func (i *inspection) stranger() bool {
 // asSeen adds to a refusal of the file system who it was that was refused.
 func (i *inspection) asSeen(err error) error {
 	if errors.Is(err, fs.ErrPermission) && i.stranger() {
-		return &strangerError{err}
+		return fmt.Errorf("%w; this is user %d, not the service", err, os.Getuid())
 	}
 	return err
 }

@@ -11,8 +11,10 @@ package check
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
@@ -134,15 +136,34 @@ type inspection struct {
 	dialer         *transport.Dialer              // with the roots read; nil when they cannot be
 	unit           *unit                          // nil: no systemd, or no dpsd.service
 	unitError      error                          // why there is none
-	answer         func() (control.Status, error) // of the running dpsd; nil: not asked yet
+	answer         func() (control.Status, error) // of the running dpsd; control.ErrNotRunning where nobody is asked
 	misconfigured  error                          // why the service cannot use the configuration: Invalid, or a ClosedError
 	told           redact.Known                   // the secrets that peers are told
 }
 
+// withDefaults is a copy with what the zero value of a function stands for.
+func (g Gateway) withDefaults() *Gateway {
+	if g.Now == nil {
+		g.Now = time.Now
+	}
+	if g.Progress == nil {
+		g.Progress = func(string) {}
+	}
+	if g.Resolve == nil {
+		g.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	return &g
+}
+
+// askLimit is how long the running daemon may take to answer. It answers from memory.
+const askLimit = 5 * time.Second
+
 // Run goes through all steps and hands each result on as soon as it is certain. With
 // offline it stops before the network. When ctx ends, it returns early.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
-	i := &inspection{Gateway: g}
+	i := &inspection{Gateway: g.withDefaults()}
 	wanted := g.wanted(report)
 	i.report = func(r Result) {
 		// Whatever peers were told, they may repeat.
@@ -152,52 +173,60 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		wanted(r)
 	}
 	if g.Systemctl != nil {
-		i.unit = i.askSystemd(ctx)
+		i.unit, i.unitError = askUnit(ctx, i.Systemctl)
+	}
+	i.answer = sync.OnceValues(func() (control.Status, error) {
+		if g.Ask == nil || g.leavesOut(Service) {
+			return control.Status{}, control.ErrNotRunning
+		}
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		return g.Ask(ctx)
+	})
+	// needing leaves out what needs a configuration when there is none.
+	needing := func(look func(), names ...string) {
+		if g.Settings == nil {
+			i.skipAll("the configuration is invalid", names...)
+			return
+		}
+		look()
 	}
 	i.configuration()
-	i.identity()
-	i.credentials()
+	needing(i.identity, Identity)
+	needing(i.credentials, Credential)
 	i.clock()
-	i.roots()
-	i.state(ctx)
+	needing(i.roots, Roots)
+	needing(i.state, State, Record)
 	i.systemd()
-	i.service(ctx)
-	switch {
-	case offline, ctx.Err() != nil:
-	case g.Settings == nil:
-		i.skip(Result{Name: Connect}, "the configuration is invalid")
-	default:
-		i.network(ctx)
-		i.hub(ctx)
+	i.service()
+	if !offline && ctx.Err() == nil {
+		needing(func() { i.network(ctx); i.hub(ctx) }, Connect)
 	}
 }
 
-func (i *inspection) now() time.Time {
-	if i.Now != nil {
-		return i.Now()
-	}
-	return time.Now()
-}
-
-func (i *inspection) progress(what string) {
-	if i.Progress != nil {
-		i.Progress(what)
-	}
-}
-
-func (i *inspection) ok(r Result, detail string) {
+func (r Result) ok(detail string) Result {
 	r.Status, r.Detail = OK, detail
-	i.report(r)
+	return r
 }
 
-func (i *inspection) skip(r Result, because string) {
+func (r Result) skipped(because string) Result {
 	r.Status, r.Detail = Skipped, "not checked: "+because
-	i.report(r)
+	return r
 }
 
-func (i *inspection) warn(r Result, detail, advice string) {
+func (r Result) warning(detail, advice string) Result {
 	r.Status, r.Detail, r.Advice = Warning, detail, advice
-	i.report(r)
+	return r
+}
+
+func (i *inspection) ok(r Result, detail string)           { i.report(r.ok(detail)) }
+func (i *inspection) skip(r Result, because string)        { i.report(r.skipped(because)) }
+func (i *inspection) warn(r Result, detail, advice string) { i.report(r.warning(detail, advice)) }
+
+func (i *inspection) skipAll(because string, names ...string) {
+	for _, name := range names {
+		i.skip(Result{Name: name}, because)
+	}
 }
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, classify.Classify(err))) }
@@ -268,12 +297,7 @@ func (i *inspection) applying() string {
 
 // identity finds the registration ID and the payload, as an attempt does.
 func (i *inspection) identity() {
-	r := Result{Name: Identity}
-	if i.Settings == nil {
-		i.skip(r, "the configuration is invalid")
-		return
-	}
-	r.Subject = i.Settings.RegistrationID.String()
+	r := Result{Name: Identity, Subject: i.Settings.RegistrationID.String()}
 	id, err := i.Settings.RegistrationID.Resolve(i.Host, i.Secrets)
 	if err != nil {
 		i.fail(r, i.asSeen(err))

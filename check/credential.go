@@ -25,11 +25,7 @@ type usable struct {
 
 // credentials reads each, and the proxy's password, as an attempt does.
 func (i *inspection) credentials() {
-	if i.Settings == nil {
-		i.skip(Result{Name: Credential}, "the configuration is invalid")
-		return
-	}
-	var results []Result
+	results := make([]Result, 0, len(i.Settings.Credentials))
 	for _, c := range i.Settings.Credentials {
 		results = append(results, i.credential(c)...)
 	}
@@ -75,7 +71,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 			identity.RegistrationID = cn
 		}
 	}
-	proof, err := session.Prove(c, identity, i.Secrets, i.now())
+	proof, err := session.Prove(c, identity, i.Secrets, i.Now())
 	if err == nil {
 		err = i.withheld(c.References())
 	}
@@ -90,28 +86,24 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
-	results := i.judge(r, err, c.References(), secretsOf(c), detail)
-	// The length alone is no reason to warn.
-	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
-		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: doubt.Error(), Advice: doubt.Remedy()})
-	}
-	if proof.Certificate != nil && err == nil {
-		results = append(results, i.chain(r, proof.Proof)...)
-	}
-	if detail, advice := c.Type().Warning(i.registrationID); err == nil && detail != "" {
-		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
-	}
-	return results
-}
-
-// secretsOf are the references that lead to a secret: a certificate is none.
-func secretsOf(c attest.Credential) (secrets []attest.Reference) {
+	var secrets []attest.Reference // a certificate is none
 	for _, k := range c.Type().Keys(c) {
 		if k.Secret {
 			secrets = append(secrets, *k.Reference)
 		}
 	}
-	return secrets
+	results := i.judge(r, err, c.References(), secrets, detail)
+	// The length alone is no reason to warn.
+	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
+		results = append(results, r.warning(doubt.Error(), doubt.Remedy()))
+	}
+	if proof.Certificate != nil && err == nil {
+		results = append(results, i.chain(r, proof.Proof)...)
+	}
+	if detail, advice := c.Type().Warning(i.registrationID); err == nil && detail != "" {
+		results = append(results, r.warning(detail, advice))
+	}
+	return results
 }
 
 // judge says what reading came to, err, and who else can read.
@@ -119,17 +111,16 @@ func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference,
 	if err != nil {
 		return []Result{i.unusable(r, err, all)}
 	}
-	r.Status, r.Detail = OK, detail
-	results := []Result{r}
+	results := []Result{r.ok(detail)}
 	for _, reference := range secrets {
 		if detail, advice := i.exposed(reference); detail != "" {
-			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
+			results = append(results, r.warning(detail, advice))
 		}
 	}
 	for _, path := range i.paths(all) {
 		if where := i.hidden(path); where != "" {
-			results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning,
-				Detail: (&hiddenError{path, where}).Error(), Advice: (&hiddenError{path, where}).Remedy()})
+			hidden := &hiddenError{path, where}
+			results = append(results, r.warning(hidden.Error(), hidden.Remedy()))
 		}
 	}
 	return results
@@ -160,8 +151,7 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 	if errors.As(err, new(*ClosedError)) || errors.As(err, new(*hiddenError)) {
 		return failed(r, fault.New(fault.CredentialUnreadable, fault.StageCredential, err))
 	}
-	var invalid *attest.CertificateError
-	if errors.As(err, &invalid) {
+	if errors.As(err, new(*attest.CertificateError)) {
 		code := fault.CertificateExpired
 		if errors.Is(err, attest.ErrNotYetValid) {
 			code = fault.ClockImplausible
@@ -171,9 +161,7 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 	if errors.Is(err, attest.ErrEncrypted) {
 		for _, reference := range references {
 			if i.unit.decrypts(reference.Credential) && !i.unit.running() {
-				r.Status = Skipped
-				r.Detail = "not checked: it is encrypted, and only systemd opens it, when dpsd.service starts"
-				return r
+				return r.skipped("it is encrypted, and only systemd opens it, when dpsd.service starts")
 			}
 		}
 	}
@@ -239,7 +227,7 @@ func (i *inspection) hidden(path string) string {
 func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 	var results []Result
 	warn := func(detail, advice string) {
-		results = append(results, Result{Name: r.Name, Subject: r.Subject, Status: Warning, Detail: detail, Advice: advice})
+		results = append(results, r.warning(detail, advice))
 	}
 	previous := proof.Certificate.Leaf
 	for n, der := range proof.Certificate.Certificate[1:] {
@@ -275,7 +263,7 @@ func (i *inspection) expiresSoon(proof attest.Proof) (detail, advice string) {
 	if err != nil {
 		return "", "" // Prove has parsed them all
 	}
-	left := first.NotAfter.Sub(i.now())
+	left := first.NotAfter.Sub(i.Now())
 	if left >= min(30*24*time.Hour, first.NotAfter.Sub(first.NotBefore)/3) {
 		return "", ""
 	}

@@ -30,20 +30,12 @@ const dateLimit = 5 * time.Second
 // in to nothing: a hub allows a device one connection, and a second one would end that of
 // the running client.
 func (i *inspection) hub(ctx context.Context) {
-	if i.leavesOut(HubName, HubTCP, HubTLS) {
-		for _, name := range []string{HubName, HubTCP, HubTLS} {
-			i.skip(Result{Name: name}, "")
-		}
-		return
-	}
 	host, because := i.assignedHub()
 	if because == "" && i.dialer == nil {
 		because = "the roots cannot be read"
 	}
-	if because != "" {
-		for _, name := range []string{HubName, HubTCP, HubTLS} {
-			i.skip(Result{Name: name}, because)
-		}
+	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS) {
+		i.skipAll(because, HubName, HubTCP, HubTLS)
 		return
 	}
 	h := *i
@@ -63,7 +55,7 @@ func (i *inspection) hub(ctx context.Context) {
 		case w.route.Proxy == "":
 			direct = append(direct, w)
 		case len(results) == 0:
-			results = append(results, Result{Name: HubName, Subject: host, Status: Skipped, Detail: "not checked: the proxy " + w.route.Proxy + " resolves it"})
+			results = append(results, Result{Name: HubName, Subject: host}.skipped("the proxy "+w.route.Proxy+" resolves it"))
 		}
 	}
 	for _, r := range h.hops(ctx, direct, HubName, HubTCP) {
@@ -79,7 +71,7 @@ func (i *inspection) hub(ctx context.Context) {
 		}
 		h.dialer = dialers[n]
 		if date := h.greet(ctx, w); !date.IsZero() {
-			clocks = append(clocks, against("the hub", date, i.now()))
+			clocks = append(clocks, against("the hub", date, i.Now()))
 		}
 	}
 	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
@@ -96,25 +88,17 @@ func (i *inspection) hub(ctx context.Context) {
 
 // assignedHub returns the hub of the published record, or why none is tried.
 func (i *inspection) assignedHub() (host, because string) {
-	record, err := store.Read(i.StateDirectory)
-	if late, lateErr := store.Read(i.RuntimeDirectory); lateErr == nil && (err != nil || late.Generation > record.Generation) {
-		record, err = late, nil
-	}
+	record, err := store.Published(i.StateDirectory, i.RuntimeDirectory)
+	_, azure := classify.CloudOf(record.AssignedHub)
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
 		return "", "no hub is assigned yet"
 	case err != nil:
 		return "", "the record cannot be read"
-	case !classify.Azure(record.Endpoint) && azureHub(record.AssignedHub):
+	case !classify.Azure(record.Endpoint) && azure && !classify.Azure(record.AssignedHub):
 		return "", fmt.Sprintf("%s is not an Azure endpoint, and the hub of a simulator, such as %s, need not exist", record.Endpoint, record.AssignedHub)
 	}
 	return record.AssignedHub, ""
-}
-
-// azureHub knows the names of IoT Hub in Azure's clouds.
-func azureHub(host string) bool {
-	_, azure := classify.CloudOf(host)
-	return azure && !classify.Azure(host)
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {
@@ -131,19 +115,17 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	r := Result{Name: HubTLS, Subject: w.route.Address}
 	switch {
 	case w.blocked != "":
-		r.Status, r.Detail = Skipped, "not checked: "+w.blocked
-		w.results = append(w.results, r)
+		w.results = append(w.results, r.skipped(w.blocked))
 		return date
 	case i.leavesOut(HubTLS):
 		w.results, w.worked = append(w.results, r), true
 		return date
 	}
-	i.progress("TLS with " + w.route.Address)
+	i.Progress("TLS with " + w.route.Address)
 	conn, err := i.dialer.Dial(ctx, nil)
 	if err != nil {
 		f, name := classify.Classify(err), HubTLS
-		var where *transport.Error
-		if errors.As(err, &where) {
+		if where, is := errors.AsType[*transport.Error](err); is {
 			f.Err = where.Err
 			switch where.Stage {
 			case transport.StageName:
@@ -156,11 +138,10 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 		return date
 	}
 	defer func() { _ = conn.Close() }()
-	r.Status, r.Detail = OK, agreed(conn)
 	if conn.Proxy != "" {
-		w.results = append(w.results, Result{Name: HubTCP, Subject: conn.Address, Status: OK, Detail: "reached through the proxy " + conn.Proxy + i.proxyOrigin()})
+		w.results = append(w.results, Result{Name: HubTCP, Subject: conn.Address}.ok("reached through the proxy "+conn.Proxy+i.proxyOrigin()))
 	}
-	w.results, w.worked = append(w.results, r), true
+	w.results, w.worked = append(w.results, r.ok(agreed(conn))), true
 	if i.dialer.MQTTPort != transport.DefaultWebSocketPort || i.leavesOut(Clock) {
 		return date
 	}

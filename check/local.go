@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"crypto/x509"
 	"embed"
 	"encoding/pem"
@@ -25,7 +24,7 @@ import (
 // a failure and forbids nothing, so no other step depends on this one.
 func (i *inspection) clock() {
 	r := Result{Name: Clock, Subject: "this gateway"}
-	now := i.now().Round(0)
+	now := i.Now().Round(0)
 	past, what := i.BuiltAt, "when dpsd was built"
 	if i.Settings != nil {
 		if record, err := store.Read(i.StateDirectory); err == nil && record.ProvisionedAt.After(past) {
@@ -68,13 +67,8 @@ func authority(name string) *x509.Certificate {
 
 // roots looks for the authorities of the cloud among those that are trusted here.
 func (i *inspection) roots() {
-	r := Result{Name: Roots}
-	if i.Settings == nil {
-		i.skip(r, "the configuration is invalid")
-		return
-	}
+	r := Result{Name: Roots, Subject: "the system's"}
 	dialer := *i.Settings.Dialer
-	r.Subject = "the system's"
 	var paths []string
 	if dialer.CAFile != "" {
 		r.Subject += " and " + dialer.CAFile
@@ -134,7 +128,7 @@ func missingRoots(pool *x509.CertPool, cloud classify.Cloud) (missing []string) 
 }
 
 // record looks at what is published.
-func (i *inspection) record(ctx context.Context) {
+func (i *inspection) record() {
 	r := Result{Name: Record, Subject: store.Files(i.StateDirectory)[0]}
 	var found store.Record
 	err := i.Account.do(func() (err error) {
@@ -144,7 +138,7 @@ func (i *inspection) record(ctx context.Context) {
 	var damaged *store.DamagedError
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
-		i.noRecord(ctx, r)
+		i.noRecord(r)
 	case errors.As(err, &damaged):
 		advice := i.withoutRecord()
 		if i.Account.do(func() error { return obstacle(i.StateDirectory) }) != nil {
@@ -180,9 +174,9 @@ func (i *inspection) withoutRecord() string {
 
 // noRecord tells a record that was removed from one that was never written, as far as
 // anything shows it.
-func (i *inspection) noRecord(ctx context.Context, r Result) {
+func (i *inspection) noRecord(r Result) {
 	const atStart = ": " + restartCommand
-	running, err := i.ask(ctx)
+	running, err := i.answer()
 	switch identity := running.Identity; {
 	case err == nil && identity != nil && identity.Durable:
 		i.warn(r, fmt.Sprintf("there is none, but the running dpsd is assigned to %s as %s and has written it: it was removed", identity.AssignedHub, identity.DeviceID),

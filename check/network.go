@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -55,7 +56,7 @@ func (w *way) fail(r Result, f fault.Fault) {
 }
 
 func (w *way) skip(name, because string) {
-	w.add(Result{Name: name, Subject: w.route.Address, Status: Skipped, Detail: "not checked: " + because})
+	w.add(Result{Name: name, Subject: w.route.Address}.skipped(because))
 }
 
 // network goes the way of each protocol, one after the other: the service lets a
@@ -63,9 +64,7 @@ func (w *way) skip(name, because string) {
 // when dpsd can get along with another.
 func (i *inspection) network(ctx context.Context) {
 	if i.dialer == nil {
-		for _, name := range []string{Name, TCP, TLS, Connect} {
-			i.skip(Result{Name: name}, "the roots cannot be read")
-		}
+		i.skipAll("the roots cannot be read", Name, TCP, TLS, Connect)
 		return
 	}
 	protocols := i.dialer.Protocols
@@ -83,12 +82,19 @@ func (i *inspection) network(ctx context.Context) {
 		ways[n] = w
 	}
 	i.proxyPassword()
+	var with *usable // the first credential that can be used
+	if len(i.usable) > 0 {
+		with = &i.usable[0]
+	}
 	first := i.hops(ctx, ways, Name, TCP)
 	for _, w := range ways {
 		if ctx.Err() != nil {
 			return
 		}
-		i.walk(ctx, w)
+		if w.route.Proxy == "" && w.route.Address != "" {
+			w.add(Result{Name: Proxy, Subject: w.route.Address}.ok("none" + i.proxyOrigin()))
+		}
+		w.worked = i.open(ctx, w, with, true)
 	}
 	if i.others(ctx, ways); ctx.Err() != nil {
 		return
@@ -146,15 +152,17 @@ func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []
 			results = append(results, r)
 			addresses[host] = found
 		}
-		if len(found) == 0 {
+		switch {
+		case len(found) == 0:
 			w.blocked = "the name " + host + " is not known"
-		} else if i.leavesOut(tcp) {
+		case i.leavesOut(tcp):
 			results = append(results, Result{Name: tcp, Status: Skipped})
-		} else if probes, reached := i.probe(ctx, tcp, found, port, w.route.Proxy != ""); reached {
+		default:
+			probes, reached := i.probe(ctx, tcp, found, port, w.route.Proxy != "")
 			results = append(results, probes...)
-		} else {
-			results = append(results, probes...)
-			w.blocked = "there is no TCP connection to " + hop
+			if !reached {
+				w.blocked = "there is no TCP connection to " + hop
+			}
 		}
 		tried[hop] = w.blocked
 	}
@@ -172,31 +180,23 @@ func onTheWay(stage transport.Stage, address string, proxy bool, err error) erro
 
 func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result, []netip.Addr) {
 	host := r.Subject
-	i.progress("resolving " + host)
+	i.Progress("resolving " + host)
 	ctx, cancel := context.WithTimeout(ctx, i.patience())
 	defer cancel()
-	resolve := i.Resolve
-	if resolve == nil {
-		resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
-	}
-	found, err := resolve(ctx, host)
+	found, err := i.Resolve(ctx, host)
 	if err != nil {
 		err = transport.Unresolved(err, transport.ResolverFile)
 		f := classify.Classify(onTheWay(transport.StageName, host, proxy, &net.OpError{Op: "dial", Net: "tcp", Err: err}))
 		f.Err = err
 		return failed(r, f), nil
 	}
-	var addresses []netip.Addr
 	var text []string
-	for _, a := range found {
-		if len(addresses) < maxAddresses {
-			addresses, text = append(addresses, a.Unmap()), append(text, a.Unmap().String())
-		}
+	found = found[:min(len(found), maxAddresses)]
+	for n, a := range found {
+		found[n] = a.Unmap()
+		text = append(text, found[n].String())
 	}
-	r.Status, r.Detail = OK, strings.Join(text, ", ")
-	return r, addresses
+	return r.ok(strings.Join(text, ", ")), found
 }
 
 // probe connects to each address. One that does not answer is a warning while another
@@ -206,32 +206,30 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 	errs := make([]error, len(addresses))
 	_, azure := classify.CloudOf(i.dialer.Host)
 	var all sync.WaitGroup
-	i.progress("connecting to port " + port)
+	i.Progress("connecting to port " + port)
 	for n, address := range addresses {
 		target := net.JoinHostPort(address.String(), port)
 		results[n] = Result{Name: name, Subject: target}
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, i.patience())
 			defer cancel()
-			start := i.now()
+			start := i.Now()
 			c, err := i.dial(ctx, target)
 			if err != nil {
 				errs[n] = err
 				return
 			}
 			_ = c.Close()
-			results[n].Status, results[n].Detail = OK, "connected in "+i.now().Sub(start).Round(10*time.Microsecond).String()
+			results[n] = results[n].ok("connected in " + i.Now().Sub(start).Round(10*time.Microsecond).String())
 		})
 	}
 	all.Wait()
-	for _, err := range errs {
-		reached = reached || err == nil
-	}
+	reached = slices.Contains(errs, nil)
 	for n, err := range errs {
 		switch {
 		case err == nil:
 		case reached && addresses[n].Is6() && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EADDRNOTAVAIL)):
-			results[n].Status, results[n].Detail = Skipped, "not checked: there is no IPv6 on this network"
+			results[n] = results[n].skipped("there is no IPv6 on this network")
 		default:
 			f := classify.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
 			if azure && !proxy && classify.Blocked(addresses[n]) {
@@ -268,22 +266,7 @@ func (i *inspection) dial(ctx context.Context, address string) (net.Conn, error)
 }
 
 func (i *inspection) patience() time.Duration {
-	if i.dialer.Timeout > 0 {
-		return i.dialer.Timeout
-	}
-	return transport.DefaultTimeout
-}
-
-// walk goes from the proxy to the CONNACK, with the first credential that can be used.
-func (i *inspection) walk(ctx context.Context, w *way) {
-	if w.route.Proxy == "" && w.route.Address != "" {
-		w.add(Result{Name: Proxy, Subject: w.route.Address, Status: OK, Detail: "none" + i.proxyOrigin()})
-	}
-	var first *usable
-	if len(i.usable) > 0 {
-		first = &i.usable[0]
-	}
-	w.worked = i.open(ctx, w, first, true)
+	return cmp.Or(i.dialer.Timeout, transport.DefaultTimeout)
 }
 
 // notConnecting is why a stream is opened, but no session.
@@ -302,15 +285,9 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 	if w.protocol == transport.WebSocket {
 		steps = append(steps[:len(steps)-1], WebSocket, Connect)
 	}
-	if w.blocked != "" {
+	if w.blocked != "" || i.leavesOut(steps...) {
 		for _, step := range steps {
 			w.skip(step, w.blocked)
-		}
-		return false
-	}
-	if i.leavesOut(steps...) {
-		for _, step := range steps {
-			w.skip(step, "")
 		}
 		return false
 	}
@@ -330,17 +307,16 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		if err := i.mayConnect(with); err != nil {
 			return err
 		}
-		i.progress("signing in at " + w.route.Address)
+		i.Progress("signing in at " + w.route.Address)
 		return nil
 	}
-	i.progress("TLS with " + w.route.Address)
+	i.Progress("TLS with " + w.route.Address)
 	s, err := request.Open(ctx)
 	var not notConnecting
 	switch {
 	case err == nil:
 		s.Close(ctx)
-		r.Status, r.Detail = OK, "accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"
-		w.add(r)
+		w.add(r.ok("accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"))
 		return true
 	case errors.As(err, &not):
 		w.skip(Connect, not.because)
@@ -397,8 +373,7 @@ func (i *inspection) notConnected(w *way, steps []string, where *transport.Error
 		case reached:
 			w.skip(step, w.blocked)
 		case tell:
-			r.Status, r.Detail = OK, "passed"
-			w.add(r)
+			w.add(r.ok("passed"))
 		}
 	}
 	if !reached { // name, TCP or the roots: what worked a moment ago
@@ -427,31 +402,29 @@ func (i *inspection) proxyOrigin() string {
 // tell says what a stream has met on its way.
 func (i *inspection) tell(w *way, conn *transport.Conn) {
 	if conn.Proxy != "" {
-		w.add(Result{Name: Proxy, Subject: conn.Proxy, Status: OK, Detail: "leads to " + conn.Address + i.proxyOrigin()})
+		w.add(Result{Name: Proxy, Subject: conn.Proxy}.ok("leads to " + conn.Address + i.proxyOrigin()))
 	}
 	leaf := conn.TLS.PeerCertificates[0]
-	r := Result{Name: TLS, Subject: conn.Address, Status: OK, Detail: agreed(conn)}
+	r := Result{Name: TLS, Subject: conn.Address}.ok(agreed(conn))
 	if inspector := classify.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
-		r.Status, r.Code = Warning, fault.TLSIntercepted
-		r.Detail = fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail)
-		r.Advice = fault.Describe(r.Code).Advice
+		r = r.warning(fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail), fault.Describe(fault.TLSIntercepted).Advice)
+		r.Code = fault.TLSIntercepted
 	}
 	w.add(r)
 	if w.protocol == transport.WebSocket {
-		w.add(Result{Name: WebSocket, Subject: conn.Address, Status: OK, Detail: "MQTT over WebSocket was agreed on"})
+		w.add(Result{Name: WebSocket, Subject: conn.Address}.ok("MQTT over WebSocket was agreed on"))
 	}
 	switch {
 	case !conn.Date.IsZero():
-		w.add(against("the server", conn.Date, i.now()))
+		w.add(against("the server", conn.Date, i.Now()))
 	case !conn.ProxyDate.IsZero():
-		r := []Result{against("the proxy", conn.ProxyDate, i.now())}
+		r := []Result{against("the proxy", conn.ProxyDate, i.Now())}
 		soften(r, "if the proxy's own clock is right")
 		w.add(r[0])
 	case !i.clockHeld:
 		// The handshake has held the clock against the certificate.
 		i.clockHeld = true
-		w.add(Result{Name: Clock, Subject: "the server", Status: OK,
-			Detail: "the server does not send the time; by this clock, its certificate is valid from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)})
+		w.add(Result{Name: Clock, Subject: "the server"}.ok("the server does not send the time; by this clock, its certificate is valid from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)))
 	}
 }
 
@@ -460,11 +433,7 @@ func agreed(conn *transport.Conn) string {
 	names := make([]string, 0, 3)
 	if len(conn.TLS.VerifiedChains) > 0 {
 		for _, c := range conn.TLS.VerifiedChains[0] {
-			name := c.Subject.CommonName
-			if name == "" {
-				name = c.Subject.String()
-			}
-			names = append(names, name)
+			names = append(names, cmp.Or(c.Subject.CommonName, c.Subject.String()))
 		}
 	}
 	return fmt.Sprintf("%s, valid until %s, %s", strings.Join(names, " ← "), day(conn.TLS.PeerCertificates[0].NotAfter), tls.VersionName(conn.TLS.Version))
@@ -472,22 +441,20 @@ func agreed(conn *transport.Conn) string {
 
 // against holds this gateway's clock against that of somebody else.
 func against(who string, theirs, now time.Time) Result {
-	r := Result{Name: Clock, Subject: who}
 	off := now.Round(0).Sub(theirs)
 	direction := "ahead of"
 	if off < 0 {
 		direction = "behind"
 	}
-	r.Status, r.Detail = OK, fmt.Sprintf("this gateway's clock is %s %s that of %s", rough(off), direction, who)
+	r := Result{Name: Clock, Subject: who}.ok(fmt.Sprintf("this gateway's clock is %s %s that of %s", rough(off), direction, who))
 	switch {
 	case off.Abs() < clock.Significant:
+		return r
 	case off <= -attest.TokenLifetime:
 		// A token made now has ended by the server's clock.
 		return failed(r, fault.New(fault.ClockImplausible, fault.StageTLS, errors.New(r.Detail)))
-	default:
-		r.Status, r.Advice = Warning, fault.Describe(fault.ClockImplausible).Advice
 	}
-	return r
+	return r.warning(r.Detail, fault.Describe(fault.ClockImplausible).Advice)
 }
 
 // others tries the other credentials on the first way that is open.

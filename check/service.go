@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -16,7 +15,7 @@ import (
 
 // service reports what the running dpsd says of itself: the steps of a check try the way
 // now, and do not see what a registration meets.
-func (i *inspection) service(ctx context.Context) {
+func (i *inspection) service() {
 	r := Result{Name: Service}
 	if i.Ask == nil {
 		i.skip(r, "the running dpsd is not asked")
@@ -26,8 +25,8 @@ func (i *inspection) service(ctx context.Context) {
 		i.skip(r, "")
 		return
 	}
-	i.progress("asking the running dpsd")
-	s, err := i.ask(ctx)
+	i.Progress("asking the running dpsd")
+	s, err := i.answer()
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && i.SocketUnknown && (i.unit == nil || i.unit.running()):
 		i.skip(r, "dpsd cannot be asked: the path of its control socket is in "+i.File+", which cannot be used")
@@ -54,18 +53,6 @@ func (i *inspection) service(ctx context.Context) {
 	if doubt != nil {
 		i.report(*doubt)
 	}
-}
-
-// ask asks the running dpsd, once. The error is control.ErrNotRunning where nobody is asked.
-func (i *inspection) ask(ctx context.Context) (control.Status, error) {
-	if i.Ask == nil || i.leavesOut(Service) {
-		return control.Status{}, control.ErrNotRunning
-	}
-	if i.answer == nil {
-		s, err := i.Ask(ctx)
-		i.answer = func() (control.Status, error) { return s, err }
-	}
-	return i.answer()
 }
 
 // unresolved is a fault that stands, for how long, and what comes next.

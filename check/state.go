@@ -1,14 +1,12 @@
 package check
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/user"
 	"slices"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -24,12 +22,7 @@ const (
 )
 
 // state looks at the state directory, and changes nothing there.
-func (i *inspection) state(ctx context.Context) {
-	if i.Settings == nil {
-		i.skip(Result{Name: State}, "the configuration is invalid")
-		i.skip(Result{Name: Record}, "the configuration is invalid")
-		return
-	}
+func (i *inspection) state() {
 	r := Result{Name: State, Subject: i.StateDirectory}
 	useless := i.useless(i.StateDirectory)
 	if useless != nil {
@@ -43,7 +36,7 @@ func (i *inspection) state(ctx context.Context) {
 		i.skip(Result{Name: Record}, "the state directory cannot be used")
 		return
 	}
-	i.record(ctx)
+	i.record()
 }
 
 // useless is why the service can find nothing in a directory, see store.CheckDirectory. That
@@ -119,7 +112,7 @@ func space(directory string) (free uint64, words string, err error) {
 		return 0, "free space unknown", err
 	}
 	free = disk.Bavail * uint64(max(disk.Bsize, 1))
-	words = megabytes(free) + " free"
+	words = fmt.Sprintf("%d MB free", free/1e6)
 	if free < tooLittle {
 		err = syscall.ENOSPC
 	}
@@ -163,15 +156,9 @@ func (i *inspection) mayWriteByMode(directory string) error {
 }
 
 func ownerName(info fs.FileInfo) string {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return "unknown"
-	}
-	id := strconv.FormatUint(uint64(stat.Uid), 10)
+	id := fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid)
 	if u, err := user.LookupId(id); err == nil {
 		return u.Username
 	}
 	return id
 }
-
-func megabytes(n uint64) string { return strconv.FormatUint(n/1e6, 10) + " MB" }

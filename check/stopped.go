@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -33,12 +34,6 @@ const (
 	Unknown              Reason = "unknown"        // systemd does not run here, or was not asked
 )
 
-// Reasons are all of them.
-func Reasons() []Reason {
-	return []Reason{NoConfiguration, ConfigurationInvalid, NoCredential, NotInstalled, Masked, Disabled, NeverStarted,
-		ConditionUnmet, Stopped, Restarting, Failing, NoAnswer, SocketUnknown, Unknown}
-}
-
 // Stop is why dpsd does not run, and the command that changes it.
 type Stop struct {
 	Reason Reason `json:"reason"`
@@ -60,8 +55,8 @@ const (
 	enableCommand  = "systemctl enable --now --no-block dpsd"
 )
 
-// installedFile is the configuration of dpsd.service.
-const installedFile = "/etc/dpsd/dpsd.toml"
+// InstalledFile is the configuration of dpsd.service.
+const InstalledFile = "/etc/dpsd/dpsd.toml"
 
 // Question is what somebody knows who got no answer from dpsd.
 type Question struct {
@@ -86,7 +81,7 @@ func WhyStopped(ctx context.Context, q Question) Stop {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return q.unasked("systemd did not answer within "+systemctlLimit.String(), orStart)
-	case errors.As(err, new(*notInstalledError)):
+	case errors.Is(err, errNotInstalled):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
 		return q.unasked("cannot ask systemd: "+err.Error(), orStart)
@@ -113,7 +108,7 @@ func (q Question) unusable(apply string) (Stop, bool) {
 		return Stop{}, false
 	}
 	s := Stop{Reason: ConfigurationInvalid, Detail: "the configuration is invalid: " + oneLine(q.Invalid)}
-	s.Advice = corrected("Correct it until "+q.with("dpsd check --offline")+" finds no error", apply)
+	s.Advice = corrected("Correct it until "+With(q.File, "dpsd check --offline")+" finds no error", apply)
 	if errors.Is(q.Invalid, fs.ErrNotExist) {
 		s.Reason, s.Detail = NoConfiguration, "there is no configuration: "+oneLine(q.Invalid)
 		s.Advice = corrected("Create "+q.File, apply)
@@ -131,7 +126,7 @@ func (q Question) unusable(apply string) (Stop, bool) {
 // socketUnknown is a dpsd that cannot be asked. state is what is known of it, in words that
 // the reason follows.
 func (q Question) socketUnknown(state, apply string) Stop {
-	s := Stop{Reason: SocketUnknown, Advice: "sudo " + q.with("dpsd status")}
+	s := Stop{Reason: SocketUnknown, Advice: "sudo " + With(q.File, "dpsd status")}
 	why := "this user cannot read it"
 	if unusable, found := q.unusable(apply); found {
 		why, s.Advice = unusable.Detail, unusable.Advice
@@ -140,12 +135,12 @@ func (q Question) socketUnknown(state, apply string) Stop {
 	return s
 }
 
-// with adds to a command the configuration, when it is not the service's.
-func (q Question) with(command string) string {
-	if q.File == installedFile {
+// With adds to a command the configuration, when it is not the service's.
+func With(file, command string) string {
+	if file == InstalledFile {
 		return command
 	}
-	return command + " --config " + q.File
+	return command + " --config " + file
 }
 
 // corrected adds to the correction of a configuration the command that has to follow; ""
@@ -190,6 +185,7 @@ func (u *unit) stopped(q Question) Stop {
 	p := u.properties
 	again := u.restarting()
 	exited := p["ExecMainCode"] == "1" // CLD_EXITED
+	const invalidThen = "it exited with 78 because its configuration was invalid"
 	invalidFile, isInvalid := q.unusable(u.applying())
 	switch {
 	case p["LoadState"] == "masked":
@@ -202,7 +198,11 @@ func (u *unit) stopped(q Question) Stop {
 	case isInvalid:
 		return invalidFile
 	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
-		return invalidThen(q.Invalid)
+		// The configuration may have been corrected since.
+		if errors.Is(q.Invalid, fs.ErrPermission) {
+			return Stop{ConfigurationInvalid, invalidThen, "sudo dpsd check --offline; after the correction: " + startCommand}
+		}
+		return Stop{ConfigurationInvalid, invalidThen + "; the configuration is valid now", startCommand}
 	case exited && p["ExecMainStatus"] == exitCredentials && (again || p["ActiveState"] == "failed"):
 		return u.noCredential()
 	case again:
@@ -211,10 +211,15 @@ func (u *unit) stopped(q Question) Stop {
 		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e; after the correction: " + restartCommand}
 	case p["ConditionResult"] == "no" && happened(p["ConditionTimestampMonotonic"]):
 		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met; usually " + q.File + " was missing", startCommand}
-	case happened(p["InactiveExitTimestampMonotonic"]) && p["UnitFileState"] == "disabled":
-		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]) + " and does not start at boot", enableCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]):
-		return Stop{Stopped, "it was stopped" + since(p["InactiveEnterTimestamp"]), startCommand}
+		stopped := Stop{Stopped, "it was stopped", startCommand}
+		if at := p["InactiveEnterTimestamp"]; at != "" {
+			stopped.Detail += " at " + at
+		}
+		if p["UnitFileState"] == "disabled" {
+			stopped.Detail, stopped.Advice = stopped.Detail+" and does not start at boot", enableCommand
+		}
+		return stopped
 	case p["UnitFileState"] == "disabled":
 		return Stop{Disabled, "it is disabled, so systemd does not start it at boot, and it was not started or was stopped", enableCommand}
 	}
@@ -223,21 +228,6 @@ func (u *unit) stopped(q Question) Stop {
 
 // happened tells whether a time stamp of systemd is one.
 func happened(monotonic string) bool { return monotonic != "" && monotonic != "0" }
-
-func since(timestamp string) string {
-	if timestamp == "" {
-		return ""
-	}
-	return " at " + timestamp
-}
-
-// invalidThen is an exit with 78. The configuration may have been corrected since.
-func invalidThen(invalid error) Stop {
-	if errors.Is(invalid, fs.ErrPermission) {
-		return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid", "sudo dpsd check --offline; after the correction: " + startCommand}
-	}
-	return Stop{ConfigurationInvalid, "it exited with 78 because its configuration was invalid; the configuration is valid now", startCommand}
-}
 
 // noCredential is an exit with 243: systemd refuses to start a service whose credential
 // it cannot get at the path, or cannot decrypt.
@@ -296,9 +286,8 @@ func (u *unit) ending() string {
 
 // signalName gives the number of a signal its name, where it has one.
 func signalName(number string) string {
-	n := 0
-	if _, err := fmt.Sscanf(number, "%d", &n); err != nil || n == 0 {
-		return number
+	if n, err := strconv.Atoi(number); err == nil && n != 0 {
+		return fmt.Sprintf("%d (%s)", n, syscall.Signal(n))
 	}
-	return fmt.Sprintf("%d (%s)", n, syscall.Signal(n))
+	return number
 }

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/unitfile"
 )
 
 // unitName is the service of the package.
@@ -39,39 +39,22 @@ func (c credential) seal() string {
 	return "systemd-creds encrypt --name=" + c.name + " KEY-FILE " + c.path
 }
 
-// notInstalledError is a unit that systemd cannot load.
-type notInstalledError struct{ state string }
+// errNotInstalled is a unit that systemd cannot load.
+var errNotInstalled = errors.New("is not installed")
 
-func (e *notInstalledError) Error() string {
-	return fmt.Sprintf("%s is not installed (%s)", unitName, e.state)
-}
-
-// askSystemd returns nil when there is no such unit, and keeps why.
-func (i *inspection) askSystemd(ctx context.Context) *unit {
-	u, err := askUnit(ctx, i.Systemctl)
-	i.unitError = err
-	return u
-}
-
-// askUnit asks systemd about the unit, and reads its files. Errors: notInstalledError,
+// askUnit asks systemd about the unit, and reads its files. Errors: errNotInstalled,
 // context.DeadlineExceeded, or that of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
-	defer cancel()
-	out, err := systemctl(ctx, "show", unitName,
+	properties, err := show(ctx, systemctl,
 		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp",
 		"--property=ExecMainCode,ExecMainStatus,RestartUSec,ConditionResult,ConditionTimestampMonotonic",
 		"--property=InactiveEnterTimestamp,InactiveExitTimestampMonotonic")
 	if err != nil {
 		return nil, err
 	}
-	u := &unit{properties: map[string]string{}}
-	for line := range bytes.Lines(out) {
-		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		u.properties[name] = value
-	}
+	u := &unit{properties: properties}
 	if state := u.properties["LoadState"]; state != "loaded" && state != "masked" {
-		return nil, &notInstalledError{state}
+		return nil, fmt.Errorf("%s %w (%s)", unitName, errNotInstalled, state)
 	}
 	for _, file := range append(strings.Fields(u.properties["DropInPaths"]), u.properties["FragmentPath"]) {
 		if text, err := input.Read(file, maxUnitFile); err == nil {
@@ -81,16 +64,28 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 	return u, nil
 }
 
+// show returns properties of the unit; those that are on several lines, with a line feed
+// between them.
+func show(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), properties ...string) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
+	defer cancel()
+	out, err := systemctl(ctx, append([]string{"show", unitName}, properties...)...)
+	values := map[string]string{}
+	for _, property := range unitfile.Settings(out) {
+		values[property.Key] = strings.TrimPrefix(values[property.Key]+"\n"+property.Value, "\n")
+	}
+	return values, err
+}
+
 // maxUnitFile bounds what is read of a file of systemd, in bytes.
 const maxUnitFile = 1 << 20
 
 // read collects which credentials a unit file hands over, systemd.exec(5).
 func (u *unit) read(text []byte) {
-	for line := range bytes.Lines(text) {
-		key, value, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		name, path, _ := strings.Cut(value, ":")
+	for _, s := range unitfile.Settings(text) {
+		name, path, _ := strings.Cut(s.Value, ":")
 		c := credential{name: strings.TrimSpace(name)}
-		switch strings.TrimSpace(key) {
+		switch s.Key {
 		case "LoadCredentialEncrypted":
 			c.path, c.encrypted = strings.TrimSpace(path), true
 		case "SetCredentialEncrypted":
@@ -135,19 +130,18 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 // systemd reports how the unit stands.
 func (i *inspection) systemd() {
 	r := Result{Name: Unit, Subject: unitName}
-	switch u := i.unit; {
+	u := i.unit
+	switch {
 	case i.Systemctl == nil:
 		i.skip(r, "systemd does not run here")
 	case u == nil && errors.Is(i.unitError, context.DeadlineExceeded):
 		i.warn(r, "systemd did not answer within "+systemctlLimit.String(), "systemctl status")
 	case u == nil:
 		i.warn(r, i.unitError.Error(), "Install the package dpsd, or copy the unit to /etc/systemd/system.")
-	default:
-		i.standing(r, u)
 	}
-}
-
-func (i *inspection) standing(r Result, u *unit) {
+	if u == nil {
+		return
+	}
 	enabled, active := u.properties["UnitFileState"], u.properties["ActiveState"]
 	detail := strings.Join([]string{u.properties["LoadState"], enabled, active + " (" + u.properties["SubState"] + ")"}, ", ")
 	advice := ""

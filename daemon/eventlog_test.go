@@ -221,9 +221,9 @@ func TestTheJournalOfADayIsBounded(t *testing.T) {
 	}
 	text := strings.Join(strings.Fields(string(page)), " ")
 	for _, want := range []string{
-		fmt.Sprintf("at most %d entries on the first day and %d on each further one", most[0], most[1]),
-		fmt.Sprintf("at most %d and %d", mostVaried[0], mostVaried[1]),
-		fmt.Sprintf("no event more than %d times in a row, and then once in %.0f minutes", burst, refill.Minutes()),
+		fmt.Sprintf("limits the log to %d entries on the first day and %d on each further day", most[0], most[1]),
+		fmt.Sprintf("or to %d and %d", mostVaried[0], mostVaried[1]),
+		fmt.Sprintf("logs it at most %d times in a row, and then once in %.0f minutes", burst, refill.Minutes()),
 		fmt.Sprintf("doubles from %.0f second to %.0f hours", firstPause.Seconds(), longestPause.Hours()),
 	} {
 		if !strings.Contains(text, want) {

@@ -341,7 +341,7 @@ func TestAMissingOrUninitializedMachineIDIsAnsweredWithTheCommandThatMakesOne(t 
 		}
 	}
 	closed := &attest.IdentityError{Source: "%m", Path: "/etc/machine-id", Err: fmt.Errorf("%w: %w", attest.ErrNoMachineID, &os.PathError{Op: "open", Path: "/etc/machine-id", Err: os.ErrPermission})}
-	if advice := classify.Classify(classify.At(fault.StageIdentity, closed)).Advice(); !strings.Contains(advice, "make it readable for the user dpsd") {
+	if advice := classify.Classify(classify.At(fault.StageIdentity, closed)).Advice(); !strings.Contains(advice, "make it readable by the user dpsd") {
 		t.Errorf("a file that may not be read: %s", advice)
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
-	"github.com/dpsd-project/dpsd/redact"
 	"github.com/dpsd-project/dpsd/session"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -108,7 +107,8 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 		return err
 	}
 	a.registration = nil
-	if repeats(assignment, r.request.Secrets()) {
+	known := r.request.Secrets()
+	if state := string(assignment.State); known.Mask(state) != state {
 		// DPS has no reason to do so, and the record must not contain a secret.
 		return classify.At(fault.StageRegister, &dps.MalformedError{Reason: "it repeats a secret of this gateway"})
 	}
@@ -130,16 +130,6 @@ func (a *registration) dialer() (transport.Dialer, error) {
 	d.DialContext = a.recording.counting(d.DialContext)
 	d.Protocols = preferred(d.Protocols, transport.Protocol(a.store.Transport()))
 	return d, nil
-}
-
-// repeats reports whether an assignment contains a secret that the peer was sent.
-func repeats(as *dps.Assignment, known redact.Known) bool {
-	for _, text := range []string{string(as.State), as.AssignedHub, as.DeviceID, as.Substatus, as.ETag, as.ConnectionProfile, string(as.Payload)} {
-		if known.Mask(text) != text {
-			return true
-		}
-	}
-	return false
 }
 
 // raiseFloor notes that DPS has asked to wait.

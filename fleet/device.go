@@ -36,7 +36,7 @@ func (r *run) connect(i int32, d *device, now time.Duration) (time.Duration, dps
 	now += handshakes * d.roundTrip
 	if d.registration == nil {
 		d.registration = &dps.Registration{
-			Identity:   dps.Identity{IDScope: idScope, RegistrationID: registrationID(i), ClientVersion: "dpsd/fleet"},
+			Identity:   dps.Identity{IDScope: "0ne00000000", RegistrationID: registrationID(i), ClientVersion: "dpsd/fleet"},
 			RequestIDs: 1000,
 		}
 	}
@@ -67,7 +67,7 @@ func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err err
 			return
 		case step.Send != nil:
 			d.requestID = requestID(step.Send.Topic)
-			r.request(i, d, now, isPoll(step.Send.Topic))
+			r.request(i, d, now, strings.HasPrefix(step.Send.Topic, "$dps/registrations/GET/"))
 			return
 		default:
 			now = d.registration.Deadline().Sub(epoch)
@@ -86,7 +86,7 @@ func (r *run) unheard(i int32, d *device) {
 
 // heard hands a gateway what the service answered.
 func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
-	m := r.text.reply(a, d.requestID, i)
+	m := a.reply(d.requestID, i)
 	reply, err := dps.ParseReply(m)
 	step, err := d.registration.Take(epoch.Add(now), m.Topic, reply, err)
 	r.dpsd(i, d, now, step, err)
@@ -117,14 +117,7 @@ func (r *run) sdk(i int32, d *device, now time.Duration, a answer) {
 	r.request(i, d, now+wait, d.poll)
 }
 
-const (
-	idScope    = "0ne00000000"
-	pollPrefix = "$dps/registrations/GET/"
-)
-
 func registrationID(i int32) string { return "gw-" + strconv.Itoa(int(i)) }
-
-func isPoll(topic string) bool { return strings.HasPrefix(topic, pollPrefix) }
 
 // requestID is the $rid of a request.
 func requestID(topic string) string {

@@ -95,18 +95,14 @@ func New(s Scenario, devices int) Fleet {
 	case Power:
 	case Outage:
 		f.Service.DownUntil = time.Hour
-		f.Since = f.Service.DownUntil
 	case Brief:
 		f.Service.DownUntil = f.Boot + time.Minute
-		f.Since = f.Service.DownUntil
 	case WrongKey:
 		f.Service.KeyRightAt = 2 * time.Hour
-		f.Since = f.Service.KeyRightAt
 	case Moved:
-		f.Interval = 24 * time.Hour
-		f.Service.MovedAt = 36 * time.Hour
-		f.Since = f.Service.MovedAt
+		f.Interval, f.Service.MovedAt = 24*time.Hour, 36*time.Hour
 	}
+	f.Since = max(f.Service.DownUntil, f.Service.KeyRightAt, f.Service.MovedAt)
 	return f
 }
 
@@ -160,14 +156,8 @@ type run struct {
 	last    event // the provisioning that is the last, as far as is known
 	result  Result
 
-	// One random source for all, which is lent the state of the device whose turn it is.
-	random *rand.Rand
-	source *lent
-	text   writer
+	random *rand.Rand // of the device whose turn it is
 }
-
-// lent is a source whose state is somebody else's.
-type lent struct{ *rand.PCG }
 
 // epoch is the start in the terms of dps.Registration.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -177,16 +167,26 @@ func (f *Fleet) Run() (*Result, error) {
 	if err := f.Check(); err != nil {
 		return nil, err
 	}
-	r := f.ready()
+	r := &run{
+		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
+		result: Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
+	}
+	r.service = newService(&f.Service, f.Devices, &r.result)
 	for i := range r.devices {
 		r.start(int32(i))
 	}
 	for {
 		e, ok := r.events.pop()
-		if !ok || r.left == 0 && !e.before(r.last) {
+		if !ok || r.left == 0 && e.compare(r.last) >= 0 {
 			break
 		}
-		r.turn(e)
+		d := &r.devices[e.device]
+		r.random = rand.New(&d.random) //nolint:gosec // a rehearsal is repeatable
+		if e.kind == begins {
+			r.begin(e.device, d, e.at)
+		} else {
+			r.receive(e.device, d, e.at)
+		}
 	}
 	for i := range r.devices {
 		r.result.MostRegisters = max(r.result.MostRegisters, int(r.devices[i].registers))
@@ -195,23 +195,11 @@ func (f *Fleet) Run() (*Result, error) {
 	return &r.result, nil
 }
 
-// ready is a rehearsal in which nothing has happened.
-func (f *Fleet) ready() *run {
-	source := &lent{}
-	r := &run{
-		Fleet: f, devices: make([]device, f.Devices), left: f.Devices,
-		random: rand.New(source), source: source, //nolint:gosec // a rehearsal is repeatable
-		result: Result{Fleet: *f, At: make([]time.Duration, 0, f.Devices)},
-	}
-	r.service = newService(&f.Service, f.Devices, &r.result)
-	return r
-}
-
 // start boots a device: the policies of [provisioning].
 func (r *run) start(i int32) {
 	d := &r.devices[i]
 	d.random = *rand.NewPCG(r.Seed, uint64(i)+1)
-	r.source.PCG = &d.random
+	r.random = rand.New(&d.random) //nolint:gosec // a rehearsal is repeatable
 	d.roundTrip = r.Service.RoundTripMin + upTo(r.Service.RoundTripMax-r.Service.RoundTripMin, r.random)
 	up := upTo(r.Boot, r.random)
 	if r.Starts != nil {
@@ -232,17 +220,6 @@ func (r *run) start(i int32) {
 func (r *run) at(at time.Duration, i int32, k kind) {
 	if at <= r.Limit {
 		r.events.push(event{at, i, k})
-	}
-}
-
-func (r *run) turn(e event) {
-	d := &r.devices[e.device]
-	r.source.PCG = &d.random
-	switch e.kind {
-	case begins:
-		r.begin(e.device, d, e.at)
-	case arrives:
-		r.receive(e.device, d, e.at)
 	}
 }
 
@@ -279,7 +256,7 @@ func (r *run) assigned(i int32, d *device, now time.Duration, hub string) {
 	}
 	d.provisioned = true
 	r.left--
-	if e := (event{at: now, device: i}); r.last.before(e) {
+	if e := (event{at: now, device: i}); r.last.compare(e) < 0 {
 		r.last = e
 	}
 	r.result.At = append(r.result.At, now)

@@ -311,7 +311,7 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 			q.push(e)
 			if random.IntN(3) == 0 {
 				got, _ := q.pop()
-				least := slices.MinFunc(all, compare)
+				least := slices.MinFunc(all, event.compare)
 				if got != least {
 					t.Fatalf("%v is taken before %v", got, least)
 				}
@@ -320,7 +320,7 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 			}
 		}
 	}
-	slices.SortFunc(all, compare)
+	slices.SortFunc(all, event.compare)
 	for _, want := range all {
 		if got, ok := q.pop(); got != want || !ok {
 			t.Fatalf("%v is taken, want %v", got, want)
@@ -329,16 +329,6 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 	if e, ok := q.pop(); ok {
 		t.Errorf("when all are taken there is %v", e)
 	}
-}
-
-func compare(a, b event) int {
-	switch {
-	case a.before(b):
-		return -1
-	case b.before(a):
-		return 1
-	}
-	return 0
 }
 
 func TestReportAndCurveSayTheSame(t *testing.T) {

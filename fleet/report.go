@@ -8,9 +8,6 @@ import (
 	"time"
 )
 
-// shares are the percentages that a report gives times for.
-var shares = []float64{50, 90, 99, 100}
-
 // Write reports what a rehearsal showed, for people.
 func (r *Result) Write(w io.Writer) error {
 	var b strings.Builder
@@ -18,9 +15,8 @@ func (r *Result) Write(w io.Writer) error {
 	row := func(name, form string, values ...any) {
 		fmt.Fprintf(&b, "%-44s "+form+"\n", append([]any{name}, values...)...)
 	}
-	b.WriteString(f.describe())
-	b.WriteByte('\n')
-	for _, share := range shares {
+	f.describe(&b)
+	for _, share := range []float64{50, 90, 99, 100} {
 		row(fmt.Sprintf("%g %% provisioned after", share), "%s", r.after(share))
 	}
 	if f.Service.Quota > 0 {
@@ -50,25 +46,23 @@ func (r *Result) after(percent float64) string {
 }
 
 // describe says what was rehearsed, and the model.
-func (f *Fleet) describe() string {
+func (f *Fleet) describe(b *strings.Builder) {
 	s := &f.Service
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d gateways with %s are up within %s", f.Devices, f.Client, f.Boot)
+	fmt.Fprintf(b, "%d gateways with %s are up within %s", f.Devices, f.Client, f.Boot)
 	if f.Client == Dpsd {
-		fmt.Fprintf(&b, "; on_boot %s, boot_delay_max %s, interval %s", f.OnBoot, f.BootDelayMax, f.Interval)
+		fmt.Fprintf(b, "; on_boot %s, boot_delay_max %s, interval %s", f.OnBoot, f.BootDelayMax, f.Interval)
 	}
 	b.WriteString(".\n")
 	switch {
 	case s.DownUntil > 0:
-		fmt.Fprintf(&b, "For %s nothing listens at the service; times count from then.\n", s.DownUntil)
+		fmt.Fprintf(b, "For %s nothing listens at the service; times count from then.\n", s.DownUntil)
 	case s.KeyRightAt > 0:
-		fmt.Fprintf(&b, "For %s the group key is wrong; times count from when it is put right.\n", s.KeyRightAt)
+		fmt.Fprintf(b, "For %s the group key is wrong; times count from when it is put right.\n", s.KeyRightAt)
 	case s.MovedAt > 0:
-		fmt.Fprintf(&b, "After %s all are moved to another hub; times count from then.\n", s.MovedAt)
+		fmt.Fprintf(b, "After %s all are moved to another hub; times count from then.\n", s.MovedAt)
 	}
-	fmt.Fprintf(&b, "The service (a model): %d registrations a minute (%s) × %d, 429 with Retry-After %s, 5xx above %d requests a second.\n",
+	fmt.Fprintf(b, "The service (a model): %d registrations a minute (%s) × %d, 429 with Retry-After %s, 5xx above %d requests a second.\n\n",
 		s.Quota, s.Throttle, s.Instances, s.RetryAfter, s.Capacity*s.Instances)
-	return b.String()
 }
 
 // WriteCurve writes the course as CSV, a row for each second in which something

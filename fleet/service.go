@@ -225,31 +225,27 @@ func (l *limiter) take(now time.Duration, limit int, interval time.Duration, how
 	return 0
 }
 
-// writer puts answers into the words of the service.
-type writer struct{ body []byte }
-
-// reply is the message that a device receives. Its payload is good until the next one.
-func (w *writer) reply(a answer, requestID string, i int32) dps.Message {
+// reply is the message that a device receives.
+func (a answer) reply(requestID string, i int32) dps.Message {
 	topic := "$dps/registrations/res/" + strconv.Itoa(int(a.status)) + "/?$rid=" + requestID
 	if a.retryAfter > 0 {
 		topic += "&retry-after=" + strconv.Itoa(int(a.retryAfter))
 	}
-	b := w.body[:0]
+	var body string
 	switch a.status {
 	case 202:
-		b = fmt.Appendf(b, `{"operationId":%q,"status":"assigning"}`, operation(i))
+		body = fmt.Sprintf(`{"operationId":%q,"status":"assigning"}`, operation(i))
 	case 200:
 		id := registrationID(i)
-		b = fmt.Appendf(b, `{"operationId":%q,"status":"assigned","registrationState":{"registrationId":%q,`+
+		body = fmt.Sprintf(`{"operationId":%q,"status":"assigned","registrationState":{"registrationId":%q,`+
 			`"createdDateTimeUtc":"2026-01-01T00:00:00.267123Z","assignedHub":%q,"deviceId":%q,`+
 			`"status":"assigned","substatus":"initialAssignment","lastUpdatedDateTimeUtc":"2026-01-01T00:00:00.5266581Z",`+
 			`"etag":"IjY5MDAzNTUyLTAwMDAtMDcwMC0wMDAwLTYyNTlkOGI3MDAwMCI="}}`, operation(i), id, a.hub(), id)
 	default:
-		b = fmt.Appendf(b, `{"errorCode":%d,"trackingId":"b07ca2d5-3d0b-4f0c-8e7b-0c3d0f4a9e11","message":%q,`+
+		body = fmt.Sprintf(`{"errorCode":%d,"trackingId":"b07ca2d5-3d0b-4f0c-8e7b-0c3d0f4a9e11","message":%q,`+
 			`"timestampUtc":"2026-01-01T00:00:00.5266581Z"}`, int(a.status)*1000, words[a.status])
 	}
-	w.body = b
-	return dps.Message{Topic: topic, Payload: b}
+	return dps.Message{Topic: topic, Payload: []byte(body)}
 }
 
 // words are the service's for a status.

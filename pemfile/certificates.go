@@ -48,7 +48,14 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 	return nil, kind(found(text).asCertificate(), ErrNotCertificate)
 }
 
-// The labels of RFC 7468 and those that openssl writes.
+// labels are those of RFC 7468 and those that openssl writes, without the private keys.
+var labels = map[string]what{
+	"CERTIFICATE": certificate, "TRUSTED CERTIFICATE": certificate, "X509 CERTIFICATE": certificate,
+	"CERTIFICATE REQUEST": request, "NEW CERTIFICATE REQUEST": request,
+	"PUBLIC KEY": publicKey, "RSA PUBLIC KEY": publicKey, "EC PUBLIC KEY": publicKey, "SSH2 PUBLIC KEY": publicKey,
+	"PKCS7": p7b, "PKCS #7 SIGNED DATA": p7b, "CMS": p7b,
+}
+
 func isPrivateKey(label string) bool { return strings.HasSuffix(label, "PRIVATE KEY") }
 
 // unreadable explains a certificate that cannot be parsed.
@@ -68,21 +75,20 @@ func unreadable(b Block, number int, err error) error {
 func otherBlock(b Block) error {
 	m := &input.Mistake{Err: ErrNotCertificate}
 	at := fmt.Sprintf("line %d: ", b.Line)
-	switch b.Type {
-	case "TRUSTED CERTIFICATE":
-		m.What = at + "a TRUSTED CERTIFICATE, which only openssl reads"
-		m.Command = rewriteCertificates
-	case "X509 CERTIFICATE":
-		m.What = at + "a certificate with the old label X509 CERTIFICATE"
-		m.Command = rewriteCertificates
-	case "PKCS7", "PKCS #7 SIGNED DATA", "CMS":
-		m.What = at + "a PKCS#7 bundle (P7B)"
+	switch labels[b.Type] {
+	case certificate:
+		m.What, m.Command = at+"a TRUSTED CERTIFICATE, which only openssl reads", rewriteCertificates
+		if b.Type == "X509 CERTIFICATE" {
+			m.What = at + "a certificate with the old label X509 CERTIFICATE"
+		}
+	case p7b:
+		m.What = at + names[p7b]
 		m.Command = "cp -p FILE FILE.orig && openssl pkcs7 -in FILE.orig -print_certs -out FILE"
-	case "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST":
-		m.What = at + "a certificate request (CSR), which an authority has yet to sign"
+	case request:
+		m.What = at + names[request] + ", which an authority has yet to sign"
 		m.Command, m.Then = findCertificate, "name that file"
-	case "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY":
-		m.What = at + "a public key, not a certificate"
+	case publicKey:
+		m.What = at + names[publicKey] + ", not a certificate"
 		m.Command, m.Then = findCertificate, "name that file"
 	default:
 		m.What = at + fmt.Sprintf("a block %q, which is no certificate", shown(b.Type))
@@ -100,8 +106,7 @@ const (
 
 // kind gives a mistake its kind.
 func kind(err error, is error) error {
-	var m *input.Mistake
-	if errors.As(err, &m) && m.Err == nil {
+	if m, ok := errors.AsType[*input.Mistake](err); ok && m.Err == nil {
 		m.Err = is
 	}
 	return err

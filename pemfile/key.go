@@ -127,15 +127,8 @@ func unusable(der []byte, line int) error {
 // noKey explains a PEM file whose first block is no private key, and neither is another.
 func noKey(b Block) error {
 	what := fmt.Sprintf("a block %q", shown(b.Type))
-	switch b.Type {
-	case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE":
-		what = names[certificate]
-	case "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST":
-		what = names[request]
-	case "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY":
-		what = names[publicKey]
-	case "PKCS7", "PKCS #7 SIGNED DATA", "CMS":
-		what = names[p7b]
+	if kind, known := labels[b.Type]; known {
+		what = names[kind]
 	}
 	return &input.Mistake{What: "the file holds " + what + " and no private key", Command: findPrivateKey, Then: "name that file in private_key", Err: ErrNotPrivateKey}
 }

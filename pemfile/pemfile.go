@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/input"
@@ -25,98 +26,59 @@ type Block struct {
 	Line int
 }
 
-var (
-	begin  = []byte("-----BEGIN")
-	end    = []byte("-----END")
-	dashes = []byte("-----")
-)
-
 // Has reports whether a text holds something that begins like a block.
-func Has(text []byte) bool { return bytes.Contains(text, begin) }
+func Has(text []byte) bool { return bytes.Contains(text, []byte("-----BEGIN")) }
+
+// boundary begins or ends a block. Without a label it is not complete.
+const boundary = `-----(?:(BEGIN)|END)(?: (-{0,4}[^\n-][^\n]*?)-----)?`
 
 // Blocks returns all blocks of a text; what stands between them is explanation. The error
 // is a *input.Mistake that names the line.
-func Blocks(text []byte) ([]Block, error) {
-	r := reader{text: text}
-	var blocks []Block
-	for {
-		b, found, err := r.block()
-		if err != nil {
-			return nil, err
+func Blocks(text []byte) (blocks []Block, err error) {
+	f := file(text)
+	boundaries := regexp.MustCompile(boundary).FindAllSubmatchIndex(text, -1)
+	begins := func(i int) bool { return boundaries[i][2] >= 0 }
+	label := func(i int) string { return string(text[max(0, boundaries[i][4]):max(0, boundaries[i][5])]) }
+	for i := 0; i < len(boundaries); i += 2 {
+		from := boundaries[i][0]
+		b := Block{Type: label(i), Line: f.line(from)}
+		switch {
+		case !begins(i):
+			return nil, f.wrong(from, "a -----END line without its -----BEGIN line")
+		case b.Type == "":
+			return nil, f.wrong(from, "the -----BEGIN line is not complete")
+		case i+1 == len(boundaries) || begins(i+1):
+			return nil, f.wrong(from, "the block %q has no -----END line: the file is cut off or damaged", shown(b.Type))
 		}
-		if !found {
-			return blocks, nil
+		body, until := boundaries[i][1], boundaries[i+1][0]
+		switch end := label(i + 1); end {
+		case b.Type:
+		case "":
+			return nil, f.wrong(until, "the -----END line is not complete: the file is cut off")
+		default:
+			return nil, f.wrong(until, "-----END %s----- ends the block %q that begins in line %d", shown(end), shown(b.Type), b.Line)
+		}
+		encrypted, size := headers(text[body:until])
+		b.Encrypted = encrypted
+		if b.Bytes, err = f.decode(body+size, until); err != nil {
+			return nil, err
 		}
 		blocks = append(blocks, b)
 	}
+	return blocks, nil
 }
 
-// reader reads one block after the other.
-type reader struct {
-	text []byte
-	at   int // how far it has come
-}
+// file is the text of a file.
+type file []byte
 
-func (r *reader) line(at int) int { return 1 + bytes.Count(r.text[:at], []byte("\n")) }
+func (f file) line(at int) int { return 1 + bytes.Count(f[:at], []byte("\n")) }
 
 // wrong is a mistake in the line of an offset.
-func (r *reader) wrong(at int, format string, a ...any) error {
+func (f file) wrong(at int, format string, a ...any) error {
 	return &input.Mistake{
-		What: fmt.Sprintf("line %d: ", r.line(at)) + fmt.Sprintf(format, a...),
+		What: fmt.Sprintf("line %d: ", f.line(at)) + fmt.Sprintf(format, a...),
 		Then: "copy the file again from where it was issued, or correct this line",
 	}
-}
-
-// next is the offset of a text from where the reader is; the end of the file for none.
-func (r *reader) next(what []byte) int {
-	if i := bytes.Index(r.text[r.at:], what); i >= 0 {
-		return r.at + i
-	}
-	return len(r.text)
-}
-
-// block reads the next block; found is false if there is none.
-func (r *reader) block() (b Block, found bool, err error) {
-	from := r.next(begin)
-	if stray := r.next(end); stray < from {
-		return Block{}, false, r.wrong(stray, "a -----END line without its -----BEGIN line")
-	}
-	if from == len(r.text) {
-		return Block{}, false, nil
-	}
-	b.Line, r.at = r.line(from), from+len(begin)
-	if b.Type, found = r.label(); !found {
-		return Block{}, false, r.wrong(from, "the -----BEGIN line is not complete")
-	}
-	body, until := r.at, r.next(end)
-	if until == len(r.text) || r.next(begin) < until {
-		return Block{}, false, r.wrong(from, "the block %q has no -----END line: the file is cut off or damaged", shown(b.Type))
-	}
-	r.at = until + len(end)
-	switch label, found := r.label(); {
-	case !found:
-		return Block{}, false, r.wrong(until, "the -----END line is not complete: the file is cut off")
-	case label != b.Type:
-		return Block{}, false, r.wrong(until, "-----END %s----- ends the block %q that begins in line %d", shown(label), shown(b.Type), b.Line)
-	}
-	encrypted, size := headers(r.text[body:until])
-	b.Encrypted = encrypted
-	b.Bytes, err = r.decode(body+size, until)
-	return b, err == nil, err
-}
-
-// label reads what follows -----BEGIN or -----END in the same line.
-func (r *reader) label() (string, bool) {
-	line := r.text[r.at:]
-	if n := bytes.IndexByte(line, '\n'); n >= 0 {
-		line = line[:n]
-	}
-	label, _, found := bytes.Cut(line, dashes)
-	if !found || len(label) < 2 || label[0] != ' ' {
-		return "", false
-	}
-	r.at += len(label) + len(dashes)
-	return string(label[1:]), true
 }
 
 // shown keeps the label of a damaged file short.
@@ -144,9 +106,9 @@ func headers(body []byte) (encrypted bool, size int) {
 }
 
 // decode reads base64 between two offsets, and finds the line that is none.
-func (r *reader) decode(from, to int) ([]byte, error) {
+func (f file) decode(from, to int) ([]byte, error) {
 	packed := make([]byte, 0, to-from)
-	for _, c := range r.text[from:to] {
+	for _, c := range f[from:to] {
 		if !blank(c) {
 			packed = append(packed, c)
 		}
@@ -158,19 +120,19 @@ func (r *reader) decode(from, to int) ([]byte, error) {
 	case err == nil && n > 0:
 		return der[:n], nil
 	case err == nil:
-		return nil, r.wrong(to, "the block is empty")
-	case bytes.Contains(r.text[from:to], []byte(`\n`)):
+		return nil, f.wrong(to, "the block is empty")
+	case bytes.Contains(f[from:to], []byte(`\n`)):
 		return nil, &input.Mistake{
-			What:    fmt.Sprintf(`line %d: the file has \n, as two characters, in place of line breaks`, r.line(from)),
+			What:    fmt.Sprintf(`line %d: the file has \n, as two characters, in place of line breaks`, f.line(from)),
 			Command: `cp -p FILE FILE.orig && sed 's/\\n/\n/g' FILE.orig >FILE`,
 		}
 	}
 	for at := from; at < to; at++ {
-		if c := r.text[at]; !blank(c) && !strings.ContainsRune(alphabet, rune(c)) {
-			return nil, r.wrong(at, "a character that is not base64")
+		if c := f[at]; !blank(c) && !strings.ContainsRune(alphabet, rune(c)) {
+			return nil, f.wrong(at, "a character that is not base64")
 		}
 	}
-	return nil, r.wrong(to, "the base64 text before this line is not complete or has characters too many")
+	return nil, f.wrong(to, "the base64 text before this line is not complete or has characters too many")
 }
 
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="

@@ -86,10 +86,8 @@ func found(data []byte) content {
 // says is the beginning of an explanation.
 func (c content) says() string {
 	switch {
-	case c.what == unknown, c.what == empty, c.what == symmetricKey:
+	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
 		return "the file holds " + names[c.what]
-	case c.what == publicKey:
-		return "the file holds a public key"
 	case c.what == pemText:
 		return "the file holds PEM in base64 once more"
 	case c.base64:
@@ -108,22 +106,15 @@ func (c content) command(openssl string) string {
 	return "cp -p FILE FILE.orig && openssl " + openssl + " -in FILE.orig -out FILE"
 }
 
-const legacy = "add -legacy to it if openssl reports an unsupported algorithm"
-
 // asCertificate explains the content where a certificate is needed.
 func (c content) asCertificate() error {
-	m := &input.Mistake{What: c.says()}
+	m := c.explained()
 	switch c.what {
 	case certificate:
 		m.Command = c.command("x509 -inform DER")
-	case pfx:
-		m.Command, m.Then = c.command("pkcs12 -nodes"), legacy
 	case p7b:
 		m.Command = c.command("pkcs7 -inform DER -print_certs")
-	case pemText:
-		m.Command = "cp -p FILE FILE.orig && base64 -d FILE.orig >FILE"
-	case unknown, empty:
-	default:
+	case privateKey, encryptedKey, request, publicKey, symmetricKey:
 		m.Command, m.Then = findCertificate, "name that file"
 	}
 	return m
@@ -134,19 +125,26 @@ func (c content) asPrivateKey() error {
 	if c.unsupported != "" {
 		return Unsupported(c.unsupported)
 	}
-	m := &input.Mistake{What: c.says()}
+	m := c.explained()
 	switch c.what {
 	case privateKey, encryptedKey:
 		m.Command = c.command("pkey -inform DER")
-	case pfx:
-		m.Command, m.Then = c.command("pkcs12 -nodes"), legacy
-	case pemText:
-		m.Command = "cp -p FILE FILE.orig && base64 -d FILE.orig >FILE"
 	case symmetricKey:
 		m.Command, m.Then = findPrivateKey, `name that file in private_key, or set type = "symmetric-key" and key in this [[credential]]`
-	case unknown, empty:
-	default:
+	case certificate, p7b, request, publicKey:
 		m.Command, m.Then = findPrivateKey, "name that file in private_key"
+	}
+	return m
+}
+
+// explained has the command for what may hold a certificate, a private key or both.
+func (c content) explained() *input.Mistake {
+	m := &input.Mistake{What: c.says()}
+	switch c.what {
+	case pfx:
+		m.Command, m.Then = c.command("pkcs12 -nodes"), "add -legacy to it if openssl reports an unsupported algorithm"
+	case pemText:
+		m.Command = "cp -p FILE FILE.orig && base64 -d FILE.orig >FILE"
 	}
 	return m
 }
@@ -237,7 +235,7 @@ func curveIn(der []byte) string {
 			return c.name
 		}
 	}
-	if prefix := encoded(oidBrainpool); bytes.Contains(der, prefix[1:]) {
+	if prefix, err := asn1.Marshal(oidBrainpool); err == nil && bytes.Contains(der, prefix[2:]) {
 		return "of the family brainpool"
 	}
 	if hasOID(der, oidPrimeField) {
@@ -273,17 +271,9 @@ func otherCurve(der []byte) string {
 	return "with the identifier " + named.String()
 }
 
-// encoded is an object identifier in DER without its tag.
-func encoded(oid asn1.ObjectIdentifier) []byte {
-	der, err := asn1.Marshal(oid)
-	if err != nil {
-		return nil
-	}
-	return der[1:]
-}
-
 func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {
-	return bytes.Contains(der, append([]byte{asn1.TagOID}, encoded(oid)...))
+	encoded, err := asn1.Marshal(oid)
+	return err == nil && bytes.Contains(der, encoded)
 }
 
 // kindOf recognizes DER.

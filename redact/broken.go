@@ -44,15 +44,17 @@ func (b *broken) add(secret []byte, forms []string) {
 		}
 		forms = append(append(forms, inBase64(wide)...), hex.EncodeToString(wide), strings.ToUpper(hex.EncodeToString(wide)))
 	}
-	length := 0
 	for _, form := range forms {
-		length += len(form)
-	}
-	if b.written.long == nil {
-		b.written.long = make(map[piece]bool, length)
-	}
-	for _, form := range forms {
-		form, _, _ = bare(form)
+		if strings.ContainsAny(form, escapes) {
+			form, _, _ = bare(form)
+		} else {
+			form = strings.Map(func(r rune) rune {
+				if isBare(r) {
+					return r
+				}
+				return -1
+			}, form)
+		}
 		b.written.add(form, partWritten, distinct)
 	}
 }
@@ -105,28 +107,30 @@ func (b *broken) mask(text string) string {
 
 type span struct{ from, to int }
 
-// parts is a set of parts of secrets.
+// parts are secrets whose parts are searched for.
 type parts struct {
-	long  map[piece]bool // every part of the secrets that are long enough
-	short []string       // the other secrets
+	long  []string // those that are long enough to have parts
+	short []string // the others
+	// begins has a bit for the hash of the first bytes of each part. It makes the search as
+	// fast as a set of all parts would, in a tenth of its memory.
+	begins [1 << 15 / 64]uint64
 }
 
-// piece is a part of a secret, padded with zeros. It takes half the memory of a string.
-type piece [partWritten]byte
-
-func pieceOf(part string) (p piece) {
-	copy(p[:], part)
-	return p
+// bit is the place in begins for a part.
+func bit(part string) (word int, mask uint64) {
+	hash := binary.LittleEndian.Uint32([]byte(part[:4])) * 2654435761 >> 17
+	return int(hash / 64), 1 << (hash % 64)
 }
 
 func (p *parts) add(secret string, part, least int) {
-	if p.long == nil {
-		p.long = map[piece]bool{}
-	}
-	for i := range len(secret) - part + 1 {
-		p.long[pieceOf(secret[i:i+part])] = true
-	}
-	if len(secret) >= least && len(secret) < part {
+	switch {
+	case len(secret) >= part:
+		p.long = append(p.long, secret)
+		for i := range len(secret) - part + 1 {
+			word, mask := bit(secret[i:])
+			p.begins[word] |= mask
+		}
+	case len(secret) >= least:
 		p.short = append(p.short, secret)
 	}
 }
@@ -139,8 +143,10 @@ func (p *parts) find(plain string, part int) (found []span) {
 			secret[at+i] = true
 		}
 	}
+	all := strings.Join(p.long, "\x00")
 	for i := 0; i+part <= len(plain); i++ {
-		if p.long[pieceOf(plain[i:i+part])] {
+		word, mask := bit(plain[i:])
+		if p.begins[word]&mask != 0 && strings.Contains(all, plain[i:i+part]) {
 			take(i, part)
 		}
 	}
@@ -258,7 +264,7 @@ func bare(text string) (plain string, from, to []int32) {
 	from, to = make([]int32, 0, len(text)), make([]int32, 0, len(text))
 	for i := 0; i < len(text); {
 		r, n := character(text[i:])
-		if letter(r) || strings.ContainsRune("+/=_", r) {
+		if isBare(r) {
 			before := b.Len()
 			b.WriteRune(r)
 			for range b.Len() - before {
@@ -270,10 +276,15 @@ func bare(text string) (plain string, from, to []int32) {
 	return b.String(), from, to
 }
 
+func isBare(r rune) bool { return letter(r) || strings.ContainsRune("+/=_", r) }
+
+// escapes are the characters that begin an escape.
+const escapes = `%\&`
+
 // character decodes the first character of a text, which may be escaped as in a URL, JSON,
 // a C string or HTML, and returns its length in the text.
 func character(text string) (r rune, length int) {
-	if strings.IndexByte(`%\&`, text[0]) < 0 {
+	if strings.IndexByte(escapes, text[0]) < 0 {
 		return utf8.DecodeRuneInString(text)
 	}
 	for _, escape := range []struct {

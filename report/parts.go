@@ -41,11 +41,10 @@ func (g Gateway) parts() []part {
 		{name: "status-files.json", what: "what the state files say", collect: func(context.Context) piece { return pieceOf(g.OnFile()) }},
 		{name: "metrics.txt", what: "the metrics of the running dpsd", collect: func(ctx context.Context) piece { return pieceOf(g.Metrics(ctx)) }},
 		{name: "attempts.json", what: "the last attempts", collect: func(context.Context) piece {
-			attempts := store.Attempts(g.StateDirectory, g.RuntimeDirectory)
-			if attempts == nil {
-				return piece{}
+			if attempts := store.Attempts(g.StateDirectory, g.RuntimeDirectory); attempts != nil {
+				return piece{data: encoded(attempts, "  ")}
 			}
-			return asJSON(attempts)
+			return piece{}
 		}},
 		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: func(ctx context.Context) piece { return pieceOf(g.Check(ctx)) }},
 		{name: "state/state.json", what: "the published record", collect: g.stateFile(state, g.maskRecord)},
@@ -55,9 +54,17 @@ func (g Gateway) parts() []part {
 		{name: "runtime/confirmation.json", what: "the last confirmation", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "confirmation.json"), keep)},
 		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
 		{name: "files.txt", what: "the files there are, with modes and owners", collect: g.files},
-		{name: "journal.txt", what: "the end of the journal", collect: journalEnd},
-		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: unitFiles},
-		{name: "unit-properties.txt", what: "dpsd.service as systemd has it", collect: unitProperties},
+		{name: "journal.txt", what: "the end of the journal", collect: func(ctx context.Context) piece {
+			// Debian's users outside of adm and systemd-journal see only their own entries,
+			// which journalctl says on standard error.
+			return tool(ctx, "journalctl", "--unit=dpsd", "--lines=1000", "--output=short-iso-precise", "--no-pager", "--utc")
+		}},
+		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: func(ctx context.Context) piece {
+			return maskedUnit(tool(ctx, "systemctl", "cat", "--no-pager", "dpsd.service"))
+		}},
+		{name: "unit-properties.txt", what: "dpsd.service as systemd has it", collect: func(ctx context.Context) piece {
+			return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
+		}},
 		{name: "versions.txt", what: "versions", collect: g.versions},
 	}
 	if g.Online {
@@ -68,13 +75,14 @@ func (g Gateway) parts() []part {
 
 func pieceOf(data []byte, err error) piece { return piece{data: data, err: err} }
 
-func asJSON(value any) piece {
+// encoded is JSON for people.
+func encoded(value any, indent string) []byte {
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
-	encoder.SetIndent("", "  ")
+	encoder.SetIndent("", indent)
 	encoder.SetEscapeHTML(false)
-	err := encoder.Encode(value)
-	return piece{data: b.Bytes(), err: err}
+	_ = encoder.Encode(value) // which nothing here keeps from it
+	return b.Bytes()
 }
 
 // secrets reads, as far as this user may, what the configuration and the environment
@@ -184,15 +192,16 @@ func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.C
 
 func keep(data []byte) []byte { return data }
 
-// harmless is what the service's answer says by itself, and what it may mean.
+// harmless are the members of the answer of DPS that contain no secret.
 var harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
 	"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
 
-// maskRecord leaves of a record, damaged or not, the lines that are dpsd's own words.
+// maskRecord keeps the lines of a record, damaged or not, that dpsd or a harmless member of
+// the answer has filled.
 func (g Gateway) maskRecord(data []byte) []byte {
 	// member is a line whose value is a name, a number or a time.
-	member := regexp.MustCompile(`^  "(schema|generation|status|assignedHub|deviceId|registrationId|idScope|endpoint|substatus|` +
-		`createdDateTimeUtc|lastUpdatedDateTimeUtc|etag|connectionProfile|provisionedAt|configFingerprint|checksum)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	member := regexp.MustCompile(`^  "(schema|generation|idScope|endpoint|provisionedAt|configFingerprint|checksum|` +
+		strings.Join(harmless, "|") + `)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
 	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
@@ -228,11 +237,7 @@ func (g Gateway) maskAnswer(text string) string {
 			shown[name] = value
 		}
 	}
-	var b strings.Builder
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(shown) // of valid JSON
-	return strings.TrimSuffix(b.String(), "\n")
+	return strings.TrimSuffix(string(encoded(shown, "")), "\n")
 }
 
 func maskEnvironmentFile(data []byte) []byte {
@@ -283,20 +288,6 @@ func (g Gateway) files(context.Context) piece {
 		b.WriteByte('\n')
 	}
 	return piece{data: []byte(b.String()), err: errors.Join(errs...)}
-}
-
-func journalEnd(ctx context.Context) piece {
-	// Debian's users outside of adm and systemd-journal see only their own entries,
-	// which journalctl says on standard error.
-	return tool(ctx, "journalctl", "--unit=dpsd", "--lines=1000", "--output=short-iso-precise", "--no-pager", "--utc")
-}
-
-func unitFiles(ctx context.Context) piece {
-	return maskedUnit(tool(ctx, "systemctl", "cat", "--no-pager", "dpsd.service"))
-}
-
-func unitProperties(ctx context.Context) piece {
-	return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
 }
 
 // maskedUnit leaves of the environment the names of the variables, and masks what else

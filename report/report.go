@@ -135,12 +135,10 @@ func (p part) within(ctx context.Context) piece {
 	done := make(chan piece, 1)
 	go func() { done <- p.collect(ctx) }()
 	// What minds ctx says itself what it has got so far.
-	late := time.NewTimer(limit + 2*time.Second)
-	defer late.Stop()
 	select {
 	case got := <-done:
 		return got
-	case <-late.C: // such as a file on a server that does not answer
+	case <-time.After(limit + 2*time.Second): // such as a file on a server that does not answer
 		return piece{err: fmt.Errorf("given up after %s", limit)}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -103,11 +104,7 @@ func (a *assignments) keep(done <-chan struct{}) {
 		a.flush()
 		// The file is written as a whole: with many devices that takes its time,
 		// and may take a tenth of all.
-		t := time.NewTimer(max(assignmentInterval, 9*time.Since(begun)))
-		select {
-		case <-t.C:
-		case <-done:
-			t.Stop()
+		if !pause(max(assignmentInterval, 9*time.Since(begun)), done) {
 			return
 		}
 	}
@@ -116,17 +113,13 @@ func (a *assignments) keep(done <-chan struct{}) {
 // flush writes the file as a whole, if something has changed.
 func (a *assignments) flush() {
 	a.mu.Lock()
-	list := make([]assignment, 0, len(a.all))
-	for _, r := range a.all {
-		list = append(list, r)
-	}
+	list := slices.SortedFunc(maps.Values(a.all), func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
 	dirty := a.dirty
 	a.dirty = false
 	a.mu.Unlock()
 	if !dirty || a.path == "" {
 		return
 	}
-	slices.SortFunc(list, func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
 	text, err := json.MarshalIndent(list, "", "  ")
 	if err == nil {
 		err = renameio.WriteFile(a.path, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(a.path)))

@@ -20,19 +20,11 @@ import (
 // Life times. A certificate begins an hour early, so that a peer whose clock
 // is a little slow can use it at once.
 const (
-	early         = time.Hour
-	caLife        = 20 * 365 * 24 * time.Hour
-	leafLife      = 2 * 365 * 24 * time.Hour
-	globalName    = "global.azure-devices-provisioning.net"
-	wrongName     = "wrong-host.example"
-	pemCert       = "CERTIFICATE"
-	pemKey        = "PRIVATE KEY"
-	serverCACN    = "dpsd-sim server root"
-	deviceCACN    = "dpsd-sim device root"
-	otherCACN     = "dpsd-sim unknown root"
-	issuingRootCN = "dpsd-sim issuing root"
-	issuingCACN   = "dpsd-sim issuing CA"
-	organization  = "dpsd-sim"
+	early      = time.Hour
+	caLife     = 20 * 365 * 24 * time.Hour
+	leafLife   = 2 * 365 * 24 * time.Hour
+	globalName = "global.azure-devices-provisioning.net"
+	wrongName  = "wrong-host.example"
 )
 
 // MaxCommonName is how many octets a common name may have, X.520
@@ -52,7 +44,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 		return nil, err
 	}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: name, Organization: []string{organization}},
+		Subject:               pkix.Name{CommonName: name, Organization: []string{"dpsd-sim"}},
 		NotBefore:             now.Add(-early),
 		NotAfter:              now.Add(caLife),
 		IsCA:                  true,
@@ -83,30 +75,27 @@ func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certific
 
 // serial draws 126 random bits: positive, as RFC 5280 4.1.2.2 asks, and always of 16 bytes.
 func serial() *big.Int {
-	b := make([]byte, 16)
-	_, _ = rand.Read(b) // never fails: crypto/rand.Read
+	b := randomBytes("serial", 16)
 	b[0] = b[0]&0x3f | 0x40
 	return new(big.Int).SetBytes(b)
 }
 
-func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) {
+// issue makes a key and its certificate.
+func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	leaf, err := a.sign(template, key.Public())
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return leaf, key, err
 }
 
 // server issues the certificate of the listeners, or a faulty one of the
 // kinds of Rule.ServerCertificate.
 func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
 	template := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: globalName, Organization: []string{organization}},
+		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -121,41 +110,51 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 	case "wrong-host":
 		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
 	case "other-ca":
-		other, err := newAuthority(elliptic.P256(), otherCACN, nil, now)
+		other, err := newAuthority(elliptic.P256(), "dpsd-sim unknown root", nil, now)
 		if err != nil {
 			return nil, err
 		}
-		return other.issue(template)
+		a = other
 	}
-	return a.issue(template)
+	leaf, key, err := a.issue(template)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: steadySigner{key}, Leaf: leaf}, nil
 }
 
-// device issues a client certificate whose common name is the registration ID.
-func (a *authority) device(registrationID string, now time.Time) (*tls.Certificate, error) {
+// device issues a client certificate whose common name is the registration ID, and gives
+// it and its key as PEM.
+func (a *authority) device(registrationID string, now time.Time) (certificate, key []byte, err error) {
 	if !enroll.IsRegistrationID(registrationID) {
-		return nil, fmt.Errorf("%q is not a registration ID", registrationID)
+		return nil, nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
 	if len(registrationID) > MaxCommonName {
-		return nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
+		return nil, nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
 	}
-	return a.issue(&x509.Certificate{
+	leaf, private, err := a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: registrationID},
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(leafLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err = keyPEM(private)
+	return certificatePEM(leaf.Raw), key, err
 }
 
 func certificatePEM(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func keyPEM(key any) ([]byte, error) {
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // material is what a simulator keeps between starts.
@@ -170,11 +169,11 @@ type material struct {
 // newMaterial makes scope and group key from the seed when there is one to
 // follow (a server in memory), otherwise at random.
 func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*material, error) {
-	server, err := newAuthority(elliptic.P256(), serverCACN, nil, now)
+	server, err := newAuthority(elliptic.P256(), "dpsd-sim server root", nil, now)
 	if err != nil {
 		return nil, err
 	}
-	device, err := newAuthority(elliptic.P256(), deviceCACN, nil, now)
+	device, err := newAuthority(elliptic.P256(), "dpsd-sim device root", nil, now)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"cmp"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -24,7 +23,7 @@ type connection struct {
 
 func (s *Server) serve(conn net.Conn, protocol string) {
 	c := &connection{server: s, protocol: protocol}
-	c.raw = newRawConn(conn, c.note)
+	c.raw = &rawConn{Conn: conn, note: c.note, gone: make(chan struct{})}
 	s.mu.Lock()
 	if s.closed || s.refusing(protocol) > 0 {
 		s.mu.Unlock()
@@ -182,14 +181,10 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			return nil, err
 		}
 	}
-	served := *certificate
-	if key, ok := served.PrivateKey.(*ecdsa.PrivateKey); ok {
-		served.PrivateKey = steadySigner{key}
-	}
 	lowest := scenario.TLSVersion(cmp.Or(rule.TLSMin, set.TLSMin))
 	highest := scenario.TLSVersion(cmp.Or(rule.TLSMax, set.TLSMax))
 	config := &tls.Config{
-		Certificates: []tls.Certificate{served},
+		Certificates: []tls.Certificate{*certificate},
 		MinVersion:   min(lowest, highest),
 		MaxVersion:   max(lowest, highest),
 		// Asked for but not judged here: the service refuses a wrong

@@ -1,7 +1,6 @@
 package simulator
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/base64"
@@ -84,13 +83,10 @@ func readMaterial(dir, scope string) (*material, error) {
 	if m.groupKey, err = enroll.DecodeKey(string(text)); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileGroupKey), err)
 	}
-	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err != nil {
-		return nil, err
+	if m.server, err = loadAuthority(dir, fileCA, fileCAKey); err == nil {
+		m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey)
 	}
-	if m.device, err = loadAuthority(dir, fileDeviceCA, fileDeviceCAKey); err != nil {
-		return nil, err
-	}
-	return m, nil
+	return m, err
 }
 
 // loadIssuing reads the issuing authority, or makes one where there is none
@@ -122,33 +118,29 @@ func createIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := i.ca.files(fileIssuingCA, fileIssuingKey)
-	if err != nil {
-		return nil, err
-	}
-	return i, writeFiles(dir, append(files, file{fileIssuingRoot, certificatePEM(i.root.Raw), 0o644}))
+	w := directory{path: dir}
+	w.authority(i.ca, fileIssuingCA, fileIssuingKey)
+	w.write(fileIssuingRoot, certificatePEM(i.root.Raw), 0o644)
+	return i, w.err
 }
 
-// files are those of an authority.
-func (a *authority) files(certificate, key string) ([]file, error) {
+// directory is one that files are written into, up to the first error.
+type directory struct {
+	path string
+	err  error
+}
+
+func (d *directory) write(name string, text []byte, mode fs.FileMode) {
+	if d.err == nil {
+		d.err = renameio.WriteFile(filepath.Join(d.path, name), text, mode, renameio.WithTempDir(d.path))
+	}
+}
+
+func (d *directory) authority(a *authority, certificate, key string) {
 	text, err := keyPEM(a.key)
-	return []file{{key, text, 0o600}, {certificate, certificatePEM(a.certificate.Raw), 0o644}}, err
-}
-
-// file is one to be written into the directory.
-type file struct {
-	name string
-	text []byte
-	mode fs.FileMode
-}
-
-func writeFiles(dir string, files []file) error {
-	for _, f := range files {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
-			return err
-		}
-	}
-	return nil
+	d.err = errors.Join(d.err, err)
+	d.write(key, text, 0o600)
+	d.write(certificate, certificatePEM(a.certificate.Raw), 0o644)
 }
 
 func loadAuthority(dir, certFile, keyFile string) (*authority, error) {
@@ -172,27 +164,14 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := m.server.files(fileCA, fileCAKey)
-	if err != nil {
-		return nil, err
-	}
-	devices, err := m.device.files(fileDeviceCA, fileDeviceCAKey)
-	if err != nil {
-		return nil, err
-	}
-	files = append(append(files, devices...), file{fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey) + "\n"), 0o600})
+	w := directory{path: dir}
+	w.authority(m.server, fileCA, fileCAKey)
+	w.authority(m.device, fileDeviceCA, fileDeviceCAKey)
+	w.write(fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey)+"\n"), 0o600)
 	// Enrollments that were put there beforehand are the user's.
 	if _, err := os.Stat(filepath.Join(dir, fileEnrollments)); errors.Is(err, fs.ErrNotExist) {
-		files = append(files, file{fileEnrollments, []byte(defaultEnrollments), 0o644})
+		w.write(fileEnrollments, []byte(defaultEnrollments), 0o644)
 	}
-	files = append(files, file{fileScope, []byte(m.scope + "\n"), 0o644})
-	return m, writeFiles(dir, files)
-}
-
-func loadEnrollments(path string) (*enroll.Enrollments, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return enroll.Parse(path, bytes.NewReader(text))
+	w.write(fileScope, []byte(m.scope+"\n"), 0o644)
+	return m, w.err
 }

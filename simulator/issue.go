@@ -5,7 +5,6 @@ import (
 	"crypto/elliptic"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -26,19 +25,16 @@ type issuing struct {
 }
 
 func newIssuing(now time.Time) (*issuing, error) {
-	root, err := newAuthority(elliptic.P384(), issuingRootCN, nil, now)
+	root, err := newAuthority(elliptic.P384(), "dpsd-sim issuing root", nil, now)
 	if err != nil {
 		return nil, err
 	}
-	ca, err := newAuthority(elliptic.P384(), issuingCACN, root, now)
+	ca, err := newAuthority(elliptic.P384(), "dpsd-sim issuing CA", root, now)
 	if err != nil {
 		return nil, err
 	}
 	return &issuing{root.certificate, ca}, nil
 }
-
-// oidCommonName is id-at-commonName, X.520.
-func oidCommonName() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 5, 4, 3} }
 
 // parseCSR reads the member csr of a register request and checks it as the
 // service does: PKCS#10 in DER, in base64 without armour, of an EC P-384 key,
@@ -77,7 +73,7 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	}
 	names := 0
 	for _, n := range csr.Subject.Names {
-		if n.Type.Equal(oidCommonName()) {
+		if n.Type.String() == "2.5.4.3" { // id-at-commonName, X.520
 			names++
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -76,17 +77,6 @@ type errorDetails struct {
 	Timestamp  string `json:"timestampUtc"`
 }
 
-// marshal is json.Marshal that leaves <, > and & alone.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	out := json.NewEncoder(&b)
-	out.SetEscapeHTML(false)
-	if err := out.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
-
 // without drops members by name, at any depth; what is left is in alphabetical order.
 func without(names []string, text []byte) ([]byte, error) {
 	in := json.NewDecoder(bytes.NewReader(text))
@@ -96,7 +86,7 @@ func without(names []string, text []byte) ([]byte, error) {
 		return nil, err
 	}
 	drop(names, members)
-	return marshal(members)
+	return enroll.JSON(members)
 }
 
 func drop(names []string, members map[string]any) {
@@ -120,7 +110,6 @@ type reply struct {
 	status     int
 	retryAfter string // text of retry-after, "none" for none
 	body       any
-	final      bool // a registration has come to its end
 }
 
 // device is what the service knows of a registration ID while it runs.
@@ -158,16 +147,6 @@ type service struct {
 	registers limiter
 }
 
-func (s *service) device(registrationID string) *device {
-	key := strings.ToLower(registrationID)
-	d := s.devices[key]
-	if d == nil {
-		d = &device{}
-		s.devices[key] = d
-	}
-	return d
-}
-
 // operationID has the form seen on the wire: a generation, 16 hex digits
 // that depend on the registration ID alone, a GUID.
 func (s *service) newOperationID(registrationID string, n int) string {
@@ -180,22 +159,37 @@ func (s *service) newOperationID(registrationID string, n int) string {
 func (s *service) answer(req request, body []byte, who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := s.device(who.registrationID)
+	key := strings.ToLower(who.registrationID)
+	d := cmp.Or(s.devices[key], &device{})
+	s.devices[key] = d
 	d.replies++
 	set := s.settings()
 
+	failure := func(status, code int, message string) reply {
+		return reply{status: status, retryAfter: "none", body: errorDetails{
+			ErrorCode:  code,
+			TrackingID: s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies)),
+			Message:    message,
+			Timestamp:  timestamp(now),
+		}}
+	}
 	if rule.Status >= 400 && rule.State == "" {
-		return s.failure(rule.Status, who, d, rule, "The scenario says so.", now)
+		return failure(rule.Status, cmp.Or(rule.ErrorCode, rule.Status*1000), cmp.Or(rule.ErrorMessage, "The scenario says so."))
 	}
-	refuse := func(code int, message string) reply {
-		return s.failure(0, who, d, &Rule{ErrorCode: code, ErrorMessage: message}, "", now)
-	}
+	refuse := func(code int, message string) reply { return failure(code/1000, code, message) }
 	if who.refused != nil {
 		return refuse(who.refused.Code, who.refused.Message)
 	}
-	if wait := s.throttle(req, d, &set, now); wait > 0 {
+	var wait time.Duration
+	if req.poll {
+		wait = d.polls.take(now, *set.PollLimit, pollInterval)
+	} else {
+		wait = s.registers.take(now, set.RegisterLimit, registerInterval)
+	}
+	if wait > 0 {
 		r := refuse(429001, "Too many requests.")
-		r.retryAfter = set.ThrottleText(wait)
+		wholeSeconds := int((wait + time.Second - 1) / time.Second)
+		r.retryAfter = cmp.Or(set.ThrottleRetryAfter, strconv.Itoa(wholeSeconds))
 		return r
 	}
 	if req.poll {
@@ -214,7 +208,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		if o != nil {
 			d.registered++
 			d.operationID = s.newOperationID(who.registrationID, d.registered)
-			d.pending = set.PollsNeeded()
+			d.pending = *set.Polls
 			d.outcome = o
 		}
 	}
@@ -238,25 +232,18 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 			d.pending--
 		}
 	}
-	r := reply{status: 200, retryAfter: "none", final: true}
+	r := reply{status: 200, retryAfter: "none"}
 	if state == "assigning" {
-		r.status, r.retryAfter, r.final = 202, set.RetryAfterText(), false
-	} else {
-		s.finish(state, d.outcome, now)
+		r.status, r.retryAfter = 202, set.RetryAfter
+	} else if o := d.outcome; !o.keep { // the outcome comes true: from now on the service remembers it
+		o.Updated = now
+		if state == "assigned" && o.failed == nil {
+			s.records.put(o.assignment)
+		}
 	}
-	if rule.Status != 0 {
-		r.status = rule.Status
-	}
+	r.status = cmp.Or(rule.Status, r.status)
 	r.body = s.status(state, !req.poll, who, d, rule)
 	return r
-}
-
-// throttle counts a request against its limit, and tells how long the device has to wait.
-func (s *service) throttle(req request, d *device, set *Settings, now time.Time) time.Duration {
-	if req.poll {
-		return d.polls.take(now, set.PollsAllowed(), pollInterval)
-	}
-	return s.registers.take(now, set.RegisterLimit, registerInterval)
 }
 
 // begin finds out how an operation will end. An error is one of the request.
@@ -310,17 +297,6 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	return o, nil
 }
 
-// finish lets an outcome come true: from now on it is what the service remembers.
-func (s *service) finish(state string, o *outcome, now time.Time) {
-	if o.keep {
-		return
-	}
-	o.Updated = now
-	if state == "assigned" && o.failed == nil {
-		s.records.put(o.assignment)
-	}
-}
-
 // status builds a RegistrationOperationStatus. The answer to a register
 // request that goes on has no registrationState yet.
 func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) operationStatus {
@@ -336,8 +312,10 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		result.DeviceID = cmp.Or(rule.DeviceID, o.DeviceID)
 		result.Substatus = cmp.Or(rule.Substatus, o.Substatus)
 		result.ETag, result.Chain = o.ETag, o.chain
-		if payload := cmp.Or(rule.Payload, string(o.Payload)); payload != "" {
-			result.Payload = verbatim(payload)
+		if payload := cmp.Or(rule.Payload, string(o.Payload)); json.Valid([]byte(payload)) {
+			result.Payload = json.RawMessage(payload)
+		} else if payload != "" { // a scenario may give what is no JSON
+			result.Payload = payload
 		}
 		if slices.Contains(who.features, scenario.FeatureProfile) {
 			result.Profile = o.Profile
@@ -359,32 +337,6 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		body.State = nil
 	}
 	return body
-}
-
-// failure builds an error object, ProvisioningServiceErrorDetails. Without a
-// status it is the leading part of the error code.
-func (s *service) failure(status int, who *principal, d *device, rule *Rule, message string, now time.Time) reply {
-	code := rule.ErrorCode
-	if code == 0 {
-		code = status * 1000
-	}
-	if status == 0 {
-		status = code / 1000
-	}
-	return reply{status: status, retryAfter: "none", body: errorDetails{
-		ErrorCode:  code,
-		TrackingID: s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies)),
-		Message:    cmp.Or(rule.ErrorMessage, message),
-		Timestamp:  timestamp(now),
-	}}
-}
-
-// verbatim is JSON written as it was given; a scenario may give what is none.
-func verbatim(text string) any {
-	if json.Valid([]byte(text)) {
-		return json.RawMessage(text)
-	}
-	return text
 }
 
 // registration is what a register request asks for.
@@ -431,12 +383,7 @@ func parseBody(body []byte, registrationID string) (registration, error) {
 func (s *service) unasked(who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := reply{status: 200, retryAfter: "none"}
-	if rule.Status != 0 {
-		r.status = rule.Status
-	}
 	d := &device{operationID: s.newOperationID(who.registrationID, 0)}
 	d.outcome, _ = s.begin(who, 0, registration{}, now) // no request, so no error of it
-	r.body = s.status(rule.State, false, who, d, rule)
-	return r
+	return reply{status: cmp.Or(rule.Status, 200), retryAfter: "none", body: s.status(rule.State, false, who, d, rule)}
 }

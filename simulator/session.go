@@ -100,7 +100,8 @@ func (s *session) run() {
 		return
 	}
 	if w, ok := s.stream.(*webSocket); ok {
-		w.sayGoodbye(cmp.Or(s.closeCode, websocket.CloseNormalClosure))
+		last := websocket.FormatCloseMessage(cmp.Or(s.closeCode, websocket.CloseNormalClosure), "")
+		_ = w.conn.WriteControl(websocket.CloseMessage, last, time.Now().Add(lingerTimeout)) // none if there was one already
 	}
 	s.c.linger(s.reader)
 }
@@ -258,6 +259,12 @@ func (s *session) receive(in *inbound) {
 	s.handle(in, previous)
 }
 
+// stageOf are the stages that packets of the client begin; a PUBLISH can be a poll too.
+var stageOf = map[byte]Stage{
+	packets.Connect: OnConnect, packets.Subscribe: OnSubscribe, packets.Publish: OnRegister, packets.Puback: OnPuback,
+	packets.Unsubscribe: OnUnsubscribe, packets.Pingreq: OnPing, packets.Disconnect: OnDisconnect,
+}
+
 // handle deals with a packet whose turn it is.
 func (s *session) handle(in *inbound, previous byte) {
 	p := &in.packet
@@ -272,12 +279,8 @@ func (s *session) handle(in *inbound, previous byte) {
 	}
 
 	var req request
-	var on Stage
+	on := stageOf[kind]
 	switch kind {
-	case packets.Connect:
-		on = OnConnect
-	case packets.Subscribe:
-		on = OnSubscribe
 	case packets.Publish:
 		var err error
 		if req, err = parseRequest(p.TopicName); err != nil {
@@ -289,7 +292,6 @@ func (s *session) handle(in *inbound, previous byte) {
 			s.violate("PUBLISH before SUBACK: the reply could be lost")
 			return
 		}
-		on = OnRegister
 		if req.poll {
 			on = OnPoll
 		}
@@ -301,16 +303,10 @@ func (s *session) handle(in *inbound, previous byte) {
 		if s.unacked[p.PacketID]--; s.unacked[p.PacketID] == 0 {
 			delete(s.unacked, p.PacketID)
 		}
-		on = OnPuback
-	case packets.Unsubscribe:
-		on = OnUnsubscribe
-	case packets.Pingreq:
-		on = OnPing
 	case packets.Disconnect:
 		if len(s.unacked) > 0 {
 			s.note(Entry{Packet: "VIOLATION", Violation: "DISCONNECT while a reply is not acknowledged [MQTT-4.3.2-2]"})
 		}
-		on = OnDisconnect
 	}
 	rule := s.c.server.script.Load().Match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
 	acked := false
@@ -327,9 +323,7 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	case len(rule.GarbageBytes()) > 0:
 		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
 		s.write(rule, rule.GarbageBytes())
-		if rule.Silent {
-			s.muted = true
-		} else {
+		if s.muted = rule.Silent; !s.muted {
 			s.end("scenario: garbage")
 		}
 		return
@@ -486,7 +480,7 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := marshal(r.body)
+	payload, err := enroll.JSON(r.body)
 	if err == nil && len(rule.Omit) > 0 {
 		payload, err = without(rule.Omit, payload)
 	}

@@ -116,25 +116,25 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	var err error
-	enrollments := o.Enrollments
 	if o.Directory == "" {
-		if s.material, err = newMaterial(s.seed.draw, s.now()); err != nil {
-			return nil, err
-		}
-		if enrollments == nil {
-			enrollments = &enroll.Enrollments{Groups: []enroll.Group{
-				{Name: "keys", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
-				{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
-			}}
-		}
+		s.material, err = newMaterial(s.seed.draw, s.now())
 	} else {
-		if s.material, err = loadMaterial(o.Directory, s.now()); err != nil {
+		s.material, err = loadMaterial(o.Directory, s.now())
+	}
+	if err != nil {
+		return nil, err
+	}
+	enrollments := o.Enrollments
+	switch {
+	case enrollments != nil:
+	case o.Directory == "":
+		enrollments = &enroll.Enrollments{Groups: []enroll.Group{
+			{Name: "keys", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: s.GroupKey()}},
+			{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
+		}}
+	default:
+		if enrollments, err = enroll.ReadFile(filepath.Join(o.Directory, fileEnrollments)); err != nil {
 			return nil, err
-		}
-		if enrollments == nil {
-			if enrollments, err = loadEnrollments(filepath.Join(o.Directory, fileEnrollments)); err != nil {
-				return nil, err
-			}
 		}
 	}
 	if err := s.SetEnrollments(enrollments); err != nil {
@@ -173,12 +173,7 @@ func (s *Server) DeviceKey(registrationID string) string {
 // whose common name is the registration ID, and gives both as PEM. An ID of
 // more than 64 octets does not fit into a common name and is an error.
 func (s *Server) DeviceCertificate(registrationID string) (certificate, key []byte, err error) {
-	c, err := s.material.device.device(registrationID, s.now())
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err = keyPEM(c.PrivateKey)
-	return certificatePEM(c.Certificate[0]), key, err
+	return s.material.device.device(registrationID, s.now())
 }
 
 // SetScenario replaces settings and rules, and counts them from the start;
@@ -294,7 +289,7 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
-	who.features, _ = set.FeaturesOf(u.apiVersion)
+	who.features = set.Features[u.apiVersion]
 	entries := *s.entries.Load()
 	switch {
 	case err != nil:

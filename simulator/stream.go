@@ -28,10 +28,6 @@ type rawConn struct {
 	close    sync.Once
 }
 
-func newRawConn(conn net.Conn, note func(Entry)) *rawConn {
-	return &rawConn{Conn: conn, note: note, gone: make(chan struct{})}
-}
-
 // Close ends the connection, and every wait for it.
 func (r *rawConn) Close() error {
 	r.close.Do(func() { close(r.gone) })

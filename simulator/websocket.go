@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -44,29 +43,31 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
 		return nil
 	}
-	w := &responseWriter{conn: c.tls, in: in, header: http.Header{}}
-	refuse := func(status int, text string) {
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, text)
-		w.flush()
+	respond := func(status int, header http.Header, text string) {
+		r := http.Response{
+			StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: header, Close: true,
+			ContentLength: int64(len(text)), Body: io.NopCloser(strings.NewReader(text)),
+		}
+		_ = r.Write(c.tls)
 		c.reason = fmt.Sprintf("HTTP %d", status)
-		c.linger(nil)
 	}
 	violate := func(violation, text string) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: " + violation})
-		refuse(http.StatusBadRequest, text+"\n")
+		respond(http.StatusBadRequest, nil, text+"\n")
+		c.linger(nil)
 	}
 	if rule.Status != 0 || rule.Location != "" || rule.Body != nil {
 		text := ""
 		if rule.Body != nil {
 			text = *rule.Body
 		}
-		otherwise := http.StatusOK
+		otherwise, header := http.StatusOK, http.Header{}
 		if rule.Location != "" {
 			otherwise = http.StatusFound
-			w.header.Set("Location", rule.Location)
+			header.Set("Location", rule.Location)
 		}
-		refuse(cmp.Or(rule.Status, otherwise), text)
+		respond(cmp.Or(rule.Status, otherwise), header, text)
+		c.linger(nil)
 		return nil
 	}
 	// Both paths are in use by SDKs.
@@ -81,6 +82,11 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	upgrader := websocket.Upgrader{
 		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
 		CheckOrigin:  func(*http.Request) bool { return true },
+		Error: func(_ http.ResponseWriter, _ *http.Request, status int, _ error) {
+			respond(status, http.Header{
+				"Content-Type": {"text/plain; charset=utf-8"}, "Sec-Websocket-Version": {"13"}, "X-Content-Type-Options": {"nosniff"},
+			}, http.StatusText(status)+"\n")
+		},
 	}
 	offered := slices.ContainsFunc(websocket.Subprotocols(req), func(p string) bool { return strings.EqualFold(p, "mqtt") })
 	if websocket.IsWebSocketUpgrade(req) && !offered {
@@ -97,9 +103,8 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	if rule.Extension != "" {
 		header["sec-websocket-extensions"] = []string{rule.Extension} // in this form the upgrader does not look at it
 	}
-	conn, err := upgrader.Upgrade(w, req, header)
+	conn, err := upgrader.Upgrade(hijacker{conn: c.tls, in: in}, req, header)
 	if err != nil {
-		w.flush()
 		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
 		c.reason = "HTTP"
 		c.linger(nil)
@@ -109,34 +114,16 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	return &webSocket{conn: conn, raw: c.tls}
 }
 
-// responseWriter lets the upgrader, made for net/http, work on a bare connection.
-type responseWriter struct {
-	conn   net.Conn
-	in     *bufio.Reader
-	header http.Header
-	status int
-	body   bytes.Buffer
+// hijacker lets the upgrader, made for net/http, work on a bare connection.
+type hijacker struct {
+	http.ResponseWriter // never used
+	conn                net.Conn
+	in                  *bufio.Reader
 }
-
-func (w *responseWriter) Header() http.Header         { return w.header }
-func (w *responseWriter) WriteHeader(status int)      { w.status = status }
-func (w *responseWriter) Write(p []byte) (int, error) { return w.body.Write(p) }
 
 // Hijack hands the connection over.
-func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return w.conn, bufio.NewReadWriter(w.in, bufio.NewWriter(w.conn)), nil
-}
-
-// flush sends the response of a refusal.
-func (w *responseWriter) flush() {
-	if w.status == 0 {
-		w.status = http.StatusInternalServerError
-	}
-	r := http.Response{
-		StatusCode: w.status, ProtoMajor: 1, ProtoMinor: 1, Header: w.header, Close: true,
-		ContentLength: int64(w.body.Len()), Body: io.NopCloser(&w.body),
-	}
-	_ = r.Write(w.conn)
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return h.conn, bufio.NewReadWriter(h.in, bufio.NewWriter(h.conn)), nil
 }
 
 // webSocket is the stream of bytes in the binary messages of a WebSocket: a
@@ -176,12 +163,10 @@ func webSocketError(err error) error {
 	var closed *websocket.CloseError
 	var network net.Error
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, errors.As(err, &network):
+		return err
 	case errors.As(err, &closed):
 		return io.EOF
-	case errors.As(err, &network):
-		return err
 	case errors.Is(err, websocket.ErrReadLimit) || strings.HasPrefix(err.Error(), "websocket: "):
 		return breach("%v", err)
 	}
@@ -277,9 +262,4 @@ func (w *webSocket) Write(p []byte) (int, error) {
 	}
 	n, err := out.Write(p)
 	return n, errors.Join(err, out.Close())
-}
-
-// sayGoodbye sends a close frame, unless there was one already.
-func (w *webSocket) sayGoodbye(code int) {
-	_ = w.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(lingerTimeout))
 }

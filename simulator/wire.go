@@ -62,40 +62,35 @@ func (l *lengthReader) ReadByte() (byte, error) {
 // knowledge of the session.
 func readPacket(r *bufio.Reader) *inbound {
 	in := &inbound{pipelined: r.Buffered() > 0}
+	in.err = in.read(r)
+	return in
+}
+
+func (in *inbound) read(r *bufio.Reader) error {
 	first, err := r.ReadByte()
 	if err != nil {
-		in.err = err
-		return in
+		return err
 	}
-	p := packets.Packet{ProtocolVersion: 4}
 	lengths := &lengthReader{r: r}
 	remaining, _, err := packets.DecodeLength(lengths)
 	if err != nil {
-		in.err = middle(err)
-		return in
+		return middle(err)
 	}
 	in.size = 1 + lengths.read + remaining
-	p.FixedHeader.Type = first >> 4
-	in.packet = p
+	p := &in.packet
+	p.ProtocolVersion, p.FixedHeader.Type = 4, first>>4
 	if err := p.FixedHeader.Decode(first); err != nil {
-		in.err = breach("%s: flags %#x: %v", packetName(first>>4), first&0x0f, err) // [MQTT-2.2.2-2]
-		return in
+		return breach("%s: flags %#x: %v", packetName(first>>4), first&0x0f, err) // [MQTT-2.2.2-2]
 	}
 	p.FixedHeader.Remaining = remaining
 	if remaining > maxPacket { // before a buffer is made
-		in.err = breach("%s: a packet of %d bytes", packetName(p.FixedHeader.Type), remaining)
-		return in
+		return breach("%s: a packet of %d bytes", packetName(p.FixedHeader.Type), remaining)
 	}
 	body := make([]byte, remaining)
 	if _, err := io.ReadFull(r, body); err != nil {
-		in.err = middle(err)
-		return in
+		return middle(err)
 	}
-	if err := decode(&p, body); err != nil {
-		in.err = err
-	}
-	in.packet = p
-	return in
+	return decode(p, body)
 }
 
 // middle tells an end inside a packet from one between packets.
@@ -106,31 +101,40 @@ func middle(err error) error {
 	return err
 }
 
+// codecs read and write what follows the fixed header, by packet type. The
+// simulator receives only packets that it can decode, and encodes these too, to compare.
+var codecs = map[byte]struct {
+	decode func(*packets.Packet, []byte) error
+	encode func(*packets.Packet, *bytes.Buffer) error
+}{
+	packets.Connect:     {(*packets.Packet).ConnectDecode, (*packets.Packet).ConnectEncode},
+	packets.Connack:     {nil, (*packets.Packet).ConnackEncode},
+	packets.Publish:     {(*packets.Packet).PublishDecode, (*packets.Packet).PublishEncode},
+	packets.Puback:      {(*packets.Packet).PubackDecode, (*packets.Packet).PubackEncode},
+	packets.Subscribe:   {(*packets.Packet).SubscribeDecode, (*packets.Packet).SubscribeEncode},
+	packets.Suback:      {nil, (*packets.Packet).SubackEncode},
+	packets.Unsubscribe: {(*packets.Packet).UnsubscribeDecode, (*packets.Packet).UnsubscribeEncode},
+	packets.Unsuback:    {nil, (*packets.Packet).UnsubackEncode},
+	packets.Pingresp:    {nil, (*packets.Packet).PingrespEncode},
+}
+
 func decode(p *packets.Packet, body []byte) error {
-	name := packetName(p.FixedHeader.Type)
-	var err error
-	switch p.FixedHeader.Type {
-	case packets.Connect:
-		if err := checkConnectHead(body); err != nil {
-			return err
-		}
-		err = p.ConnectDecode(body)
-	case packets.Publish:
-		err = p.PublishDecode(body)
-	case packets.Puback:
-		err = p.PubackDecode(body)
-	case packets.Subscribe:
-		err = p.SubscribeDecode(body)
-	case packets.Unsubscribe:
-		err = p.UnsubscribeDecode(body)
-	case packets.Pingreq, packets.Disconnect:
+	kind := p.FixedHeader.Type
+	name, codec := packetName(kind), codecs[kind]
+	switch {
+	case kind == packets.Pingreq || kind == packets.Disconnect:
 		if len(body) > 0 {
 			return breach("%s: it has a payload", name)
 		}
 		return nil
-	default:
+	case codec.decode == nil:
 		return breach("%s: not a packet for this server", name)
+	case kind == packets.Connect:
+		if err := checkConnectHead(body); err != nil {
+			return err
+		}
 	}
+	err := codec.decode(p, body)
 	var b []byte
 	if err == nil {
 		b, err = encode(*p)
@@ -140,19 +144,10 @@ func decode(p *packets.Packet, body []byte) error {
 	}
 	// What was understood, written again, must be what was received: so
 	// reserved bits and bytes left over do not pass unseen.
-	if !bytes.HasSuffix(b, body) || len(b) != headerSize(len(body))+len(body) {
+	if length, _, _ := packets.DecodeLength(bytes.NewReader(b[1:])); length != len(body) || !bytes.HasSuffix(b, body) {
 		return breach("%s: reserved bits are set or bytes are left over", name)
 	}
 	return check(p)
-}
-
-func headerSize(remaining int) int {
-	n := 2
-	for remaining >= 128 {
-		remaining >>= 7
-		n++
-	}
-	return n
 }
 
 // checkConnectHead looks at name and level before the rest of a CONNECT,
@@ -227,28 +222,6 @@ func check(p *packets.Packet) error {
 func encode(p packets.Packet) ([]byte, error) {
 	p.ProtocolVersion = 4
 	var b bytes.Buffer
-	var err error
-	switch p.FixedHeader.Type {
-	case packets.Connect:
-		err = p.ConnectEncode(&b)
-	case packets.Connack:
-		err = p.ConnackEncode(&b)
-	case packets.Publish:
-		err = p.PublishEncode(&b)
-	case packets.Puback:
-		err = p.PubackEncode(&b)
-	case packets.Subscribe:
-		err = p.SubscribeEncode(&b)
-	case packets.Suback:
-		err = p.SubackEncode(&b)
-	case packets.Unsubscribe:
-		err = p.UnsubscribeEncode(&b)
-	case packets.Unsuback:
-		err = p.UnsubackEncode(&b)
-	case packets.Pingresp:
-		err = p.PingrespEncode(&b)
-	default:
-		err = fmt.Errorf("the simulator sends no %s", packetName(p.FixedHeader.Type))
-	}
+	err := codecs[p.FixedHeader.Type].encode(&p, &b)
 	return b.Bytes(), err
 }

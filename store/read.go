@@ -21,6 +21,17 @@ func Read(directory string) (Record, error) {
 	return read(filepath.Join(directory, stateName))
 }
 
+// Published returns the record that other services read: that of the state directory, or a
+// newer one of the runtime directory while the disk refuses it. The error is that of Read for
+// the state directory.
+func Published(state, runtime string) (Record, error) {
+	record, err := Read(state)
+	if newer, failed := Read(runtime); failed == nil && (err != nil || newer.Generation > record.Generation) {
+		record, err = newer, nil
+	}
+	return record, err
+}
+
 // Previous returns the record before that of Read, which dpsd restores if it starts with a
 // missing or damaged record. Its errors are those of Read.
 func Previous(directory string) (Record, error) {

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
@@ -32,9 +31,7 @@ func newDemo() *cobra.Command {
 registers one gateway with a symmetric key over MQTT/TLS, and another with an
 X.509 certificate over WebSocket. The demo uses loopback only, and leaves no
 files.`,
-		Example:           `  dpsd-sim demo`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
+		Example: `  dpsd-sim demo`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			survivePipes() // the directory of the demonstration must not stay
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
@@ -90,11 +87,11 @@ func (g demoGateway) provision(ctx context.Context, out io.Writer, e *endpoint, 
 	if err != nil {
 		return err
 	}
-	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files.key}}
+	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files[0]}}
 	if g.certified {
 		credential = attest.X509{
-			Certificate: attest.Reference{File: files.certificate},
-			PrivateKey:  attest.Reference{File: files.privateKey},
+			Certificate: attest.Reference{File: files[1]},
+			PrivateKey:  attest.Reference{File: files[2]},
 		}
 	}
 	state := filepath.Join(dir, g.id)

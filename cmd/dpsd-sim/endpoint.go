@@ -78,9 +78,9 @@ type endpoint struct {
 }
 
 // open starts a simulator; close ends it.
-func (f *flags) open() (*endpoint, error) {
+func (f *flags) open() (e *endpoint, err error) {
 	if f.mqtt == "" && f.webSocket == "" {
-		return nil, &usageError{errors.New("--mqtt and --websocket are both empty: nothing to listen on")}
+		return nil, usageError("--mqtt and --websocket are both empty: nothing to listen on")
 	}
 	dir, err := filepath.Abs(f.dir)
 	if err != nil {
@@ -99,11 +99,11 @@ func (f *flags) open() (*endpoint, error) {
 		}
 	}
 	if f.enrollments != "" {
-		if o.Enrollments, err = readEnrollments(f.enrollments); err != nil {
+		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
 			return nil, err
 		}
 	}
-	e := &endpoint{
+	e = &endpoint{
 		Endpoint: serverName,
 		CAFile:   filepath.Join(dir, "ca.pem"),
 		Process:  os.Getpid(),
@@ -111,50 +111,32 @@ func (f *flags) open() (*endpoint, error) {
 
 		enrollments: cmp.Or(f.enrollments, filepath.Join(dir, "enrollments.toml")),
 	}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
-			return nil, err
+			return e, err
 		}
 		o.PacketLog = e.log
 	}
 	if e.server, err = simulator.New(o); err != nil {
-		e.close()
-		return nil, err
+		return e, err
 	}
 	e.IDScope = e.server.IDScope()
 	// One that ended badly has left its addresses.
 	if err := os.Remove(e.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		e.close()
-		return nil, err
+		return e, err
 	}
-	if e.MQTT, e.MQTTPort, err = listen(f.mqtt, e.server.AcceptMQTT); err == nil {
-		e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket)
+	if e.MQTT, e.MQTTPort, err = listen(f.mqtt, e.server.AcceptMQTT); err != nil {
+		return e, err
 	}
-	if err == nil {
-		err = e.write()
+	if e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket); err != nil {
+		return e, err
 	}
-	if err != nil {
-		e.close()
-		return nil, err
-	}
-	return e, nil
-}
-
-func readEnrollments(file string) (*enroll.Enrollments, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	return enroll.Parse(file, bytes.NewReader(text))
-}
-
-// reload reads the enrollments anew. With an error they stay as they were.
-func (e *endpoint) reload() error {
-	enrollments, err := readEnrollments(e.enrollments)
-	if err != nil {
-		return err
-	}
-	return e.server.SetEnrollments(enrollments)
+	return e, e.write()
 }
 
 // listen gives the address in use and its port; neither for an empty address. "localhost"

@@ -76,7 +76,7 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		return err
 	}
 	defer e.close()
-	environment, err := e.environment(f.dir, id)
+	environment, err := e.environment(id)
 	if err != nil {
 		return err
 	}
@@ -88,9 +88,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	if err := command.Start(); err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\n", err)
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-			return &exitStatus{exitNotFound}
+			return &exitError{code: exitNotFound}
 		}
-		return &exitStatus{exitNotExecutable}
+		return &exitError{code: exitNotExecutable}
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()
@@ -111,19 +111,15 @@ func commandStatus(err error) error {
 		return err
 	}
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return &exitStatus{exitSignal + int(status.Signal())}
+		return &exitError{code: exitSignal + int(status.Signal())}
 	}
-	return &exitStatus{exit.ExitCode()}
+	return &exitError{code: exit.ExitCode()}
 }
 
 // environment writes the device's credentials and names them.
-func (e *endpoint) environment(dir, id string) ([]string, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	files, err := writeCredentials(e.server, dir, id)
-	if err != nil && (files.key == "" || len(id) <= simulator.MaxCommonName) {
+func (e *endpoint) environment(id string) ([]string, error) {
+	files, err := writeCredentials(e.server, filepath.Dir(e.CAFile), id)
+	if err != nil && (len(files) == 0 || len(id) <= simulator.MaxCommonName) {
 		return nil, err
 	}
 	environment := []string{
@@ -138,8 +134,8 @@ func (e *endpoint) environment(dir, id string) ([]string, error) {
 			environment = append(environment, name+"="+strconv.Itoa(port))
 		}
 	}
-	if files.certificate != "" {
-		environment = append(environment, "DPS_CERTIFICATE_FILE="+files.certificate, "DPS_PRIVATE_KEY_FILE="+files.privateKey)
+	if len(files) == 3 {
+		environment = append(environment, "DPS_CERTIFICATE_FILE="+files[1], "DPS_PRIVATE_KEY_FILE="+files[2])
 	}
 	return environment, nil
 }

@@ -11,16 +11,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fleet"
 )
 
 func newFleet() *cobra.Command {
-	var scenario, client, onBoot, throttle, configuration, curve, svg string
-	devices := 10_000
-	f := fleet.New(fleet.Power, devices)
+	var scenario, configuration, curve, svg string
+	f := fleet.New(fleet.Power, 10_000)
 	c := &cobra.Command{
 		Use:   "fleet [flags]",
 		Short: "Simulate the load of a fleet on the service, in virtual time",
@@ -45,12 +43,9 @@ provisioned.`,
   dpsd-sim fleet --devices 10000 --boot-delay-max 10m --svg fleet.svg
   dpsd-sim fleet --scenario outage --config /etc/dpsd/dpsd.toml
   dpsd-sim fleet --client sdk --retry-after none --curve sdk.csv`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			base := fleet.New(fleet.Scenario(scenario), devices)
-			f.Devices, f.Client, f.Since = devices, fleet.Client(client), base.Since
-			f.OnBoot, f.Service.Throttle = daemon.Policy(onBoot), fleet.Throttle(throttle)
+			base := fleet.New(fleet.Scenario(scenario), f.Devices)
+			f.Since = base.Since
 			f.Service.DownUntil, f.Service.KeyRightAt, f.Service.MovedAt = base.Service.DownUntil, base.Service.KeyRightAt, base.Service.MovedAt
 			if configuration != "" {
 				if err := settings(&f, c, configuration); err != nil {
@@ -59,25 +54,33 @@ provisioned.`,
 			} else if !c.Flags().Changed("interval") {
 				f.Interval = base.Interval
 			}
-			if err := known(scenario, &f); err != nil {
-				return &usageError{err}
+			for _, choice := range []struct {
+				flag, value string
+				of          []string
+			}{{"scenario", scenario, scenarios()}, {"on-boot", string(f.OnBoot), policies()}} {
+				if !slices.Contains(choice.of, choice.value) {
+					return usageError("--%s %q is none of %s", choice.flag, choice.value, strings.Join(choice.of, ", "))
+				}
+			}
+			if err := f.Check(); err != nil {
+				return &exitError{exitUsage, err}
 			}
 			return rehearse(c, &f, curve, svg)
 		},
 	}
 	flags := c.Flags()
-	flags.IntVar(&devices, "devices", devices, "the number of gateways")
+	flags.IntVar(&f.Devices, "devices", f.Devices, "the number of gateways")
 	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, brief,\nwrong-key or moved")
 	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that seeds all random values")
-	flags.StringVar(&client, "client", string(fleet.Dpsd), "the program of the gateways: dpsd, or sdk for\nMicrosoft's SDKs")
+	flags.StringVar((*string)(&f.Client), "client", string(f.Client), "the program of the gateways: dpsd, or sdk for\nMicrosoft's SDKs")
 	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml, for [provisioning] and\n[retry] of the gateways; flags override it")
-	flags.StringVar(&onBoot, "on-boot", string(f.OnBoot), "the on_boot of the gateways: always, verify or\nif-needed")
+	flags.StringVar((*string)(&f.OnBoot), "on-boot", string(f.OnBoot), "the on_boot of the gateways: always, verify or\nif-needed")
 	flags.DurationVar(&f.BootDelayMax, "boot-delay-max", 0, "boot_delay_max of the gateways")
 	flags.DurationVar(&f.Interval, "interval", 0, "interval of the gateways; 0s for none\n(default 24h for moved)")
 	flags.DurationVar(&f.Boot, "boot", f.Boot, "the gateways are up within this time\n")
 	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations per minute of an instance;\n0 for no limit")
 	flags.IntVar(&f.Service.Instances, "instances", f.Service.Instances, "instances of the service; each gateway has one\n")
-	flags.StringVar(&throttle, "throttle", string(f.Service.Throttle), "how the minute is counted: bucket (as serve\ndoes) or window (of the clock)\n")
+	flags.StringVar((*string)(&f.Service.Throttle), "throttle", string(f.Service.Throttle), "how the minute is counted: bucket (as serve\ndoes) or window (of the clock)\n")
 	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\nfor the time until one is free")
 	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests per second above which an instance\nanswers 5xx; 0 for no limit")
 	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\nfrom 0 to 1")
@@ -131,22 +134,6 @@ func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
 		f.Interval = cfg.Provisioning.Interval
 	}
 	return nil
-}
-
-// known checks what package fleet takes as it is.
-func known(scenario string, f *fleet.Fleet) error {
-	for _, choice := range []struct {
-		flag, value string
-		of          []string
-	}{
-		{"scenario", scenario, scenarios()},
-		{"on-boot", string(f.OnBoot), policies()},
-	} {
-		if !slices.Contains(choice.of, choice.value) {
-			return fmt.Errorf("--%s %q is none of %s", choice.flag, choice.value, strings.Join(choice.of, ", "))
-		}
-	}
-	return f.Check()
 }
 
 func rehearse(c *cobra.Command, f *fleet.Fleet, curve, svg string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ func newLog() *cobra.Command {
 		Example: `  dpsd-sim log summary sim.log`,
 		Args:    usageArgs(commandline.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return &usageError{errors.New("a command is needed: log summary FILE")}
+			return usageError("a command is needed: log summary FILE")
 		},
 	}
 	c.AddCommand(newLogSummary())
@@ -79,7 +80,7 @@ func printSummary(out io.Writer, devices []simulator.DeviceSummary) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "device\tconnections\tround trips\tbytes up\tbytes down\tregisters\tpolls\tgaps (min/median/max)\tviolations")
 	for _, d := range devices {
-		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n", name(d), d.Connections, d.RoundTrips,
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n", cmp.Or(d.RegistrationID, "-"), d.Connections, d.RoundTrips,
 			d.BytesUp, d.BytesDown, d.Registers, d.Polls, gaps(d.PollGaps), len(d.Violations))
 	}
 	if err := table.Flush(); err != nil {
@@ -87,19 +88,12 @@ func printSummary(out io.Writer, devices []simulator.DeviceSummary) error {
 	}
 	for _, d := range devices {
 		for _, v := range d.Violations {
-			if _, err := fmt.Fprintf(out, "%s: %s\n", name(d), v); err != nil {
+			if _, err := fmt.Fprintf(out, "%s: %s\n", cmp.Or(d.RegistrationID, "-"), v); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-func name(d simulator.DeviceSummary) string {
-	if d.RegistrationID == "" {
-		return "-"
-	}
-	return d.RegistrationID
 }
 
 // gaps shows the least, the middle and the greatest of them.

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -24,42 +23,37 @@ const (
 // version is set by the linker, see the Makefile.
 var version = "devel"
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:])) }
 
-// run is main with its surroundings as arguments. It gives the exit code.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// run runs one command line and returns its exit code.
+func run(args []string) int {
 	root := newRoot()
 	completion.Prepare(root, args)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	err := root.Execute()
-	var status *exitStatus
-	var usage *usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitDone
-	case errors.As(err, &status):
-		return status.code
-	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
-		return exitUsage
 	}
-	fmt.Fprintf(stderr, "dpsd-sim: %v\n", err)
-	return exitFailed
+	exit := &exitError{exitFailed, err}
+	if errors.As(err, &exit); exit.err != nil {
+		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
+	}
+	return exit.code
 }
 
-// usageError is a command line that cannot be carried out.
-type usageError struct{ err error }
+// exitError ends the program with an exit code. Without an error there is nothing to print.
+type exitError struct {
+	code int
+	err  error
+}
 
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
+func (e *exitError) Error() string { return fmt.Sprint(e.err) }
+func (e *exitError) Unwrap() error { return e.err }
 
-// exitStatus ends the program with the code of another one.
-type exitStatus struct{ code int }
-
-func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+// usageError reports a command line that cannot be carried out.
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -74,12 +68,18 @@ demand. It needs no account and no network.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(*cobra.Command, []string) error {
-			return &usageError{errors.New("a command is needed: see dpsd-sim --help")}
+			return usageError("a command is needed: see dpsd-sim --help")
 		},
 		Args: usageArgs(commandline.NoArgs),
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{commandline.FlagError(c, err)} })
-	root.AddCommand(newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet(), completion.Command(root, usageArgs))
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &exitError{exitUsage, commandline.FlagError(c, err)} })
+	for _, c := range []*cobra.Command{newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet()} {
+		if c.Args == nil {
+			c.Args, c.ValidArgsFunction = usageArgs(commandline.NoArgs), cobra.NoFileCompletions
+		}
+		root.AddCommand(c)
+	}
+	root.AddCommand(completion.Command(root, usageArgs))
 	commandline.Version(root, version, usageArgs)
 	return root
 }
@@ -88,7 +88,7 @@ demand. It needs no account and no network.`,
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			return &usageError{err}
+			return &exitError{exitUsage, err}
 		}
 		return nil
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -9,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The addresses of serve. 443, the service's own port for WebSocket, is
@@ -34,11 +33,9 @@ On SIGHUP, it reads the enrollments again. It refuses an invalid file with the
 position of the mistake, and keeps the previous enrollments.`,
 		Example: `  dpsd-sim serve --dir sim
   dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		Args:              usageArgs(commandline.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
-				return &usageError{errors.New("--dir is needed")}
+				return usageError("--dir is needed")
 			}
 			stop := make(chan os.Signal, 1)
 			signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -65,7 +62,11 @@ position of the mistake, and keeps the previous enrollments.`,
 				case <-stop:
 					return nil
 				case <-again:
-					if err := e.reload(); err != nil {
+					enrollments, err := enroll.ReadFile(e.enrollments)
+					if err == nil {
+						err = e.server.SetEnrollments(enrollments)
+					}
+					if err != nil {
 						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: keeping the previous enrollments\n", err)
 						continue
 					}

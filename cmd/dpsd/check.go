@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/nearest"
@@ -62,8 +60,6 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
   dpsd check --offline --config new.toml   # before it is installed
   sudo dpsd check --skip connect --warnings-as-errors
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.known(); err != nil {
 				return err
@@ -79,15 +75,12 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "skip the step `NAME`; repeat the flag, or separate\nseveral names with commas")
 	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
+	steps := make([]cobra.Completion, 0, len(check.Steps()))
+	for _, s := range check.Steps() {
+		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
+	}
 	// It fails only for a flag that is not there.
-	_ = cmd.RegisterFlagCompletionFunc("skip", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		steps := check.Steps()
-		all := make([]cobra.Completion, 0, len(steps))
-		for _, s := range steps {
-			all = append(all, cobra.CompletionWithDesc(s.Name, s.Description))
-		}
-		return all, cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("skip", cobra.FixedCompletions(steps, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -100,9 +93,8 @@ type checkOptions struct {
 
 // known reports a step that does not exist.
 func (o checkOptions) known() error {
-	steps := check.Steps()
-	names := make([]string, 0, len(steps))
-	for _, s := range steps {
+	names := make([]string, 0, len(check.Steps()))
+	for _, s := range check.Steps() {
 		names = append(names, s.Name)
 	}
 	for _, name := range o.skip {
@@ -113,7 +105,7 @@ func (o checkOptions) known() error {
 		if meant := nearest.Name(name, names); meant != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, meant)
 		}
-		return &exitError{exitUsage, try("dpsd check --list", err)}
+		return &exitError{exitUsage, err, "dpsd check --list"}
 	}
 	return nil
 }
@@ -134,7 +126,7 @@ func listSteps(out io.Writer, asJSON bool) error {
 
 // runCheck wires the check and prints what it finds.
 func runCheck(file string, o checkOptions) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	ctx, stop := interruptible(0, syscall.SIGHUP)
 	defer stop()
 	gateway := gatewayOf(file)
 	gateway.Skip = map[string]bool{}
@@ -198,28 +190,30 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	found := fmt.Errorf("%d of %d steps failed", failures, len(report.Steps))
 	switch {
 	case failures == 0 && gateway.Invalid == nil && warnings > 0 && o.strict:
-		return &exitError{exitFailed, fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps))}
+		return failed(fmt.Errorf("%d of %d steps gave a warning, which counts as an error with --warnings-as-errors", warnings, len(report.Steps)))
 	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check", errors.New("the configuration cannot be read by this user"))}
+		return &exitError{exitFailed, errors.New("the configuration cannot be read by this user"), "sudo dpsd check"}
 	case store.Temporary(gateway.Invalid):
-		return &exitError{exitFailed, errors.New("the configuration cannot be read at present")}
-	case gateway.Invalid != nil && gateway.Skip[check.Configuration]:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", fmt.Errorf("the configuration is invalid: %w", gateway.Invalid))}
+		return failed(errors.New("the configuration cannot be read at present"))
 	case gateway.Invalid != nil:
-		return &exitError{exitConfiguration, try(with(gateway.File, "dpsd check --offline")+", when it is corrected", errors.New("the configuration is invalid"))}
+		invalid := errors.New("the configuration is invalid")
+		if gateway.Skip[check.Configuration] {
+			invalid = fmt.Errorf("%w: %w", invalid, gateway.Invalid)
+		}
+		return &exitError{exitConfiguration, invalid, check.With(gateway.File, "dpsd check --offline") + ", when it is corrected"}
 	case os.Geteuid() != 0:
-		return &exitError{exitFailed, try("sudo dpsd check, which sees what the service sees", found)}
+		return &exitError{exitFailed, found, "sudo dpsd check, which sees what the service sees"}
 	}
-	return &exitError{exitFailed, try("man dpsd-faults for each code, journalctl -u dpsd for the log of the service", found)}
+	return &exitError{exitFailed, found, "man dpsd-faults for each code, journalctl -u dpsd for the log of the service"}
 }
 
 // gatewayOf reads the configuration and says what there is to check.
 func gatewayOf(file string) *check.Gateway {
 	g := &check.Gateway{
 		File:      file,
-		Installed: file == configurationFile,
+		Installed: file == check.InstalledFile,
 		Secrets:   attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
 		Version:   version, BuiltAt: builtAt(),
 	}
@@ -231,10 +225,10 @@ func gatewayOf(file string) *check.Gateway {
 	if err != nil {
 		g.Invalid = err
 		socket, known := socketOf(file)
-		g.Ask, g.SocketUnknown = asking(socket), !known
+		g.Ask, g.SocketUnknown = control.Client{Socket: socket}.Status, !known
 		return g
 	}
-	g.Ask = asking(cfg.Control.Socket)
+	g.Ask = control.Client{Socket: cfg.Control.Socket}.Status
 	if cfg.Transport.Proxy == "environment" {
 		g.ProxyOrigin = "this command"
 		if g.Installed && g.Systemctl != nil {
@@ -259,15 +253,6 @@ func goThrough(e check.Environment) {
 		if value := e.Values[name]; value != "" {
 			_ = os.Setenv(name, value) // fails only for names and values that no environment can hold
 		}
-	}
-}
-
-// asking asks the dpsd that listens on a socket.
-func asking(socket string) func(context.Context) (control.Status, error) {
-	return func(ctx context.Context) (control.Status, error) {
-		ctx, cancel := context.WithTimeout(ctx, askLimit)
-		defer cancel()
-		return control.Client{Socket: socket}.Status(ctx)
 	}
 }
 

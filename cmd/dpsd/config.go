@@ -4,8 +4,6 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
-
-	"github.com/dpsd-project/dpsd/commandline"
 )
 
 func configCommand() *cobra.Command {
@@ -16,8 +14,6 @@ func configCommand() *cobra.Command {
 configuration of Azure IoT Edge or the Azure IoT Identity Service.`,
 		Example: `  dpsd config show
   dpsd config import-aziot /etc/aziot/config.toml`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return errors.New("which one? dpsd config show, or dpsd config import-aziot FILE")
 		},

@@ -46,7 +46,7 @@ nothing is on standard output.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := input.Open(args[0])
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return failed(err)
 			}
 			defer f.Close()
 			var dropIns []aziot.DropIn
@@ -59,17 +59,17 @@ nothing is on standard output.`,
 			for _, name := range names {
 				d, err := input.Open(name)
 				if err != nil {
-					return &exitError{exitFailed, err}
+					return failed(err)
 				}
 				defer d.Close()
 				dropIns = append(dropIns, aziot.DropIn{Name: name, Text: d, Files: environmentFiles(name)})
 			}
 			result, err := aziot.Import(args[0], f, dropIns...)
 			if errors.As(err, &config.Errors{}) {
-				return &exitError{exitConfiguration, err}
+				return &exitError{exitConfiguration, err, ""}
 			}
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return failed(err)
 			}
 			for _, n := range result.Notes {
 				fmt.Fprintln(cmd.ErrOrStderr(), n)
@@ -78,12 +78,10 @@ nothing is on standard output.`,
 				}
 			}
 			if result.TOML == "" {
-				return &exitError{exitFailed, errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with")}
+				return failed(errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with"))
 			}
-			if _, err := fmt.Fprint(cmd.OutOrStdout(), result.TOML); err != nil {
-				return &exitError{exitFailed, err}
-			}
-			return nil
+			_, err = fmt.Fprint(cmd.OutOrStdout(), result.TOML)
+			return failed(err)
 		},
 	}
 }

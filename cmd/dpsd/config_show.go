@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -37,8 +36,6 @@ in which each key has "value" (null if it is not set), "origin" ("file",
 key whose value is looked up has "resolved", or the "problem" with it.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			s, err := effective(file)
@@ -66,9 +63,11 @@ func effective(file string) (shown, error) {
 	if err != nil {
 		return shown{}, err
 	}
-	s := shown{file: file, settings: settings, lookups: map[string]lookup{
-		identityKey(cfg): identityNow(cfg),
-	}}
+	identity := "dps.registration_id"
+	if cfg.DPS.RegistrationID.File != "" {
+		identity = "dps.registration_id_file"
+	}
+	s := shown{file: file, settings: settings, lookups: map[string]lookup{identity: identityNow(cfg.DPS.RegistrationID)}}
 	if cfg.Transport.Proxy == "environment" {
 		s.lookups["transport.proxy"] = proxyNow(cfg)
 	}
@@ -83,31 +82,20 @@ type lookup struct {
 	remark string
 }
 
-// identityKey is the key that the registration ID hangs on.
-func identityKey(cfg *config.Config) string {
-	if cfg.DPS.RegistrationID.File != "" {
-		return "dps.registration_id_file"
+func identityNow(source attest.RegistrationID) lookup {
+	id, err := source.Resolve(attest.Host{}, attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")))
+	from := source.String()
+	switch source.Template {
+	case "":
+	case id:
+		return lookup{value: id}
+	default:
+		from = "template filled in"
 	}
-	return "dps.registration_id"
-}
-
-func identityNow(cfg *config.Config) lookup {
-	id, err := cfg.DPS.RegistrationID.Resolve(attest.Host{}, attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")))
 	if err != nil {
 		return lookup{problem: err.Error(), remark: "no registration ID now: " + err.Error()}
 	}
-	if id == cfg.DPS.RegistrationID.Template {
-		return lookup{value: id}
-	}
-	return lookup{value: id, remark: fmt.Sprintf("the registration ID is %q now, the %s", id, source(cfg.DPS.RegistrationID))}
-}
-
-// source names where a registration ID that is not written out comes from.
-func source(r attest.RegistrationID) string {
-	if r.Template != "" {
-		return "template filled in"
-	}
-	return r.String()
+	return lookup{value: id, remark: fmt.Sprintf("the registration ID is %q now, the %s", id, from)}
 }
 
 // proxyNow is the proxy on the way to the first port that is tried. This
@@ -188,8 +176,7 @@ type shownSetting struct {
 }
 
 func (s shown) json(w io.Writer) error {
-	tables := map[string]any{}
-	var credentials []map[string]shownSetting
+	tables := map[string][]map[string]shownSetting{}
 	for _, setting := range s.settings {
 		one := shownSetting{Value: setting.Value, Origin: "default"}
 		switch {
@@ -200,20 +187,15 @@ func (s shown) json(w io.Writer) error {
 		}
 		found := s.lookups[setting.Table+"."+setting.Key]
 		one.Resolved, one.Problem = found.value, found.problem
-		if setting.Table == "credential" {
-			for len(credentials) <= setting.Element {
-				credentials = append(credentials, map[string]shownSetting{})
-			}
-			credentials[setting.Element][setting.Key] = one
-			continue
+		for len(tables[setting.Table]) <= setting.Element {
+			tables[setting.Table] = append(tables[setting.Table], map[string]shownSetting{})
 		}
-		table, _ := tables[setting.Table].(map[string]shownSetting)
-		if table == nil {
-			table = map[string]shownSetting{}
-			tables[setting.Table] = table
-		}
-		table[setting.Key] = one
+		tables[setting.Table][setting.Element][setting.Key] = one
 	}
-	tables["credential"] = credentials
-	return writeJSON(w, map[string]any{"file": s.file, "settings": tables})
+	settings := map[string]any{}
+	for name, elements := range tables {
+		settings[name] = elements[0]
+	}
+	settings["credential"] = tables["credential"]
+	return writeJSON(w, map[string]any{"file": s.file, "settings": settings})
 }

@@ -61,9 +61,6 @@ func unopened(file string, err error) error {
 	return err
 }
 
-// underSystemd reports whether systemd starts dpsd with this configuration.
-func underSystemd(file string) bool { return file == configurationFile && bootedSystemctl() != nil }
-
 // misnamed finds a file beside a missing configuration that was probably meant to be it;
 // "" for none.
 func misnamed(file string) string {
@@ -107,7 +104,7 @@ func load(file string) (*config.Config, error) {
 // closed returns why the service cannot read its configuration although this user can;
 // nil when it can, or when that cannot be known.
 func closed(file string) error {
-	if file != configurationFile {
+	if file != check.InstalledFile {
 		return nil
 	}
 	account, err := check.LookUpAccount(context.Background(), serviceAccount, bootedSystemctl())

@@ -44,8 +44,7 @@ where you store the group key, and copy only the device key to the gateway.`,
 				return fmt.Errorf("--registration-id: %w", err)
 			}
 			if terminalOn(os.Stdin).attended {
-				return &exitError{exitUsage, try("systemd-ask-password key: | dpsd derive-key --registration-id "+id,
-					errors.New("standard input is the terminal, which would show the group key; pipe it"))}
+				return &exitError{exitUsage, errors.New("standard input is the terminal, which would show the group key; pipe it"), "systemd-ask-password key: | dpsd derive-key --registration-id " + id}
 			}
 			return deriveKey(cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), id)
 		},
@@ -64,24 +63,23 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	text, err := io.ReadAll(io.LimitReader(in, maxKeyText+1))
 	defer clear(text)
 	if err != nil {
-		return &exitError{exitFailed, fmt.Errorf("read the group key: %w", err)}
+		return failed(fmt.Errorf("read the group key: %w", err))
 	}
 	var group []byte
-	if len(text) > maxKeyText {
+	key, err := input.Text(text)
+	switch {
+	case len(text) > maxKeyText:
 		err = attest.ErrKeyLength
-	} else {
-		var key []byte
-		if key, err = input.Text(text); err == nil {
-			group, err = attest.DecodeKey(key)
-			defer clear(group)
-		}
+	case err == nil:
+		group, err = attest.DecodeKey(key)
 	}
+	defer clear(group)
 	if err != nil {
 		next := "the primary or secondary key of the enrollment group as the portal shows it, and nothing else"
 		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) && mistake.Command != "" {
 			next = mistake.Remedy() + ", where FILE holds the group key"
 		}
-		return &exitError{exitFailed, fmt.Errorf("standard input: %w\nTry %s", err, next)}
+		return failed(fmt.Errorf("standard input: %w\nTry %s", err, next))
 	}
 	if d := attest.DoubtOf(text, group, id); d != nil && !d.Group {
 		fmt.Fprintf(note, "dpsd: warning: %v; if it was not meant so, correct it and derive the device's key again:\n%s\n", d, d.Remedy())

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
@@ -51,8 +52,8 @@ func printed(t *testing.T, report statusReport) map[string]string {
 	}
 	var out bytes.Buffer
 	screen := &terminal{Writer: &out, columns: 80}
-	screen.complain(try(report.Text, errors.New("not provisioned"+(installation{}).obstacle(report.Status))))
-	screen.complain(errors.New(report.Text))
+	screen.complain(errors.New("not provisioned"+(installation{}).obstacle(report.Status)), report.Text)
+	screen.complain(errors.New(report.Text), "")
 	all["dpsd wait"] = out.String()
 	all["the progress"] = (&terminal{columns: 80}).line("Waiting: " + report.Text)
 	return all
@@ -121,7 +122,7 @@ func logged(t *testing.T, fields ...zap.Field) []string {
 	os.Stderr = file
 	log := journal.Open()
 	os.Stderr = stderr
-	newLogger(log, "info").Warn(event.Fault, fields...)
+	zap.New(log.Core(zapcore.InfoLevel)).Warn(event.Fault, fields...)
 	log.Close()
 	text, err := os.ReadFile(file.Name())
 	if err != nil || len(text) == 0 {

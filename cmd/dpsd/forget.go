@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/store"
 )
@@ -29,8 +28,6 @@ The command does not remove the configuration, the keys, and things that do not
 belong to dpsd; it lists them at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
   dpsd forget --yes    # without a question, for scripts`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			cfg, err := load(file)
@@ -41,9 +38,9 @@ belong to dpsd; it lists them at the end.`,
 			switch {
 			case yes:
 			case !terminalOn(os.Stdin).attended:
-				return &exitError{exitUsage, try("dpsd forget --yes", errors.New("there is no terminal to ask at; --yes forgets the identity without a question"))}
+				return &exitError{exitUsage, errors.New("there is no terminal to ask at; --yes forgets the identity without a question"), "dpsd forget --yes"}
 			case !f.asks(cmd.InOrStdin(), cmd.ErrOrStderr()):
-				return &exitError{exitFailed, errors.New("nothing was removed")}
+				return failed(errors.New("nothing was removed"))
 			}
 			return f.forget()
 		},
@@ -79,13 +76,13 @@ func (f forgetter) forget() error {
 	var locked *store.LockedError
 	switch {
 	case errors.As(err, &locked) && locked.PID != 0:
-		return &exitError{exitFailed, try("systemctl stop dpsd", fmt.Errorf("dpsd is running (pid %d), and nothing was removed; stop it first", locked.PID))}
+		return &exitError{exitFailed, fmt.Errorf("dpsd is running (pid %d), and nothing was removed; stop it first", locked.PID), "systemctl stop dpsd"}
 	case err != nil && errors.As(err, &locked):
-		return &exitError{exitFailed, try("systemctl stop dpsd", fmt.Errorf("dpsd is running, and nothing was removed: %w", err))}
+		return &exitError{exitFailed, fmt.Errorf("dpsd is running, and nothing was removed: %w", err), "systemctl stop dpsd"}
 	case errors.Is(err, os.ErrPermission):
-		return &exitError{exitFailed, try("sudo dpsd forget", err)}
+		return &exitError{exitFailed, err, "sudo dpsd forget"}
 	case err != nil:
-		return &exitError{exitFailed, try("dpsd forget", fmt.Errorf("not all is forgotten: %w; when that is mended, forget again", err))}
+		return &exitError{exitFailed, fmt.Errorf("not all is forgotten: %w; when that is mended, forget again", err), "dpsd forget"}
 	}
 	if len(done.Removed) == 0 {
 		fmt.Fprintln(f.out, "nothing to forget: there is no record in", f.cfg.State.Directory)

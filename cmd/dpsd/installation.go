@@ -45,18 +45,6 @@ func installationOf(cmd *cobra.Command) installation {
 
 func (i installation) client() control.Client { return control.Client{Socket: i.socket} }
 
-// published returns the record that other services read: that of the state
-// directory, or a newer one of the runtime directory while the disk refuses it.
-// The error is store.ErrNoRecord, or why it cannot be told.
-func (i installation) published() (store.Record, error) {
-	rec, err := store.Read(i.state)
-	late, lateErr := store.Read(i.runtime)
-	if lateErr == nil && (err != nil || late.Generation > rec.Generation) {
-		return late, lateErr
-	}
-	return rec, err
-}
-
 // standing returns the running daemon's status, or, when none runs, what the
 // files say. The error says that it cannot be told.
 func (i installation) standing(ctx context.Context) (s control.Status, running bool, err error) {
@@ -82,7 +70,7 @@ func (i installation) whyStopped(ctx context.Context) check.Stop {
 	if i.closed != nil {
 		q.Invalid = i.closed
 	}
-	if i.file == configurationFile {
+	if i.file == check.InstalledFile {
 		q.Systemctl = bootedSystemctl()
 	}
 	return check.WhyStopped(ctx, q)
@@ -104,7 +92,7 @@ func (i installation) onFile() (control.Status, error) {
 		Now: now, Health: control.Unprovisioned, Text: notRunning, Faults: []control.Fault{},
 		Phase: control.Phase{Name: phaseStopped, Since: now},
 	}
-	rec, err := i.published()
+	rec, err := store.Published(i.state, i.runtime)
 	if errors.Is(err, store.ErrNoRecord) {
 		return s, nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/completion"
 )
@@ -24,13 +25,12 @@ const (
 	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
 )
 
-// configurationFile is what dpsd.service reads.
-const configurationFile = "/etc/dpsd/dpsd.toml"
-
-// exitError carries the exit code that an error stands for.
+// exitError carries the exit code that an error stands for, and the command to try next; ""
+// for none.
 type exitError struct {
 	code int
 	err  error
+	next string
 }
 
 // failed gives the error of a command exit code 1; nil stays nil.
@@ -38,7 +38,7 @@ func failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &exitError{exitFailed, err}
+	return &exitError{exitFailed, err, ""}
 }
 
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
@@ -55,18 +55,15 @@ func command(args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	code := exitUsage
-	var exit *exitError
-	if errors.As(err, &exit) {
-		if exit.err == nil {
-			return exit.code // all was said
-		}
-		code = exit.code
-	} else {
-		err = try(of.CommandPath()+" --help", err)
+	exit, is := errors.AsType[*exitError](err)
+	switch {
+	case !is:
+		exit = &exitError{exitUsage, err, of.CommandPath() + " --help"}
+	case exit.err == nil:
+		return exit.code // all was said
 	}
-	terminalOn(os.Stderr).complain(err)
-	return code
+	terminalOn(os.Stderr).complain(err, exit.next)
+	return exit.code
 }
 
 // ofSystemctl refuses arguments. Some are commands of systemctl(1), which users try here.
@@ -82,13 +79,24 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 	if instead == "" {
 		return err
 	}
-	return &exitError{exitUsage, try("systemctl "+instead, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]))}
+	return &exitError{exitUsage, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]), "systemctl " + instead}
 }
 
 // configOf is the path of the configuration that a command line names.
 func configOf(cmd *cobra.Command) string { return cmd.Flag("config").Value.String() }
 
+// takeNoArgs has the commands that say nothing of arguments refuse them.
+func takeNoArgs(of *cobra.Command) {
+	for _, c := range of.Commands() {
+		if c.Args == nil {
+			c.Args, c.ValidArgsFunction = commandline.NoArgs, cobra.NoFileCompletions
+		}
+		takeNoArgs(c)
+	}
+}
+
 func rootCommand() *cobra.Command {
+	cobra.EnableCommandSorting = false // help and manual begin with the everyday commands
 	root := &cobra.Command{
 		Use:   "dpsd",
 		Short: "Azure device provisioning for Linux gateways",
@@ -101,10 +109,11 @@ keeps the assigned hub and device ID in a file that other services read.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().String("config", configurationFile, "configuration `FILE`")
+	root.PersistentFlags().String("config", check.InstalledFile, "configuration `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))
+	takeNoArgs(root)
 	commandline.Version(root, version, func(check cobra.PositionalArgs) cobra.PositionalArgs { return check })
 	root.SetFlagErrorFunc(commandline.FlagError)
 	return root

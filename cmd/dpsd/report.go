@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/report"
 )
 
@@ -42,8 +40,6 @@ was written, even if some parts are missing.`,
 		Example: `  sudo dpsd report
   sudo dpsd report --online    # also checks the connection to DPS
   dpsd report --output report.tar.gz && tar -tzf report.tar.gz`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			gateway := reported(installationOf(cmd), online)
 			gateway.WithPayload = withPayload
@@ -68,7 +64,7 @@ func reported(places installation, online bool) report.Gateway {
 	}
 	return report.Gateway{
 		Configuration:    places.file,
-		Directory:        filepath.Dir(configurationFile),
+		Directory:        filepath.Dir(check.InstalledFile),
 		StateDirectory:   places.state,
 		RuntimeDirectory: places.runtime,
 		Version:          version,
@@ -102,7 +98,7 @@ func reported(places installation, online bool) report.Gateway {
 }
 
 func writeReport(gateway report.Gateway, output string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	ctx, stop := interruptible(0, syscall.SIGHUP)
 	defer stop()
 	screen := terminalOn(os.Stderr)
 	gateway.Progress = screen.progress
@@ -112,7 +108,7 @@ func writeReport(gateway report.Gateway, output string) error {
 	case errors.Is(err, report.ErrStopped):
 		return failed(err)
 	case err != nil:
-		return &exitError{exitFailed, try("dpsd report --output FILE, with a FILE where this user can write", err)}
+		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE where this user can write"}
 	}
 	if missing != "" {
 		fmt.Fprintf(os.Stderr, "Not in the report, or not all of it:\n%s", missing)

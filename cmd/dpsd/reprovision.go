@@ -10,10 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/store"
 )
 
 func reprovisionCommand() *cobra.Command {
@@ -31,8 +32,6 @@ The published identity stays until a newer one is on the disk. With --wait, the
 command exits when DPS has answered: 0 assigned, 1 refused, 4 timeout.`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTimeout(timeout, wait, "--wait"); err != nil {
 				return err
@@ -53,13 +52,13 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	answer, err := places.client().Reprovision(ctx)
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && places.socketUnknown:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("dpsd cannot be asked: the path of its control socket is in a configuration that cannot be used: %w", places.note))}
+		return &exitError{exitFailed, fmt.Errorf("dpsd cannot be asked: the path of its control socket is in a configuration that cannot be used: %w", places.note), check.With(places.file, "dpsd status")}
 	case errors.Is(err, control.ErrNotRunning):
-		return &exitError{exitFailed, try("systemctl start --no-block dpsd", err)}
+		return &exitError{exitFailed, err, "systemctl start --no-block dpsd"}
 	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
-		return &exitError{exitFailed, try("sudo dpsd reprovision", err)}
+		return &exitError{exitFailed, err, "sudo dpsd reprovision"}
 	case err != nil:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 	}
 	in := time.Duration(answer.In * float64(time.Second))
 	if in < time.Second {
@@ -80,27 +79,23 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		if s.Confirmations > answer.Confirmations {
 			return true
 		}
-		if unsaved(s, asked) {
-			refused = &s.Faults[0] // DPS has answered, and the disk refuses it
-			return true
-		}
-		if s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0 {
+		gaveUp := s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0
+		if gaveUp || unsaved(s, asked) { // DPS has refused, or has answered and the disk refuses it
 			refused = &s.Faults[0]
-			return true
 		}
-		return false
+		return refused != nil
 	})
 	switch {
 	case refused != nil:
 		f := *refused
 		foreign.Strings(&f, foreign.MaxFault)
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice))}
+		return &exitError{exitFailed, fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice), check.With(places.file, "dpsd status")}
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)))}
+		return &exitError{exitTimeout, fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	case err != nil:
-		return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 	}
-	rec, err := places.published()
+	rec, err := store.Published(places.state, places.runtime)
 	if err != nil {
 		return failed(err)
 	}

@@ -17,11 +17,12 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
@@ -50,8 +51,6 @@ credential or the enrollment, if another dpsd is running (exit 1), or if
 dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err
@@ -88,10 +87,11 @@ func run(file string, once bool, timeout time.Duration) error {
 	defer stop()
 	to := journal.Open()
 	defer to.Close()
-	log := newLogger(to, cfg.Log.Level)
+	level, _ := zapcore.ParseLevel(cfg.Log.Level) // config.Parse lets no other through
+	log := zap.New(to.Core(level))
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
-		return &exitError{exitFailed, fmt.Errorf("WATCHDOG_USEC: %w", err)}
+		return failed(fmt.Errorf("WATCHDOG_USEC: %w", err))
 	}
 	d := &daemon.Daemon{
 		Settings: settings(file, cfg),
@@ -153,20 +153,20 @@ func ended(file string, err error) error {
 	code, told := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
-			return &exitError{code, try(with(file, "dpsd check"), err)} // nothing went wrong but time
+			return &exitError{code, err, check.With(file, "dpsd check")} // nothing went wrong but time
 		}
 	} else {
 		err = told
 	}
-	var locked *store.LockedError
-	if errors.As(err, &locked) && locked.PID != 0 {
+	locked, _ := errors.AsType[*store.LockedError](err)
+	if locked != nil && locked.PID != 0 {
 		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
 	}
-	next := with(file, "dpsd check")
+	next := check.With(file, "dpsd check")
 	if locked != nil {
-		next = with(file, "dpsd status")
+		next = check.With(file, "dpsd status")
 	}
-	return &exitError{code, try(next, fmt.Errorf("%w\n%s", err, told.Advice()))}
+	return &exitError{code, fmt.Errorf("%w\n%s", err, told.Advice()), next}
 }
 
 // errRestart names what only a restart can change.

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/commandline"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
@@ -45,8 +44,6 @@ run; 3 there is none; 1 the command cannot tell.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return status(installationOf(cmd), asJSON, attempts)
 		},
@@ -61,7 +58,7 @@ func status(places installation, asJSON, attempts bool) error {
 	defer cancel()
 	s, running, err := places.standing(ctx)
 	if err != nil {
-		return &exitError{exitFailed, try("sudo dpsd check, which looks at the files and the service", err)}
+		return &exitError{exitFailed, err, "sudo dpsd check, which looks at the files and the service"}
 	}
 	report := statusReport{Running: running, Status: s}
 	if !running {
@@ -78,7 +75,7 @@ func status(places installation, asJSON, attempts bool) error {
 		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
 	}
 	if s.Identity == nil {
-		return &exitError{exitNone, nil}
+		return &exitError{exitNone, nil, ""}
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 type unreadable struct{ err error }
 
 func (u unreadable) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: configurationFile, Err: u.err}
+	return 0, &fs.PathError{Op: "read", Path: check.InstalledFile, Err: u.err}
 }
 
 func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
@@ -29,14 +29,14 @@ func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
 		syscall.ENOENT: exitConfiguration, syscall.EACCES: exitConfiguration, syscall.EPERM: exitConfiguration, syscall.EISDIR: exitConfiguration,
 		syscall.ENOTDIR: exitConfiguration, syscall.ELOOP: exitConfiguration, syscall.ENAMETOOLONG: exitConfiguration, syscall.ENXIO: exitConfiguration,
 	} {
-		_, readErr := config.Parse(configurationFile, unreadable{reason})
+		_, readErr := config.Parse(check.InstalledFile, unreadable{reason})
 		for moment, err := range map[string]error{
-			"at the open": &fs.PathError{Op: "open", Path: configurationFile, Err: reason},
+			"at the open": &fs.PathError{Op: "open", Path: check.InstalledFile, Err: reason},
 			"at the read": readErr,
 		} {
 			for command, err := range map[string]error{
-				"run, config show and forget": invalid(configurationFile, err),
-				"check":                       checkOptions{}.verdict(&check.Gateway{File: configurationFile, Invalid: err}, check.Report{Steps: []check.Result{{Status: check.Failed}}}),
+				"run, config show and forget": invalid(check.InstalledFile, err),
+				"check":                       checkOptions{}.verdict(&check.Gateway{File: check.InstalledFile, Invalid: err}, check.Report{Steps: []check.Result{{Status: check.Failed}}}),
 			} {
 				if command == "check" && errors.Is(reason, fs.ErrPermission) && os.Geteuid() != 0 {
 					continue // root may be able to read it
@@ -46,14 +46,14 @@ func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
 					t.Errorf("%s, %v %s: %v, expected exit code %d", command, reason, moment, err, code)
 				}
 			}
-			if err := invalid(configurationFile, err); !errors.Is(err, reason) {
+			if err := invalid(check.InstalledFile, err); !errors.Is(err, reason) {
 				t.Errorf("%v: the cause is missing in %v", reason, err)
 			}
 		}
 	}
-	_, err := config.Parse(configurationFile, strings.NewReader("nonsense"))
+	_, err := config.Parse(check.InstalledFile, strings.NewReader("nonsense"))
 	var exit *exitError
-	if !errors.As(invalid(configurationFile, fmt.Errorf("again: %w", err)), &exit) || exit.code != exitConfiguration {
+	if !errors.As(invalid(check.InstalledFile, fmt.Errorf("again: %w", err)), &exit) || exit.code != exitConfiguration {
 		t.Errorf("a file that is no TOML: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/store"
@@ -27,8 +28,7 @@ type terminal struct {
 func terminalOn(f *os.File) *terminal {
 	// /dev/null is a character device too, but has no line settings (termios(3)).
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	t := &terminal{Writer: f, attended: err == nil}
-	t.columns = 80
+	t := &terminal{Writer: f, attended: err == nil, columns: 80}
 	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 2 {
 		t.columns = int(size.Col)
 	}
@@ -72,48 +72,26 @@ func (t *terminal) line(text string) string {
 	return t.paint(faint, text)
 }
 
-// hintError carries the command to try next.
-type hintError struct {
-	err  error
-	next string
-}
-
-// try adds to err the command to try next.
-func try(next string, err error) error { return &hintError{err, next} }
-
 // invalid is the error of a configuration that is wrong.
 func invalid(file string, err error) error {
 	if store.Temporary(err) {
 		return failed(err)
 	}
-	var known *unopenedError
-	if errors.As(err, &known) && underSystemd(file) {
+	if errors.As(err, new(*unopenedError)) && file == check.InstalledFile && bootedSystemctl() != nil {
 		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
 	}
-	return &exitError{exitConfiguration, try(with(file, "dpsd check --offline"), err)}
+	return &exitError{exitConfiguration, err, check.With(file, "dpsd check --offline")}
 }
-
-// with adds to a command to try the configuration, when it is not the usual one.
-func with(file, command string) string {
-	if file == configurationFile {
-		return command
-	}
-	return command + " --config " + file
-}
-
-func (e *hintError) Error() string { return e.err.Error() }
-func (e *hintError) Unwrap() error { return e.err }
 
 // maxComplaint bounds what is said of an error, in bytes: a configuration may have many.
 const maxComplaint = 32 << 10
 
 // complain says what went wrong and, where it is known, what to try next. An error may
 // hold the text of others, such as an answer of the daemon.
-func (t *terminal) complain(err error) {
+func (t *terminal) complain(err error, next string) {
 	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
-	var hint *hintError
-	if errors.As(err, &hint) {
-		text += "\nTry: " + t.paint(bold, printable(hint.next))
+	if next != "" {
+		text += "\nTry: " + t.paint(bold, printable(next))
 	}
 	fmt.Fprint(t, complaint(text))
 }

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/dpsd-project/dpsd/commandline"
+	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/store"
@@ -44,8 +45,6 @@ poll, and dpsd need not be running yet.
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
-		Args:              commandline.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case what != forAssigned && what != forConfirmed && what != forChange:
@@ -58,7 +57,7 @@ poll, and dpsd need not be running yet.
 			}
 			places := installationOf(cmd)
 			if what == forChange && !cmd.Flags().Changed("generation") {
-				if rec, err := places.published(); err == nil {
+				if rec, err := store.Published(places.state, places.runtime); err == nil {
 					generation = rec.Generation
 				}
 			}
@@ -95,10 +94,10 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, try(with(places.file, "dpsd status"), fmt.Errorf("not %s within %s%s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)))}
+		return &exitError{exitTimeout, fmt.Errorf("not %s within %s%s", map[string]string{
+			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	}
-	return &exitError{exitFailed, try(with(places.file, "dpsd status"), err)}
+	return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 }
 
 // obstacle says what is in the way, to be added to a sentence: that the running daemon has
@@ -115,25 +114,23 @@ func (i installation) obstacle(last control.Status) string {
 		}
 		return said + printable(why.Detail) + "\n" + printable(why.Advice)
 	}
-	text := ""
+	var said []string
 	if c := last.Configuration; c != nil && c.Refused != "" {
-		text = ": the configuration was refused, and the previous one stays in effect: " + printable(oneLine(c.Refused))
+		said = append(said, "the configuration was refused, and the previous one stays in effect: "+printable(oneLine(c.Refused)))
 	}
-	if len(last.Faults) == 0 || !last.Faults[0].Unresolved {
-		return text
+	if len(last.Faults) > 0 && last.Faults[0].Unresolved {
+		f := last.Faults[0]
+		foreign.Strings(&f, foreign.MaxFault)
+		said = append(said, f.Code+": "+f.Summary)
+		if f.Cause != "" {
+			said = append(said, "cause: "+oneLine(f.Cause))
+		}
+		said = append(said, f.Advice)
 	}
-	f := last.Faults[0]
-	foreign.Strings(&f, foreign.MaxFault)
-	if text == "" {
-		text = ": "
-	} else {
-		text += "\n"
+	if said == nil {
+		return ""
 	}
-	text += f.Code + ": " + f.Summary
-	if f.Cause != "" {
-		text += "\ncause: " + oneLine(f.Cause)
-	}
-	return text + "\n" + f.Advice
+	return ": " + strings.Join(said, "\n")
 }
 
 // checkTimeout checks the value of --timeout, which has a meaning only with another flag.
@@ -150,9 +147,10 @@ func checkTimeout(timeout time.Duration, given bool, flag string) error {
 // errWaited is the cause of a context whose time-out has passed.
 var errWaited = errors.New("the time-out has passed")
 
-// interruptible is a context that SIGTERM and SIGINT end, and a time-out; 0 is none.
-func interruptible(timeout time.Duration) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+// interruptible is a context that SIGTERM, SIGINT and other signals end, and a time-out; 0 is
+// none.
+func interruptible(timeout time.Duration, more ...os.Signal) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), append(more, syscall.SIGTERM, syscall.SIGINT)...)
 	if timeout == 0 {
 		return ctx, stop
 	}

@@ -112,7 +112,7 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 	a := importer{
 		Checker: document.NewChecker(doc),
 		set:     map[string]any{},
-		stray:   map[document.Path]stray{},
+		stray:   map[document.Path]any{},
 	}
 	if problem := a.dropIns(read); problem != nil {
 		return Result{}, document.Errors{problem}
@@ -137,16 +137,8 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 
 // sort puts the notes in the order of the files, those of the drop-ins last.
 func (a *importer) sort() {
+	rank := map[string]int{a.Name: -1}
 	slices.SortStableFunc(a.notes, func(x, y *Note) int {
-		if n := cmp.Compare(x.File, y.File); n != 0 {
-			switch a.Name {
-			case x.File:
-				return -1
-			case y.File:
-				return 1
-			}
-			return n
-		}
-		return x.Line - y.Line
+		return cmp.Or(rank[x.File]-rank[y.File], cmp.Compare(x.File, y.File), x.Line-y.Line)
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/unitfile"
 )
 
 // EnvironmentFile is a file of variables for a unit, systemd.exec(5).
@@ -24,6 +25,7 @@ type environment struct {
 	files  []environmentFile // their variables override these
 }
 
+// variable is an environment variable, and where it is set.
 type variable struct {
 	origin
 	value string
@@ -39,44 +41,18 @@ type environmentFile struct {
 // read goes through a drop-in: what it sets replaces what earlier ones have set.
 func (e *environment) read(d dropIn) {
 	lines := document.NewLines(d.data)
-	section := ""
-	for n := 1; n <= lines.Count(); n++ {
-		first := n
-		line := strings.TrimSpace(string(lines.Line(n)))
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		for strings.HasSuffix(line, `\`) && n < lines.Count() {
-			n++
-			line = strings.TrimSuffix(line, `\`) + " " + strings.TrimSpace(string(lines.Line(n)))
-		}
-		if strings.HasPrefix(line, "[") {
-			section = line
-			continue
-		}
-		key, value, found := strings.Cut(line, "=")
-		if !found || section != "[Service]" {
-			continue
-		}
-		o := origin{d.Name, strings.TrimSpace(key), first, lines.From(first)}
-		switch o.key {
-		case "Environment":
-			e.assign(o, strings.TrimSpace(value))
-		case "EnvironmentFile":
-			if value = strings.TrimSpace(value); value == "" {
-				e.files = nil
-			} else {
-				e.files = append(e.files, environmentFile{o, value, d.Files})
-			}
+	for _, s := range unitfile.Settings(d.data) {
+		o := origin{d.Name, s.Key, s.Line, lines.From(s.Line)}
+		switch {
+		case s.Section != "[Service]":
+		case s.Key == "Environment":
+			e.assign(o, s.Value)
+		case s.Key == "EnvironmentFile" && s.Value == "":
+			e.files = nil
+		case s.Key == "EnvironmentFile":
+			e.files = append(e.files, environmentFile{o, s.Value, d.Files})
 		}
 	}
-}
-
-func (e *environment) set(name string, v variable) {
-	if e.values == nil {
-		e.values = map[string]variable{}
-	}
-	e.values[name] = v
 }
 
 // assign takes the assignments of a line; an empty one takes back all before.
@@ -84,10 +60,10 @@ func (e *environment) assign(o origin, value string) {
 	if value == "" {
 		clear(e.values)
 	}
-	for _, word := range unitWords(value) {
+	for _, word := range unitfile.Words(value) {
 		if name, value, found := strings.Cut(word, "="); found {
 			o.key = name
-			e.set(name, variable{o, specifiers(value)})
+			e.values[name] = variable{o, specifiers(value)}
 		}
 	}
 }
@@ -95,50 +71,7 @@ func (e *environment) assign(o origin, value string) {
 // specifiers writes "%%" as "%"; any other specifier, which only systemd can resolve,
 // becomes a NUL, which no address holds.
 func specifiers(value string) string {
-	var b strings.Builder
-	for i := 0; i < len(value); i++ {
-		switch {
-		case value[i] != '%':
-			b.WriteByte(value[i])
-		case i+1 < len(value) && value[i+1] == '%':
-			b.WriteByte('%')
-			i++
-		default:
-			b.WriteByte(0)
-		}
-	}
-	return b.String()
-}
-
-// unitWords splits a value as systemd does: at blanks that are not in quotes.
-func unitWords(text string) (words []string) {
-	var word bytes.Buffer
-	quote, begun := byte(0), false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '\\' && i+1 < len(text):
-			i++
-			word.WriteByte(text[i])
-			begun = true
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, begun = c, true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if begun {
-				words = append(words, word.String())
-				word.Reset()
-				begun = false
-			}
-		default:
-			word.WriteByte(c)
-			begun = true
-		}
-	}
-	if begun {
-		words = append(words, word.String())
-	}
-	return words
+	return strings.NewReplacer("%%", "%", "%", "\x00").Replace(value)
 }
 
 // environmentFile takes the variables of files, which replace those of Environment= and of
@@ -164,7 +97,10 @@ func (a *importer) environmentFile(e *environment, f environmentFile) {
 			err = errors.New("it is not UTF-8 text")
 			continue
 		}
-		e.take(file)
+		lines := document.NewLines(file.Text)
+		for _, v := range unitfile.Variables(file.Text) {
+			e.values[v.Key] = variable{origin{file.Name, v.Key, v.Line, lines.From(v.Line)}, v.Value}
+		}
 	}
 	if optional && errors.Is(err, fs.ErrNotExist) || err == nil {
 		return
@@ -173,75 +109,4 @@ func (a *importer) environmentFile(e *environment, f environmentFile) {
 		err = of.Err
 	}
 	a.noteOf(f.origin, "", "left out: %s cannot be read: %s"+byHand, shown, foreign.Line(err.Error(), 200))
-}
-
-// take goes through a file as systemd does: an assignment is a line, unless its value is in
-// quotes or a backslash precedes the end of the line.
-func (e *environment) take(file EnvironmentFile) {
-	lines := document.NewLines(file.Text)
-	for at, rest := 0, file.Text; len(rest) > 0; rest = file.Text[at:] {
-		line := bytes.IndexAny(rest, "\r\n")
-		if line < 0 {
-			line = len(rest)
-		}
-		key, _, found := bytes.Cut(rest[:line], []byte("="))
-		name := strings.Trim(string(key), " \t")
-		if !found || strings.HasPrefix(name, "#") || strings.HasPrefix(name, ";") {
-			at += min(line+1, len(rest))
-			continue
-		}
-		place := lines.Of(at)
-		value, length := environmentValue(rest[len(key)+1:])
-		at += len(key) + 1 + length
-		e.set(name, variable{origin{file.Name, name, place.Line, lines.From(place.Line)}, value})
-	}
-}
-
-// environmentValue is the value at the beginning of text, and where it ends.
-func environmentValue(text []byte) (value string, length int) {
-	var b []byte
-	solid := 0 // the blanks after it do not count
-	for first, i := true, 0; i < len(text); i++ {
-		c := text[i]
-		switch {
-		case c == '\n' || c == '\r':
-			return string(b[:solid]), i
-		case first && (c == '\'' || c == '"'):
-			part, size := quotedValue(text[i+1:], c)
-			b, i = append(b, part...), i+size
-			solid = len(b)
-		case first && (c == ' ' || c == '\t'):
-		case c == '\\' && i+1 < len(text):
-			first = false
-			if i++; text[i] != '\n' && text[i] != '\r' {
-				b = append(b, text[i])
-				solid = len(b)
-			}
-		case c == '\\':
-		default:
-			first = false
-			if b = append(b, c); c != ' ' && c != '\t' {
-				solid = len(b)
-			}
-		}
-	}
-	return string(b[:solid]), len(text)
-}
-
-// quotedValue is the part of text up to a quote, and its length with the quote. In double
-// quotes a backslash escapes as in a shell.
-func quotedValue(text []byte, quote byte) (part []byte, length int) {
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == quote:
-			return part, i + 1
-		case c == '\\' && quote == '"' && i+1 < len(text) && strings.IndexByte("\"\\`$\n", text[i+1]) >= 0:
-			if i++; text[i] != '\n' {
-				part = append(part, text[i])
-			}
-		default:
-			part = append(part, c)
-		}
-	}
-	return part, len(text)
 }

@@ -19,10 +19,10 @@ type importer struct {
 	document.Checker
 	set     map[string]any // "table.key" of dpsd.toml to its value
 	notes   []*Note
-	lost    bool                    // there is nothing with which dpsd could prove the identity
-	edge    bool                    // the gateway has a unit of IoT Edge
-	stray   map[document.Path]stray // keys in a wrong table
-	proxies []proxySetting          // in the order in which they count
+	lost    bool                  // there is nothing with which dpsd could prove the identity
+	edge    bool                  // the gateway has a unit of IoT Edge
+	stray   map[document.Path]any // keys in a wrong table, and their values
+	proxies []variable            // in the order in which they count
 }
 
 // origin is where a setting stands.
@@ -76,12 +76,13 @@ type taker func(at document.Path, value any)
 // table hands each key to its taker, and leaves out the others.
 func (a *importer) table(at document.Path, values map[string]any, takers map[string]taker, why map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		switch take := takers[name]; {
-		case a.stray[at.Key(name)].home != "": // see misplaced
+		key, take := at.Key(name), takers[name]
+		switch _, stray := a.stray[key]; {
+		case stray: // see misplaced
 		case take != nil:
-			take(at.Key(name), values[name])
+			take(key, values[name])
 		default:
-			a.leaveOut(at.Key(name), why[name])
+			a.leaveOut(key, why[name])
 		}
 	}
 }
@@ -96,12 +97,10 @@ func (a *importer) isTable(at document.Path, value any) (map[string]any, bool) {
 }
 
 // words is the string at a key of values; "" when it is missing, which is reported.
-func (a *importer) words(at document.Path, values map[string]any, key, remedy string) string {
-	if values[key] == nil {
-		a.reportAbsent(at, key, remedy)
-		return ""
+func (a *importer) words(at document.Path, values map[string]any, key, remedy string) (s string) {
+	if a.needs(at, values, key, remedy) {
+		s, _ = a.string(at.Key(key), values[key], "")
 	}
-	s, _ := a.string(at.Key(key), values[key], "")
 	return s
 }
 
@@ -156,15 +155,9 @@ func (a *importer) provisioning(at document.Path, value any) {
 		}
 		takers["id_scope"], takers["global_endpoint"] = a.copyTo("dps.id_scope"), a.endpoint
 		takers["payload"], takers["attestation"] = a.payload, a.attestation
-		for _, needed := range []struct{ key, remedy string }{
-			{"id_scope", "it is on the overview page of the provisioning service"},
-			{"global_endpoint", `usually "https://global.azure-devices-provisioning.net"`},
-			{"attestation", "add [provisioning.attestation]"},
-		} {
-			if values[needed.key] == nil && !a.Bad[at.Key(needed.key)] {
-				a.reportAbsent(at, needed.key, needed.remedy)
-			}
-		}
+		a.needs(at, values, "id_scope", "it is on the overview page of the provisioning service")
+		a.needs(at, values, "global_endpoint", `usually "https://global.azure-devices-provisioning.net"`)
+		a.needs(at, values, "attestation", "add [provisioning.attestation]")
 	}
 	a.table(at, values, takers, map[string]string{
 		"connection_string": "it is for manual provisioning",
@@ -281,18 +274,13 @@ func (a *importer) attestation(at document.Path, value any) {
 		return
 	case "symmetric_key":
 		takers["symmetric_key"] = a.symmetricKey
-		for _, key := range []string{"registration_id", "symmetric_key"} {
-			if values[key] == nil {
-				a.reportAbsent(at, key, "")
-			}
-		}
+		a.needs(at, values, "registration_id", "")
+		a.needs(at, values, "symmetric_key", "")
 	case "x509":
 		takers["identity_cert"], takers["identity_pk"] = a.certificate, a.privateKey
-		if values["identity_cert"] == nil {
-			a.reportAbsent(at, "identity_cert", "")
-		}
-		if _, file := values["identity_cert"].(string); file && values["identity_pk"] == nil {
-			a.reportAbsent(at, "identity_pk", "")
+		a.needs(at, values, "identity_cert", "")
+		if _, file := values["identity_cert"].(string); file {
+			a.needs(at, values, "identity_pk", "")
 		}
 	case "tpm":
 		a.cannot(at.Key("method"), "dpsd proves the identity by a symmetric key or a certificate; make such an enrollment")

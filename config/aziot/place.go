@@ -24,19 +24,13 @@ var rightTables = map[string]document.Path{
 	"symmetric_key":            document.Path("").Key("provisioning").Key("attestation"),
 }
 
-// stray is a key in a wrong table.
-type stray struct {
-	home  string // where it belongs, for people
-	value any
-}
-
 // findStray collects the keys that are in a wrong table.
 func (a *importer) findStray(table document.Path, values map[string]any, depth int) {
 	const deepest = 20
 	for name, value := range values {
 		at := table.Key(name)
 		if home, known := rightTables[name]; known && home != table {
-			a.stray[at] = stray{header(home), value}
+			a.stray[at] = value
 			continue
 		}
 		if inner, is := value.(map[string]any); is && depth < deepest {
@@ -45,33 +39,37 @@ func (a *importer) findStray(table document.Path, values map[string]any, depth i
 	}
 }
 
-// header names a table for people.
-func header(table document.Path) string {
-	if table == "" {
-		return "at the top of the file, above all tables"
+// home names the table that a key belongs to, for people.
+func home(name string) string {
+	if table := rightTables[name]; table != "" {
+		return "it belongs below [" + table.String() + "]"
 	}
-	return "below [" + table.String() + "]"
+	return "it belongs at the top of the file, above all tables"
 }
 
 // misplaced notes that a key is in a wrong table.
 func (a *importer) misplaced(at document.Path) {
 	means := ""
-	if s, is := a.stray[at].value.(string); is && modes[strings.ToLower(s)] != "" {
+	if s, is := a.stray[at].(string); is && modes[strings.ToLower(s)] != "" {
 		means = fmt.Sprintf("; in the right place it would become provisioning.on_boot = %q", modes[strings.ToLower(s)])
 	}
-	a.leaveOut(at, "it is in the wrong table, where aziot ignores it; it belongs "+a.stray[at].home+means)
+	a.leaveOut(at, "it is in the wrong table, where aziot ignores it; "+home(at.Name())+means)
 }
 
-// reportAbsent reports a key that its table lacks: where it is found in another table,
-// if it is.
-func (a *importer) reportAbsent(table document.Path, name, remedy string) {
+// needs reports a key that its table lacks, unless something else was reported of it: where
+// it is found in another table, if it is. It returns whether the table has the key.
+func (a *importer) needs(table document.Path, values map[string]any, name, remedy string) bool {
+	if values[name] != nil || a.Bad[table.Key(name)] {
+		return values[name] != nil
+	}
 	for _, at := range slices.Sorted(maps.Keys(a.stray)) {
 		if at.Name() == name && rightTables[name] == table {
-			a.Report(at, document.Error{Problem: "is in the wrong table", Remedy: "it belongs " + a.stray[at].home})
-			return
+			a.Report(at, document.Error{Problem: "is in the wrong table", Remedy: home(name)})
+			return false
 		}
 	}
 	a.ReportMissing(table, name, remedy)
+	return false
 }
 
 const theFile = "/etc/aziot/config.toml"
@@ -167,13 +165,11 @@ func service(values map[string]any) string {
 	}
 	principals, _ := values["principal"].([]any)
 	for _, p := range principals {
-		switch p, _ := p.(map[string]any); {
-		case p["keys"] != nil:
-			return "aziot-keyd"
-		case p["certs"] != nil:
-			return "aziot-certd"
-		case p["idtype"] != nil:
-			return "aziot-identityd"
+		p, _ := p.(map[string]any)
+		for _, of := range [][2]string{{"keys", "aziot-keyd"}, {"certs", "aziot-certd"}, {"idtype", "aziot-identityd"}} {
+			if p[of[0]] != nil {
+				return of[1]
+			}
 		}
 	}
 	return ""

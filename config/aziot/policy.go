@@ -42,29 +42,22 @@ func (a *importer) bootPolicy() {
 	if earlierValue == nil {
 		earlier, earlierValue = root.Key(always), a.Values[always]
 	}
+	moving := root.Key("provisioning").Key(dynamic)
 	moves, _ := provisioning[dynamic].(bool)
 	_, earlierIsSaid := earlierValue.(bool)
 	if earlierValue != nil && !earlierIsSaid {
 		a.Report(earlier, document.Error{Problem: "must be a boolean, not " + document.TypeOf(earlierValue), Remedy: "write true or false"})
 	}
 
+	instead := "" // why the settings that do not count are left out
 	switch value := a.Values[mode]; {
 	case value != nil:
 		a.autoMode(root.Key(mode), value)
-		if earlierIsSaid {
-			a.leaveOut(earlier, mode+" takes precedence")
-		}
-		if provisioning[dynamic] != nil {
-			a.leaveOut(root.Key("provisioning").Key(dynamic), mode+" takes precedence")
-		}
-		return
+		instead = mode + " takes precedence"
 	case moves:
 		// It stood before the other setting in the versions that had both.
-		a.become(a.origin(root.Key("provisioning").Key(dynamic)), "provisioning.on_boot", "verify")
-		if earlierIsSaid {
-			a.leaveOut(earlier, dynamic+" takes precedence")
-		}
-		return
+		a.become(a.origin(moving), "provisioning.on_boot", "verify")
+		instead = dynamic + " takes precedence"
 	case earlierIsSaid:
 		policy := map[bool]string{true: "always", false: "if-needed"}[earlierValue == true]
 		a.become(a.origin(earlier), "provisioning.on_boot", policy)
@@ -75,8 +68,11 @@ func (a *importer) bootPolicy() {
 		a.set["provisioning.on_boot"] = "if-needed"
 		a.note(root.Key(mode), "", `is missing, and no setting here belongs to IoT Edge; the IoT Identity Service asks only when it has no backup, which is now provisioning.on_boot = "if-needed" ("verify" for IoT Edge)`)
 	}
-	if provisioning[dynamic] != nil {
-		a.leaveOut(root.Key("provisioning").Key(dynamic), "")
+	if earlierIsSaid && instead != "" {
+		a.leaveOut(earlier, instead)
+	}
+	if provisioning[dynamic] != nil && (a.Values[mode] != nil || !moves) {
+		a.leaveOut(moving, instead)
 	}
 }
 

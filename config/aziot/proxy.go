@@ -23,25 +23,18 @@ type DropIn struct {
 	Files func(pattern string) ([]EnvironmentFile, error)
 }
 
-// proxySetting is a proxy that aziot uses.
-type proxySetting struct {
-	origin
-	value string
-	unit  string // that has it in its environment; "" for the container of IoT Edge's agent
-}
-
 // agent takes from IoT Edge's agent how it reaches the cloud, and leaves the rest out.
 func (a *importer) agent(at document.Path, value any) {
 	a.leaveOut(at, leftOut["agent"])
 	agent, _ := value.(map[string]any)
 	env, _ := agent["env"].(map[string]any)
-	var found []proxySetting
+	var found []variable
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		at := at.Key("env").Key(name)
 		value, _ := env[name].(string)
 		switch strings.ToLower(name) {
 		case "https_proxy":
-			found = append(found, proxySetting{a.origin(at), value, ""})
+			found = append(found, variable{a.origin(at), value})
 		case "no_proxy":
 			a.leaveOut(at, ignoresNoProxy)
 		case "upstreamprotocol":
@@ -104,12 +97,12 @@ func dropInAlone(name string, others []dropIn) *document.Error {
 // dropIns takes the proxies that the units have in their environment. aziot-identityd
 // is what registers: its proxy stands before that of aziot-edged, and before the agent's.
 func (a *importer) dropIns(all []dropIn) *document.Error {
-	units := map[string]*environment{}
+	units, rank := map[string]*environment{}, map[string]int{edged: 1}
 	var order []string
 	for _, d := range all {
 		a.edge = a.edge || d.unit == edged
 		if units[d.unit] == nil {
-			units[d.unit] = &environment{}
+			units[d.unit] = &environment{values: map[string]variable{}}
 			order = append(order, d.unit)
 		}
 		switch {
@@ -122,7 +115,7 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
 		}
 	}
-	slices.SortStableFunc(order, func(x, y string) int { return rank(x) - rank(y) })
+	slices.SortStableFunc(order, func(x, y string) int { return rank[x] - rank[y] })
 	for _, unit := range order {
 		e := units[unit]
 		for _, f := range e.files {
@@ -131,7 +124,7 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 		// The Identity Service looks for the upper-case name first.
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
 			if v, is := e.values[name]; is {
-				a.proxies = append(a.proxies, proxySetting{v.origin, v.value, unit})
+				a.proxies = append(a.proxies, v)
 			}
 		}
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
@@ -148,16 +141,9 @@ const (
 	edged     = "aziot-edged"
 )
 
-func rank(unit string) int {
-	if unit == edged {
-		return 1
-	}
-	return 0
-}
-
 // takeProxy takes the proxy that counts, and says of the others that they do not.
 func (a *importer) takeProxy() {
-	var taken *proxySetting
+	var taken *variable
 	for i := range a.proxies {
 		p := &a.proxies[i]
 		switch {

@@ -65,29 +65,23 @@ func (a *importer) inlineKey(at document.Path, value any) {
 // extract returns a command that takes a secret out of its line with a basic regular
 // expression and puts it into a credential; "" when that would give another text.
 func extract(o origin, expression, secret, more, name string) string {
-	if o.line == 0 || strings.ContainsFunc(o.file, unicode.IsControl) {
-		return ""
-	}
 	line, _, _ := bytes.Cut(o.text, []byte("\n"))
-	if !gives(expression, line, secret) {
+	if !gives(expression, o, line, secret) {
 		return ""
 	}
 	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", o.line, expression, more, input.Quote(o.file), toCredstore, name)
 }
 
-// gives tells whether sed finds the secret in a line with a basic regular expression.
-func gives(expression string, line []byte, secret string) bool {
+// gives tells whether sed finds the secret in a line of a file with a basic regular expression.
+func gives(expression string, o origin, line []byte, secret string) bool {
 	// As far as it is used here, only the parentheses are written in another way.
 	extended := strings.NewReplacer(`\(`, `(`, `\)`, `)`).Replace(expression)
 	match := regexp.MustCompile(`^.*` + extended + `.*\s*$`).FindSubmatch(line)
-	return match != nil && string(match[1]) == secret
+	return o.line > 0 && !strings.ContainsFunc(o.file, unicode.IsControl) && match != nil && string(match[1]) == secret
 }
 
 // extractLines is extract for the key in a string of several lines: it joins them first.
 func extractLines(o origin, secret, more string) string {
-	if o.line == 0 || strings.ContainsFunc(o.file, unicode.IsControl) {
-		return ""
-	}
 	const longest = 20 // lines
 	expression := `value=["\x27]*\([A-Za-z0-9+/=]*\)["\x27]["\x27]["\x27]`
 	dropped := regexp.MustCompile(`[\\\r\n\t ]`) // by tr
@@ -97,7 +91,7 @@ func extractLines(o origin, secret, more string) string {
 			break
 		}
 		joined = append(joined, dropped.ReplaceAll(line, nil)...)
-		if n > 0 && gives(expression, joined, secret) {
+		if n > 0 && gives(expression, o, joined, secret) {
 			return fmt.Sprintf(`sed -n '%d,%dp' %s | tr -d '\\\r\n\t ' | sed -n 's,.*%s.*,\1%s,p'%s%s`,
 				o.line, o.line+n, input.Quote(o.file), expression, more, toCredstore, importedKey)
 		}

@@ -2,9 +2,9 @@ package document
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // Error is one thing that is wrong with a document. No field repeats a secret.
@@ -50,13 +50,7 @@ func (e *Error) Error() string {
 type Errors []*Error
 
 // Error lists all of them, one on each line.
-func (e Errors) Error() string {
-	lines := make([]string, len(e))
-	for i, one := range e {
-		lines[i] = one.Error()
-	}
-	return strings.Join(lines, "\n")
-}
+func (e Errors) Error() string { return errors.Join(e.Unwrap()...).Error() }
 
 // Unwrap lets errors.As find an *Error.
 func (e Errors) Unwrap() []error {

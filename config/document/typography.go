@@ -51,8 +51,6 @@ func lookAlike(r rune) (name, remedy string) {
 	return "", ""
 }
 
-func isLookAlike(r rune) bool { name, _ := lookAlike(r); return name != "" }
-
 // shownRune is a character for people: itself, when it can be seen, and its number.
 func shownRune(r rune) string {
 	name, _ := lookAlike(r)
@@ -78,7 +76,7 @@ func strange(line []byte) (at int, r rune, found bool) {
 		case quote != 0 && r == rune(quote):
 			quote = 0
 		case quote != 0:
-			if inString < 0 && isLookAlike(r) {
+			if name, _ := lookAlike(r); inString < 0 && name != "" {
 				inString = at
 			}
 		case r == '"' || r == '\'':

@@ -101,9 +101,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	}
 	for i, l := range e.Latencies {
 		bad := problems.In("latency", i)
-		if _, err := path.Match(l.RegistrationID, ""); err != nil {
-			bad("registration_id", "%q is not a pattern", l.RegistrationID)
-		}
+		bad.Pattern("registration_id", l.RegistrationID)
 		if len(l.Milliseconds) == 0 {
 			bad("milliseconds", "is missing")
 		}
@@ -118,7 +116,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	}
 }
 
-func (n *Entry) checkCustom(c *Custom, bad reporter) {
+func (n *Entry) checkCustom(c *Custom, bad tomlfile.Reporter) {
 	if _, found := hub(n.hubs, c.Hub); c.Hub != "" && !found {
 		bad("hub", "%q is none of the enrollment's hubs", c.Hub)
 	}
@@ -131,11 +129,8 @@ func (n *Entry) checkCustom(c *Custom, bad reporter) {
 	if c.Status != 0 && (c.Hub != "" || c.Payload != "") {
 		bad("status", "a function that fails gives neither hub nor payload")
 	}
-	if c.Payload != "" {
-		var object map[string]any
-		if json.Unmarshal([]byte(c.Payload), &object) != nil {
-			bad("payload", "is not a JSON object")
-		} else if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
+	if c.Payload != "" && checkObject(c.Payload, bad) {
+		if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
 			bad("payload", "%v", err)
 		}
 	}
@@ -349,15 +344,19 @@ func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any)
 	return writeJSON(out, done)
 }
 
-// writeJSON writes a value as the service does: <, > and & stay what they are.
+// JSON encodes a value as the service does: <, > and & stay what they are.
+func JSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	out := json.NewEncoder(&b)
+	out.SetEscapeHTML(false)
+	err := out.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
 func writeJSON(out *bytes.Buffer, v any) error {
-	to := json.NewEncoder(out)
-	to.SetEscapeHTML(false)
-	if err := to.Encode(v); err != nil {
-		return err
-	}
-	out.Truncate(out.Len() - 1) // a line feed
-	return nil
+	text, err := JSON(v)
+	out.Write(text)
+	return err
 }
 
 // fillText replaces ${name} in one text.

@@ -3,6 +3,7 @@
 package enroll
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -109,24 +110,28 @@ func Parse(name string, r io.Reader) (*Enrollments, error) {
 	if err := tomlfile.Decode(name, text, &file); err != nil {
 		return nil, err
 	}
-	e := &file.Enrollments
+	e, dir := &file.Enrollments, filepath.Dir(name)
 	for _, i := range file.Individuals {
 		i.Individual.CertificateLife = time.Duration(i.CertificateLife)
+		i.resolve(dir)
 		e.Individuals = append(e.Individuals, i.Individual)
 	}
 	for _, g := range file.Groups {
 		g.Group.CertificateLife = time.Duration(g.CertificateLife)
+		g.resolve(dir)
 		e.Groups = append(e.Groups, g.Group)
 	}
-	dir := filepath.Dir(name)
-	for i := range e.Individuals {
-		e.Individuals[i].resolve(dir)
-	}
-	for i := range e.Groups {
-		e.Groups[i].resolve(dir)
-	}
 	_, problems := compile(e)
-	return e, problems.Locate(name, text)
+	return e, problems.Error(name, text)
+}
+
+// ReadFile reads enrollments from a file, as Parse does.
+func ReadFile(name string) (*Enrollments, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(name, bytes.NewReader(text))
 }
 
 // resolve makes file names independent of the working directory.
@@ -170,7 +175,7 @@ type Entries []Entry
 // Compile makes enrollments ready and reads their files. The error is as that of Parse.
 func Compile(e *Enrollments) (Entries, error) {
 	entries, problems := compile(e)
-	return entries, problems.Error("enrollments")
+	return entries, problems.Error("enrollments", nil)
 }
 
 // compile checks enrollments and reads their files.
@@ -180,7 +185,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 	e.checkHubs(&problems)
 	// The rows of a nested table are numbered throughout the file.
 	customs := map[string]int{}
-	grant := func(table string, n *Entry, bad reporter) {
+	grant := func(table string, n *Entry, bad tomlfile.Reporter) {
 		n.hubs, n.latencies = e.candidates(n.Hubs), e.Latencies
 		n.check(e, bad)
 		for i := range n.Custom {
@@ -204,7 +209,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
 			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
 		}
-		d.compile(&n, n.thumbprint != "", bad)
+		d.compile(&n, bad)
 		grant("individual", &n, bad)
 	}
 	for i, g := range e.Groups {
@@ -213,24 +218,16 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 			bad("name", "is missing")
 		}
 		n := Entry{Grant: g.Grant}
-		g.compile(&n, false, bad)
+		g.compile(&n, bad)
 		grant("group", &n, bad)
 	}
 	return entries, problems
 }
 
-// reporter reports what is wrong with a key.
-type reporter func(key, format string, args ...any)
-
 // check checks the grant of an entry.
-func (n *Entry) check(e *Enrollments, bad reporter) {
+func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	g := &n.Grant
-	if g.Payload != "" {
-		var object map[string]any
-		if json.Unmarshal([]byte(g.Payload), &object) != nil {
-			bad("payload", "is not a JSON object")
-		}
-	}
+	checkObject(g.Payload, bad)
 	for _, name := range g.Hubs {
 		switch {
 		case !isHostName(name):
@@ -239,35 +236,36 @@ func (n *Entry) check(e *Enrollments, bad reporter) {
 			bad("hubs", "%q is not a linked hub", name)
 		}
 	}
-	switch g.Allocation {
-	case "", "hashed":
-	case "static":
-		if len(n.hubs) != 1 {
-			bad("allocation", "static is for one hub, and there are %d", len(n.hubs))
-		}
-	case "lowest-latency":
-		if len(e.Latencies) == 0 {
-			bad("allocation", "lowest-latency needs a [[latency]]")
-		}
-	case "custom":
-		if len(g.Custom) == 0 {
-			bad("allocation", "custom needs a custom table")
-		}
-	default:
-		bad("allocation", "%q is none of hashed, static, lowest-latency, custom", g.Allocation)
-	}
-	if len(g.Custom) > 0 && g.Allocation != "custom" {
+	bad.OneOf("allocation", g.Allocation, "hashed", "static", "lowest-latency", "custom")
+	switch custom := g.Allocation == "custom"; {
+	case g.Allocation == "static" && len(n.hubs) != 1:
+		bad("allocation", "static is for one hub, and there are %d", len(n.hubs))
+	case g.Allocation == "lowest-latency" && len(e.Latencies) == 0:
+		bad("allocation", "lowest-latency needs a [[latency]]")
+	case custom && len(g.Custom) == 0:
+		bad("allocation", "custom needs a custom table")
+	case !custom && len(g.Custom) > 0:
 		bad("custom", "is for the allocation custom only")
 	}
-	if !slices.Contains([]string{"", "migrate", "reset", "never"}, g.Reprovision) {
-		bad("reprovision", "%q is none of migrate, reset, never", g.Reprovision)
-	}
+	bad.OneOf("reprovision", g.Reprovision, "migrate", "reset", "never")
 	if g.CertificateLife < 0 {
 		bad("certificate_life", "%v is negative", g.CertificateLife)
 	}
 }
 
-func (a *Attestation) compile(n *Entry, thumbprint bool, bad reporter) {
+// checkObject checks a payload, "" for none.
+func checkObject(payload string, bad tomlfile.Reporter) bool {
+	var object map[string]any
+	if payload == "" || json.Unmarshal([]byte(payload), &object) == nil {
+		return true
+	}
+	bad("payload", "is not a JSON object")
+	return false
+}
+
+// compile adds what proves a device to an entry, which has its thumbprint already.
+func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
+	thumbprint := n.thumbprint != ""
 	key := func(name, text, file string) {
 		from := name
 		if file != "" {
@@ -281,15 +279,14 @@ func (a *Attestation) compile(n *Entry, thumbprint bool, bad reporter) {
 			}
 			text, from = string(content), name+"_file"
 		}
-		if text == "" {
-			return
-		}
 		raw, err := DecodeKey(text)
-		if err != nil {
+		switch {
+		case text == "":
+		case err != nil:
 			bad(from, "%v", err)
-			return
+		default:
+			n.keys = append(n.keys, raw)
 		}
-		n.keys = append(n.keys, raw)
 	}
 	switch a.Type {
 	case "symmetric-key":
@@ -307,18 +304,17 @@ func (a *Attestation) compile(n *Entry, thumbprint bool, bad reporter) {
 		}
 		text := []byte(a.CA)
 		if a.CAFile != "" {
-			content, err := os.ReadFile(a.CAFile)
-			if err != nil {
+			var err error
+			if text, err = os.ReadFile(a.CAFile); err != nil {
 				bad("ca_file", "%v", err)
 				return
 			}
-			text = content
 		}
-		if thumbprint == (len(text) > 0) {
+		switch {
+		case thumbprint == (len(text) > 0):
 			bad("type", "an x509 enrollment needs either a CA or, individually, a thumbprint")
 			return
-		}
-		if thumbprint {
+		case thumbprint:
 			return
 		}
 		certificates, err := Certificates(text)

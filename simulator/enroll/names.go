@@ -1,34 +1,15 @@
 package enroll
 
-import "strings"
+import "regexp"
+
+var (
+	registrationID = regexp.MustCompile(`^[A-Za-z0-9]([-._:A-Za-z0-9]{0,126}[-A-Za-z0-9])?$`)
+	hostName       = regexp.MustCompile(`^([-A-Za-z0-9]{1,63}\.)*[-A-Za-z0-9]{1,63}$`)
+)
 
 // IsRegistrationID checks the grammar of the service: up to 128 letters,
 // digits and -._: with a letter or digit first, and a letter, digit or hyphen last.
-func IsRegistrationID(id string) bool {
-	alphanumeric := func(c byte) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-	}
-	if id == "" || len(id) > 128 {
-		return false
-	}
-	for i := range len(id) {
-		if !alphanumeric(id[i]) && !strings.ContainsRune("-._:", rune(id[i])) {
-			return false
-		}
-	}
-	last := id[len(id)-1]
-	return alphanumeric(id[0]) && (alphanumeric(last) || last == '-')
-}
+func IsRegistrationID(id string) bool { return registrationID.MatchString(id) }
 
 // isHostName is as strict as a device must be with an assigned hub.
-func isHostName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
-			return false
-		}
-	}
-	return true
-}
+func isHostName(s string) bool { return len(s) <= 253 && hostName.MatchString(s) }

@@ -20,14 +20,17 @@ type Refusal struct {
 	Reason  string // for the packet log only
 }
 
-// find returns the individual enrollment of a device.
-func (entries Entries) find(registrationID string) *Entry {
+// of returns the enrollments that may be a device's: its individual one, or else all groups.
+func (entries Entries) of(registrationID string) (fitting []*Entry, individual bool) {
 	for i := range entries {
-		if entries[i].individual != "" && strings.EqualFold(entries[i].individual, registrationID) {
-			return &entries[i]
+		switch n := &entries[i]; {
+		case n.individual == "":
+			fitting = append(fitting, n)
+		case strings.EqualFold(n.individual, registrationID):
+			return []*Entry{n}, true
 		}
 	}
-	return nil
+	return fitting, false
 }
 
 // ByToken finds the enrollment whose key has signed the token.
@@ -42,29 +45,23 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 	if err := token.check(scope, registrationID, now); err != nil {
 		return unauthorized(err.Error())
 	}
-	if n := entries.find(registrationID); n != nil {
+	fitting, individual := entries.of(registrationID)
+	keys := false
+	for _, n := range fitting {
 		for _, key := range n.keys {
+			keys = true
+			if !individual {
+				key = DeriveKey(key, registrationID)
+			}
 			if token.signedBy(key) {
 				return n, nil
 			}
 		}
+	}
+	switch {
+	case individual:
 		return unauthorized("no key of the individual enrollment has signed the token")
-	}
-	groups := false
-	for i := range entries {
-		n := &entries[i]
-		if n.individual != "" {
-			continue
-		}
-		for _, key := range n.keys {
-			groups = true
-			if token.signedBy(DeriveKey(key, registrationID)) {
-				return n, nil
-			}
-		}
-	}
-	if !groups {
-		// Nothing to verify against: the device is unknown.
+	case !keys: // nothing to verify against: the device is unknown
 		return nil, &Refusal{404201, "Registration not found.", "no symmetric-key enrollment fits"}
 	}
 	return unauthorized("no group key has signed the token")
@@ -90,24 +87,18 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 	if now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
 		return invalid("the certificate is not valid now")
 	}
-	if n := entries.find(registrationID); n != nil {
-		switch {
-		case n.thumbprint != "":
-			if slices.Contains(thumbprints(leaf), n.thumbprint) {
-				return n, nil
-			}
-			return invalid("the certificate's thumbprint is another")
-		case n.roots != nil:
-			if err := verify(n.roots); err != nil {
-				return invalid(err.Error())
-			}
-			return n, nil
-		}
-		return invalid("the individual enrollment is for a symmetric key")
-	}
+	fitting, individual := entries.of(registrationID)
 	reason := "there is no x509 group"
-	for i := range entries {
-		if n := &entries[i]; n.individual == "" && n.roots != nil {
+	if individual {
+		reason = "the individual enrollment is for a symmetric key"
+	}
+	for _, n := range fitting {
+		switch {
+		case slices.Contains(thumbprints(leaf), n.thumbprint):
+			return n, nil
+		case n.thumbprint != "":
+			reason = "the certificate's thumbprint is another"
+		case n.roots != nil:
 			err := verify(n.roots)
 			if err == nil {
 				return n, nil

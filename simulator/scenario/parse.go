@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"crypto/tls"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"maps"
-	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -50,118 +50,84 @@ func Parse(name string, r io.Reader) (*Scenario, error) {
 		r.Rule.DelayUp, r.Rule.DelayDown = time.Duration(r.DelayUp), time.Duration(r.DelayDown)
 		sc.Rules = append(sc.Rules, r.Rule)
 	}
-	return sc, sc.problems().Locate(name, text)
+	return sc, sc.check(name, text)
 }
 
 // Validate returns what is wrong with a scenario made in Go, errors as those of Parse. A
 // parsed one is valid.
-func (sc *Scenario) Validate() error { return sc.problems().Error("scenario") }
+func (sc *Scenario) Validate() error { return sc.check("scenario", nil) }
 
-func (sc *Scenario) problems() tomlfile.Problems {
+func (sc *Scenario) check(name string, text []byte) error {
 	var all tomlfile.Problems
 	sc.Settings.check(all.In("settings", tomlfile.Single))
 	for i := range sc.Rules {
 		sc.Rules[i].check(all.In("rule", i))
 	}
-	all.Sort()
-	return all
+	return all.Error(name, text)
 }
 
-// reporter reports what is wrong with a key.
-type reporter func(key, format string, args ...any)
-
-// tlsVersion reports a text that is no version.
-func (bad reporter) tlsVersion(key, value string) {
-	bad.oneOf(key, value, slices.Sorted(maps.Keys(tlsVersions))...)
-}
-
-// oneOf reports a text that is neither empty nor one of these.
-func (bad reporter) oneOf(key, value string, of ...string) {
-	if value != "" && !slices.Contains(of, value) {
-		bad(key, "%q is none of %s", value, strings.Join(of, ", "))
+// checkFields checks what the tags of a struct's fields demand: "on" names the stages at
+// which a field has a meaning, and "of" the texts that it may have, "byte" or "integer".
+// No other number may be negative.
+func checkFields(fields any, on Stage, bad tomlfile.Reporter) {
+	v := reflect.ValueOf(fields)
+	for i := range v.NumField() {
+		f, tag := v.Field(i), v.Type().Field(i).Tag
+		if f.IsZero() {
+			continue
+		}
+		key := cmp.Or(tag.Get("key"), tag.Get("toml"))
+		if where := tag.Get("on"); where != "" && !slices.Contains(strings.Fields(where), string(on)) {
+			bad(key, "has no meaning on %q, only on: %s", on, where)
+		}
+		n := reflect.Indirect(f)
+		switch of := tag.Get("of"); {
+		case of == "integer":
+		case of == "byte" && (n.Int() < 0 || n.Int() > 255):
+			bad(key, "%d is not a byte", n.Int())
+		case of != "" && of != "byte":
+			bad.OneOf(key, f.String(), strings.Fields(of)...)
+		case n.CanInt() && n.Int() < 0:
+			bad(key, "%v is negative", n)
+		}
 	}
 }
 
 var tlsVersions = map[string]uint16{"1.0": tls.VersionTLS10, "1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
-func (s *Settings) check(bad reporter) {
-	if s.Polls != nil && *s.Polls < 0 {
-		bad("polls", "%d is negative", *s.Polls)
-	}
-	if s.ReplyDelay < 0 {
-		bad("reply_delay", "%v is negative", s.ReplyDelay)
-	}
-	bad.oneOf("refuse", s.Refuse, "late", "early")
-	bad.tlsVersion("tls_min", s.TLSMin)
-	bad.tlsVersion("tls_max", s.TLSMax)
+func (s *Settings) check(bad tomlfile.Reporter) {
+	checkFields(*s, "", bad)
 	if TLSVersion(s.TLSMin) > TLSVersion(s.TLSMax) {
 		bad("tls_min", "is above tls_max")
 	}
 	for _, v := range s.APIVersions {
-		if !IsAPIVersion(v) {
-			bad("api_versions", "%q is not of the form YYYY-MM-DD[-preview]", v)
-		}
+		checkAPIVersion("api_versions", v, bad)
 	}
-	bad.oneOf("unknown_api_version", s.UnknownAPIVersion, "serve", "refuse")
-	for version, all := range s.Features {
-		if !IsAPIVersion(version) {
-			bad("features", "%q is not of the form YYYY-MM-DD[-preview]", version)
-		}
-		for _, f := range all {
+	for _, version := range slices.Sorted(maps.Keys(s.Features)) {
+		checkAPIVersion("features", version, bad)
+		for _, f := range s.Features[version] {
 			if f != FeatureCSR && f != FeatureProfile {
 				bad("features", "%q is none of %s, %s", f, FeatureCSR, FeatureProfile)
 			}
 		}
 	}
-	if s.PollLimit != nil && *s.PollLimit < 0 {
-		bad("poll_limit", "%d is negative", *s.PollLimit)
-	}
-	if s.RegisterLimit < 0 {
-		bad("register_limit", "%d is negative", s.RegisterLimit)
+}
+
+func checkAPIVersion(key, version string, bad tomlfile.Reporter) {
+	if !IsAPIVersion(version) {
+		bad(key, "%q is not of the form YYYY-MM-DD[-preview]", version)
 	}
 }
 
-func (r *Rule) check(bad reporter) {
+func (r *Rule) check(bad tomlfile.Reporter) {
 	if !slices.Contains(stages, r.On) {
-		names := make([]string, len(stages))
-		for i, s := range stages {
-			names[i] = string(s)
-		}
-		bad("on", "%q is none of %s", r.On, strings.Join(names, ", "))
+		bad("on", "%q is none of %s", r.On, strings.ReplaceAll(strings.Trim(fmt.Sprint(stages), "[]"), " ", ", "))
 		return
 	}
-	for key, where := range r.keys() {
-		if where != "" && !slices.Contains(strings.Fields(where), string(r.On)) {
-			bad(key, "has no meaning on %q, only on: %s", r.On, where)
-		}
-	}
-	if _, err := path.Match(r.RegistrationID, ""); err != nil {
-		bad("registration_id", "%q is not a pattern", r.RegistrationID)
-	}
-	bad.oneOf("protocol", r.Protocol, "mqtt", "websocket")
-	bad.oneOf("then", r.Then, "close", "reset", "silent")
-	bad.oneOf("server_certificate", r.ServerCertificate, "expired", "not-yet-valid", "wrong-host", "other-ca")
-	bad.tlsVersion("tls_min", r.TLSMin)
-	bad.tlsVersion("tls_max", r.TLSMax)
-	bad.oneOf("state", r.State, "assigning", "assigned", "failed", "disabled", "unassigned")
-	bad.oneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
-	bad.oneOf("alert_at", r.AlertAt, "hello", "certificate")
-	bad.oneOf("frames", r.Frames, Frames...)
-	for key, v := range map[string]int{
-		"skip": r.Skip, "times": r.Times, "cut": r.Cut, "replies": r.Replies, "status": r.Status,
-		"after_up": r.AfterUp, "after_down": r.AfterDown, "pad": r.Pad, "close_code": r.CloseCode,
-		"delay": int(r.Delay), "from": int(r.From), "until": int(r.Until), "refuse": int(r.Refuse),
-		"delay_up": int(r.DelayUp), "delay_down": int(r.DelayDown), "pace": int(r.Pace),
-	} {
-		if v < 0 {
-			bad(key, "is negative")
-		}
-	}
-	for key, v := range map[string]*int{"connack": r.Connack, "suback": r.Suback} {
-		if v != nil && (*v < 0 || *v > 255) {
-			bad(key, "%d is not a byte", *v)
-		}
-	}
+	checkFields(*r, r.On, bad)
+	bad.Pattern("registration_id", r.RegistrationID)
+	bad.OneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
+	bad.OneOf("frames", r.Frames, Frames...)
 	if r.Chance < 0 || r.Chance > 1 {
 		bad("chance", "%v is not between 0 and 1", r.Chance)
 	}
@@ -193,24 +159,6 @@ func (r *Rule) check(bad reporter) {
 	if instead > 1 {
 		bad("on", "only one of close, reset, silent, garbage and refuse can happen")
 	}
-}
-
-// keys gives the TOML keys that are set, each with the stages it belongs to.
-func (r *Rule) keys() map[string]string {
-	set := map[string]string{}
-	v := reflect.ValueOf(*r)
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if v.Field(i).IsZero() {
-			continue
-		}
-		key := f.Tag.Get("toml")
-		if key == "-" {
-			key = f.Tag.Get("key")
-		}
-		set[key] = f.Tag.Get("on")
-	}
-	return set
 }
 
 // TLSVersion reads a version; the empty text is the service's own.

@@ -46,8 +46,11 @@ connack = 3
 		{"a key at the wrong stage", "[[rule]]\non = \"poll\"\n[[rule]]\non = \"poll\"\nconnack = 3\n", "s.toml:5:1: rule.connack: has no meaning on \"poll\", only on: connect"},
 		{"a registration ID before it is known", "[[rule]]\non = \"accept\"\nregistration_id = \"x\"\n", "s.toml:3:1: rule.registration_id: has no meaning"},
 		{"a pattern that is none", "[[rule]]\non = \"poll\"\nregistration_id = \"[\"\n", "s.toml:3:1: rule.registration_id: \"[\" is not a pattern"},
-		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: is negative"},
+		{"a negative number", "[[rule]]\non = \"poll\"\ntimes = -1\n", "s.toml:3:1: rule.times: -1 is negative"},
 		{"a return code that is no byte", "[[rule]]\non = \"connect\"\nconnack = 256\n", "s.toml:3:1: rule.connack: 256 is not a byte"},
+		{"a negative return code", "[[rule]]\non = \"subscribe\"\nsuback = -1\n", "s.toml:3:1: rule.suback: -1 is not a byte"},
+		{"a negative time", "[[rule]]\non = \"poll\"\ndelay = \"-1s\"\n", "s.toml:3:1: rule.delay: -1s is negative"},
+		{"a text that is none of those allowed", "[[rule]]\non = \"poll\"\nthen = \"stop\"\n", "s.toml:3:1: rule.then: \"stop\" is none of close, reset, silent"},
 		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
 		{"a certificate nobody knows", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
 		{"a TLS version nobody knows", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is none of"},
@@ -62,6 +65,12 @@ connack = 3
 			}
 		})
 	}
+	t.Run("an error code may be negative", func(t *testing.T) {
+		sc, err := scenario.Parse("s.toml", strings.NewReader("[[rule]]\non = \"poll\"\nerror_code = -1\n"))
+		if err != nil || sc.Rules[0].ErrorCode != -1 {
+			t.Error(err)
+		}
+	})
 	t.Run("every mistake is told, not only the first", func(t *testing.T) {
 		_, err := scenario.Parse("s.toml", strings.NewReader("a = 1\nb = 2\n"))
 		if err == nil || strings.Count(err.Error(), "unknown key") != 2 {

@@ -52,14 +52,14 @@ type Settings struct {
 	// RetryAfter is the text of retry-after in a 202. Empty is "3"; "none" leaves the parameter out.
 	RetryAfter string `toml:"retry_after"`
 	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes about one second.
-	ReplyDelay time.Duration `toml:"-"`
+	ReplyDelay time.Duration `toml:"-" key:"reply_delay"`
 	// Refuse is when a wrong credential is refused: "late" by 401 on the
 	// register answer, which is the default, or "early" by CONNACK 5.
-	Refuse string `toml:"refuse"`
+	Refuse string `toml:"refuse" of:"late early"`
 	// TLSMin is the lowest TLS version: "1.0", "1.1", "1.2" or "1.3". Empty is "1.2".
-	TLSMin string `toml:"tls_min"`
+	TLSMin string `toml:"tls_min" of:"1.0 1.1 1.2 1.3"`
 	// TLSMax is the highest TLS version. Empty is "1.2", as the service has it.
-	TLSMax string `toml:"tls_max"`
+	TLSMax string `toml:"tls_max" of:"1.0 1.1 1.2 1.3"`
 	// SessionTickets lets devices resume TLS sessions.
 	SessionTickets bool `toml:"session_tickets"`
 	// APIVersions are the api-versions that are served; another is refused
@@ -67,7 +67,7 @@ type Settings struct {
 	APIVersions []string `toml:"api_versions"`
 	// UnknownAPIVersion is what becomes of an api-version without features in
 	// Features: "serve" it with none, which is the default, or "refuse" it with CONNACK 5.
-	UnknownAPIVersion string `toml:"unknown_api_version"`
+	UnknownAPIVersion string `toml:"unknown_api_version" of:"serve refuse"`
 	// Features replaces the table of what each api-version can do, "csr" and
 	// "connectionProfile". Nil is the table of the service.
 	Features map[string][]string `toml:"features"`
@@ -86,14 +86,14 @@ type Settings struct {
 // with Skip and Times is done for each registration ID by itself; at the
 // stages before CONNECT over all connections.
 //
-// The tag "on" names the stages at which a field has a meaning; without it, all.
+// The tags "on" and "of" are those of checkFields.
 type Rule struct {
 	// On is the stage at which the rule acts. Required.
 	On Stage `toml:"on"`
 	// RegistrationID is a pattern as of path.Match. Empty matches all.
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
 	// Protocol is "mqtt" or "websocket" to act on one listener only.
-	Protocol string `toml:"protocol"`
+	Protocol string `toml:"protocol" of:"mqtt websocket"`
 	// Resumed lets the rule act only on a connection that resumed a TLS session.
 	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll"`
 	// Skip is how many matches pass untouched first.
@@ -134,23 +134,23 @@ type Rule struct {
 	DelayUp   time.Duration `toml:"-" key:"delay_up" on:"accept"`
 	DelayDown time.Duration `toml:"-" key:"delay_down" on:"accept"`
 	// Then is what follows an answer: "close", "reset" or "silent" (nothing any more).
-	Then string `toml:"then" on:"connect subscribe register poll ping unsubscribe"`
+	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe"`
 	// ByteByByte writes the answer one byte at a time; at accept everything of the connection, TLS included.
 	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe"`
 	// Pace is the time between those bytes.
 	Pace time.Duration `toml:"-" key:"pace" on:"accept connect subscribe register poll ping unsubscribe"`
 
 	// ServerCertificate is "expired", "not-yet-valid", "wrong-host" or "other-ca".
-	ServerCertificate string `toml:"server_certificate" on:"tls"`
+	ServerCertificate string `toml:"server_certificate" of:"expired not-yet-valid wrong-host other-ca" on:"tls"`
 	// TLSMin and TLSMax override the settings for the connection.
-	TLSMin string `toml:"tls_min" on:"tls"`
-	TLSMax string `toml:"tls_max" on:"tls"`
+	TLSMin string `toml:"tls_min" of:"1.0 1.1 1.2 1.3" on:"tls"`
+	TLSMax string `toml:"tls_max" of:"1.0 1.1 1.2 1.3" on:"tls"`
 	// Alert is the fatal alert with which the handshake is refused, by its name in RFC 8446 6.
 	Alert string `toml:"alert" on:"tls"`
 	// AlertAt is when: "hello", which is the default, right after ClientHello,
 	// or "certificate", after the client's certificate. From TLS 1.3 on the
 	// latter is always bad_certificate.
-	AlertAt string `toml:"alert_at" on:"tls"`
+	AlertAt string `toml:"alert_at" of:"hello certificate" on:"tls"`
 
 	// Location is the header of a redirect.
 	Location string `toml:"location" on:"upgrade"`
@@ -168,11 +168,11 @@ type Rule struct {
 
 	// Connack is the return code of the CONNACK. 0 accepts the client unseen,
 	// as a broker that is not DPS does; its credential is then not judged.
-	Connack *int `toml:"connack" on:"connect"`
+	Connack *int `toml:"connack" of:"byte" on:"connect"`
 	// SessionPresent sets the session-present flag of the CONNACK.
 	SessionPresent bool `toml:"session_present" on:"connect"`
 	// Suback is the return code of the SUBACK, 128 for a refusal.
-	Suback *int `toml:"suback" on:"subscribe"`
+	Suback *int `toml:"suback" of:"byte" on:"subscribe"`
 	// BeforeSuback sends a reply nobody asked for ahead of the SUBACK:
 	// Status (200), RequestID ("1"), State ("assigned") and so on shape it.
 	BeforeSuback bool `toml:"before_suback" on:"subscribe"`
@@ -183,7 +183,7 @@ type Rule struct {
 	// RetryAfter is the text of retry-after, verbatim; "none" leaves the parameter out.
 	RetryAfter string `toml:"retry_after" on:"subscribe register poll"`
 	// State is the registration status in the body: "assigning", "assigned", "failed", "disabled" or "unassigned".
-	State string `toml:"state" on:"subscribe register poll"`
+	State string `toml:"state" of:"assigning assigned failed disabled unassigned" on:"subscribe register poll"`
 	// AssignedHub, DeviceID and Substatus replace what is assigned.
 	AssignedHub string `toml:"assigned_hub" on:"subscribe register poll"`
 	DeviceID    string `toml:"device_id" on:"subscribe register poll"`
@@ -191,7 +191,7 @@ type Rule struct {
 	// Payload is the JSON returned as registrationState.payload.
 	Payload string `toml:"payload" on:"subscribe register poll"`
 	// ErrorCode and ErrorMessage go into an error object or a failed state. Without: Status × 1000.
-	ErrorCode    int    `toml:"error_code" on:"register poll"`
+	ErrorCode    int    `toml:"error_code" of:"integer" on:"register poll"`
 	ErrorMessage string `toml:"error_message" on:"register poll"`
 	// Omit names members left out of the body, at any depth.
 	Omit []string `toml:"omit" on:"subscribe register poll"`

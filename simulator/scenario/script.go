@@ -18,28 +18,24 @@ type Script struct {
 	draw  func(purpose string, n int) []byte
 	start time.Time
 	mu    sync.Mutex
-	count []map[string]int // by rule, by registration ID
-	drawn []map[string]int // how often chance was asked, likewise
-	usual map[Stage]*Rule  // what is where no rule acts; not to be changed
+	met   map[encounter]int // how often a rule has met a device
+	drawn map[encounter]int // how often chance was asked
+}
+
+// encounter is of a rule, by its index, and a device.
+type encounter struct {
+	rule           int
+	registrationID string
 }
 
 // NewScript begins a scenario, nil for a well-behaved service. draw returns n bytes that
 // look random, the same ones for the same purpose.
 func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
-	s := &Script{draw: draw, start: time.Now()}
+	s := &Script{draw: draw, start: time.Now(), met: map[encounter]int{}, drawn: map[encounter]int{}}
 	if sc != nil {
-		s.Settings = sc.Settings
-		s.Rules = slices.Clone(sc.Rules)
+		s.Scenario = Scenario{sc.Settings, slices.Clone(sc.Rules)}
 	}
-	s.count = make([]map[string]int, len(s.Rules))
-	s.drawn = make([]map[string]int, len(s.Rules))
-	for i := range s.count {
-		s.count[i], s.drawn[i] = map[string]int{}, map[string]int{}
-	}
-	s.usual = make(map[Stage]*Rule, len(stages))
-	for _, on := range stages {
-		s.usual[on] = &Rule{On: on}
-	}
+	s.Settings = s.Settings.withDefaults()
 	return s
 }
 
@@ -59,33 +55,32 @@ func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) 
 				continue
 			}
 		}
-		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(i, registrationID) {
+		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(encounter{i, registrationID}) {
 			continue
 		}
-		n := s.count[i][registrationID]
+		n := s.met[encounter{i, registrationID}]
 		if r.Times > 0 && n >= r.Skip+r.Times {
 			continue
 		}
-		if n < r.Skip {
-			s.count[i][registrationID]++
-			continue
+		if n < r.Skip || r.Times > 0 {
+			s.met[encounter{i, registrationID}]++
 		}
-		if r.Times > 0 {
-			s.count[i][registrationID]++
+		if n >= r.Skip {
+			return r
 		}
-		return r
 	}
-	return s.usual[on]
+	return &Rule{On: on}
 }
 
 // chance draws whether a rule may act now; s.mu is held.
-func (s *Script) chance(i int, registrationID string) bool {
-	if s.Rules[i].Chance == 0 {
+func (s *Script) chance(e encounter) bool {
+	chance := s.Rules[e.rule].Chance
+	if chance == 0 {
 		return true
 	}
-	s.drawn[i][registrationID]++
-	b := s.draw(fmt.Sprintf("chance %d %s %d", i, registrationID, s.drawn[i][registrationID]), 8)
-	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < s.Rules[i].Chance
+	s.drawn[e]++
+	b := s.draw(fmt.Sprintf("chance %d %s %d", e.rule, e.registrationID, s.drawn[e]), 8)
+	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < chance
 }
 
 // GarbageBytes returns what Garbage or GarbageHex says.

@@ -4,9 +4,9 @@ package tomlfile
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -89,50 +89,46 @@ type place struct {
 // Single is the index of a table that is there once.
 const Single = -1
 
+// Reporter reports what is wrong with a key.
+type Reporter func(key, format string, args ...any)
+
 // In returns a function that adds a problem of a key in a table.
-func (p *Problems) In(table string, index int) func(key, format string, args ...any) {
+func (p *Problems) In(table string, index int) Reporter {
 	return func(key, format string, args ...any) {
 		*p = append(*p, problem{place{table, index, key}, fmt.Sprintf(format, args...)})
 	}
 }
 
-// Sort orders the problems by table and key, those of the only table first.
-func (p Problems) Sort() {
-	slices.SortStableFunc(p, func(a, b problem) int {
-		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.key, b.key))
-	})
+// OneOf reports a text that is neither empty nor one of these.
+func (bad Reporter) OneOf(key, value string, of ...string) {
+	if value != "" && !slices.Contains(of, value) {
+		bad(key, "%q is none of %s", value, strings.Join(of, ", "))
+	}
 }
 
-// Error returns the problems of values that were made in Go, each an *Error, joined; nil
-// for none.
-func (p Problems) Error(name string) error {
-	errs := make([]error, 0, len(p))
-	for _, problem := range p {
-		key := problem.table
-		if problem.index != Single {
-			key += fmt.Sprintf("[%d]", problem.index)
-		}
-		errs = append(errs, &Error{File: name, Key: key + "." + problem.key, Problem: problem.text})
+// Pattern reports a text that path.Match cannot use.
+func (bad Reporter) Pattern(key, value string) {
+	if _, err := path.Match(value, ""); err != nil {
+		bad(key, "%q is not a pattern", value)
 	}
-	return errors.Join(errs...)
 }
 
-// Locate returns the problems with their places in the text that the values come from, each
-// an *Error, joined; nil for none.
-func (p Problems) Locate(name string, text []byte) error {
-	if len(p) == 0 {
-		return nil
-	}
+// Error returns the problems with their places in the text that the values come from, each
+// an *Error, joined; nil for none. The text is nil for values that were made in Go.
+func (p Problems) Error(name string, text []byte) error {
 	at := places(text)
 	errs := make([]error, 0, len(p))
-	for _, problem := range p {
-		where := problem.place
-		where.index = max(0, where.index)
-		position, found := at[where]
+	for _, wrong := range p {
+		table := place{table: wrong.table, index: max(0, wrong.index)}
+		position, found := at[place{table.table, table.index, wrong.key}]
 		if !found {
-			position = at[place{where.table, where.index, ""}]
+			position = at[table]
 		}
-		errs = append(errs, &Error{name, position.Line, position.Column, where.table + "." + where.key, problem.text})
+		key := wrong.table
+		if text == nil && wrong.index != Single {
+			key += fmt.Sprintf("[%d]", wrong.index)
+		}
+		errs = append(errs, &Error{name, position.Line, position.Column, key + "." + wrong.key, wrong.text})
 	}
 	return errors.Join(errs...)
 }
