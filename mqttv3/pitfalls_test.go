@@ -4,24 +4,24 @@ package mqttv3_test
 // below use the numbers.
 //
 //	 1  in-flight calls hang when the connection is lost   TestPitfall01
-//	 2  Publish at QoS 1 swallows write errors             TestPitfall02
+//	 2  Publish at QoS 1 ignores write errors              TestPitfall02
 //	 3  a blocked handler makes Disconnect hang            TestPitfall03
-//	 4  room for 65,535 messages is set aside              TestPitfall04
-//	 5  a PINGREQ goes out right after CONNACK             TestPitfall05
+//	 4  memory for 65,535 messages is allocated            TestPitfall04
+//	 5  a PINGREQ is sent immediately after CONNACK        TestPitfall05
 //	 6  the error of a refusal is empty                    TestPitfall06
 //	 7  Disconnect before Connect panics                   by construction: a Client comes only from an accepted CONNECT
-//	 8  the context does not bound the CONNECT write       TestPitfall08
+//	 8  the context does not limit the CONNECT write       TestPitfall08
 //	 9  errors are reported after a clean Disconnect       TestPitfall09
-//	10  a server of 3.1.1 leaves with a bare EOF           TestPitfall10
-//	11  the announced length is allocated, unbounded       TestPitfall11
+//	10  a server of 3.1.1 closes without DISCONNECT        TestPitfall10
+//	11  the announced length is allocated without a limit  TestPitfall11
 //	12  String of a CONNECT shows the password             TestPitfall12
-//	13  long strings are cut in silence                    TestPitfall13
-//	14  a packet is several writes                         TestPitfall14
+//	13  long strings are silently truncated                TestPitfall13
+//	14  a packet takes several writes                      TestPitfall14
 //	15  a PUBACK may follow DISCONNECT                     TestPitfall15
 //	16  version 5 options have no meaning in 3.1.1         TestPitfall16, and TestDown case by case
 //	17  QoS 2 and retained messages must not be sent       TestPitfall17
-//	18  a client must be used once                         by construction: Connect makes a client, a session and a
-//	                                                       Conn for each connection, and none of them can be given to it
+//	18  a client must be used once                         by construction: Connect creates a client, a session and
+//	                                                       a Conn for each connection, which cannot be replaced
 
 import (
 	"bytes"
