@@ -49,7 +49,7 @@ func separated(t *testing.T, script string) (printed string, groups map[string][
 }
 
 func TestTheKeysGetTheirOwnGroupAlsoWhereLinksOfRootLead(t *testing.T) {
-	const advice = "dpsd: Members of the group dpsd can still read %, which is not in /etc/dpsd/keys. If it holds keys, run: chown -R --from=:dpsd :dpsd-keys %\n"
+	const advice = "dpsd: Members of the group dpsd can still read %, which is not in /etc/dpsd/keys. If it holds keys, run: find % -group dpsd -exec chgrp -h dpsd-keys {} +\n"
 	says := func(path string) string { return strings.ReplaceAll(advice, "%", path) }
 	for _, c := range []struct {
 		name, script string
