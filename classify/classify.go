@@ -40,8 +40,7 @@ func classified(err error) fault.Fault {
 		return f
 	}
 	stage := fault.StageConfiguration
-	var staged *StageError
-	if errors.As(err, &staged) {
+	if staged, is := errors.AsType[*StageError](err); is {
 		stage, err = staged.Stage, staged.Err
 	}
 	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
@@ -101,8 +100,7 @@ func (c Circumstances) Classify(err error) fault.Fault {
 
 // ofService classifies the errors of DPS (dps-protocol: the error table).
 func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
-	var said *dps.ServiceError
-	if errors.As(err, &said) {
+	if said, is := errors.AsType[*dps.ServiceError](err); is {
 		code := fault.RequestRefused
 		switch {
 		case said.Disabled():
@@ -127,8 +125,7 @@ func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 		}
 		return f, true
 	}
-	var malformed *dps.MalformedError
-	if errors.As(err, &malformed) {
+	if malformed, is := errors.AsType[*dps.MalformedError](err); is {
 		f := fault.New(fault.MalformedReply, stage, err)
 		f.RetryAfter = malformed.RetryAfter
 		return f, true

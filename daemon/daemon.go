@@ -1,6 +1,5 @@
-// Package daemon is the supervisor: it obtains the gateway's assignment from
-// the Device Provisioning Service, keeps it on disk, tells systemd, and goes on
-// for years.
+// Package daemon is the supervisor: it obtains the gateway's assignment from the Device
+// Provisioning Service, saves it, notifies systemd, and keeps running.
 //
 // One goroutine owns all state and waits in one select (supervisor.go). An attempt
 // (attempt.go) runs beside it and reports its phases: a registration, a lookup of the
@@ -26,7 +25,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// Settings is what a reload replaces as a whole.
+// Settings are replaced as a whole by a reload.
 type Settings struct {
 	IDScope        string
 	RegistrationID attest.RegistrationID // resolved for each attempt until DPS has assigned it, see keptID
@@ -34,10 +33,10 @@ type Settings struct {
 	PayloadFile    string                // "": no payload
 	Credentials    []attest.Credential   // tried in this order when the service refuses one
 
-	// Dialer finds the way to the service; its Host is the endpoint.
+	// Dialer connects to the service; its Host is the endpoint.
 	Dialer *transport.Dialer
-	// ProxyUser logs in at the proxy with the contents of ProxyPassword, read for each
-	// attempt, in place of what the proxy's URL says. "": nobody.
+	// ProxyUser authenticates at the proxy with the content of ProxyPassword, which is read
+	// for each attempt. "": the user name and password of the proxy's URL are used.
 	ProxyUser       string
 	ProxyPassword   attest.Reference
 	ResponseTimeout time.Duration // for each answer; 0 stands for 60 s
@@ -52,46 +51,46 @@ type Settings struct {
 	Configuration *control.Configuration
 }
 
-// Policy says what a start of dpsd asks of the service.
+// Policy says whether a start of dpsd registers.
 type Policy string
 
-// The policies. With the last two READY comes at once when a valid record of
-// the same configuration is published; they never withdraw it.
+// The policies. With the last two, dpsd sends READY immediately if a valid record of the same
+// configuration is published. No policy withdraws a record.
 const (
 	PolicyAlways   Policy = "always"    // register; READY after the answer
 	PolicyVerify   Policy = "verify"    // register in the background
-	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or when somebody asks
+	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or on request
 )
 
-// Asks reports whether a start registers by itself, given that a valid record of
-// the same configuration is published or not.
+// Asks reports whether a start registers without a request, given whether a valid record of
+// the same configuration is published.
 func (p Policy) Asks(published bool) bool { return p != PolicyIfNeeded || !published }
 
-// Daemon is the whole service. Fill the fields and call Run once. Everything
-// that reaches outside (network, clock of the boot, files' changes, systemd,
-// randomness) is a field; the zero value of an optional one is named below.
+// Daemon is the whole service. Fill the fields and call Run once. Everything outside the
+// package (network, clock, changes of files, systemd, randomness) is a field; the comment of
+// an optional field names its zero value.
 type Daemon struct {
 	Settings Settings
 	Store    store.Options  // where the record lives
 	Secrets  attest.Secrets // where credentials are found
 	Host     attest.Host    // for %H and %m; zero: this machine
 
-	// Reload reads the configuration again after a value on Hangup. It returns
-	// nil when nothing has changed; an error leaves the running one. nil: there is
-	// nothing to read.
+	// Reload reads the configuration again after a value on Hangup. It returns nil if nothing
+	// has changed. After an error, the previous settings stay in effect. nil: there is nothing
+	// to read.
 	Reload func() (*Settings, error)
-	// ConfigurationFile is what Reload reads. Until the first READY it is watched, and a
-	// change is a reload; without Watch it is read every ten seconds. "": it is not.
+	// ConfigurationFile is the file that Reload reads. Until the first READY it is watched, and
+	// a change causes a reload; without Watch, it is read every ten seconds. "": none.
 	ConfigurationFile string
 	// Hangup delivers SIGHUP, as signal.Notify does it. nil: never.
 	Hangup <-chan os.Signal
-	// Watch tells when one of the files changes, until the context ends. nil: never.
+	// Watch reports when one of the files changes, until the context ends. nil: never.
 	Watch func(ctx context.Context, paths ...string) (<-chan struct{}, error)
 	// ClockStepped delivers the size of a step of the wall clock. nil: never.
 	ClockStepped <-chan time.Duration
 
-	// Network is a fingerprint of how this machine reaches the destinations. It sends
-	// nothing. nil: nobody looks whether the network has changed.
+	// Network returns a fingerprint of how this machine reaches the destinations. It sends
+	// nothing. nil: changes of the network are not detected.
 	Network func(destinations []netip.Addr) string
 
 	// Notify sends a state to the service manager, sd_notify(3). nil: there is none.
@@ -103,33 +102,32 @@ type Daemon struct {
 	// collector of node_exporter. "" is none.
 	MetricsFile string
 
-	// Watchdog is the interval of WATCHDOG_USEC; 0 when systemd asked for none.
+	// Watchdog is the interval of WATCHDOG_USEC; 0 if systemd has not asked for a watchdog.
 	Watchdog time.Duration
 
-	// Once makes Run return after the first durable assignment, and give up as
-	// soon as the service has refused every credential or the enrollment. After
-	// any other fault it tries again.
+	// Once makes Run return after the first durable assignment, and give up as soon as the
+	// service has refused every credential or the enrollment. After any other fault, Run
+	// retries.
 	Once bool
-	// Timeout bounds Run when Once is set; 0 does not.
+	// Timeout limits Run if Once is set; 0: no limit.
 	Timeout time.Duration
 
 	Version  string               // of the program, for ClientVersion
-	BuiltAt  time.Time            // a clock before this is implausible; zero: not judged
+	BuiltAt  time.Time            // a clock before this is implausible; zero: unknown
 	Log      *zap.Logger          // nil: nothing is logged
 	Rand     *rand.Rand           // for jitter; nil: seeded by the system
 	BootTime func() time.Duration // nil: CLOCK_BOOTTIME
 }
 
-// ErrTimeout is returned by Run when Once is set and Timeout has passed. It is
-// joined with the last fault, if there was one.
+// ErrTimeout is returned by Run if Once is set and Timeout has passed. It is joined with the
+// last fault, if there was one.
 var ErrTimeout = errors.New("not provisioned within the time-out")
 
-// ErrStopped is returned by Run when Once is set and the context ended first.
+// ErrStopped is returned by Run if Once is set and the context ended first.
 var ErrStopped = errors.New("stopped before the gateway was provisioned")
 
-// Run provisions the gateway and stays until ctx ends; then it says farewell
-// to the service and returns nil. Trouble of any kind never ends it, with
-// these exceptions: *store.LockedError when another instance owns the state
+// Run provisions the gateway and runs until ctx ends. Then it disconnects from the service
+// and returns nil. Failures do not end it, with these exceptions: *store.LockedError when another instance owns the state
 // directory, and with Once a fault.Fault, ErrTimeout or ErrStopped.
 func (d *Daemon) Run(ctx context.Context) error {
 	s := d.supervisor()

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -70,13 +71,13 @@ func (a *registration) converse(ctx context.Context, r *registered) (session.Ses
 	if dialer.Sessions != nil && !dialer.FullHandshake {
 		handshakes++ // one that offers a session may have to be repeated
 	}
-	limit := or(a.settings.ResponseTimeout, dps.DefaultResponseTimeout)
+	limit := cmp.Or(a.settings.ResponseTimeout, dps.DefaultResponseTimeout)
 	r.request.Connected = func(conn *transport.Conn) error {
 		a.connected(conn, r)
 		a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+string(conn.Protocol)+"); signing in as "+a.registrationID)
 		return nil
 	}
-	a.enter(ctx, fault.StageTCP, or(dialer.Timeout, transport.DefaultTimeout)*time.Duration(handshakes), "Connecting to "+dialer.Host)
+	a.enter(ctx, fault.StageTCP, cmp.Or(dialer.Timeout, transport.DefaultTimeout)*time.Duration(handshakes), "Connecting to "+dialer.Host)
 	s, err := r.request.Open(ctx)
 	r.inspector = s.Inspector
 	if err != nil {

@@ -22,7 +22,7 @@ const (
 	// reloadGap is the least time between two reloads. systemd waits at most this long,
 	// and the time that it takes to read the file, for an answer.
 	reloadGap = 500 * time.Millisecond
-	// forcedGap is the least time between registrations that somebody asked for.
+	// forcedGap is the least time between registrations that were requested.
 	forcedGap = time.Minute
 	// idle is the longest sleep of the supervisor: once a day it checks the expiry of the
 	// certificate.
@@ -38,10 +38,3 @@ const (
 	// hung. Each phase has a time limit of its own; this is for a limit that fails.
 	overdue = 5 * time.Second
 )
-
-func or(d, standard time.Duration) time.Duration {
-	if d > 0 {
-		return d
-	}
-	return standard
-}

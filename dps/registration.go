@@ -126,8 +126,7 @@ func (r *Registration) Take(now time.Time, topic string, reply Reply, err error)
 		r.notBefore = now.Add(reply.RetryAfter)
 	}
 
-	var malformed *MalformedError
-	if errors.As(err, &malformed) {
+	if malformed, is := errors.AsType[*MalformedError](err); is {
 		malformed.Request = request
 		if reply.RegistrationStatus == statusAssigned {
 			r.forget()

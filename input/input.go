@@ -80,8 +80,7 @@ func OpenOwn(path string) (*os.File, error) {
 
 // opening converts an error of stat(2) to an error of opening the file.
 func opening(path string, err error) error {
-	var of *fs.PathError
-	if errors.As(err, &of) {
+	if of, is := errors.AsType[*fs.PathError](err); is {
 		return &fs.PathError{Op: "open", Path: path, Err: of.Err}
 	}
 	return err

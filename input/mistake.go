@@ -78,8 +78,7 @@ func Quote(s string) string {
 
 // About sets the path of a *Mistake in err.
 func About(path string, err error) error {
-	var m *Mistake
-	if errors.As(err, &m) {
+	if m, is := errors.AsType[*Mistake](err); is {
 		m.File = path
 	}
 	return err

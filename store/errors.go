@@ -105,8 +105,7 @@ type MissingError struct {
 
 func (e *MissingError) Error() string {
 	err := e.Err
-	var link *LinkError
-	if errors.As(err, &link) {
+	if link, is := errors.AsType[*LinkError](err); is {
 		if link.Link == filepath.Clean(e.Directory) {
 			return "the directory " + link.Error()
 		}

@@ -46,8 +46,7 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 			continue // the directory does not exist
 		}
 		if err != nil {
-			var locked *LockedError
-			if errors.As(err, &locked) {
+			if locked, is := errors.AsType[*LockedError](err); is {
 				return done, locked
 			}
 			return done, writeError(w.path(lockName), err)

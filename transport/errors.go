@@ -248,8 +248,7 @@ func (e *NotTLSError) HTTP() bool {
 // the error of a later read: with TLS 1.3, the rejection of a client certificate appears
 // only there.
 func RemoteAlert(err error) (description string, ok bool) {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "remote error" && op.Err != nil {
+	if op, is := errors.AsType[*net.OpError](err); is && op.Op == "remote error" && op.Err != nil {
 		return op.Err.Error(), true
 	}
 	return "", false

@@ -9,6 +9,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -230,9 +231,9 @@ func (d *Dialer) Route(p Protocol) (Route, error) {
 func (d *Dialer) port(p Protocol) (int, error) {
 	switch p {
 	case MQTT:
-		return orDefault(d.MQTTPort, DefaultMQTTPort), nil
+		return cmp.Or(d.MQTTPort, DefaultMQTTPort), nil
 	case WebSocket:
-		return orDefault(d.WebSocketPort, DefaultWebSocketPort), nil
+		return cmp.Or(d.WebSocketPort, DefaultWebSocketPort), nil
 	}
 	return 0, fmt.Errorf("unknown protocol %q", string(p))
 }
@@ -346,13 +347,6 @@ type inProxy struct {
 }
 
 func (p *inProxy) Close() error { return p.raw.Close() }
-
-func orDefault(port, otherwise int) int {
-	if port == 0 {
-		return otherwise
-	}
-	return port
-}
 
 // interruptible runs f, which reads and writes conn. If ctx ends first, interruptible ends
 // f's operation with a deadline of conn and returns the error of ctx.
