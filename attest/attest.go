@@ -1,10 +1,10 @@
-// Package attest proves to the Device Provisioning Service who this gateway is.
+// Package attest proves the identity of this gateway to the Device Provisioning Service.
 //
 // It makes SAS tokens from a symmetric key, loads X.509 certificates with their
-// private keys, finds the contents of the secrets a configuration refers to, and
-// resolves the registration ID. Everything that lies in a file is read afresh each
-// time, so a renewed key is used by the next attempt. The present time is always an
-// argument. No error, log text or String method shows key material or a token.
+// private keys, reads the secrets that a configuration refers to, and resolves the
+// registration ID. It reads every file again for each attempt, so the next attempt uses
+// a renewed key. The current time is always an argument. No error, log text or String
+// method shows key material or a token.
 package attest
 
 import (
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Subject tells for whom a proof is made.
+// Subject identifies the device that a proof is for.
 type Subject struct {
 	// Resource is what a SAS token grants access to:
 	// "{idScope}/registrations/{registrationId}".
@@ -21,7 +21,8 @@ type Subject struct {
 	RegistrationID string
 }
 
-// Proof is what one connection needs to show. It is made for one attempt and not kept.
+// Proof contains what one connection presents to the service. It is made for one attempt
+// and not kept.
 type Proof struct {
 	// Certificate is the TLS client certificate with its key and its parsed Leaf;
 	// nil with a symmetric key.
@@ -31,29 +32,29 @@ type Proof struct {
 	Password string
 	// Expires is when the token, or the first certificate of the chain, expires.
 	Expires time.Time
-	// Doubt is a *Doubt about a symmetric key, which explains a refusal; nil for none.
+	// Doubt is a *Doubt about a symmetric key, or nil. It explains a rejection.
 	Doubt error
 	// ExpiresFirst is the index in Certificate.Certificate of the certificate that
 	// expires first; 0 is the leaf.
 	ExpiresFirst int
-	// Unrelated are the indices of the certificates that did not issue the leaf, or one
-	// that did. They say nothing about it.
+	// Unrelated lists the indices of the certificates that are not in the leaf's chain of
+	// issuers. They do not affect its validity.
 	Unrelated []int
 }
 
 // Credential is one way to prove the identity.
 type Credential interface {
 	// Prove reads the key material and makes a proof for sub that is valid at now.
-	// Its errors are *SecretError around one of the sentinels of this package or an
-	// error of the file system. When nothing but the validity of a certificate is in
-	// the way (*CertificateError), the proof is returned whole next to the error: a
-	// caller that mistrusts its clock may try it all the same.
+	// Its errors are *SecretError and wrap one of the sentinels of this package or an
+	// error of the file system. If the validity of a certificate is the only obstacle
+	// (*CertificateError), Prove returns the complete proof together with the error: a
+	// caller that does not trust its clock may still try it.
 	Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error)
-	// References lists the secrets the proof is made from, for watching them.
+	// References lists the secrets that the proof is made from, so that they can be watched.
 	References() []Reference
-	// Type returns what the configuration and "dpsd check" know of such credentials.
+	// Type describes credentials of this type to the configuration and "dpsd check".
 	Type() Type
-	// String names the kind and the reference, such as
-	// "symmetric-key credential:dps-primary-key". It holds no secret.
+	// String names the type and the reference, such as
+	// "symmetric-key credential:dps-primary-key". It contains no secret.
 	String() string
 }

@@ -7,10 +7,11 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// content is what a file should hold, for the advice about one that holds nothing of use.
+// content describes the expected content of a file. The advice about a file with other
+// content uses it.
 type content struct {
-	text    string // as a person would call it
-	setting string // that names the file in dpsd.toml
+	text    string // description for people
+	setting string // key in dpsd.toml that names the file
 	name    string // usual name of the file
 }
 
@@ -21,7 +22,7 @@ var (
 	password     = content{"the password", "proxy_password", "proxy-password"}
 )
 
-// advise adds to the error of a file the command that puts the right content there, unless
+// advise adds the command that writes the right content to the error of a file, unless
 // the error has a better remedy or the file system is the cause.
 func (c content) advise(path string, err error) error {
 	m := &input.Mistake{What: err.Error(), Then: c.paste(), Err: err}
@@ -48,8 +49,8 @@ func (c content) advise(path string, err error) error {
 
 func (c content) paste() string { return "paste " + c.text + " and press Ctrl+D" }
 
-// replace is the advice for a path that names no regular file. A device stays where it is,
-// and so does a directory that holds something.
+// replace returns the advice for a path that does not name a regular file. The command
+// removes neither a device nor a directory that is not empty.
 func (c content) replace(path string) (command, then string) {
 	const install = "install -o root -g dpsd-keys -m 0640 /dev/stdin "
 	if entries, err := os.ReadDir(path); len(entries) > 0 || errors.Is(err, os.ErrPermission) {

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// machineIDFile is where systemd keeps the machine ID (machine-id(5)).
+// machineIDFile is the file in which systemd stores the machine ID (machine-id(5)).
 const machineIDFile = "/etc/machine-id"
 
-// Bounds of a registration ID (DPS page "Terminology"); a common name ends earlier
-// (RFC 5280, ub-common-name).
+// Maximum lengths of a registration ID (DPS page "Terminology") and of a common name,
+// which is shorter (RFC 5280, ub-common-name).
 const (
 	maxRegistrationID = 128
 	maxCommonName     = 64
@@ -19,33 +19,33 @@ const (
 )
 
 var (
-	// ErrRegistrationID says that a text cannot be a registration ID.
+	// ErrRegistrationID means that a text is not a valid registration ID.
 	ErrRegistrationID = errors.New("not a valid registration ID")
-	// ErrTemplate says that a template has a verb that is not known.
+	// ErrTemplate means that a template contains an unknown verb.
 	ErrTemplate = errors.New("not a valid template of a registration ID")
-	// ErrNoMachineID says that /etc/machine-id is missing, empty, malformed, all zeros or
-	// says "uninitialized", as in an image before its first boot.
+	// ErrNoMachineID means that /etc/machine-id is missing, empty, malformed, all zeros or
+	// "uninitialized", as in an image before its first boot.
 	ErrNoMachineID = errors.New("this machine has no machine ID yet")
-	// ErrNoHostname says that the host name is not set, or means "localhost", under which
-	// every gateway of a fleet would be the same device.
+	// ErrNoHostname means that the host name is not set or is equivalent to "localhost",
+	// which would make every gateway of a fleet the same device.
 	ErrNoHostname = errors.New("this machine has no host name of its own")
-	// ErrNoSource says that a RegistrationID is the zero value.
+	// ErrNoSource means that a RegistrationID is the zero value.
 	ErrNoSource = errors.New("no source of the registration ID is set")
 )
 
-// RegistrationID tells how the registration ID is found. Exactly one field is set.
+// RegistrationID is the source of the registration ID. Exactly one field is set.
 type RegistrationID struct {
-	// Template is the ID itself, in which %H stands for the host name, %m for the
-	// machine ID and %% for a percent sign.
+	// Template is the ID itself. It may contain the verbs %H (host name), %m (machine
+	// ID) and %% (percent sign).
 	Template string
-	// File names a file whose first line is the ID.
+	// File is the path of a file whose first line is the ID.
 	File string
-	// FromCertificate takes the common name of this certificate.
+	// FromCertificate is a certificate whose common name is the ID.
 	FromCertificate *X509
 }
 
-// Host supplies what templates stand for. A nil field asks the system: os.Hostname and
-// /etc/machine-id.
+// Host supplies the values of the verbs in templates. If a field is nil, the value comes
+// from the system: os.Hostname or /etc/machine-id.
 type Host struct {
 	// Hostname returns the host name.
 	Hostname func() (string, error)
@@ -53,12 +53,12 @@ type Host struct {
 	MachineID func() (string, error)
 }
 
-// IdentityError says that there is no registration ID at present.
+// IdentityError means that the registration ID cannot be determined at present.
 type IdentityError struct {
-	// Source is what was asked: "%H", "%m", "registration_id", "registration_id_file"
-	// or "certificate".
+	// Source is the source that failed: "%H", "%m", "registration_id",
+	// "registration_id_file" or "certificate".
 	Source string
-	// Path is the file that was read, if there was one.
+	// Path is the file that was read, or "".
 	Path string
 	// Err wraps a sentinel of this package, a *SecretError or an error of the file system.
 	Err error
@@ -77,8 +77,8 @@ func (e *IdentityError) Error() string {
 // Unwrap returns the cause.
 func (e *IdentityError) Unwrap() error { return e.Err }
 
-// Remedy says how this machine gets a machine ID. systemd-machine-id-setup(1) keeps what
-// it takes for a valid one, which may be zeros. "" leaves the advice to others.
+// Remedy says how to create a machine ID. systemd-machine-id-setup(1) keeps a machine ID
+// that it considers valid, which may be all zeros. Remedy returns "" for other sources.
 func (e *IdentityError) Remedy() string {
 	if !errors.Is(e.Err, ErrNoMachineID) || errors.As(e.Err, new(*os.PathError)) && !errors.Is(e.Err, os.ErrNotExist) {
 		return ""
@@ -86,9 +86,9 @@ func (e *IdentityError) Remedy() string {
 	return "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds."
 }
 
-// CheckRegistrationID checks that s can be a registration ID: 1 to 128 letters, digits,
+// CheckRegistrationID checks that s is a valid registration ID: 1 to 128 letters, digits,
 // or any of "-._:", beginning with a letter or digit and ending with a letter, digit or
-// "-". The error wraps ErrRegistrationID and says what is wrong.
+// "-". The error wraps ErrRegistrationID and gives the reason.
 func CheckRegistrationID(s string) error {
 	bad := func(format string, a ...any) error {
 		return fmt.Errorf("%w: %s", ErrRegistrationID, fmt.Sprintf(format, a...))
@@ -113,13 +113,12 @@ func CheckRegistrationID(s string) error {
 	return nil
 }
 
-// ParseTemplate checks that s can give a valid registration ID: its verbs are %H, %m and
-// %%, and its own characters are those of a registration ID. A percent sign is not one
-// of them, so %% is refused with that reason. Errors wrap ErrTemplate (a verb) or
-// ErrRegistrationID (a character, the length). What the host name brings in is judged by
-// Resolve.
+// ParseTemplate checks that s can produce a valid registration ID: its verbs are %H, %m
+// and %%, and its literal characters are valid in a registration ID. A percent sign is
+// not, so ParseTemplate rejects %% for that reason. Errors wrap ErrTemplate (a verb) or
+// ErrRegistrationID (a character, the length). Resolve checks the host name.
 func ParseTemplate(s string) error {
-	// Stand-ins that are valid anywhere, of the shortest length the verb can have.
+	// The values are valid at any position and have the minimum length for the verb.
 	example, err := expand(s, literal("h"), literal(strings.Repeat("0", machineIDLength)))
 	if err != nil {
 		return err
@@ -201,8 +200,8 @@ func (h Host) hostname() (string, error) {
 	return name, nil
 }
 
-// local reports whether a host name is one of those that mean every machine itself
-// (RFC 6761 §6.3), as systemd recognizes them.
+// local reports whether a host name refers to the local machine (RFC 6761 §6.3). It
+// recognizes the same names as systemd.
 func local(name string) bool {
 	name = strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(name), "."), ".localdomain")
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
@@ -225,10 +224,10 @@ func (h Host) machineID() (id string, err error) {
 	case id == "uninitialized":
 		err = fmt.Errorf("it says %q", id)
 	case id == strings.Repeat("0", machineIDLength):
-		// An ID that machine-id(5) excludes, and that images share.
+		// machine-id(5) excludes this ID, which some images contain.
 		err = fmt.Errorf("it is all zeros, which means %q", "uninitialized")
 	case len(id) != machineIDLength || strings.Trim(id, "0123456789abcdefABCDEF") != "":
-		// After a power cut the file may hold NUL bytes.
+		// After a power failure the file may contain NUL bytes.
 		err = fmt.Errorf("it does not have %d hexadecimal digits", machineIDLength)
 	default:
 		return id, nil
@@ -236,8 +235,8 @@ func (h Host) machineID() (id string, err error) {
 	return "", &IdentityError{Source: "%m", Path: path, Err: fmt.Errorf("%w: %w", ErrNoMachineID, err)}
 }
 
-// readID reads a registration ID from the first line of a file. Serial numbers of the
-// device tree end with a NUL byte.
+// readID reads a registration ID from the first line of a file. It ignores NUL bytes at
+// the end, because serial numbers in the device tree end with one.
 func readID(path string) (string, error) {
 	data, err := readFile(path)
 	if err != nil {
@@ -272,13 +271,12 @@ func (r RegistrationID) fromCertificate(s Secrets) (string, error) {
 	return cn, nil
 }
 
-// Varies reports whether the ID can become another one without a change of the
-// configuration.
+// Varies reports whether the ID can change without a change to the configuration.
 func (r RegistrationID) Varies() bool {
 	return r.Template == "" || strings.Contains(r.Template, "%")
 }
 
-// String tells the source: the template, or which file or certificate is read.
+// String describes the source: the template, or the file or certificate that is read.
 func (r RegistrationID) String() string {
 	if r.File != "" {
 		return "first line of " + r.File
@@ -289,8 +287,8 @@ func (r RegistrationID) String() string {
 	return r.Template
 }
 
-// Paths returns the files the ID is read from, for watching them. The host name has no
-// such file.
+// Paths returns the files that the ID is read from, so that they can be watched. The host
+// name has no such file.
 func (r RegistrationID) Paths(s Secrets) []string {
 	if r.File != "" {
 		return []string{r.File}
@@ -298,7 +296,7 @@ func (r RegistrationID) Paths(s Secrets) []string {
 	if r.FromCertificate != nil {
 		return s.Paths(r.FromCertificate.Certificate)
 	}
-	// A template with an error in it has no verbs worth watching for.
+	// The verbs of an invalid template do not matter.
 	uses := false
 	_, err := expand(r.Template, literal(""), func() (string, error) { uses = true; return "", nil })
 	if uses && err == nil {

@@ -55,7 +55,7 @@ func TestCheckRegistrationID(t *testing.T) {
 	}
 }
 
-func TestARegistrationIDHoldsLettersDigitsAndFourMarks(t *testing.T) {
+func TestARegistrationIDConsistsOfLettersDigitsAndFourPunctuationMarks(t *testing.T) {
 	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._:"
 	for b := range 256 {
 		id := "a" + string([]byte{byte(b)}) + "a"
@@ -93,7 +93,7 @@ func TestParseTemplate(t *testing.T) {
 	}
 }
 
-// host is a machine with the given names.
+// host returns a machine with the given names.
 func host(hostname, machineID string) attest.Host {
 	return attest.Host{
 		Hostname:  func() (string, error) { return hostname, nil },
@@ -140,7 +140,7 @@ func TestResolveTemplate(t *testing.T) {
 			}
 		})
 	}
-	t.Run("what the system answers with an error is an error", func(t *testing.T) {
+	t.Run("an error of the system is an error", func(t *testing.T) {
 		refuse := func() (string, error) { return "", syscall.EPERM }
 		for template, want := range map[string]error{"%H": attest.ErrNoHostname, "%m": attest.ErrNoMachineID} {
 			_, err := attest.RegistrationID{Template: template}.Resolve(attest.Host{Hostname: refuse, MachineID: refuse}, attest.Secrets{})
@@ -149,12 +149,12 @@ func TestResolveTemplate(t *testing.T) {
 			}
 		}
 	})
-	t.Run("without a host given the system's own values are used", func(t *testing.T) {
+	t.Run("without a Host the values of the system are used", func(t *testing.T) {
 		want, err := os.ReadFile("/etc/machine-id")
 		id, resolved := attest.RegistrationID{Template: "%m"}.Resolve(attest.Host{}, attest.Secrets{})
 		if err != nil || len(strings.TrimSpace(string(want))) != 32 {
 			if !errors.Is(resolved, attest.ErrNoMachineID) || !strings.Contains(resolved.Error(), "/etc/machine-id") {
-				t.Fatalf("this machine has no machine ID, but the answer is %q, %v", id, resolved)
+				t.Fatalf("this machine has no machine ID, but Resolve returns %q, %v", id, resolved)
 			}
 			return
 		}
@@ -199,7 +199,7 @@ func TestResolveFile(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a blank first line is told with the line that has the text", func(t *testing.T) {
+	t.Run("the error about a blank first line names the line that has the text", func(t *testing.T) {
 		for _, c := range []struct{ text, line string }{{"\nsn-1\n", "line 2"}, {" \t\r\n\r\nsn-1", "line 3"}, {"\ufeff\n\x00\nsn-1", "line 3"}} {
 			path := filepath.Join(t.TempDir(), "serial")
 			write(t, path, c.text)
@@ -209,7 +209,7 @@ func TestResolveFile(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a missing file is told with its path, and is the one to watch", func(t *testing.T) {
+	t.Run("the error about a missing file names its path, and the file is watched", func(t *testing.T) {
 		r := attest.RegistrationID{File: filepath.Join(t.TempDir(), "serial")}
 		_, err := r.Resolve(attest.Host{}, attest.Secrets{})
 		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), r.File) {
@@ -219,7 +219,7 @@ func TestResolveFile(t *testing.T) {
 			t.Errorf("the paths to watch are %v", p)
 		}
 	})
-	t.Run("a FIFO is refused at once", func(t *testing.T) {
+	t.Run("a FIFO is rejected immediately", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "fifo")
 		if err := syscall.Mkfifo(path, 0o600); err != nil {
 			t.Fatal(err)
@@ -257,7 +257,7 @@ func TestResolveFromCertificate(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a certificate that cannot be read is told with its path once", func(t *testing.T) {
+	t.Run("the error about a certificate that cannot be read names its path once", func(t *testing.T) {
 		x := pair(t, "", "")
 		x.Certificate.File += ".gone"
 		_, err := attest.RegistrationID{FromCertificate: &x}.Resolve(attest.Host{}, attest.Secrets{})
@@ -271,7 +271,7 @@ func TestResolveFromCertificate(t *testing.T) {
 	})
 }
 
-func TestRegistrationIDTellsItsSource(t *testing.T) {
+func TestRegistrationIDDescribesItsSource(t *testing.T) {
 	x := attest.X509{Certificate: attest.Reference{Credential: "dps-certificate"}}
 	for want, r := range map[string]attest.RegistrationID{
 		"gw-%m":                     {Template: "gw-%m"},
@@ -304,7 +304,7 @@ func FuzzTemplate(f *testing.F) {
 			t.Fatalf("%q: accepted %v, but resolved to %q, %v", s, accepted, id, err)
 		}
 		if err == nil && attest.CheckRegistrationID(id) != nil {
-			t.Fatalf("%q resolved to %q, which is no registration ID", s, id)
+			t.Fatalf("%q resolved to %q, which is not a registration ID", s, id)
 		}
 	})
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// tools skips a test that needs programs which are not here; in CI they must be.
+// tools skips the test if a program that it needs is not installed. In CI it fails instead.
 func tools(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -26,13 +26,13 @@ func tools(t *testing.T, names ...string) {
 			continue
 		}
 		if os.Getenv("CI") != "" {
-			t.Fatal("there is no ", name)
+			t.Fatal(name, " is not installed")
 		}
-		t.Skip("there is no ", name)
+		t.Skip(name, " is not installed")
 	}
 }
 
-// passphrase is the one of every file that has one.
+// passphrase protects every file that has a passphrase.
 const passphrase = "S3CRET"
 
 // shell runs a script in a directory, without a terminal and with the passphrase on
@@ -49,19 +49,19 @@ func shell(t *testing.T, dir, script string) string {
 	return string(out)
 }
 
-// remedy is the advice of an error, without what is to be done after its command.
+// remedy returns the command of an error's advice and the whole advice.
 func remedy(t *testing.T, err error) (command, all string) {
 	t.Helper()
 	var known interface{ Remedy() string }
 	if !errors.As(err, &known) {
-		t.Fatalf("%v comes without a remedy", err)
+		t.Fatalf("%v has no remedy", err)
 	}
 	command, _, _ = strings.Cut(known.Remedy(), "; then ")
 	return command, known.Remedy()
 }
 
-// The files of a gateway: key.pem and chain.pem, which belong together, and what a test
-// makes of them.
+// The files of a gateway: key.pem and chain.pem, which belong together. The tests convert
+// them.
 const makeFiles = `umask 077
 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
 openssl req -x509 -new -key key.pem -subj /CN=gw-1 -days 30 -out leaf.pem
@@ -70,11 +70,11 @@ openssl req -x509 -new -key ca.key -subj /CN=ca -days 30 -out ca.pem
 cat leaf.pem ca.pem >chain.pem
 `
 
-func TestAFileThatIsNoPrivateKeyOrCertificateIsNamedAndTheCommandCorrectsIt(t *testing.T) {
+func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandConvertsIt(t *testing.T) {
 	tools(t, "openssl", "ssh-keygen", "iconv", "grep", "base64")
 	for _, test := range []struct {
 		expect string
-		script string // makes key and chain
+		script string // writes key and chain
 		says   string
 	}{
 		{"a key in DER", "openssl pkey -in key.pem -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key in DER, not in PEM"},
@@ -126,8 +126,8 @@ func TestAFileThatIsNoPrivateKeyOrCertificateIsNamedAndTheCommandCorrectsIt(t *t
 	}
 }
 
-// pkcs8Of makes a private key for an algorithm that this openssl need not know; its
-// identifier follows.
+// pkcs8Of makes a private key for an algorithm that openssl may not support. The
+// algorithm's identifier follows.
 const pkcs8Of = `make() {
 	printf '%s\n' asn1=SEQUENCE:key '[key]' v=INTEGER:0 a=SEQUENCE:algorithm k=FORMAT:HEX,OCTETSTRING:80200102 '[algorithm]' "oid=OID:$1" >asn1
 	openssl asn1parse -genconf asn1 -noout -out der
@@ -135,7 +135,7 @@ const pkcs8Of = `make() {
 }
 make `
 
-func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTakes(t *testing.T) {
+func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(t *testing.T) {
 	tools(t, "openssl", "ssh-keygen", "base64")
 	for _, test := range []struct{ expect, script, says string }{
 		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service takes RSA and EC on P-256, P-384 and P-521"},
@@ -182,7 +182,7 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 			}
 		})
 	}
-	t.Run("a certificate for such a key is named, too", func(t *testing.T) {
+	t.Run("the error about a certificate for such a key names it", func(t *testing.T) {
 		dir := t.TempDir()
 		shell(t, dir, "openssl ecparam -name secp256k1 -genkey -noout -out key; openssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem")
 		x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
@@ -193,12 +193,12 @@ func TestAPrivateKeyThatTheServiceDoesNotTakeComesWithTheCommandForOneThatItTake
 	})
 }
 
-func TestAFileOfTheOtherKindComesWithTheCommandThatFindsTheRightOne(t *testing.T) {
+func TestTheErrorAboutAFileOfTheOtherKindContainsTheCommandThatFindsTheRightFile(t *testing.T) {
 	tools(t, "openssl", "grep")
 	const request = "openssl req -new -key key.pem -subj /CN=gw-1 "
 	for _, test := range []struct {
-		expect, script string // makes the file in question
-		key            bool   // it is in the place of the key
+		expect, script string // writes the file
+		key            bool   // the file is used as the private key
 		says           string
 	}{
 		{"a certificate in the place of the key", "cp leaf.pem x", true, "the file holds a certificate and no private key"},
@@ -239,7 +239,7 @@ func TestAFileOfTheOtherKindComesWithTheCommandThatFindsTheRightOne(t *testing.T
 	}
 }
 
-func TestACertificateFileWithAMistakeThatOpensslToleratesIsUsed(t *testing.T) {
+func TestACertificateFileWithAnErrorThatOpensslToleratesIsUsed(t *testing.T) {
 	p256 := ecKey(t, elliptic.P256())
 	root := &issuer{key: ecKey(t, elliptic.P256())}
 	root.certificate = issue(t, nil, "root", root.key, true)
@@ -265,7 +265,7 @@ func TestACertificateFileWithAMistakeThatOpensslToleratesIsUsed(t *testing.T) {
 		"a second private key":           {chain, key + key},
 		"a list of revoked certificates": {chain + encode("X509 CRL", []byte("x")), key},
 	} {
-		t.Run(expect+" is an error with its line", func(t *testing.T) {
+		t.Run(expect+" is an error that names its line", func(t *testing.T) {
 			_, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
 			if err == nil || !strings.Contains(err.Error(), ": line ") || !strings.Contains(err.Error(), "/device.") {
 				t.Errorf("got %v", err)
@@ -274,7 +274,7 @@ func TestACertificateFileWithAMistakeThatOpensslToleratesIsUsed(t *testing.T) {
 	}
 }
 
-func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
+func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *testing.T) {
 	tools(t, "iconv", "basenc", "base64", "sed", "tr", "head")
 	key := []byte("\xfb\xff\xfe a key that has both + and / in its text")[:32]
 	text := base64.StdEncoding.EncodeToString(key) // "+//+…="
@@ -309,7 +309,7 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
 			if strings.Contains(err.Error(), text[:8]) {
-				t.Errorf("the error repeats the key: %v", err)
+				t.Errorf("the error contains the key: %v", err)
 			}
 			command, _ := remedy(t, err)
 			shell(t, "/", command)
@@ -321,9 +321,9 @@ func TestASymmetricKeyInAWrongFormIsNamedAndTheCommandCorrectsIt(t *testing.T) {
 	}
 }
 
-// Text that is shorter or longer than a key of 16 to 64 bytes in any form is not taken for
-// one, because the command would not make a key of it.
-func TestATextIsTakenForAnotherFormOfAKeyOnlyWithTheLengthOfAKey(t *testing.T) {
+// Text that is shorter or longer than a key of 16 to 64 bytes in any form is not recognized
+// as a key, because the command would not convert it to one.
+func TestATextIsRecognizedAsAnotherFormOfAKeyOnlyIfItHasTheLengthOfAKey(t *testing.T) {
 	digits := strings.Repeat("0123456789abcdef", 10)
 	for _, test := range []struct{ file, says string }{
 		{digits[:128], "the key is 128 hexadecimal digits, not base64"},
@@ -346,12 +346,12 @@ func TestATextIsTakenForAnotherFormOfAKeyOnlyWithTheLengthOfAKey(t *testing.T) {
 			said = mistake.Error()
 		}
 		if said != test.says {
-			t.Errorf("%q is said to be %q, want %q", test.file, said, test.says)
+			t.Errorf("%q is recognized as %q, want %q", test.file, said, test.says)
 		}
 	}
 }
 
-func TestAFileThatCannotHoldASymmetricKeySaysWhatToDo(t *testing.T) {
+func TestTheErrorAboutAFileThatCannotContainASymmetricKeySaysWhatToDo(t *testing.T) {
 	p256 := ecKey(t, elliptic.P256())
 	leaf := issue(t, nil, "gw-1", p256, false)
 	for _, test := range []struct{ expect, file, says, remedy string }{
@@ -372,8 +372,8 @@ func TestAFileThatCannotHoldASymmetricKeySaysWhatToDo(t *testing.T) {
 	}
 }
 
-// A service may have been given such a text as the key, so it is tried.
-func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T) {
+// The service may have been configured with such a text as the key, so dpsd tries it.
+func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) {
 	tools(t, "basenc", "base64", "tr")
 	key := []byte("0123456789\xfb\xff\xfe a key of 32 bytes or more")[:32]
 	text := base64.StdEncoding.EncodeToString(key)
@@ -400,7 +400,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 			}
 		})
 	}
-	t.Run("a key of 64 bytes may be that of the group, from which the device's is derived", func(t *testing.T) {
+	t.Run("a key of 64 bytes may be the group key, from which the device key is derived", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, base64.StdEncoding.EncodeToString(append(key, key...)))
 		p, err := k.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
@@ -410,7 +410,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 		}
 		want := "key=$(dpsd derive-key --registration-id gw-1 <" + k.Key.File + `) && echo "$key" >` + k.Key.File
 		if !strings.Contains(doubt.Remedy(), want) {
-			t.Errorf("the remedy is %q, which has not %q", doubt.Remedy(), want)
+			t.Errorf("the remedy is %q, which does not contain %q", doubt.Remedy(), want)
 		}
 	})
 	for expect, file := range map[string]string{
@@ -435,7 +435,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtComesWithItsCommand(t *testing.T)
 	})
 }
 
-func TestACredentialInAWrongFormComesWithACommandForWhatTheUnitLoads(t *testing.T) {
+func TestTheErrorAboutACredentialInAWrongFormContainsTheCommandForTheFileThatTheUnitLoads(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "dps-primary-key"), "\xff\xfek\x00e\x00y\x00")
 	_, err := attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}.Prove(attest.Subject{}, attest.Secrets{Directories: []string{dir}}, midway)
@@ -448,8 +448,8 @@ func TestACredentialInAWrongFormComesWithACommandForWhatTheUnitLoads(t *testing.
 	}
 }
 
-// What a person puts into the place of each reference.
-func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentThere(t *testing.T) {
+// The test covers the kinds of files that people put in the place of each secret.
+func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightContent(t *testing.T) {
 	tools(t, "install", "mkfifo", "head")
 	p256 := ecKey(t, elliptic.P256())
 	leaf := issue(t, nil, "gw-1", p256, false)
@@ -504,7 +504,8 @@ func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentT
 				if !strings.HasSuffix(all, " and press Ctrl+D") {
 					t.Errorf("the remedy is %q", all)
 				}
-				// Only root may give a file away, and only where the package is installed is there the group.
+				// Only root may change the owner of a file, and the group exists only if the package
+				// is installed.
 				c := exec.Command("sh", "-ec", strings.Replace(command, " -o root -g dpsd-keys", "", 1))
 				c.Stdin = strings.NewReader(place.content)
 				if out, err := c.CombinedOutput(); err != nil {
@@ -516,7 +517,7 @@ func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentT
 			})
 		}
 	}
-	t.Run("the path of a directory with files in it is to be completed", func(t *testing.T) {
+	t.Run("the advice for a directory with files is to complete the path", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "device.key"), symmetric)
 		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
@@ -525,14 +526,14 @@ func TestAFileThatCannotHoldASecretSaysWhatItIsAndTheCommandPutsTheRightContentT
 			t.Errorf("got %v, the remedy %q", err, all)
 		}
 	})
-	t.Run("a device is left alone, and the key goes into a file", func(t *testing.T) {
+	t.Run("the advice for a device is to write the key to a file", func(t *testing.T) {
 		_, err := attest.SymmetricKey{Key: attest.Reference{File: "/dev/zero"}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
 		const want = `install -o root -g dpsd-keys -m 0640 /dev/stdin /etc/dpsd/keys/device.key; then paste the device's key in base64 and press Ctrl+D; then set key = "file:/etc/dpsd/keys/device.key" in dpsd.toml`
 		if _, all := remedy(t, err); all != want {
 			t.Errorf("got %v, the remedy %q", err, all)
 		}
 	})
-	t.Run("a key that is cut off is named as such", func(t *testing.T) {
+	t.Run("a truncated key is reported as truncated", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, symmetric[:21]+"\n")
 		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)

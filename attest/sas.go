@@ -14,37 +14,37 @@ import (
 	"time"
 )
 
-// TokenLifetime is how long a SAS token of SymmetricKey is valid. One registration takes
-// seconds; an hour leaves room for a clock that is a little off.
+// TokenLifetime is the validity period of a SAS token of SymmetricKey. A registration takes
+// seconds; one hour tolerates a clock that is slightly wrong.
 const TokenLifetime = time.Hour
 
-// The sizes of a key that the service takes, in bytes after decoding.
+// Sizes of a key that the service accepts, in bytes after decoding.
 const (
 	minKey = 16
 	maxKey = 64
 )
 
 var (
-	// ErrNotBase64 says that a symmetric key is not standard base64 text.
+	// ErrNotBase64 means that a symmetric key is not standard base64 text.
 	ErrNotBase64 = errors.New("the key is not base64 text")
-	// ErrKeyLength says that a symmetric key does not have 16 to 64 bytes.
+	// ErrKeyLength means that a symmetric key does not have 16 to 64 bytes.
 	ErrKeyLength = errors.New("the key must have 16 to 64 bytes")
 )
 
-// SymmetricKey is a device key of an individual enrollment, or one derived from the key
-// of an enrollment group. A group key itself does not work here; see DeriveKey.
+// SymmetricKey is the device key of an individual enrollment, or a device key derived from
+// the key of an enrollment group. It cannot be the group key; see DeriveKey.
 type SymmetricKey struct {
-	// Key refers to base64 text, as the portal shows it.
+	// Key refers to the base64 text that the portal shows.
 	Key Reference
 }
 
-// Type is "symmetric-key".
+// Type returns the type "symmetric-key".
 func (SymmetricKey) Type() Type {
 	return NewType("symmetric-key", func(k *SymmetricKey) []Key { return []Key{{"key", &k.Key, true}} }, capitals)
 }
 
 // capitals warns about a registration ID with upper-case letters. A key that is derived
-// from the key of an enrollment group depends on them, and DPS ignores them elsewhere.
+// from the key of an enrollment group depends on their case, which DPS otherwise ignores.
 func capitals(registrationID string) (detail, advice string) {
 	lower := strings.ToLower(registrationID)
 	if registrationID == lower {
@@ -82,7 +82,7 @@ func (k SymmetricKey) String() string { return k.Type().Name + " " + k.Key.Strin
 
 // Token returns the SAS token that grants access to resource until expiry, in whole
 // seconds (DPS page "Control access"). The resource is signed as it is sent:
-// percent-encoded with capital hex digits, its own letters unchanged.
+// percent-encoded with upper-case hex digits; its letters keep their case.
 func Token(key []byte, resource string, expiry time.Time) string {
 	sr := percentEncode(resource)
 	se := strconv.FormatInt(expiry.Unix(), 10)
@@ -92,8 +92,8 @@ func Token(key []byte, resource string, expiry time.Time) string {
 	return "SharedAccessSignature sr=" + sr + "&sig=" + percentEncode(sig) + "&se=" + se + "&skn=registration"
 }
 
-// Signature returns the secret of a token that Token has made, in base64; "" for another
-// text.
+// Signature returns the signature in a token made by Token, in base64. It returns "" for
+// any other text.
 func Signature(token string) string {
 	_, rest, _ := strings.Cut(token, "&sig=")
 	escaped, _, _ := strings.Cut(rest, "&")
@@ -104,16 +104,16 @@ func Signature(token string) string {
 	return signature
 }
 
-// percentEncode leaves the unreserved characters of RFC 3986 §2.3 alone. QueryEscape
-// differs in the space only, for which it writes the plus sign it escapes elsewhere.
+// percentEncode encodes all but the unreserved characters of RFC 3986 §2.3. QueryEscape
+// differs only in that it encodes a space as a plus sign.
 func percentEncode(s string) string {
 	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
 }
 
 // DecodeKey returns the bytes of a symmetric key given as standard base64 text with
-// padding. White space around it and line breaks in it are ignored. The errors are
-// ErrNotBase64 and ErrKeyLength, also around a *input.Mistake that says what the text is;
-// none repeats anything of it.
+// padding. White space around the text and line breaks in it are ignored. The errors are
+// ErrNotBase64 and ErrKeyLength, or a *input.Mistake that wraps one of them and says what
+// the text is. No error contains any part of the text.
 func DecodeKey(text []byte) ([]byte, error) {
 	key, err := decode(bytes.TrimSpace(text))
 	if err != nil {
@@ -124,14 +124,14 @@ func DecodeKey(text []byte) ([]byte, error) {
 
 // DeriveKey returns the device key of registrationID in an enrollment group: the
 // HMAC-SHA256 of the ID exactly as written, under the decoded group key (DPS page
-// "Symmetric key attestation"). Upper and lower case give different keys.
+// "Symmetric key attestation"). IDs that differ in case give different keys.
 func DeriveKey(groupKey []byte, registrationID string) []byte {
 	mac := hmac.New(sha256.New, groupKey)
 	mac.Write([]byte(registrationID))
 	return mac.Sum(nil)
 }
 
-// references returns those of rs that are set, each once.
+// references returns the references of rs that are set, without duplicates.
 func references(rs ...Reference) []Reference {
 	return slices.Compact(slices.DeleteFunc(rs, Reference.IsZero))
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 )
 
-// The keys of the published vectors.
+// Keys of the published test vectors.
 const (
 	groupKey = "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw=="
 	hubKey   = "18RQk/hOPJR9EbsJlk2j8WA6vWaj/yi+oaYg7zmxfQNdOyMSu+SJ8O7TSlZhDJCYmn4rzEiVKIzNiVAWjLxrGA=="
@@ -41,7 +41,7 @@ func parts(t *testing.T, token string) map[string]string {
 	t.Helper()
 	rest, ok := strings.CutPrefix(token, "SharedAccessSignature ")
 	if !ok {
-		t.Fatalf("the token begins differently: %.30q", token)
+		t.Fatalf("the token has another beginning: %.30q", token)
 	}
 	p := map[string]string{}
 	for _, pair := range strings.Split(rest, "&") {
@@ -77,19 +77,19 @@ func TestDerivedKeyVectors(t *testing.T) {
 	t.Run("V1: the group key is decoded before use", func(t *testing.T) {
 		undecoded := base64.StdEncoding.EncodeToString(attest.DeriveKey([]byte(groupKey), serial))
 		if want := "/eqtUSc3oy1gyllte8P+6Y0WjjLFOc3tWeUuSgRh8x8="; undecoded != want {
-			t.Fatalf("the wrong value is not the known wrong one: %s", undecoded)
+			t.Fatalf("the wrong key is not the known wrong key: %s", undecoded)
 		}
 		if derive(t, serial) == undecoded {
 			t.Error("the key was used as text")
 		}
 	})
-	t.Run("V1: a line end in the ID gives the known wrong key, not the right one", func(t *testing.T) {
+	t.Run("V1: a newline in the ID gives the known wrong key, not the right key", func(t *testing.T) {
 		withNewline := derive(t, serial+"\n")
 		if want := "9xk+A3Y29nEzASjuakJUhcmNyb4ZjibgUKRXPMBArUU="; withNewline != want {
 			t.Fatalf("got %s, want %s", withNewline, want)
 		}
 		if derive(t, serial) == withNewline {
-			t.Error("the ID was derived with a line end")
+			t.Error("the key was derived from an ID with a newline")
 		}
 	})
 }
@@ -98,7 +98,7 @@ func TestTokenVectors(t *testing.T) {
 	k := decode(t, hubKey)
 	derived := attest.DeriveKey(decode(t, groupKey), serial)
 
-	t.Run("V2: the token of the derived key is this one to the letter", func(t *testing.T) {
+	t.Run("V2: the token of the derived key is identical", func(t *testing.T) {
 		got := attest.Token(derived, "0ne00111111/registrations/"+serial, time.Unix(1700000000, 0))
 		want := "SharedAccessSignature sr=0ne00111111%2Fregistrations%2Fsn-007-888-abc-mac-a1-b2-c3-d4-e5-f6&sig=2srIk05%2FHc3kiyY2AcAwJosiRYk6C6jOscAYhKLO2L8%3D&se=1700000000&skn=registration"
 		if got != want {
@@ -218,7 +218,7 @@ func TestDecodeKey(t *testing.T) {
 				t.Errorf("got %d bytes, want %d", len(key), c.size)
 			}
 			if err != nil && strings.Contains(err.Error(), groupKey[:10]) {
-				t.Errorf("the error repeats the key: %v", err)
+				t.Errorf("the error contains the key: %v", err)
 			}
 		})
 	}
@@ -231,7 +231,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 	sub := attest.Subject{Resource: "0ne00111111/registrations/gw-1", RegistrationID: "gw-1"}
 	now := time.Date(2026, 11, 23, 8, 0, 0, 999, time.UTC)
 
-	t.Run("the token lasts one hour from now, and nothing else is shown", func(t *testing.T) {
+	t.Run("the token is valid for one hour, and there is no certificate", func(t *testing.T) {
 		p, err := c.Prove(sub, attest.Secrets{}, now)
 		if err != nil {
 			t.Fatal(err)
@@ -254,7 +254,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 			t.Error("the token was not made with the new key")
 		}
 	})
-	t.Run("a key that is not base64 is named by its reference, without its text", func(t *testing.T) {
+	t.Run("the error about a key that is not base64 names its reference without its text", func(t *testing.T) {
 		write(t, file, "S3CRET not base64")
 		_, err := c.Prove(sub, attest.Secrets{}, now)
 		var secret *attest.SecretError
@@ -265,7 +265,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("it is called by its kind and its reference", func(t *testing.T) {
+	t.Run("its name consists of its type and its reference", func(t *testing.T) {
 		c := attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}
 		if got := c.String(); got != "symmetric-key credential:dps-primary-key" {
 			t.Errorf("got %q", got)
@@ -289,7 +289,7 @@ func write(t *testing.T, path, text string) {
 }
 
 func TestPercentEncodingInTokensIsRFC3986(t *testing.T) {
-	// Every byte but the unreserved ones is two capital hex digits after a percent sign.
+	// Every byte that is not unreserved becomes a percent sign and two upper-case hex digits.
 	const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 	for b := range 256 {
 		want := string([]byte{byte(b)})

@@ -15,28 +15,28 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// maxSecret bounds what is read of a secret or an identity file, in bytes. A
-// certificate with a long chain has some 10 KiB; a device file has no end.
+// maxSecret is the maximum size of a secret or an identity file, in bytes. A
+// certificate with a long chain has about 10 KiB; a device file is unbounded.
 const maxSecret = 64 << 10
 
-// What may be wrong with a reference or with the file it names. Missing and
-// unreadable files are told by fs.ErrNotExist and fs.ErrPermission.
+// Errors in a reference or in the file that it names. The errors for missing and
+// unreadable files are fs.ErrNotExist and fs.ErrPermission.
 var (
-	// ErrNotReference says that a text is no reference. The text is never repeated:
-	// it may be the secret itself.
+	// ErrNotReference means that a text is not a reference. No error contains the text,
+	// because it may be the secret itself.
 	ErrNotReference = errors.New(`not a reference: write "file:/path" or "credential:NAME"; a secret itself does not belong here`)
-	// ErrNoReference says that nothing was referred to.
+	// ErrNoReference means that a reference is the zero value.
 	ErrNoReference = errors.New("no reference is set")
-	// ErrEncrypted says that the file holds a credential that systemd-creds sealed,
-	// not its contents.
+	// ErrEncrypted means that the file contains a credential encrypted by systemd-creds,
+	// not its plaintext.
 	ErrEncrypted = errors.New("the credential is still encrypted")
-	// ErrEmpty says that the file holds nothing but white space.
+	// ErrEmpty means that the file contains only white space.
 	ErrEmpty = errors.New("the file is empty")
-	// ErrNotPassword says that the file holds more than one line of text.
+	// ErrNotPassword means that the file does not consist of one line of text.
 	ErrNotPassword = errors.New("the file is not one line of text")
 )
 
-// Reference names where a secret lies. At most one field is set; the zero value
+// Reference names the location of a secret. At most one field is set; the zero value
 // refers to nothing.
 type Reference struct {
 	// File is an absolute path ("file:/etc/dpsd/keys/device.key").
@@ -45,10 +45,10 @@ type Reference struct {
 	Credential string
 }
 
-// ParseReference reads "file:/path" or "credential:NAME". Any other text is
-// ErrNotReference, and no error repeats the text, because people paste keys here.
-// The path must be absolute. A name may use letters, digits and "._@-": systemd
-// allows more, but a padded base64 key shall never pass as a name.
+// ParseReference parses "file:/path" or "credential:NAME". For any other text it returns
+// ErrNotReference. No error contains the text, because people paste keys here. The path
+// must be absolute. A name may contain letters, digits and "._@-". systemd allows more
+// characters, but a padded base64 key must not be accepted as a name.
 func ParseReference(s string) (Reference, error) {
 	if path, ok := strings.CutPrefix(s, "file:"); ok {
 		switch {
@@ -83,7 +83,7 @@ func isLetterOrDigit(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }
 
-// String returns the reference as it is written in the configuration; "" for none.
+// String returns the reference as written in the configuration, or "" for the zero value.
 func (r Reference) String() string {
 	if r.File != "" {
 		return "file:" + r.File
@@ -97,19 +97,19 @@ func (r Reference) String() string {
 // IsZero reports whether r refers to nothing.
 func (r Reference) IsZero() bool { return r == Reference{} }
 
-// Secrets finds the contents of references. The zero value reads file references only.
+// Secrets reads the secrets that references name. The zero value reads only files.
 type Secrets struct {
-	// Directories are where the file of a credential is looked for, in this order.
+	// Directories are searched for the file of a credential, in this order.
 	Directories []string
-	// Encrypted are directories that hold encrypted credentials only. They are never
-	// read; a name found in one of them explains why it was not found elsewhere.
+	// Encrypted are directories that contain only encrypted credentials. Files in them
+	// are never read; a name found there explains why it was not found elsewhere.
 	Encrypted []string
 }
 
-// SystemSecrets returns the places of systemd.exec(5). credentialsDirectory is the
-// value of $CREDENTIALS_DIRECTORY: the service finds its credentials there and nowhere
-// else. When it is empty (somebody runs a command by hand), the directory of the
-// running service and then the credential stores are searched.
+// SystemSecrets returns the directories of systemd.exec(5). credentialsDirectory is the
+// value of $CREDENTIALS_DIRECTORY, which is the only directory that the service searches.
+// If it is empty, because a command runs outside the service, the directory of the running
+// service and then the credential stores are searched.
 func SystemSecrets(credentialsDirectory string) Secrets {
 	s := Secrets{
 		Directories: []string{"/run/credentials/dpsd.service", "/etc/credstore", "/run/credstore", "/usr/lib/credstore"},
@@ -121,18 +121,18 @@ func SystemSecrets(credentialsDirectory string) Secrets {
 	return s
 }
 
-// SecretError says which secret could not be used. Err wraps a sentinel of this
+// SecretError names the secret that cannot be used. Err wraps a sentinel of this
 // package, a *CertificateError or an error of the file system.
 type SecretError struct {
-	// Reference is the secret, as the configuration names it.
+	// Reference is the reference in the configuration.
 	Reference Reference
-	// Path is the file that was looked at; empty when there was none to look at.
+	// Path is the file that was read, or "" if there was none.
 	Path string
 	// Err is the cause.
 	Err error
 }
 
-// Error names the reference, the file when the reference does not already, and the cause.
+// Error names the reference, the file if the reference does not name it, and the cause.
 func (e *SecretError) Error() string {
 	where := e.Reference.String()
 	if e.Reference.File == "" && e.Path != "" {
@@ -147,7 +147,7 @@ func (e *SecretError) Error() string {
 // Unwrap returns the cause.
 func (e *SecretError) Unwrap() error { return e.Err }
 
-// Paths returns the files to watch for r: a credential may appear in any of the
+// Paths returns the files to watch for r. A credential may appear in any of the
 // directories.
 func (s Secrets) Paths(r Reference) []string {
 	if r.File != "" {
@@ -162,9 +162,9 @@ func (s Secrets) Paths(r Reference) []string {
 	return paths
 }
 
-// Path returns the file to name for r: for a credential the first directory that
-// holds one of this name, else where it would have to appear. It is "" when there is
-// no such place.
+// Path returns the file that messages name for r. For a credential, this is the file in
+// the first directory that contains one, or else the file in the first directory. Path
+// returns "" if there is no directory.
 func (s Secrets) Path(r Reference) string {
 	paths := s.Paths(r)
 	for _, path := range paths {
@@ -178,9 +178,9 @@ func (s Secrets) Path(r Reference) string {
 	return ""
 }
 
-// Read returns the contents of what r names, at most 64 KiB. All errors are
-// *SecretError: fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrEmpty, ErrEncrypted, an
-// error of package input or another one of the file system.
+// Read returns the contents of the file that r names, at most 64 KiB. All errors are
+// *SecretError and wrap fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrEmpty,
+// ErrEncrypted, an error of package input or another error of the file system.
 func (s Secrets) Read(r Reference) ([]byte, error) {
 	if r.IsZero() {
 		return nil, &SecretError{Err: ErrNoReference}
@@ -195,7 +195,7 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 	return data, nil
 }
 
-// read is Read, and c is what the file should hold.
+// read is Read for a file whose expected content is c.
 func (s Secrets) read(r Reference, c content) ([]byte, error) {
 	data, err := s.Read(r)
 	if secret, is := errors.AsType[*SecretError](err); is {
@@ -204,8 +204,9 @@ func (s Secrets) read(r Reference, c content) ([]byte, error) {
 	return data, err
 }
 
-// Password returns the contents of what r names without the line end that editors
-// leave; a zero r is the empty password. Errors are those of Read, and ErrNotPassword.
+// Password returns the contents of the file that r names without the newline that editors
+// append. For the zero value of r it returns "". Its errors are those of Read and
+// ErrNotPassword.
 func (s Secrets) Password(r Reference) (string, error) {
 	if r.IsZero() {
 		return "", nil
@@ -223,8 +224,8 @@ func (s Secrets) Password(r Reference) (string, error) {
 	return text, nil
 }
 
-// find reads the file of r. A place that exists but cannot be read ends the search: a
-// key further down the list would be another one than the service uses.
+// find reads the file of r. A file that exists but cannot be read ends the search, because
+// a file in a later directory is not the one that the service uses.
 func (s Secrets) find(r Reference) (data []byte, path string, err error) {
 	if r.Credential == "" {
 		data, err = readFile(r.File)
@@ -255,14 +256,14 @@ func readFile(path string) ([]byte, error) {
 	return data, cause(err)
 }
 
-// unusable is the error of a secret that was read and cannot be used; c is what the file
-// should hold.
+// unusable returns the error for a secret that was read but cannot be used. c is the
+// expected content of the file.
 func (s Secrets) unusable(r Reference, c content, err error) error {
 	path := s.Path(r)
 	return &SecretError{Reference: r, Path: path, Err: about(r, c.advise(path, err))}
 }
 
-// cause drops the path from an error of package os: the callers name it themselves.
+// cause removes the path from an error of package os, because the callers add it.
 func cause(err error) error {
 	if p, is := errors.AsType[*fs.PathError](err); is {
 		return p.Err
@@ -270,10 +271,11 @@ func cause(err error) error {
 	return err
 }
 
-// sealedPrefixes are the identifiers systemd-creds(1) puts before what it seals: 16
-// bytes, of which the first 21 base64 characters are whole. systemd 257 hands such text
-// to a service as if it were the secret when it lies in a credstore.encrypted directory
-// and the unit says LoadCredential=.
+// sealedPrefixes are the identifiers at the beginning of a credential encrypted by
+// systemd-creds(1). An identifier has 16 bytes, so the first 21 base64 characters do not
+// depend on the bytes that follow. systemd 257 passes such text to a service as if it were
+// the secret if the file is in a credstore.encrypted directory and the unit has
+// LoadCredential=.
 var sealedPrefixes = []string{
 	"Whxqht+dQJax1aZeCGLxm", // host key
 	"BYRp2vb1QySABUnaD46i+", // null key
@@ -286,7 +288,7 @@ var sealedPrefixes = []string{
 	"rbxMo++2QgG6iBtvLkCV6", // host and TPM, signed PCR, scoped
 }
 
-// unlikeSecret returns why data is not a secret; nil when it may be one.
+// unlikeSecret returns the reason why data cannot be a secret, or nil.
 func unlikeSecret(data []byte) error {
 	text := bytes.TrimSpace(data)
 	switch {

@@ -35,43 +35,43 @@ func TestParseReference(t *testing.T) {
 			}
 			again, err := attest.ParseReference(got.String())
 			if err != nil || again != got {
-				t.Errorf("written and read again it is %v, %v", again, err)
+				t.Errorf("formatted and parsed again it is %v, %v", again, err)
 			}
 		})
 	}
 	for name, text := range map[string]string{
-		"an inline key is refused":                             groupKey,
-		"an inline key after credential: is refused":           "credential:" + groupKey,
-		"a padded key after credential: is refused":            "credential:AAAAAAAAAAAAAAAAAAAAAA==",
-		"a key after file: is refused":                         "file:" + groupKey,
-		"a plain path is refused":                              "/etc/dpsd/S3CRET.key",
-		"a relative path is refused":                           "file:S3CRET.key",
-		"a URL is refused":                                     "file:///etc/S3CRET.key",
-		"a line end in a path is refused":                      "file:/etc/S3CRET\n.key",
-		"a DEL in a path is refused":                           "file:/etc/S3CRET\x7f",
-		"a NUL byte in a path is refused":                      "file:/etc/S3CRET\x00",
-		"a credential name with a slash is refused":            "credential:../S3CRET",
-		"a credential called .. is refused":                    "credential:..",
-		"a credential without a name is refused":               "credential:",
-		"a credential name of 256 bytes is refused":            "credential:" + strings.Repeat("S3CRET", 42) + "S3CR",
-		"a file without a path is refused":                     "file:",
-		"another scheme is refused":                            "env:S3CRET",
-		"an empty text is refused":                             "",
+		"an inline key is rejected":                            groupKey,
+		"an inline key after credential: is rejected":          "credential:" + groupKey,
+		"a padded key after credential: is rejected":           "credential:AAAAAAAAAAAAAAAAAAAAAA==",
+		"a key after file: is rejected":                        "file:" + groupKey,
+		"a plain path is rejected":                             "/etc/dpsd/S3CRET.key",
+		"a relative path is rejected":                          "file:S3CRET.key",
+		"a URL is rejected":                                    "file:///etc/S3CRET.key",
+		"a line end in a path is rejected":                     "file:/etc/S3CRET\n.key",
+		"a DEL in a path is rejected":                          "file:/etc/S3CRET\x7f",
+		"a NUL byte in a path is rejected":                     "file:/etc/S3CRET\x00",
+		"a credential name with a slash is rejected":           "credential:../S3CRET",
+		"a credential called .. is rejected":                   "credential:..",
+		"a credential without a name is rejected":              "credential:",
+		"a credential name of 256 bytes is rejected":           "credential:" + strings.Repeat("S3CRET", 42) + "S3CR",
+		"a file without a path is rejected":                    "file:",
+		"another scheme is rejected":                           "env:S3CRET",
+		"an empty text is rejected":                            "",
 		"a scheme in capitals is refused, as systemd would do": "File:/etc/S3CRET",
 	} {
-		t.Run(name+" and not repeated", func(t *testing.T) {
+		t.Run(name+" and the error does not contain it", func(t *testing.T) {
 			r, err := attest.ParseReference(text)
 			if err == nil || !r.IsZero() {
 				t.Fatalf("got %v, %v", r, err)
 			}
 			for _, secret := range []string{"S3CRET", groupKey[:12], "AAAAAAAA"} {
 				if strings.Contains(err.Error(), secret) {
-					t.Errorf("the error repeats the text: %v", err)
+					t.Errorf("the error contains the text: %v", err)
 				}
 			}
 		})
 	}
-	t.Run("a credential name holds letters, digits and four marks", func(t *testing.T) {
+	t.Run("a credential name consists of letters, digits and four punctuation marks", func(t *testing.T) {
 		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@-"
 		for b := range 256 {
 			name := "a" + string([]byte{byte(b)}) + "a"
@@ -81,7 +81,7 @@ func TestParseReference(t *testing.T) {
 			}
 		}
 	})
-	t.Run("an inline key is told to be no reference", func(t *testing.T) {
+	t.Run("an inline key is not a reference", func(t *testing.T) {
 		if _, err := attest.ParseReference(groupKey); !errors.Is(err, attest.ErrNotReference) {
 			t.Errorf("got %v", err)
 		}
@@ -112,7 +112,7 @@ func TestSecretsAreFound(t *testing.T) {
 	t.Run("a later directory is searched when the earlier ones have none", func(t *testing.T) {
 		read(t, "only-second", "two", filepath.Join(second, "only-second"))
 	})
-	t.Run("a credential that is nowhere is missing, and the places are named", func(t *testing.T) {
+	t.Run("the error about a missing credential names the directories", func(t *testing.T) {
 		r := attest.Reference{Credential: "absent"}
 		_, err := s.Read(r)
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -124,10 +124,10 @@ func TestSecretsAreFound(t *testing.T) {
 			}
 		}
 		if want := filepath.Join(first, "absent"); s.Path(r) != want {
-			t.Errorf("the place to watch is %s, not %s", s.Path(r), want)
+			t.Errorf("the file to watch is %s, not %s", s.Path(r), want)
 		}
 	})
-	t.Run("only an encrypted one explains why there is none", func(t *testing.T) {
+	t.Run("an encrypted credential explains why there is no other", func(t *testing.T) {
 		s := s
 		s.Encrypted = []string{t.TempDir()}
 		path := filepath.Join(s.Encrypted[0], "sealed")
@@ -138,7 +138,7 @@ func TestSecretsAreFound(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a place that cannot be read ends the search", func(t *testing.T) {
+	t.Run("a file that cannot be read ends the search", func(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(first, "odd"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -147,14 +147,14 @@ func TestSecretsAreFound(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("the zero value has no place for credentials", func(t *testing.T) {
+	t.Run("the zero value has no directory for credentials", func(t *testing.T) {
 		var s attest.Secrets
 		r := attest.Reference{Credential: "x"}
 		if _, err := s.Read(r); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "credential:x: ") || s.Path(r) != "" {
 			t.Errorf("got %v, path %q", err, s.Path(r))
 		}
 	})
-	t.Run("a credential is watched in every directory, a file in its own, and nothing nowhere", func(t *testing.T) {
+	t.Run("a credential is watched in every directory, a file at its path, and the zero value has no path", func(t *testing.T) {
 		for r, want := range map[attest.Reference]string{
 			{Credential: "x"}:    filepath.Join(first, "x") + " " + filepath.Join(second, "x"),
 			{File: "/etc/x.key"}: "/etc/x.key",
@@ -165,20 +165,20 @@ func TestSecretsAreFound(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a service looks into $CREDENTIALS_DIRECTORY only", func(t *testing.T) {
+	t.Run("the service searches only $CREDENTIALS_DIRECTORY", func(t *testing.T) {
 		if d := attest.SystemSecrets(first).Directories; len(d) != 1 || d[0] != first {
-			t.Errorf("it looks into %v", d)
+			t.Errorf("it searches %v", d)
 		}
 	})
-	t.Run("a person's command looks where the service would, then into the stores", func(t *testing.T) {
+	t.Run("a command searches the directory of the service, then the credential stores", func(t *testing.T) {
 		want := "/run/credentials/dpsd.service /etc/credstore /run/credstore /usr/lib/credstore"
 		if d := strings.Join(attest.SystemSecrets("").Directories, " "); d != want {
-			t.Errorf("it looks into %s", d)
+			t.Errorf("it searches %s", d)
 		}
 	})
 }
 
-func TestSecretFilesThatAreNone(t *testing.T) {
+func TestFilesThatAreNotSecretsAreErrors(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -211,9 +211,9 @@ func TestSecretFilesThatAreNone(t *testing.T) {
 	}{
 		{"a FIFO without a writer is refused at once", fifo, input.ErrNotRegular},
 		{"a link to a FIFO is refused at once", link, input.ErrNotRegular},
-		{"a directory is refused", dir, input.ErrNotRegular},
-		{"a socket is refused", socket, input.ErrNotRegular},
-		{"a device without an end is refused", "/dev/zero", input.ErrNotRegular},
+		{"a directory is rejected", dir, input.ErrNotRegular},
+		{"a socket is rejected", socket, input.ErrNotRegular},
+		{"a device without an end is rejected", "/dev/zero", input.ErrNotRegular},
 		{"a link to nowhere is a missing file", dangling, fs.ErrNotExist},
 		{"a missing file is missing", filepath.Join(dir, "gone"), fs.ErrNotExist},
 		{"a file of 64 KiB is read", full, nil},
@@ -237,7 +237,7 @@ func TestSecretFilesThatAreNone(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a file without permission is told so", func(t *testing.T) {
+	t.Run("a file without permission is reported as such", func(t *testing.T) {
 		path := filepath.Join(dir, "closed")
 		write(t, path, "x")
 		if err := os.Chmod(path, 0); err != nil {
@@ -251,8 +251,8 @@ func TestSecretFilesThatAreNone(t *testing.T) {
 	})
 }
 
-// unprivileged runs f with the rights of nobody on files, since root may read everything.
-// The thread that has changed its user ends with the goroutine, because it stays locked.
+// unprivileged runs f with the file permissions of the user nobody, because root may read
+// every file. The goroutine stays locked to the thread, so the thread ends with it.
 func unprivileged(t *testing.T, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -264,7 +264,7 @@ func unprivileged(t *testing.T, f func()) {
 		defer close(done)
 		runtime.LockOSThread()
 		const nobody = 65534
-		// setfsuid(2) affects the calling thread alone and takes CAP_DAC_OVERRIDE from it.
+		// setfsuid(2) affects only the calling thread and removes CAP_DAC_OVERRIDE from it.
 		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0); errno != 0 {
 			t.Errorf("setfsuid: %v", errno)
 		}
@@ -273,9 +273,9 @@ func unprivileged(t *testing.T, f func()) {
 	<-done
 }
 
-func TestSealedCredentialsAreRecognised(t *testing.T) {
-	// systemd-creds(1): a sealed credential is base64 text that begins with one of nine
-	// identifiers; 21 characters of it are whole.
+func TestEncryptedCredentialsAreRecognized(t *testing.T) {
+	// systemd-creds(1): an encrypted credential is base64 text that begins with one of nine
+	// identifiers. Its first 21 characters are constant.
 	for kind, prefix := range map[string]string{
 		"host key":                            "Whxqht+dQJax1aZeCGLxm",
 		"null key":                            "BYRp2vb1QySABUnaD46i+",
@@ -287,7 +287,7 @@ func TestSealedCredentialsAreRecognised(t *testing.T) {
 		"scoped host and TPM":                 "70rBNnmpSA6n22iJf58WX",
 		"scoped host and TPM with signed PCR": "rbxMo++2QgG6iBtvLkCV6",
 	} {
-		t.Run("ciphertext under "+kind+" is not taken for the key", func(t *testing.T) {
+		t.Run("ciphertext under "+kind+" is not used as the key", func(t *testing.T) {
 			dir := t.TempDir()
 			text := prefix + strings.Repeat("AAAA", 40) + "\n"
 			write(t, filepath.Join(dir, "dps-primary-key"), text)
@@ -298,13 +298,13 @@ func TestSealedCredentialsAreRecognised(t *testing.T) {
 					t.Errorf("%v: got %q, %v", r, data, err)
 				}
 				if err != nil && strings.Contains(err.Error(), prefix) {
-					t.Errorf("the error repeats the ciphertext: %v", err)
+					t.Errorf("the error contains the ciphertext: %v", err)
 				}
 			}
-			// One character less is not an identifier.
+			// The identifier without its last character is not an identifier.
 			write(t, filepath.Join(dir, "dps-primary-key"), prefix[:20]+"\n")
 			if _, err := s.Read(attest.Reference{Credential: "dps-primary-key"}); err != nil {
-				t.Errorf("a text that merely begins alike is refused: %v", err)
+				t.Errorf("a text with a similar beginning is rejected: %v", err)
 			}
 		})
 	}
@@ -318,12 +318,12 @@ func FuzzParseReference(f *testing.F) {
 		r, err := attest.ParseReference(s)
 		if err != nil {
 			if len(s) > 12 && strings.Contains(err.Error(), s) {
-				t.Errorf("the error repeats %q", s)
+				t.Errorf("the error contains %q", s)
 			}
 			return
 		}
 		if (r.File == "") == (r.Credential == "") {
-			t.Fatalf("%q is %#v: not exactly one kind", s, r)
+			t.Fatalf("%q is %#v, which is not exactly one kind", s, r)
 		}
 		if r.File != "" && !filepath.IsAbs(r.File) {
 			t.Errorf("%q has the path %q", s, r.File)
@@ -332,7 +332,7 @@ func FuzzParseReference(f *testing.F) {
 			t.Errorf("%q has the name %q", s, r.Credential)
 		}
 		if again, err := attest.ParseReference(r.String()); err != nil || again != r {
-			t.Errorf("%q read again is %v, %v", r, again, err)
+			t.Errorf("%q parsed again is %v, %v", r, again, err)
 		}
 	})
 }
@@ -343,7 +343,7 @@ func FuzzDecodeKey(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		key, err := attest.DecodeKey(bytes.Clone(text))
 		if err == nil && (len(key) < 16 || len(key) > 64) {
-			t.Errorf("a key of %d bytes was accepted", len(key))
+			t.Errorf("a key of %d bytes is accepted", len(key))
 		}
 	})
 }
@@ -380,7 +380,7 @@ func TestPassword(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no reference is the empty password", func(t *testing.T) {
+	t.Run("the password of the zero value is empty", func(t *testing.T) {
 		if got, err := (attest.Secrets{}).Password(attest.Reference{}); got != "" || err != nil {
 			t.Errorf("got %q, %v", got, err)
 		}

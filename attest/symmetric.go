@@ -12,10 +12,10 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// This file finds out what is wrong with a symmetric key. Nothing of it is needed as long
-// as the service accepts the key.
+// This file explains why a text is not a valid symmetric key. It is used only if a key is
+// invalid or the service rejects it.
 
-// decode returns the bytes of a key in standard base64 with padding.
+// decode decodes a key in standard base64 with padding.
 func decode(text []byte) ([]byte, error) {
 	key := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
 	n, err := base64.StdEncoding.Decode(key, text)
@@ -33,7 +33,7 @@ func isKey(text string) bool {
 	return err == nil
 }
 
-// keep stands in front of the commands below, which make a key of the copy.
+// keep precedes the commands below, which make a key from the copy.
 const keep = "cp -p FILE FILE.orig && "
 
 const (
@@ -48,10 +48,11 @@ const (
 	withoutName  = "sed 's/^[^:=]*[:=]//' FILE.orig | tr -cd 'A-Za-z0-9+/=' >FILE"
 )
 
-// asX509 is what to do with the files of an X.509 credential.
+// asX509 is the advice if the file belongs to an X.509 credential.
 const asX509 = `set type = "x509", certificate and private_key in this [[credential]]`
 
-// explainKey says what a text is that is no key; err is why it is none.
+// explainKey returns an error that says what a text is that is not a key. err is the reason
+// why it is not a key.
 func explainKey(text []byte, err error) error {
 	found := func(what, command, then string) error {
 		if command != "" {
@@ -102,7 +103,7 @@ func explainKey(text []byte, err error) error {
 	return err
 }
 
-// nested explains the bytes of a key that are text again; nil if they are none.
+// nested explains a key whose bytes are text, or returns nil if they are not.
 func nested(key []byte) *input.Mistake {
 	switch text := string(bytes.TrimSpace(key)); {
 	case hexadecimal(text):
@@ -113,20 +114,19 @@ func nested(key []byte) *input.Mistake {
 	return nil
 }
 
-// hexadecimal reports whether a text is hexadecimal digits of a key's length. A key in
-// base64 is that with a probability of 10⁻¹⁴ at most.
+// hexadecimal reports whether a text consists of hexadecimal digits and has the length of a
+// key. The probability that this is true of a key in base64 is at most 10⁻¹⁴.
 func hexadecimal(text string) bool {
 	n := digits(text)
 	return n >= 2*minKey && n <= 2*maxKey && n%2 == 0 && strings.Trim(text, "0123456789abcdefABCDEF: -\r\n") == ""
 }
 
-// digits counts the characters of a text but for those that group hexadecimal digits.
+// digits counts the characters of a text, except those that group hexadecimal digits.
 func digits(text string) int {
 	return len(strings.NewReplacer(":", "", " ", "", "-", "", "\r", "", "\n", "").Replace(text))
 }
 
-// withoutQuotes leaves out what is neither a letter, a digit nor another character of
-// base64, of either alphabet.
+// withoutQuotes removes the characters that are in neither of the two base64 alphabets.
 func withoutQuotes(text string) string {
 	return strings.Map(func(r rune) rune {
 		if isLetterOrDigit(r) || strings.ContainsRune("+/=-_", r) {
@@ -136,7 +136,7 @@ func withoutQuotes(text string) string {
 	}, text)
 }
 
-// padding is what a key lacks at its end; "" for nothing.
+// padding returns the padding that is missing at the end of a key.
 func padding(text string) string {
 	for _, p := range []string{"=", "=="} {
 		if isKey(text + p) {
@@ -146,26 +146,26 @@ func padding(text string) string {
 	return ""
 }
 
-// binary reports whether data has the length of a key and is no text.
+// binary reports whether data has the length of a key and is not text.
 func binary(data []byte) bool {
 	return len(data) >= minKey && len(data) <= maxKey &&
 		bytes.ContainsFunc(data, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) || r == unicode.ReplacementChar })
 }
 
-// Doubt is what speaks against a symmetric key that the service may accept nevertheless. It
-// explains a refusal.
+// Doubt is a reason why a symmetric key may be wrong. The service may accept the key
+// nevertheless; if it does not, the doubt explains the rejection.
 type Doubt struct {
-	// Mistake says what the key is.
+	// Mistake says what the key appears to be.
 	*input.Mistake
-	// Group says that only the length is known: that of the key of an enrollment group, and
-	// of many keys of individual enrollments.
+	// Group means that the only evidence is the length, which enrollment group keys share
+	// with many keys of individual enrollments.
 	Group bool
 }
 
 // Unwrap returns the mistake.
 func (d *Doubt) Unwrap() error { return d.Mistake }
 
-// Remedy is the command; for the key of a group also what else may be the reason.
+// Remedy returns the command. For a possible group key it also names other reasons.
 func (d *Doubt) Remedy() string {
 	if !d.Group {
 		return d.Mistake.Remedy()
@@ -174,12 +174,12 @@ func (d *Doubt) Remedy() string {
 		". If not, check that the registration ID has no upper-case letters; then check the key against the enrollment, and the gateway's clock."
 }
 
-// groupKey is the length of the keys that Azure makes for enrollments, in bytes. A derived
-// key has 32.
+// groupKey is the length of the keys that Azure generates for enrollments, in bytes. A
+// derived key has 32 bytes.
 const groupKey = 64
 
-// DoubtOf returns what speaks against a key that can be used; nil for nothing. text is what
-// DecodeKey has made key of.
+// DoubtOf returns a reason why a usable key may be wrong, or nil. text is the text from
+// which DecodeKey decoded key.
 func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	s := string(bytes.TrimSpace(text))
 	if hexadecimal(s) {
@@ -197,7 +197,7 @@ func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	return nil
 }
 
-// about says which file a mistake is about.
+// about adds the file's name to a mistake.
 func about(r Reference, err error) error {
 	if m, is := errors.AsType[*input.Mistake](err); is {
 		m.File, m.Credential = r.File, r.Credential

@@ -1,31 +1,31 @@
 package attest
 
-// Type is a type of credential: all that the configuration and "dpsd check" know of one.
-// A new type is a Credential whose method Type returns it, and an element of Types.
+// Type is a type of credential. The configuration and "dpsd check" use only its fields.
+// To add a type, implement Credential with a Type method, and add the type to Types.
 type Type struct {
 	// Name is the value of the key "type" in a [[credential]].
 	Name string
-	// Keys lists the other keys. All are required. c is a credential of this type; with
-	// nil, they refer to nothing.
+	// Keys lists the other keys, which are all required. c is a credential of this type; if
+	// it is nil, the references are zero values.
 	Keys func(c Credential) []Key
-	// New makes a credential with a reference for each key.
+	// New returns a credential with a reference for each key.
 	New func(reference func(key string) Reference) Credential
-	// Warning is what "dpsd check" says of a credential that can be used, and what to do
-	// about it; "" for nothing.
+	// Warning returns a warning of "dpsd check" about a usable credential and the advice,
+	// or "".
 	Warning func(registrationID string) (detail, advice string)
 }
 
 // Key is a key of a [[credential]].
 type Key struct {
 	Name string
-	// Reference is what the key says.
+	// Reference is the value of the key.
 	Reference *Reference
-	// Secret says that the reference leads to something that nobody else may read.
+	// Secret means that the file must not be readable by other users.
 	Secret bool
 }
 
 // NewType returns the type of the credentials C. keys lists the keys, with pointers into
-// the credential; a nil warning is for none.
+// the credential. warning may be nil.
 func NewType[C Credential](name string, keys func(*C) []Key, warning func(registrationID string) (detail, advice string)) Type {
 	if warning == nil {
 		warning = func(string) (string, string) { return "", "" }

@@ -11,19 +11,20 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// ErrNotForClients says that the issuer of the leaf certificate has restricted its use to
-// other purposes than the authentication of a client.
+// ErrNotForClients means that the issuer of the leaf certificate has restricted its use to
+// purposes that do not include client authentication.
 var ErrNotForClients = errors.New("the certificate is not for clients")
 
-// notForClients is ErrNotForClients with the reason.
+// notForClients returns ErrNotForClients with the reason.
 func notForClients(why string) error {
 	return &input.Mistake{What: ErrNotForClients.Error() + ": " + why, Err: ErrNotForClients,
 		Then: "Have a certificate issued whose extended key usages include clientAuth."}
 }
 
-// CertificateError says that a certificate of the chain is not valid at present.
+// CertificateError means that a certificate of the chain is not valid at present.
 type CertificateError struct {
-	// Position is the place of the certificate in the chain, of Of: 1 is the leaf.
+	// Position is the position of the certificate in the chain; 1 is the leaf. Of is the
+	// length of the chain.
 	Position, Of int
 	// NotBefore and NotAfter are the bounds of the certificate's validity.
 	NotBefore, NotAfter time.Time
@@ -31,7 +32,7 @@ type CertificateError struct {
 	Err error
 }
 
-// Error names the certificate, unless it is the leaf, and the bound that is passed, in UTC.
+// Error names the certificate, unless it is the leaf, and the violated bound, in UTC.
 func (e *CertificateError) Error() string {
 	what, bound, at := "the certificate", "has expired (not after ", e.NotAfter
 	if e.Position > 1 {
@@ -46,9 +47,9 @@ func (e *CertificateError) Error() string {
 // Unwrap returns ErrExpired or ErrNotYetValid.
 func (e *CertificateError) Unwrap() error { return e.Err }
 
-// issuing returns the indices of the certificates that lead from the leaf, the first, to the
-// last issuer that is there, in whatever order they are. Of two that may have issued the
-// same one, the one that is valid longer counts.
+// issuing returns the indices of the certificates from the leaf, which is the first, to the
+// last issuer in the chain. The issuers may be in any order. If two certificates may be the
+// issuer, issuing returns the one that is valid longer.
 func issuing(chain []*x509.Certificate) (path []int) {
 	for at := 0; at >= 0; {
 		path = append(path, at)
@@ -64,8 +65,8 @@ func issuing(chain []*x509.Certificate) (path []int) {
 	return path
 }
 
-// invalidAt returns the first certificate of the path in the chain that is not valid at
-// now; nil when all are.
+// invalidAt returns an error about the first certificate of the path that is not valid at
+// now, or nil if all are valid.
 func invalidAt(now time.Time, chain []*x509.Certificate, path []int) error {
 	for _, i := range path {
 		c := chain[i]
@@ -83,7 +84,8 @@ func invalidAt(now time.Time, chain []*x509.Certificate, path []int) error {
 	return nil
 }
 
-// end returns when the path expires, and the index of the certificate that expires first.
+// end returns the time when the path expires and the index of the certificate that expires
+// first.
 func end(chain []*x509.Certificate, path []int) (at time.Time, index int) {
 	for _, i := range path {
 		if c := chain[i]; i == 0 || c.NotAfter.Before(at) {
@@ -93,8 +95,8 @@ func end(chain []*x509.Certificate, path []int) (at time.Time, index int) {
 	return at, index
 }
 
-// ForClients returns nil if the extended key usages of a certificate include the
-// authentication of a client, or if it has none and may be used for everything
+// ForClients returns nil if the extended key usages of a certificate include client
+// authentication, or if it has none and may be used for any purpose
 // (RFC 5280 §4.2.1.12). The error wraps ErrNotForClients.
 func ForClients(c *x509.Certificate) error {
 	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 ||

@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 )
 
-// change makes another certificate of c, with the same key and issuer.
+// change returns a modified copy of c with the same key and issuer.
 func change(t *testing.T, ca *issuer, c *x509.Certificate, to func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -34,7 +34,7 @@ func change(t *testing.T, ca *issuer, c *x509.Certificate, to func(*x509.Certifi
 	return changed
 }
 
-func TestAChainIsValidAsLongAsEachOfItsCertificates(t *testing.T) {
+func TestAChainIsValidWhileAllOfItsCertificatesAreValid(t *testing.T) {
 	root := &issuer{key: ecKey(t, elliptic.P256())}
 	root.certificate = issue(t, nil, "root", root.key, true)
 	middleKey, key := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
@@ -77,7 +77,7 @@ func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
 		name    string
 		usages  []x509.ExtKeyUsage
 		unknown []asn1.ObjectIdentifier
-		says    string // "": it is for clients
+		says    string // "": it is valid for clients
 	}{
 		{"without extended key usages it may be used for everything", nil, nil, ""},
 		{"clientAuth is what it needs", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, nil, ""},
@@ -100,7 +100,7 @@ func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
 	}
 }
 
-func TestACertificateThatDidNotIssueTheLeafSaysNothingAboutIt(t *testing.T) {
+func TestACertificateThatDidNotIssueTheLeafDoesNotAffectItsValidity(t *testing.T) {
 	root, stranger := &issuer{key: ecKey(t, elliptic.P256())}, ecKey(t, elliptic.P256())
 	root.certificate = issue(t, nil, "root", root.key, true)
 	middle, key := &issuer{key: ecKey(t, elliptic.P256())}, ecKey(t, elliptic.P256())
@@ -110,8 +110,8 @@ func TestACertificateThatDidNotIssueTheLeafSaysNothingAboutIt(t *testing.T) {
 		c.NotBefore, c.NotAfter = midway.AddDate(-2, 0, 0), midway.AddDate(-1, 0, 0)
 	}
 	other := change(t, root, issue(t, root, "other", stranger, true), expired)
-	namesake := change(t, root, issue(t, root, "middle", stranger, true), expired) // of another key
-	for name, unrelated := range map[string]*x509.Certificate{"another issuer": other, "one of the same name": namesake} {
+	namesake := change(t, root, issue(t, root, "middle", stranger, true), expired) // with another key
+	for name, unrelated := range map[string]*x509.Certificate{"another issuer": other, "an issuer of the same name": namesake} {
 		for order, certificates := range map[string][]*x509.Certificate{
 			"behind":       {leaf, middle.certificate, root.certificate, unrelated},
 			"between":      {leaf, unrelated, middle.certificate, root.certificate},

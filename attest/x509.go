@@ -17,38 +17,38 @@ import (
 )
 
 var (
-	// ErrKeyMismatch says that the private key does not belong to the leaf certificate.
+	// ErrKeyMismatch means that the private key does not belong to the leaf certificate.
 	ErrKeyMismatch = errors.New("the private key does not belong to the certificate")
-	// ErrCommonName says that the leaf's common name is not the registration ID, which
-	// the service demands.
+	// ErrCommonName means that the leaf's common name is not the registration ID. The
+	// service requires that they are equal.
 	ErrCommonName = errors.New("the common name of the certificate is not the registration ID")
-	// ErrExpired says that a certificate of the chain has expired.
+	// ErrExpired means that a certificate of the chain has expired.
 	ErrExpired = errors.New("the certificate has expired")
-	// ErrNotYetValid says that a certificate of the chain is not valid yet: usually a
-	// clock that is behind.
+	// ErrNotYetValid means that a certificate of the chain is not yet valid. Usually the
+	// clock is slow.
 	ErrNotYetValid = errors.New("the certificate is not yet valid")
 )
 
 // X509 is a certificate with its private key.
 type X509 struct {
-	// Certificate refers to PEM certificates: the leaf first, then the intermediates up
-	// to the one the service knows.
+	// Certificate refers to PEM certificates: the leaf first, then the intermediates up to
+	// the one that the service knows.
 	Certificate Reference
 	// PrivateKey refers to the leaf's key in PEM: PKCS#8, SEC 1 or PKCS#1; RSA of 1024
-	// bits or more, or EC on P-256, P-384 or P-521. It may be the same file.
+	// bits or more, or EC on P-256, P-384 or P-521. It may refer to the same file.
 	PrivateKey Reference
 }
 
-// Type is "x509".
+// Type returns the type "x509".
 func (X509) Type() Type {
 	return NewType("x509", func(x *X509) []Key {
 		return []Key{{"certificate", &x.Certificate, false}, {"private_key", &x.PrivateKey, true}}
 	}, nil)
 }
 
-// Prove loads the pair and checks it: that the key belongs to the leaf, that the leaf's
-// common name is sub.RegistrationID, and that each certificate of the chain is valid at
-// now. Validity is checked last, and then the proof is returned next to the
+// Prove loads the certificate and the key. It checks that the key belongs to the leaf, that
+// the leaf's common name is sub.RegistrationID, and that each certificate of the chain is
+// valid at now. It checks the validity last and returns the proof together with a
 // *CertificateError.
 func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
 	chain, err := x.chain(secrets)
@@ -76,7 +76,7 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		if strings.EqualFold(cn, sub.RegistrationID) {
 			hint = "; they differ in upper and lower case"
 		}
-		// Quoted, because a certificate may hold any characters.
+		// The name is quoted because it may contain any characters.
 		return Proof{}, aboutCertificate(fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, sub.RegistrationID, hint))
 	}
 	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
@@ -94,14 +94,14 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 	return proof, nil
 }
 
-// References returns the certificate's and the key's.
+// References returns the references of the certificate and the key.
 func (x X509) References() []Reference { return references(x.Certificate, x.PrivateKey) }
 
 // String returns the type and the certificate's reference.
 func (x X509) String() string { return x.Type().Name + " " + x.Certificate.String() }
 
-// CommonName returns the common name of the leaf certificate, as it is; it may be empty.
-// The private key is not needed for it.
+// CommonName returns the common name of the leaf certificate unchanged; it may be empty.
+// It does not need the private key.
 func (x X509) CommonName(secrets Secrets) (string, error) {
 	chain, err := x.chain(secrets)
 	if err != nil {
@@ -110,7 +110,7 @@ func (x X509) CommonName(secrets Secrets) (string, error) {
 	return chain[0].Subject.CommonName, nil
 }
 
-// chain reads the certificates, at least one.
+// chain reads the certificates. It returns at least one.
 func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
 	data, err := secrets.read(x.Certificate, certificates)
 	if err != nil {
@@ -140,16 +140,16 @@ func (x X509) key(secrets Secrets) (crypto.Signer, error) {
 	return key, nil
 }
 
-// supported lets through what a TLS 1.2 handshake with the service can use.
+// supported returns an error if a TLS 1.2 handshake with the service cannot use the key.
 func supported(key crypto.Signer) error {
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
-		// crypto/rsa refuses to sign with less.
+		// crypto/rsa does not sign with a smaller key.
 		if bits := k.N.BitLen(); bits < 1024 {
 			return pemfile.Unsupported(fmt.Sprintf("an RSA key of %d bits; at least 1024 are needed", bits))
 		}
 	case *ecdsa.PrivateKey:
-		// RFC 8422 §5.1.1 leaves these three; P-224 is gone from TLS.
+		// RFC 8422 §5.1.1 retains these three curves; TLS no longer supports P-224.
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 		default:

@@ -27,7 +27,7 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// The validity of all leaves made here.
+// Validity of all leaf certificates of this file.
 var (
 	notBefore = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	notAfter  = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -40,7 +40,7 @@ type issuer struct {
 	key         crypto.Signer
 }
 
-// issue makes a certificate for key, signed by ca, or by itself when ca is nil.
+// issue returns a certificate for key, signed by ca or, if ca is nil, self-signed.
 func issue(t testing.TB, ca *issuer, commonName string, key crypto.Signer, authority bool) *x509.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -112,7 +112,7 @@ func sec1(t testing.TB, key *ecdsa.PrivateKey) string {
 	return encode("EC PRIVATE KEY", der)
 }
 
-// pair writes a certificate file and a key file and refers to them.
+// pair writes a certificate file and a key file and returns a credential for them.
 func pair(t testing.TB, certificate, key string) attest.X509 {
 	t.Helper()
 	dir := t.TempDir()
@@ -130,8 +130,8 @@ func pair(t testing.TB, certificate, key string) attest.X509 {
 
 var gw = attest.Subject{Resource: "0ne00000000/registrations/gw-1", RegistrationID: "gw-1"}
 
-// handshake proves by a real TLS 1.2 handshake, the version the service speaks, that a
-// server which knows the root alone accepts the certificate.
+// handshake makes a TLS 1.2 handshake, as with the service, with a server that trusts only
+// the root, and returns an error if the server rejects the certificate.
 func handshake(t *testing.T, certificate *tls.Certificate, root *x509.Certificate) error {
 	t.Helper()
 	serverKey := ecKey(t, elliptic.P256())
@@ -194,7 +194,7 @@ func TestX509Proof(t *testing.T) {
 		{"a key under another kind's label", p256, strings.ReplaceAll(sec1(t, p256), "EC PRIVATE", "PRIVATE")},
 		{"text before the key", p256, "# the key of gw-1\n\n" + sec1(t, p256)},
 	} {
-		t.Run("a server that knows the root accepts leaf and intermediate with "+c.name, func(t *testing.T) {
+		t.Run("a server that trusts the root accepts leaf and intermediate with "+c.name, func(t *testing.T) {
 			leaf := issue(t, middle, "gw-1", c.key, false)
 			x := pair(t, certificatePEM(leaf, middle.certificate), c.text)
 			p, err := x.Prove(gw, attest.Secrets{}, midway)
@@ -211,16 +211,16 @@ func TestX509Proof(t *testing.T) {
 	}
 
 	leaf := issue(t, middle, "gw-1", p256, false)
-	t.Run("without the intermediate that server refuses: the chain is what makes it pass", func(t *testing.T) {
+	t.Run("without the intermediate the server rejects the leaf", func(t *testing.T) {
 		p, err := pair(t, certificatePEM(leaf), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if handshake(t, p.Certificate, root.certificate) == nil {
-			t.Error("the handshake passed")
+			t.Error("the handshake succeeded")
 		}
 	})
-	t.Run("certificate and key may share a file", func(t *testing.T) {
+	t.Run("certificate and key may be in the same file", func(t *testing.T) {
 		x := pair(t, sec1(t, p256)+certificatePEM(leaf, middle.certificate), "")
 		x.PrivateKey = x.Certificate
 		if _, err := x.Prove(gw, attest.Secrets{}, midway); err != nil {
@@ -243,10 +243,10 @@ func TestX509Proof(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(p.Certificate.Certificate[0], renewed.Raw) {
-			t.Error("the old certificate was shown")
+			t.Error("the proof contains the old certificate")
 		}
 	})
-	t.Run("systemd credentials serve as well", func(t *testing.T) {
+	t.Run("systemd credentials work as well", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "dps-certificate"), certificatePEM(leaf))
 		write(t, filepath.Join(dir, "dps-private-key"), sec1(t, p256))
@@ -267,7 +267,7 @@ func TestX509Proof(t *testing.T) {
 		t.Fatal(err)
 	}
 	p224 := ecKey(t, elliptic.P224())
-	// A key this small can only be made with the runtime's own check switched off.
+	// Only with the runtime's check disabled can a test make such a small key.
 	t.Setenv("GODEBUG", "rsa1024min=0")
 	smallKey, err := rsa.GenerateKey(rand.Reader, 768)
 	if err != nil {
@@ -317,41 +317,41 @@ func TestX509Proof(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
 			if p.Certificate != nil {
-				t.Error("there is a proof all the same")
+				t.Error("Prove returned a proof")
 			}
 			var secret *attest.SecretError
 			if !errors.As(err, &secret) || filepath.Base(secret.Path) != c.blames {
 				t.Errorf("got %#v, which does not blame %s", err, c.blames)
 			}
 			if strings.Contains(err.Error(), "S3CRET") || strings.Contains(err.Error(), groupKey[:10]) {
-				t.Errorf("the error repeats the file: %v", err)
+				t.Errorf("the error contains the file: %v", err)
 			}
 		})
 	}
-	t.Run("the place of the certificate that the key belongs to is named", func(t *testing.T) {
+	t.Run("the error names the position of the certificate that the key belongs to", func(t *testing.T) {
 		_, err := pair(t, certificatePEM(root.certificate, middle.certificate, leaf), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), "the key belongs to certificate 3 of 3") {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a wrong name is told next to the right one", func(t *testing.T) {
+	t.Run("the error contains the wrong name and the right name", func(t *testing.T) {
 		_, err := pair(t, certificatePEM(issue(t, root, "GW-1\n", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), `"GW-1\n", not "gw-1"`) {
 			t.Errorf("got %v", err)
 		}
 		_, err = pair(t, certificatePEM(issue(t, root, "GW-1", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), "upper and lower case") {
-			t.Errorf("the difference in case is not told: %v", err)
+			t.Errorf("the error does not mention the difference in case: %v", err)
 		}
 	})
-	t.Run("a missing key is a missing file", func(t *testing.T) {
+	t.Run("a missing key is reported as a missing file", func(t *testing.T) {
 		x := pair(t, certificatePEM(leaf), "")
 		x.PrivateKey.File += ".gone"
 		if _, err := x.Prove(gw, attest.Secrets{}, midway); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a certificate without a key's reference is refused", func(t *testing.T) {
+	t.Run("a certificate without a reference to its key is rejected", func(t *testing.T) {
 		x := pair(t, certificatePEM(leaf), "")
 		x.PrivateKey = attest.Reference{}
 		if _, err := x.Prove(gw, attest.Secrets{}, midway); !errors.Is(err, attest.ErrNoReference) {
@@ -381,7 +381,7 @@ func TestX509Validity(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
 			if p.Certificate == nil || !p.Expires.Equal(notAfter) {
-				t.Error("the proof is not whole, so a caller that mistrusts its clock cannot try it")
+				t.Error("the proof is incomplete, so a caller that does not trust its clock cannot try it")
 			}
 			if err == nil {
 				return
@@ -395,7 +395,7 @@ func TestX509Validity(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a wrong name is told before the validity, which a clock may be wrong about", func(t *testing.T) {
+	t.Run("a wrong name is reported before the validity, which depends on the clock", func(t *testing.T) {
 		_, err := x.Prove(attest.Subject{RegistrationID: "gw-2"}, attest.Secrets{}, time.Unix(0, 0))
 		if !errors.Is(err, attest.ErrCommonName) || errors.Is(err, attest.ErrNotYetValid) {
 			t.Errorf("got %v", err)
@@ -422,7 +422,7 @@ func FuzzX509(f *testing.F) {
 			return
 		}
 		if p.Certificate.Leaf.Subject.CommonName != gw.RegistrationID {
-			t.Fatal("a proof for somebody else")
+			t.Fatal("a proof for another registration ID")
 		}
 		if fmt.Sprint(p.Certificate.PrivateKey.(crypto.Signer).Public()) != fmt.Sprint(p.Certificate.Leaf.PublicKey) {
 			t.Fatal("a proof with another key")

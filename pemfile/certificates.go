@@ -9,13 +9,13 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// ErrNotCertificate says that a file holds no certificate in PEM, or something that is none
-// beside it.
+// ErrNotCertificate means that a file does not contain a certificate in PEM, or contains
+// something else in addition.
 var ErrNotCertificate = errors.New("not a PEM certificate")
 
 // Certificates returns the certificates of a PEM file, at least one, in the order of the
-// file. Private keys, which often are in the same file, and EC PARAMETERS are left out;
-// everything else is an error: a *input.Mistake around ErrNotCertificate.
+// file. It ignores private keys, which often are in the same file, and EC PARAMETERS.
+// Everything else is an error: a *input.Mistake that wraps ErrNotCertificate.
 func Certificates(text []byte) ([]*x509.Certificate, error) {
 	blocks, err := Blocks(text)
 	if err != nil {
@@ -48,7 +48,7 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 	return nil, kind(found(text).asCertificate(), ErrNotCertificate)
 }
 
-// labels are those of RFC 7468 and those that openssl writes, without the private keys.
+// labels are the labels of RFC 7468 and of openssl, except those of private keys.
 var labels = map[string]what{
 	"CERTIFICATE": certificate, "TRUSTED CERTIFICATE": certificate, "X509 CERTIFICATE": certificate,
 	"CERTIFICATE REQUEST": request, "NEW CERTIFICATE REQUEST": request,
@@ -71,7 +71,7 @@ func unreadable(b Block, number int, err error) error {
 	return m
 }
 
-// otherBlock explains a block that is no certificate.
+// otherBlock explains a block that is not a certificate.
 func otherBlock(b Block) error {
 	m := &input.Mistake{Err: ErrNotCertificate}
 	at := fmt.Sprintf("line %d: ", b.Line)
@@ -99,12 +99,12 @@ func otherBlock(b Block) error {
 
 const (
 	rewriteCertificates = "cp -p FILE FILE.orig && openssl crl2pkcs7 -nocrl -certfile FILE.orig | openssl pkcs7 -print_certs -out FILE"
-	// The files in the same directory that hold what is missing.
+	// The commands find the files in the same directory that contain the missing part.
 	findCertificate = "grep -ls 'BEGIN CERTIFICATE-' DIR/*"
 	findPrivateKey  = "grep -ls 'PRIVATE KEY-' DIR/*"
 )
 
-// kind gives a mistake its kind.
+// kind sets the kind of a mistake.
 func kind(err error, is error) error {
 	if m, ok := errors.AsType[*input.Mistake](err); ok && m.Err == nil {
 		m.Err = is

@@ -13,18 +13,18 @@ import (
 )
 
 var (
-	// ErrNotPrivateKey says that a file holds no private key in PEM.
+	// ErrNotPrivateKey means that a file does not contain a private key in PEM.
 	ErrNotPrivateKey = errors.New("not a PEM private key (PKCS#8, SEC 1 or PKCS#1)")
-	// ErrPassphrase says that a private key is protected by a passphrase, which nobody can
-	// type at a service.
+	// ErrPassphrase means that a private key is protected by a passphrase. A service has no
+	// terminal on which to enter it.
 	ErrPassphrase = errors.New("the private key is protected by a passphrase")
-	// ErrUnsupportedKey says that the service does not accept a key of this kind.
+	// ErrUnsupportedKey means that the service does not accept a key of this kind.
 	ErrUnsupportedKey = errors.New("unsupported kind of key")
 )
 
 // PrivateKey returns the private key of a PEM file: RSA, or EC on a curve that crypto/x509
-// knows. Certificates and parameters beside it are left out; a second private key is an
-// error. The error is a *input.Mistake around one of the errors of this package.
+// supports. It ignores certificates and parameters; a second private key is an error. The
+// error is a *input.Mistake that wraps one of the errors of this package.
 func PrivateKey(text []byte) (crypto.Signer, error) {
 	blocks, err := Blocks(text)
 	if err != nil {
@@ -73,8 +73,8 @@ func PrivateKey(text []byte) (crypto.Signer, error) {
 	return nil, unusable(key.Bytes, key.Line)
 }
 
-// parse tries the three encodings whatever the label says, as tls.X509KeyPair does. It
-// returns nil for none.
+// parse tries the three encodings regardless of the label, like tls.X509KeyPair. It
+// returns nil if all fail.
 func parse(der []byte) any {
 	if k, err := x509.ParsePKCS8PrivateKey(der); err == nil {
 		return k
@@ -95,12 +95,12 @@ const (
 	newCertificate = "have a certificate issued for the new key"
 )
 
-// Unsupported is the mistake of a private key that the service does not accept.
+// Unsupported returns the error for a private key that the service does not accept.
 func Unsupported(what string) error {
 	return &input.Mistake{What: what, Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
 }
 
-// unusable explains a private key that is neither RSA nor EC, or cannot be parsed.
+// unusable explains a private key that is neither RSA nor EC or cannot be parsed.
 func unusable(der []byte, line int) error {
 	if what := unsupported(der); what != "" {
 		return Unsupported(what)
@@ -124,7 +124,7 @@ func unusable(der []byte, line int) error {
 	}
 }
 
-// noKey explains a PEM file whose first block is no private key, and neither is another.
+// noKey explains a PEM file without a private key. b is its first block.
 func noKey(b Block) error {
 	what := fmt.Sprintf("a block %q", shown(b.Type))
 	if kind, known := labels[b.Type]; known {

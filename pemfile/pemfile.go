@@ -1,7 +1,7 @@
-// Package pemfile reads PEM (RFC 7468) and leaves nothing of it out: what begins like a
-// block is either returned or reported with its line. A missing line feed between two blocks
-// and blanks around lines are accepted. If a file holds something else, the package says
-// what that is and which command makes of it what is needed.
+// Package pemfile reads PEM (RFC 7468) without skipping anything: it returns every block,
+// or reports the line of one that it cannot read. It accepts a missing line feed between
+// two blocks and blanks around lines. If a file contains something else, the error says
+// what that is and which command converts it.
 package pemfile
 
 import (
@@ -26,14 +26,15 @@ type Block struct {
 	Line int
 }
 
-// Has reports whether a text holds something that begins like a block.
+// Has reports whether a text contains the beginning of a block.
 func Has(text []byte) bool { return bytes.Contains(text, []byte("-----BEGIN")) }
 
-// boundary begins or ends a block. Without a label it is not complete.
+// boundary matches the beginning or the end of a block. A boundary without a label is
+// incomplete.
 const boundary = `-----(?:(BEGIN)|END)(?: (-{0,4}[^\n-][^\n]*?)-----)?`
 
-// Blocks returns all blocks of a text; what stands between them is explanation. The error
-// is a *input.Mistake that names the line.
+// Blocks returns all blocks of a text. It ignores the text between them. The error is a
+// *input.Mistake that names the line.
 func Blocks(text []byte) (blocks []Block, err error) {
 	f := file(text)
 	boundaries := regexp.MustCompile(boundary).FindAllSubmatchIndex(text, -1)
@@ -73,7 +74,7 @@ type file []byte
 
 func (f file) line(at int) int { return 1 + bytes.Count(f[:at], []byte("\n")) }
 
-// wrong is a mistake in the line of an offset.
+// wrong returns a mistake in the line at an offset.
 func (f file) wrong(at int, format string, a ...any) error {
 	return &input.Mistake{
 		What: fmt.Sprintf("line %d: ", f.line(at)) + fmt.Sprintf(format, a...),
@@ -81,7 +82,7 @@ func (f file) wrong(at int, format string, a ...any) error {
 	}
 }
 
-// shown keeps the label of a damaged file short.
+// shown shortens the label of a damaged file for an error.
 func shown(label string) string {
 	if len(label) > 40 {
 		return label[:40] + "…"
@@ -89,7 +90,7 @@ func shown(label string) string {
 	return label
 }
 
-// headers reads the lines "name: value" at the beginning of a body (RFC 1421), and returns
+// headers reads the lines "name: value" at the beginning of a body (RFC 1421) and returns
 // their size.
 func headers(body []byte) (encrypted bool, size int) {
 	for line := range bytes.Lines(body) {
@@ -105,7 +106,7 @@ func headers(body []byte) (encrypted bool, size int) {
 	return encrypted, size
 }
 
-// decode reads base64 between two offsets, and finds the line that is none.
+// decode decodes the base64 text between two offsets. Its error names the invalid line.
 func (f file) decode(from, to int) ([]byte, error) {
 	packed := make([]byte, 0, to-from)
 	for _, c := range f[from:to] {

@@ -11,7 +11,7 @@ import (
 	"github.com/dpsd-project/dpsd/pemfile"
 )
 
-// block is a block of PEM that holds some text.
+// block returns a PEM block with the given text as its content.
 func block(label, text string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: label, Bytes: []byte(text)}))
 }
@@ -19,7 +19,7 @@ func block(label, text string) string {
 // long is content of several lines.
 var long = strings.Repeat("a certificate, ", 20)
 
-func TestEveryBlockIsReadWhateverStandsAroundIt(t *testing.T) {
+func TestEveryBlockIsReadRegardlessOfTheTextAroundIt(t *testing.T) {
 	a, b := block("CERTIFICATE", long), block("PRIVATE KEY", "key")
 	for _, test := range []struct{ expect, text string }{
 		{"two blocks", a + b},
@@ -58,7 +58,7 @@ func TestEveryBlockIsReadWhateverStandsAroundIt(t *testing.T) {
 	})
 }
 
-func TestWhatBeginsLikeABlockAndCannotBeReadIsAnErrorWithItsLine(t *testing.T) {
+func TestTheErrorAboutABlockThatCannotBeReadNamesItsLine(t *testing.T) {
 	a := block("CERTIFICATE", long) // 9 lines
 	begun, _, _ := strings.Cut(a, "-----END")
 	for _, test := range []struct{ expect, text, says string }{
@@ -86,8 +86,8 @@ func TestWhatBeginsLikeABlockAndCannotBeReadIsAnErrorWithItsLine(t *testing.T) {
 	}
 }
 
-// FuzzBlocks holds the reader to encoding/pem: it returns whatever that returns, and
-// reports whatever else begins like a block.
+// FuzzBlocks compares the reader with encoding/pem: it returns every block that encoding/pem
+// returns, and reports everything else that begins like a block.
 func FuzzBlocks(f *testing.F) {
 	a := block("CERTIFICATE", long)
 	for _, seed := range []string{a, a + a, a[:200], strings.TrimSuffix(a, "\n") + a, "-----BEGIN", "x: y\n" + a, "-----BEGIN A-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END A-----"} {

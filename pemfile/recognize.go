@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// This file finds out what a file without PEM holds. It is for explanations, so it runs
-// only when a file cannot be used.
+// This file recognizes the content of a file without PEM. Only explanations use it, so it
+// runs only if a file cannot be used.
 
 // what is a kind of content.
 type what int
@@ -29,11 +29,11 @@ const (
 	p7b
 	request
 	publicKey
-	pemText      // in base64 once more
+	pemText      // encoded in base64
 	symmetricKey // base64 text of 16 to 64 bytes
 )
 
-// names are the kinds for people.
+// names describes the kinds for people.
 var names = map[what]string{
 	unknown:      "something that is neither PEM nor DER",
 	empty:        "nothing",
@@ -48,11 +48,11 @@ var names = map[what]string{
 	symmetricKey: "a symmetric key",
 }
 
-// content is what a file without PEM holds, and in which form.
+// content is the content of a file without PEM and its form.
 type content struct {
 	what        what
 	base64      bool   // as base64 text
-	unsupported string // what a private key is for, if the service does not take it
+	unsupported string // algorithm of a private key that the service does not accept
 }
 
 func found(data []byte) content {
@@ -83,7 +83,7 @@ func found(data []byte) content {
 	return content{}
 }
 
-// says is the beginning of an explanation.
+// says returns the beginning of an explanation.
 func (c content) says() string {
 	switch {
 	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
@@ -98,7 +98,7 @@ func (c content) says() string {
 	return "the file holds " + names[c.what] + " in DER, not in PEM"
 }
 
-// command is an openssl command that reads the file and writes it again.
+// command returns an openssl command that reads the file and overwrites it.
 func (c content) command(openssl string) string {
 	if c.base64 {
 		return "cp -p FILE FILE.orig && base64 -d FILE.orig | openssl " + openssl + " -out FILE"
@@ -106,7 +106,7 @@ func (c content) command(openssl string) string {
 	return "cp -p FILE FILE.orig && openssl " + openssl + " -in FILE.orig -out FILE"
 }
 
-// asCertificate explains the content where a certificate is needed.
+// asCertificate explains the content if a certificate is needed.
 func (c content) asCertificate() error {
 	m := c.explained()
 	switch c.what {
@@ -120,7 +120,7 @@ func (c content) asCertificate() error {
 	return m
 }
 
-// asPrivateKey explains the content where a private key is needed.
+// asPrivateKey explains the content if a private key is needed.
 func (c content) asPrivateKey() error {
 	if c.unsupported != "" {
 		return Unsupported(c.unsupported)
@@ -137,7 +137,8 @@ func (c content) asPrivateKey() error {
 	return m
 }
 
-// explained has the command for what may hold a certificate, a private key or both.
+// explained returns a mistake with the command for content that may contain a certificate,
+// a private key or both.
 func (c content) explained() *input.Mistake {
 	m := &input.Mistake{What: c.says()}
 	switch c.what {
@@ -149,7 +150,7 @@ func (c content) explained() *input.Mistake {
 	return m
 }
 
-// The object identifiers that tell the kinds apart (RFC 8017, 8018, 5652, 7292, 5480).
+// Object identifiers that distinguish the kinds (RFC 8017, 8018, 5652, 7292, 5480).
 var (
 	oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 	oidPKCS5      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5}
@@ -160,7 +161,7 @@ var (
 	oidBrainpool  = asn1.ObjectIdentifier{1, 3, 36, 3, 3, 2, 8, 1, 1}
 )
 
-// algorithms are those of private keys (RFC 5958) that the service does not take.
+// algorithms are the algorithms of private keys (RFC 5958) that the service does not accept.
 var algorithms = map[string]string{
 	"1.2.840.113549.1.1.10":   "RSA-PSS only",
 	"1.2.840.10040.4.1":       "DSA",
@@ -178,15 +179,15 @@ var algorithms = map[string]string{
 	"2.16.840.1.101.3.4.4.3":  "ML-KEM",
 }
 
-// pkcs8 is a private key in PKCS#8 as far as it is looked at.
+// pkcs8 contains the parts of a private key in PKCS#8 that are inspected.
 type pkcs8 struct {
 	Version   int
 	Algorithm pkix.AlgorithmIdentifier
 	Key       []byte
 }
 
-// unsupported says what a private key is, if the service does not take a key of its kind;
-// "" for every other.
+// unsupported describes a private key that the service does not accept. It returns "" for
+// any other content.
 func unsupported(der []byte) string {
 	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
 	switch curve := curveIn(der); {
@@ -206,7 +207,7 @@ func unsupported(der []byte) string {
 			return "a private key for the algorithm " + algorithm.String() + takes
 		}
 	}
-	// The version, p, q, g and the two halves, as openssl writes them.
+	// openssl writes the version, p, q, g, the public and the private key.
 	var dsa []*big.Int
 	if rest, err := asn1.Unmarshal(der, &dsa); err == nil && len(rest) == 0 && len(dsa) == 6 {
 		return "a private key for DSA" + takes
@@ -214,7 +215,7 @@ func unsupported(der []byte) string {
 	return ""
 }
 
-// curves are those that crypto/x509 does not know.
+// curves are the curves that crypto/x509 does not support.
 var curves = []struct {
 	name string
 	oid  asn1.ObjectIdentifier
@@ -224,11 +225,11 @@ var curves = []struct {
 	{"SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
 }
 
-// explicit is what curveIn returns for a supported curve that is not named.
+// explicit is the result of curveIn for a supported curve given by its parameters.
 const explicit = "explicit"
 
 // curveIn returns the name of the curve in the DER of a key or certificate that crypto/x509
-// cannot parse; "" if it finds none.
+// cannot parse, or "" if it finds none.
 func curveIn(der []byte) string {
 	for _, c := range curves {
 		if hasOID(der, c.oid) {
@@ -250,7 +251,7 @@ func curveIn(der []byte) string {
 }
 
 // otherCurve returns the identifier of the curve of a private key that crypto/x509 cannot
-// parse; "" if it finds none.
+// parse, or "" if it finds none.
 func otherCurve(der []byte) string {
 	var named asn1.ObjectIdentifier
 	var key pkcs8
@@ -276,7 +277,7 @@ func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {
 	return err == nil && bytes.Contains(der, encoded)
 }
 
-// kindOf recognizes DER.
+// kindOf returns the kind of DER data.
 func kindOf(der []byte) what {
 	if len(der) == 0 || der[0] != asn1.TagSequence|0x20 {
 		return unknown
@@ -332,8 +333,8 @@ func kindOf(der []byte) what {
 	return unknown
 }
 
-// Recognize says what data without PEM is, such as "the file is a PKCS#12 archive (PFX)";
-// "" for what is neither a certificate, a key pair's half nor a bundle.
+// Recognize describes data without PEM, such as "the file is a PKCS#12 archive (PFX)". It
+// returns "" if the data is neither a certificate, a key nor a bundle.
 func Recognize(data []byte) string {
 	if c := found(data); c.what != unknown && c.what != empty && c.what != symmetricKey {
 		return c.says()

@@ -1,5 +1,5 @@
-// Package unitfile reads files of systemd: units and their drop-ins, systemd.syntax(7), and
-// files of environment variables, systemd.exec(5).
+// Package unitfile reads systemd files: units and their drop-ins (systemd.syntax(7)), and
+// files of environment variables (systemd.exec(5)).
 package unitfile
 
 import (
@@ -9,9 +9,9 @@ import (
 
 // Setting is an assignment to a key.
 type Setting struct {
-	Section    string // such as "[Service]"; "" in a file of variables
+	Section    string // such as "[Service]"; "" in a file of environment variables
 	Key, Value string
-	Line       int // where it begins, from 1
+	Line       int // first line, counted from 1
 }
 
 // Settings returns the assignments of a unit or a drop-in.
@@ -37,12 +37,12 @@ func Settings(text []byte) (all []Setting) {
 	return all
 }
 
-// The expressions below are compiled where they are used, which is seldom.
+// The expressions below are compiled at each use, because they are rarely used.
 
-// quoted is a part of a value in quotes, which may lack the second one.
+// quoted matches a part of a value in quotes. The closing quote may be missing.
 const quoted = `"((?:[^"\\]|\\.)*\\?)"?|'((?:[^'\\]|\\.)*\\?)'?`
 
-// Words splits a value at the blanks that are not in quotes, and removes the quotes.
+// Words splits a value at the blanks outside of quotes and removes the quotes.
 func Words(value string) []string {
 	words := regexp.MustCompile(`(?s)(?:`+quoted+`|\\.|[^ \t"'])+`).FindAllString(value, -1)
 	part, escaped := regexp.MustCompile(`(?s)`+quoted+`|(\\.|[^"'])`), regexp.MustCompile(`(?s)\\(.)`)
@@ -52,8 +52,8 @@ func Words(value string) []string {
 	return words
 }
 
-// Variables returns the assignments of a file of EnvironmentFile=. Each is a line, unless its
-// value is in quotes or a backslash precedes the end of the line.
+// Variables returns the assignments of a file named by EnvironmentFile=. Each assignment is
+// one line, unless its value is in quotes or a backslash precedes the end of the line.
 func Variables(text []byte) (all []Setting) {
 	var (
 		inQuotes = regexp.MustCompile(`(?s)^[ \t]*(?:'([^']*)'?|"((?:[^"\\]|\\.)*\\?)"?)`)
