@@ -9,19 +9,19 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// checker turns a document into a Config, and collects what is wrong with it.
+// checker converts a document to a Config and collects the errors.
 type checker struct {
 	document.Checker
 	types  []attest.Type
-	tables tableList              // with pointers into the Config
-	known  map[string][]string    // the names of all keys, by table
-	meant  map[document.Path]bool // keys that an unknown key probably stands for; they are not missing
-	first  string                 // the type of the first credential; "" when it is unknown
+	tables tableList              // tables with pointers into the Config
+	known  map[string][]string    // names of all keys, by table
+	meant  map[document.Path]bool // keys that an unknown key was probably meant to be; they are not missing
+	first  string                 // type of the first credential; "" if it is unknown
 }
 
 const root = document.Path("")
 
-// config checks the whole document.
+// config checks the whole document and fills in to.
 func (c *checker) config(to *Config) {
 	if len(c.Values) == 0 {
 		c.Report(root, Error{Problem: "the file sets nothing", Remedy: "begin with a copy of the annotated dpsd.toml"})
@@ -59,7 +59,7 @@ func (c *checker) table(at document.Path, values map[string]any, t table) {
 	}
 }
 
-// credentials reads [[credential]]. One that is wrong leaves nil in its place.
+// credentials reads [[credential]]. The element of an invalid credential is nil.
 func (c *checker) credentials(at document.Path, value any) []attest.Credential {
 	const remedy = "write [[credential]], with double brackets"
 	elements, isArray := value.([]any)
@@ -85,7 +85,8 @@ func (c *checker) credentials(at document.Path, value any) []attest.Credential {
 	return all
 }
 
-// credential reads one, and also returns the name of its type; "" when it is unknown.
+// credential reads one credential. It also returns the name of its type, or "" if the type
+// is unknown.
 func (c *checker) credential(at document.Path, values map[string]any) (attest.Credential, string) {
 	before := c.Reported()
 	one := newCredential(c.types)

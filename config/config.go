@@ -1,9 +1,9 @@
-// Package config turns dpsd.toml into typed values.
+// Package config parses dpsd.toml into typed values.
 //
-// It is strict: a key it does not know, a value that cannot work, or a secret written
-// into the file is an error that names the place and the way out, and all errors of a
-// file are reported together. It judges the text alone. Files that the configuration
-// names are read later, by those who need them.
+// It is strict: an unknown key, an invalid value or a secret in the file is an error that
+// names the position and the correction. All errors of a file are reported together. The
+// package checks only the text. The files that the configuration names are read later, by
+// the packages that need them.
 package config
 
 import (
@@ -23,81 +23,82 @@ import (
 //go:embed dpsd.toml
 var annotated string
 
-// Reference returns the annotated dpsd.toml: every key with its default and what it does.
+// Reference returns the annotated dpsd.toml, which describes every key and its default.
 func Reference() string { return annotated }
 
-// Config is a whole configuration. Parse fills every field; its zero value is of no use.
+// Config is a complete configuration. Parse sets every field. The zero value is invalid.
 type Config struct {
 	DPS          DPS
 	Credentials  []attest.Credential // at least one; dpsd tries them in this order
 	Transport    Transport
 	Provisioning Provisioning
-	Retry        pace.Retry // Initial is not above Max, and RefusedInitial not above RefusedMax
+	Retry        pace.Retry // Initial is at most Max, and RefusedInitial at most RefusedMax
 	State        State
 	Control      Control
 	Log          Log
 }
 
-// DPS is the table [dps]: where to register, and as whom.
+// DPS is the table [dps]: the service and the identity of the gateway.
 type DPS struct {
 	IDScope        string
 	RegistrationID attest.RegistrationID
-	Endpoint       string // a host name, without scheme and port
-	APIVersion     string // of the device protocol, such as "2019-03-31"
-	PayloadFile    string // the absolute path of a JSON object to send; "" for none
+	Endpoint       string // host name, without scheme and port
+	APIVersion     string // version of the device protocol, such as "2019-03-31"
+	PayloadFile    string // absolute path of a JSON object to send, or ""
 }
 
-// Transport is the table [transport]: how dpsd reaches the service.
+// Transport is the table [transport]: the connection to the service.
 type Transport struct {
-	Protocols               []string // "mqtt" and "websocket", each at most once, in the order to try
+	Protocols               []string // "mqtt" and "websocket", each at most once, in the order of the attempts
 	MQTTPort, WebSocketPort int
 
 	// Proxy is "environment" (HTTPS_PROXY and NO_PROXY), "none", or an address,
 	// "http://host:port" or "https://host:port".
 	Proxy string
-	// ProxyUser is sent to the proxy with the contents of ProxyPassword, in place of what
-	// HTTPS_PROXY says. "" is no user, and a zero ProxyPassword an empty password.
+	// ProxyUser is sent to the proxy with the contents of ProxyPassword. They override the
+	// credentials in HTTPS_PROXY. If ProxyUser is "", no user is sent; if ProxyPassword is
+	// zero, the password is empty.
 	ProxyUser     string
 	ProxyPassword attest.Reference
 
-	// CAFile and ProxyCAFile are absolute paths of PEM certificates to trust besides the
-	// system's, for the service and for an https:// proxy; "" for none.
+	// CAFile and ProxyCAFile are absolute paths of PEM certificates to trust in addition
+	// to those of the system, for the service and for an https:// proxy, or "".
 	CAFile, ProxyCAFile string
 
-	ConnectTimeout  time.Duration // for name, TCP, proxy, TLS and upgrade together
+	ConnectTimeout  time.Duration // for name resolution, TCP, proxy, TLS and upgrade together
 	ResponseTimeout time.Duration // for each answer
-	KeepAlive       time.Duration // whole seconds, at most maxKeepAlive; 0 for none
+	KeepAlive       time.Duration // whole seconds, at most maxKeepAlive; 0 disables it
 }
 
-// Provisioning is the table [provisioning]: when the gateway registers.
+// Provisioning is the table [provisioning]: the times at which the gateway registers.
 type Provisioning struct {
 	OnBoot       string        // "always", "verify" or "if-needed"
-	BootDelayMax time.Duration // the longest random delay before the first contact
-	Interval     time.Duration // between registrations without a cause; 0 for never
+	BootDelayMax time.Duration // maximum random delay before the first connection
+	Interval     time.Duration // between periodic registrations; 0 disables them
 }
 
-// State is the table [state]: where the result is kept.
+// State is the table [state]: the location of the published record.
 type State struct {
-	Directory string      // an absolute path
+	Directory string      // absolute path
 	Mode      fs.FileMode // of the state files: 0644 or 0640
 }
 
-// Control is the table [control]: where the running service can be asked.
+// Control is the table [control]: the interfaces of the running service.
 type Control struct {
-	// Socket is the absolute path of the control socket. Its directory, which is not
-	// the state directory, is the runtime directory.
+	// Socket is the absolute path of the control socket. Its directory is the runtime
+	// directory, which is not the state directory.
 	Socket string
 	// MetricsFile is the absolute path of a file for the textfile collector of
-	// node_exporter; "" for none.
+	// node_exporter, or "".
 	MetricsFile string
 }
 
-// Log is the table [log]: how much is logged.
+// Log is the table [log].
 type Log struct {
 	Level string // "debug", "info", "warn" or "error"
 }
 
-// Default returns what holds for the keys that are left out.
+// Default returns a Config in which every key has its default.
 func Default() Config {
 	var c Config
 	for _, t := range tables(&c, attest.Types()) {
@@ -108,28 +109,27 @@ func Default() Config {
 	return c
 }
 
-// Error is one thing that is wrong with a configuration.
+// Error is one error in a configuration.
 type Error = document.Error
 
-// Errors is everything that is wrong with a configuration.
+// Errors contains all errors in a configuration.
 type Errors = document.Errors
 
-// Read returns the whole of r, the text of a configuration, for Parse, without a byte
-// order mark. The error is an Errors if it is UTF-16 or longer than a configuration may be.
+// Read reads the text of a configuration from r for Parse, without a byte order mark. The
+// error is an Errors if the text is UTF-16 or too long for a configuration.
 func Read(name string, r io.Reader) ([]byte, error) { return document.Read(name, r) }
 
-// Parse reads a configuration of at most 1 MiB. name stands for the file in messages.
+// Parse reads a configuration of at most 1 MiB. name is the file's name in messages.
 //
-// The error is Errors when the text itself is at fault, and then holds all that is wrong
-// with it, except that a TOML syntax error hides what follows. Any other error is one of
-// r, wrapped.
+// If the text is invalid, the error is an Errors with all errors in the text; a TOML syntax
+// error hides the errors that follow it. Any other error wraps an error of r.
 func Parse(name string, r io.Reader) (*Config, error) {
 	c, _, err := ParseSettings(name, r)
 	return c, err
 }
 
-// ParseSettings is Parse, and lists every key there is, in the order of the reference.
-// Written one after the other, those with a value are the same configuration again.
+// ParseSettings is like Parse and also lists every key, in the order of the reference. The
+// settings with a value, written one after the other, give the same configuration.
 func ParseSettings(name string, r io.Reader) (*Config, []Setting, error) {
 	return parse(name, r, attest.Types())
 }
@@ -154,10 +154,11 @@ func parse(name string, r io.Reader, types []attest.Type) (*Config, []Setting, e
 	return &c, settings(doc, all, c.Credentials), nil
 }
 
-// Fingerprint is the same for two configurations exactly when they mean the same to this
-// version of dpsd: comments, order and keys that have their default make no difference.
+// Fingerprint returns a text that is equal for two configurations if and only if they have
+// the same meaning for this version of dpsd. Comments, the order of keys, and keys that have
+// their default do not affect it.
 func (c Config) Fingerprint() string {
-	c.DPS.RegistrationID.FromCertificate = nil // an address, of the first of the credentials
+	c.DPS.RegistrationID.FromCertificate = nil // a pointer to the first credential
 	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", c))
 	return "sha256:" + hex.EncodeToString(sum[:])
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// minimal is the least a configuration needs. More is appended to it.
+// minimal is a minimal configuration. Tests append keys to it.
 const minimal = minimalDPS + minimalCredential
 
 const minimalDPS = `[dps]
@@ -38,7 +38,7 @@ func parse(t testing.TB, text string) *config.Config {
 	return c
 }
 
-// problems parses a text that is wrong and returns what is reported.
+// problems parses an invalid text and returns the errors.
 func problems(t testing.TB, text string) config.Errors {
 	t.Helper()
 	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
@@ -50,7 +50,7 @@ func problems(t testing.TB, text string) config.Errors {
 }
 
 func TestDefaults(t *testing.T) {
-	t.Run("scope, ID and credential are all a configuration needs", func(t *testing.T) {
+	t.Run("a configuration needs only scope, ID and credential", func(t *testing.T) {
 		want := &config.Config{
 			DPS: config.DPS{
 				IDScope:        "0ne00000000",
@@ -78,8 +78,8 @@ func TestDefaults(t *testing.T) {
 	})
 }
 
-// settings gives every key that works a value other than its default, and says what the
-// Config holds then.
+// settings contains every key that has a meaning alone, with a value that is not its
+// default, and the expected value in the Config.
 var settings = []struct {
 	table, key, value string
 	got               func(*config.Config) any
@@ -117,7 +117,7 @@ var settings = []struct {
 	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
 }
 
-// with puts one setting into the minimal configuration.
+// with returns the minimal configuration with one more setting.
 func with(table, key, value string) string {
 	line := key + " = " + value + "\n"
 	if table != "dps" {
@@ -138,27 +138,27 @@ func TestEveryKeyTakesEffect(t *testing.T) {
 	for _, s := range settings {
 		name := s.table + "." + s.key
 		tried[name] = true
-		t.Run(name+" = "+s.value+" is what the Config then holds, and all it changes", func(t *testing.T) {
+		t.Run(name+" = "+s.value+" changes this field of the Config and no other", func(t *testing.T) {
 			c := parse(t, with(s.table, s.key, s.value))
 			if got := s.got(c); !reflect.DeepEqual(got, s.want) {
 				t.Errorf("got %v, want %v", got, s.want)
 			}
 			plain := parse(t, minimal)
 			if reflect.DeepEqual(s.got(plain), s.want) {
-				t.Error("the value is the default, so this shows nothing")
+				t.Error("the value is the default, so the test proves nothing")
 			}
 			if n := differing(reflect.ValueOf(*plain), reflect.ValueOf(*c)); n != 1 && s.key != "registration_id_file" {
 				t.Errorf("%d fields differ from the defaults", n)
 			}
 		})
 	}
-	t.Run("a proxy's password goes with its user", func(t *testing.T) {
+	t.Run("a proxy has a user and a password", func(t *testing.T) {
 		c := parse(t, with("transport", "proxy_user", "\"gateway\"\nproxy_password = \"credential:proxy-password\""))
 		if want := (attest.Reference{Credential: "proxy-password"}); c.Transport.ProxyPassword != want || c.Transport.ProxyUser != "gateway" {
 			t.Errorf("got %+v", c.Transport)
 		}
 	})
-	// The keys that mean nothing alone.
+	// These keys have no meaning alone.
 	other := map[string]bool{"transport.proxy_password": true,
 		"credential.type": true, "credential.key": true, "credential.certificate": true, "credential.private_key": true}
 	for table, keys := range config.Keys() {
@@ -196,30 +196,30 @@ func TestCredentials(t *testing.T) {
 			t.Error(diff)
 		}
 	})
-	t.Run("an inline array of tables says the same", func(t *testing.T) {
+	t.Run("an inline array of tables is equivalent", func(t *testing.T) {
 		text := `credential = [{type = "symmetric-key", key = "file:/etc/dpsd/keys/primary"}]` + "\n" + minimalDPS
 		if diff := cmp.Diff([]attest.Credential{k}, parse(t, text).Credentials); diff != "" {
 			t.Error(diff)
 		}
 	})
-	t.Run("dotted keys say the same as tables", func(t *testing.T) {
+	t.Run("dotted keys are equivalent to tables", func(t *testing.T) {
 		c := parse(t, "dps.id_scope = \"0ne00000000\"\ndps.registration_id = \"gw-1\"\n"+key)
 		if c.DPS.IDScope != "0ne00000000" || len(c.Credentials) != 1 {
 			t.Errorf("got %+v", c)
 		}
 	})
-	t.Run("with a certificate first, the registration ID may be left out and is its common name", func(t *testing.T) {
+	t.Run("if the first credential is a certificate and registration_id is not set, the ID is its common name", func(t *testing.T) {
 		c := parse(t, "[dps]\nid_scope = \"0ne00000000\"\n"+x509+key)
 		if diff := cmp.Diff(attest.RegistrationID{FromCertificate: &x}, c.DPS.RegistrationID); diff != "" {
 			t.Error(diff)
 		}
 	})
-	t.Run("a registration ID that is given stands before the common name", func(t *testing.T) {
+	t.Run("registration_id overrides the common name", func(t *testing.T) {
 		if c := parse(t, minimalDPS+x509); c.DPS.RegistrationID.FromCertificate != nil || c.DPS.RegistrationID.Template != "gw-1" {
 			t.Errorf("got %+v", c.DPS.RegistrationID)
 		}
 	})
-	t.Run("with a certificate second, the registration ID must be given", func(t *testing.T) {
+	t.Run("if the second credential is a certificate, registration_id is required", func(t *testing.T) {
 		errs := problems(t, "[dps]\nid_scope = \"0ne00000000\"\n"+key+x509)
 		if len(errs) != 1 || errs[0].Key != "dps.registration_id" || errs[0].Line != 1 {
 			t.Errorf("got %v", errs)
@@ -245,20 +245,20 @@ func TestForms(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a reader's error is passed on and is no error of the text", func(t *testing.T) {
+	t.Run("an error of the reader is returned and is not an error in the text", func(t *testing.T) {
 		_, err := config.Parse("dpsd.toml", iotest.ErrReader(fs.ErrPermission))
 		var errs config.Errors
 		if !errors.Is(err, fs.ErrPermission) || errors.As(err, &errs) || !strings.Contains(err.Error(), "dpsd.toml") {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a file without an end is given up after 1 MiB", func(t *testing.T) {
+	t.Run("reading an endless file stops after 1 MiB", func(t *testing.T) {
 		_, err := config.Parse("dpsd.toml", endless{})
 		if err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a reader that gives one byte at a time is read whole", func(t *testing.T) {
+	t.Run("a reader that returns one byte at a time is read completely", func(t *testing.T) {
 		c, err := config.Parse("dpsd.toml", iotest.OneByteReader(strings.NewReader(minimal)))
 		if diff := cmp.Diff(want, c); err != nil || diff != "" {
 			t.Errorf("%v\n%s", err, diff)
@@ -266,7 +266,7 @@ func TestForms(t *testing.T) {
 	})
 }
 
-// endless is a file like /dev/zero.
+// endless is a reader like /dev/zero.
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) {

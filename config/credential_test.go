@@ -36,14 +36,14 @@ func (c ticket) References() []attest.Reference { return []attest.Reference{c.st
 
 func (c ticket) String() string { return "ticket " + c.stub.String() }
 
-func TestATypeOfCredentialIsDescribedInOnePlaceForParserShowAndCheck(t *testing.T) {
+func TestOneRegistryEntryDescribesATypeOfCredentialForParserShowAndCheck(t *testing.T) {
 	dir := t.TempDir()
 	stub, secret := filepath.Join(dir, "stub"), filepath.Join(dir, "secret")
 	for _, file := range []string{stub, secret} {
 		if err := os.WriteFile(file, []byte("x\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(file, 0o644); err != nil { // whatever the umask is
+		if err := os.Chmod(file, 0o644); err != nil { // regardless of the umask
 			t.Fatal(err)
 		}
 	}
@@ -55,7 +55,7 @@ func TestATypeOfCredentialIsDescribedInOnePlaceForParserShowAndCheck(t *testing.
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("the parser makes the credential", func(t *testing.T) {
+	t.Run("the parser returns the credential", func(t *testing.T) {
 		if len(cfg.Credentials) != 2 || cfg.Credentials[1] != attest.Credential(want) {
 			t.Errorf("got %v", cfg.Credentials)
 		}
@@ -73,7 +73,7 @@ func TestATypeOfCredentialIsDescribedInOnePlaceForParserShowAndCheck(t *testing.
 			}
 		})
 	}
-	t.Run("show has its keys with their places", func(t *testing.T) {
+	t.Run("the settings contain its keys with their positions", func(t *testing.T) {
 		shown := slices.DeleteFunc(settings, func(s config.Setting) bool { return s.Table != "credential" || s.Element != 1 })
 		if diff := cmp.Diff([]config.Setting{
 			{Table: "credential", Element: 1, Key: "type", Value: "ticket", Line: 8, Column: 1},
@@ -83,7 +83,7 @@ func TestATypeOfCredentialIsDescribedInOnePlaceForParserShowAndCheck(t *testing.
 			t.Error(diff)
 		}
 	})
-	t.Run("check warns of a secret that everybody can read, and gives the warning of the type", func(t *testing.T) {
+	t.Run("check warns about a world-readable secret and reports the warning of the type", func(t *testing.T) {
 		gateway := check.Gateway{
 			Settings:       &daemon.Settings{IDScope: "0ne00000000", RegistrationID: cfg.DPS.RegistrationID, Credentials: cfg.Credentials[1:], Dialer: &transport.Dialer{Host: "localhost"}},
 			StateDirectory: t.TempDir(),

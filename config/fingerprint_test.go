@@ -7,7 +7,7 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 )
 
-func TestTheFingerprintIsThatOfTheMeaning(t *testing.T) {
+func TestTheFingerprintDependsOnlyOnTheMeaning(t *testing.T) {
 	const whole = "[dps]\nid_scope = \"0ne00000000\"\n[[credential]]\ntype = \"x509\"\ncertificate = \"file:/c\"\nprivate_key = \"file:/k\"\n[retry]\nmax = \"5m\"\n"
 	of := func(text string) string {
 		t.Helper()
@@ -38,7 +38,7 @@ func TestTheFingerprintIsThatOfTheMeaning(t *testing.T) {
 		"the state directory": {"[retry]", "[state]\ndirectory = \"/srv\"\n[retry]"},
 	} {
 		if of(strings.Replace(whole, change[0], change[1], 1)) == first {
-			t.Errorf("%s makes no difference", says)
+			t.Errorf("%s does not change the fingerprint", says)
 		}
 	}
 }

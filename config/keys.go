@@ -7,8 +7,8 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// key is a key of a table: its name, and how its value is read, set to its default, and
-// written.
+// key is a key of a table: its name, and functions that read its value, set it to its
+// default and write it.
 type key struct {
 	name string
 	kind
@@ -23,7 +23,7 @@ type table struct {
 // tableList lists the tables of a configuration, in the order of the reference.
 type tableList []table
 
-// tables declares every key, and where its value goes. A [[credential]] has the keys of
+// tables declares every key and the field for its value. A [[credential]] has the keys of
 // one of the types; see newCredential.
 func tables(c *Config, types []attest.Type) tableList {
 	const day = 24 * time.Hour
@@ -76,11 +76,11 @@ func tables(c *Config, types []attest.Type) tableList {
 	}
 }
 
-// credential is a [[credential]] that is being read.
+// credential is a [[credential]] while it is read.
 type credential struct {
-	keys       []key                        // "type", and those of all types
-	kind       string                       // the value of "type"
-	references map[string]*attest.Reference // the values of the others
+	keys       []key                        // "type" and the keys of all types
+	kind       string                       // value of "type"
+	references map[string]*attest.Reference // values of the other keys
 }
 
 func newCredential(types []attest.Type) *credential {
@@ -113,7 +113,7 @@ func keyNames(t attest.Type) (names []string) {
 	return names
 }
 
-// find returns a table; one without keys if there is none of this name.
+// find returns the table with this name, or a table without keys if there is none.
 func (l tableList) find(name string) table {
 	for _, t := range l {
 		if t.name == name {
@@ -123,7 +123,7 @@ func (l tableList) find(name string) table {
 	return table{}
 }
 
-// find returns a key; nil if there is none of this name.
+// find returns the key with this name, or nil.
 func (t table) find(name string) *key {
 	for i := range t.keys {
 		if t.keys[i].name == name {
@@ -133,7 +133,7 @@ func (t table) find(name string) *key {
 	return nil
 }
 
-// check returns what is wrong with a value; nil for nothing.
+// check returns an error if a value is invalid.
 func (k key) check(value any) (wrong *Error) {
 	k.read(root, value, func(_ document.Path, e Error) { wrong = &e })
 	return wrong

@@ -21,12 +21,12 @@ import (
 
 // kind describes the values of a key.
 type kind struct {
-	// read takes a value of a document, or reports what is wrong with it.
+	// read sets the value from a document, or reports why the value is invalid.
 	read func(at document.Path, value any, report func(document.Path, Error))
 	// reset sets the default.
 	reset func()
-	// written returns the value as it stands in a file: a string, an int64 or a []string;
-	// nil when it is not set.
+	// written returns the value in the form of the file: a string, an int64 or a []string,
+	// or nil if it is not set.
 	written func() any
 }
 
@@ -68,8 +68,8 @@ func text(to *string, standard string, check func(string) *Error) kind {
 	}, same)
 }
 
-// explained adds to an error what to do about a character in the text that only looks like
-// an ASCII character.
+// explained adds advice to an error if the text contains a character that only looks like an
+// ASCII character.
 func explained(s string, wrong *Error) *Error {
 	if character := document.Hidden(s); wrong != nil && character != "" {
 		wrong.Remedy = character
@@ -77,8 +77,9 @@ func explained(s string, wrong *Error) *Error {
 	return wrong
 }
 
-// idScope holds the unreserved characters of RFC 3986 §2.3: such a scope reads the same
-// in the user name and in the signed resource. Its form is otherwise the service's affair.
+// idScope matches the unreserved characters of RFC 3986 §2.3. A scope of such characters is
+// the same text in the user name and in the signed resource. Only the service knows the rest
+// of its syntax.
 var idScope = regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
 
 func checkIDScope(s string) *Error {
@@ -124,7 +125,7 @@ func checkEndpoint(s string) *Error {
 	return nil
 }
 
-// checkProxyUser refuses what basic authentication cannot carry (RFC 7617 §2).
+// checkProxyUser rejects a user name that basic authentication cannot transmit (RFC 7617 §2).
 func checkProxyUser(s string) *Error {
 	switch {
 	case strings.Contains(s, ":"):
@@ -161,7 +162,7 @@ func checkPath(s string) *Error {
 }
 
 func checkSocket(s string) *Error {
-	const longest = 107 // what fits into a socket address before its final NUL (unix(7))
+	const longest = 107 // maximum length in a socket address, without its final NUL (unix(7))
 	switch length := len(filepath.Clean(s)); {
 	case strings.HasSuffix(s, "/"):
 		return &Error{Problem: "must be the path of a socket, not of a directory", Remedy: `such as "/run/dpsd/dpsd.sock"`}
@@ -183,7 +184,7 @@ func checkWord(s string, words []string) *Error {
 	return &Error{Problem: document.Quote(s) + " is unknown", Nearest: nearest.Name(s, words), Remedy: oneOf(words)}
 }
 
-// oneOf is the remedy for a value that is none of the words and none of the others, which
+// oneOf returns the remedy for a value that is not one of the words or of the others, which
 // are not quoted.
 func oneOf(words []string, others ...string) string {
 	all := make([]string, 0, len(words)+len(others))
@@ -193,13 +194,13 @@ func oneOf(words []string, others ...string) string {
 	return "write " + enumerated(append(all, others...), "or")
 }
 
-// enumerated writes a list: "a, b or c".
+// enumerated returns a list such as "a, b or c".
 func enumerated(all []string, last string) string {
 	n := len(all) - 1
 	return strings.Join(all[:n], ", ") + " " + last + " " + all[n]
 }
 
-// words is a list of some of the words, each at most once. The default is all of them.
+// words is a list of some of the words, each at most once. The default is the whole list.
 func words(to *[]string, all ...string) kind {
 	remedy := `such as ["` + all[0] + `"]`
 	return kind{
@@ -279,11 +280,11 @@ func brief(d time.Duration) string {
 	return s
 }
 
-// maxKeepAlive is the longest keep alive that IoT Hub's servers follow: they wait at most
-// 1767 s, one and a half times as long.
+// maxKeepAlive is the longest keep alive that IoT Hub supports. Its servers wait for one and
+// a half times the keep alive, but at most 1767 s.
 const maxKeepAlive = 1177 * time.Second
 
-// checkKeepAlive requires whole seconds, as CONNECT carries them [MQTT-3.1.2-24].
+// checkKeepAlive requires whole seconds, because CONNECT contains seconds [MQTT-3.1.2-24].
 func checkKeepAlive(d time.Duration) *Error {
 	if d%time.Second != 0 {
 		return &Error{Problem: "must be whole seconds", Remedy: `such as "60s", or "0s" for none`}
@@ -300,17 +301,17 @@ func checkInterval(d time.Duration) *Error {
 	return nil
 }
 
-// mode is the mode of a file that every user or only its group may read.
+// mode is the mode of a file that either all users or only its group may read.
 func mode(to *fs.FileMode, standard fs.FileMode) kind {
 	modes := []string{"0644", "0640"}
 	return inQuotes(to, standard, oneOf(modes), func(s string) (fs.FileMode, *Error) {
-		m, _ := strconv.ParseUint(s, 8, 32) // what is no number is none of the modes
+		m, _ := strconv.ParseUint(s, 8, 32) // text that is not a number is not one of the modes
 		return fs.FileMode(m), checkWord(s, modes)
 	}, func(m fs.FileMode) string { return fmt.Sprintf("%04o", m) })
 }
 
 // reference is "file:/path" or "credential:NAME". Any other value may be a secret, so errors
-// do not repeat it.
+// do not contain it.
 func reference(to *attest.Reference) kind {
 	return inQuotes(to, attest.Reference{}, `write "file:/path" or "credential:NAME"`, func(s string) (attest.Reference, *Error) {
 		r, err := attest.ParseReference(s)
@@ -324,7 +325,8 @@ func reference(to *attest.Reference) kind {
 // anAddress is an example of the address of a proxy.
 const anAddress = `"http://proxy.example:3128"`
 
-// proxy is a word or an address. Errors do not repeat an address: it may contain a password.
+// proxy is a word or an address. Errors do not contain the address, because it may include a
+// password.
 func proxy(to *string, standard string) kind {
 	words := []string{"environment", "none"}
 	remedy := oneOf(words, "an address such as "+anAddress)
@@ -340,7 +342,7 @@ func proxy(to *string, standard string) kind {
 	}, same)
 }
 
-// parseProxy returns the address of a proxy, without a slash at its end.
+// parseProxy returns the address of a proxy without a trailing slash.
 func parseProxy(s string) (string, *Error) {
 	const remedy = "write it as " + anAddress
 	if strings.Contains(s, "@") {

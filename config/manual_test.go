@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite docs/man/dpsd.toml.5 from the annotated reference and manual.md")
 
-// comment returns what stands behind the "#" of prose, and whether it is prose.
+// comment returns the text after the "#" of a line of prose, and whether the line is prose.
 func comment(line string) (string, bool) {
 	if line == "#" {
 		return "", true
@@ -23,8 +23,8 @@ func comment(line string) (string, bool) {
 	return strings.CutPrefix(line, "# ")
 }
 
-// sort names what a value of the reference is. Of a string it is told by the
-// example when not every string would do.
+// sort names the kind of a value of the reference. For a string whose form is restricted, it
+// returns the example.
 func sort(value string) string {
 	text := strings.Trim(value, `"`)
 	_, err := time.ParseDuration(text)
@@ -43,8 +43,8 @@ func sort(value string) string {
 	return "string"
 }
 
-// term is the line above what is said of a key. In what a configuration cannot
-// do without, the reference has examples, elsewhere defaults.
+// term returns the line above the description of a key. The reference has examples for the
+// required keys and defaults for the others.
 func term(l line) manual.Text {
 	means := "default"
 	if l.commented || l.table == "credential" || strings.Contains(minimal, "\n"+l.key+" = ") {
@@ -53,8 +53,7 @@ func term(l line) manual.Text {
 	return manual.Bold(l.key) + " = " + manual.Italic(sort(l.value)) + ", " + manual.Plain(means) + " " + manual.Bold(l.value)
 }
 
-// addKeys adds the tables of the reference: what its comments say, and the keys
-// that stand below each.
+// addKeys adds the tables of the reference: its comments and the keys below each.
 func addKeys(t *testing.T, p *manual.Page) {
 	header := regexp.MustCompile(`^#?(\[\[?[a-z_]+\]\]?)$`)
 	settings := reference(t)
@@ -76,14 +75,14 @@ func addKeys(t *testing.T, p *manual.Page) {
 		}
 		said, group = nil, nil
 	}
-	_, body, _ := strings.Cut(config.Reference(), "\n\n") // the head of the file is for people who edit it
+	_, body, _ := strings.Cut(config.Reference(), "\n\n") // the header of the file is for people who edit it
 	var before []string
 	for text := range strings.Lines(body) {
 		text = strings.TrimSuffix(text, "\n")
 		prose, isProse := comment(text)
 		switch m := header.FindStringSubmatch(text); {
 		case m != nil:
-			// What stands right above a header is about the table.
+			// The comment directly above a header describes the table.
 			before, said = said, nil
 			if m[1] != table {
 				table = m[1]
@@ -102,7 +101,7 @@ func addKeys(t *testing.T, p *manual.Page) {
 	flush()
 }
 
-func TestTheManualSaysWhatTheReferenceSays(t *testing.T) {
+func TestTheManualContainsTheCommentsOfTheReference(t *testing.T) {
 	prose, err := os.ReadFile("manual.md")
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +126,7 @@ func TestTheManualSaysWhatTheReferenceSays(t *testing.T) {
 	}
 }
 
-func TestTheManualNamesEveryPlaceOfACredential(t *testing.T) {
+func TestTheManualNamesEveryDirectoryOfCredentials(t *testing.T) {
 	prose, err := os.ReadFile("manual.md")
 	if err != nil {
 		t.Fatal(err)

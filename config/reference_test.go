@@ -20,8 +20,8 @@ type line struct {
 	commented         bool
 }
 
-// reference reads the keys of the annotated file, those behind "#" too. In prose the "#"
-// is followed by a space.
+// reference reads the keys of the annotated file, including those that are commented out. In
+// prose, a space follows the "#".
 func reference(t *testing.T) []line {
 	t.Helper()
 	header := regexp.MustCompile(`^#?\[\[?([a-z_]+)\]\]?$`)
@@ -37,19 +37,19 @@ func reference(t *testing.T) []line {
 			lines = append(lines, line{table, m[2], m[3], m[1] == "#"})
 		case text == "" || strings.HasPrefix(text, "# ") || text == "#":
 		default:
-			t.Errorf("line %d of the reference is neither key, header nor prose: %q", i+1, text)
+			t.Errorf("line %d of the reference is not a key, a header or prose: %q", i+1, text)
 		}
 	}
 	return lines
 }
 
 func TestReference(t *testing.T) {
-	t.Run("it is a valid configuration as it is", func(t *testing.T) {
+	t.Run("it is a valid configuration", func(t *testing.T) {
 		parse(t, config.Reference())
 	})
-	t.Run("what it sets equals the defaults of the code", func(t *testing.T) {
+	t.Run("its values equal the defaults of the code", func(t *testing.T) {
 		got, want := parse(t, config.Reference()), parse(t, minimal)
-		got.DPS.RegistrationID = want.DPS.RegistrationID // an example there, as are scope and credential
+		got.DPS.RegistrationID = want.DPS.RegistrationID // the reference has examples of ID, scope and credential
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
@@ -79,13 +79,13 @@ func TestReference(t *testing.T) {
 			parse(t, with(l.table, l.key, l.value))
 		}
 	})
-	t.Run("each example behind # works", func(t *testing.T) {
+	t.Run("each example that is commented out is valid", func(t *testing.T) {
 		for _, l := range reference(t) {
 			if !l.commented || l.table == "credential" {
 				continue
 			}
 			text := with(l.table, l.key, l.value)
-			if l.key == "proxy_password" { // means nothing without a user
+			if l.key == "proxy_password" { // has no meaning without a user
 				text = strings.Replace(text, "[transport]\n", "[transport]\nproxy_user = \"u\"\n", 1)
 			}
 			if _, err := config.Parse("dpsd.toml", strings.NewReader(text)); err != nil {
@@ -93,7 +93,7 @@ func TestReference(t *testing.T) {
 			}
 		}
 	})
-	t.Run("its second credential works when the # is removed", func(t *testing.T) {
+	t.Run("its second credential is valid when the # is removed", func(t *testing.T) {
 		text := regexp.MustCompile(`(?m)^#(\[\[|type|certificate|private_key)`).ReplaceAllString(config.Reference(), "$1")
 		c := parse(t, text)
 		want := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/keys/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/keys/device-key.pem"}}
@@ -121,9 +121,9 @@ func TestReference(t *testing.T) {
 	})
 }
 
-// What is shown is what people copy: the key files of all pages are in one directory, the
-// one that the service may read and nobody else.
-func TestKeyFilesHaveOnePlace(t *testing.T) {
+// People copy the examples. The key files of all pages are in one directory, which only the
+// service may read.
+func TestAllPagesNameTheSameDirectoryOfKeyFiles(t *testing.T) {
 	var pages []string
 	for _, pattern := range []string{"../README.md", "../docs/*.md", "../docs/man/*", "../packaging/deb/README.md", "dpsd.toml", "manual.md"} {
 		found, err := filepath.Glob(pattern)

@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// has reports whether a key of a table is set, under its own name or a similar one.
+// has reports whether a key of a table is set, with its own name or a similar name.
 func (c *checker) has(table, name string) bool {
 	at := root.Key(table)
 	values, _ := c.Values[table].(map[string]any)
@@ -34,7 +34,7 @@ func (c *checker) missing(to *Config) {
 		c.Report(dps.Key("registration_id_file"), Error{Problem: "registration_id is set as well", Remedy: "keep one of the two"})
 	case c.has("dps", "registration_id"), c.has("dps", "registration_id_file"):
 	case c.first == attest.X509{}.Type().Name:
-		// The credential itself is nil when there is something wrong with it.
+		// An invalid credential is nil.
 		if x, ok := to.Credentials[0].(attest.X509); ok {
 			to.DPS.RegistrationID.FromCertificate = &x
 		}
@@ -43,7 +43,7 @@ func (c *checker) missing(to *Config) {
 	}
 }
 
-// withType says which keys each type of credential needs.
+// withType returns a text that lists the keys of each type of credential.
 func withType(types []attest.Type) string {
 	all := make([]string, 0, len(types))
 	for _, t := range types {
@@ -55,9 +55,10 @@ func withType(types []attest.Type) string {
 
 // together checks the rules that concern more than one key.
 func (c *checker) together(to *Config) {
-	// A key with an error of its own has the default here.
+	// A key whose value is invalid has its default here.
 	bad := func(table, name string) bool { return c.Bad[root.Key(table).Key(name)] }
-	// where returns the first key if it is set, or else the second, whose value is the cause.
+	// where returns the first key if it is set, or else the second key, whose value caused the
+	// error.
 	where := func(table, name, otherTable, other string) document.Path {
 		if c.has(table, name) {
 			return root.Key(table).Key(name)

@@ -9,19 +9,19 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// Setting is one key with the value that holds for it.
+// Setting is one key with its effective value.
 type Setting struct {
-	// Table is the name of its table, such as "dps".
+	// Table is the name of the key's table, such as "dps".
 	Table string
-	// Element tells one [[credential]] from the others, from 0.
+	// Element is the index of a [[credential]], counted from 0.
 	Element int
 	// Key is the name of the key.
 	Key string
-	// Value is a string, an int64 or a []string, as it would be written in the file;
-	// nil when the key is not set and has no default. A secret is a reference.
+	// Value is a string, an int64 or a []string, in the form of the file, or nil if the key
+	// is not set and has no default. A secret is a reference.
 	Value any
-	// Line and Column are where the file sets the key; 0 when it does not, and Value is
-	// the default.
+	// Line and Column are the position of the key in the file. They are 0 if the file does
+	// not set the key; then Value is the default.
 	Line, Column int
 }
 
@@ -49,8 +49,8 @@ func settings(doc document.Document, all tableList, credentials []attest.Credent
 	return list
 }
 
-// TOML writes the setting as a line of a configuration, without the line's end; "" when
-// it has no value.
+// TOML returns the setting as a line of a configuration, without a newline, or "" if it has
+// no value.
 func (s Setting) TOML() string {
 	if s.Value == nil {
 		return ""
@@ -58,7 +58,8 @@ func (s Setting) TOML() string {
 	return s.Key + " = " + toTOML(s.Value)
 }
 
-// TOML writes the keys that are set, each by its table and name, such as "dps.id_scope".
+// TOML returns a configuration with the keys of set, whose names include the table, such as
+// "dps.id_scope".
 func TOML(set map[string]any) string {
 	var b strings.Builder
 	for _, t := range tables(new(Config), attest.Types()) {
@@ -76,15 +77,14 @@ func TOML(set map[string]any) string {
 	return b.String()
 }
 
-// Check returns what is wrong with a value for a key, such as "dps.id_scope"; nil for
-// nothing.
+// Check returns an error if a value is invalid for a key, such as "dps.id_scope".
 func Check(key string, value any) *Error {
 	table, name, _ := strings.Cut(key, ".")
 	return tables(new(Config), attest.Types()).find(table).find(name).check(value)
 }
 
-// toTOML writes a string, an int64 or a []string. A JSON string is a basic string of
-// TOML too, as long as it holds no DEL, which no value does.
+// toTOML returns a string, an int64 or a []string in TOML. A JSON string is also a basic
+// string of TOML unless it contains DEL, which no value does.
 func toTOML(value any) string {
 	switch v := value.(type) {
 	case string:

@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 )
 
-// rewritten is the configuration that the settings of text say, and them.
+// rewritten returns the configuration written from the settings of text, and the settings.
 func rewritten(t testing.TB, text string) (string, []config.Setting) {
 	t.Helper()
 	_, all, err := config.ParseSettings("dpsd.toml", strings.NewReader(text))
@@ -38,7 +38,7 @@ func TestSettings(t *testing.T) {
 	for _, key := range []string{"registration_id_file", "payload_file", "proxy_user", "proxy_password", "ca_file", "interval", "[credential]]", "[[credential]]", "type", "certificate", "private_key"} {
 		everything = strings.Replace(everything, "\n#"+key, "\n"+key, 1)
 	}
-	t.Run("every key that Parse knows is told, once for each table", func(t *testing.T) {
+	t.Run("every key that Parse knows is listed once for each table", func(t *testing.T) {
 		_, all := rewritten(t, everything)
 		told := map[string]int{}
 		for _, s := range all {
@@ -47,7 +47,7 @@ func TestSettings(t *testing.T) {
 		for table, keys := range config.Keys() {
 			for _, key := range keys {
 				if n := told[table+"."+key]; n != 1 && (n != 2 || key != "type") {
-					t.Errorf("%s.%s is told %d times", table, key, n)
+					t.Errorf("%s.%s is listed %d times", table, key, n)
 				}
 			}
 		}
@@ -66,7 +66,7 @@ func TestSettings(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a value is told with its place, or is the default", func(t *testing.T) {
+	t.Run("a value has a position or is the default", func(t *testing.T) {
 		_, all := rewritten(t, minimal+"[retry]\n  max = \"2m0s\"\n")
 		find := func(key string) config.Setting {
 			i := slices.IndexFunc(all, func(s config.Setting) bool { return s.Table+"."+s.Key == key })
@@ -86,7 +86,7 @@ func TestSettings(t *testing.T) {
 			t.Errorf("key: %+v", got)
 		}
 	})
-	t.Run("what is wrong is told as Parse tells it", func(t *testing.T) {
+	t.Run("the errors are those of Parse", func(t *testing.T) {
 		_, _, err := config.ParseSettings("dpsd.toml", strings.NewReader("[dps]\nid_scop = \"x\"\n"))
 		_, want := config.Parse("dpsd.toml", strings.NewReader("[dps]\nid_scop = \"x\"\n"))
 		if err == nil || err.Error() != want.Error() {

@@ -8,18 +8,18 @@ import (
 )
 
 const (
-	// aboutControl is a line, not a comment, that begins the table [control] or sets a key of it.
+	// aboutControl matches a line that begins the table [control] or sets a key of it.
 	aboutControl = `(?m)^[ \t]*(\[[ \t]*)?["']?control["']?[ \t]*[].=]`
-	// controlTable is the table [control], up to the line that begins the next table.
+	// controlTable matches the table [control] up to the line that begins the next table.
 	controlTable = `(?ms)^([ \t]*\[[ \t]*["']?control["']?[ \t]*\].*?)(?:^[ \t]*\[|\z)`
 )
 
 // Socket returns the path of the control socket that the text of a configuration sets, or
-// its default, whatever else is wrong with the text. known is false when the text does not
-// say it clearly.
+// its default, even if the text has errors elsewhere. known is false if the path is not
+// certain.
 func Socket(text []byte) (path string, known bool) {
 	doc, problem := document.Parse("", text, nil)
-	// A text that is no TOML as a whole may have a table [control] that is.
+	// The table [control] may be valid even if the text as a whole is not TOML.
 	if problem != nil && regexp.MustCompile(aboutControl).Match(text) {
 		if table := regexp.MustCompile(controlTable).FindSubmatch(text); table != nil {
 			doc, problem = document.Parse("", table[1], nil)

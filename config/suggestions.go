@@ -37,7 +37,7 @@ func (c *checker) unknownTop(name string, value any) {
 	}
 }
 
-// nearest returns the key of a table that was probably meant; "" for none.
+// nearest returns the key of a table that was probably meant, or "".
 func (c *checker) nearest(table document.Path, word string, names []string) string {
 	name := nearest.Name(word, names)
 	if name != "" {
@@ -46,7 +46,7 @@ func (c *checker) nearest(table document.Path, word string, names []string) stri
 	return name
 }
 
-// elsewhere returns "table.key" for a key that has exactly this name; "" for none.
+// elsewhere returns "table.key" for a key that has exactly this name, or "".
 func (c *checker) elsewhere(name string) string {
 	for _, table := range slices.Sorted(maps.Keys(c.known)) {
 		if slices.Contains(c.known[table], name) {

@@ -2,7 +2,7 @@ package config_test
 
 import "testing"
 
-func TestACharacterThatLooksLikeOneOfTOMLIsNamed(t *testing.T) {
+func TestACharacterThatLooksLikeACharacterOfTOMLSyntaxIsNamed(t *testing.T) {
 	const quote, space, invisible = `; use the straight quotation mark " instead`, "; use an ordinary space instead",
 		"; delete it; it is invisible, so delete and retype the characters next to it too"
 	for _, c := range []struct{ name, text, want string }{

@@ -13,28 +13,29 @@ import (
 	"github.com/dpsd-project/dpsd/config/document"
 )
 
-// Result is what Import makes of a configuration.
+// Result is the result of Import.
 type Result struct {
-	// TOML is a dpsd.toml, with the notes as comments; "" when the gateway's identity
-	// cannot be carried over, and the notes say why.
+	// TOML is a dpsd.toml with the notes as comments. It is "" if the gateway's identity
+	// cannot be converted; the notes give the reason.
 	TOML string
-	// Notes tell what is left out and what is left to do, in the order of the file.
+	// Notes list the keys that are left out and the tasks that remain, in the order of the
+	// file.
 	Notes []*Note
 }
 
-// Note is something about a key that a person should know. It repeats no secret.
+// Note is information for people about a key. It contains no secret.
 type Note struct {
-	// File, Line and Key say where; the line is 0 when it cannot be told.
+	// File, Line and Key are the position; Line is 0 if it is unknown.
 	File string
 	Line int
 	Key  string
-	// Text says what, on one line.
+	// Text is one line of text.
 	Text string
-	// Command is what does it in a shell, run by root; "" for none.
+	// Command is the shell command for the task, to be run as root, or "".
 	Command string
 }
 
-// String is the note without its command: "config.toml:3: hostname: left out: …".
+// String returns the note without its command: "config.toml:3: hostname: left out: …".
 func (n *Note) String() string {
 	where := n.File
 	if n.Line > 0 {
@@ -43,7 +44,7 @@ func (n *Note) String() string {
 	return where + ": " + n.Key + ": " + n.Text
 }
 
-// The credentials that an import refers to; the unit loads them by these names.
+// Names of the credentials that a result refers to. The unit loads them by these names.
 const (
 	importedKey         = "dps-primary-key"
 	importedCertificate = "dps-certificate"
@@ -51,8 +52,8 @@ const (
 	importedPassword    = "proxy-password"
 )
 
-// leftOut says why a key of an aziot config.toml has no counterpart. The keys are
-// those of the templates that aziot-identity-service and aziot-edge install.
+// leftOut gives the reason why a key of an aziot config.toml has no counterpart. The keys
+// are those of the templates that aziot-identity-service and aziot-edge install.
 var leftOut = map[string]string{
 	"hostname":                          "dpsd leaves the host name alone; %H in registration_id stands for it",
 	"local_gateway_hostname":            "dpsd reaches the service directly or through a proxy, not through a parent gateway",
@@ -85,11 +86,11 @@ var leftOut = map[string]string{
 }
 
 // Import converts the config.toml of Azure IoT Edge or the Azure IoT Identity Service.
-// name stands for the file in messages and commands. A proxy may be in drop-ins of
+// name is the file's name in messages and commands. A proxy may be set in drop-ins of
 // aziot-identityd and aziot-edged, which are in the order in which systemd reads them.
 //
-// The error is Errors when the file is not valid or lacks what those services demand
-// too, or is another file of theirs. Any other error is one of a reader, wrapped.
+// The error is document.Errors if the file is invalid, lacks a key that those services also
+// require, or is another file of theirs. Any other error wraps an error of a reader.
 func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 	data, err := document.Read(name, r)
 	if err != nil {
@@ -135,7 +136,7 @@ func Import(name string, r io.Reader, dropIns ...DropIn) (Result, error) {
 	return Result{TOML: text, Notes: a.notes}, nil
 }
 
-// sort puts the notes in the order of the files, those of the drop-ins last.
+// sort sorts the notes in the order of the files; the notes of drop-ins come last.
 func (a *importer) sort() {
 	rank := map[string]int{a.Name: -1}
 	slices.SortStableFunc(a.notes, func(x, y *Note) int {

@@ -23,9 +23,9 @@ import (
 	"github.com/dpsd-project/dpsd/test/configuration"
 )
 
-// samples returns the files of testdata: name to contents. Each is written in the
-// format of the templates that aziot-identity-service and aziot-edge install. Its last
-// lines say what becomes of it: "#=" the lines of dpsd.toml, "#!" how the notes begin.
+// samples returns the contents of the files of testdata by name. The files have the format
+// of the templates that aziot-identity-service and aziot-edge install. Their last lines give
+// the expected result: "#=" the lines of dpsd.toml, "#!" the beginnings of the notes.
 func samples(t testing.TB) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.toml")
@@ -53,12 +53,12 @@ func marked(text, mark string) (lines []string) {
 	return lines
 }
 
-// canaries are what is secret in the samples. A password is as short as "canary".
+// canaries matches the secrets in the samples. The shortest password is "canary".
 var canaries = regexp.MustCompile(`Y2FuYXJ5[A-Za-z0-9+/=]*|canary[-~\w]*`)
 
 func TestImport(t *testing.T) {
 	for name, text := range samples(t) {
-		t.Run(name+" becomes what it says", func(t *testing.T) {
+		t.Run(name+" has the expected result", func(t *testing.T) {
 			got, err := aziot.Import("config.toml", strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
@@ -82,19 +82,19 @@ func TestImport(t *testing.T) {
 					t.Errorf("note %d is %q, want %q", i, note, notes[i])
 				}
 				if got.TOML != "" && !slices.Contains(comments, note) {
-					t.Errorf("%q is no comment of the result", note)
+					t.Errorf("%q is not a comment in the result", note)
 				}
 			}
 			if got.TOML == "" {
 				if !slices.ContainsFunc(got.Notes, func(n *aziot.Note) bool { return strings.HasPrefix(n.Text, "cannot be carried over: ") }) {
-					t.Error("nothing is carried over, and no note says why")
+					t.Error("nothing is converted, and no note gives the reason")
 				}
 				return
 			}
 			parse(t, got.TOML)
 			parse(t, strings.ReplaceAll(got.TOML, "# ", "#"))
 		})
-		t.Run(name+" keeps its secrets", func(t *testing.T) {
+		t.Run(name+" has no secret in its result", func(t *testing.T) {
 			got, err := aziot.Import("config.toml", strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
@@ -105,19 +105,19 @@ func TestImport(t *testing.T) {
 			}
 			for _, secret := range canaries.FindAllString(text, -1) {
 				if strings.Contains(told, secret) {
-					t.Errorf("%q is in what is told", secret)
+					t.Errorf("%q is in the notes", secret)
 				}
 			}
 		})
 	}
-	t.Run("the samples hold secrets of each kind, or these tests show nothing", func(t *testing.T) {
+	t.Run("the samples contain secrets of each kind", func(t *testing.T) {
 		if n := len(canaries.FindAllString(fmt.Sprint(samples(t)), -1)); n < 10 {
 			t.Errorf("there are %d", n)
 		}
 	})
 }
 
-// TestCommandsOfImport runs what the notes tell a person to type.
+// TestCommandsOfImport runs the commands in the notes.
 func TestCommandsOfImport(t *testing.T) {
 	credential := func(t *testing.T, file, text, name string) string {
 		t.Helper()
@@ -158,7 +158,7 @@ func TestCommandsOfImport(t *testing.T) {
 				}
 				text = regexp.MustCompile(`[\\\s]`).ReplaceAllString(text, "")
 				if inline := strings.TrimRight(strings.TrimSpace(key), "="); !strings.Contains(text, inline) {
-					t.Error("it is another key")
+					t.Error("the key has changed")
 				}
 			})
 		}
@@ -168,7 +168,7 @@ func TestCommandsOfImport(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	})
-	t.Run("the command for a key in a file makes text of its bytes", func(t *testing.T) {
+	t.Run("the command for a key in a file encodes its bytes as text", func(t *testing.T) {
 		key := []byte("\x00canary\n\xff of 32 bytes, not text.\n\n")
 		file := filepath.Join(t.TempDir(), "device-id.key")
 		if err := os.WriteFile(file, key, 0o600); err != nil {
@@ -193,7 +193,7 @@ func TestCommandsOfImport(t *testing.T) {
 			}
 		}
 	})
-	t.Run("where no such command would give the secret, there is none", func(t *testing.T) {
+	t.Run("there is no command that would give a wrong secret", func(t *testing.T) {
 		for say, change := range map[string][2]string{
 			"an escape in the key":     {`value = "Y`, `value = "\u0059`},
 			"the word once more":       {`# from the portal`, `# value = "b3RoZXI="`},
@@ -225,7 +225,7 @@ func TestCommandsOfImport(t *testing.T) {
 	})
 }
 
-func TestImportRefuses(t *testing.T) {
+func TestImportRejects(t *testing.T) {
 	inline := samples(t)["symmetric-inline.toml"]
 	x509 := samples(t)["x509-files.toml"]
 	change := func(text, old, new string) string {
@@ -247,7 +247,7 @@ func TestImportRefuses(t *testing.T) {
 		{"a wrong scope", change(inline, `"0ne0A1B2C3D"`, `"0ne/1"`), `config.toml:5:1: provisioning.id_scope: "0ne/1" is no ID scope`},
 		{"no endpoint", change(inline, `global_endpoint = `, `#`), `provisioning.global_endpoint: is missing`},
 		{"an endpoint without TLS", change(inline, `"https://`, `"http://`), `config.toml:4:1: provisioning.global_endpoint: is no address of a provisioning service`},
-		{"an endpoint that is no URL", change(inline, `"https://global.`, `"global.`), `is no address of a provisioning service`},
+		{"an endpoint that is not a URL", change(inline, `"https://global.`, `"global.`), `is no address of a provisioning service`},
 		{"no attestation", change(inline, "[provisioning.attestation]", "[other]"), `provisioning.attestation: is missing`},
 		{"no method", change(inline, `method = "symmetric_key"`, ``), `provisioning.attestation.method: is missing`},
 		{"an unknown method", change(inline, `"symmetric_key"`, `"password"`), `config.toml:8:1: provisioning.attestation.method: "password" is unknown`},
@@ -256,7 +256,7 @@ func TestImportRefuses(t *testing.T) {
 		{"a key that is no base64", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "canary! canary! canary!"`), `config.toml:10:19: provisioning.attestation.symmetric_key.value: the key is not base64 text`},
 		{"a key that is too short", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "Y2FuYXJ5"`), `the key must have 16 to 64 bytes`},
 		{"a key that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="`), `config.toml:10:1: provisioning.attestation.symmetric_key: must be a table, not a string; write it as symmetric_key = { value = "…" }`},
-		{"a URI that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "file:///var/secrets/canary.key"`), `must be a table, not a string; write it as symmetric_key = { uri = "…" }`},
+		{"a URI that is not a table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "file:///var/secrets/canary.key"`), `must be a table, not a string; write it as symmetric_key = { uri = "…" }`},
 		{"a registration ID in the wrong table", change(change(inline, `registration_id = "gw-0001"`, ``), `source = "dps"`, "source = \"dps\"\nregistration_id = \"gw-0001\""), `config.toml:4:1: provisioning.registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
 		{"a registration ID above all tables", "registration_id = \"gw-0001\"\n" + change(inline, `registration_id = "gw-0001"`, ``), `config.toml:1:1: registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
 		{"a scope in the wrong table", change(change(inline, `id_scope = "0ne0A1B2C3D"`, ``), `method = `, "id_scope = \"0ne0A1B2C3D\"\nmethod = "), `config.toml:8:1: provisioning.attestation.id_scope: is in the wrong table; it belongs below [provisioning]`},
@@ -272,7 +272,7 @@ func TestImportRefuses(t *testing.T) {
 		{"the template, in which everything is a comment", regexp.MustCompile(`(?m)^`).ReplaceAllString(samples(t)["edge-template.toml"], "# "), `config.toml: every line is a comment, as in the template; uncomment one of the blocks that begin with [provisioning]`},
 		{"a key without a place", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = { }`), `provisioning.attestation.symmetric_key.uri: is missing`},
 		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is no URI of a file`},
-		{"a certificate in a PKCS#11 token's words", change(x509, `"file:///var/secrets/device-id.pem"`, `"file:relative"`), `provisioning.attestation.identity_cert: is no URI of an absolute path`},
+		{"a certificate with a relative path", change(x509, `"file:///var/secrets/device-id.pem"`, `"file:relative"`), `provisioning.attestation.identity_cert: is no URI of an absolute path`},
 		{"no private key", change(x509, `identity_pk = "file:///var/secrets/device-id.key.pem"`, ``), `provisioning.attestation.identity_pk: is missing`},
 		{"no certificate", change(x509, `identity_cert = `, `#`), `provisioning.attestation.identity_cert: is missing`},
 		{"an unknown mode of reprovisioning", "auto_reprovisioning_mode = \"Never\"\n" + inline, `config.toml:1:1: auto_reprovisioning_mode: "Never" is unknown`},
@@ -286,7 +286,7 @@ func TestImportRefuses(t *testing.T) {
 				t.Errorf("the error is %v, want %s", err, c.want)
 			}
 			if got.TOML != "" || len(got.Notes) > 0 {
-				t.Errorf("and yet there is %+v", got)
+				t.Errorf("the result is not empty: %+v", got)
 			}
 			for _, secret := range canaries.FindAllString(c.text, -1) {
 				if err != nil && strings.Contains(err.Error(), secret) {
@@ -295,7 +295,7 @@ func TestImportRefuses(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a reader that fails is another error", func(t *testing.T) {
+	t.Run("an error of the reader is returned", func(t *testing.T) {
 		_, err := aziot.Import("config.toml", failing{})
 		if err == nil || errors.As(err, new(config.Errors)) || !strings.Contains(err.Error(), "config.toml") {
 			t.Errorf("got %v", err)
@@ -313,7 +313,7 @@ func sample(t *testing.T, name string) string {
 	return string(text)
 }
 
-func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
+func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 	const identityd = "/etc/systemd/system/aziot-identityd.service.d/"
 	const edged = "/etc/systemd/system/aziot-edged.service.d/override.conf"
 	const service = "# Editing /etc/systemd/system/aziot-identityd.service.d/override.conf\n[Unit]\nDescription=x\n[Service]\n"
@@ -323,13 +323,13 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 		sample   string
 		files    []file
 		settings []string // of [transport]
-		notes    []string // of proxies
+		notes    []string // about proxies
 	}{
 		{"as Microsoft's page has it", "symmetric-inline.toml",
 			[]file{{identityd + "override.conf", service + `Environment="https_proxy=http://proxy.example:3128"` + "\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`},
 			[]string{identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://proxy.example:3128"`}},
-		{"both names are one line, that of the upper-case name, which the Identity Service looks for first", "symmetric-inline.toml",
+		{"the upper-case name overrides the lower-case name, as in the Identity Service", "symmetric-inline.toml",
 			[]file{{identityd + "proxy.conf", service + "Environment=https_proxy=http://lower.example:3128 'HTTPS_PROXY=http://upper.example:3128'\n"}},
 			[]string{`proxy = "http://upper.example:3128"`},
 			[]string{identityd + `proxy.conf:5: HTTPS_PROXY: is now transport.proxy = "http://upper.example:3128"`,
@@ -338,15 +338,15 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 			[]file{{identityd + "10.conf", service + "Environment=https_proxy=http://first.example:3128\n"}, {identityd + "20.conf", "[Service]\nEnvironment=\"https_proxy=http://second.example:3128\"\n"}},
 			[]string{`proxy = "http://second.example:3128"`},
 			[]string{identityd + `20.conf:2: https_proxy: is now transport.proxy = "http://second.example:3128"`}},
-		{"an empty assignment takes all back", "symmetric-inline.toml",
+		{"an empty assignment resets the list", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=https_proxy=http://first.example:3128\nEnvironment=\n"}}, nil, nil},
-		{"what is commented out, or in another section, does not count", "symmetric-inline.toml",
+		{"assignments in comments and in other sections have no effect", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", "[Unit]\nEnvironment=https_proxy=http://a.example:3128\n[Service]\n# Environment=https_proxy=http://b.example:3128\n;Environment=https_proxy=http://c.example:3128\n"}}, nil, nil},
 		{"a continued line", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=NO_PROXY=localhost \\\n  HTTPS_PROXY=http://proxy.example:3128\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`},
 			[]string{identityd + `10.conf:5: NO_PROXY: left out: a proxy in dpsd.toml takes everything`, identityd + `10.conf:5: HTTPS_PROXY: is now transport.proxy = "http://proxy.example:3128"`}},
-		{"user and password, with the percent signs that systemd wants twice", "symmetric-inline.toml",
+		{"user and password, with the doubled percent signs that systemd requires", "symmetric-inline.toml",
 			[]file{{"override.conf", service + `Environment="https_proxy=http://gate%%20way:canary%%2d9@proxy.example:3128"` + "\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`, `proxy_user = "gate way"`, `proxy_password = "credential:proxy-password"`},
 			[]string{`override.conf:5: https_proxy: is now transport.proxy = "http://proxy.example:3128"`,
@@ -361,7 +361,7 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 				`config.toml:41: agent.env.no_proxy: left out: a proxy in dpsd.toml takes everything`,
 				edged + `:5: https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
 				identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://identityd.example:3128"`}},
-		{"one that is no proxy", "symmetric-inline.toml",
+		{"an address that is not a proxy", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=HTTPS_PROXY=socks5://proxy.example:1080 https_proxy=\n"}}, nil,
 			[]string{identityd + `10.conf:5: HTTPS_PROXY: left out: the address must begin with`, identityd + `10.conf:5: https_proxy: left out: it is empty`}},
 	} {
@@ -399,13 +399,13 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a drop-in of aziot-edged shows that the gateway has IoT Edge, whose default is another", func(t *testing.T) {
+	t.Run("a drop-in of aziot-edged shows that the gateway has IoT Edge, which has a different default", func(t *testing.T) {
 		got, err := aziot.Import("config.toml", strings.NewReader(samples(t)["symmetric-inline.toml"]), aziot.DropIn{Name: edged, Text: strings.NewReader(service)})
 		if err != nil || !strings.Contains(got.TOML, "\non_boot = \"verify\"\n") {
 			t.Errorf("%v\n%s", err, got.TOML)
 		}
 	})
-	t.Run("the command for the password takes it out of the drop-in", func(t *testing.T) {
+	t.Run("the command for the password extracts it from the drop-in", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "override.conf")
 		text := "[Service]\nEnvironment=\"https_proxy=http://gateway:canary-9~x@proxy.example:3128\"\n"
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -432,7 +432,7 @@ func TestImportTakesTheProxyOfTheUnits(t *testing.T) {
 	})
 }
 
-// parse demands that a text is a configuration of dpsd.
+// parse fails the test if a text is not a configuration of dpsd.
 func parse(t testing.TB, text string) *config.Config {
 	t.Helper()
 	c, err := config.Parse("dpsd.toml", strings.NewReader(text))

@@ -13,19 +13,19 @@ import (
 	"github.com/dpsd-project/dpsd/unitfile"
 )
 
-// EnvironmentFile is a file of variables for a unit, systemd.exec(5).
+// EnvironmentFile is a file of environment variables for a unit (systemd.exec(5)).
 type EnvironmentFile struct {
-	Name string // stands for the file in messages and commands
+	Name string // name in messages and commands
 	Text []byte
 }
 
-// environment is what drop-ins of a unit set, systemd.exec(5).
+// environment is the environment that the drop-ins of a unit set (systemd.exec(5)).
 type environment struct {
 	values map[string]variable
 	files  []environmentFile // their variables override these
 }
 
-// variable is an environment variable, and where it is set.
+// variable is an environment variable and the position where it is set.
 type variable struct {
 	origin
 	value string
@@ -38,7 +38,7 @@ type environmentFile struct {
 	find  func(pattern string) ([]EnvironmentFile, error)
 }
 
-// read goes through a drop-in: what it sets replaces what earlier ones have set.
+// read reads a drop-in. Its assignments override those of earlier drop-ins.
 func (e *environment) read(d dropIn) {
 	lines := document.NewLines(d.data)
 	for _, s := range unitfile.Settings(d.data) {
@@ -55,7 +55,7 @@ func (e *environment) read(d dropIn) {
 	}
 }
 
-// assign takes the assignments of a line; an empty one takes back all before.
+// assign applies the assignments of a line. An empty line resets all previous assignments.
 func (e *environment) assign(o origin, value string) {
 	if value == "" {
 		clear(e.values)
@@ -68,14 +68,14 @@ func (e *environment) assign(o origin, value string) {
 	}
 }
 
-// specifiers writes "%%" as "%"; any other specifier, which only systemd can resolve,
-// becomes a NUL, which no address holds.
+// specifiers replaces "%%" by "%". It replaces any other specifier, which only systemd can
+// resolve, by a NUL, which no address contains.
 func specifiers(value string) string {
 	return strings.NewReplacer("%%", "%", "%", "\x00").Replace(value)
 }
 
-// environmentFile takes the variables of files, which replace those of Environment= and of
-// earlier files. What cannot be read is noted.
+// environmentFile applies the variables of files, which override those of Environment= and
+// of earlier files. It adds a note about a file that cannot be read.
 func (a *importer) environmentFile(e *environment, f environmentFile) {
 	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, write this line into [transport] of dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
 	value, optional := strings.CutPrefix(specifiers(f.value), "-")

@@ -18,7 +18,8 @@ const (
 	ofEdged     = "/etc/systemd/system/aziot-edged.service.d/override.conf"
 )
 
-// importWith imports with drop-ins, pairs of name and text, on a gateway with these files.
+// importWith imports with drop-ins, which are pairs of name and text, on a gateway with these
+// files.
 func importWith(t *testing.T, files map[string]string, dropIns ...[2]string) (proxy string, notes []string) {
 	t.Helper()
 	find := func(pattern string) (found []aziot.EnvironmentFile, err error) {
@@ -65,33 +66,33 @@ func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 	for _, c := range []struct {
 		says    string
 		files   files
-		dropIn  string // the lines of its section [Service]
+		dropIn  string // lines of its section [Service]
 		proxy   string
 		notes   []string
-		already string // another drop-in, which comes first
+		already string // an earlier drop-in
 	}{
-		{says: "its proxy counts", files: files{"/etc/environment": "LANG=C\n# the plant's\nHTTPS_PROXY=http://file.example:3128\n"},
+		{says: "its proxy is used", files: files{"/etc/environment": "LANG=C\n# the plant's\nHTTPS_PROXY=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/etc/environment\n", proxy: "http://file.example:3128",
 			notes: []string{`/etc/environment:3: HTTPS_PROXY: is now transport.proxy = "http://file.example:3128"`}},
-		{says: "it overrides Environment=, also a later one", files: files{"/etc/environment": "HTTPS_PROXY=http://file.example:3128\n"},
+		{says: "it overrides Environment=, even a later one", files: files{"/etc/environment": "HTTPS_PROXY=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/etc/environment\nEnvironment=HTTPS_PROXY=http://late.example:3128\n", proxy: "http://file.example:3128",
 			already: "Environment=HTTPS_PROXY=http://early.example:3128\n",
 			notes:   []string{`/etc/environment:1: HTTPS_PROXY: is now`}},
-		{says: "an empty Environment= does not take it back", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+		{says: "an empty Environment= does not reset it", files: files{"/e": "https_proxy=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/e\nEnvironment=\n", proxy: "http://file.example:3128", notes: []string{`/e:1: https_proxy: is now`}},
-		{says: "an empty one takes those before back", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+		{says: "an empty EnvironmentFile= resets the previous ones", files: files{"/e": "https_proxy=http://file.example:3128\n"},
 			already: "EnvironmentFile=/e\n", dropIn: "EnvironmentFile=\n"},
-		{says: "of two files the later one counts", files: files{"/a": "https_proxy=http://a.example:3128\n", "/b": "https_proxy=http://b.example:3128\n"},
+		{says: "the later of two files is used", files: files{"/a": "https_proxy=http://a.example:3128\n", "/b": "https_proxy=http://b.example:3128\n"},
 			already: "EnvironmentFile=/b\n", dropIn: "EnvironmentFile=/a\n", proxy: "http://a.example:3128", notes: []string{`/a:1: https_proxy: is now`}},
-		{says: "of a pattern the last file counts", files: files{"1": "https_proxy=http://a.example:3128\n", "2": "https_proxy=http://b.example:3128\n"},
+		{says: "the last file of a pattern is used", files: files{"1": "https_proxy=http://a.example:3128\n", "2": "https_proxy=http://b.example:3128\n"},
 			dropIn: "EnvironmentFile=-/etc/proxy.d/*.env\n", proxy: "http://b.example:3128", notes: []string{`/etc/proxy.d/2.env:1: https_proxy: is now`}},
-		{says: "the upper-case name in Environment= stands before the lower-case one in a file", files: files{"/e": "https_proxy=http://file.example:3128\n"},
+		{says: "the upper-case name in Environment= overrides the lower-case name in a file", files: files{"/e": "https_proxy=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/e\nEnvironment=HTTPS_PROXY=http://unit.example:3128\n", proxy: "http://unit.example:3128",
 			notes: []string{`/e:1: https_proxy: left out: HTTPS_PROXY in ` + ofIdentityd + `20.conf takes precedence`, ofIdentityd + `20.conf:3: HTTPS_PROXY: is now`}},
-		{says: "a percent sign is one, and a password stays secret", files: files{"/e": "https_proxy=http://gateway:canary%2d9@file.example:3128\n"},
+		{says: "a percent sign is not a specifier, and a password stays secret", files: files{"/e": "https_proxy=http://gateway:canary%2d9@file.example:3128\n"},
 			dropIn: "EnvironmentFile=/e\n", proxy: "http://file.example:3128",
 			notes: []string{`/e:1: https_proxy: is now`, `/e:1: https_proxy: to do: put the password`}},
-		{says: "a percent sign in its name is written twice", files: files{"/a%b": "https_proxy=http://file.example:3128\n"},
+		{says: "a percent sign in its name is doubled", files: files{"/a%b": "https_proxy=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/a%%b\n", proxy: "http://file.example:3128", notes: []string{`/a%b:1: https_proxy: is now`}},
 		{says: "NO_PROXY is left out", files: files{"/e": "NO_PROXY=localhost\n"}, dropIn: "EnvironmentFile=/e\n",
 			notes: []string{`/e:1: NO_PROXY: left out: a proxy in dpsd.toml takes everything`}},
@@ -106,7 +107,7 @@ func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/environment is not read, because this drop-in is a copy, and may be of another gateway" + byHand}},
 		{says: "a specifier in its name is left to systemd", files: files{}, dropIn: "EnvironmentFile=/etc/%H.env\n",
 			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file has a specifier (%), which only systemd can resolve` + byHand}},
-		{says: "a relative name is none for systemd", files: files{"e": "https_proxy=http://file.example:3128\n"}, dropIn: "EnvironmentFile=e\n",
+		{says: "systemd ignores a relative name", files: files{"e": "https_proxy=http://file.example:3128\n"}, dropIn: "EnvironmentFile=e\n",
 			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file is not absolute, so systemd ignores it`}},
 		{says: "a terminal escape in its name does not reach the terminal", files: files{}, dropIn: "EnvironmentFile=/\x1b[31m\n",
 			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: /`}},
@@ -123,7 +124,7 @@ func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a file of aziot-edged is not one of aziot-identityd, which stands before it", func(t *testing.T) {
+	t.Run("a file of aziot-edged does not override the drop-ins of aziot-identityd", func(t *testing.T) {
 		proxy, _ := importWith(t, files{"/e": "HTTPS_PROXY=http://file.example:3128\n"},
 			[2]string{ofEdged, "[Service]\nEnvironmentFile=/e\n"}, [2]string{ofIdentityd + "1.conf", "[Service]\nEnvironment=HTTPS_PROXY=http://unit.example:3128\n"})
 		if proxy != "http://unit.example:3128" {
@@ -154,7 +155,7 @@ func TestTheValuesOfAnEnvironmentFileAreThoseOfSystemd(t *testing.T) {
 		{"https_proxy=\n", ""},
 		{"https_proxy='http://p:1", "http://p:1"},
 		{"https_proxy=http://p:1\\", "http://p:1"},
-		{"https_proxy=h\"ttp://p:1\n", ""}, // a quote that does not stand first is one of the address
+		{"https_proxy=h\"ttp://p:1\n", ""}, // a quote that is not the first character belongs to the address
 	} {
 		if proxy, _ := importWith(t, map[string]string{"/e": c.text}, [2]string{ofIdentityd + "1.conf", "[Service]\nEnvironmentFile=/e\n"}); proxy != c.want {
 			t.Errorf("%q: the proxy is %q, want %q", c.text, proxy, c.want)

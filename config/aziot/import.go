@@ -14,22 +14,22 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// importer walks through an aziot config.toml.
+// importer converts an aziot config.toml.
 type importer struct {
 	document.Checker
 	set     map[string]any // "table.key" of dpsd.toml to its value
 	notes   []*Note
-	lost    bool                  // there is nothing with which dpsd could prove the identity
+	lost    bool                  // dpsd could not prove the identity
 	edge    bool                  // the gateway has a unit of IoT Edge
 	stray   map[document.Path]any // keys in a wrong table, and their values
-	proxies []variable            // in the order in which they count
+	proxies []variable            // by precedence, highest first
 }
 
-// origin is where a setting stands.
+// origin is the position of a setting.
 type origin struct {
 	file, key string
-	line      int    // 0 when it cannot be told
-	text      []byte // of the file from that line on
+	line      int    // 0 if it is unknown
+	text      []byte // text of the file from that line on
 }
 
 func (a *importer) origin(at document.Path) origin {
@@ -48,21 +48,21 @@ func (a *importer) note(at document.Path, command, format string, args ...any) {
 	a.noteOf(a.origin(at), command, format, args...)
 }
 
-// todo begins what a person has to do.
+// todo is the beginning of a note about a task.
 const todo = "to do: "
 
-// todo notes that, and the command that does it.
+// todo adds a note about a task and the command for it.
 func (a *importer) todo(at document.Path, command, format string, args ...any) {
 	a.note(at, command, todo+format, args...)
 }
 
-// cannot notes that what the identity rests on cannot be carried over.
+// cannot adds a note that a key on which the identity depends cannot be converted.
 func (a *importer) cannot(at document.Path, format string, args ...any) {
 	a.lost = true
 	a.note(at, "", "cannot be carried over: "+format, args...)
 }
 
-// leaveOut notes that a key is not carried over.
+// leaveOut adds a note that a key is left out.
 func (a *importer) leaveOut(at document.Path, why string) {
 	if why == "" {
 		why = "dpsd has nothing like it"
@@ -70,10 +70,10 @@ func (a *importer) leaveOut(at document.Path, why string) {
 	a.note(at, "", "left out: %s", why)
 }
 
-// taker looks at the value of a key.
+// taker converts the value of a key.
 type taker func(at document.Path, value any)
 
-// table hands each key to its taker, and leaves out the others.
+// table passes the value of each key to its taker and leaves out the keys that have none.
 func (a *importer) table(at document.Path, values map[string]any, takers map[string]taker, why map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		key, take := at.Key(name), takers[name]
@@ -87,7 +87,7 @@ func (a *importer) table(at document.Path, values map[string]any, takers map[str
 	}
 }
 
-// isTable reports a value of another type.
+// isTable returns a table, and reports an error if the value has another type.
 func (a *importer) isTable(at document.Path, value any) (map[string]any, bool) {
 	table, ok := value.(map[string]any)
 	if !ok {
@@ -96,7 +96,8 @@ func (a *importer) isTable(at document.Path, value any) (map[string]any, bool) {
 	return table, ok
 }
 
-// words is the string at a key of values; "" when it is missing, which is reported.
+// words returns the string at a key of values. If it is missing, words reports an error and
+// returns "".
 func (a *importer) words(at document.Path, values map[string]any, key, remedy string) (s string) {
 	if a.needs(at, values, key, remedy) {
 		s, _ = a.string(at.Key(key), values[key], "")
@@ -104,7 +105,7 @@ func (a *importer) words(at document.Path, values map[string]any, key, remedy st
 	return s
 }
 
-// whole walks through the file.
+// whole converts the whole file.
 func (a *importer) whole() {
 	root := document.Path("")
 	if a.Values["provisioning"] == nil {
@@ -167,7 +168,7 @@ func (a *importer) provisioning(at document.Path, value any) {
 	})
 }
 
-// copyTo takes a value unchanged for a key of dpsd.toml, if it is valid there.
+// copyTo returns a taker that copies a value to a key of dpsd.toml if it is valid there.
 func (a *importer) copyTo(key string) taker {
 	return func(at document.Path, value any) {
 		if wrong := config.Check(key, value); wrong != nil {
@@ -178,8 +179,8 @@ func (a *importer) copyTo(key string) taker {
 	}
 }
 
-// registrationID takes a registration ID. A percent sign has no meaning in it, unlike in
-// dpsd.toml.
+// registrationID converts a registration ID. Unlike in dpsd.toml, a percent sign has no
+// special meaning in it.
 func (a *importer) registrationID(at document.Path, value any) {
 	if s, is := value.(string); is {
 		value = strings.ReplaceAll(s, "%", "%%")
@@ -187,7 +188,7 @@ func (a *importer) registrationID(at document.Path, value any) {
 	a.copyTo("dps.registration_id")(at, value)
 }
 
-// string returns a string that is not empty, and reports any other value.
+// string returns a non-empty string, and reports an error for any other value.
 func (a *importer) string(at document.Path, value any, remedy string) (string, bool) {
 	s, wrong := document.String(value, remedy)
 	if wrong != nil {
@@ -196,7 +197,7 @@ func (a *importer) string(at document.Path, value any, remedy string) (string, b
 	return s, wrong == nil
 }
 
-// endpoint takes the host name of an https: URL.
+// endpoint converts an https: URL to its host name.
 func (a *importer) endpoint(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {
@@ -216,8 +217,8 @@ func (a *importer) endpoint(at document.Path, value any) {
 	a.set["dps.endpoint"] = u.Hostname()
 }
 
-// location returns the path of a file: URI. The string may be in a table, as its uri. What
-// is not repeated are the other URIs: that of a PKCS#11 object may hold the PIN.
+// location returns the path of a file: URI. The string may be the key uri of a table. Errors
+// do not contain other URIs, because the URI of a PKCS#11 object may include the PIN.
 func (a *importer) location(at document.Path, value any) (file, scheme string) {
 	if table, ok := value.(map[string]any); ok {
 		at = at.Key("uri")
@@ -246,7 +247,7 @@ func (a *importer) location(at document.Path, value any) (file, scheme string) {
 	return "", ""
 }
 
-// importedPayload is where the payload is put: aziotid keeps its own to itself.
+// importedPayload is the new path of the payload, because only aziotid may read the old file.
 const importedPayload = "/etc/dpsd/payload.json"
 
 func (a *importer) payload(at document.Path, value any) {
@@ -295,13 +296,13 @@ func (a *importer) attestation(at document.Path, value any) {
 	})
 }
 
-// become sets a key that has another name or meaning here, and says so.
+// become sets a key that has a different name or meaning in dpsd.toml, and adds a note.
 func (a *importer) become(o origin, key string, value any) {
 	a.set[key] = value
 	a.noteOf(o, "", "is now %s", config.Setting{Key: key, Value: value}.TOML())
 }
 
-// result writes dpsd.toml.
+// result returns the text of dpsd.toml.
 func (a *importer) result() string {
 	var b strings.Builder
 	b.WriteString("# Made by dpsd config import-aziot. Every other key has its default; the annotated\n# reference is /usr/share/dpsd/dpsd.toml.\n")
@@ -314,7 +315,7 @@ func (a *importer) result() string {
 	return b.String() + config.TOML(a.set)
 }
 
-// toComment replaces what no comment of TOML may hold.
+// toComment replaces the characters that a TOML comment must not contain.
 func toComment(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == unicode.ReplacementChar {

@@ -14,11 +14,12 @@ var edgeKeys = []string{
 	"agent", "connect", "listen", "watchdog", "edge_ca", "moby_runtime", "image_garbage_collection",
 }
 
-// edgeComments are found in IoT Edge's template, of which most files are copies, and not
-// in that of the Identity Service.
+// edgeComments matches comments of IoT Edge's template, of which most files are copies, that
+// are not in the template of the Identity Service.
 const edgeComments = `(?m)^[# \t]*(auto_reprovisioning_mode[ \t]*=|trust_bundle_cert[ \t]*=|\[(agent|edge_ca|moby_runtime|watchdog)\])`
 
-// isEdge tells whether the file is that of IoT Edge, and not of the Identity Service alone.
+// isEdge reports whether the file belongs to IoT Edge rather than to the Identity Service
+// alone.
 func (a *importer) isEdge() bool {
 	for at := range a.stray {
 		if at.Name() == "auto_reprovisioning_mode" {
@@ -28,11 +29,11 @@ func (a *importer) isEdge() bool {
 	return a.edge || matches(edgeComments, a.From(1)) || slices.ContainsFunc(edgeKeys, func(key string) bool { return a.Values[key] != nil })
 }
 
-// modes is what IoT Edge's auto_reprovisioning_mode comes to.
+// modes maps IoT Edge's auto_reprovisioning_mode to provisioning.on_boot.
 var modes = map[string]string{"dynamic": "verify", "alwaysonstartup": "always", "onerroronly": "if-needed"}
 
-// bootPolicy finds out when aziot asks the service at a start. What is not said is the
-// default of aziot, not that of dpsd.
+// bootPolicy converts the settings that control whether aziot contacts the service at a
+// start. A setting that is not in the file has the default of aziot, not of dpsd.
 func (a *importer) bootPolicy() {
 	const mode, always, dynamic = "auto_reprovisioning_mode", "always_reprovision_on_startup", "dynamic_reprovisioning"
 	root := document.Path("")
@@ -49,13 +50,13 @@ func (a *importer) bootPolicy() {
 		a.Report(earlier, document.Error{Problem: "must be a boolean, not " + document.TypeOf(earlierValue), Remedy: "write true or false"})
 	}
 
-	instead := "" // why the settings that do not count are left out
+	instead := "" // reason why the overridden settings are left out
 	switch value := a.Values[mode]; {
 	case value != nil:
 		a.autoMode(root.Key(mode), value)
 		instead = mode + " takes precedence"
 	case moves:
-		// It stood before the other setting in the versions that had both.
+		// It had precedence over the other setting in the versions that had both.
 		a.become(a.origin(moving), "provisioning.on_boot", "verify")
 		instead = dynamic + " takes precedence"
 	case earlierIsSaid:
@@ -76,7 +77,7 @@ func (a *importer) bootPolicy() {
 	}
 }
 
-// autoMode takes IoT Edge's auto_reprovisioning_mode.
+// autoMode checks IoT Edge's auto_reprovisioning_mode.
 func (a *importer) autoMode(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {

@@ -13,17 +13,17 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// DropIn is a drop-in of a unit of aziot, systemd.unit(5). Microsoft's documentation has
-// the proxy set there.
+// DropIn is a drop-in of a unit of aziot (systemd.unit(5)). Microsoft's documentation says to
+// set the proxy there.
 type DropIn struct {
-	Name string // stands for the file in messages and commands
+	Name string // name in messages and commands
 	Text io.Reader
 	// Files returns the files that EnvironmentFile= names by a pattern, in the order of
-	// systemd. It is nil for a copy of a drop-in, whose gateway may be another one.
+	// systemd. It is nil for a copy of a drop-in, which may come from another gateway.
 	Files func(pattern string) ([]EnvironmentFile, error)
 }
 
-// agent takes from IoT Edge's agent how it reaches the cloud, and leaves the rest out.
+// agent converts the connection settings of IoT Edge's agent and leaves out the others.
 func (a *importer) agent(at document.Path, value any) {
 	a.leaveOut(at, leftOut["agent"])
 	agent, _ := value.(map[string]any)
@@ -41,15 +41,15 @@ func (a *importer) agent(at document.Path, value any) {
 			a.upstreamProtocol(at, value)
 		}
 	}
-	// .NET looks for the lower-case name first, which comes last here.
+	// .NET prefers the lower-case name, which is the last element here.
 	slices.Reverse(found)
 	a.proxies = append(a.proxies, found...)
 }
 
 const ignoresNoProxy = `a proxy in dpsd.toml takes everything; transport.proxy = "environment" obeys NO_PROXY`
 
-// upstreamProtocol takes the order of the protocols from an agent behind a firewall that
-// lets only HTTPS out.
+// upstreamProtocol converts the order of the protocols for an agent behind a firewall that
+// allows only outbound HTTPS.
 func (a *importer) upstreamProtocol(at document.Path, value string) {
 	switch strings.ToLower(value) {
 	case "mqttws", "amqpws":
@@ -59,12 +59,12 @@ func (a *importer) upstreamProtocol(at document.Path, value string) {
 	}
 }
 
-// dropIn is a DropIn that was read.
+// dropIn is a DropIn whose text was read.
 type dropIn struct {
 	DropIn
 	data []byte
 	unit string
-	// placed tells that the file is in a directory of drop-ins.
+	// placed means that the file is in a directory of drop-ins.
 	placed bool
 }
 
@@ -78,13 +78,14 @@ func readDropIn(d DropIn) (dropIn, error) {
 }
 
 const (
-	// section begins what systemd takes from a drop-in.
+	// section matches the header of a section that systemd reads from a drop-in.
 	section = `(?m)^[ \t]*\[(Unit|Service|Install)\][ \t\r]*$`
-	// unitLine are lines that only files of units have.
+	// unitLine matches lines that only files of units contain.
 	unitLine = `(?m)^[ \t]*(\[(Unit|Service|Install)\][ \t\r]*$|Environment(File)?[ \t]*=)`
 )
 
-// dropInAlone is for a drop-in in the place of config.toml, which may stand behind it.
+// dropInAlone returns the error for a drop-in as the first file. config.toml may be one of
+// the others.
 func dropInAlone(name string, others []dropIn) *document.Error {
 	file := theFile
 	if i := slices.IndexFunc(others, func(d dropIn) bool { return !matches(section, d.data) }); i >= 0 {
@@ -94,8 +95,8 @@ func dropInAlone(name string, others []dropIn) *document.Error {
 		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
 }
 
-// dropIns takes the proxies that the units have in their environment. aziot-identityd
-// is what registers: its proxy stands before that of aziot-edged, and before the agent's.
+// dropIns collects the proxies in the environment of the units. The proxy of aziot-identityd,
+// which registers, has precedence over those of aziot-edged and of the agent.
 func (a *importer) dropIns(all []dropIn) *document.Error {
 	units, rank := map[string]*environment{}, map[string]int{edged: 1}
 	var order []string
@@ -121,7 +122,7 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 		for _, f := range e.files {
 			a.environmentFile(e, f)
 		}
-		// The Identity Service looks for the upper-case name first.
+		// The Identity Service prefers the upper-case name.
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
 			if v, is := e.values[name]; is {
 				a.proxies = append(a.proxies, v)
@@ -141,7 +142,7 @@ const (
 	edged     = "aziot-edged"
 )
 
-// takeProxy takes the proxy that counts, and says of the others that they do not.
+// takeProxy uses the first valid proxy and adds a note about each of the others.
 func (a *importer) takeProxy() {
 	var taken *variable
 	for i := range a.proxies {
@@ -159,7 +160,7 @@ func (a *importer) takeProxy() {
 	}
 }
 
-// proxy takes a proxy, if it is one.
+// proxy converts a proxy and reports whether it is valid.
 func (a *importer) proxy(o origin, value string) bool {
 	u, err := url.Parse(value)
 	if err != nil {
@@ -171,7 +172,7 @@ func (a *importer) proxy(o origin, value string) bool {
 	if u.Port() == "" {
 		u.Host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 	}
-	// With a slash, a word such as "none" is not taken for a setting of dpsd.toml.
+	// The slash prevents a word such as "none" from being valid for transport.proxy.
 	wrong := config.Check("transport.proxy", u.String()+"/")
 	if wrong == nil && user != nil && user.Username() != "" {
 		wrong = config.Check("transport.proxy_user", user.Username())

@@ -36,20 +36,20 @@ func (a *importer) symmetricKey(at document.Path, value any) {
 	case scheme == "pkcs11":
 		a.cannot(at, "the key is in a PKCS#11 token, which gives it to nobody; put the key of the enrollment where dpsd can read it, or enroll a certificate")
 	case file != "":
-		// keyd uses the bytes of the file as they are, dpsd takes what the portal shows.
+		// keyd uses the bytes of the file unchanged; dpsd reads the text that the portal shows.
 		a.todo(at, "base64 -w0 "+input.Quote(file)+toCredstore+importedKey,
 			"the file holds the bytes of the key, and dpsd reads their base64 text; put that into /etc/credstore/%s", importedKey)
 	}
 }
 
-// inlineKey moves a key that stands in the file. It may be a string of several lines.
+// inlineKey converts a key that is in the file itself. It may be a string of several lines.
 func (a *importer) inlineKey(at document.Path, value any) {
 	s, ok := a.string(at, value, "")
 	if !ok {
 		return
 	}
 	s = strings.Join(strings.Fields(s), "")
-	padding := strings.Repeat("=", (4-len(s)%4)%4) // aziot takes a key without it
+	padding := strings.Repeat("=", (4-len(s)%4)%4) // aziot accepts a key without padding
 	if _, err := attest.DecodeKey([]byte(s + padding)); err != nil {
 		a.Report(at, document.Error{Problem: err.Error()})
 		return
@@ -62,8 +62,9 @@ func (a *importer) inlineKey(at document.Path, value any) {
 	a.todo(at, command, "put the key, the base64 text, into /etc/credstore/%s; remove it here when aziot is gone", importedKey)
 }
 
-// extract returns a command that takes a secret out of its line with a basic regular
-// expression and puts it into a credential; "" when that would give another text.
+// extract returns a command that extracts a secret from its line with a basic regular
+// expression and writes it to a credential. It returns "" if the command would write another
+// text.
 func extract(o origin, expression, secret, more, name string) string {
 	line, _, _ := bytes.Cut(o.text, []byte("\n"))
 	if !gives(expression, o, line, secret) {
@@ -72,19 +73,21 @@ func extract(o origin, expression, secret, more, name string) string {
 	return fmt.Sprintf("sed -n '%ds,.*%s.*,\\1%s,p' %s%s%s", o.line, expression, more, input.Quote(o.file), toCredstore, name)
 }
 
-// gives tells whether sed finds the secret in a line of a file with a basic regular expression.
+// gives reports whether sed extracts the secret from a line of a file with a basic regular
+// expression.
 func gives(expression string, o origin, line []byte, secret string) bool {
-	// As far as it is used here, only the parentheses are written in another way.
+	// In the expressions of this file, only the parentheses are written differently.
 	extended := strings.NewReplacer(`\(`, `(`, `\)`, `)`).Replace(expression)
 	match := regexp.MustCompile(`^.*` + extended + `.*\s*$`).FindSubmatch(line)
 	return o.line > 0 && !strings.ContainsFunc(o.file, unicode.IsControl) && match != nil && string(match[1]) == secret
 }
 
-// extractLines is extract for the key in a string of several lines: it joins them first.
+// extractLines is extract for a key in a string of several lines. The command joins the lines
+// first.
 func extractLines(o origin, secret, more string) string {
 	const longest = 20 // lines
 	expression := `value=["\x27]*\([A-Za-z0-9+/=]*\)["\x27]["\x27]["\x27]`
-	dropped := regexp.MustCompile(`[\\\r\n\t ]`) // by tr
+	dropped := regexp.MustCompile(`[\\\r\n\t ]`) // characters that tr removes
 	var joined []byte
 	for n, line := range bytes.Split(o.text, []byte("\n")) {
 		if n == longest {
@@ -127,7 +130,8 @@ func (a *importer) privateKey(at document.Path, value any) {
 	}
 }
 
-// copyFile puts a file, which is only for aziotks or aziotcs to read, into a credential.
+// copyFile adds a command that copies a file, which only aziotks or aziotcs may read, to a
+// credential.
 func (a *importer) copyFile(at document.Path, file, what, name string) {
 	a.todo(at, "install -D -m 0600 "+input.Quote(file)+" /etc/credstore/"+name,
 		"put %s into /etc/credstore/%s; when the file is renewed, do so again and restart dpsd", what, name)

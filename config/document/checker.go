@@ -2,10 +2,10 @@ package document
 
 import "strconv"
 
-// Checker collects what is wrong with a document.
+// Checker collects the errors in a document.
 type Checker struct {
 	Document
-	// Bad has the keys and elements for which an error was reported.
+	// Bad contains the keys and elements for which an error was reported.
 	Bad  map[Path]bool
 	errs Errors
 }
@@ -13,7 +13,7 @@ type Checker struct {
 // NewChecker returns a Checker without errors.
 func NewChecker(doc Document) Checker { return Checker{Document: doc, Bad: map[Path]bool{}} }
 
-// Report adds an error at a key or element, and fills in its place.
+// Report adds an error at a key or element and sets its position.
 func (c *Checker) Report(at Path, e Error) {
 	place := c.Place(at)
 	e.File, e.Key, e.Line, e.Column = c.Name, at.String(), place.Line, place.Column
@@ -21,7 +21,7 @@ func (c *Checker) Report(at Path, e Error) {
 	c.errs = append(c.errs, &e)
 }
 
-// ReportMissing adds an error for a key that is not set, at the place of its table.
+// ReportMissing adds an error for a key that is not set, at the position of its table.
 func (c *Checker) ReportMissing(table Path, name, remedy string) {
 	c.Report(table.Key(name), Error{Problem: "is missing", Remedy: remedy})
 	last, place := c.errs[len(c.errs)-1], c.Place(table)
@@ -31,7 +31,7 @@ func (c *Checker) ReportMissing(table Path, name, remedy string) {
 // Reported returns how many errors there are so far.
 func (c *Checker) Reported() int { return len(c.errs) }
 
-// Err returns all errors as Errors, in the order of the file; nil if there are none.
+// Err returns all errors as Errors, in the order of the file, or nil.
 func (c *Checker) Err() error {
 	if len(c.errs) == 0 {
 		return nil
@@ -39,8 +39,8 @@ func (c *Checker) Err() error {
 	return c.errs.sorted()
 }
 
-// String returns value if it is a string that is not empty, or else what is wrong with it.
-// remedy says what to write instead of a value of another type.
+// String returns value if it is a non-empty string, or else an error. remedy says what to
+// write instead of a value of another type.
 func String(value any, remedy string) (string, *Error) {
 	s, ok := value.(string)
 	switch {
@@ -71,8 +71,8 @@ func TypeOf(value any) string {
 	return "a date or time"
 }
 
-// Quote repeats a wrong value, unless it is so long that it may be a key that was pasted
-// into the wrong line: 16 bytes have 24 characters in base64.
+// Quote quotes an invalid value for an error, unless the value is so long that it may be a
+// key that was pasted into the wrong line: 16 bytes have 24 characters in base64.
 func Quote(value string) string {
 	if len(value) > 20 {
 		return "the value"

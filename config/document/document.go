@@ -1,6 +1,6 @@
-// Package document reads TOML text and finds the place of each key, so that errors name
-// their places. Package config uses it for dpsd.toml, and package aziot for the config.toml
-// of Azure IoT Edge.
+// Package document parses TOML text and finds the position of each key, so that errors name
+// positions. Package config uses it for dpsd.toml, and package aziot for the config.toml of
+// Azure IoT Edge.
 package document
 
 import (
@@ -20,25 +20,25 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// maxSize is the largest size of a file, in bytes. The reference has about 6 KiB.
+// maxSize is the maximum size of a file, in bytes. The reference has about 6 KiB.
 const maxSize = 1 << 20
 
-// Path names a place in a document: keys and array indexes, each with a separator before
-// it that a TOML key cannot hold unescaped. The root is "".
+// Path names a key or element of a document. It consists of keys and array indexes, each
+// preceded by a separator that a TOML key can only contain escaped. The root is "".
 type Path string
 
 const separator = "\x00"
 
-// Key is the path of a key in the table p.
+// Key returns the path of a key in the table p.
 func (p Path) Key(name string) Path { return p + separator + Path(name) }
 
-// Index is the path of an element of the array p, from 0.
+// Index returns the path of an element of the array p, counted from 0.
 func (p Path) Index(i int) Path { return p.Key("[" + strconv.Itoa(i) + "]") }
 
-// Name is the last key or index of p.
+// Name returns the last key or index of p.
 func (p Path) Name() string { return string(p[strings.LastIndex(string(p), separator)+1:]) }
 
-// String writes the path for people, without the indexes: errors have the line.
+// String returns the path for messages, without the indexes, because errors have the line.
 func (p Path) String() string {
 	var names []string
 	for _, name := range strings.Split(string(p), separator) {
@@ -57,25 +57,25 @@ func (p Path) String() string {
 	return strings.Join(names, ".")
 }
 
-// Document is the contents of a TOML file. The values come from the stable interface of the
-// library. Only its syntax tree has the places of the keys; it may change between versions,
-// and is used for nothing else.
+// Document is a parsed TOML file. The values come from the stable interface of the library.
+// Only its syntax tree contains the positions of the keys. The syntax tree may change
+// between versions, so it is used for nothing else.
 type Document struct {
 	Lines
-	// Name stands for the file in messages.
+	// Name is the file's name in messages.
 	Name string
 	// Values are string, int64, float64, bool, []any, map[string]any and the types of
-	// dates and times. There are none when the text is not TOML.
+	// dates and times. Values is empty if the text is not TOML.
 	Values map[string]any
-	// places are those of keys, table headers and array elements.
+	// places contains the positions of keys, table headers and array elements.
 	places map[Path]Place
 }
 
-// Place is a position in a file, both from 1; the column counts characters.
+// Place is a position in a file. Line and Column count from 1; columns are characters.
 type Place struct{ Line, Column int }
 
-// Read returns the whole of r without a byte order mark. The error is an Errors if the
-// text is UTF-16 or longer than 1 MiB.
+// Read reads r to its end and removes a byte order mark. The error is an Errors if the text
+// is UTF-16 or longer than 1 MiB.
 func Read(name string, r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
 	if err != nil {
@@ -92,8 +92,8 @@ func Read(name string, r io.Reader) ([]byte, error) {
 	return text, err
 }
 
-// Parse reads TOML. A syntax error names the key of its line if that is one of known, the
-// keys of each table.
+// Parse parses TOML. A syntax error names the key of its line if known, which lists the keys
+// of each table, contains it.
 func Parse(name string, data []byte, known map[string][]string) (Document, *Error) {
 	doc, values := Document{Lines: NewLines(data), Name: name, places: map[Path]Place{}}, map[string]any{}
 	finder := finder{lines: doc.Lines, places: doc.places, elements: map[Path]int{}}
@@ -109,10 +109,11 @@ func Parse(name string, data []byte, known map[string][]string) (Document, *Erro
 	return doc, nil
 }
 
-// Place returns where a key, a table or an element is; the zero value if that is unknown.
+// Place returns the position of a key, a table or an element, or the zero value if it is
+// unknown.
 func (d Document) Place(at Path) Place { return d.places[at] }
 
-// Lines is a text and where each of its lines begins.
+// Lines is a text with the offset of each line.
 type Lines struct {
 	data   []byte
 	starts []int
@@ -132,7 +133,7 @@ func NewLines(data []byte) Lines {
 // Count returns the number of lines.
 func (l Lines) Count() int { return len(l.starts) }
 
-// Of returns the place of a byte of the text.
+// Of returns the position of the byte at an offset.
 func (l Lines) Of(offset int) Place {
 	n, found := slices.BinarySearch(l.starts, offset)
 	if found {
@@ -141,7 +142,7 @@ func (l Lines) Of(offset int) Place {
 	return Place{Line: n, Column: utf8.RuneCount(l.data[l.starts[n-1]:offset]) + 1}
 }
 
-// Line returns line n, from 1, with its end.
+// Line returns line n, counted from 1, including its newline.
 func (l Lines) Line(n int) []byte {
 	end := len(l.data)
 	if n < len(l.starts) {
@@ -150,11 +151,11 @@ func (l Lines) Line(n int) []byte {
 	return l.data[l.starts[n-1]:end]
 }
 
-// From returns the text from line n on.
+// From returns the text from line n to the end.
 func (l Lines) From(n int) []byte { return l.data[l.starts[n-1]:] }
 
-// syntaxError describes an error of the library. Of the file's text the library repeats
-// single characters, names of keys and numbers, which a secret in quotes cannot reach.
+// syntaxError describes an error of the library. The library's errors contain only single
+// characters, names of keys and numbers of the text, but no part of a quoted secret.
 func syntaxError(lines Lines, known map[string][]string, err error) *Error {
 	var decode *toml.DecodeError
 	if !errors.As(err, &decode) {
@@ -199,8 +200,8 @@ var (
 	keyLine    = regexp.MustCompile(`^[ \t]*([a-z0-9_]+)[ \t]*=`)
 )
 
-// keyOfLine guesses the key of a line that is not TOML. Only known names are returned:
-// what looks like a key may be a line of a secret.
+// keyOfLine guesses the key of a line that is not TOML. It returns only known names, because
+// text that looks like a key may be a line of a secret.
 func keyOfLine(lines Lines, known map[string][]string, n int) string {
 	match := keyLine.FindSubmatch(lines.Line(n))
 	if match == nil {
@@ -219,19 +220,19 @@ func keyOfLine(lines Lines, known map[string][]string, n int) string {
 	return ""
 }
 
-// maxKeys bounds the parts of keys and headers. The library compares each key with all
-// others of its table, which takes half a minute for what fits into 1 MiB.
+// maxKeys is the maximum number of parts of keys and headers. The library compares each key
+// with all others of its table, which takes half a minute for 1 MiB of keys.
 const maxKeys = 5000
 
-// finder collects the places of a document up to the first syntax error.
+// finder collects the positions in a document up to the first syntax error.
 type finder struct {
 	lines    Lines
 	places   map[Path]Place
-	elements map[Path]int // how many elements each array of tables has so far
-	parts    int          // of keys and headers
+	elements map[Path]int // number of elements of each array of tables so far
+	parts    int          // number of parts of keys and headers
 }
 
-// find returns false when the document has too many keys.
+// find returns false if the document has too many keys.
 func (f *finder) find(data []byte) bool {
 	var parser unstable.Parser
 	parser.Reset(data)
@@ -255,7 +256,7 @@ func (f *finder) find(data []byte) bool {
 }
 
 // keys follows a dotted key from a table, through the last element of arrays of tables,
-// and notes the place of every part that is new.
+// and records the position of every new part.
 func (f *finder) keys(at Path, it unstable.Iterator) Path {
 	for first := true; f.parts <= maxKeys && it.Next(); first = false {
 		f.parts++
@@ -299,7 +300,8 @@ func (f *finder) value(at Path, v *unstable.Node) {
 	}
 }
 
-// note keeps the first place of a path. Nested arrays have none in the syntax tree.
+// note records the first position of a path. Nested arrays have no position in the syntax
+// tree.
 func (f *finder) note(at Path, n *unstable.Node) {
 	if _, known := f.places[at]; !known && n.Raw.Length > 0 {
 		f.places[at] = f.lines.Of(int(n.Raw.Offset))

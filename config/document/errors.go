@@ -7,24 +7,24 @@ import (
 	"slices"
 )
 
-// Error is one thing that is wrong with a document. No field repeats a secret.
+// Error is one error in a document. No field contains a secret.
 type Error struct {
 	// File is the name of the document.
 	File string
-	// Line and Column count from 1, columns in characters. Line is 0 when the place is
-	// the file as a whole, as for a table that is missing.
+	// Line and Column count from 1; columns are characters. Line is 0 if the error
+	// concerns the file as a whole, such as a missing table.
 	Line, Column int
-	// Key is the key with its tables, such as "dps.id_scope"; "" when unknown.
+	// Key is the key with its tables, such as "dps.id_scope", or "" if it is unknown.
 	Key string
-	// Problem says what is wrong.
+	// Problem describes the error.
 	Problem string
-	// Nearest is the known name that was probably meant; "" when there is none.
+	// Nearest is the known name that was probably meant, or "".
 	Nearest string
-	// Remedy says what to do; "" when the problem says it all.
+	// Remedy says what to do, or is "" if Problem makes that clear.
 	Remedy string
 }
 
-// Error puts all of it on one line, the place in front, as compilers do:
+// Error returns one line that begins with the position, like the errors of compilers:
 //
 //	dpsd.toml:12:1: dps.id_scop: unknown key; did you mean "id_scope"?
 func (e *Error) Error() string {
@@ -45,14 +45,14 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Errors is everything that is wrong with a document, in the order of the file; what is
-// missing from it comes last.
+// Errors contains all errors in a document, in the order of the file. Errors about missing
+// keys and tables come last.
 type Errors []*Error
 
-// Error lists all of them, one on each line.
+// Error lists all errors, one per line.
 func (e Errors) Error() string { return errors.Join(e.Unwrap()...).Error() }
 
-// Unwrap lets errors.As find an *Error.
+// Unwrap returns the errors, so that errors.As finds an *Error.
 func (e Errors) Unwrap() []error {
 	all := make([]error, len(e))
 	for i, one := range e {

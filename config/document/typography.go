@@ -7,13 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// This file names characters that word processors, web pages and mail programs put in
-// the place of those that TOML is written with. Most look the same on a screen, and some
-// cannot be seen at all.
+// This file names characters that word processors, web pages and mail programs substitute
+// for the characters of TOML syntax. Most look the same on a screen, and some are invisible.
 
-// lookAlikes are such characters, by what has to be written in their place.
+// lookAlikes are such characters, grouped by the right character.
 var lookAlikes = []struct {
-	names  map[rune]string // as Unicode has them
+	names  map[rune]string // names in Unicode
 	remedy string
 }{
 	{map[rune]string{
@@ -41,7 +40,8 @@ var lookAlikes = []struct {
 	{map[rune]string{'‐': "hyphen", '‑': "non-breaking hyphen", '–': "en dash", '—': "em dash", '−': "minus sign"}, "use - instead"},
 }
 
-// lookAlike names a character of the list, and says what to do about it; "" for another.
+// lookAlike returns the name of a character in lookAlikes and the remedy, or "" for any other
+// character.
 func lookAlike(r rune) (name, remedy string) {
 	for _, l := range lookAlikes {
 		if name := l.names[r]; name != "" {
@@ -51,7 +51,8 @@ func lookAlike(r rune) (name, remedy string) {
 	return "", ""
 }
 
-// shownRune is a character for people: itself, when it can be seen, and its number.
+// shownRune returns a character for messages: the character, if it is visible, and its code
+// point.
 func shownRune(r rune) string {
 	name, _ := lookAlike(r)
 	if name != "" {
@@ -63,9 +64,9 @@ func shownRune(r rune) string {
 	return fmt.Sprintf("the character %c (U+%04X%s)", r, r, name)
 }
 
-// strange finds the first character of a line that TOML has no use for: a letter beyond
-// ASCII or a backquote, outside of strings and comments, or a look-alike in a string that
-// does not end on the line. It returns where it stands, in bytes.
+// strange finds the first character of a line that is invalid in TOML: a non-ASCII letter or
+// a backquote outside of strings and comments, or a look-alike in a string that does not end
+// on the line. It returns the offset of the character in bytes.
 func strange(line []byte) (at int, r rune, found bool) {
 	quote, inString := byte(0), -1
 	for at < len(line) {
@@ -95,8 +96,7 @@ func strange(line []byte) (at int, r rune, found bool) {
 	return inString, r, true
 }
 
-// typographic is a syntax error in line n that such a character explains; nil when none
-// does.
+// typographic returns an error if such a character explains a syntax error in line n, or nil.
 func typographic(lines Lines, known map[string][]string, n int) *Error {
 	at, r, found := strange(bytes.TrimRight(lines.Line(n), "\r\n"))
 	if !found {
@@ -110,7 +110,7 @@ func typographic(lines Lines, known map[string][]string, n int) *Error {
 	return &Error{Line: where.Line, Column: where.Column, Key: keyOfLine(lines, known, n), Problem: "TOML does not allow " + shownRune(r), Remedy: remedy}
 }
 
-// Hidden says which look-alike a value holds that was found wrong; "" for none.
+// Hidden describes the look-alike in an invalid value, or returns "" if there is none.
 func Hidden(value string) string {
 	for _, r := range value {
 		if _, remedy := lookAlike(r); remedy != "" {
