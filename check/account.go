@@ -19,16 +19,16 @@ import (
 
 // Account is a user of this machine.
 type Account struct {
-	Name   string // "" for nobody
+	Name   string // "" for none
 	UID    int
 	GID    int
-	Groups []int // beside GID
+	Groups []int // in addition to GID
 }
 
-// LookUpAccount finds the user of this machine that the service runs as, with the groups
-// that its unit adds to those of the user; systemctl may be nil, and the unit is not asked
-// then. The service does not start with a group that does not exist, and none is added for
-// it here. The error says that there is no such user.
+// LookUpAccount returns the user of this machine that the service runs as, with the groups
+// of the user and those that its unit adds. If systemctl is nil, it does not query the unit.
+// It ignores groups that do not exist; with such a group the service does not start. The
+// error means that the user does not exist.
 func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Account, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -60,20 +60,19 @@ func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.
 	return a, err
 }
 
-// impersonates tells whether files are looked at as another user than the one who
-// checks: only root can.
+// impersonates reports whether do changes the user. Only root can do so.
 func (a Account) impersonates() bool { return a.Name != "" && a.UID != 0 && os.Geteuid() == 0 }
 
-// do runs f with the account's rights to files. Their modes, ACLs and all else are
-// the kernel's to judge: setfsuid(2) of a thread takes root's rights to files from it
-// as well (capabilities(7)). The thread is never used for anything else again.
+// do runs f with the account's file permissions, so that the kernel evaluates modes, ACLs
+// and everything else: setfsuid(2) also removes root's file capabilities from the thread
+// (capabilities(7)). The thread is not reused.
 func (a Account) do(f func() error) error {
 	if !a.impersonates() {
 		return f()
 	}
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with this goroutine
+		runtime.LockOSThread() // without unlocking, so the thread ends with this goroutine
 		done <- func() error {
 			if err := unix.Setgroups(a.Groups); err != nil {
 				return fmt.Errorf("looking at files as %s: %w", a.Name, err)
@@ -87,13 +86,13 @@ func (a Account) do(f func() error) error {
 	return <-done
 }
 
-// ClosedError is a file that root can read and the service cannot.
+// ClosedError means that root can read a file but the service cannot.
 type ClosedError struct {
 	Path    string
-	Account string // its name
+	Account string // name of the service's user
 	Err     error
 
-	remedy string // the command that lets everybody read it, which is no advice for a key
+	remedy string // command that makes the file world-readable; "" for keys
 }
 
 func (e *ClosedError) Error() string {
@@ -101,14 +100,14 @@ func (e *ClosedError) Error() string {
 }
 func (e *ClosedError) Unwrap() error { return e.Err }
 
-// Problem is the error without the remedy.
+// Problem returns the error without the remedy.
 func (e *ClosedError) Problem() string { return e.Error() }
 
-// Remedy is the command; "" for none.
+// Remedy returns the command, or "".
 func (e *ClosedError) Remedy() string { return e.remedy }
 
-// ClosedConfiguration is Closed for a configuration, which everybody may read: it holds no
-// secret.
+// ClosedConfiguration is Closed for a configuration, which may be world-readable because it
+// contains no secret.
 func (a Account) ClosedConfiguration(path string) error {
 	err := a.Closed(path)
 	if closed, is := errors.AsType[*ClosedError](err); is {
@@ -117,8 +116,8 @@ func (a Account) ClosedConfiguration(path string) error {
 	return err
 }
 
-// Closed returns why the account cannot read a file that could be read just now, a
-// *ClosedError; nil when it can, or when only root could tell.
+// Closed returns a *ClosedError if the account cannot read a file that this process has just
+// read. It returns nil if the account can, or if this process is not root and cannot know.
 func (a Account) Closed(path string) error {
 	if !a.impersonates() {
 		return nil
@@ -136,8 +135,8 @@ func (a Account) Closed(path string) error {
 	return &ClosedError{Path: path, Account: a.Name, Err: cause(err)}
 }
 
-// Opening is the command that makes a file readable for every user: it names the file, or
-// the first directory on the way to it that this user may not pass.
+// Opening returns the command that makes a file readable for every user. The command changes
+// the file, or the first directory of its path that this user may not search.
 func Opening(path string) string {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -147,7 +146,7 @@ func Opening(path string) string {
 		if c != '/' || n == 0 {
 			continue
 		}
-		// What cannot even be looked at is in a directory that cannot be passed.
+		// If Lstat is not permitted, the user may not search the parent directory.
 		if _, err := os.Lstat(absolute[:n]); errors.Is(err, fs.ErrPermission) {
 			return "chmod a+x " + filepath.Dir(absolute[:n])
 		}
@@ -155,12 +154,12 @@ func Opening(path string) string {
 	return "chmod a+r " + path
 }
 
-// closedTo returns why the service cannot read one of these files, which could be
-// read just now; nil when it can, or when that cannot be told.
+// closedTo returns an error if the service cannot read one of these files, which this process
+// has just read. It returns nil if the service can, or if that is unknown.
 func (i *inspection) closedTo(paths []string) error {
 	for _, path := range paths {
 		if i.provided(path) {
-			continue // systemd hands it to the service, and to nobody else
+			continue // systemd makes it readable only for the service
 		}
 		if where := i.hidden(path); where != "" && i.Installed {
 			return &hiddenError{path, where}
@@ -172,27 +171,28 @@ func (i *inspection) closedTo(paths []string) error {
 	return nil
 }
 
-// hiddenError is a file that the sandbox of the unit hides from the service.
+// hiddenError means that the sandbox of the unit hides a file from the service.
 type hiddenError struct{ path, directory string }
 
 func (e *hiddenError) Error() string {
 	return fmt.Sprintf("%s: the sandbox of %s hides %s from dpsd", e.path, unitName, e.directory)
 }
 
-// Unwrap returns what the service meets.
+// Unwrap returns the error that the service encounters.
 func (e *hiddenError) Unwrap() error { return fs.ErrNotExist }
 
-// Remedy says where it can be.
+// Remedy names places for the file.
 func (e *hiddenError) Remedy() string {
 	return "Move it below /etc/dpsd (a key to /etc/dpsd/keys) and correct its path in dpsd.toml, or provide it as a systemd credential."
 }
 
-// provided tells whether the path is that of a credential of systemd.
+// provided reports whether the path is that of a systemd credential.
 func (i *inspection) provided(path string) bool {
 	return slices.ContainsFunc(i.Secrets.Directories, func(d string) bool { return strings.HasPrefix(path, d+"/") })
 }
 
-// cause drops what was done to which path: whoever reports it says so better.
+// cause removes the operation and the path from an error, because the caller adds better
+// ones.
 func cause(err error) error {
 	if at, is := errors.AsType[*fs.PathError](err); is {
 		return at.Err
@@ -200,14 +200,14 @@ func cause(err error) error {
 	return err
 }
 
-// stranger tells whether whoever checks can neither be nor look as the service.
-func (i *inspection) stranger() bool {
+// otherUser reports whether the current user is neither root nor the service's user.
+func (i *inspection) otherUser() bool {
 	return os.Geteuid() != 0 && os.Geteuid() != i.Account.UID
 }
 
-// asSeen adds to a refusal of the file system who it was that was refused.
+// asSeen adds the current user to a permission error.
 func (i *inspection) asSeen(err error) error {
-	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+	if errors.Is(err, fs.ErrPermission) && i.otherUser() {
 		return fmt.Errorf("%w; this is user %d, not the service", err, os.Getuid())
 	}
 	return err

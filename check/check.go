@@ -1,11 +1,10 @@
-// Package check finds out, step by step, whether a gateway can be provisioned as it
-// is configured, and what keeps it from it. It goes the way of the daemon's attempt,
-// up to the CONNACK and no further: nothing is registered, nothing on disk changes. Then
-// it goes to the assigned hub, as far as TLS.
+// Package check diagnoses, step by step, whether a gateway can be provisioned with its
+// configuration. It follows the daemon's attempt up to the CONNACK, but registers nothing and
+// changes nothing on disk. Then it connects to the assigned hub with TLS.
 //
-// Every step ends by a deadline of its own. What fails carries the code and the
-// advice of the catalogue; a step that needs one that failed is skipped and says
-// which, the others go on.
+// Every step has its own deadline. A failed step has the code and the advice of the
+// catalogue. A step that needs the result of a failed step is skipped and names it; the
+// other steps continue.
 package check
 
 import (
@@ -28,44 +27,44 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// Status is how a step ended.
+// Status is the outcome of a step.
 type Status string
 
-// The ends of a step, from good to bad.
+// Outcomes of a step, from best to worst.
 const (
 	OK      Status = "ok"
-	Skipped Status = "skipped" // not checked; the detail says why
-	Warning Status = "warning" // dpsd works, but somebody should look
-	Failed  Status = "failed"  // dpsd cannot provision, or the hub cannot be reached, like this
+	Skipped Status = "skipped" // not checked; the detail gives the reason
+	Warning Status = "warning" // dpsd works, but the result needs attention
+	Failed  Status = "failed"  // dpsd cannot provision the gateway, or the hub cannot be reached
 )
 
-// Result is what one step found. No field holds a secret.
+// Result is one result of a step. No field contains a secret.
 type Result struct {
 	Name string `json:"name"`
-	// Protocol is "mqtt" or "websocket" in the steps that each takes on its own way.
+	// Protocol is "mqtt" or "websocket" in the steps that are made for each protocol.
 	Protocol string `json:"protocol,omitempty"`
-	// Subject is what was looked at: a file, a host, an address, a credential.
+	// Subject is the object of the check: a file, a host, an address, a credential.
 	Subject string `json:"subject,omitempty"`
 	Status  Status `json:"status"`
-	// Detail says in one line what was found, for people.
+	// Detail describes the result in one line for people.
 	Detail string `json:"detail"`
-	// Code is the fault that dpsd would meet here; "" for none.
+	// Code is the fault that dpsd would report, or "".
 	Code fault.Code `json:"code,omitempty"`
-	// Advice says in one line what to do; "" for nothing.
+	// Advice says in one line what to do, or is "".
 	Advice string `json:"advice,omitempty"`
 }
 
-// Report is a whole check.
+// Report is the result of a whole check.
 type Report struct {
-	Schema  int       `json:"schema"`  // 1; another one when a member goes or changes its meaning
-	Version string    `json:"version"` // of dpsd
-	Time    time.Time `json:"time"`    // by this gateway's clock, UTC
-	Offline bool      `json:"offline"` // the network was left alone
-	Status  Status    `json:"status"`  // the worst of all steps: ok, warning or failed
+	Schema  int       `json:"schema"`  // 1; changes when a member is removed or changes its meaning
+	Version string    `json:"version"` // version of dpsd
+	Time    time.Time `json:"time"`    // time of this gateway's clock, in UTC
+	Offline bool      `json:"offline"` // the network was not used
+	Status  Status    `json:"status"`  // worst status of all steps: ok, warning or failed
 	Steps   []Result  `json:"steps"`
 }
 
-// Worst is the worst status of results; what was skipped counts for nothing.
+// Worst returns the worst status of results. It ignores skipped steps.
 func Worst(results []Result) Status {
 	worst := OK
 	for _, r := range results {
@@ -76,72 +75,72 @@ func Worst(results []Result) Status {
 	return worst
 }
 
-// Gateway is what is checked.
+// Gateway is the gateway to check.
 type Gateway struct {
-	// File is the configuration, and Invalid why it cannot be used; nil when it can.
-	// An error with Unwrap() []error becomes a result for each.
+	// File is the configuration. Invalid is the reason why it cannot be used, or nil. Each
+	// error of an Unwrap() []error becomes a result.
 	File    string
 	Invalid error
-	// Installed says that File is the one that the service reads.
+	// Installed means that File is the configuration of the service.
 	Installed bool
-	// SocketUnknown says that File would name the control socket but cannot be used: Ask then
-	// asks at the standard one.
+	// SocketUnknown means that File sets the control socket but cannot be used. Ask then uses
+	// the default socket.
 	SocketUnknown bool
 
-	Settings         *daemon.Settings // nil when the configuration is invalid
+	Settings         *daemon.Settings // nil if the configuration is invalid
 	StateDirectory   string
 	RuntimeDirectory string
-	Socket           string // the path of the control socket; "" is not checked
+	Socket           string // path of the control socket; if it is "", the socket is not checked
 	Secrets          attest.Secrets
 	Host             attest.Host
 
-	// Account is the user that the service runs as. Who checks as root sees the files
-	// as that user does. The zero value is nobody: whoever checks counts.
+	// Account is the user that the service runs as. If this process runs as root, it accesses
+	// files as that user. If Account is zero, files are accessed as the current user.
 	Account Account
-	// Systemctl runs systemctl(1) and returns what it printed; nil when no systemd
-	// runs here.
+	// Systemctl runs systemctl(1) and returns its output. It is nil if systemd is not running.
 	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
 
-	// Ask returns what the running dpsd says of itself; nil: it is not asked.
+	// Ask returns the status of the running dpsd. If it is nil, the service is not queried.
 	Ask func(context.Context) (control.Status, error)
 
 	Version string
-	BuiltAt time.Time        // of dpsd: an earlier time is implausible; zero: not judged
-	Now     func() time.Time // nil: time.Now
+	BuiltAt time.Time        // build time; an earlier clock is implausible; zero disables the test
+	Now     func() time.Time // if it is nil, time.Now
 
-	// Resolve finds the addresses of a host; nil: the system's resolver.
+	// Resolve returns the addresses of a host. If it is nil, the system's resolver is used.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// ProxyOrigin says for people whose HTTPS_PROXY and NO_PROXY the dialer uses; "" when
-	// the configuration does not leave the proxy to the environment.
+	// ProxyOrigin describes the environment from which the dialer takes HTTPS_PROXY and
+	// NO_PROXY. It is "" if the configuration sets the proxy.
 	ProxyOrigin string
 
-	// Skip has the names of the steps to leave out. What others need of them is still found
-	// out, but they contact nobody.
+	// Skip contains the names of the steps to leave out. Their results are still determined if
+	// other steps need them, but without contacting any host.
 	Skip map[string]bool
 
-	// Progress is told what is being waited for; nil: nobody.
+	// Progress, if it is not nil, is called with a description of each operation that may take
+	// long.
 	Progress func(what string)
 }
 
-// inspection is one check under way: what later steps need of earlier ones.
+// inspection is the state of one check: the results that later steps need.
 type inspection struct {
 	*Gateway
 	report func(Result)
 
-	registrationID string                         // "": not known
-	payload        []byte                         // what is sent along
-	usable         []usable                       // credentials
-	implausible    bool                           // the clock is behind
-	clockHeld      bool                           // against a certificate of the server
-	dialer         *transport.Dialer              // with the roots read; nil when they cannot be
-	unit           *unit                          // nil: no systemd, or no dpsd.service
-	unitError      error                          // why there is none
-	answer         func() (control.Status, error) // of the running dpsd; control.ErrNotRunning where nobody is asked
-	misconfigured  error                          // why the service cannot use the configuration: Invalid, or a ClosedError
-	told           redact.Known                   // the secrets that peers are told
+	registrationID string                         // "" if it is unknown
+	payload        []byte                         // payload of the registration
+	usable         []usable                       // usable credentials
+	implausible    bool                           // the clock is slow
+	clockCompared  bool                           // the clock was compared with a certificate of the server
+	dialer         *transport.Dialer              // with its roots; nil if they cannot be read
+	unit           *unit                          // nil without systemd or dpsd.service
+	unitError      error                          // reason why unit is nil
+	answer         func() (control.Status, error) // status of the running dpsd; control.ErrNotRunning if the service is not queried
+	misconfigured  error                          // reason why the service cannot use the configuration: Invalid, or a ClosedError
+	disclosed      redact.Known                   // secrets that are sent to peers
 }
 
-// withDefaults is a copy with what the zero value of a function stands for.
+// withDefaults returns a copy in which the functions have their defaults.
 func (g Gateway) withDefaults() *Gateway {
 	if g.Now == nil {
 		g.Now = time.Now
@@ -157,18 +156,19 @@ func (g Gateway) withDefaults() *Gateway {
 	return &g
 }
 
-// askLimit is how long the running daemon may take to answer. It answers from memory.
+// askLimit is the time limit for an answer of the running daemon, which answers from memory.
 const askLimit = 5 * time.Second
 
-// Run goes through all steps and hands each result on as soon as it is certain. With
-// offline it stops before the network. When ctx ends, it returns early.
+// Run runs all steps and calls report with each result as soon as the result is final. If
+// offline is true, it stops before the steps that use the network. It returns early when ctx
+// is done.
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i := &inspection{Gateway: g.withDefaults()}
 	wanted := g.wanted(report)
 	i.report = func(r Result) {
-		// Whatever peers were told, they may repeat.
+		// Peers may repeat the secrets that they received.
 		for _, text := range []*string{&r.Subject, &r.Detail, &r.Advice} {
-			*text = foreign.Line(i.told.Mask(*text), foreign.MaxFault)
+			*text = foreign.Line(i.disclosed.Mask(*text), foreign.MaxFault)
 		}
 		wanted(r)
 	}
@@ -183,7 +183,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 		defer cancel()
 		return g.Ask(ctx)
 	})
-	// needing leaves out what needs a configuration when there is none.
+	// needing skips the steps that need a configuration if it is invalid.
 	needing := func(look func(), names ...string) {
 		if g.Settings == nil {
 			i.skipAll("the configuration is invalid", names...)
@@ -231,7 +231,7 @@ func (i *inspection) skipAll(because string, names ...string) {
 
 func (i *inspection) fail(r Result, err error) { i.report(failed(r, classify.Classify(err))) }
 
-// failed puts a fault into words.
+// failed returns a result that describes a fault.
 func failed(r Result, f fault.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, f.Code, f.Advice()
 	r.Detail = fault.Describe(f.Code).Summary
@@ -245,7 +245,7 @@ func failed(r Result, f fault.Fault) Result {
 	return r
 }
 
-// configuration tells what reading it has come to.
+// configuration reports whether the configuration is valid.
 func (i *inspection) configuration() {
 	r := Result{Name: Configuration, Subject: i.File}
 	if i.Invalid == nil {
@@ -275,8 +275,8 @@ func (i *inspection) configuration() {
 	}
 }
 
-// incorrect is a failure of the configuration. What has to follow the correction depends
-// on the service.
+// incorrect returns a failure of the configuration. The command to run after the correction
+// depends on the service.
 func (i *inspection) incorrect(r Result, problem error) Result {
 	r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, problem))
 	if !errors.As(problem, new(interface{ Remedy() string })) {
@@ -286,8 +286,7 @@ func (i *inspection) incorrect(r Result, problem error) Result {
 	return r
 }
 
-// applying is the command after which the service uses a corrected configuration; "" for
-// none.
+// applying returns the command after which the service uses a corrected configuration, or "".
 func (i *inspection) applying() string {
 	if !i.Installed {
 		return ""
@@ -295,7 +294,7 @@ func (i *inspection) applying() string {
 	return i.unit.applying()
 }
 
-// identity finds the registration ID and the payload, as an attempt does.
+// identity determines the registration ID and the payload, like an attempt.
 func (i *inspection) identity() {
 	r := Result{Name: Identity, Subject: i.Settings.RegistrationID.String()}
 	id, err := i.Settings.RegistrationID.Resolve(i.Host, i.Secrets)

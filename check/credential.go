@@ -17,19 +17,19 @@ import (
 	"github.com/dpsd-project/dpsd/session"
 )
 
-// usable is a credential that can be shown to the service.
+// usable is a credential with a proof for the service.
 type usable struct {
 	attest.Credential
 	proof session.Proof
 }
 
-// credentials reads each, and the proxy's password, as an attempt does.
+// credentials reads each credential and the proxy's password, like an attempt.
 func (i *inspection) credentials() {
 	results := make([]Result, 0, len(i.Settings.Credentials))
 	for _, c := range i.Settings.Credentials {
 		results = append(results, i.credential(c)...)
 	}
-	// dpsd goes on with the next credential when one cannot be used.
+	// If a credential cannot be used, dpsd uses the next one.
 	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
 		soften(results, "another credential can be used")
 	}
@@ -49,7 +49,7 @@ func (i *inspection) credentials() {
 	}
 }
 
-// soften makes warnings of failures that do not keep dpsd from its work.
+// soften changes failures to warnings if dpsd works in spite of them.
 func soften(results []Result, because string) {
 	for n := range results {
 		if results[n].Status == Failed {
@@ -66,7 +66,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		CommonName(attest.Secrets) (string, error)
 	})
 	if i.registrationID == "" && hasName {
-		// Then nothing says whether the common name is right, but everything else can be checked.
+		// Without the ID, only the common name cannot be checked.
 		if cn, err := named.CommonName(i.Secrets); err == nil {
 			identity.RegistrationID = cn
 		}
@@ -78,7 +78,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if err == nil {
 		if i.registrationID != "" {
 			i.usable = append(i.usable, usable{c, proof})
-			i.told.Add([]byte(attest.Signature(proof.Password)))
+			i.disclosed.Add([]byte(attest.Signature(proof.Password)))
 		}
 		err = proof.Validity
 	}
@@ -86,14 +86,14 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
-	var secrets []attest.Reference // a certificate is none
+	var secrets []attest.Reference // without certificates
 	for _, k := range c.Type().Keys(c) {
 		if k.Secret {
 			secrets = append(secrets, *k.Reference)
 		}
 	}
 	results := i.judge(r, err, c.References(), secrets, detail)
-	// The length alone is no reason to warn.
+	// The length alone does not justify a warning.
 	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
 		results = append(results, r.warning(doubt.Error(), doubt.Remedy()))
 	}
@@ -106,7 +106,8 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	return results
 }
 
-// judge says what reading came to, err, and who else can read.
+// judge returns the results about references that were read: a failure if err is not nil, and
+// a warning about each secret that other users can read.
 func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference, detail string) []Result {
 	if err != nil {
 		return []Result{i.unusable(r, err, all)}
@@ -126,8 +127,8 @@ func (i *inspection) judge(r Result, err error, all, secrets []attest.Reference,
 	return results
 }
 
-// withheld is why the service does not get what could be read just now; nil when it
-// does.
+// withheld returns the reason why the service cannot read secrets that this process has just
+// read, or nil.
 func (i *inspection) withheld(references []attest.Reference) error {
 	for _, r := range references {
 		if err := i.notLoaded(r); err != nil {
@@ -137,7 +138,7 @@ func (i *inspection) withheld(references []attest.Reference) error {
 	return i.closedTo(i.paths(references))
 }
 
-// paths are the files that references lead to.
+// paths returns the files that references name.
 func (i *inspection) paths(references []attest.Reference) []string {
 	paths := make([]string, 0, len(references))
 	for _, r := range references {
@@ -146,7 +147,7 @@ func (i *inspection) paths(references []attest.Reference) []string {
 	return paths
 }
 
-// unusable names the fault, and who it is that cannot read.
+// unusable returns a failure that names the fault and the user that cannot read the file.
 func (i *inspection) unusable(r Result, err error, references []attest.Reference) Result {
 	if errors.As(err, new(*ClosedError)) || errors.As(err, new(*hiddenError)) {
 		return failed(r, fault.New(fault.CredentialUnreadable, fault.StageCredential, err))
@@ -166,14 +167,14 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 		}
 	}
 	r = failed(r, classify.Classify(i.asSeen(err)))
-	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+	if errors.Is(err, fs.ErrPermission) && i.otherUser() {
 		r.Advice = "Run it as root, who looks at the files as the service does: sudo dpsd check"
 	}
 	return r
 }
 
-// exposed tells who beside the service can read or change a secret, as its mode has it.
-// Modes of systemd's credentials are systemd's business.
+// exposed returns a warning if the mode of a secret allows users other than the service to
+// read or change it. It ignores systemd credentials, whose modes systemd sets.
 func (i *inspection) exposed(reference attest.Reference) (detail, advice string) {
 	if reference.File == "" {
 		return "", ""
@@ -200,8 +201,8 @@ func (i *inspection) exposed(reference attest.Reference) (detail, advice string)
 		fmt.Sprintf("chown root:dpsd-keys %[1]s && chmod 0640 %[1]s", reference.File)
 }
 
-// hidden returns the directory that the sandbox of the unit hides from the service,
-// systemd.exec(5): ProtectHome=, PrivateTmp=. A drop-in may have changed either.
+// hidden returns the directory that the sandbox of the unit hides from the service, or "". It
+// considers ProtectHome= and PrivateTmp= (systemd.exec(5)), which a drop-in may have changed.
 func (i *inspection) hidden(path string) string {
 	if i.unit == nil {
 		return ""
@@ -222,8 +223,8 @@ func (i *inspection) hidden(path string) string {
 	return ""
 }
 
-// chain looks at what Prove leaves to the service: the order of the certificates,
-// RFC 5246 §7.4.2, and the time that is left.
+// chain checks what Prove does not check: the order of the certificates (RFC 5246 §7.4.2)
+// and the remaining time.
 func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 	var results []Result
 	warn := func(detail, advice string) {
@@ -233,7 +234,7 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 	for n, der := range proof.Certificate.Certificate[1:] {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			break // Prove has parsed them all
+			break // Prove has parsed all of them
 		}
 		if slices.Contains(proof.Unrelated, n+1) {
 			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue any of the others that lead to the device's", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
@@ -256,12 +257,12 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 	return results
 }
 
-// expiresSoon looks at the certificate of the chain that expires first. One that is valid
-// for a day is not complained about all day.
+// expiresSoon returns a warning if the certificate of the chain that expires first expires
+// soon. The limit is shorter for certificates that are valid for only a day.
 func (i *inspection) expiresSoon(proof attest.Proof) (detail, advice string) {
 	first, err := x509.ParseCertificate(proof.Certificate.Certificate[proof.ExpiresFirst])
 	if err != nil {
-		return "", "" // Prove has parsed them all
+		return "", "" // Prove has parsed all of them
 	}
 	left := first.NotAfter.Sub(i.Now())
 	if left >= min(30*24*time.Hour, first.NotAfter.Sub(first.NotBefore)/3) {
@@ -278,7 +279,7 @@ func (i *inspection) expiresSoon(proof attest.Proof) (detail, advice string) {
 
 func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
 
-// rough is a duration for people.
+// rough returns an approximate duration for people.
 func rough(d time.Duration) string {
 	d = d.Abs()
 	switch {

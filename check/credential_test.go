@@ -27,8 +27,8 @@ import (
 
 var today = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
 
-// chain writes a device certificate for gw-1 and the certificate that issued it, which is
-// valid for so long from today, and their key.
+// chain writes a device certificate for gw-1, the certificate of its issuer, which are valid
+// for the given times from today, and the device's key.
 func chain(t *testing.T, leafFor, issuerFor time.Duration, usages ...x509.ExtKeyUsage) attest.X509 {
 	t.Helper()
 	newKey := func() *ecdsa.PrivateKey {
@@ -72,7 +72,7 @@ func chain(t *testing.T, leafFor, issuerFor time.Duration, usages ...x509.ExtKey
 	return x
 }
 
-// beside appends the issuer of another chain to the certificates.
+// beside returns x with the issuer of another chain appended to its certificates.
 func beside(t *testing.T, x, other attest.X509) attest.X509 {
 	t.Helper()
 	ours, err := os.ReadFile(x.Certificate.File)
@@ -87,7 +87,7 @@ func beside(t *testing.T, x, other attest.X509) attest.X509 {
 	return x
 }
 
-// credentials are the results about a credential of a gateway with that registration ID.
+// credentials returns the results about a credential of a gateway with that registration ID.
 func credentials(t *testing.T, registrationID string, c attest.Credential) []check.Result {
 	t.Helper()
 	return run(t, &check.Gateway{
@@ -104,7 +104,7 @@ func TestTheWholeChainIsChecked(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		credential attest.X509
-		last       check.Status // of the last result
+		last       check.Status // status of the last result
 		code       fault.Code
 		detail     string
 		advice     string

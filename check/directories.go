@@ -13,15 +13,14 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// obstacle returns what would keep dpsd from replacing the files in a state directory that
-// can be written, as dpsd would report it: a file that is a mount point or immutable, or a
-// lock that may not be opened. nil is nothing.
+// obstacle returns the error with which dpsd would fail to replace the files in a writable
+// state directory, or nil: a file is a mount point or immutable, or the lock cannot be opened.
 func obstacle(directory string) error {
 	files := store.Files(directory)
 	for _, path := range append(files, files[0]+".prev") {
 		var file unix.Statx_t
 		if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &file); err != nil {
-			continue // it is not there
+			continue // it does not exist
 		}
 		switch {
 		case file.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
@@ -41,8 +40,8 @@ func obstacle(directory string) error {
 	return nil
 }
 
-// runtimeDirectory looks at the directory of the control socket. It reports nothing when
-// all is well: dpsd also works without the directory.
+// runtimeDirectory checks the directory of the control socket. It reports only problems, and
+// only as warnings, because dpsd also works without the directory.
 func (i *inspection) runtimeDirectory(r Result) {
 	if r.Subject == "" || r.Subject == i.StateDirectory {
 		return
@@ -65,7 +64,7 @@ func (i *inspection) runtimeDirectory(r Result) {
 	case missing && bySystemd && !i.unit.running():
 		return
 	case missing && bySystemd:
-		err = &store.MissingError{Directory: r.Subject, Err: syscall.ENOENT} // the sandbox lets only systemd make it
+		err = &store.MissingError{Directory: r.Subject, Err: syscall.ENOENT} // inside the sandbox only systemd can create it
 	case missing:
 		if refused := i.mayWrite(parent(r.Subject)); refused != nil {
 			err = &store.MissingError{Directory: r.Subject, Err: refused}
@@ -87,7 +86,7 @@ func (i *inspection) runtimeDirectory(r Result) {
 	i.warn(r, fmt.Sprintf("%v; without it there is no control socket for dpsd status, wait and reprovision, and no place for a record that the state directory refuses", err), advice)
 }
 
-// controlSocket looks at what stands where dpsd makes its socket. Listen replaces files only.
+// controlSocket checks the path at which dpsd creates its socket. Listen replaces only files.
 func (i *inspection) controlSocket() {
 	var found unix.Statx_t
 	err := i.Account.do(func() error {
@@ -95,7 +94,7 @@ func (i *inspection) controlSocket() {
 	})
 	is := ""
 	switch {
-	case i.Socket == "" || err != nil: // nothing is there
+	case i.Socket == "" || err != nil: // the path does not exist
 	case found.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
 		is = "a mount point"
 	case found.Mode&unix.S_IFMT == unix.S_IFDIR:

@@ -36,7 +36,7 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name, runtime string
-		says          string // "": nothing is reported
+		says          string // "" if nothing is reported
 	}{
 		{"a directory that can be written is well", dir, ""},
 		{"so is one that dpsd can make", filepath.Join(dir, "run"), ""},
@@ -60,11 +60,11 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}
 }
 
-func TestAStateDirectoryOfNoUseIsOneFailureThatSaysWhatIsThere(t *testing.T) {
+func TestAnUnusableStateDirectoryIsOneFailureThatDescribesThePath(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		make  func(path string) error
-		below string // the path: the state directory
+		below string // subpath that is the state directory
 		says  string
 	}{
 		{"a dangling link", func(path string) error { return os.Symlink("/data/no-such-directory/dpsd", path) }, "", "the directory PATH is a link to /data/no-such-directory/dpsd, which does not exist"},
@@ -90,8 +90,8 @@ func TestAStateDirectoryOfNoUseIsOneFailureThatSaysWhatIsThere(t *testing.T) {
 	}
 }
 
-// mounting runs a test once more in a mount namespace of its own, and returns the directory
-// that the test is to use there. Outside, it returns "".
+// mounting runs the test again in its own mount namespace, where it returns a directory for
+// the test. Outside of the namespace it returns "".
 func mounting(t *testing.T) (dir string) {
 	t.Helper()
 	const inside = "DPSD_TEST_MOUNT_OVER"
@@ -136,7 +136,7 @@ func TestAFullRuntimeDirectoryIsAWarning(t *testing.T) {
 	}
 }
 
-func TestADirectoryOrAMountInThePlaceOfTheControlSocketIsAWarning(t *testing.T) {
+func TestADirectoryOrAMountAtThePathOfTheControlSocketIsAWarning(t *testing.T) {
 	dir := mounting(t)
 	if dir == "" {
 		return

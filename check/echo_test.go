@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/redact"
 )
 
-// A proxy that repeats what it was told, in any form that is no address and no header.
+// The proxy repeats the password in forms that are neither an address nor a header.
 func TestAPasswordThatAProxyRepeatsIsMasked(t *testing.T) {
 	const password = "c0rrect/h0rse+battery"
 	for name, echo := range map[string]string{
@@ -41,11 +41,11 @@ func TestAPasswordThatAProxyRepeatsIsMasked(t *testing.T) {
 			for _, r := range steps(t, g) {
 				masked = masked || strings.Contains(r.Detail, redact.Mark)
 				if strings.Contains(r.Detail+r.Subject+r.Advice, echo[8:]) {
-					t.Errorf("%s shows it: %s", r.Name, r.Detail)
+					t.Errorf("%s contains the password: %s", r.Name, r.Detail)
 				}
 			}
 			if !masked {
-				t.Error("the proxy's answer is nowhere")
+				t.Error("no result contains the proxy's answer")
 			}
 		})
 	}

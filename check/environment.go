@@ -12,15 +12,16 @@ import (
 	"github.com/dpsd-project/dpsd/unitfile"
 )
 
-// Environment is the environment of the service, and where it was found.
+// Environment is the environment of the service and its origin.
 type Environment struct {
 	Values map[string]string
-	Origin string // for people
+	Origin string // description for people
 }
 
-// ServiceEnvironment finds the environment of dpsd.service: that of its process, or of
-// its unit when it does not run or may not be looked at. A shell has another one. The
-// error says that there is no such unit, or that systemd does not answer.
+// ServiceEnvironment returns the environment of dpsd.service, which differs from that of a
+// shell: the environment of its process, or of its unit if the process does not run or may
+// not be inspected. The error means that the unit does not exist or that systemd does not
+// answer.
 func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Environment, error) {
 	properties, err := show(ctx, systemctl, "--property=LoadState,MainPID,Environment,EnvironmentFiles")
 	if err != nil {
@@ -35,13 +36,13 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 		}
 	}
 	e := environment(unitName, unitfile.Words(properties["Environment"]))
-	// Files win over Environment=, later ones over earlier ones (systemd.exec(5)).
+	// Files override Environment=, and later files override earlier ones (systemd.exec(5)).
 	for line := range strings.Lines(properties["EnvironmentFiles"]) {
 		// "/etc/default/dpsd (ignore_errors=yes)"
 		names, _ := filepath.Glob(line[:max(0, strings.LastIndex(line, " (ignore_errors="))])
 		for _, name := range names {
 			if text, err := input.Read(name, maxUnitFile); err == nil {
-				// A value may go on in the next line, also in single quotes.
+				// A value may continue in the next line, even in single quotes.
 				for _, v := range unitfile.Variables(bytes.ReplaceAll(text, []byte("\\\n"), nil)) {
 					e.Values[v.Key] = v.Value
 				}
@@ -51,7 +52,7 @@ func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context,
 	return e, nil
 }
 
-// environment is one of assignments, the last of which count.
+// environment returns the environment of assignments. Later assignments override earlier ones.
 func environment(origin string, assignments []string) Environment {
 	e := Environment{Values: map[string]string{}, Origin: origin}
 	for _, a := range assignments {

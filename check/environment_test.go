@@ -22,15 +22,15 @@ func TestTheEnvironmentIsThatOfTheService(t *testing.T) {
 		says   string
 		answer string
 		values map[string]string
-		origin string // "": an error
+		origin string // "" if an error is expected
 	}{
 		{"a unit without any", "LoadState=loaded\nMainPID=0\nEnvironment=\n", map[string]string{"HTTPS_PROXY": "", "NO_PROXY": ""}, "dpsd.service"},
 		{"Environment=, with a space in a value", "LoadState=loaded\nMainPID=0\nEnvironment=A=b \"NO_PROXY=localhost, 10.0.0.0/8\" HTTPS_PROXY=http://unit:3128\n",
 			map[string]string{"A": "b", "NO_PROXY": "localhost, 10.0.0.0/8", "HTTPS_PROXY": "http://unit:3128"}, "dpsd.service"},
 		{"an escaped quotation mark", "LoadState=loaded\nMainPID=0\nEnvironment=\"A=x \\\"y\" B=z\n", map[string]string{"A": `x "y`, "B": "z"}, "dpsd.service"},
-		{"EnvironmentFile=, which wins", "LoadState=loaded\nMainPID=0\nEnvironment=HTTPS_PROXY=http://unit:3128\nEnvironmentFiles=/nonexistent/file (ignore_errors=yes)\nEnvironmentFiles=" + file + " (ignore_errors=no)\n",
+		{"EnvironmentFile=, which overrides Environment=", "LoadState=loaded\nMainPID=0\nEnvironment=HTTPS_PROXY=http://unit:3128\nEnvironmentFiles=/nonexistent/file (ignore_errors=yes)\nEnvironmentFiles=" + file + " (ignore_errors=no)\n",
 			map[string]string{"HTTPS_PROXY": "http://file:3128", "NO_PROXY": "a, b"}, "dpsd.service"},
-		{"a process that cannot be looked at", "LoadState=loaded\nMainPID=4194305\nEnvironment=HTTPS_PROXY=http://unit:3128\n", map[string]string{"HTTPS_PROXY": "http://unit:3128"}, "dpsd.service"},
+		{"a process that cannot be inspected", "LoadState=loaded\nMainPID=4194305\nEnvironment=HTTPS_PROXY=http://unit:3128\n", map[string]string{"HTTPS_PROXY": "http://unit:3128"}, "dpsd.service"},
 		{"no unit", "LoadState=not-found\nMainPID=0\n", nil, ""},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestTheEnvironmentIsThatOfTheService(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a process that runs has the last word", func(t *testing.T) {
+	t.Run("the environment of a running process overrides that of the unit", func(t *testing.T) {
 		own, err := os.ReadFile("/proc/self/environ") // as it was at the start
 		if err != nil || len(own) == 0 {
 			t.Fatalf("%d bytes, %v", len(own), err)

@@ -17,18 +17,18 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// hubPorts are where a hub offers MQTT, and MQTT over WebSocket.
+// hubPorts are the ports at which a hub accepts MQTT and MQTT over WebSocket.
 var hubPorts = []int{transport.DefaultMQTTPort, transport.DefaultWebSocketPort}
 
-// maxHeader bounds what is read of its answer, in bytes.
+// maxHeader is the maximum size of a hub's answer, in bytes.
 const maxHeader = 64 << 10
 
-// dateLimit bounds the wait for the time that a hub states.
+// dateLimit is the time limit for an answer with the time of a hub.
 const dateLimit = 5 * time.Second
 
-// hub tries the way to the assigned hub as far as TLS. It shows no certificate and signs
-// in to nothing: a hub allows a device one connection, and a second one would end that of
-// the running client.
+// hub connects to the assigned hub with TLS. It presents no client certificate and does not
+// sign in, because a hub allows a device only one connection, and a second one would end the
+// connection of the running client.
 func (i *inspection) hub(ctx context.Context) {
 	host, because := i.assignedHub()
 	if because == "" && i.dialer == nil {
@@ -45,7 +45,7 @@ func (i *inspection) hub(ctx context.Context) {
 	for n, port := range hubPorts {
 		dialer := *i.dialer
 		dialer.Host, dialer.MQTTPort, dialer.Sessions = host, port, nil
-		dialer.Protocols = []transport.Protocol{transport.MQTT} // TLS, and nothing in it
+		dialer.Protocols = []transport.Protocol{transport.MQTT} // TLS without MQTT
 		w := &way{protocol: transport.MQTT}
 		ways[n], dialers[n], h.dialer = w, &dialer, &dialer
 		var err error
@@ -71,7 +71,7 @@ func (i *inspection) hub(ctx context.Context) {
 		}
 		h.dialer = dialers[n]
 		if date := h.greet(ctx, w); !date.IsZero() {
-			clocks = append(clocks, against("the hub", date, i.Now()))
+			clocks = append(clocks, compare("the hub", date, i.Now()))
 		}
 	}
 	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
@@ -86,7 +86,8 @@ func (i *inspection) hub(ctx context.Context) {
 	}
 }
 
-// assignedHub returns the hub of the published record, or why none is tried.
+// assignedHub returns the hub of the published record, or the reason why the hub is not
+// checked.
 func (i *inspection) assignedHub() (host, because string) {
 	record, err := store.Published(i.StateDirectory, i.RuntimeDirectory)
 	_, azure := classify.CloudOf(record.AssignedHub)
@@ -102,15 +103,15 @@ func (i *inspection) assignedHub() (host, because string) {
 }
 
 func (w *way) hubFailed(name string, f fault.Fault) {
-	if f.Circumstance == "" || f.Circumstance == fault.OnlyMQTT { // the port of the hub is nobody's choice
+	if f.Circumstance == "" || f.Circumstance == fault.OnlyMQTT { // the port of the hub is not configurable
 		f.Circumstance = fault.AtHub
 	}
 	w.results = append(w.results, failed(Result{Name: name, Subject: w.route.Address}, f))
 	w.blocked = name + " failed"
 }
 
-// greet agrees on TLS with the hub, and at port 443 asks what time it is there, by
-// RFC 9110 6.6.1. The time is zero when the hub does not state it.
+// greet makes a TLS handshake with the hub and, at port 443, requests its time (RFC 9110
+// §6.6.1). The time is zero if the hub does not send it.
 func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	r := Result{Name: HubTLS, Subject: w.route.Address}
 	switch {

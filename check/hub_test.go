@@ -29,18 +29,18 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// hub is a server with TLS that plays an IoT hub at two ports.
+// hub is a TLS server that simulates an IoT hub at two ports.
 type hub struct {
-	ca     string // file
+	ca     string // path of a file
 	mqtt   net.Listener
 	web    net.Listener
-	read   sync.WaitGroup // at the MQTT port
-	served sync.WaitGroup // at the other
+	read   sync.WaitGroup // readers at the MQTT port
+	served sync.WaitGroup // handlers at the other port
 
 	mu       sync.Mutex
-	inside   []byte   // what came at the MQTT port, inside TLS
-	shown    int      // certificates of devices
-	requests []string // at the other port
+	inside   []byte   // data received at the MQTT port inside TLS
+	shown    int      // number of client certificates received
+	requests []string // requests at the other port
 }
 
 func newHub(t *testing.T, name string) *hub {
@@ -95,13 +95,13 @@ func newHub(t *testing.T, name string) *hub {
 	return h
 }
 
-// end closes the MQTT port, and returns when all is read that came there.
+// end closes the MQTT port and returns when all data received there has been read.
 func (h *hub) end() {
 	_ = h.mqtt.Close()
 	h.read.Wait()
 }
 
-// assigned publishes that the hub was assigned.
+// assigned publishes a record with the hub.
 func assigned(t *testing.T, directory, endpoint, hub string) {
 	t.Helper()
 	s, err := store.Open(store.Options{Directory: directory, RuntimeDirectory: t.TempDir()}, time.Now())
@@ -116,8 +116,8 @@ func assigned(t *testing.T, directory, endpoint, hub string) {
 	}
 }
 
-// withHub is a gateway that has one: its names are h.test and dps.test, where nobody
-// listens.
+// withHub returns a gateway with an assigned hub. It resolves h.test and dps.test; no server
+// listens at dps.test.
 func withHub(t *testing.T, h *hub, listening map[string]net.Listener) *check.Gateway {
 	t.Helper()
 	resolve := func(_ context.Context, host string) ([]netip.Addr, error) {
@@ -141,7 +141,7 @@ func withHub(t *testing.T, h *hub, listening map[string]net.Listener) *check.Gat
 	return g
 }
 
-func TestTheHubIsTriedAsFarAsTLSAndNobodySignsIn(t *testing.T) {
+func TestTheCheckOfTheHubEndsAfterTLSWithoutSigningIn(t *testing.T) {
 	h := newHub(t, "h.test")
 	g := withHub(t, h, map[string]net.Listener{"h.test:8883": h.mqtt, "h.test:443": h.web})
 	assigned(t, g.StateDirectory, "dps.test", "h.test")
@@ -152,20 +152,20 @@ func TestTheHubIsTriedAsFarAsTLSAndNobodySignsIn(t *testing.T) {
 		}
 	}
 	if r := found["clock the hub"]; !strings.Contains(r.Detail, "that of the hub") {
-		t.Errorf("the time that the hub states is not compared: %+v", r)
+		t.Errorf("the time that the hub sends is not compared: %+v", r)
 	}
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.inside) > 0 || h.shown > 0 {
-		t.Errorf("the hub was sent %q and shown %d certificates", h.inside, h.shown)
+		t.Errorf("the hub received %q and %d certificates", h.inside, h.shown)
 	}
 	if len(h.requests) != 1 || h.requests[0] != "HEAD / " {
-		t.Errorf("at port 443 it was asked %q", h.requests)
+		t.Errorf("at port 443 it received %q", h.requests)
 	}
 }
 
-func TestWhatIsWrongWithTheHub(t *testing.T) {
+func TestTheCheckOfTheHubReportsTheProblem(t *testing.T) {
 	h, other := newHub(t, "h.test"), newHub(t, "other.test")
 	both := map[string]net.Listener{"h.test:8883": h.mqtt, "h.test:443": h.web}
 	for _, test := range []struct {
@@ -194,7 +194,7 @@ func TestWhatIsWrongWithTheHub(t *testing.T) {
 	}
 }
 
-func TestAHubThatIsNotKnownOrNotRealIsNotTried(t *testing.T) {
+func TestAnUnknownOrInvalidHubIsNotContacted(t *testing.T) {
 	h := newHub(t, "h.test")
 	for _, test := range []struct{ says, endpoint, hub, because string }{
 		{"none is assigned", "", "", "no hub is assigned yet"},
@@ -215,12 +215,12 @@ func TestAHubThatIsNotKnownOrNotRealIsNotTried(t *testing.T) {
 	}
 }
 
-func TestAStepThatIsLeftOutContactsNobody(t *testing.T) {
+func TestASkippedStepContactsNoHost(t *testing.T) {
 	for _, test := range []struct {
 		says   string
 		skip   []string
 		dialed bool
-		asked  bool // for names
+		asked  bool // names were resolved
 	}{
 		{"none is left out", nil, true, true},
 		{"all of the network", []string{check.Name, check.TCP, check.TLS, check.Connect, check.HubName, check.HubTCP, check.HubTLS}, false, false},
@@ -256,7 +256,7 @@ func TestAStepThatIsLeftOutContactsNobody(t *testing.T) {
 				}
 			}
 			if asked != test.asked || dialed != test.dialed {
-				t.Errorf("names were asked for: %t, connections made: %t", asked, dialed)
+				t.Errorf("names were resolved: %t, connections made: %t", asked, dialed)
 			}
 		})
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// clock holds this gateway's time against times that have been. A wrong one explains
-// a failure and forbids nothing, so no other step depends on this one.
+// clock compares this gateway's time with known times of the past. A wrong time explains a
+// failure but prevents nothing, so no other step depends on this one.
 func (i *inspection) clock() {
 	r := Result{Name: Clock, Subject: "this gateway"}
 	now := i.Now().Round(0)
@@ -47,12 +47,13 @@ func (i *inspection) clock() {
 	}
 }
 
-// The authorities of Azure's clouds, one after the other, see classify.Cloud.
+// authorities contains the root certificates of Azure's clouds; see classify.Cloud.
 //
 //go:embed roots/*.pem
 var authorities embed.FS
 
-// authority returns a certificate of authorities by its common name; a test parses all.
+// authority returns a certificate of authorities by its common name. A test parses all of
+// them.
 func authority(name string) *x509.Certificate {
 	files, _ := authorities.ReadDir("roots")
 	for _, file := range files {
@@ -65,7 +66,7 @@ func authority(name string) *x509.Certificate {
 	return nil
 }
 
-// roots looks for the authorities of the cloud among those that are trusted here.
+// roots checks that this gateway trusts the authorities of the cloud.
 func (i *inspection) roots() {
 	r := Result{Name: Roots, Subject: "the system's"}
 	dialer := *i.Settings.Dialer
@@ -82,8 +83,8 @@ func (i *inspection) roots() {
 		i.fail(r, transport.Errors{{Stage: transport.StageCA, Address: dialer.CAFile, Err: i.asSeen(err)}})
 		return
 	}
-	// Read once, used for every connection of this check. A resumed session would say less
-	// than a full handshake.
+	// The roots are read once and used for every connection of this check. A resumed session
+	// would check less than a full handshake.
 	dialer.Roots, dialer.CAFile, dialer.Sessions = pool, "", nil
 	i.dialer = &dialer
 
@@ -107,7 +108,7 @@ func (i *inspection) roots() {
 	}
 }
 
-// isOrAre names one thing or several, with the verb.
+// isOrAre returns a list of names followed by "is" or "are".
 func isOrAre(names []string) string {
 	if len(names) == 1 {
 		return names[0] + " is"
@@ -115,11 +116,11 @@ func isOrAre(names []string) string {
 	return strings.Join(names, " and ") + " are"
 }
 
-// missingRoots returns the names of the cloud's authorities that pool lacks.
+// missingRoots returns the names of the cloud's authorities that are not in pool.
 func missingRoots(pool *x509.CertPool, cloud classify.Cloud) (missing []string) {
 	for _, name := range cloud.Roots {
 		root := authority(name)
-		// A certificate that is in the pool is its own chain; the time is not the question.
+		// A certificate in the pool is its own chain. CurrentTime excludes errors about the time.
 		if _, err := root.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: root.NotBefore.Add(time.Hour), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 			missing = append(missing, name)
 		}
@@ -127,7 +128,7 @@ func missingRoots(pool *x509.CertPool, cloud classify.Cloud) (missing []string) 
 	return missing
 }
 
-// record looks at what is published.
+// record checks the published record.
 func (i *inspection) record() {
 	r := Result{Name: Record, Subject: store.Files(i.StateDirectory)[0]}
 	var found store.Record
@@ -145,7 +146,7 @@ func (i *inspection) record() {
 			advice = "Correct the failure of state first: until then, dpsd cannot replace the file."
 		}
 		i.warn(r, err.Error(), advice)
-	case errors.Is(err, fs.ErrPermission) && i.stranger():
+	case errors.Is(err, fs.ErrPermission) && i.otherUser():
 		i.skip(r, i.asSeen(cause(err)).Error())
 	case errors.As(err, new(*store.NewerSchemaError)):
 		i.fail(r, err)
@@ -161,7 +162,7 @@ func (i *inspection) record() {
 	}
 }
 
-// withoutRecord says what dpsd does when it starts with no record or a damaged one.
+// withoutRecord describes what dpsd does if it starts without a record or with a damaged one.
 func (i *inspection) withoutRecord() string {
 	does := "dpsd registers again when it starts"
 	if _, err := store.Read(i.RuntimeDirectory); err == nil {
@@ -172,8 +173,8 @@ func (i *inspection) withoutRecord() string {
 	return does + ": " + restartCommand
 }
 
-// noRecord tells a record that was removed from one that was never written, as far as
-// anything shows it.
+// noRecord reports a missing record. It distinguishes, as far as possible, a record that was
+// removed from one that was never written.
 func (i *inspection) noRecord(r Result) {
 	const atStart = ": " + restartCommand
 	running, err := i.answer()

@@ -23,8 +23,8 @@ import (
 )
 
 func TestTheCloudsRoots(t *testing.T) {
-	// As Microsoft and DigiCert publish them: learn.microsoft.com, "Azure Certificate
-	// Authority details", and digicert.com, "DigiCert Root Certificates".
+	// Microsoft and DigiCert publish these fingerprints: learn.microsoft.com, "Azure
+	// Certificate Authority details", and digicert.com, "DigiCert Root Certificates".
 	sums := map[string]string{
 		"DigiCert Global Root CA":                       "4348a0e9444c78cb265e058d5e8944b4d84f9662bd26db257f8934a443c70161",
 		"DigiCert Global Root G2":                       "cb3ccbb76031e5e0138f8dd39a23f9de47ffc35e43c1144cea27d46a5ab1cb5f",
@@ -39,24 +39,24 @@ func TestTheCloudsRoots(t *testing.T) {
 		for n, name := range cloud.Roots {
 			root := authority(name)
 			if root == nil {
-				t.Fatalf("%s is not there", name)
+				t.Fatalf("%s does not exist", name)
 			}
 			if sum := sha256.Sum256(root.Raw); hex.EncodeToString(sum[:]) != sums[name] {
-				t.Errorf("%s is another one: %x", name, sum)
+				t.Errorf("%s has changed: %x", name, sum)
 			}
 			if missing := missingRoots(pool, cloud); !slices.Equal(missing, cloud.Roots[n:]) {
-				t.Errorf("%s: with %d roots it lacks %q", host, n, missing)
+				t.Errorf("%s: with %d roots %q are missing", host, n, missing)
 			}
 			pool.AddCert(root)
 		}
 		if missing := missingRoots(pool, cloud); len(missing) > 0 {
-			t.Errorf("%s: with all it lacks %q", host, missing)
+			t.Errorf("%s: with all roots %q are missing", host, missing)
 		}
 	}
 }
 
-// The roots of the public cloud are in every bundle, and that of the others in none since
-// April 2026.
+// Every bundle contains the roots of the public cloud. Since April 2026, none contains the
+// root of the other clouds.
 func TestTheRootsAreThoseOfTheEndpointsCloud(t *testing.T) {
 	public, sovereign := x509.NewCertPool(), x509.NewCertPool()
 	for _, name := range []string{"DigiCert Global Root G2", "Microsoft RSA Root Certificate Authority 2017"} {
@@ -89,7 +89,7 @@ func TestTheRootsAreThoseOfTheEndpointsCloud(t *testing.T) {
 			}
 		})
 		if !seen {
-			t.Errorf("%s: the roots were not looked at", test.host)
+			t.Errorf("%s: the roots were not checked", test.host)
 		}
 	}
 }
@@ -108,7 +108,7 @@ func TestTheServersClock(t *testing.T) {
 		{48 * time.Hour, Warning, "", "this gateway's clock is 2 days ahead of that of the server"},
 		{-time.Hour, Failed, fault.ClockImplausible, "this gateway's clock is 60 minutes behind that of the server"},
 	} {
-		r := against("the server", server, server.Add(test.off))
+		r := compare("the server", server, server.Add(test.off))
 		if r.Status != test.status || r.Code != test.code || r.Detail != test.detail {
 			t.Errorf("%v off: %+v", test.off, r)
 		}
@@ -127,10 +127,10 @@ func TestAClockBeforeTheProgramIsWrong(t *testing.T) {
 	}
 }
 
-func TestRootLooksAsTheService(t *testing.T) {
+func TestRootReadsFilesAsTheService(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
-			t.Fatal("root is needed here")
+			t.Fatal("the test needs root")
 		}
 		t.Skip("only root can look as somebody else")
 	}
@@ -147,12 +147,12 @@ func TestRootLooksAsTheService(t *testing.T) {
 	read := func() error { _, err := os.ReadFile(file); return err }
 	nobody := Account{Name: "nobody", UID: 65534, GID: 65534}
 	if err := nobody.do(read); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("root's file can be read by nobody: %v", err)
+		t.Errorf("the user nobody can read root's file: %v", err)
 	}
 	for _, installed := range []bool{true, false} {
 		g := Gateway{File: file, Installed: installed, Account: nobody, Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir}
 		g.Run(t.Context(), true, func(r Result) {
-			// Another file than the service's may be whoever's it likes.
+			// The service need not be able to read a file that is not its configuration.
 			if closed := r.Status == Failed && r.Code == fault.ConfigurationInvalid; r.Name == Configuration && closed != installed {
 				t.Errorf("installed %t: %+v", installed, r)
 			}
@@ -164,13 +164,13 @@ func TestRootLooksAsTheService(t *testing.T) {
 	member := nobody
 	member.Groups = []int{64321}
 	if err := member.do(read); err != nil {
-		t.Errorf("a member of the file's group cannot read it: %v", err)
+		t.Errorf("a member of the file's group cannot read the file: %v", err)
 	}
 	if err := nobody.do(read); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("who was looked as before is not forgotten: %v", err)
+		t.Errorf("the account of the previous call is still in use: %v", err)
 	}
 	if err := read(); err != nil {
-		t.Errorf("root itself cannot read any more: %v", err)
+		t.Errorf("root can no longer read the file: %v", err)
 	}
 }
 

@@ -25,19 +25,19 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// maxAddresses bounds how many addresses of a name are tried.
+// maxAddresses is the maximum number of addresses of a name that are checked.
 const maxAddresses = 16
 
-// way is one protocol on its way to the service.
+// way is the state of the check for one protocol.
 type way struct {
 	protocol transport.Protocol
 	route    transport.Route
 	results  []Result
-	blocked  string // why later steps are not checked; "" when nothing is in the way
-	worked   bool   // up to the CONNACK
+	blocked  string // reason why later steps are not checked, or ""
+	worked   bool   // the CONNACK was received
 }
 
-// hop is what is dialled: the service, or the proxy.
+// hop returns the address that is dialed: the service or the proxy.
 func (w *way) hop() string {
 	if w.route.Proxy != "" {
 		return w.route.Proxy
@@ -59,9 +59,9 @@ func (w *way) skip(name, because string) {
 	w.add(Result{Name: name, Subject: w.route.Address}.skipped(because))
 }
 
-// network goes the way of each protocol, one after the other: the service lets a
-// registration ID connect once at a time. What is wrong with one protocol is a warning
-// when dpsd can get along with another.
+// network checks the connection with each protocol. It does so sequentially, because the
+// service accepts only one connection of a registration ID at a time. A failure of one
+// protocol is a warning if dpsd can use another.
 func (i *inspection) network(ctx context.Context) {
 	if i.dialer == nil {
 		i.skipAll("the roots cannot be read", Name, TCP, TLS, Connect)
@@ -82,7 +82,7 @@ func (i *inspection) network(ctx context.Context) {
 		ways[n] = w
 	}
 	i.proxyPassword()
-	var with *usable // the first credential that can be used
+	var with *usable // first usable credential
 	if len(i.usable) > 0 {
 		with = &i.usable[0]
 	}
@@ -116,22 +116,22 @@ func (i *inspection) network(ctx context.Context) {
 	}
 }
 
-// proxyPassword gives the dialer who we are at the proxy. That it cannot be read was
-// said where the credentials were.
+// proxyPassword sets the dialer's credentials for the proxy. The step for credentials has
+// already reported a password that cannot be read.
 func (i *inspection) proxyPassword() {
 	if password, err := i.Secrets.Password(i.Settings.ProxyPassword); err == nil && i.Settings.ProxyUser != "" {
 		i.dialer.ProxyUser = url.UserPassword(i.Settings.ProxyUser, password)
 	}
-	i.told.Add([]byte(i.dialer.ProxyPassword()))
+	i.disclosed.Add([]byte(i.dialer.ProxyPassword()))
 }
 
-// hops resolves every host that is dialled, once, and connects to each of its
-// addresses, side by side. What cannot be reached blocks the ways that lead there. name
-// and tcp are what the steps are called.
+// hops resolves every host that is dialed, once, and connects to each of its addresses in
+// parallel. A host that cannot be reached blocks the protocols that use it. name and tcp are
+// the names of the steps.
 func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []Result {
 	var results []Result
 	addresses := map[string][]netip.Addr{}
-	tried := map[string]string{} // hop to what keeps from it
+	tried := map[string]string{} // reason why a hop cannot be reached
 	if i.leavesOut(name, tcp) {
 		return []Result{{Name: name, Status: Skipped}, {Name: tcp, Status: Skipped}}
 	}
@@ -169,8 +169,8 @@ func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []
 	return results
 }
 
-// onTheWay is the error of a connection to the service or to the proxy, as package
-// transport gives it.
+// onTheWay returns an error of a connection to the service or to the proxy in the form of
+// package transport.
 func onTheWay(stage transport.Stage, address string, proxy bool, err error) error {
 	if proxy {
 		stage = transport.StageProxy
@@ -199,8 +199,8 @@ func (i *inspection) resolve(ctx context.Context, r Result, proxy bool) (Result,
 	return r.ok(strings.Join(text, ", ")), found
 }
 
-// probe connects to each address. One that does not answer is a warning while another
-// does, and IPv6 without a route is the way of most networks.
+// probe connects to each address. An address that does not answer is a warning if another
+// one does. IPv6 without a route is not reported, because most networks have none.
 func (i *inspection) probe(ctx context.Context, name string, addresses []netip.Addr, port string, proxy bool) (results []Result, reached bool) {
 	results = make([]Result, len(addresses))
 	errs := make([]error, len(addresses))
@@ -245,14 +245,14 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 	return results, reached
 }
 
-// reason is what is left of a dialler's error when the address has been said.
+// reason returns the error of a dialer without the address.
 func (i *inspection) reason(err error) error {
 	var errno syscall.Errno
-	var late net.Error
+	var timeout net.Error
 	switch {
 	case errors.As(err, &errno):
 		return errno
-	case errors.As(err, &late) && late.Timeout():
+	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("no answer within %v", i.patience())
 	}
 	return err
@@ -269,15 +269,15 @@ func (i *inspection) patience() time.Duration {
 	return cmp.Or(i.dialer.Timeout, transport.DefaultTimeout)
 }
 
-// notConnecting is why a stream is opened, but no session.
-type notConnecting struct{ because string } // "": the user leaves the step out
+// notConnecting is the reason why a stream is opened but no session.
+type notConnecting struct{ because string } // "" if the user has skipped the step
 
 func (notConnecting) Error() string { return "no session is opened" }
 
-// open opens a session with the credential and closes it, and reports whether that worked as
-// far as it was asked for. With tell it reports each step on the way. DPS often judges a key
-// or certificate only at the registration, which check does not make.
-func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) bool {
+// open opens a session with the credential and closes it. It reports whether the steps that
+// were requested succeeded. If verbose is true, it adds a result for each step. DPS often
+// checks a key or certificate only at the registration, which check does not make.
+func (i *inspection) open(ctx context.Context, w *way, with *usable, verbose bool) bool {
 	steps := []string{TLS, Connect}
 	if w.route.Proxy != "" {
 		steps = append([]string{Proxy}, steps...)
@@ -301,8 +301,8 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		request.Proof, r.Subject = with.proof, with.String()
 	}
 	request.Connected = func(conn *transport.Conn) error {
-		if tell {
-			i.tell(w, conn)
+		if verbose {
+			i.connected(w, conn)
 		}
 		if err := i.mayConnect(with); err != nil {
 			return err
@@ -328,14 +328,14 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, tell bool) 
 		return false
 	}
 	var where *transport.Error
-	if errors.As(err, &where) { // one protocol was tried
+	if errors.As(err, &where) { // the dialer has tried one protocol
 		err = where
 	}
 	f := circumstances.Classify(err)
-	if where != nil && f.Err == err { //nolint:errorlint // if it is this one, it repeats what the step says
+	if where != nil && f.Err == err { //nolint:errorlint // the same error would repeat the name of the step
 		f.Err = where.Err
 	}
-	i.notConnected(w, steps, where, f, tell)
+	i.notConnected(w, steps, where, f, verbose)
 	return false
 }
 
@@ -353,13 +353,13 @@ func (i *inspection) mayConnect(with *usable) error {
 	return nil
 }
 
-// notConnected reports the steps up to the one that has failed with fault f, and where that is.
-func (i *inspection) notConnected(w *way, steps []string, where *transport.Error, f fault.Fault, tell bool) {
+// notConnected adds results for the steps up to the one that failed with fault f at where.
+func (i *inspection) notConnected(w *way, steps []string, where *transport.Error, f fault.Fault, verbose bool) {
 	at := Connect
 	if where != nil {
 		at = string(where.Stage)
 	}
-	// Steps before the one that failed went well.
+	// The steps before the failed one succeeded.
 	reached := false
 	for _, step := range steps {
 		r := Result{Name: step, Subject: w.route.Address}
@@ -372,17 +372,17 @@ func (i *inspection) notConnected(w *way, steps []string, where *transport.Error
 			}
 		case reached:
 			w.skip(step, w.blocked)
-		case tell:
+		case verbose:
 			w.add(r.ok("passed"))
 		}
 	}
-	if !reached { // name, TCP or the roots: what worked a moment ago
+	if !reached { // name, TCP or the roots, which worked before
 		w.fail(Result{Name: Connect, Subject: w.route.Address}, f)
 	}
 }
 
-// circumstantial adds to the failure of one protocol that no other is tried, unless the
-// failure has a circumstance of its own.
+// circumstantial adds the circumstance that dpsd tries no other protocol, unless the fault
+// already has a circumstance.
 func (i *inspection) circumstantial(f fault.Fault) fault.Fault {
 	only := len(i.dialer.Protocols) == 1 && i.dialer.Protocols[0] == transport.MQTT
 	if f.Circumstance == "" && only && i.dialer.MQTTPort != transport.DefaultWebSocketPort {
@@ -391,7 +391,7 @@ func (i *inspection) circumstantial(f fault.Fault) fault.Fault {
 	return f
 }
 
-// proxyOrigin says whose environment has chosen the proxy.
+// proxyOrigin returns a text that names the environment which sets the proxy, or "".
 func (i *inspection) proxyOrigin() string {
 	if i.ProxyOrigin == "" {
 		return ""
@@ -399,8 +399,8 @@ func (i *inspection) proxyOrigin() string {
 	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
 }
 
-// tell says what a stream has met on its way.
-func (i *inspection) tell(w *way, conn *transport.Conn) {
+// connected adds results about an open stream.
+func (i *inspection) connected(w *way, conn *transport.Conn) {
 	if conn.Proxy != "" {
 		w.add(Result{Name: Proxy, Subject: conn.Proxy}.ok("leads to " + conn.Address + i.proxyOrigin()))
 	}
@@ -416,19 +416,19 @@ func (i *inspection) tell(w *way, conn *transport.Conn) {
 	}
 	switch {
 	case !conn.Date.IsZero():
-		w.add(against("the server", conn.Date, i.Now()))
+		w.add(compare("the server", conn.Date, i.Now()))
 	case !conn.ProxyDate.IsZero():
-		r := []Result{against("the proxy", conn.ProxyDate, i.Now())}
+		r := []Result{compare("the proxy", conn.ProxyDate, i.Now())}
 		soften(r, "if the proxy's own clock is right")
 		w.add(r[0])
-	case !i.clockHeld:
-		// The handshake has held the clock against the certificate.
-		i.clockHeld = true
+	case !i.clockCompared:
+		// The handshake has compared the clock with the certificate.
+		i.clockCompared = true
 		w.add(Result{Name: Clock, Subject: "the server"}.ok("the server does not send the time; by this clock, its certificate is valid from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)))
 	}
 }
 
-// agreed says what TLS has come to.
+// agreed describes the TLS connection.
 func agreed(conn *transport.Conn) string {
 	names := make([]string, 0, 3)
 	if len(conn.TLS.VerifiedChains) > 0 {
@@ -439,25 +439,25 @@ func agreed(conn *transport.Conn) string {
 	return fmt.Sprintf("%s, valid until %s, %s", strings.Join(names, " ← "), day(conn.TLS.PeerCertificates[0].NotAfter), tls.VersionName(conn.TLS.Version))
 }
 
-// against holds this gateway's clock against that of somebody else.
-func against(who string, theirs, now time.Time) Result {
+// compare returns a result about this gateway's clock compared with the clock of a peer.
+func compare(peer string, theirs, now time.Time) Result {
 	off := now.Round(0).Sub(theirs)
 	direction := "ahead of"
 	if off < 0 {
 		direction = "behind"
 	}
-	r := Result{Name: Clock, Subject: who}.ok(fmt.Sprintf("this gateway's clock is %s %s that of %s", rough(off), direction, who))
+	r := Result{Name: Clock, Subject: peer}.ok(fmt.Sprintf("this gateway's clock is %s %s that of %s", rough(off), direction, peer))
 	switch {
 	case off.Abs() < clock.Significant:
 		return r
 	case off <= -attest.TokenLifetime:
-		// A token made now has ended by the server's clock.
+		// According to the server's clock, a token made now has expired.
 		return failed(r, fault.New(fault.ClockImplausible, fault.StageTLS, errors.New(r.Detail)))
 	}
 	return r.warning(r.Detail, fault.Describe(fault.ClockImplausible).Advice)
 }
 
-// others tries the other credentials on the first way that is open.
+// others tries the other credentials with the first protocol that works.
 func (i *inspection) others(ctx context.Context, ways []*way) {
 	for _, w := range ways {
 		if w.blocked != "" && !w.refused() || len(i.usable) < 2 || i.leavesOut(Connect) {
@@ -471,7 +471,7 @@ func (i *inspection) others(ctx context.Context, ways []*way) {
 	}
 }
 
-// refused tells whether nothing but the credential was in the way.
+// refused reports whether the credential was the only obstacle.
 func (w *way) refused() bool {
 	last := w.results[len(w.results)-1]
 	return last.Status == Failed && fault.Describe(last.Code).Class == fault.Credential

@@ -26,7 +26,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// gateway is one whose network is made up.
+// gateway returns a gateway with a simulated network.
 func gateway(t *testing.T, resolve func(context.Context, string) ([]netip.Addr, error), dial func(ctx context.Context, address string) (net.Conn, error)) *check.Gateway {
 	t.Helper()
 	return &check.Gateway{
@@ -42,7 +42,7 @@ func gateway(t *testing.T, resolve func(context.Context, string) ([]netip.Addr, 
 	}
 }
 
-// steps checks and returns what was found by name and subject.
+// steps runs a check and returns the results by name and subject.
 func steps(t *testing.T, g *check.Gateway) map[string]check.Result {
 	t.Helper()
 	found := map[string]check.Result{}
@@ -77,7 +77,7 @@ func TestNames(t *testing.T) {
 			found := steps(t, gateway(t,
 				func(context.Context, string) ([]netip.Addr, error) { return nil, test.err },
 				func(_ context.Context, address string) (net.Conn, error) {
-					t.Errorf("%s is dialled though its name is not known", address)
+					t.Errorf("%s is dialed although its name is not resolved", address)
 					return nil, errors.New("no")
 				}))
 			if r := found["name dps.test"]; r.Status != check.Failed || r.Code != test.code || r.Advice != fault.Describe(test.code).Advice {
@@ -92,7 +92,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestANameThatABlocklistLeadsToThisGatewayIsNamed(t *testing.T) {
+func TestANameThatABlocklistResolvesToThisGatewayIsReported(t *testing.T) {
 	for host, blocked := range map[string]bool{
 		"global.azure-devices-provisioning.net": true, "x.azure-devices-provisioning.cn": true,
 		"dps.test": false, // a simulator may be on this gateway
@@ -114,7 +114,7 @@ func TestAddresses(t *testing.T) {
 		_ = there.Close()
 		return here, nil
 	}
-	t.Run("an address that does not answer is a warning while another does; IPv6 may be missing", func(t *testing.T) {
+	t.Run("an address that does not answer is a warning if another does, and IPv6 may be missing", func(t *testing.T) {
 		found := steps(t, gateway(t, addresses("2001:db8::1", "192.0.2.1", "192.0.2.2"), func(_ context.Context, address string) (net.Conn, error) {
 			switch address {
 			case "[2001:db8::1]:8883":
@@ -130,7 +130,7 @@ func TestAddresses(t *testing.T) {
 			}
 		}
 	})
-	t.Run("addresses that are silent are tried side by side, until connect_timeout", func(t *testing.T) {
+	t.Run("addresses that do not answer are tried in parallel until connect_timeout", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
 			found := steps(t, gateway(t, addresses("2001:db8::1", "192.0.2.1"), func(ctx context.Context, _ string) (net.Conn, error) {
@@ -147,7 +147,7 @@ func TestAddresses(t *testing.T) {
 			}
 		})
 	})
-	t.Run("when the one who asks goes away, no further step is taken", func(t *testing.T) {
+	t.Run("after cancellation no further step is started", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		g := gateway(t, addresses("192.0.2.1"), func(ctx context.Context, _ string) (net.Conn, error) {
 			cancel()
@@ -161,7 +161,7 @@ func TestAddresses(t *testing.T) {
 	})
 }
 
-// issued makes a certificate for the host whose issuer has the name of the root.
+// issued returns a certificate for the host whose issuer has the name of the root.
 func issued(t *testing.T, host, root string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -176,7 +176,7 @@ func issued(t *testing.T, host, root string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func TestARootThatASovereignCloudNeedsIsAdvisedByEachStepOfTLS(t *testing.T) {
+func TestEachStepOfTLSAdvisesTheRootThatASovereignCloudNeeds(t *testing.T) {
 	for host, want := range map[string]string{
 		"global.azure-devices-provisioning.us":  "Set ca_file to a PEM file with the DigiCert Global Root CA (G1)",
 		"global.azure-devices-provisioning.cn":  "Set ca_file to a PEM file with the DigiCert Global Root CA (G1)",

@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// service reports what the running dpsd says of itself: the steps of a check try the way
-// now, and do not see what a registration meets.
+// service reports the status of the running dpsd, because the steps of a check do not detect
+// the failures of a registration.
 func (i *inspection) service() {
 	r := Result{Name: Service}
 	if i.Ask == nil {
@@ -55,7 +55,8 @@ func (i *inspection) service() {
 	}
 }
 
-// unresolved is a fault that stands, for how long, and what comes next.
+// unresolved returns a failure that describes an unresolved fault, its duration and the next
+// attempt.
 func unresolved(r Result, s control.Status, f control.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, fault.Code(f.Code), f.Advice
 	cause := f.Cause
@@ -69,7 +70,7 @@ func unresolved(r Result, s control.Status, f control.Fault) Result {
 	switch {
 	case s.Next == nil:
 		r.Detail += "; an attempt is under way"
-	case s.Next.In < 0.5: // it would read "in 0s"
+	case s.Next.In < 0.5: // "in 0s" would be odd
 		r.Detail += "; the next attempt begins now"
 	default:
 		r.Detail += fmt.Sprintf("; next attempt in %s, at %s", brief(time.Duration(s.Next.In*float64(time.Second))), s.Next.At.UTC().Format("15:04:05 UTC"))
@@ -77,7 +78,7 @@ func unresolved(r Result, s control.Status, f control.Fault) Result {
 	return r
 }
 
-// brief is a duration as status has it: it is compared with what status shows.
+// brief returns a duration in the form of "dpsd status", so that people can compare them.
 func brief(d time.Duration) string {
 	if d >= time.Hour {
 		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
@@ -85,8 +86,9 @@ func brief(d time.Duration) string {
 	return max(0, d).Round(time.Second).String()
 }
 
-// configured is a warning that the running dpsd does not use the file as it is; nil when it
-// does, or when that is not known. It has a code if dpsd has refused the file.
+// configured returns a warning if the running dpsd does not use the current content of the
+// file. It returns nil if it does or if that is unknown. The warning has a code if dpsd has
+// rejected the file.
 func (i *inspection) configured(s control.Status) *Result {
 	theirs := s.Configuration
 	if theirs == nil {

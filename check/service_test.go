@@ -18,7 +18,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
+func TestAnUnresolvedFaultOfTheServiceFailsTheCheck(t *testing.T) {
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	refused := control.Fault{
 		Code: string(fault.Unauthorized), Stage: string(fault.StageRegister), Summary: "s", Cause: "dps: answered 401,\nerror 401002", Advice: "Correct the key.",
@@ -64,13 +64,13 @@ func TestTheServicesUnresolvedFaultFailsTheCheck(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsNewerThanWhatTheServiceRunsIsAWarning(t *testing.T) {
+func TestAConfigurationThatTheServiceHasNotLoadedIsAWarning(t *testing.T) {
 	file := control.Configuration{File: "/etc/dpsd/dpsd.toml", Fingerprint: "sha256:2"}
 	for _, test := range []struct {
 		says   string
 		runs   *control.Configuration
 		ready  bool
-		advice string // "": no warning
+		advice string // "" if there is no warning
 	}{
 		{"the same", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint}, true, ""},
 		{"an older one, which a reload replaces", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, true, "systemctl reload dpsd; "},
@@ -98,7 +98,7 @@ func TestAFileThatIsNewerThanWhatTheServiceRunsIsAWarning(t *testing.T) {
 	}
 }
 
-func TestAConfigurationThatTheRunningDpsdHasRefusedIsAWarning(t *testing.T) {
+func TestAConfigurationThatTheRunningDpsdHasRejectedIsAWarning(t *testing.T) {
 	const refusal = "/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key"
 	invalid := errors.New(refusal)
 	file := control.Configuration{File: "/etc/dpsd/dpsd.toml", Fingerprint: "sha256:2"}
@@ -141,7 +141,7 @@ func TestAConfigurationThatTheRunningDpsdHasRefusedIsAWarning(t *testing.T) {
 	}
 }
 
-func TestTheCorrectionOfTheConfigurationEndsWithWhatTheServiceNeeds(t *testing.T) {
+func TestTheAdviceToCorrectTheConfigurationEndsWithTheCommandForTheService(t *testing.T) {
 	const correction = "Correct dpsd.toml at the place that the message names"
 	for _, test := range []struct {
 		says, unit string
@@ -168,7 +168,7 @@ func TestTheCorrectionOfTheConfigurationEndsWithWhatTheServiceNeeds(t *testing.T
 	}
 }
 
-// saved makes a record for each hub with the store, the later ones in place of the earlier.
+// saved saves a record for each hub with the store. Later records replace earlier ones.
 func saved(state, runtime string, hubs ...string) error {
 	s, err := store.Open(store.Options{Directory: state, RuntimeDirectory: runtime}, time.Now())
 	if err != nil {
@@ -181,7 +181,7 @@ func saved(state, runtime string, hubs ...string) error {
 	return errors.Join(err, s.Close())
 }
 
-func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesAtItsStart(t *testing.T) {
+func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesWhenItStarts(t *testing.T) {
 	const one, other = "one.azure-devices.net", "other.azure-devices.net"
 	for _, c := range []struct {
 		expect string
@@ -214,13 +214,13 @@ func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesAtItsStart(t *testing.T) {
 	}
 }
 
-func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
+func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 	assignment := func(durable bool) *control.Status {
 		return &control.Status{Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", Durable: durable}}
 	}
 	for _, test := range []struct {
 		expect         string
-		status         *control.Status // of the running dpsd; nil: none runs
+		status         *control.Status // status of the running dpsd; nil if dpsd does not run
 		make           func(state, runtime string) error
 		want           check.Status
 		detail, advice string
@@ -280,11 +280,11 @@ func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
 				t.Errorf("%+v\nwant %s, %s", r, test.want, detail)
 			}
 			if asked != 1 {
-				t.Errorf("the running dpsd was asked %d times", asked)
+				t.Errorf("the running dpsd was queried %d times", asked)
 			}
 			g.Skip = map[string]bool{check.Service: true}
 			if run(t, g, check.Record); asked != 1 {
-				t.Error("the running dpsd was asked although the step is left out")
+				t.Error("the running dpsd was queried although the step is skipped")
 			}
 		})
 	}

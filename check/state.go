@@ -14,14 +14,14 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// What a record, the one before it and state.env may need at most while they are
-// written, and what is worth a warning.
+// Maximum space for a record, the previous record and state.env while they are written, and
+// the limit for a warning.
 const (
 	tooLittle = 1 << 20
 	little    = 16 << 20
 )
 
-// state looks at the state directory, and changes nothing there.
+// state checks the state directory without changing it.
 func (i *inspection) state() {
 	r := Result{Name: State, Subject: i.StateDirectory}
 	useless := i.useless(i.StateDirectory)
@@ -39,11 +39,11 @@ func (i *inspection) state() {
 	i.record()
 }
 
-// useless is why the service can find nothing in a directory, see store.CheckDirectory. That
-// an ordinary user may not search it says nothing of the service.
+// useless returns the reason why the service cannot use a directory, or nil; see
+// store.CheckDirectory. It ignores that another user may not search the directory.
 func (i *inspection) useless(directory string) error {
 	err := i.Account.do(func() error { return store.CheckDirectory(directory) })
-	if errors.Is(err, fs.ErrPermission) && i.stranger() {
+	if errors.Is(err, fs.ErrPermission) && i.otherUser() {
 		return nil
 	}
 	return err
@@ -58,7 +58,7 @@ func (i *inspection) directory(r Result) {
 	refuse := func(err error) { i.fail(r, &store.WriteError{Path: i.StateDirectory, Err: err}) }
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && i.unit.running():
-		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd makes it at a start only
+		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd creates it only when the service starts
 		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit != nil && i.StateDirectory == "/var/lib/dpsd":
 		i.ok(r, "not there yet; systemd makes it when dpsd.service starts")
@@ -88,7 +88,7 @@ func (i *inspection) directory(r Result) {
 		refuse(fmt.Errorf("%w (%s)", err, detail))
 		return
 	}
-	if err := i.Account.do(func() error { return obstacle(i.StateDirectory) }); err != nil && !i.stranger() {
+	if err := i.Account.do(func() error { return obstacle(i.StateDirectory) }); err != nil && !i.otherUser() {
 		i.fail(r, err)
 		return
 	}
@@ -104,8 +104,8 @@ func (i *inspection) directory(r Result) {
 	}
 }
 
-// space is what is free in the file system of a directory, in bytes and in words. The error
-// says that it is too little for dpsd.
+// space returns the free space in the file system of a directory, in bytes and as text. The
+// error means that dpsd needs more.
 func space(directory string) (free uint64, words string, err error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(directory, &disk); err != nil {
@@ -123,10 +123,10 @@ func space(directory string) (free uint64, words string, err error) {
 	return free, words, err
 }
 
-// mayWrite asks the kernel whether the service could make files in a directory. To an
-// ordinary user, who cannot ask for another, owner and mode have to do.
+// mayWrite asks the kernel whether the service can create files in a directory. Without root,
+// it cannot ask for another user, so it evaluates owner and mode.
 func (i *inspection) mayWrite(directory string) error {
-	if i.Account.Name != "" && i.stranger() {
+	if i.Account.Name != "" && i.otherUser() {
 		return i.mayWriteByMode(directory)
 	}
 	return i.Account.do(func() error {

@@ -1,7 +1,7 @@
 package check
 
-// The names of the steps, in the order of an attempt. They never change: people name them
-// on command lines and programs look for them.
+// Names of the steps, in the order of an attempt. They do not change, because people use them
+// on command lines and programs read them.
 const (
 	Configuration = "configuration"
 	Identity      = "identity"
@@ -23,13 +23,13 @@ const (
 	HubTLS        = "hub-tls"
 )
 
-// Step is a step that a check can consist of.
+// Step is a step of a check.
 type Step struct {
 	Name        string `json:"name"`
-	Description string `json:"description"` // one line for people
+	Description string `json:"description"` // one line of text for people
 }
 
-// Steps returns all of them, in order.
+// Steps returns all steps in order.
 func Steps() []Step {
 	return []Step{
 		{Configuration, "dpsd.toml is valid, and the service can read it"},
@@ -53,7 +53,7 @@ func Steps() []Step {
 	}
 }
 
-// leavesOut reports whether a step is not wanted.
+// leavesOut reports whether any of the steps is to be skipped.
 func (g *Gateway) leavesOut(names ...string) bool {
 	for _, name := range names {
 		if !g.Skip[name] {
@@ -63,17 +63,17 @@ func (g *Gateway) leavesOut(names ...string) bool {
 	return true
 }
 
-// wanted hands on the results of the steps that are wanted, and for each of the others
-// that it was left out, once, or once for each protocol.
+// wanted returns a function that passes the results of requested steps to report. For any
+// other step, it reports once, or once for each protocol, that the step was skipped.
 func (g *Gateway) wanted(report func(Result)) func(Result) {
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	return func(r Result) {
 		if !g.Skip[r.Name] {
 			report(r)
 			return
 		}
-		if !told[r.Name+" "+r.Protocol] {
-			told[r.Name+" "+r.Protocol] = true
+		if !reported[r.Name+" "+r.Protocol] {
+			reported[r.Name+" "+r.Protocol] = true
 			report(Result{Name: r.Name, Protocol: r.Protocol, Status: Skipped, Detail: "not checked: left out with --skip"})
 		}
 	}

@@ -13,35 +13,35 @@ import (
 	"syscall"
 )
 
-// Reason says in one word why dpsd does not run. Programs read it.
+// Reason is a code for the reason why dpsd does not run. Programs read it.
 type Reason string
 
-// The reasons. A value that is here once keeps its meaning.
+// Reasons. The meaning of a value never changes.
 const (
 	NoConfiguration      Reason = "no-configuration"      // dpsd.toml is missing
 	ConfigurationInvalid Reason = "configuration-invalid" // dpsd.toml cannot be used, or could not be at the last start
-	NoCredential         Reason = "no-credential"         // systemd cannot hand over a credential
+	NoCredential         Reason = "no-credential"         // systemd cannot provide a credential
 	NotInstalled         Reason = "not-installed"         // systemd cannot load dpsd.service
 	Masked               Reason = "masked"
-	Disabled             Reason = "disabled"      // systemd forgets how the last run of such a unit ended
-	NeverStarted         Reason = "never-started" // since the boot
+	Disabled             Reason = "disabled"      // systemd does not keep the result of the last run of such a unit
+	NeverStarted         Reason = "never-started" // since boot
 	ConditionUnmet       Reason = "condition-unmet"
 	Stopped              Reason = "stopped"        // on request
-	Restarting           Reason = "restarting"     // systemd starts it again after a failure
-	Failing              Reason = "failed"         // and systemd does not start it again
-	NoAnswer             Reason = "no-answer"      // it runs, as systemd says, and does not answer
-	SocketUnknown        Reason = "socket-unknown" // it may run: the path of its control socket is in a configuration that cannot be used
-	Unknown              Reason = "unknown"        // systemd does not run here, or was not asked
+	Restarting           Reason = "restarting"     // systemd restarts it after a failure
+	Failing              Reason = "failed"         // systemd does not restart it
+	NoAnswer             Reason = "no-answer"      // according to systemd it runs, but it does not answer
+	SocketUnknown        Reason = "socket-unknown" // it may run, but the configuration that sets its control socket cannot be used
+	Unknown              Reason = "unknown"        // systemd does not run or was not queried
 )
 
-// Stop is why dpsd does not run, and the command that changes it.
+// Stop is the reason why dpsd does not run and the advice.
 type Stop struct {
 	Reason Reason `json:"reason"`
 	Detail string `json:"detail"`
 	Advice string `json:"advice"`
 }
 
-// Exit statuses with a meaning of their own: systemd.exec(5), sysexits.h.
+// Exit statuses with a special meaning (systemd.exec(5), sysexits.h).
 const (
 	exitConfiguration = "78"
 	exitNamespace     = "226"
@@ -58,39 +58,39 @@ const (
 // InstalledFile is the configuration of dpsd.service.
 const InstalledFile = "/etc/dpsd/dpsd.toml"
 
-// Question is what somebody knows who got no answer from dpsd.
+// Question is the input of WhyStopped: what is known if dpsd does not answer.
 type Question struct {
-	// Systemctl is that of Gateway; nil when dpsd.service is not the question.
+	// Systemctl is Gateway.Systemctl, or nil if dpsd.service does not matter.
 	Systemctl func(ctx context.Context, args ...string) ([]byte, error)
-	// File is the configuration, and Invalid why dpsd or this user cannot use it; nil when
-	// they can.
+	// File is the configuration. Invalid is the reason why dpsd or this user cannot use it, or
+	// nil.
 	File    string
 	Invalid error
-	// SocketUnknown says that the file would name the control socket: that nobody answers at
-	// the standard one does not mean that no dpsd runs.
+	// SocketUnknown means that the file may set the control socket. Then dpsd may run although
+	// it does not answer at the default socket.
 	SocketUnknown bool
 }
 
-// WhyStopped finds out why no dpsd answers.
+// WhyStopped returns the reason why dpsd does not answer.
 func WhyStopped(ctx context.Context, q Question) Stop {
 	if q.Systemctl == nil {
-		return q.unasked("no running dpsd uses this configuration", "")
+		return q.withoutSystemd("no running dpsd uses this configuration", "")
 	}
 	const orStart = ", or where systemd runs: " + startCommand
 	u, err := askUnit(ctx, q.Systemctl)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return q.unasked("systemd did not answer within "+systemctlLimit.String(), orStart)
+		return q.withoutSystemd("systemd did not answer within "+systemctlLimit.String(), orStart)
 	case errors.Is(err, errNotInstalled):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
-		return q.unasked("cannot ask systemd: "+err.Error(), orStart)
+		return q.withoutSystemd("cannot ask systemd: "+err.Error(), orStart)
 	}
 	return u.stopped(q)
 }
 
-// unasked is what the configuration alone tells.
-func (q Question) unasked(otherwise, orStart string) Stop {
+// withoutSystemd returns the reason according to the configuration alone.
+func (q Question) withoutSystemd(otherwise, orStart string) Stop {
 	if q.SocketUnknown {
 		return q.socketUnknown("dpsd may be running, but", "")
 	}
@@ -100,9 +100,9 @@ func (q Question) unasked(otherwise, orStart string) Stop {
 	return Stop{Unknown, otherwise, "dpsd run --config " + q.File + orStart}
 }
 
-// unusable is the Stop of a configuration that cannot be used. That this user may not
-// read it says nothing of the service, unless this user is root, who knows of the service's
-// user. apply is the command that follows the correction; "" for none.
+// unusable returns the Stop for a configuration that cannot be used. A configuration that
+// this user may not read is a reason only if this user is root, who also checks the
+// permissions of the service's user. apply is the command to run after the correction, or "".
 func (q Question) unusable(apply string) (Stop, bool) {
 	if q.Invalid == nil || errors.Is(q.Invalid, fs.ErrPermission) && !errors.As(q.Invalid, new(*ClosedError)) {
 		return Stop{}, false
@@ -123,8 +123,8 @@ func (q Question) unusable(apply string) (Stop, bool) {
 	return s, true
 }
 
-// socketUnknown is a dpsd that cannot be asked. state is what is known of it, in words that
-// the reason follows.
+// socketUnknown returns the Stop for a dpsd that cannot be queried. state is the beginning of
+// the detail, to which socketUnknown adds the reason.
 func (q Question) socketUnknown(state, apply string) Stop {
 	s := Stop{Reason: SocketUnknown, Advice: "sudo " + With(q.File, "dpsd status")}
 	why := "this user cannot read it"
@@ -135,7 +135,7 @@ func (q Question) socketUnknown(state, apply string) Stop {
 	return s
 }
 
-// With adds to a command the configuration, when it is not the service's.
+// With adds the configuration to a command if it is not the service's.
 func With(file, command string) string {
 	if file == InstalledFile {
 		return command
@@ -143,8 +143,8 @@ func With(file, command string) string {
 	return command + " --config " + file
 }
 
-// corrected adds to the correction of a configuration the command that has to follow; ""
-// for none.
+// corrected adds the command to run after the correction, if any, to the advice about a
+// configuration.
 func corrected(remedy, apply string) string {
 	if apply == "" {
 		return remedy
@@ -152,8 +152,8 @@ func corrected(remedy, apply string) string {
 	return remedy + "; then: " + apply
 }
 
-// applying is the command after which the service uses a corrected dpsd.toml; "" for none:
-// before READY, dpsd applies the correction automatically. A nil unit is not the question.
+// applying returns the command after which the service uses a corrected dpsd.toml. It returns
+// "" before READY, when dpsd applies the correction automatically, and if u is nil.
 func (u *unit) applying() string {
 	switch {
 	case u == nil:
@@ -166,10 +166,10 @@ func (u *unit) applying() string {
 	return restartCommand
 }
 
-// restarting tells whether systemd waits before it starts the service again.
+// restarting reports whether systemd waits before it restarts the service.
 func (u *unit) restarting() bool { return strings.HasPrefix(u.properties["SubState"], "auto-restart") }
 
-// oneLine is the first of several errors, and how many there are beside.
+// oneLine returns the first of several errors and the number of the others.
 func oneLine(err error) string {
 	var several interface{ Unwrap() []error }
 	if !errors.As(err, &several) || len(several.Unwrap()) < 2 {
@@ -179,8 +179,8 @@ func oneLine(err error) string {
 	return fmt.Sprintf("%v (and %d more)", all[0], len(all)-1)
 }
 
-// stopped says why a unit does not run. What would keep a start from succeeding goes
-// before what ended the last one.
+// stopped returns the reason why a unit does not run. A reason that would prevent a start
+// has precedence over the reason why the last run ended.
 func (u *unit) stopped(q Question) Stop {
 	p := u.properties
 	again := u.restarting()
@@ -198,7 +198,7 @@ func (u *unit) stopped(q Question) Stop {
 	case isInvalid:
 		return invalidFile
 	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
-		// The configuration may have been corrected since.
+		// The configuration may have been corrected in the meantime.
 		if errors.Is(q.Invalid, fs.ErrPermission) {
 			return Stop{ConfigurationInvalid, invalidThen, "sudo dpsd check --offline; after the correction: " + startCommand}
 		}
@@ -226,11 +226,11 @@ func (u *unit) stopped(q Question) Stop {
 	return Stop{NeverStarted, "it has not been started since boot", startCommand}
 }
 
-// happened tells whether a time stamp of systemd is one.
+// happened reports whether a timestamp of systemd is set.
 func happened(monotonic string) bool { return monotonic != "" && monotonic != "0" }
 
-// noCredential is an exit with 243: systemd refuses to start a service whose credential
-// it cannot get at the path, or cannot decrypt.
+// noCredential returns the Stop for the exit status 243: systemd does not start a service
+// with a credential that it cannot read or decrypt.
 func (u *unit) noCredential() Stop {
 	again := " && " + restartCommand
 	names := []string{}
@@ -257,7 +257,7 @@ func (u *unit) noCredential() Stop {
 	return Stop{NoCredential, "systemd cannot get a credential that dpsd.service names", "systemctl status dpsd; after the correction: " + restartCommand}
 }
 
-// ending says how the last run ended.
+// ending describes how the last run ended.
 func (u *unit) ending() string {
 	p := u.properties
 	status := p["ExecMainStatus"]
@@ -284,7 +284,7 @@ func (u *unit) ending() string {
 	return p["Result"]
 }
 
-// signalName gives the number of a signal its name, where it has one.
+// signalName returns the name of a signal, or its number if it has none.
 func signalName(number string) string {
 	if n, err := strconv.Atoi(number); err == nil && n != 0 {
 		return fmt.Sprintf("%d (%s)", n, syscall.Signal(n))

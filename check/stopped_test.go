@@ -13,7 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/check"
 )
 
-// remedied is an error of a configuration that knows the way out.
+// remedied is an error of a configuration with a remedy.
 type remedied struct{ error }
 
 func (remedied) Problem() string { return "dpsd.yaml exists, but dpsd does not read it" }
@@ -99,7 +99,7 @@ func TestWhySystemdHasNoCredential(t *testing.T) {
 	}
 }
 
-func TestWhyDpsdDoesNotRunIsToldWithoutSystemdToo(t *testing.T) {
+func TestTheReasonWhyDpsdDoesNotRunIsReportedWithoutSystemdToo(t *testing.T) {
 	for says, systemctl := range map[string]func(context.Context, ...string) ([]byte, error){
 		"no systemd runs":          nil,
 		"systemd does not answer":  func(context.Context, ...string) ([]byte, error) { return nil, context.DeadlineExceeded },
@@ -116,7 +116,7 @@ func TestWhyDpsdDoesNotRunIsToldWithoutSystemdToo(t *testing.T) {
 	}
 }
 
-func TestADpsdWhoseSocketIsNamedInAnUnusableConfigurationIsNotSaidToHaveStopped(t *testing.T) {
+func TestADpsdWhoseSocketIsInAnUnusableConfigurationIsNotReportedAsStopped(t *testing.T) {
 	missing := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrNotExist)
 	unreadable := fmt.Errorf("open /etc/dpsd/dpsd.toml: %w", fs.ErrPermission)
 	unit := func(active, sub string) func(context.Context, ...string) ([]byte, error) {
@@ -128,7 +128,7 @@ func TestADpsdWhoseSocketIsNamedInAnUnusableConfigurationIsNotSaidToHaveStopped(
 		invalid   error
 		reason    check.Reason
 		detail    string
-		advice    string // the whole
+		advice    string // the whole advice
 	}{
 		{"nobody knows", nil, missing, check.SocketUnknown, "dpsd may be running, but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml"},
 		{"systemd knows that it runs", unit("active", "running"), missing, check.SocketUnknown, "dpsd.service is active (running), but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl reload dpsd"},

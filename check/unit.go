@@ -17,33 +17,33 @@ import (
 // unitName is the service of the package.
 const unitName = "dpsd.service"
 
-// systemctlLimit bounds a question to systemd: a busy one answers in milliseconds, a
-// hung one not at all.
+// systemctlLimit is the time limit for systemctl. A busy systemd answers within
+// milliseconds, a hung one never.
 const systemctlLimit = 5 * time.Second
 
-// unit is what systemd knows of dpsd.service.
+// unit is the state of dpsd.service in systemd.
 type unit struct {
-	properties  map[string]string // of systemctl show
-	credentials []credential      // that it hands over
+	properties  map[string]string // output of systemctl show
+	credentials []credential      // credentials that the unit provides
 }
 
-// credential is one that a unit hands over, systemd.exec(5).
+// credential is a credential that a unit provides (systemd.exec(5)).
 type credential struct {
-	name      string // or a pattern
-	path      string // "" for one that systemd looks for in its stores
+	name      string // name or pattern
+	path      string // "" if systemd searches its stores
 	encrypted bool   // systemd decrypts it
 }
 
-// seal is the command that makes the file of an encrypted one.
+// seal returns the command that creates the file of an encrypted credential.
 func (c credential) seal() string {
 	return "systemd-creds encrypt --name=" + c.name + " KEY-FILE " + c.path
 }
 
-// errNotInstalled is a unit that systemd cannot load.
+// errNotInstalled means that systemd cannot load the unit.
 var errNotInstalled = errors.New("is not installed")
 
-// askUnit asks systemd about the unit, and reads its files. Errors: errNotInstalled,
-// context.DeadlineExceeded, or that of systemctl.
+// askUnit queries systemd about the unit and reads its files. Its errors are errNotInstalled,
+// context.DeadlineExceeded and those of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
 	properties, err := show(ctx, systemctl,
 		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp",
@@ -64,8 +64,8 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 	return u, nil
 }
 
-// show returns properties of the unit; those that are on several lines, with a line feed
-// between them.
+// show returns properties of the unit. The lines of a property with several lines are joined
+// with line feeds.
 func show(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), properties ...string) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
@@ -77,10 +77,10 @@ func show(ctx context.Context, systemctl func(ctx context.Context, args ...strin
 	return values, err
 }
 
-// maxUnitFile bounds what is read of a file of systemd, in bytes.
+// maxUnitFile is the maximum size of a unit file, in bytes.
 const maxUnitFile = 1 << 20
 
-// read collects which credentials a unit file hands over, systemd.exec(5).
+// read collects the credentials that a unit file provides (systemd.exec(5)).
 func (u *unit) read(text []byte) {
 	for _, s := range unitfile.Settings(text) {
 		name, path, _ := strings.Cut(s.Value, ":")
@@ -100,25 +100,25 @@ func (u *unit) read(text []byte) {
 	}
 }
 
-// decrypts tells whether the unit has systemd decrypt the credential.
+// decrypts reports whether systemd decrypts the credential for the unit.
 func (u *unit) decrypts(name string) bool {
 	return u != nil && name != "" && slices.ContainsFunc(u.credentials, func(c credential) bool { return c.encrypted && c.name == name })
 }
 
-// running tells whether there is a process of the service: its credentials are there
-// then.
+// running reports whether the service has a process, and therefore its credentials.
 func (u *unit) running() bool {
 	return u != nil && slices.Contains([]string{"active", "activating", "reloading"}, u.properties["ActiveState"])
 }
 
-// notLoaded tells whether the unit keeps a credential from the service that a person
-// could use: the stores are systemd's, and the service gets what its unit names.
+// notLoaded returns an error if the unit does not provide a credential to the service. A
+// command may find it in a store of systemd, but the service gets only those that its unit
+// names.
 func (i *inspection) notLoaded(r attest.Reference) error {
 	if i.unit == nil || r.Credential == "" || i.unit.properties["LoadState"] != "loaded" {
 		return nil
 	}
 	for _, c := range i.unit.credentials {
-		// ImportCredential= takes a glob, of which only a * at its end is in use.
+		// ImportCredential= accepts a glob. In practice it only ends with an asterisk.
 		begin, glob := strings.CutSuffix(c.name, "*")
 		if c.name == r.Credential || glob && strings.HasPrefix(r.Credential, begin) {
 			return nil
@@ -127,7 +127,7 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 	return &attest.SecretError{Reference: r, Err: fmt.Errorf("%s does not hand it over (%w); add LoadCredential=%s with: systemctl edit dpsd", unitName, fs.ErrNotExist, r.Credential)}
 }
 
-// systemd reports how the unit stands.
+// systemd reports the state of the unit.
 func (i *inspection) systemd() {
 	r := Result{Name: Unit, Subject: unitName}
 	u := i.unit

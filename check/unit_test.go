@@ -15,13 +15,13 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// run checks without the network and returns the results of the named step.
+// run runs a check without the network and returns the results of the named step.
 func run(t *testing.T, g *check.Gateway, name string) []check.Result {
 	t.Helper()
 	var found []check.Result
 	g.Run(t.Context(), true, func(r check.Result) {
 		if r.Detail == "" || (r.Status == check.Failed) != (r.Code != "" && r.Status != check.Warning) {
-			t.Errorf("a result without its words: %+v", r)
+			t.Errorf("a result without a description: %+v", r)
 		}
 		if r.Name == name {
 			found = append(found, r)
@@ -33,7 +33,7 @@ func run(t *testing.T, g *check.Gateway, name string) []check.Result {
 	return found
 }
 
-// systemd answers like systemctl show of a unit that was installed in dir.
+// systemd returns a function that answers like "systemctl show" for a unit with this text.
 func systemd(t *testing.T, text, properties string) func(context.Context, ...string) ([]byte, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "dpsd.service")
@@ -94,8 +94,8 @@ func TestCredentialsOfSystemd(t *testing.T) {
 		says      string
 		unit      string
 		state     string
-		plain     string // in the store
-		encrypted string // in the store of encrypted ones
+		plain     string // content in the store
+		encrypted string // content in the store of encrypted credentials
 		status    check.Status
 		code      fault.Code
 	}{
@@ -133,14 +133,14 @@ func TestCredentialsOfSystemd(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 			if strings.Contains(r.Detail, key) {
-				t.Error("the key is repeated")
+				t.Error("a result contains the key")
 			}
 		})
 	}
 }
 
 func TestAKeyThatTheSandboxHidesIsAFailureOfTheService(t *testing.T) {
-	hidden, err := os.MkdirTemp("/tmp", "check-") // which PrivateTmp= replaces
+	hidden, err := os.MkdirTemp("/tmp", "check-") // PrivateTmp= replaces this directory
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestAKeyThatTheSandboxHidesIsAFailureOfTheService(t *testing.T) {
 	}
 }
 
-func TestWhatTheSandboxHidesIsAFailureOfEveryFileThatTheServiceReads(t *testing.T) {
+func TestAFileThatTheSandboxHidesIsAFailureForEveryFileThatTheServiceReads(t *testing.T) {
 	home, err := os.MkdirTemp("/tmp", "check-")
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +204,7 @@ func TestWhatTheSandboxHidesIsAFailureOfEveryFileThatTheServiceReads(t *testing.
 	}
 }
 
-func TestAStateDirectoryThatIsGoneFromUnderTheService(t *testing.T) {
+func TestAStateDirectoryRemovedWhileTheServiceRunsIsAFailure(t *testing.T) {
 	g := &check.Gateway{
 		Settings: &daemon.Settings{
 			RegistrationID: attest.RegistrationID{Template: "gw-1"},
