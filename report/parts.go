@@ -29,9 +29,9 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// parts lists what a report consists of. One without a name is not put in: it finds
-// out what is secret. dpsd.toml itself is not a part: its comments and its mistakes may
-// hold a secret.
+// parts lists the parts of a report. The part without a name is not written; it collects the
+// secrets to mask. dpsd.toml is not a part, because its comments and its errors may contain a
+// secret.
 func (g Gateway) parts() []part {
 	state := filepath.Join(g.StateDirectory, "state.json")
 	parts := []part{
@@ -55,8 +55,8 @@ func (g Gateway) parts() []part {
 		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
 		{name: "files.txt", what: "the files there are, with modes and owners", collect: g.files},
 		{name: "journal.txt", what: "the end of the journal", collect: func(ctx context.Context) piece {
-			// Debian's users outside of adm and systemd-journal see only their own entries,
-			// which journalctl says on standard error.
+			// On Debian, users outside of the groups adm and systemd-journal see only their own
+			// entries, and journalctl prints a hint on standard error.
 			return tool(ctx, "journalctl", "--unit=dpsd", "--lines=1000", "--output=short-iso-precise", "--no-pager", "--utc")
 		}},
 		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: func(ctx context.Context) piece {
@@ -75,29 +75,29 @@ func (g Gateway) parts() []part {
 
 func pieceOf(data []byte, err error) piece { return piece{data: data, err: err} }
 
-// encoded is JSON for people.
+// encoded returns indented JSON.
 func encoded(value any, indent string) []byte {
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
 	encoder.SetIndent("", indent)
 	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(value) // which nothing here keeps from it
+	_ = encoder.Encode(value) // all values of this package can be encoded
 	return b.Bytes()
 }
 
-// secrets reads, as far as this user may, what the configuration and the environment
-// keep secret, so that it is found wherever else it stands.
+// secrets reads the secrets of the configuration and the environment, as far as this user
+// may, so that they are masked in all parts.
 func (g Gateway) secrets(context.Context) piece {
 	places := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
-	text, _ := slurp(input.Open, g.Configuration) // config.toml says why it cannot be read
+	text, _ := slurp(input.Open, g.Configuration) // config.toml contains the error
 	got := piece{secrets: append(userOf(string(text)), mistaken(text)...)}
 	var unread []error
-	// A reference may stand anywhere in a configuration that is wrong.
+	// A reference may be anywhere in an invalid configuration.
 	references := regexp.MustCompile(`file:/[^"'\s]+|credential:[A-Za-z0-9._@-]+`).FindAllString(string(text), -1)
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(references))) {
 		reference, err := attest.ParseReference(name)
 		if err != nil {
-			continue // no other part has it
+			continue // no other part contains it
 		}
 		secret, err := places.Read(reference)
 		switch {
@@ -116,10 +116,10 @@ func (g Gateway) secrets(context.Context) piece {
 	return got
 }
 
-// mistaken returns what is where no secret should be in a configuration: the words on the lines
-// that are wrong, which errors may repeat ("hunter2: unknown key"), also in the log and in the
-// status of the running dpsd; and what looks like a secret in a comment. A word of the
-// reference configuration is no secret.
+// mistaken returns possible secrets at wrong places of a configuration: the words on invalid
+// lines, which errors may contain ("hunter2: unknown key"), also in the log and in the status
+// of the running dpsd, and text in comments that looks like a secret. Words of the reference
+// configuration are not secrets.
 func mistaken(text []byte) (secrets [][]byte) {
 	var errs config.Errors
 	_, err := config.Parse("", bytes.NewReader(text))
@@ -147,7 +147,7 @@ func mistaken(text []byte) (secrets [][]byte) {
 	return secrets
 }
 
-// words splits TOML.
+// words returns the set of words in TOML text.
 func words(text string) map[string]bool {
 	set := map[string]bool{}
 	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"',;=#[]{}", r) }) {
@@ -156,15 +156,15 @@ func words(text string) map[string]bool {
 	return set
 }
 
-// userOf finds the passwords in addresses.
+// userOf returns the passwords in addresses.
 func userOf(text string) (secrets [][]byte) {
 	address := regexp.MustCompile(`[a-z]://([^\s"']*)@`)
-	badAddress := regexp.MustCompile(`[a-z]://(.*)@`) // with what none can hold, such as a blank in the password
+	badAddress := regexp.MustCompile(`[a-z]://(.*)@`) // with invalid characters, such as a blank in the password
 	for _, m := range append(address.FindAllStringSubmatch(text, -1), badAddress.FindAllStringSubmatch(text, -1)...) {
 		secrets = append(secrets, []byte(m[1]))
 		if _, password, found := strings.Cut(m[1], ":"); found {
 			secrets = append(secrets, []byte(password))
-			// The part before such a character has been taken for a port.
+			// The text before such a character may have been parsed as a port.
 			if end := strings.IndexAny(password, "/?#\\ \"'"); end > 0 {
 				secrets = append(secrets, []byte(password[:end]))
 			}
@@ -176,7 +176,7 @@ func userOf(text string) (secrets [][]byte) {
 	return secrets
 }
 
-// stateFile reads a file that need not be there.
+// stateFile returns a function that reads a file, which may not exist.
 func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.Context) piece {
 	return func(context.Context) piece {
 		data, err := slurp(input.OpenOwn, path)
@@ -192,14 +192,14 @@ func (g Gateway) stateFile(path string, mask func([]byte) []byte) func(context.C
 
 func keep(data []byte) []byte { return data }
 
-// harmless are the members of the answer of DPS that contain no secret.
+// harmless are the members of the response of DPS that contain no secret.
 var harmless = []string{"status", "substatus", "registrationId", "assignedHub", "deviceId", "createdDateTimeUtc",
 	"lastUpdatedDateTimeUtc", "etag", "errorCode", "connectionProfile"}
 
-// maskRecord keeps the lines of a record, damaged or not, that dpsd or a harmless member of
-// the answer has filled.
+// maskRecord masks a record, which may be damaged. It keeps the lines whose values come from
+// dpsd or from a harmless member of the response.
 func (g Gateway) maskRecord(data []byte) []byte {
-	// member is a line whose value is a name, a number or a time.
+	// member matches a line whose value is a name, a number or a time.
 	member := regexp.MustCompile(`^  "(schema|generation|idScope|endpoint|provisionedAt|configFingerprint|checksum|` +
 		strings.Join(harmless, "|") + `)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
 	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
@@ -224,7 +224,7 @@ func (g Gateway) maskRecord(data []byte) []byte {
 	return []byte(b.String())
 }
 
-// maskAnswer leaves of what the service has answered the members that are known.
+// maskAnswer masks a response of the service except for its harmless members.
 func (g Gateway) maskAnswer(text string) string {
 	var members map[string]json.RawMessage
 	if json.Unmarshal([]byte(text), &members) != nil {
@@ -252,8 +252,8 @@ func maskEnvironmentFile(data []byte) []byte {
 	return []byte(b.String())
 }
 
-// files lists what is where dpsd reads and writes: a record that was set aside, or a
-// mode that keeps the service out, shows here.
+// files lists the files in the directories of dpsd. The list shows a damaged record that was
+// renamed and a mode that denies access to the service.
 func (g Gateway) files(context.Context) piece {
 	var b strings.Builder
 	var errs []error
@@ -275,7 +275,7 @@ func (g Gateway) files(context.Context) piece {
 			}
 			info, err := e.Info()
 			if err != nil {
-				continue // it has gone
+				continue // it was removed
 			}
 			owner := info.Sys().(*syscall.Stat_t)
 			target := ""
@@ -290,8 +290,8 @@ func (g Gateway) files(context.Context) piece {
 	return piece{data: []byte(b.String()), err: errors.Join(errs...)}
 }
 
-// maskedUnit leaves of the environment the names of the variables, and masks what else
-// a unit may hold of secrets.
+// maskedUnit keeps only the names of environment variables and masks all other possible
+// secrets of a unit.
 func maskedUnit(got piece) piece {
 	given := regexp.MustCompile(`^\s*(Environment|SetCredential|SetCredentialEncrypted)\s*=(.*)$`)
 	variable := regexp.MustCompile(`\b([A-Z][A-Z0-9_]{1,40}|https?_proxy|no_proxy)=`)
@@ -317,7 +317,7 @@ func maskedUnit(got piece) piece {
 	return got
 }
 
-// tool runs a program of the system, and takes the end of what it prints.
+// tool runs a program of the system and returns the end of its output.
 func tool(ctx context.Context, name string, args ...string) piece {
 	c := exec.CommandContext(ctx, name, args...) //nolint:gosec // the names and arguments are constants
 	c.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0")
@@ -343,7 +343,7 @@ func tool(ctx context.Context, name string, args ...string) piece {
 	return got
 }
 
-// tail keeps the last bytes of what is written to it.
+// tail is a writer that keeps the last bytes written to it.
 type tail struct {
 	most int
 	data []byte
@@ -358,7 +358,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lines returns what is left, from the first whole line.
+// lines returns the bytes that were kept, beginning with the first complete line.
 func (t *tail) lines() []byte {
 	data, cut := t.data, t.cut
 	if excess := len(data) - t.most; excess > 0 {

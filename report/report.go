@@ -1,5 +1,5 @@
-// Package report puts together the archive of dpsd report: what a support person needs to see
-// of a gateway, and none of its secrets. The list in parts.go says what goes in.
+// Package report creates the archive of "dpsd report": the data about a gateway that support
+// staff need, without its secrets. parts.go lists the contents.
 package report
 
 import (
@@ -23,55 +23,57 @@ import (
 	"github.com/dpsd-project/dpsd/redact"
 )
 
-// Gateway is what a report is about, and whom it asks. A report needs no configuration that
-// can be used, and no daemon that runs.
+// Gateway is the gateway to report on and its data sources. A report needs neither a valid
+// configuration nor a running daemon.
 type Gateway struct {
-	Configuration    string // the path of dpsd.toml
-	Directory        string // where the installed configuration is, with a directory for keys
+	Configuration    string // path of dpsd.toml
+	Directory        string // directory of the installed configuration, with a directory for keys
 	StateDirectory   string
 	RuntimeDirectory string
 	Version          string
 	BuiltAt          time.Time
-	Online           bool // Check goes on to the network
-	WithPayload      bool // the payload of a custom allocation is left in
+	Online           bool // Check uses the network
+	WithPayload      bool // do not mask the payload of a custom allocation
 
-	// What other commands print.
+	// Outputs of other commands.
 	Show    func() ([]byte, error)                // dpsd config show
-	Status  func(context.Context) ([]byte, error) // dpsd status --json, of the running daemon
-	OnFile  func() ([]byte, error)                // the same, of the state files
+	Status  func(context.Context) ([]byte, error) // dpsd status --json with the running daemon
+	OnFile  func() ([]byte, error)                // dpsd status --json with the state files
 	Metrics func(context.Context) ([]byte, error)
 	Check   func(context.Context) ([]byte, error) // dpsd check --json
 
-	// Progress says what is being collected; "" says that all is.
+	// Progress is called with a description of the part that is being collected, and with ""
+	// at the end.
 	Progress func(string)
 }
 
 // part is one file of a report.
 type part struct {
 	name, what string
-	limit      time.Duration // what collect may take; 0 stands for partLimit
+	limit      time.Duration // time limit of collect; 0 means partLimit
 	collect    func(context.Context) piece
 }
 
-// piece is what could be collected for a part, and what more there is to say.
+// piece is the data collected for a part.
 type piece struct {
 	data    []byte
-	secrets [][]byte // which the other parts may hold too
-	err     error    // why something is missing
+	secrets [][]byte // secrets that other parts may contain too
+	err     error    // reason why data is missing
 }
 
 const (
 	partLimit = 10 * time.Second
-	// maxPart bounds a part, in bytes; the last ones are kept of a journal, the first
-	// ones of everything else.
+	// maxPart is the maximum size of a part, in bytes. A longer journal loses its beginning,
+	// any other part its end.
 	maxPart = 1 << 20
 )
 
-// ErrStopped says that the context ended first. No report was written.
+// ErrStopped means that the context was done first. No report was written.
 var ErrStopped = errors.New("stopped; no report was written")
 
-// Write collects, masks and writes to the file output; "" is a name of its own in the working
-// directory. It returns the file, and a line for each part that is missing or not whole.
+// Write collects the parts, masks the secrets and writes the archive to the file output. If
+// output is "", it chooses a name in the working directory. It returns the name and one line
+// for each part that is missing or incomplete.
 func (g Gateway) Write(ctx context.Context, output string) (file, missing string, err error) {
 	now := time.Now().UTC()
 	host, _ := os.Hostname()
@@ -127,23 +129,23 @@ The checksum in state.json is that of the file as it is on the gateway.
 This archive names the gateway, its hub, its proxy and its addresses.
 `
 
-// within collects p, or gives up.
+// within collects p with a time limit.
 func (p part) within(ctx context.Context) piece {
 	limit := cmp.Or(p.limit, partLimit)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	done := make(chan piece, 1)
 	go func() { done <- p.collect(ctx) }()
-	// What minds ctx says itself what it has got so far.
+	// A function that obeys ctx returns the data that it has collected so far.
 	select {
 	case got := <-done:
 		return got
-	case <-time.After(limit + 2*time.Second): // such as a file on a server that does not answer
+	case <-time.After(limit + 2*time.Second): // for example, a file server does not answer
 		return piece{err: fmt.Errorf("given up after %s", limit)}
 	}
 }
 
-// plain makes a host's name fit for that of a file.
+// plain converts a host name to a valid part of a file name.
 func plain(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '-' || r == '.' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
@@ -153,8 +155,8 @@ func plain(name string) string {
 	}, name)
 }
 
-// bounded cuts a part that is too long. It was masked before: half a secret would not
-// be found.
+// bounded truncates a part that is too long. The part must already be masked, because
+// masking would not find a truncated secret.
 func bounded(text string) string {
 	if len(text) <= maxPart {
 		return text
@@ -167,13 +169,14 @@ type archived struct {
 	data []byte
 }
 
-// write puts files below a directory of the archive, which appears whole or not at all.
+// write writes an archive with files below a directory. The archive appears complete or not
+// at all.
 func write(path, directory string, at time.Time, files []archived) error {
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Cleanup() }() // nothing to do once it has its name
+	defer func() { _ = f.Cleanup() }() // no effect after the file has its name
 	packed := gzip.NewWriter(f)
 	archive := tar.NewWriter(packed)
 	for _, file := range files {
@@ -191,8 +194,8 @@ func write(path, directory string, at time.Time, files []archived) error {
 	return f.CloseAtomicallyReplace()
 }
 
-// slurp reads the beginning of a regular file. open is input.OpenOwn for the files that dpsd
-// writes: in their directories its user could have made a link to any other file.
+// slurp reads the beginning of a regular file. For files that dpsd writes, open must be
+// input.OpenOwn, because the service's user could replace them with a link to any other file.
 func slurp(open func(string) (*os.File, error), path string) ([]byte, error) {
 	f, err := open(path)
 	if err != nil {
@@ -205,7 +208,7 @@ func slurp(open func(string) (*os.File, error), path string) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(f, maxPart+1))
 	if err == nil && len(data) > maxPart {
 		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("it has more than 1 MiB, the rest is left out")}
-		// The last line may be half a secret.
+		// The last line may end within a secret.
 		data = data[:bytes.LastIndexByte(data, '\n')+1]
 	}
 	return data, err

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestAPartThatDoesNotEndIsGivenUp(t *testing.T) {
+func TestCollectingAPartHasATimeLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
 		defer close(never)
@@ -21,7 +21,7 @@ func TestAPartThatDoesNotEndIsGivenUp(t *testing.T) {
 			t.Errorf("after %s it says %v", time.Since(began), got.err)
 		}
 	})
-	t.Run("a program is stopped, and what it has said so far is kept", func(t *testing.T) {
+	t.Run("a program is stopped, and its output so far is kept", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		said := make(chan piece)
@@ -34,7 +34,7 @@ func TestAPartThatDoesNotEndIsGivenUp(t *testing.T) {
 	})
 }
 
-func TestTheEndOfWhatAProgramSaysIsKeptByTheLine(t *testing.T) {
+func TestTheLastCompleteLinesOfAProgramsOutputAreKept(t *testing.T) {
 	for text, want := range map[string]string{
 		"a\nb\n":              "a\nb\n",
 		"secret-12345\nend\n": "end\n",
@@ -53,7 +53,7 @@ func TestTheEndOfWhatAProgramSaysIsKeptByTheLine(t *testing.T) {
 	}
 }
 
-func TestOfAUnitsEnvironmentTheNamesStay(t *testing.T) {
+func TestOnlyTheNamesOfAUnitsEnvironmentVariablesAreKept(t *testing.T) {
 	text := `# /etc/systemd/system/dpsd.service.d/proxy.conf
 [Service]
 Environment="HTTPS_PROXY=http://gateway:hunter2@proxy:3128" "NO_PROXY=.example" \
@@ -73,13 +73,13 @@ ExecStart=/usr/bin/dpsd run
 `
 	got := maskedUnit(piece{data: []byte(text)})
 	if string(got.data) != want {
-		t.Errorf("it has become\n%s", got.data)
+		t.Errorf("the masked unit is\n%s", got.data)
 	}
 	found := false
 	for _, secret := range got.secrets {
 		found = found || string(secret) == "hunter2"
 	}
 	if !found {
-		t.Errorf("the password is not looked for elsewhere: %q", got.secrets)
+		t.Errorf("the password is not a secret of the other parts: %q", got.secrets)
 	}
 }

@@ -17,9 +17,8 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 )
 
-// written returns the archive of a gateway with a configuration. All that quotes the
-// configuration elsewhere does so here: dpsd config show, dpsd check, and a dpsd whose last
-// reload was refused.
+// written returns the archive of a gateway with a configuration. All outputs that quote the
+// configuration do so: dpsd config show, dpsd check, and the status after a rejected reload.
 func written(t *testing.T, text string) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -106,7 +105,7 @@ func TestNoSecretInAConfigurationReachesTheArchive(t *testing.T) {
 		"one in an address":                     "[transport]\nproxy = \"http://gateway:SECRET@proxy:3128\"\n",
 		"one in an address with blanks":         "[transport]\nproxy = \"http://gateway:SECRET x@proxy:3128\"\n",
 		"one in an address in a comment":        "# http://gateway:SECRET@proxy:3128\n",
-		"one in bytes that are no UTF-8":        "[dps]\n\xff\xfe SECRET\n",
+		"one in bytes that are not UTF-8":       "[dps]\n\xff\xfe SECRET\n",
 		"one behind a byte order mark":          "\ufeffkey = \"SECRET\"\n",
 		"a password in its place":               "[transport]\nproxy_password = \"SECRET\"\n",
 		"a password as an inline value":         "[transport]\nproxy_pasword = SECRET\n",
@@ -117,7 +116,7 @@ func TestNoSecretInAConfigurationReachesTheArchive(t *testing.T) {
 			t.Run(name+", "+secret, func(t *testing.T) {
 				for part, text := range written(t, strings.ReplaceAll(text, "SECRET", secret)) {
 					if strings.Contains(text, strings.TrimRight(secret, "=")) {
-						t.Errorf("%s holds it:\n%s", part, text)
+						t.Errorf("%s contains it:\n%s", part, text)
 					}
 				}
 			})
@@ -125,11 +124,11 @@ func TestNoSecretInAConfigurationReachesTheArchive(t *testing.T) {
 	}
 }
 
-func TestAReportOfAConfigurationThatIsWrongSaysWhatIsWrongAndWhere(t *testing.T) {
+func TestAReportWithAnInvalidConfigurationContainsTheErrorsAndTheirPositions(t *testing.T) {
 	parts := written(t, "[dps]\nid_scope = \"0ne00000000\"\n[log]\nlevel = \"hunter2\"\n")
 	for _, part := range []string{"README.txt", "check.json"} {
 		if !strings.Contains(parts[part], "dpsd.toml:4:1: log.level: ") || !strings.Contains(parts[part], "is unknown; write ") {
-			t.Errorf("%s does not say it:\n%s", part, parts[part])
+			t.Errorf("%s does not contain the error:\n%s", part, parts[part])
 		}
 	}
 	if _, raw := parts["dpsd.toml"]; raw || parts["config.toml"] != "" {
@@ -137,7 +136,7 @@ func TestAReportOfAConfigurationThatIsWrongSaysWhatIsWrongAndWhere(t *testing.T)
 	}
 }
 
-func TestAReportHidesNothingOfAConfigurationThatIsRight(t *testing.T) {
+func TestAReportMasksNothingInAConfigurationWithoutSecrets(t *testing.T) {
 	text := "# Gateway 12, hall 3; see https://wiki.example/gateways/12\n" + config.Reference()
 	if parts := written(t, text); strings.Contains(parts["config.toml"], "masked") || !strings.Contains(parts["config.toml"], "id_scope = ") {
 		t.Errorf("config.toml is\n%s", parts["config.toml"])

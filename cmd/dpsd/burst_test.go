@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// threads is how many a process has, proc_pid_task(5).
+// threads returns the number of threads of the process (proc_pid_task(5)).
 func (s *service) threads() int {
 	s.t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.command.Process.Pid))
@@ -19,9 +19,9 @@ func (s *service) threads() int {
 	return len(tasks)
 }
 
-// Each reload watches files anew, and the kernel lets the close of an inotify instance
-// wait. TasksMax= is what a burst must not reach.
-func TestABurstOfSIGHUPsMakesNoThreads(t *testing.T) {
+// Each reload creates new watches, and the kernel delays the close of an inotify instance. A
+// burst must not reach TasksMax=.
+func TestABurstOfSIGHUPsCreatesNoThreads(t *testing.T) {
 	for _, ready := range []bool{true, false} {
 		t.Run(fmt.Sprintf("READY %t", ready), func(t *testing.T) {
 			scenario := ""
@@ -47,7 +47,7 @@ func TestABurstOfSIGHUPsMakesNoThreads(t *testing.T) {
 					answers, reloads := s.got("READY=1"), s.got("RELOADING=1")
 					return len(answers) == len(reloads)+1 && answers[len(reloads)].at.After(last)
 				})
-				t.Logf("1000 SIGHUPs made %d reloads", len(s.got("RELOADING=1")))
+				t.Logf("1000 SIGHUPs caused %d reloads", len(s.got("RELOADING=1")))
 				if late := s.until("READY=1", len(s.got("READY=1"))).at.Sub(last); late > time.Second {
 					t.Errorf("the last SIGHUP was answered after %s", late)
 				}
@@ -56,7 +56,7 @@ func TestABurstOfSIGHUPsMakesNoThreads(t *testing.T) {
 			if most > before+8 {
 				t.Errorf("%d threads during the burst, %d before it", most, before)
 			}
-			// And it still answers.
+			// dpsd still answers.
 			s.write("dpsd.toml", "[dps]\nid_scop = \"0ne\"\n")
 			s.send(syscall.SIGHUP)
 			s.logged(`"event":"reload-refused"`)

@@ -30,15 +30,14 @@ import (
 	"testing"
 )
 
-// canary is a secret that is planted, and a name to call it by.
+// canary is a secret of the test with a name.
 type canary struct{ name, secret string }
 
-// canaries are found again in any of the forms in which somebody may have written them
-// down.
+// canaries are secrets that the test searches for in any of their forms.
 type canaries []canary
 
-// forms are the secret itself, in base64 (also in the midst of a longer text), in hex and
-// escaped for an address; of a key in base64 also the bytes.
+// forms returns the encodings of the secret: unchanged, in base64 (also within a longer text),
+// in hex and percent-encoded. For a key in base64, it includes encodings of the decoded bytes.
 func (c canary) forms() map[string]string {
 	forms := map[string]string{"itself": c.secret}
 	escape := func(keep string) string {
@@ -62,7 +61,7 @@ func (c canary) forms() map[string]string {
 		forms[of+"in hex"] = hex.EncodeToString(secret)
 		forms[of+"in capital hex"] = strings.ToUpper(hex.EncodeToString(secret))
 		for before := range 3 {
-			// Whole groups of three bytes are the same whatever stands around them.
+			// The encoding of whole groups of three bytes does not depend on the surrounding bytes.
 			whole := secret[(3-before)%3:]
 			whole = whole[:len(whole)/3*3]
 			forms[fmt.Sprintf("%sin base64, %d", of, before)] = base64.StdEncoding.EncodeToString(whole)
@@ -72,7 +71,7 @@ func (c canary) forms() map[string]string {
 	return forms
 }
 
-// written is how somebody may have written it down.
+// written returns texts that contain the secret in one of its forms.
 func (c canary) written() []string {
 	forms := c.forms()
 	texts := []string{c.secret, forms["in hex"], forms["in capital hex"], forms["escaped"], forms["escaped with marks"]}
@@ -86,7 +85,7 @@ func (c canary) written() []string {
 	return texts
 }
 
-// in lists the canaries that a text holds.
+// in lists the canaries that a text contains.
 func (all canaries) in(text string) (found []string) {
 	for _, c := range all {
 		for how, form := range c.forms() {
@@ -99,7 +98,7 @@ func (all canaries) in(text string) (found []string) {
 	return found
 }
 
-// secret makes one that nothing else contains: letters, digits, and what needs escaping.
+// secret returns a unique secret of letters, digits and characters that need escaping.
 func secret(t *testing.T) string {
 	t.Helper()
 	raw := make([]byte, 9)
@@ -118,8 +117,8 @@ func key(t *testing.T) string {
 	return base64.StdEncoding.EncodeToString(raw)
 }
 
-// echo is an HTTP proxy that wants a password. It refuses the first tunnels and repeats
-// what it was told while it does; then it leads to the simulator.
+// echo is an HTTP proxy that requires a password. It rejects the first tunnels with responses
+// that contain the credentials it received; then it connects to the simulator.
 type echo struct {
 	password string
 	refuse   atomic.Int32
@@ -131,9 +130,9 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer here.Close()
-	told := r.Header.Get("Proxy-Authorization")
-	if want := "Basic " + base64.StdEncoding.EncodeToString([]byte("gateway:"+e.password)); told != want || e.refuse.Add(-1) >= 0 {
-		fmt.Fprintf(here, "HTTP/1.1 407 not with %x, %s\r\nProxy-Authenticate: Basic\r\nLocation: http://gateway:%s@elsewhere/\r\nContent-Length: 0\r\n\r\n", e.password, told, e.password)
+	received := r.Header.Get("Proxy-Authorization")
+	if want := "Basic " + base64.StdEncoding.EncodeToString([]byte("gateway:"+e.password)); received != want || e.refuse.Add(-1) >= 0 {
+		fmt.Fprintf(here, "HTTP/1.1 407 not with %x, %s\r\nProxy-Authenticate: Basic\r\nLocation: http://gateway:%s@elsewhere/\r\nContent-Length: 0\r\n\r\n", e.password, received, e.password)
 		return
 	}
 	_, port, _ := net.SplitHostPort(r.Host)
@@ -150,9 +149,9 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(here, there)
 }
 
-// TestPromise8CanariesStayWhereTheyArePut plants secrets wherever a gateway may have some,
-// and where an administrator or a peer may have put one by mistake, lets everything go
-// wrong that can, and looks for them in whatever dpsd shows to anybody.
+// TestPromise8CanariesStayWhereTheyArePut puts secrets wherever a gateway may have some and
+// where an administrator or a peer may have put one by mistake, causes every kind of failure,
+// and searches for the secrets in all outputs of dpsd.
 func TestPromise8CanariesStayWhereTheyArePut(t *testing.T) {
 	for _, environment := range []bool{false, true} {
 		t.Run(map[bool]string{false: "a proxy in dpsd.toml", true: "a proxy in the environment"}[environment], func(t *testing.T) {
@@ -210,7 +209,7 @@ func plant(t *testing.T, environment bool) {
 	put("wrong.key", wrong+"\n", 0o600)
 	put("proxy-password", password+"\n", 0o600)
 	put("device.key", pemText, 0o600)
-	put("device.pem", read("simulator/"+device+".pem"), 0o600) // which is of another key
+	put("device.pem", read("simulator/"+device+".pem"), 0o600) // a certificate for another key
 
 	proxy := &echo{password: password}
 	proxy.refuse.Store(2)
@@ -278,14 +277,14 @@ refused_max = "1s"
 	put("dpsd.toml", text, 0o600)
 	put("inline.toml", text+credential(inline), 0o600)
 
-	// Tools that show what a journal and a unit may hold.
+	// The tools print text that a journal and a unit may contain.
 	if err := os.Mkdir(path("tools"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var entries strings.Builder
 	for _, c := range all {
 		if c.name == "the private key" || c.name == "the key that is commented out" {
-			continue // whose lines are another's, and which is known only as what looks like a key
+			continue // its lines come from another program, and it is only recognized because it looks like a key
 		}
 		for _, form := range c.written() {
 			if slices.Contains([]string{inline, remembered, given, pin, signature}, c.secret) {
@@ -299,10 +298,10 @@ refused_max = "1s"
 	put("tools/systemctl", "#!/bin/sh\ncat <<'END'\nEnvironment=\"HTTPS_PROXY="+withPassword+"\" KEY="+right+"\nSetCredential=dps-primary-key:"+right+
 		"\n# "+commented+"\nExecStart=/usr/bin/dpsd run\nEND\n", 0o755)
 	if found := all.in(entries.String() + read("tools/systemctl") + text + read("inline.toml") + pin); len(found) < 3*len(all) {
-		t.Fatalf("of what was planted, only this is found: %q", found)
+		t.Fatalf("of the planted secrets, only these are found: %q", found)
 	}
 
-	// dpsd, and what goes wrong before it is assigned.
+	// dpsd runs and fails in several ways before it is assigned.
 	environ := []string{"PATH=" + path("tools") + ":" + os.Getenv("PATH")}
 	if environment {
 		environ = append(environ, "HTTPS_PROXY="+withPassword)
@@ -321,7 +320,7 @@ refused_max = "1s"
 		_ = daemon.Process.Kill()
 		_ = daemon.Wait()
 	})
-	said := map[string]string{} // where: what
+	said := map[string]string{} // output by its name
 	run := func(name string, codes string, args ...string) {
 		t.Helper()
 		command := exec.Command("dpsd", args...)
@@ -334,14 +333,14 @@ refused_max = "1s"
 	}
 	run("dpsd wait", "0", "wait", "--for", "confirmed", "--timeout", "20s", "--config", "dpsd.toml")
 
-	// What it shows.
+	// The outputs of dpsd.
 	proc := fmt.Sprintf("/proc/%d/", daemon.Process.Pid)
 	for _, name := range []string{"cmdline", "environ"} {
 		data, err := os.ReadFile(proc + name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		said[proc+name] = strings.ReplaceAll(string(data), "HTTPS_PROXY="+withPassword, "") // which the administrator gave it
+		said[proc+name] = strings.ReplaceAll(string(data), "HTTPS_PROXY="+withPassword, "") // the administrator has set it
 	}
 	over := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path("run/dpsd.sock"))
@@ -354,7 +353,7 @@ refused_max = "1s"
 		}
 		var text []byte
 		if at == "/v1/events" {
-			text, err = bufio.NewReader(answer.Body).ReadBytes('\n') // it goes on for ever
+			text, err = bufio.NewReader(answer.Body).ReadBytes('\n') // the stream does not end
 		} else {
 			text, err = io.ReadAll(answer.Body)
 		}
@@ -401,7 +400,7 @@ refused_max = "1s"
 				return err
 			}
 			text, err := os.ReadFile(file)
-			// A payload is published as it was received; that is what it is for.
+			// A payload is published unchanged, as intended.
 			said[name] += file + ": " + strings.NewReplacer(token(given), "", pin, "").Replace(string(text)) + "\n"
 			return err
 		})
@@ -412,15 +411,15 @@ refused_max = "1s"
 
 	for _, code := range []string{"proxy-auth", "tls-intercepted", "service-error", "credential"} {
 		if !strings.Contains(said["the log"], `"fault":"`+code) {
-			t.Errorf("%s did not go wrong: too little was looked at", code)
+			t.Errorf("the fault %s did not occur, so the test covers too little", code)
 		}
 	}
 	for where, text := range said {
 		if text == "" && where != "dpsd wait" {
-			t.Errorf("%s is empty: nothing was searched", where)
+			t.Errorf("%s is empty, so nothing was searched", where)
 		}
 		if found := all.in(text); len(found) > 0 {
-			t.Errorf("%s holds %q:\n%.20000s", where, found, text)
+			t.Errorf("%s contains %q:\n%.20000s", where, found, text)
 		}
 	}
 }

@@ -79,19 +79,19 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	for _, s := range check.Steps() {
 		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
 	}
-	// It fails only for a flag that is not there.
+	// RegisterFlagCompletionFunc fails only for a flag that does not exist.
 	_ = cmd.RegisterFlagCompletionFunc("skip", cobra.FixedCompletions(steps, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// checkOptions are what the command line of a check says.
+// checkOptions are the options of a check.
 type checkOptions struct {
 	offline, json bool
 	skip          []string
 	strict        bool // warnings count as failures
 }
 
-// known reports a step that does not exist.
+// known returns an error if a step does not exist.
 func (o checkOptions) known() error {
 	names := make([]string, 0, len(check.Steps()))
 	for _, s := range check.Steps() {
@@ -110,8 +110,8 @@ func (o checkOptions) known() error {
 	return nil
 }
 
-// listSteps prints the steps, as JSON or for people and scripts: a name, spaces, a
-// description.
+// listSteps prints the steps, as JSON or for people and scripts. Each line consists of a name,
+// spaces and a description.
 func listSteps(out io.Writer, asJSON bool) error {
 	if asJSON {
 		return failed(writeJSON(out, check.Steps()))
@@ -124,7 +124,7 @@ func listSteps(out io.Writer, asJSON bool) error {
 	return nil
 }
 
-// runCheck wires the check and prints what it finds.
+// runCheck runs a check and prints its results.
 func runCheck(file string, o checkOptions) error {
 	ctx, stop := interruptible(0, syscall.SIGHUP)
 	defer stop()
@@ -154,12 +154,12 @@ func runCheck(file string, o checkOptions) error {
 	return o.verdict(gateway, report)
 }
 
-// checked goes through the steps, and tells each as soon as it is certain.
-func checked(ctx context.Context, gateway *check.Gateway, offline bool, tell func(check.Result)) (check.Report, error) {
+// checked runs all steps and passes each result to show as soon as the result is final.
+func checked(ctx context.Context, gateway *check.Gateway, offline bool, show func(check.Result)) (check.Report, error) {
 	report := check.Report{Schema: 1, Version: version, Time: time.Now().UTC().Truncate(time.Second), Offline: offline}
 	gateway.Run(ctx, offline, func(r check.Result) {
 		report.Steps = append(report.Steps, r)
-		tell(r)
+		show(r)
 	})
 	report.Status = check.Worst(report.Steps)
 	if ctx.Err() != nil {
@@ -168,7 +168,7 @@ func checked(ctx context.Context, gateway *check.Gateway, offline bool, tell fun
 	return report, nil
 }
 
-// writeJSON writes JSON for people too.
+// writeJSON writes indented JSON.
 func writeJSON(to io.Writer, value any) error {
 	encoder := json.NewEncoder(to)
 	encoder.SetIndent("", "  ")
@@ -176,7 +176,7 @@ func writeJSON(to io.Writer, value any) error {
 	return encoder.Encode(value)
 }
 
-// verdict gives the report its exit code, and the next command to try.
+// verdict returns an error with the exit code for the report and the next command to try.
 func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error {
 	failures, warnings := 0, 0
 	for _, r := range report.Steps {
@@ -209,7 +209,7 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	return &exitError{exitFailed, found, "man dpsd-faults for each code, journalctl -u dpsd for the log of the service"}
 }
 
-// gatewayOf reads the configuration and says what there is to check.
+// gatewayOf reads the configuration and returns the gateway to check.
 func gatewayOf(file string) *check.Gateway {
 	g := &check.Gateway{
 		File:      file,
@@ -234,7 +234,7 @@ func gatewayOf(file string) *check.Gateway {
 		if g.Installed && g.Systemctl != nil {
 			if e, err := check.ServiceEnvironment(context.Background(), g.Systemctl); err == nil {
 				g.ProxyOrigin = e.Origin
-				goThrough(e)
+				useProxyOf(e)
 			}
 		}
 	}
@@ -245,19 +245,19 @@ func gatewayOf(file string) *check.Gateway {
 	return g
 }
 
-// goThrough makes the proxy of an environment that of this process. net/http, which knows
-// how to read these variables, looks at its own environment alone, and once.
-func goThrough(e check.Environment) {
+// useProxyOf copies the proxy variables of an environment to this process, because net/http,
+// which interprets them, reads only its own environment, and only once.
+func useProxyOf(e check.Environment) {
 	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"} {
 		_ = os.Unsetenv(name)
 		if value := e.Values[name]; value != "" {
-			_ = os.Setenv(name, value) // fails only for names and values that no environment can hold
+			_ = os.Setenv(name, value) // fails only for names and values that are invalid in an environment
 		}
 	}
 }
 
-// bootedSystemctl runs systemctl; nil when systemd has not booted this machine,
-// sd_booted(3).
+// bootedSystemctl returns a function that runs systemctl, or nil if systemd has not booted
+// this machine (sd_booted(3)).
 func bootedSystemctl() func(ctx context.Context, args ...string) ([]byte, error) {
 	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
 		return nil
@@ -275,8 +275,8 @@ func systemctl(ctx context.Context, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// printStep prints a result: how it ended, the step, what was found, and below it what
-// to do.
+// printStep prints a result: its status, the step, the detail and, on the next line, the
+// advice.
 func printStep(out *terminal, r check.Result) {
 	out.progress("")
 	colours := map[check.Status]colour{check.OK: green, check.Skipped: faint, check.Warning: yellow, check.Failed: red}
@@ -287,7 +287,7 @@ func printStep(out *terminal, r check.Result) {
 	if r.Code != "" {
 		what = string(r.Code) + ": " + what
 	}
-	// Many errors name their subject themselves.
+	// Many errors already name their subject.
 	if r.Subject != "" && !strings.Contains(r.Detail, r.Subject) {
 		what = r.Subject + ": " + what
 	}
@@ -297,6 +297,6 @@ func printStep(out *terminal, r check.Result) {
 	}
 }
 
-// printable keeps what others have said, such as a certificate, from steering the
-// terminal.
+// printable prevents text of other parties, such as the text of a certificate, from
+// controlling the terminal.
 func printable(text string) string { return foreign.Line(text, foreign.MaxFault) }

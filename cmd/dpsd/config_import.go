@@ -86,23 +86,23 @@ nothing is on standard output.`,
 	}
 }
 
-// aziotDropIns finds the drop-ins of the machine that the file is of; none when it has
-// been copied from one.
+// aziotDropIns returns the drop-ins of the machine that the file belongs to. It returns none
+// for a copy of the file.
 func aziotDropIns(file string) (found []string) {
 	root, in := strings.CutSuffix(absolute(file), "/etc/aziot/config.toml")
 	if !in {
 		return nil
 	}
 	for _, unit := range []string{"aziot-identityd", "aziot-edged"} {
-		// Of a pattern in the name of the root, nothing is found.
+		// Glob finds nothing if the name of the root is a malformed pattern.
 		files, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system", unit+".service.d", "*.conf"))
 		found = append(found, files...)
 	}
 	return found
 }
 
-// environmentFiles returns a function that reads the files of EnvironmentFile= on the
-// machine that a drop-in is of; nil when it has been copied from one.
+// environmentFiles returns a function that reads the files of EnvironmentFile= on the machine
+// that a drop-in belongs to. It returns nil for a copy of the drop-in.
 func environmentFiles(dropIn string) func(pattern string) ([]aziot.EnvironmentFile, error) {
 	for _, place := range []string{"/etc", "/run", "/usr/lib", "/lib"} {
 		root, _, in := strings.Cut(absolute(dropIn), place+"/systemd/system/")

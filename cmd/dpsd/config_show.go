@@ -53,7 +53,7 @@ key whose value is looked up has "resolved", or the "problem" with it.`,
 	return cmd
 }
 
-// effective reads the values that hold.
+// effective returns the effective values.
 func effective(file string) (shown, error) {
 	text, err := contents(file)
 	if err != nil {
@@ -74,11 +74,11 @@ func effective(file string) (shown, error) {
 	return s, nil
 }
 
-// lookup is what a value leads to on this machine, now: a value, or the reason
+// lookup is the current result of resolving a value on this machine: a value, or the reason
 // why there is none.
 type lookup struct {
 	value, problem string
-	// remark says more, to people.
+	// remark is additional information for people.
 	remark string
 }
 
@@ -98,8 +98,8 @@ func identityNow(source attest.RegistrationID) lookup {
 	return lookup{value: id, remark: fmt.Sprintf("the registration ID is %q now, the %s", id, from)}
 }
 
-// proxyNow is the proxy on the way to the first port that is tried. This
-// process has an environment of its own, which need not be the service's.
+// proxyNow returns the proxy for the first port that is tried. The environment of this
+// process may differ from the service's.
 func proxyNow(cfg *config.Config) lookup {
 	const where = "; the service's environment is its own: systemctl show --property=Environment dpsd"
 	port := cfg.Transport.MQTTPort
@@ -118,7 +118,7 @@ func proxyNow(cfg *config.Config) lookup {
 	return lookup{value: address, remark: "HTTPS_PROXY of this shell leads through " + address + where}
 }
 
-// shown is a configuration to be shown.
+// shown is a configuration to show.
 type shown struct {
 	file     string
 	settings []config.Setting
@@ -155,8 +155,7 @@ func (s shown) toml(w io.Writer) error {
 	return err
 }
 
-// comment makes text fit for the rest of a line: a name of a file may hold an
-// end of one.
+// comment makes text valid in a comment, because the name of a file may contain a newline.
 func comment(text string) string {
 	if strings.ContainsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }) {
 		return strconv.Quote(text)

@@ -16,21 +16,21 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 )
 
-// This file says why a configuration cannot be opened, and gives the command that
-// corrects it. All commands and the log use it. Whether another command has to follow
-// depends on the service, which not all of them know.
+// This file explains why a configuration cannot be opened and provides the command that
+// corrects the problem. All commands and the log use it. Whether another command has to follow
+// depends on the service, which only some of them know.
 
-// unopenedError is a configuration that could not be opened.
+// unopenedError means that a configuration could not be opened.
 type unopenedError struct {
 	err     error
-	problem string // beside err; "" when that says it all
-	remedy  string // a command, perhaps with what has to follow
+	problem string // in addition to err; "" if err is sufficient
+	remedy  string // a command, possibly followed by another
 }
 
-// Error has the command last.
+// Error returns the problem followed by the command.
 func (e *unopenedError) Error() string { return e.Problem() + "; " + e.remedy }
 
-// Problem is the error without the command.
+// Problem returns the error without the command.
 func (e *unopenedError) Problem() string {
 	if e.problem == "" {
 		return e.err.Error()
@@ -38,7 +38,7 @@ func (e *unopenedError) Problem() string {
 	return e.err.Error() + ": " + e.problem
 }
 
-// Remedy is the command.
+// Remedy returns the command.
 func (e *unopenedError) Remedy() string { return e.remedy }
 func (e *unopenedError) Unwrap() error  { return e.err }
 
@@ -61,8 +61,8 @@ func unopened(file string, err error) error {
 	return err
 }
 
-// misnamed finds a file beside a missing configuration that was probably meant to be it;
-// "" for none.
+// misnamed returns a file in the directory of a missing configuration that was probably meant
+// to be the configuration, or "".
 func misnamed(file string) string {
 	entries, err := os.ReadDir(filepath.Dir(file))
 	if err != nil {
@@ -101,21 +101,21 @@ func load(file string) (*config.Config, error) {
 	return config.Parse(file, bytes.NewReader(text))
 }
 
-// closed returns why the service cannot read its configuration although this user can;
-// nil when it can, or when that cannot be known.
+// closed returns the reason why the service cannot read its configuration although this user
+// can. It returns nil if the service can or if that is unknown.
 func closed(file string) error {
 	if file != check.InstalledFile {
 		return nil
 	}
 	account, err := check.LookUpAccount(context.Background(), serviceAccount, bootedSystemctl())
 	if err != nil {
-		return nil //nolint:nilerr // without the account it cannot be known
+		return nil //nolint:nilerr // without the account it is unknown
 	}
 	return account.ClosedConfiguration(file)
 }
 
-// socketOf finds the path of the control socket in a configuration that cannot be used.
-// When the file does not tell, known is false, and path is the standard one.
+// socketOf returns the path of the control socket in a configuration that cannot be used. If
+// the path is uncertain, known is false and path is the default.
 func socketOf(file string) (path string, known bool) {
 	if text, err := contents(file); err == nil {
 		path, known = config.Socket(text)

@@ -26,11 +26,11 @@ func list(t *testing.T, args ...string) map[string]bool {
 }
 
 func TestShippedProgram(t *testing.T) {
-	program, err := exec.LookPath("dpsd") // TestMain has built it, as it is shipped
+	program, err := exec.LookPath("dpsd") // TestMain has built it with the flags of a release
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := buildinfo.ReadFile(program) // what go version -m prints
+	info, err := buildinfo.ReadFile(program) // the output of go version -m
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,24 +39,24 @@ func TestShippedProgram(t *testing.T) {
 		inside[dependency.Path] = true
 	}
 	if !inside["github.com/eclipse/paho.golang"] {
-		t.Fatalf("the program does not name its MQTT client; what it names is %v", inside)
+		t.Fatalf("the program does not list its MQTT client, only %v", inside)
 	}
 	required := list(t, "-m", "-f", "{{.Path}}", "all")
 	for _, module := range []string{
-		"github.com/mochi-mqtt/server/v2", "github.com/gorilla/websocket", // the simulator's
-		"go.uber.org/goleak", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal", // the tests'
+		"github.com/mochi-mqtt/server/v2", "github.com/gorilla/websocket", // used by the simulator
+		"go.uber.org/goleak", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal", // used by the tests
 		"github.com/santhosh-tekuri/jsonschema/v6", "golang.org/x/tools",
 	} {
 		t.Run("dpsd is built without "+module, func(t *testing.T) {
 			if !required[module] {
-				t.Fatal("no module of this name is in go.mod any more: this list is old")
+				t.Fatal("go.mod no longer contains a module of this name: this list is outdated")
 			}
 			if inside[module] {
-				t.Error("it is in the program")
+				t.Error("the program contains it")
 			}
 		})
 	}
-	t.Run("dpsd is built without the simulator, though it is of the same module", func(t *testing.T) {
+	t.Run("dpsd is built without the simulator, which is in the same module", func(t *testing.T) {
 		packages := list(t, "-deps", ".")
 		if !packages["github.com/dpsd-project/dpsd/daemon"] {
 			t.Fatalf("the packages of dpsd are %v", packages)
@@ -69,7 +69,7 @@ func TestShippedProgram(t *testing.T) {
 			}
 		}
 	})
-	t.Run("what only the benches import is no dependency of dpsd", func(t *testing.T) {
+	t.Run("modules that only the benchmarks import are not dependencies of dpsd", func(t *testing.T) {
 		for _, module := range []string{"gonum.org/v1/plot", "github.com/fsnotify/fsnotify"} {
 			if required[module] {
 				t.Errorf("%s is among the modules", module)
@@ -90,8 +90,8 @@ func TestShippedProgram(t *testing.T) {
 	})
 }
 
-// renameio makes its temporary files in $TMPDIR where it can, and there a process that is
-// killed leaves them.
+// renameio creates its temporary files in $TMPDIR if possible, where a process that is killed
+// leaves them.
 func TestFilesAreReplacedFromTheirOwnDirectoryAndNotFromTmp(t *testing.T) {
 	calls := 0
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {

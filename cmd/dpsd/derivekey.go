@@ -29,7 +29,7 @@ where you store the group key, and copy only the device key to the gateway.`,
 		Example: `  systemd-ask-password key: | dpsd derive-key --registration-id gw-0001
   dpsd derive-key --registration-id gw-0001 <group.key >gw-0001.key`,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		// Whatever stands there may be the key: cobra's own message would repeat it.
+		// An argument may be the key, which cobra's own message would contain.
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return errors.New("the group key is read from standard input, never from an argument; if one was a key, it is in the shell's history now")
@@ -50,15 +50,15 @@ where you store the group key, and copy only the device key to the gateway.`,
 		},
 	}
 	cmd.Flags().StringVar(&id, "registration-id", "", "registration `ID` of the device, as it will register")
-	_ = cmd.RegisterFlagCompletionFunc("registration-id", cobra.NoFileCompletions) // fails only for a flag that is not there
+	_ = cmd.RegisterFlagCompletionFunc("registration-id", cobra.NoFileCompletions) // fails only for a flag that does not exist
 	return cmd
 }
 
-// maxKeyText bounds what is read as a key: 64 bytes have 88 characters.
+// maxKeyText is the maximum size of the input, in bytes. 64 bytes have 88 characters in base64.
 const maxKeyText = 4096
 
-// deriveKey reads a group key and writes the device key of id. Its errors repeat
-// nothing of what was read.
+// deriveKey reads a group key and writes the device key of id. Its errors contain no part of
+// the input.
 func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	text, err := io.ReadAll(io.LimitReader(in, maxKeyText+1))
 	defer clear(text)
@@ -85,7 +85,7 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 		fmt.Fprintf(note, "dpsd: warning: %v; if it was not meant so, correct it and derive the device's key again:\n%s\n", d, d.Remedy())
 	}
 	if strings.ToLower(id) != id {
-		// The service compares IDs without case, but the key depends on it.
+		// The service compares IDs case-insensitively, but the key depends on the case.
 		fmt.Fprintf(note, "dpsd: warning: %s has upper-case letters: this key works only while the gateway registers with exactly these;\n"+
 			"the service ignores case, so better use %s in dpsd.toml and here\n", id, strings.ToLower(id))
 	}

@@ -26,8 +26,8 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// unclean returns the place in a text of several lines that a terminal would obey, or
-// show as something else; "" for none.
+// unclean returns the first part of a text of several lines that a terminal would interpret
+// or show differently, or "".
 func unclean(text string) string {
 	if !utf8.ValidString(text) {
 		return "invalid UTF-8"
@@ -39,7 +39,8 @@ func unclean(text string) string {
 	return text[max(0, at-20):min(len(text), at+4)]
 }
 
-// printed is what the commands that show a status print of one that a daemon has sent.
+// printed returns the outputs of the commands that show a status, for a status that a daemon
+// has sent.
 func printed(t *testing.T, report statusReport) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -59,8 +60,8 @@ func printed(t *testing.T, report statusReport) map[string]string {
 	return all
 }
 
-// FuzzTheTerminalStaysClean: what commands print stays clean, whatever a daemon in other
-// hands says, its files hold, and peers of dpsd check have sent.
+// FuzzTheTerminalStaysClean checks that the output of commands contains no control
+// characters, even if a compromised daemon, its files or peers of dpsd check send some.
 func FuzzTheTerminalStaysClean(f *testing.F) {
 	for _, seed := range []string{"plain", "\x1b[2J\x1b]0;title\a", "\u202egpj.exe\u2066", "a\u2028b\u2029c\u0085d\u009b2J", "\xff\xfe\x00", "a\r\nb\tc\x7f", "\"quotes\\n\"", strings.Repeat("\x1b", 5000)} {
 		f.Add(seed, []byte(`{"text":"x","health":"degraded","faults":[{"code":"`+strings.ToValidUTF8(strings.Map(func(r rune) rune {
@@ -76,7 +77,7 @@ func FuzzTheTerminalStaysClean(f *testing.F) {
 			t.Fatal(err)
 		}
 		var sent control.Status
-		_ = json.Unmarshal(status, &sent) // as far as it can be read
+		_ = json.Unmarshal(status, &sent) // as far as it is valid
 		sent.Text += text
 		fault := control.Fault{Code: text, Class: text, Stage: text, Summary: text, Cause: text, Advice: text, Credential: text, TrackingID: text, Unresolved: true}
 		sent.Faults = append([]control.Fault{fault}, sent.Faults...)
@@ -93,7 +94,7 @@ func FuzzTheTerminalStaysClean(f *testing.F) {
 			}
 		}
 
-		// What peers have sent reaches dpsd check and the log by Classify.
+		// Text from peers reaches dpsd check and the log through Classify.
 		peer := classify.Classify(transport.Errors{{Protocol: transport.MQTT, Stage: transport.StageTLS, Address: "h:8883", Err: &transport.CertificateError{
 			Certificate: &x509.Certificate{}, Host: "h", Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{text}}, Host: text}}}})
 		var out bytes.Buffer
@@ -109,8 +110,8 @@ func FuzzTheTerminalStaysClean(f *testing.F) {
 	})
 }
 
-// logged is what is logged of a fault with these fields: lines of JSON, as standard
-// error is no terminal and no journal.
+// logged returns the log entry of a fault with these fields: lines of JSON, because standard
+// error is neither a terminal nor the journal.
 func logged(t *testing.T, fields ...zap.Field) []string {
 	t.Helper()
 	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
@@ -131,7 +132,7 @@ func logged(t *testing.T, fields ...zap.Field) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
-func TestStatusIsPrintedWholeAfterANameOf190000BytesInACertificate(t *testing.T) {
+func TestStatusIsPrintedCompletelyWithANameOf190000BytesInACertificate(t *testing.T) {
 	fault := classify.Classify(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{strings.Repeat("\x1b]0;x\a", 32_000)}}, Host: "h"})
 	report := statusReport{Running: true, Status: control.Status{Health: control.Unprovisioned, Text: "Next attempt in 7s: " + string(fault.Code) + ": " + fault.Err.Error()}}
 	for range control.MaxFaults {
@@ -142,7 +143,7 @@ func TestStatusIsPrintedWholeAfterANameOf190000BytesInACertificate(t *testing.T)
 			t.Errorf("%s prints %d bytes, %q", by, len(out), dirt)
 		}
 		if !strings.Contains(out, `\x1b]0;x`) && by != "the progress" && by != "dpsd status --json" {
-			t.Errorf("%s does not show what the certificate says: %.500s", by, out)
+			t.Errorf("%s does not show the name in the certificate: %.500s", by, out)
 		}
 	}
 }

@@ -49,14 +49,14 @@ belong to dpsd; it lists them at the end.`,
 	return cmd
 }
 
-// forgetter removes the identity that a configuration leads to.
+// forgetter removes the identity in the directories of a configuration.
 type forgetter struct {
 	out  io.Writer
 	cfg  *config.Config
 	file string
 }
 
-// asks tells what would go, and whether a person agrees.
+// asks prints what would be removed and reports whether the user agrees.
 func (f forgetter) asks(in io.Reader, out io.Writer) bool {
 	who := "the identity of this gateway"
 	if rec, err := store.Read(f.cfg.State.Directory); err == nil {
@@ -64,7 +64,7 @@ func (f forgetter) asks(in io.Reader, out io.Writer) bool {
 	}
 	fmt.Fprintf(out, "Forget %s, in %s and %s? Type yes: ", who, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
 	answer := make([]byte, 64)
-	n, _ := in.Read(answer) // a terminal gives a line; its end is a no
+	n, _ := in.Read(answer) // a terminal returns a line; end of file means no
 	return strings.EqualFold(strings.TrimSpace(string(answer[:n])), "yes")
 }
 
@@ -91,7 +91,7 @@ func (f forgetter) forget() error {
 	return nil
 }
 
-// left names what still tells who the gateway was.
+// left lists what still identifies the gateway.
 func (f forgetter) left(done store.Forgotten) {
 	fmt.Fprintln(f.out, "Kept; who repairs or sells the gateway decides about each:")
 	item := func(what, why string) { fmt.Fprintf(f.out, "  %s: %s\n", what, why) }

@@ -16,16 +16,16 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// installation is where a daemon on this machine keeps and tells things. The
-// commands that look at it work without a configuration that can be read: an
-// ordinary user, or a broken file, must not hide what is published.
+// installation contains the paths of a daemon on this machine. The commands that use it also
+// work without a readable and valid configuration, so that the published record is available
+// nevertheless.
 type installation struct {
-	file           string // the configuration
+	file           string // path of the configuration
 	state, runtime string // directories
 	socket         string
-	note           error // why the standard places are used instead of the configured ones
-	closed         error // why the service cannot read the configuration, which this user can
-	socketUnknown  bool  // the configuration would name the socket; socket is the standard one
+	note           error // reason why the default paths are used instead of the configured ones
+	closed         error // reason why the service, unlike this user, cannot read the configuration
+	socketUnknown  bool  // the configuration sets the socket but cannot be used; socket is the default
 }
 
 func installationOf(cmd *cobra.Command) installation {
@@ -45,9 +45,9 @@ func installationOf(cmd *cobra.Command) installation {
 
 func (i installation) client() control.Client { return control.Client{Socket: i.socket} }
 
-// standing returns the running daemon's status, or, when none runs, what the
-// files say. The error says that it cannot be told.
-func (i installation) standing(ctx context.Context) (s control.Status, running bool, err error) {
+// status returns the status of the running daemon or, if it does not run, the status
+// according to the files. The error means that the status is unknown.
+func (i installation) status(ctx context.Context) (s control.Status, running bool, err error) {
 	s, err = i.client().Status(ctx)
 	if err == nil {
 		return s, true, nil
@@ -63,8 +63,8 @@ func (i installation) standing(ctx context.Context) (s control.Status, running b
 	return s, false, err
 }
 
-// whyStopped says why no dpsd answers. dpsd.service reads the installed configuration;
-// of another one systemd knows nothing.
+// whyStopped returns the reason why dpsd does not answer. It queries systemd only about the
+// installed configuration, which dpsd.service uses.
 func (i installation) whyStopped(ctx context.Context) check.Stop {
 	q := check.Question{File: i.file, Invalid: i.note, SocketUnknown: i.socketUnknown}
 	if i.closed != nil {
@@ -76,16 +76,16 @@ func (i installation) whyStopped(ctx context.Context) check.Stop {
 	return check.WhyStopped(ctx, q)
 }
 
-// notRunning begins the text of a daemon that does not run.
+// notRunning is the beginning of the text for a daemon that does not run.
 const notRunning = "dpsd is not running"
 
-// The phases without an answer.
+// Phases if the daemon does not answer.
 const (
 	phaseStopped = "stopped" // no daemon runs
-	phaseUnknown = "unknown" // it may run, but the path of its socket is not known
+	phaseUnknown = "unknown" // it may run, but the path of its socket is unknown
 )
 
-// onFile is what the files say by themselves.
+// onFile returns the status according to the files alone.
 func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	s := control.Status{

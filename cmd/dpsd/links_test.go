@@ -16,21 +16,21 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// stateFiles and runtimeFiles are the names below /var/lib/dpsd and /run/dpsd that a command
-// looks at.
+// stateFiles and runtimeFiles are the names of the files below /var/lib/dpsd and /run/dpsd
+// that a command reads.
 var (
 	stateFiles   = []string{"state.json", "state.json.prev", "state.env", "attempts.json", "transport", "lock"}
 	runtimeFiles = []string{"state.json", "state.env", "confirmation.json", "retry-after.json", "attempts.json", "dpsd.sock"}
 )
 
-// rootsCommands are those that an operator runs as root, by what they take from the
-// directories of the service.
+// rootsCommands are the commands that an operator runs as root and that read the directories
+// of the service.
 var rootsCommands = []string{
 	"status", "status --json", "status --attempts", "check --offline", "check --offline --json",
 	"wait --timeout 0.1s", "wait --for confirmed --timeout 0.1s", "reprovision", "report --output report.tar.gz", "forget --yes",
 }
 
-// impostors puts something of its own in the place of each file.
+// impostors calls put for the path of each file and returns the directory.
 func impostors(t *testing.T, put func(path, name string) error) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -53,8 +53,8 @@ func impostors(t *testing.T, put func(path, name string) error) (dir string) {
 	return dir
 }
 
-// runsToItsEnd runs a command of dpsd, which must not wait for anybody, and returns all
-// that it has said; a report is unpacked.
+// runsToItsEnd runs a command of dpsd, which must end without external events, and returns its
+// output, including the content of a report.
 func runsToItsEnd(t *testing.T, dir, command string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -63,14 +63,14 @@ func runsToItsEnd(t *testing.T, dir, command string) string {
 	c.Dir, c.WaitDelay = dir, time.Second
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out
-	_ = c.Run() // most fail, with every file an impostor
+	_ = c.Run() // most commands fail because every file is replaced
 	if ctx.Err() != nil {
-		t.Fatalf("dpsd %s did not end; it said\n%s", command, out.Bytes())
+		t.Fatalf("dpsd %s did not end; its output is\n%s", command, out.Bytes())
 	}
 	if strings.HasPrefix(command, "report") {
 		text, err := exec.Command("tar", "-xzOf", filepath.Join(dir, "report.tar.gz")).Output()
 		if err != nil || !bytes.Contains(text, []byte("dpsd report of")) {
-			t.Errorf("the report is not whole: %v\n%s", err, text)
+			t.Errorf("the report is incomplete: %v\n%s", err, text)
 		}
 		out.Write(text)
 	}
@@ -79,7 +79,7 @@ func runsToItsEnd(t *testing.T, dir, command string) string {
 
 func TestNoCommandReadsThroughALinkInTheDirectoriesOfTheService(t *testing.T) {
 	t.Parallel()
-	// What the links lead to would be believed if it were read.
+	// The targets of the links are valid, so a command that reads them uses them.
 	hidden := t.TempDir()
 	s, err := store.Open(store.Options{Directory: filepath.Join(hidden, "state"), RuntimeDirectory: filepath.Join(hidden, "run")}, time.Now())
 	if err != nil {
@@ -128,7 +128,7 @@ func TestNoCommandReadsThroughALinkInTheDirectoriesOfTheService(t *testing.T) {
 func TestNoCommandWaitsForAFIFOInTheDirectoriesOfTheService(t *testing.T) {
 	t.Parallel()
 	dir := impostors(t, func(path, _ string) error { return syscall.Mkfifo(path, 0o600) })
-	// A FIFO that somebody keeps open for writing would not even end.
+	// A FIFO that another process keeps open for writing never ends.
 	for _, name := range []string{"state/state.json", "run/confirmation.json", "run/attempts.json"} {
 		writer, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
 		if err != nil {

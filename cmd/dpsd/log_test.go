@@ -10,9 +10,8 @@ import (
 	"testing"
 )
 
-// systemd tells a service by JOURNAL_STREAM which file is the journal's; here it
-// is a plain one.
-func TestWhyItEndsIsAnErrorInTheJournal(t *testing.T) {
+// systemd sets JOURNAL_STREAM to identify the journal's stream. The test uses a regular file.
+func TestTheReasonForAnExitIsAnErrorInTheJournal(t *testing.T) {
 	dir := t.TempDir()
 	configuration := filepath.Join(dir, "dpsd.toml")
 	if err := os.WriteFile(configuration, []byte("[dps]\nid_scop = \"0ne00000000\"\n"), 0o600); err != nil {
@@ -48,7 +47,7 @@ func TestWhyItEndsIsAnErrorInTheJournal(t *testing.T) {
 				t.Fatal(err)
 			}
 			if lines := strings.Split(strings.TrimSpace(string(text)), "\n"); len(lines) < 2 || !strings.HasPrefix(lines[0], tt.prefix+"dpsd: ") {
-				t.Errorf("it says %q, want several lines", lines)
+				t.Errorf("it prints %q, want several lines", lines)
 			} else {
 				for _, line := range lines {
 					if strings.HasPrefix(line, "<3>") != (tt.prefix != "") {

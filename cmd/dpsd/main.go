@@ -1,6 +1,6 @@
-// Command dpsd gives a Linux gateway its cloud identity: it registers the
-// gateway with Azure IoT Hub Device Provisioning Service and keeps the assigned
-// hub and device ID in a file that other services read.
+// Command dpsd provisions a Linux gateway: it registers the gateway with the Azure IoT Hub
+// Device Provisioning Service and stores the assigned hub and device ID in a file that other
+// services read.
 package main
 
 import (
@@ -17,23 +17,22 @@ import (
 
 // Exit codes, the same for every command.
 const (
-	exitOK            = 0  // done
-	exitFailed        = 1  // failed, or cannot tell
-	exitUsage         = 2  // the command line is wrong
+	exitOK            = 0  // success
+	exitFailed        = 1  // failed, or the result is unknown
+	exitUsage         = 2  // the command line is invalid
 	exitNone          = 3  // not provisioned
-	exitTimeout       = 4  // --timeout has passed
-	exitConfiguration = 78 // dpsd.toml is wrong: EX_CONFIG of sysexits.h
+	exitTimeout       = 4  // --timeout has expired
+	exitConfiguration = 78 // dpsd.toml is invalid: EX_CONFIG of sysexits.h
 )
 
-// exitError carries the exit code that an error stands for, and the command to try next; ""
-// for none.
+// exitError is an error with an exit code and the command to try next, or "".
 type exitError struct {
 	code int
 	err  error
 	next string
 }
 
-// failed gives the error of a command exit code 1; nil stays nil.
+// failed returns an error with exit code 1, or nil if err is nil.
 func failed(err error) error {
 	if err == nil {
 		return nil
@@ -60,13 +59,13 @@ func command(args []string) int {
 	case !is:
 		exit = &exitError{exitUsage, err, of.CommandPath() + " --help"}
 	case exit.err == nil:
-		return exit.code // all was said
+		return exit.code // the error was already printed
 	}
 	terminalOn(os.Stderr).complain(err, exit.next)
 	return exit.code
 }
 
-// ofSystemctl refuses arguments. Some are commands of systemctl(1), which users try here.
+// ofSystemctl rejects arguments. Some are commands of systemctl(1) that users try with dpsd.
 func ofSystemctl(cmd *cobra.Command, args []string) error {
 	err := commandline.NoArgs(cmd, args)
 	if err == nil {
@@ -82,10 +81,10 @@ func ofSystemctl(cmd *cobra.Command, args []string) error {
 	return &exitError{exitUsage, fmt.Errorf("dpsd has no command %q: systemd manages the service", args[0]), "systemctl " + instead}
 }
 
-// configOf is the path of the configuration that a command line names.
+// configOf returns the path of the configuration on the command line.
 func configOf(cmd *cobra.Command) string { return cmd.Flag("config").Value.String() }
 
-// takeNoArgs has the commands that say nothing of arguments refuse them.
+// takeNoArgs makes commands that do not declare arguments reject them.
 func takeNoArgs(of *cobra.Command) {
 	for _, c := range of.Commands() {
 		if c.Args == nil {
@@ -96,7 +95,7 @@ func takeNoArgs(of *cobra.Command) {
 }
 
 func rootCommand() *cobra.Command {
-	cobra.EnableCommandSorting = false // help and manual begin with the everyday commands
+	cobra.EnableCommandSorting = false // help and manual page begin with the everyday commands
 	root := &cobra.Command{
 		Use:   "dpsd",
 		Short: "Azure device provisioning for Linux gateways",
@@ -110,7 +109,7 @@ keeps the assigned hub and device ID in a file that other services read.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().String("config", check.InstalledFile, "configuration `FILE`")
-	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that is not there
+	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that does not exist
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))
 	takeNoArgs(root)

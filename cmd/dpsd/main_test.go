@@ -18,12 +18,12 @@ import (
 // device is the registration ID of the gateway in all tests of this package.
 const device = "gw-1"
 
-// workshop is what all tests share: the built programs, on the PATH, and the
-// files of a simulator and of a gateway that it has provisioned once.
+// workshop contains what all tests share: the built programs, which are in the PATH, and the
+// files of a simulator and of a gateway that it has provisioned.
 type workshop struct {
-	simulator string // its directory, with the device's key and certificate
-	record    string // a state directory
-	docs      string // docs/ of the repository
+	simulator string // directory of the simulator, with the device's key and certificate
+	record    string // state directory
+	docs      string // docs/ in the repository
 }
 
 var shop workshop
@@ -48,20 +48,20 @@ func inWorkshop(work func() int) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	// The programs are run by other users as well.
+	// Other users run the programs as well.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	shop = workshop{simulator: filepath.Join(dir, "simulator"), record: filepath.Join(dir, "state"), docs: docs}
-	if err := shop.furnish(dir); err != nil {
+	if err := shop.prepare(dir); err != nil {
 		fmt.Fprintln(os.Stderr, "provisioning the first gateway:", err)
 		return 1
 	}
 	return work()
 }
 
-// build makes the programs as they are shipped, and puts them on the PATH.
+// build builds the programs with the flags of a release and adds them to the PATH.
 func build(bin string) error {
 	if err := shipped.Build(bin); err != nil {
 		return err
@@ -69,8 +69,8 @@ func build(bin string) error {
 	return os.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 }
 
-// furnish makes the simulator's keys and the record that tests find on disk.
-func (w workshop) furnish(dir string) error {
+// prepare creates the simulator's keys and the record of an earlier run.
+func (w workshop) prepare(dir string) error {
 	if out, err := exec.Command("dpsd-sim", "credentials", "--dir", w.simulator, "--registration-id", device).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
@@ -95,11 +95,10 @@ func (w workshop) furnish(dir string) error {
 	return nil
 }
 
-// prompt is a scenario: the service answers finally and at once.
+// prompt is a scenario in which the service assigns immediately.
 const prompt = "[settings]\npolls = 0\n"
 
-// tables are those of a dpsd.toml that fits the simulator. $NAME stands for
-// what a script knows.
+// tables are the tables of a dpsd.toml for the simulator. $NAME is a variable of a script.
 var tables = []struct{ header, text string }{
 	{"[dps]", `
 id_scope = "$ID_SCOPE"
@@ -128,7 +127,7 @@ socket = "$WORK/run/dpsd.sock"
 `},
 }
 
-// complete adds to a dpsd.toml the tables that it does not have.
+// complete adds the missing tables to a dpsd.toml.
 func complete(text string, variable func(string) string) string {
 	for _, table := range tables {
 		if !strings.Contains("\n"+text, "\n"+table.header+"\n") {
@@ -149,8 +148,9 @@ type simulated struct {
 	}
 }
 
-// startSimulator returns when it listens. At ports of an earlier one it waits until they
-// are free: the kernel may have given one of them to another test meanwhile.
+// startSimulator starts a simulator and returns when it listens. If the ports are those of an
+// earlier simulator, it waits until they are free, because the kernel may have assigned one of
+// them to another test in the meantime.
 func startSimulator(dir, log string, args ...string) (*simulated, error) {
 	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		s, err := tryToStartSimulator(dir, log, args...)
@@ -184,7 +184,7 @@ func tryToStartSimulator(dir, log string, args ...string) (*simulated, error) {
 	}
 	if err != nil {
 		s.kill()
-		return nil, fmt.Errorf("dpsd-sim said %q: %w", line, err)
+		return nil, fmt.Errorf("dpsd-sim printed %q: %w", line, err)
 	}
 	return s, nil
 }

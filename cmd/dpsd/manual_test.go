@@ -22,7 +22,7 @@ func prose(t *testing.T) string {
 	return string(text)
 }
 
-func TestTheManualSaysWhatTheCommandsSay(t *testing.T) {
+func TestTheManualContainsTheHelpOfTheCommands(t *testing.T) {
 	page, err := manual.Program(rootCommand(), 8, "cmd/dpsd", prose(t))
 	if err != nil {
 		t.Fatal("manual.md: ", err)
@@ -32,7 +32,7 @@ func TestTheManualSaysWhatTheCommandsSay(t *testing.T) {
 	}
 }
 
-func TestEveryCommandIsWorthItsHelp(t *testing.T) {
+func TestEveryCommandHasCompleteHelp(t *testing.T) {
 	for _, complaint := range manual.Complaints(rootCommand()) {
 		t.Error(complaint)
 	}
@@ -54,7 +54,7 @@ func TestTheManualNamesEveryVariableThatDpsdReads(t *testing.T) {
 		}
 	}
 	if !read["CREDENTIALS_DIRECTORY"] {
-		t.Errorf("dpsd seems to read %v only", read)
+		t.Errorf("dpsd seems to read only %v", read)
 	}
 	for name := range read {
 		if !strings.Contains(prose(t), "`"+name+"`") {

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// dpsd waits for half an hour at least in a network namespace that has only loopback, and
-// no address there. Then an address appears, and with it a route to the endpoint, where
-// nothing listens.
-func TestDpsdTriesAgainAtOnceWhenARouteAppears(t *testing.T) {
+// dpsd waits for at least half an hour in a network namespace that has only loopback without
+// an address. Then the test adds an address, and thus a route to the endpoint, where no server
+// listens.
+func TestDpsdRetriesImmediatelyWhenARouteAppears(t *testing.T) {
 	t.Parallel()
 	const endpoint = "198.51.100.7" // RFC 5737
 	dir := t.TempDir()
@@ -51,7 +51,7 @@ directory = "`+filepath.Join(dir, "state")+`"
 [control]
 socket = "`+filepath.Join(dir, "run", "dpsd.sock")+`"
 `)
-	// The first line is from the namespace itself: without the privilege there is none.
+	// The first line shows that the namespace exists, which requires a privilege.
 	c := exec.Command("sh", "-c", `ip link set lo up && echo separate && exec dpsd run --config "$0"`, configuration)
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
@@ -104,7 +104,7 @@ socket = "`+filepath.Join(dir, "run", "dpsd.sock")+`"
 	}
 }
 
-// cannot skips what this machine does not allow, except in CI.
+// cannot skips a test that this machine does not support. In CI it fails the test instead.
 func cannot(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {

@@ -21,8 +21,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// service is a built dpsd under a service manager that keeps every message it
-// gets on NOTIFY_SOCKET.
+// service is a built dpsd under a service manager that keeps every message that it receives
+// at NOTIFY_SOCKET.
 type service struct {
 	t       *testing.T
 	dir     string
@@ -36,12 +36,12 @@ type service struct {
 	messages []message
 }
 
-// message is one datagram of sd_notify(3), and what a reader found in the state
-// directory at the moment it arrived.
+// message is one datagram of sd_notify(3) with the result of reading the state directory when
+// it arrived.
 type message struct {
 	fields map[string]string
 	at     time.Time
-	record error // of store.Read
+	record error // error of store.Read
 }
 
 func (m message) has(assignment string) bool {
@@ -53,11 +53,11 @@ func (m message) has(assignment string) bool {
 	return found && (value == "" || got == value)
 }
 
-// manner says how a service is started.
+// manner contains the options of a service.
 type manner struct {
-	abstract    bool     // the socket has a name of Linux's abstract name space
-	recorded    bool     // there is a record of an earlier run
-	environment []string // beside NOTIFY_SOCKET
+	abstract    bool     // the socket has a name in Linux's abstract namespace
+	recorded    bool     // a record of an earlier run exists
+	environment []string // in addition to NOTIFY_SOCKET
 }
 
 // startService starts the daemon against a simulator with the scenario.
@@ -71,7 +71,7 @@ func startService(t *testing.T, scenario string, how manner) *service {
 	s.serve(prompt + scenario)
 	t.Cleanup(func() { s.sim.kill() })
 
-	// A path of a socket has room for 107 bytes, which a test's directory may exceed.
+	// The path of a socket has at most 107 bytes; the directory of a test may have a longer path.
 	short, err := os.MkdirTemp("", "notify-")
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func startService(t *testing.T, scenario string, how manner) *service {
 	return s
 }
 
-// serve starts the simulator, or another one on the same ports.
+// serve starts the simulator, or replaces it with a new one at the same ports.
 func (s *service) serve(scenario string) {
 	s.t.Helper()
 	args := []string{"--scenario", s.write("scenario.toml", scenario)}
@@ -151,7 +151,7 @@ func (s *service) write(name, text string) string {
 	return path
 }
 
-// receive runs until the socket is closed.
+// receive reads messages until the socket is closed.
 func (s *service) receive(socket *net.UnixConn) {
 	buffer := make([]byte, 64<<10)
 	for {
@@ -171,7 +171,8 @@ func (s *service) receive(socket *net.UnixConn) {
 	}
 }
 
-// got returns the messages with the assignment, "NAME=value" or "NAME"; all for "".
+// got returns the messages with the assignment, "NAME=value" or "NAME". For "" it returns all
+// messages.
 func (s *service) got(assignment string) []message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,12 +190,12 @@ func (s *service) eventually(what string, is func() bool) {
 	s.t.Helper()
 	for limit := time.Now().Add(patience); !is(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(limit) {
-			s.t.Fatalf("waited in vain for %s", what)
+			s.t.Fatalf("no message with %s arrived", what)
 		}
 	}
 }
 
-// logged waits for a line of the log.
+// logged waits for a matching line of the log.
 func (s *service) logged(pattern string) {
 	s.t.Helper()
 	re := regexp.MustCompile(pattern)
@@ -219,8 +220,7 @@ func (s *service) send(signal syscall.Signal) {
 	}
 }
 
-// stopping sends SIGTERM and wants STOPPING=1 and an end with 0 within two
-// seconds.
+// stopping sends SIGTERM and expects STOPPING=1 and exit code 0 within two seconds.
 func (s *service) stopping() {
 	s.t.Helper()
 	began := time.Now()
@@ -233,7 +233,7 @@ func (s *service) stopping() {
 	s.until("STOPPING=1", 1)
 }
 
-// monotonic is CLOCK_MONOTONIC in microseconds.
+// monotonic returns CLOCK_MONOTONIC in microseconds.
 func monotonic(t *testing.T) int64 {
 	t.Helper()
 	var now unix.Timespec
@@ -259,10 +259,10 @@ func TestREADYMeansThatTheStateIsReadable(t *testing.T) {
 			}
 		})
 	}
-	t.Run("while the state cannot be written there is no READY", func(t *testing.T) {
+	t.Run("there is no READY while the state cannot be written", func(t *testing.T) {
 		t.Parallel()
 		s := startService(t, "[[rule]]\non = \"connect\"\ndelay = \"300ms\"\n", manner{})
-		// The place is taken before the service answers.
+		// A directory takes the path before the service answers.
 		state := filepath.Join(s.dir, "state")
 		s.packet("CONNECT")
 		if err := os.RemoveAll(state); err != nil {
@@ -281,7 +281,7 @@ func TestREADYMeansThatTheStateIsReadable(t *testing.T) {
 		}
 		s.stopping()
 	})
-	t.Run("a record of an earlier run is no READY: the service has to answer", func(t *testing.T) {
+	t.Run("there is no READY with a record of an earlier run until the service answers", func(t *testing.T) {
 		t.Parallel()
 		s := startService(t, "[[rule]]\non = \"register\"\nstatus = 503\n", manner{recorded: true})
 		s.logged(`"fault":"service-error"`)
@@ -292,7 +292,7 @@ func TestREADYMeansThatTheStateIsReadable(t *testing.T) {
 	})
 }
 
-func TestAStateFileThatIsRemovedComesBackAtOnce(t *testing.T) {
+func TestAStateFileThatIsRemovedIsRestoredImmediately(t *testing.T) {
 	t.Parallel()
 	s := startService(t, "", manner{})
 	s.until("READY=1", 1)
@@ -306,13 +306,13 @@ func TestAStateFileThatIsRemovedComesBackAtOnce(t *testing.T) {
 	}
 	s.logged(`"event":"state-restored"`)
 	if after, err := os.ReadFile(filepath.Join(state, "state.json")); err != nil || string(after) != string(before) {
-		t.Errorf("state.json is not what it was: %v", err)
+		t.Errorf("state.json has changed: %v", err)
 	}
 	s.stopping()
 }
 
 func TestReloadUnderSystemd(t *testing.T) {
-	t.Run("before the first READY a SIGHUP sends nothing", func(t *testing.T) {
+	t.Run("a SIGHUP before the first READY sends nothing", func(t *testing.T) {
 		t.Parallel()
 		s := startService(t, "[[rule]]\non = \"register\"\nstatus = 404\n", manner{})
 		s.logged(`"fault":"enrollment-not-found"`)
@@ -324,11 +324,11 @@ func TestReloadUnderSystemd(t *testing.T) {
 		}
 	})
 	for _, broken := range []bool{false, true} {
-		t.Run(fmt.Sprintf("after it RELOADING=1 and READY=1 follow within a second, broken configuration %t", broken), func(t *testing.T) {
+		t.Run(fmt.Sprintf("after READY a SIGHUP sends RELOADING=1 and READY=1 within a second, invalid configuration %t", broken), func(t *testing.T) {
 			t.Parallel()
 			s := startService(t, "", manner{})
 			s.until("READY=1", 1)
-			// The registration that follows takes as long as it takes.
+			// The registration that follows does not end.
 			s.serve("[[rule]]\non = \"register\"\nsilent = true\n")
 			if broken {
 				s.write("dpsd.toml", "[dps]\nid_scop = \"0ne\"\n")
@@ -371,7 +371,7 @@ func TestSIGTERMUnderSystemd(t *testing.T) {
 		{"in the wait for the poll", "[[rule]]\non = \"register\"\nstate = \"assigning\"\nstatus = 202\nretry_after = \"30\"\n", "PUBACK"},
 		{"when all is done", "", "DISCONNECT"},
 	} {
-		t.Run(tt.moment+" it is STOPPING=1 and 0 within two seconds", func(t *testing.T) {
+		t.Run(tt.moment+" SIGTERM sends STOPPING=1 and dpsd exits with 0 within two seconds", func(t *testing.T) {
 			t.Parallel()
 			s := startService(t, tt.scenario, manner{})
 			s.packet(tt.packet)
@@ -382,7 +382,7 @@ func TestSIGTERMUnderSystemd(t *testing.T) {
 
 func TestSupervisionBySystemd(t *testing.T) {
 	const watchdog = "WATCHDOG_USEC=200000"
-	t.Run("before READY the start is extended, after it the watchdog is fed", func(t *testing.T) {
+	t.Run("dpsd extends the start timeout before READY and sends watchdog messages after READY", func(t *testing.T) {
 		t.Parallel()
 		s := startService(t, "[[rule]]\non = \"connect\"\nconnack = 3\n", manner{environment: []string{watchdog}})
 		extend := s.until("EXTEND_TIMEOUT_USEC", 2)
@@ -403,7 +403,7 @@ func TestSupervisionBySystemd(t *testing.T) {
 		s.stopping()
 	})
 	for _, ready := range []bool{false, true} {
-		t.Run(fmt.Sprintf("a process that stands still says nothing, READY %t", ready), func(t *testing.T) {
+		t.Run(fmt.Sprintf("a stopped process sends nothing, READY %t", ready), func(t *testing.T) {
 			t.Parallel()
 			sign, scenario := "EXTEND_TIMEOUT_USEC", "[[rule]]\non = \"connect\"\nconnack = 3\n"
 			if ready {
@@ -413,18 +413,18 @@ func TestSupervisionBySystemd(t *testing.T) {
 			s.until(sign, 2)
 			s.send(syscall.SIGSTOP)
 			s.eventually("the process to stand still", s.stopped)
-			// What was sent before is read by now; ten intervals bring nothing more.
+			// All earlier messages have been read; within ten intervals no other one arrives.
 			before := s.mark()
 			time.Sleep(time.Second)
 			if more := s.mark() - before - 1; more != 0 {
-				t.Errorf("%d messages while it stands still", more)
+				t.Errorf("%d messages while the process is stopped", more)
 			}
 			s.send(syscall.SIGCONT)
 			s.until(sign, len(s.got(sign))+1)
 			s.stopping()
 		})
 	}
-	t.Run("a watchdog that is meant for another process is not fed", func(t *testing.T) {
+	t.Run("dpsd sends no watchdog messages if the watchdog is for another process", func(t *testing.T) {
 		t.Parallel()
 		s := startService(t, "", manner{environment: []string{watchdog, "WATCHDOG_PID=1"}})
 		s.until("READY=1", 1)
@@ -435,8 +435,8 @@ func TestSupervisionBySystemd(t *testing.T) {
 	})
 }
 
-// mark sends a message of our own and returns how many there were when it came:
-// datagrams of one socket keep their order.
+// mark sends a message of the test and returns the number of messages that arrived before it.
+// The datagrams of one socket keep their order.
 func (s *service) mark() int {
 	s.t.Helper()
 	conn, err := net.Dial("unixgram", s.socket)
@@ -452,14 +452,14 @@ func (s *service) mark() int {
 	return len(s.got(""))
 }
 
-// stopped reads the state of the process, proc_pid_stat(5).
+// stopped reports whether the process is stopped (proc_pid_stat(5)).
 func (s *service) stopped() bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.command.Process.Pid))
 	_, rest, found := strings.Cut(string(text), ") ")
 	return err == nil && found && strings.HasPrefix(rest, "T")
 }
 
-func TestASocketThatNobodyReadsHarmsNothing(t *testing.T) {
+func TestANotifySocketWithoutAReaderDoesNotBlockDpsd(t *testing.T) {
 	t.Parallel()
 	full := filepath.Join(t.TempDir(), "full")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: full, Net: "unixgram"})
@@ -487,7 +487,7 @@ func TestASocketThatNobodyReadsHarmsNothing(t *testing.T) {
 	}
 }
 
-// fill sends to a socket until its queue takes no more, unix(7).
+// fill sends datagrams to a socket until its queue is full (unix(7)).
 func fill(t *testing.T, path string) {
 	t.Helper()
 	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A log collector in a container exits, and another one is started.
-func TestTheServiceGoesOnWithoutAReaderOfItsLogAndReportsTheLossToTheNextOne(t *testing.T) {
+// The test simulates a log collector in a container that exits and is restarted.
+func TestTheServiceContinuesWithoutAReaderOfItsLogAndReportsTheLossToTheNextReader(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.CopyFS(filepath.Join(dir, "simulator"), os.DirFS(shop.simulator)); err != nil {
@@ -83,7 +83,7 @@ func TestTheServiceGoesOnWithoutAReaderOfItsLogAndReportsTheLossToTheNextOne(t *
 		reported = strings.Contains(lines.Text(), `"event":"log-lost"`)
 	}
 	if !reported {
-		t.Error("the new reader does not learn that entries were lost")
+		t.Error("no entry reports the loss to the new reader")
 	}
 	_ = run.Process.Signal(syscall.SIGTERM)
 	if err := run.Wait(); err != nil {
@@ -91,8 +91,8 @@ func TestTheServiceGoesOnWithoutAReaderOfItsLogAndReportsTheLossToTheNextOne(t *
 	}
 }
 
-// "dpsd config show | head -1" is no failure that a person wants to read about.
-func TestAShortCommandEndsQuietlyWhenItsReaderHasGone(t *testing.T) {
+// "dpsd config show | head -1" must not print an error.
+func TestACommandEndsWithoutAnErrorMessageWhenItsReaderHasExited(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"completion", "bash"}, {"--help"}} {
 		reader, writer, err := os.Pipe()
@@ -106,7 +106,7 @@ func TestAShortCommandEndsQuietlyWhenItsReaderHasGone(t *testing.T) {
 		_ = c.Run()
 		writer.Close()
 		if how := c.ProcessState.Sys().(syscall.WaitStatus); how.Signal() != syscall.SIGPIPE || complaint.Len() > 0 {
-			t.Errorf("%s ended with %s and says %q, want SIGPIPE", fmt.Sprint(args), c.ProcessState, complaint.String())
+			t.Errorf("%s ended with %s and printed %q, want SIGPIPE", fmt.Sprint(args), c.ProcessState, complaint.String())
 		}
 	}
 }

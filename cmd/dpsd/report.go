@@ -49,11 +49,11 @@ was written, even if some parts are missing.`,
 	cmd.Flags().StringVar(&output, "output", "", "write `FILE` instead of\ndpsd-report-HOST-TIME.tar.gz in this directory")
 	cmd.Flags().BoolVar(&online, "online", false, "also check the network: connects to DPS, but\nregisters nothing")
 	cmd.Flags().BoolVar(&withPayload, "with-payload", false, "include the payload of a custom allocation")
-	_ = cmd.MarkFlagFilename("output", "tar.gz") // fails only for a flag that is not there
+	_ = cmd.MarkFlagFilename("output", "tar.gz") // fails only for a flag that does not exist
 	return cmd
 }
 
-// reported is the gateway of a report, with the commands that the report quotes.
+// reported returns the gateway of a report, with the commands whose output is in the report.
 func reported(places installation, online bool) report.Gateway {
 	asJSON := func(value any, err error) ([]byte, error) {
 		var b bytes.Buffer
@@ -85,7 +85,7 @@ func reported(places installation, online bool) report.Gateway {
 		},
 		OnFile: func() ([]byte, error) {
 			s, err := places.onFile()
-			s.Text = "as the files have it" // whether dpsd runs is in status.json
+			s.Text = "as the files have it" // status.json shows whether dpsd runs
 			return asJSON(statusReport{Status: s}, err)
 		},
 		Metrics: places.client().Metrics,

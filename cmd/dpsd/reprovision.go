@@ -73,14 +73,14 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	var last control.Status
 	err = until(ctx, places, func(s control.Status) bool {
 		last = s
-		if !s.StartedAt.Equal(answer.StartedAt) { // dpsd was restarted, and counts anew
+		if !s.StartedAt.Equal(answer.StartedAt) { // dpsd was restarted, so its counters start at 0
 			return s.Confirmed != nil
 		}
 		if s.Confirmations > answer.Confirmations {
 			return true
 		}
 		gaveUp := s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0
-		if gaveUp || unsaved(s, asked) { // DPS has refused, or has answered and the disk refuses it
+		if gaveUp || unsaved(s, asked) { // DPS has rejected the registration, or the record cannot be written
 			refused = &s.Faults[0]
 		}
 		return refused != nil
@@ -103,7 +103,8 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	return err
 }
 
-// unsaved reports whether the latest fault is of the state directory, and after a time.
+// unsaved reports whether the latest fault concerns the state directory and occurred after a
+// time.
 func unsaved(s control.Status, after time.Time) bool {
 	return len(s.Faults) > 0 && s.Faults[0].Unresolved && s.Faults[0].Class == string(fault.Storage) && s.Faults[0].Last.After(after)
 }

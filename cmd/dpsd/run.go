@@ -60,18 +60,18 @@ dpsd.toml is invalid (exit 78).`,
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and exit")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time,\nsuch as 90s (0: never)")
-	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions) // fails only for a flag that is not there
+	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions) // fails only for a flag that does not exist
 	return cmd
 }
 
-// run wires the daemon and does nothing else.
+// run creates the daemon from the configuration and runs it.
 func run(file string, once bool, timeout time.Duration) error {
-	// First of all: a SIGHUP that nobody catches ends a Go program.
+	// This must come first, because a SIGHUP that is not handled ends a Go program.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	// Go ends a program whose write to standard output or standard error meets EPIPE
 	// (os/signal, "SIGPIPE"). The loss of a log reader must not end the service; package
-	// journal counts what it did not get. Other commands end, as "| head" expects.
+	// journal counts the lost entries. Other commands end, as "| head" expects.
 	signal.Ignore(syscall.SIGPIPE)
 
 	text, err := contents(file)
@@ -82,12 +82,13 @@ func run(file string, once bool, timeout time.Duration) error {
 	if err != nil {
 		return invalid(file, err)
 	}
-	// Only now: a file on a server that does not answer must not keep SIGTERM out.
+	// This must come after reading the file, because SIGTERM must end dpsd even while a file
+	// server does not answer.
 	ctx, stop := interruptible(0)
 	defer stop()
 	to := journal.Open()
 	defer to.Close()
-	level, _ := zapcore.ParseLevel(cfg.Log.Level) // config.Parse lets no other through
+	level, _ := zapcore.ParseLevel(cfg.Log.Level) // config.Parse accepts only valid levels
 	log := zap.New(to.Core(level))
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -127,12 +128,12 @@ func run(file string, once bool, timeout time.Duration) error {
 		defer to.Progress("")
 	}
 	if d.ClockStepped, err = clock.Steps(ctx); err != nil {
-		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a wait in the refused lane is not cut short
+		log.Warn(event.ClockNotWatched, zap.Error(err)) // then a clock change does not shorten the wait after a rejection
 	}
 	return ended(file, d.Run(ctx))
 }
 
-// statusOf finds the text of STATUS= in a message to the service manager.
+// statusOf returns the text of STATUS= in a message to the service manager.
 func statusOf(state string) (text string, found bool) {
 	for line := range strings.Lines(state) {
 		if text, found = strings.CutPrefix(strings.TrimSpace(line), "STATUS="); found {
@@ -142,7 +143,7 @@ func statusOf(state string) (text string, found bool) {
 	return "", false
 }
 
-// ended gives what Run returned its exit code and its advice.
+// ended adds the exit code and the advice to an error of Run.
 func ended(file string, err error) error {
 	if err == nil {
 		return nil
@@ -150,13 +151,13 @@ func ended(file string, err error) error {
 	if errors.Is(err, daemon.ErrStopped) {
 		return failed(err)
 	}
-	code, told := exitFailed, classify.Classify(err)
+	code, classified := exitFailed, classify.Classify(err)
 	if errors.Is(err, daemon.ErrTimeout) {
 		if code = exitTimeout; !errors.As(err, &fault.Fault{}) {
-			return &exitError{code, err, check.With(file, "dpsd check")} // nothing went wrong but time
+			return &exitError{code, err, check.With(file, "dpsd check")} // there is no fault other than the timeout
 		}
 	} else {
-		err = told
+		err = classified
 	}
 	locked, _ := errors.AsType[*store.LockedError](err)
 	if locked != nil && locked.PID != 0 {
@@ -166,15 +167,15 @@ func ended(file string, err error) error {
 	if locked != nil {
 		next = check.With(file, "dpsd status")
 	}
-	return &exitError{code, fmt.Errorf("%w\n%s", err, told.Advice()), next}
+	return &exitError{code, fmt.Errorf("%w\n%s", err, classified.Advice()), next}
 }
 
-// errRestart names what only a restart can change.
+// errRestart means that a change takes effect only with a restart.
 var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
 
-// reloader reads the configuration again. running is the one that the process
-// began with, and text is what it was read from: most of the time the file has not
-// changed, and then nothing is parsed, which takes memory.
+// reloader returns a function that reloads the configuration. running is the configuration
+// in use and text its text. Most of the time the file has not changed; then it is not parsed,
+// which saves memory.
 func reloader(file string, text []byte, running *config.Config) func() (*daemon.Settings, error) {
 	return func() (*daemon.Settings, error) {
 		now, err := contents(file)
@@ -196,7 +197,7 @@ func reloader(file string, text []byte, running *config.Config) func() (*daemon.
 	}
 }
 
-// settings turns the configuration into what the daemon works with.
+// settings converts the configuration to the settings of the daemon.
 func settings(file string, cfg *config.Config) daemon.Settings {
 	t := cfg.Transport
 	dialer := &transport.Dialer{
@@ -237,7 +238,7 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	}
 }
 
-// absolute is the path of a file for other processes.
+// absolute returns the path of a file for other processes.
 func absolute(file string) string {
 	if path, err := filepath.Abs(file); err == nil {
 		return path

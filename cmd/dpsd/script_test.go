@@ -35,39 +35,43 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 )
 
-// patience is how long a script waits for what has to happen. It is no
-// measure of anything: a test that passes does not come near it.
+// patience is the time limit of a script for an expected event. A test that passes takes much
+// less time.
 const patience = 30 * time.Second
 
-// TestScript runs testdata/script/*.txtar: the built dpsd against the built
-// dpsd-sim. Beside the commands of testscript there are:
+// TestScript runs testdata/script/*.txtar: the built dpsd with the built dpsd-sim. In addition
+// to the commands of testscript, scripts can use:
 //
-//	sim [SCENARIO]         starts the simulator, or another one on the same ports, with the scenario
-//	                       in the file, and completes dpsd.toml; without a scenario it answers at once
-//	complete               adds to dpsd.toml the tables that it does not have
-//	record                 puts an earlier assignment into state/
-//	fault CODE STAGE       runs the daemon in an empty state directory and in one with a record, and
-//	                       wants this fault first, and the files as they were; with a third argument,
-//	                       the advice matches it and need not be that of the catalogue
-//	unharmed               the files in state/ and run/ are those of the last record, or none without one
+//	sim [SCENARIO]         starts the simulator, or a new one at the same ports, with the scenario
+//	                       in the file, and completes dpsd.toml; without a scenario, the simulator
+//	                       assigns immediately
+//	complete               adds the missing tables to dpsd.toml
+//	record                 writes the record of an earlier assignment to state/
+//	fault CODE STAGE       runs the daemon with an empty state directory and with a record; expects
+//	                       this fault first and unchanged files; if there is a third argument, the
+//	                       advice must match it instead of the catalogue
+//	unharmed               checks that the files in state/ and run/ are those of the last record, or
+//	                       that there are none without a record
 //	start NAME COMMAND...  starts a command; its standard error goes to the file NAME
-//	send SIGNAL NAME       sends it a signal: HUP, TERM, STOP, KILL
-//	ended CODE NAME        it has ended with this exit code
+//	send SIGNAL NAME       sends a signal to the command: HUP, TERM, STOP, KILL
+//	ended CODE NAME        waits for the end of the command and checks its exit code
 //	terminate NAME         send TERM and ended 0
-//	exits CODE COMMAND...  runs a command to its end, with this exit code
-//	tells REGEXP COMMAND...  runs a command again and again until a line of what it prints matches
-//	waitfor FILE REGEXP    until a line of the file matches
-//	certificate ID DAYS    makes ID.pem and ID.key, issued by the device CA and valid for a day that begins DAYS
-//	                       days from now; with a third argument, self, it is signed by itself
-//	conforms SCHEMA FILE   the JSON in the file is as the schema, a file of docs/, has it
-//	member FILE PATH JSON  the JSON in the file has that value there; the names and indexes of PATH are separated by dots
-//	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT so; 200 leads to the simulator
+//	exits CODE COMMAND...  runs a command to its end and checks its exit code
+//	tells REGEXP COMMAND...  runs a command repeatedly until a line of its output matches
+//	waitfor FILE REGEXP    waits until a line of the file matches
+//	certificate ID DAYS    creates ID.pem and ID.key, issued by the device CA and valid for one day from
+//	                       DAYS days from now; with the third argument self, it is self-signed
+//	conforms SCHEMA FILE   checks that the JSON in the file conforms to the schema, a file of docs/
+//	member FILE PATH JSON  checks that the value at PATH of the JSON in the file equals JSON; dots separate
+//	                       the names and indexes of PATH
+//	proxy STATUS           starts an HTTP proxy, $PROXY, that answers CONNECT with this status; with 200
+//	                       it connects to the simulator
 //	tinyproxy [USER:PASSWORD]
-//	                       starts Debian's proxy, $PROXY, for which the name of the service is that of the
-//	                       simulator; $SECURE_PROXY leads to it through TLS, with a certificate of
-//	                       proxy-ca.pem; its log is the file tinyproxy.log
+//	                       starts Debian's proxy, $PROXY, which resolves the name of the service to the
+//	                       simulator; $SECURE_PROXY is the same proxy with TLS and a certificate issued
+//	                       by proxy-ca.pem; its log is the file tinyproxy.log
 //
-// What a command has written holds no key and no token: ended and exits see to it.
+// ended and exits also check that the output of a command contains no key and no token.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -76,7 +80,7 @@ func TestScript(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			s := &gateway{processes: map[string]*exec.Cmd{}}
 			e.Values[gatewayKey{}] = s
-			// Until sim knows better.
+			// sim replaces these values.
 			for name, value := range map[string]string{"PROTOCOLS": `"mqtt"`, "MQTT_PORT": "8883", "WEBSOCKET_PORT": "443", "ID_SCOPE": "0ne00000000"} {
 				e.Setenv(name, value)
 			}
@@ -116,21 +120,21 @@ func command(least, most int, do func(*gateway, *testscript.TestScript, []string
 	}
 }
 
-// condition knows [mounts]: a private tmpfs can be mounted, by root or in a
-// user namespace; [root]: the tests are run by root; and [tinyproxy]: the proxy is
-// installed. Where CI is set, they must be.
+// condition evaluates [mounts]: root or a user namespace can mount a private tmpfs; [root]:
+// the tests run as root; and [tinyproxy]: the proxy is installed. If CI is set, a condition
+// that is not met is an error.
 func condition(name string) (bool, error) {
 	switch name {
 	case "mounts":
 	case "root":
 		if os.Geteuid() != 0 && os.Getenv("CI") == "true" {
-			return false, fmt.Errorf("root is needed here")
+			return false, fmt.Errorf("the test needs root")
 		}
 		return os.Geteuid() == 0, nil
 	case "tinyproxy":
 		_, err := exec.LookPath("tinyproxy")
 		if err != nil && os.Getenv("CI") == "true" {
-			return false, fmt.Errorf("a proxy is needed here: %w", err)
+			return false, fmt.Errorf("the test needs a proxy: %w", err)
 		}
 		return err == nil, nil
 	default:
@@ -138,21 +142,21 @@ func condition(name string) (bool, error) {
 	}
 	out, err := exec.Command("unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput()
 	if err != nil && os.Getenv("CI") == "true" {
-		return false, fmt.Errorf("a private mount is needed here: %w: %s", err, out)
+		return false, fmt.Errorf("the test needs a private mount: %w: %s", err, out)
 	}
 	return err == nil, nil
 }
 
-// gateway is what one script works with.
+// gateway is the state of one script.
 type gateway struct {
 	simulator *simulated
 	processes map[string]*exec.Cmd
 	proxies   []io.Closer
-	logs      int               // how many commands were started
-	before    map[string]string // the files of the last record
+	logs      int               // number of commands started
+	before    map[string]string // files of the last record
 }
 
-// gatewayKey finds the script's gateway.
+// gatewayKey is the key of the script's gateway.
 type gatewayKey struct{}
 
 func (g *gateway) end() {
@@ -211,8 +215,8 @@ func (g *gateway) record(ts *testscript.TestScript, _ []string) {
 	}
 }
 
-// published is every file that a reader of the state may look at: name to
-// inode, time of change and contents.
+// published returns every file that a reader of the state may read, by its name: inode, time
+// of change and contents.
 func published(ts *testscript.TestScript) map[string]string {
 	files := map[string]string{}
 	for _, dir := range []string{"state", "run"} {
@@ -224,7 +228,7 @@ func published(ts *testscript.TestScript) map[string]string {
 			name := dir + "/" + e.Name()
 			switch {
 			case !strings.HasPrefix(e.Name(), "state.") && !strings.HasPrefix(e.Name(), ".state."):
-				continue // not the record
+				continue // not part of the record
 			case e.IsDir():
 				ts.Fatalf("%s is a directory", name)
 			}
@@ -249,7 +253,7 @@ func (g *gateway) unharmed(ts *testscript.TestScript, _ []string) {
 	ts.Fatalf("the published files were %q, and now are %q", slices.Sorted(maps.Keys(g.before)), slices.Sorted(maps.Keys(now)))
 }
 
-// event is a line of dpsd's log, as far as scripts look at it.
+// event contains the fields of a line of dpsd's log that scripts use.
 type event struct {
 	Event, Fault, Stage, Class, Lane, Advice, Cause string
 }
@@ -280,7 +284,7 @@ func (g *gateway) fault(ts *testscript.TestScript, args []string) {
 			ts.Fatalf("the fault is %s in stage %s (%s), want %s in %s", e.Fault, e.Stage, e.Cause, code, stage)
 		}
 		if e.Class != string(want.Class) || (len(args) < 3 && e.Advice != want.Advice && e.Advice != want.Instead) || e.Cause == "" || e.Lane == "" {
-			ts.Fatalf("the fault is not told as in the catalogue: %s", line)
+			ts.Fatalf("the fault is not logged as in the catalogue: %s", line)
 		}
 		if len(args) > 2 && !regexp.MustCompile(args[2]).MatchString(e.Advice) {
 			ts.Fatalf("the advice is %q, which does not match %s", e.Advice, args[2])
@@ -289,8 +293,8 @@ func (g *gateway) fault(ts *testscript.TestScript, args []string) {
 	}
 }
 
-// start runs a command in the background, with the environment of the script
-// as far as dpsd reads one.
+// start runs a command in the background, with the variables of the script's environment that
+// dpsd reads.
 func (g *gateway) start(ts *testscript.TestScript, args []string) {
 	name := args[0]
 	if g.processes[name] != nil {
@@ -312,7 +316,7 @@ func (g *gateway) start(ts *testscript.TestScript, args []string) {
 	g.logs++
 }
 
-// secretless checks what a command has written for keys and tokens.
+// secretless checks that the output of a command contains no keys and tokens.
 func secretless(ts *testscript.TestScript, name string) {
 	key, err := os.ReadFile(filepath.Join(shop.simulator, device+".key"))
 	ts.Check(err)
@@ -414,7 +418,7 @@ func tells(_ *gateway, ts *testscript.TestScript, args []string) {
 	re, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		_ = ts.Exec(args[1], args[2:]...) // what it prints counts
+		_ = ts.Exec(args[1], args[2:]...) // only the output matters
 		secretless(ts, "stdout")
 		if text := ts.ReadFile("stdout"); re.MatchString(text) {
 			return
@@ -424,7 +428,7 @@ func tells(_ *gateway, ts *testscript.TestScript, args []string) {
 	}
 }
 
-// waitFor returns the first whole line of the file that matches.
+// waitFor waits for a matching line of the file and returns it.
 func waitFor(ts *testscript.TestScript, name, pattern string) string {
 	re, err := regexp.Compile(pattern)
 	ts.Check(err)
@@ -478,8 +482,8 @@ func certificate(_ *gateway, ts *testscript.TestScript, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(id+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 }
 
-// proxy serves CONNECT. Whatever host is asked for, 200 leads to the simulator
-// at the port asked for; requests are noted in the file proxied.
+// proxy starts a proxy that serves CONNECT. With 200, it connects to the simulator at the
+// requested port, regardless of the requested host. It writes the requests to the file proxied.
 func (g *gateway) proxy(ts *testscript.TestScript, args []string) {
 	status, err := strconv.Atoi(args[0])
 	ts.Check(err)

@@ -16,16 +16,15 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// askLimit is how long the running daemon may take to answer. It answers from
-// memory.
+// askLimit is the time limit for an answer of the running daemon, which answers from memory.
 const askLimit = 5 * time.Second
 
-// statusReport is what --json prints; docs/status.schema.json describes it.
+// statusReport is the output of --json. docs/status.schema.json describes it.
 type statusReport struct {
-	Running bool `json:"running"` // the daemon answered; else the files did
+	Running bool `json:"running"` // the daemon has answered; otherwise the status comes from the files
 	control.Status
-	Stopped *check.Stop     `json:"stopped,omitempty"` // why it does not run
-	History []store.Attempt `json:"history,omitempty"` // with --attempts, the latest last
+	Stopped *check.Stop     `json:"stopped,omitempty"` // reason why it does not run
+	History []store.Attempt `json:"history,omitempty"` // with --attempts, in chronological order
 }
 
 func statusCommand() *cobra.Command {
@@ -56,7 +55,7 @@ run; 3 there is none; 1 the command cannot tell.`,
 func status(places installation, asJSON, attempts bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	s, running, err := places.standing(ctx)
+	s, running, err := places.status(ctx)
 	if err != nil {
 		return &exitError{exitFailed, err, "sudo dpsd check, which looks at the files and the service"}
 	}
@@ -80,8 +79,8 @@ func status(places installation, asJSON, attempts bool) error {
 	return nil
 }
 
-// show prints it. The daemon, and its files, may be in the hands of somebody who wants
-// root's terminal: no text of theirs is printed as it is.
+// show prints the report. It escapes all text of the daemon and its files, because an attacker
+// who controls them could otherwise control root's terminal.
 func (r statusReport) show(out *terminal, asJSON bool) error {
 	foreign.Strings(&r, foreign.MaxFault)
 	if asJSON {
@@ -90,7 +89,7 @@ func (r statusReport) show(out *terminal, asJSON bool) error {
 	return r.print(out)
 }
 
-// print is for people.
+// print prints the report for people.
 func (r statusReport) print(out *terminal) error {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
@@ -178,8 +177,8 @@ func (r statusReport) print(out *terminal) error {
 	return err
 }
 
-// now is the text of the service manager without the cause of the fault that stands,
-// which stands below with what else is known of it.
+// now returns the text of STATUS= without the cause of the unresolved fault, which is printed
+// below with the other details of the fault.
 func (r statusReport) now() string {
 	if len(r.Faults) == 0 || !r.Faults[0].Unresolved || r.Faults[0].Cause == "" {
 		return r.Text
@@ -188,10 +187,10 @@ func (r statusReport) now() string {
 	return strings.Replace(r.Text, named, r.Faults[0].Code, 1)
 }
 
-// oneLine is a text as STATUS= has it.
+// oneLine joins the lines of a text, as in STATUS=.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
-// printAttempts is a line for each attempt, and how long its steps took.
+// printAttempts writes a line for each attempt with the durations of its steps.
 func printAttempts(b *strings.Builder, attempts []store.Attempt) {
 	for _, a := range attempts {
 		outcome := a.Outcome
@@ -210,7 +209,7 @@ func printAttempts(b *strings.Builder, attempts []store.Attempt) {
 	}
 }
 
-// span is a duration for people: two units at most.
+// span returns a duration for people with at most two units.
 func span(d time.Duration) string {
 	switch d = max(0, d); {
 	case d < time.Second:

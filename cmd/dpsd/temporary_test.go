@@ -13,14 +13,14 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 )
 
-// unreadable is what a read meets.
+// unreadable is a reader that fails with an error.
 type unreadable struct{ err error }
 
 func (u unreadable) Read([]byte) (int, error) {
 	return 0, &fs.PathError{Op: "read", Path: check.InstalledFile, Err: u.err}
 }
 
-func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
+func TestOnlyAPermanentFailureToReadTheConfigurationExitsWith78(t *testing.T) {
 	for reason, code := range map[error]int{
 		syscall.EMFILE: exitFailed, syscall.ENFILE: exitFailed, syscall.ENOMEM: exitFailed, syscall.EIO: exitFailed,
 		syscall.EINTR: exitFailed, syscall.EAGAIN: exitFailed, syscall.ENOBUFS: exitFailed,
@@ -54,6 +54,6 @@ func TestOnlyALastingReasonNotToReadTheConfigurationExitsWith78(t *testing.T) {
 	_, err := config.Parse(check.InstalledFile, strings.NewReader("nonsense"))
 	var exit *exitError
 	if !errors.As(invalid(check.InstalledFile, fmt.Errorf("again: %w", err)), &exit) || exit.code != exitConfiguration {
-		t.Errorf("a file that is no TOML: %v", err)
+		t.Errorf("a file that is not TOML: %v", err)
 	}
 }

@@ -14,17 +14,17 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// terminal is where a command talks to a person: standard output or standard
-// error. Written to a file or a pipe, it is plain text.
+// terminal is standard output or standard error of a command. If it is a file or a pipe, the
+// output is plain text.
 type terminal struct {
 	io.Writer
-	attended bool // a terminal: what was written can be written over
+	attended bool // the output is a terminal, so lines can be overwritten
 	coloured bool
 	columns  int
 }
 
-// terminalOn tells what f is. NO_COLOR, when set to anything but nothing, means
-// no colours (https://no-color.org), and so does a terminal that is "dumb".
+// terminalOn returns a terminal for f. A non-empty NO_COLOR (https://no-color.org) and the
+// terminal type "dumb" disable colours.
 func terminalOn(f *os.File) *terminal {
 	// /dev/null is a character device too, but has no line settings (termios(3)).
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
@@ -47,7 +47,7 @@ const (
 	yellow colour = "33"
 )
 
-// paint returns text in a colour, or text alone where colours are not wanted.
+// paint returns text in a colour, or the unchanged text if colours are disabled.
 func (t *terminal) paint(c colour, text string) string {
 	if !t.coloured || text == "" {
 		return text
@@ -55,15 +55,15 @@ func (t *terminal) paint(c colour, text string) string {
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// progress shows one line that the next one replaces: what is being waited for.
-// "" takes it away. Only a terminal sees it.
+// progress shows what the command is waiting for, on one line of the terminal that the next
+// call replaces. "" removes the line. It writes nothing to a file or a pipe.
 func (t *terminal) progress(text string) {
 	if t.attended {
 		fmt.Fprint(t, journal.EraseLine, t.line(text))
 	}
 }
 
-// line is text that fits on one line of the terminal: a longer one cannot be taken away.
+// line shortens text to one line of the terminal, because a longer text cannot be removed.
 func (t *terminal) line(text string) string {
 	text = printable(text)
 	if runes := []rune(text); len(runes) >= t.columns {
@@ -72,7 +72,7 @@ func (t *terminal) line(text string) string {
 	return t.paint(faint, text)
 }
 
-// invalid is the error of a configuration that is wrong.
+// invalid returns the error for an invalid configuration.
 func invalid(file string, err error) error {
 	if store.Temporary(err) {
 		return failed(err)
@@ -83,11 +83,12 @@ func invalid(file string, err error) error {
 	return &exitError{exitConfiguration, err, check.With(file, "dpsd check --offline")}
 }
 
-// maxComplaint bounds what is said of an error, in bytes: a configuration may have many.
+// maxComplaint is the maximum length of an error message, in bytes. A configuration may have
+// many errors.
 const maxComplaint = 32 << 10
 
-// complain says what went wrong and, where it is known, what to try next. An error may
-// hold the text of others, such as an answer of the daemon.
+// complain prints an error and, if it is known, the command to try next. The error may contain
+// text of other parties, such as an answer of the daemon.
 func (t *terminal) complain(err error, next string) {
 	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
 	if next != "" {

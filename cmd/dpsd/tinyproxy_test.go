@@ -22,8 +22,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// tinyproxy runs in a mount namespace of its own, where the name of the service is
-// in /etc/hosts: what goes through it stays on this machine.
+// tinyproxy starts the proxy in its own mount namespace, where /etc/hosts contains the name of
+// the service, so that all connections stay on this machine.
 func (g *gateway) tinyproxy(ts *testscript.TestScript, args []string) {
 	if old := g.processes["tinyproxy"]; old != nil {
 		ts.Check(old.Process.Kill())
@@ -74,7 +74,7 @@ func (g *gateway) tinyproxy(ts *testscript.TestScript, args []string) {
 	ts.Setenv("SECURE_PROXY_ADDRESS", secure)
 }
 
-// forwarder carries connections on to a fixed address.
+// forwarder forwards connections to a fixed address.
 type forwarder struct {
 	listener net.Listener
 	to       string
@@ -125,8 +125,8 @@ func (f *forwarder) Close() error {
 	return err
 }
 
-// proxyCertificate is one for localhost, by the authority that it puts into
-// proxy-ca.pem.
+// proxyCertificate returns a certificate for localhost, issued by the authority that it writes
+// to proxy-ca.pem.
 func proxyCertificate(ts *testscript.TestScript) tls.Certificate {
 	now := time.Now()
 	sign := func(template, issuer *x509.Certificate, by *ecdsa.PrivateKey) ([]byte, *ecdsa.PrivateKey) {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Set by the linker, see the Makefile. built is the time of the source, in Unix
-// seconds: a clock before it is implausible.
+// The linker sets these variables (see the Makefile). built is the time of the source, in Unix
+// seconds; an earlier clock is implausible.
 var (
 	version = "devel"
 	built   = "0"

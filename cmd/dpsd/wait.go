@@ -19,7 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/watch"
 )
 
-// What can be waited for.
+// Values of --for.
 const (
 	forAssigned  = "assigned"
 	forConfirmed = "confirmed"
@@ -100,9 +100,9 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 }
 
-// obstacle says what is in the way, to be added to a sentence: that the running daemon has
-// refused the configuration, its unresolved fault, or why none runs. "" when nothing is
-// known.
+// obstacle returns the end of a sentence with the reason for waiting: the running daemon has
+// rejected the configuration, its unresolved fault, or the reason why it does not run. It
+// returns "" if no reason is known.
 func (i installation) obstacle(last control.Status) string {
 	if last.Phase.Name == phaseStopped || last.Phase.Name == phaseUnknown {
 		ctx, cancel := context.WithTimeout(context.Background(), askLimit)
@@ -133,7 +133,7 @@ func (i installation) obstacle(last control.Status) string {
 	return ": " + strings.Join(said, "\n")
 }
 
-// checkTimeout checks the value of --timeout, which has a meaning only with another flag.
+// checkTimeout checks the value of --timeout, which is valid only with another flag.
 func checkTimeout(timeout time.Duration, given bool, flag string) error {
 	switch {
 	case timeout != 0 && !given:
@@ -144,11 +144,11 @@ func checkTimeout(timeout time.Duration, given bool, flag string) error {
 	return nil
 }
 
-// errWaited is the cause of a context whose time-out has passed.
+// errWaited is the cause of a context whose timeout has expired.
 var errWaited = errors.New("the time-out has passed")
 
-// interruptible is a context that SIGTERM, SIGINT and other signals end, and a time-out; 0 is
-// none.
+// interruptible returns a context that ends with SIGTERM, SIGINT, one of the other signals, or
+// the timeout, unless it is 0.
 func interruptible(timeout time.Duration, more ...os.Signal) (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), append(more, syscall.SIGTERM, syscall.SIGINT)...)
 	if timeout == 0 {
@@ -158,19 +158,20 @@ func interruptible(timeout time.Duration, more ...os.Signal) (context.Context, c
 	return ctx, func() { cancel(); stop() }
 }
 
-// until waits until is says true of what the running daemon tells, or of what the
-// files say while none runs. On a terminal it shows what is going on.
+// until waits until is returns true for the status of the running daemon or, while it does not
+// run, for the status according to the files. On a terminal it shows the progress.
 func until(ctx context.Context, places installation, is func(control.Status) bool) error {
 	screen := terminalOn(os.Stderr)
 	defer screen.progress("")
-	// Both directories: a record that the disk refuses is published in the second.
+	// A record that cannot be written to the state directory is published in the runtime
+	// directory.
 	paths := append(append([]string{places.socket}, store.Files(places.state)...), store.Files(places.runtime)...)
 	changed, err := watch.Files(ctx, paths...)
 	if err != nil {
 		return err
 	}
 	for {
-		s, running, err := places.standing(ctx)
+		s, running, err := places.status(ctx)
 		switch {
 		case err == nil && is(s):
 			return nil
@@ -189,7 +190,7 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 			if errors.Is(err, errTrue) {
 				return nil
 			}
-			continue // it has ended, or another one starts
+			continue // the daemon has ended or restarts
 		default:
 			if s.Phase.Name == phaseUnknown {
 				screen.progress("Waiting: dpsd cannot be asked, because its configuration cannot be used")
