@@ -25,7 +25,7 @@ func TestCheckRegistrationID(t *testing.T) {
 		{"one character is enough", "7", true},
 		{"128 characters are allowed", strings.Repeat("a", 128), true},
 		{"129 characters are too many", strings.Repeat("a", 129), false},
-		{"nothing is too little", "", false},
+		{"an empty text is not allowed", "", false},
 		{"a hyphen may end it", "gw-", true},
 		{"a dot may not end it", "gw.", false},
 		{"an underscore may not end it", "gw_", false},
@@ -37,10 +37,10 @@ func TestCheckRegistrationID(t *testing.T) {
 		{"an ampersand is not allowed", "gw&1", false},
 		{"a percent sign is not allowed", "gw%1", false},
 		{"an at sign is not allowed", "gw@1", false},
-		{"a line end is not allowed", "gw\n", false},
+		{"a newline is not allowed", "gw\n", false},
 		{"a NUL byte is not allowed", "gw\x00", false},
-		{"a letter beyond ASCII is not allowed", "gwä", false},
-		{"a digit beyond ASCII is not allowed", "gw٣", false},
+		{"a letter outside of ASCII is not allowed", "gwä", false},
+		{"a digit outside of ASCII is not allowed", "gw٣", false},
 		{"invalid UTF-8 is not allowed", "gw\xff1", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -72,18 +72,18 @@ func TestParseTemplate(t *testing.T) {
 		want           error
 	}{
 		{"a plain ID is a template", "gw-1", nil},
-		{"a machine ID may stand anywhere", "%m", nil},
-		{"a host name may stand anywhere", "site-%H-%m", nil},
-		{"an unknown verb is refused", "gw-%h", attest.ErrTemplate},
-		{"a percent sign at the end is refused", "gw-%", attest.ErrTemplate},
-		{"%% is known, but a registration ID holds no percent sign", "gw-%%-1", attest.ErrRegistrationID},
+		{"a machine ID may be at any position", "%m", nil},
+		{"a host name may be at any position", "site-%H-%m", nil},
+		{"an unknown verb is rejected", "gw-%h", attest.ErrTemplate},
+		{"a percent sign at the end is rejected", "gw-%", attest.ErrTemplate},
+		{"%% is known, but a registration ID cannot contain a percent sign", "gw-%%-1", attest.ErrRegistrationID},
 		{"%%m is a percent sign and an m", "gw-%%m", attest.ErrRegistrationID},
-		{"a character no ID may hold is refused", "gw %m", attest.ErrRegistrationID},
-		{"an end no ID may have is refused", "%m.", attest.ErrRegistrationID},
-		{"a beginning no ID may have is refused", ".%m", attest.ErrRegistrationID},
-		{"what is too long with the shortest values is refused", strings.Repeat("a", 97) + "%m", attest.ErrRegistrationID},
-		{"what just fits is accepted", strings.Repeat("a", 96) + "%m", nil},
-		{"nothing is refused", "", attest.ErrRegistrationID},
+		{"a character that no ID may contain is rejected", "gw %m", attest.ErrRegistrationID},
+		{"an end that no ID may have is rejected", "%m.", attest.ErrRegistrationID},
+		{"a beginning that no ID may have is rejected", ".%m", attest.ErrRegistrationID},
+		{"a template that is too long with the shortest values is rejected", strings.Repeat("a", 97) + "%m", attest.ErrRegistrationID},
+		{"a template of the maximum length is accepted", strings.Repeat("a", 96) + "%m", nil},
+		{"an empty template is rejected", "", attest.ErrRegistrationID},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if err := attest.ParseTemplate(c.template); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
@@ -109,25 +109,25 @@ func TestResolveTemplate(t *testing.T) {
 		want           error
 		source         string
 	}{
-		{"an ID without verbs is itself", "gw-1", host("", ""), "gw-1", nil, ""},
-		{"%m is the machine ID as it is", "gw-%m", host("", machineID), "gw-" + machineID, nil, ""},
+		{"an ID without verbs does not change", "gw-1", host("", ""), "gw-1", nil, ""},
+		{"%m is the unchanged machine ID", "gw-%m", host("", machineID), "gw-" + machineID, nil, ""},
 		{"%H is the host name, dots included", "%H-a", host("site1.example", ""), "site1.example-a", nil, ""},
 		{"both may be used, more than once", "%H.%m.%H", host("h", machineID), "h." + machineID + ".h", nil, ""},
 		{"an empty machine ID is an error", "gw-%m", host("", ""), "", attest.ErrNoMachineID, "%m"},
 		{"an uninitialized machine ID is an error", "gw-%m", host("", "uninitialized"), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID of 32 zeros counts as uninitialized", "gw-%m", host("", strings.Repeat("0", 32)), "", attest.ErrNoMachineID, "%m"},
-		{"a machine ID of NUL bytes, as after a power cut, is an error", "gw-%m", host("", strings.Repeat("\x00", 32)), "", attest.ErrNoMachineID, "%m"},
+		{"a machine ID of NUL bytes, as after a power failure, is an error", "gw-%m", host("", strings.Repeat("\x00", 32)), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID that is too long is an error", "gw-%m", host("", machineID+"0"), "", attest.ErrNoMachineID, "%m"},
 		{"a machine ID that is too short is an error", "gw-%m", host("", machineID[:31]), "", attest.ErrNoMachineID, "%m"},
 		{"no host name is an error", "%H", host("", machineID), "", attest.ErrNoHostname, "%H"},
 		{"the host name localhost, which every gateway has, is an error", "%H", host("localhost", machineID), "", attest.ErrNoHostname, "%H"},
-		{"so is its long form in any spelling", "%H", host("LocalHost.localdomain.", machineID), "", attest.ErrNoHostname, "%H"},
-		{"so is a name below it", "%H", host("gw.localhost", machineID), "", attest.ErrNoHostname, "%H"},
-		{"a name that only begins like it is a name", "%H", host("localhost-7", machineID), "localhost-7", nil, ""},
+		{"the long form of localhost in any case is an error", "%H", host("LocalHost.localdomain.", machineID), "", attest.ErrNoHostname, "%H"},
+		{"a subdomain of localhost is an error", "%H", host("gw.localhost", machineID), "", attest.ErrNoHostname, "%H"},
+		{"a name that only begins like localhost is valid", "%H", host("localhost-7", machineID), "localhost-7", nil, ""},
 		{"the kernel's (none) is an error", "%H", host("(none)", machineID), "", attest.ErrNoHostname, "%H"},
 		{"a host name that is too long is an error", "%H", host(strings.Repeat("h", 129), ""), "", attest.ErrRegistrationID, "registration_id"},
 		{"a host name of other characters is an error", "%H", host("küche", ""), "", attest.ErrRegistrationID, "registration_id"},
-		{"a template nobody checked is an error, too", "gw-%x", host("", ""), "", attest.ErrTemplate, "registration_id"},
+		{"an invalid template that was not checked is an error", "gw-%x", host("", ""), "", attest.ErrTemplate, "registration_id"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id, err := attest.RegistrationID{Template: c.template}.Resolve(c.host, attest.Secrets{})
@@ -175,14 +175,14 @@ func TestResolveFile(t *testing.T) {
 		want           error
 	}{
 		{"the first line is the ID", "sn-1\nbatch 7\n", "sn-1", nil},
-		{"a file without a line end serves", "sn-1", "sn-1", nil},
+		{"a file without a newline is accepted", "sn-1", "sn-1", nil},
 		{"white space around the ID is removed", " \tsn-1 \r\n", "sn-1", nil},
 		{"the NUL byte of a device tree's serial number is removed", "sn-1\x00", "sn-1", nil},
 		{"a byte order mark is removed", "\ufeffsn-1\r\n", "sn-1", nil},
 		{"an empty file is an error", "", "", attest.ErrEmpty},
 		{"an empty first line is an error, whatever follows", "\nsn-1\n", "", attest.ErrRegistrationID},
-		{"a percent sign is no verb here", "gw-%m", "", attest.ErrRegistrationID},
-		{"a line that is no ID is an error", "Serial: 1\n", "", attest.ErrRegistrationID},
+		{"a percent sign is not a verb in a file", "gw-%m", "", attest.ErrRegistrationID},
+		{"a line that is not a valid ID is an error", "Serial: 1\n", "", attest.ErrRegistrationID},
 		{"a file over 64 KiB is an error", strings.Repeat("a", 64<<10+1), "", input.ErrTooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -237,9 +237,9 @@ func TestResolveFromCertificate(t *testing.T) {
 		want             error
 	}{
 		{"the common name of the leaf is the ID", "gw-1.site", nil},
-		{"64 characters are the most a common name has", strings.Repeat("a", 64), nil},
+		{"a common name may have 64 characters", strings.Repeat("a", 64), nil},
 		{"an empty common name is an error", "", attest.ErrRegistrationID},
-		{"a common name that is no ID is an error", "Gateway 1", attest.ErrRegistrationID},
+		{"a common name that is not a valid ID is an error", "Gateway 1", attest.ErrRegistrationID},
 		{"a common name of 65 characters is an error", strings.Repeat("a", 65), attest.ErrRegistrationID},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -81,7 +81,7 @@ func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandCo
 		{"an EC key in DER", "openssl ec -in key.pem -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key in DER"},
 		{"a key in DER with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -outform DER -out key; cp chain.pem chain", "/key: the file holds a private key that is protected by a passphrase in DER"},
 		{"a key with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
-		{"a key with a passphrase of the old form", "openssl ec -in key.pem -aes128 -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
+		{"a key with a passphrase in the traditional format", "openssl ec -in key.pem -aes128 -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
 		{"a key with a passphrase under a wrong label", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET | sed 's/ENCRYPTED //' >key; cp chain.pem chain", "/key: line 1: the private key is protected by a passphrase, and the label does not say so"},
 		{"a key of OpenSSH", "cp key.pem key; ssh-keygen -q -p -N '' -f key; cp chain.pem chain", "/key: a private key in the form of OpenSSH"},
 		{"a curve that is described by its parameters", "openssl ec -in key.pem -param_enc explicit -out key; cp chain.pem chain", "/key: a private key whose curve P-256, P-384 or P-521 is described by its parameters"},
@@ -155,11 +155,11 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"X448", "openssl genpkey -algorithm X448 -out key", "a private key for X448"},
 		{"Diffie-Hellman", "openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048 -out key", "a private key for Diffie-Hellman"},
 		{"ML-DSA", pkcs8Of + "2.16.840.1.101.3.4.3.18", "a private key for ML-DSA"},
-		{"an algorithm that nobody knows", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
-		{"a curve that nobody uses", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
-		{"such a curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
-		{"DSA of the old form", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
-		{"DSA of the old form in DER", "openssl dsaparam -genkey -noout 1024 | openssl dsa -outform DER -out key", "for DSA"},
+		{"an unknown algorithm", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
+		{"an unknown curve", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"an unknown curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"DSA in the traditional format", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
+		{"DSA in the traditional format in DER", "openssl dsaparam -genkey -noout 1024 | openssl dsa -outform DER -out key", "for DSA"},
 		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
 		{"RSA of 512 bits", "openssl genrsa -out key 512", "an RSA key of 512 bits"},
 	} {
@@ -201,19 +201,19 @@ func TestTheErrorAboutAFileOfTheOtherKindContainsTheCommandThatFindsTheRightFile
 		key            bool   // the file is used as the private key
 		says           string
 	}{
-		{"a certificate in the place of the key", "cp leaf.pem x", true, "the file holds a certificate and no private key"},
-		{"a request in the place of the key", request + "-out x", true, "the file holds a certificate request (CSR) and no private key"},
-		{"a request in DER in the place of the key", request + "-outform DER -out x", true, "the file holds a certificate request (CSR) in DER"},
-		{"a public key in the place of the key", "openssl pkey -in key.pem -pubout -out x", true, "the file holds a public key and no private key"},
-		{"a public key in DER in the place of the key", "openssl pkey -in key.pem -pubout -outform DER -out x", true, "the file holds a public key"},
-		{"a public key of OpenSSH in the place of the key", "ssh-keygen -y -f key.pem >x", true, "the file holds a public key"},
+		{"a certificate in place of the key", "cp leaf.pem x", true, "the file holds a certificate and no private key"},
+		{"a request in place of the key", request + "-out x", true, "the file holds a certificate request (CSR) and no private key"},
+		{"a request in DER in place of the key", request + "-outform DER -out x", true, "the file holds a certificate request (CSR) in DER"},
+		{"a public key in place of the key", "openssl pkey -in key.pem -pubout -out x", true, "the file holds a public key and no private key"},
+		{"a public key in DER in place of the key", "openssl pkey -in key.pem -pubout -outform DER -out x", true, "the file holds a public key"},
+		{"a public key of OpenSSH in place of the key", "ssh-keygen -y -f key.pem >x", true, "the file holds a public key"},
 		{"a certificate under the label of a key", "sed 's/ CERTIFICATE-/ PRIVATE KEY-/' leaf.pem >x", true, "line 1: the block is labelled as a private key, but it holds a certificate"},
-		{"a P7B in the place of the key", "openssl crl2pkcs7 -nocrl -certfile chain.pem -out x", true, "the file holds a PKCS#7 bundle (P7B) and no private key"},
-		{"a symmetric key in the place of the key", "echo c2VjcmV0LWtleS1vZi1nYXRld2F5LTE= >x", true, "the file holds a symmetric key"},
-		{"a key in the place of the certificate", "cp key.pem x", false, "the file holds a private key and no certificate"},
-		{"a key in DER in the place of the certificate", "openssl pkey -in key.pem -outform DER -out x", false, "the file holds a private key in DER"},
-		{"a request in the place of the certificate", request + "-out x", false, "line 1: a certificate request (CSR), which an authority has yet to sign"},
-		{"a public key in the place of the certificate", "openssl pkey -in key.pem -pubout -out x", false, "line 1: a public key, not a certificate"},
+		{"a P7B in place of the key", "openssl crl2pkcs7 -nocrl -certfile chain.pem -out x", true, "the file holds a PKCS#7 bundle (P7B) and no private key"},
+		{"a symmetric key in place of the key", "echo c2VjcmV0LWtleS1vZi1nYXRld2F5LTE= >x", true, "the file holds a symmetric key"},
+		{"a key in place of the certificate", "cp key.pem x", false, "the file holds a private key and no certificate"},
+		{"a key in DER in place of the certificate", "openssl pkey -in key.pem -outform DER -out x", false, "the file holds a private key in DER"},
+		{"a request in place of the certificate", request + "-out x", false, "line 1: a certificate request (CSR), which an authority has yet to sign"},
+		{"a public key in place of the certificate", "openssl pkey -in key.pem -pubout -out x", false, "line 1: a public key, not a certificate"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			if strings.Contains(test.script, "ssh-keygen") {
@@ -246,12 +246,12 @@ func TestACertificateFileWithAnErrorThatOpensslToleratesIsUsed(t *testing.T) {
 	leaf := issue(t, root, "gw-1", p256, false)
 	chain, key := certificatePEM(leaf, root.certificate), pkcs8(t, p256)
 	for expect, files := range map[string][2]string{
-		"a missing line feed between two files":       {strings.Replace(chain, "-----\n-----", "----------", 1), key},
-		"a byte order mark":                           {"\ufeff" + chain, "\ufeff" + key},
-		"line ends of Windows":                        {strings.ReplaceAll(chain, "\n", "\r\n"), strings.ReplaceAll(key, "\n", "\r\n")},
-		"a key behind the certificates of the file":   {chain + key, chain + key},
-		"a key behind them without a line feed":       {strings.TrimSuffix(chain, "\n") + key, strings.TrimSuffix(chain, "\n") + key},
-		"the explanations that openssl pkcs12 writes": {"Bag Attributes\n    localKeyID: 01\nsubject=CN = gw-1\n" + chain, "Key Attributes: <No Attributes>\n" + key},
+		"a missing line feed between two files":            {strings.Replace(chain, "-----\n-----", "----------", 1), key},
+		"a byte order mark":                                {"\ufeff" + chain, "\ufeff" + key},
+		"Windows line endings":                             {strings.ReplaceAll(chain, "\n", "\r\n"), strings.ReplaceAll(key, "\n", "\r\n")},
+		"a key after the certificates of the file":         {chain + key, chain + key},
+		"a key after the certificates without a line feed": {strings.TrimSuffix(chain, "\n") + key, strings.TrimSuffix(chain, "\n") + key},
+		"the explanations that openssl pkcs12 writes":      {"Bag Attributes\n    localKeyID: 01\nsubject=CN = gw-1\n" + chain, "Key Attributes: <No Attributes>\n" + key},
 	} {
 		t.Run(expect, func(t *testing.T) {
 			p, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
@@ -282,12 +282,12 @@ func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *test
 		{"quotes around it", `"` + text + `"` + "\n", "quotes, blanks or other characters around it"},
 		{"typographic quotes around it", "“" + text + "”\n", "quotes, blanks or other characters around it"},
 		{"a blank in it", text[:10] + " " + text[10:], "quotes, blanks or other characters around it or in it"},
-		{"a blank of a web page behind it", text + "\u00a0\u200b\n", "quotes, blanks or other characters around it"},
-		{"a name in front of it", "primaryKey: " + text + "\n", "a name in front of the key"},
+		{"a no-break space after it", text + "\u00a0\u200b\n", "quotes, blanks or other characters around it"},
+		{"a name before it", "primaryKey: " + text + "\n", "a name in front of the key"},
 		{"a line of TOML", `key = "` + text + `"` + "\n", "a name in front of the key"},
 		{"a connection string", "HostName=x.azure-devices.net;DeviceId=gw-1;SharedAccessKey=" + text, "a connection string"},
 		{"two keys", text + "\n" + text + "\n", "more than one line"},
-		{"the alphabet of addresses", strings.NewReplacer("+", "-", "/", "_").Replace(text), "the base64 of addresses"},
+		{"the base64 alphabet for URLs", strings.NewReplacer("+", "-", "/", "_").Replace(text), "the base64 of addresses"},
 		{"no padding", strings.TrimRight(text, "=") + "\n", `the key lacks "=" at its end`},
 		{"the bytes themselves", string(key), "the key is 32 bytes, not base64 text"},
 		{"UTF-16", "\xff\xfe" + strings.Join(strings.Split(text, ""), "\x00") + "\x00", "UTF-16 text"},
@@ -378,7 +378,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 	key := []byte("0123456789\xfb\xff\xfe a key of 32 bytes or more")[:32]
 	text := base64.StdEncoding.EncodeToString(key)
 	for _, test := range []struct{ expect, file, says string }{
-		{"64 hexadecimal digits in lines of Windows", hex.EncodeToString(key[:20]) + "\r\n" + hex.EncodeToString(key[20:]) + "\r\n", "the key is 64 hexadecimal digits"},
+		{"64 hexadecimal digits with Windows line endings", hex.EncodeToString(key[:20]) + "\r\n" + hex.EncodeToString(key[20:]) + "\r\n", "the key is 64 hexadecimal digits"},
 		{"64 hexadecimal digits", hex.EncodeToString(key) + "\n", "the key is 64 hexadecimal digits"},
 		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is base64 of base64"},
 		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is base64 of base64"},

@@ -195,19 +195,19 @@ func TestDecodeKey(t *testing.T) {
 		want       error
 		size       int
 	}{
-		{"a key of 16 bytes is taken", raw(16), nil, 16},
-		{"a key of 64 bytes is taken", raw(64), nil, 64},
+		{"a key of 16 bytes is accepted", raw(16), nil, 16},
+		{"a key of 64 bytes is accepted", raw(64), nil, 64},
 		{"15 bytes are too few", raw(15), attest.ErrKeyLength, 0},
 		{"65 bytes are too many", raw(65), attest.ErrKeyLength, 0},
-		{"no bytes are too few", "", attest.ErrKeyLength, 0},
-		{"white space around the key is passed over", " \t\r\n" + groupKey + "\r\n\n", nil, 64},
-		{"a key that base64(1) has wrapped is taken", groupKey[:76] + "\n" + groupKey[76:] + "\n", nil, 64},
-		{"two keys in a file are none", groupKey + "\n" + groupKey, attest.ErrNotBase64, 0},
-		{"a key cut while copying is none", groupKey[:50], attest.ErrNotBase64, 0},
-		{"base64 without padding is none", strings.TrimRight(groupKey, "="), attest.ErrNotBase64, 0},
-		{"the alphabet for URLs is not the service's", strings.ReplaceAll(groupKey, "/", "_"), attest.ErrNotBase64, 0},
-		{"a connection string is no key", "HostName=x;SharedAccessKey=" + groupKey, attest.ErrNotBase64, 0},
-		{"a PEM file is no key", "-----BEGIN PRIVATE KEY-----\n", attest.ErrNotBase64, 0},
+		{"an empty key is too short", "", attest.ErrKeyLength, 0},
+		{"white space around the key is ignored", " \t\r\n" + groupKey + "\r\n\n", nil, 64},
+		{"a key wrapped by base64(1) is accepted", groupKey[:76] + "\n" + groupKey[76:] + "\n", nil, 64},
+		{"two keys in a file are invalid", groupKey + "\n" + groupKey, attest.ErrNotBase64, 0},
+		{"a truncated key is invalid", groupKey[:50], attest.ErrNotBase64, 0},
+		{"base64 without padding is invalid", strings.TrimRight(groupKey, "="), attest.ErrNotBase64, 0},
+		{"the base64 alphabet for URLs is invalid", strings.ReplaceAll(groupKey, "/", "_"), attest.ErrNotBase64, 0},
+		{"a connection string is not a key", "HostName=x;SharedAccessKey=" + groupKey, attest.ErrNotBase64, 0},
+		{"a PEM file is not a key", "-----BEGIN PRIVATE KEY-----\n", attest.ErrNotBase64, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			key, err := attest.DecodeKey([]byte(c.text))

@@ -209,8 +209,8 @@ func TestFilesThatAreNotSecretsAreErrors(t *testing.T) {
 		name, path string
 		want       error
 	}{
-		{"a FIFO without a writer is refused at once", fifo, input.ErrNotRegular},
-		{"a link to a FIFO is refused at once", link, input.ErrNotRegular},
+		{"a FIFO without a writer is rejected immediately", fifo, input.ErrNotRegular},
+		{"a link to a FIFO is rejected immediately", link, input.ErrNotRegular},
 		{"a directory is rejected", dir, input.ErrNotRegular},
 		{"a socket is rejected", socket, input.ErrNotRegular},
 		{"a device without an end is rejected", "/dev/zero", input.ErrNotRegular},
@@ -356,16 +356,16 @@ func TestPassword(t *testing.T) {
 		err              error
 	}{
 		{"a password is the text of the file", "S3CRET", "S3CRET", nil},
-		{"the line end of an editor is no part of it", "S3CRET\n", "S3CRET", nil},
-		{"nor is one of Windows", "S3CRET\r\n", "S3CRET", nil},
-		{"a byte order mark is no part of it", "\ufeffS3CRET\r\n", "S3CRET", nil},
-		{"UTF-16 is named", "\xff\xfeS\x003\x00C\x00R\x00", "", input.ErrUTF16},
+		{"a final newline is not part of it", "S3CRET\n", "S3CRET", nil},
+		{"a final Windows line ending is not part of it", "S3CRET\r\n", "S3CRET", nil},
+		{"a byte order mark is not part of it", "\ufeffS3CRET\r\n", "S3CRET", nil},
+		{"the error about UTF-16 names it", "\xff\xfeS\x003\x00C\x00R\x00", "", input.ErrUTF16},
 		{"white space is part of it", " S3 CRET ", " S3 CRET ", nil},
-		{"letters beyond ASCII are part of it", "Sécrèt", "Sécrèt", nil},
-		{"two lines are none", "S3CRET\nS3CRET\n", "", attest.ErrNotPassword},
-		{"a NUL byte is in none", "S3CRET\x00", "", attest.ErrNotPassword},
-		{"Latin-1 is none", "S3CR\xe8T", "", attest.ErrNotPassword},
-		{"an empty file is none", "\n", "", attest.ErrEmpty},
+		{"non-ASCII letters are part of it", "Sécrèt", "Sécrèt", nil},
+		{"two lines are not a password", "S3CRET\nS3CRET\n", "", attest.ErrNotPassword},
+		{"a password contains no NUL byte", "S3CRET\x00", "", attest.ErrNotPassword},
+		{"Latin-1 is not a password", "S3CR\xe8T", "", attest.ErrNotPassword},
+		{"an empty file is not a password", "\n", "", attest.ErrEmpty},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {

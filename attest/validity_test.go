@@ -49,10 +49,10 @@ func TestAChainIsValidWhileAllOfItsCertificatesAreValid(t *testing.T) {
 		want error
 		says string
 	}{
-		{"an intermediate that is still valid is no error", midway, nil, ""},
+		{"an intermediate that is still valid is not an error", midway, nil, ""},
 		{"an expired intermediate is an error that names it", late.Add(time.Second), attest.ErrExpired, "certificate 2 of 3 in the chain has expired (not after 2026-09-01T00:00:00Z)"},
-		{"an intermediate of the future is an error that names it", early.Add(-time.Second), attest.ErrNotYetValid, "certificate 2 of 3 in the chain is not yet valid (not before 2026-05-01T00:00:00Z)"},
-		{"the leaf is named first", notAfter.Add(time.Second), attest.ErrExpired, "the certificate has expired (not after 2027-01-01T00:00:00Z)"},
+		{"an intermediate that is not yet valid is an error that names it", early.Add(-time.Second), attest.ErrNotYetValid, "certificate 2 of 3 in the chain is not yet valid (not before 2026-05-01T00:00:00Z)"},
+		{"an error about the leaf comes first", notAfter.Add(time.Second), attest.ErrExpired, "the certificate has expired (not after 2027-01-01T00:00:00Z)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, err := x.Prove(gw, attest.Secrets{}, c.now)
@@ -79,14 +79,14 @@ func TestACertificateThatIsOnlyForServersIsNotForClients(t *testing.T) {
 		unknown []asn1.ObjectIdentifier
 		says    string // "": it is valid for clients
 	}{
-		{"without extended key usages it may be used for everything", nil, nil, ""},
-		{"clientAuth is what it needs", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, nil, ""},
-		{"clientAuth may have company", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, nil, ""},
+		{"a certificate without extended key usages may be used for any purpose", nil, nil, ""},
+		{"clientAuth is sufficient", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, nil, ""},
+		{"clientAuth with another usage is sufficient", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, nil, ""},
 		{"any extended key usage includes clientAuth", []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, nil, ""},
-		{"serverAuth alone is not enough", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, nil, "its only extended key usage is serverAuth; it also needs clientAuth"},
-		{"serverAuth and one that nobody knows are not enough", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
-		{"neither is another usage", []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, nil, "its extended key usages do not include clientAuth"},
-		{"nor one that nobody knows", nil, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
+		{"serverAuth alone is not sufficient", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, nil, "its only extended key usage is serverAuth; it also needs clientAuth"},
+		{"serverAuth and an unknown usage are not sufficient", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
+		{"another usage is not sufficient", []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, nil, "its extended key usages do not include clientAuth"},
+		{"an unknown usage is not sufficient", nil, []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 1}}, "its extended key usages do not include clientAuth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := attest.ForClients(change(t, root, leaf, func(l *x509.Certificate) { l.ExtKeyUsage, l.UnknownExtKeyUsage = c.usages, c.unknown }))
@@ -113,9 +113,9 @@ func TestACertificateThatDidNotIssueTheLeafDoesNotAffectItsValidity(t *testing.T
 	namesake := change(t, root, issue(t, root, "middle", stranger, true), expired) // with another key
 	for name, unrelated := range map[string]*x509.Certificate{"another issuer": other, "an issuer of the same name": namesake} {
 		for order, certificates := range map[string][]*x509.Certificate{
-			"behind":       {leaf, middle.certificate, root.certificate, unrelated},
-			"between":      {leaf, unrelated, middle.certificate, root.certificate},
-			"out of order": {leaf, root.certificate, unrelated, middle.certificate},
+			"after the chain":  {leaf, middle.certificate, root.certificate, unrelated},
+			"within the chain": {leaf, unrelated, middle.certificate, root.certificate},
+			"out of order":     {leaf, root.certificate, unrelated, middle.certificate},
 		} {
 			text := ""
 			for _, c := range certificates {

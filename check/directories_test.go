@@ -38,10 +38,10 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 		name, runtime string
 		says          string // "" if nothing is reported
 	}{
-		{"a directory that can be written is well", dir, ""},
-		{"so is one that dpsd can make", filepath.Join(dir, "run"), ""},
-		{"one whose parent is missing is not", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
-		{"a file is no directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
+		{"a writable directory is ok", dir, ""},
+		{"a directory that dpsd can create is ok", filepath.Join(dir, "run"), ""},
+		{"a directory without a parent is a warning", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
+		{"a file is not a directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
 		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

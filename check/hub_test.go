@@ -178,10 +178,10 @@ func TestTheCheckOfTheHubReportsTheProblem(t *testing.T) {
 		code      fault.Code
 		advice    string
 	}{
-		{"a name that is gone", "gone.test", h, both, "hub-name gone.test", check.Failed, fault.DNSFailed, "the hub was removed or renamed"},
-		{"nobody at either port", "h.test", h, nil, "hub-tcp 192.0.2.10:8883", check.Failed, fault.TCPRefused, "the firewall allows outbound connections to this port"},
-		{"nobody at one port is a warning while the other works", "h.test", h, map[string]net.Listener{"h.test:443": h.web}, "hub-tcp 192.0.2.10:8883", check.Warning, fault.TCPRefused, "the firewall"},
-		{"roots that do not know it", "h.test", other, both, "hub-tls h.test:8883", check.Failed, fault.TLSUntrusted, "ca_file"},
+		{"a name that does not exist", "gone.test", h, both, "hub-name gone.test", check.Failed, fault.DNSFailed, "the hub was removed or renamed"},
+		{"no server at either port", "h.test", h, nil, "hub-tcp 192.0.2.10:8883", check.Failed, fault.TCPRefused, "the firewall allows outbound connections to this port"},
+		{"no server at one port is a warning if the other works", "h.test", h, map[string]net.Listener{"h.test:443": h.web}, "hub-tcp 192.0.2.10:8883", check.Warning, fault.TCPRefused, "the firewall"},
+		{"roots that do not include its root", "h.test", other, both, "hub-tls h.test:8883", check.Failed, fault.TLSUntrusted, "ca_file"},
 		{"a certificate for another name", "h.test", other, map[string]net.Listener{"h.test:8883": other.mqtt, "h.test:443": other.web}, "hub-tls h.test:443", check.Failed, fault.TLSWrongHost, "instead of the hub"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestASkippedStepContactsNoHost(t *testing.T) {
 				return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil
 			}, func(context.Context, string) (net.Conn, error) {
 				dialed = true
-				return nil, errors.New("nobody")
+				return nil, errors.New("no server")
 			})
 			assigned(t, g.StateDirectory, "dps.test", "h.test")
 			g.Skip = map[string]bool{}

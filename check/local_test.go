@@ -132,7 +132,7 @@ func TestRootReadsFilesAsTheService(t *testing.T) {
 		if os.Getenv("CI") != "" {
 			t.Fatal("the test needs root")
 		}
-		t.Skip("only root can look as somebody else")
+		t.Skip("only root can access files as another user")
 	}
 	dir := t.TempDir()
 	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
@@ -200,7 +200,7 @@ func TestTheServiceHasTheGroupsOfItsUnit(t *testing.T) {
 		systemctl func(context.Context, ...string) ([]byte, error)
 		more      []int
 	}{
-		{"by name and by number; one that does not exist is nobody's", answer("SupplementaryGroups=daemon 64399 no-such-group\n", nil), []int{id, 64399}},
+		{"groups are given by name or number; one that does not exist is ignored", answer("SupplementaryGroups=daemon 64399 no-such-group\n", nil), []int{id, 64399}},
 		{"none", answer("SupplementaryGroups=\n", nil), nil},
 		{"a systemd that does not answer", answer("", context.DeadlineExceeded), nil},
 	} {

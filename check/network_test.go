@@ -68,7 +68,7 @@ func TestNames(t *testing.T) {
 		err  error
 		code fault.Code
 	}{
-		{"a name that there is not", &net.DNSError{Err: "no such host", Name: "dps.test", IsNotFound: true}, fault.DNSFailed},
+		{"a name that does not exist", &net.DNSError{Err: "no such host", Name: "dps.test", IsNotFound: true}, fault.DNSFailed},
 		{"no name server", &net.DNSError{Err: "read udp 127.0.0.1:1->127.0.0.1:53: read: connection refused", Name: "dps.test"}, fault.ResolverMissing},
 		{"no network at all", &net.DNSError{Err: "dial udp 192.0.2.1:53: connect: network is unreachable", Name: "dps.test"}, fault.NetworkUnreachable},
 		{"a name server that does not answer", &net.DNSError{Err: "i/o timeout", Name: "dps.test", IsTimeout: true}, fault.DNSFailed},

@@ -43,15 +43,15 @@ func TestAnUnresolvedFaultOfTheServiceFailsTheCheck(t *testing.T) {
 	}{
 		{"a fault, its age and the next attempt", status(refused), nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
 			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; next attempt in 5m0s, at 12:05:00 UTC"}},
-		{"one that is being tried again now", attempting, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
+		{"a fault that dpsd is retrying now", attempting, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
 			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; an attempt is under way"}},
-		{"one that stands behind one that is resolved", status(resolved, storage), nil, check.Result{Status: check.Failed, Code: fault.StateUnwritable, Advice: "Correct the key.",
+		{"an unresolved fault after a resolved one", status(resolved, storage), nil, check.Result{Status: check.Failed, Code: fault.StateUnwritable, Advice: "Correct the key.",
 			Detail: "while saving the assignment: s; for 3h0m; next attempt in 5m0s, at 12:05:00 UTC"}},
-		{"one that is tried again within the second", soon, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
+		{"a fault that dpsd retries within a second", soon, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
 			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; the next attempt begins now"}},
-		{"one that is resolved is none", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
+		{"a resolved fault is not a failure", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
 		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
-		{"a dpsd that does not run says nothing", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
+		{"a dpsd that does not run is not checked", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
 		{"one that does not answer", control.Status{}, errors.New("timeout"), check.Result{Status: check.Warning, Detail: "the running dpsd does not answer: timeout", Advice: "journalctl -u dpsd"}},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -75,9 +75,9 @@ func TestAConfigurationThatTheServiceHasNotLoadedIsAWarning(t *testing.T) {
 		{"the same", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint}, true, ""},
 		{"an older one, which a reload replaces", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, true, "systemctl reload dpsd; "},
 		{"an older one before READY, when dpsd applies a change automatically", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, false, "dpsd applies it automatically within seconds; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
-		{"the same again after a refusal", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint, Refused: "typo"}, true, ""},
+		{"the same after a rejection", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint, Refused: "typo"}, true, ""},
 		{"another file is not compared", &control.Configuration{File: "/tmp/dpsd.toml", Fingerprint: "sha256:1"}, true, ""},
-		{"a dpsd of before, which does not say", nil, true, ""},
+		{"an older dpsd, which does not report its configuration", nil, true, ""},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := &check.Gateway{
@@ -115,7 +115,7 @@ func TestAConfigurationThatTheRunningDpsdHasRejectedIsAWarning(t *testing.T) {
 		{"before READY, when a correction needs no command", false, nil, nil, true, "Correct it; dpsd applies the correction automatically"},
 		{"after READY", true, nil, nil, true, "Correct it; then: systemctl reload dpsd"},
 		{"without systemd", true, nil, nil, false, "Correct it; then: kill -HUP 7"},
-		{"beside a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Unresolved: true}}, true, "Correct it; dpsd applies the correction automatically"},
+		{"in addition to a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Unresolved: true}}, true, "Correct it; dpsd applies the correction automatically"},
 		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -189,8 +189,8 @@ func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesWhenItStarts(t *testing.T) {
 		advice string
 	}{
 		{"without another record it registers again", func(state, runtime string) error { return nil }, "dpsd registers again when it starts: "},
-		{"it restores the record before it", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the record before it when it starts: "},
-		{"a damaged record before it is none", func(state, runtime string) error {
+		{"it restores the previous record", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the record before it when it starts: "},
+		{"a damaged previous record is not restored", func(state, runtime string) error {
 			return os.WriteFile(filepath.Join(state, "state.json.prev"), []byte("{"), 0o600)
 		}, "dpsd registers again when it starts: "},
 		{"it writes the record of the runtime directory", func(state, runtime string) error {
@@ -225,11 +225,11 @@ func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 		want           check.Status
 		detail, advice string
 	}{
-		{"nothing tells of one", nil, nil, check.OK,
+		{"there is no trace of a record", nil, nil, check.OK,
 			"there is no record yet; the first assignment writes it", ""},
 		{"the running dpsd was not assigned", &control.Status{}, nil, check.OK,
 			"there is no record yet; the first assignment writes it", ""},
-		{"it was never written, as the disk refuses it", assignment(false), nil, check.Warning,
+		{"it was never written because the disk is not writable", assignment(false), nil, check.Warning,
 			"there is none: the running dpsd is assigned to hub as gw, but could not write the record", "dpsd writes it automatically"},
 		{"the running dpsd has written it", assignment(true), nil, check.Warning,
 			"there is none, but the running dpsd is assigned to hub as gw and has written it: it was removed", "dpsd writes it again automatically within a minute. If it does not: dpsd reprovision"},
@@ -237,16 +237,16 @@ func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 			r := store.Recorder{RuntimeDirectory: runtime}
 			return r.Add(store.Attempt{Outcome: "fault"}, time.Now())
 		}, check.OK, "there is no record yet; the first assignment writes it", ""},
-		{"the record before it is there", nil, func(state, runtime string) error {
+		{"the previous record exists", nil, func(state, runtime string) error {
 			return errors.Join(saved(state, runtime, "one.azure-devices.net", "other.azure-devices.net"), os.Remove(filepath.Join(state, "state.json")))
 		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd restores the record before it when it starts: systemctl restart --no-block dpsd"},
-		{"the record before it is damaged", nil, func(state, _ string) error {
+		{"the previous record is damaged", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.json.prev"), nil, 0o600)
 		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd registers again when it starts: systemctl restart --no-block dpsd"},
-		{"state.env is there", nil, func(state, _ string) error {
+		{"state.env exists", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.env"), nil, 0o600)
 		}, check.Warning, "there is none, but STATE/state.env is there: it was removed", "systemctl restart --no-block dpsd"},
-		{"an attempt that has saved one is recorded", nil, func(state, _ string) error {
+		{"an attempt that saved a record is recorded", nil, func(state, _ string) error {
 			r := store.Recorder{RuntimeDirectory: state}
 			return r.Add(store.Attempt{Outcome: "assigned", At: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, time.Now())
 		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory was another one then", "systemctl restart --no-block dpsd"},

@@ -59,16 +59,16 @@ func TestUnit(t *testing.T) {
 		detail string
 		advice string
 	}{
-		{"a running service is well", running, check.OK, "loaded, enabled, active (running)", ""},
-		{"one that waits for the service is well too", property("ActiveState=active\nSubState=running", "ActiveState=activating\nSubState=start"), check.OK, "activating (start)", ""},
+		{"a running service is ok", running, check.OK, "loaded, enabled, active (running)", ""},
+		{"a service that waits for DPS is ok", property("ActiveState=active\nSubState=running", "ActiveState=activating\nSubState=start"), check.OK, "activating (start)", ""},
 		{"one that does not start at boot", property("=enabled", "=disabled"), check.Warning, "disabled", "systemctl enable --now --no-block dpsd"},
 		{"one that is masked", "LoadState=masked\nUnitFileState=masked\nActiveState=inactive\nSubState=dead\n", check.Warning, "masked", "systemctl unmask dpsd"},
 		{"one that was stopped", property("ActiveState=active\nSubState=running", "ActiveState=inactive\nSubState=dead"), check.Warning, "inactive (dead)", "systemctl start --no-block dpsd"},
 		{"one that has ended with 78", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=78"), check.Warning, "failed (failed): it exited with 78", "systemctl start --no-block dpsd"},
 		{"one that has failed otherwise", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=1"), check.Warning, "failed (failed): its last run ended: exit status 1", "journalctl -u dpsd"},
-		{"one that systemd starts again and again", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=activating\nSubState=auto-restart\nResult=signal\nExecMainCode=2\nExecMainStatus=11"), check.Warning, "killed by signal 11 (segmentation fault)", "journalctl -u dpsd"},
+		{"one that systemd restarts repeatedly", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=activating\nSubState=auto-restart\nResult=signal\nExecMainCode=2\nExecMainStatus=11"), check.Warning, "killed by signal 11 (segmentation fault)", "journalctl -u dpsd"},
 		{"one whose files were changed", property("Reload=no", "Reload=yes"), check.Warning, "changed on disk", "systemctl daemon-reload"},
-		{"one that is not there", "LoadState=not-found\n", check.Warning, "not installed", "Install the package"},
+		{"one that does not exist", "LoadState=not-found\n", check.Warning, "not installed", "Install the package"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := &check.Gateway{Systemctl: systemd(t, "", test.answer)}
@@ -99,13 +99,13 @@ func TestCredentialsOfSystemd(t *testing.T) {
 		status    check.Status
 		code      fault.Code
 	}{
-		{"one that the unit hands over", "LoadCredential=dps-primary-key", running, key, "", check.OK, ""},
+		{"one that the unit provides", "LoadCredential=dps-primary-key", running, key, "", check.OK, ""},
 		{"by a path", "LoadCredential=dps-primary-key:/etc/x", running, key, "", check.OK, ""},
 		{"by a pattern", "ImportCredential=dps-*", running, key, "", check.OK, ""},
-		{"one that lies in a store, but that the unit does not hand over", "LoadCredential=other", running, key, "", check.Failed, fault.CredentialUnreadable},
-		{"one that is encrypted, which the unit does not say", "LoadCredential=dps-primary-key", stopped, "", sealed, check.Failed, fault.CredentialEncrypted},
-		{"one that is encrypted, as the unit says, while the service is stopped", "LoadCredentialEncrypted=dps-primary-key", stopped, "", sealed, check.Skipped, ""},
-		{"one that is encrypted, as the unit says, but not there in the running service", "LoadCredentialEncrypted=dps-primary-key", running, "", sealed, check.Failed, fault.CredentialEncrypted},
+		{"one in a store that the unit does not provide", "LoadCredential=other", running, key, "", check.Failed, fault.CredentialUnreadable},
+		{"an encrypted one that the unit declares as plaintext", "LoadCredential=dps-primary-key", stopped, "", sealed, check.Failed, fault.CredentialEncrypted},
+		{"an encrypted one that the unit declares as encrypted, while the service is stopped", "LoadCredentialEncrypted=dps-primary-key", stopped, "", sealed, check.Skipped, ""},
+		{"an encrypted one that the unit declares as encrypted, but that is missing in the running service", "LoadCredentialEncrypted=dps-primary-key", running, "", sealed, check.Failed, fault.CredentialEncrypted},
 		{"none at all", "LoadCredential=dps-primary-key", running, "", "", check.Failed, fault.CredentialUnreadable},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -157,8 +157,8 @@ func TestAKeyThatTheSandboxHidesIsAFailureOfTheService(t *testing.T) {
 	}{
 		{"in the configuration of the service", true, systemd(t, "", running), check.Failed},
 		{"in one that is not installed", false, systemd(t, "", running), check.Warning},
-		{"where a drop-in has taken the sandbox away", true, systemd(t, "", running+"PrivateTmp=no\n"), check.OK},
-		{"where another part of the sandbox is taken away", true, systemd(t, "", running+"PrivateTmp=yes\nProtectHome=read-only\n"), check.Failed},
+		{"a drop-in has disabled the sandbox", true, systemd(t, "", running+"PrivateTmp=no\n"), check.OK},
+		{"a drop-in has disabled another part of the sandbox", true, systemd(t, "", running+"PrivateTmp=yes\nProtectHome=read-only\n"), check.Failed},
 		{"without the unit", true, nil, check.OK},
 	} {
 		t.Run(test.says, func(t *testing.T) {

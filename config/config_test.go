@@ -230,9 +230,9 @@ func TestCredentials(t *testing.T) {
 func TestForms(t *testing.T) {
 	want := parse(t, minimal)
 	for name, text := range map[string]string{
-		"line ends of Windows are read":                 strings.ReplaceAll(minimal, "\n", "\r\n"),
-		"a byte order mark of UTF-8 is passed over":     "\ufeff" + minimal,
-		"a file without a last line end is read":        strings.TrimSuffix(minimal, "\n"),
+		"Windows line endings are accepted":             strings.ReplaceAll(minimal, "\n", "\r\n"),
+		"a UTF-8 byte order mark is ignored":            "\ufeff" + minimal,
+		"a file without a final newline is accepted":    strings.TrimSuffix(minimal, "\n"),
 		"indentation and comments change nothing":       "# Küche\n" + strings.ReplaceAll(minimal, "\n", " # x\n\t"),
 		"an empty table changes nothing":                minimal + "[transport]\n[log]\n",
 		"literal strings are strings":                   strings.ReplaceAll(minimal, `"`, `'`),

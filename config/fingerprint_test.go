@@ -19,10 +19,10 @@ func TestTheFingerprintDependsOnlyOnTheMeaning(t *testing.T) {
 	}
 	first := of(whole)
 	for says, text := range map[string]string{
-		"the same text":                     whole,
-		"another comment":                   whole + "# changed\n",
-		"a key that is left to its default": strings.Replace(whole, "max = \"5m\"\n", "", 1),
-		"another way to write a duration":   strings.Replace(whole, "5m", "300s", 1),
+		"the same text":                   whole,
+		"another comment":                 whole + "# changed\n",
+		"a key that has its default":      strings.Replace(whole, "max = \"5m\"\n", "", 1),
+		"another way to write a duration": strings.Replace(whole, "5m", "300s", 1),
 	} {
 		if got := of(text); got != first {
 			t.Errorf("%s has another fingerprint", says)

@@ -40,13 +40,13 @@ func TestSettings(t *testing.T) {
 	}
 	t.Run("every key that Parse knows is listed once for each table", func(t *testing.T) {
 		_, all := rewritten(t, everything)
-		told := map[string]int{}
+		listed := map[string]int{}
 		for _, s := range all {
-			told[s.Table+"."+s.Key]++
+			listed[s.Table+"."+s.Key]++
 		}
 		for table, keys := range config.Keys() {
 			for _, key := range keys {
-				if n := told[table+"."+key]; n != 1 && (n != 2 || key != "type") {
+				if n := listed[table+"."+key]; n != 1 && (n != 2 || key != "type") {
 					t.Errorf("%s.%s is listed %d times", table, key, n)
 				}
 			}

@@ -19,10 +19,10 @@ func TestTheControlSocketIsFoundInAConfigurationWithErrorsElsewhere(t *testing.T
 		{"a syntax error in a file that does not name the table", "[dps]\nid_scope = 0ne\n", standard},
 		{"a syntax error in a file that names the table in a comment", "[dps]\nid_scope = 0ne\n# [control]\n# socket = \"/run/x\"\n", standard},
 		{"a syntax error in the table itself", "[control]\nsocket = /run/own/dpsd.sock\n", ""},
-		{"a syntax error beside a dotted key", "control.socket = \"/run/own/dpsd.sock\"\n[dps]\nid_scope = 0ne\n", ""},
+		{"a syntax error next to a dotted key", "control.socket = \"/run/own/dpsd.sock\"\n[dps]\nid_scope = 0ne\n", ""},
 		{"a relative path", "[control]\nsocket = \"dpsd.sock\"\n", ""},
 		{"a number", "[control]\nsocket = 7\n", ""},
-		{"control is no table", "control = 7\n", ""},
+		{"control is not a table", "control = 7\n", ""},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			path, known := config.Socket([]byte(test.text))

@@ -15,7 +15,7 @@ func TestACharacterThatLooksLikeACharacterOfTOMLSyntaxIsNamed(t *testing.T) {
 		{"in an array", "[transport]\nprotocols = [\"mqtt\", “websocket”]\n", "dpsd.toml:2:22: transport.protocols: TOML does not allow the character “ (U+201C, left double quotation mark)" + quote},
 		{"a no-break space before the equals sign", "[dps]\nid_scope\u00a0= \"0ne00000000\"\n", "dpsd.toml:2:9: TOML does not allow the character U+00A0, no-break space" + space},
 		{"one at the beginning of a line", "[dps]\n\u00a0id_scope = \"0ne00000000\"\n", "dpsd.toml:2:1: TOML does not allow the character U+00A0, no-break space" + space},
-		{"one behind a header", "[dps]\u00a0\n", "dpsd.toml:1:6: TOML does not allow the character U+00A0, no-break space" + space},
+		{"one after a header", "[dps]\u00a0\n", "dpsd.toml:1:6: TOML does not allow the character U+00A0, no-break space" + space},
 		{"a wide equals sign", "[dps]\nid_scope ＝ \"0ne00000000\"\n", "dpsd.toml:2:10: TOML does not allow the character ＝ (U+FF1D, fullwidth equals sign); use = instead"},
 		{"wide brackets", "［dps］\n", "dpsd.toml:1:1: TOML does not allow the character ［ (U+FF3B, fullwidth left square bracket); use [ instead"},
 		{"a byte order mark where two files were joined", "[log]\nlevel = \"info\"\n\ufeff[dps]\n", "dpsd.toml:3:1: TOML does not allow the character U+FEFF, byte order mark" + invisible},
@@ -23,7 +23,7 @@ func TestACharacterThatLooksLikeACharacterOfTOMLSyntaxIsNamed(t *testing.T) {
 		{"one in a value", "[dps]\nid_scope = \"0ne00\u200b\"\nregistration_id = \"gw-1\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
 			"dpsd.toml:2:1: dps.id_scope: \"0ne00\\u200b\" is no ID scope; it contains the character U+200B, zero width space: delete it; it is invisible, so delete and retype the characters next to it too"},
 		{"a long dash in a number", "[transport]\nmqtt_port = –1\n", "dpsd.toml:2:13: transport.mqtt_port: TOML does not allow the character – (U+2013, en dash); use - instead"},
-		{"a letter that is no key of TOML's", "[dps]\nidé = 1\n", "dpsd.toml:2:3: TOML does not allow the character é (U+00E9); write keys and values in ASCII, and put other text in double quotes"},
+		{"a letter that is invalid in a TOML key", "[dps]\nidé = 1\n", "dpsd.toml:2:3: TOML does not allow the character é (U+00E9); write keys and values in ASCII, and put other text in double quotes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := problems(t, c.text).Error(); got != c.want {
@@ -37,7 +37,7 @@ func TestACharacterInACommentOrAStringIsNotBlamedForAnotherError(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"in a comment", "[dps]\nid_scope = 0ne00 # “scope”\n", "dpsd.toml:2:13: dps.id_scope: TOML syntax: strings must be quoted; text is written in double quotes"},
 		{"in a string that ends", "[log]\n\"“level”\" = x\n", "dpsd.toml:2:13: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes"},
-		{"behind an escaped quotation mark", "[log]\n\"a\\\"“\" = x\n", "dpsd.toml:2:10: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes"},
+		{"after an escaped quotation mark", "[log]\n\"a\\\"“\" = x\n", "dpsd.toml:2:10: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := problems(t, c.text).Error(); got != c.want {

@@ -23,8 +23,8 @@ func TestTheReasonForAnExitIsAnErrorInTheJournal(t *testing.T) {
 		prefix string
 	}{
 		{"the journal", func(s *syscall.Stat_t) string { return fmt.Sprintf("%d:%d", s.Dev, s.Ino) }, "<3>"},
-		{"another file than the journal", func(s *syscall.Stat_t) string { return fmt.Sprintf("%d:%d", s.Dev, s.Ino+1) }, ""},
-		{"nothing that systemd would say", func(*syscall.Stat_t) string { return "x" }, ""},
+		{"a file other than the journal", func(s *syscall.Stat_t) string { return fmt.Sprintf("%d:%d", s.Dev, s.Ino+1) }, ""},
+		{"an invalid JOURNAL_STREAM", func(*syscall.Stat_t) string { return "x" }, ""},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))

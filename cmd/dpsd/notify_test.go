@@ -368,8 +368,8 @@ func TestSIGTERMUnderSystemd(t *testing.T) {
 		{"after CONNECT", "[[rule]]\non = \"connect\"\nsilent = true\n", "CONNECT"},
 		{"after SUBSCRIBE", "[[rule]]\non = \"subscribe\"\nsilent = true\n", "SUBSCRIBE"},
 		{"after the registration", "[[rule]]\non = \"register\"\nsilent = true\n", "PUBLISH"},
-		{"in the wait for the poll", "[[rule]]\non = \"register\"\nstate = \"assigning\"\nstatus = 202\nretry_after = \"30\"\n", "PUBACK"},
-		{"when all is done", "", "DISCONNECT"},
+		{"while waiting for the poll", "[[rule]]\non = \"register\"\nstate = \"assigning\"\nstatus = 202\nretry_after = \"30\"\n", "PUBACK"},
+		{"after the disconnect", "", "DISCONNECT"},
 	} {
 		t.Run(tt.moment+" SIGTERM sends STOPPING=1 and dpsd exits with 0 within two seconds", func(t *testing.T) {
 			t.Parallel()
@@ -412,7 +412,7 @@ func TestSupervisionBySystemd(t *testing.T) {
 			s := startService(t, scenario, manner{environment: []string{watchdog}})
 			s.until(sign, 2)
 			s.send(syscall.SIGSTOP)
-			s.eventually("the process to stand still", s.stopped)
+			s.eventually("the process to stop", s.stopped)
 			// All earlier messages have been read; within ten intervals no other one arrives.
 			before := s.mark()
 			time.Sleep(time.Second)

@@ -211,7 +211,7 @@ func (g *gateway) record(ts *testscript.TestScript, _ []string) {
 	ts.Check(os.CopyFS(state, os.DirFS(shop.record)))
 	g.before = published(ts)
 	if g.before["state/state.json"] == "" || g.before["state/state.env"] == "" {
-		ts.Fatalf("the record lacks a file: %v", slices.Sorted(maps.Keys(g.before)))
+		ts.Fatalf("a file of the record is missing: %v", slices.Sorted(maps.Keys(g.before)))
 	}
 }
 
@@ -247,7 +247,7 @@ func (g *gateway) unharmed(ts *testscript.TestScript, _ []string) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(now)) {
 		if now[name] != g.before[name] {
-			ts.Logf("%s is new or another one: %s", name, now[name])
+			ts.Logf("%s is new or has changed: %s", name, now[name])
 		}
 	}
 	ts.Fatalf("the published files were %q, and now are %q", slices.Sorted(maps.Keys(g.before)), slices.Sorted(maps.Keys(now)))
@@ -323,7 +323,7 @@ func secretless(ts *testscript.TestScript, name string) {
 	text := ts.ReadFile(name)
 	for _, secret := range []string{strings.TrimSpace(string(key)), "SharedAccessSignature", "PRIVATE KEY"} {
 		if strings.Contains(text, secret) {
-			ts.Fatalf("%s holds a secret:\n%s", name, text)
+			ts.Fatalf("%s contains a secret:\n%s", name, text)
 		}
 	}
 }
@@ -455,7 +455,7 @@ func certificate(_ *gateway, ts *testscript.TestScript, args []string) {
 	decode := func(name string) []byte {
 		block, _ := pem.Decode([]byte(ts.ReadFile(name)))
 		if block == nil {
-			ts.Fatalf("%s holds no PEM", name)
+			ts.Fatalf("%s contains no PEM", name)
 		}
 		return block.Bytes
 	}

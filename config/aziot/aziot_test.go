@@ -99,12 +99,12 @@ func TestImport(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			told := got.TOML
+			output := got.TOML
 			for _, n := range got.Notes {
-				told += n.String() + n.Command
+				output += n.String() + n.Command
 			}
 			for _, secret := range canaries.FindAllString(text, -1) {
-				if strings.Contains(told, secret) {
+				if strings.Contains(output, secret) {
 					t.Errorf("%q is in the notes", secret)
 				}
 			}
@@ -196,7 +196,7 @@ func TestCommandsOfImport(t *testing.T) {
 	t.Run("there is no command that would give a wrong secret", func(t *testing.T) {
 		for say, change := range map[string][2]string{
 			"an escape in the key":     {`value = "Y`, `value = "\u0059`},
-			"the word once more":       {`# from the portal`, `# value = "b3RoZXI="`},
+			"the same word twice":      {`# from the portal`, `# value = "b3RoZXI="`},
 			"an escape in the address": {`:canary-9~x@`, `:canary%2d9~x@`},
 			"a line of several lines":  {`{ value = "Y`, "{ \"value\" = \"\"\"\\\n  Y"},
 		} {
@@ -236,11 +236,11 @@ func TestImportRejects(t *testing.T) {
 		return strings.Replace(text, old, new, 1)
 	}
 	for _, c := range []struct{ say, text, want string }{
-		{"no TOML", change(inline, `source = "dps"`, `source = dps`), `config.toml:3:10: TOML syntax: `},
+		{"a text that is not TOML", change(inline, `source = "dps"`, `source = dps`), `config.toml:3:10: TOML syntax: `},
 		{"another file", "[other]\nkey = 1\n", `config.toml: provisioning: the table is missing; is this the config.toml of IoT Edge`},
-		{"what was converted already", "[dps]\nid_scope = \"0ne1\"\n[provisioning]\non_boot = \"verify\"\n", `config.toml: this is a configuration of dpsd, which needs no conversion; import /etc/aziot/config.toml instead`},
+		{"a file that is already converted", "[dps]\nid_scope = \"0ne1\"\n[provisioning]\non_boot = \"verify\"\n", `config.toml: this is a configuration of dpsd, which needs no conversion; import /etc/aziot/config.toml instead`},
 		{"nothing", "", `config.toml: provisioning: the table is missing`},
-		{"provisioning that is no table", "provisioning = 1\n", `config.toml:1:1: provisioning: must be a table, not an integer`},
+		{"provisioning that is not a table", "provisioning = 1\n", `config.toml:1:1: provisioning: must be a table, not an integer`},
 		{"no source", change(inline, `source = "dps"`, ``), `config.toml:2:2: provisioning.source: is missing; "dps", "manual" and "none" are known`},
 		{"an unknown source", change(inline, `source = "dps"`, `source = "est"`), `config.toml:3:1: provisioning.source: "est" is unknown`},
 		{"no scope", change(inline, `id_scope = "0ne0A1B2C3D"`, ``), `provisioning.id_scope: is missing; it is on the overview page`},
@@ -253,22 +253,22 @@ func TestImportRejects(t *testing.T) {
 		{"an unknown method", change(inline, `"symmetric_key"`, `"password"`), `config.toml:8:1: provisioning.attestation.method: "password" is unknown`},
 		{"no registration ID", change(inline, `registration_id = "gw-0001"`, ``), `provisioning.attestation.registration_id: is missing`},
 		{"a wrong registration ID", change(inline, `"gw-0001"`, `"gw-%H"`), `config.toml:9:1: provisioning.attestation.registration_id: not a valid registration ID`},
-		{"a key that is no base64", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "canary! canary! canary!"`), `config.toml:10:19: provisioning.attestation.symmetric_key.value: the key is not base64 text`},
+		{"a key that is not base64", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "canary! canary! canary!"`), `config.toml:10:19: provisioning.attestation.symmetric_key.value: the key is not base64 text`},
 		{"a key that is too short", regexp.MustCompile(`value = "[^"]*"`).ReplaceAllString(inline, `value = "Y2FuYXJ5"`), `the key must have 16 to 64 bytes`},
-		{"a key that is no table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="`), `config.toml:10:1: provisioning.attestation.symmetric_key: must be a table, not a string; write it as symmetric_key = { value = "…" }`},
+		{"a key that is not a table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="`), `config.toml:10:1: provisioning.attestation.symmetric_key: must be a table, not a string; write it as symmetric_key = { value = "…" }`},
 		{"a URI that is not a table", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = "file:///var/secrets/canary.key"`), `must be a table, not a string; write it as symmetric_key = { uri = "…" }`},
 		{"a registration ID in the wrong table", change(change(inline, `registration_id = "gw-0001"`, ``), `source = "dps"`, "source = \"dps\"\nregistration_id = \"gw-0001\""), `config.toml:4:1: provisioning.registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
 		{"a registration ID above all tables", "registration_id = \"gw-0001\"\n" + change(inline, `registration_id = "gw-0001"`, ``), `config.toml:1:1: registration_id: is in the wrong table; it belongs below [provisioning.attestation]`},
 		{"a scope in the wrong table", change(change(inline, `id_scope = "0ne0A1B2C3D"`, ``), `method = `, "id_scope = \"0ne0A1B2C3D\"\nmethod = "), `config.toml:8:1: provisioning.attestation.id_scope: is in the wrong table; it belongs below [provisioning]`},
-		{"an attestation that is a table of its own", change(inline, "[provisioning.attestation]", "[attestation]"), `config.toml:7:2: attestation: is in the wrong table; it belongs below [provisioning]`},
+		{"an attestation that is a top-level table", change(inline, "[provisioning.attestation]", "[attestation]"), `config.toml:7:2: attestation: is in the wrong table; it belongs below [provisioning]`},
 		{"a scope by its name in config.yaml", change(inline, `id_scope = `, `scope_id = `), `config.toml:5:1: provisioning.scope_id: is called id_scope in this file`},
-		{"a boot policy that is no boolean", change(inline, `id_scope = `, "always_reprovision_on_startup = \"yes\"\nid_scope = "), `config.toml:5:1: provisioning.always_reprovision_on_startup: must be a boolean, not a string; write true or false`},
+		{"a boot policy that is not a boolean", change(inline, `id_scope = `, "always_reprovision_on_startup = \"yes\"\nid_scope = "), `config.toml:5:1: provisioning.always_reprovision_on_startup: must be a boolean, not a string; write true or false`},
 		{"the config.yaml of IoT Edge 1.1", sample(t, "config.yaml"), `config.toml:32:1: this is YAML, and looks like the config.yaml of IoT Edge 1.1; convert it with "iotedge config import"`},
 		{"the 00-super.toml of identityd", sample(t, "identityd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-identityd, which "config apply" generates from /etc/aziot/config.toml; import /etc/aziot/config.toml instead`},
 		{"the 00-super.toml of keyd", sample(t, "keyd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-keyd, `},
 		{"the 00-super.toml of certd", sample(t, "certd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-certd, `},
 		{"the 00-super.toml of edged", sample(t, "edged-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-edged, `},
-		{"a drop-in in the place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd, which holds the proxy and no identity; name config.toml first: dpsd config import-aziot /etc/aziot/config.toml config.toml`},
+		{"a drop-in in place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd, which holds the proxy and no identity; name config.toml first: dpsd config import-aziot /etc/aziot/config.toml config.toml`},
 		{"the template, in which everything is a comment", regexp.MustCompile(`(?m)^`).ReplaceAllString(samples(t)["edge-template.toml"], "# "), `config.toml: every line is a comment, as in the template; uncomment one of the blocks that begin with [provisioning]`},
 		{"a key without a place", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = { }`), `provisioning.attestation.symmetric_key.uri: is missing`},
 		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is no URI of a file`},
@@ -276,7 +276,7 @@ func TestImportRejects(t *testing.T) {
 		{"no private key", change(x509, `identity_pk = "file:///var/secrets/device-id.key.pem"`, ``), `provisioning.attestation.identity_pk: is missing`},
 		{"no certificate", change(x509, `identity_cert = `, `#`), `provisioning.attestation.identity_cert: is missing`},
 		{"an unknown mode of reprovisioning", "auto_reprovisioning_mode = \"Never\"\n" + inline, `config.toml:1:1: auto_reprovisioning_mode: "Never" is unknown`},
-		{"a mode as the template's comment has it", "auto_reprovisioning_mode = Dynamic\n" + inline, `config.toml:1:28: TOML syntax: `},
+		{"a mode in the form of the template's comment", "auto_reprovisioning_mode = Dynamic\n" + inline, `config.toml:1:28: TOML syntax: `},
 		{"a novel", strings.Repeat("# once upon a time\n", 1<<16), `larger than 1 MiB`},
 	} {
 		t.Run(c.say, func(t *testing.T) {
@@ -325,7 +325,7 @@ func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 		settings []string // of [transport]
 		notes    []string // about proxies
 	}{
-		{"as Microsoft's page has it", "symmetric-inline.toml",
+		{"the form of Microsoft's documentation", "symmetric-inline.toml",
 			[]file{{identityd + "override.conf", service + `Environment="https_proxy=http://proxy.example:3128"` + "\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`},
 			[]string{identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://proxy.example:3128"`}},
@@ -334,7 +334,7 @@ func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 			[]string{`proxy = "http://upper.example:3128"`},
 			[]string{identityd + `proxy.conf:5: HTTPS_PROXY: is now transport.proxy = "http://upper.example:3128"`,
 				identityd + `proxy.conf:5: https_proxy: left out: HTTPS_PROXY in ` + identityd + `proxy.conf takes precedence`}},
-		{"the later file counts", "symmetric-inline.toml",
+		{"the later file is used", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=https_proxy=http://first.example:3128\n"}, {identityd + "20.conf", "[Service]\nEnvironment=\"https_proxy=http://second.example:3128\"\n"}},
 			[]string{`proxy = "http://second.example:3128"`},
 			[]string{identityd + `20.conf:2: https_proxy: is now transport.proxy = "http://second.example:3128"`}},
@@ -354,7 +354,7 @@ func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 		{"a percent sign alone", "symmetric-inline.toml",
 			[]file{{"override.conf", service + `Environment="https_proxy=http://gateway:canary%409@proxy.example:3128"` + "\n"}}, nil,
 			[]string{`override.conf:5: https_proxy: left out: systemd reads "%" as the start of a specifier; write it twice`}},
-		{"that of identityd stands before that of edged and of the agent, which are usually the same", "edge.toml",
+		{"the proxy of identityd overrides those of edged and of the agent, which are usually the same", "edge.toml",
 			[]file{{edged, service + "Environment=https_proxy=http://edged.example:3128\n"}, {identityd + "override.conf", service + "Environment=https_proxy=http://identityd.example:3128\n"}},
 			[]string{`protocols = ["websocket", "mqtt"]`, `proxy = "http://identityd.example:3128"`},
 			[]string{`config.toml:40: agent.env.https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,

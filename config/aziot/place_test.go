@@ -113,13 +113,13 @@ func TestASecondFileThatIsNotADropInIsAnError(t *testing.T) {
 		return aziot.Import("config.toml", strings.NewReader(samples(t)[sample]), aziot.DropIn{Name: name, Text: strings.NewReader(second)})
 	}
 	for says, second := range map[string]string{
-		"a second config.toml":         text,
-		"a config.yaml":                sample(t, "config.yaml"),
-		"a page":                       "# dpsd\n\nIn [Service] there is a proxy.\n",
-		"nothing":                      "",
-		"an assignment alone":          "Environment=https_proxy=http://proxy:3128\n",
-		"a section in another case":    "[service]\nEnvironment=https_proxy=http://proxy:3128\n",
-		"a section that is no comment": "# [Service]\n#Environment=https_proxy=http://proxy:3128\n",
+		"a second config.toml":      text,
+		"a config.yaml":             sample(t, "config.yaml"),
+		"a page":                    "# dpsd\n\nIn [Service] there is a proxy.\n",
+		"an empty file":             "",
+		"an assignment alone":       "Environment=https_proxy=http://proxy:3128\n",
+		"a section in another case": "[service]\nEnvironment=https_proxy=http://proxy:3128\n",
+		"a section in a comment":    "# [Service]\n#Environment=https_proxy=http://proxy:3128\n",
 	} {
 		t.Run(says, func(t *testing.T) {
 			for _, sample := range []string{"symmetric-inline.toml", "tpm.toml"} {
