@@ -60,7 +60,7 @@ type Policy string
 const (
 	PolicyAlways   Policy = "always"    // register; READY after the answer
 	PolicyVerify   Policy = "verify"    // register in the background
-	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or when somebody asks
+	PolicyIfNeeded Policy = "if-needed" // register only without such a record, or on request
 )
 
 // Asks reports whether a start registers by itself, given that a valid record of

@@ -98,7 +98,7 @@ func counters(name, help string, of func(*measures) *metrics.Set) family {
 }
 
 // measures are the metrics. What a Status says is read from the board when
-// somebody asks; the rest is counted here.
+// requested; the rest is counted here.
 type measures struct {
 	board *control.Board
 

@@ -43,7 +43,7 @@ func (s *schedule) requested() {
 	}
 }
 
-// force returns when a registration that somebody asks for now may start: requests within
+// force returns when a registration requested now may start: requests within
 // forcedGap become one.
 func (s *schedule) force(now time.Time) time.Time {
 	if !s.forced.After(now) {

@@ -270,7 +270,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 
 // keptID is the registration ID that the next attempt keeps; "": it is resolved again. It is
 // kept once DPS has assigned it, so that a host name that changes later does not make another
-// device of this gateway, until somebody asks for a registration.
+// device of this gateway, until a registration is requested.
 func (s *supervisor) keptID() string {
 	rec, found := s.store.Current()
 	if s.progress.unsaved != nil {
