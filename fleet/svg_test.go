@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/fleet"
 )
 
-// drawing is what matters of an SVG.
+// drawing is the relevant content of an SVG.
 type drawing struct {
 	texts  []string
 	curves [][]string // their points
@@ -68,7 +68,7 @@ func TestWriteSVG(t *testing.T) {
 			"seconds after the start", "all", "answered 429", "answered 5xx", "0", "20", "100",
 		} {
 			if !slices.Contains(d.texts, text) {
-				t.Errorf("there is no %q in %q", text, d.texts)
+				t.Errorf("no %q in %q", text, d.texts)
 			}
 		}
 	})
