@@ -14,9 +14,9 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// A conformance case holds the server to one statement: of MQTT 3.1.1 by the
-// number of its Appendix B, of RFC 6455 by its section, or of the service
-// ("DPS"). It speaks in bytes written by hand.
+// A conformance case tests one statement: of MQTT 3.1.1, by its number in Appendix B,
+// of RFC 6455, by its section, or of the service ("DPS"). It sends bytes that were
+// written by hand.
 type conformance struct {
 	clause string
 	name   string
@@ -45,8 +45,8 @@ type packetsOf func(*simulator.Server) []byte
 
 func these(b ...byte) packetsOf { return func(*simulator.Server) []byte { return b } }
 
-// refused: the server sends the answer and nothing else, closes the
-// connection, and its log says why.
+// refused: the server sends only the answer, closes the connection, and logs the
+// reason.
 func refused(after string, send packetsOf, says string, answer ...byte) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -65,8 +65,8 @@ func refused(after string, send packetsOf, says string, answer ...byte) func(*te
 	}
 }
 
-// answered: the server answers with these bytes, goes on, and holds nothing
-// against the client.
+// answered: the server answers with these bytes, continues, and logs no violation of
+// the client.
 func answered(after string, send packetsOf, answer ...byte) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -80,14 +80,14 @@ func answered(after string, send packetsOf, answer ...byte) func(*testing.T) {
 	}
 }
 
-// lives checks that a ping is answered, and nothing comes ahead of it.
+// lives checks that the server answers a ping before anything else.
 func (c *client) lives() {
 	c.t.Helper()
 	c.send(0xc0, 0)
 	c.expect("the connection lives", 0xd0, 0)
 }
 
-// session is a case in its own words.
+// session is a case with its own code.
 func session(after string, f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.T) {
 	return scripted(nil, after, f)
 }
@@ -99,7 +99,7 @@ func scripted(sc *simulator.Scenario, after string, f func(t *testing.T, s *simu
 	}
 }
 
-// changed is a good CONNECT with one byte of its variable header changed;
+// changed is a valid CONNECT with one byte of its variable header changed;
 // 0 is the first letter of MQTT.
 func changed(at int, to byte) packetsOf {
 	return func(s *simulator.Server) []byte {
@@ -113,7 +113,7 @@ func connectAs(flags byte, fields func(s *simulator.Server) []string) packetsOf 
 	return func(s *simulator.Server) []byte { return connectPacket(flags, 0, fields(s)...) }
 }
 
-// calling is a CONNECT with another client identifier and user name; {} is the good one.
+// calling is a CONNECT with a different client identifier and user name; {} is the valid one.
 func calling(clientID, user string) packetsOf {
 	return connectAs(0xc2, func(s *simulator.Server) []string {
 		return []string{strings.ReplaceAll(clientID, "{}", device), strings.ReplaceAll(user, "{}", userNameOf(s, device)), goodToken(s, device)}
@@ -577,7 +577,7 @@ func mqttCases() []conformance {
 	return cases
 }
 
-// held sends a second packet while the first, delayed by a rule, awaits its
+// held sends a second packet while the first one, which a rule delays, waits for its
 // acknowledgement.
 func held(one, two []byte) func(*testing.T) {
 	return scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Minute}}}, "subscribe", func(t *testing.T, s *simulator.Server, c *client) {
@@ -590,7 +590,7 @@ func held(one, two []byte) func(*testing.T) {
 	})
 }
 
-// kept connects with a keep-alive, and measures how long the rest takes.
+// kept connects with a keep-alive, and measures the duration of f.
 func kept(seconds uint16, f func(*client), want time.Duration) func(*testing.T) {
 	return session("", func(t *testing.T, s *simulator.Server, c *client) {
 		c.send(connectPacket(0xc2, seconds, device, userNameOf(s, device), goodToken(s, device))...)
@@ -613,14 +613,14 @@ func will(flags byte, topic string) packetsOf {
 	})
 }
 
-// The parts of a good upgrade request.
+// The parts of a valid upgrade request.
 var upgradeRequest = []string{
 	"GET /$iothub/websocket HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
 	"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol: mqtt",
 }
 
-// requested sends an upgrade request with one line changed, or left out, and
-// looks at the response.
+// requested sends an upgrade request with one line changed or omitted, and checks the
+// response.
 func requested(line, instead string, look func(t *testing.T, r *http.Response)) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -666,7 +666,7 @@ func header(name, want string) func(*testing.T, *http.Response) {
 	}
 }
 
-// framed is a case on a WebSocket that is open, CONNECT said and CONNACK heard.
+// framed is a case on an open WebSocket after CONNECT and CONNACK.
 func framed(f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -683,7 +683,7 @@ func framed(f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.
 	}
 }
 
-// closes: the server answers with a close frame of this status, and ends.
+// closes: the server answers with a close frame of this status, and closes the connection.
 func closes(code uint16, says string, bytes ...byte) func(*testing.T) {
 	return framed(func(t *testing.T, s *simulator.Server, c *client) {
 		begin := time.Now()
@@ -703,8 +703,8 @@ func closes(code uint16, says string, bytes ...byte) func(*testing.T) {
 	})
 }
 
-// pinged: after these bytes the connection lives and a PINGREQ is answered in
-// a frame of its own, unmasked.
+// pinged: after these bytes the connection is open, and the server answers a PINGREQ in
+// a separate, unmasked frame.
 func pinged(bytes ...byte) func(*testing.T) {
 	return framed(func(t *testing.T, s *simulator.Server, c *client) {
 		c.send(bytes...)
@@ -846,7 +846,7 @@ func webSocketCases() []conformance {
 	}
 }
 
-// conformances are all cases.
+// conformances returns all cases.
 func conformances() []conformance { return append(mqttCases(), webSocketCases()...) }
 
 func TestConformance(t *testing.T) {

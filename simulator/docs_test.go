@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// Each example of an enrollments file is one that serves devices: it is read
-// from a directory as dpsd-sim does it, and a device registers by it.
+// Each example of an enrollments file works: the test reads it from a directory as dpsd-sim
+// does, and a device registers with it.
 func TestEnrollmentExamples(t *testing.T) {
 	text, err := os.ReadFile("../docs/simulator.md")
 	if err != nil {

@@ -15,18 +15,18 @@ import (
 	"testing"
 )
 
-// A test that never fails shows nothing. So every conformance case names a
-// fault here with which it was seen to fail: a check taken out, or an answer
-// made wrong, in the simulator or in a library that it leaves the check to.
+// A test that never fails proves nothing. Therefore every conformance case names a fault
+// with which it was seen to fail: a removed check or a wrong answer in the simulator, or in
+// a library to which the simulator leaves the check.
 //
 //	go test ./simulator -run TestEveryCaseFailsWithItsFault -mutants -timeout 30m
 //
-// builds the tests with each fault and sees again that its cases fail.
+// builds the tests with each fault and verifies again that its cases fail.
 
 var withMutants = flag.Bool("mutants", false, "build the server with each fault, and see that the cases fail which name it")
 
-// An edit replaces a text that stands once in a file. "mqtt/" is the folder of
-// mochi-mqtt's packets, "websocket/" that of gorilla's WebSocket.
+// An edit replaces a text that occurs once in a file. "mqtt/" is the folder of
+// mochi-mqtt's packets, "websocket/" the folder of gorilla's WebSocket.
 type edit struct{ file, old, new string }
 
 var mutants = map[string][]edit{
@@ -183,7 +183,7 @@ var libraries = map[string]string{
 	"websocket": "github.com/gorilla/websocket",
 }
 
-// source reads the file that an edit names, and tells where it is.
+// source reads the file that an edit names, and returns its path.
 func (e edit) source(t *testing.T) (path, text string) {
 	t.Helper()
 	path, err := filepath.Abs(e.file)
@@ -259,8 +259,8 @@ func TestEveryCaseFailsWithItsFault(t *testing.T) {
 	}
 }
 
-// build makes the tests with the edits: an overlay for the simulator's files,
-// a copy of the module for a library's.
+// build builds the tests with the edits: with an overlay for the simulator's files, and with
+// a copy of the module for the files of a library.
 func build(t *testing.T, edits []edit) (binary string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -333,7 +333,7 @@ func build(t *testing.T, edits []edit) (binary string) {
 
 var oneCase = flag.Int("case", -1, "the number of the one conformance case to run")
 
-// TestConformanceCase runs one case in a process of its own.
+// TestConformanceCase runs one case in its own process.
 func TestConformanceCase(t *testing.T) {
 	if *oneCase < 0 {
 		t.Skip("it is run by TestEveryCaseFailsWithItsFault")

@@ -16,7 +16,7 @@ import (
 
 // Faults of the stream, by the byte.
 func TestStreamFaults(t *testing.T) {
-	// received gives what comes of a handshake below TLS, until the end or the deadline.
+	// received returns what a handshake receives below TLS until the end or the deadline.
 	received := func(t *testing.T, s *simulator.Server) (n int, err error) {
 		t.Helper()
 		conn := pipe(t, s)
@@ -148,7 +148,7 @@ func TestStreamFaults(t *testing.T) {
 	})
 }
 
-// counting counts what is read.
+// counting counts the bytes that are read.
 type counting struct {
 	net.Conn
 	n int

@@ -9,7 +9,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// What shipping clients send, and the service serves.
+// Deviations that shipping clients make and the service accepts.
 func TestTolerance(t *testing.T) {
 	expiry := func() time.Time { return time.Now().Add(time.Hour) }
 	for _, c := range []struct {

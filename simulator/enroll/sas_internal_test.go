@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The vectors of the service's published examples and of its SDKs. The
-// verifier is judged by constants, not by a signer of its own.
+// The vectors of the service's published examples and of its SDKs. They test the verifier
+// against constants, not against a signer of this project.
 const (
 	vectorGroupKey = "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw=="
 	vectorKey      = "18RQk/hOPJR9EbsJlk2j8WA6vWaj/yi+oaYg7zmxfQNdOyMSu+SJ8O7TSlZhDJCYmn4rzEiVKIzNiVAWjLxrGA=="
@@ -38,7 +38,7 @@ func TestDeriveKey(t *testing.T) {
 			}
 		})
 	}
-	t.Run("V1 a group key that is not decoded gives another key", func(t *testing.T) {
+	t.Run("V1 a group key that is not decoded gives a different key", func(t *testing.T) {
 		got := base64.StdEncoding.EncodeToString(DeriveKey([]byte(vectorGroupKey), "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6"))
 		if got != "/eqtUSc3oy1gyllte8P+6Y0WjjLFOc3tWeUuSgRh8x8=" {
 			t.Error(got)
@@ -121,7 +121,7 @@ func TestTokenGrammar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a token is good until the second of its expiry", func(t *testing.T) {
+	t.Run("a token is valid until the second of its expiry", func(t *testing.T) {
 		if err := token.check("S", "d", time.Unix(1699999999, 0)); err != nil {
 			t.Error(err)
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	t.Run("settings and rules come out as written", func(t *testing.T) {
+	t.Run("settings and rules are parsed as written", func(t *testing.T) {
 		sc, err := scenario.Parse("s.toml", strings.NewReader(`
 [settings]
 polls = 0
@@ -71,7 +71,7 @@ connack = 3
 			t.Error(err)
 		}
 	})
-	t.Run("every mistake is told, not only the first", func(t *testing.T) {
+	t.Run("every mistake is reported, not only the first", func(t *testing.T) {
 		_, err := scenario.Parse("s.toml", strings.NewReader("a = 1\nb = 2\n"))
 		if err == nil || strings.Count(err.Error(), "unknown key") != 2 {
 			t.Error(err)
