@@ -11,7 +11,7 @@ import (
 
 func TestDistant(t *testing.T) {
 	const roundTrip = 600 * time.Millisecond
-	// far runs with both ends of a line, in virtual time that begins at zero.
+	// far runs f with both ends of a connection in virtual time that begins at zero.
 	far := func(says string, test func(t *testing.T, device net.Conn, service *distant, since func() time.Duration)) {
 		t.Run(says, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

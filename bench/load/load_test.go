@@ -30,7 +30,7 @@ func TestDevice(t *testing.T) {
 	if err := service.read(); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a device goes through a whole registration and breaks no rule", func(t *testing.T) {
+	t.Run("a device completes a registration and violates no rule", func(t *testing.T) {
 		d, err := service.dial(7)
 		if err != nil {
 			t.Fatal(err)
@@ -108,7 +108,7 @@ func TestReport(t *testing.T) {
 }
 
 func TestDescriptors(t *testing.T) {
-	t.Run("a limit that is too low is named, with the number that is needed", func(t *testing.T) {
+	t.Run("a limit that is too low is named, with the required number", func(t *testing.T) {
 		err := raiseDescriptors(1 << 40)
 		if err == nil || !strings.Contains(err.Error(), "1099511627776 file descriptors are needed") {
 			t.Error(err)
