@@ -17,7 +17,7 @@ const global = "global.azure-devices-provisioning.net"
 // unauthorized is DPS's answer to a wrong key.
 var unauthorized = &dps.ServiceError{Status: 401, Code: 401000}
 
-// invalid is a request with a certificate that the clock contradicts.
+// invalid returns a request with a certificate that is not valid at the current time.
 func invalid(validity error) session.Request {
 	return session.Request{Proof: session.Proof{Validity: validity}}
 }

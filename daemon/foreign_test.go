@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// assignedWith is the body of a reply with more members in its registrationState.
+// assignedWith returns the body of a reply with additional members in its registrationState.
 func assignedWith(more string) *string {
 	return text(`{"operationId":"5.1","status":"assigned","registrationState":{"registrationId":"` + device + `","status":"assigned",` +
 		`"assignedHub":"hub.azure-devices.net"` + more + `}}`)
@@ -59,7 +59,7 @@ func TestAReplyOf1MiBIsPublishedAndALargerOneIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotSafeForConsumersIsReportedAsAMalformedReply(t *testing.T) {
+func TestAnUnsafeReplyIsReportedAsMalformed(t *testing.T) {
 	deep := strings.Repeat("[", 101) + strings.Repeat("]", 101)
 	for name, more := range map[string]string{
 		"a device ID with an override of the direction": `,"deviceId":"a\u202eb"`,
