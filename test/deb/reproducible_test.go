@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestSameTreeSameBytes builds the packages of this machine and of a foreign
-// architecture again: in another directory, time zone and language, with another
-// umask and home; those of this machine with nothing in Go's cache.
+// TestSameTreeSameBytes builds the packages of this machine and of a foreign architecture again:
+// in a different directory, time zone and language, with a different umask and home, and those of
+// this machine with an empty Go cache.
 func TestSameTreeSameBytes(t *testing.T) {
 	need(t, false, "dh", "dpkg-genchanges")
 	other := filepath.Join(t.TempDir(), "a longer path", "with spaces")

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// As whom a command is run.
+// The users as which a command runs.
 const (
 	stranger = "setpriv --reuid=nobody --regid=nogroup --clear-groups "
 	member   = "setpriv --reuid=nobody --regid=nogroup --groups=dpsd "
@@ -39,7 +39,7 @@ func TestTheCommandsReachTheServiceInItsSandbox(t *testing.T) {
 	})
 }
 
-func TestAReportOfABootedGatewayIsWholeAndHoldsNoKey(t *testing.T) {
+func TestAReportOfABootedGatewayIsCompleteAndContainsNoKey(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		dps := provisioned(g, "")

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// blocks gives the code blocks of a language in a section of a document.
+// blocks returns the code blocks of a language in a section of a document.
 func blocks(t *testing.T, document, heading, language string) []string {
 	t.Helper()
 	text, err := os.ReadFile("../../" + document)
@@ -46,8 +46,8 @@ websocket_port = 8443
 ca_file        = "/etc/dpsd/ca.pem"
 `
 
-// sealed is an image made with the commands of docs/image.md, for the service in
-// the directory: the directories of its root file system.
+// sealed creates an image with the commands of docs/image.md, for the service in the directory. It
+// returns the directories of its root file system.
 func sealed(t *testing.T, s suite, dps *service, name string) string {
 	t.Helper()
 	g := newGateway(t, s)
@@ -94,7 +94,7 @@ func TestTwoCopiesOfAnImageAreTwoDevices(t *testing.T) {
 	})
 }
 
-// copyOf is a service with the same keys, in the network of this gateway.
+// copyOf returns a service with the same keys in the network of this gateway.
 func (g *gateway) copyOf(s *service) *service {
 	g.t.Helper()
 	own := &service{g: g, dir: filepath.Join(g.dir, "service")}
@@ -122,8 +122,8 @@ func TestASerialNumberAndAKeyFromTheFirmware(t *testing.T) {
 	})
 }
 
-// Who builds images without running anything in them lets dpkg do it from
-// outside: DPKG_ROOT, dpkg(1). What then is in the image is held in test/deb.
+// Image builders that run nothing in the image use dpkg from outside: DPKG_ROOT, dpkg(1). test/deb
+// tests the content of the image.
 func TestAnImageMadeFromOutsideIsAGateway(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := newGateway(t, s)
