@@ -51,7 +51,7 @@ func TestDistant(t *testing.T) {
 		read(t, service, "again")
 		at(t, since(), 2*roundTrip+roundTrip/2)
 	})
-	far("what is sent at once arrives at once", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
+	far("data that is sent together arrives together", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
 		for range 10 {
 			_, _ = service.Write([]byte("x"))
 		}

@@ -608,7 +608,7 @@ func TestOnce(t *testing.T) {
 		took    time.Duration
 	}{
 		{"returns after the assignment", nil, 0, func(err error) bool { return err == nil }, 6 * time.Second},
-		{"goes on after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
+		{"continues after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
 		{"gives up when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
 		{"gives up when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
 		{"ends at the time-out", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},

@@ -79,7 +79,7 @@ func TestAChangedEventIsLoggedImmediately(t *testing.T) {
 		times("another code of the service", 1, fault("unauthorized", 401003, "a"))
 		times("the first again, though others came between", 0, fault("unauthorized", 401002, "a"))
 		events.faultsResolved()
-		times("the same after it was mended", 1, fault("unauthorized", 401002, "a"))
+		times("the same after it was corrected", 1, fault("unauthorized", 401002, "a"))
 		times("another event", 1, func() { events.log(event.Reloaded, zap.Bool("changed", false)) })
 		time.Sleep(renewed)
 		times("the same after a day without it", 1, fault("unauthorized", 401002, "a"))

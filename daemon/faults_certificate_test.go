@@ -52,7 +52,7 @@ func chains() []faultRow {
 	return []faultRow{
 		{name: "an intermediate has expired", with: "certificate", code: fault.CertificateExpired, says: says, lasts: true, set: issued(-time.Hour)},
 		{name: "an intermediate has expired, and the chain is renewed", with: "certificate", code: fault.CertificateExpired, says: says, set: issued(-time.Hour),
-			mend: func(g *gateway) { g.enroll(time.Now().Add(time.Hour)) }},
+			correct: func(g *gateway) { g.enroll(time.Now().Add(time.Hour)) }},
 		{name: "an intermediate is about to expire", with: "certificate", calm: true, set: issued(time.Hour)},
 	}
 }

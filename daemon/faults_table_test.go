@@ -31,11 +31,11 @@ type faultRow struct {
 	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
 	with    string         // "key", "certificate" or "": key
 	set     func(*gateway) // what else is changed before the start
-	mend    func(*gateway) // done after 90 s
+	correct func(*gateway) // done after 90 s
 	calm    bool           // no fault is to be reported at all
 	code    fault.Code     // the first fault
 	codes   []fault.Code   // all that may follow it; empty: code alone
-	lasts   bool           // it does not pass by itself
+	lasts   bool           // it lasts until it is corrected
 	moves   bool           // the gateway is given another hub, which is to be published
 	quiet   bool           // nothing of it reaches the network: attempts are not counted
 	says    string         // is in the cause of each fault
@@ -310,8 +310,8 @@ func faultTable() []faultRow {
 	}
 	add([]faultRow{
 		{name: "the wrong key", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", wrong) }},
-		{name: "the wrong key, mended", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
-			mend: func(g *gateway) { g.write("device.key", g.sim.DeviceKey(device)) }},
+		{name: "the wrong key, corrected", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
+			correct: func(g *gateway) { g.write("device.key", g.sim.DeviceKey(device)) }},
 		{name: "the wrong key, then the right one", code: fault.Unauthorized, set: func(g *gateway) {
 			g.Settings.Credentials = []attest.Credential{g.key("old.key", wrong), g.Settings.Credentials[0]}
 		}},
@@ -348,7 +348,7 @@ func faultTable() []faultRow {
 				return dial(ctx, network, address)
 			}
 		}},
-		{name: "the ID scope of somebody else", code: fault.ConnackUnavailable, lasts: true, set: func(g *gateway) { g.Settings.IDScope = "0ne99999999" }},
+		{name: "the ID scope of another instance", code: fault.ConnackUnavailable, lasts: true, set: func(g *gateway) { g.Settings.IDScope = "0ne99999999" }},
 		{name: "no enrollment", code: fault.EnrollmentNotFound, lasts: true, set: func(g *gateway) {
 			if err := g.sim.SetEnrollments(&enroll.Enrollments{}); err != nil {
 				g.t.Fatal(err)
@@ -402,15 +402,15 @@ func playRow(t *testing.T, row faultRow) (o rowResult) {
 				t.Errorf("%d attempts, %d connections in 90 s", attempts, o.connections)
 			}
 		} else {
-			if row.mend != nil {
-				row.mend(g)
+			if row.correct != nil {
+				row.correct(g)
 			}
 			for limit := time.Now().Add(3 * time.Hour); g.log.FilterMessage("assigned").Len() == 0 && time.Now().Before(limit); {
 				time.Sleep(time.Second)
 				synctest.Wait()
 			}
 			if o = g.outcome(row); o.result != "assigned" {
-				t.Errorf("it was not mended: %v", o.faults)
+				t.Errorf("it was not corrected: %v", o.faults)
 			}
 		}
 

@@ -72,7 +72,7 @@ func proxies() (rows []faultRow) {
 			"wants a password":                            {[]string{"Basic realm=\"a, b\""}, fault.ProxyAuth},
 			"wants a password, and does not say how":      {nil, fault.ProxyAuth},
 			"has Basic last in a list":                    {[]string{"Negotiate, NTLM, basic realm=\"a, b\""}, fault.ProxyAuth},
-			"has Basic in a header of its own":            {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
+			"has Basic in a separate header":              {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
 			"wants NTLM":                                  {[]string{"NTLM"}, fault.ProxyAuthUnsupported},
 			"wants Negotiate or NTLM, in a list":          {[]string{"negotiate, ntlm"}, fault.ProxyAuthUnsupported},
 			"wants Negotiate or NTLM, in two headers":     {[]string{"Negotiate", "NTLM"}, fault.ProxyAuthUnsupported},

@@ -73,7 +73,7 @@ func TestRemovedStateIsRestoredImmediately(t *testing.T) {
 			select {
 			case g.touched <- struct{}{}:
 			default:
-				t.Fatal("nobody listens whether the files change")
+				t.Fatal("the changes of the files are not watched")
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
@@ -126,7 +126,7 @@ func TestRemovedStateIsRestoredImmediately(t *testing.T) {
 		synctest.Wait()
 		g.wantAssigned()
 		if last := g.lastNote(); last != "STATUS=Assigned to dpsd-sim.azure-devices.net as gw-1" {
-			t.Errorf("the status after it was mended: %q", last)
+			t.Errorf("the status after the correction: %q", last)
 		}
 		if g.dials != dials {
 			t.Errorf("the service was asked for it")

@@ -40,10 +40,10 @@ type gateway struct {
 	done chan error
 
 	inputs  [][]string    // paths that were watched, but for those of the state directory
-	touched chan struct{} // tells that somebody was at the state directory
+	touched chan struct{} // reports a change of the state directory
 
 	configured chan struct{}   // tells that the configuration file has changed
-	configures context.Context // ends when nobody watches the configuration file any more
+	configures context.Context // ends when the configuration file is no longer watched
 
 	mu    sync.Mutex
 	notes []note

@@ -21,7 +21,7 @@ import (
 func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		spoil func(g *gateway) (mend func())
+		spoil func(g *gateway) (correct func())
 		fault fault.Code
 	}{
 		{"a host name", func(g *gateway) func() {
@@ -60,13 +60,13 @@ func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGateway(t)
-				mend := c.spoil(g)
+				correct := c.spoil(g)
 				g.run()
 				g.until("fault", 1)
 				time.Sleep(3 * time.Hour) // by now the wait is an hour
 				synctest.Wait()
 				tries := g.log.FilterMessage("fault").Len()
-				mend()
+				correct()
 				before := time.Since(g.start)
 				if after := g.until("files-changed", 1) - before; after > inputsEvery {
 					t.Errorf("found %s after it was there", after)
@@ -297,7 +297,7 @@ func TestAnAssignedRegistrationIDIsKeptUntilARegistrationIsRequested(t *testing.
 		g.within(time.Minute, "fault", 6)
 		last := g.log.FilterMessage("fault").All()[5].ContextMap()
 		if cause := fmt.Sprint(last["cause"]); last["fault"] != string(fault.EnrollmentNotFound) || !strings.Contains(cause, "the registration ID was other (%H)") {
-			t.Errorf("after somebody has asked: %s: %s", last["fault"], cause)
+			t.Errorf("after a request:  %s: %s", last["fault"], cause)
 		}
 		if rec := g.wantAssigned(); rec.RegistrationID != device || rec.Generation != 1 {
 			t.Errorf("the record is %+v", rec)

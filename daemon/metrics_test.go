@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 				`dpsd_assignment_info\{hub="[^"]+",device_id="[^"]+"\} 1`, `dpsd_confirmed_timestamp_seconds [1-9]\d+(\.\d+)?`,
 				`dpsd_network_bytes_total\{direction="sent"\} [1-9]\d*`, `dpsd_time_to_assigned_seconds_count 1`)
 			if bytes.Contains(text, []byte("dpsd_fault_info")) {
-				t.Errorf("%s: a fault is there that has passed:\n%s", where, text)
+				t.Errorf("%s: a fault that has ended is still present:\n%s", where, text)
 			}
 		}
 		if err := g.end(); err != nil {

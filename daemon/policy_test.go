@@ -115,7 +115,7 @@ func TestPolicies(t *testing.T) {
 			if g.dials != 0 {
 				t.Errorf("%d connections in a month", g.dials)
 			}
-			reload <- os.Interrupt // until somebody does
+			reload <- os.Interrupt // until a registration is requested
 			g.until("assigned", 1)
 			if err := g.end(); err != nil {
 				t.Error(err)
@@ -383,7 +383,7 @@ func TestASteppedClockEndsTheWaitsItMayHaveCaused(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		rule simulator.Rule
-		took time.Duration // from the step to the assignment; 0: the wait goes on
+		took time.Duration // from the step to the assignment; 0: the wait continues
 	}{
 		{"a refused credential", simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}, 6 * time.Second},
 		{"but never the floor", simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "1800", Times: 1}, 1806*time.Second - time.Minute},

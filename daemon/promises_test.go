@@ -47,7 +47,7 @@ func TestPromise3MakeBeforeBreak(t *testing.T) {
 			reload <- os.Interrupt
 			g.until("fault", seen+1)
 			if rec := g.wantAssigned(); rec.Generation != old.Generation || rec.Checksum != old.Checksum {
-				t.Errorf("%+v: the published record is another one: %+v", rule, rec)
+				t.Errorf("%+v: the published record has changed: %+v", rule, rec)
 			}
 		}
 

@@ -156,7 +156,7 @@ func TestEveryRetryClassRecoversWhenTheCauseIsRemoved(t *testing.T) {
 		lane   pace.Lane
 		name   string
 		rule   simulator.Rule
-		set    func(*gateway) (mend func())
+		set    func(*gateway) (correct func())
 		within time.Duration
 	}{
 		{lane: pace.LaneOffline, name: "no route", within: 10 * time.Second, set: func(g *gateway) func() {
@@ -195,13 +195,13 @@ func TestEveryRetryClassRecoversWhenTheCauseIsRemoved(t *testing.T) {
 					rules = append(rules, tt.rule)
 				}
 				g := newGateway(t, rules...)
-				mend := func() {
+				correct := func() {
 					if err := g.sim.SetScenario(nil); err != nil {
 						t.Fatal(err)
 					}
 				}
 				if tt.set != nil {
-					mend = tt.set(g)
+					correct = tt.set(g)
 				}
 				g.run()
 				g.eventually("fault", 20) // by now the delay has its maximum
@@ -210,7 +210,7 @@ func TestEveryRetryClassRecoversWhenTheCauseIsRemoved(t *testing.T) {
 					t.Errorf("the lane is %s", got)
 				}
 				before := time.Since(g.start)
-				mend()
+				correct()
 				if took := g.eventually("assigned", 1) - before; took > tt.within+6*time.Second {
 					t.Errorf("assigned %s after the correction, want at most %s and the 6 s of a registration", took, tt.within)
 				}

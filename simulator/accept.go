@@ -20,7 +20,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
-	for told := false; ; {
+	for reported := false; ; {
 		conn, err := mine.Accept()
 		switch {
 		case err == nil:
@@ -32,10 +32,10 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 				return err
 			}
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-			if !told { // report it once, not for every device
+			if !reported { // report it once, not for every device
 				s.onError(fmt.Errorf("no more connections at once: %w: see ulimit -n, LimitNOFILE=", err))
 			}
-			told = true
+			reported = true
 			pause(50*time.Millisecond, s.done) // descriptors become free when devices disconnect
 		case errors.Is(err, syscall.ECONNABORTED): // aborted before it was accepted
 		default:

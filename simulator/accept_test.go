@@ -41,8 +41,8 @@ func (l *fullListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestAcceptContinuesAfterTheDescriptorLimit(t *testing.T) {
 	bubble(t, "without a free descriptor the listener reports the error once, waits and continues", func(t *testing.T) {
-		var told []string
-		s, err := simulator.New(simulator.Options{OnError: func(err error) { told = append(told, err.Error()) }})
+		var errs []string
+		s, err := simulator.New(simulator.Options{OnError: func(err error) { errs = append(errs, err.Error()) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +56,8 @@ func TestAcceptContinuesAfterTheDescriptorLimit(t *testing.T) {
 		}
 		_ = mine.Close()
 		synctest.Wait()
-		if len(told) != 1 || !strings.Contains(told[0], "too many open files") || !strings.Contains(told[0], "ulimit -n") {
-			t.Errorf("%q", told)
+		if len(errs) != 1 || !strings.Contains(errs[0], "too many open files") || !strings.Contains(errs[0], "ulimit -n") {
+			t.Errorf("%q", errs)
 		}
 		s.Close()
 		if err := <-ended; err != nil {

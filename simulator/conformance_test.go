@@ -199,7 +199,7 @@ func mqttCases() []conformance {
 		})},
 		{"MQTT-4.2", "three packets in one piece are answered in their order", "what is behind a packet is lost", answered("connect",
 			these(slices.Concat([]byte{0xc0, 0}, subscribePacket(7, 1), []byte{0xc0, 0})...), 0xd0, 0, 0x90, 3, 0, 7, 1, 0xd0, 0)},
-		{"MQTT-4.8.0", "the end of the connection inside a packet is told from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-4.8.0", "the end of the connection inside a packet differs from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(0x82, 28)
 			c.conn.Close()
 			synctest.Wait()
@@ -235,7 +235,7 @@ func mqttCases() []conformance {
 				t.Errorf("%d after %d", b, a)
 			}
 		})},
-		{"MQTT-2.3.1-5", "what stands first in a PUBLISH at QoS 0 is payload", "a packet identifier is read at QoS 0", session("subscribe", func(t *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-2.3.1-5", "a PUBLISH at QoS 0 begins with its payload after the topic", "a packet identifier is read at QoS 0", session("subscribe", func(t *testing.T, _ *simulator.Server, c *client) {
 			c.send(publishPacket(0x30, goodTopic, 0, "{}")...)
 			if p := c.expectPublish("the reply"); !strings.Contains(p.topic, "/202/") {
 				t.Errorf("%+v", p)
@@ -271,7 +271,7 @@ func mqttCases() []conformance {
 			again.send(unclean...)
 			again.expect("no session is present", 0x20, 2, 0, 0)
 			again.send(publishPacket(0x30, goodTopic, 0, "")...)
-			again.expectEnd("nobody is subscribed")
+			again.expectEnd("there is no subscription")
 		})},
 		{"MQTT-3.1.2-11", "a will topic and message without the will flag", "bytes need not be those that were understood", refused("", connectAs(0xc2, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device), goodToken(s, device), "topic", "gone"}
@@ -340,7 +340,7 @@ func mqttCases() []conformance {
 		{"MQTT-3.1.4-1", "a CONNECT with a byte behind it is closed without a CONNACK", "bytes need not be those that were understood", refused("", func(s *simulator.Server) []byte {
 			return packet(0x10, goodConnect(s, device)[3:], []byte{0})
 		}, "left over")},
-		{"MQTT-3.1.4-2", "a second connection takes the client identifier over", "nobody is taken over", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.1.4-2", "a second connection takes the client identifier over", "no connection is taken over", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			second := open(t, s, "subscribe")
 			begin := time.Now()
 			c.expectEnd("the first one is closed")
@@ -387,7 +387,7 @@ func mqttCases() []conformance {
 		})},
 
 		// 3.2 CONNACK.
-		{"MQTT-3.2.0-1", "the CONNACK is the first packet, once the CONNECT is there and not before", "a packet precedes the CONNACK", session("", func(_ *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.2.0-1", "the CONNACK is the first packet, after the CONNECT and not before", "a packet precedes the CONNACK", session("", func(_ *testing.T, s *simulator.Server, c *client) {
 			time.Sleep(30 * time.Second)
 			c.send(goodConnect(s, device)...)
 			c.expect("CONNACK", 0x20, 2, 0, 0)
@@ -554,7 +554,7 @@ func mqttCases() []conformance {
 		{"MQTT-3.10.3-1", "UNSUBSCRIBE with a filter that is not UTF-8", "any text is UTF-8", refused("connect", these(unsubscribing(1, surrogate)...), "malformed packet: topic")},
 		{"DPS filters", "UNSUBSCRIBE from another filter", "any filter is granted", refused("subscribe", these(unsubscribing(1, "a")...), "the filter is not")},
 		{"MQTT-3.10.3", "UNSUBSCRIBE with a filter longer than the packet", "a text may be longer than its packet", refused("connect", these(packet(0xa2, []byte{0, 1, 0, 99, 'a'})...), "malformed packet: topic")},
-		{"MQTT-3.10.4-2", "after UNSUBSCRIBE nobody is subscribed", "UNSUBSCRIBE changes nothing", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.10.4-2", "after UNSUBSCRIBE there is no subscription", "UNSUBSCRIBE changes nothing", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(unsubscribing(3, filter)...)
 			c.expect("UNSUBACK", 0xb0, 2, 0, 3)
 			c.send(publishPacket(0x30, goodTopic, 0, "")...)
@@ -728,7 +728,7 @@ func webSocketCases() []conformance {
 		{"RFC 6455 4.2.1", "Connection may say more, in any letters", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
 		{"RFC 6455 4.2.1", "no key is refused", "any key will do", requested("Sec-WebSocket-Key", "", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "a key of 15 bytes is refused", "any key will do", requested("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", status(http.StatusBadRequest))},
-		{"RFC 6455 4.4", "another version is refused, and told which is spoken", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
+		{"RFC 6455 4.4", "a different version is refused, and the response has the supported one", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
 			if r.StatusCode != http.StatusBadRequest || r.Header.Get("Sec-WebSocket-Version") != "13" {
 				t.Error(r.Status, r.Header)
 			}
@@ -823,11 +823,11 @@ func webSocketCases() []conformance {
 			c.send(frame(0x89, nil)...)
 			c.expect("pong", 0x8a, 0)
 		})},
-		{"RFC 6455 5.5.3", "a pong that nobody asked for is passed over", "a pong is an answer to a ping", pinged(frame(0x8a, []byte("x"))...)},
+		{"RFC 6455 5.5.3", "an unsolicited pong is ignored", "a pong is an answer to a ping", pinged(frame(0x8a, []byte("x"))...)},
 		{"RFC 6455 5.6", "an empty message is passed over", "a message has bytes", pinged(frame(0x82, nil)...)},
 		{"RFC 6455 7.4.1", "a breach of MQTT is closed with 1008", "every close frame says 1000", closes(1008, "MQTT-3.1.0-2", frame(0x82, packet(0x10, text("MQTT"), []byte{4, 2, 0, 0}, text("x")))...)},
 		{"RFC 6455 7.4.1", "DISCONNECT is closed with 1000", "DISCONNECT changes nothing", closes(1000, "", frame(0x82, []byte{0xe0, 0})...)},
-		{"MQTT-3.1.4-2", "a WebSocket takes the client identifier over from a TLS connection", "nobody is taken over", func(t *testing.T) {
+		{"MQTT-3.1.4-2", "a WebSocket takes the client identifier over from a TLS connection", "no connection is taken over", func(t *testing.T) {
 			s := start(t, simulator.Options{})
 			old := open(t, s, "connect")
 			c := dialWebSocket(t, s)
@@ -854,7 +854,7 @@ func TestConformance(t *testing.T) {
 	for _, c := range conformances() {
 		name := c.clause + ": " + c.name
 		if seen[name] {
-			t.Errorf("%q is there twice", name)
+			t.Errorf("%q exists twice", name)
 		}
 		seen[name] = true
 		bubble(t, name, c.run)

@@ -81,7 +81,7 @@ var mutants = map[string][]edit{
 	"the client identifier may be any":              {{"simulator.go", "case clientID != u.registrationID:", "case false:"}},
 	"a user name may have more parts":               {{"names.go", `if len(parts) != 4 || parts[1] != "registrations" {`, `if len(parts) < 4 || parts[1] != "registrations" {`}},
 	"a cut CONNECT gets CONNACK 2":                  {{"wire.go", `return breach("CONNECT: it is cut")`, `return &violation{reason: "CONNECT: it is cut", connack: 2}`}},
-	"nobody is taken over":                          {{"simulator.go", "close(other.taken)", "_ = other"}},
+	"no connection is taken over":                   {{"simulator.go", "close(other.taken)", "_ = other"}},
 	"who leaves takes the newer one's place along":  {{"simulator.go", "s.sessions[key] == mine {\n\t\tdelete", "s.sessions[key] != nil {\n\t\tdelete"}},
 	"a refused client takes over":                   {{"session.go", "\tif code == 0 {\n\t\ts.connected = true", "\ts.c.server.take(who.registrationID, s)\n\tif code == 0 {\n\t\ts.connected = true"}},
 	"every CONNACK is 5":                            {{"session.go", "ReasonCode:     byte(code),", "ReasonCode:     byte(max(code, 5)),"}},
@@ -230,7 +230,7 @@ func TestEveryCaseWasSeenToFail(t *testing.T) {
 		}
 		for _, e := range edits {
 			if _, text := e.source(t); strings.Count(text, e.old) != 1 {
-				t.Errorf("%q: %q stands %d times in %s", name, e.old, strings.Count(text, e.old), e.file)
+				t.Errorf("%q: %q occurs %d times in %s", name, e.old, strings.Count(text, e.old), e.file)
 			}
 		}
 	}

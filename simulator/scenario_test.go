@@ -49,7 +49,7 @@ func TestRuleMatching(t *testing.T) {
 			connack(t, s, device, want)
 		}
 	})
-	bubble(t, "counting is done for each registration ID by itself", func(t *testing.T) {
+	bubble(t, "a rule counts for each registration ID separately", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "connect", Connack: new(3), Times: 1})
 		connack(t, s, "a", 3)
 		connack(t, s, "b", 3)
@@ -85,7 +85,7 @@ func TestConnectionFaults(t *testing.T) {
 			t.Error(n, err)
 		}
 	})
-	bubble(t, "silent at accept: a handshake that never goes on, held until the client hangs up", func(t *testing.T) {
+	bubble(t, "silent at accept: the handshake stalls until the client disconnects", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", Silent: true})
 		conn := pipe(t, s)
 		_ = conn.SetDeadline(time.Now().Add(time.Hour))
@@ -280,7 +280,7 @@ func TestSessionFaults(t *testing.T) {
 		c.send(0xc0, 0)
 		c.expect("PINGRESP next", 0xd0, 0)
 	})
-	bubble(t, "before_suback sends a reply that nobody asked for", func(t *testing.T) {
+	bubble(t, "before_suback sends an unsolicited reply", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "subscribe", BeforeSuback: true})
 		c := dial(t, s).connect(s, device)
 		c.send(subscribePacket(1, 1)...)
@@ -467,7 +467,7 @@ func TestSessionFaults(t *testing.T) {
 		c := ready(t, s)
 		begin := time.Now()
 		c.send(publishPacket(0x32, registerTopic("1"), 9, "")...)
-		c.expect("PUBACK at once", acknowledged...)
+		c.expect("PUBACK immediately", acknowledged...)
 		if d := time.Since(begin); d != 0 {
 			t.Error(d)
 		}

@@ -341,8 +341,8 @@ func TestAssignmentsAreKept(t *testing.T) {
 	})
 	t.Run("an unwritable directory is reported to OnError, and devices are served", func(t *testing.T) {
 		own := t.TempDir()
-		var told error
-		s := start(t, simulator.Options{Directory: own, OnError: func(err error) { told = err }, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
+		var reported error
+		s := start(t, simulator.Options{Directory: own, OnError: func(err error) { reported = err }, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
 		if err := os.Mkdir(filepath.Join(own, "assignments.json"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -350,8 +350,8 @@ func TestAssignmentsAreKept(t *testing.T) {
 			t.Error(p.payload)
 		}
 		s.Close()
-		if told == nil || !strings.Contains(told.Error(), "assignments are not kept") {
-			t.Error(told)
+		if reported == nil || !strings.Contains(reported.Error(), "assignments are not kept") {
+			t.Error(reported)
 		}
 	})
 	for name, text := range map[string]string{"cut": `[{"registrationId":`, "without a hub": `[{"registrationId":"x"}]`} {
@@ -596,13 +596,13 @@ hub = "a.example"
 		{"a linked hub without a name", "[[hub]]\nweight = 1\n", "e.toml:1:3: hub.name: \"\" is not a host name"},
 		{"a hub linked twice", "[[hub]]\nname = \"a.example\"\n[[hub]]\nname = \"A.example\"\n", "e.toml:4:1: hub.name: \"A.example\" is linked twice"},
 		{"a weight below zero", "[[hub]]\nname = \"a.example\"\nweight = -1\n", "e.toml:3:1: hub.weight: -1 is not 1 to 1000"},
-		{"latencies of nobody", "[[latency]]\nregistration_id = \"x\"\n", "e.toml:1:3: latency.milliseconds: is missing"},
+		{"latencies without hubs", "[[latency]]\nregistration_id = \"x\"\n", "e.toml:1:3: latency.milliseconds: is missing"},
 		{"a latency to a hub that is not linked", "[[hub]]\nname = \"a.example\"\n[[latency]]\nmilliseconds = { \"b.example\" = 1 }\n", "e.toml:4:1: latency.milliseconds: \"b.example\" is not a linked hub"},
 		{"a pattern that is none", "[[latency]]\nregistration_id = \"[\"\nmilliseconds = { \"b.example\" = 1 }\n", "e.toml:2:1: latency.registration_id: \"[\" is not a pattern"},
 		{"a custom hub that is not the enrollment's", group + "allocation = \"custom\"\n[[group.custom]]\nhub = \"z.example\"\n", "e.toml:7:1: group.custom.hub: \"z.example\" is none of the enrollment's hubs"},
 		{"a when that could never fit", group + "allocation = \"custom\"\n[[group.custom]]\nwhen = { a = { b = [1] } }\n", "e.toml:7:1: group.custom.when: a.b: neither a text"},
 		{"a custom pattern that is none", group + "allocation = \"custom\"\n[[group.custom]]\nwhen = { a = \"[\" }\n", "e.toml:7:1: group.custom.when: a: \"[\" is not a pattern"},
-		{"a payload with a name nobody knows", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${device}\"}'\n", "e.toml:7:1: group.custom.payload: ${device}: not one of ${payload}"},
+		{"a payload with an unknown name", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${device}\"}'\n", "e.toml:7:1: group.custom.payload: ${device}: not one of ${payload}"},
 		{"a payload with a name that does not end", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${hub\"}'\n", "e.toml:7:1: group.custom.payload: ${hub: not one of"},
 		{"a custom payload that is no object", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '[]'\n", "e.toml:7:1: group.custom.payload: is not a JSON object"},
 		{"a function's status that is a success", group + "allocation = \"custom\"\n[[group.custom]]\nstatus = 200\n", "e.toml:7:1: group.custom.status: 200 is not 400 to 599"},

@@ -91,7 +91,7 @@ func TestStreamFaults(t *testing.T) {
 			t.Errorf("CONNACK took %v", d)
 		}
 	})
-	bubble(t, "refuse closes for that time whoever comes, and not longer", func(t *testing.T) {
+	bubble(t, "refuse closes every connection for that time, and not longer", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", Refuse: time.Minute, Times: 1})
 		for _, at := range []time.Duration{0, 30 * time.Second, 29 * time.Second} {
 			time.Sleep(at)
@@ -105,7 +105,7 @@ func TestStreamFaults(t *testing.T) {
 		time.Sleep(time.Second)
 		dial(t, s).connect(s, device)
 	})
-	bubble(t, "an alert is told by its name", func(t *testing.T) {
+	bubble(t, "an alert is logged by its name", func(t *testing.T) {
 		for name, says := range map[string]string{"handshake_failure": "handshake failure", "internal_error": "internal error", "unknown_ca": "unknown certificate authority"} {
 			_, err := received(t, script(t, simulator.Rule{On: "tls", Alert: name}))
 			if err == nil || !strings.Contains(err.Error(), says) {

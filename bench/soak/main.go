@@ -402,11 +402,11 @@ func (d *daemon) sample() (s sample, err error) {
 	}
 	s.files, s.log = len(files), int64(len(log))
 	// Repeated events are not logged each time; the control socket counts all of them.
-	told, err := d.socket.Status(context.Background())
+	current, err := d.socket.Status(context.Background())
 	if errors.Is(err, control.ErrNotRunning) {
 		return s, nil // not yet
 	}
-	s.assigned, s.faults = told.Attempts.Assigned, told.Attempts.Failed
+	s.assigned, s.faults = current.Attempts.Assigned, current.Attempts.Failed
 	return s, err
 }
 

@@ -21,12 +21,12 @@ import (
 // probeServed registers a device with the files of "credentials" at the addresses of
 // "serve", and prints the result: probe-served DIR ID.
 func probeServed() {
-	told, err := register(os.Args[1], os.Args[2])
+	reply, err := register(os.Args[1], os.Args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(told)
+	fmt.Println(reply)
 }
 
 // awaitServed registers a device repeatedly until the reply contains a text:
@@ -35,16 +35,16 @@ func awaitServed(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: await-served DIR ID TEXT")
 	}
-	told := ""
+	reply := ""
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		var err error
-		told, err = register(ts.MkAbs(args[0]), args[1])
+		reply, err = register(ts.MkAbs(args[0]), args[1])
 		ts.Check(err)
-		if strings.HasSuffix(told, args[2]) {
+		if strings.HasSuffix(reply, args[2]) {
 			return
 		}
 	}
-	ts.Fatalf("%s is still told %s", args[1], told)
+	ts.Fatalf("%s still receives %s", args[1], reply)
 }
 
 // awaitText waits until a file contains a text: await-text FILE TEXT.

@@ -127,7 +127,7 @@ func TestARealFleetBehavesLikeTheRehearsal(t *testing.T) {
 				}
 				models = append(models, r)
 			}
-			t.Logf("%d gateways; times since the service is there, of the model the middle and the extremes of %d draws", gateways, draws)
+			t.Logf("%d gateways; times since the start of the service; for the model, the median and the extremes of %d draws", gateways, draws)
 			for _, percent := range []float64{10, 50, 90, 100} {
 				n := (gateways*int(percent) + 99) / 100
 				got := real.at[n-1]

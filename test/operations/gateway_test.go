@@ -42,7 +42,7 @@ type gateway struct {
 	sim      *exec.Cmd
 	dpsd     *exec.Cmd
 	journal  *journal
-	told     int // entries of the journal that are in a block
+	shown    int // entries of the journal that are in a block
 }
 
 // must ends a gateway that cannot continue. Its parent process shows the reason.
@@ -177,7 +177,7 @@ func (g *gateway) enroll(text string) {
 
 // start starts the service of the page. The next entries are new.
 func (g *gateway) start() {
-	g.told = g.journal.length()
+	g.shown = g.journal.length()
 	log, err := os.Create("/run/dpsd.stderr")
 	must(err)
 	defer log.Close()
@@ -236,15 +236,15 @@ func (g *gateway) check() { g.show("dpsd check 2>&1 | grep -v -e ^ok -e ^skipped
 
 // log shows the entries since the last call.
 func (g *gateway) log() {
-	g.add("journalctl -u dpsd -o cat", strings.Join(g.journal.messages(g.told), "\n")+"\n")
-	g.told = g.journal.length()
+	g.add("journalctl -u dpsd -o cat", strings.Join(g.journal.messages(g.shown), "\n")+"\n")
+	g.shown = g.journal.length()
 }
 
 // last shows only the last entry, because the number of earlier entries depends on the timing.
 func (g *gateway) last() {
 	all := g.journal.messages(0)
 	g.add("journalctl -u dpsd -o cat -n 1", all[len(all)-1]+"\n")
-	g.told = len(all)
+	g.shown = len(all)
 }
 
 func (g *gateway) add(line, out string) {
@@ -256,8 +256,8 @@ func (g *gateway) add(line, out string) {
 
 // until waits for an entry with the field that has not been shown yet.
 func (g *gateway) until(field string) {
-	if !g.journal.wait(g.told, field) {
-		panic(fmt.Errorf("dpsd has not told %s; it told\n%s\n%s", field, strings.Join(g.journal.messages(0), "\n"), g.read("/run/dpsd.stderr")))
+	if !g.journal.wait(g.shown, field) {
+		panic(fmt.Errorf("dpsd has not logged %s; it logged\n%s\n%s", field, strings.Join(g.journal.messages(0), "\n"), g.read("/run/dpsd.stderr")))
 	}
 }
 

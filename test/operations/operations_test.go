@@ -154,7 +154,7 @@ func TestThePageShowsTheActualOutput(t *testing.T) {
 		shown[name] = true
 		is, made := seen[name]
 		if !made {
-			t.Errorf("nobody makes the transcript %s", name)
+			t.Errorf("no failure creates the transcript %s", name)
 			return block
 		}
 		if mask(have) == mask(is) {

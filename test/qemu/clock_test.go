@@ -116,10 +116,10 @@ func TestAClockThatIsAheadHasNoEffect(t *testing.T) {
 // messages continue.
 func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 	m.t.Helper()
-	m.until("the farewell", func(service) bool { return closedAll(sim.Log()) })
+	m.until("the disconnect", func(service) bool { return closedAll(sim.Log()) })
 	before, entries := m.service(), len(sim.Log())
 	for _, step := range steps {
-		told := len(m.sofar())
+		logged := len(m.sofar())
 		m.setClock(m.clock().Add(step))
 		stepped := m.next("clock-stepped")
 		after := m.until("the watchdog kept for longer than WatchdogSec", func(s service) bool {
@@ -133,8 +133,8 @@ func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 		if now := len(sim.Log()); now != entries {
 			m.t.Errorf("after a step of %s the service has heard: %+v", step, sim.Log()[entries:])
 		}
-		if events := m.sofar()[told:]; len(events) != 1 {
-			m.t.Errorf("after a step of %s dpsd told more than that:\n%s", step, listing(events))
+		if events := m.sofar()[logged:]; len(events) != 1 {
+			m.t.Errorf("after a step of %s dpsd logged more than that:\n%s", step, listing(events))
 		}
 		m.t.Logf("%7.3f s  the clock is stepped by %s; %s, the watchdog was kept %s later", stepped.at.Seconds(), stepped.fields["DPSD_BY"], after.state, kept-stepped.at)
 	}

@@ -37,7 +37,7 @@ const host = "10.0.2.2"
 type machine struct {
 	t       *testing.T
 	events  <-chan event
-	told    []event // all that were taken from events
+	logged  []event // all events that were received
 	console string  // file
 	shell   struct {
 		sync.Mutex
@@ -98,7 +98,7 @@ func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	ended := start(t, "qemu-system-x86_64", args)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the end of the console:\n%s\n\nwhat dpsd told:\n%s", tail(m.console), listing(m.told))
+			t.Logf("the end of the console:\n%s\n\nthe log of dpsd:\n%s", tail(m.console), listing(m.logged))
 		}
 	})
 
@@ -283,7 +283,7 @@ func (m *machine) next(name string) event {
 			if !open {
 				m.t.Fatalf("the journal ended before the event %q", name)
 			}
-			m.told = append(m.told, e)
+			m.logged = append(m.logged, e)
 			if e.name == name {
 				return e
 			}
@@ -309,11 +309,11 @@ func (m *machine) sofar() []event {
 		select {
 		case e, open := <-m.events:
 			if !open {
-				return m.told
+				return m.logged
 			}
-			m.told = append(m.told, e)
+			m.logged = append(m.logged, e)
 		default:
-			return m.told
+			return m.logged
 		}
 	}
 }

@@ -91,7 +91,7 @@ func TestTerminalEscapesOfACertificateDoNotReachTheStatusOutput(t *testing.T) {
 			text := strings.Replace(dps.configuration(""), "websocket_port = 8443", fmt.Sprintf("mqtt_port = %d\nprotocols = [\"mqtt\"]", port), 1)
 			g.write("/etc/dpsd/dpsd.toml", text, 0o644)
 			g.run("systemctl start --no-block dpsd")
-			g.untilShown("dpsd.service", "StatusText", "]0;owned") // systemctl show escapes what stands before it
+			g.untilShown("dpsd.service", "StatusText", "]0;owned") // systemctl show escapes the preceding character
 			for _, command := range []string{
 				"SYSTEMD_COLORS=0 systemctl status --no-pager --full dpsd || :",
 				"systemctl show --property=StatusText dpsd",

@@ -218,11 +218,11 @@ func (g *gateway) boot(flags ...string) {
 	}
 	notify := filepath.Join(g.dir, "notify")
 	_ = os.Remove(notify)
-	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
+	messages, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	defer told.Close()
+	defer messages.Close()
 
 	console, err := os.Create(filepath.Join(g.dir, "console"))
 	if err != nil {
@@ -244,7 +244,7 @@ func (g *gateway) boot(flags ...string) {
 		}
 		g.cut()
 	})
-	g.leader = leader(g.t, told, cmd, g.ended, console.Name())
+	g.leader = leader(g.t, messages, cmd, g.ended, console.Name())
 	g.until("multi-user.target", "systemctl --quiet is-active multi-user.target")
 }
 
@@ -360,16 +360,16 @@ func startReady(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
 
 // leader waits until nspawn reports that the container runs, and returns its first process:
 // nspawn's only child, as nspawn is unshare's only child.
-func leader(t *testing.T, told *net.UnixConn, cmd *exec.Cmd, ended <-chan struct{}, console string) int {
+func leader(t *testing.T, messages *net.UnixConn, cmd *exec.Cmd, ended <-chan struct{}, console string) int {
 	t.Helper()
-	stop := context.AfterFunc(closed(ended), func() { told.Close() })
+	stop := context.AfterFunc(closed(ended), func() { messages.Close() })
 	defer stop()
-	if err := told.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := messages.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	message := make([]byte, 4096)
 	for {
-		n, err := told.Read(message)
+		n, err := messages.Read(message)
 		if err != nil {
 			text, _ := os.ReadFile(console)
 			t.Fatalf("the container does not boot: %v\n%s", err, text)

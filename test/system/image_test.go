@@ -116,7 +116,7 @@ func TestASerialNumberAndAKeyFromTheFirmware(t *testing.T) {
 		g.boot("--load-credential=dps-primary-key:" + key) // as firmware or a virtual machine would
 		g.copyOf(dps).start()
 		g.untilShown("dpsd.service", "StatusText", "input-unreadable")
-		g.write("/etc/gateway/serial", "sn-0001\n", 0o644) // and it goes on at once
+		g.write("/etc/gateway/serial", "sn-0001\n", 0o644) // and dpsd continues immediately
 		g.untilShown("dpsd.service", "StatusText", "Assigned to dpsd-sim.azure-devices.net as sn-0001")
 		g.run("test ! -e /etc/credstore/dps-primary-key")
 	})

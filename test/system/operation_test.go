@@ -23,7 +23,7 @@ func TestConsumersStartWithTheIdentityAndFollowIt(t *testing.T) {
 		g.run("systemctl start dpsd")
 		g.until("the consumer runs", "systemctl -q is-active consumer.service")
 		g.run("test $(systemctl show --value -p InactiveExitTimestampMonotonic consumer) -ge $(systemctl show --value -p ActiveEnterTimestampMonotonic dpsd)")
-		g.until("the consumer has told its hub", "journalctl -b -u consumer -o cat | grep -qx 'gw-1 of dpsd-sim.azure-devices.net'")
+		g.until("the consumer has logged its hub", "journalctl -b -u consumer -o cat | grep -qx 'gw-1 of dpsd-sim.azure-devices.net'")
 
 		// The first record is also a change for the .path unit.
 		g.until("the restart for the first record is over", "test $(systemctl show --value -p ExecMainExitTimestampMonotonic consumer-restart.service) -gt 0 &&"+
@@ -243,7 +243,7 @@ func TestTheMetricsReachTheDirectoryOfNodeExporter(t *testing.T) {
 			t.Error("without the commands of the page, no command reports that the file cannot be written")
 		}
 		g.run(commands)
-		g.until("the file is there", "grep -qx 'dpsd_provisioned 1' "+file)
+		g.until("the file exists", "grep -qx 'dpsd_provisioned 1' "+file)
 		g.run("setpriv --reuid=nobody --regid=nogroup --clear-groups grep -qx 'dpsd_attempts_total{outcome=\"assigned\"} 1' " + file)
 	})
 }
