@@ -140,7 +140,7 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneRemainsInEff
 		time.Sleep(settle)
 		synctest.Wait()
 		if last := g.lastNote(); strings.Contains(last, "refused: ") || !strings.Contains(last, string(fault.EnrollmentNotFound)) {
-			t.Errorf("the status after the change was taken back is %q", last)
+			t.Errorf("the status after the change was reverted is %q", last)
 		}
 		file.contains(right)
 		g.reconfigured()
@@ -171,13 +171,13 @@ func TestAnAssignmentUnderTheOldConfigurationEndsTheReportOfTheInvalidOne(t *tes
 		if last := g.lastNote(); !strings.HasPrefix(last, "READY=1\nSTATUS=Assigned to ") {
 			t.Errorf("the status is %q", last)
 		}
-		complaints, _ := g.notified("Configuration refused: ")
+		reports, _ := g.notified("Configuration refused: ")
 		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, Status: 503, Times: 1}}}); err != nil {
 			t.Fatal(err)
 		}
 		g.until("assigned", 2)
-		if n, _ := g.notified("Configuration refused: "); n != complaints || len(g.faults()) != 4 {
-			t.Errorf("after READY the status names it %d times more; faults %v", n-complaints, g.faults())
+		if n, _ := g.notified("Configuration refused: "); n != reports || len(g.faults()) != 4 {
+			t.Errorf("after READY the status names it %d times more; faults %v", n-reports, g.faults())
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -336,7 +336,7 @@ func TestAChangedConfigurationCancelsTheAttempt(t *testing.T) {
 		file.contains(right)
 		g.reconfigured()
 		if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
-			t.Errorf("assigned after %s, want %s after the contact before and 6 s", took, changeGap)
+			t.Errorf("assigned after %s, want %s after the previous contact and 6 s", took, changeGap)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)

@@ -179,15 +179,15 @@ func TestARequestedRegistration(t *testing.T) {
 			s := g.supervised()
 			g.until("fault", 1)
 			if in := s.ask().In; in < 599 || in > 600 {
-				t.Errorf("made in %v s, want what is left of the floor of 600 s", in)
+				t.Errorf("made in %v s, want the rest of the floor of 600 s", in)
 			}
 			refused := g.until("fault", 2)
 			if refused < 600*time.Second {
-				t.Errorf("asked after %s, before the floor", refused)
+				t.Errorf("sent a request after %s, before the floor", refused)
 			}
 			s.ask()
 			if took := g.until("assigned", 1) - refused; took > 10*time.Second {
-				t.Errorf("registered %s after it was asked for", took)
+				t.Errorf("registered %s after the request", took)
 			}
 			if err := g.end(); err != nil {
 				t.Error(err)

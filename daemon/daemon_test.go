@@ -565,9 +565,9 @@ func TestSIGTERMAtAnyMoment(t *testing.T) {
 		{"before SUBACK", simulator.Rule{On: simulator.OnSubscribe, Silent: true}, 5 * time.Second},
 		{"before the reply", simulator.Rule{On: simulator.OnRegister, Silent: true}, 5 * time.Second},
 		{"between polls", simulator.Rule{On: simulator.OnPing}, 5 * time.Second},
-		{"in a long wait", simulator.Rule{On: simulator.OnRegister, RetryAfter: "600"}, 5 * time.Minute},
+		{"in a long delay", simulator.Rule{On: simulator.OnRegister, RetryAfter: "600"}, 5 * time.Minute},
 		{"after a fault", simulator.Rule{On: simulator.OnRegister, Status: 404}, time.Minute},
-		{"when all is done", simulator.Rule{On: simulator.OnPing}, time.Hour},
+		{"when the gateway is assigned", simulator.Rule{On: simulator.OnPing}, time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -609,10 +609,10 @@ func TestOnce(t *testing.T) {
 	}{
 		{"returns after the assignment", nil, 0, func(err error) bool { return err == nil }, 6 * time.Second},
 		{"continues after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
-		{"gives up when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
-		{"gives up when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
-		{"ends at the time-out", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},
-		{"ends at the time-out in the middle of an attempt", []simulator.Rule{{On: simulator.OnConnect, Silent: true}}, 10 * time.Second, func(err error) bool { return errors.Is(err, ErrTimeout) }, 10 * time.Second},
+		{"ends when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
+		{"ends when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
+		{"ends at the timeout", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},
+		{"ends at the timeout in the middle of an attempt", []simulator.Rule{{On: simulator.OnConnect, Silent: true}}, 10 * time.Second, func(err error) bool { return errors.Is(err, ErrTimeout) }, 10 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -86,7 +86,7 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 		}
 		for n, rule := range rules {
 			if now := attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime)); now != token {
-				t.Fatal("the clock has moved, and this gateway has another token")
+				t.Fatal("the clock has advanced, so this gateway has a different token")
 			}
 			g := newGateway(t, rule)
 			g.run()

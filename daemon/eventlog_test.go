@@ -109,7 +109,7 @@ func TestNoEventIsLoggedIndefinitely(t *testing.T) {
 		before := log.Len()
 		events.log(event.Assigned)
 		if log.Len() != before+1 {
-			t.Error("the faults have used up what the assignment may tell")
+			t.Error("the faults have used up the log entries of the assignment")
 		}
 	})
 }

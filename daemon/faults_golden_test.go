@@ -248,7 +248,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 			s := g.supervisor()
 			now := time.Now()
 			if _, err := s.failed(s.classify(registered{err: p.inject}, now), p.inject, "symmetric-key", now); err != nil {
-				t.Errorf("the daemon ends: %v", err)
+				t.Errorf("the daemon ended: %v", err)
 			}
 		} else {
 			g.run()
@@ -265,7 +265,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 		fields := entry.ContextMap()
 		fmt.Fprintf(&b, "  MESSAGE=%s\n", event.Message(entry.Message, fields))
 		if got := fields["fault"]; got != string(code) {
-			t.Errorf("it is called %v: %v", got, fields)
+			t.Errorf("the code is %v: %v", got, fields)
 		}
 		for _, field := range slices.Sorted(maps.Keys(fields)) {
 			if v := fields[field]; v != "" && v != int64(0) {
@@ -310,7 +310,7 @@ func TestPromise9EveryFailureHasAName(t *testing.T) {
 	for _, e := range fault.Catalogue() {
 		p, found := provocations[e.Code]
 		if !found {
-			t.Errorf("nothing provokes %s", e.Code)
+			t.Errorf("no test provokes %s", e.Code)
 			continue
 		}
 		t.Run(string(e.Code), func(t *testing.T) {

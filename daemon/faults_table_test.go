@@ -252,7 +252,7 @@ func faultTable() []faultRow {
 	}
 	add([]faultRow{
 		{name: "a listener closed for 20 s", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: 20 * time.Second, Times: 1}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}},
-		{name: "a listener closed for good", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: time.Hour}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}, lasts: true},
+		{name: "a listener closed permanently", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: time.Hour}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}, lasts: true},
 		{name: "8883 is reset, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Reset: true}}},
 		{name: "8883 is silent, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Silent: true}}},
 		{name: "8883 is a portal, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Garbage: "HTTP/1.1 200 OK\r\n\r\n"}}},
@@ -319,7 +319,7 @@ func faultTable() []faultRow {
 			g.Settings.Credentials = []attest.Credential{g.key("old.key", wrong), g.key("older.key", wrong)}
 		}},
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
-		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
+		{name: "an invalid key", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
 		{name: "a key that is a directory", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) {
 			_ = os.Remove(g.dir + "/device.key")
 			_ = os.Mkdir(g.dir+"/device.key", 0o755)
@@ -337,7 +337,7 @@ func faultTable() []faultRow {
 			g.write("ca.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n")
 			g.Settings.Dialer.CAFile = g.dir + "/ca.pem"
 		}},
-		{name: "a payload file that is no object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
+		{name: "a payload file that is not an object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
 		{name: "no ca_file", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.Dialer.CAFile = g.dir + "/missing" }},
 		{name: "no route for 90 s", on: "mqtt", code: fault.NetworkUnreachable, quiet: true, set: func(g *gateway) {
 			dial, start := g.Settings.Dialer.DialContext, time.Now()
@@ -456,7 +456,7 @@ func playRow(t *testing.T, row faultRow) (o rowResult) {
 			t.Errorf("the published record changed:\n%s\n%s", before, after)
 		}
 		if v := simulator.Summarize(g.sim.Log()).Violations; len(v) > 0 {
-			t.Errorf("dpsd breaks a rule: %q", v)
+			t.Errorf("dpsd violates a rule: %q", v)
 		}
 	})
 	return o

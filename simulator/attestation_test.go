@@ -315,7 +315,7 @@ func TestCertificates(t *testing.T) {
 	t.Run("an ID of 65 octets has no certificate", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		if _, _, err := s.DeviceCertificate(strings.Repeat("a", 65)); err == nil {
-			t.Error("it has one")
+			t.Error("a certificate was issued")
 		}
 	})
 }

@@ -121,7 +121,7 @@ func TestEnrollmentExamples(t *testing.T) {
 			c.expect("the table is replaced", 0x20, 2, 0, 5)
 			return
 		}
-		t.Error("there is no example")
+		t.Error("no example found")
 	})
 	t.Run("the table of built-in features", func(t *testing.T) {
 		for version, features := range scenario.BuiltInFeatures() {

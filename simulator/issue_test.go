@@ -98,7 +98,7 @@ func TestIssuing(t *testing.T) {
 		}
 		// The certificate was issued with the register request, 6 s ago.
 		if want := time.Now().Add(7*24*time.Hour - 6*time.Second); !leaf.NotAfter.Equal(want) {
-			t.Errorf("good until %v, want %v", leaf.NotAfter, want)
+			t.Errorf("valid until %v, want %v", leaf.NotAfter, want)
 		}
 		root, err := s.IssuingRoot()
 		if err != nil {
@@ -168,7 +168,7 @@ func TestIssuing(t *testing.T) {
 		csr  any
 		want string
 	}{
-		{"that is no text", 7, "the csr is not a JSON string"},
+		{"that is not a string", 7, "the csr is not a JSON string"},
 		{"that is an array", []string{base(good)}, "the csr is not a JSON string"},
 		{"that is empty", "", "the csr is empty"},
 		{"that is not base64", "?" + base(good), "the csr is not base64"},
@@ -188,7 +188,7 @@ func TestIssuing(t *testing.T) {
 		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256: P-384 is needed"},
 		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is EC P-521: P-384 is needed"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
-		{"for the device in other case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
+		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},
 		{"with two common names", base(request(t, p384, twoNames)), "the csr's subject has 2 common names, not 1"},
 	} {
@@ -235,7 +235,7 @@ func TestIssuing(t *testing.T) {
 			defer s.Close()
 			root, err := os.ReadFile(filepath.Join(dir, "issuing-root.pem"))
 			if own, _ := s.IssuingRoot(); err != nil || string(own) != string(root) {
-				t.Error("issuing-root.pem is another", err)
+				t.Error("issuing-root.pem has changed", err)
 			}
 			p := as(t, s, device, preview).ask(csrBody(t, base(good)))
 			operation := p.parse(t).OperationID
@@ -247,7 +247,7 @@ func TestIssuing(t *testing.T) {
 		}
 		one, two := register(), register()
 		if !one[1].Equal(two[1]) || one[0].Equal(two[0]) {
-			t.Error("the second start issues by another authority")
+			t.Error("the second start issues with a different authority")
 		}
 		if info, err := os.Stat(filepath.Join(dir, "issuing-ca.key")); err != nil || info.Mode().Perm() != 0o600 {
 			t.Error(info, err)

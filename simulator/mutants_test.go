@@ -104,7 +104,7 @@ var mutants = map[string][]edit{
 	"every PUBLISH gets a PUBACK":                   {{"session.go", "if p.FixedHeader.Qos == 1 && !acked && !rule.NoPuback {", "if !acked {"}},
 	"every PUBACK is for 1":                         {{"session.go", "packets.FixedHeader{Type: packets.Puback}, PacketID: p.PacketID}", "packets.FixedHeader{Type: packets.Puback}, PacketID: 1}"}},
 	"the reply goes ahead of the PUBACK":            {{"session.go", "s.send(rule, append(acknowledgement, answer()...)...)", "s.send(rule, append(answer(), acknowledgement...)...)"}},
-	"what is due at one time comes last first":      {{"session.go", "return -1 // behind", "return 1 // behind"}},
+	"what is due at one time comes last first":      {{"session.go", "return -1 // after", "return 1 // behind"}},
 	"a PUBLISH with DUP is passed over":             {{"session.go", "if s.unanswered[p.PacketID] && !again {", "if again {\n\t\t\treturn\n\t\t}\n\t\tif s.unanswered[p.PacketID] && !again {"}},
 	"every reply has QoS 1":                         {{"session.go", "s.subscribed, s.granted = true, codes[i]", "s.subscribed, s.granted = true, 1"}},
 	"every reply has QoS 0":                         {{"session.go", "s.subscribed, s.granted = true, codes[i]", "s.subscribed, s.granted = true, 0"}},

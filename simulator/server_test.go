@@ -335,7 +335,7 @@ func TestDirectory(t *testing.T) {
 		}
 		second := start(t, simulator.Options{Directory: dir})
 		if first.IDScope() != second.IDScope() || first.GroupKey() != second.GroupKey() || !bytes.Equal(first.CA(), second.CA()) || !bytes.Equal(first.DeviceCA(), second.DeviceCA()) {
-			t.Error("other material on the second start")
+			t.Error("different material on the second start")
 		}
 		for name := range modes {
 			if text, _ := os.ReadFile(filepath.Join(dir, name)); string(text) != before[name] {
@@ -343,7 +343,7 @@ func TestDirectory(t *testing.T) {
 			}
 		}
 		if strings.TrimSpace(before["group-key"]) != first.GroupKey() || strings.TrimSpace(before["id-scope"]) != first.IDScope() || before["ca.pem"] != string(first.CA()) {
-			t.Error("the files are not what the server uses")
+			t.Error("the server does not use the files")
 		}
 	})
 	t.Run("key and certificate of the default groups work on a later start", func(t *testing.T) {

@@ -112,7 +112,7 @@ func TestAllocation(t *testing.T) {
 			}
 		}
 		if got := as(t, s, "elsewhere", version).outcome("").state(t, "assignedHub"); got != `"a.example"` && got != `"b.example"` {
-			t.Errorf("one that no row fits is hashed: %s", got)
+			t.Errorf("a device that no row matches is hashed: %s", got)
 		}
 	})
 	custom := enroll.Grant{

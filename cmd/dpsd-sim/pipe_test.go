@@ -84,7 +84,7 @@ func TestADemonstrationLeavesNothingWhenItsReaderExits(t *testing.T) {
 		t.Errorf("demo ended with %v", err)
 	}
 	if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+		t.Errorf("files remain: %v, %v", left, err)
 	}
 }
 

@@ -90,9 +90,9 @@ func TestTokenGrammar(t *testing.T) {
 		"no sig":                  "SharedAccessSignature sr=a&se=1",
 		"no se":                   "SharedAccessSignature sr=a&sig=AA%3D%3D",
 		"se twice":                "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&se=2",
-		"se is no number":         "SharedAccessSignature sr=a&sig=AA%3D%3D&se=soon",
+		"se is not a number":      "SharedAccessSignature sr=a&sig=AA%3D%3D&se=soon",
 		"sig is not base64":       "SharedAccessSignature sr=a&sig=A&se=1",
-		"skn names another":       "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=owner",
+		"skn names another key":   "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=owner",
 		"an unknown parameter":    "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&x=y",
 		"sig badly percent-coded": "SharedAccessSignature sr=a&sig=%zz&se=1",
 	} {
@@ -126,7 +126,7 @@ func TestTokenGrammar(t *testing.T) {
 			t.Error(err)
 		}
 		if token.check("S", "d", time.Unix(1700000000, 0)) == nil {
-			t.Error("still good at its expiry")
+			t.Error("still valid at its expiry")
 		}
 	})
 	t.Run("a token for another device or scope is refused", func(t *testing.T) {
@@ -146,7 +146,7 @@ func FuzzParseToken(f *testing.F) {
 		}
 		_ = token.check("S", "d", time.Unix(0, 0))
 		if token.signedBy([]byte("a key that was not used to sign")) && len(token.signature) != 32 {
-			t.Error("a signature of another length was taken")
+			t.Error("a signature of a different length was accepted")
 		}
 	})
 }

@@ -25,7 +25,7 @@ body = ""
 connack = 3
 `))
 		if sc == nil || err == nil {
-			t.Fatal("connack on a poll passed")
+			t.Fatal("connack on a poll was accepted")
 		}
 		if *sc.Settings.Polls != 0 || sc.Settings.ReplyDelay != time.Second || sc.Settings.TLSMax != "1.3" {
 			t.Errorf("%+v", sc.Settings)
