@@ -58,7 +58,7 @@ func TestDistant(t *testing.T) {
 		read(t, device, "xxxxxxxxxx")
 		at(t, since(), roundTrip/2)
 	})
-	far("what was written before the end still arrives", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
+	far("data that was written before the end still arrives", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
 		_, _ = service.Write([]byte("last"))
 		go service.Close()
 		read(t, device, "last")

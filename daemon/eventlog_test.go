@@ -85,7 +85,7 @@ func TestAChangedEventIsLoggedImmediately(t *testing.T) {
 		times("the same after a day without it", 1, fault("unauthorized", 401002, "a"))
 		time.Sleep(firstPause)
 		times("and then a second later, as at first", 1, fault("unauthorized", 401002, "a"))
-		times("what is for debugging", 0, func() { events.log(event.Phase) })
+		times("a debugging entry", 0, func() { events.log(event.Phase) })
 	})
 }
 

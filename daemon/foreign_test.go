@@ -21,13 +21,13 @@ func assignedWith(more string) *string {
 func TestAReplyOf1MiBIsPublishedAndALargerOneIsRefused(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		for name, more := range map[string]struct {
-			with func(room int) string
+			with func(size int) string
 			size int
 			code fault.Code // "" for an assignment
 		}{
-			"blanks":               {func(room int) string { return strings.Repeat(" ", room) }, 1 << 20, ""},
-			"an unknown member":    {func(room int) string { return `,"padding":"` + strings.Repeat("x", room-13) + `"` }, 1 << 20, ""},
-			"blanks up to 1.5 MiB": {func(room int) string { return strings.Repeat(" ", room) }, 3 << 19, fault.ProtocolViolation},
+			"blanks":               {func(size int) string { return strings.Repeat(" ", size) }, 1 << 20, ""},
+			"an unknown member":    {func(size int) string { return `,"padding":"` + strings.Repeat("x", size-13) + `"` }, 1 << 20, ""},
+			"blanks up to 1.5 MiB": {func(size int) string { return strings.Repeat(" ", size) }, 3 << 19, fault.ProtocolViolation},
 		} {
 			t.Run(string(protocol)+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {

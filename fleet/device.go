@@ -76,16 +76,16 @@ func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err err
 	}
 }
 
-// unheard handles a request that got no reply.
-func (r *run) unheard(i int32, d *device) {
-	r.service.unheard(i)
+// noReply handles a request that got no reply.
+func (r *run) noReply(i int32, d *device) {
+	r.service.replyLost(i)
 	deadline := d.registration.Deadline()
 	step, err := d.registration.Advance(deadline)
 	r.dpsd(i, d, deadline.Sub(epoch), step, err)
 }
 
-// heard passes the reply of the service to a gateway.
-func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
+// receiveReply passes the reply of the service to a gateway.
+func (r *run) receiveReply(i int32, d *device, now time.Duration, a answer) {
 	m := a.reply(d.requestID, i)
 	reply, err := dps.ParseReply(m)
 	step, err := d.registration.Take(epoch.Add(now), m.Topic, reply, err)

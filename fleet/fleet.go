@@ -243,10 +243,10 @@ func (r *run) receive(i int32, d *device, now time.Duration) {
 	}
 	lost := r.Service.Loss > 0 && r.random.Float64() < r.Service.Loss
 	if lost || epoch.Add(back).After(d.registration.Deadline()) {
-		r.unheard(i, d)
+		r.noReply(i, d)
 		return
 	}
-	r.heard(i, d, back, a)
+	r.receiveReply(i, d, back, a)
 }
 
 // assigned is called when a device has been assigned to a hub.

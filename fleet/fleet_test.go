@@ -133,7 +133,7 @@ func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
 				t.Errorf("with the defaults all are provisioned after %s, the quota takes %s", all, f.Minimum())
 			}
 			if r.RegistersEach() >= 6.5 || r.Failed > 0 {
-				t.Errorf("with the defaults a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				t.Errorf("with the defaults a gateway makes %.2f registrations, and %d requests get a 5xx", r.RegistersEach(), r.Failed)
 			}
 			f.BootDelayMax = 10 * time.Minute
 			r = rehearse(t, f)
@@ -141,7 +141,7 @@ func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
 				t.Errorf("with boot_delay_max 10m all are provisioned after %s, the quota takes %s", all, f.Minimum())
 			}
 			if r.RegistersEach() >= 1.5 || r.Failed > 0 {
-				t.Errorf("with boot_delay_max 10m a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				t.Errorf("with boot_delay_max 10m a gateway makes %.2f registrations, and %d requests get a 5xx", r.RegistersEach(), r.Failed)
 			}
 		})
 	}

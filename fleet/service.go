@@ -164,8 +164,8 @@ func (s *service) receive(i int32, poll bool, roundTrip, now time.Duration) answ
 	return a
 }
 
-// unheard is called when the device did not receive the last answer.
-func (s *service) unheard(i int32) { s.devices[i].floor = 0 }
+// replyLost is called when the device did not receive the last answer.
+func (s *service) replyLost(i int32) { s.devices[i].floor = 0 }
 
 func (s *service) judge(i int32, poll bool, now time.Duration) answer {
 	d, instance := &s.devices[i], int(i)%s.Instances

@@ -82,7 +82,7 @@ func TestWriteSVG(t *testing.T) {
 			t.Errorf("it goes from %s to %s, want from the bottom, 245, to the top, 40", first, last)
 		}
 	})
-	t.Run("hours are drawn in few points, and the moment when the cause is gone is marked in both panels", func(t *testing.T) {
+	t.Run("hours are drawn in few points, and the time when the cause is removed is marked in both panels", func(t *testing.T) {
 		d := draw(fleet.WrongKey)
 		if n := len(d.curves[0]); n > 351 || n < 100 {
 			t.Errorf("%d points", n)

@@ -197,7 +197,7 @@ func mqttCases() []conformance {
 			}
 			c.expect("CONNACK", 0x20, 2, 0, 0)
 		})},
-		{"MQTT-4.2", "three packets in one piece are answered in their order", "what is behind a packet is lost", answered("connect",
+		{"MQTT-4.2", "three packets in one piece are answered in their order", "data after a packet is lost", answered("connect",
 			these(slices.Concat([]byte{0xc0, 0}, subscribePacket(7, 1), []byte{0xc0, 0})...), 0xd0, 0, 0x90, 3, 0, 7, 1, 0xd0, 0)},
 		{"MQTT-4.8.0", "the end of the connection inside a packet differs from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(0x82, 28)
@@ -296,13 +296,13 @@ func mqttCases() []conformance {
 		}), "MQTT-3.1.2-22")},
 		{"MQTT-3.1.2-24", "a client is given up after 1.5 keep-alive intervals", "silence lasts for ever", kept(60, func(c *client) { c.expectEnd("given up") }, 90*time.Second)},
 		{"MQTT-3.1.2-24", "a client is not given up before 1.5 keep-alive intervals", "a client is given up after one interval", kept(60, func(c *client) { time.Sleep(89 * time.Second); c.lives() }, 89*time.Second)},
-		{"MQTT-3.1.2-24", "every packet counts, not the ping alone", "only a ping is heard", kept(60, func(c *client) {
+		{"MQTT-3.1.2-24", "every packet counts, not the ping alone", "only a ping counts", kept(60, func(c *client) {
 			time.Sleep(80 * time.Second)
 			c.subscribe()
 			time.Sleep(80 * time.Second)
 			c.lives()
 		}, 160*time.Second)},
-		{"MQTT-3.1.2-24", "half a packet does not count", "a byte is heard", kept(60, func(c *client) {
+		{"MQTT-3.1.2-24", "half a packet does not count", "a byte counts", kept(60, func(c *client) {
 			time.Sleep(80 * time.Second)
 			c.send(0xc0)
 			c.expectEnd("given up")
@@ -349,7 +349,7 @@ func mqttCases() []conformance {
 			}
 			second.lives()
 		})},
-		{"MQTT-3.1.4-2", "a third takes it over from the second, after the first has gone", "who leaves takes the newer one's place along", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.1.4-2", "a third takes it over from the second, after the first has gone", "the end of an old connection removes the new one", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
 			second := open(t, s, "connect")
 			c.expectEnd("the first one is closed")
 			c.conn.Close()
@@ -444,7 +444,7 @@ func mqttCases() []conformance {
 			c.expect("PUBACK", 0x40, 2, 0, 9)
 			c.expectPublish("the reply")
 		})},
-		{"MQTT-4.6.0-2", "PUBACKs come in the order of the PUBLISHes", "what is due at one time comes last first", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Second}}}, "subscribe", func(_ *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-4.6.0-2", "PUBACKs come in the order of the PUBLISHes", "events of the same time come in reverse order", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Second}}}, "subscribe", func(_ *testing.T, _ *simulator.Server, c *client) {
 			for _, id := range []uint16{5, 6, 7} {
 				c.send(publishPacket(0x32, goodTopic, id, "")...)
 			}
@@ -558,7 +558,7 @@ func mqttCases() []conformance {
 			c.send(unsubscribing(3, filter)...)
 			c.expect("UNSUBACK", 0xb0, 2, 0, 3)
 			c.send(publishPacket(0x30, goodTopic, 0, "")...)
-			c.expectEnd("a reply could not be heard")
+			c.expectEnd("a reply could not be received")
 			if v := violations(s); !strings.Contains(v, "before SUBACK") {
 				t.Error(v)
 			}
@@ -725,7 +725,7 @@ func webSocketCases() []conformance {
 		{"RFC 6455 4.2.1", "no Upgrade is refused", "Upgrade is not looked at", requested("Upgrade", "", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "an Upgrade to something else is refused", "Upgrade is not looked at", requested("Upgrade", "Upgrade: h2c", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "no Connection is refused", "Connection is not looked at", requested("Connection", "", status(http.StatusBadRequest))},
-		{"RFC 6455 4.2.1", "Connection may say more, in any letters", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
+		{"RFC 6455 4.2.1", "Connection may have more values, in any case", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
 		{"RFC 6455 4.2.1", "no key is refused", "any key will do", requested("Sec-WebSocket-Key", "", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "a key of 15 bytes is refused", "any key will do", requested("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", status(http.StatusBadRequest))},
 		{"RFC 6455 4.4", "a different version is refused, and the response has the supported one", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
@@ -750,7 +750,7 @@ func webSocketCases() []conformance {
 			}
 			c.expect("SUBACK", 0x82, 5, 0x90, 3, 0, 1, 1)
 		})},
-		{"MQTT-6.0.0-2", "a frame may hold several packets", "what is behind a packet is lost", framed(func(_ *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-6.0.0-2", "a frame may hold several packets", "data after a packet is lost", framed(func(_ *testing.T, _ *simulator.Server, c *client) {
 			c.send(frame(0x82, append([]byte{0xc0, 0}, subscribe...))...)
 			c.expect("PINGRESP", 0x82, 2, 0xd0, 0)
 			c.expect("SUBACK", 0x82, 5, 0x90, 3, 0, 1, 1)

@@ -93,9 +93,9 @@ func TestReport(t *testing.T) {
 		t    throughput
 		want bool
 	}{
-		{"what was promised is not short", good, at(500, 0), false},
+		{"the promised rate is sufficient", good, at(500, 0), false},
 		{"fewer registrations on a quiet machine are short", good, at(499, 0), true},
-		{"fewer because of others are judged by the time that was left", good, at(499, 9*time.Second), false},
+		{"a lower rate because of other load is judged by the remaining time", good, at(499, 9*time.Second), false},
 		{"far fewer are short all the same", good, at(100, 9*time.Second), true},
 		{"more memory is short", memory{peak: 1001e6}, at(900, 0), true},
 	} {

@@ -25,13 +25,13 @@ var update = flag.Bool("update", false, "write the transcripts into docs/operati
 
 const page = "../../docs/operations.md"
 
-// troubleVariable names the failure that a process in its own namespaces tests.
-const troubleVariable = "DPSD_OPERATIONS_TROUBLE"
+// failureVariable names the failure that a process in its own namespaces tests.
+const failureVariable = "DPSD_OPERATIONS_FAILURE"
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv(troubleVariable); name != "" {
+	if name := os.Getenv(failureVariable); name != "" {
 		g := newGateway(os.Getenv(workshopVariable))
-		if work, found := troubles[name]; found {
+		if work, found := failures[name]; found {
 			work(g)
 		} else {
 			pages[name](g)
@@ -95,8 +95,8 @@ func orSkip(t *testing.T) {
 	}
 }
 
-// meet returns the blocks of a failure.
-func meet(t *testing.T, workshop, trouble string) map[string]string {
+// play returns the blocks of a failure.
+func play(t *testing.T, workshop, failure string) map[string]string {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -106,7 +106,7 @@ func meet(t *testing.T, workshop, trouble string) map[string]string {
 	defer cancel()
 	c := exec.CommandContext(ctx, self)
 	c.WaitDelay = time.Second // for what it has started, and left
-	c.Env = append(os.Environ(), troubleVariable+"="+trouble, workshopVariable+"="+workshop)
+	c.Env = append(os.Environ(), failureVariable+"="+failure, workshopVariable+"="+workshop)
 	c.SysProcAttr = separate()
 	var complaint strings.Builder
 	c.Stderr = &complaint
@@ -130,10 +130,10 @@ func TestThePageShowsTheActualOutput(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[string]string{}
 	t.Run("gateways", func(t *testing.T) {
-		for name := range troubles {
+		for name := range failures {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				blocks := meet(t, workshop, name)
+				blocks := play(t, workshop, name)
 				mu.Lock()
 				defer mu.Unlock()
 				maps.Copy(seen, blocks)
@@ -161,7 +161,7 @@ func TestThePageShowsTheActualOutput(t *testing.T) {
 			return block // what differs is time and chance
 		}
 		if !*update {
-			t.Errorf("%s: what is seen is not what the page shows; \"make operations\" writes it anew:\n%s", name, is)
+			t.Errorf("%s: the output differs from the page; \"make operations\" rewrites it:\n%s", name, is)
 		}
 		return "<!-- transcript " + name + ": make operations -->\n```\n" + is + "```\n<!-- end -->"
 	})

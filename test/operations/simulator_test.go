@@ -47,7 +47,7 @@ func TestADeveloperWithoutAnAccountRunsDpsdAgainstTheSimulator(t *testing.T) {
 	if len(shown) != 1 {
 		t.Fatalf("%d transcripts in the section", len(shown))
 	}
-	seen := meet(t, furnish(t), "simulator")["simulator"]
+	seen := play(t, furnish(t), "simulator")["simulator"]
 	rest := mask(seen)
 	for line := range strings.Lines(mask(shown[0])) {
 		_, after, found := strings.Cut("\n"+rest, "\n"+line)

@@ -131,7 +131,7 @@ func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 			m.t.Errorf("after a step of %s: %+v, want %+v", step, after, before)
 		}
 		if now := len(sim.Log()); now != entries {
-			m.t.Errorf("after a step of %s the service has heard: %+v", step, sim.Log()[entries:])
+			m.t.Errorf("after a step of %s the service has received:  %+v", step, sim.Log()[entries:])
 		}
 		if events := m.sofar()[logged:]; len(events) != 1 {
 			m.t.Errorf("after a step of %s dpsd logged more than that:\n%s", step, listing(events))

@@ -51,7 +51,7 @@ func TestAFailingStartIsRetriedNoEarlierThanRestartSec(t *testing.T) {
 			g.run(with.prepare)
 			for _, failing := range failingStarts {
 				g.failingStart(failing.name+", "+with.what, failing.prepare, failing.dropIn, failing.status)
-				g.until("all is well when the cause is gone", "systemctl is-active dpsd.service "+strings.Join(with.units, " "))
+				g.until("the units are active when the cause is removed", "systemctl is-active dpsd.service "+strings.Join(with.units, " "))
 				g.run("systemctl stop dpsd " + strings.Join(with.units, " "))
 			}
 		}

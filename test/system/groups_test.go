@@ -34,14 +34,14 @@ func TestTheGroupsOfRegistrationsAndKeysAreApart(t *testing.T) {
 			t.Errorf("%d registrations, want 2", n)
 		}
 		if out, status := g.try(member + "cat /etc/dpsd/keys/device.key"); status == 0 {
-			t.Errorf("who may ask for a registration can read the key: %s", out)
+			t.Errorf("a member of dpsd can read the key: %s", out)
 		}
 		if out, status := g.try(member + "ls /etc/dpsd/keys"); status == 0 {
-			t.Errorf("who may ask for a registration sees the keys: %s", out)
+			t.Errorf("a member of dpsd can list the keys: %s", out)
 		}
 		g.run(reader + "cat /etc/dpsd/keys/device.key >/dev/null")
 		if out, status := g.try(reader + "dpsd reprovision"); status == 0 {
-			t.Errorf("who may read keys can ask for a registration: %s", out)
+			t.Errorf("a member of dpsd-keys can request a registration: %s", out)
 		}
 
 		g.run("dpsd check --offline --warnings-as-errors")
@@ -122,7 +122,7 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 			t.Errorf("after the upgrade\n%s\nwant\n%s\nbefore\n%s", strings.Join(now, "\n"), strings.Join(want, "\n"), strings.Join(old, "\n"))
 		}
 		if out, status := g.try(member + "cat /etc/dpsd/keys/device.key"); status == 0 {
-			t.Errorf("after the upgrade who may ask for a registration can read the key: %s", out)
+			t.Errorf("after the upgrade a member of dpsd can read the key: %s", out)
 		}
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
 

@@ -1,8 +1,8 @@
 package operations
 
-// troubles maps the names of blocks to the failures of a gateway: the block NAME shows the failure,
+// failures maps the names of blocks to the failures of a gateway: the block NAME shows the failure,
 // NAME-over its end, and NAME-… further output.
-var troubles = map[string]func(*gateway){
+var failures = map[string]func(*gateway){
 	"well": func(g *gateway) {
 		g.serve("")
 		g.start()
