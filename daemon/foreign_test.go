@@ -21,13 +21,13 @@ func assignedWith(more string) *string {
 func TestAReplyOf1MiBIsPublishedAndALargerOneIsRefused(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		for name, more := range map[string]struct {
-			with func(size int) string
+			with func(n int) string
 			size int
 			code fault.Code // "" for an assignment
 		}{
-			"blanks":               {func(size int) string { return strings.Repeat(" ", size) }, 1 << 20, ""},
-			"an unknown member":    {func(size int) string { return `,"padding":"` + strings.Repeat("x", size-13) + `"` }, 1 << 20, ""},
-			"blanks up to 1.5 MiB": {func(size int) string { return strings.Repeat(" ", size) }, 3 << 19, fault.ProtocolViolation},
+			"blanks":               {func(n int) string { return strings.Repeat(" ", n) }, 1 << 20, ""},
+			"an unknown member":    {func(n int) string { return `,"padding":"` + strings.Repeat("x", n-13) + `"` }, 1 << 20, ""},
+			"blanks up to 1.5 MiB": {func(n int) string { return strings.Repeat(" ", n) }, 3 << 19, fault.ProtocolViolation},
 		} {
 			t.Run(string(protocol)+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {

@@ -68,7 +68,7 @@ func (c *connection) run() {
 	}
 	if rule.AfterUp == 0 && rule.AfterDown == 0 {
 		if len(rule.GarbageBytes()) > 0 {
-			c.hearOnce()
+			c.awaitClient()
 		}
 		if c.instead(rule, c.raw) {
 			return
@@ -78,7 +78,7 @@ func (c *connection) run() {
 
 	rule = script.Match(OnTLS, c.protocol, "", false)
 	if rule.Alert != "" && rule.AlertAt != "certificate" {
-		c.hearOnce()
+		c.awaitClient()
 		_, _ = c.raw.Write(alertRecord(rule.Alert))
 		c.reason = "scenario: alert"
 		c.linger(nil)
@@ -90,7 +90,7 @@ func (c *connection) run() {
 		return
 	}
 	c.tls = tls.Server(c.raw, config)
-	if !c.raw.patient() {
+	if !c.raw.delaysHandshake() {
 		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	}
 	// A handshake grows the stack of its goroutine, and this goroutine lives as long as
@@ -119,8 +119,8 @@ func (c *connection) run() {
 	newSession(c, stream).run()
 }
 
-// hearOnce waits for the client's first bytes.
-func (c *connection) hearOnce() {
+// awaitClient waits for the client's first bytes.
+func (c *connection) awaitClient() {
 	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
 	_, _ = c.raw.Read(make([]byte, 4096))
 	_ = c.raw.SetReadDeadline(time.Time{})

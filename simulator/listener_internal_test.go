@@ -131,7 +131,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 		}
 	}()
 	_ = mine.SetDeadline(time.Now().Add(10 * time.Second))
-	heard := make(chan struct{})
+	drained := make(chan struct{})
 	conn := mine
 	if !bare {
 		roots := x509.NewCertPool()
@@ -143,7 +143,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 		conn = secure
 	}
 	go func() {
-		defer close(heard)
+		defer close(drained)
 		_, _ = io.Copy(io.Discard, conn)
 		_ = mine.Close()
 	}()
@@ -157,7 +157,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 	} else {
 		_ = mine.Close()
 	}
-	<-heard
+	<-drained
 	select {
 	case <-ended:
 	case <-time.After(20 * time.Second):

@@ -37,9 +37,9 @@ func (d *stubborn) say(b []byte) string {
 	synctest.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	heard := string(d.got)
+	received := string(d.got)
 	d.got = nil
-	return heard
+	return received
 }
 
 // visit makes one connection, up to the stage that the server allows.

@@ -44,7 +44,7 @@ type session struct {
 	early       []*inbound      // packets that followed a CONNECT that is still being checked
 	previous    byte            // type of the previous packet
 	keepAlive   time.Duration   // 0: no limit
-	heard       time.Time
+	lastPacket  time.Time
 	muted       bool // the server reads but sends nothing
 	events      []event
 	taken       chan struct{} // closed when another connection has the client identifier
@@ -65,7 +65,7 @@ func newSession(c *connection, stream io.ReadWriter) *session {
 		reader:  make(chan *inbound, 16),
 		taken:   make(chan struct{}),
 		unacked: map[uint16]int{}, unanswered: map[uint16]bool{},
-		heard: time.Now(),
+		lastPacket: time.Now(),
 	}
 }
 
@@ -116,7 +116,7 @@ func (s *session) step() {
 	}
 	select {
 	case in := <-s.reader:
-		s.heard = time.Now()
+		s.lastPacket = time.Now()
 		s.receive(in)
 	case <-due:
 		s.elapse(time.Now())
@@ -146,11 +146,11 @@ func (s *session) deadline() time.Time {
 // keep-alive intervals [MQTT-3.1.2-24], or before CONNECT after the connect timeout.
 func (s *session) silence() time.Time {
 	switch {
-	case s.c.raw.deaf.Load(): // our stall is not the client's silence
+	case s.c.raw.readStalled.Load(): // our stall is not the client's silence
 	case !s.connected && s.previous == 0:
-		return s.heard.Add(connectTimeout)
+		return s.lastPacket.Add(connectTimeout)
 	case s.connected && s.keepAlive > 0:
-		return s.heard.Add(s.keepAlive * 3 / 2)
+		return s.lastPacket.Add(s.keepAlive * 3 / 2)
 	}
 	return time.Time{}
 }

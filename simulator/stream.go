@@ -19,13 +19,13 @@ var errScenario = errors.New("scenario: the stream has come to its end")
 // delay them, send them one by one, or end or stall the stream at a certain byte.
 type rawConn struct {
 	net.Conn
-	up, down atomic.Int64
-	rule     *Rule       // nil for none; set before the first byte
-	note     func(Entry) // of the connection
-	deaf     atomic.Bool // stalled: data from the client is no longer read
-	mute     atomic.Bool // stalled: nothing more is sent
-	gone     chan struct{}
-	close    sync.Once
+	up, down     atomic.Int64
+	rule         *Rule       // nil for none; set before the first byte
+	note         func(Entry) // of the connection
+	readStalled  atomic.Bool // stalled: data from the client is no longer read
+	writeStalled atomic.Bool // stalled: nothing more is sent
+	gone         chan struct{}
+	close        sync.Once
 }
 
 // Close closes the connection, and ends all waiting.
@@ -36,8 +36,8 @@ func (r *rawConn) Close() error {
 
 func (r *rawConn) closed() bool { return isClosed(r.gone) }
 
-// patient reports whether the rule delays the handshake, or prevents its end.
-func (r *rawConn) patient() bool {
+// delaysHandshake reports whether the rule delays the handshake, or prevents its end.
+func (r *rawConn) delaysHandshake() bool {
 	f := r.rule
 	return f != nil && (f.AfterUp > 0 || f.AfterDown > 0 || f.DelayUp > 0 || f.DelayDown > 0 || f.Pace > 0)
 }
@@ -67,7 +67,7 @@ func (r *rawConn) atUp() error {
 	if !r.rule.Silent {
 		return r.finish()
 	}
-	if !r.deaf.Swap(true) {
+	if !r.readStalled.Swap(true) {
 		r.note(Entry{Packet: "STALL", Direction: "up", Size: int(r.up.Load())})
 	}
 	_ = r.SetReadDeadline(time.Time{})
@@ -99,7 +99,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if f == nil {
 		return r.put(p)
 	}
-	if r.mute.Load() {
+	if r.writeStalled.Load() {
 		return len(p), nil // reported as sent, as a kernel does
 	}
 	if !pause(f.DelayDown, r.gone) || r.closed() {
@@ -116,7 +116,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if !f.Silent {
 		return n, r.finish()
 	}
-	r.mute.Store(true)
+	r.writeStalled.Store(true)
 	r.note(Entry{Packet: "STALL", Direction: "down", Size: int(r.down.Load())})
 	return len(p), nil
 }
