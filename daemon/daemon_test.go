@@ -76,7 +76,7 @@ func TestFailuresDelayTheAssignmentExactlyAsRequested(t *testing.T) {
 		took := g.until("assigned", 1)
 
 		random, h := seeded(7), pace.History{}
-		_ = pace.Boot(0, random) // the boot delay draws nothing
+		_ = pace.Boot(0, random) // the boot delay uses no random number
 		want := time.Duration(0)
 		for _, step := range []any{
 			fault.New(fault.ConnackUnavailable, "", nil),

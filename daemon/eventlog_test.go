@@ -94,7 +94,7 @@ func TestNoEventIsLoggedIndefinitely(t *testing.T) {
 		events, log := logged()
 		const days = 3
 		for i := range days * 24 * 3600 {
-			events.log(event.Fault, zap.Int("serviceCode", i)) // a service that makes up numbers
+			events.log(event.Fault, zap.Int("serviceCode", i)) // a service with arbitrary error codes
 			if i%60 == 0 {
 				events.faultsResolved()
 			}
@@ -129,10 +129,10 @@ func TestTheJournalOfADayIsBounded(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		lane, what string
-		varied     bool // there is always something new to tell
+		varied     bool // every event differs from the previous one
 		rules      []simulator.Rule
 		set        func(*gateway)
-		every      time.Duration // between two of do
+		every      time.Duration // between two calls of do
 		do         func(g *triggered, n int)
 	}{
 		{lane: "offline", what: "no route", set: refused(os.NewSyscallError("connect", syscall.ENETUNREACH))},

@@ -26,7 +26,7 @@ func alertsAboutCertificates() (rows []faultRow) {
 			late := "the alert " + alert + " of a verified server that has requested a certificate, TLS " + version
 			asked := slices.Concat(early, onceAndAlways(late, fault.TLSFailed, rule))
 			shown := slices.Concat(early, onceAndAlways(late, fault.CertificateRefused, rule))
-			if version == "1.3" && alert != "bad_certificate" { // the simulator sends no other then
+			if version == "1.3" && alert != "bad_certificate" { // the simulator sends no other alert in this case
 				asked, shown = early, early
 			}
 			for with, more := range map[string][]faultRow{"key": asked, "certificate": shown} {

@@ -132,7 +132,7 @@ var provocations = map[fault.Code]provocation{
 	fault.ConfigurationInvalid: {event: "reload-refused", set: func(g *gateway) {
 		hangup := make(chan os.Signal, 1)
 		g.Hangup = hangup
-		time.AfterFunc(time.Second, func() { hangup <- os.Interrupt }) // dpsd waits for the assignment then
+		time.AfterFunc(time.Second, func() { hangup <- os.Interrupt }) // dpsd then waits for the assignment
 		g.Reload = func() (*Settings, error) { return nil, errors.New("dpsd.toml:3:1: dps.id_scop: unknown key") }
 	}},
 

@@ -30,7 +30,7 @@ type faultRow struct {
 	rules   []simulator.Rule
 	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
 	with    string         // "key", "certificate" or "": key
-	set     func(*gateway) // what else is changed before the start
+	set     func(*gateway) // further changes before the start
 	correct func(*gateway) // done after 90 s
 	calm    bool           // no fault is to be reported at all
 	code    fault.Code     // the first fault

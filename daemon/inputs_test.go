@@ -63,7 +63,7 @@ func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 				correct := c.spoil(g)
 				g.run()
 				g.until("fault", 1)
-				time.Sleep(3 * time.Hour) // by now the wait is an hour
+				time.Sleep(3 * time.Hour) // the delay is now an hour
 				synctest.Wait()
 				tries := g.log.FilterMessage("fault").Len()
 				correct()
@@ -107,7 +107,7 @@ func TestCheckingInputsSendsLogsAndWritesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.run()
-		time.Sleep(24 * time.Hour) // each wait is an hour or so now
+		time.Sleep(24 * time.Hour) // each delay is now about an hour
 		for n := 0; n != g.log.FilterMessage("fault").Len(); time.Sleep(time.Minute) {
 			synctest.Wait()
 			n = g.log.FilterMessage("fault").Len()

@@ -20,7 +20,7 @@ import (
 // stall is a link that stops without closing: after that many bytes it passes nothing more in
 // one direction, and not the end of the stream either.
 type stall struct {
-	direction string // "down", "up" (what is sent gets lost) or "blocked" (what is sent stays in a full buffer)
+	direction string // "down", "up" (sent data is lost) or "blocked" (sent data stays in a full buffer)
 	after     int
 
 	mu       sync.Mutex

@@ -85,7 +85,7 @@ func newClient(t *testing.T, conn net.Conn) *client {
 	// net.Pipe has no buffer, so the data of the server is read immediately.
 	r, w := io.Pipe()
 	queue := make(chan []byte, 1<<12)
-	var end error // nil for every end that is no deadline
+	var end error // nil for every end other than a deadline
 	go func() {
 		defer close(queue)
 		for {

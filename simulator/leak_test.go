@@ -138,7 +138,7 @@ func TestConnectionsLeaveNoGoroutineAndNoMemory(t *testing.T) {
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
-		runtime.GC() // what lies in a sync.Pool survives the first
+		runtime.GC() // objects in a sync.Pool survive the first collection
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}

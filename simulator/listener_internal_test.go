@@ -205,7 +205,7 @@ func FuzzListener(f *testing.F) {
 		if runs++; runs%1000 == 0 {
 			var memory runtime.MemStats
 			runtime.GC()
-			runtime.GC() // what lies in a sync.Pool survives the first
+			runtime.GC() // objects in a sync.Pool survive the first collection
 			runtime.ReadMemStats(&memory)
 			if first == 0 {
 				first = memory.HeapAlloc

@@ -29,7 +29,7 @@ func TestStrict(t *testing.T) {
 
 	for _, c := range []struct {
 		name   string
-		after  string // "", "connect" or "subscribe": how far the session has come
+		after  string // "", "connect" or "subscribe": the state of the session
 		send   func(*simulator.Server) []byte
 		answer []byte // before the end
 		says   string // in the violation

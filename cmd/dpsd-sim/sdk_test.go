@@ -82,7 +82,7 @@ type sdkCase struct {
 
 	sentence string
 
-	device  string // it is assigned as
+	device  string // the expected device ID
 	returns map[string]any
 	refusal string // or a key of sdk.refusals
 }
@@ -290,7 +290,7 @@ func (e *enrolled) assigned() {
 		c.Payload, c.returns = sent, received
 		if protocol == "mqtt" {
 			e.present(c, newIdentity(e.t, c.RegistrationID, root, false))
-		} else { // the service knows the root, so the device sends what lies between
+		} else { // the service knows the root, so the device sends the intermediates
 			e.present(c, newIdentity(e.t, c.RegistrationID, intermediate, false), intermediate)
 		}
 	}

@@ -22,7 +22,7 @@ func TestSameTreeSameBytes(t *testing.T) {
 	surroundings := []string{
 		"TMPDIR=" + filepath.Join(other, "tmp"), "HOME=" + filepath.Join(other, "home"),
 		"TZ=Pacific/Kiritimati", "LC_ALL=C", "LANG=tr_TR.UTF-8",
-		"GOMODCACHE=" + goEnv(t, "GOMODCACHE"), // what is downloaded is not what is tested
+		"GOMODCACHE=" + goEnv(t, "GOMODCACHE"), // downloads are not part of the test
 	}
 	t.Run(native(t), func(t *testing.T) {
 		t.Parallel()

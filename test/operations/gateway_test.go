@@ -211,7 +211,7 @@ func (g *gateway) begin(name string) { g.block = name }
 // show runs a command line and adds it with its output to the block.
 func (g *gateway) show(line string) {
 	c := g.command("sh", "-c", line)
-	out, err := c.CombinedOutput() // that some exit with 1 is what they say
+	out, err := c.CombinedOutput() // some commands report a problem by exit status 1
 	if exit := c.ProcessState; exit == nil || exit.ExitCode() > 3 {
 		panic(fmt.Errorf("%s: %w\n%s", line, err, out))
 	}

@@ -105,7 +105,7 @@ func play(t *testing.T, workshop, failure string) map[string]string {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	defer cancel()
 	c := exec.CommandContext(ctx, self)
-	c.WaitDelay = time.Second // for what it has started, and left
+	c.WaitDelay = time.Second // for child processes that are still running
 	c.Env = append(os.Environ(), failureVariable+"="+failure, workshopVariable+"="+workshop)
 	c.SysProcAttr = separate()
 	var complaint strings.Builder
@@ -158,7 +158,7 @@ func TestThePageShowsTheActualOutput(t *testing.T) {
 			return block
 		}
 		if mask(have) == mask(is) {
-			return block // what differs is time and chance
+			return block // only times and random values differ
 		}
 		if !*update {
 			t.Errorf("%s: the output differs from the page; \"make operations\" rewrites it:\n%s", name, is)

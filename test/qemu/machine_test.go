@@ -255,7 +255,7 @@ func follow(line io.Reader) <-chan event {
 		lines := bufio.NewScanner(line)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
-			var entry map[string]any // also of bytes, where a value is no text
+			var entry map[string]any // also arrays of bytes if a value is not text
 			if json.Unmarshal(lines.Bytes(), &entry) != nil || entry["DPSD_EVENT"] == nil {
 				continue
 			}

@@ -82,7 +82,7 @@ connack = 3
 			code       string
 			advice     string
 			check      []string
-			adviceLess string // what the advice does not contain
+			adviceLess string // text that the advice must not contain
 		}{
 			{"an ID scope that no DPS has", `"gw-1"`, `"elsewhere"`, "", "connack-unavailable", "Check id_scope first", []string{"(CONNACK return code 3)"}, ""},
 			{"nothing listens at port 443", twoPorts, "websocket_port = 443\nprotocols = [\"websocket\"]", "", "tcp-refused", "Check the name and port of the server", []string{"443: tcp-refused"}, "443"},

@@ -84,7 +84,7 @@ type gateway struct {
 	t      *testing.T
 	suite  suite
 	lower  string // directories, the upper first, separated by colons
-	dir    string // of its own, on this machine
+	dir    string // its directory on this machine
 	boots  int
 	leader int // the container's first process; 0: it is off
 	ended  chan struct{}
@@ -234,7 +234,7 @@ func (g *gateway) boot(flags ...string) {
 	cmd := exec.Command("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", boot, "boot", g.dir, g.lower, strings.Join(groups, " "), name, parts, strings.Join(flags, " "))
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET=" + notify,
-		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"} // as a gateway has it, whatever this machine has
+		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"} // as on a gateway, regardless of this machine
 	cmd.Stdout, cmd.Stderr = console, console
 	g.ended = start(g.t, cmd)
 	g.t.Cleanup(func() { // before the one that removes the groups
@@ -441,7 +441,7 @@ func (g *gateway) try(script string) (string, int) {
 	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(g.leader), "--all", "--",
 		"/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "SYSTEMD_PAGER=cat", "DEBIAN_FRONTEND=noninteractive",
 		"/bin/sh", "-ec", "cd\n"+script)
-	cmd.WaitDelay = time.Second // what nsenter has started keeps the output open
+	cmd.WaitDelay = time.Second // processes that nsenter has started keep the output open
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if ctx.Err() != nil || err != nil && !errors.As(err, &exit) {

@@ -105,7 +105,7 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 		}
 
 		g.timed("the upgrade", apt+current)
-		dps.until(2) // the new process reads the key by the new group
+		dps.until(2) // the new process reads the key as a member of the new group
 		want := []string{
 			"750 root:dpsd-keys dpsd/keys",
 			"640 root:dpsd-keys dpsd/keys/device.key",
@@ -134,7 +134,7 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 		}
 
 		g.timed("the downgrade", "apt-get -qq -y --allow-downgrades install "+before)
-		dps.until(4) // the old unit reads the key by the membership of its user
+		dps.until(4) // the old unit reads the key because its user is a member
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
 		g.timed("another upgrade", apt+current)
 		dps.until(5)

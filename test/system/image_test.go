@@ -64,7 +64,7 @@ func sealed(t *testing.T, s suite, dps *service, name string) string {
 
 func TestTwoCopiesOfAnImageAreTwoDevices(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
-		factory := booted(t, s) // whose service all gateways use, each a copy of it
+		factory := booted(t, s) // all gateways use a copy of its service
 		dps := factory.service(prompt)
 		lower := sealed(t, s, dps, `registration_id = "gw-%m"`)
 

@@ -237,7 +237,7 @@ func TestTheMetricsReachTheDirectoryOfNodeExporter(t *testing.T) {
 		setting, commands := blocks(t, "docs/operations.md", "Metrics", "toml")[0], blocks(t, "docs/operations.md", "Metrics", "sh")[0]
 		file := regexp.MustCompile(`metrics_file = "(.*)"`).FindStringSubmatch(setting)[1]
 		g := withDpsd(t, s)
-		g.run("mkdir -p -m 755 $(dirname " + file + ")") // as Debian's package has it
+		g.run("mkdir -p -m 755 $(dirname " + file + ")") // as in Debian's package
 		provisioned(g, setting)
 		if entry := g.event("metrics-not-written"); entry.text("DPSD_ERROR") == "" {
 			t.Error("without the commands of the page, no command reports that the file cannot be written")
