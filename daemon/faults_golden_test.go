@@ -221,7 +221,7 @@ var provocations = map[fault.Code]provocation{
 		}
 	}},
 	fault.StateLocked: {inject: classify.At(fault.StageState, &store.LockedError{PID: 7})},
-	fault.Internal:    {inject: classify.At(fault.StagePoll, errors.New("an error of an unknown kind"))},
+	fault.Internal:    {inject: classify.At(fault.StagePoll, errors.New("an error of a kind nobody has seen"))},
 }
 
 // provoke returns what dpsd reports for the code: the log entry, and the STATUS= that comes
