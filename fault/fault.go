@@ -170,7 +170,7 @@ func (s Stage) Doing() string {
 // doing does not change after start-up.
 var doing = map[Stage]string{
 	StageConfiguration: "reading the configuration",
-	StageIdentity:      "finding out the registration ID",
+	StageIdentity:      "reading the registration ID and the payload",
 	StageCredential:    "reading the credential",
 	StageName:          "resolving the endpoint's name",
 	StageTCP:           "connecting",

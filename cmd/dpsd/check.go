@@ -46,13 +46,14 @@ The check registers nothing and changes nothing on disk, so only "dpsd run"
 shows whether DPS has an enrollment. DPS allows one connection per registration
 ID: a check may interrupt a registration of the service, which then retries.
 
-Run the command as root: it then opens files with the rights of the user dpsd,
-as the service does. For the installed configuration, it uses HTTPS_PROXY and
-NO_PROXY of dpsd.service; for another configuration, those of the command.
+Run the command as root: it then opens files with the permissions of the user
+dpsd, as the service does. For the installed configuration, it uses HTTPS_PROXY
+and NO_PROXY from the environment of dpsd.service, if systemd is running; for
+any other configuration, it uses those of its own environment.
 
 If a step fails, the check skips the steps that need it, and continues with the
-others. It is a warning if one protocol, address or credential fails while
-another one works.
+others. If one protocol, address or credential fails but another works, the
+check reports a warning.
 
 Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 78 the configuration is invalid.`,

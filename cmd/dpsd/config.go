@@ -9,7 +9,7 @@ import (
 func configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Show the configuration, or convert one of Azure IoT Edge",
+		Short: "Show the configuration, or convert one from Azure IoT Edge",
 		Long: `Show the configuration in effect and the origin of each value, or convert the
 configuration of Azure IoT Edge or the Azure IoT Identity Service.`,
 		Example: `  dpsd config show

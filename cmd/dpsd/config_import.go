@@ -24,23 +24,24 @@ a dpsd.toml on standard output. Notes on standard error, and comments in the
 result, list what the command leaves out, and what you have to do.
 
 The proxy may also be in drop-ins of aziot-identityd and aziot-edged. If FILE is
-/etc/aziot/config.toml, of this gateway or below the mounted root of another
-gateway, the command reads the drop-ins in /etc/systemd/system there. Name other
-drop-ins after FILE. The command reads the files that a drop-in names with
-EnvironmentFile=. If the drop-in is a copy in another directory, a note contains
-the line to write into dpsd.toml instead.
+etc/aziot/config.toml below the root of this gateway, or below the mounted root
+of another gateway, the command also reads the drop-ins in etc/systemd/system
+below the same root. List any other drop-ins after FILE on the command line. The
+command reads the files that a drop-in names with EnvironmentFile=. If the
+drop-in is a copy in another directory, a note contains the line to write into
+dpsd.toml instead.
 
-The result does not contain keys and passwords, but refers to them. The notes
+The result contains only references to keys and passwords. The notes
 contain the commands that copy them, without displaying them, to the place
 where dpsd reads them.
 
 The exit status is 1 if the gateway's identity cannot be converted
 (manual provisioning, a TPM or a PKCS#11 token, a certificate that aziot
-issues), and 78 if FILE is invalid or DROP-IN is not a drop-in of systemd; then
-nothing is on standard output.`,
+issues), and 78 if FILE is invalid or DROP-IN is not a systemd drop-in; in that
+case nothing is written to standard output.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
   dpsd config import-aziot config.toml override.conf >dpsd.toml
-  install -m 0644 dpsd.toml /etc/dpsd/    # after the notes`,
+  install -m 0644 dpsd.toml /etc/dpsd/    # after following the notes`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"toml", "conf"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {

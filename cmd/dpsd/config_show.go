@@ -25,15 +25,17 @@ func configShowCommand() *cobra.Command {
 		Use:   "show",
 		Short: "Show every value in effect, and where it comes from",
 		Long: `Show every value in effect, and where it comes from: the file and line, or
-the default. If a value depends on something else, the output shows that, too:
-the current registration ID, and the proxy of the environment without user name
-and password. Keys and certificates are shown as references, never as content.
+the default. The output also shows values that are determined at run time: the
+current registration ID, and the proxy from the environment (without its user
+name and password). Keys and certificates are shown as references, never as
+content.
 
 The output is a valid dpsd.toml. With --json, it is an object with "file" and
-"settings". The settings have a table of each name ("credential" is an array),
-in which each key has "value" (null if it is not set), "origin" ("file",
-"default" or "unset"), and with the origin "file" also "line" and "column". A
-key whose value is looked up has "resolved", or the "problem" with it.`,
+"settings". "settings" contains one object per table ("credential" is an array).
+Each key in it has "value" (null if it is not set) and "origin" ("file",
+"default" or "unset"); if the origin is "file", it also has "line" and "column".
+A key whose value is determined at run time also has "resolved", or "problem" if
+that has failed.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

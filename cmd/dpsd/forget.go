@@ -21,13 +21,14 @@ func forgetCommand() *cobra.Command {
 		Use:   "forget",
 		Short: "Remove this gateway's identity, for repair or resale",
 		Long: `Remove this gateway's identity before you repair or sell the gateway: the
-record, previous and damaged records, state.env, and the recorded attempts, from
-the state directory and the runtime directory. Stop the service first.
+record, previous and damaged records, state.env, the last confirmation, and the
+recorded attempts, from the state directory and the runtime directory. Stop the
+service first.
 
-The command does not remove the configuration, the keys, and things that do not
-belong to dpsd; it lists them at the end.`,
+The command does not remove the configuration, the keys, or anything that does
+not belong to dpsd; it lists them at the end.`,
 		Example: `  systemctl stop dpsd && dpsd forget
-  dpsd forget --yes    # without a question, for scripts`,
+  dpsd forget --yes    # without asking for confirmation, for scripts`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
 			cfg, err := load(file)

@@ -100,8 +100,8 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "dpsd",
 		Short: "Azure device provisioning for Linux gateways",
-		Long: `dpsd registers this gateway with Azure IoT Hub Device Provisioning Service and
-keeps the assigned hub and device ID in a file that other services read.`,
+		Long: `dpsd registers this gateway with the Azure IoT Hub Device Provisioning Service,
+and keeps the assigned hub and device ID in files that other services read.`,
 		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and exit
   dpsd run                        # the service, as systemd starts it`,
 		Args:          ofSystemctl,

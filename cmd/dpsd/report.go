@@ -29,10 +29,11 @@ and why. The command works even if dpsd is not running. Run it as root, because
 other users cannot read every part.
 
 The archive never contains keys, certificates or passwords, nor dpsd.toml
-itself, because a comment may contain a secret. Every part masks the content of
-the files that dpsd.toml refers to, the words in its invalid lines, everything
-that has the form of a token, and the payload of a custom allocation. The
-archive does name the gateway, its hub, proxy and addresses. Only its owner can
+itself, because a comment may contain a secret. In every part, the command masks
+the content of the files that dpsd.toml refers to, the words in invalid lines of
+dpsd.toml, anything that looks like a token, and, unless you use --with-payload,
+the payload of a custom allocation. The archive does name the gateway, its hub,
+proxy and addresses. Only its owner can
 read it (mode 0600). Read it before you send it.
 
 The command prints the name of the archive. The exit code is 0 if the archive
@@ -46,7 +47,7 @@ was written, even if some parts are missing.`,
 			return writeReport(gateway, output)
 		},
 	}
-	cmd.Flags().StringVar(&output, "output", "", "write `FILE` instead of\ndpsd-report-HOST-TIME.tar.gz in this directory")
+	cmd.Flags().StringVar(&output, "output", "", "write to `FILE` instead of\ndpsd-report-HOST-TIME.tar.gz in the current directory")
 	cmd.Flags().BoolVar(&online, "online", false, "also check the network: connects to DPS, but\nregisters nothing")
 	cmd.Flags().BoolVar(&withPayload, "with-payload", false, "include the payload of a custom allocation")
 	_ = cmd.MarkFlagFilename("output", "tar.gz") // fails only for a flag that is not there

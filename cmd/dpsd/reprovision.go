@@ -26,10 +26,11 @@ func reprovisionCommand() *cobra.Command {
 		Long: `Ask the running dpsd to register with DPS again. Root and the members of the
 group dpsd may do this. dpsd makes at most one requested registration per
 minute, and none before the end of a wait that DPS has asked for; the output
-shows when.
+shows when dpsd will register.
 
 The published identity stays until a newer one is on the disk. With --wait, the
-command exits when DPS has answered: 0 assigned, 1 refused, 4 timeout.`,
+command exits when DPS has answered (0 assigned, 1 refused) or the --timeout has
+expired (4).`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

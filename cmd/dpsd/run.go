@@ -45,10 +45,10 @@ func runCommand() *cobra.Command {
 terminal, dpsd shows each step and the time of the next attempt.
 
 With --once, dpsd provisions, writes the state and exits with 0. After a fault,
-it retries until --timeout (exit 4); it reads a file immediately when the file
-appears or changes. It exits earlier only if the service refuses every
-credential or the enrollment, if another dpsd is running (exit 1), or if
-dpsd.toml is invalid (exit 78).`,
+it retries until the --timeout expires (exit 4); it rereads a key, a certificate
+or another input file as soon as the file changes. It exits earlier only if DPS
+refuses every credential or the enrollment, if another dpsd is running (exit 1),
+or if dpsd.toml is invalid (exit 78).`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -36,11 +36,11 @@ func statusCommand() *cobra.Command {
 		Long: `Show the identity of this gateway, whether DPS has confirmed it, what dpsd does
 now, the last faults with advice, and the next attempt.
 
-If dpsd is not running, the command reads the files, and shows why dpsd is not
-running and which command corrects that.
+If dpsd is not running, the command reads the state files, and shows why dpsd is
+not running and which command fixes that.
 
-Exit codes: 0 an identity is published, even if DPS has not confirmed it in this
-run; 3 there is none; 1 the command cannot tell.`,
+Exit codes: 0 an identity is published, even if DPS has not confirmed it since
+dpsd started; 3 there is none; 1 the command cannot tell.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,

@@ -33,15 +33,15 @@ func waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until the identity is published, confirmed or changed",
-		Long: `Wait until a condition is true, and exit with 0. After --timeout, exit with 4
-and print the unresolved fault, or why dpsd is not running. The command does not
-poll, and dpsd need not be running yet.
+		Long: `Wait until a condition is true, and exit with 0. When the --timeout expires,
+print the unresolved fault, or why dpsd is not running, and exit with 4. The
+command does not poll, and dpsd need not be running yet.
 
   assigned   an identity is published; if there is one, the command exits
              immediately
   confirmed  DPS has confirmed the identity since the running dpsd started
-  change     the published generation is above --generation, or above the
-             current one`,
+  change     the published generation is greater than --generation or,
+             without that option, than when the command started`,
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
   dpsd wait --for change --generation 3`,
