@@ -204,7 +204,7 @@ func (i *inspection) noRecord(r Result) {
 	}
 	for _, attempt := range slices.Backward(store.Attempts(i.StateDirectory, i.RuntimeDirectory)) {
 		if attempt.Outcome == "assigned" {
-			i.warn(r, "there is none, but this gateway was assigned on "+day(attempt.At)+": it was removed, or [state] directory was another one then",
+			i.warn(r, "there is none, but this gateway was assigned on "+day(attempt.At)+": it was removed, or [state] directory has changed since",
 				"dpsd registers again when it starts"+atStart)
 			return
 		}

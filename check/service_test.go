@@ -249,7 +249,7 @@ func TestAMissingRecordIsSaidToHaveBeenRemovedOnlyIfItWasThere(t *testing.T) {
 		{"an attempt that has saved one is recorded", nil, func(state, _ string) error {
 			r := store.Recorder{RuntimeDirectory: state}
 			return r.Add(store.Attempt{Outcome: "assigned", At: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, time.Now())
-		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory was another one then", "systemctl restart --no-block dpsd"},
+		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory has changed since", "systemctl restart --no-block dpsd"},
 		{"it is only in the runtime directory", nil, func(state, runtime string) error {
 			if err := saved(filepath.Join(state, "no", "such"), runtime, "hub.azure-devices.net"); err == nil {
 				return errors.New("the record was saved")

@@ -111,7 +111,7 @@ func (r *Request) Secrets() (known redact.Known) {
 	return known
 }
 
-// Circumstances returns the facts that may explain a refusal of this session, given the
+// Circumstances returns the facts that may explain a refusal of this request, given the
 // inspector of its connection and whether the clock is implausible.
 func (r *Request) Circumstances(inspector string, implausible bool) classify.Circumstances {
 	c := classify.Circumstances{

@@ -83,7 +83,7 @@ func (f forgetter) forget() error {
 	case errors.Is(err, os.ErrPermission):
 		return &exitError{exitFailed, err, "sudo dpsd forget"}
 	case err != nil:
-		return &exitError{exitFailed, fmt.Errorf("not all is forgotten: %w; when that is mended, forget again", err), "dpsd forget"}
+		return &exitError{exitFailed, fmt.Errorf("the identity was only partly removed: %w; correct that, and run the command again", err), "dpsd forget"}
 	}
 	if len(done.Removed) == 0 {
 		fmt.Fprintln(f.out, "nothing to forget: there is no record in", f.cfg.State.Directory)
