@@ -47,7 +47,7 @@ operations:
 
 # What is too long for the race detector: the tests that call long(t), and a package
 # that is one goroutine.
-LONG  = TestTheJournalOfADayIsBounded|TestPromise5TroubleNeverEndsTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestTroubleOfEveryKind
+LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestEachFaultIsReportedAndRecoveredFrom
 LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
 # Twice as many packages at a time as there are processors: some mostly wait.
 test:
@@ -94,7 +94,7 @@ fuzz:
 # stalls at any byte of a session; takes minutes.
 test-faults:
 	@mkdir -p bin
-	@go test -count=1 -v -run '^TestTroubleOfEveryKind$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
+	@go test -count=1 -v -run '^TestEachFaultIsReportedAndRecoveredFrom$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
 	  grep -v '^ *\(===\|--- PASS\)' bin/faults.txt; exit $$status
 	DPSD_STALL=every-byte go test -count=1 -run '^TestPromise6NothingHangs$$' ./daemon/
 

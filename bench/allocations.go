@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// allocated are the benchmarks of the parts that work on every packet, and how often
-// each may allocate.
+// allocated maps the benchmarks of the code that handles every packet to the number of
+// allocations that each may make.
 func allocated() []budget {
 	return []budget{
 		{name: "BenchmarkParse", limit: 0}, {name: "BenchmarkAppend", limit: 0},
@@ -19,7 +19,7 @@ func allocated() []budget {
 
 var benchmarkLine = regexp.MustCompile(`(?m)^(\S+?)(?:-\d+)?\s+\d+\s.*\s(\d+) allocs/op$`)
 
-// allocations runs the benchmarks of mqttv3 and dps, and returns what they print, too.
+// allocations runs the benchmarks of mqttv3 and dps, and returns their output as well.
 func allocations() (text string, all []budget, err error) {
 	out, err := exec.Command("go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-benchtime", "2000x", "./mqttv3/", "./dps/").CombinedOutput()
 	if err != nil {

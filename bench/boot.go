@@ -11,10 +11,9 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// unchangedBoot boots a gateway twice, with the same answer of the service, and counts
-// what the second boot does to the state directory: events of inotify(7), of which a
-// write of a single byte is one, and files that are not what they were. What is under
-// /run is gone at a boot.
+// unchangedBoot boots a gateway twice, with the same answer of the service, and counts the
+// changes that the second boot makes to the state directory: events of inotify(7), which
+// include every write, and files that differ. A boot removes the content of /run.
 func (s *service) unchangedBoot(program string) (events int, err error) {
 	if err := s.anew(); err != nil {
 		return 0, err
@@ -61,7 +60,7 @@ func eventsIn(dir string, f func() error) (n int, err error) {
 	if err := f(); err != nil {
 		return 0, err
 	}
-	// What is made last comes last: all before it were seen then.
+	// This file is created last, so its event is the last one to arrive.
 	mark := filepath.Join(dir, "mark")
 	if err := os.Mkdir(mark, 0o700); err != nil {
 		return 0, err
@@ -82,7 +81,7 @@ func eventsIn(dir string, f func() error) (n int, err error) {
 	}
 }
 
-// stateFiles tells the size and the time of the last change of each file.
+// stateFiles returns the size and the modification time of each file.
 func (s *service) stateFiles() (all []string, err error) {
 	err = filepath.WalkDir(s.path("state"), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// answerLimit is how much CPU a command may use that a person or a script waits for.
+// answerLimit is the CPU time that an interactive or scripted command may use.
 const answerLimit = 50 * time.Millisecond
 
-// commands measures what the commands cost that answer at once. Other work on the
-// machine only adds to it: the best run counts.
+// commands measures the cost of the commands that return immediately. Other load on the
+// machine only increases it, so the best run counts.
 func (b *bench) commands(dir string) ([]budget, error) {
-	// The way with most steps.
+	// WebSocket with a certificate has the most steps.
 	s, err := b.service(dir, "commands", variant{"certificate", "websocket", "1.3", 1}, false)
 	if err != nil {
 		return nil, err
@@ -22,7 +22,7 @@ func (b *bench) commands(dir string) ([]budget, error) {
 	var all []budget
 	_, _, err = s.serve(func() error {
 		for _, command := range [][]string{{"check", "--offline"}, {"check"}, {"status"}} {
-			if command[0] == "status" { // that of a running daemon; the others want none
+			if command[0] == "status" { // it needs a running daemon; the others do not
 				stop, err := s.serviceOf(b.program, s.path("dpsd.toml"))
 				if err != nil {
 					return err

@@ -19,10 +19,11 @@ import (
 	"github.com/dpsd-project/dpsd/test/sdk"
 )
 
-// asked is how long the service asks to wait in the comparison: what it has been seen to ask.
+// asked is the delay that the service requests in the comparison. The live service uses the
+// same one.
 const asked = 3 * time.Second
 
-// roundTripTimes are those at which the time to assigned is compared.
+// roundTripTimes are the round-trip times for which the time to assigned is compared.
 func roundTripTimes() []time.Duration {
 	return []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond}
 }
@@ -33,7 +34,7 @@ type contestant struct {
 	register      func(s *service) (usage, error)
 }
 
-// contestants are dpsd, and the SDKs, which are installed in dir.
+// contestants returns dpsd and the SDKs that are installed in dir.
 func (b *bench) contestants(dir string) ([]contestant, error) {
 	all := []contestant{{"dpsd", b.version, func(s *service) (usage, error) {
 		if err := s.anew(); err != nil {
@@ -103,7 +104,7 @@ func (s *service) bySDK(k sdk.SDK, dir string) (usage, error) {
 	return u, nil
 }
 
-// registered is nil when an SDK has ended with 0 and said that its device is assigned.
+// registered returns nil if an SDK has exited with 0 and reported the assignment of its device.
 func registered(said []byte, status int) error {
 	var line sdk.Line
 	err := json.NewDecoder(bytes.NewReader(said)).Decode(&line)
@@ -120,7 +121,7 @@ func registered(said []byte, status int) error {
 	return nil
 }
 
-// contest lets one of them register once.
+// contest registers once with one of the contestants.
 func (s *service) contest(c contestant) (sample, error) {
 	var u usage
 	entries, _, err := s.serve(func() (err error) {
@@ -143,7 +144,7 @@ func (s *service) contest(c contestant) (sample, error) {
 	}, nil
 }
 
-// waited is how long a device waited between answers and polls, as long as it was asked to.
+// waited returns how long a device waited between answers and polls, up to the requested delay.
 func waited(entries []simulator.Entry) (total time.Duration) {
 	var answered time.Time
 	for _, e := range entries {
@@ -158,13 +159,13 @@ func waited(entries []simulator.Entry) (total time.Duration) {
 	return total
 }
 
-// round is all samples of one variant, by contestant.
+// round holds all samples of one variant by contestant.
 type round struct {
 	variant variant
 	results []result
 }
 
-// compare registers with each of the contestants by turns, and returns the report.
+// compare registers with each of the contestants in turn, and returns the report.
 func (b *bench) compare(dir string, drawing string) (string, error) {
 	contestants, err := b.contestants(dir)
 	if err != nil {
@@ -202,7 +203,7 @@ func (b *bench) compare(dir string, drawing string) (string, error) {
 		strings.Join(versions, "; "), machine(), b.runs, comparison(contestants, rounds), distances(contestants, far)), nil
 }
 
-// contest lets all of them register in one variant, by turns.
+// contest registers with all contestants in turn in one variant.
 func (b *bench) contest(dir string, v variant, roundTrip time.Duration, contestants []contestant) (round, error) {
 	r := round{variant: v, results: make([]result, len(contestants))}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -227,7 +228,7 @@ func (b *bench) contest(dir string, v variant, roundTrip time.Duration, contesta
 	return r, nil
 }
 
-// comparison is the table of what a registration costs.
+// comparison returns the table of the cost of a registration.
 func comparison(contestants []contestant, rounds []round) string {
 	columns := []struct {
 		name string
@@ -262,7 +263,7 @@ func comparison(contestants []contestant, rounds []round) string {
 	return b.String()
 }
 
-// ratio has two digits that count.
+// ratio returns two significant digits.
 func ratio(x float64) string {
 	if x >= 9.95 {
 		return fmt.Sprintf("%.0f", x)
@@ -272,7 +273,7 @@ func ratio(x float64) string {
 
 func elapsed(s sample) float64 { return s.elapsed.Seconds() }
 
-// distances is the table of the time to assigned.
+// distances returns the table of the time to assigned.
 func distances(contestants []contestant, far []round) string {
 	var b strings.Builder
 	b.WriteString("| time from the start of the program to its end, key, mqtt; simulated round-trip time |")
@@ -298,7 +299,7 @@ func distances(contestants []contestant, far []round) string {
 	return b.String()
 }
 
-// medians are those of one property, by contestant.
+// medians returns the medians of one property by contestant.
 func (r round) medians(of func(sample) float64) []float64 {
 	all := make([]float64, 0, len(r.results))
 	for _, result := range r.results {

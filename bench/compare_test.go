@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestAnSDKThatHasNotRegisteredIsReportedWithTheReason(t *testing.T) {
+func TestAFailedRegistrationByAnSDKIsReportedWithTheReason(t *testing.T) {
 	for _, c := range []struct {
 		said   string
 		status int
@@ -27,7 +27,7 @@ func TestAnSDKThatHasNotRegisteredIsReportedWithTheReason(t *testing.T) {
 	}
 }
 
-func TestAProgramThatLeavesNoRecordIsReportedWithTheReason(t *testing.T) {
+func TestAProgramThatWritesNoRecordIsReportedWithTheReason(t *testing.T) {
 	if err := adoptOrphans(); err != nil {
 		t.Fatal(err)
 	}

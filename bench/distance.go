@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// distant is the service's end of a connection over a line with a round-trip time:
-// what is sent arrives half of it later, in both directions, however much is on the way.
-// TCP's own round trip, before a device may send, is that of the kernel's loopback and
-// takes no time; so the first bytes arrive a whole one later still.
+// distant is the service's end of a connection with a simulated round-trip time: sent data
+// arrives half of that time later, in both directions, regardless of the amount of data in
+// transit. The TCP handshake uses the loopback interface and takes no time. Therefore the
+// first bytes arrive a whole round trip later still.
 type distant struct {
 	net.Conn
 	half time.Duration
@@ -22,14 +22,14 @@ type distant struct {
 	closed bool
 }
 
-// piece is what arrives at once.
+// piece is data that arrives together.
 type piece struct {
 	at   time.Time
 	data []byte
 	err  error
 }
 
-// window is how many pieces may be on the way: more than there are in a registration.
+// window is the maximum number of pieces in transit; a registration has fewer.
 const window = 1024
 
 func newDistant(conn net.Conn, roundTrip time.Duration) *distant {
@@ -58,13 +58,13 @@ func newDistant(conn net.Conn, roundTrip time.Duration) *distant {
 				break
 			}
 		}
-		for range d.down { // nobody is there any more
+		for range d.down { // the peer has gone
 		}
 	}()
 	return d
 }
 
-// Read returns what has arrived.
+// Read returns data that has arrived.
 func (d *distant) Read(p []byte) (int, error) {
 	if len(d.rest.data) == 0 && d.rest.err == nil {
 		next, more := <-d.up
@@ -82,7 +82,7 @@ func (d *distant) Read(p []byte) (int, error) {
 	return n, d.rest.err
 }
 
-// Write sends p on its way.
+// Write sends p.
 func (d *distant) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,7 +93,7 @@ func (d *distant) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close ends the connection when all that was written has arrived.
+// Close ends the connection when all written data has arrived.
 func (d *distant) Close() error {
 	d.mu.Lock()
 	again := d.closed
@@ -105,7 +105,7 @@ func (d *distant) Close() error {
 	close(d.down)
 	<-d.sent
 	err := d.Conn.Close()
-	for range d.up { // until the reader has ended
+	for range d.up { // until the reader ends
 	}
 	return err
 }

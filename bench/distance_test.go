@@ -11,7 +11,7 @@ import (
 
 func TestDistant(t *testing.T) {
 	const roundTrip = 600 * time.Millisecond
-	// far runs with both ends of a line, in virtual time that begins at zero.
+	// far runs f with both ends of a connection in virtual time that begins at zero.
 	far := func(says string, test func(t *testing.T, device net.Conn, service *distant, since func() time.Duration)) {
 		t.Run(says, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -51,14 +51,14 @@ func TestDistant(t *testing.T) {
 		read(t, service, "again")
 		at(t, since(), 2*roundTrip+roundTrip/2)
 	})
-	far("what is sent at once arrives at once", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
+	far("data that is sent together arrives together", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
 		for range 10 {
 			_, _ = service.Write([]byte("x"))
 		}
 		read(t, device, "xxxxxxxxxx")
 		at(t, since(), roundTrip/2)
 	})
-	far("what was written before the end still arrives", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
+	far("data that was written before the end still arrives", func(t *testing.T, device net.Conn, service *distant, since func() time.Duration) {
 		_, _ = service.Write([]byte("last"))
 		go service.Close()
 		read(t, device, "last")

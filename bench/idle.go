@@ -16,22 +16,22 @@ import (
 	"time"
 )
 
-// rest is what the service costs once the gateway is assigned.
+// rest is the cost of the service when the gateway is assigned and idle.
 type rest struct {
 	window  time.Duration
-	wakeUps int   // moments at which any of its threads ran
+	wakeUps int   // times at which any of its threads ran
 	beats   int   // of them, messages to the watchdog
 	packets int   // entries of the simulator's log
 	anon    int64 // RssAnon at the end of the window, in bytes
 	peak    int64 // VmHWM, in bytes
 }
 
-// calm is how long it may take the program, once READY, to close its connection, and Go
-// to let its threads sleep.
+// calm is the time after READY in which the program must close its connection, and the Go
+// runtime must stop its threads.
 const calm = 10 * time.Second
 
-// idle runs the program as systemd does, with a watchdog or without, and watches it for
-// a while from READY on. When ctx ends, so does the program.
+// idle runs the program as systemd does, with or without a watchdog, and measures it for a
+// while after READY. The program ends when ctx ends.
 func (s *service) idle(ctx context.Context, program string, watchdog, window time.Duration) (rest, error) {
 	if err := s.anew(); err != nil {
 		return rest{}, err
@@ -86,7 +86,7 @@ func (s *service) idle(ctx context.Context, program string, watchdog, window tim
 	return r, err
 }
 
-// watch fills in what the process does in the window.
+// watch measures the process during the window.
 func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan struct{}, beats *atomic.Int64) error {
 	select {
 	case <-ready:
@@ -116,12 +116,12 @@ func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan stru
 	return nil
 }
 
-// glance is how often a process is looked at. What its threads do in one interval, or
-// in several that follow each other, is one wake-up: Go's monitor wakes some 10 ms ahead
-// of what is due, and sleeps some 10 ms after it.
+// glance is the sampling interval. The activity of the threads in one interval, or in
+// several consecutive ones, is one wake-up: Go's monitor wakes some 10 ms before a timer
+// is due, and sleeps some 10 ms after it.
 const glance = 50 * time.Millisecond
 
-// wakeUps counts how often a process wakes in the window.
+// wakeUps counts the wake-ups of a process in the window.
 func wakeUps(pid int, window time.Duration) (n int, err error) {
 	before, err := switches(pid)
 	if err != nil {
@@ -143,7 +143,7 @@ func wakeUps(pid int, window time.Duration) (n int, err error) {
 	return n, nil
 }
 
-// switches counts how often threads of a process have gone to sleep, and so were woken.
+// switches counts how often threads of a process have gone to sleep and therefore were woken.
 func switches(pid int) (int64, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil {
@@ -163,7 +163,7 @@ func switches(pid int) (int64, error) {
 	return total, nil
 }
 
-// statusOf reads one number of proc_pid_status(5).
+// statusOf reads a number from proc_pid_status(5).
 func statusOf(file, name string) (int64, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

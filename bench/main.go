@@ -1,7 +1,7 @@
-// Command bench measures what one registration by the built dpsd costs, and judges
-// it against the budgets: exit 1 when one is exceeded. It is run by "make bench".
+// Command bench measures the cost of one registration by the built dpsd, and compares it with
+// the budgets. Its exit code is 1 if one is exceeded. "make bench" runs it.
 //
-// The simulator runs in this process, dpsd in its own, over loopback.
+// The simulator runs in this process, dpsd in its own process, over the loopback interface.
 package main
 
 import (
@@ -25,11 +25,11 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// stagger keeps registrations that run at the same time out of each other's way:
-// each works for a few ms at 0 s, 2 s and 4 s of its own.
+// stagger keeps concurrent registrations from interfering with each other: each works for a
+// few ms at 0 s, 2 s and 4 s of its own time.
 const stagger = 200 * time.Millisecond
 
-// bench is one run of everything.
+// bench is one run of all measurements.
 type bench struct {
 	program, version string
 	size             int64
@@ -69,14 +69,14 @@ func main() {
 	}
 }
 
-// run prints the report and tells whether a budget is exceeded.
+// run prints the report, and reports whether a budget is exceeded.
 func (b *bench) run(document string) (over bool, err error) {
 	said, dir, err := b.prepare()
 	if err != nil {
 		return false, err
 	}
 	defer os.RemoveAll(dir)
-	// The service rests while the rest is measured: nothing but its own counts for it.
+	// The service idles while the other measurements run: only its own cost counts.
 	var rested []budget
 	var idleErr error
 	var resting sync.WaitGroup
@@ -144,8 +144,8 @@ func (b *bench) runCompare(document string) (over bool, err error) {
 	return false, err
 }
 
-// prepare finds out what is measured, and makes a directory for it. It returns what the
-// program says of itself.
+// prepare determines what to measure, and creates a directory for it. It returns the output of
+// the program's version command.
 func (b *bench) prepare() (said, dir string, err error) {
 	if b.program, err = filepath.Abs(b.program); err != nil {
 		return "", "", err
@@ -171,7 +171,7 @@ func (b *bench) prepare() (said, dir string, err error) {
 	return strings.TrimSpace(string(out)), dir, err
 }
 
-// service makes one for a variant, in a directory of its own.
+// service creates a service for a variant, in its own directory.
 func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simulator.Rule) (*service, error) {
 	directory := filepath.Join(dir, name)
 	if err := os.Mkdir(directory, 0o700); err != nil {
@@ -184,8 +184,7 @@ func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simu
 	return s, err
 }
 
-// rests watches the service while nothing is due, once with the watchdog of
-// dpsd.service and once without.
+// rests measures the idle service, once with the watchdog of dpsd.service and once without.
 func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
@@ -219,9 +218,10 @@ func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	}, nil
 }
 
-// quiet is a directory in which, and on the way to which, others seldom make files.
-// dpsd watches the way to its own: in /tmp, everybody's temporary files would wake it,
-// and to add a watch takes the kernel 15 ms where it remembers a hundred thousand names.
+// quiet returns a directory in which, and in whose parents, other programs rarely create
+// files. dpsd watches the parents of its directory: in /tmp, temporary files of other programs
+// would wake it, and the kernel takes 15 ms to add a watch to a directory with a hundred
+// thousand names.
 func quiet() string {
 	const state = "/var/lib"
 	if unix.Access(state, unix.W_OK) == nil {
@@ -233,7 +233,7 @@ func quiet() string {
 	return ""
 }
 
-// boots counts what a boot with the same answer does to the state directory.
+// boots counts the changes that a boot with the same answer makes to the state directory.
 func (b *bench) boots(dir string) ([]budget, error) {
 	s, err := b.service(dir, "boot", variant{"key", "mqtt", "1.2", 1}, false)
 	if err != nil {
@@ -244,7 +244,7 @@ func (b *bench) boots(dir string) ([]budget, error) {
 	return []budget{{"writes to the state directory on a boot with an unchanged answer", "", float64(events), 0, strict}}, err
 }
 
-// resumes measures what a resumed session saves a gateway that comes back.
+// resumes measures what a resumed session saves when a gateway connects again.
 func (b *bench) resumes(dir string) ([]comeback, []budget, error) {
 	var all []comeback
 	var budgets []budget
@@ -278,8 +278,8 @@ func (b *bench) resumes(dir string) ([]comeback, []budget, error) {
 	return all, budgets, nil
 }
 
-// measure runs all variants, in rounds, so that what the machine does beside them
-// meets all alike.
+// measure runs all variants in rounds, so that other load on the machine affects all of them
+// equally.
 func (b *bench) measure(dir string) ([]result, error) {
 	var services []*service
 	defer func() {
@@ -316,7 +316,7 @@ func (b *bench) measure(dir string) ([]result, error) {
 	return results, nil
 }
 
-// machine describes what the numbers depend on, as far as it can be found out.
+// machine describes the conditions of the measurement, as far as they can be determined.
 func machine() string {
 	kernel := "Linux"
 	var name unix.Utsname

@@ -13,12 +13,12 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// palette tells the contestants apart, in grey too.
+// palette distinguishes the contestants, in greyscale too.
 func palette() []color.Color {
 	return []color.Color{color.RGBA{0, 90, 181, 255}, color.RGBA{230, 130, 0, 255}, color.RGBA{130, 130, 130, 255}}
 }
 
-// drawComparison draws what a registration costs beside dpsd, and the time to assigned
+// drawComparison draws the cost of a registration relative to dpsd, and the time to assigned
 // over the round-trip time, as SVG.
 func drawComparison(file string, contestants []contestant, near round, far []round) error {
 	costs, err := drawCosts(contestants, near)
@@ -45,7 +45,7 @@ func drawComparison(file string, contestants []contestant, near round, far []rou
 	return f.Close()
 }
 
-// figure is a plot whose text can be read at half its size.
+// figure is a plot whose text is legible at half its size.
 func figure(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
@@ -56,13 +56,13 @@ func figure(title, x, y string) *plot.Plot {
 	} {
 		style.Font.Size = vg.Points(float64(size))
 	}
-	// On the left the text runs away from its sign, however wide the reader's font is.
+	// On the left, the text extends away from its symbol, however wide the reader's font is.
 	p.Legend.Top, p.Legend.Left = true, true
 	p.Legend.Padding = vg.Millimeter
 	return p
 }
 
-// drawCosts has a group of bars for each property, in multiples of dpsd's.
+// drawCosts draws a group of bars for each property, in multiples of dpsd's value.
 func drawCosts(contestants []contestant, near round) (*plot.Plot, error) {
 	p := figure("Cost of a registration", "below: what dpsd takes", "times as much as dpsd")
 	properties := []struct {
@@ -114,7 +114,7 @@ func drawCosts(contestants []contestant, near round) (*plot.Plot, error) {
 	return p, nil
 }
 
-// drawTimes has a line for each contestant.
+// drawTimes draws a line for each contestant.
 func drawTimes(contestants []contestant, far []round) (*plot.Plot, error) {
 	p := figure("Time to assigned", "simulated round-trip time, ms", "start to end, s")
 	p.Add(plotter.NewGrid())

@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// environment is what dpsd.service gives dpsd beside what is of systemd.
+// environment is the environment in dpsd.service, without the variables that systemd sets.
 func environment() []string { return []string{"GOMAXPROCS=1"} }
 
-// usage is what a process has cost, wait4(2).
+// usage is the resource usage of a process, wait4(2).
 type usage struct {
 	cpu     time.Duration // user and system
 	peak    int64         // ru_maxrss, in bytes
 	started time.Time     // before it started
-	elapsed time.Duration // until it had ended
+	elapsed time.Duration // until it ended
 	status  unix.WaitStatus
 }
 
@@ -28,15 +28,16 @@ func adoptOrphans() error {
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 }
 
-// run runs a program to its end, with an environment and its output in the file
-// log. After limit it is killed.
+// run runs a program until it ends, with an environment, and with its output in the file log.
+// It kills the program after limit.
 //
-// A shell starts it and ends at once; run inherits it. Started from here, the
-// program would be charged with the peak memory of this process: os/exec shares
+// A shell starts the program and exits immediately, and run inherits the program. If this process
+// started it, the program would be charged with the peak memory of this process: os/exec shares
+// its memory with the child until execve(2), which keeps the larger peak.
 // its memory with the child until execve(2), which keeps the larger peak.
 func run(limit time.Duration, environment []string, log string, command ...string) (usage, error) {
-	// The program starts when the gate, descriptor 3, is opened: one that ended
-	// before the shell did would be the shell's to wait for.
+	// The program starts when descriptor 3, the gate, is opened: if it ended before the
+	// shell, the shell would wait for it.
 	gate, opener, err := os.Pipe()
 	if err != nil {
 		return usage{}, err
@@ -56,7 +57,7 @@ func run(limit time.Duration, environment []string, log string, command ...strin
 	}
 	u := usage{started: time.Now()}
 	_ = opener.Close()
-	// The process number is ours until wait4 has returned.
+	// The process number remains reserved until wait4 has returned.
 	killer := time.AfterFunc(limit, func() { _ = unix.Kill(pid, unix.SIGKILL) })
 	defer killer.Stop()
 	var r unix.Rusage

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	registrationID = "gw-0123456789abcdef0123456789abcdef" // as long as gw-%m gives
-	retryAfter     = 2 * time.Second                       // less is not obeyed
+	registrationID = "gw-0123456789abcdef0123456789abcdef" // as long as the expansion of gw-%m
+	retryAfter     = 2 * time.Second                       // dpsd ignores shorter delays
 	limit          = 30 * time.Second
 )
 
@@ -28,15 +28,15 @@ type variant struct {
 	credential string // "key" or "certificate"
 	protocol   string // "mqtt" or "websocket"
 	tls        string // "1.2" or "1.3", and no other
-	polls      int    // until the service has assigned
+	polls      int    // until the service assigns
 }
 
 func (v variant) String() string {
 	return fmt.Sprintf("%s, %s, TLS %s, polls %d", v.credential, v.protocol, v.tls, v.polls)
 }
 
-// variants are all of them with one poll, and to tell what another poll costs, two
-// with two. The service has been seen to take one or two.
+// variants returns all variants with one poll, and two of them with two polls, to show the
+// cost of a poll. The live service takes one or two polls.
 func variants() []variant {
 	var all []variant
 	for _, credential := range []string{"key", "certificate"} {
@@ -49,19 +49,19 @@ func variants() []variant {
 	return append(all, variant{"key", "mqtt", "1.2", 2}, variant{"key", "mqtt", "1.3", 2})
 }
 
-// sample is what one registration has cost.
+// sample is the cost of one registration.
 type sample struct {
 	cpu                    time.Duration
 	peak                   int64         // bytes
 	elapsed                time.Duration // from the start of the process to its end
-	beyond                 time.Duration // from the start of the process to its end, without the waits that were asked for
+	beyond                 time.Duration // from the start of the process to its end, without the requested delays
 	bytesUp, bytesDown     int64         // payload of TCP
 	connections            int
 	packetsUp, packetsDown int           // of MQTT
 	roundTrips             int           // of MQTT
 	first                  time.Duration // from the start of the process to its first byte
 	allRoundTrips          int           // with those of TCP, TLS and WebSocket
-	smallest               int           // bytes up, of the same with no byte to spare
+	smallest               int           // minimum bytes up for the same registration
 }
 
 // service is a simulator in this process for one variant.
@@ -69,12 +69,12 @@ type service struct {
 	variant   variant
 	directory string // of configuration, credentials and state
 	server    *simulator.Server
-	version   string // of the program, which it tells the service
+	version   string // of the program, which it sends to the service
 	port      int
-	roundTrip time.Duration // of the line to the service, simulated; 0: the loopback's
+	roundTrip time.Duration // simulated round-trip time to the service; 0: that of the loopback interface
 }
 
-// newService makes one that gives session tickets, or not.
+// newService creates a service that issues session tickets or not.
 func newService(v variant, directory string, tickets bool, rules ...simulator.Rule) (*service, error) {
 	scenario := &simulator.Scenario{Settings: simulator.Settings{
 		Polls:      &v.polls,
@@ -118,7 +118,7 @@ func (s *service) writeCredentials() error {
 	return nil
 }
 
-// configuration is that of a gateway which meets the service at port.
+// configuration returns the configuration of a gateway that connects to port.
 func (s *service) configuration(port int) string {
 	credential := "type = \"symmetric-key\"\nkey = \"file:" + s.path("key") + "\""
 	if s.variant.credential == "certificate" {
@@ -144,7 +144,7 @@ socket = %q
 		s.path("ca.pem"), s.path("state"), s.path("run/dpsd.sock"))
 }
 
-// anew gives the gateway directories of its own, as if it was never registered.
+// anew gives the gateway new directories, as if it had never registered.
 func (s *service) anew() error {
 	for _, name := range []string{"state", "run"} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
@@ -157,8 +157,8 @@ func (s *service) anew() error {
 	return nil
 }
 
-// serve serves while use runs, with the configuration written, and returns what the
-// simulator has logged meanwhile and the connections it was met by.
+// serve writes the configuration and serves while use runs. It returns the simulator's log
+// and the connections of that time.
 func (s *service) serve(use func() error) ([]simulator.Entry, []*wire, error) {
 	before := len(s.server.Log())
 	listeners, err := simulator.ListenLoopback(0)
@@ -182,7 +182,7 @@ func (s *service) serve(use func() error) ([]simulator.Entry, []*wire, error) {
 	return s.server.Log()[before:], met.all, err
 }
 
-// once runs the program to its end, which must be a registered gateway.
+// once runs the program until it ends. The gateway must then be registered.
 func (s *service) once(program string) (usage, error) {
 	u, err := run(limit, environment(), s.path("log"), program, "--config", s.path("dpsd.toml"), "run", "--once")
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *service) once(program string) (usage, error) {
 	return u, nil
 }
 
-// register runs the program once, on a gateway that was never registered.
+// register runs the program once on a gateway that has never registered.
 func (s *service) register(program string) (sample, error) {
 	if err := s.anew(); err != nil {
 		return sample{}, err
@@ -232,7 +232,7 @@ func (s *service) register(program string) (sample, error) {
 	}, nil
 }
 
-// content is what the gateway had to say.
+// content returns what the gateway must send.
 func (s *service) content(entries []simulator.Entry) (content, error) {
 	c := content{
 		identity: dps.Identity{IDScope: s.server.IDScope(), RegistrationID: registrationID, ClientVersion: "dpsd/" + s.version},
@@ -275,7 +275,7 @@ func (s *service) accept(l net.Listener, met *wires, open *sync.WaitGroup) {
 	}
 }
 
-// roundTrips counts how often the device had spoken and then had to listen.
+// roundTrips counts how often the device changed from sending to receiving.
 func roundTrips(entries []simulator.Entry) int {
 	n, previous := 0, ""
 	for _, e := range entries {
@@ -289,9 +289,9 @@ func roundTrips(entries []simulator.Entry) int {
 	return n
 }
 
-// allRoundTrips counts those of TCP and TLS, too, and of the upgrade to WebSocket. A
-// handshake of TLS 1.2 takes two (RFC 5246 figure 1), one that resumes a session
-// (figure 2) and one of TLS 1.3 (RFC 8446 figure 1) one.
+// allRoundTrips also counts those of TCP, of TLS and of the upgrade to WebSocket. A full TLS
+// 1.2 handshake takes two (RFC 5246 figure 1); a resumed one (figure 2) and a TLS 1.3
+// handshake (RFC 8446 figure 1) take one.
 func allRoundTrips(entries []simulator.Entry) int {
 	n := roundTrips(entries)
 	for _, e := range entries {
@@ -308,7 +308,7 @@ func allRoundTrips(entries []simulator.Entry) int {
 	return n
 }
 
-// failed adds what the program has said.
+// failed adds the output of the program.
 func (s *service) failed(err error) error {
 	said, _ := os.ReadFile(s.path("log"))
 	return fmt.Errorf("%s: %w\n%s", s.variant, err, said)

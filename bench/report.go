@@ -13,7 +13,7 @@ type result struct {
 	samples []sample
 }
 
-// values are one property of the samples, in ascending order.
+// values holds one property of the samples in ascending order.
 func (r result) values(of func(sample) float64) []float64 {
 	values := make([]float64, 0, len(r.samples))
 	for _, s := range r.samples {
@@ -43,10 +43,10 @@ func received(s sample) float64     { return float64(s.packetsDown) }
 func roundTripsOf(s sample) float64 { return float64(s.roundTrips) }
 func first(s sample) float64        { return milliseconds(s.first) }
 
-// above is by how many per cent more is sent than the protocol needs.
+// above returns by how many per cent the bytes sent exceed the minimum of the protocol.
 func above(s sample) float64 { return 100 * (float64(s.bytesUp)/float64(s.smallest) - 1) }
 
-// roundTrips are as many as there have to be: of TCP, TLS, WebSocket, CONNECT,
+// roundTrips returns the minimum number of round trips: for TCP, TLS, WebSocket, CONNECT,
 // SUBSCRIBE, register and each poll.
 func (v variant) roundTrips() int {
 	trips := 1 + 1 + 3 + v.polls
@@ -59,7 +59,7 @@ func (v variant) roundTrips() int {
 	return trips
 }
 
-// table shows the median and the worst of each property, one line a variant.
+// table shows the median and the worst value of each property, with a line per variant.
 func table(results []result) string {
 	columns := []struct {
 		name string
@@ -92,15 +92,15 @@ func table(results []result) string {
 	return b.String()
 }
 
-// judge says what becomes of a budget that is exceeded.
+// judge is how an exceeded budget is treated.
 type judge int
 
 const (
-	strict judge = iota // the program alone decides: a failure
-	noisy               // the machine's other work makes it worse, and nothing makes it better: a failure, but not in CI
+	strict judge = iota // depends only on the program: a failure
+	noisy               // other load on the machine can only make it worse: a failure, but not in CI
 )
 
-// budget is a limit, in the unit of its value.
+// budget is a limit in the unit of its value.
 type budget struct {
 	name, unit   string
 	value, limit float64
@@ -109,7 +109,7 @@ type budget struct {
 
 func (b budget) over() bool { return b.value > b.limit }
 
-// highest is the largest, over the variants, of one statistic of a property.
+// highest returns the largest value of a statistic of a property over the variants.
 func highest(results []result, of func(sample) float64, statistic func([]float64) float64) float64 {
 	largest := 0.0
 	for _, r := range results {
@@ -118,8 +118,8 @@ func highest(results []result, of func(sample) float64, statistic func([]float64
 	return largest
 }
 
-// budgets judges everything. What is noisy is judged by the best run, and what the
-// program alone decides by the worst.
+// budgets checks all budgets. For noisy budgets the best run counts, for strict budgets the
+// worst.
 func budgets(size int64, results []result) []budget {
 	only := func(keep func(variant) bool) []result {
 		return slices.DeleteFunc(slices.Clone(results), func(r result) bool { return !keep(r.variant) })
@@ -154,7 +154,7 @@ func budgets(size int64, results []result) []budget {
 	return append(all, budget{"round trips beyond TCP 1, TLS 1.2 2 or TLS 1.3 1, WebSocket 1, and those of MQTT", "", extra, 0, strict})
 }
 
-// disturbed tells whether another run may help: only noisy budgets are exceeded.
+// disturbed reports whether another run may help: only noisy budgets are exceeded.
 func disturbed(all []budget) bool {
 	var exceeded bool
 	for _, b := range all {
@@ -166,8 +166,8 @@ func disturbed(all []budget) bool {
 	return exceeded
 }
 
-// verdicts shows the budgets, and whether one is exceeded that is judged. What is noisy
-// is judged unless lenient.
+// verdicts shows the budgets, and reports whether one is exceeded. With lenient, noisy budgets
+// cannot fail.
 func verdicts(all []budget, lenient bool) (text string, over bool) {
 	var b strings.Builder
 	b.WriteString("| worst of all lines above | value | budget | |\n| --- | --: | --: | --- |\n")

@@ -14,7 +14,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// good is a set of results within all budgets.
+// good returns a set of results within all budgets.
 func good() []result {
 	var results []result
 	for _, v := range variants() {
@@ -43,9 +43,9 @@ func TestBudgets(t *testing.T) {
 		change    func([]result)
 		over      bool
 		disturbed bool
-		lenient   bool // over in CI too
+		lenient   bool // exceeded in CI too
 	}{
-		{"what is within all budgets passes", size, func([]result) {}, false, false, false},
+		{"a result within all budgets passes", size, func([]result) {}, false, false, false},
 		{"a program of more than 10 MB is over", 10_000_001, func([]result) {}, true, false, true},
 		{"one slow run is the machine's affair", size, change(1, func(s *sample) { s.beyond = time.Second }), false, false, false},
 		{"slow in every run is over, and measured again", size, change(3, func(s *sample) { s.beyond = 101 * time.Millisecond }), true, true, false},
@@ -106,7 +106,7 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// A registration in bytes, of which the records can be counted by hand.
+// The records of this registration can be counted by hand.
 func TestSmallest(t *testing.T) {
 	c := content{identity: dps.Identity{IDScope: "0ne", RegistrationID: "gw"}, port: "443", operation: "4.op"}
 	if n := clientHello(); n != 201 {
@@ -129,8 +129,8 @@ func TestSmallest(t *testing.T) {
 		want    int
 	}{
 		{"a poll more is a record more", variant{"key", "mqtt", "1.2", 2}, nil, key + 29 + 2 + 2 + 57 + len("&operationId=4.op")},
-		// In place of three messages of 12, 37 and 45 bytes there is an encrypted one with
-		// 8 and 36; and six records more have 7 bytes less.
+		// Three messages of 12, 37 and 45 bytes are replaced by an encrypted one with 8 and 36, and
+		// six further records have 7 bytes less.
 		{"over TLS 1.3", variant{"key", "mqtt", "1.3", 1}, nil, key - (12 + 37 + 45) + (22 + 8 + 36) - 6*7},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -140,7 +140,7 @@ func TestSmallest(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody can send less: crypto/tls, with as little as it can be told to offer, sends more", func(t *testing.T) {
+	t.Run("crypto/tls with the smallest possible offer sends more than the model", func(t *testing.T) {
 		here, there := net.Pipe()
 		defer here.Close()
 		go func() {
@@ -154,7 +154,7 @@ func TestSmallest(t *testing.T) {
 	})
 }
 
-func TestAllRoundTrips(t *testing.T) {
+func TestAllRoundTripsIncludesThoseOfTheHandshakes(t *testing.T) {
 	for _, test := range []struct {
 		says, detail string
 		want         int
@@ -172,8 +172,8 @@ func TestAllRoundTrips(t *testing.T) {
 	}
 }
 
-// The shell's peak is a megabyte or two; this process has more. Were it charged to
-// the child, the child would have at least as much.
+// The peak of the shell is a megabyte or two, and that of this process is larger. If the child
+// were charged with it, its peak would be at least as high.
 func TestRunChargesTheProgramAlone(t *testing.T) {
 	if err := adoptOrphans(); err != nil {
 		t.Fatal(err)
@@ -191,7 +191,7 @@ func TestRunChargesTheProgramAlone(t *testing.T) {
 		t.Errorf("usage is %+v, want exit status 3", u)
 	}
 	if u.peak > 32<<20 {
-		t.Errorf("a shell that says a word is charged with %d bytes; this process has %d more", u.peak, len(ballast))
+		t.Errorf("a shell that prints a word is charged with %d bytes; this process has %d more", u.peak, len(ballast))
 	}
 	if said, err := os.ReadFile(log); err != nil || string(said) != "said\n" {
 		t.Errorf("the output is %q (%v)", said, err)

@@ -7,12 +7,12 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// reason is why a gateway connects a second time, and what the service does to bring
-// it about.
+// reason is why a gateway connects a second time, and the behaviour of the service that
+// causes it.
 type reason struct {
 	name       string
 	rule       simulator.Rule
-	roundTrips int // of TCP, TLS, CONNECT, SUBSCRIBE and what is asked, when the session is resumed
+	roundTrips int // of TCP, TLS, CONNECT, SUBSCRIBE and the requests, with a resumed session
 }
 
 func reasons() []reason {
@@ -22,21 +22,21 @@ func reasons() []reason {
 	}
 }
 
-// comeback is what the second connection costs, with a TLS handshake in full and with
-// a session resumed.
+// comeback is the cost of the second connection, with a full TLS handshake and with a resumed
+// session.
 type comeback struct {
 	variant       variant
 	why           reason
 	full, resumed connection
 }
 
-// connection is what one of them has cost.
+// connection is the cost of one connection.
 type connection struct {
 	up, down   int64 // bytes, payload of TCP
-	roundTrips int   // with those of TCP and TLS
+	roundTrips int   // including those of TCP and TLS
 }
 
-// second runs the program and returns what the last of its two connections has cost.
+// second runs the program and returns the cost of the last of its two connections.
 func (s *service) second(program string) (connection, error) {
 	if err := s.anew(); err != nil {
 		return connection{}, err
@@ -62,7 +62,7 @@ func (s *service) second(program string) (connection, error) {
 	return connection{sum.BytesUp, sum.BytesDown, allRoundTrips(those)}, nil
 }
 
-// resumptions shows them.
+// resumptions shows the results.
 func resumptions(all []comeback) string {
 	var b strings.Builder
 	b.WriteString("| second connection | credential | TLS | bytes up: in full, resumed | bytes down | round trips |\n| --- | --- | --- | --: | --: | --: |\n")

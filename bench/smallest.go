@@ -8,7 +8,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 )
 
-// content is what a registration has to say, whoever says it.
+// content is the data that any client must send for a registration.
 type content struct {
 	identity  dps.Identity
 	port      string // of the service, in the Host of WebSocket
@@ -16,18 +16,17 @@ type content struct {
 	operation string // the operation ID that the service gave
 }
 
-// smallest is how many bytes a registration with one connection sends at least, as
-// payload of TCP. The model:
+// smallest returns the minimum number of bytes that a registration with one connection sends,
+// as payload of TCP. The model:
 //
 // The content is given: the names of service and device, the program's name in the user
-// name, a SAS token of mean length, or a certificate. Around it
-// everything is as small as MQTT 3.1.1, RFC 6455, RFC 5246 and RFC 8446 let it be, for a
-// client that can do what ours does: speak to a server of either version, with an ECDSA
-// or an RSA certificate from Azure's authorities, which sign with SHA-384, of which it
-// knows nothing else beforehand, resume a session, and get through middleboxes (RFC 8446
-// appendix D.4). One cipher suite for each kind, AES-GCM; a share of one group, X25519;
-// every message of a flight in one record; requests at QoS 0; a farewell of both MQTT
-// and TLS.
+// name, a SAS token of mean length, or a certificate. Everything else is as small as MQTT
+// 3.1.1, RFC 6455, RFC 5246 and RFC 8446 permit for a client with the capabilities of dpsd:
+// it supports servers of either version with an ECDSA or RSA certificate from Azure's
+// authorities, which sign with SHA-384, without knowing anything else in advance, resumes
+// sessions, and works through middleboxes (RFC 8446 appendix D.4). There is one cipher suite
+// for each kind, AES-GCM; a key share of one group, X25519; all messages of a flight in one
+// record; requests at QoS 0; and the closing messages of MQTT and TLS.
 func smallest(v variant, c content) int {
 	tls13 := v.tls == "1.3"
 	total := clientHello() + clientFlight(tls13, c.chain)
@@ -53,7 +52,7 @@ func smallest(v variant, c content) int {
 	return total
 }
 
-// clientHello is the size of its record.
+// clientHello returns the size of its record.
 func clientHello() int {
 	const (
 		header     = 5 + 4 + 2 + 32     // record, handshake, version, random
@@ -73,8 +72,8 @@ func clientHello() int {
 	return header + session + suites + methods + 2 + name + extensions
 }
 
-// clientFlight is what ends the handshake, with the answer to the server's request for
-// a certificate.
+// clientFlight returns the size of the end of the handshake, including the answer to the
+// server's request for a certificate.
 func clientFlight(tls13 bool, chain []int) int {
 	const changeCipherSpec = 5 + 1
 	verify := 0
@@ -96,7 +95,7 @@ func clientFlight(tls13 bool, chain []int) int {
 	return 5 + certificate + keyExchange + verify + changeCipherSpec + 5 + 8 + 16 + 4 + 12
 }
 
-// packets are the sizes of the packets of MQTT that are sent.
+// packets returns the sizes of the MQTT packets that are sent.
 func packets(v variant, c content) []int {
 	text := func(s string) int { return 2 + len(s) }
 	packet := func(rest int) int {
@@ -110,8 +109,8 @@ func packets(v variant, c content) []int {
 		token := attest.Token([]byte("key"), c.identity.Resource(), time.Now())
 		before, rest, _ := strings.Cut(token, "&sig=")
 		_, after, _ := strings.Cut(rest, "&")
-		// Of 43 characters of base64 1.3 are + or /, on average: 2 of 64. An escape is
-		// two characters more.
+		// On average, 1.3 of 43 base64 characters are + or / (2 of 64). An escape adds two
+		// characters.
 		const escapes = 3
 		connect += text(before+"&sig="+strings.Repeat("x", 43)+"%3D&"+after) + escapes
 	}

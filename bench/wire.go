@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// wire is a connection as the simulator meets it, below TLS.
+// wire is a connection at the simulator, below TLS.
 type wire struct {
 	net.Conn
 
 	mu    sync.Mutex
-	first time.Time // when the first byte came
+	first time.Time // when the first byte arrived
 }
 
-// wires are connections, in the order in which they came.
+// wires holds connections in the order of their arrival.
 type wires struct {
 	mu  sync.Mutex
 	all []*wire

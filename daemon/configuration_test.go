@@ -17,11 +17,11 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// configuration is a dpsd.toml as the daemon sees it.
+// configuration is a dpsd.toml as the daemon reads it.
 type configuration struct {
 	sync.Mutex
-	err     error     // why it cannot be used
-	changed *Settings // what it contains, until that is applied
+	err     error     // why the file cannot be used
+	changed *Settings // its content, until it is applied
 	reads   int
 }
 
@@ -39,14 +39,14 @@ func (c *configuration) read() (*Settings, error) {
 	return changed, nil
 }
 
-// fails sets why the file cannot be used; nil: it can.
+// fails sets the error of reading the file; nil means that the file is valid.
 func (c *configuration) fails(err error) {
 	c.Lock()
 	defer c.Unlock()
 	c.err = err
 }
 
-// contains sets what the next reading that succeeds returns.
+// contains sets what the next successful reading returns.
 func (c *configuration) contains(changed *Settings) {
 	c.Lock()
 	defer c.Unlock()
@@ -59,8 +59,8 @@ func (c *configuration) readings() int {
 	return c.reads
 }
 
-// mistaken is a gateway with a mistake in its registration ID, and right are the
-// settings without it.
+// mistaken returns a gateway with a mistake in its registration ID, and the settings without
+// the mistake.
 func mistaken(t *testing.T, rules ...simulator.Rule) (g *gateway, file *configuration, right *Settings) {
 	t.Helper()
 	rules = append(rules, simulator.Rule{On: simulator.OnRegister, RegistrationID: "typo", Status: 404})
@@ -73,7 +73,7 @@ func mistaken(t *testing.T, rules ...simulator.Rule) (g *gateway, file *configur
 	return g, file, &settings
 }
 
-// reconfigured is what the watch of the configuration file does.
+// reconfigured sends what the watch of the configuration file sends.
 func (g *gateway) reconfigured() {
 	select {
 	case g.configured <- struct{}{}:
@@ -93,10 +93,10 @@ func TestBeforeREADYACorrectedConfigurationIsAppliedWithoutAReload(t *testing.T)
 			t.Errorf("assigned %s after the start, want 6 s and %s after the correction, which came after %s", took, settle, time.Minute+refused)
 		}
 		synctest.Wait()
-		if n, _ := g.told("RELOADING=1"); n != 0 {
+		if n, _ := g.notified("RELOADING=1"); n != 0 {
 			t.Error("RELOADING=1 was sent, which makes a unit that starts active")
 		}
-		if n, _ := g.told("READY=1\nSTATUS=Assigned to "); n != 1 {
+		if n, _ := g.notified("READY=1\nSTATUS=Assigned to "); n != 1 {
 			t.Errorf("READY=1 %d times: %v", n, g.notes)
 		}
 		g.wantAssigned()
@@ -106,7 +106,7 @@ func TestBeforeREADYACorrectedConfigurationIsAppliedWithoutAReload(t *testing.T)
 	})
 }
 
-func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffect(t *testing.T) {
+func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneRemainsInEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, file, right := mistaken(t)
 		g.run()
@@ -122,7 +122,7 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 		if last, want := g.lastNote(), "STATUS="+lead+"UTC: "+refusal+cause; last != want {
 			t.Errorf("the status is %q, want %q", last, want)
 		}
-		// It goes on to be named while attempts go on.
+		// The status still names it while attempts continue.
 		g.until("fault", 4)
 		synctest.Wait()
 		if last := g.lastNote(); !strings.HasPrefix(last, "STATUS=Next attempt at ") || !strings.Contains(last, "UTC: "+refusal+string(fault.EnrollmentNotFound)) {
@@ -131,16 +131,16 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 		if n := g.log.FilterMessage("reload-refused").Len(); n != 1 {
 			t.Errorf("the log names it %d times", n)
 		}
-		if st, _ := g.told("READY=1"); st != 0 {
+		if st, _ := g.notified("READY=1"); st != 0 {
 			t.Error("READY=1 was sent")
 		}
-		// The status no longer names what has been taken back.
+		// The status no longer names it after the change has been reverted.
 		file.fails(nil)
 		g.reconfigured()
 		time.Sleep(settle)
 		synctest.Wait()
 		if last := g.lastNote(); strings.Contains(last, "refused: ") || !strings.Contains(last, string(fault.EnrollmentNotFound)) {
-			t.Errorf("the status after the change was taken back is %q", last)
+			t.Errorf("the status after the change was reverted is %q", last)
 		}
 		file.contains(right)
 		g.reconfigured()
@@ -155,7 +155,7 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneStaysInEffec
 	})
 }
 
-func TestAnAssignmentUnderTheOldConfigurationEndsTheComplaintAboutTheNewOne(t *testing.T) {
+func TestAnAssignmentUnderTheOldConfigurationEndsTheReportOfTheInvalidOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 503, RetryAfter: "none", Times: 3})
 		file := &configuration{err: errTypo}
@@ -165,19 +165,19 @@ func TestAnAssignmentUnderTheOldConfigurationEndsTheComplaintAboutTheNewOne(t *t
 		g.run()
 		g.within(time.Hour, "assigned", 1)
 		synctest.Wait()
-		if n, _ := g.told("Configuration refused: "); n == 0 {
+		if n, _ := g.notified("Configuration refused: "); n == 0 {
 			t.Error("the status never named the configuration")
 		}
 		if last := g.lastNote(); !strings.HasPrefix(last, "READY=1\nSTATUS=Assigned to ") {
 			t.Errorf("the status is %q", last)
 		}
-		complaints, _ := g.told("Configuration refused: ")
+		reports, _ := g.notified("Configuration refused: ")
 		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, Status: 503, Times: 1}}}); err != nil {
 			t.Fatal(err)
 		}
 		g.until("assigned", 2)
-		if n, _ := g.told("Configuration refused: "); n != complaints || len(g.faults()) != 4 {
-			t.Errorf("after READY the status names it %d times more; faults %v", n-complaints, g.faults())
+		if n, _ := g.notified("Configuration refused: "); n != reports || len(g.faults()) != 4 {
+			t.Errorf("after READY the status names it %d times more; faults %v", n-reports, g.faults())
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -211,8 +211,8 @@ func TestAfterREADYAChangedConfigurationWaitsForAReload(t *testing.T) {
 				if n := file.readings() - reads; n != 0 {
 					t.Errorf("the file was read %d times", n)
 				}
-				if n, _ := g.told("STATUS=Configuration"); n != 0 {
-					t.Errorf("the status speaks of it: %v", g.notes)
+				if n, _ := g.notified("STATUS=Configuration"); n != 0 {
+					t.Errorf("the status mentions the file: %v", g.notes)
 				}
 				if err := g.end(); err != nil {
 					t.Error(err)
@@ -229,7 +229,7 @@ func TestAConfigurationThatIsWrittenInSeveralStepsIsReadOnce(t *testing.T) {
 		g.until("fault", 1)
 		time.Sleep(time.Minute)
 		reads := file.readings()
-		file.fails(errTypo) // half of a file
+		file.fails(errTypo) // a partly written file
 		for range 10 {
 			g.reconfigured()
 			time.Sleep(settle / 2)
@@ -242,7 +242,7 @@ func TestAConfigurationThatIsWrittenInSeveralStepsIsReadOnce(t *testing.T) {
 			t.Errorf("the file was read %d times", n)
 		}
 		if n := g.log.FilterMessage("reload-refused").Len(); n != 0 {
-			t.Error("the log complains about half of a file")
+			t.Error("the log reports a partly written file")
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -255,19 +255,19 @@ func TestATouchedConfigurationTriggersNothing(t *testing.T) {
 		g, file, _ := mistaken(t)
 		s := g.supervised()
 		g.until("fault", 1)
-		due, entries := s.told().Next.At, g.log.Len()
-		lines, _ := g.told("STATUS=")
+		due, entries := s.statusDocument().Next.At, g.log.Len()
+		lines, _ := g.notified("STATUS=")
 		for range 20 {
 			g.reconfigured()
 			time.Sleep(time.Second)
 		}
-		if next := s.told().Next; next == nil || !next.At.Equal(due) {
+		if next := s.statusDocument().Next; next == nil || !next.At.Equal(due) {
 			t.Errorf("the next attempt is due at %v, and was at %s", next, due)
 		}
 		if file.readings() < 20 || g.log.Len() != entries {
 			t.Errorf("%d readings, %d log entries", file.readings(), g.log.Len()-entries)
 		}
-		if n, _ := g.told("STATUS="); n != lines {
+		if n, _ := g.notified("STATUS="); n != lines {
 			t.Errorf("the status changed %d times", n-lines)
 		}
 		if err := g.end(); err != nil {
@@ -276,7 +276,7 @@ func TestATouchedConfigurationTriggersNothing(t *testing.T) {
 	})
 }
 
-func TestAConfigurationThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
+func TestAContinuouslyChangingConfigurationCausesNoTraffic(t *testing.T) {
 	for name, change := range map[string]time.Duration{"faster than it comes to rest": settle / 2, "slower": 2 * settle} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -327,7 +327,7 @@ func TestAChangedConfigurationShortensNoRetryAfter(t *testing.T) {
 	})
 }
 
-func TestAnAttemptGivesWayToAChangedConfiguration(t *testing.T) {
+func TestAChangedConfigurationCancelsTheAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, file, right := mistaken(t, simulator.Rule{On: simulator.OnConnect, RegistrationID: "typo", Silent: true})
 		g.run()
@@ -336,7 +336,7 @@ func TestAnAttemptGivesWayToAChangedConfiguration(t *testing.T) {
 		file.contains(right)
 		g.reconfigured()
 		if took := g.within(time.Hour, "assigned", 1); took != changeGap+6*time.Second {
-			t.Errorf("assigned after %s, want %s after the contact before and 6 s", took, changeGap)
+			t.Errorf("assigned after %s, want %s after the previous contact and 6 s", took, changeGap)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -346,7 +346,7 @@ func TestAnAttemptGivesWayToAChangedConfiguration(t *testing.T) {
 }
 
 func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
-	t.Run("the reason passes without a change of the file", func(t *testing.T) {
+	t.Run("the cause disappears without a change of the file", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g, file, right := mistaken(t)
 			g.run()
@@ -365,7 +365,7 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 			}
 		})
 	})
-	t.Run("no watch is left", func(t *testing.T) {
+	t.Run("no more watches are available", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g, file, right := mistaken(t)
 			g.Watch = func(context.Context, ...string) (<-chan struct{}, error) {
@@ -375,7 +375,7 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 			g.until("fault", 1)
 			time.Sleep(time.Minute)
 			if n := g.log.FilterMessage("watch-failed").Len(); n == 0 {
-				t.Error("nothing says that files are not watched")
+				t.Error("no log entry reports that files are not watched")
 			}
 			began := time.Now()
 			file.contains(right)
@@ -387,7 +387,7 @@ func TestAConfigurationThatCannotBeReadOrWatchedIsReadAgain(t *testing.T) {
 			}
 		})
 	})
-	t.Run("it changed before it was watched", func(t *testing.T) {
+	t.Run("the file changed before it was watched", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g, file, right := mistaken(t)
 			file.contains(right)
@@ -408,7 +408,7 @@ func TestOnceAppliesACorrectedConfigurationToo(t *testing.T) {
 		g.Once, g.Timeout = true, time.Hour
 		g.run()
 		g.until("fault", 1)
-		file.fails(errTypo) // an invalid one does not end it
+		file.fails(errTypo) // an invalid configuration does not end Run
 		g.reconfigured()
 		g.until("fault", 3)
 		file.contains(right)
@@ -435,7 +435,7 @@ func TestTheStatusDocumentSaysWhyTheConfigurationWasRefusedUntilItIsAccepted(t *
 		s := g.supervised()
 		hold := func(when, want string) {
 			t.Helper()
-			if c := s.told().Configuration; c == nil || c.Refused != want || c.Fingerprint != "sha256:1" {
+			if c := s.statusDocument().Configuration; c == nil || c.Refused != want || c.Fingerprint != "sha256:1" {
 				t.Errorf("%s: %+v", when, c)
 			}
 		}

@@ -21,7 +21,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// supervised runs the daemon, and gives what the control socket would speak to.
+// supervised runs the daemon, and returns the supervisor with which the control socket
+// communicates.
 func (g *gateway) supervised() *supervisor {
 	g.t.Helper()
 	s := g.supervisor()
@@ -45,20 +46,20 @@ func (s *supervisor) ask() control.Reprovision {
 	return <-answer
 }
 
-func (s *supervisor) told() control.Status {
+func (s *supervisor) statusDocument() control.Status {
 	synctest.Wait()
 	st, _ := s.board.Look(time.Now())
 	return st
 }
 
-func TestWhatTheSocketTells(t *testing.T) {
+func TestTheStatusHasHealthPhaseFaultsAndIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, ErrorCode: 401002, RetryAfter: "none", Times: 2})
 		g.Settings.Interval = 24 * time.Hour
 		s := g.supervised()
 		want := func(health control.Health, phase string) control.Status {
 			t.Helper()
-			st := s.told()
+			st := s.statusDocument()
 			if st.Health != health || st.Phase.Name != phase {
 				t.Errorf("%s in phase %s, want %s in %s", st.Health, st.Phase.Name, health, phase)
 			}
@@ -97,8 +98,8 @@ func TestWhatTheSocketTells(t *testing.T) {
 	})
 }
 
-// A save may hang with the disk, and holds the store's lock then. The loop goes on,
-// and says what it knew.
+// A save may hang with the disk, and then holds the store's lock. The loop continues, and
+// returns what it knew before.
 func TestTheStatusDoesNotWaitForADiskThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)
@@ -112,7 +113,7 @@ func TestTheStatusDoesNotWaitForADiskThatHangs(t *testing.T) {
 		}
 		s.running.cancel = func() {}
 		held := s.store
-		s.store = nil // whoever asks it now would have to wait
+		s.store = nil // any access would have to wait
 		st := s.status(time.Now())
 		s.store = held
 		if st.Identity == nil || st.Identity.DeviceID != device {
@@ -122,7 +123,7 @@ func TestTheStatusDoesNotWaitForADiskThatHangs(t *testing.T) {
 	})
 }
 
-func TestARecordOfAnotherConfigurationIsToldSo(t *testing.T) {
+func TestTheStatusReportsARecordOfAnotherConfiguration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)
 		g.Settings.Dialer.Host = global
@@ -131,11 +132,11 @@ func TestARecordOfAnotherConfigurationIsToldSo(t *testing.T) {
 		}
 		s := g.supervised()
 		g.until("fault", 1)
-		if st := s.told(); st.Identity == nil || !st.Identity.Foreign || st.Health != control.Degraded {
+		if st := s.statusDocument(); st.Identity == nil || !st.Identity.Foreign || st.Health != control.Degraded {
 			t.Errorf("before: %+v, %s", st.Identity, st.Health)
 		}
 		g.until("assigned", 1)
-		if st := s.told(); st.Identity == nil || st.Identity.Foreign || st.Health != control.OK {
+		if st := s.statusDocument(); st.Identity == nil || st.Identity.Foreign || st.Health != control.OK {
 			t.Errorf("after: %+v, %s", st.Identity, st.Health)
 		}
 		if err := g.end(); err != nil {
@@ -144,8 +145,8 @@ func TestARecordOfAnotherConfigurationIsToldSo(t *testing.T) {
 	})
 }
 
-func TestARegistrationThatIsAskedFor(t *testing.T) {
-	t.Run("is made at once, the next ones a minute later, together", func(t *testing.T) {
+func TestARequestedRegistration(t *testing.T) {
+	t.Run("is made immediately, and the next ones together a minute later", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			s := g.supervised()
@@ -163,7 +164,7 @@ func TestARegistrationThatIsAskedFor(t *testing.T) {
 			}
 			g.until("assigned", 3)
 			time.Sleep(time.Hour)
-			if st := s.told(); st.Confirmations != 3 {
+			if st := s.statusDocument(); st.Confirmations != 3 {
 				t.Errorf("%d registrations, want 3", st.Confirmations)
 			}
 			if err := g.end(); err != nil {
@@ -171,29 +172,29 @@ func TestARegistrationThatIsAskedFor(t *testing.T) {
 			}
 		})
 	})
-	t.Run("ends a wait in the refused lane, and never the floor", func(t *testing.T) {
+	t.Run("ends a delay after a refusal, but never the floor", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1},
 				simulator.Rule{On: simulator.OnRegister, State: "disabled", Times: 1})
 			s := g.supervised()
 			g.until("fault", 1)
 			if in := s.ask().In; in < 599 || in > 600 {
-				t.Errorf("made in %v s, want what is left of the floor of 600 s", in)
+				t.Errorf("made in %v s, want the rest of the floor of 600 s", in)
 			}
 			refused := g.until("fault", 2)
 			if refused < 600*time.Second {
-				t.Errorf("asked after %s, before the floor", refused)
+				t.Errorf("sent a request after %s, before the floor", refused)
 			}
 			s.ask()
 			if took := g.until("assigned", 1) - refused; took > 10*time.Second {
-				t.Errorf("registered %s after it was asked for", took)
+				t.Errorf("registered %s after the request", took)
 			}
 			if err := g.end(); err != nil {
 				t.Error(err)
 			}
 		})
 	})
-	t.Run("while one runs that one is meant", func(t *testing.T) {
+	t.Run("refers to the current one if one is in progress", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			s := g.supervised()
@@ -202,7 +203,7 @@ func TestARegistrationThatIsAskedFor(t *testing.T) {
 				t.Errorf("%+v", a)
 			}
 			time.Sleep(time.Hour)
-			if st := s.told(); st.Confirmations != 1 {
+			if st := s.statusDocument(); st.Confirmations != 1 {
 				t.Errorf("%d registrations, want 1", st.Confirmations)
 			}
 			if err := g.end(); err != nil {
@@ -212,7 +213,7 @@ func TestARegistrationThatIsAskedFor(t *testing.T) {
 	})
 }
 
-func TestTheFlightRecorder(t *testing.T) {
+func TestTheRecorderKeepsEachAttemptWithItsSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 500, Times: 1})
 		g.run()
@@ -252,8 +253,8 @@ func TestTheFlightRecorder(t *testing.T) {
 	})
 }
 
-// clientsVariable makes the test binary ten clients of a socket, until its standard
-// input ends.
+// clientsVariable makes the test binary ten clients of a socket until its standard input
+// ends.
 const clientsVariable = "DPSD_TEST_CLIENTS"
 
 func TestMain(m *testing.M) {
@@ -280,7 +281,7 @@ func actAsClients(socket string) {
 					<-stop
 				case 1: // garbage
 					_, _ = io.WriteString(c, strings.Repeat("\xff", 1<<14))
-				case 2: // says nothing
+				case 2: // sends nothing
 					<-stop
 				default:
 					fmt.Fprint(c, "GET /v1/status HTTP/1.0\r\n\r\n")
@@ -294,8 +295,8 @@ func actAsClients(socket string) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// Fifty clients, of which some never read and some send garbage, are nothing to
-// the supervisor: it posts, and waits for none of them. Others are served.
+// Fifty clients, some of which never read or send garbage, do not affect the supervisor: it
+// never waits for them. Other clients are served.
 func TestClientsDoNotDelayTheLoop(t *testing.T) {
 	g := newGateway(t)
 	dir, err := os.MkdirTemp("", "control-")
@@ -310,7 +311,7 @@ func TestClientsDoNotDelayTheLoop(t *testing.T) {
 	g.run()
 	eventually(t, "the socket", func() bool { _, err := os.Stat(g.Socket); return err == nil })
 
-	// The loop takes one signal a turn.
+	// The loop handles one signal per iteration.
 	turns := func() time.Duration {
 		const n = 500
 		began := time.Now()
@@ -351,7 +352,7 @@ func TestClientsDoNotDelayTheLoop(t *testing.T) {
 	if err != nil || status.PID != os.Getpid() {
 		t.Errorf("status: %v", err)
 	}
-	t.Logf("a turn of the loop takes %s alone, and %s with fifty clients", alone, crowded)
+	t.Logf("an iteration of the loop takes %s alone, and %s with fifty clients", alone, crowded)
 	if err := g.end(); err != nil {
 		t.Error(err)
 	}
@@ -361,7 +362,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for limit := time.Now().Add(30 * time.Second); !is(); time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timed out waiting for %s", what)
 		}
 	}
 }

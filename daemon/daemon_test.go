@@ -42,13 +42,13 @@ func TestAGatewayIsProvisioned(t *testing.T) {
 				}
 				g.run()
 				if took := g.until("assigned", 1); took != 6*time.Second {
-					t.Errorf("it took %s: two waits of 3 s and nothing else", took)
+					t.Errorf("it took %s, want two delays of 3 s and nothing else", took)
 				}
 				if rec := g.wantAssigned(); rec.Generation != 1 || rec.Substatus != "initialAssignment" {
 					t.Errorf("generation %d, substatus %q", rec.Generation, rec.Substatus)
 				}
 				if err := g.end(); err != nil {
-					t.Errorf("SIGTERM ends it well, got %v", err)
+					t.Errorf("Run returned %v after SIGTERM, want nil", err)
 				}
 				g.wantFaults()
 				sum := simulator.Summarize(g.sim.Log())
@@ -60,10 +60,10 @@ func TestAGatewayIsProvisioned(t *testing.T) {
 	}
 }
 
-// The run of the design: CONNACK 3, silence, a wait longer than the connection
-// is held, a throttle, a service error; then the assignment. Its virtual time
-// is exactly the sum of what was asked for and drawn.
-func TestTroubleTakesItsExactTime(t *testing.T) {
+// The run of the design: CONNACK 3, silence, a delay that is longer than a connection is held,
+// a throttle, a service error, and then the assignment. Its virtual time is exactly the sum of
+// the requested and the random delays.
+func TestFailuresDelayTheAssignmentExactlyAsRequested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t,
 			simulator.Rule{On: simulator.OnConnect, Connack: code(3), Times: 1},
@@ -76,7 +76,7 @@ func TestTroubleTakesItsExactTime(t *testing.T) {
 		took := g.until("assigned", 1)
 
 		random, h := seeded(7), pace.History{}
-		_ = pace.Boot(0, random) // the boot delay draws nothing
+		_ = pace.Boot(0, random) // the boot delay uses no random number
 		want := time.Duration(0)
 		for _, step := range []any{
 			fault.New(fault.ConnackUnavailable, "", nil),
@@ -85,7 +85,7 @@ func TestTroubleTakesItsExactTime(t *testing.T) {
 			120 * time.Second, // Retry-After, without a connection
 			fault.Fault{Class: fault.Throttling, RetryAfter: 600 * time.Second},
 			fault.New(fault.ServiceError, "", nil),
-			3 * time.Second, // the poll after it is the first that counts
+			3 * time.Second, // the next poll is the first that counts
 		} {
 			switch s := step.(type) {
 			case time.Duration:
@@ -126,7 +126,7 @@ func TestPromise1READYMeansProvisioned(t *testing.T) {
 		g.run()
 		g.until("assigned", 1)
 		synctest.Wait()
-		if n, _ := g.told("READY=1"); n != 1 {
+		if n, _ := g.notified("READY=1"); n != 1 {
 			t.Errorf("READY=1 was sent %d times", n)
 		}
 		if early != nil {
@@ -135,8 +135,8 @@ func TestPromise1READYMeansProvisioned(t *testing.T) {
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}
-		if n, _ := g.told("STOPPING=1"); n != 1 {
-			t.Error("SIGTERM is told to the service manager")
+		if n, _ := g.notified("STOPPING=1"); n != 1 {
+			t.Error("the service manager was notified of SIGTERM")
 		}
 	})
 }
@@ -161,7 +161,7 @@ func TestNothingIsWrittenForTheSameAnswer(t *testing.T) {
 	})
 }
 
-// snapshot shows every file that others read, with its time.
+// snapshot returns every file that others read, with its modification time.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -170,7 +170,7 @@ func snapshot(t *testing.T, dir string) string {
 	}
 	var b strings.Builder
 	for _, e := range entries {
-		// The one holds the process ID of each run, the other is the flight recorder's.
+		// One contains the process ID of each run, the other is the recorder's.
 		if e.Name() == "lock" || e.Name() == "attempts.json" {
 			continue
 		}
@@ -189,7 +189,7 @@ func snapshot(t *testing.T, dir string) string {
 
 func TestCredentialFailover(t *testing.T) {
 	wrong := "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw="
-	t.Run("the second credential is tried at once when the first is refused", func(t *testing.T) {
+	t.Run("the second credential is tried immediately when the first is refused", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			g.Settings.Credentials = []attest.Credential{g.key("old.key", wrong), g.Settings.Credentials[0]}
@@ -203,7 +203,7 @@ func TestCredentialFailover(t *testing.T) {
 			g.wantFaults(fault.Unauthorized)
 		})
 	})
-	t.Run("none is tried twice in a round, and the next round begins with the first", func(t *testing.T) {
+	t.Run("no credential is tried twice in a round, and the next round begins with the first", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			g.Settings.Credentials = []attest.Credential{g.key("a.key", wrong), g.key("b.key", wrong)}
@@ -225,7 +225,7 @@ func TestCredentialFailover(t *testing.T) {
 			}
 		})
 	})
-	t.Run("a refusal with Retry-After holds back the next credential too", func(t *testing.T) {
+	t.Run("a refusal with Retry-After also delays the next credential", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "45", Times: 1})
 			g.Settings.Credentials = []attest.Credential{g.Settings.Credentials[0], g.key("second.key", g.sim.DeviceKey(device))}
@@ -238,7 +238,7 @@ func TestCredentialFailover(t *testing.T) {
 			}
 		})
 	})
-	t.Run("an unreadable key makes room for the next without a connection", func(t *testing.T) {
+	t.Run("after an unreadable key the next credential is used without a connection", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			missing := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "missing")}}
@@ -283,7 +283,7 @@ func TestAKeyThatAppearsAMinuteAfterStart(t *testing.T) {
 	})
 }
 
-func TestAFileThatChangesAllTheTimeIsNoTraffic(t *testing.T) {
+func TestAContinuouslyChangingFileCausesNoTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"})
 		changed := make(chan struct{})
@@ -368,7 +368,7 @@ func TestPromise4RetryAfterIsAFloor(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
-	t.Run("before the first READY systemd hears nothing of it", func(t *testing.T) {
+	t.Run("before the first READY systemd is not notified", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, simulator.Rule{On: simulator.OnConnect, Connack: code(3), Times: 3})
 			reload := make(chan os.Signal, 1)
@@ -379,10 +379,10 @@ func TestReload(t *testing.T) {
 			reload <- os.Interrupt
 			g.until("reloaded", 1)
 			synctest.Wait()
-			if n, _ := g.told("RELOADING=1"); n != 0 {
+			if n, _ := g.notified("RELOADING=1"); n != 0 {
 				t.Error("RELOADING=1 was sent before READY=1")
 			}
-			if n, _ := g.told("READY=1"); n != 0 {
+			if n, _ := g.notified("READY=1"); n != 0 {
 				t.Error("READY=1 was sent without an assignment")
 			}
 			if err := g.end(); err != nil {
@@ -390,7 +390,7 @@ func TestReload(t *testing.T) {
 			}
 		})
 	})
-	t.Run("after it RELOADING and READY follow at once, and the registration runs behind", func(t *testing.T) {
+	t.Run("after READY, RELOADING and READY follow immediately, and the registration runs in the background", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			reload := make(chan os.Signal, 1)
@@ -401,9 +401,9 @@ func TestReload(t *testing.T) {
 			time.Sleep(time.Hour)
 			reload <- os.Interrupt
 			g.until("assigned", 2)
-			_, reloading := g.told("RELOADING=1\nMONOTONIC_USEC=")
-			n, _ := g.told("READY=1")
-			_, second := g.told("READY=1\nSTATUS=Configuration reloaded")
+			_, reloading := g.notified("RELOADING=1\nMONOTONIC_USEC=")
+			n, _ := g.notified("READY=1")
+			_, second := g.notified("READY=1\nSTATUS=Configuration reloaded")
 			if n != 2 || second.Sub(reloading) != 0 {
 				t.Errorf("READY=1 %d times, %s after RELOADING=1", n, second.Sub(reloading))
 			}
@@ -412,7 +412,7 @@ func TestReload(t *testing.T) {
 			}
 		})
 	})
-	t.Run("a broken configuration is refused, the old one stays", func(t *testing.T) {
+	t.Run("an invalid configuration is refused, and the old one remains", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t)
 			reload := make(chan os.Signal, 1)
@@ -423,7 +423,7 @@ func TestReload(t *testing.T) {
 			reload <- os.Interrupt
 			g.until("reload-refused", 1)
 			synctest.Wait()
-			if n, _ := g.told("READY=1\nSTATUS=The new configuration is invalid; the previous one stays in effect: dpsd.toml:3:1"); n != 1 {
+			if n, _ := g.notified("READY=1\nSTATUS=The new configuration is invalid; the previous one stays in effect: dpsd.toml:3:1"); n != 1 {
 				t.Errorf("notes %v", g.notes)
 			}
 			time.Sleep(time.Hour)
@@ -435,7 +435,7 @@ func TestReload(t *testing.T) {
 			}
 		})
 	})
-	t.Run("while an attempt runs, that one gives way", func(t *testing.T) {
+	t.Run("a running attempt is canceled", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Silent: true, Times: 1})
 			reload := make(chan os.Signal, 1)
@@ -455,9 +455,9 @@ func TestReload(t *testing.T) {
 	})
 }
 
-// A hang is a phase that outlives its deadline: here a dial that ignores its
-// context. Then neither EXTEND_TIMEOUT_USEC nor WATCHDOG=1 leaves any more.
-func TestAHangClosesTheGate(t *testing.T) {
+// A hang is a phase that exceeds its deadline: here a dial that ignores its context. From then
+// on, neither EXTEND_TIMEOUT_USEC nor WATCHDOG=1 is sent.
+func TestAHangStopsTheWatchdogMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.Watchdog = 30 * time.Second
@@ -482,15 +482,15 @@ func TestAHangClosesTheGate(t *testing.T) {
 		g.run()
 		g.until("assigned", 1)
 		time.Sleep(10 * time.Minute)
-		if n, _ := g.told("WATCHDOG=1"); n != 40 {
+		if n, _ := g.notified("WATCHDOG=1"); n != 40 {
 			t.Errorf("WATCHDOG=1 was sent %d times in ten idle minutes, want every 15 s", n)
 		}
 		hang = true
 		reload <- os.Interrupt
 		g.until("hung", 1)
-		atHang, _ := g.told("WATCHDOG=1")
+		atHang, _ := g.notified("WATCHDOG=1")
 		time.Sleep(10 * time.Minute)
-		if n, _ := g.told("WATCHDOG=1"); n != atHang {
+		if n, _ := g.notified("WATCHDOG=1"); n != atHang {
 			t.Errorf("WATCHDOG=1 was sent %d times after the hang was seen", n-atHang)
 		}
 		close(release)
@@ -510,13 +510,13 @@ func TestAHangBeforeREADYStopsTheExtensions(t *testing.T) {
 		}
 		g.run()
 		time.Sleep(29 * time.Second)
-		if n, _ := g.told("EXTEND_TIMEOUT_USEC=60000000"); n != 1 {
+		if n, _ := g.notified("EXTEND_TIMEOUT_USEC=60000000"); n != 1 {
 			t.Errorf("%d extensions while the dial is within its deadline", n)
 		}
 		g.until("hung", 1)
-		atHang, _ := g.told("EXTEND_TIMEOUT_USEC=")
+		atHang, _ := g.notified("EXTEND_TIMEOUT_USEC=")
 		time.Sleep(time.Hour)
-		if n, _ := g.told("EXTEND_TIMEOUT_USEC="); n != atHang {
+		if n, _ := g.notified("EXTEND_TIMEOUT_USEC="); n != atHang {
 			t.Errorf("%d extensions after the hang was seen", n-atHang)
 		}
 		close(release)
@@ -531,11 +531,11 @@ func TestWaitingForWeeksKeepsExtending(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnConnect, Connack: code(3)})
 		g.run()
 		time.Sleep(24 * time.Hour)
-		n, _ := g.told("EXTEND_TIMEOUT_USEC=")
+		n, _ := g.notified("EXTEND_TIMEOUT_USEC=")
 		if want := int(24 * time.Hour / (extension / 4)); n < want-1 || n > want {
 			t.Errorf("%d extensions in a day, want %d", n, want)
 		}
-		if n, _ := g.told("READY=1"); n != 0 {
+		if n, _ := g.notified("READY=1"); n != 0 {
 			t.Error("READY=1 without an assignment")
 		}
 		if err := g.end(); err != nil {
@@ -551,8 +551,8 @@ func TestWaitingForWeeksKeepsExtending(t *testing.T) {
 	})
 }
 
-// SIGTERM at any moment: the attempt says DISCONNECT where there is somebody to
-// say it to, and Run returns within two seconds.
+// SIGTERM at any time: the attempt sends DISCONNECT if there is a connection, and Run returns
+// within two seconds.
 func TestSIGTERMAtAnyMoment(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -565,9 +565,9 @@ func TestSIGTERMAtAnyMoment(t *testing.T) {
 		{"before SUBACK", simulator.Rule{On: simulator.OnSubscribe, Silent: true}, 5 * time.Second},
 		{"before the reply", simulator.Rule{On: simulator.OnRegister, Silent: true}, 5 * time.Second},
 		{"between polls", simulator.Rule{On: simulator.OnPing}, 5 * time.Second},
-		{"in a long wait", simulator.Rule{On: simulator.OnRegister, RetryAfter: "600"}, 5 * time.Minute},
+		{"in a long delay", simulator.Rule{On: simulator.OnRegister, RetryAfter: "600"}, 5 * time.Minute},
 		{"after a fault", simulator.Rule{On: simulator.OnRegister, Status: 404}, time.Minute},
-		{"when all is done", simulator.Rule{On: simulator.OnPing}, time.Hour},
+		{"when the gateway is assigned", simulator.Rule{On: simulator.OnPing}, time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -582,7 +582,7 @@ func TestSIGTERMAtAnyMoment(t *testing.T) {
 				if took := time.Since(before); took > 2*time.Second {
 					t.Errorf("took %s", took)
 				}
-				synctest.Wait() // what was sent arrives
+				synctest.Wait() // sent data arrives
 				g.sim.Close()
 				if tt.name == "between polls" {
 					log := g.sim.Log()
@@ -591,7 +591,7 @@ func TestSIGTERMAtAnyMoment(t *testing.T) {
 						found = found || e.Packet == "DISCONNECT"
 					}
 					if !found {
-						t.Error("an open connection is ended by DISCONNECT")
+						t.Error("an open connection was not ended by DISCONNECT")
 					}
 				}
 			})
@@ -608,11 +608,11 @@ func TestOnce(t *testing.T) {
 		took    time.Duration
 	}{
 		{"returns after the assignment", nil, 0, func(err error) bool { return err == nil }, 6 * time.Second},
-		{"goes on after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
-		{"gives up when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
-		{"gives up when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
-		{"ends at the time-out", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},
-		{"ends at the time-out in the middle of an attempt", []simulator.Rule{{On: simulator.OnConnect, Silent: true}}, 10 * time.Second, func(err error) bool { return errors.Is(err, ErrTimeout) }, 10 * time.Second},
+		{"continues after transient faults", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 5}}, 0, func(err error) bool { return err == nil }, 0},
+		{"ends when the credential is refused", []simulator.Rule{{On: simulator.OnRegister, Status: 401}}, time.Hour, refused, 0},
+		{"ends when the enrollment is refused", []simulator.Rule{{On: simulator.OnRegister, State: "disabled"}}, time.Hour, refused, 0},
+		{"ends at the timeout", []simulator.Rule{{On: simulator.OnConnect, Connack: code(3)}}, time.Minute, func(err error) bool { return errors.Is(err, ErrTimeout) }, time.Minute},
+		{"ends at the timeout in the middle of an attempt", []simulator.Rule{{On: simulator.OnConnect, Silent: true}}, 10 * time.Second, func(err error) bool { return errors.Is(err, ErrTimeout) }, 10 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -631,7 +631,7 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-func TestASecondInstanceIsKeptOut(t *testing.T) {
+func TestASecondInstanceIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.run()
@@ -687,14 +687,14 @@ func TestTheProtocolThatWorkedLastIsTriedFirst(t *testing.T) {
 			if got := strings.Join(dialled, " "); got != want {
 				t.Errorf("dialled %s, want %s", got, want)
 			}
-			blocked = want == "8883 443" // later 8883 is open again, but nobody needs it
+			blocked = want == "8883 443" // later 8883 is open again, but dpsd does not need it
 		}
 		g.sim.Close()
 		g.wantFaults()
 	})
 }
 
-func TestTheFloorKnowsTheServiceInCapitalsToo(t *testing.T) {
+func TestTheFloorAppliesRegardlessOfTheCaseOfTheServiceName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 429, RetryAfter: "600", Times: 1})
 		reload := make(chan os.Signal, 1)
@@ -718,7 +718,7 @@ func TestTheFloorKnowsTheServiceInCapitalsToo(t *testing.T) {
 	})
 }
 
-func TestAREADYThatDidNotGetThroughIsSaidAgain(t *testing.T) {
+func TestAREADYThatCouldNotBeSentIsSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		var busy atomic.Bool
@@ -734,7 +734,7 @@ func TestAREADYThatDidNotGetThroughIsSaidAgain(t *testing.T) {
 		time.Sleep(time.Minute)
 		busy.Store(false)
 		time.Sleep(time.Minute)
-		if n, at := g.told("READY=1\nSTATUS=Assigned to "); n != 1 || at.Sub(g.start) > 66*time.Second+extension/4 {
+		if n, at := g.notified("READY=1\nSTATUS=Assigned to "); n != 1 || at.Sub(g.start) > 66*time.Second+extension/4 {
 			t.Errorf("READY=1 %d times, after %s", n, at.Sub(g.start))
 		}
 		if err := g.end(); err != nil {

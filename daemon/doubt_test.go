@@ -37,8 +37,8 @@ func TestAnIDScopeThatIsNotLikeAzuresIsDoubtful(t *testing.T) {
 	}
 }
 
-// Azure Government has refused 2021-06-01 and China 2019-04-15 when the public cloud had
-// supported them for long.
+// Azure Government and China refused 2021-06-01 and 2019-04-15 long after the public cloud had
+// started to support them.
 func TestANewAPIVersionIsDoubtfulInASovereignCloud(t *testing.T) {
 	for _, test := range []struct {
 		version, host string

@@ -31,7 +31,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// everything is what a gateway has shown of itself: its log, STATUS= and its files.
+// everything returns all output of a gateway: its log, STATUS= and its files.
 func (g *gateway) everything() string {
 	g.t.Helper()
 	var b strings.Builder
@@ -55,7 +55,7 @@ func (g *gateway) everything() string {
 
 func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// The same seed makes the same service, and the bubble's clock the same token.
+		// The same seed gives the same service, and the bubble's clock gives the same token.
 		twin := newGateway(t)
 		key, err := attest.DecodeKey([]byte(twin.sim.DeviceKey(device)))
 		if err != nil {
@@ -81,12 +81,12 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Each is the first attempt of a gateway: later ones have other tokens.
+			// Each is the first attempt of a gateway, because later attempts have other tokens.
 			rules = append(rules, simulator.Rule{On: simulator.OnRegister, Status: 401, Body: text(`{"errorCode":401002,"trackingId":` + string(message) + `,"message":` + string(message) + `}`)})
 		}
 		for n, rule := range rules {
 			if now := attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime)); now != token {
-				t.Fatal("the clock has moved, and this gateway has another token")
+				t.Fatal("the clock has advanced, so this gateway has a different token")
 			}
 			g := newGateway(t, rule)
 			g.run()
@@ -146,8 +146,7 @@ func TestAnAssignmentThatRepeatsTheSignatureIsAMalformedReply(t *testing.T) {
 	}
 }
 
-// encodings are parts of what secrets look like in base64, wherever they stand in it, in
-// hex, and as they are.
+// encodings returns parts of secrets in base64, at any offset, in hexadecimal, and unencoded.
 func encodings(secrets ...string) (parts []string) {
 	for _, s := range secrets {
 		parts = append(parts, s[:14], hex.EncodeToString([]byte(s))[:24], strings.ToUpper(hex.EncodeToString([]byte(s)))[:24])
@@ -158,8 +157,8 @@ func encodings(secrets ...string) (parts []string) {
 	return parts
 }
 
-// A certificate may say anything in bytes below 0x80, and is read before it is verified.
-func TestANameInACertificateForgesNoLineAndSteersNoTerminal(t *testing.T) {
+// A certificate may contain any bytes below 0x80, and is read before it is verified.
+func TestANameInACertificateForgesNoLogLineAndSendsNoTerminalEscape(t *testing.T) {
 	const hostile = "\x1b]0;owned\a\x1b[2J\r\nNov 29 10:00:00 gateway dpsd[1]: assigned\n"
 	for name, long := range map[string]string{"a short name": hostile, "a name of 50,000 bytes": strings.Repeat(hostile, 50_000/len(hostile))} {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +204,7 @@ func TestANameInACertificateForgesNoLineAndSteersNoTerminal(t *testing.T) {
 	}
 }
 
-// selfSigned is a certificate for a name.
+// selfSigned returns a certificate for a name.
 func selfSigned(t *testing.T, name string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -27,7 +27,7 @@ func logged() (*eventLog, *observer.ObservedLogs) {
 	return newEventLog(zap.New(core)), log
 }
 
-func TestWhatRepeatsItselfIsToldAtGrowingIntervals(t *testing.T) {
+func TestARepeatedEventIsLoggedAtIncreasingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		events, log := logged()
 		start := time.Now()
@@ -46,7 +46,7 @@ func TestWhatRepeatsItselfIsToldAtGrowingIntervals(t *testing.T) {
 			n, _ := e.ContextMap()["repeated"].(int64)
 			seen += 1 + int(n)
 		}
-		// It counts those since the last entry, so the last ones are still to be told.
+		// It counts those since the last entry, so the last ones have not been logged yet.
 		if all := 72 * 360; seen > all || seen < all-6*360 {
 			t.Errorf("of %d faults the entries account for %d", all, seen)
 		}
@@ -56,7 +56,7 @@ func TestWhatRepeatsItselfIsToldAtGrowingIntervals(t *testing.T) {
 	})
 }
 
-func TestWhatCountsAsNew(t *testing.T) {
+func TestAChangedEventIsLoggedImmediately(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		events, log := logged()
 		times := func(what string, want int, f func()) {
@@ -64,7 +64,7 @@ func TestWhatCountsAsNew(t *testing.T) {
 			before := log.Len()
 			f()
 			if got := log.Len() - before; got != want {
-				t.Errorf("%s: told %d times, want %d", what, got, want)
+				t.Errorf("%s: logged %d times, want %d", what, got, want)
 			}
 		}
 		fault := func(code string, serviceCode int, cause string) func() {
@@ -79,22 +79,22 @@ func TestWhatCountsAsNew(t *testing.T) {
 		times("another code of the service", 1, fault("unauthorized", 401003, "a"))
 		times("the first again, though others came between", 0, fault("unauthorized", 401002, "a"))
 		events.faultsResolved()
-		times("the same after it was mended", 1, fault("unauthorized", 401002, "a"))
+		times("the same after it was corrected", 1, fault("unauthorized", 401002, "a"))
 		times("another event", 1, func() { events.log(event.Reloaded, zap.Bool("changed", false)) })
 		time.Sleep(renewed)
 		times("the same after a day without it", 1, fault("unauthorized", 401002, "a"))
 		time.Sleep(firstPause)
 		times("and then a second later, as at first", 1, fault("unauthorized", 401002, "a"))
-		times("what is for debugging", 0, func() { events.log(event.Phase) })
+		times("a debugging entry", 0, func() { events.log(event.Phase) })
 	})
 }
 
-func TestNoEventIsToldWithoutEnd(t *testing.T) {
+func TestNoEventIsLoggedIndefinitely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		events, log := logged()
 		const days = 3
 		for i := range days * 24 * 3600 {
-			events.log(event.Fault, zap.Int("serviceCode", i)) // a service that makes up numbers
+			events.log(event.Fault, zap.Int("serviceCode", i)) // a service with arbitrary error codes
 			if i%60 == 0 {
 				events.faultsResolved()
 			}
@@ -109,16 +109,16 @@ func TestNoEventIsToldWithoutEnd(t *testing.T) {
 		before := log.Len()
 		events.log(event.Assigned)
 		if log.Len() != before+1 {
-			t.Error("the faults have used up what the assignment may tell")
+			t.Error("the faults have used up the log entries of the assignment")
 		}
 	})
 }
 
-// What a gateway writes into its journal in a day: of every lane and of every
-// trigger, the first day and each further one.
+// This is what a gateway writes into its journal in a day: for every retry class and every
+// trigger, on the first day and on each following day.
 func TestTheJournalOfADayIsBounded(t *testing.T) {
 	long(t)
-	// Entries a day at level info, the first day and each further one.
+	// The limits are the entries per day at level info, on the first day and on each following day.
 	most, mostVaried := [2]int{60, 12}, [2]int{100, 60}
 	refused := func(err error) func(*gateway) {
 		return func(g *gateway) {
@@ -129,10 +129,10 @@ func TestTheJournalOfADayIsBounded(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		lane, what string
-		varied     bool // there is always something new to tell
+		varied     bool // every event differs from the previous one
 		rules      []simulator.Rule
 		set        func(*gateway)
-		every      time.Duration // between two of do
+		every      time.Duration // between two calls of do
 		do         func(g *triggered, n int)
 	}{
 		{lane: "offline", what: "no route", set: refused(os.NewSyscallError("connect", syscall.ENETUNREACH))},
@@ -232,7 +232,7 @@ func TestTheJournalOfADayIsBounded(t *testing.T) {
 	}
 }
 
-// triggered is a gateway on which a test pulls the triggers.
+// triggered is a gateway on which a test activates the triggers.
 type triggered struct {
 	*gateway
 	changed chan struct{}
@@ -240,7 +240,7 @@ type triggered struct {
 	stepped chan time.Duration
 }
 
-// counts is how often each event was told.
+// counts returns how often each event was logged.
 func counts(log *observer.ObservedLogs) map[string]int {
 	n := map[string]int{}
 	for _, e := range log.All() {

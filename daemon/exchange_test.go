@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// remembering is a gateway that has a TLS session to resume, and meets these rules then.
+// remembering is a gateway with a TLS session to resume. The rules apply to its next connections.
 func remembering(t *testing.T, certificate bool, rules ...simulator.Rule) *gateway {
 	t.Helper()
 	g := newGateway(t)
@@ -49,8 +49,8 @@ func TestAFailureOnAResumedSessionIsReportedAndCostsNoFault(t *testing.T) {
 	})
 }
 
-// A session of a connection that was refused is not kept: the next attempt would fail on it
-// first, and connect twice.
+// The session of a refused connection is not kept: otherwise each attempt would first fail on
+// it, and connect twice.
 func TestARefusedCertificateCostsOneConnectionAnAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := remembering(t, true, simulator.Rule{On: simulator.OnConnect, Connack: code(5)})

@@ -24,15 +24,15 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// chained gives the gateway the certificate of enroll as its credential.
+// chained sets the certificate of enroll as the credential of the gateway.
 func (g *gateway) chained(until time.Time) {
 	g.t.Helper()
 	g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 	g.enroll(until)
 }
 
-// enroll lets the service trust a new authority, and writes a device certificate with its
-// key whose chain has an intermediate that expires at that time.
+// enroll makes the service trust a new authority, and writes a device certificate and its key.
+// The chain has an intermediate that expires at the given time.
 func (g *gateway) enroll(until time.Time) {
 	g.t.Helper()
 	issue := func(name string, from, until time.Time, parent *x509.Certificate, signer crypto.Signer) (*x509.Certificate, crypto.Signer) {
@@ -77,7 +77,7 @@ func (g *gateway) enroll(until time.Time) {
 	g.write("device-key.pem", text("PRIVATE KEY", private))
 }
 
-// The metric is made of the status.
+// The metric is derived from the status.
 func TestEventStatusAndMetricHaveTheEndOfTheChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
@@ -91,7 +91,7 @@ func TestEventStatusAndMetricHaveTheEndOfTheChain(t *testing.T) {
 		if !entry["notAfter"].(time.Time).Equal(until) || entry["because"] != "certificate 2 of 2 in its chain" || !strings.HasPrefix(entry["advice"].(string), "Have the issuer renew that certificate") {
 			t.Errorf("the event is %v", entry)
 		}
-		if n, _ := g.told("; the device certificate expires on 2000-01-21, because certificate 2 of 2 in its chain does"); n == 0 {
+		if n, _ := g.notified("; the device certificate expires on 2000-01-21, because certificate 2 of 2 in its chain does"); n == 0 {
 			t.Errorf("STATUS= is %q", g.lastNote())
 		}
 		if err := g.end(); err != nil {

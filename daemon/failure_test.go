@@ -17,7 +17,7 @@ const global = "global.azure-devices-provisioning.net"
 // unauthorized is DPS's answer to a wrong key.
 var unauthorized = &dps.ServiceError{Status: 401, Code: 401000}
 
-// invalid is a request with a certificate that the clock contradicts.
+// invalid returns a request with a certificate that is not valid at the current time.
 func invalid(validity error) session.Request {
 	return session.Request{Proof: session.Proof{Validity: validity}}
 }
@@ -32,11 +32,11 @@ func TestTheClockExplainsARefusal(t *testing.T) {
 		now  time.Time
 		code fault.Code
 	}{
-		{"a 401 at a plausible time is the credential's", registered{err: refusal}, built.Add(time.Hour), fault.Unauthorized},
-		{"a 401 before the program was built is the clock's", registered{err: refusal}, built.Add(-time.Hour), fault.ClockImplausible},
-		{"a 401 with an expired certificate is the certificate's", registered{err: refusal, request: invalid(attest.ErrExpired)}, built.Add(time.Hour), fault.CertificateExpired},
-		{"a 401 with a certificate of the future is the clock's", registered{err: refusal, request: invalid(attest.ErrNotYetValid)}, built.Add(time.Hour), fault.ClockImplausible},
-		{"another failure stays what it is", registered{err: classify.At(fault.StageConnect, io.EOF), request: invalid(attest.ErrExpired)}, built.Add(-time.Hour), fault.ConnectionLost},
+		{"a 401 at a plausible time is caused by the credential", registered{err: refusal}, built.Add(time.Hour), fault.Unauthorized},
+		{"a 401 before the build time of the program is caused by the clock", registered{err: refusal}, built.Add(-time.Hour), fault.ClockImplausible},
+		{"a 401 with an expired certificate is caused by the certificate", registered{err: refusal, request: invalid(attest.ErrExpired)}, built.Add(time.Hour), fault.CertificateExpired},
+		{"a 401 with a certificate that is not valid yet is caused by the clock", registered{err: refusal, request: invalid(attest.ErrNotYetValid)}, built.Add(time.Hour), fault.ClockImplausible},
+		{"any other failure keeps its code", registered{err: classify.At(fault.StageConnect, io.EOF), request: invalid(attest.ErrExpired)}, built.Add(-time.Hour), fault.ConnectionLost},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if f := s.classify(tt.r, tt.now); f.Code != tt.code || f.Class != fault.Describe(tt.code).Class {

@@ -9,12 +9,12 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// This file has the rows of the table about the certificate of the gateway.
+// This file contains the rows of the table about the certificate of the gateway.
 
-// alertsAboutCertificates are those with which a server refuses a certificate. Anybody on the
-// way can send one before the server was verified and has requested a certificate: that
-// refuses nothing.
-func alertsAboutCertificates() (rows []trouble) {
+// alertsAboutCertificates are the alerts with which a server refuses a certificate. Before the
+// server is verified and has requested a certificate, anyone on the network path can send one,
+// so it refuses nothing.
+func alertsAboutCertificates() (rows []faultRow) {
 	for alert, says := range map[string]string{
 		"bad_certificate": "bad certificate", "unknown_ca": "unknown certificate authority",
 		"access_denied": "access denied", "certificate_required": "certificate required",
@@ -26,10 +26,10 @@ func alertsAboutCertificates() (rows []trouble) {
 			late := "the alert " + alert + " of a verified server that has requested a certificate, TLS " + version
 			asked := slices.Concat(early, onceAndAlways(late, fault.TLSFailed, rule))
 			shown := slices.Concat(early, onceAndAlways(late, fault.CertificateRefused, rule))
-			if version == "1.3" && alert != "bad_certificate" { // the simulator sends no other then
+			if version == "1.3" && alert != "bad_certificate" { // the simulator sends no other alert in this case
 				asked, shown = early, early
 			}
-			for with, more := range map[string][]trouble{"key": asked, "certificate": shown} {
+			for with, more := range map[string][]faultRow{"key": asked, "certificate": shown} {
 				for _, row := range more {
 					row.with, row.says = with, "remote error: tls: "+says
 					if with == "key" && strings.HasPrefix(row.name, late) {
@@ -43,16 +43,16 @@ func alertsAboutCertificates() (rows []trouble) {
 	return rows
 }
 
-// chains are those of the gateway's certificate, which the service verifies.
-func chains() []trouble {
+// chains are rows about the gateway's certificate, which the service verifies.
+func chains() []faultRow {
 	issued := func(life time.Duration) func(*gateway) {
 		return func(g *gateway) { g.chained(time.Now().Add(life)) }
 	}
 	const says = "certificate 2 of 2 in the chain has expired (not after 2000-01-01T00:00:"
-	return []trouble{
+	return []faultRow{
 		{name: "an intermediate has expired", with: "certificate", code: fault.CertificateExpired, says: says, lasts: true, set: issued(-time.Hour)},
 		{name: "an intermediate has expired, and the chain is renewed", with: "certificate", code: fault.CertificateExpired, says: says, set: issued(-time.Hour),
-			mend: func(g *gateway) { g.enroll(time.Now().Add(time.Hour)) }},
+			correct: func(g *gateway) { g.enroll(time.Now().Add(time.Hour)) }},
 		{name: "an intermediate is about to expire", with: "certificate", calm: true, set: issued(time.Hour)},
 	}
 }

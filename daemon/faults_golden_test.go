@@ -46,15 +46,15 @@ type provocation struct {
 	set    func(*gateway) // before the start
 	during func(*gateway) // a second after it
 	event  string         // which one tells it; "" is fault
-	// inject is handed to the supervisor as what an attempt found, for what does
-	// not happen in a bubble.
+	// inject is passed to the supervisor as the result of an attempt, for failures that
+	// cannot happen in a bubble.
 	inject error
 }
 
-// ruled, with a key over TLS, is all that most codes need.
+// ruled uses a key over TLS, which is sufficient for most codes.
 func ruled(r simulator.Rule) provocation { return provocation{rule: r} }
 
-// dialling fails in the system's way before anything is sent.
+// dialling fails like the operating system before anything is sent.
 func dialling(err error) provocation {
 	return provocation{set: func(g *gateway) {
 		g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
@@ -63,8 +63,8 @@ func dialling(err error) provocation {
 	}}
 }
 
-// proxied goes through a proxy that a function plays, or that the simulator's
-// TLS plays when it is nil.
+// proxied uses a proxy that a function implements, or the simulator's TLS if the function is
+// nil.
 func proxied(address string, proxy func(net.Conn)) provocation {
 	return provocation{set: func(g *gateway) {
 		g.Settings.Dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(address) }
@@ -79,7 +79,7 @@ func proxied(address string, proxy func(net.Conn)) provocation {
 	}}
 }
 
-// leading is a name server that leads to that address, where nobody listens.
+// leading makes the name resolve to an address at which nothing listens.
 func leading(address string) func(*gateway) {
 	return func(g *gateway) {
 		g.Settings.Dialer.DialContext = func(context.Context, string, string) (net.Conn, error) {
@@ -97,12 +97,12 @@ func answering(text string) func(net.Conn) {
 	}
 }
 
-// file writes one and makes it the gateway's key.
+// file writes a file and makes it the gateway's key.
 func file(name, text string) func(*gateway) {
 	return func(g *gateway) { g.write(name, text) }
 }
 
-// expired is a device certificate that ended a year before.
+// expired is a device certificate that expired a year ago.
 func expired(g *gateway) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -125,14 +125,14 @@ func expired(g *gateway) {
 	g.write("device-key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
-// provocations are one for each code of the catalogue, all of them end to end
-// in a bubble but two: a second daemon is known before there is a supervisor,
-// and a failure without a name is a defect that nobody knows.
+// provocations has one entry for each code of the catalogue. All but two run end to end in a
+// bubble: a second daemon is detected before there is a supervisor, and an unknown failure is
+// by definition a defect that is not known.
 var provocations = map[fault.Code]provocation{
 	fault.ConfigurationInvalid: {event: "reload-refused", set: func(g *gateway) {
 		hangup := make(chan os.Signal, 1)
 		g.Hangup = hangup
-		time.AfterFunc(time.Second, func() { hangup <- os.Interrupt }) // dpsd waits for the assignment then
+		time.AfterFunc(time.Second, func() { hangup <- os.Interrupt }) // dpsd then waits for the assignment
 		g.Reload = func() (*Settings, error) { return nil, errors.New("dpsd.toml:3:1: dps.id_scop: unknown key") }
 	}},
 
@@ -224,8 +224,8 @@ var provocations = map[fault.Code]provocation{
 	fault.Internal:    {inject: classify.At(fault.StagePoll, errors.New("an error of a kind nobody has seen"))},
 }
 
-// provoke gives what dpsd says of the code: the entry of the log, and the
-// STATUS= that comes with it.
+// provoke returns what dpsd reports for the code: the log entry, and the STATUS= that comes
+// with it.
 func (p provocation) provoke(t *testing.T, code fault.Code) string {
 	var b strings.Builder
 	synctest.Test(t, func(t *testing.T) {
@@ -248,7 +248,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 			s := g.supervisor()
 			now := time.Now()
 			if _, err := s.failed(s.classify(registered{err: p.inject}, now), p.inject, "symmetric-key", now); err != nil {
-				t.Errorf("the daemon ends: %v", err)
+				t.Errorf("the daemon ended: %v", err)
 			}
 		} else {
 			g.run()
@@ -265,7 +265,7 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 		fields := entry.ContextMap()
 		fmt.Fprintf(&b, "  MESSAGE=%s\n", event.Message(entry.Message, fields))
 		if got := fields["fault"]; got != string(code) {
-			t.Errorf("it is called %v: %v", got, fields)
+			t.Errorf("the code is %v: %v", got, fields)
 		}
 		for _, field := range slices.Sorted(maps.Keys(fields)) {
 			if v := fields[field]; v != "" && v != int64(0) {
@@ -302,15 +302,15 @@ func (p provocation) provoke(t *testing.T, code fault.Code) string {
 	return b.String()
 }
 
-// Every failure has a name: the same in the log and in STATUS=, with the stage,
-// the class, what the service said and one line of advice.
+// Every failure has a name. It is the same in the log and in STATUS=, with the stage, the
+// class, the reply of the service and one line of advice.
 func TestPromise9EveryFailureHasAName(t *testing.T) {
 	const golden = "testdata/faults.golden"
 	var b strings.Builder
 	for _, e := range fault.Catalogue() {
 		p, found := provocations[e.Code]
 		if !found {
-			t.Errorf("nothing provokes %s", e.Code)
+			t.Errorf("no test provokes %s", e.Code)
 			continue
 		}
 		t.Run(string(e.Code), func(t *testing.T) {

@@ -23,33 +23,33 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// trouble is one row of the table: what a gateway meets that has been assigned
-// before, and what must come of it.
-type trouble struct {
+// faultRow is one row of the table: a failure that happens to a gateway that has been assigned
+// before, and the expected result.
+type faultRow struct {
 	name    string
 	rules   []simulator.Rule
 	on      string         // "mqtt", "websocket", "both" (one after the other in an attempt) or "": a row for each of the first two
 	with    string         // "key", "certificate" or "": key
-	set     func(*gateway) // what else is changed before the start
-	mend    func(*gateway) // done after 90 s
+	set     func(*gateway) // further changes before the start
+	correct func(*gateway) // done after 90 s
 	calm    bool           // no fault is to be reported at all
 	code    fault.Code     // the first fault
 	codes   []fault.Code   // all that may follow it; empty: code alone
-	lasts   bool           // it does not pass by itself
+	lasts   bool           // it lasts until it is corrected
 	moves   bool           // the gateway is given another hub, which is to be published
 	quiet   bool           // nothing of it reaches the network: attempts are not counted
 	says    string         // is in the cause of each fault
 	advises string         // is in the advice of each fault
 	costs   int            // how many faults there are; 0: not counted
 
-	// tickets is the TLS version up to which the service lets sessions be resumed, and of
-	// which the gateway has one; "": none is resumed.
+	// tickets is the highest TLS version for which the service permits resumption, and for
+	// which the gateway has a session; "" means that no session is resumed.
 	tickets string
 }
 
-// troubled is what became of the gateway.
-type troubled struct {
-	trouble
+// rowResult is the result for the gateway.
+type rowResult struct {
+	faultRow
 	result      string
 	connections int
 	requests    int
@@ -57,9 +57,9 @@ type troubled struct {
 	faults      []string
 }
 
-// everyStage is each stage of the simulator with each thing that can happen
-// there, once and for good. What dpsd calls it stands here; "" is nothing.
-func everyStage() (rows []trouble) {
+// everyStage combines each stage of the simulator with each failure that can happen there,
+// once and always. The code is the fault that dpsd reports; "" means none.
+func everyStage() (rows []faultRow) {
 	type codes struct{ close, reset, silent, garbage, late fault.Code }
 	const lost, slow, mute = fault.ConnectionLost, fault.ConnectTimeout, fault.NoReply
 	for _, stage := range []struct {
@@ -73,7 +73,7 @@ func everyStage() (rows []trouble) {
 		{simulator.OnSubscribe, codes{lost, lost, mute, fault.ProtocolViolation, mute}, codes{lost, lost, mute, fault.ProtocolViolation, mute}},
 		{simulator.OnRegister, codes{lost, lost, mute, fault.ProtocolViolation, mute}, codes{lost, lost, mute, fault.ProtocolViolation, mute}},
 		{simulator.OnPoll, codes{lost, lost, mute, fault.ProtocolViolation, mute}, codes{lost, lost, mute, fault.ProtocolViolation, mute}},
-		// The poll that is due meanwhile is answered: nobody has to wait for the PINGRESP.
+		// The poll that is due in the meantime is answered, so dpsd need not wait for the PINGRESP.
 		{simulator.OnPing, codes{lost, lost, "", fault.ProtocolViolation, ""}, codes{lost, lost, "", fault.ProtocolViolation, ""}},
 		{simulator.OnDisconnect, codes{}, codes{}},
 	} {
@@ -102,7 +102,7 @@ func everyStage() (rows []trouble) {
 				for _, times := range []int{1, 0} {
 					rule := what.rule
 					rule.On, rule.Times = stage.on, times
-					row := trouble{name: string(stage.on) + " " + what.name, on: p.on, rules: []simulator.Rule{rule}, code: what.code, calm: what.code == ""}
+					row := faultRow{name: string(stage.on) + " " + what.name, on: p.on, rules: []simulator.Rule{rule}, code: what.code, calm: what.code == ""}
 					row.name += map[int]string{0: ", always", 1: ", once"}[times]
 					row.lasts = times == 0 && !row.calm && stage.on != simulator.OnPing
 					if stage.on == simulator.OnPing {
@@ -117,27 +117,27 @@ func everyStage() (rows []trouble) {
 	return rows
 }
 
-// once and always make two rows of a rule: one that passes and one that lasts.
-func onceAndAlways(name string, code fault.Code, rule simulator.Rule) []trouble {
+// onceAndAlways returns two rows for a rule: one that acts once and one that acts always.
+func onceAndAlways(name string, code fault.Code, rule simulator.Rule) []faultRow {
 	once, always := rule, rule
 	once.Times = 1
-	return []trouble{
+	return []faultRow{
 		{name: name + ", once", code: code, rules: []simulator.Rule{once}},
 		{name: name + ", always", code: code, rules: []simulator.Rule{always}, lasts: true},
 	}
 }
 
-// calmly is a row of what dpsd takes without a word.
-func calmly(name string, rules ...simulator.Rule) []trouble {
-	return []trouble{{name: name, calm: true, rules: rules}}
+// calmly returns a row in which dpsd reports nothing.
+func calmly(name string, rules ...simulator.Rule) []faultRow {
+	return []faultRow{{name: name, calm: true, rules: rules}}
 }
 
 func text(s string) *string { return &s }
 
-// troubles is the whole table.
-func troubles() []trouble {
+// faultTable returns the whole table.
+func faultTable() []faultRow {
 	rows := everyStage()
-	add := func(more ...[]trouble) { rows = append(rows, slices.Concat(more...)...) }
+	add := func(more ...[]faultRow) { rows = append(rows, slices.Concat(more...)...) }
 
 	// CONNECT and SUBSCRIBE.
 	for n, c := range map[int]fault.Code{
@@ -208,14 +208,14 @@ func troubles() []trouble {
 	}
 	add(
 		calmly("202 with Retry-After 75: dpsd leaves and comes back", simulator.Rule{On: simulator.OnRegister, RetryAfter: "75"}),
-		[]trouble{{name: "the reply, then the end, always", rules: []simulator.Rule{{On: simulator.OnRegister, Then: "close"}}, code: fault.ConnectionLost}},
-		[]trouble{{name: "the reply, then a reset, once", rules: []simulator.Rule{{On: simulator.OnPoll, Then: "reset", Times: 1}}, code: fault.ConnectionLost}},
-		[]trouble{{name: "another hub", rules: []simulator.Rule{{On: simulator.OnPoll, Status: 200, State: "assigned", AssignedHub: "other.azure-devices.net"}}, calm: true, moves: true}},
-		[]trouble{{name: "another hub after three faults", code: fault.ConnackUnavailable, codes: []fault.Code{fault.ServiceError, fault.ConnectionLost}, moves: true, rules: []simulator.Rule{
+		[]faultRow{{name: "the reply, then the end, always", rules: []simulator.Rule{{On: simulator.OnRegister, Then: "close"}}, code: fault.ConnectionLost}},
+		[]faultRow{{name: "the reply, then a reset, once", rules: []simulator.Rule{{On: simulator.OnPoll, Then: "reset", Times: 1}}, code: fault.ConnectionLost}},
+		[]faultRow{{name: "another hub", rules: []simulator.Rule{{On: simulator.OnPoll, Status: 200, State: "assigned", AssignedHub: "other.azure-devices.net"}}, calm: true, moves: true}},
+		[]faultRow{{name: "another hub after three faults", code: fault.ConnackUnavailable, codes: []fault.Code{fault.ServiceError, fault.ConnectionLost}, moves: true, rules: []simulator.Rule{
 			{On: simulator.OnConnect, Connack: code(3), Times: 1}, {On: simulator.OnRegister, Status: 500, Times: 1},
 			{On: simulator.OnPoll, Reset: true, Times: 1}, {On: simulator.OnPoll, Status: 200, State: "assigned", AssignedHub: "other.azure-devices.net"},
 		}}},
-		[]trouble{{name: "one of everything", code: fault.ConnectionLost, codes: []fault.Code{fault.ConnectionLost, fault.ConnackUnavailable, fault.ServiceError, fault.Throttled, fault.NoReply, fault.MalformedReply}, rules: []simulator.Rule{
+		[]faultRow{{name: "one of everything", code: fault.ConnectionLost, codes: []fault.Code{fault.ConnectionLost, fault.ConnackUnavailable, fault.ServiceError, fault.Throttled, fault.NoReply, fault.MalformedReply}, rules: []simulator.Rule{
 			{On: simulator.OnAccept, Reset: true, Times: 1}, {On: simulator.OnConnect, Connack: code(3), Times: 1},
 			{On: simulator.OnSubscribe, Close: true, Times: 1}, {On: simulator.OnRegister, Status: 500, Times: 1},
 			{On: simulator.OnRegister, Status: 429, RetryAfter: "7", Times: 1}, {On: simulator.OnRegister, Silent: true, Times: 1},
@@ -250,9 +250,9 @@ func troubles() []trouble {
 			add(onceAndAlways(fmt.Sprintf("%s after %d bytes down or %d up", way, rule.AfterDown, rule.AfterUp), fault.ConnectionLost, rule))
 		}
 	}
-	add([]trouble{
+	add([]faultRow{
 		{name: "a listener closed for 20 s", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: 20 * time.Second, Times: 1}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}},
-		{name: "a listener closed for good", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: time.Hour}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}, lasts: true},
+		{name: "a listener closed permanently", rules: []simulator.Rule{{On: simulator.OnAccept, Refuse: time.Hour}}, code: fault.ConnectionLost, codes: []fault.Code{fault.TCPRefused}, lasts: true},
 		{name: "8883 is reset, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Reset: true}}},
 		{name: "8883 is silent, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Silent: true}}},
 		{name: "8883 is a portal, 443 is open", on: "both", calm: true, rules: []simulator.Rule{{On: simulator.OnAccept, Protocol: "mqtt", Garbage: "HTTP/1.1 200 OK\r\n\r\n"}}},
@@ -260,7 +260,7 @@ func troubles() []trouble {
 	})
 
 	// WebSocket.
-	var web []trouble
+	var web []faultRow
 	for status, c := range map[int]fault.Code{
 		200: fault.WebSocketRefused, 302: fault.CaptivePortal, 400: fault.WebSocketRefused, 403: fault.WebSocketRefused, 404: fault.WebSocketRefused,
 		502: fault.WebSocketRefused, 503: fault.WebSocketRefused, 511: fault.CaptivePortal,
@@ -300,18 +300,18 @@ func troubles() []trouble {
 	add(onceAndAlways("register: 400, the API version is not supported", fault.RequestRefused,
 		simulator.Rule{On: simulator.OnRegister, Status: 400, ErrorCode: 400004, ErrorMessage: "Unsupported API version 2021-06-01.", RetryAfter: "none"}))
 	for _, host := range []string{"global.azure-devices-provisioning.us", "global.azure-devices-provisioning.cn"} {
-		add([]trouble{{name: "the root of " + host + " is not trusted", on: "mqtt", code: fault.TLSUntrusted, lasts: true, set: func(g *gateway) { issuedByDigiCert(g, host) }}})
+		add([]faultRow{{name: "the root of " + host + " is not trusted", on: "mqtt", code: fault.TLSUntrusted, lasts: true, set: func(g *gateway) { issuedByDigiCert(g, host) }}})
 	}
 	for _, address := range []string{"0.0.0.0", "127.0.0.1", "127.0.0.53", "::", "::1"} {
-		add([]trouble{{name: "a blocklist leads the name to " + address, on: "mqtt", code: fault.DNSBlocked, lasts: true, set: func(g *gateway) {
+		add([]faultRow{{name: "a blocklist leads the name to " + address, on: "mqtt", code: fault.DNSBlocked, lasts: true, set: func(g *gateway) {
 			g.Settings.Dialer.Host = global
 			leading(address)(g)
 		}}})
 	}
-	add([]trouble{
+	add([]faultRow{
 		{name: "the wrong key", code: fault.Unauthorized, lasts: true, set: func(g *gateway) { g.write("device.key", wrong) }},
-		{name: "the wrong key, mended", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
-			mend: func(g *gateway) { g.write("device.key", g.sim.DeviceKey(device)) }},
+		{name: "the wrong key, corrected", code: fault.Unauthorized, set: func(g *gateway) { g.write("device.key", wrong) },
+			correct: func(g *gateway) { g.write("device.key", g.sim.DeviceKey(device)) }},
 		{name: "the wrong key, then the right one", code: fault.Unauthorized, set: func(g *gateway) {
 			g.Settings.Credentials = []attest.Credential{g.key("old.key", wrong), g.Settings.Credentials[0]}
 		}},
@@ -319,7 +319,7 @@ func troubles() []trouble {
 			g.Settings.Credentials = []attest.Credential{g.key("old.key", wrong), g.key("older.key", wrong)}
 		}},
 		{name: "no key", on: "mqtt", code: fault.CredentialUnreadable, lasts: true, quiet: true, set: func(g *gateway) { _ = os.Remove(g.dir + "/device.key") }},
-		{name: "a key that is none", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
+		{name: "an invalid key", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("device.key", "{}") }},
 		{name: "a key that is a directory", on: "mqtt", code: fault.CredentialInvalid, lasts: true, quiet: true, set: func(g *gateway) {
 			_ = os.Remove(g.dir + "/device.key")
 			_ = os.Mkdir(g.dir+"/device.key", 0o755)
@@ -337,7 +337,7 @@ func troubles() []trouble {
 			g.write("ca.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n")
 			g.Settings.Dialer.CAFile = g.dir + "/ca.pem"
 		}},
-		{name: "a payload file that is no object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
+		{name: "a payload file that is not an object", on: "mqtt", code: fault.InputInvalid, lasts: true, quiet: true, set: func(g *gateway) { g.write("p", "[1]"); g.Settings.PayloadFile = g.dir + "/p" }},
 		{name: "no ca_file", on: "mqtt", code: fault.CAUnreadable, lasts: true, quiet: true, set: func(g *gateway) { g.Settings.Dialer.CAFile = g.dir + "/missing" }},
 		{name: "no route for 90 s", on: "mqtt", code: fault.NetworkUnreachable, quiet: true, set: func(g *gateway) {
 			dial, start := g.Settings.Dialer.DialContext, time.Now()
@@ -348,7 +348,7 @@ func troubles() []trouble {
 				return dial(ctx, network, address)
 			}
 		}},
-		{name: "the ID scope of somebody else", code: fault.ConnackUnavailable, lasts: true, set: func(g *gateway) { g.Settings.IDScope = "0ne99999999" }},
+		{name: "the ID scope of another instance", code: fault.ConnackUnavailable, lasts: true, set: func(g *gateway) { g.Settings.IDScope = "0ne99999999" }},
 		{name: "no enrollment", code: fault.EnrollmentNotFound, lasts: true, set: func(g *gateway) {
 			if err := g.sim.SetEnrollments(&enroll.Enrollments{}); err != nil {
 				g.t.Fatal(err)
@@ -358,8 +358,8 @@ func troubles() []trouble {
 	return rows
 }
 
-// playTrouble runs one row in the bubble.
-func playTrouble(t *testing.T, row trouble) (o troubled) {
+// playRow runs one row in a bubble.
+func playRow(t *testing.T, row faultRow) (o rowResult) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.Watchdog = 30 * time.Second
@@ -402,15 +402,15 @@ func playTrouble(t *testing.T, row trouble) (o troubled) {
 				t.Errorf("%d attempts, %d connections in 90 s", attempts, o.connections)
 			}
 		} else {
-			if row.mend != nil {
-				row.mend(g)
+			if row.correct != nil {
+				row.correct(g)
 			}
 			for limit := time.Now().Add(3 * time.Hour); g.log.FilterMessage("assigned").Len() == 0 && time.Now().Before(limit); {
 				time.Sleep(time.Second)
 				synctest.Wait()
 			}
 			if o = g.outcome(row); o.result != "assigned" {
-				t.Errorf("it was not mended: %v", o.faults)
+				t.Errorf("it was not corrected: %v", o.faults)
 			}
 		}
 
@@ -456,21 +456,21 @@ func playTrouble(t *testing.T, row trouble) (o troubled) {
 			t.Errorf("the published record changed:\n%s\n%s", before, after)
 		}
 		if v := simulator.Summarize(g.sim.Log()).Violations; len(v) > 0 {
-			t.Errorf("dpsd breaks a rule: %q", v)
+			t.Errorf("dpsd violates a rule: %q", v)
 		}
 	})
 	return o
 }
 
-// withoutTransport leaves out the memory of what protocol worked, which is no
-// part of the record.
+// withoutTransport removes the record of which protocol worked, which is not part of the
+// assignment.
 func withoutTransport(snapshot string) string {
 	return strings.Join(slices.DeleteFunc(strings.Split(snapshot, "\n"), func(line string) bool {
 		return line == "" || strings.HasPrefix(line, "transport ")
 	}), "\n")
 }
 
-// publish lets the gateway be assigned in an earlier run, and starts to count.
+// publish lets the gateway be assigned in an earlier run, and starts counting.
 func (g *gateway) publish() {
 	g.t.Helper()
 	g.run()
@@ -499,8 +499,8 @@ func (g *gateway) refusing() {
 	}
 }
 
-func (g *gateway) outcome(row trouble) troubled {
-	o := troubled{trouble: row, result: "retries", connections: g.dials, faults: g.faults()}
+func (g *gateway) outcome(row faultRow) rowResult {
+	o := rowResult{faultRow: row, result: "retries", connections: g.dials, faults: g.faults()}
 	if g.log.FilterMessage("assigned").Len() > 0 {
 		o.result = "assigned"
 	}
@@ -516,13 +516,13 @@ func (g *gateway) outcome(row trouble) troubled {
 	return o
 }
 
-// Whatever a gateway meets, it is assigned when that has passed; when it does
-// not pass, it has the right name and costs little; and what was published
-// before stays. With -v the table is printed.
-func TestTroubleOfEveryKind(t *testing.T) {
+// For every failure: the gateway is assigned when the failure ends. While it lasts, it has the
+// right code and causes little traffic, and the record that was published before remains.
+// With -v the test prints the table.
+func TestEachFaultIsReportedAndRecoveredFrom(t *testing.T) {
 	long(t)
-	var rows []trouble
-	for _, row := range troubles() {
+	var rows []faultRow
+	for _, row := range faultTable() {
 		if row.on != "" {
 			rows = append(rows, row)
 			continue
@@ -533,13 +533,13 @@ func TestTroubleOfEveryKind(t *testing.T) {
 		}
 	}
 	var mu sync.Mutex
-	var all []troubled
+	var all []rowResult
 	t.Run("rows", func(t *testing.T) {
 		for _, row := range rows {
 			row.with = cmp.Or(row.with, "key")
 			t.Run(fmt.Sprintf("%s, %s: %s", row.on, row.with, row.name), func(t *testing.T) {
 				t.Parallel()
-				o := playTrouble(t, row)
+				o := playRow(t, row)
 				mu.Lock()
 				defer mu.Unlock()
 				all = append(all, o)
@@ -549,7 +549,7 @@ func TestTroubleOfEveryKind(t *testing.T) {
 	if len(rows) < 90 {
 		t.Errorf("%d rows", len(rows))
 	}
-	slices.SortFunc(all, func(a, b troubled) int {
+	slices.SortFunc(all, func(a, b rowResult) int {
 		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.with, b.with), cmp.Compare(a.on, b.on))
 	})
 	var b strings.Builder

@@ -17,10 +17,10 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// This file has the rows of the table about who is met on the way to the service.
+// This file contains the rows of the table about the network path to the service.
 
-// issuedByDigiCert lets the service have another name, with a certificate that leads to a
-// root of that name which the gateway does not trust.
+// issuedByDigiCert gives the service another name, with a certificate that leads to a root of
+// that name. The gateway does not trust this root.
 func issuedByDigiCert(g *gateway, host string) {
 	authority := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "DigiCert Global Root CA", Organization: []string{"DigiCert Inc"}}}
 	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{host}, NotBefore: g.start.AddDate(-1, 0, 0), NotAfter: g.start.AddDate(1, 0, 0)}
@@ -47,8 +47,8 @@ func issuedByDigiCert(g *gateway, host string) {
 	}
 }
 
-// proxies are what a proxy can answer.
-func proxies() (rows []trouble) {
+// proxies are the answers that a proxy can give.
+func proxies() (rows []faultRow) {
 	type proxy struct {
 		address, answer string
 		code            fault.Code
@@ -72,7 +72,7 @@ func proxies() (rows []trouble) {
 			"wants a password":                            {[]string{"Basic realm=\"a, b\""}, fault.ProxyAuth},
 			"wants a password, and does not say how":      {nil, fault.ProxyAuth},
 			"has Basic last in a list":                    {[]string{"Negotiate, NTLM, basic realm=\"a, b\""}, fault.ProxyAuth},
-			"has Basic in a header of its own":            {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
+			"has Basic in a separate header":              {[]string{"Negotiate", "NTLM", "BASIC realm=\"x\""}, fault.ProxyAuth},
 			"wants NTLM":                                  {[]string{"NTLM"}, fault.ProxyAuthUnsupported},
 			"wants Negotiate or NTLM, in a list":          {[]string{"negotiate, ntlm"}, fault.ProxyAuthUnsupported},
 			"wants Negotiate or NTLM, in two headers":     {[]string{"Negotiate", "NTLM"}, fault.ProxyAuthUnsupported},
@@ -95,16 +95,16 @@ func proxies() (rows []trouble) {
 				}
 			}
 		}
-		rows = append(rows, trouble{name: "a proxy " + name, on: "mqtt", code: what.code, lasts: true, set: func(g *gateway) {
+		rows = append(rows, faultRow{name: "a proxy " + name, on: "mqtt", code: what.code, lasts: true, set: func(g *gateway) {
 			proxied(what.address, play).set(g)
 		}})
 	}
 	return rows
 }
 
-// resumptions are a server that fails on resumed sessions, which the next connection of the
-// same attempt avoids.
-func resumptions() (rows []trouble) {
+// resumptions are rows about a server that fails on resumed sessions. The next connection of
+// the same attempt avoids the failure.
+func resumptions() (rows []faultRow) {
 	for name, rule := range map[string]simulator.Rule{
 		"the upgrade is reset":  {On: simulator.OnUpgrade, Reset: true},
 		"connect closes":        {On: simulator.OnConnect, Close: true},
@@ -113,24 +113,24 @@ func resumptions() (rows []trouble) {
 		"connect sends garbage": {On: simulator.OnConnect, Garbage: "HTTP/1.1 400 Bad Request\r\n\r\n"},
 		"subscribe resets":      {On: simulator.OnSubscribe, Reset: true},
 	} {
-		row := trouble{name: "on a resumed session " + name, calm: true, rules: []simulator.Rule{rule}}
+		row := faultRow{name: "on a resumed session " + name, calm: true, rules: []simulator.Rule{rule}}
 		if rule.On == simulator.OnUpgrade {
 			row.on = "websocket"
 		}
 		rows = append(rows, row)
 	}
 	rows = append(rows,
-		trouble{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
-		trouble{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
-		// The next connection of the same attempt would not do better.
-		trouble{name: "on a resumed session CONNACK 3, once", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
-		trouble{name: "on a resumed session the key is refused: CONNACK 5, once", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
-		trouble{name: "on a resumed session the key is refused: 401, once", code: fault.Unauthorized, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}}},
+		faultRow{name: "on a resumed session the certificate is gone: CONNACK 5", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5)}}},
+		faultRow{name: "on a resumed session the certificate is gone: 401", with: "certificate", calm: true, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none"}}},
+		// The next connection of the same attempt would also fail.
+		faultRow{name: "on a resumed session CONNACK 3, once", code: fault.ConnackUnavailable, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(3), Times: 1}}},
+		faultRow{name: "on a resumed session the key is refused: CONNACK 5, once", code: fault.ConnackRefused, rules: []simulator.Rule{{On: simulator.OnConnect, Connack: code(5), Times: 1}}},
+		faultRow{name: "on a resumed session the key is refused: 401, once", code: fault.Unauthorized, rules: []simulator.Rule{{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}}},
 	)
-	// These fail each time on a resumed session. They cost one fault, and the next attempt
+	// These always fail on a resumed session. They cost one fault, and the next attempt
 	// makes a full handshake.
 	always := func(name string, c fault.Code, rule simulator.Rule) {
-		rows = append(rows, trouble{name: "on a resumed session " + name + ", always", code: c, costs: 1, rules: []simulator.Rule{rule}})
+		rows = append(rows, faultRow{name: "on a resumed session " + name + ", always", code: c, costs: 1, rules: []simulator.Rule{rule}})
 	}
 	always("CONNACK 3", fault.ConnackUnavailable, simulator.Rule{On: simulator.OnConnect, Connack: code(3)})
 	always("SUBACK 128", fault.NotDPS, simulator.Rule{On: simulator.OnSubscribe, Suback: code(128)})
@@ -143,7 +143,7 @@ func resumptions() (rows []trouble) {
 		always(on+"is answered 500", fault.ServiceError, simulator.Rule{On: stage, Status: 500, RetryAfter: "none"})
 		always(on+"is answered with no JSON", fault.MalformedReply, simulator.Rule{On: stage, Body: text("<html>")})
 	}
-	var versions []trouble
+	var versions []faultRow
 	for _, version := range []string{"1.2", "1.3"} {
 		for _, row := range rows {
 			row.name, row.tickets = row.name+", TLS "+version, version

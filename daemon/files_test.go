@@ -16,9 +16,9 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// The second credential ends each round at this gateway; the first was refused
-// by the service all the same.
-func TestAMissingSecondKeyDoesNotMakeTrafficOfAFileThatChangesAllTheTime(t *testing.T) {
+// At this gateway, the second credential ends each round. The service has refused the first
+// one.
+func TestAMissingSecondKeyCausesNoTrafficWithAContinuouslyChangingFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none"})
 		missing := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "missing.key")}}
@@ -39,7 +39,7 @@ func TestAMissingSecondKeyDoesNotMakeTrafficOfAFileThatChangesAllTheTime(t *test
 	})
 }
 
-func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
+func TestAKeyThatAppearsWhileItsAbsenceIsLoggedIsNotMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		key := attest.Reference{Credential: "device-key"}
@@ -52,7 +52,7 @@ func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}
-		// One watch of every place: between two there is a moment that nobody sees.
+		// There is one watch of every place. Between two watches, a change would be missed.
 		want := []string{filepath.Join(first, "device-key"), filepath.Join(second, "device-key")}
 		if len(g.inputs) != 1 || !slices.Equal(g.inputs[0], want) {
 			t.Errorf("watched %q, want once %q", g.inputs, want)
@@ -60,9 +60,9 @@ func TestAKeyThatAppearsWhileItsAbsenceIsToldIsNotMissed(t *testing.T) {
 	})
 }
 
-// A person who removes the state file, or the directory, is answered at once and
-// not at the next registration, which may be a day or a year away.
-func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
+// If someone removes the state file or the directory, dpsd reacts immediately and not at the
+// next registration, which may be a day or a year away.
+func TestRemovedStateIsRestoredImmediately(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.watching(nil)
@@ -73,7 +73,7 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 			select {
 			case g.touched <- struct{}{}:
 			default:
-				t.Fatal("nobody listens whether the files change")
+				t.Fatal("the changes of the files are not watched")
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
@@ -104,7 +104,8 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 			t.Errorf("state-restored %d times, want 3", n)
 		}
 
-		// Nothing can be written where a file stands; the identity is published elsewhere.
+		// A file blocks the directory, so nothing can be written there; the identity is
+		// published elsewhere.
 		if err := errors.Join(os.RemoveAll(directory), os.WriteFile(directory, nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +126,7 @@ func TestTheStateDirectoryIsLookedAfter(t *testing.T) {
 		synctest.Wait()
 		g.wantAssigned()
 		if last := g.lastNote(); last != "STATUS=Assigned to dpsd-sim.azure-devices.net as gw-1" {
-			t.Errorf("the status after it was mended: %q", last)
+			t.Errorf("the status after the correction: %q", last)
 		}
 		if g.dials != dials {
 			t.Errorf("the service was asked for it")

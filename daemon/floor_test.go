@@ -7,13 +7,13 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-func TestOthersCanSeeTheFloor(t *testing.T) {
+func TestTheFloorIsReadableByOtherUsers(t *testing.T) {
 	runtime := store.Runtime{Directory: t.TempDir()}
 	f := floors{runtime: runtime}
 	if err := f.raise(floorKey("dps.test", "gw-1"), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	// Host names and registration IDs are the same in either case of letters.
+	// Host names and registration IDs are compared regardless of case.
 	if left := Floor(runtime, "DPS.test", "GW-1"); left <= 59*time.Minute || left > time.Hour {
 		t.Errorf("%v are left of an hour", left)
 	}

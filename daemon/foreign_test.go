@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// assignedWith is the body of a reply with more members in its registrationState.
+// assignedWith returns the body of a reply with additional members in its registrationState.
 func assignedWith(more string) *string {
 	return text(`{"operationId":"5.1","status":"assigned","registrationState":{"registrationId":"` + device + `","status":"assigned",` +
 		`"assignedHub":"hub.azure-devices.net"` + more + `}}`)
@@ -21,13 +21,13 @@ func assignedWith(more string) *string {
 func TestAReplyOf1MiBIsPublishedAndALargerOneIsRefused(t *testing.T) {
 	for _, protocol := range []transport.Protocol{transport.MQTT, transport.WebSocket} {
 		for name, more := range map[string]struct {
-			with func(room int) string
+			with func(n int) string
 			size int
 			code fault.Code // "" for an assignment
 		}{
-			"blanks":               {func(room int) string { return strings.Repeat(" ", room) }, 1 << 20, ""},
-			"an unknown member":    {func(room int) string { return `,"padding":"` + strings.Repeat("x", room-13) + `"` }, 1 << 20, ""},
-			"blanks up to 1.5 MiB": {func(room int) string { return strings.Repeat(" ", room) }, 3 << 19, fault.ProtocolViolation},
+			"blanks":               {func(n int) string { return strings.Repeat(" ", n) }, 1 << 20, ""},
+			"an unknown member":    {func(n int) string { return `,"padding":"` + strings.Repeat("x", n-13) + `"` }, 1 << 20, ""},
+			"blanks up to 1.5 MiB": {func(n int) string { return strings.Repeat(" ", n) }, 3 << 19, fault.ProtocolViolation},
 		} {
 			t.Run(string(protocol)+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestAReplyOf1MiBIsPublishedAndALargerOneIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotSafeForConsumersIsReportedAsAMalformedReply(t *testing.T) {
+func TestAnUnsafeReplyIsReportedAsMalformed(t *testing.T) {
 	deep := strings.Repeat("[", 101) + strings.Repeat("]", 101)
 	for name, more := range map[string]string{
 		"a device ID with an override of the direction": `,"deviceId":"a\u202eb"`,

@@ -26,8 +26,8 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// gateway is a daemon and a simulated service in one bubble of virtual time,
-// joined by net.Pipe.
+// gateway is a daemon and a simulated service in one bubble of virtual time, connected by
+// net.Pipe.
 type gateway struct {
 	*Daemon
 	t     *testing.T
@@ -40,17 +40,17 @@ type gateway struct {
 	done chan error
 
 	inputs  [][]string    // paths that were watched, but for those of the state directory
-	touched chan struct{} // tells that somebody was at the state directory
+	touched chan struct{} // reports a change of the state directory
 
 	configured chan struct{}   // tells that the configuration file has changed
-	configures context.Context // ends when nobody watches the configuration file any more
+	configures context.Context // ends when the configuration file is no longer watched
 
 	mu    sync.Mutex
 	notes []note
 	dials int
 }
 
-// note is one message to the service manager.
+// note is a message to the service manager.
 type note struct {
 	at    time.Time
 	state string
@@ -58,7 +58,7 @@ type note struct {
 
 const device = "gw-1"
 
-// newGateway has one symmetric key that the service accepts.
+// newGateway returns a gateway with one symmetric key that the service accepts.
 func newGateway(t *testing.T, rules ...simulator.Rule) *gateway {
 	t.Helper()
 	return newGatewayAt(t, simulator.Options{Seed: 1, Scenario: &simulator.Scenario{Rules: rules}})
@@ -109,8 +109,8 @@ func (g *gateway) dial(_ context.Context, _, address string) (net.Conn, error) {
 	return newWire(ours), nil
 }
 
-// wire gives a net.Pipe what every kernel has, a send buffer: when both ends say
-// goodbye at once, neither may have to wait for the other to listen.
+// wire adds a send buffer to a net.Pipe, as every kernel has one: if both ends send their last
+// bytes at the same time, neither may have to wait for the other to read.
 type wire struct {
 	net.Conn
 	mu     sync.Mutex
@@ -147,17 +147,17 @@ func (w *wire) Close() error {
 	if !w.closed {
 		w.closed = true
 		close(w.out)
-		// A peer that never reads must not keep what is left for ever.
+		// A peer that never reads must not block the rest forever.
 		return w.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 	}
 	return nil
 }
 
-// The buffer takes everything at once: no write is ever late.
+// The buffer accepts all data immediately, so a write never misses its deadline.
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 func (w *wire) SetDeadline(t time.Time) error    { return w.SetReadDeadline(t) }
 
-// watching has changed tell of the files that the settings name.
+// watching makes changed report changes of the files that the settings name.
 func (g *gateway) watching(changed <-chan struct{}) {
 	g.touched, g.configured = make(chan struct{}, 1), make(chan struct{}, 1)
 	g.Watch = func(ctx context.Context, paths ...string) (<-chan struct{}, error) {
@@ -180,8 +180,8 @@ func (g *gateway) note(state string) error {
 	return nil
 }
 
-// long is for what lives through days and months: with the race detector it takes
-// minutes, and does nothing that shorter tests do not. "make test" runs it without.
+// long marks a test that covers days and months. With the race detector it takes minutes, and
+// finds nothing that shorter tests do not. "make test" runs it without the race detector.
 func long(t *testing.T) {
 	t.Helper()
 	if raced {
@@ -189,15 +189,15 @@ func long(t *testing.T) {
 	}
 }
 
-// lastNote is the last message.
+// lastNote returns the last message.
 func (g *gateway) lastNote() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.notes[len(g.notes)-1].state
 }
 
-// told is how many messages held the text, and when the first did.
-func (g *gateway) told(text string) (n int, first time.Time) {
+// notified returns how many messages contained the text, and when the first one was sent.
+func (g *gateway) notified(text string) (n int, first time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, m := range g.notes {
@@ -237,14 +237,14 @@ func (g *gateway) write(name, text string) {
 	}
 }
 
-// run starts the daemon; the test's end stops it and the simulator.
+// run starts the daemon. The end of the test stops the daemon and the simulator.
 func (g *gateway) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.stop, g.done = cancel, make(chan error, 1)
 	go func() { g.done <- g.Run(ctx) }()
 }
 
-// end stops what runs and gives what Run returned.
+// end stops the daemon and returns the result of Run.
 func (g *gateway) end() error {
 	g.stop()
 	err := <-g.done
@@ -252,14 +252,14 @@ func (g *gateway) end() error {
 	return err
 }
 
-// until lets time pass until the event was logged n times, and returns when
-// that was, counted from the start.
+// until waits until the event was logged n times, and returns the time of that, counted from
+// the start.
 func (g *gateway) until(event string, n int) time.Duration {
 	g.t.Helper()
 	return g.within(30*24*time.Hour, event, n)
 }
 
-// within is until, for what has to happen soon.
+// within is until for an event that must happen soon.
 func (g *gateway) within(patience time.Duration, event string, n int) time.Duration {
 	g.t.Helper()
 	for limit := time.Now().Add(patience); ; {
@@ -281,7 +281,7 @@ func (g *gateway) faults() (codes []string) {
 	return codes
 }
 
-// record is what another service would read.
+// record returns the record that a consumer would read.
 func (g *gateway) record() (store.Record, error) { return store.Read(g.Store.Directory) }
 
 func (g *gateway) wantAssigned() store.Record {

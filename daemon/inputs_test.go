@@ -16,12 +16,12 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// Nothing watches here: a host name cannot be watched, and neither can what is mounted,
-// served by another machine or in a directory that is closed.
+// There is no watch here: a host name cannot be watched, and neither can files on a mount, on
+// another machine or in an inaccessible directory.
 func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		spoil func(g *gateway) (mend func())
+		spoil func(g *gateway) (correct func())
 		fault fault.Code
 	}{
 		{"a host name", func(g *gateway) func() {
@@ -60,13 +60,13 @@ func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGateway(t)
-				mend := c.spoil(g)
+				correct := c.spoil(g)
 				g.run()
 				g.until("fault", 1)
-				time.Sleep(3 * time.Hour) // by now the wait is an hour
+				time.Sleep(3 * time.Hour) // the delay is now an hour
 				synctest.Wait()
 				tries := g.log.FilterMessage("fault").Len()
-				mend()
+				correct()
 				before := time.Since(g.start)
 				if after := g.until("files-changed", 1) - before; after > inputsEvery {
 					t.Errorf("found %s after it was there", after)
@@ -89,7 +89,7 @@ func TestAnInputThatNothingWatchesIsUsedWithinTenSeconds(t *testing.T) {
 	}
 }
 
-// later writes a file into a directory that is there only now.
+// later writes a file into a directory that did not exist before.
 func (g *gateway) later(name, text string) {
 	g.t.Helper()
 	if err := os.Mkdir(filepath.Join(g.dir, "mounted"), 0o700); err != nil {
@@ -98,7 +98,7 @@ func (g *gateway) later(name, text string) {
 	g.write(filepath.Join("mounted", name), text)
 }
 
-func TestALookAtInputsSendsLogsAndWritesNothing(t *testing.T) {
+func TestCheckingInputsSendsLogsAndWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(g.dir, "missing")}}}
@@ -107,14 +107,14 @@ func TestALookAtInputsSendsLogsAndWritesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.run()
-		time.Sleep(24 * time.Hour) // each wait is an hour or so now
+		time.Sleep(24 * time.Hour) // each delay is now about an hour
 		for n := 0; n != g.log.FilterMessage("fault").Len(); time.Sleep(time.Minute) {
 			synctest.Wait()
 			n = g.log.FilterMessage("fault").Len()
 		}
 		synctest.Wait()
 		entries := g.log.Len()
-		notes, _ := g.told("")
+		notes, _ := g.notified("")
 		written := func() (times []time.Time) {
 			for _, path := range []string{g.MetricsFile, filepath.Join(g.Store.RuntimeDirectory, "attempts.json")} {
 				info, err := os.Stat(path)
@@ -131,7 +131,7 @@ func TestALookAtInputsSendsLogsAndWritesNothing(t *testing.T) {
 		if n := g.log.Len() - entries; n != 0 {
 			t.Errorf("%d entries at any level in 20 minutes of looks, want none", n)
 		}
-		if n, _ := g.told(""); n-notes > 20*60/15+1 {
+		if n, _ := g.notified(""); n-notes > 20*60/15+1 {
 			t.Errorf("%d messages to the service manager, want those that extend the time-out alone", n-notes)
 		}
 		for i, at := range written() {
@@ -180,7 +180,7 @@ func TestAMissingHostNameIsAnsweredWithTheCommandThatSetsIt(t *testing.T) {
 	}
 }
 
-// naming lets the gateway be named by its host name, which the function it returns sets.
+// naming names the gateway by its host name, which the returned function changes.
 func (g *gateway) naming(name string) (rename func(string)) {
 	var current atomic.Value
 	current.Store(name)
@@ -189,7 +189,7 @@ func (g *gateway) naming(name string) (rename func(string)) {
 	return func(name string) { current.Store(name) }
 }
 
-// A machine may have another name, number or ID first, for which there is no enrollment.
+// A machine may have a different name, number or ID at first, for which there is no enrollment.
 func TestARegistrationIDThatDPSHasNotAssignedIsResolvedAgain(t *testing.T) {
 	const before = "debian"
 	unknown := simulator.Rule{RegistrationID: before, On: simulator.OnRegister, Status: 404, RetryAfter: "none"}
@@ -254,7 +254,7 @@ func TestARegistrationIDThatDPSHasNotAssignedIsResolvedAgain(t *testing.T) {
 	}
 }
 
-// lastWaiting is the last status that says when the next attempt starts.
+// lastWaiting returns the last status that states when the next attempt starts.
 func (g *gateway) lastWaiting() (status string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -266,7 +266,7 @@ func (g *gateway) lastWaiting() (status string) {
 	return status
 }
 
-func TestARegistrationIDThatDPSHasAssignedIsKeptUntilSomebodyAsks(t *testing.T) {
+func TestAnAssignedRegistrationIDIsKeptUntilARegistrationIsRequested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{RegistrationID: "other", On: simulator.OnRegister, Status: 404, RetryAfter: "none"})
 		g.Settings.Interval = time.Hour
@@ -275,7 +275,7 @@ func TestARegistrationIDThatDPSHasAssignedIsKeptUntilSomebodyAsks(t *testing.T) 
 		g.until("assigned", 1)
 		rename("other")
 		time.Sleep(4 * time.Hour)
-		// A failure while the name is another one changes nothing.
+		// A failure while the name is different changes nothing.
 		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{
 			{RegistrationID: "other", On: simulator.OnRegister, Status: 404, RetryAfter: "none"},
 			{RegistrationID: device, On: simulator.OnRegister, Status: 500, RetryAfter: "none", Times: 5},
@@ -297,7 +297,7 @@ func TestARegistrationIDThatDPSHasAssignedIsKeptUntilSomebodyAsks(t *testing.T) 
 		g.within(time.Minute, "fault", 6)
 		last := g.log.FilterMessage("fault").All()[5].ContextMap()
 		if cause := fmt.Sprint(last["cause"]); last["fault"] != string(fault.EnrollmentNotFound) || !strings.Contains(cause, "the registration ID was other (%H)") {
-			t.Errorf("after somebody has asked: %s: %s", last["fault"], cause)
+			t.Errorf("after a request:  %s: %s", last["fault"], cause)
 		}
 		if rec := g.wantAssigned(); rec.RegistrationID != device || rec.Generation != 1 {
 			t.Errorf("the record is %+v", rec)

@@ -10,9 +10,9 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// Somebody who inspects TLS, and whose root this gateway trusts, may refuse
-// everything: of the credential that says nothing. The simulator's certificate
-// for one of Azure's names is issued by an authority of its own.
+// A TLS interceptor whose root this gateway trusts may refuse everything. That says nothing about
+// the credential. The simulator's certificate for one of Azure's names is issued by its own
+// authority.
 func TestARefusalOnAnInspectedConnectionCountsAgainstNoCredential(t *testing.T) {
 	on := func(r simulator.Rule) simulator.Rule { r.Times = 3; return r }
 	certificate := func(g *gateway) attest.Credential { return g.certificate(device) }
@@ -31,7 +31,8 @@ func TestARefusalOnAnInspectedConnectionCountsAgainstNoCredential(t *testing.T) 
 			synctest.Test(t, func(t *testing.T) {
 				g := newGateway(t, c.rule)
 				g.Settings.Dialer.Host = global
-				// The second would never do: who tries it has held the refusal against the first.
+				// The second credential would never be used if the refusal counted against the
+				// first.
 				g.Settings.Credentials = []attest.Credential{c.credential(g), g.key("other.key", g.sim.DeviceKey("other"))}
 				g.run()
 				took := g.until("assigned", 1)
@@ -45,7 +46,7 @@ func TestARefusalOnAnInspectedConnectionCountsAgainstNoCredential(t *testing.T) 
 			})
 		})
 	}
-	t.Run("at an endpoint that is not Azure's nobody can tell, and it counts", func(t *testing.T) {
+	t.Run("at an endpoint outside Azure an interceptor cannot be detected, and the refusal counts", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, simulator.Rule{On: simulator.OnConnect, Connack: code(5), Times: 1})
 			g.Settings.Credentials = append(g.Settings.Credentials, g.key("second.key", g.sim.DeviceKey(device)))

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A long test that the Makefile does not name would be run by nobody.
+// Without an entry in the Makefile, a long test would never run.
 func TestTheMakefileRunsTheLongTests(t *testing.T) {
 	makefile, err := os.ReadFile("../Makefile")
 	if err != nil {

@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 				`dpsd_assignment_info\{hub="[^"]+",device_id="[^"]+"\} 1`, `dpsd_confirmed_timestamp_seconds [1-9]\d+(\.\d+)?`,
 				`dpsd_network_bytes_total\{direction="sent"\} [1-9]\d*`, `dpsd_time_to_assigned_seconds_count 1`)
 			if bytes.Contains(text, []byte("dpsd_fault_info")) {
-				t.Errorf("%s: a fault is there that has passed:\n%s", where, text)
+				t.Errorf("%s: a fault that has ended is still present:\n%s", where, text)
 			}
 		}
 		if err := g.end(); err != nil {
@@ -65,9 +65,9 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// A start that only looks at the record makes no attempt, and writes the file
-// all the same: else the one before the reboot would stand for weeks.
-func TestMetricsFileOfAStartThatMakesNoAttempt(t *testing.T) {
+// A start that only reads the record makes no attempt, but writes the file nevertheless:
+// otherwise the file from before the reboot would remain for weeks.
+func TestAStartWithoutAnAttemptWritesTheMetricsFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.run()
@@ -91,7 +91,7 @@ func TestMetricsFileOfAStartThatMakesNoAttempt(t *testing.T) {
 	})
 }
 
-// everyMetric is the text when there is something to be said of each family.
+// everyMetric returns the metrics when every family has a value.
 func everyMetric() []byte {
 	at := time.Date(2026, 11, 23, 8, 15, 42, 0, time.UTC)
 	var board control.Board
@@ -110,7 +110,7 @@ func everyMetric() []byte {
 	return text.Bytes()
 }
 
-func TestEveryMetricIsAsPrometheusWantsIt(t *testing.T) {
+func TestEveryMetricFollowsTheConventionsOfPrometheus(t *testing.T) {
 	text := everyMetric()
 	holds(t, "the text", text, regexp.QuoteMeta(`dpsd_assignment_info{hub="hub",device_id="a\"b\\cé"} 1`), `dpsd_confirmed_timestamp_seconds 1795421742`)
 	for _, f := range families {
@@ -130,7 +130,7 @@ func TestEveryMetricIsAsPrometheusWantsIt(t *testing.T) {
 	}
 }
 
-// The table of docs/operations.md is made from the families.
+// The table of docs/operations.md is generated from the families.
 func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
 	const page, begin, end = "../docs/operations.md", "<!-- metrics: make operations -->\n", "<!-- end -->"
 	labels := map[string][]string{}
@@ -160,7 +160,7 @@ func TestThePageOfOperationsListsTheMetrics(t *testing.T) {
 	}
 }
 
-func TestWhatAnInterruptedWriteOfTheMetricsFileHasLeftIsRemovedAtTheStart(t *testing.T) {
+func TestTheRestOfAnInterruptedWriteOfTheMetricsFileIsRemovedAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.MetricsFile = filepath.Join(g.dir, "dpsd.prom")

@@ -21,7 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// unplugged has failing connections, with err, until the network is restored.
+// unplugged has connections that fail with err until the network is restored.
 func unplugged(t *testing.T, err error, rules ...simulator.Rule) (g *gateway, restored *atomic.Bool) {
 	t.Helper()
 	g, restored = newGateway(t, rules...), new(atomic.Bool)
@@ -32,7 +32,7 @@ func unplugged(t *testing.T, err error, rules ...simulator.Rule) (g *gateway, re
 		}
 		return dial(ctx, network, address)
 	}
-	// Any wait is long.
+	// Every delay is long.
 	g.Settings.Retry.Initial, g.Settings.Retry.Max, g.Settings.Retry.OfflineMax = time.Hour, time.Hour, time.Hour
 	g.Settings.Retry.RefusedInitial = time.Hour
 	g.Network = func([]netip.Addr) string { return fmt.Sprint(restored.Load()) }
@@ -67,7 +67,7 @@ func TestAChangeOfTheNetworkEndsTheWaitsItMayHaveCaused(t *testing.T) {
 				}
 				g.wantFaults(code)
 				if n := g.log.FilterMessage("network-changed").Len(); n != 1 {
-					t.Errorf("the change was told %d times", n)
+					t.Errorf("the change was logged %d times", n)
 				}
 			})
 		})
@@ -96,7 +96,7 @@ func TestAChangeOfTheNetworkDoesNotEndOtherWaits(t *testing.T) {
 				time.Sleep(4 * time.Minute)
 				synctest.Wait()
 				if n := g.log.FilterMessage("network-changed").Len(); n != 0 || looks != 1 || len(simulator.Summarize(g.sim.Log()).Registers) > 1 {
-					t.Errorf("the change was told %d times, the network looked at %d times, DPS asked %d times", n, looks, len(simulator.Summarize(g.sim.Log()).Registers))
+					t.Errorf("the change was logged %d times, the network was checked %d times, DPS was asked %d times", n, looks, len(simulator.Summarize(g.sim.Log()).Registers))
 				}
 				if err := g.end(); err != nil {
 					t.Error(err)
@@ -106,7 +106,7 @@ func TestAChangeOfTheNetworkDoesNotEndOtherWaits(t *testing.T) {
 	}
 }
 
-func TestAnAssignedGatewayDoesNotLookAtTheNetwork(t *testing.T) {
+func TestAnAssignedGatewayDoesNotCheckTheNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, restored := unplugged(t, refusedAt("198.51.100.7:8883"))
 		g.Settings.Retry.Initial = time.Second
@@ -126,7 +126,7 @@ func TestAnAssignedGatewayDoesNotLookAtTheNetwork(t *testing.T) {
 	})
 }
 
-func TestANetworkThatChangesAllTheTimeIsAnAttemptInTenSeconds(t *testing.T) {
+func TestAContinuouslyChangingNetworkCausesOneAttemptInTenSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := unplugged(t, refusedAt("198.51.100.7:8883"))
 		looks := 0
@@ -165,7 +165,7 @@ func TestAChangeDuringAnAttemptEndsTheWaitAfterIt(t *testing.T) {
 	})
 }
 
-func TestTheNetworkIsLookedAtTowardsWhatFailed(t *testing.T) {
+func TestTheNetworkIsCheckedForTheFailedDestinations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, restored := unplugged(t, refusedAt("198.51.100.7:8883"))
 		g.Network = func(to []netip.Addr) string {

@@ -13,14 +13,14 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// refused reports whether err is what Run returns, with Once, when the service has refused
-// every credential or the enrollment.
+// refused reports whether err is the error that Run returns, with Once, when the service has
+// refused every credential or the enrollment.
 func refused(err error) bool {
 	var f fault.Fault
 	return errors.As(err, &f) && !errors.Is(err, ErrTimeout)
 }
 
-func TestOnceThatIsStoppedIsNoSuccess(t *testing.T) {
+func TestOnceReturnsAnErrorWhenItIsStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, simulator.Rule{On: simulator.OnRegister, Silent: true})
 		g.Once = true

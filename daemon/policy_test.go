@@ -31,7 +31,7 @@ func restarted(t *testing.T, rules ...simulator.Rule) *gateway {
 	return g
 }
 
-// registers is how often the service was asked since the restart.
+// registers returns the number of register requests since the restart.
 func (g *gateway) registers() (n int) {
 	for _, at := range simulator.Summarize(g.sim.Log()).Registers {
 		if !at.Before(g.start) {
@@ -42,13 +42,13 @@ func (g *gateway) registers() (n int) {
 }
 
 func TestPolicies(t *testing.T) {
-	t.Run("always: a published record is no READY, the answer is", func(t *testing.T) {
+	t.Run("always: READY is sent after the answer, not because of a published record", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := restarted(t)
 			g.run()
 			g.until("assigned", 1)
 			synctest.Wait()
-			if _, at := g.told("READY=1"); at.Sub(g.start) != 6*time.Second {
+			if _, at := g.notified("READY=1"); at.Sub(g.start) != 6*time.Second {
 				t.Errorf("READY after %s", at.Sub(g.start))
 			}
 			if err := g.end(); err != nil {
@@ -56,7 +56,7 @@ func TestPolicies(t *testing.T) {
 			}
 		})
 	})
-	t.Run("verify: READY at once, the service is asked after the boot delay", func(t *testing.T) {
+	t.Run("verify: READY is sent immediately, and the service is asked after the boot delay", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := restarted(t)
 			g.Settings.OnBoot, g.Settings.BootDelayMax = PolicyVerify, time.Hour
@@ -65,8 +65,8 @@ func TestPolicies(t *testing.T) {
 			if took := g.until("assigned", 1); took != pace.Boot(time.Hour, seeded(7))+6*time.Second {
 				t.Errorf("asked after %s", took)
 			}
-			n, at := g.told("READY=1\nSTATUS=Next attempt at ")
-			if cached, _ := g.told("boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || cached != 1 || at.Sub(g.start) != 0 {
+			n, at := g.notified("READY=1\nSTATUS=Next attempt at ")
+			if cached, _ := g.notified("boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || cached != 1 || at.Sub(g.start) != 0 {
 				t.Errorf("READY %d times, after %s: %v", n, at.Sub(g.start), g.notes)
 			}
 			synctest.Wait()
@@ -78,7 +78,7 @@ func TestPolicies(t *testing.T) {
 			}
 		})
 	})
-	t.Run("verify: a service that says no withdraws nothing", func(t *testing.T) {
+	t.Run("verify: a refusal does not withdraw the published record", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := restarted(t)
 			g.Settings.OnBoot = PolicyVerify
@@ -91,7 +91,7 @@ func TestPolicies(t *testing.T) {
 			if after := snapshot(t, g.Store.Directory); after != before {
 				t.Errorf("the record changed:\n%s", after)
 			}
-			if n, _ := g.told("READY=1"); n != 1 {
+			if n, _ := g.notified("READY=1"); n != 1 {
 				t.Errorf("READY %d times", n)
 			}
 			if err := g.end(); err != nil {
@@ -100,7 +100,7 @@ func TestPolicies(t *testing.T) {
 			g.wantFaults(fault.EnrollmentDisabled, fault.EnrollmentDisabled, fault.EnrollmentDisabled)
 		})
 	})
-	t.Run("if-needed: READY at once, and nobody is asked", func(t *testing.T) {
+	t.Run("if-needed: READY is sent immediately, and the service is not asked", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := restarted(t)
 			g.Settings.OnBoot = PolicyIfNeeded
@@ -109,13 +109,13 @@ func TestPolicies(t *testing.T) {
 			g.Reload = func() (*Settings, error) { return nil, nil }
 			g.run()
 			time.Sleep(30 * 24 * time.Hour)
-			if n, at := g.told("READY=1"); n != 1 || at.Sub(g.start) != 0 {
+			if n, at := g.notified("READY=1"); n != 1 || at.Sub(g.start) != 0 {
 				t.Errorf("READY %d times, after %s", n, at.Sub(g.start))
 			}
 			if g.dials != 0 {
 				t.Errorf("%d connections in a month", g.dials)
 			}
-			reload <- os.Interrupt // until somebody does
+			reload <- os.Interrupt // until a registration is requested
 			g.until("assigned", 1)
 			if err := g.end(); err != nil {
 				t.Error(err)
@@ -134,7 +134,7 @@ func TestPolicies(t *testing.T) {
 			g.Settings.Credentials = []attest.Credential{g.key("2.key", g.sim.DeviceKey("gw-2"))}
 		}},
 	} {
-		t.Run("if-needed: a record of another configuration stays published but is no READY: "+tt.name, func(t *testing.T) {
+		t.Run("if-needed: a record of another configuration stays published but does not cause READY: "+tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := restarted(t)
 				tt.change(g)
@@ -142,7 +142,7 @@ func TestPolicies(t *testing.T) {
 				g.run()
 				g.until("record-of-another-configuration", 1)
 				g.wantAssigned()
-				if n, _ := g.told("READY=1"); n != 0 {
+				if n, _ := g.notified("READY=1"); n != 0 {
 					t.Error("READY for a record of another configuration")
 				}
 				if tt.name == "another ID scope" { // the service knows only one
@@ -150,7 +150,7 @@ func TestPolicies(t *testing.T) {
 				} else {
 					g.until("assigned", 1)
 					synctest.Wait()
-					if n, _ := g.told("READY=1"); n != 1 {
+					if n, _ := g.notified("READY=1"); n != 1 {
 						t.Errorf("READY %d times after the assignment", n)
 					}
 				}
@@ -173,7 +173,7 @@ func TestPolicies(t *testing.T) {
 			}
 		})
 	})
-	t.Run("--once asks whatever the policy", func(t *testing.T) {
+	t.Run("--once registers regardless of the policy", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := restarted(t)
 			g.Settings.OnBoot, g.Once = PolicyIfNeeded, true
@@ -202,7 +202,7 @@ func TestTheIntervalRegistersAgain(t *testing.T) {
 		if n := g.registers(); n < 30 || n > 33 {
 			t.Errorf("%d registers in 30 days", n)
 		}
-		if n, _ := g.told("READY=1"); n != 1 {
+		if n, _ := g.notified("READY=1"); n != 1 {
 			t.Errorf("READY %d times", n)
 		}
 	})
@@ -270,10 +270,10 @@ func TestAnExpiringCertificateIsAnnounced(t *testing.T) {
 		}
 		ended := g.log.FilterMessage("certificate-expired")
 		if ended.Len() != 1 || ended.All()[0].Time.Before(proof.Expires) {
-			t.Errorf("that it has ended was told %v, want once, at %s", ended.All(), proof.Expires)
+			t.Errorf("the expiry was logged %v, want once, at %s", ended.All(), proof.Expires)
 		}
 		for _, verb := range []string{"expires", "expired"} {
-			if n, _ := g.told("; the device certificate " + verb + " on " + proof.Expires.UTC().Format(time.DateOnly)); n == 0 {
+			if n, _ := g.notified("; the device certificate " + verb + " on " + proof.Expires.UTC().Format(time.DateOnly)); n == 0 {
 				t.Errorf("STATUS= does not say that it %s", verb)
 			}
 		}
@@ -283,7 +283,7 @@ func TestAnExpiringCertificateIsAnnounced(t *testing.T) {
 	})
 }
 
-func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
+func TestARecordFromTheFutureDoesNotPreventRegistrations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)
 		s := g.supervisor()
@@ -291,7 +291,7 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 		if err := s.open(time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		// The record was saved under a clock of 2099; now the clock is right.
+		// The record was saved when the clock showed 2099; now the clock is right.
 		s.verified = time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)
 		refusal := registered{err: classify.At(fault.StageRegister, unauthorized), verified: time.Now().Round(0), recording: &recording{}}
 		if f := s.classify(refusal, time.Now()); f.Code != fault.ClockImplausible {
@@ -308,8 +308,8 @@ func TestTheClockOfARecordLocksNobodyOut(t *testing.T) {
 	})
 }
 
-// What comes next is in the part of the line that a terminal shows, however long the
-// names and the cause are.
+// The next action is in the part of the line that a terminal shows, regardless of the length of
+// the names and the cause.
 func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 	long := strings.Repeat("n", 120)
 	hub := strings.Repeat("h", 50) + "." + strings.Repeat("d", 60) + ".azure-devices.net"
@@ -339,7 +339,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			}
 		})
 	})
-	t.Run("after READY, with the identity behind it", func(t *testing.T) {
+	t.Run("after READY, followed by the identity", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGateway(t, assigned, simulator.Rule{On: simulator.OnRegister, Status: 401, ErrorMessage: long})
 			g.Settings.Interval = time.Hour
@@ -369,7 +369,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g := newGateway(t)
 			g.run()
 			g.until("assigned", 1)
-			if n, _ := g.told("STATUS=Asking again in 3s: DPS is assigning gw-1"); n == 0 {
+			if n, _ := g.notified("STATUS=Asking again in 3s: DPS is assigning gw-1"); n == 0 {
 				t.Errorf("the line does not begin with the next question: %v", g.notes)
 			}
 			if err := g.end(); err != nil {
@@ -383,7 +383,7 @@ func TestASteppedClockEndsTheWaitsItMayHaveCaused(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		rule simulator.Rule
-		took time.Duration // from the step to the assignment; 0: the wait goes on
+		took time.Duration // from the step to the assignment; 0: the wait continues
 	}{
 		{"a refused credential", simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "none", Times: 1}, 6 * time.Second},
 		{"but never the floor", simulator.Rule{On: simulator.OnRegister, Status: 401, RetryAfter: "1800", Times: 1}, 1806*time.Second - time.Minute},

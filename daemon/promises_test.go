@@ -14,7 +14,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// The promises and their other tests: docs/promises.md.
+// docs/promises.md lists the promises and their other tests.
 
 func TestPromise3MakeBeforeBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -47,11 +47,12 @@ func TestPromise3MakeBeforeBreak(t *testing.T) {
 			reload <- os.Interrupt
 			g.until("fault", seen+1)
 			if rec := g.wantAssigned(); rec.Generation != old.Generation || rec.Checksum != old.Checksum {
-				t.Errorf("%+v: the published record is another one: %+v", rule, rec)
+				t.Errorf("%+v: the published record has changed: %+v", rule, rec)
 			}
 		}
 
-		// A hub that did move takes its place at once, and only when it is durable.
+		// If the hub did change, the new record replaces the old one immediately, but only when
+		// it is durable.
 		moved := simulator.Rule{On: simulator.OnPoll, State: "assigned", AssignedHub: "moved.azure-devices.net", Substatus: "deviceDataMigrated"}
 		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{moved}}); err != nil {
 			t.Fatal(err)
@@ -62,8 +63,8 @@ func TestPromise3MakeBeforeBreak(t *testing.T) {
 		if rec := g.wantAssigned(); rec.Generation != old.Generation+1 || rec.AssignedHub != "moved.azure-devices.net" {
 			t.Errorf("generation %d, hub %s", rec.Generation, rec.AssignedHub)
 		}
-		if n, _ := g.told("READY=1"); n < 2 {
-			t.Error("READY was not said again after the reloads")
+		if n, _ := g.notified("READY=1"); n < 2 {
+			t.Error("READY was not sent again after the reloads")
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
@@ -71,7 +72,7 @@ func TestPromise3MakeBeforeBreak(t *testing.T) {
 	})
 }
 
-// Everything a gateway says of itself is searched for what only it may know.
+// The test searches all output of a gateway for its secrets.
 func TestPromise8SecretsStaySecret(t *testing.T) {
 	for _, certified := range []bool{false, true} {
 		t.Run(map[bool]string{false: "a symmetric key", true: "a private key"}[certified], func(t *testing.T) {
@@ -122,7 +123,7 @@ func TestPromise8SecretsStaySecret(t *testing.T) {
 					}
 					for _, secret := range secrets {
 						if strings.Contains(text, secret) {
-							t.Errorf("%.20s… stands in %s", secret, where)
+							t.Errorf("%.20s… is in %s", secret, where)
 						}
 					}
 				}

@@ -25,7 +25,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// anything is a service that does anything, at random.
+// anything is a service that returns random faults.
 func anything(then ...simulator.Rule) *simulator.Scenario {
 	sc := &simulator.Scenario{}
 	add := func(chance float64, r simulator.Rule) {
@@ -64,7 +64,7 @@ func anything(then ...simulator.Rule) *simulator.Scenario {
 	return sc
 }
 
-// retryAfter is the wait that a reply asks for, as the service means it.
+// retryAfter returns the delay that a reply requests, as the service interprets it.
 func retryAfter(topic string) time.Duration {
 	_, query, _ := strings.Cut(topic, "?")
 	for parameter := range strings.SplitSeq(query, "&") {
@@ -77,8 +77,8 @@ func retryAfter(topic string) time.Duration {
 	return 0
 }
 
-// A day of nothing but faults, the service on the other side: whatever it does,
-// no request comes before it wants one, and the day's traffic is bounded.
+// A day of random faults: no request arrives before the service permits it, and the traffic of
+// the day is bounded.
 func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 	long(t)
 	const connections, requests = 600, 600 // a day
@@ -97,7 +97,7 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 			g.Hangup = reload
 			g.Reload = func() (*Settings, error) { return nil, nil }
 			g.run()
-			for range 24 { // and somebody asks for it every hour
+			for range 24 { // and a registration is requested every hour
 				time.Sleep(time.Hour)
 				reload <- os.Interrupt
 			}
@@ -113,7 +113,7 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 				case e.Packet != "PUBLISH":
 				case e.Direction == "down":
 					if e.Connection == stalled || e.Size > session.MaxPacket {
-						continue // it never arrived, or was refused unread
+						continue // it never arrived, or was refused before it was read
 					}
 					if until := e.Time.Add(retryAfter(e.Topic)); until.After(floor) {
 						floor = until
@@ -137,10 +137,10 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 				t.Errorf("seed %d: faults %v", seed, g.faults())
 			}
 			for _, e := range g.log.FilterMessage("fault").FilterField(zap.String("fault", string(fault.Internal))).All() {
-				t.Errorf("seed %d: a fault without a name in stage %v: %v", seed, e.ContextMap()["stage"], e.ContextMap()["cause"])
+				t.Errorf("seed %d: an unknown fault in stage %v: %v", seed, e.ContextMap()["stage"], e.ContextMap()["cause"])
 			}
 			if len(sum.Violations) > 0 {
-				t.Errorf("seed %d: dpsd breaks a rule: %q", seed, sum.Violations)
+				t.Errorf("seed %d: dpsd violates a rule: %q", seed, sum.Violations)
 			}
 		})
 	}
@@ -148,15 +148,15 @@ func TestADayOfRandomFaultsKeepsTheFloorAndTheBudget(t *testing.T) {
 		most.Connections, mostRequests, most.BytesUp, most.BytesDown, connections, requests)
 }
 
-// However long a lane's cause has lasted, when it is mended the gateway is
-// assigned within that lane's longest wait.
-func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
+// However long a fault has lasted, the gateway is assigned within the longest delay of its retry
+// class after the cause is removed.
+func TestEveryRetryClassRecoversWhenTheCauseIsRemoved(t *testing.T) {
 	wrong := "d3JvbmcgbWF0ZXJpYWwgd3JvbmcgbWF0ZXJpYWw="
 	for _, tt := range []struct {
 		lane   pace.Lane
 		name   string
 		rule   simulator.Rule
-		set    func(*gateway) (mend func())
+		set    func(*gateway) (correct func())
 		within time.Duration
 	}{
 		{lane: pace.LaneOffline, name: "no route", within: 10 * time.Second, set: func(g *gateway) func() {
@@ -179,7 +179,7 @@ func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 			g.write("device.key", wrong)
 			return func() { g.write("device.key", g.sim.DeviceKey(device)) }
 		}},
-		{lane: pace.LaneRefused, name: "two wrong keys, the second mended", within: 75 * time.Minute, set: func(g *gateway) func() {
+		{lane: pace.LaneRefused, name: "two wrong keys, the second corrected", within: 75 * time.Minute, set: func(g *gateway) func() {
 			g.Settings.Credentials = []attest.Credential{g.key("a.key", wrong), g.key("b.key", wrong)}
 			return func() { g.write("b.key", g.sim.DeviceKey(device)) }
 		}},
@@ -195,24 +195,24 @@ func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 					rules = append(rules, tt.rule)
 				}
 				g := newGateway(t, rules...)
-				mend := func() {
+				correct := func() {
 					if err := g.sim.SetScenario(nil); err != nil {
 						t.Fatal(err)
 					}
 				}
 				if tt.set != nil {
-					mend = tt.set(g)
+					correct = tt.set(g)
 				}
 				g.run()
-				g.eventually("fault", 20) // by now the lane is as slow as it gets
+				g.eventually("fault", 20) // by now the delay has its maximum
 				last := g.log.FilterMessage("fault").All()
-				if got := last[len(last)-1].ContextMap()["lane"]; got != string(tt.lane) && tt.name != "two wrong keys, the second mended" {
+				if got := last[len(last)-1].ContextMap()["lane"]; got != string(tt.lane) && tt.name != "two wrong keys, the second corrected" {
 					t.Errorf("the lane is %s", got)
 				}
 				before := time.Since(g.start)
-				mend()
+				correct()
 				if took := g.eventually("assigned", 1) - before; took > tt.within+6*time.Second {
-					t.Errorf("assigned %s after the mending, want at most %s and the 6 s of a registration", took, tt.within)
+					t.Errorf("assigned %s after the correction, want at most %s and the 6 s of a registration", took, tt.within)
 				}
 				if err := g.end(); err != nil {
 					t.Error(err)
@@ -222,7 +222,7 @@ func TestEveryLaneLeavesWhenTheCauseIsMended(t *testing.T) {
 	}
 }
 
-// eventually is until for what takes days.
+// eventually is until for events that take days.
 func (g *gateway) eventually(event string, n int) time.Duration {
 	for range 30 * 24 * 60 {
 		if found := g.log.FilterMessage(event).All(); len(found) >= n {
@@ -235,7 +235,7 @@ func (g *gateway) eventually(event string, n int) time.Duration {
 	return 0
 }
 
-// memory is what is left on the heap when everything unused has gone.
+// memory returns the size of the heap without unused objects.
 func memory() uint64 {
 	var m runtime.MemStats
 	for range 3 {
@@ -245,9 +245,9 @@ func memory() uint64 {
 	return m.HeapAlloc
 }
 
-// A month of random faults leaves memory and goroutines where they began. It
-// does not run beside other tests, whose goroutines would be counted.
-func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
+// A month of random faults leaves memory and goroutines as they were. The test does not run in
+// parallel with other tests, whose goroutines would be counted.
+func TestPromise5FailuresNeverEndTheProcess(t *testing.T) {
 	long(t)
 	const margin = 64 << 10
 	synctest.Test(t, func(t *testing.T) {
@@ -265,11 +265,11 @@ func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
 			return nil
 		}))
 		g.Notify = func(string) error { return nil }
-		g.Watchdog = 30 * time.Minute // so that there are fewer beats to simulate
+		g.Watchdog = 30 * time.Minute // fewer watchdog messages to simulate
 		g.Settings.Interval = 90 * time.Minute
 		g.Settings.Dialer.Protocols = []transport.Protocol{transport.MQTT, transport.WebSocket}
 		g.run()
-		// measure waits for a registration without faults and for the quiet after it.
+		// measure waits for a registration without faults and for the idle time after it.
 		measure := func() (heap uint64, goroutines int) {
 			if err := g.sim.SetScenario(nil); err != nil {
 				t.Fatal(err)
@@ -281,15 +281,15 @@ func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
 			synctest.Wait()
 			return memory(), runtime.NumGoroutine()
 		}
-		trouble := func(days int) {
+		failures := func(days int) {
 			if err := g.sim.SetScenario(anything()); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Duration(days) * 24 * time.Hour)
 		}
-		trouble(1) // what is made once is made by then
+		failures(1) // after that, one-time allocations have been made
 		heap, goroutines := measure()
-		trouble(30)
+		failures(30)
 		heapAfter, goroutinesAfter := measure()
 		t.Logf("30 days: %d registrations, %d faults, %d log entries; heap %d → %d bytes, goroutines %d → %d",
 			assigned.Load(), faults.Load(), logged.Load(), heap, heapAfter, goroutines, goroutinesAfter)
@@ -301,7 +301,7 @@ func TestPromise5TroubleNeverEndsTheProcess(t *testing.T) {
 			t.Errorf("%d goroutines became %d:\n%s", goroutines, goroutinesAfter, stacks[:runtime.Stack(stacks, true)])
 		}
 		if assigned.Load() < 100 || faults.Load() < 200 {
-			t.Error("it was not much of a month")
+			t.Error("there were too few faults")
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)

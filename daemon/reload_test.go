@@ -41,20 +41,20 @@ func TestABurstOfSIGHUPsIsTwoReloads(t *testing.T) {
 		if n := len(g.inputs) - watches; n != len(reloads) {
 			t.Errorf("%d watches for %d reloads", n, len(reloads))
 		}
-		reloading, _ := g.told("RELOADING=1")
-		ready, _ := g.told("READY=1\nSTATUS=Configuration reloaded")
+		reloading, _ := g.notified("RELOADING=1")
+		ready, _ := g.notified("READY=1\nSTATUS=Configuration reloaded")
 		if reloading != 2 || ready != 2 {
 			t.Errorf("RELOADING=1 %d times, READY=1 %d times, want each twice", reloading, ready)
 		}
 		if late := reloads[len(reloads)-1].Sub(last); late < 0 || late > time.Second {
-			t.Errorf("the last SIGHUP was obeyed %s after it came", late)
+			t.Errorf("the last SIGHUP was handled after %s", late)
 		}
-		// One that comes alone is obeyed at once.
+		// A single signal is handled immediately.
 		alone := time.Now()
 		hangup <- os.Interrupt
 		synctest.Wait()
 		if at := reloads[len(reloads)-1]; !at.Equal(alone) {
-			t.Errorf("a single SIGHUP was obeyed at %s, and came at %s", at, alone)
+			t.Errorf("a single SIGHUP was handled at %s, and was sent at %s", at, alone)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)

@@ -22,7 +22,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// example is a scenario of docs/simulator.md with what dpsd makes of it.
+// example is a scenario of docs/simulator.md with the expected result of dpsd.
 type example struct {
 	name     string
 	scenario *simulator.Scenario
@@ -30,7 +30,7 @@ type example struct {
 	outcome  []string // faults, and "assigned" at the end if so
 }
 
-// examples reads them. The first line of each says the outcome.
+// examples reads the examples. The first line of each states the result.
 func examples(t *testing.T) []example {
 	t.Helper()
 	text, err := os.ReadFile("../docs/simulator.md")
@@ -47,7 +47,7 @@ func examples(t *testing.T) []example {
 		line := 1 + bytes.Count(text[:place[0]], []byte("\n"))
 		head := said.FindSubmatch(block)
 		if head == nil {
-			t.Errorf("docs/simulator.md:%d: the example does not say what dpsd makes of it", line)
+			t.Errorf("docs/simulator.md:%d: the example does not state the result", line)
 			continue
 		}
 		sc, err := scenario.Parse(fmt.Sprintf("docs/simulator.md:%d", line), bytes.NewReader(block))
@@ -63,13 +63,13 @@ func examples(t *testing.T) []example {
 	return all
 }
 
-// gateway is one in the bubble that meets the example.
+// gateway returns a gateway in the bubble that uses the example.
 func (e *example) gateway(t *testing.T) *gateway {
 	g := newGateway(t)
 	if err := g.sim.SetScenario(e.scenario); err != nil {
 		t.Fatal(err)
 	}
-	// What a kernel does while a listener is closed.
+	// A kernel does this while a listener is closed.
 	dial := g.Settings.Dialer.DialContext
 	g.Settings.Dialer.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		protocol := "mqtt"
@@ -88,17 +88,17 @@ func (e *example) gateway(t *testing.T) *gateway {
 	case "with a certificate":
 		g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 	default:
-		t.Fatalf("%q is no way to run dpsd", e.on)
+		t.Fatalf("%q is not a way to run dpsd", e.on)
 	}
 	return g
 }
 
-// play runs dpsd until it is assigned, or for 30 hours, and gives what it
-// reported, repetitions left out.
+// play runs dpsd until it is assigned, or for 30 hours, and returns the reported faults without
+// repetitions.
 func (e *example) play(g *gateway) []string {
 	g.run()
 	for begin := time.Now(); g.log.FilterMessage("assigned").Len() == 0 && time.Since(begin) < 30*time.Hour; {
-		time.Sleep(time.Minute) // each look reads the whole log
+		time.Sleep(time.Minute) // each check reads the whole log
 		synctest.Wait()
 	}
 	got := slices.Compact(g.faults())
@@ -111,7 +111,7 @@ func (e *example) play(g *gateway) []string {
 	return got
 }
 
-// Every example of the documentation, dpsd on the other side.
+// The test runs dpsd with every example of the documentation.
 func TestEveryScenarioOfTheDocumentation(t *testing.T) {
 	all := examples(t)
 	if len(all) < 50 {
@@ -125,7 +125,7 @@ func TestEveryScenarioOfTheDocumentation(t *testing.T) {
 					t.Errorf("the document says (-) and dpsd reports (+):\n%s\nfaults: %v", d, g.log.FilterMessage("fault").All())
 				}
 				if v := simulator.Summarize(g.sim.Log()).Violations; len(v) > 0 {
-					t.Errorf("dpsd breaks a rule: %q", v)
+					t.Errorf("dpsd violates a rule: %q", v)
 				}
 			})
 		})

@@ -8,7 +8,7 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// noon is a time in these tests.
+// noon is the reference time of these tests.
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func after(d time.Duration) time.Time { return noon.Add(d) }

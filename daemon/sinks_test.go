@@ -31,7 +31,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// The limits of what a daemon shows to others, in bytes, whatever peers have sent.
+// The maximum size in bytes of each output of a daemon, for any data that peers have sent.
 const (
 	statusLimit   = len("STATUS=") + control.MaxText
 	documentLimit = 64 << 10 // of the status
@@ -39,7 +39,7 @@ const (
 	fileLimit     = 64 << 10 // of all of them
 )
 
-// sinks is a supervisor without a loop, and all that it shows to others.
+// sinks is a supervisor without a loop, and all its outputs.
 type sinks struct {
 	*supervisor
 	t     testing.TB
@@ -62,7 +62,7 @@ func newSinks(t testing.TB, state, runtime string) *sinks {
 	return k
 }
 
-// fails lets a registration with the password end with an error.
+// fails makes a registration with the password end with an error.
 func (k *sinks) fails(err error, password string) {
 	now := time.Now()
 	r := registered{err: err, recording: &recording{began: now, trigger: "start"}, credential: "symmetric-key",
@@ -76,7 +76,7 @@ func (k *sinks) fails(err error, password string) {
 	k.board.Post(k.status(now))
 }
 
-// shown is everything, by who shows it.
+// shown returns all outputs by name.
 func (k *sinks) shown() map[string]string {
 	k.t.Helper()
 	document, _ := k.board.Document(time.Now())
@@ -93,7 +93,7 @@ func (k *sinks) shown() map[string]string {
 	return all
 }
 
-// check holds all of it to the limits.
+// check verifies that all outputs are within the limits.
 func (k *sinks) check() {
 	k.t.Helper()
 	for by, text := range k.shown() {
@@ -115,7 +115,7 @@ func (k *sinks) check() {
 		if strings.HasPrefix(text, "{") || strings.HasPrefix(text, "[") {
 			var document any
 			if err := json.Unmarshal([]byte(text), &document); err != nil {
-				k.t.Errorf("%s is no JSON: %v", by, err)
+				k.t.Errorf("%s is not JSON: %v", by, err)
 			}
 			texts = stringsOf(document)
 			if list, is := document.([]any); is {
@@ -135,7 +135,7 @@ func (k *sinks) check() {
 	}
 }
 
-// stringsOf are the texts in a JSON document.
+// stringsOf returns the texts in a JSON document.
 func stringsOf(document any) (texts []string) {
 	switch v := document.(type) {
 	case string:
@@ -152,7 +152,7 @@ func stringsOf(document any) (texts []string) {
 	return texts
 }
 
-// foreignErrors are the errors that carry a text of somebody else.
+// foreignErrors returns the errors that contain a text of a peer.
 func foreignErrors(text string) []error {
 	certificate := &x509.Certificate{DNSNames: []string{text}}
 	certificate.Subject.CommonName, certificate.Issuer.CommonName = text, text
@@ -185,7 +185,7 @@ func foreignErrors(text string) []error {
 	}
 }
 
-func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) {
+func TestTheLongestTextOfAPeerStaysWithinTheLimitOfEachOutput(t *testing.T) {
 	for name, piece := range map[string]string{
 		"escape sequences": "\x1b]0;title\a", "characters that JSON escapes": `"\`, "characters that HTML escapes": "<&>",
 		"overrides of the direction": "\u202e", "line separators": "\u2028\u2029\u0085", "line feeds": "a\r\n", "invalid UTF-8": "\xff", "text": "é",
@@ -198,7 +198,7 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 				k.fails(err, "")
 			}
 			k.check()
-			// However long a name is, what dpsd says behind it is there: who has issued this.
+			// However long a name is, the end of the message remains: the issuer.
 			if cause := classify.Classify(foreignErrors(text)[0]).Err.Error(); !strings.Contains(cause, "issued by") {
 				t.Errorf("the cause is %q", cause)
 			}
@@ -209,8 +209,8 @@ func TestTheWorstTextOfOthersStaysWithinTheLimitOfEachThatShowsIt(t *testing.T) 
 	}
 }
 
-// Whoever shows a fault does not rely on Classify: here it was left out.
-func TestEachThatShowsAFaultHasALimitOfItsOwn(t *testing.T) {
+// Each output limits its texts without relying on Classify, which is not used here.
+func TestEachOutputOfAFaultHasItsOwnLimit(t *testing.T) {
 	for name, piece := range map[string]string{"escape sequences": "\x1b]0;title\a\u202e\n", "backslashes": `\`} {
 		t.Run(name, func(t *testing.T) { limitsOfTheirOwn(t, strings.Repeat(piece, 190_000/len(piece))) })
 	}
@@ -237,14 +237,14 @@ func limitsOfTheirOwn(t *testing.T, text string) {
 	k.board.Post(k.status(now))
 	k.check()
 	if len(k.history.faults) != control.MaxFaults || len(k.notes) == 0 {
-		t.Errorf("%d faults, %d notes: too little was looked at", len(k.history.faults), len(k.notes))
+		t.Errorf("%d faults, %d notes: too few outputs were checked", len(k.history.faults), len(k.notes))
 	}
 }
 
-// FuzzForeignText: certificate names, replies, answers of proxies, DNS names and the
-// daemon's own files go through Classify, and all that the daemon shows to others stays
-// clean, within its limits, and without the secret that a peer repeats. The log and the
-// terminal have FuzzTheTerminalStaysClean.
+// FuzzForeignText checks that certificate names, replies, answers of proxies, DNS names and the
+// daemon's own files go through Classify, and that all outputs of the daemon remain clean,
+// within their limits, and without the secret that a peer repeats. FuzzTheTerminalStaysClean
+// covers the log and the terminal.
 func FuzzForeignText(f *testing.F) {
 	const signature = "q7Xc0v/9mJ3kQ+xV2LrT8pZc1Wb7YgDA5uE4sN6hB0o="
 	for _, seed := range []string{"plain", "\x1b[2J\a", "\u202e\u2066\ufeff", "\u2028\u2029\u0085\u009b", "\xff\x00", "a\r\nb\tc", `"\<&>`, strings.Repeat("\x1b", 3000)} {

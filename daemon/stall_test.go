@@ -17,10 +17,10 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// stall is a link that dies without a word: after that many bytes it passes
-// nothing more in one direction, no end of the stream either.
+// stall is a link that stops without closing: after that many bytes it passes nothing more in
+// one direction, and not the end of the stream either.
 type stall struct {
-	direction string // "down", "up" (what is sent gets lost) or "blocked" (what is sent stays in a full buffer)
+	direction string // "down", "up" (sent data is lost) or "blocked" (sent data stays in a full buffer)
 	after     int
 
 	mu       sync.Mutex
@@ -28,14 +28,14 @@ type stall struct {
 	up, down int       // bytes that passed
 }
 
-// dead is the time at which the link died.
+// dead returns the time at which the link stopped.
 func (s *stall) dead() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.at
 }
 
-// pass counts n bytes in a direction and tells how many of them pass.
+// pass counts n bytes in a direction, and returns how many of them pass.
 func (s *stall) pass(up bool, n int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -55,8 +55,8 @@ func (s *stall) pass(up bool, n int) int {
 	return n
 }
 
-// stalling is a connection over such a link. The abyss is a pipe whose other
-// end nobody uses: reads and writes block there until a deadline or the end.
+// stalling is a connection over such a link. The abyss is a pipe whose other end is not used:
+// reads and writes block there until a deadline or the end.
 type stalling struct {
 	net.Conn
 	*stall
@@ -71,14 +71,14 @@ func newStalling(c net.Conn, s *stall) *stalling {
 
 func (c *stalling) Read(b []byte) (int, error) {
 	if c.direction == "down" && c.after == 0 {
-		c.pass(false, 1) // dead from the start, whether or not something comes
+		c.pass(false, 1) // dead from the start, whether or not data arrives
 		return c.abyss.Read(b)
 	}
 	n, err := c.Conn.Read(b)
 	if passed := c.pass(false, n); passed > 0 || n == 0 && c.dead().IsZero() {
 		return passed, err
 	}
-	// The peer is not to notice: a kernel would take what it sends.
+	// The peer must not notice: a kernel would accept its data.
 	c.drained.Do(func() { go func() { _, _ = io.Copy(io.Discard, c.Conn) }() })
 	return c.abyss.Read(b)
 }
@@ -117,7 +117,7 @@ func (c *stalling) SetWriteDeadline(t time.Time) error {
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// stallOn makes the nth connection from now one over the link.
+// stallOn makes the nth connection from now use the link.
 func (g *gateway) stallOn(nth int, s *stall) {
 	dial := g.Settings.Dialer.DialContext
 	nth += g.dials
@@ -130,9 +130,8 @@ func (g *gateway) stallOn(nth int, s *stall) {
 	}
 }
 
-// wantRecovery holds the daemon to its word after a stall: the fault within the
-// deadline of the phase, then a success, and the service manager served
-// all the time.
+// wantRecovery checks the behaviour after a stall: the fault within the deadline of the phase,
+// then a successful attempt, and messages to the service manager all the time.
 func (g *gateway) wantRecovery(s *stall) {
 	g.t.Helper()
 	about := fmt.Sprintf("%s, after %d bytes: ", s.direction, s.after)
@@ -167,10 +166,10 @@ func (g *gateway) wantRecovery(s *stall) {
 		g.t.Errorf("%sthe fault came %s after the link died, in the phase %s", about, took, phase)
 	}
 	code := fault.Code(f.ContextMap()["fault"].(string))
-	// A peer that hears nothing may lose its patience first, and can still say so.
+	// A peer that receives nothing may time out first, and can still report that.
 	impatient := s.direction != "down" && code == fault.ConnectionLost
 	if code != fault.NoReply && code != fault.ConnectTimeout && !impatient {
-		g.t.Errorf("%sit is called %s in the phase %s: %v", about, code, phase, f.ContextMap()["cause"])
+		g.t.Errorf("%sthe code is %s in the phase %s: %v", about, code, phase, f.ContextMap()["cause"])
 	}
 	again := f.Time.Add(f.ContextMap()["retryIn"].(time.Duration))
 	assigned := g.log.FilterMessage("assigned").All()
@@ -179,7 +178,7 @@ func (g *gateway) wantRecovery(s *stall) {
 	}
 }
 
-// wantBeats wants a sign of life every so often, first of one kind, then of the other.
+// wantBeats requires a message at the given interval, first of one kind, then of the other.
 func (g *gateway) wantBeats(every time.Duration) {
 	g.t.Helper()
 	g.mu.Lock()
@@ -188,18 +187,18 @@ func (g *gateway) wantBeats(every time.Duration) {
 	for _, m := range g.notes {
 		if strings.HasPrefix(m.state, "EXTEND_TIMEOUT_USEC=") || m.state == "WATCHDOG=1" || strings.HasPrefix(m.state, "READY=1") {
 			if gap := m.at.Sub(last); gap > every {
-				g.t.Errorf("no sign of life for %s before %s", gap, m.at.Sub(g.start))
+				g.t.Errorf("no message for %s before %s", gap, m.at.Sub(g.start))
 			}
 			last = m.at
 		}
 	}
 	if gap := time.Since(last); gap > every {
-		g.t.Errorf("no sign of life for the last %s", gap)
+		g.t.Errorf("no message for the last %s", gap)
 	}
 }
 
-// step spreads so many samples over n places; "make test-faults" looks at every
-// place, which takes minutes.
+// step spreads the samples over n offsets. "make test-faults" tests every offset, which takes
+// minutes.
 func step(n, samples int) int {
 	if os.Getenv("DPSD_STALL") == "every-byte" {
 		return 1
@@ -251,8 +250,7 @@ func TestPromise6NothingHangs(t *testing.T) {
 	}
 }
 
-// After READY it is the watchdog that must not notice: here the second
-// registration stalls.
+// After READY the watchdog applies: here the second registration stalls.
 func TestTheWatchdogIsServedWhileARegistrationStalls(t *testing.T) {
 	for _, after := range []int{0, 100, 600, 1200, 1600, 2000} {
 		for _, direction := range []string{"down", "up", "blocked"} {

@@ -12,11 +12,11 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// handshakes are the round trips from nothing to SUBACK: TCP, two of TLS 1.2,
-// CONNECT, SUBSCRIBE.
+// handshakes is the number of round trips from a new connection to the SUBACK: one of TCP,
+// two of TLS 1.2, one each of CONNECT and SUBSCRIBE.
 const handshakes = 5
 
-// begin makes an attempt.
+// begin starts an attempt.
 func (r *run) begin(i int32, d *device, now time.Duration) {
 	if r.Client == SDK {
 		r.result.Connections++
@@ -27,7 +27,7 @@ func (r *run) begin(i int32, d *device, now time.Duration) {
 	r.dpsd(i, d, now, step, err)
 }
 
-// connect brings a gateway to its SUBACK, if it gets there.
+// connect takes a gateway to its SUBACK, unless the connection fails.
 func (r *run) connect(i int32, d *device, now time.Duration) (time.Duration, dps.Step, error) {
 	r.result.Connections++
 	if now < r.Service.DownUntil {
@@ -44,15 +44,15 @@ func (r *run) connect(i int32, d *device, now time.Duration) (time.Duration, dps
 	return now, step, err
 }
 
-// dpsd is what the daemon does with what its registration wants, up to its next
-// request: its attempt.drive and supervisor.failed. Trying again belongs to it as long
-// as the gateway is not provisioned, since the rehearsal does not end before; later
-// attempts may begin after the end, so they have to wait for their turn.
+// dpsd does what the daemon does with the action that its registration requests, up to its
+// next request: see attempt.drive and supervisor.failed in package daemon. A retry is part of
+// this as long as the gateway is not provisioned, because the rehearsal does not end before
+// that. Later attempts may begin after the end, so they wait in the queue.
 func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err error) {
 	for {
 		switch {
 		case err != nil:
-			// One credential: the keys of a group are wrong or right together.
+			// There is only one credential: the devices of a group have the same group key.
 			wait, _ := r.Retry.After(classify.Classify(err), false, &d.history, r.random)
 			now += wait
 			if d.provisioned || now > r.Limit {
@@ -76,33 +76,33 @@ func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err err
 	}
 }
 
-// unheard leaves a gateway without a reply.
-func (r *run) unheard(i int32, d *device) {
-	r.service.unheard(i)
+// noReply handles a request that got no reply.
+func (r *run) noReply(i int32, d *device) {
+	r.service.replyLost(i)
 	deadline := d.registration.Deadline()
 	step, err := d.registration.Advance(deadline)
 	r.dpsd(i, d, deadline.Sub(epoch), step, err)
 }
 
-// heard hands a gateway what the service answered.
-func (r *run) heard(i int32, d *device, now time.Duration, a answer) {
+// receiveReply passes the reply of the service to a gateway.
+func (r *run) receiveReply(i int32, d *device, now time.Duration, a answer) {
 	m := a.reply(d.requestID, i)
 	reply, err := dps.ParseReply(m)
 	step, err := d.registration.Take(epoch.Add(now), m.Topic, reply, err)
 	r.dpsd(i, d, now, step, err)
 }
 
-// regular waits for the next registration of the interval, if there is one.
+// regular schedules the next registration of the interval, if there is one.
 func (r *run) regular(i int32, from time.Duration) {
 	if r.Interval > 0 {
 		r.at(from+pace.Regular(r.Interval, r.random), i, begins)
 	}
 }
 
-// sdkWait is the pause that the SDKs make where the service names none.
+// sdkWait is the delay that the SDKs use if the service does not specify one.
 const sdkWait = 2 * time.Second
 
-// sdk is what Microsoft's SDKs do with an answer.
+// sdk does what Microsoft's SDKs do with a reply.
 func (r *run) sdk(i int32, d *device, now time.Duration, a answer) {
 	wait := sdkWait
 	switch {
@@ -119,7 +119,7 @@ func (r *run) sdk(i int32, d *device, now time.Duration, a answer) {
 
 func registrationID(i int32) string { return "gw-" + strconv.Itoa(int(i)) }
 
-// requestID is the $rid of a request.
+// requestID returns the $rid of a request.
 func requestID(topic string) string {
 	_, parameters, _ := strings.Cut(topic, "$rid=")
 	id, _, _ := strings.Cut(parameters, "&")

@@ -1,16 +1,16 @@
-// Package fleet rehearses what a fleet of gateways does to the Device Provisioning
-// Service: a discrete-event simulation in virtual time.
+// Package fleet simulates a fleet of gateways that registers with the Device Provisioning
+// Service. It is a discrete-event simulation in virtual time, called a rehearsal.
 //
-// The gateways are not imitated. Each runs the daemon's own pure parts: the state
-// machine of the protocol (dps.Registration) on real topics and bodies, the function
-// that names errors (classify.Classify), the one that computes delays (pace), and the
-// policies of [provisioning]. What is modelled is the rest of the world: the service
-// (see [Service]), the network's latency, and when the power comes back.
+// The simulated gateways run the daemon's own pure code: the state machine of the protocol
+// (dps.Registration) on real topics and bodies, the classification of errors
+// (classify.Classify), the computation of delays (pace), and the policies of [provisioning].
+// The environment is modelled: the service (see [Service]), the latency of the network, and
+// the times at which the gateways boot.
 //
-// What a gateway does between two requests is its own affair, with random numbers of
-// its own, and is worked out at once. So little more than the arrivals at the service
-// are events: one queue of them, no goroutine and no clock. The same Fleet gives the
-// same Result on every machine.
+// What a gateway does between two requests depends on this gateway alone. It has its own
+// random numbers, and the package computes it in advance. Therefore only little more than the
+// arrivals at the service are events. There is one event queue, no goroutine and no clock.
+// The same Fleet gives the same Result on every machine.
 package fleet
 
 import (
@@ -24,32 +24,32 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// Client is the program on the gateways.
+// Client is the program that runs on the gateways.
 type Client string
 
-// The clients.
+// The supported clients.
 const (
 	Dpsd Client = "dpsd"
-	// SDK is what Microsoft's device SDKs for Node and Python do, for comparison: poll
-	// after 2 s; after 429 or 5xx send the same request again on the same connection,
+	// SDK does what Microsoft's device SDKs for Node and Python do, for comparison: it polls
+	// after 2 s. After a 429 or 5xx it sends the same request again on the same connection,
 	// without limit, after Retry-After or 2 s, without jitter.
 	SDK Client = "sdk"
 )
 
-// Fleet is one rehearsal. [New] fills in the defaults of a scenario; a Fleet made by
-// hand needs Devices, Client and the Service's fields.
+// Fleet is one rehearsal. [New] returns a scenario with the default values. A Fleet that does
+// not come from New needs Devices, Client and the fields of Service.
 type Fleet struct {
 	Devices int
 	Client  Client
 	Seed    uint64
 
-	// The gateways are up within Boot of the start, at random; or, when Starts has a
-	// time for each, then.
+	// Each gateway boots at a random time within Boot of the start, or at its time in Starts
+	// if Starts is set.
 	Boot   time.Duration
 	Starts []time.Duration
 
-	// The settings of the gateways, as in dpsd.toml. They have been provisioned before:
-	// a valid record is published on each.
+	// These are the settings of the gateways, as in dpsd.toml. The gateways have been
+	// provisioned before, and each has published a valid record.
 	OnBoot       daemon.Policy
 	BootDelayMax time.Duration
 	Interval     time.Duration // 0: none
@@ -57,30 +57,30 @@ type Fleet struct {
 
 	Service Service
 
-	// Since is the moment from which the times of the Result count: when that was over
-	// which kept the gateways from being provisioned.
+	// Since is the time from which the times of the Result count. It is the time at which the
+	// cause that kept the gateways from being provisioned was removed.
 	Since time.Duration
-	// Limit ends the rehearsal when not all were provisioned by then.
+	// Limit ends the rehearsal even if some gateways are not provisioned.
 	Limit time.Duration
 }
 
-// Scenario is what happens to the fleet.
+// Scenario selects what happens to the fleet.
 type Scenario string
 
 // The scenarios.
 const (
 	Power    Scenario = "power"     // the power returns to a whole region
-	Outage   Scenario = "outage"    // and for an hour nothing listens at the service
-	Brief    Scenario = "brief"     // and nothing listens until a minute after the last gateway is up
-	WrongKey Scenario = "wrong-key" // and the group key is wrong; it is put right after two hours
+	Outage   Scenario = "outage"    // and the service is down for an hour
+	Brief    Scenario = "brief"     // and the service is down until a minute after the last gateway has booted
+	WrongKey Scenario = "wrong-key" // and the group key is wrong; it is corrected after two hours
 	Moved    Scenario = "moved"     // after a day and a half, all devices are moved to another hub
 )
 
-// Scenarios are all there are.
+// Scenarios lists all scenarios.
 func Scenarios() []Scenario { return []Scenario{Power, Outage, Brief, WrongKey, Moved} }
 
-// New returns the rehearsal of a scenario with the documented defaults: those of dpsd
-// and of the Service.
+// New returns the rehearsal of a scenario with the documented defaults of dpsd and of the
+// Service.
 func New(s Scenario, devices int) Fleet {
 	f := Fleet{
 		Devices: devices, Client: Dpsd, Boot: 30 * time.Second, OnBoot: daemon.PolicyAlways,
@@ -106,7 +106,7 @@ func New(s Scenario, devices int) Fleet {
 	return f
 }
 
-// Check reports what makes a rehearsal impossible.
+// Check returns an error if the fleet cannot be rehearsed.
 func (f *Fleet) Check() error {
 	s := &f.Service
 	switch {
@@ -126,19 +126,19 @@ func (f *Fleet) Check() error {
 	return s.check()
 }
 
-// kind says what happens to a device.
+// kind is the kind of an event.
 type kind uint8
 
 const (
-	begins  kind = iota // an attempt begins: it connects; for a try again see run.dpsd
-	arrives             // its request is at the service
+	begins  kind = iota // an attempt begins by connecting; for retries see run.dpsd
+	arrives             // its request arrives at the service
 )
 
-// device is a gateway. Those of a fleet are many, so it is small.
+// device is a gateway. A fleet has many of them, so the type is small.
 type device struct {
-	registration *dps.Registration // nil: none is under way
-	requestID    string            // of the request that is under way
-	poll         bool              // it is a poll
+	registration *dps.Registration // nil: no registration is in progress
+	requestID    string            // of the request in progress
+	poll         bool              // the request in progress is a poll
 	provisioned  bool
 	registers    uint32
 	history      pace.History
@@ -146,23 +146,23 @@ type device struct {
 	random       rand.PCG
 }
 
-// run is a rehearsal that goes on.
+// run is the state of a rehearsal.
 type run struct {
 	*Fleet
 	events  queue
 	devices []device
 	service *service
 	left    int   // not provisioned yet
-	last    event // the provisioning that is the last, as far as is known
+	last    event // the latest provisioning so far
 	result  Result
 
-	random *rand.Rand // of the device whose turn it is
+	random *rand.Rand // of the current device
 }
 
-// epoch is the start in the terms of dps.Registration.
+// epoch is the start of the rehearsal as a time for dps.Registration.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// Run rehearses. The error is that of Check.
+// Run runs the rehearsal. It returns an error if Check does.
 func (f *Fleet) Run() (*Result, error) {
 	if err := f.Check(); err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func (f *Fleet) Run() (*Result, error) {
 	return &r.result, nil
 }
 
-// start boots a device: the policies of [provisioning].
+// start boots a device according to the policies of [provisioning].
 func (r *run) start(i int32) {
 	d := &r.devices[i]
 	d.random = *rand.NewPCG(r.Seed, uint64(i)+1)
@@ -210,27 +210,27 @@ func (r *run) start(i int32) {
 		r.at(up, i, begins)
 	case r.OnBoot.Asks(true):
 		r.at(up+pace.Boot(r.BootDelayMax, r.random), i, begins)
-	default: // the record that it has will do
+	default: // the existing record is sufficient
 		r.assigned(i, d, up, hub)
 		r.regular(i, up)
 	}
 }
 
-// at lets something happen, if it is within the limit.
+// at adds an event to the queue, unless it is after the limit.
 func (r *run) at(at time.Duration, i int32, k kind) {
 	if at <= r.Limit {
 		r.events.push(event{at, i, k})
 	}
 }
 
-// request sends a request on its way to the service.
+// request sends a request to the service.
 func (r *run) request(i int32, d *device, now time.Duration, poll bool) {
 	d.poll = poll
 	r.at(now+d.roundTrip/2, i, arrives)
 }
 
-// receive lets the service answer the request of a device, which hears the answer; or
-// the request or the answer is lost.
+// receive passes a request to the service and the reply to the device. Either of them
+// may be lost.
 func (r *run) receive(i int32, d *device, now time.Duration) {
 	if !d.poll {
 		d.registers++
@@ -243,13 +243,13 @@ func (r *run) receive(i int32, d *device, now time.Duration) {
 	}
 	lost := r.Service.Loss > 0 && r.random.Float64() < r.Service.Loss
 	if lost || epoch.Add(back).After(d.registration.Deadline()) {
-		r.unheard(i, d)
+		r.noReply(i, d)
 		return
 	}
-	r.heard(i, d, back, a)
+	r.receiveReply(i, d, back, a)
 }
 
-// assigned is reached when a device knows its hub.
+// assigned is called when a device has been assigned to a hub.
 func (r *run) assigned(i int32, d *device, now time.Duration, hub string) {
 	if d.provisioned || now > r.Limit || r.Service.MovedAt > 0 && hub != movedHub {
 		return
@@ -263,7 +263,7 @@ func (r *run) assigned(i int32, d *device, now time.Duration, hub string) {
 	r.result.second(now).Provisioned++
 }
 
-// upTo draws from [0, d].
+// upTo returns a random duration in [0, d].
 func upTo(d time.Duration, random *rand.Rand) time.Duration {
 	if d <= 0 {
 		return 0
@@ -271,20 +271,20 @@ func upTo(d time.Duration, random *rand.Rand) time.Duration {
 	return time.Duration(random.Int64N(int64(d) + 1))
 }
 
-// Result is what a rehearsal showed.
+// Result is the result of a rehearsal.
 type Result struct {
 	Fleet Fleet
 
-	At      []time.Duration // when each gateway was provisioned, in that order, since the start
-	Seconds []Second        // the course, second by second from the start
+	At      []time.Duration // when each gateway was provisioned, in ascending order, since the start
+	Seconds []Second        // one for each second since the start
 
-	Connections int // begun, also those that were refused
+	Connections int // started, including those that were refused
 	Registers   int // register requests that reached the service …
 	Polls       int // … and polls
 	Throttled   int // of both, answered 429
 	Failed      int // answered 5xx
 	Refused     int // answered 401
-	Early       int // came before the service's Retry-After had passed: never with dpsd
+	Early       int // arrived before the service's Retry-After had passed; always 0 with dpsd
 	Assigned    int // answered with a hub
 
 	MostRegisters int // of one gateway
@@ -292,7 +292,7 @@ type Result struct {
 	PeakAt        time.Duration
 }
 
-// Second is one second of the course.
+// Second is one second of the rehearsal.
 type Second struct {
 	Registers, Polls  uint32 // requests that reached the service
 	Throttled, Failed uint32 // of them
@@ -316,8 +316,8 @@ func (r *Result) finish() {
 	}
 }
 
-// Until is when so many percent of the gateways were provisioned, counted from
-// Fleet.Since; false when they never were.
+// Until returns the time, counted from Fleet.Since, after which the given percentage of the
+// gateways was provisioned. It returns false if that percentage was not reached.
 func (r *Result) Until(percent float64) (time.Duration, bool) {
 	n := int(percent/100*float64(r.Fleet.Devices) + 0.999999)
 	if n > len(r.At) || n < 1 {
@@ -326,7 +326,7 @@ func (r *Result) Until(percent float64) (time.Duration, bool) {
 	return max(0, r.At[n-1]-r.Fleet.Since), true
 }
 
-// Minimum is how long the quota takes for so many registrations.
+// Minimum returns how long the quota takes for that many registrations.
 func (f *Fleet) Minimum() time.Duration {
 	if f.Service.Quota <= 0 {
 		return 0

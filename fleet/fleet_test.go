@@ -25,7 +25,7 @@ func rehearse(t *testing.T, f Fleet) *Result {
 	return r
 }
 
-// rehearsals are one of each kind, with what goes wrong at once.
+// rehearsals returns one rehearsal of each kind; the events happen early.
 func rehearsals() map[string]Fleet {
 	all := map[string]Fleet{}
 	for _, s := range Scenarios() {
@@ -50,10 +50,10 @@ func rehearsals() map[string]Fleet {
 	return all
 }
 
-// Whatever happens: each gateway is provisioned, once; no request comes before the
-// service's Retry-After has passed; no service gives more than its quota; and the
-// numbers add up.
-func TestConservation(t *testing.T) {
+// In every scenario: each gateway is provisioned once, no request arrives before the service's
+// Retry-After has passed, no instance grants more than its quota, and the totals are
+// consistent.
+func TestEachGatewayIsProvisionedOnceWithinQuotaAndRetryAfter(t *testing.T) {
 	for name, f := range rehearsals() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -62,7 +62,7 @@ func TestConservation(t *testing.T) {
 				t.Fatalf("%d of %d gateways are provisioned, in order %v", len(r.At), f.Devices, slices.IsSorted(r.At))
 			}
 			if r.At[0] < f.Since {
-				t.Errorf("a gateway is provisioned %s after the start, and before %s none can be", r.At[0], f.Since)
+				t.Errorf("a gateway is provisioned %s after the start, but none can be before %s", r.At[0], f.Since)
 			}
 			if r.Early != 0 {
 				t.Errorf("%d requests came before their Retry-After had passed", r.Early)
@@ -87,7 +87,7 @@ func TestConservation(t *testing.T) {
 			if f.Service.KeyRightAt == 0 && f.Service.Loss == 0 {
 				most := f.Service.Quota * f.Service.Instances
 				if f.Service.Throttle == Bucket {
-					most *= 2 // what was saved, and what comes in
+					most *= 2 // the burst and the refill
 				}
 				for minute, n := range granted {
 					if n > most {
@@ -103,7 +103,7 @@ func (r *Result) totals() map[string]int {
 	return map[string]int{"registers": r.Registers, "polls": r.Polls, "throttled": r.Throttled, "failed": r.Failed}
 }
 
-func TestTheSameSeedGivesTheSameCourse(t *testing.T) {
+func TestTheSameSeedGivesTheSameResult(t *testing.T) {
 	for name, f := range rehearsals() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -113,14 +113,14 @@ func TestTheSameSeedGivesTheSameCourse(t *testing.T) {
 			}
 			f.Seed++
 			if reflect.DeepEqual(a.At, rehearse(t, f).At) {
-				t.Error("another seed gives the same course")
+				t.Error("another seed gives the same result")
 			}
 		})
 	}
 }
 
-// The goals for which the defaults were chosen, at 10,000 gateways and the documented
-// quota, with every service that may be behind the documentation.
+// The goals that determined the defaults, with 10,000 gateways, the documented quota and every
+// service that is consistent with the documentation.
 func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
 	for n := range 8 {
 		throttle, retryAfter := []Throttle{Bucket, Window}[n/4], []string{"none", "3", "30", "free"}[n%4]
@@ -133,7 +133,7 @@ func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
 				t.Errorf("with the defaults all are provisioned after %s, the quota takes %s", all, f.Minimum())
 			}
 			if r.RegistersEach() >= 6.5 || r.Failed > 0 {
-				t.Errorf("with the defaults a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				t.Errorf("with the defaults a gateway makes %.2f registrations, and %d requests get a 5xx", r.RegistersEach(), r.Failed)
 			}
 			f.BootDelayMax = 10 * time.Minute
 			r = rehearse(t, f)
@@ -141,14 +141,14 @@ func TestTheDefaultDelaysReachTheirGoals(t *testing.T) {
 				t.Errorf("with boot_delay_max 10m all are provisioned after %s, the quota takes %s", all, f.Minimum())
 			}
 			if r.RegistersEach() >= 1.5 || r.Failed > 0 {
-				t.Errorf("with boot_delay_max 10m a gateway makes %.2f registrations, and %d requests meet a 5xx", r.RegistersEach(), r.Failed)
+				t.Errorf("with boot_delay_max 10m a gateway makes %.2f registrations, and %d requests get a 5xx", r.RegistersEach(), r.Failed)
 			}
 		})
 	}
 }
 
-// A fleet twice as large for its quota takes twice as long, and not twice as many
-// requests each.
+// A fleet that is twice as large for its quota takes twice as long, but each gateway does not
+// send twice as many requests.
 func TestLargerFleetsSpreadFurther(t *testing.T) {
 	f := New(Power, 1000)
 	f.Service.Quota = 100
@@ -163,19 +163,19 @@ func TestLargerFleetsSpreadFurther(t *testing.T) {
 	}
 }
 
-func TestAnAloneGateway(t *testing.T) {
+func TestASingleGatewayTakesOneRegisterAndTwoPolls(t *testing.T) {
 	f := New(Power, 1)
 	f.Starts = []time.Duration{time.Minute}
 	f.Service.RoundTripMin, f.Service.RoundTripMax = 100*time.Millisecond, 100*time.Millisecond
-	// 5 round trips to the SUBACK; register and two polls, each a round trip and a
-	// second; before each poll three seconds.
+	// There are 5 round trips up to the SUBACK. The register request and the two polls take
+	// a round trip and a second each, and there are three seconds before each poll.
 	want := time.Minute + 500*time.Millisecond + 3*(100*time.Millisecond+time.Second) + 2*3*time.Second
 	if r := rehearse(t, f); r.At[0] != want || r.Registers != 1 || r.Polls != 2 || r.Connections != 1 {
 		t.Errorf("it is provisioned after %s with %d registers, %d polls, %d connections; want %s, 1, 2, 1", r.At[0], r.Registers, r.Polls, r.Connections, want)
 	}
 }
 
-func TestPoliciesOfTheBoot(t *testing.T) {
+func TestOnBootPolicies(t *testing.T) {
 	for policy, asks := range map[daemon.Policy]bool{daemon.PolicyAlways: true, daemon.PolicyVerify: true, daemon.PolicyIfNeeded: false} {
 		f := New(Power, 50)
 		f.OnBoot = policy
@@ -185,14 +185,14 @@ func TestPoliciesOfTheBoot(t *testing.T) {
 	}
 }
 
-func TestWhenTheCauseIsMended(t *testing.T) {
+func TestGatewaysRecoverSoonAfterTheCauseIsRemoved(t *testing.T) {
 	for scenario, within := range map[Scenario]time.Duration{
 		Outage:   5*time.Minute + time.Minute,
 		Brief:    time.Minute,
 		WrongKey: 75*time.Minute + time.Minute,
 		Moved:    24*time.Hour + time.Minute,
 	} {
-		f := New(scenario, 500) // the quota is no hindrance
+		f := New(scenario, 500) // the quota is not reached
 		if last, ever := rehearse(t, f).Until(100); !ever || last > within {
 			t.Errorf("%s: the last gateway is provisioned after %s, want %s at most", scenario, last, within)
 		}
@@ -208,7 +208,7 @@ func TestTheLimitEndsARehearsal(t *testing.T) {
 	}
 }
 
-func TestAShorterLimitShowsTheBeginningOfTheSameCourse(t *testing.T) {
+func TestAShorterLimitGivesTheBeginningOfTheSameResult(t *testing.T) {
 	for name, f := range rehearsals() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -222,7 +222,7 @@ func TestAShorterLimitShowsTheBeginningOfTheSameCourse(t *testing.T) {
 				}
 				seconds := int(f.Limit / time.Second)
 				if len(r.Seconds) > seconds+1 || !slices.Equal(r.Seconds[:seconds], whole.Seconds[:seconds]) {
-					t.Errorf("within %s the course is another one", f.Limit)
+					t.Errorf("within %s the result differs", f.Limit)
 				}
 			}
 		})
@@ -238,14 +238,14 @@ func TestNoConnectionIsCountedAfterTheLimit(t *testing.T) {
 	}
 }
 
-// What gateways do is worked out before its time. What lies behind the provisioning of
-// the last one is not part of the course all the same.
+// The simulation computes what a gateway does in advance. Events after the provisioning of the
+// last gateway must not be part of the result.
 func TestNothingIsCountedAfterTheEnd(t *testing.T) {
 	f := New(Power, 60)
 	f.OnBoot, f.Interval, f.Service.Quota = daemon.PolicyIfNeeded, 10*time.Minute, 1
 	f.Starts = make([]time.Duration, f.Devices)
 	for _, f.Starts[0] = range []time.Duration{time.Hour, time.Hour + time.Second, time.Hour + time.Minute} {
-		// Where nothing takes time, an attempt begins when its request arrives.
+		// If nothing takes time, an attempt begins when its request arrives.
 		f.Service.RoundTripMin, f.Service.RoundTripMax, f.Service.Reply = 0, 0, 0
 		r := rehearse(t, f)
 		if last := r.At[f.Devices-1]; last != f.Starts[0] || len(r.Seconds) != int(last/time.Second)+1 {
@@ -257,7 +257,7 @@ func TestNothingIsCountedAfterTheEnd(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeRehearsed(t *testing.T) {
+func TestAnImpossibleFleetIsAnError(t *testing.T) {
 	for want, change := range map[string]func(*Fleet){
 		"0 devices":                   func(f *Fleet) { f.Devices = 0 },
 		`client "x"`:                  func(f *Fleet) { f.Client = "x" },
@@ -283,27 +283,27 @@ func TestWhatCannotBeRehearsed(t *testing.T) {
 	}
 }
 
-// The SDKs are there to be compared with, so their numbers have to be theirs: one
+// The SDKs are the reference for comparison, so their behaviour must be accurate: one
 // connection, and 2 s between an answer and the next request.
-func TestTheSDKsAskAgainAtAFixedPace(t *testing.T) {
+func TestTheSDKsRetryAtAFixedInterval(t *testing.T) {
 	f := New(Power, 2)
 	f.Client, f.Starts = SDK, []time.Duration{0, 0}
 	f.Service.Quota, f.Service.RetryAfter = 1, "none"
 	f.Service.RoundTripMin, f.Service.RoundTripMax = 0, 0
 	r := rehearse(t, f)
-	// The first takes what there is; the other comes every three seconds, and is
-	// granted in the minute after.
+	// The first gateway uses up the quota. The other one retries every three seconds, and
+	// is accepted in the next minute.
 	if r.Throttled != 20 || r.Connections != 2 || r.Polls != 4 {
 		t.Errorf("%d answers 429, %d connections, %d polls", r.Throttled, r.Connections, r.Polls)
 	}
 }
 
-func TestQueueGivesEventsInTheirOrder(t *testing.T) {
+func TestTheQueueReturnsEventsInOrder(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	var q queue
 	var all []event
 	now := time.Duration(0)
-	// Many are at one moment, many in one second, and some far off.
+	// Many events are in one time slice, many in one second, and some far in the future.
 	for _, scale := range []time.Duration{1, time.Second / 20, time.Second, time.Hour} {
 		for device := range int32(1000) {
 			e := event{at: now + time.Duration(random.IntN(100))*scale, device: device}
@@ -313,7 +313,7 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 				got, _ := q.pop()
 				least := slices.MinFunc(all, event.compare)
 				if got != least {
-					t.Fatalf("%v is taken before %v", got, least)
+					t.Fatalf("got %v before %v", got, least)
 				}
 				all = slices.DeleteFunc(all, func(e event) bool { return e == got })
 				now = got.at
@@ -323,15 +323,15 @@ func TestQueueGivesEventsInTheirOrder(t *testing.T) {
 	slices.SortFunc(all, event.compare)
 	for _, want := range all {
 		if got, ok := q.pop(); got != want || !ok {
-			t.Fatalf("%v is taken, want %v", got, want)
+			t.Fatalf("got %v, want %v", got, want)
 		}
 	}
 	if e, ok := q.pop(); ok {
-		t.Errorf("when all are taken there is %v", e)
+		t.Errorf("the empty queue returned %v", e)
 	}
 }
 
-func TestReportAndCurveSayTheSame(t *testing.T) {
+func TestReportAndCurveAgree(t *testing.T) {
 	f := New(Power, 300)
 	f.Service.Quota = 100
 	f.Retry = pace.Retry{Spread: 5 * time.Second}
@@ -368,8 +368,8 @@ func TestReportAndCurveSayTheSame(t *testing.T) {
 	}
 }
 
-// A rehearsal says something about dpsd only as long as it runs dpsd's code, and
-// something about time only as long as it has no clock and no network of its own.
+// A rehearsal represents dpsd only if it runs dpsd's code, and it is reproducible only if it
+// uses neither a clock nor the network.
 func TestDirectImports(t *testing.T) {
 	all, err := imports.Direct(".")
 	if err != nil {
@@ -387,9 +387,9 @@ func TestDirectImports(t *testing.T) {
 	}
 }
 
-// When the service returns, a whole fleet comes at once: it must not be more than the
-// service answers without 5xx.
-func TestAFleetThatReturnsFromABriefOutageMeetsNo5xx(t *testing.T) {
+// When the service returns, the whole fleet connects within a short time. It must not send more
+// requests than the service handles without 5xx.
+func TestAFleetCausesNo5xxAfterABriefOutage(t *testing.T) {
 	f := New(Brief, 10_000)
 	r := rehearse(t, f)
 	if all, ever := r.Until(100); !ever || r.Failed > 0 || all > f.Minimum()*5/4 {

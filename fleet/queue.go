@@ -6,30 +6,30 @@ import (
 	"time"
 )
 
-// event is what happens to a device at a time. Each device has one at most that is
-// still to come.
+// event is something that happens to a device at a certain time. A device has at most one
+// pending event.
 type event struct {
 	at     time.Duration
 	device int32
 	kind   kind
 }
 
-// compare orders events by time, and those of one time by device: so the order in
-// which they were put in does not matter.
+// compare orders events by time, and events of the same time by device. Therefore the order
+// in which events are added does not matter.
 func (e event) compare(other event) int {
 	return cmp.Or(cmp.Compare(e.at, other.at), cmp.Compare(e.device, other.device))
 }
 
-// queue gives the next event first. Only those of the moment that is under way are in
-// order. A heap of all would be larger than the caches with a million gateways, and each
-// of its levels a wait for memory.
+// queue returns events in order. Only the events of the current time slice are sorted. With a
+// million gateways, a heap of all events would be larger than the CPU caches, and each of its
+// levels would wait for memory.
 type queue struct {
-	moment time.Duration             // that is under way, by its number
-	soon   []event                   // in their order
-	later  map[time.Duration][]event // by moment
+	moment time.Duration             // number of the current time slice
+	soon   []event                   // events of the current slice, sorted
+	later  map[time.Duration][]event // events of later slices, by slice number
 }
 
-// moment is short enough for few events, and long enough that there are few moments.
+// moment is short enough for few events in a slice, and long enough for few slices.
 const moment = time.Second / 20
 
 func (q *queue) push(e event) {
@@ -45,7 +45,7 @@ func (q *queue) push(e event) {
 	q.later[n] = append(q.later[n], e)
 }
 
-// pop takes the next event; false when there is none.
+// pop removes and returns the next event. It returns false if the queue is empty.
 func (q *queue) pop() (event, bool) {
 	for len(q.soon) == 0 {
 		if len(q.later) == 0 {

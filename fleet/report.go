@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Write reports what a rehearsal showed, for people.
+// Write writes the result of a rehearsal for people.
 func (r *Result) Write(w io.Writer) error {
 	var b strings.Builder
 	f := &r.Fleet
@@ -34,7 +34,7 @@ func (r *Result) Write(w io.Writer) error {
 	return err
 }
 
-// RegistersEach is how many register requests a gateway made on average.
+// RegistersEach returns the mean number of register requests of a gateway.
 func (r *Result) RegistersEach() float64 { return float64(r.Registers) / float64(r.Fleet.Devices) }
 
 func (r *Result) after(percent float64) string {
@@ -45,7 +45,7 @@ func (r *Result) after(percent float64) string {
 	return after.Round(time.Second).String()
 }
 
-// describe says what was rehearsed, and the model.
+// describe describes the scenario and the model.
 func (f *Fleet) describe(b *strings.Builder) {
 	s := &f.Service
 	fmt.Fprintf(b, "%d gateways with %s are up within %s", f.Devices, f.Client, f.Boot)
@@ -65,9 +65,9 @@ func (f *Fleet) describe(b *strings.Builder) {
 		s.Quota, s.Throttle, s.Instances, s.RetryAfter, s.Capacity*s.Instances)
 }
 
-// WriteCurve writes the course as CSV, a row for each second in which something
-// happened: the second since the start, what reached the service in it, and how many
-// gateways were provisioned at its end.
+// WriteCurve writes the result as CSV, with a row for each second in which something
+// happened: the second since the start, the requests that reached the service in that second,
+// and the number of gateways that were provisioned at its end.
 func (r *Result) WriteCurve(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	fmt.Fprintln(out, "second,registers,polls,throttled,failed,provisioned")

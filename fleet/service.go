@@ -8,49 +8,49 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 )
 
-// Throttle is how the service counts its quota. Its documentation gives a number for a
-// minute and does not say which minute; so a client must do well with either.
+// Throttle is how the service counts its quota. Its documentation gives a number per minute
+// without defining the minute, so a client must work with either definition.
 type Throttle string
 
-// The ways of counting.
+// The ways to count a quota.
 const (
-	// Bucket lets a whole quota through at once, and then one more each time its
-	// share of the minute has passed, as dpsd-sim does.
+	// Bucket accepts a whole quota in a burst, and then one more registration whenever
+	// its share of the minute has passed, as dpsd-sim does.
 	Bucket Throttle = "bucket"
-	// Window counts from minute to minute of the clock.
+	// Window counts per minute of the clock.
 	Window Throttle = "window"
 )
 
-// Service is the model of the Device Provisioning Service, and of the way to it.
+// Service is the model of the Device Provisioning Service and of the network path to it.
 //
-// Documented: 1,000 registrations a minute for each instance, 5 polls in 10 s for each
-// device, both really throttled. Seen: replies after about a second, retry-after=3 with
-// 202 and with 500, one or two polls. Not known: what a 429 says in Retry-After (a
-// fixture of Microsoft's has 30), how the minute is counted, how much the service
-// answers before it answers 5xx, and whether a refused key counts against the quota.
+// Documented: 1,000 registrations per minute and instance, 5 polls in 10 s per device; the
+// service enforces both. Observed: replies after about a second, retry-after=3 with 202 and
+// with 500, one or two polls. Unknown: the Retry-After of a 429 (a fixture of Microsoft's has
+// 30), how the minute is counted, how many requests the service handles before it answers
+// 5xx, and whether a refused key counts against the quota.
 type Service struct {
-	Instances  int // a gateway belongs to one of them
+	Instances  int // each gateway belongs to one of them
 	Quota      int // registrations in a minute, for each instance; 0: no limit
 	Throttle   Throttle
 	RetryAfter string // in a 429 to a registration: seconds, "none", or "free" for the time until one is free
 	PollQuota  int    // polls of one device in 10 s; 0: no limit
-	Capacity   int    // requests in a second that each instance answers; those above get 500 with retry-after=3. 0: no limit
+	Capacity   int    // requests per second that each instance handles; more are answered 500 with retry-after=3. 0: no limit
 
 	Polls     int           // until the final answer; at least 1
 	PollAfter time.Duration // retry-after of a 202; whole seconds, up to a minute
 	Reply     time.Duration // between request and reply
 
-	// The round-trip time of a gateway lies between these, and stays.
+	// Each gateway has a constant round-trip time between these two values.
 	RoundTripMin, RoundTripMax time.Duration
-	// Loss is the chance that a request or its reply is lost, with its connection.
+	// Loss is the probability that a request or its reply is lost, along with its connection.
 	Loss float64
 
-	DownUntil  time.Duration // until then connections are refused
-	KeyRightAt time.Duration // until then each key is refused by 401; this is judged before the quota
-	MovedAt    time.Duration // from then on devices are told another hub
+	DownUntil  time.Duration // connections are refused before this time
+	KeyRightAt time.Duration // every key is refused with 401 before this time; the service checks the key before the quota
+	MovedAt    time.Duration // devices are assigned to another hub from this time on
 }
 
-// The longest and the seen waits, in seconds.
+// The longest and the observed delays, in seconds.
 const (
 	longestRetryAfter = 86400
 	failedRetryAfter  = 3
@@ -87,7 +87,7 @@ const (
 	pollInterval  = 10 * time.Second
 )
 
-// service is the model at work.
+// service is the state of the model.
 type service struct {
 	*Service
 	result    *Result
@@ -97,10 +97,10 @@ type service struct {
 	throttled time.Duration // what RetryAfter says; 0: none or free
 }
 
-// record is what the service knows of a device.
+// record is what the service stores about a device.
 type record struct {
 	polls   limiter
-	floor   time.Duration // nothing is wanted from it before
+	floor   time.Duration // no request is allowed before this time
 	pending int           // polls still answered with "assigning"
 }
 
@@ -113,9 +113,9 @@ func newService(s *Service, devices int, r *Result) *service {
 	}
 }
 
-// answer is a reply before it is put into words.
+// answer is a reply before it is encoded.
 type answer struct {
-	retryAfter int32 // seconds; 0: not said
+	retryAfter int32 // seconds; 0: absent
 	status     uint16
 	moved      bool
 }
@@ -132,7 +132,7 @@ func (a answer) hub() string {
 	return hub
 }
 
-// receive answers the request of a device.
+// receive returns the answer to a request of a device.
 func (s *service) receive(i int32, poll bool, roundTrip, now time.Duration) answer {
 	second, d := s.result.second(now), &s.devices[i]
 	if poll {
@@ -158,14 +158,14 @@ func (s *service) receive(i int32, poll bool, roundTrip, now time.Duration) answ
 	case 200:
 		s.result.Assigned++
 	}
-	// The device counts from the moment at which it has the reply, and its next
-	// request takes the way again.
+	// The device counts from the time at which it has the reply, and its next
+	// request takes half a round trip to the service again.
 	d.floor = now + s.Reply + roundTrip/2 + time.Duration(a.retryAfter)*time.Second + roundTrip/2
 	return a
 }
 
-// unheard is called when the device did not get the last answer.
-func (s *service) unheard(i int32) { s.devices[i].floor = 0 }
+// replyLost is called when the device did not receive the last answer.
+func (s *service) replyLost(i int32) { s.devices[i].floor = 0 }
 
 func (s *service) judge(i int32, poll bool, now time.Duration) answer {
 	d, instance := &s.devices[i], int(i)%s.Instances
@@ -196,13 +196,13 @@ func (s *service) judge(i int32, poll bool, now time.Duration) answer {
 
 func wholeSeconds(d time.Duration) int32 { return int32((d + time.Second - 1) / time.Second) }
 
-// limiter counts events against a limit of an interval.
+// limiter enforces a limit on the number of events per interval.
 type limiter struct {
-	next time.Duration // Bucket: when the next event would be due if all came evenly; Window: its end
-	left int           // Window: events that it still has
+	next time.Duration // Bucket: when the next event would be due at an even rate; Window: the end of the window
+	left int           // Window: events left
 }
 
-// take counts an event and gives 0, or leaves it out and tells how long until one is free.
+// take counts an event and returns 0. Above the limit it does not count the event, and returns the time until the next one is allowed.
 func (l *limiter) take(now time.Duration, limit int, interval time.Duration, how Throttle) time.Duration {
 	if limit <= 0 {
 		return 0
@@ -225,7 +225,7 @@ func (l *limiter) take(now time.Duration, limit int, interval time.Duration, how
 	return 0
 }
 
-// reply is the message that a device receives.
+// reply returns the message that a device receives.
 func (a answer) reply(requestID string, i int32) dps.Message {
 	topic := "$dps/registrations/res/" + strconv.Itoa(int(a.status)) + "/?$rid=" + requestID
 	if a.retryAfter > 0 {
@@ -248,10 +248,10 @@ func (a answer) reply(requestID string, i int32) dps.Message {
 	return dps.Message{Topic: topic, Payload: []byte(body)}
 }
 
-// words are the service's for a status.
+// words returns the service's text for a status.
 var words = map[uint16]string{401: "Unauthorized", 429: "Too many requests.", 500: "Internal server error."}
 
-// operation is an operation ID in the form of the service.
+// operation returns an operation ID in the service's format.
 func operation(i int32) string {
 	return fmt.Sprintf("5.%016x.08f5e9a7-4e41-4ab8-bfeb-ea591a9492e0", i)
 }

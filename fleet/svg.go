@@ -11,31 +11,31 @@ import (
 	"time"
 )
 
-// The drawing, in pixels: two panels under each other.
+// The sizes of the drawing in pixels. It has two panels, one above the other.
 const (
 	svgWidth    = 800
 	panelHeight = 300
-	panelLeft   = 70 // of what is drawn; left of it are the numbers
+	panelLeft   = 70 // left edge of the plot; the labels are left of it
 	panelRight  = svgWidth - 20
 	panelTop    = 40
 	panelBottom = panelHeight - 55
 	columns     = 350 // points of a curve, at most
 )
 
-// Colours that can be told apart by those who see no red or no green (Okabe and Ito).
+// The colours can be distinguished with red-green colour blindness (Okabe and Ito).
 const (
 	blue, orange, vermilion, grey = "#0072b2", "#e69f00", "#d55e00", "#777"
 )
 
-// curve is one line of a panel. Its points are evenly spread over the time that is shown.
+// curve is one line of a panel. Its points are evenly spaced over the time axis.
 type curve struct {
 	name, colour string
 	values       []float64
 }
 
-// WriteSVG draws the course: how many gateways are provisioned, and what reaches the
-// service. It draws by itself, because a plotting library with its fonts would nearly
-// double the program.
+// WriteSVG draws how many gateways are provisioned and which requests reach the service, over
+// time. It does not use a plotting library, because such a library with its fonts would nearly
+// double the size of the program.
 func (r *Result) WriteSVG(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	fmt.Fprintf(out, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="16">
@@ -52,11 +52,11 @@ func (r *Result) WriteSVG(w io.Writer) error {
 	return out.Flush()
 }
 
-// course is a rehearsal in a bearable number of points, each for a bin of time.
+// course is a result reduced to a limited number of points, one for each bin of time.
 type course struct {
 	bin, length                 time.Duration
 	provisioned                 []float64 // percent, at the end of the bin
-	requests, throttled, failed []float64 // a second, their mean
+	requests, throttled, failed []float64 // per second, mean
 }
 
 func (r *Result) course(seconds int) (c course) {
@@ -79,19 +79,19 @@ func (r *Result) course(seconds int) (c course) {
 	return c
 }
 
-// axis has marks, and a unit.
+// axis has ticks and a unit.
 type axis struct {
 	unit  string
 	ticks []tick
 }
 
-// tick is a mark of an axis, at a share of its length.
+// tick is a mark at a fraction of the axis length.
 type tick struct {
 	at    float64
 	label string
 }
 
-// timeAxis is in the unit that gives few digits.
+// timeAxis chooses the unit that gives the fewest digits.
 func timeAxis(length time.Duration) axis {
 	switch {
 	case length > 3*time.Hour:
@@ -102,7 +102,7 @@ func timeAxis(length time.Duration) axis {
 	return axis{"seconds", ticks(length.Seconds())}
 }
 
-// ticks marks numbers from 0 to most, four to nine of them.
+// ticks returns four to nine round numbers from 0 to most.
 func ticks(most float64) (all []tick) {
 	step := math.Pow(10, math.Floor(math.Log10(most)))
 	for _, smaller := range []float64{2, 2.5, 2} { // 5, 2, 1 of a decade
@@ -118,8 +118,8 @@ func ticks(most float64) (all []tick) {
 	return all
 }
 
-// drawPanel draws curves, whose values reach from 0 to most, from a height of the page on.
-// since is the share of the time after which the cause was gone.
+// drawPanel draws curves with values from 0 to most, below the given vertical position.
+// since is the fraction of the time at which the cause was removed.
 func drawPanel(out io.Writer, from int, title string, most float64, time axis, since float64, curves []curve) {
 	x := func(share float64) float64 { return panelLeft + share*(panelRight-panelLeft) }
 	y := func(share float64) float64 { return panelBottom - share*(panelBottom-panelTop) }

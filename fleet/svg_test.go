@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/fleet"
 )
 
-// drawing is what matters of an SVG.
+// drawing is the relevant content of an SVG.
 type drawing struct {
 	texts  []string
 	curves [][]string // their points
@@ -68,7 +68,7 @@ func TestWriteSVG(t *testing.T) {
 			"seconds after the start", "all", "answered 429", "answered 5xx", "0", "20", "100",
 		} {
 			if !slices.Contains(d.texts, text) {
-				t.Errorf("there is no %q in %q", text, d.texts)
+				t.Errorf("no %q in %q", text, d.texts)
 			}
 		}
 	})
@@ -82,7 +82,7 @@ func TestWriteSVG(t *testing.T) {
 			t.Errorf("it goes from %s to %s, want from the bottom, 245, to the top, 40", first, last)
 		}
 	})
-	t.Run("hours are drawn in few points, and the moment when the cause is gone is marked in both panels", func(t *testing.T) {
+	t.Run("hours are drawn in few points, and the time when the cause is removed is marked in both panels", func(t *testing.T) {
 		d := draw(fleet.WrongKey)
 		if n := len(d.curves[0]); n > 351 || n < 100 {
 			t.Errorf("%d points", n)

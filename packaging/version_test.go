@@ -1,4 +1,4 @@
-// Package packaging tests the version that the programs and their packages get.
+// Package packaging tests the version of the programs and their packages.
 package packaging
 
 import (
@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestVersionsFollowTheTags goes through the life of a repository: each version
-// has its form, and dpkg takes it for newer than the one before.
+// TestVersionsFollowTheTags simulates the life of a repository: each version has its format, and
+// dpkg considers it newer than the previous one.
 func TestVersionsFollowTheTags(t *testing.T) {
 	dir := t.TempDir()
 	command := func(name string, args ...string) string {
@@ -59,7 +59,7 @@ func TestVersionsFollowTheTags(t *testing.T) {
 		}, `0~1\.gHASH`},
 		{"a change to that", func() { write("2") }, `0~1\.gHASH\.dirty`},
 		{"the second commit", commit, `0~2\.gHASH`},
-		{"a file nobody has added", func() {
+		{"an untracked file", func() {
 			if err := os.WriteFile(filepath.Join(dir, "note"), nil, 0o644); err != nil {
 				t.Fatal(err)
 			}

@@ -20,7 +20,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
-	for told := false; ; {
+	for reported := false; ; {
 		conn, err := mine.Accept()
 		switch {
 		case err == nil:
@@ -32,19 +32,19 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 				return err
 			}
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-			if !told { // at the limit it would be said for every device
+			if !reported { // report it once, not for every device
 				s.onError(fmt.Errorf("cannot accept more connections: %w: see ulimit -n, LimitNOFILE=", err))
 			}
-			told = true
-			pause(50*time.Millisecond, s.done) // descriptors come free when devices leave
-		case errors.Is(err, syscall.ECONNABORTED): // gone before it was taken
+			reported = true
+			pause(50*time.Millisecond, s.done) // descriptors become free when devices disconnect
+		case errors.Is(err, syscall.ECONNABORTED): // aborted before it was accepted
 		default:
 			return err
 		}
 	}
 }
 
-// listener is one that a rule with Refuse can close for a while.
+// listener is a listener that a rule with Refuse can close for some time.
 type listener struct {
 	net.Listener
 	protocol string
@@ -62,21 +62,21 @@ func (s *Server) refuse(protocol string, d time.Duration) {
 	}
 }
 
-// Refuses tells whether a rule with Refuse keeps the listener of a protocol
-// ("mqtt" or "websocket") closed at the moment. It is for who connects without
-// a listener: ServeMQTT and ServeWebSocket drop such a connection unseen.
+// Refuses reports whether a rule with Refuse currently keeps the listener of a protocol
+// ("mqtt" or "websocket") closed. It is for callers that connect without a listener:
+// ServeMQTT and ServeWebSocket drop such a connection without logging it.
 func (s *Server) Refuses(protocol string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.refusing(protocol) > 0
 }
 
-// refusing is how long a protocol is still refused; s.mu is held.
+// refusing returns how much longer a protocol is refused. The caller holds s.mu.
 func (s *Server) refusing(protocol string) time.Duration {
 	return time.Until(s.refused[protocol])
 }
 
-// reopen listens again at the same address when the time has come.
+// reopen listens again at the same address when the time has passed.
 func (s *Server) reopen(l *listener) error {
 	s.mu.Lock()
 	left := s.refusing(l.protocol)

@@ -13,7 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// fullListener has no descriptor for some time, as accept(2) says it.
+// fullListener has no free descriptor for some time; its error is that of accept(2).
 type fullListener struct {
 	left    int // failures
 	accepts int
@@ -39,10 +39,10 @@ func (l *fullListener) Accept() (net.Conn, error) {
 func (l *fullListener) Close() error   { l.closed.Do(func() { close(l.gone) }); return nil }
 func (l *fullListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-func TestDescriptorLimit(t *testing.T) {
-	bubble(t, "without a descriptor for another connection the listener waits, says so once, and goes on", func(t *testing.T) {
-		var told []string
-		s, err := simulator.New(simulator.Options{OnError: func(err error) { told = append(told, err.Error()) }})
+func TestAcceptContinuesAfterTheDescriptorLimit(t *testing.T) {
+	bubble(t, "without a free descriptor the listener reports the error once, waits and continues", func(t *testing.T) {
+		var errs []string
+		s, err := simulator.New(simulator.Options{OnError: func(err error) { errs = append(errs, err.Error()) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +56,8 @@ func TestDescriptorLimit(t *testing.T) {
 		}
 		_ = mine.Close()
 		synctest.Wait()
-		if len(told) != 1 || !strings.Contains(told[0], "too many open files") || !strings.Contains(told[0], "ulimit -n") {
-			t.Errorf("%q", told)
+		if len(errs) != 1 || !strings.Contains(errs[0], "too many open files") || !strings.Contains(errs[0], "ulimit -n") {
+			t.Errorf("%q", errs)
 		}
 		s.Close()
 		if err := <-ended; err != nil {

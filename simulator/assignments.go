@@ -18,11 +18,11 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// assignmentInterval is how long at least lies between two writes of the
-// file, so that a fleet that registers does not write it once for each device.
+// assignmentInterval is the minimum time between two writes of the file, so that a
+// fleet that registers does not cause a write for each device.
 const assignmentInterval = time.Second
 
-// assignment is what the service remembers of a device it has assigned: its registration record.
+// assignment is the registration record of a device that has been assigned.
 type assignment struct {
 	RegistrationID string          `json:"registrationId"`
 	Hub            string          `json:"assignedHub"`
@@ -35,8 +35,8 @@ type assignment struct {
 	Payload        json.RawMessage `json:"payload,omitempty"`
 }
 
-// assignments keep one assignment for each device, and write them to a file
-// if there is one.
+// assignments holds one assignment for each device, and writes them to a file if a
+// path is set.
 type assignments struct {
 	path    string // "" for memory only
 	onError func(error)
@@ -47,7 +47,7 @@ type assignments struct {
 	wake  chan struct{} // capacity 1: something has changed
 }
 
-// loadAssignments reads the file in a directory, "" for none, if it is there.
+// loadAssignments reads the file in a directory if it exists. The directory "" means no file.
 func loadAssignments(dir string, onError func(error)) (*assignments, error) {
 	a := &assignments{onError: onError, all: map[string]assignment{}, wake: make(chan struct{}, 1)}
 	if dir == "" {
@@ -92,7 +92,7 @@ func (a *assignments) put(r assignment) {
 	}
 }
 
-// keep writes the file after changes, until done.
+// keep writes the file after changes until done is closed.
 func (a *assignments) keep(done <-chan struct{}) {
 	for {
 		select {
@@ -102,15 +102,15 @@ func (a *assignments) keep(done <-chan struct{}) {
 		}
 		begun := time.Now()
 		a.flush()
-		// The file is written as a whole: with many devices that takes its time,
-		// and may take a tenth of all.
+		// The whole file is written. With many devices that takes time; it may take up to
+		// a tenth of all time.
 		if !pause(max(assignmentInterval, 9*time.Since(begun)), done) {
 			return
 		}
 	}
 }
 
-// flush writes the file as a whole, if something has changed.
+// flush writes the whole file if there are changes.
 func (a *assignments) flush() {
 	a.mu.Lock()
 	list := slices.SortedFunc(maps.Values(a.all), func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
@@ -126,7 +126,7 @@ func (a *assignments) flush() {
 	}
 	if err != nil {
 		a.mu.Lock()
-		a.dirty = true // the next change, or the end, tries again
+		a.dirty = true // the next change, or the end, retries
 		a.mu.Unlock()
 		a.onError(fmt.Errorf("assignments are not kept: %w", err))
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// ca is a certificate authority of the tests.
+// ca is a test certificate authority.
 type ca struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
@@ -57,7 +57,7 @@ func (a *ca) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.certificate.Raw}))
 }
 
-// tls gives the certificate with its chain for a client.
+// tls returns the certificate with its chain for a client.
 func (a *ca) tls(chain ...*ca) tls.Certificate {
 	c := tls.Certificate{Certificate: [][]byte{a.certificate.Raw}, PrivateKey: a.key}
 	for _, i := range chain {
@@ -79,7 +79,7 @@ func deviceCertificate(t *testing.T, s *simulator.Server, id string) tls.Certifi
 	return c
 }
 
-// with sends a CONNECT with a certificate only: the password flag is clear.
+// with sends a CONNECT with only a certificate: the password flag is not set.
 func with(t *testing.T, s *simulator.Server, id string, c tls.Certificate) *client {
 	t.Helper()
 	cl := dial(t, s, c)
@@ -87,7 +87,7 @@ func with(t *testing.T, s *simulator.Server, id string, c tls.Certificate) *clie
 	return cl
 }
 
-// refusedLate expects a good CONNACK and SUBACK and then an error.
+// refusedLate expects a successful CONNACK and SUBACK and then an error.
 func (c *client) refusedLate(code int) {
 	c.t.Helper()
 	c.expect("CONNECT passes", 0x20, 2, 0, 0)
@@ -140,7 +140,7 @@ func TestKeys(t *testing.T) {
 			cl.send(connectPacket(0xc2, 0, device, userNameOf(s, device), c.token(s))...)
 			cl.refusedLate(401000)
 		})
-		bubble(t, c.name+" is refused early with CONNACK 5, if so set", func(t *testing.T) {
+		bubble(t, c.name+" is refused early with CONNACK 5 if configured", func(t *testing.T) {
 			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Refuse: "early"}}})
 			cl := dial(t, s)
 			cl.send(connectPacket(0xc2, 0, device, userNameOf(s, device), c.token(s))...)
@@ -148,7 +148,7 @@ func TestKeys(t *testing.T) {
 			cl.expectEnd("the connection is closed")
 		})
 	}
-	bubble(t, "the service's clock decides on a token's expiry", func(t *testing.T) {
+	bubble(t, "the service's clock determines whether a token has expired", func(t *testing.T) {
 		s := start(t, simulator.Options{Now: func() time.Time { return time.Now().Add(30 * time.Minute) }})
 		cl := dial(t, s)
 		cl.send(connectPacket(0xc2, 0, device, userNameOf(s, device), token(s.DeviceKey(device), resourceOf(s, device), time.Now().Add(30*time.Minute), ""))...)
@@ -175,20 +175,20 @@ func TestIndividualKeys(t *testing.T) {
 		return c
 	}
 	for name, key := range map[string]string{"primary": first, "secondary": second} {
-		bubble(t, "the "+name+" key of an individual enrollment is good, and its device ID, hub and payload come back", func(t *testing.T) {
+		bubble(t, "the "+name+" key of an individual enrollment is accepted, and the reply has its device ID, hub and payload", func(t *testing.T) {
 			p := try(t, device, key).accepted("Press-7")
 			if b := p.parse(t); string(b.RegistrationState["assignedHub"]) != `"hub-a.azure-devices.net"` || string(b.RegistrationState["payload"]) != `{"site":"here"}` {
 				t.Error(p.payload)
 			}
 		})
 	}
-	bubble(t, "an enrolled device in other case is found", func(t *testing.T) {
+	bubble(t, "an enrolled device is found regardless of case", func(t *testing.T) {
 		try(t, "Sample-Device-01", first).accepted("Press-7")
 	})
 	bubble(t, "another key is refused with 401000", func(t *testing.T) {
 		try(t, device, base64.StdEncoding.EncodeToString([]byte(strings.Repeat("3", 64)))).refusedLate(401000)
 	})
-	bubble(t, "a device nobody enrolled is refused with 404201 when there is no group to verify against", func(t *testing.T) {
+	bubble(t, "a device that is not enrolled is refused with 404201 when there is no group to verify against", func(t *testing.T) {
 		try(t, "stranger", first).refusedLate(404201)
 	})
 	bubble(t, "a disabled enrollment answers 200 with the status disabled and an empty operation ID", func(t *testing.T) {
@@ -200,7 +200,7 @@ func TestIndividualKeys(t *testing.T) {
 			t.Error(p)
 		}
 	})
-	bubble(t, "an individual enrollment goes before the group", func(t *testing.T) {
+	bubble(t, "an individual enrollment takes precedence over the group", func(t *testing.T) {
 		both := *enrollments
 		both.Groups = []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: second}}}
 		s := start(t, simulator.Options{Enrollments: &both})
@@ -214,7 +214,7 @@ func TestCertificates(t *testing.T) {
 	group := func(root *ca) *enroll.Enrollments {
 		return &enroll.Enrollments{Groups: []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "x509", CA: root.pem()}}}}
 	}
-	bubble(t, "a certificate of the group is good, and the state has an x509 member", func(t *testing.T) {
+	bubble(t, "a certificate of the group is accepted, and the state has an x509 member", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		p := with(t, s, device, deviceCertificate(t, s, device)).accepted(device)
 		if got := string(p.parse(t).RegistrationState["x509"]); got != "{}" {
@@ -224,7 +224,7 @@ func TestCertificates(t *testing.T) {
 			t.Error(p.payload)
 		}
 	})
-	bubble(t, "an empty password with a certificate is good", func(t *testing.T) {
+	bubble(t, "an empty password with a certificate is accepted", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := dial(t, s, deviceCertificate(t, s, device))
 		c.send(connectPacket(0xc2, 0, device, userNameOf(s, device), "")...)
@@ -242,7 +242,7 @@ func TestCertificates(t *testing.T) {
 		root = root.issue(t, "root", true, time.Hour)
 		with(t, s, device, root.issue(t, device, false, time.Hour).tls()).refusedLate(401002)
 	})
-	bubble(t, "a certificate of another CA is refused early with CONNACK 5, if so set", func(t *testing.T) {
+	bubble(t, "a certificate of another CA is refused early with CONNACK 5 if configured", func(t *testing.T) {
 		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Refuse: "early"}}})
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)
@@ -256,7 +256,7 @@ func TestCertificates(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		with(t, s, device, leaf.tls()).refusedLate(401002)
 	})
-	bubble(t, "a chain over an intermediate is good, without the intermediate it is 401002", func(t *testing.T) {
+	bubble(t, "a chain with an intermediate is accepted; without the intermediate it is refused with 401002", func(t *testing.T) {
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)
 		middle := root.issue(t, "middle", true, time.Hour)
@@ -274,7 +274,7 @@ func TestCertificates(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		with(t, s, device, leaf.tls(middle)).refusedLate(401002)
 	})
-	bubble(t, "a group may stand on an intermediate", func(t *testing.T) {
+	bubble(t, "a group may trust an intermediate", func(t *testing.T) {
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)
 		middle := root.issue(t, "middle", true, time.Hour)
@@ -288,7 +288,7 @@ func TestCertificates(t *testing.T) {
 			return strings.ReplaceAll(fmt.Sprintf("% X", sha256.Sum256(c.Raw)), " ", ":")
 		},
 	} {
-		bubble(t, "an individual enrollment knows a certificate by "+name, func(t *testing.T) {
+		bubble(t, "an individual enrollment identifies a certificate by "+name, func(t *testing.T) {
 			var none *ca
 			mine, other := none.issue(t, device, false, time.Hour), none.issue(t, device, false, time.Hour)
 			s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
@@ -298,7 +298,7 @@ func TestCertificates(t *testing.T) {
 			with(t, s, device, other.tls()).refusedLate(401002)
 		})
 	}
-	bubble(t, "an individual enrollment knows a certificate by its CA", func(t *testing.T) {
+	bubble(t, "an individual enrollment accepts a certificate of its CA", func(t *testing.T) {
 		var root *ca
 		root = root.issue(t, "root", true, time.Hour)
 		s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
@@ -306,7 +306,7 @@ func TestCertificates(t *testing.T) {
 		}}}})
 		with(t, s, device, root.issue(t, device, false, time.Hour).tls()).accepted(device)
 	})
-	bubble(t, "a certificate does not help a device enrolled with a key", func(t *testing.T) {
+	bubble(t, "a certificate does not authenticate a device that is enrolled with a key", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{Individuals: []enroll.Individual{{
 			RegistrationID: device, Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: base64.StdEncoding.EncodeToString(make([]byte, 32))},
 		}}}})
@@ -315,7 +315,7 @@ func TestCertificates(t *testing.T) {
 	t.Run("an ID of 65 octets has no certificate", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		if _, _, err := s.DeviceCertificate(strings.Repeat("a", 65)); err == nil {
-			t.Error("it has one")
+			t.Error("a certificate was issued")
 		}
 	})
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// Life times. A certificate begins an hour early, so that a peer whose clock
-// is a little slow can use it at once.
+// Lifetimes. A certificate is valid from an hour before its creation, so that a peer whose
+// clock is slightly slow can use it immediately.
 const (
 	early      = time.Hour
 	caLife     = 20 * 365 * 24 * time.Hour
@@ -27,8 +27,8 @@ const (
 	wrongName  = "wrong-host.example"
 )
 
-// MaxCommonName is how many octets a common name may have, X.520
-// ub-common-name: a longer registration ID has no certificate.
+// MaxCommonName is the maximum length of a common name in octets, X.520
+// ub-common-name. A longer registration ID cannot have a certificate.
 const MaxCommonName = 64
 
 // authority is a certificate authority with its key.
@@ -37,7 +37,7 @@ type authority struct {
 	key         *ecdsa.PrivateKey
 }
 
-// newAuthority makes an authority, signed by its parent or, without one, by itself.
+// newAuthority creates an authority that is signed by its parent or, without one, self-signed.
 func newAuthority(curve elliptic.Curve, name string, parent *authority, now time.Time) (*authority, error) {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
@@ -54,7 +54,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 	signer := &authority{template, key}
 	if parent != nil {
 		signer = parent
-		template.MaxPathLenZero = true // it signs devices, and no further authority
+		template.MaxPathLenZero = true // it signs devices, but no other authority
 	}
 	certificate, err := signer.sign(template, key.Public())
 	if err != nil {
@@ -63,7 +63,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 	return &authority{certificate, key}, nil
 }
 
-// sign makes the certificate of a public key.
+// sign creates the certificate of a public key.
 func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certificate, error) {
 	template.SerialNumber = serial()
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steadySigner{a.key})
@@ -73,14 +73,15 @@ func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certific
 	return x509.ParseCertificate(der)
 }
 
-// serial draws 126 random bits: positive, as RFC 5280 4.1.2.2 asks, and always of 16 bytes.
+// serial returns 126 random bits. The number is positive, as RFC 5280 4.1.2.2 requires, and
+// always has 16 bytes.
 func serial() *big.Int {
 	b := randomBytes("serial", 16)
 	b[0] = b[0]&0x3f | 0x40
 	return new(big.Int).SetBytes(b)
 }
 
-// issue makes a key and its certificate.
+// issue creates a key and its certificate.
 func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -91,8 +92,8 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 	return leaf, key, err
 }
 
-// server issues the certificate of the listeners, or a faulty one of the
-// kinds of Rule.ServerCertificate.
+// server issues the certificate of the listeners, or a faulty one of a kind in
+// Rule.ServerCertificate.
 func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
@@ -123,8 +124,8 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: steadySigner{key}, Leaf: leaf}, nil
 }
 
-// device issues a client certificate whose common name is the registration ID, and gives
-// it and its key as PEM.
+// device issues a client certificate whose common name is the registration ID, and returns
+// the certificate and its key as PEM.
 func (a *authority) device(registrationID string, now time.Time) (certificate, key []byte, err error) {
 	if !enroll.IsRegistrationID(registrationID) {
 		return nil, nil, fmt.Errorf("%q is not a registration ID", registrationID)
@@ -157,7 +158,7 @@ func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// material is what a simulator keeps between starts.
+// material is what a simulator keeps across restarts.
 type material struct {
 	scope    string
 	groupKey []byte
@@ -166,8 +167,8 @@ type material struct {
 	issuing  func() (*issuing, error)
 }
 
-// newMaterial makes scope and group key from the seed when there is one to
-// follow (a server in memory), otherwise at random.
+// newMaterial derives the scope and the group key from the seed for a server in memory, and
+// creates them at random otherwise.
 func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*material, error) {
 	server, err := newAuthority(elliptic.P256(), "dpsd-sim server root", nil, now)
 	if err != nil {
@@ -182,8 +183,8 @@ func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*mater
 		groupKey: draw("group-key", 64),
 		server:   server,
 		device:   device,
-		// Made when it is first asked for: two P-384 keys are a waste for a server that
-		// never issues.
+		// The authority is created on first use: two P-384 keys are a waste for a server that
+		// never issues certificates.
 		issuing: sync.OnceValues(func() (*issuing, error) { return newIssuing(now) }),
 	}, nil
 }

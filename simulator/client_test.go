@@ -24,12 +24,12 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// The tests speak MQTT by hand: every byte a device sends is put together
-// here, and every byte it gets is looked at here.
+// The tests have their own MQTT code: they assemble every byte that a device sends, and
+// check every byte that it receives.
 
 const device = "sample-device-01"
 
-// start makes a server for one test.
+// start creates a server for a test.
 func start(t *testing.T, o simulator.Options) *simulator.Server {
 	t.Helper()
 	s, err := simulator.New(o)
@@ -46,15 +46,15 @@ func bubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
-// client is the device's end of a connection. Its reader runs by itself, as
-// net.Pipe asks.
+// client is the device's end of a connection. It reads in its own goroutine, as net.Pipe
+// requires.
 type client struct {
 	t    *testing.T
 	conn net.Conn
 	in   *bufio.Reader
 }
 
-// pipe connects to a server without any network; raw is below TLS.
+// pipe connects to a server without a network; raw is the stream below TLS.
 func pipe(t *testing.T, s *simulator.Server) net.Conn {
 	t.Helper()
 	mine, theirs := net.Pipe()
@@ -82,10 +82,10 @@ func dial(t *testing.T, s *simulator.Server, certificates ...tls.Certificate) *c
 }
 
 func newClient(t *testing.T, conn net.Conn) *client {
-	// net.Pipe has no buffer, so what the server writes is taken off at once.
+	// net.Pipe has no buffer, so the data of the server is read immediately.
 	r, w := io.Pipe()
 	queue := make(chan []byte, 1<<12)
-	var end error // nil for every end that is no deadline
+	var end error // nil for every end other than a deadline
 	go func() {
 		defer close(queue)
 		for {
@@ -131,7 +131,7 @@ func (c *client) expect(why string, want ...byte) {
 	}
 }
 
-// expectEnd waits for the end of the connection, without another byte.
+// expectEnd waits for the end of the connection without any more bytes.
 func (c *client) expectEnd(why string) {
 	c.t.Helper()
 	if b, err := io.ReadAll(c.in); err != nil || len(b) > 0 {
@@ -180,7 +180,7 @@ func (c *client) expectPublish(why string) publish {
 	return p
 }
 
-// Packets by hand.
+// Packets by hand:
 
 func packet(first byte, body ...[]byte) []byte {
 	all := bytes.Join(body, nil)
@@ -203,7 +203,7 @@ func connectPacket(flags byte, keepAlive uint16, fields ...string) []byte {
 	return packet(0x10, body...)
 }
 
-// token makes a SAS token; the resource is signed as it is given.
+// token creates a SAS token. It signs the resource unchanged.
 func token(key, resource string, expiry time.Time, rest string) string {
 	raw, _ := base64.StdEncoding.DecodeString(key)
 	mac := hmac.New(sha256.New, raw)
@@ -241,7 +241,7 @@ func pollTopic(rid, operation string) string {
 	return "$dps/registrations/GET/iotdps-get-operationstatus/?$rid=" + rid + "&operationId=" + operation
 }
 
-// connect goes as far as the CONNACK, subscribe as far as the SUBACK.
+// connect continues up to the CONNACK, subscribe up to the SUBACK.
 func (c *client) connect(s *simulator.Server, id string) *client {
 	c.t.Helper()
 	c.send(goodConnect(s, id)...)
@@ -298,7 +298,7 @@ func (c *client) puback(id uint16) {
 	c.send(0x40, 2, byte(id>>8), byte(id))
 }
 
-// assign does a whole registration and gives the final reply.
+// assign performs a whole registration and returns the final reply.
 func (c *client) assign() publish {
 	c.t.Helper()
 	p := c.register("1")
@@ -313,7 +313,7 @@ func (c *client) assign() publish {
 	}
 }
 
-// violations gives what the log holds against the client.
+// violations returns the client's violations in the log.
 func violations(s *simulator.Server) string {
 	return strings.Join(simulator.Summarize(s.Log()).Violations, "; ")
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// A conformance case holds the server to one statement: of MQTT 3.1.1 by the
-// number of its Appendix B, of RFC 6455 by its section, or of the service
-// ("DPS"). It speaks in bytes written by hand.
+// A conformance case tests one statement: of MQTT 3.1.1, by its number in Appendix B,
+// of RFC 6455, by its section, or of the service ("DPS"). It sends bytes that were
+// written by hand.
 type conformance struct {
 	clause string
 	name   string
@@ -45,8 +45,8 @@ type packetsOf func(*simulator.Server) []byte
 
 func these(b ...byte) packetsOf { return func(*simulator.Server) []byte { return b } }
 
-// refused: the server sends the answer and nothing else, closes the
-// connection, and its log says why.
+// refused: the server sends only the answer, closes the connection, and logs the
+// reason.
 func refused(after string, send packetsOf, says string, answer ...byte) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -65,8 +65,8 @@ func refused(after string, send packetsOf, says string, answer ...byte) func(*te
 	}
 }
 
-// answered: the server answers with these bytes, goes on, and holds nothing
-// against the client.
+// answered: the server answers with these bytes, continues, and logs no violation of
+// the client.
 func answered(after string, send packetsOf, answer ...byte) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -80,14 +80,14 @@ func answered(after string, send packetsOf, answer ...byte) func(*testing.T) {
 	}
 }
 
-// lives checks that a ping is answered, and nothing comes ahead of it.
+// lives checks that the server answers a ping before anything else.
 func (c *client) lives() {
 	c.t.Helper()
 	c.send(0xc0, 0)
 	c.expect("the connection lives", 0xd0, 0)
 }
 
-// session is a case in its own words.
+// session is a case with its own code.
 func session(after string, f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.T) {
 	return scripted(nil, after, f)
 }
@@ -99,7 +99,7 @@ func scripted(sc *simulator.Scenario, after string, f func(t *testing.T, s *simu
 	}
 }
 
-// changed is a good CONNECT with one byte of its variable header changed;
+// changed is a valid CONNECT with one byte of its variable header changed;
 // 0 is the first letter of MQTT.
 func changed(at int, to byte) packetsOf {
 	return func(s *simulator.Server) []byte {
@@ -113,7 +113,7 @@ func connectAs(flags byte, fields func(s *simulator.Server) []string) packetsOf 
 	return func(s *simulator.Server) []byte { return connectPacket(flags, 0, fields(s)...) }
 }
 
-// calling is a CONNECT with another client identifier and user name; {} is the good one.
+// calling is a CONNECT with a different client identifier and user name; {} is the valid one.
 func calling(clientID, user string) packetsOf {
 	return connectAs(0xc2, func(s *simulator.Server) []string {
 		return []string{strings.ReplaceAll(clientID, "{}", device), strings.ReplaceAll(user, "{}", userNameOf(s, device)), goodToken(s, device)}
@@ -197,9 +197,9 @@ func mqttCases() []conformance {
 			}
 			c.expect("CONNACK", 0x20, 2, 0, 0)
 		})},
-		{"MQTT-4.2", "three packets in one piece are answered in their order", "what is behind a packet is lost", answered("connect",
+		{"MQTT-4.2", "three packets in one piece are answered in their order", "data after a packet is lost", answered("connect",
 			these(slices.Concat([]byte{0xc0, 0}, subscribePacket(7, 1), []byte{0xc0, 0})...), 0xd0, 0, 0x90, 3, 0, 7, 1, 0xd0, 0)},
-		{"MQTT-4.8.0", "the end of the connection inside a packet is told from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-4.8.0", "the end of the connection inside a packet differs from one between packets", "an end is an end", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(0x82, 28)
 			c.conn.Close()
 			synctest.Wait()
@@ -235,7 +235,7 @@ func mqttCases() []conformance {
 				t.Errorf("%d after %d", b, a)
 			}
 		})},
-		{"MQTT-2.3.1-5", "what stands first in a PUBLISH at QoS 0 is payload", "a packet identifier is read at QoS 0", session("subscribe", func(t *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-2.3.1-5", "a PUBLISH at QoS 0 begins with its payload after the topic", "a packet identifier is read at QoS 0", session("subscribe", func(t *testing.T, _ *simulator.Server, c *client) {
 			c.send(publishPacket(0x30, goodTopic, 0, "{}")...)
 			if p := c.expectPublish("the reply"); !strings.Contains(p.topic, "/202/") {
 				t.Errorf("%+v", p)
@@ -271,7 +271,7 @@ func mqttCases() []conformance {
 			again.send(unclean...)
 			again.expect("no session is present", 0x20, 2, 0, 0)
 			again.send(publishPacket(0x30, goodTopic, 0, "")...)
-			again.expectEnd("nobody is subscribed")
+			again.expectEnd("there is no subscription")
 		})},
 		{"MQTT-3.1.2-11", "a will topic and message without the will flag", "bytes need not be those that were understood", refused("", connectAs(0xc2, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device), goodToken(s, device), "topic", "gone"}
@@ -296,13 +296,13 @@ func mqttCases() []conformance {
 		}), "MQTT-3.1.2-22")},
 		{"MQTT-3.1.2-24", "a client is given up after 1.5 keep-alive intervals", "silence lasts for ever", kept(60, func(c *client) { c.expectEnd("given up") }, 90*time.Second)},
 		{"MQTT-3.1.2-24", "a client is not given up before 1.5 keep-alive intervals", "a client is given up after one interval", kept(60, func(c *client) { time.Sleep(89 * time.Second); c.lives() }, 89*time.Second)},
-		{"MQTT-3.1.2-24", "every packet counts, not the ping alone", "only a ping is heard", kept(60, func(c *client) {
+		{"MQTT-3.1.2-24", "every packet counts, not the ping alone", "only a ping counts", kept(60, func(c *client) {
 			time.Sleep(80 * time.Second)
 			c.subscribe()
 			time.Sleep(80 * time.Second)
 			c.lives()
 		}, 160*time.Second)},
-		{"MQTT-3.1.2-24", "half a packet does not count", "a byte is heard", kept(60, func(c *client) {
+		{"MQTT-3.1.2-24", "half a packet does not count", "a byte counts", kept(60, func(c *client) {
 			time.Sleep(80 * time.Second)
 			c.send(0xc0)
 			c.expectEnd("given up")
@@ -340,7 +340,7 @@ func mqttCases() []conformance {
 		{"MQTT-3.1.4-1", "a CONNECT with a byte behind it is closed without a CONNACK", "bytes need not be those that were understood", refused("", func(s *simulator.Server) []byte {
 			return packet(0x10, goodConnect(s, device)[3:], []byte{0})
 		}, "left over")},
-		{"MQTT-3.1.4-2", "a second connection takes the client identifier over", "nobody is taken over", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.1.4-2", "a second connection takes the client identifier over", "no connection is taken over", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			second := open(t, s, "subscribe")
 			begin := time.Now()
 			c.expectEnd("the first one is closed")
@@ -349,7 +349,7 @@ func mqttCases() []conformance {
 			}
 			second.lives()
 		})},
-		{"MQTT-3.1.4-2", "a third takes it over from the second, after the first has gone", "who leaves takes the newer one's place along", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.1.4-2", "a third takes it over from the second, after the first has gone", "the end of an old connection removes the new one", session("connect", func(t *testing.T, s *simulator.Server, c *client) {
 			second := open(t, s, "connect")
 			c.expectEnd("the first one is closed")
 			c.conn.Close()
@@ -387,7 +387,7 @@ func mqttCases() []conformance {
 		})},
 
 		// 3.2 CONNACK.
-		{"MQTT-3.2.0-1", "the CONNACK is the first packet, once the CONNECT is there and not before", "a packet precedes the CONNACK", session("", func(_ *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.2.0-1", "the CONNACK is the first packet, after the CONNECT and not before", "a packet precedes the CONNACK", session("", func(_ *testing.T, s *simulator.Server, c *client) {
 			time.Sleep(30 * time.Second)
 			c.send(goodConnect(s, device)...)
 			c.expect("CONNACK", 0x20, 2, 0, 0)
@@ -444,7 +444,7 @@ func mqttCases() []conformance {
 			c.expect("PUBACK", 0x40, 2, 0, 9)
 			c.expectPublish("the reply")
 		})},
-		{"MQTT-4.6.0-2", "PUBACKs come in the order of the PUBLISHes", "what is due at one time comes last first", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Second}}}, "subscribe", func(_ *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-4.6.0-2", "PUBACKs come in the order of the PUBLISHes", "events of the same time come in reverse order", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Second}}}, "subscribe", func(_ *testing.T, _ *simulator.Server, c *client) {
 			for _, id := range []uint16{5, 6, 7} {
 				c.send(publishPacket(0x32, goodTopic, id, "")...)
 			}
@@ -554,11 +554,11 @@ func mqttCases() []conformance {
 		{"MQTT-3.10.3-1", "UNSUBSCRIBE with a filter that is not UTF-8", "any text is UTF-8", refused("connect", these(unsubscribing(1, surrogate)...), "malformed packet: topic")},
 		{"DPS filters", "UNSUBSCRIBE from another filter", "any filter is granted", refused("subscribe", these(unsubscribing(1, "a")...), "the filter is not")},
 		{"MQTT-3.10.3", "UNSUBSCRIBE with a filter longer than the packet", "a text may be longer than its packet", refused("connect", these(packet(0xa2, []byte{0, 1, 0, 99, 'a'})...), "malformed packet: topic")},
-		{"MQTT-3.10.4-2", "after UNSUBSCRIBE nobody is subscribed", "UNSUBSCRIBE changes nothing", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
+		{"MQTT-3.10.4-2", "after UNSUBSCRIBE there is no subscription", "UNSUBSCRIBE changes nothing", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(unsubscribing(3, filter)...)
 			c.expect("UNSUBACK", 0xb0, 2, 0, 3)
 			c.send(publishPacket(0x30, goodTopic, 0, "")...)
-			c.expectEnd("a reply could not be heard")
+			c.expectEnd("a reply could not be received")
 			if v := violations(s); !strings.Contains(v, "before SUBACK") {
 				t.Error(v)
 			}
@@ -577,7 +577,7 @@ func mqttCases() []conformance {
 	return cases
 }
 
-// held sends a second packet while the first, delayed by a rule, awaits its
+// held sends a second packet while the first one, which a rule delays, waits for its
 // acknowledgement.
 func held(one, two []byte) func(*testing.T) {
 	return scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "register", Delay: time.Minute}}}, "subscribe", func(t *testing.T, s *simulator.Server, c *client) {
@@ -590,7 +590,7 @@ func held(one, two []byte) func(*testing.T) {
 	})
 }
 
-// kept connects with a keep-alive, and measures how long the rest takes.
+// kept connects with a keep-alive, and measures the duration of f.
 func kept(seconds uint16, f func(*client), want time.Duration) func(*testing.T) {
 	return session("", func(t *testing.T, s *simulator.Server, c *client) {
 		c.send(connectPacket(0xc2, seconds, device, userNameOf(s, device), goodToken(s, device))...)
@@ -613,14 +613,14 @@ func will(flags byte, topic string) packetsOf {
 	})
 }
 
-// The parts of a good upgrade request.
+// The parts of a valid upgrade request.
 var upgradeRequest = []string{
 	"GET /$iothub/websocket HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
 	"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol: mqtt",
 }
 
-// requested sends an upgrade request with one line changed, or left out, and
-// looks at the response.
+// requested sends an upgrade request with one line changed or omitted, and checks the
+// response.
 func requested(line, instead string, look func(t *testing.T, r *http.Response)) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -666,7 +666,7 @@ func header(name, want string) func(*testing.T, *http.Response) {
 	}
 }
 
-// framed is a case on a WebSocket that is open, CONNECT said and CONNACK heard.
+// framed is a case on an open WebSocket after CONNECT and CONNACK.
 func framed(f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.T) {
 	return func(t *testing.T) {
 		s := start(t, simulator.Options{})
@@ -683,7 +683,7 @@ func framed(f func(t *testing.T, s *simulator.Server, c *client)) func(*testing.
 	}
 }
 
-// closes: the server answers with a close frame of this status, and ends.
+// closes: the server answers with a close frame of this status, and closes the connection.
 func closes(code uint16, says string, bytes ...byte) func(*testing.T) {
 	return framed(func(t *testing.T, s *simulator.Server, c *client) {
 		begin := time.Now()
@@ -703,8 +703,8 @@ func closes(code uint16, says string, bytes ...byte) func(*testing.T) {
 	})
 }
 
-// pinged: after these bytes the connection lives and a PINGREQ is answered in
-// a frame of its own, unmasked.
+// pinged: after these bytes the connection is open, and the server answers a PINGREQ in
+// a separate, unmasked frame.
 func pinged(bytes ...byte) func(*testing.T) {
 	return framed(func(t *testing.T, s *simulator.Server, c *client) {
 		c.send(bytes...)
@@ -725,10 +725,10 @@ func webSocketCases() []conformance {
 		{"RFC 6455 4.2.1", "no Upgrade is refused", "Upgrade is not looked at", requested("Upgrade", "", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "an Upgrade to something else is refused", "Upgrade is not looked at", requested("Upgrade", "Upgrade: h2c", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "no Connection is refused", "Connection is not looked at", requested("Connection", "", status(http.StatusBadRequest))},
-		{"RFC 6455 4.2.1", "Connection may say more, in any letters", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
+		{"RFC 6455 4.2.1", "Connection may have more values, in any case", "Connection is one word", requested("Connection", "Connection: keep-alive, upgrade", status(http.StatusSwitchingProtocols))},
 		{"RFC 6455 4.2.1", "no key is refused", "any key will do", requested("Sec-WebSocket-Key", "", status(http.StatusBadRequest))},
 		{"RFC 6455 4.2.1", "a key of 15 bytes is refused", "any key will do", requested("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", status(http.StatusBadRequest))},
-		{"RFC 6455 4.4", "another version is refused, and told which is spoken", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
+		{"RFC 6455 4.4", "a different version is refused, and the response has the supported one", "any version will do", requested("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", func(t *testing.T, r *http.Response) {
 			if r.StatusCode != http.StatusBadRequest || r.Header.Get("Sec-WebSocket-Version") != "13" {
 				t.Error(r.Status, r.Header)
 			}
@@ -750,7 +750,7 @@ func webSocketCases() []conformance {
 			}
 			c.expect("SUBACK", 0x82, 5, 0x90, 3, 0, 1, 1)
 		})},
-		{"MQTT-6.0.0-2", "a frame may hold several packets", "what is behind a packet is lost", framed(func(_ *testing.T, _ *simulator.Server, c *client) {
+		{"MQTT-6.0.0-2", "a frame may hold several packets", "data after a packet is lost", framed(func(_ *testing.T, _ *simulator.Server, c *client) {
 			c.send(frame(0x82, append([]byte{0xc0, 0}, subscribe...))...)
 			c.expect("PINGRESP", 0x82, 2, 0xd0, 0)
 			c.expect("SUBACK", 0x82, 5, 0x90, 3, 0, 1, 1)
@@ -823,11 +823,11 @@ func webSocketCases() []conformance {
 			c.send(frame(0x89, nil)...)
 			c.expect("pong", 0x8a, 0)
 		})},
-		{"RFC 6455 5.5.3", "a pong that nobody asked for is passed over", "a pong is an answer to a ping", pinged(frame(0x8a, []byte("x"))...)},
+		{"RFC 6455 5.5.3", "an unsolicited pong is ignored", "a pong is an answer to a ping", pinged(frame(0x8a, []byte("x"))...)},
 		{"RFC 6455 5.6", "an empty message is passed over", "a message has bytes", pinged(frame(0x82, nil)...)},
 		{"RFC 6455 7.4.1", "a breach of MQTT is closed with 1008", "every close frame says 1000", closes(1008, "MQTT-3.1.0-2", frame(0x82, packet(0x10, text("MQTT"), []byte{4, 2, 0, 0}, text("x")))...)},
 		{"RFC 6455 7.4.1", "DISCONNECT is closed with 1000", "DISCONNECT changes nothing", closes(1000, "", frame(0x82, []byte{0xe0, 0})...)},
-		{"MQTT-3.1.4-2", "a WebSocket takes the client identifier over from a TLS connection", "nobody is taken over", func(t *testing.T) {
+		{"MQTT-3.1.4-2", "a WebSocket takes the client identifier over from a TLS connection", "no connection is taken over", func(t *testing.T) {
 			s := start(t, simulator.Options{})
 			old := open(t, s, "connect")
 			c := dialWebSocket(t, s)
@@ -846,7 +846,7 @@ func webSocketCases() []conformance {
 	}
 }
 
-// conformances are all cases.
+// conformances returns all cases.
 func conformances() []conformance { return append(mqttCases(), webSocketCases()...) }
 
 func TestConformance(t *testing.T) {
@@ -854,7 +854,7 @@ func TestConformance(t *testing.T) {
 	for _, c := range conformances() {
 		name := c.clause + ": " + c.name
 		if seen[name] {
-			t.Errorf("%q is there twice", name)
+			t.Errorf("%q exists twice", name)
 		}
 		seen[name] = true
 		bubble(t, name, c.run)

@@ -18,7 +18,7 @@ type connection struct {
 	protocol string
 	raw      *rawConn
 	tls      *tls.Conn
-	reason   string // why it ended, for the log
+	reason   string // why the connection ended, for the log
 }
 
 func (s *Server) serve(conn net.Conn, protocol string) {
@@ -47,13 +47,13 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	s.wg.Done()
 }
 
-// note adds an entry of this connection to the packet log.
+// note adds an entry for this connection to the packet log.
 func (c *connection) note(e Entry) {
 	e.Connection, e.Protocol, e.Time = c.number, c.protocol, c.server.now()
 	c.server.log.add(e)
 }
 
-// run takes the connection through TLS and, if so, WebSocket to MQTT.
+// run takes the connection through TLS and, if applicable, WebSocket to MQTT.
 func (c *connection) run() {
 	script := c.server.script.Load()
 	rule := script.Match(OnAccept, c.protocol, "", false)
@@ -68,7 +68,7 @@ func (c *connection) run() {
 	}
 	if rule.AfterUp == 0 && rule.AfterDown == 0 {
 		if len(rule.GarbageBytes()) > 0 {
-			c.hearOnce()
+			c.awaitClient()
 		}
 		if c.instead(rule, c.raw) {
 			return
@@ -78,7 +78,7 @@ func (c *connection) run() {
 
 	rule = script.Match(OnTLS, c.protocol, "", false)
 	if rule.Alert != "" && rule.AlertAt != "certificate" {
-		c.hearOnce()
+		c.awaitClient()
 		_, _ = c.raw.Write(alertRecord(rule.Alert))
 		c.reason = "scenario: alert"
 		c.linger(nil)
@@ -90,11 +90,11 @@ func (c *connection) run() {
 		return
 	}
 	c.tls = tls.Server(c.raw, config)
-	if !c.raw.patient() {
+	if !c.raw.delaysHandshake() {
 		_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	}
-	// A goroutine keeps the large stack that a handshake takes, and this one
-	// lives as long as the connection.
+	// A handshake grows the stack of its goroutine, and this goroutine lives as long as
+	// the connection, so the handshake has its own.
 	shaken := make(chan error, 1)
 	go func() { shaken <- c.tls.Handshake() }()
 	if err := <-shaken; err != nil {
@@ -119,15 +119,15 @@ func (c *connection) run() {
 	newSession(c, stream).run()
 }
 
-// hearOnce waits for the client's first bytes.
-func (c *connection) hearOnce() {
+// awaitClient waits for the client's first bytes.
+func (c *connection) awaitClient() {
 	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
 	_, _ = c.raw.Read(make([]byte, 4096))
 	_ = c.raw.SetReadDeadline(time.Time{})
 }
 
-// instead does what a rule wants in place of going on, and tells whether it
-// did. It is for the stages before MQTT, at which silence is for good.
+// instead does what a rule specifies in place of continuing, and reports whether it
+// did. It is for the stages before MQTT, at which silence is permanent.
 func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
@@ -154,19 +154,19 @@ func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	return true
 }
 
-// hold keeps a silent connection until the client hangs up.
+// hold keeps a silent connection open until the client disconnects.
 func (c *connection) hold() { _, _ = io.Copy(io.Discard, c.raw) }
 
-// linger ends the server's direction in good order, waits a moment for the
-// client's, and closes. The reader, if there is one, is given up.
+// linger closes the server's direction cleanly, waits a moment for the client to close
+// its direction, and closes the connection. The reader, if there is one, is abandoned.
 func (c *connection) linger(reader <-chan *inbound) {
 	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
 	if c.tls != nil {
-		_ = c.tls.CloseWrite() // has a deadline of its own
+		_ = c.tls.CloseWrite() // it sets its own deadline
 	}
 	c.raw.closeWrite()
 	if reader != nil {
-		for range reader { // emptied until the reader ends
+		for range reader { // drained until the reader ends
 		}
 	}
 	_, _ = io.Copy(io.Discard, c.raw)
@@ -187,19 +187,20 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 		Certificates: []tls.Certificate{*certificate},
 		MinVersion:   min(lowest, highest),
 		MaxVersion:   max(lowest, highest),
-		// Asked for but not judged here: the service refuses a wrong
+		// The certificate is requested but not verified here: the service refuses a wrong
 		// certificate later, in MQTT.
 		ClientAuth: tls.RequestClientCert,
-		// A ticket written at the end of a handshake would meet a client that writes
-		// too, over net.Pipe for ever.
+		// A ticket that is written at the end of a handshake would block forever over net.Pipe
+		// if the client writes at the same time.
 		SessionTicketsDisabled: !set.SessionTickets,
 		Time:                   c.server.now,
 	}
-	if set.SessionTickets { // each connection has a Config of its own
+	if set.SessionTickets { // each connection has its own Config
 		config.SetSessionTicketKeys([][32]byte{c.server.ticketKey})
 	}
 	if rule.Alert != "" {
-		// Go has but one alert for a certificate; up to TLS 1.2 this one goes ahead of it, in the clear.
+		// Go has only one alert for a certificate. Up to TLS 1.2 this alert precedes it
+		// unencrypted.
 		config.VerifyConnection = func(state tls.ConnectionState) error {
 			if state.Version <= tls.VersionTLS12 {
 				_, _ = c.raw.Write(alertRecord(rule.Alert))

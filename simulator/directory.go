@@ -46,9 +46,9 @@ type = "x509"
 ca_file = "device-ca.pem"
 `
 
-// loadMaterial reads a directory that was used before, or makes one. A
-// directory in which a part is missing is refused rather than mended: keys
-// that devices were given must not change unnoticed.
+// loadMaterial reads an existing directory, or creates one. If part of an existing
+// directory is missing, loadMaterial returns an error instead of replacing the part: keys
+// that devices have received must not change unnoticed.
 func loadMaterial(dir string, now time.Time) (*material, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // ca.pem and endpoint.json are for others to read
 		return nil, err
@@ -89,8 +89,8 @@ func readMaterial(dir, scope string) (*material, error) {
 	return m, err
 }
 
-// loadIssuing reads the issuing authority, or makes one where there is none
-// yet. The root is written last: its presence says that the rest is there.
+// loadIssuing reads the issuing authority, or creates it if it does not exist. The root
+// is written last: if it exists, the other files exist.
 func loadIssuing(dir string, now time.Time) (*issuing, error) {
 	text, err := os.ReadFile(filepath.Join(dir, fileIssuingRoot))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,7 +124,7 @@ func createIssuing(dir string, now time.Time) (*issuing, error) {
 	return i, w.err
 }
 
-// directory is one that files are written into, up to the first error.
+// directory writes files into a directory until the first error.
 type directory struct {
 	path string
 	err  error
@@ -158,7 +158,7 @@ func loadAuthority(dir, certFile, keyFile string) (*authority, error) {
 	return &authority{pair.Leaf, key}, nil
 }
 
-// createMaterial writes the scope last: its presence says that the rest is there.
+// createMaterial writes the scope last: if it exists, the other files exist.
 func createMaterial(dir string, now time.Time) (*material, error) {
 	m, err := newMaterial(randomBytes, now)
 	if err != nil {
@@ -168,7 +168,7 @@ func createMaterial(dir string, now time.Time) (*material, error) {
 	w.authority(m.server, fileCA, fileCAKey)
 	w.authority(m.device, fileDeviceCA, fileDeviceCAKey)
 	w.write(fileGroupKey, []byte(base64.StdEncoding.EncodeToString(m.groupKey)+"\n"), 0o600)
-	// Enrollments that were put there beforehand are the user's.
+	// Existing enrollments belong to the user.
 	if _, err := os.Stat(filepath.Join(dir, fileEnrollments)); errors.Is(err, fs.ErrNotExist) {
 		w.write(fileEnrollments, []byte(defaultEnrollments), 0o644)
 	}

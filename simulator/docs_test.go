@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// Each example of an enrollments file is one that serves devices: it is read
-// from a directory as dpsd-sim does it, and a device registers by it.
+// Each example of an enrollments file works: the test reads it from a directory as dpsd-sim
+// does, and a device registers with it.
 func TestEnrollmentExamples(t *testing.T) {
 	text, err := os.ReadFile("../docs/simulator.md")
 	if err != nil {
@@ -121,7 +121,7 @@ func TestEnrollmentExamples(t *testing.T) {
 			c.expect("the table is replaced", 0x20, 2, 0, 5)
 			return
 		}
-		t.Error("there is no example")
+		t.Error("no example found")
 	})
 	t.Run("the table of built-in features", func(t *testing.T) {
 		for version, features := range scenario.BuiltInFeatures() {

@@ -19,8 +19,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// A device registers with a symmetric key. In a test, simulator.Start(t,
-// simulator.Options{}) takes the place of Listen and Close.
+// A device registers with a symmetric key. In a test, simulator.Start(t, simulator.Options{})
+// replaces Listen and Close.
 func Example() {
 	polls := 1
 	sim, err := simulator.Listen(simulator.Options{
@@ -44,7 +44,7 @@ func Example() {
 	defer conn.Close()
 	in := bufio.NewReader(conn)
 
-	// A text of MQTT, a packet with its length, and reading one.
+	// These functions encode an MQTT string and a packet, and read a packet.
 	text := func(s string) string { return string(binary.BigEndian.AppendUint16(nil, uint16(len(s)))) + s }
 	send := func(first byte, body string) {
 		_, _ = conn.Write(append(binary.AppendUvarint([]byte{first}, uint64(len(body))), body...))

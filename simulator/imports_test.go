@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// The simulator judges the client. Code of the client in it, or the client's
-// libraries, would make a mistake twice and so hide it.
-func TestNoCodeOfTheClient(t *testing.T) {
+// The simulator tests the client. If it used code or libraries of the client, the same
+// mistake on both sides would go unnoticed.
+func TestTheSimulatorImportsNoCodeOfTheClient(t *testing.T) {
 	const module = "github.com/dpsd-project/dpsd/"
 	files, err := filepath.Glob("*.go")
 	below, errBelow := filepath.Glob("*/*.go")

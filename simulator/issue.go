@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// defaultCertificateLife is how long an issued certificate is good. The
-// service issues for 7 to 90 days.
+// defaultCertificateLife is the lifetime of an issued certificate. The service issues
+// certificates for 7 to 90 days.
 const defaultCertificateLife = 30 * 24 * time.Hour
 
-// issuing is the authority that signs certificates for devices: a root and
-// an intermediate, both EC P-384. The root's key is not kept.
+// issuing is the authority that signs certificates for devices: a root and an
+// intermediate, both EC P-384. The key of the root is not kept.
 type issuing struct {
 	root *x509.Certificate
 	ca   *authority
@@ -36,9 +36,9 @@ func newIssuing(now time.Time) (*issuing, error) {
 	return &issuing{root.certificate, ca}, nil
 }
 
-// parseCSR reads the member csr of a register request and checks it as the
-// service does: PKCS#10 in DER, in base64 without armour, of an EC P-384 key,
-// its common name the registration ID (Azure page "Certificate issuance").
+// parseCSR reads the member csr of a register request and checks it like the service:
+// PKCS #10 in DER, base64 without armour, of an EC P-384 key, with the registration ID as
+// its common name (Azure page "Certificate issuance").
 func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateRequest, error) {
 	var text string
 	if json.Unmarshal(member, &text) != nil {
@@ -95,8 +95,8 @@ func keyName(csr *x509.CertificateRequest) string {
 	return csr.PublicKeyAlgorithm.String()
 }
 
-// issue signs a certificate for the key of a request, and gives the chain as
-// the service writes it: base64 of DER, the device's certificate first, the root left out.
+// issue signs a certificate for the key of a request and returns the chain in the service's
+// format: base64 of DER, with the device's certificate first and without the root.
 func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, now time.Time) ([]string, error) {
 	leaf, err := i.ca.sign(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: csr.Subject.CommonName},

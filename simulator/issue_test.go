@@ -33,7 +33,7 @@ func ecKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	return key
 }
 
-// request makes a CSR in DER.
+// request creates a CSR in DER.
 func request(t *testing.T, key crypto.Signer, subject pkix.Name) []byte {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: subject}, key)
@@ -54,7 +54,7 @@ func csrBody(t *testing.T, csr any) string {
 	return string(b)
 }
 
-// chain reads issuedCertificateChain.
+// chain parses issuedCertificateChain.
 func (p publish) chain(t *testing.T) []*x509.Certificate {
 	t.Helper()
 	var texts []string
@@ -96,9 +96,9 @@ func TestIssuing(t *testing.T) {
 		if ca.MaxPathLen != 0 || !ca.MaxPathLenZero {
 			t.Error("the issuing CA may sign further authorities")
 		}
-		// Issued with the register request, 6 s ago.
+		// The certificate was issued with the register request, 6 s ago.
 		if want := time.Now().Add(7*24*time.Hour - 6*time.Second); !leaf.NotAfter.Equal(want) {
-			t.Errorf("good until %v, want %v", leaf.NotAfter, want)
+			t.Errorf("valid until %v, want %v", leaf.NotAfter, want)
 		}
 		root, err := s.IssuingRoot()
 		if err != nil {
@@ -111,7 +111,7 @@ func TestIssuing(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	bubble(t, "left out, the life is 30 days, and without a csr there is no chain", func(t *testing.T) {
+	bubble(t, "the default lifetime is 30 days, and without a csr there is no chain", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		p := as(t, s, device, preview).outcome(csrBody(t, base(request(t, ecKey(t, elliptic.P384()), named(device)))))
 		if want := time.Now().Add(30*24*time.Hour - 6*time.Second); !p.chain(t)[0].NotAfter.Equal(want) {
@@ -123,7 +123,7 @@ func TestIssuing(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "every registration issues anew, with another serial number, also under the policy never", func(t *testing.T) {
+	bubble(t, "every registration issues a new certificate with a new serial number, also under the policy never", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Reprovision: "never"})})
 		body := csrBody(t, base(request(t, ecKey(t, elliptic.P384()), named(device))))
 		one, two := as(t, s, device, preview).outcome(body).chain(t), as(t, s, device, "2026-11-02-preview").outcome(body).chain(t)
@@ -131,7 +131,7 @@ func TestIssuing(t *testing.T) {
 			t.Error(one[0].SerialNumber)
 		}
 	})
-	bubble(t, "a device that proves itself by a certificate is issued one too", func(t *testing.T) {
+	bubble(t, "a device that authenticates with a certificate is issued one too", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := dial(t, s, deviceCertificate(t, s, device))
 		c.send(connectPacket(0x82, 0, device, s.IDScope()+"/registrations/"+device+"/api-version="+preview)...)
@@ -168,7 +168,7 @@ func TestIssuing(t *testing.T) {
 		csr  any
 		want string
 	}{
-		{"that is no text", 7, "the csr is not a JSON string"},
+		{"that is not a string", 7, "the csr is not a JSON string"},
 		{"that is an array", []string{base(good)}, "the csr is not a JSON string"},
 		{"that is empty", "", "the csr is empty"},
 		{"that is not base64", "?" + base(good), "the csr is not base64"},
@@ -188,7 +188,7 @@ func TestIssuing(t *testing.T) {
 		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256: P-384 is needed"},
 		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is EC P-521: P-384 is needed"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
-		{"for the device in other case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
+		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},
 		{"with two common names", base(request(t, p384, twoNames)), "the csr's subject has 2 common names, not 1"},
 	} {
@@ -228,14 +228,14 @@ func TestIssuing(t *testing.T) {
 			t.Error(p.payload)
 		}
 	})
-	t.Run("a directory keeps the issuing authority over restarts", func(t *testing.T) {
+	t.Run("a directory keeps the issuing authority across restarts", func(t *testing.T) {
 		dir := t.TempDir()
 		register := func() []*x509.Certificate {
 			s := start(t, simulator.Options{Directory: dir})
 			defer s.Close()
 			root, err := os.ReadFile(filepath.Join(dir, "issuing-root.pem"))
 			if own, _ := s.IssuingRoot(); err != nil || string(own) != string(root) {
-				t.Error("issuing-root.pem is another", err)
+				t.Error("issuing-root.pem has changed", err)
 			}
 			p := as(t, s, device, preview).ask(csrBody(t, base(good)))
 			operation := p.parse(t).OperationID
@@ -247,14 +247,14 @@ func TestIssuing(t *testing.T) {
 		}
 		one, two := register(), register()
 		if !one[1].Equal(two[1]) || one[0].Equal(two[0]) {
-			t.Error("the second start issues by another authority")
+			t.Error("the second start issues with a different authority")
 		}
 		if info, err := os.Stat(filepath.Join(dir, "issuing-ca.key")); err != nil || info.Mode().Perm() != 0o600 {
 			t.Error(info, err)
 		}
 	})
 	for _, name := range []string{"issuing-ca.pem", "issuing-ca.key"} {
-		t.Run("without its "+name+" a used directory is refused, not mended", func(t *testing.T) {
+		t.Run("without its "+name+" a used directory is refused, not repaired", func(t *testing.T) {
 			dir := t.TempDir()
 			start(t, simulator.Options{Directory: dir}).Close()
 			if err := os.Remove(filepath.Join(dir, name)); err != nil {

@@ -24,7 +24,7 @@ type arrival struct {
 	leave    func(s *simulator.Server, id string, tcp net.Conn) error
 }
 
-// arrivals are the ways in which devices come and go.
+// arrivals are the ways in which devices connect and disconnect.
 var arrivals = []arrival{
 	{"mqtt", func(s *simulator.Server, id string, tcp net.Conn) error {
 		conn, err := subscribed(s, id, tcp)
@@ -41,12 +41,12 @@ var arrivals = []arrival{
 		_, err = conn.Write([]byte{0x40, 2, 0, 2, 0xe0, 0})
 		return err
 	}},
-	{"mqtt", func(s *simulator.Server, id string, tcp net.Conn) error { // gone without a word
+	{"mqtt", func(s *simulator.Server, id string, tcp net.Conn) error { // disconnects without DISCONNECT
 		_, err := subscribed(s, id, tcp)
 		_ = tcp.(*net.TCPConn).SetLinger(0)
 		return err
 	}},
-	{"mqtt", func(s *simulator.Server, _ string, tcp net.Conn) error { // another violation each time
+	{"mqtt", func(s *simulator.Server, _ string, tcp net.Conn) error { // a different violation each time
 		conn := tls.Client(tcp, clientConfig(s))
 		if err := conn.Handshake(); err != nil {
 			return err
@@ -75,7 +75,7 @@ var arrivals = []arrival{
 	}},
 }
 
-// subscribed is a device that has got its SUBACK.
+// subscribed is a device that has received its SUBACK.
 func subscribed(s *simulator.Server, id string, tcp net.Conn) (*tls.Conn, error) {
 	conn := tls.Client(tcp, clientConfig(s))
 	if _, err := conn.Write(append(goodConnect(s, id), subscribePacket(1, 1)...)); err != nil {
@@ -85,7 +85,7 @@ func subscribed(s *simulator.Server, id string, tcp net.Conn) (*tls.Conn, error)
 	return conn, err
 }
 
-// run has the connection, and returns when neither side knows of it any more.
+// run makes the connection, and returns when neither side holds it any more.
 func (v arrival) run(s *simulator.Server, id string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -115,8 +115,8 @@ func (v arrival) run(s *simulator.Server, id string) error {
 	return err
 }
 
-// Devices come to a simulator that runs for months. What they leave must not add up.
-func TestConnectionsLeaveNothing(t *testing.T) {
+// A simulator may run for months. The state that connections leave must not accumulate.
+func TestConnectionsLeaveNoGoroutineAndNoMemory(t *testing.T) {
 	none := 0
 	s := start(t, simulator.Options{DiscardLog: true, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &none}}})
 	come := func(n int) {
@@ -125,7 +125,7 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 		for worker := range atOnce {
 			all.Go(func() {
 				for i := worker; i < n; i += atOnce {
-					// Each worker's devices are known already: a device that is known is kept on purpose.
+					// The devices of each worker are already known: the server keeps known devices on purpose.
 					if err := arrivals[i/atOnce%len(arrivals)].run(s, fmt.Sprintf("leak-%d", worker)); err != nil {
 						t.Errorf("arrival %d: %v", i/atOnce%len(arrivals), err)
 						return
@@ -138,7 +138,7 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
-		runtime.GC() // what lies in a sync.Pool survives the first
+		runtime.GC() // objects in a sync.Pool survive the first collection
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
@@ -151,7 +151,7 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 		}
 	})
 	t.Run("no memory is left", func(t *testing.T) {
-		// A session alone has ten times as much.
+		// One session uses ten times as much.
 		limit := int64(128<<10 + 100**connections)
 		if left := heap() - before; left > limit {
 			t.Errorf("%d bytes after %d connections, more than %d", left, *connections, limit)

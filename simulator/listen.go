@@ -2,25 +2,25 @@ package simulator
 
 import "net"
 
-// Local is a Server that listens on loopback.
+// Local is a Server that listens on the loopback interface.
 type Local struct {
 	*Server
-	// Host is the name to connect to; the server's certificate has it.
+	// Host is the name to connect to. The certificate of the server contains it.
 	Host string
 	// MQTTPort and WebSocketPort are free ports that the kernel has chosen.
 	MQTTPort, WebSocketPort int
 }
 
-// T is what Start needs of a *testing.T, *testing.B or *testing.F.
+// T is the part of *testing.T, *testing.B and *testing.F that Start needs.
 type T interface {
 	Helper()
 	Cleanup(func())
 	Fatal(args ...any)
 }
 
-// Start makes a server for one test: it listens on both loopback addresses for MQTT and for
-// MQTT over WebSocket, both over TLS, and ends with the test. A test may
-// start several; they share nothing.
+// Start creates a server for a test. The server listens on both loopback addresses for MQTT and
+// for MQTT over WebSocket, both over TLS, and ends with the test. A test may start several
+// servers, which share nothing.
 func Start(t T, o Options) *Local {
 	t.Helper()
 	l, err := Listen(o)
@@ -31,8 +31,8 @@ func Start(t T, o Options) *Local {
 	return l
 }
 
-// Listen makes a server that listens on both loopback addresses, at two free ports. End it
-// with Close.
+// Listen creates a server that listens on both loopback addresses at two free ports. Call
+// Close to end it.
 func Listen(o Options) (*Local, error) {
 	s, err := New(o)
 	if err != nil {
@@ -49,14 +49,14 @@ func Listen(o Options) (*Local, error) {
 	return l, nil
 }
 
-// open serves a free port of loopback.
+// open listens on a free port of the loopback addresses.
 func (s *Server) open(accept func(net.Listener) error) (int, error) {
 	listeners, err := ListenLoopback(0)
 	if err != nil {
 		return 0, err
 	}
 	for _, l := range listeners {
-		s.wg.Go(func() { _ = accept(l) }) // until Close; devices see for themselves when it ends before
+		s.wg.Go(func() { _ = accept(l) }) // until Close; devices notice if it ends earlier
 	}
 	return listeners[0].Addr().(*net.TCPAddr).Port, nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// dialLocal opens TLS to a listener, by its name.
+// dialLocal opens TLS to a listener by its host name.
 func dialLocal(t *testing.T, l *simulator.Local, port int) *client {
 	t.Helper()
 	config := clientConfig(l.Server)
@@ -23,7 +23,7 @@ func dialLocal(t *testing.T, l *simulator.Local, port int) *client {
 	return newClient(t, conn)
 }
 
-// failing is a test whose Fatal can be looked at.
+// failing is a test whose Fatal can be checked.
 type failing struct {
 	fatal    string
 	cleanups []func()
@@ -79,7 +79,7 @@ func TestStart(t *testing.T) {
 		c.send(goodConnect(all[1].Server, device)...)
 		c.expect("a device of another scope is a stranger", 0x20, 2, 0, 3)
 	})
-	t.Run("what cannot start fails the test", func(t *testing.T) {
+	t.Run("a server that cannot start fails the test", func(t *testing.T) {
 		f := &failing{}
 		func() {
 			defer func() { _ = recover() }()

@@ -21,10 +21,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-// fuzzTime is the clock of the fuzzed server, so that a session is the same every time.
+// fuzzTime is the clock of the fuzzed server, so that a session is always the same.
 var fuzzTime = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// validSession is the packets of a good registration.
+// validSession returns the packets of a valid registration.
 func validSession(s *Server) [][]byte {
 	const id = "gw-1"
 	text := func(v string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(v))), v...) }
@@ -51,9 +51,9 @@ func validSession(s *Server) [][]byte {
 	}
 }
 
-// mutate plays a program on a session: four bytes an instruction, first on
-// whole packets, then on the bytes of each. It gives the pieces that are
-// written, at first a piece for each packet.
+// mutate applies a program to a session: four bytes per instruction, first on whole
+// packets, then on the bytes of each. It returns the pieces that are written, initially a
+// piece per packet.
 func mutate(session [][]byte, webSocket bool, program []byte) [][]byte {
 	code := slices.Collect(slices.Chunk(program[:len(program)/4*4], 4))
 	for _, c := range code {
@@ -117,8 +117,8 @@ func mutate(session [][]byte, webSocket bool, program []byte) [][]byte {
 	return pieces
 }
 
-// meet brings a server and a client together that says these pieces, and
-// returns when both have ended.
+// meet connects a server and a client that sends these pieces, and returns when both have
+// ended.
 func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 	mine, theirs := net.Pipe()
 	ended := make(chan struct{})
@@ -131,7 +131,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 		}
 	}()
 	_ = mine.SetDeadline(time.Now().Add(10 * time.Second))
-	heard := make(chan struct{})
+	drained := make(chan struct{})
 	conn := mine
 	if !bare {
 		roots := x509.NewCertPool()
@@ -143,7 +143,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 		conn = secure
 	}
 	go func() {
-		defer close(heard)
+		defer close(drained)
 		_, _ = io.Copy(io.Discard, conn)
 		_ = mine.Close()
 	}()
@@ -157,7 +157,7 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 	} else {
 		_ = mine.Close()
 	}
-	<-heard
+	<-drained
 	select {
 	case <-ended:
 	case <-time.After(20 * time.Second):
@@ -165,8 +165,8 @@ func meet(t *testing.T, s *Server, webSocket, bare bool, pieces [][]byte) {
 	}
 }
 
-// FuzzListener: a valid session with mutated packets, frames and bytes, over
-// TLS or bare, makes no panic and leaves no connection, goroutine or memory.
+// FuzzListener checks that a valid session with mutated packets, frames and bytes, over TLS
+// or bare, causes no panic and leaves no connection, goroutine or memory.
 func FuzzListener(f *testing.F) {
 	f.Add(byte(0), []byte{})
 	f.Add(byte(1), []byte{})
@@ -201,11 +201,11 @@ func FuzzListener(f *testing.F) {
 		if err := goleak.Find(others); err != nil {
 			t.Error(err)
 		}
-		// The fuzzer's own tables grow at first, so the measure is taken after a while.
+		// The fuzzer's own tables grow at first, so the test measures later.
 		if runs++; runs%1000 == 0 {
 			var memory runtime.MemStats
 			runtime.GC()
-			runtime.GC() // what lies in a sync.Pool survives the first
+			runtime.GC() // objects in a sync.Pool survive the first collection
 			runtime.ReadMemStats(&memory)
 			if first == 0 {
 				first = memory.HeapAlloc
@@ -217,8 +217,8 @@ func FuzzListener(f *testing.F) {
 	})
 }
 
-// A session that nobody mutated is a whole registration; otherwise the fuzzed
-// ones would all end at their first packet.
+// The unmutated session must be a whole registration. Otherwise the fuzzed ones would all
+// end at their first packet.
 func TestTheFuzzedSessionIsValid(t *testing.T) {
 	for _, webSocket := range []bool{false, true} {
 		s, err := New(Options{Seed: 1, Now: func() time.Time { return fuzzTime }})

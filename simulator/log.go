@@ -8,36 +8,38 @@ import (
 	"time"
 )
 
-// Entry is one line of the packet log. Entries hold no secret: of a CONNECT
-// neither user name nor password is kept.
+// Entry is one line of the packet log. Entries contain no secrets: neither the user name
+// nor the password of a CONNECT is logged.
 type Entry struct {
-	// Connection numbers the connections in the order of their arrival, from 1.
+	// Connection numbers the connections in the order of their arrival, starting at 1.
 	Connection int       `json:"connection"`
 	Time       time.Time `json:"time"`
 	Protocol   string    `json:"protocol"` // "mqtt" or "websocket": the listener
-	// Direction is "up" from the client, "down" to it, "" for what is no packet.
+	// Direction is "up" from the client, "down" to the client, and "" for an entry that is not
+	// a packet.
 	Direction string `json:"direction,omitempty"`
-	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE,
-	// GARBAGE, STALL, VIOLATION, CLOSE for what happened to the connection.
+	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE, GARBAGE, STALL,
+	// VIOLATION or CLOSE for an event of the connection.
 	Packet         string `json:"packet"`
 	RegistrationID string `json:"registrationId,omitempty"`
-	// Size of the MQTT packet in bytes, fixed header included.
+	// Size is the size of the MQTT packet in bytes, including the fixed header.
 	Size       int    `json:"size,omitempty"`
 	PacketID   int    `json:"packetId,omitempty"`
 	QoS        int    `json:"qos,omitempty"`
 	Dup        bool   `json:"dup,omitempty"`
 	Topic      string `json:"topic,omitempty"`
 	ReturnCode *int   `json:"returnCode,omitempty"` // of CONNACK and SUBACK
-	// Violation says which rule of MQTT or DPS the client broke.
+	// Violation names the rule of MQTT or DPS that the client violated.
 	Violation string `json:"violation,omitempty"`
-	// Detail explains: why a connection was refused or ended, the TLS version, the HTTP path.
+	// Detail explains the entry: why a connection was refused or ended, the TLS version, or the
+	// HTTP path.
 	Detail string `json:"detail,omitempty"`
-	// BytesUp and BytesDown, with CLOSE: all bytes of the TCP connection, TLS included.
+	// BytesUp and BytesDown are set with CLOSE: all bytes of the TCP connection, including TLS.
 	BytesUp   int64 `json:"bytesUp,omitempty"`
 	BytesDown int64 `json:"bytesDown,omitempty"`
 }
 
-// request is what a device asks for with this entry; asked is false for anything else.
+// request is the request that a device makes with this entry. asked is false if there is none.
 func (e Entry) request() (r request, asked bool) {
 	if e.Packet != "PUBLISH" || e.Direction != "up" {
 		return r, false
@@ -63,8 +65,8 @@ func newPacketLog(w io.Writer, discard bool) *packetLog {
 	return l
 }
 
-// add records an entry. A log that cannot be written must not change what
-// the device sees, so the error is dropped.
+// add records an entry. It ignores errors of writing, because they must not change what the
+// device sees.
 func (l *packetLog) add(e Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,7 +84,7 @@ func (l *packetLog) all() []Entry {
 	return slices.Clone(l.entries)
 }
 
-// ReadLog reads a packet log written as JSON lines.
+// ReadLog reads a packet log of JSON lines.
 func ReadLog(r io.Reader) ([]Entry, error) {
 	var entries []Entry
 	for in := json.NewDecoder(r); ; {

@@ -7,19 +7,19 @@ import (
 	"syscall"
 )
 
-// loopbackTries is how often a port that is free at 127.0.0.1 may be in use at ::1.
+// loopbackTries is the number of attempts to find a port that is free at both 127.0.0.1 and ::1.
 const loopbackTries = 100
 
-// ListenLoopback listens at one port of both loopback addresses, 127.0.0.1 and ::1: which
-// of them a device tries first for "localhost" is up to its machine, and not every client
-// tries the second. Port 0 chooses one that is free at both. Where there is no IPv6, the
-// listener at 127.0.0.1 is the only one; otherwise it is the first of two.
+// ListenLoopback listens on the same port of both loopback addresses, 127.0.0.1 and ::1. Which
+// of them a device tries first for "localhost" depends on its system, and not every client
+// tries the second. Port 0 chooses a port that is free at both. Without IPv6 there is only the
+// listener at 127.0.0.1; otherwise it is the first of two.
 func ListenLoopback(port int) ([]net.Listener, error) {
 	return listenLoopback(port, net.Listen)
 }
 
 func listenLoopback(port int, listen func(network, address string) (net.Listener, error)) ([]net.Listener, error) {
-	var taken []net.Listener // kept until the end, so that another port is chosen
+	var taken []net.Listener // kept open until the end, so that the next attempt gets a different port
 	defer func() {
 		for _, l := range taken {
 			_ = l.Close()

@@ -11,21 +11,22 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// The names of the service, DPS page "Communicate with DPS using the MQTT protocol".
+// The names of the service; see the DPS page "Communicate with DPS using the MQTT protocol".
 const (
 	responseFilter = "$dps/registrations/res/#"
 	registerPrefix = "$dps/registrations/PUT/iotdps-register/?"
 	pollPrefix     = "$dps/registrations/GET/iotdps-get-operationstatus/?"
 )
 
-// userName is a CONNECT user name taken apart.
+// userName is a parsed CONNECT user name.
 type userName struct {
 	scope          string
 	registrationID string
 	apiVersion     string
 }
 
-// parseUserName reads {idScope}/registrations/{registrationId}/api-version={v}[&ClientVersion={text}].
+// parseUserName parses
+// {idScope}/registrations/{registrationId}/api-version={v}[&ClientVersion={text}].
 func parseUserName(text string) (userName, error) {
 	parts := strings.Split(text, "/")
 	if len(parts) != 4 || parts[1] != "registrations" {
@@ -60,19 +61,19 @@ func parseUserName(text string) (userName, error) {
 	return u, nil
 }
 
-// isIDScope is as lax as the device is told to be: the form of a scope is not documented.
+// isIDScope is lenient, because the form of an ID scope is not documented.
 func isIDScope(s string) bool {
 	return s != "" && utf8.ValidString(s) && !strings.ContainsAny(s, "/+#& \t\r\n")
 }
 
-// request is the topic of a device's PUBLISH taken apart.
+// request is the parsed topic of a PUBLISH of a device.
 type request struct {
 	poll        bool
-	requestID   string // as received: it is echoed verbatim
-	operationID string // percent-decoded, since one SDK encodes it
+	requestID   string // as received; the reply repeats it verbatim
+	operationID string // percent-decoded, because one SDK encodes it
 }
 
-// parseRequest reads the two topics a device may publish to.
+// parseRequest parses the two topics that a device may publish to.
 func parseRequest(topic string) (request, error) {
 	var r request
 	query, ok := strings.CutPrefix(topic, registerPrefix)

@@ -19,30 +19,30 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// stubborn is a device that goes its way whatever it hears, and so makes the
-// same events in every run.
+// stubborn is a device that ignores the answers, and therefore causes the same events in
+// every run.
 type stubborn struct {
 	conn net.Conn
 	mu   sync.Mutex
 	got  []byte
 }
 
-// pause is what a device waits for an answer. It meets no time of a scenario.
+// pause is how long a device waits for an answer. It coincides with no time of a scenario.
 const pause = 2137 * time.Millisecond
 
-// say sends bytes, and gives what is heard within the pause.
+// say sends bytes, and returns what it receives within the pause.
 func (d *stubborn) say(b []byte) string {
 	_, _ = d.conn.Write(b)
 	time.Sleep(pause)
 	synctest.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	heard := string(d.got)
+	received := string(d.got)
 	d.got = nil
-	return heard
+	return received
 }
 
-// visit is one connection, as far as the server lets it come.
+// visit makes one connection, up to the stage that the server allows.
 func visit(s *simulator.Server, protocol string) {
 	if s.Refuses(protocol) {
 		time.Sleep(pause)
@@ -91,8 +91,8 @@ func visit(s *simulator.Server, protocol string) {
 	d.say(wrap([]byte{0xe0, 0}))
 }
 
-// A second run with the same seed and scenario gives the same packet log: in
-// virtual time even the same times, and all counts of bytes.
+// A second run with the same seed and scenario gives the same packet log. In virtual time, the
+// times and all counts of bytes are also the same.
 func TestASecondRunGivesTheSamePacketLog(t *testing.T) {
 	text, err := os.ReadFile("../docs/simulator.md")
 	if err != nil {
@@ -137,7 +137,7 @@ func TestASecondRunGivesTheSamePacketLog(t *testing.T) {
 	if n < 50 {
 		t.Errorf("%d scenarios", n)
 	}
-	t.Run("another seed decides otherwise", func(t *testing.T) {
+	t.Run("another seed gives a different log", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rolls := map[string]bool{}
 			for seed := range uint64(8) {

@@ -24,7 +24,7 @@ func TestAWrongScenarioMadeInGoIsRefusedAndChangesNothing(t *testing.T) {
 	}
 }
 
-// script makes a server that plays the rules.
+// script creates a server with these rules.
 func script(t *testing.T, rules ...simulator.Rule) *simulator.Server {
 	return start(t, simulator.Options{Scenario: &simulator.Scenario{Rules: rules}})
 }
@@ -49,7 +49,7 @@ func TestRuleMatching(t *testing.T) {
 			connack(t, s, device, want)
 		}
 	})
-	bubble(t, "counting is done for each registration ID by itself", func(t *testing.T) {
+	bubble(t, "a rule counts for each registration ID separately", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "connect", Connack: new(3), Times: 1})
 		connack(t, s, "a", 3)
 		connack(t, s, "b", 3)
@@ -77,7 +77,7 @@ func TestRuleMatching(t *testing.T) {
 	})
 }
 
-// Faults up to CONNACK.
+// Faults before and at CONNACK.
 func TestConnectionFaults(t *testing.T) {
 	bubble(t, "close at accept: the end before any TLS", func(t *testing.T) {
 		conn := pipe(t, script(t, simulator.Rule{On: "accept", Close: true}))
@@ -85,7 +85,7 @@ func TestConnectionFaults(t *testing.T) {
 			t.Error(n, err)
 		}
 	})
-	bubble(t, "silent at accept: a handshake that never goes on, held until the client hangs up", func(t *testing.T) {
+	bubble(t, "silent at accept: the handshake stalls until the client disconnects", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", Silent: true})
 		conn := pipe(t, s)
 		_ = conn.SetDeadline(time.Now().Add(time.Hour))
@@ -280,7 +280,7 @@ func TestSessionFaults(t *testing.T) {
 		c.send(0xc0, 0)
 		c.expect("PINGRESP next", 0xd0, 0)
 	})
-	bubble(t, "before_suback sends a reply that nobody asked for", func(t *testing.T) {
+	bubble(t, "before_suback sends an unsolicited reply", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "subscribe", BeforeSuback: true})
 		c := dial(t, s).connect(s, device)
 		c.send(subscribePacket(1, 1)...)
@@ -359,7 +359,7 @@ func TestSessionFaults(t *testing.T) {
 			}
 		}},
 		{"retry_after: any text", simulator.Rule{RetryAfter: "-1e9 soon"}, reply("$dps/registrations/res/202/?$rid=r&retry-after=-1e9 soon", "")},
-		{"retry_after none leaves it out", simulator.Rule{RetryAfter: "none"}, reply("$dps/registrations/res/202/?$rid=r", "")},
+		{"retry_after none omits it", simulator.Rule{RetryAfter: "none"}, reply("$dps/registrations/res/202/?$rid=r", "")},
 		{"429 with retry-after", simulator.Rule{Status: 429, ErrorCode: 429001, RetryAfter: "600", ErrorMessage: "Too many requests."}, state("$dps/registrations/res/429/?$rid=r&retry-after=600", func(b body) bool {
 			return b.ErrorCode == 429001 && b.Message == "Too many requests." && len(b.TrackingID) == 36
 		})},
@@ -374,7 +374,7 @@ func TestSessionFaults(t *testing.T) {
 		{"disabled", simulator.Rule{State: "disabled"}, reply("$dps/registrations/res/200/?$rid=r", `{"operationId":"","status":"disabled","registrationState":{"registrationId":"sample-device-01","status":"disabled"}}`)},
 		{"unassigned", simulator.Rule{State: "unassigned"}, state("$dps/registrations/res/200/?$rid=r", func(b body) bool { return b.Status == "unassigned" })},
 		{"assigning on 200", simulator.Rule{State: "assigning", Status: 200, RetryAfter: "none"}, state("$dps/registrations/res/200/?$rid=r", func(b body) bool { return b.Status == "assigning" && b.OperationID != "" })},
-		{"assigned at once", simulator.Rule{State: "assigned", DeviceID: "d", Substatus: "deviceDataMigrated", Payload: `{"a":1}`}, state("$dps/registrations/res/200/?$rid=r", func(b body) bool {
+		{"assigned immediately", simulator.Rule{State: "assigned", DeviceID: "d", Substatus: "deviceDataMigrated", Payload: `{"a":1}`}, state("$dps/registrations/res/200/?$rid=r", func(b body) bool {
 			return string(b.RegistrationState["deviceId"]) == `"d"` && string(b.RegistrationState["substatus"]) == `"deviceDataMigrated"` && string(b.RegistrationState["payload"]) == `{"a":1}`
 		})},
 		{"assigned without a hub", simulator.Rule{State: "assigned", Omit: []string{"assignedHub"}}, state("$dps/registrations/res/200/?$rid=r", func(b body) bool {
@@ -385,7 +385,7 @@ func TestSessionFaults(t *testing.T) {
 			return string(b.RegistrationState["assignedHub"]) == `"a\nb\u0007"`
 		})},
 		{"no operation ID", simulator.Rule{Omit: []string{"operationId"}}, reply("$dps/registrations/res/202/?$rid=r&retry-after=3", `{"status":"assigning"}`)},
-		{"a body that is cut", simulator.Rule{Cut: 14}, reply("$dps/registrations/res/202/?$rid=r&retry-after=3", `{"operationId"`)},
+		{"a truncated body", simulator.Rule{Cut: 14}, reply("$dps/registrations/res/202/?$rid=r&retry-after=3", `{"operationId"`)},
 		{"any body", simulator.Rule{Body: new("<html>")}, reply("$dps/registrations/res/202/?$rid=r&retry-after=3", "<html>")},
 		{"another $rid", simulator.Rule{RequestID: "someone-else"}, reply("$dps/registrations/res/202/?$rid=someone-else&retry-after=3", "")},
 		{"any topic", simulator.Rule{Topic: "$dps/registrations/res/202/?retry-after=9&$rid=r"}, reply("$dps/registrations/res/202/?retry-after=9&$rid=r", "")},
@@ -462,12 +462,12 @@ func TestSessionFaults(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "the settings polls, retry_after and reply_delay shape a good registration", func(t *testing.T) {
+	bubble(t, "the settings polls, retry_after and reply_delay apply to a successful registration", func(t *testing.T) {
 		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: new(1), RetryAfter: "120", ReplyDelay: time.Second}}})
 		c := ready(t, s)
 		begin := time.Now()
 		c.send(publishPacket(0x32, registerTopic("1"), 9, "")...)
-		c.expect("PUBACK at once", acknowledged...)
+		c.expect("PUBACK immediately", acknowledged...)
 		if d := time.Since(begin); d != 0 {
 			t.Error(d)
 		}
@@ -486,7 +486,7 @@ func TestSessionFaults(t *testing.T) {
 			t.Error(p)
 		}
 	})
-	bubble(t, "a long delay does not keep pings from being answered", func(t *testing.T) {
+	bubble(t, "pings are answered during a long delay", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "register", AfterPuback: true, Delay: time.Hour})
 		c := ready(t, s)
 		c.send(publishPacket(0x30, registerTopic("1"), 0, "")...)

@@ -40,7 +40,7 @@ func TestForms(t *testing.T) {
 			t.Errorf("%q, %v", raw, err)
 		}
 	})
-	bubble(t, "time stamps have up to seven digits of a second, and no zeros at the end", func(t *testing.T) {
+	bubble(t, "timestamps have up to seven fractional digits and no trailing zeros", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		time.Sleep(516335299 * time.Nanosecond)
 		p := ready(t, s).assign()
@@ -56,15 +56,15 @@ func TestForms(t *testing.T) {
 			t.Error(got)
 		}
 	})
-	bubble(t, "an ID scope looks like one", func(t *testing.T) {
+	bubble(t, "an ID scope has the expected format", func(t *testing.T) {
 		if s := start(t, simulator.Options{Seed: 7}); !regexp.MustCompile(`^0ne[0-9A-F]{8}$`).MatchString(s.IDScope()) {
 			t.Error(s.IDScope())
 		}
 	})
-	bubble(t, "a device gets the same of several hubs every time", func(t *testing.T) {
+	bubble(t, "a device always gets the same one of several hubs", func(t *testing.T) {
 		var e enroll.Enrollments
 		probe := start(t, simulator.Options{})
-		key := probe.GroupKey() // of seed 0, so DeviceKey fits
+		key := probe.GroupKey() // the seed is 0, so DeviceKey matches
 		e.Groups = []enroll.Group{{Name: "g", Attestation: enroll.Attestation{Type: "symmetric-key", PrimaryKey: key}, Grant: enroll.Grant{Hubs: []string{"a.example", "b.example", "c.example"}}}}
 		seen := map[string]bool{}
 		for range 3 {
@@ -102,7 +102,7 @@ func TestWrites(t *testing.T) {
 		}
 		return counted, newClient(t, conn)
 	}
-	bubble(t, "PUBACK and reply leave in one write, so that Nagle's algorithm finds no gap", func(t *testing.T) {
+	bubble(t, "PUBACK and reply leave in one write, so that Nagle's algorithm causes no delay", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		pipe, c := open(t, s)
 		c.connect(s, device).subscribe()
@@ -116,11 +116,11 @@ func TestWrites(t *testing.T) {
 			t.Errorf("%d writes", n)
 		}
 	})
-	bubble(t, "byte_by_byte at accept takes the handshake apart too", func(t *testing.T) {
+	bubble(t, "byte_by_byte at accept also applies to the handshake", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", ByteByByte: true})
 		pipe, c := open(t, s)
 		c.connect(s, device)
-		c.send(0xe0, 0) // in good order, so that the server's farewell is read
+		c.send(0xe0, 0) // a clean end, so that the server's last bytes are read
 		_, _ = io.Copy(io.Discard, c.conn)
 		c.conn.Close()
 		synctest.Wait()
@@ -185,7 +185,7 @@ func TestPacketLog(t *testing.T) {
 }
 
 func TestSeed(t *testing.T) {
-	// played gives everything a server with a seed shows, without keys of certificates.
+	// played returns everything that a server with a seed shows, except keys of certificates.
 	played := func(t *testing.T, seed uint64) (log []simulator.Entry, shown []string) {
 		s := start(t, simulator.Options{Seed: seed, Scenario: &simulator.Scenario{Rules: []simulator.Rule{
 			{On: "poll", Status: 500, Times: 1},
@@ -197,7 +197,7 @@ func TestSeed(t *testing.T) {
 			shown = append(shown, c.register("1").payload)
 			c.expectEnd("closed")
 			c.conn.Close()
-			synctest.Wait() // or its CLOSE may come after the next OPEN
+			synctest.Wait() // otherwise its CLOSE may be logged after the next OPEN
 			c = dial(t, s).connect(s, id).subscribe()
 			p := c.register("1")
 			c.puback(p.id)
@@ -214,7 +214,7 @@ func TestSeed(t *testing.T) {
 		}
 		log = s.Log()
 		for i := range log {
-			// The size of a certificate's signature varies, and with it these.
+			// The length of a certificate's signature varies, and so do these.
 			log[i].BytesDown, log[i].BytesUp = 0, 0
 		}
 		return log, shown
@@ -278,14 +278,14 @@ func TestListeners(t *testing.T) {
 		for _, c := range conns {
 			c.expectEnd("closed by the server")
 		}
-		s.Close() // a second time is no harm
+		s.Close() // may be called twice
 	})
 	t.Run("reset at accept is an RST", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", Reset: true})
 		conn, err := net.Dial("tcp", listen(t, s))
 		if err != nil {
 			if errors.Is(err, syscall.ECONNRESET) {
-				return // it came that early
+				return // the reset arrived before the handshake
 			}
 			t.Fatal(err)
 		}
@@ -294,7 +294,7 @@ func TestListeners(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("a refusal reaches a client that has sent more meanwhile", func(t *testing.T) {
+	t.Run("a refusal reaches a client that has sent more data in the meantime", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "connect", Connack: new(3)})
 		conn, err := tls.Dial("tcp", listen(t, s), clientConfig(s))
 		if err != nil {
@@ -305,7 +305,7 @@ func TestListeners(t *testing.T) {
 		c.expect("CONNACK 3", 0x20, 2, 0, 3)
 		c.expectEnd("in good order")
 	})
-	t.Run("a closed server takes no connection", func(t *testing.T) {
+	t.Run("a closed server accepts no connection", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		s.Close()
 		mine, theirs := net.Pipe()
@@ -317,7 +317,7 @@ func TestListeners(t *testing.T) {
 }
 
 func TestDirectory(t *testing.T) {
-	t.Run("a directory is made on first use and kept after that", func(t *testing.T) {
+	t.Run("a directory is created on first use and then kept", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "new")
 		first := start(t, simulator.Options{Directory: dir})
 		modes := map[string]os.FileMode{
@@ -335,7 +335,7 @@ func TestDirectory(t *testing.T) {
 		}
 		second := start(t, simulator.Options{Directory: dir})
 		if first.IDScope() != second.IDScope() || first.GroupKey() != second.GroupKey() || !bytes.Equal(first.CA(), second.CA()) || !bytes.Equal(first.DeviceCA(), second.DeviceCA()) {
-			t.Error("other material on the second start")
+			t.Error("different material on the second start")
 		}
 		for name := range modes {
 			if text, _ := os.ReadFile(filepath.Join(dir, name)); string(text) != before[name] {
@@ -343,7 +343,7 @@ func TestDirectory(t *testing.T) {
 			}
 		}
 		if strings.TrimSpace(before["group-key"]) != first.GroupKey() || strings.TrimSpace(before["id-scope"]) != first.IDScope() || before["ca.pem"] != string(first.CA()) {
-			t.Error("the files are not what the server uses")
+			t.Error("the server does not use the files")
 		}
 	})
 	t.Run("key and certificate of the default groups work on a later start", func(t *testing.T) {
@@ -356,7 +356,7 @@ func TestDirectory(t *testing.T) {
 		c.accepted(device)
 		with(t, s, device, certificate).accepted(device)
 	})
-	t.Run("enrollments that lie there beforehand are the user's", func(t *testing.T) {
+	t.Run("existing enrollments are not replaced", func(t *testing.T) {
 		dir := t.TempDir()
 		text := []byte("[[individual]]\nregistration_id = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"" + base64.StdEncoding.EncodeToString(make([]byte, 32)) + "\"\n")
 		if err := os.WriteFile(filepath.Join(dir, "enrollments.toml"), text, 0o600); err != nil {
@@ -368,7 +368,7 @@ func TestDirectory(t *testing.T) {
 		}
 	})
 	for _, name := range []string{"group-key", "ca.key", "device-ca.pem"} {
-		t.Run("without its "+name+" a used directory is refused, not mended", func(t *testing.T) {
+		t.Run("without its "+name+" a used directory is refused, not repaired", func(t *testing.T) {
 			dir := t.TempDir()
 			start(t, simulator.Options{Directory: dir})
 			if err := os.Remove(filepath.Join(dir, name)); err != nil {
@@ -380,7 +380,7 @@ func TestDirectory(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a key that belongs to another certificate is refused", func(t *testing.T) {
+	t.Run("a key that does not match the certificate is refused", func(t *testing.T) {
 		dir := t.TempDir()
 		start(t, simulator.Options{Directory: dir})
 		other, _ := os.ReadFile(filepath.Join(dir, "device-ca.key"))
@@ -401,14 +401,14 @@ func TestParseEnrollments(t *testing.T) {
 		{"a group without a name", "[[group]]\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "group.name: is missing"},
 		{"a key that is not base64", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"not base64\"\n", "e.toml:4:1: group.primary_key: the key is not base64"},
 		{"a key that is too short", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"AAAA\"\n", "e.toml:4:1: group.primary_key: the key has 3 bytes"},
-		{"a key file that is not there", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key_file = \"nowhere\"\n", "e.toml:4:1: group.primary_key_file:"},
+		{"a key file that does not exist", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key_file = \"nowhere\"\n", "e.toml:4:1: group.primary_key_file:"},
 		{"a key and a CA", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\nca = \"x\"\n", "e.toml:3:1: group.type: a symmetric-key enrollment has no certificates"},
-		{"x509 with nothing", "[[group]]\nname = \"x\"\ntype = \"x509\"\n", "e.toml:3:1: group.type: an x509 enrollment needs either"},
-		{"a CA that is no PEM", "[[group]]\nname = \"x\"\ntype = \"x509\"\nca = \"x\"\n", "group.ca_file: no certificate"},
-		{"a thumbprint that is none", "[[individual]]\nregistration_id = \"x\"\ntype = \"x509\"\nthumbprint = \"abc\"\n", "e.toml:4:1: individual.thumbprint: is not the hex"},
-		{"a registration ID that is none", "[[individual]]\nregistration_id = \"x/y\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "e.toml:2:1: individual.registration_id: \"x/y\" is not"},
+		{"x509 without thumbprint or CA", "[[group]]\nname = \"x\"\ntype = \"x509\"\n", "e.toml:3:1: group.type: an x509 enrollment needs either"},
+		{"a CA that is not PEM", "[[group]]\nname = \"x\"\ntype = \"x509\"\nca = \"x\"\n", "group.ca_file: no certificate"},
+		{"an invalid thumbprint", "[[individual]]\nregistration_id = \"x\"\ntype = \"x509\"\nthumbprint = \"abc\"\n", "e.toml:4:1: individual.thumbprint: is not the hex"},
+		{"an invalid registration ID", "[[individual]]\nregistration_id = \"x/y\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "e.toml:2:1: individual.registration_id: \"x/y\" is not"},
 		{"a device enrolled twice", "[[individual]]\nregistration_id = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n[[individual]]\nregistration_id = \"X\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "e.toml:6:1: individual.registration_id: \"X\" is enrolled twice"},
-		{"a payload that is no object", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\npayload = \"1\"\nprimary_key = \"" + key + "\"\n", "e.toml:4:1: group.payload: is not a JSON object"},
+		{"a payload that is not an object", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\npayload = \"1\"\nprimary_key = \"" + key + "\"\n", "e.toml:4:1: group.payload: is not a JSON object"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
 			_, err := enroll.Parse("e.toml", strings.NewReader(c.text))
@@ -420,7 +420,7 @@ func TestParseEnrollments(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a wrong one made in Go is refused", func(t *testing.T) {
+	t.Run("invalid enrollments made in Go are refused", func(t *testing.T) {
 		_, err := simulator.New(simulator.Options{Enrollments: &enroll.Enrollments{Groups: []enroll.Group{{}}}})
 		var wrong *tomlfile.Error
 		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), "group[0].name") {
@@ -429,7 +429,7 @@ func TestParseEnrollments(t *testing.T) {
 	})
 }
 
-// The documentation is checked against the code.
+// The test checks the documentation against the code.
 func TestDocumentation(t *testing.T) {
 	text, err := os.ReadFile("../docs/simulator.md")
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// seed makes everything that looks random from one number and a purpose, so
-// that a second run gives the same values whatever the order of the devices.
+// seed derives all values that look random from a number and a purpose, so that a second
+// run returns the same values regardless of the order of the devices.
 type seed uint64
 
 func (s seed) draw(purpose string, n int) []byte {
@@ -43,8 +43,8 @@ func (s seed) guid(purpose string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// operationStatus is RegistrationOperationStatus, with its members in the order in which the
-// service writes them.
+// operationStatus is RegistrationOperationStatus, with its members in the order of the
+// service.
 type operationStatus struct {
 	OperationID string             `json:"operationId"`
 	Status      string             `json:"status"`
@@ -77,7 +77,7 @@ type errorDetails struct {
 	Timestamp  string `json:"timestampUtc"`
 }
 
-// without drops members by name, at any depth; what is left is in alphabetical order.
+// without removes members by name, at any depth. The other members are then in alphabetical order.
 func without(names []string, text []byte) ([]byte, error) {
 	in := json.NewDecoder(bytes.NewReader(text))
 	in.UseNumber()
@@ -100,42 +100,42 @@ func drop(names []string, members map[string]any) {
 	}
 }
 
-// timestamp writes up to seven fractional digits without trailing zeros.
+// timestamp formats a time with up to seven fractional digits and without trailing zeros.
 func timestamp(t time.Time) string {
 	return t.UTC().Truncate(100 * time.Nanosecond).Format("2006-01-02T15:04:05.9999999Z")
 }
 
-// reply is what the service answers to a request.
+// reply is the service's answer to a request.
 type reply struct {
 	status     int
 	retryAfter string // text of retry-after, "none" for none
 	body       any
 }
 
-// device is what the service knows of a registration ID while it runs.
+// device is what the running service knows about a registration ID.
 type device struct {
 	operationID string
-	pending     int      // polls still answered with "assigning"
+	pending     int      // remaining polls that are answered with "assigning"
 	outcome     *outcome // of the operation
-	registered  int      // how often
+	registered  int      // number of registrations
 	replies     int      // for tracking IDs
 	polls       limiter
 }
 
-// outcome is how an operation ends. It is found when the operation begins,
-// and comes true when the device is told.
+// outcome is the result of an operation. The service computes it when the operation begins,
+// and applies it when it sends it to the device.
 type outcome struct {
 	assignment
 	chain  []string // issued certificates
 	failed *enroll.Refusal
-	keep   bool // the registration record is to stay as it is
+	keep   bool // the registration record must not change
 }
 
-// lastSticky is the last api-version under which a device keeps its hub
-// whatever the re-provision policy says, DPS page "IoT Hub Device reprovisioning concepts".
+// lastSticky is the last api-version under which a device keeps its hub regardless of the
+// re-provision policy, DPS page "IoT Hub Device reprovisioning concepts".
 const lastSticky = "2018-04-01"
 
-// service is DPS without the network: two requests, two answers.
+// service is DPS without the network: it answers two kinds of request.
 type service struct {
 	seed     seed
 	settings func() Settings
@@ -147,15 +147,15 @@ type service struct {
 	registers limiter
 }
 
-// operationID has the form seen on the wire: a generation, 16 hex digits
-// that depend on the registration ID alone, a GUID.
+// operationID has the observed format: a generation, 16 hexadecimal digits that depend only
+// on the registration ID, and a GUID.
 func (s *service) newOperationID(registrationID string, n int) string {
 	sum := sha256.Sum256([]byte(strings.ToLower(registrationID)))
 	return fmt.Sprintf("5.%x.%s", sum[:8], s.seed.guid(fmt.Sprintf("operation %s %d", registrationID, n)))
 }
 
-// answer gives the reply to a request of an authenticated device, already
-// bent by the rule.
+// answer returns the reply to a request of an authenticated device, as modified by the
+// rule.
 func (s *service) answer(req request, body []byte, who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,8 +213,8 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		}
 	}
 
-	if d.outcome == nil { // disabled: a rule may want to speak of an assignment all the same
-		d.outcome, _ = s.begin(who, 0, registration{}, now) // no request, so no error of it
+	if d.outcome == nil { // disabled; a rule may still send an assignment
+		d.outcome, _ = s.begin(who, 0, registration{}, now) // without a request there is no error
 	}
 	state := rule.State
 	if state == "" {
@@ -235,7 +235,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	r := reply{status: 200, retryAfter: "none"}
 	if state == "assigning" {
 		r.status, r.retryAfter = 202, set.RetryAfter
-	} else if o := d.outcome; !o.keep { // the outcome comes true: from now on the service remembers it
+	} else if o := d.outcome; !o.keep { // the service stores the outcome
 		o.Updated = now
 		if state == "assigned" && o.failed == nil {
 			s.records.put(o.assignment)
@@ -246,7 +246,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	return r
 }
 
-// begin finds out how an operation will end. An error is one of the request.
+// begin computes how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
 	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
@@ -297,8 +297,8 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	return o, nil
 }
 
-// status builds a RegistrationOperationStatus. The answer to a register
-// request that goes on has no registrationState yet.
+// status builds a RegistrationOperationStatus. The answer to a register request that is
+// still in progress has no registrationState.
 func (s *service) status(state string, first bool, who *principal, d *device, rule *Rule) operationStatus {
 	result := &registrationState{RegistrationID: who.registrationID, Status: state}
 	o := d.outcome
@@ -314,7 +314,7 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		result.ETag, result.Chain = o.ETag, o.chain
 		if payload := cmp.Or(rule.Payload, string(o.Payload)); json.Valid([]byte(payload)) {
 			result.Payload = json.RawMessage(payload)
-		} else if payload != "" { // a scenario may give what is no JSON
+		} else if payload != "" { // a scenario may contain invalid JSON
 			result.Payload = payload
 		}
 		if slices.Contains(who.features, scenario.FeatureProfile) {
@@ -339,14 +339,14 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 	return body
 }
 
-// registration is what a register request asks for.
+// registration is the content of a register request.
 type registration struct {
 	payload any             // JSON with numbers as json.Number, nil for none
 	csr     json.RawMessage // nil for none
 }
 
-// parseBody checks a register request. It may be empty, since the user name
-// says who registers; members that are not known are left alone.
+// parseBody checks the body of a register request. It may be empty, because the user name
+// identifies the device. Unknown members are ignored.
 func parseBody(body []byte, registrationID string) (registration, error) {
 	var wanted registration
 	if len(bytes.TrimSpace(body)) == 0 {
@@ -379,11 +379,11 @@ func parseBody(body []byte, registrationID string) (registration, error) {
 	return wanted, nil
 }
 
-// unasked builds the reply of a service that answers before it was asked.
+// unasked builds the reply of a service that answers before it has received a request.
 func (s *service) unasked(who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := &device{operationID: s.newOperationID(who.registrationID, 0)}
-	d.outcome, _ = s.begin(who, 0, registration{}, now) // no request, so no error of it
+	d.outcome, _ = s.begin(who, 0, registration{}, now) // without a request there is no error
 	return reply{status: cmp.Or(rule.Status, 200), retryAfter: "none", body: s.status(rule.State, false, who, d, rule)}
 }

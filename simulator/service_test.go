@@ -15,7 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// as connects a device of the default group by another ID or api-version, up to the SUBACK.
+// as connects a device of the default group with another ID or api-version, up to the SUBACK.
 func as(t *testing.T, s *simulator.Server, id, apiVersion string) *client {
 	t.Helper()
 	c := dial(t, s)
@@ -33,7 +33,7 @@ func (c *client) ask(body string) publish {
 	return p
 }
 
-// outcome asks and polls until the end, and hangs up.
+// outcome sends a register request, polls until the end, and disconnects.
 func (c *client) outcome(body string) publish {
 	c.t.Helper()
 	p := c.ask(body)
@@ -47,13 +47,13 @@ func (c *client) outcome(body string) publish {
 	return p
 }
 
-// state gives one member of registrationState as JSON.
+// state returns one member of registrationState as JSON.
 func (p publish) state(t *testing.T, key string) string {
 	t.Helper()
 	return string(p.parse(t).RegistrationState[key])
 }
 
-// keys are enrollments with the symmetric-key group of a server of seed 0.
+// keys returns enrollments with the symmetric-key group of a server with seed 0.
 func keys(t *testing.T, g enroll.Grant) *enroll.Enrollments {
 	t.Helper()
 	probe := start(t, simulator.Options{})
@@ -66,7 +66,7 @@ const version = "2019-03-31"
 
 func TestAllocation(t *testing.T) {
 	hubs := []enroll.Hub{{Name: "a.example", Weight: 3}, {Name: "b.example"}}
-	bubble(t, "hashed gives each hub its share by weight, and case does not move a device", func(t *testing.T) {
+	bubble(t, "hashed distributes devices by weight, regardless of the case of the ID", func(t *testing.T) {
 		zero := 0
 		e := keys(t, enroll.Grant{})
 		e.Hubs = hubs
@@ -87,7 +87,7 @@ func TestAllocation(t *testing.T) {
 			t.Errorf("of 200 with weights 3 and 1: %v", count)
 		}
 	})
-	bubble(t, "static gives the one hub of the enrollment, though more are linked", func(t *testing.T) {
+	bubble(t, "static assigns the one hub of the enrollment, even if more are linked", func(t *testing.T) {
 		e := keys(t, enroll.Grant{Hubs: []string{"b.example"}, Allocation: "static"})
 		e.Hubs = hubs
 		s := start(t, simulator.Options{Enrollments: e})
@@ -97,7 +97,7 @@ func TestAllocation(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "lowest-latency takes the first row that fits, the least milliseconds in it, and of the enrollment's hubs only", func(t *testing.T) {
+	bubble(t, "lowest-latency uses the first row that matches, and the hub of the enrollment with the fewest milliseconds in it", func(t *testing.T) {
 		e := keys(t, enroll.Grant{Hubs: []string{"a.example", "b.example"}, Allocation: "lowest-latency"})
 		e.Latencies = []enroll.Latency{
 			{RegistrationID: "eu-*", Milliseconds: map[string]int{"a.example": 20, "b.example": 110, "c.example": 1}},
@@ -112,7 +112,7 @@ func TestAllocation(t *testing.T) {
 			}
 		}
 		if got := as(t, s, "elsewhere", version).outcome("").state(t, "assignedHub"); got != `"a.example"` && got != `"b.example"` {
-			t.Errorf("one that no row fits is hashed: %s", got)
+			t.Errorf("a device that no row matches is hashed: %s", got)
 		}
 	})
 	custom := enroll.Grant{
@@ -126,15 +126,15 @@ func TestAllocation(t *testing.T) {
 		},
 	}
 	for _, c := range []struct{ name, body, topic, key, want string }{
-		{"the row that fits decides, and its payload is filled in, members in their order",
+		{"the first matching row applies, and its payload is filled in with its members in order",
 			`{"payload":{"model":"v2-1","site":{"country":"de","n":[1,2.50]},"cores":4.0,"new":true,"more":null}}`, "200", "payload",
 			`{"z":"sample-device-01 is a v2-1 of 4.0","a":[{"country":"de","n":[1,2.50]},null],"hub":"b.example","d":"sample-device-01","n":1.0,"all":{"cores":4.0,"model":"v2-1","more":null,"new":true,"site":{"country":"de","n":[1,2.50]}},"empty":"<>","twice":"b.exampleb.example"}`},
-		{"its hub is given", `{"payload":{"model":"v2-1","site":{"country":"de"},"cores":4,"new":true}}`, "200", "assignedHub", `"b.example"`},
-		{"a row without payload leaves the enrollment's", `{"payload":{"plain":true}}`, "200", "payload", `{"otherwise":true}`},
+		{"its hub is assigned", `{"payload":{"model":"v2-1","site":{"country":"de"},"cores":4,"new":true}}`, "200", "assignedHub", `"b.example"`},
+		{"a row without a payload uses the enrollment's payload", `{"payload":{"plain":true}}`, "200", "payload", `{"otherwise":true}`},
 		{"a fraction is compared as a number", `{"payload":{"x":15e-1}}`, "200", "payload", `{}`},
-		{"a function that fails is told with its status", `{"payload":{"model":"v1-0"}}`, "200", "errorMessage", `"Custom allocation failed with status code: 403"`},
-		{"400207 is the code of it", `{"payload":{"model":"v1-0"}}`, "200", "errorCode", `400207`},
-		{"a payload that no row fits is a failure with 404", `{"payload":{"model":"v2-1"}}`, "200", "errorMessage", `"Custom allocation failed with status code: 404"`},
+		{"a function that fails is reported with its status", `{"payload":{"model":"v1-0"}}`, "200", "errorMessage", `"Custom allocation failed with status code: 403"`},
+		{"its error code is 400207", `{"payload":{"model":"v1-0"}}`, "200", "errorCode", `400207`},
+		{"a payload that matches no row is a failure with 404", `{"payload":{"model":"v2-1"}}`, "200", "errorMessage", `"Custom allocation failed with status code: 404"`},
 		{"so is another country", `{"payload":{"model":"v2-1","site":{"country":"fr"},"cores":4,"new":true}}`, "200", "status", `"failed"`},
 		{"so is another number", `{"payload":{"model":"v2-1","site":{"country":"de"},"cores":5,"new":true}}`, "200", "status", `"failed"`},
 		{"so is a number in quotes", `{"payload":{"model":"v2-1","site":{"country":"de"},"cores":"4","new":true}}`, "200", "status", `"failed"`},
@@ -151,14 +151,14 @@ func TestAllocation(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "custom: a row without when fits the device that sends nothing, and hashes without a hub", func(t *testing.T) {
+	bubble(t, "custom: a row without when matches a device that sends no payload, and without a hub the hub is hashed", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Allocation: "custom", Custom: []enroll.Custom{{Payload: `{"got":"${payload}","x":"${payload.a}!"}`}}})})
 		p := as(t, s, device, version).outcome("")
 		if p.state(t, "payload") != `{"got":null,"x":"!"}` || p.state(t, "assignedHub") != `"dpsd-sim.azure-devices.net"` {
 			t.Error(p.payload)
 		}
 	})
-	bubble(t, "a failed operation is remembered as none", func(t *testing.T) {
+	bubble(t, "a failed operation is not stored", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: keys(t, custom)})
 		as(t, s, device, version).outcome("")
 		p := as(t, s, device, version).outcome(`{"payload":{"plain":true}}`)
@@ -166,7 +166,7 @@ func TestAllocation(t *testing.T) {
 			t.Error(p.payload)
 		}
 	})
-	bubble(t, "connectionProfile is the hub's, told only to an api-version that has it", func(t *testing.T) {
+	bubble(t, "connectionProfile is that of the hub, and is sent only to an api-version with that feature", func(t *testing.T) {
 		e := keys(t, enroll.Grant{})
 		e.Hubs = []enroll.Hub{{Name: "a.example", ConnectionProfile: "mqttV5"}}
 		s := start(t, simulator.Options{Enrollments: e})
@@ -179,7 +179,7 @@ func TestAllocation(t *testing.T) {
 }
 
 func TestReprovisioning(t *testing.T) {
-	// registered gives a server on which the device was assigned to a, and whose enrollments name b since.
+	// registered returns a server that has assigned the device to hub a, and whose enrollments now name hub b.
 	registered := func(t *testing.T, reprovision string) (*simulator.Server, publish) {
 		t.Helper()
 		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Hubs: []string{"a.example"}, Reprovision: reprovision})})
@@ -216,13 +216,13 @@ func TestReprovisioning(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "a registration is created when it is asked for, and updated when it is done", func(t *testing.T) {
+	bubble(t, "a registration is created at the request and updated at the assignment", func(t *testing.T) {
 		p := as(t, start(t, simulator.Options{}), device, version).outcome("")
 		if p.state(t, "createdDateTimeUtc") != `"2000-01-01T00:00:00Z"` || p.state(t, "lastUpdatedDateTimeUtc") != `"2000-01-01T00:00:06Z"` {
 			t.Error(p.payload)
 		}
 	})
-	bubble(t, "policy never: everything is as it was", func(t *testing.T) {
+	bubble(t, "policy never: nothing changes", func(t *testing.T) {
 		s, first := registered(t, "never")
 		p := as(t, s, device, version).outcome("")
 		if got, want := fmt.Sprint(p.parse(t).RegistrationState), fmt.Sprint(first.parse(t).RegistrationState); got != want {
@@ -238,7 +238,7 @@ func TestReprovisioning(t *testing.T) {
 			t.Error(got)
 		}
 	})
-	bubble(t, "an operation that never came to its end is no assignment", func(t *testing.T) {
+	bubble(t, "an unfinished operation is not an assignment", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{Hubs: []string{"a.example"}})})
 		as(t, s, device, version).ask("")
 		if err := s.SetEnrollments(keys(t, enroll.Grant{Hubs: []string{"b.example"}})); err != nil {
@@ -257,7 +257,7 @@ func TestReprovisioning(t *testing.T) {
 			t.Error(got)
 		}
 	})
-	bubble(t, "a device that is disabled meanwhile is told so when it connects again", func(t *testing.T) {
+	bubble(t, "a device that was disabled gets the status disabled when it connects again", func(t *testing.T) {
 		s, _ := registered(t, "migrate")
 		if err := s.SetEnrollments(keys(t, enroll.Grant{Disabled: true})); err != nil {
 			t.Fatal(err)
@@ -285,7 +285,7 @@ func TestAssignmentsAreKept(t *testing.T) {
 		return as(t, s, device, version).ask("")
 	}
 	first := run(t, grant("a.example", "never"))
-	t.Run("after a restart the policy never gives all of it again, the payload too", func(t *testing.T) {
+	t.Run("after a restart the policy never returns the same values, including the payload", func(t *testing.T) {
 		p := run(t, grant("b.example", "never"))
 		if got, want := fmt.Sprint(p.parse(t).RegistrationState), fmt.Sprint(first.parse(t).RegistrationState); got != want || p.state(t, "payload") != `{"b":1,"a":2}` {
 			t.Errorf("%s, want %s", got, want)
@@ -297,7 +297,7 @@ func TestAssignmentsAreKept(t *testing.T) {
 			t.Errorf("%s\n%s", first.payload, p.payload)
 		}
 	})
-	t.Run("the file is valid JSON, whole, and no temporary file is left", func(t *testing.T) {
+	t.Run("the file is complete and valid JSON, and no temporary file is left", func(t *testing.T) {
 		text, err := os.ReadFile(filepath.Join(dir, "assignments.json"))
 		var list []struct{ RegistrationID, AssignedHub, Substatus string }
 		if err != nil || json.Unmarshal(text, &list) != nil || len(list) != 1 || list[0].RegistrationID != device || list[0].AssignedHub != "b.example" {
@@ -320,11 +320,11 @@ func TestAssignmentsAreKept(t *testing.T) {
 				break
 			}
 			if time.Now().After(end) {
-				t.Fatal("it does not come")
+				t.Fatal("the file is not written")
 			}
 		}
 	})
-	t.Run("what was assigned last is written at the end", func(t *testing.T) {
+	t.Run("the last assignment is written at the end", func(t *testing.T) {
 		own := t.TempDir()
 		s := start(t, simulator.Options{Directory: own, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
 		as(t, s, "one", version).ask("")
@@ -339,10 +339,10 @@ func TestAssignmentsAreKept(t *testing.T) {
 			t.Errorf("%v %s", err, text)
 		}
 	})
-	t.Run("a directory that takes no file is told to OnError, and devices are served", func(t *testing.T) {
+	t.Run("an unwritable directory is reported to OnError, and devices are served", func(t *testing.T) {
 		own := t.TempDir()
-		var told error
-		s := start(t, simulator.Options{Directory: own, OnError: func(err error) { told = err }, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
+		var reported error
+		s := start(t, simulator.Options{Directory: own, OnError: func(err error) { reported = err }, Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: &zero}}})
 		if err := os.Mkdir(filepath.Join(own, "assignments.json"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -350,8 +350,8 @@ func TestAssignmentsAreKept(t *testing.T) {
 			t.Error(p.payload)
 		}
 		s.Close()
-		if told == nil || !strings.Contains(told.Error(), "assignments are not kept") {
-			t.Error(told)
+		if reported == nil || !strings.Contains(reported.Error(), "assignments are not kept") {
+			t.Error(reported)
 		}
 	})
 	for name, text := range map[string]string{"cut": `[{"registrationId":`, "without a hub": `[{"registrationId":"x"}]`} {
@@ -374,10 +374,10 @@ func TestAPIVersions(t *testing.T) {
 		c.send(connectPacket(0xc2, 0, device, s.IDScope()+"/registrations/"+device+"/api-version="+version, goodToken(s, device))...)
 		return c
 	}
-	bubble(t, "an unknown api-version is served unless told otherwise", func(t *testing.T) {
+	bubble(t, "an unknown api-version is served by default", func(t *testing.T) {
 		with(t, simulator.Settings{}, "2030-01-01").expect("it is", 0x20, 2, 0, 0)
 	})
-	bubble(t, "an unknown api-version is CONNACK 5 if so set, and those of the table are served", func(t *testing.T) {
+	bubble(t, "an unknown api-version gets CONNACK 5 if configured, and those of the table are served", func(t *testing.T) {
 		set := simulator.Settings{UnknownAPIVersion: "refuse"}
 		c := with(t, set, "2030-01-01")
 		c.expect("CONNACK 5", 0x20, 2, 0, 5)
@@ -387,12 +387,12 @@ func TestAPIVersions(t *testing.T) {
 		}
 		with(t, set, "2021-10-01-preview").expect("a preview is another version", 0x20, 2, 0, 5)
 	})
-	bubble(t, "a table of one's own replaces the built-in one", func(t *testing.T) {
+	bubble(t, "a custom table replaces the built-in one", func(t *testing.T) {
 		set := simulator.Settings{UnknownAPIVersion: "refuse", Features: map[string][]string{"2030-01-01": {"csr"}}}
 		with(t, set, "2030-01-01").expect("its own", 0x20, 2, 0, 0)
 		with(t, set, "2019-03-31").expect("no longer there", 0x20, 2, 0, 5)
 	})
-	t.Run("the built-in table says what each version can do", func(t *testing.T) {
+	t.Run("the built-in table has the features of each version", func(t *testing.T) {
 		want := "map[2019-03-31:[] 2021-06-01:[] 2021-10-01:[] 2025-07-01-preview:[csr] 2026-11-02-preview:[csr connectionProfile]]"
 		if got := fmt.Sprint(scenario.BuiltInFeatures()); got != want {
 			t.Error(got)
@@ -414,7 +414,7 @@ func TestAPIVersions(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	// running gives a client with an operation that stays at "assigning".
+	// running returns a client with an operation that stays at "assigning".
 	running := func(t *testing.T, set simulator.Settings) (*client, string) {
 		t.Helper()
 		if set.Polls == nil {
@@ -437,7 +437,7 @@ func TestLimits(t *testing.T) {
 		}
 		return refused
 	}
-	bubble(t, "the sixth poll at once is answered 429 with 429001, and how long to wait", func(t *testing.T) {
+	bubble(t, "the sixth poll in a burst is answered 429 with 429001 and the time to wait", func(t *testing.T) {
 		c, operation := running(t, simulator.Settings{})
 		if refused := polls(c, operation, 5, 0); refused != nil {
 			t.Errorf("refused: %v", refused)
@@ -462,19 +462,19 @@ func TestLimits(t *testing.T) {
 			t.Errorf("after 10 s five are free again: %v", refused)
 		}
 	})
-	bubble(t, "a device that polls every 2 s, or now and then a little earlier, is never refused", func(t *testing.T) {
+	bubble(t, "a device that polls every 2 s, or occasionally a little earlier, is never refused", func(t *testing.T) {
 		c, operation := running(t, simulator.Settings{})
 		if refused := polls(c, operation, 200, 1990*time.Millisecond); refused != nil {
 			t.Errorf("refused: %v", refused)
 		}
 	})
-	bubble(t, "a device that polls every second is refused before long", func(t *testing.T) {
+	bubble(t, "a device that polls every second is soon refused", func(t *testing.T) {
 		c, operation := running(t, simulator.Settings{})
 		if refused := polls(c, operation, 12, time.Second); len(refused) == 0 || refused[0] != 10 {
 			t.Errorf("refused: %v", refused)
 		}
 	})
-	bubble(t, "the limit is each device's own", func(t *testing.T) {
+	bubble(t, "the limit applies to each device separately", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		one, two := ready(t, s), as(t, s, "another", version)
 		first, second := one.ask("").parse(t).OperationID, two.ask("").parse(t).OperationID
@@ -482,7 +482,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("refused: %v", refused)
 		}
 	})
-	bubble(t, "a new connection does not begin anew", func(t *testing.T) {
+	bubble(t, "a new connection does not reset the limit", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
 		operation := c.ask("").parse(t).OperationID
@@ -505,21 +505,21 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "poll_limit of one's own counts whatever retry_after says, and throttle_retry_after is written as it is", func(t *testing.T) {
+	bubble(t, "a configured poll_limit applies regardless of retry_after, and throttle_retry_after is sent verbatim", func(t *testing.T) {
 		c, operation := running(t, simulator.Settings{PollLimit: &two, RetryAfter: "0", ThrottleRetryAfter: "soon"})
 		polls(c, operation, 2, 0)
 		if p := c.poll("3", operation); p.topic != "$dps/registrations/res/429/?$rid=3&retry-after=soon" {
 			t.Error(p.topic)
 		}
 	})
-	bubble(t, "throttle_retry_after none leaves it out", func(t *testing.T) {
+	bubble(t, "throttle_retry_after none omits it", func(t *testing.T) {
 		c, operation := running(t, simulator.Settings{PollLimit: &two, ThrottleRetryAfter: "none"})
 		polls(c, operation, 2, 0)
 		if p := c.poll("3", operation); p.topic != "$dps/registrations/res/429/?$rid=3" {
 			t.Error(p.topic)
 		}
 	})
-	bubble(t, "register_limit is of all devices, a refused request begins no operation, and polls go on", func(t *testing.T) {
+	bubble(t, "register_limit applies to all devices together, a refused request begins no operation, and polls continue", func(t *testing.T) {
 		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{RegisterLimit: 2}}})
 		a, b, c := ready(t, s), as(t, s, "b", version), as(t, s, "c", version)
 		operation := a.ask("").parse(t).OperationID
@@ -536,7 +536,7 @@ func TestLimits(t *testing.T) {
 			t.Error(p)
 		}
 	})
-	bubble(t, "without register_limit a fleet registers at once", func(t *testing.T) {
+	bubble(t, "without register_limit a fleet registers without delay", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
 		for range 1500 {
@@ -550,7 +550,7 @@ func TestLimits(t *testing.T) {
 func TestParseAllocation(t *testing.T) {
 	key := base64.StdEncoding.EncodeToString(make([]byte, 32))
 	group := "[[group]]\nname = \"g\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n"
-	t.Run("everything of a file comes out as written", func(t *testing.T) {
+	t.Run("a file is parsed as written", func(t *testing.T) {
 		e, err := enroll.Parse("e.toml", strings.NewReader(`
 [[hub]]
 name = "a.example"
@@ -583,10 +583,10 @@ hub = "a.example"
 		}
 	})
 	for _, c := range []struct{ name, text, want string }{
-		{"an allocation nobody knows", group + "allocation = \"random\"\n", "e.toml:5:1: group.allocation: \"random\" is none of"},
-		{"a policy nobody knows", group + "reprovision = \"always\"\n", "e.toml:5:1: group.reprovision: \"always\" is none of"},
-		{"a life that is no duration", group + "certificate_life = \"a week\"\n", "e.toml:5:20:"},
-		{"a life below zero", group + "certificate_life = \"-1s\"\n", "e.toml:5:1: group.certificate_life: -1s is negative"},
+		{"an unknown allocation", group + "allocation = \"random\"\n", "e.toml:5:1: group.allocation: \"random\" is none of"},
+		{"an unknown policy", group + "reprovision = \"always\"\n", "e.toml:5:1: group.reprovision: \"always\" is none of"},
+		{"a life that is not a duration", group + "certificate_life = \"a week\"\n", "e.toml:5:20:"},
+		{"a negative life", group + "certificate_life = \"-1s\"\n", "e.toml:5:1: group.certificate_life: -1s is negative"},
 		{"static with two hubs", group + "hubs = [\"a.example\", \"b.example\"]\nallocation = \"static\"\n", "e.toml:6:1: group.allocation: static is for one hub, and there are 2"},
 		{"lowest-latency without a table", group + "allocation = \"lowest-latency\"\n", "e.toml:5:1: group.allocation: lowest-latency needs"},
 		{"custom without a table", group + "allocation = \"custom\"\n", "e.toml:5:1: group.allocation: custom needs"},
@@ -596,13 +596,13 @@ hub = "a.example"
 		{"a linked hub without a name", "[[hub]]\nweight = 1\n", "e.toml:1:3: hub.name: \"\" is not a host name"},
 		{"a hub linked twice", "[[hub]]\nname = \"a.example\"\n[[hub]]\nname = \"A.example\"\n", "e.toml:4:1: hub.name: \"A.example\" is linked twice"},
 		{"a weight below zero", "[[hub]]\nname = \"a.example\"\nweight = -1\n", "e.toml:3:1: hub.weight: -1 is not 1 to 1000"},
-		{"latencies of nobody", "[[latency]]\nregistration_id = \"x\"\n", "e.toml:1:3: latency.milliseconds: is missing"},
+		{"latencies without hubs", "[[latency]]\nregistration_id = \"x\"\n", "e.toml:1:3: latency.milliseconds: is missing"},
 		{"a latency to a hub that is not linked", "[[hub]]\nname = \"a.example\"\n[[latency]]\nmilliseconds = { \"b.example\" = 1 }\n", "e.toml:4:1: latency.milliseconds: \"b.example\" is not a linked hub"},
 		{"a pattern that is none", "[[latency]]\nregistration_id = \"[\"\nmilliseconds = { \"b.example\" = 1 }\n", "e.toml:2:1: latency.registration_id: \"[\" is not a pattern"},
 		{"a custom hub that is not the enrollment's", group + "allocation = \"custom\"\n[[group.custom]]\nhub = \"z.example\"\n", "e.toml:7:1: group.custom.hub: \"z.example\" is none of the enrollment's hubs"},
 		{"a when that could never fit", group + "allocation = \"custom\"\n[[group.custom]]\nwhen = { a = { b = [1] } }\n", "e.toml:7:1: group.custom.when: a.b: neither a text"},
 		{"a custom pattern that is none", group + "allocation = \"custom\"\n[[group.custom]]\nwhen = { a = \"[\" }\n", "e.toml:7:1: group.custom.when: a: \"[\" is not a pattern"},
-		{"a payload with a name nobody knows", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${device}\"}'\n", "e.toml:7:1: group.custom.payload: ${device}: not one of ${payload}"},
+		{"a payload with an unknown name", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${device}\"}'\n", "e.toml:7:1: group.custom.payload: ${device}: not one of ${payload}"},
 		{"a payload with a name that does not end", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${hub\"}'\n", "e.toml:7:1: group.custom.payload: ${hub: not one of"},
 		{"a custom payload that is no object", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '[]'\n", "e.toml:7:1: group.custom.payload: is not a JSON object"},
 		{"a function's status that is a success", group + "allocation = \"custom\"\n[[group.custom]]\nstatus = 200\n", "e.toml:7:1: group.custom.status: 200 is not 400 to 599"},

@@ -23,13 +23,13 @@ const writeTimeout = 30 * time.Second
 // maxEarly is how many packets may wait for the CONNACK.
 const maxEarly = 64
 
-// firstPacketID is where the service begins; it takes the number again as
-// soon as it was acknowledged.
+// firstPacketID is the first packet identifier of the service. The service uses a number
+// again as soon as it has been acknowledged.
 const firstPacketID = 2
 
-// session is the MQTT part of a connection. One goroutine reads packets,
-// another does all the rest, so that a peer that writes is always heard and
-// two writers never wait for each other.
+// session is the MQTT part of a connection. One goroutine reads packets, and another one does
+// everything else. Therefore the server always reads, and two writers never wait for each
+// other.
 type session struct {
 	c      *connection
 	stream io.ReadWriter
@@ -39,13 +39,13 @@ type session struct {
 	connected   bool
 	subscribed  bool
 	granted     byte
-	unacked     map[uint16]int  // replies awaiting a PUBACK
+	unacked     map[uint16]int  // replies that await a PUBACK
 	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
-	early       []*inbound      // what came behind a CONNECT that is still being judged
-	previous    byte            // type of the packet before
+	early       []*inbound      // packets that followed a CONNECT that is still being checked
+	previous    byte            // type of the previous packet
 	keepAlive   time.Duration   // 0: no limit
-	heard       time.Time
-	muted       bool // hears, says nothing
+	lastPacket  time.Time
+	muted       bool // the server reads but sends nothing
 	events      []event
 	taken       chan struct{} // closed when another connection has the client identifier
 	over        bool
@@ -53,7 +53,7 @@ type session struct {
 	closeCode   int // status of the close frame; 0 is 1000
 }
 
-// event is something to do later.
+// event is a deferred action.
 type event struct {
 	at time.Time
 	do func()
@@ -65,7 +65,7 @@ func newSession(c *connection, stream io.ReadWriter) *session {
 		reader:  make(chan *inbound, 16),
 		taken:   make(chan struct{}),
 		unacked: map[uint16]int{}, unanswered: map[uint16]bool{},
-		heard: time.Now(),
+		lastPacket: time.Now(),
 	}
 }
 
@@ -95,18 +95,18 @@ func (s *session) run() {
 	}
 	if s.resetAtOver {
 		s.c.raw.reset()
-		for range s.reader { // emptied until the reader ends
+		for range s.reader { // drained until the reader ends
 		}
 		return
 	}
 	if w, ok := s.stream.(*webSocket); ok {
 		last := websocket.FormatCloseMessage(cmp.Or(s.closeCode, websocket.CloseNormalClosure), "")
-		_ = w.conn.WriteControl(websocket.CloseMessage, last, time.Now().Add(lingerTimeout)) // none if there was one already
+		_ = w.conn.WriteControl(websocket.CloseMessage, last, time.Now().Add(lingerTimeout)) // sent only if no close frame was sent before
 	}
 	s.c.linger(s.reader)
 }
 
-// step waits for the next thing to happen and deals with it.
+// step waits for the next event and handles it.
 func (s *session) step() {
 	var due <-chan time.Time
 	if at := s.deadline(); !at.IsZero() {
@@ -116,7 +116,7 @@ func (s *session) step() {
 	}
 	select {
 	case in := <-s.reader:
-		s.heard = time.Now()
+		s.lastPacket = time.Now()
 		s.receive(in)
 	case <-due:
 		s.elapse(time.Now())
@@ -142,15 +142,15 @@ func (s *session) deadline() time.Time {
 	return at
 }
 
-// silence is when a client that says nothing is given up: one and a half
-// keep-alive intervals [MQTT-3.1.2-24], or before CONNECT the connect time-out.
+// silence returns when the server gives up on a silent client: after one and a half
+// keep-alive intervals [MQTT-3.1.2-24], or before CONNECT after the connect timeout.
 func (s *session) silence() time.Time {
 	switch {
-	case s.c.raw.deaf.Load(): // a stall of ours is not the client's silence
+	case s.c.raw.readStalled.Load(): // our stall is not the client's silence
 	case !s.connected && s.previous == 0:
-		return s.heard.Add(connectTimeout)
+		return s.lastPacket.Add(connectTimeout)
 	case s.connected && s.keepAlive > 0:
-		return s.heard.Add(s.keepAlive * 3 / 2)
+		return s.lastPacket.Add(s.keepAlive * 3 / 2)
 	}
 	return time.Time{}
 }
@@ -171,7 +171,7 @@ func (s *session) elapse(now time.Time) {
 	}
 }
 
-// after does something now, or later in the order of its time.
+// after runs an action immediately, or later in the order of time.
 func (s *session) after(d time.Duration, do func()) {
 	if d <= 0 {
 		do()
@@ -182,7 +182,7 @@ func (s *session) after(d time.Duration, do func()) {
 		if e.at.After(at) {
 			return 1
 		}
-		return -1 // behind those of the same moment
+		return -1 // after those of the same time
 	})
 	s.events = slices.Insert(s.events, i, event{at, do})
 }
@@ -228,7 +228,7 @@ func (s *session) receive(in *inbound) {
 	p := &in.packet
 	kind := p.FixedHeader.Type
 	if kind == packets.Connect && s.previous == 0 {
-		// Known for the log and for the rules before it is judged.
+		// The registration ID is known to the log and the rules before the CONNECT is checked.
 		u, _ := parseUserName(string(p.Connect.Username))
 		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &enroll.Entry{}}
 	}
@@ -259,13 +259,13 @@ func (s *session) receive(in *inbound) {
 	s.handle(in, previous)
 }
 
-// stageOf are the stages that packets of the client begin; a PUBLISH can be a poll too.
+// stageOf maps packets of the client to the stages that they begin. A PUBLISH can also be a poll.
 var stageOf = map[byte]Stage{
 	packets.Connect: OnConnect, packets.Subscribe: OnSubscribe, packets.Publish: OnRegister, packets.Puback: OnPuback,
 	packets.Unsubscribe: OnUnsubscribe, packets.Pingreq: OnPing, packets.Disconnect: OnDisconnect,
 }
 
-// handle deals with a packet whose turn it is.
+// handle handles the next packet.
 func (s *session) handle(in *inbound, previous byte) {
 	p := &in.packet
 	kind := p.FixedHeader.Type
@@ -287,7 +287,7 @@ func (s *session) handle(in *inbound, previous byte) {
 			s.violate("PUBLISH: " + err.Error())
 			return
 		}
-		// In one piece with the SUBSCRIBE it cannot have seen the SUBACK.
+		// If it is in the same segment as the SUBSCRIBE, the client cannot have seen the SUBACK.
 		if !s.subscribed || in.pipelined && previous == packets.Subscribe {
 			s.violate("PUBLISH before SUBACK: the reply could be lost")
 			return
@@ -317,7 +317,7 @@ func (s *session) handle(in *inbound, previous byte) {
 	s.after(rule.Delay, func() { s.act(rule, in, req, acked) })
 }
 
-// act answers a packet, as the rule wants it.
+// act answers a packet as the rule specifies.
 func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
@@ -345,7 +345,7 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 		s.subscribe(rule, p)
 	case packets.Publish:
 		s.request(rule, p, req, acked)
-		return // the reply may still be to come
+		return // the reply may follow later
 	case packets.Unsubscribe:
 		s.subscribed = false
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Unsuback}, PacketID: p.PacketID})
@@ -357,7 +357,7 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	s.then(rule, rule.Then)
 }
 
-// then does what is to follow an answer, or to happen in its place.
+// then does what follows an answer or replaces it.
 func (s *session) then(rule *Rule, what string) {
 	switch what {
 	case "close":
@@ -436,9 +436,9 @@ func puback(p *packets.Packet) packets.Packet {
 	return packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: p.PacketID}
 }
 
-// request answers a register or poll request: PUBACK, then the reply, in one
-// write unless the reply takes its time. Two small writes would meet Nagle's
-// algorithm and the delayed acknowledgement of the other side.
+// request answers a register or poll request with a PUBACK and the reply, in one
+// write unless the reply is delayed. Two small writes would interact with Nagle's
+// algorithm and the delayed acknowledgement of the peer.
 func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool) {
 	server := s.c.server
 	answer := func() []packets.Packet {
@@ -474,7 +474,7 @@ func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool
 	}
 }
 
-// reply makes the PUBLISH of a reply.
+// reply builds the PUBLISH of a reply.
 func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=%s", r.status, requestID)
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
@@ -484,7 +484,7 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if err == nil && len(rule.Omit) > 0 {
 		payload, err = without(rule.Omit, payload)
 	}
-	if err != nil { // a value that came from no JSON cannot get here
+	if err != nil { // every value here came from JSON
 		s.end(err.Error())
 	}
 	if rule.Body != nil {
@@ -536,7 +536,7 @@ func (s *session) sendAll(rule *Rule, detail string, out ...packets.Packet) {
 		case packets.Publish:
 			e.QoS, e.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 		}
-		if p.FixedHeader.Type != packets.Publish { // then it acknowledges, if it has an identifier
+		if p.FixedHeader.Type != packets.Publish { // then it is an acknowledgement if it has an identifier
 			delete(s.unanswered, p.PacketID)
 		}
 		s.note(e)

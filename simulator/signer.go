@@ -6,15 +6,15 @@ import (
 	"io"
 )
 
-// steadySigner signs until the signature has the most common length. The
-// DER form of an ECDSA signature varies by a few bytes; so a second run sends
-// as many bytes as the first.
+// steadySigner signs repeatedly until the signature has the most common length. The length
+// of the DER form of an ECDSA signature varies by a few bytes. With a constant length, a
+// second run sends as many bytes as the first.
 type steadySigner struct{ *ecdsa.PrivateKey }
 
 // Sign signs a digest.
 func (s steadySigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	// A sequence of two integers of which one has its highest bit set and is
-	// padded for that: one signature in two.
+	// This is the length of a sequence of two integers of which one has its highest bit
+	// set and is therefore padded. Half of all signatures have it.
 	want := 2 + 2*(2+(s.Curve.Params().BitSize+7)/8) + 1
 	for {
 		signature, err := s.PrivateKey.Sign(rand, digest, opts)

@@ -2,13 +2,13 @@
 // Device Provisioning Service: MQTT 3.1.1 over TLS and over WebSocket, with
 // real checks of SAS tokens and client certificates.
 //
-// It shares no code with the client it judges: packets are read and written
-// by mochi-mqtt's codec, WebSocket by gorilla's, and tokens are verified by
-// code of its own. A mistake would otherwise be made twice and not be seen.
+// It shares no code with the client that it tests: mochi-mqtt's codec reads and writes
+// packets, gorilla's library handles WebSocket, and the package has its own code to verify
+// tokens. With shared code, the same mistake on both sides would go unnoticed.
 //
-// A Server works on accepted connections, so it serves a test as well as a
-// program: over net.Pipe inside a testing/synctest bubble, where its
-// certificates are made by the bubble's clock, or over listeners.
+// A Server works on accepted connections, so it can serve a test as well as a program: over
+// net.Pipe inside a testing/synctest bubble, where its certificates follow the bubble's
+// clock, or over listeners.
 package simulator
 
 import (
@@ -28,40 +28,42 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// connectTimeout is the time a client has from TCP to CONNECT [MQTT-3.1.4-1, non-normative].
+// connectTimeout is the time a client has between TCP and CONNECT [MQTT-3.1.4-1, non-normative].
 const connectTimeout = 60 * time.Second
 
-// lingerTimeout is how long the server waits for the client to hang up after
-// it has ended a connection, lest a TCP reset overtakes its last bytes.
+// lingerTimeout is how long the server waits for the client to close a connection that the
+// server has ended, so that a TCP reset does not discard its last bytes.
 const lingerTimeout = time.Second
 
-// Options of a Server. The zero value is a service in memory that assigns
+// Options are the options of a Server. The zero value is a service in memory that assigns
 // every device of its two default groups.
 type Options struct {
-	// Directory keeps keys, certificates and enrollments over restarts. Empty: in memory only.
+	// Directory keeps keys, certificates and enrollments across restarts. If it is empty, they
+	// are in memory only.
 	Directory string
-	// Seed makes what looks random: operation and tracking IDs, etags, and
-	// in memory the ID scope and the group key. Keys of certificates are always random.
+	// Seed determines the values that look random: operation and tracking IDs, etags, and,
+	// in memory, the ID scope and the group key. Keys of certificates are always random.
 	Seed uint64
-	// Scenario scripts faults; nil for none.
+	// Scenario scripts faults. Nil means none.
 	Scenario *Scenario
-	// Enrollments say who may register. Nil: the directory's enrollments.toml,
-	// or in memory one symmetric-key group and one X.509 group.
+	// Enrollments define which devices may register. Nil means the directory's
+	// enrollments.toml, or, in memory, one symmetric-key group and one X.509 group.
 	Enrollments *enroll.Enrollments
-	// PacketLog receives one JSON object a line, see Entry. Nil: none.
+	// PacketLog receives one JSON object per line, see Entry. Nil means no output.
 	PacketLog io.Writer
-	// DiscardLog keeps no entries in memory, for a server that runs long; Log is then empty.
+	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
+	// returns nothing.
 	DiscardLog bool
-	// OnError hears of what went wrong without a device seeing it: the
-	// assignments could not be written to the directory, or there was no file
-	// descriptor for another connection. Nil: nobody.
+	// OnError receives errors that devices do not notice: the assignments cannot be
+	// written to the directory, or there is no file descriptor for another connection.
+	// Nil ignores them.
 	OnError func(error)
-	// Now is the service's clock, for certificates, tokens and time stamps. Nil: time.Now.
+	// Now is the service's clock, for certificates, tokens and timestamps. Nil means time.Now.
 	Now func() time.Time
 }
 
-// Server is a simulated service. Make it with New, end it with Close. Its
-// methods may be used by several goroutines.
+// Server is a simulated service. Create it with New, and end it with Close. Its methods are
+// safe for concurrent use.
 type Server struct {
 	now         func() time.Time
 	onError     func(error)
@@ -69,7 +71,7 @@ type Server struct {
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
 	certificate *tls.Certificate
-	ticketKey   [32]byte // of the sessions that are resumed
+	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
 	service     *service
 	script      atomic.Pointer[scenario.Script]
@@ -86,8 +88,8 @@ type Server struct {
 	wg   sync.WaitGroup
 }
 
-// New makes a server. Errors come from the directory's files, from
-// enrollments and from the scenario (*tomlfile.Error).
+// New creates a server. Errors come from the directory's files, from the enrollments and
+// from the scenario (*tomlfile.Error).
 func New(o Options) (*Server, error) {
 	s := &Server{
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
@@ -152,32 +154,32 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// CA gives the root of the server's certificate, PEM.
+// CA returns the root of the server's certificate as PEM.
 func (s *Server) CA() []byte { return certificatePEM(s.material.server.certificate.Raw) }
 
-// DeviceCA gives the root of the default X.509 group, PEM.
+// DeviceCA returns the root of the default X.509 group as PEM.
 func (s *Server) DeviceCA() []byte { return certificatePEM(s.material.device.certificate.Raw) }
 
-// IDScope gives the one ID scope that is served.
+// IDScope returns the only ID scope that the server accepts.
 func (s *Server) IDScope() string { return s.material.scope }
 
-// GroupKey gives the key of the default symmetric-key group, base64.
+// GroupKey returns the key of the default symmetric-key group in base64.
 func (s *Server) GroupKey() string { return base64.StdEncoding.EncodeToString(s.material.groupKey) }
 
-// DeviceKey gives the key derived for a device from the group key, base64.
+// DeviceKey returns the key that is derived for a device from the group key, in base64.
 func (s *Server) DeviceKey(registrationID string) string {
 	return base64.StdEncoding.EncodeToString(enroll.DeriveKey(s.material.groupKey, registrationID))
 }
 
-// DeviceCertificate issues a client certificate of the default X.509 group,
-// whose common name is the registration ID, and gives both as PEM. An ID of
-// more than 64 octets does not fit into a common name and is an error.
+// DeviceCertificate issues a client certificate of the default X.509 group with the
+// registration ID as its common name, and returns certificate and key as PEM. It returns an
+// error for an ID of more than 64 octets, which does not fit into a common name.
 func (s *Server) DeviceCertificate(registrationID string) (certificate, key []byte, err error) {
 	return s.material.device.device(registrationID, s.now())
 }
 
-// SetScenario replaces settings and rules, and counts them from the start;
-// nil is a well-behaved service. A scenario with an error changes nothing.
+// SetScenario replaces settings and rules, and restarts their counters; nil means a
+// well-behaved service. A scenario with an error changes nothing.
 func (s *Server) SetScenario(sc *Scenario) error {
 	if sc != nil {
 		if err := sc.Validate(); err != nil {
@@ -188,8 +190,8 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	return nil
 }
 
-// SetEnrollments replaces the enrollments, for connections from now on; what
-// devices were assigned stays. Ones with an error (*tomlfile.Error) change nothing.
+// SetEnrollments replaces the enrollments for subsequent connections. The assignments of
+// devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 	entries, err := enroll.Compile(e)
 	if err == nil {
@@ -198,7 +200,7 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 	return err
 }
 
-// IssuingRoot gives the root of the certificates that are issued for CSRs, PEM.
+// IssuingRoot returns the root of the certificates that are issued for CSRs, as PEM.
 func (s *Server) IssuingRoot() ([]byte, error) {
 	i, err := s.material.issuing()
 	if err != nil {
@@ -207,26 +209,25 @@ func (s *Server) IssuingRoot() ([]byte, error) {
 	return certificatePEM(i.root.Raw), nil
 }
 
-// Log gives the packet log so far, in the order of its events.
+// Log returns the packet log so far, in the order of its events.
 func (s *Server) Log() []Entry { return s.log.all() }
 
-// ServeMQTT serves MQTT over TLS on an accepted connection, which it owns.
-// It returns when the connection has ended.
+// ServeMQTT serves MQTT over TLS on an accepted connection, which it owns. It returns when
+// the connection has ended.
 func (s *Server) ServeMQTT(conn net.Conn) { s.serve(conn, "mqtt") }
 
 // ServeWebSocket serves MQTT over WebSocket over TLS on an accepted
 // connection, which it owns. It returns when the connection has ended.
 func (s *Server) ServeWebSocket(conn net.Conn) { s.serve(conn, "websocket") }
 
-// AcceptMQTT serves every connection of a listener, which it owns, until
-// Close; then it returns nil. A rule with Refuse closes the listener and
-// opens another at its address.
+// AcceptMQTT serves every connection of a listener, which it owns, until Close, and then
+// returns nil. A rule with Refuse closes the listener and opens a new one at its address.
 func (s *Server) AcceptMQTT(l net.Listener) error { return s.accept(l, "mqtt") }
 
-// AcceptWebSocket does for MQTT over WebSocket what AcceptMQTT does for MQTT.
+// AcceptWebSocket does the same as AcceptMQTT for MQTT over WebSocket.
 func (s *Server) AcceptWebSocket(l net.Listener) error { return s.accept(l, "websocket") }
 
-// pause lets time pass, or returns false when it is interrupted.
+// pause waits for a duration. It returns false if it is interrupted.
 func pause(d time.Duration, interrupt <-chan struct{}) bool {
 	if d <= 0 {
 		return true
@@ -241,7 +242,7 @@ func pause(d time.Duration, interrupt <-chan struct{}) bool {
 	}
 }
 
-// isClosed reports whether a channel that nothing is sent on is closed.
+// isClosed reports whether a channel on which nothing is sent has been closed.
 func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
@@ -253,8 +254,8 @@ func isClosed(c <-chan struct{}) bool {
 
 func (s *Server) ended() bool { return isClosed(s.done) }
 
-// Close ends all connections and listeners and returns when nothing of the
-// server runs any more. It may be called twice.
+// Close ends all connections and listeners, and returns when all goroutines of the server
+// have ended. It may be called more than once.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -272,19 +273,18 @@ func (s *Server) Close() {
 	s.service.records.flush()
 }
 
-// principal is who a connection speaks for.
+// principal is the identity of a connection.
 type principal struct {
 	registrationID string
 	apiVersion     string
 	features       []string        // of the api-version
 	enrollment     *enroll.Entry   // never nil; empty for one that was not judged or was refused
-	certificate    bool            // proved by a certificate
-	refused        *enroll.Refusal // the register answer will say so
+	certificate    bool            // authenticated by a certificate
+	refused        *enroll.Refusal // reported in the register answer
 }
 
-// authenticate judges a CONNECT: a CONNACK return code, and who it is. The
-// service splits its judgement: what is wrong with the credential it says
-// only in the answer to the register request.
+// authenticate checks a CONNECT, and returns a CONNACK return code and the identity. Like
+// the service, it reports a wrong credential only in the answer to the register request.
 func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
@@ -326,7 +326,7 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	return who, 0, "will be refused: " + who.refused.Reason
 }
 
-// take makes a session the only one of its client identifier [MQTT-3.1.4-2].
+// take makes a session the only one with its client identifier [MQTT-3.1.4-2].
 func (s *Server) take(clientID string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -337,7 +337,7 @@ func (s *Server) take(clientID string, mine *session) {
 	s.sessions[key] = mine
 }
 
-// leave is take's opposite.
+// leave undoes take.
 func (s *Server) leave(clientID string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

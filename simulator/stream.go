@@ -12,23 +12,23 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// errScenario ends a stream whose rule wants it.
+// errScenario ends a stream because of a rule.
 var errScenario = errors.New("scenario: the stream has come to its end")
 
-// rawConn is the stream of bytes below TLS. It counts them, and a rule of
-// OnAccept can delay them, trickle them, or end or stall them at a certain byte.
+// rawConn is the byte stream below TLS. It counts the bytes, and a rule of OnAccept can
+// delay them, send them one by one, or end or stall the stream at a certain byte.
 type rawConn struct {
 	net.Conn
-	up, down atomic.Int64
-	rule     *Rule       // nil for none; set before the first byte
-	note     func(Entry) // of the connection
-	deaf     atomic.Bool // stalled: what the client sends is heard no more
-	mute     atomic.Bool // stalled: nothing is sent any more
-	gone     chan struct{}
-	close    sync.Once
+	up, down     atomic.Int64
+	rule         *Rule       // nil for none; set before the first byte
+	note         func(Entry) // of the connection
+	readStalled  atomic.Bool // stalled: data from the client is no longer read
+	writeStalled atomic.Bool // stalled: nothing more is sent
+	gone         chan struct{}
+	close        sync.Once
 }
 
-// Close ends the connection, and every wait for it.
+// Close closes the connection, and ends all waiting.
 func (r *rawConn) Close() error {
 	r.close.Do(func() { close(r.gone) })
 	return r.Conn.Close()
@@ -36,8 +36,8 @@ func (r *rawConn) Close() error {
 
 func (r *rawConn) closed() bool { return isClosed(r.gone) }
 
-// patient tells that the rule makes the handshake take its time, or never end.
-func (r *rawConn) patient() bool {
+// delaysHandshake reports whether the rule delays the handshake, or prevents its end.
+func (r *rawConn) delaysHandshake() bool {
 	f := r.rule
 	return f != nil && (f.AfterUp > 0 || f.AfterDown > 0 || f.DelayUp > 0 || f.DelayDown > 0 || f.Pace > 0)
 }
@@ -62,23 +62,23 @@ func (r *rawConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// atUp does what the rule wants after so many bytes of the client.
+// atUp applies the rule after the specified number of bytes from the client.
 func (r *rawConn) atUp() error {
 	if !r.rule.Silent {
 		return r.finish()
 	}
-	if !r.deaf.Swap(true) {
+	if !r.readStalled.Swap(true) {
 		r.note(Entry{Packet: "STALL", Direction: "up", Size: int(r.up.Load())})
 	}
 	_ = r.SetReadDeadline(time.Time{})
-	for b := make([]byte, 4096); ; { // until the client hangs up
+	for b := make([]byte, 4096); ; { // until the client disconnects
 		if _, err := r.Conn.Read(b); err != nil {
 			return err
 		}
 	}
 }
 
-// finish ends the stream as the rule wants it.
+// finish ends the stream as the rule specifies.
 func (r *rawConn) finish() error {
 	if g := r.rule.GarbageBytes(); len(g) > 0 {
 		n, _ := r.Conn.Write(g)
@@ -99,8 +99,8 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if f == nil {
 		return r.put(p)
 	}
-	if r.mute.Load() {
-		return len(p), nil // believed to be sent, as by a kernel
+	if r.writeStalled.Load() {
+		return len(p), nil // reported as sent, as a kernel does
 	}
 	if !pause(f.DelayDown, r.gone) || r.closed() {
 		return 0, net.ErrClosed
@@ -116,7 +116,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if !f.Silent {
 		return n, r.finish()
 	}
-	r.mute.Store(true)
+	r.writeStalled.Store(true)
 	r.note(Entry{Packet: "STALL", Direction: "down", Size: int(r.down.Load())})
 	return len(p), nil
 }
@@ -124,14 +124,14 @@ func (r *rawConn) Write(p []byte) (int, error) {
 func (r *rawConn) put(p []byte) (int, error) {
 	n, err := r.Conn.Write(p)
 	if errors.Is(err, io.ErrClosedPipe) && !r.closed() {
-		// A kernel takes what the other side will never read; net.Pipe does not.
+		// A kernel accepts data that the peer will never read; net.Pipe does not.
 		n, err = len(p), nil
 	}
 	r.down.Add(int64(n))
 	return n, err
 }
 
-// trickle writes p, byte by byte if the rule wants it.
+// trickle writes p, byte by byte if the rule specifies it.
 func (r *rawConn) trickle(rule *Rule, p []byte, write func([]byte) (int, error)) (n int, err error) {
 	if !rule.ByteByByte || len(p) == 0 {
 		return write(p)
@@ -151,7 +151,7 @@ func (r *rawConn) trickle(rule *Rule, p []byte, write func([]byte) (int, error))
 	return n, nil
 }
 
-// reset drops the connection so that the peer sees an RST, where there is such a thing.
+// reset drops the connection so that the peer sees an RST, if the connection supports it.
 func (r *rawConn) reset() {
 	if t, ok := r.Conn.(interface{ SetLinger(sec int) error }); ok {
 		_ = t.SetLinger(0)
@@ -159,12 +159,12 @@ func (r *rawConn) reset() {
 	_ = r.Close()
 }
 
-// closeWrite sends a FIN, where there is such a thing.
+// closeWrite sends a FIN, if the connection supports it.
 func (r *rawConn) closeWrite() {
 	if t, ok := r.Conn.(interface{ CloseWrite() error }); ok {
 		_ = t.CloseWrite()
 	}
 }
 
-// alertRecord is a fatal alert as it goes over a stream that is not yet encrypted.
+// alertRecord returns a fatal alert for a stream that is not yet encrypted.
 func alertRecord(name string) []byte { return []byte{21, 3, 3, 0, 2, 2, scenario.Alerts[name]} }

@@ -16,7 +16,7 @@ import (
 
 // Faults of the stream, by the byte.
 func TestStreamFaults(t *testing.T) {
-	// received gives what comes of a handshake below TLS, until the end or the deadline.
+	// received returns what a handshake receives below TLS until the end or the deadline.
 	received := func(t *testing.T, s *simulator.Server) (n int, err error) {
 		t.Helper()
 		conn := pipe(t, s)
@@ -91,7 +91,7 @@ func TestStreamFaults(t *testing.T) {
 			t.Errorf("CONNACK took %v", d)
 		}
 	})
-	bubble(t, "refuse closes for that time whoever comes, and not longer", func(t *testing.T) {
+	bubble(t, "refuse closes every connection for that time, and not longer", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "accept", Refuse: time.Minute, Times: 1})
 		for _, at := range []time.Duration{0, 30 * time.Second, 29 * time.Second} {
 			time.Sleep(at)
@@ -105,7 +105,7 @@ func TestStreamFaults(t *testing.T) {
 		time.Sleep(time.Second)
 		dial(t, s).connect(s, device)
 	})
-	bubble(t, "an alert is told by its name", func(t *testing.T) {
+	bubble(t, "an alert is logged by its name", func(t *testing.T) {
 		for name, says := range map[string]string{"handshake_failure": "handshake failure", "internal_error": "internal error", "unknown_ca": "unknown certificate authority"} {
 			_, err := received(t, script(t, simulator.Rule{On: "tls", Alert: name}))
 			if err == nil || !strings.Contains(err.Error(), says) {
@@ -148,7 +148,7 @@ func TestStreamFaults(t *testing.T) {
 	})
 }
 
-// counting counts what is read.
+// counting counts the bytes that are read.
 type counting struct {
 	net.Conn
 	n int

@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// Each of these ends the connection, and the packet log says why.
+// Each of these ends the connection, and the packet log contains the reason.
 func TestStrict(t *testing.T) {
 	const good = registerPath + "1"
 	connect := func(s *simulator.Server) []byte { return goodConnect(s, device) }
@@ -23,13 +23,13 @@ func TestStrict(t *testing.T) {
 		}
 	}
 	fixed := func(b ...byte) func(*simulator.Server) []byte { return func(*simulator.Server) []byte { return b } }
-	longer := func(b []byte) []byte { // one byte left over
+	longer := func(b []byte) []byte { // one surplus byte
 		return packet(b[0], b[2:], []byte{0})
 	}
 
 	for _, c := range []struct {
 		name   string
-		after  string // "", "connect" or "subscribe": how far the session has come
+		after  string // "", "connect" or "subscribe": the state of the session
 		send   func(*simulator.Server) []byte
 		answer []byte // before the end
 		says   string // in the violation
@@ -137,7 +137,7 @@ func TestStrict(t *testing.T) {
 
 const registerPath = "$dps/registrations/PUT/iotdps-register/?$rid="
 
-// What is wrong with a CONNECT's meaning is answered by a return code.
+// An invalid value in a CONNECT is answered with a return code.
 func TestConnack(t *testing.T) {
 	type change struct{ clientID, user, password string }
 	for _, c := range []struct {

@@ -11,20 +11,20 @@ import (
 type Summary struct {
 	Connections            int
 	PacketsUp, PacketsDown int   // MQTT packets
-	BytesUp, BytesDown     int64 // of closed connections, TLS included
+	BytesUp, BytesDown     int64 // of closed connections, including TLS
 	Violations             []string
-	// Registers and Polls are the times at which those requests arrived.
+	// Registers and Polls are the times at which these requests arrived.
 	Registers, Polls []time.Time
 }
 
-// Summarize adds up entries, of one device or of all.
+// Summarize summarizes the entries of one device or of all devices.
 func Summarize(entries []Entry) Summary {
 	var s Summary
 	for _, e := range entries {
 		switch {
 		case e.Packet == "OPEN":
 			s.Connections++
-		case e.Packet == "STALL": // it has a direction, but is no packet
+		case e.Packet == "STALL": // it has a direction, but it is not a packet
 		case e.Direction == "up":
 			s.PacketsUp++
 		case e.Direction == "down":
@@ -46,26 +46,27 @@ func Summarize(entries []Entry) Summary {
 
 // DeviceSummary adds up the packet log of one device.
 type DeviceSummary struct {
-	// RegistrationID is as the device wrote it first; "" for connections that ended before CONNECT.
+	// RegistrationID is the spelling that the device used first, or "" for connections that
+	// ended before CONNECT.
 	RegistrationID string `json:"registrationId"`
 	Connections    int    `json:"connections"`
-	// RoundTrips counts the changes from speaking to listening within MQTT.
+	// RoundTrips counts how often the device changed from sending to receiving within MQTT.
 	RoundTrips int `json:"roundTrips"`
-	// BytesUp and BytesDown are those of closed connections, TLS included.
+	// BytesUp and BytesDown are those of closed connections, including TLS.
 	BytesUp   int64 `json:"bytesUp"`
 	BytesDown int64 `json:"bytesDown"`
 	Registers int   `json:"registers"`
 	Polls     int   `json:"polls"`
-	// PollGaps are the seconds between each poll and the request before it.
+	// PollGaps are the seconds between each poll and the previous request.
 	PollGaps []float64 `json:"pollGaps"`
-	// Violations are the rules that the device broke.
+	// Violations are the rules that the device violated.
 	Violations []string `json:"violations"`
 }
 
-// SummarizeDevices adds up entries device by device, in the order of their
-// registration IDs. Case does not make a device another.
+// SummarizeDevices summarizes the entries of each device, in the order of their registration
+// IDs, regardless of case.
 func SummarizeDevices(entries []Entry) []DeviceSummary {
-	// What comes before CONNECT, and CLOSE, tell only the connection.
+	// Entries before CONNECT, and CLOSE, contain only the number of the connection.
 	names := map[int]string{}
 	for _, e := range entries {
 		if names[e.Connection] == "" {

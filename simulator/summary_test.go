@@ -27,8 +27,8 @@ func TestSummarizeDevices(t *testing.T) {
 		again.expectEnd("after DISCONNECT")
 		two.send(publishPacket(0x30, "elsewhere", 0, "")...)
 		two.expectEnd("after a violation")
-		mute := dial(t, s) // never says CONNECT
-		mute.conn.Close()
+		silent := dial(t, s) // never sends CONNECT
+		silent.conn.Close()
 		s.Close()
 
 		entries, err := simulator.ReadLog(&log)

@@ -9,7 +9,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// What shipping clients send, and the service serves.
+// Deviations that shipping clients make and the service accepts.
 func TestTolerance(t *testing.T) {
 	expiry := func() time.Time { return time.Now().Add(time.Hour) }
 	for _, c := range []struct {
@@ -127,7 +127,7 @@ func TestTolerance(t *testing.T) {
 			t.Error(p.topic, p.payload)
 		}
 	})
-	bubble(t, "a register body may hold members nobody knows, and a payload", func(t *testing.T) {
+	bubble(t, "a register body may contain unknown members and a payload", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
 		c.send(publishPacket(0x30, registerTopic("1"), 0, `{"registrationId":"SAMPLE-DEVICE-01","payload":{"model":"x"},"new":1}`)...)
@@ -151,7 +151,7 @@ func TestTolerance(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "a poll of an operation nobody knows is answered 404203, and the connection lives", func(t *testing.T) {
+	bubble(t, "a poll of an unknown operation is answered 404203, and the connection remains open", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
 		p := c.poll("1", "5.0000000000000000.00000000-0000-4000-8000-000000000000")

@@ -2,15 +2,15 @@ package simulator
 
 import "github.com/dpsd-project/dpsd/simulator/scenario"
 
-// A test in Go that makes a scenario needs one import.
+// With these aliases, a Go test that creates a scenario needs only one import.
 type (
-	// Scenario is what the service is to do.
+	// Scenario is the behaviour of the service.
 	Scenario = scenario.Scenario
 	// Settings are properties of a well-behaved service.
 	Settings = scenario.Settings
 	// Rule is one fault.
 	Rule = scenario.Rule
-	// Stage is a moment of a connection at which a rule can act.
+	// Stage is a point of a connection at which a rule can act.
 	Stage = scenario.Stage
 )
 

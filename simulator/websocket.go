@@ -18,13 +18,14 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// Limits of the part before MQTT.
+// The limits of the part before MQTT.
 const (
 	maxRequest = 16 << 10
 	maxFrame   = 1 << 20
 )
 
-// upgrade answers the HTTP request with which a WebSocket begins; nil is a refusal.
+// upgrade answers the HTTP request that starts a WebSocket. It returns nil if it refuses the
+// request.
 func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
@@ -70,7 +71,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		c.linger(nil)
 		return nil
 	}
-	// Both paths are in use by SDKs.
+	// SDKs use both paths.
 	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
 		violate("the path is none of the service's", "no such path")
 		return nil
@@ -80,7 +81,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		return nil
 	}
 	upgrader := websocket.Upgrader{
-		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK says it in capitals
+		Subprotocols: []string{"mqtt", "MQTT"}, // the C SDK uses capitals
 		CheckOrigin:  func(*http.Request) bool { return true },
 		Error: func(_ http.ResponseWriter, _ *http.Request, status int, _ error) {
 			respond(status, http.Header{
@@ -101,7 +102,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		}
 	}
 	if rule.Extension != "" {
-		header["sec-websocket-extensions"] = []string{rule.Extension} // in this form the upgrader does not look at it
+		header["sec-websocket-extensions"] = []string{rule.Extension} // the upgrader ignores this spelling
 	}
 	conn, err := upgrader.Upgrade(hijacker{conn: c.tls, in: in}, req, header)
 	if err != nil {
@@ -114,20 +115,20 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	return &webSocket{conn: conn, raw: c.tls}
 }
 
-// hijacker lets the upgrader, made for net/http, work on a bare connection.
+// hijacker lets the upgrader, which expects net/http, work on a bare connection.
 type hijacker struct {
 	http.ResponseWriter // never used
 	conn                net.Conn
 	in                  *bufio.Reader
 }
 
-// Hijack hands the connection over.
+// Hijack hands over the connection.
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.conn, bufio.NewReadWriter(h.in, bufio.NewWriter(h.conn)), nil
 }
 
-// webSocket is the stream of bytes in the binary messages of a WebSocket: a
-// packet may span messages, and a message may hold several packets [MQTT-6.0.0-2].
+// webSocket is the byte stream in the binary messages of a WebSocket: a packet may span
+// messages, and a message may hold several packets [MQTT-6.0.0-2].
 type webSocket struct {
 	conn    *websocket.Conn
 	message io.Reader
@@ -157,8 +158,8 @@ func (w *webSocket) Read(p []byte) (int, error) {
 	}
 }
 
-// webSocketError turns the end of a WebSocket into an end of file, and a
-// breach of RFC 6455 into a violation.
+// webSocketError turns the end of a WebSocket into an end of file, and a violation of RFC
+// 6455 into a violation.
 func webSocketError(err error) error {
 	var closed *websocket.CloseError
 	var network net.Error
@@ -173,7 +174,7 @@ func webSocketError(err error) error {
 	return err
 }
 
-// The first byte of a frame, RFC 6455 5.2.
+// The first byte of a frame, see RFC 6455 5.2.
 const (
 	frameContinuation = 0x00
 	frameBinary       = 0x02
@@ -182,7 +183,7 @@ const (
 	frameFinal        = 0x80
 )
 
-// brokenFrames are forms of an answer that RFC 6455 forbids, by their names in a rule.
+// brokenFrames maps the names in a rule to answers that RFC 6455 forbids.
 var brokenFrames = map[string]func(p []byte) []byte{
 	"masked":   maskedFrame,
 	"rsv1":     func(p []byte) []byte { return rawFrame(frameFinal|frameBinary|0x40, p) },
@@ -206,7 +207,7 @@ var brokenFrames = map[string]func(p []byte) []byte{
 	"bad-close":          func([]byte) []byte { return rawFrame(frameFinal|frameClose, []byte{3}) },
 }
 
-// rawFrame is a frame of a server with that first byte.
+// rawFrame returns a server frame with the given first byte.
 func rawFrame(first byte, payload []byte) []byte {
 	if len(payload) > 125 {
 		return append([]byte{first, 126, byte(len(payload) >> 8), byte(len(payload))}, payload...)
@@ -214,7 +215,7 @@ func rawFrame(first byte, payload []byte) []byte {
 	return append([]byte{first, byte(len(payload))}, payload...)
 }
 
-// maskedFrame has a masking key of zeros, which leaves the payload as it is.
+// maskedFrame uses a masking key of zeros, which does not change the payload.
 func maskedFrame(payload []byte) []byte {
 	b := rawFrame(frameFinal|frameBinary, payload)
 	header := len(b) - len(payload)
@@ -222,10 +223,10 @@ func maskedFrame(payload []byte) []byte {
 	return slices.Insert(b, header, 0, 0, 0, 0)
 }
 
-// Write sends one binary message, or what the rule wants instead. The message
-// writer joins header and payload in one write, which WriteMessage does not.
+// Write sends one binary message, or what the rule specifies instead. The message writer
+// joins header and payload in one write; WriteMessage does not.
 func (w *webSocket) Write(p []byte) (int, error) {
-	_ = w.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // it would clear the connection's
+	_ = w.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // without it, the library would clear the connection's deadline
 	kind := websocket.BinaryMessage
 	switch w.frames {
 	case "split", "fragments":

@@ -7,7 +7,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-func TestEachFormOfAnAnswerThatAScenarioMayNameIsKnownToTheListener(t *testing.T) {
+func TestTheListenerImplementsEveryFormOfFrames(t *testing.T) {
 	allowed := []string{"text", "split", "fragments", "ping"}
 	for _, name := range scenario.Frames {
 		if slices.Contains(allowed, name) == (brokenFrames[name] != nil) {

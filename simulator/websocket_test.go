@@ -30,7 +30,7 @@ func dialWebSocket(t *testing.T, s *simulator.Server) *client {
 	return newClient(t, conn)
 }
 
-// webSocket opens TLS and sends an upgrade request written by hand.
+// webSocket opens TLS and sends an upgrade request that is written by hand.
 func webSocket(t *testing.T, s *simulator.Server, path, more string) (*client, *http.Response) {
 	t.Helper()
 	c := dialWebSocket(t, s)
@@ -44,7 +44,7 @@ func webSocket(t *testing.T, s *simulator.Server, path, more string) (*client, *
 
 const subprotocol = "Sec-WebSocket-Protocol: mqtt\r\n"
 
-// frame makes a masked frame; the masking key of zeros leaves the bytes as they are.
+// frame returns a masked frame. The masking key of zeros does not change the bytes.
 func frame(first byte, payload []byte) []byte {
 	b := []byte{first}
 	if len(payload) < 126 {
@@ -55,7 +55,7 @@ func frame(first byte, payload []byte) []byte {
 	return append(append(b, 0, 0, 0, 0), payload...)
 }
 
-// unframed gives the payload of the next frame.
+// unframed returns the payload of the next frame.
 func (c *client) unframed(why string, want byte) []byte {
 	c.t.Helper()
 	head := make([]byte, 2)

@@ -12,14 +12,14 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-// maxMessage is the service's limit on a message; a packet may be larger by its headers.
+// maxMessage is the service's limit for a message. A packet may be larger because of its headers.
 const (
 	maxMessage = 96 << 10
 	maxPacket  = maxMessage + 1<<10
 )
 
-// A violation is a client's breach of MQTT 3.1.1 or of the service's rules.
-// The connection is closed [MQTT-4.8.0-1].
+// violation is a client's violation of MQTT 3.1.1 or of the service's rules. It closes the
+// connection [MQTT-4.8.0-1].
 type violation struct {
 	reason  string
 	connack int // the CONNACK return code to send first, or 0
@@ -33,18 +33,18 @@ func breach(format string, args ...any) error {
 	return &violation{reason: fmt.Sprintf(format, args...)}
 }
 
-// inbound is one packet from the client.
+// inbound is a packet from the client.
 type inbound struct {
 	packet    packets.Packet
 	size      int
-	pipelined bool // it was in the buffer before the one ahead of it was looked at
+	pipelined bool // it was in the buffer before the previous packet was handled
 	err       error
 }
 
-// packetName is the packet type as the standard writes it.
+// packetName returns the packet type as the standard writes it.
 func packetName(t byte) string { return strings.ToUpper(packets.PacketNames[t]) }
 
-// lengthReader lets at most four bytes of a remaining length through [MQTT-2.2.3].
+// lengthReader accepts at most four bytes of a remaining length [MQTT-2.2.3].
 type lengthReader struct {
 	r    io.ByteReader
 	read int
@@ -58,8 +58,8 @@ func (l *lengthReader) ReadByte() (byte, error) {
 	return l.r.ReadByte()
 }
 
-// readPacket reads one packet and checks everything about it that needs no
-// knowledge of the session.
+// readPacket reads one packet and checks everything that does not depend on the state of the
+// session.
 func readPacket(r *bufio.Reader) *inbound {
 	in := &inbound{pipelined: r.Buffered() > 0}
 	in.err = in.read(r)
@@ -83,7 +83,7 @@ func (in *inbound) read(r *bufio.Reader) error {
 		return breach("%s: flags %#x: %v", packetName(first>>4), first&0x0f, err) // [MQTT-2.2.2-2]
 	}
 	p.FixedHeader.Remaining = remaining
-	if remaining > maxPacket { // before a buffer is made
+	if remaining > maxPacket { // before a buffer is allocated
 		return breach("%s: a packet of %d bytes", packetName(p.FixedHeader.Type), remaining)
 	}
 	body := make([]byte, remaining)
@@ -93,7 +93,7 @@ func (in *inbound) read(r *bufio.Reader) error {
 	return decode(p, body)
 }
 
-// middle tells an end inside a packet from one between packets.
+// middle distinguishes an end inside a packet from an end between packets.
 func middle(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -101,8 +101,8 @@ func middle(err error) error {
 	return err
 }
 
-// codecs read and write what follows the fixed header, by packet type. The
-// simulator receives only packets that it can decode, and encodes these too, to compare.
+// codecs reads and writes the part after the fixed header, by packet type. The simulator
+// receives only packets that it can decode. It also encodes these, to compare the bytes.
 var codecs = map[byte]struct {
 	decode func(*packets.Packet, []byte) error
 	encode func(*packets.Packet, *bytes.Buffer) error
@@ -142,16 +142,16 @@ func decode(p *packets.Packet, body []byte) error {
 	if err != nil {
 		return breach("%s: %v", name, err)
 	}
-	// What was understood, written again, must be what was received: so
-	// reserved bits and bytes left over do not pass unseen.
+	// The encoding of the decoded packet must equal the received bytes. This detects
+	// reserved bits and surplus bytes.
 	if length, _, _ := packets.DecodeLength(bytes.NewReader(b[1:])); length != len(body) || !bytes.HasSuffix(b, body) {
 		return breach("%s: reserved bits are set or bytes are left over", name)
 	}
 	return check(p)
 }
 
-// checkConnectHead looks at name and level before the rest of a CONNECT,
-// whose form depends on them.
+// checkConnectHead checks the name and the level before the rest of a CONNECT, whose
+// format depends on them.
 func checkConnectHead(body []byte) error {
 	if len(body) < 7 {
 		return breach("CONNECT: it is cut")
@@ -170,7 +170,7 @@ func checkConnectHead(body []byte) error {
 	return nil
 }
 
-// check holds the rules on a packet's values.
+// check checks the rules for the values of a packet.
 func check(p *packets.Packet) error {
 	switch p.FixedHeader.Type {
 	case packets.Connect:
@@ -218,7 +218,7 @@ func check(p *packets.Packet) error {
 	return nil
 }
 
-// encode writes a packet.
+// encode encodes a packet.
 func encode(p packets.Packet) ([]byte, error) {
 	p.ProtocolVersion = 4
 	var b bytes.Buffer

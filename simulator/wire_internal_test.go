@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzReadPacket: whatever a client sends, a packet comes out or an error,
-// and no buffer is made for a length that is only claimed.
+// FuzzReadPacket checks that any input results in a packet or an error, and that no buffer is
+// allocated for a claimed length alone.
 func FuzzReadPacket(f *testing.F) {
 	f.Add([]byte("\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"))
 	f.Add([]byte("\x30\x05\x00\x01aok"))

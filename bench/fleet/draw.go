@@ -18,7 +18,7 @@ import (
 	"github.com/dpsd-project/dpsd/fleet"
 )
 
-// colours can be told apart by those who see no red or no green (Okabe and Ito).
+// colours can be distinguished with red-green colour blindness (Okabe and Ito).
 var colours = []color.Color{
 	color.RGBA{0, 114, 178, 255}, color.RGBA{0, 158, 115, 255}, color.RGBA{86, 180, 233, 255},
 	color.RGBA{213, 94, 0, 255}, color.RGBA{230, 159, 0, 255}, color.RGBA{90, 90, 90, 255},
@@ -35,7 +35,7 @@ func (b *bench) draw(dir string) error {
 	)
 }
 
-// span is how much of the time after power is shown.
+// span is the displayed time after the power returns.
 const span = 16 * time.Minute
 
 func (b *bench) provisioned() *plot.Plot {
@@ -52,7 +52,7 @@ func (b *bench) provisioned() *plot.Plot {
 	return p
 }
 
-// requests shows the mean of each ten seconds, so that the curves can be told apart.
+// requests shows the mean of every ten seconds, so that the curves can be distinguished.
 func (b *bench) requests() *plot.Plot {
 	const step = 10
 	p := panel("What reaches the service, mean of 10 s", "minutes after the power", "requests a second")
@@ -63,10 +63,10 @@ func (b *bench) requests() *plot.Plot {
 			for _, s := range c.result.Seconds[from:min(from+step, len(c.result.Seconds))] {
 				sum += int(s.Registers + s.Polls)
 			}
-			// The scale is logarithmic, and has no zero.
+			// A logarithmic scale has no zero.
 			points = append(points, plotter.XY{X: float64(from+step/2) / 60, Y: max(0.5, float64(sum)/step)})
 		}
-		line(p, points, n) // the legend of the other panel does for both
+		line(p, points, n) // the legend of the other panel applies to both
 	}
 	capacity := line(p, plotter.XYs{{X: 0, Y: 1000}, {X: span.Minutes(), Y: 1000}}, len(colours)-1)
 	capacity.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
@@ -82,7 +82,7 @@ func (b *bench) requests() *plot.Plot {
 func (b *bench) afterwards() *plot.Plot {
 	p := panel("10,000 gateways, default delays", "time after the cause is gone", "gateways provisioned, %")
 	for n, c := range b.others {
-		// The scale is logarithmic, and has no zero.
+		// A logarithmic scale has no zero.
 		add(p, n, c.name, share(c.result, func(d time.Duration) float64 { return max(10, d.Seconds()) }, 24*time.Hour))
 	}
 	p.X.Scale = plot.LogScale{}
@@ -104,7 +104,7 @@ func panel(title, x, y string) *plot.Plot {
 		axis.Label.Padding = vg.Points(4)
 	}
 	p.Legend.TextStyle.Font.Size, p.Legend.ThumbnailWidth, p.Legend.Padding = vg.Points(12), vg.Points(24), vg.Points(1)
-	// At the left, since the viewer's font may be wider than the one that is measured here.
+	// The legend is at the left because the viewer's font may be wider than the one measured here.
 	p.Legend.Left, p.Legend.YOffs = true, vg.Points(8)
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{225}, color.Gray{225}
@@ -122,7 +122,7 @@ func add(p *plot.Plot, n int, name string, points plotter.XYs) {
 	p.Legend.Add(name, line(p, points, n))
 }
 
-// share is the course of how many percent are provisioned, in 400 steps at most.
+// share returns the percentage of provisioned gateways over time, in at most 400 steps.
 func share(r *fleet.Result, x func(time.Duration) float64, until time.Duration) plotter.XYs {
 	points := plotter.XYs{{X: x(0), Y: 0}}
 	each := max(1, len(r.At)/400)
@@ -146,7 +146,7 @@ func every(step float64) plot.Ticker {
 	})
 }
 
-// save puts panels under each other.
+// save writes panels, one above the other.
 func save(file string, panels ...*plot.Plot) error {
 	c := vgsvg.New(width, height*vg.Length(len(panels)))
 	whole := draw.New(c)

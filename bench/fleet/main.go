@@ -1,8 +1,7 @@
-// Command fleet rehearses a fleet of gateways in the ways that led to dpsd's default
-// delays (package fleet, dpsd-sim fleet), and writes tables and plots. It is run by
-// "make fleet".
+// Command fleet rehearses a fleet of gateways (package fleet, dpsd-sim fleet) in the scenarios
+// that determined dpsd's default delays, and writes tables and plots. "make fleet" runs it.
 //
-// It ends with 1 when a goal that the delays were chosen for is missed.
+// Its exit code is 1 if a goal for the default delays is missed.
 package main
 
 import (
@@ -20,26 +19,26 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// gateways is the size of the fleet that the goals are for.
+// gateways is the size of the fleet for which the goals apply.
 const gateways = 10_000
 
-// bootDelay is the boot_delay_max that the goals are for.
+// bootDelay is the boot_delay_max for which the goals apply.
 const bootDelay = 10 * time.Minute
 
-// Goals, in parts of the quota's own minimum and in register requests per gateway.
+// The goals, as multiples of the quota's minimum and in register requests per gateway.
 const (
 	goalDelayed  = 1.25 // all are provisioned, with bootDelay
 	goalRequests = 1.5  // with bootDelay
 )
 
-// Goals for half of the gateways.
+// The goals for half of the gateways.
 const (
 	goalOutage     = 15 * time.Second // they are back after an outage of a minute, and
 	goalCorrection = time.Minute      // after a correction within ten minutes
 )
 
 func main() {
-	document := flag.String("document", "", "a file that takes the tables as well, between its fleet markers; the plots go beside it")
+	document := flag.String("document", "", "a file that takes the tables as well, between its fleet markers; the plots go into its directory")
 	large := flag.Bool("large", false, "rehearse a million gateways too: minutes, and gigabytes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -61,11 +60,11 @@ func main() {
 	}
 }
 
-// bench is all rehearsals, and what they showed.
+// bench holds all rehearsals and their results.
 type bench struct {
 	text   strings.Builder
 	missed []string
-	power  []course // for the plot, as are the others
+	power  []course // for the plot, like the others
 	others []course
 }
 
@@ -87,7 +86,7 @@ func (b *bench) run(large bool) error {
 	return nil
 }
 
-// rehearse runs one rehearsal of the region's power.
+// rehearse runs one rehearsal of the scenario power.
 func rehearse(change func(*fleet.Fleet)) (*fleet.Result, error) {
 	f := fleet.New(fleet.Power, gateways)
 	if change != nil {
@@ -96,7 +95,7 @@ func rehearse(change func(*fleet.Fleet)) (*fleet.Result, error) {
 	return f.Run()
 }
 
-// transcript is what dpsd-sim prints for the fleet that the goals are for.
+// transcript returns the output of dpsd-sim for the fleet for which the goals apply.
 func transcript() (string, error) {
 	r, err := rehearse(nil)
 	if err != nil {
@@ -109,7 +108,7 @@ func transcript() (string, error) {
 	return b.String(), err
 }
 
-// plain takes the spread away that follows a 429: what is left is what the service asks.
+// plain removes the jitter after a 429, so that the delay is what the service requests.
 var plain = pace.Retry{Spread: 1, SpreadMax: 1}
 
 func (b *bench) afterPower() error {
@@ -162,7 +161,7 @@ func (b *bench) whateverTheServiceSays() error {
 	})
 }
 
-// services calls f with each service that could be behind the documented numbers.
+// services calls f with each service that is consistent with the documentation.
 func services(f func(throttle fleet.Throttle, retryAfter string, set func(*fleet.Fleet)) error) error {
 	for _, throttle := range []fleet.Throttle{fleet.Bucket, fleet.Window} {
 		for _, retryAfter := range []string{"none", "3", "30", "free"} {
@@ -175,7 +174,8 @@ func services(f func(throttle fleet.Throttle, retryAfter string, set func(*fleet
 	return nil
 }
 
-// spreads are the runs that led to the defaults: the worst over all services.
+// spreads runs the rehearsals that determined the defaults, and returns the worst result over
+// all services.
 func (b *bench) spreads() error {
 	b.text.WriteString("\nThe jitter after the n-th 429 in a row is drawn from 0 to n × spread, at most the limit. The worst result of the eight services above:\n\n" +
 		"| spread | limit | defaults: all after | requests | 5xx | boot_delay_max 10m: all after | requests |\n| --: | --: | --: | --: | --: | --: | --: |\n")
@@ -210,7 +210,7 @@ func (b *bench) spreads() error {
 	return nil
 }
 
-// outages are the runs that led to the delays after a failed connection.
+// outages runs the rehearsals that determined the delays after a failed connection.
 func (b *bench) outages() error {
 	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute, depending on the longest delay after a failed connection in the first two minutes: "+
 		"single gateways, and %d gateways that all return at the same time.\n\n"+
@@ -251,7 +251,7 @@ func (b *bench) outages() error {
 	return nil
 }
 
-// corrections are the runs that led to the delays after a refusal.
+// corrections runs the rehearsals that determined the delays after a refusal.
 func (b *bench) corrections() error {
 	b.text.WriteString("\nAfter a correction at any time in the first ten minutes of a refusal, depending on the first delay and the longest delay in these minutes:\n\n" +
 		"| first delay | longest | refusals until then | 50 % after | 95 % |\n| --: | --: | --: | --: | --: |\n")
@@ -279,7 +279,7 @@ func (b *bench) corrections() error {
 	return nil
 }
 
-// recovered notes a goal for half of the gateways that is missed.
+// recovered checks a goal for half of the gateways.
 func (b *bench) recovered(name string, r *recovery, limit time.Duration) {
 	if half := r.within(50); half > limit {
 		b.missed = append(b.missed, fmt.Sprintf("%s: half of the gateways are back after %s, the goal is %s", name, minutes(half), minutes(limit)))
@@ -338,7 +338,7 @@ func (b *bench) row(name string, r *fleet.Result) {
 		r.RegistersEach(), r.MostRegisters, r.Peak, r.Throttled, r.Failed)
 }
 
-// goal notes what is missed of a goal; 0 is none for time or requests. Nobody is to meet a 5xx.
+// goal checks a goal; 0 means no limit for the time or the requests. No gateway may get a 5xx.
 func (b *bench) goal(name string, r *fleet.Result, parts, requests float64) {
 	last, ever := r.Until(100)
 	switch limit := time.Duration(parts * float64(r.Fleet.Minimum())); {
@@ -359,7 +359,7 @@ func after(r *fleet.Result, percent float64) string {
 	return minutes(d)
 }
 
-// minutes shows a time as people compare them: 12:05 are minutes and seconds, 1:12:05 with hours.
+// minutes formats a time for comparison: 12:05 is minutes and seconds; 1:12:05 includes hours.
 func minutes(d time.Duration) string {
 	s := int(d.Round(time.Second) / time.Second)
 	if s >= 3600 {

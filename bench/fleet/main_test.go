@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/fleet"
 )
 
-func TestTimesAreShownAsPeopleCompareThem(t *testing.T) {
+func TestTimesAreFormattedForComparison(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0:00", 59*time.Second + 600*time.Millisecond: "1:00", 10 * time.Minute: "10:00", time.Hour + 2*time.Minute + 3*time.Second: "1:02:03",
 	} {
@@ -20,17 +20,17 @@ func TestTimesAreShownAsPeopleCompareThem(t *testing.T) {
 	}
 }
 
-func TestThePageShowsWhatDpsdSimPrints(t *testing.T) {
+func TestThePageShowsTheOutputOfDpsdSim(t *testing.T) {
 	text, err := transcript()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if page, err := os.ReadFile("../../docs/performance.md"); err != nil || !strings.Contains(string(page), text) {
-		t.Errorf("docs/performance.md does not hold this, make fleet FLEETFLAGS='-document docs/performance.md' puts it there (%v):\n%s", err, text)
+		t.Errorf("docs/performance.md does not contain this; make fleet FLEETFLAGS='-document docs/performance.md' inserts it (%v):\n%s", err, text)
 	}
 }
 
-func TestAGoalThatIsMissedIsNamed(t *testing.T) {
+func TestAMissedGoalIsNamed(t *testing.T) {
 	r := &fleet.Result{Fleet: fleet.New(fleet.Power, 1000), At: make([]time.Duration, 1000), Registers: 2000}
 	r.At[999] = 2 * time.Minute // the quota takes one
 	var b bench
@@ -64,9 +64,8 @@ func TestARecoveryThatTakesTooLongIsNamed(t *testing.T) {
 	}
 }
 
-// A plot is of what was rehearsed: it names its axes with their units, and has a curve
-// and a name for each course.
-func TestPlotsNameWhatTheyShow(t *testing.T) {
+// Each plot names its axes with their units, and has a curve and a name for each rehearsal.
+func TestPlotsNameTheirAxesAndCurves(t *testing.T) {
 	var b bench
 	for _, name := range []string{"one way", "another way"} {
 		f := fleet.New(fleet.Power, 200)

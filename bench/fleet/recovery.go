@@ -8,19 +8,19 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// recovery is how soon single gateways are back once their trouble is over, in that
-// order, and what they did until then.
+// recovery holds how soon single gateways recover after the cause of their failures is
+// removed, in ascending order, and what they did until then.
 type recovery struct {
-	after []time.Duration // from the end of the trouble to the assignment
-	// connections is how many each gateway began in vain, on average.
+	after []time.Duration // from the removal of the cause to the assignment
+	// connections is the mean number of failed connections of a gateway.
 	connections float64
 }
 
-// alone is so many gateways that no quota is in the way of any of them.
+// alone is a number of gateways that does not reach the quota.
 const alone = 400
 
-// afterOutage rehearses outages of about a minute, 45 s to 75 s, during which nothing
-// listens at the service; it answers the registrations after so many polls.
+// afterOutage rehearses outages of about a minute, 45 s to 75 s, during which the service
+// is down. Then the service assigns after the given number of polls.
 func afterOutage(retry pace.Retry, polls int) (*recovery, error) {
 	var all []fleet.Fleet
 	for end := 45 * time.Second; end <= 75*time.Second; end += 5 * time.Second {
@@ -31,8 +31,8 @@ func afterOutage(retry pace.Retry, polls int) (*recovery, error) {
 	return rehearseAll(retry, all...)
 }
 
-// afterCorrection rehearses a refusal whose cause somebody corrects within the first ten
-// minutes, at any time.
+// afterCorrection rehearses a refusal whose cause is corrected at any time within the first
+// ten minutes.
 func afterCorrection(retry pace.Retry) (*recovery, error) {
 	var all []fleet.Fleet
 	for minute := time.Minute; minute <= 10*time.Minute; minute += time.Minute {
@@ -61,7 +61,7 @@ func rehearseAll(retry pace.Retry, all ...fleet.Fleet) (*recovery, error) {
 	return &sum, nil
 }
 
-// within is the time after which so many percent of the gateways are back.
+// within returns the time after which the given percentage of the gateways has recovered.
 func (r *recovery) within(percent int) time.Duration {
 	return r.after[(len(r.after)*percent+99)/100-1]
 }

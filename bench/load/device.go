@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// stepLimit ends a device that is not answered.
+// stepLimit ends a device that gets no answer.
 const stepLimit = 60 * time.Second
 
 // MQTT packet types with their flags, MQTT 3.1.1 2.2.
@@ -32,23 +32,23 @@ const (
 	packetIDLen = 2
 )
 
-// device is one connection as it would come from a device.
+// device is one connection, like that of a real device.
 type device struct {
 	id   string
 	conn *tls.Conn
-	in   *[]byte // what was received
-	from int     // what of it was not yet looked at
+	in   *[]byte // received data
+	from int     // start of the unread part
 	to   int
 }
 
-// buffers are lent to connections: a device holds one only while it reads.
+// buffers lends buffers to connections. A device holds one only while it reads.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 2048); return &b }}
 
-// dial connects a device as far as SUBACK.
+// dial connects a device up to the SUBACK.
 func (s *service) dial(n int) (*device, error) {
 	d := &device{id: fmt.Sprintf("load-%07d", n)}
-	// Each loopback address has its own 28,000 ports, so that those in
-	// TIME_WAIT are not missed.
+	// Each loopback address has its own 28,000 ports, so that ports in TIME_WAIT do not
+	// limit the rate.
 	from := &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+n%200))}
 	tcp, err := net.DialTCP("tcp", from, s.address)
 	if err != nil {
@@ -67,7 +67,7 @@ func (s *service) dial(n int) (*device, error) {
 	return d, nil
 }
 
-// begin sends CONNECT and SUBSCRIBE, and checks what is answered.
+// begin sends CONNECT and SUBSCRIBE, and checks the answers.
 func (d *device) begin(s *service) error {
 	resource := s.scope + "/registrations/" + d.id
 	body := []byte("\x00\x04MQTT\x04\xc2\x00\x00") // clean session, user name, password; no keep-alive
@@ -87,7 +87,7 @@ func (d *device) begin(s *service) error {
 	return d.expect(suback, []byte{0, 1, 1})
 }
 
-// token makes a SAS token with the key derived from the group's.
+// token returns a SAS token with the key that is derived from the group key.
 func (d *device) token(groupKey []byte, resource string) string {
 	sign := func(key []byte, text string) []byte {
 		mac := hmac.New(sha256.New, key)
@@ -100,7 +100,7 @@ func (d *device) token(groupKey []byte, resource string) string {
 	return "SharedAccessSignature sr=" + escaped + "&sig=" + url.QueryEscape(base64.StdEncoding.EncodeToString(signature)) + "&se=" + expiry + "&skn=registration"
 }
 
-// register goes through a whole registration, and waits as it is asked to.
+// register performs a whole registration with the requested delays.
 func (d *device) register() error {
 	topic := "$dps/registrations/PUT/iotdps-register/?$rid=1"
 	body := `{"registrationId":"` + d.id + `"}`
@@ -132,7 +132,7 @@ func (d *device) register() error {
 	}
 }
 
-// disconnect says farewell and sees the other side end the connection [MQTT-3.14.4-2].
+// disconnect sends DISCONNECT and waits until the server closes the connection [MQTT-3.14.4-2].
 func (d *device) disconnect() error {
 	if err := d.write(packet(disconnect, nil)); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (d *device) disconnect() error {
 	return err
 }
 
-// ask publishes a request, takes PUBACK and reply, and acknowledges that.
+// ask publishes a request, reads PUBACK and reply, and acknowledges the reply.
 func (d *device) ask(packetID int, topic, body string) (status int, after time.Duration, reply []byte, err error) {
 	_ = d.conn.SetDeadline(time.Now().Add(stepLimit))
 	id := binary.BigEndian.AppendUint16(nil, uint16(packetID))
@@ -186,7 +186,7 @@ func (d *device) ask(packetID int, topic, body string) (status int, after time.D
 	return status, after, p[2+n+packetIDLen:], nil
 }
 
-// member gives a text of a JSON object that has no escapes.
+// member returns a text in a JSON object without escapes.
 func member(object []byte, name string) (string, error) {
 	_, rest, found := bytes.Cut(object, []byte(`"`+name+`":"`))
 	value, _, ended := bytes.Cut(rest, []byte(`"`))
@@ -201,7 +201,7 @@ func text(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
-// packet makes a packet; its body is shorter than 16 KB.
+// packet returns a packet with a body of less than 16 KB.
 func packet(kind byte, body []byte) []byte {
 	b := append(make([]byte, 0, 3+len(body)), kind)
 	if n := len(body); n < 128 {
@@ -228,7 +228,7 @@ func (d *device) expect(kind byte, body []byte) error {
 	return nil
 }
 
-// read gives the next packet. Its body is good until the read after it.
+// read returns the next packet. Its body is valid until the next call.
 func (d *device) read() (kind byte, body []byte, err error) {
 	if d.in == nil {
 		d.in = buffers.Get().(*[]byte)
@@ -263,7 +263,7 @@ func (d *device) read() (kind byte, body []byte, err error) {
 	}
 }
 
-// rest gives the buffer back.
+// rest returns the buffer to the pool.
 func (d *device) rest() {
 	if d.in != nil && d.from == d.to {
 		buffers.Put(d.in)
@@ -271,7 +271,7 @@ func (d *device) rest() {
 	}
 }
 
-// close hangs up.
+// close closes the connection.
 func (d *device) close() {
 	d.from = d.to
 	d.rest()

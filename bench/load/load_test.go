@@ -30,7 +30,7 @@ func TestDevice(t *testing.T) {
 	if err := service.read(); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a device goes through a whole registration and breaks no rule", func(t *testing.T) {
+	t.Run("a device completes a registration and violates no rule", func(t *testing.T) {
 		d, err := service.dial(7)
 		if err != nil {
 			t.Fatal(err)
@@ -93,9 +93,9 @@ func TestReport(t *testing.T) {
 		t    throughput
 		want bool
 	}{
-		{"what was promised is not short", good, at(500, 0), false},
+		{"the promised rate is sufficient", good, at(500, 0), false},
 		{"fewer registrations on a quiet machine are short", good, at(499, 0), true},
-		{"fewer because of others are judged by the time that was left", good, at(499, 9*time.Second), false},
+		{"a lower rate because of other load is judged by the remaining time", good, at(499, 9*time.Second), false},
 		{"far fewer are short all the same", good, at(100, 9*time.Second), true},
 		{"more memory is short", memory{peak: 1001e6}, at(900, 0), true},
 	} {
@@ -108,7 +108,7 @@ func TestReport(t *testing.T) {
 }
 
 func TestDescriptors(t *testing.T) {
-	t.Run("a limit that is too low is named, with the number that is needed", func(t *testing.T) {
+	t.Run("a limit that is too low is named, with the required number", func(t *testing.T) {
 		err := raiseDescriptors(1 << 40)
 		if err == nil || !strings.Contains(err.Error(), "1099511627776 file descriptors are needed") {
 			t.Error(err)

@@ -1,9 +1,9 @@
-// Command load measures how much one dpsd-sim carries: how many devices it
-// registers in a second, and what memory it takes with many connected at once.
-// It exits 1 when that is less than was promised. It is run by "make bench".
+// Command load measures the capacity of one dpsd-sim: how many devices it registers per second,
+// and how much memory it uses with many connected devices. Its exit code is 1 if that is less
+// than the documentation promises. "make bench" runs it.
 //
-// The simulator is a process of its own; the devices are this one. Each has its
-// own TLS handshake, without resumption, and speaks MQTT in bytes written here.
+// The simulator has its own process, and all devices are in this one. Each device makes its own
+// TLS handshake without resumption, and uses the MQTT code in this package.
 package main
 
 import (
@@ -17,14 +17,14 @@ import (
 	"github.com/dpsd-project/dpsd/bench/page"
 )
 
-// What is promised.
+// The promised values.
 const (
 	wantRate   = 500  // registrations a second
 	wantMemory = 1000 // MB with wantDevices
 	megabyte   = 1e6
 )
 
-// reserve is how many descriptors each process needs beside its connections.
+// reserve is the number of descriptors that each process needs in addition to its connections.
 const reserve = 100
 
 func main() {
@@ -57,7 +57,7 @@ type load struct {
 	measured             time.Duration
 }
 
-// run prints the report and tells whether a promise is not kept.
+// run prints the report, and reports whether a promise is broken.
 func (l *load) run(document string) (short bool, err error) {
 	if err := raiseDescriptors(max(l.devices, l.registering) + reserve); err != nil {
 		return false, err
@@ -78,8 +78,8 @@ func (l *load) run(document string) (short bool, err error) {
 	return short, err
 }
 
-// raiseDescriptors raises the soft limit to the hard one, which has to do. The
-// simulator does the same for itself: every program in Go does at its start.
+// raiseDescriptors raises the soft limit to the hard limit. In the simulator, the Go
+// runtime does the same at the start.
 func raiseDescriptors(need int) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// handshakes is how many devices are in their handshake at once when they
-// come as fast as they can.
+// handshakes is how many devices are in their handshake at the same time if they connect as
+// fast as possible.
 const handshakes = 16
 
-// attempts is how often registrations are counted when they are too few: the
-// machine's other work makes them fewer, and nothing makes them more.
+// attempts is how often a rate that is too low is measured again. Other load on the machine
+// only decreases the rate.
 const attempts = 3
 
-// memory is what many connected devices cost.
+// memory is the memory for many connected devices.
 type memory struct {
 	idle, connected, peak int64 // of the simulator, bytes
 	took                  time.Duration
 }
 
-// hold connects all devices, and looks at the simulator when they are there.
+// hold connects all devices, and measures the simulator while they are connected.
 func (l *load) hold() (m memory, err error) {
 	s, err := l.start()
 	if err != nil {
@@ -58,7 +58,7 @@ func (l *load) hold() (m memory, err error) {
 	if err := errors.Join(failures...); err != nil {
 		return m, err
 	}
-	// All are still served: the first and the last get an answer each.
+	// All devices are still served: the first and the last get an answer.
 	for _, d := range []*device{devices[0], devices[l.devices-1]} {
 		if _, _, _, err := d.ask(2, "$dps/registrations/PUT/iotdps-register/?$rid=1", ""); err != nil {
 			return m, err
@@ -68,7 +68,7 @@ func (l *load) hold() (m memory, err error) {
 	return m, err
 }
 
-// throughput is what registrations cost.
+// throughput is the cost of registrations.
 type throughput struct {
 	registrations      int
 	took               time.Duration
@@ -77,20 +77,20 @@ type throughput struct {
 	peak               int64         // of the simulator, bytes
 }
 
-// rate is how many registrations a second were counted.
+// rate returns the number of registrations per second.
 func (t throughput) rate() float64 { return float64(t.registrations) / t.took.Seconds() }
 
-// share is a part of all processors, 0 to 1.
+// share returns a fraction of all processors, 0 to 1.
 func (t throughput) share(cpu time.Duration) float64 {
 	return cpu.Seconds() / t.took.Seconds() / float64(runtime.NumCPU())
 }
 
-// alone is the rate that is left when the others on the machine are taken
-// away: the same work in the time that the processors were not theirs.
+// alone returns the rate without the other load on the machine: the same work in the time in
+// which the processors were available.
 func (t throughput) alone() float64 { return t.rate() / (1 - min(t.share(t.others), 0.99)) }
 
-// register has devices register one after another, and counts for a while
-// when all are at it.
+// register has devices register continuously, and counts for some time when all of them have
+// started.
 func (l *load) register() (t throughput, err error) {
 	s, err := l.start()
 	if err != nil {
@@ -159,7 +159,7 @@ func (l *load) register() (t throughput, err error) {
 			return nil
 		}
 	}
-	// Until the first have come a second time.
+	// This waits until the first devices have registered a second time.
 	for done.Load() < int64(l.registering) {
 		if err := wait(100 * time.Millisecond); err != nil {
 			return t, err

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// quiet is how much of all processors others may have for a count to be taken as it is.
+// quiet is the fraction of all processors that other load may use without a correction of the rate.
 const quiet = 0.05
 
-// report shows what was measured, and tells whether it is less than promised.
+// report returns the measured values, and reports whether they are below the promised ones.
 func (l *load) report(m memory, t throughput) (text string, short bool) {
 	var b strings.Builder
 	each := func(d time.Duration) float64 {

@@ -19,10 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tick is the unit of CPU in /proc: USER_HZ is 100 on Linux.
+// tick is the unit of CPU time in /proc: USER_HZ is 100 on Linux.
 const tick = time.Second / 100
 
-// service is a dpsd-sim in a process of its own, as it comes: two polls with
+// service is a dpsd-sim in its own process with the default options: two polls with
 // retry-after=3, TLS 1.2, no packet log.
 type service struct {
 	dir     string
@@ -58,7 +58,7 @@ func (l *load) start() (_ *service, err error) {
 	return s, s.read()
 }
 
-// read takes what devices need from the simulator's directory.
+// read reads what devices need from the simulator's directory.
 func (s *service) read() error {
 	var endpoint struct {
 		MQTT    string `json:"mqtt"`
@@ -85,7 +85,7 @@ func (s *service) read() error {
 	return err
 }
 
-// trust makes the devices' TLS. It has no session cache, so nothing is resumed.
+// trust creates the devices' TLS configuration. Without a session cache, no session is resumed.
 func trust(file string) (*tls.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -107,13 +107,13 @@ func (s *service) close() {
 	_ = os.RemoveAll(s.dir)
 }
 
-// cpu is what the simulator has used so far, user and system, proc_pid_stat(5).
+// cpu returns the CPU time of the simulator so far, user and system, proc_pid_stat(5).
 func (s *service) cpu() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.process.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
-	// The second field is the name in parentheses, and may hold anything.
+	// The second field is the name in parentheses, and may contain any characters.
 	fields := strings.Fields(string(text)[strings.LastIndexByte(string(text), ')')+1:])
 	if len(fields) < 13 {
 		return 0, errors.New("/proc/PID/stat is not as it was")
@@ -129,7 +129,7 @@ func (s *service) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * tick, nil
 }
 
-// memory gives the resident set now and at its largest, in bytes, proc_pid_status(5).
+// memory returns the current and the peak resident set size in bytes, proc_pid_status(5).
 func (s *service) memory() (now, peak int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Process.Pid))
 	if err != nil {
@@ -153,8 +153,8 @@ func (s *service) memory() (now, peak int64, err error) {
 	return now, peak, nil
 }
 
-// machineCPU is what all processors have done so far, and what they were kept
-// from by the machine that this one runs on, proc_stat(5).
+// machineCPU returns the CPU time of all processors so far, and the time that the hypervisor
+// did not give to them, proc_stat(5).
 func machineCPU() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -168,7 +168,7 @@ func machineCPU() (time.Duration, error) {
 	return time.Duration(user+nice+system+hard+soft+steal) * tick, nil
 }
 
-// ownCPU is what this process has used so far, user and system.
+// ownCPU returns the CPU time of this process so far, user and system.
 func ownCPU() (time.Duration, error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {

@@ -1,4 +1,4 @@
-// Package page puts what was measured into the pages of the documentation.
+// Package page inserts measured values into the pages of the documentation.
 package page
 
 import (
@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// Insert replaces what stands between the markers of that name in a file, which are
-// lines: <!-- name:begin --> and <!-- name:end -->. A file without both is an error, and
-// is left alone.
+// Insert replaces the text between two markers in a file, which are the lines
+// <!-- name:begin --> and <!-- name:end -->. It returns an error for a file without both markers,
+// and does not change it.
 func Insert(file, name, text string) error {
 	begin, end := "<!-- "+name+":begin -->\n", "<!-- "+name+":end -->\n"
 	old, err := os.ReadFile(file)
@@ -21,5 +21,5 @@ func Insert(file, name, text string) error {
 	if !found || !ended {
 		return fmt.Errorf("%s has no %s and %s", file, strings.TrimSpace(begin), strings.TrimSpace(end))
 	}
-	return os.WriteFile(file, []byte(before+begin+text+end+after), 0o644) //nolint:gosec // a page of the documentation is for everyone
+	return os.WriteFile(file, []byte(before+begin+text+end+after), 0o644) //nolint:gosec // documentation is world-readable
 }

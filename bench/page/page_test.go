@@ -26,7 +26,7 @@ func TestInsert(t *testing.T) {
 			t.Errorf("the page is %q, want %q (%v)", got, want, err)
 		}
 	})
-	t.Run("a page without the end marker is left alone", func(t *testing.T) {
+	t.Run("a page without the end marker is not changed", func(t *testing.T) {
 		write("before\n" + begin + "old\n")
 		if err := page.Insert(file, "name", "new\n"); err == nil {
 			t.Error("no error")

@@ -1,9 +1,9 @@
-// Command soak runs the built dpsd against the built dpsd-sim, which does wrong
-// at random, in real time, and prints what dpsd holds at the start and at the
-// end: memory, threads, file descriptors, log. It is run by "make soak".
+// Command soak runs the built dpsd against the built dpsd-sim, which makes random faults, in
+// real time. It prints the resources of dpsd at the start and at the end: memory, threads, file
+// descriptors, log. "make soak" runs it.
 //
-// It ends with 1 when dpsd has ended, holds more than it began with, or was
-// assigned too seldom.
+// Its exit code is 1 if dpsd has ended, uses more resources than at the start, or was assigned
+// too seldom.
 package main
 
 import (
@@ -28,19 +28,18 @@ import (
 )
 
 const (
-	// busy is how often the key file is written anew, which makes dpsd register:
-	// it does so at most every 10 s.
+	// busy is how often the key file is rewritten. dpsd then registers, but at most every 10 s.
 	busy = 11 * time.Second
-	// warm is when what is made once has been made.
+	// warm is the time after which one-time allocations have been made.
 	warm = 45 * time.Second
-	// rest is how long dpsd is left alone before it is looked at.
+	// rest is the idle time of dpsd before it is measured.
 	rest = 15 * time.Second
 
-	moreMemory  = 6 << 20 // what the garbage collector may be behind
-	moreThreads = 4       // the runtime starts one when a system call takes long, and keeps it
+	moreMemory  = 6 << 20 // allowance for the garbage collector
+	moreThreads = 4       // the runtime starts a thread if a system call blocks, and keeps it
 )
 
-// faults is the scenario: one connection in two or three meets one of them.
+// faults is the scenario: one of two or three connections has one of these faults.
 const faults = `
 [[rule]]
 on = "accept"
@@ -199,7 +198,7 @@ func soak(ctx context.Context, bin string, duration time.Duration) error {
 		return err
 	}
 	last := first
-	// Up to six looks at equal times, each with a minute of work before it.
+	// The run takes up to six samples at equal intervals, each after a minute of activity.
 	left := duration - time.Since(began)
 	parts := max(1, min(6, left/(time.Minute+rest)))
 	for n := range parts {
@@ -256,7 +255,7 @@ func startService(bin, dir string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// daemon is the dpsd that is looked at.
+// daemon is the measured dpsd.
 type daemon struct {
 	process *exec.Cmd
 	key     string // the file
@@ -296,13 +295,13 @@ func startDaemon(bin, dir string) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()                                                             // dpsd has its own
+	defer log.Close()                                                             // dpsd has its own descriptor
 	d.process = exec.Command(filepath.Join(bin, "dpsd"), "run", "--config", file) //nolint:gosec // as above
 	d.process.Env, d.process.Stdout, d.process.Stderr = []string{}, log, log
 	return d, d.process.Start()
 }
 
-// renew writes the key anew, as who installs another one does.
+// renew rewrites the key file, like an administrator who replaces the key.
 func (d *daemon) renew() error {
 	if err := os.WriteFile(d.key+".new", d.text, 0o600); err != nil {
 		return err
@@ -310,7 +309,7 @@ func (d *daemon) renew() error {
 	return os.Rename(d.key+".new", d.key)
 }
 
-// work makes dpsd register all the time.
+// work makes dpsd register continuously.
 func (d *daemon) work(ctx context.Context, how time.Duration) error {
 	for stop := time.Now().Add(how); time.Now().Before(stop); {
 		if err := d.renew(); err != nil {
@@ -323,14 +322,14 @@ func (d *daemon) work(ctx context.Context, how time.Duration) error {
 	return nil
 }
 
-// wait lets time pass, as long as dpsd lives.
+// wait waits for a duration, unless dpsd ends.
 func (d *daemon) wait(ctx context.Context, how time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(how):
 	}
-	// A process that has ended and was not waited for is a zombie.
+	// A process that has ended without being waited for is a zombie.
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.Process.Pid))
 	if err != nil || bytes.Contains(status, []byte("State:\tZ")) {
 		log, _ := os.ReadFile(d.log)
@@ -339,7 +338,7 @@ func (d *daemon) wait(ctx context.Context, how time.Duration) error {
 	return nil
 }
 
-// kill ends what end did not.
+// kill ends dpsd if end did not.
 func (d *daemon) kill() {
 	if d.process.ProcessState == nil {
 		_ = d.process.Process.Kill()
@@ -347,14 +346,14 @@ func (d *daemon) kill() {
 	}
 }
 
-// sample is what dpsd holds.
+// sample holds the resources of dpsd.
 type sample struct {
 	memory, log      int64 // bytes
 	threads, files   int
 	assigned, faults int // since the start
 }
 
-// least is a sample at a moment without a connection, which has a descriptor.
+// least returns a sample at a time without a connection, which needs a descriptor.
 func (d *daemon) least(ctx context.Context) (sample, error) {
 	s, err := d.sample()
 	for range 20 {
@@ -402,16 +401,16 @@ func (d *daemon) sample() (s sample, err error) {
 		return s, err
 	}
 	s.files, s.log = len(files), int64(len(log))
-	// The log does not tell what repeats itself; its socket counts everything.
-	told, err := d.socket.Status(context.Background())
+	// Repeated events are not logged each time; the control socket counts all of them.
+	current, err := d.socket.Status(context.Background())
 	if errors.Is(err, control.ErrNotRunning) {
 		return s, nil // not yet
 	}
-	s.assigned, s.faults = told.Attempts.Assigned, told.Attempts.Failed
+	s.assigned, s.faults = current.Attempts.Assigned, current.Attempts.Failed
 	return s, err
 }
 
-// end sends SIGTERM and wants the process to end well within five seconds.
+// end sends SIGTERM. The process must exit successfully within five seconds.
 func end(cmd *exec.Cmd) error {
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err

@@ -26,7 +26,7 @@ new certificate and its private key.`,
 			if dir == "" || id == "" {
 				return usageError("--dir and --registration-id are needed")
 			}
-			// The enrollments do not matter here, and may be under repair.
+			// The command does not use the enrollments, which may be invalid at the moment.
 			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &enroll.Enrollments{}})
 			if err != nil {
 				return err
@@ -41,13 +41,13 @@ new certificate and its private key.`,
 	}
 	c.Flags().StringVar(&dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&id, "registration-id", "", "registration `ID` of the device")
-	_ = c.MarkFlagDirname("dir") // fails only for a flag that is not there
+	_ = c.MarkFlagDirname("dir") // fails only for a flag that does not exist
 	withoutFiles(c, "registration-id")
 	return c
 }
 
-// writeCredentials writes a device's files and returns their paths: key, certificate and
-// private key. An ID too long for a common name gets a key and an error.
+// writeCredentials writes a device's files and returns the paths of key, certificate and
+// private key. For an ID that is too long for a common name it writes the key and returns an error.
 func writeCredentials(s *simulator.Server, dir, id string) (files []string, err error) {
 	if !enroll.IsRegistrationID(id) {
 		return nil, usageError("%q is not a registration ID", id)

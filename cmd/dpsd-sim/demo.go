@@ -20,7 +20,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// demoLimit ends a demonstration that does not come to its end.
+// demoLimit ends a demonstration that does not finish.
 const demoLimit = 30 * time.Second
 
 func newDemo() *cobra.Command {
@@ -33,7 +33,7 @@ X.509 certificate over WebSocket. The demo uses loopback only, and leaves no
 files.`,
 		Example: `  dpsd-sim demo`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			survivePipes() // the directory of the demonstration must not stay
+			survivePipes() // otherwise the directory of the demonstration would not be removed
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			ctx, cancel := context.WithTimeoutCause(ctx, demoLimit, fmt.Errorf("not done within %s", demoLimit))
@@ -54,8 +54,8 @@ func demo(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer e.close()
-	// As the service does it, but with one poll instead of two: a demonstration
-	// is watched.
+	// This is the behaviour of the service, but with one poll instead of two, because a
+	// person watches the demonstration.
 	polls := 1
 	err = e.server.SetScenario(&simulator.Scenario{Settings: simulator.Settings{Polls: &polls, RetryAfter: "2"}})
 	if err != nil {
@@ -73,15 +73,15 @@ func demo(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// demoGateway is one gateway to be provisioned.
+// demoGateway is a gateway to be provisioned.
 type demoGateway struct {
 	id, title string
 	protocol  transport.Protocol
 	certified bool
 }
 
-// provision runs the daemon as main of dpsd does, until the assignment is
-// durable, and shows what systemd would be told.
+// provision runs the daemon like the main function of dpsd until the assignment is on disk,
+// and shows the notifications for systemd.
 func (g demoGateway) provision(ctx context.Context, out io.Writer, e *endpoint, dir string) error {
 	files, err := writeCredentials(e.server, dir, g.id)
 	if err != nil {

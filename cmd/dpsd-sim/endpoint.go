@@ -19,16 +19,16 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
-// endpointFile names the file that tells others where the simulator listens.
+// endpointFile is the file that contains the addresses at which the simulator listens.
 const endpointFile = "endpoint.json"
 
-// serverName is the host name to connect to; the server's certificate has it.
+// serverName is the host name to connect to. The certificate of the server contains it.
 const serverName = "localhost"
 
-// freePort is one of the kernel's choice, at both loopback addresses.
+// freePort selects a port that the kernel chooses, at both loopback addresses.
 const freePort = serverName + ":0"
 
-// flags are those that serve and exec share.
+// flags holds the flags that serve and exec share.
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
 	seed                                                   uint64
@@ -45,7 +45,7 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` of settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` to which every packet is written\nas a line of JSON")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
-	// The errors are for flags that are not there.
+	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
 	_ = c.MarkFlagFilename("scenario", "toml")
@@ -53,14 +53,14 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	withoutFiles(c, "mqtt", "websocket", "seed")
 }
 
-// withoutFiles keeps the shell from offering files as values of these flags.
+// withoutFiles keeps the shell from suggesting files as values of these flags.
 func withoutFiles(c *cobra.Command, flags ...string) {
 	for _, name := range flags {
-		_ = c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions) // fails only for a flag that is not there
+		_ = c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions) // fails only for a flag that does not exist
 	}
 }
 
-// endpoint is a simulator that listens.
+// endpoint is a listening simulator.
 type endpoint struct {
 	Endpoint      string `json:"endpoint"`
 	MQTTPort      int    `json:"mqttPort,omitempty"`
@@ -77,7 +77,7 @@ type endpoint struct {
 	enrollments string // the file
 }
 
-// open starts a simulator; close ends it.
+// open starts a simulator. Call close to end it.
 func (f *flags) open() (e *endpoint, err error) {
 	if f.mqtt == "" && f.webSocket == "" {
 		return nil, usageError("--mqtt and --websocket are both empty: nothing to listen on")
@@ -126,7 +126,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	e.IDScope = e.server.IDScope()
-	// One that ended badly has left its addresses.
+	// A simulator that ended abnormally has left its addresses.
 	if err := os.Remove(e.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return e, err
 	}
@@ -139,8 +139,8 @@ func (f *flags) open() (e *endpoint, err error) {
 	return e, e.write()
 }
 
-// listen gives the address in use and its port; neither for an empty address. "localhost"
-// is both loopback addresses, and the address in use is then that of IPv4.
+// listen returns the address and the port that it listens on, or neither for an empty address.
+// "localhost" means both loopback addresses, and the returned address is then the IPv4 one.
 func listen(address string, accept func(net.Listener) error) (string, int, error) {
 	if address == "" {
 		return "", 0, nil
@@ -181,7 +181,7 @@ func (e *endpoint) write() error {
 	return renameio.WriteFile(e.file, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(e.file)))
 }
 
-// close ends all connections and takes endpoint.json away.
+// close ends all connections and removes endpoint.json.
 func (e *endpoint) close() {
 	if e.server != nil {
 		e.server.Close()

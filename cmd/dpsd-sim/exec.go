@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// Exit codes of a command that could not be started, as a shell gives them.
+// Exit codes of a command that could not be started, as in a shell.
 const (
 	exitNotExecutable = 126
 	exitNotFound      = 127
@@ -80,9 +80,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	if err != nil {
 		return err
 	}
-	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running the command it is given is its purpose
+	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running a given command is its purpose
 	command.Stdin, command.Stdout, command.Stderr = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
-	// Variables of an outer exec must not stand in for those that are not set here.
+	// Variables of an outer exec must not replace those that are not set here.
 	command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DPS_") })
 	command.Env = append(command.Env, environment...)
 	if err := command.Start(); err != nil {
@@ -96,7 +96,7 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	go func() { ended <- command.Wait() }()
 	for {
 		select {
-		case s := <-stop: // the command ends us, by ending
+		case s := <-stop: // we end when the command ends
 			_ = command.Process.Signal(s)
 		case err := <-ended:
 			return commandStatus(err)
@@ -104,7 +104,7 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	}
 }
 
-// commandStatus turns the end of a command into ours.
+// commandStatus converts the result of a command to our exit code.
 func commandStatus(err error) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
@@ -116,7 +116,7 @@ func commandStatus(err error) error {
 	return &exitError{code: exit.ExitCode()}
 }
 
-// environment writes the device's credentials and names them.
+// environment writes the device's credentials and returns variables that name them.
 func (e *endpoint) environment(id string) ([]string, error) {
 	files, err := writeCredentials(e.server, filepath.Dir(e.CAFile), id)
 	if err != nil && (len(files) == 0 || len(id) <= simulator.MaxCommonName) {

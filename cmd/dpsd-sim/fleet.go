@@ -87,7 +87,7 @@ provisioned.`,
 	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which the simulation ends\n")
 	flags.StringVar(&curve, "curve", "", "`FILE` for the course as CSV, second by second")
 	flags.StringVar(&svg, "svg", "", "`FILE` for a plot of the course")
-	// The errors are for flags that are not there.
+	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagFilename("config", "toml")
 	_ = c.MarkFlagFilename("curve", "csv")
 	_ = c.MarkFlagFilename("svg", "svg")
@@ -112,7 +112,7 @@ func policies() []string {
 	return []string{string(daemon.PolicyAlways), string(daemon.PolicyVerify), string(daemon.PolicyIfNeeded)}
 }
 
-// settings gives the gateways those of a dpsd.toml, where no flag says otherwise.
+// settings applies the settings of a dpsd.toml to the gateways, except those set by a flag.
 func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
 	in, err := os.Open(file)
 	if err != nil {
@@ -137,7 +137,7 @@ func settings(f *fleet.Fleet, c *cobra.Command, file string) error {
 }
 
 func rehearse(c *cobra.Command, f *fleet.Fleet, curve, svg string) error {
-	// A million gateways are half a gigabyte that stays, and are looked through less often so.
+	// A million gateways need half a gigabyte of live memory; this makes collections rarer.
 	debug.SetGCPercent(300)
 	r, err := f.Run()
 	if err != nil {

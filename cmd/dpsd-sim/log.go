@@ -57,7 +57,7 @@ FILE may be "-" for standard input.`,
 			}
 			entries, err := simulator.ReadLog(in)
 			switch {
-			case errors.Is(err, io.ErrUnexpectedEOF): // of a simulator that still writes, or was killed
+			case errors.Is(err, io.ErrUnexpectedEOF): // the simulator is still writing, or was killed
 				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %s: the last line is cut, and left out\n", args[0])
 			case err != nil:
 				return fmt.Errorf("%s: line %d is no packet: %w", args[0], len(entries)+1, err)
@@ -96,7 +96,7 @@ func printSummary(out io.Writer, devices []simulator.DeviceSummary) error {
 	return nil
 }
 
-// gaps shows the least, the middle and the greatest of them.
+// gaps shows the minimum, the median and the maximum.
 func gaps(seconds []float64) string {
 	if len(seconds) == 0 {
 		return "-"

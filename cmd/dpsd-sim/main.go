@@ -1,5 +1,5 @@
-// Command dpsd-sim is the DPS simulator as a program: a strict device
-// endpoint of Azure IoT Hub Device Provisioning Service on this machine.
+// Command dpsd-sim is the DPS simulator: a strict device endpoint of Azure IoT Hub Device
+// Provisioning Service that runs on this machine.
 package main
 
 import (
@@ -13,19 +13,19 @@ import (
 	"github.com/dpsd-project/dpsd/completion"
 )
 
-// Exit codes. "exec" ends with the code of its command instead.
+// Exit codes. "exec" ends with the exit code of its command instead.
 const (
 	exitDone   = 0 // done
 	exitFailed = 1 // failed
 	exitUsage  = 2 // the command line is wrong
 )
 
-// version is set by the linker, see the Makefile.
+// version is set by the linker; see the Makefile.
 var version = "devel"
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// run runs one command line and returns its exit code.
+// run runs one command line and returns the exit code.
 func run(args []string) int {
 	root := newRoot()
 	completion.Prepare(root, args)
@@ -41,7 +41,7 @@ func run(args []string) int {
 	return exit.code
 }
 
-// exitError ends the program with an exit code. Without an error there is nothing to print.
+// exitError ends the program with an exit code. If it has no error, nothing is printed.
 type exitError struct {
 	code int
 	err  error
@@ -50,7 +50,7 @@ type exitError struct {
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
-// usageError reports a command line that cannot be carried out.
+// usageError reports an invalid command line.
 func usageError(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
@@ -84,7 +84,7 @@ demand. It needs no account and no network.`,
 	return root
 }
 
-// usageArgs marks the errors of an argument check as errors of usage.
+// usageArgs marks the errors of an argument check as usage errors.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {

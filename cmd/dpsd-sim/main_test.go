@@ -46,7 +46,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// condition knows [ipv6]: this machine has ::1. Where CI is set, it must.
+// condition implements [ipv6]: this machine has ::1. If CI is set, it must have it.
 func condition(name string) (bool, error) {
 	if name != "ipv6" {
 		return false, errors.New("no such condition")
@@ -61,8 +61,8 @@ func condition(name string) (bool, error) {
 	return false, nil
 }
 
-// await waits for a file to be there: await FILE. It gives up after a time
-// that no machine needs.
+// await waits until a file exists: await FILE. It gives up after a time that is more than
+// enough on any machine.
 func await(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: await FILE")
@@ -75,7 +75,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s does not come", args[0])
 }
 
-// terminate sends a signal to all programs of the script in the background:
+// terminate sends a signal to all background programs of the script:
 // terminate TERM|INT|HUP.
 func terminate(ts *testscript.TestScript, neg bool, args []string) {
 	signals := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP}
@@ -87,7 +87,7 @@ func terminate(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// mode compares permissions: mode 0600 FILE...
+// mode checks permissions: mode 0600 FILE...
 func mode(ts *testscript.TestScript, neg bool, args []string) {
 	for _, name := range args[1:] {
 		info, err := os.Stat(ts.MkAbs(name))
@@ -98,9 +98,8 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// probe is a device in as few bytes as can be: it takes what exec has put
-// into the environment, connects by MQTT with its certificate, by WebSocket
-// as far as the upgrade, and says what it got.
+// probe is a minimal device: it uses the environment that exec has set, connects by MQTT
+// with its certificate, and by WebSocket up to the upgrade, and prints the answers.
 func probe() {
 	if err := doProbe(os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -155,7 +154,7 @@ func doProbe(out io.Writer) error {
 	return r.Body.Close()
 }
 
-// probeAt connects to the port for MQTT at one address, and no other.
+// probeAt connects to the MQTT port at exactly one address.
 func probeAt() {
 	conn, err := net.Dial("tcp", net.JoinHostPort(os.Args[1], os.Getenv("DPS_MQTT_PORT")))
 	if err != nil {
@@ -166,7 +165,7 @@ func probeAt() {
 	fmt.Println("connected")
 }
 
-// bare tells which of the device's variables are set, without their values.
+// bare prints which of the device's variables are set, without their values.
 func bare() {
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "DPS_") {

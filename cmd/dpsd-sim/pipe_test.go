@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
+func TestServeContinuesWhenTheReaderOfItsOutputExits(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "sim")
 	if out, err := exec.Command("dpsd-sim", "credentials", "--dir", dir, "--registration-id", "gw-1").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -35,9 +35,9 @@ func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
 	}
 	reader.Close()
 
-	// It reads each of these to its end before it writes what it has to say about the
-	// one before: the first is a complaint on standard error, the others are messages
-	// on standard output.
+	// It reads each of these completely before it reports on the previous one. The
+	// first causes an error message on standard error, the others cause messages on
+	// standard output.
 	enrollments := filepath.Join(dir, "enrollments.toml")
 	for _, text := range []string{"nonsense", group("hub-b.example"), group("hub-c.example"), group("hub-d.example")} {
 		if err := errors.Join(os.Remove(enrollments), syscall.Mkfifo(enrollments, 0o600), serve.Process.Signal(syscall.SIGHUP)); err != nil {
@@ -46,7 +46,7 @@ func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
 		var file *os.File
 		for limit := time.Now().Add(30 * time.Second); file == nil; time.Sleep(time.Millisecond) {
 			if file, err = os.OpenFile(enrollments, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil && time.Now().After(limit) {
-				t.Fatalf("nobody reads the enrollments: %v", err)
+				t.Fatalf("serve does not read the enrollments: %v", err)
 			}
 		}
 		if _, err := file.WriteString(text); err != nil {
@@ -54,8 +54,8 @@ func TestServeGoesOnWithoutAReaderOfItsOutput(t *testing.T) {
 		}
 		file.Close()
 	}
-	if told, err := register(dir, "gw-1"); err != nil || !strings.Contains(told, "assigned hub-") {
-		t.Errorf("a device is told %q, %v", told, err)
+	if reply, err := register(dir, "gw-1"); err != nil || !strings.Contains(reply, "assigned hub-") {
+		t.Errorf("a device receives %q, %v", reply, err)
 	}
 	_ = serve.Process.Signal(syscall.SIGTERM)
 	if err := serve.Wait(); err != nil {
@@ -84,7 +84,7 @@ func TestADemonstrationLeavesNothingWhenItsReaderExits(t *testing.T) {
 		t.Errorf("demo ended with %v", err)
 	}
 	if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+		t.Errorf("files remain: %v, %v", left, err)
 	}
 }
 
@@ -93,8 +93,8 @@ func group(hub string) string {
 	return fmt.Sprintf("[[group]]\nname = \"certificates\"\ntype = \"x509\"\nca_file = \"device-ca.pem\"\nhubs = [%q]\n", hub)
 }
 
-// A shell's "yes | head" relies on it.
-func TestTheCommandOfExecIsEndedBySIGPIPEAsEver(t *testing.T) {
+// The shell's "yes | head" relies on this behaviour.
+func TestTheCommandOfExecEndsOnSIGPIPE(t *testing.T) {
 	out, err := exec.Command("dpsd-sim", "exec", "--", "sh", "-c", "grep SigIgn /proc/self/status").Output()
 	if err != nil {
 		t.Fatal(err)

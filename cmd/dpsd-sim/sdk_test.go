@@ -34,20 +34,20 @@ import (
 // sdkTest is one of Microsoft's device SDKs, unchanged.
 type sdkTest struct {
 	sdk.SDK
-	// refusals are what it reports by the name of the refusal.
+	// refusals maps the name of a refusal to the SDK's report of it.
 	refusals map[string]sdkError
 }
 
-// sdkError is how an SDK reports a refusal. The cause holds at least that text.
+// sdkError is how an SDK reports a refusal. The cause must contain the given text.
 type sdkError struct{ class, message, cause string }
 
-// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It and
-// TestPythonSDK install from the registries, so they run in CI and on demand only.
+// TestNodeSDK runs Microsoft's SDK for Node, unchanged, through exec. It and TestPythonSDK
+// install packages from the registries, so they run only in CI and on demand.
 func TestNodeSDK(t *testing.T) {
 	sdkTest{
 		SDK: sdk.Node(),
-		// dps-errors of the SDK: 401 is UnauthorizedError, 404 DeviceNotFoundError,
-		// a status that it does not know SyntaxError.
+		// In dps-errors of the SDK, 401 is UnauthorizedError, 404 is DeviceNotFoundError, and
+		// an unknown status is SyntaxError.
 		refusals: map[string]sdkError{
 			"unauthorized": {"UnauthorizedError", "", `"errorCode":401000`},
 			"certificate":  {"UnauthorizedError", "", `"errorCode":401002`},
@@ -65,7 +65,7 @@ func TestPythonSDK(t *testing.T) {
 	}
 	sdkTest{
 		SDK: sdk.Python(),
-		// The SDK tells no more of an error than its status.
+		// The SDK reports only the status of an error.
 		refusals: map[string]sdkError{
 			"unauthorized": serviceError("register request returned a service error status code 401"),
 			"certificate":  serviceError("register request returned a service error status code 401"),
@@ -76,15 +76,15 @@ func TestPythonSDK(t *testing.T) {
 	}.test(t)
 }
 
-// sdkCase is a device and what its SDK is to report. What is embedded the SDK is told.
+// sdkCase is a device and the expected report of its SDK. The SDK receives the embedded part.
 type sdkCase struct {
 	sdk.Case
 
 	sentence string
 
-	device  string // it is assigned as
+	device  string // the expected device ID
 	returns map[string]any
-	refusal string // a name of sdk.refusals, instead
+	refusal string // or a key of sdk.refusals
 }
 
 func (k sdkTest) test(t *testing.T) {
@@ -142,7 +142,7 @@ func (k sdkTest) run(t *testing.T, dir string, e *enrolled) {
 	run := exec.CommandContext(t.Context(), filepath.Join(dir, "dpsd-sim"), append([]string{"exec", "--dir", e.dir,
 		"--packet-log", log, "--scenario", filepath.Join(e.dir, "scenario.toml"), "--"}, k.Command(cases, proxy)...)...)
 	run.Dir = dir
-	// The program ends its command, and so itself, when it is told to.
+	// The program ends its command, and then itself, when it receives the signal.
 	run.Cancel = func() error { return run.Process.Signal(os.Interrupt) }
 	run.WaitDelay = 5 * time.Second
 	stop := time.AfterFunc(sdk.Limit, func() { _ = run.Cancel() })
@@ -170,7 +170,7 @@ func (k sdkTest) run(t *testing.T, dir string, e *enrolled) {
 		t.Run(c.sentence, func(t *testing.T) {
 			got, there := lines[c.RegistrationID]
 			if !there {
-				t.Fatal("the SDK says nothing of it")
+				t.Fatal("the SDK reports nothing for this device")
 			}
 			if c.refusal == "" {
 				want := sdk.Line{RegistrationID: c.RegistrationID, Status: "assigned", Hub: "hub-a.azure-devices.net", Device: c.device, Payload: c.returns}
@@ -196,14 +196,14 @@ func (k sdkTest) run(t *testing.T, dir string, e *enrolled) {
 		t.Fatal(err)
 	}
 	if s := simulator.Summarize(entries); len(s.Violations) > 0 {
-		t.Errorf("the SDK broke the rules: %q", s.Violations)
+		t.Errorf("the SDK violated the rules: %q", s.Violations)
 	}
 	if t.Failed() {
 		t.Logf("%s\n%s\n%s", out, &stderr, packets)
 	}
 }
 
-// enrolled are the devices of one run and their enrollments.
+// enrolled holds the devices of one run and their enrollments.
 type enrolled struct {
 	t     *testing.T
 	dir   string
@@ -219,19 +219,19 @@ func (e *enrolled) write(name, text string) string {
 	return path
 }
 
-// add adds a device and gives it for completion.
+// add adds a device and returns it for completion.
 func (e *enrolled) add(id, protocol, sentence string) *sdkCase {
 	c := &sdkCase{Case: sdk.Case{RegistrationID: id, Protocol: protocol}, sentence: sentence, device: id}
 	e.cases = append(e.cases, c)
 	return c
 }
 
-// enroll adds a table of the enrollments file.
+// enroll adds a table to the enrollments file.
 func (e *enrolled) enroll(table string, lines ...string) {
 	fmt.Fprintf(&e.toml, "[[%s]]\n%s\n\n", table, strings.Join(lines, "\n"))
 }
 
-// present puts certificate files into a case: the device's own and what lies between.
+// present adds certificate files to a case: the device's certificate and the intermediates.
 func (e *enrolled) present(c *sdkCase, chain ...*identity) {
 	var certificates strings.Builder
 	for _, i := range chain {
@@ -245,13 +245,13 @@ func (e *enrolled) present(c *sdkCase, chain ...*identity) {
 	c.PrivateKeyFile = e.write(c.RegistrationID+"-key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 }
 
-// assigned are all ways to be provisioned, and a payload there and back.
+// assigned adds all ways to be provisioned, and a payload in both directions.
 func (e *enrolled) assigned() {
 	groupKey, otherKey := randomKey(), randomKey()
 	root := newIdentity(e.t, "root", nil, true)
 	intermediate := newIdentity(e.t, "intermediate", root, true)
 	e.enroll("hub", `name = "hub-a.azure-devices.net"`)
-	// A function of the service's owner answers with something of the device's request.
+	// A function of the owner returns data from the device's request.
 	custom := []string{`allocation = "custom"`, `custom = [{ payload = '{"site":"${payload.site}","list":[1,true,null]}' }]`}
 	e.enroll("group", append(custom, `name = "keys"`, `type = "symmetric-key"`, "primary_key = "+strconv.Quote(encode(groupKey)))...)
 	e.enroll("group", append(custom, `name = "certificates"`, `type = "x509"`, `ca_file = "root.pem"`)...)
@@ -290,7 +290,7 @@ func (e *enrolled) assigned() {
 		c.Payload, c.returns = sent, received
 		if protocol == "mqtt" {
 			e.present(c, newIdentity(e.t, c.RegistrationID, root, false))
-		} else { // the service knows the root, so the device sends what lies between
+		} else { // the service knows the root, so the device sends the intermediates
 			e.present(c, newIdentity(e.t, c.RegistrationID, intermediate, false), intermediate)
 		}
 	}
@@ -298,8 +298,8 @@ func (e *enrolled) assigned() {
 	c.Key, c.refusal = encode(derive(otherKey, c.RegistrationID)), "unauthorized"
 }
 
-// refused are credentials that the service refuses in the answer to the
-// register request, after a CONNACK that let them in.
+// refused adds credentials that the service refuses in the answer to the register request,
+// after a successful CONNACK.
 func (e *enrolled) refused() {
 	for _, protocol := range []string{"mqtt", "websocket"} {
 		name := map[string]string{"mqtt": "over MQTT", "websocket": "over WebSocket"}[protocol]
@@ -332,7 +332,7 @@ func (e *enrolled) refused() {
 	}
 }
 
-// refusedEarly are credentials that are refused by CONNACK 5.
+// refusedEarly adds credentials that the service refuses with CONNACK 5.
 func (e *enrolled) refusedEarly() {
 	for _, protocol := range []string{"mqtt", "websocket"} {
 		name := map[string]string{"mqtt": "over MQTT", "websocket": "over WebSocket"}[protocol]
@@ -350,7 +350,7 @@ func randomKey() []byte {
 	return b
 }
 
-// derive makes a device's key from a group's, as the service's documentation has it.
+// derive derives a device's key from a group's key, as in the service's documentation.
 func derive(groupKey []byte, registrationID string) []byte {
 	mac := hmac.New(sha256.New, groupKey)
 	mac.Write([]byte(registrationID))
@@ -363,7 +363,7 @@ type identity struct {
 	key         *ecdsa.PrivateKey
 }
 
-// newIdentity makes a certificate, signed by its parent or by itself.
+// newIdentity creates a certificate that is signed by its parent, or self-signed.
 func newIdentity(t *testing.T, name string, parent *identity, authority bool) *identity {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -398,7 +398,7 @@ func (i *identity) thumbprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// portProxy takes the SDK to the simulator that the file tells of. It gives its port.
+// portProxy connects the SDK to the simulator of the endpoint file. It returns its port.
 func portProxy(t *testing.T, endpointFile string) int {
 	at := func(address func(endpoint) string) func() (string, error) {
 		return func() (string, error) {

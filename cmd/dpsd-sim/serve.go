@@ -11,8 +11,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// The addresses of serve. 443, the service's own port for WebSocket, is
-// reserved to root.
+// The default addresses of serve. Only root may use port 443, the service's own port for
+// WebSocket.
 const (
 	defaultMQTT      = "localhost:8883"
 	defaultWebSocket = "localhost:8443"
@@ -79,7 +79,7 @@ position of the mistake, and keeps the previous enrollments.`,
 	return c
 }
 
-// survivePipes lets the program go on when the reader of its output or its errors
-// has gone, which otherwise ends a Go program by SIGPIPE. The signal is caught and
-// not ignored, because a program that exec starts would inherit that.
+// survivePipes keeps the program running when the reader of its output or its errors has
+// exited, which otherwise ends a Go program by SIGPIPE. It catches the signal instead of
+// ignoring it, because a program that exec starts would inherit an ignored signal.
 func survivePipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

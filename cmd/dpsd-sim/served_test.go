@@ -18,36 +18,36 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// probeServed registers a device that "credentials" has equipped with what
-// "serve" listens on, and says what it was told: probe-served DIR ID.
+// probeServed registers a device with the files of "credentials" at the addresses of
+// "serve", and prints the result: probe-served DIR ID.
 func probeServed() {
-	told, err := register(os.Args[1], os.Args[2])
+	reply, err := register(os.Args[1], os.Args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(told)
+	fmt.Println(reply)
 }
 
-// awaitServed registers a device again and again until it is told a text:
-// await-served DIR ID TEXT. The program handles a signal in its own time.
+// awaitServed registers a device repeatedly until the reply contains a text:
+// await-served DIR ID TEXT. The program may handle a signal with a delay.
 func awaitServed(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: await-served DIR ID TEXT")
 	}
-	told := ""
+	reply := ""
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		var err error
-		told, err = register(ts.MkAbs(args[0]), args[1])
+		reply, err = register(ts.MkAbs(args[0]), args[1])
 		ts.Check(err)
-		if strings.HasSuffix(told, args[2]) {
+		if strings.HasSuffix(reply, args[2]) {
 			return
 		}
 	}
-	ts.Fatalf("%s is still told %s", args[1], told)
+	ts.Fatalf("%s still receives %s", args[1], reply)
 }
 
-// awaitText waits until a file holds a text: await-text FILE TEXT.
+// awaitText waits until a file contains a text: await-text FILE TEXT.
 func awaitText(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: await-text FILE TEXT")
@@ -60,7 +60,7 @@ func awaitText(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%q does not come into %s:\n%s", args[1], args[0], ts.ReadFile(args[0]))
 }
 
-// register does a registration in the fewest bytes, its polls at once.
+// register performs a minimal registration that polls without delay.
 func register(dir, id string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "endpoint.json"))
 	if err != nil {

@@ -1,4 +1,3 @@
-// Package prometheus holds what an operator of gateways gives to Prometheus and
-// Grafana: alert rules and a dashboard on the metrics of dpsd. Its tests have
-// promtool read them.
+// Package prometheus contains alert rules for Prometheus and a dashboard for Grafana that use the
+// metrics of dpsd. Its tests check them with promtool.
 package prometheus

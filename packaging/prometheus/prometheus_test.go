@@ -18,8 +18,8 @@ const (
 	page      = "../../docs/operations.md"
 )
 
-// promtool runs Prometheus' own checker, from Debian's package prometheus; where
-// it is missing, that is a failure in CI only.
+// promtool runs Prometheus' own checker, from Debian's package prometheus. If it is missing, the
+// test fails only in CI.
 func promtool(t *testing.T, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
@@ -43,15 +43,15 @@ func content(t *testing.T, file string) string {
 	return string(text)
 }
 
-func TestTheRulesAreRules(t *testing.T) {
+func TestPromtoolAcceptsTheRules(t *testing.T) {
 	promtool(t, "check", "rules", "--lint-fatal", rules)
 }
 
-func TestEachAlertFiresOnWhatItIsForAndOnNothingElse(t *testing.T) {
+func TestEachAlertFiresOnlyForItsCause(t *testing.T) {
 	promtool(t, "test", "rules", "dpsd.rules.test.yml")
 }
 
-// alerts are the names of all alerts.
+// alerts returns the names of all alerts.
 func alerts(t *testing.T) (names []string) {
 	for _, m := range regexp.MustCompile(`(?m)- alert: (\w+)$`).FindAllStringSubmatch(content(t, rules), -1) {
 		names = append(names, m[1])
@@ -62,14 +62,14 @@ func alerts(t *testing.T) (names []string) {
 	return names
 }
 
-func TestEachAlertIsTestedBothWaysAndExplained(t *testing.T) {
+func TestEachAlertHasTestsForBothResultsAndAnExplanation(t *testing.T) {
 	tests, explained := content(t, "dpsd.rules.test.yml"), content(t, page)
 	for _, name := range alerts(t) {
 		if !regexp.MustCompile(`\{eval_time: 90h, alertname: ` + name + `\}`).MatchString(tests) {
-			t.Errorf("%s: not tested to be silent on a gateway that is well", name)
+			t.Errorf("%s: no test that it does not fire for a healthy gateway", name)
 		}
 		if !regexp.MustCompile(`alertname: ` + name + `\n +exp_alerts: *(\[|\n)`).MatchString(tests) {
-			t.Errorf("%s: not tested to fire", name)
+			t.Errorf("%s: no test that it fires", name)
 		}
 		if !strings.Contains(explained, "| `"+name+"` |") {
 			t.Errorf("%s: %s does not say what to do", name, page)
@@ -77,7 +77,7 @@ func TestEachAlertIsTestedBothWaysAndExplained(t *testing.T) {
 	}
 }
 
-// expressions are those of the dashboard, by the title of their panel.
+// expressions returns the expressions of the dashboard by the title of their panel.
 func expressions(t *testing.T) map[string][]string {
 	t.Helper()
 	var d struct {
@@ -95,7 +95,7 @@ func expressions(t *testing.T) map[string][]string {
 	found, ids := map[string][]string{}, map[int]bool{}
 	for _, p := range d.Panels {
 		if ids[p.ID] {
-			t.Errorf("%q: the id %d is another panel's", p.Title, p.ID)
+			t.Errorf("%q: the id %d belongs to a different panel", p.Title, p.ID)
 		}
 		ids[p.ID] = true
 		for _, target := range p.Targets {
@@ -108,8 +108,8 @@ func expressions(t *testing.T) map[string][]string {
 	return found
 }
 
-// Grafana replaces the variables of an expression before Prometheus sees it.
-func TestEachExpressionOfTheDashboardIsOne(t *testing.T) {
+// The test replaces the variables of an expression as Grafana does.
+func TestEachExpressionOfTheDashboardIsValid(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("groups:\n  - name: dashboard\n    rules:\n")
 	n := 0
@@ -118,7 +118,7 @@ func TestEachExpressionOfTheDashboardIsOne(t *testing.T) {
 			n++
 			e = strings.ReplaceAll(e, "$instance", "gateway:9100")
 			if strings.Contains(e, "$") || e == "" {
-				t.Errorf("%s: an expression with a variable that the dashboard does not have: %q", title, e)
+				t.Errorf("%s: the dashboard does not define a variable of the expression %q", title, e)
 			}
 			fmt.Fprintf(&b, "      - {record: 'dashboard:%d', expr: %q}\n", n, e)
 		}
@@ -130,8 +130,8 @@ func TestEachExpressionOfTheDashboardIsOne(t *testing.T) {
 	promtool(t, "check", "rules", file)
 }
 
-// A renamed metric would leave an alert that never fires.
-func TestOnlyMetricsThatDpsdHasAreUsed(t *testing.T) {
+// If a metric were renamed, its alert would never fire.
+func TestOnlyExistingMetricsAreUsed(t *testing.T) {
 	var known []string
 	for _, m := range regexp.MustCompile("(?m)^\\| `(dpsd_\\w+)` \\|").FindAllStringSubmatch(content(t, page), -1) {
 		known = append(known, m[1])

@@ -15,44 +15,46 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-// DefaultHub is the hub of enrollments that name none.
+// DefaultHub is the hub of enrollments that name no hub.
 const DefaultHub = "dpsd-sim.azure-devices.net"
 
-// Hub is an IoT hub that the service is linked with.
+// Hub is an IoT hub that is linked to the service.
 type Hub struct {
 	// Name is its host name.
 	Name string `toml:"name"`
-	// Weight is its share of the devices with the allocation "hashed", 1 to 1000; 0 is 1.
+	// Weight is its share of the devices with the allocation "hashed", 1 to 1000; 0 means 1.
 	Weight int `toml:"weight"`
-	// ConnectionProfile is told to devices whose api-version has that feature:
-	// "classic", "mqttV5" or any other text. Empty: nothing is told.
+	// ConnectionProfile is sent to devices whose api-version has that feature:
+	// "classic", "mqttV5" or any other text. If it is empty, nothing is sent.
 	ConnectionProfile string `toml:"connection_profile"`
 }
 
-// Latency says how far some devices are from the hubs.
+// Latency defines the latency between some devices and the hubs.
 type Latency struct {
-	// RegistrationID is a pattern as of path.Match. Empty matches all.
+	// RegistrationID is a pattern of path.Match. If it is empty, it matches all IDs.
 	RegistrationID string `toml:"registration_id"`
-	// Milliseconds by hub; one that is missing is farthest.
+	// Milliseconds is the latency by hub. A hub that is not listed is farthest.
 	Milliseconds map[string]int `toml:"milliseconds"`
 }
 
-// Custom is one row of what a function of a custom allocation does.
+// Custom is one case of the function of a custom allocation.
 type Custom struct {
-	// When are members of the request's payload that the row is for: text as
-	// a pattern of path.Match, a number, true or false, or a table of such. Empty fits all.
+	// When holds members of the request's payload that must match: a text is
+	// a pattern of path.Match; numbers, booleans and tables of such values are also
+	// possible. If it is empty, it matches every payload.
 	When map[string]any `toml:"when"`
-	// Hub is the hub. Empty: chosen as with the allocation "hashed".
+	// Hub is the assigned hub. If it is empty, the hub is chosen as with the allocation "hashed".
 	Hub string `toml:"hub"`
-	// Payload is a JSON object returned to the device. In its texts ${payload.a.b},
-	// ${payload}, ${registrationId}, ${deviceId} and ${hub} are filled in; a
-	// text that is nothing else becomes the value itself.
+	// Payload is a JSON object that is returned to the device. In its texts,
+	// ${payload.a.b}, ${payload}, ${registrationId}, ${deviceId} and ${hub} are replaced.
+	// A text that consists only of one of these becomes the value itself.
 	Payload string `toml:"payload"`
-	// Status is the HTTP status of a function that fails, 400 to 599: so does the registration, with 400207.
+	// Status is the HTTP status of a function that fails, 400 to 599. The registration then
+	// fails with 400207.
 	Status int `toml:"status"`
 }
 
-// hub finds a hub by its name, whose case does not matter.
+// hub returns the hub with the given name, regardless of case.
 func hub(hubs []Hub, name string) (Hub, bool) {
 	i := slices.IndexFunc(hubs, func(h Hub) bool { return strings.EqualFold(h.Name, name) })
 	if i < 0 {
@@ -61,13 +63,13 @@ func hub(hubs []Hub, name string) (Hub, bool) {
 	return hubs[i], true
 }
 
-// linked reports whether a hub may be named: any, as long as none is linked.
+// linked reports whether a hub may be named. Every hub may be named if none is linked.
 func (e *Enrollments) linked(name string) bool {
 	_, found := hub(e.Hubs, name)
 	return found || len(e.Hubs) == 0
 }
 
-// candidates gives the hubs that an enrollment chooses from.
+// candidates returns the hubs from which an enrollment chooses.
 func (e *Enrollments) candidates(names []string) []Hub {
 	switch {
 	case len(names) == 0 && len(e.Hubs) == 0:
@@ -83,7 +85,7 @@ func (e *Enrollments) candidates(names []string) []Hub {
 	return all
 }
 
-// checkHubs checks what is common to all enrollments.
+// checkHubs checks the fields that all enrollments share.
 func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	seen := map[string]bool{}
 	for i, h := range e.Hubs {
@@ -136,14 +138,14 @@ func (n *Entry) checkCustom(c *Custom, bad tomlfile.Reporter) {
 	}
 }
 
-// Placement is where a device goes, and what is returned to it besides.
+// Placement is the hub of a device and the data that is returned to the device.
 type Placement struct {
 	Hub     Hub
 	Payload string
-	Failed  *Refusal // the operation fails
+	Failed  *Refusal // if not nil, the operation fails
 }
 
-// Place finds the hub of a device. request is the payload of its request, nil for none.
+// Place chooses the hub of a device. request is the payload of its request, or nil.
 func (n *Entry) Place(registrationID, deviceID string, request any) Placement {
 	h := n.hashed(registrationID)
 	switch n.Allocation {
@@ -155,16 +157,17 @@ func (n *Entry) Place(registrationID, deviceID string, request any) Placement {
 	return Placement{Hub: h, Payload: n.Payload}
 }
 
-// hashed chooses by the registration ID, whose case does not matter: always the same hub.
+// hashed chooses by the registration ID, regardless of case, and always chooses the same hub
+// for the same ID.
 func (n *Entry) hashed(registrationID string) Hub {
-	if len(n.hubs) == 0 { // a connection that was let in unseen
+	if len(n.hubs) == 0 { // a connection that was accepted without checking its credential
 		return Hub{Name: DefaultHub}
 	}
 	total := 0
 	for _, h := range n.hubs {
 		total += max(1, h.Weight)
 	}
-	// Not FNV: its lowest bits depend on the lowest bits of the text alone.
+	// FNV is unsuitable: its lowest bits depend only on the lowest bits of the text.
 	sum := sha256.Sum256([]byte(strings.ToLower(registrationID)))
 	at := int(binary.BigEndian.Uint32(sum[:]) % uint32(total))
 	for _, h := range n.hubs {
@@ -175,7 +178,7 @@ func (n *Entry) hashed(registrationID string) Hub {
 	return n.hubs[0]
 }
 
-// nearest chooses by the first row of latencies that fits, else gives the one it was given.
+// nearest chooses by the first latency entry that matches. Otherwise it returns the given hub.
 func (n *Entry) nearest(registrationID string, otherwise Hub) Hub {
 	for _, l := range n.latencies {
 		if !matches(l.RegistrationID, registrationID) {
@@ -194,13 +197,14 @@ func (n *Entry) nearest(registrationID string, otherwise Hub) Hub {
 	return otherwise
 }
 
-// matches tells whether an ID fits a pattern; case does not matter, and an empty pattern fits all.
+// matches reports whether an ID matches a pattern, regardless of case. An empty pattern matches
+// all IDs.
 func matches(pattern, id string) bool {
-	ok, _ := path.Match(strings.ToLower(pattern), strings.ToLower(id)) // the pattern was checked
+	ok, _ := path.Match(strings.ToLower(pattern), strings.ToLower(id)) // the pattern is valid
 	return ok || pattern == ""
 }
 
-// function does what the function of a custom allocation would.
+// function does what the function of a custom allocation would do.
 func (n *Entry) function(registrationID, deviceID string, request any, otherwise Hub) Placement {
 	for _, c := range n.Custom {
 		if !fits(c.When, request) {
@@ -215,19 +219,19 @@ func (n *Entry) function(registrationID, deviceID string, request any, otherwise
 		}
 		if c.Payload != "" {
 			values := map[string]any{"registrationId": registrationID, "deviceId": deviceID, "hub": p.Hub.Name, "payload": request}
-			p.Payload, _ = fill(c.Payload, func(name string) any { return look(values, name) }) // was checked
+			p.Payload, _ = fill(c.Payload, func(name string) any { return look(values, name) }) // the payload is valid
 		}
 		return p
 	}
 	return Placement{Failed: functionFailed(404)}
 }
 
-// functionFailed is how the service reports a function that did not answer 200.
+// functionFailed returns the service's error for a function that did not answer 200.
 func functionFailed(status int) *Refusal {
 	return &Refusal{Code: 400207, Message: fmt.Sprintf("Custom allocation failed with status code: %d", status)}
 }
 
-// checkWhen refuses what could never fit.
+// checkWhen returns an error for conditions that can never match.
 func checkWhen(when map[string]any) error {
 	for key, want := range when {
 		switch want := want.(type) {
@@ -247,7 +251,7 @@ func checkWhen(when map[string]any) error {
 	return nil
 }
 
-// fits tells whether a JSON value, read with numbers as json.Number, has the wanted members.
+// fits reports whether a JSON value, decoded with numbers as json.Number, has the required members.
 func fits(when map[string]any, value any) bool {
 	members, _ := value.(map[string]any)
 	for key, want := range when {
@@ -279,7 +283,7 @@ func fits(when map[string]any, value any) bool {
 	return true
 }
 
-// look finds a.b.c in nested objects, nil where there is nothing.
+// look returns a.b.c in nested objects, or nil if it does not exist.
 func look(values any, name string) any {
 	for part := range strings.SplitSeq(name, ".") {
 		members, _ := values.(map[string]any)
@@ -288,8 +292,8 @@ func look(values any, name string) any {
 	return values
 }
 
-// fill writes a JSON text anew, compact, its members in their order, with
-// ${name} in texts replaced. A text that is one ${name} becomes that value.
+// fill rewrites a JSON text in compact form, keeps the order of its members, and replaces
+// ${name} in its texts. A text that consists of a single ${name} becomes that value.
 func fill(text string, value func(name string) any) (string, error) {
 	in := json.NewDecoder(strings.NewReader(text))
 	in.UseNumber()
@@ -344,7 +348,7 @@ func fillValue(in *json.Decoder, out *bytes.Buffer, value func(name string) any)
 	return writeJSON(out, done)
 }
 
-// JSON encodes a value as the service does: <, > and & stay what they are.
+// JSON encodes a value as the service does: it does not escape <, > and &.
 func JSON(v any) ([]byte, error) {
 	var b bytes.Buffer
 	out := json.NewEncoder(&b)
@@ -359,7 +363,7 @@ func writeJSON(out *bytes.Buffer, v any) error {
 	return err
 }
 
-// fillText replaces ${name} in one text.
+// fillText replaces each ${name} in a text.
 func fillText(text string, value func(name string) any) (any, error) {
 	var out bytes.Buffer
 	for rest := text; ; {

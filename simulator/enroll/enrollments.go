@@ -1,5 +1,5 @@
-// Package enroll holds the enrollments of a simulated service: who may register, with which
-// proof, and which hub a device is assigned to.
+// Package enroll holds the enrollments of a simulated service: which devices may register, how
+// they prove their identity, and to which hub each is assigned.
 package enroll
 
 import (
@@ -20,13 +20,14 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-// Enrollments say who may register, and what a device is given. An
-// individual enrollment is looked at before the groups.
+// Enrollments define which devices may register and what each device gets. Individual
+// enrollments take precedence over groups.
 type Enrollments struct {
-	// Hubs are the linked hubs. Empty: every hub that an enrollment names, or
-	// if it names none "dpsd-sim.azure-devices.net".
+	// Hubs are the linked hubs. If it is empty, they are the hubs that the enrollments name, or
+	// "dpsd-sim.azure-devices.net" if the enrollments name none.
 	Hubs []Hub `toml:"hub"`
-	// Latencies say how far devices are from the hubs; the first row that fits a device counts.
+	// Latencies define the latency between devices and hubs. The first entry that matches a
+	// device applies.
 	Latencies   []Latency    `toml:"latency"`
 	Individuals []Individual `toml:"individual"`
 	Groups      []Group      `toml:"group"`
@@ -34,38 +35,42 @@ type Enrollments struct {
 
 // Grant is what an enrollment gives to a device.
 type Grant struct {
-	// Hubs are the hubs to choose from, host names. Empty: all linked hubs.
+	// Hubs are the host names of the hubs to choose from. If it is empty, all linked hubs are
+	// candidates.
 	Hubs []string `toml:"hubs"`
-	// Allocation is how one of them is chosen: "hashed" by registration ID
-	// and weight, which is the default, "static", "lowest-latency" or "custom".
+	// Allocation is how a hub is chosen: "hashed" by registration ID and weight,
+	// which is the default, "static", "lowest-latency" or "custom".
 	Allocation string `toml:"allocation"`
-	// Custom stands for the function of a custom allocation; the first row that fits a device counts.
+	// Custom replaces the function of a custom allocation. The first entry that matches a
+	// device applies.
 	Custom []Custom `toml:"custom"`
-	// Reprovision is what becomes of the data of a device that comes again
-	// and is given another hub: "migrate", which is the default, or "reset".
-	// With "never" it keeps its hub.
+	// Reprovision is what happens to the data of a device that registers again and is
+	// assigned to a different hub: "migrate", which is the default, or "reset".
+	// With "never" the device keeps its hub.
 	Reprovision string `toml:"reprovision"`
-	// Payload is a JSON object returned to the device, "" for none.
+	// Payload is a JSON object that is returned to the device, or "".
 	Payload string `toml:"payload"`
-	// CertificateLife is how long a certificate issued for a CSR is good; 0 is 30 days.
+	// CertificateLife is the lifetime of a certificate that is issued for a CSR; 0 means 30 days.
 	CertificateLife time.Duration `toml:"-"`
-	// NoCertificates refuses a CSR, as an enrollment without a credential policy does.
+	// NoCertificates refuses a CSR, like an enrollment without a credential policy.
 	NoCertificates bool `toml:"no_certificates"`
-	// Disabled enrollments answer a right credential with the status "disabled".
+	// Disabled enrollments answer a correct credential with the status "disabled".
 	Disabled bool `toml:"disabled"`
 }
 
-// Attestation says how a device proves itself: by exactly one of keys, a CA, or (individually) a thumbprint.
+// Attestation is how a device proves its identity: by exactly one of keys, a CA, or (for an
+// individual) a thumbprint.
 type Attestation struct {
 	// Type is "symmetric-key" or "x509".
 	Type string `toml:"type"`
-	// PrimaryKey and SecondaryKey are base64 of 16 to 64 bytes; in a group the key that device keys are derived from.
+	// PrimaryKey and SecondaryKey are base64 of 16 to 64 bytes. In a group, device keys are
+	// derived from them.
 	PrimaryKey   string `toml:"primary_key"`
 	SecondaryKey string `toml:"secondary_key"`
-	// PrimaryKeyFile and SecondaryKeyFile name files with such a key.
+	// PrimaryKeyFile and SecondaryKeyFile name files that contain such a key.
 	PrimaryKeyFile   string `toml:"primary_key_file"`
 	SecondaryKeyFile string `toml:"secondary_key_file"`
-	// CA is PEM text, CAFile a file of it: a root or an intermediate.
+	// CA is PEM text, and CAFile is a file with such text: a root or an intermediate certificate.
 	CA     string `toml:"ca"`
 	CAFile string `toml:"ca_file"`
 }
@@ -73,24 +78,24 @@ type Attestation struct {
 // Individual is the enrollment of one device.
 type Individual struct {
 	RegistrationID string `toml:"registration_id"`
-	// DeviceID is the device ID at the hub; empty is the registration ID.
+	// DeviceID is the device ID at the hub. If it is empty, it is the registration ID.
 	DeviceID string `toml:"device_id"`
-	// Thumbprint is the SHA-1 or SHA-256 of the certificate, in hex.
+	// Thumbprint is the SHA-1 or SHA-256 hash of the certificate in hexadecimal.
 	Thumbprint string `toml:"thumbprint"`
 	Attestation
 	Grant
 }
 
-// Group is an enrollment group: every device whose derived key or certificate fits.
+// Group is an enrollment group. It accepts every device with a matching derived key or certificate.
 type Group struct {
 	Name string `toml:"name"`
 	Attestation
 	Grant
 }
 
-// Parse reads enrollments from TOML. The name is used in errors, which are of type
-// *tomlfile.Error, joined when there are several; files that it names are found relative to
-// its directory and read now.
+// Parse reads enrollments from TOML. The name appears in errors, which are one or more of type
+// *tomlfile.Error, joined. File names are relative to the directory of name, and Parse reads
+// these files.
 func Parse(name string, r io.Reader) (*Enrollments, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
@@ -125,7 +130,7 @@ func Parse(name string, r io.Reader) (*Enrollments, error) {
 	return e, problems.Error(name, text)
 }
 
-// ReadFile reads enrollments from a file, as Parse does.
+// ReadFile reads enrollments from a file, see Parse.
 func ReadFile(name string) (*Enrollments, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -143,7 +148,7 @@ func (a *Attestation) resolve(dir string) {
 	}
 }
 
-// DecodeKey reads a key as the portal shows it.
+// DecodeKey decodes a key in the form that the Azure portal shows.
 func DecodeKey(text string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
 	if err != nil {
@@ -155,8 +160,8 @@ func DecodeKey(text string) ([]byte, error) {
 	return key, nil
 }
 
-// Entry is an enrollment made ready for checking. The zero value stands for a device that
-// no enrollment was looked for.
+// Entry is a compiled enrollment. The zero value is for a device for which no enrollment was
+// looked up.
 type Entry struct {
 	Grant
 	DeviceID string // "": the registration ID
@@ -169,10 +174,11 @@ type Entry struct {
 	latencies  []Latency
 }
 
-// Entries are all enrollments.
+// Entries holds all compiled enrollments.
 type Entries []Entry
 
-// Compile makes enrollments ready and reads their files. The error is as that of Parse.
+// Compile compiles enrollments and reads their files. Its error is of the same kind as that of
+// Parse.
 func Compile(e *Enrollments) (Entries, error) {
 	entries, problems := compile(e)
 	return entries, problems.Error("enrollments", nil)
@@ -183,7 +189,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 	entries := make(Entries, 0, len(e.Individuals)+len(e.Groups))
 	var problems tomlfile.Problems
 	e.checkHubs(&problems)
-	// The rows of a nested table are numbered throughout the file.
+	// The entries of a nested table are numbered across the whole file.
 	customs := map[string]int{}
 	grant := func(table string, n *Entry, bad tomlfile.Reporter) {
 		n.hubs, n.latencies = e.candidates(n.Hubs), e.Latencies
@@ -224,7 +230,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 	return entries, problems
 }
 
-// check checks the grant of an entry.
+// check validates the grant of an entry.
 func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	g := &n.Grant
 	checkObject(g.Payload, bad)
@@ -253,7 +259,7 @@ func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	}
 }
 
-// checkObject checks a payload, "" for none.
+// checkObject validates a payload; "" means none.
 func checkObject(payload string, bad tomlfile.Reporter) bool {
 	var object map[string]any
 	if payload == "" || json.Unmarshal([]byte(payload), &object) == nil {
@@ -263,7 +269,7 @@ func checkObject(payload string, bad tomlfile.Reporter) bool {
 	return false
 }
 
-// compile adds what proves a device to an entry, which has its thumbprint already.
+// compile adds the keys or the CA to an entry, which already has its thumbprint.
 func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 	thumbprint := n.thumbprint != ""
 	key := func(name, text, file string) {

@@ -7,9 +7,9 @@ var (
 	hostName       = regexp.MustCompile(`^([-A-Za-z0-9]{1,63}\.)*[-A-Za-z0-9]{1,63}$`)
 )
 
-// IsRegistrationID checks the grammar of the service: up to 128 letters,
-// digits and -._: with a letter or digit first, and a letter, digit or hyphen last.
+// IsRegistrationID checks the service's grammar: up to 128 letters, digits and -._: that
+// begin with a letter or digit and end with a letter, digit or hyphen.
 func IsRegistrationID(id string) bool { return registrationID.MatchString(id) }
 
-// isHostName is as strict as a device must be with an assigned hub.
+// isHostName is as strict as a device must be with its assigned hub.
 func isHostName(s string) bool { return len(s) <= 253 && hostName.MatchString(s) }

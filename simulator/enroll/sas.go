@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// sasToken is a SharedAccessSignature taken apart. resource is the text of
-// sr as it was received, because that text, escaped or not and in whatever
-// case of hex, is what the device has signed.
+// sasToken is a parsed SharedAccessSignature. resource is the text of sr exactly as it was
+// received, because the device has signed this text, whether it is escaped or not and
+// regardless of the case of its hexadecimal digits.
 type sasToken struct {
 	resource  string
 	signature []byte
@@ -22,8 +22,8 @@ type sasToken struct {
 	expiryRaw string
 }
 
-// parseToken reads "SharedAccessSignature sr=…&sig=…&se=…[&skn=registration]",
-// its parameters in any order.
+// parseToken parses "SharedAccessSignature sr=…&sig=…&se=…[&skn=registration]" with its
+// parameters in any order.
 func parseToken(text string) (sasToken, error) {
 	var t sasToken
 	rest, ok := strings.CutPrefix(text, "SharedAccessSignature ")
@@ -51,7 +51,7 @@ func parseToken(text string) (sasToken, error) {
 	if skn, there := seen["skn"]; there && skn != "registration" {
 		return t, errors.New("the token's skn is not registration")
 	}
-	// PathUnescape, since a plus sign in an unescaped signature is a plus sign.
+	// PathUnescape is correct here: a plus sign in an unescaped signature is a plus sign.
 	encoded, err := url.PathUnescape(seen["sig"])
 	if err != nil {
 		return t, errors.New("the token's sig is not percent-encoded")
@@ -66,8 +66,8 @@ func parseToken(text string) (sasToken, error) {
 	return t, nil
 }
 
-// check compares resource and expiry with what the connection claims to be.
-// Names are compared as the service does, without regard to case.
+// check compares the resource and the expiry with those that the connection claims. Like the
+// service, it ignores the case of names.
 func (t sasToken) check(scope, registrationID string, now time.Time) error {
 	resource, err := url.PathUnescape(t.resource)
 	if err != nil {
@@ -82,18 +82,18 @@ func (t sasToken) check(scope, registrationID string, now time.Time) error {
 	return nil
 }
 
-// toSign is the text that the device has signed.
+// toSign returns the text that the device has signed.
 func (t sasToken) toSign() string { return t.resource + "\n" + t.expiryRaw }
 
-// signedBy tells whether the token was made with the raw key.
+// signedBy reports whether the token was signed with the raw key.
 func (t sasToken) signedBy(key []byte) bool {
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte(t.toSign()))
 	return hmac.Equal(mac.Sum(nil), t.signature)
 }
 
-// DeriveKey makes the raw key of one device of a symmetric-key group. The
-// registration ID goes in as it was typed.
+// DeriveKey returns the raw key of a device of a symmetric-key group. The case of the
+// registration ID matters.
 func DeriveKey(groupKey []byte, registrationID string) []byte {
 	mac := hmac.New(sha256.New, groupKey)
 	mac.Write([]byte(registrationID))

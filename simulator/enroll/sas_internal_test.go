@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The vectors of the service's published examples and of its SDKs. The
-// verifier is judged by constants, not by a signer of its own.
+// The vectors of the service's published examples and of its SDKs. They test the verifier
+// against constants, not against a signer of this project.
 const (
 	vectorGroupKey = "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw=="
 	vectorKey      = "18RQk/hOPJR9EbsJlk2j8WA6vWaj/yi+oaYg7zmxfQNdOyMSu+SJ8O7TSlZhDJCYmn4rzEiVKIzNiVAWjLxrGA=="
@@ -38,7 +38,7 @@ func TestDeriveKey(t *testing.T) {
 			}
 		})
 	}
-	t.Run("V1 a group key that is not decoded gives another key", func(t *testing.T) {
+	t.Run("V1 a group key that is not decoded gives a different key", func(t *testing.T) {
 		got := base64.StdEncoding.EncodeToString(DeriveKey([]byte(vectorGroupKey), "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6"))
 		if got != "/eqtUSc3oy1gyllte8P+6Y0WjjLFOc3tWeUuSgRh8x8=" {
 			t.Error(got)
@@ -58,7 +58,7 @@ func TestTokenVectors(t *testing.T) {
 		{"V3 the published hub token", vectorKey, "MyExampleHub.azure-devices.net%2Fdevices%2Fmy-symkey-device", "f+wW8XOKeJOtiPc9Iwjc4OpExvPM7NlhM9qxN2a1aAM=", "1663119026", true},
 		{"V4 the published DPS token", vectorKey, "0ne003D3F98%2Fregistrations%2Fmy-symkey-device", "eNwg52xQdFTNf7bgPAlAJBCIcONivq/ck1lf3wtxI4A=", "1663952627", true},
 		{"V4 not as the page prints it, with another scope", vectorKey, "0ne00111111%2Fregistrations%2Fmy-symkey-device", "eNwg52xQdFTNf7bgPAlAJBCIcONivq/ck1lf3wtxI4A=", "1663952627", false},
-		{"V4 that scope has a signature of its own", vectorKey, "0ne00111111%2Fregistrations%2Fmy-symkey-device", "8VPprb8BiTkuVE0hBqHm/SVrzVpdD8VZcXugntdbhuU=", "1663952627", true},
+		{"V4 another scope has a different signature", vectorKey, "0ne00111111%2Fregistrations%2Fmy-symkey-device", "8VPprb8BiTkuVE0hBqHm/SVrzVpdD8VZcXugntdbhuU=", "1663952627", true},
 		{"V4 lower-case hex, signed as sent", vectorKey, "0ne00111111%2fregistrations%2fmy-symkey-device", "6GqlY2Tr8xDlSYE04oQcdEH7vznSt2LcTUobz9BmpAY=", "1663952627", true},
 		{"V4 lower-case hex does not fit the upper-case signature", vectorKey, "0ne00111111%2fregistrations%2fmy-symkey-device", "8VPprb8BiTkuVE0hBqHm/SVrzVpdD8VZcXugntdbhuU=", "1663952627", false},
 		{"V4 a lower-cased scope does not fit", vectorKey, "0ne003D3F98%2Fregistrations%2Fmy-symkey-device", "ct4iuHZwwI8oQslf1A6BrCpkkSLcwFXpNAnKQtye8ts=", "1663952627", false},
@@ -90,9 +90,9 @@ func TestTokenGrammar(t *testing.T) {
 		"no sig":                  "SharedAccessSignature sr=a&se=1",
 		"no se":                   "SharedAccessSignature sr=a&sig=AA%3D%3D",
 		"se twice":                "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&se=2",
-		"se is no number":         "SharedAccessSignature sr=a&sig=AA%3D%3D&se=soon",
+		"se is not a number":      "SharedAccessSignature sr=a&sig=AA%3D%3D&se=soon",
 		"sig is not base64":       "SharedAccessSignature sr=a&sig=A&se=1",
-		"skn names another":       "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=owner",
+		"skn names another key":   "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=owner",
 		"an unknown parameter":    "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&x=y",
 		"sig badly percent-coded": "SharedAccessSignature sr=a&sig=%zz&se=1",
 	} {
@@ -121,12 +121,12 @@ func TestTokenGrammar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a token is good until the second of its expiry", func(t *testing.T) {
+	t.Run("a token is valid until the second of its expiry", func(t *testing.T) {
 		if err := token.check("S", "d", time.Unix(1699999999, 0)); err != nil {
 			t.Error(err)
 		}
 		if token.check("S", "d", time.Unix(1700000000, 0)) == nil {
-			t.Error("still good at its expiry")
+			t.Error("still valid at its expiry")
 		}
 	})
 	t.Run("a token for another device or scope is refused", func(t *testing.T) {
@@ -145,8 +145,8 @@ func FuzzParseToken(f *testing.F) {
 			return
 		}
 		_ = token.check("S", "d", time.Unix(0, 0))
-		if token.signedBy([]byte("a key nobody has signed with")) && len(token.signature) != 32 {
-			t.Error("a signature of another length was taken")
+		if token.signedBy([]byte("a key that was not used to sign")) && len(token.signature) != 32 {
+			t.Error("a signature of a different length was accepted")
 		}
 	})
 }

@@ -13,14 +13,15 @@ import (
 	"time"
 )
 
-// Refusal is why the service does not serve a device: its error code and its text.
+// Refusal is why the service refuses a device: its error code and its text.
 type Refusal struct {
 	Code    int
 	Message string
 	Reason  string // for the packet log only
 }
 
-// of returns the enrollments that may be a device's: its individual one, or else all groups.
+// of returns the enrollments that may apply to a device: its individual enrollment, or else all
+// groups.
 func (entries Entries) of(registrationID string) (fitting []*Entry, individual bool) {
 	for i := range entries {
 		switch n := &entries[i]; {
@@ -33,7 +34,7 @@ func (entries Entries) of(registrationID string) (fitting []*Entry, individual b
 	return fitting, false
 }
 
-// ByToken finds the enrollment whose key has signed the token.
+// ByToken returns the enrollment whose key has signed the token.
 func (entries Entries) ByToken(scope, registrationID, password string, now time.Time) (*Entry, *Refusal) {
 	unauthorized := func(reason string) (*Entry, *Refusal) {
 		return nil, &Refusal{401000, "Unauthorized", reason}
@@ -67,7 +68,7 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 	return unauthorized("no group key has signed the token")
 }
 
-// ByCertificate finds the enrollment that trusts the client's certificate.
+// ByCertificate returns the enrollment that trusts the client's certificate.
 func (entries Entries) ByCertificate(registrationID string, state tls.ConnectionState, now time.Time) (*Entry, *Refusal) {
 	invalid := func(reason string) (*Entry, *Refusal) {
 		return nil, &Refusal{401002, "Invalid certificate.", reason}
@@ -109,7 +110,7 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 	return invalid(reason)
 }
 
-// Certificates reads all certificates of a PEM text.
+// Certificates parses all certificates of a PEM text.
 func Certificates(text []byte) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
@@ -128,8 +129,8 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 	return all, nil
 }
 
-// thumbprints are the SHA-1 and the SHA-256 of a certificate in hex: an enrollment names it
-// by either.
+// thumbprints returns the SHA-1 and SHA-256 hashes of a certificate in hexadecimal. An
+// enrollment uses either of them.
 func thumbprints(c *x509.Certificate) []string {
 	//nolint:gosec // the portal names certificates by SHA-1; nothing is signed with it
 	return []string{fmt.Sprintf("%x", sha1.Sum(c.Raw)), fmt.Sprintf("%x", sha256.Sum256(c.Raw))}

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// BuiltInFeatures gives the table of api-versions and what they can do. The
-// result is the caller's own.
+// BuiltInFeatures returns the table of api-versions and their features. The caller may modify
+// the result.
 func BuiltInFeatures() map[string][]string {
 	return map[string][]string{
 		"2019-03-31":         {},
@@ -18,7 +18,7 @@ func BuiltInFeatures() map[string][]string {
 	}
 }
 
-// Serves reports whether a device of this api-version is let in.
+// Serves reports whether the service accepts a device with this api-version.
 func (s *Settings) Serves(apiVersion string) bool {
 	if len(s.APIVersions) > 0 {
 		return slices.Contains(s.APIVersions, apiVersion)
@@ -27,8 +27,8 @@ func (s *Settings) Serves(apiVersion string) bool {
 	return known || s.UnknownAPIVersion != "refuse"
 }
 
-// withDefaults fills in what a scenario leaves to the service. A service that asks for a
-// poll immediately does not limit the polls.
+// withDefaults fills in the defaults. A service that asks for an immediate poll does not limit
+// the polls.
 func (s Settings) withDefaults() Settings {
 	s.Polls = cmp.Or(s.Polls, new(2))
 	s.RetryAfter = cmp.Or(s.RetryAfter, "3")

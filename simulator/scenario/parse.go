@@ -15,8 +15,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-// Parse reads a scenario from TOML. The name is used in errors, which are of type
-// *tomlfile.Error, joined when there are several.
+// Parse reads a scenario from TOML. The name appears in errors, which are one or more of type
+// *tomlfile.Error, joined.
 func Parse(name string, r io.Reader) (*Scenario, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
@@ -53,8 +53,8 @@ func Parse(name string, r io.Reader) (*Scenario, error) {
 	return sc, sc.check(name, text)
 }
 
-// Validate returns what is wrong with a scenario made in Go, errors as those of Parse. A
-// parsed one is valid.
+// Validate checks a scenario that was made in Go. Its errors are like those of Parse. Every
+// parsed scenario is valid.
 func (sc *Scenario) Validate() error { return sc.check("scenario", nil) }
 
 func (sc *Scenario) check(name string, text []byte) error {
@@ -66,9 +66,9 @@ func (sc *Scenario) check(name string, text []byte) error {
 	return all.Error(name, text)
 }
 
-// checkFields checks what the tags of a struct's fields demand: "on" names the stages at
-// which a field has a meaning, and "of" the texts that it may have, "byte" or "integer".
-// No other number may be negative.
+// checkFields checks what the tags of a struct's fields require: "on" names the stages at
+// which a field applies, and "of" lists its values, or is "byte" or "integer". Only an
+// "integer" may be negative.
 func checkFields(fields any, on Stage, bad tomlfile.Reporter) {
 	v := reflect.ValueOf(fields)
 	for i := range v.NumField() {
@@ -161,10 +161,10 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 	}
 }
 
-// TLSVersion reads a version; the empty text is the service's own.
+// TLSVersion parses a version. The empty text means the service's default.
 func TLSVersion(text string) uint16 { return tlsVersions[cmp.Or(text, "1.2")] }
 
-// IsAPIVersion checks the form YYYY-MM-DD[-preview].
+// IsAPIVersion checks the format YYYY-MM-DD[-preview].
 func IsAPIVersion(s string) bool {
 	day := strings.TrimSuffix(s, "-preview")
 	_, err := time.Parse(time.DateOnly, day)

@@ -11,7 +11,7 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	t.Run("settings and rules come out as written", func(t *testing.T) {
+	t.Run("settings and rules are parsed as written", func(t *testing.T) {
 		sc, err := scenario.Parse("s.toml", strings.NewReader(`
 [settings]
 polls = 0
@@ -25,7 +25,7 @@ body = ""
 connack = 3
 `))
 		if sc == nil || err == nil {
-			t.Fatal("connack on a poll passed")
+			t.Fatal("connack on a poll was accepted")
 		}
 		if *sc.Settings.Polls != 0 || sc.Settings.ReplyDelay != time.Second || sc.Settings.TLSMax != "1.3" {
 			t.Errorf("%+v", sc.Settings)
@@ -51,9 +51,9 @@ connack = 3
 		{"a negative return code", "[[rule]]\non = \"subscribe\"\nsuback = -1\n", "s.toml:3:1: rule.suback: -1 is not a byte"},
 		{"a negative time", "[[rule]]\non = \"poll\"\ndelay = \"-1s\"\n", "s.toml:3:1: rule.delay: -1s is negative"},
 		{"a text that is none of those allowed", "[[rule]]\non = \"poll\"\nthen = \"stop\"\n", "s.toml:3:1: rule.then: \"stop\" is none of close, reset, silent"},
-		{"two ends at once", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
-		{"a certificate nobody knows", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
-		{"a TLS version nobody knows", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is none of"},
+		{"two ends in one rule", "[[rule]]\non = \"poll\"\nclose = true\nreset = true\n", "s.toml:2:1: rule.on: only one of close, reset, silent, garbage and refuse"},
+		{"an unknown certificate", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is none of expired"},
+		{"an unknown TLS version", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is none of"},
 		{"an api-version that is no date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},
 		{"polls below zero", "[settings]\npolls = -1\n", "s.toml:2:1: settings.polls: -1 is negative"},
 	} {
@@ -71,7 +71,7 @@ connack = 3
 			t.Error(err)
 		}
 	})
-	t.Run("every mistake is told, not only the first", func(t *testing.T) {
+	t.Run("every mistake is reported, not only the first", func(t *testing.T) {
 		_, err := scenario.Parse("s.toml", strings.NewReader("a = 1\nb = 2\n"))
 		if err == nil || strings.Count(err.Error(), "unknown key") != 2 {
 			t.Error(err)

@@ -1,21 +1,21 @@
-// Package scenario reads what a simulated service is to do: how it behaves as a rule, and
-// which faults its answers have. A [Script] says which rule acts on an event.
+// Package scenario reads scenarios, which define how a simulated service behaves in general and
+// which faults its answers have. A [Script] selects the rule that acts on an event.
 package scenario
 
 import (
 	"time"
 )
 
-// maxPad leaves room for the topic in the largest packet of MQTT, 268,435,455 bytes.
+// maxPad leaves space for the topic in the largest MQTT packet, 268,435,455 bytes.
 const maxPad = 268_000_000
 
-// A Stage is a moment of a connection at which a rule can act.
+// Stage is a point of a connection at which a rule can act.
 type Stage string
 
-// The stages in the order in which a connection meets them. Before
-// OnConnect the registration ID is not known.
+// The stages in the order in which a connection reaches them. Before OnConnect the
+// registration ID is unknown.
 const (
-	OnAccept      Stage = "accept"      // the TCP connection is there, no byte was read
+	OnAccept      Stage = "accept"      // the TCP connection is open, no byte was read
 	OnTLS         Stage = "tls"         // the handshake: its certificate and versions; delay, close, reset, silent act when it is complete
 	OnUpgrade     Stage = "upgrade"     // the HTTP request of a WebSocket was read
 	OnConnect     Stage = "connect"     // CONNECT was read
@@ -28,7 +28,7 @@ const (
 	OnDisconnect  Stage = "disconnect"  // DISCONNECT was read
 )
 
-// What an api-version can do besides registering.
+// The features of an api-version in addition to registration.
 const (
 	FeatureCSR     = "csr"               // certificates are issued
 	FeatureProfile = "connectionProfile" // the hub's protocol is named
@@ -36,106 +36,108 @@ const (
 
 var stages = []Stage{OnAccept, OnTLS, OnUpgrade, OnConnect, OnSubscribe, OnRegister, OnPoll, OnPuback, OnPing, OnUnsubscribe, OnDisconnect}
 
-// Scenario scripts a simulated service: settings that hold for every device, and rules
-// that make single answers wrong. The zero value is a well-behaved service.
+// Scenario defines the behaviour of a simulated service: settings that apply to every device, and
+// rules that make single answers faulty. The zero value is a well-behaved service.
 type Scenario struct {
 	Settings Settings
-	// Rules are tried in order; the first that matches and is not used up acts, alone.
+	// Rules are tried in order. Only the first rule that matches and is not exhausted acts.
 	Rules []Rule
 }
 
 // Settings are properties of a well-behaved service.
 type Settings struct {
-	// Polls is how many polls a registration takes until its final answer.
-	// Nil is 2, as the service does it; 0 answers the register request finally.
+	// Polls is how many polls a registration takes until its final answer. Nil means 2, as in
+	// the service; 0 means that the answer to the register request is final.
 	Polls *int `toml:"polls"`
-	// RetryAfter is the text of retry-after in a 202. Empty is "3"; "none" leaves the parameter out.
+	// RetryAfter is the text of retry-after in a 202. Empty means "3"; "none" omits the parameter.
 	RetryAfter string `toml:"retry_after"`
-	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes about one second.
+	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes
+	// about one second.
 	ReplyDelay time.Duration `toml:"-" key:"reply_delay"`
-	// Refuse is when a wrong credential is refused: "late" by 401 on the
-	// register answer, which is the default, or "early" by CONNACK 5.
+	// Refuse is when a wrong credential is refused: "late" by a 401 in the register answer,
+	// which is the default, or "early" by CONNACK 5.
 	Refuse string `toml:"refuse" of:"late early"`
-	// TLSMin is the lowest TLS version: "1.0", "1.1", "1.2" or "1.3". Empty is "1.2".
+	// TLSMin is the lowest TLS version: "1.0", "1.1", "1.2" or "1.3". Empty means "1.2".
 	TLSMin string `toml:"tls_min" of:"1.0 1.1 1.2 1.3"`
-	// TLSMax is the highest TLS version. Empty is "1.2", as the service has it.
+	// TLSMax is the highest TLS version. Empty means "1.2", as in the service.
 	TLSMax string `toml:"tls_max" of:"1.0 1.1 1.2 1.3"`
 	// SessionTickets lets devices resume TLS sessions.
 	SessionTickets bool `toml:"session_tickets"`
-	// APIVersions are the api-versions that are served; another is refused
-	// with CONNACK 5. Empty serves every one of the form YYYY-MM-DD[-preview].
+	// APIVersions are the api-versions that are served; any other is refused with
+	// CONNACK 5. If it is empty, every one of the form YYYY-MM-DD[-preview] is served.
 	APIVersions []string `toml:"api_versions"`
-	// UnknownAPIVersion is what becomes of an api-version without features in
-	// Features: "serve" it with none, which is the default, or "refuse" it with CONNACK 5.
+	// UnknownAPIVersion is what happens to an api-version that is not in Features: "serve"
+	// serves it without features, which is the default, and "refuse" refuses it with CONNACK 5.
 	UnknownAPIVersion string `toml:"unknown_api_version" of:"serve refuse"`
-	// Features replaces the table of what each api-version can do, "csr" and
-	// "connectionProfile". Nil is the table of the service.
+	// Features replaces the table of the features of each api-version, "csr" and
+	// "connectionProfile". Nil means the table of the service.
 	Features map[string][]string `toml:"features"`
-	// PollLimit is how many polls a device has in 10 s, at once or one by one;
-	// above that it is answered 429. Nil is 5, as the service has it, or no
-	// limit where RetryAfter itself asks for less than 2 s. 0 is no limit.
+	// PollLimit is how many polls a device may send in 10 s, in a burst or one by one;
+	// further polls are answered 429. Nil means 5, as in the service, or no limit if
+	// RetryAfter itself asks for less than 2 s. 0 means no limit.
 	PollLimit *int `toml:"poll_limit"`
-	// RegisterLimit is how many registrations the service takes in a minute; 0 is no limit.
+	// RegisterLimit is how many registrations the service accepts per minute; 0 means no limit.
 	RegisterLimit int `toml:"register_limit"`
-	// ThrottleRetryAfter is the text of retry-after in the 429 of a limit.
-	// Empty is the time until the next request is free; "none" leaves the parameter out.
+	// ThrottleRetryAfter is the text of retry-after in the 429 of a limit. Empty means
+	// the time until the next request is allowed; "none" omits the parameter.
 	ThrottleRetryAfter string `toml:"throttle_retry_after"`
 }
 
-// Rule is one fault. The zero value of a field means "as usual". Counting
-// with Skip and Times is done for each registration ID by itself; at the
-// stages before CONNECT over all connections.
+// Rule is one fault. The zero value of a field means the normal behaviour. Skip and Times
+// count for each registration ID separately; at the stages before CONNECT they count over
+// all connections.
 //
 // The tags "on" and "of" are those of checkFields.
 type Rule struct {
-	// On is the stage at which the rule acts. Required.
+	// On is the stage at which the rule acts. It is required.
 	On Stage `toml:"on"`
-	// RegistrationID is a pattern as of path.Match. Empty matches all.
+	// RegistrationID is a pattern of path.Match. If it is empty, it matches all IDs.
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
-	// Protocol is "mqtt" or "websocket" to act on one listener only.
+	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only.
 	Protocol string `toml:"protocol" of:"mqtt websocket"`
-	// Resumed lets the rule act only on a connection that resumed a TLS session.
+	// Resumed limits the rule to connections that resumed a TLS session.
 	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll"`
-	// Skip is how many matches pass untouched first.
+	// Skip is how many matches the rule ignores first.
 	Skip int `toml:"skip"`
-	// Times is how often the rule acts; 0 is always.
+	// Times is how often the rule acts; 0 means always.
 	Times int `toml:"times"`
-	// From and Until bound the time in which the rule acts, counted from the
-	// start of the scenario. Zero is no bound.
+	// From and Until limit the time in which the rule acts, counted from the start of the
+	// scenario. Zero means no limit.
 	From  time.Duration `toml:"-" key:"from"`
 	Until time.Duration `toml:"-" key:"until"`
 	// Chance is the probability with which the rule acts, above 0 and up to 1;
-	// 0 is 1. The seed decides it, for each registration ID by itself.
+	// 0 means 1. The seed determines it for each registration ID separately.
 	Chance float64 `toml:"chance"`
 
-	// Delay passes before anything else of the rule happens.
+	// Delay passes before the other effects of the rule.
 	Delay time.Duration `toml:"-" key:"delay"`
-	// Refuse drops the connection at once and closes the listener for that
-	// time: the kernel then refuses whoever comes.
+	// Refuse drops the connection immediately and closes the listener for that time: the
+	// kernel then refuses all connections.
 	Refuse time.Duration `toml:"-" key:"refuse" on:"accept"`
-	// Close closes the connection in good order instead of answering.
+	// Close closes the connection cleanly instead of answering.
 	Close bool `toml:"close"`
 	// Reset drops the connection instead of answering: TCP RST, no TLS close_notify.
 	Reset bool `toml:"reset"`
-	// Silent leaves the answer out. Up to CONNECT the connection says nothing any more.
+	// Silent omits the answer. Up to CONNECT the connection sends nothing more.
 	Silent bool `toml:"silent"`
-	// Garbage is sent in place of the answer, byte for byte; at accept
-	// without TLS, after the client has spoken. Then the connection is closed, or with Silent held.
+	// Garbage is sent verbatim instead of the answer; at accept it is sent without TLS, after
+	// the client's first bytes. Then the connection is closed or, with Silent, held open.
 	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
-	// GarbageHex is Garbage written in hexadecimal, for bytes that are no text. Spaces are left out.
+	// GarbageHex is Garbage in hexadecimal, for bytes that are not text. Spaces are ignored.
 	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
-	// AfterUp and AfterDown let so many bytes of the stream, TLS included,
-	// pass in that direction before Close, Reset or Garbage happens; with
-	// Silent that direction stalls there.
+	// AfterUp and AfterDown let that many bytes of the stream, including TLS, pass in
+	// that direction before Close, Reset or Garbage happens. With Silent the direction
+	// stalls there.
 	AfterUp   int `toml:"after_up" on:"accept"`
 	AfterDown int `toml:"after_down" on:"accept"`
-	// DelayUp and DelayDown hold up every piece of the stream that is read from
-	// the client, or written to it.
+	// DelayUp and DelayDown delay each piece of the stream that is read from the client
+	// or written to it.
 	DelayUp   time.Duration `toml:"-" key:"delay_up" on:"accept"`
 	DelayDown time.Duration `toml:"-" key:"delay_down" on:"accept"`
-	// Then is what follows an answer: "close", "reset" or "silent" (nothing any more).
+	// Then is what follows an answer: "close", "reset" or "silent" (nothing more is sent).
 	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe"`
-	// ByteByByte writes the answer one byte at a time; at accept everything of the connection, TLS included.
+	// ByteByByte writes the answer one byte at a time; at accept it applies to the whole
+	// connection, including TLS.
 	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe"`
 	// Pace is the time between those bytes.
 	Pace time.Duration `toml:"-" key:"pace" on:"accept connect subscribe register poll ping unsubscribe"`
@@ -145,86 +147,90 @@ type Rule struct {
 	// TLSMin and TLSMax override the settings for the connection.
 	TLSMin string `toml:"tls_min" of:"1.0 1.1 1.2 1.3" on:"tls"`
 	TLSMax string `toml:"tls_max" of:"1.0 1.1 1.2 1.3" on:"tls"`
-	// Alert is the fatal alert with which the handshake is refused, by its name in RFC 8446 6.
+	// Alert is the fatal alert with which the handshake is refused, named as in RFC 8446 6.
 	Alert string `toml:"alert" on:"tls"`
-	// AlertAt is when: "hello", which is the default, right after ClientHello,
-	// or "certificate", after the client's certificate. From TLS 1.3 on the
+	// AlertAt is when the alert is sent: "hello", which is the default, immediately after
+	// ClientHello, or "certificate", after the client's certificate. With TLS 1.3, the
 	// latter is always bad_certificate.
 	AlertAt string `toml:"alert_at" of:"hello certificate" on:"tls"`
 
-	// Location is the header of a redirect.
+	// Location is the Location header of a redirect.
 	Location string `toml:"location" on:"upgrade"`
-	// Subprotocol is the one that is agreed to, whatever was offered; "none" for none.
+	// Subprotocol is the one that the server selects, regardless of the offer; "none" selects none.
 	Subprotocol string `toml:"subprotocol" on:"upgrade"`
-	// Extension is one that the server claims to use, whatever was offered.
+	// Extension is one that the server claims to use, regardless of the offer.
 	Extension string `toml:"extension" on:"upgrade"`
-	// Frames is the form of the answer over WebSocket: "split" (a frame for each
-	// byte), "fragments" (one message in fragments of one byte), "ping" (a ping
-	// ahead of it), or what MQTT forbids, "text", or what RFC 6455 forbids, which
-	// has the other names of Frames.
+	// Frames is the form of the answer over WebSocket: "split" (a frame for each byte),
+	// "fragments" (one message in fragments of one byte), "ping" (preceded by a ping),
+	// "text", which MQTT forbids, or one of the other names in Frames, which RFC 6455
+	// forbids.
 	Frames string `toml:"frames" on:"connect subscribe register poll ping unsubscribe"`
-	// CloseCode is the status of the close frame that Close and Then send over WebSocket; 0 is 1000.
+	// CloseCode is the status of the close frame that Close and Then send over WebSocket; 0
+	// means 1000.
 	CloseCode int `toml:"close_code" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
 
-	// Connack is the return code of the CONNACK. 0 accepts the client unseen,
-	// as a broker that is not DPS does; its credential is then not judged.
+	// Connack is the return code of the CONNACK. 0 accepts the client without checking its
+	// credential, like a broker that is not DPS.
 	Connack *int `toml:"connack" of:"byte" on:"connect"`
 	// SessionPresent sets the session-present flag of the CONNACK.
 	SessionPresent bool `toml:"session_present" on:"connect"`
-	// Suback is the return code of the SUBACK, 128 for a refusal.
+	// Suback is the return code of the SUBACK; 128 is a refusal.
 	Suback *int `toml:"suback" of:"byte" on:"subscribe"`
-	// BeforeSuback sends a reply nobody asked for ahead of the SUBACK:
-	// Status (200), RequestID ("1"), State ("assigned") and so on shape it.
+	// BeforeSuback sends an unsolicited reply before the SUBACK: Status (200), RequestID
+	// ("1"), State ("assigned") and so on define it.
 	BeforeSuback bool `toml:"before_suback" on:"subscribe"`
 
-	// Status is the status in the topic of the reply; from 400 on the body is
-	// an error object unless State or Body say otherwise. At upgrade, the HTTP status.
+	// Status is the status in the topic of the reply. From 400 on, the body is an error
+	// object unless State or Body specify otherwise. At upgrade it is the HTTP status.
 	Status int `toml:"status" on:"upgrade subscribe register poll"`
-	// RetryAfter is the text of retry-after, verbatim; "none" leaves the parameter out.
+	// RetryAfter is the text of retry-after, verbatim; "none" omits the parameter.
 	RetryAfter string `toml:"retry_after" on:"subscribe register poll"`
-	// State is the registration status in the body: "assigning", "assigned", "failed", "disabled" or "unassigned".
+	// State is the registration status in the body: "assigning", "assigned", "failed",
+	// "disabled" or "unassigned".
 	State string `toml:"state" of:"assigning assigned failed disabled unassigned" on:"subscribe register poll"`
-	// AssignedHub, DeviceID and Substatus replace what is assigned.
+	// AssignedHub, DeviceID and Substatus replace the assigned values.
 	AssignedHub string `toml:"assigned_hub" on:"subscribe register poll"`
 	DeviceID    string `toml:"device_id" on:"subscribe register poll"`
 	Substatus   string `toml:"substatus" on:"subscribe register poll"`
 	// Payload is the JSON returned as registrationState.payload.
 	Payload string `toml:"payload" on:"subscribe register poll"`
-	// ErrorCode and ErrorMessage go into an error object or a failed state. Without: Status × 1000.
+	// ErrorCode and ErrorMessage go into an error object or a failed state. The default is
+	// Status × 1000.
 	ErrorCode    int    `toml:"error_code" of:"integer" on:"register poll"`
 	ErrorMessage string `toml:"error_message" on:"register poll"`
-	// Omit names members left out of the body, at any depth.
+	// Omit names members that are omitted from the body, at any depth.
 	Omit []string `toml:"omit" on:"subscribe register poll"`
-	// Body replaces the body, byte for byte. At upgrade, the body of the HTTP response.
+	// Body replaces the body verbatim. At upgrade it is the body of the HTTP response.
 	Body *string `toml:"body" on:"upgrade subscribe register poll"`
-	// Cut keeps only that many bytes of the body.
+	// Cut truncates the body to that many bytes.
 	Cut int `toml:"cut" on:"subscribe register poll"`
 	// Pad fills the body with spaces up to that many bytes.
 	Pad int `toml:"pad" on:"subscribe register poll"`
 	// RequestID replaces the $rid of the reply.
 	RequestID string `toml:"request_id" on:"subscribe register poll"`
-	// Topic replaces the whole topic of the reply; {rid} in it is the request's $rid.
+	// Topic replaces the whole topic of the reply. In it, {rid} is the request's $rid.
 	Topic string `toml:"topic" on:"subscribe register poll"`
-	// Replies is how many replies are sent, each with its own packet identifier; 0 is one.
+	// Replies is how many replies are sent, each with its own packet identifier; 0 means one.
 	Replies int `toml:"replies" on:"register poll"`
 	// Duplicate sends the reply a second time with the DUP flag and the same packet identifier.
 	Duplicate bool `toml:"duplicate" on:"register poll"`
-	// BeforePuback sends the reply ahead of the request's PUBACK.
+	// BeforePuback sends the reply before the request's PUBACK.
 	BeforePuback bool `toml:"before_puback" on:"register poll"`
-	// NoPuback leaves the request's PUBACK out; the reply comes all the same.
+	// NoPuback omits the request's PUBACK; the reply is still sent.
 	NoPuback bool `toml:"no_puback" on:"register poll"`
-	// AfterPuback acknowledges the request at once; Delay, Close, Reset, Silent and Garbage come after that.
+	// AfterPuback acknowledges the request immediately; Delay, Close, Reset, Silent and Garbage
+	// follow.
 	AfterPuback bool `toml:"after_puback" on:"register poll"`
 }
 
-// Frames are the forms of an answer over WebSocket, see Rule.
+// Frames lists the forms of an answer over WebSocket, see Rule.
 var Frames = []string{
 	"text", "split", "fragments", "ping",
 	"bad-close", "fragmented-control", "interrupted", "long-control", "masked", "negative",
 	"orphan", "reserved", "reserved-control", "rsv1", "rsv2", "rsv3",
 }
 
-// Alerts are the TLS alerts that a rule can send, RFC 5246 7.2 and RFC 8446 6.
+// Alerts lists the TLS alerts that a rule can send, RFC 5246 7.2 and RFC 8446 6.
 var Alerts = map[string]byte{
 	"unexpected_message": 10, "bad_record_mac": 20, "record_overflow": 22, "handshake_failure": 40,
 	"bad_certificate": 42, "unsupported_certificate": 43, "certificate_revoked": 44, "certificate_expired": 45,

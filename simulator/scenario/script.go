@@ -11,25 +11,25 @@ import (
 	"time"
 )
 
-// Script is a scenario while it is followed: it counts how often each rule has met each
-// device. Its methods may be called from several goroutines.
+// Script is a scenario in use: it counts how often each rule has matched each device. Its
+// methods are safe for concurrent use.
 type Script struct {
 	Scenario
 	draw  func(purpose string, n int) []byte
 	start time.Time
 	mu    sync.Mutex
-	met   map[encounter]int // how often a rule has met a device
-	drawn map[encounter]int // how often chance was asked
+	met   map[encounter]int // how often a rule has matched a device
+	drawn map[encounter]int // how often chance was called
 }
 
-// encounter is of a rule, by its index, and a device.
+// encounter identifies a rule, by its index, and a device.
 type encounter struct {
 	rule           int
 	registrationID string
 }
 
-// NewScript begins a scenario, nil for a well-behaved service. draw returns n bytes that
-// look random, the same ones for the same purpose.
+// NewScript starts a scenario; nil means a well-behaved service. draw returns n bytes that
+// look random, always the same for the same purpose.
 func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 	s := &Script{draw: draw, start: time.Now(), met: map[encounter]int{}, drawn: map[encounter]int{}}
 	if sc != nil {
@@ -39,8 +39,9 @@ func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 	return s
 }
 
-// Match returns the rule for an event, and counts it; never nil, and not to be changed. A rule that an earlier
-// one keeps from acting does not count the event: so rules of one stage form a sequence.
+// Match returns the rule for an event, and counts the event. The result is never nil and must
+// not be modified. A rule does not count an event on which an earlier rule acts: therefore
+// rules of one stage form a sequence.
 func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) *Rule {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,7 +73,7 @@ func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) 
 	return &Rule{On: on}
 }
 
-// chance draws whether a rule may act now; s.mu is held.
+// chance reports whether a rule acts according to its Chance. The caller holds s.mu.
 func (s *Script) chance(e encounter) bool {
 	chance := s.Rules[e.rule].Chance
 	if chance == 0 {
@@ -83,11 +84,11 @@ func (s *Script) chance(e encounter) bool {
 	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < chance
 }
 
-// GarbageBytes returns what Garbage or GarbageHex says.
+// GarbageBytes returns the bytes of Garbage or GarbageHex.
 func (r *Rule) GarbageBytes() []byte {
 	if r.GarbageHex == "" {
 		return []byte(r.Garbage)
 	}
-	b, _ := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")) // was checked
+	b, _ := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")) // it is valid
 	return b
 }

@@ -1,5 +1,5 @@
-// Package tomlfile reads the simulator's files, which people write: each mistake is
-// reported with its line and column.
+// Package tomlfile reads the simulator's files, which people write. It reports each mistake with
+// its line and column.
 package tomlfile
 
 import (
@@ -18,12 +18,12 @@ import (
 // Error is one mistake in a file.
 type Error struct {
 	File         string // the name given to the parser
-	Line, Column int    // counted from 1; 0 when it has no place in the file
+	Line, Column int    // starting at 1; 0 if it has no position in the file
 	Key          string // the dotted key, "" when the text is not TOML
 	Problem      string
 }
 
-// Error gives the problem in the form FILE:LINE:COLUMN: KEY: PROBLEM.
+// Error returns the problem in the form FILE:LINE:COLUMN: KEY: PROBLEM.
 func (e *Error) Error() string {
 	text := e.File
 	if e.Line > 0 {
@@ -35,10 +35,10 @@ func (e *Error) Error() string {
 	return text + ": " + e.Problem
 }
 
-// Duration reads "1s500ms", for which TOML has no type.
+// Duration is a duration such as "1s500ms", for which TOML has no type.
 type Duration time.Duration
 
-// UnmarshalText reads what time.ParseDuration does.
+// UnmarshalText accepts the format of time.ParseDuration.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
 	if err != nil {
@@ -48,8 +48,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Decode decodes TOML into a struct that has all its keys. The error is one or more of
-// type *Error, joined.
+// Decode decodes TOML into a struct that has all its keys. The error is one or more of type
+// *Error, joined.
 func Decode(name string, text []byte, into any) error {
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(into)
 	var missing *toml.StrictMissingError
@@ -71,7 +71,7 @@ func Decode(name string, text []byte, into any) error {
 	return nil
 }
 
-// Problems are values that are wrong in a file that is TOML otherwise.
+// Problems collects wrong values in a valid TOML file.
 type Problems []problem
 
 type problem struct {
@@ -86,10 +86,10 @@ type place struct {
 	key   string
 }
 
-// Single is the index of a table that is there once.
+// Single is the index of a table that occurs once.
 const Single = -1
 
-// Reporter reports what is wrong with a key.
+// Reporter reports a problem with a key.
 type Reporter func(key, format string, args ...any)
 
 // In returns a function that adds a problem of a key in a table.
@@ -113,7 +113,7 @@ func (bad Reporter) Pattern(key, value string) {
 	}
 }
 
-// Error returns the problems with their places in the text that the values come from, each
+// Error returns the problems with their places in the text from which the values come, each
 // an *Error, joined; nil for none. The text is nil for values that were made in Go.
 func (p Problems) Error(name string, text []byte) error {
 	at := places(text)
@@ -133,7 +133,7 @@ func (p Problems) Error(name string, text []byte) error {
 	return errors.Join(errs...)
 }
 
-// places are where the tables and keys of a text stand.
+// places returns the positions of the tables and keys in a text.
 func places(text []byte) map[place]unstable.Position {
 	at := map[place]unstable.Position{}
 	count := map[string]int{}

@@ -1,4 +1,4 @@
-// Package configuration tells tests what every accepted configuration promises to the daemon.
+// Package configuration checks for tests the guarantees of an accepted configuration.
 package configuration
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 )
 
-// Broken returns what a configuration that was accepted breaks of what it promises to the
-// daemon; "" for nothing.
+// Broken returns the guarantees to the daemon that an accepted configuration violates, or "" if
+// it violates none.
 func Broken(c *config.Config) string {
 	r, tr := c.DPS.RegistrationID, c.Transport
 	sources := 0

@@ -14,17 +14,17 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// emulators run a program of another architecture. ARM1176 is the processor of
-// the first Raspberry Pi, ARMv6: a program for ARMv7 ends there with SIGILL.
+// emulators run programs of other architectures. ARM1176 is the processor of the first Raspberry
+// Pi, ARMv6: it stops a program for ARMv7 with SIGILL.
 var emulators = map[string][]string{
 	"arm64":   {"qemu-aarch64-static"},
 	"armhf":   {"qemu-arm-static", "-cpu", "arm1176"},
 	"riscv64": {"qemu-riscv64-static"},
 }
 
-// TestEveryArchitectureProvisions takes the programs out of each package and has
-// them provision a gateway: dpsd against a simulator of this machine, with a
-// certificate, over WebSocket, and dpsd-sim against itself.
+// TestEveryArchitectureProvisions extracts the programs from each package and provisions a
+// gateway with them: dpsd with a simulator on this machine, with a certificate, over WebSocket,
+// and dpsd-sim with its own demo.
 func TestEveryArchitectureProvisions(t *testing.T) {
 	dist(t)
 	for arch, emulator := range emulators {
@@ -47,7 +47,7 @@ func TestEveryArchitectureProvisions(t *testing.T) {
 	}
 }
 
-// provision runs dpsd once against a simulator, and reads what it has written.
+// provision runs dpsd once with a simulator, and checks the published record.
 func provision(t *testing.T, dpsd []string) {
 	t.Helper()
 	const gateway = "gw-foreign"
@@ -105,7 +105,7 @@ socket = "%[2]s/run/dpsd.sock"
 	}
 }
 
-// emulate runs a program that must succeed, and gives what it has said.
+// emulate runs a program that must succeed, and returns its output.
 func emulate(t *testing.T, command []string) string {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), 3*time.Minute)

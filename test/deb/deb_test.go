@@ -1,7 +1,7 @@
-// Package deb tests the Debian packages as "make deb" has made them: what is in
-// them, what Debian's own checkers say, what they do to an image that nothing
-// runs in, and that the programs in them run on each architecture. "make test-deb"
-// makes them and runs this. What they do on a booted machine, package system tests.
+// Package deb tests the Debian packages that "make deb" builds: their content, the results of
+// Debian's own checkers, their effect on an image in which nothing runs, and that their programs
+// run on each architecture. "make test-deb" builds them and runs this test. Package system tests
+// their effect on a booted machine.
 package deb
 
 import (
@@ -28,7 +28,7 @@ var (
 	packages      = []string{"dpsd", "dpsd-sim"}
 )
 
-// dist is where the packages are, and what version is tested.
+// dist returns the directory of the packages, and the version to test.
 func dist(t *testing.T) (dir, version string) {
 	t.Helper()
 	dir, version = os.Getenv("DPSD_DIST"), os.Getenv("DPSD_VERSION")
@@ -38,7 +38,7 @@ func dist(t *testing.T) (dir, version string) {
 	return dir, version
 }
 
-// artefact is a file that belongs to a package.
+// artefact returns a file that belongs to a package.
 func artefact(t *testing.T, name, arch, suffix string) string {
 	t.Helper()
 	dir, version := dist(t)
@@ -49,8 +49,7 @@ func artefact(t *testing.T, name, arch, suffix string) string {
 	return path
 }
 
-// need leaves a test out that has not got its tools, or the privilege to use
-// them; in CI it fails.
+// need skips a test whose tools or privileges are missing; in CI, the test fails.
 func need(t *testing.T, root bool, tools ...string) {
 	t.Helper()
 	missing := t.Skip
@@ -81,14 +80,14 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// native is the architecture of this machine.
+// native returns the architecture of this machine.
 func native(t *testing.T) string {
 	t.Helper()
 	dist(t)
 	return strings.TrimSpace(run(t, "dpkg", "--print-architecture"))
 }
 
-// unpack gives the directory into which a package is unpacked.
+// unpack returns a directory into which it has unpacked a package.
 func unpack(t *testing.T, deb string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -96,9 +95,9 @@ func unpack(t *testing.T, deb string) string {
 	return dir
 }
 
-// TestPackagesHoldWhatIsPromised compares each package with the list of what
-// others rely on.
-func TestPackagesHoldWhatIsPromised(t *testing.T) {
+// TestPackagesHaveTheDocumentedContent compares the content of each package with the documented
+// content.
+func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 	dist(t)
 	want := map[string][]string{
 		"dpsd": {
@@ -170,20 +169,20 @@ func TestPackagesHoldWhatIsPromised(t *testing.T) {
 				if name == "dpsd" {
 					for _, path := range mentioned(t) {
 						if !slices.Contains(have, "-rw-r--r-- "+path) && !slices.Contains(have, "drwxr-xr-x "+strings.TrimSuffix(path, "/")+"/") {
-							t.Errorf("the documentation sends people to /%s, which it lacks", path)
+							t.Errorf("the documentation refers to /%s, which the package lacks", path)
 						}
 					}
 				}
 				if conffiles := run(t, "dpkg-deb", "--ctrl-tarfile", deb); strings.Contains(conffiles, "conffiles") {
-					t.Error("it has conffiles, over which dpkg would ask questions")
+					t.Error("it has conffiles, for which dpkg may ask questions")
 				}
 			})
 		}
 	}
 }
 
-// mentioned are the files and directories of the package dpsd that the manual
-// pages, the documents and the examples name, without the slash at the beginning.
+// mentioned returns the files and directories of the package dpsd that the manual pages, the
+// documents and the examples name, without the leading slash.
 func mentioned(t *testing.T) (paths []string) {
 	t.Helper()
 	troff := strings.NewReplacer(`\-`, "-", `\%`, "", `\&`, "")
@@ -212,8 +211,8 @@ func mentioned(t *testing.T) (paths []string) {
 	return paths
 }
 
-// TestProgramsKnowTheirPackage runs the programs that can run here.
-func TestProgramsKnowTheirPackage(t *testing.T) {
+// TestProgramsReportThePackageVersion runs the programs of this architecture.
+func TestProgramsReportThePackageVersion(t *testing.T) {
 	_, version := dist(t)
 	deb := artefact(t, "dpsd", native(t), ".deb")
 	if field := strings.TrimSpace(run(t, "dpkg-deb", "--field", deb, "Version")); field != version {
@@ -232,8 +231,8 @@ func TestProgramsKnowTheirPackage(t *testing.T) {
 	}
 }
 
-// TestBillOfMaterials holds the bill that goes along with each package, and the
-// checksums, against what is in the package.
+// TestBillOfMaterials compares the bill of materials of each package, and the checksums, with the
+// package.
 func TestBillOfMaterials(t *testing.T) {
 	dir, _ := dist(t)
 	sums, err := os.ReadFile(filepath.Join(dir, "SHA256SUMS"))
@@ -305,9 +304,10 @@ func sum(t *testing.T, path string) string {
 	return hex.EncodeToString(s[:])
 }
 
-// TestUnitsAreUnderstood asks systemd-analyze(1) about every unit that is shipped,
-// the examples too, and how exposed the service is.
-func TestUnitsAreUnderstood(t *testing.T) {
+// TestSystemdAcceptsTheUnits runs systemd-analyze(1) for every shipped unit, including the
+// examples,
+// and checks the exposure of the service.
+func TestSystemdAcceptsTheUnits(t *testing.T) {
 	need(t, false, "systemd-analyze")
 	root := unpack(t, artefact(t, "dpsd", native(t), ".deb"))
 	units, err := filepath.Glob(filepath.Join(root, "usr/lib/systemd/system/*"))
@@ -324,14 +324,14 @@ func TestUnitsAreUnderstood(t *testing.T) {
 		units = append(units, found...)
 	}
 	if len(units)-examples != 2 || examples != 3 {
-		t.Fatalf("2 units and 3 examples were to be there: %q", units)
+		t.Fatalf("want 2 units and 3 examples, got %q", units)
 	}
 	cmd := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...)
 	out, err := cmd.CombinedOutput()
-	// systemd 252 does not know this key and does not need it.
+	// systemd 252 does not support this key and does not need it.
 	out = regexp.MustCompile(`(?m)^.*Unknown key (name )?'RestartMode' in section .*, ignoring\.\n?`).ReplaceAll(out, nil)
 	for line := range strings.Lines(string(out)) {
-		if !strings.Contains(line, "/usr/bin/dpsd is not executable: No such file") { // it is not installed here
+		if !strings.Contains(line, "/usr/bin/dpsd is not executable: No such file") { // it is not installed on this machine
 			t.Errorf("systemd-analyze verify: %s", strings.TrimSpace(line))
 		}
 	}
@@ -347,7 +347,7 @@ func TestUnitsAreUnderstood(t *testing.T) {
 	}
 }
 
-// TestLintian lets Debian's checker look at the packages of each architecture.
+// TestLintian runs Debian's checker for the packages of each architecture.
 func TestLintian(t *testing.T) {
 	dist(t)
 	need(t, false, "lintian")
@@ -359,7 +359,7 @@ func TestLintian(t *testing.T) {
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
-			// An override of nothing hides something one day.
+			// An override without effect could hide a problem later.
 			if regexp.MustCompile("unused-override|mismatched-override").Match(out) {
 				t.Errorf("there is nothing to override:\n%s", out)
 			}
@@ -367,8 +367,8 @@ func TestLintian(t *testing.T) {
 	}
 }
 
-// TestPiuparts lets Debian's checker install, remove and purge both packages in
-// a chroot: they must leave nothing there.
+// TestPiuparts runs Debian's checker, which installs, removes and purges both packages in a
+// chroot: they must leave nothing in it.
 func TestPiuparts(t *testing.T) {
 	dist(t)
 	need(t, true, "piuparts")
@@ -387,7 +387,7 @@ func TestPiuparts(t *testing.T) {
 	}
 }
 
-// suite is the root file system of a Debian release.
+// suite returns the root file system of a Debian release.
 func suite(t *testing.T, name string) string {
 	t.Helper()
 	roots := os.Getenv("DPSD_ROOTS")

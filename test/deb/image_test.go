@@ -17,17 +17,16 @@ import (
 	"github.com/dpsd-project/dpsd/test/repack"
 )
 
-// image is a root file system that is being built: nothing of it runs.
+// image is a root file system in which nothing runs.
 type image struct {
 	t    *testing.T
 	root string
-	// dpkg installs into it: from within, or from outside (DPKG_ROOT, dpkg(1)).
+	// dpkg installs into it from inside, or from outside (DPKG_ROOT, dpkg(1)).
 	dpkg func(args ...string)
 }
 
-// TestImage installs, upgrades, downgrades, removes and purges the package in
-// images of each release, as builders of images do it. There is no systemd to
-// ask and no /proc.
+// TestImage installs, upgrades, downgrades, removes and purges the package in images of each
+// release, like image builders. There is no systemd and no /proc.
 func TestImage(t *testing.T) {
 	deb := artefact(t, "dpsd", native(t), ".deb")
 	need(t, true, "dpkg-deb", "chroot")
@@ -42,8 +41,8 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// TestAnImageUpgradeGivesTheKeysToTheirOwnGroup is about keys that were put into an image
-// with a package whose keys belonged to the group dpsd.
+// TestAnImageUpgradeGivesTheKeysToTheirOwnGroup tests keys that were put into an image with a
+// package whose keys belonged to the group dpsd.
 func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
 	deb := artefact(t, "dpsd", native(t), ".deb")
 	need(t, true, "dpkg-deb", "chroot")
@@ -86,7 +85,7 @@ func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
 	}
 }
 
-// group is the ID of a group in the image.
+// group returns the ID of a group in the image.
 func (m *image) group(name string) int {
 	m.t.Helper()
 	text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
@@ -131,7 +130,7 @@ func newImage(t *testing.T, root, way string) *image {
 	return m
 }
 
-// lifetime is all that may become of a package in an image.
+// lifetime tests everything that may happen to a package in an image.
 func lifetime(m *image, before, deb string) {
 	t := m.t
 	t.Helper()
@@ -143,7 +142,7 @@ func lifetime(m *image, before, deb string) {
 	m.dpkg("--install", "/prev.deb")
 	m.installed(empty, before)
 
-	// What a person and dpsd put there is kept.
+	// The files of the administrator and of dpsd are kept.
 	kept := map[string]string{
 		"etc/dpsd/dpsd.toml":       "[dps]\n",
 		"etc/dpsd/keys/device.key": "c2VjcmV0\n",
@@ -203,8 +202,8 @@ func lifetime(m *image, before, deb string) {
 	}
 }
 
-// installed looks at an image into which the package has come: nothing may be
-// there that is of one machine only, and nothing to be filled in.
+// installed checks an image into which the package has been installed: it must contain no data of
+// a single machine, and no unfilled placeholder.
 func (m *image) installed(empty map[string]string, deb string) {
 	t := m.t
 	t.Helper()
@@ -241,7 +240,7 @@ func (m *image) installed(empty map[string]string, deb string) {
 	}
 }
 
-// notOurs are files in which dpkg, passwd(1) and journalctl keep their own books.
+// notOurs are files in which dpkg, passwd(1) and journalctl store their data.
 var notOurs = regexp.MustCompile(`^(var/lib/dpkg|var/log|var/cache|etc/\.pwd\.lock$|etc/(passwd|group|shadow|gshadow|subuid|subgid)-$|var/lib/systemd/catalog/database$)`)
 
 // files describes each file of the image by its mode, owner and content.
@@ -279,7 +278,7 @@ func (m *image) files() map[string]string {
 	return files
 }
 
-// differences lists what is new (+), gone (-) or other (*).
+// differences lists what is new (+), missing (-) or changed (*).
 func differences(before, after map[string]string) (changes []string) {
 	for name := range after {
 		switch was, is := before[name]; {

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// separated makes a root directory with the script, runs the package's postinst for it as an
-// upgrade of a version whose keys belonged to the group dpsd, and returns what postinst prints
+// separated creates a root directory with the script, runs the package's postinst in it as an
+// upgrade from a version whose keys belonged to the group dpsd, and returns the output of postinst
 // and the files that belong to each group.
 func separated(t *testing.T, script string) (printed string, groups map[string][]string) {
 	t.Helper()
@@ -48,7 +48,7 @@ func separated(t *testing.T, script string) (printed string, groups map[string][
 	return printed, groups
 }
 
-func TestTheKeysGetTheirOwnGroupAlsoWhereLinksOfRootLead(t *testing.T) {
+func TestTheKeysGetTheirOwnGroupAlsoBehindLinksOfRoot(t *testing.T) {
 	const advice = "dpsd: Members of the group dpsd can still read %, which is not in /etc/dpsd/keys. If it holds keys, run: find % -group dpsd -exec chgrp -h dpsd-keys {} +\n"
 	says := func(path string) string { return strings.ReplaceAll(advice, "%", path) }
 	for _, c := range []struct {

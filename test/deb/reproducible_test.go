@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestSameTreeSameBytes builds the packages of this machine and of a foreign
-// architecture again: in another directory, time zone and language, with another
-// umask and home; those of this machine with nothing in Go's cache.
+// TestSameTreeSameBytes builds the packages of this machine and of a foreign architecture again:
+// in a different directory, time zone and language, with a different umask and home, and those of
+// this machine with an empty Go cache.
 func TestSameTreeSameBytes(t *testing.T) {
 	need(t, false, "dh", "dpkg-genchanges")
 	other := filepath.Join(t.TempDir(), "a longer path", "with spaces")
@@ -22,7 +22,7 @@ func TestSameTreeSameBytes(t *testing.T) {
 	surroundings := []string{
 		"TMPDIR=" + filepath.Join(other, "tmp"), "HOME=" + filepath.Join(other, "home"),
 		"TZ=Pacific/Kiritimati", "LC_ALL=C", "LANG=tr_TR.UTF-8",
-		"GOMODCACHE=" + goEnv(t, "GOMODCACHE"), // what is downloaded is not what is tested
+		"GOMODCACHE=" + goEnv(t, "GOMODCACHE"), // downloads are not part of the test
 	}
 	t.Run(native(t), func(t *testing.T) {
 		t.Parallel()

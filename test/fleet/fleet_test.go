@@ -1,5 +1,5 @@
-// Package fleet_test holds the rehearsal of a fleet (package fleet, dpsd-sim fleet)
-// against the real thing: the built dpsd, many times, and the built dpsd-sim.
+// Package fleet_test compares the rehearsal of a fleet (package fleet, dpsd-sim fleet) with many
+// processes of the built dpsd and the built dpsd-sim.
 package fleet_test
 
 import (
@@ -28,28 +28,30 @@ import (
 )
 
 const (
-	// few gateways are what every run of the tests can bear; DPSD_FLEET=200 for many.
+	// few is the number of gateways that every test run can afford; set DPSD_FLEET=200 for more.
 	few = 24
-	// draws is how often the model is rehearsed: the real fleet must look like one of them.
+	// draws is how often the model is rehearsed: the real fleet must be similar to one of the
+	// results.
 	draws = 300
-	// slack is what processes, handshakes and disks of a busy machine may add.
+	// slack is the additional time for processes, handshakes and disks on a busy machine.
 	slack = 4 * time.Second
-	// pause is the time between the starts of two processes: all at once they would wait
-	// for the processors of this machine, and not for the service.
+	// pause is the time between the starts of two processes: if all started together, they
+	// would wait
+	// for the processors of this machine instead of the service.
 	pause = 60 * time.Millisecond
-	// patience ends a fleet that does not come to its end.
+	// patience ends a fleet that does not finish.
 	patience = 4 * time.Minute
 )
 
-// check is one rehearsal, told to both.
+// check is one scenario for both the model and the processes.
 type check struct {
 	scenario     string // for dpsd-sim serve
 	provisioning string // for dpsd.toml
 	model        func(*fleet.Fleet)
 }
 
-// outage: the service is away for eight units of time. No 429. The more processes
-// there are on one machine, the longer the unit, so that it is the service they wait for.
+// outage: the service is down for eight units of time. There is no 429. The more processes there
+// are on a machine, the longer the unit, so that they wait for the service.
 func outage(unit time.Duration) check {
 	return check{
 		scenario: fmt.Sprintf(`[settings]
@@ -73,8 +75,8 @@ max = %q
 	}
 }
 
-// throttled: half of the fleet gets through at once; of the others most are answered
-// 429, and come back as their delays have it.
+// throttled: half of the fleet is accepted immediately. Most of the other gateways get a 429, and
+// retry after their delays.
 func throttled(gateways int) check {
 	quota := gateways / 2
 	return check{
@@ -94,9 +96,9 @@ boot_delay_max = "10s"
 	}
 }
 
-// What package fleet says of a fleet is what a fleet does: the same outage, and with
+// The predictions of package fleet agree with a real fleet: with the same outage, and with
 // DPSD_FLEET the same quota, once with real processes and once in virtual time.
-func TestARealFleetDoesWhatIsRehearsed(t *testing.T) {
+func TestARealFleetBehavesLikeTheRehearsal(t *testing.T) {
 	gateways, checks := few, map[string]check{"outage": outage(time.Second)}
 	if s := os.Getenv("DPSD_FLEET"); s != "" {
 		var err error
@@ -125,7 +127,7 @@ func TestARealFleetDoesWhatIsRehearsed(t *testing.T) {
 				}
 				models = append(models, r)
 			}
-			t.Logf("%d gateways; times since the service is there, of the model the middle and the extremes of %d draws", gateways, draws)
+			t.Logf("%d gateways; times since the start of the service; for the model, the median and the extremes of %d draws", gateways, draws)
 			for _, percent := range []float64{10, 50, 90, 100} {
 				n := (gateways*int(percent) + 99) / 100
 				got := real.at[n-1]
@@ -154,14 +156,14 @@ func TestARealFleetDoesWhatIsRehearsed(t *testing.T) {
 	}
 }
 
-// observed is what real gateways did. Times count from when the service was there.
+// observed is the behaviour of real gateways. Times count from when the service was available.
 type observed struct {
 	starts    []time.Duration
 	at        []time.Duration // provisioned, in ascending order
 	registers int
 }
 
-// output is what a dpsd writes, and when it began to: it says that it has started right
+// output is the output of a dpsd, and the time of its beginning: dpsd logs its start immediately
 // before it draws its boot delay.
 type output struct {
 	text  bytes.Buffer
@@ -236,7 +238,8 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 		}
 		return text
 	}
-	// Once for its keys and a port, so that everything is prepared when it begins to count.
+	// It runs once to create its keys and choose a port, so that everything is prepared before
+	// the measurement.
 	scenario := write("scenario.toml", c.scenario)
 	stop := serve(scenario, "--mqtt", "localhost:0")
 	t.Cleanup(stop)

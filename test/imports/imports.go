@@ -1,4 +1,4 @@
-// Package imports tells tests what a package imports.
+// Package imports lists for tests what a package imports.
 package imports
 
 import (
@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Direct returns what the sources in a directory import, tests left out, each path with
-// one of the files that do. Where there is no source, that is an error.
+// Direct returns the imports of the non-test sources in a directory, each with one of the files
+// that import it. It returns an error if there is no source.
 func Direct(dir string) (map[string]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {

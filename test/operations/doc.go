@@ -1,9 +1,9 @@
-// Package operations makes the transcripts of docs/operations.md: the built dpsd
-// meets each trouble of the page on a gateway of its own, and what its commands
-// and its journal then say is held against the page. "make operations" writes it.
+// Package operations creates the transcripts of docs/operations.md: the built dpsd meets each
+// failure of the page on a separate gateway, and the test compares the output of its commands and
+// its journal with the page. "make operations" writes the page.
 //
-// A gateway is a process in name spaces of its own, of users, mounts, host name
-// and network: /etc, /var/lib and /run are empty but for what a test puts there,
-// the network is the loopback, and DPS is dpsd-sim under the name and the ports
-// of the real one. Nothing of the machine is touched, and no privilege is needed.
+// A gateway is a process in its own user, mount, UTS and network namespaces: /etc, /var/lib and
+// /run contain only the files of the test, the network is the loopback interface, and dpsd-sim
+// replaces DPS under the real name and ports. The test changes nothing on the machine and needs no
+// privileges.
 package operations

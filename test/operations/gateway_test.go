@@ -25,16 +25,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long is waited for what has to happen. It measures nothing.
+// patience is the timeout for expected events. It is not a measurement.
 const patience = 60 * time.Second
 
-// workshop is what all gateways share: the programs in bin, and in simulator the
-// keys of the service and of the device.
+// workshop holds what all gateways share: the programs in bin, and the keys of the service and of
+// the device in simulator.
 const workshopVariable = "DPSD_OPERATIONS_WORKSHOP"
 
 const device = "gw-0001"
 
-// gateway is this process, once it is in its name spaces.
+// gateway is this process inside its namespaces.
 type gateway struct {
 	workshop string
 	blocks   map[string]string // of the page
@@ -42,17 +42,17 @@ type gateway struct {
 	sim      *exec.Cmd
 	dpsd     *exec.Cmd
 	journal  *journal
-	told     int // entries of the journal that are in a block
+	shown    int // entries of the journal that are in a block
 }
 
-// must ends a gateway that cannot go on; who started it shows why.
+// must ends a gateway that cannot continue. Its parent process shows the reason.
 func must(err error) {
 	if err != nil {
 		panic(err)
 	}
 }
 
-// separate are the attributes of a process in name spaces of its own, as root there.
+// separate returns the attributes of a process in its own namespaces, as root in them.
 func separate() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET,
@@ -62,7 +62,7 @@ func separate() *syscall.SysProcAttr {
 	}
 }
 
-// newGateway furnishes the name spaces.
+// newGateway prepares the namespaces.
 func newGateway(workshop string) *gateway {
 	g := &gateway{workshop: workshop, blocks: map[string]string{}}
 	roots, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
@@ -81,7 +81,7 @@ func newGateway(workshop string) *gateway {
 		"/etc/nsswitch.conf": "hosts: files dns\n",
 		"/etc/passwd":        "root:x:0:0:root:/root:/bin/sh\n",
 		"/etc/group":         "root:x:0:\n",
-		// The service's authority is one of those that this gateway trusts.
+		// The authority of the service is one of those that this gateway trusts.
 		"/etc/ssl/certs/ca-certificates.crt": string(roots) + string(ca),
 	} {
 		g.write(file, text)
@@ -105,7 +105,7 @@ func (g *gateway) read(file string) string {
 	return string(text)
 }
 
-// write replaces a file as programs do that others watch. Keys are for few.
+// write replaces a file atomically. Only the owner and the group may read keys.
 func (g *gateway) write(file, text string) {
 	mode := os.FileMode(0o644)
 	if strings.HasPrefix(file, "/etc/dpsd/keys/") {
@@ -116,13 +116,13 @@ func (g *gateway) write(file, text string) {
 	must(os.Rename(file+".new", file))
 }
 
-// configure writes dpsd.toml with such credentials; everything else is as it comes.
+// configure writes dpsd.toml with the given credentials, and default values otherwise.
 func (g *gateway) configure(credentials string) {
 	scope := strings.TrimSpace(g.read("/run/simulator/id-scope"))
 	g.write("/etc/dpsd/dpsd.toml", fmt.Sprintf("[dps]\nid_scope        = %q\nregistration_id = %q\n\n%s", scope, device, credentials))
 }
 
-// environment is that of whoever types the commands.
+// environment is the environment of the user who types the commands.
 func (g *gateway) environment(more ...string) []string {
 	return append(more, "PATH="+filepath.Join(g.workshop, "bin")+":"+os.Getenv("PATH"), "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
 }
@@ -151,8 +151,7 @@ func (g *gateway) must(name string, args ...string) {
 	}
 }
 
-// serve starts the service, or another one in its place. Without settings of its
-// own it answers at once.
+// serve starts the service, or replaces it. Without specific settings it answers immediately.
 func (g *gateway) serve(scenario string) {
 	g.stop(&g.sim)
 	if !strings.Contains(scenario, "[settings]") {
@@ -176,16 +175,16 @@ func (g *gateway) enroll(text string) {
 	g.write("/run/simulator/enrollments.toml", text)
 }
 
-// start starts the service that the page is about. What is told from now on is new.
+// start starts the service of the page. The next entries are new.
 func (g *gateway) start() {
-	g.told = g.journal.length()
+	g.shown = g.journal.length()
 	log, err := os.Create("/run/dpsd.stderr")
 	must(err)
 	defer log.Close()
 	var stat unix.Stat_t
 	must(unix.Fstat(int(log.Fd()), &stat))
 	g.dpsd = g.command("dpsd", "run")
-	// As systemd tells a service that its standard error is the journal's.
+	// systemd indicates in the same way that standard error is connected to the journal.
 	g.dpsd.Env = append(g.dpsd.Env, fmt.Sprintf("JOURNAL_STREAM=%d:%d", stat.Dev, stat.Ino))
 	g.dpsd.Stderr = log
 	must(g.dpsd.Start())
@@ -200,7 +199,7 @@ func (g *gateway) stop(process **exec.Cmd) {
 	*process = nil
 }
 
-// end stops what runs.
+// end stops the running processes.
 func (g *gateway) end() {
 	g.stop(&g.dpsd)
 	g.stop(&g.sim)
@@ -209,17 +208,17 @@ func (g *gateway) end() {
 // begin starts a block of the page.
 func (g *gateway) begin(name string) { g.block = name }
 
-// show runs a command line and adds it to the block, with what it prints.
+// show runs a command line and adds it with its output to the block.
 func (g *gateway) show(line string) {
 	c := g.command("sh", "-c", line)
-	out, err := c.CombinedOutput() // that some exit with 1 is what they say
+	out, err := c.CombinedOutput() // some commands report a problem by exit status 1
 	if exit := c.ProcessState; exit == nil || exit.ExitCode() > 3 {
 		panic(fmt.Errorf("%s: %w\n%s", line, err, out))
 	}
 	g.add(line, string(out))
 }
 
-// status shows dpsd status, as it is once one of its lines begins so.
+// status shows dpsd status when one of its lines begins with the given text.
 func (g *gateway) status(begin string) {
 	var out []byte
 	for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(20 * time.Millisecond) {
@@ -232,20 +231,20 @@ func (g *gateway) status(begin string) {
 	panic(fmt.Errorf("no line of dpsd status begins with %q:\n%s", begin, out))
 }
 
-// check shows what dpsd check finds amiss.
+// check shows the problems that dpsd check finds.
 func (g *gateway) check() { g.show("dpsd check 2>&1 | grep -v -e ^ok -e ^skipped") }
 
-// log shows what was told since it was last shown.
+// log shows the entries since the last call.
 func (g *gateway) log() {
-	g.add("journalctl -u dpsd -o cat", strings.Join(g.journal.messages(g.told), "\n")+"\n")
-	g.told = g.journal.length()
+	g.add("journalctl -u dpsd -o cat", strings.Join(g.journal.messages(g.shown), "\n")+"\n")
+	g.shown = g.journal.length()
 }
 
-// last shows the last entry: how often the ones before are told is a matter of time.
+// last shows only the last entry, because the number of earlier entries depends on the timing.
 func (g *gateway) last() {
 	all := g.journal.messages(0)
 	g.add("journalctl -u dpsd -o cat -n 1", all[len(all)-1]+"\n")
-	g.told = len(all)
+	g.shown = len(all)
 }
 
 func (g *gateway) add(line, out string) {
@@ -255,16 +254,16 @@ func (g *gateway) add(line, out string) {
 	g.blocks[g.block] += "# " + line + "\n" + out
 }
 
-// until waits until an entry that was not shown yet has the field.
+// until waits for an entry with the field that has not been shown yet.
 func (g *gateway) until(field string) {
-	if !g.journal.wait(g.told, field) {
-		panic(fmt.Errorf("dpsd has not told %s; it told\n%s\n%s", field, strings.Join(g.journal.messages(0), "\n"), g.read("/run/dpsd.stderr")))
+	if !g.journal.wait(g.shown, field) {
+		panic(fmt.Errorf("dpsd has not logged %s; it logged\n%s\n%s", field, strings.Join(g.journal.messages(0), "\n"), g.read("/run/dpsd.stderr")))
 	}
 }
 
-// authority writes an authority for the service, as dpsd-sim keeps its own, with
-// the name of the real one: dpsd calls any other that answers for Azure's names
-// an interceptor.
+// authority writes an authority for the service in the files of dpsd-sim, with the name of the
+// real one: dpsd reports any other authority that issues certificates for Azure's names as an
+// interceptor.
 func authority(dir string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -288,8 +287,8 @@ func authority(dir string) error {
 		os.WriteFile(filepath.Join(dir, "ca.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 }
 
-// certificate makes a device certificate that is valid for a year, from so many
-// days ago.
+// certificate creates a device certificate that is valid for a year from the given number of days
+// ago.
 func (g *gateway) certificate(daysAgo int) (cert, key string) {
 	decode := func(name string) []byte {
 		block, _ := pem.Decode([]byte(g.read(name)))
@@ -314,7 +313,7 @@ func (g *gateway) certificate(daysAgo int) (cert, key string) {
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// journal is a journald that only listens.
+// journal is a journald that only receives entries.
 type journal struct {
 	mu      sync.Mutex
 	entries []map[string]string
@@ -341,8 +340,8 @@ func listen(socket string) *journal {
 	return j
 }
 
-// fields reads the native protocol: NAME=value, or NAME, a length in 8 bytes, and
-// the value, https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
+// fields parses the native protocol: NAME=value, or NAME, a length in 8 bytes, and the value; see
+// https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
 func fields(datagram []byte) map[string]string {
 	found := map[string]string{}
 	for len(datagram) > 0 {

@@ -25,13 +25,13 @@ var update = flag.Bool("update", false, "write the transcripts into docs/operati
 
 const page = "../../docs/operations.md"
 
-// troubleVariable names the trouble that a process in name spaces of its own meets.
-const troubleVariable = "DPSD_OPERATIONS_TROUBLE"
+// failureVariable names the failure that a process in its own namespaces tests.
+const failureVariable = "DPSD_OPERATIONS_FAILURE"
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv(troubleVariable); name != "" {
+	if name := os.Getenv(failureVariable); name != "" {
 		g := newGateway(os.Getenv(workshopVariable))
-		if work, found := troubles[name]; found {
+		if work, found := failures[name]; found {
 			work(g)
 		} else {
 			pages[name](g)
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// furnish builds the programs and makes the keys.
+// furnish builds the programs and creates the keys.
 func furnish(t *testing.T) string {
 	t.Helper()
 	workshop := t.TempDir()
@@ -64,7 +64,7 @@ func furnish(t *testing.T) string {
 	return workshop
 }
 
-// possible says what is missing here.
+// possible returns what this machine lacks.
 func possible() error {
 	for _, tool := range []string{"ip", "curl", "jq"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -82,7 +82,7 @@ func possible() error {
 	return nil
 }
 
-// orSkip leaves a test out where a gateway of one's own cannot be made, but not in CI.
+// orSkip skips a test if the machine does not permit such a gateway. In CI, the test fails.
 func orSkip(t *testing.T) {
 	t.Helper()
 	err := possible()
@@ -95,8 +95,8 @@ func orSkip(t *testing.T) {
 	}
 }
 
-// meet returns the blocks of a trouble.
-func meet(t *testing.T, workshop, trouble string) map[string]string {
+// play returns the blocks of a failure.
+func play(t *testing.T, workshop, failure string) map[string]string {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -105,8 +105,8 @@ func meet(t *testing.T, workshop, trouble string) map[string]string {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	defer cancel()
 	c := exec.CommandContext(ctx, self)
-	c.WaitDelay = time.Second // for what it has started, and left
-	c.Env = append(os.Environ(), troubleVariable+"="+trouble, workshopVariable+"="+workshop)
+	c.WaitDelay = time.Second // for child processes that are still running
+	c.Env = append(os.Environ(), failureVariable+"="+failure, workshopVariable+"="+workshop)
 	c.SysProcAttr = separate()
 	var complaint strings.Builder
 	c.Stderr = &complaint
@@ -124,16 +124,16 @@ func meet(t *testing.T, workshop, trouble string) map[string]string {
 // transcript is a block of the page.
 var transcript = regexp.MustCompile("(?s)<!-- transcript ([a-z-]+): make operations -->\n```\n(.*?)```\n<!-- end -->")
 
-func TestThePageShowsWhatIsSeen(t *testing.T) {
+func TestThePageShowsTheActualOutput(t *testing.T) {
 	orSkip(t)
 	workshop := furnish(t)
 	var mu sync.Mutex
 	seen := map[string]string{}
 	t.Run("gateways", func(t *testing.T) {
-		for name := range troubles {
+		for name := range failures {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				blocks := meet(t, workshop, name)
+				blocks := play(t, workshop, name)
 				mu.Lock()
 				defer mu.Unlock()
 				maps.Copy(seen, blocks)
@@ -154,14 +154,14 @@ func TestThePageShowsWhatIsSeen(t *testing.T) {
 		shown[name] = true
 		is, made := seen[name]
 		if !made {
-			t.Errorf("nobody makes the transcript %s", name)
+			t.Errorf("no failure creates the transcript %s", name)
 			return block
 		}
 		if mask(have) == mask(is) {
-			return block // what differs is time and chance
+			return block // only times and random values differ
 		}
 		if !*update {
-			t.Errorf("%s: what is seen is not what the page shows; \"make operations\" writes it anew:\n%s", name, is)
+			t.Errorf("%s: the output differs from the page; \"make operations\" rewrites it:\n%s", name, is)
 		}
 		return "<!-- transcript " + name + ": make operations -->\n```\n" + is + "```\n<!-- end -->"
 	})
@@ -177,7 +177,7 @@ func TestThePageShowsWhatIsSeen(t *testing.T) {
 	}
 }
 
-// chance are the parts of a transcript that differ from one run to the next.
+// chance are the parts of a transcript that differ between runs.
 var chance = []struct{ is, as string }{
 	{`; (the next attempt begins now|next attempt in \S+, at \S+ UTC)`, "; NEXT ATTEMPT"},
 	{`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?Z| UTC)?`, "TIME"},
@@ -197,7 +197,7 @@ var chance = []struct{ is, as string }{
 	{`faults before it: \d+`, "faults before it: N"},
 }
 
-// mask takes chance away.
+// mask replaces these parts.
 func mask(text string) string {
 	for _, c := range chance {
 		text = regexp.MustCompile(c.is).ReplaceAllString(text, c.as)
@@ -205,7 +205,7 @@ func mask(text string) string {
 	return text
 }
 
-func TestOnlyChanceIsMasked(t *testing.T) {
+func TestOnlyVaryingPartsAreMasked(t *testing.T) {
 	for a, b := range map[string]string{
 		"next in 4m59s, at 2026-11-25T23:00:00Z":          "next in 5m1s, at 2027-01-01T01:02:03Z",
 		"trackingId 0f8fad5b-d9cb-469f-a165-70867728950e": "trackingId 00000000-d9cb-469f-a165-70867728950e",

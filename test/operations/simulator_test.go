@@ -10,8 +10,8 @@ import (
 
 const simulatorPage = "../../docs/simulator.md"
 
-// pages are what a person does who follows a page to the letter, by the name of the
-// block with all that is printed.
+// pages are the steps of a person who follows a page exactly, by the name of the block with the
+// whole output.
 var pages = map[string]func(*gateway){
 	"simulator": func(g *gateway) {
 		text, err := os.ReadFile(simulatorPage)
@@ -27,7 +27,7 @@ var pages = map[string]func(*gateway){
 	},
 }
 
-// blocksOf are the blocks of a language in a section of a page.
+// blocksOf returns the blocks of a language in a section of a page.
 func blocksOf(text, heading, language string) (all []string) {
 	_, section, _ := strings.Cut(text, "\n## "+heading+"\n")
 	section, _, _ = strings.Cut(section, "\n## ")
@@ -47,7 +47,7 @@ func TestADeveloperWithoutAnAccountRunsDpsdAgainstTheSimulator(t *testing.T) {
 	if len(shown) != 1 {
 		t.Fatalf("%d transcripts in the section", len(shown))
 	}
-	seen := meet(t, furnish(t), "simulator")["simulator"]
+	seen := play(t, furnish(t), "simulator")["simulator"]
 	rest := mask(seen)
 	for line := range strings.Lines(mask(shown[0])) {
 		_, after, found := strings.Cut("\n"+rest, "\n"+line)

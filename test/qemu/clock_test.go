@@ -18,10 +18,11 @@ const (
 	year     = 365 * day
 )
 
-// TestTheClockIsSetRight boots with a clock that is behind: all that is told of
-// the service's certificate is that it is not valid yet. The service is of this
-// machine, with the right time; it judges tokens by that.
-func TestTheClockIsSetRight(t *testing.T) {
+// TestAClockThatIsBehindIsCorrected boots with a clock that is behind: dpsd reports that the
+// service's
+// certificate is not valid yet. The service runs on this machine with the correct time, and checks
+// tokens against it.
+func TestAClockThatIsBehindIsCorrected(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
@@ -76,10 +77,11 @@ func TestTheClockIsSetRight(t *testing.T) {
 	}
 }
 
-// TestTheClockIsAhead boots with a clock that is a year ahead. The service's
-// certificate is still valid then, so nothing is to be seen of it, also not when
-// the clock is set right, nor afterwards, with a record of the future.
-func TestTheClockIsAhead(t *testing.T) {
+// TestAClockThatIsAheadHasNoEffect boots with a clock that is a year ahead. The service's
+// certificate is still
+// valid then, so the wrong clock has no effect, neither when the clock is corrected nor afterwards
+// with a record from the future.
+func TestAClockThatIsAheadHasNoEffect(t *testing.T) {
 	t.Parallel()
 	sim := simulator.Start(t, simulator.Options{})
 	m := boot(t, time.Now().Add(year), gatewayFiles(t, sim))
@@ -89,7 +91,7 @@ func TestTheClockIsAhead(t *testing.T) {
 	}
 	m.until("active", func(s service) bool { return s.state == "active" })
 	t.Logf("%7.3f s  assigned, with a clock a year ahead", assigned.at.Seconds())
-	// What systemd has made of the entry.
+	// This is the entry as systemd stores it.
 	for field, want := range map[string]string{
 		"MESSAGE":    "Assigned to " + assigned.fields["DPSD_ASSIGNED_HUB"] + " as " + gateway + " (generation 1, written)",
 		"MESSAGE_ID": "2e9d58aed7656135ba5c4cc2e5afe250", "PRIORITY": "5", "SYSLOG_IDENTIFIER": "dpsd",
@@ -109,15 +111,15 @@ func TestTheClockIsAhead(t *testing.T) {
 	}
 }
 
-// undisturbed steps the clock of an assigned gateway. Each step is told, and
-// changes nothing: no attempt, no word to the service, the same process and
-// STATUS=, and the watchdog is kept.
+// undisturbed steps the clock of an assigned gateway. dpsd logs each step, and nothing else
+// happens: no attempt, no request to the service, the same process and STATUS=, and the watchdog
+// messages continue.
 func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 	m.t.Helper()
-	m.until("the farewell", func(service) bool { return closedAll(sim.Log()) })
+	m.until("the disconnect", func(service) bool { return closedAll(sim.Log()) })
 	before, entries := m.service(), len(sim.Log())
 	for _, step := range steps {
-		told := len(m.sofar())
+		logged := len(m.sofar())
 		m.setClock(m.clock().Add(step))
 		stepped := m.next("clock-stepped")
 		after := m.until("the watchdog kept for longer than WatchdogSec", func(s service) bool {
@@ -129,10 +131,10 @@ func (m *machine) undisturbed(sim *simulator.Local, steps ...time.Duration) {
 			m.t.Errorf("after a step of %s: %+v, want %+v", step, after, before)
 		}
 		if now := len(sim.Log()); now != entries {
-			m.t.Errorf("after a step of %s the service has heard: %+v", step, sim.Log()[entries:])
+			m.t.Errorf("after a step of %s the service has received:  %+v", step, sim.Log()[entries:])
 		}
-		if events := m.sofar()[told:]; len(events) != 1 {
-			m.t.Errorf("after a step of %s dpsd told more than that:\n%s", step, listing(events))
+		if events := m.sofar()[logged:]; len(events) != 1 {
+			m.t.Errorf("after a step of %s dpsd logged more than that:\n%s", step, listing(events))
 		}
 		m.t.Logf("%7.3f s  the clock is stepped by %s; %s, the watchdog was kept %s later", stepped.at.Seconds(), stepped.fields["DPSD_BY"], after.state, kept-stepped.at)
 	}
@@ -151,7 +153,7 @@ func closedAll(log []simulator.Entry) bool {
 	return open == 0
 }
 
-// gatewayFiles make a machine a gateway of that service.
+// gatewayFiles makes a machine a gateway of that service.
 func gatewayFiles(t *testing.T, sim *simulator.Local) map[string]file {
 	t.Helper()
 	need(t)

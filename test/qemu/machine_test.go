@@ -1,7 +1,6 @@
-// Package qemu tests what can only be seen on a whole machine whose clock may
-// be set: dpsd as a service of a booted systemd in QEMU. "make test-clock" builds
-// the machine and runs it; the clock of the machine that runs the tests is left
-// alone.
+// Package qemu tests what needs a whole machine whose clock may be set: dpsd as a service of a
+// booted systemd in QEMU. "make test-clock" builds the machine and runs the tests. They do not
+// change the clock of the machine that runs them.
 package qemu
 
 import (
@@ -25,20 +24,20 @@ import (
 	"time"
 )
 
-// patience is how long the emulated machine may take for anything that it does
-// at once, on a busy host too. It is less than the least wait after a
-// refusal, refused_initial (5 minutes here) less a quarter: what happens within it has not waited for that.
+// patience is the timeout for immediate reactions of the emulated machine, even on a busy host. It
+// is less than the shortest delay after a refusal, refused_initial (5 minutes here) minus a
+// quarter: anything that happens within it did not wait for that delay.
 const patience = 200 * time.Second
 
-// host is the address of this machine's loopback in the network that QEMU
-// makes. The guest has no route beyond.
+// host is the address of this machine's loopback interface in the network of QEMU. The guest has
+// no route to any other network.
 const host = "10.0.2.2"
 
 // machine is a booted machine.
 type machine struct {
 	t       *testing.T
 	events  <-chan event
-	told    []event // all that were taken from events
+	logged  []event // all events that were received
 	console string  // file
 	shell   struct {
 		sync.Mutex
@@ -47,7 +46,7 @@ type machine struct {
 	}
 }
 
-// event is an entry of dpsd's in the journal.
+// event is an entry of dpsd in the journal.
 type event struct {
 	name   string
 	at     time.Duration     // since the machine's kernel began, by the monotonic clock
@@ -58,15 +57,15 @@ func (e event) String() string {
 	return fmt.Sprintf("%8.3f %s: %s", e.at.Seconds(), e.name, e.fields["MESSAGE"])
 }
 
-// file is one for the root file system of a machine.
+// file is a file for the root file system of a machine.
 type file struct {
 	text     []byte
 	mode     fs.FileMode
 	modified time.Time // zero: now
 }
 
-// boot starts a machine whose battery-backed clock shows rtc, with files added
-// to those of testdata/root and packaging/systemd, and waits until it can be spoken to.
+// boot starts a machine whose battery-backed clock shows rtc, with files in addition to those of
+// testdata/root and packaging/systemd, and waits until it accepts commands.
 func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	t.Helper()
 	system := need(t)
@@ -76,8 +75,8 @@ func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	initrd := filepath.Join(dir, "initrd")
-	// systemd sets a clock forward that is behind its own release, or behind this
-	// file: here it is a system of the day before.
+	// systemd advances a clock that is behind its own release, or behind this file: here the
+	// system is from the previous day.
 	files["usr/lib/clock-epoch"] = file{mode: 0o644, modified: rtc.Add(-24 * time.Hour)}
 	pack(t, initrd, filepath.Join(system, "system.cpio"), files)
 
@@ -87,8 +86,8 @@ func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 		"-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "file:" + m.console,
 		"-kernel", filepath.Join(system, "vmlinuz"), "-initrd", initrd,
-		// A panic restarts, and a restart ends QEMU. On a busy host the kernel's
-		// check of the timer sees none.
+		// A kernel panic reboots, and a reboot ends QEMU. On a busy host, the kernel's check of the
+		// timer fails.
 		"-append", "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/usr/bin/init systemd.unit=gateway.target systemd.journald.forward_to_console=1",
 		"-rtc", "clock=vm,base=" + rtc.UTC().Format("2006-01-02T15:04:05"),
 		"-device", "virtio-serial-pci", // the first virtio device: its ports are /dev/vport0p1 …
@@ -99,7 +98,7 @@ func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	ended := start(t, "qemu-system-x86_64", args)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the end of the console:\n%s\n\nwhat dpsd told:\n%s", tail(m.console), listing(m.told))
+			t.Logf("the end of the console:\n%s\n\nthe log of dpsd:\n%s", tail(m.console), listing(m.logged))
 		}
 	})
 
@@ -110,7 +109,7 @@ func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	return m
 }
 
-// need gives the directory of the machine that the script "machine" has made.
+// need returns the directory of the machine that the script "machine" has created.
 func need(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("DPSD_MACHINE")
@@ -130,7 +129,7 @@ func need(t *testing.T) string {
 	return dir
 }
 
-// packaged is what makes dpsd a service, and where the Debian package puts it.
+// packaged lists the files that make dpsd a service, and their paths in the Debian package.
 var packaged = map[string]string{
 	"dpsd.service":            "usr/lib/systemd/system/dpsd.service",
 	"dpsd-provisioned.target": "usr/lib/systemd/system/dpsd-provisioned.target",
@@ -138,8 +137,8 @@ var packaged = map[string]string{
 	"dpsd.tmpfiles":           "usr/lib/tmpfiles.d/dpsd.conf",
 }
 
-// pack writes an initramfs: that of the system, and after it a second archive
-// with what is added, which the kernel unpacks over the first.
+// pack writes an initramfs: that of the system, followed by a second archive with the additional
+// files, which the kernel unpacks over the first.
 func pack(t *testing.T, to, system string, files map[string]file) {
 	t.Helper()
 	root := t.TempDir()
@@ -186,8 +185,8 @@ func pack(t *testing.T, to, system string, files map[string]file) {
 	}
 }
 
-// start runs a program until the test ends, or this process, however it ends.
-// The channel is closed when the program has ended.
+// start runs a program until the test or this process ends, for any reason. The channel is closed
+// when the program has ended.
 func start(t *testing.T, name string, args []string) <-chan struct{} {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -237,7 +236,7 @@ func accept(t *testing.T, l *net.UnixListener, ended <-chan struct{}) net.Conn {
 	return c
 }
 
-// closed is done when the channel is closed.
+// closed returns when the channel is closed.
 func closed(c <-chan struct{}) context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -247,8 +246,8 @@ func closed(c <-chan struct{}) context.Context {
 	return ctx
 }
 
-// follow reads journal entries, journalctl(1) --output=json, until the line is
-// closed. What systemd tells of the unit is no event of dpsd's.
+// follow reads journal entries, journalctl(1) --output=json, until the connection is closed.
+// Entries of systemd about the unit are not events of dpsd.
 func follow(line io.Reader) <-chan event {
 	events := make(chan event, 1000)
 	go func() {
@@ -256,7 +255,7 @@ func follow(line io.Reader) <-chan event {
 		lines := bufio.NewScanner(line)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
-			var entry map[string]any // also of bytes, where a value is no text
+			var entry map[string]any // also arrays of bytes if a value is not text
 			if json.Unmarshal(lines.Bytes(), &entry) != nil || entry["DPSD_EVENT"] == nil {
 				continue
 			}
@@ -273,7 +272,7 @@ func follow(line io.Reader) <-chan event {
 	return events
 }
 
-// next is the next event of that name.
+// next returns the next event of that name.
 func (m *machine) next(name string) event {
 	m.t.Helper()
 	late := time.NewTimer(patience)
@@ -284,7 +283,7 @@ func (m *machine) next(name string) event {
 			if !open {
 				m.t.Fatalf("the journal ended before the event %q", name)
 			}
-			m.told = append(m.told, e)
+			m.logged = append(m.logged, e)
 			if e.name == name {
 				return e
 			}
@@ -294,7 +293,7 @@ func (m *machine) next(name string) event {
 	}
 }
 
-// count is how many events of that name there have been so far.
+// count returns the number of events of that name so far.
 func (m *machine) count(name string) (n int) {
 	for _, e := range m.sofar() {
 		if e.name == name {
@@ -304,22 +303,22 @@ func (m *machine) count(name string) (n int) {
 	return n
 }
 
-// sofar takes the events that have arrived, and gives all.
+// sofar receives the events that have arrived, and returns all events.
 func (m *machine) sofar() []event {
 	for {
 		select {
 		case e, open := <-m.events:
 			if !open {
-				return m.told
+				return m.logged
 			}
-			m.told = append(m.told, e)
+			m.logged = append(m.logged, e)
 		default:
-			return m.told
+			return m.logged
 		}
 	}
 }
 
-// run runs a command line and gives its output.
+// run runs a command line and returns its output.
 func (m *machine) run(command string) string {
 	m.t.Helper()
 	answer := make(chan string, 1)
@@ -353,13 +352,13 @@ func (m *machine) run(command string) string {
 	return ""
 }
 
-// setClock sets the machine's clock, as NTP or a person would.
+// setClock sets the machine's clock like NTP or a person.
 func (m *machine) setClock(to time.Time) {
 	m.t.Helper()
 	m.run("date -s @" + strconv.FormatInt(to.Unix(), 10))
 }
 
-// clock is what the machine's clock shows.
+// clock returns the time of the machine's clock.
 func (m *machine) clock() time.Time {
 	m.t.Helper()
 	seconds, err := strconv.ParseInt(m.run("date +%s"), 10, 64)
@@ -369,7 +368,7 @@ func (m *machine) clock() time.Time {
 	return time.Unix(seconds, 0)
 }
 
-// service is what systemd knows about dpsd.
+// service is the state of dpsd in systemd.
 type service struct {
 	state    string // activating, active, …
 	status   string // STATUS=
@@ -403,7 +402,7 @@ func (m *machine) service() (s service) {
 	return s
 }
 
-// until asks systemd about dpsd until what is wanted is so, or patience ends.
+// until queries systemd about dpsd until the condition is met, or patience ends.
 func (m *machine) until(what string, so func(service) bool) service {
 	m.t.Helper()
 	late := time.Now().Add(patience)

@@ -1,5 +1,5 @@
-// Package repack makes packages of earlier versions out of one that was built: for tests
-// of upgrades and downgrades.
+// Package repack creates packages of earlier versions from a built package, for tests of upgrades
+// and downgrades.
 package repack
 
 import (
@@ -11,13 +11,13 @@ import (
 	"testing"
 )
 
-// Older is the same package, with a version that goes before.
+// Older returns the same package with a lower version.
 func Older(t testing.TB, deb string) string {
 	t.Helper()
 	return repack(t, deb, "~prev", nil)
 }
 
-// BeforeKeysGroup is the package as it was when the keys belonged to the group dpsd.
+// BeforeKeysGroup returns the package from the time when the keys belonged to the group dpsd.
 func BeforeKeysGroup(t testing.TB, deb string) string {
 	t.Helper()
 	return repack(t, deb, "~before", map[string][][2]string{
@@ -29,7 +29,7 @@ func BeforeKeysGroup(t testing.TB, deb string) string {
 	})
 }
 
-// repack appends to the version, and replaces text in files: each must be there.
+// repack appends to the version, and replaces texts in files. Each text must exist.
 func repack(t testing.TB, deb, version string, edits map[string][][2]string) string {
 	t.Helper()
 	run := func(args ...string) {
@@ -51,7 +51,7 @@ func repack(t testing.TB, deb, version string, edits map[string][][2]string) str
 		if changed == string(text) {
 			t.Fatalf("%s has changed: nothing to replace in\n%s", name, text)
 		}
-		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil { // its mode stays
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil { // its mode does not change
 			t.Fatal(err)
 		}
 	}

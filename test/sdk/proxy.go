@@ -9,15 +9,15 @@ import (
 	"sync"
 )
 
-// Proxy is an HTTP proxy that takes a client who asks for the service's own name and
-// ports to a simulator: Python's SDK knows no other ports.
+// Proxy is an HTTP proxy that connects a client that requests the service's own name and ports to
+// a simulator. Python's SDK supports no other ports.
 type Proxy struct {
 	listener net.Listener
 	open     sync.WaitGroup
 }
 
-// Listen starts one on the loopback interface. mqtt and webSocket tell the addresses of
-// the simulator; they are asked for each client. What goes wrong is handed to failed.
+// Listen starts a proxy on the loopback interface. mqtt and webSocket return the addresses of the
+// simulator, and are called for each client. failed is called with each error.
 func Listen(mqtt, webSocket func() (string, error), failed func(error)) (*Proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -45,16 +45,16 @@ func Listen(mqtt, webSocket func() (string, error), failed func(error)) (*Proxy,
 	return p, nil
 }
 
-// Port is where it listens.
+// Port returns the port on which the proxy listens.
 func (p *Proxy) Port() int { return p.listener.Addr().(*net.TCPAddr).Port }
 
-// Close waits until every client has gone.
+// Close waits until every client has disconnected.
 func (p *Proxy) Close() {
 	_ = p.listener.Close()
 	p.open.Wait()
 }
 
-// forward serves one CONNECT, RFC 9110 9.3.6.
+// forward serves one CONNECT request, RFC 9110 9.3.6.
 func forward(conn net.Conn, targets map[string]func() (string, error)) error {
 	in := bufio.NewReader(conn)
 	req, err := http.ReadRequest(in)

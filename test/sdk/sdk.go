@@ -1,6 +1,6 @@
-// Package sdk installs Microsoft's device SDKs for Node and Python, unchanged, with the
-// small programs of simulator/testdata that register devices by them. It serves tests
-// and benchmarks, which install from the registries on demand only.
+// Package sdk installs Microsoft's device SDKs for Node and Python, unchanged, with the small
+// programs in simulator/testdata that use them to register devices. Tests and benchmarks use it;
+// they install from the registries only on demand.
 package sdk
 
 import (
@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// Limit is in which time an SDK comes to its end, or never: of Node's it is known that
-// it may hang.
+// Limit is the time in which an SDK finishes, unless it hangs; the SDK for Node is known to hang
+// sometimes.
 const Limit = 2 * time.Minute
 
-// SDK is one of them.
+// SDK is one of the SDKs.
 type SDK struct {
 	Name    string
 	files   string     // directory of simulator/testdata that is copied
-	tools   []string   // programs that are needed
-	needs   [][]string // commands that succeed where the rest of what is needed is installed
-	install [][]string // run in the copy
+	tools   []string   // required programs
+	needs   [][]string // commands that succeed if the other requirements are installed
+	install [][]string // commands to run in the copy
 	// version prints the versions of interpreter and SDK, run in the copy.
 	version []string
 	command func(cases string, proxy int) []string
@@ -62,7 +62,7 @@ func Python() SDK {
 	}
 }
 
-// Missing names what is not there of what the SDK needs, "" for nothing.
+// Missing returns what the SDK needs but the machine does not have, or "".
 func (k SDK) Missing() string {
 	for _, tool := range k.tools {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -77,7 +77,7 @@ func (k SDK) Missing() string {
 	return ""
 }
 
-// Install copies the program from the repository to dir, and installs the SDK there.
+// Install copies the program from the repository to dir, and installs the SDK in it.
 func (k SDK) Install(ctx context.Context, repository, dir string) error {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(repository, "simulator/testdata", k.files))); err != nil {
 		return err
@@ -92,7 +92,7 @@ func (k SDK) Install(ctx context.Context, repository, dir string) error {
 	return nil
 }
 
-// Version names interpreter and SDK that are installed in dir.
+// Version returns the versions of the interpreter and the SDK that are installed in dir.
 func (k SDK) Version(dir string) (string, error) {
 	command := exec.Command(k.version[0], k.version[1:]...) //nolint:gosec // of the list above
 	command.Dir = dir
@@ -103,12 +103,12 @@ func (k SDK) Version(dir string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Command registers the devices of a file, a list of Case in JSON, when it is run in the
-// directory of the installation, with the environment of "dpsd-sim exec". It prints a
-// Line for each. proxy is the port of a Proxy, which Python's SDK needs.
+// Command returns a command that registers the devices of a file, a JSON list of Case. It must
+// run in the directory of the installation, with the environment of "dpsd-sim exec". It prints a
+// Line for each device. proxy is the port of a Proxy, which Python's SDK needs.
 func (k SDK) Command(cases string, proxy int) []string { return k.command(cases, proxy) }
 
-// Case is a device as the SDK is told of it.
+// Case describes a device for the SDK.
 type Case struct {
 	RegistrationID  string         `json:"registrationId"`
 	Protocol        string         `json:"protocol"` // "mqtt" or "websocket"
@@ -118,7 +118,7 @@ type Case struct {
 	Payload         map[string]any `json:"payload,omitempty"`
 }
 
-// Line is what the SDK says of a device: where it is assigned, or the error.
+// Line is the result of the SDK for a device: the assignment, or the error.
 type Line struct {
 	RegistrationID, Status, Hub, Device string
 	Payload                             map[string]any

@@ -8,9 +8,8 @@ import (
 	"path/filepath"
 )
 
-// Build puts dpsd and dpsd-sim into dir, built as the packages have them, but for the
-// version: that is "devel". One set of flags for all is also one build of the
-// standard library.
+// Build builds dpsd and dpsd-sim in dir with the flags of the packages, except for the version,
+// which is "devel". With one set of flags for all tests, the standard library is built only once.
 func Build(dir string) error {
 	module, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {

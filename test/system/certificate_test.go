@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// certified makes the gateway one that signs in with a certificate, both parts of which
-// are credentials of systemd.
+// certified configures the gateway to authenticate with a certificate. Certificate and key are
+// systemd credentials.
 func certified(g *gateway) *service {
 	g.t.Helper()
 	dps := g.service(prompt)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// As whom a command is run.
+// The users as which a command runs.
 const (
 	stranger = "setpriv --reuid=nobody --regid=nogroup --clear-groups "
 	member   = "setpriv --reuid=nobody --regid=nogroup --groups=dpsd "
@@ -38,7 +38,7 @@ func TestTheCommandsReachTheServiceInItsSandbox(t *testing.T) {
 	})
 }
 
-func TestAReportOfABootedGatewayIsWholeAndHoldsNoKey(t *testing.T) {
+func TestAReportOfABootedGatewayIsCompleteAndContainsNoKey(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		dps := provisioned(g, "")
@@ -53,7 +53,7 @@ func TestAReportOfABootedGatewayIsWholeAndHoldsNoKey(t *testing.T) {
 				t.Errorf("root's report is not whole:\n%s", missing)
 			}
 			if who != "" && (!strings.Contains(missing, "journal.txt") || !strings.Contains(missing, "Try: sudo dpsd report")) {
-				t.Errorf("%sdpsd report does not say that the journal is not this user's to read:\n%s", who, missing)
+				t.Errorf("%sdpsd report does not report that this user cannot read the journal:\n%s", who, missing)
 			}
 			g.run("cd /tmp/r/all && grep -q '\"running\": true' status.json && grep -q '^dpsd_' metrics.txt && grep -q ^ExecStart= unit.txt && grep -q ^ActiveState=active unit-properties.txt")
 			g.run("cd /tmp/r/all && grep -qx 'Environment=\\[masked\\] SITE HTTPS_PROXY' unit.txt && grep -q '^dpsd .* installed$' versions.txt")
@@ -62,7 +62,7 @@ func TestAReportOfABootedGatewayIsWholeAndHoldsNoKey(t *testing.T) {
 			}
 			for _, secret := range []string{dps.key("gw-1"), "hunter2", "hall 7"} {
 				if out, status := g.try("grep -rF '" + strings.TrimSpace(secret) + "' /tmp/r/all"); status != 1 {
-					t.Errorf("%sdpsd report tells a secret (grep ends with %d):\n%s", who, status, out)
+					t.Errorf("%sdpsd report contains a secret (grep ends with %d):\n%s", who, status, out)
 				}
 			}
 		}

@@ -28,7 +28,7 @@ func TestACorrectedFileIsAppliedBeforeTheFirstAssignmentWithoutSystemctl(t *test
 	})
 }
 
-// Many editors write a file in place, in more than one step.
+// Many editors write a file in place in more than one step.
 func TestAFileThatIsCorrectedInPlaceIsAppliedToo(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// sealedKey is where the example of encrypted credentials has the key.
+// sealedKey is the path of the key in the example of encrypted credentials.
 const sealedKey = "/etc/credstore.encrypted/dps-primary-key"
 
-// holdLock lets the unit holder have the lock of dpsd, now or as soon as dpsd ends.
+// holdLock makes the unit holder take the lock of dpsd, now or as soon as dpsd ends.
 const holdLock = `install -d -o dpsd -g dpsd -m 755 /var/lib/dpsd
 test -e /var/lib/dpsd/lock || install -o dpsd -g dpsd -m 600 /dev/null /var/lib/dpsd/lock
 systemd-run --quiet --unit=holder flock /var/lib/dpsd/lock sleep infinity
 while flock --nonblock /var/lib/dpsd/lock true; do sleep 0.1; done`
 
-// failingStarts are the reasons for which a start of dpsd fails again and again.
+// failingStarts are the reasons why every start of dpsd fails.
 var failingStarts = []struct {
 	name    string
 	prepare string // a shell script
@@ -34,7 +34,7 @@ var failingStarts = []struct {
 // starting matches the entry of systemd for each start of dpsd, SD_MESSAGE_UNIT_STARTING.
 const starting = "--boot UNIT=dpsd.service MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
 
-func TestAFailingStartIsTriedAgainNoEarlierThanRestartSec(t *testing.T) {
+func TestAFailingStartIsRetriedNoEarlierThanRestartSec(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		g.configure(g.service(prompt), "")
@@ -51,14 +51,14 @@ func TestAFailingStartIsTriedAgainNoEarlierThanRestartSec(t *testing.T) {
 			g.run(with.prepare)
 			for _, failing := range failingStarts {
 				g.failingStart(failing.name+", "+with.what, failing.prepare, failing.dropIn, failing.status)
-				g.until("all is well when the cause is gone", "systemctl is-active dpsd.service "+strings.Join(with.units, " "))
+				g.until("the units are active when the cause is removed", "systemctl is-active dpsd.service "+strings.Join(with.units, " "))
 				g.run("systemctl stop dpsd " + strings.Join(with.units, " "))
 			}
 		}
 	})
 }
 
-// failingStart watches four starts that fail, and then ends what they fail of.
+// failingStart observes four failing starts, and then removes the cause.
 func (g *gateway) failingStart(what, prepare, dropIn, status string) {
 	g.t.Helper()
 	const shortest = time.Second // between two starts: RestartSec below

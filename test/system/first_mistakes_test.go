@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// contains holds what a command printed to texts.
+// contains compares the output of a command with texts.
 func (g *gateway) contains(command string, texts ...string) {
 	g.t.Helper()
 	out, _ := g.try(command)
@@ -42,7 +42,7 @@ func TestAMissingMisnamedOrUnreadableConfigurationIsNamedWithItsRemedy(t *testin
 			g.contains(log, c.problem, c.remedy)
 		}
 
-		// While the file is closed to the user dpsd, root, who can read it, is not sent in a circle.
+		// As long as the user dpsd cannot read the file, root, who can, gets advice that works.
 		const remedy = "chmod a+r /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"
 		for _, command := range []string{"systemctl start --no-block dpsd && dpsd wait --timeout 3s 2>&1", "dpsd status 2>&1", "dpsd check 2>&1"} {
 			out, _ := g.try(command)
@@ -70,8 +70,9 @@ connack = 3
 `)
 		g.configure(dps, "")
 		right := dps.configuration("")
-		// Not under the name of Azure's endpoint: a simulator there inspects TLS, and a name
-		// that stands for this gateway is blocked.
+		// The endpoint does not have the name of Azure's endpoint: for that name, a simulator
+		// would be
+		// reported as a TLS interceptor, and an address of this gateway as blocked.
 		local := strings.Replace(right, "[dps]", "[dps]\nendpoint = \"localhost\"", 1)
 		const twoPorts = "websocket_port = 8443"
 		for _, c := range []struct {
@@ -81,11 +82,11 @@ connack = 3
 			code       string
 			advice     string
 			check      []string
-			adviceLess string // what the advice does not contain
+			adviceLess string // text that the advice must not contain
 		}{
 			{"an ID scope that no DPS has", `"gw-1"`, `"elsewhere"`, "", "connack-unavailable", "Check id_scope first", []string{"(CONNACK return code 3)"}, ""},
-			{"nobody at port 443", twoPorts, "websocket_port = 443\nprotocols = [\"websocket\"]", "", "tcp-refused", "Check the name and port of the server", []string{"443: tcp-refused"}, "443"},
-			{"nobody at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "let dpsd also try port 443", []string{"8884: tcp-refused"}, ""},
+			{"nothing listens at port 443", twoPorts, "websocket_port = 443\nprotocols = [\"websocket\"]", "", "tcp-refused", "Check the name and port of the server", []string{"443: tcp-refused"}, "443"},
+			{"nothing listens at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "let dpsd also try port 443", []string{"8884: tcp-refused"}, ""},
 			{"no /etc/resolv.conf", `"localhost"`, `"dps.example.com"`, "rm -f /etc/resolv.conf", "resolver-missing", "Check that /etc/resolv.conf exists", []string{"/etc/resolv.conf"}, ""},
 			{"the group's key", "", "", "cp /etc/credstore/dps-primary-key /root/; head -c 32 /dev/zero | base64 >/etc/credstore/dps-primary-key", "unauthorized", "With a key, check first that it is the device's own and not the enrollment group's (dpsd derive-key), and that the registration ID has no upper-case letters", []string{"unauthorized"}, ""},
 			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "put the file into /etc/dpsd/keys", []string{"failed   credential", "hides /root from dpsd", "Move it below /etc/dpsd"}, ""},
@@ -122,7 +123,7 @@ connack = 3
 			t.Errorf("%s: dpsd check --warnings-as-errors ends with %d:\n%s", s.name, status, out)
 		}
 
-		// The proxy is the one that the service uses, not that of the shell.
+		// The proxy is that of the service, not that of the shell.
 		g.dropIn("[Service]\nEnvironment=HTTPS_PROXY=http://127.0.0.1:3128\n")
 		g.run("systemctl restart --no-block dpsd")
 		g.untilShown("dpsd.service", "StatusText", "proxy-unreachable")

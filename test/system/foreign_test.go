@@ -49,7 +49,7 @@ func (g *gateway) listen(address string) net.Listener {
 	return o.l
 }
 
-// impostor answers with a certificate of its own making, for a name.
+// impostor answers with a self-made certificate for a name.
 func (g *gateway) impostor(address, name string) {
 	g.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -78,9 +78,9 @@ func (g *gateway) impostor(address, name string) {
 	}()
 }
 
-// A certificate that nobody vouches for may have anything in its names, and dpsd shows
-// them to whoever looks why it is not provisioned.
-func TestTerminalEscapesOfACertificateDoNotReachWhoeverAsksForTheStatus(t *testing.T) {
+// An untrusted certificate may contain any bytes in its names, and dpsd shows the names to users
+// who check why the gateway is not provisioned.
+func TestTerminalEscapesOfACertificateDoNotReachTheStatusOutput(t *testing.T) {
 	const escapes = "\x1b]0;owned\a\x1b[2J\r\nActive: active (running)\n"
 	inBoth(t, func(t *testing.T, s suite) {
 		for port, name := range map[int]string{8885: escapes, 8886: strings.Repeat(escapes, 3000)} {
@@ -91,7 +91,7 @@ func TestTerminalEscapesOfACertificateDoNotReachWhoeverAsksForTheStatus(t *testi
 			text := strings.Replace(dps.configuration(""), "websocket_port = 8443", fmt.Sprintf("mqtt_port = %d\nprotocols = [\"mqtt\"]", port), 1)
 			g.write("/etc/dpsd/dpsd.toml", text, 0o644)
 			g.run("systemctl start --no-block dpsd")
-			g.untilShown("dpsd.service", "StatusText", "]0;owned") // systemctl show escapes what stands before it
+			g.untilShown("dpsd.service", "StatusText", "]0;owned") // systemctl show escapes the preceding character
 			for _, command := range []string{
 				"SYSTEMD_COLORS=0 systemctl status --no-pager --full dpsd || :",
 				"systemctl show --property=StatusText dpsd",

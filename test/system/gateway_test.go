@@ -1,7 +1,6 @@
-// Package system tests what an operator gets: the Debian packages, installed by
-// apt in a Debian 12 and a Debian 13 that systemd-nspawn boots, with the simulated
-// service in the network of the container. "make test-system" makes packages and
-// root file systems, and runs it, as root.
+// Package system tests the Debian packages as an operator uses them: apt installs them in a Debian
+// 12 and a Debian 13 that systemd-nspawn boots, with the simulated service in the network of the
+// container. "make test-system" builds packages and root file systems, and runs the tests as root.
 package system
 
 import (
@@ -26,8 +25,7 @@ import (
 	"time"
 )
 
-// patience is how long a container may take for anything that it does at once,
-// on a busy host too.
+// patience is the timeout for immediate reactions of a container, even on a busy host.
 const patience = 100 * time.Second
 
 // suite is a release of Debian.
@@ -38,7 +36,7 @@ type suite struct {
 
 var suites = []suite{{"bookworm", 252}, {"trixie", 257}}
 
-// inBoth runs a test in both suites, side by side.
+// inBoth runs a test in both suites in parallel.
 func inBoth(t *testing.T, test func(t *testing.T, s suite)) {
 	t.Helper()
 	t.Parallel()
@@ -51,8 +49,8 @@ func inBoth(t *testing.T, test func(t *testing.T, s suite)) {
 	}
 }
 
-// need gives the directory of the root file systems that the script "roots" has
-// made. Without them the test is left out.
+// need returns the directory of the root file systems that the script "roots" has created. Without
+// them it skips the test.
 func need(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("DPSD_ROOTS")
@@ -74,20 +72,19 @@ func need(t *testing.T) string {
 	return dir
 }
 
-// The programs and packages that "make test-system" has built, here and in a
-// gateway.
+// The programs and packages that "make test-system" has built, on this machine and in a gateway.
 const (
 	built = "../../bin/system"
 	there = "/srv/test"
 )
 
-// gateway is a machine with a disk of its own: an overlay over the root file
-// system of the suite. It can be booted again and again.
+// gateway is a machine with its own disk: an overlay over the root file system of the suite. It can
+// be booted repeatedly.
 type gateway struct {
 	t      *testing.T
 	suite  suite
 	lower  string // directories, the upper first, separated by colons
-	dir    string // of its own, on this machine
+	dir    string // its directory on this machine
 	boots  int
 	leader int // the container's first process; 0: it is off
 	ended  chan struct{}
@@ -114,11 +111,11 @@ func gatewayOver(t *testing.T, s suite, lower string) *gateway {
 	return g
 }
 
-// ownFiles is the pattern for directories of this process. Short: paths of
-// sockets have 107 bytes.
+// ownFiles is the pattern for directories of this process. It is short, because paths of sockets
+// have at most 107 bytes.
 func ownFiles() string { return fmt.Sprintf("dpsd-system-%d-*", os.Getpid()) }
 
-// booted is a gateway that runs, with nothing of dpsd.
+// booted returns a running gateway without dpsd.
 func booted(t *testing.T, s suite) *gateway {
 	t.Helper()
 	g := newGateway(t, s)
@@ -126,8 +123,8 @@ func booted(t *testing.T, s suite) *gateway {
 	return g
 }
 
-// withDpsd is a gateway that runs, with dpsd installed and not configured. It is
-// made from an image: only tests of the installing install.
+// withDpsd returns a running gateway with dpsd installed and not configured. It is made from an
+// image: only tests of the installation install the package.
 func withDpsd(t *testing.T, s suite) *gateway {
 	t.Helper()
 	g := gatewayOver(t, s, image(t, s))
@@ -135,8 +132,8 @@ func withDpsd(t *testing.T, s suite) *gateway {
 	return g
 }
 
-// image gives the directories of a root file system with dpsd in it, installed as
-// those who make images do.
+// image returns the directories of a root file system with dpsd, installed as image builders
+// do.
 func image(t *testing.T, s suite) string {
 	t.Helper()
 	images.Lock()
@@ -153,7 +150,7 @@ func image(t *testing.T, s suite) string {
 	return images.of[s.name]
 }
 
-// install installs dpsd in a root file system that does not run.
+// install installs dpsd in a root file system that is not running.
 const install = `cp "$parts"/current/dpsd_*.deb "$root/dpsd.deb" && chroot "$root" apt-get -qq -y install /dpsd.deb && rm "$root/dpsd.deb"`
 
 var images struct {
@@ -181,17 +178,17 @@ const (
 	previous = there + "/previous/dpsd_*.deb"
 )
 
-// mount is the beginning of a shell script that runs in a mount namespace of its
-// own, so that nothing stays mounted whatever happens. $1 is the gateway's
-// directory, $2 what is below. Nothing is flushed to a disk that is thrown away.
+// mount is the beginning of a shell script that runs in its own mount namespace, so that nothing
+// remains mounted in any case. $1 is the gateway's directory, $2 the lower directory. Nothing is
+// flushed to a disk that is discarded.
 const mount = `set -e
 rm -rf "$1/work" && mkdir "$1/work"
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work,volatile" "$1/root"
 `
 
-// A container begins in control groups of its own, $3, which nspawn else makes
-// for itself at the top, where two containers collide. --register=no, --keep-unit: this
-// machine's service manager is not asked for anything.
+// A container starts in its own control groups, $3. Otherwise nspawn creates them at the
+// top, where two containers collide. With --register=no and --keep-unit, it does not use the
+// service manager of this machine.
 const boot = mount + `
 for group in $3; do echo $$ >"$group/cgroup.procs"; done
 exec systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --resolv-conf=off --timezone=off \
@@ -200,8 +197,8 @@ exec systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --resolv
 
 var containers atomic.Int64
 
-// boot starts the gateway, and returns when multi-user.target is reached: a
-// service that waits for the cloud does not keep it from that. flags are nspawn's.
+// boot starts the gateway, and returns when multi-user.target is reached, which does not depend
+// on a service that waits for the cloud. flags are the flags of nspawn.
 func (g *gateway) boot(flags ...string) {
 	g.t.Helper()
 	if g.leader != 0 {
@@ -212,7 +209,7 @@ func (g *gateway) boot(flags ...string) {
 	}
 	g.boots++
 	g.write("/etc/hosts", "127.0.0.1 localhost "+endpoint+" "+simulatedHub+"\n", 0o644)
-	// The name tells whose it is: the ID of the process that runs the test.
+	// The name contains the ID of the process that runs the test.
 	name := fmt.Sprintf("dpsd-%d-%d", os.Getpid(), containers.Add(1))
 	groups := controlGroups(g.t, name)
 	parts, err := filepath.Abs(built)
@@ -221,23 +218,23 @@ func (g *gateway) boot(flags ...string) {
 	}
 	notify := filepath.Join(g.dir, "notify")
 	_ = os.Remove(notify)
-	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
+	messages, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	defer told.Close()
+	defer messages.Close()
 
 	console, err := os.Create(filepath.Join(g.dir, "console"))
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	defer console.Close()
-	// The process ID namespace around nspawn ends with unshare, and that with this
-	// process, however it ends.
+	// The process ID namespace around nspawn ends with unshare, and unshare ends with this
+	// process in any case.
 	cmd := exec.Command("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", boot, "boot", g.dir, g.lower, strings.Join(groups, " "), name, parts, strings.Join(flags, " "))
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET=" + notify,
-		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"} // as a gateway has it, whatever this machine has
+		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"} // as on a gateway, regardless of this machine
 	cmd.Stdout, cmd.Stderr = console, console
 	g.ended = start(g.t, cmd)
 	g.t.Cleanup(func() { // before the one that removes the groups
@@ -247,12 +244,12 @@ func (g *gateway) boot(flags ...string) {
 		}
 		g.cut()
 	})
-	g.leader = leader(g.t, told, cmd, g.ended, console.Name())
+	g.leader = leader(g.t, messages, cmd, g.ended, console.Name())
 	g.until("multi-user.target", "systemctl --quiet is-active multi-user.target")
 }
 
-// controlGroups makes groups of that name and removes them when the test ends.
-// In the hybrid layout there are two hierarchies of systemd's.
+// controlGroups creates groups of that name and removes them when the test ends. In the hybrid
+// layout, systemd has two hierarchies.
 func controlGroups(t *testing.T, name string) (groups []string) {
 	t.Helper()
 	tops := []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
@@ -281,8 +278,8 @@ func controlGroups(t *testing.T, name string) (groups []string) {
 	return groups
 }
 
-// removeStale removes what tests have left that were killed: names are of the
-// pattern …-PID-…. Their containers have ended with them.
+// removeStale removes the groups of tests that were killed: their names match …-PID-…. Their
+// containers have already ended.
 func removeStale(pattern string, remove func(path string) error) {
 	left, _ := filepath.Glob(pattern)
 	for _, path := range left {
@@ -294,8 +291,8 @@ func removeStale(pattern string, remove func(path string) error) {
 	}
 }
 
-// removeGroup removes a control group, from the leaves up. What has just ended
-// keeps it busy for a moment.
+// removeGroup removes a control group from the leaves up. Processes that have just ended keep it
+// busy for a moment.
 func removeGroup(group string) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -310,8 +307,8 @@ func removeGroup(group string) error {
 	return errors.New(string(out))
 }
 
-// start runs a program until it ends, or this process, however it ends. The
-// channel is closed when it has ended.
+// start runs a program until it or this process ends, for any reason. The channel is closed when
+// the program has ended.
 func start(t *testing.T, cmd *exec.Cmd) chan struct{} {
 	t.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -361,18 +358,18 @@ func startReady(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
 	return ended
 }
 
-// leader waits for nspawn to tell that the container runs, and finds its first
-// process: nspawn's only child, as nspawn is unshare's.
-func leader(t *testing.T, told *net.UnixConn, cmd *exec.Cmd, ended <-chan struct{}, console string) int {
+// leader waits until nspawn reports that the container runs, and returns its first process:
+// nspawn's only child, as nspawn is unshare's only child.
+func leader(t *testing.T, messages *net.UnixConn, cmd *exec.Cmd, ended <-chan struct{}, console string) int {
 	t.Helper()
-	stop := context.AfterFunc(closed(ended), func() { told.Close() })
+	stop := context.AfterFunc(closed(ended), func() { messages.Close() })
 	defer stop()
-	if err := told.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := messages.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	message := make([]byte, 4096)
 	for {
-		n, err := told.Read(message)
+		n, err := messages.Read(message)
 		if err != nil {
 			text, _ := os.ReadFile(console)
 			t.Fatalf("the container does not boot: %v\n%s", err, text)
@@ -396,7 +393,7 @@ func child(t *testing.T, pid int) int {
 	return id
 }
 
-// closed is done when the channel is closed.
+// closed returns when the channel is closed.
 func closed(c <-chan struct{}) context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -406,7 +403,7 @@ func closed(c <-chan struct{}) context.Context {
 	return ctx
 }
 
-// cut is what a power cut is.
+// cut simulates a power cut.
 func (g *gateway) cut() {
 	if g.leader != 0 {
 		_ = syscall.Kill(g.leader, syscall.SIGKILL)
@@ -415,7 +412,7 @@ func (g *gateway) cut() {
 	}
 }
 
-// poweroff shuts the gateway down in good order.
+// poweroff shuts the gateway down cleanly.
 func (g *gateway) poweroff() {
 	g.t.Helper()
 	if err := syscall.Kill(g.leader, syscall.Signal(34+4)); err != nil { // SIGRTMIN+4, systemd(1)
@@ -429,14 +426,14 @@ func (g *gateway) poweroff() {
 	g.leader = 0
 }
 
-// reboot powers off and boots again.
+// reboot shuts down and boots again.
 func (g *gateway) reboot() {
 	g.t.Helper()
 	g.poweroff()
 	g.boot()
 }
 
-// try runs a shell script in the gateway, and gives its output and exit status.
+// try runs a shell script in the gateway, and returns its output and exit status.
 func (g *gateway) try(script string) (string, int) {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -444,7 +441,7 @@ func (g *gateway) try(script string) (string, int) {
 	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(g.leader), "--all", "--",
 		"/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "SYSTEMD_PAGER=cat", "DEBIAN_FRONTEND=noninteractive",
 		"/bin/sh", "-ec", "cd\n"+script)
-	cmd.WaitDelay = time.Second // what nsenter has started keeps the output open
+	cmd.WaitDelay = time.Second // processes that nsenter has started keep the output open
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
@@ -453,7 +450,7 @@ func (g *gateway) try(script string) (string, int) {
 	return strings.TrimRight(string(out), "\n"), cmd.ProcessState.ExitCode()
 }
 
-// run runs a shell script that succeeds, and gives its output.
+// run runs a shell script that must succeed, and returns its output.
 func (g *gateway) run(script string) string {
 	g.t.Helper()
 	out, status := g.try(script)
@@ -463,7 +460,7 @@ func (g *gateway) run(script string) string {
 	return out
 }
 
-// timed runs a shell script that succeeds and tells how long it took.
+// timed runs a shell script that must succeed, and returns how long it took.
 func (g *gateway) timed(what, script string) {
 	g.t.Helper()
 	began := time.Now()
@@ -493,7 +490,7 @@ func (g *gateway) until(what, condition string) {
 	}
 }
 
-// write puts a file into the gateway, whether it runs or not.
+// write writes a file into the gateway, whether it runs or not.
 func (g *gateway) write(path, text string, mode os.FileMode) {
 	g.t.Helper()
 	if g.leader == 0 {
@@ -511,13 +508,13 @@ func (g *gateway) write(path, text string, mode os.FileMode) {
 	}
 }
 
-// show gives a property of a unit, systemctl(1).
+// show returns a property of a unit, systemctl(1).
 func (g *gateway) show(unit, property string) string {
 	g.t.Helper()
 	return g.run("systemctl show --value --property=" + property + " " + unit)
 }
 
-// expect holds a unit's property to what it must be.
+// expect compares a unit's property with the expected value.
 func (g *gateway) expect(unit, property, want string) {
 	g.t.Helper()
 	if got := g.show(unit, property); got != want {
@@ -525,14 +522,14 @@ func (g *gateway) expect(unit, property, want string) {
 	}
 }
 
-// untilShown waits until a unit's property is, or contains, a text.
+// untilShown waits until a unit's property equals or contains a text.
 func (g *gateway) untilShown(unit, property, text string) {
 	g.t.Helper()
 	g.until(fmt.Sprintf("%s of %s contains %q", property, unit, text),
 		fmt.Sprintf("shown=$(systemctl show --value --property=%s %s); case $shown in *'%s'*) ;; *) echo \"$shown\"; exit 1 ;; esac", property, unit, text))
 }
 
-// entry is one of the journal, systemd.journal-fields(7).
+// entry is an entry of the journal, systemd.journal-fields(7).
 type entry map[string]any
 
 func (e entry) text(field string) string {
@@ -540,7 +537,7 @@ func (e entry) text(field string) string {
 	return text
 }
 
-// journal gives the entries that match, the oldest first.
+// journal returns the entries that match, the oldest first.
 func (g *gateway) journal(match string) (entries []entry) {
 	g.t.Helper()
 	for line := range strings.Lines(g.run("journalctl --quiet --no-pager --output=json " + match)) {
@@ -553,15 +550,15 @@ func (g *gateway) journal(match string) (entries []entry) {
 	return entries
 }
 
-// event waits for dpsd's event, and gives its first entry.
+// event waits for an event of dpsd, and returns its first entry.
 func (g *gateway) event(name string) entry {
 	g.t.Helper()
 	g.until("the event "+name, "journalctl --quiet --no-pager --output=cat DPSD_EVENT="+name+" | grep -q .")
 	return g.journal("DPSD_EVENT=" + name)[0]
 }
 
-// offline runs a shell script with the file system of a gateway that is off as
-// $root, as those who make images do; what was built is in $parts.
+// offline runs a shell script with the file system of a gateway that is off in $root, as image
+// builders do. The build output is in $parts.
 func (g *gateway) offline(script string) string {
 	g.t.Helper()
 	if g.leader != 0 {

@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/test/repack"
 )
 
-// configureFile makes the gateway one of the service's, with its key in a file of the group.
+// configureFile configures the gateway for the service, with its key in a file of the group.
 func (g *gateway) configureFile(s *service, group string) {
 	g.t.Helper()
 	g.write("/etc/dpsd/ca.pem", s.read("ca.pem")+"\n", 0o644)
@@ -34,14 +34,14 @@ func TestTheGroupsOfRegistrationsAndKeysAreApart(t *testing.T) {
 			t.Errorf("%d registrations, want 2", n)
 		}
 		if out, status := g.try(member + "cat /etc/dpsd/keys/device.key"); status == 0 {
-			t.Errorf("who may ask for a registration can read the key: %s", out)
+			t.Errorf("a member of dpsd can read the key: %s", out)
 		}
 		if out, status := g.try(member + "ls /etc/dpsd/keys"); status == 0 {
-			t.Errorf("who may ask for a registration sees the keys: %s", out)
+			t.Errorf("a member of dpsd can list the keys: %s", out)
 		}
 		g.run(reader + "cat /etc/dpsd/keys/device.key >/dev/null")
 		if out, status := g.try(reader + "dpsd reprovision"); status == 0 {
-			t.Errorf("who may read keys can ask for a registration: %s", out)
+			t.Errorf("a member of dpsd-keys can request a registration: %s", out)
 		}
 
 		g.run("dpsd check --offline --warnings-as-errors")
@@ -52,7 +52,8 @@ func TestTheGroupsOfRegistrationsAndKeysAreApart(t *testing.T) {
 		}
 		g.run("chown root:dpsd-keys /etc/dpsd/keys/device.key && chmod 0640 /etc/dpsd/keys/device.key")
 
-		// A group that the administrator adds to the unit is the service's too. Root sees it.
+		// If the administrator adds a group to the unit, the service also belongs to it, and
+		// root sees that.
 		g.run("groupadd site && chgrp site /etc/dpsd/keys/device.key")
 		if out, status := g.try("dpsd check --offline"); status == 0 || !strings.Contains(out, "credential-unreadable") {
 			t.Errorf("the key belongs to another group, and dpsd check ends with %d:\n%s", status, out)
@@ -64,7 +65,7 @@ func TestTheGroupsOfRegistrationsAndKeysAreApart(t *testing.T) {
 	})
 }
 
-// owners lists the files that keep or change their groups in an upgrade.
+// owners lists the files whose groups an upgrade keeps or changes.
 const owners = "cd /etc; stat -c '%a %U:%G %n' dpsd/keys dpsd/keys/* dpsd/keys/site/* dpsd/elsewhere.key site.key"
 
 func TestAnUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
@@ -104,7 +105,7 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 		}
 
 		g.timed("the upgrade", apt+current)
-		dps.until(2) // the new process reads the key by the new group
+		dps.until(2) // the new process reads the key as a member of the new group
 		want := []string{
 			"750 root:dpsd-keys dpsd/keys",
 			"640 root:dpsd-keys dpsd/keys/device.key",
@@ -121,11 +122,11 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 			t.Errorf("after the upgrade\n%s\nwant\n%s\nbefore\n%s", strings.Join(now, "\n"), strings.Join(want, "\n"), strings.Join(old, "\n"))
 		}
 		if out, status := g.try(member + "cat /etc/dpsd/keys/device.key"); status == 0 {
-			t.Errorf("after the upgrade who may ask for a registration can read the key: %s", out)
+			t.Errorf("after the upgrade a member of dpsd can read the key: %s", out)
 		}
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
 
-		// From now on the groups of the files are the administrator's choice.
+		// From now on, the administrator chooses the groups of the files.
 		g.run("chgrp dpsd /etc/dpsd/keys/own.key && apt-get -qq -y install --reinstall " + current)
 		dps.until(3)
 		if own := g.run("stat -c %G /etc/dpsd/keys/own.key"); own != "dpsd" {
@@ -133,7 +134,7 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 		}
 
 		g.timed("the downgrade", "apt-get -qq -y --allow-downgrades install "+before)
-		dps.until(4) // the old unit reads the key by the membership of its user
+		dps.until(4) // the old unit reads the key because its user is a member
 		g.until("dpsd is ready", "systemctl -q is-active dpsd.service")
 		g.timed("another upgrade", apt+current)
 		dps.until(5)
@@ -148,8 +149,8 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 	})
 }
 
-// The group of the keys may have got other members, whose files a purge must not put into
-// the hands of the next group with its number.
+// The group of the keys may have additional members. A purge must not leave their files to the next
+// group with the same number.
 func TestAPurgeKeepsAGroupOfKeysWithOtherMembers(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

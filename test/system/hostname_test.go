@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// A script of the first boot sets the name in /etc/hostname as well, DHCP only that of the
-// kernel, which is transient.
+// A script of the first boot also sets the name in /etc/hostname. DHCP sets only that of the
+// kernel,
+// which is transient.
 func TestAHostNameThatArrivesAfterTheStartIsUsedWithoutARestart(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// blocks gives the code blocks of a language in a section of a document.
+// blocks returns the code blocks of a language in a section of a document.
 func blocks(t *testing.T, document, heading, language string) []string {
 	t.Helper()
 	text, err := os.ReadFile("../../" + document)
@@ -46,8 +46,8 @@ websocket_port = 8443
 ca_file        = "/etc/dpsd/ca.pem"
 `
 
-// sealed is an image made with the commands of docs/image.md, for the service in
-// the directory: the directories of its root file system.
+// sealed creates an image with the commands of docs/image.md, for the service in the directory. It
+// returns the directories of its root file system.
 func sealed(t *testing.T, s suite, dps *service, name string) string {
 	t.Helper()
 	g := newGateway(t, s)
@@ -64,7 +64,7 @@ func sealed(t *testing.T, s suite, dps *service, name string) string {
 
 func TestTwoCopiesOfAnImageAreTwoDevices(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
-		factory := booted(t, s) // whose service all gateways use, each a copy of it
+		factory := booted(t, s) // all gateways use a copy of its service
 		dps := factory.service(prompt)
 		lower := sealed(t, s, dps, `registration_id = "gw-%m"`)
 
@@ -94,7 +94,7 @@ func TestTwoCopiesOfAnImageAreTwoDevices(t *testing.T) {
 	})
 }
 
-// copyOf is a service with the same keys, in the network of this gateway.
+// copyOf returns a service with the same keys in the network of this gateway.
 func (g *gateway) copyOf(s *service) *service {
 	g.t.Helper()
 	own := &service{g: g, dir: filepath.Join(g.dir, "service")}
@@ -116,14 +116,14 @@ func TestASerialNumberAndAKeyFromTheFirmware(t *testing.T) {
 		g.boot("--load-credential=dps-primary-key:" + key) // as firmware or a virtual machine would
 		g.copyOf(dps).start()
 		g.untilShown("dpsd.service", "StatusText", "input-unreadable")
-		g.write("/etc/gateway/serial", "sn-0001\n", 0o644) // and it goes on at once
+		g.write("/etc/gateway/serial", "sn-0001\n", 0o644) // and dpsd continues immediately
 		g.untilShown("dpsd.service", "StatusText", "Assigned to dpsd-sim.azure-devices.net as sn-0001")
 		g.run("test ! -e /etc/credstore/dps-primary-key")
 	})
 }
 
-// Who builds images without running anything in them lets dpkg do it from
-// outside: DPKG_ROOT, dpkg(1). What then is in the image is held in test/deb.
+// Image builders that run nothing in the image use dpkg from outside: DPKG_ROOT, dpkg(1). test/deb
+// tests the content of the image.
 func TestAnImageMadeFromOutsideIsAGateway(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := newGateway(t, s)

@@ -14,7 +14,7 @@ func TestAnUnconfiguredInstallWaitsForItsConfiguration(t *testing.T) {
 		g.expect("dpsd.service", "ActiveState", "inactive")
 		g.expect("dpsd.service", "UnitFileState", "enabled")
 		g.run("test -e /usr/share/dpsd/dpsd.toml && test ! -e /etc/dpsd/dpsd.toml && test ! -e /var/lib/dpsd/state.json")
-		g.run("systemctl start dpsd") // the condition is not met, which is no failure
+		g.run("systemctl start dpsd") // an unmet condition is not a failure
 		g.expect("dpsd.service", "ActiveState", "inactive")
 		if state, _ := g.try("systemctl is-system-running --wait"); state != "running" {
 			t.Errorf("the system is %s", state)
@@ -30,8 +30,8 @@ func TestAnUnconfiguredInstallWaitsForItsConfiguration(t *testing.T) {
 	})
 }
 
-// A configuration that was there first is that of a gateway being restored; the
-// install starts dpsd, and does not wait for it.
+// An existing configuration means that a gateway is being restored: the installation starts dpsd,
+// but does not wait for it.
 func TestAnInstallDoesNotWaitForTheService(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := booted(t, s)
@@ -39,7 +39,7 @@ func TestAnInstallDoesNotWaitForTheService(t *testing.T) {
 		g.configure(dps, "")
 		dps.stop()
 		g.timed("the install without the service", apt+current)
-		g.untilShown("dpsd.service", "ActiveState", "activating") // and so it stays
+		g.untilShown("dpsd.service", "ActiveState", "activating") // and it stays in this state
 		g.timed("the downgrade without the service", "apt-get -qq -y install --allow-downgrades "+previous)
 		g.timed("the upgrade without the service", apt+current)
 		g.untilShown("dpsd.service", "ActiveState", "activating")
@@ -59,7 +59,7 @@ func TestAnUpgradeAndADowngradeKeepStateAndKeys(t *testing.T) {
 
 		dps.stop()
 		g.timed("the upgrade without the service", apt+current)
-		// Restarted, and not waited for.
+		// The upgrade restarts dpsd, but does not wait for it.
 		g.until("another process is activating", "test $(systemctl show --value -p ActiveState dpsd) = activating && test $(systemctl show --value -p MainPID dpsd) != "+process)
 		if now := g.run("dpsd version | head -n 1"); now == version {
 			t.Errorf("the version is still %s", now)
@@ -97,13 +97,13 @@ func TestARemovalKeepsTheStateForAReinstall(t *testing.T) {
 		if after := g.run("cat /var/lib/dpsd/state.json"); after != before {
 			t.Errorf("the record has changed:\n%s", after)
 		}
-		g.run("dpkg --purge dpsd && " + apt + current) // and once more from nothing
+		g.run("dpkg --purge dpsd && " + apt + current) // and once more without any state
 		g.expect("dpsd.service", "ActiveState", "inactive")
 	})
 }
 
-// listing lists all files but what the system itself writes: logs, caches, the
-// data bases of dpkg and of the journal's catalogue.
+// listing lists all files except those that the system writes: logs, caches, the databases of dpkg
+// and of the journal's catalogue.
 const listing = `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /srv -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/apt \) -prune -o -print | sort
 find /run -path '*dpsd*' | sort
 getent passwd | cut -d: -f1 | sort; getent group | cut -d: -f1 | sort
@@ -121,11 +121,11 @@ func TestAPurgeLeavesNothing(t *testing.T) {
 		g.dropIn("[Service]\nLogLevelMax=debug\n")
 		g.run("systemctl reload dpsd")
 		g.timed("the purge", "apt-get -qq -y purge dpsd dpsd-sim")
-		// The administrator's stays, until it is removed as the page says.
+		// The administrator's files stay until they are removed as the page describes.
 		g.run("test -s /etc/credstore/dps-primary-key && test -s /etc/credstore.encrypted/dps-primary-key && test -e /etc/systemd/system/dpsd.service.d/test.conf")
 		g.run(blocks(t, "docs/operations.md", "What survives what", "sh")[0])
 		g.run("test -z \"$(ls -A /etc/credstore /etc/credstore.encrypted | grep -v :)\"")
-		for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted"} { // made here, where systemd has not
+		for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted"} { // created here if systemd has not created them
 			if !slices.Contains(before, dir) {
 				g.run("rmdir " + dir)
 			}
@@ -141,7 +141,7 @@ func TestAPurgeLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestARemovalForgetsAFailure(t *testing.T) {
+func TestARemovalResetsTheFailedState(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		g.write("/etc/dpsd/dpsd.toml", "[dps]\n", 0o644)
@@ -150,7 +150,7 @@ func TestARemovalForgetsAFailure(t *testing.T) {
 		}
 		g.run("apt-get -qq -y remove dpsd")
 		if left := g.run("systemctl list-units --failed --no-legend --plain"); left != "" {
-			t.Errorf("failed, and not forgotten: %s", left)
+			t.Errorf("the failed state remains: %s", left)
 		}
 		if state, _ := g.try("systemctl is-system-running"); state != "running" {
 			t.Errorf("the system is %s", state)
@@ -158,7 +158,7 @@ func TestARemovalForgetsAFailure(t *testing.T) {
 	})
 }
 
-// own are files that Debian's tools leave whenever a user is made or removed.
+// own are files that Debian's tools leave whenever a user is created or removed.
 var own = []string{"/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-"}
 
 func lines(text string) []string { return strings.Split(text, "\n") }

@@ -2,7 +2,7 @@ package system
 
 import "testing"
 
-func TestDpsdGoesOnWithoutJournaldAndLogsWhenItIsBack(t *testing.T) {
+func TestDpsdContinuesWithoutJournaldAndLogsWhenItIsBack(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		dps := provisioned(g, "")

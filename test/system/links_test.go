@@ -15,7 +15,7 @@ var asRoot = []string{
 	"dpsd wait --timeout 1s", "dpsd wait --for confirmed --timeout 1s", "dpsd reprovision",
 }
 
-// readsNothing runs the commands and looks for the line that the test has put into
+// readsNothing runs the commands and searches for the line that the test has added to
 // /etc/shadow.
 func readsNothing(g *gateway, commands ...string) {
 	g.t.Helper()
@@ -43,17 +43,17 @@ func TestRootsCommandsFollowNoLinkAndOpenNoFIFOOfTheServicesUser(t *testing.T) {
 			commands = append(commands, strings.ReplaceAll(command, "dpsd ", "timeout 60 dpsd "))
 		}
 
-		// While the service runs.
+		// These run while the service runs.
 		for _, name := range []string{"confirmation.json", "retry-after.json", "attempts.json", "state.json"} {
 			g.run(asService + "ln -sfn /etc/shadow /run/dpsd/" + name)
 		}
 		readsNothing(g, commands...)
-		// The registration that the last command has asked for writes the confirmation.
+		// The registration that the last command requested writes the confirmation.
 		g.run("until timeout 60 dpsd status --json | grep -q '\"idle\"'; do sleep 0.1; done")
 		g.run(asService + "rm /run/dpsd/confirmation.json && " + asService + "mkfifo /run/dpsd/confirmation.json")
 		readsNothing(g, commands...)
 
-		// While it does not: nobody corrects the state files.
+		// These run while the service is stopped, so dpsd does not repair the state files.
 		g.run("systemctl stop dpsd && install -d -o dpsd -g dpsd /run/dpsd")
 		const names = "for f in /var/lib/dpsd/state.json /var/lib/dpsd/state.json.prev /var/lib/dpsd/state.env /var/lib/dpsd/attempts.json /var/lib/dpsd/transport " +
 			"/run/dpsd/state.json /run/dpsd/confirmation.json /run/dpsd/retry-after.json /run/dpsd/attempts.json; do rm -rf $f; "
@@ -64,7 +64,7 @@ func TestRootsCommandsFollowNoLinkAndOpenNoFIFOOfTheServicesUser(t *testing.T) {
 		readsNothing(g, "timeout 60 dpsd forget --yes")
 		g.run("grep -q canary-4711 /etc/shadow && ! ls /var/lib/dpsd/state.json")
 
-		// A file that the configuration names may be where the service writes.
+		// A file that the configuration names may be in a directory to which the service can write.
 		g.configure(dps, "")
 		g.run("sed -i 's|^registration_id = .*|&\\npayload_file = \"/var/lib/dpsd/payload.json\"|' /etc/dpsd/dpsd.toml && grep -q payload_file /etc/dpsd/dpsd.toml")
 		g.run(asService + "ln -s /etc/shadow /var/lib/dpsd/payload.json")

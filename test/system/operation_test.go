@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// hubs are enrollments by which every device gets that hub.
+// hubs returns enrollments that assign every device to that hub.
 func hubs(hub string) string {
 	return fmt.Sprintf("[[group]]\nname = \"keys\"\ntype = \"symmetric-key\"\nprimary_key_file = \"group-key\"\nhubs = [\"%s\"]\n", hub)
 }
@@ -23,9 +23,9 @@ func TestConsumersStartWithTheIdentityAndFollowIt(t *testing.T) {
 		g.run("systemctl start dpsd")
 		g.until("the consumer runs", "systemctl -q is-active consumer.service")
 		g.run("test $(systemctl show --value -p InactiveExitTimestampMonotonic consumer) -ge $(systemctl show --value -p ActiveEnterTimestampMonotonic dpsd)")
-		g.until("the consumer has told its hub", "journalctl -b -u consumer -o cat | grep -qx 'gw-1 of dpsd-sim.azure-devices.net'")
+		g.until("the consumer has logged its hub", "journalctl -b -u consumer -o cat | grep -qx 'gw-1 of dpsd-sim.azure-devices.net'")
 
-		// The first record is a change too, for the .path unit.
+		// The first record is also a change for the .path unit.
 		g.until("the restart for the first record is over", "test $(systemctl show --value -p ExecMainExitTimestampMonotonic consumer-restart.service) -gt 0 &&"+
 			" ! systemctl list-jobs | grep -q consumer && test $(systemctl show --value -p MainPID consumer.service) -ne 0")
 		consumer := g.show("consumer.service", "MainPID")
@@ -51,9 +51,9 @@ systemd-creds encrypt --with-key=host --name=dps-primary-key /etc/credstore/dps-
 rm /etc/credstore/dps-primary-key`)
 
 		g.run("systemctl start --no-block dpsd")
-		want := "credential-encrypted" // 257 hands the ciphertext over
+		want := "credential-encrypted" // systemd 257 passes the ciphertext
 		if s.systemd < 256 {
-			want = "credential-unreadable" // 252 does not look there
+			want = "credential-unreadable" // systemd 252 does not search this directory
 		}
 		g.untilShown("dpsd.service", "StatusText", want)
 		g.expect("dpsd.service", "NRestarts", "0")
@@ -78,7 +78,7 @@ func TestAMissingCredentialIsNamedByDpsd(t *testing.T) {
 
 		g.run("mv /root/dps-primary-key /etc/credstore/; systemctl restart dpsd")
 		g.expect("dpsd.service", "ActiveState", "active")
-		// It is dpsd's and root's, and gone with the service.
+		// The key belongs to dpsd and root, and is removed with the service.
 		g.run("test -s /run/credentials/dpsd.service/dps-primary-key")
 		if out, status := g.try("setpriv --reuid=nobody --regid=nogroup --clear-groups cat /run/credentials/dpsd.service/dps-primary-key"); status == 0 {
 			t.Errorf("everybody can read the key: %s", out)
@@ -124,13 +124,13 @@ func TestTheJournalExplainsItself(t *testing.T) {
 				t.Errorf("MESSAGE_ID is %q: %v", id, e)
 				continue
 			}
-			// The package's trigger has made the catalogue known: there is an explanation.
+			// The package's trigger has updated the catalogue, so there is an explanation.
 			explained := g.run("journalctl --no-pager -x -o short MESSAGE_ID=" + id)
 			if !strings.Contains(explained, "Subject: dpsd: ") || !strings.Contains(explained, "man:dpsd") {
 				t.Errorf("journalctl -x does not explain %q:\n%s", e.text("MESSAGE"), explained)
 			}
 			if message := e.text("MESSAGE"); message == "" || strings.ContainsAny(message, "{}\n") {
-				t.Errorf("the message is no line for people: %q", message)
+				t.Errorf("the message is not readable: %q", message)
 			}
 		}
 		if key := dps.key(registrationID); strings.Contains(g.run("journalctl --no-pager -o export -u dpsd"), key) {
@@ -169,7 +169,8 @@ for file in /home/someone /root/secret /tmp/of-another /etc/credstore/probe /etc
 
 		g.dropIn("[Service]\nType=oneshot\nExecStart=\nExecStart=" + there + "/probe\nRestart=no\n")
 		g.run("systemctl start dpsd")
-		// By its identifier: journald cannot look up the name of a process that has ended.
+		// The test selects by identifier, because journald cannot look up the name of a process
+		// that has ended.
 		g.until("the probe's last line", "journalctl -b -t probe -o cat | grep -qx end")
 		inside := verdicts(t, g.run("journalctl -b -t probe -o cat"))
 		outside := verdicts(t, g.run(there+"/probe"))
@@ -196,7 +197,7 @@ for file in /home/someone /root/secret /tmp/of-another /etc/credstore/probe /etc
 	})
 }
 
-// verdicts reads what the program probe prints.
+// verdicts parses the output of the program probe.
 func verdicts(t *testing.T, text string) map[string]string {
 	t.Helper()
 	verdicts := make(map[string]string)
@@ -230,19 +231,19 @@ func TestTheUnitIsExposedAsLittleAsPromised(t *testing.T) {
 	})
 }
 
-// What docs/operations.md says under "Metrics" is typed as it stands.
+// The test types the commands under "Metrics" in docs/operations.md unchanged.
 func TestTheMetricsReachTheDirectoryOfNodeExporter(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		setting, commands := blocks(t, "docs/operations.md", "Metrics", "toml")[0], blocks(t, "docs/operations.md", "Metrics", "sh")[0]
 		file := regexp.MustCompile(`metrics_file = "(.*)"`).FindStringSubmatch(setting)[1]
 		g := withDpsd(t, s)
-		g.run("mkdir -p -m 755 $(dirname " + file + ")") // as Debian's package has it
+		g.run("mkdir -p -m 755 $(dirname " + file + ")") // as in Debian's package
 		provisioned(g, setting)
 		if entry := g.event("metrics-not-written"); entry.text("DPSD_ERROR") == "" {
-			t.Error("without the commands of the page nobody says that the file cannot be written")
+			t.Error("without the commands of the page, no command reports that the file cannot be written")
 		}
 		g.run(commands)
-		g.until("the file is there", "grep -qx 'dpsd_provisioned 1' "+file)
+		g.until("the file exists", "grep -qx 'dpsd_provisioned 1' "+file)
 		g.run("setpriv --reuid=nobody --regid=nogroup --clear-groups grep -qx 'dpsd_attempts_total{outcome=\"assigned\"} 1' " + file)
 	})
 }

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// The commands of README's section "Install" are run as they are written, and so is the one
-// that installs a key file. The service knows the ID scope, the gateway and the key that
-// README names.
+// The test runs the commands of README's section "Install" unchanged, including the one that
+// installs a key file. The service has the ID scope, the gateway and the key in README.
 func TestTheReadmeInstallsDpsd(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		commands := strings.Join(blocks(t, "README.md", "Install", "sh"), "")
@@ -26,20 +25,19 @@ func TestTheReadmeInstallsDpsd(t *testing.T) {
 		dps.write("id-scope", value(`id_scope += "(\w+)"`)+"\n")
 		dps.enroll(fmt.Sprintf("[[individual]]\nregistration_id = %q\ntype = \"symmetric-key\"\nprimary_key = %q\n",
 			value(`registration_id += "([a-z0-9-]+)"`), value(`(?m)^([A-Za-z0-9+/]{43}=)$`)))
-		// Its certificate is trusted as that of the real one is.
+		// The gateway trusts its certificate like that of the real service.
 		g.write("/usr/local/share/ca-certificates/service.crt", dps.read("ca.pem")+"\n", 0o644)
 		g.run("update-ca-certificates >/dev/null 2>&1; cp " + current + " /root/")
 		g.write("/root/gateway-1.key", dps.key("gateway-1"), 0o600)
 
-		// What varies from gateway to gateway, from start to start and from systemd to
-		// systemd is left out of the comparison.
+		// Values that vary between gateways, starts and versions of systemd are not compared.
 		out := steady(g.run(commands))
 		for _, line := range steady(blocks(t, "README.md", "Install", "console")[0]) {
 			if line == "…" {
 				continue
 			}
 			if !slices.Contains(out, line) {
-				t.Errorf("README shows, and there is not: %s\n%s", line, strings.Join(out, "\n"))
+				t.Errorf("README shows a line that is missing in the output: %s\n%s", line, strings.Join(out, "\n"))
 			}
 		}
 		g.run("cd /root; " + strings.Join(blocks(t, "docs/operations.md", "Keys and certificates", "sh"), ""))
@@ -52,7 +50,7 @@ func TestTheReadmeInstallsDpsd(t *testing.T) {
 	})
 }
 
-// steady gives the lines of a transcript, without numbers, the time and the host.
+// steady returns the lines of a transcript without numbers, the time and the host.
 func steady(transcript string) (kept []string) {
 	varies := regexp.MustCompile(`^\w{3} \d+ [0-9:]+ \S+ |since .*|/usr/lib/systemd|/lib/systemd|dpsd \S+ started|[0-9.]+m?s|\d+`)
 	for _, line := range lines(transcript) {

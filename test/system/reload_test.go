@@ -26,7 +26,7 @@ func TestAReloadWithAnInvalidFileFailsAndChangesNothing(t *testing.T) {
 			t.Errorf("%d registrations, want 1: dpsd was asked to register again", n)
 		}
 
-		// A signal that arrives without the check is refused by dpsd.
+		// If a signal arrives without the check, dpsd refuses the file.
 		g.run("kill -HUP " + process)
 		g.untilShown("dpsd.service", "StatusText", mistake)
 		g.until("the reload has ended", "test $(systemctl show --value -p ActiveState dpsd) = active")
@@ -40,7 +40,7 @@ func TestAReloadAppliesAValidFile(t *testing.T) {
 		dps := provisioned(g, "")
 		process := g.show("dpsd.service", "MainPID")
 
-		// Another gateway, with its key in a file.
+		// The new configuration names a different gateway with its key in a file.
 		g.write("/etc/dpsd/keys/gw-2.key", dps.key("gw-2"), 0o640)
 		g.run("chgrp dpsd-keys /etc/dpsd/keys/gw-2.key")
 		if out, status := g.try(stranger + "cat /etc/dpsd/keys/gw-2.key"); status == 0 {
@@ -54,8 +54,7 @@ func TestAReloadAppliesAValidFile(t *testing.T) {
 	})
 }
 
-// A file that the configuration names may be missing for a while: dpsd reports that
-// itself, and tries again.
+// A file that the configuration names may be missing for a while: dpsd reports that and retries.
 func TestAReloadWithAMissingInputSucceeds(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
@@ -72,8 +71,8 @@ func TestAReloadWithAMissingInputSucceeds(t *testing.T) {
 	})
 }
 
-// The running dpsd reads the file itself, and is not kept from it by a check that
-// could not find out whether the file is valid.
+// The running dpsd reads the file itself. A check that cannot determine whether the file is valid
+// does not prevent that.
 func TestAReloadSucceedsWhenTheCheckOfTheFileCannotRun(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-// kill sends a signal to dpsd's process, which systemd takes for nobody's request.
+// kill sends a signal to dpsd's process. systemd does not consider this a stop request.
 func (g *gateway) kill(signal string) {
 	g.t.Helper()
 	g.run("systemctl kill --kill-whom=main --signal=" + signal + " dpsd")
 }
 
-// killed ends dpsd by a signal, and returns when another process is ready.
+// killed ends dpsd by a signal, and returns when a new process is ready.
 func (g *gateway) killed(signal string) {
 	g.t.Helper()
 	process := g.show("dpsd.service", "MainPID")
@@ -35,7 +35,7 @@ func TestOnlyAStopAndAnInvalidConfigurationEndTheService(t *testing.T) {
 		g.kill("TERM")
 		g.until("the service has failed", "systemctl -q is-failed dpsd.service")
 		g.expect("dpsd.service", "ExecMainStatus", "78")
-		g.expect("dpsd.service", "NRestarts", "5") // the one that found the mistake
+		g.expect("dpsd.service", "NRestarts", "5") // the start that found the mistake
 
 		g.write("/etc/dpsd/dpsd.toml", dps.configuration(""), 0o644)
 		g.run("systemctl start dpsd; systemctl stop dpsd")
@@ -44,11 +44,11 @@ func TestOnlyAStopAndAnInvalidConfigurationEndTheService(t *testing.T) {
 	})
 }
 
-// dependencies are the ways in which a consumer can need dpsd, systemd.unit(5).
+// dependencies are the ways in which a consumer can depend on dpsd, systemd.unit(5).
 var dependencies = []string{"Wants=dpsd.service", "Requires=dpsd.service", "BindsTo=dpsd.service",
 	"Wants=dpsd-provisioned.target", "Requires=dpsd-provisioned.target"}
 
-// wanting names a consumer for each of the dependencies.
+// wanting returns a consumer for each of the dependencies.
 func wanting() (units []string) {
 	for i := range dependencies {
 		units = append(units, fmt.Sprintf("wanting-%d.service", i))
@@ -56,8 +56,8 @@ func wanting() (units []string) {
 	return units
 }
 
-// enableWanting is a shell script that makes these consumers, and enables them in what
-// they need.
+// enableWanting returns a shell script that creates these consumers, and enables them in the units
+// on which they depend.
 func enableWanting() (script string) {
 	for i, unit := range wanting() {
 		_, of, _ := strings.Cut(dependencies[i], "=")
@@ -67,8 +67,8 @@ func enableWanting() (script string) {
 	return script + "systemctl daemon-reload; systemctl --quiet enable " + strings.Join(wanting(), " ")
 }
 
-// The target is there until dpsd is stopped: the identity of the gateway is.
-func TestConsumersGoOnWhileAKilledDpsdIsStartedAgain(t *testing.T) {
+// The target is active until dpsd is stopped, because the gateway still has its identity.
+func TestConsumersContinueWhileAKilledDpsdIsRestarted(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		g.configure(g.service(prompt), "")
@@ -81,7 +81,7 @@ func TestConsumersGoOnWhileAKilledDpsdIsStartedAgain(t *testing.T) {
 		g.killed("TERM")
 		g.until("the target is reached", "systemctl -q is-active dpsd-provisioned.target")
 
-		// Now the next starts fail.
+		// The next starts fail.
 		g.run(holdLock)
 		g.kill("KILL")
 		g.until("two starts have failed", "test $(systemctl show --value -p NRestarts dpsd) -ge 4 -a $(systemctl show --value -p ExecMainStatus dpsd) = 1")

@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// endpoint is the name of the real service; in a gateway it is that of the
-// simulated one.
+// endpoint is the name of the real service. In a gateway it resolves to the simulated service.
 const endpoint = "global.azure-devices-provisioning.net"
 
 // simulatedHub is the hub that dpsd-sim assigns; dpsd check connects to it.
 const simulatedHub = "dpsd-sim.azure-devices.net"
 
-// service is the simulated Device Provisioning Service, in the network of a
-// gateway. Its files are on this machine, out of the gateway's reach.
+// service is the simulated Device Provisioning Service in the network of a gateway. Its files
+// are on
+// this machine, and the gateway cannot access them.
 type service struct {
 	g     *gateway
 	dir   string
@@ -28,10 +28,10 @@ type service struct {
 	ended chan struct{}
 }
 
-// prompt is a service that answers at once.
+// prompt is a scenario in which the service answers immediately.
 const prompt = "[settings]\npolls = 0\n"
 
-// service starts one that keeps to a scenario.
+// service starts a service with a scenario.
 func (g *gateway) service(scenario string) *service {
 	g.t.Helper()
 	s := &service{g: g, dir: filepath.Join(g.dir, "service")}
@@ -50,7 +50,7 @@ func (s *service) write(name, text string) {
 	}
 }
 
-// read gives one of the service's files, without the line's end.
+// read returns the content of one of the service's files without the final newline.
 func (s *service) read(name string) string {
 	s.g.t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.dir, name))
@@ -60,7 +60,7 @@ func (s *service) read(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// start lets it listen, and returns when it does.
+// start starts the service, and returns when it listens.
 func (s *service) start() {
 	s.g.t.Helper()
 	s.cmd = exec.Command("nsenter", "--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir,
@@ -69,7 +69,7 @@ func (s *service) start() {
 	s.g.t.Cleanup(s.stop)
 }
 
-// stop ends it: the gateway is refused from now on.
+// stop stops the service: from then on, connections of the gateway are refused.
 func (s *service) stop() {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	<-s.ended
@@ -83,7 +83,7 @@ func (s *service) enroll(text string) {
 	s.start()
 }
 
-// key gives the key of a device of the default group, base64.
+// key returns the base64 key of a device of the default group.
 func (s *service) key(registrationID string) string {
 	s.g.t.Helper()
 	out, err := exec.Command("../../bin/dpsd-sim", "credentials", "--dir", s.dir, "--registration-id", registrationID).CombinedOutput()
@@ -93,7 +93,7 @@ func (s *service) key(registrationID string) string {
 	return s.read(registrationID + ".key")
 }
 
-// registrations counts the register requests, each from its packet log.
+// registrations counts the register requests in its packet log.
 func (s *service) registrations() (n int) {
 	s.g.t.Helper()
 	for line := range strings.Lines(s.read("packets")) {
@@ -123,11 +123,11 @@ func (s *service) until(n int) {
 	}
 }
 
-// registrationID is what gateways are called here.
+// registrationID is the registration ID of the gateways.
 const registrationID = "gw-1"
 
-// configuration is a dpsd.toml for the service. changes are lines for the tables
-// that they name.
+// configuration returns a dpsd.toml for the service. more are lines for the tables that they
+// name.
 func (s *service) configuration(more string) string {
 	return fmt.Sprintf(`[dps]
 id_scope        = "%s"
@@ -144,8 +144,8 @@ ca_file        = "/etc/dpsd/ca.pem"
 %s`, s.read("id-scope"), registrationID, more)
 }
 
-// configure makes the gateway one of the service's. Its key is a credential of
-// systemd's. more are further tables of dpsd.toml.
+// configure configures the gateway for the service. Its key is a systemd credential. more are
+// further tables of dpsd.toml.
 func (g *gateway) configure(s *service, more string) {
 	g.t.Helper()
 	g.write("/etc/dpsd/ca.pem", s.read("ca.pem")+"\n", 0o644)
@@ -154,8 +154,8 @@ func (g *gateway) configure(s *service, more string) {
 	g.write("/etc/dpsd/dpsd.toml", s.configuration(more), 0o644)
 }
 
-// provisioned is a gateway with dpsd installed and its record on the disk, and
-// its service.
+// provisioned installs dpsd in a gateway, waits for its record on the disk, and returns its
+// service.
 func provisioned(g *gateway, more string) *service {
 	g.t.Helper()
 	s := g.service(prompt)
@@ -164,7 +164,7 @@ func provisioned(g *gateway, more string) *service {
 	return s
 }
 
-// dropIn adds to dpsd.service what an administrator would.
+// dropIn adds a drop-in to dpsd.service, as an administrator would.
 func (g *gateway) dropIn(text string) {
 	g.t.Helper()
 	g.write("/etc/systemd/system/dpsd.service.d/test.conf", text, 0o644)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestAStartEndsWhenTheRecordIsThereForEverybody(t *testing.T) {
+func TestAStartEndsWhenEveryUserCanReadTheRecord(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		dps := g.service("[settings]\npolls = 1\nretry_after = \"2\"\n")
@@ -30,7 +30,7 @@ func TestAStartEndsWhenTheRecordIsThereForEverybody(t *testing.T) {
 	})
 }
 
-// A consumer that can do with the last record is not ordered after dpsd.
+// A consumer that can use the previous record is not ordered after dpsd.
 const cached = `[Unit]
 Wants=dpsd.service
 ConditionPathExists=/var/lib/dpsd/state.env
@@ -49,26 +49,26 @@ func TestAnUnreachableServiceDoesNotHoldTheBoot(t *testing.T) {
 		g.run("cp /usr/share/doc/dpsd/examples/consumer.service /etc/systemd/system/ && systemctl daemon-reload && systemctl -q enable cached consumer")
 		before := g.run("cat /var/lib/dpsd/state.json")
 
-		g.reboot() // the service is gone: the network is another one, too
+		g.reboot() // the service is gone, because the network namespace is new
 		g.expect("multi-user.target", "ActiveState", "active")
 		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		g.expect("dpsd.service", "ActiveState", "activating")
-		// Its name still stands for this gateway, where nobody listens.
+		// Its name still resolves to this gateway, where nothing listens.
 		if status := g.show("dpsd.service", "StatusText"); !strings.Contains(status, "dns-blocked") {
 			t.Errorf("STATUS= does not name the fault: %q", status)
 		}
 		g.expect("dpsd-provisioned.target", "ActiveState", "inactive")
 		g.until("the consumer of the cached record runs", "systemctl -q is-active cached.service")
-		g.expect("consumer.service", "ActiveState", "inactive") // it asked to wait for this boot's answer
+		g.expect("consumer.service", "ActiveState", "inactive") // it waits for the answer of this boot
 		if after := g.run("cat /var/lib/dpsd/state.json"); after != before {
 			t.Errorf("the record has changed:\n%s", after)
 		}
-		g.poweroff() // in good order, while dpsd waits
+		g.poweroff() // a clean shutdown while dpsd waits
 	})
 }
 
-// Until the first assignment of a boot, systemd is starting; what the page gives for health
-// checks answers at once, and keeps the system.
+// Until the first assignment of a boot, systemd reports "starting". The documented health checks
+// answer immediately, and do not change the state of the system.
 func TestHealthChecksDoNotDependOnTheService(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
@@ -117,7 +117,7 @@ func TestVerifyStartsConsumersWithoutTheService(t *testing.T) {
 	})
 }
 
-// What chrony-wait.service and systemd-time-wait-sync.service are without a time
+// These are the states of chrony-wait.service and systemd-time-wait-sync.service without a time
 // server.
 const timeWait = `[Unit]
 DefaultDependencies=no
@@ -132,7 +132,7 @@ ExecStart=/bin/sleep infinity
 WantedBy=sysinit.target
 `
 
-func TestATimeSyncThatNeverComesHoldsNothing(t *testing.T) {
+func TestAMissingTimeSynchronizationDelaysNothing(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		dps := g.service(prompt)
@@ -164,8 +164,8 @@ func TestAWrongConfigurationEndsTheStart(t *testing.T) {
 	})
 }
 
-// hold keeps whoever opens a file waiting, as a dead disk does, until the
-// function that it gives is called. nspawn does not let a container do that.
+// hold blocks every program that opens a file, like a failed disk, until the returned function is
+// called. nspawn does not let a container do that.
 func (g *gateway) hold(path string) (release func()) {
 	g.t.Helper()
 	cmd := exec.Command("nsenter", "--target", strconv.Itoa(g.leader), "--mount", "--", there+"/hold", path)
@@ -189,7 +189,7 @@ func TestAHangBeforeReadyIsKilledAndStarted(t *testing.T) {
 		g.untilShown("dpsd.service", "StatusText", "Next attempt at")
 		first := g.show("dpsd.service", "MainPID")
 		release := g.hold("/etc/dpsd/dpsd.toml")
-		g.run("kill -HUP " + first) // the supervisor reads it, and is stuck
+		g.run("kill -HUP " + first) // the supervisor reads the file and hangs
 		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
 		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "start operation timed out") || !strings.Contains(said, "SIGABRT: abort") {
 			t.Errorf("the journal does not say why, and where it hangs:\n%s", said)
@@ -224,7 +224,7 @@ func TestAHungProcessIsRestartedByTheWatchdog(t *testing.T) {
 		g.run("systemctl restart dpsd")
 		before := g.run("cat /var/lib/dpsd/state.json")
 		release := g.hold("/etc/dpsd/dpsd.toml")
-		g.run("kill -HUP " + g.show("dpsd.service", "MainPID")) // the supervisor reads it, and is stuck
+		g.run("kill -HUP " + g.show("dpsd.service", "MainPID")) // the supervisor reads the file and hangs
 		g.until("another process", "test $(systemctl show --value -p NRestarts dpsd) -gt 0")
 		if said := g.run("journalctl -b -u dpsd -o cat"); !strings.Contains(said, "Watchdog timeout") || !strings.Contains(said, "SIGABRT: abort") {
 			t.Errorf("the journal does not say why, and where it hangs:\n%s", said)

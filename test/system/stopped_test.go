@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// What systemd itself says about the unit in each state is what dpsd status makes a
-// sentence of.
+// dpsd status derives its sentence from the state of the unit in systemd.
 func TestStatusSaysWhyDpsdDoesNotRun(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

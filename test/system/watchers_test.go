@@ -9,12 +9,11 @@ import (
 	"testing"
 )
 
-// watchers is how many instances of inotify(7) a container makes while it boots.
+// watchers is how many inotify(7) instances a container needs while it boots.
 const watchers = 8
 
-// watchersLeft gives an error when that many are not to be had: the kernel counts those
-// of all of root's programs together, in every container, and systemd ends without
-// saying which limit it was.
+// watchersLeft returns an error if so many instances are not available: the kernel counts those of
+// all programs of root together, in every container, and systemd exits without naming the limit.
 func watchersLeft() error {
 	for range watchers {
 		fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC)
@@ -28,7 +27,7 @@ func watchersLeft() error {
 	return nil
 }
 
-// It happens in a user namespace, which has a limit of its own.
+// The test uses a user namespace, which has its own limit.
 func TestABootWithoutWatchersNamesTheLimit(t *testing.T) {
 	const child = "DPSD_TEST_WATCHERS"
 	if os.Getenv(child) != "" {

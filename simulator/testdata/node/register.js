@@ -3,8 +3,8 @@
 //
 //   NODE_EXTRA_CA_CERTS=$DPS_CA_FILE node register.js CASES.json
 //
-// All of them at once. It prints one line of JSON for each: what the SDK
-// returned, or the error it gave.
+// It registers all devices concurrently, and prints one line of JSON for each: what the SDK
+// returned, or its error.
 'use strict';
 
 const fs = require('node:fs');
@@ -15,7 +15,7 @@ const { X509Security } = require('azure-iot-security-x509');
 
 const env = process.env;
 
-// The SDK makes its URI by putting the host between fixed texts:
+// The SDK builds its URI by inserting the host between fixed texts:
 //   mqtts://HOST   and   wss://HOST:443/$iothub/websocket
 // so a port goes into the host; for the second, the fixed tail becomes a query.
 const transports = {

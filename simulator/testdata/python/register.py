@@ -63,7 +63,7 @@ def main():
         t.start()
     for t in threads:
         t.join()
-    # A client that was refused keeps its connection and its threads.
+    # A refused client keeps its connection and its threads.
     sys.stdout.flush()
     os._exit(0)
 

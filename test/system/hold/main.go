@@ -1,6 +1,6 @@
-// Command hold keeps whoever opens a file waiting until it is ended, as a disk
-// or a file server that has stopped answering does: fanotify(7), a permission
-// event that nobody answers.
+// Command hold blocks every program that opens a file until hold ends, like a disk or a file
+// server that no longer answers. It uses a permission event of fanotify(7) that it does not
+// answer.
 package main
 
 import (
@@ -35,5 +35,5 @@ func hold(file string) error {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGTERM, syscall.SIGINT)
 	<-ended
-	return nil // the kernel lets the waiting ones go
+	return nil // the kernel releases the waiting programs
 }

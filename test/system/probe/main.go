@@ -1,6 +1,6 @@
-// Command probe tries what a service may do, and prints a line for each attempt:
-// what, "allowed" or "denied", and the error. Run as the service it shows what the
-// sandbox takes away; run by root it shows that the attempts are real.
+// Command probe tries what a service may do, and prints a line for each attempt: its name,
+// "allowed" or "denied", and the error. Run as the service, it shows the restrictions of the
+// sandbox. Run by root, it shows that the attempts are effective.
 package main
 
 import (
@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempt is a thing to try. With refused, only these errors mean that it is
-// denied: others say that it was let through, and asked for nonsense. That is how
-// things are tried that must not be done to the machine.
+// attempt is an operation to try. If refused is set, only these errors mean that the operation is
+// denied: other errors mean that the kernel permitted it but the arguments were invalid. This way,
+// operations can be tried that must not be carried out on the machine.
 type attempt struct {
 	name    string
 	try     func() error
@@ -23,7 +23,7 @@ type attempt struct {
 }
 
 func main() {
-	runtime.LockOSThread() // what an attempt changes is the thread's
+	runtime.LockOSThread() // an attempt changes the state of its thread
 	for _, a := range attempts() {
 		err := a.try()
 		verdict := "allowed"
@@ -89,7 +89,7 @@ func attempts() []attempt {
 		{"real-time scheduling", realtime, no},
 		{"raised priority", func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -5) }, nil},
 		{"another personality", func() error { return personality(8) }, no}, // PER_LINUX32
-		// An impossible time: EINVAL unless it is refused first.
+		// The time is invalid: the result is EINVAL unless the call is denied first.
 		{"set the clock", func() error { return unix.ClockSettime(unix.CLOCK_REALTIME, &unix.Timespec{Nsec: -1}) }, no},
 		{"the host name", func() error { return unix.Sethostname([]byte("probe")) }, nil},
 		{"read the kernel's log", func() error { _, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, make([]byte, 16)); return err }, nil},

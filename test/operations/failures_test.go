@@ -1,8 +1,8 @@
 package operations
 
-// troubles are what happens to a gateway, by the name of their blocks: NAME is
-// what is seen, NAME-over how it ends, NAME-… more of it.
-var troubles = map[string]func(*gateway){
+// failures maps the names of blocks to the failures of a gateway: the block NAME shows the failure,
+// NAME-over its end, and NAME-… further output.
+var failures = map[string]func(*gateway){
 	"well": func(g *gateway) {
 		g.serve("")
 		g.start()
