@@ -111,17 +111,17 @@ func (f *Fleet) Check() error {
 	s := &f.Service
 	switch {
 	case f.Devices < 1:
-		return fmt.Errorf("%d devices: at least one is needed", f.Devices)
+		return fmt.Errorf("%d devices: at least one is required", f.Devices)
 	case f.Client != Dpsd && f.Client != SDK:
-		return fmt.Errorf("client %q is none of %s, %s", f.Client, Dpsd, SDK)
+		return fmt.Errorf("client %q is neither %s nor %s", f.Client, Dpsd, SDK)
 	case f.Starts != nil && len(f.Starts) != f.Devices:
 		return fmt.Errorf("%d start times for %d devices", len(f.Starts), f.Devices)
 	case f.Client == SDK && (s.DownUntil > 0 || s.KeyRightAt > 0 || s.MovedAt > 0):
-		return fmt.Errorf("an SDK gives up when it is refused, and the program around it decides what follows: for client %s there is scenario %s only", SDK, Power)
+		return fmt.Errorf("client %s supports only scenario %s: an SDK gives up after a refusal, and its application decides what happens next", SDK, Power)
 	case f.Client == SDK && s.Loss > 0:
-		return fmt.Errorf("what a program does when its SDK gives up is not known: client %s cannot be rehearsed with losses", SDK)
+		return fmt.Errorf("client %s does not support losses: an SDK gives up after a lost request, and its application decides what happens next", SDK)
 	case s.MovedAt > 0 && f.Interval <= 0:
-		return fmt.Errorf("without an interval no gateway asks again: scenario %s needs one", Moved)
+		return fmt.Errorf("scenario %s requires an interval: without one, no gateway registers again", Moved)
 	}
 	return s.check()
 }

@@ -252,7 +252,7 @@ func TestNothingIsCountedAfterTheEnd(t *testing.T) {
 			t.Errorf("the last gateway is provisioned after %s, the course is %d s, and it boots after %s", last, len(r.Seconds), f.Starts[0])
 		}
 		if r.Throttled == 0 || r.Connections != r.Registers {
-			t.Errorf("the other gateways make %d connections for %d registrations, %d answered 429", r.Connections, r.Registers, r.Throttled)
+			t.Errorf("the other gateways make %d connections for %d registrations, %d 429 responses", r.Connections, r.Registers, r.Throttled)
 		}
 	}
 }
@@ -262,9 +262,9 @@ func TestAnImpossibleFleetIsAnError(t *testing.T) {
 		"0 devices":                   func(f *Fleet) { f.Devices = 0 },
 		`client "x"`:                  func(f *Fleet) { f.Client = "x" },
 		"2 start times for 3 devices": func(f *Fleet) { f.Starts = make([]time.Duration, 2) },
-		"scenario power only":         func(f *Fleet) { f.Client = SDK; f.Service.DownUntil = 1 },
-		"with losses":                 func(f *Fleet) { f.Client = SDK; f.Service.Loss = 0.1 },
-		"without an interval":         func(f *Fleet) { f.Service.MovedAt = 1 },
+		"only scenario power":         func(f *Fleet) { f.Client = SDK; f.Service.DownUntil = 1 },
+		"not support losses":          func(f *Fleet) { f.Client = SDK; f.Service.Loss = 0.1 },
+		"requires an interval":        func(f *Fleet) { f.Service.MovedAt = 1 },
 		`retry-after "soon"`:          func(f *Fleet) { f.Service.RetryAfter = "soon" },
 		`retry-after "86401"`:         func(f *Fleet) { f.Service.RetryAfter = "86401" },
 		`throttle "x"`:                func(f *Fleet) { f.Service.Throttle = "x" },
@@ -272,8 +272,8 @@ func TestAnImpossibleFleetIsAnError(t *testing.T) {
 		"negative":                    func(f *Fleet) { f.Service.Capacity = -1 },
 		"0 polls":                     func(f *Fleet) { f.Service.Polls = 0 },
 		"between polls":               func(f *Fleet) { f.Service.PollAfter = time.Millisecond },
-		"loss of 1":                   func(f *Fleet) { f.Service.Loss = 1 },
-		"no times":                    func(f *Fleet) { f.Service.RoundTripMax = 0 },
+		"loss 1 is not":               func(f *Fleet) { f.Service.Loss = 1 },
+		"not valid times":             func(f *Fleet) { f.Service.RoundTripMax = 0 },
 	} {
 		f := New(Power, 3)
 		change(&f)
@@ -361,7 +361,7 @@ func TestReportAndCurveAgree(t *testing.T) {
 		t.Errorf("the curve adds up to %v, and ends with %v", sums, rows[len(rows)-1])
 	}
 	all, _ := r.Until(100)
-	for _, want := range []string{"100 % provisioned after", all.Round(time.Second).String(), "the quota's own minimum", "3m0s", "answered 429", strconv.Itoa(r.Throttled)} {
+	for _, want := range []string{"100 % provisioned after", all.Round(time.Second).String(), "shortest time that the quota allows", "3m0s", "429 responses", strconv.Itoa(r.Throttled)} {
 		if !strings.Contains(report.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, report.String())
 		}

@@ -20,14 +20,14 @@ func (r *Result) Write(w io.Writer) error {
 		row(fmt.Sprintf("%g %% provisioned after", share), "%s", r.after(share))
 	}
 	if f.Service.Quota > 0 {
-		row("the quota's own minimum", "%s", f.Minimum().Round(time.Second))
+		row("shortest time that the quota allows", "%s", f.Minimum().Round(time.Second))
 	}
 	row("registration requests per gateway", "%.2f, at most %d", r.RegistersEach(), r.MostRegisters)
-	row("peak of all requests", "%d in a second, %s after the start", r.Peak, r.PeakAt)
-	row("answered 429", "%d", r.Throttled)
-	row("answered 5xx", "%d", r.Failed)
+	row("peak request rate", "%d per second, %s after the start", r.Peak, r.PeakAt)
+	row("429 responses", "%d", r.Throttled)
+	row("5xx responses", "%d", r.Failed)
 	if r.Refused > 0 {
-		row("answered 401", "%d", r.Refused)
+		row("401 responses", "%d", r.Refused)
 	}
 	row("connections per gateway", "%.2f", float64(r.Connections)/float64(f.Devices))
 	_, err := io.WriteString(w, b.String())
@@ -48,18 +48,18 @@ func (r *Result) after(percent float64) string {
 // describe describes the scenario and the model.
 func (f *Fleet) describe(b *strings.Builder) {
 	s := &f.Service
-	fmt.Fprintf(b, "%d gateways with %s are up within %s", f.Devices, f.Client, f.Boot)
+	fmt.Fprintf(b, "%d gateways with %s boot within %s", f.Devices, f.Client, f.Boot)
 	if f.Client == Dpsd {
 		fmt.Fprintf(b, "; on_boot %s, boot_delay_max %s, interval %s", f.OnBoot, f.BootDelayMax, f.Interval)
 	}
 	b.WriteString(".\n")
 	switch {
 	case s.DownUntil > 0:
-		fmt.Fprintf(b, "For %s nothing listens at the service; times count from then.\n", s.DownUntil)
+		fmt.Fprintf(b, "The service refuses connections for %s; times count from the end of the outage.\n", s.DownUntil)
 	case s.KeyRightAt > 0:
-		fmt.Fprintf(b, "For %s the group key is wrong; times count from when it is put right.\n", s.KeyRightAt)
+		fmt.Fprintf(b, "The group key is wrong for %s; times count from its correction.\n", s.KeyRightAt)
 	case s.MovedAt > 0:
-		fmt.Fprintf(b, "After %s all are moved to another hub; times count from then.\n", s.MovedAt)
+		fmt.Fprintf(b, "After %s, all gateways are moved to another hub; times count from the move.\n", s.MovedAt)
 	}
 	fmt.Fprintf(b, "The service (a model): %d registrations a minute (%s) × %d, 429 with Retry-After %s, 5xx above %d requests a second.\n\n",
 		s.Quota, s.Throttle, s.Instances, s.RetryAfter, s.Capacity*s.Instances)

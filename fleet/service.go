@@ -60,23 +60,23 @@ func (s *Service) check() error {
 	switch seconds, err := strconv.Atoi(s.RetryAfter); {
 	case s.RetryAfter == "none", s.RetryAfter == "free":
 	case err != nil || seconds < 1 || seconds > longestRetryAfter:
-		return fmt.Errorf("retry-after %q is none of 1 to %d seconds, none, free", s.RetryAfter, longestRetryAfter)
+		return fmt.Errorf("retry-after %q is not 1 to %d seconds, none or free", s.RetryAfter, longestRetryAfter)
 	}
 	switch {
 	case s.Throttle != Bucket && s.Throttle != Window:
-		return fmt.Errorf("throttle %q is none of %s, %s", s.Throttle, Bucket, Window)
+		return fmt.Errorf("throttle %q is neither %s nor %s", s.Throttle, Bucket, Window)
 	case s.Instances < 1:
-		return fmt.Errorf("%d instances: at least one is needed", s.Instances)
+		return fmt.Errorf("%d instances: at least one is required", s.Instances)
 	case s.Quota < 0 || s.PollQuota < 0 || s.Capacity < 0:
-		return fmt.Errorf("a limit is negative; 0 stands for none")
+		return fmt.Errorf("a limit is negative; use 0 for no limit")
 	case s.Polls < 1:
-		return fmt.Errorf("%d polls: at least one is needed", s.Polls)
+		return fmt.Errorf("%d polls: at least one is required", s.Polls)
 	case s.PollAfter < 0 || s.PollAfter > time.Minute || s.PollAfter%time.Second != 0:
-		return fmt.Errorf("%s between polls is not whole seconds up to a minute", s.PollAfter)
+		return fmt.Errorf("%s between polls is not a whole number of seconds up to a minute", s.PollAfter)
 	case s.Loss < 0 || s.Loss >= 1:
-		return fmt.Errorf("a loss of %g is not at least 0 and less than 1", s.Loss)
+		return fmt.Errorf("loss %g is not at least 0 and below 1", s.Loss)
 	case s.RoundTripMin < 0 || s.RoundTripMax < s.RoundTripMin || s.Reply < 0:
-		return fmt.Errorf("round trips from %s to %s and replies after %s are no times", s.RoundTripMin, s.RoundTripMax, s.Reply)
+		return fmt.Errorf("round trips from %s to %s and replies after %s are not valid times", s.RoundTripMin, s.RoundTripMax, s.Reply)
 	}
 	return nil
 }

@@ -44,10 +44,10 @@ func (r *Result) WriteSVG(w io.Writer) error {
 	c := r.course((len(r.Seconds) + columns - 1) / columns)
 	time := timeAxis(c.length)
 	since := min(1, float64(r.Fleet.Since)/float64(c.length))
-	drawPanel(out, 0, fmt.Sprintf("%d gateways with %s: how many are provisioned, %%", r.Fleet.Devices, r.Fleet.Client), 100, time, since,
+	drawPanel(out, 0, fmt.Sprintf("%d gateways with %s: provisioned, %%", r.Fleet.Devices, r.Fleet.Client), 100, time, since,
 		[]curve{{"", blue, c.provisioned}})
-	drawPanel(out, panelHeight, fmt.Sprintf("What reaches the service, requests a second, mean of %s", c.bin), max(1, slices.Max(c.requests)), time, since,
-		[]curve{{"all", blue, c.requests}, {"answered 429", orange, c.throttled}, {"answered 5xx", vermilion, c.failed}})
+	drawPanel(out, panelHeight, fmt.Sprintf("Requests per second that reach the service, mean over %s", c.bin), max(1, slices.Max(c.requests)), time, since,
+		[]curve{{"all", blue, c.requests}, {"429 responses", orange, c.throttled}, {"5xx responses", vermilion, c.failed}})
 	fmt.Fprintln(out, "</svg>")
 	return out.Flush()
 }

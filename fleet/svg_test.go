@@ -64,8 +64,8 @@ func TestWriteSVG(t *testing.T) {
 	t.Run("both axes of both panels have units and numbers, and each curve of several a name", func(t *testing.T) {
 		d := draw(fleet.Power)
 		for _, text := range []string{
-			"1500 gateways with dpsd: how many are provisioned, %", "What reaches the service, requests a second, mean of 1s",
-			"seconds after the start", "all", "answered 429", "answered 5xx", "0", "20", "100",
+			"1500 gateways with dpsd: provisioned, %", "Requests per second that reach the service, mean over 1s",
+			"seconds after the start", "all", "429 responses", "5xx responses", "0", "20", "100",
 		} {
 			if !slices.Contains(d.texts, text) {
 				t.Errorf("no %q in %q", text, d.texts)

@@ -125,7 +125,7 @@ func (p *Page) block(block string) error {
 	lines := strings.Split(block, "\n")
 	for _, line := range lines {
 		if strings.HasPrefix(line, "```") {
-			return fmt.Errorf("an empty line is needed before the code: %.60q", block)
+			return fmt.Errorf("missing empty line before the code: %.60q", block)
 		}
 	}
 	switch first := lines[0]; {
@@ -133,7 +133,7 @@ func (p *Page) block(block string) error {
 	case strings.HasPrefix(first, "### "):
 		p.Subsection(Inline(first[4:]))
 		if len(lines) > 1 {
-			return fmt.Errorf("an empty line is needed after the heading: %.60q", block)
+			return fmt.Errorf("missing empty line after the heading: %.60q", block)
 		}
 	case strings.HasPrefix(first, "#"), strings.HasPrefix(first, ">"), strings.HasPrefix(first, "<"), strings.HasPrefix(first, "- "):
 		return fmt.Errorf("unsupported Markdown: %.60q", block)

@@ -144,7 +144,7 @@ func Complaints(root *cobra.Command) []string {
 			}
 		}
 		if c.Runnable() && !c.HasSubCommands() && c.ValidArgsFunction == nil && len(c.ValidArgs) == 0 {
-			complain(c, "nothing says how its arguments are completed (ValidArgsFunction; cobra.NoFileCompletions for none)")
+			complain(c, "no completion for its arguments (ValidArgsFunction; cobra.NoFileCompletions for none)")
 		}
 		c.NonInheritedFlags().VisitAll(func(f *pflag.Flag) {
 			_, function := c.GetFlagCompletionFunc(f.Name)
@@ -154,7 +154,7 @@ func Complaints(root *cobra.Command) []string {
 				complain(c, "the placeholder of --%s is not part of the sentence: %q", f.Name, f.Usage)
 			}
 			if f.NoOptDefVal == "" && !function && !file && !directory {
-				complain(c, "nothing says how --%s is completed (MarkFlagFilename, MarkFlagDirname or RegisterFlagCompletionFunc)", f.Name)
+				complain(c, "no completion for --%s (MarkFlagFilename, MarkFlagDirname or RegisterFlagCompletionFunc)", f.Name)
 			}
 		})
 	}

@@ -142,8 +142,8 @@ func TestComplaints(t *testing.T) {
 		"a wide flag":        {func(c *cobra.Command) { c.Flags().Bool("wide", false, strings.Repeat("x", 81)) }, "tool group leaf: a line of the help has"},
 		"a placeholder beside its sentence": {func(c *cobra.Command) { c.Flags().Bool("x", false, "what to do: this or\nthat; `WHAT`") },
 			"tool group leaf: the placeholder of --x is not part of the sentence"},
-		"a flag without completion":    {func(c *cobra.Command) { c.Flags().String("x", "", "x") }, "tool group leaf: nothing says how --x is completed"},
-		"arguments without completion": {func(c *cobra.Command) { c.ValidArgsFunction = nil }, "tool group leaf: nothing says how its arguments are completed"},
+		"a flag without completion":    {func(c *cobra.Command) { c.Flags().String("x", "", "x") }, "tool group leaf: no completion for --x"},
+		"arguments without completion": {func(c *cobra.Command) { c.ValidArgsFunction = nil }, "tool group leaf: no completion for its arguments"},
 	} {
 		root := tree()
 		leaf, _, err := root.Find([]string{"group", "leaf"})

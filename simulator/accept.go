@@ -33,7 +33,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 			}
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 			if !reported { // report it once, not for every device
-				s.onError(fmt.Errorf("cannot accept more connections: %w: see ulimit -n, LimitNOFILE=", err))
+				s.onError(fmt.Errorf("cannot accept more connections: %w; raise the limit with ulimit -n or LimitNOFILE=", err))
 			}
 			reported = true
 			pause(50*time.Millisecond, s.done) // descriptors become free when devices disconnect

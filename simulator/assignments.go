@@ -67,7 +67,7 @@ func loadAssignments(dir string, onError func(error)) (*assignments, error) {
 	}
 	for _, r := range list {
 		if !enroll.IsRegistrationID(r.RegistrationID) || r.Hub == "" {
-			return nil, fmt.Errorf("%s: %q is no assigned registration ID", a.path, r.RegistrationID)
+			return nil, fmt.Errorf("%s: the entry of %q has an invalid registration ID or no hub", a.path, r.RegistrationID)
 		}
 		a.all[strings.ToLower(r.RegistrationID)] = r
 	}
@@ -128,6 +128,6 @@ func (a *assignments) flush() {
 		a.mu.Lock()
 		a.dirty = true // the next change, or the end, retries
 		a.mu.Unlock()
-		a.onError(fmt.Errorf("assignments are not kept: %w", err))
+		a.onError(fmt.Errorf("cannot save the assignments: %w", err))
 	}
 }

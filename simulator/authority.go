@@ -131,7 +131,7 @@ func (a *authority) device(registrationID string, now time.Time) (certificate, k
 		return nil, nil, fmt.Errorf("%q is not a registration ID", registrationID)
 	}
 	if len(registrationID) > MaxCommonName {
-		return nil, nil, fmt.Errorf("%q is longer than the %d octets of a common name", registrationID, MaxCommonName)
+		return nil, nil, fmt.Errorf("%q is longer than the %d octets that a common name allows", registrationID, MaxCommonName)
 	}
 	leaf, private, err := a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: registrationID},

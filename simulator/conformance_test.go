@@ -181,16 +181,16 @@ func mqttCases() []conformance {
 		{"MQTT-3.6.1-1", "PUBREL without flag 1", "flags of SUBSCRIBE pass", refused("connect", these(0x60, 2, 0, 1), "flags")},
 		{"MQTT-2.2.3", "a remaining length of five bytes", "a remaining length has no end", refused("connect", these(0x30, 0x80, 0x80, 0x80, 0x80, 0x01), "more than four bytes")},
 		{"MQTT-2.2.3", "a remaining length in a longer form than needed is understood", "a longer form of a length is refused", answered("connect", these(0xc0, 0x80, 0x00), 0xd0, 0)},
-		{"DPS limits", "a packet of 4 MiB is refused by its header", "a packet of any size is awaited", refused("connect", these(0x30, 0x80, 0x80, 0x80, 0x02), "a packet of")},
-		{"MQTT-2.2.1", "packet type 0", "any packet type passes", refused("connect", these(0x00, 0), "not a packet for this server")},
-		{"MQTT-2.2.1", "packet type 15", "any packet type passes", refused("connect", these(0xf0, 0), "not a packet for this server")},
-		{"MQTT-2.2.1", "CONNACK from a client", "any packet type passes", refused("connect", these(0x20, 2, 0, 0), "not a packet for this server")},
-		{"MQTT-2.2.1", "SUBACK from a client", "any packet type passes", refused("connect", these(0x90, 3, 0, 1, 1), "not a packet for this server")},
-		{"MQTT-2.2.1", "UNSUBACK from a client", "any packet type passes", refused("connect", these(0xb0, 2, 0, 1), "not a packet for this server")},
-		{"MQTT-2.2.1", "PINGRESP from a client", "any packet type passes", refused("connect", these(0xd0, 0), "not a packet for this server")},
-		{"DPS QoS", "PUBREC, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x50, 2, 0, 2), "not a packet for this server")},
-		{"DPS QoS", "PUBREL, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x62, 2, 0, 2), "not a packet for this server")},
-		{"DPS QoS", "PUBCOMP, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x70, 2, 0, 2), "not a packet for this server")},
+		{"DPS limits", "a packet of 4 MiB is refused by its header", "a packet of any size is awaited", refused("connect", these(0x30, 0x80, 0x80, 0x80, 0x02), "the packet is too large")},
+		{"MQTT-2.2.1", "packet type 0", "any packet type passes", refused("connect", these(0x00, 0), "this server does not accept such a packet")},
+		{"MQTT-2.2.1", "packet type 15", "any packet type passes", refused("connect", these(0xf0, 0), "this server does not accept such a packet")},
+		{"MQTT-2.2.1", "CONNACK from a client", "any packet type passes", refused("connect", these(0x20, 2, 0, 0), "this server does not accept such a packet")},
+		{"MQTT-2.2.1", "SUBACK from a client", "any packet type passes", refused("connect", these(0x90, 3, 0, 1, 1), "this server does not accept such a packet")},
+		{"MQTT-2.2.1", "UNSUBACK from a client", "any packet type passes", refused("connect", these(0xb0, 2, 0, 1), "this server does not accept such a packet")},
+		{"MQTT-2.2.1", "PINGRESP from a client", "any packet type passes", refused("connect", these(0xd0, 0), "this server does not accept such a packet")},
+		{"DPS QoS", "PUBREC, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x50, 2, 0, 2), "this server does not accept such a packet")},
+		{"DPS QoS", "PUBREL, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x62, 2, 0, 2), "this server does not accept such a packet")},
+		{"DPS QoS", "PUBCOMP, which only QoS 2 has", "any packet type passes", refused("subscribe", these(0x70, 2, 0, 2), "this server does not accept such a packet")},
 		{"MQTT-4.2", "a packet that comes one byte at a time", "a packet comes in one piece", session("", func(_ *testing.T, s *simulator.Server, c *client) {
 			for _, b := range goodConnect(s, device) {
 				c.send(b)
@@ -275,19 +275,19 @@ func mqttCases() []conformance {
 		})},
 		{"MQTT-3.1.2-11", "a will topic and message without the will flag", "bytes need not be those that were understood", refused("", connectAs(0xc2, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device), goodToken(s, device), "topic", "gone"}
-		}), "left over")},
+		}), "trailing bytes")},
 		{"MQTT-3.1.2-13", "a will QoS without the will flag", "will QoS and retain need no will", refused("", changed(5, 0xca), "MQTT-3.1.2-13")},
 		{"MQTT-3.1.2-14", "a will of QoS 3", "a will is taken", refused("", will(0xde, "topic"), "will")},
 		{"MQTT-3.1.2-15", "will retain without the will flag", "will QoS and retain need no will", refused("", changed(5, 0xe2), "MQTT-3.1.2-15")},
-		{"DPS", "a will", "a will is taken", refused("", will(0xc6, "topic"), "takes no will")},
+		{"DPS", "a will", "a will is taken", refused("", will(0xc6, "topic"), "does not accept a will")},
 		{"MQTT-3.1.3-10", "a will topic that is not UTF-8", "any text is UTF-8", refused("", will(0xc6, surrogate), "malformed packet: will topic")},
 		{"MQTT-3.1.2-18", "a user name without its flag", "bytes need not be those that were understood", refused("", connectAs(0x02, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device)}
-		}), "left over")},
+		}), "trailing bytes")},
 		{"MQTT-3.1.2-19", "a user-name flag without a user name", "a user name may be missing", refused("", connectAs(0x82, func(*simulator.Server) []string { return []string{device} }), "username flag set but no value")},
 		{"MQTT-3.1.2-20", "a password without its flag", "bytes need not be those that were understood", refused("", connectAs(0x82, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device), goodToken(s, device)}
-		}), "left over")},
+		}), "trailing bytes")},
 		{"MQTT-3.1.2-21", "a password flag without a password", "a password may be missing", refused("", connectAs(0xc2, func(s *simulator.Server) []string {
 			return []string{device, userNameOf(s, device)}
 		}), "malformed packet: password")},
@@ -336,10 +336,10 @@ func mqttCases() []conformance {
 		{"DPS CONNACK", "a client identifier that is not the registration ID", "the client identifier may be any", refused("", calling("another", "{}"), "", 0x20, 2, 0, 5)},
 		{"DPS CONNACK", "a client identifier in other letters than the registration ID", "the client identifier may be any", refused("", calling(strings.ToUpper(device), "{}"), "", 0x20, 2, 0, 5)},
 		{"DPS CONNACK", "a user name of another form", "a user name may have more parts", refused("", calling("{}", "{}/x"), "", 0x20, 2, 0, 5)},
-		{"MQTT-3.1.4-1", "a CONNECT that is cut is closed without a CONNACK", "a cut CONNECT gets CONNACK 2", refused("", these(0x10, 6, 0, 4, 'M', 'Q', 'T', 'T'), "cut")},
+		{"MQTT-3.1.4-1", "a CONNECT that is cut is closed without a CONNACK", "a cut CONNECT gets CONNACK 2", refused("", these(0x10, 6, 0, 4, 'M', 'Q', 'T', 'T'), "truncated")},
 		{"MQTT-3.1.4-1", "a CONNECT with a byte behind it is closed without a CONNACK", "bytes need not be those that were understood", refused("", func(s *simulator.Server) []byte {
 			return packet(0x10, goodConnect(s, device)[3:], []byte{0})
-		}, "left over")},
+		}, "trailing bytes")},
 		{"MQTT-3.1.4-2", "a second connection takes the client identifier over", "no connection is taken over", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			second := open(t, s, "subscribe")
 			begin := time.Now()
@@ -377,11 +377,11 @@ func mqttCases() []conformance {
 			c.send(slices.Concat(goodConnect(s, device), subscribePacket(1, 1), []byte{0xc0, 0})...)
 			c.expect("all in their order", 0x20, 2, 0, 0, 0x90, 3, 0, 1, 1, 0xd0, 0)
 		})},
-		{"DPS limits", "no more than 64 packets ahead of the CONNACK", "any number of packets may wait", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "connect", Delay: 30 * time.Minute}}}, "", func(t *testing.T, s *simulator.Server, c *client) {
+		{"DPS limits", "no more than 64 packets before the CONNACK", "any number of packets may wait", scripted(&simulator.Scenario{Rules: []simulator.Rule{{On: "connect", Delay: 30 * time.Minute}}}, "", func(t *testing.T, s *simulator.Server, c *client) {
 			c.send(goodConnect(s, device)...)
 			c.send(bytes.Repeat([]byte{0xc0, 0}, 65)...)
 			c.expectEnd("too many")
-			if v := violations(s); !strings.Contains(v, "ahead of the CONNACK") {
+			if v := violations(s); !strings.Contains(v, "before the CONNACK") {
 				t.Error(v)
 			}
 		})},
@@ -416,7 +416,7 @@ func mqttCases() []conformance {
 		})},
 		{"MQTT-3.3.1-8", "a subscription brings nothing that was retained", "a reply comes with the SUBACK", answered("connect", these(subscribePacket(1, 1)...), 0x90, 3, 0, 1, 1)},
 		{"DPS QoS", "PUBLISH at QoS 2", "QoS 2 passes", refused("subscribe", these(publishPacket(0x34, goodTopic, 1, "")...), "QoS 2")},
-		{"DPS retain", "PUBLISH with RETAIN", "RETAIN passes", refused("subscribe", these(publishPacket(0x31, goodTopic, 0, "")...), "retains nothing")},
+		{"DPS retain", "PUBLISH with RETAIN", "RETAIN passes", refused("subscribe", these(publishPacket(0x31, goodTopic, 0, "")...), "does not retain messages")},
 		{"MQTT-3.3.2-1", "a topic longer than its packet", "a text may be longer than its packet", refused("subscribe", these(0x30, 3, 0, 9, 'a'), "malformed packet: topic")},
 		{"MQTT-3.3.2-2", "a topic with +", "a topic may have a wildcard", refused("subscribe", these(publishPacket(0x30, goodTopic+"+", 0, "")...), "wildcard")},
 		{"MQTT-3.3.2-2", "a topic with #", "a topic may have a wildcard", refused("subscribe", these(publishPacket(0x30, goodTopic+"#", 0, "")...), "wildcard")},
@@ -484,27 +484,27 @@ func mqttCases() []conformance {
 			}
 		})},
 		{"DPS limits", "a message of one byte more", "a message has 97 KB at most", refused("subscribe", these(publishPacket(0x30, goodTopic, 0, strings.Repeat(" ", 96<<10+1))...), "96 KB")},
-		{"MQTT-3.3.5-2", "PUBLISH to another topic", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "devices/x/messages/events/", 0, "")...), "the topic is none")},
-		{"MQTT-3.3.5-2", "PUBLISH to the topic of replies", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "$dps/registrations/res/200/?$rid=1", 0, "")...), "the topic is none")},
-		{"MQTT-3.3.5-2", "PUBLISH without the slash ahead of the question mark", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register?$rid=1", 0, "")...), "the topic is none")},
-		{"MQTT-4.7.3-1", "PUBLISH to an empty topic", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "", 0, "")...), "the topic is none")},
-		{"MQTT-4.7.3-4", "PUBLISH to a topic in other letters", "any topic is a request", refused("subscribe", these(publishPacket(0x30, strings.ToLower(goodTopic), 0, "")...), "the topic is none")},
+		{"MQTT-3.3.5-2", "PUBLISH to another topic", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "devices/x/messages/events/", 0, "")...), "the topic is unknown to the service")},
+		{"MQTT-3.3.5-2", "PUBLISH to the topic of replies", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "$dps/registrations/res/200/?$rid=1", 0, "")...), "the topic is unknown to the service")},
+		{"MQTT-3.3.5-2", "PUBLISH without the slash ahead of the question mark", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register?$rid=1", 0, "")...), "the topic is unknown to the service")},
+		{"MQTT-4.7.3-1", "PUBLISH to an empty topic", "any topic is a request", refused("subscribe", these(publishPacket(0x30, "", 0, "")...), "the topic is unknown to the service")},
+		{"MQTT-4.7.3-4", "PUBLISH to a topic in other letters", "any topic is a request", refused("subscribe", these(publishPacket(0x30, strings.ToLower(goodTopic), 0, "")...), "the topic is unknown to the service")},
 		{"DPS topics", "a request without $rid", "a request needs no $rid", refused("subscribe", these(publishPacket(0x30, pollTopic("", "x")[:len(pollTopic("", ""))-len("$rid=&operationId=")]+"operationId=x", 0, "")...), "no $rid")},
 		{"DPS topics", "a request with $rid twice", "a parameter may be repeated", refused("subscribe", these(publishPacket(0x30, goodTopic+"&$rid=2", 0, "")...), "repeated")},
 		{"DPS topics", "a poll without operationId", "a poll needs no operationId", refused("subscribe", these(publishPacket(0x30, "$dps/registrations/GET/iotdps-get-operationstatus/?$rid=1", 0, "")...), "no operationId")},
 		{"DPS order", "PUBLISH without a subscription", "PUBLISH needs no subscription", refused("connect", these(publishPacket(0x30, goodTopic, 0, "")...), "before SUBACK")},
 		{"DPS order", "PUBLISH in one piece with SUBSCRIBE", "PUBLISH need not wait for the SUBACK", refused("connect", these(append(subscribePacket(1, 1), publishPacket(0x30, goodTopic, 0, "")...)...), "before SUBACK", 0x90, 3, 0, 1, 1)},
-		{"MQTT-3.4", "PUBACK for no PUBLISH", "a PUBACK may be for nothing", refused("subscribe", these(0x40, 2, 0, 9), "for no PUBLISH")},
+		{"MQTT-3.4", "PUBACK without a PUBLISH", "a PUBACK may be for nothing", refused("subscribe", these(0x40, 2, 0, 9), "without a PUBLISH")},
 		{"MQTT-3.4", "PUBACK for a reply that was acknowledged", "a PUBACK may be for nothing", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			p := c.register("1")
 			c.puback(p.id)
 			c.puback(p.id)
 			c.expectEnd("closed")
-			if v := violations(s); !strings.Contains(v, "for no PUBLISH") {
+			if v := violations(s); !strings.Contains(v, "without a PUBLISH") {
 				t.Error(v)
 			}
 		})},
-		{"MQTT-3.4", "PUBACK with a byte behind it", "bytes need not be those that were understood", refused("subscribe", these(0x40, 3, 0, 2, 0), "left over")},
+		{"MQTT-3.4", "PUBACK with a byte behind it", "bytes need not be those that were understood", refused("subscribe", these(0x40, 3, 0, 2, 0), "trailing bytes")},
 		{"MQTT-3.4", "PUBACK without a packet identifier", "a packet identifier may be cut", refused("subscribe", these(0x40, 1, 0), "malformed packet: packet identifier")},
 		{"MQTT-4.3.2-2", "DISCONNECT while a reply is not acknowledged is noted", "a PUBACK is not missed", session("subscribe", func(t *testing.T, s *simulator.Server, c *client) {
 			c.register("1")

@@ -66,7 +66,7 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 		m.issuing = func() (*issuing, error) { return is, nil }
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w; a directory with %s was used before: put the file back, or begin with another directory", err, fileScope)
+		err = fmt.Errorf("%w; the directory was used before (it contains %s): restore the file, or use another directory", err, fileScope)
 	}
 	return m, err
 }
@@ -108,7 +108,7 @@ func loadIssuing(dir string, now time.Time) (*issuing, error) {
 		return nil, err
 	}
 	if err := ca.certificate.CheckSignatureFrom(root[0]); err != nil {
-		return nil, fmt.Errorf("%s: it was not signed by %s: %w", filepath.Join(dir, fileIssuingCA), fileIssuingRoot, err)
+		return nil, fmt.Errorf("%s: not signed by %s: %w", filepath.Join(dir, fileIssuingCA), fileIssuingRoot, err)
 	}
 	return &issuing{root[0], ca}, nil
 }

@@ -48,9 +48,9 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	case text == "":
 		return nil, errors.New("the csr is empty")
 	case strings.ContainsAny(text, "\r\n") && !strings.Contains(text, "-----"): // Go's decoder would skip them
-		return nil, errors.New("the csr has line breaks: base64 in one piece is needed")
+		return nil, errors.New("the csr contains line breaks; it must be base64 without line breaks")
 	case strings.Contains(text, "-----"):
-		return nil, errors.New("the csr is in PEM form: base64 of the DER is needed, without header and footer")
+		return nil, errors.New("the csr is in PEM format; it must be the base64 of the DER, without header and footer")
 	}
 	der, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
@@ -63,13 +63,13 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	key, ok := csr.PublicKey.(*ecdsa.PublicKey)
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("the csr's key is %s: EC P-384 is needed", keyName(csr))
+		return nil, fmt.Errorf("the csr's key is %s; it must be EC P-384", keyName(csr))
 	case key.Curve != elliptic.P384():
-		return nil, fmt.Errorf("the csr's key is EC %s: P-384 is needed", key.Curve.Params().Name)
+		return nil, fmt.Errorf("the csr's key is EC %s; it must be EC P-384", key.Curve.Params().Name)
 	case csr.SignatureAlgorithm == x509.ECDSAWithSHA1:
 		return nil, errors.New("the csr is signed with SHA-1")
 	case csr.CheckSignature() != nil:
-		return nil, errors.New("the csr's signature is wrong: it does not prove that the device has the key")
+		return nil, errors.New("the csr's signature is invalid: it does not prove that the device has the private key")
 	}
 	names := 0
 	for _, n := range csr.Subject.Names {
@@ -90,7 +90,7 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 
 func keyName(csr *x509.CertificateRequest) string {
 	if csr.PublicKeyAlgorithm == x509.UnknownPublicKeyAlgorithm {
-		return "of an unknown kind"
+		return "of an unknown type"
 	}
 	return csr.PublicKeyAlgorithm.String()
 }

@@ -174,19 +174,19 @@ func TestIssuing(t *testing.T) {
 		{"that is not base64", "?" + base(good), "the csr is not base64"},
 		{"in base64url", strings.NewReplacer("+", "-", "/", "_").Replace(base(append([]byte{0xfb, 0xff}, good...))), "the csr is not base64"},
 		{"without its padding", strings.TrimRight(base(append(append([]byte(nil), good...), make([]byte, (4-len(good)%3)%3)...)), "="), "the csr is not base64"},
-		{"with line breaks", base(good)[:64] + "\n" + base(good)[64:], "the csr has line breaks: base64 in one piece is needed"},
-		{"in PEM armour", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})), "the csr is in PEM form: base64 of the DER is needed, without header and footer"},
+		{"with line breaks", base(good)[:64] + "\n" + base(good)[64:], "the csr contains line breaks; it must be base64 without line breaks"},
+		{"in PEM armour", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})), "the csr is in PEM format; it must be the base64 of the DER, without header and footer"},
 		{"that is PEM in base64", base(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})), "the csr is not a PKCS#10 certificate request in DER"},
 		{"that is cut", base(good[:len(good)-1]), "the csr is not a PKCS#10 certificate request in DER"},
 		{"with a byte too many", base(append(append([]byte(nil), good...), 0)), "the csr is not a PKCS#10 certificate request in DER"},
 		{"that is a public key", base(must(x509.MarshalPKIXPublicKey(p384.Public()))), "the csr is not a PKCS#10 certificate request in DER"},
-		{"whose signature is wrong", base(forged), "the csr's signature is wrong: it does not prove that the device has the key"},
-		{"whose name was changed after it was signed", base(moved), "the csr's signature is wrong: it does not prove that the device has the key"},
+		{"whose signature is wrong", base(forged), "the csr's signature is invalid: it does not prove that the device has the private key"},
+		{"whose name was changed after it was signed", base(moved), "the csr's signature is invalid: it does not prove that the device has the private key"},
 		{"that is signed with SHA-1", base(old), "the csr is signed with SHA-1"},
-		{"of an RSA key", base(request(t, rsaKey, named(device))), "the csr's key is RSA: EC P-384 is needed"},
-		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519: EC P-384 is needed"},
-		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256: P-384 is needed"},
-		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is EC P-521: P-384 is needed"},
+		{"of an RSA key", base(request(t, rsaKey, named(device))), "the csr's key is RSA; it must be EC P-384"},
+		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be EC P-384"},
+		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256; it must be EC P-384"},
+		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is EC P-521; it must be EC P-384"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
 		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},
@@ -216,7 +216,7 @@ func TestIssuing(t *testing.T) {
 		bubble(t, "a CSR under api-version "+version+" is answered 400", func(t *testing.T) {
 			s := start(t, simulator.Options{})
 			p := as(t, s, device, version).ask(csrBody(t, base(good)))
-			if b := p.parse(t); b.ErrorCode != 400000 || b.Message != "the api-version does not issue certificates for a csr" {
+			if b := p.parse(t); b.ErrorCode != 400000 || b.Message != "the api-version does not support certificates for a csr" {
 				t.Error(p.payload)
 			}
 		})

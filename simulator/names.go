@@ -30,7 +30,7 @@ type userName struct {
 func parseUserName(text string) (userName, error) {
 	parts := strings.Split(text, "/")
 	if len(parts) != 4 || parts[1] != "registrations" {
-		return userName{}, errors.New("the user name has not the four parts {idScope}/registrations/{registrationId}/api-version=…")
+		return userName{}, errors.New("the user name does not have the four parts {idScope}/registrations/{registrationId}/api-version=…")
 	}
 	u := userName{scope: parts[0], registrationID: parts[2]}
 	if u.scope == "" {
@@ -79,7 +79,7 @@ func parseRequest(topic string) (request, error) {
 	query, ok := strings.CutPrefix(topic, registerPrefix)
 	if !ok {
 		if query, r.poll = strings.CutPrefix(topic, pollPrefix); !r.poll {
-			return r, errors.New("the topic is none that the service knows")
+			return r, errors.New("the topic is unknown to the service")
 		}
 	}
 	seen := map[string]bool{}

@@ -375,7 +375,7 @@ func TestDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := simulator.New(simulator.Options{Directory: dir})
-			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "put the file back") {
+			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "restore the file") {
 				t.Error(err)
 			}
 		})
@@ -403,9 +403,9 @@ func TestParseEnrollments(t *testing.T) {
 		{"a key that is too short", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"AAAA\"\n", "e.toml:4:1: group.primary_key: the key has 3 bytes"},
 		{"a key file that does not exist", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key_file = \"nowhere\"\n", "e.toml:4:1: group.primary_key_file:"},
 		{"a key and a CA", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\nca = \"x\"\n", "e.toml:3:1: group.type: a symmetric-key enrollment has no certificates"},
-		{"x509 without thumbprint or CA", "[[group]]\nname = \"x\"\ntype = \"x509\"\n", "e.toml:3:1: group.type: an x509 enrollment needs either"},
-		{"a CA that is not PEM", "[[group]]\nname = \"x\"\ntype = \"x509\"\nca = \"x\"\n", "group.ca_file: no certificate"},
-		{"an invalid thumbprint", "[[individual]]\nregistration_id = \"x\"\ntype = \"x509\"\nthumbprint = \"abc\"\n", "e.toml:4:1: individual.thumbprint: is not the hex"},
+		{"x509 without thumbprint or CA", "[[group]]\nname = \"x\"\ntype = \"x509\"\n", "e.toml:3:1: group.type: an x509 enrollment requires either"},
+		{"a CA that is not PEM", "[[group]]\nname = \"x\"\ntype = \"x509\"\nca = \"x\"\n", "group.ca_file: no PEM certificate"},
+		{"an invalid thumbprint", "[[individual]]\nregistration_id = \"x\"\ntype = \"x509\"\nthumbprint = \"abc\"\n", "e.toml:4:1: individual.thumbprint: is not a SHA-1 or SHA-256 hash in hex"},
 		{"an invalid registration ID", "[[individual]]\nregistration_id = \"x/y\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "e.toml:2:1: individual.registration_id: \"x/y\" is not"},
 		{"a device enrolled twice", "[[individual]]\nregistration_id = \"x\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n[[individual]]\nregistration_id = \"X\"\ntype = \"symmetric-key\"\nprimary_key = \"" + key + "\"\n", "e.toml:6:1: individual.registration_id: \"X\" is enrolled twice"},
 		{"a payload that is not an object", "[[group]]\nname = \"x\"\ntype = \"symmetric-key\"\npayload = \"1\"\nprimary_key = \"" + key + "\"\n", "e.toml:4:1: group.payload: is not a JSON object"},

@@ -253,7 +253,7 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	if wanted.csr != nil {
 		switch {
 		case !slices.Contains(who.features, scenario.FeatureCSR):
-			return nil, errors.New("the api-version does not issue certificates for a csr")
+			return nil, errors.New("the api-version does not support certificates for a csr")
 		case grant.NoCertificates:
 			return nil, errors.New("the enrollment does not issue certificates for a csr")
 		}

@@ -121,10 +121,10 @@ func (s *session) step() {
 	case <-due:
 		s.elapse(time.Now())
 	case <-s.taken:
-		s.end("another connection has taken the client identifier over [MQTT-3.1.4-2]")
+		s.end("another connection has taken over the client identifier [MQTT-3.1.4-2]")
 	case <-s.c.server.done:
 		s.closeCode = websocket.CloseGoingAway
-		s.end("the server has ended")
+		s.end("the server has shut down")
 	}
 }
 
@@ -158,9 +158,9 @@ func (s *session) silence() time.Time {
 func (s *session) elapse(now time.Time) {
 	if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {
 		if s.connected {
-			s.violate("nothing was heard for 1.5 keep-alive intervals [MQTT-3.1.2-24]")
+			s.violate("no packet for 1.5 keep-alive intervals [MQTT-3.1.2-24]")
 		} else {
-			s.violate("no CONNECT within the time-out")
+			s.violate("no CONNECT before the timeout")
 		}
 		return
 	}
@@ -219,7 +219,7 @@ func (s *session) receive(in *inbound) {
 			s.violate(v.reason)
 			s.closeCode = cmp.Or(v.closeCode, s.closeCode)
 		case errors.Is(in.err, io.EOF):
-			s.end("the client has hung up")
+			s.end("the client closed the connection without DISCONNECT")
 		default:
 			s.end(in.err.Error())
 		}
@@ -252,7 +252,7 @@ func (s *session) receive(in *inbound) {
 	case kind != packets.Connect && !s.connected:
 		// A client need not wait for the CONNACK [MQTT-3.1.4-5, non-normative].
 		if s.early = append(s.early, in); len(s.early) > maxEarly {
-			s.violate("too many packets ahead of the CONNACK")
+			s.violate("too many packets before the CONNACK")
 		}
 		return
 	}
@@ -297,7 +297,7 @@ func (s *session) handle(in *inbound, previous byte) {
 		}
 	case packets.Puback:
 		if s.unacked[p.PacketID] == 0 {
-			s.violate(fmt.Sprintf("PUBACK %d for no PUBLISH", p.PacketID))
+			s.violate(fmt.Sprintf("PUBACK %d without a PUBLISH", p.PacketID))
 			return
 		}
 		if s.unacked[p.PacketID]--; s.unacked[p.PacketID] == 0 {
@@ -352,7 +352,7 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 	case packets.Pingreq:
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
 	case packets.Disconnect:
-		s.end("the client has disconnected")
+		s.end("the client disconnected")
 	}
 	s.then(rule, rule.Then)
 }

@@ -295,11 +295,11 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	case err != nil:
 		return who, 5, err.Error()
 	case u.scope != s.material.scope:
-		return who, 3, "the ID scope is another"
+		return who, 3, "the ID scope does not match"
 	case clientID != u.registrationID:
 		return who, 5, "the client identifier is not the registration ID"
 	case !set.Serves(u.apiVersion):
-		return who, 5, "the api-version is not served"
+		return who, 5, "the api-version is not supported"
 	}
 	var found *enroll.Entry
 	switch {

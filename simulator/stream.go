@@ -13,7 +13,7 @@ import (
 )
 
 // errScenario ends a stream because of a rule.
-var errScenario = errors.New("scenario: the stream has come to its end")
+var errScenario = errors.New("scenario: the stream ends here")
 
 // rawConn is the byte stream below TLS. It counts the bytes, and a rule of OnAccept can
 // delay them, send them one by one, or end or stall the stream at a certain byte.

@@ -66,7 +66,7 @@ func TestStrict(t *testing.T) {
 		}, nil, "CONNECT"},
 		{"a byte after the password", "", func(s *simulator.Server) []byte {
 			return packet(0x10, goodConnect(s, device)[3:], []byte{0})
-		}, nil, "left over"},
+		}, nil, "trailing bytes"},
 		{"flags in the first byte of CONNECT [MQTT-2.2.2-2]", "", func(s *simulator.Server) []byte {
 			b := goodConnect(s, device)
 			b[0] = 0x11
@@ -76,8 +76,8 @@ func TestStrict(t *testing.T) {
 		{"packet type 15", "connect", fixed(0xf0, 0), nil, "AUTH"},
 		{"a packet only a server sends", "connect", fixed(0x20, 2, 0, 0), nil, "CONNACK"},
 		{"a remaining length of five bytes [MQTT-2.2.3]", "connect", fixed(0x30, 0x80, 0x80, 0x80, 0x80, 0x01), nil, "remaining length"},
-		{"a packet of 256 MiB", "connect", fixed(0x30, 0xff, 0xff, 0xff, 0x7f), nil, "a packet of"},
-		{"a message above 96 KB", "subscribe", fixed(publishPacket(0x30, good, 0, strings.Repeat(" ", 96<<10+1))...), nil, "96 KB"},
+		{"a packet of 256 MiB", "connect", fixed(0x30, 0xff, 0xff, 0xff, 0x7f), nil, "the packet is too large"},
+		{"a message larger than 96 KB", "subscribe", fixed(publishPacket(0x30, good, 0, strings.Repeat(" ", 96<<10+1))...), nil, "96 KB"},
 
 		{"SUBSCRIBE with flags 0 [MQTT-3.8.1-1]", "connect", fixed(append([]byte{0x80}, subscribePacket(1, 1)[1:]...)...), nil, "flags"},
 		{"SUBSCRIBE with packet identifier 0 [MQTT-2.3.1-1]", "connect", fixed(subscribePacket(0, 1)...), nil, "SUBSCRIBE"},
@@ -93,8 +93,8 @@ func TestStrict(t *testing.T) {
 
 		{"PUBLISH before SUBSCRIBE", "connect", fixed(publishPacket(0x30, good, 0, "")...), nil, "before SUBACK"},
 		{"PUBLISH in one piece with SUBSCRIBE", "connect", fixed(append(subscribePacket(1, 1), publishPacket(0x30, good, 0, "")...)...), []byte{0x90, 3, 0, 1, 1}, "before SUBACK"},
-		{"PUBLISH to another topic", "subscribe", fixed(publishPacket(0x30, "devices/x/messages/events/", 0, "")...), nil, "the topic is none"},
-		{"PUBLISH without the slash before the question mark", "subscribe", fixed(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register?$rid=1", 0, "")...), nil, "the topic is none"},
+		{"PUBLISH to another topic", "subscribe", fixed(publishPacket(0x30, "devices/x/messages/events/", 0, "")...), nil, "the topic is unknown to the service"},
+		{"PUBLISH without the slash before the question mark", "subscribe", fixed(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register?$rid=1", 0, "")...), nil, "the topic is unknown to the service"},
 		{"PUBLISH without $rid", "subscribe", fixed(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register/?rid=1", 0, "")...), nil, "unknown parameter"},
 		{"PUBLISH with an empty $rid", "subscribe", fixed(publishPacket(0x30, registerPath, 0, "")...), nil, "$rid"},
 		{"PUBLISH with $rid twice", "subscribe", fixed(publishPacket(0x30, good+"&$rid=2", 0, "")...), nil, "repeated"},
@@ -107,8 +107,8 @@ func TestStrict(t *testing.T) {
 		{"PUBLISH with packet identifier 0 [MQTT-2.3.1-1]", "subscribe", fixed(publishPacket(0x32, good, 0, "")...), nil, "PUBLISH"},
 		{"PUBLISH whose topic is longer than the packet", "subscribe", fixed(0x30, 3, 0, 9, 'a'), nil, "PUBLISH"},
 		{"PUBLISH whose topic is not UTF-8 [MQTT-3.3.2-1]", "subscribe", fixed(publishPacket(0x30, "\xff", 0, "")...), nil, "PUBLISH"},
-		{"PUBACK for no PUBLISH", "subscribe", fixed(0x40, 2, 0, 9), nil, "for no PUBLISH"},
-		{"PUBACK with a byte left over", "subscribe", fixed(longer([]byte{0x40, 2, 0, 2})...), nil, "left over"},
+		{"PUBACK without a PUBLISH", "subscribe", fixed(0x40, 2, 0, 9), nil, "without a PUBLISH"},
+		{"PUBACK with a byte left over", "subscribe", fixed(longer([]byte{0x40, 2, 0, 2})...), nil, "trailing bytes"},
 		{"PUBACK with flags [MQTT-2.2.2-2]", "subscribe", fixed(0x42, 2, 0, 2), nil, "flags"},
 		{"PUBREC, which QoS 2 would need", "subscribe", fixed(0x50, 2, 0, 2), nil, "PUBREC"},
 		{"PINGREQ with a payload", "connect", fixed(0xc0, 1, 0), nil, "payload"},

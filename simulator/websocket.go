@@ -73,11 +73,11 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	}
 	// SDKs use both paths.
 	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
-		violate("the path is none of the service's", "no such path")
+		violate("the service does not have this path", "no such path")
 		return nil
 	}
 	if !req.ProtoAtLeast(1, 1) || req.Host == "" {
-		violate("the request is not of HTTP/1.1 with a Host (RFC 6455 4.2.1)", "HTTP/1.1 and Host are needed")
+		violate("the request is not HTTP/1.1 with a Host header (RFC 6455 4.2.1)", "HTTP/1.1 and a Host header are required")
 		return nil
 	}
 	upgrader := websocket.Upgrader{
@@ -91,7 +91,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	}
 	offered := slices.ContainsFunc(websocket.Subprotocols(req), func(p string) bool { return strings.EqualFold(p, "mqtt") })
 	if websocket.IsWebSocketUpgrade(req) && !offered {
-		violate("the subprotocol mqtt is not offered [MQTT-6.0.0-3]", "the subprotocol mqtt is needed")
+		violate("the subprotocol mqtt is not offered [MQTT-6.0.0-3]", "the subprotocol mqtt is required")
 		return nil
 	}
 	header := http.Header{}

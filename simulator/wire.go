@@ -84,7 +84,7 @@ func (in *inbound) read(r *bufio.Reader) error {
 	}
 	p.FixedHeader.Remaining = remaining
 	if remaining > maxPacket { // before a buffer is allocated
-		return breach("%s: a packet of %d bytes", packetName(p.FixedHeader.Type), remaining)
+		return breach("%s: the packet is too large: %d bytes", packetName(p.FixedHeader.Type), remaining)
 	}
 	body := make([]byte, remaining)
 	if _, err := io.ReadFull(r, body); err != nil {
@@ -124,11 +124,11 @@ func decode(p *packets.Packet, body []byte) error {
 	switch {
 	case kind == packets.Pingreq || kind == packets.Disconnect:
 		if len(body) > 0 {
-			return breach("%s: it has a payload", name)
+			return breach("%s: it must not have a payload", name)
 		}
 		return nil
 	case codec.decode == nil:
-		return breach("%s: not a packet for this server", name)
+		return breach("%s: this server does not accept such a packet", name)
 	case kind == packets.Connect:
 		if err := checkConnectHead(body); err != nil {
 			return err
@@ -145,7 +145,7 @@ func decode(p *packets.Packet, body []byte) error {
 	// The encoding of the decoded packet must equal the received bytes. This detects
 	// reserved bits and surplus bytes.
 	if length, _, _ := packets.DecodeLength(bytes.NewReader(b[1:])); length != len(body) || !bytes.HasSuffix(b, body) {
-		return breach("%s: reserved bits are set or bytes are left over", name)
+		return breach("%s: reserved bits are set, or there are trailing bytes", name)
 	}
 	return check(p)
 }
@@ -154,7 +154,7 @@ func decode(p *packets.Packet, body []byte) error {
 // format depends on them.
 func checkConnectHead(body []byte) error {
 	if len(body) < 7 {
-		return breach("CONNECT: it is cut")
+		return breach("CONNECT: truncated")
 	}
 	level := byte(0)
 	switch {
@@ -179,7 +179,7 @@ func check(p *packets.Packet) error {
 		case c.PasswordFlag && !c.UsernameFlag:
 			return breach("CONNECT: a password without a user name [MQTT-3.1.2-22]")
 		case c.WillFlag:
-			return breach("CONNECT: the service takes no will")
+			return breach("CONNECT: the service does not accept a will")
 		case c.WillQos != 0 || c.WillRetain:
 			return breach("CONNECT: will QoS or retain without a will [MQTT-3.1.2-13] [MQTT-3.1.2-15]")
 		case !utf8.Valid(c.Username) || bytes.IndexByte(c.Username, 0) >= 0:
@@ -194,11 +194,11 @@ func check(p *packets.Packet) error {
 		case strings.ContainsAny(p.TopicName, "+#"):
 			return breach("PUBLISH: a wildcard in the topic [MQTT-3.3.2-2]")
 		case p.FixedHeader.Qos == 2:
-			return breach("PUBLISH: the service does not take QoS 2")
+			return breach("PUBLISH: the service does not accept QoS 2")
 		case p.FixedHeader.Retain:
-			return breach("PUBLISH: the service retains nothing")
+			return breach("PUBLISH: the service does not retain messages")
 		case len(p.Payload) > maxMessage:
-			return breach("PUBLISH: a message above 96 KB")
+			return breach("PUBLISH: a message larger than 96 KB")
 		}
 	case packets.Puback:
 		if p.PacketID == 0 {

@@ -24,7 +24,7 @@ new certificate and its private key.`,
 		Example: `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
-				return usageError("--dir and --registration-id are needed")
+				return usageError("--dir and --registration-id are required")
 			}
 			// The command does not use the enrollments, which may be invalid at the moment.
 			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &enroll.Enrollments{}})
@@ -53,7 +53,7 @@ func writeCredentials(s *simulator.Server, dir, id string) (files []string, err 
 		return nil, usageError("%q is not a registration ID", id)
 	}
 	if id == "ca" || id == "device-ca" {
-		return nil, usageError("the files of a device %q would be those of the simulator", id)
+		return nil, usageError("the files of device %q would overwrite those of the simulator", id)
 	}
 	write := func(name string, text []byte, mode fs.FileMode) error {
 		files = append(files, filepath.Join(dir, name))

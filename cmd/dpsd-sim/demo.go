@@ -36,7 +36,7 @@ files.`,
 			survivePipes() // otherwise the directory of the demonstration would not be removed
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			ctx, cancel := context.WithTimeoutCause(ctx, demoLimit, fmt.Errorf("not done within %s", demoLimit))
+			ctx, cancel := context.WithTimeoutCause(ctx, demoLimit, fmt.Errorf("the demonstration did not finish within %s", demoLimit))
 			defer cancel()
 			return demo(ctx, c.OutOrStdout())
 		},

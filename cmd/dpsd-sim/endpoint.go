@@ -35,15 +35,15 @@ type flags struct {
 }
 
 // dirUsage describes --dir.
-const dirUsage = "directory `DIR` of keys, certificates and\nenrollments; created on first use"
+const dirUsage = "directory `DIR` for keys, certificates and\nenrollments; created on first use"
 
 func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
 	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
-	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` of the devices that may register\n(default DIR/enrollments.toml)")
-	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` of settings and faults")
-	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` to which every packet is written\nas a line of JSON")
+	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)")
+	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
+	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")

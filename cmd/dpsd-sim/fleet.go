@@ -21,7 +21,7 @@ func newFleet() *cobra.Command {
 	f := fleet.New(fleet.Power, 10_000)
 	c := &cobra.Command{
 		Use:   "fleet [flags]",
-		Short: "Simulate the load of a fleet on the service, in virtual time",
+		Short: "Simulate a fleet's load on the service, in virtual time",
 		Long: `Fleet simulates the load of thousands of gateways on the service, in virtual
 time: hours take seconds, and the same flags give the same result. The gateways
 run dpsd's own protocol, delays and policies. The service is a model;
@@ -36,8 +36,8 @@ docs/simulator.md lists which parts of it are documented, observed or guessed.
              gateway learns this at its interval (24h)
 
 The command prints the time until 50, 90, 99 and 100 % of the gateways are
-provisioned, the registration requests per gateway, the peak of requests, and
-how many were answered 429 and 5xx. It exits with 1 if a gateway is not
+provisioned, the registration requests per gateway, the peak request rate, and
+the number of 429 and 5xx responses. It exits with 1 if a gateway is not
 provisioned.`,
 		Example: `  dpsd-sim fleet --devices 10000
   dpsd-sim fleet --devices 10000 --boot-delay-max 10m --svg fleet.svg
@@ -59,7 +59,7 @@ provisioned.`,
 				of          []string
 			}{{"scenario", scenario, scenarios()}, {"on-boot", string(f.OnBoot), policies()}} {
 				if !slices.Contains(choice.of, choice.value) {
-					return usageError("--%s %q is none of %s", choice.flag, choice.value, strings.Join(choice.of, ", "))
+					return usageError("--%s %q is not one of %s", choice.flag, choice.value, strings.Join(choice.of, ", "))
 				}
 			}
 			if err := f.Check(); err != nil {
@@ -69,24 +69,24 @@ provisioned.`,
 		},
 	}
 	flags := c.Flags()
-	flags.IntVar(&f.Devices, "devices", f.Devices, "the number of gateways")
+	flags.IntVar(&f.Devices, "devices", f.Devices, "number of gateways")
 	flags.StringVar(&scenario, "scenario", string(fleet.Power), "what happens: power, outage, brief,\nwrong-key or moved")
 	flags.Uint64Var(&f.Seed, "seed", 0, "`NUMBER` that seeds all random values")
-	flags.StringVar((*string)(&f.Client), "client", string(f.Client), "the program of the gateways: dpsd, or sdk for\nMicrosoft's SDKs")
-	flags.StringVar(&configuration, "config", "", "`FILE` like dpsd.toml, for [provisioning] and\n[retry] of the gateways; flags override it")
-	flags.StringVar((*string)(&f.OnBoot), "on-boot", string(f.OnBoot), "the on_boot of the gateways: always, verify or\nif-needed")
+	flags.StringVar((*string)(&f.Client), "client", string(f.Client), "program on the gateways: dpsd, or sdk for\nMicrosoft's SDKs")
+	flags.StringVar(&configuration, "config", "", "dpsd.toml `FILE` with [provisioning] and [retry]\nof the gateways; flags override it")
+	flags.StringVar((*string)(&f.OnBoot), "on-boot", string(f.OnBoot), "on_boot of the gateways: always, verify or\nif-needed")
 	flags.DurationVar(&f.BootDelayMax, "boot-delay-max", 0, "boot_delay_max of the gateways")
 	flags.DurationVar(&f.Interval, "interval", 0, "interval of the gateways; 0s for none\n(default 24h for moved)")
-	flags.DurationVar(&f.Boot, "boot", f.Boot, "the gateways are up within this time\n")
-	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations per minute of an instance;\n0 for no limit")
+	flags.DurationVar(&f.Boot, "boot", f.Boot, "time within which all gateways boot\n")
+	flags.IntVar(&f.Service.Quota, "quota", f.Service.Quota, "registrations per minute for each instance;\n0 for no limit")
 	flags.IntVar(&f.Service.Instances, "instances", f.Service.Instances, "instances of the service; each gateway has one\n")
-	flags.StringVar((*string)(&f.Service.Throttle), "throttle", string(f.Service.Throttle), "how the minute is counted: bucket (as serve\ndoes) or window (of the clock)\n")
-	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\nfor the time until one is free")
+	flags.StringVar((*string)(&f.Service.Throttle), "throttle", string(f.Service.Throttle), "how the quota is counted: bucket (as serve\ndoes) or window (each minute of the clock)\n")
+	flags.StringVar(&f.Service.RetryAfter, "retry-after", f.Service.RetryAfter, "Retry-After of a 429: `SECONDS`, none, or free\n(until the quota allows one)")
 	flags.IntVar(&f.Service.Capacity, "capacity", f.Service.Capacity, "requests per second above which an instance\nanswers 5xx; 0 for no limit")
-	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its answer is lost,\nfrom 0 to 1")
+	flags.Float64Var(&f.Service.Loss, "loss", 0, "`CHANCE` that a request or its reply is lost,\nat least 0 and below 1")
 	flags.DurationVar(&f.Limit, "limit", f.Limit, "virtual time after which the simulation ends\n")
-	flags.StringVar(&curve, "curve", "", "`FILE` for the course as CSV, second by second")
-	flags.StringVar(&svg, "svg", "", "`FILE` for a plot of the course")
+	flags.StringVar(&curve, "curve", "", "`FILE` for the results over time, as CSV")
+	flags.StringVar(&svg, "svg", "", "`FILE` for a plot of the results, as SVG")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagFilename("config", "toml")
 	_ = c.MarkFlagFilename("curve", "csv")
@@ -162,7 +162,7 @@ func rehearse(c *cobra.Command, f *fleet.Fleet, curve, svg string) error {
 		}
 	}
 	if left := f.Devices - len(r.At); left > 0 {
-		return fmt.Errorf("%d of %d gateways are not provisioned within %s", left, f.Devices, f.Limit)
+		return fmt.Errorf("%d of %d gateways were not provisioned within %s", left, f.Devices, f.Limit)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func newLog() *cobra.Command {
 		Example: `  dpsd-sim log summary sim.log`,
 		Args:    usageArgs(commandline.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return usageError("a command is needed: log summary FILE")
+			return usageError("no command given: log summary FILE")
 		},
 	}
 	c.AddCommand(newLogSummary())
@@ -58,9 +58,9 @@ FILE may be "-" for standard input.`,
 			entries, err := simulator.ReadLog(in)
 			switch {
 			case errors.Is(err, io.ErrUnexpectedEOF): // the simulator is still writing, or was killed
-				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %s: the last line is cut, and left out\n", args[0])
+				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %s: ignoring the last line, which is incomplete\n", args[0])
 			case err != nil:
-				return fmt.Errorf("%s: line %d is no packet: %w", args[0], len(entries)+1, err)
+				return fmt.Errorf("%s: line %d is not a packet: %w", args[0], len(entries)+1, err)
 			}
 			devices := simulator.SummarizeDevices(entries)
 			if asJSON {
@@ -72,7 +72,7 @@ FILE may be "-" for standard input.`,
 			return printSummary(c.OutOrStdout(), devices)
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the summary as a JSON array")
 	return c
 }
 

@@ -68,7 +68,7 @@ demand. It needs no account and no network.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError("a command is needed: see dpsd-sim --help")
+			return usageError("no command given: see dpsd-sim --help")
 		},
 		Args: usageArgs(commandline.NoArgs),
 	}

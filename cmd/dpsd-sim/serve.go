@@ -29,13 +29,13 @@ with 0.
 It is ready after it has printed its first line. That line and DIR/endpoint.json
 contain the addresses in use.
 
-On SIGHUP, it reads the enrollments again. It refuses an invalid file with the
-position of the mistake, and keeps the previous enrollments.`,
+On SIGHUP, it reloads the enrollments. If the file is invalid, it reports the
+line and column of the error, and keeps the previous enrollments.`,
 		Example: `  dpsd-sim serve --dir sim
   dpsd-sim serve --dir sim --mqtt '' --websocket :443`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.dir == "" {
-				return usageError("--dir is needed")
+				return usageError("--dir is required")
 			}
 			stop := make(chan os.Signal, 1)
 			signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -70,7 +70,7 @@ position of the mistake, and keeps the previous enrollments.`,
 						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: keeping the previous enrollments\n", err)
 						continue
 					}
-					fmt.Fprintf(c.OutOrStdout(), "enrollments: %s was read again\n", e.enrollments)
+					fmt.Fprintf(c.OutOrStdout(), "%s: enrollments reloaded\n", e.enrollments)
 				}
 			}
 		},

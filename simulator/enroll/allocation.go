@@ -98,7 +98,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 		}
 		seen[strings.ToLower(h.Name)] = true
 		if h.Weight < 0 || h.Weight > 1000 {
-			bad("weight", "%d is not 1 to 1000", h.Weight)
+			bad("weight", "%d is not between 1 and 1000", h.Weight)
 		}
 	}
 	for i, l := range e.Latencies {
@@ -120,16 +120,16 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 
 func (n *Entry) checkCustom(c *Custom, bad tomlfile.Reporter) {
 	if _, found := hub(n.hubs, c.Hub); c.Hub != "" && !found {
-		bad("hub", "%q is none of the enrollment's hubs", c.Hub)
+		bad("hub", "%q is not one of the enrollment's hubs", c.Hub)
 	}
 	if err := checkWhen(c.When); err != nil {
 		bad("when", "%v", err)
 	}
 	if c.Status != 0 && (c.Status < 400 || c.Status > 599) {
-		bad("status", "%d is not 400 to 599", c.Status)
+		bad("status", "%d is not between 400 and 599", c.Status)
 	}
 	if c.Status != 0 && (c.Hub != "" || c.Payload != "") {
-		bad("status", "a function that fails gives neither hub nor payload")
+		bad("status", "a function that fails returns neither a hub nor a payload")
 	}
 	if c.Payload != "" && checkObject(c.Payload, bad) {
 		if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
@@ -245,7 +245,7 @@ func checkWhen(when map[string]any) error {
 				return fmt.Errorf("%s.%w", key, err)
 			}
 		default:
-			return fmt.Errorf("%s: neither a text, a number, true, false nor a table", key)
+			return fmt.Errorf("%s: not a string, a number, true, false or a table", key)
 		}
 	}
 	return nil
@@ -302,7 +302,7 @@ func fill(text string, value func(name string) any) (string, error) {
 		return "", err
 	}
 	if _, err := in.Token(); !errors.Is(err, io.EOF) {
-		return "", errors.New("there is something after the JSON object")
+		return "", errors.New("unexpected data after the JSON object")
 	}
 	return out.String(), nil
 }

@@ -213,7 +213,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		n := Entry{Grant: d.Grant, DeviceID: d.DeviceID, individual: d.RegistrationID}
 		n.thumbprint = strings.ToLower(strings.ReplaceAll(d.Thumbprint, ":", ""))
 		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
-			bad("thumbprint", "is not the hex of a SHA-1 or SHA-256")
+			bad("thumbprint", "is not a SHA-1 or SHA-256 hash in hex")
 		}
 		d.compile(&n, bad)
 		grant("individual", &n, bad)
@@ -245,13 +245,13 @@ func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	bad.OneOf("allocation", g.Allocation, "hashed", "static", "lowest-latency", "custom")
 	switch custom := g.Allocation == "custom"; {
 	case g.Allocation == "static" && len(n.hubs) != 1:
-		bad("allocation", "static is for one hub, and there are %d", len(n.hubs))
+		bad("allocation", "static requires exactly one hub, not %d", len(n.hubs))
 	case g.Allocation == "lowest-latency" && len(e.Latencies) == 0:
-		bad("allocation", "lowest-latency needs a [[latency]]")
+		bad("allocation", "lowest-latency requires a [[latency]]")
 	case custom && len(g.Custom) == 0:
-		bad("allocation", "custom needs a custom table")
+		bad("allocation", "custom requires a custom table")
 	case !custom && len(g.Custom) > 0:
-		bad("custom", "is for the allocation custom only")
+		bad("custom", "is allowed only with the allocation custom")
 	}
 	bad.OneOf("reprovision", g.Reprovision, "migrate", "reset", "never")
 	if g.CertificateLife < 0 {
@@ -276,7 +276,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		from := name
 		if file != "" {
 			if text != "" {
-				bad(name, "is given twice, here and by a file")
+				bad(name, "is set twice, here and in a file")
 			}
 			content, err := os.ReadFile(file)
 			if err != nil {
@@ -299,7 +299,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		key("primary_key", a.PrimaryKey, a.PrimaryKeyFile)
 		key("secondary_key", a.SecondaryKey, a.SecondaryKeyFile)
 		if a.PrimaryKey == "" && a.PrimaryKeyFile == "" {
-			bad("type", "a symmetric-key enrollment needs primary_key or primary_key_file")
+			bad("type", "a symmetric-key enrollment requires primary_key or primary_key_file")
 		}
 		if a.CA != "" || a.CAFile != "" || thumbprint {
 			bad("type", "a symmetric-key enrollment has no certificates")
@@ -318,7 +318,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		}
 		switch {
 		case thumbprint == (len(text) > 0):
-			bad("type", "an x509 enrollment needs either a CA or, individually, a thumbprint")
+			bad("type", "an x509 enrollment requires either a CA or, for an individual enrollment, a thumbprint")
 			return
 		case thumbprint:
 			return

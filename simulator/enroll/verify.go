@@ -61,11 +61,11 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 	}
 	switch {
 	case individual:
-		return unauthorized("no key of the individual enrollment has signed the token")
+		return unauthorized("the token is not signed with a key of the individual enrollment")
 	case !keys: // nothing to verify against: the device is unknown
-		return nil, &Refusal{404201, "Registration not found.", "no symmetric-key enrollment fits"}
+		return nil, &Refusal{404201, "Registration not found.", "no symmetric-key enrollment matches"}
 	}
-	return unauthorized("no group key has signed the token")
+	return unauthorized("the token is not signed with the key of a group")
 }
 
 // ByCertificate returns the enrollment that trusts the client's certificate.
@@ -86,7 +86,7 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 		return err
 	}
 	if now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		return invalid("the certificate is not valid now")
+		return invalid("the certificate has expired or is not yet valid")
 	}
 	fitting, individual := entries.of(registrationID)
 	reason := "there is no x509 group"
@@ -98,7 +98,7 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 		case slices.Contains(thumbprints(leaf), n.thumbprint):
 			return n, nil
 		case n.thumbprint != "":
-			reason = "the certificate's thumbprint is another"
+			reason = "the certificate's thumbprint does not match"
 		case n.roots != nil:
 			err := verify(n.roots)
 			if err == nil {
@@ -124,7 +124,7 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 		all = append(all, c)
 	}
 	if len(all) == 0 {
-		return nil, errors.New("no certificate in PEM form")
+		return nil, errors.New("no PEM certificate found")
 	}
 	return all, nil
 }

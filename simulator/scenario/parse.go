@@ -78,7 +78,7 @@ func checkFields(fields any, on Stage, bad tomlfile.Reporter) {
 		}
 		key := cmp.Or(tag.Get("key"), tag.Get("toml"))
 		if where := tag.Get("on"); where != "" && !slices.Contains(strings.Fields(where), string(on)) {
-			bad(key, "has no meaning on %q, only on: %s", on, where)
+			bad(key, "does not apply to %q, only to: %s", on, where)
 		}
 		n := reflect.Indirect(f)
 		switch of := tag.Get("of"); {
@@ -107,7 +107,7 @@ func (s *Settings) check(bad tomlfile.Reporter) {
 		checkAPIVersion("features", version, bad)
 		for _, f := range s.Features[version] {
 			if f != FeatureCSR && f != FeatureProfile {
-				bad("features", "%q is none of %s, %s", f, FeatureCSR, FeatureProfile)
+				bad("features", "%q is neither %s nor %s", f, FeatureCSR, FeatureProfile)
 			}
 		}
 	}
@@ -121,7 +121,7 @@ func checkAPIVersion(key, version string, bad tomlfile.Reporter) {
 
 func (r *Rule) check(bad tomlfile.Reporter) {
 	if !slices.Contains(stages, r.On) {
-		bad("on", "%q is none of %s", r.On, strings.ReplaceAll(strings.Trim(fmt.Sprint(stages), "[]"), " ", ", "))
+		bad("on", "%q is not one of %s", r.On, strings.ReplaceAll(strings.Trim(fmt.Sprint(stages), "[]"), " ", ", "))
 		return
 	}
 	checkFields(*r, r.On, bad)
@@ -135,20 +135,20 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 		bad("until", "is not after from")
 	}
 	if r.Pad > maxPad {
-		bad("pad", "is above %d, which no packet can hold", maxPad)
+		bad("pad", "is above %d, the largest body that fits in a packet", maxPad)
 	}
 	if r.CloseCode > 4999 || r.CloseCode > 0 && r.CloseCode < 1000 {
-		bad("close_code", "%d is no status of a close frame", r.CloseCode)
+		bad("close_code", "%d is not a valid status of a close frame", r.CloseCode)
 	}
 	if _, err := hex.DecodeString(strings.ReplaceAll(r.GarbageHex, " ", "")); err != nil {
 		bad("garbage_hex", "%v", err)
 	}
 	if r.Garbage != "" && r.GarbageHex != "" {
-		bad("garbage_hex", "there is garbage already")
+		bad("garbage_hex", "is set in addition to garbage")
 	}
 	garbage := r.Garbage != "" || r.GarbageHex != ""
 	if (r.AfterUp > 0 || r.AfterDown > 0) && !r.Close && !r.Reset && !r.Silent && !garbage {
-		bad("on", "after_up and after_down need one of close, reset, silent and garbage")
+		bad("on", "after_up and after_down require one of close, reset, silent and garbage")
 	}
 	instead := 0
 	for _, b := range []bool{r.Close, r.Reset, r.Silent && !garbage, garbage, r.Refuse > 0} {
@@ -157,7 +157,7 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 		}
 	}
 	if instead > 1 {
-		bad("on", "only one of close, reset, silent, garbage and refuse can happen")
+		bad("on", "only one of close, reset, silent, garbage and refuse can be set")
 	}
 }
 

@@ -102,7 +102,7 @@ func (p *Problems) In(table string, index int) Reporter {
 // OneOf reports a text that is neither empty nor one of these.
 func (bad Reporter) OneOf(key, value string, of ...string) {
 	if value != "" && !slices.Contains(of, value) {
-		bad(key, "%q is none of %s", value, strings.Join(of, ", "))
+		bad(key, "%q is not one of %s", value, strings.Join(of, ", "))
 	}
 }
 
