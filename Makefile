@@ -1,6 +1,6 @@
-# What a newcomer types is `make demo` and `make test`; Go, make and git are
-# enough. Each target installs what else it needs when it may (root, Debian),
-# and says what it leaves out when it may not. In CI leaving out is a failure.
+# Start with `make demo` and `make test`, which require only Go, make and git. As root
+# on Debian, each target installs the other tools that it uses; otherwise it names the
+# missing tools and skips what they are for. In CI, a missing tool is a failure.
 
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GREMLINS = github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
@@ -10,12 +10,12 @@ VERSION := $(shell packaging/version)
 BUILT   := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-# Nothing here speaks HTTP/2: WebSocket begins with HTTP/1.1, and so do proxies and
-# the control socket. Without it the program is half a megabyte smaller.
+# dpsd does not use HTTP/2: WebSocket, proxies and the control socket use HTTP/1.1.
+# Without HTTP/2, the program is half a megabyte smaller.
 TAGS = nethttpomithttp2
-# Inlined calls make the program a tenth larger, on disk and in memory, and save it a
-# millisecond in its life. Where cryptography has no assembly it is three times as slow
-# without them: go test -tags purego -gcflags=all=-l -bench P256 crypto/ecdsa.
+# Inlining makes the program a tenth larger, on disk and in memory, and saves a
+# millisecond per registration. Without inlining, cryptography that has no assembly is
+# three times as slow: go test -tags purego -gcflags=all=-l -bench P256 crypto/ecdsa.
 GCFLAGS = -gcflags=all=-l
 ifneq ($(filter arm riscv64,$(shell go env GOARCH)),)
 GCFLAGS += -gcflags=crypto/...=
@@ -27,7 +27,7 @@ export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
 .PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
 
-# Go names the packages that it compiles: the first time all of its library's, too.
+# -v shows the progress: the first build also compiles the standard library.
 BIN = bin
 build:
 	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first build takes about a minute.'
@@ -36,23 +36,23 @@ build:
 demo: build
 	bin/dpsd-sim demo
 
-# The manual pages and what else is made of the sources; the tests hold it to them.
+# The manual pages and the other generated files. The tests compare them with their sources.
 man:
 	go test -run 'Manual|Catalogue' ./fault ./journal ./config ./store ./cmd/dpsd ./cmd/dpsd-sim -update
 
-# What docs/operations.md shows: transcripts of the built programs, and the metrics.
+# The generated parts of docs/operations.md: transcripts of the programs, and the metrics.
 operations:
 	.ci/need test
 	go test ./test/operations ./daemon -run '^TestThePage' -update
 
-# What is too long for the race detector: the tests that call long(t), and a package
-# that is one goroutine.
+# These tests take too long with the race detector: those that call long(t), and package
+# fleet, which has one goroutine.
 LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestEachFaultIsReportedAndRecoveredFrom
 LONG := $(LONG)|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
-# Twice as many packages at a time as there are processors: some mostly wait.
+# Twice as many packages in parallel as there are processors, because some tests mostly wait.
 test:
 	.ci/need test
-	@echo 'Vetting and testing every package. On two processors this takes one to three minutes, and two to four the first time.'
+	@echo 'Vetting and testing all packages. With two processors, this takes one to three minutes, and two to four the first time.'
 	go vet -v ./...
 	go vet -C bench -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
@@ -68,9 +68,9 @@ lint: .bin/golangci-lint
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
 	touch $@
 
-# Mutation tests: gremlins changes one place of a package at a time, and one of the
-# package's own tests has to fail. It prints the changes that no test noticed, and fails
-# below the limits of .gremlins.yaml. MUTANTS='pace dps' for some packages.
+# Mutation tests: gremlins makes one change to a package at a time, and one of the
+# package's own tests must fail. It prints the changes that no test detects, and fails
+# below the limits in .gremlins.yaml. MUTANTS='pace dps' selects packages.
 MUTANTS ?= pace dps attest mqttv3 classify redact store
 EXCLUDED_store = -E '^testdata/' $(patsubst store/%,-E '^%$$',$(filter-out store/record.go %_test.go,$(wildcard store/*.go)))
 mutants: .bin/gremlins
@@ -81,7 +81,7 @@ mutants: .bin/gremlins
 	GOBIN=$(CURDIR)/.bin go install $(GREMLINS)
 	touch $@
 
-# Each fuzz target for a little while; FUZZTIME=10m for longer.
+# Runs each fuzz target for a short time; FUZZTIME=10m for a longer one.
 FUZZTIME ?= 20s
 fuzz:
 	@for dir in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
@@ -90,79 +90,79 @@ fuzz:
 	  done; \
 	done
 
-# What becomes of a gateway in every trouble, row by row, and of one whose peer
-# stalls at any byte of a session; takes minutes.
+# How a gateway reacts to every fault, row by row, and to a peer that stalls at any
+# byte of a session. Takes minutes.
 test-faults:
 	@mkdir -p bin
 	@go test -count=1 -v -run '^TestEachFaultIsReportedAndRecoveredFrom$$' ./daemon/ >bin/faults.txt 2>&1; status=$$?; \
 	  grep -v '^ *\(===\|--- PASS\)' bin/faults.txt; exit $$status
 	DPSD_STALL=every-byte go test -count=1 -run '^TestPromise6NothingHangs$$' ./daemon/
 
-# dpsd as a service of a machine in QEMU that boots with a wrong clock, which is
-# then set; a minute or two. The machine is made of Debian's packages, once a week.
+# dpsd as a service in a QEMU machine that boots with a wrong clock, which is then
+# set. Takes a minute or two. The machine is built from Debian's packages once a week.
 MACHINE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dpsd/machine
 test-clock: build
 	timeout 300 test/qemu/machine '$(MACHINE)'
 	DPSD_MACHINE='$(MACHINE)' timeout 600 go test -count=1 -v ./test/qemu/
 
-# What a registration costs, against the budgets, and what one simulator carries.
-# BENCHFLAGS='-document docs/performance.md' puts the first tables into the page,
-# LOADFLAGS likewise the second; BENCHFLAGS=-short takes one minute instead of eleven.
+# Compares the cost of a registration with the budgets, and measures the capacity of one
+# simulator. BENCHFLAGS='-document docs/performance.md' writes the first tables to the
+# page, LOADFLAGS the second; BENCHFLAGS=-short takes one minute instead of eleven.
 bench: build benches
 	bin/bench/bench $(BENCHFLAGS)
 	bin/bench/load $(LOADFLAGS)
 
-# A module of its own, whose dependencies are not dpsd's. The programs run from here.
+# A separate module, so that its dependencies are not dpsd's. The programs run in this directory.
 benches:
 	go build -C bench -o '$(CURDIR)/bin/bench/' ./...
 
-# dpsd beside Microsoft's SDKs for Node and Python, which are installed for it; ten
-# minutes. Table and plot go into the page; COMPAREFLAGS= prints the table only.
+# Installs Microsoft's SDKs for Node and Python, and compares dpsd with them, in ten
+# minutes. Writes table and plot to the page; COMPAREFLAGS= only prints the table.
 COMPAREFLAGS ?= -document docs/performance.md
 compare: build benches
 	.ci/need compare
 	bin/bench/bench -compare $(COMPAREFLAGS)
 
-# What ten thousand gateways do to the service, in virtual time: the runs behind the
-# default delays. FLEETFLAGS='-document docs/performance.md' puts tables and plots
-# into the page; -large rehearses a million too.
+# Simulates the load of ten thousand gateways on the service, in virtual time: the runs
+# that determined the default delays. FLEETFLAGS='-document docs/performance.md' writes
+# tables and plots to the page; -large also simulates a million gateways.
 fleet: benches
 	bin/bench/fleet $(FLEETFLAGS)
 
-# The rehearsal against 200 real processes and the real simulator, two minutes.
+# Compares the simulated fleet with 200 real processes and the real simulator, in two minutes.
 fleet-check:
 	DPSD_FLEET=200 go test -count=1 -v ./test/fleet/
 
-# The built dpsd for an hour of real time with a service that does wrong at
-# random: what it holds at the start and at the end. SOAK=2m for a short one.
+# Runs the built dpsd for an hour of real time against a service with random faults, and
+# compares its resources at the start and at the end. SOAK=2m for a short run.
 SOAK ?= 60m
 soak: build benches
 	bin/bench/soak -for $(SOAK)
 
-# The Debian packages, with checksums and a bill of materials for each: in DIST,
-# for ARCHS, as VERSION. See packaging/deb/README.md.
+# Builds the Debian packages, with checksums and a bill of materials for each, in DIST,
+# for ARCHS, with VERSION. See packaging/deb/README.md.
 ARCHS ?= amd64 arm64 armhf riscv64
 DIST  ?= dist
 deb:
 	.ci/need deb
 	packaging/deb/build '$(VERSION)' '$(DIST)' $(ARCHS)
 
-# Debian's checkers, images, other architectures, a second build with the same
-# bytes. ROOTS has the root file systems of Debian 12 and 13, made once a week.
+# Debian's checkers, images, other architectures, and a second build, which must be
+# identical. ROOTS has the root file systems of Debian 12 and 13, built once a week.
 ROOTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dpsd/roots
 test-deb: deb
 	.ci/need test-deb
 	timeout 600 test/system/roots '$(ROOTS)'
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
 
-# "make demo" and "make test" where a newcomer types them: by an ordinary user on a small
-# Debian 13, and by root on a small Debian 12, both in a fresh clone of the last commit.
+# "make demo" and "make test" on a new machine: as an ordinary user on a minimal
+# Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.
 test-newcomer:
 	timeout 3600 test/newcomer/run '$(ROOTS)'
 
-# What an operator gets: the packages, installed in a Debian 12 and a Debian 13
-# that systemd-nspawn boots, as root. The previous version is the same tree under
-# a version that goes before. TESTFLAGS='-run Upgrade' for some of it.
+# The packages, installed in Debian 12 and 13 booted by systemd-nspawn, as root. The
+# previous version is the same tree with a lower version number. TESTFLAGS='-run Upgrade'
+# selects tests.
 ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
@@ -174,7 +174,7 @@ test-system: build
 	{ DPSD_ROOTS='$(ROOTS)' timeout 900 go test -count=1 -parallel 4 -v $(TESTFLAGS) ./test/system/; echo $$? >bin/system/status; } | \
 	  grep -v '^=== '; exit $$(cat bin/system/status)
 
-# A version names a commit; what nobody committed is packed anew.
+# A version names a commit, so a dirty tree is always packaged again.
 $(CURRENT) $(PREVIOUS): $(if $(findstring dirty,$(VERSION)),always)
 	rm -rf $(@D)
 	$(MAKE) deb ARCHS=$(ARCH) DIST=$(@D) VERSION='$(patsubst dpsd_%_$(ARCH).deb,%,$(@F))'
