@@ -12,7 +12,7 @@ func (s *Server) accept(l net.Listener, protocol string) error {
 	mine := &listener{l, protocol}
 	defer func() { _ = mine.Close() }()
 	s.mu.Lock()
-	if s.closed {
+	if s.ended() {
 		s.mu.Unlock()
 		return nil
 	}
@@ -87,7 +87,7 @@ func (s *Server) reopen(l *listener) error {
 		if err == nil {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if s.closed {
+			if s.ended() {
 				return again.Close()
 			}
 			l.Listener = again

@@ -25,7 +25,7 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c := &connection{server: s, protocol: protocol}
 	c.raw = &rawConn{Conn: conn, note: c.note, gone: make(chan struct{})}
 	s.mu.Lock()
-	if s.closed || s.refusing(protocol) > 0 {
+	if s.ended() || s.refusing(protocol) > 0 {
 		s.mu.Unlock()
 		c.raw.reset()
 		return

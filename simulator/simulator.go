@@ -77,14 +77,13 @@ type Server struct {
 	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
-	closed    bool
 	number    int
 	conns     map[*connection]bool
 	listeners []*listener
 	refused   map[string]time.Time // until when, by protocol
 	sessions  map[string]*session  // by lower-case client identifier
 
-	done chan struct{}
+	done chan struct{} // closed under mu, by Close
 	wg   sync.WaitGroup
 }
 
@@ -258,8 +257,7 @@ func (s *Server) ended() bool { return isClosed(s.done) }
 // have ended. It may be called more than once.
 func (s *Server) Close() {
 	s.mu.Lock()
-	if !s.closed {
-		s.closed = true
+	if !s.ended() {
 		close(s.done)
 		for _, l := range s.listeners {
 			_ = l.Close()

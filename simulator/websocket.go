@@ -58,10 +58,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		c.linger(nil)
 	}
 	if rule.Status != 0 || rule.Location != "" || rule.Body != nil {
-		text := ""
-		if rule.Body != nil {
-			text = *rule.Body
-		}
+		text := *cmp.Or(rule.Body, new(""))
 		otherwise, header := http.StatusOK, http.Header{}
 		if rule.Location != "" {
 			otherwise = http.StatusFound
