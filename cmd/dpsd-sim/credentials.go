@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -52,7 +53,7 @@ func writeCredentials(s *simulator.Server, dir, id string) (files []string, err 
 	if !enroll.IsRegistrationID(id) {
 		return nil, usageError("%q is not a registration ID", id)
 	}
-	if id == "ca" || id == "device-ca" {
+	if slices.Contains([]string{"ca", "device-ca", "issuing-ca", "issuing-root"}, id) {
 		return nil, usageError("the files of device %q would overwrite those of the simulator", id)
 	}
 	write := func(name string, text []byte, mode fs.FileMode) error {
