@@ -35,7 +35,7 @@ func allocations() (text string, all []budget, err error) {
 	for i := range all {
 		n, found := counted[all[i].name]
 		if !found {
-			return "", nil, fmt.Errorf("there is no %s any more:\n%s", all[i].name, out)
+			return "", nil, fmt.Errorf("%s is missing from the output:\n%s", all[i].name, out)
 		}
 		all[i].value, all[i].name = n, "allocations of "+all[i].name
 	}

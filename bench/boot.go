@@ -76,7 +76,7 @@ func eventsIn(dir string, f func() error) (n int, err error) {
 		case err := <-watcher.Errors:
 			return n, err
 		case <-time.After(limit):
-			return n, fmt.Errorf("inotify does not tell of %s", mark)
+			return n, fmt.Errorf("inotify did not report %s", mark)
 		}
 	}
 }

@@ -63,7 +63,7 @@ func (s *service) serviceOf(program, config string) (stop func(), err error) {
 	}
 	u, err := run(limit, environment(), s.path("log"), program, "--config", config, "wait", "--for", "confirmed", "--timeout", "30s")
 	if err == nil && u.status.ExitStatus() != 0 {
-		err = s.failed(fmt.Errorf("%s is not assigned: wait status %#x", program, u.status))
+		err = s.failed(fmt.Errorf("%s did not get an assignment: wait status %#x", program, u.status))
 	}
 	if err != nil {
 		stop()

@@ -44,7 +44,7 @@ func (b *bench) contestants(dir string) ([]contestant, error) {
 	}}}
 	for _, k := range []sdk.SDK{sdk.Node(), sdk.Python()} {
 		if what := k.Missing(); what != "" {
-			return nil, fmt.Errorf("%s is needed for Microsoft's SDK for %s", what, k.Name)
+			return nil, fmt.Errorf("%s is required for Microsoft's SDK for %s", what, k.Name)
 		}
 		at := filepath.Join(dir, k.Name)
 		if err := k.Install(context.Background(), ".", at); err != nil {
@@ -99,7 +99,7 @@ func (s *service) bySDK(k sdk.SDK, dir string) (usage, error) {
 		return u, err
 	}
 	if err := registered(said, u.status.ExitStatus()); err != nil {
-		return u, s.failed(fmt.Errorf("the SDK for %s has not registered: %w", k.Name, err))
+		return u, s.failed(fmt.Errorf("the SDK for %s did not register: %w", k.Name, err))
 	}
 	return u, nil
 }
@@ -112,7 +112,7 @@ func registered(said []byte, status int) error {
 	case status != 0:
 		return fmt.Errorf("exit status %d", status)
 	case errors.Is(err, io.EOF):
-		return errors.New("it has printed nothing")
+		return errors.New("it printed nothing")
 	case err != nil:
 		return err
 	case line.Status != "assigned":
@@ -199,7 +199,7 @@ func (b *bench) compare(dir string, drawing string) (string, error) {
 	for _, c := range contestants {
 		versions = append(versions, c.version)
 	}
-	return fmt.Sprintf("dpsd %s; on %s.\n\nMedian of %d runs each, by turns; × is how many times as much as dpsd; MB are 10⁶ bytes.\n\n%s\n%s",
+	return fmt.Sprintf("dpsd %s; on %s.\n\nMedian of %d runs each, alternating; × is the ratio to dpsd; MB are 10⁶ bytes.\n\n%s\n%s",
 		strings.Join(versions, "; "), machine(), b.runs, comparison(contestants, rounds), distances(contestants, far)), nil
 }
 
@@ -237,7 +237,7 @@ func comparison(contestants []contestant, rounds []round) string {
 	}{
 		{"CPU ms", cpu, "%.0f"}, {"peak MB", peak, "%.1f"}, {"bytes up", up, "%.0f"}, {"bytes down", down, "%.0f"},
 		{"connections", opened, "%.0f"}, {"packets up", sent, "%.0f"}, {"packets down", received, "%.0f"},
-		{"round trips, TCP and TLS too", func(s sample) float64 { return float64(s.allRoundTrips) }, "%.0f"},
+		{"round trips, including TCP and TLS", func(s sample) float64 { return float64(s.allRoundTrips) }, "%.0f"},
 		{"time beyond waits ms", beyond, "%.0f"},
 	}
 	var b strings.Builder

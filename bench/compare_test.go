@@ -14,7 +14,7 @@ func TestAFailedRegistrationByAnSDKIsReportedWithTheReason(t *testing.T) {
 		want   string
 	}{
 		{"", 1, "exit status 1"},
-		{"", 0, "it has printed nothing"},
+		{"", 0, "it printed nothing"},
 		{"Traceback", 0, "invalid character 'T'"},
 		{`{"status":"failed","error":"DeviceNotFoundError","message":"unknown"}`, 0, `status "failed", error "DeviceNotFoundError": unknown`},
 	} {
@@ -37,7 +37,7 @@ func TestAProgramThatWritesNoRecordIsReportedWithTheReason(t *testing.T) {
 	}
 	s := &service{directory: t.TempDir()}
 	_, err := s.once(program)
-	if err == nil || !strings.Contains(err.Error(), "has left no assignment: ") || strings.Contains(err.Error(), "%!") {
+	if err == nil || !strings.Contains(err.Error(), "wrote no assignment: ") || strings.Contains(err.Error(), "%!") {
 		t.Error(err)
 	}
 }

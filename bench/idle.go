@@ -91,7 +91,7 @@ func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan stru
 	select {
 	case <-ready:
 	case <-time.After(limit):
-		return s.failed(errors.New("no READY"))
+		return s.failed(errors.New("dpsd sent no READY=1"))
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -40,12 +40,12 @@ type bench struct {
 
 func main() {
 	var b bench
-	flag.StringVar(&b.program, "program", "bin/dpsd", "the dpsd to measure")
-	flag.IntVar(&b.runs, "runs", 7, "how often each line of the table is measured; up to four times as often when the machine is too busy")
-	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the service is watched once it is assigned")
-	flag.BoolVar(&b.short, "short", false, "three runs, a minute of rest, and no failure because of time, CPU or memory: for CI")
-	compare := flag.Bool("compare", false, "compare dpsd with Microsoft's SDKs for Node and Python instead, which are installed for it")
-	document := flag.String("document", "", "a file that takes the report as well, between its bench or compare markers; the plot of -compare goes beside it")
+	flag.StringVar(&b.program, "program", "bin/dpsd", "path of the dpsd to measure")
+	flag.IntVar(&b.runs, "runs", 7, "number of runs for each line of the table; up to four times as many if the machine is too busy")
+	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "period in which the idle service is measured")
+	flag.BoolVar(&b.short, "short", false, "for CI: three runs, a minute of idle time, and no failure because of time, CPU or memory")
+	compare := flag.Bool("compare", false, "instead, install Microsoft's SDKs for Node and Python, and compare dpsd with them")
+	document := flag.String("document", "", "also write the report to this `file`, between its bench or compare markers; -compare writes its plot next to it")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 1 || b.idle <= 0 {
 		flag.Usage()
@@ -112,7 +112,7 @@ func (b *bench) run(document string) (over bool, err error) {
 		return false, idleErr
 	}
 	verdict, over := verdicts(slices.Concat(judged, asked, written, saved, rested, allocated), b.short)
-	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, in brackets the worst where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
+	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, with the worst in parentheses where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
 		said, machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
 	fmt.Print(report)
 	fmt.Fprint(os.Stderr, "\n", parts)
@@ -161,7 +161,7 @@ func (b *bench) prepare() (said, dir string, err error) {
 	}
 	words := strings.Fields(string(out))
 	if len(words) < 2 {
-		return "", "", fmt.Errorf("%s version says %q", b.program, out)
+		return "", "", fmt.Errorf("%s version printed %q", b.program, out)
 	}
 	b.version = words[1]
 	if err := adoptOrphans(); err != nil {
@@ -212,9 +212,9 @@ func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	return []budget{
 		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 11.5, noisy},
 		{"private memory of the idle service", "MB", float64(without.anon) / megabyte, 2.5, noisy},
-		{fmt.Sprintf("wake-ups in %s of rest, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
-		{fmt.Sprintf("wake-ups in %s of rest, beside %d messages to the watchdog", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
-		{"packets meanwhile", "", float64(with.packets + without.packets), 0, strict},
+		{fmt.Sprintf("wake-ups in %s of idle time, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
+		{fmt.Sprintf("wake-ups in %s of idle time, in addition to %d watchdog messages", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
+		{"packets in this time", "", float64(with.packets + without.packets), 0, strict},
 	}, nil
 }
 

@@ -64,7 +64,7 @@ func figure(title, x, y string) *plot.Plot {
 
 // drawCosts draws a group of bars for each property, in multiples of dpsd's value.
 func drawCosts(contestants []contestant, near round) (*plot.Plot, error) {
-	p := figure("Cost of a registration", "below: what dpsd takes", "times as much as dpsd")
+	p := figure("Cost of a registration", "below: the values of dpsd", "ratio to dpsd")
 	properties := []struct {
 		name string
 		of   func(sample) float64

@@ -196,7 +196,7 @@ func (s *service) once(program string) (usage, error) {
 		err = errors.New("the record names no hub")
 	}
 	if err != nil {
-		return u, s.failed(fmt.Errorf("%s has left no assignment: %w", program, err))
+		return u, s.failed(fmt.Errorf("%s wrote no assignment: %w", program, err))
 	}
 	return u, nil
 }

@@ -69,7 +69,7 @@ func table(results []result) string {
 		{"CPU ms", cpu, "%.1f"}, {"peak MB", peak, "%.1f"}, {"first byte ms", first, "%.1f"},
 		{"time beyond waits ms", beyond, "%.0f"},
 		{"bytes up", up, "%.0f"}, {"above the smallest %", above, "%.1f"}, {"bytes down", down, "%.0f"}, {"connections", opened, "%.0f"},
-		{"packets up", sent, "%.0f"}, {"packets down", received, "%.0f"}, {"round trips of MQTT", roundTripsOf, "%.0f"}, {"of all", func(s sample) float64 { return float64(s.allRoundTrips) }, "%.0f"},
+		{"packets up", sent, "%.0f"}, {"packets down", received, "%.0f"}, {"MQTT round trips", roundTripsOf, "%.0f"}, {"all round trips", func(s sample) float64 { return float64(s.allRoundTrips) }, "%.0f"},
 	}
 	var b strings.Builder
 	b.WriteString("| credential | protocol | TLS | polls |")
@@ -144,7 +144,7 @@ func budgets(size int64, results []result) []budget {
 		}
 	}
 	for _, polls := range []int{1, 2} {
-		name := fmt.Sprintf("round trips of MQTT, polls %d: CONNECT, SUBSCRIBE, register, polls", polls)
+		name := fmt.Sprintf("MQTT round trips with polls %d: CONNECT, SUBSCRIBE, register, polls", polls)
 		all = append(all, budget{name, "", highest(only(func(v variant) bool { return v.polls == polls }), roundTripsOf, worst), float64(3 + polls), strict})
 	}
 	extra := 0.0
@@ -170,7 +170,7 @@ func disturbed(all []budget) bool {
 // cannot fail.
 func verdicts(all []budget, lenient bool) (text string, over bool) {
 	var b strings.Builder
-	b.WriteString("| worst of all lines above | value | budget | |\n| --- | --: | --: | --- |\n")
+	b.WriteString("| worst of the lines above | value | budget | |\n| --- | --: | --: | --- |\n")
 	for _, budget := range all {
 		verdict := "ok"
 		if budget.over() {

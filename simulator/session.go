@@ -219,7 +219,7 @@ func (s *session) receive(in *inbound) {
 			s.violate(v.reason)
 			s.closeCode = cmp.Or(v.closeCode, s.closeCode)
 		case errors.Is(in.err, io.EOF):
-			s.end("the client closed the connection without DISCONNECT")
+			s.end("the client closed the connection")
 		default:
 			s.end(in.err.Error())
 		}

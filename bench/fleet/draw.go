@@ -39,13 +39,13 @@ func (b *bench) draw(dir string) error {
 const span = 16 * time.Minute
 
 func (b *bench) provisioned() *plot.Plot {
-	p := panel("Power returns to 10,000 gateways, 1,000 registrations a minute", "minutes after the power", "gateways provisioned, %")
+	p := panel("Power returns to 10,000 gateways, 1,000 registrations per minute", "minutes after the power returned", "gateways provisioned, %")
 	for n, c := range b.power {
 		add(p, n, c.name, share(c.result, func(d time.Duration) float64 { return d.Minutes() }, span))
 	}
 	quota := line(p, plotter.XYs{{X: 0, Y: 0}, {X: gateways / 1000, Y: 100}}, len(colours)-1)
 	quota.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
-	p.Legend.Add("the quota, evenly", quota)
+	p.Legend.Add("the quota, used evenly", quota)
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, span.Minutes(), 0, 100
 	p.X.Tick.Marker = every(2)
 	p.Legend.XOffs = width * 43 / 100
@@ -55,7 +55,7 @@ func (b *bench) provisioned() *plot.Plot {
 // requests shows the mean of every ten seconds, so that the curves can be distinguished.
 func (b *bench) requests() *plot.Plot {
 	const step = 10
-	p := panel("What reaches the service, mean of 10 s", "minutes after the power", "requests a second")
+	p := panel("Requests that reach the service, mean over 10 s", "minutes after the power returned", "requests per second")
 	for n, c := range b.power {
 		var points plotter.XYs
 		for from := 0; from < min(int(span.Seconds()), len(c.result.Seconds)); from += step {
@@ -70,7 +70,7 @@ func (b *bench) requests() *plot.Plot {
 	}
 	capacity := line(p, plotter.XYs{{X: 0, Y: 1000}, {X: span.Minutes(), Y: 1000}}, len(colours)-1)
 	capacity.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
-	p.Legend.Add("5xx above, in the model", capacity)
+	p.Legend.Add("5xx above this, in the model", capacity)
 	p.Y.Scale = plot.LogScale{}
 	p.Y.Tick.Marker = plot.ConstantTicks{{Value: 1, Label: "1"}, {Value: 10, Label: "10"}, {Value: 100, Label: "100"}, {Value: 1000, Label: "1,000"}}
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, span.Minutes(), 0.5, 5000
@@ -80,7 +80,7 @@ func (b *bench) requests() *plot.Plot {
 }
 
 func (b *bench) afterwards() *plot.Plot {
-	p := panel("10,000 gateways, default delays", "time after the cause is gone", "gateways provisioned, %")
+	p := panel("10,000 gateways, default delays", "time after the cause ended", "gateways provisioned, %")
 	for n, c := range b.others {
 		// A logarithmic scale has no zero.
 		add(p, n, c.name, share(c.result, func(d time.Duration) float64 { return max(10, d.Seconds()) }, 24*time.Hour))

@@ -38,8 +38,8 @@ const (
 )
 
 func main() {
-	document := flag.String("document", "", "a file that takes the tables as well, between its fleet markers; the plots go into its directory")
-	large := flag.Bool("large", false, "rehearse a million gateways too: minutes, and gigabytes")
+	document := flag.String("document", "", "also write the tables to this `file`, between its fleet markers, and the plots to its directory")
+	large := flag.Bool("large", false, "also simulate a million gateways")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -116,7 +116,7 @@ func (b *bench) afterPower() error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(&b.text, "%s\nThe power returns to %d gateways. The quota's own minimum is %s.\n\n", text, gateways, minutes(time.Duration(gateways/1000)*time.Minute))
+	fmt.Fprintf(&b.text, "%s\nThe power returns to %d gateways. The shortest time that the quota allows is %s.\n\n", text, gateways, minutes(time.Duration(gateways/1000)*time.Minute))
 	b.head("gateways with")
 	for _, v := range []struct {
 		name   string
@@ -126,7 +126,7 @@ func (b *bench) afterPower() error {
 		{"dpsd, defaults", nil},
 		{"dpsd without its spread after 429", func(f *fleet.Fleet) { f.Retry = plain }},
 		{"SDKs, 2 s (no Retry-After in 429)", func(f *fleet.Fleet) { f.Client, f.Service.RetryAfter = fleet.SDK, "none" }},
-		{"SDKs, 30 s (as the 429 asks)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
+		{"SDKs, 30 s (as the 429 requests)", func(f *fleet.Fleet) { f.Client = fleet.SDK }},
 	} {
 		r, err := rehearse(v.change)
 		if err != nil {
@@ -214,7 +214,7 @@ func (b *bench) spreads() error {
 func (b *bench) outages() error {
 	fmt.Fprintf(&b.text, "\nAfter an outage of about a minute, depending on the longest delay after a failed connection in the first two minutes: "+
 		"single gateways, and %d gateways that all return at the same time.\n\n"+
-		"| longest delay | connections tried meanwhile | one poll: 50 %% after | 95 %% | two polls: 50 %% after | 95 %% | %[1]d: all after | peak a second | 5xx |\n"+
+		"| longest delay | connection attempts until then | one poll: 50 %% after | 95 %% | two polls: 50 %% after | 95 %% | %[1]d: all after | peak per second | 5xx |\n"+
 		"| --: | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
 	for _, v := range []struct {
 		name  string
@@ -225,7 +225,7 @@ func (b *bench) outages() error {
 		{"0:15", pace.Retry{EarlyMax: 15 * time.Second}},
 		{"the default", pace.Retry{}},
 		{"0:30", pace.Retry{EarlyMax: 30 * time.Second}},
-		{"none, as before", pace.Retry{EarlyMax: 5 * time.Minute}},
+		{"no limit, as before", pace.Retry{EarlyMax: 5 * time.Minute}},
 	} {
 		one, err := afterOutage(v.retry, 1)
 		if err != nil {
@@ -282,12 +282,12 @@ func (b *bench) corrections() error {
 // recovered checks a goal for half of the gateways.
 func (b *bench) recovered(name string, r *recovery, limit time.Duration) {
 	if half := r.within(50); half > limit {
-		b.missed = append(b.missed, fmt.Sprintf("%s: half of the gateways are back after %s, the goal is %s", name, minutes(half), minutes(limit)))
+		b.missed = append(b.missed, fmt.Sprintf("%s: half of the gateways have recovered after %s, the goal is %s", name, minutes(half), minutes(limit)))
 	}
 }
 
 func (b *bench) scenarios() error {
-	fmt.Fprintf(&b.text, "\nThe scenarios, with %d gateways and the defaults. Times count from when the cause is gone.\n\n", gateways)
+	fmt.Fprintf(&b.text, "\nThe scenarios, with %d gateways and the defaults. Times count from the end of the cause.\n\n", gateways)
 	b.head("scenario")
 	for _, s := range fleet.Scenarios() {
 		f := fleet.New(s, gateways)
@@ -302,8 +302,8 @@ func (b *bench) scenarios() error {
 }
 
 func (b *bench) sizes(large bool) error {
-	b.text.WriteString("\nSizes, after power, with the defaults; and with a boot_delay_max of the quota's own minimum.\n\n" +
-		"| gateways | the quota's minimum | all after | requests | peak a second | 5xx | with boot_delay_max: all after | requests | rehearsed in s | heap MB |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |\n")
+	b.text.WriteString("\nOther sizes, in the scenario power, with the defaults, and with a boot_delay_max of the shortest time that the quota allows.\n\n" +
+		"| gateways | shortest with the quota | all after | requests | peak per second | 5xx | with boot_delay_max: all after | requests | run time s | heap MB |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |\n")
 	sizes := []int{100, 1000, 2000, 10_000, 100_000}
 	if large {
 		sizes = append(sizes, 1_000_000)
@@ -330,7 +330,7 @@ func (b *bench) sizes(large bool) error {
 }
 
 func (b *bench) head(first string) {
-	fmt.Fprintf(&b.text, "| %s | 50 %% after | 90 %% | 99 %% | 100 %% | requests per gateway (most) | peak a second | 429 | 5xx |\n| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n", first)
+	fmt.Fprintf(&b.text, "| %s | 50 %% after | 90 %% | 99 %% | 100 %% | requests per gateway (most) | peak per second | 429 | 5xx |\n| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n", first)
 }
 
 func (b *bench) row(name string, r *fleet.Result) {
@@ -347,7 +347,7 @@ func (b *bench) goal(name string, r *fleet.Result, parts, requests float64) {
 	case requests > 0 && r.RegistersEach() >= requests:
 		b.missed = append(b.missed, fmt.Sprintf("%s: %.2f requests per gateway, the goal is less than %g", name, r.RegistersEach(), requests))
 	case r.Failed > 0:
-		b.missed = append(b.missed, fmt.Sprintf("%s: %d requests are answered 5xx", name, r.Failed))
+		b.missed = append(b.missed, fmt.Sprintf("%s: %d requests got a 5xx response", name, r.Failed))
 	}
 }
 

@@ -59,7 +59,7 @@ func TestARecoveryThatTakesTooLongIsNamed(t *testing.T) {
 		t.Errorf("missed: %q", b.missed)
 	}
 	b.recovered("too late", r, 15*time.Second)
-	if len(b.missed) != 1 || b.missed[0] != "too late: half of the gateways are back after 0:16, the goal is 0:15" {
+	if len(b.missed) != 1 || b.missed[0] != "too late: half of the gateways have recovered after 0:16, the goal is 0:15" {
 		t.Errorf("missed: %q", b.missed)
 	}
 }
@@ -81,8 +81,8 @@ func TestPlotsNameTheirAxesAndCurves(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, texts := range map[string][]string{
-		"fleet-power.svg":     {"gateways provisioned, %", "minutes after the power", "requests a second", "one way", "another way", "the quota, evenly"},
-		"fleet-scenarios.svg": {"gateways provisioned, %", "time after the cause is gone", "12 h", "one way", "another way"},
+		"fleet-power.svg":     {"gateways provisioned, %", "minutes after the power returned", "requests per second", "one way", "another way", "the quota, used evenly"},
+		"fleet-scenarios.svg": {"gateways provisioned, %", "time after the cause ended", "12 h", "one way", "another way"},
 	} {
 		svg, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {

@@ -121,7 +121,7 @@ func (d *device) register() error {
 				return fmt.Errorf("not assigned: %s", reply)
 			}
 			if hub, err := member(reply, "assignedHub"); err != nil || hub == "" {
-				return fmt.Errorf("assigned to no hub: %s", reply)
+				return fmt.Errorf("assigned without a hub: %s", reply)
 			}
 			return d.disconnect()
 		default:
@@ -166,7 +166,7 @@ func (d *device) ask(packetID int, topic, body string) (status int, after time.D
 	}
 	n := int(binary.BigEndian.Uint16(p))
 	if len(p) < 2+n+packetIDLen {
-		return 0, 0, nil, errors.New("the reply is cut")
+		return 0, 0, nil, errors.New("the reply is truncated")
 	}
 	var rid int
 	got := string(p[2 : 2+n])

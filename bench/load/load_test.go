@@ -100,7 +100,7 @@ func TestReport(t *testing.T) {
 		{"more memory is short", memory{peak: 1001e6}, at(900, 0), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if text, short := l.report(c.m, c.t); short != c.want || strings.Contains(text, "| short |") != c.want {
+			if text, short := l.report(c.m, c.t); short != c.want || strings.Contains(text, "| missed |") != c.want {
 				t.Errorf("%v\n%s", short, text)
 			}
 		})
@@ -110,7 +110,7 @@ func TestReport(t *testing.T) {
 func TestDescriptors(t *testing.T) {
 	t.Run("a limit that is too low is named, with the required number", func(t *testing.T) {
 		err := raiseDescriptors(1 << 40)
-		if err == nil || !strings.Contains(err.Error(), "1099511627776 file descriptors are needed") {
+		if err == nil || !strings.Contains(err.Error(), "1099511627776 file descriptors are required") {
 			t.Error(err)
 		}
 	})

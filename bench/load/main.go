@@ -29,11 +29,11 @@ const reserve = 100
 
 func main() {
 	var l load
-	flag.StringVar(&l.program, "program", "bin/dpsd-sim", "the dpsd-sim to measure")
-	flag.IntVar(&l.devices, "devices", 10000, "how many devices are connected at the same time")
-	flag.IntVar(&l.registering, "registering", 6000, "how many devices register at the same time; each takes 6 s, the time it is asked to wait")
-	flag.DurationVar(&l.measured, "time", 20*time.Second, "how long registrations are counted")
-	document := flag.String("document", "", "a file that takes the report as well, between its load markers")
+	flag.StringVar(&l.program, "program", "bin/dpsd-sim", "path of the dpsd-sim to measure")
+	flag.IntVar(&l.devices, "devices", 10000, "number of devices that are connected at the same time")
+	flag.IntVar(&l.registering, "registering", 6000, "number of devices that register at the same time; each takes 6 s, the time that the simulator asks it to wait")
+	flag.DurationVar(&l.measured, "time", 20*time.Second, "period in which registrations are counted")
+	document := flag.String("document", "", "also write the report to this `file`, between its load markers")
 	flag.Parse()
 	if flag.NArg() > 0 || l.devices < 1 || l.registering < 1 || l.measured <= 0 {
 		flag.Usage()
@@ -45,7 +45,7 @@ func main() {
 		os.Exit(1)
 	}
 	if short {
-		fmt.Fprintln(os.Stderr, "load: less than was promised")
+		fmt.Fprintln(os.Stderr, "load: the simulator is below the promised values")
 		os.Exit(1)
 	}
 }
@@ -86,7 +86,7 @@ func raiseDescriptors(need int) error {
 		return fmt.Errorf("RLIMIT_NOFILE: %w", err)
 	}
 	if limit.Max < uint64(need) {
-		return fmt.Errorf("%d file descriptors are needed, and the hard limit is %d: raise it (ulimit -Hn, LimitNOFILE=), or measure fewer with -devices and -registering", need, limit.Max)
+		return fmt.Errorf("%d file descriptors are required, and the hard limit is %d: raise it (ulimit -Hn, LimitNOFILE=), or measure fewer devices with -devices and -registering", need, limit.Max)
 	}
 	limit.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

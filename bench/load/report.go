@@ -21,7 +21,7 @@ func (l *load) report(m memory, t throughput) (text string, short bool) {
 			return "ok"
 		}
 		short = true
-		return "short"
+		return "missed"
 	}
 	megabytes := func(n int64) float64 { return float64(n) / megabyte }
 	row := func(name, form string, values ...any) {
@@ -29,19 +29,19 @@ func (l *load) report(m memory, t throughput) (text string, short bool) {
 	}
 	fmt.Fprintf(&b, "%s, %d processors for simulator and devices together; MB are 10⁶ bytes.\n\n", runtime.Version(), runtime.NumCPU())
 	b.WriteString("| one dpsd-sim | measured | promised | |\n| --- | --: | --: | --- |\n")
-	const rate = "registrations a second, each with a TLS handshake and two polls"
+	const rate = "registrations per second, each with a TLS handshake and two polls"
 	disturbed := t.rate() < wantRate && t.share(t.others) > quiet
 	if disturbed {
 		row(rate, "%.0f", t.rate())
-		fmt.Fprintf(&b, "| the same in the time that was left by others | %.0f | %d | %s |\n", t.alone(), wantRate, verdict(t.alone() >= wantRate))
+		fmt.Fprintf(&b, "| the same, corrected for the CPU time of others | %.0f | %d | %s |\n", t.alone(), wantRate, verdict(t.alone() >= wantRate))
 	} else {
 		fmt.Fprintf(&b, "| %s | %.0f | %d | %s |\n", rate, t.rate(), wantRate, verdict(t.rate() >= wantRate))
 	}
-	row("CPU for one registration: simulator, device", "%.2f ms, %.2f ms", each(t.simulator), each(t.clients))
+	row("CPU per registration: simulator, device", "%.2f ms, %.2f ms", each(t.simulator), each(t.clients))
 	row("share of all processors: simulator, devices, others", "%.0f %%, %.0f %%, %.0f %%", 100*t.share(t.simulator), 100*t.share(t.clients), 100*t.share(t.others))
 	row(fmt.Sprintf("peak memory with %d registering at the same time", l.registering), "%.0f MB", megabytes(t.peak))
 	fmt.Fprintf(&b, "| peak memory with %d connected at the same time | %.0f MB | %d MB | %s |\n", l.devices, megabytes(m.peak), wantMemory, verdict(megabytes(m.peak) <= wantMemory))
-	row("of that for each device", "%.1f kB", float64(m.peak-m.idle)/float64(l.devices)/1e3)
-	row("time in which they connected", "%.1f s", m.took.Seconds())
+	row("memory per connected device", "%.1f kB", float64(m.peak-m.idle)/float64(l.devices)/1e3)
+	row("time until all were connected", "%.1f s", m.took.Seconds())
 	return b.String(), short
 }

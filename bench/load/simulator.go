@@ -53,7 +53,7 @@ func (l *load) start() (_ *service, err error) {
 		return nil, err
 	}
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		return nil, fmt.Errorf("%s does not get ready: %w", l.program, err)
+		return nil, fmt.Errorf("%s did not become ready: %w", l.program, err)
 	}
 	return s, s.read()
 }
@@ -93,7 +93,7 @@ func trust(file string) (*tls.Config, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(text) {
-		return nil, errors.New(file + " holds no certificate")
+		return nil, errors.New(file + " contains no certificate")
 	}
 	return &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12}, nil
 }
@@ -116,7 +116,7 @@ func (s *service) cpu() (time.Duration, error) {
 	// The second field is the name in parentheses, and may contain any characters.
 	fields := strings.Fields(string(text)[strings.LastIndexByte(string(text), ')')+1:])
 	if len(fields) < 13 {
-		return 0, errors.New("/proc/PID/stat is not as it was")
+		return 0, errors.New("unexpected format of /proc/PID/stat")
 	}
 	var ticks int64
 	for _, f := range fields[11:13] {
@@ -148,7 +148,7 @@ func (s *service) memory() (now, peak int64, err error) {
 		*into = kB * 1024
 	}
 	if now == 0 || peak == 0 {
-		return 0, 0, errors.New("/proc/PID/status is not as it was")
+		return 0, 0, errors.New("unexpected format of /proc/PID/status")
 	}
 	return now, peak, nil
 }
@@ -163,7 +163,7 @@ func machineCPU() (time.Duration, error) {
 	line, _, _ := strings.Cut(string(text), "\n")
 	var user, nice, system, idle, wait, hard, soft, steal int64
 	if _, err := fmt.Sscanf(line, "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &hard, &soft, &steal); err != nil {
-		return 0, fmt.Errorf("/proc/stat is not as it was: %w", err)
+		return 0, fmt.Errorf("unexpected format of /proc/stat: %w", err)
 	}
 	return time.Duration(user+nice+system+hard+soft+steal) * tick, nil
 }

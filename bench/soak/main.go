@@ -145,8 +145,8 @@ socket = "%[6]s/run/dpsd.sock"
 `
 
 func main() {
-	duration := flag.Duration("for", time.Hour, "how long")
-	bin := flag.String("bin", "bin", "where dpsd and dpsd-sim are")
+	duration := flag.Duration("for", time.Hour, "duration of the run")
+	bin := flag.String("bin", "bin", "directory of dpsd and dpsd-sim")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := soak(ctx, *bin, *duration)
@@ -159,7 +159,7 @@ func main() {
 
 func soak(ctx context.Context, bin string, duration time.Duration) error {
 	if duration < 2*(warm+rest) {
-		return fmt.Errorf("%s is too short: at least %s", duration, 2*(warm+rest))
+		return fmt.Errorf("%s is too short: it must be at least %s", duration, 2*(warm+rest))
 	}
 	dir, err := os.MkdirTemp("", "dpsd-soak-")
 	if err != nil {
@@ -223,13 +223,13 @@ func judge(first, last sample) error {
 		wrong = append(wrong, fmt.Errorf("memory grew from %d to %d KiB", first.memory>>10, last.memory>>10))
 	}
 	if last.threads > first.threads+moreThreads {
-		wrong = append(wrong, fmt.Errorf("%d threads became %d", first.threads, last.threads))
+		wrong = append(wrong, fmt.Errorf("the number of threads grew from %d to %d", first.threads, last.threads))
 	}
 	if last.files > first.files {
-		wrong = append(wrong, fmt.Errorf("%d file descriptors became %d", first.files, last.files))
+		wrong = append(wrong, fmt.Errorf("the number of file descriptors grew from %d to %d", first.files, last.files))
 	}
 	if last.assigned < first.assigned+2 || last.faults == 0 {
-		wrong = append(wrong, fmt.Errorf("%d registrations and %d faults are no test", last.assigned, last.faults))
+		wrong = append(wrong, fmt.Errorf("%d registrations and %d faults are too few for a test", last.assigned, last.faults))
 	}
 	return errors.Join(wrong...)
 }
@@ -250,7 +250,7 @@ func startService(bin, dir string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s does not get ready: %w", program, err), end(cmd))
+		return nil, errors.Join(fmt.Errorf("%s did not become ready: %w", program, err), end(cmd))
 	}
 	return cmd, nil
 }
@@ -333,7 +333,7 @@ func (d *daemon) wait(ctx context.Context, how time.Duration) error {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.Process.Pid))
 	if err != nil || bytes.Contains(status, []byte("State:\tZ")) {
 		log, _ := os.ReadFile(d.log)
-		return fmt.Errorf("dpsd has ended; its log ends with\n%s", log[max(0, len(log)-2000):])
+		return fmt.Errorf("dpsd has exited; the end of its log:\n%s", log[max(0, len(log)-2000):])
 	}
 	return nil
 }
