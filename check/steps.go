@@ -43,7 +43,7 @@ func Steps() []Step {
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
 		{Name, "the name of the endpoint, or of the proxy, can be resolved"},
 		{TCP, "each of its addresses accepts a connection"},
-		{Proxy, "the proxy leads to the endpoint"},
+		{Proxy, "the proxy connects to the endpoint"},
 		{TLS, "the TLS handshake succeeds, and the certificate of the endpoint is trusted"},
 		{WebSocket, "the endpoint switches to WebSocket"},
 		{Connect, "the endpoint accepts each credential (CONNECT and CONNACK)"},

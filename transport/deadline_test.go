@@ -178,7 +178,7 @@ func TestTimeout(t *testing.T) {
 			if !errors.As(err, &all) || len(all) != 2 || !all[0].Timeout() || !all[1].Timeout() || time.Since(start) != time.Minute {
 				t.Errorf("after %v: %v", time.Since(start), err)
 			}
-			if !strings.Contains(err.Error(), "within 30s") {
+			if !strings.Contains(err.Error(), "timed out after 30s") {
 				t.Errorf("the message is %q", err)
 			}
 		})

@@ -99,7 +99,7 @@ type TimeoutError struct {
 
 // Error includes the time-out.
 func (e *TimeoutError) Error() string {
-	return fmt.Sprintf("no success within %v (%v)", e.After, e.Err)
+	return fmt.Sprintf("timed out after %v (%v)", e.After, e.Err)
 }
 
 // Unwrap returns the error of the interrupted operation.
@@ -146,15 +146,15 @@ type UpgradeError struct {
 
 // Error includes the status, the content type and the redirection.
 func (e *UpgradeError) Error() string {
-	s := fmt.Sprintf("the WebSocket upgrade was answered %d", e.Status)
+	s := fmt.Sprintf("the server answered the WebSocket upgrade with status %d", e.Status)
 	if e.Reason != "" {
 		s += ": " + e.Reason
 	}
 	if e.ContentType != "" {
-		s += " with " + foreign.Line(e.ContentType, maxText)
+		s += ", content type " + foreign.Line(e.ContentType, maxText)
 	}
 	if e.Location != "" {
-		s += ", redirecting to " + foreign.Line(e.Location, maxText)
+		s += ", redirection to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -225,7 +225,7 @@ type NotTLSError struct {
 
 // Error includes the beginning of the reply.
 func (e *NotTLSError) Error() string {
-	return fmt.Sprintf("the peer does not speak TLS, its answer begins %q", e.First[:min(len(e.First), 32)])
+	return fmt.Sprintf("the peer does not speak TLS; its reply begins with %q", e.First[:min(len(e.First), 32)])
 }
 
 // Unwrap returns the error of crypto/tls.

@@ -59,7 +59,7 @@ func parses(address string) bool {
 
 // The problems of a proxy's address, which follow ErrProxyAddress in messages.
 const (
-	notEncoded = ": the user or the password has a character that an address cannot hold; percent-encode it, or use proxy_user and proxy_password"
+	notEncoded = ": the user name or password contains a character that is not allowed in a URL; percent-encode it, or use proxy_user and proxy_password"
 	notHost    = ": it must be http://host:port; if it contains a user name and a password, percent-encode them, or use proxy_user and proxy_password"
 )
 
@@ -147,7 +147,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		//nolint:bodyclose // the body is not read: the stream becomes the tunnel or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
 		if err != nil {
-			return fmt.Errorf("the proxy's answer: %w", err)
+			return fmt.Errorf("reading the proxy's reply: %w", err)
 		}
 		if response.StatusCode/100 == 2 {
 			date, _ = http.ParseTime(response.Header.Get("Date"))
@@ -245,7 +245,7 @@ func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 		response, err := http.ReadResponse(r.buf, request)
 		if err != nil {
 			if r.limit.N == 0 {
-				return nil, fmt.Errorf("a header of more than %d bytes", maxHeader)
+				return nil, fmt.Errorf("the header has more than %d bytes", maxHeader)
 			}
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				// For callers, the end of the connection is the same as before the first
