@@ -74,10 +74,7 @@ func (a Account) do(f func() error) error {
 	go func() {
 		runtime.LockOSThread() // without unlocking, so the thread ends with this goroutine
 		done <- func() error {
-			if err := unix.Setgroups(a.Groups); err != nil {
-				return fmt.Errorf("accessing files as %s: %w", a.Name, err)
-			}
-			if err := errors.Join(unix.Setfsgid(a.GID), unix.Setfsuid(a.UID)); err != nil {
+			if err := errors.Join(unix.Setgroups(a.Groups), unix.Setfsgid(a.GID), unix.Setfsuid(a.UID)); err != nil {
 				return fmt.Errorf("accessing files as %s: %w", a.Name, err)
 			}
 			return f()

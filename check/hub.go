@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// hubPorts are the ports at which a hub accepts MQTT and MQTT over WebSocket.
+// hubPorts are the ports on which a hub accepts MQTT and MQTT over WebSocket.
 var hubPorts = []int{transport.DefaultMQTTPort, transport.DefaultWebSocketPort}
 
 // maxHeader is the maximum size of a hub's answer, in bytes.
@@ -110,7 +110,7 @@ func (w *way) hubFailed(name string, f fault.Fault) {
 	w.blocked = name + " failed"
 }
 
-// greet makes a TLS handshake with the hub and, at port 443, requests its time (RFC 9110
+// greet makes a TLS handshake with the hub and, on port 443, requests its time (RFC 9110
 // §6.6.1). The time is zero if the hub does not send it.
 func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	r := Result{Name: HubTLS, Subject: w.route.Address}

@@ -39,10 +39,7 @@ type way struct {
 
 // hop returns the address that is dialed: the service or the proxy.
 func (w *way) hop() string {
-	if w.route.Proxy != "" {
-		return w.route.Proxy
-	}
-	return w.route.Address
+	return cmp.Or(w.route.Proxy, w.route.Address)
 }
 
 func (w *way) add(r Result) {
@@ -214,7 +211,7 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 			ctx, cancel := context.WithTimeout(ctx, i.patience())
 			defer cancel()
 			start := i.Now()
-			c, err := i.dial(ctx, target)
+			c, err := i.dialer.DialTCP(ctx, target)
 			if err != nil {
 				errs[n] = err
 				return
@@ -256,13 +253,6 @@ func (i *inspection) reason(err error) error {
 		return fmt.Errorf("no answer within %v", i.patience())
 	}
 	return err
-}
-
-func (i *inspection) dial(ctx context.Context, address string) (net.Conn, error) {
-	if i.dialer.DialContext != nil {
-		return i.dialer.DialContext(ctx, "tcp", address)
-	}
-	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", address)
 }
 
 func (i *inspection) patience() time.Duration {

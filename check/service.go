@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -59,10 +60,7 @@ func (i *inspection) service() {
 // attempt.
 func unresolved(r Result, s control.Status, f control.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, fault.Code(f.Code), f.Advice
-	cause := f.Cause
-	if cause == "" {
-		cause = f.Summary
-	}
+	cause := cmp.Or(f.Cause, f.Summary)
 	r.Detail = fmt.Sprintf("while %s: %s; for %s", fault.Stage(f.Stage).Doing(), strings.Join(strings.Fields(cause), " "), brief(s.Now.Sub(f.First)))
 	if f.Count > 1 {
 		r.Detail += fmt.Sprintf(", %d times", f.Count)
