@@ -103,7 +103,7 @@ func TestClassify(t *testing.T) {
 		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyExpectsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy reports a portal with status 511", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
-		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("reading the proxy's reply: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy does not use TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyUnreachable, fault.StageProxy},
 		{"the proxy's name does not exist", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},

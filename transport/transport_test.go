@@ -283,7 +283,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 			t.Run(test.expect+" over "+string(protocol), func(t *testing.T) {
 				n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: test.handle, webAddress: test.handle})
 				e := failure(t, &transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}, nil)
-				if e.Stage != transport.StageTLS || e.Protocol != protocol || e.Timeout() {
+				if e.Stage != transport.StageTLS || e.Protocol != protocol || isTimeout(e) {
 					t.Errorf("got %s %s", e.Protocol, e.Stage)
 				}
 				if !test.check(e) {
@@ -417,7 +417,7 @@ func TestConnectFailures(t *testing.T) {
 		t.Run(test.expect, func(t *testing.T) {
 			d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), DialContext: test.dial}
 			e := failure(t, d, nil)
-			if e.Stage != test.stage || !test.check(e) || e.Address != mqttAddress || e.Timeout() {
+			if e.Stage != test.stage || !test.check(e) || e.Address != mqttAddress || isTimeout(e) {
 				t.Errorf("got %s %q: %v", e.Stage, e.Address, e)
 			}
 		})

@@ -116,9 +116,9 @@ connack = 3
 		}
 		g.contains("dpsd check", "ok       service", "ok       hub-name")
 		g.contains("dpsd check --list", "hub-name", "hub-tcp", "hub-tls", "service")
-		g.contains("dpsd check --skip hub-tls", "skipped  hub-tls               not checked: left out with --skip")
+		g.contains("dpsd check --skip hub-tls", "skipped  hub-tls               not checked: excluded with --skip")
 		g.run("printf '# changed\\n[retry]\\nmax = \"2h\"\\n' >>/etc/dpsd/dpsd.toml")
-		g.contains("dpsd check", "warning  service", "the running dpsd uses another configuration than this file")
+		g.contains("dpsd check", "warning  service", "the running dpsd uses a different configuration than this file")
 		if out, status := g.try("dpsd check --warnings-as-errors"); status != 1 {
 			t.Errorf("%s: dpsd check --warnings-as-errors ends with %d:\n%s", s.name, status, out)
 		}
