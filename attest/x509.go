@@ -74,7 +74,7 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
 		hint := ""
 		if strings.EqualFold(cn, sub.RegistrationID) {
-			hint = "; they differ in upper and lower case"
+			hint = "; they differ only in case"
 		}
 		// The name is quoted because it may contain any characters.
 		return Proof{}, aboutCertificate(fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, sub.RegistrationID, hint))
@@ -153,7 +153,7 @@ func supported(key crypto.Signer) error {
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 		default:
-			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service takes P-256, P-384 and P-521")
+			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service accepts P-256, P-384 and P-521")
 		}
 	}
 	return nil

@@ -87,15 +87,15 @@ func found(data []byte) content {
 func (c content) says() string {
 	switch {
 	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
-		return "the file holds " + names[c.what]
+		return "the file contains " + names[c.what]
 	case c.what == pemText:
-		return "the file holds PEM in base64 once more"
+		return "the file contains PEM that is encoded in base64"
 	case c.base64:
-		return "the file holds " + names[c.what] + " in base64 without the lines of PEM around it"
+		return "the file contains " + names[c.what] + " in base64 without the PEM header and footer"
 	case c.what == pfx, c.what == p7b:
 		return "the file is " + names[c.what]
 	}
-	return "the file holds " + names[c.what] + " in DER, not in PEM"
+	return "the file contains " + names[c.what] + " in DER, not in PEM"
 }
 
 // command returns an openssl command that reads the file and overwrites it.
@@ -115,7 +115,7 @@ func (c content) asCertificate() error {
 	case p7b:
 		m.Command = c.command("pkcs7 -inform DER -print_certs")
 	case privateKey, encryptedKey, request, publicKey, symmetricKey:
-		m.Command, m.Then = findCertificate, "name that file"
+		m.Command, m.Then = findCertificate, "use that file"
 	}
 	return m
 }
@@ -130,9 +130,9 @@ func (c content) asPrivateKey() error {
 	case privateKey, encryptedKey:
 		m.Command = c.command("pkey -inform DER")
 	case symmetricKey:
-		m.Command, m.Then = findPrivateKey, `name that file in private_key, or set type = "symmetric-key" and key in this [[credential]]`
+		m.Command, m.Then = findPrivateKey, `set private_key to that file, or set type = "symmetric-key" and key in this [[credential]]`
 	case certificate, p7b, request, publicKey:
-		m.Command, m.Then = findPrivateKey, "name that file in private_key"
+		m.Command, m.Then = findPrivateKey, "set private_key to that file"
 	}
 	return m
 }
@@ -189,7 +189,7 @@ type pkcs8 struct {
 // unsupported describes a private key that the service does not accept. It returns "" for
 // any other content.
 func unsupported(der []byte) string {
-	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
+	const takes = "; the service accepts RSA and EC on P-256, P-384 and P-521"
 	switch curve := curveIn(der); {
 	case curve == explicit:
 		return ""

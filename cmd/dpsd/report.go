@@ -86,7 +86,7 @@ func reported(places installation, online bool) report.Gateway {
 		},
 		OnFile: func() ([]byte, error) {
 			s, err := places.onFile()
-			s.Text = "as the files have it" // status.json shows whether dpsd runs
+			s.Text = "according to the state files" // status.json shows whether dpsd runs
 			return asJSON(statusReport{Status: s}, err)
 		},
 		Metrics: places.client().Metrics,
@@ -109,10 +109,10 @@ func writeReport(gateway report.Gateway, output string) error {
 	case errors.Is(err, report.ErrStopped):
 		return failed(err)
 	case err != nil:
-		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE where this user can write"}
+		return &exitError{exitFailed, err, "dpsd report --output FILE, where this user can write FILE"}
 	}
 	if missing != "" {
-		fmt.Fprintf(os.Stderr, "Not in the report, or not all of it:\n%s", missing)
+		fmt.Fprintf(os.Stderr, "Missing from the report, or incomplete:\n%s", missing)
 		if os.Geteuid() != 0 {
 			fmt.Fprintln(os.Stderr, "Try: sudo dpsd report, which can read more")
 		}

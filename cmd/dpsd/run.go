@@ -171,7 +171,7 @@ func ended(file string, err error) error {
 }
 
 // errRestart means that a change takes effect only with a restart.
-var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
+var errRestart = errors.New("changes to [state], [control] and [log] take effect only after a restart: systemctl restart --no-block dpsd")
 
 // reloader returns a function that reloads the configuration. running is the configuration
 // in use and text its text. Most of the time the file has not changed; then it is not parsed,

@@ -57,7 +57,7 @@ func status(places installation, asJSON, attempts bool) error {
 	defer cancel()
 	s, running, err := places.status(ctx)
 	if err != nil {
-		return &exitError{exitFailed, err, "sudo dpsd check, which looks at the files and the service"}
+		return &exitError{exitFailed, err, "sudo dpsd check, which checks the files and the service"}
 	}
 	report := statusReport{Running: running, Status: s}
 	if !running {
@@ -71,7 +71,7 @@ func status(places installation, asJSON, attempts bool) error {
 		return failed(err)
 	}
 	if places.note != nil && !running {
-		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
+		fmt.Fprintln(os.Stderr, "Using the default paths, because the configuration cannot be used:", places.note)
 	}
 	if s.Identity == nil {
 		return &exitError{exitNone, nil, ""}
@@ -101,12 +101,12 @@ func (r statusReport) print(out *terminal) error {
 	}{
 		control.OK:            {green, "assigned, and confirmed by DPS"},
 		control.Cached:        {yellow, "assigned, but not confirmed by DPS since dpsd started"},
-		control.Degraded:      {yellow, "assigned, but something is wrong"},
+		control.Degraded:      {yellow, "assigned, but there is a problem"},
 		control.Unprovisioned: {red, "not provisioned"},
 	}
 	head := words[r.Health]
 	if !r.Running && r.Health == control.Cached {
-		head.text = "assigned, as the files have it"
+		head.text = "assigned, according to the state files"
 		if r.Phase.Name == phaseStopped {
 			head.text += ": " + notRunning
 		}
@@ -118,10 +118,10 @@ func (r statusReport) print(out *terminal) error {
 		line("registration", "%s in %s at %s", i.RegistrationID, i.IDScope, i.Endpoint)
 		line("generation", "%d, since %s", i.Generation, i.ProvisionedAt.UTC().Format(time.RFC3339))
 		if !i.Durable {
-			line("", "%s", out.paint(yellow, "not on the disk: a power cut would lose it"))
+			line("", "%s", out.paint(yellow, "not on the disk: a power failure would lose it"))
 		}
 		if i.Foreign {
-			line("", "%s", out.paint(yellow, "it belongs to another configuration than the present one"))
+			line("", "%s", out.paint(yellow, "it belongs to a different configuration than the current one"))
 		}
 	}
 	if r.Confirmed != nil {

@@ -47,7 +47,7 @@ func String(value any, remedy string) (string, *Error) {
 	case !ok:
 		return "", &Error{Problem: "must be a string, not " + TypeOf(value), Remedy: remedy}
 	case s == "":
-		return "", &Error{Problem: "is empty", Remedy: "give it a value or leave the key out"}
+		return "", &Error{Problem: "is empty", Remedy: "set a value or remove the key"}
 	}
 	return s, nil
 }
