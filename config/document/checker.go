@@ -1,6 +1,10 @@
 package document
 
-import "strconv"
+import (
+	"cmp"
+	"slices"
+	"strconv"
+)
 
 // Checker collects the errors in a document.
 type Checker struct {
@@ -36,7 +40,13 @@ func (c *Checker) Err() error {
 	if len(c.errs) == 0 {
 		return nil
 	}
-	return c.errs.sorted()
+	slices.SortStableFunc(c.errs, func(a, b *Error) int {
+		if (a.Line == 0) != (b.Line == 0) {
+			return cmp.Compare(b.Line, a.Line)
+		}
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return c.errs
 }
 
 // String returns value if it is a non-empty string, or else an error. remedy says what to
