@@ -141,8 +141,8 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service accepts RSA and EC on P-256, P-384 and P-521"},
 		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
 		{"secp256k1 with the parameters in front", "openssl ecparam -name secp256k1 -genkey -out key", "on the curve secp256k1"},
-		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "on the curve of the family brainpool"},
-		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "on the curve that is described by its parameters"},
+		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "a private key on a brainpool curve"},
+		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "a private key on a curve that is given by its parameters"},
 		{"P-192", "openssl ecparam -name prime192v1 -genkey -noout -out key", "on the curve P-192"},
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
 		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
@@ -156,8 +156,8 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"Diffie-Hellman", "openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048 -out key", "a private key for Diffie-Hellman"},
 		{"ML-DSA", pkcs8Of + "2.16.840.1.101.3.4.3.18", "a private key for ML-DSA"},
 		{"an unknown algorithm", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
-		{"an unknown curve", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
-		{"an unknown curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the identifier 1.3.132.0.16"},
+		{"an unknown curve", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the OID 1.3.132.0.16"},
+		{"an unknown curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the OID 1.3.132.0.16"},
 		{"DSA in the traditional format", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
 		{"DSA in the traditional format in DER", "openssl dsaparam -genkey -noout 1024 | openssl dsa -outform DER -out key", "for DSA"},
 		{"DSA", "openssl genpkey -genparam -algorithm DSA -pkeyopt dsa_paramgen_bits:1024 -out p; openssl genpkey -paramfile p -out key", "for DSA"},
@@ -187,7 +187,7 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		shell(t, dir, "openssl ecparam -name secp256k1 -genkey -noout -out key; openssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem")
 		x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
 		_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
-		if err == nil || !strings.Contains(err.Error(), "line 1: certificate 1 is for a key on secp256k1") {
+		if err == nil || !strings.Contains(err.Error(), "line 1: certificate 1 is for a key on the curve secp256k1") {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -194,7 +194,7 @@ func unsupported(der []byte) string {
 	case curve == explicit:
 		return ""
 	case curve != "":
-		return "a private key on the curve " + curve + takes
+		return "a private key on " + curve + takes
 	}
 	var key pkcs8
 	if rest, err := asn1.Unmarshal(der, &key); err == nil && len(rest) == 0 {
@@ -215,20 +215,20 @@ func unsupported(der []byte) string {
 	return ""
 }
 
-// curves are the curves that crypto/x509 does not support.
+// curves describes the curves that crypto/x509 does not support.
 var curves = []struct {
 	name string
 	oid  asn1.ObjectIdentifier
 }{
-	{"secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
-	{"P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
-	{"SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
+	{"the curve secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
+	{"the curve P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
+	{"the curve SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
 }
 
 // explicit is the result of curveIn for a supported curve given by its parameters.
 const explicit = "explicit"
 
-// curveIn returns the name of the curve in the DER of a key or certificate that crypto/x509
+// curveIn describes the curve in the DER of a key or certificate that crypto/x509
 // cannot parse, or "" if it finds none.
 func curveIn(der []byte) string {
 	for _, c := range curves {
@@ -237,7 +237,7 @@ func curveIn(der []byte) string {
 		}
 	}
 	if prefix, err := asn1.Marshal(oidBrainpool); err == nil && bytes.Contains(der, prefix[2:]) {
-		return "of the family brainpool"
+		return "a brainpool curve"
 	}
 	if hasOID(der, oidPrimeField) {
 		for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
@@ -245,7 +245,7 @@ func curveIn(der []byte) string {
 				return explicit
 			}
 		}
-		return "that is described by its parameters"
+		return "a curve that is given by its parameters"
 	}
 	return otherCurve(der)
 }
@@ -269,7 +269,7 @@ func otherCurve(der []byte) string {
 	if len(named) == 0 || parse(der) != nil {
 		return ""
 	}
-	return "with the identifier " + named.String()
+	return "the curve with the OID " + named.String()
 }
 
 func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {

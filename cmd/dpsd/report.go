@@ -33,8 +33,8 @@ itself, because a comment may contain a secret. In every part, the command masks
 the content of the files that dpsd.toml refers to, the words in invalid lines of
 dpsd.toml, anything that looks like a token, and, unless you use --with-payload,
 the payload of a custom allocation. The archive does name the gateway, its hub,
-proxy and addresses. Only its owner can
-read it (mode 0600). Read it before you send it.
+proxy and addresses. Only its owner can read it (mode 0600). Read it before you
+send it.
 
 The command prints the name of the archive. The exit code is 0 if the archive
 was written, even if some parts are missing.`,

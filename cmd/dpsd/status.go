@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -39,7 +40,7 @@ If dpsd is not running, the command reads the state files, and shows why dpsd is
 not running and which command fixes that.
 
 Exit codes: 0 an identity is published, even if DPS has not confirmed it since
-dpsd started; 3 there is none; 1 the command cannot tell.`,
+dpsd started; 3 no identity is published; 1 the status is unknown.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
@@ -193,15 +194,11 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 // printAttempts writes a line for each attempt with the durations of its steps.
 func printAttempts(b *strings.Builder, attempts []store.Attempt) {
 	for _, a := range attempts {
-		outcome := a.Outcome
-		if a.Fault != "" {
-			outcome = a.Fault
-		}
 		steps := make([]string, 0, len(a.Steps))
 		for _, s := range a.Steps {
 			steps = append(steps, fmt.Sprintf("%s %s", s.Stage, span(time.Duration(s.Milliseconds)*time.Millisecond)))
 		}
-		fmt.Fprintf(b, "%s  %-20s %s; %d B up, %d B down", a.At.UTC().Format(time.RFC3339), outcome, strings.Join(steps, ", "), a.Sent, a.Received)
+		fmt.Fprintf(b, "%s  %-20s %s; %d B up, %d B down", a.At.UTC().Format(time.RFC3339), cmp.Or(a.Fault, a.Outcome), strings.Join(steps, ", "), a.Sent, a.Received)
 		if a.Clock != "plausible" {
 			fmt.Fprintf(b, "; clock %s", a.Clock)
 		}
