@@ -327,8 +327,8 @@ func TestATextIsRecognizedAsAnotherFormOfAKeyOnlyIfItHasTheLengthOfAKey(t *testi
 	digits := strings.Repeat("0123456789abcdef", 10)
 	for _, test := range []struct{ file, says string }{
 		{digits[:128], "the key is 128 hexadecimal digits, not base64"},
-		{digits[:127], "the key is cut off: it has 127 characters, but base64 has a multiple of 4"},
-		{digits[:130], "the key is cut off: it has 130 characters, but base64 has a multiple of 4"},
+		{digits[:127], "the key is cut off: it has 127 characters, but the length of base64 text is a multiple of 4"},
+		{digits[:130], "the key is cut off: it has 130 characters, but the length of base64 text is a multiple of 4"},
 		{digits[:132], ""},
 		{strings.Repeat("\x01", 15), ""},
 		{strings.Repeat("\x01", 16), "the key is 16 bytes, not base64 text"},
@@ -537,7 +537,7 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, symmetric[:21]+"\n")
 		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
-		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, but base64 has a multiple of 4") {
+		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, but the length of base64 text is a multiple of 4") {
 			t.Errorf("got %v", err)
 		}
 	})

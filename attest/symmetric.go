@@ -98,7 +98,7 @@ func explainKey(text []byte, err error) error {
 		}
 	}
 	if len(compact)%4 != 0 && withoutQuotes(compact) == compact {
-		return found(fmt.Sprintf("the key is cut off: it has %d characters, but base64 has a multiple of 4", len(compact)), "", "")
+		return found(fmt.Sprintf("the key is cut off: it has %d characters, but the length of base64 text is a multiple of 4", len(compact)), "", "")
 	}
 	return err
 }

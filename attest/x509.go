@@ -60,16 +60,14 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, err
 	}
 	leaf := chain[0]
-	aboutCertificate := func(err error) error {
-		return &SecretError{Reference: x.Certificate, Path: secrets.Path(x.Certificate), Err: err}
-	}
+	aboutCertificate := func(err error) error { return secrets.unusable(x.Certificate, certificates, err) }
 	if !belongs(key, leaf) {
 		for i, c := range chain[1:] {
 			if belongs(key, c) {
 				return Proof{}, aboutCertificate(fmt.Errorf("the leaf must come first, but the key belongs to certificate %d of %d: %w", i+2, len(chain), ErrKeyMismatch))
 			}
 		}
-		return Proof{}, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate)}
+		return Proof{}, secrets.unusable(x.PrivateKey, privateKey, fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate))
 	}
 	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
 		hint := ""

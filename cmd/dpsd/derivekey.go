@@ -75,7 +75,7 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	}
 	defer clear(group)
 	if err != nil {
-		next := "only the primary or secondary key of the enrollment group, as the portal shows it"
+		next := "the primary or secondary key of the enrollment group, exactly as the portal shows it"
 		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) && mistake.Command != "" {
 			next = mistake.Remedy() + ", where FILE contains the group key"
 		}

@@ -109,7 +109,7 @@ func writeReport(gateway report.Gateway, output string) error {
 	case errors.Is(err, report.ErrStopped):
 		return failed(err)
 	case err != nil:
-		return &exitError{exitFailed, err, "dpsd report --output FILE, where this user can write FILE"}
+		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE in a directory that this user can write to"}
 	}
 	if missing != "" {
 		fmt.Fprintf(os.Stderr, "Missing from the report, or incomplete:\n%s", missing)
