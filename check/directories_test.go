@@ -40,7 +40,7 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}{
 		{"a writable directory is ok", dir, ""},
 		{"a directory that dpsd can create is ok", filepath.Join(dir, "run"), ""},
-		{"a directory without a parent is a warning", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
+		{"a directory without a parent is a warning", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run does not exist and cannot be created: no such file or directory"},
 		{"a file is not a directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
 		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
 	} {

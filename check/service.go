@@ -30,7 +30,7 @@ func (i *inspection) service() {
 	s, err := i.answer()
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && i.SocketUnknown && (i.unit == nil || i.unit.running()):
-		i.skip(r, "dpsd cannot be queried: the path of its control socket is in "+i.File+", which cannot be used")
+		i.skip(r, "dpsd cannot be reached: the path of its control socket is in "+i.File+", which cannot be used")
 		return
 	case errors.Is(err, control.ErrNotRunning):
 		if locked := store.Holder(i.StateDirectory); locked != nil && !i.unit.running() {

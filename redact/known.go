@@ -164,13 +164,7 @@ func (k *Known) escape(text string) {
 }
 
 // percent escapes every byte of a text.
-func percent(text string) string {
-	var b strings.Builder
-	for _, c := range []byte(text) {
-		fmt.Fprintf(&b, "%%%02x", c)
-	}
-	return b.String()
-}
+func percent(text string) string { return "%" + strings.ReplaceAll(fmt.Sprintf("% x", text), " ", "%") }
 
 func (k *Known) form(text string) {
 	if len(text) < shortest || k.all[text] {
