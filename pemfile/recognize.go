@@ -87,15 +87,15 @@ func found(data []byte) content {
 func (c content) says() string {
 	switch {
 	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
-		return "the file holds " + names[c.what]
+		return "the file contains " + names[c.what]
 	case c.what == pemText:
-		return "the file holds PEM in base64 once more"
+		return "the file contains PEM that is encoded in base64"
 	case c.base64:
-		return "the file holds " + names[c.what] + " in base64 without the lines of PEM around it"
+		return "the file contains " + names[c.what] + " in base64 without the PEM header and footer"
 	case c.what == pfx, c.what == p7b:
 		return "the file is " + names[c.what]
 	}
-	return "the file holds " + names[c.what] + " in DER, not in PEM"
+	return "the file contains " + names[c.what] + " in DER, not in PEM"
 }
 
 // command returns an openssl command that reads the file and overwrites it.
@@ -115,7 +115,7 @@ func (c content) asCertificate() error {
 	case p7b:
 		m.Command = c.command("pkcs7 -inform DER -print_certs")
 	case privateKey, encryptedKey, request, publicKey, symmetricKey:
-		m.Command, m.Then = findCertificate, "name that file"
+		m.Command, m.Then = findCertificate, "use that file"
 	}
 	return m
 }
@@ -130,9 +130,9 @@ func (c content) asPrivateKey() error {
 	case privateKey, encryptedKey:
 		m.Command = c.command("pkey -inform DER")
 	case symmetricKey:
-		m.Command, m.Then = findPrivateKey, `name that file in private_key, or set type = "symmetric-key" and key in this [[credential]]`
+		m.Command, m.Then = findPrivateKey, `set private_key to that file, or set type = "symmetric-key" and key in this [[credential]]`
 	case certificate, p7b, request, publicKey:
-		m.Command, m.Then = findPrivateKey, "name that file in private_key"
+		m.Command, m.Then = findPrivateKey, "set private_key to that file"
 	}
 	return m
 }
@@ -189,12 +189,12 @@ type pkcs8 struct {
 // unsupported describes a private key that the service does not accept. It returns "" for
 // any other content.
 func unsupported(der []byte) string {
-	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
+	const takes = "; the service accepts RSA and EC on P-256, P-384 and P-521"
 	switch curve := curveIn(der); {
 	case curve == explicit:
 		return ""
 	case curve != "":
-		return "a private key on the curve " + curve + takes
+		return "a private key on " + curve + takes
 	}
 	var key pkcs8
 	if rest, err := asn1.Unmarshal(der, &key); err == nil && len(rest) == 0 {
@@ -215,20 +215,20 @@ func unsupported(der []byte) string {
 	return ""
 }
 
-// curves are the curves that crypto/x509 does not support.
+// curves describes the curves that crypto/x509 does not support.
 var curves = []struct {
 	name string
 	oid  asn1.ObjectIdentifier
 }{
-	{"secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
-	{"P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
-	{"SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
+	{"the curve secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
+	{"the curve P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
+	{"the curve SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
 }
 
 // explicit is the result of curveIn for a supported curve given by its parameters.
 const explicit = "explicit"
 
-// curveIn returns the name of the curve in the DER of a key or certificate that crypto/x509
+// curveIn describes the curve in the DER of a key or certificate that crypto/x509
 // cannot parse, or "" if it finds none.
 func curveIn(der []byte) string {
 	for _, c := range curves {
@@ -237,7 +237,7 @@ func curveIn(der []byte) string {
 		}
 	}
 	if prefix, err := asn1.Marshal(oidBrainpool); err == nil && bytes.Contains(der, prefix[2:]) {
-		return "of the family brainpool"
+		return "a brainpool curve"
 	}
 	if hasOID(der, oidPrimeField) {
 		for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
@@ -245,7 +245,7 @@ func curveIn(der []byte) string {
 				return explicit
 			}
 		}
-		return "that is described by its parameters"
+		return "a curve that is given by its parameters"
 	}
 	return otherCurve(der)
 }
@@ -269,7 +269,7 @@ func otherCurve(der []byte) string {
 	if len(named) == 0 || parse(der) != nil {
 		return ""
 	}
-	return "with the identifier " + named.String()
+	return "the curve with the OID " + named.String()
 }
 
 func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {

@@ -179,7 +179,7 @@ func TestThePageShowsTheActualOutput(t *testing.T) {
 
 // chance are the parts of a transcript that differ between runs.
 var chance = []struct{ is, as string }{
-	{`; (the next attempt begins now|next attempt in \S+, at \S+ UTC)`, "; NEXT ATTEMPT"},
+	{`; (the next attempt starts now|next attempt in \S+, at \S+ UTC)`, "; NEXT ATTEMPT"},
 	{`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?Z| UTC)?`, "TIME"},
 	{`\d\d:\d\d:\d\d UTC`, "TIME"},
 	{`\d{4}-\d\d-\d\d`, "DATE"},
