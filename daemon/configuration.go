@@ -92,10 +92,9 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 	}
 	s.log(event.Reloaded, zap.Bool("changed", true))
 	s.restart(ctx, settings)
-	const why = "the configuration has changed"
-	s.request(s.schedule.afterChange(now), why)
+	s.request(s.schedule.afterChange(now), "the configuration has changed")
 	if !s.running.active() {
-		s.waiting(now, why)
+		s.waiting(now, "The configuration has changed")
 	}
 }
 

@@ -30,33 +30,33 @@ type family struct {
 // never changed: alerts of other people know them. Times are in seconds since
 // 1970 by this gateway's clock.
 var families = []family{
-	{"dpsd_build_info", "gauge", "1; the label is the version of dpsd.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_build_info", "gauge", "Always 1. The label is the version of dpsd.", func(w io.Writer, _ *measures, s control.Status) {
 		sample(w, "dpsd_build_info", 1, "version", s.Version)
 	}},
-	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd began.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
+	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd started, in Unix time.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
 	gauge("dpsd_ready", "1 if dpsd has sent READY=1 to systemd.", func(s control.Status) float64 { return asNumber(s.Ready) }),
 	gauge("dpsd_provisioned", "1 if an identity is published.", func(s control.Status) float64 { return asNumber(s.Identity != nil) }),
-	{"dpsd_assignment_info", "gauge", "1; the labels are those of the published identity. Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_assignment_info", "gauge", "Always 1. The labels are the published identity. Absent if no identity is published.", func(w io.Writer, _ *measures, s control.Status) {
 		if i := s.Identity; i != nil {
 			sample(w, "dpsd_assignment_info", 1, "hub", i.AssignedHub, "device_id", i.DeviceID)
 		}
 	}},
-	gauge("dpsd_generation", "The generation of the published identity; 0 without one.", func(s control.Status) float64 {
+	gauge("dpsd_generation", "The generation of the published identity; 0 if no identity is published.", func(s control.Status) float64 {
 		if s.Identity == nil {
 			return 0
 		}
 		return float64(s.Identity.Generation)
 	}),
-	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run; 0 if it has not.", func(s control.Status) float64 {
+	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run, in Unix time; 0 if it has not.", func(s control.Status) float64 {
 		if s.Confirmed == nil {
 			return 0
 		}
 		return seconds(*s.Confirmed)
 	}),
-	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 without one.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 if it is not set.", func(w io.Writer, m *measures, _ control.Status) {
 		m.interval.WritePrometheus(w)
 	}},
-	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due; 0 if one is running, or if none is due.", func(s control.Status) float64 {
+	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due, in Unix time; 0 if an attempt is running or none is due.", func(s control.Status) float64 {
 		if s.Next == nil {
 			return 0
 		}
@@ -65,24 +65,24 @@ var families = []family{
 	gauge("dpsd_fault_standing", "1 if the last attempt failed and no attempt has succeeded since.", func(s control.Status) float64 {
 		return asNumber(unresolved(s) != nil)
 	}),
-	{"dpsd_fault_info", "gauge", "1; the labels are those of the current fault, as in dpsd-faults(7). Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_fault_info", "gauge", "Always 1. The labels describe the current fault, see dpsd-faults(7). Absent if there is no current fault.", func(w io.Writer, _ *measures, s control.Status) {
 		if f := unresolved(s); f != nil {
 			sample(w, "dpsd_fault_info", 1, "code", f.Code, "class", f.Class, "stage", f.Stage)
 		}
 	}},
-	counters("dpsd_faults_total", "Failed attempts, by the code of the fault.", func(m *measures) *metrics.Set { return m.faults }),
-	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked for one.", func(m *measures) *metrics.Set { return m.attempts }),
+	counters("dpsd_faults_total", "Failed attempts, by fault code.", func(m *measures) *metrics.Set { return m.faults }),
+	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked dpsd to wait.", func(m *measures) *metrics.Set { return m.attempts }),
 	{"dpsd_time_to_assigned_seconds", "histogram", "The time from the first attempt to the assignment, including faults and waits.", func(w io.Writer, m *measures, _ control.Status) {
 		m.assignTime.WritePrometheus(w)
 	}},
-	counters("dpsd_network_bytes_total", "Bytes of all attempts above TCP, TLS included, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
-	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires; 0 if dpsd has not read one.", func(s control.Status) float64 {
+	counters("dpsd_network_bytes_total", "Bytes that all attempts have transferred over TCP, including TLS, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires, in Unix time; 0 if dpsd has not read one.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}
 		return seconds(s.Certificate.NotAfter)
 	}),
-	{"dpsd_clock_offset_seconds", "gauge", "How far this clock is ahead of the service's, to about a second. Present only if the service has sent its time, over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of the service's, with a precision of about a second. Present only if the service has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
 }

@@ -146,7 +146,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	beat := s.newBeat()
 	defer beat.Stop()
 	if s.schedule.due.After(now) {
-		s.waiting(now, "boot delay")
+		s.waiting(now, bootDelay)
 	}
 	for {
 		if s.systemd.ready {
@@ -326,7 +326,7 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 	s.suspectInputs(f, err, now)
 	s.history.failed(failed, now)
 	s.logFailure(failed)
-	s.waiting(now, f.Error())
+	s.waiting(now, lastFault(f))
 	if ends {
 		return failed, f
 	}
@@ -344,7 +344,7 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 	due := now
 	if !s.running.active() || !s.running.registers {
 		due = s.schedule.force(now)
-		s.request(due, "asked for")
+		s.request(due, "requested")
 		s.renames = true
 		if id := s.progress.registrationID; !s.running.active() && id != "" {
 			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))

@@ -47,7 +47,7 @@ var catalogue = []Entry{
 		Sentence: "{why}; next attempt in {retryIn}",
 		Meaning:  "DPS has asked for a wait that is too long to keep the connection open. After the wait, dpsd continues the same registration. Nothing shortens this wait."},
 	{Name: FloorNotKept, Priority: Warning,
-		Sentence: "Cannot save that DPS asked for a wait of {wait}: {error}",
+		Sentence: "Cannot save the wait of {wait} that DPS asked for: {error}",
 		Meaning:  "The runtime directory is not writable. This dpsd obeys the wait, but after a restart dpsd would not know of it."},
 	{Name: Fault, Priority: Warning, Same: []string{"fault", "stage", "credential", "serviceCode"},
 		Sentence: "{fault} while {stage}[ with {credential}]: {cause}[; next attempt in {retryIn}][. {advice}]",

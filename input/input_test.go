@@ -62,7 +62,7 @@ func TestOnlyRegularFilesOfLimitedSizeAreRead(t *testing.T) {
 	}{
 		{"a file of the limit is read", "full", nil, ""},
 		{"a file behind links of one's own is read", "directory/link", nil, ""},
-		{"a byte more is too large", "over", input.ErrTooLarge, "it has more than 1 KiB"},
+		{"a byte more is too large", "over", input.ErrTooLarge, "it is larger than 1 KiB"},
 		{"a directory is refused", ".", input.ErrNotRegular, "a directory"},
 		{"a FIFO without a writer is rejected immediately", "fifo", input.ErrNotRegular, "a FIFO"},
 		{"a link to a FIFO is rejected immediately", "link-to-fifo", input.ErrNotRegular, "a FIFO"},
@@ -224,7 +224,7 @@ func TestARemedyNamesTheFileOrTheSystemdCredential(t *testing.T) {
 		{"no command", input.Mistake{Then: "do that", File: "/k"}, "do that"},
 		{"nothing", input.Mistake{What: "x", Credential: "k"}, ""},
 		{"a credential", input.Mistake{Command: "x FILE DIR/*", Credential: "key"},
-			"x FILE /etc/credstore/*, where FILE is what dpsd.service loads as the credential key (systemctl cat dpsd); then run: systemctl restart --no-block dpsd"},
+			"x FILE /etc/credstore/*, where FILE is the file that dpsd.service loads as the credential key (systemctl cat dpsd); then run: systemctl restart --no-block dpsd"},
 		{"a credential without a command", input.Mistake{Then: "do that", Credential: "key"}, "do that; then: systemctl restart --no-block dpsd"},
 	} {
 		if got := test.m.Remedy(); got != test.want {

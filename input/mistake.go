@@ -40,7 +40,7 @@ func (m *Mistake) Remedy() string {
 		text = inShell(text, m.File)
 	}
 	if m.Command != "" && m.Credential != "" {
-		text = strings.ReplaceAll(text, "DIR", "/etc/credstore") + ", where FILE is what dpsd.service loads as the credential " + m.Credential + " (systemctl cat dpsd)"
+		text = strings.ReplaceAll(text, "DIR", "/etc/credstore") + ", where FILE is the file that dpsd.service loads as the credential " + m.Credential + " (systemctl cat dpsd)"
 	}
 	then := m.Then
 	if m.Credential != "" {

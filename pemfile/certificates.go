@@ -43,7 +43,7 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 	case len(certificates) > 0:
 		return certificates, nil
 	case keys > 0:
-		return nil, &input.Mistake{What: "the file holds a private key and no certificate", Command: findCertificate, Then: "name that file", Err: ErrNotCertificate}
+		return nil, &input.Mistake{What: "the file contains a private key and no certificate", Command: findCertificate, Then: "name that file", Err: ErrNotCertificate}
 	}
 	return nil, kind(found(text).asCertificate(), ErrNotCertificate)
 }
@@ -63,10 +63,10 @@ func unreadable(b Block, number int, err error) error {
 	m := &input.Mistake{Err: ErrNotCertificate}
 	m.What = fmt.Sprintf("line %d: certificate %d cannot be read: %v", b.Line, number, err)
 	if curve := curveIn(b.Bytes); curve != "" {
-		m.What = fmt.Sprintf("line %d: certificate %d is for a key on %s; the service takes RSA and EC on P-256, P-384 and P-521", b.Line, number, curve)
+		m.What = fmt.Sprintf("line %d: certificate %d is for a key on %s; the service accepts RSA and EC on P-256, P-384 and P-521", b.Line, number, curve)
 		m.Then = "have a certificate issued for a key on P-256"
 	} else if what := kindOf(b.Bytes); what != unknown && what != certificate {
-		m.What = fmt.Sprintf("line %d: the block is labelled CERTIFICATE, but it holds %s", b.Line, names[what])
+		m.What = fmt.Sprintf("line %d: the block is labelled CERTIFICATE, but it contains %s", b.Line, names[what])
 	}
 	return m
 }
@@ -77,7 +77,7 @@ func otherBlock(b Block) error {
 	at := fmt.Sprintf("line %d: ", b.Line)
 	switch labels[b.Type] {
 	case certificate:
-		m.What, m.Command = at+"a TRUSTED CERTIFICATE, which only openssl reads", rewriteCertificates
+		m.What, m.Command = at+"a TRUSTED CERTIFICATE, which only OpenSSL reads", rewriteCertificates
 		if b.Type == "X509 CERTIFICATE" {
 			m.What = at + "a certificate with the old label X509 CERTIFICATE"
 		}
@@ -85,13 +85,13 @@ func otherBlock(b Block) error {
 		m.What = at + names[p7b]
 		m.Command = "cp -p FILE FILE.orig && openssl pkcs7 -in FILE.orig -print_certs -out FILE"
 	case request:
-		m.What = at + names[request] + ", which an authority has yet to sign"
+		m.What = at + names[request] + ", which a certificate authority still has to sign"
 		m.Command, m.Then = findCertificate, "name that file"
 	case publicKey:
 		m.What = at + names[publicKey] + ", not a certificate"
 		m.Command, m.Then = findCertificate, "name that file"
 	default:
-		m.What = at + fmt.Sprintf("a block %q, which is no certificate", shown(b.Type))
+		m.What = at + fmt.Sprintf("a block %q, which is not a certificate", shown(b.Type))
 		m.Then = "remove it from the file"
 	}
 	return m

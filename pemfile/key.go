@@ -42,7 +42,7 @@ func PrivateKey(text []byte) (crypto.Signer, error) {
 		}
 		if key != nil {
 			return nil, &input.Mistake{
-				What: fmt.Sprintf("line %d: a second private key; the first one begins in line %d", b.Line, key.Line),
+				What: fmt.Sprintf("line %d: a second private key; the first one begins on line %d", b.Line, key.Line),
 				Then: "keep the one that belongs to the certificate", Err: ErrNotPrivateKey,
 			}
 		}
@@ -60,9 +60,9 @@ func PrivateKey(text []byte) (crypto.Signer, error) {
 	case key.Type == "TSS2 PRIVATE KEY":
 		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not use", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
 	case key.Type == "OPENSSH PRIVATE KEY" && bytes.Contains(key.Bytes, []byte("ssh-ed25519")):
-		return nil, Unsupported("a private key for Ed25519, which the service does not take, in the form of OpenSSH")
+		return nil, Unsupported("an Ed25519 private key in OpenSSH format; the service does not accept Ed25519")
 	case key.Type == "OPENSSH PRIVATE KEY":
-		return nil, &input.Mistake{What: "a private key in the form of OpenSSH", Command: "cp -p FILE FILE.orig && chmod 600 FILE && ssh-keygen -p -N '' -m PKCS8 -f FILE && chmod --reference=FILE.orig FILE", Err: ErrNotPrivateKey}
+		return nil, &input.Mistake{What: "a private key in OpenSSH format", Command: "cp -p FILE FILE.orig && chmod 600 FILE && ssh-keygen -p -N '' -m PKCS8 -f FILE && chmod --reference=FILE.orig FILE", Err: ErrNotPrivateKey}
 	}
 	switch k := parse(key.Bytes).(type) {
 	case *rsa.PrivateKey:
@@ -107,7 +107,7 @@ func unusable(der []byte, line int) error {
 	}
 	if curveIn(der) == explicit {
 		return &input.Mistake{
-			What:    "a private key whose curve P-256, P-384 or P-521 is described by its parameters and not by its name",
+			What:    "a private key whose curve P-256, P-384 or P-521 is given by its parameters, not by its name",
 			Command: "cp -p FILE FILE.orig && openssl pkey -in FILE.orig -ec_param_enc named_curve -out FILE", Err: ErrUnsupportedKey,
 		}
 	}
@@ -120,7 +120,7 @@ func unusable(der []byte, line int) error {
 			Command: "cp -p FILE FILE.orig && sed 's/ [A-Z ]*PRIVATE KEY-/ ENCRYPTED PRIVATE KEY-/' FILE.orig >FILE", Err: ErrPassphrase,
 		}
 	default:
-		return &input.Mistake{What: fmt.Sprintf("line %d: the block is labelled as a private key, but it holds %s", line, names[what]), Command: findPrivateKey, Then: "name that file", Err: ErrNotPrivateKey}
+		return &input.Mistake{What: fmt.Sprintf("line %d: the block is labelled as a private key, but it contains %s", line, names[what]), Command: findPrivateKey, Then: "name that file", Err: ErrNotPrivateKey}
 	}
 }
 
@@ -130,5 +130,5 @@ func noKey(b Block) error {
 	if kind, known := labels[b.Type]; known {
 		what = names[kind]
 	}
-	return &input.Mistake{What: "the file holds " + what + " and no private key", Command: findPrivateKey, Then: "name that file in private_key", Err: ErrNotPrivateKey}
+	return &input.Mistake{What: "the file contains " + what + " and no private key", Command: findPrivateKey, Then: "name that file in private_key", Err: ErrNotPrivateKey}
 }

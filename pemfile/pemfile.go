@@ -47,7 +47,7 @@ func Blocks(text []byte) (blocks []Block, err error) {
 		case !begins(i):
 			return nil, f.wrong(from, "a -----END line without its -----BEGIN line")
 		case b.Type == "":
-			return nil, f.wrong(from, "the -----BEGIN line is not complete")
+			return nil, f.wrong(from, "the -----BEGIN line is incomplete")
 		case i+1 == len(boundaries) || begins(i+1):
 			return nil, f.wrong(from, "the block %q has no -----END line: the file is cut off or damaged", shown(b.Type))
 		}
@@ -55,9 +55,9 @@ func Blocks(text []byte) (blocks []Block, err error) {
 		switch end := label(i + 1); end {
 		case b.Type:
 		case "":
-			return nil, f.wrong(until, "the -----END line is not complete: the file is cut off")
+			return nil, f.wrong(until, "the -----END line is incomplete: the file is cut off")
 		default:
-			return nil, f.wrong(until, "-----END %s----- ends the block %q that begins in line %d", shown(end), shown(b.Type), b.Line)
+			return nil, f.wrong(until, "-----END %s----- ends the block %q that begins on line %d", shown(end), shown(b.Type), b.Line)
 		}
 		encrypted, size := headers(text[body:until])
 		b.Encrypted = encrypted
@@ -124,7 +124,7 @@ func (f file) decode(from, to int) ([]byte, error) {
 		return nil, f.wrong(to, "the block is empty")
 	case bytes.Contains(f[from:to], []byte(`\n`)):
 		return nil, &input.Mistake{
-			What:    fmt.Sprintf(`line %d: the file has \n, as two characters, in place of line breaks`, f.line(from)),
+			What:    fmt.Sprintf(`line %d: the file contains \n as two characters instead of line breaks`, f.line(from)),
 			Command: `cp -p FILE FILE.orig && sed 's/\\n/\n/g' FILE.orig >FILE`,
 		}
 	}
@@ -133,7 +133,7 @@ func (f file) decode(from, to int) ([]byte, error) {
 			return nil, f.wrong(at, "a character that is not base64")
 		}
 	}
-	return nil, f.wrong(to, "the base64 text before this line is not complete or has characters too many")
+	return nil, f.wrong(to, "the base64 text before this line is incomplete or has extra characters")
 }
 
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="

@@ -63,18 +63,18 @@ func TestTheErrorAboutABlockThatCannotBeReadNamesItsLine(t *testing.T) {
 	begun, _, _ := strings.Cut(a, "-----END")
 	for _, test := range []struct{ expect, text, says string }{
 		{"a block that is truncated in its text", a + a[:200], "line 10: the block \"CERTIFICATE\" has no -----END line"},
-		{"a block that is truncated in its first line", a + "-----BEGIN CERT", "line 10: the -----BEGIN line is not complete"},
-		{"a block that is truncated after -----BEGIN", a + "-----BEGIN", "line 10: the -----BEGIN line is not complete"},
-		{"a block that is truncated in its last line", a + strings.TrimSuffix(a, "--\n"), "line 18: the -----END line is not complete"},
+		{"a block that is truncated in its first line", a + "-----BEGIN CERT", "line 10: the -----BEGIN line is incomplete"},
+		{"a block that is truncated after -----BEGIN", a + "-----BEGIN", "line 10: the -----BEGIN line is incomplete"},
+		{"a block that is truncated in its last line", a + strings.TrimSuffix(a, "--\n"), "line 18: the -----END line is incomplete"},
 		{"a block whose end is missing before the next one", begun + a, "line 1: the block \"CERTIFICATE\" has no -----END line"},
-		{"a block with the end of another block", strings.Replace(a, "END CERT", "END X509 CERT", 1), "line 9: -----END X509 CERTIFICATE----- ends the block \"CERTIFICATE\" that begins in line 1"},
+		{"a block with the end of another block", strings.Replace(a, "END CERT", "END X509 CERT", 1), "line 9: -----END X509 CERTIFICATE----- ends the block \"CERTIFICATE\" that begins on line 1"},
 		{"an end without a begin", a + "-----END CERTIFICATE-----\n", "line 10: a -----END line without"},
 		{"a begin without one dash", a + a[1:], "line 18: a -----END line without"},
 		{"a character that is not base64", strings.Replace(a, "\n", "\n*", 2), "line 2: a character that is not base64"},
 		{"a comment sign before every line", "#" + strings.ReplaceAll(a, "\n", "\n#"), "line 2: a character that is not base64"},
-		{"incomplete text", strings.Replace(a, "\n-----END", "X\n-----END", 1), "line 9: the base64 text before this line is not complete"},
+		{"incomplete text", strings.Replace(a, "\n-----END", "X\n-----END", 1), "line 9: the base64 text before this line is incomplete"},
 		{"an empty block", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "line 2: the block is empty"},
-		{`\n in place of line breaks`, strings.ReplaceAll(a, "\n", `\n`), `line 1: the file has \n, as two characters`},
+		{`\n in place of line breaks`, strings.ReplaceAll(a, "\n", `\n`), `line 1: the file contains \n as two characters`},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			blocks, err := pemfile.Blocks([]byte(test.text))

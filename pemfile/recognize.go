@@ -87,15 +87,15 @@ func found(data []byte) content {
 func (c content) says() string {
 	switch {
 	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
-		return "the file holds " + names[c.what]
+		return "the file contains " + names[c.what]
 	case c.what == pemText:
-		return "the file holds PEM in base64 once more"
+		return "the file contains PEM that is encoded in base64 again"
 	case c.base64:
-		return "the file holds " + names[c.what] + " in base64 without the lines of PEM around it"
+		return "the file contains " + names[c.what] + " in base64 without the BEGIN and END lines of PEM"
 	case c.what == pfx, c.what == p7b:
 		return "the file is " + names[c.what]
 	}
-	return "the file holds " + names[c.what] + " in DER, not in PEM"
+	return "the file contains " + names[c.what] + " in DER, not in PEM"
 }
 
 // command returns an openssl command that reads the file and overwrites it.
@@ -189,12 +189,12 @@ type pkcs8 struct {
 // unsupported describes a private key that the service does not accept. It returns "" for
 // any other content.
 func unsupported(der []byte) string {
-	const takes = "; the service takes RSA and EC on P-256, P-384 and P-521"
+	const takes = "; the service accepts RSA and EC on P-256, P-384 and P-521"
 	switch curve := curveIn(der); {
 	case curve == explicit:
 		return ""
 	case curve != "":
-		return "a private key on the curve " + curve + takes
+		return "a private key on " + curve + takes
 	}
 	var key pkcs8
 	if rest, err := asn1.Unmarshal(der, &key); err == nil && len(rest) == 0 {
@@ -204,7 +204,7 @@ func unsupported(der []byte) string {
 		case algorithms[algorithm.String()] != "":
 			return "a private key for " + algorithms[algorithm.String()] + takes
 		default:
-			return "a private key for the algorithm " + algorithm.String() + takes
+			return "a private key for the algorithm with the OID " + algorithm.String() + takes
 		}
 	}
 	// openssl writes the version, p, q, g, the public and the private key.
@@ -228,16 +228,16 @@ var curves = []struct {
 // explicit is the result of curveIn for a supported curve given by its parameters.
 const explicit = "explicit"
 
-// curveIn returns the name of the curve in the DER of a key or certificate that crypto/x509
+// curveIn describes the curve in the DER of a key or certificate that crypto/x509
 // cannot parse, or "" if it finds none.
 func curveIn(der []byte) string {
 	for _, c := range curves {
 		if hasOID(der, c.oid) {
-			return c.name
+			return "the curve " + c.name
 		}
 	}
 	if prefix, err := asn1.Marshal(oidBrainpool); err == nil && bytes.Contains(der, prefix[2:]) {
-		return "of the family brainpool"
+		return "a Brainpool curve"
 	}
 	if hasOID(der, oidPrimeField) {
 		for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
@@ -245,12 +245,12 @@ func curveIn(der []byte) string {
 				return explicit
 			}
 		}
-		return "that is described by its parameters"
+		return "a curve that is given by its parameters"
 	}
 	return otherCurve(der)
 }
 
-// otherCurve returns the identifier of the curve of a private key that crypto/x509 cannot
+// otherCurve describes the curve of a private key that crypto/x509 cannot
 // parse, or "" if it finds none.
 func otherCurve(der []byte) string {
 	var named asn1.ObjectIdentifier
@@ -269,7 +269,7 @@ func otherCurve(der []byte) string {
 	if len(named) == 0 || parse(der) != nil {
 		return ""
 	}
-	return "with the identifier " + named.String()
+	return "the curve with the OID " + named.String()
 }
 
 func hasOID(der []byte, oid asn1.ObjectIdentifier) bool {

@@ -556,9 +556,9 @@ func TestRoots(t *testing.T) {
 			return strings.Contains(err.Error(), "has no -----END line") && strings.Contains(err.Error(), ": line ")
 		}},
 		{"a file with a trusted certificate of openssl", write(t, "ca.pem", bytes.ReplaceAll(root.pem(), []byte(" CERT"), []byte(" TRUSTED CERT"))), func(err error) bool { return strings.Contains(err.Error(), "line 1: a TRUSTED CERTIFICATE") }},
-		{"a file in DER", write(t, "ca.pem", root.certificate.Raw), func(err error) bool { return strings.Contains(err.Error(), "the file holds a certificate in DER") }},
+		{"a file in DER", write(t, "ca.pem", root.certificate.Raw), func(err error) bool { return strings.Contains(err.Error(), "the file contains a certificate in DER") }},
 		{"a file in UTF-16", write(t, "ca.pem", []byte("\xff\xfe-\x00")), func(err error) bool { return strings.Contains(err.Error(), "UTF-16") }},
-		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "more than") }},
+		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "larger than 4 MiB") }},
 		{"a directory", t.TempDir(), func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 		{"a FIFO without a writer", fifo, func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 	} {
