@@ -338,26 +338,6 @@ func (s *supervisor) request(at time.Time, why string) {
 	s.schedule.request(at, why, s.running.active())
 }
 
-// reprovision schedules a registration that a client of the control socket asks for. A
-// registration that is already running is the one.
-func (s *supervisor) reprovision(now time.Time) control.Reprovision {
-	due := now
-	if !s.running.active() || !s.running.registers {
-		due = s.schedule.force(now)
-		s.request(due, "requested")
-		s.renames = true
-		if id := s.progress.registrationID; !s.running.active() && id != "" {
-			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
-		}
-	}
-	wait := max(0, due.Sub(now))
-	s.log(event.AskedFor, zap.Duration("attemptIn", wait.Round(time.Second)))
-	return control.Reprovision{
-		StartedAt: s.history.started, Due: stamp(now.Add(wait)), In: wait.Seconds(),
-		Confirmations: s.history.confirmations, Failed: s.history.attempts.Failed,
-	}
-}
-
 // clockStepped ends a wait whose cause may have been the clock.
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.log(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
