@@ -368,10 +368,11 @@ func TestASecureProxyThatSpeaksPlainHTTPIsRecognizedRegardlessOfTheBytesOfTheHan
 	// lines replies to a complete line, as tinyproxy does. edit changes the ClientHello.
 	lines := func(edit func(hello []byte), reply string) func(net.Conn) {
 		return func(c net.Conn) {
-			hello := make([]byte, 5)
-			io.ReadFull(c, hello)
-			hello = append(hello, make([]byte, int(hello[3])<<8|int(hello[4]))...)
-			io.ReadFull(c, hello[5:])
+			header := make([]byte, 5)
+			io.ReadFull(c, header)
+			body := make([]byte, int(header[3])<<8|int(header[4]))
+			io.ReadFull(c, body)
+			hello := slices.Concat(header, body)
 			edit(hello)
 			from := bufio.NewReader(io.MultiReader(bytes.NewReader(hello), c))
 			if _, err := from.ReadString('\n'); err == nil && reply != "" {
