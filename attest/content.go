@@ -54,7 +54,7 @@ func (c content) paste() string { return "paste " + c.text + " and press Ctrl+D"
 func (c content) replace(path string) (command, then string) {
 	const install = "install -o root -g dpsd-keys -m 0640 /dev/stdin "
 	if entries, err := os.ReadDir(path); len(entries) > 0 || errors.Is(err, os.ErrPermission) {
-		return "ls -lA FILE", "name the right file in it: " + c.setting + ` = "file:` + path + `/NAME"`
+		return "ls -lA FILE", "refer to the right file in it: " + c.setting + ` = "file:` + path + `/NAME"`
 	}
 	info, err := os.Lstat(path)
 	switch {

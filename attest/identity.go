@@ -83,7 +83,7 @@ func (e *IdentityError) Remedy() string {
 	if !errors.Is(e.Err, ErrNoMachineID) || errors.As(e.Err, new(*os.PathError)) && !errors.Is(e.Err, os.ErrNotExist) {
 		return ""
 	}
-	return "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds."
+	return "Create a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd checks it every 10 seconds."
 }
 
 // CheckRegistrationID checks that s is a valid registration ID: 1 to 128 letters, digits,
@@ -97,11 +97,11 @@ func CheckRegistrationID(s string) error {
 		return bad("it is empty")
 	}
 	if len(s) > maxRegistrationID {
-		return bad("it has %d characters, at most %d are allowed", len(s), maxRegistrationID)
+		return bad("it has %d characters; at most %d are allowed", len(s), maxRegistrationID)
 	}
 	for _, r := range s {
 		if !isLetterOrDigit(r) && !strings.ContainsRune("-._:", r) {
-			return bad(`%q is not allowed; letters, digits and "-._:" are`, r)
+			return bad(`%q is not allowed; use letters, digits and "-._:"`, r)
 		}
 	}
 	if first := rune(s[0]); !isLetterOrDigit(first) {
@@ -138,7 +138,7 @@ func expand(template string, hostname, machineID func() (string, error)) (string
 			return b.String(), nil
 		}
 		if rest == "" {
-			return "", fmt.Errorf("%w: it ends within a %% verb", ErrTemplate)
+			return "", fmt.Errorf("%w: it ends with an incomplete %% verb", ErrTemplate)
 		}
 		value, err := "%", error(nil)
 		switch verb := rest[0]; verb {
@@ -148,7 +148,7 @@ func expand(template string, hostname, machineID func() (string, error)) (string
 		case 'm':
 			value, err = machineID()
 		default:
-			err = fmt.Errorf("%w: %%%c is unknown; %%H (host name) and %%m (machine ID) are known", ErrTemplate, verb)
+			err = fmt.Errorf("%w: %%%c is unknown; the verbs are %%H (host name) and %%m (machine ID)", ErrTemplate, verb)
 		}
 		if err != nil {
 			return "", err
@@ -192,7 +192,7 @@ func (h Host) hostname() (string, error) {
 	}
 	name, err := ask()
 	if err == nil && (name == "" || name == "(none)" || local(name)) {
-		err = fmt.Errorf("it is called %q", name)
+		err = fmt.Errorf("the host name is %q", name)
 	}
 	if err != nil {
 		return "", &IdentityError{Source: "%H", Err: fmt.Errorf("%w: %w", ErrNoHostname, err)}
@@ -222,7 +222,7 @@ func (h Host) machineID() (id string, err error) {
 	case id == "":
 		err = errors.New("it is empty")
 	case id == "uninitialized":
-		err = fmt.Errorf("it says %q", id)
+		err = fmt.Errorf("it contains %q", id)
 	case id == strings.Repeat("0", machineIDLength):
 		// machine-id(5) excludes this ID, which some images contain.
 		err = fmt.Errorf("it is all zeros, which means %q", "uninitialized")
@@ -266,7 +266,7 @@ func (r RegistrationID) fromCertificate(s Secrets) (string, error) {
 		return "", fmt.Errorf("the common name %q is %w", cn, err)
 	}
 	if len(cn) > maxCommonName {
-		return "", fmt.Errorf("the common name has %d characters, at most %d are allowed: %w", len(cn), maxCommonName, ErrRegistrationID)
+		return "", fmt.Errorf("the common name has %d characters; at most %d are allowed: %w", len(cn), maxCommonName, ErrRegistrationID)
 	}
 	return cn, nil
 }

@@ -82,20 +82,20 @@ func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandCo
 		{"a key in DER with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -outform DER -out key; cp chain.pem chain", "/key: the file contains a private key that is protected by a passphrase in DER"},
 		{"a key with a passphrase", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
 		{"a key with a passphrase in the traditional format", "openssl ec -in key.pem -aes128 -passout pass:S3CRET -out key; cp chain.pem chain", "/key: the private key is protected by a passphrase"},
-		{"a key with a passphrase under a wrong label", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET | sed 's/ENCRYPTED //' >key; cp chain.pem chain", "/key: line 1: the private key is protected by a passphrase, and the label does not say so"},
+		{"a key with a passphrase under a wrong label", "openssl pkcs8 -topk8 -in key.pem -passout pass:S3CRET | sed 's/ENCRYPTED //' >key; cp chain.pem chain", "/key: line 1: the private key is protected by a passphrase, but the label does not say so"},
 		{"a key of OpenSSH", "cp key.pem key; ssh-keygen -q -p -N '' -f key; cp chain.pem chain", "/key: a private key in OpenSSH format"},
 		{"a curve that is described by its parameters", "openssl ec -in key.pem -param_enc explicit -out key; cp chain.pem chain", "/key: a private key whose curve P-256, P-384 or P-521 is given by its parameters"},
 		{"a curve that is described by its parameters, in PKCS#8", "openssl pkey -in key.pem -ec_param_enc explicit -out key; cp chain.pem chain", "/key: a private key whose curve P-256, P-384 or P-521 is given by its parameters"},
-		{"a key in base64 without PEM", "openssl pkey -in key.pem -outform DER | base64 >key; cp chain.pem chain", "/key: the file contains a private key in base64 without the BEGIN and END lines of PEM"},
-		{"a key in base64 of PEM", "base64 key.pem >key; cp chain.pem chain", "/key: the file contains PEM that is encoded in base64 again"},
+		{"a key in base64 without PEM", "openssl pkey -in key.pem -outform DER | base64 >key; cp chain.pem chain", "/key: the file contains a private key in base64 without the PEM header and footer"},
+		{"a key in base64 of PEM", "base64 key.pem >key; cp chain.pem chain", "/key: the file contains PEM that is encoded in base64"},
 		{"a key in UTF-16", "iconv -f UTF-8 -t UTF-16 key.pem >key; cp chain.pem chain", "/key: the file is UTF-16 text, not UTF-8"},
 		{`a key with \n in place of line breaks`, `awk '{printf "%s\\n", $0}' key.pem >key; cp chain.pem chain`, `/key: line 1: the file contains \n as two characters instead of line breaks`},
 		{"a certificate in DER", "cp key.pem key; openssl x509 -in leaf.pem -outform DER -out chain", "/chain: the file contains a certificate in DER, not in PEM"},
-		{"a certificate in base64 without PEM", "cp key.pem key; openssl x509 -in leaf.pem -outform DER | base64 -w 0 >chain", "/chain: the file contains a certificate in base64 without the BEGIN and END lines of PEM"},
+		{"a certificate in base64 without PEM", "cp key.pem key; openssl x509 -in leaf.pem -outform DER | base64 -w 0 >chain", "/chain: the file contains a certificate in base64 without the PEM header and footer"},
 		{"a certificate in UTF-16", "cp key.pem key; iconv -f UTF-8 -t UTF-16LE chain.pem >chain", "/chain: the file is UTF-16 text, not UTF-8"},
 		{"a P7B in PEM", "cp key.pem key; openssl crl2pkcs7 -nocrl -certfile chain.pem -out chain", "/chain: line 1: a PKCS#7 bundle (P7B)"},
 		{"a P7B in DER", "cp key.pem key; openssl crl2pkcs7 -nocrl -certfile chain.pem -outform DER -out chain", "/chain: the file is a PKCS#7 bundle (P7B)"},
-		{"a TRUSTED CERTIFICATE", "cp key.pem key; { cat leaf.pem; openssl x509 -in ca.pem -trustout -addtrust clientAuth; } >chain", "a TRUSTED CERTIFICATE, which only OpenSSL reads"},
+		{"a TRUSTED CERTIFICATE", "cp key.pem key; { cat leaf.pem; openssl x509 -in ca.pem -trustout -addtrust clientAuth; } >chain", "a TRUSTED CERTIFICATE, which only openssl reads"},
 		{"an X509 CERTIFICATE", "cp key.pem key; sed 's/ CERTIFICATE-/ X509 CERTIFICATE-/' chain.pem >chain", "/chain: line 1: a certificate with the old label X509 CERTIFICATE"},
 		{"a PFX", "openssl pkcs12 -export -inkey key.pem -in leaf.pem -certfile ca.pem -passout pass:S3CRET -out chain; cp chain key", "/chain: the file is a PKCS#12 archive (PFX)"},
 	} {
@@ -141,8 +141,8 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service accepts RSA and EC on P-256, P-384 and P-521"},
 		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
 		{"secp256k1 with the parameters in front", "openssl ecparam -name secp256k1 -genkey -out key", "on the curve secp256k1"},
-		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "a private key on a Brainpool curve"},
-		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "on a curve that is given by its parameters"},
+		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "a private key on a brainpool curve"},
+		{"the parameters of brainpool", "openssl ecparam -name brainpoolP256r1 -param_enc explicit -genkey -noout -out key", "a private key on a curve that is given by its parameters"},
 		{"P-192", "openssl ecparam -name prime192v1 -genkey -noout -out key", "on the curve P-192"},
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
 		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
@@ -150,12 +150,12 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"Ed448", "openssl genpkey -algorithm ed448 -out key", "a private key for Ed448; the service accepts RSA and EC on P-256, P-384 and P-521"},
 		{"Ed448 in DER", "openssl genpkey -algorithm ed448 -outform DER -out key", "a private key for Ed448"},
 		{"Ed25519 in base64 without PEM", "openssl genpkey -algorithm ED25519 -outform DER | base64 >key", "a private key for Ed25519"},
-		{"Ed25519 of OpenSSH", "ssh-keygen -q -t ed25519 -N '' -f key", "an Ed25519 private key in OpenSSH format; the service does not accept Ed25519"},
+		{"Ed25519 of OpenSSH", "ssh-keygen -q -t ed25519 -N '' -f key", "an Ed25519 private key in OpenSSH format"},
 		{"X25519", "openssl genpkey -algorithm X25519 -out key", "a private key for X25519"},
 		{"X448", "openssl genpkey -algorithm X448 -out key", "a private key for X448"},
 		{"Diffie-Hellman", "openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048 -out key", "a private key for Diffie-Hellman"},
 		{"ML-DSA", pkcs8Of + "2.16.840.1.101.3.4.3.18", "a private key for ML-DSA"},
-		{"an unknown algorithm", pkcs8Of + "2.999.7", "a private key for the algorithm with the OID 2.999.7"},
+		{"an unknown algorithm", pkcs8Of + "2.999.7", "a private key for the algorithm 2.999.7"},
 		{"an unknown curve", "openssl ecparam -name sect283k1 -genkey -noout -out key", "a private key on the curve with the OID 1.3.132.0.16"},
 		{"an unknown curve in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:sect283k1 -outform DER -out key", "a private key on the curve with the OID 1.3.132.0.16"},
 		{"DSA in the traditional format", "openssl dsaparam -genkey -noout 1024 | openssl dsa -out key", "for DSA"},
@@ -201,18 +201,18 @@ func TestTheErrorAboutAFileOfTheOtherKindContainsTheCommandThatFindsTheRightFile
 		key            bool   // the file is used as the private key
 		says           string
 	}{
-		{"a certificate in place of the key", "cp leaf.pem x", true, "the file contains a certificate and no private key"},
-		{"a request in place of the key", request + "-out x", true, "the file contains a certificate request (CSR) and no private key"},
+		{"a certificate in place of the key", "cp leaf.pem x", true, "the file contains a certificate but no private key"},
+		{"a request in place of the key", request + "-out x", true, "the file contains a certificate request (CSR) but no private key"},
 		{"a request in DER in place of the key", request + "-outform DER -out x", true, "the file contains a certificate request (CSR) in DER"},
-		{"a public key in place of the key", "openssl pkey -in key.pem -pubout -out x", true, "the file contains a public key and no private key"},
+		{"a public key in place of the key", "openssl pkey -in key.pem -pubout -out x", true, "the file contains a public key but no private key"},
 		{"a public key in DER in place of the key", "openssl pkey -in key.pem -pubout -outform DER -out x", true, "the file contains a public key"},
 		{"a public key of OpenSSH in place of the key", "ssh-keygen -y -f key.pem >x", true, "the file contains a public key"},
 		{"a certificate under the label of a key", "sed 's/ CERTIFICATE-/ PRIVATE KEY-/' leaf.pem >x", true, "line 1: the block is labelled as a private key, but it contains a certificate"},
-		{"a P7B in place of the key", "openssl crl2pkcs7 -nocrl -certfile chain.pem -out x", true, "the file contains a PKCS#7 bundle (P7B) and no private key"},
+		{"a P7B in place of the key", "openssl crl2pkcs7 -nocrl -certfile chain.pem -out x", true, "the file contains a PKCS#7 bundle (P7B) but no private key"},
 		{"a symmetric key in place of the key", "echo c2VjcmV0LWtleS1vZi1nYXRld2F5LTE= >x", true, "the file contains a symmetric key"},
-		{"a key in place of the certificate", "cp key.pem x", false, "the file contains a private key and no certificate"},
+		{"a key in place of the certificate", "cp key.pem x", false, "the file contains a private key but no certificate"},
 		{"a key in DER in place of the certificate", "openssl pkey -in key.pem -outform DER -out x", false, "the file contains a private key in DER"},
-		{"a request in place of the certificate", request + "-out x", false, "line 1: a certificate request (CSR), which a certificate authority still has to sign"},
+		{"a request in place of the certificate", request + "-out x", false, "line 1: a certificate request (CSR), which a CA has yet to sign"},
 		{"a public key in place of the certificate", "openssl pkey -in key.pem -pubout -out x", false, "line 1: a public key, not a certificate"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
@@ -283,18 +283,18 @@ func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *test
 		{"typographic quotes around it", "“" + text + "”\n", "quotes, blanks or other characters around it"},
 		{"a blank in it", text[:10] + " " + text[10:], "quotes, blanks or other characters around it or in it"},
 		{"a no-break space after it", text + "\u00a0\u200b\n", "quotes, blanks or other characters around it"},
-		{"a name before it", "primaryKey: " + text + "\n", "a name in front of the key"},
-		{"a line of TOML", `key = "` + text + `"` + "\n", "a name in front of the key"},
+		{"a name before it", "primaryKey: " + text + "\n", "a name before the key"},
+		{"a line of TOML", `key = "` + text + `"` + "\n", "a name before the key"},
 		{"a connection string", "HostName=x.azure-devices.net;DeviceId=gw-1;SharedAccessKey=" + text, "a connection string"},
-		{"two keys", text + "\n" + text + "\n", "more than one line"},
-		{"the base64 alphabet for URLs", strings.NewReplacer("+", "-", "/", "_").Replace(text), "the base64 of addresses"},
-		{"no padding", strings.TrimRight(text, "=") + "\n", `the key lacks "=" at its end`},
+		{"two keys", text + "\n" + text + "\n", "more lines after the key"},
+		{"the base64 alphabet for URLs", strings.NewReplacer("+", "-", "/", "_").Replace(text), "the key is in base64url"},
+		{"no padding", strings.TrimRight(text, "=") + "\n", `"=" is missing at the end of the key`},
 		{"the bytes themselves", string(key), "the key is 32 bytes, not base64 text"},
 		{"UTF-16", "\xff\xfe" + strings.Join(strings.Split(text, ""), "\x00") + "\x00", "UTF-16 text"},
-		{"no padding and a blank in it", text[:10] + " " + strings.TrimRight(text[10:], "="), `the key lacks "=" at its end`},
+		{"no padding and a blank in it", text[:10] + " " + strings.TrimRight(text[10:], "="), `"=" is missing at the end of the key`},
 		{"hexadecimal digits with blanks and hyphens", hex.EncodeToString(key[:4]) + " " + hex.EncodeToString(key[4:9]) + "-" + hex.EncodeToString(key[9:]), "the key is 64 hexadecimal digits, not base64"},
 		{"hexadecimal digits with colons", strings.ToUpper(hex.EncodeToString(key[:1])) + ":" + hex.EncodeToString(key[1:]), "the key is 64 hexadecimal digits, not base64"},
-		{"base64 of base64 of a long key", base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(append(key, key...)))), "the key is base64 of base64"},
+		{"base64 of base64 of a long key", base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(append(key, key...)))), "the key is encoded in base64 twice"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			want := key
@@ -327,8 +327,8 @@ func TestATextIsRecognizedAsAnotherFormOfAKeyOnlyIfItHasTheLengthOfAKey(t *testi
 	digits := strings.Repeat("0123456789abcdef", 10)
 	for _, test := range []struct{ file, says string }{
 		{digits[:128], "the key is 128 hexadecimal digits, not base64"},
-		{digits[:127], "the key is cut off: it has 127 characters, and base64 has a multiple of 4"},
-		{digits[:130], "the key is cut off: it has 130 characters, and base64 has a multiple of 4"},
+		{digits[:127], "the key is cut off: it has 127 characters, but the length of base64 text is a multiple of 4"},
+		{digits[:130], "the key is cut off: it has 130 characters, but the length of base64 text is a multiple of 4"},
 		{digits[:132], ""},
 		{strings.Repeat("\x01", 15), ""},
 		{strings.Repeat("\x01", 16), "the key is 16 bytes, not base64 text"},
@@ -355,9 +355,9 @@ func TestTheErrorAboutAFileThatCannotContainASymmetricKeySaysWhatToDo(t *testing
 	p256 := ecKey(t, elliptic.P256())
 	leaf := issue(t, nil, "gw-1", p256, false)
 	for _, test := range []struct{ expect, file, says, remedy string }{
-		{"PEM", pkcs8(t, p256), "the file holds PEM, not a symmetric key", `set type = "x509", certificate and private_key in this [[credential]]`},
+		{"PEM", pkcs8(t, p256), "the file contains PEM, not a symmetric key", `set type = "x509", certificate and private_key in this [[credential]]`},
 		{"a certificate in DER", string(leaf.Raw), "the file contains a certificate in DER, not in PEM; a symmetric key is base64 text", `set type = "x509"`},
-		{"a SAS token", "SharedAccessSignature sr=x&sig=y&se=1", "a SAS token", "put the primary key of the enrollment there"},
+		{"a SAS token", "SharedAccessSignature sr=x&sig=y&se=1", "a SAS token", "put the primary key of the enrollment into it"},
 	} {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, test.file)
@@ -380,8 +380,8 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 	for _, test := range []struct{ expect, file, says string }{
 		{"64 hexadecimal digits with Windows line endings", hex.EncodeToString(key[:20]) + "\r\n" + hex.EncodeToString(key[20:]) + "\r\n", "the key is 64 hexadecimal digits"},
 		{"64 hexadecimal digits", hex.EncodeToString(key) + "\n", "the key is 64 hexadecimal digits"},
-		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is base64 of base64"},
-		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is base64 of base64"},
+		{"base64 of base64", base64.StdEncoding.EncodeToString([]byte(text)), "the key is encoded in base64 twice"},
+		{"base64 of a line of base64", base64.StdEncoding.EncodeToString([]byte(text + "\n")), "the key is encoded in base64 twice"},
 		{"base64 of hexadecimal digits", base64.StdEncoding.EncodeToString([]byte(hex.EncodeToString(key))), "the key is base64 of 64 hexadecimal digits"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
@@ -464,7 +464,7 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 			{"an empty file", ": >x", "the file is empty", "cat >FILE"},
 			{"a file of blanks", "echo >x", "the file is empty", "cat >FILE"},
 			{"junk", "cp junk x", "", "cp -p FILE FILE.orig && cat >FILE"},
-			{"a file that is too large", "head -c 70000 /dev/zero >x", "the file is too large: it is larger than 64 KiB", "mv FILE FILE.orig && cp -p --attributes-only FILE.orig FILE && cat >FILE"},
+			{"a file that is too large", "head -c 70000 /dev/zero >x", "the file is too large: the limit is 64 KiB", "mv FILE FILE.orig && cp -p --attributes-only FILE.orig FILE && cat >FILE"},
 			{"a FIFO", "mkfifo x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
 			{"an empty directory", "mkdir x", "not a regular file but a directory", "rmdir FILE && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
 			{"a link to a FIFO", "mkfifo y; ln -s y x", "not a regular file but a FIFO", "mv FILE FILE.orig && install -o root -g dpsd-keys -m 0640 /dev/stdin FILE"},
@@ -522,7 +522,7 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 		write(t, filepath.Join(dir, "device.key"), symmetric)
 		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
 		command, all := remedy(t, err)
-		if !strings.Contains(shell(t, "/", command), "device.key") || all != "ls -lA "+dir+`; then name the right file in it: key = "file:`+dir+`/NAME"` {
+		if !strings.Contains(shell(t, "/", command), "device.key") || all != "ls -lA "+dir+`; then refer to the right file in it: key = "file:`+dir+`/NAME"` {
 			t.Errorf("got %v, the remedy %q", err, all)
 		}
 	})
@@ -537,7 +537,7 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, symmetric[:21]+"\n")
 		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
-		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, and base64 has a multiple of 4") {
+		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, but the length of base64 text is a multiple of 4") {
 			t.Errorf("got %v", err)
 		}
 	})

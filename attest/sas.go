@@ -50,7 +50,7 @@ func capitals(registrationID string) (detail, advice string) {
 	if registrationID == lower {
 		return "", ""
 	}
-	return fmt.Sprintf("the registration ID %s has upper-case letters; DPS may refuse a key that was derived for it from the key of an enrollment group", registrationID),
+	return fmt.Sprintf("the registration ID %s has upper-case letters; DPS may reject a key that was derived for it from the key of an enrollment group", registrationID),
 		fmt.Sprintf("For an enrollment group, use %q as the registration ID, and derive the device's key for it: dpsd derive-key --registration-id %[1]s", lower)
 }
 

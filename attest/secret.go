@@ -24,7 +24,7 @@ const maxSecret = 64 << 10
 var (
 	// ErrNotReference means that a text is not a reference. No error contains the text,
 	// because it may be the secret itself.
-	ErrNotReference = errors.New(`not a reference: write "file:/path" or "credential:NAME"; a secret itself does not belong here`)
+	ErrNotReference = errors.New(`not a reference: write "file:/path" or "credential:NAME"; do not write the secret itself here`)
 	// ErrNoReference means that a reference is the zero value.
 	ErrNoReference = errors.New("no reference is set")
 	// ErrEncrypted means that the file contains a credential encrypted by systemd-creds,
@@ -57,13 +57,13 @@ func ParseReference(s string) (Reference, error) {
 		case strings.HasPrefix(path, "//"):
 			return Reference{}, errors.New(`write "file:/path", with one slash`)
 		case strings.ContainsFunc(path, isControl):
-			return Reference{}, errors.New(`the path after "file:" holds a control character`)
+			return Reference{}, errors.New(`the path after "file:" contains a control character`)
 		}
 		return Reference{File: filepath.Clean(path)}, nil
 	}
 	if name, ok := strings.CutPrefix(s, "credential:"); ok {
 		if !validCredentialName(name) {
-			return Reference{}, errors.New(`the name after "credential:" must be 1 to 255 letters, digits or any of "._@-", and no path`)
+			return Reference{}, errors.New(`the name after "credential:" must consist of 1 to 255 letters, digits or any of "._@-"; it is not a path`)
 		}
 		return Reference{Credential: name}, nil
 	}

@@ -69,25 +69,25 @@ func explainKey(text []byte, err error) error {
 	first, _, several := strings.Cut(s, "\n")
 	switch {
 	case pemfile.Has(text):
-		return found("the file holds PEM, not a symmetric key", "", asX509)
+		return found("the file contains PEM, not a symmetric key", "", asX509)
 	case pemfile.Recognize(text) != "":
 		return found(pemfile.Recognize(text)+"; a symmetric key is base64 text", "", asX509)
 	case strings.HasPrefix(s, "SharedAccessSignature "):
-		return found("the file holds a SAS token, not a key", "", "put the primary key of the enrollment there")
+		return found("the file contains a SAS token, not a key", "", "put the primary key of the enrollment into it")
 	case strings.Contains(s, "SharedAccessKey="):
-		return found("the file holds a connection string, not only the key in it", ofConnection, "check that it is the key of the DPS enrollment and not that of a device in a hub")
+		return found("the file contains a connection string, not just its key", ofConnection, "check that it is the key of the DPS enrollment and not that of a device in a hub")
 	case several && isKey(strings.TrimSpace(first)):
-		return found("the file holds more than one line after the key", firstLine, "")
+		return found("the file contains more lines after the key", firstLine, "")
 	case hexadecimal(s):
 		return found(fmt.Sprintf("the key is %d hexadecimal digits, not base64", digits(s)), hexToKey, "")
 	case isKey(withoutQuotes(s)):
 		return found("the key has quotes, blanks or other characters around it or in it", withoutMarks, "")
 	case isKey(withoutQuotes(named)):
-		return found("the file holds a name in front of the key", withoutName, "")
+		return found("the file contains a name before the key", withoutName, "")
 	case isKey(strings.NewReplacer("-", "+", "_", "/").Replace(compact)):
-		return found("the key is in the base64 of addresses (- and _ in place of + and /)", fromURL, "")
+		return found("the key is in base64url (- and _ in place of + and /)", fromURL, "")
 	case padding(compact) != "":
-		return found(fmt.Sprintf("the key lacks %q at its end", padding(compact)), "{ tr -d '\\r\\n ' <FILE.orig; printf "+padding(compact)+"; } >FILE", "")
+		return found(fmt.Sprintf("%q is missing at the end of the key", padding(compact)), "{ tr -d '\\r\\n ' <FILE.orig; printf "+padding(compact)+"; } >FILE", "")
 	case binary(text):
 		return found(fmt.Sprintf("the key is %d bytes, not base64 text", len(text)), bytesToKey, "")
 	}
@@ -98,7 +98,7 @@ func explainKey(text []byte, err error) error {
 		}
 	}
 	if len(compact)%4 != 0 && withoutQuotes(compact) == compact {
-		return found(fmt.Sprintf("the key is cut off: it has %d characters, and base64 has a multiple of 4", len(compact)), "", "")
+		return found(fmt.Sprintf("the key is cut off: it has %d characters, but the length of base64 text is a multiple of 4", len(compact)), "", "")
 	}
 	return err
 }
@@ -109,7 +109,7 @@ func nested(key []byte) *input.Mistake {
 	case hexadecimal(text):
 		return &input.Mistake{What: fmt.Sprintf("the key is base64 of %d hexadecimal digits, not of the key's bytes", digits(text)), Command: keep + base64ToHex}
 	case isKey(text):
-		return &input.Mistake{What: "the key is base64 of base64", Command: keep + base64ToKey}
+		return &input.Mistake{What: "the key is encoded in base64 twice", Command: keep + base64ToKey}
 	}
 	return nil
 }
@@ -170,7 +170,7 @@ func (d *Doubt) Remedy() string {
 	if !d.Group {
 		return d.Mistake.Remedy()
 	}
-	return "If this is the key of the enrollment group, replace it by the device's key: " + d.Mistake.Remedy() +
+	return "If this is the key of the enrollment group, replace it with the device's key: " + d.Mistake.Remedy() +
 		". If not, check that the registration ID has no upper-case letters; then check the key against the enrollment, and the gateway's clock."
 }
 
@@ -183,7 +183,7 @@ const groupKey = 64
 func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	s := string(bytes.TrimSpace(text))
 	if hexadecimal(s) {
-		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but hardly meant so", digits(s)), Command: keep + hexToKey}}
+		return &Doubt{Mistake: &input.Mistake{What: fmt.Sprintf("the key is %d hexadecimal digits, which are valid base64 but probably not meant as such", digits(s)), Command: keep + hexToKey}}
 	}
 	if m := nested(key); m != nil {
 		return &Doubt{Mistake: m}

@@ -13,7 +13,7 @@ import (
 
 // ErrNotForClients means that the issuer of the leaf certificate has restricted its use to
 // purposes that do not include client authentication.
-var ErrNotForClients = errors.New("the certificate is not for clients")
+var ErrNotForClients = errors.New("the certificate is not for client authentication")
 
 // notForClients returns ErrNotForClients with the reason.
 func notForClients(why string) error {

@@ -60,21 +60,19 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, err
 	}
 	leaf := chain[0]
-	aboutCertificate := func(err error) error {
-		return &SecretError{Reference: x.Certificate, Path: secrets.Path(x.Certificate), Err: err}
-	}
+	aboutCertificate := func(err error) error { return secrets.unusable(x.Certificate, certificates, err) }
 	if !belongs(key, leaf) {
 		for i, c := range chain[1:] {
 			if belongs(key, c) {
 				return Proof{}, aboutCertificate(fmt.Errorf("the leaf must come first, but the key belongs to certificate %d of %d: %w", i+2, len(chain), ErrKeyMismatch))
 			}
 		}
-		return Proof{}, &SecretError{Reference: x.PrivateKey, Path: secrets.Path(x.PrivateKey), Err: fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate)}
+		return Proof{}, secrets.unusable(x.PrivateKey, privateKey, fmt.Errorf("%w %s", ErrKeyMismatch, x.Certificate))
 	}
 	if cn := leaf.Subject.CommonName; cn != sub.RegistrationID {
 		hint := ""
 		if strings.EqualFold(cn, sub.RegistrationID) {
-			hint = "; they differ in upper and lower case"
+			hint = "; they differ only in case"
 		}
 		// The name is quoted because it may contain any characters.
 		return Proof{}, aboutCertificate(fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, sub.RegistrationID, hint))
@@ -153,7 +151,7 @@ func supported(key crypto.Signer) error {
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 		default:
-			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service takes P-256, P-384 and P-521")
+			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service accepts P-256, P-384 and P-521")
 		}
 	}
 	return nil

@@ -340,7 +340,7 @@ func TestX509Proof(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		_, err = pair(t, certificatePEM(issue(t, root, "GW-1", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
-		if err == nil || !strings.Contains(err.Error(), "upper and lower case") {
+		if err == nil || !strings.Contains(err.Error(), "; they differ only in case") {
 			t.Errorf("the error does not mention the difference in case: %v", err)
 		}
 	})

@@ -74,11 +74,8 @@ func (a Account) do(f func() error) error {
 	go func() {
 		runtime.LockOSThread() // without unlocking, so the thread ends with this goroutine
 		done <- func() error {
-			if err := unix.Setgroups(a.Groups); err != nil {
-				return fmt.Errorf("looking at files as %s: %w", a.Name, err)
-			}
-			if err := errors.Join(unix.Setfsgid(a.GID), unix.Setfsuid(a.UID)); err != nil {
-				return fmt.Errorf("looking at files as %s: %w", a.Name, err)
+			if err := errors.Join(unix.Setgroups(a.Groups), unix.Setfsgid(a.GID), unix.Setfsuid(a.UID)); err != nil {
+				return fmt.Errorf("accessing files as %s: %w", a.Name, err)
 			}
 			return f()
 		}()
@@ -183,7 +180,7 @@ func (e *hiddenError) Unwrap() error { return fs.ErrNotExist }
 
 // Remedy names places for the file.
 func (e *hiddenError) Remedy() string {
-	return "Move it below /etc/dpsd (a key to /etc/dpsd/keys) and correct its path in dpsd.toml, or provide it as a systemd credential."
+	return "Move it to /etc/dpsd (a key to /etc/dpsd/keys) and correct its path in dpsd.toml, or provide it as a systemd credential."
 }
 
 // provided reports whether the path is that of a systemd credential.
@@ -208,7 +205,7 @@ func (i *inspection) otherUser() bool {
 // asSeen adds the current user to a permission error.
 func (i *inspection) asSeen(err error) error {
 	if errors.Is(err, fs.ErrPermission) && i.otherUser() {
-		return fmt.Errorf("%w; this is user %d, not the service", err, os.Getuid())
+		return fmt.Errorf("%w; this command runs as user %d, not as the service", err, os.Getuid())
 	}
 	return err
 }

@@ -320,7 +320,7 @@ func (i *inspection) identity() {
 	}
 	detail := "registration ID " + id
 	if i.Settings.PayloadFile != "" {
-		detail += ", with the payload of " + i.Settings.PayloadFile
+		detail += ", with the payload from " + i.Settings.PayloadFile
 	}
 	i.ok(r, detail)
 }

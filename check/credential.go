@@ -84,7 +84,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	}
 	detail := "can be used"
 	if proof.Certificate != nil {
-		detail = fmt.Sprintf("certificate of %q, %d in the chain, until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
+		detail = fmt.Sprintf("certificate for %q, %d in the chain, valid until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
 	var secrets []attest.Reference // without certificates
 	for _, k := range c.Type().Keys(c) {
@@ -162,13 +162,13 @@ func (i *inspection) unusable(r Result, err error, references []attest.Reference
 	if errors.Is(err, attest.ErrEncrypted) {
 		for _, reference := range references {
 			if i.unit.decrypts(reference.Credential) && !i.unit.running() {
-				return r.skipped("it is encrypted, and only systemd opens it, when dpsd.service starts")
+				return r.skipped("it is encrypted; systemd decrypts it when it starts dpsd.service")
 			}
 		}
 	}
 	r = failed(r, classify.Classify(i.asSeen(err)))
 	if errors.Is(err, fs.ErrPermission) && i.otherUser() {
-		r.Advice = "Run it as root, who looks at the files as the service does: sudo dpsd check"
+		r.Advice = "Run this command as root, so that it accesses files as the service does: sudo dpsd check"
 	}
 	return r
 }
@@ -193,7 +193,7 @@ func (i *inspection) exposed(reference attest.Reference) (detail, advice string)
 	case mode&0o020 != 0:
 		what = "its group can change it"
 	case mode&0o040 != 0 && i.Account.Name != "" && int(info.Sys().(*syscall.Stat_t).Gid) == i.Account.GID:
-		what = "the members of the group " + i.Account.Name + ", who may ask for a registration, can read it"
+		what = "the members of the group " + i.Account.Name + ", who may request a registration, can read it"
 	default:
 		return "", ""
 	}
@@ -237,13 +237,13 @@ func (i *inspection) chain(r Result, proof attest.Proof) []Result {
 			break // Prove has parsed all of them
 		}
 		if slices.Contains(proof.Unrelated, n+1) {
-			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue any of the others that lead to the device's", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
-				"Remove it. If a certificate between it and the device's is missing, add that one instead.")
+			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue any certificate in the chain of the device certificate", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
+				"Remove it. If an intermediate certificate between it and the device certificate is missing, add that certificate instead.")
 			continue
 		}
 		if err := previous.CheckSignatureFrom(c); err != nil {
-			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue the one before it", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
-				"Put them in order: the device's first, then the one that issued it, and so on.")
+			warn(fmt.Sprintf("certificate %d of %d, %q, did not issue the certificate before it", n+2, len(proof.Certificate.Certificate), c.Subject.CommonName),
+				"Put the certificates in order: first the device certificate, then the certificate that issued it, and so on.")
 			break
 		}
 		previous = c

@@ -72,18 +72,18 @@ func (i *inspection) runtimeDirectory(r Result) {
 	default:
 		err = i.mayWrite(r.Subject)
 		if _, room, full := space(r.Subject); err == nil && full != nil {
-			i.warn(r, fmt.Sprintf("%v: %s; dpsd cannot keep there how long the service asked it to wait, nor a record that the state directory refuses", full, room),
-				"Free space in the file system of this directory.")
+			i.warn(r, fmt.Sprintf("%v: %s; dpsd cannot store the service's Retry-After there, nor a record that it cannot write to the state directory", full, room),
+				"Free up space in this directory's file system.")
 		}
 	}
 	if err == nil {
 		return
 	}
-	advice := "Make the directory, writable for the user dpsd, or set [control] socket to a path in another one."
+	advice := "Create the directory and make it writable by the user dpsd, or set [control] socket to a path in another directory."
 	if bySystemd {
-		advice = "systemd makes it when dpsd starts: " + restartCommand
+		advice = "systemd creates it when dpsd starts: " + restartCommand
 	}
-	i.warn(r, fmt.Sprintf("%v; without it there is no control socket for dpsd status, wait and reprovision, and no place for a record that the state directory refuses", err), advice)
+	i.warn(r, fmt.Sprintf("%v; without it, there is no control socket for dpsd status, wait and reprovision, and no place for a record that cannot be written to the state directory", err), advice)
 }
 
 // controlSocket checks the path at which dpsd creates its socket. Listen replaces only files.
@@ -101,7 +101,7 @@ func (i *inspection) controlSocket() {
 		is = "a directory"
 	}
 	if is != "" {
-		i.warn(Result{Name: State, Subject: i.Socket}, "the control socket cannot be made, because "+is+" is in its place; without it, dpsd status, wait and reprovision do not work",
+		i.warn(Result{Name: State, Subject: i.Socket}, "the control socket cannot be created because its path is "+is+"; without it, dpsd status, wait and reprovision do not work",
 			"Remove it, then: "+restartCommand+". Or set [control] socket to another path.")
 	}
 }

@@ -40,7 +40,7 @@ func TestTheRuntimeDirectoryIsChecked(t *testing.T) {
 	}{
 		{"a writable directory is ok", dir, ""},
 		{"a directory that dpsd can create is ok", filepath.Join(dir, "run"), ""},
-		{"a directory without a parent is a warning", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run is gone and cannot be made here: no such file or directory"},
+		{"a directory without a parent is a warning", filepath.Join(dir, "no", "run"), "the directory " + dir + "/no/run does not exist and cannot be created: no such file or directory"},
 		{"a file is not a directory", filepath.Join(dir, "file"), dir + "/file is a file, not a directory"},
 		{"a dangling link is named with its target", filepath.Join(dir, "link"), "the directory " + dir + "/link is a link to " + dir + "/gone, which does not exist"},
 	} {
@@ -118,8 +118,8 @@ func TestAFullRuntimeDirectoryIsAWarning(t *testing.T) {
 		return
 	}
 	for _, c := range []struct{ name, options, says string }{
-		{"too little space", "size=4k", "no space left on device: 0 MB free; dpsd cannot keep there"},
-		{"no inode", "nr_inodes=2", "free, no inode free; dpsd cannot keep there"},
+		{"too little space", "size=4k", "no space left on device: 0 MB free; dpsd cannot store"},
+		{"no inode", "nr_inodes=2", "free, no free inodes; dpsd cannot store"},
 		{"enough of both", "size=2m", ""},
 	} {
 		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, c.options); err != nil {
@@ -130,7 +130,7 @@ func TestAFullRuntimeDirectoryIsAWarning(t *testing.T) {
 		if c.says == "" && len(all) == 1 {
 			continue
 		}
-		if len(all) != 2 || r.Status != check.Warning || r.Subject != dir || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "Free space") {
+		if len(all) != 2 || r.Status != check.Warning || r.Subject != dir || !strings.Contains(r.Detail, c.says) || !strings.Contains(r.Advice, "Free up space") {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 	}
@@ -151,10 +151,10 @@ func TestADirectoryOrAMountAtThePathOfTheControlSocketIsAWarning(t *testing.T) {
 		{"a file", func() error { return os.WriteFile(socket, nil, 0o600) }, ""},
 		{"a mount point", func() error {
 			return errors.Join(os.WriteFile(other, nil, 0o600), syscall.Mount(other, socket, "", syscall.MS_BIND, ""))
-		}, "because a mount point is in its place"},
+		}, "because its path is a mount point"},
 		{"a directory", func() error {
 			return errors.Join(syscall.Unmount(socket, 0), os.Remove(socket), os.Mkdir(socket, 0o700))
-		}, "because a directory is in its place"},
+		}, "because its path is a directory"},
 	} {
 		if err := c.make(); err != nil {
 			t.Fatal(err)
@@ -194,14 +194,14 @@ func TestAFileThatIsAMountPointIsAFailureThatNamesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := directories(t, dir, "")[0]
-	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the directory instead of a file in it") {
+	if r.Status != check.Failed || r.Code != fault.StateUnwritable || !strings.Contains(r.Detail, "cannot write "+env+": device or resource busy (a file that is a mount point cannot be replaced") || !strings.Contains(r.Advice, "mount the whole directory instead") {
 		t.Errorf("%+v", r)
 	}
 	if err := errors.Join(syscall.Unmount(env, 0), os.WriteFile(record, nil, 0o600), syscall.Mount(other, record, "", syscall.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
 	g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: dir}
-	if r := run(t, g, check.Record)[0]; r.Status != check.Warning || r.Advice != "Correct the failure of state first: until then, dpsd cannot replace the file." {
+	if r := run(t, g, check.Record)[0]; r.Status != check.Warning || r.Advice != "First fix the failed \"state\" step; until then, dpsd cannot replace the file." {
 		t.Errorf("%+v", r)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// hubPorts are the ports at which a hub accepts MQTT and MQTT over WebSocket.
+// hubPorts are the ports on which a hub accepts MQTT and MQTT over WebSocket.
 var hubPorts = []int{transport.DefaultMQTTPort, transport.DefaultWebSocketPort}
 
 // maxHeader is the maximum size of a hub's answer, in bytes.
@@ -79,7 +79,7 @@ func (i *inspection) hub(ctx context.Context) {
 		results = append(results, w.results...)
 	}
 	if worked {
-		soften(results, "another way to the hub works")
+		soften(results, "the hub can be reached on another port")
 	}
 	for _, r := range append(results, clocks...) {
 		i.report(r)
@@ -97,7 +97,7 @@ func (i *inspection) assignedHub() (host, because string) {
 	case err != nil:
 		return "", "the record cannot be read"
 	case !classify.Azure(record.Endpoint) && azure && !classify.Azure(record.AssignedHub):
-		return "", fmt.Sprintf("%s is not an Azure endpoint, and the hub of a simulator, such as %s, need not exist", record.Endpoint, record.AssignedHub)
+		return "", fmt.Sprintf("%s is not an Azure endpoint, and a simulator's hub, such as %s, need not exist", record.Endpoint, record.AssignedHub)
 	}
 	return record.AssignedHub, ""
 }
@@ -110,7 +110,7 @@ func (w *way) hubFailed(name string, f fault.Fault) {
 	w.blocked = name + " failed"
 }
 
-// greet makes a TLS handshake with the hub and, at port 443, requests its time (RFC 9110
+// greet makes a TLS handshake with the hub and, on port 443, requests its time (RFC 9110
 // §6.6.1). The time is zero if the hub does not send it.
 func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 	r := Result{Name: HubTLS, Subject: w.route.Address}
@@ -122,7 +122,7 @@ func (i *inspection) greet(ctx context.Context, w *way) (date time.Time) {
 		w.results, w.worked = append(w.results, r), true
 		return date
 	}
-	i.Progress("TLS with " + w.route.Address)
+	i.Progress("TLS handshake with " + w.route.Address)
 	conn, err := i.dialer.Dial(ctx, nil)
 	if err != nil {
 		f, name := classify.Classify(err), HubTLS

@@ -161,7 +161,7 @@ func TestTheCheckOfTheHubEndsAfterTLSWithoutSigningIn(t *testing.T) {
 		t.Errorf("the hub received %q and %d certificates", h.inside, h.shown)
 	}
 	if len(h.requests) != 1 || h.requests[0] != "HEAD / " {
-		t.Errorf("at port 443 it received %q", h.requests)
+		t.Errorf("on port 443 it received %q", h.requests)
 	}
 }
 
@@ -179,10 +179,10 @@ func TestTheCheckOfTheHubReportsTheProblem(t *testing.T) {
 		advice    string
 	}{
 		{"a name that does not exist", "gone.test", h, both, "hub-name gone.test", check.Failed, fault.DNSFailed, "the hub was removed or renamed"},
-		{"no server at either port", "h.test", h, nil, "hub-tcp 192.0.2.10:8883", check.Failed, fault.TCPRefused, "the firewall allows outbound connections to this port"},
-		{"no server at one port is a warning if the other works", "h.test", h, map[string]net.Listener{"h.test:443": h.web}, "hub-tcp 192.0.2.10:8883", check.Warning, fault.TCPRefused, "the firewall"},
+		{"no server on either port", "h.test", h, nil, "hub-tcp 192.0.2.10:8883", check.Failed, fault.TCPRefused, "the firewall allows outbound connections to this port"},
+		{"no server on one port is a warning if the other works", "h.test", h, map[string]net.Listener{"h.test:443": h.web}, "hub-tcp 192.0.2.10:8883", check.Warning, fault.TCPRefused, "the firewall"},
 		{"roots that do not include its root", "h.test", other, both, "hub-tls h.test:8883", check.Failed, fault.TLSUntrusted, "ca_file"},
-		{"a certificate for another name", "h.test", other, map[string]net.Listener{"h.test:8883": other.mqtt, "h.test:443": other.web}, "hub-tls h.test:443", check.Failed, fault.TLSWrongHost, "instead of the hub"},
+		{"a certificate for another name", "h.test", other, map[string]net.Listener{"h.test:8883": other.mqtt, "h.test:443": other.web}, "hub-tls h.test:443", check.Failed, fault.TLSWrongHost, "in place of the hub"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := withHub(t, test.trusts, test.listening)
@@ -198,7 +198,7 @@ func TestAnUnknownOrInvalidHubIsNotContacted(t *testing.T) {
 	h := newHub(t, "h.test")
 	for _, test := range []struct{ says, endpoint, hub, because string }{
 		{"none is assigned", "", "", "no hub is assigned yet"},
-		{"a simulator has assigned one of Azure's names", "dps.test", "simulated.azure-devices.net", "the hub of a simulator, such as simulated.azure-devices.net, need not exist"},
+		{"a simulator has assigned one of Azure's names", "dps.test", "simulated.azure-devices.net", "a simulator's hub, such as simulated.azure-devices.net, need not exist"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := withHub(t, h, nil)

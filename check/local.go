@@ -25,25 +25,25 @@ import (
 func (i *inspection) clock() {
 	r := Result{Name: Clock, Subject: "this gateway"}
 	now := i.Now().Round(0)
-	past, what := i.BuiltAt, "when dpsd was built"
+	past, what := i.BuiltAt, "dpsd was built"
 	if i.Settings != nil {
 		if record, err := store.Read(i.StateDirectory); err == nil && record.ProvisionedAt.After(past) {
-			past, what = record.ProvisionedAt, "when the record was written"
+			past, what = record.ProvisionedAt, "the record was written"
 		}
 		if last, found := (store.Runtime{Directory: i.RuntimeDirectory}).LoadConfirmation(); found && last.At.After(past) {
-			past, what = last.At, "when the service last confirmed the record"
+			past, what = last.At, "the service last confirmed the record"
 		}
 	}
 	said := now.UTC().Format(time.DateTime + " MST")
 	switch {
 	case past.IsZero():
-		i.ok(r, said+"; there is nothing to hold it against")
+		i.ok(r, said+"; there is no earlier time to compare it with")
 	case now.Before(past.Add(-clock.Significant)):
 		i.implausible = true
 		i.fail(r, fault.New(fault.ClockImplausible, fault.StageConfiguration,
-			fmt.Errorf("it is %s here, %s before %s, %s", said, rough(past.Sub(now)), what, past.UTC().Format(time.DateTime+" MST"))))
+			fmt.Errorf("the clock shows %s, %s before %s (%s)", said, rough(past.Sub(now)), what, past.UTC().Format(time.DateTime+" MST"))))
 	default:
-		i.ok(r, said+", after "+day(past)+", "+what)
+		i.ok(r, said+", after "+what+" ("+day(past)+")")
 	}
 }
 
@@ -68,7 +68,7 @@ func authority(name string) *x509.Certificate {
 
 // roots checks that this gateway trusts the authorities of the cloud.
 func (i *inspection) roots() {
-	r := Result{Name: Roots, Subject: "the system's"}
+	r := Result{Name: Roots, Subject: "the system's roots"}
 	dialer := *i.Settings.Dialer
 	var paths []string
 	if dialer.CAFile != "" {
@@ -97,12 +97,12 @@ func (i *inspection) roots() {
 	case len(missing) == 0:
 		i.ok(r, isOrAre(cloud.Roots)+" trusted")
 	case !azure:
-		i.skip(r, dialer.Host+" is no name of Azure's; "+strings.Join(missing, " and ")+" would be missing for one")
+		i.skip(r, dialer.Host+" is not an Azure endpoint, which would also need "+strings.Join(missing, " and "))
 	case len(missing) < len(cloud.Roots):
-		i.warn(r, isOrAre(missing)+" not trusted here; Azure may show a certificate of it any day",
+		i.warn(r, isOrAre(missing)+" not trusted; Azure may switch to a certificate issued under it at any time",
 			"apt-get install --only-upgrade ca-certificates, or add it to ca_file.")
 	default:
-		f := fault.New(fault.TLSUntrusted, fault.StageTLS, fmt.Errorf("%s not trusted here, as the certificates of %s need it", isOrAre(missing), cloud.Name))
+		f := fault.New(fault.TLSUntrusted, fault.StageTLS, fmt.Errorf("%s not trusted, so the certificates of %s cannot be verified", isOrAre(missing), cloud.Name))
 		f.Circumstance = classify.Trust(dialer.Host)
 		i.fail(r, f)
 	}
@@ -143,7 +143,7 @@ func (i *inspection) record() {
 	case errors.As(err, &damaged):
 		advice := i.withoutRecord()
 		if i.Account.do(func() error { return obstacle(i.StateDirectory) }) != nil {
-			advice = "Correct the failure of state first: until then, dpsd cannot replace the file."
+			advice = "First fix the failed \"state\" step; until then, dpsd cannot replace the file."
 		}
 		i.warn(r, err.Error(), advice)
 	case errors.Is(err, fs.ErrPermission) && i.otherUser():
@@ -153,9 +153,9 @@ func (i *inspection) record() {
 	case err != nil:
 		i.fail(r, &store.WriteError{Path: r.Subject, Err: cause(err)})
 	default:
-		detail := fmt.Sprintf("whole: %s as %s, generation %d of %s", found.AssignedHub, found.DeviceID, found.Generation, day(found.ProvisionedAt))
+		detail := fmt.Sprintf("intact: %s as %s, generation %d, assigned on %s", found.AssignedHub, found.DeviceID, found.Generation, day(found.ProvisionedAt))
 		if i.registrationID != "" && found.ConfigFingerprint != store.Fingerprint(i.Settings.Dialer.Host, i.Settings.IDScope, i.registrationID, i.payload) {
-			i.warn(r, detail+"; it belongs to another configuration", "It is replaced by the next assignment: systemctl restart --no-block dpsd")
+			i.warn(r, detail+"; the configuration has changed since", "The next assignment replaces it: "+restartCommand)
 			return
 		}
 		i.ok(r, detail)
@@ -166,9 +166,9 @@ func (i *inspection) record() {
 func (i *inspection) withoutRecord() string {
 	does := "dpsd registers again when it starts"
 	if _, err := store.Read(i.RuntimeDirectory); err == nil {
-		does = "dpsd writes the record that is in " + i.RuntimeDirectory + " when it starts"
+		does = "dpsd restores the record from " + i.RuntimeDirectory + " when it starts"
 	} else if i.Account.do(func() error { _, err := store.Previous(i.StateDirectory); return err }) == nil {
-		does = "dpsd restores the record before it when it starts"
+		does = "dpsd restores the previous record when it starts"
 	}
 	return does + ": " + restartCommand
 }
@@ -180,32 +180,32 @@ func (i *inspection) noRecord(r Result) {
 	running, err := i.answer()
 	switch identity := running.Identity; {
 	case err == nil && identity != nil && identity.Durable:
-		i.warn(r, fmt.Sprintf("there is none, but the running dpsd is assigned to %s as %s and has written it: it was removed", identity.AssignedHub, identity.DeviceID),
+		i.warn(r, fmt.Sprintf("the record was removed: the running dpsd is assigned to %s as %s and has written it", identity.AssignedHub, identity.DeviceID),
 			"dpsd writes it again automatically within a minute. If it does not: dpsd reprovision; if the directory was removed, too: "+restartCommand)
 		return
 	case err == nil && identity != nil:
-		i.warn(r, fmt.Sprintf("there is none: the running dpsd is assigned to %s as %s, but could not write the record", identity.AssignedHub, identity.DeviceID),
-			"dpsd writes it automatically as soon as the state directory can be written: see the results of state and service")
+		i.warn(r, fmt.Sprintf("there is no record: the running dpsd is assigned to %s as %s but could not write it", identity.AssignedHub, identity.DeviceID),
+			"dpsd writes it automatically as soon as the state directory is writable; see the results of the \"state\" and \"service\" steps")
 		return
 	case err == nil:
 		i.ok(r, noRecordYet)
 		return
 	}
 	if held, err := store.Read(i.RuntimeDirectory); err == nil {
-		i.warn(r, fmt.Sprintf("there is none: the record of %s as %s is only in %s, and a boot removes it", held.AssignedHub, held.DeviceID, i.RuntimeDirectory),
-			"dpsd writes it when it starts and the state directory can be written"+atStart)
+		i.warn(r, fmt.Sprintf("there is no record here: the record of %s as %s is only in %s, which is cleared at the next boot", held.AssignedHub, held.DeviceID, i.RuntimeDirectory),
+			"dpsd writes it when it starts, if the state directory is writable"+atStart)
 		return
 	}
 	files := store.Files(i.StateDirectory)
 	for _, trace := range []string{files[0] + ".prev", files[1]} {
 		if _, err := os.Lstat(trace); err == nil {
-			i.warn(r, "there is none, but "+trace+" is there: it was removed", i.withoutRecord())
+			i.warn(r, "the record was removed: "+trace+" still exists", i.withoutRecord())
 			return
 		}
 	}
 	for _, attempt := range slices.Backward(store.Attempts(i.StateDirectory, i.RuntimeDirectory)) {
 		if attempt.Outcome == "assigned" {
-			i.warn(r, "there is none, but this gateway was assigned on "+day(attempt.At)+": it was removed, or [state] directory has changed since",
+			i.warn(r, "the record was removed, or [state] directory has changed: this gateway was assigned on "+day(attempt.At),
 				"dpsd registers again when it starts"+atStart)
 			return
 		}

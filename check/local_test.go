@@ -71,8 +71,8 @@ func TestTheRootsAreThoseOfTheEndpointsCloud(t *testing.T) {
 		detail, what string
 	}{
 		{"global.azure-devices-provisioning.net", public, OK, "are trusted", ""},
-		{"global.azure-devices-provisioning.us", public, Failed, "DigiCert Global Root CA is not trusted here, as the certificates of Azure Government need it", "ca_file"},
-		{"global.azure-devices-provisioning.cn", public, Failed, "DigiCert Global Root CA is not trusted here, as the certificates of Azure operated by 21Vianet (China) need it", "ca_file"},
+		{"global.azure-devices-provisioning.us", public, Failed, "DigiCert Global Root CA is not trusted, so the certificates of Azure Government cannot be verified", "ca_file"},
+		{"global.azure-devices-provisioning.cn", public, Failed, "DigiCert Global Root CA is not trusted, so the certificates of Azure operated by 21Vianet (China) cannot be verified", "ca_file"},
 		{"global.azure-devices-provisioning.us", sovereign, OK, "DigiCert Global Root CA is trusted", ""},
 		{"global.azure-devices-provisioning.cn", sovereign, OK, "DigiCert Global Root CA is trusted", ""},
 		{"dps.test", public, OK, "are trusted", ""},

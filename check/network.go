@@ -39,10 +39,7 @@ type way struct {
 
 // hop returns the address that is dialed: the service or the proxy.
 func (w *way) hop() string {
-	if w.route.Proxy != "" {
-		return w.route.Proxy
-	}
-	return w.route.Address
+	return cmp.Or(w.route.Proxy, w.route.Address)
 }
 
 func (w *way) add(r Result) {
@@ -101,14 +98,14 @@ func (i *inspection) network(ctx context.Context) {
 	}
 	worked := slices.ContainsFunc(ways, func(w *way) bool { return w.worked })
 	if worked {
-		soften(first, "another way works")
+		soften(first, "dpsd can connect in another way")
 	}
 	for _, r := range first {
 		i.report(r)
 	}
 	for _, w := range ways {
 		if worked {
-			soften(w.results, "another way works")
+			soften(w.results, "dpsd can connect in another way")
 		}
 		for _, r := range w.results {
 			i.report(r)
@@ -154,7 +151,7 @@ func (i *inspection) hops(ctx context.Context, ways []*way, name, tcp string) []
 		}
 		switch {
 		case len(found) == 0:
-			w.blocked = "the name " + host + " is not known"
+			w.blocked = "the name " + host + " cannot be resolved"
 		case i.leavesOut(tcp):
 			results = append(results, Result{Name: tcp, Status: Skipped})
 		default:
@@ -214,7 +211,7 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 			ctx, cancel := context.WithTimeout(ctx, i.patience())
 			defer cancel()
 			start := i.Now()
-			c, err := i.dial(ctx, target)
+			c, err := i.dialer.DialTCP(ctx, target)
 			if err != nil {
 				errs[n] = err
 				return
@@ -229,7 +226,7 @@ func (i *inspection) probe(ctx context.Context, name string, addresses []netip.A
 		switch {
 		case err == nil:
 		case reached && addresses[n].Is6() && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EADDRNOTAVAIL)):
-			results[n] = results[n].skipped("there is no IPv6 on this network")
+			results[n] = results[n].skipped("this network has no IPv6")
 		default:
 			f := classify.Classify(onTheWay(transport.StageTCP, results[n].Subject, proxy, err))
 			if azure && !proxy && classify.Blocked(addresses[n]) {
@@ -256,13 +253,6 @@ func (i *inspection) reason(err error) error {
 		return fmt.Errorf("no answer within %v", i.patience())
 	}
 	return err
-}
-
-func (i *inspection) dial(ctx context.Context, address string) (net.Conn, error) {
-	if i.dialer.DialContext != nil {
-		return i.dialer.DialContext(ctx, "tcp", address)
-	}
-	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", address)
 }
 
 func (i *inspection) patience() time.Duration {
@@ -307,16 +297,16 @@ func (i *inspection) open(ctx context.Context, w *way, with *usable, verbose boo
 		if err := i.mayConnect(with); err != nil {
 			return err
 		}
-		i.Progress("signing in at " + w.route.Address)
+		i.Progress("signing in to " + w.route.Address)
 		return nil
 	}
-	i.Progress("TLS with " + w.route.Address)
+	i.Progress("TLS handshake with " + w.route.Address)
 	s, err := request.Open(ctx)
 	var not notConnecting
 	switch {
 	case err == nil:
 		s.Close(ctx)
-		w.add(r.ok("accepted (CONNACK 0); an enrollment is looked for only when dpsd registers"))
+		w.add(r.ok("accepted (CONNACK 0); DPS looks up the enrollment only when dpsd registers"))
 		return true
 	case errors.As(err, &not):
 		w.skip(Connect, not.because)
@@ -345,7 +335,7 @@ func (i *inspection) mayConnect(with *usable) error {
 		return notConnecting{}
 	}
 	if with == nil {
-		return notConnecting{"there is no credential to show"}
+		return notConnecting{"there is no usable credential"}
 	}
 	if wait := daemon.Floor(store.Runtime{Directory: i.RuntimeDirectory}, i.dialer.Host, i.registrationID); wait > 0 {
 		return notConnecting{"the service asked not to be contacted for another " + rough(wait) + " (Retry-After)"}
@@ -402,17 +392,17 @@ func (i *inspection) proxyOrigin() string {
 // connected adds results about an open stream.
 func (i *inspection) connected(w *way, conn *transport.Conn) {
 	if conn.Proxy != "" {
-		w.add(Result{Name: Proxy, Subject: conn.Proxy}.ok("leads to " + conn.Address + i.proxyOrigin()))
+		w.add(Result{Name: Proxy, Subject: conn.Proxy}.ok("connects to " + conn.Address + i.proxyOrigin()))
 	}
 	leaf := conn.TLS.PeerCertificates[0]
 	r := Result{Name: TLS, Subject: conn.Address}.ok(agreed(conn))
 	if inspector := classify.Inspector(i.dialer.Host, conn.Issuer()); inspector != "" {
-		r = r.warning(fmt.Sprintf("%q, whom this gateway trusts, inspects this connection: %s", inspector, r.Detail), fault.Describe(fault.TLSIntercepted).Advice)
+		r = r.warning(fmt.Sprintf("%q, which this gateway trusts, inspects this connection: %s", inspector, r.Detail), fault.Describe(fault.TLSIntercepted).Advice)
 		r.Code = fault.TLSIntercepted
 	}
 	w.add(r)
 	if w.protocol == transport.WebSocket {
-		w.add(Result{Name: WebSocket, Subject: conn.Address}.ok("MQTT over WebSocket was agreed on"))
+		w.add(Result{Name: WebSocket, Subject: conn.Address}.ok("the server accepts MQTT over WebSocket"))
 	}
 	switch {
 	case !conn.Date.IsZero():
@@ -424,7 +414,7 @@ func (i *inspection) connected(w *way, conn *transport.Conn) {
 	case !i.clockCompared:
 		// The handshake has compared the clock with the certificate.
 		i.clockCompared = true
-		w.add(Result{Name: Clock, Subject: "the server"}.ok("the server does not send the time; by this clock, its certificate is valid from " + day(leaf.NotBefore) + " to " + day(leaf.NotAfter)))
+		w.add(Result{Name: Clock, Subject: "the server"}.ok("the server does not send the time; according to this clock, its certificate is valid (" + day(leaf.NotBefore) + " to " + day(leaf.NotAfter) + ")"))
 	}
 }
 

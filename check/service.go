@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -18,18 +19,18 @@ import (
 func (i *inspection) service() {
 	r := Result{Name: Service}
 	if i.Ask == nil {
-		i.skip(r, "the running dpsd is not asked")
+		i.skip(r, "the running dpsd is not queried")
 		return
 	}
 	if i.leavesOut(Service) {
 		i.skip(r, "")
 		return
 	}
-	i.Progress("asking the running dpsd")
+	i.Progress("querying the running dpsd")
 	s, err := i.answer()
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && i.SocketUnknown && (i.unit == nil || i.unit.running()):
-		i.skip(r, "dpsd cannot be asked: the path of its control socket is in "+i.File+", which cannot be used")
+		i.skip(r, "dpsd cannot be reached: the path of its control socket is in "+i.File+", which cannot be used")
 		return
 	case errors.Is(err, control.ErrNotRunning):
 		if locked := store.Holder(i.StateDirectory); locked != nil && !i.unit.running() {
@@ -48,7 +49,7 @@ func (i *inspection) service() {
 	case n >= 0:
 		i.report(unresolved(r, s, s.Faults[n]))
 	case doubt == nil || doubt.Code == "":
-		i.ok(r, "running for "+rough(s.Now.Sub(s.StartedAt))+", no unresolved fault: "+strings.Join(strings.Fields(s.Text), " "))
+		i.ok(r, "running for "+rough(s.Now.Sub(s.StartedAt))+", no unresolved faults: "+strings.Join(strings.Fields(s.Text), " "))
 	}
 	if doubt != nil {
 		i.report(*doubt)
@@ -59,10 +60,7 @@ func (i *inspection) service() {
 // attempt.
 func unresolved(r Result, s control.Status, f control.Fault) Result {
 	r.Status, r.Code, r.Advice = Failed, fault.Code(f.Code), f.Advice
-	cause := f.Cause
-	if cause == "" {
-		cause = f.Summary
-	}
+	cause := cmp.Or(f.Cause, f.Summary)
 	r.Detail = fmt.Sprintf("while %s: %s; for %s", fault.Stage(f.Stage).Doing(), strings.Join(strings.Fields(cause), " "), brief(s.Now.Sub(f.First)))
 	if f.Count > 1 {
 		r.Detail += fmt.Sprintf(", %d times", f.Count)
@@ -71,7 +69,7 @@ func unresolved(r Result, s control.Status, f control.Fault) Result {
 	case s.Next == nil:
 		r.Detail += "; an attempt is under way"
 	case s.Next.In < 0.5: // "in 0s" would be odd
-		r.Detail += "; the next attempt begins now"
+		r.Detail += "; the next attempt starts now"
 	default:
 		r.Detail += fmt.Sprintf("; next attempt in %s, at %s", brief(time.Duration(s.Next.In*float64(time.Second))), s.Next.At.UTC().Format("15:04:05 UTC"))
 	}
@@ -114,7 +112,7 @@ func (i *inspection) configured(s control.Status) *Result {
 	case ours == nil:
 		return nil
 	default:
-		r.Detail = "the running dpsd uses another configuration than this file"
+		r.Detail = "the running dpsd uses a different configuration than this file"
 	}
 	reload, restart := reloadCommand, restartCommand
 	if !i.Installed || i.Systemctl == nil {

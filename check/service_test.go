@@ -48,9 +48,9 @@ func TestAnUnresolvedFaultOfTheServiceFailsTheCheck(t *testing.T) {
 		{"an unresolved fault after a resolved one", status(resolved, storage), nil, check.Result{Status: check.Failed, Code: fault.StateUnwritable, Advice: "Correct the key.",
 			Detail: "while saving the assignment: s; for 3h0m; next attempt in 5m0s, at 12:05:00 UTC"}},
 		{"a fault that dpsd retries within a second", soon, nil, check.Result{Status: check.Failed, Code: fault.Unauthorized, Advice: "Correct the key.",
-			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; the next attempt begins now"}},
-		{"a resolved fault is not a failure", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
-		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved fault: Assigned to hub"}},
+			Detail: "while registering: dps: answered 401, error 401002; for 3h0m, 12 times; the next attempt starts now"}},
+		{"a resolved fault is not a failure", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved faults: Assigned to hub"}},
+		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved faults: Assigned to hub"}},
 		{"a dpsd that does not run is not checked", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
 		{"one that does not answer", control.Status{}, errors.New("timeout"), check.Result{Status: check.Warning, Detail: "the running dpsd does not answer: timeout", Advice: "journalctl -u dpsd"}},
 	} {
@@ -189,7 +189,7 @@ func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesWhenItStarts(t *testing.T) {
 		advice string
 	}{
 		{"without another record it registers again", func(state, runtime string) error { return nil }, "dpsd registers again when it starts: "},
-		{"it restores the previous record", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the record before it when it starts: "},
+		{"it restores the previous record", func(state, runtime string) error { return saved(state, runtime, one, other) }, "dpsd restores the previous record when it starts: "},
 		{"a damaged previous record is not restored", func(state, runtime string) error {
 			return os.WriteFile(filepath.Join(state, "state.json.prev"), []byte("{"), 0o600)
 		}, "dpsd registers again when it starts: "},
@@ -198,7 +198,7 @@ func TestTheAdviceForADamagedRecordSaysWhatDpsdDoesWhenItStarts(t *testing.T) {
 				return errors.New("the record was saved")
 			}
 			return nil
-		}, "dpsd writes the record that is in RUNTIME when it starts: "},
+		}, "dpsd restores the record from RUNTIME when it starts: "},
 	} {
 		t.Run(c.expect, func(t *testing.T) {
 			state, runtime := t.TempDir(), t.TempDir()
@@ -230,32 +230,32 @@ func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 		{"the running dpsd was not assigned", &control.Status{}, nil, check.OK,
 			"there is no record yet; the first assignment writes it", ""},
 		{"it was never written because the disk is not writable", assignment(false), nil, check.Warning,
-			"there is none: the running dpsd is assigned to hub as gw, but could not write the record", "dpsd writes it automatically"},
+			"there is no record: the running dpsd is assigned to hub as gw but could not write it", "dpsd writes it automatically"},
 		{"the running dpsd has written it", assignment(true), nil, check.Warning,
-			"there is none, but the running dpsd is assigned to hub as gw and has written it: it was removed", "dpsd writes it again automatically within a minute. If it does not: dpsd reprovision"},
+			"the record was removed: the running dpsd is assigned to hub as gw and has written it", "dpsd writes it again automatically within a minute. If it does not: dpsd reprovision"},
 		{"only attempts that failed are recorded", nil, func(_, runtime string) error {
 			r := store.Recorder{RuntimeDirectory: runtime}
 			return r.Add(store.Attempt{Outcome: "fault"}, time.Now())
 		}, check.OK, "there is no record yet; the first assignment writes it", ""},
 		{"the previous record exists", nil, func(state, runtime string) error {
 			return errors.Join(saved(state, runtime, "one.azure-devices.net", "other.azure-devices.net"), os.Remove(filepath.Join(state, "state.json")))
-		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd restores the record before it when it starts: systemctl restart --no-block dpsd"},
+		}, check.Warning, "the record was removed: STATE/state.json.prev still exists", "dpsd restores the previous record when it starts: systemctl restart --no-block dpsd"},
 		{"the previous record is damaged", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.json.prev"), nil, 0o600)
-		}, check.Warning, "there is none, but STATE/state.json.prev is there: it was removed", "dpsd registers again when it starts: systemctl restart --no-block dpsd"},
+		}, check.Warning, "the record was removed: STATE/state.json.prev still exists", "dpsd registers again when it starts: systemctl restart --no-block dpsd"},
 		{"state.env exists", nil, func(state, _ string) error {
 			return os.WriteFile(filepath.Join(state, "state.env"), nil, 0o600)
-		}, check.Warning, "there is none, but STATE/state.env is there: it was removed", "systemctl restart --no-block dpsd"},
+		}, check.Warning, "the record was removed: STATE/state.env still exists", "systemctl restart --no-block dpsd"},
 		{"an attempt that saved a record is recorded", nil, func(state, _ string) error {
 			r := store.Recorder{RuntimeDirectory: state}
 			return r.Add(store.Attempt{Outcome: "assigned", At: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}, time.Now())
-		}, check.Warning, "there is none, but this gateway was assigned on 2026-11-01: it was removed, or [state] directory has changed since", "systemctl restart --no-block dpsd"},
+		}, check.Warning, "the record was removed, or [state] directory has changed: this gateway was assigned on 2026-11-01", "systemctl restart --no-block dpsd"},
 		{"it is only in the runtime directory", nil, func(state, runtime string) error {
 			if err := saved(filepath.Join(state, "no", "such"), runtime, "hub.azure-devices.net"); err == nil {
 				return errors.New("the record was saved")
 			}
 			return nil
-		}, check.Warning, "there is none: the record of hub.azure-devices.net as gw is only in RUNTIME, and a boot removes it", "systemctl restart --no-block dpsd"},
+		}, check.Warning, "there is no record here: the record of hub.azure-devices.net as gw is only in RUNTIME, which is cleared at the next boot", "systemctl restart --no-block dpsd"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			state, runtime := t.TempDir(), t.TempDir()

@@ -61,14 +61,14 @@ func (i *inspection) directory(r Result) {
 		refuse(&store.MissingError{Directory: i.StateDirectory, Err: err}) // systemd creates it only when the service starts
 		return
 	case errors.Is(err, fs.ErrNotExist) && i.unit != nil && i.StateDirectory == "/var/lib/dpsd":
-		i.ok(r, "not there yet; systemd makes it when dpsd.service starts")
+		i.ok(r, "does not exist yet; systemd creates it when dpsd.service starts")
 		return
 	case errors.Is(err, fs.ErrNotExist):
 		if err := i.mayWrite(parent(i.StateDirectory)); err != nil {
 			refuse(&store.MissingError{Directory: i.StateDirectory, Err: err})
 			return
 		}
-		i.ok(r, "not there yet; dpsd makes it")
+		i.ok(r, "does not exist yet; dpsd creates it")
 		return
 	case err != nil:
 		refuse(cause(err))
@@ -79,7 +79,7 @@ func (i *inspection) directory(r Result) {
 	switch {
 	case errors.Is(err, syscall.EROFS):
 		if _, unread := store.Read(i.StateDirectory); unread == nil {
-			i.warn(r, detail+", read-only: the record that is there cannot change", "Make the file system writable, or set [state] directory to one that is.")
+			i.warn(r, detail+", read-only: the record in it cannot be updated", "Make the file system writable, or set [state] directory to a writable directory.")
 			return
 		}
 		refuse(err)
@@ -98,7 +98,7 @@ func (i *inspection) directory(r Result) {
 	case err != nil:
 		refuse(fmt.Errorf("%w: %s", err, detail))
 	case free < little:
-		i.warn(r, detail, "Free space before it is used up: a record that cannot be written is lost at the next boot.")
+		i.warn(r, detail, "Free up space before it runs out: a record that cannot be written is lost at the next boot.")
 	default:
 		i.ok(r, detail)
 	}
@@ -118,7 +118,7 @@ func space(directory string) (free uint64, words string, err error) {
 	}
 	// File systems without a table of inodes report none at all.
 	if disk.Files != 0 && disk.Ffree <= 8 {
-		words, err = words+", no inode free", syscall.ENOSPC
+		words, err = words+", no free inodes", syscall.ENOSPC
 	}
 	return free, words, err
 }

@@ -1,5 +1,7 @@
 package check
 
+import "slices"
+
 // Names of the steps, in the order of an attempt. They do not change, because people use them
 // on command lines and programs read them.
 const (
@@ -43,7 +45,7 @@ func Steps() []Step {
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
 		{Name, "the name of the endpoint, or of the proxy, can be resolved"},
 		{TCP, "each of its addresses accepts a connection"},
-		{Proxy, "the proxy leads to the endpoint"},
+		{Proxy, "the proxy connects to the endpoint"},
 		{TLS, "the TLS handshake succeeds, and the certificate of the endpoint is trusted"},
 		{WebSocket, "the endpoint switches to WebSocket"},
 		{Connect, "the endpoint accepts each credential (CONNECT and CONNACK)"},
@@ -53,14 +55,9 @@ func Steps() []Step {
 	}
 }
 
-// leavesOut reports whether any of the steps is to be skipped.
+// leavesOut reports whether all of the steps are to be skipped.
 func (g *Gateway) leavesOut(names ...string) bool {
-	for _, name := range names {
-		if !g.Skip[name] {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(names, func(name string) bool { return !g.Skip[name] })
 }
 
 // wanted returns a function that passes the results of requested steps to report. For any
@@ -74,7 +71,7 @@ func (g *Gateway) wanted(report func(Result)) func(Result) {
 		}
 		if !reported[r.Name+" "+r.Protocol] {
 			reported[r.Name+" "+r.Protocol] = true
-			report(Result{Name: r.Name, Protocol: r.Protocol, Status: Skipped, Detail: "not checked: left out with --skip"})
+			report(Result{Name: r.Name, Protocol: r.Protocol, Status: Skipped, Detail: "not checked: excluded with --skip"})
 		}
 	}
 }

@@ -76,7 +76,7 @@ func WhyStopped(ctx context.Context, q Question) Stop {
 	if q.Systemctl == nil {
 		return q.withoutSystemd("no running dpsd uses this configuration", "")
 	}
-	const orStart = ", or where systemd runs: " + startCommand
+	const orStart = ", or if systemd is running: " + startCommand
 	u, err := askUnit(ctx, q.Systemctl)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
@@ -84,7 +84,7 @@ func WhyStopped(ctx context.Context, q Question) Stop {
 	case errors.Is(err, errNotInstalled):
 		return Stop{NotInstalled, err.Error(), "Install the package dpsd, or correct the unit: systemctl status dpsd"}
 	case err != nil:
-		return q.withoutSystemd("cannot ask systemd: "+err.Error(), orStart)
+		return q.withoutSystemd("cannot query systemd: "+err.Error(), orStart)
 	}
 	return u.stopped(q)
 }
@@ -185,7 +185,7 @@ func (u *unit) stopped(q Question) Stop {
 	p := u.properties
 	again := u.restarting()
 	exited := p["ExecMainCode"] == "1" // CLD_EXITED
-	const invalidThen = "it exited with 78 because its configuration was invalid"
+	const invalidThen = "it exited with status 78 because its configuration was invalid"
 	invalidFile, isInvalid := q.unusable(u.applying())
 	switch {
 	case p["LoadState"] == "masked":
@@ -200,15 +200,15 @@ func (u *unit) stopped(q Question) Stop {
 	case exited && p["ExecMainStatus"] == exitConfiguration && p["ActiveState"] != "inactive":
 		// The configuration may have been corrected in the meantime.
 		if errors.Is(q.Invalid, fs.ErrPermission) {
-			return Stop{ConfigurationInvalid, invalidThen, "sudo dpsd check --offline; after the correction: " + startCommand}
+			return Stop{ConfigurationInvalid, invalidThen, "sudo dpsd check --offline; after fixing the problem: " + startCommand}
 		}
 		return Stop{ConfigurationInvalid, invalidThen + "; the configuration is valid now", startCommand}
 	case exited && p["ExecMainStatus"] == exitCredentials && (again || p["ActiveState"] == "failed"):
 		return u.noCredential()
 	case again:
-		return Stop{Restarting, "its last run ended: " + u.ending() + "; systemd starts it again after " + p["RestartUSec"], "journalctl -u dpsd -e"}
+		return Stop{Restarting, "its last run ended: " + u.ending() + "; systemd restarts it after " + p["RestartUSec"], "journalctl -u dpsd -e"}
 	case p["ActiveState"] == "failed":
-		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e; after the correction: " + restartCommand}
+		return Stop{Failing, "its last run ended: " + u.ending(), "journalctl -u dpsd -e; after fixing the problem: " + restartCommand}
 	case p["ConditionResult"] == "no" && happened(p["ConditionTimestampMonotonic"]):
 		return Stop{ConditionUnmet, "systemd did not start it because a condition of the unit was not met; usually " + q.File + " was missing", startCommand}
 	case happened(p["InactiveExitTimestampMonotonic"]):
@@ -250,11 +250,11 @@ func (u *unit) noCredential() Stop {
 	}
 	for _, c := range u.credentials {
 		if c.encrypted && filepath.IsAbs(c.path) {
-			return Stop{NoCredential, "systemd cannot decrypt a credential (" + strings.Join(names, ", ") + "): it is damaged, or it was encrypted on another machine or with another name",
+			return Stop{NoCredential, "systemd cannot decrypt a credential (" + strings.Join(names, ", ") + "): it is damaged, or it was encrypted on a different machine or under a different name",
 				c.seal() + again}
 		}
 	}
-	return Stop{NoCredential, "systemd cannot get a credential that dpsd.service names", "systemctl status dpsd; after the correction: " + restartCommand}
+	return Stop{NoCredential, "systemd cannot provide a credential that dpsd.service requests", "systemctl status dpsd; after fixing the problem: " + restartCommand}
 }
 
 // ending describes how the last run ended.

@@ -42,7 +42,7 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and the file is invalid", failed + exited("78"), wrong, check.ConfigurationInvalid, "the configuration is invalid: dpsd.toml:2:1: dps.id_scop: unknown key (and 1 more)", "dpsd check --offline"},
 		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "the configuration is valid now", "systemctl start --no-block dpsd"},
-		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with 78", "sudo dpsd check --offline"},
+		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with status 78", "sudo dpsd check --offline"},
 		{"the file became invalid while it was stopped", inactive + stoppedAt, wrong, check.ConfigurationInvalid, "unknown key", "dpsd check --offline"},
 		{"it has exited with 78, and the service's user may not read the file that root can read", failed + exited("78"), &check.ClosedError{Path: "/etc/dpsd/dpsd.toml", Account: "dpsd", Err: fs.ErrPermission}, check.ConfigurationInvalid, "the user dpsd, cannot: permission denied", "; then: systemctl restart --no-block dpsd"},
 		{"it was stopped on request", inactive + stoppedAt, nil, check.Stopped, "it was stopped at Sun 2026-11-29 06:46:27 UTC", "systemctl start --no-block dpsd"},
@@ -53,7 +53,7 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		{"it is masked", strings.Replace(inactive, "LoadState=loaded\nUnitFileState=enabled", "LoadState=masked\nUnitFileState=masked", 1), wrong, check.Masked, "masked", "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"},
 		{"there is no unit", "LoadState=not-found\n", nil, check.NotInstalled, "not installed (not-found)", "Install the package dpsd"},
 		{"the unit is invalid", "LoadState=bad-setting\n", nil, check.NotInstalled, "bad-setting", "systemctl status dpsd"},
-		{"it fails and is restarted", again + exited("1"), nil, check.Restarting, "its last run ended: exit status 1; systemd starts it again after 5s", "journalctl -u dpsd -e"},
+		{"it fails and is restarted", again + exited("1"), nil, check.Restarting, "its last run ended: exit status 1; systemd restarts it after 5s", "journalctl -u dpsd -e"},
 		{"it ran out of memory", again + "Result=oom-kill\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "memory ran out", "journalctl -u dpsd -e"},
 		{"the watchdog has killed it", again + "Result=watchdog\nExecMainCode=2\nExecMainStatus=6\n", nil, check.Restarting, "hung (watchdog)", "journalctl -u dpsd -e"},
 		{"its start took too long", again + "Result=timeout\nExecMainCode=2\nExecMainStatus=9\n", nil, check.Restarting, "took too long", "journalctl -u dpsd -e"},
@@ -85,7 +85,7 @@ func TestWhySystemdHasNoCredential(t *testing.T) {
 		{"an encrypted one is missing", "LoadCredential=dps-primary-key\nLoadCredentialEncrypted=dps-primary-key:" + gone, gone + " does not exist", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + gone + " && systemctl restart --no-block dpsd"},
 		{"a plain one is missing at its path", "LoadCredential=dps-primary-key:" + gone, gone + " does not exist", "install -m 0600 KEY-FILE " + gone},
 		{"an encrypted one cannot be decrypted", "LoadCredential=proxy-password\nLoadCredentialEncrypted=dps-primary-key:" + there, "cannot decrypt a credential (dps-primary-key)", "systemd-creds encrypt --name=dps-primary-key KEY-FILE " + there},
-		{"it is none of these", "LoadCredential=dps-primary-key", "cannot get a credential", "systemctl status dpsd"},
+		{"it is none of these", "LoadCredential=dps-primary-key", "cannot provide a credential", "systemctl status dpsd"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			for _, state := range []string{"ActiveState=activating\nSubState=auto-restart\n", "ActiveState=failed\nSubState=failed\n"} {

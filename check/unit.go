@@ -124,7 +124,7 @@ func (i *inspection) notLoaded(r attest.Reference) error {
 			return nil
 		}
 	}
-	return &attest.SecretError{Reference: r, Err: fmt.Errorf("%s does not hand it over (%w); add LoadCredential=%s with: systemctl edit dpsd", unitName, fs.ErrNotExist, r.Credential)}
+	return &attest.SecretError{Reference: r, Err: fmt.Errorf("%s does not provide it (%w); add LoadCredential=%s with: systemctl edit dpsd", unitName, fs.ErrNotExist, r.Credential)}
 }
 
 // systemd reports the state of the unit.
@@ -133,7 +133,7 @@ func (i *inspection) systemd() {
 	u := i.unit
 	switch {
 	case i.Systemctl == nil:
-		i.skip(r, "systemd does not run here")
+		i.skip(r, "systemd is not running")
 	case u == nil && errors.Is(i.unitError, context.DeadlineExceeded):
 		i.warn(r, "systemd did not answer within "+systemctlLimit.String(), "systemctl status")
 	case u == nil:
@@ -149,12 +149,12 @@ func (i *inspection) systemd() {
 	case u.properties["LoadState"] == "masked":
 		advice = "systemctl unmask dpsd && systemctl enable --now --no-block dpsd"
 	case enabled == "disabled":
-		advice = "So that it starts at boot: systemctl enable --now --no-block dpsd"
+		advice = "To start it at boot: systemctl enable --now --no-block dpsd"
 	case active == "failed", active == "inactive", strings.HasPrefix(u.properties["SubState"], "auto-restart"):
 		why := u.stopped(Question{File: i.File, Invalid: i.misconfigured, SocketUnknown: i.SocketUnknown})
 		detail, advice = detail+": "+why.Detail, why.Advice
 	case u.properties["NeedDaemonReload"] == "yes":
-		detail += ", changed on disk"
+		detail += "; the unit file has changed on disk"
 		advice = "systemctl daemon-reload && systemctl restart --no-block dpsd"
 	}
 	if advice != "" {

@@ -64,10 +64,10 @@ func TestUnit(t *testing.T) {
 		{"one that does not start at boot", property("=enabled", "=disabled"), check.Warning, "disabled", "systemctl enable --now --no-block dpsd"},
 		{"one that is masked", "LoadState=masked\nUnitFileState=masked\nActiveState=inactive\nSubState=dead\n", check.Warning, "masked", "systemctl unmask dpsd"},
 		{"one that was stopped", property("ActiveState=active\nSubState=running", "ActiveState=inactive\nSubState=dead"), check.Warning, "inactive (dead)", "systemctl start --no-block dpsd"},
-		{"one that has ended with 78", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=78"), check.Warning, "failed (failed): it exited with 78", "systemctl start --no-block dpsd"},
+		{"one that has ended with 78", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=78"), check.Warning, "failed (failed): it exited with status 78", "systemctl start --no-block dpsd"},
 		{"one that has failed otherwise", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=1"), check.Warning, "failed (failed): its last run ended: exit status 1", "journalctl -u dpsd"},
 		{"one that systemd restarts repeatedly", property("ActiveState=active\nSubState=running\nResult=success", "ActiveState=activating\nSubState=auto-restart\nResult=signal\nExecMainCode=2\nExecMainStatus=11"), check.Warning, "killed by signal 11 (segmentation fault)", "journalctl -u dpsd"},
-		{"one whose files were changed", property("Reload=no", "Reload=yes"), check.Warning, "changed on disk", "systemctl daemon-reload"},
+		{"one whose files were changed", property("Reload=no", "Reload=yes"), check.Warning, "the unit file has changed on disk", "systemctl daemon-reload"},
 		{"one that does not exist", "LoadState=not-found\n", check.Warning, "not installed", "Install the package"},
 	} {
 		t.Run(test.says, func(t *testing.T) {

@@ -92,9 +92,9 @@ func (f formatter) together(several transport.Errors) string {
 	for i, e := range several {
 		text := f.short(e.Error(), e)
 		if i > 0 && sameButForPort(first, e) {
-			text = string(e.Protocol) + ": the same"
+			text = string(e.Protocol) + ": same error"
 			if _, port, err := net.SplitHostPort(e.Address); err == nil && e.Address != first.Address {
-				text += " at port " + port
+				text += " on port " + port
 			}
 		}
 		texts = append(texts, text)

@@ -43,7 +43,7 @@ func TestAFailureThatTwoProtocolsShareAppearsOnce(t *testing.T) {
 			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused"},
 		{"the same refusal at two ports",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.7:443"))},
-			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: the same at port 443"},
+			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: same error on port 443"},
 		{"two addresses of the name are both kept",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", refused("192.0.2.7:8883")), websocket(transport.StageTCP, "h:443", refused("192.0.2.8:443"))},
 			"mqtt: tcp h:8883: dial tcp 192.0.2.7:8883: connect: connection refused; websocket: tcp h:443: dial tcp 192.0.2.8:443: connect: connection refused"},
@@ -51,7 +51,7 @@ func TestAFailureThatTwoProtocolsShareAppearsOnce(t *testing.T) {
 			transport.Errors{
 				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
 				websocket(transport.StageTLS, "h:443", reset("10.0.0.5:44312", "192.0.2.7:443"))},
-			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: the same at port 443"},
+			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: same error on port 443"},
 		{"the local address is not ignored, since it identifies the interface",
 			transport.Errors{
 				mqtt(transport.StageTLS, "h:8883", reset("10.0.0.5:40001", "192.0.2.7:8883")),
@@ -59,13 +59,13 @@ func TestAFailureThatTwoProtocolsShareAppearsOnce(t *testing.T) {
 			"mqtt: tls h:8883: read tcp 10.0.0.5:40001->192.0.2.7:8883: read: connection reset by peer; websocket: tls h:443: read tcp 10.1.0.5:40001->192.0.2.7:443: read: connection reset by peer"},
 		{"the current time is ignored",
 			transport.Errors{mqtt(transport.StageTLS, "h:8883", early("07:15:00")), websocket(transport.StageTLS, "h:443", early("07:15:01"))},
-			"mqtt: tls h:8883: x509: certificate has expired or is not yet valid: current time 2026-03-01T07:15:00Z is before 2026-03-02T00:00:00Z; websocket: the same at port 443"},
+			"mqtt: tls h:8883: x509: certificate has expired or is not yet valid: current time 2026-03-01T07:15:00Z is before 2026-03-02T00:00:00Z; websocket: same error on port 443"},
 		{"a proxy that does not answer either",
 			transport.Errors{mqtt(transport.StageProxy, "p:3128", io.EOF), websocket(transport.StageProxy, "p:3128", io.EOF)},
-			"mqtt: proxy p:3128: EOF; websocket: the same"},
+			"mqtt: proxy p:3128: EOF; websocket: same error"},
 		{"a portal on an IPv6 address",
 			transport.Errors{mqtt(transport.StageTLS, "[2001:db8::7]:8883", portal), websocket(transport.StageTLS, "[2001:db8::7]:443", portal)},
-			`mqtt: tls [2001:db8::7]:8883: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"; websocket: the same at port 443`},
+			`mqtt: tls [2001:db8::7]:8883: the peer does not speak TLS; its reply begins with "HTTP/1.1 302 Found\r\n"; websocket: same error on port 443`},
 		{"another stage is another failure",
 			transport.Errors{mqtt(transport.StageTCP, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", io.EOF)},
 			"mqtt: tcp h:8883: EOF; websocket: tls h:443: EOF"},
@@ -74,7 +74,7 @@ func TestAFailureThatTwoProtocolsShareAppearsOnce(t *testing.T) {
 			"mqtt: tls h: EOF; websocket: tls h:443: EOF"},
 		{"another cause is another failure",
 			transport.Errors{mqtt(transport.StageTLS, "h:8883", io.EOF), websocket(transport.StageTLS, "h:443", portal)},
-			`mqtt: tls h:8883: EOF; websocket: tls h:443: the peer does not speak TLS, its answer begins "HTTP/1.1 302 Found\r\n"`},
+			`mqtt: tls h:8883: EOF; websocket: tls h:443: the peer does not speak TLS; its reply begins with "HTTP/1.1 302 Found\r\n"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := Classify(tt.err)

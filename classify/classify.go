@@ -138,20 +138,14 @@ func ofService(err error, stage fault.Stage) (fault.Fault, bool) {
 
 // ofState classifies the errors of the state directory.
 func ofState(err error, _ fault.Stage) (fault.Fault, bool) {
-	var (
-		locked *store.LockedError
-		newer  *store.NewerSchemaError
-		write  *store.WriteError
-		bad    *store.InvalidError
-	)
 	switch {
-	case errors.As(err, &locked):
+	case errors.As(err, new(*store.LockedError)):
 		return fault.New(fault.StateLocked, fault.StageState, err), true
-	case errors.As(err, &newer):
+	case errors.As(err, new(*store.NewerSchemaError)):
 		return fault.New(fault.StateNewerSchema, fault.StageState, err), true
-	case errors.As(err, &bad):
+	case errors.As(err, new(*store.InvalidError)):
 		return fault.New(fault.MalformedReply, fault.StagePoll, err), true
-	case errors.As(err, &write):
+	case errors.As(err, new(*store.WriteError)):
 		return fault.New(fault.StateUnwritable, fault.StageState, err), true
 	}
 	return fault.Fault{}, false
@@ -159,20 +153,16 @@ func ofState(err error, _ fault.Stage) (fault.Fault, bool) {
 
 // ofGateway classifies the errors of this gateway's files: credentials, identity, payload.
 func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
-	var (
-		secret   *attest.SecretError
-		identity *attest.IdentityError
-		payload  *PayloadError
-	)
+	secret := errors.As(err, new(*attest.SecretError))
 	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.As(err, new(*fs.PathError)) || errors.As(err, new(syscall.Errno))
 	switch {
-	case errors.As(err, &secret) && errors.Is(err, attest.ErrEncrypted):
+	case secret && errors.Is(err, attest.ErrEncrypted):
 		return fault.New(fault.CredentialEncrypted, stage, err), true
-	case errors.As(err, &secret) && missing:
+	case secret && missing:
 		return fault.New(fault.CredentialUnreadable, stage, err), true
-	case errors.As(err, &secret):
+	case secret:
 		return fault.New(fault.CredentialInvalid, stage, err), true
-	case errors.As(err, &identity) || errors.As(err, &payload):
+	case errors.As(err, new(*attest.IdentityError)) || errors.As(err, new(*PayloadError)):
 		if missing || errors.Is(err, attest.ErrNoMachineID) || errors.Is(err, attest.ErrNoHostname) {
 			return fault.New(fault.InputUnreadable, stage, err), true
 		}
@@ -251,7 +241,7 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	return named(fault.WebSocketRefused) // the reply was not HTTP
 }
 
-// onlyMQTT reports whether only MQTT over TLS was tried, and not at port 443, which almost
+// onlyMQTT reports whether only MQTT over TLS was tried, and not on port 443, which almost
 // every firewall allows.
 func onlyMQTT(tried transport.Errors) bool {
 	for _, e := range tried {
@@ -270,7 +260,6 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		invalid   x509.CertificateInvalidError
 		hostname  x509.HostnameError
 		authority x509.UnknownAuthorityError
-		verify    *tls.CertificateVerificationError
 		who       *transport.CertificateError
 		foreign   *transport.NotTLSError
 	)
@@ -284,7 +273,7 @@ func ofTLS(cause, whole error) (fault.Fault, bool) {
 		return named(fault.TLSWrongHost)
 	case errors.As(cause, &authority) && errors.As(cause, &who) && intercepted(who):
 		return named(fault.TLSIntercepted)
-	case errors.As(cause, &authority) || errors.As(cause, &verify):
+	case errors.As(cause, &authority) || errors.As(cause, new(*tls.CertificateVerificationError)):
 		f := fault.New(fault.TLSUntrusted, fault.StageTLS, whole)
 		if errors.As(cause, &who) {
 			f.Circumstance = Trust(who.Host)
@@ -357,11 +346,7 @@ func alerted(err error) bool {
 // ofMQTT classifies the errors of MQTT.
 func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 	named := func(code fault.Code) (fault.Fault, bool) { return fault.New(code, stage, err), true }
-	var (
-		connack  *mqttv3.ConnackError
-		suback   *mqttv3.SubackError
-		protocol *mqttv3.ProtocolError
-	)
+	var connack *mqttv3.ConnackError
 	switch {
 	case certificateRefused(err):
 		return fault.New(fault.CertificateRefused, fault.StageTLS, err), true
@@ -379,13 +364,13 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 			return named(fault.ConnackRejected)
 		}
 		return named(fault.ProtocolViolation)
-	case errors.As(err, &suback):
+	case errors.As(err, new(*mqttv3.SubackError)):
 		return named(fault.NotDPS)
 	case errors.Is(err, mqttv3.ErrNotMQTT):
 		return named(fault.NotMQTT)
 	case errors.Is(err, mqttv3.ErrTimeout):
 		return named(fault.NoReply)
-	case errors.As(err, &protocol), errors.Is(err, mqttv3.ErrPacketTooLarge),
+	case errors.As(err, new(*mqttv3.ProtocolError)), errors.Is(err, mqttv3.ErrPacketTooLarge),
 		errors.Is(err, transport.ErrNotBinary), errors.As(err, new(*transport.FrameError)):
 		return named(fault.ProtocolViolation)
 	case errors.Is(err, mqttv3.ErrInvalid):
@@ -398,7 +383,6 @@ func ofMQTT(err error, stage fault.Stage) (fault.Fault, bool) {
 
 // ofStream classifies the errors that end a connection.
 func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
-	var op *net.OpError
 	switch {
 	case nothingSent(err):
 		return fault.New(fault.NetworkUnreachable, stage, err), true
@@ -406,7 +390,7 @@ func ofStream(err error, stage fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.NoReply, stage, err), true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED),
-		errors.As(err, &op):
+		errors.As(err, new(*net.OpError)):
 		return fault.New(fault.ConnectionLost, stage, err), true
 	}
 	return fault.Fault{}, false

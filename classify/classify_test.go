@@ -103,7 +103,7 @@ func TestClassify(t *testing.T) {
 		{"the proxy expects TLS", dial(transport.StageProxy, transport.ErrProxyExpectsTLS), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is a portal", dial(transport.StageProxy, &transport.ProxyError{Status: 302, Location: "http://portal/"}), fault.CaptivePortal, fault.StageProxy},
 		{"the proxy reports a portal with status 511", dial(transport.StageProxy, &transport.ProxyError{Status: 511}), fault.CaptivePortal, fault.StageProxy},
-		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("the proxy's answer: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
+		{"the proxy closes the connection", dial(transport.StageProxy, fmt.Errorf("reading the proxy's reply: %w", io.EOF)), fault.ProxyRefused, fault.StageProxy},
 		{"the proxy does not use TLS", dial(transport.StageProxy, &transport.NotTLSError{First: []byte("HTTP/1.1 400"), Err: tls.RecordHeaderError{}}), fault.ProxyScheme, fault.StageProxy},
 		{"the proxy is down", dial(transport.StageProxy, refused), fault.ProxyUnreachable, fault.StageProxy},
 		{"the proxy's name does not exist", dial(transport.StageProxy, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "p", IsNotFound: true}}), fault.ProxyUnreachable, fault.StageProxy},
@@ -363,7 +363,7 @@ func TestARefusedCredentialIsExplainedByItsCircumstances(t *testing.T) {
 		{"a certificate that is not yet valid", Circumstances{Validity: early}, fault.ClockImplausible, "401000"},
 		{"an expired certificate", Circumstances{Validity: expired, Purpose: attest.ErrNotForClients}, fault.CertificateExpired, "401000; " + expired.Error()},
 		{"a doubtful key", Circumstances{Doubt: doubt, Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the key has 64 bytes"},
-		{"a certificate that is not for clients", Circumstances{Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the certificate is not for clients"},
+		{"a certificate that is not for clients", Circumstances{Purpose: attest.ErrNotForClients}, fault.Unauthorized, "401000; the certificate is not for client authentication"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := tt.circumstances.Classify(unauthorized)
@@ -418,7 +418,7 @@ func TestANameOutsideAzureIsComparedWithThePublicCloud(t *testing.T) {
 }
 
 func TestADoubtAboutTheKeyExplainsARefusalAndChangesTheAdvice(t *testing.T) {
-	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key is base64 of base64", Command: "base64 -d FILE", File: "/k"}}
+	doubt := &attest.Doubt{Mistake: &input.Mistake{What: "the key is encoded in base64 twice", Command: "base64 -d FILE", File: "/k"}}
 	perhaps := &attest.Doubt{Mistake: &input.Mistake{What: "the key has 64 bytes", Command: "dpsd derive-key <FILE", File: "/k"}, Group: true}
 	unauthorized := At(fault.StageRegister, reply(t, "$dps/registrations/res/401/?$rid=1", `{"errorCode":401000}`))
 	for _, tt := range []struct {
@@ -429,9 +429,9 @@ func TestADoubtAboutTheKeyExplainsARefusalAndChangesTheAdvice(t *testing.T) {
 		cause         string // its end
 		advice, then  string
 	}{
-		{"a 401", Circumstances{Doubt: doubt}, unauthorized, fault.Unauthorized, "; the key is base64 of base64", "base64 -d /k", ""},
-		{"a refused CONNECT", Circumstances{Doubt: doubt}, At(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, "; the key is base64 of base64", "base64 -d /k", ""},
-		{"a key that may be the enrollment group's", Circumstances{Doubt: perhaps}, unauthorized, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it by the device's key: dpsd derive-key </k", "and the gateway's clock."},
+		{"a 401", Circumstances{Doubt: doubt}, unauthorized, fault.Unauthorized, "; the key is encoded in base64 twice", "base64 -d /k", ""},
+		{"a refused CONNECT", Circumstances{Doubt: doubt}, At(fault.StageConnect, &mqttv3.ConnackError{ReturnCode: 5}), fault.ConnackRefused, "; the key is encoded in base64 twice", "base64 -d /k", ""},
+		{"a key that may be the enrollment group's", Circumstances{Doubt: perhaps}, unauthorized, fault.Unauthorized, "; the key has 64 bytes", "If this is the key of the enrollment group, replace it with the device's key: dpsd derive-key </k", "and the gateway's clock."},
 		{"an unknown device", Circumstances{Doubt: doubt}, At(fault.StageRegister, reply(t, "$dps/registrations/res/404/?$rid=1", `{"errorCode":404201}`)), fault.EnrollmentNotFound, "", fault.Describe(fault.EnrollmentNotFound).Advice, ""},
 		{"a lost connection", Circumstances{Doubt: doubt}, At(fault.StageConnect, io.EOF), fault.ConnectionLost, "EOF", fault.Describe(fault.ConnectionLost).Advice, ""},
 	} {

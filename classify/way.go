@@ -26,18 +26,15 @@ import (
 func ofProxy(cause error) fault.Code {
 	var (
 		answer  *transport.ProxyError
-		plain   *transport.NotTLSError
-		file    *fs.PathError
 		invalid x509.CertificateInvalidError
-		verify  *tls.CertificateVerificationError
 		op      *net.OpError
 	)
 	switch {
 	case errors.Is(cause, transport.ErrProxyAddress):
 		return fault.ProxyAddress
-	case errors.As(cause, &file):
+	case errors.As(cause, new(*fs.PathError)):
 		return fault.CAUnreadable
-	case errors.Is(cause, transport.ErrProxyExpectsTLS), errors.As(cause, &plain):
+	case errors.Is(cause, transport.ErrProxyExpectsTLS), errors.As(cause, new(*transport.NotTLSError)):
 		return fault.ProxyScheme
 	case errors.As(cause, &answer) && (answer.Status == http.StatusProxyAuthRequired || answer.Status == http.StatusUnauthorized):
 		// tinyproxy rejects a wrong password with status 401.
@@ -53,7 +50,7 @@ func ofProxy(cause error) fault.Code {
 		return fault.ProxyRefused
 	case errors.As(cause, &invalid) && invalid.Reason == x509.Expired && notYet(invalid):
 		return fault.ClockImplausible
-	case errors.As(cause, &verify):
+	case errors.As(cause, new(*tls.CertificateVerificationError)):
 		return fault.ProxyUntrusted
 	case errors.As(cause, &op) && op.Op == "dial":
 		return fault.ProxyUnreachable

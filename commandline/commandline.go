@@ -71,13 +71,16 @@ func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs
 	// This does not use cobra's Version: a custom template would link text/template, half a
 	// megabyte that the linker can otherwise omit.
 	requested := root.Flags().Bool("version", false, "print the version")
-	run := root.RunE
-	root.RunE = func(c *cobra.Command, args []string) error {
-		if !*requested {
-			return run(c, args)
-		}
+	show := func(c *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(c.OutOrStdout(), line)
 		return err
+	}
+	run := root.RunE
+	root.RunE = func(c *cobra.Command, args []string) error {
+		if *requested {
+			return show(c, args)
+		}
+		return run(c, args)
 	}
 	root.AddCommand(&cobra.Command{
 		Use:               "version",
@@ -86,9 +89,6 @@ func Version(root *cobra.Command, version string, args func(cobra.PositionalArgs
 		Example:           "  " + root.Name() + " version",
 		Args:              args(NoArgs),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), line)
-			return err
-		},
+		RunE:              show,
 	})
 }

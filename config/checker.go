@@ -24,7 +24,7 @@ const root = document.Path("")
 // config checks the whole document and fills in to.
 func (c *checker) config(to *Config) {
 	if len(c.Values) == 0 {
-		c.Report(root, Error{Problem: "the file sets nothing", Remedy: "begin with a copy of the annotated dpsd.toml"})
+		c.Report(root, Error{Problem: "the file sets no keys", Remedy: "start from a copy of the annotated dpsd.toml"})
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Values)) {
@@ -39,9 +39,9 @@ func (c *checker) config(to *Config) {
 		case isTable:
 			c.table(at, values, t)
 		case isArray:
-			c.Report(at, Error{Problem: "this table can be there once only", Remedy: "write [" + name + "], with single brackets"})
+			c.Report(at, Error{Problem: "this table may appear only once", Remedy: "write [" + name + "], with single brackets"})
 		default:
-			c.Report(at, Error{Problem: "must be a table, not " + document.TypeOf(value), Remedy: "write [" + name + "] and its keys below"})
+			c.Report(at, Error{Problem: "must be a table, not " + document.TypeOf(value), Remedy: "write [" + name + "] and its keys below it"})
 		}
 	}
 	c.missing(to)
@@ -107,7 +107,7 @@ func (c *checker) credential(at document.Path, values map[string]any) (attest.Cr
 	}
 	for _, k := range one.keys[1:] { // all but "type"
 		if values[k.name] != nil && !slices.Contains(needed, k.name) {
-			c.Report(at.Key(k.name), Error{Problem: fmt.Sprintf("has no meaning with type %q", t.Name), Remedy: "each credential is a [[credential]] of its own"})
+			c.Report(at.Key(k.name), Error{Problem: fmt.Sprintf("does not apply to type %q", t.Name), Remedy: "write a separate [[credential]] for each credential"})
 		}
 	}
 	if c.Reported() > before {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -38,10 +39,13 @@ func parse(t testing.TB, text string) *config.Config {
 	return c
 }
 
+// types are the types of credentials that the expected messages list.
+var types = []attest.Type{attest.SymmetricKey{}.Type(), attest.X509{}.Type()}
+
 // problems parses an invalid text and returns the errors.
 func problems(t testing.TB, text string) config.Errors {
 	t.Helper()
-	c, err := config.Parse("dpsd.toml", strings.NewReader(text))
+	c, _, err := config.ParseTypes("dpsd.toml", strings.NewReader(text), types)
 	var errs config.Errors
 	if !errors.As(err, &errs) || len(errs) == 0 || c != nil {
 		t.Fatalf("got %+v, %v for\n%s", c, err, text)
@@ -158,12 +162,27 @@ func TestEveryKeyTakesEffect(t *testing.T) {
 			t.Errorf("got %+v", c.Transport)
 		}
 	})
-	// These keys have no meaning alone.
-	other := map[string]bool{"transport.proxy_password": true,
-		"credential.type": true, "credential.key": true, "credential.certificate": true, "credential.private_key": true}
+	for _, credential := range attest.Types() {
+		t.Run("each key of a credential of type "+credential.Name+" changes its own reference", func(t *testing.T) {
+			text := minimalDPS + "[[credential]]\ntype = \"" + credential.Name + "\"\n"
+			var want []string
+			for _, k := range credential.Keys(nil) {
+				want = append(want, "file:/etc/dpsd/keys/"+k.Name)
+				text += k.Name + " = \"" + want[len(want)-1] + "\"\n"
+			}
+			c := parse(t, text).Credentials[0]
+			var got []string
+			for _, k := range c.Type().Keys(c) {
+				got = append(got, k.Reference.String())
+			}
+			if c.Type().Name != credential.Name || !slices.Equal(got, want) {
+				t.Errorf("got %v with %q, want %q", c, got, want)
+			}
+		})
+	}
 	for table, keys := range config.Keys() {
 		for _, key := range keys {
-			if name := table + "." + key; !tried[name] && !other[name] {
+			if name := table + "." + key; !tried[name] && table != "credential" && name != "transport.proxy_password" {
 				t.Errorf("%s is known to Parse but not tried here", name)
 			}
 		}

@@ -47,7 +47,7 @@ func TestOneRegistryEntryDescribesATypeOfCredentialForParserShowAndCheck(t *test
 			t.Fatal(err)
 		}
 	}
-	types := append(attest.Types(), ticket{}.Type())
+	types := append(slices.Clone(types), ticket{}.Type())
 	text := minimal + "[[credential]]\ntype = \"ticket\"\nstub = \"file:" + stub + "\"\nsecret = \"file:" + secret + "\"\n"
 	want := ticket{attest.Reference{File: stub}, attest.Reference{File: secret}}
 
@@ -63,7 +63,7 @@ func TestOneRegistryEntryDescribesATypeOfCredentialForParserShowAndCheck(t *test
 	for name, c := range map[string]struct{ text, want string }{
 		"the parser requires its keys":              {strings.Replace(text, "secret = ", "#", 1), `dpsd.toml:7:3: credential.secret: is missing; a credential of type "ticket" needs it`},
 		"the parser requires references":            {strings.Replace(text, "file:"+secret, "inline", 1), `dpsd.toml:10:1: credential.secret: not a reference: `},
-		"its keys have no meaning for another type": {minimal + "stub = \"file:/s\"\n", `dpsd.toml:7:1: credential.stub: has no meaning with type "symmetric-key"`},
+		"its keys have no meaning for another type": {minimal + "stub = \"file:/s\"\n", `dpsd.toml:7:1: credential.stub: does not apply to type "symmetric-key"`},
 		"its name is suggested":                     {strings.Replace(text, "\"ticket\"", "\"tickets\"", 1), `dpsd.toml:8:1: credential.type: "tickets" is unknown; did you mean "ticket"? write "symmetric-key", "x509" or "ticket"`},
 		"it is among the types that can be set":     {minimalDPS, `, or with type = "x509", certificate and private_key, or with type = "ticket", stub and secret`},
 	} {

@@ -84,7 +84,7 @@ var idScope = regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
 
 func checkIDScope(s string) *Error {
 	if len(s) > 128 || !idScope.MatchString(s) {
-		return &Error{Problem: document.Quote(s) + " is no ID scope", Remedy: `it has letters and digits, such as "0ne00000000"`}
+		return &Error{Problem: document.Quote(s) + " is not an ID scope", Remedy: `it consists of letters and digits, such as "0ne00000000"`}
 	}
 	return nil
 }
@@ -100,27 +100,27 @@ var apiVersion = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?$`)
 
 func checkAPIVersion(s string) *Error {
 	if !apiVersion.MatchString(s) {
-		return &Error{Problem: document.Quote(s) + " is no API version", Remedy: `it is a date such as "2019-03-31", with "-preview" for some`}
+		return &Error{Problem: document.Quote(s) + " is not an API version", Remedy: `it is a date such as "2019-03-31", optionally with the suffix "-preview"`}
 	}
 	return nil
 }
 
 func checkEndpoint(s string) *Error {
-	const remedy = `write the name alone, such as "global.azure-devices-provisioning.net"`
+	const remedy = `write only the name, such as "global.azure-devices-provisioning.net"`
 	bare, _, _ := strings.Cut(strings.TrimPrefix(s, "["), "]")
 	address, err := netip.ParseAddr(bare)
 	switch {
 	case err == nil && address.Is6():
 		return &Error{Problem: "must be a host name, not an IPv6 address",
-			Remedy: "the certificate of the service is for its name, and dpsd uses IPv6 where the name has such an address; " + remedy}
+			Remedy: "the service's certificate is for its name, and dpsd uses IPv6 if the name has an IPv6 address; " + remedy}
 	case strings.Contains(s, "://"):
 		return &Error{Problem: "must be a host name, without a scheme", Remedy: remedy}
 	case strings.Contains(s, ":"):
-		return &Error{Problem: "must be a host name, without a port", Remedy: "the ports are transport.mqtt_port and transport.websocket_port"}
+		return &Error{Problem: "must be a host name, without a port", Remedy: "set the ports with transport.mqtt_port and transport.websocket_port"}
 	case strings.HasSuffix(s, "."):
 		return &Error{Problem: "must be a host name, without a dot at the end", Remedy: remedy}
 	case !hostname.Valid(s):
-		return &Error{Problem: document.Quote(s) + " is no host name", Remedy: remedy}
+		return &Error{Problem: document.Quote(s) + " is not a host name", Remedy: remedy}
 	}
 	return nil
 }
@@ -129,9 +129,9 @@ func checkEndpoint(s string) *Error {
 func checkProxyUser(s string) *Error {
 	switch {
 	case strings.Contains(s, ":"):
-		return &Error{Problem: "must not hold a colon", Remedy: "the password is apart, in proxy_password"}
+		return &Error{Problem: "must not contain a colon", Remedy: "set the password with proxy_password"}
 	case strings.ContainsFunc(s, unicode.IsControl):
-		return &Error{Problem: "holds a control character"}
+		return &Error{Problem: "contains a control character"}
 	}
 	return nil
 }
@@ -152,11 +152,11 @@ func file(to *string, standard string, checks ...func(string) *Error) kind {
 func checkPath(s string) *Error {
 	switch {
 	case strings.HasPrefix(s, "file:"):
-		return &Error{Problem: "must be a plain path", Remedy: `leave "file:" away; only credentials are written as references`}
+		return &Error{Problem: "must be a plain path", Remedy: `omit "file:"; only credentials are references`}
 	case !filepath.IsAbs(s):
 		return &Error{Problem: "must be an absolute path", Remedy: `begin it with "/"`}
 	case strings.ContainsFunc(s, unicode.IsControl):
-		return &Error{Problem: "holds a control character"}
+		return &Error{Problem: "contains a control character"}
 	}
 	return nil
 }
@@ -167,7 +167,7 @@ func checkSocket(s string) *Error {
 	case strings.HasSuffix(s, "/"):
 		return &Error{Problem: "must be the path of a socket, not of a directory", Remedy: `such as "/run/dpsd/dpsd.sock"`}
 	case length > longest:
-		return &Error{Problem: fmt.Sprintf("a socket's path has at most %d bytes, not %d", longest, length)}
+		return &Error{Problem: fmt.Sprintf("the path of a socket has at most %d bytes, not %d", longest, length)}
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func words(to *[]string, all ...string) kind {
 				var one string
 				word(&one, "", all...).read(at.Index(i), element, report)
 				if one != "" && slices.Contains(taken, one) {
-					report(at.Index(i), Error{Problem: strconv.Quote(one) + " is there twice"})
+					report(at.Index(i), Error{Problem: strconv.Quote(one) + " appears twice"})
 				}
 				taken = append(taken, one)
 			}
@@ -239,7 +239,7 @@ func port(to *int, standard int) kind {
 			case !ok:
 				report(at, Error{Problem: "must be an integer, not " + document.TypeOf(value), Remedy: "write the port without quotes"})
 			case n < 1 || n > 65535:
-				report(at, Error{Problem: fmt.Sprintf("%d is no TCP port", n), Remedy: "ports are 1 to 65535"})
+				report(at, Error{Problem: fmt.Sprintf("%d is not a TCP port", n), Remedy: "ports are 1 to 65535"})
 			default:
 				*to = int(n)
 			}
@@ -255,7 +255,7 @@ func duration(to *time.Duration, standard, low, high time.Duration, checks ...fu
 	return inQuotes(to, standard, remedy, func(s string) (time.Duration, *Error) {
 		d, err := time.ParseDuration(s)
 		if err != nil {
-			return 0, &Error{Problem: document.Quote(s) + " is no duration", Remedy: remedy}
+			return 0, &Error{Problem: document.Quote(s) + " is not a duration", Remedy: remedy}
 		}
 		if d < low || d > high {
 			return 0, &Error{Problem: document.Quote(s) + " is out of range", Remedy: brief(low) + " to " + brief(high) + " are allowed"}
@@ -287,7 +287,7 @@ const maxKeepAlive = 1177 * time.Second
 // checkKeepAlive requires whole seconds, because CONNECT contains seconds [MQTT-3.1.2-24].
 func checkKeepAlive(d time.Duration) *Error {
 	if d%time.Second != 0 {
-		return &Error{Problem: "must be whole seconds", Remedy: `such as "60s", or "0s" for none`}
+		return &Error{Problem: "must be a whole number of seconds", Remedy: `such as "60s", or "0s" to disable it`}
 	}
 	return nil
 }
@@ -296,7 +296,7 @@ func checkKeepAlive(d time.Duration) *Error {
 func checkInterval(d time.Duration) *Error {
 	const shortest = 10 * time.Minute
 	if d > 0 && d < shortest {
-		return &Error{Problem: brief(d) + " is too often", Remedy: "at least " + brief(shortest) + ", or \"0s\" for never"}
+		return &Error{Problem: brief(d) + " is too short", Remedy: "at least " + brief(shortest) + ", or \"0s\" for never"}
 	}
 	return nil
 }
@@ -346,13 +346,13 @@ func proxy(to *string, standard string) kind {
 func parseProxy(s string) (string, *Error) {
 	const remedy = "write it as " + anAddress
 	if strings.Contains(s, "@") {
-		return "", &Error{Problem: "a user or a password does not belong into the address",
-			Remedy: `write the address alone, and set proxy_user, and proxy_password to "credential:NAME" or "file:/path"`}
+		return "", &Error{Problem: "the address must not contain a user name or password",
+			Remedy: `write only the address, and set proxy_user, and proxy_password to "credential:NAME" or "file:/path"`}
 	}
 	u, err := url.Parse(s)
 	switch {
 	case err != nil:
-		return "", &Error{Problem: "is no address", Remedy: remedy}
+		return "", &Error{Problem: "is not an address", Remedy: remedy}
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", &Error{Problem: `the address must begin with "http://" or "https://"`, Remedy: remedy}
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":

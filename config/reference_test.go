@@ -43,6 +43,13 @@ func reference(t *testing.T) []line {
 	return lines
 }
 
+// everything returns the reference with each key that is commented out, in place of
+// registration_id, which excludes registration_id_file.
+func everything() string {
+	text := regexp.MustCompile(`(?m)^#(\[\[|[a-z_]+ = )`).ReplaceAllString(config.Reference(), "$1")
+	return strings.Replace(text, "registration_id = ", "#registration_id = ", 1)
+}
+
 func TestReference(t *testing.T) {
 	t.Run("it is a valid configuration", func(t *testing.T) {
 		parse(t, config.Reference())
@@ -93,12 +100,21 @@ func TestReference(t *testing.T) {
 			}
 		}
 	})
-	t.Run("its second credential is valid when the # is removed", func(t *testing.T) {
-		text := regexp.MustCompile(`(?m)^#(\[\[|type|certificate|private_key)`).ReplaceAllString(config.Reference(), "$1")
-		c := parse(t, text)
-		want := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/keys/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/keys/device-key.pem"}}
-		if len(c.Credentials) != 2 || c.Credentials[1] != attest.Credential(want) {
-			t.Errorf("got %v", c.Credentials)
+	t.Run("it has a credential of each type, which is valid when the # is removed", func(t *testing.T) {
+		c := parse(t, everything())
+		var got, want []string
+		for _, credential := range c.Credentials {
+			got = append(got, credential.Type().Name)
+		}
+		for _, known := range attest.Types() {
+			want = append(want, known.Name)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatal(diff)
+		}
+		x := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/keys/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/keys/device-key.pem"}}
+		if c.Credentials[1] != attest.Credential(x) {
+			t.Errorf("got %v", c.Credentials[1])
 		}
 	})
 	t.Run("every key and table has a comment", func(t *testing.T) {

@@ -27,11 +27,11 @@ func (c *checker) missing(to *Config) {
 	}
 	none := len(to.Credentials) == 0 && !c.meant[credential] && !c.Bad[credential]
 	if none {
-		c.Report(credential, Error{Problem: "there is none", Remedy: "add [[credential]] " + withType(c.types)})
+		c.Report(credential, Error{Problem: "is missing", Remedy: "add [[credential]] " + withType(c.types)})
 	}
 	switch values, _ := c.Values["dps"].(map[string]any); {
 	case values["registration_id"] != nil && values["registration_id_file"] != nil:
-		c.Report(dps.Key("registration_id_file"), Error{Problem: "registration_id is set as well", Remedy: "keep one of the two"})
+		c.Report(dps.Key("registration_id_file"), Error{Problem: "registration_id is set as well", Remedy: "keep only one of the two"})
 	case c.has("dps", "registration_id"), c.has("dps", "registration_id_file"):
 	case c.first == attest.X509{}.Type().Name:
 		// An invalid credential is nil.
@@ -39,7 +39,7 @@ func (c *checker) missing(to *Config) {
 			to.DPS.RegistrationID.FromCertificate = &x
 		}
 	case values != nil && (none || c.first != ""):
-		c.ReportMissing(dps, "registration_id", "set it or registration_id_file; the certificate is asked only when the first credential is x509")
+		c.ReportMissing(dps, "registration_id", "set it or registration_id_file; dpsd takes the ID from the certificate only if the first credential is x509")
 	}
 }
 
@@ -67,7 +67,7 @@ func (c *checker) together(to *Config) {
 	}
 	ordered := func(low, high string, lowValue, highValue time.Duration) {
 		if lowValue > highValue && !bad("retry", low) && !bad("retry", high) {
-			c.Report(where("retry", low, "retry", high), Error{Problem: fmt.Sprintf("%s (%s) is above %s (%s)", low, brief(lowValue), high, brief(highValue))})
+			c.Report(where("retry", low, "retry", high), Error{Problem: fmt.Sprintf("%s (%s) is greater than %s (%s)", low, brief(lowValue), high, brief(highValue))})
 		}
 	}
 	ordered("initial", "max", to.Retry.Initial, to.Retry.Max)
@@ -80,18 +80,18 @@ func (c *checker) together(to *Config) {
 	}
 	if to.Transport.Proxy == "none" {
 		for _, name := range []string{"proxy_user", "proxy_password", "proxy_ca_file"} {
-			proxy(name, `has no meaning with proxy = "none"`, "")
+			proxy(name, `has no effect with proxy = "none"`, "")
 		}
 	} else if !c.has("transport", "proxy_user") {
-		proxy("proxy_password", "needs proxy_user", "")
+		proxy("proxy_password", "requires proxy_user", "")
 	}
 	if strings.HasPrefix(to.Transport.Proxy, "http://") {
-		proxy("proxy_ca_file", "has no meaning with an http:// proxy", "it is for https:// proxies; the service's roots are added by ca_file")
+		proxy("proxy_ca_file", "has no effect with an http:// proxy", "it applies only to https:// proxies; ca_file adds roots for DPS")
 	}
 
 	// The runtime directory receives files of the same names when the state directory
 	// cannot be written.
 	if !bad("control", "socket") && filepath.Dir(to.Control.Socket) == to.State.Directory {
-		c.Report(where("control", "socket", "state", "directory"), Error{Problem: "the socket must not lie in the state directory", Remedy: `its directory is the runtime directory, usually "/run/dpsd"`})
+		c.Report(where("control", "socket", "state", "directory"), Error{Problem: "the socket must not be in the state directory", Remedy: `its directory is the runtime directory, usually "/run/dpsd"`})
 	}
 }

@@ -33,7 +33,7 @@ func (c *checker) unknownTop(name string, value any) {
 	case map[string]any, []any:
 		c.Report(root.Key(name), Error{Problem: "unknown table", Nearest: c.nearest(root, name, slices.Sorted(maps.Keys(c.known)))})
 	default:
-		c.Report(root.Key(name), Error{Problem: "unknown key", Nearest: c.elsewhere(name), Remedy: "every key stands below the [table] it belongs to"})
+		c.Report(root.Key(name), Error{Problem: "unknown key", Nearest: c.elsewhere(name), Remedy: "write each key below the [table] that it belongs to"})
 	}
 }
 

@@ -21,7 +21,7 @@ func TestACharacterThatLooksLikeACharacterOfTOMLSyntaxIsNamed(t *testing.T) {
 		{"a byte order mark where two files were joined", "[log]\nlevel = \"info\"\n\ufeff[dps]\n", "dpsd.toml:3:1: TOML does not allow the character U+FEFF, byte order mark" + invisible},
 		{"a zero width space", "[dps]\nid_scope = \u200b\"0ne00000000\"\n", "dpsd.toml:2:12: dps.id_scope: TOML does not allow the character U+200B, zero width space" + invisible},
 		{"one in a value", "[dps]\nid_scope = \"0ne00\u200b\"\nregistration_id = \"gw-1\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/k\"\n",
-			"dpsd.toml:2:1: dps.id_scope: \"0ne00\\u200b\" is no ID scope; it contains the character U+200B, zero width space: delete it; it is invisible, so delete and retype the characters next to it too"},
+			"dpsd.toml:2:1: dps.id_scope: \"0ne00\\u200b\" is not an ID scope; it contains the character U+200B, zero width space: delete it; it is invisible, so delete and retype the characters next to it too"},
 		{"a long dash in a number", "[transport]\nmqtt_port = –1\n", "dpsd.toml:2:13: transport.mqtt_port: TOML does not allow the character – (U+2013, en dash); use - instead"},
 		{"a letter that is invalid in a TOML key", "[dps]\nidé = 1\n", "dpsd.toml:2:3: TOML does not allow the character é (U+00E9); write keys and values in ASCII, and put other text in double quotes"},
 	} {
@@ -35,9 +35,9 @@ func TestACharacterThatLooksLikeACharacterOfTOMLSyntaxIsNamed(t *testing.T) {
 
 func TestACharacterInACommentOrAStringIsNotBlamedForAnotherError(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
-		{"in a comment", "[dps]\nid_scope = 0ne00 # “scope”\n", "dpsd.toml:2:13: dps.id_scope: TOML syntax: strings must be quoted; text is written in double quotes"},
-		{"in a string that ends", "[log]\n\"“level”\" = x\n", "dpsd.toml:2:13: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes"},
-		{"after an escaped quotation mark", "[log]\n\"a\\\"“\" = x\n", "dpsd.toml:2:10: TOML syntax: unexpected character U+0078 'x' at start of value; text is written in double quotes"},
+		{"in a comment", "[dps]\nid_scope = 0ne00 # “scope”\n", "dpsd.toml:2:13: dps.id_scope: TOML syntax: strings must be quoted; write text in double quotes"},
+		{"in a string that ends", "[log]\n\"“level”\" = x\n", "dpsd.toml:2:13: TOML syntax: unexpected character U+0078 'x' at start of value; write text in double quotes"},
+		{"after an escaped quotation mark", "[log]\n\"a\\\"“\" = x\n", "dpsd.toml:2:10: TOML syntax: unexpected character U+0078 'x' at start of value; write text in double quotes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := problems(t, c.text).Error(); got != c.want {

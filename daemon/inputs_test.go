@@ -336,7 +336,7 @@ func TestAMissingOrUninitializedMachineIDIsAnsweredWithTheCommandThatMakesOne(t 
 	for _, id := range []string{"", "uninitialized", strings.Repeat("0", 32), strings.Repeat("\x00", 32), "short"} {
 		_, err := attest.RegistrationID{Template: "gw-%m"}.Resolve(attest.Host{MachineID: func() (string, error) { return id, nil }}, attest.Secrets{})
 		f := classify.Classify(classify.At(fault.StageIdentity, err))
-		if f.Code != fault.InputUnreadable || f.Advice() != "Make a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd looks at it every 10 seconds." {
+		if f.Code != fault.InputUnreadable || f.Advice() != "Create a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup. dpsd checks it every 10 seconds." {
 			t.Errorf("%q: %s: %s", id, f.Code, f.Advice())
 		}
 	}

@@ -53,7 +53,7 @@ var catalogue = []Entry{
 		Sentence: "{fault} while {stage}[ with {credential}]: {cause}[; next attempt in {retryIn}][. {advice}]",
 		Meaning:  "An attempt has failed. dpsd-faults(7) describes each fault. dpsd retries automatically, and the published identity stays in place."},
 	{Name: Assigned, Priority: Notice, Same: []string{"assignedHub", "deviceId", "state"},
-		Sentence: "Assigned to {assignedHub} as {deviceId} (generation {generation}, {state})[; {otherName} is another name of this hub, and consumers must use the new one][; after {faults} faults since {faultsSince}]",
+		Sentence: "Assigned to {assignedHub} as {deviceId} (generation {generation}, {state})[; {otherName} is another name of this hub, and consumers must use the new one][; failed attempts since {faultsSince}: {faults}]",
 		Meaning:  "DPS has answered, and the record is durable. The generation increases when consumers have to read the record again. DPS may assign a hub by its classic name (NAME.azure-devices.net) or by its device name (NAME.device.azure-devices.net); because consumers connect by name, a change between them is a new identity."},
 	{Name: ConfirmationNotKept, Priority: Debug,
 		Sentence: "Cannot save the time of the confirmation by DPS: {error}",

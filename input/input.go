@@ -36,7 +36,7 @@ func Read(path string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	if len(data) > limit {
-		return nil, fmt.Errorf("%w: it is larger than %s", ErrTooLarge, size(limit))
+		return nil, fmt.Errorf("%w: the limit is %s", ErrTooLarge, size(limit))
 	}
 	text, err := Text(data)
 	return text, About(path, err)

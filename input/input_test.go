@@ -62,7 +62,7 @@ func TestOnlyRegularFilesOfLimitedSizeAreRead(t *testing.T) {
 	}{
 		{"a file of the limit is read", "full", nil, ""},
 		{"a file behind links of one's own is read", "directory/link", nil, ""},
-		{"a byte more is too large", "over", input.ErrTooLarge, "it is larger than 1 KiB"},
+		{"a byte more is too large", "over", input.ErrTooLarge, "the limit is 1 KiB"},
 		{"a directory is refused", ".", input.ErrNotRegular, "a directory"},
 		{"a FIFO without a writer is rejected immediately", "fifo", input.ErrNotRegular, "a FIFO"},
 		{"a link to a FIFO is rejected immediately", "link-to-fifo", input.ErrNotRegular, "a FIFO"},

@@ -20,7 +20,7 @@ type LinkError struct {
 
 // Error includes the link and its owner.
 func (e *LinkError) Error() string {
-	return fmt.Sprintf("%s is a link that belongs to user %d and points to a file of another user; root does not follow such links", e.Link, e.Owner)
+	return fmt.Sprintf("%s is a link owned by user %d to a file of another user; root does not follow it", e.Link, e.Owner)
 }
 
 // Remedy returns the command for a user who trusts the link.

@@ -58,7 +58,7 @@ var samples = map[string][]zap.Field{
 	event.MetricsNotWritten:   {zap.Error(errors.New("open /var/lib/prometheus/.dpsd.prom: read-only file system"))},
 	event.AskedFor:            {zap.Duration("attemptIn", 42*time.Second)},
 	event.Reloaded:            {zap.Bool("changed", false)},
-	event.ReloadRefused:       {zap.String("fault", "configuration-invalid"), zap.Error(errors.New("dpsd.toml:2:1: dps.id_scop: unknown key\ndpsd.toml:9:1: retry.max: \"x\" is no duration"))},
+	event.ReloadRefused:       {zap.String("fault", "configuration-invalid"), zap.Error(errors.New("dpsd.toml:2:1: dps.id_scop: unknown key\ndpsd.toml:9:1: retry.max: \"x\" is not a duration"))},
 	event.CertificateExpired:  {zap.Time("notAfter", noon.Add(-time.Hour)), zap.String("because", ""), zap.String("advice", "Install a renewed certificate: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd")},
 	event.CertificateExpires:  {zap.Time("notAfter", noon.Add(7*24*time.Hour)), zap.Int("withinDays", 7), zap.String("because", "certificate 2 of 3 in its chain"), zap.String("advice", "Have the issuer renew that certificate, and install the new chain: dpsd reads a \"file:\" again when it changes; for a \"credential:\", run: systemctl restart --no-block dpsd")},
 	event.StateRestored:       {zap.String("directory", "/var/lib/dpsd"), zap.Uint64("generation", 3)},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -71,7 +72,8 @@ func TestSystemdReadsTheCatalog(t *testing.T) {
 	}
 }
 
-// The table is generated from the catalogue and the fields in the source code.
+// The table of events is generated from the catalogue and the fields in the source code, and
+// the values of DPSD_STAGE from the constants of package fault.
 func TestThePageListsTheCatalogue(t *testing.T) {
 	const page, begin, end = "../docs/journal.md", "<!-- events: make man -->\n", "<!-- end -->"
 	var b strings.Builder
@@ -100,6 +102,19 @@ func TestThePageListsTheCatalogue(t *testing.T) {
 	_, after, closed := strings.Cut(rest, end)
 	if !found || !closed {
 		t.Fatalf("%s has lost its marks", page)
+	}
+	source, err := os.ReadFile("../fault/fault.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stages []string
+	for _, declared := range regexp.MustCompile(`(?m)^\tStage\w+ +Stage = "(.+?)"`).FindAllSubmatch(source, -1) {
+		stages = append(stages, "`"+string(declared[1])+"`")
+	}
+	row := regexp.MustCompile("(?m)^\\| `DPSD_STAGE` \\|.*$")
+	before = row.ReplaceAllLiteralString(before, "| `DPSD_STAGE` | the step of the attempt: "+strings.Join(stages, ", ")+" |")
+	if !row.MatchString(before) {
+		t.Errorf("%s does not describe DPSD_STAGE", page)
 	}
 	same(t, page, before+begin+b.String()+end+after)
 }

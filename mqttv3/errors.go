@@ -32,7 +32,7 @@ type NotMQTTError struct {
 
 // Error includes the beginning of First.
 func (e *NotMQTTError) Error() string {
-	return fmt.Sprintf("%v; its answer begins %.40q", ErrNotMQTT, e.First)
+	return fmt.Sprintf("%v; its reply begins with %.40q", ErrNotMQTT, e.First)
 }
 
 // Unwrap makes errors.Is(err, ErrNotMQTT) true.

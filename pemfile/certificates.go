@@ -43,7 +43,7 @@ func Certificates(text []byte) ([]*x509.Certificate, error) {
 	case len(certificates) > 0:
 		return certificates, nil
 	case keys > 0:
-		return nil, &input.Mistake{What: "the file contains a private key and no certificate", Command: findCertificate, Then: "name that file", Err: ErrNotCertificate}
+		return nil, &input.Mistake{What: "the file contains a private key but no certificate", Command: findCertificate, Then: "use that file", Err: ErrNotCertificate}
 	}
 	return nil, kind(found(text).asCertificate(), ErrNotCertificate)
 }
@@ -77,7 +77,7 @@ func otherBlock(b Block) error {
 	at := fmt.Sprintf("line %d: ", b.Line)
 	switch labels[b.Type] {
 	case certificate:
-		m.What, m.Command = at+"a TRUSTED CERTIFICATE, which only OpenSSL reads", rewriteCertificates
+		m.What, m.Command = at+"a TRUSTED CERTIFICATE, which only openssl reads", rewriteCertificates
 		if b.Type == "X509 CERTIFICATE" {
 			m.What = at + "a certificate with the old label X509 CERTIFICATE"
 		}
@@ -85,11 +85,11 @@ func otherBlock(b Block) error {
 		m.What = at + names[p7b]
 		m.Command = "cp -p FILE FILE.orig && openssl pkcs7 -in FILE.orig -print_certs -out FILE"
 	case request:
-		m.What = at + names[request] + ", which a certificate authority still has to sign"
-		m.Command, m.Then = findCertificate, "name that file"
+		m.What = at + names[request] + ", which a CA has yet to sign"
+		m.Command, m.Then = findCertificate, "use that file"
 	case publicKey:
 		m.What = at + names[publicKey] + ", not a certificate"
-		m.Command, m.Then = findCertificate, "name that file"
+		m.Command, m.Then = findCertificate, "use that file"
 	default:
 		m.What = at + fmt.Sprintf("a block %q, which is not a certificate", shown(b.Type))
 		m.Then = "remove it from the file"

@@ -58,9 +58,9 @@ func PrivateKey(text []byte) (crypto.Signer, error) {
 	case key.Type == "ENCRYPTED PRIVATE KEY", key.Encrypted:
 		return nil, &input.Mistake{What: ErrPassphrase.Error(), Command: toPKCS8, Err: ErrPassphrase}
 	case key.Type == "TSS2 PRIVATE KEY":
-		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not use", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
+		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not support", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
 	case key.Type == "OPENSSH PRIVATE KEY" && bytes.Contains(key.Bytes, []byte("ssh-ed25519")):
-		return nil, Unsupported("an Ed25519 private key in OpenSSH format; the service does not accept Ed25519")
+		return nil, Unsupported("an Ed25519 private key in OpenSSH format, which the service does not accept")
 	case key.Type == "OPENSSH PRIVATE KEY":
 		return nil, &input.Mistake{What: "a private key in OpenSSH format", Command: "cp -p FILE FILE.orig && chmod 600 FILE && ssh-keygen -p -N '' -m PKCS8 -f FILE && chmod --reference=FILE.orig FILE", Err: ErrNotPrivateKey}
 	}
@@ -116,11 +116,11 @@ func unusable(der []byte, line int) error {
 		return &input.Mistake{What: fmt.Sprintf("line %d: the private key cannot be read: it is damaged or of an unknown kind", line), Err: ErrNotPrivateKey}
 	case encryptedKey:
 		return &input.Mistake{
-			What:    fmt.Sprintf("line %d: %v, and the label does not say so", line, ErrPassphrase),
+			What:    fmt.Sprintf("line %d: %v, but the label does not say so", line, ErrPassphrase),
 			Command: "cp -p FILE FILE.orig && sed 's/ [A-Z ]*PRIVATE KEY-/ ENCRYPTED PRIVATE KEY-/' FILE.orig >FILE", Err: ErrPassphrase,
 		}
 	default:
-		return &input.Mistake{What: fmt.Sprintf("line %d: the block is labelled as a private key, but it contains %s", line, names[what]), Command: findPrivateKey, Then: "name that file", Err: ErrNotPrivateKey}
+		return &input.Mistake{What: fmt.Sprintf("line %d: the block is labelled as a private key, but it contains %s", line, names[what]), Command: findPrivateKey, Then: "use that file", Err: ErrNotPrivateKey}
 	}
 }
 
@@ -130,5 +130,5 @@ func noKey(b Block) error {
 	if kind, known := labels[b.Type]; known {
 		what = names[kind]
 	}
-	return &input.Mistake{What: "the file contains " + what + " and no private key", Command: findPrivateKey, Then: "name that file in private_key", Err: ErrNotPrivateKey}
+	return &input.Mistake{What: "the file contains " + what + " but no private key", Command: findPrivateKey, Then: "set private_key to that file", Err: ErrNotPrivateKey}
 }

@@ -78,7 +78,7 @@ func (f file) line(at int) int { return 1 + bytes.Count(f[:at], []byte("\n")) }
 func (f file) wrong(at int, format string, a ...any) error {
 	return &input.Mistake{
 		What: fmt.Sprintf("line %d: ", f.line(at)) + fmt.Sprintf(format, a...),
-		Then: "copy the file again from where it was issued, or correct this line",
+		Then: "copy the file again from its source, or correct this line",
 	}
 }
 
@@ -133,7 +133,7 @@ func (f file) decode(from, to int) ([]byte, error) {
 			return nil, f.wrong(at, "a character that is not base64")
 		}
 	}
-	return nil, f.wrong(to, "the base64 text before this line is incomplete or has extra characters")
+	return nil, f.wrong(to, "the base64 text before this line is incomplete or has too many characters")
 }
 
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="

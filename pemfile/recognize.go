@@ -89,9 +89,9 @@ func (c content) says() string {
 	case c.what == unknown, c.what == empty, c.what == symmetricKey, c.what == publicKey:
 		return "the file contains " + names[c.what]
 	case c.what == pemText:
-		return "the file contains PEM that is encoded in base64 again"
+		return "the file contains PEM that is encoded in base64"
 	case c.base64:
-		return "the file contains " + names[c.what] + " in base64 without the BEGIN and END lines of PEM"
+		return "the file contains " + names[c.what] + " in base64 without the PEM header and footer"
 	case c.what == pfx, c.what == p7b:
 		return "the file is " + names[c.what]
 	}
@@ -115,7 +115,7 @@ func (c content) asCertificate() error {
 	case p7b:
 		m.Command = c.command("pkcs7 -inform DER -print_certs")
 	case privateKey, encryptedKey, request, publicKey, symmetricKey:
-		m.Command, m.Then = findCertificate, "name that file"
+		m.Command, m.Then = findCertificate, "use that file"
 	}
 	return m
 }
@@ -130,9 +130,9 @@ func (c content) asPrivateKey() error {
 	case privateKey, encryptedKey:
 		m.Command = c.command("pkey -inform DER")
 	case symmetricKey:
-		m.Command, m.Then = findPrivateKey, `name that file in private_key, or set type = "symmetric-key" and key in this [[credential]]`
+		m.Command, m.Then = findPrivateKey, `set private_key to that file, or set type = "symmetric-key" and key in this [[credential]]`
 	case certificate, p7b, request, publicKey:
-		m.Command, m.Then = findPrivateKey, "name that file in private_key"
+		m.Command, m.Then = findPrivateKey, "set private_key to that file"
 	}
 	return m
 }
@@ -204,7 +204,7 @@ func unsupported(der []byte) string {
 		case algorithms[algorithm.String()] != "":
 			return "a private key for " + algorithms[algorithm.String()] + takes
 		default:
-			return "a private key for the algorithm with the OID " + algorithm.String() + takes
+			return "a private key for the algorithm " + algorithm.String() + takes
 		}
 	}
 	// openssl writes the version, p, q, g, the public and the private key.
@@ -215,14 +215,14 @@ func unsupported(der []byte) string {
 	return ""
 }
 
-// curves are the curves that crypto/x509 does not support.
+// curves describes the curves that crypto/x509 does not support.
 var curves = []struct {
 	name string
 	oid  asn1.ObjectIdentifier
 }{
-	{"secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
-	{"P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
-	{"SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
+	{"the curve secp256k1", asn1.ObjectIdentifier{1, 3, 132, 0, 10}},
+	{"the curve P-192", asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 1}},
+	{"the curve SM2", asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 301}},
 }
 
 // explicit is the result of curveIn for a supported curve given by its parameters.
@@ -233,11 +233,11 @@ const explicit = "explicit"
 func curveIn(der []byte) string {
 	for _, c := range curves {
 		if hasOID(der, c.oid) {
-			return "the curve " + c.name
+			return c.name
 		}
 	}
 	if prefix, err := asn1.Marshal(oidBrainpool); err == nil && bytes.Contains(der, prefix[2:]) {
-		return "a Brainpool curve"
+		return "a brainpool curve"
 	}
 	if hasOID(der, oidPrimeField) {
 		for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
@@ -250,7 +250,7 @@ func curveIn(der []byte) string {
 	return otherCurve(der)
 }
 
-// otherCurve describes the curve of a private key that crypto/x509 cannot
+// otherCurve returns the identifier of the curve of a private key that crypto/x509 cannot
 // parse, or "" if it finds none.
 func otherCurve(der []byte) string {
 	var named asn1.ObjectIdentifier

@@ -30,7 +30,7 @@ const (
 // Known is a set of secrets to mask. The zero value is empty.
 type Known struct {
 	forms   []string // longest first
-	escaped []*regexp.Regexp
+	escaped []func() *regexp.Regexp
 	all     map[string]bool
 	broken  broken
 }
@@ -96,7 +96,17 @@ func (k *Known) add(secret []byte) {
 // fromBase64 decodes a key in base64, as the portal shows it, or in base64url. It returns
 // nil if the key is neither.
 func fromBase64(key []byte) []byte {
-	plain := strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(string(key))
+	plain := strings.Map(func(r rune) rune {
+		switch r {
+		case '-':
+			return '+'
+		case '_':
+			return '/'
+		case '=':
+			return -1
+		}
+		return r
+	}, string(key))
 	raw, err := base64.RawStdEncoding.DecodeString(plain)
 	if err != nil {
 		return nil
@@ -149,18 +159,12 @@ func (k *Known) escape(text string) {
 		b.WriteByte(')')
 	}
 	if special > 0 && len(text) >= distinct && len(text) <= longest {
-		k.escaped = append(k.escaped, regexp.MustCompile(b.String()))
+		k.escaped = append(k.escaped, once(b.String()))
 	}
 }
 
 // percent escapes every byte of a text.
-func percent(text string) string {
-	var b strings.Builder
-	for _, c := range []byte(text) {
-		fmt.Fprintf(&b, "%%%02x", c)
-	}
-	return b.String()
-}
+func percent(text string) string { return "%" + strings.ReplaceAll(fmt.Sprintf("% x", text), " ", "%") }
 
 func (k *Known) form(text string) {
 	if len(text) < shortest || k.all[text] {
@@ -181,7 +185,7 @@ func (k *Known) form(text string) {
 // also masks parts, forms with blanks in them, base32, UTF-16 and lists of numbers.
 func (k *Known) Mask(text string) string {
 	for _, form := range k.escaped {
-		text = form.ReplaceAllString(text, Mark)
+		text = form().ReplaceAllString(text, Mark)
 	}
 	for _, form := range k.forms {
 		if len(form) >= distinct {

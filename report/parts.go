@@ -35,10 +35,10 @@ import (
 func (g Gateway) parts() []part {
 	state := filepath.Join(g.StateDirectory, "state.json")
 	parts := []part{
-		{what: "what the secrets are", collect: g.secrets},
-		{name: "config.toml", what: "the values that hold, and where they come from", collect: func(context.Context) piece { return pieceOf(g.Show()) }},
-		{name: "status.json", what: "what the running dpsd says", collect: func(ctx context.Context) piece { return pieceOf(g.Status(ctx)) }},
-		{name: "status-files.json", what: "what the state files say", collect: func(context.Context) piece { return pieceOf(g.OnFile()) }},
+		{what: "the secrets to mask", collect: g.secrets},
+		{name: "config.toml", what: "the effective configuration, and the origin of each value", collect: func(context.Context) piece { return pieceOf(g.Show()) }},
+		{name: "status.json", what: "the status of the running dpsd", collect: func(ctx context.Context) piece { return pieceOf(g.Status(ctx)) }},
+		{name: "status-files.json", what: "the status according to the state files", collect: func(context.Context) piece { return pieceOf(g.OnFile()) }},
 		{name: "metrics.txt", what: "the metrics of the running dpsd", collect: func(ctx context.Context) piece { return pieceOf(g.Metrics(ctx)) }},
 		{name: "attempts.json", what: "the last attempts", collect: func(context.Context) piece {
 			if attempts := store.Attempts(g.StateDirectory, g.RuntimeDirectory); attempts != nil {
@@ -46,26 +46,26 @@ func (g Gateway) parts() []part {
 			}
 			return piece{}
 		}},
-		{name: "check.json", what: "what dpsd check finds", limit: 20 * time.Second, collect: func(ctx context.Context) piece { return pieceOf(g.Check(ctx)) }},
+		{name: "check.json", what: "the results of dpsd check", limit: 20 * time.Second, collect: func(ctx context.Context) piece { return pieceOf(g.Check(ctx)) }},
 		{name: "state/state.json", what: "the published record", collect: g.stateFile(state, g.maskRecord)},
-		{name: "state/state.json.prev", what: "the record before it", collect: g.stateFile(state+".prev", g.maskRecord)},
+		{name: "state/state.json.prev", what: "the previous record", collect: g.stateFile(state+".prev", g.maskRecord)},
 		{name: "state/state.env", what: "the record for shells", collect: g.stateFile(filepath.Join(g.StateDirectory, "state.env"), maskEnvironmentFile)},
-		{name: "runtime/state.json", what: "the record that the disk refused", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "state.json"), g.maskRecord)},
+		{name: "runtime/state.json", what: "the record that could not be written to the state directory", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "state.json"), g.maskRecord)},
 		{name: "runtime/confirmation.json", what: "the last confirmation", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "confirmation.json"), keep)},
-		{name: "runtime/retry-after.json", what: "when the service wants to be asked", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
-		{name: "files.txt", what: "the files there are, with modes and owners", collect: g.files},
+		{name: "runtime/retry-after.json", what: "the wait that DPS has asked for", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
+		{name: "files.txt", what: "the list of files, with modes and owners", collect: g.files},
 		{name: "journal.txt", what: "the end of the journal", collect: func(ctx context.Context) piece {
 			// On Debian, users outside of the groups adm and systemd-journal see only their own
 			// entries, and journalctl prints a hint on standard error.
 			return tool(ctx, "journalctl", "--unit=dpsd", "--lines=1000", "--output=short-iso-precise", "--no-pager", "--utc")
 		}},
-		{name: "unit.txt", what: "dpsd.service as systemd reads it", collect: func(ctx context.Context) piece {
+		{name: "unit.txt", what: "the unit files of dpsd.service", collect: func(ctx context.Context) piece {
 			return maskedUnit(tool(ctx, "systemctl", "cat", "--no-pager", "dpsd.service"))
 		}},
-		{name: "unit-properties.txt", what: "dpsd.service as systemd has it", collect: func(ctx context.Context) piece {
+		{name: "unit-properties.txt", what: "the properties of dpsd.service", collect: func(ctx context.Context) piece {
 			return maskedUnit(tool(ctx, "systemctl", "show", "--no-pager", "dpsd.service"))
 		}},
-		{name: "versions.txt", what: "versions", collect: g.versions},
+		{name: "versions.txt", what: "the versions of dpsd and of the system", collect: g.versions},
 	}
 	if g.Online {
 		parts[slices.IndexFunc(parts, func(p part) bool { return p.name == "check.json" })].limit = 3 * time.Minute
@@ -108,7 +108,7 @@ func (g Gateway) secrets(context.Context) piece {
 		}
 	}
 	if len(unread) > 0 {
-		got.err = fmt.Errorf("not looked for elsewhere in the report, because they cannot be read: %w", errors.Join(unread...))
+		got.err = fmt.Errorf("not searched for in the rest of the report, because they cannot be read: %w", errors.Join(unread...))
 	}
 	for _, variable := range os.Environ() {
 		got.secrets = append(got.secrets, userOf(variable)...)
@@ -328,9 +328,9 @@ func tool(ctx context.Context, name string, args ...string) piece {
 	said := strings.TrimSpace(string(complaint.lines()))
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
-		return piece{err: fmt.Errorf("there is no %s here", name)}
+		return piece{err: fmt.Errorf("%s is not installed", name)}
 	case ctx.Err() != nil:
-		err = fmt.Errorf("%s takes too long, it was stopped", name)
+		err = fmt.Errorf("%s took too long and was stopped", name)
 	case said != "":
 		err = fmt.Errorf("%s: %s", name, said)
 	case err != nil:
@@ -372,7 +372,7 @@ func (t *tail) lines() []byte {
 
 func (g Gateway) versions(ctx context.Context) piece {
 	var b strings.Builder
-	fmt.Fprintf(&b, "dpsd %s %s/%s, built of the source of %s\n%s\n", g.Version, runtime.GOOS, runtime.GOARCH, g.BuiltAt.UTC().Format(time.RFC3339), runtime.Version())
+	fmt.Fprintf(&b, "dpsd %s %s/%s, built from the source of %s\n%s\n", g.Version, runtime.GOOS, runtime.GOARCH, g.BuiltAt.UTC().Format(time.RFC3339), runtime.Version())
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		for _, field := range [][]byte{name.Sysname[:], name.Release[:], name.Version[:], name.Machine[:]} {

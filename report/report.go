@@ -111,7 +111,7 @@ func (g Gateway) Write(ctx context.Context, output string) (file, missing string
 		}
 	}
 	files[0].data = []byte(fmt.Sprintf(readme, now.Format(time.RFC3339), known.Mask(host), g.Version, os.Geteuid(), list.String(),
-		cmp.Or(lacking.String(), "  nothing\n"), redact.Mark, map[bool]string{false: "masked", true: "left in, as --with-payload asked for"}[g.WithPayload]))
+		cmp.Or(lacking.String(), "  nothing\n"), redact.Mark, map[bool]string{false: "masked", true: "included, because of --with-payload"}[g.WithPayload]))
 	return output, lacking.String(), write(output, name, now, files)
 }
 
@@ -120,11 +120,11 @@ host %s, dpsd %s, collected by user %d
 
 Parts:
 %s
-Missing, in part or altogether:
+Missing or incomplete:
 %s
-%s stands in place of keys, passwords, tokens, the environment of the unit, and of
-whatever might be one of them. The payload of a custom allocation is %s.
-The checksum in state.json is that of the file as it is on the gateway.
+%s replaces keys, passwords, tokens, the environment of the unit, and
+anything that may be one of these. The payload of a custom allocation is %s.
+The checksum in state.json is that of the original file on the gateway.
 
 This archive names the gateway, its hub, its proxy and its addresses.
 `
@@ -141,7 +141,7 @@ func (p part) within(ctx context.Context) piece {
 	case got := <-done:
 		return got
 	case <-time.After(limit + 2*time.Second): // for example, a file server does not answer
-		return piece{err: fmt.Errorf("given up after %s", limit)}
+		return piece{err: fmt.Errorf("gave up after %s", limit)}
 	}
 }
 
@@ -161,7 +161,7 @@ func bounded(text string) string {
 	if len(text) <= maxPart {
 		return text
 	}
-	return text[:maxPart] + "\n[cut]\n"
+	return text[:maxPart] + "\n[truncated]\n"
 }
 
 type archived struct {
@@ -207,7 +207,7 @@ func slurp(open func(string) (*os.File, error), path string) ([]byte, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxPart+1))
 	if err == nil && len(data) > maxPart {
-		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("it has more than 1 MiB, the rest is left out")}
+		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("it is larger than 1 MiB; the rest is left out")}
 		// The last line may end within a secret.
 		data = data[:bytes.LastIndexByte(data, '\n')+1]
 	}

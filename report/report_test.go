@@ -17,7 +17,7 @@ func TestCollectingAPartHasATimeLimit(t *testing.T) {
 			<-never
 			return piece{}
 		}}.within(t.Context())
-		if got.err == nil || !strings.Contains(got.err.Error(), "given up after 1m0s") || time.Since(began) > 2*time.Minute {
+		if got.err == nil || !strings.Contains(got.err.Error(), "gave up after 1m0s") || time.Since(began) > 2*time.Minute {
 			t.Errorf("after %s it says %v", time.Since(began), got.err)
 		}
 	})
@@ -28,7 +28,7 @@ func TestCollectingAPartHasATimeLimit(t *testing.T) {
 		go func() { said <- tool(ctx, "sh", "-c", "echo begun; exec sleep 1000") }()
 		time.AfterFunc(200*time.Millisecond, cancel)
 		got := <-said
-		if got.err == nil || !strings.Contains(got.err.Error(), "takes too long") {
+		if got.err == nil || !strings.Contains(got.err.Error(), "took too long") {
 			t.Errorf("it says %q, %v", got.data, got.err)
 		}
 	})

@@ -21,7 +21,7 @@ func TestAPayloadWithAByteOrderMarkIsReadAndUTF16IsReported(t *testing.T) {
 		{"a byte order mark", "\ufeff{\"a\": 1}", "{\"a\": 1}", "", ""},
 		{"UTF-16", "\xff\xfe{\x00}\x00", "", fault.InputInvalid, "payload_file " + path + ": the file is UTF-16 text, not UTF-8"},
 		{"UTF-16 without a mark", "\x00{\x00 \x00 \x00 \x00}", "", fault.InputInvalid, "the file is UTF-16 text, not UTF-8"},
-		{"too much", strings.Repeat(" ", 128<<10) + "{}", "", fault.InputInvalid, "payload_file " + path + ": the file is too large: it is larger than 128 KiB"},
+		{"too much", strings.Repeat(" ", 128<<10) + "{}", "", fault.InputInvalid, "payload_file " + path + ": the file is too large: the limit is 128 KiB"},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {

@@ -131,7 +131,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 		s := startService(t, directory, runtime)
 		s.saves(2, "unchanged 2")
 		mark := prints(t, directory)
-		s.saves(3, "cannot write "+filepath.Join(directory, "state.json")+": permission denied; published under "+runtime)
+		s.saves(3, "cannot write "+filepath.Join(directory, "state.json")+": permission denied; the record is published in "+runtime)
 		if rec := mustRead(t, runtime); rec.Generation != 3 {
 			t.Errorf("generation %d under the runtime directory", rec.Generation)
 		}
@@ -153,7 +153,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := startService(t, directory, runtime)
-		s.saves(1, "cannot write "+lock+": permission denied; published under "+runtime)
+		s.saves(1, "cannot write "+lock+": permission denied; the record is published in "+runtime)
 		if err := os.Chown(lock, serviceUser, serviceUser); err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func TestDirectoryAtRunTime(t *testing.T) {
 		if err := os.RemoveAll(directory); err != nil {
 			t.Fatal(err)
 		}
-		const reason = "is gone and cannot be made here: permission denied; published under "
+		const reason = "does not exist and cannot be created: permission denied; the record is published in "
 		s.saves(1, "the directory "+directory+" "+reason+runtime)
 		s.saves(2, reason)
 		if rec := mustRead(t, runtime); rec.Generation != 2 {
@@ -203,7 +203,7 @@ func TestDirectoryAtRunTime(t *testing.T) {
 			if err := os.RemoveAll(directory); err != nil {
 				t.Fatal(err)
 			}
-			s.saves(2, "is gone and cannot be made here")
+			s.saves(2, "does not exist and cannot be created")
 		})
 		own(t, directory)
 		s := startService(t, directory, runtime)
@@ -261,7 +261,7 @@ func TestDirectoryAtRunTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		put(t, "precious", directory)
-		s.saves(2, "not a directory; published under "+runtime)
+		s.saves(2, "not a directory; the record is published in "+runtime)
 		if content(t, directory) != "precious" {
 			t.Error("the file changed")
 		}

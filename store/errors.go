@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -56,7 +57,7 @@ type NewerSchemaError struct {
 }
 
 func (e *NewerSchemaError) Error() string {
-	message := fmt.Sprintf("record has schema %d, this program knows %d", e.Schema, Schema)
+	message := fmt.Sprintf("the record has schema %d; this program supports schema %d", e.Schema, Schema)
 	if e.Path != "" {
 		message = e.Path + ": " + message
 	}
@@ -87,7 +88,7 @@ func (e *WriteError) Error() string {
 		message += " (a file that is a mount point cannot be replaced: mount its directory instead)"
 	}
 	if e.Published != "" {
-		message += "; published under " + e.Published + " meanwhile"
+		message += "; the record is published in " + e.Published + " instead"
 	}
 	return message
 }
@@ -109,13 +110,13 @@ func (e *MissingError) Error() string {
 		if link.Link == filepath.Clean(e.Directory) {
 			return "the directory " + link.Error()
 		}
-		return fmt.Sprintf("the directory %s is not there: %v", e.Directory, link)
+		return fmt.Sprintf("the directory %s does not exist: %v", e.Directory, link)
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		err = errno
 	}
-	return fmt.Sprintf("the directory %s is gone and cannot be made here: %v", e.Directory, err)
+	return fmt.Sprintf("the directory %s does not exist and cannot be created: %v", e.Directory, err)
 }
 
 // Unwrap returns why the directory cannot be created.
@@ -126,7 +127,7 @@ func (e *MissingError) Unwrap() error { return e.Err }
 type CoveredError struct{ Directory string }
 
 func (e *CoveredError) Error() string {
-	return fmt.Sprintf("a file system was mounted on %s or unmounted from it while dpsd runs: other services see another directory; to use that one, run: systemctl restart --no-block dpsd", e.Directory)
+	return fmt.Sprintf("a file system was mounted on %s or unmounted from it while dpsd was running: other services see a different directory; to use that one, run: systemctl restart --no-block dpsd", e.Directory)
 }
 
 // fileError is an error about a documented file or its directory. Its cause may name a
@@ -184,7 +185,7 @@ const (
 	Damaged NoticeKind = "damaged"
 	// Unread: the file exists but cannot be read now; Err is the reason. It is not changed,
 	// and is read again before the next record is saved.
-	Unread NoticeKind = "cannot be read now, left alone"
+	Unread NoticeKind = "cannot be read now; left unchanged"
 	// Missing: state.json is missing although state.json.prev exists.
 	Missing NoticeKind = "missing"
 	// SetAside: a damaged record was kept as Path.
@@ -196,16 +197,16 @@ const (
 	GenerationRaised NoticeKind = "generation raised above that of state.env"
 	// RuntimeAdopted: the runtime directory had a newer record, which could not be written
 	// to the state directory before.
-	RuntimeAdopted NoticeKind = "newer record taken over from the runtime directory"
+	RuntimeAdopted NoticeKind = "newer record adopted from the runtime directory"
 	// NewerSchema: a later version of dpsd wrote the record; Err is a *NewerSchemaError.
-	NewerSchema NoticeKind = "written by a later version, left alone"
+	NewerSchema NoticeKind = "written by a later version of dpsd; left unchanged"
 	// EnvironmentRepaired: state.env differed from state.json and was written again.
 	EnvironmentRepaired NoticeKind = "repaired"
 	// LinkReplaced: state.json was a link to a record and was replaced by the record
 	// itself, since the target of a link may be on a volatile file system.
-	LinkReplaced NoticeKind = "was a link to a record, replaced by the record"
+	LinkReplaced NoticeKind = "was a link to a record; replaced by the record itself"
 	// StaleTemporary: the temporary file of an interrupted write was removed.
-	StaleTemporary NoticeKind = "left over from an interrupted write, removed"
+	StaleTemporary NoticeKind = "left over from an interrupted write; removed"
 	// Unwritable: the directory cannot be written to now.
 	Unwritable NoticeKind = "cannot be written"
 )
@@ -214,14 +215,8 @@ const (
 // too little memory, a failing disk, or a network file system that does not respond. Other
 // failures require a correction by the user.
 func Temporary(err error) bool {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return false
-	}
-	switch errno {
-	case syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.EACCES, syscall.EPERM, syscall.ELOOP,
-		syscall.ENAMETOOLONG, syscall.EINVAL, syscall.ENXIO, syscall.ENODEV:
-		return false
-	}
-	return true
+	permanent := []syscall.Errno{syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.EACCES, syscall.EPERM, syscall.ELOOP,
+		syscall.ENAMETOOLONG, syscall.EINVAL, syscall.ENXIO, syscall.ENODEV}
+	errno, is := errors.AsType[syscall.Errno](err)
+	return is && !slices.Contains(permanent, errno)
 }

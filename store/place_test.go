@@ -84,7 +84,7 @@ func TestAFaultContainsTheTargetOfADanglingLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := mustOpen(t, store.Options{Directory: filepath.Join(dir, "lib", "dpsd")})
-		want := strings.ReplaceAll("the directory DIR/lib/dpsd is not there: DIR/lib is a link to DIR/data, which does not exist", "DIR", dir)
+		want := strings.ReplaceAll("the directory DIR/lib/dpsd does not exist: DIR/lib is a link to DIR/data, which does not exist", "DIR", dir)
 		if err := reason(s, store.Unwritable); err == nil || err.Error() != want {
 			t.Errorf("unwritable because of %v, want %s", err, want)
 		}
@@ -136,7 +136,7 @@ func TestAnUnusableStateDirectoryIsTheOnlyReportedFault(t *testing.T) {
 				}
 				defer s.Close()
 				_, saved := s.Save(numbered(1), noon)
-				if err := saved; err == nil || !strings.HasPrefix(err.Error(), "cannot write "+directory+"/state.json: "+want+"; published under "+run) {
+				if err := saved; err == nil || !strings.HasPrefix(err.Error(), "cannot write "+directory+"/state.json: "+want+"; the record is published in "+run) {
 					t.Errorf("Save: %v\nwant %s", err, want)
 				}
 				if notices := s.Notices(); len(notices) != 1 || notices[0].String() != directory+": cannot be written ("+want+")" {

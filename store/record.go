@@ -334,7 +334,7 @@ func Parse(data []byte) (Record, error) {
 	case err != nil:
 		return Record{}, &DamagedError{Reason: "not the JSON of a record", Err: err}
 	case !summed:
-		return Record{}, &DamagedError{Reason: "no checksum on the last line but one"}
+		return Record{}, &DamagedError{Reason: "no checksum on the second-to-last line"}
 	}
 	var rec Record
 	if err := json.Unmarshal(data, &rec); err != nil {

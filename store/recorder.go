@@ -111,9 +111,6 @@ func Attempts(directory, runtimeDirectory string) []Attempt {
 }
 
 func readAttempts(directory string) []Attempt {
-	var attempts []Attempt
-	if !(Runtime{directory}).load(recorderName, &attempts) {
-		return nil
-	}
+	attempts := load[[]Attempt](directory, recorderName)
 	return attempts[max(0, len(attempts)-MaxAttempts):]
 }

@@ -258,9 +258,8 @@ func (w *writer) prune(kept string) {
 			others = append(others, name)
 		}
 	}
-	for len(others) >= maxCorrupt {
-		_ = w.remove(others[0])
-		others = others[1:]
+	for _, name := range others[:max(0, len(others)+1-maxCorrupt)] {
+		_ = w.remove(name)
 	}
 }
 

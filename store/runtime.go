@@ -49,7 +49,7 @@ func (r Runtime) Create() error {
 // key contains the endpoint and the registration ID, so each identity has a separate floor.
 // If until is 0, the floor is removed. The error is a *WriteError.
 func (r Runtime) SaveFloor(key string, until time.Duration) error {
-	floors := r.floors()
+	floors := load[[]floor](r.Directory, floorName)
 	old := len(floors)
 	floors = slices.DeleteFunc(floors, func(f floor) bool { return f.Key == key })
 	if until == 0 && len(floors) == old {
@@ -65,20 +65,12 @@ func (r Runtime) SaveFloor(key string, until time.Duration) error {
 // directory that survives a reboot contains a floor of another boot: the caller must check
 // that it is plausible.
 func (r Runtime) LoadFloor(key string) (time.Duration, bool) {
-	for _, f := range r.floors() {
+	for _, f := range load[[]floor](r.Directory, floorName) {
 		if f.Key == key {
 			return f.BootTime, true
 		}
 	}
 	return 0, false
-}
-
-func (r Runtime) floors() []floor {
-	var floors []floor
-	if !r.load(floorName, &floors) {
-		return nil
-	}
-	return floors
 }
 
 // SaveConfirmation replaces the stored confirmation by c. The error is a *WriteError.
@@ -89,16 +81,17 @@ func (r Runtime) SaveConfirmation(c Confirmation) error {
 
 // LoadConfirmation returns the stored confirmation.
 func (r Runtime) LoadConfirmation() (Confirmation, bool) {
-	var c Confirmation
-	if !r.load(confirmationName, &c) || c.Generation == 0 {
-		return Confirmation{}, false
-	}
-	return c, true
+	c := load[Confirmation](r.Directory, confirmationName)
+	return c, c.Generation != 0
 }
 
-func (r Runtime) load(name string, into any) bool {
-	data, err := readFile(filepath.Join(r.Directory, name))
-	return err == nil && json.Unmarshal(data, into) == nil
+// load returns the value in a file, or the zero value if the file is missing or damaged.
+func load[T any](directory, name string) (value T) {
+	data, err := readFile(filepath.Join(directory, name))
+	if err != nil || json.Unmarshal(data, &value) != nil {
+		return *new(T)
+	}
+	return value
 }
 
 func (r Runtime) save(name string, v any) error {

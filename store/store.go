@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"sync"
@@ -51,15 +50,7 @@ const (
 )
 
 func (r Result) String() string {
-	switch r {
-	case Unchanged:
-		return "unchanged"
-	case FingerprintOnly:
-		return "fingerprint"
-	case Written:
-		return "written"
-	}
-	return fmt.Sprintf("result %d", int(r))
+	return [...]string{Unchanged: "unchanged", FingerprintOnly: "fingerprint", Written: "written"}[r]
 }
 
 // Store writes the record. Only one process at a time can open it. Its methods may be

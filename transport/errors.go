@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,33 +60,24 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout reports whether the attempt timed out.
-func (e *Error) Timeout() bool {
-	var t interface{ Timeout() bool }
-	return errors.As(e.Err, &t) && t.Timeout()
-}
-
 // Errors are the failures of all protocols that were tried, in order. There is at least
 // one.
 type Errors []*Error
 
 // Error joins the failures with "; ".
 func (e Errors) Error() string {
-	var b strings.Builder
+	texts := make([]string, len(e))
 	for i, err := range e {
-		if i > 0 {
-			b.WriteString("; ")
-		}
-		b.WriteString(err.Error())
+		texts[i] = err.Error()
 	}
-	return b.String()
+	return strings.Join(texts, "; ")
 }
 
 // Unwrap returns the failures, for errors.Is and errors.As.
 func (e Errors) Unwrap() []error {
 	errs := make([]error, len(e))
-	for i := range e {
-		errs[i] = e[i]
+	for i, err := range e {
+		errs[i] = err
 	}
 	return errs
 }
@@ -99,7 +91,7 @@ type TimeoutError struct {
 
 // Error includes the time-out.
 func (e *TimeoutError) Error() string {
-	return fmt.Sprintf("no success within %v (%v)", e.After, e.Err)
+	return fmt.Sprintf("timed out after %v (%v)", e.After, e.Err)
 }
 
 // Unwrap returns the error of the interrupted operation.
@@ -108,9 +100,6 @@ func (e *TimeoutError) Unwrap() error { return e.Err }
 // Is makes every time-out match context.DeadlineExceeded, whatever the interrupted
 // operation.
 func (e *TimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
-
-// Timeout returns true.
-func (e *TimeoutError) Timeout() bool { return true }
 
 // ErrProxyExpectsTLS is matched if the proxy of an http:// address replied with TLS or with a
 // message that it expects TLS.
@@ -146,15 +135,15 @@ type UpgradeError struct {
 
 // Error includes the status, the content type and the redirection.
 func (e *UpgradeError) Error() string {
-	s := fmt.Sprintf("the WebSocket upgrade was answered %d", e.Status)
+	s := fmt.Sprintf("the server answered the WebSocket upgrade with status %d", e.Status)
 	if e.Reason != "" {
 		s += ": " + e.Reason
 	}
 	if e.ContentType != "" {
-		s += " with " + foreign.Line(e.ContentType, maxText)
+		s += ", content type " + foreign.Line(e.ContentType, maxText)
 	}
 	if e.Location != "" {
-		s += ", redirecting to " + foreign.Line(e.Location, maxText)
+		s += ", redirection to " + foreign.Line(e.Location, maxText)
 	}
 	return s
 }
@@ -224,7 +213,7 @@ type NotTLSError struct {
 
 // Error includes the beginning of the reply.
 func (e *NotTLSError) Error() string {
-	return fmt.Sprintf("the peer does not speak TLS, its answer begins %q", e.First[:min(len(e.First), 32)])
+	return fmt.Sprintf("the peer does not speak TLS; its reply begins with %q", e.First[:min(len(e.First), 32)])
 }
 
 // Unwrap returns the error of the handshake.
@@ -234,12 +223,7 @@ func (e *NotTLSError) Unwrap() error { return e.Err }
 // the page.
 func (e *NotTLSError) HTTP() bool {
 	first := strings.ToLower(strings.TrimSpace(string(e.First)))
-	for _, begin := range []string{"http/", "<!doctype html", "<html"} {
-		if strings.HasPrefix(first, begin) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]string{"http/", "<!doctype html", "<html"}, func(begin string) bool { return strings.HasPrefix(first, begin) })
 }
 
 // RemoteAlert finds a TLS alert of the server in err and returns its description, e.g.

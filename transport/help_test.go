@@ -313,3 +313,9 @@ func exchange(t *testing.T, d *transport.Dialer, certificate *tls.Certificate) *
 	c.Close()
 	return c
 }
+
+// isTimeout reports whether the attempt timed out.
+func isTimeout(err error) bool {
+	var timeout interface{ Timeout() bool }
+	return errors.As(err, new(*transport.TimeoutError)) || errors.As(err, &timeout) && timeout.Timeout()
+}

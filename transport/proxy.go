@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,7 +60,7 @@ func parses(address string) bool {
 
 // The problems of a proxy's address, which follow ErrProxyAddress in messages.
 const (
-	notEncoded = ": the user or the password has a character that an address cannot hold; percent-encode it, or use proxy_user and proxy_password"
+	notEncoded = ": the user name or password contains a character that is not allowed in a URL; percent-encode it, or use proxy_user and proxy_password"
 	notHost    = ": it must be http://host:port; if it contains a user name and a password, percent-encode them, or use proxy_user and proxy_password"
 )
 
@@ -84,12 +85,8 @@ func checkAddress(address string) (problem string) {
 		}
 	}
 	u, err := url.Parse("http://" + strings.TrimSuffix(host, "/"))
-	switch {
-	case err != nil || strings.ContainsFunc(scheme, func(r rune) bool { return !schemeLetter(r) }):
-		return notHost
-	case u.Hostname() == "" || "http://"+u.Host != u.String():
-		return notHost
-	case strings.HasSuffix(u.Host, ":"):
+	if err != nil || strings.ContainsFunc(scheme, func(r rune) bool { return !schemeLetter(r) }) ||
+		u.Hostname() == "" || "http://"+u.Host != u.String() || strings.HasSuffix(u.Host, ":") {
 		return notHost
 	}
 	if port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16); err != nil || port == 0 {
@@ -116,10 +113,7 @@ func locate(proxy *url.URL) (secure bool, address string, err error) {
 	if proxy.Hostname() == "" {
 		return false, "", fmt.Errorf("%w: it has no host name", ErrProxyAddress)
 	}
-	if proxy.Port() != "" {
-		port = proxy.Port()
-	}
-	return secure, net.JoinHostPort(proxy.Hostname(), port), nil
+	return secure, net.JoinHostPort(proxy.Hostname(), cmp.Or(proxy.Port(), port)), nil
 }
 
 // handshakeWithProxy performs the TLS handshake with an https:// proxy. Some proxies that do
@@ -181,7 +175,7 @@ func openTunnel(ctx context.Context, stream net.Conn, user *url.Userinfo, addres
 		//nolint:bodyclose // the body is not read: the stream becomes the tunnel or is closed
 		response, err := r.response(&http.Request{Method: http.MethodConnect})
 		if err != nil {
-			return fmt.Errorf("the proxy's answer: %w", err)
+			return fmt.Errorf("reading the proxy's reply: %w", err)
 		}
 		if response.StatusCode/100 == 2 {
 			date, _ = http.ParseTime(response.Header.Get("Date"))
@@ -225,12 +219,8 @@ func expectsTLS(stream net.Conn, body io.Reader) bool {
 	_ = stream.SetReadDeadline(time.Now().Add(pageTime))
 	page, _ := io.ReadAll(io.LimitReader(body, 2<<10)) // as much as there is
 	text := strings.ToLower(string(page))
-	for _, words := range []string{"http request was sent to https", "http request to an https", "http to an ssl-enabled"} {
-		if strings.Contains(text, words) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]string{"http request was sent to https", "http request to an https", "http to an ssl-enabled"},
+		func(words string) bool { return strings.Contains(text, words) })
 }
 
 // schemes returns the names of the schemes in a list of challenges (RFC 9110 §11.6.1). An
@@ -279,7 +269,7 @@ func (r *httpReader) response(request *http.Request) (*http.Response, error) {
 		response, err := http.ReadResponse(r.buf, request)
 		if err != nil {
 			if r.limit.N == 0 {
-				return nil, fmt.Errorf("a header of more than %d bytes", maxHeader)
+				return nil, fmt.Errorf("the header has more than %d bytes", maxHeader)
 			}
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				// For callers, the end of the connection is the same as before the first

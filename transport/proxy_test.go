@@ -406,9 +406,9 @@ func TestASecureProxyThatSpeaksPlainHTTPIsRecognizedRegardlessOfTheBytesOfTheHan
 				start := time.Now()
 				e := failure(t, d, nil)
 				var plain *transport.NotTLSError
-				cause := "no success within 30s (context deadline exceeded)"
+				cause := "timed out after 30s (context deadline exceeded)"
 				if test.plain {
-					cause = `the peer does not speak TLS, its answer begins "HTTP/1.0 400 Bad Request\r\nServer"`
+					cause = `the peer does not speak TLS; its reply begins with "HTTP/1.0 400 Bad Request\r\nServer"`
 				}
 				if after := time.Since(start); after != test.after || e.Stage != transport.StageProxy || errors.As(e, &plain) != test.plain ||
 					errors.Is(e, context.DeadlineExceeded) == test.plain || !strings.HasSuffix(e.Error(), cause) {

@@ -44,7 +44,7 @@ func Unresolved(err error, file string) error {
 	case unread != nil:
 		return err // the contents are unknown, so they explain nothing
 	case !namesServer(text):
-		problem = "names no name server"
+		problem = "contains no name server"
 	default:
 		return err
 	}

@@ -22,8 +22,8 @@ func TestAMissingNameServerIsReportedWithTheResolverFile(t *testing.T) {
 	}{
 		{"no file", "", "", refused, "does not exist"},
 		{"a link of systemd-resolved, which is not running", "", "../run/systemd/resolve/stub-resolv.conf", refused, "is a link to ../run/systemd/resolve/stub-resolv.conf, which does not exist"},
-		{"a file of comments", "# nameserver 192.0.2.1\nsearch example\n", "", refused, "names no name server"},
-		{"a name server without an address", "nameserver\n", "", refused, "names no name server"},
+		{"a file of comments", "# nameserver 192.0.2.1\nsearch example\n", "", refused, "contains no name server"},
+		{"a name server without an address", "nameserver\n", "", refused, "contains no name server"},
 		{"a name server that is not running", "nameserver 127.0.0.1\n", "", refused, ""},
 		{"a name that does not exist", "", "", unknown, ""},
 		{"another error", "", "", errors.New("connection refused"), ""},

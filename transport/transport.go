@@ -273,7 +273,7 @@ func (a *attempt) connect(ctx context.Context, address string) (net.Conn, *Error
 	if proxy != nil {
 		return a.connectThrough(ctx, proxy, address)
 	}
-	if a.raw, err = a.dialer.open(ctx, address); err == nil {
+	if a.raw, err = a.dialer.DialTCP(ctx, address); err == nil {
 		a.remote = a.raw.RemoteAddr()
 		return a.raw, nil
 	}
@@ -301,7 +301,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 			return nil, a.fail(StageProxy, proxyAddress, err)
 		}
 	}
-	if a.raw, err = a.dialer.open(ctx, proxyAddress); err != nil {
+	if a.raw, err = a.dialer.DialTCP(ctx, proxyAddress); err != nil {
 		return nil, a.fail(StageProxy, proxyAddress, Unresolved(err, ResolverFile))
 	}
 	stream := a.raw
@@ -314,11 +314,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 		}
 		stream = &inProxy{Conn: c, raw: a.raw}
 	}
-	user := proxy.User
-	if a.dialer.ProxyUser != nil {
-		user = a.dialer.ProxyUser
-	}
-	tunnel, date, err := openTunnel(ctx, stream, user, address)
+	tunnel, date, err := openTunnel(ctx, stream, cmp.Or(a.dialer.ProxyUser, proxy.User), address)
 	if err != nil {
 		_ = a.raw.Close()
 		return nil, a.fail(StageProxy, proxyAddress, err)
@@ -327,9 +323,9 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	return tunnel, nil
 }
 
-// open opens a TCP connection. A net.Dialer tries IPv6 and IPv4 in parallel (RFC 6555): if
+// DialTCP opens a TCP connection. A net.Dialer tries IPv6 and IPv4 in parallel (RFC 6555): if
 // the preferred family does not respond, it starts with the other after 300 ms.
-func (d *Dialer) open(ctx context.Context, address string) (net.Conn, error) {
+func (d *Dialer) DialTCP(ctx context.Context, address string) (net.Conn, error) {
 	if d.DialContext != nil {
 		return d.DialContext(ctx, "tcp", address)
 	}

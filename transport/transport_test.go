@@ -283,7 +283,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 			t.Run(test.expect+" over "+string(protocol), func(t *testing.T) {
 				n := newNetwork(t, false, map[string]func(net.Conn){mqttAddress: test.handle, webAddress: test.handle})
 				e := failure(t, &transport.Dialer{Host: host, Protocols: only(protocol), Roots: root.pool(), DialContext: n.DialContext}, nil)
-				if e.Stage != transport.StageTLS || e.Protocol != protocol || e.Timeout() {
+				if e.Stage != transport.StageTLS || e.Protocol != protocol || isTimeout(e) {
 					t.Errorf("got %s %s", e.Protocol, e.Stage)
 				}
 				if !test.check(e) {
@@ -417,7 +417,7 @@ func TestConnectFailures(t *testing.T) {
 		t.Run(test.expect, func(t *testing.T) {
 			d := &transport.Dialer{Host: host, Protocols: only(transport.MQTT), DialContext: test.dial}
 			e := failure(t, d, nil)
-			if e.Stage != test.stage || !test.check(e) || e.Address != mqttAddress || e.Timeout() {
+			if e.Stage != test.stage || !test.check(e) || e.Address != mqttAddress || isTimeout(e) {
 				t.Errorf("got %s %q: %v", e.Stage, e.Address, e)
 			}
 		})
@@ -558,7 +558,7 @@ func TestRoots(t *testing.T) {
 		{"a file with a trusted certificate of openssl", write(t, "ca.pem", bytes.ReplaceAll(root.pem(), []byte(" CERT"), []byte(" TRUSTED CERT"))), func(err error) bool { return strings.Contains(err.Error(), "line 1: a TRUSTED CERTIFICATE") }},
 		{"a file in DER", write(t, "ca.pem", root.certificate.Raw), func(err error) bool { return strings.Contains(err.Error(), "the file contains a certificate in DER") }},
 		{"a file in UTF-16", write(t, "ca.pem", []byte("\xff\xfe-\x00")), func(err error) bool { return strings.Contains(err.Error(), "UTF-16") }},
-		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "larger than 4 MiB") }},
+		{"a file too large", write(t, "ca.pem", bytes.Repeat([]byte("\n"), 4<<20+1)), func(err error) bool { return strings.Contains(err.Error(), "the limit is 4 MiB") }},
 		{"a directory", t.TempDir(), func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 		{"a FIFO without a writer", fifo, func(err error) bool { return strings.Contains(err.Error(), "not a regular file") }},
 	} {

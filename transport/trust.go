@@ -44,7 +44,7 @@ func systemTrust(bundles []string) (trust, error) {
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
-		return trust{}, fmt.Errorf("the system's roots: %w", err)
+		return trust{}, fmt.Errorf("reading the system's roots: %w", err)
 	}
 	return trust{pool: pool}, nil
 }
@@ -78,7 +78,7 @@ func (t trust) roots(wanted func(der []byte) bool) (*x509.CertPool, error) {
 		return true
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the system's roots: %w", err)
+		return nil, fmt.Errorf("reading the system's roots: %w", err)
 	}
 	return t.with(found), nil
 }

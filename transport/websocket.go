@@ -34,7 +34,7 @@ func webSocketURL(host string, port int) string {
 
 // ErrNotBinary is matched if the server sends a WebSocket message that cannot be MQTT
 // [MQTT-6.0.0-1]. The message ends the stream.
-var ErrNotBinary = errors.New("a WebSocket message that is not binary")
+var ErrNotBinary = errors.New("the server sent a WebSocket message that is not binary")
 
 // upgrade upgrades stream to an MQTT WebSocket until ctx ends. The time is the server's
 // Date header, or zero without one.
@@ -64,7 +64,7 @@ func upgrade(ctx context.Context, stream net.Conn, address string) (net.Conn, ti
 			_ = c.CloseNow()
 			return &UpgradeError{
 				Status: http.StatusSwitchingProtocols,
-				Reason: "the server did not choose the subprotocol mqtt", // [MQTT-6.0.0-4]
+				Reason: "the server did not select the subprotocol mqtt", // [MQTT-6.0.0-4]
 			}
 		}
 		ws = c
@@ -112,7 +112,7 @@ func (u *upgrader) RoundTrip(request *http.Request) (*http.Response, error) {
 	if strings.Trim(extensions, ", \t") != "" {
 		return nil, &UpgradeError{
 			Status: response.StatusCode,
-			Reason: "the server uses an extension that was not offered, " + foreign.Line(extensions, maxText), // RFC 6455 §4.1
+			Reason: "the server uses an extension that was not offered: " + foreign.Line(extensions, maxText), // RFC 6455 §4.1
 		}
 	}
 	u.frames = &frames{Conn: r.rest()}

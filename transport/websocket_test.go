@@ -67,7 +67,7 @@ func TestUpgrade(t *testing.T) {
 		{"200 is not a WebSocket", fixed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), refused(200, "")},
 		{"an HTML page is recognized", fixed("HTTP/1.1 200 OK\r\nContent-Type: Text/HTML; charset=utf-8\r\nContent-Length: 6\r\n\r\n<html>"), func(err error) bool {
 			var e *transport.UpgradeError
-			return errors.As(err, &e) && e.Status == 200 && e.HTML() && strings.Contains(err.Error(), "answered 200 with Text/HTML; charset=utf-8")
+			return errors.As(err, &e) && e.Status == 200 && e.HTML() && strings.Contains(err.Error(), "with status 200, content type Text/HTML; charset=utf-8")
 		}},
 		{"JSON is not an HTML page", fixed("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"), func(err error) bool {
 			var e *transport.UpgradeError
@@ -77,7 +77,7 @@ func TestUpgrade(t *testing.T) {
 		{"no subprotocol [MQTT-6.0.0-4]", switching(""), refused(101, "")},
 		{"another subprotocol", switching("Sec-WebSocket-Protocol: mqttv5\r\n"), func(err error) bool { return strings.Contains(err.Error(), "mqttv5") }},
 		{"an extension that was not requested", switching("Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"), func(err error) bool {
-			return refused(101, "")(err) && strings.Contains(err.Error(), "an extension that was not offered, permessage-deflate")
+			return refused(101, "")(err) && strings.Contains(err.Error(), "an extension that was not offered: permessage-deflate")
 		}},
 		{"a wrong accept key", fixed("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "Sec-WebSocket-Accept") }},
 		{"a reply in another protocol", fixed("\x20\x02\x00\x00\r\n\r\n"), func(err error) bool { return strings.Contains(err.Error(), "malformed HTTP") }},

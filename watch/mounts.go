@@ -1,9 +1,9 @@
 package watch
 
 import (
+	"bufio"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -24,7 +24,7 @@ func Mounts(directory string) []Mount {
 		return nil
 	}
 	var on []Mount
-	for _, m := range readMounts() {
+	for m := range readMounts {
 		if m.point == directory {
 			on = append(on, m.Mount)
 		}
@@ -37,15 +37,16 @@ type mount struct {
 	point string
 }
 
-// readMounts parses the mount table. A line begins with the ID, the ID of the parent, the
+// readMounts yields the mounts of the mount table. A line begins with the ID, the ID of the parent, the
 // device, the root in the file system, and the mount point.
-func readMounts() (all []mount) {
-	table, err := os.ReadFile(mountTable)
+func readMounts(yield func(mount) bool) {
+	table, err := os.Open(mountTable)
 	if err != nil {
-		return nil
+		return
 	}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.SplitN(line, " ", 6)
+	defer table.Close()
+	for lines := bufio.NewScanner(table); lines.Scan(); {
+		fields := strings.SplitN(lines.Text(), " ", 6)
 		if len(fields) < 6 {
 			continue
 		}
@@ -53,16 +54,21 @@ func readMounts() (all []mount) {
 		if strings.Contains(point, `\`) {
 			point = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(point)
 		}
-		all = append(all, mount{Mount{fields[0], fields[2]}, point})
+		if !yield(mount{Mount{fields[0], fields[2]}, point}) {
+			return
+		}
 	}
-	return all
 }
 
 // mounts returns the mounts on the directories of the route. No path shows when a covered
 // mount is added or removed, as in a mount namespace that keeps its own mount on top.
 func (r *route) mounts() (on []mount) {
-	all := readMounts()
-	return slices.DeleteFunc(all, func(m mount) bool { return r.watched[m.point] == 0 })
+	for m := range readMounts {
+		if r.watched[m.point] != 0 {
+			on = append(on, m)
+		}
+	}
+	return on
 }
 
 // mountEvents reports the changes of the mount table, which inotify does not.

@@ -75,7 +75,7 @@ Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; its schema is\n/usr/share/dpsd/check.schema.json")
 	cmd.Flags().BoolVar(&list, "list", false, "print the steps and exit")
 	cmd.Flags().StringSliceVar(&o.skip, "skip", nil, "skip the step `NAME`; repeat the flag, or separate\nseveral names with commas")
-	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "exit with 1 for warnings, too")
+	cmd.Flags().BoolVar(&o.strict, "warnings-as-errors", false, "also exit with 1 if there are warnings")
 	steps := make([]cobra.Completion, 0, len(check.Steps()))
 	for _, s := range check.Steps() {
 		steps = append(steps, cobra.CompletionWithDesc(s.Name, s.Description))
@@ -164,7 +164,7 @@ func checked(ctx context.Context, gateway *check.Gateway, offline bool, show fun
 	})
 	report.Status = check.Worst(report.Steps)
 	if ctx.Err() != nil {
-		return report, errors.New("stopped before every step was checked")
+		return report, errors.New("stopped before all steps were checked")
 	}
 	return report, nil
 }
@@ -195,19 +195,19 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	case failures == 0 && gateway.Invalid == nil:
 		return nil
 	case errors.Is(gateway.Invalid, fs.ErrPermission) && os.Geteuid() != 0:
-		return &exitError{exitFailed, errors.New("the configuration cannot be read by this user"), "sudo dpsd check"}
+		return &exitError{exitFailed, errors.New("this user cannot read the configuration"), "sudo dpsd check"}
 	case store.Temporary(gateway.Invalid):
-		return failed(errors.New("the configuration cannot be read at present"))
+		return failed(errors.New("the configuration cannot be read at the moment"))
 	case gateway.Invalid != nil:
 		invalid := errors.New("the configuration is invalid")
 		if gateway.Skip[check.Configuration] {
 			invalid = fmt.Errorf("%w: %w", invalid, gateway.Invalid)
 		}
-		return &exitError{exitConfiguration, invalid, check.With(gateway.File, "dpsd check --offline") + ", when it is corrected"}
+		return &exitError{exitConfiguration, invalid, check.With(gateway.File, "dpsd check --offline") + ", after correcting it"}
 	case os.Geteuid() != 0:
-		return &exitError{exitFailed, found, "sudo dpsd check, which sees what the service sees"}
+		return &exitError{exitFailed, found, "sudo dpsd check, which accesses files as the service does"}
 	}
-	return &exitError{exitFailed, found, "man dpsd-faults for each code, journalctl -u dpsd for the log of the service"}
+	return &exitError{exitFailed, found, "man dpsd-faults, which explains each code, and journalctl -u dpsd, the service's log"}
 }
 
 // gatewayOf reads the configuration and returns the gateway to check.

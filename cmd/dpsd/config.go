@@ -15,7 +15,7 @@ configuration of Azure IoT Edge or the Azure IoT Identity Service.`,
 		Example: `  dpsd config show
   dpsd config import-aziot /etc/aziot/config.toml`,
 		RunE: func(*cobra.Command, []string) error {
-			return errors.New("which one? dpsd config show, or dpsd config import-aziot FILE")
+			return errors.New("missing subcommand: use dpsd config show or dpsd config import-aziot FILE")
 		},
 	}
 	cmd.AddCommand(configShowCommand(), importAziotCommand())

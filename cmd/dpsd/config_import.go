@@ -79,7 +79,7 @@ case nothing is written to standard output.`,
 				}
 			}
 			if result.TOML == "" {
-				return failed(errors.New("this gateway's identity cannot be carried over; man dpsd.toml has a small one to begin with"))
+				return failed(errors.New("this gateway's identity cannot be converted; man dpsd.toml contains a minimal configuration to start from"))
 			}
 			_, err = fmt.Fprint(cmd.OutOrStdout(), result.TOML)
 			return failed(err)

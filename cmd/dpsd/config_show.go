@@ -92,18 +92,18 @@ func identityNow(source attest.RegistrationID) lookup {
 	case id:
 		return lookup{value: id}
 	default:
-		from = "template filled in"
+		from = "from the template"
 	}
 	if err != nil {
-		return lookup{problem: err.Error(), remark: "no registration ID now: " + err.Error()}
+		return lookup{problem: err.Error(), remark: "no registration ID at present: " + err.Error()}
 	}
-	return lookup{value: id, remark: fmt.Sprintf("the registration ID is %q now, the %s", id, from)}
+	return lookup{value: id, remark: fmt.Sprintf("the current registration ID is %q (%s)", id, from)}
 }
 
 // proxyNow returns the proxy for the first port that is tried. The environment of this
 // process may differ from the service's.
 func proxyNow(cfg *config.Config) lookup {
-	const where = "; the service's environment is its own: systemctl show --property=Environment dpsd"
+	const where = "; the service has its own environment: systemctl show --property=Environment dpsd"
 	port := cfg.Transport.MQTTPort
 	if cfg.Transport.Protocols[0] == "websocket" {
 		port = cfg.Transport.WebSocketPort
@@ -114,10 +114,10 @@ func proxyNow(cfg *config.Config) lookup {
 	case err != nil:
 		return lookup{problem: err.Error(), remark: err.Error() + where}
 	case proxy == nil:
-		return lookup{value: "none", remark: "HTTPS_PROXY and NO_PROXY of this shell lead straight to the service" + where}
+		return lookup{value: "none", remark: "with HTTPS_PROXY and NO_PROXY of this shell, dpsd connects directly" + where}
 	}
 	address := proxy.Scheme + "://" + proxy.Host // without user and password
-	return lookup{value: address, remark: "HTTPS_PROXY of this shell leads through " + address + where}
+	return lookup{value: address, remark: "with HTTPS_PROXY of this shell, dpsd connects through " + address + where}
 }
 
 // shown is a configuration to show.
@@ -130,7 +130,7 @@ type shown struct {
 // toml writes a dpsd.toml with comments.
 func (s shown) toml(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What %s says, and the defaults. Secrets are references; none is shown.\n", comment(s.file))
+	fmt.Fprintf(&b, "# The values of %s, and the defaults. Secrets appear only as references.\n", comment(s.file))
 	table, element := "", 0
 	for _, setting := range s.settings {
 		if setting.Table != table || setting.Element != element {

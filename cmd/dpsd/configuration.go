@@ -46,7 +46,7 @@ func (e *unopenedError) Unwrap() error  { return e.err }
 func unopened(file string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return &unopenedError{err, "the user that dpsd runs as needs to read it, and it holds no secret", check.Opening(file)}
+		return &unopenedError{err, "it must be readable by the user that dpsd runs as, and contains no secret", check.Opening(file)}
 	case errors.Is(err, fs.ErrNotExist):
 		other := misnamed(file)
 		if other == "" {
@@ -54,7 +54,7 @@ func unopened(file string, err error) error {
 		}
 		remedy := "mv " + other + " " + file
 		if filepath.Ext(other) != ".toml" {
-			remedy += ", and rewrite it in TOML, as in man dpsd.toml"
+			remedy += ", and rewrite it in TOML (see man dpsd.toml)"
 		}
 		return &unopenedError{err, other + " exists, but dpsd does not read it", remedy}
 	}

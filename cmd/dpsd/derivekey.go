@@ -32,19 +32,19 @@ where you store the group key, and copy only the device key to the gateway.`,
 		// An argument may be the key, which cobra's own message would contain.
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errors.New("the group key is read from standard input, never from an argument; if one was a key, it is in the shell's history now")
+				return errors.New("dpsd reads the group key from standard input, never from an argument; if the argument was a key, it is now in the shell's history")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if id == "" {
-				return errors.New("which device? give --registration-id")
+				return errors.New("--registration-id is required")
 			}
 			if err := attest.CheckRegistrationID(id); err != nil {
 				return fmt.Errorf("--registration-id: %w", err)
 			}
 			if terminalOn(os.Stdin).attended {
-				return &exitError{exitUsage, errors.New("standard input is the terminal, which would show the group key; pipe it"), "systemd-ask-password key: | dpsd derive-key --registration-id " + id}
+				return &exitError{exitUsage, errors.New("standard input is a terminal, which would display the group key; use a pipe"), "systemd-ask-password key: | dpsd derive-key --registration-id " + id}
 			}
 			return deriveKey(cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), id)
 		},
@@ -75,19 +75,19 @@ func deriveKey(in io.Reader, out, note io.Writer, id string) error {
 	}
 	defer clear(group)
 	if err != nil {
-		next := "the primary or secondary key of the enrollment group as the portal shows it, and nothing else"
+		next := "the primary or secondary key of the enrollment group, exactly as the portal shows it"
 		if mistake := (*input.Mistake)(nil); errors.As(err, &mistake) && mistake.Command != "" {
-			next = mistake.Remedy() + ", where FILE holds the group key"
+			next = mistake.Remedy() + ", where FILE contains the group key"
 		}
 		return failed(fmt.Errorf("standard input: %w\nTry %s", err, next))
 	}
 	if d := attest.DoubtOf(text, group, id); d != nil && !d.Group {
-		fmt.Fprintf(note, "dpsd: warning: %v; if it was not meant so, correct it and derive the device's key again:\n%s\n", d, d.Remedy())
+		fmt.Fprintf(note, "dpsd: warning: %v; if that is a mistake, correct it and derive the device's key again:\n%s\n", d, d.Remedy())
 	}
 	if strings.ToLower(id) != id {
 		// The service compares IDs case-insensitively, but the key depends on the case.
-		fmt.Fprintf(note, "dpsd: warning: %s has upper-case letters: this key works only while the gateway registers with exactly these;\n"+
-			"the service ignores case, so better use %s in dpsd.toml and here\n", id, strings.ToLower(id))
+		fmt.Fprintf(note, "dpsd: warning: %s contains upper-case letters: this key works only if the gateway registers with exactly this ID;\n"+
+			"DPS ignores case, so use %s both in dpsd.toml and here\n", id, strings.ToLower(id))
 	}
 	_, err = fmt.Fprintln(out, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id)))
 	return failed(err)

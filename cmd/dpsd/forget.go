@@ -39,14 +39,14 @@ not belong to dpsd; it lists them at the end.`,
 			switch {
 			case yes:
 			case !terminalOn(os.Stdin).attended:
-				return &exitError{exitUsage, errors.New("there is no terminal to ask at; --yes forgets the identity without a question"), "dpsd forget --yes"}
+				return &exitError{exitUsage, errors.New("cannot ask for confirmation without a terminal; --yes removes the identity without asking"), "dpsd forget --yes"}
 			case !f.asks(cmd.InOrStdin(), cmd.ErrOrStderr()):
 				return failed(errors.New("nothing was removed"))
 			}
 			return f.forget()
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	return cmd
 }
 
@@ -59,11 +59,11 @@ type forgetter struct {
 
 // asks prints what would be removed and reports whether the user agrees.
 func (f forgetter) asks(in io.Reader, out io.Writer) bool {
-	who := "the identity of this gateway"
+	what := "the identity of this gateway"
 	if rec, err := store.Read(f.cfg.State.Directory); err == nil {
-		who = fmt.Sprintf("that this gateway is %s at %s", printable(rec.DeviceID), printable(rec.AssignedHub))
+		what += fmt.Sprintf(" (%s at %s)", printable(rec.DeviceID), printable(rec.AssignedHub))
 	}
-	fmt.Fprintf(out, "Forget %s, in %s and %s? Type yes: ", who, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
+	fmt.Fprintf(out, "Remove %s from %s and %s? Type yes: ", what, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
 	answer := make([]byte, 64)
 	n, _ := in.Read(answer) // a terminal returns a line; end of file means no
 	return strings.EqualFold(strings.TrimSpace(string(answer[:n])), "yes")
@@ -86,7 +86,7 @@ func (f forgetter) forget() error {
 		return &exitError{exitFailed, fmt.Errorf("the identity was only partly removed: %w; correct that, and run the command again", err), "dpsd forget"}
 	}
 	if len(done.Removed) == 0 {
-		fmt.Fprintln(f.out, "nothing to forget: there is no record in", f.cfg.State.Directory)
+		fmt.Fprintln(f.out, "nothing to remove: there is no record in", f.cfg.State.Directory)
 	}
 	f.left(done)
 	return nil
@@ -94,7 +94,7 @@ func (f forgetter) forget() error {
 
 // left lists what still identifies the gateway.
 func (f forgetter) left(done store.Forgotten) {
-	fmt.Fprintln(f.out, "Kept; who repairs or sells the gateway decides about each:")
+	fmt.Fprintln(f.out, "Not removed; review each item before you repair or sell the gateway:")
 	item := func(what, why string) { fmt.Fprintf(f.out, "  %s: %s\n", what, why) }
 	item(f.file, "the configuration")
 	var keys []attest.Reference
@@ -112,15 +112,15 @@ func (f forgetter) left(done store.Forgotten) {
 		item(r.String(), why)
 	}
 	if f.cfg.DPS.RegistrationID.File != "" {
-		item(f.cfg.DPS.RegistrationID.File, "the registration ID comes from it")
+		item(f.cfg.DPS.RegistrationID.File, "the source of the registration ID")
 	}
 	if f.cfg.DPS.PayloadFile != "" {
-		item(f.cfg.DPS.PayloadFile, "the payload that is sent along")
+		item(f.cfg.DPS.PayloadFile, "the payload sent with each registration")
 	}
 	if done.Kept != "" {
-		item(done.Kept, "the pause that the service asked for holds until the next boot, which removes it")
+		item(done.Kept, "the wait that DPS has asked for, which applies until the next boot removes it")
 	}
-	item("/etc/machine-id", "an image that is copied has it empty (machine-id(5))")
-	item("the journal", "it names device and hub: journalctl --rotate && journalctl --vacuum-time=1s")
-	item("the enrollment", "until it is disabled at the provisioning service, the keys above still open it")
+	item("/etc/machine-id", "must be empty in an image of this disk for other gateways (machine-id(5))")
+	item("the journal", "contains the device ID and the hub: journalctl --rotate && journalctl --vacuum-time=1s")
+	item("the enrollment", "until you disable it in DPS, the keys above remain valid")
 }

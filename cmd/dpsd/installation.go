@@ -57,7 +57,7 @@ func (i installation) status(ctx context.Context) (s control.Status, running boo
 	}
 	s, err = i.onFile()
 	if i.socketUnknown && i.whyStopped(ctx).Reason == check.SocketUnknown {
-		s.Text = strings.Replace(s.Text, notRunning, "dpsd cannot be asked", 1)
+		s.Text = strings.Replace(s.Text, notRunning, "dpsd cannot be reached", 1)
 		s.Phase.Name = phaseUnknown
 	}
 	return s, false, err

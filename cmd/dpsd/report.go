@@ -33,8 +33,8 @@ itself, because a comment may contain a secret. In every part, the command masks
 the content of the files that dpsd.toml refers to, the words in invalid lines of
 dpsd.toml, anything that looks like a token, and, unless you use --with-payload,
 the payload of a custom allocation. The archive does name the gateway, its hub,
-proxy and addresses. Only its owner can
-read it (mode 0600). Read it before you send it.
+proxy and addresses. Only its owner can read it (mode 0600). Read it before you
+send it.
 
 The command prints the name of the archive. The exit code is 0 if the archive
 was written, even if some parts are missing.`,
@@ -86,7 +86,7 @@ func reported(places installation, online bool) report.Gateway {
 		},
 		OnFile: func() ([]byte, error) {
 			s, err := places.onFile()
-			s.Text = "as the files have it" // status.json shows whether dpsd runs
+			s.Text = "according to the state files" // status.json shows whether dpsd runs
 			return asJSON(statusReport{Status: s}, err)
 		},
 		Metrics: places.client().Metrics,
@@ -109,10 +109,10 @@ func writeReport(gateway report.Gateway, output string) error {
 	case errors.Is(err, report.ErrStopped):
 		return failed(err)
 	case err != nil:
-		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE where this user can write"}
+		return &exitError{exitFailed, err, "dpsd report --output FILE, with a FILE in a directory that this user can write to"}
 	}
 	if missing != "" {
-		fmt.Fprintf(os.Stderr, "Not in the report, or not all of it:\n%s", missing)
+		fmt.Fprintf(os.Stderr, "Missing from the report, or incomplete:\n%s", missing)
 		if os.Geteuid() != 0 {
 			fmt.Fprintln(os.Stderr, "Try: sudo dpsd report, which can read more")
 		}

@@ -53,7 +53,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	answer, err := places.client().Reprovision(ctx)
 	switch {
 	case errors.Is(err, control.ErrNotRunning) && places.socketUnknown:
-		return &exitError{exitFailed, fmt.Errorf("dpsd cannot be asked: the path of its control socket is in a configuration that cannot be used: %w", places.note), check.With(places.file, "dpsd status")}
+		return &exitError{exitFailed, fmt.Errorf("dpsd cannot be reached: the path of its control socket is in a configuration that cannot be used: %w", places.note), check.With(places.file, "dpsd status")}
 	case errors.Is(err, control.ErrNotRunning):
 		return &exitError{exitFailed, err, "systemctl start --no-block dpsd"}
 	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
@@ -63,9 +63,9 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	}
 	in := time.Duration(answer.In * float64(time.Second))
 	if in < time.Second {
-		fmt.Println("dpsd registers again now.")
+		fmt.Println("dpsd is registering again.")
 	} else {
-		fmt.Printf("dpsd registers again in %s: not more often than once a minute, and not before DPS wants to be asked.\n", span(in))
+		fmt.Printf("dpsd will register again in %s: it does so at most once a minute, and not before the end of a wait that DPS has asked for.\n", span(in))
 	}
 	if !wait {
 		return nil

@@ -135,12 +135,9 @@ func run(file string, once bool, timeout time.Duration) error {
 
 // statusOf returns the text of STATUS= in a message to the service manager.
 func statusOf(state string) (text string, found bool) {
-	for line := range strings.Lines(state) {
-		if text, found = strings.CutPrefix(strings.TrimSpace(line), "STATUS="); found {
-			return text, true
-		}
-	}
-	return "", false
+	_, text, found = strings.Cut("\n"+state, "\nSTATUS=")
+	text, _, _ = strings.Cut(text, "\n")
+	return text, found
 }
 
 // ended adds the exit code and the advice to an error of Run.
@@ -159,19 +156,18 @@ func ended(file string, err error) error {
 	} else {
 		err = classified
 	}
-	locked, _ := errors.AsType[*store.LockedError](err)
-	if locked != nil && locked.PID != 0 {
-		err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
+	next := "dpsd check"
+	if locked, is := errors.AsType[*store.LockedError](err); is {
+		next = "dpsd status"
+		if locked.PID != 0 {
+			err = fmt.Errorf("already running (pid %d); use dpsd reprovision: %w", locked.PID, err)
+		}
 	}
-	next := check.With(file, "dpsd check")
-	if locked != nil {
-		next = check.With(file, "dpsd status")
-	}
-	return &exitError{code, fmt.Errorf("%w\n%s", err, classified.Advice()), next}
+	return &exitError{code, fmt.Errorf("%w\n%s", err, classified.Advice()), check.With(file, next)}
 }
 
 // errRestart means that a change takes effect only with a restart.
-var errRestart = errors.New("[state], [control] and [log] change with a restart only: systemctl restart --no-block dpsd")
+var errRestart = errors.New("changes to [state], [control] and [log] take effect only after a restart: systemctl restart --no-block dpsd")
 
 // reloader returns a function that reloads the configuration. running is the configuration
 // in use and text its text. Most of the time the file has not changed; then it is not parsed,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -39,7 +40,7 @@ If dpsd is not running, the command reads the state files, and shows why dpsd is
 not running and which command fixes that.
 
 Exit codes: 0 an identity is published, even if DPS has not confirmed it since
-dpsd started; 3 there is none; 1 the command cannot tell.`,
+dpsd started; 3 no identity is published; 1 the status is unknown.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
@@ -57,7 +58,7 @@ func status(places installation, asJSON, attempts bool) error {
 	defer cancel()
 	s, running, err := places.status(ctx)
 	if err != nil {
-		return &exitError{exitFailed, err, "sudo dpsd check, which looks at the files and the service"}
+		return &exitError{exitFailed, err, "sudo dpsd check, which checks the files and the service"}
 	}
 	report := statusReport{Running: running, Status: s}
 	if !running {
@@ -71,7 +72,7 @@ func status(places installation, asJSON, attempts bool) error {
 		return failed(err)
 	}
 	if places.note != nil && !running {
-		fmt.Fprintln(os.Stderr, "The standard places were looked at:", places.note)
+		fmt.Fprintln(os.Stderr, "Using the default paths, because the configuration cannot be used:", places.note)
 	}
 	if s.Identity == nil {
 		return &exitError{exitNone, nil, ""}
@@ -101,12 +102,12 @@ func (r statusReport) print(out *terminal) error {
 	}{
 		control.OK:            {green, "assigned, and confirmed by DPS"},
 		control.Cached:        {yellow, "assigned, but not confirmed by DPS since dpsd started"},
-		control.Degraded:      {yellow, "assigned, but something is wrong"},
+		control.Degraded:      {yellow, "assigned, but there is a problem"},
 		control.Unprovisioned: {red, "not provisioned"},
 	}
 	head := words[r.Health]
 	if !r.Running && r.Health == control.Cached {
-		head.text = "assigned, as the files have it"
+		head.text = "assigned, according to the state files"
 		if r.Phase.Name == phaseStopped {
 			head.text += ": " + notRunning
 		}
@@ -118,10 +119,10 @@ func (r statusReport) print(out *terminal) error {
 		line("registration", "%s in %s at %s", i.RegistrationID, i.IDScope, i.Endpoint)
 		line("generation", "%d, since %s", i.Generation, i.ProvisionedAt.UTC().Format(time.RFC3339))
 		if !i.Durable {
-			line("", "%s", out.paint(yellow, "not on the disk: a power cut would lose it"))
+			line("", "%s", out.paint(yellow, "not on the disk: a power failure would lose it"))
 		}
 		if i.Foreign {
-			line("", "%s", out.paint(yellow, "it belongs to another configuration than the present one"))
+			line("", "%s", out.paint(yellow, "it belongs to a different configuration than the current one"))
 		}
 	}
 	if r.Confirmed != nil {
@@ -193,15 +194,11 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 // printAttempts writes a line for each attempt with the durations of its steps.
 func printAttempts(b *strings.Builder, attempts []store.Attempt) {
 	for _, a := range attempts {
-		outcome := a.Outcome
-		if a.Fault != "" {
-			outcome = a.Fault
-		}
 		steps := make([]string, 0, len(a.Steps))
 		for _, s := range a.Steps {
 			steps = append(steps, fmt.Sprintf("%s %s", s.Stage, span(time.Duration(s.Milliseconds)*time.Millisecond)))
 		}
-		fmt.Fprintf(b, "%s  %-20s %s; %d B up, %d B down", a.At.UTC().Format(time.RFC3339), outcome, strings.Join(steps, ", "), a.Sent, a.Received)
+		fmt.Fprintf(b, "%s  %-20s %s; %d B up, %d B down", a.At.UTC().Format(time.RFC3339), cmp.Or(a.Fault, a.Outcome), strings.Join(steps, ", "), a.Sent, a.Received)
 		if a.Clock != "plausible" {
 			fmt.Fprintf(b, "; clock %s", a.Clock)
 		}

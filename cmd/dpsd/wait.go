@@ -48,9 +48,9 @@ command does not poll, and dpsd need not be running yet.
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case what != forAssigned && what != forConfirmed && what != forChange:
-				return fmt.Errorf("--for is one of %s, %s and %s", forAssigned, forConfirmed, forChange)
+				return fmt.Errorf("--for must be %s, %s or %s", forAssigned, forConfirmed, forChange)
 			case cmd.Flags().Changed("generation") && what != forChange:
-				return errors.New("--generation goes with --for change")
+				return errors.New("--generation requires --for change")
 			}
 			if err := checkTimeout(timeout, true, ""); err != nil {
 				return err
@@ -137,7 +137,7 @@ func (i installation) obstacle(last control.Status) string {
 func checkTimeout(timeout time.Duration, given bool, flag string) error {
 	switch {
 	case timeout != 0 && !given:
-		return errors.New("--timeout goes with " + flag)
+		return errors.New("--timeout requires " + flag)
 	case timeout < 0:
 		return errors.New("--timeout must be positive")
 	}
@@ -145,7 +145,7 @@ func checkTimeout(timeout time.Duration, given bool, flag string) error {
 }
 
 // errWaited is the cause of a context whose timeout has expired.
-var errWaited = errors.New("the time-out has passed")
+var errWaited = errors.New("the timeout has expired")
 
 // interruptible returns a context that ends with SIGTERM, SIGINT, one of the other signals, or
 // the timeout, unless it is 0.
@@ -193,7 +193,7 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 			continue // the daemon has ended or restarts
 		default:
 			if s.Phase.Name == phaseUnknown {
-				screen.progress("Waiting: dpsd cannot be asked, because its configuration cannot be used")
+				screen.progress("Waiting: dpsd cannot be reached, because its configuration cannot be used")
 				break
 			}
 			screen.progress("Waiting for dpsd to start")

@@ -86,7 +86,7 @@ func TestImport(t *testing.T) {
 				}
 			}
 			if got.TOML == "" {
-				if !slices.ContainsFunc(got.Notes, func(n *aziot.Note) bool { return strings.HasPrefix(n.Text, "cannot be carried over: ") }) {
+				if !slices.ContainsFunc(got.Notes, func(n *aziot.Note) bool { return strings.HasPrefix(n.Text, "cannot be converted: ") }) {
 					t.Error("nothing is converted, and no note gives the reason")
 				}
 				return
@@ -241,13 +241,13 @@ func TestImportRejects(t *testing.T) {
 		{"a file that is already converted", "[dps]\nid_scope = \"0ne1\"\n[provisioning]\non_boot = \"verify\"\n", `config.toml: this is a configuration of dpsd, which needs no conversion; import /etc/aziot/config.toml instead`},
 		{"nothing", "", `config.toml: provisioning: the table is missing`},
 		{"provisioning that is not a table", "provisioning = 1\n", `config.toml:1:1: provisioning: must be a table, not an integer`},
-		{"no source", change(inline, `source = "dps"`, ``), `config.toml:2:2: provisioning.source: is missing; "dps", "manual" and "none" are known`},
+		{"no source", change(inline, `source = "dps"`, ``), `config.toml:2:2: provisioning.source: is missing; the sources are "dps", "manual" and "none"`},
 		{"an unknown source", change(inline, `source = "dps"`, `source = "est"`), `config.toml:3:1: provisioning.source: "est" is unknown`},
 		{"no scope", change(inline, `id_scope = "0ne0A1B2C3D"`, ``), `provisioning.id_scope: is missing; it is on the overview page`},
-		{"a wrong scope", change(inline, `"0ne0A1B2C3D"`, `"0ne/1"`), `config.toml:5:1: provisioning.id_scope: "0ne/1" is no ID scope`},
+		{"a wrong scope", change(inline, `"0ne0A1B2C3D"`, `"0ne/1"`), `config.toml:5:1: provisioning.id_scope: "0ne/1" is not an ID scope`},
 		{"no endpoint", change(inline, `global_endpoint = `, `#`), `provisioning.global_endpoint: is missing`},
-		{"an endpoint without TLS", change(inline, `"https://`, `"http://`), `config.toml:4:1: provisioning.global_endpoint: is no address of a provisioning service`},
-		{"an endpoint that is not a URL", change(inline, `"https://global.`, `"global.`), `is no address of a provisioning service`},
+		{"an endpoint without TLS", change(inline, `"https://`, `"http://`), `config.toml:4:1: provisioning.global_endpoint: is not the address of a provisioning service`},
+		{"an endpoint that is not a URL", change(inline, `"https://global.`, `"global.`), `is not the address of a provisioning service`},
 		{"no attestation", change(inline, "[provisioning.attestation]", "[other]"), `provisioning.attestation: is missing`},
 		{"no method", change(inline, `method = "symmetric_key"`, ``), `provisioning.attestation.method: is missing`},
 		{"an unknown method", change(inline, `"symmetric_key"`, `"password"`), `config.toml:8:1: provisioning.attestation.method: "password" is unknown`},
@@ -268,11 +268,11 @@ func TestImportRejects(t *testing.T) {
 		{"the 00-super.toml of keyd", sample(t, "keyd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-keyd, `},
 		{"the 00-super.toml of certd", sample(t, "certd-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-certd, `},
 		{"the 00-super.toml of edged", sample(t, "edged-00-super.toml"), `config.toml: this is the 00-super.toml of aziot-edged, `},
-		{"a drop-in in place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a drop-in of systemd, which holds the proxy and no identity; name config.toml first: dpsd config import-aziot /etc/aziot/config.toml config.toml`},
+		{"a drop-in in place of the file", "[Service]\nEnvironment=\"https_proxy=http://proxy:3128\"\n", `config.toml: this is a systemd drop-in, which contains the proxy but no identity; specify config.toml first: dpsd config import-aziot /etc/aziot/config.toml config.toml`},
 		{"the template, in which everything is a comment", regexp.MustCompile(`(?m)^`).ReplaceAllString(samples(t)["edge-template.toml"], "# "), `config.toml: every line is a comment, as in the template; uncomment one of the blocks that begin with [provisioning]`},
 		{"a key without a place", regexp.MustCompile(`symmetric_key = .*`).ReplaceAllString(inline, `symmetric_key = { }`), `provisioning.attestation.symmetric_key.uri: is missing`},
-		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is no URI of a file`},
-		{"a certificate with a relative path", change(x509, `"file:///var/secrets/device-id.pem"`, `"file:relative"`), `provisioning.attestation.identity_cert: is no URI of an absolute path`},
+		{"a certificate elsewhere", change(x509, `"file:///var/secrets/device-id.pem"`, `"https://example.org/device-id.pem"`), `config.toml:9:1: provisioning.attestation.identity_cert: is not the URI of a file`},
+		{"a certificate with a relative path", change(x509, `"file:///var/secrets/device-id.pem"`, `"file:relative"`), `provisioning.attestation.identity_cert: is not the URI of an absolute path`},
 		{"no private key", change(x509, `identity_pk = "file:///var/secrets/device-id.key.pem"`, ``), `provisioning.attestation.identity_pk: is missing`},
 		{"no certificate", change(x509, `identity_cert = `, `#`), `provisioning.attestation.identity_cert: is missing`},
 		{"an unknown mode of reprovisioning", "auto_reprovisioning_mode = \"Never\"\n" + inline, `config.toml:1:1: auto_reprovisioning_mode: "Never" is unknown`},
@@ -345,7 +345,7 @@ func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 		{"a continued line", "symmetric-inline.toml",
 			[]file{{identityd + "10.conf", service + "Environment=NO_PROXY=localhost \\\n  HTTPS_PROXY=http://proxy.example:3128\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`},
-			[]string{identityd + `10.conf:5: NO_PROXY: left out: a proxy in dpsd.toml takes everything`, identityd + `10.conf:5: HTTPS_PROXY: is now transport.proxy = "http://proxy.example:3128"`}},
+			[]string{identityd + `10.conf:5: NO_PROXY: left out: a proxy in dpsd.toml applies to every connection`, identityd + `10.conf:5: HTTPS_PROXY: is now transport.proxy = "http://proxy.example:3128"`}},
 		{"user and password, with the doubled percent signs that systemd requires", "symmetric-inline.toml",
 			[]file{{"override.conf", service + `Environment="https_proxy=http://gate%%20way:canary%%2d9@proxy.example:3128"` + "\n"}},
 			[]string{`proxy = "http://proxy.example:3128"`, `proxy_user = "gate way"`, `proxy_password = "credential:proxy-password"`},
@@ -358,7 +358,7 @@ func TestImportConvertsTheProxyOfTheUnits(t *testing.T) {
 			[]file{{edged, service + "Environment=https_proxy=http://edged.example:3128\n"}, {identityd + "override.conf", service + "Environment=https_proxy=http://identityd.example:3128\n"}},
 			[]string{`protocols = ["websocket", "mqtt"]`, `proxy = "http://identityd.example:3128"`},
 			[]string{`config.toml:40: agent.env.https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
-				`config.toml:41: agent.env.no_proxy: left out: a proxy in dpsd.toml takes everything`,
+				`config.toml:41: agent.env.no_proxy: left out: a proxy in dpsd.toml applies to every connection`,
 				edged + `:5: https_proxy: left out: https_proxy in ` + identityd + `override.conf takes precedence`,
 				identityd + `override.conf:5: https_proxy: is now transport.proxy = "http://identityd.example:3128"`}},
 		{"an address that is not a proxy", "symmetric-inline.toml",

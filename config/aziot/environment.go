@@ -77,18 +77,18 @@ func specifiers(value string) string {
 // environmentFile applies the variables of files, which override those of Environment= and
 // of earlier files. It adds a note about a file that cannot be read.
 func (a *importer) environmentFile(e *environment, f environmentFile) {
-	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, write this line into [transport] of dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
+	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, add this line to [transport] in dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
 	value, optional := strings.CutPrefix(specifiers(f.value), "-")
 	shown := foreign.Line(value, 200)
 	switch {
 	case strings.Contains(value, "\x00"):
-		a.noteOf(f.origin, "", "left out: the name of the file has a specifier (%%), which only systemd can resolve"+byHand)
+		a.noteOf(f.origin, "", "left out: the name of the file contains a specifier (%%), which only systemd can resolve"+byHand)
 		return
 	case !filepath.IsAbs(value):
 		a.noteOf(f.origin, "", "left out: the name of the file is not absolute, so systemd ignores it")
 		return
 	case f.find == nil:
-		a.noteOf(f.origin, "", "left out: %s is not read, because this drop-in is a copy, and may be of another gateway"+byHand, shown)
+		a.noteOf(f.origin, "", "left out: %s is not read, because this drop-in is a copy and may come from another gateway"+byHand, shown)
 		return
 	}
 	files, err := f.find(value)

@@ -62,7 +62,7 @@ func importWith(t *testing.T, files map[string]string, dropIns ...[2]string) (pr
 
 func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 	type files = map[string]string
-	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, write this line into [transport] of dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
+	const byHand = `; if it sets HTTPS_PROXY, which takes precedence over Environment=, add this line to [transport] in dpsd.toml, in place of any other proxy: proxy = "http://HOST:PORT"`
 	for _, c := range []struct {
 		says    string
 		files   files
@@ -95,7 +95,7 @@ func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 		{says: "a percent sign in its name is doubled", files: files{"/a%b": "https_proxy=http://file.example:3128\n"},
 			dropIn: "EnvironmentFile=/a%%b\n", proxy: "http://file.example:3128", notes: []string{`/a%b:1: https_proxy: is now`}},
 		{says: "NO_PROXY is left out", files: files{"/e": "NO_PROXY=localhost\n"}, dropIn: "EnvironmentFile=/e\n",
-			notes: []string{`/e:1: NO_PROXY: left out: a proxy in dpsd.toml takes everything`}},
+			notes: []string{`/e:1: NO_PROXY: left out: a proxy in dpsd.toml applies to every connection`}},
 		{says: "an optional file that is missing is ignored, as by systemd", files: files{}, dropIn: "EnvironmentFile=-/etc/default/aziot\n"},
 		{says: "the note about a required file that is missing contains the line to write", files: files{}, dropIn: "EnvironmentFile=/etc/default/aziot\n",
 			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/default/aziot cannot be read: no such file or directory" + byHand}},
@@ -104,9 +104,9 @@ func TestAnEnvironmentFileOfADropInIsReadAsSystemdReadsIt(t *testing.T) {
 		{says: "the note about a file that is not text contains the line to write", files: files{"/e": "\xff=\n"}, dropIn: "EnvironmentFile=/e\n",
 			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /e cannot be read: it is not UTF-8 text" + byHand}},
 		{says: "a file of a copied drop-in is not read, because it may belong to another gateway", dropIn: "EnvironmentFile=/etc/environment\n",
-			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/environment is not read, because this drop-in is a copy, and may be of another gateway" + byHand}},
+			notes: []string{ofIdentityd + "20.conf:2: EnvironmentFile: left out: /etc/environment is not read, because this drop-in is a copy and may come from another gateway" + byHand}},
 		{says: "a specifier in its name is not resolved", files: files{}, dropIn: "EnvironmentFile=/etc/%H.env\n",
-			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file has a specifier (%), which only systemd can resolve` + byHand}},
+			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file contains a specifier (%), which only systemd can resolve` + byHand}},
 		{says: "systemd ignores a relative name", files: files{"e": "https_proxy=http://file.example:3128\n"}, dropIn: "EnvironmentFile=e\n",
 			notes: []string{ofIdentityd + `20.conf:2: EnvironmentFile: left out: the name of the file is not absolute, so systemd ignores it`}},
 		{says: "a terminal escape in its name does not reach the terminal", files: files{}, dropIn: "EnvironmentFile=/\x1b[31m\n",

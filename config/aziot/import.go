@@ -59,13 +59,13 @@ func (a *importer) todo(at document.Path, command, format string, args ...any) {
 // cannot adds a note that a key on which the identity depends cannot be converted.
 func (a *importer) cannot(at document.Path, format string, args ...any) {
 	a.lost = true
-	a.note(at, "", "cannot be carried over: "+format, args...)
+	a.note(at, "", "cannot be converted: "+format, args...)
 }
 
 // leaveOut adds a note that a key is left out.
 func (a *importer) leaveOut(at document.Path, why string) {
 	if why == "" {
-		why = "dpsd has nothing like it"
+		why = "dpsd has no equivalent"
 	}
 	a.note(at, "", "left out: %s", why)
 }
@@ -131,13 +131,13 @@ func (a *importer) provisioning(at document.Path, value any) {
 	if !ok {
 		return
 	}
-	const sources = `"dps", "manual" and "none" are known`
+	const sources = `the sources are "dps", "manual" and "none"`
 	switch source := a.words(at, values, "source", sources); source {
 	case "":
 		return
 	case "dps":
 	case "manual":
-		a.cannot(at.Key("source"), "this gateway was entered at its hub by hand, and dpsd registers with the provisioning service; make an enrollment for it there")
+		a.cannot(at.Key("source"), "this gateway was registered at its hub manually, but dpsd registers with the provisioning service; create an enrollment for it there")
 	case "none":
 		a.cannot(at.Key("source"), "this gateway is not provisioned")
 	default:
@@ -205,14 +205,14 @@ func (a *importer) endpoint(at document.Path, value any) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "https" || u.User != nil || config.Check("dps.endpoint", u.Hostname()) != nil {
-		a.Report(at, document.Error{Problem: "is no address of a provisioning service", Remedy: `such as "https://global.azure-devices-provisioning.net"`})
+		a.Report(at, document.Error{Problem: "is not the address of a provisioning service", Remedy: `such as "https://global.azure-devices-provisioning.net"`})
 		return
 	}
 	if port := u.Port(); port != "" && port != "443" {
 		a.leaveOut(at, "the port; dpsd has transport.mqtt_port and transport.websocket_port")
 	}
 	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		a.leaveOut(at, "what follows the host name; the IoT Identity Service does not use it either")
+		a.leaveOut(at, "the part after the host name; the IoT Identity Service does not use it either")
 	}
 	a.set["dps.endpoint"] = u.Hostname()
 }
@@ -237,13 +237,13 @@ func (a *importer) location(at document.Path, value any) (file, scheme string) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "file" || u.Host != "" && u.Host != "localhost" || u.RawQuery != "" || u.Fragment != "" {
-		a.Report(at, document.Error{Problem: "is no URI of a file or a PKCS#11 object", Remedy: `such as "file:///var/secrets/device-id.pem"`})
+		a.Report(at, document.Error{Problem: "is not the URI of a file or a PKCS#11 object", Remedy: `such as "file:///var/secrets/device-id.pem"`})
 		return "", ""
 	}
 	if r, err := attest.ParseReference("file:" + u.Path); err == nil && !strings.ContainsFunc(u.Path, unicode.IsControl) {
 		return r.File, u.Scheme
 	}
-	a.Report(at, document.Error{Problem: "is no URI of an absolute path", Remedy: `such as "file:///var/secrets/device-id.pem"`})
+	a.Report(at, document.Error{Problem: "is not the URI of an absolute path", Remedy: `such as "file:///var/secrets/device-id.pem"`})
 	return "", ""
 }
 
@@ -265,7 +265,7 @@ func (a *importer) attestation(at document.Path, value any) {
 	if !ok {
 		return
 	}
-	const methods = `"symmetric_key", "x509" and "tpm" are known`
+	const methods = `the methods are "symmetric_key", "x509" and "tpm"`
 	takers := map[string]taker{
 		"method":          func(document.Path, any) {},
 		"registration_id": a.registrationID,
@@ -284,15 +284,15 @@ func (a *importer) attestation(at document.Path, value any) {
 			a.needs(at, values, "identity_pk", "")
 		}
 	case "tpm":
-		a.cannot(at.Key("method"), "dpsd proves the identity by a symmetric key or a certificate; make such an enrollment")
+		a.cannot(at.Key("method"), "dpsd authenticates with a symmetric key or a certificate; create such an enrollment")
 	default:
 		a.Report(at.Key("method"), document.Error{Problem: document.Quote(method) + " is unknown", Remedy: methods})
 		return
 	}
 	a.table(at, values, takers, map[string]string{
-		"symmetric_key": "the method is another",
-		"identity_cert": "the method is another",
-		"identity_pk":   "the method is another",
+		"symmetric_key": "it belongs to another method",
+		"identity_cert": "it belongs to another method",
+		"identity_pk":   "it belongs to another method",
 	})
 }
 
@@ -305,7 +305,7 @@ func (a *importer) become(o origin, key string, value any) {
 // result returns the text of dpsd.toml.
 func (a *importer) result() string {
 	var b strings.Builder
-	b.WriteString("# Made by dpsd config import-aziot. Every other key has its default; the annotated\n# reference is /usr/share/dpsd/dpsd.toml.\n")
+	b.WriteString("# Generated by dpsd config import-aziot. Every other key has its default; the annotated\n# reference is /usr/share/dpsd/dpsd.toml.\n")
 	for _, n := range a.notes {
 		fmt.Fprintf(&b, "#\n# %s\n", toComment(n.String()))
 		if n.Command != "" {

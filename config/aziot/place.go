@@ -98,7 +98,7 @@ func anotherFile(doc document.Document, problem *document.Error) *document.Error
 	case problem != nil && at != nil && !matches(tomlLine, data):
 		line := doc.Of(at[0]).Line
 		if !matches(edgeYAML, data) {
-			return &document.Error{Line: line, Column: 1, Problem: "this is YAML, and the import needs TOML", Remedy: "import " + theFile + " instead"}
+			return &document.Error{Line: line, Column: 1, Problem: "this is YAML, but the import needs TOML", Remedy: "import " + theFile + " instead"}
 		}
 		return yamlOfEdge(line)
 	case template && (extension == ".yaml" || extension == ".yml"):
@@ -139,7 +139,7 @@ func serviceOf(name string, data []byte) string {
 		return "aziot-" + owner
 	}
 	if filepath.Base(name) == "00-super.toml" || matches(generated, data) {
-		return "a service of aziot"
+		return "an aziot service"
 	}
 	return ""
 }

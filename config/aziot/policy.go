@@ -67,7 +67,7 @@ func (a *importer) bootPolicy() {
 		a.note(root.Key(mode), "", `is missing, which means "Dynamic" for IoT Edge; it is now provisioning.on_boot = "verify"`)
 	default:
 		a.set["provisioning.on_boot"] = "if-needed"
-		a.note(root.Key(mode), "", `is missing, and no setting here belongs to IoT Edge; the IoT Identity Service asks only when it has no backup, which is now provisioning.on_boot = "if-needed" ("verify" for IoT Edge)`)
+		a.note(root.Key(mode), "", `is missing, and no setting here belongs to IoT Edge; the IoT Identity Service contacts DPS only if it has no backup, so it is now provisioning.on_boot = "if-needed" ("verify" for IoT Edge)`)
 	}
 	if earlierIsSaid && instead != "" {
 		a.leaveOut(earlier, instead)
@@ -85,7 +85,7 @@ func (a *importer) autoMode(at document.Path, value any) {
 	}
 	policy := modes[strings.ToLower(s)]
 	if policy == "" {
-		a.Report(at, document.Error{Problem: document.Quote(s) + " is unknown", Remedy: `"Dynamic", "AlwaysOnStartup" and "OnErrorOnly" are known`})
+		a.Report(at, document.Error{Problem: document.Quote(s) + " is unknown", Remedy: `the modes are "Dynamic", "AlwaysOnStartup" and "OnErrorOnly"`})
 		return
 	}
 	a.become(a.origin(at), "provisioning.on_boot", policy)

@@ -46,7 +46,7 @@ func (a *importer) agent(at document.Path, value any) {
 	a.proxies = append(a.proxies, found...)
 }
 
-const ignoresNoProxy = `a proxy in dpsd.toml takes everything; transport.proxy = "environment" obeys NO_PROXY`
+const ignoresNoProxy = `a proxy in dpsd.toml applies to every connection; transport.proxy = "environment" respects NO_PROXY`
 
 // upstreamProtocol converts the order of the protocols for an agent behind a firewall that
 // allows only outbound HTTPS.
@@ -55,7 +55,7 @@ func (a *importer) upstreamProtocol(at document.Path, value string) {
 	case "mqttws", "amqpws":
 		a.become(a.origin(at), "transport.protocols", []string{"websocket", "mqtt"})
 	default:
-		a.leaveOut(at, "dpsd tries MQTT, and then MQTT over WebSocket; transport.protocols has the order")
+		a.leaveOut(at, "dpsd tries MQTT, and then MQTT over WebSocket; transport.protocols sets the order")
 	}
 }
 
@@ -91,8 +91,8 @@ func dropInAlone(name string, others []dropIn) *document.Error {
 	if i := slices.IndexFunc(others, func(d dropIn) bool { return !matches(section, d.data) }); i >= 0 {
 		file = others[i].Name
 	}
-	return &document.Error{File: name, Problem: "this is a drop-in of systemd, which holds the proxy and no identity",
-		Remedy: "name config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
+	return &document.Error{File: name, Problem: "this is a systemd drop-in, which contains the proxy but no identity",
+		Remedy: "specify config.toml first: dpsd config import-aziot " + input.Quote(file) + " " + input.Quote(name)}
 }
 
 // dropIns collects the proxies in the environment of the units. The proxy of aziot-identityd,
@@ -110,10 +110,10 @@ func (a *importer) dropIns(all []dropIn) *document.Error {
 		case matches(section, d.data):
 			units[d.unit].read(d)
 		case !d.placed:
-			return &document.Error{File: d.Name, Problem: "this is no drop-in of systemd, because it has no section [Service]",
-				Remedy: "after config.toml only drop-ins are read, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
+			return &document.Error{File: d.Name, Problem: "this is not a systemd drop-in, because it has no [Service] section",
+				Remedy: "only drop-ins may follow config.toml, such as /etc/systemd/system/aziot-identityd.service.d/override.conf"}
 		case matches(content, d.data):
-			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd takes nothing from this file")
+			a.noteOf(origin{file: d.Name, key: "[Service]"}, "", "left out: the section is missing, so systemd ignores this file")
 		}
 	}
 	slices.SortStableFunc(order, func(x, y string) int { return rank[x] - rank[y] })
@@ -164,7 +164,7 @@ func (a *importer) takeProxy() {
 func (a *importer) proxy(o origin, value string) bool {
 	u, err := url.Parse(value)
 	if err != nil {
-		a.noteOf(o, "", "left out: it is no address of a proxy")
+		a.noteOf(o, "", "left out: it is not a proxy address")
 		return false
 	}
 	user := u.User

@@ -34,11 +34,11 @@ func (a *importer) symmetricKey(at document.Path, value any) {
 	}
 	switch file, scheme := a.location(at, table); {
 	case scheme == "pkcs11":
-		a.cannot(at, "the key is in a PKCS#11 token, which gives it to nobody; put the key of the enrollment where dpsd can read it, or enroll a certificate")
+		a.cannot(at, "the key is in a PKCS#11 token, which does not export it; put the key of the enrollment where dpsd can read it, or enroll a certificate")
 	case file != "":
 		// keyd uses the bytes of the file unchanged; dpsd reads the text that the portal shows.
 		a.todo(at, "base64 -w0 "+input.Quote(file)+toCredstore+importedKey,
-			"the file holds the bytes of the key, and dpsd reads their base64 text; put that into /etc/credstore/%s", importedKey)
+			"the file contains the bytes of the key, but dpsd reads base64 text; put that into /etc/credstore/%s", importedKey)
 	}
 }
 
@@ -59,7 +59,7 @@ func (a *importer) inlineKey(at document.Path, value any) {
 	if command == "" {
 		command = extractLines(o, s, padding)
 	}
-	a.todo(at, command, "put the key, the base64 text, into /etc/credstore/%s; remove it here when aziot is gone", importedKey)
+	a.todo(at, command, "put the key, the base64 text, into /etc/credstore/%s; remove it here when you have removed aziot", importedKey)
 }
 
 // extract returns a command that extracts a secret from its line with a basic regular
@@ -109,7 +109,7 @@ func (a *importer) certificate(at document.Path, value any) {
 		if how == "" {
 			how = "by aziot-certd"
 		}
-		a.cannot(at, "the certificate is issued %s, which dpsd does not do; have it and its key put into files, and write their file: URIs here and into identity_pk", how)
+		a.cannot(at, "the certificate is issued %s, which dpsd does not support; put it and its key into files, and write their file: URIs here and in identity_pk", how)
 		return
 	}
 	if file, _ := a.location(at, value); file != "" {
@@ -134,5 +134,5 @@ func (a *importer) privateKey(at document.Path, value any) {
 // credential.
 func (a *importer) copyFile(at document.Path, file, what, name string) {
 	a.todo(at, "install -D -m 0600 "+input.Quote(file)+" /etc/credstore/"+name,
-		"put %s into /etc/credstore/%s; when the file is renewed, do so again and restart dpsd", what, name)
+		"put %s into /etc/credstore/%s; whenever the file is renewed, repeat this and restart dpsd", what, name)
 }

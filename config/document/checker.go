@@ -1,6 +1,10 @@
 package document
 
-import "strconv"
+import (
+	"cmp"
+	"slices"
+	"strconv"
+)
 
 // Checker collects the errors in a document.
 type Checker struct {
@@ -36,7 +40,13 @@ func (c *Checker) Err() error {
 	if len(c.errs) == 0 {
 		return nil
 	}
-	return c.errs.sorted()
+	slices.SortStableFunc(c.errs, func(a, b *Error) int {
+		if (a.Line == 0) != (b.Line == 0) {
+			return cmp.Compare(b.Line, a.Line)
+		}
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return c.errs
 }
 
 // String returns value if it is a non-empty string, or else an error. remedy says what to
@@ -47,7 +57,7 @@ func String(value any, remedy string) (string, *Error) {
 	case !ok:
 		return "", &Error{Problem: "must be a string, not " + TypeOf(value), Remedy: remedy}
 	case s == "":
-		return "", &Error{Problem: "is empty", Remedy: "give it a value or leave the key out"}
+		return "", &Error{Problem: "is empty", Remedy: "set a value or remove the key"}
 	}
 	return s, nil
 }

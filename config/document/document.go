@@ -179,7 +179,7 @@ func syntaxError(lines Lines, known map[string][]string, err error) *Error {
 	case !utf8.Valid(lines.data):
 		e.Remedy = "save the file as UTF-8"
 	case strings.Contains(problem, "start of value"), strings.Contains(problem, "expected keyword"), strings.Contains(problem, "strings must be quoted"):
-		e.Remedy = "text is written in double quotes"
+		e.Remedy = "write text in double quotes"
 	case strings.Contains(problem, "unterminated basic string"), strings.Contains(problem, "strings cannot have new lines"):
 		e.Remedy = "close the quotes on the same line"
 	case strings.Contains(problem, "invalid escape"):

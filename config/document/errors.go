@@ -1,10 +1,8 @@
 package document
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // Error is one error in a document. No field contains a secret.
@@ -59,14 +57,4 @@ func (e Errors) Unwrap() []error {
 		all[i] = one
 	}
 	return all
-}
-
-func (e Errors) sorted() Errors {
-	slices.SortStableFunc(e, func(a, b *Error) int {
-		if (a.Line == 0) != (b.Line == 0) {
-			return cmp.Compare(b.Line, a.Line)
-		}
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
-	return e
 }

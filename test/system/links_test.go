@@ -69,6 +69,6 @@ func TestRootsCommandsFollowNoLinkAndOpenNoFIFOOfTheServicesUser(t *testing.T) {
 		g.run("sed -i 's|^registration_id = .*|&\\npayload_file = \"/var/lib/dpsd/payload.json\"|' /etc/dpsd/dpsd.toml && grep -q payload_file /etc/dpsd/dpsd.toml")
 		g.run(asService + "ln -s /etc/shadow /var/lib/dpsd/payload.json")
 		readsNothing(g, commands...)
-		g.contains("dpsd check --offline 2>&1 || true", "/var/lib/dpsd/payload.json is a link that belongs to user", "chown -h root: /var/lib/dpsd/payload.json")
+		g.contains("dpsd check --offline 2>&1 || true", "/var/lib/dpsd/payload.json is a link owned by user", "chown -h root: /var/lib/dpsd/payload.json")
 	})
 }
