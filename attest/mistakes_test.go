@@ -89,7 +89,7 @@ func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandCo
 		{"a key in base64 without PEM", "openssl pkey -in key.pem -outform DER | base64 >key; cp chain.pem chain", "/key: the file contains a private key in base64 without the PEM header and footer"},
 		{"a key in base64 of PEM", "base64 key.pem >key; cp chain.pem chain", "/key: the file contains PEM that is encoded in base64"},
 		{"a key in UTF-16", "iconv -f UTF-8 -t UTF-16 key.pem >key; cp chain.pem chain", "/key: the file is UTF-16 text, not UTF-8"},
-		{`a key with \n in place of line breaks`, `awk '{printf "%s\\n", $0}' key.pem >key; cp chain.pem chain`, `/key: line 1: the file has \n, as two characters, in place of line breaks`},
+		{`a key with \n in place of line breaks`, `awk '{printf "%s\\n", $0}' key.pem >key; cp chain.pem chain`, `/key: line 1: the file contains \n as two characters instead of line breaks`},
 		{"a certificate in DER", "cp key.pem key; openssl x509 -in leaf.pem -outform DER -out chain", "/chain: the file contains a certificate in DER, not in PEM"},
 		{"a certificate in base64 without PEM", "cp key.pem key; openssl x509 -in leaf.pem -outform DER | base64 -w 0 >chain", "/chain: the file contains a certificate in base64 without the PEM header and footer"},
 		{"a certificate in UTF-16", "cp key.pem key; iconv -f UTF-8 -t UTF-16LE chain.pem >chain", "/chain: the file is UTF-16 text, not UTF-8"},

@@ -77,7 +77,7 @@ func (c Client) Follow(ctx context.Context, with func(Status) error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return fmt.Errorf("%w any more", ErrNotRunning)
+	return fmt.Errorf("%w: it closed the connection", ErrNotRunning)
 }
 
 func (c Client) ask(ctx context.Context, method, path string, into any) error {
@@ -135,7 +135,7 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 	defer func() { _ = response.Body.Close() }()
 	var p Problem
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&p); err != nil || p.Error == "" {
-		p.Error = "the answer is " + response.Status
+		p.Error = "the daemon replied " + response.Status
 	}
 	if p.Advice != "" {
 		p.Error += "; " + p.Advice

@@ -122,10 +122,10 @@ func (s *Server) routes() http.Handler {
 		switch {
 		case !found:
 			paths := slices.Sorted(maps.Keys(routes))
-			answer(w, http.StatusNotFound, Problem{Error: "there is no such path", Advice: "there are " + strings.Join(paths, ", ")})
+			answer(w, http.StatusNotFound, Problem{Error: "unknown path", Advice: "the paths are " + strings.Join(paths, ", ")})
 		case r.Method != route.method:
 			w.Header().Set("Allow", route.method)
-			answer(w, http.StatusMethodNotAllowed, Problem{Error: "the method is " + route.method})
+			answer(w, http.StatusMethodNotAllowed, Problem{Error: "this path accepts only " + route.method})
 		default:
 			route.handle(w, r)
 		}
@@ -163,8 +163,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 func (s *Server) reprovision(w http.ResponseWriter, r *http.Request) {
 	if !peerOf(r.Context()).trusted() {
 		answer(w, http.StatusForbidden, Problem{
-			Error:  "only root and members of the service's group may ask for a registration",
-			Advice: "sudo dpsd reprovision, or: usermod -a -G dpsd USER",
+			Error:  "only root and members of the service's group may request a registration",
+			Advice: "run: sudo dpsd reprovision; or add the user to the group: usermod -a -G dpsd USER",
 		})
 		return
 	}

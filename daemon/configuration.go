@@ -41,15 +41,7 @@ func (s *supervisor) watchConfiguration(ctx context.Context, now time.Time) {
 	}
 	s.file.changed(now)
 	ctx, s.file.unwatch = context.WithCancel(ctx)
-	if s.Watch == nil {
-		return
-	}
-	changes, err := s.Watch(ctx, s.ConfigurationFile)
-	if err != nil {
-		s.log(event.WatchFailed, zap.Error(err))
-		return
-	}
-	s.file.changes = changes
+	s.file.changes = s.watchFiles(ctx, s.ConfigurationFile)
 }
 
 // leave ends what watchConfiguration began.
@@ -92,10 +84,9 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 	}
 	s.log(event.Reloaded, zap.Bool("changed", true))
 	s.restart(ctx, settings)
-	const why = "the configuration has changed"
-	s.request(s.schedule.afterChange(now), why)
+	s.request(s.schedule.afterChange(now), "the configuration has changed")
 	if !s.running.active() {
-		s.waiting(now, why)
+		s.waiting(now, "The configuration has changed")
 	}
 }
 
@@ -156,6 +147,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	case err != nil:
 		status = "The new configuration is invalid; the previous one stays in effect: " + err.Error()
 		s.logRefusal(err)
+		s.refuse(err)
 	case settings == nil && s.running.active():
 		s.log(event.Reloaded, zap.Bool("changed", false)) // the running attempt is the one that was asked for
 	default:
@@ -163,9 +155,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 		s.restart(ctx, settings)
 		s.request(s.schedule.force(now), "reload")
 	}
-	if err != nil {
-		s.refuse(err)
-	} else {
+	if err == nil {
 		s.accept()
 	}
 	switch {

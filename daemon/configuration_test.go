@@ -118,14 +118,14 @@ func TestBeforeREADYTheStatusNamesAnInvalidConfigurationAndTheOldOneRemainsInEff
 		time.Sleep(settle)
 		synctest.Wait()
 		const refusal = "Configuration refused: /etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key; the previous one stays in effect. "
-		lead, cause, _ := strings.Cut(before, "UTC: ")
-		if last, want := g.lastNote(), "STATUS="+lead+"UTC: "+refusal+cause; last != want {
+		lead, cause, _ := strings.Cut(before, "UTC. ")
+		if last, want := g.lastNote(), "STATUS="+lead+"UTC. "+refusal+cause; last != want {
 			t.Errorf("the status is %q, want %q", last, want)
 		}
 		// The status still names it while attempts continue.
 		g.until("fault", 4)
 		synctest.Wait()
-		if last := g.lastNote(); !strings.HasPrefix(last, "STATUS=Next attempt at ") || !strings.Contains(last, "UTC: "+refusal+string(fault.EnrollmentNotFound)) {
+		if last := g.lastNote(); !strings.HasPrefix(last, "STATUS=Next attempt at ") || !strings.Contains(last, "UTC. "+refusal+"Last fault: "+string(fault.EnrollmentNotFound)) {
 			t.Errorf("the status after three more attempts is %q", last)
 		}
 		if n := g.log.FilterMessage("reload-refused").Len(); n != 1 {

@@ -545,7 +545,7 @@ func TestWaitingForWeeksKeepsExtending(t *testing.T) {
 			t.Errorf("%d connections in a day of CONNACK 3", n)
 		}
 		last := g.log.FilterMessage("fault").All()
-		if advice := last[len(last)-1].ContextMap()["advice"].(string); !strings.Contains(advice, "times in a row: id_scope is probably wrong") {
+		if advice := last[len(last)-1].ContextMap()["advice"].(string); !strings.Contains(advice, "times in a row; id_scope is probably wrong") {
 			t.Errorf("after %d CONNACK 3 the advice names id_scope: %q", len(last), advice)
 		}
 	})

@@ -135,7 +135,7 @@ func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *regi
 				r.wait = wait
 				return nil, nil
 			}
-			a.enter(ctx, stage, wait, "Asking again in "+wait.Round(time.Second).String()+": DPS is assigning "+a.registrationID)
+			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; asking again in "+wait.Round(time.Second).String())
 		}
 		step, err = receive(ctx, client, reg)
 		if wait := time.Until(reg.NotBefore()); wait > 0 {

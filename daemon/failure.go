@@ -46,7 +46,7 @@ func (f *failures) add(last fault.Fault, now time.Time) (advice string) {
 	if f.busy++; f.busy < busyAnswers {
 		return last.Advice()
 	}
-	return last.Advice() + fmt.Sprintf(" It has given this answer %d times in a row: id_scope is probably wrong.", f.busy)
+	return last.Advice() + fmt.Sprintf(" DPS has given this answer %d times in a row; id_scope is probably wrong.", f.busy)
 }
 
 // classify names what has ended a registration, given what the supervisor knows.

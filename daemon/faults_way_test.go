@@ -54,15 +54,16 @@ func proxies() (rows []faultRow) {
 		code            fault.Code
 	}
 	all := map[string]proxy{
-		"forbids it (403)":                    {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
-		"hangs up":                            {"http://proxy.test:3128", "", fault.ProxyRefused},
-		"does not get through (502)":          {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
-		"does not get through (503)":          {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
-		"does not get through (504)":          {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
-		"expects TLS, and answers an alert":   {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
-		"expects TLS, and says so (400)":      {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
-		"does not understand CONNECT (400)":   {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
-		"of an https:// address knows no TLS": {"https://proxy.test:3129", "plain", fault.ProxyScheme},
+		"forbids it (403)":                        {"http://proxy.test:3128", "HTTP/1.1 403 Filtered\r\n\r\n", fault.ProxyRefused},
+		"hangs up":                                {"http://proxy.test:3128", "", fault.ProxyRefused},
+		"does not get through (502)":              {"http://proxy.test:3128", "HTTP/1.1 502 Bad Gateway\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (503)":              {"http://proxy.test:3128", "HTTP/1.1 503 Service Unavailable\r\n\r\n", fault.ProxyUpstream},
+		"does not get through (504)":              {"http://proxy.test:3128", "HTTP/1.1 504 Gateway Timeout\r\n\r\n", fault.ProxyUpstream},
+		"expects TLS, and answers an alert":       {"http://proxy.test:3128", "\x15\x03\x01\x00\x02\x02\x28", fault.ProxyScheme},
+		"expects TLS, and says so (400)":          {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port</title>", fault.ProxyScheme},
+		"does not understand CONNECT (400)":       {"http://proxy.test:3128", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>", fault.ProxyRefused},
+		"of an https:// address knows no TLS":     {"https://proxy.test:3129", "plain", fault.ProxyScheme},
+		"of an https:// address waits for a line": {"https://proxy.test:3129", "line", fault.ProxyScheme},
 	}
 	for first, header := range map[string]string{"407 No": "Proxy-Authenticate", "401 Unauthorized": "WWW-Authenticate"} {
 		for name, offer := range map[string]struct {
@@ -92,6 +93,17 @@ func proxies() (rows []faultRow) {
 				defer c.Close()
 				if _, err := c.Read(make([]byte, 64)); err == nil {
 					_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+				}
+			}
+		}
+		if what.answer == "line" {
+			play = func(c net.Conn) {
+				defer c.Close()
+				for line := make([]byte, 512); ; {
+					if n, err := c.Read(line); err != nil || string(line[:n]) == "\r\n\r\n" {
+						_, _ = io.WriteString(c, "HTTP/1.0 400 Bad Request\r\n\r\n")
+						return
+					}
 				}
 			}
 		}

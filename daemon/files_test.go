@@ -116,7 +116,7 @@ func TestRemovedStateIsRestoredImmediately(t *testing.T) {
 		if rec, err := store.Read(g.Store.RuntimeDirectory); err != nil || rec.Generation != before.Generation {
 			t.Errorf("under the runtime directory: generation %d, %v", rec.Generation, err)
 		}
-		if last := g.lastNote(); !strings.HasPrefix(last, "STATUS=Next attempt to save at ") || !strings.Contains(last, "UTC: state-unwritable: ") || !strings.HasSuffix(last, "as gw-1") {
+		if last := g.lastNote(); !strings.HasPrefix(last, "STATUS=Next attempt to save at ") || !strings.Contains(last, "UTC. Last fault: state-unwritable: ") || !strings.HasSuffix(last, "as gw-1") {
 			t.Errorf("the status: %q", last)
 		}
 		if err := os.Remove(directory); err != nil {

@@ -9,30 +9,29 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// Floor is for how long yet the service wants to hear nothing from this gateway, as
-// the service's last answer in this boot has it; 0 when it may be asked.
+// Floor returns the remaining wait that the service's last answer in this boot has asked for,
+// or 0 if the gateway may contact the service.
 func Floor(runtime store.Runtime, endpoint, registrationID string) time.Duration {
 	f := floors{runtime: runtime}
 	return f.remaining(floorKey(endpoint, registrationID))
 }
 
-// floorKey ignores case, as host names and registration IDs at the service do.
+// floorKey ignores case, as host names and the service's registration IDs do.
 func floorKey(endpoint, registrationID string) string {
 	return strings.ToLower(endpoint + "|" + registrationID)
 }
 
-// floors remembers until when the service asked us to stay away, for each
-// endpoint and registration ID: in memory, and in the runtime directory so
-// that a restart within the same boot does not forget it. Times are
-// CLOCK_BOOTTIME: no step of the wall clock moves them.
+// floors stores, for each endpoint and registration ID, the time before which the service asked
+// not to be contacted: in memory, and in the runtime directory for a restart within the same
+// boot. Times are of CLOCK_BOOTTIME, which steps of the wall clock do not affect.
 type floors struct {
 	runtime  store.Runtime
 	bootTime func() time.Duration // nil: CLOCK_BOOTTIME
 	until    map[string]time.Duration
 }
 
-// raise makes the floor of key at least wait from now. The error says that the
-// floor would not survive a restart.
+// raise makes the floor of key at least wait from now. An error means that the floor would
+// not survive a restart.
 func (f *floors) raise(key string, wait time.Duration) error {
 	until := f.now() + wait
 	if until <= f.load(key) {
@@ -42,7 +41,7 @@ func (f *floors) raise(key string, wait time.Duration) error {
 	return f.runtime.SaveFloor(key, until)
 }
 
-// remaining is how long key still has to wait; 0 when it need not.
+// remaining returns the remaining wait of key, or 0.
 func (f *floors) remaining(key string) time.Duration {
 	return max(0, f.load(key)-f.now())
 }
@@ -52,7 +51,7 @@ func (f *floors) load(key string) time.Duration {
 		return until
 	}
 	until, _ := f.runtime.LoadFloor(key)
-	// A floor beyond a day was not written by dpsd in this boot.
+	// dpsd did not write a floor of more than a day in this boot.
 	if until > f.now()+24*time.Hour {
 		until = 0
 	}
@@ -69,7 +68,7 @@ func (f *floors) now() time.Duration {
 	}
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0 // not on Linux ≥ 2.6.39; then every floor counts from now
+		return 0 // Linux before 2.6.39: every floor begins now
 	}
 	return time.Duration(t.Nano())
 }

@@ -53,7 +53,7 @@ func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 	if !o.published {
 		s.log(event.RecordOfAnotherConfiguration)
 		if s.schedule.due.After(now) {
-			s.waiting(now, "boot delay")
+			s.waiting(now, bootDelay)
 		}
 		return nil
 	}
@@ -66,7 +66,7 @@ func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 		s.nextRegular(now)
 		s.systemd.sendReady(s.assignment())
 	case s.schedule.due.After(now):
-		lead, text := s.upcoming("attempt", now, s.schedule.due, s.schedule.why)
+		lead, text := s.upcoming("attempt", now, s.schedule.due, bootDelay)
 		s.systemd.sendReady(lead + text)
 	default:
 		s.systemd.sendReady(s.assignment())

@@ -18,45 +18,45 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// family is a metric with all its label values, as Prometheus' text format has
-// it: a HELP, a TYPE and samples.
+// family is a metric with all its label values: a HELP, a TYPE and samples of the Prometheus
+// text format.
 type family struct {
 	name, kind, help string
-	// write writes the samples; none is no family.
+	// write writes the samples. Without a sample, the family is omitted.
 	write func(w io.Writer, m *measures, s control.Status)
 }
 
-// families are all metrics, in the order of the page and of the text. Names are
-// never changed: alerts of other people know them. Times are in seconds since
-// 1970 by this gateway's clock.
+// families are all metrics, in the order of the documentation and of the output. Their names
+// never change, since users' alerts refer to them. Times are in Unix time according to this
+// gateway's clock.
 var families = []family{
-	{"dpsd_build_info", "gauge", "1; the label is the version of dpsd.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_build_info", "gauge", "Always 1. The label is the version of dpsd.", func(w io.Writer, _ *measures, s control.Status) {
 		sample(w, "dpsd_build_info", 1, "version", s.Version)
 	}},
-	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd began.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
+	gauge("dpsd_start_timestamp_seconds", "When this run of dpsd started, in Unix time.", func(s control.Status) float64 { return seconds(s.StartedAt) }),
 	gauge("dpsd_ready", "1 if dpsd has sent READY=1 to systemd.", func(s control.Status) float64 { return asNumber(s.Ready) }),
 	gauge("dpsd_provisioned", "1 if an identity is published.", func(s control.Status) float64 { return asNumber(s.Identity != nil) }),
-	{"dpsd_assignment_info", "gauge", "1; the labels are those of the published identity. Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_assignment_info", "gauge", "Always 1. The labels are the published identity. Absent if no identity is published.", func(w io.Writer, _ *measures, s control.Status) {
 		if i := s.Identity; i != nil {
 			sample(w, "dpsd_assignment_info", 1, "hub", i.AssignedHub, "device_id", i.DeviceID)
 		}
 	}},
-	gauge("dpsd_generation", "The generation of the published identity; 0 without one.", func(s control.Status) float64 {
+	gauge("dpsd_generation", "The generation of the published identity; 0 if no identity is published.", func(s control.Status) float64 {
 		if s.Identity == nil {
 			return 0
 		}
 		return float64(s.Identity.Generation)
 	}),
-	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run; 0 if it has not.", func(s control.Status) float64 {
+	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run, in Unix time; 0 if it has not.", func(s control.Status) float64 {
 		if s.Confirmed == nil {
 			return 0
 		}
 		return seconds(*s.Confirmed)
 	}),
-	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 without one.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 if it is not set.", func(w io.Writer, m *measures, _ control.Status) {
 		m.interval.WritePrometheus(w)
 	}},
-	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due; 0 if one is running, or if none is due.", func(s control.Status) float64 {
+	gauge("dpsd_next_attempt_timestamp_seconds", "When the next attempt is due, in Unix time; 0 if an attempt is running or none is due.", func(s control.Status) float64 {
 		if s.Next == nil {
 			return 0
 		}
@@ -65,45 +65,45 @@ var families = []family{
 	gauge("dpsd_fault_standing", "1 if the last attempt failed and no attempt has succeeded since.", func(s control.Status) float64 {
 		return asNumber(unresolved(s) != nil)
 	}),
-	{"dpsd_fault_info", "gauge", "1; the labels are those of the current fault, as in dpsd-faults(7). Absent without one.", func(w io.Writer, _ *measures, s control.Status) {
+	{"dpsd_fault_info", "gauge", "Always 1. The labels describe the current fault, see dpsd-faults(7). Absent if there is no current fault.", func(w io.Writer, _ *measures, s control.Status) {
 		if f := unresolved(s); f != nil {
 			sample(w, "dpsd_fault_info", 1, "code", f.Code, "class", f.Class, "stage", f.Stage)
 		}
 	}},
-	counters("dpsd_faults_total", "Failed attempts, by the code of the fault.", func(m *measures) *metrics.Set { return m.faults }),
-	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked for one.", func(m *measures) *metrics.Set { return m.attempts }),
+	counters("dpsd_faults_total", "Failed attempts, by fault code.", func(m *measures) *metrics.Set { return m.faults }),
+	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked dpsd to wait.", func(m *measures) *metrics.Set { return m.attempts }),
 	{"dpsd_time_to_assigned_seconds", "histogram", "The time from the first attempt to the assignment, including faults and waits.", func(w io.Writer, m *measures, _ control.Status) {
 		m.assignTime.WritePrometheus(w)
 	}},
-	counters("dpsd_network_bytes_total", "Bytes of all attempts above TCP, TLS included, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
-	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires; 0 if dpsd has not read one.", func(s control.Status) float64 {
+	counters("dpsd_network_bytes_total", "Bytes that all attempts have transferred over TCP, including TLS, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires, in Unix time; 0 if dpsd has not read one.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}
 		return seconds(s.Certificate.NotAfter)
 	}),
-	{"dpsd_clock_offset_seconds", "gauge", "How far this clock is ahead of the service's, to about a second. Present only if the service has sent its time, over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of the service's, with a precision of about a second. Present only if the service has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
 }
 
-// gauge is a family with one sample, which a Status tells.
+// gauge returns a family with one sample, whose value comes from a Status.
 func gauge(name, help string, value func(control.Status) float64) family {
 	return family{name, "gauge", help, func(w io.Writer, _ *measures, s control.Status) { sample(w, name, value(s)) }}
 }
 
-// counters is a family that is counted as it happens.
+// counters returns a family whose samples are counters.
 func counters(name, help string, of func(*measures) *metrics.Set) family {
 	return family{name, "counter", help, func(w io.Writer, m *measures, _ control.Status) { of(m).WritePrometheus(w) }}
 }
 
-// measures are the metrics. What a Status says is read from the board when
-// requested; the rest is counted here.
+// measures holds the metrics that are not part of a Status; those of a Status are read from
+// the board when the metrics are requested.
 type measures struct {
 	board *control.Board
 
-	// A set for each family. The library writes no HELP, and a histogram of its own
-	// kind unless asked for Prometheus' kind.
+	// There is a set for each family, because the library does not write HELP. Its default
+	// histogram is not compatible with Prometheus.
 	faults, attempts, bytes      *metrics.Set
 	assignTime, interval, offset *metrics.Set
 
@@ -115,11 +115,11 @@ func newMeasures(board *control.Board) *measures {
 		board: board, faults: metrics.NewSet(), attempts: metrics.NewSet(), bytes: metrics.NewSet(),
 		assignTime: metrics.NewSet(), interval: metrics.NewSet(), offset: metrics.NewSet(),
 	}
-	// From a second, which DPS alone takes, to a day without a network.
+	// The buckets range from a second, which DPS itself needs, to a day without a network.
 	m.took = m.assignTime.NewPrometheusHistogramExt("dpsd_time_to_assigned_seconds", []float64{1, 2, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400})
 	m.asksEvery(0)
-	// All label values are there from the start: a counter that appears with its
-	// first event is missed by increase().
+	// All label values exist from the start, because increase() ignores the first event of a
+	// counter that appears with it.
 	for _, e := range fault.Catalogue() {
 		m.fault(string(e.Code))
 	}
@@ -153,17 +153,17 @@ func (m *measures) add(a store.Attempt) {
 	m.direction("received").Add(int(a.Received))
 }
 
-// clock keeps how far this clock is from the service's.
+// clock sets the difference between this gateway's clock and the service's.
 func (m *measures) clock(offset time.Duration) {
 	m.offset.GetOrCreateGauge("dpsd_clock_offset_seconds", nil).Set(offset.Seconds())
 }
 
-// asksEvery keeps the interval of the settings.
+// asksEvery sets the interval of the settings.
 func (m *measures) asksEvery(interval time.Duration) {
 	m.interval.GetOrCreateGauge("dpsd_interval_seconds", nil).Set(interval.Seconds())
 }
 
-// write writes Prometheus' text format, all of it of one moment.
+// write writes all metrics in the Prometheus text format, with the values of one moment.
 func (m *measures) write(w io.Writer) {
 	s, _ := m.board.Look(time.Now())
 	var samples bytes.Buffer
@@ -175,8 +175,8 @@ func (m *measures) write(w io.Writer) {
 	}
 }
 
-// textFile writes the metrics for the textfile collector of node_exporter, which
-// may look at any time.
+// textFile replaces the file for the textfile collector of node_exporter, which may read it at
+// any time.
 func (m *measures) textFile(path string) error {
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o644))
 	if err != nil {
@@ -187,10 +187,10 @@ func (m *measures) textFile(path string) error {
 	return f.CloseAtomicallyReplace()
 }
 
-// inLabel quotes a value as the text format has it, which is not as Go has it.
+// inLabel escapes a label value for the text format, whose rules differ from those of Go.
 var inLabel = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-// sample writes one; labels are names and values in turn.
+// sample writes a sample. labels alternates between names and values.
 func sample(w io.Writer, name string, value float64, labels ...string) {
 	var b strings.Builder
 	for pair := range slices.Chunk(labels, 2) {
@@ -202,7 +202,7 @@ func sample(w io.Writer, name string, value float64, labels ...string) {
 	fmt.Fprintf(w, "%s %s\n", name, number(value))
 }
 
-// unresolved is the current fault; nil: none.
+// unresolved returns the current fault, or nil if there is none.
 func unresolved(s control.Status) *control.Fault {
 	if len(s.Faults) == 0 || !s.Faults[0].Unresolved {
 		return nil
@@ -217,7 +217,7 @@ func asNumber(is bool) float64 {
 	return 0
 }
 
-// number is a value without an exponent, which people read in times.
+// number formats a value without an exponent, so that times are readable.
 func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 func seconds(t time.Time) float64 {

@@ -56,7 +56,7 @@ func (s *supervisor) checkNetwork(now time.Time) {
 	s.request(s.schedule.afterChange(now.Add(settle+pace.NetworkChanged(s.random))), "the network has changed")
 	if s.schedule.due != before {
 		s.log(event.NetworkChanged, zap.Duration("attemptIn", s.schedule.due.Sub(now)))
-		s.waiting(now, s.failures.last.Error())
+		s.waiting(now, lastFault(s.failures.last))
 	}
 }
 

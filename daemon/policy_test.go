@@ -66,7 +66,7 @@ func TestPolicies(t *testing.T) {
 				t.Errorf("asked after %s", took)
 			}
 			n, at := g.notified("READY=1\nSTATUS=Next attempt at ")
-			if cached, _ := g.notified("boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || cached != 1 || at.Sub(g.start) != 0 {
+			if cached, _ := g.notified("Waiting for the boot delay; assigned to dpsd-sim.azure-devices.net as gw-1 (cached"); n != 1 || cached != 1 || at.Sub(g.start) != 0 {
 				t.Errorf("READY %d times, after %s: %v", n, at.Sub(g.start), g.notes)
 			}
 			synctest.Wait()
@@ -313,7 +313,7 @@ func TestARecordFromTheFutureDoesNotPreventRegistrations(t *testing.T) {
 func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 	long := strings.Repeat("n", 120)
 	hub := strings.Repeat("h", 50) + "." + strings.Repeat("d", 60) + ".azure-devices.net"
-	next := regexp.MustCompile(`^STATUS=(Next attempt (to save )?at (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d UTC: )`)
+	next := regexp.MustCompile(`^STATUS=(Next attempt (to save )?at (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d UTC\. (Last fault: [a-z-]+|Waiting for the boot delay))`)
 	within80 := func(t *testing.T, line string, want ...string) {
 		t.Helper()
 		begin := next.FindString(line)
@@ -333,7 +333,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g.run()
 			g.until("fault", 1)
 			synctest.Wait()
-			within80(t, g.lastNote(), "UTC: enrollment-not-found: ", long)
+			within80(t, g.lastNote(), "UTC. Last fault: enrollment-not-found: ", long)
 			if err := g.end(); err != nil {
 				t.Error(err)
 			}
@@ -346,7 +346,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g.run()
 			g.until("fault", 1)
 			synctest.Wait()
-			within80(t, g.lastNote(), "UTC: unauthorized: ", "; assigned to "+hub+" as "+long)
+			within80(t, g.lastNote(), "UTC. Last fault: unauthorized: ", "; assigned to "+hub+" as "+long)
 			if err := g.end(); err != nil {
 				t.Error(err)
 			}
@@ -358,7 +358,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g.Settings.OnBoot, g.Settings.BootDelayMax = PolicyVerify, 12*time.Hour
 			g.run()
 			synctest.Wait()
-			within80(t, "STATUS="+strings.TrimPrefix(g.lastNote(), "READY=1\nSTATUS="), "UTC: boot delay; assigned to "+hub+" as "+long+" (cached")
+			within80(t, "STATUS="+strings.TrimPrefix(g.lastNote(), "READY=1\nSTATUS="), "UTC. Waiting for the boot delay; assigned to "+hub+" as "+long+" (cached")
 			if err := g.end(); err != nil {
 				t.Error(err)
 			}
@@ -369,7 +369,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g := newGateway(t)
 			g.run()
 			g.until("assigned", 1)
-			if n, _ := g.notified("STATUS=Asking again in 3s: DPS is assigning gw-1"); n == 0 {
+			if n, _ := g.notified("STATUS=DPS is assigning gw-1; asking again in 3s"); n == 0 {
 				t.Errorf("the line does not begin with the next question: %v", g.notes)
 			}
 			if err := g.end(); err != nil {

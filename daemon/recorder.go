@@ -13,7 +13,7 @@ import (
 // recorderQueue is how many attempts may wait for the disk.
 const recorderQueue = 8
 
-var errDiskBehind = errors.New("the disk has not taken the ones before it")
+var errDiskBehind = errors.New("the disk has not written the previous ones yet")
 
 // recorder writes the flight recorder and the metrics file in a goroutine of its own,
 // because a disk can hang and the loop must not wait for it.

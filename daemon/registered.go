@@ -52,7 +52,7 @@ func (r registered) finish(s *supervisor, now time.Time) (err error) {
 	case r.err != nil:
 		failed, err = s.failed(s.classify(r, now), r.err, r.credential, now)
 	case r.wait > 0:
-		const why = "DPS asked to wait (Retry-After)"
+		const why = "DPS asked dpsd to wait (Retry-After)"
 		s.schedule.set(now.Add(r.wait), why)
 		s.log(event.Waiting, zap.String("why", why), zap.Duration("retryIn", r.wait.Round(time.Millisecond)))
 		s.waiting(now, why)

@@ -110,7 +110,7 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 	known := r.request.Secrets()
 	if state := string(assignment.State); known.Mask(state) != state {
 		// DPS has no reason to do so, and the record must not contain a secret.
-		return classify.At(fault.StageRegister, &dps.MalformedError{Reason: "it repeats a secret of this gateway"})
+		return classify.At(fault.StageRegister, &dps.MalformedError{Reason: "it repeats one of this gateway's secrets"})
 	}
 	a.unsaved = a.toRecord(assignment)
 	return nil

@@ -67,7 +67,7 @@ func (o repairOutcome) failed(s *supervisor, now time.Time) {
 	s.repairs.due, s.repairs.failed = now.Add(f.Wait), true
 	s.history.failed(f, now)
 	s.logFailure(f)
-	s.systemd.setWaiting(s.upcoming("attempt to save", now, s.repairs.due, f.Fault.Error()))
+	s.systemd.setWaiting(s.upcoming("attempt to save", now, s.repairs.due, lastFault(f.Fault)))
 }
 
 func (o repairOutcome) succeeded(s *supervisor) {

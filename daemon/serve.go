@@ -63,6 +63,26 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 	}
 }
 
+// reprovision schedules a registration that a client of the control socket asks for. A
+// registration that is already running is the one.
+func (s *supervisor) reprovision(now time.Time) control.Reprovision {
+	due := now
+	if !s.running.active() || !s.running.registers {
+		due = s.schedule.force(now)
+		s.request(due, "requested")
+		s.renames = true
+		if id := s.progress.registrationID; !s.running.active() && id != "" {
+			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
+		}
+	}
+	wait := max(0, due.Sub(now))
+	s.log(event.AskedFor, zap.Duration("attemptIn", wait.Round(time.Second)))
+	return control.Reprovision{
+		StartedAt: s.history.started, Due: stamp(now.Add(wait)), In: wait.Seconds(),
+		Confirmations: s.history.confirmations, Failed: s.history.attempts.Failed,
+	}
+}
+
 // record hands a finished registration to the flight recorder and the metrics. failed is
 // the failure that has ended it, if r.err is not nil.
 func (s *supervisor) record(r registered, failed failure, now time.Time) {

@@ -226,7 +226,7 @@ func limitsOfTheirOwn(t *testing.T, text string) {
 		r := registered{err: raw.Err, recording: &recording{began: now, trigger: text}, credential: text, connection: &control.Connection{Protocol: text, Address: text, Proxy: text}}
 		k.failures.last = raw
 		k.history.failed(failed, now)
-		k.waiting(now, raw.Error())
+		k.waiting(now, lastFault(raw))
 		k.systemd.setStatus(text)
 		k.record(r, failed, now)
 		if err := k.recorder.flight.Add(<-k.recorder.attempts, now); err != nil {

@@ -80,11 +80,10 @@ func (s *supervisor) identity() *control.Identity {
 
 // health sums a Status up in one word.
 func health(st control.Status) control.Health {
-	unresolved := len(st.Faults) > 0 && st.Faults[0].Unresolved
 	switch {
 	case st.Identity == nil:
 		return control.Unprovisioned
-	case unresolved || !st.Identity.Durable || st.Identity.Foreign:
+	case unresolved(st) != nil || !st.Identity.Durable || st.Identity.Foreign:
 		return control.Degraded
 	case st.Confirmed == nil:
 		return control.Cached

@@ -146,7 +146,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	beat := s.newBeat()
 	defer beat.Stop()
 	if s.schedule.due.After(now) {
-		s.waiting(now, "boot delay")
+		s.waiting(now, bootDelay)
 	}
 	for {
 		if s.systemd.ready {
@@ -326,7 +326,7 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 	s.suspectInputs(f, err, now)
 	s.history.failed(failed, now)
 	s.logFailure(failed)
-	s.waiting(now, f.Error())
+	s.waiting(now, lastFault(f))
 	if ends {
 		return failed, f
 	}
@@ -336,26 +336,6 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 // request asks for an attempt, see schedule.request.
 func (s *supervisor) request(at time.Time, why string) {
 	s.schedule.request(at, why, s.running.active())
-}
-
-// reprovision schedules a registration that a client of the control socket asks for. A
-// registration that is already running is the one.
-func (s *supervisor) reprovision(now time.Time) control.Reprovision {
-	due := now
-	if !s.running.active() || !s.running.registers {
-		due = s.schedule.force(now)
-		s.request(due, "asked for")
-		s.renames = true
-		if id := s.progress.registrationID; !s.running.active() && id != "" {
-			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
-		}
-	}
-	wait := max(0, due.Sub(now))
-	s.log(event.AskedFor, zap.Duration("attemptIn", wait.Round(time.Second)))
-	return control.Reprovision{
-		StartedAt: s.history.started, Due: stamp(now.Add(wait)), In: wait.Seconds(),
-		Confirmations: s.history.confirmations, Failed: s.history.attempts.Failed,
-	}
 }
 
 // clockStepped ends a wait whose cause may have been the clock.

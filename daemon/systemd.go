@@ -10,6 +10,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
@@ -115,10 +116,17 @@ func (s *supervisor) waiting(now time.Time, why string) {
 	s.systemd.setWaiting(s.upcoming("attempt", now, s.schedule.due, why))
 }
 
+// bootDelay is the reason for waiting during the boot delay.
+const bootDelay = "Waiting for the boot delay"
+
+// lastFault is the reason for waiting after a fault.
+func lastFault(f fault.Fault) string {
+	return "Last fault: " + foreign.Line(f.Error(), control.MaxCause)
+}
+
 // upcoming says when the next attempt starts, and why. It gives the time and not the delay,
 // because STATUS= stays the same until then.
 func (s *supervisor) upcoming(attempt string, now, due time.Time, why string) (lead, text string) {
-	why = foreign.Line(why, control.MaxCause)
 	at := "now"
 	switch wait := due.Sub(now); {
 	case wait > 12*time.Hour:
@@ -129,7 +137,7 @@ func (s *supervisor) upcoming(attempt string, now, due time.Time, why string) (l
 	if s.systemd.ready {
 		why += strings.Replace(s.assignment(), "Assigned", "; assigned", 1)
 	}
-	return "Next " + attempt + " " + at + ": ", why
+	return "Next " + attempt + " " + at + ". ", why
 }
 
 // newBeat returns the ticker of the watchdog and of EXTEND_TIMEOUT_USEC. Without a service

@@ -56,7 +56,7 @@ type ServiceError struct {
 // Error returns what an operator needs: the request, status, code, message and tracking ID.
 func (e *ServiceError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "dps: the %s request was answered %d", e.Request, e.Status)
+	fmt.Fprintf(&b, "DPS answered the %s request with %d", e.Request, e.Status)
 	if e.RegistrationStatus != "" {
 		b.WriteString(" " + e.RegistrationStatus)
 	}

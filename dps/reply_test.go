@@ -464,8 +464,8 @@ func TestErrorTexts(t *testing.T) {
 		want string
 	}{
 		{&dps.ServiceError{Request: "register", Status: 401, Code: 401002, Message: "Invalid certificate.", TrackingID: "6b7c"},
-			"dps: the register request was answered 401, error 401002: Invalid certificate. (tracking ID 6b7c)"},
-		{&dps.ServiceError{Request: "poll", Status: 200, RegistrationStatus: "disabled"}, "dps: the poll request was answered 200 disabled"},
+			"DPS answered the register request with 401, error 401002: Invalid certificate. (tracking ID 6b7c)"},
+		{&dps.ServiceError{Request: "poll", Status: 200, RegistrationStatus: "disabled"}, "DPS answered the poll request with 200 disabled"},
 		{&dps.MalformedError{Request: "poll", Reason: "the body is empty", Topic: "$dps/registrations/res/200/?$rid=1\n"},
 			`dps: malformed reply to the poll request: the body is empty (topic "$dps/registrations/res/200/?$rid=1 ")`},
 	} {

@@ -88,10 +88,8 @@ func Catalogue() []Entry { return slices.Clone(catalogue) }
 
 // Describe returns the entry of an event, and whether there is one.
 func Describe(name string) (Entry, bool) {
-	for _, e := range catalogue {
-		if e.Name == name {
-			return e, true
-		}
+	if i := slices.IndexFunc(catalogue, func(e Entry) bool { return e.Name == name }); i >= 0 {
+		return catalogue[i], true
 	}
 	return Entry{}, false
 }

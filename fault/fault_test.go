@@ -78,7 +78,7 @@ func TestTheAdviceDependsOnTheCircumstance(t *testing.T) {
 func TestTheMostFrequentCauseComesFirstInTheAdvice(t *testing.T) {
 	for code, words := range map[fault.Code][]string{
 		fault.ConnackUnavailable: {"id_scope", "busy"},
-		fault.Unauthorized:       {"group's", "upper-case", "against the enrollment", "clock"},
+		fault.Unauthorized:       {"group's", "upper-case", "with the enrollment", "clock"},
 		fault.ConnackRefused:     {"group's", "upper-case", "key or certificate", "clock"},
 	} {
 		advice, last := fault.Describe(code).Advice, -1

@@ -179,7 +179,7 @@ func (c *Client) deliver(r paho.PublishReceived) (bool, error) {
 	select {
 	case c.messages <- Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Dup: p.Duplicate()}:
 	default:
-		_ = c.conn.fail(kindPublish.malformed("more than %d messages unread", queueLength))
+		_ = c.conn.fail(kindPublish.malformed("more than %d unread messages", queueLength))
 	}
 	return true, nil
 }

@@ -104,7 +104,7 @@ func (p *packet) parse(first byte, body []byte) error {
 	default:
 		// PUBREC, PUBREL and PUBCOMP belong to QoS 2, which the client does not use. In
 		// paho, they would also reach code that writes to a nil connection.
-		return p.kind.malformed("not expected from this server")
+		return p.kind.malformed("unexpected from a server")
 	}
 	if err := s.end(p.kind); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (p *packet) check() error {
 			return p.kind.malformed("topic filter: %s", reason)
 		}
 		if p.qos > 1 { // in version 5, this byte has other options besides the QoS
-			return p.kind.malformed("QoS byte %#x is not spoken here", p.qos)
+			return p.kind.malformed("QoS byte %#x is not supported", p.qos)
 		}
 	}
 	return nil
@@ -160,7 +160,7 @@ func (p *packet) checkConnect() error {
 func (p *packet) checkPublish() error {
 	switch {
 	case p.qos > 1:
-		return p.kind.malformed("QoS %d is not spoken here", p.qos)
+		return p.kind.malformed("QoS %d is not supported", p.qos)
 	case p.qos == 0 && p.dup:
 		return p.kind.malformed("DUP with QoS 0 [MQTT-3.3.1-2]")
 	case (p.qos > 0) != (p.id > 0):
@@ -289,7 +289,7 @@ func (s *scanner) end(k kind) error {
 		return k.malformed("ends too early")
 	}
 	if len(s.b) > 0 {
-		return k.malformed("%d bytes too many", len(s.b))
+		return k.malformed("has %d extra bytes", len(s.b))
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ var ErrClosed = errors.New("MQTT connection closed")
 
 // ErrPacketTooLarge reports that a packet of the client or the server exceeds the limit of
 // the connection. A packet of the server is rejected before memory is allocated for it.
-var ErrPacketTooLarge = errors.New("MQTT packet above the size limit")
+var ErrPacketTooLarge = errors.New("MQTT packet exceeds the size limit")
 
 // ErrInvalid reports that an argument cannot be expressed in MQTT 3.1.1, or in the part of
 // it that this package supports. Nothing was sent.
@@ -32,7 +32,7 @@ type NotMQTTError struct {
 
 // Error includes the beginning of First.
 func (e *NotMQTTError) Error() string {
-	return fmt.Sprintf("%v: it began with %.40q", ErrNotMQTT, e.First)
+	return fmt.Sprintf("%v; its reply begins with %.40q", ErrNotMQTT, e.First)
 }
 
 // Unwrap makes errors.Is(err, ErrNotMQTT) true.
@@ -47,7 +47,7 @@ type ConnackError struct {
 
 // Error describes the return code as the standard does.
 func (e *ConnackError) Error() string {
-	return fmt.Sprintf("the server answered the sign-in with %q (CONNACK return code %d)", returnCodeText(e.ReturnCode), e.ReturnCode)
+	return fmt.Sprintf("the server refused the sign-in: %q (CONNACK return code %d)", returnCodeText(e.ReturnCode), e.ReturnCode)
 }
 
 // SubackError reports that the server refused a subscription (return code 0x80).
@@ -58,7 +58,7 @@ type SubackError struct {
 
 // Error includes the topic filter.
 func (e *SubackError) Error() string {
-	return fmt.Sprintf("subscription to %q refused by the server", e.Filter)
+	return fmt.Sprintf("the server refused the subscription to %q", e.Filter)
 }
 
 // ProtocolError reports that a packet violates the standard or does not match earlier

@@ -52,7 +52,7 @@ func (t *transcoder) down(dst []byte, first byte, body []byte) ([]byte, error) {
 	case t.phase == phaseDisconnected:
 		return dst, ErrClosed // nothing follows DISCONNECT [MQTT-3.14.4-1]
 	case (t.phase == phaseNew) != (k == kindConnect):
-		return dst, k.malformed("CONNECT is the first packet, and the only one of its kind [MQTT-3.1.0-1] [MQTT-3.1.0-2]")
+		return dst, k.malformed("CONNECT must be the first packet, and there must be only one [MQTT-3.1.0-1] [MQTT-3.1.0-2]")
 	case t.phase == phaseConnecting || t.phase == phaseRefused:
 		return dst, k.malformed("sent before CONNACK")
 	}
@@ -86,7 +86,7 @@ func (t *transcoder) up(dst []byte, first byte, body []byte) ([]byte, error) {
 		return dst, err
 	}
 	if (t.phase == phaseConnecting) != (p.kind == kindConnack) {
-		return dst, p.kind.malformed("CONNACK is the first packet, and the only one of its kind [MQTT-3.2.0-1]")
+		return dst, p.kind.malformed("CONNACK must be the first packet, and there must be only one [MQTT-3.2.0-1]")
 	}
 	switch p.kind {
 	case kindConnack:
@@ -112,11 +112,11 @@ func (t *transcoder) answer(p *packet) error {
 	}
 	want := p.kind - 1 // each acknowledgement is numbered one above its request
 	if r.kind != want {
-		return p.kind.malformed("packet identifier %d is not that of a %s in flight", p.id, want)
+		return p.kind.malformed("packet identifier %d does not belong to an unacknowledged %s", p.id, want)
 	}
 	delete(t.requests, p.id)
 	if p.kind == kindSuback && p.returnCode != subscriptionFailed && p.returnCode > r.qos {
-		return p.kind.malformed("QoS %d granted, %d asked for [MQTT-3.8.4-6]", p.returnCode, r.qos)
+		return p.kind.malformed("QoS %d granted, but %d requested [MQTT-3.8.4-6]", p.returnCode, r.qos)
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func (p *packet) parseConnectV5(s *scanner) error {
 	// Only a clean session, a user name and a password are allowed: the service keeps no
 	// sessions and accepts no will.
 	if flags&^0xc0 != cleanSession {
-		return p.kind.malformed("connect flags %#x are not spoken here", flags)
+		return p.kind.malformed("connect flags %#x are not supported", flags)
 	}
 	p.hasUserName, p.hasPassword = flags&0x80 != 0, flags&0x40 != 0
 	p.keepAlive = s.uint16()

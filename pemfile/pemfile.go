@@ -124,7 +124,7 @@ func (f file) decode(from, to int) ([]byte, error) {
 		return nil, f.wrong(to, "the block is empty")
 	case bytes.Contains(f[from:to], []byte(`\n`)):
 		return nil, &input.Mistake{
-			What:    fmt.Sprintf(`line %d: the file has \n, as two characters, in place of line breaks`, f.line(from)),
+			What:    fmt.Sprintf(`line %d: the file contains \n as two characters instead of line breaks`, f.line(from)),
 			Command: `cp -p FILE FILE.orig && sed 's/\\n/\n/g' FILE.orig >FILE`,
 		}
 	}

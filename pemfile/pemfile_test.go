@@ -74,7 +74,7 @@ func TestTheErrorAboutABlockThatCannotBeReadNamesItsLine(t *testing.T) {
 		{"a comment sign before every line", "#" + strings.ReplaceAll(a, "\n", "\n#"), "line 2: a character that is not base64"},
 		{"incomplete text", strings.Replace(a, "\n-----END", "X\n-----END", 1), "line 9: the base64 text before this line is incomplete"},
 		{"an empty block", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "line 2: the block is empty"},
-		{`\n in place of line breaks`, strings.ReplaceAll(a, "\n", `\n`), `line 1: the file has \n, as two characters`},
+		{`\n in place of line breaks`, strings.ReplaceAll(a, "\n", `\n`), `line 1: the file contains \n as two characters`},
 	} {
 		t.Run(test.expect, func(t *testing.T) {
 			blocks, err := pemfile.Blocks([]byte(test.text))

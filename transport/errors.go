@@ -205,8 +205,7 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 // is in doubt.
 func (e *CertificateError) Named() bool { return e.Certificate.VerifyHostname(e.Host) == nil }
 
-// NotTLSError is a reply that does not begin with a TLS record. A tls.RecordHeaderError is
-// in its chain.
+// NotTLSError is a reply that does not begin with a TLS record.
 type NotTLSError struct {
 	First []byte // up to 256 of the peer's first bytes
 	Err   error
@@ -217,7 +216,7 @@ func (e *NotTLSError) Error() string {
 	return fmt.Sprintf("the peer does not speak TLS; its reply begins with %q", e.First[:min(len(e.First), 32)])
 }
 
-// Unwrap returns the error of crypto/tls.
+// Unwrap returns the error of the handshake.
 func (e *NotTLSError) Unwrap() error { return e.Err }
 
 // HTTP reports whether the peer replied with HTTP, as captive portals do. Some send only

@@ -116,6 +116,40 @@ func locate(proxy *url.URL) (secure bool, address string, err error) {
 	return secure, net.JoinHostPort(proxy.Hostname(), cmp.Or(proxy.Port(), port)), nil
 }
 
+// handshakeWithProxy performs the TLS handshake with an https:// proxy. Some proxies that do
+// not expect TLS wait for the end of a line, which the random bytes of a ClientHello contain
+// only sometimes. If the proxy does not reply, handshakeWithProxy ends the line in the last
+// quarter of the time, at most lineTime before ctx ends, and then recognizes a reply in HTTP.
+func (c client) handshakeWithProxy(ctx context.Context, raw net.Conn) (*secured, error) {
+	if end, limited := ctx.Deadline(); limited {
+		_ = raw.SetDeadline(end.Add(-min(time.Until(end)/4, lineTime)))
+	}
+	secure, err := c.handshake(ctx, raw)
+	_ = raw.SetDeadline(time.Time{})
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return secure, err
+	}
+	reply := make([]byte, 256)
+	_ = interruptible(ctx, raw, func() error {
+		_, err := io.WriteString(raw, "\r\n\r\n")
+		if err == nil {
+			var n int
+			n, err = io.ReadAtLeast(raw, reply, len("HTTP/"))
+			reply = reply[:n]
+		}
+		return err
+	})
+	if plain := (&NotTLSError{First: reply, Err: err}); plain.HTTP() {
+		return nil, plain
+	}
+	<-ctx.Done() // any other reply comes too late
+	return nil, context.Cause(ctx)
+}
+
+// lineTime is the time for the reply of a proxy that waited for the end of a line. It covers
+// the round trip over a satellite.
+const lineTime = 2 * time.Second
+
 // openTunnel asks the proxy at the other end of stream for a tunnel to address (RFC 9110
 // 9.3.6). user is sent as basic authentication (RFC 7617) unless it is nil. The time is the
 // proxy's Date header, or zero without one.

@@ -2,6 +2,8 @@ package transport_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -346,6 +350,100 @@ func TestSecureProxy(t *testing.T) {
 		if e := failure(t, d, nil); e.Stage != transport.StageProxy || !errors.As(e, &foreign) {
 			t.Errorf("got %v", e)
 		}
+	})
+}
+
+// TestASecureProxyThatSpeaksPlainHTTPIsRecognizedRegardlessOfTheBytesOfTheHandshake also checks
+// that no attempt exceeds its time-out, and that a slow proxy is not disturbed.
+func TestASecureProxyThatSpeaksPlainHTTPIsRecognizedRegardlessOfTheBytesOfTheHandshake(t *testing.T) {
+	const timeout = 30 * time.Second
+	with := func(hello []byte) { hello[11] = '\n' } // the first random byte
+	without := func(hello []byte) {
+		for i := range hello {
+			if hello[i] == '\n' {
+				hello[i] = 'x'
+			}
+		}
+	}
+	// lines replies to a complete line, as tinyproxy does. edit changes the ClientHello.
+	lines := func(edit func(hello []byte), reply string) func(net.Conn) {
+		return func(c net.Conn) {
+			header := make([]byte, 5)
+			io.ReadFull(c, header)
+			body := make([]byte, int(header[3])<<8|int(header[4]))
+			io.ReadFull(c, body)
+			hello := slices.Concat(header, body)
+			edit(hello)
+			from := bufio.NewReader(io.MultiReader(bytes.NewReader(hello), c))
+			if _, err := from.ReadString('\n'); err == nil && reply != "" {
+				go hold(c)
+				io.WriteString(c, reply)
+			}
+		}
+	}
+	attempt := func(t *testing.T, handle func(net.Conn)) (*transport.Dialer, *authority) {
+		root := newAuthority(t, nil)
+		n := newNetwork(t, true, map[string]func(net.Conn){proxyAddress: handle})
+		return &transport.Dialer{Host: host, Protocols: only(transport.MQTT), Proxy: through("https://" + proxyAddress),
+			Roots: root.pool(), Timeout: timeout, DialContext: n.DialContext}, root
+	}
+	const refused = "HTTP/1.0 400 Bad Request\r\nServer: tinyproxy/1.11.1\r\n\r\n"
+	for _, test := range []struct {
+		expect string
+		handle func(net.Conn)
+		after  time.Duration
+		plain  bool
+	}{
+		{"with a line feed in the ClientHello, the reply comes immediately", lines(with, refused), 0, true},
+		{"without a line feed, the reply comes after the line", lines(without, refused), timeout - 2*time.Second, true},
+		{"a proxy that never replies is a time-out", hold[net.Conn], timeout, false},
+		{"an alert after the line is a time-out", lines(without, "\x15\x03\x01\x00\x02\x02\x28"), timeout, false},
+		{"a proxy that closes the connection after the line is a time-out", lines(without, ""), timeout, false},
+	} {
+		t.Run(test.expect, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, _ := attempt(t, test.handle)
+				start := time.Now()
+				e := failure(t, d, nil)
+				var plain *transport.NotTLSError
+				cause := "timed out after 30s (context deadline exceeded)"
+				if test.plain {
+					cause = `the peer does not speak TLS; its reply begins with "HTTP/1.0 400 Bad Request\r\nServer"`
+				}
+				if after := time.Since(start); after != test.after || e.Stage != transport.StageProxy || errors.As(e, &plain) != test.plain ||
+					errors.Is(e, context.DeadlineExceeded) == test.plain || !strings.HasSuffix(e.Error(), cause) {
+					t.Errorf("after %v: %v; want %q after %v", after, e, cause, test.after)
+				}
+			})
+		})
+	}
+	t.Run("a proxy whose handshake takes almost the whole time is used", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var certificate tls.Certificate
+			asked := false
+			d, root := attempt(t, func(c net.Conn) {
+				time.Sleep(timeout - 3*time.Second)
+				secure(&tls.Config{Certificates: []tls.Certificate{certificate}}, func(c *tls.Conn) {
+					r, err := http.ReadRequest(bufio.NewReader(c))
+					asked = err == nil && r.Method == http.MethodConnect
+				})(c)
+			})
+			certificate = root.issue(t, "proxy.test", nil)
+			if e := failure(t, d, nil); !asked || !errors.Is(e, io.EOF) {
+				t.Errorf("asked for a tunnel: %t; %v", asked, e)
+			}
+		})
+	})
+	t.Run("the end of the context ends the wait for the reply", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d, _ := attempt(t, hold[net.Conn])
+			ctx, cancel := context.WithTimeout(t.Context(), timeout-time.Second)
+			defer cancel()
+			start := time.Now()
+			if _, err := d.Dial(ctx, nil); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != timeout-time.Second {
+				t.Errorf("after %v: %v", time.Since(start), err)
+			}
+		})
 	})
 }
 

@@ -307,7 +307,7 @@ func (a *attempt) connectThrough(ctx context.Context, proxy *url.URL, address st
 	stream := a.raw
 	if secure {
 		// The device certificate is for the service, not for the proxy.
-		c, err := client{host: proxy.Hostname(), trust: t}.handshake(ctx, a.raw)
+		c, err := client{host: proxy.Hostname(), trust: t}.handshakeWithProxy(ctx, a.raw)
 		if err != nil {
 			_ = a.raw.Close()
 			return nil, a.fail(StageProxy, proxyAddress, err)

@@ -103,7 +103,7 @@ func TestTheMigrationOfTheKeysFollowsNoLinkOfTheService(t *testing.T) {
 				}
 			}
 			unplaced := strings.HasPrefix(script, "ln")
-			if want := "dpsd: The way to /etc/dpsd/keys leads through a link that does not belong to root. Keys there that belong to the group dpsd stay readable by its members. To find them, run: find -L /etc/dpsd/keys -group dpsd\n"; unplaced && printed != want || !unplaced && printed != "" {
+			if want := "dpsd: The path /etc/dpsd/keys contains a link that does not belong to root, so the keys there keep their group. Members of the group dpsd can still read those that belong to it. To find them, run: find -L /etc/dpsd/keys -group dpsd\n"; unplaced && printed != want || !unplaced && printed != "" {
 				t.Errorf("postinst prints %q", printed)
 			}
 		})

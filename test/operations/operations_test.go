@@ -194,7 +194,7 @@ var chance = []struct{ is, as string }{
 	{`(?m)^(dpsd_\w+(seconds|seconds_sum|bytes_total)(\{.*\})?) .*$`, "$1 N"},
 	{`version="[^"]*"|\bdpsd [0-9v][^ ,]*`, "VERSION"},
 	{`, \d+ times\b`, ""},
-	{`faults before it: \d+`, "faults before it: N"},
+	{`(failed attempts since TIME): \d+`, "$1: N"},
 }
 
 // mask replaces these parts.
@@ -207,9 +207,10 @@ func mask(text string) string {
 
 func TestOnlyVaryingPartsAreMasked(t *testing.T) {
 	for a, b := range map[string]string{
-		"next in 4m59s, at 2026-11-25T23:00:00Z":          "next in 5m1s, at 2027-01-01T01:02:03Z",
-		"trackingId 0f8fad5b-d9cb-469f-a165-70867728950e": "trackingId 00000000-d9cb-469f-a165-70867728950e",
-		"read tcp 127.0.0.1:51234->127.0.0.1:8883":        "read tcp 127.0.0.1:60000->127.0.0.1:8883",
+		"next in 4m59s, at 2026-11-25T23:00:00Z":           "next in 5m1s, at 2027-01-01T01:02:03Z",
+		"trackingId 0f8fad5b-d9cb-469f-a165-70867728950e":  "trackingId 00000000-d9cb-469f-a165-70867728950e",
+		"read tcp 127.0.0.1:51234->127.0.0.1:8883":         "read tcp 127.0.0.1:60000->127.0.0.1:8883",
+		"failed attempts since 2026-11-25 23:00:00 UTC: 3": "failed attempts since 2026-11-25 23:01:00 UTC: 4",
 	} {
 		if mask(a) != mask(b) {
 			t.Errorf("%q and %q differ by chance only: %q, %q", a, b, mask(a), mask(b))
