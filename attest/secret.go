@@ -253,7 +253,7 @@ func (s Secrets) find(r Reference) (data []byte, path string, err error) {
 // readFile reads a text of bounded size.
 func readFile(path string) ([]byte, error) {
 	data, err := input.Read(path, maxSecret)
-	return data, cause(err)
+	return data, input.Cause(err)
 }
 
 // unusable returns the error for a secret that was read but cannot be used. c is the
@@ -261,14 +261,6 @@ func readFile(path string) ([]byte, error) {
 func (s Secrets) unusable(r Reference, c content, err error) error {
 	path := s.Path(r)
 	return &SecretError{Reference: r, Path: path, Err: about(r, c.advise(path, err))}
-}
-
-// cause removes the path from an error of package os, because the callers add it.
-func cause(err error) error {
-	if p, is := errors.AsType[*fs.PathError](err); is {
-		return p.Err
-	}
-	return err
 }
 
 // sealedPrefixes are the identifiers at the beginning of a credential encrypted by
