@@ -55,23 +55,21 @@ func capitals(registrationID string) (detail, advice string) {
 }
 
 // Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
-func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
-	text, err := secrets.read(k.Key, symmetricKey)
-	if err != nil {
-		return Proof{}, err
-	}
-	defer clear(text)
-	key, err := DecodeKey(text)
-	if err != nil {
-		return Proof{}, secrets.unusable(k.Key, symmetricKey, err)
-	}
-	defer clear(key)
-	expiry := now.Add(TokenLifetime).Truncate(time.Second)
-	proof := Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
-	if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
-		proof.Doubt = about(k.Key, d)
-	}
-	return proof, nil
+func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (proof Proof, err error) {
+	err = secrets.use(k.Key, symmetricKey, func(text []byte) error {
+		key, err := DecodeKey(text)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		expiry := now.Add(TokenLifetime).Truncate(time.Second)
+		proof = Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
+		if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
+			proof.Doubt = about(k.Key, d)
+		}
+		return nil
+	})
+	return proof, err
 }
 
 // References returns the key's reference.

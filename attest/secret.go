@@ -195,33 +195,37 @@ func (s Secrets) Read(r Reference) ([]byte, error) {
 	return data, nil
 }
 
-// read is Read for a file whose expected content is c.
-func (s Secrets) read(r Reference, c content) ([]byte, error) {
+// use passes the text of r to f, and then clears it. c is the expected content of the file.
+func (s Secrets) use(r Reference, c content, f func(text []byte) error) error {
 	data, err := s.Read(r)
 	if secret, is := errors.AsType[*SecretError](err); is {
 		secret.Err = about(r, c.advise(secret.Path, secret.Err))
+		return secret
 	}
-	return data, err
+	defer clear(data)
+	if err := f(data); err != nil {
+		return s.unusable(r, c, err)
+	}
+	return nil
 }
 
 // Password returns the contents of the file that r names without the newline that editors
 // append. For the zero value of r it returns "". Its errors are those of Read and
 // ErrNotPassword.
-func (s Secrets) Password(r Reference) (string, error) {
+func (s Secrets) Password(r Reference) (text string, err error) {
 	if r.IsZero() {
 		return "", nil
 	}
-	data, err := s.read(r, password)
-	if err != nil {
-		return "", err
-	}
-	text, _ := strings.CutSuffix(string(data), "\n")
-	text, _ = strings.CutSuffix(text, "\r")
-	// RFC 7617 §2.
-	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-		return "", s.unusable(r, password, ErrNotPassword)
-	}
-	return text, nil
+	err = s.use(r, password, func(data []byte) error {
+		line := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+		// RFC 7617 §2.
+		if !utf8.ValidString(line) || strings.ContainsFunc(line, unicode.IsControl) {
+			return ErrNotPassword
+		}
+		text = line
+		return nil
+	})
+	return text, err
 }
 
 // find reads the file of r. A file that exists but cannot be read ends the search, because
@@ -253,7 +257,7 @@ func (s Secrets) find(r Reference) (data []byte, path string, err error) {
 // readFile reads a text of bounded size.
 func readFile(path string) ([]byte, error) {
 	data, err := input.Read(path, maxSecret)
-	return data, cause(err)
+	return data, input.Cause(err)
 }
 
 // unusable returns the error for a secret that was read but cannot be used. c is the
@@ -261,14 +265,6 @@ func readFile(path string) ([]byte, error) {
 func (s Secrets) unusable(r Reference, c content, err error) error {
 	path := s.Path(r)
 	return &SecretError{Reference: r, Path: path, Err: about(r, c.advise(path, err))}
-}
-
-// cause removes the path from an error of package os, because the callers add it.
-func cause(err error) error {
-	if p, is := errors.AsType[*fs.PathError](err); is {
-		return p.Err
-	}
-	return err
 }
 
 // sealedPrefixes are the identifiers at the beginning of a credential encrypted by

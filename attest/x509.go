@@ -109,33 +109,23 @@ func (x X509) CommonName(secrets Secrets) (string, error) {
 }
 
 // chain reads the certificates. It returns at least one.
-func (x X509) chain(secrets Secrets) ([]*x509.Certificate, error) {
-	data, err := secrets.read(x.Certificate, certificates)
-	if err != nil {
-		return nil, err
-	}
-	chain, err := pemfile.Certificates(data)
-	if err != nil {
-		return nil, secrets.unusable(x.Certificate, certificates, err)
-	}
-	return chain, nil
+func (x X509) chain(secrets Secrets) (chain []*x509.Certificate, err error) {
+	err = secrets.use(x.Certificate, certificates, func(text []byte) (err error) {
+		chain, err = pemfile.Certificates(text)
+		return err
+	})
+	return chain, err
 }
 
 // key reads the private key.
-func (x X509) key(secrets Secrets) (crypto.Signer, error) {
-	data, err := secrets.read(x.PrivateKey, privateKey)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(data)
-	key, err := pemfile.PrivateKey(data)
-	if err == nil {
-		err = supported(key)
-	}
-	if err != nil {
-		return nil, secrets.unusable(x.PrivateKey, privateKey, err)
-	}
-	return key, nil
+func (x X509) key(secrets Secrets) (key crypto.Signer, err error) {
+	err = secrets.use(x.PrivateKey, privateKey, func(text []byte) (err error) {
+		if key, err = pemfile.PrivateKey(text); err == nil {
+			err = supported(key)
+		}
+		return err
+	})
+	return key, err
 }
 
 // supported returns an error if a TLS 1.2 handshake with the service cannot use the key.

@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/input"
 )
 
 // Account is a user of this machine.
@@ -129,7 +131,7 @@ func (a Account) Closed(path string) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
-	return &ClosedError{Path: path, Account: a.Name, Err: cause(err)}
+	return &ClosedError{Path: path, Account: a.Name, Err: input.Cause(err)}
 }
 
 // Opening returns the command that makes a file readable for every user. The command changes
@@ -186,15 +188,6 @@ func (e *hiddenError) Remedy() string {
 // provided reports whether the path is that of a systemd credential.
 func (i *inspection) provided(path string) bool {
 	return slices.ContainsFunc(i.Secrets.Directories, func(d string) bool { return strings.HasPrefix(path, d+"/") })
-}
-
-// cause removes the operation and the path from an error, because the caller adds better
-// ones.
-func cause(err error) error {
-	if at, is := errors.AsType[*fs.PathError](err); is {
-		return at.Err
-	}
-	return err
 }
 
 // otherUser reports whether the current user is neither root nor the service's user.

@@ -125,7 +125,7 @@ type Gateway struct {
 // inspection is the state of one check: the results that later steps need.
 type inspection struct {
 	*Gateway
-	report func(Result)
+	deliver func(Result) // see Run
 
 	registrationID string                         // "" if it is unknown
 	payload        []byte                         // payload of the registration
@@ -165,7 +165,7 @@ const askLimit = 5 * time.Second
 func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i := &inspection{Gateway: g.withDefaults()}
 	wanted := g.wanted(report)
-	i.report = func(r Result) {
+	i.deliver = func(r Result) {
 		// Peers may repeat the secrets that they received.
 		for _, text := range []*string{&r.Subject, &r.Detail, &r.Advice} {
 			*text = foreign.Line(i.disclosed.Mask(*text), foreign.MaxFault)
@@ -201,6 +201,12 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.service()
 	if !offline && ctx.Err() == nil {
 		needing(func() { i.network(ctx); i.hub(ctx) }, Connect)
+	}
+}
+
+func (i *inspection) report(results ...Result) {
+	for _, r := range results {
+		i.deliver(r)
 	}
 }
 

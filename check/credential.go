@@ -33,9 +33,7 @@ func (i *inspection) credentials() {
 	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
 		soften(results, "another credential can be used")
 	}
-	for _, r := range results {
-		i.report(r)
-	}
+	i.report(results...)
 	if i.Settings.ProxyUser != "" && !i.Settings.ProxyPassword.IsZero() {
 		r := Result{Name: Credential, Subject: "proxy_password " + i.Settings.ProxyPassword.String()}
 		all := []attest.Reference{i.Settings.ProxyPassword}
@@ -43,9 +41,7 @@ func (i *inspection) credentials() {
 		if err == nil {
 			err = i.withheld(all)
 		}
-		for _, r := range i.judge(r, err, all, all, "can be used") {
-			i.report(r)
-		}
+		i.report(i.judge(r, err, all, all, "can be used")...)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -32,7 +33,7 @@ func obstacle(directory string) error {
 	lock := filepath.Join(directory, "lock")
 	f, err := os.OpenFile(lock, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrPermission) {
-		return &store.WriteError{Path: lock, Err: cause(err)}
+		return &store.WriteError{Path: lock, Err: input.Cause(err)}
 	}
 	if err == nil {
 		_ = f.Close()
@@ -56,7 +57,7 @@ func (i *inspection) runtimeDirectory(r Result) {
 			if missing {
 				return nil
 			}
-			return cause(err)
+			return input.Cause(err)
 		})
 	}
 	switch {

@@ -81,9 +81,7 @@ func (i *inspection) hub(ctx context.Context) {
 	if worked {
 		soften(results, "the hub can be reached on another port")
 	}
-	for _, r := range append(results, clocks...) {
-		i.report(r)
-	}
+	i.report(append(results, clocks...)...)
 }
 
 // assignedHub returns the hub of the published record, or the reason why the hub is not

@@ -16,6 +16,7 @@ import (
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -147,11 +148,11 @@ func (i *inspection) record() {
 		}
 		i.warn(r, err.Error(), advice)
 	case errors.Is(err, fs.ErrPermission) && i.otherUser():
-		i.skip(r, i.asSeen(cause(err)).Error())
+		i.skip(r, i.asSeen(input.Cause(err)).Error())
 	case errors.As(err, new(*store.NewerSchemaError)):
 		i.fail(r, err)
 	case err != nil:
-		i.fail(r, &store.WriteError{Path: r.Subject, Err: cause(err)})
+		i.fail(r, &store.WriteError{Path: r.Subject, Err: input.Cause(err)})
 	default:
 		detail := fmt.Sprintf("intact: %s as %s, generation %d, assigned on %s", found.AssignedHub, found.DeviceID, found.Generation, day(found.ProvisionedAt))
 		if i.registrationID != "" && found.ConfigFingerprint != store.Fingerprint(i.Settings.Dialer.Host, i.Settings.IDScope, i.registrationID, i.payload) {

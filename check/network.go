@@ -100,16 +100,12 @@ func (i *inspection) network(ctx context.Context) {
 	if worked {
 		soften(first, "dpsd can connect in another way")
 	}
-	for _, r := range first {
-		i.report(r)
-	}
+	i.report(first...)
 	for _, w := range ways {
 		if worked {
 			soften(w.results, "dpsd can connect in another way")
 		}
-		for _, r := range w.results {
-			i.report(r)
-		}
+		i.report(w.results...)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -71,7 +72,7 @@ func (i *inspection) directory(r Result) {
 		i.ok(r, "does not exist yet; dpsd creates it")
 		return
 	case err != nil:
-		refuse(cause(err))
+		refuse(input.Cause(err))
 		return
 	}
 	detail := fmt.Sprintf("owner %s, mode %04o", ownerName(info), info.Mode().Perm())
@@ -137,7 +138,7 @@ func (i *inspection) mayWrite(directory string) error {
 func (i *inspection) mayWriteByMode(directory string) error {
 	info, err := os.Stat(directory)
 	if err != nil {
-		return cause(err)
+		return input.Cause(err)
 	}
 	if err := unix.Access(directory, unix.W_OK); errors.Is(err, syscall.EROFS) {
 		return err

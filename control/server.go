@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -98,12 +99,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	return nil
 }
 
-func (s *Server) patience() time.Duration {
-	if s.Patience > 0 {
-		return s.Patience
-	}
-	return patience
-}
+func (s *Server) patience() time.Duration { return cmp.Or(s.Patience, patience) }
 
 func (s *Server) routes() http.Handler {
 	routes := map[string]struct {

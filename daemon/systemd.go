@@ -89,12 +89,6 @@ func (n *notifier) reloading() {
 
 func (n *notifier) stopping() { n.notify(sd.SdNotifyStopping + "\n" + statusLine("Stopping")) }
 
-func (n *notifier) watchdog() { n.notify(sd.SdNotifyWatchdog) }
-
-func (n *notifier) extend(by time.Duration) {
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", by.Microseconds()))
-}
-
 // assignment says for STATUS= what this gateway is.
 func (s *supervisor) assignment() string {
 	rec, found := s.store.Current()
@@ -170,9 +164,9 @@ func (s *supervisor) beat(now time.Time) (last bool) {
 	n.settle()
 	switch {
 	case !n.ready:
-		n.extend(extension)
+		n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extension.Microseconds()))
 	case s.Watchdog > 0:
-		n.watchdog()
+		n.notify(sd.SdNotifyWatchdog)
 	default:
 		return n.settle()
 	}

@@ -301,9 +301,7 @@ type Second struct {
 
 func (r *Result) second(at time.Duration) *Second {
 	n := int(at / time.Second)
-	for len(r.Seconds) <= n {
-		r.Seconds = append(r.Seconds, Second{})
-	}
+	r.Seconds = append(r.Seconds, make([]Second, max(0, n+1-len(r.Seconds)))...)
 	return &r.Seconds[n]
 }
 

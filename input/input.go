@@ -52,7 +52,7 @@ func Open(path string) (*os.File, error) {
 	// again after opening, in case the file was replaced in between.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, opening(path, err)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: Cause(err)}
 	}
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
@@ -66,7 +66,7 @@ func Open(path string) (*os.File, error) {
 func OpenOwn(path string) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return nil, opening(path, err)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: Cause(err)}
 	}
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
@@ -78,10 +78,11 @@ func OpenOwn(path string) (*os.File, error) {
 	return regular(f, err)
 }
 
-// opening converts an error of stat(2) to an error of opening the file.
-func opening(path string, err error) error {
+// Cause returns an error of package os without the operation and the path, for callers that
+// add their own.
+func Cause(err error) error {
 	if of, is := errors.AsType[*fs.PathError](err); is {
-		return &fs.PathError{Op: "open", Path: path, Err: of.Err}
+		return of.Err
 	}
 	return err
 }

@@ -78,12 +78,7 @@ func Connect(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	if o.Timeout <= 0 {
-		o.Timeout = defaultTimeout
-	}
-	if o.MaxPacket <= 0 {
-		o.MaxPacket = defaultMaxPacket
-	}
+	o.Timeout, o.MaxPacket = cmp.Or(o.Timeout, defaultTimeout), cmp.Or(o.MaxPacket, defaultMaxPacket)
 	c := &Client{
 		conn:     NewConn(conn, o.MaxPacket, o.Timeout),
 		timeout:  o.Timeout,

@@ -1,6 +1,7 @@
 package mqttv3
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 )
@@ -47,7 +48,7 @@ type ConnackError struct {
 
 // Error describes the return code as the standard does.
 func (e *ConnackError) Error() string {
-	return fmt.Sprintf("the server refused the sign-in: %q (CONNACK return code %d)", returnCodeText(e.ReturnCode), e.ReturnCode)
+	return fmt.Sprintf("the server refused the sign-in: %q (CONNACK return code %d)", refusalOf(e.ReturnCode).text, e.ReturnCode)
 }
 
 // SubackError reports that the server refused a subscription (return code 0x80).
@@ -91,19 +92,22 @@ func (e *TimeoutError) Unwrap() error { return ErrTimeout }
 // Timeout returns true, as net.Error requires for a time-out.
 func (e *TimeoutError) Timeout() bool { return true }
 
-// returnCodeText returns the description of table 3.1 of the standard, in short form.
-func returnCodeText(code byte) string {
-	switch code {
-	case 1:
-		return "unacceptable protocol version"
-	case 2:
-		return "identifier rejected"
-	case 3:
-		return "server unavailable"
-	case 4:
-		return "bad user name or password"
-	case 5:
-		return "not authorized"
-	}
-	return "reserved return code"
+// refusals are the descriptions of the return codes in table 3.1 of the standard, in short
+// form, and their reason codes in version 5.
+var refusals = map[byte]refusal{
+	1: {"unacceptable protocol version", 0x84},
+	2: {"identifier rejected", 0x85},
+	3: {"server unavailable", 0x88},
+	4: {"bad user name or password", 0x86},
+	5: {"not authorized", 0x87},
+}
+
+type refusal struct {
+	text   string
+	reason byte
+}
+
+// refusalOf returns the refusal with a return code. Other codes are unspecified errors.
+func refusalOf(code byte) refusal {
+	return cmp.Or(refusals[code], refusal{"reserved return code", 0x80})
 }

@@ -250,14 +250,7 @@ func (p *packet) appendConnackV5(dst []byte) []byte {
 		return append(dst, 0, 0, 8,
 			v5MaximumQoS, 1, v5RetainAllowed, 0, v5SubIDAllowed, 0, v5SharedAllowed, 0)
 	}
-	reason := byte(0x80) // unspecified error
-	if int(p.returnCode) < len(v5Refusals) {
-		reason = v5Refusals[p.returnCode]
-	}
-	text := returnCodeText(p.returnCode)
-	dst = append(dst, 0, reason, byte(3+len(text)), v5ReasonString)
-	return appendField(dst, []byte(text))
+	r := refusalOf(p.returnCode)
+	dst = append(dst, 0, r.reason, byte(3+len(r.text)), v5ReasonString)
+	return appendField(dst, []byte(r.text))
 }
-
-// v5Refusals are the reason codes of version 5 for the return codes 1 to 5.
-var v5Refusals = [...]byte{0, 0x84, 0x85, 0x88, 0x86, 0x87}

@@ -4,6 +4,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -86,13 +87,9 @@ func (r *Request) Open(ctx context.Context) (s Session, err error) {
 			return s, err
 		}
 	}
-	limit := r.ResponseTimeout
-	if limit <= 0 {
-		limit = dps.DefaultResponseTimeout
-	}
 	s.Client, err = mqttv3.Connect(ctx, s.Conn, mqttv3.Options{
 		ClientID: r.Identity.ClientID(), UserName: r.Identity.UserName(), Password: r.Proof.Password,
-		KeepAlive: r.KeepAlive, Timeout: limit, MaxPacket: MaxPacket,
+		KeepAlive: r.KeepAlive, Timeout: cmp.Or(r.ResponseTimeout, dps.DefaultResponseTimeout), MaxPacket: MaxPacket,
 	})
 	return s, classify.At(fault.StageConnect, err)
 }

@@ -55,10 +55,3 @@ func (c *Conn) Close() error {
 	})
 	return c.err
 }
-
-// LocalAddr returns the address of this end of the TCP connection.
-func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
-
-// RemoteAddr returns the address of the other end of the TCP connection, which is that of
-// the proxy if there is one.
-func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }

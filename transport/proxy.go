@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -75,17 +76,12 @@ func checkAddress(address string) (problem string) {
 	}
 	host := rest[strings.LastIndex(rest, "@")+1:]
 	if user := strings.TrimSuffix(rest[:len(rest)-len(host)], "@"); user != "" {
-		const marks = "-._~!$&'()*+,;=:@%"
-		other := func(r rune) bool {
-			letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
-			return !letter && !strings.ContainsRune(marks, r)
-		}
-		if _, err := url.PathUnescape(user); err != nil || strings.ContainsFunc(user, other) {
+		if _, err := url.PathUnescape(user); err != nil || strings.Trim(user, alphanumeric+"-._~!$&'()*+,;=:@%") != "" {
 			return notEncoded
 		}
 	}
 	u, err := url.Parse("http://" + strings.TrimSuffix(host, "/"))
-	if err != nil || strings.ContainsFunc(scheme, func(r rune) bool { return !schemeLetter(r) }) ||
+	if err != nil || strings.Trim(scheme, alphanumeric+"+-.") != "" || // RFC 3986 §3.1
 		u.Hostname() == "" || "http://"+u.Host != u.String() || strings.HasSuffix(u.Host, ":") {
 		return notHost
 	}
@@ -95,10 +91,7 @@ func checkAddress(address string) (problem string) {
 	return ""
 }
 
-// schemeLetter reports whether a scheme may contain r, see RFC 3986 §3.1.
-func schemeLetter(r rune) bool {
-	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("+-.", r)
-}
+const alphanumeric = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 // locate returns host:port of a proxy, and whether the connection to it uses TLS.
 func locate(proxy *url.URL) (secure bool, address string, err error) {
@@ -291,20 +284,13 @@ func (r *httpReader) rest() net.Conn {
 		return r.conn
 	}
 	ahead, _ := r.buf.Peek(r.buf.Buffered())
-	return &prefixed{Conn: r.conn, ahead: ahead}
+	return &prefixed{r.conn, io.MultiReader(bytes.NewReader(ahead), r.conn)}
 }
 
 // prefixed is a connection whose first bytes have already been read.
 type prefixed struct {
 	net.Conn
-	ahead []byte
+	all io.Reader
 }
 
-func (p *prefixed) Read(b []byte) (int, error) {
-	if len(p.ahead) > 0 {
-		n := copy(b, p.ahead)
-		p.ahead = p.ahead[n:]
-		return n, nil
-	}
-	return p.Conn.Read(b)
-}
+func (p *prefixed) Read(b []byte) (int, error) { return p.all.Read(b) }

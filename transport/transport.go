@@ -119,10 +119,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 
 // dial tries one protocol with one deadline for all steps.
 func (d *Dialer) dial(parent context.Context, p Protocol, us client) (*Conn, *Error) {
-	timeout := d.Timeout
-	if timeout <= 0 {
-		timeout = DefaultTimeout
-	}
+	timeout := cmp.Or(d.Timeout, DefaultTimeout)
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
 
@@ -159,12 +156,10 @@ func (a *attempt) fail(stage Stage, address string, err error) *Error {
 }
 
 func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
-	port, err := a.dialer.port(a.protocol)
+	address, err := a.dialer.address(a.protocol)
 	if err != nil {
 		return nil, a.fail(StageTCP, a.dialer.Host, err)
 	}
-	address := net.JoinHostPort(a.dialer.Host, strconv.Itoa(port))
-
 	stream, failure := a.connect(ctx, address)
 	if failure != nil {
 		return nil, failure
@@ -187,7 +182,7 @@ func (a *attempt) run(ctx context.Context) (*Conn, *Error) {
 	}
 	c.TLS.VerifiedChains = secure.server.chains
 	if a.protocol == WebSocket {
-		ws, date, err := upgrade(ctx, secure, webSocketURL(a.dialer.Host, port))
+		ws, date, err := upgrade(ctx, secure, webSocketURL(address))
 		if err != nil {
 			_ = a.raw.Close()
 			// With TLS 1.3, the server checks the client certificate after the client has
@@ -210,13 +205,11 @@ type Route struct {
 
 // Route returns the route of a protocol without connecting. The error is an *Error if the
 // proxy is unusable or the protocol is unknown.
-func (d *Dialer) Route(p Protocol) (Route, error) {
+func (d *Dialer) Route(p Protocol) (r Route, err error) {
 	a := attempt{dialer: d, protocol: p}
-	port, err := d.port(p)
-	if err != nil {
+	if r.Address, err = d.address(p); err != nil {
 		return Route{}, a.fail(StageTCP, d.Host, err)
 	}
-	r := Route{Address: net.JoinHostPort(d.Host, strconv.Itoa(port))}
 	proxy, err := d.proxy(r.Address)
 	if err == nil && proxy != nil {
 		_, r.Proxy, err = locate(proxy)
@@ -227,15 +220,17 @@ func (d *Dialer) Route(p Protocol) (Route, error) {
 	return r, nil
 }
 
-// port returns the service's port for the protocol.
-func (d *Dialer) port(p Protocol) (int, error) {
+// address returns the service's host:port for the protocol.
+func (d *Dialer) address(p Protocol) (string, error) {
+	port := cmp.Or(d.MQTTPort, DefaultMQTTPort)
 	switch p {
 	case MQTT:
-		return cmp.Or(d.MQTTPort, DefaultMQTTPort), nil
 	case WebSocket:
-		return cmp.Or(d.WebSocketPort, DefaultWebSocketPort), nil
+		port = cmp.Or(d.WebSocketPort, DefaultWebSocketPort)
+	default:
+		return "", fmt.Errorf("unknown protocol %q", string(p))
 	}
-	return 0, fmt.Errorf("unknown protocol %q", string(p))
+	return net.JoinHostPort(d.Host, strconv.Itoa(port)), nil
 }
 
 // proxy returns the proxy for address, or nil.
@@ -249,19 +244,15 @@ func (d *Dialer) proxy(address string) (*url.URL, error) {
 // ProxyPassword returns the password that is sent to the proxy of any protocol, or "". A
 // proxy may repeat it.
 func (d *Dialer) ProxyPassword() string {
-	if d.ProxyUser != nil {
-		password, _ := d.ProxyUser.Password()
-		return password
-	}
+	user := d.ProxyUser
 	for _, p := range []Protocol{MQTT, WebSocket} {
-		port, _ := d.port(p)
-		proxy, err := d.proxy(net.JoinHostPort(d.Host, strconv.Itoa(port)))
-		if err == nil && proxy != nil && proxy.User != nil {
-			password, _ := proxy.User.Password()
-			return password
+		address, _ := d.address(p)
+		if proxy, err := d.proxy(address); err == nil && proxy != nil {
+			user = cmp.Or(user, proxy.User)
 		}
 	}
-	return ""
+	password, _ := user.Password() // "" without a user
+	return password
 }
 
 // connect opens a stream to address, through the proxy if there is one.

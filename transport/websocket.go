@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,14 +21,9 @@ import (
 // read in pieces.
 const maxMessage = 2 << 20
 
-// webSocketURL returns the service's URL for MQTT over WebSocket.
-func webSocketURL(host string, port int) string {
-	if port != DefaultWebSocketPort {
-		host = net.JoinHostPort(host, strconv.Itoa(port))
-	} else if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return "wss://" + host + "/$iothub/websocket"
+// webSocketURL returns the URL of MQTT over WebSocket at host:port, without the default port.
+func webSocketURL(address string) string {
+	return "wss://" + strings.TrimSuffix(address, ":443") + "/$iothub/websocket"
 }
 
 // ErrNotBinary is matched if the server sends a WebSocket message that cannot be MQTT

@@ -71,35 +71,11 @@ func (r *route) mounts() (on []mount) {
 	return on
 }
 
-// mountEvents reports the changes of the mount table, which inotify does not.
-type mountEvents struct {
-	file *os.File // nil without /proc
-}
-
-func openMountEvents() mountEvents {
-	file, err := os.Open(mountTable)
-	if err != nil {
-		return mountEvents{}
-	}
-	return mountEvents{file}
-}
-
-// follow calls changed once and then after each change of the table, until close. The
-// kernel reports a change as an event of the open file, for which the runtime's poller
-// waits.
-func (m mountEvents) follow(changed func()) {
-	if m.file == nil {
-		return
-	}
-	conn, err := m.file.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = conn.Read(func(uintptr) bool { changed(); return false })
-}
-
-func (m mountEvents) close() {
-	if m.file != nil {
-		_ = m.file.Close()
+// followMounts calls changed once and then after each change of the mount table, which
+// inotify does not report, until the table is closed. The kernel reports a change as an event
+// of the open file, for which the runtime's poller waits.
+func followMounts(table *os.File, changed func()) {
+	if conn, err := table.SyscallConn(); err == nil {
+		_ = conn.Read(func(uintptr) bool { changed(); return false })
 	}
 }

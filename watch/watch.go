@@ -62,10 +62,10 @@ func Files(ctx context.Context, paths ...string) (<-chan struct{}, error) {
 		return nil, err
 	}
 	w.seen, w.mounts = w.look(), w.route.mounts()
-	table := openMountEvents()
-	context.AfterFunc(ctx, func() { w.inotify.close(); table.close() })
+	table, _ := os.Open(mountTable) // nil without /proc; its methods then only return an error
+	context.AfterFunc(ctx, func() { w.inotify.close(); _ = table.Close() })
 	go w.run()
-	go table.follow(w.mounted)
+	go followMounts(table, w.mounted)
 	return changed, nil
 }
 
@@ -98,7 +98,7 @@ func (w *watcher) mounted() {
 	defer w.mu.Unlock()
 	err := w.follow()
 	now, mounts := w.look(), w.route.mounts()
-	if err != nil || !same(w.seen, now) || !slices.Equal(w.mounts, mounts) {
+	if err != nil || !slices.EqualFunc(w.seen, now, same) || !slices.Equal(w.mounts, mounts) {
 		w.send()
 	}
 	w.seen, w.mounts = now, mounts
@@ -117,7 +117,7 @@ func (w *watcher) handle(names []string, complete bool) {
 	direct := slices.ContainsFunc(names, func(name string) bool { return w.route.ends[name] })
 	err := w.follow()
 	now := w.look()
-	if direct || !complete || err != nil || !same(w.seen, now) {
+	if direct || !complete || err != nil || !slices.EqualFunc(w.seen, now, same) {
 		w.send()
 	}
 	w.seen = now
@@ -172,19 +172,11 @@ func (w *watcher) look() []fs.FileInfo {
 	return infos
 }
 
-func same(a, b []fs.FileInfo) bool {
-	for i := range a {
-		switch {
-		case a[i] == nil && b[i] == nil:
-		case a[i] == nil || b[i] == nil,
-			!os.SameFile(a[i], b[i]),
-			a[i].Mode() != b[i].Mode(),
-			a[i].Size() != b[i].Size(),
-			!a[i].ModTime().Equal(b[i].ModTime()):
-			return false
-		}
+func same(a, b fs.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
 	}
-	return true
+	return os.SameFile(a, b) && a.Mode() == b.Mode() && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // route describes the files and directories that the kernel uses to resolve the paths.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -88,11 +89,17 @@ func invalid(file string, err error) error {
 const maxComplaint = 32 << 10
 
 // complain prints an error and, if it is known, the command to try next. The error may contain
-// text of other parties, such as an answer of the daemon.
+// text of other parties, such as an answer of the daemon. It is not an event, because the
+// stream carries the name of the unit, which journald can no longer look up for a message of
+// a process that has ended. journald takes the priority, err, from the beginning of each line
+// (sd-daemon(3)).
 func (t *terminal) complain(err error, next string) {
 	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
 	if next != "" {
 		text += "\nTry: " + t.paint(bold, printable(next))
 	}
-	fmt.Fprint(t, complaint(text))
+	if journal.ReadsStderr() {
+		text = "<3>" + strings.ReplaceAll(text, "\n", "\n<3>")
+	}
+	fmt.Fprintln(t, text)
 }

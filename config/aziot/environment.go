@@ -10,6 +10,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/config/document"
 	"github.com/dpsd-project/dpsd/foreign"
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/unitfile"
 )
 
@@ -105,8 +106,5 @@ func (a *importer) environmentFile(e *environment, f environmentFile) {
 	if optional && errors.Is(err, fs.ErrNotExist) || err == nil {
 		return
 	}
-	if of := (*fs.PathError)(nil); errors.As(err, &of) {
-		err = of.Err
-	}
-	a.noteOf(f.origin, "", "left out: %s cannot be read: %s"+byHand, shown, foreign.Line(err.Error(), 200))
+	a.noteOf(f.origin, "", "left out: %s cannot be read: %s"+byHand, shown, foreign.Line(input.Cause(err).Error(), 200))
 }
