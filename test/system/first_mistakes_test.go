@@ -89,7 +89,7 @@ connack = 3
 			{"nothing listens at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "let dpsd also try port 443", []string{"8884: tcp-refused"}, ""},
 			{"no /etc/resolv.conf", `"localhost"`, `"dps.example.com"`, "rm -f /etc/resolv.conf", "resolver-missing", "Check that /etc/resolv.conf exists", []string{"/etc/resolv.conf"}, ""},
 			{"the group's key", "", "", "cp /etc/credstore/dps-primary-key /root/; head -c 32 /dev/zero | base64 >/etc/credstore/dps-primary-key", "unauthorized", "If you use a key, first check that it is the device's own key, not the enrollment group's (dpsd derive-key), and that the registration ID has no upper-case letters", []string{"unauthorized"}, ""},
-			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "put the file in /etc/dpsd/keys", []string{"failed   credential", "hides /root from dpsd", "Move it below /etc/dpsd"}, ""},
+			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "put the file in /etc/dpsd/keys", []string{"failed   credential", "hides /root from dpsd", "Move it to /etc/dpsd"}, ""},
 		} {
 			g.run(c.prepare)
 			g.write("/etc/dpsd/dpsd.toml", strings.Replace(local, c.was, c.is, 1), 0o644)
@@ -116,9 +116,9 @@ connack = 3
 		}
 		g.contains("dpsd check", "ok       service", "ok       hub-name")
 		g.contains("dpsd check --list", "hub-name", "hub-tcp", "hub-tls", "service")
-		g.contains("dpsd check --skip hub-tls", "skipped  hub-tls               not checked: left out with --skip")
+		g.contains("dpsd check --skip hub-tls", "skipped  hub-tls               not checked: excluded with --skip")
 		g.run("printf '# changed\\n[retry]\\nmax = \"2h\"\\n' >>/etc/dpsd/dpsd.toml")
-		g.contains("dpsd check", "warning  service", "the running dpsd uses another configuration than this file")
+		g.contains("dpsd check", "warning  service", "the running dpsd uses a different configuration than this file")
 		if out, status := g.try("dpsd check --warnings-as-errors"); status != 1 {
 			t.Errorf("%s: dpsd check --warnings-as-errors ends with %d:\n%s", s.name, status, out)
 		}
