@@ -31,7 +31,7 @@ func (i *inspection) credentials() {
 	}
 	// If a credential cannot be used, dpsd uses the next one.
 	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
-		soften(results, "another credential can be used")
+		soften(results, "another credential is usable")
 	}
 	for _, r := range results {
 		i.report(r)
@@ -43,7 +43,7 @@ func (i *inspection) credentials() {
 		if err == nil {
 			err = i.withheld(all)
 		}
-		for _, r := range i.judge(r, err, all, all, "can be used") {
+		for _, r := range i.judge(r, err, all, all, "usable") {
 			i.report(r)
 		}
 	}
@@ -82,7 +82,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		}
 		err = proof.Validity
 	}
-	detail := "can be used"
+	detail := "usable"
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate for %q, %d in the chain, valid until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}

@@ -35,7 +35,7 @@ The output is a valid dpsd.toml. With --json, it is an object with "file" and
 Each key in it has "value" (null if it is not set) and "origin" ("file",
 "default" or "unset"); if the origin is "file", it also has "line" and "column".
 A key whose value is determined at run time also has "resolved", or "problem" if
-that has failed.`,
+that failed.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
