@@ -102,6 +102,6 @@ func (i *inspection) controlSocket() {
 	}
 	if is != "" {
 		i.warn(Result{Name: State, Subject: i.Socket}, "the control socket cannot be created because its path is "+is+"; without it, dpsd status, wait and reprovision do not work",
-			"Remove it, then: "+restartCommand+". Or set [control] socket to a different path.")
+			"Remove it, then run: "+restartCommand+". Or set [control] socket to a different path.")
 	}
 }

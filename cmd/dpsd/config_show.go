@@ -114,10 +114,10 @@ func proxyNow(cfg *config.Config) lookup {
 	case err != nil:
 		return lookup{problem: err.Error(), remark: err.Error() + where}
 	case proxy == nil:
-		return lookup{value: "none", remark: "with HTTPS_PROXY and NO_PROXY of this shell, dpsd connects directly" + where}
+		return lookup{value: "none", remark: "with HTTPS_PROXY and NO_PROXY from this shell, dpsd connects directly" + where}
 	}
 	address := proxy.Scheme + "://" + proxy.Host // without user and password
-	return lookup{value: address, remark: "with HTTPS_PROXY of this shell, dpsd connects through " + address + where}
+	return lookup{value: address, remark: "with HTTPS_PROXY from this shell, dpsd connects through " + address + where}
 }
 
 // shown is a configuration to show.
