@@ -386,7 +386,7 @@ func (i *inspection) proxyOrigin() string {
 	if i.ProxyOrigin == "" {
 		return ""
 	}
-	return " (from HTTPS_PROXY and NO_PROXY in " + i.ProxyOrigin + ")"
+	return " (from HTTPS_PROXY and NO_PROXY in " + i.ProxyOrigin + "'s environment)"
 }
 
 // connected adds results about an open stream.

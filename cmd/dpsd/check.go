@@ -231,7 +231,7 @@ func gatewayOf(file string) *check.Gateway {
 	}
 	g.Ask = control.Client{Socket: cfg.Control.Socket}.Status
 	if cfg.Transport.Proxy == "environment" {
-		g.ProxyOrigin = "this command's environment"
+		g.ProxyOrigin = "this command"
 		if g.Installed && g.Systemctl != nil {
 			if e, err := check.ServiceEnvironment(context.Background(), g.Systemctl); err == nil {
 				g.ProxyOrigin = e.Origin
