@@ -138,7 +138,7 @@ make `
 func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(t *testing.T) {
 	tools(t, "openssl", "ssh-keygen", "base64")
 	for _, test := range []struct{ expect, script, says string }{
-		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; the service accepts RSA and EC on P-256, P-384 and P-521"},
+		{"secp256k1", "openssl ecparam -name secp256k1 -genkey -noout -out key", "a private key on the curve secp256k1; DPS accepts RSA and EC on P-256, P-384 and P-521"},
 		{"secp256k1 in PKCS#8", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out key", "on the curve secp256k1"},
 		{"secp256k1 with the parameters in front", "openssl ecparam -name secp256k1 -genkey -out key", "on the curve secp256k1"},
 		{"brainpool", "openssl ecparam -name brainpoolP384t1 -genkey -noout -out key", "a private key on a brainpool curve"},
@@ -147,7 +147,7 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		{"P-224", "openssl ecparam -name secp224r1 -genkey -noout -out key", "on the curve P-224"},
 		{"RSA-PSS", "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out key", "for RSA-PSS only"},
 		{"Ed25519", "openssl genpkey -algorithm ED25519 -out key", "for Ed25519"},
-		{"Ed448", "openssl genpkey -algorithm ed448 -out key", "a private key for Ed448; the service accepts RSA and EC on P-256, P-384 and P-521"},
+		{"Ed448", "openssl genpkey -algorithm ed448 -out key", "a private key for Ed448; DPS accepts RSA and EC on P-256, P-384 and P-521"},
 		{"Ed448 in DER", "openssl genpkey -algorithm ed448 -outform DER -out key", "a private key for Ed448"},
 		{"Ed25519 in base64 without PEM", "openssl genpkey -algorithm ED25519 -outform DER | base64 >key", "a private key for Ed25519"},
 		{"Ed25519 of OpenSSH", "ssh-keygen -q -t ed25519 -N '' -f key", "an Ed25519 private key in OpenSSH format"},

@@ -141,7 +141,7 @@ func supported(key crypto.Signer) error {
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 		default:
-			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; the service accepts P-256, P-384 and P-521")
+			return pemfile.Unsupported("a private key on the curve " + k.Curve.Params().Name + "; DPS accepts P-256, P-384 and P-521")
 		}
 	}
 	return nil

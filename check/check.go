@@ -286,7 +286,7 @@ func (i *inspection) configuration() {
 func (i *inspection) incorrect(r Result, problem error) Result {
 	r = failed(r, fault.New(fault.ConfigurationInvalid, fault.StageConfiguration, problem))
 	if !errors.As(problem, new(interface{ Remedy() string })) {
-		r.Advice = "Correct dpsd.toml at the place that the message names"
+		r.Advice = "Correct dpsd.toml at the place named in the message"
 	}
 	r.Advice = corrected(r.Advice, i.applying())
 	return r

@@ -31,7 +31,7 @@ func (i *inspection) credentials() {
 	}
 	// If a credential cannot be used, dpsd uses the next one.
 	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
-		soften(results, "another credential can be used")
+		soften(results, "another credential is usable")
 	}
 	i.report(results...)
 	if i.Settings.ProxyUser != "" && !i.Settings.ProxyPassword.IsZero() {
@@ -41,7 +41,7 @@ func (i *inspection) credentials() {
 		if err == nil {
 			err = i.withheld(all)
 		}
-		i.report(i.judge(r, err, all, all, "can be used")...)
+		i.report(i.judge(r, err, all, all, "usable")...)
 	}
 }
 
@@ -78,7 +78,7 @@ func (i *inspection) credential(c attest.Credential) []Result {
 		}
 		err = proof.Validity
 	}
-	detail := "can be used"
+	detail := "usable"
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate for %q, %d in the chain, valid until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}

@@ -110,7 +110,7 @@ func TestTheWholeChainIsChecked(t *testing.T) {
 		advice     string
 	}{
 		{"a chain that is valid for a long time is ok", chain(t, 400*day, 300*day), check.OK, "", `certificate for "gw-1", 2 in the chain, valid until 2027-09-25`, ""},
-		{"an expired issuer is a failure that names it", chain(t, 400*day, -day), check.Failed, fault.CertificateExpired, "certificate 2 of 2 in the chain has expired (not after 2026-11-28T12:00:00Z)", "renew the certificate that the cause names"},
+		{"an expired issuer is a failure that names it", chain(t, 400*day, -day), check.Failed, fault.CertificateExpired, "certificate 2 of 2 in the chain has expired (not after 2026-11-28T12:00:00Z)", "renew the certificate named in the cause"},
 		{"an issuer that expires soon is a warning that names it", chain(t, 400*day, 10*day), check.Warning, "", `certificate 2 of 2, "Plant CA", expires in 10 days, on 2026-12-09 12:00:00 UTC`, "Have the issuer renew that certificate"},
 		{"a leaf that expires soon is a warning", chain(t, 10*day, 400*day), check.Warning, "", "the certificate expires in 10 days", "Install a renewed certificate"},
 		{"an expired certificate that is not in the leaf's issuing path is a warning to remove it", beside(t, chain(t, 400*day, 400*day), chain(t, 400*day, -day)), check.Warning, "", `certificate 3 of 3, "Plant CA", did not issue any certificate in the chain of the device certificate`, "Remove it."},

@@ -73,14 +73,14 @@ func (i *inspection) runtimeDirectory(r Result) {
 	default:
 		err = i.mayWrite(r.Subject)
 		if _, room, full := space(r.Subject); err == nil && full != nil {
-			i.warn(r, fmt.Sprintf("%v: %s; dpsd cannot store the service's Retry-After there, nor a record that it cannot write to the state directory", full, room),
+			i.warn(r, fmt.Sprintf("%v: %s; dpsd cannot store DPS's Retry-After there, nor a record that it cannot write to the state directory", full, room),
 				"Free up space in this directory's file system.")
 		}
 	}
 	if err == nil {
 		return
 	}
-	advice := "Create the directory and make it writable by the user dpsd, or set [control] socket to a path in another directory."
+	advice := "Create the directory and make it writable by the user dpsd, or set [control] socket to a path in a different directory."
 	if bySystemd {
 		advice = "systemd creates it when dpsd starts: " + restartCommand
 	}
@@ -103,6 +103,6 @@ func (i *inspection) controlSocket() {
 	}
 	if is != "" {
 		i.warn(Result{Name: State, Subject: i.Socket}, "the control socket cannot be created because its path is "+is+"; without it, dpsd status, wait and reprovision do not work",
-			"Remove it, then: "+restartCommand+". Or set [control] socket to another path.")
+			"Remove it, then run: "+restartCommand+". Or set [control] socket to a different path.")
 	}
 }

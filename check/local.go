@@ -32,7 +32,7 @@ func (i *inspection) clock() {
 			past, what = record.ProvisionedAt, "the record was written"
 		}
 		if last, found := (store.Runtime{Directory: i.RuntimeDirectory}).LoadConfirmation(); found && last.At.After(past) {
-			past, what = last.At, "the service last confirmed the record"
+			past, what = last.At, "DPS last confirmed the record"
 		}
 	}
 	said := now.UTC().Format(time.DateTime + " MST")
@@ -44,7 +44,7 @@ func (i *inspection) clock() {
 		i.fail(r, fault.New(fault.ClockImplausible, fault.StageConfiguration,
 			fmt.Errorf("the clock shows %s, %s before %s (%s)", said, rough(past.Sub(now)), what, past.UTC().Format(time.DateTime+" MST"))))
 	default:
-		i.ok(r, said+", after "+what+" ("+day(past)+")")
+		i.ok(r, said+", plausible: "+what+" on "+day(past))
 	}
 }
 

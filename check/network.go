@@ -334,7 +334,7 @@ func (i *inspection) mayConnect(with *usable) error {
 		return notConnecting{"there is no usable credential"}
 	}
 	if wait := daemon.Floor(store.Runtime{Directory: i.RuntimeDirectory}, i.dialer.Host, i.registrationID); wait > 0 {
-		return notConnecting{"the service asked not to be contacted for another " + rough(wait) + " (Retry-After)"}
+		return notConnecting{"DPS asked not to be contacted for another " + rough(wait) + " (Retry-After)"}
 	}
 	return nil
 }
@@ -382,7 +382,7 @@ func (i *inspection) proxyOrigin() string {
 	if i.ProxyOrigin == "" {
 		return ""
 	}
-	return " (HTTPS_PROXY and NO_PROXY of " + i.ProxyOrigin + ")"
+	return " (from HTTPS_PROXY and NO_PROXY in " + i.ProxyOrigin + "'s environment)"
 }
 
 // connected adds results about an open stream.

@@ -113,8 +113,8 @@ func TestAConfigurationThatTheRunningDpsdHasRejectedIsAWarning(t *testing.T) {
 		advice   string
 	}{
 		{"before READY, when a correction needs no command", false, nil, nil, true, "Correct it; dpsd applies the correction automatically"},
-		{"after READY", true, nil, nil, true, "Correct it; then: systemctl reload dpsd"},
-		{"without systemd", true, nil, nil, false, "Correct it; then: kill -HUP 7"},
+		{"after READY", true, nil, nil, true, "Correct it; then run: systemctl reload dpsd"},
+		{"without systemd", true, nil, nil, false, "Correct it; then run: kill -HUP 7"},
 		{"in addition to a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Unresolved: true}}, true, "Correct it; dpsd applies the correction automatically"},
 		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control] or [log]: systemctl restart --no-block dpsd"},
 	} {
@@ -142,17 +142,17 @@ func TestAConfigurationThatTheRunningDpsdHasRejectedIsAWarning(t *testing.T) {
 }
 
 func TestTheAdviceToCorrectTheConfigurationEndsWithTheCommandForTheService(t *testing.T) {
-	const correction = "Correct dpsd.toml at the place that the message names"
+	const correction = "Correct dpsd.toml at the place named in the message"
 	for _, test := range []struct {
 		says, unit string
 		installed  bool
 		advice     string
 	}{
 		{"nothing while it starts", "ActiveState=activating\nSubState=start\n", true, correction},
-		{"a reload while it is active", "ActiveState=active\nSubState=running\n", true, correction + "; then: systemctl reload dpsd"},
-		{"a restart when it has failed", "ActiveState=failed\nSubState=failed\n", true, correction + "; then: systemctl restart --no-block dpsd"},
-		{"a restart when it was stopped", "ActiveState=inactive\nSubState=dead\n", true, correction + "; then: systemctl restart --no-block dpsd"},
-		{"a restart between two starts", "ActiveState=activating\nSubState=auto-restart\n", true, correction + "; then: systemctl restart --no-block dpsd"},
+		{"a reload while it is active", "ActiveState=active\nSubState=running\n", true, correction + "; then run: systemctl reload dpsd"},
+		{"a restart when it has failed", "ActiveState=failed\nSubState=failed\n", true, correction + "; then run: systemctl restart --no-block dpsd"},
+		{"a restart when it was stopped", "ActiveState=inactive\nSubState=dead\n", true, correction + "; then run: systemctl restart --no-block dpsd"},
+		{"a restart between two starts", "ActiveState=activating\nSubState=auto-restart\n", true, correction + "; then run: systemctl restart --no-block dpsd"},
 		{"nothing for another file", "ActiveState=active\nSubState=running\n", false, correction},
 		{"nothing without systemd", "", true, correction},
 	} {

@@ -149,7 +149,7 @@ func corrected(remedy, apply string) string {
 	if apply == "" {
 		return remedy
 	}
-	return remedy + "; then: " + apply
+	return remedy + "; then run: " + apply
 }
 
 // applying returns the command after which the service uses a corrected dpsd.toml. It returns

@@ -37,14 +37,14 @@ func TestWhyDpsdDoesNotRun(t *testing.T) {
 		detail  string
 		advice  string
 	}{
-		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
+		{"there is no configuration", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", missing, check.NoConfiguration, "there is no configuration: open /etc/dpsd/dpsd.toml", "Create /etc/dpsd/dpsd.toml; then run: systemctl restart --no-block dpsd"},
 		{"the configuration has another name", inactive, remedied{missing}, check.NoConfiguration, "dpsd.yaml exists", "mv dpsd.yaml dpsd.toml"},
 		{"the configuration was written after the start that needed it", inactive + "ConditionResult=no\nConditionTimestampMonotonic=7\n", nil, check.ConditionUnmet, "/etc/dpsd/dpsd.toml was missing", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and the file is invalid", failed + exited("78"), wrong, check.ConfigurationInvalid, "the configuration is invalid: dpsd.toml:2:1: dps.id_scop: unknown key (and 1 more)", "dpsd check --offline"},
 		{"it has exited with 78, and the file was corrected", failed + exited("78"), nil, check.ConfigurationInvalid, "the configuration is valid now", "systemctl start --no-block dpsd"},
 		{"it has exited with 78, and this user may not read the file", failed + exited("78"), unreadable, check.ConfigurationInvalid, "it exited with status 78", "sudo dpsd check --offline"},
 		{"the file became invalid while it was stopped", inactive + stoppedAt, wrong, check.ConfigurationInvalid, "unknown key", "dpsd check --offline"},
-		{"it has exited with 78, and the service's user may not read the file that root can read", failed + exited("78"), &check.ClosedError{Path: "/etc/dpsd/dpsd.toml", Account: "dpsd", Err: fs.ErrPermission}, check.ConfigurationInvalid, "the user dpsd, cannot: permission denied", "; then: systemctl restart --no-block dpsd"},
+		{"it has exited with 78, and the service's user may not read the file that root can read", failed + exited("78"), &check.ClosedError{Path: "/etc/dpsd/dpsd.toml", Account: "dpsd", Err: fs.ErrPermission}, check.ConfigurationInvalid, "the user dpsd, cannot: permission denied", "; then run: systemctl restart --no-block dpsd"},
 		{"it was stopped on request", inactive + stoppedAt, nil, check.Stopped, "it was stopped at Sun 2026-11-29 06:46:27 UTC", "systemctl start --no-block dpsd"},
 		{"it was stopped and disabled", strings.Replace(inactive, "enabled", "disabled", 1) + stoppedAt, nil, check.Stopped, "does not start at boot", "systemctl enable --now --no-block dpsd"},
 		{"this user may not read the file, which is not the reason", inactive + stoppedAt, unreadable, check.Stopped, "it was stopped", "systemctl start --no-block dpsd"},
@@ -131,10 +131,10 @@ func TestADpsdWhoseSocketIsInAnUnusableConfigurationIsNotReportedAsStopped(t *te
 		advice    string // the whole advice
 	}{
 		{"it is unknown whether it runs", nil, missing, check.SocketUnknown, "dpsd may be running, but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml"},
-		{"systemd knows that it runs", unit("active", "running"), missing, check.SocketUnknown, "dpsd.service is active (running), but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl reload dpsd"},
+		{"systemd knows that it runs", unit("active", "running"), missing, check.SocketUnknown, "dpsd.service is active (running), but the path of its control socket is in /etc/dpsd/dpsd.toml: there is no configuration", "Create /etc/dpsd/dpsd.toml; then run: systemctl reload dpsd"},
 		{"systemd knows that it starts", unit("activating", "start"), missing, check.SocketUnknown, "dpsd.service is activating (start), but", "Create /etc/dpsd/dpsd.toml"},
-		{"systemd knows that it does not run", unit("failed", "failed"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
-		{"systemd knows that it waits for a restart", unit("activating", "auto-restart"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"},
+		{"systemd knows that it does not run", unit("failed", "failed"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then run: systemctl restart --no-block dpsd"},
+		{"systemd knows that it waits for a restart", unit("activating", "auto-restart"), missing, check.NoConfiguration, "there is no configuration", "Create /etc/dpsd/dpsd.toml; then run: systemctl restart --no-block dpsd"},
 		{"this user may not read the file", unit("active", "running"), unreadable, check.SocketUnknown, "this user cannot read it", "sudo dpsd status"},
 	} {
 		t.Run(test.says, func(t *testing.T) {

@@ -18,9 +18,9 @@ func Command(root *cobra.Command, args func(cobra.PositionalArgs) cobra.Position
 	c := &cobra.Command{
 		Use:   "completion bash|zsh|fish",
 		Short: "Print the completion script for a shell",
-		Long: fmt.Sprintf(`Completion prints a script that lets a shell complete the commands, flags
-and files of %[1]s. The Debian package installs the script. bash needs the
-package bash-completion, and zsh its compinit.`, program),
+		Long: fmt.Sprintf(`Print a script that lets a shell complete the commands, flags and files of
+%[1]s. The Debian package installs the script. bash needs the package
+bash-completion; zsh needs compinit.`, program),
 		Example: fmt.Sprintf(`  source <(%[1]s completion bash)    # bash: for this shell
   source <(%[1]s completion zsh)     # zsh
   %[1]s completion fish | source     # fish`, program),

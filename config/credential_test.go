@@ -95,7 +95,7 @@ func TestOneRegistryEntryDescribesATypeOfCredentialForParserShowAndCheck(t *test
 			}
 		})
 		if diff := cmp.Diff([]string{
-			"ok: can be used → ",
+			"ok: usable → ",
 			"warning: " + secret + " has mode 0644: every user can read it → chown root:dpsd-keys " + secret + " && chmod 0640 " + secret,
 			"warning: tickets for gw-1 are rare → Buy another ticket.",
 		}, got); diff != "" {

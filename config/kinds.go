@@ -112,7 +112,7 @@ func checkEndpoint(s string) *Error {
 	switch {
 	case err == nil && address.Is6():
 		return &Error{Problem: "must be a host name, not an IPv6 address",
-			Remedy: "the service's certificate is for its name, and dpsd uses IPv6 if the name has an IPv6 address; " + remedy}
+			Remedy: "the server's certificate is for its name, and dpsd uses IPv6 if the name has an IPv6 address; " + remedy}
 	case strings.Contains(s, "://"):
 		return &Error{Problem: "must be a host name, without a scheme", Remedy: remedy}
 	case strings.Contains(s, ":"):

@@ -43,7 +43,7 @@ func doubtfulScope(scope, host string) Doubt {
 		scope = scope[:20] + "…" // something else may have been pasted here
 	}
 	return Doubt{fmt.Sprintf("id_scope %s does not begin with %q; Azure's ID scopes do", strconv.Quote(scope), begin),
-		"Copy the ID scope from the overview page of the provisioning service; it is not the name of the service."}
+		"Copy the ID scope from the overview page of your DPS instance; it is not the name of the instance."}
 }
 
 // doubtfulVersion knows that the sovereign clouds have refused API versions which the

@@ -121,7 +121,7 @@ func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *regi
 		case step.Assignment != nil:
 			return step.Assignment, nil
 		case step.Send != nil:
-			status := "Asking whether " + a.registrationID + " is assigned"
+			status := "Checking whether " + a.registrationID + " is assigned"
 			if stage == fault.StageRegister {
 				status = "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
 			}
@@ -135,7 +135,7 @@ func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *regi
 				r.wait = wait
 				return nil, nil
 			}
-			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; asking again in "+wait.Round(time.Second).String())
+			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; checking again in "+wait.Round(time.Second).String())
 		}
 		step, err = receive(ctx, client, reg)
 		if wait := time.Until(reg.NotBefore()); wait > 0 {

@@ -28,7 +28,7 @@ func TestAChangeToTheOtherNameOfTheHubIsANewIdentityAndIsReported(t *testing.T) 
 			if fields["otherName"] != want || fields["generation"] != uint64(i+1) {
 				t.Errorf("assignment %d: the other name is %q, generation %d, want %q, %d", i+1, fields["otherName"], fields["generation"], want, i+1)
 			}
-			const sentence = "; contoso.azure-devices.net is another name of this hub, and consumers must use the new one"
+			const sentence = "; this hub was previously assigned as contoso.azure-devices.net, and consumers must use the new name"
 			if text := event.Message("assigned", fields); strings.Contains(text, sentence) != (want != "") {
 				t.Errorf("assignment %d is logged as %q", i+1, text)
 			}

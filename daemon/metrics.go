@@ -76,13 +76,13 @@ var families = []family{
 		m.assignTime.WritePrometheus(w)
 	}},
 	counters("dpsd_network_bytes_total", "Bytes that all attempts have transferred over TCP, including TLS, by direction.", func(m *measures) *metrics.Set { return m.bytes }),
-	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate, or the first certificate of its chain, expires, in Unix time; 0 if dpsd has not read one.", func(s control.Status) float64 {
+	gauge("dpsd_certificate_expiry_timestamp_seconds", "When the device certificate or a certificate in its chain expires, whichever is first, in Unix time; 0 if dpsd has not read one.", func(s control.Status) float64 {
 		if s.Certificate == nil {
 			return 0
 		}
 		return seconds(s.Certificate.NotAfter)
 	}),
-	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of the service's, with a precision of about a second. Present only if the service has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
+	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of DPS's, to within about a second. Present only if DPS has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
 }

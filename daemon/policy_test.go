@@ -369,7 +369,7 @@ func TestStatusShowsTheNextAttemptWithinItsFirst80Columns(t *testing.T) {
 			g := newGateway(t)
 			g.run()
 			g.until("assigned", 1)
-			if n, _ := g.notified("STATUS=DPS is assigning gw-1; asking again in 3s"); n == 0 {
+			if n, _ := g.notified("STATUS=DPS is assigning gw-1; checking again in 3s"); n == 0 {
 				t.Errorf("the line does not begin with the next question: %v", g.notes)
 			}
 			if err := g.end(); err != nil {

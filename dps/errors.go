@@ -13,7 +13,7 @@ import (
 var ErrNoReply = errors.New("dps: no reply")
 
 // ErrNotReply is returned for a message whose topic is not a reply topic of the service.
-var ErrNotReply = errors.New("dps: not a reply of the service")
+var ErrNotReply = errors.New("dps: not a reply from DPS")
 
 // ErrPayload is matched by the error for a request payload that is not a JSON object or is
 // too large for the service.

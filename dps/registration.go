@@ -74,14 +74,14 @@ type Step struct {
 // ErrPayload and does not quote b.
 func CheckPayload(b []byte) error {
 	if len(b) > maxRequest {
-		return fmt.Errorf("%w: %d bytes; the service accepts at most %d", ErrPayload, len(b), maxRequest)
+		return fmt.Errorf("%w: %d bytes; DPS accepts at most %d", ErrPayload, len(b), maxRequest)
 	}
 	o, err := parseDocument(b)
 	if err != nil {
 		return fmt.Errorf("%w: %s", ErrPayload, strings.Replace(err.Error(), "the body", "it", 1))
 	}
 	if n := len(o.encode()); n > maxRequest-1024 {
-		return fmt.Errorf("%w: %d bytes; the service accepts at most %d including the rest of the request", ErrPayload, n, maxRequest)
+		return fmt.Errorf("%w: %d bytes; DPS accepts at most %d including the rest of the request", ErrPayload, n, maxRequest)
 	}
 	return nil
 }

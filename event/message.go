@@ -102,7 +102,12 @@ func words(key string, value any) string {
 	case time.Time:
 		return v.UTC().Format("2006-01-02 15:04:05 UTC")
 	case bool:
-		if v {
+		switch {
+		case key == "changed" && v:
+			return "changes applied"
+		case key == "changed":
+			return "no changes"
+		case v:
 			return "yes"
 		}
 		return "no"

@@ -225,7 +225,7 @@ func TestARemedyNamesTheFileOrTheSystemdCredential(t *testing.T) {
 		{"nothing", input.Mistake{What: "x", Credential: "k"}, ""},
 		{"a credential", input.Mistake{Command: "x FILE DIR/*", Credential: "key"},
 			"x FILE /etc/credstore/*, where FILE is the file that dpsd.service loads as the credential key (systemctl cat dpsd); then run: systemctl restart --no-block dpsd"},
-		{"a credential without a command", input.Mistake{Then: "do that", Credential: "key"}, "do that; then: systemctl restart --no-block dpsd"},
+		{"a credential without a command", input.Mistake{Then: "do that", Credential: "key"}, "do that; then run: systemctl restart --no-block dpsd"},
 	} {
 		if got := test.m.Remedy(); got != test.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", test.expect, got, test.want)

@@ -45,7 +45,7 @@ func (m *Mistake) Remedy() string {
 	then := m.Then
 	if m.Credential != "" {
 		if then != "" {
-			then += "; then: "
+			then += "; then run: "
 		}
 		then += "systemctl restart --no-block dpsd"
 		if m.Then == "" {

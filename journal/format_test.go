@@ -33,7 +33,7 @@ var samples = map[string][]zap.Field{
 	event.WatchFailed:                  {zap.Error(errors.New("too many open files"))},
 	event.NotifyFailed:                 {zap.Error(errors.New("dial unixgram /run/systemd/notify: connect: no such file or directory"))},
 	event.StateNotice:                  {zap.String("notice", "/var/lib/dpsd/state.env: repaired")},
-	event.ConfigurationDoubtful:        {zap.String("doubt", `id_scope "One00000000" does not begin with "0ne"; Azure's ID scopes do`), zap.String("advice", "Copy the ID scope from the overview page of the provisioning service; it is not the name of the service.")},
+	event.ConfigurationDoubtful:        {zap.String("doubt", `id_scope "One00000000" does not begin with "0ne"; Azure's ID scopes do`), zap.String("advice", "Copy the ID scope from the overview page of your DPS instance; it is not the name of the instance.")},
 	event.Published:                    {zap.String("assignedHub", "hub.example"), zap.String("deviceId", "gw-1"), zap.Uint64("generation", 3), zap.String("policy", "verify")},
 	event.RecordOfAnotherConfiguration: nil,
 	event.Phase:                        {zap.String("stage", "register"), zap.String("status", "Registering gw-1 with global.azure-devices-provisioning.net"), zap.Duration("limit", time.Minute)},
@@ -45,7 +45,7 @@ var samples = map[string][]zap.Field{
 	event.Fault: {zap.String("fault", "unauthorized"), zap.String("stage", "register"), zap.String("class", "credential"),
 		zap.NamedError("cause", errors.New("DPS answered the register request with 401, error 401002:\nwrong \x1b[1mkey\xff")), zap.Int("serviceCode", 401002), zap.String("trackingId", "79a6f6d2"),
 		zap.String("credential", "symmetric-key credential:dps-primary-key"), zap.String("lane", "refused"), zap.Duration("retryIn", 312345*time.Millisecond),
-		zap.String("advice", "Check the key or certificate against the enrollment, and the gateway's clock.")},
+		zap.String("advice", "Compare the key or certificate with the enrollment, and check the gateway's clock.")},
 	event.Assigned: {zap.String("assignedHub", "hub.example"), zap.String("deviceId", "gw-1"), zap.String("registrationId", "gw-1"), zap.String("substatus", "initialAssignment"),
 		zap.Uint64("generation", 3), zap.String("state", "written"), zap.String("protocol", "mqtt"), zap.String("otherName", "hub.device.example"), zap.Int("faults", 42), zap.Time("faultsSince", noon.Add(-3*time.Hour))},
 	event.ConfirmationNotKept: {zap.Error(errors.New("read-only file system"))},
@@ -223,7 +223,7 @@ func TestALineOfJSONHasTheEventAndItsFields(t *testing.T) {
 
 func TestATerminalShowsSentences(t *testing.T) {
 	r := sentences(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.WatchFailed}, samples[event.WatchFailed])
-	if got, want := string(r.line), "12:00:00 warn  Cannot detect changed files: too many open files\n"; got != want {
+	if got, want := string(r.line), "12:00:00 warn  Cannot detect file changes: too many open files\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -32,7 +32,7 @@ func Program(root *cobra.Command, section int, source, prose string) (string, er
 	p.flags(root.PersistentFlags())
 	p.Item("Show help for the command.", Bold("-h")+", "+Bold("--help"))
 	if root.LocalNonPersistentFlags().HasAvailableFlags() {
-		p.Paragraph("These options are used without a command.")
+		p.Paragraph("Without a command, " + Plain(root.Name()) + " also accepts:")
 		p.flags(root.LocalNonPersistentFlags())
 	}
 	p.Section("Commands")

@@ -63,7 +63,7 @@ func unreadable(b Block, number int, err error) error {
 	m := &input.Mistake{Err: ErrNotCertificate}
 	m.What = fmt.Sprintf("line %d: certificate %d cannot be read: %v", b.Line, number, err)
 	if curve := curveIn(b.Bytes); curve != "" {
-		m.What = fmt.Sprintf("line %d: certificate %d is for a key on %s; the service accepts RSA and EC on P-256, P-384 and P-521", b.Line, number, curve)
+		m.What = fmt.Sprintf("line %d: certificate %d is for a key on %s; DPS accepts RSA and EC on P-256, P-384 and P-521", b.Line, number, curve)
 		m.Then = "have a certificate issued for a key on P-256"
 	} else if what := kindOf(b.Bytes); what != unknown && what != certificate {
 		m.What = fmt.Sprintf("line %d: the block is labelled CERTIFICATE, but it contains %s", b.Line, names[what])

@@ -189,7 +189,7 @@ type pkcs8 struct {
 // unsupported describes a private key that the service does not accept. It returns "" for
 // any other content.
 func unsupported(der []byte) string {
-	const takes = "; the service accepts RSA and EC on P-256, P-384 and P-521"
+	const takes = "; DPS accepts RSA and EC on P-256, P-384 and P-521"
 	switch curve := curveIn(der); {
 	case curve == explicit:
 		return ""

@@ -175,7 +175,7 @@ type CertificateError struct {
 
 // Error includes the reason and the subject and issuer that the certificate states.
 func (e *CertificateError) Error() string {
-	return fmt.Sprintf(`%v; it is for "%s" and issued by "%s"`, // already escaped
+	return fmt.Sprintf(`%v; the certificate is for "%s" and issued by "%s"`, // already escaped
 		e.Err, foreign.Line(e.Certificate.Subject.String(), maxText), foreign.Line(e.Certificate.Issuer.String(), maxText))
 }
 

@@ -237,7 +237,7 @@ func TestPromise7TLSIsVerifiedAlways(t *testing.T) {
 		{"an interceptor, by name", serve(interceptor.issue(t, host, nil), 0, 0), func(err error) bool {
 			var e *transport.CertificateError
 			return errors.As(err, &e) && e.Named() && e.Host == host && e.Certificate.Issuer.Organization[0] == "ACME" &&
-				strings.Contains(err.Error(), `it is for "CN=service.test" and issued by "CN=ACME Inspection\x1b,O=ACME"`)
+				strings.Contains(err.Error(), `the certificate is for "CN=service.test" and issued by "CN=ACME Inspection\x1b,O=ACME"`)
 		}},
 		{"an expired certificate", serve(root.issue(t, host, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(-2*day), time.Now().Add(-day) }), 0, 0), func(err error) bool {
 			var e x509.CertificateInvalidError

@@ -44,7 +44,7 @@ and what to do. --list prints the steps.
 
 The check registers nothing and changes nothing on disk, so only "dpsd run"
 shows whether DPS has an enrollment. DPS allows one connection per registration
-ID: a check may interrupt a registration of the service, which then retries.
+ID, so a check may interrupt a registration by the service, which then retries.
 
 Run the command as root: it then opens files with the permissions of the user
 dpsd, as the service does. For the installed configuration, it uses HTTPS_PROXY
@@ -55,10 +55,10 @@ If a step fails, the check skips the steps that need it, and continues with the
 others. If one protocol, address or credential fails but another works, the
 check reports a warning.
 
-Exit codes: 0 no step failed, 1 a step failed, 2 --skip names an unknown step,
-78 the configuration is invalid.`,
+Exit codes: 0 if no step failed, 1 if a step failed, 2 if --skip names an
+unknown step, 78 if the configuration is invalid.`,
 		Example: `  sudo dpsd check
-  dpsd check --offline --config new.toml   # before it is installed
+  dpsd check --offline --config new.toml   # before you install it
   sudo dpsd check --skip connect --warnings-as-errors
   dpsd check --json | jq '.steps[] | select(.status == "failed")'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -207,7 +207,7 @@ func (o checkOptions) verdict(gateway *check.Gateway, report check.Report) error
 	case os.Geteuid() != 0:
 		return &exitError{exitFailed, found, "sudo dpsd check, which accesses files as the service does"}
 	}
-	return &exitError{exitFailed, found, "man dpsd-faults, which explains each code, and journalctl -u dpsd, the service's log"}
+	return &exitError{exitFailed, found, "man dpsd-faults for an explanation of each code, and journalctl -u dpsd for the service's log"}
 }
 
 // gatewayOf reads the configuration and returns the gateway to check.

@@ -28,10 +28,10 @@ etc/aziot/config.toml below the root of this gateway, or below the mounted root
 of another gateway, the command also reads the drop-ins in etc/systemd/system
 below the same root. List any other drop-ins after FILE on the command line. The
 command reads the files that a drop-in names with EnvironmentFile=. If the
-drop-in is a copy in another directory, a note contains the line to write into
+drop-in is a copy in a different directory, a note shows the line to add to
 dpsd.toml instead.
 
-The result contains only references to keys and passwords. The notes
+The result refers to keys and passwords but does not contain them. The notes
 contain the commands that copy them, without displaying them, to the place
 where dpsd reads them.
 

@@ -35,7 +35,7 @@ The output is a valid dpsd.toml. With --json, it is an object with "file" and
 Each key in it has "value" (null if it is not set) and "origin" ("file",
 "default" or "unset"); if the origin is "file", it also has "line" and "column".
 A key whose value is determined at run time also has "resolved", or "problem" if
-that has failed.`,
+that failed.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -114,10 +114,10 @@ func proxyNow(cfg *config.Config) lookup {
 	case err != nil:
 		return lookup{problem: err.Error(), remark: err.Error() + where}
 	case proxy == nil:
-		return lookup{value: "none", remark: "with HTTPS_PROXY and NO_PROXY of this shell, dpsd connects directly" + where}
+		return lookup{value: "none", remark: "with HTTPS_PROXY and NO_PROXY from this shell, dpsd connects directly" + where}
 	}
 	address := proxy.Scheme + "://" + proxy.Host // without user and password
-	return lookup{value: address, remark: "with HTTPS_PROXY of this shell, dpsd connects through " + address + where}
+	return lookup{value: address, remark: "with HTTPS_PROXY from this shell, dpsd connects through " + address + where}
 }
 
 // shown is a configuration to show.

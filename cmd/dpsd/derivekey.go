@@ -24,7 +24,7 @@ reads the group key (base64, as the portal shows it) from standard input, and
 not from an argument, because other users could see it there. It writes the
 device key (base64) to standard output.
 
-Anyone with the group key can act as any device in the group: run the command
+Anyone with the group key can act as any device in the group, so run the command
 where you store the group key, and copy only the device key to the gateway.`,
 		Example: `  systemd-ask-password key: | dpsd derive-key --registration-id gw-0001
   dpsd derive-key --registration-id gw-0001 <group.key >gw-0001.key`,

@@ -102,13 +102,13 @@ func rootCommand() *cobra.Command {
 		Long: `dpsd registers this gateway with the Azure IoT Hub Device Provisioning Service,
 and keeps the assigned hub and device ID in files that other services read.`,
 		Example: `  dpsd run --once --timeout 2m    # provision, write the state, and exit
-  dpsd run                        # the service, as systemd starts it`,
+  dpsd run                        # run as a service, as systemd does`,
 		Args:          ofSystemctl,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().String("config", check.InstalledFile, "configuration `FILE`")
+	root.PersistentFlags().String("config", check.InstalledFile, "read the configuration\nfrom `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that does not exist
 	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))

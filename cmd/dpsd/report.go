@@ -21,25 +21,25 @@ func reportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "report",
 		Short: "Collect what a support engineer needs",
-		Long: `Collect what a support engineer needs in one archive: the configuration as
-"dpsd config show" prints it, status, state files, the last attempts, metrics,
-the last 1000 lines of the journal, the unit, versions, and the output of "dpsd
-check --offline". README.txt in the archive lists the parts, what is missing,
-and why. The command works even if dpsd is not running. Run it as root, because
-other users cannot read every part.
+		Long: `Collect in one archive everything that a support engineer needs: the
+configuration as "dpsd config show" prints it, status, state files, the last
+attempts, metrics, the last 1000 lines of the journal, the unit, versions, and
+the output of "dpsd check --offline". README.txt in the archive lists the parts,
+what is missing, and why. The command works even if dpsd is not running. Run it
+as root, because other users cannot read every part.
 
 The archive never contains keys, certificates or passwords, nor dpsd.toml
 itself, because a comment may contain a secret. In every part, the command masks
 the content of the files that dpsd.toml refers to, the words in invalid lines of
 dpsd.toml, anything that looks like a token, and, unless you use --with-payload,
-the payload of a custom allocation. The archive does name the gateway, its hub,
-proxy and addresses. Only its owner can read it (mode 0600). Read it before you
-send it.
+the payload of a custom allocation. The archive does identify the gateway and
+its hub, proxy and addresses. Only its owner can read it (mode 0600). Read it
+before you send it.
 
 The command prints the name of the archive. The exit code is 0 if the archive
 was written, even if some parts are missing.`,
 		Example: `  sudo dpsd report
-  sudo dpsd report --online    # also checks the connection to DPS
+  sudo dpsd report --online    # also check the connection to DPS
   dpsd report --output report.tar.gz && tar -tzf report.tar.gz`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			gateway := reported(installationOf(cmd), online)
@@ -48,7 +48,7 @@ was written, even if some parts are missing.`,
 		},
 	}
 	cmd.Flags().StringVar(&output, "output", "", "write to `FILE` instead of\ndpsd-report-HOST-TIME.tar.gz in the current directory")
-	cmd.Flags().BoolVar(&online, "online", false, "also check the network: connects to DPS, but\nregisters nothing")
+	cmd.Flags().BoolVar(&online, "online", false, "also check the network: connect to DPS, but\nregister nothing")
 	cmd.Flags().BoolVar(&withPayload, "with-payload", false, "include the payload of a custom allocation")
 	_ = cmd.MarkFlagFilename("output", "tar.gz") // fails only for a flag that does not exist
 	return cmd

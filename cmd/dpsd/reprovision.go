@@ -25,12 +25,12 @@ func reprovisionCommand() *cobra.Command {
 		Short: "Ask the running service to register again",
 		Long: `Ask the running dpsd to register with DPS again. Root and the members of the
 group dpsd may do this. dpsd makes at most one requested registration per
-minute, and none before the end of a wait that DPS has asked for; the output
-shows when dpsd will register.
+minute, and none before a wait that DPS has asked for is over; the output shows
+when dpsd will register.
 
-The published identity stays until a newer one is on the disk. With --wait, the
-command exits when DPS has answered (0 assigned, 1 refused) or the --timeout has
-expired (4).`,
+The published identity stays in place until a newer one is on disk. With --wait,
+the command exits when DPS has answered (0 if assigned, 1 if refused) or the
+--timeout has expired (4).`,
 		Example: `  dpsd reprovision
   dpsd reprovision --wait --timeout 5m`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,7 +65,7 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	if in < time.Second {
 		fmt.Println("dpsd is registering again.")
 	} else {
-		fmt.Printf("dpsd will register again in %s: it does so at most once a minute, and not before the end of a wait that DPS has asked for.\n", span(in))
+		fmt.Printf("dpsd will register again in %s: it does so at most once a minute, and not before a wait that DPS has asked for is over.\n", span(in))
 	}
 	if !wait {
 		return nil

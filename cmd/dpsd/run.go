@@ -40,7 +40,7 @@ func runCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Provision this gateway and keep running, as the service",
+		Short: "Provision this gateway and keep running, as a service",
 		Long: `Provision this gateway and keep running: systemd starts this command. On a
 terminal, dpsd shows each step and the time of the next attempt.
 

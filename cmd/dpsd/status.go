@@ -33,14 +33,14 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the identity of this gateway and the state of dpsd",
-		Long: `Show the identity of this gateway, whether DPS has confirmed it, what dpsd does
-now, the last faults with advice, and the next attempt.
+		Long: `Show the identity of this gateway, whether DPS has confirmed it, what dpsd is
+doing now, the last faults with advice, and the next attempt.
 
 If dpsd is not running, the command reads the state files, and shows why dpsd is
 not running and which command fixes that.
 
-Exit codes: 0 an identity is published, even if DPS has not confirmed it since
-dpsd started; 3 no identity is published; 1 the status is unknown.`,
+Exit codes: 0 if an identity is published, even if DPS has not confirmed it
+since dpsd started; 3 if no identity is published; 1 if the status is unknown.`,
 		Example: `  dpsd status
   dpsd status --attempts    # with the last attempts, step by step
   dpsd status --json | jq -r .identity.assignedHub`,
@@ -119,7 +119,7 @@ func (r statusReport) print(out *terminal) error {
 		line("registration", "%s in %s at %s", i.RegistrationID, i.IDScope, i.Endpoint)
 		line("generation", "%d, since %s", i.Generation, i.ProvisionedAt.UTC().Format(time.RFC3339))
 		if !i.Durable {
-			line("", "%s", out.paint(yellow, "not on the disk: a power failure would lose it"))
+			line("", "%s", out.paint(yellow, "not on disk: it would be lost in a power failure"))
 		}
 		if i.Foreign {
 			line("", "%s", out.paint(yellow, "it belongs to a different configuration than the current one"))
@@ -147,7 +147,7 @@ func (r statusReport) print(out *terminal) error {
 		line("connection", "%s to %s%s, %s ago", c.Protocol, c.Address, through, span(r.Now.Sub(c.At)))
 	}
 	if c := r.Certificate; c != nil {
-		line("certificate", "until %s", c.NotAfter.UTC().Format(time.RFC3339))
+		line("certificate", "valid until %s", c.NotAfter.UTC().Format(time.RFC3339))
 	}
 	for _, f := range r.Faults {
 		when, colour := "last at", faint

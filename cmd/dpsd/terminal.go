@@ -79,7 +79,7 @@ func invalid(file string, err error) error {
 		return failed(err)
 	}
 	if errors.As(err, new(*unopenedError)) && file == check.InstalledFile && bootedSystemctl() != nil {
-		err = fmt.Errorf("%w; then: systemctl restart --no-block dpsd", err)
+		err = fmt.Errorf("%w; then run: systemctl restart --no-block dpsd", err)
 	}
 	return &exitError{exitConfiguration, err, check.With(file, "dpsd check --offline")}
 }

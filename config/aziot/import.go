@@ -162,8 +162,8 @@ func (a *importer) provisioning(at document.Path, value any) {
 	}
 	a.table(at, values, takers, map[string]string{
 		"connection_string": "it is for manual provisioning",
-		"iothub_hostname":   "it is for manual provisioning; the service assigns the hub",
-		"device_id":         "it is for manual provisioning; the service assigns the device ID",
+		"iothub_hostname":   "it is for manual provisioning; DPS assigns the hub",
+		"device_id":         "it is for manual provisioning; DPS assigns the device ID",
 		"authentication":    "it is for manual provisioning",
 	})
 }
@@ -290,9 +290,9 @@ func (a *importer) attestation(at document.Path, value any) {
 		return
 	}
 	a.table(at, values, takers, map[string]string{
-		"symmetric_key": "it belongs to another method",
-		"identity_cert": "it belongs to another method",
-		"identity_pk":   "it belongs to another method",
+		"symmetric_key": "it belongs to a different method",
+		"identity_cert": "it belongs to a different method",
+		"identity_pk":   "it belongs to a different method",
 	})
 }
 

@@ -43,7 +43,7 @@ func TestAMissingMisnamedOrUnreadableConfigurationIsNamedWithItsRemedy(t *testin
 		}
 
 		// As long as the user dpsd cannot read the file, root, who can, gets advice that works.
-		const remedy = "chmod a+r /etc/dpsd/dpsd.toml; then: systemctl restart --no-block dpsd"
+		const remedy = "chmod a+r /etc/dpsd/dpsd.toml; then run: systemctl restart --no-block dpsd"
 		for _, command := range []string{"systemctl start --no-block dpsd && dpsd wait --timeout 3s 2>&1", "dpsd status 2>&1", "dpsd check 2>&1"} {
 			out, _ := g.try(command)
 			if !strings.Contains(out, remedy) || strings.Contains(out, "is valid now") {
