@@ -54,6 +54,11 @@ type Settings struct {
 	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes
 	// about one second.
 	ReplyDelay time.Duration `toml:"-" key:"reply_delay"`
+	// StrictPaths serves MQTT over WebSocket only at the documented path, /$iothub/websocket.
+	// Otherwise it is also at / and /mqtt, the default paths of MQTT libraries.
+	StrictPaths bool `toml:"strict_paths"`
+	// StrictJSON refuses a request with a member name that is not quoted. The service accepts it.
+	StrictJSON bool `toml:"strict_json"`
 	// Refuse is when a wrong credential is refused: "late" by a 401 in the register answer,
 	// which is the default, or "early" by CONNACK 5.
 	Refuse string `toml:"refuse" of:"late early"`
