@@ -285,21 +285,8 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
 	if wanted.csr != nil {
-		switch {
-		case !slices.Contains(who.features, scenario.FeatureCSR):
-			return nil, errors.New("the api-version does not support certificates for a csr")
-		case grant.NoCertificates:
-			return nil, errors.New("the enrollment does not issue certificates for a csr")
-		}
-		csr, err := parseCSR(wanted.csr, who.registrationID)
-		if err != nil {
-			return nil, err
-		}
-		is, err := s.issuing()
-		if err != nil {
-			return nil, err
-		}
-		if o.chain, err = is.issue(csr, cmp.Or(grant.CertificateLife, defaultCertificateLife), now); err != nil {
+		var err error
+		if o.chain, err = s.certify(who, wanted.csr, now); err != nil {
 			return nil, err
 		}
 	}
@@ -329,6 +316,29 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	}
 	o.ETag = base64.StdEncoding.EncodeToString([]byte(`"` + s.seed.guid(fmt.Sprintf("etag %s %d", who.registrationID, n)) + `"`))
 	return o, nil
+}
+
+// certify issues a certificate for a CSR and returns its chain. The chain is empty if the
+// enrollment has no credential policy and the settings ignore a CSR then.
+func (s *service) certify(who *principal, member json.RawMessage, now time.Time) ([]string, error) {
+	set := s.settings()
+	switch {
+	case !slices.Contains(who.features, scenario.FeatureCSR):
+		return nil, errors.New("the api-version does not support certificates for a csr")
+	case who.enrollment.NoCertificates && set.WithoutPolicy == scenario.PolicyAssign:
+		return nil, nil
+	case who.enrollment.NoCertificates:
+		return nil, errors.New("the enrollment does not issue certificates for a csr")
+	}
+	csr, err := parseCSR(member, who.registrationID, set.CSRKeys)
+	if err != nil {
+		return nil, err
+	}
+	is, err := s.issuing()
+	if err != nil {
+		return nil, err
+	}
+	return is.issue(csr, cmp.Or(who.enrollment.CertificateLife, defaultCertificateLife), set, now)
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register request that is

@@ -14,6 +14,7 @@ func BuiltInFeatures() map[string][]string {
 		"2021-06-01":         {},
 		"2021-10-01":         {},
 		"2025-07-01-preview": {FeatureCSR},
+		"2026-11-01":         {FeatureCSR},
 		"2026-11-02-preview": {FeatureCSR, FeatureProfile},
 	}
 }
@@ -34,6 +35,9 @@ func (s Settings) withDefaults() Settings {
 	s.RetryAfter = cmp.Or(s.RetryAfter, "3")
 	if s.Features == nil {
 		s.Features = BuiltInFeatures()
+	}
+	if len(s.CSRKeys) == 0 {
+		s.CSRKeys = []string{"P-256", "P-384", "RSA-2048"}
 	}
 	if s.PollLimit == nil {
 		s.PollLimit = new(5)

@@ -103,6 +103,11 @@ func (s *Settings) check(bad tomlfile.Reporter) {
 	for _, v := range s.APIVersions {
 		checkAPIVersion("api_versions", v, bad)
 	}
+	for _, k := range s.CSRKeys {
+		if !slices.Contains(keyTypes, k) {
+			bad("csr_keys", "%q is not one of %s", k, strings.Join(keyTypes, ", "))
+		}
+	}
 	for _, version := range slices.Sorted(maps.Keys(s.Features)) {
 		checkAPIVersion("features", version, bad)
 		for _, f := range s.Features[version] {

@@ -55,6 +55,8 @@ connack = 3
 		{"an unknown certificate", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is not one of expired"},
 		{"an unknown TLS version", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is not one of"},
 		{"an api-version that is no date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},
+		{"an unknown type of key", "[settings]\ncsr_keys = [\"P-256\", \"RSA-1024\"]\n", "s.toml:2:1: settings.csr_keys: \"RSA-1024\" is not one of P-256"},
+		{"an unknown format of a chain", "[settings]\nchain_format = \"PEM\"\n", "s.toml:2:1: settings.chain_format:"},
 		{"polls below zero", "[settings]\npolls = -1\n", "s.toml:2:1: settings.polls: -1 is negative"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
