@@ -20,8 +20,13 @@ type Entry struct {
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE, GARBAGE, STALL,
 	// VIOLATION or CLOSE for an event of the connection.
-	Packet         string `json:"packet"`
+	Packet string `json:"packet"`
+	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, and with CLOSE.
+	Service        string `json:"service,omitempty"`
 	RegistrationID string `json:"registrationId,omitempty"`
+	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
+	Hub      string `json:"hub,omitempty"`
+	DeviceID string `json:"deviceId,omitempty"`
 	// Size is the size of the MQTT packet in bytes, including the fixed header.
 	Size       int    `json:"size,omitempty"`
 	PacketID   int    `json:"packetId,omitempty"`

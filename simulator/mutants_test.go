@@ -69,7 +69,7 @@ var mutants = map[string][]edit{
 	"a password needs no user name":                    {{"wire.go", "case c.PasswordFlag && !c.UsernameFlag:", "case false:"}},
 	"silence lasts for ever":                           {{"session.go", "case s.connected && s.keepAlive > 0:", "case false:"}},
 	"a client is given up after one interval":          {{"session.go", "s.keepAlive * 3 / 2", "s.keepAlive"}},
-	"only a ping counts":                               {{"session.go", "s.lastPacket = time.Now()\n\t\ts.receive(in)", "if in.packet.FixedHeader.Type == packets.Pingreq {\n\t\t\ts.heard = time.Now()\n\t\t}\n\t\ts.receive(in)"}},
+	"only a ping counts":                               {{"session.go", "s.lastPacket = time.Now()\n\t\ts.receive(in)", "if in.packet.FixedHeader.Type == packets.Pingreq {\n\t\t\ts.lastPacket = time.Now()\n\t\t}\n\t\ts.receive(in)"}},
 	"a byte counts":                                    {{"session.go", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit.Add(s.c.raw.lastRead())) {"}, {"stream.go", "func (r *rawConn) closed() bool", "func (r *rawConn) lastRead() time.Duration { return time.Duration(r.up.Load()) * time.Second }\n\nfunc (r *rawConn) closed() bool"}},
 	"keep-alive 0 is an interval":                      {{"session.go", "case s.connected && s.keepAlive > 0:", "case s.connected:"}},
 	"an interval has 15 bits":                          {{"session.go", "time.Duration(p.Connect.Keepalive) * time.Second", "time.Duration(p.Connect.Keepalive&0x7fff) * time.Second"}},

@@ -27,9 +27,11 @@ func newProvisioning(s *session, p *packets.Packet) *provisioning {
 	return &provisioning{s: s, who: &principal{registrationID: id, enrollment: &enroll.Entry{}}}
 }
 
-func (d *provisioning) identify(e *Entry) { e.RegistrationID = d.who.registrationID }
+func (d *provisioning) identify(e *Entry) {
+	e.Service, e.RegistrationID = "dps", d.who.registrationID
+}
 
-func (d *provisioning) key() string { return d.who.registrationID }
+func (d *provisioning) key() string { return strings.ToLower(d.who.registrationID) }
 
 func (d *provisioning) replaced() string {
 	return "another connection has taken over the client identifier [MQTT-3.1.4-2]"
@@ -107,6 +109,8 @@ func (d *provisioning) subscribe(rule *Rule, _ packets.Subscriptions, codes []by
 }
 
 func (d *provisioning) unsubscribe(packets.Subscriptions) { d.subscribed = false }
+
+func (d *provisioning) ended(bool) {}
 
 // publish answers a register or poll request.
 func (d *provisioning) publish(rule *Rule, p *packets.Packet, acked bool) {

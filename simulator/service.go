@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -276,6 +277,10 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			o.assignment, o.keep = before, true
 			return o, nil
 		}
+	}
+	o.Attestation = hub.ByKey
+	if who.certificate {
+		o.Attestation = hub.ByCertificate
 	}
 	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
 	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)

@@ -45,6 +45,9 @@ type application interface {
 	unsubscribe(filters packets.Subscriptions)
 	// publish handles a message of the client. acked means that the PUBACK has been sent.
 	publish(rule *Rule, p *packets.Packet, acked bool)
+	// ended is called after the last packet of a connection that was accepted. disconnected
+	// means that the client has sent DISCONNECT.
+	ended(disconnected bool)
 }
 
 // session is the MQTT part of a connection. One goroutine reads packets, and another one does
@@ -55,20 +58,21 @@ type session struct {
 	stream io.ReadWriter
 	reader chan *inbound
 
-	app         application // nil before CONNECT
-	connected   bool
-	unacked     map[uint16]int  // messages to the client that await a PUBACK
-	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
-	waiting     bool            // the answer to a CONNECT or SUBSCRIBE is delayed
-	early       []*inbound      // packets that have arrived since then
-	keepAlive   time.Duration   // 0: no limit
-	lastPacket  time.Time
-	muted       bool // the server reads but sends nothing
-	events      []event
-	taken       chan struct{} // closed when another connection has the client identifier
-	over        bool
-	resetAtOver bool
-	closeCode   int // status of the close frame; 0 is 1000
+	app          application // nil before CONNECT
+	connected    bool
+	disconnected bool            // the client has sent DISCONNECT
+	unacked      map[uint16]int  // messages to the client that await a PUBACK
+	unanswered   map[uint16]bool // packet identifiers of the client that await their acknowledgement
+	waiting      bool            // the answer to a CONNECT or SUBSCRIBE is delayed
+	early        []*inbound      // packets that have arrived since then
+	keepAlive    time.Duration   // 0: no limit
+	lastPacket   time.Time
+	muted        bool // the server reads but sends nothing
+	events       []event
+	taken        chan struct{} // closed when another connection has the client identifier
+	over         bool
+	resetAtOver  bool
+	closeCode    int // status of the close frame; 0 is 1000
 }
 
 // event is a deferred action.
@@ -108,8 +112,14 @@ func (s *session) run() {
 		s.step()
 	}
 	close(stop)
+	if s.app != nil {
+		var e Entry
+		s.app.identify(&e)
+		s.c.service = e.Service
+	}
 	if s.connected {
 		s.c.server.leave(s.app.key(), s)
+		s.app.ended(s.disconnected)
 	}
 	if s.resetAtOver {
 		s.c.raw.reset()
@@ -361,6 +371,7 @@ func (s *session) act(rule *Rule, p *packets.Packet, acked bool) {
 	case packets.Pingreq:
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
 	case packets.Disconnect:
+		s.disconnected = true
 		s.end("the client disconnected")
 	}
 	s.then(rule, rule.Then)

@@ -27,6 +27,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -56,6 +57,9 @@ type Options struct {
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
 	// returns nothing.
 	DiscardLog bool
+	// OnTelemetry receives the messages that devices send to their assigned hub. It must return
+	// quickly, because the device waits for it. Nil ignores them.
+	OnTelemetry func(hub.Telemetry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -72,10 +76,12 @@ type Server struct {
 	seed        seed
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
-	certificate *tls.Certificate
+	hubNames    atomic.Pointer[[]string] // of the hubs that the enrollments can assign
+	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
 	service     *service
+	hub         *hub.Hub
 	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
@@ -83,7 +89,7 @@ type Server struct {
 	conns     map[*connection]bool
 	listeners []*listener
 	refused   map[string]time.Time // until when, by protocol
-	sessions  map[string]*session  // by lower-case client identifier
+	sessions  map[string]*session  // by the key of their application
 
 	done chan struct{} // closed under mu, by Close
 	wg   sync.WaitGroup
@@ -115,6 +121,7 @@ func New(o Options) (*Server, error) {
 		settings: func() Settings { return s.script.Load().Settings },
 		issuing:  func() (*issuing, error) { return s.material.issuing() },
 	}
+	s.hub = s.newHub(o.OnTelemetry)
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
 	}
@@ -144,9 +151,6 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
-		return nil, err
-	}
-	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
 		return nil, err
 	}
 	if o.Directory != "" {
@@ -195,10 +199,18 @@ func (s *Server) SetScenario(sc *Scenario) error {
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 	entries, err := enroll.Compile(e)
-	if err == nil {
-		s.entries.Store(&entries)
+	if err != nil {
+		return err
 	}
-	return err
+	names := allNames(entries.Hubs())
+	certificate, err := s.material.server.server("", names, s.now())
+	if err != nil {
+		return err
+	}
+	s.entries.Store(&entries)
+	s.hubNames.Store(&names)
+	s.certificate.Store(certificate)
+	return nil
 }
 
 // IssuingRoot returns the root of the certificates that are issued for CSRs, as PEM.
@@ -328,14 +340,17 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 
 // application returns the service that a CONNECT addresses.
 func (s *Server) application(mine *session, connect *packets.Packet) application {
+	name := mine.c.tls.ConnectionState().ServerName
+	if hub.Addressed(string(connect.Connect.Username), name, *s.hubNames.Load()) {
+		return newHubSession(mine, connect)
+	}
 	return newProvisioning(mine, connect)
 }
 
-// take makes a session the only one with its client identifier [MQTT-3.1.4-2].
-func (s *Server) take(clientID string, mine *session) {
+// take makes a session the only one with its key [MQTT-3.1.4-2].
+func (s *Server) take(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := strings.ToLower(clientID)
 	if other := s.sessions[key]; other != nil {
 		close(other.taken)
 	}
@@ -343,10 +358,10 @@ func (s *Server) take(clientID string, mine *session) {
 }
 
 // leave undoes take.
-func (s *Server) leave(clientID string, mine *session) {
+func (s *Server) leave(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if key := strings.ToLower(clientID); s.sessions[key] == mine {
+	if s.sessions[key] == mine {
 		delete(s.sessions, key)
 	}
 }
