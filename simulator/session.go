@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -480,21 +479,9 @@ func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := enroll.JSON(r.body)
-	if err == nil && len(rule.Omit) > 0 {
-		payload, err = without(rule.Omit, payload)
-	}
+	payload, err := r.encode(rule)
 	if err != nil { // every value here came from JSON
 		s.end(err.Error())
-	}
-	if rule.Body != nil {
-		payload = []byte(*rule.Body)
-	}
-	if n := rule.Pad - len(payload); n > 0 {
-		payload = append(payload, bytes.Repeat([]byte{' '}, n)...)
-	}
-	if rule.Cut > 0 && rule.Cut < len(payload) {
-		payload = payload[:rule.Cut]
 	}
 	out := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: s.granted},

@@ -93,8 +93,9 @@ type Rule struct {
 	On Stage `toml:"on"`
 	// RegistrationID is a pattern of path.Match. If it is empty, it matches all IDs.
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
-	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only.
-	Protocol string `toml:"protocol" of:"mqtt websocket"`
+	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only, or "https"
+	// for one that acts only on the requests of the device API over HTTPS.
+	Protocol string `toml:"protocol" of:"mqtt websocket https"`
 	// Resumed limits the rule to connections that resumed a TLS session.
 	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll"`
 	// Skip is how many matches the rule ignores first.
