@@ -1,7 +1,6 @@
 package simulator
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -140,21 +139,9 @@ func (d *provisioning) reply(rule *Rule, r reply, requestID string) packets.Pack
 	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
 		topic += "&retry-after=" + after
 	}
-	payload, err := enroll.JSON(r.body)
-	if err == nil && len(rule.Omit) > 0 {
-		payload, err = without(rule.Omit, payload)
-	}
+	payload, err := r.encode(rule)
 	if err != nil { // every value here came from JSON
 		d.s.end(err.Error())
-	}
-	if rule.Body != nil {
-		payload = []byte(*rule.Body)
-	}
-	if n := rule.Pad - len(payload); n > 0 {
-		payload = append(payload, bytes.Repeat([]byte{' '}, n)...)
-	}
-	if rule.Cut > 0 && rule.Cut < len(payload) {
-		payload = payload[:rule.Cut]
 	}
 	return d.s.message(d.granted, cmp.Or(strings.ReplaceAll(rule.Topic, "{rid}", requestID), topic), payload)
 }

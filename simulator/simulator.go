@@ -302,7 +302,6 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
 	who.features = set.Features[u.apiVersion]
-	entries := *s.entries.Load()
 	switch {
 	case err != nil:
 		return who, 5, err.Error()
@@ -313,21 +312,8 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	case !set.Serves(u.apiVersion):
 		return who, 5, "the api-version is not supported"
 	}
-	var found *enroll.Entry
-	switch {
-	case len(password) > 0:
-		found, who.refused = entries.ByToken(u.scope, u.registrationID, string(password), s.now())
-	case len(state.PeerCertificates) > 0:
-		who.certificate = true
-		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
-			return who, 5, "the certificate's common name is not the registration ID"
-		}
-		found, who.refused = entries.ByCertificate(u.registrationID, state, s.now())
-	default:
-		return who, 5, "neither a token nor a certificate"
-	}
-	if found != nil {
-		who.enrollment = found
+	if reason := s.verify(who, u.scope, string(password), state); reason != "" {
+		return who, 5, reason
 	}
 	if who.refused == nil {
 		return who, 0, ""
@@ -336,6 +322,29 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 5, who.refused.Reason
 	}
 	return who, 0, "will be refused: " + who.refused.Reason
+}
+
+// verify checks the credential of a device, and adds its enrollment or the refusal to its
+// identity. It returns why there is no credential to check, or "".
+func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) string {
+	entries := *s.entries.Load()
+	var found *enroll.Entry
+	switch {
+	case token != "":
+		found, who.refused = entries.ByToken(scope, who.registrationID, token, s.now())
+	case len(state.PeerCertificates) > 0:
+		who.certificate = true
+		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, who.registrationID) {
+			return "the certificate's common name is not the registration ID"
+		}
+		found, who.refused = entries.ByCertificate(who.registrationID, state, s.now())
+	default:
+		return "neither a token nor a certificate"
+	}
+	if found != nil {
+		who.enrollment = found
+	}
+	return ""
 }
 
 // application returns the service that a CONNECT addresses.

@@ -108,8 +108,9 @@ type Rule struct {
 	// there. If one is empty, it matches all.
 	Hub    string `toml:"hub" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	Device string `toml:"device" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
-	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only.
-	Protocol string `toml:"protocol" of:"mqtt websocket"`
+	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only, or "https"
+	// for one that acts only on the requests of the device API over HTTPS.
+	Protocol string `toml:"protocol" of:"mqtt websocket https"`
 	// Resumed limits the rule to connections that resumed a TLS session.
 	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll hub-connect"`
 	// Skip is how many matches the rule ignores first.
