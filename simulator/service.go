@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -133,6 +134,24 @@ func explainOperation(current, given string) enroll.Explanation {
 	return e
 }
 
+// encode returns the body as the rule modifies it.
+func (r reply) encode(rule *Rule) ([]byte, error) {
+	text, err := enroll.JSON(r.body)
+	if err == nil && len(rule.Omit) > 0 {
+		text, err = without(rule.Omit, text)
+	}
+	if rule.Body != nil {
+		text = []byte(*rule.Body)
+	}
+	if n := rule.Pad - len(text); n > 0 {
+		text = append(text, bytes.Repeat([]byte{' '}, n)...)
+	}
+	if rule.Cut > 0 && rule.Cut < len(text) {
+		text = text[:rule.Cut]
+	}
+	return text, err
+}
+
 // device is what the running service knows about a registration ID.
 type device struct {
 	operationID string
@@ -187,11 +206,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	set := s.settings()
 
 	failure := func(status int, why *enroll.Refusal) reply {
-		details := errorDetails{ErrorCode: why.Code, Message: why.Message, Timestamp: timestamp(now)}
-		if why.Code != 400012 { // as in two published answers
-			details.TrackingID = s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies))
-		}
-		return reply{status: status, retryAfter: "none", body: details, refusal: why}
+		return s.failure(who.registrationID, d.replies, status, why, now)
 	}
 	if rule.Status >= 400 && rule.State == "" {
 		return failure(rule.Status, &enroll.Refusal{
@@ -280,6 +295,44 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	return r
 }
 
+// lookup returns the state of a registration that has ended or is in progress. Certificates
+// are returned only once, by the operation.
+func (s *service) lookup(who *principal, now time.Time) reply {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := strings.ToLower(who.registrationID)
+	d := cmp.Or(s.devices[key], &device{})
+	s.devices[key] = d
+	d.replies++
+	refuse := func(why *enroll.Refusal) reply {
+		return s.failure(who.registrationID, d.replies, why.Code/1000, why, now)
+	}
+	if who.refused != nil {
+		return refuse(who.refused)
+	}
+	record, assigned := s.records.get(who.registrationID)
+	if !assigned && d.operationID == "" {
+		return refuse(&enroll.Refusal{Code: 404201, Message: "Registration not found.", Explanation: enroll.Explanation{
+			Reason: "the device has not registered", Advice: "A lookup returns the state of a registration. It does not register the device.",
+		}})
+	}
+	state := "assigning"
+	if assigned {
+		state = "assigned"
+	}
+	found := &device{outcome: &outcome{assignment: record}}
+	return reply{status: 200, retryAfter: "none", body: s.status(state, false, who, found, &Rule{}).State}
+}
+
+// failure returns the n-th reply to a device as an error.
+func (s *service) failure(registrationID string, n, status int, why *enroll.Refusal, now time.Time) reply {
+	details := errorDetails{ErrorCode: why.Code, Message: why.Message, Timestamp: timestamp(now)}
+	if why.Code != codeUndecodable { // as in two published answers
+		details.TrackingID = s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+	}
+	return reply{status: status, retryAfter: "none", body: details, refusal: why}
+}
+
 // begin computes how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
 	grant := who.enrollment
@@ -297,6 +350,10 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			o.assignment, o.keep = before, true
 			return o, nil
 		}
+	}
+	o.Attestation = hub.ByKey
+	if who.certificate {
+		o.Attestation = hub.ByCertificate
 	}
 	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
 	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)
