@@ -3,7 +3,6 @@ package simulator
 import (
 	"cmp"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"time"
@@ -100,6 +99,9 @@ func (c *connection) run() {
 	go func() { shaken <- c.tls.Handshake() }()
 	if err := <-shaken; err != nil {
 		c.reason = "TLS: " + err.Error()
+		if why, ok := explainTLS(err, c.raw.first); ok && !c.server.ended() {
+			c.refuse(Entry{}, "no TLS", why)
+		}
 		c.linger(nil)
 		return
 	}
@@ -206,7 +208,7 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			if state.Version <= tls.VersionTLS12 {
 				_, _ = c.raw.Write(alertRecord(rule.Alert))
 			}
-			return errors.New("scenario: alert")
+			return errScenario
 		}
 	}
 	return config, nil
