@@ -2,11 +2,11 @@ package simulator
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -24,20 +25,56 @@ const (
 	maxFrame   = 1 << 20
 )
 
+// documentedPath is the path of the service's WebSocket. Microsoft's SDKs for Java and .NET
+// use none, and Paho's libraries use /mqtt by default.
+const documentedPath = "/$iothub/websocket"
+
+// webSocketPaths are the paths of a service that is not strict.
+var webSocketPaths = []string{documentedPath, "/", "/mqtt", ""} // "": wss://host
+
+// hasWebSocketPath reports whether there is a WebSocket at the path of a request.
+func hasWebSocketPath(req *http.Request, strict bool) bool {
+	if strict {
+		return req.URL.Path == documentedPath
+	}
+	return slices.Contains(webSocketPaths, req.URL.Path)
+}
+
+// isWebSocket reports whether a request, valid or not, asks for a WebSocket.
+func isWebSocket(req *http.Request) bool {
+	return req.Header.Get("Upgrade") != "" || req.Header.Get("Sec-WebSocket-Key") != "" || req.Header.Get("Sec-WebSocket-Version") != ""
+}
+
 // upgrade answers the HTTP request that starts a WebSocket. It returns nil if it refuses the
-// request.
+// request, or if the connection is not for a WebSocket and has been served.
 func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
-	in := bufio.NewReader(limited)
+	var read bytes.Buffer
+	in := bufio.NewReader(io.TeeReader(limited, &read))
 	req, err := http.ReadRequest(in)
 	if err != nil {
 		c.reason = "HTTP: " + err.Error()
+		switch {
+		case c.server.ended():
+		case read.Len() == 0 && errors.Is(err, io.EOF):
+			c.refuse(Entry{}, "nothing", explainSilence())
+		case read.Len() == 0:
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "there is no request, " + err.Error()})
+		default:
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "the request is not HTTP, " + err.Error()})
+		}
 		c.linger(nil)
 		return nil
 	}
-	limited.N = math.MaxInt64
 	_ = c.raw.SetDeadline(time.Time{})
+	if !isWebSocket(req) {
+		c.serveHTTPS(read.Bytes())
+		return nil
+	}
+	// From here on, nothing is recorded or limited.
+	rest, _ := in.Peek(in.Buffered())
+	in = bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.tls))
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
 	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
@@ -54,6 +91,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	}
 	violate := func(violation, text string) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: " + violation})
+		c.refuse(Entry{}, "HTTP 400", explainUpgrade(violation, req, script.Settings))
 		respond(http.StatusBadRequest, nil, text+"\n")
 		c.linger(nil)
 	}
@@ -65,11 +103,11 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 			header.Set("Location", rule.Location)
 		}
 		respond(cmp.Or(rule.Status, otherwise), header, text)
+		c.refuse(Entry{}, c.reason, scripted)
 		c.linger(nil)
 		return nil
 	}
-	// SDKs use both paths.
-	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
+	if !hasWebSocketPath(req, script.Settings.StrictPaths) {
 		violate("the service does not have this path", "no such path")
 		return nil
 	}
@@ -104,12 +142,29 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	conn, err := upgrader.Upgrade(hijacker{conn: c.tls, in: in}, req, header)
 	if err != nil {
 		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
-		c.reason = "HTTP"
+		c.refuse(Entry{}, c.reason, enroll.Explanation{Reason: strings.TrimPrefix(err.Error(), "websocket: ")})
 		c.linger(nil)
 		return nil
 	}
 	conn.SetReadLimit(maxFrame)
 	return &webSocket{conn: conn, raw: c.tls}
+}
+
+// explainUpgrade explains a violation of a request that starts a WebSocket.
+func explainUpgrade(violation string, req *http.Request, set Settings) enroll.Explanation {
+	e := enroll.Explanation{Reason: violation, Expected: "the header Sec-WebSocket-Protocol: mqtt"}
+	switch offered := websocket.Subprotocols(req); {
+	case !hasWebSocketPath(req, set.StrictPaths):
+		e.Expected, e.Given = strings.Join(webSocketPaths[:3], ", "), enroll.Quote(req.URL.Path)
+		if set.StrictPaths {
+			e.Expected = documentedPath
+		}
+	case !req.ProtoAtLeast(1, 1) || req.Host == "":
+		e.Expected = ""
+	case len(offered) > 0:
+		e.Given = enroll.Quote(strings.Join(offered, ", "))
+	}
+	return e
 }
 
 // hijacker lets the upgrader, which expects net/http, work on a bare connection.
