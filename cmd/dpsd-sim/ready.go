@@ -51,10 +51,12 @@ func ready(dir string) error {
 	if err := json.Unmarshal(text, &e); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	// Signal 0 is not sent, but the system checks that the process exists. It may belong to
-	// another user.
-	if err := syscall.Kill(e.Process, 0); e.Process <= 0 || err != nil && !errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("no simulator is ready: %s names process %d, which does not exist", file, e.Process)
+	// Signal 0 is not sent, but the system checks that the process exists, which may belong to
+	// another user. This process can have the number of the previous simulator, because both
+	// are process 1 of a container.
+	err = syscall.Kill(e.Process, 0)
+	if e.Process <= 0 || e.Process == os.Getpid() || err != nil && !errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("no simulator is ready: %s is of process %d, which has ended", file, e.Process)
 	}
 	return nil
 }
