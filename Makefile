@@ -32,7 +32,7 @@ export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 BIN = bin
 PROGRAMS = ./cmd/dpsd ./cmd/dpsd-sim
 build:
-	@[ -e '$(BIN)/dpsd' ] || echo 'Building $(notdir $(PROGRAMS)). The first build takes about a minute.'
+	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first build takes about a minute.'
 	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' $(PROGRAMS)
 
 demo: build
@@ -65,6 +65,7 @@ test:
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
+	cd packaging/image && ../../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)

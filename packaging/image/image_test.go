@@ -203,6 +203,9 @@ func TestEachImageContainsOneStaticProgramAndItsLicenses(t *testing.T) {
 				if h.Typeflag == tar.TypeReg && h.FileInfo().Mode().Perm()&0o022 != 0 {
 					t.Errorf("%s has the mode %v", h.Name, h.FileInfo().Mode())
 				}
+				if strings.TrimSuffix(h.Name, "/") == "tmp" && h.Mode != 0o1777 {
+					t.Errorf("%s has the mode %o", h.Name, h.Mode)
+				}
 				if h.Name != "usr/bin/dpsd-sim" {
 					continue
 				}
@@ -348,6 +351,7 @@ func TestATagIsTheVersionWithoutCharactersThatATagCannotContain(t *testing.T) {
 // TestSameTreeSameBytes builds the image again: from a clone in another directory, in another
 // time zone and language, with another umask.
 func TestSameTreeSameBytes(t *testing.T) {
+	t.Parallel()
 	base, version := built(t)
 	need(t, false, "git", "make")
 	other := filepath.Join(t.TempDir(), "a longer path", "with spaces")
