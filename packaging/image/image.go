@@ -65,14 +65,14 @@ func (s *source) config() v1.Config {
 	return v1.Config{
 		Entrypoint: []string{"/" + programFile},
 		// The network of a container is its own, so the program listens at all its addresses.
-		// Container engines let a user without privileges listen at port 443 of this network.
-		Cmd: []string{"serve", "--dir", "/" + dataDirectory, "--mqtt", ":8883", "--websocket", ":443"},
+		// Not every container engine lets an ordinary user listen at port 443: Podman does not.
+		Cmd: []string{"serve", "--dir", "/" + dataDirectory, "--mqtt", ":8883", "--websocket", ":8443"},
 		// It is a number, because Kubernetes cannot verify that a name is not root's.
 		User:         fmt.Sprintf("%d:%d", user, user),
 		Env:          []string{"PATH=/usr/bin"},
 		WorkingDir:   "/" + dataDirectory,
 		Volumes:      map[string]struct{}{"/" + dataDirectory: {}},
-		ExposedPorts: map[string]struct{}{"8883/tcp": {}, "443/tcp": {}},
+		ExposedPorts: map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}},
 		StopSignal:   "SIGTERM",
 		Labels:       s.labels(),
 		// An extension of Docker. Other engines ignore it.

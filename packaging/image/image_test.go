@@ -159,13 +159,13 @@ func TestEachImageRunsTheServerAsAnOrdinaryUser(t *testing.T) {
 			if c.User != "65532:65532" {
 				t.Errorf("the user is %q", c.User)
 			}
-			if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != "/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :443" {
+			if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != "/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :8443" {
 				t.Errorf("the command is %s", got)
 			}
 			if !reflect.DeepEqual(c.Volumes, map[string]struct{}{"/data": {}}) {
 				t.Errorf("the volumes are %v", c.Volumes)
 			}
-			if !reflect.DeepEqual(c.ExposedPorts, map[string]struct{}{"8883/tcp": {}, "443/tcp": {}}) {
+			if !reflect.DeepEqual(c.ExposedPorts, map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}}) {
 				t.Errorf("the ports are %v", c.ExposedPorts)
 			}
 			if got := c.Labels["org.opencontainers.image.version"]; got != version {

@@ -146,10 +146,18 @@ func volume(t *testing.T) string {
 	return dir
 }
 
+// place is what a container gets from its host.
+type place struct {
+	volumes map[string]string // directories of the host, by their paths in the container
+	sysctls map[string]string
+}
+
+// lowPorts lets an ordinary user listen at ports below 1024, as Docker does.
+var lowPorts = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+
 // start starts a container of the image: with the default command if there are no arguments,
-// with directories of the host as volumes, with a file system that is read-only, and without any
-// capability.
-func (l *lab) start(t *testing.T, volumes map[string]string, args ...string) *container {
+// with a file system that is read-only, and without any capability.
+func (l *lab) start(t *testing.T, p place, args ...string) *container {
 	t.Helper()
 	bundle, err := unpacked()
 	if err != nil {
@@ -172,11 +180,11 @@ func (l *lab) start(t *testing.T, volumes map[string]string, args ...string) *co
 	var mounts []specs.Mount
 	for _, m := range config.Mounts {
 		// The cgroups of the host may be of another version than those of this program.
-		if m.Type != "cgroup" && volumes[m.Destination] == "" {
+		if m.Type != "cgroup" && p.volumes[m.Destination] == "" {
 			mounts = append(mounts, m)
 		}
 	}
-	for destination, source := range volumes {
+	for destination, source := range p.volumes {
 		mounts = append(mounts, specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", "rw", "nosuid", "nodev"}})
 	}
 	config.Mounts = mounts
@@ -185,7 +193,7 @@ func (l *lab) start(t *testing.T, volumes map[string]string, args ...string) *co
 			config.Linux.Namespaces[i].Path = "/run/netns/" + l.container
 		}
 	}
-	config.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"} // as Docker and Podman do
+	config.Linux.Sysctl = p.sysctls
 	if text, err = json.Marshal(config); err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +294,7 @@ func healthCheck(t *testing.T) []string {
 	return check.Test[1:]
 }
 
-// dpsd registers dpsd from the client's host with the service's real name and ports.
+// dpsd registers dpsd from the client's host, with the service's real name.
 func (l *lab) dpsd(t *testing.T, data, protocol string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -304,9 +312,10 @@ type = "symmetric-key"
 key  = "file:%[2]s/gateway-1.key"
 
 [transport]
-protocols = [%[3]q]
-ca_file   = "%[2]s/ca.pem"
-proxy     = "none"
+protocols      = [%[3]q]
+websocket_port = 8443
+ca_file        = "%[2]s/ca.pem"
+proxy          = "none"
 
 [state]
 directory = "%[4]s/state"
@@ -336,7 +345,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 	built(t)
 	l := newLab(t, serviceNames...)
 	data := volume(t)
-	c := l.start(t, map[string]string{"/data": data})
+	c := l.start(t, place{volumes: map[string]string{"/data": data}})
 	c.awaitReady(t, healthCheck(t))
 
 	t.Run("as an ordinary user, without capabilities, as process 1", func(t *testing.T) {
@@ -362,7 +371,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 			t.Errorf("%s", endpoint)
 		}
 	})
-	t.Run("dpsd registers over MQTT and WebSocket, with the names and ports of Azure", func(t *testing.T) {
+	t.Run("dpsd registers over MQTT and WebSocket, with the names of Azure", func(t *testing.T) {
 		output(t, c.exec("dpsd-sim", "credentials", "--dir", "/data", "--registration-id", "gateway-1"))
 		for _, protocol := range []string{"mqtt", "websocket"} {
 			l.dpsd(t, data, protocol)
@@ -375,7 +384,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(data, "endpoint.json")); !errors.Is(err, fs.ErrNotExist) {
 			t.Error("endpoint.json is left:", err)
 		}
-		again := l.start(t, map[string]string{"/data": data})
+		again := l.start(t, place{volumes: map[string]string{"/data": data}})
 		again.awaitReady(t, healthCheck(t))
 		l.dpsd(t, data, "mqtt")
 		if code := again.end(t, "INT"); code != 0 {
@@ -383,12 +392,12 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 		}
 	})
 	t.Run("after it was killed, the health check fails", func(t *testing.T) {
-		killed := l.start(t, map[string]string{"/data": data})
+		killed := l.start(t, place{volumes: map[string]string{"/data": data}})
 		killed.awaitReady(t, healthCheck(t))
 		if code := killed.end(t, "KILL"); code != 137 {
 			t.Errorf("exit code %d", code)
 		}
-		check := l.start(t, map[string]string{"/data": data}, healthCheck(t)[1:]...)
+		check := l.start(t, place{volumes: map[string]string{"/data": data}}, healthCheck(t)[1:]...)
 		if code := check.wait(t); code != 1 || !strings.Contains(check.out.String(), "no simulator is ready: /data/endpoint.json is of process 1, which has ended") {
 			t.Errorf("exit code %d: %s", code, check.out.String())
 		}
@@ -397,7 +406,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 
 func TestAContainerPrintsTheVersion(t *testing.T) {
 	_, version := built(t)
-	c := newLab(t).start(t, nil, "--version")
+	c := newLab(t).start(t, place{}, "--version")
 	if code := c.wait(t); code != 0 || !strings.HasPrefix(c.out.String(), "dpsd-sim "+version+" linux/"+runtime.GOARCH+" ") {
 		t.Errorf("exit code %d: %s", code, c.out.String())
 	}
@@ -408,7 +417,7 @@ func TestAContainerRunsTheDemonstration(t *testing.T) {
 	t.Parallel()
 	built(t)
 	l := newLab(t)
-	c := l.start(t, map[string]string{"/tmp": volume(t), "/etc/hosts": l.hosts}, "demo")
+	c := l.start(t, place{volumes: map[string]string{"/tmp": volume(t), "/etc/hosts": l.hosts}}, "demo")
 	if code := c.wait(t); code != 0 || !strings.Contains(c.out.String(), "READY=1") {
 		t.Errorf("exit code %d: %s", code, c.out.String())
 	}
