@@ -75,7 +75,7 @@ func (s *source) config() v1.Config {
 		ExposedPorts: map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}},
 		StopSignal:   "SIGTERM",
 		Labels:       s.labels(),
-		// An extension of Docker. Other engines ignore it.
+		// An extension of Docker, which other engines may ignore.
 		Healthcheck: &v1.HealthConfig{
 			Test:     []string{"CMD", "/" + programFile, "ready", "--dir", "/" + dataDirectory},
 			Interval: 5 * time.Second,
