@@ -26,13 +26,14 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-newcomer test-system always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
+PROGRAMS = ./cmd/dpsd ./cmd/dpsd-sim
 build:
 	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first build takes about a minute.'
-	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/dpsd ./cmd/dpsd-sim
+	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' $(PROGRAMS)
 
 demo: build
 	bin/dpsd-sim demo
@@ -64,6 +65,7 @@ test:
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
+	cd packaging/image && ../../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
@@ -155,6 +157,17 @@ test-deb: deb
 	.ci/need test-deb
 	timeout 600 test/system/roots '$(ROOTS)'
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
+
+# Builds the container image of dpsd-sim in DIST, for ARCHS, without a container engine.
+# See packaging/image/README.md.
+image:
+	packaging/image/build '$(VERSION)' '$(DIST)' $(ARCHS)
+
+# Runs the image with runc, registers dpsd with it, checks the examples, and builds the image
+# again, which must be identical.
+test-image: build image
+	.ci/need test-image
+	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_BIN='$(abspath $(BIN))' timeout 600 go test -C packaging/image -count=1 -v ./...
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.

@@ -73,7 +73,7 @@ demand. It needs no account and no network.`,
 		Args: usageArgs(commandline.NoArgs),
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &exitError{exitUsage, commandline.FlagError(c, err)} })
-	for _, c := range []*cobra.Command{newServe(), newCredentials(), newExec(), newLog(), newDemo(), newFleet()} {
+	for _, c := range []*cobra.Command{newServe(), newReady(), newCredentials(), newExec(), newLog(), newDemo(), newFleet()} {
 		if c.Args == nil {
 			c.Args, c.ValidArgsFunction = usageArgs(commandline.NoArgs), cobra.NoFileCompletions
 		}

@@ -69,8 +69,8 @@ func TestShippedProgram(t *testing.T) {
 			}
 		}
 	})
-	t.Run("modules that only the benchmarks import are not dependencies of dpsd", func(t *testing.T) {
-		for _, module := range []string{"gonum.org/v1/plot", "github.com/fsnotify/fsnotify"} {
+	t.Run("modules that only the benchmarks or the container image import are not dependencies of dpsd", func(t *testing.T) {
+		for _, module := range []string{"gonum.org/v1/plot", "github.com/fsnotify/fsnotify", "github.com/google/go-containerregistry", "github.com/compose-spec/compose-go/v2"} {
 			if required[module] {
 				t.Errorf("%s is among the modules", module)
 			}
