@@ -96,6 +96,7 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 // server issues the certificate of the listeners, or a faulty one of a kind in
 // Rule.ServerCertificate. names are host names and IP addresses that it has beside its own.
 func (a *authority) server(fault string, names []string, now time.Time) (*tls.Certificate, error) {
+	day := now.Truncate(24 * time.Hour) // a device gets the same dates from two connections
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
@@ -114,9 +115,9 @@ func (a *authority) server(fault string, names []string, now time.Time) (*tls.Ce
 	}
 	switch fault {
 	case "expired":
-		template.NotBefore, template.NotAfter = now.Add(-48*time.Hour), now.Add(-24*time.Hour)
+		template.NotBefore, template.NotAfter = day.Add(-48*time.Hour), day.Add(-24*time.Hour)
 	case "not-yet-valid":
-		template.NotBefore = now.Add(24 * time.Hour)
+		template.NotBefore = day.Add(48 * time.Hour)
 	case "wrong-host":
 		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
 	case "other-ca":
