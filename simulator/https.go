@@ -122,10 +122,7 @@ var errNoMethod = errors.New("the path does not have this method")
 func parseAPIRequest(method string, target *url.URL) (apiRequest, error) {
 	parts := strings.Split(strings.TrimPrefix(target.EscapedPath(), "/"), "/")
 	for i := range parts {
-		var err error
-		if parts[i], err = url.PathUnescape(parts[i]); err != nil {
-			return apiRequest{}, errors.New("the path is not percent-encoded")
-		}
+		parts[i], _ = url.PathUnescape(parts[i]) // EscapedPath is valid
 	}
 	if len(parts) < 3 || parts[1] != "registrations" {
 		return apiRequest{}, errors.New("the service does not have this path")

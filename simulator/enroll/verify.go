@@ -95,9 +95,9 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 	}
 	for _, n := range fitting {
 		switch {
-		case slices.Contains(thumbprints(leaf), n.thumbprint):
+		case slices.ContainsFunc(thumbprints(leaf), func(t string) bool { return slices.Contains(n.thumbprints, t) }):
 			return n, nil
-		case n.thumbprint != "":
+		case len(n.thumbprints) > 0:
 			reason = "the certificate's thumbprint does not match"
 		case n.roots != nil:
 			err := verify(n.roots)
