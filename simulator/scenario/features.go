@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // BuiltInFeatures returns the table of api-versions and their features. The caller may modify
@@ -27,6 +28,17 @@ func (s *Settings) Serves(apiVersion string) bool {
 	_, known := s.Features[apiVersion]
 	return known || s.UnknownAPIVersion != "refuse"
 }
+
+// Live returns the settings of the live service, as far as they are known: it replies after
+// 300 ms, and a device is assigned with its first poll, 3 s after its register request. Some
+// clients depend on both.
+func Live() Settings {
+	return Settings{Polls: new(1), RetryAfter: "3", ReplyDelay: 300 * time.Millisecond}
+}
+
+// Fast returns settings without any wait: the register request is answered immediately and
+// with the assignment.
+func Fast() Settings { return Settings{Polls: new(0)} }
 
 // withDefaults fills in the defaults. A service that asks for an immediate poll does not limit
 // the polls.

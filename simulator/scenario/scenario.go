@@ -56,13 +56,13 @@ type Scenario struct {
 
 // Settings are properties of a well-behaved service.
 type Settings struct {
-	// Polls is how many polls a registration takes until its final answer. Nil means 2, as in
-	// the service; 0 means that the answer to the register request is final.
+	// Polls is how many polls a registration takes until its final answer. Nil means 2; 0 means
+	// that the answer to the register request is final. One and two were observed in the service.
 	Polls *int `toml:"polls"`
 	// RetryAfter is the text of retry-after in a 202. Empty means "3"; "none" omits the parameter.
 	RetryAfter string `toml:"retry_after"`
 	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes
-	// about one second.
+	// 300 ms to one second.
 	ReplyDelay time.Duration `toml:"-" key:"reply_delay"`
 	// StrictPaths serves MQTT over WebSocket only at the documented path, /$iothub/websocket.
 	// Otherwise it is also at / and /mqtt, the default paths of MQTT libraries.
