@@ -24,6 +24,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mochi-mqtt/server/v2/packets"
+
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
@@ -322,6 +324,11 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 		return who, 5, who.refused.Reason
 	}
 	return who, 0, "will be refused: " + who.refused.Reason
+}
+
+// application returns the service that a CONNECT addresses.
+func (s *Server) application(mine *session, connect *packets.Packet) application {
+	return newProvisioning(mine, connect)
 }
 
 // take makes a session the only one with its client identifier [MQTT-3.1.4-2].
