@@ -165,13 +165,13 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := exchange{deviceAPI: d, w: w, r: r, req: req, rule: &Rule{}}
 	switch {
 	case errors.Is(err, errNoMethod):
-		x.refuse(http.StatusMethodNotAllowed, 405000, "Method not allowed.", err.Error())
+		x.refuse(enroll.Refusal{Code: 405000, Message: "Method not allowed.", Explanation: enroll.Explanation{Reason: err.Error(), Given: r.Method}})
 		return
 	case err != nil:
-		x.refuse(http.StatusNotFound, 404000, "Not found.", err.Error())
+		x.refuse(enroll.Refusal{Code: 404000, Message: "Not found.", Explanation: enroll.Explanation{Reason: err.Error(), Given: enroll.Quote(r.URL.Path)}})
 		return
 	case errors.As(readErr, new(*http.MaxBytesError)):
-		x.refuse(http.StatusRequestEntityTooLarge, 413000, "The body is too large.", fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		x.refuse(enroll.Refusal{Code: 413000, Message: "The body is too large.", Explanation: enroll.Explanation{Reason: "the body is larger than 96 KB"}})
 		return
 	case readErr != nil:
 		d.abort(readErr.Error())
@@ -186,51 +186,47 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.instead()
 
-	who, status, refused := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
-	if refused != nil {
-		x.refuse(status, refused.Code, refused.Message, refused.Reason)
+	who, refusal := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
+	if refusal != nil {
+		x.refuse(*refusal)
 		return
 	}
 	if !pause(script.Settings.ReplyDelay, server.done) {
 		d.abort("the server has shut down")
 	}
-	detail := ""
-	if who.refused != nil {
-		detail = who.refused.Reason
-	}
 	if req.operation == operationLookup {
-		x.respond(server.service.lookup(who, server.now()), detail)
+		x.respond(server.service.lookup(who, server.now()))
 		return
 	}
-	x.respond(server.service.answer(request{poll: req.operation == operationPoll, operationID: req.operationID}, body, who, x.rule, server.now()), detail)
+	x.respond(server.service.answer(request{poll: req.operation == operationPoll, operationID: req.operationID}, body, who, x.rule, server.now()))
 }
 
 // authenticate checks who sends a request. A refusal that it returns is one before the
 // operation, like a refused CONNECT.
-func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*principal, int, *enroll.Refusal) {
+func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*principal, *enroll.Refusal) {
 	server := d.c.server
 	who := &principal{registrationID: req.registrationID, apiVersion: req.apiVersion, enrollment: &enroll.Entry{}, features: set.Features[req.apiVersion]}
-	refuse := func(code int, message, reason string) (*principal, int, *enroll.Refusal) {
-		return nil, code / 1000, &enroll.Refusal{Code: code, Message: message, Reason: reason}
+	refuse := func(code int, message string, why enroll.Explanation) (*principal, *enroll.Refusal) {
+		return nil, &enroll.Refusal{Code: code, Message: message, Explanation: why}
 	}
 	switch {
 	case !enroll.IsRegistrationID(req.registrationID):
-		return refuse(400004, "Invalid registration ID.", fmt.Sprintf("%q is not a registration ID", req.registrationID))
-	case req.apiVersion == "":
-		return refuse(400000, "The query parameter api-version is missing.", "the request has no api-version")
+		return refuse(400004, "Invalid registration ID.", enroll.Explanation{Reason: "the path does not contain a valid registration ID", Given: enroll.Quote(req.registrationID)})
 	case !scenario.IsAPIVersion(req.apiVersion) || !set.Serves(req.apiVersion):
-		return refuse(400000, "Unknown api version.", "the api-version is not supported")
+		return refuse(400000, "Unknown api version.", enroll.Explanation{Reason: "the api-version is not supported", Given: enroll.Quote(req.apiVersion)})
 	case req.scope != server.material.scope:
-		return refuse(404000, "Device Provisioning Service not found.", "the ID scope does not match")
+		return refuse(404000, "Device Provisioning Service not found.", enroll.Explanation{
+			Reason: "the ID scope does not match", Expected: server.material.scope, Given: enroll.Quote(req.scope),
+		})
 	}
 	if reason := server.verify(who, req.scope, token, d.c.tls.ConnectionState()); reason != "" {
 		code, message := 401000, "Unauthorized"
 		if who.certificate {
 			code, message = 401002, "Invalid certificate."
 		}
-		return refuse(code, message, reason)
+		return refuse(code, message, enroll.Explanation{Reason: reason})
 	}
-	return who, 0, nil
+	return who, nil
 }
 
 func (d *deviceAPI) note(e Entry) { d.c.note(e) }
@@ -293,18 +289,18 @@ func (x *exchange) wait() {
 }
 
 // refuse answers a request that is not for an operation, or whose sender is unknown.
-func (x *exchange) refuse(status, code int, message, reason string) {
-	now := x.c.server.now()
-	x.respond(reply{status: status, retryAfter: "none", body: errorDetails{
-		ErrorCode:  code,
-		TrackingID: x.c.server.seed.guid(fmt.Sprintf("tracking https %d %d", x.c.number, x.requests)),
-		Message:    message,
-		Timestamp:  timestamp(now),
-	}}, reason)
+func (x *exchange) refuse(why enroll.Refusal) {
+	server := x.c.server
+	x.respond(reply{status: why.Code / 1000, retryAfter: "none", refusal: &why, body: errorDetails{
+		ErrorCode:  why.Code,
+		TrackingID: server.seed.guid(fmt.Sprintf("tracking https %d %d", x.c.number, x.requests)),
+		Message:    why.Message,
+		Timestamp:  timestamp(server.now()),
+	}})
 }
 
-// respond sends a reply. The detail is for the log.
-func (x *exchange) respond(r reply, detail string) {
+// respond sends a reply.
+func (x *exchange) respond(r reply) {
 	body, err := r.encode(x.rule)
 	if err != nil { // every value here came from JSON
 		x.abort(err.Error())
@@ -335,6 +331,10 @@ func (x *exchange) respond(r reply, detail string) {
 	}
 	if x.rule.ByteByByte {
 		x.conn.rule.Store(x.rule)
+	}
+	detail := ""
+	if r.refusal != nil {
+		detail = r.refusal.String()
 	}
 	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail})
 	x.w.WriteHeader(status)

@@ -32,6 +32,7 @@ const freePort = serverName + ":0"
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
 	seed                                                   uint64
+	fast, quiet                                            bool
 }
 
 // dirUsage describes --dir.
@@ -45,6 +46,8 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
+	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
@@ -89,14 +92,8 @@ func (f *flags) open() (e *endpoint, err error) {
 	o := simulator.Options{Directory: dir, Seed: f.seed, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 	}}
-	if f.scenario != "" {
-		text, err := os.ReadFile(f.scenario)
-		if err != nil {
-			return nil, err
-		}
-		if o.Scenario, err = scenario.Parse(f.scenario, bytes.NewReader(text)); err != nil {
-			return nil, err
-		}
+	if o.Scenario, err = f.readScenario(); err != nil {
+		return nil, err
 	}
 	if f.enrollments != "" {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
@@ -137,6 +134,23 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	return e, e.write()
+}
+
+// readScenario reads the scenario. Settings that it does not contain are those of the live
+// service or, with --fast, without any wait.
+func (f *flags) readScenario() (*simulator.Scenario, error) {
+	settings := scenario.Live()
+	if f.fast {
+		settings = scenario.Fast()
+	}
+	if f.scenario == "" {
+		return &simulator.Scenario{Settings: settings}, nil
+	}
+	text, err := os.ReadFile(f.scenario)
+	if err != nil {
+		return nil, err
+	}
+	return settings.Parse(f.scenario, bytes.NewReader(text))
 }
 
 // listen returns the address and the port that it listens on, or neither for an empty address.

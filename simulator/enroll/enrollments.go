@@ -176,6 +176,7 @@ type Entry struct {
 	individual  string // registration ID, "" for a group
 	keys        [][]byte
 	roots       *x509.CertPool
+	issuers     []string // names of the roots
 	thumbprints []string // of an individual's certificates
 	hubs        []Hub    // to choose from
 	latencies   []Latency
@@ -357,6 +358,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		n.roots = x509.NewCertPool()
 		for _, c := range certificates {
 			n.roots.AddCert(c)
+			n.issuers = append(n.issuers, c.Subject.String())
 		}
 	default:
 		bad("type", "%q is neither symmetric-key nor x509", a.Type)
