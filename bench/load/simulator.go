@@ -43,7 +43,7 @@ func (l *load) start() (_ *service, err error) {
 			s.close()
 		}
 	}()
-	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--mqtt", "localhost:0", "--websocket", "") //nolint:gosec // running what it is given is its purpose
+	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--mqtt", "localhost:0", "--websocket", "", "--service", "") //nolint:gosec // running what it is given is its purpose
 	s.process.Stderr = os.Stderr
 	out, err := s.process.StdoutPipe()
 	if err != nil {

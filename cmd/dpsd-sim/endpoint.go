@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -33,15 +34,17 @@ type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
 	seed                                                   uint64
 	fast, quiet                                            bool
+	service                                                serviceFlags
 }
 
 // dirUsage describes --dir.
 const dirUsage = "directory `DIR` for keys, certificates and\nenrollments; created on first use"
 
-func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
+func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
+	f.service.add(c, service)
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)")
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
@@ -70,14 +73,20 @@ type endpoint struct {
 	WebSocketPort int    `json:"webSocketPort,omitempty"`
 	MQTT          string `json:"mqtt,omitempty"`      // address in use
 	WebSocket     string `json:"webSocket,omitempty"` // address in use
+	Service       string `json:"service,omitempty"`   // address in use
+	ServicePort   int    `json:"servicePort,omitempty"`
 	IDScope       string `json:"idScope"`
 	CAFile        string `json:"caFile"`
 	Process       int    `json:"pid"`
+	// ConnectionFile is the file with the connection string of the service API.
+	ConnectionFile string `json:"serviceConnectionFile,omitempty"`
 
 	server      *simulator.Server
 	log         *os.File
 	file        string
 	enrollments string // the file
+	service     *http.Server
+	connection  string // of the service API
 }
 
 // open starts a simulator. Call close to end it.
@@ -99,6 +108,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
 			return nil, err
 		}
+		o.EnrollmentsFile = f.enrollments
 	}
 	e = &endpoint{
 		Endpoint: serverName,
@@ -131,6 +141,9 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	if e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket); err != nil {
+		return e, err
+	}
+	if err := e.openService(f.service); err != nil {
 		return e, err
 	}
 	return e, e.write()
@@ -197,6 +210,7 @@ func (e *endpoint) write() error {
 
 // close ends all connections and removes endpoint.json.
 func (e *endpoint) close() {
+	e.closeService()
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)

@@ -56,6 +56,9 @@ line and column of the error, and keeps the previous enrollments.`,
 			if e.WebSocket != "" {
 				line += " websocket " + e.WebSocket + ","
 			}
+			if e.Service != "" {
+				line += " service " + e.Service + ","
+			}
 			fmt.Fprintf(c.OutOrStdout(), "%s id scope %s, ca %s\n", line, e.IDScope, e.CAFile)
 			for {
 				select {
@@ -75,7 +78,7 @@ line and column of the error, and keeps the previous enrollments.`,
 			}
 		},
 	}
-	f.add(c, defaultMQTT, defaultWebSocket)
+	f.add(c, defaultMQTT, defaultWebSocket, defaultService)
 	return c
 }
 
