@@ -203,6 +203,16 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	return nil
 }
 
+// AddFault adds a rule before those of the scenario, without restarting their counters, and
+// returns its number. SetScenario removes it.
+func (s *Server) AddFault(r Rule) (number int, err error) { return s.script.Load().Add(r) }
+
+// RemoveFault removes a rule that AddFault added, and reports whether it existed.
+func (s *Server) RemoveFault(number int) bool { return s.script.Load().Remove(number) }
+
+// Faults returns the rules that AddFault added, the newest first.
+func (s *Server) Faults() []scenario.Added { return s.script.Load().Added() }
+
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
