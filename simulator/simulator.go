@@ -63,6 +63,10 @@ type Options struct {
 	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
 	// violates the protocol. Nil ignores them. It is called from several goroutines.
 	OnRefusal func(Refusal)
+	// Observe receives each entry of the packet log, in the order of the log, with the bytes of
+	// its packet. It must return quickly, because all connections wait for it, and it must not
+	// modify the bytes. Nil means no observer.
+	Observe func(Entry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -106,7 +110,7 @@ func New(o Options) (*Server, error) {
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
 		now:       o.Now,
 		seed:      seed(o.Seed),
-		log:       newPacketLog(o.PacketLog, o.DiscardLog),
+		log:       newPacketLog(o.PacketLog, o.DiscardLog, o.Observe),
 		conns:     map[*connection]bool{},
 		sessions:  map[string]*session{},
 		refused:   map[string]time.Time{},
