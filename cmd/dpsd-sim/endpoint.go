@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/page"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -31,6 +33,7 @@ const freePort = serverName + ":0"
 // flags holds the flags that serve and exec share.
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
+	page                                                   pageFlags
 	seed                                                   uint64
 	fast, quiet                                            bool
 }
@@ -38,7 +41,7 @@ type flags struct {
 // dirUsage describes --dir.
 const dirUsage = "directory `DIR` for keys, certificates and\nenrollments; created on first use"
 
-func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
+func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
 	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
@@ -46,6 +49,7 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	f.page.add(c, service)
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
 	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
 	// Errors occur only for flags that do not exist.
@@ -70,11 +74,13 @@ type endpoint struct {
 	WebSocketPort int    `json:"webSocketPort,omitempty"`
 	MQTT          string `json:"mqtt,omitempty"`      // address in use
 	WebSocket     string `json:"webSocket,omitempty"` // address in use
+	Page          string `json:"page,omitempty"`      // URL
 	IDScope       string `json:"idScope"`
 	CAFile        string `json:"caFile"`
 	Process       int    `json:"pid"`
 
 	server      *simulator.Server
+	page        *http.Server
 	log         *os.File
 	refusals    *printer // nil for none
 	file        string
@@ -124,6 +130,10 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 		o.PacketLog = e.log
 	}
+	feed := &page.Feed{}
+	if f.page.service != "" {
+		o.Observe = feed.Add
+	}
 	if e.server, err = simulator.New(o); err != nil {
 		return e, err
 	}
@@ -136,6 +146,9 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	if e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket); err != nil {
+		return e, err
+	}
+	if err := e.openPage(f.page, feed); err != nil {
 		return e, err
 	}
 	return e, e.write()
@@ -202,6 +215,9 @@ func (e *endpoint) write() error {
 
 // close ends all connections and removes endpoint.json.
 func (e *endpoint) close() {
+	if e.page != nil {
+		_ = e.page.Close() // also ends the views of browsers
+	}
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)

@@ -52,7 +52,7 @@ Without --dir, exec creates all files in a temporary directory.`,
 			return f.exec(c, id, args)
 		},
 	}
-	f.add(c, freePort, freePort)
+	f.add(c, freePort, freePort, "")
 	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
 	withoutFiles(c, "registration-id")
 	return c
@@ -76,6 +76,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		return err
 	}
 	defer e.close()
+	if e.Page != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: the page is at %s\n", e.Page)
+	}
 	environment, err := e.environment(id)
 	if err != nil {
 		return err
