@@ -54,8 +54,9 @@ type Entry struct {
 	// BytesUp and BytesDown are set with CLOSE: all bytes of the TCP connection, including TLS.
 	BytesUp   int64 `json:"bytesUp,omitempty"`
 	BytesDown int64 `json:"bytesDown,omitempty"`
-	// Raw are the bytes of the packet. Only Options.Observe receives them. Those of a CONNECT
-	// contain the user name and the password.
+	// Raw are the bytes of the packet, or of a REQUEST or RESPONSE with its header. Only
+	// Options.Observe receives them. Those of a CONNECT and of a REQUEST contain the password or the
+	// token.
 	Raw []byte `json:"-"`
 }
 

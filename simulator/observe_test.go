@@ -1,8 +1,11 @@
 package simulator_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
+	"io"
+	"net/http"
 	"testing"
 
 	"github.com/dpsd-project/dpsd/simulator"
@@ -49,6 +52,31 @@ func TestAnObserverReceivesEachEntryWithTheBytesOfItsPacket(t *testing.T) {
 		}
 		if written, err := simulator.ReadLog(&out); err != nil || len(written) != len(seen) {
 			t.Errorf("%d entries were written: %v", len(written), err)
+		}
+	})
+	bubble(t, "HTTPS", func(t *testing.T) {
+		raw := map[string][]byte{}
+		s := start(t, simulator.Options{Observe: func(e simulator.Entry) { raw[e.Packet] = e.Raw }})
+		a := openAPI(t, s)
+		for _, request := range []string{
+			"PUT " + a.path("/register") + " HTTP/1.1\r\nHost: localhost\r\nauthorization: " + a.auth + "\r\nContent-Length: 3\r\n\r\n{ }",
+			"GET " + a.path("/operations/none") + " HTTP/1.1\r\nHost: localhost\r\nauthorization: " + a.auth + "\r\n\r\n",
+		} {
+			a.send([]byte(request)...)
+			var response bytes.Buffer
+			r, err := http.ReadResponse(bufio.NewReader(io.TeeReader(a.in, &response)), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadAll(r.Body); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(raw["REQUEST"]); got != request {
+				t.Errorf("the request is\n%q, want\n%q", got, request)
+			}
+			if got := string(raw["RESPONSE"]); got != response.String() {
+				t.Errorf("the response is\n%q, want\n%q", got, response.String())
+			}
 		}
 	})
 	bubble(t, "a length of five bytes is observed as far as it was read", func(t *testing.T) {

@@ -57,8 +57,11 @@ func parse(raw []byte) (p packets.Packet, ok bool) {
 	return p, err == nil
 }
 
-// decode decodes the bytes of a packet.
-func decode(raw []byte) (d decoded) {
+// decode decodes the bytes of a packet, or of a request or response over HTTPS.
+func decode(packet string, raw []byte) (d decoded) {
+	if packet == "REQUEST" || packet == "RESPONSE" {
+		return decodeHTTP(raw)
+	}
 	p, ok := parse(raw)
 	if !ok {
 		return d
@@ -111,6 +114,31 @@ func decode(raw []byte) (d decoded) {
 	return d
 }
 
+// decodeHTTP splits a request or a response.
+func decodeHTTP(raw []byte) (d decoded) {
+	head, body, _ := strings.Cut(string(raw), "\r\n\r\n")
+	first, lines, _ := strings.Cut(head, "\r\n")
+	before, after, _ := strings.Cut(first, " ")
+	name, value := "Status", after
+	if !strings.HasPrefix(before, "HTTP/") {
+		name, value = "Request", strings.TrimSuffix(first, " HTTP/1.1")
+	}
+	d.Fields = append(d.Fields, field{name, value})
+	for line := range strings.SplitSeq(lines, "\r\n") {
+		name, value, there := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch {
+		case !there:
+		case strings.EqualFold(name, "Authorization"):
+			d.token("Authorization", value)
+		default:
+			d.Fields = append(d.Fields, field{name, value})
+		}
+	}
+	d.Body = readable([]byte(body))
+	return d
+}
+
 // userName splits the user name of a CONNECT, of DPS or of a hub.
 func (d *decoded) userName(name string) {
 	add := func(name, value string) { d.Fields = append(d.Fields, field{name, value}) }
@@ -126,28 +154,34 @@ func (d *decoded) userName(name string) {
 	}
 }
 
-// password splits a SAS token, from which withoutSecrets has removed the signature.
+// password describes the password of a CONNECT.
 func (d *decoded) password(text string, there bool) {
-	rest, token := strings.CutPrefix(text, tokenPrefix)
-	switch {
-	case !there || text == "":
+	if !there || text == "" {
 		d.Fields = append(d.Fields, field{"Password", "none"})
-	case !token:
-		d.Fields = append(d.Fields, field{"Password", fmt.Sprintf("%d bytes that are not a SAS token (not shown)", len(text))})
-	default:
-		d.Fields = append(d.Fields, field{"Password", "a SAS token"})
-		for pair := range strings.SplitSeq(rest, "&") {
-			name, value, _ := strings.Cut(pair, "=")
-			switch name {
-			case "sig":
-				value = "not shown"
-			case "se":
-				if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
-					value += " (" + time.Unix(seconds, 0).UTC().Format(time.RFC3339) + ")"
-				}
+		return
+	}
+	d.token("Password", text)
+}
+
+// token splits a SAS token, from which withoutSecrets has removed the signature.
+func (d *decoded) token(name, text string) {
+	rest, isToken := strings.CutPrefix(text, tokenPrefix)
+	if !isToken {
+		d.Fields = append(d.Fields, field{name, fmt.Sprintf("%d bytes that are not a SAS token (not shown)", len(text))})
+		return
+	}
+	d.Fields = append(d.Fields, field{name, "a SAS token"})
+	for pair := range strings.SplitSeq(rest, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		switch name {
+		case "sig":
+			value = "not shown"
+		case "se":
+			if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
+				value += " (" + time.Unix(seconds, 0).UTC().Format(time.RFC3339) + ")"
 			}
-			d.Fields = append(d.Fields, field{"Token: " + name, value})
 		}
+		d.Fields = append(d.Fields, field{"Token: " + name, value})
 	}
 }
 

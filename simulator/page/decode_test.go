@@ -38,7 +38,7 @@ func fieldsOf(d decoded) string {
 
 func TestACONNECTIsDecodedWithoutTheSignatureOfItsToken(t *testing.T) {
 	raw := connect("gw-1", "SharedAccessSignature sr=0ne%2Fregistrations%2Fgw-1&sig=c2VjcmV0&se=1796040000&skn=registration")
-	got := fieldsOf(decode(withoutSecrets("CONNECT", raw)))
+	got := fieldsOf(decode("CONNECT", withoutSecrets("CONNECT", raw)))
 	for _, want := range []string{
 		"Protocol=MQTT level 4", "Client ID=gw-1", "Keep alive=60 s", "ID scope=0ne00000001", "Registration ID=gw-1",
 		"API version=2021-06-01", "Client version=a/1", "Token: sr=0ne%2Fregistrations%2Fgw-1", "Token: sig=not shown",
@@ -61,10 +61,12 @@ func TestNoSecretOfAPacketIsKept(t *testing.T) {
 		"a truncated packet":                    connect("gw-1", secret)[:90],
 		"a truncated packet without a name":     []byte("\x10\x90AAAAAsecret"),
 		"a wrong length":                        append([]byte{0x10, 5}, secret...),
+		"a key in an HTTP header":               []byte("PUT / HTTP/1.1\r\nHost: a\r\nauthorization:  " + secret + "\r\n\r\n&se=1\r\n\r\n"),
+		"a key in a wrong HTTP header":          []byte("PUT / HTTP/1.1\r\nAuthorization: Bearer " + secret + "\n\r\n&se=1\r\n\r\n"),
 		"a token in an HTTP header":             []byte("PUT / HTTP/1.1\r\nAuthorization: SharedAccessSignature sr=a&sig=" + secret + "&se=1\r\n\r\n"),
 	} {
 		packet := "CONNECT"
-		if strings.HasPrefix(name, "a token in an HTTP") {
+		if strings.HasSuffix(name, "HTTP header") {
 			packet = "REQUEST"
 		}
 		before := bytes.Clone(raw)
@@ -92,7 +94,7 @@ func TestPacketsAreDecodedByField(t *testing.T) {
 		"Topic=$dps/registrations/res/202/?$rid=1&retry-after=3\nStatus=202\nRequest ID=1\nRetry after=3 s\nQoS=0": publish("$dps/registrations/res/202/?$rid=1&retry-after=3", ""),
 		"": {0x30},
 	} {
-		if got := fieldsOf(decode(raw)); got != want {
+		if got := fieldsOf(decode("", raw)); got != want {
 			t.Errorf("% x:\n%s\nwant\n%s", raw, got, want)
 		}
 	}
@@ -136,5 +138,48 @@ func TestTheUserNameTellsAHubFromDPS(t *testing.T) {
 	entry("CLOSE", "", nil, nil)
 	if outcome() != Ended {
 		t.Errorf("%q after the end of the connection", outcome())
+	}
+}
+
+func TestARequestOverHTTPSIsDecodedWithoutTheSignatureOfItsToken(t *testing.T) {
+	raw := []byte("PUT /0ne/registrations/gw-1/register?api-version=2021-06-01 HTTP/1.1\r\nHost: localhost\r\nauthorization: SharedAccessSignature sr=a&sig=c2VjcmV0&se=1796040000\r\n\r\n{\"a\":1}")
+	d := decode("REQUEST", withoutSecrets("REQUEST", raw))
+	want := "Request=PUT /0ne/registrations/gw-1/register?api-version=2021-06-01\nHost=localhost\nAuthorization=a SAS token\nToken: sr=a\nToken: sig=not shown\nToken: se=1796040000 (2026-11-30T12:00:00Z)"
+	if got := fieldsOf(d); got != want || d.Body != "{\n  \"a\": 1\n}" {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if got := fieldsOf(decode("RESPONSE", []byte("HTTP/1.1 202 Accepted\r\nRetry-After: 3\r\n\r\n"))); got != "Status=202 Accepted\nRetry-After=3" {
+		t.Error(got)
+	}
+}
+
+func TestTheOutcomeOfADeviceOverHTTPSIsThatOfItsRegistration(t *testing.T) {
+	f := &Feed{}
+	steps := []struct {
+		target string
+		status int
+		body   string
+		want   Outcome
+	}{
+		{"PUT /0ne/registrations/gw-1/register?api-version=1", 202, `{"status":"assigning"}`, Waiting},
+		{"GET /0ne/registrations/gw-1/operations/5.1?api-version=1", 200, `{"status":"assigned","registrationState":{"assignedHub":"hub.example"}}`, Assigned},
+		{"POST /0ne/registrations/gw-1?api-version=1", 200, `{"status":"failed"}`, Assigned},
+		{"PUT /0ne/registrations/gw-1/register?api-version=1", 429, `{"errorCode":429001,"message":"Too many requests."}`, Throttled},
+		{"PUT /0ne/registrations/gw-1/register?api-version=1", 503, `<html>`, Failed},
+		{"PUT /0ne/registrations/gw-1/register?api-version=1", 401, `{"errorCode":401000,"message":"Unauthorized"}`, Refused},
+	}
+	for _, step := range steps {
+		f.Add(simulator.Entry{Connection: 1, Time: noon, Protocol: "https", Packet: "REQUEST", Direction: "up", RegistrationID: "gw-1", Topic: step.target})
+		f.Add(simulator.Entry{
+			Connection: 1, Time: noon, Protocol: "https", Packet: "RESPONSE", Direction: "down", RegistrationID: "gw-1", ReturnCode: &step.status,
+			Raw: []byte("HTTP/1.1 200 OK\r\n\r\n" + step.body),
+		})
+		if got := f.devices["gw-1"].outcome; got != step.want {
+			t.Errorf("%s, %d: %q, want %q", step.target, step.status, got, step.want)
+		}
+	}
+	d := f.devices["gw-1"]
+	if d.hub != "hub.example" || d.registers != 4 || d.polls != 1 || d.explanation.Reason != "The service answered 401 (401000 Unauthorized)." {
+		t.Errorf("%+v", d)
 	}
 }

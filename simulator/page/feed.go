@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The defaults of a Feed. A registration has about 15 entries with 2 KB in all.
@@ -65,6 +66,7 @@ type session struct {
 	device  *device   // nil before the CONNECT
 	pending []*record // those before the CONNECT
 	hub     bool      // it is a connection to a hub instead of DPS
+	request string    // what the last request over HTTPS asks for, see asks
 }
 
 // device is what is known about a registration ID.
@@ -72,7 +74,7 @@ type device struct {
 	id          string // the spelling that it used first
 	key         string
 	outcome     Outcome
-	explanation Explanation
+	explanation enroll.Explanation
 	hub         string // that it was assigned to
 	deviceID    string // at the hub
 	attached    int    // open connections to a hub
@@ -82,7 +84,7 @@ type device struct {
 	connections int
 	registers   int
 	polls       int
-	announced   Explanation // that a CONNACK has announced for the next reply
+	announced   enroll.Explanation // that a CONNACK has announced for the next reply
 	records     []*record
 	element     *list.Element // nil for a device that is no longer kept
 }

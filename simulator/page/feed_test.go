@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
@@ -147,7 +148,7 @@ func TestConnectionsWithoutACONNECTAreOneRow(t *testing.T) {
 	if len(v.Rows) != 1 || v.Rows[0].Name != unnamed || v.Rows[0].Outcome.Outcome != Ended {
 		t.Fatalf("%+v", v.Rows)
 	}
-	want := Explanation{
+	want := enroll.Explanation{
 		Reason: "The TLS handshake failed: remote error: tls: unknown certificate authority.",
 		Advice: "The device must trust the simulator's root certificate, ca.pem.",
 	}

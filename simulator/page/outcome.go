@@ -1,12 +1,14 @@
 package page
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // Outcome is what has become of a device, as far as its exchange shows it.
@@ -45,44 +47,42 @@ var outcomes = []outcomeName{
 	{Ended, "No result", "–"},
 }
 
-// Explanation is why the service refused a device.
-type Explanation struct {
-	// Reason is one sentence.
-	Reason string
-	// Expected and Given are what the service compared, or "". They contain no key and no
-	// signature.
-	Expected, Given string
-	// Advice is how to correct the device, or "".
-	Advice string
-}
-
 // apply lets an entry change what is known about the device.
 func (d *device) apply(s *session, e simulator.Entry) {
 	d.protocol = e.Protocol
+	if e.Packet == "REQUEST" {
+		s.request = asks(e)
+	}
 	switch {
 	case e.Packet == "TLS":
 		d.tls = e.Detail
 	case e.Packet == "CONNECT" && e.Direction == "up":
 		s.hub = isHubConnect(e.Raw)
-		d.announced = Explanation{}
+		d.announced = enroll.Explanation{}
 		if !s.hub {
-			d.outcome, d.explanation = Waiting, Explanation{}
+			d.outcome, d.explanation = Waiting, enroll.Explanation{}
 		}
 	case e.Packet == "CONNACK":
 		d.connack(s, e)
-	case e.Packet == "PUBLISH" && e.Direction == "up" && strings.HasPrefix(e.Topic, registerTopic):
+	case asks(e) == "register":
 		d.registers++
-		d.outcome, d.explanation = Waiting, Explanation{}
-	case e.Packet == "PUBLISH" && e.Direction == "up" && strings.HasPrefix(e.Topic, pollTopic):
+		d.outcome, d.explanation = Waiting, enroll.Explanation{}
+	case asks(e) == "poll":
 		d.polls++
+	case e.Packet == "RESPONSE" && e.ReturnCode != nil && (s.request != "" || *e.ReturnCode >= 400): // a lookup has no outcome
+		_, body, _ := bytes.Cut(e.Raw, []byte("\r\n\r\n"))
+		d.reply(*e.ReturnCode, body)
 	case e.Packet == "PUBLISH" && e.Direction == "down" && strings.HasPrefix(e.Topic, replyTopic):
-		d.reply(e)
+		text, _, _ := strings.Cut(strings.TrimPrefix(e.Topic, replyTopic), "/")
+		code, _ := strconv.Atoi(text) // a topic without a number has no meaning for the device either
+		p, _ := parse(e.Raw)
+		d.reply(code, p.Payload)
 	case e.Violation != "":
 		if d.outcome == Waiting || d.outcome == "" {
 			d.outcome = Violation
 		}
 		if d.outcome == Violation {
-			d.explanation = Explanation{Reason: sentence("The device violated the protocol: " + e.Violation)}
+			d.explanation = enroll.Explanation{Reason: sentence("The device violated the protocol: " + e.Violation)}
 		}
 	case e.Packet == "CLOSE":
 		d.close(s, e)
@@ -107,18 +107,18 @@ func (d *device) connack(s *session, e simulator.Entry) {
 		d.explanation = explain(fmt.Sprintf("The service refused the connection with CONNACK %d (%s)", code, connackMeaning(code)), e.Detail)
 	case s.hub:
 		d.attached++
-		d.outcome, d.explanation = Connected, Explanation{}
+		d.outcome, d.explanation = Connected, enroll.Explanation{}
 	default:
-		d.announced = Explanation{Reason: strings.TrimPrefix(e.Detail, "will be refused: ")}
+		d.announced = enroll.Explanation{Reason: strings.TrimPrefix(e.Detail, "will be refused: ")}
 	}
 }
 
 // explain joins what happened with its reason, if there is one.
-func explain(what, reason string) Explanation {
+func explain(what, reason string) enroll.Explanation {
 	if reason != "" {
 		what += ": " + reason
 	}
-	return Explanation{Reason: sentence(what)}
+	return enroll.Explanation{Reason: sentence(what)}
 }
 
 // status is the part of a reply's body that the page uses.
@@ -132,17 +132,26 @@ type status struct {
 	}
 }
 
-// reply interprets a reply as a device does: by the status in its topic, and by its body.
-func (d *device) reply(e simulator.Entry) {
-	text, _, _ := strings.Cut(strings.TrimPrefix(e.Topic, replyTopic), "/")
-	code, err := strconv.Atoi(text)
-	var body status
-	if p, ok := parse(e.Raw); ok {
-		_ = json.Unmarshal(p.Payload, &body) // a body that is not JSON has no status
+// asks returns what a device asks for with an entry: "register", "poll" or "".
+func asks(e simulator.Entry) string {
+	path, _, _ := strings.Cut(e.Topic, "?")
+	switch {
+	case e.Packet == "PUBLISH" && e.Direction == "up" && strings.HasPrefix(e.Topic, registerTopic),
+		e.Packet == "REQUEST" && strings.HasPrefix(path, "PUT ") && strings.HasSuffix(path, "/register"):
+		return "register"
+	case e.Packet == "PUBLISH" && e.Direction == "up" && strings.HasPrefix(e.Topic, pollTopic),
+		e.Packet == "REQUEST" && strings.HasPrefix(path, "GET ") && strings.Contains(path, "/operations/"):
+		return "poll"
 	}
+	return ""
+}
+
+// reply interprets a reply as a device does: by its status, and by its body.
+func (d *device) reply(code int, text []byte) {
+	var body status
+	_ = json.Unmarshal(text, &body) // a body that is not JSON has no status
 	state := body.RegistrationState
 	switch {
-	case err != nil:
 	case code >= 400:
 		switch {
 		case code == 429:
@@ -161,15 +170,15 @@ func (d *device) reply(e simulator.Entry) {
 			d.explanation.Expected, d.explanation.Given, d.explanation.Advice = d.announced.Expected, d.announced.Given, d.announced.Advice
 		}
 	case body.Status == "assigned":
-		d.outcome, d.explanation = Assigned, Explanation{}
+		d.outcome, d.explanation = Assigned, enroll.Explanation{}
 		d.hub, d.deviceID = state.AssignedHub, state.DeviceID
 	case body.Status == "failed":
 		d.outcome = Failed
 		d.explanation = explain(fmt.Sprintf("The registration failed (%d)", state.ErrorCode), state.ErrorMessage)
 	case body.Status == "disabled":
 		d.outcome = Disabled
-		d.explanation = Explanation{Reason: "The enrollment is disabled."}
-	default:
+		d.explanation = enroll.Explanation{Reason: "The enrollment is disabled."}
+	case body.Status == "assigning":
 		d.outcome = Waiting
 	}
 }

@@ -12,7 +12,10 @@ const tokenPrefix = "SharedAccessSignature "
 // place. It returns a new slice if it changes something.
 func withoutSecrets(packet string, raw []byte) []byte {
 	var password []byte
-	if packet == "CONNECT" {
+	switch packet {
+	case "REQUEST":
+		return withoutAuthorization(raw)
+	case "CONNECT":
 		p, ok := parse(raw)
 		if !ok {
 			// The password cannot be found. It is not in the ten bytes that precede the client identifier.
@@ -29,6 +32,24 @@ func withoutSecrets(packet string, raw []byte) []byte {
 	}
 	raw = slices.Clone(raw)
 	hidePassword(raw[len(raw)-len(password):])
+	hideSignatures(raw)
+	return raw
+}
+
+// withoutAuthorization returns a request without the secrets in its Authorization headers.
+func withoutAuthorization(raw []byte) []byte {
+	raw = slices.Clone(raw)
+	for rest := raw; len(rest) > 0; {
+		end := bytes.IndexByte(rest, '\n') + 1
+		if end == 0 {
+			end = len(rest)
+		}
+		name, value, _ := bytes.Cut(bytes.TrimRight(rest[:end], "\r\n"), []byte(":"))
+		if bytes.EqualFold(bytes.TrimSpace(name), []byte("Authorization")) {
+			hidePassword(bytes.TrimSpace(value))
+		}
+		rest = rest[end:]
+	}
 	hideSignatures(raw)
 	return raw
 }

@@ -3,6 +3,7 @@ package page
 import (
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // pageSize is the number of devices on a page of the list. It bounds the work of a browser,
@@ -108,7 +110,7 @@ type row struct {
 type detail struct {
 	row
 	ID          string
-	Explanation Explanation
+	Explanation enroll.Explanation
 	Facts       []field
 	Commands    []command
 	Connections []connection
@@ -230,7 +232,7 @@ func (f *Feed) view(q query) view {
 	if q.Selected {
 		d := f.devices[strings.ToLower(q.Device)]
 		if d == nil {
-			d = &device{id: q.Device, key: strings.ToLower(q.Device), outcome: Ended, explanation: Explanation{Reason: "No packet of this device has been seen."}}
+			d = &device{id: q.Device, key: strings.ToLower(q.Device), outcome: Ended, explanation: enroll.Explanation{Reason: "No packet of this device has been seen."}}
 		}
 		v.Detail = d.detail(q)
 	}
@@ -279,7 +281,7 @@ func (d *device) detail(q query) *detail {
 			v.Opened = r.entry.Time
 		}
 		p := newPacket(r, v.Opened)
-		if isReply := p.Name == "PUBLISH" && p.Down; p.Dump != "" && (isReply || p.Name == "CONNECT" && shown < 0) {
+		if isReply := p.Name == "RESPONSE" || p.Name == "PUBLISH" && p.Down; p.Dump != "" && (isReply || p.Name == "CONNECT" && shown < 0) {
 			shown = len(v.Packets)
 		}
 		v.Packets = append(v.Packets, p)
@@ -295,7 +297,7 @@ func newPacket(r *record, began time.Time) packet {
 	e := r.entry
 	p := packet{
 		Number: r.number, Name: e.Packet, Up: e.Direction == "up", Down: e.Direction == "down",
-		Since: fmt.Sprintf("%.3f s", e.Time.Sub(began).Seconds()), Size: e.Size, Kept: len(e.Raw), Dump: dump(e.Raw),
+		Since: fmt.Sprintf("%.3f s", e.Time.Sub(began).Seconds()), Size: max(e.Size, len(e.Raw)), Kept: len(e.Raw), Dump: dump(e.Raw),
 		Summary: summary(e), Note: e.Detail, Faulty: e.Violation != "",
 	}
 	if p.Name == "TLS" {
@@ -305,7 +307,7 @@ func newPacket(r *record, began time.Time) packet {
 		p.Note = e.Violation
 	}
 	if len(e.Raw) > 0 && e.Packet != "GARBAGE" {
-		p.decoded = decode(e.Raw)
+		p.decoded = decode(e.Packet, e.Raw)
 	}
 	return p
 }
@@ -321,10 +323,10 @@ func summary(e simulator.Entry) string {
 		return p.Filters[0].Filter
 	case e.Packet == "PUBACK":
 		return fmt.Sprintf("packet %d", e.PacketID)
-	case strings.HasPrefix(e.Topic, registerTopic):
-		return "register"
-	case strings.HasPrefix(e.Topic, pollTopic):
-		return "poll"
+	case asks(e) != "":
+		return asks(e)
+	case e.Packet == "RESPONSE" && e.ReturnCode != nil:
+		return fmt.Sprintf("%d %s", *e.ReturnCode, http.StatusText(*e.ReturnCode))
 	case strings.HasPrefix(e.Topic, replyTopic):
 		status, rest, _ := strings.Cut(strings.TrimPrefix(e.Topic, replyTopic), "/")
 		text := "reply " + status
