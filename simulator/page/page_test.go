@@ -27,11 +27,11 @@ func answer(p *Page, r *http.Request) *httptest.ResponseRecorder {
 }
 
 func get(p *Page, target string) *httptest.ResponseRecorder {
-	return answer(p, httptest.NewRequest("GET", target, nil))
+	return answer(p, httptest.NewRequest(http.MethodGet, target, nil))
 }
 
 func post(p *Page, target, origin string, form url.Values) *httptest.ResponseRecorder {
-	r := httptest.NewRequest("POST", target, strings.NewReader(form.Encode()))
+	r := httptest.NewRequest(http.MethodPost, target, strings.NewReader(form.Encode()))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	if origin != "" {
 		r.Header.Set("Origin", origin)
@@ -48,7 +48,7 @@ func TestRequestsWithTheNameOfAnotherHostAreRefused(t *testing.T) {
 		"sim.example:8080": 200, "rebound.example:8080": 421, "localhost.rebound.example": 421, "127.0.0.1.rebound.example": 421, "": 421,
 	} {
 		for _, target := range []string{"/", "/log.jsonl", "/static/page.js"} {
-			r := httptest.NewRequest("GET", target, nil)
+			r := httptest.NewRequest(http.MethodGet, target, nil)
 			r.Host = host
 			w := httptest.NewRecorder()
 			p.Handler().ServeHTTP(w, r)
@@ -234,7 +234,7 @@ type stream struct {
 // live opens a live view. Call it in a bubble; the view ends with the context.
 func live(ctx context.Context, t *testing.T, p *Page, target string) *stream {
 	r, w := io.Pipe()
-	request := httptest.NewRequestWithContext(ctx, "GET", target, nil)
+	request := httptest.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	request.Host = "localhost"
 	go func() {
 		p.Handler().ServeHTTP(&pipeWriter{header: http.Header{}, Writer: w}, request)
