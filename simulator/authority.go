@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -93,8 +94,8 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 }
 
 // server issues the certificate of the listeners, or a faulty one of a kind in
-// Rule.ServerCertificate.
-func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
+// Rule.ServerCertificate. names are host names and IP addresses that it has beside its own.
+func (a *authority) server(fault string, names []string, now time.Time) (*tls.Certificate, error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
@@ -102,6 +103,14 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:    []string{"localhost", globalName, enroll.DefaultHub},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	for _, name := range names {
+		switch ip := net.ParseIP(name); {
+		case ip != nil:
+			template.IPAddresses = append(template.IPAddresses, ip)
+		case !slices.Contains(template.DNSNames, name):
+			template.DNSNames = append(template.DNSNames, name)
+		}
 	}
 	switch fault {
 	case "expired":

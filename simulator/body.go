@@ -65,9 +65,12 @@ func parseBody(body []byte, registrationID string, strict bool) (registration, *
 	return wanted, nil
 }
 
+// codeUndecodable is the error code of a body that the service cannot decode.
+const codeUndecodable = 400012
+
 // undecodable refuses a body from which the service cannot make a DeviceRegistration.
 func undecodable(e enroll.Explanation) *enroll.Refusal {
-	return &enroll.Refusal{Code: 400012, Message: "Deserialization error.", Explanation: e}
+	return &enroll.Refusal{Code: codeUndecodable, Message: "Deserialization error.", Explanation: e}
 }
 
 // badRequest refuses a body whose values are wrong, with the reason as the message.

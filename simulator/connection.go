@@ -3,7 +3,6 @@ package simulator
 import (
 	"cmp"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"time"
@@ -18,6 +17,7 @@ type connection struct {
 	protocol string
 	raw      *rawConn
 	tls      *tls.Conn
+	service  string // what the client uses, for the log; "" if it did not connect
 	reason   string // why the connection ended, for the log
 }
 
@@ -40,7 +40,7 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c.run()
 
 	_ = c.raw.Close()
-	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
+	c.note(Entry{Packet: "CLOSE", Service: c.service, Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
@@ -99,6 +99,9 @@ func (c *connection) run() {
 	go func() { shaken <- c.tls.Handshake() }()
 	if err := <-shaken; err != nil {
 		c.reason = "TLS: " + err.Error()
+		if why, ok := explainTLS(err, c.raw.first); ok && !c.server.ended() {
+			c.refuse(Entry{}, "no TLS", why)
+		}
 		c.linger(nil)
 		return
 	}
@@ -132,7 +135,7 @@ func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
 		_, _ = w.Write(rule.GarbageBytes())
-		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes()), Raw: rule.GarbageBytes()})
 		c.reason = "scenario: garbage"
 		if rule.Silent {
 			c.hold()
@@ -174,10 +177,10 @@ func (c *connection) linger(reader <-chan *inbound) {
 }
 
 func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
-	certificate := c.server.certificate
+	certificate := c.server.certificate.Load()
 	if rule.ServerCertificate != "" {
 		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.now()); err != nil {
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, *c.server.hubNames.Load(), c.server.now()); err != nil {
 			return nil, err
 		}
 	}
@@ -205,7 +208,7 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			if state.Version <= tls.VersionTLS12 {
 				_, _ = c.raw.Write(alertRecord(rule.Alert))
 			}
-			return errors.New("scenario: alert")
+			return errScenario
 		}
 	}
 	return config, nil

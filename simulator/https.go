@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const (
 func (c *connection) serveHTTPS(read []byte) {
 	c.protocol = "https"
 	c.reason = "the client closed the connection"
-	conn := &httpConn{Conn: c.tls, raw: c.raw, read: read, ended: make(chan struct{})}
+	conn := &httpConn{Conn: c.tls, raw: c.raw, read: read, ended: make(chan struct{}), observed: c.server.log.observe != nil}
 	server := &http.Server{
 		Handler:           &deviceAPI{c: c, conn: conn},
 		ReadHeaderTimeout: connectTimeout,
@@ -49,15 +50,35 @@ type httpConn struct {
 	rule  atomic.Pointer[Rule] // of the answer that is being written; nil for none
 	close sync.Once
 	ended chan struct{} // closed by Close
+
+	observed bool // the bytes of the requests are recorded
+	mu       sync.Mutex
+	recorded []byte // since the last call of take
 }
 
-func (h *httpConn) Read(p []byte) (int, error) {
+func (h *httpConn) Read(p []byte) (n int, err error) {
 	if len(h.read) > 0 {
-		n := copy(p, h.read)
+		n = copy(p, h.read)
 		h.read = h.read[n:]
-		return n, nil
+	} else {
+		n, err = h.Conn.Read(p)
 	}
-	return h.Conn.Read(p)
+	if h.observed {
+		h.mu.Lock()
+		h.recorded = append(h.recorded, p[:n]...)
+		h.mu.Unlock()
+	}
+	return n, err
+}
+
+// take returns the bytes of the current request. They include the beginning of the next
+// request if the client did not wait.
+func (h *httpConn) take() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	raw := h.recorded
+	h.recorded = nil
+	return raw
 }
 
 func (h *httpConn) Write(p []byte) (int, error) {
@@ -122,7 +143,10 @@ var errNoMethod = errors.New("the path does not have this method")
 func parseAPIRequest(method string, target *url.URL) (apiRequest, error) {
 	parts := strings.Split(strings.TrimPrefix(target.EscapedPath(), "/"), "/")
 	for i := range parts {
-		parts[i], _ = url.PathUnescape(parts[i]) // EscapedPath is valid
+		var err error
+		if parts[i], err = url.PathUnescape(parts[i]); err != nil {
+			return apiRequest{}, errors.New("the path is not percent-encoded")
+		}
 	}
 	if len(parts) < 3 || parts[1] != "registrations" {
 		return apiRequest{}, errors.New("the service does not have this path")
@@ -153,6 +177,14 @@ type deviceAPI struct {
 	requests int
 }
 
+// explainPath explains a path or a method that the device API does not have.
+func explainPath(err error) enroll.Explanation {
+	return enroll.Explanation{
+		Reason:   err.Error(),
+		Expected: "PUT /{idScope}/registrations/{id}/register, GET /{idScope}/registrations/{id}/operations/{operationId} or POST /{idScope}/registrations/{id}",
+	}
+}
+
 // ServeHTTP answers one request of the connection.
 func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	server := d.c.server
@@ -161,17 +193,17 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := parseAPIRequest(r.Method, r.URL)
 	id := req.registrationID
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + r.URL.RequestURI(), Size: len(body)})
+	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + r.URL.RequestURI(), Size: len(body), Raw: d.conn.take()})
 	x := exchange{deviceAPI: d, w: w, r: r, req: req, rule: &Rule{}}
 	switch {
 	case errors.Is(err, errNoMethod):
-		x.refuse(enroll.Refusal{Code: 405000, Message: "Method not allowed.", Explanation: enroll.Explanation{Reason: err.Error(), Given: r.Method}})
+		x.refuse(&enroll.Refusal{Code: 405000, Message: "Method not allowed.", Explanation: explainPath(err)})
 		return
 	case err != nil:
-		x.refuse(enroll.Refusal{Code: 404000, Message: "Not found.", Explanation: enroll.Explanation{Reason: err.Error(), Given: enroll.Quote(r.URL.Path)}})
+		x.refuse(&enroll.Refusal{Code: 404000, Message: "Not found.", Explanation: explainPath(err)})
 		return
 	case errors.As(readErr, new(*http.MaxBytesError)):
-		x.refuse(enroll.Refusal{Code: 413000, Message: "The body is too large.", Explanation: enroll.Explanation{Reason: "the body is larger than 96 KB"}})
+		x.refuse(&enroll.Refusal{Code: 413000, Message: "The body is too large.", Explanation: enroll.Explanation{Reason: fmt.Sprintf("the body is larger than %d bytes", maxBody)}})
 		return
 	case readErr != nil:
 		d.abort(readErr.Error())
@@ -186,19 +218,23 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.instead()
 
-	who, refusal := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
-	if refusal != nil {
-		x.refuse(*refusal)
+	who, refused := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
+	if refused != nil {
+		x.refuse(refused)
 		return
 	}
 	if !pause(script.Settings.ReplyDelay, server.done) {
 		d.abort("the server has shut down")
 	}
+	detail := ""
+	if who.refused != nil {
+		detail = who.refused.Reason
+	}
 	if req.operation == operationLookup {
-		x.respond(server.service.lookup(who, server.now()))
+		x.respond(server.service.lookup(who, server.now()), detail)
 		return
 	}
-	x.respond(server.service.answer(request{poll: req.operation == operationPoll, operationID: req.operationID}, body, who, x.rule, server.now()))
+	x.respond(server.service.answer(request{poll: req.operation == operationPoll, operationID: req.operationID}, body, who, x.rule, server.now()), detail)
 }
 
 // authenticate checks who sends a request. A refusal that it returns is one before the
@@ -211,20 +247,20 @@ func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*p
 	}
 	switch {
 	case !enroll.IsRegistrationID(req.registrationID):
-		return refuse(400004, "Invalid registration ID.", enroll.Explanation{Reason: "the path does not contain a valid registration ID", Given: enroll.Quote(req.registrationID)})
+		return refuse(400004, "Invalid registration ID.", enroll.Explanation{Reason: enroll.Quote(req.registrationID) + " is not a registration ID"})
+	case req.apiVersion == "":
+		return refuse(400000, "The query parameter api-version is missing.", enroll.Explanation{Reason: "the request has no api-version", Expected: "?api-version=2019-03-31 or later"})
 	case !scenario.IsAPIVersion(req.apiVersion) || !set.Serves(req.apiVersion):
-		return refuse(400000, "Unknown api version.", enroll.Explanation{Reason: "the api-version is not supported", Given: enroll.Quote(req.apiVersion)})
+		return refuse(400000, "Unknown api version.", explainVersion(set, req.apiVersion))
 	case req.scope != server.material.scope:
-		return refuse(404000, "Device Provisioning Service not found.", enroll.Explanation{
-			Reason: "the ID scope does not match", Expected: server.material.scope, Given: enroll.Quote(req.scope),
-		})
+		return refuse(404000, "Device Provisioning Service not found.", server.explainScope(req.scope))
 	}
-	if reason := server.verify(who, req.scope, token, d.c.tls.ConnectionState()); reason != "" {
+	if why := server.verify(who, req.scope, token, d.c.tls.ConnectionState()); why.Reason != "" {
 		code, message := 401000, "Unauthorized"
 		if who.certificate {
 			code, message = 401002, "Invalid certificate."
 		}
-		return refuse(code, message, enroll.Explanation{Reason: reason})
+		return refuse(code, message, why)
 	}
 	return who, nil
 }
@@ -251,7 +287,7 @@ type exchange struct {
 func (x *exchange) instead() {
 	switch garbage := x.rule.GarbageBytes(); {
 	case len(garbage) > 0:
-		x.note(Entry{Packet: "GARBAGE", Size: len(garbage), RegistrationID: x.req.registrationID})
+		x.note(Entry{Packet: "GARBAGE", Size: len(garbage), RegistrationID: x.req.registrationID, Raw: garbage})
 		_, _ = x.conn.Write(garbage)
 		if x.rule.Silent {
 			x.wait()
@@ -289,18 +325,17 @@ func (x *exchange) wait() {
 }
 
 // refuse answers a request that is not for an operation, or whose sender is unknown.
-func (x *exchange) refuse(why enroll.Refusal) {
-	server := x.c.server
-	x.respond(reply{status: why.Code / 1000, retryAfter: "none", refusal: &why, body: errorDetails{
+func (x *exchange) refuse(why *enroll.Refusal) {
+	x.respond(reply{status: why.Code / 1000, retryAfter: "none", refusal: why, body: errorDetails{
 		ErrorCode:  why.Code,
-		TrackingID: server.seed.guid(fmt.Sprintf("tracking https %d %d", x.c.number, x.requests)),
+		TrackingID: x.c.server.seed.guid(fmt.Sprintf("tracking https %d %d", x.c.number, x.requests)),
 		Message:    why.Message,
-		Timestamp:  timestamp(server.now()),
-	}})
+		Timestamp:  timestamp(x.c.server.now()),
+	}}, why.Reason)
 }
 
-// respond sends a reply.
-func (x *exchange) respond(r reply) {
+// respond sends a reply. The detail is for the log.
+func (x *exchange) respond(r reply, detail string) {
 	body, err := r.encode(x.rule)
 	if err != nil { // every value here came from JSON
 		x.abort(err.Error())
@@ -332,13 +367,27 @@ func (x *exchange) respond(r reply) {
 	if x.rule.ByteByByte {
 		x.conn.rule.Store(x.rule)
 	}
-	detail := ""
-	if r.refusal != nil {
-		detail = r.refusal.String()
+	var raw []byte
+	if x.conn.observed {
+		header.Set("Date", x.c.server.now().UTC().Format(http.TimeFormat))
+		raw = head(status, header)
+		raw = append(raw, body...)
 	}
-	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail})
+	if r.refusal != nil {
+		x.c.refuse(Entry{RegistrationID: x.req.registrationID}, r.answer(), r.refusal.Explanation)
+	}
+	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail, Raw: raw})
 	x.w.WriteHeader(status)
 	_, _ = x.w.Write(body)
 	_ = http.NewResponseController(x.w).Flush()
 	x.then(x.rule.Then)
+}
+
+// head returns the head of a response as net/http writes it.
+func head(status int, header http.Header) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %03d %s\r\n", status, cmp.Or(http.StatusText(status), fmt.Sprintf("status code %d", status)))
+	_ = header.Write(&b) // a buffer accepts everything
+	b.WriteString("\r\n")
+	return b.Bytes()
 }

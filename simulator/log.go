@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// Entry is one line of the packet log. Entries contain no secrets: neither the user name
-// nor the password of a CONNECT is logged.
+// Entry is one line of the packet log. Entries contain no secrets: the password of a CONNECT is
+// never logged, and its user name only in a refusal because of it, without what looks like a key.
 type Entry struct {
 	// Connection numbers the connections in the order of their arrival, starting at 1.
 	Connection int       `json:"connection"`
@@ -23,9 +25,15 @@ type Entry struct {
 	// a packet.
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, REQUEST or RESPONSE over HTTPS, or OPEN, TLS,
-	// UPGRADE, GARBAGE, STALL, VIOLATION or CLOSE for an event of the connection.
-	Packet         string `json:"packet"`
+	// UPGRADE, GARBAGE, STALL, VIOLATION, REFUSAL or CLOSE for an event of the connection.
+	Packet string `json:"packet"`
+	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, with the CLOSE
+	// of MQTT, and with the requests over HTTPS.
+	Service        string `json:"service,omitempty"`
 	RegistrationID string `json:"registrationId,omitempty"`
+	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
+	Hub      string `json:"hub,omitempty"`
+	DeviceID string `json:"deviceId,omitempty"`
 	// Size is the size of the MQTT packet in bytes, including the fixed header, or the size of
 	// the body over HTTPS.
 	Size     int  `json:"size,omitempty"`
@@ -38,12 +46,18 @@ type Entry struct {
 	ReturnCode *int `json:"returnCode,omitempty"`
 	// Violation names the rule of MQTT or DPS that the client violated.
 	Violation string `json:"violation,omitempty"`
+	// Refusal explains an entry REFUSAL, which precedes the answer that refuses the device.
+	Refusal *enroll.Explanation `json:"refusal,omitempty"`
 	// Detail explains the entry: why a connection was refused or ended, the TLS version, or the
 	// HTTP path.
 	Detail string `json:"detail,omitempty"`
 	// BytesUp and BytesDown are set with CLOSE: all bytes of the TCP connection, including TLS.
 	BytesUp   int64 `json:"bytesUp,omitempty"`
 	BytesDown int64 `json:"bytesDown,omitempty"`
+	// Raw are the bytes of the packet, or of a REQUEST or RESPONSE with its header. Only
+	// Options.Observe receives them. Those of a CONNECT and of a REQUEST contain the password or the
+	// token.
+	Raw []byte `json:"-"`
 }
 
 // request is the request that a device makes with this entry. asked is false if there is none.
@@ -67,16 +81,17 @@ func (e Entry) request() (r request, asked bool) {
 	return r, false
 }
 
-// packetLog keeps entries and writes them as JSON lines.
+// packetLog keeps entries, writes them as JSON lines, and passes them to an observer.
 type packetLog struct {
 	mu      sync.Mutex
 	discard bool
 	out     *json.Encoder
+	observe func(Entry)
 	entries []Entry
 }
 
-func newPacketLog(w io.Writer, discard bool) *packetLog {
-	l := &packetLog{discard: discard}
+func newPacketLog(w io.Writer, discard bool, observe func(Entry)) *packetLog {
+	l := &packetLog{discard: discard, observe: observe}
 	if w != nil {
 		l.out = json.NewEncoder(w)
 		l.out.SetEscapeHTML(false)
@@ -92,6 +107,10 @@ func (l *packetLog) add(e Entry) {
 	if l.out != nil {
 		_ = l.out.Encode(e)
 	}
+	if l.observe != nil {
+		l.observe(e)
+	}
+	e.Raw = nil
 	if !l.discard {
 		l.entries = append(l.entries, e)
 	}

@@ -88,5 +88,5 @@ func (s *Server) ServiceKey() string { return base64.StdEncoding.EncodeToString(
 const ServiceKeyName = "provisioningserviceowner"
 
 // Certificate returns the certificate of the server, for listeners other than those of the
-// server itself.
-func (s *Server) Certificate() tls.Certificate { return *s.certificate }
+// server itself. It changes with the enrollments, because it contains the names of the hubs.
+func (s *Server) Certificate() *tls.Certificate { return s.certificate.Load() }

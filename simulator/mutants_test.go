@@ -38,11 +38,11 @@ var mutants = map[string][]edit{
 
 	"reserved flags pass":                  {{"mqtt/fixedheader.go", "default:\n\t\tif (hb>>0)&0x01 != 0 ||", "default:\n\t\tif false && (hb>>0)&0x01 != 0 ||"}, {"mqtt/fixedheader.go", "(hb>>1)&0x01 != 0 ||\n", "false &&\n"}, {"mqtt/fixedheader.go", "(hb>>2)&0x01 != 0 ||\n", "false &&\n"}, {"mqtt/fixedheader.go", "(hb>>3)&0x01 != 0 { // [MQTT-3.8.3-5]", "false { // [MQTT-3.8.3-5]"}},
 	"flags of SUBSCRIBE pass":              {{"mqtt/fixedheader.go", "if (hb>>0)&0x01 != 0 || (hb>>1)&0x01 != 1 || (hb>>2)&0x01 != 0 || (hb>>3)&0x01 != 0 {", "if false {"}},
-	"a remaining length has no end":        {{"wire.go", "if l.read == 4 {", "if l.read == 400 {"}},
-	"a longer form of a length is refused": {{"wire.go", "if remaining > maxPacket {", "if remaining > maxPacket || lengths.read > 1 && remaining < 128 {"}},
+	"a remaining length has no end":        {{"wire.go", "if len(l.read) == 5 {", "if len(l.read) == 500 {"}},
+	"a longer form of a length is refused": {{"wire.go", "if remaining > maxPacket {", "if remaining > maxPacket || head > 2 && remaining < 128 {"}},
 	"a packet of any size is awaited":      {{"wire.go", "if remaining > maxPacket {", "if remaining > 1<<30 {"}},
 	"any packet type passes":               {{"wire.go", "\t\treturn breach(\"%s: this server does not accept such a packet\", name)", "\t\treturn nil"}},
-	"a packet comes in one piece":          {{"wire.go", "if _, err := io.ReadFull(r, body); err != nil {", "if _, err := r.Read(body); err != nil {"}},
+	"a packet comes in one piece":          {{"wire.go", "if n, err := io.ReadFull(r, body); err != nil {", "if n, err := r.Read(body); err != nil {"}},
 	"data after a packet is lost":          {{"session.go", "in := readPacket(r)", "in := readPacket(bufio.NewReader(struct{ io.Reader }{r}))"}},
 	"an end is an end":                     {{"wire.go", "return io.ErrUnexpectedEOF", "return io.EOF"}},
 
@@ -69,7 +69,7 @@ var mutants = map[string][]edit{
 	"a password needs no user name":                    {{"wire.go", "case c.PasswordFlag && !c.UsernameFlag:", "case false:"}},
 	"silence lasts for ever":                           {{"session.go", "case s.connected && s.keepAlive > 0:", "case false:"}},
 	"a client is given up after one interval":          {{"session.go", "s.keepAlive * 3 / 2", "s.keepAlive"}},
-	"only a ping counts":                               {{"session.go", "s.lastPacket = time.Now()\n\t\ts.receive(in)", "if in.packet.FixedHeader.Type == packets.Pingreq {\n\t\t\ts.heard = time.Now()\n\t\t}\n\t\ts.receive(in)"}},
+	"only a ping counts":                               {{"session.go", "s.lastPacket = time.Now()\n\t\ts.receive(in)", "if in.packet.FixedHeader.Type == packets.Pingreq {\n\t\t\ts.lastPacket = time.Now()\n\t\t}\n\t\ts.receive(in)"}},
 	"a byte counts":                                    {{"session.go", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit) {", "if limit := s.silence(); !limit.IsZero() && !now.Before(limit.Add(s.c.raw.lastRead())) {"}, {"stream.go", "func (r *rawConn) closed() bool", "func (r *rawConn) lastRead() time.Duration { return time.Duration(r.up.Load()) * time.Second }\n\nfunc (r *rawConn) closed() bool"}},
 	"keep-alive 0 is an interval":                      {{"session.go", "case s.connected && s.keepAlive > 0:", "case s.connected:"}},
 	"an interval has 15 bits":                          {{"session.go", "time.Duration(p.Connect.Keepalive) * time.Second", "time.Duration(p.Connect.Keepalive&0x7fff) * time.Second"}},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -113,6 +114,17 @@ type reply struct {
 	refusal    *enroll.Refusal // nil unless the device does not get what it wants
 }
 
+// answer names a reply that refuses a device.
+func (r reply) answer() string {
+	switch body := r.body.(type) {
+	case errorDetails:
+		return fmt.Sprintf("%d, error code %d", r.status, body.ErrorCode)
+	case operationStatus:
+		return fmt.Sprintf("%d, status %s", r.status, body.Status)
+	}
+	return fmt.Sprint(r.status)
+}
+
 // scripted explains a refusal that is a fault of the scenario.
 var scripted = enroll.Explanation{Reason: "a rule of the scenario refuses this"}
 
@@ -205,11 +217,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	set := s.settings()
 
 	failure := func(status int, why *enroll.Refusal) reply {
-		details := errorDetails{ErrorCode: why.Code, Message: why.Message, Timestamp: timestamp(now)}
-		if why.Code != 400012 { // as in two published answers
-			details.TrackingID = s.trackingID(who.registrationID, d.replies)
-		}
-		return reply{status: status, retryAfter: "none", body: details, refusal: why}
+		return s.failure(who.registrationID, d.replies, status, why, now)
 	}
 	if rule.Status >= 400 && rule.State == "" {
 		return failure(rule.Status, &enroll.Refusal{
@@ -308,16 +316,16 @@ func (s *service) lookup(who *principal, now time.Time) reply {
 	s.devices[key] = d
 	d.replies++
 	refuse := func(why *enroll.Refusal) reply {
-		return reply{status: why.Code / 1000, retryAfter: "none", refusal: why, body: errorDetails{
-			ErrorCode: why.Code, TrackingID: s.trackingID(who.registrationID, d.replies), Message: why.Message, Timestamp: timestamp(now),
-		}}
+		return s.failure(who.registrationID, d.replies, why.Code/1000, why, now)
 	}
 	if who.refused != nil {
 		return refuse(who.refused)
 	}
 	record, assigned := s.records.get(who.registrationID)
 	if !assigned && d.operationID == "" {
-		return refuse(&enroll.Refusal{Code: 404201, Message: "Registration not found.", Explanation: enroll.Explanation{Reason: "the device has not registered"}})
+		return refuse(&enroll.Refusal{Code: 404201, Message: "Registration not found.", Explanation: enroll.Explanation{
+			Reason: "the device has not registered", Advice: "A lookup returns the state of a registration. It does not register the device.",
+		}})
 	}
 	state := "assigning"
 	if assigned {
@@ -327,9 +335,13 @@ func (s *service) lookup(who *principal, now time.Time) reply {
 	return reply{status: 200, retryAfter: "none", body: s.status(state, false, who, found, &Rule{}).State}
 }
 
-// trackingID identifies an error of a device.
-func (s *service) trackingID(registrationID string, n int) string {
-	return s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+// failure returns the n-th reply to a device as an error.
+func (s *service) failure(registrationID string, n, status int, why *enroll.Refusal, now time.Time) reply {
+	details := errorDetails{ErrorCode: why.Code, Message: why.Message, Timestamp: timestamp(now)}
+	if why.Code != codeUndecodable { // as in two published answers
+		details.TrackingID = s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+	}
+	return reply{status: status, retryAfter: "none", body: details, refusal: why}
 }
 
 // begin computes how an operation will end. An error is one of the request.
@@ -349,6 +361,10 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			o.assignment, o.keep = before, true
 			return o, nil
 		}
+	}
+	o.Attestation = hub.ByKey
+	if who.certificate {
+		o.Attestation = hub.ByCertificate
 	}
 	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
 	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // writeTimeout ends a connection whose client does not read.
@@ -45,6 +47,9 @@ type application interface {
 	unsubscribe(filters packets.Subscriptions)
 	// publish handles a message of the client. acked means that the PUBACK has been sent.
 	publish(rule *Rule, p *packets.Packet, acked bool)
+	// ended is called after the last packet of a connection that was accepted. disconnected
+	// means that the client has sent DISCONNECT.
+	ended(disconnected bool)
 }
 
 // session is the MQTT part of a connection. One goroutine reads packets, and another one does
@@ -55,20 +60,21 @@ type session struct {
 	stream io.ReadWriter
 	reader chan *inbound
 
-	app         application // nil before CONNECT
-	connected   bool
-	unacked     map[uint16]int  // messages to the client that await a PUBACK
-	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
-	waiting     bool            // the answer to a CONNECT or SUBSCRIBE is delayed
-	early       []*inbound      // packets that have arrived since then
-	keepAlive   time.Duration   // 0: no limit
-	lastPacket  time.Time
-	muted       bool // the server reads but sends nothing
-	events      []event
-	taken       chan struct{} // closed when another connection has the client identifier
-	over        bool
-	resetAtOver bool
-	closeCode   int // status of the close frame; 0 is 1000
+	app          application // nil before CONNECT
+	connected    bool
+	disconnected bool            // the client has sent DISCONNECT
+	unacked      map[uint16]int  // messages to the client that await a PUBACK
+	unanswered   map[uint16]bool // packet identifiers of the client that await their acknowledgement
+	waiting      bool            // the answer to a CONNECT or SUBSCRIBE is delayed
+	early        []*inbound      // packets that have arrived since then
+	keepAlive    time.Duration   // 0: no limit
+	lastPacket   time.Time
+	muted        bool // the server reads but sends nothing
+	events       []event
+	taken        chan struct{} // closed when another connection has the client identifier
+	over         bool
+	resetAtOver  bool
+	closeCode    int // status of the close frame; 0 is 1000
 }
 
 // event is a deferred action.
@@ -108,8 +114,14 @@ func (s *session) run() {
 		s.step()
 	}
 	close(stop)
+	if s.app != nil {
+		var e Entry
+		s.app.identify(&e)
+		s.c.service = e.Service
+	}
 	if s.connected {
 		s.c.server.leave(s.app.key(), s)
+		s.app.ended(s.disconnected)
 	}
 	if s.resetAtOver {
 		s.c.raw.reset()
@@ -214,6 +226,7 @@ func (s *session) end(reason string) {
 
 func (s *session) violate(reason string) {
 	s.note(Entry{Packet: "VIOLATION", Violation: reason})
+	s.refuse("the connection was closed", explainViolation(reason))
 	s.closeCode = websocket.ClosePolicyViolation
 	s.end("violation")
 }
@@ -225,18 +238,30 @@ func (s *session) note(e Entry) {
 	s.c.note(e)
 }
 
+// refuse records a refusal of the client.
+func (s *session) refuse(answer string, why enroll.Explanation) {
+	var e Entry
+	if s.app != nil {
+		s.app.identify(&e)
+	}
+	s.c.refuse(e, answer, why)
+}
+
 func (s *session) receive(in *inbound) {
 	if in.err != nil {
 		var v *violation
 		switch {
 		case errors.As(in.err, &v):
-			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size})
+			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size, Raw: in.raw})
 			if v.connack != 0 && s.app == nil {
 				s.connack(&Rule{}, v.connack, v.reason)
 			}
 			s.violate(v.reason)
 			s.closeCode = cmp.Or(v.closeCode, s.closeCode)
 		case errors.Is(in.err, io.EOF):
+			if s.app == nil && s.c.protocol == "mqtt" {
+				s.refuse("nothing", explainSilence())
+			}
 			s.end("the client closed the connection")
 		default:
 			s.end(in.err.Error())
@@ -249,7 +274,7 @@ func (s *session) receive(in *inbound) {
 	if first && kind == packets.Connect {
 		s.app = s.c.server.application(s, p) // the log and the rules know the client before the CONNECT is checked
 	}
-	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
+	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName, Raw: in.raw}
 	if kind == packets.Publish {
 		entry.QoS, entry.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 	}
@@ -331,7 +356,7 @@ func (s *session) resume() {
 func (s *session) act(rule *Rule, p *packets.Packet, acked bool) {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
-		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes()), Raw: rule.GarbageBytes()})
 		s.write(rule, rule.GarbageBytes())
 		if s.muted = rule.Silent; !s.muted {
 			s.end("scenario: garbage")
@@ -361,6 +386,7 @@ func (s *session) act(rule *Rule, p *packets.Packet, acked bool) {
 	case packets.Pingreq:
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
 	case packets.Disconnect:
+		s.disconnected = true
 		s.end("the client disconnected")
 	}
 	s.then(rule, rule.Then)
@@ -471,7 +497,7 @@ func (s *session) sendAll(rule *Rule, detail string, out ...packets.Packet) {
 			return
 		}
 		all = append(all, b...)
-		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail}
+		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail, Raw: b}
 		switch p.FixedHeader.Type {
 		case packets.Connack:
 			e.ReturnCode = new(int(p.ReasonCode))

@@ -28,6 +28,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -61,6 +62,16 @@ type Options struct {
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
 	// returns nothing.
 	DiscardLog bool
+	// OnTelemetry receives the messages that devices send to their assigned hub. It must return
+	// quickly, because the device waits for it. Nil ignores them.
+	OnTelemetry func(hub.Telemetry)
+	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
+	// violates the protocol. Nil ignores them. It is called from several goroutines.
+	OnRefusal func(Refusal)
+	// Observe receives each entry of the packet log, in the order of the log, with the bytes of
+	// its packet. It must return quickly, because all connections wait for it, and it must not
+	// modify the bytes. Nil means no observer.
+	Observe func(Entry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -74,16 +85,19 @@ type Options struct {
 type Server struct {
 	now         func() time.Time
 	onError     func(error)
+	onRefusal   func(Refusal)
 	seed        seed
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
 	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
 	changing    sync.Mutex                         // held while enrollments change
 	file        string                             // of the enrollments; "" for none
-	certificate *tls.Certificate
+	hubNames    atomic.Pointer[[]string]           // of the hubs that the enrollments can assign
+	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
 	service     *service
+	hub         *hub.Hub
 	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
@@ -91,7 +105,7 @@ type Server struct {
 	conns     map[*connection]bool
 	listeners []*listener
 	refused   map[string]time.Time // until when, by protocol
-	sessions  map[string]*session  // by lower-case client identifier
+	sessions  map[string]*session  // by the key of their application
 
 	done chan struct{} // closed under mu, by Close
 	wg   sync.WaitGroup
@@ -104,13 +118,17 @@ func New(o Options) (*Server, error) {
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
 		now:       o.Now,
 		seed:      seed(o.Seed),
-		log:       newPacketLog(o.PacketLog, o.DiscardLog),
+		log:       newPacketLog(o.PacketLog, o.DiscardLog, o.Observe),
 		conns:     map[*connection]bool{},
 		sessions:  map[string]*session{},
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
 		file:      o.EnrollmentsFile,
+		onRefusal: o.OnRefusal,
+	}
+	if s.onRefusal == nil {
+		s.onRefusal = func(Refusal) {}
 	}
 	if s.onError == nil {
 		s.onError = func(error) {}
@@ -124,6 +142,7 @@ func New(o Options) (*Server, error) {
 		settings: func() Settings { return s.script.Load().Settings },
 		issuing:  func() (*issuing, error) { return s.material.issuing() },
 	}
+	s.hub = s.newHub(o.OnTelemetry)
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
 	}
@@ -154,9 +173,6 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
-		return nil, err
-	}
-	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
 		return nil, err
 	}
 	if o.Directory != "" {
@@ -201,6 +217,16 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	return nil
 }
 
+// AddFault adds a rule before those of the scenario, without restarting their counters, and
+// returns its number. SetScenario removes it.
+func (s *Server) AddFault(r Rule) (number int, err error) { return s.script.Load().Add(r) }
+
+// RemoveFault removes a rule that AddFault added, and reports whether it existed.
+func (s *Server) RemoveFault(number int) bool { return s.script.Load().Remove(number) }
+
+// Faults returns the rules that AddFault added, the newest first.
+func (s *Server) Faults() []scenario.Added { return s.script.Load().Added() }
+
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
@@ -212,11 +238,19 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 // setEnrollments does what SetEnrollments does. The caller holds s.changing.
 func (s *Server) setEnrollments(e *enroll.Enrollments) error {
 	entries, err := enroll.Compile(e)
-	if err == nil {
-		s.entries.Store(&entries)
-		s.enrollments.Store(e)
+	if err != nil {
+		return err
 	}
-	return err
+	names := allNames(entries.Hubs())
+	certificate, err := s.material.server.server("", names, s.now())
+	if err != nil {
+		return err
+	}
+	s.entries.Store(&entries)
+	s.enrollments.Store(e)
+	s.hubNames.Store(&names)
+	s.certificate.Store(certificate)
+	return nil
 }
 
 // IssuingRoot returns the root of the certificates that are issued for CSRs, as PEM.
@@ -301,38 +335,42 @@ type principal struct {
 	refused        *enroll.Refusal // reported in the register answer
 }
 
-// authenticate checks a CONNECT, and returns a CONNACK return code and the identity. Like
-// the service, it reports a wrong credential only in the answer to the register request.
-func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
+// authenticate checks a CONNECT, and returns a CONNACK return code, its reason, and the
+// identity. Like the service, it reports a wrong credential only in the answer to the register
+// request.
+func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, enroll.Explanation) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
 	who.features = set.Features[u.apiVersion]
 	switch {
 	case err != nil:
-		return who, 5, err.Error()
+		return who, 5, explainUserName(user, err)
 	case u.scope != s.material.scope:
-		return who, 3, "the ID scope does not match"
+		return who, 3, s.explainScope(u.scope)
 	case clientID != u.registrationID:
-		return who, 5, "the client identifier is not the registration ID"
+		return who, 5, enroll.Explanation{
+			Reason: "the client identifier is not the registration ID", Expected: enroll.Quote(u.registrationID), Given: enroll.Quote(clientID),
+			Advice: "The client identifier must be the registration ID of the user name, letter by letter.",
+		}
 	case !set.Serves(u.apiVersion):
-		return who, 5, "the api-version is not supported"
+		return who, 5, explainVersion(set, u.apiVersion)
 	}
-	if reason := s.verify(who, u.scope, string(password), state); reason != "" {
-		return who, 5, reason
+	if why := s.verify(who, u.scope, string(password), state); why.Reason != "" {
+		return who, 5, why
 	}
-	if who.refused == nil {
-		return who, 0, ""
+	switch {
+	case who.refused == nil:
+		return who, 0, enroll.Explanation{}
+	case set.Refuse == "early":
+		return who, 5, who.refused.Explanation
 	}
-	if set.Refuse == "early" {
-		return who, 5, who.refused.Reason
-	}
-	return who, 0, "will be refused: " + who.refused.Reason
+	return who, 0, enroll.Explanation{Reason: "will be refused: " + who.refused.Reason}
 }
 
 // verify checks the credential of a device, and adds its enrollment or the refusal to its
-// identity. It returns why there is no credential to check, or "".
-func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) string {
+// identity. It returns why there is no credential to check, or the zero value.
+func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) enroll.Explanation {
 	entries := *s.entries.Load()
 	var found *enroll.Entry
 	switch {
@@ -341,28 +379,36 @@ func (s *Server) verify(who *principal, scope, token string, state tls.Connectio
 	case len(state.PeerCertificates) > 0:
 		who.certificate = true
 		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, who.registrationID) {
-			return "the certificate's common name is not the registration ID"
+			return enroll.Explanation{
+				Reason: "the certificate's common name is not the registration ID", Expected: enroll.Quote(who.registrationID), Given: enroll.Quote(cn),
+			}
 		}
 		found, who.refused = entries.ByCertificate(who.registrationID, state, s.now())
 	default:
-		return "neither a token nor a certificate"
+		return enroll.Explanation{
+			Reason: "neither a token nor a certificate", Expected: "a SAS token as the password, or a client certificate in TLS", Given: "neither of them",
+			Advice: "Check that the program has read its key or its certificate.",
+		}
 	}
 	if found != nil {
 		who.enrollment = found
 	}
-	return ""
+	return enroll.Explanation{}
 }
 
 // application returns the service that a CONNECT addresses.
 func (s *Server) application(mine *session, connect *packets.Packet) application {
+	name := mine.c.tls.ConnectionState().ServerName
+	if hub.Addressed(string(connect.Connect.Username), name, *s.hubNames.Load()) {
+		return newHubSession(mine, connect)
+	}
 	return newProvisioning(mine, connect)
 }
 
-// take makes a session the only one with its client identifier [MQTT-3.1.4-2].
-func (s *Server) take(clientID string, mine *session) {
+// take makes a session the only one with its key [MQTT-3.1.4-2].
+func (s *Server) take(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := strings.ToLower(clientID)
 	if other := s.sessions[key]; other != nil {
 		close(other.taken)
 	}
@@ -370,10 +416,10 @@ func (s *Server) take(clientID string, mine *session) {
 }
 
 // leave undoes take.
-func (s *Server) leave(clientID string, mine *session) {
+func (s *Server) leave(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if key := strings.ToLower(clientID); s.sessions[key] == mine {
+	if s.sessions[key] == mine {
 		delete(s.sessions, key)
 	}
 }

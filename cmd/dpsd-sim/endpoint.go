@@ -17,6 +17,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/page"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -32,9 +33,9 @@ const freePort = serverName + ":0"
 // flags holds the flags that serve and exec share.
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog string
+	page                                                   pageFlags
 	seed                                                   uint64
 	fast, quiet                                            bool
-	service                                                serviceFlags
 }
 
 // dirUsage describes --dir.
@@ -44,11 +45,11 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
 	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
-	f.service.add(c, service)
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)")
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	f.page.add(c, service)
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
 	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
 	// Errors occur only for flags that do not exist.
@@ -73,7 +74,7 @@ type endpoint struct {
 	WebSocketPort int    `json:"webSocketPort,omitempty"`
 	MQTT          string `json:"mqtt,omitempty"`      // address in use
 	WebSocket     string `json:"webSocket,omitempty"` // address in use
-	Service       string `json:"service,omitempty"`   // address in use
+	Page          string `json:"page,omitempty"`      // URL
 	ServicePort   int    `json:"servicePort,omitempty"`
 	IDScope       string `json:"idScope"`
 	CAFile        string `json:"caFile"`
@@ -82,10 +83,11 @@ type endpoint struct {
 	ConnectionFile string `json:"serviceConnectionFile,omitempty"`
 
 	server      *simulator.Server
+	page        *http.Server
 	log         *os.File
+	refusals    *printer // nil for none
 	file        string
 	enrollments string // the file
-	service     *http.Server
 	connection  string // of the service API
 }
 
@@ -123,11 +125,19 @@ func (f *flags) open() (e *endpoint, err error) {
 			e.close()
 		}
 	}()
+	if !f.quiet {
+		e.refusals = newPrinter(os.Stderr)
+		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
+	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
 			return e, err
 		}
 		o.PacketLog = e.log
+	}
+	feed := &page.Feed{}
+	if f.page.service != "" {
+		o.Observe = feed.Add
 	}
 	if e.server, err = simulator.New(o); err != nil {
 		return e, err
@@ -143,7 +153,7 @@ func (f *flags) open() (e *endpoint, err error) {
 	if e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket); err != nil {
 		return e, err
 	}
-	if err := e.openService(f.service); err != nil {
+	if err := e.openPage(f.page, feed); err != nil {
 		return e, err
 	}
 	return e, e.write()
@@ -210,10 +220,16 @@ func (e *endpoint) write() error {
 
 // close ends all connections and removes endpoint.json.
 func (e *endpoint) close() {
+	if e.page != nil {
+		_ = e.page.Close() // also ends the views of browsers
+	}
 	e.closeService()
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)
+	}
+	if e.refusals != nil {
+		e.refusals.close()
 	}
 	if e.log != nil {
 		_ = e.log.Close()

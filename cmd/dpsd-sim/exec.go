@@ -79,6 +79,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		return err
 	}
 	defer e.close()
+	if e.Page != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: the page is at %s\n", e.Page)
+	}
 	environment, err := e.environment(id)
 	if err != nil {
 		return err

@@ -148,6 +148,8 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 	}
 	checkFields(*r, r.On, bad)
 	bad.Pattern("registration_id", r.RegistrationID)
+	bad.Pattern("hub", r.Hub)
+	bad.Pattern("device", r.Device)
 	bad.OneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
 	bad.OneOf("frames", r.Frames, Frames...)
 	if r.Protocol == "https" && r.On != OnRegister && r.On != OnPoll {

@@ -692,7 +692,7 @@ func TestListener(t *testing.T) {
 	server := &http.Server{Handler: a, ReadHeaderTimeout: time.Minute}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- server.Serve(serviceapi.Listener(inner, &tls.Config{Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS12}))
+		ended <- server.Serve(serviceapi.Listener(inner, &tls.Config{Certificates: []tls.Certificate{*own}, MinVersion: tls.VersionTLS12}))
 	}()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.server.CA())
