@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +36,7 @@ const MaxCommonName = 64
 // authority is a certificate authority with its key.
 type authority struct {
 	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
+	key         crypto.Signer
 }
 
 // newAuthority creates an authority that is signed by its parent or, without one, self-signed.
@@ -66,7 +68,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 // sign creates the certificate of a public key.
 func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certificate, error) {
 	template.SerialNumber = serial()
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steadySigner{a.key})
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steady(a.key))
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +95,8 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 }
 
 // server issues the certificate of the listeners, or a faulty one of a kind in
-// Rule.ServerCertificate.
-func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error) {
+// Rule.ServerCertificate. names are host names and IP addresses that it has beside its own.
+func (a *authority) server(fault string, names []string, now time.Time) (*tls.Certificate, error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
@@ -102,6 +104,14 @@ func (a *authority) server(fault string, now time.Time) (*tls.Certificate, error
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:    []string{"localhost", globalName, enroll.DefaultHub},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	for _, name := range names {
+		switch ip := net.ParseIP(name); {
+		case ip != nil:
+			template.IPAddresses = append(template.IPAddresses, ip)
+		case !slices.Contains(template.DNSNames, name):
+			template.DNSNames = append(template.DNSNames, name)
+		}
 	}
 	switch fault {
 	case "expired":
@@ -150,7 +160,7 @@ func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+func keyPEM(key crypto.Signer) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err

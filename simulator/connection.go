@@ -177,7 +177,7 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 	certificate := c.server.certificate
 	if rule.ServerCertificate != "" {
 		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.now()); err != nil {
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.names, c.server.now()); err != nil {
 			return nil, err
 		}
 	}

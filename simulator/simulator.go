@@ -12,6 +12,7 @@
 package simulator
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -49,6 +50,11 @@ type Options struct {
 	// Enrollments define which devices may register. Nil means the directory's
 	// enrollments.toml, or, in memory, one symmetric-key group and one X.509 group.
 	Enrollments *enroll.Enrollments
+	// DefaultHub is the host name of the hub that devices are assigned if no hub is linked and
+	// their enrollment names none. If it is empty, it is enroll.DefaultHub.
+	DefaultHub string
+	// Names are further host names and IP addresses of the server's certificate.
+	Names []string
 	// PacketLog receives one JSON object per line, see Entry. Nil means no output.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
@@ -68,6 +74,8 @@ type Server struct {
 	now         func() time.Time
 	onError     func(error)
 	seed        seed
+	defaultHub  string
+	names       []string
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
 	certificate *tls.Certificate
@@ -100,6 +108,9 @@ func New(o Options) (*Server, error) {
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
+
+		defaultHub: o.DefaultHub,
+		names:      o.Names,
 	}
 	if s.onError == nil {
 		s.onError = func(error) {}
@@ -144,7 +155,7 @@ func New(o Options) (*Server, error) {
 	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
 		return nil, err
 	}
-	if s.certificate, err = s.material.server.server("", s.now()); err != nil {
+	if s.certificate, err = s.material.server.server("", s.names, s.now()); err != nil {
 		return nil, err
 	}
 	if o.Directory != "" {
@@ -192,7 +203,9 @@ func (s *Server) SetScenario(sc *Scenario) error {
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
-	entries, err := enroll.Compile(e)
+	own := *e
+	own.DefaultHub = cmp.Or(e.DefaultHub, s.defaultHub)
+	entries, err := enroll.Compile(&own)
 	if err == nil {
 		s.entries.Store(&entries)
 	}
