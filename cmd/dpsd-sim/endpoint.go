@@ -29,8 +29,9 @@ const endpointFile = "endpoint.json"
 const serverName = "localhost"
 
 // defaultHub is the hub that serve and exec assign if the enrollments name none. Clients connect
-// to its own ports, 8883 and 443, so its name must be that of this machine.
-const defaultHub = serverName
+// to its own ports, 8883 and 443, so it is this machine. It is not localhost, because the SDKs for
+// Java and C require a dot in the name of a hub.
+const defaultHub = "127.0.0.1"
 
 // freePort selects a port that the kernel chooses, at both loopback addresses.
 const freePort = serverName + ":0"

@@ -129,7 +129,7 @@ func TestEveryClientIsAssignedAndConnectsToItsHub(t *testing.T) {
 			if proof == "" {
 				proof = "telemetry sent"
 			}
-			if want := "assigned localhost " + device + "\n" + proof + "\n"; r.err != nil || r.stdout != want {
+			if want := "assigned 127.0.0.1 " + device + "\n" + proof + "\n"; r.err != nil || r.stdout != want {
 				t.Errorf("%v: it printed %q, want %q", r.err, r.stdout, want)
 			}
 			if r.violations != "" {
