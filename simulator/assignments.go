@@ -16,6 +16,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 )
 
 // assignmentInterval is the minimum time between two writes of the file, so that a
@@ -28,6 +29,7 @@ type assignment struct {
 	Hub            string          `json:"assignedHub"`
 	Profile        string          `json:"connectionProfile,omitempty"`
 	DeviceID       string          `json:"deviceId"`
+	Attestation    string          `json:"attestation,omitempty"` // hub.ByKey, hub.ByCertificate, or "" if it is not known
 	Substatus      string          `json:"substatus"`
 	Created        time.Time       `json:"createdDateTimeUtc"`
 	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
@@ -79,6 +81,23 @@ func (a *assignments) get(registrationID string) (assignment, bool) {
 	defer a.mu.Unlock()
 	r, ok := a.all[strings.ToLower(registrationID)]
 	return r, ok
+}
+
+// find returns the assignment of a device ID at a hub. Most devices have their registration ID
+// as their device ID, so these are found without a search.
+func (a *assignments) find(name, deviceID string) (assignment, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	is := func(r assignment) bool { return r.DeviceID == deviceID && hub.Same(r.Hub, name) }
+	if r, ok := a.all[strings.ToLower(deviceID)]; ok && is(r) {
+		return r, true
+	}
+	for _, r := range a.all {
+		if is(r) {
+			return r, true
+		}
+	}
+	return assignment{}, false
 }
 
 func (a *assignments) put(r assignment) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/scenario"
@@ -18,6 +19,7 @@ type connection struct {
 	protocol string
 	raw      *rawConn
 	tls      *tls.Conn
+	service  string // what the client uses, for the log; "" if it did not connect
 	reason   string // why the connection ended, for the log
 }
 
@@ -40,7 +42,7 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c.run()
 
 	_ = c.raw.Close()
-	c.note(Entry{Packet: "CLOSE", Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
+	c.note(Entry{Packet: "CLOSE", Service: c.service, Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
@@ -174,10 +176,10 @@ func (c *connection) linger(reader <-chan *inbound) {
 }
 
 func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
-	certificate := c.server.certificate
+	certificate := c.server.certificate.Load()
 	if rule.ServerCertificate != "" {
 		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, c.server.names, c.server.now()); err != nil {
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, append(slices.Clone(c.server.names), *c.server.hubNames.Load()...), c.server.now()); err != nil {
 			return nil, err
 		}
 	}

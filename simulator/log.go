@@ -3,7 +3,9 @@ package simulator
 import (
 	"encoding/json"
 	"io"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -14,21 +16,32 @@ type Entry struct {
 	// Connection numbers the connections in the order of their arrival, starting at 1.
 	Connection int       `json:"connection"`
 	Time       time.Time `json:"time"`
-	Protocol   string    `json:"protocol"` // "mqtt" or "websocket": the listener
+	// Protocol is "mqtt" or "websocket", the listener. A connection to the listener for
+	// WebSocket whose first request does not start a WebSocket has "https" from then on.
+	Protocol string `json:"protocol"`
 	// Direction is "up" from the client, "down" to the client, and "" for an entry that is not
 	// a packet.
 	Direction string `json:"direction,omitempty"`
-	// Packet is an MQTT packet type in capitals, or OPEN, TLS, UPGRADE, GARBAGE, STALL,
-	// VIOLATION or CLOSE for an event of the connection.
-	Packet         string `json:"packet"`
+	// Packet is an MQTT packet type in capitals, REQUEST or RESPONSE over HTTPS, or OPEN, TLS,
+	// UPGRADE, GARBAGE, STALL, VIOLATION or CLOSE for an event of the connection.
+	Packet string `json:"packet"`
+	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, with the CLOSE
+	// of MQTT, and with the requests over HTTPS.
+	Service        string `json:"service,omitempty"`
 	RegistrationID string `json:"registrationId,omitempty"`
-	// Size is the size of the MQTT packet in bytes, including the fixed header.
-	Size       int    `json:"size,omitempty"`
-	PacketID   int    `json:"packetId,omitempty"`
-	QoS        int    `json:"qos,omitempty"`
-	Dup        bool   `json:"dup,omitempty"`
-	Topic      string `json:"topic,omitempty"`
-	ReturnCode *int   `json:"returnCode,omitempty"` // of CONNACK and SUBACK
+	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
+	Hub      string `json:"hub,omitempty"`
+	DeviceID string `json:"deviceId,omitempty"`
+	// Size is the size of the MQTT packet in bytes, including the fixed header, or the size of
+	// the body over HTTPS.
+	Size     int  `json:"size,omitempty"`
+	PacketID int  `json:"packetId,omitempty"`
+	QoS      int  `json:"qos,omitempty"`
+	Dup      bool `json:"dup,omitempty"`
+	// Topic is the topic of a PUBLISH, or the method and the target of a REQUEST.
+	Topic string `json:"topic,omitempty"`
+	// ReturnCode is that of CONNACK and SUBACK, or the status of a RESPONSE.
+	ReturnCode *int `json:"returnCode,omitempty"`
 	// Violation names the rule of MQTT or DPS that the client violated.
 	Violation string `json:"violation,omitempty"`
 	// Detail explains the entry: why a connection was refused or ended, the TLS version, or the
@@ -41,11 +54,23 @@ type Entry struct {
 
 // request is the request that a device makes with this entry. asked is false if there is none.
 func (e Entry) request() (r request, asked bool) {
-	if e.Packet != "PUBLISH" || e.Direction != "up" {
-		return r, false
+	switch e.Packet {
+	case "PUBLISH":
+		if e.Direction != "up" {
+			return r, false
+		}
+		r, err := parseRequest(e.Topic)
+		return r, err == nil
+	case "REQUEST":
+		method, target, _ := strings.Cut(e.Topic, " ")
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			return r, false
+		}
+		api, err := parseAPIRequest(method, u)
+		return request{poll: api.operation == operationPoll, operationID: api.operationID}, err == nil && api.operation != operationLookup
 	}
-	r, err := parseRequest(e.Topic)
-	return r, err == nil
+	return r, false
 }
 
 // packetLog keeps entries and writes them as JSON lines.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -112,6 +113,24 @@ type reply struct {
 	body       any
 }
 
+// encode returns the body as the rule modifies it.
+func (r reply) encode(rule *Rule) ([]byte, error) {
+	text, err := enroll.JSON(r.body)
+	if err == nil && len(rule.Omit) > 0 {
+		text, err = without(rule.Omit, text)
+	}
+	if rule.Body != nil {
+		text = []byte(*rule.Body)
+	}
+	if n := rule.Pad - len(text); n > 0 {
+		text = append(text, bytes.Repeat([]byte{' '}, n)...)
+	}
+	if rule.Cut > 0 && rule.Cut < len(text) {
+		text = text[:rule.Cut]
+	}
+	return text, err
+}
+
 // device is what the running service knows about a registration ID.
 type device struct {
 	operationID string
@@ -168,7 +187,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	failure := func(status, code int, message string) reply {
 		return reply{status: status, retryAfter: "none", body: errorDetails{
 			ErrorCode:  code,
-			TrackingID: s.seed.guid(fmt.Sprintf("tracking %s %d", who.registrationID, d.replies)),
+			TrackingID: s.trackingID(who.registrationID, d.replies),
 			Message:    message,
 			Timestamp:  timestamp(now),
 		}}
@@ -246,6 +265,40 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	return r
 }
 
+// lookup returns the state of a registration that has ended or is in progress. Certificates
+// are returned only once, by the operation.
+func (s *service) lookup(who *principal, now time.Time) reply {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := strings.ToLower(who.registrationID)
+	d := cmp.Or(s.devices[key], &device{})
+	s.devices[key] = d
+	d.replies++
+	refuse := func(code int, message string) reply {
+		return reply{status: code / 1000, retryAfter: "none", body: errorDetails{
+			ErrorCode: code, TrackingID: s.trackingID(who.registrationID, d.replies), Message: message, Timestamp: timestamp(now),
+		}}
+	}
+	if who.refused != nil {
+		return refuse(who.refused.Code, who.refused.Message)
+	}
+	record, assigned := s.records.get(who.registrationID)
+	if !assigned && d.operationID == "" {
+		return refuse(404201, "Registration not found.")
+	}
+	state := "assigning"
+	if assigned {
+		state = "assigned"
+	}
+	found := &device{outcome: &outcome{assignment: record}}
+	return reply{status: 200, retryAfter: "none", body: s.status(state, false, who, found, &Rule{}).State}
+}
+
+// trackingID identifies an error of a device.
+func (s *service) trackingID(registrationID string, n int) string {
+	return s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+}
+
 // begin computes how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
 	grant := who.enrollment
@@ -276,6 +329,10 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 			o.assignment, o.keep = before, true
 			return o, nil
 		}
+	}
+	o.Attestation = hub.ByKey
+	if who.certificate {
+		o.Attestation = hub.ByCertificate
 	}
 	o.DeviceID = cmp.Or(who.enrollment.DeviceID, who.registrationID)
 	placed := who.enrollment.Place(who.registrationID, o.DeviceID, wanted.payload)

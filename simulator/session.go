@@ -2,30 +2,53 @@ package simulator
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
-
-	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // writeTimeout ends a connection whose client does not read.
 const writeTimeout = 30 * time.Second
 
-// maxEarly is how many packets may wait for the CONNACK.
+// maxEarly is how many packets may wait for the answer to an earlier one.
 const maxEarly = 64
 
 // firstPacketID is the first packet identifier of the service. The service uses a number
 // again as soon as it has been acknowledged.
 const firstPacketID = 2
+
+// application is the service that a client uses over MQTT: DPS, or a hub. The CONNECT selects
+// it. A session calls its methods from one goroutine.
+type application interface {
+	// identify completes an entry of the packet log.
+	identify(e *Entry)
+	// key identifies the client: only one connection may have it.
+	key() string
+	// replaced is why a connection ends when a newer one has the same key.
+	replaced() string
+	// check returns an error if a packet violates a rule that is not one of MQTT.
+	check(p *packets.Packet) error
+	// rule returns the rule of the scenario that acts on a packet.
+	rule(p *packets.Packet) *Rule
+	// connect checks a CONNECT, and returns the return code of the CONNACK and its reason.
+	connect(rule *Rule, p *packets.Packet) (code int, detail string)
+	// subscribe adds filters, for which it may change the return codes of the SUBACK. It
+	// returns the packets to send before the SUBACK.
+	subscribe(rule *Rule, filters packets.Subscriptions, codes []byte) []packets.Packet
+	// unsubscribe removes filters.
+	unsubscribe(filters packets.Subscriptions)
+	// publish handles a message of the client. acked means that the PUBACK has been sent.
+	publish(rule *Rule, p *packets.Packet, acked bool)
+	// ended is called after the last packet of a connection that was accepted. disconnected
+	// means that the client has sent DISCONNECT.
+	ended(disconnected bool)
+}
 
 // session is the MQTT part of a connection. One goroutine reads packets, and another one does
 // everything else. Therefore the server always reads, and two writers never wait for each
@@ -35,22 +58,21 @@ type session struct {
 	stream io.ReadWriter
 	reader chan *inbound
 
-	who         *principal
-	connected   bool
-	subscribed  bool
-	granted     byte
-	unacked     map[uint16]int  // replies that await a PUBACK
-	unanswered  map[uint16]bool // packet identifiers of the client that await their acknowledgement
-	early       []*inbound      // packets that followed a CONNECT that is still being checked
-	previous    byte            // type of the previous packet
-	keepAlive   time.Duration   // 0: no limit
-	lastPacket  time.Time
-	muted       bool // the server reads but sends nothing
-	events      []event
-	taken       chan struct{} // closed when another connection has the client identifier
-	over        bool
-	resetAtOver bool
-	closeCode   int // status of the close frame; 0 is 1000
+	app          application // nil before CONNECT
+	connected    bool
+	disconnected bool            // the client has sent DISCONNECT
+	unacked      map[uint16]int  // messages to the client that await a PUBACK
+	unanswered   map[uint16]bool // packet identifiers of the client that await their acknowledgement
+	waiting      bool            // the answer to a CONNECT or SUBSCRIBE is delayed
+	early        []*inbound      // packets that have arrived since then
+	keepAlive    time.Duration   // 0: no limit
+	lastPacket   time.Time
+	muted        bool // the server reads but sends nothing
+	events       []event
+	taken        chan struct{} // closed when another connection has the client identifier
+	over         bool
+	resetAtOver  bool
+	closeCode    int // status of the close frame; 0 is 1000
 }
 
 // event is a deferred action.
@@ -90,8 +112,14 @@ func (s *session) run() {
 		s.step()
 	}
 	close(stop)
-	if s.who != nil {
-		s.c.server.leave(s.who.registrationID, s)
+	if s.app != nil {
+		var e Entry
+		s.app.identify(&e)
+		s.c.service = e.Service
+	}
+	if s.connected {
+		s.c.server.leave(s.app.key(), s)
+		s.app.ended(s.disconnected)
 	}
 	if s.resetAtOver {
 		s.c.raw.reset()
@@ -121,7 +149,7 @@ func (s *session) step() {
 	case <-due:
 		s.elapse(time.Now())
 	case <-s.taken:
-		s.end("another connection has taken over the client identifier [MQTT-3.1.4-2]")
+		s.end(s.app.replaced())
 	case <-s.c.server.done:
 		s.closeCode = websocket.CloseGoingAway
 		s.end("the server has shut down")
@@ -147,7 +175,7 @@ func (s *session) deadline() time.Time {
 func (s *session) silence() time.Time {
 	switch {
 	case s.c.raw.readStalled.Load(): // our stall is not the client's silence
-	case !s.connected && s.previous == 0:
+	case s.app == nil:
 		return s.lastPacket.Add(connectTimeout)
 	case s.connected && s.keepAlive > 0:
 		return s.lastPacket.Add(s.keepAlive * 3 / 2)
@@ -201,8 +229,8 @@ func (s *session) violate(reason string) {
 }
 
 func (s *session) note(e Entry) {
-	if s.who != nil {
-		e.RegistrationID = s.who.registrationID
+	if s.app != nil {
+		s.app.identify(&e)
 	}
 	s.c.note(e)
 }
@@ -213,7 +241,7 @@ func (s *session) receive(in *inbound) {
 		switch {
 		case errors.As(in.err, &v):
 			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size})
-			if v.connack != 0 && !s.connected && !s.muted && s.previous == 0 {
+			if v.connack != 0 && s.app == nil {
 				s.connack(&Rule{}, v.connack, v.reason)
 			}
 			s.violate(v.reason)
@@ -227,48 +255,39 @@ func (s *session) receive(in *inbound) {
 	}
 	p := &in.packet
 	kind := p.FixedHeader.Type
-	if kind == packets.Connect && s.previous == 0 {
-		// The registration ID is known to the log and the rules before the CONNECT is checked.
-		u, _ := parseUserName(string(p.Connect.Username))
-		s.who = &principal{registrationID: cmp.Or(u.registrationID, p.Connect.ClientIdentifier), enrollment: &enroll.Entry{}}
+	first := s.app == nil
+	if first && kind == packets.Connect {
+		s.app = s.c.server.application(s, p) // the log and the rules know the client before the CONNECT is checked
 	}
 	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
 	if kind == packets.Publish {
 		entry.QoS, entry.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 	}
 	s.note(entry)
-	previous := s.previous
-	s.previous = kind
-	if s.muted {
-		return
-	}
 	switch {
-	case previous == 0 && kind != packets.Connect:
+	case s.muted:
+	case first && kind != packets.Connect:
 		s.violate(packetName(kind) + " before CONNECT [MQTT-3.1.0-1]")
-		return
-	case previous != 0 && kind == packets.Connect:
+	case !first && kind == packets.Connect:
 		s.violate("a second CONNECT [MQTT-3.1.0-2]")
-		return
-	case kind != packets.Connect && !s.connected:
-		// A client need not wait for the CONNACK [MQTT-3.1.4-5, non-normative].
+	case s.waiting:
+		// A client need not wait for the CONNACK [MQTT-3.1.4-5, non-normative], nor for a SUBACK.
 		if s.early = append(s.early, in); len(s.early) > maxEarly {
-			s.violate("too many packets before the CONNACK")
+			s.violate("too many packets before the answer to an earlier one")
 		}
-		return
+	default:
+		s.handle(in)
 	}
-	s.handle(in, previous)
 }
 
-// stageOf maps packets of the client to the stages that they begin. A PUBLISH can also be a poll.
-var stageOf = map[byte]Stage{
-	packets.Connect: OnConnect, packets.Subscribe: OnSubscribe, packets.Publish: OnRegister, packets.Puback: OnPuback,
-	packets.Unsubscribe: OnUnsubscribe, packets.Pingreq: OnPing, packets.Disconnect: OnDisconnect,
-}
-
-// handle handles the next packet.
-func (s *session) handle(in *inbound, previous byte) {
+// handle handles the next packet. The answer may be delayed.
+func (s *session) handle(in *inbound) {
 	p := &in.packet
 	kind := p.FixedHeader.Type
+	if err := s.app.check(p); err != nil {
+		s.violate(packetName(kind) + ": " + err.Error())
+		return
+	}
 	if p.PacketID != 0 && kind != packets.Puback {
 		again := kind == packets.Publish && p.FixedHeader.Dup
 		if s.unanswered[p.PacketID] && !again {
@@ -277,28 +296,10 @@ func (s *session) handle(in *inbound, previous byte) {
 		}
 		s.unanswered[p.PacketID] = true
 	}
-
-	var req request
-	on := stageOf[kind]
 	switch kind {
-	case packets.Publish:
-		var err error
-		if req, err = parseRequest(p.TopicName); err != nil {
-			s.violate("PUBLISH: " + err.Error())
-			return
-		}
-		// If it is in the same segment as the SUBSCRIBE, the client cannot have seen the SUBACK.
-		if !s.subscribed || in.pipelined && previous == packets.Subscribe {
-			s.violate("PUBLISH before SUBACK: the reply could be lost")
-			return
-		}
-		if req.poll {
-			on = OnPoll
-		}
 	case packets.Puback:
 		if s.unacked[p.PacketID] == 0 {
-			s.violate(fmt.Sprintf("PUBACK %d without a PUBLISH", p.PacketID))
-			return
+			return // it acknowledges nothing
 		}
 		if s.unacked[p.PacketID]--; s.unacked[p.PacketID] == 0 {
 			delete(s.unacked, p.PacketID)
@@ -308,17 +309,36 @@ func (s *session) handle(in *inbound, previous byte) {
 			s.note(Entry{Packet: "VIOLATION", Violation: "DISCONNECT while a reply is not acknowledged [MQTT-4.3.2-2]"})
 		}
 	}
-	rule := s.c.server.script.Load().Match(on, s.c.protocol, s.who.registrationID, s.c.tls.ConnectionState().DidResume)
+	rule := s.app.rule(p)
 	acked := false
 	if rule.AfterPuback && p.FixedHeader.Qos == 1 {
 		s.send(rule, puback(p))
 		acked = true
 	}
-	s.after(rule.Delay, func() { s.act(rule, in, req, acked) })
+	if kind != packets.Connect && kind != packets.Subscribe {
+		s.after(rule.Delay, func() { s.act(rule, p, acked) })
+		return
+	}
+	s.waiting = true // what follows depends on it
+	s.after(rule.Delay, func() {
+		s.act(rule, p, acked)
+		s.resume()
+	})
+}
+
+// resume handles the packets that arrived while an answer was delayed. If that answer ended
+// the connection, it ignores them [MQTT-3.1.4-5].
+func (s *session) resume() {
+	s.waiting = false
+	for len(s.early) > 0 && !s.waiting && !s.over && !s.muted {
+		next := s.early[0]
+		s.early = s.early[1:]
+		s.handle(next)
+	}
 }
 
 // act answers a packet as the rule specifies.
-func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
+func (s *session) act(rule *Rule, p *packets.Packet, acked bool) {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
 		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
@@ -334,24 +354,24 @@ func (s *session) act(rule *Rule, in *inbound, req request, acked bool) {
 		s.then(rule, "close")
 		return
 	case rule.Silent:
-		s.muted = rule.On == OnConnect
+		s.muted = p.FixedHeader.Type == packets.Connect
 		return
 	}
-	p := &in.packet
 	switch p.FixedHeader.Type {
 	case packets.Connect:
 		s.connect(rule, p)
 	case packets.Subscribe:
 		s.subscribe(rule, p)
 	case packets.Publish:
-		s.request(rule, p, req, acked)
+		s.app.publish(rule, p, acked)
 		return // the reply may follow later
 	case packets.Unsubscribe:
-		s.subscribed = false
+		s.app.unsubscribe(p.Filters)
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Unsuback}, PacketID: p.PacketID})
 	case packets.Pingreq:
 		s.send(rule, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
 	case packets.Disconnect:
+		s.disconnected = true
 		s.end("the client disconnected")
 	}
 	s.then(rule, rule.Then)
@@ -372,33 +392,15 @@ func (s *session) then(rule *Rule, what string) {
 }
 
 func (s *session) connect(rule *Rule, p *packets.Packet) {
-	who, code, detail := s.c.server.authenticate(p.Connect.ClientIdentifier, string(p.Connect.Username), p.Connect.Password, s.c.tls.ConnectionState())
-	if rule.Connack != nil {
-		code, detail = *rule.Connack, "scenario"
-		who.refused = nil
-	}
-	if who.registrationID == "" {
-		who.registrationID = p.Connect.ClientIdentifier
-	}
-	s.who = who
+	code, detail := s.app.connect(rule, p)
 	if code == 0 {
 		s.connected = true
 		s.keepAlive = time.Duration(p.Connect.Keepalive) * time.Second
-		s.c.server.take(who.registrationID, s)
+		s.c.server.take(s.app.key(), s)
 	}
 	s.connack(rule, code, detail)
 	if code != 0 {
 		s.end(fmt.Sprintf("CONNACK %d", code)) // [MQTT-3.2.2-5]
-	}
-	early := s.early
-	s.early = nil
-	previous := packets.Connect
-	for _, in := range early {
-		if s.over || s.muted { // [MQTT-3.1.4-5]
-			return
-		}
-		s.handle(in, previous)
-		previous = in.packet.FixedHeader.Type
 	}
 }
 
@@ -411,23 +413,14 @@ func (s *session) connack(rule *Rule, code int, detail string) {
 }
 
 func (s *session) subscribe(rule *Rule, p *packets.Packet) {
-	var out []packets.Packet
 	codes := make([]byte, len(p.Filters))
 	for i, f := range p.Filters {
-		codes[i] = min(f.Qos, 1) // the service grants 1 at most
+		codes[i] = min(f.Qos, 1) // the services grant 1 at most
 		if rule.Suback != nil {
 			codes[i] = byte(*rule.Suback)
 		}
-		if codes[i] < 0x80 {
-			s.subscribed, s.granted = true, codes[i]
-		}
 	}
-	if rule.BeforeSuback {
-		unasked := *rule
-		unasked.State = cmp.Or(rule.State, "assigned")
-		r := s.c.server.service.unasked(s.who, &unasked, s.c.server.now())
-		out = append(out, s.reply(&unasked, r, cmp.Or(rule.RequestID, "1")))
-	}
+	out := s.app.subscribe(rule, p.Filters, codes)
 	out = append(out, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Suback}, PacketID: p.PacketID, ReasonCodes: codes})
 	s.send(rule, out...)
 }
@@ -436,32 +429,14 @@ func puback(p *packets.Packet) packets.Packet {
 	return packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: p.PacketID}
 }
 
-// request answers a register or poll request with a PUBACK and the reply, in one
-// write unless the reply is delayed. Two small writes would interact with Nagle's
-// algorithm and the delayed acknowledgement of the peer.
-func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool) {
-	server := s.c.server
-	answer := func() []packets.Packet {
-		r := server.service.answer(req, p.Payload, s.who, rule, server.now())
-		out := make([]packets.Packet, 0, 4)
-		for range max(1, rule.Replies) {
-			out = append(out, s.reply(rule, r, cmp.Or(rule.RequestID, req.requestID)))
-		}
-		if rule.Duplicate {
-			again := out[len(out)-1]
-			if again.FixedHeader.Qos > 0 {
-				again.FixedHeader.Dup = true
-				s.unacked[again.PacketID]++
-			}
-			out = append(out, again)
-		}
-		return out
-	}
+// respond answers a PUBLISH of the client with a PUBACK and the packets that answer returns,
+// in one write unless there is a delay. Two small writes would interact with Nagle's algorithm
+// and the delayed acknowledgement of the peer.
+func (s *session) respond(rule *Rule, p *packets.Packet, acked bool, wait time.Duration, answer func() []packets.Packet) {
 	var acknowledgement []packets.Packet
 	if p.FixedHeader.Qos == 1 && !acked && !rule.NoPuback {
 		acknowledgement = []packets.Packet{puback(p)}
 	}
-	wait := server.script.Load().Settings.ReplyDelay
 	switch {
 	case rule.BeforePuback:
 		s.after(wait, func() { s.send(rule, append(answer(), acknowledgement...)...); s.then(rule, rule.Then) })
@@ -474,34 +449,14 @@ func (s *session) request(rule *Rule, p *packets.Packet, req request, acked bool
 	}
 }
 
-// reply builds the PUBLISH of a reply.
-func (s *session) reply(rule *Rule, r reply, requestID string) packets.Packet {
-	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=%s", r.status, requestID)
-	if after := cmp.Or(rule.RetryAfter, r.retryAfter); after != "none" {
-		topic += "&retry-after=" + after
-	}
-	payload, err := enroll.JSON(r.body)
-	if err == nil && len(rule.Omit) > 0 {
-		payload, err = without(rule.Omit, payload)
-	}
-	if err != nil { // every value here came from JSON
-		s.end(err.Error())
-	}
-	if rule.Body != nil {
-		payload = []byte(*rule.Body)
-	}
-	if n := rule.Pad - len(payload); n > 0 {
-		payload = append(payload, bytes.Repeat([]byte{' '}, n)...)
-	}
-	if rule.Cut > 0 && rule.Cut < len(payload) {
-		payload = payload[:rule.Cut]
-	}
+// message builds a PUBLISH for the client.
+func (s *session) message(qos byte, topic string, payload []byte) packets.Packet {
 	out := packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: s.granted},
-		TopicName:   cmp.Or(strings.ReplaceAll(rule.Topic, "{rid}", requestID), topic),
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: qos},
+		TopicName:   topic,
 		Payload:     payload,
 	}
-	if s.granted > 0 {
+	if qos > 0 {
 		out.PacketID = firstPacketID
 		for s.unacked[out.PacketID] > 0 {
 			if out.PacketID++; out.PacketID == 0 {

@@ -20,12 +20,16 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/mochi-mqtt/server/v2/packets"
+
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -60,6 +64,9 @@ type Options struct {
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
 	// returns nothing.
 	DiscardLog bool
+	// OnTelemetry receives the messages that devices send to their assigned hub. It must return
+	// quickly, because the device waits for it. Nil ignores them.
+	OnTelemetry func(hub.Telemetry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -78,10 +85,12 @@ type Server struct {
 	names       []string
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
-	certificate *tls.Certificate
+	hubNames    atomic.Pointer[[]string] // of the hubs that the enrollments can assign
+	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
 	service     *service
+	hub         *hub.Hub
 	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
@@ -89,7 +98,7 @@ type Server struct {
 	conns     map[*connection]bool
 	listeners []*listener
 	refused   map[string]time.Time // until when, by protocol
-	sessions  map[string]*session  // by lower-case client identifier
+	sessions  map[string]*session  // by the key of their application
 
 	done chan struct{} // closed under mu, by Close
 	wg   sync.WaitGroup
@@ -124,6 +133,7 @@ func New(o Options) (*Server, error) {
 		settings: func() Settings { return s.script.Load().Settings },
 		issuing:  func() (*issuing, error) { return s.material.issuing() },
 	}
+	s.hub = s.newHub(o.OnTelemetry)
 	if err := s.SetScenario(o.Scenario); err != nil {
 		return nil, err
 	}
@@ -153,9 +163,6 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
-		return nil, err
-	}
-	if s.certificate, err = s.material.server.server("", s.names, s.now()); err != nil {
 		return nil, err
 	}
 	if o.Directory != "" {
@@ -206,10 +213,18 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 	own := *e
 	own.DefaultHub = cmp.Or(e.DefaultHub, s.defaultHub)
 	entries, err := enroll.Compile(&own)
-	if err == nil {
-		s.entries.Store(&entries)
+	if err != nil {
+		return err
 	}
-	return err
+	names := allNames(entries.Hubs())
+	certificate, err := s.material.server.server("", append(slices.Clone(s.names), names...), s.now())
+	if err != nil {
+		return err
+	}
+	s.entries.Store(&entries)
+	s.hubNames.Store(&names)
+	s.certificate.Store(certificate)
+	return nil
 }
 
 // IssuingRoot returns the root of the certificates that are issued for CSRs, as PEM.
@@ -301,7 +316,6 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
 	who.features = set.Features[u.apiVersion]
-	entries := *s.entries.Load()
 	switch {
 	case err != nil:
 		return who, 5, err.Error()
@@ -312,21 +326,8 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	case !set.Serves(u.apiVersion):
 		return who, 5, "the api-version is not supported"
 	}
-	var found *enroll.Entry
-	switch {
-	case len(password) > 0:
-		found, who.refused = entries.ByToken(u.scope, u.registrationID, string(password), s.now())
-	case len(state.PeerCertificates) > 0:
-		who.certificate = true
-		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, u.registrationID) {
-			return who, 5, "the certificate's common name is not the registration ID"
-		}
-		found, who.refused = entries.ByCertificate(u.registrationID, state, s.now())
-	default:
-		return who, 5, "neither a token nor a certificate"
-	}
-	if found != nil {
-		who.enrollment = found
+	if reason := s.verify(who, u.scope, string(password), state); reason != "" {
+		return who, 5, reason
 	}
 	if who.refused == nil {
 		return who, 0, ""
@@ -337,11 +338,42 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	return who, 0, "will be refused: " + who.refused.Reason
 }
 
-// take makes a session the only one with its client identifier [MQTT-3.1.4-2].
-func (s *Server) take(clientID string, mine *session) {
+// verify checks the credential of a device, and adds its enrollment or the refusal to its
+// identity. It returns why there is no credential to check, or "".
+func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) string {
+	entries := *s.entries.Load()
+	var found *enroll.Entry
+	switch {
+	case token != "":
+		found, who.refused = entries.ByToken(scope, who.registrationID, token, s.now())
+	case len(state.PeerCertificates) > 0:
+		who.certificate = true
+		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, who.registrationID) {
+			return "the certificate's common name is not the registration ID"
+		}
+		found, who.refused = entries.ByCertificate(who.registrationID, state, s.now())
+	default:
+		return "neither a token nor a certificate"
+	}
+	if found != nil {
+		who.enrollment = found
+	}
+	return ""
+}
+
+// application returns the service that a CONNECT addresses.
+func (s *Server) application(mine *session, connect *packets.Packet) application {
+	name := mine.c.tls.ConnectionState().ServerName
+	if hub.Addressed(string(connect.Connect.Username), name, *s.hubNames.Load()) {
+		return newHubSession(mine, connect)
+	}
+	return newProvisioning(mine, connect)
+}
+
+// take makes a session the only one with its key [MQTT-3.1.4-2].
+func (s *Server) take(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := strings.ToLower(clientID)
 	if other := s.sessions[key]; other != nil {
 		close(other.taken)
 	}
@@ -349,10 +381,10 @@ func (s *Server) take(clientID string, mine *session) {
 }
 
 // leave undoes take.
-func (s *Server) leave(clientID string, mine *session) {
+func (s *Server) leave(key string, mine *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if key := strings.ToLower(clientID); s.sessions[key] == mine {
+	if s.sessions[key] == mine {
 		delete(s.sessions, key)
 	}
 }

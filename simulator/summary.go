@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Summary adds up a packet log.
+// Summary adds up the part of a packet log that is about DPS. Connections to a hub do not count.
 type Summary struct {
 	Connections            int
 	PacketsUp, PacketsDown int   // MQTT packets
@@ -17,10 +17,25 @@ type Summary struct {
 	Registers, Polls []time.Time
 }
 
+// withoutHubs omits the entries of connections to a hub. The first entries of a connection do
+// not show yet what the client will use.
+func withoutHubs(entries []Entry) []Entry {
+	hubs := map[int]bool{}
+	for _, e := range entries {
+		if e.Service == "hub" {
+			hubs[e.Connection] = true
+		}
+	}
+	if len(hubs) == 0 {
+		return entries
+	}
+	return slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return hubs[e.Connection] })
+}
+
 // Summarize summarizes the entries of one device or of all devices.
 func Summarize(entries []Entry) Summary {
 	var s Summary
-	for _, e := range entries {
+	for _, e := range withoutHubs(entries) {
 		switch {
 		case e.Packet == "OPEN":
 			s.Connections++
@@ -66,6 +81,7 @@ type DeviceSummary struct {
 // SummarizeDevices summarizes the entries of each device, in the order of their registration
 // IDs, regardless of case.
 func SummarizeDevices(entries []Entry) []DeviceSummary {
+	entries = withoutHubs(entries)
 	// Entries before CONNECT, and CLOSE, contain only the number of the connection.
 	names := map[int]string{}
 	for _, e := range entries {

@@ -27,4 +27,11 @@ const (
 	OnPing        = scenario.OnPing
 	OnUnsubscribe = scenario.OnUnsubscribe
 	OnDisconnect  = scenario.OnDisconnect
+
+	OnHubConnect   = scenario.OnHubConnect
+	OnHubSubscribe = scenario.OnHubSubscribe
+	OnHubPublish   = scenario.OnHubPublish
+	OnHubTwin      = scenario.OnHubTwin
+	OnHubPing      = scenario.OnHubPing
+	OnHubRequest   = scenario.OnHubRequest
 )

@@ -2,11 +2,11 @@ package simulator
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -24,20 +24,32 @@ const (
 	maxFrame   = 1 << 20
 )
 
+// isWebSocket reports whether a request, valid or not, asks for a WebSocket.
+func isWebSocket(req *http.Request) bool {
+	return req.Header.Get("Upgrade") != "" || req.Header.Get("Sec-WebSocket-Key") != "" || req.Header.Get("Sec-WebSocket-Version") != ""
+}
+
 // upgrade answers the HTTP request that starts a WebSocket. It returns nil if it refuses the
-// request.
+// request, or if the connection is not for a WebSocket and has been served.
 func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	_ = c.raw.SetDeadline(time.Now().Add(connectTimeout))
 	limited := &io.LimitedReader{R: c.tls, N: maxRequest}
-	in := bufio.NewReader(limited)
+	var read bytes.Buffer
+	in := bufio.NewReader(io.TeeReader(limited, &read))
 	req, err := http.ReadRequest(in)
 	if err != nil {
 		c.reason = "HTTP: " + err.Error()
 		c.linger(nil)
 		return nil
 	}
-	limited.N = math.MaxInt64
 	_ = c.raw.SetDeadline(time.Time{})
+	if !isWebSocket(req) {
+		c.serveHTTPS(read.Bytes())
+		return nil
+	}
+	// From here on, nothing is recorded or limited.
+	rest, _ := in.Peek(in.Buffered())
+	in = bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.tls))
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
 	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)

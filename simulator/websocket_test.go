@@ -225,7 +225,7 @@ func TestUpgradeFaults(t *testing.T) {
 		if err := conn.Handshake(); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
 		if _, err := bufio.NewReader(conn).ReadByte(); !errors.Is(err, io.EOF) {
 			t.Error(err)
 		}

@@ -12,14 +12,14 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-// maxMessage is the service's limit for a message. A packet may be larger because of its headers.
+// maxMessage is the limit of DPS for a message. A packet may be larger because of its headers,
+// and because a hub has a higher limit.
 const (
 	maxMessage = 96 << 10
-	maxPacket  = maxMessage + 1<<10
+	maxPacket  = 257 << 10
 )
 
-// violation is a client's violation of MQTT 3.1.1 or of the service's rules. It closes the
-// connection [MQTT-4.8.0-1].
+// violation is a client's violation of MQTT 3.1.1. It closes the connection [MQTT-4.8.0-1].
 type violation struct {
 	reason  string
 	connack int // the CONNACK return code to send first, or 0
@@ -35,10 +35,9 @@ func breach(format string, args ...any) error {
 
 // inbound is a packet from the client.
 type inbound struct {
-	packet    packets.Packet
-	size      int
-	pipelined bool // it was in the buffer before the previous packet was handled
-	err       error
+	packet packets.Packet
+	size   int
+	err    error
 }
 
 // packetName returns the packet type as the standard writes it.
@@ -61,7 +60,7 @@ func (l *lengthReader) ReadByte() (byte, error) {
 // readPacket reads one packet and checks everything that does not depend on the state of the
 // session.
 func readPacket(r *bufio.Reader) *inbound {
-	in := &inbound{pipelined: r.Buffered() > 0}
+	in := &inbound{}
 	in.err = in.read(r)
 	return in
 }
@@ -178,9 +177,7 @@ func check(p *packets.Packet) error {
 		switch {
 		case c.PasswordFlag && !c.UsernameFlag:
 			return breach("CONNECT: a password without a user name [MQTT-3.1.2-22]")
-		case c.WillFlag:
-			return breach("CONNECT: the service does not accept a will")
-		case c.WillQos != 0 || c.WillRetain:
+		case !c.WillFlag && (c.WillQos != 0 || c.WillRetain):
 			return breach("CONNECT: will QoS or retain without a will [MQTT-3.1.2-13] [MQTT-3.1.2-15]")
 		case !utf8.Valid(c.Username) || bytes.IndexByte(c.Username, 0) >= 0:
 			return breach("CONNECT: the user name is not UTF-8 [MQTT-1.5.3-1]")
@@ -195,24 +192,14 @@ func check(p *packets.Packet) error {
 			return breach("PUBLISH: a wildcard in the topic [MQTT-3.3.2-2]")
 		case p.FixedHeader.Qos == 2:
 			return breach("PUBLISH: the service does not accept QoS 2")
-		case p.FixedHeader.Retain:
-			return breach("PUBLISH: the service does not retain messages")
-		case len(p.Payload) > maxMessage:
-			return breach("PUBLISH: a message larger than 96 KB")
 		}
 	case packets.Puback:
 		if p.PacketID == 0 {
 			return breach("PUBACK: packet identifier 0 [MQTT-2.3.1-1]")
 		}
 	case packets.Subscribe, packets.Unsubscribe:
-		name := packetName(p.FixedHeader.Type)
 		if len(p.Filters) == 0 {
-			return breach("%s: no filter [MQTT-3.8.3-3] [MQTT-3.10.3-2]", name)
-		}
-		for _, f := range p.Filters {
-			if f.Filter != responseFilter {
-				return breach("%s: the filter is not %s", name, responseFilter)
-			}
+			return breach("%s: no filter [MQTT-3.8.3-3] [MQTT-3.10.3-2]", packetName(p.FixedHeader.Type))
 		}
 	}
 	return nil

@@ -28,13 +28,24 @@ const (
 	OnDisconnect  Stage = "disconnect"  // DISCONNECT was read
 )
 
+// The stages of a connection to an assigned hub. The stages before CONNECT are those above.
+const (
+	OnHubConnect   Stage = "hub-connect"   // CONNECT was read
+	OnHubSubscribe Stage = "hub-subscribe" // SUBSCRIBE was read
+	OnHubPublish   Stage = "hub-publish"   // the PUBLISH of telemetry was read
+	OnHubTwin      Stage = "hub-twin"      // the PUBLISH of a request for the device twin was read
+	OnHubPing      Stage = "hub-ping"      // PINGREQ was read
+	OnHubRequest   Stage = "hub-request"   // an HTTPS request was read
+)
+
 // The features of an api-version in addition to registration.
 const (
 	FeatureCSR     = "csr"               // certificates are issued
 	FeatureProfile = "connectionProfile" // the hub's protocol is named
 )
 
-var stages = []Stage{OnAccept, OnTLS, OnUpgrade, OnConnect, OnSubscribe, OnRegister, OnPoll, OnPuback, OnPing, OnUnsubscribe, OnDisconnect}
+var stages = []Stage{OnAccept, OnTLS, OnUpgrade, OnConnect, OnSubscribe, OnRegister, OnPoll, OnPuback, OnPing, OnUnsubscribe, OnDisconnect,
+	OnHubConnect, OnHubSubscribe, OnHubPublish, OnHubTwin, OnHubPing, OnHubRequest}
 
 // Scenario defines the behaviour of a simulated service: settings that apply to every device, and
 // rules that make single answers faulty. The zero value is a well-behaved service.
@@ -84,8 +95,8 @@ type Settings struct {
 }
 
 // Rule is one fault. The zero value of a field means the normal behaviour. Skip and Times
-// count for each registration ID separately; at the stages before CONNECT they count over
-// all connections.
+// count for each registration ID separately, and at a hub for each device of the hub; at the
+// stages before CONNECT they count over all connections.
 //
 // The tags "on" and "of" are those of checkFields.
 type Rule struct {
@@ -93,10 +104,15 @@ type Rule struct {
 	On Stage `toml:"on"`
 	// RegistrationID is a pattern of path.Match. If it is empty, it matches all IDs.
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
-	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only.
-	Protocol string `toml:"protocol" of:"mqtt websocket"`
+	// Hub and Device are patterns of path.Match for the host name of the hub and the device ID
+	// there. If one is empty, it matches all.
+	Hub    string `toml:"hub" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
+	Device string `toml:"device" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
+	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only, or "https"
+	// for one that acts only on the requests of the device API over HTTPS.
+	Protocol string `toml:"protocol" of:"mqtt websocket https"`
 	// Resumed limits the rule to connections that resumed a TLS session.
-	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll"`
+	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll hub-connect"`
 	// Skip is how many matches the rule ignores first.
 	Skip int `toml:"skip"`
 	// Times is how often the rule acts; 0 means always.
@@ -122,9 +138,9 @@ type Rule struct {
 	Silent bool `toml:"silent"`
 	// Garbage is sent verbatim instead of the answer; at accept it is sent without TLS, after
 	// the client's first bytes. Then the connection is closed or, with Silent, held open.
-	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
+	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// GarbageHex is Garbage in hexadecimal, for bytes that are not text. Spaces are ignored.
-	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect"`
+	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// AfterUp and AfterDown let that many bytes of the stream, including TLS, pass in
 	// that direction before Close, Reset or Garbage happens. With Silent the direction
 	// stalls there.
@@ -135,12 +151,12 @@ type Rule struct {
 	DelayUp   time.Duration `toml:"-" key:"delay_up" on:"accept"`
 	DelayDown time.Duration `toml:"-" key:"delay_down" on:"accept"`
 	// Then is what follows an answer: "close", "reset" or "silent" (nothing more is sent).
-	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe"`
+	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// ByteByByte writes the answer one byte at a time; at accept it applies to the whole
 	// connection, including TLS.
-	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe"`
+	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
 	// Pace is the time between those bytes.
-	Pace time.Duration `toml:"-" key:"pace" on:"accept connect subscribe register poll ping unsubscribe"`
+	Pace time.Duration `toml:"-" key:"pace" on:"accept connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
 
 	// ServerCertificate is "expired", "not-yet-valid", "wrong-host" or "other-ca".
 	ServerCertificate string `toml:"server_certificate" of:"expired not-yet-valid wrong-host other-ca" on:"tls"`
@@ -164,27 +180,29 @@ type Rule struct {
 	// "fragments" (one message in fragments of one byte), "ping" (preceded by a ping),
 	// "text", which MQTT forbids, or one of the other names in Frames, which RFC 6455
 	// forbids.
-	Frames string `toml:"frames" on:"connect subscribe register poll ping unsubscribe"`
+	Frames string `toml:"frames" on:"connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
 	// CloseCode is the status of the close frame that Close and Then send over WebSocket; 0
 	// means 1000.
-	CloseCode int `toml:"close_code" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
+	CloseCode int `toml:"close_code" on:"connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
 
 	// Connack is the return code of the CONNACK. 0 accepts the client without checking its
 	// credential, like a broker that is not DPS.
-	Connack *int `toml:"connack" of:"byte" on:"connect"`
+	Connack *int `toml:"connack" of:"byte" on:"connect hub-connect"`
 	// SessionPresent sets the session-present flag of the CONNACK.
-	SessionPresent bool `toml:"session_present" on:"connect"`
+	SessionPresent bool `toml:"session_present" on:"connect hub-connect"`
 	// Suback is the return code of the SUBACK; 128 is a refusal.
-	Suback *int `toml:"suback" of:"byte" on:"subscribe"`
+	Suback *int `toml:"suback" of:"byte" on:"subscribe hub-subscribe"`
 	// BeforeSuback sends an unsolicited reply before the SUBACK: Status (200), RequestID
 	// ("1"), State ("assigned") and so on define it.
 	BeforeSuback bool `toml:"before_suback" on:"subscribe"`
 
 	// Status is the status in the topic of the reply. From 400 on, the body is an error
-	// object unless State or Body specify otherwise. At upgrade it is the HTTP status.
-	Status int `toml:"status" on:"upgrade subscribe register poll"`
-	// RetryAfter is the text of retry-after, verbatim; "none" omits the parameter.
-	RetryAfter string `toml:"retry_after" on:"subscribe register poll"`
+	// object unless State or Body specify otherwise. At upgrade and hub-request it is the HTTP
+	// status.
+	Status int `toml:"status" on:"upgrade subscribe register poll hub-twin hub-request"`
+	// RetryAfter is the text of retry-after, verbatim; "none" omits the parameter. At
+	// hub-request it is that of the HTTP header.
+	RetryAfter string `toml:"retry_after" on:"subscribe register poll hub-request"`
 	// State is the registration status in the body: "assigning", "assigned", "failed",
 	// "disabled" or "unassigned".
 	State string `toml:"state" of:"assigning assigned failed disabled unassigned" on:"subscribe register poll"`
@@ -195,13 +213,15 @@ type Rule struct {
 	// Payload is the JSON returned as registrationState.payload.
 	Payload string `toml:"payload" on:"subscribe register poll"`
 	// ErrorCode and ErrorMessage go into an error object or a failed state. The default is
-	// Status × 1000.
-	ErrorCode    int    `toml:"error_code" of:"integer" on:"register poll"`
-	ErrorMessage string `toml:"error_message" on:"register poll"`
+	// Status × 1000. At hub-connect, an error code refuses the client with CONNACK 5, and only
+	// the packet log contains the code, because MQTT 3.1.1 cannot transmit it.
+	ErrorCode    int    `toml:"error_code" of:"integer" on:"register poll hub-connect hub-request"`
+	ErrorMessage string `toml:"error_message" on:"register poll hub-connect hub-request"`
 	// Omit names members that are omitted from the body, at any depth.
 	Omit []string `toml:"omit" on:"subscribe register poll"`
-	// Body replaces the body verbatim. At upgrade it is the body of the HTTP response.
-	Body *string `toml:"body" on:"upgrade subscribe register poll"`
+	// Body replaces the body verbatim. At upgrade and hub-request it is the body of the HTTP
+	// response.
+	Body *string `toml:"body" on:"upgrade subscribe register poll hub-twin hub-request"`
 	// Cut truncates the body to that many bytes.
 	Cut int `toml:"cut" on:"subscribe register poll"`
 	// Pad fills the body with spaces up to that many bytes.
@@ -217,10 +237,10 @@ type Rule struct {
 	// BeforePuback sends the reply before the request's PUBACK.
 	BeforePuback bool `toml:"before_puback" on:"register poll"`
 	// NoPuback omits the request's PUBACK; the reply is still sent.
-	NoPuback bool `toml:"no_puback" on:"register poll"`
+	NoPuback bool `toml:"no_puback" on:"register poll hub-publish"`
 	// AfterPuback acknowledges the request immediately; Delay, Close, Reset, Silent and Garbage
 	// follow.
-	AfterPuback bool `toml:"after_puback" on:"register poll"`
+	AfterPuback bool `toml:"after_puback" on:"register poll hub-publish"`
 }
 
 // Frames lists the forms of an answer over WebSocket, see Rule.

@@ -22,10 +22,11 @@ type Script struct {
 	drawn map[encounter]int // how often chance was called
 }
 
-// encounter identifies a rule, by its index, and a device.
+// encounter identifies a rule, by its index, and a device, by its registration ID, or by its
+// hub and its device ID.
 type encounter struct {
-	rule           int
-	registrationID string
+	rule   int
+	device string
 }
 
 // NewScript starts a scenario; nil means a well-behaved service. draw returns n bytes that
@@ -43,6 +44,24 @@ func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 // not be modified. A rule does not count an event on which an earlier rule acts: therefore
 // rules of one stage form a sequence.
 func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) *Rule {
+	return s.match(on, protocol, registrationID, resumed, func(r *Rule) bool { return matches(r.RegistrationID, registrationID) })
+}
+
+// MatchHub does the same as Match for an event at one of the stages of a hub. The hub can have
+// several names.
+func (s *Script) MatchHub(on Stage, protocol string, names []string, device string, resumed bool) *Rule {
+	return s.match(on, protocol, names[0]+"/"+device, resumed, func(r *Rule) bool {
+		return matches(r.Device, device) && slices.ContainsFunc(names, func(name string) bool { return matches(r.Hub, name) })
+	})
+}
+
+// matches reports whether a text matches a valid pattern. The empty pattern matches every text.
+func matches(pattern, text string) bool {
+	ok, _ := path.Match(pattern, text)
+	return ok || pattern == ""
+}
+
+func (s *Script) match(on Stage, protocol, who string, resumed bool, selects func(*Rule) bool) *Rule {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	age := time.Since(s.start)
@@ -51,20 +70,18 @@ func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) 
 		if r.On != on || r.Protocol != "" && r.Protocol != protocol || r.Resumed && !resumed {
 			continue
 		}
-		if r.RegistrationID != "" {
-			if ok, _ := path.Match(r.RegistrationID, registrationID); !ok {
-				continue
-			}
-		}
-		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(encounter{i, registrationID}) {
+		if !selects(r) {
 			continue
 		}
-		n := s.met[encounter{i, registrationID}]
+		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(encounter{i, who}) {
+			continue
+		}
+		n := s.met[encounter{i, who}]
 		if r.Times > 0 && n >= r.Skip+r.Times {
 			continue
 		}
 		if n < r.Skip || r.Times > 0 {
-			s.met[encounter{i, registrationID}]++
+			s.met[encounter{i, who}]++
 		}
 		if n >= r.Skip {
 			return r
@@ -80,7 +97,7 @@ func (s *Script) chance(e encounter) bool {
 		return true
 	}
 	s.drawn[e]++
-	b := s.draw(fmt.Sprintf("chance %d %s %d", e.rule, e.registrationID, s.drawn[e]), 8)
+	b := s.draw(fmt.Sprintf("chance %d %s %d", e.rule, e.device, s.drawn[e]), 8)
 	return float64(binary.BigEndian.Uint64(b)>>11)/(1<<53) < chance
 }
 

@@ -1,0 +1,234 @@
+package simulator
+
+import (
+	"cmp"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
+)
+
+// newHub creates the hubs of a server.
+func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
+	if onTelemetry == nil {
+		onTelemetry = func(hub.Telemetry) {}
+	}
+	return &hub.Hub{
+		Find: func(name, deviceID string) (hub.Device, bool) {
+			r, found := s.service.records.find(name, deviceID)
+			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation}, found
+		},
+		Enrollments: func() enroll.Entries { return *s.entries.Load() },
+		Issued:      s.verifyIssued,
+		Now:         s.now,
+		Telemetry:   onTelemetry,
+	}
+}
+
+// verifyIssued verifies a chain whose first certificate was issued for a CSR. A hub knows the
+// issuing authority, so the device need not send its certificate.
+func (s *Server) verifyIssued(chain []*x509.Certificate) error {
+	is, err := s.material.issuing()
+	if err != nil {
+		return err
+	}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(is.root)
+	intermediates.AddCert(is.ca.certificate)
+	_, err = chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: s.now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err
+}
+
+// allNames returns all names of the hubs, which are in alphabetical order.
+func allNames(hubs []string) []string {
+	names := make([]string, 0, 2*len(hubs))
+	for _, name := range hubs {
+		names = append(names, hub.Names(name)...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// hubSession is a hub for one MQTT session.
+type hubSession struct {
+	s              *session
+	user           hub.User
+	wrong          error  // in the user name
+	registrationID string // "" if the hub does not know the device
+	granted        map[string]byte
+	will           packets.Packet // a PUBLISH, if the client has a will
+}
+
+// newHubSession takes the identity from the CONNECT, whether or not it is valid.
+func newHubSession(s *session, p *packets.Packet) *hubSession {
+	h := &hubSession{s: s, granted: map[string]byte{}}
+	if h.user, h.wrong = hub.ParseUser(string(p.Connect.Username)); h.wrong != nil {
+		h.user = hub.User{Hub: cmp.Or(h.user.Hub, s.c.tls.ConnectionState().ServerName), Device: cmp.Or(h.user.Device, p.Connect.ClientIdentifier)}
+	}
+	known, _ := s.c.server.hub.Find(h.user.Hub, h.user.Device)
+	h.registrationID = known.RegistrationID
+	return h
+}
+
+func (h *hubSession) identify(e *Entry) {
+	e.Service, e.Hub, e.DeviceID, e.RegistrationID = "hub", h.user.Hub, h.user.Device, h.registrationID
+}
+
+// key contains a slash, which no registration ID does.
+func (h *hubSession) key() string { return hub.Names(h.user.Hub)[0] + "/" + h.user.Device }
+
+func (h *hubSession) replaced() string {
+	return "400027 ConnectionForcefullyClosedOnNewConnection: the device has connected again"
+}
+
+func (h *hubSession) check(p *packets.Packet) error {
+	switch p.FixedHeader.Type {
+	case packets.Connect:
+		if !p.Connect.WillFlag {
+			return nil
+		}
+		if at, err := h.user.ParseTopic(p.Connect.WillTopic); err != nil || at.Kind != hub.Message {
+			return fmt.Errorf("the topic of the will is not devices/%s/messages/events/", h.user.Device)
+		}
+	case packets.Publish:
+		if len(p.Payload) > hub.MaxMessage {
+			return errors.New("a message larger than 256 KB")
+		}
+		_, err := h.user.ParseTopic(p.TopicName)
+		return err
+	case packets.Subscribe, packets.Unsubscribe:
+		added := map[string]bool{}
+		for _, f := range p.Filters {
+			if err := h.user.CheckFilter(f.Filter); err != nil {
+				return err
+			}
+			if _, there := h.granted[f.Filter]; !there {
+				added[f.Filter] = true
+			}
+		}
+		if p.FixedHeader.Type == packets.Subscribe && len(h.granted)+len(added) > hub.MaxFilters {
+			return fmt.Errorf("more than %d filters", hub.MaxFilters)
+		}
+	}
+	return nil
+}
+
+// hubStageOf maps packets of the client to the stages that they begin. A PUBLISH can also be a
+// request for the twin. The other packets have no stage.
+var hubStageOf = map[byte]Stage{
+	packets.Connect: OnHubConnect, packets.Subscribe: OnHubSubscribe, packets.Publish: OnHubPublish, packets.Pingreq: OnHubPing,
+}
+
+func (h *hubSession) rule(p *packets.Packet) *Rule {
+	on := hubStageOf[p.FixedHeader.Type]
+	if on == OnHubPublish {
+		if at, _ := h.user.ParseTopic(p.TopicName); at.Kind != hub.Message { // check has reported an error
+			on = OnHubTwin
+		}
+	}
+	c := h.s.c
+	return c.server.script.Load().MatchHub(on, c.protocol, hub.Names(h.user.Hub), h.user.Device, c.tls.ConnectionState().DidResume)
+}
+
+// connect refuses every client with 5, because MQTT 3.1.1 has no code for the reason.
+func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail string) {
+	c := h.s.c
+	state := c.tls.ConnectionState()
+	switch {
+	case rule.Connack != nil:
+		code, detail = *rule.Connack, "scenario"
+	case rule.ErrorCode != 0:
+		code, detail = 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage))+": scenario"
+	case h.wrong != nil:
+		return 5, h.wrong.Error()
+	case p.Connect.ClientIdentifier != h.user.Device:
+		return 5, "the client identifier is not the device ID"
+	case c.server.isOtherHub(state.ServerName, h.user.Hub):
+		return 5, "the server name of TLS is that of another hub"
+	default:
+		expiry, refused := c.server.hub.Authenticate(h.user, string(p.Connect.Password), state)
+		if refused != nil {
+			return 5, fmt.Sprintf("%d %s: %s", refused.Code, refused.Message, refused.Reason)
+		}
+		if !expiry.IsZero() {
+			h.s.after(expiry.Sub(c.server.now()), func() { h.s.end("401003 IotHubUnauthorized: the token has expired") })
+		}
+	}
+	if code == 0 && p.Connect.WillFlag {
+		h.will = packets.Packet{TopicName: p.Connect.WillTopic, Payload: p.Connect.WillPayload}
+	}
+	return code, detail
+}
+
+// isOtherHub reports whether the server name of TLS names another hub than the user name does.
+// Other server names, such as localhost, do not matter.
+func (s *Server) isOtherHub(serverName, name string) bool {
+	return serverName != "localhost" && !hub.Same(serverName, name) && slices.Contains(*s.hubNames.Load(), strings.ToLower(serverName))
+}
+
+func (h *hubSession) subscribe(_ *Rule, filters packets.Subscriptions, codes []byte) []packets.Packet {
+	for i, f := range filters {
+		if codes[i] < 0x80 {
+			h.granted[f.Filter] = codes[i]
+		}
+	}
+	return nil
+}
+
+func (h *hubSession) unsubscribe(filters packets.Subscriptions) {
+	for _, f := range filters {
+		delete(h.granted, f.Filter)
+	}
+}
+
+// publish passes telemetry on, or answers a request for the twin. A device that has not
+// subscribed to the answers does not receive any.
+func (h *hubSession) publish(rule *Rule, p *packets.Packet, acked bool) {
+	at, _ := h.user.ParseTopic(p.TopicName) // check has reported an error
+	h.s.respond(rule, p, acked, 0, func() []packets.Packet {
+		if at.Kind == hub.Message {
+			h.telemetry(at.Properties, p.Payload)
+			return nil
+		}
+		var topic string
+		var body []byte
+		if rule.Status == 0 {
+			topic, body = h.s.c.server.hub.Twins.Answer(h.user, at, p.Payload)
+		} else {
+			topic = hub.ResponseTopic(rule.Status, at.RequestID)
+		}
+		if rule.Body != nil {
+			body = []byte(*rule.Body)
+		}
+		qos, subscribed := h.granted[hub.Responses]
+		if !subscribed {
+			return nil
+		}
+		return []packets.Packet{h.s.message(qos, topic, body)}
+	})
+}
+
+func (h *hubSession) telemetry(properties string, payload []byte) {
+	c := h.s.c
+	c.server.hub.Telemetry(hub.Telemetry{
+		Time: c.server.now(), Hub: h.user.Hub, Device: h.user.Device, Protocol: c.protocol, Properties: properties, Payload: payload,
+	})
+}
+
+// ended sends the will unless the client has disconnected [MQTT-3.1.2-8].
+func (h *hubSession) ended(disconnected bool) {
+	if disconnected || h.will.TopicName == "" {
+		return
+	}
+	at, _ := h.user.ParseTopic(h.will.TopicName) // checked before
+	h.telemetry(at.Properties, h.will.Payload)
+}

@@ -1,0 +1,106 @@
+// Package hub is the part of a simulated service to which DPS assigns devices: it checks the
+// identity of a device at an IoT hub, and answers its requests. One [Hub] serves all hubs,
+// which their host names distinguish.
+package hub
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+)
+
+// The codes with which a hub refuses a device. Over MQTT 3.1.1, the device receives only
+// CONNACK 5.
+const (
+	codeUnauthorized = 401003
+	codeNotFound     = 404001
+)
+
+// The ways in which a device has registered.
+const (
+	ByKey         = "symmetric-key"
+	ByCertificate = "x509"
+)
+
+// Device is the identity of a device at a hub. DPS creates it when it assigns the device.
+type Device struct {
+	RegistrationID string
+	// Attestation is how the device has registered and must therefore connect: ByKey or
+	// ByCertificate. If it is empty, the device may use either.
+	Attestation string
+}
+
+// Telemetry is a message of a device for the cloud.
+type Telemetry struct {
+	Time       time.Time
+	Hub        string // host name that the device used
+	Device     string // device ID
+	Protocol   string // "mqtt", "websocket" or "https"
+	Properties string // as received: {name}={value}&…, percent-encoded
+	Payload    []byte
+}
+
+// Hub answers devices. All fields with functions are required.
+type Hub struct {
+	// Find returns the identity of a device at a hub.
+	Find func(hub, deviceID string) (Device, bool)
+	// Enrollments returns the enrollments, which contain the keys of the devices.
+	Enrollments func() enroll.Entries
+	// Issued verifies the chain of a certificate that was issued for a CSR.
+	Issued func(chain []*x509.Certificate) error
+	// Now is the clock of the service.
+	Now func() time.Time
+	// Telemetry receives the messages of the devices.
+	Telemetry func(Telemetry)
+
+	Twins Twins
+}
+
+func refuse(code int, message, reason string) *enroll.Refusal {
+	r := &enroll.Refusal{Code: code, Message: message}
+	r.Reason = reason
+	return r
+}
+
+// Authenticate checks the credential of a device: a token, or the certificate of the TLS
+// connection. It returns when the token expires; for a certificate that is never, the zero time.
+func (h *Hub) Authenticate(u User, token string, state tls.ConnectionState) (expiry time.Time, refusal *enroll.Refusal) {
+	known, found := h.Find(u.Hub, u.Device)
+	switch {
+	case !found:
+		return expiry, refuse(codeNotFound, "DeviceNotFound", "DPS has not assigned the device "+strconv.QuoteToGraphic(u.Device)+" to the hub "+strconv.QuoteToGraphic(u.Hub))
+	case u.Module != "":
+		return expiry, refuse(codeNotFound, "DeviceNotFound", "the device has no modules")
+	}
+	unauthorized := func(reason string) (time.Time, *enroll.Refusal) {
+		return time.Time{}, refuse(codeUnauthorized, "IotHubUnauthorized", reason)
+	}
+	chain := state.PeerCertificates
+	switch {
+	case token != "" && known.Attestation == ByCertificate:
+		return unauthorized("the device has registered with a certificate, so it has no key at the hub")
+	case token != "":
+		var resources []string
+		for _, name := range Names(u.Hub) {
+			resources = append(resources, name+"/devices/"+u.Device)
+		}
+		return h.Enrollments().HubToken(resources, known.RegistrationID, token, h.Now())
+	case len(chain) == 0:
+		return unauthorized("neither a token nor a certificate")
+	case !strings.EqualFold(chain[0].Subject.CommonName, known.RegistrationID):
+		return unauthorized("the common name of the certificate is not the registration ID " + strconv.QuoteToGraphic(known.RegistrationID))
+	case h.Issued(chain) == nil:
+		return expiry, nil
+	case known.Attestation == ByKey:
+		return unauthorized("the device has registered with a key, and the certificate was not issued for a CSR")
+	}
+	if _, refused := h.Enrollments().ByCertificate(known.RegistrationID, state, h.Now()); refused != nil {
+		refused.Code, refused.Message = codeUnauthorized, "IotHubUnauthorized"
+		return expiry, refused
+	}
+	return expiry, nil
+}

@@ -1,0 +1,160 @@
+package hub
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// The domains of the two names that a hub can have; see Names.
+const (
+	classicDomain = ".azure-devices.net"
+	deviceDomain  = ".device.azure-devices.net"
+)
+
+// Names returns the names of a hub in lower case. NAME.azure-devices.net is also
+// NAME.device.azure-devices.net, and the other way round. The classic name is the first.
+func Names(hub string) []string {
+	hub = strings.ToLower(hub)
+	if name, found := strings.CutSuffix(hub, deviceDomain); found && !strings.Contains(name, ".") && name != "" {
+		return []string{name + classicDomain, hub}
+	}
+	if name, found := strings.CutSuffix(hub, classicDomain); found && !strings.Contains(name, ".") && name != "" {
+		return []string{hub, name + deviceDomain}
+	}
+	return []string{hub}
+}
+
+// Same reports whether two names are those of the same hub.
+func Same(a, b string) bool { return Names(a)[0] == Names(b)[0] }
+
+// User is the identity in the user name of a CONNECT.
+type User struct {
+	Hub        string // host name, as received
+	Device     string // device ID
+	Module     string // module ID, or "" for the device itself
+	APIVersion string // "" if there is none
+}
+
+// ParseUser parses {hub}/{deviceId}[/{moduleId}]/?api-version={version}[&{name}={value}]…. Devices
+// in the field omit the question mark, or the last part.
+func ParseUser(text string) (User, error) {
+	parts := strings.Split(text, "/")
+	query := ""
+	if last := parts[len(parts)-1]; strings.ContainsAny(last, "?=") {
+		query, parts = strings.TrimPrefix(last, "?"), parts[:len(parts)-1]
+	}
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" || parts[len(parts)-1] == "" {
+		return User{}, errors.New("the user name does not have the form {hub}/{deviceId}/?api-version=…")
+	}
+	u := User{Hub: parts[0], Device: parts[1]}
+	if len(parts) == 3 {
+		u.Module = parts[2]
+	}
+	if query == "" {
+		return u, nil
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		value, err := url.PathUnescape(value)
+		switch {
+		case err != nil:
+			return u, errors.New("the user name is not percent-encoded")
+		case key == "api-version":
+			u.APIVersion = value
+		}
+	}
+	return u, nil
+}
+
+// Addressed reports whether a client addresses a hub, and not DPS: by its user name or, if this
+// has neither form, by the server name of TLS. The form of DPS is
+// {idScope}/registrations/{registrationId}/api-version=…. hubs are the names of the hubs.
+func Addressed(user, serverName string, hubs []string) bool {
+	known := func(name string) bool {
+		return slices.ContainsFunc(hubs, func(h string) bool { return Same(h, name) })
+	}
+	parts := strings.Split(user, "/")
+	switch {
+	case len(parts) > 1 && strings.HasPrefix(parts[len(parts)-1], "?"):
+		return true
+	case len(parts) > 1 && parts[1] == "registrations":
+		return false
+	case len(parts) > 1 && (known(parts[0]) || strings.HasSuffix(strings.ToLower(parts[0]), classicDomain)):
+		return true
+	}
+	return known(serverName) && !strings.EqualFold(serverName, "localhost") // DPS has that name, too
+}
+
+// Kind is what a device asks of a hub with a PUBLISH.
+type Kind int
+
+// The kinds of a PUBLISH.
+const (
+	Message   Kind = iota // telemetry: a message for the cloud
+	TwinGet               // read the device twin
+	TwinPatch             // change the reported properties of the device twin
+)
+
+// Publication is the parsed topic of a PUBLISH of a device.
+type Publication struct {
+	Kind       Kind
+	RequestID  string // as received; the answer repeats it
+	Properties string // of telemetry, as received: {name}={value}&…
+}
+
+// Filters and topics; see "Communicate with an IoT hub using the MQTT protocol".
+const (
+	twinGet   = "$iothub/twin/GET/?"
+	twinPatch = "$iothub/twin/PATCH/properties/reported/?"
+)
+
+// Responses is the filter of the answers to requests for the twin.
+const Responses = "$iothub/twin/res/#"
+
+// MaxFilters is how many filters a device may subscribe to.
+const MaxFilters = 5
+
+// MaxMessage is the maximum size of a message in bytes.
+const MaxMessage = 256 << 10
+
+// ParseTopic parses the topics that a device may publish to.
+func (u User) ParseTopic(topic string) (Publication, error) {
+	events := "devices/" + u.Device + "/messages/events"
+	if rest, found := strings.CutPrefix(topic, events); found && (rest == "" || rest[0] == '/') {
+		p := Publication{Kind: Message, Properties: strings.TrimPrefix(rest, "/")}
+		if _, err := url.PathUnescape(p.Properties); err != nil {
+			return p, errors.New("the properties of the message are not percent-encoded")
+		}
+		return p, nil
+	}
+	p := Publication{Kind: TwinGet}
+	query, found := strings.CutPrefix(topic, twinGet)
+	if !found {
+		if query, found = strings.CutPrefix(topic, twinPatch); !found {
+			return p, fmt.Errorf("a hub is no MQTT broker: the topic is neither %s/ nor one of the device twin", events)
+		}
+		p.Kind = TwinPatch
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		if key, value, _ := strings.Cut(pair, "="); key == "$rid" {
+			p.RequestID = value
+		}
+	}
+	if p.RequestID == "" {
+		return p, errors.New("the topic has no $rid")
+	}
+	return p, nil
+}
+
+// CheckFilter returns an error if a device may not subscribe to a filter.
+func (u User) CheckFilter(filter string) error {
+	switch filter {
+	case Responses, "$iothub/twin/PATCH/properties/desired/#", "$iothub/methods/POST/#",
+		"devices/" + u.Device + "/messages/devicebound/#":
+		return nil
+	}
+	return fmt.Errorf("a hub is no MQTT broker: it does not have the filter %q for the device %q", filter, u.Device)
+}

@@ -1,0 +1,65 @@
+package hub_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/dpsd-project/dpsd/simulator/hub"
+)
+
+func TestAHubInAzureHasTwoNamesAndAnyOtherHasOne(t *testing.T) {
+	both := []string{"a.azure-devices.net", "a.device.azure-devices.net"}
+	for name, want := range map[string][]string{
+		"a.azure-devices.net": both, "A.Device.azure-devices.net": both, "localhost": {"localhost"}, "Hub.example": {"hub.example"},
+		".azure-devices.net": {".azure-devices.net"}, "a.b.azure-devices.net": {"a.b.azure-devices.net"},
+		"device.azure-devices.net": {"device.azure-devices.net", "device.device.azure-devices.net"},
+	} {
+		if got := hub.Names(name); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if !hub.Same(both[1], both[0]) || hub.Same("a.example", "b.example") {
+		t.Error("Same")
+	}
+}
+
+func TestTheUserNameAndThenTheServerNameSelectsTheHub(t *testing.T) {
+	hubs := []string{"localhost", "hub-a", "b.azure-devices.net"}
+	for _, c := range []struct {
+		user, serverName string
+		want             bool
+	}{
+		{"0ne1/registrations/x/api-version=2019-03-31", "b.azure-devices.net", false},
+		{"0ne1/registrations/x", "", false},
+		{"localhost/registrations/?api-version=2021-04-12", "", true}, // a device of this name
+		{"unknown.azure-devices.net/x/?api-version=2021-04-12", "localhost", true},
+		{"unknown.azure-devices.net/x", "", true},
+		{"hub-a/x", "", true},
+		{"localhost/x/api-version=2016-11-14", "localhost", true},
+		{"hub-c/x", "", false},
+		{"", "b.device.azure-devices.net", true},
+		{"", "localhost", false}, // DPS has this name, too
+		{"", "", false},
+	} {
+		if got := hub.Addressed(c.user, c.serverName, hubs); got != c.want {
+			t.Errorf("%q at %q: %v", c.user, c.serverName, got)
+		}
+	}
+}
+
+// FuzzNames checks that no text of a device makes the parsers panic, and that what they accept
+// has all its parts.
+func FuzzNames(f *testing.F) {
+	f.Add("h/d/?api-version=2021-04-12&a=b", "devices/d/messages/events/a=b")
+	f.Add("h/d/m/api-version=1", "$iothub/twin/GET/?$rid=1")
+	f.Add("h/d", "$iothub/twin/PATCH/properties/reported/?$rid=1")
+	f.Fuzz(func(t *testing.T, user, topic string) {
+		u, err := hub.ParseUser(user)
+		if err == nil && (u.Hub == "" || u.Device == "") {
+			t.Errorf("%q: %+v", user, u)
+		}
+		if p, err := u.ParseTopic(topic); err == nil && p.Kind != hub.Message && p.RequestID == "" {
+			t.Errorf("%q: %+v", topic, p)
+		}
+	})
+}

@@ -1,0 +1,92 @@
+package hub
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
+)
+
+// Twins holds the twins of all devices in memory. The zero value has none. Its methods are safe
+// for concurrent use.
+type Twins struct {
+	mu  sync.Mutex
+	all map[string]*twin
+}
+
+// twin is the twin of a device, which the simulated cloud never changes.
+type twin struct {
+	reported map[string]any
+	version  int // of reported
+}
+
+// of returns the twin of a device. The caller holds t.mu.
+func (t *Twins) of(hub, device string) *twin {
+	key := Names(hub)[0] + "/" + device
+	if t.all == nil {
+		t.all = map[string]*twin{}
+	}
+	if t.all[key] == nil {
+		t.all[key] = &twin{reported: map[string]any{}, version: 1}
+	}
+	return t.all[key]
+}
+
+// Answer performs a request of a device, and returns the topic and the body of the answer.
+func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.of(u.Hub, u.Device)
+	if p.Kind == TwinGet {
+		reported := maps.Clone(w.reported)
+		reported["$version"] = w.version
+		answer, err := enroll.JSON(map[string]any{"desired": map[string]any{"$version": 1}, "reported": reported})
+		if err != nil { // every value came from JSON
+			return ResponseTopic(http.StatusInternalServerError, p.RequestID), nil
+		}
+		return ResponseTopic(http.StatusOK, p.RequestID), answer
+	}
+	var patch map[string]any
+	in := json.NewDecoder(bytes.NewReader(body))
+	in.UseNumber()
+	if err := in.Decode(&patch); err != nil || patch == nil || in.More() {
+		return ResponseTopic(http.StatusBadRequest, p.RequestID), []byte(`{"message":"The reported properties are not a JSON object."}`)
+	}
+	for name := range patch {
+		if strings.HasPrefix(name, "$") {
+			return ResponseTopic(http.StatusBadRequest, p.RequestID), []byte(`{"message":"The name of a reported property begins with $."}`)
+		}
+	}
+	merge(w.reported, patch)
+	w.version++
+	return fmt.Sprintf("%s&$version=%d", ResponseTopic(http.StatusNoContent, p.RequestID), w.version), nil
+}
+
+// ResponseTopic is the topic of an answer to a request for the twin.
+func ResponseTopic(status int, requestID string) string {
+	return fmt.Sprintf("$iothub/twin/res/%d/?$rid=%s", status, requestID)
+}
+
+// merge applies a JSON merge patch, RFC 7396.
+func merge(object, patch map[string]any) {
+	for name, value := range patch {
+		inner, isObject := value.(map[string]any)
+		switch before, was := object[name].(map[string]any); {
+		case value == nil:
+			delete(object, name)
+		case isObject && was:
+			merge(before, inner)
+		case isObject:
+			made := map[string]any{}
+			merge(made, inner) // without its nulls
+			object[name] = made
+		default:
+			object[name] = value
+		}
+	}
+}
