@@ -179,7 +179,8 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 	certificate := c.server.certificate.Load()
 	if rule.ServerCertificate != "" {
 		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, append(slices.Clone(c.server.names), *c.server.hubNames.Load()...), c.server.now()); err != nil {
+		names := slices.Concat(*c.server.hubNames.Load(), c.server.names)
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, names, c.server.now()); err != nil {
 			return nil, err
 		}
 	}

@@ -799,6 +799,19 @@ func TestHubFaults(t *testing.T) {
 	}
 }
 
+func TestADeviceThatIsAddedConnectsToItsHubWithoutARegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		s.AddDevice(device)
+		call(t, s, hubConnect(s, hubName, device), 0)
+		call(t, s, connectPacket(0x82, 0, device, hubUser(hubName, device)), 0, deviceCertificate(t, s, device))
+		call(t, s, hubConnect(s, hubName, "other"), 5)
+		if got := as(t, s, device, version).assign().state(t, "substatus"); got != `"initialAssignment"` {
+			t.Errorf("DPS knows the device: %s", got)
+		}
+	})
+}
+
 // An assignment that an older simulator has stored does not name the attestation. The device
 // may then use either kind of credential.
 func TestAHubAcceptsADeviceOfAnOlderDirectory(t *testing.T) {

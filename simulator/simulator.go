@@ -217,7 +217,7 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 		return err
 	}
 	names := allNames(entries.Hubs())
-	certificate, err := s.material.server.server("", append(slices.Clone(s.names), names...), s.now())
+	certificate, err := s.material.server.server("", slices.Concat(names, s.names), s.now())
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -116,7 +117,7 @@ func (f *flags) open() (e *endpoint, err error) {
 	}
 	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
-	}}
+	}, OnTelemetry: func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }}
 	if f.scenario != "" {
 		text, err := os.ReadFile(f.scenario)
 		if err != nil {

@@ -154,6 +154,7 @@ func (e *endpoint) environment(id string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.server.AddDevice(id) // a sample with a connection string does not register
 	var all []string
 	set := func(value string, names ...string) {
 		for _, name := range names {
