@@ -222,7 +222,7 @@ func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*p
 	server := d.c.server
 	who := &principal{registrationID: req.registrationID, apiVersion: req.apiVersion, enrollment: &enroll.Entry{}, features: set.Features[req.apiVersion]}
 	refuse := func(code int, message, reason string) (*principal, int, *enroll.Refusal) {
-		return nil, code / 1000, &enroll.Refusal{Code: code, Message: message, Reason: reason}
+		return nil, code / 1000, &enroll.Refusal{Code: code, Message: message, Explanation: enroll.Explanation{Reason: reason}}
 	}
 	switch {
 	case !enroll.IsRegistrationID(req.registrationID):

@@ -24,6 +24,21 @@ const (
 	maxFrame   = 1 << 20
 )
 
+// documentedPath is the path of the service's WebSocket. Microsoft's SDKs for Java and .NET
+// use none, and Paho's libraries use /mqtt by default.
+const documentedPath = "/$iothub/websocket"
+
+// webSocketPaths are the paths of a service that is not strict.
+var webSocketPaths = []string{documentedPath, "/", "", "/mqtt"} // "": wss://host
+
+// hasWebSocketPath reports whether there is a WebSocket at the path of a request.
+func hasWebSocketPath(req *http.Request, strict bool) bool {
+	if strict {
+		return req.URL.Path == documentedPath
+	}
+	return slices.Contains(webSocketPaths, req.URL.Path)
+}
+
 // isWebSocket reports whether a request, valid or not, asks for a WebSocket.
 func isWebSocket(req *http.Request) bool {
 	return req.Header.Get("Upgrade") != "" || req.Header.Get("Sec-WebSocket-Key") != "" || req.Header.Get("Sec-WebSocket-Version") != ""
@@ -80,8 +95,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		c.linger(nil)
 		return nil
 	}
-	// SDKs use both paths.
-	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
+	if !hasWebSocketPath(req, script.Settings.StrictPaths) {
 		violate("the service does not have this path", "no such path")
 		return nil
 	}

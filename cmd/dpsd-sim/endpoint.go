@@ -43,6 +43,7 @@ type flags struct {
 
 	names       []string // of the server's certificate
 	seed        uint64
+	fast        bool
 	replaceable map[string]bool // addresses that a free port may replace
 }
 
@@ -62,6 +63,7 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.hub, "hub", defaultHub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
@@ -118,14 +120,8 @@ func (f *flags) open() (e *endpoint, err error) {
 	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 	}, OnTelemetry: func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }}
-	if f.scenario != "" {
-		text, err := os.ReadFile(f.scenario)
-		if err != nil {
-			return nil, err
-		}
-		if o.Scenario, err = scenario.Parse(f.scenario, bytes.NewReader(text)); err != nil {
-			return nil, err
-		}
+	if o.Scenario, err = f.readScenario(); err != nil {
+		return nil, err
 	}
 	if f.enrollments != "" {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
@@ -166,6 +162,23 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	return e, e.write()
+}
+
+// readScenario reads the scenario. Settings that it does not contain are those of the live
+// service or, with --fast, without any wait.
+func (f *flags) readScenario() (*simulator.Scenario, error) {
+	settings := scenario.Live()
+	if f.fast {
+		settings = scenario.Fast()
+	}
+	if f.scenario == "" {
+		return &simulator.Scenario{Settings: settings}, nil
+	}
+	text, err := os.ReadFile(f.scenario)
+	if err != nil {
+		return nil, err
+	}
+	return settings.Parse(f.scenario, bytes.NewReader(text))
 }
 
 // listen returns the address and the port that it listens on, or neither for an empty address.

@@ -29,14 +29,13 @@ func (entries Entries) Hubs() []string {
 // expires. The hub knows the keys of the enrollment of the device. The resources are those that
 // the token may be for: {hub}/devices/{deviceId} with each name of the hub.
 func (entries Entries) HubToken(resources []string, registrationID, password string, now time.Time) (time.Time, *Refusal) {
-	unauthorized := func(reason string) (time.Time, *Refusal) {
-		refusal := &Refusal{Code: 401003, Message: "IotHubUnauthorized"}
-		refusal.Reason = reason
-		return time.Time{}, refusal
+	refuse := func(e Explanation) (time.Time, *Refusal) {
+		return time.Time{}, &Refusal{401003, "IotHubUnauthorized", e}
 	}
+	unauthorized := func(reason string) (time.Time, *Refusal) { return refuse(Explanation{Reason: reason}) }
 	token, wrong := parseToken(password)
 	if wrong != nil {
-		return unauthorized(fmt.Sprint(wrong))
+		return refuse(*wrong)
 	}
 	if policy := policyOf(password); policy != "" {
 		return unauthorized("the token's skn names a policy of the hub; the token of a device has no skn")
