@@ -56,7 +56,7 @@ func install(k sdk.SDK) installed {
 		if err != nil {
 			return "", err
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(dir); err != nil { // of another version
 			return "", err
 		}
 		return dir, k.Install(context.Background(), "../..", dir)
