@@ -3,7 +3,6 @@ package simulator
 import (
 	"cmp"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"slices"
@@ -101,6 +100,9 @@ func (c *connection) run() {
 	go func() { shaken <- c.tls.Handshake() }()
 	if err := <-shaken; err != nil {
 		c.reason = "TLS: " + err.Error()
+		if why, ok := explainTLS(err, c.raw.first); ok && !c.server.ended() {
+			c.refuse(Entry{}, "no TLS", why)
+		}
 		c.linger(nil)
 		return
 	}
@@ -208,7 +210,7 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			if state.Version <= tls.VersionTLS12 {
 				_, _ = c.raw.Write(alertRecord(rule.Alert))
 			}
-			return errors.New("scenario: alert")
+			return errScenario
 		}
 	}
 	return config, nil

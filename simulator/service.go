@@ -114,6 +114,17 @@ type reply struct {
 	refusal    *enroll.Refusal // nil unless the device does not get what it wants
 }
 
+// answer names a reply that refuses a device.
+func (r reply) answer() string {
+	switch body := r.body.(type) {
+	case errorDetails:
+		return fmt.Sprintf("%d, error code %d", r.status, body.ErrorCode)
+	case operationStatus:
+		return fmt.Sprintf("%d, status %s", r.status, body.Status)
+	}
+	return fmt.Sprint(r.status)
+}
+
 // scripted explains a refusal that is a fault of the scenario.
 var scripted = enroll.Explanation{Reason: "a rule of the scenario refuses this"}
 

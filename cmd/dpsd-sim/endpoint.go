@@ -43,7 +43,7 @@ type flags struct {
 
 	names       []string // of the server's certificate
 	seed        uint64
-	fast        bool
+	fast, quiet bool
 	replaceable map[string]bool // addresses that a free port may replace
 }
 
@@ -64,6 +64,7 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
+	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
@@ -92,6 +93,7 @@ type endpoint struct {
 
 	server      *simulator.Server
 	log         *os.File
+	refusals    *printer // nil for none
 	file        string
 	enrollments string // the file
 }
@@ -141,6 +143,10 @@ func (f *flags) open() (e *endpoint, err error) {
 			e.close()
 		}
 	}()
+	if !f.quiet {
+		e.refusals = newPrinter(os.Stderr)
+		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
+	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
 			return e, err
@@ -236,6 +242,9 @@ func (e *endpoint) close() {
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)
+	}
+	if e.refusals != nil {
+		e.refusals.close()
 	}
 	if e.log != nil {
 		_ = e.log.Close()

@@ -1,7 +1,6 @@
 package enroll
 
 import (
-	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -45,9 +44,9 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 	case err != nil:
 		return unauthorized("the token's sr is not percent-encoded")
 	case !slices.ContainsFunc(resources, func(r string) bool { return within(resource, r) }):
-		return unauthorized(fmt.Sprintf("the token is for another resource: expected %q, given %q", resources[0], resource))
+		return refuse(Explanation{Reason: "the token is for another resource", Expected: Quote(resources[0]), Given: Quote(resource)})
 	case now.Unix() >= token.expiry:
-		return unauthorized("the token has expired")
+		return refuse(*token.explainExpiry(now))
 	}
 	fitting, individual := entries.of(registrationID)
 	for _, n := range fitting {
@@ -60,7 +59,10 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 			}
 		}
 	}
-	return unauthorized("the token is not signed with a key of the device")
+	if len(fitting) == 0 {
+		return unauthorized("the device has no enrollment any more")
+	}
+	return refuse(entries.explainSignature(token, fitting, resource, registrationID))
 }
 
 // policyOf returns the skn of a token.

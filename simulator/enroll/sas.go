@@ -195,9 +195,9 @@ type candidate struct {
 }
 
 // texts returns the texts that a device could have signed: the correct one first.
-func (t sasToken) texts(scope, registrationID string) []candidate {
+func (t sasToken) texts(wanted string) []candidate {
 	resource, _ := url.PathUnescape(t.resource) // check has tested it
-	upper := escaped(scope, registrationID)
+	upper := url.QueryEscape(wanted)
 	lower := strings.NewReplacer("%2F", "%2f", "%3A", "%3a").Replace(upper)
 	const (
 		encoding = "The sr in the token is not the text that was signed: sign the percent-encoded resource, and send exactly this text as sr."
@@ -207,7 +207,7 @@ func (t sasToken) texts(scope, registrationID string) []candidate {
 	all := []candidate{{t.toSign(), ""}}
 	for _, r := range []candidate{
 		{resource, encoding}, {upper, encoding}, {lower, encoding}, {url.QueryEscape(t.resource), "The resource was percent-encoded twice before it was signed."},
-		{scope + "/registrations/" + registrationID, encoding},
+		{wanted, encoding},
 		{strings.ToLower(t.resource), letters}, {strings.ToLower(upper), letters},
 	} {
 		all = append(all, candidate{r.value + "\n" + t.expiryRaw, r.advice})
@@ -265,8 +265,8 @@ func (n *Entry) source(registrationID string) string {
 }
 
 // explainSignature finds out why no key of the enrollments that apply to a device has signed
-// its token.
-func (entries Entries) explainSignature(t sasToken, fitting []*Entry, scope, registrationID string) Explanation {
+// its token, which is for a resource.
+func (entries Entries) explainSignature(t sasToken, fitting []*Entry, resource, registrationID string) Explanation {
 	var sources []string
 	var right, wrong []candidate
 	for _, n := range fitting {
@@ -292,7 +292,7 @@ func (entries Entries) explainSignature(t sasToken, fitting []*Entry, scope, reg
 		}
 	}
 	e := Explanation{
-		Reason:   "no key of the device has signed the token",
+		Reason:   "the token is not signed with a key of the device",
 		Expected: fmt.Sprintf("the HMAC-SHA256 of %s with %s", Quote(t.toSign()), strings.Join(sources, ", or ")),
 		Given:    fmt.Sprintf("another signature; sr and se of the token give %s", Quote(t.toSign())),
 		Advice:   "Neither the key nor what was signed is known. Compare the key and the registration ID with the enrollment.",
@@ -312,7 +312,7 @@ func (entries Entries) explainSignature(t sasToken, fitting []*Entry, scope, reg
 		}[n]
 		return e
 	}
-	texts := t.texts(scope, registrationID)
+	texts := t.texts(resource)
 	for _, keys := range [][]candidate{wrong, right} { // the correct text with a wrong key, and then a wrong text
 		for _, text := range texts {
 			for _, key := range keys {

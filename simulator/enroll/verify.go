@@ -65,7 +65,7 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 			Given:    "neither of them in the enrollments",
 		}}
 	}
-	return unauthorized(entries.explainSignature(token, fitting, scope, registrationID))
+	return unauthorized(entries.explainSignature(token, fitting, scope+"/registrations/"+registrationID, registrationID))
 }
 
 // ByCertificate returns the enrollment that trusts the client's certificate.
