@@ -44,6 +44,12 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c.note(Entry{Packet: "CLOSE", Service: c.service, Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		for _, idle := range s.draining {
+			close(idle)
+		}
+		s.draining = nil
+	}
 	s.mu.Unlock()
 	s.wg.Done()
 }

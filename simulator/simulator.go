@@ -13,6 +13,7 @@ package simulator
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -104,8 +105,9 @@ type Server struct {
 	refused   map[string]time.Time // until when, by protocol
 	sessions  map[string]*session  // by the key of their application
 
-	done chan struct{} // closed under mu, by Close
-	wg   sync.WaitGroup
+	draining []chan struct{} // closed under mu, when no connection is open
+	done     chan struct{}   // closed under mu, by Close
+	wg       sync.WaitGroup
 }
 
 // New creates a server. Errors come from the directory's files, from the enrollments and
@@ -288,6 +290,23 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 func (s *Server) ended() bool { return isClosed(s.done) }
+
+// Drain waits until no connection is open, or until the context is done. When a client has exited, the
+// server may still have to read what the client sent last, such as why it ended a TLS handshake.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	if len(s.conns) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	s.draining = append(s.draining, idle)
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
 
 // Close ends all connections and listeners, and returns when all goroutines of the server
 // have ended. It may be called more than once.

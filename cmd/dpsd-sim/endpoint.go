@@ -64,7 +64,7 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
-	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
+	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal and each message to a hub")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
@@ -121,7 +121,7 @@ func (f *flags) open() (e *endpoint, err error) {
 	}
 	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
-	}, OnTelemetry: func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }}
+	}}
 	if o.Scenario, err = f.readScenario(); err != nil {
 		return nil, err
 	}
@@ -146,6 +146,7 @@ func (f *flags) open() (e *endpoint, err error) {
 	if !f.quiet {
 		e.refusals = newPrinter(os.Stderr)
 		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
+		o.OnTelemetry = func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }
 	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
