@@ -20,7 +20,7 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 		onTelemetry = func(hub.Telemetry) {}
 	}
 	return &hub.Hub{
-		Find: func(name, deviceID string) (hub.Device, bool) {
+		Assigned: func(name, deviceID string) (hub.Device, bool) {
 			r, found := s.service.records.find(name, deviceID)
 			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation}, found
 		},
@@ -29,6 +29,14 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 		Now:         s.now,
 		Telemetry:   onTelemetry,
 	}
+}
+
+// AddDevice creates the identity of a device at the hub that its enrollment assigns, without a
+// registration, for a program that uses only the hub. The credential is the same as at DPS. The
+// identity exists until the server ends.
+func (s *Server) AddDevice(registrationID string) {
+	name, deviceID := s.entries.Load().Assignment(registrationID)
+	s.hub.Add(name, deviceID, hub.Device{RegistrationID: registrationID})
 }
 
 // verifyIssued verifies a chain whose first certificate was issued for a CSR. A hub knows the
@@ -84,7 +92,7 @@ func (h *hubSession) identify(e *Entry) {
 }
 
 // key contains a slash, which no registration ID does.
-func (h *hubSession) key() string { return hub.Names(h.user.Hub)[0] + "/" + h.user.Device }
+func (h *hubSession) key() string { return h.user.Key() }
 
 func (h *hubSession) replaced() string {
 	return "400027 ConnectionForcefullyClosedOnNewConnection: the device has connected again"

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -612,6 +614,125 @@ func TestEveryHubExampleOfTheDocumentation(t *testing.T) {
 	}
 }
 
+// askHub sends an HTTPS request to a hub, and returns the status, the headers and the body of the
+// response, or "closed" as the body.
+func (c *client) askHub(method, target, host, authorization, body string) (int, http.Header, string) {
+	c.t.Helper()
+	head := method + " " + target + " HTTP/1.1\r\nHost: " + host + "\r\n"
+	if authorization != "" {
+		head += "Authorization: " + authorization + "\r\n"
+	}
+	c.send([]byte(head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body))...)
+	r, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		return 0, nil, "closed"
+	}
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return r.StatusCode, r.Header, string(text)
+}
+
+func TestHubOverHTTPS(t *testing.T) {
+	const modules = "/devices/" + device + "/modules?api-version=2017-11-08-preview"
+	bubble(t, "the modules, a waiting message and telemetry are answered, and the MQTT connection stays", func(t *testing.T) {
+		var m messages
+		s := start(t, simulator.Options{OnTelemetry: m.add})
+		mqtt := online(t, s, device)
+		good := hubToken(s.DeviceKey(device), hubName, device)
+		c := dialWebSocket(t, s)
+		for _, a := range []struct {
+			method, target, host, authorization, body string
+			status                                    int
+			want                                      string
+		}{
+			{"GET", modules, hubName, good, "", 200, "[]"},
+			{"GET", modules, hubName + ":443", good, "", 200, "[]"},
+			{"GET", modules, "dpsd-sim.device.azure-devices.net", good, "", 200, "[]"},
+			{"GET", "/devices/" + device + "/messages/deviceBound?api-version=2020-03-13", hubName, good, "", 204, ""},
+			{"POST", "/devices/" + device + "/messages/events?api-version=2020-03-13", hubName, good, "hello", 204, ""},
+			{"GET", modules, hubName, "", "", 401, `{"errorCode":401003,"Message":"ErrorCode:IotHubUnauthorized;IotHubUnauthorized"}`},
+			{"GET", modules, hubName, hubToken(s.GroupKey(), hubName, device), "", 401, `{"errorCode":401003,"Message":"ErrorCode:IotHubUnauthorized;IotHubUnauthorized"}`},
+			{"GET", "/devices/stranger/modules", hubName, good, "", 404, `{"errorCode":404001,"Message":"ErrorCode:DeviceNotFound;DeviceNotFound"}`},
+			{"GET", modules, "hub-b.azure-devices.net", good, "", 404, `{"errorCode":404001,"Message":"ErrorCode:DeviceNotFound;DeviceNotFound"}`},
+			{"PUT", modules, hubName, good, "", 404, `{"errorCode":404000,"Message":"ErrorCode:NotFound;NotFound"}`},
+			{"POST", "/devices/" + device + "/messages/events", hubName, good, strings.Repeat("x", 256<<10), 204, ""},
+		} {
+			if status, _, body := c.askHub(a.method, a.target, a.host, a.authorization, a.body); status != a.status || body != a.want {
+				t.Errorf("%s %s at %s: %d %s, want %d %s", a.method, a.target, a.host, status, body, a.status, a.want)
+			}
+		}
+		if status, _, body := c.askHub("POST", "/devices/"+device+"/messages/events", hubName, good, strings.Repeat("x", 256<<10+1)); status != 413 {
+			t.Errorf("%d %s", status, body)
+		}
+		if got := m.got(); len(got) != 2 || got[0] != "https "+hubName+" "+device+" [] hello" {
+			t.Errorf("%.100q", got)
+		}
+		mqtt.lives()
+		var requests, responses int
+		for _, e := range s.Log() {
+			if e.Packet != "REQUEST" && e.Packet != "RESPONSE" {
+				continue
+			}
+			if e.Service != "hub" || e.Protocol != "https" || e.DeviceID == "" || strings.Contains(fmt.Sprintf("%+v", e), "sig=") {
+				t.Errorf("%+v", e)
+			}
+			if e.Packet == "REQUEST" {
+				requests++
+			} else if responses++; *e.ReturnCode >= 400 && e.Detail == "" {
+				t.Errorf("%+v", e)
+			}
+		}
+		if requests != 12 || responses != 12 {
+			t.Error(requests, responses)
+		}
+	})
+	bubble(t, "a certificate authenticates a request", func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		certificate := deviceCertificate(t, s, device)
+		with(t, s, device, certificate).accepted(device)
+		c := openAPI(t, s, certificate)
+		if status, _, body := c.askHub("GET", modules, hubName, "", ""); status != 200 || body != "[]" {
+			t.Error(status, body)
+		}
+	})
+	for _, f := range []struct {
+		name   string
+		rule   simulator.Rule
+		status int
+		body   string
+		after  string
+	}{
+		{"a disabled device", simulator.Rule{ErrorCode: 403012, ErrorMessage: "DeviceDisabled"}, 403, `{"errorCode":403012,"Message":"ErrorCode:DeviceDisabled;DeviceDisabled"}`, ""},
+		{"a throttled request", simulator.Rule{Status: 429, ErrorCode: 429001, ErrorMessage: "ThrottlingException", RetryAfter: "30"}, 429, `{"errorCode":429001,"Message":"ErrorCode:ThrottlingException;ThrottlingException"}`, "30"},
+		{"a status alone", simulator.Rule{Status: 503}, 503, `{"errorCode":503000,"Message":"ErrorCode:Service Unavailable;Service Unavailable"}`, ""},
+		{"a body", simulator.Rule{Body: new("<html>")}, 200, "<html>", ""},
+		{"a status and a body", simulator.Rule{Status: 502, Body: new("Bad Gateway")}, 502, "Bad Gateway", ""},
+		{"close", simulator.Rule{Close: true}, 0, "closed", ""},
+		{"reset", simulator.Rule{Reset: true}, 0, "closed", ""},
+		{"a delay", simulator.Rule{Delay: time.Minute}, 200, "[]", ""},
+		{"another device", simulator.Rule{Device: "x", Close: true}, 200, "[]", ""},
+		{"another protocol", simulator.Rule{Protocol: "mqtt", Close: true}, 200, "[]", ""},
+	} {
+		bubble(t, "at hub-request: "+f.name, func(t *testing.T) {
+			f.rule.On = simulator.OnHubRequest
+			s := script(t, f.rule)
+			registered(t, s, device)
+			begin := time.Now()
+			c := dialWebSocket(t, s)
+			_ = c.conn.SetReadDeadline(time.Time{})
+			status, header, body := c.askHub("GET", modules, hubName, hubToken(s.DeviceKey(device), hubName, device), "")
+			if status != f.status || body != f.body || header.Get("Retry-After") != f.after {
+				t.Error(status, header, body)
+			}
+			if d := time.Since(begin); d != f.rule.Delay {
+				t.Error(d)
+			}
+		})
+	}
+}
+
 func TestHubFaults(t *testing.T) {
 	bubble(t, "a rule for another hub or another device does not act, and each device counts separately", func(t *testing.T) {
 		s := script(t,
@@ -676,6 +797,19 @@ func TestHubFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestADeviceThatIsAddedConnectsToItsHubWithoutARegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		s.AddDevice(device)
+		call(t, s, hubConnect(s, hubName, device), 0)
+		call(t, s, connectPacket(0x82, 0, device, hubUser(hubName, device)), 0, deviceCertificate(t, s, device))
+		call(t, s, hubConnect(s, hubName, "other"), 5)
+		if got := as(t, s, device, version).assign().state(t, "substatus"); got != `"initialAssignment"` {
+			t.Errorf("DPS knows the device: %s", got)
+		}
+	})
 }
 
 // An assignment that an older simulator has stored does not name the attestation. The device

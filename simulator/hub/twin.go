@@ -16,7 +16,7 @@ import (
 // for concurrent use.
 type Twins struct {
 	mu  sync.Mutex
-	all map[string]*twin
+	all map[string]*twin // by User.Key
 }
 
 // twin is the twin of a device, which the simulated cloud never changes.
@@ -26,8 +26,7 @@ type twin struct {
 }
 
 // of returns the twin of a device. The caller holds t.mu.
-func (t *Twins) of(hub, device string) *twin {
-	key := Names(hub)[0] + "/" + device
+func (t *Twins) of(key string) *twin {
 	if t.all == nil {
 		t.all = map[string]*twin{}
 	}
@@ -41,7 +40,7 @@ func (t *Twins) of(hub, device string) *twin {
 func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	w := t.of(u.Hub, u.Device)
+	w := t.of(u.Key())
 	if p.Kind == TwinGet {
 		reported := maps.Clone(w.reported)
 		reported["$version"] = w.version
