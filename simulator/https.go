@@ -447,7 +447,7 @@ func (x *exchange) respond(r reply, detail string) {
 	}
 	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail, Raw: raw})
 	x.w.WriteHeader(status)
-	_, _ = x.w.Write(body)
+	_, _ = x.w.Write(body) //nolint:gosec // JSON, and not for a browser
 	_ = http.NewResponseController(x.w).Flush()
 	x.then(x.rule.Then)
 }
