@@ -114,17 +114,10 @@ func (h *hubSession) check(p *packets.Packet) error {
 		_, err := h.user.ParseTopic(p.TopicName)
 		return err
 	case packets.Subscribe, packets.Unsubscribe:
-		added := map[string]bool{}
 		for _, f := range p.Filters {
 			if err := h.user.CheckFilter(f.Filter); err != nil {
 				return err
 			}
-			if _, there := h.granted[f.Filter]; !there {
-				added[f.Filter] = true
-			}
-		}
-		if p.FixedHeader.Type == packets.Subscribe && len(h.granted)+len(added) > hub.MaxFilters {
-			return fmt.Errorf("more than %d filters", hub.MaxFilters)
 		}
 	}
 	return nil

@@ -487,11 +487,11 @@ func TestHubPackets(t *testing.T) {
 		c.expect("SUBACK and UNSUBACK", 0x90, 3, 0, 1, 1, 0xb0, 2, 0, 2)
 		c.lives()
 	})
-	bubble(t, "five filters are granted, and the same filter counts once", func(t *testing.T) {
+	bubble(t, "every filter of a hub is granted", func(t *testing.T) {
 		c := online(t, start(t, simulator.Options{}), device)
 		all := []string{"$iothub/twin/res/#", "$iothub/twin/PATCH/properties/desired/#", "$iothub/methods/POST/#", "devices/" + device + "/messages/devicebound/#"}
-		c.send(filters(1, append(all, all...)...)...)
-		c.expect("SUBACK", 0x90, 10, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+		c.send(filters(1, all...)...)
+		c.expect("SUBACK", 0x90, 6, 0, 1, 1, 1, 1, 1)
 		c.lives()
 	})
 	for _, c := range []struct {
