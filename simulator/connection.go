@@ -3,7 +3,6 @@ package simulator
 import (
 	"cmp"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"slices"
@@ -45,6 +44,12 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c.note(Entry{Packet: "CLOSE", Service: c.service, Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		for _, idle := range s.draining {
+			close(idle)
+		}
+		s.draining = nil
+	}
 	s.mu.Unlock()
 	s.wg.Done()
 }
@@ -101,6 +106,9 @@ func (c *connection) run() {
 	go func() { shaken <- c.tls.Handshake() }()
 	if err := <-shaken; err != nil {
 		c.reason = "TLS: " + err.Error()
+		if why, ok := explainTLS(err, c.raw.first); ok && !c.server.ended() {
+			c.refuse(Entry{}, "no TLS", why)
+		}
 		c.linger(nil)
 		return
 	}
@@ -208,7 +216,7 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 			if state.Version <= tls.VersionTLS12 {
 				_, _ = c.raw.Write(alertRecord(rule.Alert))
 			}
-			return errors.New("scenario: alert")
+			return errScenario
 		}
 	}
 	return config, nil

@@ -158,6 +158,14 @@ type deviceAPI struct {
 	service  string // of the current request, for the log
 }
 
+// explainPath explains a path or a method that the device API does not have.
+func explainPath(err error) enroll.Explanation {
+	return enroll.Explanation{
+		Reason:   err.Error(),
+		Expected: "PUT /{idScope}/registrations/{id}/register, GET /{idScope}/registrations/{id}/operations/{operationId} or POST /{idScope}/registrations/{id}",
+	}
+}
+
 // ServeHTTP answers one request of the connection.
 func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	server := d.c.server
@@ -176,13 +184,13 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := exchange{deviceAPI: d, w: w, r: r, req: req, rule: &Rule{}}
 	switch {
 	case errors.Is(err, errNoMethod):
-		x.refuse(http.StatusMethodNotAllowed, 405000, "Method not allowed.", err.Error())
+		x.refuse(&enroll.Refusal{Code: 405000, Message: "Method not allowed.", Explanation: explainPath(err)})
 		return
 	case err != nil:
-		x.refuse(http.StatusNotFound, 404000, "Not found.", err.Error())
+		x.refuse(&enroll.Refusal{Code: 404000, Message: "Not found.", Explanation: explainPath(err)})
 		return
 	case errors.As(readErr, new(*http.MaxBytesError)):
-		x.refuse(http.StatusRequestEntityTooLarge, 413000, "The body is too large.", fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		x.refuse(&enroll.Refusal{Code: 413000, Message: "The body is too large.", Explanation: enroll.Explanation{Reason: fmt.Sprintf("the body is larger than %d bytes", maxBody)}})
 		return
 	case readErr != nil:
 		d.abort(readErr.Error())
@@ -197,9 +205,9 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.instead()
 
-	who, status, refused := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
+	who, refused := d.authenticate(req, r.Header.Get("Authorization"), script.Settings)
 	if refused != nil {
-		x.refuse(status, refused.Code, refused.Message, refused.Reason)
+		x.refuse(refused)
 		return
 	}
 	if !pause(script.Settings.ReplyDelay, server.done) {
@@ -218,30 +226,30 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // authenticate checks who sends a request. A refusal that it returns is one before the
 // operation, like a refused CONNECT.
-func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*principal, int, *enroll.Refusal) {
+func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*principal, *enroll.Refusal) {
 	server := d.c.server
 	who := &principal{registrationID: req.registrationID, apiVersion: req.apiVersion, enrollment: &enroll.Entry{}, features: set.Features[req.apiVersion]}
-	refuse := func(code int, message, reason string) (*principal, int, *enroll.Refusal) {
-		return nil, code / 1000, &enroll.Refusal{Code: code, Message: message, Reason: reason}
+	refuse := func(code int, message string, why enroll.Explanation) (*principal, *enroll.Refusal) {
+		return nil, &enroll.Refusal{Code: code, Message: message, Explanation: why}
 	}
 	switch {
 	case !enroll.IsRegistrationID(req.registrationID):
-		return refuse(400004, "Invalid registration ID.", fmt.Sprintf("%q is not a registration ID", req.registrationID))
+		return refuse(400004, "Invalid registration ID.", enroll.Explanation{Reason: enroll.Quote(req.registrationID) + " is not a registration ID"})
 	case req.apiVersion == "":
-		return refuse(400000, "The query parameter api-version is missing.", "the request has no api-version")
+		return refuse(400000, "The query parameter api-version is missing.", enroll.Explanation{Reason: "the request has no api-version", Expected: "?api-version=2019-03-31 or later"})
 	case !scenario.IsAPIVersion(req.apiVersion) || !set.Serves(req.apiVersion):
-		return refuse(400000, "Unknown api version.", "the api-version is not supported")
+		return refuse(400000, "Unknown api version.", explainVersion(set, req.apiVersion))
 	case req.scope != server.material.scope:
-		return refuse(404000, "Device Provisioning Service not found.", "the ID scope does not match")
+		return refuse(404000, "Device Provisioning Service not found.", server.explainScope(req.scope))
 	}
-	if reason := server.verify(who, req.scope, token, d.c.tls.ConnectionState()); reason != "" {
+	if why := server.verify(who, req.scope, token, d.c.tls.ConnectionState()); why.Reason != "" {
 		code, message := 401000, "Unauthorized"
 		if who.certificate {
 			code, message = 401002, "Invalid certificate."
 		}
-		return refuse(code, message, reason)
+		return refuse(code, message, why)
 	}
-	return who, 0, nil
+	return who, nil
 }
 
 func (d *deviceAPI) note(e Entry) {
@@ -365,14 +373,13 @@ func (x *exchange) wait() {
 }
 
 // refuse answers a request that is not for an operation, or whose sender is unknown.
-func (x *exchange) refuse(status, code int, message, reason string) {
-	now := x.c.server.now()
-	x.respond(reply{status: status, retryAfter: "none", body: errorDetails{
-		ErrorCode:  code,
+func (x *exchange) refuse(why *enroll.Refusal) {
+	x.respond(reply{status: why.Code / 1000, retryAfter: "none", refusal: why, body: errorDetails{
+		ErrorCode:  why.Code,
 		TrackingID: x.c.server.seed.guid(fmt.Sprintf("tracking https %d %d", x.c.number, x.requests)),
-		Message:    message,
-		Timestamp:  timestamp(now),
-	}}, reason)
+		Message:    why.Message,
+		Timestamp:  timestamp(x.c.server.now()),
+	}}, why.Reason)
 }
 
 // respond sends a reply. The detail is for the log.
@@ -407,6 +414,9 @@ func (x *exchange) respond(r reply, detail string) {
 	}
 	if x.rule.ByteByByte {
 		x.conn.rule.Store(x.rule)
+	}
+	if r.refusal != nil {
+		x.c.refuse(Entry{RegistrationID: x.req.registrationID}, r.answer(), r.refusal.Explanation)
 	}
 	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail})
 	x.w.WriteHeader(status)

@@ -144,24 +144,35 @@ func (h *hubSession) rule(p *packets.Packet) *Rule {
 func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail string) {
 	c := h.s.c
 	state := c.tls.ConnectionState()
+	refuse := func(why enroll.Explanation) (int, string) {
+		h.s.refuse("CONNACK 5", why)
+		return 5, why.Reason
+	}
 	switch {
 	case rule.Connack != nil:
-		code, detail = *rule.Connack, "scenario"
+		if code, detail = *rule.Connack, scripted.Reason; code != 0 {
+			h.s.refuse(fmt.Sprintf("CONNACK %d", code), scripted)
+		}
 	case rule.ErrorCode != 0:
-		code, detail = 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage))+": scenario"
+		_, _ = refuse(scripted)
+		return 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage)) + ": scenario"
 	case h.wrong != nil:
-		return 5, h.wrong.Error()
+		return refuse(enroll.Explanation{Reason: h.wrong.Error(), Expected: "{hub}/{deviceId}/?api-version={version}", Given: enroll.Quote(string(p.Connect.Username))})
 	case p.Connect.ClientIdentifier != h.user.Device:
-		return 5, "the client identifier is not the device ID"
+		return refuse(enroll.Explanation{Reason: "the client identifier is not the device ID", Expected: enroll.Quote(h.user.Device), Given: enroll.Quote(p.Connect.ClientIdentifier)})
 	case c.server.isOtherHub(state.ServerName, h.user.Hub):
-		return 5, "the server name of TLS is that of another hub"
+		return refuse(enroll.Explanation{Reason: "the server name of TLS is that of another hub", Expected: enroll.Quote(h.user.Hub), Given: enroll.Quote(state.ServerName)})
 	default:
 		expiry, refused := c.server.hub.Authenticate(h.user, string(p.Connect.Password), state)
 		if refused != nil {
+			h.s.refuse(fmt.Sprintf("CONNACK 5 for %d", refused.Code), refused.Explanation)
 			return 5, fmt.Sprintf("%d %s: %s", refused.Code, refused.Message, refused.Reason)
 		}
 		if !expiry.IsZero() {
-			h.s.after(expiry.Sub(c.server.now()), func() { h.s.end("401003 IotHubUnauthorized: the token has expired") })
+			h.s.after(expiry.Sub(c.server.now()), func() {
+				h.s.refuse("the connection was closed for 401003", enroll.Explanation{Reason: "the token has expired", Advice: "A device must connect again with a new token before its token expires."})
+				h.s.end("401003 IotHubUnauthorized: the token has expired")
+			})
 		}
 	}
 	if code == 0 && p.Connect.WillFlag {

@@ -3,14 +3,18 @@ package simulator
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // defaultCertificateLife is the lifetime of an issued certificate. The service issues
@@ -37,9 +41,9 @@ func newIssuing(now time.Time) (*issuing, error) {
 }
 
 // parseCSR reads the member csr of a register request and checks it like the service:
-// PKCS #10 in DER, base64 without armour, of an EC P-384 key, with the registration ID as
-// its common name (Azure page "Certificate issuance").
-func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateRequest, error) {
+// PKCS #10 in DER, base64 without armour, of one of the types of keys, with the registration
+// ID as its common name (Azure page "Certificate issuance").
+func parseCSR(member json.RawMessage, registrationID string, types []string) (*x509.CertificateRequest, error) {
 	var text string
 	if json.Unmarshal(member, &text) != nil {
 		return nil, errors.New("the csr is not a JSON string")
@@ -60,14 +64,11 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	if err != nil {
 		return nil, errors.New("the csr is not a PKCS#10 certificate request in DER")
 	}
-	key, ok := csr.PublicKey.(*ecdsa.PublicKey)
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("the csr's key is %s; it must be EC P-384", keyName(csr))
-	case key.Curve != elliptic.P384():
-		return nil, fmt.Errorf("the csr's key is EC %s; it must be EC P-384", key.Curve.Params().Name)
-	case csr.SignatureAlgorithm == x509.ECDSAWithSHA1:
-		return nil, errors.New("the csr is signed with SHA-1")
+	switch name := keyType(csr); {
+	case !slices.Contains(types, name):
+		return nil, fmt.Errorf("the csr's key is %s; it must be %s", name, strings.Join(types, ", "))
+	case slices.Contains([]x509.SignatureAlgorithm{x509.ECDSAWithSHA1, x509.SHA1WithRSA, x509.MD5WithRSA}, csr.SignatureAlgorithm):
+		return nil, fmt.Errorf("the csr is signed with %s; it must be signed with SHA-256 or better", csr.SignatureAlgorithm)
 	case csr.CheckSignature() != nil:
 		return nil, errors.New("the csr's signature is invalid: it does not prove that the device has the private key")
 	}
@@ -88,28 +89,55 @@ func parseCSR(member json.RawMessage, registrationID string) (*x509.CertificateR
 	return csr, nil
 }
 
-func keyName(csr *x509.CertificateRequest) string {
+// keyType returns the type of a request's key as in Settings.CSRKeys.
+func keyType(csr *x509.CertificateRequest) string {
+	switch key := csr.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		return key.Curve.Params().Name
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA-%d", key.N.BitLen())
+	}
 	if csr.PublicKeyAlgorithm == x509.UnknownPublicKeyAlgorithm {
 		return "of an unknown type"
 	}
 	return csr.PublicKeyAlgorithm.String()
 }
 
-// issue signs a certificate for the key of a request and returns the chain in the service's
-// format: base64 of DER, with the device's certificate first and without the root.
-func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, now time.Time) ([]string, error) {
+// issue signs a certificate for the key of a request and returns its chain: the device's
+// certificate, the issuing CA, and the root unless the settings omit it.
+func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, set Settings, now time.Time) ([]string, error) {
+	usage := x509.KeyUsageDigitalSignature
+	if _, ok := csr.PublicKey.(*rsa.PublicKey); ok {
+		usage |= x509.KeyUsageKeyEncipherment // RFC 5246 7.4.2
+	}
 	leaf, err := i.ca.sign(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: csr.Subject.CommonName},
 		NotBefore:   now.Add(-early),
 		NotAfter:    now.Add(life),
-		KeyUsage:    x509.KeyUsageDigitalSignature,
+		KeyUsage:    usage,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	return []string{
-		base64.StdEncoding.EncodeToString(leaf.Raw),
-		base64.StdEncoding.EncodeToString(i.ca.certificate.Raw),
-	}, nil
+	chain := []*x509.Certificate{leaf, i.ca.certificate}
+	if !set.ChainWithoutRoot {
+		chain = append(chain, i.root)
+	}
+	texts := make([]string, 0, len(chain))
+	for _, c := range chain {
+		texts = append(texts, chainElement(c, set.ChainFormat))
+	}
+	return texts, nil
+}
+
+// chainElement writes a certificate in a format of Settings.ChainFormat.
+func chainElement(c *x509.Certificate, format string) string {
+	switch format {
+	case scenario.ChainPEM:
+		return string(certificatePEM(c.Raw))
+	case scenario.ChainBase64PEM:
+		return base64.StdEncoding.EncodeToString(certificatePEM(c.Raw))
+	}
+	return base64.StdEncoding.EncodeToString(c.Raw)
 }

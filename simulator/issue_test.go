@@ -22,7 +22,10 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-const preview = "2025-07-01-preview"
+const (
+	preview = "2025-07-01-preview"
+	stable  = "2026-11-01"
+)
 
 func ecKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
@@ -83,7 +86,7 @@ func TestIssuing(t *testing.T) {
 		key := ecKey(t, elliptic.P384())
 		p := as(t, s, device, preview).outcome(csrBody(t, base(request(t, key, named(device)))))
 		chain := p.chain(t)
-		if len(chain) != 2 {
+		if len(chain) != 3 {
 			t.Fatalf("%d certificates", len(chain))
 		}
 		leaf, ca := chain[0], chain[1]
@@ -103,6 +106,9 @@ func TestIssuing(t *testing.T) {
 		root, err := s.IssuingRoot()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if string(root) != string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[2].Raw})) {
+			t.Error("the chain does not end with the root")
 		}
 		roots, middle := x509.NewCertPool(), x509.NewCertPool()
 		roots.AppendCertsFromPEM(root)
@@ -137,14 +143,22 @@ func TestIssuing(t *testing.T) {
 		c.send(connectPacket(0x82, 0, device, s.IDScope()+"/registrations/"+device+"/api-version="+preview)...)
 		c.expect("CONNECT passes", 0x20, 2, 0, 0)
 		p := c.subscribe().outcome(csrBody(t, base(request(t, ecKey(t, elliptic.P384()), named(device)))))
-		if len(p.chain(t)) != 2 {
+		if len(p.chain(t)) != 3 {
 			t.Error(p.payload)
 		}
 	})
 
 	p384 := ecKey(t, elliptic.P384())
 	good := request(t, p384, named(device))
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsa3072, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oldRSA, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: named(device), SignatureAlgorithm: x509.SHA1WithRSA}, rsa2048)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,11 +196,11 @@ func TestIssuing(t *testing.T) {
 		{"that is a public key", base(must(x509.MarshalPKIXPublicKey(p384.Public()))), "the csr is not a PKCS#10 certificate request in DER"},
 		{"whose signature is wrong", base(forged), "the csr's signature is invalid: it does not prove that the device has the private key"},
 		{"whose name was changed after it was signed", base(moved), "the csr's signature is invalid: it does not prove that the device has the private key"},
-		{"that is signed with SHA-1", base(old), "the csr is signed with SHA-1"},
-		{"of an RSA key", base(request(t, rsaKey, named(device))), "the csr's key is RSA; it must be EC P-384"},
-		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be EC P-384"},
-		{"of a P-256 key", base(request(t, ecKey(t, elliptic.P256()), named(device))), "the csr's key is EC P-256; it must be EC P-384"},
-		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is EC P-521; it must be EC P-384"},
+		{"that is signed with SHA-1", base(old), "the csr is signed with ECDSA-SHA1; it must be signed with SHA-256 or better"},
+		{"of an RSA key of 3072 bits", base(request(t, rsa3072, named(device))), "the csr's key is RSA-3072; it must be P-256, P-384, RSA-2048"},
+		{"of an RSA key that is signed with SHA-1", base(oldRSA), "the csr is signed with SHA1-RSA; it must be signed with SHA-256 or better"},
+		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be P-256, P-384, RSA-2048"},
+		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is P-521; it must be P-256, P-384, RSA-2048"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
 		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},
@@ -199,7 +213,7 @@ func TestIssuing(t *testing.T) {
 			if b := p.parse(t); p.topic != "$dps/registrations/res/400/?$rid=1" || b.ErrorCode != 400000 || b.Message != c.want || b.OperationID != "" {
 				t.Errorf("%s %s, want %s", p.topic, p.payload, c.want)
 			}
-			if p := cl.outcome(csrBody(t, base(good))); len(p.chain(t)) != 2 {
+			if p := cl.outcome(csrBody(t, base(good))); len(p.chain(t)) != 3 {
 				t.Error("a good one after that: " + p.payload)
 			}
 		})
@@ -221,6 +235,66 @@ func TestIssuing(t *testing.T) {
 			}
 		})
 	}
+	for name, key := range map[string]crypto.Signer{"P-256": ecKey(t, elliptic.P256()), "P-384": p384, "RSA-2048": rsa2048} {
+		for _, version := range []string{preview, stable, "2026-11-02-preview"} {
+			bubble(t, "a CSR of a "+name+" key under api-version "+version+" is answered with a chain for this key that ends with the root", func(t *testing.T) {
+				s := start(t, simulator.Options{})
+				chain := as(t, s, device, version).outcome(csrBody(t, base(request(t, key, named(device))))).chain(t)
+				if len(chain) != 3 || !key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(chain[0].PublicKey) {
+					t.Fatal(chain)
+				}
+				for i, c := range chain {
+					if err := c.CheckSignatureFrom(chain[min(i+1, 2)]); err != nil {
+						t.Error(i, err)
+					}
+				}
+			})
+		}
+		bubble(t, "with csr_keys for other types, a CSR of a "+name+" key is answered 400", func(t *testing.T) {
+			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{CSRKeys: []string{"P-521", "RSA-3072"}}}})
+			p := as(t, s, device, stable).ask(csrBody(t, base(request(t, key, named(device)))))
+			if b := p.parse(t); b.Message != "the csr's key is "+name+"; it must be P-521, RSA-3072" {
+				t.Error(p.payload)
+			}
+			if p := as(t, s, device, stable).outcome(csrBody(t, base(request(t, rsa3072, named(device))))); len(p.chain(t)) != 3 {
+				t.Error(p.payload)
+			}
+		})
+	}
+	for format, decode := range map[string]func(string) []byte{
+		"":    func(text string) []byte { der, _ := base64.StdEncoding.DecodeString(text); return der },
+		"der": func(text string) []byte { der, _ := base64.StdEncoding.DecodeString(text); return der },
+		"base64-pem": func(text string) []byte {
+			text2, _ := base64.StdEncoding.DecodeString(text)
+			block, _ := pem.Decode(text2)
+			return block.Bytes
+		},
+		"pem": func(text string) []byte { block, _ := pem.Decode([]byte(text)); return block.Bytes },
+	} {
+		bubble(t, "with chain_format \""+format+"\", each element of the chain has this format; with chain_without_root it has two elements", func(t *testing.T) {
+			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{ChainFormat: format, ChainWithoutRoot: true}}})
+			p := as(t, s, device, stable).outcome(csrBody(t, base(good)))
+			var texts []string
+			if err := json.Unmarshal([]byte(p.state(t, "issuedCertificateChain")), &texts); err != nil || len(texts) != 2 {
+				t.Fatal(err, texts)
+			}
+			for _, text := range texts {
+				if _, err := x509.ParseCertificate(decode(text)); err != nil {
+					t.Error(err, text)
+				}
+			}
+		})
+	}
+	bubble(t, "with without_policy assign, a CSR to an enrollment that issues nothing is answered without a chain", func(t *testing.T) {
+		s := start(t, simulator.Options{
+			Enrollments: keys(t, enroll.Grant{NoCertificates: true}),
+			Scenario:    &simulator.Scenario{Settings: simulator.Settings{WithoutPolicy: "assign"}},
+		})
+		p := as(t, s, device, stable).outcome(csrBody(t, base(good)))
+		if b := p.parse(t); b.Status != "assigned" || strings.Contains(p.payload, "issuedCertificateChain") {
+			t.Error(p.payload)
+		}
+	})
 	bubble(t, "a CSR to an enrollment that issues nothing is answered 400", func(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: keys(t, enroll.Grant{NoCertificates: true})})
 		p := as(t, s, device, preview).ask(csrBody(t, base(good)))

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// Entry is one line of the packet log. Entries contain no secrets: neither the user name
-// nor the password of a CONNECT is logged.
+// Entry is one line of the packet log. Entries contain no secrets: the password of a CONNECT is
+// never logged, and its user name only in a refusal because of it, without what looks like a key.
 type Entry struct {
 	// Connection numbers the connections in the order of their arrival, starting at 1.
 	Connection int       `json:"connection"`
@@ -23,7 +25,7 @@ type Entry struct {
 	// a packet.
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, REQUEST or RESPONSE over HTTPS, or OPEN, TLS,
-	// UPGRADE, GARBAGE, STALL, VIOLATION or CLOSE for an event of the connection.
+	// UPGRADE, GARBAGE, STALL, VIOLATION, REFUSAL or CLOSE for an event of the connection.
 	Packet         string `json:"packet"`
 	RegistrationID string `json:"registrationId,omitempty"`
 	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, with the CLOSE
@@ -44,6 +46,8 @@ type Entry struct {
 	ReturnCode *int `json:"returnCode,omitempty"`
 	// Violation names the rule of MQTT or DPS that the client violated.
 	Violation string `json:"violation,omitempty"`
+	// Refusal explains an entry REFUSAL, which precedes the answer that refuses the device.
+	Refusal *enroll.Explanation `json:"refusal,omitempty"`
 	// Detail explains the entry: why a connection was refused or ended, the TLS version, or the
 	// HTTP path.
 	Detail string `json:"detail,omitempty"`

@@ -69,7 +69,7 @@ func isIDScope(s string) bool {
 // request is the parsed topic of a PUBLISH of a device.
 type request struct {
 	poll        bool
-	requestID   string // as received; the reply repeats it verbatim
+	requestID   string // as received; the reply repeats it verbatim; "" if the name lacks its $
 	operationID string // percent-decoded, because one SDK encodes it
 }
 
@@ -96,13 +96,14 @@ func parseRequest(topic string) (request, error) {
 		switch {
 		case key == "$rid":
 			r.requestID = value
+		case key == "rid": // the service answers with an empty $rid
 		case key == "operationId" && r.poll:
 			r.operationID = decoded
 		default:
 			return r, fmt.Errorf("the topic has the unknown parameter %q", key)
 		}
 	}
-	if r.requestID == "" {
+	if !seen["$rid"] && !seen["rid"] {
 		return r, errors.New("the topic has no $rid")
 	}
 	if r.poll && r.operationID == "" {

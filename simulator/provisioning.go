@@ -82,14 +82,17 @@ func (d *provisioning) rule(p *packets.Packet) *Rule {
 
 func (d *provisioning) connect(rule *Rule, p *packets.Packet) (code int, detail string) {
 	c := d.s.c
-	who, code, detail := c.server.authenticate(p.Connect.ClientIdentifier, string(p.Connect.Username), p.Connect.Password, c.tls.ConnectionState())
+	who, code, why := c.server.authenticate(p.Connect.ClientIdentifier, string(p.Connect.Username), p.Connect.Password, c.tls.ConnectionState())
 	if rule.Connack != nil {
-		code, detail = *rule.Connack, "scenario"
+		code, why = *rule.Connack, scripted
 		who.refused = nil
 	}
 	who.registrationID = cmp.Or(who.registrationID, p.Connect.ClientIdentifier)
 	d.who = who
-	return code, detail
+	if code != 0 {
+		d.s.refuse(fmt.Sprintf("CONNACK %d", code), why)
+	}
+	return code, why.Reason
 }
 
 func (d *provisioning) subscribe(rule *Rule, _ packets.Subscriptions, codes []byte) []packets.Packet {
@@ -117,6 +120,9 @@ func (d *provisioning) publish(rule *Rule, p *packets.Packet, acked bool) {
 	req, _ := parseRequest(p.TopicName) // check has reported an error
 	d.s.respond(rule, p, acked, server.script.Load().Settings.ReplyDelay, func() []packets.Packet {
 		r := server.service.answer(req, p.Payload, d.who, rule, server.now())
+		if r.refusal != nil {
+			d.s.refuse(r.answer(), r.refusal.Explanation)
+		}
 		out := make([]packets.Packet, 0, 4)
 		for range max(1, rule.Replies) {
 			out = append(out, d.reply(rule, r, cmp.Or(rule.RequestID, req.requestID)))

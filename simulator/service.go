@@ -111,6 +111,38 @@ type reply struct {
 	status     int
 	retryAfter string // text of retry-after, "none" for none
 	body       any
+	refusal    *enroll.Refusal // nil unless the device does not get what it wants
+}
+
+// answer names a reply that refuses a device.
+func (r reply) answer() string {
+	switch body := r.body.(type) {
+	case errorDetails:
+		return fmt.Sprintf("%d, error code %d", r.status, body.ErrorCode)
+	case operationStatus:
+		return fmt.Sprintf("%d, status %s", r.status, body.Status)
+	}
+	return fmt.Sprint(r.status)
+}
+
+// scripted explains a refusal that is a fault of the scenario.
+var scripted = enroll.Explanation{Reason: "a rule of the scenario refuses this"}
+
+func explainLimit(poll bool, polls, registers int) enroll.Explanation {
+	if poll {
+		return enroll.Explanation{Reason: "the device polls too often", Expected: fmt.Sprintf("at most %d polls in 10 s, as in the service", polls), Advice: "A device must wait for the time in retry-after before it polls."}
+	}
+	return enroll.Explanation{Reason: "too many devices register", Expected: fmt.Sprintf("at most %d registrations in a minute", registers)}
+}
+
+func explainOperation(current, given string) enroll.Explanation {
+	e := enroll.Explanation{Reason: "the operation is unknown", Given: enroll.Quote(given), Advice: "The device must send the operationId of the answer to its register request."}
+	if current == "" {
+		e.Advice = "The device must register before it polls."
+		return e
+	}
+	e.Expected = enroll.Quote(current)
+	return e
 }
 
 // encode returns the body as the rule modifies it.
@@ -184,20 +216,18 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	d.replies++
 	set := s.settings()
 
-	failure := func(status, code int, message string) reply {
-		return reply{status: status, retryAfter: "none", body: errorDetails{
-			ErrorCode:  code,
-			TrackingID: s.trackingID(who.registrationID, d.replies),
-			Message:    message,
-			Timestamp:  timestamp(now),
-		}}
+	failure := func(status int, why *enroll.Refusal) reply {
+		return s.failure(who.registrationID, d.replies, status, why, now)
 	}
 	if rule.Status >= 400 && rule.State == "" {
-		return failure(rule.Status, cmp.Or(rule.ErrorCode, rule.Status*1000), cmp.Or(rule.ErrorMessage, "The scenario says so."))
+		return failure(rule.Status, &enroll.Refusal{
+			Code: cmp.Or(rule.ErrorCode, rule.Status*1000), Message: cmp.Or(rule.ErrorMessage, "The scenario says so."),
+			Explanation: scripted,
+		})
 	}
-	refuse := func(code int, message string) reply { return failure(code/1000, code, message) }
+	refuse := func(why *enroll.Refusal) reply { return failure(why.Code/1000, why) }
 	if who.refused != nil {
-		return refuse(who.refused.Code, who.refused.Message)
+		return refuse(who.refused)
 	}
 	var wait time.Duration
 	if req.poll {
@@ -206,23 +236,26 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		wait = s.registers.take(now, set.RegisterLimit, registerInterval)
 	}
 	if wait > 0 {
-		r := refuse(429001, "Too many requests.")
+		r := refuse(&enroll.Refusal{Code: 429001, Message: "Too many requests.", Explanation: explainLimit(req.poll, *set.PollLimit, set.RegisterLimit)})
 		wholeSeconds := int((wait + time.Second - 1) / time.Second)
 		r.retryAfter = cmp.Or(set.ThrottleRetryAfter, strconv.Itoa(wholeSeconds))
 		return r
 	}
 	if req.poll {
 		if d.operationID == "" || req.operationID != d.operationID {
-			return refuse(404203, "Operation not found.")
+			return refuse(&enroll.Refusal{Code: 404203, Message: "Operation not found.", Explanation: explainOperation(d.operationID, req.operationID)})
 		}
 	} else {
-		wanted, err := parseBody(body, who.registrationID)
-		var o *outcome
-		if err == nil && !who.enrollment.Disabled {
-			o, err = s.begin(who, d.registered+1, wanted, now)
+		wanted, wrong := parseBody(body, who.registrationID, set.StrictJSON)
+		if wrong != nil {
+			return refuse(wrong)
 		}
-		if err != nil {
-			return refuse(400000, err.Error())
+		var o *outcome
+		if !who.enrollment.Disabled {
+			var err error
+			if o, err = s.begin(who, d.registered+1, wanted, now); err != nil {
+				return refuse(badRequest(enroll.Explanation{Reason: err.Error()}))
+			}
 		}
 		if o != nil {
 			d.registered++
@@ -261,6 +294,14 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		}
 	}
 	r.status = cmp.Or(rule.Status, r.status)
+	switch {
+	case rule.State != "" && rule.State != "assigning" && rule.State != "assigned":
+		r.refusal = &enroll.Refusal{Code: rule.ErrorCode, Message: rule.ErrorMessage, Explanation: scripted}
+	case state == "disabled":
+		r.refusal = &enroll.Refusal{Explanation: enroll.Explanation{Reason: "the enrollment of the device is disabled"}}
+	case state == "failed":
+		r.refusal = d.outcome.failed
+	}
 	r.body = s.status(state, !req.poll, who, d, rule)
 	return r
 }
@@ -274,17 +315,17 @@ func (s *service) lookup(who *principal, now time.Time) reply {
 	d := cmp.Or(s.devices[key], &device{})
 	s.devices[key] = d
 	d.replies++
-	refuse := func(code int, message string) reply {
-		return reply{status: code / 1000, retryAfter: "none", body: errorDetails{
-			ErrorCode: code, TrackingID: s.trackingID(who.registrationID, d.replies), Message: message, Timestamp: timestamp(now),
-		}}
+	refuse := func(why *enroll.Refusal) reply {
+		return s.failure(who.registrationID, d.replies, why.Code/1000, why, now)
 	}
 	if who.refused != nil {
-		return refuse(who.refused.Code, who.refused.Message)
+		return refuse(who.refused)
 	}
 	record, assigned := s.records.get(who.registrationID)
 	if !assigned && d.operationID == "" {
-		return refuse(404201, "Registration not found.")
+		return refuse(&enroll.Refusal{Code: 404201, Message: "Registration not found.", Explanation: enroll.Explanation{
+			Reason: "the device has not registered", Advice: "A lookup returns the state of a registration. It does not register the device.",
+		}})
 	}
 	state := "assigning"
 	if assigned {
@@ -294,9 +335,13 @@ func (s *service) lookup(who *principal, now time.Time) reply {
 	return reply{status: 200, retryAfter: "none", body: s.status(state, false, who, found, &Rule{}).State}
 }
 
-// trackingID identifies an error of a device.
-func (s *service) trackingID(registrationID string, n int) string {
-	return s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+// failure returns the n-th reply to a device as an error.
+func (s *service) failure(registrationID string, n, status int, why *enroll.Refusal, now time.Time) reply {
+	details := errorDetails{ErrorCode: why.Code, Message: why.Message, Timestamp: timestamp(now)}
+	if why.Code != codeUndecodable { // as in two published answers
+		details.TrackingID = s.seed.guid(fmt.Sprintf("tracking %s %d", registrationID, n))
+	}
+	return reply{status: status, retryAfter: "none", body: details, refusal: why}
 }
 
 // begin computes how an operation will end. An error is one of the request.
@@ -304,21 +349,8 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
 	if wanted.csr != nil {
-		switch {
-		case !slices.Contains(who.features, scenario.FeatureCSR):
-			return nil, errors.New("the api-version does not support certificates for a csr")
-		case grant.NoCertificates:
-			return nil, errors.New("the enrollment does not issue certificates for a csr")
-		}
-		csr, err := parseCSR(wanted.csr, who.registrationID)
-		if err != nil {
-			return nil, err
-		}
-		is, err := s.issuing()
-		if err != nil {
-			return nil, err
-		}
-		if o.chain, err = is.issue(csr, cmp.Or(grant.CertificateLife, defaultCertificateLife), now); err != nil {
+		var err error
+		if o.chain, err = s.certify(who, wanted.csr, now); err != nil {
 			return nil, err
 		}
 	}
@@ -352,6 +384,29 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	}
 	o.ETag = base64.StdEncoding.EncodeToString([]byte(`"` + s.seed.guid(fmt.Sprintf("etag %s %d", who.registrationID, n)) + `"`))
 	return o, nil
+}
+
+// certify issues a certificate for a CSR and returns its chain. The chain is empty if the
+// enrollment has no credential policy and the settings ignore a CSR then.
+func (s *service) certify(who *principal, member json.RawMessage, now time.Time) ([]string, error) {
+	set := s.settings()
+	switch {
+	case !slices.Contains(who.features, scenario.FeatureCSR):
+		return nil, errors.New("the api-version does not support certificates for a csr")
+	case who.enrollment.NoCertificates && set.WithoutPolicy == scenario.PolicyAssign:
+		return nil, nil
+	case who.enrollment.NoCertificates:
+		return nil, errors.New("the enrollment does not issue certificates for a csr")
+	}
+	csr, err := parseCSR(member, who.registrationID, set.CSRKeys)
+	if err != nil {
+		return nil, err
+	}
+	is, err := s.issuing()
+	if err != nil {
+		return nil, err
+	}
+	return is.issue(csr, cmp.Or(who.enrollment.CertificateLife, defaultCertificateLife), set, now)
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register request that is
@@ -394,46 +449,6 @@ func (s *service) status(state string, first bool, who *principal, d *device, ru
 		body.State = nil
 	}
 	return body
-}
-
-// registration is the content of a register request.
-type registration struct {
-	payload any             // JSON with numbers as json.Number, nil for none
-	csr     json.RawMessage // nil for none
-}
-
-// parseBody checks the body of a register request. It may be empty, because the user name
-// identifies the device. Unknown members are ignored.
-func parseBody(body []byte, registrationID string) (registration, error) {
-	var wanted registration
-	if len(bytes.TrimSpace(body)) == 0 {
-		return wanted, nil
-	}
-	var members map[string]json.RawMessage
-	if json.Unmarshal(body, &members) != nil {
-		return wanted, errors.New("the body is not a JSON object")
-	}
-	if raw, there := members["registrationId"]; there {
-		var id string
-		if json.Unmarshal(raw, &id) != nil || !strings.EqualFold(id, registrationID) {
-			return wanted, errors.New("the body's registrationId is not that of the connection")
-		}
-	}
-	if raw, there := members["payload"]; there {
-		in := json.NewDecoder(bytes.NewReader(raw))
-		in.UseNumber()
-		var payload map[string]any
-		if in.Decode(&payload) != nil { // null is fine: the Python SDK sends it
-			return wanted, errors.New("the payload is not a JSON object")
-		}
-		if payload != nil {
-			wanted.payload = payload
-		}
-	}
-	if raw, there := members["csr"]; there && string(raw) != "null" {
-		wanted.csr = raw
-	}
-	return wanted, nil
 }
 
 // unasked builds the reply of a service that answers before it has received a request.

@@ -393,7 +393,7 @@ func TestAPIVersions(t *testing.T) {
 		with(t, set, "2019-03-31").expect("no longer there", 0x20, 2, 0, 5)
 	})
 	t.Run("the built-in table has the features of each version", func(t *testing.T) {
-		want := "map[2019-03-31:[] 2021-06-01:[] 2021-10-01:[] 2025-07-01-preview:[csr] 2026-11-02-preview:[csr connectionProfile]]"
+		want := "map[2019-03-31:[] 2021-06-01:[] 2021-10-01:[] 2025-07-01-preview:[csr] 2026-11-01:[csr] 2026-11-02-preview:[csr connectionProfile]]"
 		if got := fmt.Sprint(scenario.BuiltInFeatures()); got != want {
 			t.Error(got)
 		}

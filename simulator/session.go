@@ -11,6 +11,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // writeTimeout ends a connection whose client does not read.
@@ -224,6 +226,7 @@ func (s *session) end(reason string) {
 
 func (s *session) violate(reason string) {
 	s.note(Entry{Packet: "VIOLATION", Violation: reason})
+	s.refuse("the connection was closed", explainViolation(reason))
 	s.closeCode = websocket.ClosePolicyViolation
 	s.end("violation")
 }
@@ -233,6 +236,15 @@ func (s *session) note(e Entry) {
 		s.app.identify(&e)
 	}
 	s.c.note(e)
+}
+
+// refuse records a refusal of the client.
+func (s *session) refuse(answer string, why enroll.Explanation) {
+	var e Entry
+	if s.app != nil {
+		s.app.identify(&e)
+	}
+	s.c.refuse(e, answer, why)
 }
 
 func (s *session) receive(in *inbound) {
@@ -247,6 +259,9 @@ func (s *session) receive(in *inbound) {
 			s.violate(v.reason)
 			s.closeCode = cmp.Or(v.closeCode, s.closeCode)
 		case errors.Is(in.err, io.EOF):
+			if s.app == nil && s.c.protocol == "mqtt" {
+				s.refuse("nothing", explainSilence())
+			}
 			s.end("the client closed the connection")
 		default:
 			s.end(in.err.Error())

@@ -13,6 +13,7 @@ package simulator
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -67,6 +68,9 @@ type Options struct {
 	// OnTelemetry receives the messages that devices send to their assigned hub. It must return
 	// quickly, because the device waits for it. Nil ignores them.
 	OnTelemetry func(hub.Telemetry)
+	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
+	// violates the protocol. Nil ignores them. It is called from several goroutines.
+	OnRefusal func(Refusal)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -80,6 +84,7 @@ type Options struct {
 type Server struct {
 	now         func() time.Time
 	onError     func(error)
+	onRefusal   func(Refusal)
 	seed        seed
 	defaultHub  string
 	names       []string
@@ -100,8 +105,9 @@ type Server struct {
 	refused   map[string]time.Time // until when, by protocol
 	sessions  map[string]*session  // by the key of their application
 
-	done chan struct{} // closed under mu, by Close
-	wg   sync.WaitGroup
+	draining []chan struct{} // closed under mu, when no connection is open
+	done     chan struct{}   // closed under mu, by Close
+	wg       sync.WaitGroup
 }
 
 // New creates a server. Errors come from the directory's files, from the enrollments and
@@ -117,9 +123,13 @@ func New(o Options) (*Server, error) {
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
+		onRefusal: o.OnRefusal,
 
 		defaultHub: o.DefaultHub,
 		names:      o.Names,
+	}
+	if s.onRefusal == nil {
+		s.onRefusal = func(Refusal) {}
 	}
 	if s.onError == nil {
 		s.onError = func(error) {}
@@ -281,6 +291,23 @@ func isClosed(c <-chan struct{}) bool {
 
 func (s *Server) ended() bool { return isClosed(s.done) }
 
+// Drain waits until no connection is open, or until the context is done. When a client has exited, the
+// server may still have to read what the client sent last, such as why it ended a TLS handshake.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	if len(s.conns) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	s.draining = append(s.draining, idle)
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
 // Close ends all connections and listeners, and returns when all goroutines of the server
 // have ended. It may be called more than once.
 func (s *Server) Close() {
@@ -309,38 +336,42 @@ type principal struct {
 	refused        *enroll.Refusal // reported in the register answer
 }
 
-// authenticate checks a CONNECT, and returns a CONNACK return code and the identity. Like
-// the service, it reports a wrong credential only in the answer to the register request.
-func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, string) {
+// authenticate checks a CONNECT, and returns a CONNACK return code, its reason, and the
+// identity. Like the service, it reports a wrong credential only in the answer to the register
+// request.
+func (s *Server) authenticate(clientID, user string, password []byte, state tls.ConnectionState) (*principal, int, enroll.Explanation) {
 	set := s.script.Load().Settings
 	u, err := parseUserName(user)
 	who := &principal{registrationID: u.registrationID, apiVersion: u.apiVersion, enrollment: &enroll.Entry{}}
 	who.features = set.Features[u.apiVersion]
 	switch {
 	case err != nil:
-		return who, 5, err.Error()
+		return who, 5, explainUserName(user, err)
 	case u.scope != s.material.scope:
-		return who, 3, "the ID scope does not match"
+		return who, 3, s.explainScope(u.scope)
 	case clientID != u.registrationID:
-		return who, 5, "the client identifier is not the registration ID"
+		return who, 5, enroll.Explanation{
+			Reason: "the client identifier is not the registration ID", Expected: enroll.Quote(u.registrationID), Given: enroll.Quote(clientID),
+			Advice: "The client identifier must be the registration ID of the user name, letter by letter.",
+		}
 	case !set.Serves(u.apiVersion):
-		return who, 5, "the api-version is not supported"
+		return who, 5, explainVersion(set, u.apiVersion)
 	}
-	if reason := s.verify(who, u.scope, string(password), state); reason != "" {
-		return who, 5, reason
+	if why := s.verify(who, u.scope, string(password), state); why.Reason != "" {
+		return who, 5, why
 	}
-	if who.refused == nil {
-		return who, 0, ""
+	switch {
+	case who.refused == nil:
+		return who, 0, enroll.Explanation{}
+	case set.Refuse == "early":
+		return who, 5, who.refused.Explanation
 	}
-	if set.Refuse == "early" {
-		return who, 5, who.refused.Reason
-	}
-	return who, 0, "will be refused: " + who.refused.Reason
+	return who, 0, enroll.Explanation{Reason: "will be refused: " + who.refused.Reason}
 }
 
 // verify checks the credential of a device, and adds its enrollment or the refusal to its
-// identity. It returns why there is no credential to check, or "".
-func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) string {
+// identity. It returns why there is no credential to check, or the zero value.
+func (s *Server) verify(who *principal, scope, token string, state tls.ConnectionState) enroll.Explanation {
 	entries := *s.entries.Load()
 	var found *enroll.Entry
 	switch {
@@ -349,16 +380,21 @@ func (s *Server) verify(who *principal, scope, token string, state tls.Connectio
 	case len(state.PeerCertificates) > 0:
 		who.certificate = true
 		if cn := state.PeerCertificates[0].Subject.CommonName; !strings.EqualFold(cn, who.registrationID) {
-			return "the certificate's common name is not the registration ID"
+			return enroll.Explanation{
+				Reason: "the certificate's common name is not the registration ID", Expected: enroll.Quote(who.registrationID), Given: enroll.Quote(cn),
+			}
 		}
 		found, who.refused = entries.ByCertificate(who.registrationID, state, s.now())
 	default:
-		return "neither a token nor a certificate"
+		return enroll.Explanation{
+			Reason: "neither a token nor a certificate", Expected: "a SAS token as the password, or a client certificate in TLS", Given: "neither of them",
+			Advice: "Check that the program has read its key or its certificate.",
+		}
 	}
 	if found != nil {
 		who.enrollment = found
 	}
-	return ""
+	return enroll.Explanation{}
 }
 
 // application returns the service that a CONNECT addresses.

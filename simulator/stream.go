@@ -15,11 +15,15 @@ import (
 // errScenario ends a stream because of a rule.
 var errScenario = errors.New("scenario: the stream ends here")
 
+// maxFirst is how many of the client's first bytes are kept to recognize its protocol.
+const maxFirst = 4
+
 // rawConn is the byte stream below TLS. It counts the bytes, and a rule of OnAccept can
 // delay them, send them one by one, or end or stall the stream at a certain byte.
 type rawConn struct {
 	net.Conn
 	up, down     atomic.Int64
+	first        []byte      // the first bytes of the client
 	rule         *Rule       // nil for none; set before the first byte
 	note         func(Entry) // of the connection
 	readStalled  atomic.Bool // stalled: data from the client is no longer read
@@ -56,6 +60,9 @@ func (r *rawConn) Read(p []byte) (int, error) {
 	}
 	n, err := r.Conn.Read(p)
 	r.up.Add(int64(n))
+	if room := maxFirst - len(r.first); room > 0 {
+		r.first = append(r.first, p[:min(room, n)]...)
+	}
 	if r.rule != nil && n > 0 && !pause(r.rule.DelayUp, r.gone) {
 		return 0, net.ErrClosed
 	}

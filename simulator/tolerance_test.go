@@ -127,30 +127,98 @@ func TestTolerance(t *testing.T) {
 			t.Error(p.topic, p.payload)
 		}
 	})
-	bubble(t, "a register body may contain unknown members and a payload", func(t *testing.T) {
+	bubble(t, "a register body may contain the registration ID in any case and a payload", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
-		c.send(publishPacket(0x30, registerTopic("1"), 0, `{"registrationId":"SAMPLE-DEVICE-01","payload":{"model":"x"},"new":1}`)...)
+		c.send(publishPacket(0x30, registerTopic("1"), 0, `{"registrationId":"SAMPLE-DEVICE-01","payload":{"model":"x","new":1},"tpm":null}`)...)
 		if p := c.expectPublish("it is accepted"); !strings.Contains(p.topic, "/202/") {
 			t.Error(p)
 		}
 	})
-	for name, bad := range map[string]string{
-		"JSON that is cut":            `{"registrationId":`,
-		"an array":                    `[]`,
-		"another registrationId":      `{"registrationId":"another"}`,
-		"a payload that is no object": `{"payload":"text"}`,
+	for name, body := range map[string]string{
+		"a member name without quotes":                 `{registrationId:"sample-device-01"}`,
+		"a payload with member names without quotes":   `{payload:{model:"x",_a$1:[{b:true}]}}`,
+		"quoted and unquoted member names and spaces":  "{\r\n registrationId : \"sample-device-01\",\t\"payload\":{ a : 1 , \"b\" : \"{c:1}\" } }",
+		"the payload of null of Microsoft's SDK in it": `{payload:null}`,
 	} {
-		bubble(t, "a register body of "+name+" is answered 400", func(t *testing.T) {
+		bubble(t, "a register body with "+name+" is accepted", func(t *testing.T) {
 			s := start(t, simulator.Options{})
 			c := ready(t, s)
-			c.send(publishPacket(0x30, registerTopic("1"), 0, bad)...)
-			p := c.expectPublish("a reply")
-			if b := p.parse(t); p.topic != "$dps/registrations/res/400/?$rid=1" || b.ErrorCode != 400000 || b.TrackingID == "" {
+			c.send(publishPacket(0x30, registerTopic("1"), 0, body)...)
+			if p := c.expectPublish("it is accepted"); !strings.Contains(p.topic, "/202/") {
 				t.Error(p)
 			}
 		})
+		bubble(t, "with strict_json, a register body with "+name+" is answered 400012", func(t *testing.T) {
+			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{StrictJSON: true}}})
+			ready(t, s).undecodable(body)
+		})
 	}
+	for name, bad := range map[string]string{
+		"JSON that is truncated":             `{"registrationId":`,
+		"text":                               `registrationId=sample-device-01`,
+		"an array":                           `[]`,
+		"a string":                           `"sample-device-01"`,
+		"an unknown member":                  `{"registrationId":"sample-device-01","modelId":"dtmi:x;1"}`,
+		"an unknown member without quotes":   `{modelId:"dtmi:x;1"}`,
+		"a misspelt member":                  `{"payLoadd":{}}`,
+		"a member in other case":             `{"Payload":{}}`,
+		"the member of an expired preview":   `{"clientCertificateCsr":"AA"}`,
+		"a registrationId that is a number":  `{"registrationId":7}`,
+		"a payload that is no object":        `{"payload":"text"}`,
+		"a payload that is an array":         `{"payload":[1]}`,
+		"data after the object":              `{}{}`,
+		"a zero byte after the object":       "{}\x00",
+		"single quotes":                      `{'registrationId':'sample-device-01'}`,
+		"a comma at the end":                 `{"payload":null,}`,
+		"a value without quotes":             `{registrationId:sample-device-01}`,
+		"a name that begins with a digit":    `{1a:1}`,
+		"a name with a hyphen and no quotes": `{payload:{a-b:1}}`,
+	} {
+		bubble(t, "a register body of "+name+" is answered 400012 with an empty tracking ID, and no operation begins", func(t *testing.T) {
+			s := start(t, simulator.Options{})
+			c := ready(t, s)
+			c.undecodable(bad)
+			if p := c.assign(); p.parse(t).Status != "assigned" {
+				t.Error("a good one after that", p)
+			}
+		})
+	}
+	bubble(t, "a register body with another registrationId is answered 400000", func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		p := ready(t, s).ask(`{"registrationId":"another"}`)
+		if b := p.parse(t); p.topic != "$dps/registrations/res/400/?$rid=1" || b.ErrorCode != 400000 || b.TrackingID == "" {
+			t.Error(p)
+		}
+	})
+	bubble(t, "a $rid without its $ is answered with an empty $rid, on register and poll", func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		c := ready(t, s)
+		c.send(publishPacket(0x30, "$dps/registrations/PUT/iotdps-register/?rid=1", 0, "")...)
+		p := c.expectPublish("it is accepted")
+		c.puback(p.id)
+		if p.topic != "$dps/registrations/res/202/?$rid=&retry-after=3" {
+			t.Error(p.topic)
+		}
+		operation := p.parse(t).OperationID
+		for _, want := range []string{"202/?$rid=&retry-after=3", "200/?$rid="} {
+			c.send(publishPacket(0x30, "$dps/registrations/GET/iotdps-get-operationstatus/?rid=2&operationId="+operation, 0, "")...)
+			p = c.expectPublish("a poll is answered")
+			c.puback(p.id)
+			if p.topic != "$dps/registrations/res/"+want {
+				t.Error(p.topic)
+			}
+		}
+		if v := violations(s); v != "" {
+			t.Error(v)
+		}
+	})
+	bubble(t, "of a $rid and a rid, the $rid is echoed", func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		if p := ready(t, s).register("7&rid=1"); p.topic != "$dps/registrations/res/202/?$rid=7&retry-after=3" {
+			t.Error(p.topic)
+		}
+	})
 	bubble(t, "a poll of an unknown operation is answered 404203, and the connection remains open", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := ready(t, s)
@@ -175,4 +243,14 @@ func TestTolerance(t *testing.T) {
 			t.Error(p)
 		}
 	})
+}
+
+// undecodable sends a register request with a body that the service cannot decode.
+func (c *client) undecodable(body string) {
+	c.t.Helper()
+	p := c.ask(body)
+	if b := p.parse(c.t); p.topic != "$dps/registrations/res/400/?$rid=1" || b.ErrorCode != 400012 || b.Message != "Deserialization error." ||
+		!strings.Contains(p.payload, `"trackingId":""`) || b.OperationID != "" {
+		c.t.Errorf("%q: %s %s", body, p.topic, p.payload)
+	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -23,6 +24,21 @@ const (
 	maxRequest = 16 << 10
 	maxFrame   = 1 << 20
 )
+
+// documentedPath is the path of the service's WebSocket. Microsoft's SDKs for Java and .NET
+// use none, and Paho's libraries use /mqtt by default.
+const documentedPath = "/$iothub/websocket"
+
+// webSocketPaths are the paths of a service that is not strict.
+var webSocketPaths = []string{documentedPath, "/", "/mqtt", ""} // "": wss://host
+
+// hasWebSocketPath reports whether there is a WebSocket at the path of a request.
+func hasWebSocketPath(req *http.Request, strict bool) bool {
+	if strict {
+		return req.URL.Path == documentedPath
+	}
+	return slices.Contains(webSocketPaths, req.URL.Path)
+}
 
 // isWebSocket reports whether a request, valid or not, asks for a WebSocket.
 func isWebSocket(req *http.Request) bool {
@@ -39,6 +55,15 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	req, err := http.ReadRequest(in)
 	if err != nil {
 		c.reason = "HTTP: " + err.Error()
+		switch {
+		case c.server.ended():
+		case read.Len() == 0 && errors.Is(err, io.EOF):
+			c.refuse(Entry{}, "nothing", explainSilence())
+		case read.Len() == 0:
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "there is no request, " + err.Error()})
+		default:
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "the request is not HTTP, " + err.Error()})
+		}
 		c.linger(nil)
 		return nil
 	}
@@ -66,6 +91,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	}
 	violate := func(violation, text string) {
 		c.note(Entry{Packet: "VIOLATION", Violation: "WebSocket: " + violation})
+		c.refuse(Entry{}, "HTTP 400", explainUpgrade(violation, req, script.Settings))
 		respond(http.StatusBadRequest, nil, text+"\n")
 		c.linger(nil)
 	}
@@ -77,11 +103,11 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 			header.Set("Location", rule.Location)
 		}
 		respond(cmp.Or(rule.Status, otherwise), header, text)
+		c.refuse(Entry{}, c.reason, scripted)
 		c.linger(nil)
 		return nil
 	}
-	// SDKs use both paths.
-	if req.URL.Path != "/" && req.URL.Path != "/$iothub/websocket" {
+	if !hasWebSocketPath(req, script.Settings.StrictPaths) {
 		violate("the service does not have this path", "no such path")
 		return nil
 	}
@@ -116,12 +142,29 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	conn, err := upgrader.Upgrade(hijacker{conn: c.tls, in: in}, req, header)
 	if err != nil {
 		c.note(Entry{Packet: "VIOLATION", Violation: err.Error()})
-		c.reason = "HTTP"
+		c.refuse(Entry{}, c.reason, enroll.Explanation{Reason: strings.TrimPrefix(err.Error(), "websocket: ")})
 		c.linger(nil)
 		return nil
 	}
 	conn.SetReadLimit(maxFrame)
 	return &webSocket{conn: conn, raw: c.tls}
+}
+
+// explainUpgrade explains a violation of a request that starts a WebSocket.
+func explainUpgrade(violation string, req *http.Request, set Settings) enroll.Explanation {
+	e := enroll.Explanation{Reason: violation, Expected: "the header Sec-WebSocket-Protocol: mqtt"}
+	switch offered := websocket.Subprotocols(req); {
+	case !hasWebSocketPath(req, set.StrictPaths):
+		e.Expected, e.Given = strings.Join(webSocketPaths[:3], ", "), enroll.Quote(req.URL.Path)
+		if set.StrictPaths {
+			e.Expected = documentedPath
+		}
+	case !req.ProtoAtLeast(1, 1) || req.Host == "":
+		e.Expected = ""
+	case len(offered) > 0:
+		e.Given = enroll.Quote(strings.Join(offered, ", "))
+	}
+	return e
 }
 
 // hijacker lets the upgrader, which expects net/http, work on a bare connection.
@@ -167,9 +210,16 @@ func (w *webSocket) Read(p []byte) (int, error) {
 	}
 }
 
+// textCloseCode is the error for the close frame of Paho's library for Java, which Microsoft's SDK
+// for Java uses: the frame contains the text 1000 instead of the number.
+const textCloseCode = "websocket: bad close code 12592"
+
 // webSocketError turns the end of a WebSocket into an end of file, and a violation of RFC
 // 6455 into a violation.
 func webSocketError(err error) error {
+	if err != nil && err.Error() == textCloseCode {
+		return io.EOF
+	}
 	var closed *websocket.CloseError
 	var network net.Error
 	switch {

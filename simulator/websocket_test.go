@@ -79,6 +79,10 @@ func TestWebSocket(t *testing.T) {
 	for _, c := range []struct{ name, path, header, echo string }{
 		{"the documented path and subprotocol", "/$iothub/websocket", subprotocol, "mqtt"},
 		{"no path, as C# and Java do it", "/", subprotocol, "mqtt"},
+		{"the path /mqtt, as the Paho libraries use it by default", "/mqtt", subprotocol, "mqtt"},
+		{"the documented path with its $ percent-encoded", "/%24iothub/websocket", subprotocol, "mqtt"},
+		{"a whole URL as the request target (RFC 9112 3.2.2)", "wss://localhost/mqtt", subprotocol, "mqtt"},
+		{"a whole URL without a path", "wss://localhost", subprotocol, "mqtt"},
 		{"a query, as the C SDK sends it to hubs", "/$iothub/websocket?iothub-no-client-cert=true", subprotocol, "mqtt"},
 		{"the subprotocol in capitals, as the C SDK sends it", "/$iothub/websocket", "Sec-WebSocket-Protocol: MQTT\r\n", "MQTT"},
 		{"mqtt among others", "/", "Sec-WebSocket-Protocol: mqttv5, mqtt\r\n", "mqtt"},
@@ -115,7 +119,9 @@ func TestWebSocket(t *testing.T) {
 		name, path, header, says string
 		status                   int
 	}{
-		{"another path", "/mqtt", subprotocol, "path", 400},
+		{"another path", "/mqtt5", subprotocol, "path", 400},
+		{"a path below one that is served", "/mqtt/", subprotocol, "path", 400},
+		{"a path in other case", "/MQTT", subprotocol, "path", 400},
 		{"no subprotocol [MQTT-6.0.0-3]", "/", "", "MQTT-6.0.0-3", 400},
 		{"another subprotocol", "/", "Sec-WebSocket-Protocol: mqttv3.1\r\n", "MQTT-6.0.0-3", 400},
 	} {
@@ -127,6 +133,14 @@ func TestWebSocket(t *testing.T) {
 				t.Error(r.Status, v)
 			}
 			cl.expectEnd("the end")
+		})
+	}
+	for path, want := range map[string]int{"/$iothub/websocket": 101, "/%24iothub/websocket": 101, "/": 400, "/mqtt": 400} {
+		bubble(t, fmt.Sprintf("with strict_paths, %s is answered %d", path, want), func(t *testing.T) {
+			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{StrictPaths: true}}})
+			if _, r := webSocket(t, s, path, subprotocol); r.StatusCode != want {
+				t.Error(r.Status)
+			}
 		})
 	}
 	upgraded := func(t *testing.T) (*simulator.Server, *client) {
@@ -184,6 +198,14 @@ func TestWebSocket(t *testing.T) {
 			}
 		})
 	}
+	bubble(t, "a close frame with the text 1000, as Microsoft's SDK for Java sends it, is no violation", func(t *testing.T) {
+		s, c := upgraded(t)
+		c.send(frame(0x88, []byte("1000"))...)
+		_, _ = io.Copy(io.Discard, c.in)
+		if v := violations(s); v != "" {
+			t.Error(v)
+		}
+	})
 	bubble(t, "a close frame ends the connection without a violation", func(t *testing.T) {
 		s, c := upgraded(t)
 		c.send(frame(0x88, []byte{0x03, 0xe8})...)

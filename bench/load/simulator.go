@@ -22,8 +22,12 @@ import (
 // tick is the unit of CPU time in /proc: USER_HZ is 100 on Linux.
 const tick = time.Second / 100
 
-// service is a dpsd-sim in its own process with the default options: two polls with
-// retry-after=3, TLS 1.2, no packet log.
+// scenario is what every registration costs in the measurement: two polls with retry-after=3.
+// The answers are not delayed.
+const scenario = "[settings]\npolls = 2\nretry_after = \"3\"\nreply_delay = \"0s\"\n"
+
+// service is a dpsd-sim in its own process with the scenario and otherwise the default options:
+// TLS 1.2, no packet log.
 type service struct {
 	dir     string
 	process *exec.Cmd
@@ -43,7 +47,11 @@ func (l *load) start() (_ *service, err error) {
 			s.close()
 		}
 	}()
-	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--mqtt", "localhost:0", "--websocket", "") //nolint:gosec // running what it is given is its purpose
+	file := filepath.Join(s.dir, "scenario.toml")
+	if err := os.WriteFile(file, []byte(scenario), 0o600); err != nil {
+		return nil, err
+	}
+	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--scenario", file, "--mqtt", "localhost:0", "--websocket", "") //nolint:gosec // running what it is given is its purpose
 	s.process.Stderr = os.Stderr
 	out, err := s.process.StdoutPipe()
 	if err != nil {

@@ -49,7 +49,7 @@ func demo(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	e, err := (&flags{dir: dir, mqtt: freePort, webSocket: freePort}).open()
+	e, err := (&flags{dir: dir, mqtt: freePort, webSocket: freePort, quiet: true}).open()
 	if err != nil {
 		return err
 	}

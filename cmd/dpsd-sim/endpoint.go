@@ -43,6 +43,7 @@ type flags struct {
 
 	names       []string // of the server's certificate
 	seed        uint64
+	fast, quiet bool
 	replaceable map[string]bool // addresses that a free port may replace
 }
 
@@ -62,6 +63,8 @@ func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
 	c.Flags().StringVar(&f.hub, "hub", defaultHub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
+	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal and each message to a hub")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
@@ -90,6 +93,7 @@ type endpoint struct {
 
 	server      *simulator.Server
 	log         *os.File
+	refusals    *printer // nil for none
 	file        string
 	enrollments string // the file
 }
@@ -117,15 +121,9 @@ func (f *flags) open() (e *endpoint, err error) {
 	}
 	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
-	}, OnTelemetry: func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }}
-	if f.scenario != "" {
-		text, err := os.ReadFile(f.scenario)
-		if err != nil {
-			return nil, err
-		}
-		if o.Scenario, err = scenario.Parse(f.scenario, bytes.NewReader(text)); err != nil {
-			return nil, err
-		}
+	}}
+	if o.Scenario, err = f.readScenario(); err != nil {
+		return nil, err
 	}
 	if f.enrollments != "" {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
@@ -145,6 +143,11 @@ func (f *flags) open() (e *endpoint, err error) {
 			e.close()
 		}
 	}()
+	if !f.quiet {
+		e.refusals = newPrinter(os.Stderr)
+		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
+		o.OnTelemetry = func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }
+	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
 			return e, err
@@ -166,6 +169,23 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	return e, e.write()
+}
+
+// readScenario reads the scenario. Settings that it does not contain are those of the live
+// service or, with --fast, without any wait.
+func (f *flags) readScenario() (*simulator.Scenario, error) {
+	settings := scenario.Live()
+	if f.fast {
+		settings = scenario.Fast()
+	}
+	if f.scenario == "" {
+		return &simulator.Scenario{Settings: settings}, nil
+	}
+	text, err := os.ReadFile(f.scenario)
+	if err != nil {
+		return nil, err
+	}
+	return settings.Parse(f.scenario, bytes.NewReader(text))
 }
 
 // listen returns the address and the port that it listens on, or neither for an empty address.
@@ -223,6 +243,9 @@ func (e *endpoint) close() {
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)
+	}
+	if e.refusals != nil {
+		e.refusals.close()
 	}
 	if e.log != nil {
 		_ = e.log.Close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,12 +12,17 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
 
 // execWebSocket is the address that samples connect to, which serve does not use by default.
 const execWebSocket = "localhost:443"
+
+// drainLimit is how long exec waits for connections that its command has left open, for example
+// in a program in the background.
+const drainLimit = time.Second
 
 // Exit codes of a command that could not be started, as in a shell.
 const (
@@ -120,6 +126,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		case s := <-stop: // we end when the command ends
 			_ = command.Process.Signal(s)
 		case err := <-ended:
+			ctx, cancel := context.WithTimeout(c.Context(), drainLimit)
+			e.server.Drain(ctx)
+			cancel()
 			return commandStatus(err)
 		}
 	}

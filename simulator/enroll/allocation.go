@@ -229,7 +229,9 @@ func (n *Entry) function(registrationID, deviceID string, request any, otherwise
 
 // functionFailed returns the service's error for a function that did not answer 200.
 func functionFailed(status int) *Refusal {
-	return &Refusal{Code: 400207, Message: fmt.Sprintf("Custom allocation failed with status code: %d", status)}
+	return &Refusal{400207, fmt.Sprintf("Custom allocation failed with status code: %d", status), Explanation{
+		Reason: fmt.Sprintf("the custom allocation failed with the HTTP status %d", status),
+	}}
 }
 
 // checkWhen returns an error for conditions that can never match.

@@ -1,7 +1,6 @@
 package enroll
 
 import (
-	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -29,14 +28,13 @@ func (entries Entries) Hubs() []string {
 // expires. The hub knows the keys of the enrollment of the device. The resources are those that
 // the token may be for: {hub}/devices/{deviceId} with each name of the hub.
 func (entries Entries) HubToken(resources []string, registrationID, password string, now time.Time) (time.Time, *Refusal) {
-	unauthorized := func(reason string) (time.Time, *Refusal) {
-		refusal := &Refusal{Code: 401003, Message: "IotHubUnauthorized"}
-		refusal.Reason = reason
-		return time.Time{}, refusal
+	refuse := func(e Explanation) (time.Time, *Refusal) {
+		return time.Time{}, &Refusal{401003, "IotHubUnauthorized", e}
 	}
+	unauthorized := func(reason string) (time.Time, *Refusal) { return refuse(Explanation{Reason: reason}) }
 	token, wrong := parseToken(password)
 	if wrong != nil {
-		return unauthorized(fmt.Sprint(wrong))
+		return refuse(*wrong)
 	}
 	if policy := policyOf(password); policy != "" {
 		return unauthorized("the token's skn names a policy of the hub; the token of a device has no skn")
@@ -46,9 +44,9 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 	case err != nil:
 		return unauthorized("the token's sr is not percent-encoded")
 	case !slices.ContainsFunc(resources, func(r string) bool { return within(resource, r) }):
-		return unauthorized(fmt.Sprintf("the token is for another resource: expected %q, given %q", resources[0], resource))
+		return refuse(Explanation{Reason: "the token is for another resource", Expected: Quote(resources[0]), Given: Quote(resource)})
 	case now.Unix() >= token.expiry:
-		return unauthorized("the token has expired")
+		return refuse(*token.explainExpiry(now))
 	}
 	fitting, individual := entries.of(registrationID)
 	for _, n := range fitting {
@@ -61,7 +59,10 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 			}
 		}
 	}
-	return unauthorized("the token is not signed with a key of the device")
+	if len(fitting) == 0 {
+		return unauthorized("the device has no enrollment any more")
+	}
+	return refuse(entries.explainSignature(token, fitting, resource, registrationID))
 }
 
 // policyOf returns the skn of a token.

@@ -170,10 +170,12 @@ type Entry struct {
 	DeviceID string // "": the registration ID
 
 	individual string // registration ID, "" for a group
+	group      string // name, "" for an individual enrollment
 	keys       [][]byte
 	roots      *x509.CertPool
 	cas        []*x509.Certificate // in roots
 	caFile     string              // the file that has them, or ""
+	issuers    []string            // names of the roots
 	thumbprint string
 	hubs       []Hub // to choose from
 	latencies  []Latency
@@ -228,7 +230,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		if g.Name == "" {
 			bad("name", "is missing")
 		}
-		n := Entry{Grant: g.Grant}
+		n := Entry{Grant: g.Grant, group: g.Name}
 		g.compile(&n, bad)
 		grant("group", &n, bad)
 	}
@@ -336,6 +338,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		n.roots, n.cas, n.caFile = x509.NewCertPool(), certificates, a.CAFile
 		for _, c := range certificates {
 			n.roots.AddCert(c)
+			n.issuers = append(n.issuers, c.Subject.String())
 		}
 	default:
 		bad("type", "%q is neither symmetric-key nor x509", a.Type)

@@ -93,6 +93,7 @@ func TestTokenGrammar(t *testing.T) {
 		"se is not a number":      "SharedAccessSignature sr=a&sig=AA%3D%3D&se=soon",
 		"sig is not base64":       "SharedAccessSignature sr=a&sig=A&se=1",
 		"skn names another key":   "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=owner",
+		"skn twice":               "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&skn=&skn=registration",
 		"an unknown parameter":    "SharedAccessSignature sr=a&sig=AA%3D%3D&se=1&x=y",
 		"sig badly percent-coded": "SharedAccessSignature sr=a&sig=%zz&se=1",
 	} {
@@ -106,6 +107,8 @@ func TestTokenGrammar(t *testing.T) {
 		"any order":               "SharedAccessSignature se=9999999999&skn=registration&sig=AA%3D%3D&sr=S%2Fregistrations%2Fd",
 		"an sr that is not coded": "SharedAccessSignature sr=S/registrations/d&sig=AA%3D%3D&skn=registration&se=9999999999",
 		"no skn":                  "SharedAccessSignature sr=s%2fregistrations%2fD&sig=AA%3D%3D&se=9999999999",
+		"an empty skn at the end": "SharedAccessSignature sr=S%2Fregistrations%2Fd&sig=AA%3D%3D&se=9999999999&skn=",
+		"an empty skn before sr":  "SharedAccessSignature skn=&sr=S%2Fregistrations%2Fd&sig=AA%3D%3D&se=9999999999",
 	} {
 		t.Run(name+" is accepted", func(t *testing.T) {
 			token, err := parseToken(text)

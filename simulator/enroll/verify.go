@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"bytes"
 	"crypto/sha1" //nolint:gosec // see thumbprints
 	"crypto/sha256"
 	"crypto/tls"
@@ -12,13 +13,6 @@ import (
 	"strings"
 	"time"
 )
-
-// Refusal is why the service refuses a device: its error code and its text.
-type Refusal struct {
-	Code    int
-	Message string
-	Reason  string // for the packet log only
-}
 
 // of returns the enrollments that may apply to a device: its individual enrollment, or else all
 // groups.
@@ -36,15 +30,15 @@ func (entries Entries) of(registrationID string) (fitting []*Entry, individual b
 
 // ByToken returns the enrollment whose key has signed the token.
 func (entries Entries) ByToken(scope, registrationID, password string, now time.Time) (*Entry, *Refusal) {
-	unauthorized := func(reason string) (*Entry, *Refusal) {
-		return nil, &Refusal{401000, "Unauthorized", reason}
+	unauthorized := func(e Explanation) (*Entry, *Refusal) {
+		return nil, &Refusal{401000, "Unauthorized", e}
 	}
-	token, err := parseToken(password)
-	if err != nil {
-		return unauthorized(err.Error())
+	token, wrong := parseToken(password)
+	if wrong != nil {
+		return unauthorized(*wrong)
 	}
-	if err := token.check(scope, registrationID, now); err != nil {
-		return unauthorized(err.Error())
+	if wrong := token.check(scope, registrationID, now); wrong != nil {
+		return unauthorized(*wrong)
 	}
 	fitting, individual := entries.of(registrationID)
 	keys := false
@@ -60,54 +54,94 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 		}
 	}
 	switch {
-	case individual:
-		return unauthorized("the token is not signed with a key of the individual enrollment")
+	case individual && !keys:
+		return unauthorized(Explanation{
+			Reason: "the individual enrollment is for a certificate", Expected: "a client certificate and no password", Given: "a SAS token",
+		})
 	case !keys: // nothing to verify against: the device is unknown
-		return nil, &Refusal{404201, "Registration not found.", "no symmetric-key enrollment matches"}
+		return nil, &Refusal{404201, "Registration not found.", Explanation{
+			Reason:   "no symmetric-key enrollment matches",
+			Expected: fmt.Sprintf("an individual enrollment of %s, or a group with the type symmetric-key", Quote(registrationID)),
+			Given:    "neither of them in the enrollments",
+		}}
 	}
-	return unauthorized("the token is not signed with the key of a group")
+	return unauthorized(entries.explainSignature(token, fitting, scope+"/registrations/"+registrationID, registrationID))
 }
 
 // ByCertificate returns the enrollment that trusts the client's certificate.
 func (entries Entries) ByCertificate(registrationID string, state tls.ConnectionState, now time.Time) (*Entry, *Refusal) {
-	invalid := func(reason string) (*Entry, *Refusal) {
-		return nil, &Refusal{401002, "Invalid certificate.", reason}
-	}
 	leaf := state.PeerCertificates[0]
-	verify := func(roots *x509.CertPool) error {
-		intermediates := x509.NewCertPool()
-		for _, c := range state.PeerCertificates[1:] {
-			intermediates.AddCert(c)
-		}
-		_, err := leaf.Verify(x509.VerifyOptions{
-			Roots: roots, Intermediates: intermediates, CurrentTime: now,
-			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		})
-		return err
-	}
 	if now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		return invalid("the certificate has expired or is not yet valid")
+		return nil, invalid(Explanation{
+			Reason:   "the certificate has expired or is not yet valid",
+			Expected: "a certificate that is valid at " + now.UTC().Format(time.RFC3339),
+			Given:    fmt.Sprintf("one that is valid from %s to %s", leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339)),
+		})
 	}
 	fitting, individual := entries.of(registrationID)
-	reason := "there is no x509 group"
+	refusal := invalid(Explanation{
+		Reason:   "there is no x509 group",
+		Expected: fmt.Sprintf("an individual enrollment of %s, or a group with the type x509", Quote(registrationID)),
+		Given:    "neither of them in the enrollments",
+	})
 	if individual {
-		reason = "the individual enrollment is for a symmetric key"
+		refusal = invalid(Explanation{Reason: "the individual enrollment is for a symmetric key", Expected: "a SAS token as the password", Given: "a client certificate"})
 	}
 	for _, n := range fitting {
 		switch {
 		case slices.Contains(thumbprints(leaf), n.thumbprint):
 			return n, nil
 		case n.thumbprint != "":
-			reason = "the certificate's thumbprint does not match"
+			refusal = invalid(Explanation{
+				Reason: "the certificate's thumbprint does not match", Expected: n.thumbprint, Given: strings.Join(thumbprints(leaf), " (SHA-1) or ") + " (SHA-256)",
+			})
 		case n.roots != nil:
-			err := verify(n.roots)
+			err := n.verify(state.PeerCertificates, now)
 			if err == nil {
 				return n, nil
 			}
-			reason = err.Error()
+			refusal = invalid(n.explainChain(state.PeerCertificates, err))
 		}
 	}
-	return invalid(reason)
+	return nil, refusal
+}
+
+func invalid(e Explanation) *Refusal { return &Refusal{401002, "Invalid certificate.", e} }
+
+// verify verifies the chain that a device has sent.
+func (n *Entry) verify(chain []*x509.Certificate, now time.Time) error {
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: n.roots, Intermediates: intermediates, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	return err
+}
+
+// explainChain explains a chain that leads to none of the enrollment's authorities.
+func (n *Entry) explainChain(chain []*x509.Certificate, err error) Explanation {
+	last := chain[len(chain)-1]
+	e := Explanation{
+		Reason:   "the certificate's chain is not trusted, " + err.Error(),
+		Expected: "a chain to " + Quote(strings.Join(n.issuers, "; ")),
+		Given:    fmt.Sprintf("%d certificates, of which the last was issued by %s", len(chain), Quote(last.Issuer.String())),
+	}
+	if len(chain) == 1 {
+		e.Given = "one certificate, which was issued by " + Quote(last.Issuer.String())
+	}
+	switch {
+	case !errors.As(err, &x509.UnknownAuthorityError{}):
+	case bytes.Equal(last.RawIssuer, last.RawSubject) && len(chain) == 1:
+		e.Advice = "The certificate is self-signed. An individual enrollment can name its thumbprint."
+	case slices.Contains(n.issuers, last.Issuer.String()):
+		e.Advice = "An authority with the same name but with another key issued the certificate."
+	default:
+		e.Advice = "The device must send the intermediate certificates after its own."
+	}
+	return e
 }
 
 // Certificates parses all certificates of a PEM text.

@@ -78,6 +78,8 @@ func Addressed(user, serverName string, hubs []string) bool {
 	}
 	parts := strings.Split(user, "/")
 	switch {
+	case len(parts) > 3 && parts[1] == "registrations": // also with the question mark of a hub by mistake
+		return false
 	case len(parts) > 1 && strings.HasPrefix(parts[len(parts)-1], "?"):
 		return true
 	case len(parts) > 1 && parts[1] == "registrations":

@@ -17,7 +17,11 @@ import (
 
 // Parse reads a scenario from TOML. The name appears in errors, which are one or more of type
 // *tomlfile.Error, joined.
-func Parse(name string, r io.Reader) (*Scenario, error) {
+func Parse(name string, r io.Reader) (*Scenario, error) { return Settings{}.Parse(name, r) }
+
+// Parse reads a scenario like the function Parse. It takes the settings that the text does not
+// contain from s.
+func (s Settings) Parse(name string, r io.Reader) (*Scenario, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
@@ -38,6 +42,7 @@ func Parse(name string, r io.Reader) (*Scenario, error) {
 			Pace      tomlfile.Duration `toml:"pace"`
 		} `toml:"rule"`
 	}
+	file.Settings.Settings, file.Settings.ReplyDelay = s.clone(), tomlfile.Duration(s.ReplyDelay)
 	if err := tomlfile.Decode(name, text, &file); err != nil {
 		return nil, err
 	}
@@ -51,6 +56,18 @@ func Parse(name string, r io.Reader) (*Scenario, error) {
 		sc.Rules = append(sc.Rules, r.Rule)
 	}
 	return sc, sc.check(name, text)
+}
+
+// clone returns settings of which the decoder can write to everything.
+func (s Settings) clone() Settings {
+	for _, n := range []**int{&s.Polls, &s.PollLimit} {
+		if *n != nil {
+			*n = new(**n)
+		}
+	}
+	s.Features = maps.Clone(s.Features)
+	s.APIVersions, s.CSRKeys = slices.Clone(s.APIVersions), slices.Clone(s.CSRKeys)
+	return s
 }
 
 // Validate checks a scenario that was made in Go. Its errors are like those of Parse. Every
@@ -102,6 +119,11 @@ func (s *Settings) check(bad tomlfile.Reporter) {
 	}
 	for _, v := range s.APIVersions {
 		checkAPIVersion("api_versions", v, bad)
+	}
+	for _, k := range s.CSRKeys {
+		if !slices.Contains(keyTypes, k) {
+			bad("csr_keys", "%q is not one of %s", k, strings.Join(keyTypes, ", "))
+		}
 	}
 	for _, version := range slices.Sorted(maps.Keys(s.Features)) {
 		checkAPIVersion("features", version, bad)

@@ -55,6 +55,8 @@ connack = 3
 		{"an unknown certificate", "[[rule]]\non = \"tls\"\nserver_certificate = \"old\"\n", "s.toml:3:1: rule.server_certificate: \"old\" is not one of expired"},
 		{"an unknown TLS version", "[settings]\ntls_max = \"1.4\"\n", "s.toml:2:1: settings.tls_max: \"1.4\" is not one of"},
 		{"an api-version that is no date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},
+		{"an unknown type of key", "[settings]\ncsr_keys = [\"P-256\", \"RSA-1024\"]\n", "s.toml:2:1: settings.csr_keys: \"RSA-1024\" is not one of P-256"},
+		{"an unknown format of a chain", "[settings]\nchain_format = \"PEM\"\n", "s.toml:2:1: settings.chain_format:"},
 		{"polls below zero", "[settings]\npolls = -1\n", "s.toml:2:1: settings.polls: -1 is negative"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
@@ -75,6 +77,38 @@ connack = 3
 		_, err := scenario.Parse("s.toml", strings.NewReader("a = 1\nb = 2\n"))
 		if err == nil || strings.Count(err.Error(), "unknown key") != 2 {
 			t.Error(err)
+		}
+	})
+}
+
+func TestSettingsThatAScenarioDoesNotContainComeFromTheDefaults(t *testing.T) {
+	defaults := scenario.Settings{
+		Polls: new(1), PollLimit: new(7), RetryAfter: "3", ReplyDelay: time.Second,
+		Features: map[string][]string{"2019-03-31": {}}, CSRKeys: []string{"P-256"},
+	}
+	t.Run("an empty scenario has the defaults", func(t *testing.T) {
+		sc, err := defaults.Parse("s.toml", strings.NewReader(""))
+		if err != nil || *sc.Settings.Polls != 1 || *sc.Settings.PollLimit != 7 || sc.Settings.RetryAfter != "3" || sc.Settings.ReplyDelay != time.Second {
+			t.Errorf("%+v, %v", sc, err)
+		}
+	})
+	t.Run("a scenario replaces them, also by zero, and does not change them", func(t *testing.T) {
+		sc, err := defaults.Parse("s.toml", strings.NewReader("[settings]\npolls = 0\nreply_delay = \"0s\"\nretry_after = \"none\"\npoll_limit = 0\ncsr_keys = [\"P-384\"]\nfeatures = { \"2030-01-01\" = [\"csr\"] }\n"))
+		if err != nil || *sc.Settings.Polls != 0 || *sc.Settings.PollLimit != 0 || sc.Settings.RetryAfter != "none" || sc.Settings.ReplyDelay != 0 ||
+			len(sc.Settings.CSRKeys) != 1 || sc.Settings.CSRKeys[0] != "P-384" {
+			t.Errorf("%+v, %v", sc, err)
+		}
+		if _, replaced := sc.Settings.Features["2019-03-31"]; replaced || len(sc.Settings.Features) != 1 {
+			t.Error(sc.Settings.Features)
+		}
+		if *defaults.Polls != 1 || *defaults.PollLimit != 7 || len(defaults.Features) != 1 || defaults.CSRKeys[0] != "P-256" {
+			t.Errorf("%+v", defaults)
+		}
+	})
+	t.Run("the live service replies after 300 ms and wants one poll after 3 s, fast settings want none", func(t *testing.T) {
+		live, fast := scenario.Live(), scenario.Fast()
+		if *live.Polls != 1 || live.RetryAfter != "3" || live.ReplyDelay != 300*time.Millisecond || *fast.Polls != 0 || fast.ReplyDelay != 0 {
+			t.Errorf("%+v, %+v", live, fast)
 		}
 	})
 }

@@ -44,6 +44,16 @@ const (
 	FeatureProfile = "connectionProfile" // the hub's protocol is named
 )
 
+// The values of Settings.ChainFormat and Settings.WithoutPolicy other than the defaults.
+const (
+	ChainBase64PEM = "base64-pem"
+	ChainPEM       = "pem"
+	PolicyAssign   = "assign"
+)
+
+// keyTypes are the values of Settings.CSRKeys.
+var keyTypes = []string{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096"}
+
 var stages = []Stage{OnAccept, OnTLS, OnUpgrade, OnConnect, OnSubscribe, OnRegister, OnPoll, OnPuback, OnPing, OnUnsubscribe, OnDisconnect,
 	OnHubConnect, OnHubSubscribe, OnHubPublish, OnHubTwin, OnHubPing, OnHubRequest}
 
@@ -57,14 +67,19 @@ type Scenario struct {
 
 // Settings are properties of a well-behaved service.
 type Settings struct {
-	// Polls is how many polls a registration takes until its final answer. Nil means 2, as in
-	// the service; 0 means that the answer to the register request is final.
+	// Polls is how many polls a registration takes until its final answer. Nil means 2; 0 means
+	// that the answer to the register request is final. One and two were observed in the service.
 	Polls *int `toml:"polls"`
 	// RetryAfter is the text of retry-after in a 202. Empty means "3"; "none" omits the parameter.
 	RetryAfter string `toml:"retry_after"`
 	// ReplyDelay is the time between a request's PUBACK and its reply. The live service takes
-	// about one second.
+	// 300 ms to one second.
 	ReplyDelay time.Duration `toml:"-" key:"reply_delay"`
+	// StrictPaths serves MQTT over WebSocket only at the documented path, /$iothub/websocket.
+	// Otherwise it is also at / and /mqtt, the default paths of MQTT libraries.
+	StrictPaths bool `toml:"strict_paths"`
+	// StrictJSON refuses a request with a member name that is not quoted. The service accepts it.
+	StrictJSON bool `toml:"strict_json"`
 	// Refuse is when a wrong credential is refused: "late" by a 401 in the register answer,
 	// which is the default, or "early" by CONNACK 5.
 	Refuse string `toml:"refuse" of:"late early"`
@@ -83,6 +98,18 @@ type Settings struct {
 	// Features replaces the table of the features of each api-version, "csr" and
 	// "connectionProfile". Nil means the table of the service.
 	Features map[string][]string `toml:"features"`
+	// CSRKeys are the types of keys for which certificates are issued: "P-256", "P-384",
+	// "P-521", "RSA-2048", "RSA-3072" or "RSA-4096". Empty means P-256, P-384 and RSA-2048.
+	CSRKeys []string `toml:"csr_keys"`
+	// ChainWithoutRoot omits the root of an issued certificate from its chain. The
+	// specification requires the root.
+	ChainWithoutRoot bool `toml:"chain_without_root"`
+	// ChainFormat is the format of each certificate in a chain: "der" for base64 of DER, which
+	// is the default, "base64-pem" for base64 of PEM, or "pem".
+	ChainFormat string `toml:"chain_format" of:"der base64-pem pem"`
+	// WithoutPolicy is what happens to a CSR if the enrollment has NoCertificates: "refuse"
+	// answers 400, which is the default, and "assign" assigns the device without a chain.
+	WithoutPolicy string `toml:"without_policy" of:"refuse assign"`
 	// PollLimit is how many polls a device may send in 10 s, in a burst or one by one;
 	// further polls are answered 429. Nil means 5, as in the service, or no limit if
 	// RetryAfter itself asks for less than 2 s. 0 means no limit.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,7 +56,7 @@ func install(k sdk.SDK) installed {
 		if err != nil {
 			return "", err
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(dir); err != nil { // of another version
 			return "", err
 		}
 		return dir, k.Install(context.Background(), "../..", dir)
@@ -92,29 +93,36 @@ type client struct {
 
 	in      installed
 	command []string
-	proof   string // the last line of its output; "telemetry sent" if it is ""
+	prints  string
 }
+
+// What the programs print.
+const (
+	assigned      = "assigned 127.0.0.1 " + device + "\n"
+	sent          = "telemetry sent\n"
+	authenticated = "the hub has authenticated the device\n"
+)
 
 // table lists the clients, by transport and credential.
 func table() (all []client) {
 	names := map[string]string{"mqtt": "MQTT", "websocket": "WebSocket", "https": "HTTPS", "key": "a symmetric key", "x509": "an X.509 certificate"}
-	add := func(name string, in installed, transport, credential, proof string, command ...string) {
-		all = append(all, client{name: name, transport: names[transport], credential: names[credential], in: in, command: command, proof: proof})
+	add := func(name string, in installed, transport, credential, prints string, command ...string) {
+		all = append(all, client{name: name, transport: names[transport], credential: names[credential], in: in, command: command, prints: prints})
 	}
 	for _, credential := range []string{"key", "x509"} {
 		for _, transport := range []string{"mqtt", "websocket", "https"} {
-			add("Microsoft's SDK for Node", node, transport, credential, "", "node", "device.js", transport, credential)
-			add("Microsoft's SDK for Java", java, transport, credential, "", "sh", "run", transport, credential)
+			add("Microsoft's SDK for Node", node, transport, credential, assigned+sent, "node", "device.js", transport, credential)
+			add("Microsoft's SDK for Java", java, transport, credential, assigned+sent, "sh", "run", transport, credential)
 			if transport == "https" { // the SDK for Python does not have it
-				add("Python's requests", python, transport, credential, "the hub has authenticated the device", "venv/bin/python", "https.py", credential)
+				add("Python's requests", python, transport, credential, assigned+authenticated, "venv/bin/python", "https.py", credential)
 				continue
 			}
-			add("Microsoft's SDK for Python", python, transport, credential, "", "venv/bin/python", "device.py", transport, credential)
-			add("MQTT.js 5", node, transport, credential, "", "node", "tutorial.js", "mqtt", transport, credential)
-			add("MQTT.js 4", node, transport, credential, "", "node", "tutorial.js", "mqtt4", transport, credential)
-			add("Paho for Python", python, transport, credential, "", "venv/bin/python", "tutorial.py", transport, credential)
+			add("Microsoft's SDK for Python", python, transport, credential, assigned+sent, "venv/bin/python", "device.py", transport, credential)
+			add("MQTT.js 5", node, transport, credential, assigned+sent, "node", "tutorial.js", "mqtt", transport, credential)
+			add("MQTT.js 4", node, transport, credential, assigned+sent, "node", "tutorial.js", "mqtt4", transport, credential)
+			add("Paho for Python", python, transport, credential, assigned+sent, "venv/bin/python", "tutorial.py", transport, credential)
 		}
-		add("mosquitto_sub, mosquitto_rr and mosquitto_pub", mosquitto, "mqtt", credential, "", "./device", credential)
+		add("mosquitto_sub and mosquitto_pub", mosquitto, "mqtt", credential, "subscribed\n"+sent, "./device", credential)
 	}
 	return all
 }
@@ -125,12 +133,11 @@ func TestEveryClientIsAssignedAndConnectsToItsHub(t *testing.T) {
 		t.Run(fmt.Sprintf("%s over %s with %s", c.name, c.transport, c.credential), func(t *testing.T) {
 			t.Parallel()
 			r := runs(t, c.in(t), nil, c.command...)
-			proof := c.proof
-			if proof == "" {
-				proof = "telemetry sent"
+			if r.err != nil || r.stdout != c.prints {
+				t.Errorf("%v: it printed %q, want %q", r.err, r.stdout, c.prints)
 			}
-			if want := "assigned 127.0.0.1 " + device + "\n" + proof + "\n"; r.err != nil || r.stdout != want {
-				t.Errorf("%v: it printed %q, want %q", r.err, r.stdout, want)
+			if line := "dpsd-sim: telemetry of \"" + device + "\" at \"127.0.0.1\", 5 bytes: hello\n"; strings.Contains(c.prints, sent) && !strings.Contains(r.stderr, line) {
+				t.Errorf("dpsd-sim does not print %q", line)
 			}
 			if r.violations != "" {
 				t.Errorf("it violated the rules: %s", r.violations)
@@ -228,6 +235,18 @@ func TestEveryFaultIsNamedOnTheTerminal(t *testing.T) {
 	}
 }
 
+func TestAPublishWithoutASubscriptionIsNamedOnTheTerminal(t *testing.T) {
+	want(t)
+	r := runs(t, mosquitto(t), nil, "sh", "-c", `mosquitto_pub -V mqttv311 -h "$DPS_ENDPOINT" -p 8883 --cafile "$DPS_CA_FILE" \
+		--cert "$DPS_CERTIFICATE_FILE" --key "$DPS_PRIVATE_KEY_FILE" -i "$DPS_REGISTRATION_ID" \
+		-u "$DPS_ID_SCOPE/registrations/$DPS_REGISTRATION_ID/api-version=2019-03-31" -q 1 -t '$dps/registrations/PUT/iotdps-register/?$rid=1' -m '{}'`)
+	line := regexp.MustCompile(`(?m)^dpsd-sim: .*` + device + `.*(subscri|SUBSCRIBE|SUBACK).*$`).FindString(r.stderr)
+	if line == "" {
+		t.Errorf("no line names the missing subscription: %q", r.refusals())
+	}
+	t.Log(line)
+}
+
 // result is what became of a client.
 type result struct {
 	stdout, stderr string
@@ -235,9 +254,10 @@ type result struct {
 	violations     string
 }
 
-// refusals returns the lines that dpsd-sim has printed.
+// refusals returns the lines that dpsd-sim has printed, without telemetry.
 func (r result) refusals() []string {
-	return regexp.MustCompile(`(?m)^dpsd-sim: .*$`).FindAllString(r.stderr, -1)
+	lines := regexp.MustCompile(`(?m)^dpsd-sim: .*$`).FindAllString(r.stderr, -1)
+	return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "dpsd-sim: telemetry of ") })
 }
 
 // slots bounds how many clients run at the same time.
