@@ -26,7 +26,7 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system always clean
+.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -64,6 +64,7 @@ test:
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
+	cd test/browser && ../../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
@@ -174,6 +175,18 @@ test-system: build
 	CGO_ENABLED=0 go build -o bin/system/ ./test/system/hold ./test/system/probe
 	{ DPSD_ROOTS='$(ROOTS)' timeout 900 go test -count=1 -parallel 4 -v $(TESTFLAGS) ./test/system/; echo $$? >bin/system/status; } | \
 	  grep -v '^=== '; exit $$(cat bin/system/status)
+
+# The page of the simulator in a real browser: accessibility, keyboard, ten thousand devices.
+# A separate module, so that its dependencies are not dpsd's. BROWSERFLAGS=-screenshots
+# rewrites the screenshots of the documentation.
+BROWSERFLAGS ?=
+test-browser:
+	.ci/need browser
+	if command -v npm >/dev/null; then npm ci --prefix test/browser --no-audit --no-fund; fi
+	go vet -C test/browser ./...
+	@mkdir -p bin
+	go test -C test/browser -count=1 -v $(BROWSERFLAGS) ./... >bin/browser.txt 2>&1; status=$$?; \
+	  grep -v '^ *\(=== \|--- PASS: .*/\)' bin/browser.txt; exit $$status
 
 # A version names a commit, so a dirty tree is always packaged again.
 $(CURRENT) $(PREVIOUS): $(if $(findstring dirty,$(VERSION)),always)

@@ -142,7 +142,7 @@ func (c *connection) instead(rule *Rule, w io.Writer) bool {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
 		_, _ = w.Write(rule.GarbageBytes())
-		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		c.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes()), Raw: rule.GarbageBytes()})
 		c.reason = "scenario: garbage"
 		if rule.Silent {
 			c.hold()

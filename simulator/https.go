@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ const (
 func (c *connection) serveHTTPS(read []byte) {
 	c.protocol = "https"
 	c.reason = "the client closed the connection"
-	conn := &httpConn{Conn: c.tls, raw: c.raw, read: read, ended: make(chan struct{})}
+	conn := &httpConn{Conn: c.tls, raw: c.raw, read: read, ended: make(chan struct{}), observed: c.server.log.observe != nil}
 	server := &http.Server{
 		Handler:           &deviceAPI{c: c, conn: conn},
 		ReadHeaderTimeout: connectTimeout,
@@ -50,15 +51,35 @@ type httpConn struct {
 	rule  atomic.Pointer[Rule] // of the answer that is being written; nil for none
 	close sync.Once
 	ended chan struct{} // closed by Close
+
+	observed bool // the bytes of the requests are recorded
+	mu       sync.Mutex
+	recorded []byte // since the last call of take
 }
 
-func (h *httpConn) Read(p []byte) (int, error) {
+func (h *httpConn) Read(p []byte) (n int, err error) {
 	if len(h.read) > 0 {
-		n := copy(p, h.read)
+		n = copy(p, h.read)
 		h.read = h.read[n:]
-		return n, nil
+	} else {
+		n, err = h.Conn.Read(p)
 	}
-	return h.Conn.Read(p)
+	if h.observed {
+		h.mu.Lock()
+		h.recorded = append(h.recorded, p[:n]...)
+		h.mu.Unlock()
+	}
+	return n, err
+}
+
+// take returns the bytes of the current request. They include the beginning of the next
+// request if the client did not wait.
+func (h *httpConn) take() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	raw := h.recorded
+	h.recorded = nil
+	return raw
 }
 
 func (h *httpConn) Write(p []byte) (int, error) {
@@ -180,7 +201,7 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := parseAPIRequest(r.Method, r.URL)
 	id := req.registrationID
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + r.URL.RequestURI(), Size: len(body)})
+	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + r.URL.RequestURI(), Size: len(body), Raw: d.conn.take()})
 	x := exchange{deviceAPI: d, w: w, r: r, req: req, rule: &Rule{}}
 	switch {
 	case errors.Is(err, errNoMethod):
@@ -341,7 +362,7 @@ type exchange struct {
 func (x *exchange) instead() {
 	switch garbage := x.rule.GarbageBytes(); {
 	case len(garbage) > 0:
-		x.note(Entry{Packet: "GARBAGE", Size: len(garbage), RegistrationID: x.req.registrationID})
+		x.note(Entry{Packet: "GARBAGE", Size: len(garbage), RegistrationID: x.req.registrationID, Raw: garbage})
 		_, _ = x.conn.Write(garbage)
 		if x.rule.Silent {
 			x.wait()
@@ -421,12 +442,27 @@ func (x *exchange) respond(r reply, detail string) {
 	if x.rule.ByteByByte {
 		x.conn.rule.Store(x.rule)
 	}
+	var raw []byte
+	if x.conn.observed {
+		header.Set("Date", x.c.server.now().UTC().Format(http.TimeFormat))
+		raw = head(status, header)
+		raw = append(raw, body...)
+	}
 	if r.refusal != nil {
 		x.c.refuse(Entry{RegistrationID: x.req.registrationID}, r.answer(), r.refusal.Explanation)
 	}
-	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail})
+	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail, Raw: raw})
 	x.w.WriteHeader(status)
 	_, _ = x.w.Write(body)
 	_ = http.NewResponseController(x.w).Flush()
 	x.then(x.rule.Then)
+}
+
+// head returns the head of a response as net/http writes it.
+func head(status int, header http.Header) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %03d %s\r\n", status, cmp.Or(http.StatusText(status), fmt.Sprintf("status code %d", status)))
+	_ = header.Write(&b) // a buffer accepts everything
+	b.WriteString("\r\n")
+	return b.Bytes()
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -165,6 +166,22 @@ func TestHTTPS(t *testing.T) {
 		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: new(0)}}})
 		a := openAPI(t, s, deviceCertificate(t, s, device))
 		if r := a.register(); r.StatusCode != 200 || string(r.RegistrationState["x509"]) != "{}" {
+			t.Error(r.Response.Status, r.text)
+		}
+	})
+	bubble(t, "an enrollment with a certificate accepts this certificate, and no other one of the same CA", func(t *testing.T) {
+		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: new(0)}}})
+		own, other := deviceCertificate(t, s, device), deviceCertificate(t, s, device)
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]})
+		if err := s.ChangeEnrollments(enroll.Change{Individual: &enroll.Individual{
+			RegistrationID: device, Certificate: string(text), Attestation: enroll.Attestation{Type: "x509"},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if r := openAPI(t, s, own).register(); r.StatusCode != 200 {
+			t.Error(r.Response.Status, r.text)
+		}
+		if r := openAPI(t, s, other).register(); r.StatusCode != 401 || r.ErrorCode != 401002 {
 			t.Error(r.Response.Status, r.text)
 		}
 	})

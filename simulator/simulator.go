@@ -55,6 +55,10 @@ type Options struct {
 	// Enrollments define which devices may register. Nil means the directory's
 	// enrollments.toml, or, in memory, one symmetric-key group and one X.509 group.
 	Enrollments *enroll.Enrollments
+	// EnrollmentsFile is the file that Enrollments come from, in which ChangeEnrollments makes
+	// its changes. If it is empty, it is the directory's enrollments.toml if Enrollments is
+	// nil, and otherwise changes are in memory only.
+	EnrollmentsFile string
 	// DefaultHub is the host name of the hub that devices are assigned if no hub is linked and
 	// their enrollment names none. If it is empty, it is enroll.DefaultHub.
 	DefaultHub string
@@ -71,6 +75,10 @@ type Options struct {
 	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
 	// violates the protocol. Nil ignores them. It is called from several goroutines.
 	OnRefusal func(Refusal)
+	// Observe receives each entry of the packet log, in the order of the log, with the bytes of
+	// its packet. It must return quickly, because all connections wait for it, and it must not
+	// modify the bytes. Nil means no observer.
+	Observe func(Entry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -90,7 +98,10 @@ type Server struct {
 	names       []string
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
-	hubNames    atomic.Pointer[[]string] // of the hubs that the enrollments can assign
+	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
+	changing    sync.Mutex                         // held while enrollments change
+	file        string                             // of the enrollments; "" for none
+	hubNames    atomic.Pointer[[]string]           // of the hubs that the enrollments can assign
 	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
@@ -117,12 +128,13 @@ func New(o Options) (*Server, error) {
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
 		now:       o.Now,
 		seed:      seed(o.Seed),
-		log:       newPacketLog(o.PacketLog, o.DiscardLog),
+		log:       newPacketLog(o.PacketLog, o.DiscardLog, o.Observe),
 		conns:     map[*connection]bool{},
 		sessions:  map[string]*session{},
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
+		file:      o.EnrollmentsFile,
 		onRefusal: o.OnRefusal,
 
 		defaultHub: o.DefaultHub,
@@ -165,7 +177,8 @@ func New(o Options) (*Server, error) {
 			{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
 		}}
 	default:
-		if enrollments, err = enroll.ReadFile(filepath.Join(o.Directory, fileEnrollments)); err != nil {
+		s.file = cmp.Or(s.file, filepath.Join(o.Directory, fileEnrollments))
+		if enrollments, err = enroll.ReadFile(s.file); err != nil {
 			return nil, err
 		}
 	}
@@ -217,9 +230,26 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	return nil
 }
 
+// AddFault adds a rule before those of the scenario, without restarting their counters, and
+// returns its number. SetScenario removes it.
+func (s *Server) AddFault(r Rule) (number int, err error) { return s.script.Load().Add(r) }
+
+// RemoveFault removes a rule that AddFault added, and reports whether it existed.
+func (s *Server) RemoveFault(number int) bool { return s.script.Load().Remove(number) }
+
+// Faults returns the rules that AddFault added, the newest first.
+func (s *Server) Faults() []scenario.Added { return s.script.Load().Added() }
+
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	return s.setEnrollments(e)
+}
+
+// setEnrollments does what SetEnrollments does. The caller holds s.changing.
+func (s *Server) setEnrollments(e *enroll.Enrollments) error {
 	own := *e
 	own.DefaultHub = cmp.Or(e.DefaultHub, s.defaultHub)
 	entries, err := enroll.Compile(&own)
@@ -232,6 +262,7 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 		return err
 	}
 	s.entries.Store(&entries)
+	s.enrollments.Store(e)
 	s.hubNames.Store(&names)
 	s.certificate.Store(certificate)
 	return nil

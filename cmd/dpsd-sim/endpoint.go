@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/simulator/hub"
+	"github.com/dpsd-project/dpsd/simulator/page"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -41,6 +43,7 @@ const freePort = serverName + ":0"
 type flags struct {
 	dir, mqtt, webSocket, enrollments, scenario, packetLog, hub string
 
+	page        pageFlags
 	names       []string // of the server's certificate
 	seed        uint64
 	fast, quiet bool
@@ -53,16 +56,17 @@ const (
 	enrollmentsUsage = "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)"
 )
 
-func (f *flags) add(c *cobra.Command, mqtt, webSocket string) {
+func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", enrollmentsUsage)
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
 	c.Flags().StringVar(&f.hub, "hub", defaultHub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
+	f.page.add(c, service)
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
 	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal and each message to a hub")
 	// Errors occur only for flags that do not exist.
@@ -87,15 +91,21 @@ type endpoint struct {
 	WebSocketPort int    `json:"webSocketPort,omitempty"`
 	MQTT          string `json:"mqtt,omitempty"`      // address in use
 	WebSocket     string `json:"webSocket,omitempty"` // address in use
+	Page          string `json:"page,omitempty"`      // URL
+	ServicePort   int    `json:"servicePort,omitempty"`
 	IDScope       string `json:"idScope"`
 	CAFile        string `json:"caFile"`
 	Process       int    `json:"pid"`
+	// ConnectionFile is the file with the connection string of the service API.
+	ConnectionFile string `json:"serviceConnectionFile,omitempty"`
 
 	server      *simulator.Server
+	page        *http.Server
 	log         *os.File
 	printer     *printer // of refusals and telemetry; nil for none
 	file        string
 	enrollments string // the file
+	connection  string // of the service API
 }
 
 // open starts a simulator. Call close to end it.
@@ -129,6 +139,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
 			return nil, err
 		}
+		o.EnrollmentsFile = f.enrollments
 	}
 	e = &endpoint{
 		Endpoint: serverName,
@@ -154,6 +165,10 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 		o.PacketLog = e.log
 	}
+	feed := &page.Feed{}
+	if f.page.service != "" {
+		o.Observe = feed.Add
+	}
 	if e.server, err = simulator.New(o); err != nil {
 		return e, err
 	}
@@ -166,6 +181,9 @@ func (f *flags) open() (e *endpoint, err error) {
 		return e, err
 	}
 	if e.WebSocket, e.WebSocketPort, err = f.listen(f.webSocket, "DPS_WEBSOCKET_PORT", e.server.AcceptWebSocket); err != nil {
+		return e, err
+	}
+	if err := e.openPage(f.page, feed); err != nil {
 		return e, err
 	}
 	return e, e.write()
@@ -240,6 +258,10 @@ func (e *endpoint) write() error {
 
 // close ends all connections and removes endpoint.json.
 func (e *endpoint) close() {
+	if e.page != nil {
+		_ = e.page.Close() // also ends the views of browsers
+	}
+	e.closeService()
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)

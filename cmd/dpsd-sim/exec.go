@@ -42,7 +42,7 @@ environment, and exits with the command's exit code:
 
   DPS_ENDPOINT          host name to connect to
   DPS_MQTT_PORT         port of MQTT over TLS
-  DPS_WEBSOCKET_PORT    port of MQTT over WebSocket
+  DPS_WEBSOCKET_PORT    port of MQTT over WebSocket, and of HTTPS
   DPS_CA_FILE           root of the server's certificate
   DPS_ID_SCOPE          ID scope
   DPS_REGISTRATION_ID   registration ID
@@ -62,6 +62,9 @@ The samples connect to the service's own ports, 8883 and 443. If exec may not
 use one of them, or another program uses it, exec prints a line to standard
 error and uses a free port.
 
+With --service, DPS_SERVICE_CONNECTION_STRING and
+PROVISIONING_CONNECTION_STRING are the connection string of the service API.
+
 A variable for which the enrollments allow no value is not set. Without --dir,
 exec creates all files in a temporary directory.`,
 		Example: `  dpsd-sim exec -- node register.js
@@ -76,7 +79,7 @@ exec creates all files in a temporary directory.`,
 			return f.exec(c, id, args)
 		},
 	}
-	f.add(c, defaultMQTT, execWebSocket)
+	f.add(c, defaultMQTT, execWebSocket, "")
 	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
 	withoutFiles(c, "registration-id")
 	return c
@@ -100,6 +103,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		return err
 	}
 	defer e.close()
+	if e.Page != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: the page is at %s\n", e.Page)
+	}
 	environment, err := e.environment(id)
 	if err != nil {
 		return err
@@ -150,6 +156,7 @@ func commandStatus(err error) error {
 var execVariables = []string{
 	"PROVISIONING_HOST", "PROVISIONING_IDSCOPE", "PROVISIONING_REGISTRATION_ID", "PROVISIONING_SYMMETRIC_KEY",
 	"CERTIFICATE_FILE", "KEY_FILE", "X509_CERT_FILE", "X509_KEY_FILE",
+	"PROVISIONING_CONNECTION_STRING",
 	"IOTHUB_DEVICE_SECURITY_TYPE", "IOTHUB_DEVICE_DPS_ENDPOINT", "IOTHUB_DEVICE_DPS_ID_SCOPE", "IOTHUB_DEVICE_DPS_DEVICE_ID",
 	"IOTHUB_DEVICE_DPS_DEVICE_KEY", "IOTHUB_DEVICE_CONNECTION_STRING", "DEVICE_CONNECTION_STRING",
 	"AZ_IOT_HUB_HOSTNAME", "AZ_IOT_HUB_DEVICE_ID", "AZ_IOT_HUB_SAS_DEVICE_ID", "AZ_IOT_HUB_SAS_KEY", "AZ_IOT_PROVISIONING_ID_SCOPE", "AZ_IOT_PROVISIONING_REGISTRATION_ID",
@@ -169,6 +176,9 @@ func (e *endpoint) environment(id string) ([]string, error) {
 		for _, name := range names {
 			all = append(all, name+"="+value)
 		}
+	}
+	if e.connection != "" {
+		set(e.connection, "DPS_SERVICE_CONNECTION_STRING", "PROVISIONING_CONNECTION_STRING")
 	}
 	set(e.Endpoint, "DPS_ENDPOINT", "PROVISIONING_HOST", "IOTHUB_DEVICE_DPS_ENDPOINT")
 	set(e.IDScope, "DPS_ID_SCOPE", "PROVISIONING_IDSCOPE", "IOTHUB_DEVICE_DPS_ID_SCOPE", "AZ_IOT_PROVISIONING_ID_SCOPE")

@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 		"probe-hub": probeHub,
 
 		"probe-served": probeServed,
+		"enroll":       enrollDevice,
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Authority is a certificate authority that an enrollment trusts.
@@ -48,8 +49,8 @@ func (entries Entries) DeviceAuthorities(registrationID string) ([]Authority, er
 		return all, nil
 	case !individual:
 		return nil, errors.New("no enrollment group trusts a certificate authority")
-	case fitting[0].thumbprint != "":
-		return nil, fmt.Errorf("the individual enrollment of %q accepts only the certificate with thumbprint %s", registrationID, fitting[0].thumbprint)
+	case len(fitting[0].thumbprints) > 0:
+		return nil, fmt.Errorf("the individual enrollment of %q accepts only the certificate with thumbprint %s", registrationID, strings.Join(fitting[0].thumbprints, " or "))
 	}
 	return nil, fmt.Errorf("the individual enrollment of %q requires a symmetric key", registrationID)
 }

@@ -152,6 +152,18 @@ func TestEveryClientIsAssignedAndConnectsToItsHub(t *testing.T) {
 	}
 }
 
+func TestMicrosoftsServiceSDKForNodeEnrollsDevicesThatThenRegister(t *testing.T) {
+	want(t)
+	r := runs(t, node(t), []string{"--service", "localhost:8080"}, "node", "service.js")
+	if r.err != nil || r.stdout != assigned {
+		t.Errorf("%v: it printed %q, want %q\n%s", r.err, r.stdout, assigned, r.stderr)
+	}
+	// The program makes one mistake, after it has removed an enrollment.
+	if refused := regexp.MustCompile(`(?m)^dpsd-sim: refused .*$`).FindAllString(r.stderr, -1); len(refused) != 1 || !strings.Contains(refused[0], "press-7") {
+		t.Errorf("the refusals are %q", refused)
+	}
+}
+
 // device is the registration ID of every device.
 const device = "sim-device-1"
 
