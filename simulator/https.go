@@ -283,7 +283,7 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	server := d.c.server
 	u := hub.RequestUser(r)
 	known, _ := server.hub.Find(u.Hub, u.Device)
-	entry := Entry{Hub: u.Hub, DeviceID: u.Device, RegistrationID: known.RegistrationID}
+	entry := Entry{Service: "hub", Hub: u.Hub, DeviceID: u.Device, RegistrationID: known.RegistrationID}
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, hub.MaxMessage))
 	up := entry
 	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+r.URL.RequestURI(), len(body)
@@ -300,14 +300,18 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	var answer hub.Response
 	switch {
 	case errors.As(readErr, new(*http.MaxBytesError)):
-		answer = hub.Failure(http.StatusRequestEntityTooLarge, 413001, "MessageTooLarge", fmt.Sprintf("the body is larger than %d bytes", hub.MaxMessage))
+		answer = hub.Failure(http.StatusRequestEntityTooLarge, &enroll.Refusal{
+			Code: 413001, Message: "MessageTooLarge", Explanation: enroll.Explanation{Reason: fmt.Sprintf("the body is larger than %d bytes", hub.MaxMessage)},
+		})
 	case readErr != nil:
 		d.abort(readErr.Error())
 	case rule.ErrorCode != 0 || rule.Status >= 400 && rule.Body == nil:
 		status := cmp.Or(rule.Status, rule.ErrorCode/1000)
-		answer = hub.Failure(status, cmp.Or(rule.ErrorCode, status*1000), cmp.Or(rule.ErrorMessage, http.StatusText(status)), "scenario")
+		answer = hub.Failure(status, &enroll.Refusal{
+			Code: cmp.Or(rule.ErrorCode, status*1000), Message: cmp.Or(rule.ErrorMessage, http.StatusText(status)), Explanation: scripted,
+		})
 	case rule.Status != 0 || rule.Body != nil:
-		answer = hub.Response{Status: cmp.Or(rule.Status, http.StatusOK), Detail: "scenario"}
+		answer = hub.Response{Status: cmp.Or(rule.Status, http.StatusOK)}
 	default:
 		answer = server.hub.Answer(r, body, state)
 	}
@@ -321,14 +325,16 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	if len(answer.Body) > 0 {
 		header.Set("Content-Type", "application/json; charset=utf-8")
 	}
-	if answer.Error != "" {
-		header.Set("Iothub-Errorcode", answer.Error)
+	down := entry
+	down.Packet, down.Direction, down.ReturnCode, down.Size = "RESPONSE", "down", &answer.Status, len(answer.Body)
+	if refused := answer.Refused; refused != nil {
+		header.Set("Iothub-Errorcode", refused.Message)
+		down.Detail = fmt.Sprintf("%d %s: %s", refused.Code, refused.Message, refused.Reason)
+		d.c.refuse(entry, fmt.Sprintf("%d, error code %d", answer.Status, refused.Code), refused.Explanation)
 	}
 	if rule.RetryAfter != "" && rule.RetryAfter != "none" {
 		header.Set("Retry-After", rule.RetryAfter)
 	}
-	down := entry
-	down.Packet, down.Direction, down.ReturnCode, down.Size, down.Detail = "RESPONSE", "down", &answer.Status, len(answer.Body), answer.Detail
 	d.note(down)
 	w.WriteHeader(answer.Status)
 	_, _ = w.Write(answer.Body)

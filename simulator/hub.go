@@ -114,17 +114,10 @@ func (h *hubSession) check(p *packets.Packet) error {
 		_, err := h.user.ParseTopic(p.TopicName)
 		return err
 	case packets.Subscribe, packets.Unsubscribe:
-		added := map[string]bool{}
 		for _, f := range p.Filters {
 			if err := h.user.CheckFilter(f.Filter); err != nil {
 				return err
 			}
-			if _, there := h.granted[f.Filter]; !there {
-				added[f.Filter] = true
-			}
-		}
-		if p.FixedHeader.Type == packets.Subscribe && len(h.granted)+len(added) > hub.MaxFilters {
-			return fmt.Errorf("more than %d filters", hub.MaxFilters)
 		}
 	}
 	return nil
@@ -161,7 +154,7 @@ func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail st
 			h.s.refuse(fmt.Sprintf("CONNACK %d", code), scripted)
 		}
 	case rule.ErrorCode != 0:
-		_, _ = refuse(scripted)
+		h.s.refuse(fmt.Sprintf("CONNACK 5 for %d", rule.ErrorCode), scripted)
 		return 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage)) + ": scenario"
 	case h.wrong != nil:
 		return refuse(enroll.Explanation{Reason: h.wrong.Error(), Expected: "{hub}/{deviceId}/?api-version={version}", Given: enroll.Quote(string(p.Connect.Username))})
@@ -221,9 +214,12 @@ func (h *hubSession) publish(rule *Rule, p *packets.Packet, acked bool) {
 		var topic string
 		var body []byte
 		if rule.Status == 0 {
-			topic, body = h.s.c.server.hub.Twins.Answer(h.user, at, p.Payload)
-		} else {
-			topic = hub.ResponseTopic(rule.Status, at.RequestID)
+			var wrong error
+			if topic, body, wrong = h.s.c.server.hub.Twins.Answer(h.user, at, p.Payload); wrong != nil {
+				h.s.refuse("twin 400", enroll.Explanation{Reason: wrong.Error()})
+			}
+		} else if topic = hub.ResponseTopic(rule.Status, at.RequestID); rule.Status >= 400 {
+			h.s.refuse(fmt.Sprintf("twin %d", rule.Status), scripted)
 		}
 		if rule.Body != nil {
 			body = []byte(*rule.Body)

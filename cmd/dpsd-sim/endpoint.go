@@ -102,7 +102,7 @@ type endpoint struct {
 	server      *simulator.Server
 	page        *http.Server
 	log         *os.File
-	refusals    *printer // nil for none
+	printer     *printer // of refusals and telemetry; nil for none
 	file        string
 	enrollments string // the file
 	connection  string // of the service API
@@ -155,9 +155,9 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 	}()
 	if !f.quiet {
-		e.refusals = newPrinter(os.Stderr)
-		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
-		o.OnTelemetry = func(t hub.Telemetry) { printTelemetry(os.Stderr, t) }
+		e.printer = newPrinter(os.Stderr)
+		o.OnRefusal = func(r simulator.Refusal) { e.printer.print(r.String()) }
+		o.OnTelemetry = func(t hub.Telemetry) { e.printer.print(describeTelemetry(t)) }
 	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
@@ -266,8 +266,8 @@ func (e *endpoint) close() {
 		e.server.Close()
 		_ = os.Remove(e.file)
 	}
-	if e.refusals != nil {
-		e.refusals.close()
+	if e.printer != nil {
+		e.printer.close()
 	}
 	if e.log != nil {
 		_ = e.log.Close()

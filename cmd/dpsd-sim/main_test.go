@@ -28,6 +28,8 @@ func TestMain(m *testing.M) {
 		"bare":     bare,
 		"names":    names,
 
+		"probe-hub": probeHub,
+
 		"probe-served": probeServed,
 		"enroll":       enrollDevice,
 	})

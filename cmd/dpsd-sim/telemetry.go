@@ -2,19 +2,18 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"unicode/utf8"
 
 	"github.com/dpsd-project/dpsd/simulator/hub"
 )
 
-// maxShown is how many bytes of a message are printed.
+// maxShown is how many bytes of a message are shown.
 const maxShown = 200
 
-// printTelemetry prints a message of a device to its hub in one line. It escapes what could
+// describeTelemetry describes a message of a device to its hub in one line. It escapes what could
 // confuse a terminal.
-func printTelemetry(w io.Writer, t hub.Telemetry) {
+func describeTelemetry(t hub.Telemetry) string {
 	payload, rest := t.Payload, ""
 	if len(payload) > maxShown {
 		payload, rest = payload[:maxShown], "…"
@@ -26,5 +25,5 @@ func printTelemetry(w io.Writer, t hub.Telemetry) {
 			break
 		}
 	}
-	fmt.Fprintf(w, "dpsd-sim: telemetry of %s at %s, %d bytes: %s%s\n", strconv.QuoteToGraphic(t.Device), strconv.QuoteToGraphic(t.Hub), len(t.Payload), text, rest)
+	return fmt.Sprintf("telemetry of %s at %s, %d bytes: %s%s", strconv.QuoteToGraphic(t.Device), strconv.QuoteToGraphic(t.Hub), len(t.Payload), text, rest)
 }

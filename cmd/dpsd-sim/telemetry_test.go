@@ -1,14 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/dpsd-project/dpsd/simulator/hub"
 )
 
-func TestTelemetryIsPrintedInOneLineThatATerminalCanShow(t *testing.T) {
+func TestTelemetryIsDescribedInOneLineThatATerminalCanShow(t *testing.T) {
 	for payload, want := range map[string]string{
 		`{"t":21}`:               `8 bytes: {"t":21}`,
 		"":                       `0 bytes: `,
@@ -16,9 +15,8 @@ func TestTelemetryIsPrintedInOneLineThatATerminalCanShow(t *testing.T) {
 		"\xff\x00":               `2 bytes: "\xff\x00"`,
 		strings.Repeat("é", 200): `400 bytes: ` + strings.Repeat("é", 100) + "…",
 	} {
-		var b bytes.Buffer
-		printTelemetry(&b, hub.Telemetry{Hub: "h", Device: "d", Payload: []byte(payload)})
-		if got := b.String(); got != `dpsd-sim: telemetry of "d" at "h", `+want+"\n" {
+		got := describeTelemetry(hub.Telemetry{Hub: "h", Device: "d", Payload: []byte(payload)})
+		if got != `telemetry of "d" at "h", `+want {
 			t.Errorf("%q: %s", payload, got)
 		}
 	}

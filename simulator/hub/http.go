@@ -25,22 +25,21 @@ func RequestUser(r *http.Request) User {
 
 // Response is the answer to an HTTPS request.
 type Response struct {
-	Status int
-	Body   []byte // JSON, or nothing
-	Error  string // of the header Iothub-Errorcode, or ""
-	Detail string // why the request is refused; the device does not receive it
+	Status  int
+	Body    []byte          // JSON, or nothing
+	Refused *enroll.Refusal // nil if the request is not refused
 }
 
-// Failure is the answer with an error.
-func Failure(status, code int, message, reason string) Response {
+// Failure is the answer to a request that is refused.
+func Failure(status int, refused *enroll.Refusal) Response {
 	body, err := enroll.JSON(struct {
 		ErrorCode int    `json:"errorCode"`
 		Message   string `json:"Message"` //nolint:tagliatelle // as the service writes it
-	}{code, fmt.Sprintf("ErrorCode:%s;%s", message, message)})
+	}{refused.Code, fmt.Sprintf("ErrorCode:%s;%s", refused.Message, refused.Message)})
 	if err != nil { // a number and a text are always JSON
 		status = http.StatusInternalServerError
 	}
-	return Response{Status: status, Body: body, Error: message, Detail: fmt.Sprintf("%d %s: %s", code, message, reason)}
+	return Response{Status: status, Body: body, Refused: refused}
 }
 
 // Answer answers the requests of a device that do not replace its MQTT connection: it lists
@@ -49,7 +48,7 @@ func Failure(status, code int, message, reason string) Response {
 func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Response {
 	u := RequestUser(r)
 	if _, refused := h.Authenticate(u, r.Header.Get("Authorization"), state); refused != nil {
-		return Failure(refused.Code/1000, refused.Code, refused.Message, refused.Reason)
+		return Failure(refused.Code/1000, refused)
 	}
 	action := strings.TrimPrefix(r.URL.Path, "/devices/"+u.Device)
 	switch r.Method + " " + strings.ToLower(strings.Trim(action, "/")) {
@@ -61,5 +60,5 @@ func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Re
 		h.Telemetry(Telemetry{Time: h.Now(), Hub: u.Hub, Device: u.Device, Protocol: "https", Payload: body})
 		return Response{Status: http.StatusNoContent}
 	}
-	return Failure(http.StatusNotFound, 404000, "NotFound", "the hub does not answer "+r.Method+" "+r.URL.Path)
+	return Failure(http.StatusNotFound, refuse(404000, "NotFound", "the hub does not answer "+r.Method+" "+enroll.Quote(r.URL.Path)))
 }
