@@ -29,8 +29,8 @@ func want(t *testing.T) {
 	}
 }
 
-// program returns the path of dpsd-sim, which is built once.
-var program = sync.OnceValues(func() (string, error) {
+// built returns the path of dpsd-sim, which is built once.
+var built = sync.OnceValues(func() (string, error) {
 	path, err := filepath.Abs("../../bin/clients/dpsd-sim")
 	if err != nil {
 		return "", err
@@ -180,7 +180,7 @@ func faults(t *testing.T) []fault {
 	t.Helper()
 	const wrongKey = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 	dir := t.TempDir()
-	path, err := program()
+	path, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func runs(t *testing.T, dir string, flags []string, command ...string) result {
 	t.Helper()
 	slots <- true
 	defer func() { <-slots }()
-	path, err := program()
+	path, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
