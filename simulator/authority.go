@@ -169,11 +169,12 @@ func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 
 // material is what a simulator keeps across restarts.
 type material struct {
-	scope    string
-	groupKey []byte
-	server   *authority
-	device   *authority
-	issuing  func() (*issuing, error)
+	scope      string
+	groupKey   []byte
+	serviceKey []byte
+	server     *authority
+	device     *authority
+	issuing    func() (*issuing, error)
 }
 
 // newMaterial derives the scope and the group key from the seed for a server in memory, and
@@ -188,10 +189,11 @@ func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*mater
 		return nil, err
 	}
 	return &material{
-		scope:    fmt.Sprintf("0ne%08X", draw("id-scope", 4)),
-		groupKey: draw("group-key", 64),
-		server:   server,
-		device:   device,
+		scope:      fmt.Sprintf("0ne%08X", draw("id-scope", 4)),
+		groupKey:   draw("group-key", 64),
+		serviceKey: draw("service-key", 64),
+		server:     server,
+		device:     device,
 		// The authority is created on first use: two P-384 keys are a waste for a server that
 		// never issues certificates.
 		issuing: sync.OnceValues(func() (*issuing, error) { return newIssuing(now) }),

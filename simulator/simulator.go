@@ -12,6 +12,7 @@
 package simulator
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -52,6 +53,10 @@ type Options struct {
 	// Enrollments define which devices may register. Nil means the directory's
 	// enrollments.toml, or, in memory, one symmetric-key group and one X.509 group.
 	Enrollments *enroll.Enrollments
+	// EnrollmentsFile is the file that Enrollments come from, in which ChangeEnrollments makes
+	// its changes. If it is empty, it is the directory's enrollments.toml if Enrollments is
+	// nil, and otherwise changes are in memory only.
+	EnrollmentsFile string
 	// PacketLog receives one JSON object per line, see Entry. Nil means no output.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
@@ -84,7 +89,10 @@ type Server struct {
 	seed        seed
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
-	hubNames    atomic.Pointer[[]string] // of the hubs that the enrollments can assign
+	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
+	changing    sync.Mutex                         // held while enrollments change
+	file        string                             // of the enrollments; "" for none
+	hubNames    atomic.Pointer[[]string]           // of the hubs that the enrollments can assign
 	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
@@ -116,6 +124,7 @@ func New(o Options) (*Server, error) {
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
+		file:      o.EnrollmentsFile,
 		onRefusal: o.OnRefusal,
 	}
 	if s.onRefusal == nil {
@@ -155,7 +164,8 @@ func New(o Options) (*Server, error) {
 			{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
 		}}
 	default:
-		if enrollments, err = enroll.ReadFile(filepath.Join(o.Directory, fileEnrollments)); err != nil {
+		s.file = cmp.Or(s.file, filepath.Join(o.Directory, fileEnrollments))
+		if enrollments, err = enroll.ReadFile(s.file); err != nil {
 			return nil, err
 		}
 	}
@@ -220,6 +230,13 @@ func (s *Server) Faults() []scenario.Added { return s.script.Load().Added() }
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	return s.setEnrollments(e)
+}
+
+// setEnrollments does what SetEnrollments does. The caller holds s.changing.
+func (s *Server) setEnrollments(e *enroll.Enrollments) error {
 	entries, err := enroll.Compile(e)
 	if err != nil {
 		return err
@@ -230,6 +247,7 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 		return err
 	}
 	s.entries.Store(&entries)
+	s.enrollments.Store(e)
 	s.hubNames.Store(&names)
 	s.certificate.Store(certificate)
 	return nil

@@ -44,7 +44,7 @@ const dirUsage = "directory `DIR` for keys, certificates and\nenrollments; creat
 func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket, in the same\nform\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)")
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
@@ -75,9 +75,12 @@ type endpoint struct {
 	MQTT          string `json:"mqtt,omitempty"`      // address in use
 	WebSocket     string `json:"webSocket,omitempty"` // address in use
 	Page          string `json:"page,omitempty"`      // URL
+	ServicePort   int    `json:"servicePort,omitempty"`
 	IDScope       string `json:"idScope"`
 	CAFile        string `json:"caFile"`
 	Process       int    `json:"pid"`
+	// ConnectionFile is the file with the connection string of the service API.
+	ConnectionFile string `json:"serviceConnectionFile,omitempty"`
 
 	server      *simulator.Server
 	page        *http.Server
@@ -85,6 +88,7 @@ type endpoint struct {
 	refusals    *printer // nil for none
 	file        string
 	enrollments string // the file
+	connection  string // of the service API
 }
 
 // open starts a simulator. Call close to end it.
@@ -106,6 +110,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		if o.Enrollments, err = enroll.ReadFile(f.enrollments); err != nil {
 			return nil, err
 		}
+		o.EnrollmentsFile = f.enrollments
 	}
 	e = &endpoint{
 		Endpoint: serverName,
@@ -218,6 +223,7 @@ func (e *endpoint) close() {
 	if e.page != nil {
 		_ = e.page.Close() // also ends the views of browsers
 	}
+	e.closeService()
 	if e.server != nil {
 		e.server.Close()
 		_ = os.Remove(e.file)

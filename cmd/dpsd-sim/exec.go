@@ -35,13 +35,16 @@ environment, and exits with the command's exit code:
 
   DPS_ENDPOINT          host name to connect to
   DPS_MQTT_PORT         port of MQTT over TLS
-  DPS_WEBSOCKET_PORT    port of MQTT over WebSocket
+  DPS_WEBSOCKET_PORT    port of MQTT over WebSocket, and of HTTPS
   DPS_CA_FILE           root of the server's certificate
   DPS_ID_SCOPE          ID scope
   DPS_REGISTRATION_ID   registration ID
   DPS_SYMMETRIC_KEY     the device's key, base64
   DPS_CERTIFICATE_FILE  the device's certificate
   DPS_PRIVATE_KEY_FILE  its private key
+
+With --service, DPS_SERVICE_CONNECTION_STRING and
+PROVISIONING_CONNECTION_STRING are the connection string of the service API.
 
 Without --dir, exec creates all files in a temporary directory.`,
 		Example: `  dpsd-sim exec -- node register.js
@@ -136,6 +139,9 @@ func (e *endpoint) environment(id string) ([]string, error) {
 		if port != 0 {
 			environment = append(environment, name+"="+strconv.Itoa(port))
 		}
+	}
+	if e.connection != "" {
+		environment = append(environment, "DPS_SERVICE_CONNECTION_STRING="+e.connection, "PROVISIONING_CONNECTION_STRING="+e.connection)
 	}
 	if len(files) == 3 {
 		environment = append(environment, "DPS_CERTIFICATE_FILE="+files[1], "DPS_PRIVATE_KEY_FILE="+files[2])

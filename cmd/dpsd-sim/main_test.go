@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 		"bare":     bare,
 
 		"probe-served": probeServed,
+		"enroll":       enrollDevice,
 	})
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -27,20 +29,21 @@ type pageFlags struct {
 
 func (f *pageFlags) add(c *cobra.Command, service string) {
 	f.byDefault = service != ""
-	c.Flags().StringVar(&f.service, "service", service, "address `ADDR` for the page, in the same form; it has no\nauthentication")
+	c.Flags().StringVar(&f.service, "service", service, "address `ADDR` for the page, which has no\nauthentication, and for the service API, in the\nsame form")
 	c.Flags().BoolVar(&f.allowFaults, "allow-faults", false, "let the page cause faults")
 	withoutFiles(c, "service")
 	c.PreRun = func(c *cobra.Command, _ []string) { f.byDefault = !c.Flags().Changed("service") }
 }
 
-// openPage serves the page. If the default port is in use, the simulator runs without the page.
+// openPage serves the page and the service API. If the default port is in use, the simulator runs without the page
+// and without the service API.
 func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	if f.service == "" {
 		return nil
 	}
 	all, err := listeners(f.service)
 	if f.byDefault && errors.Is(err, syscall.EADDRINUSE) {
-		fmt.Fprintf(os.Stderr, "dpsd-sim: there is no page, because the address %s is in use: choose another one with --service\n", f.service)
+		fmt.Fprintf(os.Stderr, "dpsd-sim: there is no page and no service API, because the address %s is in use: choose another one with --service\n", f.service)
 		return nil
 	}
 	if err != nil {
@@ -59,15 +62,19 @@ func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	if f.allowFaults {
 		served.Faults = e.server
 	}
-	e.page = &http.Server{Handler: served.Handler(), ReadHeaderTimeout: headerTimeout}
+	address := all[0].Addr().(*net.TCPAddr)
+	handler, err := e.addService(address.Port, served.Handler())
+	if err != nil {
+		return err
+	}
+	e.page = &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, ErrorLog: log.New(io.Discard, "", 0)}
 	for _, l := range all {
 		go func() {
-			if err := e.page.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := e.page.Serve(e.overTLS(l)); !errors.Is(err, http.ErrServerClosed) {
 				fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 			}
 		}()
 	}
-	address := all[0].Addr().(*net.TCPAddr)
 	name := serverName
 	if host != serverName && !address.IP.IsUnspecified() {
 		name = address.IP.String()

@@ -42,16 +42,16 @@ type Custom struct {
 	// When holds members of the request's payload that must match: a text is
 	// a pattern of path.Match; numbers, booleans and tables of such values are also
 	// possible. If it is empty, it matches every payload.
-	When map[string]any `toml:"when"`
+	When map[string]any `toml:"when,omitempty"`
 	// Hub is the assigned hub. If it is empty, the hub is chosen as with the allocation "hashed".
-	Hub string `toml:"hub"`
+	Hub string `toml:"hub,omitempty"`
 	// Payload is a JSON object that is returned to the device. In its texts,
 	// ${payload.a.b}, ${payload}, ${registrationId}, ${deviceId} and ${hub} are replaced.
 	// A text that consists only of one of these becomes the value itself.
-	Payload string `toml:"payload"`
+	Payload string `toml:"payload,omitempty"`
 	// Status is the HTTP status of a function that fails, 400 to 599. The registration then
 	// fails with 400207.
-	Status int `toml:"status"`
+	Status int `toml:"status,omitempty"`
 }
 
 // hub returns the hub with the given name, regardless of case.
@@ -131,7 +131,7 @@ func (n *Entry) checkCustom(c *Custom, bad tomlfile.Reporter) {
 	if c.Status != 0 && (c.Hub != "" || c.Payload != "") {
 		bad("status", "a function that fails returns neither a hub nor a payload")
 	}
-	if c.Payload != "" && checkObject(c.Payload, bad) {
+	if c.Payload != "" && checkObject("payload", c.Payload, bad) {
 		if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
 			bad("payload", "%v", err)
 		}
