@@ -35,8 +35,8 @@ func (f *pageFlags) add(c *cobra.Command, service string) {
 	c.PreRun = func(c *cobra.Command, _ []string) { f.byDefault = !c.Flags().Changed("service") }
 }
 
-// openPage serves the page and the service API. If the default port is in use, the simulator runs without the page
-// and without the service API.
+// openPage serves the page and the service API. If the default port is in use, the simulator
+// runs without both.
 func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	if f.service == "" {
 		return nil
@@ -56,7 +56,7 @@ func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	served := &page.Page{
 		Feed: feed, Hosts: []string{host},
 		Endpoint: page.Endpoint{
-			Host: e.Endpoint, MQTTPort: e.MQTTPort, WebSocketPort: e.WebSocketPort, IDScope: e.IDScope, Directory: filepath.Dir(e.CAFile),
+			Host: e.Endpoint, MQTTPort: e.MQTTPort, WebSocketPort: e.WebSocketPort, IDScope: e.IDScope, Directory: filepath.Dir(e.CAFile), HTTPS: true,
 		},
 	}
 	if f.allowFaults {

@@ -274,14 +274,3 @@ func latin1(b []byte) string {
 	}
 	return string(runes)
 }
-
-// isHubConnect reports whether a CONNECT is for a hub. Its user name is HUB/DEVICE/?api-version=…,
-// while that of DPS is SCOPE/registrations/ID/api-version=….
-func isHubConnect(raw []byte) bool {
-	p, ok := parse(raw)
-	if !ok {
-		return false
-	}
-	parts := strings.SplitN(string(p.Connect.Username), "/", 3)
-	return len(parts) == 3 && parts[1] != "registrations" && strings.HasPrefix(parts[2], "?")
-}

@@ -120,27 +120,6 @@ func TestADumpShowsEightBytesInALine(t *testing.T) {
 	}
 }
 
-func TestTheUserNameTellsAHubFromDPS(t *testing.T) {
-	hub := packetOf(0x10, text("MQTT")+string([]byte{4, 0x82, 0, 60})+text("gw-1")+text("hub.azure-devices.net/gw-1/?api-version=2021-04-12"))
-	if !isHubConnect(hub) || isHubConnect(connect("gw-1", "")) || isHubConnect([]byte{0x10}) {
-		t.Error("wrong")
-	}
-	f := &Feed{}
-	entry := func(packet, direction string, raw []byte, code *int) {
-		f.Add(simulator.Entry{Connection: 1, Time: noon, Packet: packet, Direction: direction, RegistrationID: "gw-1", Raw: raw, ReturnCode: code})
-	}
-	outcome := func() Outcome { return f.devices["gw-1"].outcome }
-	entry("CONNECT", "up", hub, nil)
-	entry("CONNACK", "down", []byte{0x20, 2, 0, 0}, new(0))
-	if outcome() != Connected {
-		t.Errorf("%q after the CONNACK of the hub", outcome())
-	}
-	entry("CLOSE", "", nil, nil)
-	if outcome() != Ended {
-		t.Errorf("%q after the end of the connection", outcome())
-	}
-}
-
 func TestARequestOverHTTPSIsDecodedWithoutTheSignatureOfItsToken(t *testing.T) {
 	raw := []byte("PUT /0ne/registrations/gw-1/register?api-version=2021-06-01 HTTP/1.1\r\nHost: localhost\r\nauthorization: SharedAccessSignature sr=a&sig=c2VjcmV0&se=1796040000\r\n\r\n{\"a\":1}")
 	d := decode("REQUEST", withoutSecrets("REQUEST", raw))

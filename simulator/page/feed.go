@@ -44,6 +44,7 @@ type Feed struct {
 
 	mu       sync.Mutex
 	devices  map[string]*device // by lower-case registration ID, "" for connections without a CONNECT
+	assigned map[string]*device // by device ID, if it is not the registration ID
 	recent   list.List          // of *device, the most recently active one first
 	sessions map[int]*session   // open connections by number
 	records  []*record          // a ring, of which the first one is at oldest
@@ -63,10 +64,11 @@ type record struct {
 
 // session is an open connection.
 type session struct {
-	device  *device   // nil before the CONNECT
-	pending []*record // those before the CONNECT
-	hub     bool      // it is a connection to a hub instead of DPS
-	request string    // what the last request over HTTPS asks for, see asks
+	device   *device   // nil before the CONNECT
+	pending  []*record // those before the CONNECT
+	hub      bool      // it is a connection to a hub instead of DPS
+	attached bool      // the hub has accepted it
+	request  string    // what the last request over HTTPS asks for, see asks
 }
 
 // device is what is known about a registration ID.
@@ -84,7 +86,7 @@ type device struct {
 	connections int
 	registers   int
 	polls       int
-	announced   enroll.Explanation // that a CONNACK has announced for the next reply
+	announced   enroll.Explanation // of a refusal whose answer follows
 	records     []*record
 	element     *list.Element // nil for a device that is no longer kept
 }
@@ -97,7 +99,7 @@ func (f *Feed) Add(e simulator.Entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.devices == nil {
-		f.devices, f.sessions = map[string]*device{}, map[int]*session{}
+		f.devices, f.assigned, f.sessions = map[string]*device{}, map[string]*device{}, map[int]*session{}
 	}
 	s := f.sessions[e.Connection]
 	if s == nil {
@@ -112,6 +114,9 @@ func (f *Feed) Add(e simulator.Entry) {
 	case e.RegistrationID != "":
 		f.attach(s, e.RegistrationID)
 		s.device.add(r)
+	case e.DeviceID != "": // at a hub
+		f.attach(s, f.registered(e.DeviceID))
+		s.device.add(r)
 	case s.device != nil:
 		f.keep(s.device)
 		s.device.add(r)
@@ -122,8 +127,11 @@ func (f *Feed) Add(e simulator.Entry) {
 		s.pending = append(s.pending, r)
 	}
 	f.store(r)
-	if s.device != nil {
-		s.device.apply(s, e)
+	if d := s.device; d != nil {
+		d.apply(s, e)
+		if d.deviceID != "" && d.deviceID != d.id {
+			f.assigned[d.deviceID] = d
+		}
 	}
 	if e.Packet == "CLOSE" {
 		delete(f.sessions, e.Connection)
@@ -144,11 +152,24 @@ func (f *Feed) attach(s *session, id string) {
 	}
 	s.device = d
 	d.connections++
+	if s.attached { // before Clear
+		d.attached++
+		d.outcome = Connected
+	}
 	for _, r := range s.pending {
 		d.add(r)
 		d.apply(s, r.entry)
 	}
 	s.pending = nil
+}
+
+// registered returns the registration ID of a device that connects to a hub. Without an
+// assignment on the page, it is the device ID.
+func (f *Feed) registered(deviceID string) string {
+	if d := f.assigned[deviceID]; d != nil {
+		return d.id
+	}
+	return deviceID
 }
 
 // keep makes a device the most recent one.
@@ -163,6 +184,9 @@ func (f *Feed) keep(d *device) {
 		last := f.recent.Remove(f.recent.Back()).(*device)
 		last.element, last.records = nil, nil
 		delete(f.devices, last.key)
+		if f.assigned[last.deviceID] == last {
+			delete(f.assigned, last.deviceID)
+		}
 	}
 }
 
@@ -214,6 +238,7 @@ func (f *Feed) Clear() {
 		d.connections, d.registers, d.polls = 0, 0, 0
 	}
 	clear(f.devices)
+	clear(f.assigned)
 	f.recent.Init()
 	for _, s := range f.sessions {
 		s.pending = nil

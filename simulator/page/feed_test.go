@@ -142,16 +142,14 @@ func TestConnectionsWithoutACONNECTAreOneRow(t *testing.T) {
 	f := &Feed{}
 	for i := range 3 {
 		f.add(simulator.Entry{Connection: i, Time: noon, Packet: "OPEN"},
+			simulator.Entry{Connection: i, Time: noon, Packet: "REFUSAL", Detail: "no TLS", Refusal: &enroll.Explanation{Reason: "the device does not trust the certificate", Advice: "Trust ca.pem."}},
 			simulator.Entry{Connection: i, Time: noon, Packet: "CLOSE", Detail: "TLS: remote error: tls: unknown certificate authority"})
 	}
 	v := f.view(query{Page: 1, Selected: true})
 	if len(v.Rows) != 1 || v.Rows[0].Name != unnamed || v.Rows[0].Outcome.Outcome != Ended {
 		t.Fatalf("%+v", v.Rows)
 	}
-	want := enroll.Explanation{
-		Reason: "The TLS handshake failed: remote error: tls: unknown certificate authority.",
-		Advice: "The device must trust the simulator's root certificate, ca.pem.",
-	}
+	want := enroll.Explanation{Reason: "The TLS handshake failed: the device does not trust the certificate.", Advice: "Trust ca.pem."}
 	if v.Detail.Explanation != want || len(v.Detail.Connections) != 3 {
 		t.Errorf("%+v", v.Detail)
 	}
@@ -201,4 +199,115 @@ func TestTheListIsPagedAndFiltered(t *testing.T) {
 	if v = f.view(query{Page: 9}); v.Previous != "/?page=3" || len(v.Rows) != 0 {
 		t.Errorf("beyond the end: %+v", v)
 	}
+}
+
+// step is an entry of one connection, and the outcome that the device then has.
+type step struct {
+	simulator.Entry
+	want Outcome
+}
+
+func (f *Feed) run(t *testing.T, id string, steps ...step) {
+	t.Helper()
+	for _, s := range steps {
+		s.Time, s.Protocol = noon, "mqtt"
+		f.Add(s.Entry)
+		d := f.devices[id]
+		if d == nil || nameOf(d.outcome).Outcome != s.want {
+			t.Errorf("after %s %s: %+v, want %q", s.Packet, s.Topic, d, s.want)
+		}
+	}
+}
+
+func up(connection int, id, packet, topic string) simulator.Entry {
+	return simulator.Entry{Connection: connection, Packet: packet, Direction: "up", RegistrationID: id, Topic: topic, Service: "dps"}
+}
+
+func reply(connection int, id string, status int, body string) simulator.Entry {
+	topic := fmt.Sprintf("$dps/registrations/res/%d/?$rid=1", status)
+	return simulator.Entry{Connection: connection, Packet: "PUBLISH", Direction: "down", RegistrationID: id, Topic: topic, Service: "dps", Raw: publish(topic, body)}
+}
+
+const (
+	registerRequest = registerTopic + "?$rid=1"
+	assigned        = `{"status":"assigned","registrationState":{"assignedHub":"hub.example","deviceId":"Device-1"}}`
+)
+
+func TestTheOutcomeOfADeviceFollowsItsExchange(t *testing.T) {
+	connack := func(connection, code int) simulator.Entry {
+		return simulator.Entry{Connection: connection, Packet: "CONNACK", Direction: "down", RegistrationID: "a", ReturnCode: &code}
+	}
+	f := &Feed{}
+	f.run(t, "a",
+		step{up(1, "a", "CONNECT", ""), Waiting},
+		step{connack(1, 0), Waiting},
+		step{up(1, "a", "PUBLISH", registerRequest), Waiting},
+		step{reply(1, "a", 202, `{"status":"assigning"}`), Waiting},
+		step{up(1, "a", "PUBLISH", pollTopic+"?$rid=2&operationId=1"), Waiting},
+		step{reply(1, "a", 200, assigned), Assigned},
+		step{simulator.Entry{Connection: 1, Packet: "VIOLATION", Violation: "late", RegistrationID: "a"}, Assigned},
+		step{simulator.Entry{Connection: 1, Packet: "CLOSE"}, Assigned},
+		step{up(2, "a", "CONNECT", ""), Waiting},
+		step{simulator.Entry{Connection: 2, Packet: "REFUSAL", RegistrationID: "a", Refusal: &enroll.Explanation{Reason: "the scope is wrong", Expected: "x", Given: "y", Advice: "Use x."}}, Waiting},
+		step{connack(2, 3), Refused},
+		step{simulator.Entry{Connection: 2, Packet: "CLOSE", Detail: "CONNACK 3"}, Refused},
+	)
+	want := enroll.Explanation{Reason: "The service refused the connection with CONNACK 3 (server unavailable): the scope is wrong.", Expected: "x", Given: "y", Advice: "Use x."}
+	if got := f.devices["a"].explanation; got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	for reason, s := range map[string]step{
+		"The service answered 401 (401000 Unauthorized).":             {reply(9, "b", 401, `{"errorCode":401000,"message":"Unauthorized"}`), Refused},
+		"The service answered 429 (429001 Too many requests).":        {reply(9, "b", 429, `{"errorCode":429001,"message":"Too many requests."}`), Throttled},
+		"The service answered 500.":                                   {reply(9, "b", 500, `<html>`), Failed},
+		"The registration failed (400207): the function has failed.":  {reply(9, "b", 200, `{"status":"failed","registrationState":{"errorCode":400207,"errorMessage":"the function has failed"}}`), Failed},
+		"The enrollment is disabled.":                                 {reply(9, "b", 200, `{"status":"disabled"}`), Disabled},
+		"The device violated the protocol: a second CONNECT.":         {simulator.Entry{Connection: 9, Packet: "VIOLATION", Violation: "a second CONNECT", RegistrationID: "b"}, Violation},
+		"The connection ended without a result: the client has gone.": {simulator.Entry{Connection: 9, Packet: "CLOSE", Detail: "the client has gone"}, Ended},
+	} {
+		f.run(t, "b", step{up(9, "b", "CONNECT", ""), Waiting}, s)
+		if got := f.devices["b"].explanation.Reason; got != reason {
+			t.Errorf("%q, want %q", got, reason)
+		}
+	}
+}
+
+func TestADeviceAtItsHubIsTheDeviceThatRegistered(t *testing.T) {
+	f := &Feed{}
+	atHub := func(connection int, packet, direction string, code *int) simulator.Entry {
+		return simulator.Entry{Connection: connection, Packet: packet, Direction: direction, Service: "hub", Hub: "hub.example", DeviceID: "Device-1", ReturnCode: code}
+	}
+	f.run(t, "a",
+		step{up(1, "a", "PUBLISH", registerRequest), Waiting},
+		step{reply(1, "a", 200, assigned), Assigned},
+		step{simulator.Entry{Connection: 1, Packet: "CLOSE"}, Assigned},
+		step{atHub(2, "CONNECT", "up", nil), Assigned},
+		step{atHub(2, "CONNACK", "down", new(0)), Connected},
+		step{atHub(3, "CONNECT", "up", nil), Connected}, // it takes over
+		step{atHub(3, "CONNACK", "down", new(0)), Connected},
+		step{simulator.Entry{Connection: 2, Packet: "CLOSE"}, Connected},
+		step{simulator.Entry{Connection: 3, Packet: "CLOSE"}, Assigned},
+		step{atHub(4, "CONNECT", "up", nil), Assigned},
+		step{atHub(4, "CONNACK", "down", new(5)), Refused},
+		step{simulator.Entry{Connection: 4, Packet: "CLOSE"}, Refused},
+		step{atHub(6, "CONNECT", "up", nil), Refused},
+		step{atHub(6, "CONNACK", "down", new(0)), Connected},
+		step{atHub(7, "CONNECT", "up", nil), Connected},
+		step{atHub(7, "CONNACK", "down", new(5)), Refused},
+		step{simulator.Entry{Connection: 7, Packet: "CLOSE"}, Refused},
+		step{simulator.Entry{Connection: 6, Packet: "CLOSE"}, Refused},
+	)
+	if len(f.devices) != 1 {
+		t.Errorf("%d devices", len(f.devices))
+	}
+	other := atHub(5, "CONNECT", "up", nil)
+	other.DeviceID = "unknown"
+	f.run(t, "unknown", step{other, Waiting})
+	accepted := atHub(5, "CONNACK", "down", new(0))
+	accepted.DeviceID = "unknown"
+	f.run(t, "unknown", step{accepted, Connected})
+	f.Clear()
+	ping := atHub(5, "PINGREQ", "up", nil)
+	ping.DeviceID = "unknown"
+	f.run(t, "unknown", step{ping, Connected}, step{simulator.Entry{Connection: 5, Packet: "CLOSE"}, Ended})
 }

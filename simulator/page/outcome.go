@@ -56,9 +56,10 @@ func (d *device) apply(s *session, e simulator.Entry) {
 	switch {
 	case e.Packet == "TLS":
 		d.tls = e.Detail
+	case e.Packet == "REFUSAL" && e.Refusal != nil: // the answer follows
+		d.announced = *e.Refusal
 	case e.Packet == "CONNECT" && e.Direction == "up":
-		s.hub = isHubConnect(e.Raw)
-		d.announced = enroll.Explanation{}
+		s.hub = e.Service == "hub"
 		if !s.hub {
 			d.outcome, d.explanation = Waiting, enroll.Explanation{}
 		}
@@ -78,15 +79,28 @@ func (d *device) apply(s *session, e simulator.Entry) {
 		p, _ := parse(e.Raw)
 		d.reply(code, p.Payload)
 	case e.Violation != "":
-		if d.outcome == Waiting || d.outcome == "" {
+		if d.outcome == Waiting || d.outcome == Connected || d.outcome == "" {
 			d.outcome = Violation
 		}
 		if d.outcome == Violation {
-			d.explanation = enroll.Explanation{Reason: sentence("The device violated the protocol: " + e.Violation)}
+			d.explain("The device violated the protocol", e.Violation)
 		}
 	case e.Packet == "CLOSE":
 		d.close(s, e)
 	}
+}
+
+// explain sets the explanation to what happened and why: as a refusal has announced, or else
+// with a reason, which may be empty.
+func (d *device) explain(what, reason string) {
+	d.explanation, d.announced = d.announced, enroll.Explanation{}
+	if d.explanation.Reason != "" {
+		reason = d.explanation.Reason
+	}
+	if reason != "" {
+		what += ": " + reason
+	}
+	d.explanation.Reason = strings.TrimSuffix(what, ".") + "."
 }
 
 // The topics of DPS.
@@ -104,21 +118,12 @@ func (d *device) connack(s *session, e simulator.Entry) {
 	switch {
 	case code != 0:
 		d.outcome = Refused
-		d.explanation = explain(fmt.Sprintf("The service refused the connection with CONNACK %d (%s)", code, connackMeaning(code)), e.Detail)
+		d.explain(fmt.Sprintf("The service refused the connection with CONNACK %d (%s)", code, connackMeaning(code)), e.Detail)
 	case s.hub:
+		s.attached = true
 		d.attached++
 		d.outcome, d.explanation = Connected, enroll.Explanation{}
-	default:
-		d.announced = enroll.Explanation{Reason: strings.TrimPrefix(e.Detail, "will be refused: ")}
 	}
-}
-
-// explain joins what happened with its reason, if there is one.
-func explain(what, reason string) enroll.Explanation {
-	if reason != "" {
-		what += ": " + reason
-	}
-	return enroll.Explanation{Reason: sentence(what)}
 }
 
 // status is the part of a reply's body that the page uses.
@@ -165,16 +170,13 @@ func (d *device) reply(code int, text []byte) {
 		if body.ErrorCode != 0 {
 			what += fmt.Sprintf(" (%d %s)", body.ErrorCode, strings.TrimSuffix(body.Message, "."))
 		}
-		d.explanation = explain(what, d.announced.Reason)
-		if d.announced.Expected != "" {
-			d.explanation.Expected, d.explanation.Given, d.explanation.Advice = d.announced.Expected, d.announced.Given, d.announced.Advice
-		}
+		d.explain(what, "")
 	case body.Status == "assigned":
 		d.outcome, d.explanation = Assigned, enroll.Explanation{}
 		d.hub, d.deviceID = state.AssignedHub, state.DeviceID
 	case body.Status == "failed":
 		d.outcome = Failed
-		d.explanation = explain(fmt.Sprintf("The registration failed (%d)", state.ErrorCode), state.ErrorMessage)
+		d.explain(fmt.Sprintf("The registration failed (%d)", state.ErrorCode), state.ErrorMessage)
 	case body.Status == "disabled":
 		d.outcome = Disabled
 		d.explanation = enroll.Explanation{Reason: "The enrollment is disabled."}
@@ -184,25 +186,28 @@ func (d *device) reply(code int, text []byte) {
 }
 
 func (d *device) close(s *session, e simulator.Entry) {
-	if s.hub && d.attached > 0 {
+	if s.hub {
+		if !s.attached {
+			return
+		}
 		if d.attached--; d.attached == 0 && d.outcome == Connected {
 			d.outcome = Ended
 			if d.hub != "" {
 				d.outcome = Assigned
 			}
-			d.explanation = explain("The connection to the hub has ended", e.Detail)
+			d.explain("The connection to the hub has ended", e.Detail)
 		}
 		return
 	}
+	reason, handshake := strings.CutPrefix(e.Detail, "TLS: ")
 	switch {
 	case d.outcome != Waiting && d.outcome != "" && d.key != "":
-	case strings.HasPrefix(e.Detail, "TLS: "):
-		d.outcome, d.explanation = Ended, explain("The TLS handshake failed", strings.TrimPrefix(e.Detail, "TLS: "))
-		if strings.Contains(e.Detail, "unknown certificate authority") || strings.Contains(e.Detail, "bad certificate") || strings.Contains(e.Detail, "unknown certificate") {
-			d.explanation.Advice = "The device must trust the simulator's root certificate, ca.pem."
-		}
+	case handshake:
+		d.outcome = Ended
+		d.explain("The TLS handshake failed", reason)
 	default:
-		d.outcome, d.explanation = Ended, explain("The connection ended without a result", e.Detail)
+		d.outcome = Ended
+		d.explain("The connection ended without a result", e.Detail)
 	}
 }
 
@@ -216,12 +221,4 @@ func connackMeaning(code int) string {
 		return names[code]
 	}
 	return "reserved"
-}
-
-// sentence ends a text with a full stop.
-func sentence(text string) string {
-	if text == "" || strings.HasSuffix(text, ".") {
-		return text
-	}
-	return text + "."
 }

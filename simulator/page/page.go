@@ -109,17 +109,11 @@ func (p *Page) knows(hostPort string) bool {
 	return same("localhost") || slices.ContainsFunc(p.Hosts, same)
 }
 
-// sameOrigin reports whether a form comes from this page. Every browser sends the origin.
+// sameOrigin reports whether a form comes from this page. Every browser sends the origin. The
+// page may be served with and without TLS at the same address.
 func sameOrigin(r *http.Request) bool {
 	origin, err := url.Parse(r.Header.Get("Origin"))
-	if err != nil {
-		return false
-	}
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	return origin.Scheme == scheme && strings.EqualFold(origin.Host, r.Host)
+	return err == nil && (origin.Scheme == "http" || origin.Scheme == "https") && strings.EqualFold(origin.Host, r.Host)
 }
 
 func (p *Page) view(q query) view {

@@ -61,7 +61,7 @@ func TestRequestsWithTheNameOfAnotherHostAreRefused(t *testing.T) {
 
 func TestFormsOfOtherOriginsAreRefused(t *testing.T) {
 	for origin, want := range map[string]int{
-		own: 303, "": 403, "null": 403, "http://localhost:8081": 403, "https://localhost:8080": 403, "http://rebound.example": 403, "http://%": 403,
+		own: 303, "https://localhost:8080": 303, "": 403, "null": 403, "http://localhost:8081": 403, "ftp://localhost:8080": 403, "http://rebound.example": 403, "http://%": 403,
 	} {
 		f := &Feed{}
 		f.add(entries(1, "a")...)

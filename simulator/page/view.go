@@ -306,6 +306,9 @@ func newPacket(r *record, began time.Time) packet {
 	if e.Violation != "" {
 		p.Note = e.Violation
 	}
+	if e.Refusal != nil {
+		p.Note, p.Faulty = e.Detail+": "+e.Refusal.Reason, true
+	}
 	if len(e.Raw) > 0 && e.Packet != "GARBAGE" {
 		p.decoded = decode(e.Packet, e.Raw)
 	}

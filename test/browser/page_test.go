@@ -351,8 +351,8 @@ func TestTheScreenshotsOfTheDocumentation(t *testing.T) {
 		width, height        int64
 		scale                float64
 	}{
-		{"light", "light", "/?device=press-3", wide, 960, 1.5},
-		{"dark", "dark", "/?device=gateway-17", wide, 960, 1.5},
+		{"light", "light", "/?device=press-3", wide, 1240, 1.5},
+		{"dark", "dark", "/?device=gateway-17", wide, 1240, 1.5},
 		{"narrow", "light", "/?device=press-3", narrow, 960, 2},
 	} {
 		b := open(browser, t, s.url+shot.target, shot.scheme, shot.width)
