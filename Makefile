@@ -26,7 +26,12 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-newcomer test-system always clean
+# The packages of this tree, and the same ones with a lower version.
+ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
+CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
+PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
+
+.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -62,10 +67,19 @@ test:
 	go test -C bench $$(.ci/need race) ./...
 	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
 
+# The simulator with the clients that people use: Microsoft's SDKs, MQTT.js, Paho, mosquitto and
+# others, and the recipes of docs/simulator.md, which begin with the package. The clients are
+# installed from their registries. Takes two to four minutes.
+test-clients: $(CURRENT)
+	.ci/need clients
+	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -v ./test/clients
+	DPSD_SDKS=1 go test -count=1 -v -run '^Test(Node|Python)SDK$$' ./cmd/dpsd-sim
+
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
 	cd packaging/image && ../../.bin/golangci-lint run ./...
+	cd test/browser && ../../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/.bin go install $(GOLANGCI)
@@ -177,9 +191,6 @@ test-newcomer:
 # The packages, installed in Debian 12 and 13 booted by systemd-nspawn, as root. The
 # previous version is the same tree with a lower version number. TESTFLAGS='-run Upgrade'
 # selects tests.
-ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
-CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
-PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 TESTFLAGS ?=
 test-system: build
 	timeout 900 test/system/roots '$(ROOTS)'
@@ -187,6 +198,18 @@ test-system: build
 	CGO_ENABLED=0 go build -o bin/system/ ./test/system/hold ./test/system/probe
 	{ DPSD_ROOTS='$(ROOTS)' timeout 900 go test -count=1 -parallel 4 -v $(TESTFLAGS) ./test/system/; echo $$? >bin/system/status; } | \
 	  grep -v '^=== '; exit $$(cat bin/system/status)
+
+# The page of the simulator in a real browser: accessibility, keyboard, ten thousand devices.
+# A separate module, so that its dependencies are not dpsd's. BROWSERFLAGS=-screenshots
+# rewrites the screenshots of the documentation.
+BROWSERFLAGS ?=
+test-browser:
+	.ci/need browser
+	if command -v npm >/dev/null; then npm ci --prefix test/browser --no-audit --no-fund; fi
+	go vet -C test/browser ./...
+	@mkdir -p bin
+	go test -C test/browser -count=1 -v $(BROWSERFLAGS) ./... >bin/browser.txt 2>&1; status=$$?; \
+	  grep -v '^ *\(=== \|--- PASS: .*/\)' bin/browser.txt; exit $$status
 
 # A version names a commit, so a dirty tree is always packaged again.
 $(CURRENT) $(PREVIOUS): $(if $(findstring dirty,$(VERSION)),always)

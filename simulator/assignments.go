@@ -26,6 +26,7 @@ const assignmentInterval = time.Second
 // assignment is the registration record of a device that has been assigned.
 type assignment struct {
 	RegistrationID string          `json:"registrationId"`
+	Group          string          `json:"enrollmentGroupId,omitempty"`
 	Hub            string          `json:"assignedHub"`
 	Profile        string          `json:"connectionProfile,omitempty"`
 	DeviceID       string          `json:"deviceId"`
@@ -35,6 +36,14 @@ type assignment struct {
 	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
 	ETag           string          `json:"etag"`
 	Payload        json.RawMessage `json:"payload,omitempty"`
+}
+
+// registration returns the assignment for callers outside the package.
+func (a assignment) registration() Registration {
+	return Registration{
+		RegistrationID: a.RegistrationID, Group: a.Group, Hub: a.Hub, DeviceID: a.DeviceID,
+		Substatus: a.Substatus, ETag: a.ETag, Created: a.Created, Updated: a.Updated, Payload: a.Payload,
+	}
 }
 
 // assignments holds one assignment for each device, and writes them to a file if a
@@ -104,6 +113,34 @@ func (a *assignments) put(r assignment) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.all[strings.ToLower(r.RegistrationID)] = r
+	a.changed()
+}
+
+// remove forgets a device. It returns false if it does not know the device.
+func (a *assignments) remove(registrationID string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := strings.ToLower(registrationID)
+	_, found := a.all[key]
+	delete(a.all, key)
+	a.changed()
+	return found
+}
+
+// list returns all assignments in the order of the registration IDs.
+func (a *assignments) list() []assignment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.sorted()
+}
+
+// sorted does what list does. The caller holds a.mu.
+func (a *assignments) sorted() []assignment {
+	return slices.SortedFunc(maps.Values(a.all), func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
+}
+
+// changed lets keep write the file. The caller holds a.mu.
+func (a *assignments) changed() {
 	a.dirty = true
 	select {
 	case a.wake <- struct{}{}:
@@ -132,7 +169,7 @@ func (a *assignments) keep(done <-chan struct{}) {
 // flush writes the whole file if there are changes.
 func (a *assignments) flush() {
 	a.mu.Lock()
-	list := slices.SortedFunc(maps.Values(a.all), func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
+	list := a.sorted()
 	dirty := a.dirty
 	a.dirty = false
 	a.mu.Unlock()

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -35,7 +36,7 @@ const MaxCommonName = 64
 // authority is a certificate authority with its key.
 type authority struct {
 	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
+	key         crypto.Signer
 }
 
 // newAuthority creates an authority that is signed by its parent or, without one, self-signed.
@@ -67,7 +68,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 // sign creates the certificate of a public key.
 func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certificate, error) {
 	template.SerialNumber = serial()
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steadySigner{a.key})
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steady(a.key))
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +161,7 @@ func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+func keyPEM(key crypto.Signer) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
@@ -170,11 +171,12 @@ func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 
 // material is what a simulator keeps across restarts.
 type material struct {
-	scope    string
-	groupKey []byte
-	server   *authority
-	device   *authority
-	issuing  func() (*issuing, error)
+	scope      string
+	groupKey   []byte
+	serviceKey []byte
+	server     *authority
+	device     *authority
+	issuing    func() (*issuing, error)
 }
 
 // newMaterial derives the scope and the group key from the seed for a server in memory, and
@@ -189,10 +191,11 @@ func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*mater
 		return nil, err
 	}
 	return &material{
-		scope:    fmt.Sprintf("0ne%08X", draw("id-scope", 4)),
-		groupKey: draw("group-key", 64),
-		server:   server,
-		device:   device,
+		scope:      fmt.Sprintf("0ne%08X", draw("id-scope", 4)),
+		groupKey:   draw("group-key", 64),
+		serviceKey: draw("service-key", 64),
+		server:     server,
+		device:     device,
 		// The authority is created on first use: two P-384 keys are a waste for a server that
 		// never issues certificates.
 		issuing: sync.OnceValues(func() (*issuing, error) { return newIssuing(now) }),

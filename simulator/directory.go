@@ -30,6 +30,7 @@ const (
 	fileIssuingCA   = "issuing-ca.pem"
 	fileIssuingKey  = "issuing-ca.key"
 	fileAssignments = "assignments.json"
+	fileServiceKey  = "service-key"
 )
 
 const defaultEnrollments = `# Who may register. Paths are relative to this file.
@@ -61,6 +62,9 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 		m, err = readMaterial(dir, string(scope))
 	}
 	if err == nil {
+		m.serviceKey, err = loadServiceKey(dir)
+	}
+	if err == nil {
 		var is *issuing
 		is, err = loadIssuing(dir, now)
 		m.issuing = func() (*issuing, error) { return is, nil }
@@ -69,6 +73,25 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 		err = fmt.Errorf("%w; the directory was used before (it contains %s): restore the file, or use another directory", err, fileScope)
 	}
 	return m, err
+}
+
+// loadServiceKey reads the key of the service API, or creates it if it does not exist.
+func loadServiceKey(dir string) ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, fileServiceKey))
+	if errors.Is(err, fs.ErrNotExist) {
+		key := randomBytes("service-key", 64)
+		w := directory{path: dir}
+		w.write(fileServiceKey, []byte(base64.StdEncoding.EncodeToString(key)+"\n"), 0o600)
+		return key, w.err
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := enroll.DecodeKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, fileServiceKey), err)
+	}
+	return key, nil
 }
 
 func readMaterial(dir, scope string) (*material, error) {

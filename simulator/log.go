@@ -26,11 +26,11 @@ type Entry struct {
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, REQUEST or RESPONSE over HTTPS, or OPEN, TLS,
 	// UPGRADE, GARBAGE, STALL, VIOLATION, REFUSAL or CLOSE for an event of the connection.
-	Packet string `json:"packet"`
+	Packet         string `json:"packet"`
+	RegistrationID string `json:"registrationId,omitempty"`
 	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, with the CLOSE
 	// of MQTT, and with the requests over HTTPS.
-	Service        string `json:"service,omitempty"`
-	RegistrationID string `json:"registrationId,omitempty"`
+	Service string `json:"service,omitempty"`
 	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
 	Hub      string `json:"hub,omitempty"`
 	DeviceID string `json:"deviceId,omitempty"`
@@ -54,6 +54,10 @@ type Entry struct {
 	// BytesUp and BytesDown are set with CLOSE: all bytes of the TCP connection, including TLS.
 	BytesUp   int64 `json:"bytesUp,omitempty"`
 	BytesDown int64 `json:"bytesDown,omitempty"`
+	// Raw are the bytes of the packet, or of a REQUEST or RESPONSE with its header. Only
+	// Options.Observe receives them. Those of a CONNECT and of a REQUEST contain the password or the
+	// token.
+	Raw []byte `json:"-"`
 }
 
 // request is the request that a device makes with this entry. asked is false if there is none.
@@ -77,16 +81,17 @@ func (e Entry) request() (r request, asked bool) {
 	return r, false
 }
 
-// packetLog keeps entries and writes them as JSON lines.
+// packetLog keeps entries, writes them as JSON lines, and passes them to an observer.
 type packetLog struct {
 	mu      sync.Mutex
 	discard bool
 	out     *json.Encoder
+	observe func(Entry)
 	entries []Entry
 }
 
-func newPacketLog(w io.Writer, discard bool) *packetLog {
-	l := &packetLog{discard: discard}
+func newPacketLog(w io.Writer, discard bool, observe func(Entry)) *packetLog {
+	l := &packetLog{discard: discard, observe: observe}
 	if w != nil {
 		l.out = json.NewEncoder(w)
 		l.out.SetEscapeHTML(false)
@@ -102,6 +107,10 @@ func (l *packetLog) add(e Entry) {
 	if l.out != nil {
 		_ = l.out.Encode(e)
 	}
+	if l.observe != nil {
+		l.observe(e)
+	}
+	e.Raw = nil
 	if !l.discard {
 		l.entries = append(l.entries, e)
 	}

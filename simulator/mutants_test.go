@@ -38,11 +38,11 @@ var mutants = map[string][]edit{
 
 	"reserved flags pass":                  {{"mqtt/fixedheader.go", "default:\n\t\tif (hb>>0)&0x01 != 0 ||", "default:\n\t\tif false && (hb>>0)&0x01 != 0 ||"}, {"mqtt/fixedheader.go", "(hb>>1)&0x01 != 0 ||\n", "false &&\n"}, {"mqtt/fixedheader.go", "(hb>>2)&0x01 != 0 ||\n", "false &&\n"}, {"mqtt/fixedheader.go", "(hb>>3)&0x01 != 0 { // [MQTT-3.8.3-5]", "false { // [MQTT-3.8.3-5]"}},
 	"flags of SUBSCRIBE pass":              {{"mqtt/fixedheader.go", "if (hb>>0)&0x01 != 0 || (hb>>1)&0x01 != 1 || (hb>>2)&0x01 != 0 || (hb>>3)&0x01 != 0 {", "if false {"}},
-	"a remaining length has no end":        {{"wire.go", "if l.read == 4 {", "if l.read == 400 {"}},
-	"a longer form of a length is refused": {{"wire.go", "if remaining > maxPacket {", "if remaining > maxPacket || lengths.read > 1 && remaining < 128 {"}},
+	"a remaining length has no end":        {{"wire.go", "if len(l.read) == 5 {", "if len(l.read) == 500 {"}},
+	"a longer form of a length is refused": {{"wire.go", "if remaining > maxPacket {", "if remaining > maxPacket || head > 2 && remaining < 128 {"}},
 	"a packet of any size is awaited":      {{"wire.go", "if remaining > maxPacket {", "if remaining > 1<<30 {"}},
 	"any packet type passes":               {{"wire.go", "\t\treturn breach(\"%s: this server does not accept such a packet\", name)", "\t\treturn nil"}},
-	"a packet comes in one piece":          {{"wire.go", "if _, err := io.ReadFull(r, body); err != nil {", "if _, err := r.Read(body); err != nil {"}},
+	"a packet comes in one piece":          {{"wire.go", "if n, err := io.ReadFull(r, body); err != nil {", "if n, err := r.Read(body); err != nil {"}},
 	"data after a packet is lost":          {{"session.go", "in := readPacket(r)", "in := readPacket(bufio.NewReader(struct{ io.Reader }{r}))"}},
 	"an end is an end":                     {{"wire.go", "return io.ErrUnexpectedEOF", "return io.EOF"}},
 

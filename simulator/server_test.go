@@ -463,7 +463,7 @@ func TestDocumentation(t *testing.T) {
 	}
 	for _, s := range []any{enroll.Individual{}, enroll.Group{}, enroll.Attestation{}, enroll.Grant{}, enroll.Hub{}, enroll.Latency{}, enroll.Custom{}} {
 		for f := range reflect.TypeOf(s).Fields() {
-			key := f.Tag.Get("toml")
+			key, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 			if key == "-" {
 				key = "certificate_life"
 			}

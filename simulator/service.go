@@ -347,7 +347,7 @@ func (s *service) failure(registrationID string, n, status int, why *enroll.Refu
 // begin computes how an operation will end. An error is one of the request.
 func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
 	grant := who.enrollment
-	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Created: now, Updated: now, Substatus: "initialAssignment"}}
+	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Group: grant.Group, Created: now, Updated: now, Substatus: "initialAssignment"}}
 	if wanted.csr != nil {
 		var err error
 		if o.chain, err = s.certify(who, wanted.csr, now); err != nil {

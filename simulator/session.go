@@ -252,7 +252,7 @@ func (s *session) receive(in *inbound) {
 		var v *violation
 		switch {
 		case errors.As(in.err, &v):
-			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size})
+			s.note(Entry{Packet: packetName(in.packet.FixedHeader.Type), Direction: "up", Size: in.size, Raw: in.raw})
 			if v.connack != 0 && s.app == nil {
 				s.connack(&Rule{}, v.connack, v.reason)
 			}
@@ -274,7 +274,7 @@ func (s *session) receive(in *inbound) {
 	if first && kind == packets.Connect {
 		s.app = s.c.server.application(s, p) // the log and the rules know the client before the CONNECT is checked
 	}
-	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName}
+	entry := Entry{Direction: "up", Packet: packetName(kind), Size: in.size, PacketID: int(p.PacketID), Topic: p.TopicName, Raw: in.raw}
 	if kind == packets.Publish {
 		entry.QoS, entry.Dup = int(p.FixedHeader.Qos), p.FixedHeader.Dup
 	}
@@ -356,7 +356,7 @@ func (s *session) resume() {
 func (s *session) act(rule *Rule, p *packets.Packet, acked bool) {
 	switch {
 	case len(rule.GarbageBytes()) > 0:
-		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes())})
+		s.note(Entry{Packet: "GARBAGE", Size: len(rule.GarbageBytes()), Raw: rule.GarbageBytes()})
 		s.write(rule, rule.GarbageBytes())
 		if s.muted = rule.Silent; !s.muted {
 			s.end("scenario: garbage")
@@ -497,7 +497,7 @@ func (s *session) sendAll(rule *Rule, detail string, out ...packets.Packet) {
 			return
 		}
 		all = append(all, b...)
-		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail}
+		e := Entry{Direction: "down", Packet: packetName(p.FixedHeader.Type), Size: len(b), PacketID: int(p.PacketID), Topic: p.TopicName, Detail: detail, Raw: b}
 		switch p.FixedHeader.Type {
 		case packets.Connack:
 			e.ReturnCode = new(int(p.ReasonCode))

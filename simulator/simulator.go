@@ -12,6 +12,8 @@
 package simulator
 
 import (
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -19,6 +21,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,6 +55,15 @@ type Options struct {
 	// Enrollments define which devices may register. Nil means the directory's
 	// enrollments.toml, or, in memory, one symmetric-key group and one X.509 group.
 	Enrollments *enroll.Enrollments
+	// EnrollmentsFile is the file that Enrollments come from, in which ChangeEnrollments makes
+	// its changes. If it is empty, it is the directory's enrollments.toml if Enrollments is
+	// nil, and otherwise changes are in memory only.
+	EnrollmentsFile string
+	// DefaultHub is the host name of the hub that devices are assigned if no hub is linked and
+	// their enrollment names none. If it is empty, it is enroll.DefaultHub.
+	DefaultHub string
+	// Names are further host names and IP addresses of the server's certificate.
+	Names []string
 	// PacketLog receives one JSON object per line, see Entry. Nil means no output.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
@@ -63,6 +75,10 @@ type Options struct {
 	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
 	// violates the protocol. Nil ignores them. It is called from several goroutines.
 	OnRefusal func(Refusal)
+	// Observe receives each entry of the packet log, in the order of the log, with the bytes of
+	// its packet. It must return quickly, because all connections wait for it, and it must not
+	// modify the bytes. Nil means no observer.
+	Observe func(Entry)
 	// OnError receives errors that devices do not notice: the assignments cannot be
 	// written to the directory, or there is no file descriptor for another connection.
 	// Nil ignores them.
@@ -78,9 +94,14 @@ type Server struct {
 	onError     func(error)
 	onRefusal   func(Refusal)
 	seed        seed
+	defaultHub  string
+	names       []string
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
-	hubNames    atomic.Pointer[[]string] // of the hubs that the enrollments can assign
+	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
+	changing    sync.Mutex                         // held while enrollments change
+	file        string                             // of the enrollments; "" for none
+	hubNames    atomic.Pointer[[]string]           // of the hubs that the enrollments can assign
 	certificate atomic.Pointer[tls.Certificate]
 	ticketKey   [32]byte // for resumed sessions
 	log         *packetLog
@@ -95,8 +116,9 @@ type Server struct {
 	refused   map[string]time.Time // until when, by protocol
 	sessions  map[string]*session  // by the key of their application
 
-	done chan struct{} // closed under mu, by Close
-	wg   sync.WaitGroup
+	draining []chan struct{} // closed under mu, when no connection is open
+	done     chan struct{}   // closed under mu, by Close
+	wg       sync.WaitGroup
 }
 
 // New creates a server. Errors come from the directory's files, from the enrollments and
@@ -106,13 +128,17 @@ func New(o Options) (*Server, error) {
 		ticketKey: sha256.Sum256(fmt.Appendf(nil, "session tickets of seed %d", o.Seed)),
 		now:       o.Now,
 		seed:      seed(o.Seed),
-		log:       newPacketLog(o.PacketLog, o.DiscardLog),
+		log:       newPacketLog(o.PacketLog, o.DiscardLog, o.Observe),
 		conns:     map[*connection]bool{},
 		sessions:  map[string]*session{},
 		refused:   map[string]time.Time{},
 		done:      make(chan struct{}),
 		onError:   o.OnError,
+		file:      o.EnrollmentsFile,
 		onRefusal: o.OnRefusal,
+
+		defaultHub: o.DefaultHub,
+		names:      o.Names,
 	}
 	if s.onRefusal == nil {
 		s.onRefusal = func(Refusal) {}
@@ -151,7 +177,8 @@ func New(o Options) (*Server, error) {
 			{Name: "certificates", Attestation: enroll.Attestation{Type: "x509", CA: string(s.DeviceCA())}},
 		}}
 	default:
-		if enrollments, err = enroll.ReadFile(filepath.Join(o.Directory, fileEnrollments)); err != nil {
+		s.file = cmp.Or(s.file, filepath.Join(o.Directory, fileEnrollments))
+		if enrollments, err = enroll.ReadFile(s.file); err != nil {
 			return nil, err
 		}
 	}
@@ -203,19 +230,39 @@ func (s *Server) SetScenario(sc *Scenario) error {
 	return nil
 }
 
+// AddFault adds a rule before those of the scenario, without restarting their counters, and
+// returns its number. SetScenario removes it.
+func (s *Server) AddFault(r Rule) (number int, err error) { return s.script.Load().Add(r) }
+
+// RemoveFault removes a rule that AddFault added, and reports whether it existed.
+func (s *Server) RemoveFault(number int) bool { return s.script.Load().Remove(number) }
+
+// Faults returns the rules that AddFault added, the newest first.
+func (s *Server) Faults() []scenario.Added { return s.script.Load().Added() }
+
 // SetEnrollments replaces the enrollments for subsequent connections. The assignments of
 // devices remain. Enrollments with an error (*tomlfile.Error) change nothing.
 func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
-	entries, err := enroll.Compile(e)
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	return s.setEnrollments(e)
+}
+
+// setEnrollments does what SetEnrollments does. The caller holds s.changing.
+func (s *Server) setEnrollments(e *enroll.Enrollments) error {
+	own := *e
+	own.DefaultHub = cmp.Or(e.DefaultHub, s.defaultHub)
+	entries, err := enroll.Compile(&own)
 	if err != nil {
 		return err
 	}
 	names := allNames(entries.Hubs())
-	certificate, err := s.material.server.server("", names, s.now())
+	certificate, err := s.material.server.server("", slices.Concat(names, s.names), s.now())
 	if err != nil {
 		return err
 	}
 	s.entries.Store(&entries)
+	s.enrollments.Store(e)
 	s.hubNames.Store(&names)
 	s.certificate.Store(certificate)
 	return nil
@@ -274,6 +321,23 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 func (s *Server) ended() bool { return isClosed(s.done) }
+
+// Drain waits until no connection is open, or until the context is done. When a client has exited, the
+// server may still have to read what the client sent last, such as why it ended a TLS handshake.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	if len(s.conns) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	s.draining = append(s.draining, idle)
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
 
 // Close ends all connections and listeners, and returns when all goroutines of the server
 // have ended. It may be called more than once.

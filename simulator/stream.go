@@ -90,7 +90,7 @@ func (r *rawConn) finish() error {
 	if g := r.rule.GarbageBytes(); len(g) > 0 {
 		n, _ := r.Conn.Write(g)
 		r.down.Add(int64(n))
-		r.note(Entry{Packet: "GARBAGE", Size: n})
+		r.note(Entry{Packet: "GARBAGE", Size: n, Raw: g[:n]})
 	}
 	if r.rule.Reset {
 		r.reset()

@@ -37,6 +37,7 @@ func breach(format string, args ...any) error {
 type inbound struct {
 	packet packets.Packet
 	size   int
+	raw    []byte // as far as it was read
 	err    error
 }
 
@@ -46,15 +47,18 @@ func packetName(t byte) string { return strings.ToUpper(packets.PacketNames[t]) 
 // lengthReader accepts at most four bytes of a remaining length [MQTT-2.2.3].
 type lengthReader struct {
 	r    io.ByteReader
-	read int
+	read []byte // the fixed header so far
 }
 
 func (l *lengthReader) ReadByte() (byte, error) {
-	if l.read == 4 {
+	if len(l.read) == 5 {
 		return 0, breach("the remaining length has more than four bytes")
 	}
-	l.read++
-	return l.r.ReadByte()
+	b, err := l.r.ReadByte()
+	if err == nil {
+		l.read = append(l.read, b)
+	}
+	return b, err
 }
 
 // readPacket reads one packet and checks everything that does not depend on the state of the
@@ -70,12 +74,14 @@ func (in *inbound) read(r *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	lengths := &lengthReader{r: r}
+	lengths := &lengthReader{r: r, read: append(make([]byte, 0, 5), first)}
 	remaining, _, err := packets.DecodeLength(lengths)
+	in.raw = lengths.read
 	if err != nil {
 		return middle(err)
 	}
-	in.size = 1 + lengths.read + remaining
+	head := len(in.raw)
+	in.size = head + remaining
 	p := &in.packet
 	p.ProtocolVersion, p.FixedHeader.Type = 4, first>>4
 	if err := p.FixedHeader.Decode(first); err != nil {
@@ -85,8 +91,10 @@ func (in *inbound) read(r *bufio.Reader) error {
 	if remaining > maxPacket { // before a buffer is allocated
 		return breach("%s: the packet is too large: %d bytes", packetName(p.FixedHeader.Type), remaining)
 	}
-	body := make([]byte, remaining)
-	if _, err := io.ReadFull(r, body); err != nil {
+	in.raw = append(make([]byte, 0, in.size), in.raw...)[:in.size]
+	body := in.raw[head:]
+	if n, err := io.ReadFull(r, body); err != nil {
+		in.raw = in.raw[:head+n]
 		return middle(err)
 	}
 	return decode(p, body)

@@ -51,7 +51,7 @@ func (l *load) start() (_ *service, err error) {
 	if err := os.WriteFile(file, []byte(scenario), 0o600); err != nil {
 		return nil, err
 	}
-	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--scenario", file, "--mqtt", "localhost:0", "--websocket", "") //nolint:gosec // running what it is given is its purpose
+	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--scenario", file, "--mqtt", "localhost:0", "--websocket", "", "--service", "") //nolint:gosec // running what it is given is its purpose
 	s.process.Stderr = os.Stderr
 	out, err := s.process.StdoutPipe()
 	if err != nil {

@@ -240,7 +240,7 @@ func startService(bin, dir string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	program := filepath.Join(bin, "dpsd-sim")
-	cmd := exec.Command(program, "serve", "--dir", filepath.Join(dir, "sim"), "--mqtt", "localhost:0", "--websocket", "localhost:0", "--scenario", scenario, "--seed", "1") //nolint:gosec // running what it is given is its purpose
+	cmd := exec.Command(program, "serve", "--dir", filepath.Join(dir, "sim"), "--mqtt", "localhost:0", "--websocket", "localhost:0", "--service", "", "--scenario", scenario, "--seed", "1") //nolint:gosec // running what it is given is its purpose
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

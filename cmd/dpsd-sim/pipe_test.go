@@ -22,7 +22,7 @@ func TestServeContinuesWhenTheReaderOfItsOutputExits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve := exec.Command("dpsd-sim", "serve", "--dir", dir, "--mqtt", "127.0.0.1:0", "--websocket", "")
+	serve := exec.Command("dpsd-sim", "serve", "--dir", dir, "--mqtt", "127.0.0.1:0", "--websocket", "", "--service", "")
 	serve.Stdout, serve.Stderr = writer, writer
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)

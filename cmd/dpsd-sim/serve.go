@@ -16,6 +16,7 @@ import (
 const (
 	defaultMQTT      = "localhost:8883"
 	defaultWebSocket = "localhost:8443"
+	defaultService   = "localhost:8080"
 )
 
 func newServe() *cobra.Command {
@@ -56,6 +57,9 @@ line and column of the error, and keeps the previous enrollments.`,
 			if e.WebSocket != "" {
 				line += " websocket " + e.WebSocket + ","
 			}
+			if e.Page != "" {
+				line += " page " + e.Page + ","
+			}
 			fmt.Fprintf(c.OutOrStdout(), "%s id scope %s, ca %s\n", line, e.IDScope, e.CAFile)
 			for {
 				select {
@@ -75,7 +79,7 @@ line and column of the error, and keeps the previous enrollments.`,
 			}
 		},
 	}
-	f.add(c, defaultMQTT, defaultWebSocket)
+	f.add(c, defaultMQTT, defaultWebSocket, defaultService)
 	return c
 }
 

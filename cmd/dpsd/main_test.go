@@ -162,8 +162,8 @@ func startSimulator(dir, log string, args ...string) (*simulated, error) {
 
 func tryToStartSimulator(dir, log string, args ...string) (*simulated, error) {
 	s := &simulated{dir: dir}
-	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir,
-		"--mqtt", "localhost:0", "--websocket", "localhost:0", "--packet-log", log}, args...)...)
+	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir, "--hub", "dpsd-sim.azure-devices.net",
+		"--mqtt", "localhost:0", "--websocket", "localhost:0", "--service", "", "--packet-log", log}, args...)...)
 	var complaint strings.Builder
 	s.command.Stderr = &complaint
 	out, err := s.command.StdoutPipe()

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -15,7 +16,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-// DefaultHub is the hub of enrollments that name no hub.
+// DefaultHub is the hub of enrollments that name no hub, unless Enrollments.DefaultHub is set.
 const DefaultHub = "dpsd-sim.azure-devices.net"
 
 // Hub is an IoT hub that is linked to the service.
@@ -42,16 +43,16 @@ type Custom struct {
 	// When holds members of the request's payload that must match: a text is
 	// a pattern of path.Match; numbers, booleans and tables of such values are also
 	// possible. If it is empty, it matches every payload.
-	When map[string]any `toml:"when"`
+	When map[string]any `toml:"when,omitempty"`
 	// Hub is the assigned hub. If it is empty, the hub is chosen as with the allocation "hashed".
-	Hub string `toml:"hub"`
+	Hub string `toml:"hub,omitempty"`
 	// Payload is a JSON object that is returned to the device. In its texts,
 	// ${payload.a.b}, ${payload}, ${registrationId}, ${deviceId} and ${hub} are replaced.
 	// A text that consists only of one of these becomes the value itself.
-	Payload string `toml:"payload"`
+	Payload string `toml:"payload,omitempty"`
 	// Status is the HTTP status of a function that fails, 400 to 599. The registration then
 	// fails with 400207.
-	Status int `toml:"status"`
+	Status int `toml:"status,omitempty"`
 }
 
 // hub returns the hub with the given name, regardless of case.
@@ -73,7 +74,7 @@ func (e *Enrollments) linked(name string) bool {
 func (e *Enrollments) candidates(names []string) []Hub {
 	switch {
 	case len(names) == 0 && len(e.Hubs) == 0:
-		return []Hub{{Name: DefaultHub}}
+		return []Hub{{Name: cmp.Or(e.DefaultHub, DefaultHub)}}
 	case len(names) == 0:
 		return e.Hubs
 	}
@@ -90,7 +91,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	seen := map[string]bool{}
 	for i, h := range e.Hubs {
 		bad := problems.In("hub", i)
-		if !isHostName(h.Name) {
+		if !IsHostName(h.Name) {
 			bad("name", "%q is not a host name", h.Name)
 		}
 		if seen[strings.ToLower(h.Name)] {
@@ -108,7 +109,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 			bad("milliseconds", "is missing")
 		}
 		for name, ms := range l.Milliseconds {
-			if !isHostName(name) || !e.linked(name) {
+			if !IsHostName(name) || !e.linked(name) {
 				bad("milliseconds", "%q is not a linked hub", name)
 			}
 			if ms < 0 {
@@ -131,7 +132,7 @@ func (n *Entry) checkCustom(c *Custom, bad tomlfile.Reporter) {
 	if c.Status != 0 && (c.Hub != "" || c.Payload != "") {
 		bad("status", "a function that fails returns neither a hub nor a payload")
 	}
-	if c.Payload != "" && checkObject(c.Payload, bad) {
+	if c.Payload != "" && checkObject("payload", c.Payload, bad) {
 		if _, err := fill(c.Payload, func(string) any { return nil }); err != nil {
 			bad("payload", "%v", err)
 		}

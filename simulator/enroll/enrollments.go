@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +23,11 @@ import (
 // enrollments take precedence over groups.
 type Enrollments struct {
 	// Hubs are the linked hubs. If it is empty, they are the hubs that the enrollments name, or
-	// "dpsd-sim.azure-devices.net" if the enrollments name none.
+	// the default hub if the enrollments name none.
 	Hubs []Hub `toml:"hub"`
+	// DefaultHub is the host name of the hub of an enrollment that names none, if no hub is
+	// linked. If it is empty, the constant DefaultHub applies. A file cannot set it.
+	DefaultHub string `toml:"-"`
 	// Latencies define the latency between devices and hubs. The first entry that matches a
 	// device applies.
 	Latencies   []Latency    `toml:"latency"`
@@ -37,51 +39,56 @@ type Enrollments struct {
 type Grant struct {
 	// Hubs are the host names of the hubs to choose from. If it is empty, all linked hubs are
 	// candidates.
-	Hubs []string `toml:"hubs"`
+	Hubs []string `toml:"hubs,omitempty"`
 	// Allocation is how a hub is chosen: "hashed" by registration ID and weight,
 	// which is the default, "static", "lowest-latency" or "custom".
-	Allocation string `toml:"allocation"`
+	Allocation string `toml:"allocation,omitempty"`
 	// Custom replaces the function of a custom allocation. The first entry that matches a
 	// device applies.
-	Custom []Custom `toml:"custom"`
+	Custom []Custom `toml:"custom,omitempty"`
 	// Reprovision is what happens to the data of a device that registers again and is
 	// assigned to a different hub: "migrate", which is the default, or "reset".
 	// With "never" the device keeps its hub.
-	Reprovision string `toml:"reprovision"`
+	Reprovision string `toml:"reprovision,omitempty"`
 	// Payload is a JSON object that is returned to the device, or "".
-	Payload string `toml:"payload"`
+	Payload string `toml:"payload,omitempty"`
 	// CertificateLife is the lifetime of a certificate that is issued for a CSR; 0 means 30 days.
 	CertificateLife time.Duration `toml:"-"`
 	// NoCertificates refuses a CSR, like an enrollment without a credential policy.
-	NoCertificates bool `toml:"no_certificates"`
+	NoCertificates bool `toml:"no_certificates,omitempty"`
 	// Disabled enrollments answer a correct credential with the status "disabled".
-	Disabled bool `toml:"disabled"`
+	Disabled bool `toml:"disabled,omitempty"`
+	// Properties is a JSON object with the members of the enrollment that the service API
+	// stores and returns, but that have no effect on a registration, such as initialTwin.
+	Properties string `toml:"properties,multiline,omitempty"`
 }
 
 // Attestation is how a device proves its identity: by exactly one of keys, a CA, or (for an
-// individual) a thumbprint.
+// individual) a thumbprint or a certificate.
 type Attestation struct {
 	// Type is "symmetric-key" or "x509".
-	Type string `toml:"type"`
+	Type string `toml:"type,omitempty"`
 	// PrimaryKey and SecondaryKey are base64 of 16 to 64 bytes. In a group, device keys are
 	// derived from them.
-	PrimaryKey   string `toml:"primary_key"`
-	SecondaryKey string `toml:"secondary_key"`
+	PrimaryKey   string `toml:"primary_key,omitempty"`
+	SecondaryKey string `toml:"secondary_key,omitempty"`
 	// PrimaryKeyFile and SecondaryKeyFile name files that contain such a key.
-	PrimaryKeyFile   string `toml:"primary_key_file"`
-	SecondaryKeyFile string `toml:"secondary_key_file"`
+	PrimaryKeyFile   string `toml:"primary_key_file,omitempty"`
+	SecondaryKeyFile string `toml:"secondary_key_file,omitempty"`
 	// CA is PEM text, and CAFile is a file with such text: a root or an intermediate certificate.
-	CA     string `toml:"ca"`
-	CAFile string `toml:"ca_file"`
+	CA     string `toml:"ca,multiline,omitempty"`
+	CAFile string `toml:"ca_file,omitempty"`
 }
 
 // Individual is the enrollment of one device.
 type Individual struct {
-	RegistrationID string `toml:"registration_id"`
+	RegistrationID string `toml:"registration_id,omitempty"`
 	// DeviceID is the device ID at the hub. If it is empty, it is the registration ID.
-	DeviceID string `toml:"device_id"`
+	DeviceID string `toml:"device_id,omitempty"`
 	// Thumbprint is the SHA-1 or SHA-256 hash of the certificate in hexadecimal.
-	Thumbprint string `toml:"thumbprint"`
+	Thumbprint string `toml:"thumbprint,omitempty"`
+	// Certificate is PEM text: the certificate of the device, and optionally a second one.
+	Certificate string `toml:"certificate,multiline,omitempty"`
 	Attestation
 	Grant
 }
@@ -166,14 +173,18 @@ type Entry struct {
 	Grant
 	DeviceID string // "": the registration ID
 
-	individual string // registration ID, "" for a group
-	group      string // name, "" for an individual enrollment
-	keys       [][]byte
-	roots      *x509.CertPool
-	issuers    []string // names of the roots
-	thumbprint string
-	hubs       []Hub // to choose from
-	latencies  []Latency
+	// Group is the name of the enrollment group, or "" for an individual enrollment.
+	Group string
+
+	individual  string // registration ID, "" for a group
+	keys        [][]byte
+	roots       *x509.CertPool
+	cas         []*x509.Certificate // in roots
+	caFile      string              // the file that has them, or ""
+	issuers     []string            // names of the roots
+	thumbprints []string            // of an individual's certificates
+	hubs        []Hub               // to choose from
+	latencies   []Latency
 }
 
 // Entries holds all compiled enrollments.
@@ -213,9 +224,27 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		}
 		seen[strings.ToLower(d.RegistrationID)] = true
 		n := Entry{Grant: d.Grant, DeviceID: d.DeviceID, individual: d.RegistrationID}
-		n.thumbprint = strings.ToLower(strings.ReplaceAll(d.Thumbprint, ":", ""))
-		if raw, err := hex.DecodeString(n.thumbprint); err != nil || !slices.Contains([]int{0, 20, 32}, len(raw)) {
-			bad("thumbprint", "is not a SHA-1 or SHA-256 hash in hex")
+		if d.Thumbprint != "" {
+			thumbprint := strings.ToLower(strings.ReplaceAll(d.Thumbprint, ":", ""))
+			if raw, err := hex.DecodeString(thumbprint); err != nil || len(raw) != 20 && len(raw) != 32 {
+				bad("thumbprint", "is not a SHA-1 or SHA-256 hash in hex")
+			}
+			n.thumbprints = append(n.thumbprints, thumbprint)
+		}
+		if d.Certificate != "" {
+			if d.Thumbprint != "" {
+				bad("certificate", "is set in addition to thumbprint")
+			}
+			certificates, err := Certificates([]byte(d.Certificate))
+			if err != nil {
+				bad("certificate", "%v", err)
+			}
+			if len(certificates) > 2 {
+				bad("certificate", "has %d certificates, not 1 or 2", len(certificates))
+			}
+			for _, c := range certificates {
+				n.thumbprints = append(n.thumbprints, thumbprints(c)[1])
+			}
 		}
 		d.compile(&n, bad)
 		grant("individual", &n, bad)
@@ -225,7 +254,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		if g.Name == "" {
 			bad("name", "is missing")
 		}
-		n := Entry{Grant: g.Grant, group: g.Name}
+		n := Entry{Grant: g.Grant, Group: g.Name}
 		g.compile(&n, bad)
 		grant("group", &n, bad)
 	}
@@ -235,10 +264,11 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 // check validates the grant of an entry.
 func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	g := &n.Grant
-	checkObject(g.Payload, bad)
+	checkObject("payload", g.Payload, bad)
+	checkObject("properties", g.Properties, bad)
 	for _, name := range g.Hubs {
 		switch {
-		case !isHostName(name):
+		case !IsHostName(name):
 			bad("hubs", "%q is not a host name", name)
 		case !e.linked(name):
 			bad("hubs", "%q is not a linked hub", name)
@@ -261,19 +291,19 @@ func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	}
 }
 
-// checkObject validates a payload; "" means none.
-func checkObject(payload string, bad tomlfile.Reporter) bool {
+// checkObject validates a JSON object; "" means none.
+func checkObject(key, text string, bad tomlfile.Reporter) bool {
 	var object map[string]any
-	if payload == "" || json.Unmarshal([]byte(payload), &object) == nil {
+	if text == "" || json.Unmarshal([]byte(text), &object) == nil {
 		return true
 	}
-	bad("payload", "is not a JSON object")
+	bad(key, "is not a JSON object")
 	return false
 }
 
-// compile adds the keys or the CA to an entry, which already has its thumbprint.
+// compile adds the keys or the CA to an entry, which already has its thumbprints.
 func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
-	thumbprint := n.thumbprint != ""
+	thumbprint := len(n.thumbprints) > 0
 	key := func(name, text, file string) {
 		from := name
 		if file != "" {
@@ -320,7 +350,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 		}
 		switch {
 		case thumbprint == (len(text) > 0):
-			bad("type", "an x509 enrollment requires either a CA or, for an individual enrollment, a thumbprint")
+			bad("type", "an x509 enrollment requires either a CA or, for an individual enrollment, a thumbprint or a certificate")
 			return
 		case thumbprint:
 			return
@@ -330,7 +360,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 			bad("ca_file", "%v", err)
 			return
 		}
-		n.roots = x509.NewCertPool()
+		n.roots, n.cas, n.caFile = x509.NewCertPool(), certificates, a.CAFile
 		for _, c := range certificates {
 			n.roots.AddCert(c)
 			n.issuers = append(n.issuers, c.Subject.String())

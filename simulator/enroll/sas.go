@@ -255,7 +255,7 @@ func (n *Entry) source(registrationID string) string {
 	if n.individual != "" {
 		return "a key of the individual enrollment"
 	}
-	return fmt.Sprintf("the key that is derived for %s from that of the group %s", Quote(registrationID), Quote(n.group))
+	return fmt.Sprintf("the key that is derived for %s from that of the group %s", Quote(registrationID), Quote(n.Group))
 }
 
 // explainSignature finds out why no key of the enrollments that apply to a device has signed
@@ -280,7 +280,7 @@ func (entries Entries) explainSignature(t sasToken, fitting []*Entry, resource, 
 				c.advice = fmt.Sprintf("The key is that of the individual enrollment of %s.", Quote(n.individual))
 				wrong = append(wrong, c)
 			case fitting[0].individual != "":
-				c.advice = fmt.Sprintf("The key is derived from that of the group %s, but the individual enrollment of the device takes precedence.", Quote(n.group))
+				c.advice = fmt.Sprintf("The key is derived from that of the group %s, but the individual enrollment of the device takes precedence.", Quote(n.Group))
 				wrong = append(wrong, c)
 			}
 		}

@@ -89,11 +89,11 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 	}
 	for _, n := range fitting {
 		switch {
-		case slices.Contains(thumbprints(leaf), n.thumbprint):
+		case slices.ContainsFunc(thumbprints(leaf), func(t string) bool { return slices.Contains(n.thumbprints, t) }):
 			return n, nil
-		case n.thumbprint != "":
+		case len(n.thumbprints) > 0:
 			refusal = invalid(Explanation{
-				Reason: "the certificate's thumbprint does not match", Expected: n.thumbprint, Given: strings.Join(thumbprints(leaf), " (SHA-1) or ") + " (SHA-256)",
+				Reason: "the certificate's thumbprint does not match", Expected: strings.Join(n.thumbprints, " or "), Given: strings.Join(thumbprints(leaf), " (SHA-1) or ") + " (SHA-256)",
 			})
 		case n.roots != nil:
 			err := n.verify(state.PeerCertificates, now)

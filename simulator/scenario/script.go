@@ -14,19 +14,38 @@ import (
 // Script is a scenario in use: it counts how often each rule has matched each device. Its
 // methods are safe for concurrent use.
 type Script struct {
-	Scenario
-	draw  func(purpose string, n int) []byte
-	start time.Time
+	Settings Settings
+	draw     func(purpose string, n int) []byte
+	start    time.Time
+
 	mu    sync.Mutex
+	rules []numbered
+	next  int               // the number of the next rule
 	met   map[encounter]int // how often a rule has matched a device
 	drawn map[encounter]int // how often chance was called
 }
 
-// encounter identifies a rule, by its index, and a device, by its registration ID, or by its
+// numbered is a rule in use.
+type numbered struct {
+	Rule
+	number  int
+	added   bool          // by Add
+	started time.Duration // since the start of the script
+	acted   int           // how often it has acted
+}
+
+// encounter identifies a rule, by its number, and a device, by its registration ID, or by its
 // hub and its device ID.
 type encounter struct {
 	rule   int
 	device string
+}
+
+// Added is a rule that Script.Add has added.
+type Added struct {
+	Rule   Rule
+	Number int // identifies the rule for Remove
+	Acted  int // how often it has acted
 }
 
 // NewScript starts a scenario; nil means a well-behaved service. draw returns n bytes that
@@ -34,10 +53,49 @@ type encounter struct {
 func NewScript(sc *Scenario, draw func(purpose string, n int) []byte) *Script {
 	s := &Script{draw: draw, start: time.Now(), met: map[encounter]int{}, drawn: map[encounter]int{}}
 	if sc != nil {
-		s.Scenario = Scenario{sc.Settings, slices.Clone(sc.Rules)}
+		s.Settings = sc.Settings
+		for _, r := range sc.Rules {
+			s.rules = append(s.rules, numbered{Rule: r, number: s.next})
+			s.next++
+		}
 	}
 	s.Settings = s.Settings.withDefaults()
 	return s
+}
+
+// Add adds a rule before all others, without restarting their counters, and returns its number.
+// From and Until of the rule count from now on.
+func (s *Script) Add(r Rule) (number int, err error) {
+	if err := (&Scenario{Rules: []Rule{r}}).Validate(); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	number = s.next
+	s.next++
+	s.rules = slices.Insert(s.rules, 0, numbered{Rule: r, number: number, added: true, started: time.Since(s.start)})
+	return number, nil
+}
+
+// Remove removes an added rule, and reports whether it existed.
+func (s *Script) Remove(number int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := len(s.rules)
+	s.rules = slices.DeleteFunc(s.rules, func(r numbered) bool { return r.added && r.number == number })
+	return len(s.rules) < before
+}
+
+// Added returns the added rules, the newest first.
+func (s *Script) Added() (all []Added) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.rules {
+		if r.added {
+			all = append(all, Added{r.Rule, r.number, r.acted})
+		}
+	}
+	return all
 }
 
 // Match returns the rule for an event, and counts the event. The result is never nil and must
@@ -65,34 +123,36 @@ func (s *Script) match(on Stage, protocol, who string, resumed bool, selects fun
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	age := time.Since(s.start)
-	for i := range s.Rules {
-		r := &s.Rules[i]
+	for i := range s.rules {
+		r := &s.rules[i]
 		if r.On != on || r.Protocol != "" && r.Protocol != protocol || r.Resumed && !resumed {
 			continue
 		}
-		if !selects(r) {
+		if !selects(&r.Rule) {
 			continue
 		}
-		if age < r.From || r.Until > 0 && age >= r.Until || !s.chance(encounter{i, who}) {
+		since, e := age-r.started, encounter{r.number, who}
+		if since < r.From || r.Until > 0 && since >= r.Until || !s.chance(r.Chance, e) {
 			continue
 		}
-		n := s.met[encounter{i, who}]
+		n := s.met[e]
 		if r.Times > 0 && n >= r.Skip+r.Times {
 			continue
 		}
 		if n < r.Skip || r.Times > 0 {
-			s.met[encounter{i, who}]++
+			s.met[e]++
 		}
 		if n >= r.Skip {
-			return r
+			r.acted++
+			rule := r.Rule
+			return &rule
 		}
 	}
 	return &Rule{On: on}
 }
 
-// chance reports whether a rule acts according to its Chance. The caller holds s.mu.
-func (s *Script) chance(e encounter) bool {
-	chance := s.Rules[e.rule].Chance
+// chance reports whether a rule with this Chance acts. The caller holds s.mu.
+func (s *Script) chance(chance float64, e encounter) bool {
 	if chance == 0 {
 		return true
 	}

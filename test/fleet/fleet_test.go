@@ -210,7 +210,7 @@ func (c check) run(t *testing.T, bin string, gateways int) observed {
 	}
 	sim, packets := filepath.Join(dir, "sim"), filepath.Join(dir, "packets")
 	serve := func(scenario string, args ...string) (stop func()) {
-		service := exec.Command(filepath.Join(bin, "dpsd-sim"), append([]string{"serve", "--dir", sim, "--websocket", "", "--scenario", scenario}, args...)...)
+		service := exec.Command(filepath.Join(bin, "dpsd-sim"), append([]string{"serve", "--dir", sim, "--websocket", "", "--service", "", "--scenario", scenario}, args...)...)
 		service.Stderr = os.Stderr
 		out, err := service.StdoutPipe()
 		if err != nil {
