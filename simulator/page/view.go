@@ -318,8 +318,10 @@ func newPacket(r *record, began time.Time) packet {
 // summary describes a packet in a few words.
 func summary(e simulator.Entry) string {
 	switch p, _ := parse(e.Raw); {
+	case e.Packet == "CONNECT" && strings.HasPrefix(string(p.Connect.Password), tokenPrefix):
+		return "with a SAS token"
 	case e.Packet == "CONNECT" && len(p.Connect.Password) > 0:
-		return "with a password"
+		return "with a password that is not a SAS token"
 	case e.Packet == "CONNECT":
 		return "without a password"
 	case e.Packet == "SUBSCRIBE" && len(p.Filters) > 0:

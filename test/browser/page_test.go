@@ -222,6 +222,29 @@ func TestAnUpdateKeepsTheFocusTheTextAndWhatIsOpen(t *testing.T) {
 	b.sound(s)
 }
 
+func TestASearchDoesNotOvertakeWhatTheReaderDoesNext(t *testing.T) {
+	browser, s := chromium(t), serve(t)
+	device{id: "gateway-1"}.mustRegister(t, s, "200")
+	b := open(browser, t, s.url+"/", "light", wide)
+	b.until("the view is live", live)
+	// The search waits for a pause in typing; the reader opens the device before.
+	eval[bool](b, `(() => {
+		const q = document.getElementById('q');
+		q.value = 'gate';
+		q.dispatchEvent(new Event('input', {bubbles: true}));
+		const fetched = fetch;
+		window.fetched = [];
+		window.fetch = (url, options) => { window.fetched.push(String(url)); return fetched(url, options) };
+		document.querySelector('#rows a').click();
+		return true;
+	})()`)
+	b.until("the device is open", "document.activeElement.id === 'device'")
+	if got := eval[[]string](b, "new Promise(done => setTimeout(() => done(fetched), 300))"); len(got) != 1 || !strings.Contains(got[0], "device=gateway-1") {
+		t.Errorf("requests: %q", got)
+	}
+	b.sound(s)
+}
+
 func TestAPausedViewDoesNotChange(t *testing.T) {
 	browser, s := chromium(t), serve(t)
 	device{id: "gateway-1"}.mustRegister(t, s, "200")

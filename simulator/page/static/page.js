@@ -94,8 +94,10 @@ function connect() {
 
 // go shows another view. A later call overtakes an earlier one.
 let latest = 0;
+let typing = 0; // the timer of the search
 async function go(url, options = {}) {
   const mine = ++latest;
+  clearTimeout(typing); // otherwise, the search would overtake what the reader does next
   source?.close();
   try {
     const response = await fetch(url, options);
@@ -152,7 +154,6 @@ document.addEventListener("submit", async (event) => {
   await go("/?" + values);
 });
 
-let typing = 0;
 document.addEventListener("input", (event) => {
   if (event.target.id !== "q") return;
   clearTimeout(typing);
