@@ -118,7 +118,7 @@ func (a *authority) server(fault string, names []string, now time.Time) (*tls.Ce
 	case "expired":
 		template.NotBefore, template.NotAfter = day.Add(-48*time.Hour), day.Add(-24*time.Hour)
 	case "not-yet-valid":
-		template.NotBefore = day.Add(48 * time.Hour)
+		template.NotBefore = now.Add(47 * time.Hour).Truncate(24 * time.Hour) // in 23 to 47 hours
 	case "wrong-host":
 		template.Subject.CommonName, template.DNSNames, template.IPAddresses = wrongName, []string{wrongName}, nil
 	case "other-ca":
