@@ -26,7 +26,12 @@ endif
 # refuses to read it. LDFLAGS sets the version.
 export GOFLAGS := $(shell go env GOFLAGS) -buildvcs=false
 
-.PHONY: build demo man operations test test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system test-browser always clean
+# The packages of this tree, and the same ones with a lower version.
+ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
+CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
+PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
+
+.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -60,6 +65,14 @@ test:
 	go test ./fleet
 	go test -C bench $$(.ci/need race) ./...
 	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
+
+# The simulator with the clients that people use: Microsoft's SDKs, MQTT.js, Paho, mosquitto and
+# others, and the recipes of docs/simulator.md, which begin with the package. The clients are
+# installed from their registries. Takes two to four minutes.
+test-clients: $(CURRENT)
+	.ci/need clients
+	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -v ./test/clients
+	DPSD_SDKS=1 go test -count=1 -v -run '^Test(Node|Python)SDK$$' ./cmd/dpsd-sim
 
 lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
@@ -165,9 +178,6 @@ test-newcomer:
 # The packages, installed in Debian 12 and 13 booted by systemd-nspawn, as root. The
 # previous version is the same tree with a lower version number. TESTFLAGS='-run Upgrade'
 # selects tests.
-ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
-CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
-PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 TESTFLAGS ?=
 test-system: build
 	timeout 900 test/system/roots '$(ROOTS)'

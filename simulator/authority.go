@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -35,7 +36,7 @@ const MaxCommonName = 64
 // authority is a certificate authority with its key.
 type authority struct {
 	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
+	key         crypto.Signer
 }
 
 // newAuthority creates an authority that is signed by its parent or, without one, self-signed.
@@ -67,7 +68,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 // sign creates the certificate of a public key.
 func (a *authority) sign(template *x509.Certificate, public any) (*x509.Certificate, error) {
 	template.SerialNumber = serial()
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steadySigner{a.key})
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, public, steady(a.key))
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +160,7 @@ func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+func keyPEM(key crypto.Signer) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/scenario"
@@ -43,6 +44,12 @@ func (s *Server) serve(conn net.Conn, protocol string) {
 	c.note(Entry{Packet: "CLOSE", Service: c.service, Detail: c.reason, BytesUp: c.raw.up.Load(), BytesDown: c.raw.down.Load()})
 	s.mu.Lock()
 	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		for _, idle := range s.draining {
+			close(idle)
+		}
+		s.draining = nil
+	}
 	s.mu.Unlock()
 	s.wg.Done()
 }
@@ -180,7 +187,8 @@ func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
 	certificate := c.server.certificate.Load()
 	if rule.ServerCertificate != "" {
 		var err error
-		if certificate, err = c.server.material.server.server(rule.ServerCertificate, *c.server.hubNames.Load(), c.server.now()); err != nil {
+		names := slices.Concat(*c.server.hubNames.Load(), c.server.names)
+		if certificate, err = c.server.material.server.server(rule.ServerCertificate, names, c.server.now()); err != nil {
 			return nil, err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
@@ -175,6 +176,7 @@ type deviceAPI struct {
 	c        *connection
 	conn     *httpConn
 	requests int
+	service  string // of the current request, for the log
 }
 
 // explainPath explains a path or a method that the device API does not have.
@@ -190,6 +192,12 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	server := d.c.server
 	d.requests++
 	d.conn.rule.Store(nil)
+	if hub.Owns(r) {
+		d.service = "hub"
+		d.serveHub(w, r)
+		return
+	}
+	d.service = "dps"
 	req, err := parseAPIRequest(r.Method, r.URL)
 	id := req.registrationID
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -265,7 +273,74 @@ func (d *deviceAPI) authenticate(req apiRequest, token string, set Settings) (*p
 	return who, nil
 }
 
-func (d *deviceAPI) note(e Entry) { d.c.note(e) }
+func (d *deviceAPI) note(e Entry) {
+	e.Service = d.service
+	d.c.note(e)
+}
+
+// serveHub answers a request for a hub.
+func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
+	server := d.c.server
+	u := hub.RequestUser(r)
+	known, _ := server.hub.Find(u.Hub, u.Device)
+	entry := Entry{Service: "hub", Hub: u.Hub, DeviceID: u.Device, RegistrationID: known.RegistrationID}
+	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, hub.MaxMessage))
+	up := entry
+	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+r.URL.RequestURI(), len(body)
+	d.note(up)
+
+	state := d.c.tls.ConnectionState()
+	rule := server.script.Load().MatchHub(OnHubRequest, d.c.protocol, hub.Names(u.Hub), u.Device, state.DidResume)
+	x := exchange{deviceAPI: d, w: w, r: r, req: apiRequest{registrationID: known.RegistrationID}, rule: rule}
+	if !pause(rule.Delay, server.done) {
+		d.abort("the server has shut down")
+	}
+	x.instead()
+
+	var answer hub.Response
+	switch {
+	case errors.As(readErr, new(*http.MaxBytesError)):
+		answer = hub.Failure(http.StatusRequestEntityTooLarge, &enroll.Refusal{
+			Code: 413001, Message: "MessageTooLarge", Explanation: enroll.Explanation{Reason: fmt.Sprintf("the body is larger than %d bytes", hub.MaxMessage)},
+		})
+	case readErr != nil:
+		d.abort(readErr.Error())
+	case rule.ErrorCode != 0 || rule.Status >= 400 && rule.Body == nil:
+		status := cmp.Or(rule.Status, rule.ErrorCode/1000)
+		answer = hub.Failure(status, &enroll.Refusal{
+			Code: cmp.Or(rule.ErrorCode, status*1000), Message: cmp.Or(rule.ErrorMessage, http.StatusText(status)), Explanation: scripted,
+		})
+	case rule.Status != 0 || rule.Body != nil:
+		answer = hub.Response{Status: cmp.Or(rule.Status, http.StatusOK)}
+	default:
+		answer = server.hub.Answer(r, body, state)
+	}
+	if rule.Body != nil {
+		answer.Body = []byte(*rule.Body)
+	}
+	if answer.Status < 200 || answer.Status > 999 { // HTTP does not have such a final status
+		answer.Status = http.StatusInternalServerError
+	}
+	header := w.Header()
+	if len(answer.Body) > 0 {
+		header.Set("Content-Type", "application/json; charset=utf-8")
+	}
+	down := entry
+	down.Packet, down.Direction, down.ReturnCode, down.Size = "RESPONSE", "down", &answer.Status, len(answer.Body)
+	if refused := answer.Refused; refused != nil {
+		header.Set("Iothub-Errorcode", refused.Message)
+		down.Detail = fmt.Sprintf("%d %s: %s", refused.Code, refused.Message, refused.Reason)
+		d.c.refuse(entry, fmt.Sprintf("%d, error code %d", answer.Status, refused.Code), refused.Explanation)
+	}
+	if rule.RetryAfter != "" && rule.RetryAfter != "none" {
+		header.Set("Retry-After", rule.RetryAfter)
+	}
+	d.note(down)
+	w.WriteHeader(answer.Status)
+	_, _ = w.Write(answer.Body)
+	_ = http.NewResponseController(w).Flush()
+	x.then(rule.Then)
+}
 
 // abort ends the connection without an answer.
 func (d *deviceAPI) abort(reason string) {
@@ -378,7 +453,7 @@ func (x *exchange) respond(r reply, detail string) {
 	}
 	x.note(Entry{Packet: "RESPONSE", Direction: "down", RegistrationID: x.req.registrationID, ReturnCode: &status, Size: len(body), Detail: detail, Raw: raw})
 	x.w.WriteHeader(status)
-	_, _ = x.w.Write(body)
+	_, _ = x.w.Write(body) //nolint:gosec // JSON, and not for a browser
 	_ = http.NewResponseController(x.w).Flush()
 	x.then(x.rule.Then)
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -108,7 +109,7 @@ func TestHTTPS(t *testing.T) {
 		s := start(t, simulator.Options{})
 		a := openAPI(t, s)
 		first := a.register()
-		if first.StatusCode != 202 || first.Header.Get("Retry-After") != "3" || first.Status != "assigning" || first.RegistrationState != nil ||
+		if first.StatusCode != http.StatusAccepted || first.Header.Get("Retry-After") != "3" || first.Status != "assigning" || first.RegistrationState != nil ||
 			first.Header.Get("Content-Type") != "application/json; charset=utf-8" || first.Header.Get("x-ms-request-id") == "" {
 			t.Fatal(first.Response.Status, first.Header, first.text)
 		}
@@ -116,11 +117,11 @@ func TestHTTPS(t *testing.T) {
 			t.Error("Location", got)
 		}
 		second := a.poll(first.OperationID)
-		if second.StatusCode != 202 || second.Header.Get("Retry-After") != "3" || string(second.RegistrationState["status"]) != `"assigning"` {
+		if second.StatusCode != http.StatusAccepted || second.Header.Get("Retry-After") != "3" || string(second.RegistrationState["status"]) != `"assigning"` {
 			t.Error(second.Response.Status, second.Header, second.text)
 		}
 		last := a.poll(first.OperationID)
-		if last.StatusCode != 200 || last.Header.Get("Retry-After") != "" || last.Header.Get("Location") != "" || last.Status != "assigned" ||
+		if last.StatusCode != http.StatusOK || last.Header.Get("Retry-After") != "" || last.Header.Get("Location") != "" || last.Status != "assigned" ||
 			string(last.RegistrationState["assignedHub"]) != `"dpsd-sim.azure-devices.net"` || string(last.RegistrationState["deviceId"]) != `"`+device+`"` {
 			t.Error(last.Response.Status, last.Header, last.text)
 		}
@@ -164,7 +165,23 @@ func TestHTTPS(t *testing.T) {
 	bubble(t, "a device with a certificate needs no Authorization, and has x509 in its state", func(t *testing.T) {
 		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: new(0)}}})
 		a := openAPI(t, s, deviceCertificate(t, s, device))
-		if r := a.register(); r.StatusCode != 200 || string(r.RegistrationState["x509"]) != "{}" {
+		if r := a.register(); r.StatusCode != http.StatusOK || string(r.RegistrationState["x509"]) != "{}" {
+			t.Error(r.Response.Status, r.text)
+		}
+	})
+	bubble(t, "an enrollment with a certificate accepts this certificate, and no other one of the same CA", func(t *testing.T) {
+		s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{Polls: new(0)}}})
+		own, other := deviceCertificate(t, s, device), deviceCertificate(t, s, device)
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]})
+		if err := s.ChangeEnrollments(enroll.Change{Individual: &enroll.Individual{
+			RegistrationID: device, Certificate: string(text), Attestation: enroll.Attestation{Type: "x509"},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if r := openAPI(t, s, own).register(); r.StatusCode != http.StatusOK {
+			t.Error(r.Response.Status, r.text)
+		}
+		if r := openAPI(t, s, other).register(); r.StatusCode != http.StatusUnauthorized || r.ErrorCode != 401002 {
 			t.Error(r.Response.Status, r.text)
 		}
 	})
@@ -182,11 +199,11 @@ func TestHTTPS(t *testing.T) {
 		a := openAPI(t, s)
 		id := a.register().OperationID
 		for range 5 {
-			if r := a.poll(id); r.StatusCode != 202 {
+			if r := a.poll(id); r.StatusCode != http.StatusAccepted {
 				t.Fatal(r.Response.Status, r.text)
 			}
 		}
-		if r := a.poll(id); r.StatusCode != 429 || r.ErrorCode != 429001 || r.Header.Get("Retry-After") != "2" || r.Header.Get("x-ms-error-code") != "429001" {
+		if r := a.poll(id); r.StatusCode != http.StatusTooManyRequests || r.ErrorCode != 429001 || r.Header.Get("Retry-After") != "2" || r.Header.Get("x-ms-error-code") != "429001" {
 			t.Error(r.Response.Status, r.Header, r.text)
 		}
 	})
@@ -194,11 +211,11 @@ func TestHTTPS(t *testing.T) {
 		s := start(t, simulator.Options{})
 		a := openAPI(t, s)
 		a.send([]byte("PUT " + a.path("/register") + " HTTP/1.1\r\nHost: x\r\nAuthorization: " + a.auth + "\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")...)
-		if r, err := http.ReadResponse(a.in, nil); err != nil || r.StatusCode != 100 {
+		if r, err := http.ReadResponse(a.in, nil); err != nil || r.StatusCode != http.StatusContinue {
 			t.Fatal(r, err)
 		}
 		a.send('{', '}')
-		if r, err := http.ReadResponse(a.in, nil); err != nil || r.StatusCode != 202 {
+		if r, err := http.ReadResponse(a.in, nil); err != nil || r.StatusCode != http.StatusAccepted {
 			t.Fatal(r, err)
 		}
 	})
@@ -219,17 +236,17 @@ func TestHTTPSLookup(t *testing.T) {
 		s := start(t, simulator.Options{})
 		a := openAPI(t, s)
 		look := func() answer { return a.ask("POST", a.path(""), `{"registrationId":"`+device+`"}`) }
-		if r := look(); r.StatusCode != 404 || r.ErrorCode != 404201 {
+		if r := look(); r.StatusCode != http.StatusNotFound || r.ErrorCode != 404201 {
 			t.Error(r.Response.Status, r.text)
 		}
 		id := a.register().OperationID
-		if r := look(); r.StatusCode != 200 || r.Status != "assigning" {
+		if r := look(); r.StatusCode != http.StatusOK || r.Status != "assigning" {
 			t.Error(r.Response.Status, r.text)
 		}
 		a.poll(id)
 		a.poll(id)
 		r := look()
-		if r.StatusCode != 200 || r.Status != "assigned" || !strings.Contains(r.text, `"assignedHub":"dpsd-sim.azure-devices.net"`) || strings.Contains(r.text, "issuedCertificateChain") {
+		if r.StatusCode != http.StatusOK || r.Status != "assigned" || !strings.Contains(r.text, `"assignedHub":"dpsd-sim.azure-devices.net"`) || strings.Contains(r.text, "issuedCertificateChain") {
 			t.Error(r.Response.Status, r.text)
 		}
 		if sum := simulator.Summarize(s.Log()); len(sum.Registers) != 1 || len(sum.Polls) != 2 {
@@ -240,7 +257,7 @@ func TestHTTPSLookup(t *testing.T) {
 		s := start(t, simulator.Options{})
 		a := openAPI(t, s)
 		a.auth = token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", resourceOf(s, device), time.Now().Add(time.Hour), "")
-		if r := a.ask("POST", a.path(""), "{}"); r.StatusCode != 401 || r.ErrorCode != 401000 {
+		if r := a.ask("POST", a.path(""), "{}"); r.StatusCode != http.StatusUnauthorized || r.ErrorCode != 401000 {
 			t.Error(r.Response.Status, r.text)
 		}
 	})
@@ -299,17 +316,17 @@ func TestHTTPSRefusals(t *testing.T) {
 		s := start(t, simulator.Options{Enrollments: &enroll.Enrollments{}})
 		r := openAPI(t, s).register()
 		log := s.Log()
-		if r.StatusCode != 404 || r.ErrorCode != 404201 || !strings.Contains(log[len(log)-1].Detail, "no symmetric-key enrollment") {
+		if r.StatusCode != http.StatusNotFound || r.ErrorCode != 404201 || !strings.Contains(log[len(log)-1].Detail, "no symmetric-key enrollment") {
 			t.Errorf("%s %s %+v", r.Response.Status, r.text, log[len(log)-1])
 		}
 	})
 	bubble(t, "a connection remains usable after a refusal", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		a := openAPI(t, s)
-		if r := a.ask("GET", "/", ""); r.StatusCode != 404 {
+		if r := a.ask("GET", "/", ""); r.StatusCode != http.StatusNotFound {
 			t.Error(r.Response.Status)
 		}
-		if r := a.register(); r.StatusCode != 202 {
+		if r := a.register(); r.StatusCode != http.StatusAccepted {
 			t.Error(r.Response.Status)
 		}
 	})
@@ -322,18 +339,18 @@ func TestHTTPSFaults(t *testing.T) {
 		want func(r answer) bool
 	}{
 		{"status and retry_after", simulator.Rule{Status: 429, ErrorCode: 429001, RetryAfter: "30"}, func(r answer) bool {
-			return r.StatusCode == 429 && r.ErrorCode == 429001 && r.Header.Get("Retry-After") == "30"
+			return r.StatusCode == http.StatusTooManyRequests && r.ErrorCode == 429001 && r.Header.Get("Retry-After") == "30"
 		}},
-		{"retry_after none", simulator.Rule{RetryAfter: "none"}, func(r answer) bool { return r.StatusCode == 202 && r.Header["Retry-After"] == nil }},
-		{"a state", simulator.Rule{State: "failed"}, func(r answer) bool { return r.StatusCode == 200 && r.Status == "failed" }},
+		{"retry_after none", simulator.Rule{RetryAfter: "none"}, func(r answer) bool { return r.StatusCode == http.StatusAccepted && r.Header["Retry-After"] == nil }},
+		{"a state", simulator.Rule{State: "failed"}, func(r answer) bool { return r.StatusCode == http.StatusOK && r.Status == "failed" }},
 		{"a body", simulator.Rule{Body: new("<html>")}, func(r answer) bool { return r.text == "<html>" }},
 		{"an empty body", simulator.Rule{Body: new("")}, func(r answer) bool { return r.text == "" && r.ContentLength == 0 }},
 		{"a body that is cut", simulator.Rule{Cut: 9}, func(r answer) bool { return len(r.text) == 9 }},
 		{"a body that is padded", simulator.Rule{Pad: 5000}, func(r answer) bool { return len(r.text) == 5000 && r.Status == "assigning" }},
 		{"a member that is omitted", simulator.Rule{Omit: []string{"operationId"}}, func(r answer) bool { return r.text == `{"status":"assigning"}` }},
-		{"a status that HTTP does not have becomes 500", simulator.Rule{Status: 42}, func(r answer) bool { return r.StatusCode == 500 }},
-		{"byte_by_byte", simulator.Rule{ByteByByte: true}, func(r answer) bool { return r.StatusCode == 202 }},
-		{"the rules for MQTT only", simulator.Rule{RequestID: "9", Topic: "x", Replies: 3, Duplicate: true, BeforePuback: true, Frames: "text"}, func(r answer) bool { return r.StatusCode == 202 }},
+		{"a status that HTTP does not have becomes 500", simulator.Rule{Status: 42}, func(r answer) bool { return r.StatusCode == http.StatusInternalServerError }},
+		{"byte_by_byte", simulator.Rule{ByteByByte: true}, func(r answer) bool { return r.StatusCode == http.StatusAccepted }},
+		{"the rules for MQTT only", simulator.Rule{RequestID: "9", Topic: "x", Replies: 3, Duplicate: true, BeforePuback: true, Frames: "text"}, func(r answer) bool { return r.StatusCode == http.StatusAccepted }},
 	} {
 		bubble(t, c.name+" applies to one answer over HTTPS", func(t *testing.T) {
 			c.rule.On, c.rule.Times, c.rule.Protocol = simulator.OnRegister, 1, "https"
@@ -341,7 +358,7 @@ func TestHTTPSFaults(t *testing.T) {
 			if r := a.register(); !c.want(r) {
 				t.Error(r.Response.Status, r.Header, r.text)
 			}
-			if r := a.register(); r.StatusCode != 202 || r.Status != "assigning" {
+			if r := a.register(); r.StatusCode != http.StatusAccepted || r.Status != "assigning" {
 				t.Error("the next answer:", r.Response.Status, r.text)
 			}
 		})
@@ -349,14 +366,14 @@ func TestHTTPSFaults(t *testing.T) {
 	bubble(t, "a rule at poll applies to a poll only", func(t *testing.T) {
 		a := openAPI(t, script(t, simulator.Rule{On: simulator.OnPoll, Status: 500, RetryAfter: "3"}))
 		id := a.register().OperationID
-		if r := a.poll(id); r.StatusCode != 500 || r.Header.Get("Retry-After") != "3" {
+		if r := a.poll(id); r.StatusCode != http.StatusInternalServerError || r.Header.Get("Retry-After") != "3" {
 			t.Error(r.Response.Status, r.text)
 		}
 	})
 	bubble(t, "a rule for MQTT or WebSocket does not apply to HTTPS, nor one for HTTPS to MQTT", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: simulator.OnRegister, Protocol: "websocket", Status: 500},
 			simulator.Rule{On: simulator.OnRegister, Protocol: "mqtt", Status: 501}, simulator.Rule{On: simulator.OnRegister, Protocol: "https", Status: 502})
-		if r := openAPI(t, s).register(); r.StatusCode != 502 {
+		if r := openAPI(t, s).register(); r.StatusCode != http.StatusBadGateway {
 			t.Error(r.Response.Status)
 		}
 		if p := ready(t, s).register("1"); !strings.Contains(p.topic, "/501/") {
@@ -386,7 +403,7 @@ func TestHTTPSFaults(t *testing.T) {
 			s := script(t, c.rule)
 			a := openAPI(t, s)
 			if c.answered {
-				if r := a.register(); r.StatusCode != 202 {
+				if r := a.register(); r.StatusCode != http.StatusAccepted {
 					t.Error(r.Response.Status)
 				}
 			} else {

@@ -20,7 +20,7 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 		onTelemetry = func(hub.Telemetry) {}
 	}
 	return &hub.Hub{
-		Find: func(name, deviceID string) (hub.Device, bool) {
+		Assigned: func(name, deviceID string) (hub.Device, bool) {
 			r, found := s.service.records.find(name, deviceID)
 			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation}, found
 		},
@@ -29,6 +29,14 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 		Now:         s.now,
 		Telemetry:   onTelemetry,
 	}
+}
+
+// AddDevice creates the identity of a device at the hub that its enrollment assigns, without a
+// registration, for a program that uses only the hub. The credential is the same as at DPS. The
+// identity exists until the server ends.
+func (s *Server) AddDevice(registrationID string) {
+	name, deviceID := s.entries.Load().Assignment(registrationID)
+	s.hub.Add(name, deviceID, hub.Device{RegistrationID: registrationID})
 }
 
 // verifyIssued verifies a chain whose first certificate was issued for a CSR. A hub knows the
@@ -84,7 +92,7 @@ func (h *hubSession) identify(e *Entry) {
 }
 
 // key contains a slash, which no registration ID does.
-func (h *hubSession) key() string { return hub.Names(h.user.Hub)[0] + "/" + h.user.Device }
+func (h *hubSession) key() string { return h.user.Key() }
 
 func (h *hubSession) replaced() string {
 	return "400027 ConnectionForcefullyClosedOnNewConnection: the device has connected again"
@@ -106,17 +114,10 @@ func (h *hubSession) check(p *packets.Packet) error {
 		_, err := h.user.ParseTopic(p.TopicName)
 		return err
 	case packets.Subscribe, packets.Unsubscribe:
-		added := map[string]bool{}
 		for _, f := range p.Filters {
 			if err := h.user.CheckFilter(f.Filter); err != nil {
 				return err
 			}
-			if _, there := h.granted[f.Filter]; !there {
-				added[f.Filter] = true
-			}
-		}
-		if p.FixedHeader.Type == packets.Subscribe && len(h.granted)+len(added) > hub.MaxFilters {
-			return fmt.Errorf("more than %d filters", hub.MaxFilters)
 		}
 	}
 	return nil
@@ -153,7 +154,7 @@ func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail st
 			h.s.refuse(fmt.Sprintf("CONNACK %d", code), scripted)
 		}
 	case rule.ErrorCode != 0:
-		_, _ = refuse(scripted)
+		h.s.refuse(fmt.Sprintf("CONNACK 5 for %d", rule.ErrorCode), scripted)
 		return 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage)) + ": scenario"
 	case h.wrong != nil:
 		return refuse(enroll.Explanation{Reason: h.wrong.Error(), Expected: "{hub}/{deviceId}/?api-version={version}", Given: enroll.Quote(string(p.Connect.Username))})
@@ -213,9 +214,12 @@ func (h *hubSession) publish(rule *Rule, p *packets.Packet, acked bool) {
 		var topic string
 		var body []byte
 		if rule.Status == 0 {
-			topic, body = h.s.c.server.hub.Twins.Answer(h.user, at, p.Payload)
-		} else {
-			topic = hub.ResponseTopic(rule.Status, at.RequestID)
+			var wrong error
+			if topic, body, wrong = h.s.c.server.hub.Twins.Answer(h.user, at, p.Payload); wrong != nil {
+				h.s.refuse("twin 400", enroll.Explanation{Reason: wrong.Error()})
+			}
+		} else if topic = hub.ResponseTopic(rule.Status, at.RequestID); rule.Status >= 400 {
+			h.s.refuse(fmt.Sprintf("twin %d", rule.Status), scripted)
 		}
 		if rule.Body != nil {
 			body = []byte(*rule.Body)

@@ -26,11 +26,11 @@ type Entry struct {
 	Direction string `json:"direction,omitempty"`
 	// Packet is an MQTT packet type in capitals, REQUEST or RESPONSE over HTTPS, or OPEN, TLS,
 	// UPGRADE, GARBAGE, STALL, VIOLATION, REFUSAL or CLOSE for an event of the connection.
-	Packet string `json:"packet"`
+	Packet         string `json:"packet"`
+	RegistrationID string `json:"registrationId,omitempty"`
 	// Service is what the client uses, "dps" or "hub". It is known from CONNECT on, with the CLOSE
 	// of MQTT, and with the requests over HTTPS.
-	Service        string `json:"service,omitempty"`
-	RegistrationID string `json:"registrationId,omitempty"`
+	Service string `json:"service,omitempty"`
 	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
 	Hub      string `json:"hub,omitempty"`
 	DeviceID string `json:"deviceId,omitempty"`

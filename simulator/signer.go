@@ -23,3 +23,11 @@ func (s steadySigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts
 		}
 	}
 }
+
+// steady returns a signer whose ECDSA signatures have the same length.
+func steady(key crypto.Signer) crypto.Signer {
+	if ec, ok := key.(*ecdsa.PrivateKey); ok {
+		return steadySigner{ec}
+	}
+	return key
+}

@@ -13,6 +13,7 @@ package simulator
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -20,6 +21,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,6 +59,11 @@ type Options struct {
 	// its changes. If it is empty, it is the directory's enrollments.toml if Enrollments is
 	// nil, and otherwise changes are in memory only.
 	EnrollmentsFile string
+	// DefaultHub is the host name of the hub that devices are assigned if no hub is linked and
+	// their enrollment names none. If it is empty, it is enroll.DefaultHub.
+	DefaultHub string
+	// Names are further host names and IP addresses of the server's certificate.
+	Names []string
 	// PacketLog receives one JSON object per line, see Entry. Nil means no output.
 	PacketLog io.Writer
 	// DiscardLog keeps no entries in memory, for a server that runs for a long time. Log then
@@ -87,6 +94,8 @@ type Server struct {
 	onError     func(error)
 	onRefusal   func(Refusal)
 	seed        seed
+	defaultHub  string
+	names       []string
 	material    *material
 	entries     atomic.Pointer[enroll.Entries]
 	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
@@ -107,8 +116,9 @@ type Server struct {
 	refused   map[string]time.Time // until when, by protocol
 	sessions  map[string]*session  // by the key of their application
 
-	done chan struct{} // closed under mu, by Close
-	wg   sync.WaitGroup
+	draining []chan struct{} // closed under mu, when no connection is open
+	done     chan struct{}   // closed under mu, by Close
+	wg       sync.WaitGroup
 }
 
 // New creates a server. Errors come from the directory's files, from the enrollments and
@@ -126,6 +136,9 @@ func New(o Options) (*Server, error) {
 		onError:   o.OnError,
 		file:      o.EnrollmentsFile,
 		onRefusal: o.OnRefusal,
+
+		defaultHub: o.DefaultHub,
+		names:      o.Names,
 	}
 	if s.onRefusal == nil {
 		s.onRefusal = func(Refusal) {}
@@ -237,12 +250,14 @@ func (s *Server) SetEnrollments(e *enroll.Enrollments) error {
 
 // setEnrollments does what SetEnrollments does. The caller holds s.changing.
 func (s *Server) setEnrollments(e *enroll.Enrollments) error {
-	entries, err := enroll.Compile(e)
+	own := *e
+	own.DefaultHub = cmp.Or(e.DefaultHub, s.defaultHub)
+	entries, err := enroll.Compile(&own)
 	if err != nil {
 		return err
 	}
 	names := allNames(entries.Hubs())
-	certificate, err := s.material.server.server("", names, s.now())
+	certificate, err := s.material.server.server("", slices.Concat(names, s.names), s.now())
 	if err != nil {
 		return err
 	}
@@ -306,6 +321,23 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 func (s *Server) ended() bool { return isClosed(s.done) }
+
+// Drain waits until no connection is open, or until the context is done. When a client has exited, the
+// server may still have to read what the client sent last, such as why it ended a TLS handshake.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	if len(s.conns) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	s.draining = append(s.draining, idle)
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
 
 // Close ends all connections and listeners, and returns when all goroutines of the server
 // have ended. It may be called more than once.

@@ -210,9 +210,16 @@ func (w *webSocket) Read(p []byte) (int, error) {
 	}
 }
 
+// textCloseCode is the error for the close frame of Paho's library for Java, which Microsoft's SDK
+// for Java uses: the frame contains the text 1000 instead of the number.
+const textCloseCode = "websocket: bad close code 12592"
+
 // webSocketError turns the end of a WebSocket into an end of file, and a violation of RFC
 // 6455 into a violation.
 func webSocketError(err error) error {
+	if err != nil && err.Error() == textCloseCode {
+		return io.EOF
+	}
 	var closed *websocket.CloseError
 	var network net.Error
 	switch {

@@ -14,61 +14,101 @@ import (
 )
 
 func newCredentials() *cobra.Command {
-	var dir, id string
+	var dir, id, enrollments string
 	c := &cobra.Command{
-		Use:                   "credentials --dir DIR --registration-id ID",
+		Use:                   "credentials --dir DIR --registration-id ID [--enrollments FILE]",
 		Short:                 "Create the key and certificate of a device",
 		DisableFlagsInUseLine: true,
-		Long: `Credentials creates in DIR the files that a device of the two default groups
-needs: ID.key, its derived symmetric key in base64, and ID.pem and ID-key.pem, a
-new certificate and its private key.`,
+		Long: `Credentials creates in DIR the files that a device needs to register: ID.key,
+its symmetric key in base64, and ID.pem and ID-key.pem, a new certificate and
+its private key. It prints their paths.
+
+The enrollments define both. The key is the primary key of the device's
+individual enrollment, or is derived from the key of the first enrollment group
+that has one. The certificate is issued by the certificate authority that the
+individual enrollment or a group trusts. This requires the authority's private
+key: NAME.key beside its certificate NAME.pem.
+
+If the enrollments allow only one of the two, credentials creates this one, and
+prints the reason to standard error.`,
 		Example: `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {
 				return usageError("--dir and --registration-id are required")
 			}
-			// The command does not use the enrollments, which may be invalid at the moment.
-			s, err := simulator.New(simulator.Options{Directory: dir, Enrollments: &enroll.Enrollments{}})
+			o := simulator.Options{Directory: dir}
+			if enrollments != "" {
+				var err error
+				if o.Enrollments, err = enroll.ReadFile(enrollments); err != nil {
+					return err
+				}
+			}
+			s, err := simulator.New(o)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			files, err := writeCredentials(s, dir, id)
-			for _, f := range files {
-				fmt.Fprintln(c.OutOrStdout(), f)
+			d, err := writeDevice(s, dir, id)
+			for _, f := range []string{d.key, d.certificate, d.privateKey} {
+				if f != "" {
+					fmt.Fprintln(c.OutOrStdout(), f)
+				}
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			if d.NoKey != nil {
+				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: no key: %v\n", d.NoKey)
+			}
+			if d.NoCertificate != nil {
+				fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: no certificate: %v\n", d.NoCertificate)
+			}
+			return nil
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&id, "registration-id", "", "registration `ID` of the device")
-	_ = c.MarkFlagDirname("dir") // fails only for a flag that does not exist
+	c.Flags().StringVar(&enrollments, "enrollments", "", enrollmentsUsage)
+	// Errors occur only for flags that do not exist.
+	_ = c.MarkFlagDirname("dir")
+	_ = c.MarkFlagFilename("enrollments", "toml")
 	withoutFiles(c, "registration-id")
 	return c
 }
 
-// writeCredentials writes a device's files and returns the paths of key, certificate and
-// private key. For an ID that is too long for a common name it writes the key and returns an error.
-func writeCredentials(s *simulator.Server, dir, id string) (files []string, err error) {
+// device holds the files of a device. A file that it cannot have is "", for a reason.
+type device struct {
+	simulator.Credentials
+
+	key, certificate, privateKey string
+}
+
+// writeDevice creates a device's credentials and writes their files.
+func writeDevice(s *simulator.Server, dir, id string) (device, error) {
 	if !enroll.IsRegistrationID(id) {
-		return nil, usageError("%q is not a registration ID", id)
+		return device{}, usageError("%q is not a registration ID", id)
 	}
 	if slices.Contains([]string{"ca", "device-ca", "issuing-ca", "issuing-root"}, id) {
-		return nil, usageError("the files of device %q would overwrite those of the simulator", id)
+		return device{}, usageError("the files of device %q would overwrite those of the simulator", id)
 	}
-	write := func(name string, text []byte, mode fs.FileMode) error {
-		files = append(files, filepath.Join(dir, name))
-		return renameio.WriteFile(filepath.Join(dir, name), text, mode, renameio.WithTempDir(dir))
-	}
-	if err := write(id+".key", []byte(s.DeviceKey(id)+"\n"), 0o600); err != nil {
-		return files, err
-	}
-	certificate, key, err := s.DeviceCertificate(id)
+	c, err := s.Credentials(id)
 	if err != nil {
-		return files, err
+		return device{}, err
 	}
-	if err := write(id+".pem", certificate, 0o644); err != nil {
-		return files, err
+	d := device{Credentials: c}
+	write := func(name string, text []byte, mode fs.FileMode) (string, error) {
+		return filepath.Join(dir, name), renameio.WriteFile(filepath.Join(dir, name), text, mode, renameio.WithTempDir(dir))
 	}
-	return files, write(id+"-key.pem", key, 0o600)
+	if c.NoKey == nil {
+		if d.key, err = write(id+".key", []byte(c.Key+"\n"), 0o600); err != nil {
+			return d, err
+		}
+	}
+	if c.NoCertificate == nil {
+		if d.certificate, err = write(id+".pem", c.Certificate, 0o644); err != nil {
+			return d, err
+		}
+		d.privateKey, err = write(id+"-key.pem", c.PrivateKey, 0o600)
+	}
+	return d, err
 }

@@ -83,15 +83,15 @@ type demoGateway struct {
 // provision runs the daemon like the main function of dpsd until the assignment is on disk,
 // and shows the notifications for systemd.
 func (g demoGateway) provision(ctx context.Context, out io.Writer, e *endpoint, dir string) error {
-	files, err := writeCredentials(e.server, dir, g.id)
+	files, err := writeDevice(e.server, dir, g.id)
 	if err != nil {
 		return err
 	}
-	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files[0]}}
+	var credential attest.Credential = attest.SymmetricKey{Key: attest.Reference{File: files.key}}
 	if g.certified {
 		credential = attest.X509{
-			Certificate: attest.Reference{File: files[1]},
-			PrivateKey:  attest.Reference{File: files[2]},
+			Certificate: attest.Reference{File: files.certificate},
+			PrivateKey:  attest.Reference{File: files.privateKey},
 		}
 	}
 	state := filepath.Join(dir, g.id)

@@ -11,12 +11,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/page"
 	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
@@ -27,37 +31,50 @@ const endpointFile = "endpoint.json"
 // serverName is the host name to connect to. The certificate of the server contains it.
 const serverName = "localhost"
 
+// defaultHub is the hub that serve and exec assign if the enrollments name none. Clients connect
+// to its own ports, 8883 and 443, so it is this machine. It is not localhost, because the SDKs for
+// Java and C require a dot in the name of a hub.
+const defaultHub = "127.0.0.1"
+
 // freePort selects a port that the kernel chooses, at both loopback addresses.
 const freePort = serverName + ":0"
 
 // flags holds the flags that serve and exec share.
 type flags struct {
-	dir, mqtt, webSocket, enrollments, scenario, packetLog string
-	page                                                   pageFlags
-	seed                                                   uint64
-	fast, quiet                                            bool
+	dir, mqtt, webSocket, enrollments, scenario, packetLog, hub string
+
+	page        pageFlags
+	names       []string // of the server's certificate
+	seed        uint64
+	fast, quiet bool
+	replaceable map[string]bool // addresses that a free port may replace
 }
 
-// dirUsage describes --dir.
-const dirUsage = "directory `DIR` for keys, certificates and\nenrollments; created on first use"
+// Descriptions of flags that several commands have.
+const (
+	dirUsage         = "directory `DIR` for keys, certificates and\nenrollments; created on first use"
+	enrollmentsUsage = "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)"
+)
 
 func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
 	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
-	c.Flags().StringVar(&f.enrollments, "enrollments", "", "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)")
+	c.Flags().StringVar(&f.enrollments, "enrollments", "", enrollmentsUsage)
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
+	c.Flags().StringVar(&f.hub, "hub", defaultHub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
+	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	f.page.add(c, service)
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
-	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal")
+	c.Flags().BoolVar(&f.quiet, "quiet", false, "do not print a line to standard error for each\nrefusal and each message to a hub")
 	// Errors occur only for flags that do not exist.
 	_ = c.MarkFlagDirname("dir")
 	_ = c.MarkFlagFilename("enrollments", "toml")
 	_ = c.MarkFlagFilename("scenario", "toml")
 	_ = c.MarkFlagFilename("packet-log")
-	withoutFiles(c, "mqtt", "websocket", "seed")
+	withoutFiles(c, "mqtt", "websocket", "hub", "san", "seed")
 }
 
 // withoutFiles keeps the shell from suggesting files as values of these flags.
@@ -85,7 +102,7 @@ type endpoint struct {
 	server      *simulator.Server
 	page        *http.Server
 	log         *os.File
-	refusals    *printer // nil for none
+	printer     *printer // of refusals and telemetry; nil for none
 	file        string
 	enrollments string // the file
 	connection  string // of the service API
@@ -100,7 +117,19 @@ func (f *flags) open() (e *endpoint, err error) {
 	if err != nil {
 		return nil, err
 	}
-	o := simulator.Options{Directory: dir, Seed: f.seed, DiscardLog: true, OnError: func(err error) {
+	names := f.names
+	for _, name := range names {
+		if net.ParseIP(name) == nil && !enroll.IsHostName(strings.TrimPrefix(name, "*.")) {
+			return nil, usageError("--san: %q is neither a host name nor an IP address", name)
+		}
+	}
+	if f.hub != "" {
+		if !enroll.IsHostName(f.hub) {
+			return nil, usageError("--hub: %q is not a host name", f.hub)
+		}
+		names = append(slices.Clone(names), f.hub)
+	}
+	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
 		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 	}}
 	if o.Scenario, err = f.readScenario(); err != nil {
@@ -126,8 +155,9 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 	}()
 	if !f.quiet {
-		e.refusals = newPrinter(os.Stderr)
-		o.OnRefusal = func(r simulator.Refusal) { e.refusals.print(r.String()) }
+		e.printer = newPrinter(os.Stderr)
+		o.OnRefusal = func(r simulator.Refusal) { e.printer.print(r.String()) }
+		o.OnTelemetry = func(t hub.Telemetry) { e.printer.print(describeTelemetry(t)) }
 	}
 	if f.packetLog != "" {
 		if e.log, err = os.Create(f.packetLog); err != nil {
@@ -147,10 +177,10 @@ func (f *flags) open() (e *endpoint, err error) {
 	if err := os.Remove(e.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return e, err
 	}
-	if e.MQTT, e.MQTTPort, err = listen(f.mqtt, e.server.AcceptMQTT); err != nil {
+	if e.MQTT, e.MQTTPort, err = f.listen(f.mqtt, "DPS_MQTT_PORT", e.server.AcceptMQTT); err != nil {
 		return e, err
 	}
-	if e.WebSocket, e.WebSocketPort, err = listen(f.webSocket, e.server.AcceptWebSocket); err != nil {
+	if e.WebSocket, e.WebSocketPort, err = f.listen(f.webSocket, "DPS_WEBSOCKET_PORT", e.server.AcceptWebSocket); err != nil {
 		return e, err
 	}
 	if err := e.openPage(f.page, feed); err != nil {
@@ -177,23 +207,31 @@ func (f *flags) readScenario() (*simulator.Scenario, error) {
 }
 
 // listen returns the address and the port that it listens on, or neither for an empty address.
-// "localhost" means both loopback addresses, and the returned address is then the IPv4 one.
-func listen(address string, accept func(net.Listener) error) (string, int, error) {
+// "localhost" means both loopback addresses, and the returned address is then the IPv4 one. If
+// the address may be replaced and is not available, listen uses a free port, and prints the
+// variable that contains it.
+func (f *flags) listen(address, variable string, accept func(net.Listener) error) (string, int, error) {
 	if address == "" {
 		return "", 0, nil
 	}
-	listeners, err := listeners(address)
+	all, err := listeners(address)
+	if f.replaceable[address] && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EADDRINUSE)) {
+		reason := err
+		if all, err = listeners(freePort); err == nil {
+			fmt.Fprintf(os.Stderr, "dpsd-sim: %v: using port %d, which only clients that read %s find\n", reason, all[0].Addr().(*net.TCPAddr).Port, variable)
+		}
+	}
 	if err != nil {
 		return "", 0, err
 	}
-	for _, l := range listeners {
+	for _, l := range all {
 		go func() {
 			if err := accept(l); err != nil {
 				fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
 			}
 		}()
 	}
-	first := listeners[0].Addr()
+	first := all[0].Addr()
 	return first.String(), first.(*net.TCPAddr).Port, nil
 }
 
@@ -228,8 +266,8 @@ func (e *endpoint) close() {
 		e.server.Close()
 		_ = os.Remove(e.file)
 	}
-	if e.refusals != nil {
-		e.refusals.close()
+	if e.printer != nil {
+		e.printer.close()
 	}
 	if e.log != nil {
 		_ = e.log.Close()

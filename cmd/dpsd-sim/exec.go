@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,11 +12,17 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/dpsd-project/dpsd/simulator"
 )
+
+// execWebSocket is the address that samples connect to, which serve does not use by default.
+const execWebSocket = "localhost:443"
+
+// drainLimit is how long exec waits for connections that its command has left open, for example
+// in a program in the background.
+const drainLimit = time.Second
 
 // Exit codes of a command that could not be started, as in a shell.
 const (
@@ -43,19 +50,36 @@ environment, and exits with the command's exit code:
   DPS_CERTIFICATE_FILE  the device's certificate
   DPS_PRIVATE_KEY_FILE  its private key
 
+Exec also sets the variables that Microsoft's samples read: PROVISIONING_HOST,
+PROVISIONING_IDSCOPE, PROVISIONING_REGISTRATION_ID, PROVISIONING_SYMMETRIC_KEY,
+CERTIFICATE_FILE and KEY_FILE, DPS_X509_REGISTRATION_ID, X509_CERT_FILE and
+X509_KEY_FILE, IOTHUB_DEVICE_SECURITY_TYPE, IOTHUB_DEVICE_DPS_*,
+IOTHUB_DEVICE_CONNECTION_STRING and DEVICE_CONNECTION_STRING, and AZ_IOT_*.
+NODE_EXTRA_CA_CERTS, SSL_CERT_FILE and REQUESTS_CA_BUNDLE make Node, OpenSSL and
+Python trust the server's certificate.
+
+The samples connect to the service's own ports, 8883 and 443. If exec may not
+use one of them, or another program uses it, exec prints a line to standard
+error and uses a free port.
+
 With --service, DPS_SERVICE_CONNECTION_STRING and
 PROVISIONING_CONNECTION_STRING are the connection string of the service API.
 
-Without --dir, exec creates all files in a temporary directory.`,
+A variable for which the enrollments allow no value is not set. Without --dir,
+exec creates all files in a temporary directory.`,
 		Example: `  dpsd-sim exec -- node register.js
   dpsd-sim exec --registration-id press-7 -- env`,
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files
 		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
+			f.replaceable = map[string]bool{}
+			for flag, address := range map[string]string{"mqtt": defaultMQTT, "websocket": execWebSocket} {
+				f.replaceable[address] = !c.Flags().Changed(flag)
+			}
 			return f.exec(c, id, args)
 		},
 	}
-	f.add(c, freePort, freePort, "")
+	f.add(c, defaultMQTT, execWebSocket, "")
 	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
 	withoutFiles(c, "registration-id")
 	return c
@@ -89,7 +113,10 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 	command := exec.Command(args[0], args[1:]...) //nolint:gosec // running a given command is its purpose
 	command.Stdin, command.Stdout, command.Stderr = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
 	// Variables of an outer exec must not replace those that are not set here.
-	command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DPS_") })
+	command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return strings.HasPrefix(name, "DPS_") || slices.Contains(execVariables, name)
+	})
 	command.Env = append(command.Env, environment...)
 	if err := command.Start(); err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\n", err)
@@ -105,6 +132,9 @@ func (f *flags) exec(c *cobra.Command, id string, args []string) error {
 		case s := <-stop: // we end when the command ends
 			_ = command.Process.Signal(s)
 		case err := <-ended:
+			ctx, cancel := context.WithTimeout(c.Context(), drainLimit)
+			e.server.Drain(ctx)
+			cancel()
 			return commandStatus(err)
 		}
 	}
@@ -122,29 +152,55 @@ func commandStatus(err error) error {
 	return &exitError{code: exit.ExitCode()}
 }
 
-// environment writes the device's credentials and returns variables that name them.
+// execVariables are the variables that exec sets or removes, beside those that begin with DPS_.
+var execVariables = []string{
+	"PROVISIONING_HOST", "PROVISIONING_IDSCOPE", "PROVISIONING_REGISTRATION_ID", "PROVISIONING_SYMMETRIC_KEY",
+	"CERTIFICATE_FILE", "KEY_FILE", "X509_CERT_FILE", "X509_KEY_FILE",
+	"PROVISIONING_CONNECTION_STRING",
+	"IOTHUB_DEVICE_SECURITY_TYPE", "IOTHUB_DEVICE_DPS_ENDPOINT", "IOTHUB_DEVICE_DPS_ID_SCOPE", "IOTHUB_DEVICE_DPS_DEVICE_ID",
+	"IOTHUB_DEVICE_DPS_DEVICE_KEY", "IOTHUB_DEVICE_CONNECTION_STRING", "DEVICE_CONNECTION_STRING",
+	"AZ_IOT_HUB_HOSTNAME", "AZ_IOT_HUB_DEVICE_ID", "AZ_IOT_HUB_SAS_DEVICE_ID", "AZ_IOT_HUB_SAS_KEY", "AZ_IOT_PROVISIONING_ID_SCOPE", "AZ_IOT_PROVISIONING_REGISTRATION_ID",
+	"AZ_IOT_PROVISIONING_SAS_REGISTRATION_ID", "AZ_IOT_PROVISIONING_SAS_KEY", "AZ_IOT_DEVICE_X509_TRUST_PEM_FILE_PATH",
+	"NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+}
+
+// environment writes the device's credentials and returns the variables of exec.
 func (e *endpoint) environment(id string) ([]string, error) {
-	files, err := writeCredentials(e.server, filepath.Dir(e.CAFile), id)
-	if err != nil && (len(files) == 0 || len(id) <= simulator.MaxCommonName) {
+	d, err := writeDevice(e.server, filepath.Dir(e.CAFile), id)
+	if err != nil {
 		return nil, err
 	}
-	environment := []string{
-		"DPS_ENDPOINT=" + e.Endpoint,
-		"DPS_CA_FILE=" + e.CAFile,
-		"DPS_ID_SCOPE=" + e.IDScope,
-		"DPS_REGISTRATION_ID=" + id,
-		"DPS_SYMMETRIC_KEY=" + e.server.DeviceKey(id),
-	}
-	for name, port := range map[string]int{"DPS_MQTT_PORT": e.MQTTPort, "DPS_WEBSOCKET_PORT": e.WebSocketPort} {
-		if port != 0 {
-			environment = append(environment, name+"="+strconv.Itoa(port))
+	e.server.AddDevice(id) // a sample with a connection string does not register
+	var all []string
+	set := func(value string, names ...string) {
+		for _, name := range names {
+			all = append(all, name+"="+value)
 		}
 	}
 	if e.connection != "" {
-		environment = append(environment, "DPS_SERVICE_CONNECTION_STRING="+e.connection, "PROVISIONING_CONNECTION_STRING="+e.connection)
+		set(e.connection, "DPS_SERVICE_CONNECTION_STRING", "PROVISIONING_CONNECTION_STRING")
 	}
-	if len(files) == 3 {
-		environment = append(environment, "DPS_CERTIFICATE_FILE="+files[1], "DPS_PRIVATE_KEY_FILE="+files[2])
+	set(e.Endpoint, "DPS_ENDPOINT", "PROVISIONING_HOST", "IOTHUB_DEVICE_DPS_ENDPOINT")
+	set(e.IDScope, "DPS_ID_SCOPE", "PROVISIONING_IDSCOPE", "IOTHUB_DEVICE_DPS_ID_SCOPE", "AZ_IOT_PROVISIONING_ID_SCOPE")
+	set(id, "DPS_REGISTRATION_ID", "PROVISIONING_REGISTRATION_ID", "IOTHUB_DEVICE_DPS_DEVICE_ID",
+		"DPS_X509_REGISTRATION_ID", "AZ_IOT_PROVISIONING_REGISTRATION_ID", "AZ_IOT_PROVISIONING_SAS_REGISTRATION_ID")
+	set(e.CAFile, "DPS_CA_FILE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AZ_IOT_DEVICE_X509_TRUST_PEM_FILE_PATH")
+	set("DPS", "IOTHUB_DEVICE_SECURITY_TYPE")
+	set(d.Hub, "AZ_IOT_HUB_HOSTNAME")
+	set(d.DeviceID, "AZ_IOT_HUB_DEVICE_ID", "AZ_IOT_HUB_SAS_DEVICE_ID")
+	if e.MQTTPort != 0 {
+		set(strconv.Itoa(e.MQTTPort), "DPS_MQTT_PORT")
 	}
-	return environment, nil
+	if e.WebSocketPort != 0 {
+		set(strconv.Itoa(e.WebSocketPort), "DPS_WEBSOCKET_PORT")
+	}
+	if d.NoKey == nil {
+		set(d.Key, "DPS_SYMMETRIC_KEY", "PROVISIONING_SYMMETRIC_KEY", "IOTHUB_DEVICE_DPS_DEVICE_KEY", "AZ_IOT_PROVISIONING_SAS_KEY", "AZ_IOT_HUB_SAS_KEY")
+		set("HostName="+d.Hub+";DeviceId="+d.DeviceID+";SharedAccessKey="+d.Key, "IOTHUB_DEVICE_CONNECTION_STRING", "DEVICE_CONNECTION_STRING")
+	}
+	if d.NoCertificate == nil {
+		set(d.certificate, "DPS_CERTIFICATE_FILE", "CERTIFICATE_FILE", "X509_CERT_FILE")
+		set(d.privateKey, "DPS_PRIVATE_KEY_FILE", "KEY_FILE", "X509_KEY_FILE")
+	}
+	return all, nil
 }

@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 		"probe":    probe,
 		"probe-at": probeAt,
 		"bare":     bare,
+		"names":    names,
+
+		"probe-hub": probeHub,
 
 		"probe-served": probeServed,
 		"enroll":       enrollDevice,
@@ -172,5 +175,23 @@ func bare() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "DPS_") {
 			fmt.Println(name)
 		}
+	}
+}
+
+// names prints the host names and IP addresses of the server's certificate.
+func names() {
+	conn, err := tls.Dial("tcp", net.JoinHostPort(os.Getenv("DPS_ENDPOINT"), os.Getenv("DPS_MQTT_PORT")),
+		&tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer conn.Close()
+	leaf := conn.ConnectionState().PeerCertificates[0]
+	for _, name := range leaf.DNSNames {
+		fmt.Println(name)
+	}
+	for _, ip := range leaf.IPAddresses {
+		fmt.Println(ip)
 	}
 }

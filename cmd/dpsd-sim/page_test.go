@@ -35,7 +35,7 @@ func TestThePageShowsADeviceAndCausesFaultsIfTheyAreAllowed(t *testing.T) {
 		}
 		t.Cleanup(func() { live.Body.Close() })
 		dir := strings.TrimSuffix(e.CAFile, "/ca.pem")
-		if _, err := writeCredentials(e.server, dir, "gateway-1"); err != nil {
+		if _, err := writeDevice(e.server, dir, "gateway-1"); err != nil {
 			t.Fatal(err)
 		}
 		if reply, err := register(dir, "gateway-1"); err != nil || !strings.Contains(reply, "assigned") {

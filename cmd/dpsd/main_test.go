@@ -162,7 +162,7 @@ func startSimulator(dir, log string, args ...string) (*simulated, error) {
 
 func tryToStartSimulator(dir, log string, args ...string) (*simulated, error) {
 	s := &simulated{dir: dir}
-	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir,
+	s.command = exec.Command("dpsd-sim", append([]string{"serve", "--dir", dir, "--hub", "dpsd-sim.azure-devices.net",
 		"--mqtt", "localhost:0", "--websocket", "localhost:0", "--service", "", "--packet-log", log}, args...)...)
 	var complaint strings.Builder
 	s.command.Stderr = &complaint

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -15,7 +16,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/tomlfile"
 )
 
-// DefaultHub is the hub of enrollments that name no hub.
+// DefaultHub is the hub of enrollments that name no hub, unless Enrollments.DefaultHub is set.
 const DefaultHub = "dpsd-sim.azure-devices.net"
 
 // Hub is an IoT hub that is linked to the service.
@@ -73,7 +74,7 @@ func (e *Enrollments) linked(name string) bool {
 func (e *Enrollments) candidates(names []string) []Hub {
 	switch {
 	case len(names) == 0 && len(e.Hubs) == 0:
-		return []Hub{{Name: DefaultHub}}
+		return []Hub{{Name: cmp.Or(e.DefaultHub, DefaultHub)}}
 	case len(names) == 0:
 		return e.Hubs
 	}
@@ -90,7 +91,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 	seen := map[string]bool{}
 	for i, h := range e.Hubs {
 		bad := problems.In("hub", i)
-		if !isHostName(h.Name) {
+		if !IsHostName(h.Name) {
 			bad("name", "%q is not a host name", h.Name)
 		}
 		if seen[strings.ToLower(h.Name)] {
@@ -108,7 +109,7 @@ func (e *Enrollments) checkHubs(problems *tomlfile.Problems) {
 			bad("milliseconds", "is missing")
 		}
 		for name, ms := range l.Milliseconds {
-			if !isHostName(name) || !e.linked(name) {
+			if !IsHostName(name) || !e.linked(name) {
 				bad("milliseconds", "%q is not a linked hub", name)
 			}
 			if ms < 0 {

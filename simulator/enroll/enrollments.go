@@ -23,8 +23,11 @@ import (
 // enrollments take precedence over groups.
 type Enrollments struct {
 	// Hubs are the linked hubs. If it is empty, they are the hubs that the enrollments name, or
-	// "dpsd-sim.azure-devices.net" if the enrollments name none.
+	// the default hub if the enrollments name none.
 	Hubs []Hub `toml:"hub"`
+	// DefaultHub is the host name of the hub of an enrollment that names none, if no hub is
+	// linked. If it is empty, the constant DefaultHub applies. A file cannot set it.
+	DefaultHub string `toml:"-"`
 	// Latencies define the latency between devices and hubs. The first entry that matches a
 	// device applies.
 	Latencies   []Latency    `toml:"latency"`
@@ -176,9 +179,11 @@ type Entry struct {
 	individual  string // registration ID, "" for a group
 	keys        [][]byte
 	roots       *x509.CertPool
-	issuers     []string // names of the roots
-	thumbprints []string // of an individual's certificates
-	hubs        []Hub    // to choose from
+	cas         []*x509.Certificate // in roots
+	caFile      string              // the file that has them, or ""
+	issuers     []string            // names of the roots
+	thumbprints []string            // of an individual's certificates
+	hubs        []Hub               // to choose from
 	latencies   []Latency
 }
 
@@ -263,7 +268,7 @@ func (n *Entry) check(e *Enrollments, bad tomlfile.Reporter) {
 	checkObject("properties", g.Properties, bad)
 	for _, name := range g.Hubs {
 		switch {
-		case !isHostName(name):
+		case !IsHostName(name):
 			bad("hubs", "%q is not a host name", name)
 		case !e.linked(name):
 			bad("hubs", "%q is not a linked hub", name)
@@ -355,7 +360,7 @@ func (a *Attestation) compile(n *Entry, bad tomlfile.Reporter) {
 			bad("ca_file", "%v", err)
 			return
 		}
-		n.roots = x509.NewCertPool()
+		n.roots, n.cas, n.caFile = x509.NewCertPool(), certificates, a.CAFile
 		for _, c := range certificates {
 			n.roots.AddCert(c)
 			n.issuers = append(n.issuers, c.Subject.String())

@@ -11,5 +11,5 @@ var (
 // begin with a letter or digit and end with a letter, digit or hyphen.
 func IsRegistrationID(id string) bool { return registrationID.MatchString(id) }
 
-// isHostName is as strict as a device must be with its assigned hub.
-func isHostName(s string) bool { return len(s) <= 253 && hostName.MatchString(s) }
+// IsHostName checks the form of a host name, as strictly as a device must check its assigned hub.
+func IsHostName(s string) bool { return len(s) <= 253 && hostName.MatchString(s) }

@@ -204,25 +204,19 @@ func (t sasToken) texts(wanted string) []candidate {
 		letters  = "The letters of the sr that was signed have another case than those of the sr in the token."
 		unit     = "The expiry that was signed has another unit than the se in the token: both must be the same number of seconds."
 	)
-	all := []candidate{{t.toSign(), ""}}
-	for _, r := range []candidate{
-		{resource, encoding}, {upper, encoding}, {lower, encoding}, {url.QueryEscape(t.resource), "The resource was percent-encoded twice before it was signed."},
-		{wanted, encoding},
-		{strings.ToLower(t.resource), letters}, {strings.ToLower(upper), letters},
-	} {
-		all = append(all, candidate{r.value + "\n" + t.expiryRaw, r.advice})
-	}
-	for _, c := range []candidate{
+	expiry := "\n" + t.expiryRaw
+	return []candidate{
+		{t.toSign(), ""},
+		{resource + expiry, encoding}, {upper + expiry, encoding}, {lower + expiry, encoding}, {wanted + expiry, encoding},
+		{url.QueryEscape(t.resource) + expiry, "The resource was percent-encoded twice before it was signed."},
+		{strings.ToLower(t.resource) + expiry, letters}, {strings.ToLower(upper) + expiry, letters},
 		{t.resource + t.expiryRaw, "The line feed between sr and se was not signed."},
 		{t.resource + `\n` + t.expiryRaw, "A backslash and the letter n were signed instead of a line feed."},
 		{t.resource + "\r\n" + t.expiryRaw, "A carriage return was signed before the line feed."},
 		{t.toSign() + "\n", "A line feed was signed at the end. The text ends with the expiry."},
 		{t.resource + "\n" + strconv.FormatInt(t.expiry/1000, 10), unit},
-		{t.resource + "\n" + t.expiryRaw + "000", unit},
-	} {
-		all = append(all, c)
+		{t.resource + expiry + "000", unit},
 	}
-	return all
 }
 
 // keysOf returns the keys that a device could have used if an enrollment applies to it: the

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
@@ -46,8 +47,8 @@ type Telemetry struct {
 
 // Hub answers devices. All fields with functions are required.
 type Hub struct {
-	// Find returns the identity of a device at a hub.
-	Find func(hub, deviceID string) (Device, bool)
+	// Assigned returns the identity that DPS has created for a device at a hub.
+	Assigned func(hub, deviceID string) (Device, bool)
 	// Enrollments returns the enrollments, which contain the keys of the devices.
 	Enrollments func() enroll.Entries
 	// Issued verifies the chain of a certificate that was issued for a CSR.
@@ -58,7 +59,37 @@ type Hub struct {
 	Telemetry func(Telemetry)
 
 	Twins Twins
+
+	mu    sync.Mutex
+	added map[string]Device // by hub and device ID
 }
+
+// Add creates the identity of a device that DPS has not assigned to the hub.
+func (h *Hub) Add(hub, deviceID string, d Device) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.added == nil {
+		h.added = map[string]Device{}
+	}
+	h.added[key(hub, deviceID)] = d
+}
+
+// Find returns the identity of a device at a hub.
+func (h *Hub) Find(hub, deviceID string) (Device, bool) {
+	if d, found := h.Assigned(hub, deviceID); found {
+		return d, true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d, found := h.added[key(hub, deviceID)]
+	return d, found
+}
+
+// key identifies a device among those of all hubs. The case of its device ID matters.
+func key(hub, deviceID string) string { return Names(hub)[0] + "/" + deviceID }
+
+// Key identifies the device among those of all hubs.
+func (u User) Key() string { return key(u.Hub, u.Device) }
 
 func refuse(code int, message, reason string) *enroll.Refusal {
 	r := &enroll.Refusal{Code: code, Message: message}

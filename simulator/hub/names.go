@@ -116,9 +116,6 @@ const (
 // Responses is the filter of the answers to requests for the twin.
 const Responses = "$iothub/twin/res/#"
 
-// MaxFilters is how many filters a device may subscribe to.
-const MaxFilters = 5
-
 // MaxMessage is the maximum size of a message in bytes.
 const MaxMessage = 256 << 10
 
@@ -151,7 +148,8 @@ func (u User) ParseTopic(topic string) (Publication, error) {
 	return p, nil
 }
 
-// CheckFilter returns an error if a device may not subscribe to a filter.
+// CheckFilter returns an error if a device may not subscribe to a filter. There are fewer filters
+// than the five to which a hub limits a device.
 func (u User) CheckFilter(filter string) error {
 	switch filter {
 	case Responses, "$iothub/twin/PATCH/properties/desired/#", "$iothub/methods/POST/#",

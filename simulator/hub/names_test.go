@@ -31,7 +31,7 @@ func TestTheUserNameAndThenTheServerNameSelectsTheHub(t *testing.T) {
 	}{
 		{"0ne1/registrations/x/api-version=2019-03-31", "b.azure-devices.net", false},
 		{"0ne1/registrations/x", "", false},
-		{"0ne1/registrations/x/?api-version=2019-03-31", "", false}, // the question mark is a mistake
+		{"0ne1/registrations/x/?api-version=2019-03-31", "", false},   // the question mark is a mistake
 		{"localhost/registrations/?api-version=2021-04-12", "", true}, // a device of this name
 		{"unknown.azure-devices.net/x/?api-version=2021-04-12", "localhost", true},
 		{"unknown.azure-devices.net/x", "", true},

@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -16,7 +17,7 @@ import (
 // for concurrent use.
 type Twins struct {
 	mu  sync.Mutex
-	all map[string]*twin
+	all map[string]*twin // by User.Key
 }
 
 // twin is the twin of a device, which the simulated cloud never changes.
@@ -26,8 +27,7 @@ type twin struct {
 }
 
 // of returns the twin of a device. The caller holds t.mu.
-func (t *Twins) of(hub, device string) *twin {
-	key := Names(hub)[0] + "/" + device
+func (t *Twins) of(key string) *twin {
 	if t.all == nil {
 		t.all = map[string]*twin{}
 	}
@@ -37,34 +37,39 @@ func (t *Twins) of(hub, device string) *twin {
 	return t.all[key]
 }
 
-// Answer performs a request of a device, and returns the topic and the body of the answer.
-func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer []byte) {
+// Answer performs a request of a device, and returns the topic and the body of the answer. wrong
+// is why it refuses the request, or nil.
+func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer []byte, wrong error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	w := t.of(u.Hub, u.Device)
+	w := t.of(u.Key())
 	if p.Kind == TwinGet {
 		reported := maps.Clone(w.reported)
 		reported["$version"] = w.version
 		answer, err := enroll.JSON(map[string]any{"desired": map[string]any{"$version": 1}, "reported": reported})
 		if err != nil { // every value came from JSON
-			return ResponseTopic(http.StatusInternalServerError, p.RequestID), nil
+			return ResponseTopic(http.StatusInternalServerError, p.RequestID), nil, err
 		}
-		return ResponseTopic(http.StatusOK, p.RequestID), answer
+		return ResponseTopic(http.StatusOK, p.RequestID), answer, nil
+	}
+	refuse := func(reason string) (string, []byte, error) {
+		answer, _ := enroll.JSON(map[string]string{"message": reason}) // a text is always JSON
+		return ResponseTopic(http.StatusBadRequest, p.RequestID), answer, errors.New(reason)
 	}
 	var patch map[string]any
 	in := json.NewDecoder(bytes.NewReader(body))
 	in.UseNumber()
 	if err := in.Decode(&patch); err != nil || patch == nil || in.More() {
-		return ResponseTopic(http.StatusBadRequest, p.RequestID), []byte(`{"message":"The reported properties are not a JSON object."}`)
+		return refuse("the reported properties are not a JSON object")
 	}
 	for name := range patch {
 		if strings.HasPrefix(name, "$") {
-			return ResponseTopic(http.StatusBadRequest, p.RequestID), []byte(`{"message":"The name of a reported property begins with $."}`)
+			return refuse("the name of a reported property begins with $")
 		}
 	}
 	merge(w.reported, patch)
 	w.version++
-	return fmt.Sprintf("%s&$version=%d", ResponseTopic(http.StatusNoContent, p.RequestID), w.version), nil
+	return fmt.Sprintf("%s&$version=%d", ResponseTopic(http.StatusNoContent, p.RequestID), w.version), nil, nil
 }
 
 // ResponseTopic is the topic of an answer to a request for the twin.

@@ -152,8 +152,8 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 	bad.Pattern("device", r.Device)
 	bad.OneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
 	bad.OneOf("frames", r.Frames, Frames...)
-	if r.Protocol == "https" && r.On != OnRegister && r.On != OnPoll {
-		bad("protocol", "https applies only to: %s %s", OnRegister, OnPoll)
+	if r.Protocol == "https" && r.On != OnRegister && r.On != OnPoll && r.On != OnHubRequest {
+		bad("protocol", "https applies only to: %s %s %s", OnRegister, OnPoll, OnHubRequest)
 	}
 	if r.Chance < 0 || r.Chance > 1 {
 		bad("chance", "%v is not between 0 and 1", r.Chance)

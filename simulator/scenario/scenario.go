@@ -165,9 +165,9 @@ type Rule struct {
 	Silent bool `toml:"silent"`
 	// Garbage is sent verbatim instead of the answer; at accept it is sent without TLS, after
 	// the client's first bytes. Then the connection is closed or, with Silent, held open.
-	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
+	Garbage string `toml:"garbage" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// GarbageHex is Garbage in hexadecimal, for bytes that are not text. Spaces are ignored.
-	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
+	GarbageHex string `toml:"garbage_hex" on:"accept upgrade connect subscribe register poll puback ping unsubscribe disconnect hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// AfterUp and AfterDown let that many bytes of the stream, including TLS, pass in
 	// that direction before Close, Reset or Garbage happens. With Silent the direction
 	// stalls there.
@@ -178,7 +178,7 @@ type Rule struct {
 	DelayUp   time.Duration `toml:"-" key:"delay_up" on:"accept"`
 	DelayDown time.Duration `toml:"-" key:"delay_down" on:"accept"`
 	// Then is what follows an answer: "close", "reset" or "silent" (nothing more is sent).
-	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping"`
+	Then string `toml:"then" of:"close reset silent" on:"connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// ByteByByte writes the answer one byte at a time; at accept it applies to the whole
 	// connection, including TLS.
 	ByteByByte bool `toml:"byte_by_byte" on:"accept connect subscribe register poll ping unsubscribe hub-connect hub-subscribe hub-publish hub-twin hub-ping"`

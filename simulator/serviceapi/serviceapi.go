@@ -213,8 +213,9 @@ func write(w http.ResponseWriter, status int, body any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(text)
+	_, _ = w.Write(text) //nolint:gosec // a browser does not take it for HTML
 }
 
 // fail writes an error in the form of the service.

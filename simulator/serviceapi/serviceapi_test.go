@@ -2,6 +2,7 @@ package serviceapi_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -296,7 +297,7 @@ func TestRefusals(t *testing.T) {
 				header = []string{"x-ms-continuation", "?"}
 			}
 			got := a.ask(c.method, c.path, c.body, header...)
-			if message, _ := got.body["message"].(string); got.StatusCode != 400 || !strings.Contains(message, c.says) {
+			if message, _ := got.body["message"].(string); got.StatusCode != http.StatusBadRequest || !strings.Contains(message, c.says) {
 				t.Error(got.Status, got.text)
 			}
 			if a.server.Enrollments() != before {
@@ -530,7 +531,7 @@ func register(t *testing.T, s *simulator.Server, id, deviceKey string) int {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA())
 	conn := tls.Client(mine, &tls.Config{RootCAs: roots, ServerName: "localhost", Time: func() time.Time { return at }, MinVersion: tls.VersionTLS12})
-	client := &http.Client{Transport: &http.Transport{DialTLS: func(string, string) (net.Conn, error) { return conn, nil }, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }, DisableKeepAlives: true}}
 	r, err := http.NewRequest(http.MethodPut, "https://localhost/"+s.IDScope()+"/registrations/"+id+"/register?api-version=2021-10-01", strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)
@@ -666,7 +667,7 @@ func TestFile(t *testing.T) {
 		if err := os.WriteFile(file, []byte("[[group]\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := a.ask("PUT", one, individual); got.StatusCode != 400 || !strings.Contains(got.text, "enrollments.toml:1:") {
+		if got := a.ask("PUT", one, individual); got.StatusCode != http.StatusBadRequest || !strings.Contains(got.text, "enrollments.toml:1:") {
 			t.Error(got.Status, got.text)
 		}
 		if text, _ := os.ReadFile(file); string(text) != "[[group]\n" {
@@ -704,7 +705,7 @@ func TestListener(t *testing.T) {
 				t.Fatal(err)
 			}
 			answer.Body.Close()
-			if answer.StatusCode != 401 {
+			if answer.StatusCode != http.StatusUnauthorized {
 				t.Error(answer.Status)
 			}
 		})
@@ -729,7 +730,7 @@ func TestConnectionString(t *testing.T) {
 		t.Error(got)
 	}
 	for path, want := range map[string]bool{"/enrollments/a": true, "/EnrollmentGroups/query": true, "/registrations/a": true, "/": false, "/enrollmentsx": false, "/assets/enrollments": false} {
-		if got := serviceapi.Serves(httptest.NewRequest("GET", path, nil)); got != want {
+		if got := serviceapi.Serves(httptest.NewRequest(http.MethodGet, path, nil)); got != want {
 			t.Errorf("%s: %v", path, got)
 		}
 	}

@@ -159,7 +159,7 @@ func (g *gateway) serve(scenario string) {
 	}
 	g.write("/run/scenario.toml", scenario)
 	g.sim = g.command("dpsd-sim", "serve", "--dir", "/run/simulator", "--mqtt", "127.0.0.1:8883", "--websocket", "127.0.0.1:443",
-		"--scenario", "/run/scenario.toml", "--seed", "6")
+		"--scenario", "/run/scenario.toml", "--seed", "6", "--hub", "dpsd-sim.azure-devices.net")
 	var complaint strings.Builder
 	g.sim.Stderr = &complaint
 	out, err := g.sim.StdoutPipe()

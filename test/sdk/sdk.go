@@ -1,4 +1,4 @@
-// Package sdk installs Microsoft's device SDKs for Node and Python, unchanged, with the small
+// Package sdk installs Microsoft's device SDKs for Node, Python and Java, unchanged, with the small
 // programs in simulator/testdata that use them to register devices. Tests and benchmarks use it;
 // they install from the registries only on demand.
 package sdk
@@ -59,6 +59,20 @@ func Python() SDK {
 		command: func(cases string, proxy int) []string {
 			return []string{"venv/bin/python", "register.py", cases, strconv.Itoa(proxy)}
 		},
+	}
+}
+
+// Java is the SDK for Java. It has no Command.
+func Java() SDK {
+	return SDK{
+		Name:  "Java",
+		files: "java",
+		tools: []string{"javac", "mvn", "keytool"},
+		install: [][]string{
+			{"mvn", "--quiet", "--batch-mode", "dependency:copy-dependencies", "-DoutputDirectory=lib"},
+			{"javac", "-cp", "lib/*", "Device.java"},
+		},
+		version: []string{"sh", "-c", `java -version 2>&1 | sed -n 1p; ls lib | grep '^provisioning-device-client'`},
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *service) read(name string) string {
 // start starts the service, and returns when it listens.
 func (s *service) start() {
 	s.g.t.Helper()
-	s.cmd = exec.Command("nsenter", "--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir,
+	s.cmd = exec.Command("nsenter", "--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir, "--hub", simulatedHub,
 		"--scenario", filepath.Join(s.dir, "scenario.toml"), "--packet-log", filepath.Join(s.dir, "packets"))
 	s.ended = startReady(s.g.t, s.cmd)
 	s.g.t.Cleanup(s.stop)

@@ -1,7 +1,7 @@
 // Enrolls devices with Microsoft's service SDK for Node, unchanged, and registers them over
 // HTTPS with its device SDK, against the simulator that the environment names:
 //
-//   dpsd-sim exec --service localhost:0 -- node provision.js
+//   dpsd-sim exec --service localhost:0 -- node service.js
 //
 // The last line is "assigned HUB DEVICE".
 'use strict';
