@@ -251,5 +251,5 @@ func back(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		v = nil
 	}
-	http.Redirect(w, r, "/?"+parseQuery(v).encode(), http.StatusSeeOther)
+	http.Redirect(w, r, "/?"+parseQuery(v).encode(), http.StatusSeeOther) //nolint:gosec // only the query comes from the form
 }
