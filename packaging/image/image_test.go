@@ -159,7 +159,7 @@ func TestEachImageRunsTheServerAsAnOrdinaryUser(t *testing.T) {
 			if c.User != "65532:65532" {
 				t.Errorf("the user is %q", c.User)
 			}
-			if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != "/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :8443" {
+			if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != "/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :8443 --hub dpsd-sim.azure-devices.net" {
 				t.Errorf("the command is %s", got)
 			}
 			if !reflect.DeepEqual(c.Volumes, map[string]struct{}{"/data": {}}) {
