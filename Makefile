@@ -72,7 +72,7 @@ test:
 # installed from their registries. Takes two to four minutes.
 test-clients: $(CURRENT)
 	.ci/need clients
-	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -v ./test/clients
+	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -timeout 20m -v ./test/clients
 	DPSD_SDKS=1 go test -count=1 -v -run '^Test(Node|Python)SDK$$' ./cmd/dpsd-sim
 
 lint: .bin/golangci-lint

@@ -1,4 +1,3 @@
-//nolint:misspell // mosquitto is the name of a program
 package mqttv3_test
 
 import (

@@ -273,7 +273,7 @@ func (r result) refusals() []string {
 }
 
 // slots bounds how many clients run at the same time.
-var slots = make(chan bool, 3)
+var slots = make(chan bool, 4)
 
 // runs runs a client with "dpsd-sim exec" in a network namespace of its own.
 func runs(t *testing.T, dir string, flags []string, command ...string) result {

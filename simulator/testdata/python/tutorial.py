@@ -31,7 +31,7 @@ def token(resource, policy):
     return f"SharedAccessSignature sr={sr}&sig={urllib.parse.quote(sig, safe='')}&se={se}{policy}"
 
 
-def connect(host, client_id, user, resource, policy, on_connect):
+def connect(host, client_id, user, resource, policy, on_connect, on_publish=lambda: None):
     """Connects with the credential of the command line."""
     client = mqtt.Client(client_id, transport="websockets" if transport == "websocket" else "tcp")
     if credential == "key":
@@ -41,6 +41,7 @@ def connect(host, client_id, user, resource, policy, on_connect):
         client.username_pw_set(user)
         client.tls_set(os.environ["DPS_CA_FILE"], os.environ["DPS_CERTIFICATE_FILE"], os.environ["DPS_PRIVATE_KEY_FILE"])
     client.on_connect = on_connect
+    client.on_publish = lambda _client, _data, _mid: on_publish()
     client.on_disconnect = lambda _client, _data, rc: fail(f"disconnected: {mqtt.error_string(rc)}") if rc else None
     client.connect(host, 443 if transport == "websocket" else 8883)
     client.loop_start()
@@ -80,8 +81,7 @@ def reply(client, _data, message):
             fail(mqtt.connack_string(rc))
         other.publish(f"devices/{hub_device}/messages/events/", "hello", qos=1)
 
-    other = connect(hub, hub_device, f"{hub}/{hub_device}/?api-version=2021-04-12", f"{hub}/devices/{hub_device}", "", send)
-    other.on_publish = lambda *_: done.set()
+    connect(hub, hub_device, f"{hub}/{hub_device}/?api-version=2021-04-12", f"{hub}/devices/{hub_device}", "", send, done.set)
 
 
 service = connect(os.environ["DPS_ENDPOINT"], device_id, f"{scope}/registrations/{device_id}/api-version=2019-03-31",
