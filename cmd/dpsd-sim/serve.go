@@ -75,7 +75,7 @@ line and column of the error, and keeps the previous enrollments.`,
 			}
 		},
 	}
-	f.add(c, defaultMQTT, defaultWebSocket)
+	f.add(c, defaultMQTT, defaultWebSocket, serveHub)
 	return c
 }
 
