@@ -43,7 +43,7 @@ func (s *Server) Credentials(registrationID string) (Credentials, error) {
 	c.Certificate, c.PrivateKey, c.NoCertificate = s.issueFor(registrationID, entries)
 	c.Hub, c.DeviceID = entries.Assignment(registrationID)
 	if c.NoKey != nil && c.NoCertificate != nil {
-		return c, errors.Join(c.NoKey, c.NoCertificate)
+		return c, fmt.Errorf("the enrollments allow no credential for the device %q: %w; %w", registrationID, c.NoKey, c.NoCertificate)
 	}
 	return c, nil
 }

@@ -31,10 +31,13 @@ const endpointFile = "endpoint.json"
 // serverName is the host name to connect to. The certificate of the server contains it.
 const serverName = "localhost"
 
-// defaultHub is the hub that serve and exec assign if the enrollments name none. Clients connect
-// to its own ports, 8883 and 443, so it is this machine. It is not localhost, because the SDKs for
-// Java and C require a dot in the name of a hub.
-const defaultHub = "127.0.0.1"
+// The hubs that serve and exec assign if the enrollments name none. Clients connect to a hub's own
+// ports, 8883 and 443, so it is this machine. dpsd requires a host name, and the SDKs for Java and C,
+// whose samples exec runs, a name with a dot.
+const (
+	serveHub = serverName
+	execHub  = "127.0.0.1"
+)
 
 // freePort selects a port that the kernel chooses, at both loopback addresses.
 const freePort = serverName + ":0"
@@ -56,14 +59,14 @@ const (
 	enrollmentsUsage = "`FILE` that lists the devices that may register\n(default DIR/enrollments.toml)"
 )
 
-func (f *flags) add(c *cobra.Command, mqtt, webSocket, service string) {
+func (f *flags) add(c *cobra.Command, mqtt, webSocket, hub, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
 	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
 	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", enrollmentsUsage)
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
 	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
-	c.Flags().StringVar(&f.hub, "hub", defaultHub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
+	c.Flags().StringVar(&f.hub, "hub", hub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
 	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	f.page.add(c, service)

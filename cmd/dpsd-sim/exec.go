@@ -79,7 +79,7 @@ exec creates all files in a temporary directory.`,
 			return f.exec(c, id, args)
 		},
 	}
-	f.add(c, defaultMQTT, execWebSocket, "")
+	f.add(c, defaultMQTT, execWebSocket, execHub, "")
 	c.Flags().StringVar(&id, "registration-id", "sim-device-1", "registration `ID` of the device\n")
 	withoutFiles(c, "registration-id")
 	return c

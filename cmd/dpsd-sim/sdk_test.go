@@ -139,7 +139,7 @@ func (k sdkTest) run(t *testing.T, dir string, e *enrolled) {
 	cases := e.write("cases.json", string(text))
 	log := filepath.Join(e.dir, "packets.jsonl")
 	proxy := portProxy(t, filepath.Join(e.dir, endpointFile))
-	run := exec.CommandContext(t.Context(), filepath.Join(dir, "dpsd-sim"), append([]string{"exec", "--dir", e.dir,
+	run := exec.CommandContext(t.Context(), filepath.Join(dir, "dpsd-sim"), append([]string{"exec", "--dir", e.dir, "--registration-id", e.cases[0].RegistrationID,
 		"--packet-log", log, "--scenario", filepath.Join(e.dir, "scenario.toml"), "--"}, k.Command(cases, proxy)...)...)
 	run.Dir = dir
 	// The program ends its command, and then itself, when it receives the signal.

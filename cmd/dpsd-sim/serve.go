@@ -79,7 +79,7 @@ line and column of the error, and keeps the previous enrollments.`,
 			}
 		},
 	}
-	f.add(c, defaultMQTT, defaultWebSocket, defaultService)
+	f.add(c, defaultMQTT, defaultWebSocket, serveHub, defaultService)
 	return c
 }
 

@@ -57,7 +57,7 @@ func TestADeveloperWithoutAnAccountRunsDpsdAgainstTheSimulator(t *testing.T) {
 		}
 		rest = after
 	}
-	for _, want := range []string{"DPSD_ASSIGNED_HUB=\"127.0.0.1\"\n", "ok       connect (websocket)", "dpsd: unauthorized: ", "assigned, according to the state files: dpsd is not running\n"} {
+	for _, want := range []string{"DPSD_ASSIGNED_HUB=\"localhost\"\n", "ok       connect (websocket)", "dpsd: unauthorized: ", "assigned, according to the state files: dpsd is not running\n"} {
 		if !strings.Contains(seen, want) {
 			t.Errorf("following the page does not lead to %q:\n%s", want, seen)
 		}
