@@ -86,7 +86,7 @@ connack = 3
 		}{
 			{"an ID scope that no DPS has", `"gw-1"`, `"elsewhere"`, "", "connack-unavailable", "Check id_scope first", []string{"(CONNACK return code 3)"}, ""},
 			{"nothing listens at port 443", twoPorts, "websocket_port = 443\nprotocols = [\"websocket\"]", "", "tcp-refused", "Check the name and port of the server", []string{"443: tcp-refused"}, "443"},
-			{"nothing listens at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "let dpsd also try port 443", []string{"8884: tcp-refused"}, ""},
+			{"nothing listens at port 8883", twoPorts, "mqtt_port = 8884\nprotocols = [\"mqtt\"]", "", "tcp-refused", "configure dpsd to also try port 443", []string{"8884: tcp-refused"}, ""},
 			{"no /etc/resolv.conf", `"localhost"`, `"dps.example.com"`, "rm -f /etc/resolv.conf", "resolver-missing", "Check that /etc/resolv.conf exists", []string{"/etc/resolv.conf"}, ""},
 			{"the group's key", "", "", "cp /etc/credstore/dps-primary-key /root/; head -c 32 /dev/zero | base64 >/etc/credstore/dps-primary-key", "unauthorized", "If you use a key, first check that it is the device's own key, not the enrollment group's (dpsd derive-key), and that the registration ID has no upper-case letters", []string{"unauthorized"}, ""},
 			{"a key that the sandbox hides", `"credential:dps-primary-key"`, `"file:/root/gw-1.key"`, "cp /root/dps-primary-key /etc/credstore/; cp /root/dps-primary-key /root/gw-1.key", "credential-unreadable", "put the file in /etc/dpsd/keys", []string{"failed   credential", "hides /root from dpsd", "Move it to /etc/dpsd"}, ""},
