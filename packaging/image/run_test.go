@@ -152,7 +152,7 @@ type place struct {
 	sysctls map[string]string
 }
 
-// lowPorts lets an ordinary user listen at ports below 1024, as Docker does.
+// lowPorts lets an ordinary user listen on ports below 1024, as Docker does.
 var lowPorts = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 
 // start starts a container of the image: with the default command if there are no arguments,
