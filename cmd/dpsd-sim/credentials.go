@@ -25,9 +25,9 @@ the certificate's private key. It prints their paths.
 
 The enrollments determine the key and the certificate. The key is the primary
 key of the device's individual enrollment, or is derived from the key of the
-first enrollment group that has one. The certificate is issued by the certificate authority that the
-individual enrollment or a group trusts. This requires the authority's private
-key: NAME.key beside its certificate NAME.pem.
+first enrollment group that has one. The certificate is issued by the
+certificate authority that the individual enrollment or a group trusts. This
+requires the authority's private key: NAME.key beside its certificate NAME.pem.
 
 If the enrollments allow only a key or only a certificate, credentials creates
 only that, and prints the reason to standard error.`,
