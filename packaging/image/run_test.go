@@ -398,7 +398,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 			t.Errorf("exit code %d", code)
 		}
 		check := l.start(t, place{volumes: map[string]string{"/data": data}}, healthCheck(t)[1:]...)
-		if code := check.wait(t); code != 1 || !strings.Contains(check.out.String(), "no simulator is ready: /data/endpoint.json is of process 1, which has ended") {
+		if code := check.wait(t); code != 1 || !strings.Contains(check.out.String(), "no simulator is ready: /data/endpoint.json belongs to process 1, which has ended") {
 			t.Errorf("exit code %d: %s", code, check.out.String())
 		}
 	})
