@@ -88,7 +88,7 @@ func explainMember(name string) enroll.Explanation {
 	}
 	for _, known := range registrationMembers {
 		if strings.EqualFold(known, name) {
-			e.Advice = fmt.Sprintf("The name of the member is %s; its case matters.", known)
+			e.Advice = fmt.Sprintf("The name of the member is %s. Case matters.", known)
 		}
 	}
 	return e
@@ -110,7 +110,7 @@ func explainJSON(body []byte, err error, strict bool) enroll.Explanation {
 	case bytes.HasPrefix(body, []byte("\ufeff")):
 		e.Advice = "The message begins with a byte order mark, which is not part of JSON."
 	case bytes.ContainsRune(body, '\'') && json.Valid(bytes.ReplaceAll(body, []byte("'"), []byte(`"`))):
-		e.Advice = "The strings are in single quotes. JSON has double quotes."
+		e.Advice = "The strings are in single quotes. JSON requires double quotes."
 	}
 	return e
 }

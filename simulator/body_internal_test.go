@@ -13,15 +13,15 @@ func TestUndecodableBodiesAreExplained(t *testing.T) {
 		strict     bool
 		want       string
 	}{
-		{"an unknown member", `{"modelId":"x"}`, false, `the body has an unknown member: expected only registrationId, tpm, payload, csr, given "modelId"`},
-		{"a member in other case", `{"RegistrationID":"x"}`, false, "The name of the member is registrationId; its case matters."},
+		{"an unknown member", `{"modelId":"x"}`, false, `the body has an unknown member: expected only registrationId, tpm, payload, csr, got "modelId"`},
+		{"a member in other case", `{"RegistrationID":"x"}`, false, "The name of the member is registrationId. Case matters."},
 		{"names without quotes, if that is strict", `{payload:{}}`, true, "the setting strict_json requires it"},
 		{"a byte order mark", "\ufeff{}", false, "byte order mark"},
 		{"a zero byte at the end", "{}\x00", false, "zero byte"},
 		{"single quotes", `{'payload':{}}`, false, "double quotes"},
-		{"the surroundings of a mistake", `{"payload":{"password":"` + strings.Repeat("s", 99) + `","a":1,}}`, false, `given "` + strings.Repeat("s", 11) + `\",\"a\":1,}}"`},
+		{"the surroundings of a mistake", `{"payload":{"password":"` + strings.Repeat("s", 99) + `","a":1,}}`, false, `got "` + strings.Repeat("s", 11) + `\",\"a\":1,}}"`},
 		{"an array", `[]`, false, "the body is not a JSON object"},
-		{"another device's ID", `{"registrationId":"gw-2"}`, false, `expected "gw-1", given "gw-2"`},
+		{"another device's ID", `{"registrationId":"gw-2"}`, false, `expected "gw-1", got "gw-2"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, refusal := parseBody([]byte(c.body), "gw-1", c.strict)

@@ -134,7 +134,7 @@ type apiRequest struct {
 }
 
 // errNoMethod is the error of a path that does not have the method.
-var errNoMethod = errors.New("the path does not have this method")
+var errNoMethod = errors.New("the path does not support this method")
 
 // parseAPIRequest parses
 //

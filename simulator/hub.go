@@ -109,7 +109,7 @@ func (h *hubSession) check(p *packets.Packet) error {
 		}
 	case packets.Publish:
 		if len(p.Payload) > hub.MaxMessage {
-			return errors.New("a message larger than 256 KB")
+			return errors.New("the message is larger than 256 KB")
 		}
 		_, err := h.user.ParseTopic(p.TopicName)
 		return err
@@ -161,7 +161,7 @@ func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail st
 	case p.Connect.ClientIdentifier != h.user.Device:
 		return refuse(enroll.Explanation{Reason: "the client identifier is not the device ID", Expected: enroll.Quote(h.user.Device), Given: enroll.Quote(p.Connect.ClientIdentifier)})
 	case c.server.isOtherHub(state.ServerName, h.user.Hub):
-		return refuse(enroll.Explanation{Reason: "the server name of TLS is that of another hub", Expected: enroll.Quote(h.user.Hub), Given: enroll.Quote(state.ServerName)})
+		return refuse(enroll.Explanation{Reason: "the TLS server name belongs to a different hub", Expected: enroll.Quote(h.user.Hub), Given: enroll.Quote(state.ServerName)})
 	default:
 		expiry, refused := c.server.hub.Authenticate(h.user, string(p.Connect.Password), state)
 		if refused != nil {

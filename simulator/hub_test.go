@@ -348,22 +348,22 @@ func TestHubIdentity(t *testing.T) {
 		{name: "a device that is not registered", id: "stranger", user: hubUser(hubName, "stranger"), token: func() string { return hubToken(deriveText(shared, "stranger"), hubName, "stranger") }, code: 5, detail: "404001 DeviceNotFound: DPS has not assigned"},
 		{name: "another hub", id: device, user: hubUser("hub-b.azure-devices.net", device), token: func() string { return hubToken(deriveText(shared, device), "hub-b.azure-devices.net", device) }, code: 5, detail: "404001 DeviceNotFound: DPS has not assigned"},
 		{name: "a module", id: device, user: moduleUser, token: func() string { return hubToken(deriveText(shared, device), hubName, device) }, code: 5, detail: "404001 DeviceNotFound: the device has no modules"},
-		{name: "the key of the group itself", id: device, user: hubUser(hubName, device), token: func() string { return hubToken(shared, hubName, device) }, code: 5, detail: "401003 IotHubUnauthorized: the token is not signed with a key of the device"},
-		{name: "the group's key for a device with an individual enrollment", id: "Press-7-at-hub", user: hubUser(hubName, "Press-7-at-hub"), token: func() string { return hubToken(deriveText(shared, "press-7"), hubName, "Press-7-at-hub") }, code: 5, detail: "401003 IotHubUnauthorized: the token is not signed with a key of the device"},
+		{name: "the key of the group itself", id: device, user: hubUser(hubName, device), token: func() string { return hubToken(shared, hubName, device) }, code: 5, detail: "401003 IotHubUnauthorized: the token is not signed with the device's key"},
+		{name: "the group's key for a device with an individual enrollment", id: "Press-7-at-hub", user: hubUser(hubName, "Press-7-at-hub"), token: func() string { return hubToken(deriveText(shared, "press-7"), hubName, "Press-7-at-hub") }, code: 5, detail: "401003 IotHubUnauthorized: the token is not signed with the device's key"},
 		{name: "an expired token", id: device, user: hubUser(hubName, device), token: func() string {
 			return token(deriveText(shared, device), escaped(hubName, device), in(-time.Second), "")
 		}, code: 5, detail: "401003 IotHubUnauthorized: the token has expired"},
-		{name: "a token for another device", id: device, user: hubUser(hubName, device), token: func() string { return hubToken(deriveText(shared, device), hubName, device+"2") }, code: 5, detail: "401003 IotHubUnauthorized: the token is for another resource"},
+		{name: "a token for another device", id: device, user: hubUser(hubName, device), token: func() string { return hubToken(deriveText(shared, device), hubName, device+"2") }, code: 5, detail: "401003 IotHubUnauthorized: the token is for a different resource"},
 		{name: "a token for DPS", id: device, user: hubUser(hubName, device), token: func() string {
 			return token(deriveText(shared, device), url.QueryEscape("0ne/registrations/"+device), in(time.Hour), "&skn=registration")
 		}, code: 5, detail: "401003 IotHubUnauthorized: the token's skn names a policy"},
-		{name: "a password that is no token", id: device, user: hubUser(hubName, device), token: func() string { return shared }, code: 5, detail: "401003 IotHubUnauthorized: the password does not begin with SharedAccessSignature"},
-		{name: "no password", id: device, user: hubUser(hubName, device), token: func() string { return "" }, code: 5, detail: "401003 IotHubUnauthorized: neither a token nor a certificate"},
+		{name: "a password that is not a token", id: device, user: hubUser(hubName, device), token: func() string { return shared }, code: 5, detail: "401003 IotHubUnauthorized: the password does not begin with SharedAccessSignature"},
+		{name: "no password", id: device, user: hubUser(hubName, device), token: func() string { return "" }, code: 5, detail: "401003 IotHubUnauthorized: the client sent neither a token nor a certificate"},
 		{name: "a client identifier that is not the device ID", id: "another", user: hubUser(hubName, device), token: func() string { return hubToken(deriveText(shared, device), hubName, device) }, code: 5, detail: "the client identifier is not the device ID"},
 		{name: "a user name without a device", id: device, user: hubName + "/?api-version=2021-04-12", token: func() string { return hubToken(deriveText(shared, device), hubName, device) }, code: 5, detail: "the user name does not have the form"},
 		{name: "a user name of neither form, at the server name of a hub", id: device, user: device, serverName: hubName, token: func() string { return hubToken(deriveText(shared, device), hubName, device) }, code: 5, detail: "the user name does not have the form"},
 		{name: "a user name that is not percent-encoded", id: device, user: hubUser(hubName, device) + "&a=%zz", token: func() string { return hubToken(deriveText(shared, device), hubName, device) }, code: 5, detail: "the user name is not percent-encoded"},
-		{name: "the server name of another hub", id: device, user: hubUser("hub-b.azure-devices.net", device), serverName: hubName, token: func() string { return hubToken(deriveText(shared, device), "hub-b.azure-devices.net", device) }, code: 5, detail: "the server name of TLS is that of another hub"},
+		{name: "the server name of another hub", id: device, user: hubUser("hub-b.azure-devices.net", device), serverName: hubName, token: func() string { return hubToken(deriveText(shared, device), "hub-b.azure-devices.net", device) }, code: 5, detail: "the TLS server name belongs to a different hub"},
 	} {
 		verb := "is accepted"
 		if c.code != 0 {
@@ -417,7 +417,7 @@ func TestHubCertificates(t *testing.T) {
 			t.Error(d)
 		}
 		call(t, s, hubConnect(s, hubName, device), 5)
-		if d := lastDetail(s, "CONNACK"); !strings.Contains(d, "has registered with a certificate") {
+		if d := lastDetail(s, "CONNACK"); !strings.Contains(d, "registered with a certificate") {
 			t.Error(d)
 		}
 	})
@@ -425,7 +425,7 @@ func TestHubCertificates(t *testing.T) {
 		s := start(t, simulator.Options{})
 		registered(t, s, device)
 		call(t, s, connect, 5, deviceCertificate(t, s, device))
-		if d := lastDetail(s, "CONNACK"); !strings.Contains(d, "has registered with a key") {
+		if d := lastDetail(s, "CONNACK"); !strings.Contains(d, "registered with a key") {
 			t.Error(d)
 		}
 	})
@@ -499,11 +499,11 @@ func TestHubPackets(t *testing.T) {
 		packet []byte
 		says   string
 	}{
-		{"a filter of another device", filters(1, "devices/another/messages/devicebound/#"), "a hub is no MQTT broker"},
-		{"the filter of DPS", filters(1, "$dps/registrations/res/#"), "a hub is no MQTT broker"},
-		{"a topic of its own", publishPacket(0x30, "sensors/1", 0, ""), "a hub is no MQTT broker"},
-		{"the telemetry of another device", publishPacket(0x30, events("another"), 0, ""), "a hub is no MQTT broker"},
-		{"a longer name after events", publishPacket(0x30, "devices/"+device+"/messages/events2", 0, ""), "a hub is no MQTT broker"},
+		{"a filter of another device", filters(1, "devices/another/messages/devicebound/#"), "a hub is not an MQTT broker"},
+		{"the filter of DPS", filters(1, "$dps/registrations/res/#"), "a hub is not an MQTT broker"},
+		{"a topic of its own", publishPacket(0x30, "sensors/1", 0, ""), "a hub is not an MQTT broker"},
+		{"the telemetry of another device", publishPacket(0x30, events("another"), 0, ""), "a hub is not an MQTT broker"},
+		{"a longer name after events", publishPacket(0x30, "devices/"+device+"/messages/events2", 0, ""), "a hub is not an MQTT broker"},
 		{"properties that are not percent-encoded", publishPacket(0x30, events(device)+"a=%", 0, ""), "not percent-encoded"},
 		{"a twin request without $rid", publishPacket(0x30, "$iothub/twin/GET/?rid=1", 0, ""), "no $rid"},
 		{"QoS 2", publishPacket(0x34, events(device), 1, ""), "QoS 2"},
@@ -746,7 +746,7 @@ func TestEachRefusalOfARequestToAHubIsReportedOnce(t *testing.T) {
 		c.send(publishPacket(0x30, "$iothub/twin/PATCH/properties/reported/?$rid=1", 0, "[]")...)
 		c.expectPublish("an answer")
 	}
-	who := `refused "` + device + `", which connects to the hub "` + hubName + `", at pipe over `
+	who := `refused "` + device + `" at the hub "` + hubName + `" from pipe over `
 	for _, c := range []struct {
 		name string
 		rule simulator.Rule
@@ -754,11 +754,11 @@ func TestEachRefusalOfARequestToAHubIsReportedOnce(t *testing.T) {
 		want string
 	}{
 		{"a device that the hub does not know", simulator.Rule{On: "ping"}, overHTTPS("GET", "/devices/stranger/modules"), `over https (404, error code 404001): DPS has not assigned the device "stranger"`},
-		{"a request that the hub does not have", simulator.Rule{On: "ping"}, overHTTPS("GET", "/devices/"+device+"/files"), who + `https (404, error code 404000): the hub does not answer GET "/devices/` + device + `/files"`},
-		{"a rule for a request", simulator.Rule{On: "hub-request", Status: 429, ErrorCode: 429001}, overHTTPS("GET", "/devices/"+device+"/modules"), who + "https (429, error code 429001): a rule of the scenario refuses this"},
+		{"a request that the hub does not have", simulator.Rule{On: "ping"}, overHTTPS("GET", "/devices/"+device+"/files"), who + `https (404, error code 404000): the hub does not support GET "/devices/` + device + `/files"`},
+		{"a rule for a request", simulator.Rule{On: "hub-request", Status: 429, ErrorCode: 429001}, overHTTPS("GET", "/devices/"+device+"/modules"), who + "https (429, error code 429001): a scenario rule refuses this"},
 		{"reported properties that are not an object", simulator.Rule{On: "ping"}, twin, who + "mqtt (twin 400): the reported properties are not a JSON object"},
-		{"a rule for the twin", simulator.Rule{On: "hub-twin", Status: 429}, twin, who + "mqtt (twin 429): a rule of the scenario refuses this"},
-		{"a rule with an error code for CONNECT", simulator.Rule{On: "hub-connect", ErrorCode: 403012}, func(t *testing.T, s *simulator.Server) { call(t, s, hubConnect(s, hubName, device), 5) }, who + "mqtt (CONNACK 5 for 403012): a rule of the scenario refuses this"},
+		{"a rule for the twin", simulator.Rule{On: "hub-twin", Status: 429}, twin, who + "mqtt (twin 429): a scenario rule refuses this"},
+		{"a rule with an error code for CONNECT", simulator.Rule{On: "hub-connect", ErrorCode: 403012}, func(t *testing.T, s *simulator.Server) { call(t, s, hubConnect(s, hubName, device), 5) }, who + "mqtt (CONNACK 5 for 403012): a scenario rule refuses this"},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			var got refusals

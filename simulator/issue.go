@@ -66,7 +66,7 @@ func parseCSR(member json.RawMessage, registrationID string, types []string) (*x
 	}
 	switch name := keyType(csr); {
 	case !slices.Contains(types, name):
-		return nil, fmt.Errorf("the csr's key is %s; it must be %s", name, strings.Join(types, ", "))
+		return nil, fmt.Errorf("the csr's key is %s; it must be one of %s", name, strings.Join(types, ", "))
 	case slices.Contains([]x509.SignatureAlgorithm{x509.ECDSAWithSHA1, x509.SHA1WithRSA, x509.MD5WithRSA}, csr.SignatureAlgorithm):
 		return nil, fmt.Errorf("the csr is signed with %s; it must be signed with SHA-256 or better", csr.SignatureAlgorithm)
 	case csr.CheckSignature() != nil:

@@ -197,10 +197,10 @@ func TestIssuing(t *testing.T) {
 		{"whose signature is wrong", base(forged), "the csr's signature is invalid: it does not prove that the device has the private key"},
 		{"whose name was changed after it was signed", base(moved), "the csr's signature is invalid: it does not prove that the device has the private key"},
 		{"that is signed with SHA-1", base(old), "the csr is signed with ECDSA-SHA1; it must be signed with SHA-256 or better"},
-		{"of an RSA key of 3072 bits", base(request(t, rsa3072, named(device))), "the csr's key is RSA-3072; it must be P-256, P-384, RSA-2048"},
+		{"of an RSA key of 3072 bits", base(request(t, rsa3072, named(device))), "the csr's key is RSA-3072; it must be one of P-256, P-384, RSA-2048"},
 		{"of an RSA key that is signed with SHA-1", base(oldRSA), "the csr is signed with SHA1-RSA; it must be signed with SHA-256 or better"},
-		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be P-256, P-384, RSA-2048"},
-		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is P-521; it must be P-256, P-384, RSA-2048"},
+		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be one of P-256, P-384, RSA-2048"},
+		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is P-521; it must be one of P-256, P-384, RSA-2048"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
 		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},
@@ -253,7 +253,7 @@ func TestIssuing(t *testing.T) {
 		bubble(t, "with csr_keys for other types, a CSR of a "+name+" key is answered 400", func(t *testing.T) {
 			s := start(t, simulator.Options{Scenario: &simulator.Scenario{Settings: simulator.Settings{CSRKeys: []string{"P-521", "RSA-3072"}}}})
 			p := as(t, s, device, stable).ask(csrBody(t, base(request(t, key, named(device)))))
-			if b := p.parse(t); b.Message != "the csr's key is "+name+"; it must be P-521, RSA-3072" {
+			if b := p.parse(t); b.Message != "the csr's key is "+name+"; it must be one of P-521, RSA-3072" {
 				t.Error(p.payload)
 			}
 			if p := as(t, s, device, stable).outcome(csrBody(t, base(request(t, rsa3072, named(device))))); len(p.chain(t)) != 3 {

@@ -85,7 +85,7 @@ func subscribed(s *simulator.Server, id string, tcp net.Conn) (*tls.Conn, error)
 	return conn, err
 }
 
-// run makes the connection, and returns when neither side holds it any more.
+// run makes the connection, and returns when neither side still holds it.
 func (v arrival) run(s *simulator.Server, id string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -41,7 +41,7 @@ var mutants = map[string][]edit{
 	"a remaining length has no end":        {{"wire.go", "if len(l.read) == 5 {", "if len(l.read) == 500 {"}},
 	"a longer form of a length is refused": {{"wire.go", "if remaining > maxPacket {", "if remaining > maxPacket || head > 2 && remaining < 128 {"}},
 	"a packet of any size is awaited":      {{"wire.go", "if remaining > maxPacket {", "if remaining > 1<<30 {"}},
-	"any packet type passes":               {{"wire.go", "\t\treturn breach(\"%s: this server does not accept such a packet\", name)", "\t\treturn nil"}},
+	"any packet type passes":               {{"wire.go", "\t\treturn breach(\"%s: the server does not accept this packet type\", name)", "\t\treturn nil"}},
 	"a packet comes in one piece":          {{"wire.go", "if n, err := io.ReadFull(r, body); err != nil {", "if n, err := r.Read(body); err != nil {"}},
 	"data after a packet is lost":          {{"session.go", "in := readPacket(r)", "in := readPacket(bufio.NewReader(struct{ io.Reader }{r}))"}},
 	"an end is an end":                     {{"wire.go", "return io.ErrUnexpectedEOF", "return io.EOF"}},

@@ -47,7 +47,7 @@ func (d *provisioning) check(p *packets.Packet) error {
 		case p.FixedHeader.Retain:
 			return errors.New("the service does not retain messages")
 		case len(p.Payload) > maxMessage:
-			return errors.New("a message larger than 96 KB")
+			return errors.New("the message is larger than 96 KB")
 		case err != nil:
 			return err
 		case !d.subscribed:

@@ -36,11 +36,11 @@ func (r Refusal) String() string {
 	who := "a client"
 	switch {
 	case r.Hub != "":
-		who = fmt.Sprintf("%s, which connects to the hub %s,", enroll.Quote(r.DeviceID), enroll.Quote(r.Hub))
+		who = fmt.Sprintf("%s at the hub %s", enroll.Quote(r.DeviceID), enroll.Quote(r.Hub))
 	case r.RegistrationID != "":
 		who = enroll.Quote(r.RegistrationID)
 	}
-	return fmt.Sprintf("refused %s at %s over %s (%s): %s", who, r.Address, r.Protocol, r.Answer, r.Explanation)
+	return fmt.Sprintf("refused %s from %s over %s (%s): %s", who, r.Address, r.Protocol, r.Answer, r.Explanation)
 }
 
 // refuse records a refusal and reports it. who contains what is known about the client.
@@ -61,20 +61,20 @@ var violationHints = []struct {
 }{
 	{"there is no subscription", enroll.Explanation{
 		Expected: "a SUBSCRIBE to " + responseFilter + " before the first PUBLISH",
-		Advice:   "The service answers with a message. A program that only publishes, such as mosquitto_pub, cannot receive it.",
+		Advice:   "The service sends its reply as a message, which a program that only publishes, such as mosquitto_pub, cannot receive.",
 	}},
 	{"the topic is unknown", enroll.Explanation{
 		Expected: registerPrefix + "$rid={n} or " + pollPrefix + "$rid={n}&operationId={id}",
-		Advice:   "In a shell, quote the topic in single quotes, so that the shell does not replace $dps and $rid.",
+		Advice:   "In a shell, put the topic in single quotes, so that the shell does not expand $dps and $rid.",
 	}},
 	{"the topic has no $rid", enroll.Explanation{
-		Expected: "$rid={n}", Advice: "In a shell, quote the topic in single quotes, so that the shell does not replace $rid.",
+		Expected: "$rid={n}", Advice: "In a shell, put the topic in single quotes, so that the shell does not expand $rid.",
 	}},
-	{"the filter is not", enroll.Explanation{Advice: "In a shell, quote the filter in single quotes, so that the shell does not replace $dps."}},
+	{"the filter is not", enroll.Explanation{Advice: "In a shell, put the filter in single quotes, so that the shell does not expand $dps."}},
 	{"the protocol level is not 4", enroll.Explanation{Expected: "MQTT 3.1.1", Advice: "The service does not speak MQTT 5 or MQTT 3.1. Select version 3.1.1 in the client."}},
 	{"the subprotocol mqtt is not offered", enroll.Explanation{Expected: "the header Sec-WebSocket-Protocol: mqtt"}},
 	{"the service does not have this path", enroll.Explanation{Expected: "the path " + documentedPath}},
-	{"before CONNECT", enroll.Explanation{Advice: "The first packet must be CONNECT. The bytes may not be MQTT."}},
+	{"before CONNECT", enroll.Explanation{Advice: "The first packet must be CONNECT. Check that the client speaks MQTT."}},
 }
 
 // explainViolation explains a violation.
@@ -92,29 +92,29 @@ func explainViolation(reason string) enroll.Explanation {
 // ok is false for a
 // client that sent nothing, such as a port scan, and for a fault of the scenario.
 func explainTLS(err error, read []byte) (e enroll.Explanation, ok bool) {
-	e = enroll.Explanation{Reason: "the TLS handshake failed, " + err.Error()}
+	e = enroll.Explanation{Reason: "the TLS handshake failed (" + err.Error() + ")"}
 	says := func(parts ...string) bool {
 		return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(err.Error(), part) })
 	}
-	const trust = "The client must trust the authority in ca.pem, and connect to a name of the server's certificate."
+	const trust = "The client must trust the certificate authority in ca.pem, and connect to a host name that the server's certificate contains."
 	switch {
 	case len(read) == 0 || errors.Is(err, errScenario):
 		return e, false
 	case says("remote error") && says("unknown certificate authority", "bad certificate", "unknown certificate", "expired certificate"):
-		e.Reason, e.Advice = "the client refused the certificate of the server, "+err.Error(), trust
+		e.Reason, e.Advice = "the client rejected the server's certificate ("+err.Error()+")", trust
 	case says("unsupported versions", "protocol version"):
-		e.Expected, e.Advice = "TLS 1.2", "The settings tls_min and tls_max change the versions."
+		e.Expected, e.Advice = "TLS 1.2", "The settings tls_min and tls_max change the supported versions."
 	case says("first record does not look like a TLS handshake"):
-		e.Expected, e.Given = "TLS", "bytes without TLS"
+		e.Expected, e.Given = "TLS", "bytes that are not TLS"
 		switch {
 		case read[0] == 0x10: // CONNECT
 			e.Given = "MQTT without TLS"
 		case slices.Contains([]string{"GET ", "PUT ", "POST"}, string(read[:min(4, len(read))])):
 			e.Given = "HTTP without TLS"
 		}
-		e.Advice = "The service has no port without TLS."
+		e.Advice = "The service accepts only TLS connections."
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), says("connection reset", "closed pipe"):
-		e.Reason, e.Advice = "the client ended the TLS handshake without a reason", "Many clients do this if they do not trust the certificate of the server. "+trust
+		e.Reason, e.Advice = "the client ended the TLS handshake without giving a reason", "Many clients do this if they do not trust the server's certificate. "+trust
 	}
 	return e, true
 }
@@ -123,7 +123,7 @@ func explainTLS(err error, read []byte) (e enroll.Explanation, ok bool) {
 func explainSilence() enroll.Explanation {
 	return enroll.Explanation{
 		Reason: "the client closed the connection after the TLS handshake, before its first request",
-		Advice: "Programs that check the certificate after the handshake, such as those of Node, do this if they do not trust it or its names. NODE_EXTRA_CA_CERTS names the file ca.pem.",
+		Advice: "Programs that check the certificate after the handshake, such as Node programs, do this if they do not trust it or its names do not match. For Node, set NODE_EXTRA_CA_CERTS to the path of ca.pem.",
 	}
 }
 
@@ -135,7 +135,7 @@ func explainUserName(user string, err error) enroll.Explanation {
 	case user == "":
 		e.Given = "no user name"
 	case strings.Contains(user, "/?api-version"):
-		e.Advice = "The user name for the service has no question mark before api-version, unlike that for a hub."
+		e.Advice = "Unlike the user name for a hub, the user name for DPS has no question mark before api-version."
 	}
 	return e
 }
@@ -143,7 +143,7 @@ func explainUserName(user string, err error) enroll.Explanation {
 func (s *Server) explainScope(given string) enroll.Explanation {
 	return enroll.Explanation{
 		Reason: "the ID scope does not match", Expected: enroll.Quote(s.material.scope), Given: enroll.Quote(given),
-		Advice: "The file id-scope in the directory of the simulator contains its ID scope.",
+		Advice: "The file id-scope in the simulator's directory contains the ID scope.",
 	}
 }
 
@@ -154,6 +154,6 @@ func explainVersion(set Settings, given string) enroll.Explanation {
 	}
 	return enroll.Explanation{
 		Reason: "the api-version is not supported", Expected: cmp.Or(strings.Join(served, ", "), "none"), Given: enroll.Quote(given),
-		Advice: "The settings api_versions, features and unknown_api_version define which are.",
+		Advice: "The settings api_versions, features and unknown_api_version define which versions are supported.",
 	}
 }

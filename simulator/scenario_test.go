@@ -239,7 +239,7 @@ func TestConnectionFaults(t *testing.T) {
 			cl.expectEnd("the end")
 		})
 	}
-	bubble(t, "silent at connect: nothing any more, the connection stays", func(t *testing.T) {
+	bubble(t, "silent at connect: nothing more is sent, and the connection stays open", func(t *testing.T) {
 		s := script(t, simulator.Rule{On: "connect", Silent: true, Times: 1})
 		c := dial(t, s)
 		c.send(goodConnect(s, device)...)

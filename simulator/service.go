@@ -126,17 +126,17 @@ func (r reply) answer() string {
 }
 
 // scripted explains a refusal that is a fault of the scenario.
-var scripted = enroll.Explanation{Reason: "a rule of the scenario refuses this"}
+var scripted = enroll.Explanation{Reason: "a scenario rule refuses this"}
 
 func explainLimit(poll bool, polls, registers int) enroll.Explanation {
 	if poll {
 		return enroll.Explanation{Reason: "the device polls too often", Expected: fmt.Sprintf("at most %d polls in 10 s, as in the service", polls), Advice: "A device must wait for the time in retry-after before it polls."}
 	}
-	return enroll.Explanation{Reason: "too many devices register", Expected: fmt.Sprintf("at most %d registrations in a minute", registers)}
+	return enroll.Explanation{Reason: "too many devices are registering", Expected: fmt.Sprintf("at most %d registrations per minute", registers)}
 }
 
 func explainOperation(current, given string) enroll.Explanation {
-	e := enroll.Explanation{Reason: "the operation is unknown", Given: enroll.Quote(given), Advice: "The device must send the operationId of the answer to its register request."}
+	e := enroll.Explanation{Reason: "the operation is unknown", Given: enroll.Quote(given), Advice: "The device must send the operationId from the answer to its register request."}
 	if current == "" {
 		e.Advice = "The device must register before it polls."
 		return e

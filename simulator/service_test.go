@@ -604,7 +604,7 @@ hub = "a.example"
 		{"a custom pattern that is none", group + "allocation = \"custom\"\n[[group.custom]]\nwhen = { a = \"[\" }\n", "e.toml:7:1: group.custom.when: a: \"[\" is not a pattern"},
 		{"a payload with an unknown name", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${device}\"}'\n", "e.toml:7:1: group.custom.payload: ${device}: not one of ${payload}"},
 		{"a payload with a name that does not end", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '{\"a\":\"${hub\"}'\n", "e.toml:7:1: group.custom.payload: ${hub: not one of"},
-		{"a custom payload that is no object", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '[]'\n", "e.toml:7:1: group.custom.payload: is not a JSON object"},
+		{"a custom payload that is not an object", group + "allocation = \"custom\"\n[[group.custom]]\npayload = '[]'\n", "e.toml:7:1: group.custom.payload: is not a JSON object"},
 		{"a function's status that is a success", group + "allocation = \"custom\"\n[[group.custom]]\nstatus = 200\n", "e.toml:7:1: group.custom.status: 200 is not between 400 and 599"},
 		{"a function that fails and gives a hub", group + "allocation = \"custom\"\nhubs = [\"a.example\"]\n[[group.custom]]\nstatus = 500\nhub = \"a.example\"\n", "e.toml:8:1: group.custom.status: a function that fails returns"},
 		{"a mistake in the second group's table", group + "allocation = \"custom\"\n[[group.custom]]\n" + strings.Replace(group, "\"g\"", "\"h\"", 1) + "allocation = \"custom\"\n[[group.custom]]\nstatus = 1\n", "e.toml:13:1: group.custom.status: 1 is not"},

@@ -288,7 +288,7 @@ func (s *session) receive(in *inbound) {
 	case s.waiting:
 		// A client need not wait for the CONNACK [MQTT-3.1.4-5, non-normative], nor for a SUBACK.
 		if s.early = append(s.early, in); len(s.early) > maxEarly {
-			s.violate("too many packets before the answer to an earlier one")
+			s.violate("too many packets while an earlier one is unanswered")
 		}
 	default:
 		s.handle(in)

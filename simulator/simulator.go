@@ -206,7 +206,7 @@ func (s *Server) IDScope() string { return s.material.scope }
 // GroupKey returns the key of the default symmetric-key group in base64.
 func (s *Server) GroupKey() string { return base64.StdEncoding.EncodeToString(s.material.groupKey) }
 
-// DeviceKey returns the key that is derived for a device from the group key, in base64.
+// DeviceKey returns the device key that is derived for a device from the group key, in base64.
 func (s *Server) DeviceKey(registrationID string) string {
 	return base64.StdEncoding.EncodeToString(enroll.DeriveKey(s.material.groupKey, registrationID))
 }
@@ -383,7 +383,7 @@ func (s *Server) authenticate(clientID, user string, password []byte, state tls.
 	case clientID != u.registrationID:
 		return who, 5, enroll.Explanation{
 			Reason: "the client identifier is not the registration ID", Expected: enroll.Quote(u.registrationID), Given: enroll.Quote(clientID),
-			Advice: "The client identifier must be the registration ID of the user name, letter by letter.",
+			Advice: "The client identifier must be exactly the registration ID in the user name.",
 		}
 	case !set.Serves(u.apiVersion):
 		return who, 5, explainVersion(set, u.apiVersion)
@@ -418,8 +418,8 @@ func (s *Server) verify(who *principal, scope, token string, state tls.Connectio
 		found, who.refused = entries.ByCertificate(who.registrationID, state, s.now())
 	default:
 		return enroll.Explanation{
-			Reason: "neither a token nor a certificate", Expected: "a SAS token as the password, or a client certificate in TLS", Given: "neither of them",
-			Advice: "Check that the program has read its key or its certificate.",
+			Reason: "the client sent neither a token nor a certificate", Expected: "a SAS token as the password, or a client certificate in TLS", Given: "neither",
+			Advice: "Check that the program loads its key or certificate.",
 		}
 	}
 	if found != nil {

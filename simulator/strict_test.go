@@ -77,7 +77,7 @@ func TestStrict(t *testing.T) {
 		{"a packet only a server sends", "connect", fixed(0x20, 2, 0, 0), nil, "CONNACK"},
 		{"a remaining length of five bytes [MQTT-2.2.3]", "connect", fixed(0x30, 0x80, 0x80, 0x80, 0x80, 0x01), nil, "remaining length"},
 		{"a packet of 256 MiB", "connect", fixed(0x30, 0xff, 0xff, 0xff, 0x7f), nil, "the packet is too large"},
-		{"a message larger than 96 KB", "subscribe", fixed(publishPacket(0x30, good, 0, strings.Repeat(" ", 96<<10+1))...), nil, "96 KB"},
+		{"the message is larger than 96 KB", "subscribe", fixed(publishPacket(0x30, good, 0, strings.Repeat(" ", 96<<10+1))...), nil, "96 KB"},
 
 		{"SUBSCRIBE with flags 0 [MQTT-3.8.1-1]", "connect", fixed(append([]byte{0x80}, subscribePacket(1, 1)[1:]...)...), nil, "flags"},
 		{"SUBSCRIBE with packet identifier 0 [MQTT-2.3.1-1]", "connect", fixed(subscribePacket(0, 1)...), nil, "SUBSCRIBE"},
@@ -157,7 +157,7 @@ func TestConnack(t *testing.T) {
 		{"the hub's form with /? is CONNACK 5", func(s *simulator.Server, c *change) {
 			c.user = s.IDScope() + "/registrations/" + device + "/?api-version=2019-03-31"
 		}, 5},
-		{"an api-version that is no date is CONNACK 5", func(s *simulator.Server, c *change) {
+		{"an api-version that is not a date is CONNACK 5", func(s *simulator.Server, c *change) {
 			c.user = s.IDScope() + "/registrations/" + device + "/api-version=latest"
 		}, 5},
 		{"a part too many is CONNACK 5", func(s *simulator.Server, c *change) { c.user += "/x" }, 5},

@@ -65,7 +65,7 @@ func TestSummarizeDevices(t *testing.T) {
 			t.Errorf("%+v", all)
 		}
 	})
-	t.Run("an empty log is no device", func(t *testing.T) {
+	t.Run("an empty log has no devices", func(t *testing.T) {
 		if all := simulator.SummarizeDevices(nil); len(all) != 0 {
 			t.Error(all)
 		}

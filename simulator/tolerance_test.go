@@ -165,7 +165,7 @@ func TestTolerance(t *testing.T) {
 		"a member in other case":             `{"Payload":{}}`,
 		"the member of an expired preview":   `{"clientCertificateCsr":"AA"}`,
 		"a registrationId that is a number":  `{"registrationId":7}`,
-		"a payload that is no object":        `{"payload":"text"}`,
+		"a payload that is not an object":    `{"payload":"text"}`,
 		"a payload that is an array":         `{"payload":[1]}`,
 		"data after the object":              `{}{}`,
 		"a zero byte after the object":       "{}\x00",

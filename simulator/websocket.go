@@ -60,9 +60,9 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 		case read.Len() == 0 && errors.Is(err, io.EOF):
 			c.refuse(Entry{}, "nothing", explainSilence())
 		case read.Len() == 0:
-			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "there is no request, " + err.Error()})
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "the client sent no HTTP request (" + err.Error() + ")"})
 		default:
-			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "the request is not HTTP, " + err.Error()})
+			c.refuse(Entry{}, "the connection was closed", enroll.Explanation{Reason: "the request is not HTTP (" + err.Error() + ")"})
 		}
 		c.linger(nil)
 		return nil

@@ -198,7 +198,7 @@ func TestWebSocket(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "a close frame with the text 1000, as Microsoft's SDK for Java sends it, is no violation", func(t *testing.T) {
+	bubble(t, "a close frame with the text 1000, as Microsoft's SDK for Java sends it, is not a violation", func(t *testing.T) {
 		s, c := upgraded(t)
 		c.send(frame(0x88, []byte("1000"))...)
 		_, _ = io.Copy(io.Discard, c.in)

@@ -135,7 +135,7 @@ func decode(p *packets.Packet, body []byte) error {
 		}
 		return nil
 	case codec.decode == nil:
-		return breach("%s: this server does not accept such a packet", name)
+		return breach("%s: the server does not accept this packet type", name)
 	case kind == packets.Connect:
 		if err := checkConnectHead(body); err != nil {
 			return err

@@ -19,18 +19,18 @@ func newCredentials() *cobra.Command {
 		Use:                   "credentials --dir DIR --registration-id ID [--enrollments FILE]",
 		Short:                 "Create the key and certificate of a device",
 		DisableFlagsInUseLine: true,
-		Long: `Credentials creates in DIR the files that a device needs to register: ID.key,
-its symmetric key in base64, and ID.pem and ID-key.pem, a new certificate and
-its private key. It prints their paths.
+		Long: `Credentials creates the files that a device needs to register, in DIR: ID.key,
+the device's symmetric key in base64; ID.pem, a new certificate; and ID-key.pem,
+the certificate's private key. It prints their paths.
 
-The enrollments define both. The key is the primary key of the device's
-individual enrollment, or is derived from the key of the first enrollment group
-that has one. The certificate is issued by the certificate authority that the
-individual enrollment or a group trusts. This requires the authority's private
-key: NAME.key beside its certificate NAME.pem.
+The enrollments determine the key and the certificate. The key is the primary
+key of the device's individual enrollment, or is derived from the key of the
+first enrollment group that has one. The certificate is issued by the
+certificate authority that the individual enrollment or a group trusts. This
+requires the authority's private key: NAME.key beside its certificate NAME.pem.
 
-If the enrollments allow only one of the two, credentials creates this one, and
-prints the reason to standard error.`,
+If the enrollments allow only a key or only a certificate, credentials creates
+only that, and prints the reason to standard error.`,
 		Example: `  dpsd-sim credentials --dir sim --registration-id press-7`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || id == "" {

@@ -61,13 +61,13 @@ const (
 
 func (f *flags) add(c *cobra.Command, mqtt, webSocket, hub, service string) {
 	c.Flags().StringVar(&f.dir, "dir", "", dirUsage)
-	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` for MQTT over TLS: localhost for\nboth loopback addresses, empty for none,\nport 0 for a free one\n")
-	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` for MQTT over WebSocket and for HTTPS,\nin the same form\n")
+	c.Flags().StringVar(&f.mqtt, "mqtt", mqtt, "address `ADDR` to listen on for MQTT over TLS:\nlocalhost is both loopback addresses, port 0 is\na free port, and an empty ADDR disables MQTT\n")
+	c.Flags().StringVar(&f.webSocket, "websocket", webSocket, "address `ADDR` to listen on for MQTT over\nWebSocket and for HTTPS, in the same form\n")
 	c.Flags().StringVar(&f.enrollments, "enrollments", "", enrollmentsUsage)
 	c.Flags().StringVar(&f.scenario, "scenario", "", "`FILE` with settings and faults")
-	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, which has a JSON object\nper line")
-	c.Flags().StringVar(&f.hub, "hub", hub, "host `NAME` of the hub that devices are assigned\nif the enrollments name none\n")
-	c.Flags().StringArrayVar(&f.names, "san", nil, "host name or IP address `NAME` that the server's\ncertificate also has; may be repeated")
+	c.Flags().StringVar(&f.packetLog, "packet-log", "", "`FILE` for the packet log, with one JSON object\nper line")
+	c.Flags().StringVar(&f.hub, "hub", hub, "host `NAME` of the hub to which devices are\nassigned if the enrollments name none\n")
+	c.Flags().StringArrayVar(&f.names, "san", nil, "additional host name or IP address `NAME` in the\nserver's certificate; may be repeated")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`NUMBER` that makes operation and tracking IDs\nrepeatable")
 	f.page.add(c, service)
 	c.Flags().BoolVar(&f.fast, "fast", false, "answer without delay, and assign with the first\nanswer; without it, the simulator answers after\n300 ms and requires a poll after 3 s, like the\nservice")
@@ -221,7 +221,7 @@ func (f *flags) listen(address, variable string, accept func(net.Listener) error
 	if f.replaceable[address] && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EADDRINUSE)) {
 		reason := err
 		if all, err = listeners(freePort); err == nil {
-			fmt.Fprintf(os.Stderr, "dpsd-sim: %v: using port %d, which only clients that read %s find\n", reason, all[0].Addr().(*net.TCPAddr).Port, variable)
+			fmt.Fprintf(os.Stderr, "dpsd-sim: %v: using port %d instead, which only clients that read %s can find\n", reason, all[0].Addr().(*net.TCPAddr).Port, variable)
 		}
 	}
 	if err != nil {

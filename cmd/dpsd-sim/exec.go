@@ -43,30 +43,32 @@ environment, and exits with the command's exit code:
   DPS_ENDPOINT          host name to connect to
   DPS_MQTT_PORT         port of MQTT over TLS
   DPS_WEBSOCKET_PORT    port of MQTT over WebSocket, and of HTTPS
-  DPS_CA_FILE           root of the server's certificate
+  DPS_CA_FILE           root certificate that the device must trust
   DPS_ID_SCOPE          ID scope
   DPS_REGISTRATION_ID   registration ID
-  DPS_SYMMETRIC_KEY     the device's key, base64
+  DPS_SYMMETRIC_KEY     the device's symmetric key, base64
   DPS_CERTIFICATE_FILE  the device's certificate
   DPS_PRIVATE_KEY_FILE  its private key
 
-Exec also sets the variables that Microsoft's samples read: PROVISIONING_HOST,
-PROVISIONING_IDSCOPE, PROVISIONING_REGISTRATION_ID, PROVISIONING_SYMMETRIC_KEY,
-CERTIFICATE_FILE and KEY_FILE, DPS_X509_REGISTRATION_ID, X509_CERT_FILE and
-X509_KEY_FILE, IOTHUB_DEVICE_SECURITY_TYPE, IOTHUB_DEVICE_DPS_*,
-IOTHUB_DEVICE_CONNECTION_STRING and DEVICE_CONNECTION_STRING, and AZ_IOT_*.
+Microsoft's samples run unchanged, because exec also sets the variables that
+they read: PROVISIONING_HOST, PROVISIONING_IDSCOPE,
+PROVISIONING_REGISTRATION_ID, PROVISIONING_SYMMETRIC_KEY, CERTIFICATE_FILE and
+KEY_FILE, DPS_X509_REGISTRATION_ID, X509_CERT_FILE and X509_KEY_FILE,
+IOTHUB_DEVICE_SECURITY_TYPE, IOTHUB_DEVICE_DPS_*,
+IOTHUB_DEVICE_CONNECTION_STRING, DEVICE_CONNECTION_STRING and AZ_IOT_*.
 NODE_EXTRA_CA_CERTS, SSL_CERT_FILE and REQUESTS_CA_BUNDLE make Node, OpenSSL and
 Python trust the server's certificate.
 
-The samples connect to the service's own ports, 8883 and 443. If exec may not
-use one of them, or another program uses it, exec prints a line to standard
-error and uses a free port.
+The samples connect to the service's own ports: 8883 for MQTT, and 443 for
+WebSocket and HTTPS. If exec is not permitted to use one of these ports, or
+another program uses it, exec prints a line to standard error and uses a free
+port instead.
 
 With --service, DPS_SERVICE_CONNECTION_STRING and
-PROVISIONING_CONNECTION_STRING are the connection string of the service API.
+PROVISIONING_CONNECTION_STRING contain the connection string of the service API.
 
-A variable for which the enrollments allow no value is not set. Without --dir,
-exec creates all files in a temporary directory.`,
+Variables for which the enrollments allow no value are not set. Without --dir,
+exec creates all files in a temporary directory, and removes it afterwards.`,
 		Example: `  dpsd-sim exec -- node register.js
   dpsd-sim exec --registration-id press-7 -- env`,
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files

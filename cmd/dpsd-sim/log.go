@@ -38,9 +38,9 @@ func newLogSummary() *cobra.Command {
 		Short:                 "Summarize a packet log by device",
 		DisableFlagsInUseLine: true,
 		Long: `Summary summarizes a packet log (--packet-log of serve and exec) by device:
-connections, round trips of MQTT, bytes including those of TLS, register
-requests, polls and the gaps before them, and violations of the protocol.
-FILE may be "-" for standard input.`,
+connections, MQTT round trips, bytes (TLS included), register requests, polls
+and the gaps before them, and protocol violations. FILE may be "-" for standard
+input.`,
 		Example: `  dpsd-sim log summary sim.log
   dpsd-sim log summary --json - <sim.log`,
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault), // files

@@ -59,9 +59,10 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "dpsd-sim",
 		Short: "A simulator of Azure IoT Hub Device Provisioning Service",
-		Long: `dpsd-sim simulates the device endpoint of Azure IoT Hub Device Provisioning
-Service (DPS) on this machine, for tests. It is strict, and produces faults on
-demand. It needs no account and no network.`,
+		Long: `dpsd-sim simulates Azure IoT Hub Device Provisioning Service (DPS), and the hubs
+that it assigns, on this machine. Devices register and connect as they do in
+Azure. dpsd-sim verifies them strictly, explains each refusal, and injects
+faults on demand. It needs no Azure account and no network.`,
 		Example: `  dpsd-sim demo
   dpsd-sim exec -- node register.js
   dpsd-sim serve --dir sim`,

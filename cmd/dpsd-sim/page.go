@@ -29,8 +29,8 @@ type pageFlags struct {
 
 func (f *pageFlags) add(c *cobra.Command, service string) {
 	f.byDefault = service != ""
-	c.Flags().StringVar(&f.service, "service", service, "address `ADDR` for the page, which has no\nauthentication, and for the service API, in the\nsame form")
-	c.Flags().BoolVar(&f.allowFaults, "allow-faults", false, "let the page cause faults")
+	c.Flags().StringVar(&f.service, "service", service, "address `ADDR` to listen on for the page, which\nhas no authentication, and for the service API,\nin the same form")
+	c.Flags().BoolVar(&f.allowFaults, "allow-faults", false, "let the page inject faults")
 	withoutFiles(c, "service")
 	c.PreRun = func(c *cobra.Command, _ []string) { f.byDefault = !c.Flags().Changed("service") }
 }
@@ -43,7 +43,7 @@ func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	}
 	all, err := listeners(f.service)
 	if f.byDefault && errors.Is(err, syscall.EADDRINUSE) {
-		fmt.Fprintf(os.Stderr, "dpsd-sim: there is no page and no service API, because the address %s is in use: choose another one with --service\n", f.service)
+		fmt.Fprintf(os.Stderr, "dpsd-sim: the page and the service API are not available, because the address %s is in use: choose a different address with --service\n", f.service)
 		return nil
 	}
 	if err != nil {

@@ -83,7 +83,7 @@ func TestWithoutAServiceAddressThereIsNoPage(t *testing.T) {
 	}
 }
 
-func TestADefaultPortThatIsInUseIsNoFailure(t *testing.T) {
+func TestADefaultPortThatIsInUseIsNotAFailure(t *testing.T) {
 	used, err := simulator.ListenLoopback(0)
 	if err != nil {
 		t.Fatal(err)

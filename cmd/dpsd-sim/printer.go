@@ -13,7 +13,7 @@ const (
 	flushLimit = time.Second // how long close waits for them
 )
 
-// printer prints lines in the background, so that nobody has to read them: a full pipe must not
+// printer prints lines in the background, so that a reader that is slow or absent does not
 // stop the simulator. Lines for which there is no space are counted.
 type printer struct {
 	lines chan string

@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 )
 
-// stuck is a writer that nobody reads until it is released.
+// stuck is a writer that blocks until it is released.
 type stuck struct {
 	strings.Builder
 	release chan struct{}

@@ -18,11 +18,11 @@ func newReady() *cobra.Command {
 		Use:   "ready --dir DIR",
 		Short: "Check whether serve is ready",
 		Long: `Ready exits with 0 if a simulator serves devices with the directory DIR, and
-with 1 otherwise. It is for health checks of containers: run it in the container
-of the simulator.
+with 1 otherwise. It is meant as a container's health check: run it in the
+simulator's container.
 
 It reads DIR/endpoint.json and checks that the process exists. It does not
-connect to the simulator, so that health checks neither count as events of a
+connect to the simulator, so health checks neither count as events of a
 scenario nor appear in the packet log.`,
 		Example: `  dpsd-sim ready --dir sim`,
 		RunE: func(*cobra.Command, []string) error {
@@ -56,7 +56,7 @@ func ready(dir string) error {
 	// are process 1 of a container.
 	err = syscall.Kill(e.Process, 0)
 	if e.Process <= 0 || e.Process == os.Getpid() || err != nil && !errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("no simulator is ready: %s is of process %d, which has ended", file, e.Process)
+		return fmt.Errorf("no simulator is ready: %s belongs to process %d, which has ended", file, e.Process)
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ func newServe() *cobra.Command {
 		Long: `Serve listens for devices until it receives SIGTERM or SIGINT, and then exits
 with 0.
 
-It is ready after it has printed its first line. That line and DIR/endpoint.json
-contain the addresses in use.
+It prints a line when it is ready. That line and DIR/endpoint.json contain the
+addresses that it listens on.
 
 On SIGHUP, it reloads the enrollments. If the file is invalid, it reports the
 line and column of the error, and keeps the previous enrollments.`,

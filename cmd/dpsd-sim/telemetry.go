@@ -25,5 +25,5 @@ func describeTelemetry(t hub.Telemetry) string {
 			break
 		}
 	}
-	return fmt.Sprintf("telemetry of %s at %s, %d bytes: %s%s", strconv.QuoteToGraphic(t.Device), strconv.QuoteToGraphic(t.Hub), len(t.Payload), text, rest)
+	return fmt.Sprintf("telemetry from %s at %s, %d bytes: %s%s", strconv.QuoteToGraphic(t.Device), strconv.QuoteToGraphic(t.Hub), len(t.Payload), text, rest)
 }

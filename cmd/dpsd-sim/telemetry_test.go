@@ -16,7 +16,7 @@ func TestTelemetryIsDescribedInOneLineThatATerminalCanShow(t *testing.T) {
 		strings.Repeat("é", 200): `400 bytes: ` + strings.Repeat("é", 100) + "…",
 	} {
 		got := describeTelemetry(hub.Telemetry{Hub: "h", Device: "d", Payload: []byte(payload)})
-		if got != `telemetry of "d" at "h", `+want {
+		if got != `telemetry from "d" at "h", `+want {
 			t.Errorf("%q: %s", payload, got)
 		}
 	}

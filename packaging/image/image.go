@@ -64,8 +64,8 @@ func (s *source) labels() map[string]string {
 func (s *source) config() v1.Config {
 	return v1.Config{
 		Entrypoint: []string{"/" + programFile},
-		// The network of a container is its own, so the program listens at all its addresses.
-		// Not every container engine lets an ordinary user listen at port 443: Podman does not.
+		// The network of a container is its own, so the program listens on all its addresses.
+		// Not every container engine lets an ordinary user listen on port 443: Podman does not.
 		Cmd: []string{"serve", "--dir", "/" + dataDirectory, "--mqtt", ":8883", "--websocket", ":8443", "--hub", "dpsd-sim.azure-devices.net"},
 		// It is a number, because Kubernetes cannot verify that a name is not root's.
 		User:         fmt.Sprintf("%d:%d", user, user),

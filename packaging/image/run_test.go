@@ -152,7 +152,7 @@ type place struct {
 	sysctls map[string]string
 }
 
-// lowPorts lets an ordinary user listen at ports below 1024, as Docker does.
+// lowPorts lets an ordinary user listen on ports below 1024, as Docker does.
 var lowPorts = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 
 // start starts a container of the image: with the default command if there are no arguments,
@@ -398,7 +398,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 			t.Errorf("exit code %d", code)
 		}
 		check := l.start(t, place{volumes: map[string]string{"/data": data}}, healthCheck(t)[1:]...)
-		if code := check.wait(t); code != 1 || !strings.Contains(check.out.String(), "no simulator is ready: /data/endpoint.json is of process 1, which has ended") {
+		if code := check.wait(t); code != 1 || !strings.Contains(check.out.String(), "no simulator is ready: /data/endpoint.json belongs to process 1, which has ended") {
 			t.Errorf("exit code %d: %s", code, check.out.String())
 		}
 	})

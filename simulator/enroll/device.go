@@ -37,14 +37,14 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 		return refuse(*wrong)
 	}
 	if policy := policyOf(password); policy != "" {
-		return unauthorized("the token's skn names a policy of the hub; the token of a device has no skn")
+		return unauthorized("the token's skn names a policy of the hub; a device's token has no skn")
 	}
 	resource, err := url.PathUnescape(token.resource)
 	switch {
 	case err != nil:
-		return unauthorized("the token's sr is not percent-encoded")
+		return unauthorized("the token's sr is not correctly percent-encoded")
 	case !slices.ContainsFunc(resources, func(r string) bool { return within(resource, r) }):
-		return refuse(Explanation{Reason: "the token is for another resource", Expected: Quote(resources[0]), Given: Quote(resource)})
+		return refuse(Explanation{Reason: "the token is for a different resource", Expected: Quote(resources[0]), Given: Quote(resource)})
 	case now.Unix() >= token.expiry:
 		return refuse(*token.explainExpiry(now))
 	}
@@ -60,7 +60,7 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 		}
 	}
 	if len(fitting) == 0 {
-		return unauthorized("the device has no enrollment any more")
+		return unauthorized("the device is no longer enrolled")
 	}
 	return refuse(entries.explainSignature(token, fitting, resource, registrationID))
 }

@@ -233,7 +233,7 @@ func compile(e *Enrollments) (Entries, tomlfile.Problems) {
 		}
 		if d.Certificate != "" {
 			if d.Thumbprint != "" {
-				bad("certificate", "is set in addition to thumbprint")
+				bad("certificate", "cannot be combined with thumbprint")
 			}
 			certificates, err := Certificates([]byte(d.Certificate))
 			if err != nil {

@@ -32,11 +32,11 @@ func (e Explanation) String() string {
 	text := e.Reason
 	switch {
 	case e.Expected != "" && e.Given != "":
-		text += ": expected " + e.Expected + ", given " + e.Given
+		text += ": expected " + e.Expected + ", got " + e.Given
 	case e.Expected != "":
 		text += ": expected " + e.Expected
 	case e.Given != "":
-		text += ": given " + e.Given
+		text += ": got " + e.Given
 	}
 	if e.Advice != "" {
 		text += ". " + e.Advice

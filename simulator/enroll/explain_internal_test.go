@@ -73,51 +73,51 @@ func TestAWrongTokenIsExplainedWithItsLikelyMistake(t *testing.T) {
 		token fmt.Stringer
 		want  string
 	}{
-		{"the key of the group itself", "gw-1", written{sr: sr("gw-1"), se: se, key: group}, "The key of the group itself was used."},
-		{"the text of the group's key", "gw-1", written{sr: sr("gw-1"), se: se, key: []byte(vectorGroupKey)}, "The text of the group's key was used."},
+		{"the key of the group itself", "gw-1", written{sr: sr("gw-1"), se: se, key: group}, "The group key itself was used."},
+		{"the text of the group's key", "gw-1", written{sr: sr("gw-1"), se: se, key: []byte(vectorGroupKey)}, "The base64 text of the group key was used."},
 		{"the text of the derived key", "gw-1", written{sr: sr("gw-1"), se: se, key: []byte(base(gw))}, "Decode the key from base64 before you sign with it."},
-		{"a key that was derived from the text of the group's key", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey([]byte(vectorGroupKey), "gw-1")}, "Decode the group's key from base64 before you derive"},
-		{"a key that was derived twice", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(gw, "gw-1")}, "The key was derived twice."},
-		{"a key for the ID and a line feed", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(group, "gw-1\n")}, "as echo without -n writes it"},
-		{"a registration ID with capitals and a key for the small letters", "GW-1", written{sr: sr("GW-1"), se: se, key: gw}, `The key was derived for "gw-1", but the device registers as "GW-1".`},
-		{"a registration ID with small letters and a key for the capitals", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(group, "GW-1")}, `The key was derived for "GW-1", but the device registers as "gw-1".`},
-		{"a device with an individual enrollment and a group key", "press-7", written{sr: sr("press-7"), se: se, key: DeriveKey(group, "press-7")}, `derived from that of the group "keys", but the individual enrollment of the device takes precedence`},
-		{"the key of another individual enrollment", "press-7", written{sr: sr("press-7"), se: se, key: other}, `The key is that of the individual enrollment of "press-8".`},
-		{"a group's device with the key of an individual enrollment", "gw-1", written{sr: sr("gw-1"), se: se, key: individual}, `The key is that of the individual enrollment of "press-7".`},
-		{"a key that was derived from that of an individual enrollment", "press-7", written{sr: sr("press-7"), se: se, key: DeriveKey(individual, "press-7")}, "Sign with the key itself."},
+		{"a key that was derived from the text of the group's key", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey([]byte(vectorGroupKey), "gw-1")}, "Decode the group key from base64 before you derive"},
+		{"a key that was derived twice", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(gw, "gw-1")}, "The device key was derived twice."},
+		{"a key for the ID and a line feed", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(group, "gw-1\n")}, "which echo adds without -n"},
+		{"a registration ID with capitals and a key for the small letters", "GW-1", written{sr: sr("GW-1"), se: se, key: gw}, `The device key was derived for "gw-1", but the device registers as "GW-1".`},
+		{"a registration ID with small letters and a key for the capitals", "gw-1", written{sr: sr("gw-1"), se: se, key: DeriveKey(group, "GW-1")}, `The device key was derived for "GW-1", but the device registers as "gw-1".`},
+		{"a device with an individual enrollment and a group key", "press-7", written{sr: sr("press-7"), se: se, key: DeriveKey(group, "press-7")}, `derived from the key of the group "keys", but the device's individual enrollment takes precedence`},
+		{"the key of another individual enrollment", "press-7", written{sr: sr("press-7"), se: se, key: other}, `The key belongs to the individual enrollment of "press-8".`},
+		{"a group's device with the key of an individual enrollment", "gw-1", written{sr: sr("gw-1"), se: se, key: individual}, `The key belongs to the individual enrollment of "press-7".`},
+		{"a key that was derived from that of an individual enrollment", "press-7", written{sr: sr("press-7"), se: se, key: DeriveKey(individual, "press-7")}, "Sign with the enrollment's key itself."},
 		{"the text of an individual enrollment's key", "press-7", written{sr: sr("press-7"), se: se, key: []byte(vectorKey)}, "Decode the key from base64 before you sign with it."},
 
-		{"a resource that was signed without percent-encoding", "gw-1", written{signed: plain + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "The sr in the token is not the text that was signed"},
-		{"a resource that was sent without percent-encoding", "gw-1", written{signed: sr("gw-1") + "\n" + se, sr: plain, se: se, key: gw}, "The sr in the token is not the text that was signed"},
-		{"hexadecimal digits of another case", "gw-1", written{signed: strings.ReplaceAll(sr("gw-1"), "%2F", "%2f") + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "The sr in the token is not the text that was signed"},
-		{"a resource that was lower-cased before it was signed", "gw-1", written{signed: strings.ToLower(sr("gw-1")) + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "another case"},
+		{"a resource that was signed without percent-encoding", "gw-1", written{signed: plain + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "The sr in the token differs from the text that was signed"},
+		{"a resource that was sent without percent-encoding", "gw-1", written{signed: sr("gw-1") + "\n" + se, sr: plain, se: se, key: gw}, "The sr in the token differs from the text that was signed"},
+		{"hexadecimal digits of another case", "gw-1", written{signed: strings.ReplaceAll(sr("gw-1"), "%2F", "%2f") + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "The sr in the token differs from the text that was signed"},
+		{"a resource that was lower-cased before it was signed", "gw-1", written{signed: strings.ToLower(sr("gw-1")) + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "differs in case"},
 		{"a resource that was percent-encoded twice before it was signed", "gw-1", written{signed: url.QueryEscape(sr("gw-1")) + "\n" + se, sr: sr("gw-1"), se: se, key: gw}, "percent-encoded twice"},
-		{"no line feed", "gw-1", written{signed: sr("gw-1") + se, sr: sr("gw-1"), se: se, key: gw}, "The line feed between sr and se was not signed."},
+		{"no line feed", "gw-1", written{signed: sr("gw-1") + se, sr: sr("gw-1"), se: se, key: gw}, "The text that was signed has no line feed between sr and se."},
 		{"a backslash and n", "gw-1", written{signed: sr("gw-1") + `\n` + se, sr: sr("gw-1"), se: se, key: gw}, "A backslash and the letter n"},
 		{"a carriage return", "gw-1", written{signed: sr("gw-1") + "\r\n" + se, sr: sr("gw-1"), se: se, key: gw}, "A carriage return"},
-		{"a line feed at the end", "gw-1", written{signed: sr("gw-1") + "\n" + se + "\n", sr: sr("gw-1"), se: se, key: gw}, "A line feed was signed at the end."},
-		{"seconds signed and milliseconds sent", "gw-1", written{signed: sr("gw-1") + "\n" + se, sr: sr("gw-1"), se: se + "000", key: gw}, "another unit"},
-		{"milliseconds signed and seconds sent", "gw-1", written{signed: sr("gw-1") + "\n" + se + "000", sr: sr("gw-1"), se: se, key: gw}, "another unit"},
-		{"a wrong key and an expiry in milliseconds", "gw-1", written{sr: sr("gw-1"), se: se + "000", key: []byte("unknown")}, "The se seems to be in milliseconds."},
-		{"two mistakes, the group's key and no line feed", "gw-1", written{signed: sr("gw-1") + se, sr: sr("gw-1"), se: se, key: group}, "for this device. The line feed"},
+		{"a line feed at the end", "gw-1", written{signed: sr("gw-1") + "\n" + se + "\n", sr: sr("gw-1"), se: se, key: gw}, "The text that was signed ends with a line feed."},
+		{"seconds signed and milliseconds sent", "gw-1", written{signed: sr("gw-1") + "\n" + se, sr: sr("gw-1"), se: se + "000", key: gw}, "in a different unit"},
+		{"milliseconds signed and seconds sent", "gw-1", written{signed: sr("gw-1") + "\n" + se + "000", sr: sr("gw-1"), se: se, key: gw}, "in a different unit"},
+		{"a wrong key and an expiry in milliseconds", "gw-1", written{sr: sr("gw-1"), se: se + "000", key: []byte("unknown")}, "The se looks like milliseconds."},
+		{"two mistakes, the group's key and no line feed", "gw-1", written{signed: sr("gw-1") + se, sr: sr("gw-1"), se: se, key: group}, "derived from it. The text that was signed has no line feed"},
 		{"an unknown key", "gw-1", written{sr: sr("gw-1"), se: se, key: []byte("unknown")}, "Compare the key and the registration ID with the enrollment."},
 
-		{"a signature in hexadecimal", "gw-1", written{sr: sr("gw-1"), se: se, signature: hex.EncodeToString(digest)}, "The signature seems to be hexadecimal."},
+		{"a signature in hexadecimal", "gw-1", written{sr: sr("gw-1"), se: se, signature: hex.EncodeToString(digest)}, "The signature looks hexadecimal."},
 		{"the base64 of hexadecimal digits", "gw-1", written{sr: sr("gw-1"), se: se, signature: url.QueryEscape(base([]byte(hex.EncodeToString(digest))))}, "The signature is the base64 of hexadecimal digits."},
 		{"HMAC-SHA1", "gw-1", written{sr: sr("gw-1"), se: se, signature: sha(hmac.New(sha1.New, gw))}, "HMAC-SHA1"},
 		{"HMAC-SHA512", "gw-1", written{sr: sr("gw-1"), se: se, signature: sha(hmac.New(sha512.New, gw))}, "HMAC-SHA512"},
 		{"a plus sign that became a space", "gw-1", written{sr: sr("gw-1"), se: se, signature: "a b"}, "+ becomes %2B"},
 		{"a signature that was percent-encoded twice", "gw-1", written{sr: sr("gw-1"), se: se, signature: "AA%253D%253D"}, "The signature was percent-encoded twice."},
 		{"a signature in base64url", "gw-1", written{sr: sr("gw-1"), se: se, signature: "-_-_"}, "base64url"},
-		{"a signature without its padding", "gw-1", written{sr: sr("gw-1"), se: se, signature: "AA"}, "lacks the = at the end"},
+		{"a signature without its padding", "gw-1", written{sr: sr("gw-1"), se: se, signature: "AA"}, "is missing the = at the end"},
 
-		{"an expiry in the past", "gw-1", written{sr: sr("gw-1"), se: "1700000000", key: gw}, "the clock of the device is slow"},
-		{"a lifetime instead of an expiry", "gw-1", written{sr: sr("gw-1"), se: "3600", key: gw}, "The se seems to be a lifetime"},
+		{"an expiry in the past", "gw-1", written{sr: sr("gw-1"), se: "1700000000", key: gw}, "the device's clock is behind"},
+		{"a lifetime instead of an expiry", "gw-1", written{sr: sr("gw-1"), se: "3600", key: gw}, "The se looks like a lifetime"},
 		{"an expiry with a fraction", "gw-1", written{sr: sr("gw-1"), se: "1900000000.5", key: gw}, "whole seconds"},
 		{"a hub's token", "gw-1", written{sr: url.QueryEscape("h.azure-devices.net/devices/gw-1"), se: se, key: gw}, "The token is for an IoT hub."},
-		{"the scope of another service", "gw-1", written{sr: escaped("0neFFFFFFFF", "gw-1"), se: se, key: gw}, "The ID scope is that of another service."},
+		{"the scope of another service", "gw-1", written{sr: escaped("0neFFFFFFFF", "gw-1"), se: se, key: gw}, "The ID scope belongs to a different DPS instance."},
 		{"a resource that was percent-encoded twice", "gw-1", written{sr: url.QueryEscape(sr("gw-1")), se: se, key: gw}, "The sr was percent-encoded twice."},
-		{"a token for a device that is enrolled with a certificate", "camera-1", written{sr: sr("camera-1"), se: se, key: gw}, "for a certificate"},
+		{"a token for a device that is enrolled with a certificate", "camera-1", written{sr: sr("camera-1"), se: se, key: gw}, "requires a certificate"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, refusal := entries.ByToken(explainedScope, c.id, c.token.String(), time.Unix(1800000000, 0))
@@ -131,7 +131,7 @@ func TestAWrongTokenIsExplainedWithItsLikelyMistake(t *testing.T) {
 	}
 	t.Run("the texts that were expected and given", func(t *testing.T) {
 		_, refusal := entries.ByToken(explainedScope, "gw-1", written{signed: plain + "\n" + se, sr: sr("gw-1"), se: se, key: gw}.String(), time.Unix(1800000000, 0))
-		want := `the HMAC-SHA256 of "0neABCDEF01%2Fregistrations%2Fgw-1\n1900000000" with the key that is derived for "gw-1" from that of the group "keys"`
+		want := `the HMAC-SHA256 of "0neABCDEF01%2Fregistrations%2Fgw-1\n1900000000" with the device key that is derived for "gw-1" from the key of the group "keys"`
 		if refusal.Expected != want {
 			t.Errorf("expected %s\nwant     %s", refusal.Expected, want)
 		}
@@ -139,7 +139,7 @@ func TestAWrongTokenIsExplainedWithItsLikelyMistake(t *testing.T) {
 			t.Errorf("given %s\nwant  %s", refusal.Given, want)
 		}
 		_, refusal = entries.ByToken(explainedScope, "gw-1", written{sr: sr("GW-1"), se: se, key: []byte("unknown")}.String(), time.Unix(1800000000, 0))
-		if want := `another signature; sr and se of the token give "0neABCDEF01%2Fregistrations%2FGW-1\n1900000000"`; refusal.Given != want {
+		if want := `a different signature; the token's sr and se give "0neABCDEF01%2Fregistrations%2FGW-1\n1900000000"`; refusal.Given != want {
 			t.Errorf("given %s\nwant  %s", refusal.Given, want)
 		}
 	})

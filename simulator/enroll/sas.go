@@ -39,7 +39,7 @@ func parseToken(text string) (sasToken, *Explanation) {
 	for pair := range strings.SplitSeq(rest, "&") {
 		key, value, ok := strings.Cut(pair, "=")
 		if _, again := seen[key]; again || !ok {
-			return t, &Explanation{Reason: "in the token, " + parameter(key) + " is repeated or has no value", Expected: tokenForm}
+			return t, &Explanation{Reason: parameter(key) + " of the token is repeated or has no value", Expected: tokenForm}
 		}
 		switch key {
 		case "sr", "sig", "se", "skn":
@@ -55,14 +55,14 @@ func parseToken(text string) (sasToken, *Explanation) {
 	}
 	if skn := seen["skn"]; skn != "" && skn != "registration" {
 		return t, &Explanation{
-			Reason: "the token's skn is not registration", Expected: "registration, an empty text, or no skn", Given: Quote(skn),
-			Advice: "A token of a device names no access policy.",
+			Reason: "the token's skn is not registration", Expected: "registration, an empty value, or no skn", Given: Quote(skn),
+			Advice: "A device's token does not name an access policy.",
 		}
 	}
 	// PathUnescape is correct here: a plus sign in an unescaped signature is a plus sign.
 	encoded, err := url.PathUnescape(seen["sig"])
 	if err != nil {
-		return t, &Explanation{Reason: "the token's sig is not percent-encoded", Advice: "Percent-encode the base64 of the signature: + becomes %2B, / becomes %2F, and = becomes %3D."}
+		return t, &Explanation{Reason: "the token's sig is not correctly percent-encoded", Advice: "Percent-encode the base64 of the signature: + becomes %2B, / becomes %2F, and = becomes %3D."}
 	}
 	if t.signature, err = base64.StdEncoding.DecodeString(encoded); err != nil {
 		return t, &Explanation{Reason: "the token's sig is not base64", Expected: "the percent-encoded base64 of 32 bytes", Advice: explainBase64(encoded)}
@@ -86,38 +86,38 @@ func parameter(name string) string {
 	return "the parameter " + Quote(name)
 }
 
-// explainPassword explains a password that is no token.
+// explainPassword explains a password that is not a token.
 func explainPassword(text string) *Explanation {
 	e := &Explanation{
-		Reason: "the password does not begin with SharedAccessSignature", Expected: tokenForm, Given: fmt.Sprintf("a text of %d bytes", len(text)),
+		Reason: "the password does not begin with SharedAccessSignature", Expected: tokenForm, Given: fmt.Sprintf("a string of %d bytes", len(text)),
 	}
 	_, err := DecodeKey(text)
 	switch {
 	case err == nil:
-		e.Advice = "The password seems to be the key. It must be a token that is signed with the key."
+		e.Advice = "The password looks like the key itself. It must be a token signed with the key."
 	case strings.Contains(text, "HostName=") || strings.Contains(text, "SharedAccessKey="):
-		e.Advice = "The password seems to be a connection string. It must be a token."
+		e.Advice = "The password looks like a connection string. It must be a token."
 	case strings.HasPrefix(strings.ToLower(strings.TrimSpace(text)), "sharedaccesssignature"):
-		e.Advice = "The token must begin with exactly SharedAccessSignature and one space."
+		e.Advice = "The token must begin with SharedAccessSignature, in exactly this spelling, and one space."
 	case strings.Contains(text, "sr="):
-		e.Advice = "The token lacks the word SharedAccessSignature and a space before its parameters."
+		e.Advice = "The token is missing the word SharedAccessSignature and a space before its parameters."
 	}
 	return e
 }
 
 // explainBase64 finds out why a signature is not base64.
 func explainBase64(text string) string {
-	const alphabet = "The signature is base64url. It must be standard base64, with + and /."
+	const alphabet = "The signature is base64url-encoded. It must be standard base64, with + and /."
 	_, padless := base64.RawStdEncoding.DecodeString(text)
 	switch {
 	case strings.Contains(text, " "):
-		return "The signature contains a space, to which an unescaped + was probably decoded. Percent-encode the signature once: + becomes %2B."
+		return "The signature contains a space, probably because an unescaped + was decoded as one. Percent-encode the signature once: + becomes %2B."
 	case strings.Contains(text, "%"):
 		return "The signature was percent-encoded twice."
 	case strings.ContainsAny(text, "-_"):
 		return alphabet
 	case padless == nil:
-		return "The signature lacks the = at the end of its base64."
+		return "The signature is missing the = at the end of its base64."
 	}
 	return ""
 }
@@ -127,18 +127,18 @@ func explainBase64(text string) string {
 func (t sasToken) check(scope, registrationID string, now time.Time) *Explanation {
 	resource, err := url.PathUnescape(t.resource)
 	if err != nil {
-		return &Explanation{Reason: "the token's sr is not percent-encoded", Expected: Quote(escaped(scope, registrationID)), Given: Quote(t.resource)}
+		return &Explanation{Reason: "the token's sr is not correctly percent-encoded", Expected: Quote(escaped(scope, registrationID)), Given: Quote(t.resource)}
 	}
 	if !strings.EqualFold(resource, scope+"/registrations/"+registrationID) {
-		e := &Explanation{Reason: "the token is for another resource", Expected: "the sr " + Quote(escaped(scope, registrationID)), Given: Quote(t.resource)}
+		e := &Explanation{Reason: "the token is for a different resource", Expected: "the sr " + Quote(escaped(scope, registrationID)), Given: Quote(t.resource)}
 		again, err := url.PathUnescape(resource)
 		switch {
 		case err == nil && strings.EqualFold(again, scope+"/registrations/"+registrationID):
 			e.Advice = "The sr was percent-encoded twice."
 		case strings.Contains(resource, "/devices/"):
-			e.Advice = "The token is for an IoT hub. The service needs the token of a registration."
+			e.Advice = "The token is for an IoT hub. DPS requires a token for the registration."
 		case strings.HasSuffix(strings.ToLower(resource), strings.ToLower("/registrations/"+registrationID)):
-			e.Advice = "The ID scope is that of another service."
+			e.Advice = "The ID scope belongs to a different DPS instance."
 		}
 		return e
 	}
@@ -154,10 +154,10 @@ func (t sasToken) explainExpiry(now time.Time) *Explanation {
 		Reason:   "the token has expired",
 		Expected: fmt.Sprintf("an se after %d (%s)", now.Unix(), now.UTC().Format(time.RFC3339)),
 		Given:    fmt.Sprintf("%d (%s)", t.expiry, time.Unix(t.expiry, 0).UTC().Format(time.RFC3339)),
-		Advice:   "The token is too old, or the clock of the device is slow.",
+		Advice:   "The token is too old, or the device's clock is behind.",
 	}
 	if t.expiry < 366*24*60*60 {
-		e.Advice = "The se seems to be a lifetime, or the device has not set its clock. The se is the time of the expiry in seconds since 1970."
+		e.Advice = "The se looks like a lifetime, or the device's clock is not set. The se must be the expiry in seconds since 1970."
 	}
 	return e
 }
@@ -200,9 +200,9 @@ func (t sasToken) texts(wanted string) []candidate {
 	upper := url.QueryEscape(wanted)
 	lower := strings.NewReplacer("%2F", "%2f", "%3A", "%3a").Replace(upper)
 	const (
-		encoding = "The sr in the token is not the text that was signed: sign the percent-encoded resource, and send exactly this text as sr."
-		letters  = "The letters of the sr that was signed have another case than those of the sr in the token."
-		unit     = "The expiry that was signed has another unit than the se in the token: both must be the same number of seconds."
+		encoding = "The sr in the token differs from the text that was signed. Sign the percent-encoded resource, and send exactly that text as sr."
+		letters  = "The sr that was signed differs in case from the sr in the token."
+		unit     = "The expiry that was signed is in a different unit from the se in the token. Both must be the same number of seconds."
 	)
 	expiry := "\n" + t.expiryRaw
 	return []candidate{
@@ -210,10 +210,10 @@ func (t sasToken) texts(wanted string) []candidate {
 		{resource + expiry, encoding}, {upper + expiry, encoding}, {lower + expiry, encoding}, {wanted + expiry, encoding},
 		{url.QueryEscape(t.resource) + expiry, "The resource was percent-encoded twice before it was signed."},
 		{strings.ToLower(t.resource) + expiry, letters}, {strings.ToLower(upper) + expiry, letters},
-		{t.resource + t.expiryRaw, "The line feed between sr and se was not signed."},
+		{t.resource + t.expiryRaw, "The text that was signed has no line feed between sr and se."},
 		{t.resource + `\n` + t.expiryRaw, "A backslash and the letter n were signed instead of a line feed."},
 		{t.resource + "\r\n" + t.expiryRaw, "A carriage return was signed before the line feed."},
-		{t.toSign() + "\n", "A line feed was signed at the end. The text ends with the expiry."},
+		{t.toSign() + "\n", "The text that was signed ends with a line feed. It must end with the expiry."},
 		{t.resource + "\n" + strconv.FormatInt(t.expiry/1000, 10), unit},
 		{t.resource + expiry + "000", unit},
 	}
@@ -222,28 +222,28 @@ func (t sasToken) texts(wanted string) []candidate {
 // keysOf returns the keys that a device could have used if an enrollment applies to it: the
 // correct ones first.
 func (n *Entry) keysOf(registrationID string) (right, wrong []candidate) {
-	const undecoded = "The text of the key was used. Decode the key from base64 before you sign with it."
+	const undecoded = "The base64 text of the key was used. Decode the key from base64 before you sign with it."
 	text := func(key []byte) string { return base64.StdEncoding.EncodeToString(key) }
 	for _, key := range n.keys {
 		if n.individual != "" {
 			right = append(right, candidate{string(key), ""})
 			wrong = append(wrong, candidate{text(key), undecoded},
-				candidate{string(DeriveKey(key, registrationID)), "A key was derived from the key of the individual enrollment. Sign with the key itself."})
+				candidate{string(DeriveKey(key, registrationID)), "A device key was derived from the key of the individual enrollment. Sign with the enrollment's key itself."})
 			continue
 		}
 		derived := DeriveKey(key, registrationID)
 		right = append(right, candidate{string(derived), ""})
 		wrong = append(wrong,
-			candidate{string(key), "The key of the group itself was used. Sign with the key that is derived from it for this device."},
-			candidate{text(key), "The text of the group's key was used. Decode it from base64, and sign with the key that is derived from it for this device."},
+			candidate{string(key), "The group key itself was used. Sign with the device key, which is derived from it."},
+			candidate{text(key), "The base64 text of the group key was used. Decode it from base64, and sign with the device key, which is derived from it."},
 			candidate{text(derived), undecoded},
-			candidate{string(DeriveKey([]byte(text(key)), registrationID)), "The key was derived from the text of the group's key. Decode the group's key from base64 before you derive the device's key."},
-			candidate{string(DeriveKey(derived, registrationID)), "The key was derived twice. The device already has the derived key."},
-			candidate{string(DeriveKey(key, registrationID+"\n")), "The key was derived for the registration ID and a line feed, as echo without -n writes it."},
+			candidate{string(DeriveKey([]byte(text(key)), registrationID)), "The device key was derived from the base64 text of the group key. Decode the group key from base64 before you derive the device key."},
+			candidate{string(DeriveKey(derived, registrationID)), "The device key was derived twice. The device already has the derived key."},
+			candidate{string(DeriveKey(key, registrationID+"\n")), "The device key was derived for the registration ID followed by a line feed, which echo adds without -n."},
 		)
 		for _, other := range []string{strings.ToLower(registrationID), strings.ToUpper(registrationID)} {
 			if other != registrationID {
-				wrong = append(wrong, candidate{string(DeriveKey(key, other)), fmt.Sprintf("The key was derived for %s, but the device registers as %s. The case of the letters matters.", Quote(other), Quote(registrationID))})
+				wrong = append(wrong, candidate{string(DeriveKey(key, other)), fmt.Sprintf("The device key was derived for %s, but the device registers as %s. Case matters.", Quote(other), Quote(registrationID))})
 			}
 		}
 	}
@@ -255,7 +255,7 @@ func (n *Entry) source(registrationID string) string {
 	if n.individual != "" {
 		return "a key of the individual enrollment"
 	}
-	return fmt.Sprintf("the key that is derived for %s from that of the group %s", Quote(registrationID), Quote(n.Group))
+	return fmt.Sprintf("the device key that is derived for %s from the key of the group %s", Quote(registrationID), Quote(n.Group))
 }
 
 // explainSignature finds out why no key of the enrollments that apply to a device has signed
@@ -277,32 +277,32 @@ func (entries Entries) explainSignature(t sasToken, fitting []*Entry, resource, 
 			switch {
 			case len(fitting) == 1 && n == fitting[0]:
 			case n.individual != "":
-				c.advice = fmt.Sprintf("The key is that of the individual enrollment of %s.", Quote(n.individual))
+				c.advice = fmt.Sprintf("The key belongs to the individual enrollment of %s.", Quote(n.individual))
 				wrong = append(wrong, c)
 			case fitting[0].individual != "":
-				c.advice = fmt.Sprintf("The key is derived from that of the group %s, but the individual enrollment of the device takes precedence.", Quote(n.Group))
+				c.advice = fmt.Sprintf("The key is derived from the key of the group %s, but the device's individual enrollment takes precedence.", Quote(n.Group))
 				wrong = append(wrong, c)
 			}
 		}
 	}
 	e := Explanation{
-		Reason:   "the token is not signed with a key of the device",
+		Reason:   "the token is not signed with the device's key",
 		Expected: fmt.Sprintf("the HMAC-SHA256 of %s with %s", Quote(t.toSign()), strings.Join(sources, ", or ")),
-		Given:    fmt.Sprintf("another signature; sr and se of the token give %s", Quote(t.toSign())),
-		Advice:   "Neither the key nor what was signed is known. Compare the key and the registration ID with the enrollment.",
+		Given:    fmt.Sprintf("a different signature; the token's sr and se give %s", Quote(t.toSign())),
+		Advice:   "No known mistake explains the signature. Compare the key and the registration ID with the enrollment.",
 	}
 	if digest, err := hex.DecodeString(string(t.signature)); err == nil && len(digest) == sha256.Size {
 		t.signature = digest
 		if t.anySigned(right, t.toSign()) {
-			e.Advice = "The signature is the base64 of hexadecimal digits. Encode the 32 bytes of the signature instead."
+			e.Advice = "The signature is the base64 of hexadecimal digits. Encode the 32 raw bytes instead."
 			return e
 		}
 	}
 	if n := len(t.signature); n != sha256.Size {
 		e.Given = fmt.Sprintf("a signature of %d bytes instead of %d", n, sha256.Size)
 		e.Advice = map[int]string{
-			20: "The signature seems to be an HMAC-SHA1.", 64: "The signature seems to be an HMAC-SHA512.",
-			48: "The signature seems to be hexadecimal. It must be base64.",
+			20: "The signature looks like an HMAC-SHA1.", 64: "The signature looks like an HMAC-SHA512.",
+			48: "The signature looks hexadecimal. It must be base64.",
 		}[n]
 		return e
 	}
@@ -319,7 +319,7 @@ func (entries Entries) explainSignature(t sasToken, fitting []*Entry, resource, 
 		}
 	}
 	if t.expiry > 100_000_000_000 {
-		e.Advice = "The se seems to be in milliseconds. It must be the expiry in seconds since 1970."
+		e.Advice = "The se looks like milliseconds. It must be the expiry in seconds since 1970."
 	}
 	return e
 }

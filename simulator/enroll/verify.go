@@ -56,13 +56,13 @@ func (entries Entries) ByToken(scope, registrationID, password string, now time.
 	switch {
 	case individual && !keys:
 		return unauthorized(Explanation{
-			Reason: "the individual enrollment is for a certificate", Expected: "a client certificate and no password", Given: "a SAS token",
+			Reason: "the individual enrollment requires a certificate", Expected: "a client certificate and no password", Given: "a SAS token",
 		})
 	case !keys: // nothing to verify against: the device is unknown
 		return nil, &Refusal{404201, "Registration not found.", Explanation{
 			Reason:   "no symmetric-key enrollment matches",
 			Expected: fmt.Sprintf("an individual enrollment of %s, or a group with the type symmetric-key", Quote(registrationID)),
-			Given:    "neither of them in the enrollments",
+			Given:    "neither",
 		}}
 	}
 	return unauthorized(entries.explainSignature(token, fitting, scope+"/registrations/"+registrationID, registrationID))
@@ -82,10 +82,10 @@ func (entries Entries) ByCertificate(registrationID string, state tls.Connection
 	refusal := invalid(Explanation{
 		Reason:   "there is no x509 group",
 		Expected: fmt.Sprintf("an individual enrollment of %s, or a group with the type x509", Quote(registrationID)),
-		Given:    "neither of them in the enrollments",
+		Given:    "neither",
 	})
 	if individual {
-		refusal = invalid(Explanation{Reason: "the individual enrollment is for a symmetric key", Expected: "a SAS token as the password", Given: "a client certificate"})
+		refusal = invalid(Explanation{Reason: "the individual enrollment requires a symmetric key", Expected: "a SAS token as the password", Given: "a client certificate"})
 	}
 	for _, n := range fitting {
 		switch {
@@ -125,19 +125,19 @@ func (n *Entry) verify(chain []*x509.Certificate, now time.Time) error {
 func (n *Entry) explainChain(chain []*x509.Certificate, err error) Explanation {
 	last := chain[len(chain)-1]
 	e := Explanation{
-		Reason:   "the certificate's chain is not trusted, " + err.Error(),
+		Reason:   "the certificate chain is not trusted (" + err.Error() + ")",
 		Expected: "a chain to " + Quote(strings.Join(n.issuers, "; ")),
-		Given:    fmt.Sprintf("%d certificates, of which the last was issued by %s", len(chain), Quote(last.Issuer.String())),
+		Given:    fmt.Sprintf("%d certificates, the last one issued by %s", len(chain), Quote(last.Issuer.String())),
 	}
 	if len(chain) == 1 {
-		e.Given = "one certificate, which was issued by " + Quote(last.Issuer.String())
+		e.Given = "one certificate, issued by " + Quote(last.Issuer.String())
 	}
 	switch {
 	case !errors.As(err, &x509.UnknownAuthorityError{}):
 	case bytes.Equal(last.RawIssuer, last.RawSubject) && len(chain) == 1:
 		e.Advice = "The certificate is self-signed. An individual enrollment can name its thumbprint."
 	case slices.Contains(n.issuers, last.Issuer.String()):
-		e.Advice = "An authority with the same name but with another key issued the certificate."
+		e.Advice = "The certificate was issued by an authority with the same name but a different key."
 	default:
 		e.Advice = "The device must send the intermediate certificates after its own."
 	}

@@ -60,5 +60,5 @@ func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Re
 		h.Telemetry(Telemetry{Time: h.Now(), Hub: u.Hub, Device: u.Device, Protocol: "https", Payload: body})
 		return Response{Status: http.StatusNoContent}
 	}
-	return Failure(http.StatusNotFound, refuse(404000, "NotFound", "the hub does not answer "+r.Method+" "+enroll.Quote(r.URL.Path)))
+	return Failure(http.StatusNotFound, refuse(404000, "NotFound", "the hub does not support "+r.Method+" "+enroll.Quote(r.URL.Path)))
 }

@@ -113,7 +113,7 @@ func (h *Hub) Authenticate(u User, token string, state tls.ConnectionState) (exp
 	chain := state.PeerCertificates
 	switch {
 	case token != "" && known.Attestation == ByCertificate:
-		return unauthorized("the device has registered with a certificate, so it has no key at the hub")
+		return unauthorized("the device registered with a certificate, so it has no key at the hub")
 	case token != "":
 		var resources []string
 		for _, name := range Names(u.Hub) {
@@ -121,13 +121,13 @@ func (h *Hub) Authenticate(u User, token string, state tls.ConnectionState) (exp
 		}
 		return h.Enrollments().HubToken(resources, known.RegistrationID, token, h.Now())
 	case len(chain) == 0:
-		return unauthorized("neither a token nor a certificate")
+		return unauthorized("the client sent neither a token nor a certificate")
 	case !strings.EqualFold(chain[0].Subject.CommonName, known.RegistrationID):
 		return unauthorized("the common name of the certificate is not the registration ID " + strconv.QuoteToGraphic(known.RegistrationID))
 	case h.Issued(chain) == nil:
 		return expiry, nil
 	case known.Attestation == ByKey:
-		return unauthorized("the device has registered with a key, and the certificate was not issued for a CSR")
+		return unauthorized("the device registered with a key, and the certificate was not issued for a CSR")
 	}
 	if _, refused := h.Enrollments().ByCertificate(known.RegistrationID, state, h.Now()); refused != nil {
 		refused.Code, refused.Message = codeUnauthorized, "IotHubUnauthorized"

@@ -133,7 +133,7 @@ func (u User) ParseTopic(topic string) (Publication, error) {
 	query, found := strings.CutPrefix(topic, twinGet)
 	if !found {
 		if query, found = strings.CutPrefix(topic, twinPatch); !found {
-			return p, fmt.Errorf("a hub is no MQTT broker: the topic is neither %s/ nor one of the device twin", events)
+			return p, fmt.Errorf("a hub is not an MQTT broker: the topic is neither %s/ nor a topic of the device twin", events)
 		}
 		p.Kind = TwinPatch
 	}
@@ -156,5 +156,5 @@ func (u User) CheckFilter(filter string) error {
 		"devices/" + u.Device + "/messages/devicebound/#":
 		return nil
 	}
-	return fmt.Errorf("a hub is no MQTT broker: it does not have the filter %q for the device %q", filter, u.Device)
+	return fmt.Errorf("a hub is not an MQTT broker: it has no filter %q for the device %q", filter, u.Device)
 }

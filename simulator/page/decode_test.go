@@ -158,7 +158,7 @@ func TestTheOutcomeOfADeviceOverHTTPSIsThatOfItsRegistration(t *testing.T) {
 		}
 	}
 	d := f.devices["gw-1"]
-	if d.hub != "hub.example" || d.registers != 4 || d.polls != 1 || d.explanation.Reason != "The service answered 401 (401000 Unauthorized)." {
+	if d.hub != "hub.example" || d.registers != 4 || d.polls != 1 || d.explanation.Reason != "The service answered with 401 (401000 Unauthorized)." {
 		t.Errorf("%+v", d)
 	}
 }

@@ -63,7 +63,7 @@ func newFault(name, pattern string, times int) (simulator.Rule, error) {
 	case i < 0:
 		return simulator.Rule{}, fmt.Errorf("there is no fault %q", name)
 	case all[i].All && pattern != "":
-		return simulator.Rule{}, fmt.Errorf("the fault %q applies to all devices, because it acts before the device names itself: leave the field for the device empty", all[i].Label)
+		return simulator.Rule{}, fmt.Errorf("the fault %q applies to all devices, because it acts before the device identifies itself: leave the Devices field empty", all[i].Label)
 	case times < 0:
 		return simulator.Rule{}, fmt.Errorf("%d times: the number must not be negative", times)
 	}

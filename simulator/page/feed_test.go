@@ -44,7 +44,7 @@ func TestDevicesBeyondTheLimitAreDiscardedInTheOrderOfTheirActivity(t *testing.T
 	if got := fmt.Sprint(f.names(query{Page: 1})); got != "[d a c]" {
 		t.Error(got)
 	}
-	if v := f.view(query{Page: 1, Device: "b", Selected: true}); v.Detail.Explanation.Reason != "No packet of this device has been seen." {
+	if v := f.view(query{Page: 1, Device: "b", Selected: true}); v.Detail.Explanation.Reason != "No packets from this device have been seen." {
 		t.Errorf("%+v", v.Detail)
 	}
 }
@@ -257,9 +257,9 @@ func TestTheOutcomeOfADeviceFollowsItsExchange(t *testing.T) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	for reason, s := range map[string]step{
-		"The service answered 401 (401000 Unauthorized).":             {reply(9, "b", 401, `{"errorCode":401000,"message":"Unauthorized"}`), Refused},
-		"The service answered 429 (429001 Too many requests).":        {reply(9, "b", 429, `{"errorCode":429001,"message":"Too many requests."}`), Throttled},
-		"The service answered 500.":                                   {reply(9, "b", 500, `<html>`), Failed},
+		"The service answered with 401 (401000 Unauthorized).":        {reply(9, "b", 401, `{"errorCode":401000,"message":"Unauthorized"}`), Refused},
+		"The service answered with 429 (429001 Too many requests).":   {reply(9, "b", 429, `{"errorCode":429001,"message":"Too many requests."}`), Throttled},
+		"The service answered with 500.":                              {reply(9, "b", 500, `<html>`), Failed},
 		"The registration failed (400207): the function has failed.":  {reply(9, "b", 200, `{"status":"failed","registrationState":{"errorCode":400207,"errorMessage":"the function has failed"}}`), Failed},
 		"The enrollment is disabled.":                                 {reply(9, "b", 200, `{"status":"disabled"}`), Disabled},
 		"The device violated the protocol: a second CONNECT.":         {simulator.Entry{Connection: 9, Packet: "VIOLATION", Violation: "a second CONNECT", RegistrationID: "b"}, Violation},

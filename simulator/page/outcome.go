@@ -166,7 +166,7 @@ func (d *device) reply(code int, text []byte) {
 		default:
 			d.outcome = Refused
 		}
-		what := fmt.Sprintf("The service answered %d", code)
+		what := fmt.Sprintf("The service answered with %d", code)
 		if body.ErrorCode != 0 {
 			what += fmt.Sprintf(" (%d %s)", body.ErrorCode, strings.TrimSuffix(body.Message, "."))
 		}

@@ -83,11 +83,11 @@ func (p *Page) Handler() http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
 		if !p.knows(r.Host) {
-			http.Error(w, "The host name of the request is not one of this page. Use localhost.", http.StatusMisdirectedRequest)
+			http.Error(w, "This page is not served under that host name. Use localhost.", http.StatusMisdirectedRequest)
 			return
 		}
 		if r.Method == http.MethodPost && !sameOrigin(r) {
-			http.Error(w, "The request does not come from this page.", http.StatusForbidden)
+			http.Error(w, "The request did not come from this page.", http.StatusForbidden)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
@@ -209,7 +209,7 @@ func (p *Page) addFault(w http.ResponseWriter, r *http.Request) {
 	}
 	times, err := strconv.Atoi(r.PostFormValue("times"))
 	if err != nil {
-		http.Error(w, "The number of times is not a number.", http.StatusBadRequest)
+		http.Error(w, "The number of times must be a number.", http.StatusBadRequest)
 		return
 	}
 	rule, err := newFault(r.PostFormValue("fault"), strings.TrimSpace(r.PostFormValue("device")), times)
@@ -217,7 +217,7 @@ func (p *Page) addFault(w http.ResponseWriter, r *http.Request) {
 		_, err = p.Faults.AddFault(rule)
 	}
 	if err != nil {
-		http.Error(w, "The fault cannot be added: "+err.Error(), http.StatusBadRequest)
+		http.Error(w, "Cannot add the fault: "+err.Error(), http.StatusBadRequest)
 		return
 	}
 	p.Feed.Changed()
@@ -240,7 +240,7 @@ func (p *Page) removeFault(w http.ResponseWriter, r *http.Request) {
 
 func (p *Page) allowed(w http.ResponseWriter) bool {
 	if p.Faults == nil {
-		http.Error(w, "Faults are not allowed. Start dpsd-sim with --allow-faults to allow them.", http.StatusForbidden)
+		http.Error(w, "Faults are disabled. To enable them, start dpsd-sim with --allow-faults.", http.StatusForbidden)
 	}
 	return p.Faults != nil
 }

@@ -131,7 +131,7 @@ func TestThePageWorksWithoutJavaScript(t *testing.T) {
 	body := get(p, "/?q=gateway").Body.String()
 	for _, want := range []string{
 		"Devices 1 to 50 of 60", `href="/?page=2&amp;q=gateway"`, `<noscript><a href="/?q=gateway">Reload`, "0ne00000001",
-		`href="/?device=gateway-59&amp;q=gateway"`, "Faults are off.", `value="gateway"`,
+		`href="/?device=gateway-59&amp;q=gateway"`, "Faults are disabled.", `value="gateway"`,
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%q is missing", want)
@@ -199,12 +199,12 @@ func TestEachFaultThatThePageOffersIsAValidRule(t *testing.T) {
 func TestAWrongFaultIsRefusedWithAReason(t *testing.T) {
 	p := &Page{Feed: &Feed{}, Faults: faults(t)}
 	for want, form := range map[string]url.Values{
-		"there is no fault":         {"fault": {"nothing"}, "times": {"1"}},
-		"applies to all devices":    {"fault": {"expired"}, "device": {"gw-1"}, "times": {"1"}},
-		"must not be negative":      {"fault": {"connack-3"}, "times": {"-1"}},
-		"is not a number":           {"fault": {"connack-3"}},
-		"pattern":                   {"fault": {"connack-3"}, "device": {"gw-["}, "times": {"1"}},
-		"the fault cannot be added": {"fault": {"connack-3"}, "device": {"gw-["}, "times": {"0"}},
+		"there is no fault":      {"fault": {"nothing"}, "times": {"1"}},
+		"applies to all devices": {"fault": {"expired"}, "device": {"gw-1"}, "times": {"1"}},
+		"must not be negative":   {"fault": {"connack-3"}, "times": {"-1"}},
+		"must be a number":       {"fault": {"connack-3"}},
+		"pattern":                {"fault": {"connack-3"}, "device": {"gw-["}, "times": {"1"}},
+		"cannot add the fault":   {"fault": {"connack-3"}, "device": {"gw-["}, "times": {"0"}},
 	} {
 		w := post(p, "/faults", own, form)
 		if w.Code != 400 || !strings.Contains(strings.ToLower(w.Body.String()), want) {

@@ -232,7 +232,7 @@ func (f *Feed) view(q query) view {
 	if q.Selected {
 		d := f.devices[strings.ToLower(q.Device)]
 		if d == nil {
-			d = &device{id: q.Device, key: strings.ToLower(q.Device), outcome: Ended, explanation: enroll.Explanation{Reason: "No packet of this device has been seen."}}
+			d = &device{id: q.Device, key: strings.ToLower(q.Device), outcome: Ended, explanation: enroll.Explanation{Reason: "No packets from this device have been seen."}}
 		}
 		v.Detail = d.detail(q)
 	}

@@ -171,7 +171,7 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 		bad("garbage_hex", "%v", err)
 	}
 	if r.Garbage != "" && r.GarbageHex != "" {
-		bad("garbage_hex", "is set in addition to garbage")
+		bad("garbage_hex", "cannot be combined with garbage")
 	}
 	garbage := r.Garbage != "" || r.GarbageHex != ""
 	if (r.AfterUp > 0 || r.AfterDown > 0) && !r.Close && !r.Reset && !r.Silent && !garbage {

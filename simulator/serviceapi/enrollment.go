@@ -343,7 +343,7 @@ func merge(i item, e enrollment, now string) (item, error) {
 		return i, refuse(400000, "The allocationPolicy %q is not one of hashed, geoLatency, static and custom.", e.AllocationPolicy)
 	}
 	if g.Allocation == "custom" && len(g.Custom) == 0 {
-		return i, refuse(400000, "The simulator does not call a webhook. For the allocationPolicy custom, the enrollment requires a custom table in the file of the enrollments.")
+		return i, refuse(400000, "The simulator does not call a webhook. For the allocationPolicy custom, the enrollment needs a custom table in the enrollments file.")
 	}
 	if g.Allocation != "custom" {
 		g.Custom = nil
@@ -394,7 +394,7 @@ func mergeAttestation(i item, a *enroll.Attestation, wanted *attestation) error 
 	case "x509":
 		return mergeX509(i, a, wanted.X509)
 	case "tpm":
-		return refuse(400000, "The simulator does not support the attestation tpm.")
+		return refuse(400000, "The simulator does not support TPM attestation.")
 	default:
 		return refuse(400000, "The attestation type %q is not one of symmetricKey, x509 and tpm.", wanted.Type)
 	}
@@ -431,7 +431,7 @@ func mergeX509(i item, a *enroll.Attestation, wanted *x509Attestation) error {
 		return refuse(400000, "An enrollment group requires signingCertificates.")
 	case client == "" && signing == "":
 		if a.Type != "x509" {
-			return refuse(400000, "The attestation x509 has no certificate.")
+			return refuse(400000, "The x509 attestation has no certificate.")
 		}
 		return nil
 	}

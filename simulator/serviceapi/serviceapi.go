@@ -174,11 +174,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete} {
 		if h.has(again, method) {
-			h.fail(w, refuse(405000, "The path %s does not have the method %s.", r.URL.Path, r.Method))
+			h.fail(w, refuse(405000, "The path %s does not support the method %s.", r.URL.Path, r.Method))
 			return
 		}
 	}
-	h.fail(w, refuse(404000, "The service API does not have the path %s.", r.URL.Path))
+	h.fail(w, refuse(404000, "The service API has no path %s.", r.URL.Path))
 }
 
 // has reports whether there is a route for the request's path with a method.
@@ -251,7 +251,7 @@ func page[T any](r *http.Request, items []T, id func(T) string, itemType string)
 	if token := r.Header.Get(headerContinuation); token != "" {
 		after, err := base64.RawURLEncoding.DecodeString(token)
 		if err != nil {
-			return nil, refuse(400000, "%s is not a token of this service.", headerContinuation)
+			return nil, refuse(400000, "%s is not a continuation token of this service.", headerContinuation)
 		}
 		items = slices.DeleteFunc(items, func(item T) bool { return strings.ToLower(id(item)) <= string(after) })
 	}

@@ -267,7 +267,7 @@ func TestRefusals(t *testing.T) {
 		{"an invalid ID", "PUT", "/enrollments/a%20b" + version, `{` + symmetric + `}`, "a b"},
 		{"no attestation", "PUT", one, `{}`, "attestation"},
 		{"an unknown attestation", "PUT", one, `{"attestation":{"type":"password"}}`, "password"},
-		{"a TPM, which the simulator does not have", "PUT", one, `{"attestation":{"type":"tpm","tpm":{"endorsementKey":"AA=="}}}`, "tpm"},
+		{"a TPM, which the simulator does not have", "PUT", one, `{"attestation":{"type":"tpm","tpm":{"endorsementKey":"AA=="}}}`, "TPM"},
 		{"a key that is too short", "PUT", one, `{"attestation":{"type":"symmetricKey","symmetricKey":{"primaryKey":"AAAA"}}}`, "16 to 64"},
 		{"x509 without a certificate", "PUT", one, `{"attestation":{"type":"x509"}}`, "certificate"},
 		{"a certificate that is not one", "PUT", one, `{"attestation":{"type":"x509","x509":{"clientCertificates":{"primary":{"certificate":"AAAA"}}}}}`, "certificate"},

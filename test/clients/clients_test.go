@@ -136,7 +136,7 @@ func TestEveryClientIsAssignedAndConnectsToItsHub(t *testing.T) {
 			if r.err != nil || r.stdout != c.prints {
 				t.Errorf("%v: it printed %q, want %q", r.err, r.stdout, c.prints)
 			}
-			if line := "dpsd-sim: telemetry of \"" + device + "\" at \"127.0.0.1\", 5 bytes: hello\n"; strings.Contains(c.prints, sent) && !strings.Contains(r.stderr, line) {
+			if line := "dpsd-sim: telemetry from \"" + device + "\" at \"127.0.0.1\", 5 bytes: hello\n"; strings.Contains(c.prints, sent) && !strings.Contains(r.stderr, line) {
 				t.Errorf("dpsd-sim does not print %q", line)
 			}
 			if r.violations != "" {
@@ -269,7 +269,7 @@ type result struct {
 // refusals returns the lines that dpsd-sim has printed, without telemetry.
 func (r result) refusals() []string {
 	lines := regexp.MustCompile(`(?m)^dpsd-sim: .*$`).FindAllString(r.stderr, -1)
-	return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "dpsd-sim: telemetry of ") })
+	return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "dpsd-sim: telemetry from ") })
 }
 
 // slots bounds how many clients run at the same time.

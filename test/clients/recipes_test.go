@@ -41,13 +41,15 @@ func page(t *testing.T) (install string, recipes []recipe) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, _ := strings.Cut(string(text), "\n## Recipes\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	parts := strings.Split(section, "\n### ")
-	for _, m := range shell.FindAllStringSubmatch(parts[0], -1) {
+	section := func(heading string) string {
+		_, after, _ := strings.Cut(string(text), "\n## "+heading+"\n")
+		before, _, _ := strings.Cut(after, "\n## ")
+		return before
+	}
+	for _, m := range shell.FindAllStringSubmatch(section("Install"), -1) {
 		install += m[1]
 	}
-	for _, part := range parts[1:] {
+	for _, part := range strings.Split(section("Recipes"), "\n### ")[1:] {
 		name, rest, _ := strings.Cut(part, "\n")
 		r := recipe{name: name, files: map[string]string{}}
 		for _, m := range program.FindAllStringSubmatch(rest, -1) {

@@ -112,7 +112,7 @@ async function go(url, options = {}) {
     if (response.url !== location.href && options.history !== false) history.pushState(null, "", response.url);
     show(parse(text));
   } catch {
-    if (mine === latest) message("The simulator does not answer.");
+    if (mine === latest) message("The simulator is not responding.");
     return false;
   }
   connect();
