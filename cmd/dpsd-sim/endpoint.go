@@ -102,6 +102,7 @@ type endpoint struct {
 	server      *simulator.Server
 	page        *http.Server
 	log         *os.File
+	lock        *os.File // the directory; nil before it is locked
 	printer     *printer // of refusals and telemetry; nil for none
 	file        string
 	enrollments string // the file
@@ -154,6 +155,9 @@ func (f *flags) open() (e *endpoint, err error) {
 			e.close()
 		}
 	}()
+	if e.lock, err = lockDirectory(dir); err != nil {
+		return e, err
+	}
 	if !f.quiet {
 		e.printer = newPrinter(os.Stderr)
 		o.OnRefusal = func(r simulator.Refusal) { e.printer.print(r.String()) }
@@ -272,4 +276,25 @@ func (e *endpoint) close() {
 	if e.log != nil {
 		_ = e.log.Close()
 	}
+	if e.lock != nil {
+		_ = e.lock.Close()
+	}
+}
+
+// lockDirectory creates the directory if necessary, and locks it until the returned file is closed
+// or the process ends. Two simulators would overwrite each other's addresses and assignments.
+func lockDirectory(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // ca.pem and endpoint.json are for others to read
+		return nil, err
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		_ = lock.Close()
+		return nil, fmt.Errorf("another simulator uses the directory %s: stop it, or choose another directory with --dir", dir)
+	}
+	return lock, nil // a file system without locks does not prevent anything else
 }
