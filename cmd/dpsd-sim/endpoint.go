@@ -103,7 +103,7 @@ type endpoint struct {
 	page        *http.Server
 	log         *os.File
 	lock        *os.File // the directory; nil before it is locked
-	printer     *printer // of refusals and telemetry; nil for none
+	printer     *printer // of errors, refusals and telemetry; nil before it is open
 	file        string
 	enrollments string // the file
 	connection  string // of the service API
@@ -130,9 +130,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 		names = append(slices.Clone(names), f.hub)
 	}
-	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
-		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
-	}}
+	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true}
 	if o.Scenario, err = f.readScenario(); err != nil {
 		return nil, err
 	}
@@ -158,8 +156,9 @@ func (f *flags) open() (e *endpoint, err error) {
 	if e.lock, err = lockDirectory(dir); err != nil {
 		return e, err
 	}
+	e.printer = newPrinter(os.Stderr, "dpsd-sim: ")
+	o.OnError = func(err error) { e.printer.print(err.Error()) }
 	if !f.quiet {
-		e.printer = newPrinter(os.Stderr)
 		o.OnRefusal = func(r simulator.Refusal) { e.printer.print(r.String()) }
 		o.OnTelemetry = func(t hub.Telemetry) { e.printer.print(describeTelemetry(t)) }
 	}

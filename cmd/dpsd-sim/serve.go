@@ -60,7 +60,10 @@ line and column of the error, and keeps the previous enrollments.`,
 			if e.Page != "" {
 				line += " page " + e.Page + ","
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s id scope %s, ca %s\n", line, e.IDScope, e.CAFile)
+			// A pipe that nobody reads must not keep serve from ending.
+			out := newPrinter(c.OutOrStdout(), "")
+			defer out.close()
+			out.print(fmt.Sprintf("%s id scope %s, ca %s", line, e.IDScope, e.CAFile))
 			for {
 				select {
 				case <-stop:
@@ -71,10 +74,11 @@ line and column of the error, and keeps the previous enrollments.`,
 						err = e.server.SetEnrollments(enrollments)
 					}
 					if err != nil {
-						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: keeping the previous enrollments\n", err)
+						e.printer.print(err.Error())
+						e.printer.print("keeping the previous enrollments")
 						continue
 					}
-					fmt.Fprintf(c.OutOrStdout(), "%s: enrollments reloaded\n", e.enrollments)
+					out.print(e.enrollments + ": enrollments reloaded")
 				}
 			}
 		},
