@@ -7,8 +7,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The default addresses of serve. Only root may use port 443, the service's own port for
@@ -69,11 +67,7 @@ line and column of the error, and keeps the previous enrollments.`,
 				case <-stop:
 					return nil
 				case <-again:
-					enrollments, err := enroll.ReadFile(e.enrollments)
-					if err == nil {
-						err = e.server.SetEnrollments(enrollments)
-					}
-					if err != nil {
+					if err := e.server.ReloadEnrollments(); err != nil {
 						e.printer.print(err.Error())
 						e.printer.print("keeping the previous enrollments")
 						continue
