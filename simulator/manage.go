@@ -47,6 +47,22 @@ func (s *Server) ChangeEnrollments(c enroll.Change) error {
 	return s.setEnrollments(e)
 }
 
+// ReloadEnrollments reads the file of the enrollments again, for subsequent connections. A file with an
+// error changes nothing. No change is made between the reading and the use of the file, so the
+// enrollments in use are always those of the file.
+func (s *Server) ReloadEnrollments() error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if s.file == "" {
+		return nil
+	}
+	e, err := enroll.ReadFile(s.file)
+	if err != nil {
+		return err
+	}
+	return s.setEnrollments(e)
+}
+
 // Registration is the registration record of a device.
 type Registration struct {
 	RegistrationID string

@@ -105,7 +105,8 @@ type endpoint struct {
 	server      *simulator.Server
 	page        *http.Server
 	log         *os.File
-	printer     *printer // of refusals and telemetry; nil for none
+	lock        *os.File // the directory; nil before it is locked
+	printer     *printer // of errors, refusals and telemetry; nil before it is open
 	file        string
 	enrollments string // the file
 	connection  string // of the service API
@@ -132,9 +133,7 @@ func (f *flags) open() (e *endpoint, err error) {
 		}
 		names = append(slices.Clone(names), f.hub)
 	}
-	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true, OnError: func(err error) {
-		fmt.Fprintf(os.Stderr, "dpsd-sim: %v\n", err)
-	}}
+	o := simulator.Options{Directory: dir, Seed: f.seed, DefaultHub: f.hub, Names: names, DiscardLog: true}
 	if o.Scenario, err = f.readScenario(); err != nil {
 		return nil, err
 	}
@@ -157,8 +156,12 @@ func (f *flags) open() (e *endpoint, err error) {
 			e.close()
 		}
 	}()
+	if e.lock, err = lockDirectory(dir); err != nil {
+		return e, err
+	}
+	e.printer = newPrinter(os.Stderr, "dpsd-sim: ")
+	o.OnError = func(err error) { e.printer.print(err.Error()) }
 	if !f.quiet {
-		e.printer = newPrinter(os.Stderr)
 		o.OnRefusal = func(r simulator.Refusal) { e.printer.print(r.String()) }
 		o.OnTelemetry = func(t hub.Telemetry) { e.printer.print(describeTelemetry(t)) }
 	}
@@ -275,4 +278,25 @@ func (e *endpoint) close() {
 	if e.log != nil {
 		_ = e.log.Close()
 	}
+	if e.lock != nil {
+		_ = e.lock.Close()
+	}
+}
+
+// lockDirectory creates the directory if necessary, and locks it until the returned file is closed
+// or the process ends. Two simulators would overwrite each other's addresses and assignments.
+func lockDirectory(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // ca.pem and endpoint.json are for others to read
+		return nil, err
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		_ = lock.Close()
+		return nil, fmt.Errorf("another simulator uses the directory %s: stop it, or choose another directory with --dir", dir)
+	}
+	return lock, nil // a file system without locks does not prevent anything else
 }

@@ -40,22 +40,69 @@ func TestServeContinuesWhenTheReaderOfItsOutputExits(t *testing.T) {
 	// standard output.
 	enrollments := filepath.Join(dir, "enrollments.toml")
 	for _, text := range []string{"nonsense", group("hub-b.example"), group("hub-c.example"), group("hub-d.example")} {
-		if err := errors.Join(os.Remove(enrollments), syscall.Mkfifo(enrollments, 0o600), serve.Process.Signal(syscall.SIGHUP)); err != nil {
-			t.Fatal(err)
-		}
-		var file *os.File
-		for limit := time.Now().Add(30 * time.Second); file == nil; time.Sleep(time.Millisecond) {
-			if file, err = os.OpenFile(enrollments, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil && time.Now().After(limit) {
-				t.Fatalf("serve does not read the enrollments: %v", err)
-			}
-		}
-		if _, err := file.WriteString(text); err != nil {
-			t.Error(err)
-		}
-		file.Close()
+		reload(t, serve.Process, enrollments, text)
 	}
 	if reply, err := register(dir, "gw-1"); err != nil || !strings.Contains(reply, "assigned hub-") {
 		t.Errorf("a device receives %q, %v", reply, err)
+	}
+	_ = serve.Process.Signal(syscall.SIGTERM)
+	if err := serve.Wait(); err != nil {
+		t.Errorf("serve ended with %v", err)
+	}
+}
+
+// reload makes serve read a text as its enrollments, and returns when serve reads it.
+func reload(t *testing.T, serve *os.Process, enrollments, text string) {
+	t.Helper()
+	if err := errors.Join(os.Remove(enrollments), syscall.Mkfifo(enrollments, 0o600), serve.Signal(syscall.SIGHUP)); err != nil {
+		t.Fatal(err)
+	}
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		file, err := os.OpenFile(enrollments, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			_, err = file.WriteString(text)
+			file.Close()
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("serve does not read the enrollments: %v", err)
+		}
+	}
+}
+
+func TestServeEndsOnSIGTERMWhenNobodyReadsItsOutput(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for err == nil { // until the pipe is full
+		_ = writer.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+		_, err = writer.Write([]byte{'x'})
+	}
+	dir := filepath.Join(t.TempDir(), "sim")
+	serve := exec.Command("dpsd-sim", "serve", "--dir", dir, "--mqtt", "127.0.0.1:0", "--websocket", "", "--service", "", "--quiet")
+	serve.Stdout, serve.Stderr = writer, writer
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	late := time.AfterFunc(30*time.Second, func() { _ = serve.Process.Kill() })
+	defer late.Stop()
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(dir, "endpoint.json")); err == nil {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("serve does not become ready")
+		}
+	}
+	enrollments := filepath.Join(dir, "enrollments.toml")
+	for _, text := range []string{"nonsense", group("hub-b.example"), "nonsense"} { // it reads each one after it has reported on the previous one
+		reload(t, serve.Process, enrollments, text)
 	}
 	_ = serve.Process.Signal(syscall.SIGTERM)
 	if err := serve.Wait(); err != nil {

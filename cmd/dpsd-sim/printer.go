@@ -21,14 +21,15 @@ type printer struct {
 	done  chan struct{}
 }
 
-func newPrinter(w io.Writer) *printer {
+// newPrinter starts a printer, which begins each line with the prefix.
+func newPrinter(w io.Writer, prefix string) *printer {
 	p := &printer{lines: make(chan string, maxLines), done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
 		for line := range p.lines {
-			fmt.Fprintf(w, "dpsd-sim: %s\n", line)
+			fmt.Fprintf(w, "%s%s\n", prefix, line)
 			if n := p.lost.Swap(0); n > 0 {
-				fmt.Fprintf(w, "dpsd-sim: %d more lines were not printed, because the reader was too slow\n", n)
+				fmt.Fprintf(w, "%s%d more lines were not printed, because the reader was too slow\n", prefix, n)
 			}
 		}
 	}()

@@ -22,7 +22,7 @@ func (s *stuck) Write(b []byte) (int, error) {
 func TestAPrinterWhoseReaderIsSlowDoesNotWaitAndCountsWhatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &stuck{release: make(chan struct{})}
-		p := newPrinter(out)
+		p := newPrinter(out, "dpsd-sim: ")
 		for i := range maxLines + 10 {
 			p.print(fmt.Sprint(i))
 			synctest.Wait() // the first line is being written, the others wait
@@ -42,7 +42,7 @@ func TestAPrinterWithoutAReaderIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, w := io.Pipe()
 		defer r.Close() // ends the printer's goroutine
-		p := newPrinter(w)
+		p := newPrinter(w, "")
 		p.print("a line")
 		p.close()
 	})

@@ -7,8 +7,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
 // The default addresses of serve. Only root may use port 443, the service's own port for
@@ -60,21 +58,21 @@ line and column of the error, and keeps the previous enrollments.`,
 			if e.Page != "" {
 				line += " page " + e.Page + ","
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s id scope %s, ca %s\n", line, e.IDScope, e.CAFile)
+			// A pipe that nobody reads must not keep serve from ending.
+			out := newPrinter(c.OutOrStdout(), "")
+			defer out.close()
+			out.print(fmt.Sprintf("%s id scope %s, ca %s", line, e.IDScope, e.CAFile))
 			for {
 				select {
 				case <-stop:
 					return nil
 				case <-again:
-					enrollments, err := enroll.ReadFile(e.enrollments)
-					if err == nil {
-						err = e.server.SetEnrollments(enrollments)
-					}
-					if err != nil {
-						fmt.Fprintf(c.ErrOrStderr(), "dpsd-sim: %v\ndpsd-sim: keeping the previous enrollments\n", err)
+					if err := e.server.ReloadEnrollments(); err != nil {
+						e.printer.print(err.Error())
+						e.printer.print("keeping the previous enrollments")
 						continue
 					}
-					fmt.Fprintf(c.OutOrStdout(), "%s: enrollments reloaded\n", e.enrollments)
+					out.print(e.enrollments + ": enrollments reloaded")
 				}
 			}
 		},
