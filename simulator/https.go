@@ -287,6 +287,7 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, hub.MaxMessage))
 	up := entry
 	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+r.URL.RequestURI(), len(body)
+	up.Raw = d.conn.take()
 	d.note(up)
 
 	state := d.c.tls.ConnectionState()

@@ -37,11 +37,28 @@ func (s *Server) ChangeEnrollments(c enroll.Change) error {
 	if err != nil {
 		return err
 	}
-	info, err := os.Stat(s.file)
+	file, err := filepath.EvalSymlinks(s.file) // a link stays a link
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(s.file, text, info.Mode().Perm(), renameio.WithTempDir(filepath.Dir(s.file))); err != nil {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	mode := info.Mode().Perm()
+	if c.HasKey() {
+		mode &^= 0o077 // like the files of other keys
+	}
+	// WriteFile would keep the permissions of the existing file.
+	pending, err := renameio.NewPendingFile(file, renameio.WithTempDir(filepath.Dir(file)), renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pending.Cleanup() }() // does nothing once the file is replaced
+	if _, err := pending.Write(text); err != nil {
+		return err
+	}
+	if err := pending.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
 	return s.setEnrollments(e)

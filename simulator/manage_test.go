@@ -1,8 +1,10 @@
 package simulator_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -80,5 +82,45 @@ func TestAReloadUsesWhatTheFileHas(t *testing.T) {
 	}
 	if err := s.ReloadEnrollments(); err == nil || s.Enrollments().FindIndividual("press-8") < 0 {
 		t.Errorf("an invalid file: %v, %v", s.Enrollments().Individuals, err)
+	}
+}
+
+func TestAFileToWhichAKeyIsWrittenCanBeReadByItsOwnerOnly(t *testing.T) {
+	s, file := withFile(t)
+	for _, step := range []struct {
+		change enroll.Change
+		want   os.FileMode
+	}{
+		{enroll.Change{RemoveGroup: "certificates"}, 0o644},
+		{keyed("press-7"), 0o600},
+		{enroll.Change{RemoveIndividual: "press-7"}, 0o600},
+	} {
+		if err := s.ChangeEnrollments(step.change); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != step.want {
+			t.Errorf("%v, %v, want %v", info.Mode(), err, step.want)
+		}
+	}
+}
+
+func TestAChangeKeepsASymbolicLinkToTheEnrollments(t *testing.T) {
+	s, file := withFile(t)
+	target := filepath.Join(t.TempDir(), "shared.toml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(target, text, 0o600), os.Remove(file), os.Symlink(target, file)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ChangeEnrollments(keyed("press-7")); err != nil {
+		t.Fatal(err)
+	}
+	if to, err := os.Readlink(file); err != nil || to != target {
+		t.Errorf("the link leads to %q, %v", to, err)
+	}
+	if text, err := os.ReadFile(target); err != nil || !strings.Contains(string(text), "press-7") {
+		t.Errorf("%s, %v", text, err)
 	}
 }

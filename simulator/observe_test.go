@@ -79,6 +79,32 @@ func TestAnObserverReceivesEachEntryWithTheBytesOfItsPacket(t *testing.T) {
 			}
 		}
 	})
+	bubble(t, "HTTPS to a hub: each request has its own bytes only", func(t *testing.T) {
+		var last []byte
+		s := start(t, simulator.Options{DiscardLog: true, Observe: func(e simulator.Entry) {
+			if e.Packet == "REQUEST" {
+				last = e.Raw
+			}
+		}})
+		a := openAPI(t, s)
+		for _, request := range []string{
+			"POST /devices/stranger/messages/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello",
+			"GET /devices/stranger/modules HTTP/1.1\r\nHost: localhost\r\n\r\n",
+			"GET " + a.path("/operations/none") + " HTTP/1.1\r\nHost: localhost\r\nauthorization: " + a.auth + "\r\n\r\n",
+		} {
+			a.send([]byte(request)...)
+			r, err := http.ReadResponse(a.in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				t.Fatal(err)
+			}
+			if string(last) != request {
+				t.Errorf("the request is\n%q, want\n%q", last, request)
+			}
+		}
+	})
 	bubble(t, "a length of five bytes is observed as far as it was read", func(t *testing.T) {
 		var last []byte
 		s := start(t, simulator.Options{DiscardLog: true, Observe: func(e simulator.Entry) {

@@ -26,6 +26,11 @@ type Change struct {
 	RemoveGroup string
 }
 
+// HasKey reports whether the change puts a key itself into the file, instead of the name of a file.
+func (c Change) HasKey() bool {
+	return c.Individual != nil && c.Individual.PrimaryKey != "" || c.Group != nil && c.Group.PrimaryKey != ""
+}
+
 // FindIndividual returns the index of the enrollment of a device, or -1. The case of the ID
 // does not matter.
 func (e *Enrollments) FindIndividual(registrationID string) int {

@@ -29,6 +29,7 @@ const (
 const (
 	maxDeviceEntries = 200
 	maxRaw           = 8 << 10
+	maxName          = 256 // bytes; a registration ID has at most 128
 )
 
 // Feed keeps the recent part of a packet log. It discards the oldest entries first, and then
@@ -124,6 +125,9 @@ func (f *Feed) Add(e simulator.Entry) {
 		f.attach(s, "")
 		s.device.add(r)
 	default:
+		if len(s.pending) == maxDeviceEntries {
+			s.pending = slices.Delete(s.pending, 0, 1)
+		}
 		s.pending = append(s.pending, r)
 	}
 	f.store(r)
@@ -141,6 +145,7 @@ func (f *Feed) Add(e simulator.Entry) {
 
 // attach connects a session with its device, and makes the device the most recent one.
 func (f *Feed) attach(s *session, id string) {
+	id = shorten(id)
 	key := strings.ToLower(id)
 	d := f.devices[key]
 	if d == nil {
@@ -161,6 +166,15 @@ func (f *Feed) attach(s *session, id string) {
 		d.apply(s, r.entry)
 	}
 	s.pending = nil
+}
+
+// shorten cuts a name that is too long for a registration ID. Links repeat the names of devices and
+// the text of the search, so the size of the page depends on them.
+func shorten(name string) string {
+	if len(name) <= maxName {
+		return name
+	}
+	return strings.ToValidUTF8(name[:maxName], "")
 }
 
 // registered returns the registration ID of a device that connects to a hub. Without an

@@ -128,6 +128,21 @@ func TestADeviceKeepsItsLastEntriesOnly(t *testing.T) {
 	}
 }
 
+func TestAConnectionWithoutARegistrationIDKeepsItsLastEntriesOnly(t *testing.T) {
+	f := &Feed{Entries: 10}
+	for i := range 3 * maxDeviceEntries {
+		f.add(simulator.Entry{Connection: 1, Time: noon, Packet: "REQUEST", Direction: "up", Topic: "GET /", PacketID: i})
+	}
+	if n := len(f.sessions[1].pending); n != maxDeviceEntries {
+		t.Errorf("%d entries wait", n)
+	}
+	f.add(simulator.Entry{Connection: 1, Time: noon, Packet: "REQUEST", Direction: "up", RegistrationID: "a", PacketID: 3 * maxDeviceEntries})
+	all := f.devices["a"].records
+	if len(all) != maxDeviceEntries || all[len(all)-1].entry.PacketID != 3*maxDeviceEntries {
+		t.Errorf("%d entries, the last one is %+v", len(all), all[len(all)-1].entry)
+	}
+}
+
 func TestTheCaseOfARegistrationIDDoesNotMatter(t *testing.T) {
 	f := &Feed{}
 	f.add(entries(1, "Gateway-1")...)

@@ -91,6 +91,10 @@ func (p *Page) Handler() http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		if err := r.ParseForm(); r.Method == http.MethodPost && err != nil { // a field that is lost could mean all devices
+			http.Error(w, "The form is not valid: "+err.Error(), http.StatusBadRequest)
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
 }

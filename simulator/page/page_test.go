@@ -216,6 +216,25 @@ func TestAWrongFaultIsRefusedWithAReason(t *testing.T) {
 	}
 }
 
+func TestAFormThatIsCutOffOrTooLargeChangesNothing(t *testing.T) {
+	f := &Feed{}
+	f.add(entries(1, "gw-1")...)
+	p := &Page{Feed: f, Faults: faults(t)}
+	for target, form := range map[string]string{
+		"/faults": "fault=connack-3&times=1&device=gw%2", "/clear": "view=" + strings.Repeat("x", maxForm),
+	} {
+		r := httptest.NewRequest(http.MethodPost, target, strings.NewReader(form))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("Origin", own)
+		if w := answer(p, r); w.Code != 400 || !strings.Contains(w.Body.String(), "The form is not valid") {
+			t.Errorf("%s: %d %s", target, w.Code, w.Body)
+		}
+	}
+	if len(p.Faults.Faults()) != 0 || len(f.names(query{Page: 1})) != 1 {
+		t.Error("something has changed")
+	}
+}
+
 func TestFaultsThatAreNotAllowedCannotBeCaused(t *testing.T) {
 	p := &Page{Feed: &Feed{}}
 	for _, target := range []string{"/faults", "/faults/remove"} {
@@ -334,6 +353,24 @@ func TestTheSizeOfAnUpdateDoesNotGrowWithTheNumberOfDevices(t *testing.T) {
 			t.Errorf("%d rows in %d bytes", n, len(first[0]))
 		}
 	})
+}
+
+func TestTheSizeOfThePageDoesNotGrowWithNamesAndTheTextOfTheSearch(t *testing.T) {
+	f := &Feed{}
+	long := strings.Repeat("<é>", 20_000)
+	for i := range 2 * pageSize {
+		f.add(entries(i, fmt.Sprint(i, long))...)
+	}
+	p := &Page{Feed: f}
+	for _, target := range []string{"/", "/?q=" + url.QueryEscape(long), "/?device=" + url.QueryEscape("7"+long)} {
+		w := get(p, target)
+		if w.Code != 200 || w.Body.Len() > 512<<10 {
+			t.Errorf("%.20s…: %d, %d bytes", target, w.Code, w.Body.Len())
+		}
+	}
+	if body := get(p, "/?device="+url.QueryEscape("7"+long)).Body.String(); strings.Contains(body, "No packet of this device") {
+		t.Error("a device with a long name cannot be selected")
+	}
 }
 
 func TestCommandLinesContainNoKeyAndSurviveAShell(t *testing.T) {

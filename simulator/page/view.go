@@ -32,8 +32,8 @@ type query struct {
 
 func parseQuery(v url.Values) query {
 	q := query{
-		Text: v.Get("q"), Outcome: Outcome(v.Get("outcome")),
-		Device: v.Get("device"), Selected: v.Has("device"), Paused: v.Has("paused"),
+		Text: shorten(v.Get("q")), Outcome: Outcome(v.Get("outcome")),
+		Device: shorten(v.Get("device")), Selected: v.Has("device"), Paused: v.Has("paused"),
 	}
 	if !slices.ContainsFunc(outcomes, func(o outcomeName) bool { return o.Outcome == q.Outcome }) {
 		q.Outcome = ""
