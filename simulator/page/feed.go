@@ -43,6 +43,7 @@ type Feed struct {
 	// Bytes is how many bytes of packets are kept; 0 means 16 MiB.
 	Bytes int
 
+	viewing  sync.Mutex // held by one view at a time and before mu, so that Add waits for one view at most
 	mu       sync.Mutex
 	devices  map[string]*device // by lower-case registration ID, "" for connections without a CONNECT
 	assigned map[string]*device // by device ID, if it is not the registration ID

@@ -3,6 +3,7 @@ package page
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -140,6 +141,21 @@ func TestAConnectionWithoutARegistrationIDKeepsItsLastEntriesOnly(t *testing.T) 
 	all := f.devices["a"].records
 	if len(all) != maxDeviceEntries || all[len(all)-1].entry.PacketID != 3*maxDeviceEntries {
 		t.Errorf("%d entries, the last one is %+v", len(all), all[len(all)-1].entry)
+	}
+}
+
+func TestADeviceDoesNotWaitForViewsThatWait(t *testing.T) {
+	f := &Feed{}
+	f.viewing.Lock() // one view
+	var views sync.WaitGroup
+	for range 200 {
+		views.Go(func() { f.view(query{Page: 1}) })
+	}
+	f.add(entries(1, "a")...) // would not return if a view that waits had the lock
+	f.viewing.Unlock()
+	views.Wait()
+	if got := f.names(query{Page: 1}); len(got) != 1 {
+		t.Error(got)
 	}
 }
 

@@ -179,6 +179,8 @@ func protocolName(protocol string) string {
 
 // view collects what a query shows.
 func (f *Feed) view(q query) view {
+	f.viewing.Lock()
+	defer f.viewing.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	v := view{Query: q, Encoded: q.encode(), Here: q.link(func(*query) {})}
