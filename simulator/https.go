@@ -201,7 +201,7 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := parseAPIRequest(r.Method, r.URL)
 	id := req.registrationID
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + r.URL.RequestURI(), Size: len(body), Raw: d.conn.take()})
+	d.note(Entry{Packet: "REQUEST", Direction: "up", RegistrationID: id, Topic: r.Method + " " + target(r.URL), Size: len(body), Raw: d.conn.take()})
 	x := exchange{deviceAPI: d, w: w, r: r, req: req, rule: &Rule{}}
 	switch {
 	case errors.Is(err, errNoMethod):
@@ -286,7 +286,7 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	entry := Entry{Service: "hub", Hub: u.Hub, DeviceID: u.Device, RegistrationID: known.RegistrationID}
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, hub.MaxMessage))
 	up := entry
-	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+r.URL.RequestURI(), len(body)
+	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+target(r.URL), len(body)
 	up.Raw = d.conn.take()
 	d.note(up)
 
@@ -466,4 +466,19 @@ func head(status int, header http.Header) []byte {
 	_ = header.Write(&b) // a buffer accepts everything
 	b.WriteString("\r\n")
 	return b.Bytes()
+}
+
+// target returns the path and the query of a request for the packet log, without the values of
+// parameters that the service does not have: a mistaken client sends its token in one.
+func target(u *url.URL) string {
+	if u.RawQuery == "" {
+		return u.EscapedPath()
+	}
+	parameters := strings.Split(u.RawQuery, "&")
+	for i, p := range parameters {
+		if name, _, given := strings.Cut(p, "="); given && name != "api-version" {
+			parameters[i] = name + "=…"
+		}
+	}
+	return u.EscapedPath() + "?" + strings.Join(parameters, "&")
 }

@@ -452,3 +452,34 @@ func TestHTTPSFaults(t *testing.T) {
 		}
 	})
 }
+
+func TestATokenInTheQueryIsNotLogged(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		s := start(t, simulator.Options{})
+		a := openAPI(t, s)
+		for _, host := range []string{"", "dpsd-sim.azure-devices.net"} {
+			target := "/" + s.IDScope() + "/registrations/" + device + "/register" + apiVersion + "&sr=x&sig=c2VjcmV0&se=1"
+			if host != "" {
+				target = "https://" + host + "/devices/" + device + "/modules" + apiVersion + "&sig=c2VjcmV0"
+			}
+			a.ask("GET", target, "")
+		}
+		a.conn.Close()
+		synctest.Wait()
+		requests := 0
+		for _, e := range s.Log() {
+			if strings.Contains(fmt.Sprintf("%+v", e), "c2VjcmV0") {
+				t.Errorf("a signature in the log: %+v", e)
+			}
+			if e.Packet == "REQUEST" {
+				requests++
+				if !strings.Contains(e.Topic, "api-version=2019-03-31&") || !strings.Contains(e.Topic, "sig=…") {
+					t.Error(e.Topic)
+				}
+			}
+		}
+		if requests != 2 {
+			t.Error(requests, "requests")
+		}
+	})
+}

@@ -93,11 +93,11 @@ func TestReport(t *testing.T) {
 		t    throughput
 		want bool
 	}{
-		{"the promised rate is sufficient", good, at(500, 0), false},
-		{"fewer registrations on a quiet machine are short", good, at(499, 0), true},
-		{"a lower rate because of other load is judged by the remaining time", good, at(499, 9*time.Second), false},
+		{"the promised rate is sufficient", good, at(wantRate, 0), false},
+		{"fewer registrations on a quiet machine are short", good, at(wantRate-1, 0), true},
+		{"a lower rate because of other load is judged by the remaining time", good, at(wantRate-1, 9*time.Second), false},
 		{"far fewer are short all the same", good, at(100, 9*time.Second), true},
-		{"more memory is short", memory{peak: 1001e6}, at(900, 0), true},
+		{"more memory is short", memory{peak: (wantMemory + 1) * megabyte}, at(900, 0), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if text, short := l.report(c.m, c.t); short != c.want || strings.Contains(text, "| missed |") != c.want {

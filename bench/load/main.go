@@ -19,8 +19,8 @@ import (
 
 // The promised values.
 const (
-	wantRate   = 500  // registrations a second
-	wantMemory = 1000 // MB with wantDevices
+	wantRate   = 800 // registrations a second
+	wantMemory = 600 // MB with 10,000 connected devices
 	megabyte   = 1e6
 )
 

@@ -28,7 +28,7 @@ func (l *load) report(m memory, t throughput) (text string, short bool) {
 		fmt.Fprintf(&b, "| %s | "+form+" | | |\n", append([]any{name}, values...)...)
 	}
 	fmt.Fprintf(&b, "%s, %d processors for simulator and devices together; MB are 10⁶ bytes.\n\n", runtime.Version(), runtime.NumCPU())
-	b.WriteString("| one dpsd-sim | measured | promised | |\n| --- | --: | --: | --- |\n")
+	b.WriteString("| one dpsd-sim whose page is open | measured | promised | |\n| --- | --: | --: | --- |\n")
 	const rate = "registrations per second, each with a TLS handshake and two polls"
 	disturbed := t.rate() < wantRate && t.share(t.others) > quiet
 	if disturbed {

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,14 +29,16 @@ const tick = time.Second / 100
 const scenario = "[settings]\npolls = 2\nretry_after = \"3\"\nreply_delay = \"0s\"\n"
 
 // service is a dpsd-sim in its own process with the scenario and otherwise the default options:
-// TLS 1.2, no packet log.
+// TLS 1.2, no packet log. Its page is open.
 type service struct {
 	dir     string
 	process *exec.Cmd
 	address *net.TCPAddr
+	service string // address of the page
 	scope   string
 	key     []byte // of the group
 	tls     *tls.Config
+	page    io.Closer // the stream of changes that an open page reads
 }
 
 func (l *load) start() (_ *service, err error) {
@@ -51,7 +55,7 @@ func (l *load) start() (_ *service, err error) {
 	if err := os.WriteFile(file, []byte(scenario), 0o600); err != nil {
 		return nil, err
 	}
-	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--scenario", file, "--mqtt", "localhost:0", "--websocket", "", "--service", "") //nolint:gosec // running what it is given is its purpose
+	s.process = exec.Command(l.program, "serve", "--dir", s.dir, "--scenario", file, "--mqtt", "localhost:0", "--websocket", "", "--service", "localhost:0") //nolint:gosec // running what it is given is its purpose
 	s.process.Stderr = os.Stderr
 	out, err := s.process.StdoutPipe()
 	if err != nil {
@@ -63,7 +67,24 @@ func (l *load) start() (_ *service, err error) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		return nil, fmt.Errorf("%s did not become ready: %w", l.program, err)
 	}
-	return s, s.read()
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	return s, s.open()
+}
+
+// open reads the changes of the page, as a browser does that shows it, until the simulator ends.
+func (s *service) open() error {
+	r, err := http.Get("http://" + s.service + "/events") //nolint:noctx,bodyclose // close ends it, and closes the body
+	if err != nil {
+		return err
+	}
+	s.page = r.Body
+	if r.StatusCode != http.StatusOK {
+		return fmt.Errorf("the page's changes: %s", r.Status)
+	}
+	go func() { _, _ = io.Copy(io.Discard, r.Body) }()
+	return nil
 }
 
 // read reads what devices need from the simulator's directory.
@@ -71,6 +92,7 @@ func (s *service) read() error {
 	var endpoint struct {
 		MQTT    string `json:"mqtt"`
 		IDScope string `json:"idScope"`
+		Port    int    `json:"servicePort"`
 	}
 	text, err := os.ReadFile(filepath.Join(s.dir, "endpoint.json"))
 	if err != nil {
@@ -79,7 +101,7 @@ func (s *service) read() error {
 	if err := json.Unmarshal(text, &endpoint); err != nil {
 		return err
 	}
-	s.scope = endpoint.IDScope
+	s.scope, s.service = endpoint.IDScope, net.JoinHostPort("localhost", strconv.Itoa(endpoint.Port))
 	if s.address, err = net.ResolveTCPAddr("tcp", endpoint.MQTT); err != nil {
 		return err
 	}
@@ -108,6 +130,9 @@ func trust(file string) (*tls.Config, error) {
 
 // close ends the simulator.
 func (s *service) close() {
+	if s.page != nil {
+		_ = s.page.Close()
+	}
 	if s.process.Process != nil {
 		_ = s.process.Process.Signal(unix.SIGTERM)
 		_ = s.process.Wait()

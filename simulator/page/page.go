@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,7 @@ const (
 	interval     = 500 * time.Millisecond // the shortest time between two updates
 	writeTimeout = 10 * time.Second       // ends a view whose browser does not read
 	maxForm      = 16 << 10
+	maxViews     = 32 // live views at the same time; each renders its own
 )
 
 // Page serves the page. It works without JavaScript as a plain list; with JavaScript it is live.
@@ -38,6 +40,8 @@ type Page struct {
 	// Hosts are names under which the page is available, in addition to localhost and IP
 	// addresses.
 	Hosts []string
+
+	views atomic.Int64 // live
 }
 
 //go:embed static page.html
@@ -144,6 +148,11 @@ func (p *Page) index(w http.ResponseWriter, r *http.Request) {
 
 // events sends the regions of a view whenever they change, as HTML in server-sent events.
 func (p *Page) events(w http.ResponseWriter, r *http.Request) {
+	defer p.views.Add(-1)
+	if p.views.Add(1) > maxViews {
+		http.Error(w, "Too many live views of this page are open. Close some of them, and reload.", http.StatusServiceUnavailable)
+		return
+	}
 	q := parseQuery(r.URL.Query())
 	changed, stop := p.Feed.watch()
 	defer stop()

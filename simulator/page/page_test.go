@@ -399,3 +399,26 @@ func TestCommandLinesContainNoKeyAndSurviveAShell(t *testing.T) {
 		}
 	}
 }
+
+func TestALiveViewBeyondTheLimitIsRefusedUntilAnotherOneEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &Page{Feed: &Feed{}}
+		for range maxViews {
+			live(ctx, t, p, "/events")
+		}
+		synctest.Wait()
+		if w := get(p, "/events"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "Close some of them") {
+			t.Error(w.Code, w.Body)
+		}
+		if w := get(p, "/"); w.Code != http.StatusOK {
+			t.Error("the page itself:", w.Code)
+		}
+		cancel()
+		synctest.Wait()
+		time.Sleep(interval)
+		if n := p.views.Load(); n != 0 {
+			t.Error(n, "views are counted after all have ended")
+		}
+	})
+}
