@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -597,6 +599,42 @@ func TestSIGTERMAtAnyMoment(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The end of the attempt and that of dpsd are two events, of which the loop may see either first.
+func TestAnAttemptThatEndsBecauseDpsdStopsIsNotAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name     string
+			stopping bool
+			err      error
+			faults   int
+		}{
+			{"dpsd stops, and the attempt was canceled", true, context.Canceled, 0},
+			{"dpsd stops, and the attempt had failed before", true, io.EOF, 1},
+			{"dpsd does not stop", false, context.Canceled, 1},
+		} {
+			g := newGateway(t)
+			s := g.supervisor()
+			if err := s.open(time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			if c.stopping {
+				stop()
+			}
+			s.running.cancel = func() {}
+			if err := s.finish(ctx, registered{err: classify.At(fault.StageConnect, c.err), recording: &recording{}}, time.Now()); err != nil {
+				t.Error(err)
+			}
+			if n := g.log.FilterMessage("fault").Len(); n != c.faults {
+				t.Errorf("%s: %d faults, want %d", c.name, n, c.faults)
+			}
+			stop()
+			s.close()
+			g.sim.Close()
+		}
+	})
 }
 
 func TestOnce(t *testing.T) {

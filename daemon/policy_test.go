@@ -298,7 +298,7 @@ func TestARecordFromTheFutureDoesNotPreventRegistrations(t *testing.T) {
 			t.Errorf("the first 401 is explained by the clock, got %s", f.Code)
 		}
 		s.running.cancel = func() {}
-		if err := s.finish(refusal, time.Now()); err != nil {
+		if err := s.finish(t.Context(), refusal, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if f := s.classify(refusal, time.Now()); f.Code != fault.Unauthorized {

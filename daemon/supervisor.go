@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -179,7 +180,7 @@ func (s *supervisor) run(ctx context.Context) error {
 				s.systemd.setStatus(p.status)
 			}
 		case o := <-s.running.outcomes:
-			act = func(now time.Time) { err = s.finish(o, now) }
+			act = func(now time.Time) { err = s.finish(ctx, o, now) }
 		case <-s.Hangup:
 			act = s.file.hangup
 		case <-s.inputs.changes:
@@ -293,7 +294,7 @@ func (s *supervisor) launch(ctx context.Context, now time.Time, a attempt) {
 
 // finish takes over what an attempt has achieved. It returns an error only if that ends the
 // daemon.
-func (s *supervisor) finish(o outcome, now time.Time) error {
+func (s *supervisor) finish(ctx context.Context, o outcome, now time.Time) error {
 	s.running.cancel()
 	s.running.cancel = nil
 	s.logNotices()
@@ -303,6 +304,9 @@ func (s *supervisor) finish(o outcome, now time.Time) error {
 		// assigned stays on disk until the next one.
 		s.schedule.restart(now)
 		return nil
+	}
+	if r, is := o.(registered); is && ctx.Err() != nil && errors.Is(r.err, context.Canceled) {
+		return nil // dpsd is stopping: the attempt ended for this reason and has not failed
 	}
 	err := o.finish(s, now)
 	s.schedule.requested()
