@@ -60,9 +60,13 @@ func (s *service) read(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// start starts the service, and returns when it listens.
+// start starts the service, and returns when it listens. It stops a former one, which is still
+// in the network of the gateway before a reboot.
 func (s *service) start() {
 	s.g.t.Helper()
+	if s.cmd != nil {
+		s.stop()
+	}
 	s.cmd = exec.Command("nsenter", "--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir, "--hub", simulatedHub,
 		"--scenario", filepath.Join(s.dir, "scenario.toml"), "--packet-log", filepath.Join(s.dir, "packets"))
 	s.ended = startReady(s.g.t, s.cmd)
