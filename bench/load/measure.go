@@ -12,8 +12,8 @@ import (
 // fast as possible.
 const handshakes = 16
 
-// attempts is how often a rate that is too low is measured again. Other load on the machine
-// only decreases the rate.
+// attempts is how often a rate that is too low, or a peak that is too high, is measured. Other
+// load on the machine only decreases the rate.
 const attempts = 3
 
 // memory is the memory for many connected devices.
