@@ -1,6 +1,7 @@
 package dps
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,11 @@ type Registration struct {
 	Identity        Identity
 	Payload         json.RawMessage // sent with the register request: a JSON object (see CheckPayload), or nil for none
 	ResponseTimeout time.Duration   // 0 means DefaultResponseTimeout
+
+	// CSR is a PKCS #10 certificate request in DER, or nil for none. The service issues a
+	// certificate for each register request that contains one. This requires the api-version
+	// 2026-11-01 or, as a preview, 2025-07-01-preview.
+	CSR []byte
 
 	// RequestIDs is added to the number of a request, starting with 1, to form its $rid. If
 	// each Registration has its own range, a reply to an earlier Registration matches no
@@ -248,8 +254,8 @@ func (r *Registration) send(now time.Time) (Step, error) {
 	return Step{Send: &m}, nil
 }
 
-// body returns the body of the register request: the registration ID and the payload, if
-// any.
+// body returns the body of the register request: the registration ID, the payload and the
+// CSR, if any. An error matches ErrPayload: without a payload, the body is never too long.
 func (r *Registration) body() ([]byte, error) {
 	id, err := json.Marshal(r.Identity.RegistrationID)
 	if err != nil {
@@ -262,5 +268,12 @@ func (r *Registration) body() ([]byte, error) {
 		}
 		o = append(o, member{"payload", r.Payload})
 	}
-	return o.encode(), nil
+	if r.CSR != nil {
+		o = append(o, member{"csr", []byte(`"` + base64.StdEncoding.EncodeToString(r.CSR) + `"`)})
+	}
+	body := o.encode()
+	if len(body) > maxRequest {
+		return nil, fmt.Errorf("%w: the request has %d bytes with it; DPS accepts at most %d", ErrPayload, len(body), maxRequest)
+	}
+	return body, nil
 }

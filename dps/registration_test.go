@@ -203,6 +203,45 @@ func TestRequests(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a CSR is sent in base64, after the payload", func(t *testing.T) {
+		r := dps.Registration{CSR: []byte{0x30, 0xff, 0xfe, 0xfb}, Payload: json.RawMessage(`{"a":1}`)}
+		if m := begin(t, &r, start); string(m.Payload) != `{"registrationId":"gw-1","payload":{"a":1},"csr":"MP/++w=="}` {
+			t.Errorf("got %s", m.Payload)
+		}
+		r = dps.Registration{CSR: []byte{0x30, 0xff, 0xfe, 0xfb}}
+		if m := begin(t, &r, start); string(m.Payload) != `{"registrationId":"gw-1","csr":"MP/++w=="}` {
+			t.Errorf("got %s", m.Payload)
+		}
+	})
+	t.Run("each register request carries the CSR, and no poll does", func(t *testing.T) {
+		r := dps.Registration{CSR: []byte("csr")}
+		first := begin(t, &r, start)
+		r.Handle(start, reply(202, 1, "3", assigning("a")))
+		if m := advance(t, &r); len(m.Payload) != 0 {
+			t.Errorf("the poll carries %s", m.Payload)
+		}
+		if _, err := r.Handle(start.Add(4*time.Second), reply(401, 2, "", `{"errorCode":401000}`)); err == nil {
+			t.Fatal("the refusal is no error")
+		}
+		if again := begin(t, &r, start.Add(time.Hour)); string(again.Payload) != string(first.Payload) {
+			t.Errorf("the second request is %s", again.Payload)
+		}
+	})
+	t.Run("a request has at most 96 KiB, with the CSR", func(t *testing.T) {
+		for size, taken := range map[int]bool{96 << 10: true, 96<<10 + 1: false} {
+			csr := make([]byte, 3000) // 4000 characters
+			rest := `{"registrationId":"gw-1","payload":{"a":""},"csr":"` + strings.Repeat("A", 4000) + `"}`
+			r := dps.Registration{CSR: csr, Payload: json.RawMessage(`{"a":"` + strings.Repeat("x", size-len(rest)) + `"}`)}
+			r.Identity.RegistrationID = "gw-1"
+			step, err := r.Begin(start)
+			if taken && (err != nil || len(step.Send.Payload) != size) || !taken && (!errors.Is(err, dps.ErrPayload) || step != dps.Step{} || !r.Deadline().IsZero()) {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			if !taken && err != nil && err.Error() != "dps: unusable payload: the request has 98305 bytes with it; DPS accepts at most 98304" {
+				t.Errorf("the error is %v", err)
+			}
+		}
+	})
 	t.Run("a poll carries the operation ID and no body", func(t *testing.T) {
 		var r dps.Registration
 		begin(t, &r, start)

@@ -71,10 +71,25 @@ type Assignment struct {
 	ETag                   string
 	ConnectionProfile      string          // e.g. "mqttV5"
 	Payload                json.RawMessage // returned by a custom allocation function; nil when absent
+	// IssuedCertificateChain is the answer to a CSR as compact JSON, normally a list of
+	// certificates, leaf first; nil when absent. It is not checked: an unusable chain does
+	// not make the assignment unusable.
+	IssuedCertificateChain json.RawMessage
 	// State is the whole registrationState as compact JSON, including members unknown to
 	// this package. The secrets are removed: tpm.authenticationKey and the members of
 	// symmetricKey.
 	State json.RawMessage
+}
+
+// DropIssuedCertificateChain removes the chain from the assignment and from State, because an
+// unusable chain must not be published.
+func (a *Assignment) DropIssuedCertificateChain() {
+	a.IssuedCertificateChain = nil
+	state, err := parseObject(a.State, "registrationState")
+	if err != nil {
+		return // State is the output of this package
+	}
+	a.State = slices.DeleteFunc(state, func(m member) bool { return m.name == "issuedCertificateChain" }).encode()
 }
 
 // ParseReply parses one received message. The error is ErrNotReply for any other topic, or
@@ -294,13 +309,7 @@ func parseAssignment(o object) (*Assignment, error) {
 		return nil, fmt.Errorf("registrationState is nested deeper than %d levels", maxDepth+1)
 	}
 	if chain, ok := state.get("issuedCertificateChain"); ok {
-		var certificates []string // base64 DER, leaf first
-		if err := json.Unmarshal(chain, &certificates); err != nil {
-			return nil, errors.New("issuedCertificateChain is not a list of strings")
-		}
-		if slices.Contains(certificates, "") {
-			return nil, errors.New("issuedCertificateChain has an empty certificate")
-		}
+		a.IssuedCertificateChain = compact(chain)
 	}
 	a.State = withoutSecrets(state).encode()
 	return &a, nil
