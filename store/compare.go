@@ -21,7 +21,15 @@ func sameIdentity(a, b Record) bool {
 		strings.EqualFold(a.Endpoint, b.Endpoint) &&
 		a.ConnectionProfile == b.ConnectionProfile &&
 		equalJSON(a.Payload, b.Payload) &&
-		(bytes.Equal(a.RegistrationState, b.RegistrationState) || equalJSON(a.issued(), b.issued()))
+		sameIssued(a, b)
+}
+
+// sameIssued compares the issued certificates: as published, or otherwise as received.
+func sameIssued(a, b Record) bool {
+	if a.Certificate != nil || b.Certificate != nil {
+		return sameCertificate(a.Certificate, b.Certificate)
+	}
+	return bytes.Equal(a.RegistrationState, b.RegistrationState) || equalJSON(a.issued(), b.issued())
 }
 
 // equalJSON compares two texts as JSON values: it ignores the order of keys and white

@@ -30,6 +30,9 @@ func actAsWriter(mode string) int {
 	if _, err := fmt.Sscanf(mode, "starved %s %d %d", &what, &die, &from); err == nil {
 		return actAsStarved(what, die, from)
 	}
+	if handled, code := actAsRenewer(mode); handled {
+		return code
+	}
 	if _, err := fmt.Sscanf(mode, "save %d", &from); err == nil {
 		return actAsSaver(from)
 	}

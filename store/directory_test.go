@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,15 +19,39 @@ import (
 // actAsService is the helper process of these tests: it opens a store, saves the record of
 // each number that it reads, and prints the result.
 func actAsService() int {
-	s, err := store.Open(store.Options{Directory: os.Getenv("DPSD_TEST_STATE"), RuntimeDirectory: os.Getenv("DPSD_TEST_RUNTIME")}, noon)
+	s, err := store.Open(store.Options{Directory: os.Getenv("DPSD_TEST_STATE"), RuntimeDirectory: os.Getenv("DPSD_TEST_RUNTIME"), CertificateGroup: os.Getenv("DPSD_TEST_GROUP")}, noon)
 	if err != nil {
 		fmt.Println("open:", err)
 		return 0
 	}
 	for {
 		var n int
-		if _, err := fmt.Scanln(&n); err != nil {
+		var question string
+		if _, err := fmt.Scanln(&question); err != nil {
 			return 0
+		}
+		switch question {
+		case "pair":
+			pair, found, err := s.Pair()
+			fmt.Println(pair.Number, found, err)
+			continue
+		case "check":
+			fmt.Println(s.CheckPair())
+			continue
+		case "request":
+			fmt.Println(s.SavePendingKey(pendingKey(8)))
+			continue
+		case "issue":
+			key, _, _ := s.PendingKey()
+			fmt.Println(s.SavePair(pairUntil(days(90)), chainFor(key.PEM), noon))
+			continue
+		case "notices":
+			fmt.Println(s.Notices())
+			continue
+		default:
+			if n, err = strconv.Atoi(question); err != nil {
+				return 2
+			}
 		}
 		result, err := s.Save(numbered(n), noon)
 		if err != nil {
@@ -47,7 +72,7 @@ type service struct {
 
 const serviceUser = 61234
 
-func startService(t *testing.T, directory, runtime string) *service {
+func startService(t *testing.T, directory, runtime string, change ...func(*exec.Cmd)) *service {
 	t.Helper()
 	// Other users cannot access the directory of the test binary.
 	binary, err := os.ReadFile("/proc/self/exe")
@@ -63,6 +88,9 @@ func startService(t *testing.T, directory, runtime string) *service {
 	cmd.Env = append(os.Environ(), helperVariable+"=service", "DPSD_TEST_STATE="+directory, "DPSD_TEST_RUNTIME="+runtime)
 	cmd.Dir, cmd.Stderr = "/", os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: serviceUser, Gid: serviceUser}}
+	for _, change := range change {
+		change(cmd)
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +122,16 @@ func (s *service) saves(n int, want string) {
 	if reason, refused := strings.CutPrefix(got, "refused: "); got != want && (!refused || !strings.Contains(reason, want)) {
 		s.t.Errorf("saving %d: %s\nwant %s", n, got, want)
 	}
+}
+
+// answer returns the answer of the service to a question of actAsService.
+func (s *service) answer(question string) string {
+	s.t.Helper()
+	fmt.Fprintln(s.in, question)
+	if !s.lines.Scan() {
+		s.t.Fatal("the service has ended")
+	}
+	return s.lines.Text()
 }
 
 // places returns a state directory in a parent that root owns, and a runtime directory. The

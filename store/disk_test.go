@@ -30,7 +30,7 @@ func withMounts(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		missing(t, "root, to mount file systems")
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=3m")
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=10m")
 	cmd.Env = append(os.Environ(), mountVariable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
@@ -329,8 +329,14 @@ func (d *loopDisk) mount(mount string) {
 // copy returns another disk with the contents of this one, which must not be mounted.
 func (d *loopDisk) copy() *loopDisk {
 	d.t.Helper()
+	return d.copyTo(d.t.TempDir())
+}
+
+// copyTo is copy for a disk that is mounted at a directory.
+func (d *loopDisk) copyTo(directory string) *loopDisk {
+	d.t.Helper()
 	image, err := os.ReadFile(d.image)
-	other := &loopDisk{t: d.t, image: filepath.Join(quick(d.t), "image"), directory: d.t.TempDir()}
+	other := &loopDisk{t: d.t, image: filepath.Join(quick(d.t), "image"), directory: directory}
 	if err == nil {
 		err = os.WriteFile(other.image, image, 0o600)
 	}

@@ -10,6 +10,14 @@
 //	}
 //	connect(rec.AssignedHub, rec.DeviceID)
 //
+// If DPS has issued a certificate, [Certificate.Read] returns it with its key:
+//
+//	chain, key, err := rec.Certificate.Read()
+//	if err != nil {
+//		return err
+//	}
+//	pair, err := tls.X509KeyPair(chain, key)
+//
 // Only the daemon writes, through a [Store]. At any time, even after a crash or a power
 // failure, a reader finds the complete old or new record with a valid checksum. The
 // generation never decreases, and an unchanged assignment writes nothing.

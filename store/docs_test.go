@@ -40,6 +40,9 @@ func realFiles(t *testing.T) map[string]string {
 		files[say] = filepath.Join(directory, "state.json")
 		files[say+", previous"] = filepath.Join(directory, "state.json.prev")
 	}
+	directory := t.TempDir()
+	issued(t, directory, 2)
+	files["with a certificate"] = filepath.Join(directory, "state.json")
 	return files
 }
 
@@ -72,6 +75,8 @@ func TestSchema(t *testing.T) {
 		})
 	}
 	whole := content(t, "testdata", "state.json")
+	certified := t.TempDir()
+	issued(t, certified, 1)
 	for _, edit := range [][2]string{
 		{`"schema": 1`, `"schema": 2`},
 		{`"generation": 1`, `"generation": 0`},
@@ -84,11 +89,19 @@ func TestSchema(t *testing.T) {
 		{`"provisionedAt": "2026-`, `"provisionedAt": "26-`},
 		{`"checksum": "sha256:`, `"checksum": "md5:`},
 		{`"payload": {"site":"Antwerp","rack":7}`, `"payload": null`},
+		{`"certificateFile":"/`, `"certificateFile":"`},
+		{`"privateKeyFile":"`, `"keyFile":"`},
+		{`"notAfter":"20`, `"notAfter":"`},
+		{`"sha256":"a`, `"sha256":"`},
+		{`"serial":"`, `"serial":"X`},
 	} {
 		t.Run(fmt.Sprintf("the schema rejects %q", edit[1]), func(t *testing.T) {
 			changed := strings.Replace(whole, edit[0], edit[1], 1)
 			if changed == whole {
-				t.Fatal("the edit changed nothing")
+				whole := content(t, certified, "state.json")
+				if changed = strings.Replace(whole, edit[0], edit[1], 1); changed == whole {
+					t.Fatal("the edit changed nothing")
+				}
 			}
 			value, err := jsonschema.UnmarshalJSON(strings.NewReader(changed))
 			if err != nil {
@@ -187,20 +200,31 @@ func TestDocumentedFiles(t *testing.T) {
 		members := func(text string) string {
 			return strings.Join(regexp.MustCompile(`(?m)^  "\w+": `).FindAllString(text, -1), "")
 		}
-		if got, want := members(snippet(t, "json", "{")), members(content(t, "testdata", "state.json")); got != want {
+		directory := t.TempDir()
+		issued(t, directory, 1)
+		example, real := snippet(t, "json", "{"), content(t, directory, "state.json")
+		if got, want := members(example), members(real); got != want {
+			t.Errorf("documented:\n%s\nreal:\n%s", got, want)
+		}
+		within := func(text string) string {
+			line := regexp.MustCompile(`(?m)^  "certificate": .*$`).FindString(text)
+			return strings.Join(regexp.MustCompile(`"\w+":`).FindAllString(line, -1), "")
+		}
+		if got, want := within(example), within(real); got != want {
 			t.Errorf("documented:\n%s\nreal:\n%s", got, want)
 		}
 	})
 	t.Run("the example of state.env matches the record", func(t *testing.T) {
 		rec := sample()
 		rec.Generation = 3
+		rec.Certificate = &store.Certificate{CertificateFile: "/var/lib/dpsd/certificate/1/chain.pem", PrivateKeyFile: "/var/lib/dpsd/certificate/1/key.pem"}
 		if got := snippet(t, "sh", "DPSD_"); got != string(store.Environment(rec)) {
 			t.Errorf("documented:\n%s", got)
 		}
 	})
 	t.Run("every file of dpsd is in the table", func(t *testing.T) {
 		directory := t.TempDir()
-		fill(t, directory, 2)
+		issued(t, directory, 2)
 		if err := os.WriteFile(filepath.Join(directory, "state.json"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -212,6 +236,21 @@ func TestDocumentedFiles(t *testing.T) {
 			name = regexp.MustCompile(`corrupt-.*`).ReplaceAllString(name, "corrupt-TIME")
 			if !strings.Contains(page, "| `"+name+"` |") {
 				t.Errorf("%s is not in the table", name)
+			}
+		}
+		if err := s.SavePendingKey(pendingKey(3)); err != nil {
+			t.Fatal(err)
+		}
+		for _, pattern := range []string{"*", "2/*"} {
+			found, err := filepath.Glob(filepath.Join(directory, "certificate", pattern))
+			if err != nil || len(found) < 3 {
+				t.Fatal(found, err)
+			}
+			for _, path := range found {
+				name := strings.Replace(strings.TrimPrefix(path, filepath.Join(directory, "certificate")+"/"), "2", "N", 1)
+				if !strings.Contains(page, "| `"+name) && name != "1" {
+					t.Errorf("certificate/%s is not in the table", name)
+				}
 			}
 		}
 	})
@@ -356,6 +395,33 @@ func TestDocumentedFollowersReadEveryValue(t *testing.T) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
+}
+
+func TestDocumentedReadersOfACertificate(t *testing.T) {
+	directory := t.TempDir()
+	issued(t, directory, 2)
+	want := string(chainFor(keyText(2))) + string(keyText(2))
+	// here returns a program of docs/state.md for another directory.
+	here := func(language, first string) string {
+		return strings.ReplaceAll(snippet(t, language, first), "/var/lib/dpsd", directory)
+	}
+	check := func(t *testing.T, command ...string) {
+		t.Helper()
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	t.Run("shell", func(t *testing.T) { check(t, tool(t, "sh"), "-ec", here("sh", "cd -P")) })
+	t.Run("Python", func(t *testing.T) { check(t, tool(t, "python3"), "-I", "-c", here("python", "import json\n\nwith")) })
+	t.Run("C", func(t *testing.T) {
+		work := t.TempDir()
+		put(t, here("c", "#include <stdio.h>\n#include <stdlib.h>"), work, "read.c")
+		program := filepath.Join(work, "read")
+		if out, err := exec.Command(tool(t, "cc"), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", program, program+".c").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		check(t, program)
+	})
 }
 
 func TestDocumentedJq(t *testing.T) {

@@ -58,6 +58,22 @@ func sourced(t *testing.T, shell, file string) map[string]string {
 	return values
 }
 
+func TestTheFilesOfACertificateAreNamedThroughCurrent(t *testing.T) {
+	for directory, want := range map[string]string{
+		"/var/lib/dpsd":    "/var/lib/dpsd/certificate/current/",
+		"/":                "/certificate/current/",
+		`/a "b"$c` + "`d`": `/a "b"$c` + "`d`/certificate/current/",
+	} {
+		rec := sample()
+		pair := filepath.Join(directory, "certificate", "12")
+		rec.Certificate = &store.Certificate{CertificateFile: filepath.Join(pair, "chain.pem"), PrivateKeyFile: filepath.Join(pair, "key.pem")}
+		values, err := environmentFile(string(store.Environment(rec)))
+		if err != nil || len(values) != 8 || values["DPSD_CERTIFICATE_FILE"] != want+"chain.pem" || values["DPSD_PRIVATE_KEY_FILE"] != want+"key.pem" {
+			t.Errorf("%s: %v, %q", directory, err, values)
+		}
+	}
+}
+
 func checkEnvironment(t *testing.T, got, want map[string]string) {
 	t.Helper()
 	if len(got) != len(variables) {

@@ -13,6 +13,10 @@ import (
 // was removed.
 var ErrNoRecord = errors.New("no provisioning record")
 
+// ErrKeyLost means that the pending key was removed or changed before its certificate was
+// published. The certificate is useless.
+var ErrKeyLost = errors.New("the key of the issued certificate was removed or changed")
+
 // LockedError means that another process has locked the state directory.
 type LockedError struct {
 	Path string // the lock file
@@ -207,6 +211,19 @@ const (
 	LinkReplaced NoticeKind = "was a link to a record; replaced by the record itself"
 	// StaleTemporary: the temporary file of an interrupted write was removed.
 	StaleTemporary NoticeKind = "left over from an interrupted write; removed"
+	// PairDamaged: a file of an issued certificate, or of a pending key, is missing or differs
+	// from what dpsd wrote. The pair is not used; SavePair removes it.
+	PairDamaged NoticeKind = "not as dpsd wrote it; this certificate or key is not used"
+	// PairReplaced: certificate/current points to an earlier pair, because the latest is
+	// damaged.
+	PairReplaced NoticeKind = "points to an earlier certificate, because the latest one is damaged"
+	// PairCompleted: the publication of a pair had been interrupted.
+	PairCompleted NoticeKind = "points to the latest certificate, whose publication was interrupted"
+	// PairRestored: certificate/current had been removed or changed.
+	PairRestored NoticeKind = "was removed or changed; it points to the latest certificate again"
+	// GroupRefused: the configured group could not be set, so only the owner may read the
+	// pair; Err names the group.
+	GroupRefused NoticeKind = "not readable by the configured group"
 	// Unwritable: the directory cannot be written to now.
 	Unwritable NoticeKind = "cannot be written"
 )

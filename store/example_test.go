@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/store"
@@ -23,10 +24,10 @@ func directory() (string, func()) {
 	if _, err := s.Save(sample(), time.Now()); err != nil {
 		log.Fatal(err)
 	}
-	return path, func() {
-		s.Close()
-		os.RemoveAll(path)
+	if err := s.Close(); err != nil {
+		log.Fatal(err)
 	}
+	return path, func() { os.RemoveAll(path) }
 }
 
 func ExampleRead() {
@@ -40,6 +41,46 @@ func ExampleRead() {
 	}
 	fmt.Println(rec.DeviceID, "belongs to", rec.AssignedHub)
 	// Output: gw-0001 belongs to contoso-eu.azure-devices.net
+}
+
+func ExampleCertificate_Read() {
+	path, remove := directory()
+	defer remove()
+	requestAndSave(path) // the daemon does this
+
+	rec, err := store.Read(path)
+	if err != nil || rec.Certificate == nil {
+		fmt.Println("no certificate has been issued:", err)
+		return
+	}
+	chain, key, err := rec.Certificate.Read()
+	if err != nil {
+		fmt.Println(err) // errors.Is(err, fs.ErrNotExist): the pair has expired; read the record again
+		return
+	}
+	// A service would call tls.X509KeyPair(chain, key).
+	fmt.Println(strings.SplitN(string(chain), "\n", 2)[0], strings.SplitN(string(key), "\n", 2)[0])
+	// Output: -----BEGIN CERTIFICATE----- -----BEGIN PRIVATE KEY-----
+}
+
+// requestAndSave saves a certificate in a state directory.
+func requestAndSave(path string) {
+	s, err := store.Open(store.Options{Directory: path}, time.Now())
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := s.SavePendingKey(pendingKey(1)); err != nil {
+		log.Fatal(err)
+	}
+	if err := s.SavePair(pairUntil(time.Now().AddDate(0, 0, 90)), chainFor(keyText(1)), time.Now()); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := s.Save(sample(), time.Now()); err != nil {
+		log.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		log.Fatal(err)
+	}
 }
 
 func ExampleWatch() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -20,11 +21,12 @@ type Forgotten struct {
 
 // Forget removes everything that dpsd has written about the gateway's identity: the record
 // and the previous ones, damaged records, state.env, the record in the runtime directory,
-// the confirmation, the last working transport, the recorded attempts, and temporary files
-// of interrupted writes.
+// the issued certificates and their keys, the confirmation, the last working transport, the
+// recorded attempts, and temporary files of interrupted writes.
 //
 // Until the record itself is removed, the next start restores a complete state after a
-// power failure; from then on, there is no record. An older record never reappears.
+// power failure, though perhaps without the issued certificate; from then on, there is no
+// record and no key. Neither an older record nor an older certificate reappears.
 //
 // The error is a *LockedError if a process has locked one of the directories, in which case
 // nothing was removed; or a *WriteError, in which case its Path and the following files
@@ -57,19 +59,22 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 	// Without state.json, a start restores the previous record, so that one is removed
 	// first and durably. state.env is next, which a start writes again while there is a
 	// record. A record in the runtime directory is the latest, and a start adopts it, so it
-	// is removed last.
-	for _, step := range []struct {
-		in    *writer
-		names []string
-	}{
-		{&state, []string{previousName}},
-		{&state, []string{environmentName}},
-		{&state, []string{stateName}},
-		{&runtime, []string{environmentName, stateName}},
-		{&state, state.remains()},
-		{&runtime, runtime.remains()},
+	// is removed last. In the same way, the published pair is removed after the others, because
+	// a start would use one of them. No key remains without a record.
+	names := func(w *writer, names ...string) func() error {
+		return func() error { return w.forget(&done, names) }
+	}
+	for _, step := range []func() error{
+		names(&state, previousName),
+		func() error { return state.forgetPairs(&done, false) },
+		names(&state, environmentName),
+		func() error { return state.forgetPairs(&done, true) },
+		names(&state, stateName),
+		names(&runtime, environmentName, stateName),
+		names(&state, state.remains()...),
+		names(&runtime, runtime.remains()...),
 	} {
-		if err := step.in.forget(&done, step.names); err != nil {
+		if err := step(); err != nil {
 			return done, err
 		}
 	}
@@ -102,6 +107,64 @@ func (w *writer) forget(done *Forgotten, names []string) error {
 	}
 	if err := w.sync(); err != nil {
 		return writeError(w.directory, err)
+	}
+	return nil
+}
+
+// forgetPairs removes the published pair and its link, or everything else in the directory of
+// the certificates, and makes the removal durable. The directory itself stays, because only
+// systemd-tmpfiles can give it its group.
+func (w *writer) forgetPairs(done *Forgotten, published bool) error {
+	if w.directory == "" {
+		return nil
+	}
+	c, err := w.certificates()
+	unreadable := (*PairError)(nil)
+	switch {
+	case errors.As(err, &unreadable) && unreadable.Path == w.path(certificatePath) && !isDirectory(unreadable.Path):
+		return w.forget(done, []string{certificatePath})
+	case errors.As(err, &unreadable):
+		return writeError(unreadable.Path, unreadable.Err)
+	case err != nil:
+		return nil // there is none
+	}
+	defer c.close()
+	numbers, err := c.numbers()
+	if err != nil {
+		return writeError(w.path(certificatePath), err)
+	}
+	keep := c.current()
+	if !slices.Contains(numbers, keep) && len(numbers) > 0 {
+		keep = numbers[0]
+	}
+	var names []string
+	if published {
+		names = append(names, currentPath)
+	} else {
+		names = append(names, pendingPath, newPendingPath, temporaryName(currentPath))
+		all, _ := c.names()
+		for _, name := range all {
+			if strings.HasPrefix(name, filepath.Base(currentPath)+asideSuffix) {
+				names = append(names, join(certificatePath, name))
+			}
+		}
+	}
+	for _, n := range numbers {
+		if published == (n == keep) {
+			names = append(names, pairPath(n))
+		}
+	}
+	before := len(done.Removed)
+	for _, name := range names {
+		if err := c.removePair(name, func(path string) { done.Removed = append(done.Removed, path) }); err != nil {
+			return writeError(w.path(name), err)
+		}
+	}
+	if len(done.Removed) == before {
+		return nil
+	}
+	if err := c.sync(certificatePath); err != nil {
+		return writeError(w.path(certificatePath), err)
 	}
 	return nil
 }

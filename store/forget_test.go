@@ -22,12 +22,29 @@ import (
 func wellUsed(t *testing.T, newer bool) (directory, runtime string) {
 	t.Helper()
 	directory, runtime = quick(t), quick(t)
+	pairs := mustOpen(t, store.Options{Directory: directory})
+	for n := range 3 {
+		if err := pairs.SavePendingKey(pendingKey(n + 1)); err != nil {
+			t.Fatal(err)
+		}
+		if n == 2 {
+			break
+		}
+		if err := pairs.SavePair(pairUntil(days(90)), chainFor(keyText(n+1)), noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pairs.Close()
 	fill(t, directory, 3)
 	s := mustOpen(t, store.Options{Directory: directory, RuntimeDirectory: runtime})
 	if err := s.SaveTransport("websocket"); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
+	put(t, "gw-0001", directory, "certificate", ".current")
+	for _, name := range []string{".pending", "current.aside"} {
+		put(t, string(keyText(4)), makeDirectory(t, filepath.Join(directory, "certificate", name)), "key.pem")
+	}
 	r := store.Runtime{Directory: runtime}
 	if err := errors.Join(r.SaveConfirmation(store.Confirmation{Generation: 3, At: noon}), r.SaveFloor("endpoint gw-0003", time.Hour)); err != nil {
 		t.Fatal(err)
@@ -60,18 +77,22 @@ func TestForget(t *testing.T) {
 		for _, name := range []string{"state.jsonx", "notes", ".hidden", "transport.txt"} {
 			put(t, "somebody else's", directory, name)
 		}
+		put(t, "somebody else's", directory, "certificate", "notes")
 		put(t, "", runtime, "dpsd.sock")
 		done, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := names(t, directory), []string{".hidden", "lock", "notes", "state.jsonx", "transport.txt"}; !slices.Equal(got, want) {
+		if got, want := names(t, directory), []string{".hidden", "certificate", "lock", "notes", "state.jsonx", "transport.txt"}; !slices.Equal(got, want) {
 			t.Errorf("the state directory holds %q, want %q", got, want)
+		}
+		if got := names(t, filepath.Join(directory, "certificate")); !slices.Equal(got, []string{"notes"}) {
+			t.Errorf("the directory of the certificates holds %q", got)
 		}
 		if got, want := names(t, runtime), []string{"dpsd.sock", "retry-after.json"}; !slices.Equal(got, want) {
 			t.Errorf("the runtime directory holds %q, want %q", got, want)
 		}
-		if got, want := len(done.Removed), 15+8; got != want {
+		if got, want := len(done.Removed), 15+8+17; got != want {
 			t.Errorf("%d paths are reported, want %d: %q", got, want, done.Removed)
 		}
 		if done.Kept != filepath.Join(runtime, "retry-after.json") {
@@ -130,11 +151,53 @@ func TestForget(t *testing.T) {
 		if _, err := store.Forget(store.Options{Directory: link}); err != nil {
 			t.Fatal(err)
 		}
-		if got := names(t, directory); !slices.Equal(got, []string{"lock"}) {
+		if got := names(t, directory); !slices.Equal(got, []string{"certificate", "lock"}) {
 			t.Errorf("left over: %q", got)
 		}
 		if content(t, target) != "precious" {
 			t.Error("the target of the link was changed")
+		}
+	})
+	t.Run("a link in the place of the directory of the certificates is removed, and nothing behind it", func(t *testing.T) {
+		directory, _ := wellUsed(t, false)
+		outside := filepath.Join(quick(t), "moved")
+		certificate := filepath.Join(directory, "certificate")
+		if err := errors.Join(os.Rename(certificate, outside), os.Symlink(outside, certificate)); err != nil {
+			t.Fatal(err)
+		}
+		mark := tree(t, outside)
+		if _, err := store.Forget(store.Options{Directory: directory}); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(t, directory); !slices.Equal(got, []string{"lock"}) {
+			t.Errorf("left over: %q", got)
+		}
+		if got := tree(t, outside); got != mark {
+			t.Errorf("it was changed:\n%s\nto:\n%s", mark, got)
+		}
+	})
+	t.Run("links in the directory of the certificates are removed, and nothing behind them", func(t *testing.T) {
+		directory, _ := wellUsed(t, false)
+		outside := quick(t)
+		put(t, "precious", outside, "key.pem")
+		for _, name := range []string{"1", "pending", ".pending", "current"} {
+			path := filepath.Join(directory, "certificate", name)
+			if err := errors.Join(os.RemoveAll(path), os.Symlink(outside, path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		path := filepath.Join(directory, "certificate", "2", "key.pem")
+		if err := errors.Join(os.Remove(path), os.Symlink(filepath.Join(outside, "key.pem"), path)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Forget(store.Options{Directory: directory}); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(t, filepath.Join(directory, "certificate")); len(got) > 0 {
+			t.Errorf("left over: %q", got)
+		}
+		if content(t, outside, "key.pem") != "precious" {
+			t.Error("the target of a link was changed")
 		}
 	})
 	t.Run("a directory in the place of the record is removed", func(t *testing.T) {
@@ -283,6 +346,9 @@ func stepsOfForget(t *testing.T, newer bool) []step {
 		if what == "remove" && strings.HasPrefix(path, "state/.state.json.") || strings.Contains(path, "corrupt") {
 			return nil
 		}
+		if strings.Contains(path, "certificate/.") || strings.Contains(path, "certificate/current.aside") {
+			return nil
+		}
 		steps = append(steps, step{what, strings.Replace(path, runtime, "run", 1)})
 		return nil
 	})
@@ -329,14 +395,39 @@ func interrupted(t *testing.T, say string, newer bool, removed map[string]bool, 
 	} else if removed["state/state.json"] && exists(directory, "state.env") {
 		t.Errorf("%s: no record, but its state.env", say)
 	}
+	// The published pair is the last one, and no key remains without a record.
+	pair, found, err := s.Pair()
+	if err != nil || found && wholePair(t, say, filepath.Join(directory, "certificate", fmt.Sprint(pair.Number))) != 2 {
+		t.Errorf("%s: the next start publishes the pair %d, %v", say, pair.Number, err)
+	}
+	left := slices.DeleteFunc(keys(t, directory), func(path string) bool { return strings.Contains(path, "aside") }) // see stepsOfForget
+	if removed["state/state.json"] && len(left) > 0 {
+		t.Errorf("%s: there is no record, but %q", say, left)
+	}
+	if _, published := s.Current(); published {
+		consistent(t, say, s, directory)
+	}
 	// Running the command again completes it.
 	s.Close()
 	if _, err := store.Forget(store.Options{Directory: directory, RuntimeDirectory: runtime}); err != nil {
 		t.Errorf("%s: %v", say, err)
 	}
-	if left := names(t, directory); !slices.Equal(left, []string{"lock"}) {
+	if left := keys(t, directory); len(left) > 0 {
 		t.Errorf("%s: the second Forget leaves %q", say, left)
 	}
+	if left := names(t, directory); !slices.Equal(left, []string{"certificate", "lock"}) {
+		t.Errorf("%s: the second Forget leaves %q", say, left)
+	}
+}
+
+// keys returns the paths of all keys.
+func keys(t *testing.T, directory string) []string {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(directory, "certificate", "*", "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 var lockLine = regexp.MustCompile(`(?m)^lock .*\n`)

@@ -266,9 +266,9 @@ func TestAMountOrUnmountOfTheDirectoryIsDetectedAndLocked(t *testing.T) {
 	// The directory has the same record, as on a disk that was temporarily removed, but no
 	// lock of this process.
 	other := t.TempDir()
-	for _, path := range store.Files(directory) {
-		data, err := os.ReadFile(path)
-		if err := errors.Join(err, os.WriteFile(filepath.Join(other, filepath.Base(path)), data, 0o644)); err != nil {
+	for _, name := range []string{"state.json", "state.env"} {
+		data, err := os.ReadFile(filepath.Join(directory, name))
+		if err := errors.Join(err, os.WriteFile(filepath.Join(other, name), data, 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}

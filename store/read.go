@@ -50,9 +50,13 @@ func read(path string) (Record, error) {
 	return rec, at(path, err)
 }
 
-// Files returns the paths of the files in a state directory that other programs read.
+// Files returns the paths of the files in a state directory that other programs read. Those of
+// the certificate exist only if one was issued.
 func Files(directory string) []string {
-	return []string{filepath.Join(directory, stateName), filepath.Join(directory, environmentName)}
+	return []string{
+		filepath.Join(directory, stateName), filepath.Join(directory, environmentName),
+		filepath.Join(directory, currentPath, chainName), filepath.Join(directory, currentPath, keyName),
+	}
 }
 
 // readRecord is Read for the owner of the directory, and also returns the text of the

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -61,6 +62,9 @@ type Record struct {
 	// RegistrationState is the service's whole registration state, including unknown
 	// members but without secrets.
 	RegistrationState json.RawMessage `json:"registrationState,omitempty"`
+
+	// Certificate describes the issued certificate, or is nil if there is none. Set by Save.
+	Certificate *Certificate `json:"certificate,omitempty"`
 
 	ProvisionedAt     time.Time `json:"provisionedAt"`     // time of the last write, UTC, in whole seconds; set by Save
 	ConfigFingerprint string    `json:"configFingerprint"` // see Fingerprint
@@ -183,6 +187,11 @@ func readable(rec Record) error {
 	if reason := checkText(rec.ConnectionProfile); reason != "" {
 		return &InvalidError{"connectionProfile", reason}
 	}
+	if c := rec.Certificate; c != nil {
+		if reason := cmp.Or(checkText(c.CertificateFile), checkText(c.PrivateKeyFile)); reason != "" {
+			return &InvalidError{"certificate", reason}
+		}
+	}
 	if !hostname.Valid(rec.AssignedHub) {
 		return &InvalidError{"assignedHub", "is not a host name"}
 	}
@@ -292,6 +301,7 @@ func encode(rec Record) (Record, []byte) {
 		{"connectionProfile", rec.ConnectionProfile, rec.ConnectionProfile == ""},
 		{"payload", rec.Payload, rec.Payload == nil},
 		{"registrationState", rec.RegistrationState, rec.RegistrationState == nil},
+		{"certificate", rec.Certificate, rec.Certificate == nil},
 		{"provisionedAt", rec.ProvisionedAt.Format(time.RFC3339), false},
 		{"configFingerprint", rec.ConfigFingerprint, false},
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -26,6 +27,7 @@ func (s *Store) start(now time.Time) error {
 	if s.lock != nil {
 		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, recorderName)
 	}
+	s.startPairs(err == nil, now)
 	s.load(err == nil, now)
 	for _, name := range s.state.list() {
 		if name == stateName || name == environmentName || name == previousName || strings.HasPrefix(name, corruptPrefix) {
@@ -37,6 +39,14 @@ func (s *Store) start(now time.Time) error {
 
 func (s *Store) notice(kind NoticeKind, path string, err error) {
 	s.notices = append(s.notices, Notice{kind, path, err})
+}
+
+// noticeOnce is notice for a problem that remains until a user corrects it.
+func (s *Store) noticeOnce(kind NoticeKind, path string, err error) {
+	n := Notice{kind, path, err}
+	if !slices.ContainsFunc(s.notices, func(old Notice) bool { return old.String() == n.String() }) {
+		s.notices = append(s.notices, n)
+	}
 }
 
 func (s *Store) sweep(w *writer, names ...string) {
@@ -80,6 +90,13 @@ func (s *Store) load(writable bool, now time.Time) {
 		known = s.recover(damaged != nil, now)
 	}
 	s.adoptRuntime(known, behind)
+	if s.published && s.newer == nil && !s.certified() {
+		// The record does not describe the published pair, because of an interruption, damage
+		// or an earlier version of dpsd.
+		rec := s.current
+		rec.Generation = above(s.floor)
+		s.hold(rec)
+	}
 
 	switch {
 	case !s.published:

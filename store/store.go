@@ -19,6 +19,9 @@ type Options struct {
 	RuntimeDirectory string
 	// Mode is the mode of the files, independent of the umask. 0 means 0644.
 	Mode fs.FileMode
+	// CertificateGroup is the group that may read an issued certificate and its key. If it is
+	// "", only the owner of the directory may.
+	CertificateGroup string
 }
 
 // writers returns the writers of both directories. The directory of the second is "" if
@@ -70,6 +73,9 @@ type Store struct {
 	newer   *NewerSchemaError // a later dpsd wrote the record, which must not be changed
 	unread  bool              // state.json could not be read yet
 	notices []Notice
+
+	pair  currentPair
+	group string // see Options.CertificateGroup
 }
 
 // Open locks the state directory, loads the record and repairs damage from interrupted
@@ -83,7 +89,7 @@ func Open(o Options, now time.Time) (*Store, error) { return open(o, now, nil) }
 // open is Open with a function that is called before each step that changes the state
 // directory.
 func open(o Options, now time.Time, before func(step, path string) error) (*Store, error) {
-	s := &Store{}
+	s := &Store{group: o.CertificateGroup}
 	s.state, s.runtime = o.writers()
 	s.state.before = before
 	if err := s.start(now); err != nil {
@@ -128,8 +134,9 @@ func (s *Store) adopt(rec Record, data []byte, durable bool) {
 	s.floor = max(s.floor, rec.Generation)
 }
 
-// hold makes rec the record to publish.
+// hold makes rec the record to publish, with the published pair.
 func (s *Store) hold(rec Record) {
+	rec.Certificate = s.certificate(rec.Certificate)
 	rec, data := encode(rec)
 	s.adopt(rec, data, false)
 }
@@ -157,22 +164,26 @@ func (s *Store) Notices() []Notice {
 }
 
 // Save publishes rec. It writes only files that differ, and nothing, not even a timestamp,
-// if all files are up to date. Save sets generation, status, schema, provisionedAt and
-// checksum; Current then returns them.
+// if all files are up to date. Save sets generation, status, schema, certificate,
+// provisionedAt and checksum; Current then returns them.
 //
 // If Save returns nil, rec survives a power failure. If it returns a *WriteError, rec could
 // not be written: Current then returns rec, it is published in the runtime directory, and a
 // later Save of the same record tries again. If it returns an *InvalidError, rec must not
 // be published, and nothing has changed.
 func (s *Store) Save(rec Record, now time.Time) (Result, error) {
-	rec, err := normalise(rec)
-	if err != nil {
-		return Unchanged, err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
 	s.reread()
+	if s.pair.err != nil {
+		_, _ = s.findPair(now, false)
+	}
+	rec.Certificate = s.certificate(s.current.Certificate)
+	rec, err := normalise(rec)
+	if err != nil {
+		return Unchanged, err
+	}
 	result, owed := Written, s.published && !s.durable
 	rec.Generation = above(s.floor)
 	rec.ProvisionedAt = wholeSeconds(now)
@@ -198,14 +209,29 @@ func (s *Store) Save(rec Record, now time.Time) (Result, error) {
 }
 
 // Repair restores files in the state directory that have been changed or removed, for
-// example by a user or another program, or the whole directory. The result is Unchanged if
-// no repair was necessary or no record is published. Its errors are those of Save.
+// example by a user or another program, or the whole directory. It restores
+// certificate/current, and removes pairs that have expired by now. If the published pair is
+// lost, the record gets another one or none, and the next generation. The result is Unchanged
+// if no repair was necessary. Its errors are those of Save.
 func (s *Store) Repair(now time.Time) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reread()
+	restored, err := s.findPair(now, true)
+	if err != nil {
+		return Unchanged, writeError(s.state.path(currentPath), err)
+	}
+	result := Unchanged
+	if restored {
+		result = Written
+	}
 	if !s.published {
-		return Unchanged, nil
+		return result, nil
+	}
+	if !s.certified() {
+		rec := s.current
+		rec.Generation = above(s.floor)
+		s.hold(rec)
 	}
 	if s.durable && s.intact() {
 		// A file system may have been mounted there or unmounted.
@@ -213,7 +239,8 @@ func (s *Store) Repair(now time.Time) (Result, error) {
 		if errors.As(err, new(*LockedError)) || errors.As(err, new(*CoveredError)) {
 			return Unchanged, s.refused(err)
 		}
-		return Unchanged, nil
+		s.tidyExpired(now)
+		return result, nil
 	}
 	s.durable = false
 	if err := s.commit(now); err != nil {
@@ -226,6 +253,11 @@ func (s *Store) Repair(now time.Time) (Result, error) {
 // and reading does not wear the flash.
 func (s *Store) intact() bool {
 	return s.state.has(stateName, s.encoded) && s.state.has(environmentName, environment(s.current))
+}
+
+// certified reports whether the record has the published pair.
+func (s *Store) certified() bool {
+	return sameCertificate(s.current.Certificate, s.certificate(s.current.Certificate))
 }
 
 // refused returns the WriteError of a failed commit and publishes the record in the runtime
@@ -256,6 +288,7 @@ func (s *Store) commit(now time.Time) error {
 	}
 	s.durable, s.unread = true, false
 	s.withdraw()
+	s.tidyExpired(now)
 	return nil
 }
 

@@ -181,13 +181,23 @@ func (tr *tracer) describe(pid int, e entry) string {
 		text, _, _ := bytes.Cut(path[:n], []byte{0})
 		return string(text)
 	}
+	// at returns the path of a call with a descriptor of a directory.
+	at := func(i int) string {
+		path := memory(i + 1)
+		if filepath.IsAbs(path) {
+			return path
+		}
+		return filepath.Join(descriptor(i), path)
+	}
 	switch e.number {
 	case syscall.SYS_OPENAT:
 		if a[2]&(syscall.O_CREAT|syscall.O_TRUNC) != 0 {
-			return tr.below("create", memory(1))
+			return tr.below("create", at(0))
 		}
 	case syscall.SYS_MKDIRAT:
-		return tr.below("mkdir", memory(1))
+		return tr.below("mkdir", at(0))
+	case syscall.SYS_SYMLINKAT:
+		return tr.below("symlink", at(1))
 	case syscall.SYS_WRITE, syscall.SYS_PWRITE64:
 		return tr.below("write", descriptor(0))
 	case syscall.SYS_FTRUNCATE:
@@ -197,17 +207,17 @@ func (tr *tracer) describe(pid int, e entry) string {
 	case syscall.SYS_FCHMOD:
 		return tr.below("chmod", descriptor(0))
 	case syscall.SYS_FCHMODAT:
-		return tr.below("chmod", memory(1))
+		return tr.below("chmod", at(0))
 	case syscall.SYS_FCHOWN:
 		return tr.below("chown", descriptor(0))
 	case syscall.SYS_FLOCK:
 		return tr.below("flock", descriptor(0))
 	case syscall.SYS_UNLINKAT:
-		return tr.below("unlink", memory(1))
+		return tr.below("unlink", at(0))
 	case syscall.SYS_RENAMEAT, 316: // renameat2
-		return tr.below("rename", memory(1), memory(3))
+		return tr.below("rename", at(0), at(2))
 	case syscall.SYS_LINKAT:
-		return tr.below("link", memory(1), memory(3))
+		return tr.below("link", at(0), at(2))
 	}
 	return ""
 }
@@ -225,6 +235,8 @@ func (tr *tracer) below(verb string, paths ...string) string {
 			short = append(short, "the directory")
 		case filepath.Dir(path) == tr.directory:
 			short = append(short, digits.ReplaceAllString(filepath.Base(path), "$1#"))
+		case strings.HasPrefix(path, tr.directory+"/"):
+			short = append(short, path[len(tr.directory)+1:])
 		default:
 			return ""
 		}
