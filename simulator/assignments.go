@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,9 @@ type assignment struct {
 	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
 	ETag           string          `json:"etag"`
 	Payload        json.RawMessage `json:"payload,omitempty"`
+	// CertificateID is in every certificate that the service issues for the device; see
+	// Server.RevokeDevice.
+	CertificateID string `json:"certificateId,omitempty"`
 }
 
 // registration returns the assignment for callers outside the package.
@@ -109,11 +113,30 @@ func (a *assignments) find(name, deviceID string) (assignment, bool) {
 	return assignment{}, false
 }
 
+// put stores an assignment. It keeps the stored identifier of the device's certificates, which may
+// have been replaced since the operation began.
 func (a *assignments) put(r assignment) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.all[strings.ToLower(r.RegistrationID)] = r
+	key := strings.ToLower(r.RegistrationID)
+	r.CertificateID = cmp.Or(a.all[key].CertificateID, r.CertificateID)
+	a.all[key] = r
 	a.changed()
+}
+
+// renewCertificateID replaces the identifier of a device's certificates. It returns false if the
+// device is unknown.
+func (a *assignments) renewCertificateID(registrationID string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := strings.ToLower(registrationID)
+	r, found := a.all[key]
+	if found {
+		r.CertificateID = guid(randomBytes("", 16))
+		a.all[key] = r
+		a.changed()
+	}
+	return found
 }
 
 // remove forgets a device. It returns false if it does not know the device.

@@ -13,7 +13,6 @@ import (
 	"math/big"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
@@ -45,14 +44,7 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: name, Organization: []string{"dpsd-sim"}},
-		NotBefore:             now.Add(-early),
-		NotAfter:              now.Add(caLife),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
+	template := authorityTemplate(name, now)
 	signer := &authority{template, key}
 	if parent != nil {
 		signer = parent
@@ -63,6 +55,17 @@ func newAuthority(curve elliptic.Curve, name string, parent *authority, now time
 		return nil, err
 	}
 	return &authority{certificate, key}, nil
+}
+
+func authorityTemplate(name string, now time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: name, Organization: []string{"dpsd-sim"}},
+		NotBefore:             now.Add(-early),
+		NotAfter:              now.Add(caLife),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
 }
 
 // sign creates the certificate of a public key.
@@ -97,7 +100,7 @@ func (a *authority) issue(template *x509.Certificate) (*x509.Certificate, *ecdsa
 // server issues the certificate of the listeners, or a faulty one of a kind in
 // Rule.ServerCertificate. names are host names and IP addresses that it has beside its own.
 func (a *authority) server(fault string, names []string, now time.Time) (*tls.Certificate, error) {
-	day := now.Truncate(24 * time.Hour) // a device gets the same dates from two connections
+	today := now.Truncate(day) // a device gets the same dates from two connections
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: globalName, Organization: []string{"dpsd-sim"}},
 		NotBefore:   now.Add(-early),
@@ -116,7 +119,7 @@ func (a *authority) server(fault string, names []string, now time.Time) (*tls.Ce
 	}
 	switch fault {
 	case "expired":
-		template.NotBefore, template.NotAfter = day.Add(-48*time.Hour), day.Add(-24*time.Hour)
+		template.NotBefore, template.NotAfter = today.Add(-2*day), today.Add(-day)
 	case "not-yet-valid":
 		template.NotBefore = now.Add(47 * time.Hour).Truncate(24 * time.Hour) // in 23 to 47 hours
 	case "wrong-host":
@@ -176,7 +179,7 @@ type material struct {
 	serviceKey []byte
 	server     *authority
 	device     *authority
-	issuing    func() (*issuing, error)
+	issuer     *issuer
 }
 
 // newMaterial derives the scope and the group key from the seed for a server in memory, and
@@ -196,9 +199,7 @@ func newMaterial(draw func(purpose string, n int) []byte, now time.Time) (*mater
 		serviceKey: draw("service-key", 64),
 		server:     server,
 		device:     device,
-		// The authority is created on first use: two P-384 keys are a waste for a server that
-		// never issues certificates.
-		issuing: sync.OnceValues(func() (*issuing, error) { return newIssuing(now) }),
+		issuer:     &issuer{create: func() (*issuing, error) { return newIssuing(now) }},
 	}, nil
 }
 

@@ -63,7 +63,7 @@ func (c *connection) note(e Entry) {
 // run takes the connection through TLS and, if applicable, WebSocket to MQTT.
 func (c *connection) run() {
 	script := c.server.script.Load()
-	rule := script.Match(OnAccept, c.protocol, "", false)
+	rule := script.Match(scenario.Event{On: OnAccept, Protocol: c.protocol})
 	if !pause(rule.Delay, c.server.done) {
 		return
 	}
@@ -83,7 +83,7 @@ func (c *connection) run() {
 	}
 	c.raw.rule = rule
 
-	rule = script.Match(OnTLS, c.protocol, "", false)
+	rule = script.Match(scenario.Event{On: OnTLS, Protocol: c.protocol})
 	if rule.Alert != "" && rule.AlertAt != "certificate" {
 		c.awaitClient()
 		_, _ = c.raw.Write(alertRecord(rule.Alert))
@@ -184,7 +184,7 @@ func (c *connection) linger(reader <-chan *inbound) {
 }
 
 func (c *connection) tlsConfig(set Settings, rule *Rule) (*tls.Config, error) {
-	certificate := c.server.certificate.Load()
+	certificate := c.server.Certificate()
 	if rule.ServerCertificate != "" {
 		var err error
 		names := slices.Concat(*c.server.hubNames.Load(), c.server.names)

@@ -29,6 +29,7 @@ const (
 	fileIssuingRoot = "issuing-root.pem"
 	fileIssuingCA   = "issuing-ca.pem"
 	fileIssuingKey  = "issuing-ca.key"
+	fileRootKey     = "issuing-root.key"
 	fileAssignments = "assignments.json"
 	fileServiceKey  = "service-key"
 )
@@ -67,7 +68,7 @@ func loadMaterial(dir string, now time.Time) (*material, error) {
 	if err == nil {
 		var is *issuing
 		is, err = loadIssuing(dir, now)
-		m.issuing = func() (*issuing, error) { return is, nil }
+		m.issuer = &issuer{current: is, save: func(is *issuing) error { return writeIssuing(dir, is) }}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w; the directory was used before (it contains %s): restore the file, or use another directory", err, fileScope)
@@ -133,7 +134,12 @@ func loadIssuing(dir string, now time.Time) (*issuing, error) {
 	if err := ca.certificate.CheckSignatureFrom(root[0]); err != nil {
 		return nil, fmt.Errorf("%s: not signed by %s: %w", filepath.Join(dir, fileIssuingCA), fileIssuingRoot, err)
 	}
-	return &issuing{root[0], ca}, nil
+	i := &issuing{root: &authority{certificate: root[0]}, ca: ca}
+	if _, err := os.Stat(filepath.Join(dir, fileRootKey)); !errors.Is(err, fs.ErrNotExist) { // earlier versions did not keep it
+		i.root, err = loadAuthority(dir, fileIssuingRoot, fileRootKey)
+		return i, err
+	}
+	return i, nil
 }
 
 func createIssuing(dir string, now time.Time) (*issuing, error) {
@@ -141,10 +147,14 @@ func createIssuing(dir string, now time.Time) (*issuing, error) {
 	if err != nil {
 		return nil, err
 	}
+	return i, writeIssuing(dir, i)
+}
+
+func writeIssuing(dir string, i *issuing) error {
 	w := directory{path: dir}
 	w.authority(i.ca, fileIssuingCA, fileIssuingKey)
-	w.write(fileIssuingRoot, certificatePEM(i.root.Raw), 0o644)
-	return i, w.err
+	w.authority(i.root, fileIssuingRoot, fileRootKey)
+	return w.err
 }
 
 // directory writes files into a directory until the first error.

@@ -219,7 +219,10 @@ func (d *deviceAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	script := server.script.Load()
 	if stage, scripted := map[string]Stage{operationRegister: OnRegister, operationPoll: OnPoll}[req.operation]; scripted {
-		x.rule = script.Match(stage, d.c.protocol, id, d.c.tls.ConnectionState().DidResume)
+		x.rule = script.Match(scenario.Event{
+			On: stage, Protocol: d.c.protocol, RegistrationID: id, Resumed: d.c.tls.ConnectionState().DidResume,
+			CSR: func() bool { return server.service.concernsCSR(id, request{poll: stage == OnPoll}, body) },
+		})
 	}
 	if !pause(x.rule.Delay, server.done) {
 		d.abort("the server has shut down")

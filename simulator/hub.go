@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"cmp"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,10 +21,10 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 	return &hub.Hub{
 		Assigned: func(name, deviceID string) (hub.Device, bool) {
 			r, found := s.service.records.find(name, deviceID)
-			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation}, found
+			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation, CertificateID: r.CertificateID}, found
 		},
 		Enrollments: func() enroll.Entries { return *s.entries.Load() },
-		Issued:      s.verifyIssued,
+		Issued:      s.checkIssued,
 		Now:         s.now,
 		Telemetry:   onTelemetry,
 	}
@@ -37,23 +36,6 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 func (s *Server) AddDevice(registrationID string) {
 	name, deviceID := s.entries.Load().Assignment(registrationID)
 	s.hub.Add(name, deviceID, hub.Device{RegistrationID: registrationID})
-}
-
-// verifyIssued verifies a chain whose first certificate was issued for a CSR. A hub knows the
-// issuing authority, so the device need not send its certificate.
-func (s *Server) verifyIssued(chain []*x509.Certificate) error {
-	is, err := s.material.issuing()
-	if err != nil {
-		return err
-	}
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(is.root)
-	intermediates.AddCert(is.ca.certificate)
-	_, err = chain[0].Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, CurrentTime: s.now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	return err
 }
 
 // allNames returns all names of the hubs, which are in alphabetical order.

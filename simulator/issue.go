@@ -10,34 +10,109 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/dpsd-project/dpsd/simulator/scenario"
+	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// defaultCertificateLife is the lifetime of an issued certificate. The service issues
-// certificates for 7 to 90 days.
-const defaultCertificateLife = 30 * 24 * time.Hour
+// The common names of the authority that signs certificates for CSRs, and of its root.
+const (
+	issuerName = "dpsd-sim issuing CA"
+	rootName   = "dpsd-sim issuing root"
+)
 
-// issuing is the authority that signs certificates for devices: a root and an
-// intermediate, both EC P-384. The key of the root is not kept.
+// maxCSR is the maximum size of a CSR in base64 characters.
+const maxCSR = 8192
+
+// Issued is a certificate that was issued for a CSR.
+type Issued struct {
+	RegistrationID string
+	// Certificate is what the device receives. A rule with Chain can make it faulty.
+	Certificate *x509.Certificate
+}
+
+// issuing is the authority that signs certificates for devices: a root and an intermediate, both
+// EC P-384. A directory of an earlier version has no key of the root.
 type issuing struct {
-	root *x509.Certificate
+	root *authority // key may be nil
 	ca   *authority
+	huge *issuing // for the chain rsa-8192; nil before its first use
 }
 
 func newIssuing(now time.Time) (*issuing, error) {
-	root, err := newAuthority(elliptic.P384(), "dpsd-sim issuing root", nil, now)
+	root, err := newAuthority(elliptic.P384(), rootName, nil, now)
 	if err != nil {
 		return nil, err
 	}
-	ca, err := newAuthority(elliptic.P384(), "dpsd-sim issuing CA", root, now)
+	ca, err := newAuthority(elliptic.P384(), issuerName, root, now)
 	if err != nil {
 		return nil, err
 	}
-	return &issuing{root.certificate, ca}, nil
+	return &issuing{root: root, ca: ca}, nil
+}
+
+// replaced returns an authority with the same root and a new intermediate. If the key of the
+// root is unknown, the root is also new.
+func (i *issuing) replaced(now time.Time) (*issuing, error) {
+	if i.root.key == nil {
+		return newIssuing(now)
+	}
+	ca, err := newAuthority(elliptic.P384(), issuerName, i.root, now)
+	if err != nil {
+		return nil, err
+	}
+	return &issuing{root: i.root, ca: ca}, nil
+}
+
+// issuer creates the issuing authority on first use: a server that never issues certificates
+// needs no P-384 keys.
+type issuer struct {
+	create func() (*issuing, error)
+	save   func(*issuing) error // nil: in memory only
+
+	mu      sync.Mutex
+	current *issuing
+}
+
+func (i *issuer) get() (*issuing, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.load()
+}
+
+// load does what get does. The caller must have locked i.mu.
+func (i *issuer) load() (*issuing, error) {
+	if i.current != nil {
+		return i.current, nil
+	}
+	created, err := i.create()
+	if err != nil {
+		return nil, err
+	}
+	i.current = created
+	return created, nil
+}
+
+// replace replaces the intermediate.
+func (i *issuer) replace(now time.Time) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	current, err := i.load()
+	if err != nil {
+		return err
+	}
+	next, err := current.replaced(now)
+	if err == nil && i.save != nil {
+		err = i.save(next)
+	}
+	if err == nil {
+		i.current = next
+	}
+	return err
 }
 
 // parseCSR reads the member csr of a register request and checks it like the service:
@@ -51,6 +126,8 @@ func parseCSR(member json.RawMessage, registrationID string, types []string) (*x
 	switch {
 	case text == "":
 		return nil, errors.New("the csr is empty")
+	case len(text) > maxCSR:
+		return nil, fmt.Errorf("the csr has %d characters; it must have at most %d", len(text), maxCSR)
 	case strings.ContainsAny(text, "\r\n") && !strings.Contains(text, "-----"): // Go's decoder would skip them
 		return nil, errors.New("the csr contains line breaks; it must be base64 without line breaks")
 	case strings.Contains(text, "-----"):
@@ -103,41 +180,83 @@ func keyType(csr *x509.CertificateRequest) string {
 	return csr.PublicKeyAlgorithm.String()
 }
 
-// issue signs a certificate for the key of a request and returns its chain: the device's
-// certificate, the issuing CA, and the root unless the settings omit it.
-func (i *issuing) issue(csr *x509.CertificateRequest, life time.Duration, set Settings, now time.Time) ([]string, error) {
-	usage := x509.KeyUsageDigitalSignature
-	if _, ok := csr.PublicKey.(*rsa.PublicKey); ok {
-		usage |= x509.KeyUsageKeyEncipherment // RFC 5246 7.4.2
-	}
-	leaf, err := i.ca.sign(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: csr.Subject.CommonName},
-		NotBefore:   now.Add(-early),
-		NotAfter:    now.Add(life),
-		KeyUsage:    usage,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	chain := []*x509.Certificate{leaf, i.ca.certificate}
-	if !set.ChainWithoutRoot {
-		chain = append(chain, i.root)
-	}
-	texts := make([]string, 0, len(chain))
-	for _, c := range chain {
-		texts = append(texts, chainElement(c, set.ChainFormat))
-	}
-	return texts, nil
+// order is what a certificate is issued for.
+type order struct {
+	name        string // common name
+	key         any    // public key
+	id          string // identifier of the device's certificates, see assignment.CertificateID
+	from, until time.Time
 }
 
-// chainElement writes a certificate in a format of Settings.ChainFormat.
-func chainElement(c *x509.Certificate, format string) string {
-	switch format {
-	case scenario.ChainPEM:
-		return string(certificatePEM(c.Raw))
-	case scenario.ChainBase64PEM:
-		return base64.StdEncoding.EncodeToString(certificatePEM(c.Raw))
+// template returns the certificate that the order is for.
+func (o order) template() *x509.Certificate {
+	usage := x509.KeyUsageDigitalSignature
+	if _, ok := o.key.(*rsa.PublicKey); ok {
+		usage |= x509.KeyUsageKeyEncipherment // RFC 5246 7.4.2
 	}
-	return base64.StdEncoding.EncodeToString(c.Raw)
+	return &x509.Certificate{
+		Subject:     pkix.Name{CommonName: o.name},
+		NotBefore:   o.from,
+		NotAfter:    o.until,
+		KeyUsage:    usage,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{{Scheme: "urn", Opaque: "uuid:" + o.id}},
+	}
+}
+
+// certificateID returns the identifier in a certificate that was issued for a CSR, or "".
+func certificateID(c *x509.Certificate) string {
+	if len(c.URIs) == 0 {
+		return ""
+	}
+	return strings.TrimPrefix(c.URIs[0].Opaque, "uuid:")
+}
+
+// RevokeDevice revokes all certificates that were issued for the CSRs of a device, and returns
+// false if the device is not assigned. Like the service, it replaces the identifier of the
+// device's certificates. From the next connection on, the hub refuses a certificate with a
+// different identifier. The device stays assigned, and receives a new certificate when it registers
+// with a CSR.
+func (s *Server) RevokeDevice(registrationID string) bool {
+	return s.service.records.renewCertificateID(registrationID)
+}
+
+// RevokePolicy revokes all certificates that were issued for CSRs: it replaces the issuing CA.
+// Devices receive new certificates when they register with a CSR.
+func (s *Server) RevokePolicy() error { return s.material.issuer.replace(s.now()) }
+
+// checkIssued explains why a hub refuses a certificate that was issued for a CSR; the zero value
+// means that the hub accepts it. issued is false for any other certificate. The hub knows the
+// issuing CA, so the device need not send the certificate of the CA.
+func (s *Server) checkIssued(id string, c *x509.Certificate) (issued bool, why enroll.Explanation) {
+	if c.Issuer.CommonName != issuerName {
+		return false, enroll.Explanation{}
+	}
+	is, err := s.material.issuer.get()
+	if err != nil {
+		return true, enroll.Explanation{Reason: err.Error()}
+	}
+	validity := fmt.Sprintf("one that is valid from %s to %s", c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+	now := s.now()
+	const advice = "The device must register again with a CSR."
+	switch {
+	case c.CheckSignatureFrom(is.ca.certificate) != nil:
+		return true, enroll.Explanation{
+			Reason: "the issued certificate is not signed by the current issuing CA", Advice: "The policy was revoked, or a different simulator has issued the certificate. " + advice,
+		}
+	case certificateID(c) != id:
+		return true, enroll.Explanation{
+			Reason: "the issued certificate was revoked", Expected: "the identifier " + enroll.Quote(id), Given: enroll.Quote(certificateID(c)), Advice: advice,
+		}
+	case now.After(c.NotAfter):
+		return true, enroll.Explanation{
+			Reason: "the issued certificate has expired", Expected: "a certificate that is valid at " + now.UTC().Format(time.RFC3339), Given: validity, Advice: advice,
+		}
+	case now.Before(c.NotBefore):
+		return true, enroll.Explanation{
+			Reason: "the issued certificate is not yet valid", Expected: "a certificate that is valid at " + now.UTC().Format(time.RFC3339), Given: validity,
+			Advice: "The device must wait until its certificate is valid.",
+		}
+	}
+	return true, enroll.Explanation{}
 }

@@ -201,6 +201,7 @@ func TestIssuing(t *testing.T) {
 		{"of an RSA key that is signed with SHA-1", base(oldRSA), "the csr is signed with SHA1-RSA; it must be signed with SHA-256 or better"},
 		{"of an Ed25519 key", base(request(t, edKey, named(device))), "the csr's key is Ed25519; it must be one of P-256, P-384, RSA-2048"},
 		{"of a P-521 key", base(request(t, ecKey(t, elliptic.P521()), named(device))), "the csr's key is P-521; it must be one of P-256, P-384, RSA-2048"},
+		{"of more than 8192 characters", base(make([]byte, 8193/4*3)) + "AAAA", "the csr has 8196 characters; it must have at most 8192"},
 		{"for another device", base(request(t, p384, named("another"))), "the csr's common name is not the registration ID"},
 		{"for the device in different case", base(request(t, p384, named("Sample-Device-01"))), "the csr's common name is not the registration ID"},
 		{"without a common name", base(request(t, p384, pkix.Name{Organization: []string{device}})), "the csr's subject has 0 common names, not 1"},

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -121,5 +122,17 @@ func (s *Server) ServiceKey() string { return base64.StdEncoding.EncodeToString(
 const ServiceKeyName = "provisioningserviceowner"
 
 // Certificate returns the certificate of the server, for listeners other than those of the
-// server itself. It changes with the enrollments, because it contains the names of the hubs.
-func (s *Server) Certificate() *tls.Certificate { return s.certificate.Load() }
+// server itself. It changes with the enrollments, because it contains the names of the hubs, and
+// after half of its lifetime.
+func (s *Server) Certificate() *tls.Certificate {
+	current := s.certificate.Load()
+	if s.now().Before(current.Leaf.NotAfter.Add(-leafLife / 2)) {
+		return current
+	}
+	next, err := s.material.server.server("", slices.Concat(*s.hubNames.Load(), s.names), s.now())
+	if err != nil {
+		return current
+	}
+	s.certificate.CompareAndSwap(current, next) // not if the enrollments have changed
+	return s.certificate.Load()
+}

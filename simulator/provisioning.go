@@ -9,6 +9,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/scenario"
 )
 
 // provisioning is DPS for one MQTT session.
@@ -70,14 +71,18 @@ var stageOf = map[byte]Stage{
 }
 
 func (d *provisioning) rule(p *packets.Packet) *Rule {
-	on := stageOf[p.FixedHeader.Type]
-	if on == OnRegister {
-		if req, _ := parseRequest(p.TopicName); req.poll { // check has reported an error
-			on = OnPoll
-		}
-	}
 	c := d.s.c
-	return c.server.script.Load().Match(on, c.protocol, d.who.registrationID, c.tls.ConnectionState().DidResume)
+	e := scenario.Event{
+		On: stageOf[p.FixedHeader.Type], Protocol: c.protocol, RegistrationID: d.who.registrationID, Resumed: c.tls.ConnectionState().DidResume,
+	}
+	if e.On == OnRegister {
+		req, _ := parseRequest(p.TopicName) // check has reported an error
+		if req.poll {
+			e.On = OnPoll
+		}
+		e.CSR = func() bool { return c.server.service.concernsCSR(e.RegistrationID, req, p.Payload) }
+	}
+	return c.server.script.Load().Match(e)
 }
 
 func (d *provisioning) connect(rule *Rule, p *packets.Packet) (code int, detail string) {

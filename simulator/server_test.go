@@ -445,7 +445,7 @@ func TestDocumentation(t *testing.T) {
 			scenarios.Write(e[1])
 		}
 	}
-	keys := []string{"delay", "reply_delay"}
+	keys := []string{"delay", "reply_delay", "certificate_life", "certificate_delay"}
 	for _, s := range []any{simulator.Rule{}, simulator.Settings{}} {
 		for f := range reflect.TypeOf(s).Fields() {
 			if key := f.Tag.Get("toml"); key != "-" {

@@ -38,8 +38,10 @@ func (s seed) draw(purpose string, n int) []byte {
 	return out[:n]
 }
 
-func (s seed) guid(purpose string) string {
-	b := s.draw(purpose, 16)
+func (s seed) guid(purpose string) string { return guid(s.draw(purpose, 16)) }
+
+// guid formats 16 bytes that look random, which it may change.
+func guid(b []byte) string {
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80 // RFC 9562 version 4
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
@@ -67,7 +69,7 @@ type registrationState struct {
 	ETag           string    `json:"etag,omitempty"`
 	Payload        any       `json:"payload,omitempty"`
 	Profile        string    `json:"connectionProfile,omitempty"`
-	Chain          []string  `json:"issuedCertificateChain,omitempty"`
+	Chain          any       `json:"issuedCertificateChain,omitempty"`
 }
 
 // errorDetails is ProvisioningServiceErrorDetails.
@@ -177,9 +179,10 @@ type device struct {
 // and applies it when it sends it to the device.
 type outcome struct {
 	assignment
-	chain  []string // issued certificates
+	csr    bool // the request contained a CSR
+	chain  any  // issued certificates, normally a list of texts; nil for none
 	failed *enroll.Refusal
-	keep   bool // the registration record must not change
+	keep   bool // the registration record must not change, except for CertificateID
 }
 
 // lastSticky is the last api-version under which a device keeps its hub regardless of the
@@ -191,7 +194,8 @@ type service struct {
 	seed     seed
 	settings func() Settings
 	records  *assignments
-	issuing  func() (*issuing, error)
+	issuer   *issuer
+	onIssue  func(Issued)
 
 	mu        sync.Mutex
 	devices   map[string]*device // by lower-case registration ID
@@ -253,7 +257,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 		var o *outcome
 		if !who.enrollment.Disabled {
 			var err error
-			if o, err = s.begin(who, d.registered+1, wanted, now); err != nil {
+			if o, err = s.begin(who, d.registered+1, wanted, rule.Chain, now); err != nil {
 				return refuse(badRequest(enroll.Explanation{Reason: err.Error()}))
 			}
 		}
@@ -266,7 +270,7 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	}
 
 	if d.outcome == nil { // disabled; a rule may still send an assignment
-		d.outcome, _ = s.begin(who, 0, registration{}, now) // without a request there is no error
+		d.outcome, _ = s.begin(who, 0, registration{}, "", now) // without a request there is no error
 	}
 	state := rule.State
 	if state == "" {
@@ -287,9 +291,12 @@ func (s *service) answer(req request, body []byte, who *principal, rule *Rule, n
 	r := reply{status: 200, retryAfter: "none"}
 	if state == "assigning" {
 		r.status, r.retryAfter = 202, set.RetryAfter
-	} else if o := d.outcome; !o.keep { // the service stores the outcome
-		o.Updated = now
-		if state == "assigned" && o.failed == nil {
+	} else { // the service stores the outcome
+		o := d.outcome
+		if !o.keep {
+			o.Updated = now
+		}
+		if state == "assigned" && o.failed == nil && (!o.keep || o.csr) {
 			s.records.put(o.assignment)
 		}
 	}
@@ -344,17 +351,21 @@ func (s *service) failure(registrationID string, n, status int, why *enroll.Refu
 	return reply{status: status, retryAfter: "none", body: details, refusal: why}
 }
 
-// begin computes how an operation will end. An error is one of the request.
-func (s *service) begin(who *principal, n int, wanted registration, now time.Time) (*outcome, error) {
+// begin computes how an operation will end. kind is the Rule.Chain of an issued certificate. An
+// error is one of the request.
+func (s *service) begin(who *principal, n int, wanted registration, kind string, now time.Time) (*outcome, error) {
 	grant := who.enrollment
 	o := &outcome{assignment: assignment{RegistrationID: who.registrationID, Group: grant.Group, Created: now, Updated: now, Substatus: "initialAssignment"}}
+	before, again := s.records.get(who.registrationID)
 	if wanted.csr != nil {
+		o.csr = true
+		before.CertificateID = cmp.Or(before.CertificateID, guid(randomBytes("", 16)))
 		var err error
-		if o.chain, err = s.certify(who, wanted.csr, now); err != nil {
+		if o.chain, err = s.certify(who, wanted.csr, before.CertificateID, kind, now); err != nil {
 			return nil, err
 		}
 	}
-	before, again := s.records.get(who.registrationID)
+	o.CertificateID = before.CertificateID
 	if again {
 		o.Created, o.Substatus = before.Created, before.Substatus
 		if grant.Reprovision == "never" || who.apiVersion != "" && who.apiVersion <= lastSticky {
@@ -386,9 +397,9 @@ func (s *service) begin(who *principal, n int, wanted registration, now time.Tim
 	return o, nil
 }
 
-// certify issues a certificate for a CSR and returns its chain. The chain is empty if the
+// certify issues a certificate for a CSR and returns its chain. The chain is nil if the
 // enrollment has no credential policy and the settings ignore a CSR then.
-func (s *service) certify(who *principal, member json.RawMessage, now time.Time) ([]string, error) {
+func (s *service) certify(who *principal, member json.RawMessage, id, kind string, now time.Time) (any, error) {
 	set := s.settings()
 	switch {
 	case !slices.Contains(who.features, scenario.FeatureCSR):
@@ -402,11 +413,35 @@ func (s *service) certify(who *principal, member json.RawMessage, now time.Time)
 	if err != nil {
 		return nil, err
 	}
-	is, err := s.issuing()
+	is, err := s.issuer.get()
 	if err != nil {
 		return nil, err
 	}
-	return is.issue(csr, cmp.Or(who.enrollment.CertificateLife, defaultCertificateLife), set, now)
+	o := order{name: csr.Subject.CommonName, key: csr.PublicKey, id: id, from: now.Add(-early)}
+	if set.CertificateDelay > 0 {
+		now = now.Add(set.CertificateDelay)
+		o.from = now
+	}
+	o.until = now.Add(cmp.Or(who.enrollment.CertificateLife, set.CertificateLife))
+	chain, err := is.issue(o, kind)
+	if err != nil {
+		return nil, err
+	}
+	s.onIssue(Issued{RegistrationID: who.registrationID, Certificate: chain[0]})
+	return encodeChain(chain, kind, set), nil
+}
+
+// concernsCSR reports whether a request is a register request with a CSR, or a poll of its
+// operation.
+func (s *service) concernsCSR(registrationID string, req request, body []byte) bool {
+	if !req.poll {
+		wanted, wrong := parseBody(body, registrationID, s.settings().StrictJSON)
+		return wrong == nil && wanted.csr != nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.devices[strings.ToLower(registrationID)]
+	return d != nil && d.outcome != nil && d.outcome.csr
 }
 
 // status builds a RegistrationOperationStatus. The answer to a register request that is
@@ -456,6 +491,6 @@ func (s *service) unasked(who *principal, rule *Rule, now time.Time) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := &device{operationID: s.newOperationID(who.registrationID, 0)}
-	d.outcome, _ = s.begin(who, 0, registration{}, now) // without a request there is no error
+	d.outcome, _ = s.begin(who, 0, registration{}, "", now) // without a request there is no error
 	return reply{status: cmp.Or(rule.Status, 200), retryAfter: "none", body: s.status(rule.State, false, who, d, rule)}
 }

@@ -75,6 +75,9 @@ type Options struct {
 	// OnRefusal receives each refusal: of a connection, of a request, or of a device that
 	// violates the protocol. Nil ignores them. It is called from several goroutines.
 	OnRefusal func(Refusal)
+	// OnIssue receives each certificate that is issued for a CSR. It must return quickly, because
+	// the service waits for it, and must not use the server. If it is nil, they are ignored.
+	OnIssue func(Issued)
 	// Observe receives each entry of the packet log, in the order of the log, with the bytes of
 	// its packet. It must return quickly, because all connections wait for it, and it must not
 	// modify the bytes. Nil means no observer.
@@ -153,7 +156,10 @@ func New(o Options) (*Server, error) {
 		seed:     s.seed,
 		devices:  map[string]*device{},
 		settings: func() Settings { return s.script.Load().Settings },
-		issuing:  func() (*issuing, error) { return s.material.issuing() },
+		onIssue:  o.OnIssue,
+	}
+	if s.service.onIssue == nil {
+		s.service.onIssue = func(Issued) {}
 	}
 	s.hub = s.newHub(o.OnTelemetry)
 	if err := s.SetScenario(o.Scenario); err != nil {
@@ -168,6 +174,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.service.issuer = s.material.issuer
 	enrollments := o.Enrollments
 	switch {
 	case enrollments != nil:
@@ -270,11 +277,11 @@ func (s *Server) setEnrollments(e *enroll.Enrollments) error {
 
 // IssuingRoot returns the root of the certificates that are issued for CSRs, as PEM.
 func (s *Server) IssuingRoot() ([]byte, error) {
-	i, err := s.material.issuing()
+	i, err := s.material.issuer.get()
 	if err != nil {
 		return nil, err
 	}
-	return certificatePEM(i.root.Raw), nil
+	return certificatePEM(i.root.certificate.Raw), nil
 }
 
 // Log returns the packet log so far, in the order of its events.

@@ -77,7 +77,7 @@ func (c *connection) upgrade(script *scenario.Script) *webSocket {
 	in = bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.tls))
 	c.note(Entry{Packet: "UPGRADE", Direction: "", Detail: req.Method + " " + req.URL.Path + " " + strings.Join(req.Header.Values("Sec-WebSocket-Protocol"), ",")})
 
-	rule := script.Match(OnUpgrade, c.protocol, "", c.tls.ConnectionState().DidResume)
+	rule := script.Match(scenario.Event{On: OnUpgrade, Protocol: c.protocol, Resumed: c.tls.ConnectionState().DidResume})
 	if !pause(rule.Delay, c.server.done) || c.instead(rule, c.tls) {
 		return nil
 	}

@@ -33,6 +33,9 @@ type Device struct {
 	// Attestation is how the device has registered and must therefore connect: ByKey or
 	// ByCertificate. If it is empty, the device may use either.
 	Attestation string
+	// CertificateID is the identifier in the certificates that are issued for the CSRs of the
+	// device. The hub refuses those with a different identifier.
+	CertificateID string
 }
 
 // Telemetry is a message of a device for the cloud.
@@ -51,8 +54,10 @@ type Hub struct {
 	Assigned func(hub, deviceID string) (Device, bool)
 	// Enrollments returns the enrollments, which contain the keys of the devices.
 	Enrollments func() enroll.Entries
-	// Issued verifies the chain of a certificate that was issued for a CSR.
-	Issued func(chain []*x509.Certificate) error
+	// Issued checks a certificate that was issued for a CSR, and explains why it must be refused;
+	// the zero value accepts it. id is the CertificateID of the device. issued is false for
+	// any other certificate.
+	Issued func(id string, c *x509.Certificate) (issued bool, why enroll.Explanation)
 	// Now is the clock of the service.
 	Now func() time.Time
 	// Telemetry receives the messages of the devices.
@@ -110,7 +115,10 @@ func (h *Hub) Authenticate(u User, token string, state tls.ConnectionState) (exp
 	unauthorized := func(reason string) (time.Time, *enroll.Refusal) {
 		return time.Time{}, refuse(codeUnauthorized, "IotHubUnauthorized", reason)
 	}
-	chain := state.PeerCertificates
+	chain, issued, why := state.PeerCertificates, false, enroll.Explanation{}
+	if token == "" && len(chain) > 0 {
+		issued, why = h.Issued(known.CertificateID, chain[0])
+	}
 	switch {
 	case token != "" && known.Attestation == ByCertificate:
 		return unauthorized("the device registered with a certificate, so it has no key at the hub")
@@ -124,8 +132,10 @@ func (h *Hub) Authenticate(u User, token string, state tls.ConnectionState) (exp
 		return unauthorized("the client sent neither a token nor a certificate")
 	case !strings.EqualFold(chain[0].Subject.CommonName, known.RegistrationID):
 		return unauthorized("the common name of the certificate is not the registration ID " + strconv.QuoteToGraphic(known.RegistrationID))
-	case h.Issued(chain) == nil:
+	case issued && why.Reason == "":
 		return expiry, nil
+	case issued:
+		return expiry, &enroll.Refusal{Code: codeUnauthorized, Message: "IotHubUnauthorized", Explanation: why}
 	case known.Attestation == ByKey:
 		return unauthorized("the device registered with a key, and the certificate was not issued for a CSR")
 	}

@@ -45,6 +45,7 @@ func Fast() Settings { return Settings{Polls: new(0)} }
 func (s Settings) withDefaults() Settings {
 	s.Polls = cmp.Or(s.Polls, new(2))
 	s.RetryAfter = cmp.Or(s.RetryAfter, "3")
+	s.CertificateLife = cmp.Or(s.CertificateLife, 30*24*time.Hour)
 	if s.Features == nil {
 		s.Features = BuiltInFeatures()
 	}

@@ -29,7 +29,9 @@ func (s Settings) Parse(name string, r io.Reader) (*Scenario, error) {
 	var file struct {
 		Settings struct {
 			Settings
-			ReplyDelay tomlfile.Duration `toml:"reply_delay"`
+			ReplyDelay       tomlfile.Duration `toml:"reply_delay"`
+			CertificateLife  tomlfile.Duration `toml:"certificate_life"`
+			CertificateDelay tomlfile.Duration `toml:"certificate_delay"`
 		} `toml:"settings"`
 		Rules []struct {
 			Rule
@@ -42,12 +44,15 @@ func (s Settings) Parse(name string, r io.Reader) (*Scenario, error) {
 			Pace      tomlfile.Duration `toml:"pace"`
 		} `toml:"rule"`
 	}
-	file.Settings.Settings, file.Settings.ReplyDelay = s.clone(), tomlfile.Duration(s.ReplyDelay)
+	file.Settings.Settings = s.clone()
+	file.Settings.ReplyDelay = tomlfile.Duration(s.ReplyDelay)
+	file.Settings.CertificateLife, file.Settings.CertificateDelay = tomlfile.Duration(s.CertificateLife), tomlfile.Duration(s.CertificateDelay)
 	if err := tomlfile.Decode(name, text, &file); err != nil {
 		return nil, err
 	}
 	sc := &Scenario{Settings: file.Settings.Settings}
 	sc.Settings.ReplyDelay = time.Duration(file.Settings.ReplyDelay)
+	sc.Settings.CertificateLife, sc.Settings.CertificateDelay = time.Duration(file.Settings.CertificateLife), time.Duration(file.Settings.CertificateDelay)
 	for _, r := range file.Rules {
 		r.Rule.Delay, r.Rule.Pace = time.Duration(r.Delay), time.Duration(r.Pace)
 		r.Rule.From, r.Rule.Until = time.Duration(r.From), time.Duration(r.Until)
@@ -152,6 +157,7 @@ func (r *Rule) check(bad tomlfile.Reporter) {
 	bad.Pattern("device", r.Device)
 	bad.OneOf("alert", r.Alert, slices.Sorted(maps.Keys(Alerts))...)
 	bad.OneOf("frames", r.Frames, Frames...)
+	bad.OneOf("chain", r.Chain, Chains...)
 	if r.Protocol == "https" && r.On != OnRegister && r.On != OnPoll && r.On != OnHubRequest {
 		bad("protocol", "https applies only to: %s %s %s", OnRegister, OnPoll, OnHubRequest)
 	}

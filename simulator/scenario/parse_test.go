@@ -57,6 +57,11 @@ connack = 3
 		{"an api-version that is not a date", "[settings]\napi_versions = [\"2019-13-31\"]\n", "s.toml:2:1: settings.api_versions:"},
 		{"an unknown type of key", "[settings]\ncsr_keys = [\"P-256\", \"RSA-1024\"]\n", "s.toml:2:1: settings.csr_keys: \"RSA-1024\" is not one of P-256"},
 		{"an unknown format of a chain", "[settings]\nchain_format = \"PEM\"\n", "s.toml:2:1: settings.chain_format:"},
+		{"an unknown fault of a chain", "[[rule]]\non = \"register\"\nchain = \"bad\"\n", "s.toml:3:1: rule.chain: \"bad\" is not one of empty, "},
+		{"a fault of a chain at a poll", "[[rule]]\non = \"poll\"\nchain = \"empty\"\n", "s.toml:3:1: rule.chain: does not apply to \"poll\", only to: register"},
+		{"a limit to requests with a CSR where there are none", "[[rule]]\non = \"connect\"\ncsr = true\n", "s.toml:3:1: rule.csr: does not apply to"},
+		{"a negative lifetime of certificates", "[settings]\ncertificate_life = \"-1h\"\n", "s.toml:2:1: settings.certificate_life: -1h0m0s is negative"},
+		{"a negative delay of certificates", "[settings]\ncertificate_delay = \"-1h\"\n", "s.toml:2:1: settings.certificate_delay: -1h0m0s is negative"},
 		{"polls below zero", "[settings]\npolls = -1\n", "s.toml:2:1: settings.polls: -1 is negative"},
 	} {
 		t.Run(c.name+" is refused with its place", func(t *testing.T) {
@@ -85,10 +90,12 @@ func TestSettingsThatAScenarioDoesNotContainComeFromTheDefaults(t *testing.T) {
 	defaults := scenario.Settings{
 		Polls: new(1), PollLimit: new(7), RetryAfter: "3", ReplyDelay: time.Second,
 		Features: map[string][]string{"2019-03-31": {}}, CSRKeys: []string{"P-256"},
+		CertificateLife: time.Hour, CertificateDelay: time.Minute,
 	}
 	t.Run("an empty scenario has the defaults", func(t *testing.T) {
 		sc, err := defaults.Parse("s.toml", strings.NewReader(""))
-		if err != nil || *sc.Settings.Polls != 1 || *sc.Settings.PollLimit != 7 || sc.Settings.RetryAfter != "3" || sc.Settings.ReplyDelay != time.Second {
+		if err != nil || *sc.Settings.Polls != 1 || *sc.Settings.PollLimit != 7 || sc.Settings.RetryAfter != "3" || sc.Settings.ReplyDelay != time.Second ||
+			sc.Settings.CertificateLife != time.Hour || sc.Settings.CertificateDelay != time.Minute {
 			t.Errorf("%+v, %v", sc, err)
 		}
 	})

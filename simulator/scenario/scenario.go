@@ -101,6 +101,12 @@ type Settings struct {
 	// CSRKeys are the types of keys for which certificates are issued: "P-256", "P-384",
 	// "P-521", "RSA-2048", "RSA-3072" or "RSA-4096". Empty means P-256, P-384 and RSA-2048.
 	CSRKeys []string `toml:"csr_keys"`
+	// CertificateLife is the lifetime of a certificate that is issued for a CSR, for enrollments
+	// that do not set their own. 0 means 30 days. The service issues certificates for 7 to 90 days.
+	CertificateLife time.Duration `toml:"-" key:"certificate_life"`
+	// CertificateDelay is the time after which an issued certificate becomes valid. 0 means that
+	// its validity begins an hour before it is issued.
+	CertificateDelay time.Duration `toml:"-" key:"certificate_delay"`
 	// ChainWithoutRoot omits the root of an issued certificate from its chain. The
 	// specification requires the root.
 	ChainWithoutRoot bool `toml:"chain_without_root"`
@@ -140,6 +146,8 @@ type Rule struct {
 	Protocol string `toml:"protocol" of:"mqtt websocket https"`
 	// Resumed limits the rule to connections that resumed a TLS session.
 	Resumed bool `toml:"resumed" on:"upgrade connect subscribe register poll hub-connect"`
+	// CSR limits the rule to register requests with a CSR, and to the polls of their operations.
+	CSR bool `toml:"csr" on:"register poll"`
 	// Skip is how many matches the rule ignores first.
 	Skip int `toml:"skip"`
 	// Times is how often the rule acts; 0 means always.
@@ -239,6 +247,10 @@ type Rule struct {
 	Substatus   string `toml:"substatus" on:"subscribe register poll"`
 	// Payload is the JSON returned as registrationState.payload.
 	Payload string `toml:"payload" on:"subscribe register poll"`
+	// Chain is one of Chains: what is wrong with the chain that is issued for the CSR of the
+	// request. The certificate is issued with the register request, and sent with the final
+	// answer.
+	Chain string `toml:"chain" on:"register"`
 	// ErrorCode and ErrorMessage go into an error object or a failed state. The default is
 	// Status × 1000. At hub-connect, an error code refuses the client with CONNACK 5, and only
 	// the packet log contains the code, because MQTT 3.1.1 cannot transmit it.
@@ -268,6 +280,14 @@ type Rule struct {
 	// AfterPuback acknowledges the request immediately; Delay, Close, Reset, Silent and Garbage
 	// follow.
 	AfterPuback bool `toml:"after_puback" on:"register poll hub-publish"`
+}
+
+// Chains lists the values of Rule.Chain. docs/simulator.md describes them.
+var Chains = []string{
+	"empty", "not-a-list", "not-text", "garbage",
+	"leaf-only", "reordered", "duplicate", "hundred", "megabyte",
+	"foreign-leaf", "wrong-name", "two-names", "self-signed", "leaf-ca", "wrong-signature", "rsa-8192",
+	"expired", "expired-issuer", "short-issuer", "not-yet-valid",
 }
 
 // Frames lists the forms of an answer over WebSocket, see Rule.

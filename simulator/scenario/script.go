@@ -98,11 +98,24 @@ func (s *Script) Added() (all []Added) {
 	return all
 }
 
+// Event is something at DPS on which a rule can act.
+type Event struct {
+	On             Stage
+	Protocol       string // as in Rule
+	RegistrationID string // "" before OnConnect
+	Resumed        bool   // the connection has resumed a TLS session
+	// CSR reports whether the event concerns a CSR, see Rule. Nil means that it does not. The
+	// function is called only for rules with CSR.
+	CSR func() bool
+}
+
 // Match returns the rule for an event, and counts the event. The result is never nil and must
 // not be modified. A rule does not count an event on which an earlier rule acts: therefore
 // rules of one stage form a sequence.
-func (s *Script) Match(on Stage, protocol, registrationID string, resumed bool) *Rule {
-	return s.match(on, protocol, registrationID, resumed, func(r *Rule) bool { return matches(r.RegistrationID, registrationID) })
+func (s *Script) Match(e Event) *Rule {
+	return s.match(e.On, e.Protocol, e.RegistrationID, e.Resumed, func(r *Rule) bool {
+		return matches(r.RegistrationID, e.RegistrationID) && (!r.CSR || e.CSR != nil && e.CSR())
+	})
 }
 
 // MatchHub does the same as Match for an event at one of the stages of a hub. The hub can have

@@ -70,6 +70,8 @@ func New(server *simulator.Server, now func() time.Time) (*Handler, error) {
 	h.handle("POST /registrations/{id}/query", h.queryRegistrations)
 	h.handle("GET /registrations/{id}", h.registration)
 	h.handle("DELETE /registrations/{id}", h.removeRegistration)
+	h.handle("POST /registrations/{id}/revoke", h.revokeDevice)
+	h.handle("POST /policy/revoke", h.revokePolicy)
 	return h, nil
 }
 
@@ -83,7 +85,7 @@ func ConnectionString(server *simulator.Server, host string) string {
 // does not matter, because SDKs use both enrollmentGroups and enrollmentgroups.
 func Serves(r *http.Request) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	return slices.Contains([]string{"enrollments", "enrollmentgroups", "registrations"}, strings.ToLower(first))
+	return slices.Contains([]string{"enrollments", "enrollmentgroups", "registrations", "policy"}, strings.ToLower(first))
 }
 
 // response is a successful answer.
@@ -325,6 +327,20 @@ func (h *Handler) removeRegistration(r *http.Request, _ []byte) (*response, erro
 	}
 	h.server.RemoveRegistration(record.RegistrationID)
 	return &response{status: http.StatusNoContent}, nil
+}
+
+// revokeDevice revokes the certificates that were issued to a device. In Azure, this and
+// revokePolicy are operations of Azure Device Registry.
+func (h *Handler) revokeDevice(r *http.Request, _ []byte) (*response, error) {
+	if !h.server.RevokeDevice(r.PathValue("id")) {
+		return nil, refuse(404201, "Registration not found.")
+	}
+	return &response{status: http.StatusNoContent}, nil
+}
+
+// revokePolicy revokes the certificates that were issued to all devices.
+func (h *Handler) revokePolicy(*http.Request, []byte) (*response, error) {
+	return &response{status: http.StatusNoContent}, h.server.RevokePolicy()
 }
 
 // queryRegistrations returns the registrations of an enrollment group.

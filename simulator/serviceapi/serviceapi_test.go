@@ -526,13 +526,18 @@ func TestBulk(t *testing.T) {
 // polls, the first answer is final.
 func register(t *testing.T, s *simulator.Server, id, deviceKey string) int {
 	t.Helper()
+	return registerWith(t, s, id, deviceKey, "2021-10-01", "{}")
+}
+
+func registerWith(t *testing.T, s *simulator.Server, id, deviceKey, apiVersion, body string) int {
+	t.Helper()
 	mine, theirs := net.Pipe()
 	go s.ServeWebSocket(theirs)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA())
 	conn := tls.Client(mine, &tls.Config{RootCAs: roots, ServerName: "localhost", Time: func() time.Time { return at }, MinVersion: tls.VersionTLS12})
 	client := &http.Client{Transport: &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }, DisableKeepAlives: true}}
-	r, err := http.NewRequest(http.MethodPut, "https://localhost/"+s.IDScope()+"/registrations/"+id+"/register?api-version=2021-10-01", strings.NewReader("{}"))
+	r, err := http.NewRequest(http.MethodPut, "https://localhost/"+s.IDScope()+"/registrations/"+id+"/register?api-version="+apiVersion, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -584,6 +589,44 @@ func TestEffects(t *testing.T) {
 		a.fails(412000, a.ask("DELETE", state, "", "If-Match", "x"))
 		a.must(204, a.ask("DELETE", state, "", "If-Match", fmt.Sprint(got.body["etag"])))
 		a.fails(404201, a.ask("GET", state, ""))
+	})
+	t.Run("a revocation changes the identifier in the certificates of one device, or the authority that issues those of all", func(t *testing.T) {
+		var issued []*x509.Certificate
+		a := open(t, simulator.Options{Scenario: immediately, OnIssue: func(i simulator.Issued) { issued = append(issued, i.Certificate) }})
+		const revoke = "/registrations/gw-1/revoke" + version
+		a.fails(404201, a.ask("POST", revoke, ""))
+		ask := func(id string) *x509.Certificate {
+			key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := registerWith(t, a.server, id, a.server.DeviceKey(id), "2026-11-01", `{"csr":"`+base64.StdEncoding.EncodeToString(csr)+`"}`); got != 200 {
+				t.Fatal(got)
+			}
+			return issued[len(issued)-1]
+		}
+		same := func(one, two *x509.Certificate) [2]bool {
+			return [2]bool{*one.URIs[0] == *two.URIs[0], bytes.Equal(one.AuthorityKeyId, two.AuthorityKeyId)}
+		}
+		mine, others := ask("gw-1"), ask("gw-2")
+		if got := same(mine, ask("gw-1")); got != [2]bool{true, true} {
+			t.Error("without a revocation:", got)
+		}
+		a.must(204, a.ask("POST", revoke, ""))
+		if one, two := same(mine, ask("gw-1")), same(others, ask("gw-2")); one != [2]bool{false, true} || two != [2]bool{true, true} {
+			t.Error("after the revocation of gw-1:", one, two)
+		}
+		a.must(204, a.ask("POST", "/policy/revoke"+version, ""))
+		if got := same(others, ask("gw-2")); got != [2]bool{true, false} {
+			t.Error("after the revocation of the policy:", got)
+		}
+		if r := httptest.NewRequest(http.MethodPost, "/policy/revoke", nil); !serviceapi.Serves(r) {
+			t.Error("the path is not one of the service API")
+		}
 	})
 	t.Run("a query for registrations returns those of the group", func(t *testing.T) {
 		a := open(t, simulator.Options{Scenario: immediately})
