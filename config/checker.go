@@ -37,14 +37,16 @@ func (c *checker) config(to *Config) {
 		case t.keys == nil:
 			c.unknownTop(name, value)
 		case isTable:
+			t.reset()
 			c.table(at, values, t)
 		case isArray:
 			c.Report(at, Error{Problem: "this table may appear only once", Remedy: "write [" + name + "], with single brackets"})
 		default:
-			c.Report(at, Error{Problem: "must be a table, not " + document.TypeOf(value), Remedy: "write [" + name + "] and its keys below it"})
+			c.Report(at, Error{Problem: "must be a table, not " + document.TypeOf(value), Nearest: c.elsewhere(name), Remedy: "write [" + name + "] and its keys below it"})
 		}
 	}
 	c.missing(to)
+	c.certificate(to)
 	c.together(to)
 }
 
@@ -90,7 +92,7 @@ func (c *checker) credentials(at document.Path, value any) []attest.Credential {
 func (c *checker) credential(at document.Path, values map[string]any) (attest.Credential, string) {
 	before := c.Reported()
 	one := newCredential(c.types)
-	c.table(at, values, table{"credential", one.keys})
+	c.table(at, values, table{name: "credential", keys: one.keys})
 	i := slices.IndexFunc(c.types, func(t attest.Type) bool { return t.Name == one.kind })
 	if i < 0 {
 		if values["type"] == nil && !c.meant[at.Key("type")] {

@@ -35,6 +35,7 @@ type Config struct {
 	Retry        pace.Retry // Initial is at most Max, and RefusedInitial at most RefusedMax
 	State        State
 	Control      Control
+	Certificate  Certificate
 	Log          Log
 }
 
@@ -43,7 +44,7 @@ type DPS struct {
 	IDScope        string
 	RegistrationID attest.RegistrationID
 	Endpoint       string // host name, without scheme and port
-	APIVersion     string // version of the device protocol, such as "2019-03-31"
+	APIVersion     string // version of the device protocol, such as "2019-03-31"; its default depends on Certificate
 	PayloadFile    string // absolute path of a JSON object to send, or ""
 }
 
@@ -93,6 +94,18 @@ type Control struct {
 	MetricsFile string
 }
 
+// Certificate is the table [certificate]: the certificate that DPS issues with the
+// assignment. The zero value means that the table is absent and no certificate is requested.
+type Certificate struct {
+	Request string // "required" or "when-offered"; "" without the table
+	KeyType string // "ec-p256", "ec-p384" or "rsa-2048"
+	RenewAt int    // percentage of the lifetime after which dpsd requests the next certificate; 10 to 95
+	Group   string // name of the group that may read the key and the chain
+}
+
+// CertificateGroup is the default of Certificate.Group. The package creates this group.
+const CertificateGroup = "dpsd-certificate"
+
 // Log is the table [log].
 type Log struct {
 	Level string // "debug", "info", "warn" or "error"
@@ -102,8 +115,8 @@ type Log struct {
 func Default() Config {
 	var c Config
 	for _, t := range tables(&c, attest.Types()) {
-		for _, k := range t.keys {
-			k.reset()
+		if !t.optional {
+			t.reset()
 		}
 	}
 	return c

@@ -80,6 +80,36 @@ func TestDefaults(t *testing.T) {
 			t.Error(diff)
 		}
 	})
+	t.Run("[certificate] alone has defaults, and changes the API version", func(t *testing.T) {
+		want := parse(t, minimal)
+		want.Certificate = config.Certificate{Request: "required", KeyType: "ec-p384", RenewAt: 67, Group: "dpsd-certificate"}
+		want.DPS.APIVersion = "2026-11-01"
+		for _, text := range []string{minimal + "[certificate]\n", "certificate = {}\n" + minimal} {
+			if diff := cmp.Diff(want, parse(t, text)); diff != "" {
+				t.Error(diff)
+			}
+		}
+	})
+	t.Run("without [certificate], none is requested", func(t *testing.T) {
+		if c := parse(t, minimal); c.Certificate != (config.Certificate{}) {
+			t.Errorf("got %+v", c.Certificate)
+		}
+	})
+	t.Run("with [certificate], an API version that issues certificates is kept", func(t *testing.T) {
+		for _, version := range []string{"2025-07-01-preview", "2025-08-01-preview", "2026-11-01", "2026-11-02-preview", "2027-01-01"} {
+			if c := parse(t, with("dps", "api_version", `"`+version+`"`)+"[certificate]\n"); c.DPS.APIVersion != version {
+				t.Errorf("%s becomes %s", version, c.DPS.APIVersion)
+			}
+		}
+	})
+	t.Run("with [certificate], a registration ID of 64 characters is accepted", func(t *testing.T) {
+		for _, id := range []string{strings.Repeat("a", 64), strings.Repeat("a", 32) + "%m", strings.Repeat("a", 63) + "%H"} {
+			parse(t, with("dps", "registration_id", `"`+id+`"`)+"[certificate]\n")
+		}
+	})
+	t.Run("without [certificate], a registration ID of 128 characters is accepted", func(t *testing.T) {
+		parse(t, with("dps", "registration_id", `"`+strings.Repeat("a", 128)+`"`))
+	})
 }
 
 // settings contains every key that has a meaning alone, with a value that is not its
@@ -118,6 +148,12 @@ var settings = []struct {
 	{"state", "mode", `"0640"`, func(c *config.Config) any { return c.State.Mode }, fs.FileMode(0o640)},
 	{"control", "metrics_file", `"/tmp/x/dpsd.prom"`, func(c *config.Config) any { return c.Control.MetricsFile }, "/tmp/x/dpsd.prom"},
 	{"control", "socket", `"/tmp/x/dpsd.sock"`, func(c *config.Config) any { return c.Control.Socket }, "/tmp/x/dpsd.sock"},
+	{"certificate", "request", `"when-offered"`, func(c *config.Config) any { return c.Certificate.Request }, "when-offered"},
+	{"certificate", "key_type", `"rsa-2048"`, func(c *config.Config) any { return c.Certificate.KeyType }, "rsa-2048"},
+	{"certificate", "key_type", `"ec-p256"`, func(c *config.Config) any { return c.Certificate.KeyType }, "ec-p256"},
+	{"certificate", "renew_at", `"10%"`, func(c *config.Config) any { return c.Certificate.RenewAt }, 10},
+	{"certificate", "renew_at", `"95%"`, func(c *config.Config) any { return c.Certificate.RenewAt }, 95},
+	{"certificate", "group", `"mosquitto"`, func(c *config.Config) any { return c.Certificate.Group }, "mosquitto"},
 	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
 }
 
@@ -148,6 +184,9 @@ func TestEveryKeyTakesEffect(t *testing.T) {
 				t.Errorf("got %v, want %v", got, s.want)
 			}
 			plain := parse(t, minimal)
+			if s.table == "certificate" { // the table alone has an effect
+				plain = parse(t, minimal+"[certificate]\n")
+			}
 			if reflect.DeepEqual(s.got(plain), s.want) {
 				t.Error("the value is the default, so the test proves nothing")
 			}

@@ -19,6 +19,8 @@ func TestErrors(t *testing.T) {
 		noDPS        = `dpsd.toml: dps: the table is missing; add [dps] with id_scope and registration_id`
 		noReference  = `not a reference: write "file:/path" or "credential:NAME"; do not write the secret itself here`
 		anAddress    = `write it as "http://proxy.example:3128"`
+		aPercentage  = `write a whole percentage from "10%" to "95%"`
+		aGroup       = `write at most 31 letters, digits, "_" and "-", such as "dpsd-certificate"`
 		durations    = `write a number with its unit, such as "90s", "5m" or "24h"`
 	)
 	for _, c := range []struct {
@@ -166,6 +168,37 @@ func TestErrors(t *testing.T) {
 		{"a socket in the state directory is reported", with("control", "socket", `"/var/lib/dpsd/dpsd.sock"`), []string{`dpsd.toml:8:1: control.socket: the socket must not be in the state directory; its directory is the runtime directory, usually "/run/dpsd"`}},
 		{"a state directory around the socket is reported", with("state", "directory", `"/run/dpsd"`), []string{`dpsd.toml:8:1: state.directory: the socket must not be in the state directory; its directory is the runtime directory, usually "/run/dpsd"`}},
 		{"an unknown level is reported with the nearest level", with("log", "level", `"warning"`), []string{`dpsd.toml:8:1: log.level: "warning" is unknown; did you mean "warn"? write "debug", "info", "warn" or "error"`}},
+
+		// Issued certificates.
+		{"an unknown request is reported", with("certificate", "request", `"never"`), []string{`dpsd.toml:8:1: certificate.request: "never" is unknown; write "required" or "when-offered"`}},
+		{"a boolean request is reported", with("certificate", "request", "true"), []string{`dpsd.toml:8:1: certificate.request: must be a string, not a boolean; write "required" or "when-offered"`}},
+		{"an unknown type of key is reported with the nearest", with("certificate", "key_type", `"ec-384"`), []string{`dpsd.toml:8:1: certificate.key_type: "ec-384" is unknown; did you mean "ec-p384"? write "ec-p256", "ec-p384" or "rsa-2048"`}},
+		{"a percentage without its sign is reported", with("certificate", "renew_at", `"67"`), []string{`dpsd.toml:8:1: certificate.renew_at: "67" is not a whole percentage; ` + aPercentage}},
+		{"a percentage without quotes is reported", with("certificate", "renew_at", "67"), []string{`dpsd.toml:8:1: certificate.renew_at: must be a string, not an integer; ` + aPercentage}},
+		{"a fraction of a percent is reported", with("certificate", "renew_at", `"66.7%"`), []string{`dpsd.toml:8:1: certificate.renew_at: "66.7%" is not a whole percentage; ` + aPercentage}},
+		{"a negative percentage is reported", with("certificate", "renew_at", `"-67%"`), []string{`dpsd.toml:8:1: certificate.renew_at: "-67%" is not a whole percentage; ` + aPercentage}},
+		{"a duration instead of a percentage is reported", with("certificate", "renew_at", `"72h"`), []string{`dpsd.toml:8:1: certificate.renew_at: "72h" is not a whole percentage; ` + aPercentage}},
+		{"a percentage that is too low is reported", with("certificate", "renew_at", `"9%"`), []string{`dpsd.toml:8:1: certificate.renew_at: "9%" is out of range; ` + aPercentage}},
+		{"a percentage that is too high is reported", with("certificate", "renew_at", `"96%"`), []string{`dpsd.toml:8:1: certificate.renew_at: "96%" is out of range; ` + aPercentage}},
+		{"a percentage that no integer contains is reported", with("certificate", "renew_at", `"99999999999999999999%"`), []string{`dpsd.toml:8:1: certificate.renew_at: the value is not a whole percentage; ` + aPercentage}},
+		{"a group without a name is reported", with("certificate", "group", `""`), []string{`dpsd.toml:8:1: certificate.group: is empty; set a value or remove the key`}},
+		{"the number of a group is reported", with("certificate", "group", `"1000"`), []string{`dpsd.toml:8:1: certificate.group: "1000" is not a valid group name; ` + aGroup}},
+		{"a group with a colon is reported", with("certificate", "group", `"root:x"`), []string{`dpsd.toml:8:1: certificate.group: "root:x" is not a valid group name; ` + aGroup}},
+		{"a group of 32 characters is reported", with("certificate", "group", `"`+strings.Repeat("g", 32)+`"`), []string{`dpsd.toml:8:1: certificate.group: the value is not a valid group name; ` + aGroup}},
+		{"an unknown key of [certificate] is reported", with("certificate", "keytype", `"ec-p384"`), []string{`dpsd.toml:8:1: certificate.keytype: unknown key; did you mean "key_type"?`}},
+		{"two tables [certificate] are reported", minimal + "[[certificate]]\n", []string{`dpsd.toml:7:3: certificate: this table may appear only once; write [certificate], with single brackets`}},
+		{"the certificate of a credential above all tables is reported with its table", "certificate = \"file:/c\"\n" + minimal,
+			[]string{`dpsd.toml:1:1: certificate: must be a table, not a string; did you mean "credential.certificate"? write [certificate] and its keys below it`}},
+		{"an API version without certificates is reported where it is set", with("dps", "api_version", `"2019-03-31"`) + "[certificate]\n",
+			[]string{`dpsd.toml:2:1: dps.api_version: "2019-03-31" does not support issued certificates, but the file has the table [certificate]; remove api_version, so that dpsd uses "2026-11-01", or remove [certificate]`}},
+		{"the last API version without certificates is reported", with("dps", "api_version", `"2021-11-01-preview"`) + "[certificate]\n",
+			[]string{`dpsd.toml:2:1: dps.api_version: "2021-11-01-preview" does not support issued certificates, but the file has the table [certificate]; remove api_version, so that dpsd uses "2026-11-01", or remove [certificate]`}},
+		{"an invalid API version is the only error reported", with("dps", "api_version", `"preview"`) + "[certificate]\n",
+			[]string{`dpsd.toml:2:1: dps.api_version: "preview" is not an API version; it is a date such as "2019-03-31", optionally with the suffix "-preview"`}},
+		{"a registration ID that a certificate cannot contain is reported", with("dps", "registration_id", `"`+strings.Repeat("a", 65)+`"`) + "[certificate]\n",
+			[]string{`dpsd.toml:2:1: dps.registration_id: has 65 characters; with [certificate], at most 64 are allowed; write a shorter one, because it becomes the common name of the certificate`}},
+		{"a template that is too long for a certificate on every machine is reported", with("dps", "registration_id", `"`+strings.Repeat("a", 32)+`%m%H"`) + "[certificate]\n",
+			[]string{`dpsd.toml:2:1: dps.registration_id: has 65 characters; with [certificate], at most 64 are allowed; write a shorter one, because it becomes the common name of the certificate`}},
 
 		// Credentials.
 		{"a credential without a type is reported", minimalDPS + "[[credential]]\nkey = \"file:/k\"\n", []string{`dpsd.toml:4:3: credential.type: is missing; write "symmetric-key" or "x509"`}},

@@ -18,6 +18,8 @@ type key struct {
 type table struct {
 	name string
 	keys []key
+	// optional means that the defaults of the table apply only if the table is present.
+	optional bool
 }
 
 // tableList lists the tables of a configuration, in the order of the reference.
@@ -28,7 +30,7 @@ type tableList []table
 func tables(c *Config, types []attest.Type) tableList {
 	const day = 24 * time.Hour
 	return tableList{
-		{"dps", []key{
+		{name: "dps", keys: []key{
 			{"id_scope", text(&c.DPS.IDScope, "", checkIDScope)},
 			{"registration_id", text(&c.DPS.RegistrationID.Template, "", checkTemplate)},
 			{"registration_id_file", file(&c.DPS.RegistrationID.File, "")},
@@ -36,8 +38,8 @@ func tables(c *Config, types []attest.Type) tableList {
 			{"api_version", text(&c.DPS.APIVersion, "2019-03-31", checkAPIVersion)},
 			{"payload_file", file(&c.DPS.PayloadFile, "")},
 		}},
-		{"credential", newCredential(types).keys},
-		{"transport", []key{
+		{name: "credential", keys: newCredential(types).keys},
+		{name: "transport", keys: []key{
 			{"protocols", words(&c.Transport.Protocols, "mqtt", "websocket")},
 			{"mqtt_port", port(&c.Transport.MQTTPort, 8883)},
 			{"websocket_port", port(&c.Transport.WebSocketPort, 443)},
@@ -50,27 +52,33 @@ func tables(c *Config, types []attest.Type) tableList {
 			{"response_timeout", duration(&c.Transport.ResponseTimeout, 60*time.Second, 100*time.Millisecond, 10*time.Minute)},
 			{"keep_alive", duration(&c.Transport.KeepAlive, 60*time.Second, 0, maxKeepAlive, checkKeepAlive)},
 		}},
-		{"provisioning", []key{
+		{name: "provisioning", keys: []key{
 			{"on_boot", word(&c.Provisioning.OnBoot, "always", "always", "verify", "if-needed")},
 			{"boot_delay_max", duration(&c.Provisioning.BootDelayMax, 0, 0, day)},
 			{"interval", duration(&c.Provisioning.Interval, 0, 0, 365*day, checkInterval)},
 		}},
-		{"retry", []key{
+		{name: "retry", keys: []key{
 			{"initial", duration(&c.Retry.Initial, time.Second, 100*time.Millisecond, day)},
 			{"max", duration(&c.Retry.Max, 5*time.Minute, time.Second, day)},
 			{"offline_max", duration(&c.Retry.OfflineMax, 10*time.Second, time.Second, day)},
 			{"refused_initial", duration(&c.Retry.RefusedInitial, 30*time.Second, time.Second, day)},
 			{"refused_max", duration(&c.Retry.RefusedMax, time.Hour, time.Second, 7*day)},
 		}},
-		{"state", []key{
+		{name: "state", keys: []key{
 			{"directory", file(&c.State.Directory, "/var/lib/dpsd")},
 			{"mode", mode(&c.State.Mode, 0o644)},
 		}},
-		{"control", []key{
+		{name: "control", keys: []key{
 			{"socket", file(&c.Control.Socket, "/run/dpsd/dpsd.sock", checkSocket)},
 			{"metrics_file", file(&c.Control.MetricsFile, "")},
 		}},
-		{"log", []key{
+		{name: "certificate", optional: true, keys: []key{
+			{"request", word(&c.Certificate.Request, "required", "required", "when-offered")},
+			{"key_type", word(&c.Certificate.KeyType, "ec-p384", "ec-p256", "ec-p384", "rsa-2048")},
+			{"renew_at", percentage(&c.Certificate.RenewAt, 67, 10, 95)},
+			{"group", text(&c.Certificate.Group, CertificateGroup, checkGroup)},
+		}},
+		{name: "log", keys: []key{
 			{"level", word(&c.Log.Level, "info", "debug", "info", "warn", "error")},
 		}},
 	}
@@ -121,6 +129,13 @@ func (l tableList) find(name string) table {
 		}
 	}
 	return table{}
+}
+
+// reset sets the keys to their defaults.
+func (t table) reset() {
+	for _, k := range t.keys {
+		k.reset()
+	}
 }
 
 // find returns the key with this name, or nil.

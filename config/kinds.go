@@ -230,6 +230,40 @@ func words(to *[]string, all ...string) kind {
 	}
 }
 
+// percentage is a whole percentage from low to high.
+func percentage(to *int, standard, low, high int) kind {
+	remedy := fmt.Sprintf(`write a whole percentage from "%d%%" to "%d%%"`, low, high)
+	return inQuotes(to, standard, remedy, func(s string) (int, *Error) {
+		digits, isPercentage := strings.CutSuffix(s, "%")
+		n, err := strconv.ParseUint(digits, 10, 16)
+		switch {
+		case !isPercentage || err != nil:
+			return 0, explained(s, &Error{Problem: document.Quote(s) + " is not a whole percentage", Remedy: remedy})
+		case int(n) < low || int(n) > high:
+			return 0, &Error{Problem: document.Quote(s) + " is out of range", Remedy: remedy}
+		}
+		return int(n), nil
+	}, func(n int) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.Itoa(n) + "%"
+	})
+}
+
+// groupName and maxGroupName are what systemd accepts everywhere as the name of a group
+// (systemd.io, "User/Group Name Syntax"). A repetition with a limit would take 30 KB of memory.
+var groupName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+
+const maxGroupName = 31
+
+func checkGroup(s string) *Error {
+	if len(s) > maxGroupName || !groupName.MatchString(s) {
+		return &Error{Problem: document.Quote(s) + " is not a valid group name", Remedy: `write at most 31 letters, digits, "_" and "-", such as "dpsd-certificate"`}
+	}
+	return nil
+}
+
 // port is a TCP port.
 func port(to *int, standard int) kind {
 	return kind{

@@ -44,11 +44,14 @@ func sort(value string) string {
 }
 
 // term returns the line above the description of a key. The reference has examples for the
-// required keys and defaults for the others.
-func term(l line) manual.Text {
-	means := "default"
-	if l.commented || l.table == "credential" || strings.Contains(minimal, "\n"+l.key+" = ") {
-		means = "example"
+// required keys and defaults for the others. A key that is commented out may be either.
+func term(t *testing.T, l line) manual.Text {
+	means := "example"
+	_, defaults := rewritten(t, minimal+"[certificate]\n")
+	for _, s := range defaults {
+		if s.Table == l.table && s.Line == 0 && s.TOML() == l.key+" = "+l.value {
+			means = "default"
+		}
 	}
 	return manual.Bold(l.key) + " = " + manual.Italic(sort(l.value)) + ", " + manual.Plain(means) + " " + manual.Bold(l.value)
 }
@@ -68,7 +71,7 @@ func addKeys(t *testing.T, p *manual.Page) {
 		default:
 			terms := make([]manual.Text, 0, len(group))
 			for _, l := range group {
-				terms = append(terms, term(l))
+				terms = append(terms, term(t, l))
 			}
 			p.Terms(terms)
 			p.Indented(func() { p.Help(text) })

@@ -44,9 +44,11 @@ func reference(t *testing.T) []line {
 }
 
 // everything returns the reference with each key that is commented out, in place of
-// registration_id, which excludes registration_id_file.
+// registration_id, which excludes registration_id_file, and without api_version, whose value
+// excludes [certificate].
 func everything() string {
-	text := regexp.MustCompile(`(?m)^#(\[\[|[a-z_]+ = )`).ReplaceAllString(config.Reference(), "$1")
+	text := regexp.MustCompile(`(?m)^#(\[|[a-z_]+ = )`).ReplaceAllString(config.Reference(), "$1")
+	text = strings.Replace(text, "api_version = ", "#api_version = ", 1)
 	return strings.Replace(text, "registration_id = ", "#registration_id = ", 1)
 }
 
@@ -115,6 +117,17 @@ func TestReference(t *testing.T) {
 		x := attest.X509{Certificate: attest.Reference{File: "/etc/dpsd/keys/device.pem"}, PrivateKey: attest.Reference{File: "/etc/dpsd/keys/device-key.pem"}}
 		if c.Credentials[1] != attest.Credential(x) {
 			t.Errorf("got %v", c.Credentials[1])
+		}
+	})
+	t.Run("its values below [certificate] are the defaults of the table", func(t *testing.T) {
+		text := minimal + "[certificate]\n"
+		for _, l := range reference(t) {
+			if l.table == "certificate" {
+				text += l.key + " = " + l.value + "\n"
+			}
+		}
+		if diff := cmp.Diff(parse(t, minimal+"[certificate]\n"), parse(t, text)); diff != "" {
+			t.Error(diff)
 		}
 	})
 	t.Run("every key and table has a comment", func(t *testing.T) {

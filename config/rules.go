@@ -53,6 +53,36 @@ func withType(types []attest.Type) string {
 	return strings.Join(all, ", or ")
 }
 
+const (
+	// issuing is the first stable API version that supports issued certificates, and
+	// firstIssuing is the first preview version that does.
+	issuing      = "2026-11-01"
+	firstIssuing = "2025-07-01-preview"
+	// maxCommonName is the maximum length of a common name (RFC 5280, ub-common-name). The
+	// registration ID becomes the common name of the issued certificate.
+	maxCommonName = 64
+)
+
+// certificate checks the keys that [certificate] affects, and sets the API version unless the
+// file does.
+func (c *checker) certificate(to *Config) {
+	if to.Certificate.Request == "" {
+		return
+	}
+	dps := root.Key("dps")
+	if version := dps.Key("api_version"); !c.has("dps", "api_version") {
+		to.DPS.APIVersion = issuing
+	} else if to.DPS.APIVersion < firstIssuing && !c.Bad[version] {
+		c.Report(version, Error{Problem: fmt.Sprintf("%q does not support issued certificates, but the file has the table [certificate]", to.DPS.APIVersion),
+			Remedy: fmt.Sprintf("remove api_version, so that dpsd uses %q, or remove [certificate]", issuing)})
+	}
+	// The host name has at least one character, and the machine ID has 32.
+	if id := strings.NewReplacer("%H", "h", "%m", strings.Repeat("0", 32)).Replace(to.DPS.RegistrationID.Template); len(id) > maxCommonName {
+		c.Report(dps.Key("registration_id"), Error{Problem: fmt.Sprintf("has %d characters; with [certificate], at most %d are allowed", len(id), maxCommonName),
+			Remedy: "write a shorter one, because it becomes the common name of the certificate"})
+	}
+}
+
 // together checks the rules that concern more than one key.
 func (c *checker) together(to *Config) {
 	// A key whose value is invalid has its default here.

@@ -21,6 +21,9 @@ func rewritten(t testing.TB, text string) (string, []config.Setting) {
 	var b strings.Builder
 	table, element := "", 0
 	for _, s := range all {
+		if s.Value == nil {
+			continue
+		}
 		if s.Table != table || s.Element != element {
 			table, element = s.Table, s.Element
 			header := "[" + table + "]\n"
@@ -62,6 +65,8 @@ func TestSettings(t *testing.T) {
 		"the smallest configuration":             minimal,
 		"the reference":                          config.Reference(),
 		"one that sets everything":               everything(),
+		"one with an empty [certificate]":        minimal + "[certificate]\n",
+		"one with a whole [certificate]":         with("certificate", "request", "\"when-offered\"\nkey_type = \"rsa-2048\"\nrenew_at = \"80%\"\ngroup = \"tls\""),
 		"one without a registration ID":          "[dps]\nid_scope = \"0ne1\"\n[[credential]]\ntype = \"x509\"\ncertificate = 'file:/a \"b\\c'\nprivate_key = \"file:/ü/<&>\"\n",
 		"one with paths and words to be cleaned": with("state", "directory", `"/var//lib/./dpsd/"`),
 	} {
@@ -90,6 +95,23 @@ func TestSettings(t *testing.T) {
 		}
 		if got := find("credential.key"); got.Line == 0 || got.Value != "file:/etc/dpsd/device.key" && !strings.HasPrefix(got.Value.(string), "credential:") {
 			t.Errorf("key: %+v", got)
+		}
+	})
+	t.Run("a key of [certificate] has no value unless the table is present", func(t *testing.T) {
+		for text, want := range map[string][]any{
+			minimal: {"2019-03-31", nil, nil, nil, nil},
+			minimal + "[certificate]\nrenew_at = \"50%\"\n": {"2026-11-01", "required", "ec-p384", "50%", "dpsd-certificate"},
+		} {
+			_, all := rewritten(t, text)
+			var got []any
+			for _, s := range all {
+				if s.Table == "certificate" || s.Key == "api_version" {
+					got = append(got, s.Value)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
 		}
 	})
 	t.Run("the errors are those of Parse", func(t *testing.T) {

@@ -75,7 +75,7 @@ var leftOut = map[string]string{
 	"edge_ca":                           "it is for the modules of IoT Edge",
 	"moby_runtime":                      "it is for the modules of IoT Edge",
 	"image_garbage_collection":          "it is for the modules of IoT Edge",
-	"cert_issuance":                     "dpsd does not issue certificates; have another program renew them in /etc/dpsd/keys, where dpsd rereads \"file:\" references",
+	"cert_issuance":                     "dpsd does not issue certificates; DPS can issue the one for the hub, see [certificate] in dpsd.toml; have another program renew those of [[credential]] in /etc/dpsd/keys, where dpsd rereads \"file:\" references",
 	"preloaded_certs":                   "dpsd does not provide certificates to other programs",
 	"preloaded_keys":                    "dpsd does not provide keys to other programs",
 	"aziot_keys":                        "dpsd does not support PKCS#11 tokens",
