@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
@@ -44,7 +45,7 @@ func classified(err error) fault.Fault {
 		stage, err = staged.Stage, staged.Err
 	}
 	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
-		ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
+		ofCertificate, ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
 	} {
 		if f, known := classify(err, stage); known {
 			return f
@@ -96,6 +97,28 @@ func (c Circumstances) Classify(err error) fault.Fault {
 	w := formatter{&c.Secrets}
 	f.Err, f.TrackingID = w.format(f.Err), w.line(f.TrackingID, maxTrackingID)
 	return f
+}
+
+// ofCertificate classifies what is wrong with a certificate that DPS issues.
+func ofCertificate(err error, stage fault.Stage) (fault.Fault, bool) {
+	refused, is := errors.AsType[*certificate.RefusedError](err)
+	switch {
+	case is:
+		f, _ := ofService(refused.Err, stage)
+		said := f
+		f = fault.New(fault.CertificateNotIssued, fault.StageCertificate, err)
+		f.ServiceCode, f.TrackingID, f.RetryAfter = said.ServiceCode, said.TrackingID, said.RetryAfter
+		return f, true
+	case errors.Is(err, certificate.ErrNotIssued):
+		return fault.New(fault.CertificateNotIssued, fault.StageCertificate, err), true
+	case errors.As(err, new(*certificate.RejectedError)):
+		return fault.New(fault.CertificateRejected, fault.StageCertificate, err), true
+	case errors.As(err, new(*certificate.RegistrationIDError)):
+		return fault.New(fault.InputInvalid, stage, err), true
+	case errors.As(err, new(*store.PairError)):
+		return fault.New(fault.CertificateUnreadable, fault.StageCertificate, err), true
+	}
+	return fault.Fault{}, false
 }
 
 // ofService classifies the errors of DPS (dps-protocol: the error table).

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/input"
@@ -216,6 +217,12 @@ func TestClassify(t *testing.T) {
 		{"a payload that is missing", At(fault.StageIdentity, &PayloadError{"/p", fs.ErrNotExist}), fault.InputUnreadable, fault.StageIdentity},
 		{"a payload that the protocol does not take", At(fault.StageRegister, dps.ErrPayload), fault.InputInvalid, fault.StageIdentity},
 
+		{"no certificate is issued", At(fault.StageCertificate, certificate.ErrNotIssued), fault.CertificateNotIssued, fault.StageCertificate},
+		{"the certificate request is refused", At(fault.StageCertificate, &certificate.RefusedError{Err: register("$dps/registrations/res/400/?$rid=1", `{"errorCode":400004}`)}), fault.CertificateNotIssued, fault.StageCertificate},
+		{"the registration ID is too long for a certificate", At(fault.StageCertificate, certificate.CheckRegistrationID(strings.Repeat("a", 65))), fault.InputInvalid, fault.StageCertificate},
+		{"the issued chain is unusable", At(fault.StageCertificate, &certificate.RejectedError{Reason: "it is for a different key"}), fault.CertificateRejected, fault.StageCertificate},
+		{"the issued key cannot be read", At(fault.StageCertificate, &store.PairError{Path: "/s/certificate/1/key.pem", Err: syscall.EACCES}), fault.CertificateUnreadable, fault.StageCertificate},
+		{"no space for the key of a request", At(fault.StageCertificate, &store.WriteError{Path: "/s/certificate/pending/key.pem", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
 		{"a full disk", At(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
 		{"a covered state directory", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
 		{"a newer schema", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},

@@ -25,6 +25,9 @@ var ErrNotRunning = errors.New("dpsd is not running")
 // ErrForbidden means that the caller may not request a registration.
 var ErrForbidden = errors.New("not permitted")
 
+// ErrNotConfigured means that the daemon requests no certificates.
+var ErrNotConfigured = errors.New("dpsd requests no certificates, because its configuration has no table [certificate]")
+
 // Client is a client of the daemon on this machine. Every call opens a new connection.
 type Client struct {
 	Socket string // path
@@ -51,6 +54,12 @@ func (c Client) Metrics(ctx context.Context) ([]byte, error) {
 // Reprovision requests a registration. Its errors are those of Status, and ErrForbidden.
 func (c Client) Reprovision(ctx context.Context) (r Reprovision, err error) {
 	return r, c.ask(ctx, http.MethodPost, "/v1/reprovision", &r)
+}
+
+// RenewCertificate requests a registration with a certificate request, even if no certificate
+// is due. Its errors are those of Reprovision and ErrNotConfigured.
+func (c Client) RenewCertificate(ctx context.Context) (r Reprovision, err error) {
+	return r, c.ask(ctx, http.MethodPost, "/v1/certificate/renew", &r)
 }
 
 // Follow calls with for the current status and for each new one. It returns the error of
@@ -140,8 +149,11 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 	if p.Advice != "" {
 		p.Error += "; " + p.Advice
 	}
-	if response.StatusCode == http.StatusForbidden {
+	switch response.StatusCode {
+	case http.StatusForbidden:
 		return nil, fmt.Errorf("%w: %s", ErrForbidden, p.Error)
+	case http.StatusConflict:
+		return nil, ErrNotConfigured
 	}
 	return nil, errors.New(p.Error)
 }

@@ -31,7 +31,9 @@ func whole() control.Status {
 			ServiceCode: 500001, TrackingID: "t", First: at, Last: at, Count: 1, Unresolved: true}},
 		Certificate: &control.Certificate{NotAfter: at},
 		Connection:  &control.Connection{Protocol: "mqtt", Address: "e:8883", Proxy: "p:3128", At: at},
-		Attempts:    control.AttemptsCount{Started: 1, Assigned: 1},
+		IssuedCertificate: &control.IssuedCertificate{State: "valid", Request: "required", NotBefore: &at, NotAfter: &at, RenewAt: &at, Serial: "1f",
+			SHA256: "00", Issuer: "CN=x", Due: "renewal", NotBeforeNextRequest: &at, Issued: 1, Failed: 1},
+		Attempts: control.AttemptsCount{Started: 1, Assigned: 1},
 	}
 }
 

@@ -35,6 +35,10 @@ type Server struct {
 	Board *Board
 	// Reprovision requests a registration. If it is nil, clients cannot request one.
 	Reprovision func(context.Context) (Reprovision, error)
+	// RenewCertificate requests a registration with a certificate request. Its error is
+	// ErrNotConfigured if the daemon requests no certificates. If the function is nil, clients
+	// get the same error.
+	RenewCertificate func(context.Context) (Reprovision, error)
 	// Metrics writes Prometheus text. If it is nil, there are no metrics.
 	Metrics func(io.Writer)
 	// Patience is how long a client may take to send a request and to read each part of a
@@ -106,10 +110,11 @@ func (s *Server) routes() http.Handler {
 		method string
 		handle http.HandlerFunc
 	}{
-		"/v1/status":      {http.MethodGet, s.status},
-		"/v1/events":      {http.MethodGet, s.events},
-		"/v1/reprovision": {http.MethodPost, s.reprovision},
-		"/metrics":        {http.MethodGet, s.metrics},
+		"/v1/status":            {http.MethodGet, s.status},
+		"/v1/events":            {http.MethodGet, s.events},
+		"/v1/reprovision":       {http.MethodPost, s.reprovision},
+		"/v1/certificate/renew": {http.MethodPost, s.renewCertificate},
+		"/metrics":              {http.MethodGet, s.metrics},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Each response has its own deadline, which events extend.
@@ -157,23 +162,51 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) reprovision(w http.ResponseWriter, r *http.Request) {
-	if !peerOf(r.Context()).trusted() {
-		answer(w, http.StatusForbidden, Problem{
-			Error:  "only root and members of the service's group may request a registration",
-			Advice: "run: sudo dpsd reprovision; or add the user to the group: usermod -a -G dpsd USER",
-		})
+	if !allowed(w, r, "a registration", "dpsd reprovision") {
 		return
 	}
 	if s.Reprovision == nil {
 		answer(w, http.StatusServiceUnavailable, Problem{Error: "the daemon does not accept requests"})
 		return
 	}
-	due, err := s.Reprovision(r.Context())
-	if err != nil {
-		answer(w, http.StatusServiceUnavailable, Problem{Error: err.Error()})
+	accept(w, r, s.Reprovision)
+}
+
+func (s *Server) renewCertificate(w http.ResponseWriter, r *http.Request) {
+	if !allowed(w, r, "a certificate", "dpsd certificate renew") {
 		return
 	}
-	answer(w, http.StatusAccepted, due)
+	renew := s.RenewCertificate
+	if renew == nil {
+		renew = func(context.Context) (Reprovision, error) { return Reprovision{}, ErrNotConfigured }
+	}
+	accept(w, r, renew)
+}
+
+// allowed reports whether the client may request something. If not, it sends the answer.
+// command is the command that root can run instead.
+func allowed(w http.ResponseWriter, r *http.Request, something, command string) bool {
+	if peerOf(r.Context()).trusted() {
+		return true
+	}
+	answer(w, http.StatusForbidden, Problem{
+		Error:  "only root and members of the service's group may request " + something,
+		Advice: "run: sudo " + command + "; or add the user to the group: usermod -a -G dpsd USER",
+	})
+	return false
+}
+
+// accept passes a request to the daemon and answers with the time of the registration.
+func accept(w http.ResponseWriter, r *http.Request, request func(context.Context) (Reprovision, error)) {
+	due, err := request(r.Context())
+	switch {
+	case errors.Is(err, ErrNotConfigured):
+		answer(w, http.StatusConflict, Problem{Error: err.Error(), Advice: "add the table [certificate] to dpsd.toml"})
+	case err != nil:
+		answer(w, http.StatusServiceUnavailable, Problem{Error: err.Error()})
+	default:
+		answer(w, http.StatusAccepted, due)
+	}
 }
 
 func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {

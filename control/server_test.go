@@ -36,10 +36,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// actAsClient requests a registration with the user ID of this process.
+// actAsClient requests a registration and a certificate with the user ID of this process.
 func actAsClient(socket string) int {
-	due, err := control.Client{Socket: socket}.Reprovision(context.Background())
-	fmt.Printf("%v %v\n", due.Confirmations, err)
+	c := control.Client{Socket: socket}
+	due, err := c.Reprovision(context.Background())
+	renewal, refused := c.RenewCertificate(context.Background())
+	fmt.Printf("%v %v\n%v %v\n", due.Confirmations, err, renewal.Confirmations, refused)
 	return 0
 }
 
@@ -52,6 +54,14 @@ type testServer struct {
 }
 
 func open(t *testing.T, patient time.Duration) *testServer {
+	t.Helper()
+	return openWith(t, control.Server{Patience: patient, RenewCertificate: func(context.Context) (control.Reprovision, error) {
+		return control.Reprovision{Confirmations: 8}, nil
+	}})
+}
+
+// openWith is open for a server with other functions.
+func openWith(t *testing.T, s control.Server) *testServer {
 	t.Helper()
 	// The path of a socket has at most 107 bytes, which a test's directory may exceed.
 	dir, err := os.MkdirTemp("", "control-")
@@ -66,15 +76,12 @@ func open(t *testing.T, patient time.Duration) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := control.Server{
-		Board: d.board,
-		Reprovision: func(context.Context) (control.Reprovision, error) {
-			d.asked.Add(1)
-			return control.Reprovision{Confirmations: 7}, nil
-		},
-		Patience: patient,
-		Metrics:  func(w io.Writer) { fmt.Fprintln(w, "dpsd_generation 3") },
+	s.Board = d.board
+	s.Reprovision = func(context.Context) (control.Reprovision, error) {
+		d.asked.Add(1)
+		return control.Reprovision{Confirmations: 7}, nil
 	}
+	s.Metrics = func(w io.Writer) { fmt.Fprintln(w, "dpsd_generation 3") }
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
@@ -166,6 +173,8 @@ func TestStatus(t *testing.T) {
 			{http.MethodGet, "/v2/status", 404, "/v1/status"},
 			{http.MethodPost, "/v1/status", 405, "GET"},
 			{http.MethodGet, "/v1/reprovision", 405, "POST"},
+			{http.MethodGet, "/v1/certificate/renew", 405, "POST"},
+			{http.MethodPost, "/v1/certificate", 404, "/v1/certificate/renew"},
 		} {
 			response, body := d.request(c.method, c.path)
 			var p control.Problem
@@ -247,6 +256,10 @@ func TestReprovision(t *testing.T) {
 		if err != nil || due.Confirmations != 7 {
 			t.Errorf("%+v, %v", due, err)
 		}
+		due, err = d.client.RenewCertificate(context.Background())
+		if err != nil || due.Confirmations != 8 {
+			t.Errorf("%+v, %v", due, err)
+		}
 	})
 	if os.Geteuid() != 0 {
 		missing(t, "root, to start a process as another user")
@@ -260,7 +273,12 @@ func TestReprovision(t *testing.T) {
 	if err := os.WriteFile(program, binary, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	const stranger = 61234
+	const (
+		stranger = 61234
+		allowed  = "7 <nil>\n8 <nil>\n"
+		refused  = "0 not permitted: only root and members of the service's group may request a registration; run: sudo dpsd reprovision; or add the user to the group: usermod -a -G dpsd USER\n" +
+			"0 not permitted: only root and members of the service's group may request a certificate; run: sudo dpsd certificate renew; or add the user to the group: usermod -a -G dpsd USER\n"
+	)
 	many := make([]uint32, 1000)
 	for i := range many {
 		many[i] = uint32(70000 + i)
@@ -270,19 +288,58 @@ func TestReprovision(t *testing.T) {
 		as   syscall.Credential
 		want string
 	}{
-		{"a stranger may not", syscall.Credential{Uid: stranger, Gid: stranger}, "only root and members"},
-		{"a member of the group may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{stranger, 0}}, "7 <nil>"},
-		{"one whose primary group it is may", syscall.Credential{Uid: stranger, Gid: 0}, "7 <nil>"},
-		{"a stranger in a thousand groups may not", syscall.Credential{Uid: stranger, Gid: stranger, Groups: many}, "only root and members"},
-		{"a member of the group with a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: slices.Concat(many, []uint32{0})}, "7 <nil>"},
+		{"a stranger may not", syscall.Credential{Uid: stranger, Gid: stranger}, refused},
+		{"a member of the group may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{stranger, 0}}, allowed},
+		{"one whose primary group it is may", syscall.Credential{Uid: stranger, Gid: 0}, allowed},
+		{"a stranger in a thousand groups may not", syscall.Credential{Uid: stranger, Gid: stranger, Groups: many}, refused},
+		{"a member of the group with a thousand other groups may", syscall.Credential{Uid: stranger, Gid: stranger, Groups: slices.Concat(many, []uint32{0})}, allowed},
 	} {
 		t.Run(c.who, func(t *testing.T) {
 			cmd := exec.Command(program)
 			cmd.Env, cmd.Dir = []string{socketVariable + "=" + d.client.Socket}, "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &c.as}
 			out, err := cmd.CombinedOutput()
-			if err != nil || !strings.Contains(string(out), c.want) {
+			if err != nil || string(out) != c.want {
 				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}
+
+func TestACertificateIsRequestedOnlyIfTheConfigurationHasTheTable(t *testing.T) {
+	answering := func(err error) func(context.Context) (control.Reprovision, error) {
+		return func(context.Context) (control.Reprovision, error) { return control.Reprovision{}, err }
+	}
+	for _, c := range []struct {
+		expect string
+		renew  func(context.Context) (control.Reprovision, error)
+		code   int
+		want   error
+	}{
+		{"a request is accepted", answering(nil), http.StatusAccepted, nil},
+		{"without the table, the request is a conflict", answering(control.ErrNotConfigured), http.StatusConflict, control.ErrNotConfigured},
+		{"a server without the function has no table", nil, http.StatusConflict, control.ErrNotConfigured},
+		{"a daemon that ends accepts no requests", answering(errors.New("the daemon ends")), http.StatusServiceUnavailable, nil},
+	} {
+		t.Run(c.expect, func(t *testing.T) {
+			d := openWith(t, control.Server{RenewCertificate: c.renew})
+			response, body := d.request(http.MethodPost, "/v1/certificate/renew")
+			if response.StatusCode != c.code {
+				t.Errorf("the answer is %s, want %d: %s", response.Status, c.code, body)
+			}
+			var problem control.Problem
+			if c.code != http.StatusAccepted && (json.Unmarshal([]byte(body), &problem) != nil || problem.Error == "") {
+				t.Errorf("the answer does not give a reason: %s", body)
+			}
+			if c.code == http.StatusConflict && problem.Advice != "add the table [certificate] to dpsd.toml" {
+				t.Errorf("the advice is %q", problem.Advice)
+			}
+			_, err := d.client.RenewCertificate(context.Background())
+			if (err == nil) != (c.code == http.StatusAccepted) || c.want != nil && !errors.Is(err, c.want) {
+				t.Errorf("the client returns %v, want %v", err, c.want)
+			}
+			if n := d.asked.Load(); n != 0 {
+				t.Errorf("%d registrations were requested", n)
 			}
 		})
 	}

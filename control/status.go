@@ -1,10 +1,11 @@
 // Package control implements the daemon's local interface: HTTP over a Unix socket, for
 // dpsd's commands, other services, and tools such as curl.
 //
-//	GET  /v1/status       what the daemon is, does and waits for: a Status
-//	GET  /v1/events       the same as a stream of JSON lines, one for each change
-//	POST /v1/reprovision  asks for a registration; root and the service's group
-//	GET  /metrics         Prometheus text
+//	GET  /v1/status             what the daemon is, does and waits for: a Status
+//	GET  /v1/events             the same as a stream of JSON lines, one for each change
+//	POST /v1/reprovision        asks for a registration; root and the service's group
+//	POST /v1/certificate/renew  asks for a registration with a certificate request; likewise
+//	GET  /metrics               Prometheus text
 //
 // The supervisor posts a Status to a Board and never waits for a client; separate
 // goroutines serve every client from the Board. docs/control.openapi.json describes the
@@ -52,7 +53,12 @@ type Status struct {
 	Faults        []Fault        `json:"faults"`      // the last faults of this run, latest first; at most MaxFaults
 	Certificate   *Certificate   `json:"certificate"` // the device certificate; null if none was read
 	Connection    *Connection    `json:"connection"`  // the last connection of this run
-	Attempts      AttemptsCount  `json:"attempts"`
+
+	// IssuedCertificate is the issued certificate; null if none is configured and none is
+	// published.
+	IssuedCertificate *IssuedCertificate `json:"issuedCertificate"`
+
+	Attempts AttemptsCount `json:"attempts"`
 }
 
 // Configuration describes the daemon's configuration.
@@ -143,6 +149,30 @@ type Fault struct {
 // Certificate describes the device certificate.
 type Certificate struct {
 	NotAfter time.Time `json:"notAfter"` // the earliest expiry time of the certificate and its chain
+}
+
+// IssuedCertificate describes the certificate that DPS issues with the assignment.
+type IssuedCertificate struct {
+	// State is "valid", "expired", "missing" (there is none), "unreadable" (its files cannot be
+	// read) or "foreign" (it is for a different registration ID, device ID or hub).
+	State   string `json:"state"`
+	Request string `json:"request"` // [certificate] request; "" without the table: dpsd does not renew it
+
+	// The following members are absent if State is "missing" or "unreadable".
+	NotBefore *time.Time `json:"notBefore,omitempty"`
+	NotAfter  *time.Time `json:"notAfter,omitempty"` // the earliest NotAfter in the chain
+	RenewAt   *time.Time `json:"renewAt,omitempty"`  // when dpsd requests the next one
+	Serial    string     `json:"serial,omitempty"`
+	SHA256    string     `json:"sha256,omitempty"`
+	Issuer    string     `json:"issuer,omitempty"`
+
+	// Due is the reason why dpsd requests a certificate, or "" if none is due.
+	Due string `json:"due,omitempty"`
+	// NotBeforeNextRequest is the time before which dpsd sends no further request; absent if
+	// it may send one now.
+	NotBeforeNextRequest *time.Time `json:"notBeforeNextRequest,omitempty"`
+	Issued               int        `json:"issued"` // certificates received in this run
+	Failed               int        `json:"failed"` // failed requests in this run
 }
 
 // Connection describes a connection to the service.

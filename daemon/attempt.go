@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"time"
 
 	"go.uber.org/zap"
@@ -45,16 +46,17 @@ type reporter struct {
 	*eventLog
 	phases    chan<- phase
 	recording *recording // nil: the attempt is not recorded
+	now       func() time.Time
 }
 
 // enter reports that a phase begins, which ends within limit.
 func (r *reporter) enter(ctx context.Context, stage fault.Stage, limit time.Duration, status string) {
 	select {
-	case r.phases <- phase{stage, status, time.Now().Add(limit)}:
+	case r.phases <- phase{stage, status, r.now().Add(limit)}:
 	case <-ctx.Done():
 	}
 	if r.recording != nil {
-		r.recording.enter(stage, time.Now())
+		r.recording.enter(stage, r.now())
 	}
 	r.log(event.Phase, zap.String("stage", string(stage)), zap.String("status", status), zap.Duration("limit", limit))
 }
@@ -66,6 +68,8 @@ type progress struct {
 	registration   *dps.Registration // nil: no operation is in progress
 	payload        []byte            // of registration
 	unsaved        *store.Record     // assigned by DPS, but not saved yet
+	signer         crypto.Signer     // of the certificate request in registration; nil: it has none
+	issued         *issued           // issued by DPS, but not published yet; nil: none
 }
 
 // identification is what an attempt needs to identify this gateway.

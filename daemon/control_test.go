@@ -23,10 +23,13 @@ import (
 
 // supervised runs the daemon, and returns the supervisor with which the control socket
 // communicates.
-func (g *gateway) supervised() *supervisor {
+func (g *gateway) supervised() *supervisor { return g.supervisedAt(time.Now()) }
+
+// supervisedAt is supervised for a gateway whose clock shows another time.
+func (g *gateway) supervisedAt(now time.Time) *supervisor {
 	g.t.Helper()
 	s := g.supervisor()
-	if err := s.open(time.Now()); err != nil {
+	if err := s.open(now); err != nil {
 		g.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -40,10 +43,10 @@ func (g *gateway) supervised() *supervisor {
 	return s
 }
 
-func (s *supervisor) ask() control.Reprovision {
-	answer := make(chan control.Reprovision, 1)
-	s.requests <- request{answer}
-	return <-answer
+func (s *supervisor) reprovisions() control.Reprovision {
+	answers := make(chan answer, 1)
+	s.requests <- request{answers, false}
+	return (<-answers).Reprovision
 }
 
 func (s *supervisor) statusDocument() control.Status {
@@ -152,13 +155,13 @@ func TestARequestedRegistration(t *testing.T) {
 			s := g.supervised()
 			g.until("assigned", 1)
 			time.Sleep(time.Hour)
-			if in := s.ask().In; in != 0 {
+			if in := s.reprovisions().In; in != 0 {
 				t.Errorf("the first is made in %v s", in)
 			}
 			g.until("assigned", 2)
-			first := s.ask().In
+			first := s.reprovisions().In
 			time.Sleep(10 * time.Second)
-			second := s.ask().In
+			second := s.reprovisions().In
 			if first != 54 || second != 44 {
 				t.Errorf("the second is made in %v s, and then in %v s, want 54 and 44: a minute after the first, which took 6 s", first, second)
 			}
@@ -178,14 +181,14 @@ func TestARequestedRegistration(t *testing.T) {
 				simulator.Rule{On: simulator.OnRegister, State: "disabled", Times: 1})
 			s := g.supervised()
 			g.until("fault", 1)
-			if in := s.ask().In; in < 599 || in > 600 {
+			if in := s.reprovisions().In; in < 599 || in > 600 {
 				t.Errorf("made in %v s, want the rest of the floor of 600 s", in)
 			}
 			refused := g.until("fault", 2)
 			if refused < 600*time.Second {
 				t.Errorf("sent a request after %s, before the floor", refused)
 			}
-			s.ask()
+			s.reprovisions()
 			if took := g.until("assigned", 1) - refused; took > 10*time.Second {
 				t.Errorf("registered %s after the request", took)
 			}
@@ -199,7 +202,7 @@ func TestARequestedRegistration(t *testing.T) {
 			g := newGateway(t)
 			s := g.supervised()
 			time.Sleep(time.Second)
-			if a := s.ask(); a.In != 0 || a.Confirmations != 0 {
+			if a := s.reprovisions(); a.In != 0 || a.Confirmations != 0 {
 				t.Errorf("%+v", a)
 			}
 			time.Sleep(time.Hour)

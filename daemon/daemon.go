@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/pace"
@@ -47,8 +48,17 @@ type Settings struct {
 	Interval     time.Duration // also register this often; 0 does not
 	Retry        pace.Retry
 
+	Certificate *CertificateSettings // nil: no certificate is requested
+
 	// Configuration is the file of these settings, as Status shows it; nil for none.
 	Configuration *control.Configuration
+}
+
+// CertificateSettings describe the certificate that dpsd requests from DPS.
+type CertificateSettings struct {
+	Required bool // dpsd is ready only with a valid certificate
+	KeyType  certificate.KeyType
+	RenewAt  int // percentage of the lifetime after which the next one is requested
 }
 
 // Policy says whether a start of dpsd registers.
@@ -112,6 +122,7 @@ type Daemon struct {
 	// Timeout limits Run if Once is set; 0: no limit.
 	Timeout time.Duration
 
+	Now      func() time.Time     // nil: time.Now
 	Version  string               // of the program, for ClientVersion
 	BuiltAt  time.Time            // a clock before this is implausible; zero: unknown
 	Log      *zap.Logger          // nil: nothing is logged
@@ -132,13 +143,20 @@ var ErrStopped = errors.New("stopped before the gateway was provisioned")
 func (d *Daemon) Run(ctx context.Context) error {
 	s := d.supervisor()
 	defer s.close()
-	if err := s.open(time.Now()); err != nil {
+	if err := s.open(s.now()); err != nil {
 		return err
 	}
 	defer s.serve(ctx)()
 	go s.recorder.run()
 	defer s.recorder.stop()
 	return s.run(ctx)
+}
+
+func (d *Daemon) now() time.Time {
+	if d.Now != nil {
+		return d.Now()
+	}
+	return time.Now()
 }
 
 // Identity is that of this gateway at DPS; version is that of dpsd.

@@ -21,7 +21,7 @@ func (s *Settings) Doubts() (doubts []Doubt) {
 	if s.Dialer != nil {
 		host = s.Dialer.Host
 	}
-	for _, doubt := range []Doubt{doubtfulScope(s.IDScope, host), doubtfulVersion(s.APIVersion, host)} {
+	for _, doubt := range []Doubt{doubtfulScope(s.IDScope, host), doubtfulVersion(s.APIVersion, host, s.Certificate != nil)} {
 		if doubt.What != "" {
 			doubts = append(doubts, doubt)
 		}
@@ -48,13 +48,17 @@ func doubtfulScope(scope, host string) Doubt {
 
 // doubtfulVersion knows that the sovereign clouds have refused API versions which the
 // public cloud supported: 2021-06-01 in Azure Government, 2019-04-15 in China.
-func doubtfulVersion(version, host string) Doubt {
+func doubtfulVersion(version, host string, issuing bool) Doubt {
 	cloud, _ := classify.CloudOf(host)
 	if !cloud.Sovereign || version == "" || version == dps.DefaultAPIVersion {
 		return Doubt{}
 	}
+	remove := "api_version"
+	if issuing {
+		remove = "api_version and the table [certificate], which requires a newer version"
+	}
 	return Doubt{fmt.Sprintf("%s may not support api_version %q: it has refused versions that the public cloud supports", cloud.Name, version),
-		fmt.Sprintf("Remove api_version, so that dpsd uses %s, unless %s refuses that one.", dps.DefaultAPIVersion, cloud.Name)}
+		fmt.Sprintf("Remove %s, so that dpsd uses %s, unless %s refuses that one.", remove, dps.DefaultAPIVersion, cloud.Name)}
 }
 
 // logDoubts logs the doubtful settings.

@@ -64,6 +64,19 @@ func TestANewAPIVersionIsDoubtfulInASovereignCloud(t *testing.T) {
 	}
 }
 
+func TestTheAdviceForASovereignCloudNamesTheTableThatRequiresANewAPIVersion(t *testing.T) {
+	s := Settings{IDScope: "0ne00000000", APIVersion: "2026-11-01", Dialer: &transport.Dialer{Host: "global.azure-devices-provisioning.us"}}
+	for certificate, want := range map[*CertificateSettings]string{
+		nil: "Remove api_version, so that dpsd uses 2019-03-31, ",
+		{}:  "Remove api_version and the table [certificate], which requires a newer version, so that dpsd uses 2019-03-31, ",
+	} {
+		s.Certificate = certificate
+		if doubts := s.Doubts(); len(doubts) != 1 || !strings.HasPrefix(doubts[0].Advice, want) {
+			t.Errorf("%v: %q", certificate, doubts)
+		}
+	}
+}
+
 func TestADoubtfulIDScopeIsLoggedAtTheStart(t *testing.T) {
 	for scope, want := range map[string]int{"0ne00000000": 0, "One00000000": 1} {
 		synctest.Test(t, func(t *testing.T) {

@@ -96,12 +96,12 @@ func (a *registration) converse(ctx context.Context, r *registered) (session.Ses
 
 // connected notes in r what the connection shows.
 func (a *registration) connected(conn *transport.Conn, r *registered) {
-	r.verified = time.Now().Round(0)
+	r.verified = a.now().Round(0)
 	if !conn.Date.IsZero() {
-		offset := time.Since(conn.Date.Round(0)).Round(time.Second) // the server's time is no finer
+		offset := a.now().Sub(conn.Date.Round(0)).Round(time.Second) // the server's time is no finer
 		r.clockOffset = &offset
 	}
-	r.connection = &control.Connection{Protocol: string(conn.Protocol), Address: conn.Address, Proxy: conn.Proxy, At: stamp(time.Now())}
+	r.connection = &control.Connection{Protocol: string(conn.Protocol), Address: conn.Address, Proxy: conn.Proxy, At: stamp(a.now())}
 	foreign.Strings(r.connection, foreign.MaxText)
 	a.log(event.Connected, zap.String("protocol", string(conn.Protocol)), zap.String("address", conn.Address), zap.String("proxy", conn.Proxy))
 }
@@ -110,7 +110,7 @@ func (a *registration) connected(conn *transport.Conn, r *registered) {
 // to send, and gives it what arrives or is overdue.
 func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *registered) (*dps.Assignment, error) {
 	reg, stage := a.registration, fault.StageRegister
-	step, err := reg.Begin(time.Now())
+	step, err := reg.Begin(a.now())
 	for {
 		if reg.OperationID() != "" {
 			stage = fault.StagePoll
@@ -125,31 +125,31 @@ func (a *registration) drive(ctx context.Context, client *mqttv3.Client, r *regi
 			if stage == fault.StageRegister {
 				status = "Registering " + a.registrationID + " with " + a.settings.Dialer.Host
 			}
-			a.enter(ctx, stage, time.Until(reg.Deadline()), status)
+			a.enter(ctx, stage, reg.Deadline().Sub(a.now()), status)
 			if err := client.Publish(ctx, step.Send.Topic, step.Send.Payload, 1); err != nil {
 				return nil, classify.At(stage, err)
 			}
 		case reg.Waiting():
-			wait := time.Until(reg.Deadline())
+			wait := reg.Deadline().Sub(a.now())
 			if wait > holdLimit {
 				r.wait = wait
 				return nil, nil
 			}
 			a.enter(ctx, stage, wait, "DPS is assigning "+a.registrationID+"; checking again in "+wait.Round(time.Second).String())
 		}
-		step, err = receive(ctx, client, reg)
-		if wait := time.Until(reg.NotBefore()); wait > 0 {
+		step, err = a.receive(ctx, client, reg)
+		if wait := reg.NotBefore().Sub(a.now()); wait > 0 {
 			a.raiseFloor(wait)
 		}
 	}
 }
 
 // receive waits for one message or for the registration's deadline.
-func receive(ctx context.Context, client *mqttv3.Client, reg *dps.Registration) (dps.Step, error) {
-	timed, cancel := context.WithDeadline(ctx, reg.Deadline())
+func (a *registration) receive(ctx context.Context, client *mqttv3.Client, reg *dps.Registration) (dps.Step, error) {
+	timed, cancel := context.WithTimeout(ctx, reg.Deadline().Sub(a.now()))
 	defer cancel()
 	m, err := client.Receive(timed)
-	switch now := time.Now(); {
+	switch now := a.now(); {
 	case err == nil:
 		return reg.Handle(now, dps.Message{Topic: m.Topic, Payload: m.Payload})
 	case ctx.Err() != nil:

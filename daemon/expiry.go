@@ -20,14 +20,21 @@ const ended = -1
 // expiry is when DPS will refuse the device certificate, because it or a certificate of its
 // chain has expired. The zero value is for a gateway without a certificate.
 type expiry struct {
+	what      string // deviceCertificate or issuedCertificate
 	at        time.Time
 	because   string // the certificate of the chain that expires first; "": the device's own
 	announced int    // the last of expiryDays that was announced, or ended; 0: none
 }
 
+// The certificates that expire, as text after "the".
+const (
+	deviceCertificate = "device certificate"
+	issuedCertificate = "issued certificate"
+)
+
 // expiryOf returns when the certificate of a proof expires.
 func expiryOf(p attest.Proof) expiry {
-	e := expiry{at: p.Expires}
+	e := expiry{what: deviceCertificate, at: p.Expires}
 	if p.ExpiresFirst > 0 {
 		e.because = fmt.Sprintf("certificate %d of %d in its chain", p.ExpiresFirst+1, len(p.Certificate.Certificate))
 	}
@@ -40,7 +47,7 @@ func (e expiry) String() string {
 	if e.announced == ended {
 		verb, did = "expired", "did"
 	}
-	text := "the device certificate " + verb + " on " + e.at.UTC().Format(time.DateOnly)
+	text := "the " + e.what + " " + verb + " on " + e.at.UTC().Format(time.DateOnly)
 	if e.because != "" {
 		text += ", because " + e.because + " " + did
 	}
@@ -49,6 +56,9 @@ func (e expiry) String() string {
 
 // advice says how to renew the certificate that expires.
 func (e expiry) advice() string {
+	if e.what == issuedCertificate {
+		return "If dpsd.toml has the table [certificate], dpsd renews it automatically, and dpsd status shows why a renewal fails"
+	}
 	what := "Install a renewed certificate"
 	if e.because != "" {
 		what = "Have the issuer renew that certificate, and install the new chain"
@@ -70,27 +80,33 @@ func (e *expiry) due(now time.Time) int {
 	return 0
 }
 
-// announceExpiry announces once for each of expiryDays that the certificate expires, and once
-// that it has expired.
+// announceExpiry announces that the device certificate or the issued certificate expires or
+// has expired.
 func (s *supervisor) announceExpiry(now time.Time) {
-	e := &s.certificate
-	if e.at.IsZero() {
-		return
+	announced := !s.certificate.at.IsZero() && s.announce(&s.certificate, now)
+	if e, from := s.issuedExpiry(); e != nil && !now.Round(0).Before(from) {
+		announced = s.announce(e, now) || announced
 	}
+	if announced && s.systemd.ready && !s.running.active() && s.failures.last.Code == "" {
+		s.systemd.setStatus(s.assignment(now))
+	}
+}
+
+// announce announces once for each of expiryDays that a certificate expires, and once that it
+// has expired. It reports whether the announcement has changed.
+func (s *supervisor) announce(e *expiry, now time.Time) bool {
 	due := e.due(now)
 	if due == e.announced {
-		return
+		return false
 	}
 	renewed := due == 0 || e.announced != 0 && due > e.announced
 	e.announced = due
 	switch {
 	case renewed:
 	case due == ended:
-		s.log(event.CertificateExpired, zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice()))
+		s.log(event.CertificateExpired, zap.String("certificate", e.what), zap.Time("notAfter", e.at), zap.String("because", e.because), zap.String("advice", e.advice()))
 	default:
-		s.log(event.CertificateExpires, zap.Time("notAfter", e.at), zap.Int("withinDays", due), zap.String("because", e.because), zap.String("advice", e.advice()))
+		s.log(event.CertificateExpires, zap.String("certificate", e.what), zap.Time("notAfter", e.at), zap.Int("withinDays", due), zap.String("because", e.because), zap.String("advice", e.advice()))
 	}
-	if s.systemd.ready && !s.running.active() && s.failures.last.Code == "" {
-		s.systemd.setStatus(s.assignment())
-	}
+	return true
 }

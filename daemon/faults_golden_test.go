@@ -30,6 +30,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
@@ -125,6 +126,12 @@ func expired(g *gateway) {
 	g.write("device-key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
+// requesting makes the gateway request a certificate.
+func requesting(g *gateway) {
+	g.Settings.APIVersion = "2026-11-01"
+	g.Settings.Certificate = &CertificateSettings{Required: true, KeyType: certificate.P256, RenewAt: 67}
+}
+
 // provocations has one entry for each code of the catalogue. All but two run end to end in a
 // bubble: a second daemon is detected before there is a supervisor, and an unknown failure is
 // by definition a defect that is not known.
@@ -207,6 +214,33 @@ var provocations = map[fault.Code]provocation{
 	fault.OperationLost:      ruled(simulator.Rule{On: simulator.OnPoll, Status: 404, RetryAfter: "none"}),
 	fault.NoReply:            ruled(simulator.Rule{On: simulator.OnRegister, Silent: true}),
 	fault.MalformedReply:     ruled(simulator.Rule{On: simulator.OnRegister, Cut: 20}),
+
+	fault.CertificateNotIssued: {set: func(g *gateway) {
+		requesting(g)
+		e := *g.sim.Enrollments()
+		for i := range e.Groups {
+			e.Groups[i].NoCertificates = true
+		}
+		if err := g.sim.SetEnrollments(&e); err != nil {
+			g.t.Fatal(err)
+		}
+	}},
+	fault.CertificateRejected: {set: func(g *gateway) {
+		requesting(g)
+		body := `{"operationId":"5.1.a","status":"assigned","registrationState":{"registrationId":"gw-1","assignedHub":"hub.azure-devices.net","deviceId":"gw-1","status":"assigned","issuedCertificateChain":["Zm9v"]}}`
+		if err := g.sim.SetScenario(&simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, Status: 200, Body: &body}}}); err != nil {
+			g.t.Fatal(err)
+		}
+	}},
+	fault.CertificateUnreadable: {set: func(g *gateway) {
+		requesting(g)
+		pending := filepath.Join(g.Store.Directory, "certificate", "pending")
+		err := errors.Join(os.MkdirAll(filepath.Join(pending, "key.pem"), 0o755),
+			os.WriteFile(filepath.Join(pending, "certificate.json"), []byte(`{"schema":1,"registrationId":"gw-1","keyType":"ec-p256"}`), 0o600))
+		if err != nil {
+			g.t.Fatal(err)
+		}
+	}},
 
 	fault.StateUnwritable: {during: func(g *gateway) {
 		if err := errors.Join(os.RemoveAll(g.Store.Directory), os.WriteFile(g.Store.Directory, nil, 0o600)); err != nil {

@@ -106,8 +106,8 @@ func (s *supervisor) checkInputs(now time.Time) {
 		return
 	}
 	s.inputs.checking = true
-	check := inputCheck{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.keptID()}
-	go func() { s.inputs.found <- check.run(time.Now()) }()
+	check := inputCheck{settings: s.settings, secrets: s.Secrets, host: s.Host, registrationID: s.keptID(), store: s.store}
+	go func() { s.inputs.found <- check.run(now) }()
 }
 
 // foundInputs ends the wait if an input no longer fails as it did, or if the registration ID
@@ -133,6 +133,7 @@ type inputCheck struct {
 	secrets        attest.Secrets
 	host           attest.Host
 	registrationID string // "": to be resolved
+	store          *store.Store
 }
 
 // findings are the result of a check.
@@ -168,5 +169,6 @@ func (c *inputCheck) run(now time.Time) (found findings) {
 	for _, err := range c.settings.Dialer.FileErrors() {
 		met(err)
 	}
+	met(c.store.CheckPair())
 	return found
 }

@@ -293,7 +293,7 @@ func TestAnAssignedRegistrationIDIsKeptUntilARegistrationIsRequested(t *testing.
 		}
 		g.wantFaults(fault.ServiceError, fault.ServiceError, fault.ServiceError, fault.ServiceError, fault.ServiceError)
 
-		s.ask()
+		s.reprovisions()
 		g.within(time.Minute, "fault", 6)
 		last := g.log.FilterMessage("fault").All()[5].ContextMap()
 		if cause := fmt.Sprint(last["cause"]); last["fault"] != string(fault.EnrollmentNotFound) || !strings.Contains(cause, "the registration ID was other (%H)") {

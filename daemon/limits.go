@@ -22,6 +22,8 @@ const (
 	// reloadGap is the least time between two reloads. systemd waits at most this long,
 	// and the time that it takes to read the file, for an answer.
 	reloadGap = 500 * time.Millisecond
+	// keyLimit is how long it may take to create a key and write it to the disk.
+	keyLimit = saveLimit + time.Minute
 	// forcedGap is the least time between registrations that were requested.
 	forcedGap = time.Minute
 	// idle is the longest sleep of the supervisor: once a day it checks the expiry of the

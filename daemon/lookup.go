@@ -32,7 +32,7 @@ type lookupOutcome struct {
 
 func (l *lookup) run(ctx context.Context) outcome {
 	l.enter(ctx, fault.StageIdentity, overdue, identifying)
-	err := classify.At(fault.StageIdentity, l.identify(time.Now()))
+	err := classify.At(fault.StageIdentity, l.identify(l.now()))
 	rec, found := l.store.Current()
 	o := lookupOutcome{progress: l.progress, credential: l.credential, fingerprint: l.fingerprint(), err: err}
 	o.published = err == nil && found && l.store.Durable() && rec.ConfigFingerprint == o.fingerprint
@@ -50,8 +50,10 @@ func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 	s.lookup, s.failures.history, s.failures.last = false, pace.History{}, fault.Fault{}
 	s.schedule.set(s.boot(now), "boot delay")
 	s.schedule.lane = ""
-	if !o.published {
-		s.log(event.RecordOfAnotherConfiguration)
+	if !o.published || !s.certified(now) {
+		if !o.published {
+			s.log(event.RecordOfAnotherConfiguration)
+		}
 		if s.schedule.due.After(now) {
 			s.waiting(now, bootDelay)
 		}
@@ -63,13 +65,14 @@ func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 	s.systemd.ready = true
 	switch {
 	case !s.settings.OnBoot.Asks(o.published):
+		s.issuance.next = s.schedule.due // after a power failure, a fleet must not renew at the same time
 		s.nextRegular(now)
-		s.systemd.sendReady(s.assignment())
+		s.systemd.sendReady(s.assignment(now))
 	case s.schedule.due.After(now):
 		lead, text := s.upcoming("attempt", now, s.schedule.due, bootDelay)
 		s.systemd.sendReady(lead + text)
 	default:
-		s.systemd.sendReady(s.assignment())
+		s.systemd.sendReady(s.assignment(now))
 	}
 	return nil
 }

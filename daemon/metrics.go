@@ -48,10 +48,7 @@ var families = []family{
 		return float64(s.Identity.Generation)
 	}),
 	gauge("dpsd_confirmed_timestamp_seconds", "When DPS last confirmed the identity in this run, in Unix time; 0 if it has not.", func(s control.Status) float64 {
-		if s.Confirmed == nil {
-			return 0
-		}
-		return seconds(*s.Confirmed)
+		return secondsOf(s.Confirmed)
 	}),
 	{"dpsd_interval_seconds", "gauge", "The value of [provisioning] interval; 0 if it is not set.", func(w io.Writer, m *measures, _ control.Status) {
 		m.interval.WritePrometheus(w)
@@ -82,6 +79,14 @@ var families = []family{
 		}
 		return seconds(s.Certificate.NotAfter)
 	}),
+	ofIssued("dpsd_issued_certificate_expiry_timestamp_seconds", "gauge", "When the issued certificate or a certificate in its chain expires, whichever is first, in Unix time; 0 if there is none. Absent if no certificate is configured or published.",
+		func(c control.IssuedCertificate) float64 { return secondsOf(c.NotAfter) }),
+	ofIssued("dpsd_issued_certificate_renewal_timestamp_seconds", "gauge", "When dpsd renews the issued certificate, in Unix time; 0 if there is none, or no table [certificate]. Absent if no certificate is configured or published.",
+		func(c control.IssuedCertificate) float64 { return secondsOf(c.RenewAt) }),
+	ofIssued("dpsd_issued_certificates_total", "counter", "Issued certificates that dpsd has published. Absent if no certificate is configured or published.",
+		func(c control.IssuedCertificate) float64 { return float64(c.Issued) }),
+	ofIssued("dpsd_issued_certificate_failures_total", "counter", "Failed attempts to request, receive or publish a certificate. Absent if no certificate is configured or published.",
+		func(c control.IssuedCertificate) float64 { return float64(c.Failed) }),
 	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of DPS's, to within about a second. Present only if DPS has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
@@ -90,6 +95,15 @@ var families = []family{
 // gauge returns a family with one sample, whose value comes from a Status.
 func gauge(name, help string, value func(control.Status) float64) family {
 	return family{name, "gauge", help, func(w io.Writer, _ *measures, s control.Status) { sample(w, name, value(s)) }}
+}
+
+// ofIssued returns a family about the issued certificate, with one sample.
+func ofIssued(name, kind, help string, value func(control.IssuedCertificate) float64) family {
+	return family{name, kind, help, func(w io.Writer, _ *measures, s control.Status) {
+		if c := s.IssuedCertificate; c != nil {
+			sample(w, name, value(*c))
+		}
+	}}
 }
 
 // counters returns a family whose samples are counters.
@@ -204,10 +218,10 @@ func sample(w io.Writer, name string, value float64, labels ...string) {
 
 // unresolved returns the current fault, or nil if there is none.
 func unresolved(s control.Status) *control.Fault {
-	if len(s.Faults) == 0 || !s.Faults[0].Unresolved {
-		return nil
+	if i := slices.IndexFunc(s.Faults, func(f control.Fault) bool { return f.Unresolved }); i >= 0 {
+		return &s.Faults[i]
 	}
-	return &s.Faults[0]
+	return nil
 }
 
 func asNumber(is bool) float64 {
@@ -219,6 +233,14 @@ func asNumber(is bool) float64 {
 
 // number formats a value without an exponent, so that times are readable.
 func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
+
+// secondsOf is seconds for a time that may be nil, for which it returns 0.
+func secondsOf(t *time.Time) float64 {
+	if t == nil {
+		return 0
+	}
+	return seconds(*t)
+}
 
 func seconds(t time.Time) float64 {
 	if t.IsZero() {

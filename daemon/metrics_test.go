@@ -99,7 +99,10 @@ func everyMetric() []byte {
 		Version: "1.0", StartedAt: at, Ready: true, Confirmed: &at, Next: control.Due(at.Add(time.Hour), "interval", ""),
 		Identity:    &control.Identity{AssignedHub: "hub", DeviceID: `a"b\cé`, Generation: 3},
 		Certificate: &control.Certificate{NotAfter: at},
-		Faults:      []control.Fault{{Code: string(fault.NoReply), Class: "transient", Stage: "poll", Unresolved: true}},
+
+		IssuedCertificate: &control.IssuedCertificate{State: "valid", NotAfter: &at, RenewAt: &at, Issued: 2, Failed: 1},
+
+		Faults: []control.Fault{{Code: string(fault.NoReply), Class: "transient", Stage: "poll", Unresolved: true}},
 	})
 	m := newMeasures(&board)
 	m.clock(2 * time.Second)

@@ -30,6 +30,11 @@ type registered struct {
 	fingerprint string // of the configuration; "": it could not be made
 	saved       store.Result
 	otherName   string // under which consumers knew the assigned hub before; "": none
+
+	requested      bool          // the registration contained a certificate request
+	certified      bool          // an issued certificate was published
+	validIn        time.Duration // the issued certificate is published after this time, when it is valid
+	certificateErr error         // why a certificate was not requested, issued or published; a *classify.StageError
 }
 
 func (r registered) learn(s *supervisor) {
@@ -44,13 +49,19 @@ func (r registered) learn(s *supervisor) {
 
 func (r registered) finish(s *supervisor, now time.Time) (err error) {
 	s.progress = r.progress
+	if r.certified {
+		s.certificateIssued(now)
+	}
 	if !r.expiry.at.IsZero() {
-		s.certificate.at, s.certificate.because = r.expiry.at, r.expiry.because
+		s.certificate.what, s.certificate.at, s.certificate.because = r.expiry.what, r.expiry.at, r.expiry.because
 	}
 	var failed failure
 	switch {
+	case r.requestRefused():
+		failed = s.certificateRefused(r, now)
 	case r.err != nil:
 		failed, err = s.failed(s.classify(r, now), r.err, r.credential, now)
+		s.requestLost(r, failed, now)
 	case r.wait > 0:
 		const why = "DPS asked dpsd to wait (Retry-After)"
 		s.schedule.set(now.Add(r.wait), why)
@@ -58,6 +69,7 @@ func (r registered) finish(s *supervisor, now time.Time) (err error) {
 		s.waiting(now, why)
 	default:
 		s.provisioned(r, now)
+		err = s.certificateAnswered(r, now)
 	}
 	s.record(r, failed, now)
 	if !r.verified.IsZero() {
@@ -74,11 +86,14 @@ func (r *registered) protocol() string {
 	return r.connection.Protocol
 }
 
+// whyInterval is the reason for a regular registration.
+const whyInterval = "interval"
+
 // nextRegular schedules the next regular registration if the settings have an interval.
 func (s *supervisor) nextRegular(now time.Time) {
 	s.schedule.due = time.Time{}
 	if s.settings.Interval > 0 {
-		s.schedule.set(now.Add(pace.Regular(s.settings.Interval, s.random)), "interval")
+		s.schedule.set(now.Add(pace.Regular(s.settings.Interval, s.random)), whyInterval)
 	}
 }
 
@@ -86,7 +101,7 @@ func (s *supervisor) nextRegular(now time.Time) {
 // durable: READY means both.
 func (s *supervisor) provisioned(r registered, now time.Time) {
 	s.assigned = true
-	s.history.confirm(now)
+	s.history.confirm(now, s.needCertificate(now) == "")
 	s.measures.took.Update(now.Sub(s.pending).Seconds())
 	s.pending = time.Time{}
 	s.credentials.first()
@@ -105,10 +120,10 @@ func (s *supervisor) provisioned(r registered, now time.Time) {
 	s.failures = failures{}
 	s.log(event.Assigned, fields...)
 	s.faultsResolved()
-	if s.systemd.ready {
-		s.systemd.setStatus(s.assignment())
+	if s.systemd.ready || !s.certified(now) {
+		s.systemd.setStatus(s.assignment(now))
 		return
 	}
 	s.systemd.ready = true
-	s.systemd.sendReady(s.assignment())
+	s.systemd.sendReady(s.assignment(now))
 }

@@ -33,12 +33,13 @@ type registration struct {
 	store      *store.Store
 	floors     *floors
 	credential attest.Credential
+	issuing    issuing
 }
 
 func (a *registration) run(ctx context.Context) outcome {
 	r := registered{credential: a.credential.String(), recording: a.recording}
 	r.err = a.register(ctx, &r)
-	a.recording.leave(time.Now())
+	a.recording.leave(a.now())
 	r.progress, r.fingerprint = a.progress, a.fingerprint()
 	return r
 }
@@ -51,12 +52,20 @@ func (a *registration) register(ctx context.Context, r *registered) error {
 			return err
 		}
 	}
-	a.enter(ctx, fault.StageState, saveLimit, "Saving the assignment")
 	before, _ := a.store.Current()
+	if a.issued != nil {
+		a.enter(ctx, fault.StageCertificate, saveLimit, "Saving the issued certificate")
+		left, wait, err := a.issued.publish(a.store, a.now())
+		a.issued, r.validIn, r.certified = left, wait, err == nil && left == nil
+		if err != nil {
+			r.certificateErr = err
+		}
+	}
+	a.enter(ctx, fault.StageState, saveLimit, "Saving the assignment")
 	var err error
-	if r.saved, err = a.store.Save(*a.unsaved, time.Now()); err != nil {
+	if r.saved, err = a.store.Save(*a.unsaved, a.now()); err != nil {
 		if errors.As(err, new(*store.InvalidError)) {
-			a.unsaved = nil // the next answer may be better; this one will not
+			a.unsaved, a.issued = nil, nil // the next answer may be better; this one will not
 		}
 		return classify.At(fault.StageState, err)
 	}
@@ -68,7 +77,7 @@ func (a *registration) register(ctx context.Context, r *registered) error {
 	if before.AssignedHub != rec.AssignedHub && store.SameHub(before.AssignedHub, rec.AssignedHub) {
 		r.otherName = before.AssignedHub
 	}
-	confirmation := store.Confirmation{Generation: rec.Generation, At: time.Now(), ConfigFingerprint: rec.ConfigFingerprint}
+	confirmation := store.Confirmation{Generation: rec.Generation, At: a.now(), ConfigFingerprint: rec.ConfigFingerprint}
 	if err := a.floors.runtime.SaveConfirmation(confirmation); err != nil {
 		a.log(event.ConfirmationNotKept, zap.Error(err)) // READY does not depend on it
 	}
@@ -79,18 +88,25 @@ func (a *registration) register(ctx context.Context, r *registered) error {
 // has asked for.
 func (a *registration) provision(ctx context.Context, r *registered) (err error) {
 	a.enter(ctx, fault.StageIdentity, overdue, identifying)
-	if err := a.identify(time.Now()); err != nil {
+	if err := a.identify(a.now()); err != nil {
 		return classify.At(fault.StageIdentity, err)
 	}
 	if r.wait = a.floors.remaining(a.floorKey()); r.wait > 0 {
 		return nil
+	}
+	if a.issuing.CertificateSettings != nil {
+		a.enter(ctx, fault.StageCertificate, keyLimit, "Preparing the certificate request")
+		if err := a.prepare(a.now()); err != nil {
+			r.certificateErr = classify.At(fault.StageCertificate, err)
+		}
+		r.requested = a.signer != nil
 	}
 	a.enter(ctx, fault.StageCredential, overdue, "Reading "+r.credential)
 	r.request = session.Request{
 		Identity: a.registration.Identity, Source: a.settings.RegistrationID,
 		KeepAlive: a.settings.KeepAlive, ResponseTimeout: a.settings.ResponseTimeout,
 	}
-	if r.request.Proof, err = session.Prove(a.credential, r.request.Identity, a.secrets, time.Now()); err != nil {
+	if r.request.Proof, err = session.Prove(a.credential, r.request.Identity, a.secrets, a.now()); err != nil {
 		return classify.At(fault.StageCredential, err)
 	}
 	if invalid := r.request.Proof.Validity; invalid != nil {
@@ -111,6 +127,9 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 	if state := string(assignment.State); known.Mask(state) != state {
 		// DPS has no reason to do so, and the record must not contain a secret.
 		return classify.At(fault.StageRegister, &dps.MalformedError{Reason: "it repeats one of this gateway's secrets"})
+	}
+	if err := a.accept(assignment, a.now()); err != nil {
+		r.certificateErr = classify.At(fault.StageCertificate, err)
 	}
 	a.unsaved = a.toRecord(assignment)
 	return nil

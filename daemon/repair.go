@@ -41,7 +41,7 @@ func (r *repairs) fileTouched(now time.Time) {
 
 func (r *repair) run(ctx context.Context) outcome {
 	r.enter(ctx, fault.StageState, saveLimit, "")
-	saved, err := r.store.Repair(time.Now())
+	saved, err := r.store.Repair(r.now())
 	return repairOutcome{saved, classify.At(fault.StageState, err)}
 }
 
@@ -55,7 +55,7 @@ func (o repairOutcome) finish(s *supervisor, now time.Time) error {
 	if o.err != nil {
 		o.failed(s, now)
 	} else {
-		o.succeeded(s)
+		o.succeeded(s, now)
 	}
 	return nil
 }
@@ -70,16 +70,16 @@ func (o repairOutcome) failed(s *supervisor, now time.Time) {
 	s.systemd.setWaiting(s.upcoming("attempt to save", now, s.repairs.due, lastFault(f.Fault)))
 }
 
-func (o repairOutcome) succeeded(s *supervisor) {
+func (o repairOutcome) succeeded(s *supervisor, now time.Time) {
 	if o.saved != store.Unchanged {
 		rec, _ := s.store.Current()
 		s.log(event.StateRestored, zap.String("directory", s.Store.Directory), zap.Uint64("generation", rec.Generation))
 	}
 	if s.repairs.failed {
 		s.faultsResolved()
-		s.history.resolved()
+		s.history.resolved(ofAny)
 		if s.systemd.ready && s.failures.last.Code == "" {
-			s.systemd.setStatus(s.assignment())
+			s.systemd.setStatus(s.assignment(now))
 		}
 	}
 	s.repairs.history, s.repairs.failed = pace.History{}, false

@@ -26,9 +26,12 @@ import (
 type example struct {
 	name     string
 	scenario *simulator.Scenario
-	on       string   // "", "over WebSocket" or "with a certificate"
+	on       string   // "", "over WebSocket", "with a certificate" or withIssued
 	outcome  []string // faults, and "assigned" at the end if so
 }
+
+// withIssued is a way to run dpsd: it requests a certificate.
+const withIssued = "with an issued certificate"
 
 // examples reads the examples. The first line of each states the result.
 func examples(t *testing.T) []example {
@@ -87,6 +90,8 @@ func (e *example) gateway(t *testing.T) *gateway {
 		g.Settings.Dialer.Protocols = []transport.Protocol{transport.WebSocket}
 	case "with a certificate":
 		g.Settings.Credentials = []attest.Credential{g.certificate(device)}
+	case withIssued:
+		requesting(g)
 	default:
 		t.Fatalf("%q is not a way to run dpsd", e.on)
 	}
@@ -126,6 +131,25 @@ func TestEveryScenarioOfTheDocumentation(t *testing.T) {
 				}
 				if v := simulator.Summarize(g.sim.Log()).Violations; len(v) > 0 {
 					t.Errorf("dpsd violates a rule: %q", v)
+				}
+			})
+		})
+	}
+}
+
+// The assignment is published nevertheless. Two kinds of chain are unusual, but correct.
+func TestEachFaultyChainIsRejected(t *testing.T) {
+	for _, kind := range scenario.Chains {
+		want := []string{"certificate-rejected", "assigned"}
+		if kind == "leaf-only" || kind == "short-issuer" {
+			want = want[1:]
+		}
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := example{on: withIssued, scenario: &simulator.Scenario{Rules: []simulator.Rule{{On: simulator.OnRegister, CSR: true, Chain: kind}}}}
+				g := e.gateway(t)
+				if d := cmp.Diff(want, e.play(g)); d != "" {
+					t.Errorf("%s\nfaults: %v", d, g.log.FilterMessage("fault").All())
 				}
 			})
 		})

@@ -17,7 +17,14 @@ import (
 
 // request is a registration that a client of the control socket asks for.
 type request struct {
-	answer chan<- control.Reprovision // has room for it
+	answer chan<- answer // has room for it
+	renew  bool          // with a new certificate
+}
+
+// answer is the answer to a request.
+type answer struct {
+	control.Reprovision
+	err error
 }
 
 var errBusy = errors.New("dpsd is stopping")
@@ -38,17 +45,10 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	server := control.Server{
-		Board: &s.board,
-		Reprovision: func(asking context.Context) (control.Reprovision, error) {
-			answer := make(chan control.Reprovision, 1)
-			select {
-			case s.requests <- request{answer}:
-				return <-answer, nil
-			case <-asking.Done():
-				return control.Reprovision{}, errBusy
-			}
-		},
-		Metrics: s.measures.write,
+		Board:            &s.board,
+		Reprovision:      func(asking context.Context) (control.Reprovision, error) { return s.ask(asking, false) },
+		RenewCertificate: func(asking context.Context) (control.Reprovision, error) { return s.ask(asking, true) },
+		Metrics:          s.measures.write,
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var ended sync.WaitGroup
@@ -63,18 +63,50 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 	}
 }
 
+// ask passes a request of a client to the loop.
+func (s *supervisor) ask(asking context.Context, renew bool) (control.Reprovision, error) {
+	answers := make(chan answer, 1)
+	select {
+	case s.requests <- request{answers, renew}:
+		a := <-answers
+		return a.Reprovision, a.err
+	case <-asking.Done():
+		return control.Reprovision{}, errBusy
+	}
+}
+
+// answer schedules what a client has requested.
+func (s *supervisor) answer(r request, now time.Time) answer {
+	switch {
+	case !r.renew:
+		return answer{s.reprovision(now), nil}
+	case s.settings.Certificate == nil:
+		return answer{err: control.ErrNotConfigured}
+	}
+	return answer{s.renew(now), nil}
+}
+
 // reprovision schedules a registration that a client of the control socket asks for. A
 // registration that is already running is the one.
 func (s *supervisor) reprovision(now time.Time) control.Reprovision {
-	due := now
-	if !s.running.active() || !s.running.registers {
-		due = s.schedule.force(now)
-		s.request(due, "requested")
-		s.renames = true
-		if id := s.progress.registrationID; !s.running.active() && id != "" {
-			due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
-		}
+	if s.running.active() && s.running.registers {
+		return s.scheduled(now, now)
 	}
+	s.renames = true
+	return s.asked(s.schedule.force(now), now)
+}
+
+// asked schedules a registration that a client has requested.
+func (s *supervisor) asked(due, now time.Time) control.Reprovision {
+	s.request(due, "requested")
+	if id := s.progress.registrationID; !s.running.active() && id != "" {
+		due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
+	}
+	return s.scheduled(due, now)
+}
+
+// scheduled tells a client when the registration starts.
+func (s *supervisor) scheduled(due, now time.Time) control.Reprovision {
 	wait := max(0, due.Sub(now))
 	s.log(event.AskedFor, zap.Duration("attemptIn", wait.Round(time.Second)))
 	return control.Reprovision{

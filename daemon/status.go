@@ -24,6 +24,7 @@ type statusHistory struct {
 	identity      *control.Identity // as it was when no attempt was running
 	fingerprint   string            // of the current configuration; "": not known yet
 	phase         control.Phase
+	issued        *control.IssuedCertificate // as it was when no attempt was running
 }
 
 // status is posted on the board in each iteration of the loop.
@@ -59,6 +60,10 @@ func (s *supervisor) status(now time.Time) control.Status {
 		s.history.phase = control.Phase{Name: name, Since: stamp(now)}
 	}
 	st.Phase = s.history.phase
+	if !s.running.active() {
+		s.history.issued = s.issuedStatus(now)
+	}
+	st.IssuedCertificate = s.history.issued
 	st.Health = health(st)
 	return st
 }
@@ -113,12 +118,17 @@ func (h *statusHistory) failed(f failure, now time.Time) {
 	h.faults = append([]control.Fault{entry}, h.faults[:min(len(h.faults), control.MaxFaults-1)]...)
 }
 
-// resolved marks all faults as resolved.
-func (h *statusHistory) resolved() {
-	for i := range h.faults {
-		h.faults[i].Unresolved = false
+// resolved marks the faults that are of a kind as resolved.
+func (h *statusHistory) resolved(is func(control.Fault) bool) {
+	for i, f := range h.faults {
+		h.faults[i].Unresolved = f.Unresolved && !is(f)
 	}
 }
+
+// The kinds of faults for resolved.
+func ofAny(control.Fault) bool           { return true }
+func ofCertificate(f control.Fault) bool { return f.Stage == string(fault.StageCertificate) }
+func ofOthers(f control.Fault) bool      { return !ofCertificate(f) }
 
 // configured notes the fingerprint of the configuration; "" is not known.
 func (h *statusHistory) configured(fingerprint string) {
@@ -127,13 +137,16 @@ func (h *statusHistory) configured(fingerprint string) {
 	}
 }
 
-// confirm counts an assignment.
-func (h *statusHistory) confirm(now time.Time) {
+// confirm counts an assignment. certified says whether no certificate is missing: until then, the
+// faults that explain why stay unresolved.
+func (h *statusHistory) confirm(now time.Time, certified bool) {
 	at := stamp(now)
 	h.confirmed = &at
 	h.confirmations++
 	h.attempts.Assigned++
-	h.resolved()
+	if h.resolved(ofOthers); certified {
+		h.resolved(ofAny)
+	}
 }
 
 // stamp is a time as people read it, in UTC and to the millisecond.

@@ -30,7 +30,8 @@ type supervisor struct {
 	progress    progress
 	renames     bool // the next attempt resolves the registration ID although DPS has assigned it
 	credentials credentials
-	certificate expiry
+	certificate expiry   // of the device certificate
+	issuance    issuance // of the issued certificate
 	failures    failures
 	assigned    bool      // DPS has assigned this gateway in this run
 	pending     time.Time // when the first registration began of those without an assignment yet; zero: none
@@ -57,6 +58,7 @@ type supervisor struct {
 type running struct {
 	cancel    context.CancelFunc // nil: none is running
 	registers bool               // it is a registration
+	renews    bool               // only the issued certificate requires it
 	replaced  bool               // the settings were replaced while it was running
 	began     time.Time          // when the last attempt but for repairs began
 	phase     phase
@@ -103,6 +105,7 @@ func (s *supervisor) open(now time.Time) error {
 		// With --once, a registration is what the user asks for.
 		s.lookup = s.settings.OnBoot != PolicyAlways && s.settings.OnBoot != "" && !s.Once
 	}
+	s.issuance.look(s.store)
 	s.schedule.set(now, "start")
 	s.history.started = stamp(now)
 	if !s.lookup {
@@ -134,7 +137,7 @@ func (s *supervisor) close() {
 // run is the loop: one goroutine and one select. The clock is read once per iteration, after
 // the select.
 func (s *supervisor) run(ctx context.Context) error {
-	now := time.Now()
+	now := s.now()
 	s.watchInputs(ctx)
 	defer func() { s.inputs.unwatch() }()
 	s.watchState(ctx)
@@ -153,6 +156,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		if s.systemd.ready {
 			s.file.leave()
 		}
+		s.planCertificate(now)
 		s.announceExpiry(now)
 		s.board.Post(s.status(now))
 		wake := time.NewTimer(s.sleep(now))
@@ -194,7 +198,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		case step := <-s.ClockStepped:
 			act = func(now time.Time) { s.clockStepped(step, now) }
 		case r := <-s.requests:
-			act = func(now time.Time) { r.answer <- s.reprovision(now) }
+			act = func(now time.Time) { r.answer <- s.answer(r, now) }
 		case <-beat.C:
 			act = func(now time.Time) {
 				if s.beat(now) {
@@ -203,9 +207,9 @@ func (s *supervisor) run(ctx context.Context) error {
 			}
 		}
 		wake.Stop()
-		now = time.Now()
+		now = s.now()
 		act(now)
-		if err != nil || s.Once && s.assigned {
+		if err != nil || s.Once && s.systemd.ready {
 			return err
 		}
 	}
@@ -215,7 +219,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (s *supervisor) sleep(now time.Time) time.Duration {
 	due := []time.Time{s.file.hangupDue, s.file.due}
 	if !s.running.active() {
-		due = append(due, s.schedule.due, s.repairs.due, s.network.due, s.inputs.due)
+		due = append(due, s.schedule.due, s.repairs.due, s.network.due, s.inputs.due, s.renewalDue(now), s.issuance.publication)
 	}
 	wait := idle
 	for _, at := range due {
@@ -236,9 +240,12 @@ func (s *supervisor) actOnTime(ctx context.Context, now time.Time) {
 	case s.running.active():
 	case isDue(s.schedule.due, now):
 		s.begin(ctx, now)
+	case isDue(s.issuance.publication, now):
+		s.issuance.publication = time.Time{}
+		s.launch(ctx, now, &publication{reporter{s.eventLog, s.running.phases, nil, s.now}, s.store, s.progress.issued})
 	case isDue(s.repairs.due, now):
 		s.repairs.last, s.repairs.due = now, time.Time{}
-		s.launch(ctx, now, &repair{reporter{s.eventLog, s.running.phases, nil}, s.store})
+		s.launch(ctx, now, &repair{reporter{s.eventLog, s.running.phases, nil, s.now}, s.store})
 	case isDue(s.network.due, now):
 		s.checkNetwork(now)
 	case isDue(s.inputs.due, now):
@@ -253,10 +260,11 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 	if s.credentials.tried == 0 {
 		s.inputs.failed = nil
 	}
-	report := reporter{s.eventLog, s.running.phases, nil}
+	report := reporter{s.eventLog, s.running.phases, nil, s.now}
 	who := identification{s.progress, s.settings, s.Secrets, s.Host, s.Version}
 	who.registrationID, s.renames = s.keptID(), false
 	credential := s.settings.Credentials[s.credentials.current]
+	s.running.renews = s.schedule.why == whyCertificate || s.running.renews && s.schedule.lane != ""
 	if s.lookup {
 		s.launch(ctx, now, &lookup{report, who, s.store, credential.String()})
 		return
@@ -266,7 +274,7 @@ func (s *supervisor) begin(ctx context.Context, now time.Time) {
 		s.pending = now
 	}
 	report.recording = &recording{began: now, trigger: s.schedule.why}
-	s.launch(ctx, now, &registration{report, who, s.store, &s.floors, credential})
+	s.launch(ctx, now, &registration{report, who, s.store, &s.floors, credential, s.issuing(now)})
 }
 
 // keptID is the registration ID that the next attempt keeps; "": it is resolved again. It is
@@ -298,6 +306,7 @@ func (s *supervisor) finish(ctx context.Context, o outcome, now time.Time) error
 	s.running.cancel()
 	s.running.cancel = nil
 	s.logNotices()
+	s.issuance.look(s.store)
 	o.learn(s)
 	if s.running.replaced {
 		// What this attempt has found out with the old settings does not count; what it has
@@ -323,6 +332,9 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 	ends := s.Once && s.credentials.exhausted(f, count)
 	failed := failure{Fault: f, Advice: s.failures.add(f, now), Credential: credential}
 	failed.Wait, failed.Lane = s.settings.Retry.After(f, s.credentials.left(count), &s.failures.history, s.random)
+	if s.running.renews && failed.Lane != pace.LaneNext {
+		failed.Wait = max(failed.Wait, s.renewalGap(now))
+	}
 	s.credentials.failed(f, failed.Lane, count)
 	s.schedule.set(now.Add(failed.Wait), "after "+string(f.Code))
 	s.schedule.lane = failed.Lane
@@ -346,6 +358,10 @@ func (s *supervisor) request(at time.Time, why string) {
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.log(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.schedule.lane == pace.LaneRefused {
+		s.issuance.next = time.Time{}
+		if s.certificateState(now) != certificateValid {
+			s.issuance.notBefore = time.Time{} // the wrong time may have been the reason
+		}
 		s.request(now, "the clock was set")
 	}
 }
@@ -359,6 +375,7 @@ func (s *supervisor) restart(ctx context.Context, settings *Settings) {
 		s.logDoubts()
 	}
 	s.progress, s.certificate, s.lookup = progress{}, expiry{}, false
+	s.issuance.restart()
 	s.credentials.first()
 	s.failures.history, s.failures.last, s.schedule.lane = pace.History{}, fault.Fault{}, ""
 	s.watchInputs(ctx)

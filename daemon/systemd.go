@@ -90,7 +90,7 @@ func (n *notifier) reloading() {
 func (n *notifier) stopping() { n.notify(sd.SdNotifyStopping + "\n" + statusLine("Stopping")) }
 
 // assignment says for STATUS= what this gateway is.
-func (s *supervisor) assignment() string {
+func (s *supervisor) assignment(now time.Time) string {
 	rec, found := s.store.Current()
 	if !found {
 		return ""
@@ -102,7 +102,7 @@ func (s *supervisor) assignment() string {
 	if s.certificate.announced != 0 {
 		text += "; " + s.certificate.String()
 	}
-	return text
+	return text + s.missingCertificate(now)
 }
 
 // waiting shows in STATUS= when the next attempt starts, and what it waits for.
@@ -129,7 +129,7 @@ func (s *supervisor) upcoming(attempt string, now, due time.Time, why string) (l
 		at = due.UTC().Format("at 15:04:05 UTC")
 	}
 	if s.systemd.ready {
-		why += strings.Replace(s.assignment(), "Assigned", "; assigned", 1)
+		why += strings.Replace(s.assignment(now), "Assigned", "; assigned", 1)
 	}
 	return "Next " + attempt + " " + at + ". ", why
 }

@@ -31,6 +31,8 @@ const (
 	Waiting                = "waiting"
 	FloorNotKept           = "floor-not-kept"
 	Fault                  = "fault"
+	CertificateRequested   = "certificate-requested"
+	CertificateIssued      = "certificate-issued"
 	Assigned               = "assigned"
 	ConfirmationNotKept    = "confirmation-not-kept"
 	TransportNotKept       = "transport-not-kept"

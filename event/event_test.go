@@ -90,7 +90,7 @@ func TestAMessageIsOneLineOfText(t *testing.T) {
 		{"short durations are rounded to milliseconds", event.FilesChanged, map[string]any{"attemptIn": 250*time.Millisecond + 3},
 			"An input has changed; next attempt in 250ms"},
 		{"negative durations are rounded too", event.ClockStepped, map[string]any{"by": -90*time.Second - 3}, "The clock was changed by -1m30s"},
-		{"times are UTC", event.CertificateExpires, map[string]any{"notAfter": at}, "The device certificate expires on 2026-03-01 07:15:00 UTC"},
+		{"times are UTC", event.CertificateExpires, map[string]any{"certificate": "device certificate", "notAfter": at}, "The device certificate expires on 2026-03-01 07:15:00 UTC"},
 		{"a stage is described by dpsd's activity", event.StoppedLate, map[string]any{"stage": "state"}, "Stopped without disconnecting while saving the assignment"},
 		{"an unknown stage is shown by its name", event.StoppedLate, map[string]any{"stage": "tpm"}, "Stopped without disconnecting while tpm"},
 		{"a reload without changes says so", event.Reloaded, map[string]any{"changed": false}, "Configuration reloaded; no changes"},

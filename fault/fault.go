@@ -74,6 +74,10 @@ const (
 	NoReply            Code = "no-reply"
 	MalformedReply     Code = "malformed-reply"
 
+	CertificateNotIssued  Code = "certificate-not-issued"
+	CertificateRejected   Code = "certificate-rejected"
+	CertificateUnreadable Code = "certificate-unreadable"
+
 	StateUnwritable  Code = "state-unwritable"
 	StateNewerSchema Code = "state-newer-schema"
 	StateLocked      Code = "state-locked"
@@ -155,6 +159,7 @@ const (
 	StageSubscribe     Stage = "subscribe"
 	StageRegister      Stage = "register"
 	StagePoll          Stage = "poll"
+	StageCertificate   Stage = "certificate" // the issued one: key, request, chain, files
 	StageState         Stage = "state"
 )
 
@@ -181,6 +186,7 @@ var doing = map[Stage]string{
 	StageSubscribe:     "subscribing",
 	StageRegister:      "registering",
 	StagePoll:          "waiting for the assignment",
+	StageCertificate:   "obtaining a certificate",
 	StageState:         "saving the assignment",
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/pemfile"
@@ -81,6 +82,7 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 type verifier struct {
 	trust  trust
 	host   string
+	now    func() time.Time      // nil for time.Now
 	chains [][]*x509.Certificate // set after verification
 	asked  bool                  // the server requested a certificate and received none
 	shown  bool                  // the server requested the device certificate and received it
@@ -115,6 +117,9 @@ func (v *verifier) verify(state tls.ConnectionState) error {
 	for _, c := range presented[1:] {
 		options.Intermediates.AddCert(c)
 	}
+	if v.now != nil {
+		options.CurrentTime = v.now()
+	}
 	chains, err := presented[0].Verify(options)
 	if err != nil {
 		return &tls.CertificateVerificationError{UnverifiedCertificates: presented, Err: err}
@@ -129,6 +134,7 @@ type client struct {
 	trust       trust
 	certificate *tls.Certificate // nil for none
 	sessions    *sessions        // nil for no resumption
+	now         func() time.Time // nil for time.Now
 }
 
 // config returns the configuration for one connection, whose server v verifies.
@@ -139,6 +145,7 @@ func (c client) config(v *verifier) *tls.Config {
 		// need all roots in parsed form.
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection always verifies
 		VerifyConnection:   v.verify,
+		Time:               c.now,
 		// DPS accepts nothing older. There is no maximum.
 		MinVersion: tls.VersionTLS12,
 		// These are for TLS 1.2; those of 1.3 are always enabled. Go's default adds four
@@ -178,7 +185,7 @@ func (c client) config(v *verifier) *tls.Config {
 
 // handshake performs the TLS handshake on raw until ctx ends.
 func (c client) handshake(ctx context.Context, raw net.Conn) (*secured, error) {
-	v := &verifier{trust: c.trust, host: c.host}
+	v := &verifier{trust: c.trust, host: c.host, now: c.now}
 	first := &firstBytes{Conn: raw}
 	secure := tls.Client(first, c.config(v))
 	err := secure.HandshakeContext(ctx)

@@ -71,6 +71,10 @@ type Dialer struct {
 	// 0 means DefaultTimeout.
 	Timeout time.Duration
 
+	// Now returns the time at which the certificate of the service must be valid. nil means
+	// time.Now.
+	Now func() time.Time
+
 	// DialContext opens a TCP connection. nil means that of net.Dialer.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -95,7 +99,7 @@ func (d *Dialer) Dial(ctx context.Context, certificate *tls.Certificate) (*Conn,
 	var failures Errors
 	full := d.FullHandshake
 	for _, p := range protocols {
-		us := client{host: d.Host, trust: t, certificate: certificate}
+		us := client{host: d.Host, trust: t, certificate: certificate, now: d.Now}
 		us.sessions = newSessions(d.Sessions, full, certificate, string(p))
 		c, err := d.dial(ctx, p, us)
 		if err != nil && us.sessions.doubtful(err) {
