@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
@@ -90,6 +91,7 @@ type Gateway struct {
 	Settings         *daemon.Settings // nil if the configuration is invalid
 	StateDirectory   string
 	RuntimeDirectory string
+	CertificateGroup string // group that may read the issued certificate; "" for none
 	Socket           string // path of the control socket; if it is "", the socket is not checked
 	Secrets          attest.Secrets
 	Host             attest.Host
@@ -197,6 +199,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.clock()
 	needing(i.roots, Roots)
 	needing(i.state, State, Record)
+	needing(i.issued)
 	i.systemd()
 	i.service()
 	if !offline && ctx.Err() == nil {
@@ -323,6 +326,12 @@ func (i *inspection) identity() {
 		f.Code = fault.InputUnreadable
 		i.report(failed(r, f))
 		return
+	}
+	if i.Settings.Certificate != nil {
+		if err := certificate.CheckRegistrationID(id); err != nil {
+			i.fail(r, err)
+			return
+		}
 	}
 	detail := "registration ID " + id
 	if i.Settings.PayloadFile != "" {

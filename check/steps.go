@@ -5,24 +5,27 @@ import "slices"
 // Names of the steps, in the order of an attempt. They do not change, because people use them
 // on command lines and programs read them.
 const (
-	Configuration = "configuration"
-	Identity      = "identity"
-	Credential    = "credential"
-	Clock         = "clock"
-	Roots         = "roots"
-	State         = "state"
-	Record        = "record"
-	Unit          = "unit"
-	Service       = "service"
-	Name          = "name"
-	TCP           = "tcp"
-	Proxy         = "proxy"
-	TLS           = "tls"
-	WebSocket     = "websocket"
-	Connect       = "connect"
-	HubName       = "hub-name"
-	HubTCP        = "hub-tcp"
-	HubTLS        = "hub-tls"
+	Configuration    = "configuration"
+	Identity         = "identity"
+	Credential       = "credential"
+	Clock            = "clock"
+	Roots            = "roots"
+	State            = "state"
+	Record           = "record"
+	Certificate      = "certificate"
+	CertificateDates = "certificate-dates"
+	CertificateFiles = "certificate-files"
+	Unit             = "unit"
+	Service          = "service"
+	Name             = "name"
+	TCP              = "tcp"
+	Proxy            = "proxy"
+	TLS              = "tls"
+	WebSocket        = "websocket"
+	Connect          = "connect"
+	HubName          = "hub-name"
+	HubTCP           = "hub-tcp"
+	HubTLS           = "hub-tls"
 )
 
 // Step is a step of a check.
@@ -41,6 +44,9 @@ func Steps() []Step {
 		{Roots, "this gateway trusts the certificate authorities of the cloud"},
 		{State, "the state and runtime directories are writable, and there is free space"},
 		{Record, "the published record is intact and belongs to this configuration"},
+		{Certificate, "the issued certificate belongs to its key and to this gateway, and each certificate is signed by the next"},
+		{CertificateDates, "every certificate in the chain of the issued certificate is valid, and the renewal is not overdue"},
+		{CertificateFiles, "only dpsd, root and the members of the group can read the key of the issued certificate"},
 		{Unit, "dpsd.service is installed, enabled and started"},
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
 		{Name, "the name of the endpoint, or of the proxy, can be resolved"},

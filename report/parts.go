@@ -34,6 +34,7 @@ import (
 // secret.
 func (g Gateway) parts() []part {
 	state := filepath.Join(g.StateDirectory, "state.json")
+	published, _ := store.PublishedPair(g.StateDirectory) // files.txt shows what there is instead
 	parts := []part{
 		{what: "the secrets to mask", collect: g.secrets},
 		{name: "config.toml", what: "the effective configuration, and the origin of each value", collect: func(context.Context) piece { return pieceOf(g.Show()) }},
@@ -50,6 +51,8 @@ func (g Gateway) parts() []part {
 		{name: "state/state.json", what: "the published record", collect: g.stateFile(state, g.maskRecord)},
 		{name: "state/state.json.prev", what: "the previous record", collect: g.stateFile(state+".prev", g.maskRecord)},
 		{name: "state/state.env", what: "the record for shells", collect: g.stateFile(filepath.Join(g.StateDirectory, "state.env"), maskEnvironmentFile)},
+		{name: "state/certificate/chain.pem", what: "the issued certificate and its chain", collect: g.pairFile(published, "chain.pem", chainOf)},
+		{name: "state/certificate/certificate.json", what: "what dpsd knows of the issued certificate", collect: g.pairFile(published, "certificate.json", maskPair)},
 		{name: "runtime/state.json", what: "the record that could not be written to the state directory", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "state.json"), g.maskRecord)},
 		{name: "runtime/confirmation.json", what: "the last confirmation", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "confirmation.json"), keep)},
 		{name: "runtime/retry-after.json", what: "the wait that DPS has asked for", collect: g.stateFile(filepath.Join(g.RuntimeDirectory, "retry-after.json"), keep)},
@@ -106,6 +109,11 @@ func (g Gateway) secrets(context.Context) piece {
 		case !errors.Is(err, fs.ErrNotExist):
 			unread = append(unread, err)
 		}
+	}
+	keys, err := issuedKeys(g.StateDirectory)
+	got.secrets = append(got.secrets, keys...)
+	if err != nil {
+		unread = append(unread, err)
 	}
 	if len(unread) > 0 {
 		got.err = fmt.Errorf("not searched for in the rest of the report, because they cannot be read: %w", errors.Join(unread...))
@@ -202,6 +210,7 @@ func (g Gateway) maskRecord(data []byte) []byte {
 	// member matches a line whose value is a name, a number or a time.
 	member := regexp.MustCompile(`^  "(schema|generation|idScope|endpoint|provisionedAt|configFingerprint|checksum|` +
 		strings.Join(harmless, "|") + `)": ("(?:[^"\\]|\\.)*"|[0-9]+),?$`)
+	issued := regexp.MustCompile(`^  "certificate": (\{.*\})(,?)$`)
 	received := regexp.MustCompile(`^  "(payload|registrationState)": (.*?)(,?)$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
@@ -210,6 +219,9 @@ func (g Gateway) maskRecord(data []byte) []byte {
 		switch {
 		case member.MatchString(line), line == "{", line == "}", line == "":
 			b.WriteString(line)
+		case issued.MatchString(line):
+			m := issued.FindStringSubmatch(line)
+			b.WriteString(`  "certificate": ` + known(m[1], &store.Certificate{}, "") + m[2])
 		case m != nil && m[1] == "payload" && g.WithPayload:
 			b.WriteString(line)
 		case m != nil && m[1] == "registrationState":
@@ -241,7 +253,7 @@ func (g Gateway) maskAnswer(text string) string {
 }
 
 func maskEnvironmentFile(data []byte) []byte {
-	environmentLine := regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION)=".*"$`)
+	environmentLine := regexp.MustCompile(`^DPSD_(ASSIGNED_HUB|DEVICE_ID|REGISTRATION_ID|ID_SCOPE|CONNECTION_PROFILE|GENERATION|CERTIFICATE_FILE|PRIVATE_KEY_FILE)=".*"$`)
 	var b strings.Builder
 	for line := range strings.Lines(string(data)) {
 		if line = strings.TrimSuffix(line, "\n"); !environmentLine.MatchString(line) {
@@ -277,17 +289,23 @@ func (g Gateway) files(context.Context) piece {
 			if err != nil {
 				continue // it was removed
 			}
-			owner := info.Sys().(*syscall.Stat_t)
-			target := ""
-			if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
-				target = " -> " + to
-			}
-			fmt.Fprintf(&b, "%s %d:%d %8d %s %s\n", info.Mode(), owner.Uid, owner.Gid, info.Size(),
-				info.ModTime().UTC().Format(time.RFC3339), foreign.Line(e.Name()+target, foreign.MaxFault))
+			listed(&b, info, filepath.Join(dir, e.Name()))
 		}
 		b.WriteByte('\n')
 	}
+	errs = append(errs, listPairs(&b, g.StateDirectory))
 	return piece{data: []byte(b.String()), err: errors.Join(errs...)}
+}
+
+// listed writes the line of a file in a list.
+func listed(b *strings.Builder, info fs.FileInfo, path string) {
+	owner := info.Sys().(*syscall.Stat_t)
+	target := ""
+	if to, err := os.Readlink(path); err == nil {
+		target = " -> " + to
+	}
+	fmt.Fprintf(b, "%s %d:%d %8d %s %s\n", info.Mode(), owner.Uid, owner.Gid, info.Size(),
+		info.ModTime().UTC().Format(time.RFC3339), foreign.Line(filepath.Base(path)+target, foreign.MaxFault))
 }
 
 // maskedUnit keeps only the names of environment variables and masks all other possible

@@ -137,8 +137,14 @@ func TestAReportWithAnInvalidConfigurationContainsTheErrorsAndTheirPositions(t *
 }
 
 func TestAReportMasksNothingInAConfigurationWithoutSecrets(t *testing.T) {
-	text := "# Gateway 12, hall 3; see https://wiki.example/gateways/12\n" + config.Reference()
-	if parts := written(t, text); strings.Contains(parts["config.toml"], "masked") || !strings.Contains(parts["config.toml"], "id_scope = ") {
+	text := "# Gateway 12, hall 3; see https://wiki.example/gateways/12\n" + config.Reference() + "[certificate]\nrenew_at = \"80%\"\ngroup = \"tls-users\"\n"
+	parts := written(t, text)
+	for _, line := range []string{"id_scope = ", "request = \"required\"", "key_type = \"ec-p384\"", "renew_at = \"80%\"", "group = \"tls-users\""} {
+		if !strings.Contains(parts["config.toml"], line) {
+			t.Errorf("%s is not in config.toml:\n%s", line, parts["config.toml"])
+		}
+	}
+	if strings.Contains(parts["config.toml"], "masked") {
 		t.Errorf("config.toml is\n%s", parts["config.toml"])
 	}
 }

@@ -28,6 +28,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/dpsd-project/dpsd/test/pair"
 )
 
 // canary is a secret of the test with a name.
@@ -192,12 +195,21 @@ func plant(t *testing.T, environment bool) {
 		t.Fatal(err)
 	}
 	pemText := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	issued, err := pair.Issue(pair.Certificate{RegistrationID: device, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)})
+	if err == nil {
+		_, err = issued.Publish(path("state"), 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuedLines := strings.Split(string(issued.Key), "\n")
 	password, inline, commented, remembered := secret(t), key(t), key(t), secret(t)
 	signature, given, pin := key(t), key(t), secret(t)
 	all := canaries{
 		{"the device key", right}, {"the other device key", wrong},
 		{"the private key", strings.Join(strings.Split(pemText, "\n")[1:4], "")},
 		{"the first line of the private key", strings.Split(pemText, "\n")[1]},
+		{"the key of the issued certificate", strings.Join(issuedLines[1:4], "")}, {"the second line of the key of the issued certificate", issuedLines[2]},
 		{"the password of the proxy", password},
 		{"the inline key", inline}, {"the key that is commented out", commented}, {"the password in a comment", remembered},
 		{"the signature that the service repeats", signature}, {"the signature in the payload", given}, {"the PIN in the payload", pin},
@@ -283,7 +295,7 @@ refused_max = "1s"
 	}
 	var entries strings.Builder
 	for _, c := range all {
-		if c.name == "the private key" || c.name == "the key that is commented out" {
+		if c.name == "the private key" || c.name == "the key of the issued certificate" || c.name == "the key that is commented out" {
 			continue // its lines come from another program, and it is only recognized because it looks like a key
 		}
 		for _, form := range c.written() {
@@ -293,7 +305,7 @@ refused_max = "1s"
 			fmt.Fprintf(&entries, "Nov 25 08:15:42 gateway dpsd[1]: somebody said «%s» here\n", form)
 		}
 	}
-	entries.WriteString(pemText + "POST /?" + token(signature) + "\nContent: " + token(given) + "\n")
+	entries.WriteString(pemText + string(issued.Key) + "POST /?" + token(signature) + "\nContent: " + token(given) + "\n")
 	put("tools/journalctl", "#!/bin/sh\ncat <<'END'\n"+entries.String()+"END\n", 0o755)
 	put("tools/systemctl", "#!/bin/sh\ncat <<'END'\nEnvironment=\"HTTPS_PROXY="+withPassword+"\" KEY="+right+"\nSetCredential=dps-primary-key:"+right+
 		"\n# "+commented+"\nExecStart=/usr/bin/dpsd run\nEND\n", 0o755)
@@ -367,6 +379,8 @@ refused_max = "1s"
 	run("dpsd check", "01", "check", "--config", "dpsd.toml")
 	run("dpsd check of an inline key", "78", "check", "--config", "inline.toml")
 	run("dpsd run with an inline key", "78", "run", "--config", "inline.toml")
+	run("dpsd certificate status", "013", "certificate", "status", "--config", "dpsd.toml")
+	run("dpsd certificate renew", "01", "certificate", "renew", "--config", "dpsd.toml")
 	run("dpsd config show", "0", "config", "show", "--config", "dpsd.toml")
 	run("dpsd reprovision", "0", "reprovision", "--config", "dpsd.toml")
 	for _, config := range []string{"dpsd.toml", "inline.toml"} {
@@ -381,7 +395,7 @@ refused_max = "1s"
 			}
 		}
 	}
-	for _, name := range []string{"config.toml", "status.json", "metrics.txt", "attempts.json", "state/state.json", "state/state.env"} {
+	for _, name := range []string{"config.toml", "status.json", "metrics.txt", "attempts.json", "state/state.json", "state/state.env", "state/certificate/chain.pem", "state/certificate/certificate.json"} {
 		if said["the report with dpsd.toml, "+name] == "" {
 			t.Errorf("the report has no %s", name)
 		}
@@ -396,7 +410,7 @@ refused_max = "1s"
 	for _, name := range []string{"state", "run"} {
 		said[name] = ""
 		err := filepath.WalkDir(path(name), func(file string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() {
+			if err != nil || !d.Type().IsRegular() || d.Name() == "key.pem" {
 				return err
 			}
 			text, err := os.ReadFile(file)
@@ -418,7 +432,13 @@ refused_max = "1s"
 		if text == "" && where != "dpsd wait" {
 			t.Errorf("%s is empty, so nothing was searched", where)
 		}
-		if found := all.in(text); len(found) > 0 {
+		found := all.in(text)
+		if strings.HasPrefix(where, "the report with inline.toml") {
+			// The directory of this key is unknown, because the configuration is invalid; here,
+			// other programs have written the key to the journal.
+			found = slices.DeleteFunc(found, func(of string) bool { return strings.HasPrefix(of, "the second line of the key of the issued") })
+		}
+		if len(found) > 0 {
 			t.Errorf("%s contains %q:\n%.20000s", where, found, text)
 		}
 	}

@@ -36,11 +36,11 @@ func checkCommand() *cobra.Command {
 		Short: "Diagnose why this gateway is not provisioned",
 		Long: `Diagnose why this gateway is not provisioned. The command checks the
 configuration, registration ID, credentials, clock, trusted roots, state
-directory and unit, and queries the running dpsd. Then it tries name resolution,
-TCP to each address, the proxy, TLS with each protocol, and CONNECT with each
-credential. Last, it connects to the assigned hub with TLS, without signing in.
-Each step prints one line. A failed step shows its code, as in dpsd-faults(7),
-and what to do. --list prints the steps.
+directory, issued certificate and unit, and queries the running dpsd. Then it
+tries name resolution, TCP to each address, the proxy, TLS with each protocol,
+and CONNECT with each credential. Last, it connects to the assigned hub with
+TLS, without signing in. Each step prints one line. A failed step shows its
+code, as in dpsd-faults(7), and what to do. --list prints the steps.
 
 The check registers nothing and changes nothing on disk, so only "dpsd run"
 shows whether DPS has an enrollment. DPS allows one connection per registration
@@ -118,7 +118,7 @@ func listSteps(out io.Writer, asJSON bool) error {
 		return failed(writeJSON(out, check.Steps()))
 	}
 	for _, s := range check.Steps() {
-		if _, err := fmt.Fprintf(out, "%-14s %s\n", s.Name, s.Description); err != nil {
+		if _, err := fmt.Fprintf(out, "%-17s %s\n", s.Name, s.Description); err != nil {
 			return failed(err)
 		}
 	}
@@ -241,7 +241,7 @@ func gatewayOf(file string) *check.Gateway {
 	}
 	s := settings(file, cfg)
 	g.Settings = &s
-	g.StateDirectory = cfg.State.Directory
+	g.StateDirectory, g.CertificateGroup = cfg.State.Directory, cfg.Certificate.Group
 	g.Socket, g.RuntimeDirectory = cfg.Control.Socket, filepath.Dir(cfg.Control.Socket)
 	return g
 }

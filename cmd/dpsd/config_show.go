@@ -131,8 +131,19 @@ type shown struct {
 func (s shown) toml(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# The values of %s, and the defaults. Secrets appear only as references.\n", comment(s.file))
+	set := map[string]bool{} // tables with a value
+	for _, setting := range s.settings {
+		set[setting.Table] = set[setting.Table] || setting.Value != nil
+	}
 	table, element := "", 0
 	for _, setting := range s.settings {
+		if !set[setting.Table] {
+			if setting.Table != table {
+				fmt.Fprintf(&b, "\n# [%s] is not set\n", setting.Table)
+			}
+			table = setting.Table
+			continue
+		}
 		if setting.Table != table || setting.Element != element {
 			table, element = setting.Table, setting.Element
 			header := "[" + table + "]"

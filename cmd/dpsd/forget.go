@@ -21,9 +21,9 @@ func forgetCommand() *cobra.Command {
 		Use:   "forget",
 		Short: "Remove this gateway's identity, for repair or resale",
 		Long: `Remove this gateway's identity before you repair or sell the gateway: the
-record, previous and damaged records, state.env, the last confirmation, and the
-recorded attempts, from the state directory and the runtime directory. Stop the
-service first.
+record, previous and damaged records, state.env, the issued certificates with
+their keys, the last confirmation, and the recorded attempts, from the state
+directory and the runtime directory. Stop the service first.
 
 The command does not remove the configuration, the keys, or anything that does
 not belong to dpsd; it lists them at the end.`,
@@ -62,6 +62,9 @@ func (f forgetter) asks(in io.Reader, out io.Writer) bool {
 	what := "the identity of this gateway"
 	if rec, err := store.Read(f.cfg.State.Directory); err == nil {
 		what += fmt.Sprintf(" (%s at %s)", printable(rec.DeviceID), printable(rec.AssignedHub))
+		if rec.Certificate != nil {
+			what += ", and its issued certificate and key,"
+		}
 	}
 	fmt.Fprintf(out, "Remove %s from %s and %s? Type yes: ", what, f.cfg.State.Directory, filepath.Dir(f.cfg.Control.Socket))
 	answer := make([]byte, 64)

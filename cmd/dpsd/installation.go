@@ -13,6 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -23,9 +24,10 @@ type installation struct {
 	file           string // path of the configuration
 	state, runtime string // directories
 	socket         string
-	note           error // reason why the default paths are used instead of the configured ones
-	closed         error // reason why the service, unlike this user, cannot read the configuration
-	socketUnknown  bool  // the configuration sets the socket but cannot be used; socket is the default
+	note           error  // reason why the default paths are used instead of the configured ones
+	closed         error  // reason why the service, unlike this user, cannot read the configuration
+	request        string // [certificate] request; "" if it is unknown
+	socketUnknown  bool   // the configuration sets the socket but cannot be used; socket is the default
 }
 
 func installationOf(cmd *cobra.Command) installation {
@@ -33,7 +35,7 @@ func installationOf(cmd *cobra.Command) installation {
 	places := installation{file: file, state: config.Default().State.Directory}
 	cfg, err := load(file)
 	if err == nil {
-		places.state, places.socket = cfg.State.Directory, cfg.Control.Socket
+		places.state, places.socket, places.request = cfg.State.Directory, cfg.Control.Socket, cfg.Certificate.Request
 		places.closed = closed(file)
 	} else {
 		socket, known := socketOf(file)
@@ -94,6 +96,7 @@ func (i installation) onFile() (control.Status, error) {
 	}
 	rec, err := store.Published(i.state, i.runtime)
 	if errors.Is(err, store.ErrNoRecord) {
+		s.IssuedCertificate = i.issued(rec, now)
 		return s, nil
 	}
 	if err != nil {
@@ -106,8 +109,43 @@ func (i installation) onFile() (control.Status, error) {
 		IDScope: rec.IDScope, Endpoint: rec.Endpoint, ConnectionProfile: rec.ConnectionProfile,
 		Generation: rec.Generation, ProvisionedAt: rec.ProvisionedAt, Durable: diskErr == nil,
 	}
+	s.IssuedCertificate = i.issued(rec, now)
 	if c, found := (store.Runtime{Directory: i.runtime}).LoadConfirmation(); found && c.Generation == rec.Generation {
 		s.Text += "; DPS last confirmed the identity at " + c.At.UTC().Format(time.RFC3339)
 	}
 	return s, nil
+}
+
+// issued returns the issued certificate according to a record and, as far as this user may
+// see them, the files. It returns nil if none is configured and none is published.
+func (i installation) issued(rec store.Record, now time.Time) *control.IssuedCertificate {
+	c := rec.Certificate
+	missing := &control.IssuedCertificate{State: certificateMissing, Request: i.request}
+	switch {
+	case c == nil && i.request == "":
+		return nil
+	case c == nil:
+		return missing
+	}
+	found := &control.IssuedCertificate{
+		State: certificateValid, Request: i.request, NotBefore: &c.NotBefore, NotAfter: &c.NotAfter, Serial: c.Serial, SHA256: c.SHA256, Issuer: c.Issuer,
+	}
+	if !now.Before(c.NotAfter) {
+		found.State = certificateExpired
+	}
+	for _, file := range []string{c.CertificateFile, c.PrivateKeyFile} {
+		// The user of the service can write the record, so a path elsewhere is ignored.
+		path, below := strings.CutPrefix(file, filepath.Clean(i.state)+"/")
+		if !below {
+			continue
+		}
+		switch info, err := input.StatBeneath(i.state, path); {
+		case errors.Is(err, fs.ErrNotExist):
+			return missing
+		case errors.Is(err, fs.ErrPermission): // only the members of the group may see it
+		case err != nil || !info.Mode().IsRegular():
+			found.State = certificateUnreadable
+		}
+	}
+	return found
 }

@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/test/pair"
 )
 
 // stateFiles and runtimeFiles are the names of the files below /var/lib/dpsd and /run/dpsd
 // that a command reads.
 var (
-	stateFiles   = []string{"state.json", "state.json.prev", "state.env", "attempts.json", "transport", "lock"}
+	stateFiles   = []string{"state.json", "state.json.prev", "state.env", "attempts.json", "transport", "lock", "certificate"}
 	runtimeFiles = []string{"state.json", "state.env", "confirmation.json", "retry-after.json", "attempts.json", "dpsd.sock"}
 )
 
@@ -27,7 +28,8 @@ var (
 // of the service.
 var rootsCommands = []string{
 	"status", "status --json", "status --attempts", "check --offline", "check --offline --json",
-	"wait --timeout 0.1s", "wait --for confirmed --timeout 0.1s", "reprovision", "report --output report.tar.gz", "forget --yes",
+	"wait --timeout 0.1s", "wait --for confirmed --timeout 0.1s", "wait --for certificate --timeout 0.1s", "reprovision", "certificate status", "certificate status --json", "certificate renew",
+	"report --output report.tar.gz", "forget --yes",
 }
 
 // impostors calls put for the path of each file and returns the directory.
@@ -86,6 +88,13 @@ func TestNoCommandReadsThroughALinkInTheDirectoriesOfTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	const canary = "canary-4711"
+	issued, err := pair.Issue(pair.Certificate{RegistrationID: canary, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
+	if err == nil {
+		_, err = issued.Publish(filepath.Join(hidden, "state"), 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	record := store.Record{AssignedHub: canary + ".azure-devices.net", DeviceID: canary, RegistrationID: canary, IDScope: "0ne00000000", Endpoint: canary + ".test"}
 	for range 2 {
 		record.ETag += canary
@@ -114,11 +123,11 @@ func TestNoCommandReadsThroughALinkInTheDirectoriesOfTheService(t *testing.T) {
 		return os.Symlink("/etc/shadow", path)
 	})
 	for _, command := range rootsCommands {
-		if said := runsToItsEnd(t, dir, command); strings.Contains(said, canary) || strings.Contains(said, "root:") {
+		if said := runsToItsEnd(t, dir, command); strings.Contains(said, canary) || strings.Contains(said, "root:") || strings.Contains(said, "BEGIN CERTIFICATE") {
 			t.Errorf("dpsd %s has followed a link:\n%s", command, said)
 		}
 	}
-	for sub, name := range map[string]string{"state": "state.json", "run": "confirmation.json"} {
+	for sub, name := range map[string]string{"state": "state.json", "state/certificate/1": "key.pem", "run": "confirmation.json"} {
 		if text, err := os.ReadFile(filepath.Join(hidden, sub, name)); err != nil || len(text) == 0 {
 			t.Errorf("forget has removed more than the link: %v", err)
 		}

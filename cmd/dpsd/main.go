@@ -20,7 +20,7 @@ const (
 	exitOK            = 0  // success
 	exitFailed        = 1  // failed, or the result is unknown
 	exitUsage         = 2  // the command line is invalid
-	exitNone          = 3  // not provisioned
+	exitNone          = 3  // not provisioned, or no certificate was issued
 	exitTimeout       = 4  // --timeout has expired
 	exitConfiguration = 78 // dpsd.toml is invalid: EX_CONFIG of sysexits.h
 )
@@ -110,7 +110,7 @@ and keeps the assigned hub and device ID in files that other services read.`,
 	}
 	root.PersistentFlags().String("config", check.InstalledFile, "read the configuration\nfrom `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that does not exist
-	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), checkCommand(), reportCommand(), configCommand(),
+	root.AddCommand(runCommand(), statusCommand(), waitCommand(), reprovisionCommand(), certificateCommand(), checkCommand(), reportCommand(), configCommand(),
 		deriveKeyCommand(), forgetCommand(), completion.Command(root, nil))
 	takeNoArgs(root)
 	commandline.Version(root, version, func(check cobra.PositionalArgs) cobra.PositionalArgs { return check })

@@ -28,13 +28,14 @@ the output of "dpsd check --offline". README.txt in the archive lists the parts,
 what is missing, and why. The command works even if dpsd is not running. Run it
 as root, because other users cannot read every part.
 
-The archive never contains keys, certificates or passwords, nor dpsd.toml
-itself, because a comment may contain a secret. In every part, the command masks
-the content of the files that dpsd.toml refers to, the words in invalid lines of
-dpsd.toml, anything that looks like a token, and, unless you use --with-payload,
-the payload of a custom allocation. The archive does identify the gateway and
-its hub, proxy and addresses. Only its owner can read it (mode 0600). Read it
-before you send it.
+The archive never contains keys or passwords, nor dpsd.toml itself, because a
+comment may contain a secret. The only certificate in it is the one that DPS has
+issued, without its key. In every part, the command masks the content of
+the files that dpsd.toml refers to, the keys of issued certificates, the words
+in invalid lines of dpsd.toml, anything that looks like a token, and, unless you
+use --with-payload, the payload of a custom allocation. The archive does
+identify the gateway and its hub, proxy and addresses. Only its owner can read
+it (mode 0600). Read it before you send it.
 
 The command prints the name of the archive. The exit code is 0 if the archive
 was written, even if some parts are missing.`,

@@ -51,22 +51,10 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	defer stop()
 	asked := time.Now()
 	answer, err := places.client().Reprovision(ctx)
-	switch {
-	case errors.Is(err, control.ErrNotRunning) && places.socketUnknown:
-		return &exitError{exitFailed, fmt.Errorf("dpsd cannot be reached: the path of its control socket is in a configuration that cannot be used: %w", places.note), check.With(places.file, "dpsd status")}
-	case errors.Is(err, control.ErrNotRunning):
-		return &exitError{exitFailed, err, "systemctl start --no-block dpsd"}
-	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
-		return &exitError{exitFailed, err, "sudo dpsd reprovision"}
-	case err != nil:
-		return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
+	if err != nil {
+		return places.notAsked(err, "dpsd reprovision")
 	}
-	in := time.Duration(answer.In * float64(time.Second))
-	if in < time.Second {
-		fmt.Println("dpsd is registering again.")
-	} else {
-		fmt.Printf("dpsd will register again in %s: it does so at most once a minute, and not before a wait that DPS has asked for is over.\n", span(in))
-	}
+	announce(answer, "dpsd is registering again.", "dpsd will register again in %s")
 	if !wait {
 		return nil
 	}
@@ -80,17 +68,14 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 		if s.Confirmations > answer.Confirmations {
 			return true
 		}
-		gaveUp := s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0
-		if gaveUp || unsaved(s, asked) { // DPS has rejected the registration, or the record cannot be written
+		if gaveUp(s, answer) || unsaved(s, asked) {
 			refused = &s.Faults[0]
 		}
 		return refused != nil
 	})
 	switch {
 	case refused != nil:
-		f := *refused
-		foreign.Strings(&f, foreign.MaxFault)
-		return &exitError{exitFailed, fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice), check.With(places.file, "dpsd status")}
+		return &exitError{exitFailed, described(*refused), check.With(places.file, "dpsd status")}
 	case errors.Is(context.Cause(ctx), errWaited):
 		return &exitError{exitTimeout, fmt.Errorf("no answer within %s%s", timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
 	case err != nil:
@@ -102,6 +87,42 @@ func reprovision(places installation, wait bool, timeout time.Duration) error {
 	}
 	_, err = fmt.Fprintf(os.Stdout, "Assigned to %s as %s, generation %d.\n", printable(rec.AssignedHub), printable(rec.DeviceID), rec.Generation)
 	return err
+}
+
+// notAsked explains why the running dpsd has not accepted a request. command is what the user
+// has run.
+func (i installation) notAsked(err error, command string) error {
+	next := check.With(i.file, "dpsd status")
+	switch {
+	case errors.Is(err, control.ErrNotRunning) && i.socketUnknown:
+		err = fmt.Errorf("dpsd cannot be reached: the path of its control socket is in a configuration that cannot be used: %w", i.note)
+	case errors.Is(err, control.ErrNotRunning):
+		next = "systemctl start --no-block dpsd"
+	case errors.Is(err, control.ErrForbidden), errors.Is(err, fs.ErrPermission):
+		next = "sudo " + command
+	}
+	return &exitError{exitFailed, err, next}
+}
+
+// announce prints when dpsd fulfils a request: now, or later with the time in later.
+func announce(answer control.Reprovision, now, later string) {
+	in := time.Duration(answer.In * float64(time.Second))
+	if in < time.Second {
+		fmt.Println(now)
+		return
+	}
+	fmt.Printf(later+": it does so at most once a minute, and not before a wait that DPS has asked for is over.\n", span(in))
+}
+
+// described returns a fault as an error with its advice.
+func described(f control.Fault) error {
+	foreign.Strings(&f, foreign.MaxFault)
+	return fmt.Errorf("%s: %s\n%s", f.Code, f.Cause, f.Advice)
+}
+
+// gaveUp reports whether DPS has rejected a requested registration.
+func gaveUp(s control.Status, answer control.Reprovision) bool {
+	return s.Attempts.Failed > answer.Failed && s.Next != nil && s.Next.Lane == "refused" && len(s.Faults) > 0
 }
 
 // unsaved reports whether the latest fault concerns the state directory and occurred after a

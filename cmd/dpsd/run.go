@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
@@ -100,6 +102,7 @@ func run(file string, once bool, timeout time.Duration) error {
 			Directory:        cfg.State.Directory,
 			RuntimeDirectory: filepath.Dir(cfg.Control.Socket),
 			Mode:             cfg.State.Mode,
+			CertificateGroup: cmp.Or(cfg.Certificate.Group, config.CertificateGroup), // a reload may add the table
 		},
 		ConfigurationFile: file,
 		Socket:            cfg.Control.Socket,
@@ -167,12 +170,13 @@ func ended(file string, err error) error {
 }
 
 // errRestart means that a change takes effect only with a restart.
-var errRestart = errors.New("changes to [state], [control] and [log] take effect only after a restart: systemctl restart --no-block dpsd")
+var errRestart = errors.New("changes to [state], [control], [log] and the group in [certificate] take effect only after a restart: systemctl restart --no-block dpsd")
 
 // reloader returns a function that reloads the configuration. running is the configuration
 // in use and text its text. Most of the time the file has not changed; then it is not parsed,
 // which saves memory.
 func reloader(file string, text []byte, running *config.Config) func() (*daemon.Settings, error) {
+	group := cmp.Or(running.Certificate.Group, config.CertificateGroup)
 	return func() (*daemon.Settings, error) {
 		now, err := contents(file)
 		if err != nil || bytes.Equal(now, text) {
@@ -182,7 +186,8 @@ func reloader(file string, text []byte, running *config.Config) func() (*daemon.
 		switch {
 		case err != nil:
 			return nil, err
-		case cfg.State != running.State || cfg.Control != running.Control || cfg.Log != running.Log:
+		case cfg.State != running.State || cfg.Control != running.Control || cfg.Log != running.Log,
+			cmp.Or(cfg.Certificate.Group, group) != group: // without the table, there is nothing to give a group
 			return nil, errRestart
 		case reflect.DeepEqual(cfg, running):
 			return nil, nil
@@ -215,7 +220,12 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	default:
 		dialer.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(t.Proxy) }
 	}
+	var issued *daemon.CertificateSettings
+	if c := cfg.Certificate; c.Request != "" {
+		issued = &daemon.CertificateSettings{Required: c.Request == "required", KeyType: certificate.KeyType(c.KeyType), RenewAt: c.RenewAt}
+	}
 	return daemon.Settings{
+		Certificate:     issued,
 		IDScope:         cfg.DPS.IDScope,
 		RegistrationID:  cfg.DPS.RegistrationID,
 		APIVersion:      cfg.DPS.APIVersion,

@@ -33,6 +33,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/test/pair"
 )
 
 // patience is the time limit of a script for an expected event. A test that passes takes much
@@ -61,6 +62,8 @@ const patience = 30 * time.Second
 //	waitfor FILE REGEXP    waits until a line of the file matches
 //	certificate ID DAYS    creates ID.pem and ID.key, issued by the device CA and valid for one day from
 //	                       DAYS days from now; with the third argument self, it is self-signed
+//	issued BEGIN END       writes an issued certificate to state/, with a record; BEGIN and END are
+//	                       durations from now, such as -48h
 //	conforms SCHEMA FILE   checks that the JSON in the file conforms to the schema, a file of docs/
 //	member FILE PATH JSON  checks that the value at PATH of the JSON in the file equals JSON; dots separate
 //	                       the names and indexes of PATH
@@ -102,6 +105,7 @@ func TestScript(t *testing.T) {
 			"tells":       command(2, 99, tells),
 			"waitfor":     command(2, 2, func(_ *gateway, ts *testscript.TestScript, args []string) { waitFor(ts, args[0], args[1]) }),
 			"certificate": command(2, 3, certificate),
+			"issued":      command(2, 2, issued),
 			"conforms":    command(2, 2, conforms),
 			"member":      command(3, 3, member),
 			"proxy":       command(1, 1, (*gateway).proxy),
@@ -377,6 +381,18 @@ func exits(_ *gateway, ts *testscript.TestScript, args []string) {
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+func issued(_ *gateway, ts *testscript.TestScript, args []string) {
+	now := time.Now()
+	var times [2]time.Time
+	for n, text := range args {
+		d, err := time.ParseDuration(text)
+		ts.Check(err)
+		times[n] = now.Add(d)
+	}
+	_, err := pair.PublishWithRecord(ts.MkAbs("state"), pair.Certificate{RegistrationID: device, NotBefore: times[0], NotAfter: times[1]})
+	ts.Check(err)
 }
 
 func conforms(_ *gateway, ts *testscript.TestScript, args []string) {

@@ -147,7 +147,11 @@ func (r statusReport) print(out *terminal) error {
 		line("connection", "%s to %s%s, %s ago", c.Protocol, c.Address, through, span(r.Now.Sub(c.At)))
 	}
 	if c := r.Certificate; c != nil {
-		line("certificate", "valid until %s", c.NotAfter.UTC().Format(time.RFC3339))
+		line("certificate", "device certificate, valid until %s", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if c := r.IssuedCertificate; c != nil {
+		text, paint := summary(*c, r.Running, r.Now)
+		line("certificate", "issued certificate, %s", out.paint(paint, text))
 	}
 	for _, f := range r.Faults {
 		when, colour := "last at", faint

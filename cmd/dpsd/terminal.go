@@ -48,9 +48,10 @@ const (
 	yellow colour = "33"
 )
 
-// paint returns text in a colour, or the unchanged text if colours are disabled.
+// paint returns text in a colour. It returns the unchanged text if colours are disabled, or
+// the colour is "".
 func (t *terminal) paint(c colour, text string) string {
-	if !t.coloured || text == "" {
+	if !t.coloured || c == "" || text == "" {
 		return text
 	}
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,31 +25,35 @@ const (
 	forAssigned  = "assigned"
 	forConfirmed = "confirmed"
 	forChange    = "change"
+	forIssued    = "certificate"
 )
 
 func waitCommand() *cobra.Command {
+	conditions := []cobra.Completion{forAssigned, forConfirmed, forChange, forIssued}
 	var what string
 	var generation uint64
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "wait",
-		Short: "Wait until the identity is published, confirmed or changed",
+		Short: "Wait for the identity, a confirmation, a change or a certificate",
 		Long: `Wait until a condition is true, and exit with 0. When the --timeout expires,
 print the unresolved fault, or why dpsd is not running, and exit with 4. The
 command does not poll, and dpsd need not be running yet.
 
-  assigned   an identity is published; if there is one, the command exits
-             immediately
-  confirmed  DPS has confirmed the identity since the running dpsd started
-  change     the published generation is greater than --generation or,
-             without that option, than when the command started`,
+  assigned     an identity is published; if there is one, the command exits
+               immediately
+  confirmed    DPS has confirmed the identity since the running dpsd started
+  change       the published generation is greater than --generation or,
+               without that option, than when the command started
+  certificate  a certificate issued by DPS is published and valid`,
 		Example: `  dpsd wait && . /var/lib/dpsd/state.env
   dpsd wait --for confirmed --timeout 5m
-  dpsd wait --for change --generation 3`,
+  dpsd wait --for change --generation 3
+  dpsd wait --for certificate && systemctl start my-consumer`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
-			case what != forAssigned && what != forConfirmed && what != forChange:
-				return fmt.Errorf("--for must be %s, %s or %s", forAssigned, forConfirmed, forChange)
+			case !slices.Contains(conditions, what):
+				return fmt.Errorf("--for must be %s, %s, %s or %s", forAssigned, forConfirmed, forChange, forIssued)
 			case cmd.Flags().Changed("generation") && what != forChange:
 				return errors.New("--generation requires --for change")
 			}
@@ -64,10 +69,10 @@ command does not poll, and dpsd need not be running yet.
 			return wait(places, what, generation, timeout)
 		},
 	}
-	cmd.Flags().StringVar(&what, "for", forAssigned, "wait for `WHAT`: assigned, confirmed or\nchange")
+	cmd.Flags().StringVar(&what, "for", forAssigned, "wait for `WHAT`: assigned, confirmed, change\nor certificate")
 	cmd.Flags().Uint64Var(&generation, "generation", 0, "with --for change: wait until the\ngeneration is above `N`")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time (0: never)")
-	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{forAssigned, forConfirmed, forChange}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(conditions, cobra.ShellCompDirectiveNoFileComp))
 	for _, flag := range []string{"generation", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}
@@ -81,6 +86,8 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	err := until(ctx, places, func(s control.Status) bool {
 		last = s
 		switch {
+		case what == forIssued:
+			return reportOn(s, true, nil, margin{}).State == certificateValid
 		case s.Identity == nil:
 			return false
 		case what == forConfirmed:
@@ -94,8 +101,12 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errWaited):
-		return &exitError{exitTimeout, fmt.Errorf("not %s within %s%s", map[string]string{
-			forAssigned: "provisioned", forConfirmed: "confirmed", forChange: "changed"}[what], timeout, places.obstacle(last)), check.With(places.file, "dpsd status")}
+		because := places.obstacle(last)
+		if because == "" && what == forIssued {
+			because = ": " + printable(uncertified(last))
+		}
+		return &exitError{exitTimeout, fmt.Errorf("%s within %s%s", map[string]string{
+			forAssigned: "not provisioned", forConfirmed: "not confirmed", forChange: "not changed", forIssued: "no valid certificate"}[what], timeout, because), check.With(places.file, "dpsd status")}
 	}
 	return &exitError{exitFailed, err, check.With(places.file, "dpsd status")}
 }
@@ -131,6 +142,16 @@ func (i installation) obstacle(last control.Status) string {
 		return ""
 	}
 	return ": " + strings.Join(said, "\n")
+}
+
+// uncertified returns why a running dpsd without a fault has no valid certificate.
+func uncertified(s control.Status) string {
+	c := held(s)
+	if c.Request == "" {
+		return control.ErrNotConfigured.Error()
+	}
+	text, _ := summary(c, true, s.Now)
+	return "the issued certificate: " + text
 }
 
 // checkTimeout checks the value of --timeout, which is valid only with another flag.
@@ -200,10 +221,21 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 		}
 		select {
 		case <-changed:
+		case <-validFrom(s):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// validFrom returns a channel that receives a value when the issued certificate of a status
+// becomes valid, which changes no file. It is nil if the certificate is already valid.
+func validFrom(s control.Status) <-chan time.Time {
+	begin := held(s).NotBefore
+	if begin == nil || !begin.After(s.Now) {
+		return nil
+	}
+	return time.After(begin.Sub(s.Now))
 }
 
 // errTrue ends a Follow.
