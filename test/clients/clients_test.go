@@ -30,17 +30,20 @@ func want(t *testing.T) {
 }
 
 // built returns the path of dpsd-sim, which is built once.
-var built = sync.OnceValues(func() (string, error) {
-	path, err := filepath.Abs("../../bin/clients/dpsd-sim")
+var built = sync.OnceValues(func() (string, error) { return build("dpsd-sim") })
+
+// build builds a program of this repository, and returns its path.
+func build(name string) (string, error) {
+	path, err := filepath.Abs("../../bin/clients/" + name)
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../../cmd/dpsd-sim").CombinedOutput()
+	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../../cmd/"+name).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w\n%s", err, out)
 	}
 	return path, err
-})
+}
 
 // installed is a directory with an SDK and the programs that use it.
 type installed func(t *testing.T) string
@@ -275,7 +278,8 @@ func (r result) refusals() []string {
 // slots bounds how many clients run at the same time.
 var slots = make(chan bool, 4)
 
-// runs runs a client with "dpsd-sim exec" in a network namespace of its own.
+// runs runs a client with "dpsd-sim exec" in a network namespace of its own. PACKETS is the name of
+// the packet log.
 func runs(t *testing.T, dir string, flags []string, command ...string) result {
 	t.Helper()
 	slots <- true
@@ -287,7 +291,7 @@ func runs(t *testing.T, dir string, flags []string, command ...string) result {
 	log := filepath.Join(t.TempDir(), "packets.jsonl")
 	args := append([]string{path, "exec", "--packet-log", log}, flags...)
 	cmd := exec.Command("unshare", append(isolated(), append(append(args, "--"), command...)...)...)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "PACKETS="+log)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = 5 * time.Second
