@@ -57,6 +57,13 @@ func Broken(c *config.Config) string {
 		{"another mode", c.State.Mode == 0o644 || c.State.Mode == 0o640},
 		{"a relative socket", filepath.IsAbs(c.Control.Socket) && len(c.Control.Socket) <= 107},
 		{"runtime and state in one directory", filepath.Dir(c.Control.Socket) != c.State.Directory},
+		{"an unknown request of a certificate", slices.Contains([]string{"", "required", "when-offered"}, c.Certificate.Request)},
+		{"half a table of the certificate", c.Certificate == config.Certificate{} || c.Certificate.Request != "" && c.Certificate.KeyType != "" && c.Certificate.Group != ""},
+		{"an unknown type of key", slices.Contains([]string{"", "ec-p256", "ec-p384", "rsa-2048"}, c.Certificate.KeyType)},
+		{"a renewal outside of the lifetime", c.Certificate.Request == "" || c.Certificate.RenewAt >= 10 && c.Certificate.RenewAt <= 95},
+		{"a group that is no name", !strings.ContainsAny(c.Certificate.Group, ":/ \x00")},
+		{"an API version without certificates", c.Certificate.Request == "" || c.DPS.APIVersion >= "2025-07-01-preview"},
+		{"a registration ID that no certificate contains", c.Certificate.Request == "" || len(strings.NewReplacer("%m", strings.Repeat("m", 32), "%H", "h").Replace(r.Template)) <= 64},
 		{"an unknown level", slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level)},
 	} {
 		if !p.ok {

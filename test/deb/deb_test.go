@@ -125,7 +125,9 @@ func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer.service",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.path",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.service",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/certificate.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/encrypted-credentials.conf",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/mosquitto-bridge.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/proxy.conf",
 		},
 		"dpsd-sim": {

@@ -85,6 +85,55 @@ func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
 	}
 }
 
+// TestAnImageUpgradeCreatesTheGroupOfIssuedCertificates tests an image with a package that
+// requested no certificates.
+func TestAnImageUpgradeCreatesTheGroupOfIssuedCertificates(t *testing.T) {
+	deb := artefact(t, "dpsd", native(t), ".deb")
+	need(t, true, "dpkg-deb", "chroot")
+	before := repack.BeforeCertificateGroup(t, deb)
+	for _, release := range []string{"bookworm", "trixie"} {
+		for _, way := range []string{"chroot", "DPKG_ROOT"} {
+			t.Run(release+"/"+way, func(t *testing.T) {
+				t.Parallel()
+				m := newImage(t, suite(t, release), way)
+				for name, from := range map[string]string{"/before.deb": before, "/dpsd.deb": deb} {
+					run(t, "cp", from, m.root+name)
+				}
+				m.dpkg("--install", "/before.deb")
+				text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
+				if err != nil || strings.Contains(string(text), "dpsd-certificate") {
+					t.Fatalf("the package from before is another: %v\n%s", err, text)
+				}
+				m.dpkg("--install", "/dpsd.deb")
+				want := m.group("dpsd-certificate")
+				info, err := os.Stat(filepath.Join(m.root, "var/lib/dpsd/certificate"))
+				switch {
+				case way == "chroot" && errors.Is(err, fs.ErrNotExist): // systemd-tmpfiles creates it at the first boot
+				case err != nil:
+					t.Error(err)
+				case int(info.Sys().(*syscall.Stat_t).Gid) != want || info.Mode() != fs.ModeDir|fs.ModeSetgid|0o750:
+					t.Errorf("certificate is of group %d with mode %v, want group %d", info.Sys().(*syscall.Stat_t).Gid, info.Mode(), want)
+				}
+
+				// An administrator's program reads the certificate: a purge keeps its group.
+				group := filepath.Join(m.root, "etc/group")
+				text, err = os.ReadFile(group)
+				if err != nil {
+					t.Fatal(err)
+				}
+				member := regexp.MustCompile("(?m)^dpsd-certificate:.*:$").ReplaceAll(text, []byte("${0}games"))
+				if err := os.WriteFile(group, member, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				m.dpkg("--purge", "dpsd")
+				if text, err = os.ReadFile(group); err != nil || !regexp.MustCompile("(?m)^dpsd-certificate:.*:games$").Match(text) || regexp.MustCompile("(?m)^dpsd(-keys)?:").Match(text) {
+					t.Errorf("after the purge: %v\n%s", err, text)
+				}
+			})
+		}
+	}
+}
+
 // group returns the ID of a group in the image.
 func (m *image) group(name string) int {
 	m.t.Helper()
@@ -214,6 +263,7 @@ func (m *image) installed(empty map[string]string, deb string) {
 		case sign == "+" && strings.Contains(run(t, "dpkg-deb", "--contents", deb), " ./"+name): // the package's own
 		case sign == "+" && name == "etc/systemd/system/multi-user.target.wants/dpsd.service": // it is enabled
 		case sign == "+" && strings.HasPrefix(name, "var/lib/systemd/deb-systemd-helper-enabled"): // and that is remembered
+		case sign == "+" && slices.Contains([]string{"var/lib/dpsd", "var/lib/dpsd/certificate"}, name): // tmpfiles.d, where it can
 		case sign == "*" && slices.Contains([]string{"etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"}, name): // its user
 		default:
 			t.Errorf("installing changes %s", change)
@@ -229,8 +279,14 @@ func (m *image) installed(empty map[string]string, deb string) {
 	if enabled := files["etc/systemd/system/multi-user.target.wants/dpsd.service"]; !strings.HasSuffix(enabled, "/lib/systemd/system/dpsd.service") {
 		t.Errorf("the service is not enabled: %q", enabled)
 	}
-	for _, name := range []string{"dpsd", "dpsd-keys"} {
+	for _, name := range []string{"dpsd", "dpsd-keys", "dpsd-certificate"} {
 		m.group(name)
+	}
+	// In a chroot without /proc, systemd-tmpfiles creates them at the first boot.
+	for name, want := range map[string]string{"var/lib/dpsd": "drwxr-xr-x", "var/lib/dpsd/certificate": "dgrwxr-x---"} {
+		if directory, is := files[name]; is && !strings.HasPrefix(directory, want+" ") {
+			t.Errorf("/%s is %q, want %s", name, directory, want)
+		}
 	}
 	if keys := files["etc/dpsd/keys"]; !strings.HasPrefix(keys, "drwxr-x--- 0 ") {
 		t.Errorf("/etc/dpsd/keys is %q, want 0750, root's", keys)

@@ -102,6 +102,26 @@ var failures = map[string]func(*gateway){
 		g.last()
 	},
 
+	"no-policy": func(g *gateway) {
+		enrollment := func(policy string) {
+			g.enroll("[[group]]\nname = \"keys\"\ntype = \"symmetric-key\"\nprimary_key_file = \"group-key\"\n" + policy)
+			g.serve("[settings]\npolls = 0\nwithout_policy = \"assign\"\n")
+		}
+		g.withCertificates()
+		enrollment("no_certificates = true\n")
+		g.start()
+		g.until("DPSD_EVENT=fault")
+		g.begin("no-policy")
+		g.log()
+		g.status("next")
+		g.check()
+		enrollment("")
+		g.begin("no-policy-over")
+		g.show("dpsd certificate renew --wait")
+		g.until("DPSD_EVENT=certificate-issued")
+		g.last()
+	},
+
 	"portal": func(g *gateway) {
 		g.serve("[[rule]]\non = \"accept\"\ngarbage = \"HTTP/1.1 302 Found\\r\\nLocation: http://portal.example/login\\r\\nContent-Length: 0\\r\\n\\r\\n\"\n")
 		g.start()

@@ -13,6 +13,8 @@ const simulatorPage = "../../docs/simulator.md"
 // pages are the steps of a person who follows a page exactly, by the name of the block with the
 // whole output.
 var pages = map[string]func(*gateway){
+	"certificates": followCertificates,
+
 	"simulator": func(g *gateway) {
 		text, err := os.ReadFile(simulatorPage)
 		must(err)

@@ -21,12 +21,31 @@ func Older(t testing.TB, deb string) string {
 func BeforeKeysGroup(t testing.TB, deb string) string {
 	t.Helper()
 	return repack(t, deb, "~before", map[string][][2]string{
-		"usr/lib/sysusers.d/dpsd.conf":        {{"g dpsd-keys -\n", ""}, {"m dpsd dpsd-keys\n", ""}},
-		"usr/lib/tmpfiles.d/dpsd.conf":        {{" root dpsd-keys ", " root dpsd "}},
+		"usr/lib/sysusers.d/dpsd.conf":        {{"g dpsd-keys -\n", ""}, {"m dpsd dpsd-keys\n", ""}, {"g dpsd-certificate -\n", ""}},
+		"usr/lib/tmpfiles.d/dpsd.conf":        append(withoutStateDirectory(), [2]string{" root dpsd-keys ", " root dpsd "}),
 		"usr/lib/systemd/system/dpsd.service": {{"SupplementaryGroups=dpsd-keys\n", ""}},
 		"DEBIAN/postinst":                     {{"\t\tseparate_keys\n", "\t\t:\n"}},
 		"DEBIAN/postrm":                       {{"groupdel ", ": "}},
 	})
+}
+
+// BeforeCertificateGroup returns the package from the time when dpsd requested no certificates.
+func BeforeCertificateGroup(t testing.TB, deb string) string {
+	t.Helper()
+	return repack(t, deb, "~before", map[string][][2]string{
+		"usr/lib/sysusers.d/dpsd.conf": {{"g dpsd-certificate -\n", ""}},
+		"usr/lib/tmpfiles.d/dpsd.conf": withoutStateDirectory(),
+		"DEBIAN/postrm":                {{" dpsd-certificate; do", "; do"}},
+	})
+}
+
+// withoutStateDirectory removes the lines about the state directory from the package's tmpfiles.d.
+func withoutStateDirectory() [][2]string {
+	return [][2]string{
+		{"d /var/lib/dpsd :0755 dpsd dpsd -\n", ""},
+		{"d /var/lib/dpsd/certificate 2750 dpsd dpsd-certificate -\n", ""},
+		{"Z /var/lib/dpsd/certificate - dpsd dpsd-certificate -\n", ""},
+	}
 }
 
 // repack appends to the version, and replaces texts in files. Each text must exist.

@@ -149,14 +149,16 @@ ln -s /etc/site.key dpsd/keys/linked.key`)
 	})
 }
 
-// The group of the keys may have additional members. A purge must not leave their files to the next
+// The administrator may add members to the groups. A purge must not leave their files to the next
 // group with the same number.
-func TestAPurgeKeepsAGroupOfKeysWithOtherMembers(t *testing.T) {
+func TestAPurgeKeepsAGroupWithOtherMembers(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
-		g.run("usermod -a -G dpsd-keys games && apt-get -qq -y purge dpsd")
-		if members := g.run("getent group dpsd-keys | cut -d: -f4"); members != "games" {
-			t.Errorf("after the purge the members of dpsd-keys are %q", members)
+		g.run("usermod -a -G dpsd-keys,dpsd-certificate games && apt-get -qq -y purge dpsd")
+		for _, group := range []string{"dpsd-keys", "dpsd-certificate"} {
+			if members := g.run("getent group " + group + " | cut -d: -f4"); members != "games" {
+				t.Errorf("after the purge the members of %s are %q", group, members)
+			}
 		}
 	})
 }

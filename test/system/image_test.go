@@ -133,7 +133,8 @@ func TestAnImageMadeFromOutsideIsAGateway(t *testing.T) {
 		if owner := g.run("stat -c '%a %U:%G' /etc/dpsd/keys"); owner != "750 root:dpsd-keys" {
 			t.Errorf("/etc/dpsd/keys is %s", owner)
 		}
-		provisioned(g, "")
+		provisioned(g, issued)
+		g.expectPairs("in an image made from outside", 1)
 		g.expect("dpsd.service", "StatusText", "Assigned to dpsd-sim.azure-devices.net as gw-1")
 	})
 }

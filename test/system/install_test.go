@@ -51,10 +51,11 @@ func TestAnUpgradeAndADowngradeKeepStateAndKeys(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := booted(t, s)
 		g.run(apt + previous)
-		dps := provisioned(g, "")
+		dps := provisioned(g, issued)
 		g.write("/etc/dpsd/keys/device.key", "a key\n", 0o640)
 		g.run("chgrp dpsd-keys /etc/dpsd/keys/device.key")
-		const sums = "cd /; sha256sum var/lib/dpsd/state.json var/lib/dpsd/state.env etc/dpsd/dpsd.toml etc/dpsd/keys/device.key etc/credstore/dps-primary-key; stat -c '%n %a %U:%G' var/lib/dpsd var/lib/dpsd/state.json etc/dpsd/keys/device.key"
+		const sums = "cd /; sha256sum var/lib/dpsd/state.json var/lib/dpsd/state.env var/lib/dpsd/certificate/*/* etc/dpsd/dpsd.toml etc/dpsd/keys/device.key etc/credstore/dps-primary-key; " +
+			"stat -c '%n %a %U:%G' var/lib/dpsd var/lib/dpsd/state.json var/lib/dpsd/certificate var/lib/dpsd/certificate/* var/lib/dpsd/certificate/*/* etc/dpsd/keys/device.key"
 		before, process, version := g.run(sums), g.show("dpsd.service", "MainPID"), g.run("dpsd version | head -n 1")
 
 		dps.stop()
@@ -115,7 +116,8 @@ func TestAPurgeLeavesNothing(t *testing.T) {
 		before := lines(g.run(listing))
 		g.run(apt + current + " " + there + "/current/dpsd-sim_*.deb")
 		g.run("mkdir /tmp/sim; cd /tmp; timeout 60 dpsd-sim exec --dir /tmp/sim -- /bin/sh -c 'test -s \"$DPS_CA_FILE\"'")
-		provisioned(g, "")
+		provisioned(g, issued)
+		g.run("test -e /var/lib/dpsd/certificate/current/key.pem")
 		g.write("/etc/dpsd/keys/device.key", "a key\n", 0o640)
 		g.write("/etc/credstore.encrypted/dps-primary-key", "sealed\n", 0o600)
 		g.dropIn("[Service]\nLogLevelMax=debug\n")

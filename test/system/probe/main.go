@@ -57,6 +57,7 @@ func attempts() []attempt {
 		{"write to /usr", write("/usr/probe"), nil},
 		{"write to /run", write("/run/probe"), nil},
 		{"change an owner", func() error { return os.Chown("/var/lib/dpsd/probe", 1, 1) }, nil},
+		{"give a file to another group", func() error { return os.Chown("/var/lib/dpsd/probe", -1, 1) }, nil},
 		{"see a file in /home", read("/home/someone"), nil},
 		{"see a file in /root", read("/root/secret"), nil},
 		{"see another's file in /tmp", read("/tmp/of-another"), nil},
@@ -85,6 +86,9 @@ func attempts() []attempt {
 		{"become root", func() error { return unix.Setresuid(0, 0, 0) }, no},
 		{"a set-user-ID file", func() error {
 			return errors.Join(os.WriteFile("/var/lib/dpsd/probe-suid", nil, 0o600), unix.Chmod("/var/lib/dpsd/probe-suid", unix.S_ISUID|0o700))
+		}, nil},
+		{"a set-group-ID directory", func() error {
+			return errors.Join(os.Mkdir("/var/lib/dpsd/probe-sgid", 0o700), unix.Chmod("/var/lib/dpsd/probe-sgid", unix.S_ISGID|0o750))
 		}, nil},
 		{"real-time scheduling", realtime, no},
 		{"raised priority", func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -5) }, nil},
