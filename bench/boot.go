@@ -22,10 +22,8 @@ func (s *service) unchangedBoot(program string) (events int, err error) {
 		if _, err := s.once(program); err != nil {
 			return err
 		}
-		for _, again := range []func(string) error{os.RemoveAll, func(dir string) error { return os.Mkdir(dir, 0o700) }} {
-			if err := again(s.path("run")); err != nil {
-				return err
-			}
+		if err := s.clearRun(); err != nil {
+			return err
 		}
 		before, err := s.stateFiles()
 		if err != nil {
@@ -47,14 +45,20 @@ func (s *service) unchangedBoot(program string) (events int, err error) {
 	return events, err
 }
 
-// eventsIn counts the events of inotify(7) in a directory while f runs.
+// eventsIn counts the events of inotify(7) in a directory and its subdirectories while f runs.
 func eventsIn(dir string, f func() error) (n int, err error) {
 	watcher, err := fsnotify.NewBufferedWatcher(1000)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = watcher.Close() }()
-	if err := watcher.Add(dir); err != nil {
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		return watcher.Add(path)
+	})
+	if err != nil {
 		return 0, err
 	}
 	if err := f(); err != nil {

@@ -99,6 +99,10 @@ func (b *bench) run(document string) (over bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	certified, err := b.issues(dir)
+	if err != nil {
+		return false, err
+	}
 	resumed, saved, err := b.resumes(dir)
 	if err != nil {
 		return false, err
@@ -111,7 +115,7 @@ func (b *bench) run(document string) (over bool, err error) {
 	if idleErr != nil {
 		return false, idleErr
 	}
-	verdict, over := verdicts(slices.Concat(judged, asked, written, saved, rested, allocated), b.short)
+	verdict, over := verdicts(slices.Concat(judged, asked, written, certified, saved, rested, allocated), b.short)
 	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, with the worst in parentheses where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
 		said, machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
 	fmt.Print(report)
@@ -184,37 +188,42 @@ func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simu
 	return s, err
 }
 
-// rests measures the idle service, once with the watchdog of dpsd.service and once without.
+// rests measures the idle service: with the watchdog of dpsd.service, without it, and without it
+// but with an issued certificate.
 func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	var with, without rest
-	watch := func(name string, watchdog time.Duration, r *rest) error {
+	var with, without, certified rest
+	watch := func(name, table string, watchdog time.Duration, r *rest) error {
 		s, err := b.service(dir, name, variant{"key", "mqtt", "1.2", 1}, false)
 		if err != nil {
 			return err
 		}
+		s.table = table
 		defer s.server.Close()
 		*r, err = s.idle(ctx, b.program, watchdog, b.idle)
 		return err
 	}
-	var errs [2]error
-	var both sync.WaitGroup
-	both.Go(func() { errs[0] = watch("watchdog", 30*time.Second, &with) })
-	both.Go(func() { errs[1] = watch("idle", 0, &without) })
-	both.Wait()
+	var errs [3]error
+	var all sync.WaitGroup
+	all.Go(func() { errs[0] = watch("watchdog", "", 30*time.Second, &with) })
+	all.Go(func() { errs[1] = watch("idle", "", 0, &without) })
+	all.Go(func() { errs[2] = watch("idle-issued", certificateTable, 0, &certified) })
+	all.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
 	return []budget{
-		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 11.5, noisy},
+		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 12, noisy},
 		{"private memory of the idle service", "MB", float64(without.anon) / megabyte, 2.5, noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, in addition to %d watchdog messages", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
-		{"packets in this time", "", float64(with.packets + without.packets), 0, strict},
+		{fmt.Sprintf("wake-ups in %s of idle time, with an issued certificate", b.idle), "", float64(certified.wakeUps), b.idle.Minutes(), noisy},
+		{"peak memory of the service that has requested a certificate", "MB", float64(certified.peak) / megabyte, 14, noisy},
+		{"packets in this time", "", float64(with.packets + without.packets + certified.packets), 0, strict},
 	}, nil
 }
 
@@ -235,13 +244,24 @@ func quiet() string {
 
 // boots counts the changes that a boot with the same answer makes to the state directory.
 func (b *bench) boots(dir string) ([]budget, error) {
-	s, err := b.service(dir, "boot", variant{"key", "mqtt", "1.2", 1}, false)
-	if err != nil {
-		return nil, err
+	var all []budget
+	for _, kind := range []struct{ name, budget, table string }{
+		{"boot", "writes to the state directory on a boot with an unchanged answer", ""},
+		{"boot-issued", "the same with a valid issued certificate", certificateTable},
+	} {
+		s, err := b.service(dir, kind.name, variant{"key", "mqtt", "1.2", 1}, false)
+		if err != nil {
+			return nil, err
+		}
+		s.table = kind.table
+		events, err := s.unchangedBoot(b.program)
+		s.server.Close()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, budget{kind.budget, "", float64(events), 0, strict})
 	}
-	defer s.server.Close()
-	events, err := s.unchangedBoot(b.program)
-	return []budget{{"writes to the state directory on a boot with an unchanged answer", "", float64(events), 0, strict}}, err
+	return all, nil
 }
 
 // resumes measures what a resumed session saves when a gateway connects again.

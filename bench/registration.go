@@ -67,6 +67,7 @@ type sample struct {
 // service is a simulator in this process for one variant.
 type service struct {
 	variant   variant
+	table     string // added to the configuration: [certificate], or ""
 	directory string // of configuration, credentials and state
 	server    *simulator.Server
 	version   string // of the program, which it sends to the service
@@ -140,8 +141,8 @@ ca_file = %q
 directory = %q
 [control]
 socket = %q
-`, s.server.IDScope(), registrationID, credential, s.variant.protocol, s.variant.protocol, port,
-		s.path("ca.pem"), s.path("state"), s.path("run/dpsd.sock"))
+%s`, s.server.IDScope(), registrationID, credential, s.variant.protocol, s.variant.protocol, port,
+		s.path("ca.pem"), s.path("state"), s.path("run/dpsd.sock"), s.table)
 }
 
 // anew gives the gateway new directories, as if it had never registered.
