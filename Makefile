@@ -57,7 +57,7 @@ operations:
 # These tests take too long with the race detector: those that call long(t), and package
 # fleet, which has one goroutine.
 LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestEachFaultIsReportedAndRecoveredFrom
-LONG := $(LONG)|TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
+LONG := $(LONG)|TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically|TestAnExpiredCertificateIsRestoredWhenTheServiceReturns|TestABootWithAValidCertificateRequestsNone|TestAGatewayIsAssignedAlthoughDPSFailsOnCertificateRequests|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
 LONG := $(LONG)|TestARenewalKilledAtEachStep|TestARenewalKilledAtEachCall|TestEachCallOfARenewalRefused|TestPowerCutAtEachCallOfARenewal
 # Twice as many packages in parallel as there are processors, because some tests mostly wait.
 test:

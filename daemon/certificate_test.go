@@ -163,6 +163,7 @@ func TestAGatewayReceivesItsCertificateWithItsAssignment(t *testing.T) {
 }
 
 func TestABootWithAValidCertificateRequestsNone(t *testing.T) {
+	long(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCertified(t)
 		c.run()
@@ -319,6 +320,7 @@ func TestAFailedRenewalIsRepeatedAtLeastAnHourLaterAndTheCertificateStays(t *tes
 }
 
 func TestAnExpiredCertificateIsRestoredWhenTheServiceReturns(t *testing.T) {
+	long(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCertified(t)
 		c.run()

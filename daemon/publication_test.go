@@ -193,6 +193,7 @@ func TestARenewalWhoseAnswerIsLostDoesNotRequestMoreThanOneCertificateAnHour(t *
 
 // DPS is available, but not its service that issues certificates.
 func TestAGatewayIsAssignedAlthoughDPSFailsOnCertificateRequests(t *testing.T) {
+	long(t)
 	for name, rule := range map[string]simulator.Rule{
 		"an internal error": {On: simulator.OnRegister, CSR: true, Status: 500},
 		"no answer":         {On: simulator.OnPoll, CSR: true, Silent: true},
