@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -655,6 +656,42 @@ func TestWithPoliciesThatTrustTheRecordREADYNeedsTheCertificateToo(t *testing.T)
 				if n, _ := c.notified("READY=1"); n != ready+1 {
 					t.Error("READY=1 was not sent")
 				}
+				c.stopped()
+			})
+		})
+	}
+}
+
+// What the advice of certificate-unreadable says works for each file that the fault can name.
+func TestAfterTheFileThatTheFaultNamesIsRemovedANewCertificateIsRequested(t *testing.T) {
+	for name, put := range map[string]string{
+		"the published key": "certificate/1/key.pem", "the published chain": "certificate/1/chain.pem",
+		"the directory of all certificates": "certificate",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCertified(t)
+				c.run()
+				c.until("certificate-issued", 1)
+				c.stop()
+				<-c.done
+				synctest.Wait()
+				path := filepath.Join(c.Store.Directory, put)
+				if err := errors.Join(os.RemoveAll(path), os.Symlink("/nowhere", path)); err != nil {
+					t.Fatal(err)
+				}
+				c.run()
+				c.until("fault", 1)
+				c.wantFaults(fault.CertificateUnreadable)
+				cause := fmt.Sprint(c.log.FilterMessage("fault").All()[0].ContextMap()["cause"])
+				if !strings.Contains(cause, path+":") {
+					t.Errorf("the cause is %q, and does not name %s", cause, path)
+				}
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				c.until("certificate-issued", 2)
+				c.wantPair()
 				c.stopped()
 			})
 		})

@@ -237,7 +237,7 @@ var catalogue = []Entry{
 		"See the cause. If it names a date, check this gateway's clock. Otherwise, check the credential policy of the enrollment, and whether something on the path is modifying the replies.", "", ""},
 	{CertificateUnreadable, Input,
 		"A file of the issued certificate exists but cannot be read. dpsd neither overwrites it nor requests another certificate.",
-		"Make the file named in the cause readable by the user dpsd. If the key is lost, remove the directory that contains the file; dpsd then requests a new certificate.", "", ""},
+		"Make the file named in the cause readable by the user dpsd. If the key is lost, remove what the cause names; dpsd then requests a new certificate.", "", ""},
 
 	{StateUnwritable, Storage,
 		"The state directory is not writable; dpsd keeps the assignment in memory and in the runtime directory.",
