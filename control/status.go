@@ -151,6 +151,15 @@ type Certificate struct {
 	NotAfter time.Time `json:"notAfter"` // the earliest expiry time of the certificate and its chain
 }
 
+// The states of an issued certificate.
+const (
+	CertificateValid      = "valid"
+	CertificateExpired    = "expired"
+	CertificateMissing    = "missing"    // there is none
+	CertificateUnreadable = "unreadable" // its files cannot be read
+	CertificateForeign    = "foreign"    // it is for a different registration ID, device ID or hub
+)
+
 // IssuedCertificate describes the certificate that DPS issues with the assignment.
 type IssuedCertificate struct {
 	// State is "valid", "expired", "missing" (there is none), "unreadable" (its files cannot be

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"crypto"
 	"errors"
 	"fmt"
@@ -25,25 +24,12 @@ import (
 // request, a registration contains a request only if a certificate is due. Nothing here makes
 // an assignment fail: a gateway is assigned even if it receives no certificate.
 
-// requestGap is the minimum time between two requests, unless the first one failed and the
-// certificate is not valid.
-const requestGap = time.Hour
-
 // lostLimit is how many registrations with a certificate request may fail, for a reason other
 // than the request, before dpsd tries one without.
 const lostLimit = 3
 
 // whyCertificate is the reason for a registration that is due only because of a certificate.
 const whyCertificate = "certificate"
-
-// The states of an issued certificate, as in control.IssuedCertificate.
-const (
-	certificateValid      = "valid"
-	certificateExpired    = "expired"
-	certificateMissing    = "missing"
-	certificateUnreadable = "unreadable"
-	certificateForeign    = "foreign"
-)
 
 // issuance is what the supervisor knows about the issued certificate.
 type issuance struct {
@@ -114,21 +100,21 @@ func (s *supervisor) certificateState(now time.Time) string {
 	rec, _ := s.store.Current()
 	switch {
 	case i.err != nil:
-		return certificateUnreadable
+		return control.CertificateUnreadable
 	case !i.found:
-		return certificateMissing
+		return control.CertificateMissing
 	case i.pair.RegistrationID != rec.RegistrationID || i.pair.DeviceID != rec.DeviceID || !store.SameHub(i.pair.AssignedHub, rec.AssignedHub):
-		return certificateForeign
+		return control.CertificateForeign
 	case !now.Round(0).Before(i.pair.NotAfter):
-		return certificateExpired
+		return control.CertificateExpired
 	}
-	return certificateValid
+	return control.CertificateValid
 }
 
 // certified reports whether the certificate is valid, or the settings do not require one.
 func (s *supervisor) certified(now time.Time) bool {
 	c := s.settings.Certificate
-	return c == nil || !c.Required || s.certificateState(now) == certificateValid
+	return c == nil || !c.Required || s.certificateState(now) == control.CertificateValid
 }
 
 // needCertificate returns why a certificate is due, or "" if none is due or configured.
@@ -168,13 +154,12 @@ func (s *supervisor) renewalDue(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// renewalGap is the least time between a failed renewal and the next one: requestGap, or less
-// if the certificate expires before.
+// renewalGap is the minimum delay after a failed renewal; 0 if there is no valid certificate.
 func (s *supervisor) renewalGap(now time.Time) time.Duration {
-	if s.certificateState(now) != certificateValid {
+	if s.certificateState(now) != control.CertificateValid {
 		return 0
 	}
-	return min(requestGap, s.issuance.pair.NotAfter.Sub(now.Round(0)))
+	return pace.Renewal(s.issuance.pair.NotAfter.Sub(now.Round(0)))
 }
 
 // issuing is what an attempt needs to request a certificate.
@@ -317,8 +302,7 @@ func (s *supervisor) requestLost(r registered, failed failure, now time.Time) {
 	if i.lost++; gap > 0 {
 		i.notBefore = now.Add(gap)
 	} else if i.lost >= lostLimit {
-		pause, _ := s.settings.Retry.After(fault.Fault{Class: fault.Enrollment}, false, &i.history, s.random)
-		i.notBefore = now.Add(max(pause, failed.Wait+time.Second))
+		i.notBefore = now.Add(s.settings.Retry.Unanswered(failed.Wait, &i.history, s.random))
 		s.progress.registration, s.progress.signer = nil, nil
 	}
 }
@@ -328,9 +312,10 @@ func (s *supervisor) requestLost(r registered, failed failure, now time.Time) {
 func (s *supervisor) certificateRefused(r registered, now time.Time) failure {
 	r.certificateErr = classify.At(fault.StageCertificate, &certificate.RefusedError{Err: r.err})
 	s.progress.registration, s.progress.signer = nil, nil
-	failed := s.certificateFailed(r, now)
+	failed := s.certificateFailure(r, now)
 	s.issuance.refusal = failed.Fault
-	failed.Wait = max(failed.Fault.RetryAfter, cmp.Or(s.settings.Retry.Initial, time.Second))
+	failed.Wait = s.settings.Retry.WithoutRequest(failed.Fault)
+	s.reportCertificate(failed, r.certificateErr, now)
 	s.schedule.set(now.Add(failed.Wait), "after "+string(failed.Fault.Code))
 	s.waiting(now, lastFault(failed.Fault))
 	return failed
@@ -342,7 +327,7 @@ func (s *supervisor) certificateIssued(now time.Time) {
 	i.issued++
 	i.requested, i.history, i.next, i.refusal, i.lost = false, pace.History{}, time.Time{}, fault.Fault{}, 0
 	// If each certificate is unusable for some reason, DPS must not issue one after another.
-	i.notBefore = now.Add(requestGap)
+	i.notBefore = now.Add(pace.RequestGap)
 	s.log(event.CertificateIssued, zap.Time("notBefore", i.pair.NotBefore), zap.Time("notAfter", i.pair.NotAfter),
 		zap.String("serial", i.pair.Serial), zap.String("issuer", i.pair.Issuer))
 }
@@ -378,10 +363,17 @@ func (s *supervisor) ends(f fault.Fault) error {
 	return nil
 }
 
-// certificateFailed counts and reports that a certificate was not received or not published.
+// certificateFailed reports that a certificate was not received or not published.
 func (s *supervisor) certificateFailed(r registered, now time.Time) failure {
+	failed := s.certificateFailure(r, now)
+	s.reportCertificate(failed, r.certificateErr, now)
+	return failed
+}
+
+// certificateFailure returns why a certificate was not received or not published, and
+// postpones the next request.
+func (s *supervisor) certificateFailure(r registered, now time.Time) failure {
 	i := &s.issuance
-	i.failed++
 	f := r.request.Circumstances(r.inspector, s.implausible(now)).Classify(r.certificateErr)
 	failed := failure{Fault: f, Advice: f.Advice(), Credential: r.credential}
 	failed.Wait, failed.Lane = s.settings.Retry.After(f, false, &i.history, s.random)
@@ -389,10 +381,15 @@ func (s *supervisor) certificateFailed(r registered, now time.Time) failure {
 		failed.Wait = max(failed.Wait, s.renewalGap(now))
 		i.notBefore = now.Add(failed.Wait)
 	}
-	s.suspectInputs(f, r.certificateErr, now)
+	return failed
+}
+
+// reportCertificate counts and reports a failure; err is the error that its fault names.
+func (s *supervisor) reportCertificate(failed failure, err error, now time.Time) {
+	s.issuance.failed++
+	s.suspectInputs(failed.Fault, err, now)
 	s.history.failed(failed, now)
 	s.logFailure(failed)
-	return failed
 }
 
 // renew schedules a registration with a certificate request that a client of the control
@@ -408,16 +405,16 @@ func (s *supervisor) missingCertificate(now time.Time) string {
 		return ""
 	}
 	switch s.certificateState(now) {
-	case certificateMissing:
+	case control.CertificateMissing:
 		if p := s.progress.issued; p != nil && p.pair.NotBefore.After(now) {
 			return "; the issued certificate is not valid before " + p.pair.NotBefore.UTC().Format("15:04:05 UTC")
 		}
 		return "; no certificate has been issued"
-	case certificateUnreadable:
+	case control.CertificateUnreadable:
 		return "; the issued certificate cannot be read"
-	case certificateForeign:
+	case control.CertificateForeign:
 		return "; the issued certificate is for a different identity"
-	case certificateExpired:
+	case control.CertificateExpired:
 		return "; the issued certificate has expired"
 	}
 	return ""
@@ -465,5 +462,5 @@ func (s *supervisor) issuedExpiry() (e *expiry, from time.Time) {
 	if s.settings.Certificate == nil {
 		return &i.expiry, time.Time{}
 	}
-	return &i.expiry, s.settings.Certificate.renewAt(i.pair).Add(requestGap)
+	return &i.expiry, s.settings.Certificate.renewAt(i.pair).Add(pace.RequestGap)
 }

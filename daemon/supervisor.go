@@ -359,7 +359,7 @@ func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.log(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	if s.schedule.lane == pace.LaneRefused {
 		s.issuance.next = time.Time{}
-		if s.certificateState(now) != certificateValid {
+		if s.certificateState(now) != control.CertificateValid {
 			s.issuance.notBefore = time.Time{} // the wrong time may have been the reason
 		}
 		s.request(now, "the clock was set")

@@ -148,6 +148,27 @@ func early(first, limit time.Duration, n *uint32) time.Duration {
 	return d
 }
 
+// RequestGap is the minimum time between two certificate requests, each of which makes the
+// service issue a certificate, unless the first one failed and no certificate is valid.
+const RequestGap = time.Hour
+
+// Renewal returns the minimum delay after a failed renewal of a certificate that remains valid
+// for the time left: RequestGap, or less if the certificate expires before.
+func Renewal(left time.Duration) time.Duration { return min(RequestGap, max(0, left)) }
+
+// WithoutRequest returns the delay of a registration without a certificate request after the
+// service has refused one with it: the shortest one, or the service's Retry-After.
+func (r Retry) WithoutRequest(f fault.Fault) time.Duration {
+	return max(r.withDefaults().Initial, f.RetryAfter)
+}
+
+// Unanswered returns the delay of the next certificate request after the service has answered
+// none of several: that of a refusal. The registration before it, which contains no request,
+// is due after the given time.
+func (r Retry) Unanswered(registration time.Duration, h *History, random *rand.Rand) time.Duration {
+	return max(r.withDefaults().refused(h, random), registration+time.Second)
+}
+
 // Boot returns the delay before the first contact, up to [provisioning] boot_delay_max.
 func Boot(limit time.Duration, random *rand.Rand) time.Duration { return upTo(limit, random) }
 

@@ -10,6 +10,46 @@ import (
 
 func seeded(n uint64) *rand.Rand { return rand.New(rand.NewPCG(n, n)) }
 
+func TestAFailedRenewalIsRepeatedAfterAnHourOrWhenTheCertificateExpires(t *testing.T) {
+	for _, tt := range []struct{ left, want time.Duration }{
+		{24 * time.Hour, time.Hour}, {time.Hour, time.Hour}, {59 * time.Minute, 59 * time.Minute}, {0, 0}, {-time.Minute, 0},
+	} {
+		if got := Renewal(tt.left); got != tt.want {
+			t.Errorf("with %s left, the delay is %s, want %s", tt.left, got, tt.want)
+		}
+	}
+}
+
+func TestARegistrationWithoutARefusedRequestFollowsSoonButNotBeforeRetryAfter(t *testing.T) {
+	for _, tt := range []struct {
+		retry Retry
+		after time.Duration
+		want  time.Duration
+	}{
+		{Retry{}, 0, time.Second}, {Retry{Initial: 3 * time.Second}, 0, 3 * time.Second},
+		{Retry{}, time.Minute, time.Minute}, {Retry{Initial: 2 * time.Minute}, time.Minute, 2 * time.Minute},
+	} {
+		if got := tt.retry.WithoutRequest(fault.Fault{RetryAfter: tt.after}); got != tt.want {
+			t.Errorf("%+v after Retry-After %s: %s, want %s", tt.retry, tt.after, got, tt.want)
+		}
+	}
+}
+
+func TestAnUnansweredRequestWaitsLikeARefusalAndLongerThanTheRegistration(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	var h History
+	first := Retry{RefusedInitial: 40 * time.Second}.Unanswered(time.Second, &h, random)
+	if first < 30*time.Second || first > 50*time.Second {
+		t.Errorf("the first delay is %s, want 40 s ± 25 %%", first)
+	}
+	if second := (Retry{RefusedInitial: 40 * time.Second}).Unanswered(time.Second, &h, random); second < 60*time.Second || second > 100*time.Second {
+		t.Errorf("the second delay is %s, want 80 s ± 25 %%", second)
+	}
+	if got := (Retry{}).Unanswered(time.Hour, &History{}, random); got != time.Hour+time.Second {
+		t.Errorf("with the registration in an hour: %s", got)
+	}
+}
+
 func TestDelays(t *testing.T) {
 	after := func(c fault.Class, stage fault.Stage, retryAfter time.Duration) fault.Fault {
 		return fault.Fault{Code: "x", Class: c, Stage: stage, RetryAfter: retryAfter}

@@ -215,8 +215,8 @@ const (
 	// from what dpsd wrote. The pair is not used; SavePair removes it.
 	PairDamaged NoticeKind = "not as dpsd wrote it; this certificate or key is not used"
 	// PairReplaced: certificate/current points to an earlier pair, because the latest is
-	// damaged.
-	PairReplaced NoticeKind = "points to an earlier certificate, because the latest one is damaged"
+	// damaged or missing.
+	PairReplaced NoticeKind = "points to an earlier certificate, because the latest one is damaged or missing"
 	// PairCompleted: the publication of a pair had been interrupted.
 	PairCompleted NoticeKind = "points to the latest certificate, whose publication was interrupted"
 	// PairRestored: certificate/current had been removed or changed.

@@ -34,8 +34,8 @@ type Certificate struct {
 // certificate/current may not belong together, because a renewal may replace the link in
 // between.
 //
-// A pair is removed after it has expired: if the error is fs.ErrNotExist, read the record
-// again.
+// dpsd may have removed the pair since the record was read: if the error is fs.ErrNotExist,
+// read the record again.
 func (c Certificate) Read() (chain, key []byte, err error) {
 	directory, err := openRoot(filepath.Dir(c.CertificateFile))
 	if err != nil {
@@ -218,7 +218,7 @@ func (s *Store) savePendingKey(key PendingKey) error {
 
 // SavePair adds the chain to the pending key and publishes both as certificate/N and
 // certificate/current. The following Save publishes the record with them. It removes
-// earlier pairs that are damaged or have expired by now. If it fails, it can be repeated with
+// earlier pairs that are damaged or have expired by now, and keeps three others. If it fails, it can be repeated with
 // the same chain, unless the error wraps ErrKeyLost. The error is a *WriteError.
 func (s *Store) SavePair(pair Pair, chain []byte, now time.Time) error {
 	s.mu.Lock()

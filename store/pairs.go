@@ -127,9 +127,9 @@ func (s *Store) sweepPending() {
 // programs that have just resolved the link may still read the others.
 const maxEarlier = 3
 
-// tidy removes pairs that have expired by now, all but the latest maxEarlier earlier ones and,
-// if damaged is set, damaged ones. It keeps those that are published or cannot be read. A failure is not reported, since it does no
-// harm.
+// tidy removes pairs that have expired by now, earlier pairs except the latest maxEarlier and,
+// if damaged is set, damaged ones. It keeps those that are published or cannot be read. A
+// failure is not reported, since it does no harm.
 func (s *Store) tidy(c *certificates, now time.Time, damaged bool) {
 	if s.published && !s.durable || s.unread || s.newer != nil || !s.pair.found {
 		return // an earlier record on the disk may name an earlier pair
@@ -140,7 +140,7 @@ func (s *Store) tidy(c *certificates, now time.Time, damaged bool) {
 	}
 	numbers, _ := c.numbers()
 	removed := false
-	earlier := 0                // pairs
+	earlier := 0
 	for _, n := range numbers { // the latest first
 		if n >= s.pair.Number || n == named {
 			continue
@@ -157,7 +157,7 @@ func (s *Store) tidy(c *certificates, now time.Time, damaged bool) {
 	}
 }
 
-// tidyExpired removes the pairs that have expired by now.
+// tidyExpired is tidy for a store that has written nothing. It keeps damaged pairs.
 func (s *Store) tidyExpired(now time.Time) {
 	if !s.pair.found || s.claim() != nil {
 		return

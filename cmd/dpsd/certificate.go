@@ -97,15 +97,8 @@ func (m margin) reached(left, life time.Duration) bool {
 	return m.text != "" && left <= max(m.span, time.Duration(m.percent/100*float64(life)))
 }
 
-// The states of a certificate: those of control.IssuedCertificate, and not-yet-valid.
-const (
-	certificateValid       = "valid"
-	certificateExpired     = "expired"
-	certificateMissing     = "missing"
-	certificateUnreadable  = "unreadable"
-	certificateForeign     = "foreign"
-	certificateNotYetValid = "not-yet-valid"
-)
+// certificateNotYetValid is a state besides those of control.IssuedCertificate.
+const certificateNotYetValid = "not-yet-valid"
 
 // certificateReport is the output of certificate status --json. docs/certificate.schema.json
 // describes it.
@@ -151,7 +144,7 @@ func certificateStatus(places installation, asJSON bool, soon margin) error {
 // reportOn returns the report on the certificate of a status. published is the certificate of
 // the record, which names the files; nil for none.
 func reportOn(s control.Status, running bool, published *store.Certificate, soon margin) certificateReport {
-	r := certificateReport{Running: running, Now: s.Now, IssuedCertificate: control.IssuedCertificate{State: certificateMissing}, soon: soon}
+	r := certificateReport{Running: running, Now: s.Now, IssuedCertificate: control.IssuedCertificate{State: control.CertificateMissing}, soon: soon}
 	if s.IssuedCertificate != nil {
 		r.IssuedCertificate = *s.IssuedCertificate
 	}
@@ -165,9 +158,9 @@ func reportOn(s control.Status, running bool, published *store.Certificate, soon
 	seconds, percent := int64(r.left/time.Second), int64(100*r.left.Seconds()/max(1, r.life.Seconds()))
 	r.RemainingSeconds, r.RemainingPercent = &seconds, &percent
 	switch {
-	case r.State != certificateValid:
+	case r.State != control.CertificateValid:
 	case r.left == 0:
-		r.State = certificateExpired // since the daemon has posted its status
+		r.State = control.CertificateExpired // since the daemon has posted its status
 	case r.Now.Before(*r.NotBefore):
 		r.State = certificateNotYetValid
 	}
@@ -178,9 +171,9 @@ func reportOn(s control.Status, running bool, published *store.Certificate, soon
 // code returns the exit code.
 func (r certificateReport) code() int {
 	switch {
-	case r.State == certificateMissing:
+	case r.State == control.CertificateMissing:
 		return exitNone
-	case r.State != certificateValid || r.ExpiresSoon:
+	case r.State != control.CertificateValid || r.ExpiresSoon:
 		return exitFailed
 	}
 	return exitOK
@@ -198,26 +191,24 @@ func (r certificateReport) show(out *terminal, asJSON bool) error {
 // print prints the report for people.
 func (r certificateReport) print(out *terminal) error {
 	var b strings.Builder
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%s%s%s\n", out.paint(bold, name), strings.Repeat(" ", max(1, 14-len(name))), fmt.Sprintf(format, args...))
-	}
+	line := out.rows(&b)
 	at := func(t *time.Time) string { return t.UTC().Format(time.RFC3339) }
 	paint, head := red, map[string]string{
-		certificateMissing:    "there is no issued certificate",
-		certificateUnreadable: "the files of the issued certificate cannot be read",
-		certificateForeign:    "the issued certificate is for a different registration ID, device ID or hub",
+		control.CertificateMissing:    "there is no issued certificate",
+		control.CertificateUnreadable: "the files of the issued certificate cannot be read",
+		control.CertificateForeign:    "the issued certificate is for a different registration ID, device ID or hub",
 	}[r.State]
 	switch {
 	case head != "":
 	case r.NotAfter == nil || r.NotBefore == nil:
 		head = r.State
-	case r.State == certificateExpired:
+	case r.State == control.CertificateExpired:
 		head = fmt.Sprintf("expired at %s, %s ago", at(r.NotAfter), span(r.Now.Sub(*r.NotAfter)))
 	case r.State == certificateNotYetValid:
 		paint, head = yellow, fmt.Sprintf("not valid before %s, in %s", at(r.NotBefore), span(r.NotBefore.Sub(r.Now)))
 	case r.ExpiresSoon:
 		paint, head = yellow, fmt.Sprintf("expires at %s, in %s, which is within %s", at(r.NotAfter), span(r.left), r.soon.text)
-	case r.State == certificateValid:
+	case r.State == control.CertificateValid:
 		paint, head = green, fmt.Sprintf("valid until %s, for %s", at(r.NotAfter), span(r.left))
 	}
 	fmt.Fprintln(&b, out.paint(paint, head))
@@ -269,20 +260,20 @@ func summary(c control.IssuedCertificate, running bool, now time.Time) (text str
 	r := reportOn(control.Status{Now: now, IssuedCertificate: &c}, running, nil, margin{})
 	at := func(t *time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch {
-	case r.State == certificateMissing:
+	case r.State == control.CertificateMissing:
 		text, paint = "missing", yellow
 		if r.Request == "required" {
 			paint = red
 		}
-	case r.State == certificateExpired && r.NotAfter != nil:
+	case r.State == control.CertificateExpired && r.NotAfter != nil:
 		text, paint = "expired at "+at(r.NotAfter), red
 	case r.State == certificateNotYetValid:
 		text, paint = "not valid before "+at(r.NotBefore), yellow
-	case r.State == certificateValid && r.NotAfter != nil:
+	case r.State == control.CertificateValid && r.NotAfter != nil:
 		text = "valid until " + at(r.NotAfter)
-	case r.State == certificateForeign:
+	case r.State == control.CertificateForeign:
 		text, paint = "for a different registration ID, device ID or hub", yellow
-	case r.State == certificateUnreadable:
+	case r.State == control.CertificateUnreadable:
 		text, paint = "its files cannot be read", red
 	default:
 		text, paint = cmp.Or(r.State, "unknown"), yellow
@@ -293,7 +284,7 @@ func summary(c control.IssuedCertificate, running bool, now time.Time) (text str
 		text += "; not renewed, because dpsd.toml has no table [certificate]"
 	default:
 		what := "; renewal "
-		if r.State == certificateMissing {
+		if r.State == control.CertificateMissing {
 			what = "; request "
 		}
 		for _, next := range r.renewal() {

@@ -120,7 +120,7 @@ func (i installation) onFile() (control.Status, error) {
 // see them, the files. It returns nil if none is configured and none is published.
 func (i installation) issued(rec store.Record, now time.Time) *control.IssuedCertificate {
 	c := rec.Certificate
-	missing := &control.IssuedCertificate{State: certificateMissing, Request: i.request}
+	missing := &control.IssuedCertificate{State: control.CertificateMissing, Request: i.request}
 	switch {
 	case c == nil && i.request == "":
 		return nil
@@ -128,10 +128,10 @@ func (i installation) issued(rec store.Record, now time.Time) *control.IssuedCer
 		return missing
 	}
 	found := &control.IssuedCertificate{
-		State: certificateValid, Request: i.request, NotBefore: &c.NotBefore, NotAfter: &c.NotAfter, Serial: c.Serial, SHA256: c.SHA256, Issuer: c.Issuer,
+		State: control.CertificateValid, Request: i.request, NotBefore: &c.NotBefore, NotAfter: &c.NotAfter, Serial: c.Serial, SHA256: c.SHA256, Issuer: c.Issuer,
 	}
 	if !now.Before(c.NotAfter) {
-		found.State = certificateExpired
+		found.State = control.CertificateExpired
 	}
 	for _, file := range []string{c.CertificateFile, c.PrivateKeyFile} {
 		// The user of the service can write the record, so a path elsewhere is ignored.
@@ -144,7 +144,7 @@ func (i installation) issued(rec store.Record, now time.Time) *control.IssuedCer
 			return missing
 		case errors.Is(err, fs.ErrPermission): // only the members of the group may see it
 		case err != nil || !info.Mode().IsRegular():
-			found.State = certificateUnreadable
+			found.State = control.CertificateUnreadable
 		}
 	}
 	return found

@@ -93,9 +93,7 @@ func (r statusReport) show(out *terminal, asJSON bool) error {
 // print prints the report for people.
 func (r statusReport) print(out *terminal) error {
 	var b strings.Builder
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%s%s%s\n", out.paint(bold, name), strings.Repeat(" ", max(1, 14-len(name))), fmt.Sprintf(format, args...))
-	}
+	line := out.rows(&b)
 	words := map[control.Health]struct {
 		colour colour
 		text   string

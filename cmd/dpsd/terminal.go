@@ -57,6 +57,13 @@ func (t *terminal) paint(c colour, text string) string {
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
+// rows returns a function that writes a row with a name in a column of its own.
+func (t *terminal) rows(to io.Writer) func(name, format string, args ...any) {
+	return func(name, format string, args ...any) {
+		fmt.Fprintf(to, "%s%s%s\n", t.paint(bold, name), strings.Repeat(" ", max(1, 14-len(name))), fmt.Sprintf(format, args...))
+	}
+}
+
 // progress shows what the command is waiting for, on one line of the terminal that the next
 // call replaces. "" removes the line. It writes nothing to a file or a pipe.
 func (t *terminal) progress(text string) {

@@ -87,7 +87,7 @@ func wait(places installation, what string, generation uint64, timeout time.Dura
 		last = s
 		switch {
 		case what == forIssued:
-			return reportOn(s, true, nil, margin{}).State == certificateValid
+			return reportOn(s, true, nil, margin{}).State == control.CertificateValid
 		case s.Identity == nil:
 			return false
 		case what == forConfirmed:
