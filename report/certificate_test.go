@@ -1,9 +1,7 @@
 package report
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -15,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,31 +40,7 @@ func archive(t *testing.T, state, said string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	packed, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := map[string]string{}
-	for members := tar.NewReader(packed); ; {
-		header, err := members.Next()
-		if errors.Is(err, io.EOF) {
-			return parts
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(members)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, name, _ := strings.Cut(header.Name, "/")
-		parts[name] = string(text)
-	}
+	return parts(t, path)
 }
 
 // forms returns the texts that show a key: its PEM text and each of its lines, and its DER and

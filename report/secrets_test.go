@@ -47,27 +47,33 @@ func written(t *testing.T, text string) map[string]string {
 	if failed != nil {
 		t.Fatal(failed)
 	}
-	f, failed := os.Open(archive)
-	if failed != nil {
-		t.Fatal(failed)
+	return parts(t, archive)
+}
+
+// parts returns the files of a report, by their name below its directory.
+func parts(t *testing.T, archive string) map[string]string {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer f.Close()
-	packed, failed := gzip.NewReader(f)
-	if failed != nil {
-		t.Fatal(failed)
+	packed, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
 	}
 	parts := map[string]string{}
 	for members := tar.NewReader(packed); ; {
-		header, failed := members.Next()
-		if errors.Is(failed, io.EOF) {
+		header, err := members.Next()
+		if errors.Is(err, io.EOF) {
 			return parts
 		}
-		if failed != nil {
-			t.Fatal(failed)
+		if err != nil {
+			t.Fatal(err)
 		}
-		text, failed := io.ReadAll(members)
-		if failed != nil {
-			t.Fatal(failed)
+		text, err := io.ReadAll(members)
+		if err != nil {
+			t.Fatal(err)
 		}
 		_, name, _ := strings.Cut(header.Name, "/")
 		parts[name] = string(text)

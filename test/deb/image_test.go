@@ -41,12 +41,13 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// TestAnImageUpgradeGivesTheKeysToTheirOwnGroup tests keys that were put into an image with a
-// package whose keys belonged to the group dpsd.
-func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
+// inImages runs a test in images of each release and way in which the package from an earlier
+// time is installed, and which have the current package as /dpsd.deb.
+func inImages(t *testing.T, repacked func(t testing.TB, deb string) string, test func(t *testing.T, m *image, way string)) {
+	t.Helper()
 	deb := artefact(t, "dpsd", native(t), ".deb")
 	need(t, true, "dpkg-deb", "chroot")
-	before := repack.BeforeKeysGroup(t, deb)
+	before := repacked(t, deb)
 	for _, release := range []string{"bookworm", "trixie"} {
 		for _, way := range []string{"chroot", "DPKG_ROOT"} {
 			t.Run(release+"/"+way, func(t *testing.T) {
@@ -56,82 +57,77 @@ func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
 					run(t, "cp", from, m.root+name)
 				}
 				m.dpkg("--install", "/before.deb")
-				service := m.group("dpsd")
-				groups := map[string]int{"device.key": service, "other.key": 4711}
-				for name, group := range groups {
-					file := filepath.Join(m.root, "etc/dpsd/keys", name)
-					if err := errors.Join(os.WriteFile(file, []byte("a key\n"), 0o640), os.Chown(file, 0, group)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				m.dpkg("--install", "/dpsd.deb")
-				groups["device.key"] = m.group("dpsd-keys")
-				for name, want := range groups {
-					info, err := os.Stat(filepath.Join(m.root, "etc/dpsd/keys", name))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if got := int(info.Sys().(*syscall.Stat_t).Gid); got != want || info.Mode().Perm() != 0o640 {
-						t.Errorf("%s is of group %d with mode %v, want group %d", name, got, info.Mode(), want)
-					}
-				}
-				m.dpkg("--purge", "dpsd")
-				text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
-				if err != nil || regexp.MustCompile("(?m)^dpsd").Match(text) {
-					t.Errorf("purging leaves a group: %v\n%s", err, text)
-				}
+				test(t, m, way)
 			})
 		}
 	}
 }
 
+// TestAnImageUpgradeGivesTheKeysToTheirOwnGroup tests keys that were put into an image with a
+// package whose keys belonged to the group dpsd.
+func TestAnImageUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
+	inImages(t, repack.BeforeKeysGroup, func(t *testing.T, m *image, way string) {
+		service := m.group("dpsd")
+		groups := map[string]int{"device.key": service, "other.key": 4711}
+		for name, group := range groups {
+			file := filepath.Join(m.root, "etc/dpsd/keys", name)
+			if err := errors.Join(os.WriteFile(file, []byte("a key\n"), 0o640), os.Chown(file, 0, group)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.dpkg("--install", "/dpsd.deb")
+		groups["device.key"] = m.group("dpsd-keys")
+		for name, want := range groups {
+			info, err := os.Stat(filepath.Join(m.root, "etc/dpsd/keys", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := int(info.Sys().(*syscall.Stat_t).Gid); got != want || info.Mode().Perm() != 0o640 {
+				t.Errorf("%s is of group %d with mode %v, want group %d", name, got, info.Mode(), want)
+			}
+		}
+		m.dpkg("--purge", "dpsd")
+		text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
+		if err != nil || regexp.MustCompile("(?m)^dpsd").Match(text) {
+			t.Errorf("purging leaves a group: %v\n%s", err, text)
+		}
+	})
+}
+
 // TestAnImageUpgradeCreatesTheGroupOfIssuedCertificates tests an image with a package that
 // requested no certificates.
 func TestAnImageUpgradeCreatesTheGroupOfIssuedCertificates(t *testing.T) {
-	deb := artefact(t, "dpsd", native(t), ".deb")
-	need(t, true, "dpkg-deb", "chroot")
-	before := repack.BeforeCertificateGroup(t, deb)
-	for _, release := range []string{"bookworm", "trixie"} {
-		for _, way := range []string{"chroot", "DPKG_ROOT"} {
-			t.Run(release+"/"+way, func(t *testing.T) {
-				t.Parallel()
-				m := newImage(t, suite(t, release), way)
-				for name, from := range map[string]string{"/before.deb": before, "/dpsd.deb": deb} {
-					run(t, "cp", from, m.root+name)
-				}
-				m.dpkg("--install", "/before.deb")
-				text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
-				if err != nil || strings.Contains(string(text), "dpsd-certificate") {
-					t.Fatalf("the package from before is another: %v\n%s", err, text)
-				}
-				m.dpkg("--install", "/dpsd.deb")
-				want := m.group("dpsd-certificate")
-				info, err := os.Stat(filepath.Join(m.root, "var/lib/dpsd/certificate"))
-				switch {
-				case way == "chroot" && errors.Is(err, fs.ErrNotExist): // systemd-tmpfiles creates it at the first boot
-				case err != nil:
-					t.Error(err)
-				case int(info.Sys().(*syscall.Stat_t).Gid) != want || info.Mode() != fs.ModeDir|fs.ModeSetgid|0o750:
-					t.Errorf("certificate is of group %d with mode %v, want group %d", info.Sys().(*syscall.Stat_t).Gid, info.Mode(), want)
-				}
-
-				// An administrator's program reads the certificate: a purge keeps its group.
-				group := filepath.Join(m.root, "etc/group")
-				text, err = os.ReadFile(group)
-				if err != nil {
-					t.Fatal(err)
-				}
-				member := regexp.MustCompile("(?m)^dpsd-certificate:.*:$").ReplaceAll(text, []byte("${0}games"))
-				if err := os.WriteFile(group, member, 0o644); err != nil {
-					t.Fatal(err)
-				}
-				m.dpkg("--purge", "dpsd")
-				if text, err = os.ReadFile(group); err != nil || !regexp.MustCompile("(?m)^dpsd-certificate:.*:games$").Match(text) || regexp.MustCompile("(?m)^dpsd(-keys)?:").Match(text) {
-					t.Errorf("after the purge: %v\n%s", err, text)
-				}
-			})
+	inImages(t, repack.BeforeCertificateGroup, func(t *testing.T, m *image, way string) {
+		text, err := os.ReadFile(filepath.Join(m.root, "etc/group"))
+		if err != nil || strings.Contains(string(text), "dpsd-certificate") {
+			t.Fatalf("the package from before is another: %v\n%s", err, text)
 		}
-	}
+		m.dpkg("--install", "/dpsd.deb")
+		want := m.group("dpsd-certificate")
+		info, err := os.Stat(filepath.Join(m.root, "var/lib/dpsd/certificate"))
+		switch {
+		case way == "chroot" && errors.Is(err, fs.ErrNotExist): // systemd-tmpfiles creates it at the first boot
+		case err != nil:
+			t.Error(err)
+		case int(info.Sys().(*syscall.Stat_t).Gid) != want || info.Mode() != fs.ModeDir|fs.ModeSetgid|0o750:
+			t.Errorf("certificate is of group %d with mode %v, want group %d", info.Sys().(*syscall.Stat_t).Gid, info.Mode(), want)
+		}
+
+		// An administrator's program reads the certificate: a purge keeps its group.
+		group := filepath.Join(m.root, "etc/group")
+		text, err = os.ReadFile(group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		member := regexp.MustCompile("(?m)^dpsd-certificate:.*:$").ReplaceAll(text, []byte("${0}games"))
+		if err := os.WriteFile(group, member, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		m.dpkg("--purge", "dpsd")
+		if text, err = os.ReadFile(group); err != nil || !regexp.MustCompile("(?m)^dpsd-certificate:.*:games$").Match(text) || regexp.MustCompile("(?m)^dpsd(-keys)?:").Match(text) {
+			t.Errorf("after the purge: %v\n%s", err, text)
+		}
+	})
 }
 
 // group returns the ID of a group in the image.

@@ -68,24 +68,31 @@ func TestTheGroupsOfRegistrationsAndKeysAreApart(t *testing.T) {
 // owners lists the files whose groups an upgrade keeps or changes.
 const owners = "cd /etc; stat -c '%a %U:%G %n' dpsd/keys dpsd/keys/* dpsd/keys/site/* dpsd/elsewhere.key site.key"
 
+// installBefore installs the package from the time before a group, and returns its path.
+func (g *gateway) installBefore(repacked func(t testing.TB, deb string) string, group string) string {
+	g.t.Helper()
+	packages, err := filepath.Glob(built + "/current/dpsd_*.deb")
+	if err != nil || len(packages) != 1 {
+		g.t.Fatal(packages, err)
+	}
+	text, err := os.ReadFile(repacked(g.t, packages[0]))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	const before = "/root/before.deb"
+	g.write(before, string(text), 0o644)
+	g.run(apt + before)
+	if groups := g.run("getent group " + group + " || true"); groups != "" {
+		g.t.Fatalf("the package from before has %s", groups)
+	}
+	return before
+}
+
 func TestAnUpgradeGivesTheKeysToTheirOwnGroup(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := booted(t, s)
 		accounts := g.run("getent passwd | cut -d: -f1 | sort; getent group | sort")
-		packages, err := filepath.Glob(built + "/current/dpsd_*.deb")
-		if err != nil || len(packages) != 1 {
-			t.Fatal(packages, err)
-		}
-		text, err := os.ReadFile(repack.BeforeKeysGroup(t, packages[0]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.write("/root/before.deb", string(text), 0o644)
-		const before = "/root/before.deb"
-		g.run(apt + before)
-		if groups := g.run("getent group dpsd-keys || true"); groups != "" {
-			t.Fatalf("the package from before has %s", groups)
-		}
+		before := g.installBefore(repack.BeforeKeysGroup, "dpsd-keys")
 
 		dps := g.service(prompt)
 		g.configureFile(dps, "dpsd")

@@ -2,7 +2,6 @@ package system
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -312,20 +311,7 @@ func TestAnUpgradeCreatesTheGroupAndTheDirectoryOfTheCertificates(t *testing.T) 
 	inBoth(t, func(t *testing.T, s suite) {
 		g := booted(t, s)
 		accounts := g.run("getent passwd | cut -d: -f1 | sort; getent group | sort")
-		packages, err := filepath.Glob(built + "/current/dpsd_*.deb")
-		if err != nil || len(packages) != 1 {
-			t.Fatal(packages, err)
-		}
-		text, err := os.ReadFile(repack.BeforeCertificateGroup(t, packages[0]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.write("/root/before.deb", string(text), 0o644)
-		const before = "/root/before.deb"
-		g.run(apt + before)
-		if groups := g.run("getent group dpsd-certificate || true"); groups != "" {
-			t.Fatalf("the package from before has %s", groups)
-		}
+		before := g.installBefore(repack.BeforeCertificateGroup, "dpsd-certificate")
 		dps := provisioned(g, "")
 		g.run("test ! -e /var/lib/dpsd/certificate")
 		g.run("cp /usr/share/doc/dpsd/examples/consumer* /etc/systemd/system/; systemctl daemon-reload; systemctl -q enable --now consumer.service consumer-restart.path")
