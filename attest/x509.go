@@ -51,7 +51,7 @@ func (X509) Type() Type {
 // valid at now. It checks the validity last and returns the proof together with a
 // *CertificateError.
 func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
-	chain, err := x.chain(secrets)
+	chain, err := x.Chain(secrets)
 	if err != nil {
 		return Proof{}, err
 	}
@@ -101,15 +101,15 @@ func (x X509) String() string { return x.Type().Name + " " + x.Certificate.Strin
 // CommonName returns the common name of the leaf certificate unchanged; it may be empty.
 // It does not need the private key.
 func (x X509) CommonName(secrets Secrets) (string, error) {
-	chain, err := x.chain(secrets)
+	chain, err := x.Chain(secrets)
 	if err != nil {
 		return "", err
 	}
 	return chain[0].Subject.CommonName, nil
 }
 
-// chain reads the certificates. It returns at least one.
-func (x X509) chain(secrets Secrets) (chain []*x509.Certificate, err error) {
+// Chain returns the certificates, at least one, without the private key.
+func (x X509) Chain(secrets Secrets) (chain []*x509.Certificate, err error) {
 	err = secrets.use(x.Certificate, certificates, func(text []byte) (err error) {
 		chain, err = pemfile.Certificates(text)
 		return err

@@ -1,0 +1,303 @@
+package setup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/input"
+)
+
+// Names of the files in the directory of the keys.
+const (
+	keyName         = "device.key"
+	certificateName = "device.pem"
+	privateKeyName  = "device-key.pem"
+)
+
+// File is a file to write.
+type File struct {
+	Path string
+	Text []byte
+	Mode fs.FileMode
+	// Group is the ID of the group, or -1 for that of this process.
+	Group int
+	// Secret means that the text must not be shown.
+	Secret bool
+}
+
+// Place is where the files belong, and who may read them.
+type Place struct {
+	// File is the path of dpsd.toml, and Keys the directory of the credential.
+	File, Keys string
+	// KeyGroup is the ID of the group that may read the credential, or -1 if only the owner
+	// may.
+	KeyGroup int
+	// Extra are settings without which dpsd would not work here.
+	Extra Extra
+	// Note is a sentence about what differs from an installed package, or "".
+	Note string
+}
+
+// Machine describes the user and the machine for PlaceFor.
+type Machine struct {
+	UID int
+	// Group returns the ID of a group.
+	Group func(name string) (int, error)
+	// Writable reports whether this user may write to a directory, or may create it.
+	Writable func(directory string) bool
+}
+
+// keysGroup is the group that may read the keys of this gateway. The package creates it.
+const keysGroup = "dpsd-keys"
+
+// PlaceFor returns the place for a configuration. As root with the package, the service can read
+// the key through its group. Otherwise, only this user can. If this user may not write to the
+// usual state directory, dpsd needs another one.
+func PlaceFor(file string, m Machine) *Place {
+	p := &Place{File: file, Keys: filepath.Join(filepath.Dir(file), "keys"), KeyGroup: -1}
+	if m.UID == 0 {
+		group, err := m.Group(keysGroup)
+		if err == nil {
+			p.KeyGroup = group
+			return p
+		}
+		p.Note = "The group " + keysGroup + " does not exist, so only root can read the key, and dpsd has to run as root."
+		return p
+	}
+	p.Note = fmt.Sprintf("You are not root, so only the user %d can read the key, and dpsd has to run as this user.", m.UID)
+	if usual := config.Default().State.Directory; !m.Writable(usual) {
+		own := filepath.Join(filepath.Dir(file), "state")
+		p.Extra = Extra{
+			{Table: "state", Key: "directory", Value: own},
+			{Table: "control", Key: "socket", Value: filepath.Join(filepath.Dir(file), "run", "dpsd.sock")},
+		}
+		p.Note += fmt.Sprintf(" This user cannot write to %s, so dpsd stores its state in %s.", usual, own)
+	}
+	return p
+}
+
+// Files returns the files for the answers: those of the credential, then dpsd.toml. The error
+// is a config.Errors.
+func (p *Place) Files(a Answers, previous *Previous, extra Extra) (files []File, err error) {
+	credential := ""
+	add := func(key, name string, text []byte) {
+		f := File{Path: filepath.Join(p.Keys, name), Text: text, Mode: 0o600, Group: p.KeyGroup, Secret: name != certificateName}
+		if p.KeyGroup >= 0 {
+			f.Mode = 0o640
+		}
+		files = append(files, f)
+		credential += config.Setting{Key: key, Value: attest.Reference{File: f.Path}.String()}.TOML() + "\n"
+	}
+	begin := func(t attest.Type) {
+		credential = "\n[[credential]]\n" + config.Setting{Key: "type", Value: t.Name}.TOML() + "\n"
+	}
+	switch c := a.Credential; {
+	case c == nil:
+	case c.Certificates != nil:
+		begin(attest.X509{}.Type())
+		add("certificate", certificateName, c.Certificates)
+		add("private_key", privateKeyName, c.PrivateKey)
+	default:
+		begin(attest.SymmetricKey{}.Type())
+		key := c.Key
+		if c.GroupKey != nil {
+			key = attest.DeriveKey(c.GroupKey, a.RegistrationID)
+		}
+		add("key", keyName, Encode(key))
+	}
+	text := previous.text(a, credential, extra, p.Extra)
+	if _, err := config.Parse(p.File, strings.NewReader(text)); err != nil {
+		return nil, err
+	}
+	return append(files, File{Path: p.File, Text: []byte(text), Mode: 0o644, Group: -1}), nil
+}
+
+// Previous reads the configuration that exists. It returns nil without an error if there is
+// none, and nil with an error if it cannot be used.
+func (p *Place) Previous() (*Previous, error) {
+	f, err := input.Open(p.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := config.Read(p.File, f)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrevious(p.File, text)
+}
+
+// ExistsError means that a file exists and must not be replaced.
+type ExistsError struct{ Path string }
+
+// Error names the file.
+func (e *ExistsError) Error() string { return e.Path + " exists" }
+
+// saved is the suffix of the copy of a replaced file.
+const saved = ".orig"
+
+// pending is a file that is complete on disk under a temporary name.
+type pending struct {
+	File
+	temporary string
+	replaces  bool
+}
+
+// Write writes the files, in this order. It first writes all of them under temporary names, so
+// that a full disk or the end of ctx leaves everything unchanged. A file that exists is an
+// *ExistsError, or with replace, stays as FILE.orig. It returns the names of these copies.
+func Write(ctx context.Context, files []File, replace bool) (copies []string, err error) {
+	var all []pending
+	defer func() {
+		for _, p := range all {
+			_ = os.Remove(p.temporary) // fails after the rename
+		}
+	}()
+	for _, f := range files {
+		if err := directory(filepath.Dir(f.Path), f); err != nil {
+			return nil, err
+		}
+		p, err := prepare(f, replace)
+		if p.temporary != "" {
+			all = append(all, p)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot write %s: %w", f.Path, input.Cause(err))
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	for _, p := range all {
+		if p.replaces {
+			copied, err := keep(p)
+			if err != nil {
+				return nil, err
+			}
+			if copied {
+				copies = append(copies, p.Path+saved)
+			}
+		}
+	}
+	for n, p := range all {
+		if err := publish(p); err != nil {
+			for _, before := range all[:n] {
+				if !before.replaces {
+					_ = os.Remove(before.Path)
+				}
+			}
+			return nil, err
+		}
+	}
+	return copies, nil
+}
+
+// directory creates the directory of a file, which only those may list who may read the file,
+// and the directories above it.
+func directory(path string, f File) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if parent := filepath.Dir(path); parent != path {
+		if err := directory(parent, File{Mode: 0o644, Group: -1}); err != nil {
+			return err
+		}
+	}
+	mode := fs.FileMode(0o755)
+	if f.Mode&0o004 == 0 {
+		mode = 0o700
+		if f.Group >= 0 {
+			mode = 0o750
+		}
+	}
+	err := os.Mkdir(path, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Chmod(path, mode) // whatever the umask is
+	}
+	if err == nil && f.Group >= 0 {
+		err = os.Lchown(path, -1, f.Group)
+	}
+	return err
+}
+
+// prepare writes a file under a temporary name in the same directory.
+func prepare(f File, replace bool) (p pending, err error) {
+	p.File = f
+	if _, err := os.Lstat(f.Path); err == nil {
+		if !replace {
+			return p, &ExistsError{f.Path}
+		}
+		p.replaces = true
+		// A link to another partition remains a link.
+		if p.Path, err = filepath.EvalSymlinks(f.Path); err != nil {
+			return p, err
+		}
+	}
+	file, err := os.CreateTemp(filepath.Dir(p.Path), "."+filepath.Base(p.Path)+".*")
+	if err != nil {
+		return p, err
+	}
+	p.temporary = file.Name()
+	_, err = file.Write(f.Text)
+	if err == nil && f.Group >= 0 {
+		err = file.Chown(-1, f.Group)
+	}
+	if err == nil {
+		err = file.Chmod(f.Mode)
+	}
+	if err == nil {
+		err = file.Sync()
+	}
+	return p, errors.Join(err, file.Close())
+}
+
+// keep keeps the file that is about to be replaced, unless it is the same.
+func keep(p pending) (bool, error) {
+	if text, err := os.ReadFile(p.Path); err == nil && bytes.Equal(text, p.Text) {
+		return false, nil
+	}
+	if err := os.Remove(p.Path + saved); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	return true, os.Link(p.Path, p.Path+saved)
+}
+
+// publish gives a file its name.
+func publish(p pending) error {
+	flags := uint(unix.RENAME_NOREPLACE)
+	if p.replaces {
+		flags = 0
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, p.temporary, unix.AT_FDCWD, p.Path, flags)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// The file system cannot do that. A moment ago, there was no such file.
+		err = os.Rename(p.temporary, p.Path)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return &ExistsError{p.Path}
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(p.Path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,157 @@
+package setup
+
+import (
+	"bytes"
+
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/config"
+)
+
+// Previous is a configuration that the answers replace. Its settings stay in effect, except
+// those that the answers contain. A nil Previous is empty.
+type Previous struct {
+	config   *config.Config
+	settings []config.Setting // those that the file sets
+	id       string           // the current registration ID, or "" if it is unknown
+}
+
+// ParsePrevious reads a configuration. name is the file's name in messages.
+func ParsePrevious(name string, text []byte) (*Previous, error) {
+	c, all, err := config.ParseSettings(name, bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	p := &Previous{config: c, settings: written(all)}
+	p.id, _ = c.DPS.RegistrationID.Resolve(attest.Host{}, attest.SystemSecrets(""))
+	return p, nil
+}
+
+// written returns the settings that a file sets.
+func written(all []config.Setting) (set []config.Setting) {
+	for _, s := range all {
+		if s.Line > 0 {
+			set = append(set, s)
+		}
+	}
+	return set
+}
+
+func (p *Previous) idScope() string {
+	if p == nil {
+		return ""
+	}
+	return p.config.DPS.IDScope
+}
+
+func (p *Previous) registrationID() string {
+	if p == nil {
+		return ""
+	}
+	return p.id
+}
+
+// x509 reports whether the first credential is a certificate.
+func (p *Previous) x509() bool {
+	if p == nil {
+		return false
+	}
+	_, is := p.config.Credentials[0].(attest.X509)
+	return is
+}
+
+// keepsKey reports whether the current key can be used with a registration ID.
+func (p *Previous) keepsKey(id string) bool { return p != nil && !p.x509() && p.id == id }
+
+// Complete adds the values of the previous configuration to incomplete answers. It adds no
+// credential, because nil keeps the previous one.
+func (p *Previous) Complete(a Answers) Answers {
+	if a.IDScope == "" {
+		a.IDScope = p.idScope()
+	}
+	if a.RegistrationID == "" {
+		a.RegistrationID = p.registrationID()
+	}
+	return a
+}
+
+// Keeps reports whether the previous credential can be used with a registration ID.
+func (p *Previous) Keeps(id string) bool { return p != nil && p.id == id }
+
+// Extra are settings in addition to the answers, such as a proxy.
+type Extra []config.Setting
+
+// ParseExtra reads tables of a configuration other than [dps] and [[credential]]. name is the
+// file's name in messages.
+func ParseExtra(name string, text []byte) (Extra, error) {
+	// The tables are complete with any identity, which follows them so that the lines in
+	// messages are those of the file.
+	const identity = "\n[dps]\nid_scope = \"0ne\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/key\"\n"
+	_, all, err := config.ParseSettings(name, bytes.NewReader(append(bytes.Clone(text), identity...)))
+	if err != nil {
+		return nil, err
+	}
+	extra := Extra{}
+	for _, s := range written(all) {
+		if s.Table != "dps" && s.Table != "credential" {
+			extra = append(extra, s)
+		}
+	}
+	return extra, nil
+}
+
+// add adds a setting, unless there is one for its key.
+func (e Extra) add(s config.Setting) Extra {
+	for i := range e {
+		if e[i].Table == s.Table && e[i].Key == s.Key {
+			return e
+		}
+	}
+	return append(e, s)
+}
+
+// header begins each configuration.
+const header = "# Written by \"dpsd init\". man dpsd.toml describes every key.\n"
+
+// text returns the text of a configuration. credential contains the lines of [[credential]], or
+// is "" to keep those of the previous configuration. The settings of extra replace those of the
+// previous configuration, and those replace the settings of usual.
+func (p *Previous) text(a Answers, credential string, extra, usual Extra) string {
+	set := Extra{{Table: "dps", Key: "id_scope", Value: a.IDScope}, {Table: "dps", Key: "registration_id", Value: a.RegistrationID}}
+	if a.Endpoint != "" {
+		set = append(set, config.Setting{Table: "dps", Key: "endpoint", Value: a.Endpoint})
+	}
+	set = append(set, extra...)
+	keep := credential == ""
+	if p != nil {
+		for i := range p.settings {
+			switch s := &p.settings[i]; {
+			case s.Table != "credential":
+				if s.Key != "registration_id_file" {
+					set = set.add(*s)
+				}
+			case keep:
+				if s.Key == "type" {
+					credential += "\n[[credential]]\n"
+				}
+				credential += s.TOML() + "\n"
+			}
+		}
+	}
+	for _, s := range usual {
+		set = set.add(s)
+	}
+	text := header
+	for _, table := range []string{"dps", "transport", "provisioning", "retry", "state", "control", "certificate", "log"} {
+		begin := "\n[" + table + "]\n"
+		for i := range set {
+			if set[i].Table == table {
+				text += begin + set[i].TOML() + "\n"
+				begin = ""
+			}
+		}
+		if table == "dps" {
+			text += credential
+		}
+	}
+	return text
+}
