@@ -31,7 +31,11 @@ type installation struct {
 }
 
 func installationOf(cmd *cobra.Command) installation {
-	file := configOf(cmd)
+	return installationIn(configOf(cmd))
+}
+
+// installationIn returns the installation of a configuration.
+func installationIn(file string) installation {
 	places := installation{file: file, state: config.Default().State.Directory}
 	cfg, err := load(file)
 	if err == nil {
