@@ -5,9 +5,12 @@
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GREMLINS = github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 
-# The version has one source: the git tags.
+# The version and its time have one source: the top entry of CHANGELOG.md.
 VERSION := $(shell packaging/version)
-BUILT   := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
+BUILT   := $(shell packaging/version time)
+ifeq ($(VERSION),)
+$(error there is no version, see above)
+endif
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 # dpsd does not use HTTP/2: WebSocket, proxies and the control socket use HTTP/1.1.
