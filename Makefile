@@ -36,7 +36,7 @@ ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 
-.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-newcomer test-system test-browser always clean
+.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image release release-key repository publish test-release test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -85,6 +85,7 @@ lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
 	cd packaging/image && ../../.bin/golangci-lint run ./...
+	cd packaging/release && ../../.bin/golangci-lint run ./...
 	cd test/browser && ../../.bin/golangci-lint run ./...
 
 .bin/golangci-lint: Makefile
@@ -188,6 +189,27 @@ image:
 test-image: build image
 	.ci/need test-image
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_BIN='$(abspath $(BIN))' timeout 600 go test -C packaging/image -count=1 -v ./...
+
+# Everything that belongs to a release, in DIST, for ARCHS, with VERSION: packages, archives,
+# images, bills of materials, checksums, provenance and notes. KEY is the file of the secret
+# key that signs them. See docs/release.md.
+KEY ?= $(error set KEY to the file of the secret key; make release-key KEY=FILE creates one)
+release:
+	.ci/need release
+	packaging/release/build '$(VERSION)' '$(DIST)' '$(KEY)' $(ARCHS)
+
+# Creates a secret key in the file KEY.
+release-key:
+	GOFLAGS=-buildvcs=false go run -C packaging/release . key -key '$(abspath $(KEY))'
+
+# Adds the packages in DIST to the package repositories in REPOSITORY, which clients will find
+# at URL.
+REPOSITORY ?= $(DIST)/../repository
+URL        ?= https://dpsd-project.github.io/dpsd
+repository:
+	.ci/need release
+	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
+	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -archs '$(ARCHS)'
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.

@@ -185,7 +185,7 @@ func TestTheChangelogHasTheFormatOfKeepAChangelog(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds := regexp.MustCompile(`^### (Added|Changed|Deprecated|Removed|Fixed|Security)$`)
-	versions := regexp.MustCompile(`^## \[(\d+\.\d+\.\d+(?:-[a-z]+\.\d+)?)\] - (\d{4}-\d{2}-\d{2})$`)
+	versions := regexp.MustCompile(`^## \[(\d+\.\d+\.\d+(?:-(?:alpha|beta|rc)\.\d+)?)\] - (\d{4}-\d{2}-\d{2})$`)
 	var dates []time.Time
 	section := "" // the heading whose items follow
 	for i, line := range strings.Split(string(text), "\n") {

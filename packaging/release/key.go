@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/ProtonMail/go-crypto/openpgp/clearsign"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+)
+
+// key signs a release. It is an OpenPGP key with the algorithm RSA, the only one that apt, rpm
+// of all supported distributions, and apk have in common.
+type key struct {
+	entity *openpgp.Entity
+	config *packet.Config
+}
+
+// keyBits is the length of new keys.
+const keyBits = 4096
+
+// owner is the user ID of new keys.
+const owner, address = "dpsd release", "dpsd-project@users.noreply.github.com"
+
+// newKeyFile writes a new secret key to a file, which must not exist.
+func newKeyFile(path string, now time.Time) error {
+	config := &packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: keyBits, DefaultHash: crypto.SHA512, Time: func() time.Time { return now }}
+	entity, err := openpgp.NewEntity(owner, "", address, config)
+	if err != nil {
+		return err
+	}
+	entity.Subkeys = nil // for encryption, which nobody needs
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	w, err := armor.Encode(file, openpgp.PrivateKeyType, nil)
+	if err == nil {
+		err = errors.Join(entity.SerializePrivate(w, config), w.Close())
+	}
+	if err := errors.Join(err, file.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	fmt.Printf("The secret key is in %s. Its fingerprint is %X.\n", path, entity.PrimaryKey.Fingerprint)
+	return nil
+}
+
+// readKey reads a secret key. Its signatures have the given time, or that of the key if it is
+// newer: no signature is older than its key.
+func readKey(path string, at time.Time) (*key, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	entities, err := openpgp.ReadArmoredKeyRing(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if len(entities) != 1 {
+		return nil, fmt.Errorf("%s: it contains %d keys, want one", path, len(entities))
+	}
+	entity := entities[0]
+	switch {
+	case entity.PrivateKey == nil:
+		return nil, fmt.Errorf("%s: this is a public key; signing needs the secret key", path)
+	case entity.PrivateKey.Encrypted:
+		return nil, fmt.Errorf("%s: the key has a passphrase; export it without one, to a file on a disk that is encrypted or not permanent", path)
+	}
+	private, is := entity.PrivateKey.PrivateKey.(*rsa.PrivateKey)
+	if !is || private.N.BitLen() < 3072 {
+		return nil, fmt.Errorf("%s: the key must be an RSA key of at least 3072 bits, because rpm and apk of older distributions accept no other", path)
+	}
+	if created := entity.PrimaryKey.CreationTime; at.Before(created) {
+		at = created
+	}
+	return &key{entity, &packet.Config{
+		DefaultHash: crypto.SHA512,
+		Time:        func() time.Time { return at },
+		// The same release has the same signatures.
+		NonDeterministicSignaturesViaNotation: packet.BoolPointer(false),
+	}}, nil
+}
+
+// detached returns a binary signature.
+func (k *key) detached(message io.Reader) ([]byte, error) {
+	var out bytes.Buffer
+	err := openpgp.DetachSign(&out, k.entity, message, k.config)
+	return out.Bytes(), err
+}
+
+// armored returns a signature as text.
+func (k *key) armored(message []byte) ([]byte, error) {
+	var out bytes.Buffer
+	err := openpgp.ArmoredDetachSign(&out, k.entity, bytes.NewReader(message), k.config)
+	out.WriteByte('\n')
+	return out.Bytes(), err
+}
+
+// clear returns the message with a signature in it.
+func (k *key) clear(message []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w, err := clearsign.Encode(&out, k.entity.PrivateKey, k.config)
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.Write(message)
+	err = errors.Join(err, w.Close())
+	out.WriteByte('\n')
+	return out.Bytes(), err
+}
+
+// digest returns the signature of apk, of a SHA-1 digest.
+func (k *key) digest(digest io.Reader) ([]byte, error) {
+	sum, err := io.ReadAll(digest)
+	if err != nil {
+		return nil, err
+	}
+	return rsa.SignPKCS1v15(nil, k.rsa(), crypto.SHA1, sum)
+}
+
+func (k *key) rsa() *rsa.PrivateKey { return k.entity.PrivateKey.PrivateKey.(*rsa.PrivateKey) }
+
+// public returns the public key, as apt reads it.
+func (k *key) public() ([]byte, error) {
+	var out bytes.Buffer
+	err := k.entity.Serialize(&out)
+	return out.Bytes(), err
+}
+
+// publicText returns the public key as text, as rpm reads it.
+func (k *key) publicText() ([]byte, error) {
+	var out bytes.Buffer
+	w, err := armor.Encode(&out, openpgp.PublicKeyType, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(k.entity.Serialize(w), w.Close())
+	out.WriteByte('\n')
+	return out.Bytes(), err
+}
+
+// publicPEM returns the public key as apk reads it.
+func (k *key) publicPEM() ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(&k.rsa().PublicKey)
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), err
+}
+
+// fingerprint returns the fingerprint in the groups in which people compare it.
+func (k *key) fingerprint() string {
+	text := fmt.Sprintf("%X", k.entity.PrimaryKey.Fingerprint)
+	out := ""
+	for i := 0; i < len(text); i += 4 {
+		if i > 0 {
+			out += " "
+		}
+		out += text[i:min(i+4, len(text))]
+	}
+	return out
+}

@@ -1,0 +1,38 @@
+#!/bin/sh
+# source.sh VERSION DIST: writes dpsd-VERSION.tar.gz, the source archive, to DIST: the files
+# that git tracks, in their current state, and the modules that they need in vendor/. Its top
+# entry in CHANGELOG.md has the version, and packaging/revision contains the commit, so that
+# the archive builds the same packages as the clone. In a source archive, it writes the same
+# archive again.
+set -eu
+
+[ $# = 2 ] || { echo "usage: source.sh VERSION DIST" >&2; exit 2; }
+version=$1 dist=$2
+mkdir -p "$dist"
+dist=$(cd "$dist" && pwd)
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+git() { command git -c safe.directory='*' "$@"; } # the clone may belong to another user, and so does this script
+umask 022
+export LC_ALL=C.UTF-8 TZ=UTC
+
+name=dpsd-$version
+time=$(packaging/version time)
+if [ -e .git ]; then
+	tree=$(git -c user.name=build -c user.email=build stash create)
+	git -c tar.umask=0022 archive --prefix="$name/" "${tree:-HEAD}" | tar -x -C "$work"
+	git rev-parse HEAD >"$work/$name/packaging/revision"
+	(cd "$work/$name" && GOFLAGS=-buildvcs=false go mod vendor)
+else
+	mkdir "$work/$name"
+	tar -c --exclude=./bin --exclude=./.bin --exclude=./dist . | tar -x --no-same-owner -C "$work/$name"
+fi
+date=$(date -u -d "@$time" +%F)
+sed -i "0,/^## \[[0-9].*/s//## [$version] - $date/" "$work/$name/CHANGELOG.md"
+[ "$("$work/$name/packaging/version")" = "$version" ] || { echo "source.sh: the archive does not have the version $version" >&2; exit 1; }
+
+tar -c --format=ustar --sort=name --mtime="@$time" --owner=root:0 --group=root:0 --mode=u=rwX,go=rX -C "$work" "$name" |
+	gzip -9 -n >"$work/archive"
+mv "$work/archive" "$dist/$name.tar.gz"
+chmod 644 "$dist/$name.tar.gz"
