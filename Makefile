@@ -204,12 +204,35 @@ release-key:
 
 # Adds the packages in DIST to the package repositories in REPOSITORY, which clients will find
 # at URL.
-REPOSITORY ?= $(DIST)/../repository
+REPOSITORY ?= repository
 URL        ?= https://dpsd-project.github.io/dpsd
 repository:
 	.ci/need release
 	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
 	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -archs '$(ARCHS)'
+
+# Copies the release in DIST and the repositories in REPOSITORY to TO: a directory, HOST:DIRECTORY,
+# or rclone:REMOTE:PATH.
+publish:
+	packaging/release/publish '$(VERSION)' '$(DIST)' '$(REPOSITORY)' '$(TO)'
+
+# A release that is signed with a new key: its files, a second build, which must be identical,
+# and its installation in Debian 12 and 13 booted by systemd-nspawn, with apt, with dnf and from
+# the archive, as root. ARCHS=amd64 saves most of the time.
+RELEASE = bin/system/release
+test-release: build
+	.ci/need release
+	.ci/need test-release
+	timeout 900 test/system/roots '$(ROOTS)'
+	timeout 600 test/system/roots '$(ROOTS)' release
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	GOFLAGS=-buildvcs=false go build -C packaging/release -o '$(CURDIR)/$(RELEASE)/release' .
+	for key in key foreign-key; do $(RELEASE)/release key -key $(RELEASE)/$$key; done
+	packaging/release/build '$(VERSION)' '$(RELEASE)/dist' '$(RELEASE)/key' $(ARCHS)
+	go vet -C packaging/release ./...
+	DPSD_RELEASE='$(CURDIR)/$(RELEASE)' DPSD_VERSION='$(VERSION)' DPSD_ARCHS='$(ARCHS)' timeout 900 go test -C packaging/release -count=1 -timeout 15m -v ./...
+	DPSD_RELEASE='$(CURDIR)/$(RELEASE)' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 900 \
+	  go test -count=1 -parallel 4 -v -run 'Release' $(TESTFLAGS) ./test/system/
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.

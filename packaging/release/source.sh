@@ -26,7 +26,7 @@ if [ -e .git ]; then
 	(cd "$work/$name" && GOFLAGS=-buildvcs=false go mod vendor)
 else
 	mkdir "$work/$name"
-	tar -c --exclude=./bin --exclude=./.bin --exclude=./dist . | tar -x --no-same-owner -C "$work/$name"
+	tar -c --exclude=./bin --exclude=./.bin --exclude=./dist --exclude=./repository . | tar -x --no-same-owner -C "$work/$name"
 fi
 date=$(date -u -d "@$time" +%F)
 sed -i "0,/^## \[[0-9].*/s//## [$version] - $date/" "$work/$name/CHANGELOG.md"

@@ -8,15 +8,16 @@ import (
 	"testing"
 )
 
-// The test runs the commands of README's section "Install" unchanged, including the one that
-// installs a key file. The service has the ID scope, the gateway and the key in README.
-func TestTheReadmeInstallsDpsd(t *testing.T) {
+// The test runs the commands of the section unchanged, and those that install a key file. The
+// service has the ID scope, the gateway and the key on the page.
+func TestTheConfigurationByHandConnectsAGateway(t *testing.T) {
+	const page = "docs/operations.md"
 	inBoth(t, func(t *testing.T, s suite) {
-		commands := strings.Join(blocks(t, "README.md", "Install", "sh"), "")
+		commands := strings.Join(blocks(t, page, "Configuration by hand", "sh"), "")
 		value := func(pattern string) string {
 			match := regexp.MustCompile(pattern).FindStringSubmatch(commands)
 			if match == nil {
-				t.Fatalf("README does not contain %s", pattern)
+				t.Fatalf("%s does not contain %s", page, pattern)
 			}
 			return match[1]
 		}
@@ -27,20 +28,20 @@ func TestTheReadmeInstallsDpsd(t *testing.T) {
 			value(`registration_id += "([a-z0-9-]+)"`), value(`(?m)^([A-Za-z0-9+/]{43}=)$`)))
 		// The gateway trusts its certificate like that of the real service.
 		g.write("/usr/local/share/ca-certificates/service.crt", dps.read("ca.pem")+"\n", 0o644)
-		g.run("update-ca-certificates >/dev/null 2>&1; cp " + current + " /root/")
+		g.run("update-ca-certificates >/dev/null 2>&1; " + apt + current)
 		g.write("/root/gateway-1.key", dps.key("gateway-1"), 0o600)
 
 		// Values that vary between gateways, starts and versions of systemd are not compared.
 		out := steady(g.run(commands))
-		for _, line := range steady(blocks(t, "README.md", "Install", "console")[0]) {
+		for _, line := range steady(blocks(t, page, "Configuration by hand", "console")[0]) {
 			if line == "…" {
 				continue
 			}
 			if !slices.Contains(out, line) {
-				t.Errorf("README shows a line that is missing in the output: %s\n%s", line, strings.Join(out, "\n"))
+				t.Errorf("the page shows a line that is missing in the output: %s\n%s", line, strings.Join(out, "\n"))
 			}
 		}
-		g.run("cd /root; " + strings.Join(blocks(t, "docs/operations.md", "Keys and certificates", "sh"), ""))
+		g.run("cd /root; " + strings.Join(blocks(t, page, "Keys and certificates", "sh"), ""))
 		g.run("setpriv --reuid=dpsd --regid=dpsd --init-groups cat /etc/dpsd/keys/device.key >/dev/null")
 		for _, who := range []string{stranger, member} {
 			if out, status := g.try(who + "cat /etc/dpsd/keys/device.key"); status == 0 {
