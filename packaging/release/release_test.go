@@ -220,7 +220,7 @@ func TestTheProvenanceNamesEveryFileAndTheSourceItWasBuiltFrom(t *testing.T) {
 // unpackers unpack one file of a package to standard output, by the end of the package's name.
 var unpackers = map[string]string{
 	".deb":    `dpkg-deb --fsys-tarfile "$1" | tar -xO "./$2"`,
-	".rpm":    `rpm2cpio "$1" | cpio --quiet -i --to-stdout "./$2"`,
+	".rpm":    `rpm2cpio "$1" | cpio --quiet -i --to-stdout "*/$2"`,
 	".apk":    `tar -xzOf "$1" "$2" 2>/dev/null`,
 	".ipk":    `tar -xzOf "$1" ./data.tar.gz | tar -xzO "./$2"`,
 	".tar.gz": `tar -xzOf "$1" --wildcards "*/${2#usr/}"`,

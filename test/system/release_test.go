@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -105,7 +106,7 @@ func (g *gateway) web(dir string) *web {
 		g.t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{site}, IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: site}, DNSNames: []string{site}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
@@ -120,6 +121,7 @@ func (g *gateway) web(dir string) *web {
 	listener := g.listen("127.0.0.2:443")
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+			r.Header.Del("If-Modified-Since") // the releases of this test are of the same second
 			http.StripPrefix("/dpsd", http.FileServer(http.Dir(*w.dir.Load()))).ServeHTTP(out, r)
 		}),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
@@ -357,7 +359,9 @@ func TestDnfInstallsUpgradesAndRemovesTheRelease(t *testing.T) {
 	if state, _ := g.try("systemctl is-system-running"); state != "running" {
 		t.Errorf("the system is %s", state)
 	}
-	kept := regexp.MustCompile(`^(/etc/(dpsd|credstore|yum\.repos\.d|pki|ssl)|/var/lib/dpsd|/run/dpsd|/usr/local/share/ca-certificates|/var/lib/(dnf|rpm)|/root|dpsd)|/__db|/\.gnupg`)
+	// What stays until "dpsd forget" and "rm -r /etc/dpsd", and what belongs to the distribution or to the test.
+	kept := regexp.MustCompile(`^(/etc/(dpsd|credstore|yum\.repos\.d)|/var/lib/(dpsd|dnf|rpm)|/run/dpsd|/usr/local/share/ca-certificates)(/|$)|^/etc/ssl/certs/|^/root/|^dpsd(-keys|-certificate)?$|` +
+		`^/usr/share/(fish(/vendor_completions\.d)?|licenses|zsh/site-functions)$`)
 	for _, left := range lines(g.run(listing)) {
 		if !slices.Contains(before, left) && !slices.Contains(own, left) && !kept.MatchString(left) {
 			t.Errorf("left: %s", left)
@@ -419,9 +423,13 @@ func TestTheArchiveOfTheReleaseInstallsStartsUpgradesAndRemovesDpsd(t *testing.T
 		if after := g.run("cat /var/lib/dpsd/state.json"); after != record {
 			t.Errorf("the record has changed:\n%s", after)
 		}
-		kept := regexp.MustCompile(`^(/etc/(dpsd|credstore)|/var/lib/dpsd|/run/dpsd|/root|dpsd)|^/usr/local/|^/etc/(sysusers|tmpfiles)\.d$`)
+		// The directories of the archive, and what stays until "dpsd forget" and "rm -r /etc/dpsd".
+		kept := regexp.MustCompile(`^(/etc/(dpsd|credstore)|/var/lib/dpsd|/run/dpsd)(/|$)|^/root/|^/var/tmp/systemd-private|^dpsd(-keys|-certificate)?$|^/etc/(sysusers|tmpfiles)\.d$|^/usr/local/[a-z0-9/._-]*$`)
+		if left := g.run("find /usr/local -type f"); left != "" {
+			t.Errorf("left: %s", left)
+		}
 		for _, left := range lines(g.run(listing)) {
-			if !slices.Contains(before, left) && !slices.Contains(own, left) && (!kept.MatchString(left) || strings.HasSuffix(left, ".service") || strings.HasSuffix(left, "/bin/dpsd")) {
+			if !slices.Contains(before, left) && !slices.Contains(own, left) && !kept.MatchString(left) {
 				t.Errorf("left: %s", left)
 			}
 		}
