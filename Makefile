@@ -192,11 +192,11 @@ test-image: build image
 
 # Everything that belongs to a release, in DIST, for ARCHS, with VERSION: packages, archives,
 # images, bills of materials, checksums, provenance and notes. KEY is the file of the secret
-# key that signs them. See docs/release.md.
+# key that signs them, and NEXT_KEY that of the key that will replace it. See docs/release.md.
 KEY ?= $(error set KEY to the file of the secret key; make release-key KEY=FILE creates one)
 release:
 	.ci/need release
-	packaging/release/build '$(VERSION)' '$(DIST)' '$(KEY)' $(ARCHS)
+	NEXT_KEY='$(NEXT_KEY)' packaging/release/build '$(VERSION)' '$(DIST)' '$(KEY)' $(ARCHS)
 
 # Creates a secret key in the file KEY.
 release-key:
@@ -209,7 +209,7 @@ URL        ?= https://dpsd-project.github.io/dpsd
 repository:
 	.ci/need release
 	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
-	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -archs '$(ARCHS)'
+	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -next-key '$(abspath $(NEXT_KEY))' -archs '$(ARCHS)'
 
 # Copies the release in DIST and the repositories in REPOSITORY to TO: a directory, HOST:DIRECTORY,
 # or rclone:REMOTE:PATH.

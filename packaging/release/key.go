@@ -22,6 +22,7 @@ import (
 // of all supported distributions, and apk have in common.
 type key struct {
 	entity *openpgp.Entity
+	next   *openpgp.Entity // that clients shall also trust, because it will replace this one; may be nil
 	config *packet.Config
 }
 
@@ -83,7 +84,7 @@ func readKey(path string, at time.Time) (*key, error) {
 	if created := entity.PrimaryKey.CreationTime; at.Before(created) {
 		at = created
 	}
-	return &key{entity, &packet.Config{
+	return &key{entity: entity, config: &packet.Config{
 		DefaultHash: crypto.SHA512,
 		Time:        func() time.Time { return at },
 		// The same release has the same signatures.
@@ -130,23 +131,57 @@ func (k *key) digest(digest io.Reader) ([]byte, error) {
 
 func (k *key) rsa() *rsa.PrivateKey { return k.entity.PrivateKey.PrivateKey.(*rsa.PrivateKey) }
 
-// public returns the public key, as apt reads it.
-func (k *key) public() ([]byte, error) {
-	var out bytes.Buffer
-	err := k.entity.Serialize(&out)
-	return out.Bytes(), err
+// announce reads the key that will replace this one.
+func (k *key) announce(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	entities, err := openpgp.ReadArmoredKeyRing(file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if len(entities) != 1 {
+		return fmt.Errorf("%s: it contains %d keys, want one", path, len(entities))
+	}
+	k.next = entities[0]
+	return nil
 }
 
-// publicText returns the public key as text, as rpm reads it.
+// trusted returns the keys that clients shall trust.
+func (k *key) trusted() []*openpgp.Entity {
+	if k.next == nil {
+		return []*openpgp.Entity{k.entity}
+	}
+	return []*openpgp.Entity{k.entity, k.next}
+}
+
+// public returns the public keys, as apt reads them.
+func (k *key) public() ([]byte, error) {
+	var out bytes.Buffer
+	for _, e := range k.trusted() {
+		if err := e.Serialize(&out); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), nil
+}
+
+// publicText returns the public keys as text, as rpm reads them: one block for each.
 func (k *key) publicText() ([]byte, error) {
 	var out bytes.Buffer
-	w, err := armor.Encode(&out, openpgp.PublicKeyType, nil)
-	if err != nil {
-		return nil, err
+	for _, e := range k.trusted() {
+		w, err := armor.Encode(&out, openpgp.PublicKeyType, nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(e.Serialize(w), w.Close()); err != nil {
+			return nil, err
+		}
+		out.WriteByte('\n')
 	}
-	err = errors.Join(k.entity.Serialize(w), w.Close())
-	out.WriteByte('\n')
-	return out.Bytes(), err
+	return out.Bytes(), nil
 }
 
 // publicPEM returns the public key as apk reads it.

@@ -50,6 +50,7 @@ func run(args []string) error {
 	flags.StringVar(&j.dist, "dist", "", "`DIR` of the release")
 	archs := flags.String("archs", "", "architectures, in the names of dpkg, separated by blanks")
 	keyFile := flags.String("key", "", "`FILE` of the secret key")
+	next := flags.String("next-key", "", "`FILE` of the key that will replace it, secret or public")
 	directory := flags.String("repository", "", "`DIR` of the repositories")
 	url := flags.String("url", "", "`URL` at which the repositories will be published")
 	if err := flags.Parse(args[1:]); err != nil {
@@ -68,6 +69,11 @@ func run(args []string) error {
 	var err error
 	if j.key, err = readKey(*keyFile, j.time); err != nil {
 		return err
+	}
+	if *next != "" {
+		if err := j.key.announce(*next); err != nil {
+			return err
+		}
 	}
 	switch args[0] {
 	case "packages":

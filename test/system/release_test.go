@@ -54,9 +54,10 @@ const earlier = "0.9.0"
 
 // sites are what the host of the repositories may publish.
 type sites struct {
-	earlier string // an earlier release
-	current string // also this release
-	foreign string // this release, signed with another key
+	earlier   string // an earlier release
+	current   string // also this release
+	foreign   string // this release, signed with another key
+	announced string // an earlier release, whose keyring also has this other key
 }
 
 // publishedSites makes the repositories, once. The earlier release has the files of this one.
@@ -66,7 +67,7 @@ var publishedSites = sync.OnceValues(func() (sites, error) {
 	if err != nil {
 		return sites{}, err
 	}
-	s := sites{filepath.Join(work, "earlier"), filepath.Join(work, "current"), filepath.Join(work, "foreign")}
+	s := sites{filepath.Join(work, "earlier"), filepath.Join(work, "current"), filepath.Join(work, "foreign"), filepath.Join(work, "announced")}
 	out, err := exec.Command("sh", "-ec", `
 release=$1 version=$2 earlier=$3 work=$4 arch=$(dpkg --print-architecture)
 mkdir "$work/dist"
@@ -80,6 +81,10 @@ time=$(../../packaging/version time)
 repository() { # repository NAME DIST KEY TIME
 	"$release/release" repository -time "$4" -dist "$2" -repository "$work/$1" -url https://`+site+`/dpsd/ -key "$3" -archs "$arch"
 }
+mkdir "$work/announced-dist"
+cp "$work"/dist/*.deb "$work/announced-dist/"
+"$release/release" packages -version "$earlier" -time $((time - 86400)) -tree ../.. -dist "$work/announced-dist" -key "$release/key" -next-key "$release/foreign-key" -archs "$arch"
+repository announced "$work/announced-dist" "$release/key" $((time - 86400))
 repository earlier "$work/dist" "$release/key" $((time - 86400))
 cp -a "$work/earlier" "$work/current"
 repository current "$release/dist" "$release/key" "$time"
@@ -286,6 +291,28 @@ func TestAptUpgradesAGatewayToTheNextRelease(t *testing.T) {
 		g.until("the new process is ready", "systemctl -q is-active dpsd.service && test $(systemctl show --value -p MainPID dpsd) != "+process)
 		if after := g.run("cat /var/lib/dpsd/state.json"); after != record {
 			t.Errorf("the record has changed:\n%s", after)
+		}
+	})
+}
+
+func TestAptAcceptsTheNextKeyOfAReleaseThatHasAnnouncedIt(t *testing.T) {
+	releaseDir(t)
+	inBoth(t, func(t *testing.T, s suite) {
+		all, err := publishedSites()
+		if err != nil {
+			t.Fatal(err)
+		}
+		repository, install, _, _ := readme(t)
+		g := booted(t, s)
+		// The first key comes from a release before the announcement.
+		w := g.web(all.earlier)
+		g.run(onlyOurs + repository)
+		w.publish(all.announced)
+		g.run(install)
+		w.publish(all.foreign)
+		g.run("apt-get -qq update && apt-get -qq -y upgrade")
+		if v, want := g.run("dpkg-query -W -f '${Version}' dpsd"), os.Getenv("DPSD_VERSION"); v != want {
+			t.Errorf("the version is %s, want %s", v, want)
 		}
 	})
 }
