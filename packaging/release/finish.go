@@ -42,7 +42,7 @@ func (j *job) finish() error {
 		apkKey:                      apk,
 		"dpsd_" + j.version + ".md": []byte(j.notes(changes)),
 	} {
-		if err := os.WriteFile(filepath.Join(j.dist, name), text, 0o644); err != nil {
+		if err := put(filepath.Join(j.dist, name), text); err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func (j *job) finish() error {
 		return err
 	}
 	name := "dpsd_" + j.version + ".intoto.json"
-	if err := os.WriteFile(filepath.Join(j.dist, name), text, 0o644); err != nil {
+	if err := put(filepath.Join(j.dist, name), text); err != nil {
 		return err
 	}
 	if made, err = digests(j.dist); err != nil {
@@ -70,8 +70,8 @@ func (j *job) finish() error {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(j.dist, sums), list.Bytes(), 0o644),
-		os.WriteFile(filepath.Join(j.dist, sums+".asc"), signature, 0o644),
+		put(filepath.Join(j.dist, sums), list.Bytes()),
+		put(filepath.Join(j.dist, sums+".asc"), signature),
 	)
 }
 

@@ -39,8 +39,8 @@ func newKeyFile(path string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	entity.Subkeys = nil // for encryption, which nobody needs
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	entity.Subkeys = nil                                                     // for encryption, which nobody needs
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the maintainer names the file
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func newKeyFile(path string, now time.Time) error {
 		err = errors.Join(entity.SerializePrivate(w, config), w.Close())
 	}
 	if err := errors.Join(err, file.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
+		return errors.Join(err, os.Remove(path)) //nolint:gosec // as above
 	}
 	fmt.Printf("The secret key is in %s. Its fingerprint is %X.\n", path, entity.PrimaryKey.Fingerprint)
 	return nil
@@ -58,7 +58,7 @@ func newKeyFile(path string, now time.Time) error {
 // readKey reads a secret key. Its signatures have the given time, or that of the key if it is
 // newer: no signature is older than its key.
 func readKey(path string, at time.Time) (*key, error) {
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the maintainer names the file
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (k *key) rsa() *rsa.PrivateKey { return k.entity.PrivateKey.PrivateKey.(*rs
 
 // announce reads the key that will replace this one.
 func (k *key) announce(path string) error {
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the maintainer names the file
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ type job struct {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command\n" + usage)
+		return fmt.Errorf("no command\n%s", usage)
 	}
 	var j job
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)

@@ -66,10 +66,10 @@ func (j *job) fromDeb(name, arch string) error {
 		return err
 	}
 	defer os.RemoveAll(root)
-	if out, err := exec.Command("dpkg-deb", "--extract", deb, root).CombinedOutput(); err != nil {
+	if out, err := exec.Command("dpkg-deb", "--extract", deb, root).CombinedOutput(); err != nil { //nolint:gosec // a file of the release
 		return fmt.Errorf("dpkg-deb: %w\n%s", err, out)
 	}
-	description, err := exec.Command("dpkg-deb", "--field", deb, "Description").Output()
+	description, err := exec.Command("dpkg-deb", "--field", deb, "Description").Output() //nolint:gosec // a file of the release
 	if err != nil {
 		return err
 	}
@@ -194,9 +194,10 @@ func (j *job) ipk(info nfpm.Info, root, arch string) error {
 	if err != nil {
 		return err
 	}
-	info.Contents = append(contents,
+	contents = append(contents,
 		j.program("packaging/init/procd/dpsd", "/etc/init.d/dpsd"),
 		j.file("packaging/release/scripts/ipk.keep", "/lib/upgrade/keep.d/dpsd"))
+	info.Contents = contents
 	info.Depends = []string{"ca-bundle"}
 	info.Scripts = nfpm.Scripts{PostInstall: j.script("ipk.postinst"), PreRemove: j.script("ipk.prerm")}
 	return j.write("ipk", fmt.Sprintf("dpsd_%s_%s.ipk", j.version, arch), &info)

@@ -63,7 +63,7 @@ func (j *job) add(path, dir string) error {
 		return err
 	}
 	to := filepath.Join(dir, filepath.Base(path))
-	old, err := os.ReadFile(to)
+	old, err := os.ReadFile(to) //nolint:gosec // the maintainer names the directory
 	switch {
 	case err == nil && !bytes.Equal(old, text):
 		return fmt.Errorf("%s is in the repository with other content; a changed package needs another version", filepath.Base(path))
@@ -72,10 +72,7 @@ func (j *job) add(path, dir string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(to, text, 0o644); err != nil {
+	if err := put(to, text); err != nil {
 		return err
 	}
 	return os.Chtimes(to, j.time, j.time) // the time is part of the metadata of rpm
@@ -88,40 +85,37 @@ func (j *job) apt(dir string) error {
 		return err
 	}
 	slices.Sort(debs)
-	packages := map[string]*bytes.Buffer{}
-	for _, arch := range j.archs {
-		packages[arch] = new(bytes.Buffer)
-	}
+	packages := map[string][]byte{}
 	for _, deb := range debs {
-		text, err := os.ReadFile(deb)
+		text, err := os.ReadFile(deb) //nolint:gosec // the maintainer names the directory
 		if err != nil {
 			return err
 		}
-		control, err := exec.Command("dpkg-deb", "--field", deb).Output()
+		control, err := exec.Command("dpkg-deb", "--field", deb).Output() //nolint:gosec // a file of the release
 		if err != nil {
 			return fmt.Errorf("%s: %w", deb, err)
 		}
 		stanza := fmt.Sprintf("%s\nFilename: pool/%s/%s\nSize: %d\nSHA256: %s\n\n", strings.TrimSpace(string(control)), component, filepath.Base(deb), len(text), sum(text))
 		for _, arch := range j.archs {
 			if strings.HasSuffix(deb, "_"+arch+".deb") || strings.HasSuffix(deb, "_all.deb") {
-				packages[arch].WriteString(stanza)
+				packages[arch] = append(packages[arch], stanza...)
 			}
 		}
 	}
 	var list strings.Builder
 	for _, arch := range j.archs {
 		at := component + "/binary-" + arch
-		zipped, err := compress(packages[arch].Bytes())
+		zipped, err := compress(packages[arch])
 		if err != nil {
 			return err
 		}
-		for name, text := range map[string][]byte{"Packages": packages[arch].Bytes(), "Packages.gz": zipped} {
+		for name, text := range map[string][]byte{"Packages": packages[arch], "Packages.gz": zipped} {
 			byHash := filepath.Join(dir, dists, at, "by-hash/SHA256", sum(text))
 			if err := errors.Join(put(byHash, text), put(filepath.Join(dir, dists, at, name), text)); err != nil {
 				return err
 			}
 		}
-		fmt.Fprintf(&list, " %s %d %s/Packages\n", sum(packages[arch].Bytes()), packages[arch].Len(), at)
+		fmt.Fprintf(&list, " %s %d %s/Packages\n", sum(packages[arch]), len(packages[arch]), at)
 		fmt.Fprintf(&list, " %s %d %s/Packages.gz\n", sum(zipped), len(zipped), at)
 	}
 	release := fmt.Sprintf(`Origin: dpsd
@@ -153,6 +147,7 @@ SHA256:
 // dnf writes the metadata of the rpm repository with createrepo_c.
 func (j *job) dnf(dir string) error {
 	seconds := fmt.Sprint(j.time.Unix())
+	//nolint:gosec // the maintainer names the directory
 	out, err := exec.Command("createrepo_c", "--quiet", "--no-database", "--revision", seconds, "--set-timestamp-to-revision",
 		"--retain-old-md", "1000", filepath.Join(dir, rpms)).CombinedOutput()
 	if err != nil {
@@ -217,10 +212,10 @@ func compress(text []byte) ([]byte, error) {
 
 // put replaces a file as a whole.
 func put(path string, text []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // everyone may read what is published
 		return err
 	}
-	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+	if err := os.WriteFile(path+".new", text, 0o644); err != nil { //nolint:gosec // everyone may read what is published
 		return err
 	}
 	return os.Rename(path+".new", path)
