@@ -453,6 +453,20 @@ func TestARepositoryIsTheSameWhenItIsMadeAgainAndKeepsEarlierIndexes(t *testing.
 			t.Fatal(err)
 		}
 	}
+	// createrepo_c writes the times of the files into the list of packages.
+	copied, err := filepath.Glob(filepath.Join(first, rpms, "*.rpm"))
+	if err != nil || len(copied) == 0 {
+		t.Fatalf("%v, %q", err, copied)
+	}
+	for _, path := range copied {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !info.ModTime().Equal(j.time) {
+			t.Errorf("%s is of %s, want %s", filepath.Base(path), info.ModTime(), j.time)
+		}
+	}
 	before := list(first)
 	if after := list(second); after != before {
 		t.Errorf("the second is\n%s\nthe first\n%s", after, before)
@@ -461,6 +475,7 @@ func TestARepositoryIsTheSameWhenItIsMadeAgainAndKeepsEarlierIndexes(t *testing.
 	extra := filepath.Join(second, pool, "dpsd_0.1_"+m.archs[0]+".deb")
 	tool(t, "sh", "-c", `mkdir -p "$1/DEBIAN" && printf 'Package: dpsd\nVersion: 0.1\nArchitecture: %s\nMaintainer: a\nDescription: a\n' "$2" >"$1/DEBIAN/control" && dpkg-deb --build "$1" "$3"`,
 		"sh", filepath.Join(t.TempDir(), "dpsd"), m.archs[0], extra)
+	tool(t, "cp", copied[0], filepath.Join(second, rpms, "other.rpm"))
 	if err := j.repository(second, "https://example.com"); err != nil {
 		t.Fatal(err)
 	}
