@@ -36,7 +36,7 @@ ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 
-.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image release release-key repository publish test-release test-newcomer test-system test-browser always clean
+.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-recipes release release-key repository publish test-release test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -233,6 +233,16 @@ test-release: build
 	DPSD_RELEASE='$(CURDIR)/$(RELEASE)' DPSD_VERSION='$(VERSION)' DPSD_ARCHS='$(ARCHS)' timeout 900 go test -C packaging/release -count=1 -timeout 15m -v ./...
 	DPSD_RELEASE='$(CURDIR)/$(RELEASE)' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 900 \
 	  go test -count=1 -parallel 4 -v -run 'Release' $(TESTFLAGS) ./test/system/
+
+# The source archive, and the recipes for Yocto and Buildroot that build from it. oelint-adv is
+# installed from its registry.
+OELINT = oelint-adv==9.11.2
+test-recipes:
+	.ci/need recipes
+	@if python3 -c 'import venv, ensurepip' 2>/dev/null && ! [ -x bin/oelint/bin/oelint-adv ]; then \
+	  python3 -m venv bin/oelint && bin/oelint/bin/pip install --quiet --disable-pip-version-check $(OELINT); \
+	fi
+	DPSD_RECIPES=1 DPSD_OELINT="$$(ls '$(CURDIR)/bin/oelint/bin/oelint-adv' 2>/dev/null)" timeout 600 go test -count=1 -v ./test/recipes/
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.
