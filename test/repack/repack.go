@@ -44,6 +44,7 @@ func withoutStateDirectory() [][2]string {
 	return [][2]string{
 		{"d /var/lib/dpsd :0755 dpsd dpsd -\n", ""},
 		{"d /var/lib/dpsd/certificate 2750 dpsd dpsd-certificate -\n", ""},
+		{"Z! /var/lib/dpsd - dpsd dpsd -\n", ""},
 		{"Z /var/lib/dpsd/certificate - dpsd dpsd-certificate -\n", ""},
 	}
 }
