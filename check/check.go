@@ -201,6 +201,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	needing(i.state, State, Record)
 	needing(i.issued)
 	i.systemd()
+	i.manager()
 	i.service()
 	if !offline && ctx.Err() == nil {
 		needing(func() { i.network(ctx); i.hub(ctx) }, Connect)

@@ -227,3 +227,36 @@ func TestALockThatAnotherProcessHoldsIsAFailureThatNamesTheProcess(t *testing.T)
 		t.Errorf("without a lock: %+v", r)
 	}
 }
+
+// A dpsd that runs may have no control socket, for example in a container without a file system
+// for it.
+func TestADpsdWithoutAControlSocketIsNotReportedAsStoppedOrAsAnotherDpsd(t *testing.T) {
+	state, runtime := t.TempDir(), filepath.Join(t.TempDir(), "run")
+	s, err := store.Open(store.Options{Directory: state}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	detail := fmt.Sprintf("dpsd runs (process %d), but has no control socket, because it cannot create files in %s: no such file or directory", os.Getpid(), runtime)
+	g := &check.Gateway{
+		Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: state, RuntimeDirectory: runtime,
+		Ask: func(context.Context) (control.Status, error) { return control.Status{}, control.ErrNotRunning },
+	}
+	if r := run(t, g, check.Service)[0]; r.Status != check.Warning || r.Detail != detail || !strings.Contains(r.Advice, "mount a tmpfs there") {
+		t.Errorf("%+v", r)
+	}
+	if stop, found := check.Unreachable(state, runtime); !found || stop.Reason != check.NoAnswer || stop.Detail != detail {
+		t.Errorf("%v, %+v", found, stop)
+	}
+	if err := os.Mkdir(runtime, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if stop, found := check.Unreachable(state, runtime); found {
+		t.Errorf("with a directory for the socket, it is another dpsd: %+v", stop)
+	}
+	if err := errors.Join(s.Close(), os.Remove(runtime)); err != nil {
+		t.Fatal(err)
+	}
+	if stop, found := check.Unreachable(state, runtime); found {
+		t.Errorf("no dpsd runs: %+v", stop)
+	}
+}

@@ -33,6 +33,10 @@ func (i *inspection) service() {
 		i.skip(r, "dpsd cannot be reached: the path of its control socket is in "+i.File+", which cannot be used")
 		return
 	case errors.Is(err, control.ErrNotRunning):
+		if s, found := Unreachable(i.StateDirectory, i.RuntimeDirectory); found {
+			i.warn(r, s.Detail, s.Advice)
+			return
+		}
 		if locked := store.Holder(i.StateDirectory); locked != nil && !i.unit.running() {
 			i.fail(r, locked)
 			return
@@ -53,6 +57,30 @@ func (i *inspection) service() {
 	}
 	if doubt != nil {
 		i.report(*doubt)
+	}
+}
+
+// manager reports what the running dpsd uses of its service manager. Nothing of it is required.
+func (i *inspection) manager() {
+	r := Result{Name: Manager}
+	s, err := i.answer()
+	m := s.ServiceManager
+	switch {
+	case err == nil && m == nil:
+		i.skip(r, "the running dpsd is an earlier version")
+	case m == nil && i.Systemctl == nil:
+		i.ok(r, "systemd is not running: dpsd works without notification, watchdog and journal, and searches a \"credential:\" in "+strings.Join(i.Secrets.Directories, ", "))
+	case m == nil:
+		i.skip(r, "dpsd is not running, or does not answer")
+	default:
+		notification, watchdog := "none", "none"
+		if m.Notification {
+			notification = "yes"
+		}
+		if m.Watchdog > 0 {
+			watchdog = fmt.Sprintf("every %gs", m.Watchdog)
+		}
+		i.ok(r, fmt.Sprintf("notification: %s; watchdog: %s; credentials: %s; log: %s", notification, watchdog, cmp.Or(m.Credentials, "none"), m.Log))
 	}
 }
 

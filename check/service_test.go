@@ -289,3 +289,35 @@ func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatDpsdUsesOfItsServiceManagerIsReportedAndNothingOfItIsRequired(t *testing.T) {
+	running := func(m *control.ServiceManager) func(context.Context) (control.Status, error) {
+		return func(context.Context) (control.Status, error) { return control.Status{ServiceManager: m}, nil }
+	}
+	stopped := func(context.Context) (control.Status, error) { return control.Status{}, control.ErrNotRunning }
+	for _, test := range []struct {
+		says   string
+		ask    func(context.Context) (control.Status, error)
+		booted bool // systemd runs
+		want   check.Result
+	}{
+		{"with systemd", running(&control.ServiceManager{Notification: true, Watchdog: 30, Credentials: "/run/credentials/dpsd.service", Log: "journal"}), true,
+			check.Result{Status: check.OK, Detail: "notification: yes; watchdog: every 30s; credentials: /run/credentials/dpsd.service; log: journal"}},
+		{"in a container", running(&control.ServiceManager{Log: "json"}), false, check.Result{Status: check.OK, Detail: "notification: none; watchdog: none; credentials: none; log: json"}},
+		{"by an earlier version", running(nil), false, check.Result{Status: check.Skipped, Detail: "not checked: the running dpsd is an earlier version"}},
+		{"without systemd, before the start", stopped, false,
+			check.Result{Status: check.OK, Detail: `systemd is not running: dpsd works without notification, watchdog and journal, and searches a "credential:" in /etc/credstore`}},
+		{"with systemd, before the start", stopped, true, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running, or does not answer"}},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			g := &check.Gateway{Ask: test.ask, StateDirectory: t.TempDir(), Secrets: attest.Secrets{Directories: []string{"/etc/credstore"}}}
+			if test.booted {
+				g.Systemctl = systemd(t, "", "LoadState=loaded\nActiveState=active\n")
+			}
+			test.want.Name = check.Manager
+			if r := run(t, g, check.Manager); len(r) != 1 || r[0] != test.want {
+				t.Errorf("got  %+v\nwant %+v", r, test.want)
+			}
+		})
+	}
+}

@@ -11,6 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dpsd-project/dpsd/store"
 )
 
 // Reason is a code for the reason why dpsd does not run. Programs read it.
@@ -54,6 +58,33 @@ const (
 	reloadCommand  = "systemctl reload dpsd"
 	enableCommand  = "systemctl enable --now --no-block dpsd"
 )
+
+// withoutSystemd replaces the commands of systemd.
+var withoutSystemd = strings.NewReplacer(
+	"run: "+restartCommand, "restart dpsd", restartCommand, "restart dpsd",
+	startCommand, "start dpsd",
+	"run: "+reloadCommand, "send SIGHUP to dpsd", reloadCommand, "send SIGHUP to dpsd",
+	"journalctl -u dpsd", "Read the log of dpsd.",
+)
+
+// WithoutSystemd returns an advice for a machine on which systemd does not run.
+func WithoutSystemd(advice string) string { return withoutSystemd.Replace(advice) }
+
+// Unreachable returns a Stop for a dpsd that runs but could not create its control socket: it
+// has locked the state directory, and this process cannot create files in the directory of the
+// socket either. found is false if there is no such dpsd or this user may not see it.
+func Unreachable(state, runtime string) (s Stop, found bool) {
+	locked, is := errors.AsType[*store.LockedError](store.Holder(state))
+	if !is || runtime == "" {
+		return Stop{}, false
+	}
+	err := unix.Access(runtime, unix.W_OK)
+	if err == nil {
+		return Stop{}, false
+	}
+	return Stop{NoAnswer, fmt.Sprintf("dpsd runs (process %d), but has no control socket, because it cannot create files in %s: %v", locked.PID, runtime, err),
+		"Create the directory, and make it writable by the user of dpsd; in a container, mount a tmpfs there. Then restart dpsd."}, true
+}
 
 // InstalledFile is the configuration of dpsd.service.
 const InstalledFile = "/etc/dpsd/dpsd.toml"

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dpsd-project/dpsd/check"
+	"github.com/dpsd-project/dpsd/fault"
 )
 
 // remedied is an error of a configuration with a remedy.
@@ -157,6 +158,29 @@ func TestTheSchemaOfStatusNamesEveryReason(t *testing.T) {
 	} {
 		if !strings.Contains(string(schema), " "+string(reason)+":") && !strings.Contains(string(schema), " "+string(reason)+",") && !strings.Contains(string(schema), `"`+string(reason)+":") {
 			t.Errorf("docs/status.schema.json does not name %s", reason)
+		}
+	}
+}
+
+func TestWithoutSystemdAnAdviceNamesNoCommandOfSystemd(t *testing.T) {
+	for advice, want := range map[string]string{
+		"dpsd registers again when it starts: systemctl restart --no-block dpsd": "dpsd registers again when it starts: restart dpsd",
+		"Correct it; then run: systemctl restart --no-block dpsd":                "Correct it; then restart dpsd",
+		"Correct it; then run: systemctl reload dpsd":                            "Correct it; then send SIGHUP to dpsd",
+		"journalctl -u dpsd": "Read the log of dpsd.",
+		"Enable the enrollment in DPS. dpsd retries automatically.": "Enable the enrollment in DPS. dpsd retries automatically.",
+		"systemctl start --no-block dpsd":                           "start dpsd",
+	} {
+		if got := check.WithoutSystemd(advice); got != want {
+			t.Errorf("%q becomes %q, want %q", advice, got, want)
+		}
+	}
+	// Of the advice of the faults, only that about the environment of the service names systemctl.
+	for _, entry := range fault.Catalogue() {
+		for _, advice := range []string{entry.Advice, entry.Instead} {
+			if got := check.WithoutSystemd(advice); strings.Contains(got, "systemctl") && !strings.Contains(got, "systemctl edit dpsd") {
+				t.Errorf("%s: %s", entry.Code, got)
+			}
 		}
 	}
 }

@@ -22,7 +22,8 @@ func whole() control.Status {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return control.Status{
 		Version: "1.0", PID: 7, StartedAt: at, Health: control.OK, Ready: true, Text: "Assigned",
-		Configuration: &control.Configuration{File: "/etc/dpsd/dpsd.toml", Fingerprint: "sha256:0", Refused: "r"},
+		ServiceManager: &control.ServiceManager{Notification: true, Watchdog: 30, Credentials: "/run/credentials/dpsd.service", Log: "journal"},
+		Configuration:  &control.Configuration{File: "/etc/dpsd/dpsd.toml", Fingerprint: "sha256:0", Refused: "r"},
 		Identity: &control.Identity{AssignedHub: "hub", DeviceID: "gw", RegistrationID: "gw", IDScope: "0ne", Endpoint: "e",
 			ConnectionProfile: "classic", Generation: 1, ProvisionedAt: at, Durable: true},
 		Confirmed: &at, Confirmations: 1, Phase: control.Phase{Name: "waiting", Since: at},

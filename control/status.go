@@ -39,10 +39,13 @@ type Status struct {
 	Now       time.Time `json:"now"`       // the time of this status; set by the Board
 
 	Health Health `json:"health"`
-	Ready  bool   `json:"ready"` // READY=1 was sent to systemd
+	Ready  bool   `json:"ready"` // READY=1 was sent to the service manager, if there is one
 	// Text is the status text that systemctl status shows: the current activity, its
 	// reason, and the next action.
 	Text string `json:"text"`
+
+	// ServiceManager describes what the daemon uses of its service manager; null if unknown.
+	ServiceManager *ServiceManager `json:"serviceManager"`
 
 	Configuration *Configuration `json:"configuration"` // null if unknown
 	Identity      *Identity      `json:"identity"`      // the published identity; null if there is none
@@ -59,6 +62,14 @@ type Status struct {
 	IssuedCertificate *IssuedCertificate `json:"issuedCertificate"`
 
 	Attempts AttemptsCount `json:"attempts"`
+}
+
+// ServiceManager describes what a daemon uses of its service manager. Each part is optional.
+type ServiceManager struct {
+	Notification bool    `json:"notification"`          // there is a socket for READY=1 and STATUS=
+	Watchdog     float64 `json:"watchdog"`              // interval of the watchdog, in seconds; 0 for none
+	Credentials  string  `json:"credentials,omitempty"` // directory of the credentials; "" for none
+	Log          string  `json:"log"`                   // "journal", "syslog", "terminal", "text" or "json"
 }
 
 // Configuration describes the daemon's configuration.

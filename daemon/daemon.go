@@ -114,6 +114,8 @@ type Daemon struct {
 
 	// Watchdog is the interval of WATCHDOG_USEC; 0 if systemd has not asked for a watchdog.
 	Watchdog time.Duration
+	// ServiceManager is shown by Status; nil: unknown.
+	ServiceManager *control.ServiceManager
 
 	// Once makes Run return after the first durable assignment, and give up as soon as the
 	// service has refused every credential or the enrollment. After any other fault, Run

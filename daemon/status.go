@@ -31,14 +31,15 @@ type statusHistory struct {
 func (s *supervisor) status(now time.Time) control.Status {
 	st := control.Status{
 		Version: s.Version, PID: os.Getpid(), StartedAt: s.history.started,
-		Ready:         s.systemd.ready,
-		Text:          strings.TrimPrefix(s.systemd.status, "STATUS="),
-		Configuration: s.file.status(s.settings.Configuration),
-		Confirmed:     s.history.confirmed,
-		Confirmations: s.history.confirmations,
-		Faults:        append([]control.Fault(nil), s.history.faults...),
-		Connection:    s.history.connection,
-		Attempts:      s.history.attempts,
+		Ready:          s.systemd.ready,
+		ServiceManager: s.ServiceManager,
+		Text:           strings.TrimPrefix(s.systemd.status, "STATUS="),
+		Configuration:  s.file.status(s.settings.Configuration),
+		Confirmed:      s.history.confirmed,
+		Confirmations:  s.history.confirmations,
+		Faults:         append([]control.Fault(nil), s.history.faults...),
+		Connection:     s.history.connection,
+		Attempts:       s.history.attempts,
 	}
 	// A running attempt owns the store, and may hang in it with the disk.
 	if !s.running.active() {

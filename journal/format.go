@@ -49,9 +49,28 @@ func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
-// sentences formats an entry as a sentence, for a user at a terminal.
-func sentences(e zapcore.Entry, fields []zapcore.Field) record {
-	return record{line: fmt.Appendf(nil, "%s %-5s %s\n", e.Time.Format(time.TimeOnly), e.Level, event.Message(e.Message, values(fields)))}
+// sentences formats entries as sentences, for people. layout is that of their time.
+func sentences(layout string) func(zapcore.Entry, []zapcore.Field) record {
+	return func(e zapcore.Entry, fields []zapcore.Field) record {
+		return record{line: fmt.Appendf(nil, "%s %-5s %s\n", e.Time.Format(layout), e.Level, event.Message(e.Message, values(fields)))}
+	}
+}
+
+// toSyslog formats entries for the system logger, and as sentences in case it does not run.
+func toSyslog(pid int) func(zapcore.Entry, []zapcore.Field) record {
+	sentence := sentences(time.RFC3339)
+	return func(e zapcore.Entry, fields []zapcore.Field) record {
+		r := sentence(e, fields)
+		r.datagram = syslogMessage(priority(e), e.Time, pid, event.Message(e.Message, values(fields)))
+		return r
+	}
+}
+
+// syslogMessage returns a message in the form of syslog(3): RFC 3164, section 4.1, with the
+// local time and without a host name.
+func syslogMessage(p event.Priority, at time.Time, pid int, text string) []byte {
+	const daemon = 3 << 3 // the facility
+	return fmt.Appendf(nil, "<%d>%s %s[%d]: %s", daemon|int(p), at.Local().Format(time.Stamp), identifier, pid, text)
 }
 
 // structured formats entries for the journal, and as lines of JSON in case there is no

@@ -170,7 +170,7 @@ func TestEveryEntryIsLimitedAndReadableWhateverItsFields(t *testing.T) {
 		for _, level := range []zapcore.Level{zap.DebugLevel, zap.ErrorLevel} {
 			entry := zapcore.Entry{Level: level, Time: noon, Message: e.Name}
 			r := structured()(entry, clean(fields))
-			sentence := sentences(entry, clean(fields)).line
+			sentence := sentences(time.TimeOnly)(entry, clean(fields)).line
 			for form, got := range map[string][]byte{"datagram": r.datagram, "line of JSON": r.line, "sentence": sentence} {
 				if len(got) > 24<<10 {
 					t.Errorf("the %s of %s has %d bytes", form, e.Name, len(got))
@@ -224,8 +224,34 @@ func TestALineOfJSONHasTheEventAndItsFields(t *testing.T) {
 }
 
 func TestATerminalShowsSentences(t *testing.T) {
-	r := sentences(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.WatchFailed}, samples[event.WatchFailed])
+	r := sentences(time.TimeOnly)(zapcore.Entry{Level: zap.WarnLevel, Time: noon, Message: event.WatchFailed}, samples[event.WatchFailed])
 	if got, want := string(r.line), "12:00:00 warn  Cannot detect file changes: too many open files\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestAnEntryForTheSystemLoggerHasTheFormOfSyslog(t *testing.T) {
+	zone := time.Local
+	t.Cleanup(func() { time.Local = zone })
+	time.Local = time.FixedZone("CET", 3600)
+	at := time.Date(2026, 1, 2, 12, 4, 5, 0, time.UTC)
+	for _, tt := range []struct {
+		says  string
+		entry zapcore.Entry
+		want  string
+	}{
+		{"an event has the priority of the catalogue", zapcore.Entry{Level: zap.InfoLevel, Time: at, Message: event.Stopping}, "<30>Jan  2 13:04:05 dpsd[7]: Stopping"},
+		{"a repetition at level debug has the priority debug", zapcore.Entry{Level: zap.DebugLevel, Time: at, Message: event.Stopping}, "<31>Jan  2 13:04:05 dpsd[7]: Stopping"},
+		{"a warning has the priority warning", zapcore.Entry{Level: zap.WarnLevel, Time: at, Message: event.WatchFailed}, "<28>Jan  2 13:04:05 dpsd[7]: "},
+	} {
+		t.Run(tt.says, func(t *testing.T) {
+			r := toSyslog(7)(tt.entry, samples[tt.entry.Message])
+			if got := string(r.datagram); !strings.HasPrefix(got, tt.want) || strings.Contains(got, "\n") {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+			if got := string(r.line); !strings.HasPrefix(got, "2026-01-02T12:04:05Z "+tt.entry.Level.String()) || !strings.HasSuffix(got, "\n") {
+				t.Errorf("without a system logger: %q", got)
+			}
+		})
 	}
 }

@@ -1,5 +1,6 @@
 // Package journal writes the events of dpsd as structured entries to systemd's journal, as
-// sentences to a terminal, or otherwise as lines of JSON. Logging never waits for a reader.
+// sentences to a terminal or to the system logger, or as lines of JSON. Logging never waits
+// for a reader.
 package journal
 
 import (
@@ -24,9 +25,25 @@ const (
 	closeLimit = time.Second
 )
 
+// Output is where a Log writes, and in which format.
+type Output string
+
+// The outputs.
+const (
+	// Auto is the journal if standard error is connected to it, sentences if standard error
+	// is a terminal, and otherwise JSON.
+	Auto Output = "auto"
+	// JSON is lines of JSON to standard error.
+	JSON Output = "json"
+	// Text is sentences with date and time to standard error.
+	Text Output = "text"
+	// Syslog is sentences to the system logger, or to standard error while it does not run.
+	Syslog Output = "syslog"
+)
+
 // record is a formatted entry.
 type record struct {
-	datagram []byte // for the journal; nil if the entry is not for the journal
+	datagram []byte // for the journal or the system logger; nil if the entry is for neither
 	line     []byte
 }
 
@@ -34,6 +51,7 @@ type record struct {
 // no reader, entries are dropped. The next entry that can be written is followed by one
 // with the number of dropped entries.
 type Log struct {
+	name   string
 	format func(zapcore.Entry, []zapcore.Field) record
 	send   func(datagram []byte) error
 	lines  io.Writer // for entries that are not or cannot be sent as datagrams
@@ -56,17 +74,39 @@ func ReadsStderr() bool {
 	return err == nil && journal
 }
 
-// Open returns a Log that writes to standard error, or to the journal if standard error is
-// connected to it. The caller must close it.
-func Open() *Log {
+// Open returns a Log. The caller must close it.
+func Open(output Output) *Log {
 	stderr := os.Stderr
+	name := string(output)
+	if output == Auto {
+		name = detected(stderr)
+	}
+	var l *Log
+	switch name {
+	case "journal":
+		l = start(structured(), SendTo(socket), stderr)
+	case "terminal":
+		l = start(sentences(time.TimeOnly), nil, &live{to: stderr})
+	case string(Text):
+		l = start(sentences(time.RFC3339), nil, stderr)
+	case string(Syslog):
+		l = start(toSyslog(os.Getpid()), SendTo(syslogSocket), stderr)
+	default:
+		l = start(jsonLines(), nil, stderr)
+	}
+	l.name = name
+	return l
+}
+
+// detected returns the name of the Log for Auto.
+func detected(stderr *os.File) string {
 	if ReadsStderr() {
-		return start(structured(), SendTo(socket), stderr)
+		return "journal"
 	}
 	if info, err := stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		return start(sentences, nil, &live{to: stderr})
+		return "terminal"
 	}
-	return start(jsonLines(), nil, stderr)
+	return string(JSON)
 }
 
 func start(format func(zapcore.Entry, []zapcore.Field) record, send func([]byte) error, lines io.Writer) *Log {
@@ -77,6 +117,10 @@ func start(format func(zapcore.Entry, []zapcore.Field) record, send func([]byte)
 	go l.empty()
 	return l
 }
+
+// Name returns the destination and the format in one word: "journal", "terminal", "json",
+// "text" or "syslog".
+func (l *Log) Name() string { return l.name }
 
 // Core returns a core for zap.New. It writes entries of the level and above.
 func (l *Log) Core(level zapcore.LevelEnabler) zapcore.Core {

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -34,7 +35,7 @@ func TestAnEntryIsWrittenAboveTheProgress(t *testing.T) {
 func TestProgressNeverWaitsAndIsNotReportedAsLost(t *testing.T) {
 	taken := make(chan struct{})
 	stuck := writer(func(p []byte) (int, error) { <-taken; return len(p), nil })
-	l := start(sentences, nil, &live{to: stuck})
+	l := start(sentences(time.TimeOnly), nil, &live{to: stuck})
 	for range 10 * queueLength {
 		l.Progress("Connecting")
 	}

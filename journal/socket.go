@@ -2,15 +2,30 @@ package journal
 
 import (
 	"net"
+	"os"
+	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/event"
 )
 
 const (
 	// socket is journald's socket for native entries.
 	socket = "/run/systemd/journal/socket"
+	// syslogSocket is the socket of the system logger (syslog(3)).
+	syslogSocket = "/dev/log"
 	// sendLimit is how long a datagram waits for room in the reader's queue.
 	sendLimit = time.Second
 )
+
+// ToSyslog sends a text to the system logger, each line as an error. It does nothing if the
+// system logger does not run.
+func ToSyslog(text string) {
+	send := SendTo(syslogSocket)
+	for line := range strings.Lines(text) {
+		_ = send(syslogMessage(event.Error, time.Now(), os.Getpid(), strings.TrimSuffix(line, "\n")))
+	}
+}
 
 // SendTo returns a function that sends a datagram to a socket of systemd: the socket of
 // journald or the notification socket of the service manager, $NOTIFY_SOCKET ("@" means

@@ -159,6 +159,9 @@ func runCheck(file string, o checkOptions) error {
 func checked(ctx context.Context, gateway *check.Gateway, offline bool, show func(check.Result)) (check.Report, error) {
 	report := check.Report{Schema: 1, Version: version, Time: time.Now().UTC().Truncate(time.Second), Offline: offline}
 	gateway.Run(ctx, offline, func(r check.Result) {
+		if gateway.Systemctl == nil {
+			r.Advice = check.WithoutSystemd(r.Advice)
+		}
 		report.Steps = append(report.Steps, r)
 		show(r)
 	})

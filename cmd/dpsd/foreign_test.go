@@ -129,7 +129,7 @@ func logged(t *testing.T, fields ...zap.Field) []string {
 	defer file.Close()
 	stderr := os.Stderr
 	os.Stderr = file
-	log := journal.Open()
+	log := journal.Open(journal.Auto)
 	os.Stderr = stderr
 	zap.New(log.Core(zapcore.InfoLevel)).Warn(event.Fault, fields...)
 	log.Close()

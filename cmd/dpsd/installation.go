@@ -62,7 +62,8 @@ func (i installation) status(ctx context.Context) (s control.Status, running boo
 		return s, false, err
 	}
 	s, err = i.onFile()
-	if i.socketUnknown && i.whyStopped(ctx).Reason == check.SocketUnknown {
+	_, unreachable := check.Unreachable(i.state, i.runtime)
+	if unreachable || i.socketUnknown && i.whyStopped(ctx).Reason == check.SocketUnknown {
 		s.Text = strings.Replace(s.Text, notRunning, "dpsd cannot be reached", 1)
 		s.Phase.Name = phaseUnknown
 	}
@@ -72,6 +73,9 @@ func (i installation) status(ctx context.Context) (s control.Status, running boo
 // whyStopped returns the reason why dpsd does not answer. It queries systemd only about the
 // installed configuration, which dpsd.service uses.
 func (i installation) whyStopped(ctx context.Context) check.Stop {
+	if s, found := check.Unreachable(i.state, i.runtime); found {
+		return s
+	}
 	q := check.Question{File: i.file, Invalid: i.note, SocketUnknown: i.socketUnknown}
 	if i.closed != nil {
 		q.Invalid = i.closed

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/network"
 	"github.com/dpsd-project/dpsd/store"
@@ -40,6 +42,8 @@ import (
 func runCommand() *cobra.Command {
 	var once bool
 	var timeout time.Duration
+	var output string
+	outputs := []cobra.Completion{string(journal.Auto), string(journal.JSON), string(journal.Text), string(journal.Syslog)}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Provision this gateway and keep running, as a service",
@@ -50,24 +54,42 @@ With --once, dpsd provisions, writes the state and exits with 0. After a fault,
 it retries until the --timeout expires (exit 4); it rereads a key, a certificate
 or another input file as soon as the file changes. It exits earlier only if DPS
 refuses every credential or the enrollment, if another dpsd is running (exit 1),
-or if dpsd.toml is invalid (exit 78).`,
+or if dpsd.toml is invalid (exit 78).
+
+dpsd needs no service manager. Without systemd, --log selects the log:
+
+  auto    the journal if systemd has connected standard error to it, sentences
+          on a terminal, otherwise JSON
+  json    one JSON object per line, to standard error
+  text    sentences with date and time, to standard error
+  syslog  sentences to the system logger (/dev/log)`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTimeout(timeout, once, "--once"); err != nil {
 				return err
 			}
-			return run(configOf(cmd), once, timeout)
+			if !slices.Contains(outputs, output) {
+				return fmt.Errorf("--log must be %s, %s, %s or %s", journal.Auto, journal.JSON, journal.Text, journal.Syslog)
+			}
+			err := run(configOf(cmd), journal.Output(output), once, timeout)
+			if err != nil && output == string(journal.Syslog) {
+				journal.ToSyslog(foreign.Lines(err.Error(), maxComplaint)) // no one may read standard error
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "provision, write the state, and exit")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --once: give up after this time,\nsuch as 90s (0: never)")
-	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions) // fails only for a flag that does not exist
+	cmd.Flags().StringVar(&output, "log", string(journal.Auto), "write the log to `OUTPUT`: auto, json, text or\nsyslog")
+	// RegisterFlagCompletionFunc fails only for a flag that does not exist.
+	_ = cmd.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions)
+	_ = cmd.RegisterFlagCompletionFunc("log", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 // run creates the daemon from the configuration and runs it.
-func run(file string, once bool, timeout time.Duration) error {
+func run(file string, output journal.Output, once bool, timeout time.Duration) error {
 	// This must come first, because a SIGHUP that is not handled ends a Go program.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -75,6 +97,12 @@ func run(file string, once bool, timeout time.Duration) error {
 	// (os/signal, "SIGPIPE"). The loss of a log reader must not end the service; package
 	// journal counts the lost entries. Other commands end, as "| head" expects.
 	signal.Ignore(syscall.SIGPIPE)
+	if os.Getpid() == 1 {
+		// In a container without an init, the kernel makes orphans children of dpsd, and
+		// removes them when they end if SIGCHLD is ignored (wait(2)). run has no children of
+		// its own.
+		signal.Ignore(syscall.SIGCHLD)
+	}
 
 	text, err := contents(file)
 	if err != nil {
@@ -88,7 +116,7 @@ func run(file string, once bool, timeout time.Duration) error {
 	// server does not answer.
 	ctx, stop := interruptible(0)
 	defer stop()
-	to := journal.Open()
+	to := journal.Open(output)
 	defer to.Close()
 	level, _ := zapcore.ParseLevel(cfg.Log.Level) // config.Parse accepts only valid levels
 	log := zap.New(to.Core(level))
@@ -96,6 +124,7 @@ func run(file string, once bool, timeout time.Duration) error {
 	if err != nil {
 		return failed(fmt.Errorf("WATCHDOG_USEC: %w", err))
 	}
+	credentials := os.Getenv("CREDENTIALS_DIRECTORY")
 	d := &daemon.Daemon{
 		Settings: settings(file, cfg),
 		Store: store.Options{
@@ -107,20 +136,23 @@ func run(file string, once bool, timeout time.Duration) error {
 		ConfigurationFile: file,
 		Socket:            cfg.Control.Socket,
 		MetricsFile:       cfg.Control.MetricsFile,
-		Secrets:           attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY")),
+		Secrets:           attest.SystemSecrets(credentials),
 		Hangup:            hangup,
 		Reload:            reloader(file, text, cfg),
 		Watch:             watch.Files,
 		Network:           network.State,
 		Watchdog:          watchdog,
-		Once:              once, Timeout: timeout,
+		ServiceManager: &control.ServiceManager{
+			Notification: os.Getenv("NOTIFY_SOCKET") != "", Watchdog: watchdog.Seconds(), Credentials: credentials, Log: to.Name(),
+		},
+		Once: once, Timeout: timeout,
 		Version: version, BuiltAt: builtAt(),
 		Log: log,
 	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		send := journal.SendTo(socket)
 		d.Notify = func(state string) error { return send([]byte(state)) }
-	} else if screen := terminalOn(os.Stderr); screen.attended {
+	} else if screen := terminalOn(os.Stderr); screen.attended && output == journal.Auto {
 		to.Progress(screen.line("Starting"))
 		d.Notify = func(state string) error {
 			if text, found := statusOf(state); found {

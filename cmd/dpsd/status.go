@@ -65,6 +65,11 @@ func status(places installation, asJSON, attempts bool) error {
 		why := places.whyStopped(ctx)
 		report.Stopped = &why
 	}
+	if bootedSystemctl() == nil {
+		for n := range report.Faults {
+			report.Faults[n].Advice = check.WithoutSystemd(report.Faults[n].Advice)
+		}
+	}
 	if attempts {
 		report.History = store.Attempts(places.state, places.runtime)
 	}

@@ -214,7 +214,7 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 			continue // the daemon has ended or restarts
 		default:
 			if s.Phase.Name == phaseUnknown {
-				screen.progress("Waiting: dpsd cannot be reached, because its configuration cannot be used")
+				screen.progress("Waiting: dpsd cannot be reached")
 				break
 			}
 			screen.progress("Waiting for dpsd to start")

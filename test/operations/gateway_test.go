@@ -62,6 +62,12 @@ func separate() *syscall.SysProcAttr {
 	}
 }
 
+// The places of the substitutes for systemd.
+const (
+	notifySocket = "/run/systemd/notify"
+	tools        = "/run/tools"
+)
+
 // newGateway prepares the namespaces.
 func newGateway(workshop string) *gateway {
 	g := &gateway{workshop: workshop, blocks: map[string]string{}}
@@ -90,6 +96,11 @@ func newGateway(workshop string) *gateway {
 	must(os.CopyFS("/run/simulator", os.DirFS(filepath.Join(workshop, "simulator"))))
 	must(os.Mkdir("/run/dpsd", 0o755))
 	g.journal = listen("/run/systemd/journal/socket")
+	// A gateway that systemd has booted, and on which dpsd.service runs.
+	must(os.Mkdir("/run/systemd/system", 0o755))
+	listen(notifySocket)
+	g.write(tools+"/systemctl", "#!/bin/sh\nprintf 'LoadState=loaded\\nUnitFileState=enabled\\nActiveState=active\\nSubState=running\\n'\n")
+	must(os.Chmod(tools+"/systemctl", 0o755))
 	g.must("ip", "link", "set", "lo", "up")
 	g.write("/etc/dpsd/keys/device.key", g.read("/run/simulator/"+device+".key"))
 	g.configure(`[[credential]]
@@ -124,7 +135,7 @@ func (g *gateway) configure(credentials string) {
 
 // environment is the environment of the user who types the commands.
 func (g *gateway) environment(more ...string) []string {
-	return append(more, "PATH="+filepath.Join(g.workshop, "bin")+":"+os.Getenv("PATH"), "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
+	return append(more, "PATH="+filepath.Join(g.workshop, "bin")+":"+tools+":"+os.Getenv("PATH"), "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
 }
 
 func (g *gateway) command(name string, args ...string) *exec.Cmd {
@@ -185,7 +196,7 @@ func (g *gateway) start() {
 	must(unix.Fstat(int(log.Fd()), &stat))
 	g.dpsd = g.command("dpsd", "run")
 	// systemd indicates in the same way that standard error is connected to the journal.
-	g.dpsd.Env = append(g.dpsd.Env, fmt.Sprintf("JOURNAL_STREAM=%d:%d", stat.Dev, stat.Ino))
+	g.dpsd.Env = append(g.dpsd.Env, fmt.Sprintf("JOURNAL_STREAM=%d:%d", stat.Dev, stat.Ino), "NOTIFY_SOCKET="+notifySocket, "WATCHDOG_USEC=30000000")
 	g.dpsd.Stderr = log
 	must(g.dpsd.Start())
 }
