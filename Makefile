@@ -36,7 +36,7 @@ ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 
-.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-recipes release release-key repository publish test-release test-newcomer test-system test-browser always clean
+.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-bare test-recipes release release-key repository publish test-release test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -179,13 +179,13 @@ test-deb: deb
 	timeout 600 test/system/roots '$(ROOTS)'
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 1200 go test -count=1 -v ./test/deb/
 
-# Builds the container image of dpsd-sim in DIST, for ARCHS, without a container engine.
+# Builds the container images of dpsd and dpsd-sim in DIST, for ARCHS, without a container engine.
 # See packaging/image/README.md.
 image:
 	packaging/image/build '$(VERSION)' '$(DIST)' $(ARCHS)
 
-# Runs the image with runc, registers dpsd with it, checks the examples, and builds the image
-# again, which must be identical.
+# Runs the images with runc, registers dpsd with the simulator, checks the examples, and builds
+# the images again, which must be identical.
 test-image: build image
 	.ci/need test-image
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_BIN='$(abspath $(BIN))' timeout 600 go test -C packaging/image -count=1 -v ./...
@@ -243,6 +243,13 @@ test-recipes:
 	  python3 -m venv bin/oelint && bin/oelint/bin/pip install --quiet --disable-pip-version-check $(OELINT); \
 	fi
 	DPSD_RECIPES=1 DPSD_OELINT="$$(ls '$(CURDIR)/bin/oelint/bin/oelint-adv' 2>/dev/null)" timeout 600 go test -count=1 -v ./test/recipes/
+
+# dpsd without systemd: in namespaces with a read-only root, as an ordinary user and as process 1,
+# and with OpenRC, runit, s6 and procd's script. TESTFLAGS='-run OpenRC' selects tests.
+test-bare: build
+	.ci/need test-bare
+	timeout 600 test/bare/root '$(ROOTS)'
+	DPSD_BARE=1 DPSD_BIN='$(abspath $(BIN))' DPSD_ROOTS='$(ROOTS)' timeout 600 go test -count=1 -v $(TESTFLAGS) ./test/bare/
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.
