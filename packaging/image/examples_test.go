@@ -95,7 +95,7 @@ func examples(t *testing.T) string {
 // creates the credentials run in containers, and the device on another host.
 func TestTheComposeExampleRegistersADevice(t *testing.T) {
 	t.Parallel()
-	built(t)
+	built(t, simulator)
 	options, err := cli.NewProjectOptions([]string{"examples/compose.yaml"}, cli.WithName("example"), cli.WithEnv([]string{"DPSD_SIM=dpsd-sim:1.0.0"}))
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestTheComposeExampleRegistersADevice(t *testing.T) {
 	}
 
 	l := newLab(t, dps.Networks["default"].Aliases...)
-	c := l.start(t, place{places(dps), dps.Sysctls}, dps.Command...)
+	c := l.start(t, place{volumes: places(dps), sysctls: dps.Sysctls}, dps.Command...)
 	if dps.HealthCheck.Test[0] != "CMD" {
 		t.Fatalf("the health check needs a shell: %v", dps.HealthCheck.Test)
 	}
@@ -157,7 +157,7 @@ func TestTheComposeExampleRegistersADevice(t *testing.T) {
 // are published, with stand-ins for docker and sudo.
 func TestTheGitHubActionsExampleRegistersADevice(t *testing.T) {
 	t.Parallel()
-	built(t)
+	built(t, simulator)
 	const file = "examples/github-actions.yml"
 	run(t, "go", "run", actionlint, file)
 	var workflow struct {
@@ -215,7 +215,7 @@ func TestTheGitHubActionsExampleRegistersADevice(t *testing.T) {
 // they do with the Docker executor.
 func TestTheGitLabExampleRegistersADevice(t *testing.T) {
 	t.Parallel()
-	built(t)
+	built(t, simulator)
 	const file, group = "examples/gitlab-ci.yml", "/builds/my-group"
 	run(t, filepath.Join(programs(t), "check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci", file)
 	var pipeline struct {
@@ -238,7 +238,7 @@ func TestTheGitLabExampleRegistersADevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := newLab(t, strings.Split(job.Services[0].Alias, ",")...)
-	c := l.start(t, place{map[string]string{group: builds}, lowPorts}, job.Services[0].Command...)
+	c := l.start(t, place{volumes: map[string]string{group: builds}, sysctls: lowPorts}, job.Services[0].Command...)
 	c.awaitReady(t, []string{"dpsd-sim", "ready", "--dir", group + "/dpsd-sim"})
 	script := strings.ReplaceAll(strings.Join(job.Script, "\n"), group, builds)
 	got := l.script(t, examples(t), []string{programs(t)}, job.Variables, "bash", "-e", "-c", script)

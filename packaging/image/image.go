@@ -15,16 +15,94 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// The files of the image.
-const (
-	programFile   = "usr/bin/dpsd-sim"
-	copyrightFile = "usr/share/doc/dpsd-sim/copyright"
-	dataDirectory = "data"
-)
-
-// user is the number of the user and of the group that the program runs as. No system gives
+// user is the number of the user and of the group that the programs run as. No system gives
 // this number to a person or to a service of its own.
 const user = 65532
+
+// file is a file or a directory of an image.
+type file struct {
+	path  string // a directory ends with a slash
+	mode  int64
+	owner int
+	text  []byte
+}
+
+// product is a program for which there is an image.
+type product struct {
+	description string
+	// config says how a container engine runs the program. It lacks what all images have in
+	// common: the program, the user, the signal and the labels.
+	config v1.Config
+	// files are the files besides the program and its licenses, in an order that begins with
+	// the directory of each file.
+	files func(s *source) []file
+}
+
+// products are the images by the names of their programs.
+var products = map[string]product{
+	"dpsd": {
+		description: "Azure device provisioning for Linux gateways",
+		config: v1.Config{
+			Cmd: []string{"run"},
+			// Container engines mount secrets in this directory, and dpsd finds "credential:NAME"
+			// there. dpsd mostly waits, so it needs no memory for several CPUs.
+			Env:        []string{"PATH=/usr/bin", "CREDENTIALS_DIRECTORY=/run/secrets", "GOMAXPROCS=1"},
+			WorkingDir: "/",
+			Volumes:    map[string]struct{}{"/etc/dpsd": {}, "/var/lib/dpsd": {}},
+			// An extension of Docker, which other engines may ignore.
+			Healthcheck: &v1.HealthConfig{
+				Test:     []string{"CMD", "/usr/bin/dpsd", "health"},
+				Interval: 30 * time.Second,
+				Timeout:  10 * time.Second,
+				Retries:  3,
+			},
+		},
+		files: func(s *source) []file {
+			return []file{
+				{"etc/", 0o755, 0, nil},
+				{"etc/dpsd/", 0o755, 0, nil},
+				{"etc/group", 0o644, 0, []byte("root:x:0:\ndpsd:x:65532:\n")},
+				{"etc/passwd", 0o644, 0, []byte("root:x:0:0:root:/:/sbin/nologin\ndpsd:x:65532:65532:Azure device provisioning:/var/lib/dpsd:/sbin/nologin\n")},
+				{"etc/ssl/", 0o755, 0, nil},
+				{"etc/ssl/certs/", 0o755, 0, nil},
+				{"etc/ssl/certs/ca-certificates.crt", 0o644, 0, s.roots},
+				{"run/", 0o755, 0, nil},
+				{"run/dpsd/", 0o755, user, nil},
+				{"tmp/", 0o1777, 0, nil}, // for the archive of dpsd report
+				{"usr/share/dpsd/", 0o755, 0, nil},
+				{"usr/share/dpsd/dpsd.toml", 0o644, 0, s.reference},
+				{"var/", 0o755, 0, nil},
+				{"var/lib/", 0o755, 0, nil},
+				{"var/lib/dpsd/", 0o755, user, nil},
+			}
+		},
+	},
+	"dpsd-sim": {
+		description: "A simulator of Azure IoT Hub Device Provisioning Service",
+		config: v1.Config{
+			// The network of a container is its own, so the program listens on all its addresses.
+			// Not every container engine lets an ordinary user listen on port 443: Podman does not.
+			Cmd:          []string{"serve", "--dir", "/data", "--mqtt", ":8883", "--websocket", ":8443", "--hub", "dpsd-sim.azure-devices.net"},
+			Env:          []string{"PATH=/usr/bin"},
+			WorkingDir:   "/data",
+			Volumes:      map[string]struct{}{"/data": {}},
+			ExposedPorts: map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}},
+			// An extension of Docker, which other engines may ignore.
+			Healthcheck: &v1.HealthConfig{
+				Test:     []string{"CMD", "/usr/bin/dpsd-sim", "ready", "--dir", "/data"},
+				Interval: 5 * time.Second,
+				Timeout:  5 * time.Second,
+				Retries:  3,
+			},
+		},
+		files: func(*source) []file {
+			return []file{
+				{"data/", 0o755, user, nil},
+				{"tmp/", 0o1777, 0, nil}, // for the files of exec and demo
+			}
+		},
+	},
+}
 
 // platforms are the architectures of the image, by Debian's names for them.
 var platforms = map[string]v1.Platform{
@@ -36,9 +114,12 @@ var platforms = map[string]v1.Platform{
 
 // source is what the images of all architectures have in common.
 type source struct {
+	name              string // of the program
 	version, revision string
 	created           time.Time
 	copyright         []byte
+	roots             []byte // certificates that dpsd trusts
+	reference         []byte // the annotated dpsd.toml
 }
 
 // tagOf returns the tag of a version. A tag can contain neither ~ nor +.
@@ -47,8 +128,8 @@ func tagOf(version string) string { return strings.NewReplacer("~", "-", "+", "-
 // labels describe the image to people and to registries.
 func (s *source) labels() map[string]string {
 	all := map[string]string{
-		"org.opencontainers.image.title":       "dpsd-sim",
-		"org.opencontainers.image.description": "A simulator of Azure IoT Hub Device Provisioning Service",
+		"org.opencontainers.image.title":       s.name,
+		"org.opencontainers.image.description": products[s.name].description,
 		"org.opencontainers.image.version":     s.version,
 		"org.opencontainers.image.created":     s.created.Format(time.RFC3339),
 		"org.opencontainers.image.source":      "https://github.com/dpsd-project/dpsd",
@@ -62,27 +143,13 @@ func (s *source) labels() map[string]string {
 
 // config returns how a container engine runs the program.
 func (s *source) config() v1.Config {
-	return v1.Config{
-		Entrypoint: []string{"/" + programFile},
-		// The network of a container is its own, so the program listens on all its addresses.
-		// Not every container engine lets an ordinary user listen on port 443: Podman does not.
-		Cmd: []string{"serve", "--dir", "/" + dataDirectory, "--mqtt", ":8883", "--websocket", ":8443", "--hub", "dpsd-sim.azure-devices.net"},
-		// It is a number, because Kubernetes cannot verify that a name is not root's.
-		User:         fmt.Sprintf("%d:%d", user, user),
-		Env:          []string{"PATH=/usr/bin"},
-		WorkingDir:   "/" + dataDirectory,
-		Volumes:      map[string]struct{}{"/" + dataDirectory: {}},
-		ExposedPorts: map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}},
-		StopSignal:   "SIGTERM",
-		Labels:       s.labels(),
-		// An extension of Docker, which other engines may ignore.
-		Healthcheck: &v1.HealthConfig{
-			Test:     []string{"CMD", "/" + programFile, "ready", "--dir", "/" + dataDirectory},
-			Interval: 5 * time.Second,
-			Timeout:  5 * time.Second,
-			Retries:  3,
-		},
-	}
+	c := products[s.name].config
+	c.Entrypoint = []string{"/usr/bin/" + s.name}
+	// It is a number, because Kubernetes cannot verify that a name is not root's.
+	c.User = fmt.Sprintf("%d:%d", user, user)
+	c.StopSignal = "SIGTERM"
+	c.Labels = s.labels()
+	return c
 }
 
 // image returns the image for one platform.
@@ -116,26 +183,21 @@ func (s *source) image(platform v1.Platform, program []byte) (v1.Image, error) {
 
 // files returns the file system of an image, as a tar archive.
 func (s *source) files(program []byte) ([]byte, error) {
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	for _, f := range []struct {
-		name  string
-		mode  int64
-		owner int
-		text  []byte
-	}{
-		{dataDirectory + "/", 0o755, user, nil},
-		{"tmp/", 0o1777, 0, nil}, // for the files of exec and demo
+	documentation := "usr/share/doc/" + s.name + "/"
+	all := append([]file{
 		{"usr/", 0o755, 0, nil},
 		{"usr/bin/", 0o755, 0, nil},
-		{programFile, 0o755, 0, program},
+		{"usr/bin/" + s.name, 0o755, 0, program},
 		{"usr/share/", 0o755, 0, nil},
 		{"usr/share/doc/", 0o755, 0, nil},
-		{"usr/share/doc/dpsd-sim/", 0o755, 0, nil},
-		{copyrightFile, 0o644, 0, s.copyright},
-	} {
-		header := tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Uid: f.owner, Gid: f.owner, Size: int64(len(f.text)), ModTime: s.created}
-		if strings.HasSuffix(f.name, "/") {
+		{documentation, 0o755, 0, nil},
+		{documentation + "copyright", 0o644, 0, s.copyright},
+	}, products[s.name].files(s)...)
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, f := range all {
+		header := tar.Header{Typeflag: tar.TypeReg, Name: f.path, Mode: f.mode, Uid: f.owner, Gid: f.owner, Size: int64(len(f.text)), ModTime: s.created}
+		if strings.HasSuffix(f.path, "/") {
 			header.Typeflag = tar.TypeDir
 		}
 		if err := w.WriteHeader(&header); err != nil {

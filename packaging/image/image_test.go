@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,14 +36,17 @@ var machines = map[string]struct {
 	"riscv64": {"riscv64", "GORISCV64=rva20u64", elf.EM_RISCV},
 }
 
+// names are the programs for which there is an image.
+var names = slices.Sorted(maps.Keys(products))
+
 // built returns the path of a result of "make image", without its suffix, and the version.
-func built(t *testing.T) (base, version string) {
+func built(t *testing.T, name string) (base, version string) {
 	t.Helper()
 	dir, version := os.Getenv("DPSD_DIST"), os.Getenv("DPSD_VERSION")
 	if dir == "" || version == "" {
 		t.Skip("no DPSD_DIST: make test-image builds the image and runs this")
 	}
-	return filepath.Join(dir, "dpsd-sim_"+version), version
+	return filepath.Join(dir, name+"_"+version), version
 }
 
 // need skips a test whose tools or privileges are missing; in CI, the test fails.
@@ -83,9 +87,9 @@ func output(t *testing.T, command *exec.Cmd) string {
 }
 
 // index returns the index of the image, and checks all digests and sizes of the layout.
-func index(t *testing.T) v1.ImageIndex {
+func index(t *testing.T, name string) v1.ImageIndex {
 	t.Helper()
-	base, version := built(t)
+	base, version := built(t, name)
 	top, err := layout.ImageIndexFromPath(base + ".oci")
 	if err != nil {
 		t.Fatal(err)
@@ -109,9 +113,9 @@ func index(t *testing.T) v1.ImageIndex {
 }
 
 // images returns the images of the index by Debian's names of their architectures.
-func images(t *testing.T) map[string]v1.Image {
+func images(t *testing.T, name string) map[string]v1.Image {
 	t.Helper()
-	all := index(t)
+	all := index(t, name)
 	manifest, err := all.IndexManifest()
 	if err != nil {
 		t.Fatal(err)
@@ -133,101 +137,127 @@ func images(t *testing.T) map[string]v1.Image {
 }
 
 func TestTheIndexDescribesTheImageToRegistries(t *testing.T) {
-	manifest, err := index(t).IndexManifest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, version := built(t)
-	if got := manifest.Annotations["org.opencontainers.image.version"]; got != version {
-		t.Errorf("the version is %q", got)
+	for _, name := range names {
+		manifest, err := index(t, name).IndexManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, version := built(t, name)
+		if got := manifest.Annotations; got["org.opencontainers.image.version"] != version || got["org.opencontainers.image.title"] != name {
+			t.Errorf("%s: the annotations are %v", name, got)
+		}
 	}
 }
 
-func TestEachImageRunsTheServerAsAnOrdinaryUser(t *testing.T) {
-	_, version := built(t)
-	for arch, image := range images(t) {
-		t.Run(arch, func(t *testing.T) {
-			file, err := image.ConfigFile()
+// each runs a test for each architecture of each image.
+func each(t *testing.T, test func(t *testing.T, name, arch string, image v1.Image)) {
+	for _, name := range names {
+		for arch, image := range images(t, name) {
+			t.Run(name+"/"+arch, func(t *testing.T) { test(t, name, arch, image) })
+		}
+	}
+}
+
+func TestEachImageRunsItsProgramAsAnOrdinaryUser(t *testing.T) {
+	want := map[string]struct {
+		command     string
+		environment []string
+		volumes     []string
+		ports       []string
+	}{
+		"dpsd":     {"/usr/bin/dpsd run", []string{"PATH=/usr/bin", "CREDENTIALS_DIRECTORY=/run/secrets", "GOMAXPROCS=1"}, []string{"/etc/dpsd", "/var/lib/dpsd"}, nil},
+		"dpsd-sim": {"/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :8443 --hub dpsd-sim.azure-devices.net", []string{"PATH=/usr/bin"}, []string{"/data"}, []string{"8443/tcp", "8883/tcp"}},
+	}
+	each(t, func(t *testing.T, name, arch string, image v1.Image) {
+		_, version := built(t, name)
+		file, err := image.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		platform := platforms[arch]
+		if file.OS != platform.OS || file.Architecture != platform.Architecture || file.Variant != platform.Variant {
+			t.Errorf("the platform is %s/%s/%s", file.OS, file.Architecture, file.Variant)
+		}
+		c := file.Config
+		if c.User != "65532:65532" {
+			t.Errorf("the user is %q", c.User)
+		}
+		if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != want[name].command {
+			t.Errorf("the command is %s", got)
+		}
+		if !slices.Equal(c.Env, want[name].environment) {
+			t.Errorf("the environment is %q", c.Env)
+		}
+		if got := slices.Sorted(maps.Keys(c.Volumes)); !slices.Equal(got, want[name].volumes) {
+			t.Errorf("the volumes are %v", got)
+		}
+		if got := slices.Sorted(maps.Keys(c.ExposedPorts)); !slices.Equal(got, want[name].ports) {
+			t.Errorf("the ports are %v", got)
+		}
+		if got := c.Labels["org.opencontainers.image.version"]; got != version {
+			t.Errorf("the version is %q", got)
+		}
+		if got := c.Labels["org.opencontainers.image.created"]; got != file.Created.Format(time.RFC3339) || file.Created.IsZero() {
+			t.Errorf("created %v, and by the label %s", file.Created, got)
+		}
+	})
+}
+
+func TestEachImageContainsOneStaticProgramAndWhatItNeeds(t *testing.T) {
+	documentation := func(name string) []string {
+		return []string{"tmp", "usr", "usr/bin", "usr/bin/" + name, "usr/share", "usr/share/doc", "usr/share/doc/" + name, "usr/share/doc/" + name + "/copyright"}
+	}
+	want := map[string][]string{
+		"dpsd": append(documentation("dpsd"), "etc", "etc/dpsd", "etc/group", "etc/passwd", "etc/ssl", "etc/ssl/certs", "etc/ssl/certs/ca-certificates.crt",
+			"run", "run/dpsd", "usr/share/dpsd", "usr/share/dpsd/dpsd.toml", "var", "var/lib", "var/lib/dpsd"),
+		"dpsd-sim": append(documentation("dpsd-sim"), "data"),
+	}
+	owned := []string{"data", "run/dpsd", "var/lib/dpsd"} // by the user of the program
+	each(t, func(t *testing.T, name, arch string, image v1.Image) {
+		files := mutate.Extract(image)
+		defer files.Close()
+		var found []string
+		for in := tar.NewReader(files); ; {
+			h, err := in.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			platform := platforms[arch]
-			if file.OS != platform.OS || file.Architecture != platform.Architecture || file.Variant != platform.Variant {
-				t.Errorf("the platform is %s/%s/%s", file.OS, file.Architecture, file.Variant)
+			path := strings.TrimSuffix(h.Name, "/")
+			found = append(found, path)
+			owner := 0
+			if slices.Contains(owned, path) {
+				owner = 65532
 			}
-			c := file.Config
-			if c.User != "65532:65532" {
-				t.Errorf("the user is %q", c.User)
+			if h.Uid != owner || h.Gid != owner || h.Uname != "" || h.Gname != "" {
+				t.Errorf("%s belongs to %d:%d %s:%s", path, h.Uid, h.Gid, h.Uname, h.Gname)
 			}
-			if got := strings.Join(slices.Concat(c.Entrypoint, c.Cmd), " "); got != "/usr/bin/dpsd-sim serve --dir /data --mqtt :8883 --websocket :8443 --hub dpsd-sim.azure-devices.net" {
-				t.Errorf("the command is %s", got)
+			if h.Typeflag == tar.TypeReg && h.FileInfo().Mode().Perm()&0o022 != 0 {
+				t.Errorf("%s has the mode %v", path, h.FileInfo().Mode())
 			}
-			if !reflect.DeepEqual(c.Volumes, map[string]struct{}{"/data": {}}) {
-				t.Errorf("the volumes are %v", c.Volumes)
+			if path == "tmp" && h.Mode != 0o1777 {
+				t.Errorf("%s has the mode %o", path, h.Mode)
 			}
-			if !reflect.DeepEqual(c.ExposedPorts, map[string]struct{}{"8883/tcp": {}, "8443/tcp": {}}) {
-				t.Errorf("the ports are %v", c.ExposedPorts)
+			if path != "usr/bin/"+name {
+				continue
 			}
-			if got := c.Labels["org.opencontainers.image.version"]; got != version {
-				t.Errorf("the version is %q", got)
+			text, err := io.ReadAll(in)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if got := c.Labels["org.opencontainers.image.created"]; got != file.Created.Format(time.RFC3339) || file.Created.IsZero() {
-				t.Errorf("created %v, and by the label %s", file.Created, got)
-			}
-		})
-	}
-}
-
-func TestEachImageContainsOneStaticProgramAndItsLicenses(t *testing.T) {
-	for arch, image := range images(t) {
-		t.Run(arch, func(t *testing.T) {
-			files := mutate.Extract(image)
-			defer files.Close()
-			var names []string
-			for in := tar.NewReader(files); ; {
-				h, err := in.Next()
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				names = append(names, h.Name)
-				owner := 0
-				if h.Name == "data" || h.Name == "data/" {
-					owner = 65532
-				}
-				if h.Uid != owner || h.Gid != owner || h.Uname != "" || h.Gname != "" {
-					t.Errorf("%s belongs to %d:%d %s:%s", h.Name, h.Uid, h.Gid, h.Uname, h.Gname)
-				}
-				if h.Typeflag == tar.TypeReg && h.FileInfo().Mode().Perm()&0o022 != 0 {
-					t.Errorf("%s has the mode %v", h.Name, h.FileInfo().Mode())
-				}
-				if strings.TrimSuffix(h.Name, "/") == "tmp" && h.Mode != 0o1777 {
-					t.Errorf("%s has the mode %o", h.Name, h.Mode)
-				}
-				if h.Name != "usr/bin/dpsd-sim" {
-					continue
-				}
-				text, err := io.ReadAll(in)
-				if err != nil {
-					t.Fatal(err)
-				}
-				static(t, arch, text)
-			}
-			want := []string{"data", "tmp", "usr", "usr/bin", "usr/bin/dpsd-sim", "usr/share", "usr/share/doc", "usr/share/doc/dpsd-sim", "usr/share/doc/dpsd-sim/copyright"}
-			for i := range names {
-				names[i] = strings.TrimSuffix(names[i], "/")
-			}
-			if slices.Sort(names); !slices.Equal(names, want) {
-				t.Errorf("the files are %q", names)
-			}
-		})
-	}
+			static(t, name, arch, text)
+		}
+		slices.Sort(found)
+		if slices.Sort(want[name]); !slices.Equal(found, want[name]) {
+			t.Errorf("the files are %q", found)
+		}
+	})
 }
 
 // static checks that a program needs no other file, and that it is for the architecture.
-func static(t *testing.T, arch string, program []byte) {
+func static(t *testing.T, name, arch string, program []byte) {
 	t.Helper()
 	want := machines[arch]
 	file, err := elf.NewFile(bytes.NewReader(program))
@@ -246,7 +276,7 @@ func static(t *testing.T, arch string, program []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Path != "github.com/dpsd-project/dpsd/cmd/dpsd-sim" {
+	if info.Path != "github.com/dpsd-project/dpsd/cmd/"+name {
 		t.Errorf("the program is %s", info.Path)
 	}
 	settings := map[string]bool{}
@@ -261,7 +291,13 @@ func static(t *testing.T, arch string, program []byte) {
 }
 
 func TestTheArchiveContainsTheLayout(t *testing.T) {
-	base, _ := built(t)
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) { containsLayout(t, name) })
+	}
+}
+
+func containsLayout(t *testing.T, name string) {
+	base, _ := built(t, name)
 	want := map[string][]byte{}
 	directory := os.DirFS(base + ".oci")
 	err := fs.WalkDir(directory, ".", func(path string, d fs.DirEntry, err error) error {
@@ -304,38 +340,37 @@ func TestTheArchiveContainsTheLayout(t *testing.T) {
 // skopeo uses the library of Podman, Buildah and CRI-O.
 func TestSkopeoCopiesEachArchitectureFromBothKindsOfArchives(t *testing.T) {
 	need(t, false, "skopeo")
-	base, version := built(t)
-	for arch, platform := range platforms {
-		t.Run(arch, func(t *testing.T) {
-			t.Parallel()
-			for _, from := range []string{"oci-archive:" + base + ".oci.tar:" + tagOf(version), "oci-archive:" + base + ".oci.tar", "docker-archive:" + base + "_" + arch + ".docker.tar"} {
-				to := filepath.Join(t.TempDir(), "copy")
-				run(t, "skopeo", "copy", "--override-os", platform.OS, "--override-arch", platform.Architecture, "--override-variant", platform.Variant, from, "oci:"+to+":copied")
-				text := run(t, "skopeo", "inspect", "--config", "oci:"+to+":copied")
-				var config v1.ConfigFile
-				if err := json.Unmarshal([]byte(text), &config); err != nil {
-					t.Fatal(err)
-				}
-				if config.Architecture != platform.Architecture || config.Variant != platform.Variant || config.Config.User != "65532:65532" {
-					t.Errorf("%s: %s", from, text)
-				}
+	each(t, func(t *testing.T, name, arch string, _ v1.Image) {
+		t.Parallel()
+		base, version := built(t, name)
+		platform := platforms[arch]
+		for _, from := range []string{"oci-archive:" + base + ".oci.tar:" + tagOf(version), "oci-archive:" + base + ".oci.tar", "docker-archive:" + base + "_" + arch + ".docker.tar"} {
+			to := filepath.Join(t.TempDir(), "copy")
+			run(t, "skopeo", "copy", "--override-os", platform.OS, "--override-arch", platform.Architecture, "--override-variant", platform.Variant, from, "oci:"+to+":copied")
+			text := run(t, "skopeo", "inspect", "--config", "oci:"+to+":copied")
+			var config v1.ConfigFile
+			if err := json.Unmarshal([]byte(text), &config); err != nil {
+				t.Fatal(err)
 			}
-		})
-	}
+			if config.Architecture != platform.Architecture || config.Variant != platform.Variant || config.Config.User != "65532:65532" {
+				t.Errorf("%s: %s", from, text)
+			}
+		}
+	})
 }
 
 func TestDockerLoadsTheArchiveOfAnArchitectureWithItsTag(t *testing.T) {
-	base, version := built(t)
-	for arch := range platforms {
+	each(t, func(t *testing.T, name, arch string, _ v1.Image) {
+		base, version := built(t, name)
 		text := run(t, "tar", "-xOf", base+"_"+arch+".docker.tar", "manifest.json")
 		var manifest []struct{ RepoTags []string }
 		if err := json.Unmarshal([]byte(text), &manifest); err != nil {
 			t.Fatal(err)
 		}
-		if len(manifest) != 1 || !slices.Equal(manifest[0].RepoTags, []string{"dpsd-sim:" + tagOf(version)}) {
-			t.Errorf("%s: %s", arch, text)
+		if len(manifest) != 1 || !slices.Equal(manifest[0].RepoTags, []string{name + ":" + tagOf(version)}) {
+			t.Errorf("%s", text)
 		}
-	}
+	})
 }
 
 func TestATagIsTheVersionWithoutCharactersThatATagCannotContain(t *testing.T) {
@@ -348,11 +383,11 @@ func TestATagIsTheVersionWithoutCharactersThatATagCannotContain(t *testing.T) {
 	}
 }
 
-// TestSameTreeSameBytes builds the image again: from a clone in another directory, in another
+// TestSameTreeSameBytes builds the images again: from a clone in another directory, in another
 // time zone and language, with another umask.
 func TestSameTreeSameBytes(t *testing.T) {
 	t.Parallel()
-	base, version := built(t)
+	_, version := built(t, "dpsd")
 	need(t, false, "git", "make")
 	other := filepath.Join(t.TempDir(), "a longer path", "with spaces")
 	run(t, "git", "-c", "safe.directory=*", "clone", "--quiet", "../..", other)
@@ -365,20 +400,23 @@ func TestSameTreeSameBytes(t *testing.T) {
 	again := exec.Command("sh", "-c", `umask 077; exec "$@"`, "sh", filepath.Join(other, "packaging/image/build"), version, dist, "amd64", "arm64", "armhf", "riscv64")
 	again.Env = append(os.Environ(), "TMPDIR="+t.TempDir(), "TZ=Pacific/Kiritimati", "LC_ALL=C", "LANG=tr_TR.UTF-8")
 	output(t, again)
-	for _, suffix := range []string{".oci.tar", "_amd64.docker.tar", "_arm64.docker.tar", "_armhf.docker.tar", "_riscv64.docker.tar"} {
-		first, err := os.ReadFile(base + suffix)
-		if err != nil {
-			t.Fatal(err)
-		}
-		second, err := os.ReadFile(filepath.Join(dist, filepath.Base(base)+suffix))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(first, second) {
-			t.Errorf("%s differs from build to build; diffoscope shows where", filepath.Base(base)+suffix)
+	for _, name := range names {
+		base, _ := built(t, name)
+		for _, suffix := range []string{".oci.tar", "_amd64.docker.tar", "_arm64.docker.tar", "_armhf.docker.tar", "_riscv64.docker.tar"} {
+			first, err := os.ReadFile(base + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			second, err := os.ReadFile(filepath.Join(dist, filepath.Base(base)+suffix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(first, second) {
+				t.Errorf("%s differs from build to build; diffoscope shows where", filepath.Base(base)+suffix)
+			}
 		}
 	}
-	if left, err := os.ReadDir(dist); err != nil || len(left) != 6 {
+	if left, err := os.ReadDir(dist); err != nil || len(left) != 12 {
 		t.Errorf("the directory contains %v, %v", left, err)
 	}
 }

@@ -1,5 +1,5 @@
-// Command image builds the container image of dpsd-sim from compiled programs, without a
-// container engine and without root. The same programs give the same bytes.
+// Command image builds the container image of dpsd or dpsd-sim from compiled programs, without
+// a container engine and without root. The same programs give the same bytes.
 package main
 
 import (
@@ -24,17 +24,18 @@ import (
 func main() {
 	var b build
 	created := flag.Int64("created", 0, "time of the image, in `SECONDS` since 1970")
-	flag.StringVar(&b.version, "version", "", "version of dpsd-sim")
+	flag.StringVar(&b.name, "name", "", "name of the program: dpsd or dpsd-sim")
+	flag.StringVar(&b.version, "version", "", "version of the program")
 	flag.StringVar(&b.revision, "revision", "", "commit of the source")
-	copyright := flag.String("copyright", "", "`FILE` with the licenses")
+	tree := flag.String("tree", "", "directory `DIR` with the source")
 	flag.StringVar(&b.directory, "dist", "", "directory for the results")
 	flag.Parse()
-	if b.version == "" || b.directory == "" || *copyright == "" || flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "usage: image -version VERSION -revision COMMIT -created SECONDS -copyright FILE -dist DIR ARCH=PROGRAM...")
+	if products[b.name].files == nil || b.version == "" || b.directory == "" || *tree == "" || flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "usage: image -name dpsd|dpsd-sim -version VERSION -revision COMMIT -created SECONDS -tree DIR -dist DIR ARCH=PROGRAM...")
 		os.Exit(2)
 	}
 	b.created = time.Unix(*created, 0).UTC()
-	err := b.read(*copyright, flag.Args())
+	err := b.read(*tree, flag.Args())
 	if err == nil {
 		err = b.write()
 	}
@@ -51,16 +52,34 @@ type build struct {
 	programs  []program
 }
 
-// program is dpsd-sim for one architecture.
+// program is a program for one architecture.
 type program struct {
 	arch string // as Debian calls it
 	file []byte
 }
 
-// read reads the licenses and the programs, given as ARCH=FILE.
-func (b *build) read(copyright string, programs []string) (err error) {
-	if b.copyright, err = os.ReadFile(copyright); err != nil {
+// read reads the files of the tree and the programs, given as ARCH=FILE.
+func (b *build) read(tree string, programs []string) (err error) {
+	if b.copyright, err = os.ReadFile(filepath.Join(tree, "packaging/deb/debian/copyright")); err != nil {
 		return err
+	}
+	if b.reference, err = os.ReadFile(filepath.Join(tree, "config/dpsd.toml")); err != nil {
+		return err
+	}
+	// The authorities of Azure's clouds, and no others. They are the same in every build.
+	roots, err := filepath.Glob(filepath.Join(tree, "check/roots/*.pem"))
+	if err == nil && len(roots) == 0 {
+		err = errors.New("there are no certificates in check/roots")
+	}
+	if err != nil {
+		return err
+	}
+	for _, path := range roots {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		b.roots = append(b.roots, text...)
 	}
 	for _, text := range programs {
 		arch, path, ok := strings.Cut(text, "=")
@@ -93,12 +112,12 @@ func (b *build) write() error {
 		index = add(index, image, platform)
 	}
 	index = b.annotate(index)
-	tag, err := name.NewTag("dpsd-sim:" + tagOf(b.version))
+	tag, err := name.NewTag(b.name + ":" + tagOf(b.version))
 	if err != nil {
 		return err
 	}
 
-	base := filepath.Join(b.directory, "dpsd-sim_"+b.version)
+	base := filepath.Join(b.directory, b.name+"_"+b.version)
 	if err := os.RemoveAll(base + ".oci"); err != nil { // blobs of an earlier build
 		return err
 	}
@@ -109,7 +128,7 @@ func (b *build) write() error {
 	// The first annotation is that of the specification. containerd and Docker read the second.
 	err = path.AppendIndex(index, layout.WithAnnotations(map[string]string{
 		"org.opencontainers.image.ref.name": tag.TagStr(),
-		"io.containerd.image.name":          "docker.io/library/dpsd-sim:" + tag.TagStr(),
+		"io.containerd.image.name":          "docker.io/library/" + b.name + ":" + tag.TagStr(),
 	}))
 	if err != nil {
 		return err
@@ -127,7 +146,7 @@ func (b *build) write() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s: dpsd-sim:%s, %s\n", base+".oci.tar", tag.TagStr(), digest)
+	fmt.Printf("%s: %s:%s, %s\n", base+".oci.tar", b.name, tag.TagStr(), digest)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,16 +89,23 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// unpacked returns the bundle that umoci makes of the image for this machine: the file system
+// unpacked returns the bundle that umoci makes of an image for this machine: the file system
 // and the configuration of the container.
-var unpacked = sync.OnceValues(func() (string, error) {
-	base := filepath.Join(os.Getenv("DPSD_DIST"), "dpsd-sim_"+os.Getenv("DPSD_VERSION"))
-	image, bundle := filepath.Join(shared, "image"), filepath.Join(shared, "bundle")
+func unpacked(name string) (string, error) { return bundles[name]() }
+
+var bundles = map[string]func() (string, error){
+	"dpsd":     sync.OnceValues(func() (string, error) { return unpack("dpsd") }),
+	"dpsd-sim": sync.OnceValues(func() (string, error) { return unpack("dpsd-sim") }),
+}
+
+func unpack(name string) (string, error) {
+	base := filepath.Join(os.Getenv("DPSD_DIST"), name+"_"+os.Getenv("DPSD_VERSION"))
+	image, bundle := filepath.Join(shared, name+".image"), filepath.Join(shared, name+".bundle")
 	return bundle, commands([][]string{
 		{"skopeo", "copy", "oci-archive:" + base + ".oci.tar", "oci:" + image + ":this"},
 		{"umoci", "unpack", "--image", image + ":this", bundle},
 	})
-})
+}
 
 // commands runs commands that must succeed.
 func commands(all [][]string) error {
@@ -133,23 +142,38 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// volume returns a new volume with the owner and the mode of /data in the image, as container
-// engines create it.
+// volume returns a new volume with the owner and the mode of /data in the image of the simulator,
+// as container engines create it.
 func volume(t *testing.T) string {
 	t.Helper()
-	bundle, err := unpacked()
+	return volumeOf(t, simulator, "data")
+}
+
+// volumeOf returns a new volume for a directory of an image.
+func volumeOf(t *testing.T, image, directory string) string {
+	t.Helper()
+	bundle, err := unpacked(image)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "volume")
-	run(t, "cp", "-a", filepath.Join(bundle, "rootfs/data"), dir)
+	run(t, "cp", "-a", filepath.Join(bundle, "rootfs", directory), dir)
 	return dir
 }
 
+// simulator is the name of the image that place stands for if it names none.
+const simulator = "dpsd-sim"
+
 // place is what a container gets from its host.
 type place struct {
-	volumes map[string]string // directories of the host, by their paths in the container
-	sysctls map[string]string
+	image       string            // "": the simulator
+	namespace   string            // network namespace; "": that of the service
+	volumes     map[string]string // directories of the host, by their paths in the container
+	readOnly    []string          // paths that are read-only
+	tmpfs       []string          // paths of file systems in memory that belong to the user
+	environment []string          // in addition to that of the image
+	notify      string            // path of the notification socket of the host's service manager; "" for none
+	sysctls     map[string]string
 }
 
 // lowPorts lets an ordinary user listen on ports below 1024, as Docker does.
@@ -159,7 +183,7 @@ var lowPorts = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 // with a file system that is read-only, and without any capability.
 func (l *lab) start(t *testing.T, p place, args ...string) *container {
 	t.Helper()
-	bundle, err := unpacked()
+	bundle, err := unpacked(cmp.Or(p.image, simulator))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,12 +209,22 @@ func (l *lab) start(t *testing.T, p place, args ...string) *container {
 		}
 	}
 	for destination, source := range p.volumes {
-		mounts = append(mounts, specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", "rw", "nosuid", "nodev"}})
+		access := "rw"
+		if slices.Contains(p.readOnly, destination) {
+			access = "ro"
+		}
+		mounts = append(mounts, specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", access, "nosuid", "nodev"}})
 	}
+	for _, destination := range p.tmpfs {
+		mounts = append(mounts, specs.Mount{Destination: destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "mode=0755", "uid=65532", "gid=65532"}})
+	}
+	// Shorter paths first: a mount hides what is below it.
+	slices.SortStableFunc(mounts, func(a, b specs.Mount) int { return cmp.Compare(len(a.Destination), len(b.Destination)) })
+	config.Process.Env = append(config.Process.Env, p.environment...)
 	config.Mounts = mounts
 	for i, n := range config.Linux.Namespaces {
 		if n.Type == specs.NetworkNamespace {
-			config.Linux.Namespaces[i].Path = "/run/netns/" + l.container
+			config.Linux.Namespaces[i].Path = "/run/netns/" + cmp.Or(p.namespace, l.container)
 		}
 	}
 	config.Linux.Sysctl = p.sysctls
@@ -201,9 +235,18 @@ func (l *lab) start(t *testing.T, p place, args ...string) *container {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := &container{id: filepath.Base(l.container) + "-" + strconv.FormatInt(time.Now().UnixNano(), 36), state: t.TempDir(), done: make(chan error, 1)}
+	// runc creates a socket there, whose path is limited to 107 bytes.
+	state, err := os.MkdirTemp("", "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(state) })
+	c := &container{id: filepath.Base(l.container) + "-" + strconv.FormatInt(time.Now().UnixNano(), 36), state: state, done: make(chan error, 1)}
 	command := exec.Command("runc", "--root", c.state, "run", "--bundle", dir, c.id)
 	command.Stdout, command.Stderr = &c.out, &c.out
+	if p.notify != "" {
+		command.Env = append(os.Environ(), "NOTIFY_SOCKET="+p.notify)
+	}
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -268,12 +311,12 @@ func (c *container) end(t *testing.T, signal string) int {
 	return c.wait(t)
 }
 
-// imageConfig returns the configuration of the image for this machine.
-func imageConfig(t *testing.T) v1.Config {
+// imageConfig returns the configuration of an image for this machine.
+func imageConfig(t *testing.T, name string) v1.Config {
 	t.Helper()
 	for arch, m := range machines {
 		if m.goarch == runtime.GOARCH {
-			file, err := images(t)[arch].ConfigFile()
+			file, err := images(t, name)[arch].ConfigFile()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -284,10 +327,15 @@ func imageConfig(t *testing.T) v1.Config {
 	return v1.Config{}
 }
 
-// healthCheck returns the command of the image's health check.
+// healthCheck returns the command of the health check of the simulator's image.
 func healthCheck(t *testing.T) []string {
 	t.Helper()
-	check := imageConfig(t).Healthcheck
+	return healthCheckOf(t, simulator)
+}
+
+func healthCheckOf(t *testing.T, name string) []string {
+	t.Helper()
+	check := imageConfig(t, name).Healthcheck
 	if check == nil || len(check.Test) < 2 || check.Test[0] != "CMD" {
 		t.Fatalf("the health check is %+v; without a shell, only CMD is possible", check)
 	}
@@ -342,7 +390,7 @@ socket = "%[4]s/run/dpsd.sock"
 
 func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 	t.Parallel()
-	built(t)
+	built(t, simulator)
 	l := newLab(t, serviceNames...)
 	data := volume(t)
 	c := l.start(t, place{volumes: map[string]string{"/data": data}})
@@ -378,7 +426,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 		}
 	})
 	t.Run("SIGTERM ends it with 0, and a new container serves the same devices", func(t *testing.T) {
-		if code := c.end(t, imageConfig(t).StopSignal); code != 0 {
+		if code := c.end(t, imageConfig(t, simulator).StopSignal); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, c.out.String())
 		}
 		if _, err := os.Stat(filepath.Join(data, "endpoint.json")); !errors.Is(err, fs.ErrNotExist) {
@@ -405,7 +453,7 @@ func TestAContainerServesDevicesOfOtherHostsWithoutPrivileges(t *testing.T) {
 }
 
 func TestAContainerPrintsTheVersion(t *testing.T) {
-	_, version := built(t)
+	_, version := built(t, simulator)
 	c := newLab(t).start(t, place{}, "--version")
 	if code := c.wait(t); code != 0 || !strings.HasPrefix(c.out.String(), "dpsd-sim "+version+" linux/"+runtime.GOARCH+" ") {
 		t.Errorf("exit code %d: %s", code, c.out.String())
@@ -415,7 +463,7 @@ func TestAContainerPrintsTheVersion(t *testing.T) {
 // The demonstration resolves localhost, which container engines list in /etc/hosts.
 func TestAContainerRunsTheDemonstration(t *testing.T) {
 	t.Parallel()
-	built(t)
+	built(t, simulator)
 	l := newLab(t)
 	c := l.start(t, place{volumes: map[string]string{"/tmp": volume(t), "/etc/hosts": l.hosts}}, "demo")
 	if code := c.wait(t); code != 0 || !strings.Contains(c.out.String(), "READY=1") {
