@@ -85,7 +85,10 @@ func destinations(err error) []netip.Addr {
 	var all []netip.Addr
 	add := func(address string) {
 		if to, e := netip.ParseAddrPort(address); e == nil {
-			all = append(all, to.Addr().Unmap())
+			addr := to.Addr().Unmap()
+			if i, found := slices.BinarySearchFunc(all, addr, netip.Addr.Compare); !found {
+				all = slices.Insert(all, i, addr)
+			}
 		}
 	}
 	var visit func(error)
@@ -110,6 +113,5 @@ func destinations(err error) []netip.Addr {
 		}
 	}
 	visit(err)
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
+	return all
 }

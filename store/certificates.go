@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -159,7 +158,8 @@ func (c *certificates) numbers() ([]int, error) {
 			numbers = append(numbers, n)
 		}
 	}
-	slices.SortFunc(numbers, func(a, b int) int { return cmp.Compare(b, a) })
+	slices.Sort(numbers)
+	slices.Reverse(numbers)
 	return numbers, nil
 }
 

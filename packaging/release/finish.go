@@ -138,7 +138,8 @@ See the section "Install" of README.md. The files of this release are:
 | *.oci.tar, *.docker.tar | containers |
 | *.cdx.json | the bills of materials |
 | *.intoto.json | the provenance: from which source, and how, the files were built |
-| dpsd-%s.tar.gz | the source, with its dependencies |
+| dpsd-%[4]s.tar.gz | the source, with its dependencies |
+| dpsd-%[4]s-yocto.tar.gz, dpsd-%[4]s-buildroot.tar.gz | images made with Yocto or Buildroot: a layer, and an external tree |
 
 ## Verify
 
