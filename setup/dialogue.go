@@ -327,10 +327,7 @@ func (d *Dialogue) certificateFiles(want string) (*Credential, string, error) {
 			return nil, "", mistaken(err)
 		}
 	}
-	c, id, doubt, err := ReadCertificate(certificate, key, d.Now)
-	if err == nil && want != "" && id != want {
-		err = &Mistake{fmt.Sprintf("the common name of the certificate is %q, not the Registration ID %q", id, want), ""}
-	}
+	c, id, doubt, err := ReadCertificate(certificate, key, want, d.Now)
 	if err != nil {
 		return nil, "", mistaken(err)
 	}

@@ -125,19 +125,24 @@ func (p *Place) Files(a Answers, previous *Previous, extra Extra) (files []File,
 // Previous reads the configuration that exists. It returns nil without an error if there is
 // none, and nil with an error if it cannot be used.
 func (p *Place) Previous() (*Previous, error) {
-	f, err := input.Open(p.File)
+	text, err := readConfiguration(p.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	text, err := config.Read(p.File, f)
-	if err != nil {
-		return nil, err
-	}
 	return ParsePrevious(p.File, text)
+}
+
+// readConfiguration returns the text of a configuration.
+func readConfiguration(path string) ([]byte, error) {
+	f, err := input.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, input.Cause(err))
+	}
+	defer f.Close()
+	return config.Read(path, f)
 }
 
 // ExistsError means that a file exists and must not be replaced.
@@ -173,6 +178,9 @@ func Write(ctx context.Context, files []File, replace bool) (copies []string, er
 		p, err := prepare(f, replace)
 		if p.temporary != "" {
 			all = append(all, p)
+		}
+		if errors.As(err, new(*ExistsError)) {
+			return nil, err
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot write %s: %w", f.Path, input.Cause(err))
@@ -267,15 +275,24 @@ func prepare(f File, replace bool) (p pending, err error) {
 	return p, errors.Join(err, file.Close())
 }
 
-// keep keeps the file that is about to be replaced, unless it is the same.
+// keep keeps the file that is about to be replaced, unless it is the same. No other users can
+// read the copy than the file.
 func keep(p pending) (bool, error) {
 	if text, err := os.ReadFile(p.Path); err == nil && bytes.Equal(text, p.Text) {
 		return false, nil
 	}
-	if err := os.Remove(p.Path + saved); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	copied := p.Path + saved
+	if err := os.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	return true, os.Link(p.Path, p.Path+saved)
+	info, err := os.Stat(p.Path)
+	if err == nil {
+		err = os.Link(p.Path, copied)
+	}
+	if err == nil && info.Mode().Perm()&^p.Mode != 0 {
+		err = os.Chmod(copied, info.Mode().Perm()&p.Mode)
+	}
+	return true, err
 }
 
 // publish gives a file its name.

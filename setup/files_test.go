@@ -84,7 +84,15 @@ mqtt_port = 1
 	if err != nil {
 		t.Fatal(err)
 	}
-	extra, err := setup.ParseExtra("more.toml", []byte("[transport]\nproxy = \"http://new:2\"\n"))
+	more := filepath.Join(t.TempDir(), "more.toml")
+	read := func(text string) (setup.Extra, error) {
+		t.Helper()
+		if err := os.WriteFile(more, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return setup.ReadExtra(more)
+	}
+	extra, err := read("[transport]\nproxy = \"http://new:2\"\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,14 +122,14 @@ private_key = "file:/old-key.pem"
 proxy = "http://new:2"
 mqtt_port = 1
 
+[log]
+level = "debug"
+
 [state]
 directory = "/etc/dpsd/state"
 
 [control]
 socket = "/etc/dpsd/run/dpsd.sock"
-
-[log]
-level = "debug"
 `
 	const begin = "# Written by \"dpsd init\". man dpsd.toml describes every key.\n\n[dps]\n"
 	want := begin + "id_scope = \"0ne2\"\nregistration_id = \"gw-1\"\nendpoint = \"x.example\"\n" + rest + old + end
@@ -135,9 +143,78 @@ level = "debug"
 	if !previous.Keeps("gw-1") || previous.Keeps("gw-2") || (*setup.Previous)(nil).Keeps("") {
 		t.Error("the key of one registration ID is used for another")
 	}
-	for _, wrong := range []string{"[transport]\nprxy = 1\n", "[dps]\nendpoint = \"x\"\n"} {
-		if _, err := setup.ParseExtra("more.toml", []byte(wrong)); err == nil || !strings.Contains(err.Error(), "more.toml:") {
-			t.Errorf("%q: %v", wrong, err)
+	const credential = "[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/x\"\n"
+	const complete = "must consist of complete tables other than [dps] and [[credential]]"
+	for wrong, want := range map[string]string{
+		"[transport]\nprxy = 1\n":                    ":2:1: transport.prxy: unknown key",
+		"[dps]\nendpoint = \"x\"\n":                  complete,
+		"dps.id_scope = \"0ne1\"":                    complete,
+		"[log]\nlevel = \"debug\"\n" + credential:    complete,
+		strings.TrimSuffix(credential, "\n"):         complete,
+		"[transport]\nca_file = \"\"\"/etc/ca.pem\n": complete,
+	} {
+		if _, err := read(wrong); !errors.As(err, new(config.Errors)) || !strings.HasPrefix(err.Error(), more+":") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", wrong, err, want)
+		}
+	}
+}
+
+func TestTheSourceOfTheRegistrationIDStaysIfTheIDIsTheSame(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "id"), []byte("gw-1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const key = "type = \"symmetric-key\"\nkey = \"file:/old.key\"\n"
+	file := func(name string) string { return fmt.Sprintf("registration_id_file = %q\n", filepath.Join(dir, name)) }
+	const literal = "registration_id = \"gw-1\"\n"
+	replaced := setup.Answers{RegistrationID: "gw-1", Credential: &setup.Credential{Key: make([]byte, 32)}}
+	for _, row := range []struct {
+		name, source, credential string
+		answers                  setup.Answers
+		want                     string
+	}{
+		{"a file", file("id"), key, setup.Answers{IDScope: "0ne2"}, file("id")},
+		{"a file that does not exist yet", file("none"), key, setup.Answers{IDScope: "0ne2"}, file("none")},
+		{"a file, and the key is replaced", file("id"), key, replaced, file("id")},
+		{"a file with another ID", file("none"), key, replaced, literal},
+		{"the certificate", "", "type = \"x509\"\ncertificate = \"file:/none.pem\"\nprivate_key = \"file:/none.pem\"\n", setup.Answers{IDScope: "0ne2"}, ""},
+		{"the certificate, which is replaced", "", "type = \"x509\"\ncertificate = \"file:/none.pem\"\nprivate_key = \"file:/none.pem\"\n", replaced, literal},
+	} {
+		previous, err := setup.ParsePrevious("dpsd.toml", []byte("[dps]\nid_scope = \"0ne1\"\n"+row.source+"[[credential]]\n"+row.credential))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := setup.PlaceFor("/etc/dpsd/dpsd.toml", setup.Machine{UID: 1, Writable: func(string) bool { return true }})
+		files, err := p.Files(previous.Complete(row.answers), previous, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		got := ""
+		for line := range strings.Lines(string(files[len(files)-1].Text)) {
+			if strings.HasPrefix(line, "registration_id") {
+				got += line
+			}
+		}
+		if got != row.want {
+			t.Errorf("%s: the source is %q, want %q", row.name, got, row.want)
+		}
+	}
+}
+
+func TestAConfigurationThatCannotBeReadIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	for _, read := range []func() error{
+		func() error {
+			_, err := setup.PlaceFor(dir, setup.Machine{UID: 1, Writable: func(string) bool { return true }}).Previous()
+			return err
+		},
+		func() error {
+			_, err := setup.ReadExtra(dir)
+			return err
+		},
+	} {
+		if err := read(); err == nil || !strings.HasPrefix(err.Error(), dir+": not a regular file") {
+			t.Errorf("a directory: %v", err)
 		}
 	}
 }
@@ -230,5 +307,16 @@ func TestFilesAreWrittenCompletelyOrNotAtAll(t *testing.T) {
 	}
 	if copies, err := setup.Write(t.Context(), files("2"), true); err != nil || copies != nil {
 		t.Errorf("the same again: %q, %v", copies, err)
+	}
+
+	// Others could read the previous key.
+	if err := os.Chmod(filepath.Join(dir, "etc/keys/device.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := setup.Write(t.Context(), files("3"), true); err != nil {
+		t.Error(err)
+	}
+	if got := tree(t, dir)["etc/keys/device.key.orig"]; got != "0640 key 2" {
+		t.Errorf("the copy of a key that others could read is %q", got)
 	}
 }

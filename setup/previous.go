@@ -2,6 +2,8 @@ package setup
 
 import (
 	"bytes"
+	"errors"
+	"strings"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
@@ -80,33 +82,43 @@ func (p *Previous) Keeps(id string) bool { return p != nil && p.id == id }
 // Extra are settings in addition to the answers, such as a proxy.
 type Extra []config.Setting
 
-// ParseExtra reads tables of a configuration other than [dps] and [[credential]]. name is the
-// file's name in messages.
-func ParseExtra(name string, text []byte) (Extra, error) {
-	// The tables are complete with any identity, which follows them so that the lines in
-	// messages are those of the file.
-	const identity = "\n[dps]\nid_scope = \"0ne\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/key\"\n"
-	_, all, err := config.ParseSettings(name, bytes.NewReader(append(bytes.Clone(text), identity...)))
+// ReadExtra reads a file with tables of a configuration other than [dps] and [[credential]].
+func ReadExtra(name string) (Extra, error) {
+	text, err := readConfiguration(name)
 	if err != nil {
 		return nil, err
 	}
+	// The tables are complete with any identity, which follows them so that the lines in
+	// messages are those of the file.
+	const identity = "\n[dps]\nid_scope = \"0ne\"\nregistration_id = \"gw\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/key\"\n"
+	last := bytes.Count(text, []byte("\n")) + 1
+	_, all, err := config.ParseSettings(name, bytes.NewReader(append(text, identity...)))
+	var invalid config.Errors
+	conflict := errors.As(err, &invalid) && invalid[0].Line > last
 	extra := Extra{}
-	for _, s := range written(all) {
-		if s.Table != "dps" && s.Table != "credential" {
-			extra = append(extra, s)
+	for i := range all {
+		switch s := &all[i]; {
+		case s.Line == 0:
+		case s.Table != "dps" && s.Table != "credential":
+			extra = append(extra, *s)
+		case s.Line <= last:
+			conflict = true
 		}
 	}
-	return extra, nil
+	if conflict {
+		return nil, config.Errors{{File: name, Problem: "must consist of complete tables other than [dps] and [[credential]], which dpsd init writes"}}
+	}
+	return extra, err
 }
 
 // add adds a setting, unless there is one for its key.
-func (e Extra) add(s config.Setting) Extra {
+func (e Extra) add(s *config.Setting) Extra {
 	for i := range e {
 		if e[i].Table == s.Table && e[i].Key == s.Key {
 			return e
 		}
 	}
-	return append(e, s)
+	return append(e, *s)
 }
 
 // header begins each configuration.
@@ -116,18 +128,33 @@ const header = "# Written by \"dpsd init\". man dpsd.toml describes every key.\n
 // is "" to keep those of the previous configuration. The settings of extra replace those of the
 // previous configuration, and those replace the settings of usual.
 func (p *Previous) text(a Answers, credential string, extra, usual Extra) string {
-	set := Extra{{Table: "dps", Key: "id_scope", Value: a.IDScope}, {Table: "dps", Key: "registration_id", Value: a.RegistrationID}}
-	if a.Endpoint != "" {
-		set = append(set, config.Setting{Table: "dps", Key: "endpoint", Value: a.Endpoint})
+	var set Extra
+	answer := func(key, value string) {
+		if value != "" {
+			set = append(set, config.Setting{Table: "dps", Key: key, Value: value})
+		}
 	}
+	answer("id_scope", a.IDScope)
+	keep, same := credential == "", p.Keeps(a.RegistrationID)
+	if same {
+		// The same ID still comes from the same source, such as a template.
+		for i := range p.settings {
+			if sourceOfID(&p.settings[i]) {
+				set = append(set, p.settings[i])
+			}
+		}
+	}
+	if len(set) == 1 && (!same || !keep) { // otherwise, the source may be the certificate
+		answer("registration_id", a.RegistrationID)
+	}
+	answer("endpoint", a.Endpoint)
 	set = append(set, extra...)
-	keep := credential == ""
 	if p != nil {
 		for i := range p.settings {
 			switch s := &p.settings[i]; {
 			case s.Table != "credential":
-				if s.Key != "registration_id_file" {
-					set = set.add(*s)
+				if !sourceOfID(s) {
+					set = set.add(s)
 				}
 			case keep:
 				if s.Key == "type" {
@@ -137,21 +164,29 @@ func (p *Previous) text(a Answers, credential string, extra, usual Extra) string
 			}
 		}
 	}
-	for _, s := range usual {
-		set = set.add(s)
+	for i := range usual {
+		set = set.add(&usual[i])
 	}
 	text := header
-	for _, table := range []string{"dps", "transport", "provisioning", "retry", "state", "control", "certificate", "log"} {
-		begin := "\n[" + table + "]\n"
-		for i := range set {
-			if set[i].Table == table {
-				text += begin + set[i].TOML() + "\n"
-				begin = ""
+	for i := range set {
+		begin := "\n[" + set[i].Table + "]\n"
+		if strings.Contains(text, begin) {
+			continue
+		}
+		text += begin
+		for j := range set {
+			if set[j].Table == set[i].Table {
+				text += set[j].TOML() + "\n"
 			}
 		}
-		if table == "dps" {
+		if i == 0 { // [dps]
 			text += credential
 		}
 	}
 	return text
+}
+
+// sourceOfID reports whether a setting is a source of the registration ID.
+func sourceOfID(s *config.Setting) bool {
+	return s.Table == "dps" && (s.Key == "registration_id" || s.Key == "registration_id_file")
 }

@@ -166,8 +166,8 @@ func Partial(text []byte) bool {
 	return err != nil || !Complete(key)
 }
 
-// notInKey matches the characters that are in no key.
-var notInKey = regexp.MustCompile(`[^A-Za-z0-9+/=_-]+`)
+// notInKey matches the characters that are in no key, and what a terminal puts around a paste.
+var notInKey = regexp.MustCompile(`\x1b\[20[01]~|[^A-Za-z0-9+/=_-]`)
 
 // nameBefore matches the name of a key in front of it, as in JSON or in a shell.
 var nameBefore = regexp.MustCompile(`^[{\s"']*[A-Za-z][A-Za-z_ -]{0,30}["']?\s*[:=]`)
@@ -263,14 +263,17 @@ func inFile(path string, err error) error {
 }
 
 // ReadCertificate returns the certificate and the private key in two files, which may be the
-// same, and the common name of the certificate, which is the registration ID. doubt is a
-// reason why DPS may refuse the certificate, such as its dates, or nil. The error names the
-// file and what to do.
-func ReadCertificate(certificate, privateKey string, now time.Time) (c *Credential, id string, doubt, err error) {
+// same, and the common name of the certificate, which is the registration ID. It must be want
+// in any case, unless that is "". doubt is a reason why DPS may refuse the certificate, such as
+// its dates, or nil. The error names the file and what to do.
+func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Credential, id string, doubt, err error) {
 	x := attest.X509{Certificate: attest.Reference{File: certificate}, PrivateKey: attest.Reference{File: privateKey}}
 	id, err = attest.RegistrationID{FromCertificate: &x}.Resolve(attest.Host{}, attest.Secrets{})
 	if err != nil {
 		return nil, "", nil, advised(err)
+	}
+	if want != "" && !strings.EqualFold(id, want) {
+		return nil, "", nil, &Mistake{fmt.Sprintf("the common name of the certificate is %q, not the Registration ID %q; DPS requires that they are equal", id, want), ""}
 	}
 	_, err = x.Prove(attest.Subject{RegistrationID: id}, attest.Secrets{}, now)
 	if errors.As(err, new(*attest.CertificateError)) {

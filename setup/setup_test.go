@@ -34,6 +34,7 @@ func TestAKeyIsFoundInTheFormsInWhichPeopleCopyIt(t *testing.T) {
 			"with a line break in quotes": `"` + text[:20] + "\n" + text[20:] + `"`,
 			"with its name in JSON":       `"primaryKey": "` + text + `"`,
 			"with its name in a shell":    "DPS_SYMMETRIC_KEY=" + text,
+			"as a terminal marks a paste": "\x1b[200~" + text + "\x1b[201~",
 			"with a no-break space":       text + "\u00a0",
 		} {
 			got, note, err := setup.ParseKey([]byte(copied), "the text")

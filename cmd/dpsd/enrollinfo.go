@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,8 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dpsd-project/dpsd/attest"
-	"github.com/dpsd-project/dpsd/check"
-	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/setup"
 )
 
@@ -41,7 +38,7 @@ terminal must have a dark background or colours.
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e, err := enrollInfo(configOf(cmd), id)
 			if err != nil {
-				return err
+				return asRoot(err, configOf(cmd), "enroll-info")
 			}
 			out := terminalOn(os.Stdout)
 			switch {
@@ -81,35 +78,27 @@ type enrolling struct {
 // set, for a symmetric key.
 func enrollInfo(file, id string) (e *enrolling, err error) {
 	e = &enrolling{}
-	source, secrets := attest.RegistrationID{Template: id}, attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
-	var cfg *config.Config
-	if id == "" {
-		if cfg, err = load(file); err != nil {
-			return e, invalid(file, err)
+	if id != "" {
+		if e.RegistrationID, err = expanded(id); err != nil {
+			return e, &exitError{exitUsage, fmt.Errorf("--registration-id: %w", err), ""}
 		}
-		source, e.idScope, e.others = cfg.DPS.RegistrationID, cfg.DPS.IDScope, len(cfg.Credentials)-1
-	}
-	if e.RegistrationID, err = source.Resolve(attest.Host{}, secrets); err != nil {
-		return e, notRead(file, err)
-	}
-	if cfg == nil {
 		return e, nil
+	}
+	cfg, err := load(file)
+	if err != nil {
+		return e, invalid(file, err)
+	}
+	e.idScope, e.others = cfg.DPS.IDScope, len(cfg.Credentials)-1
+	secrets := attest.SystemSecrets(os.Getenv("CREDENTIALS_DIRECTORY"))
+	if e.RegistrationID, err = cfg.DPS.RegistrationID.Resolve(attest.Host{}, secrets); err != nil {
+		return e, failed(err)
 	}
 	if x, is := cfg.Credentials[0].(attest.X509); is {
 		if e.Chain, err = x.Chain(secrets); err != nil {
-			return e, notRead(file, err)
+			return e, failed(err)
 		}
 	}
 	return e, nil
-}
-
-// notRead returns the error of a certificate or of the source of a registration ID.
-func notRead(file string, err error) error {
-	next := ""
-	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
-		next = check.With(file, "sudo dpsd enroll-info")
-	}
-	return &exitError{exitFailed, err, next}
 }
 
 // print prints the enrollment for people, in the words of the portal.

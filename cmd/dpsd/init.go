@@ -20,7 +20,6 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/config"
-	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/setup"
 )
 
@@ -56,7 +55,7 @@ settings of dpsd.toml. The replaced files stay as FILE.orig.
 
 Exit codes: 0 if the gateway is assigned or, if no service was started, if the
 check found no failed step; 1 if not; 4 if --timeout has expired; 78 if FILE of
---settings or the existing configuration is invalid.`,
+--settings is invalid.`,
 		Example: `  sudo dpsd init
   dpsd init --dry-run
   dpsd init --id-scope 0ne1 --registration-id gw-1 --key-file gw-1.key
@@ -68,7 +67,8 @@ check found no failed step; 1 if not; 4 if --timeout has expired; 78 if FILE of
 			}
 			ctx, stop := interruptible(0, syscall.SIGHUP)
 			defer stop()
-			return setUp(ctx, configOf(cmd), o)
+			file := configOf(cmd)
+			return asRoot(setUp(ctx, file, o), file, "init")
 		},
 	}
 	f := cmd.Flags()
@@ -150,6 +150,14 @@ func setUp(ctx context.Context, file string, o initOptions) error {
 	return i.finish(ctx)
 }
 
+// asRoot adds the command to try as root to an error, if this user lacks a permission.
+func asRoot(err error, file, command string) error {
+	if exit, is := errors.AsType[*exitError](err); is && errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		exit.next = check.With(file, "sudo dpsd "+command)
+	}
+	return err
+}
+
 // groupID returns the ID of a group of this machine.
 func groupID(name string) (int, error) {
 	g, err := user.LookupGroup(name)
@@ -173,17 +181,10 @@ func writable(directory string) bool {
 // existing reads the previous configuration and the additional settings.
 func (i *installer) existing() (err error) {
 	if i.settings != "" {
-		f, err := input.Open(i.settings)
-		if err != nil {
-			return failed(err)
-		}
-		defer f.Close()
-		text, err := config.Read(i.settings, f)
-		if err == nil {
-			i.extra, err = setup.ParseExtra(i.settings, text)
-		}
-		if err != nil {
+		if i.extra, err = setup.ReadExtra(i.settings); errors.As(err, new(config.Errors)) {
 			return &exitError{exitConfiguration, err, ""}
+		} else if err != nil {
+			return failed(err)
 		}
 	}
 	if _, err := os.Lstat(i.file); errors.Is(err, fs.ErrNotExist) {
@@ -221,7 +222,7 @@ func (i *installer) given() (a setup.Answers, err error) {
 	}
 	if id := i.registrationID; id != "" {
 		if strings.Contains(id, "%") {
-			if id, err = (attest.RegistrationID{Template: id}).Resolve(attest.Host{}, attest.Secrets{}); err != nil {
+			if id, err = expanded(id); err != nil {
 				return a, usage("registration-id", err)
 			}
 		}
@@ -251,6 +252,15 @@ func (i *installer) given() (a setup.Answers, err error) {
 		a.Credential = &setup.Credential{GroupKey: key}
 	}
 	return a, nil
+}
+
+// expanded returns the registration ID of a template on the command line.
+func expanded(template string) (string, error) {
+	id, err := attest.RegistrationID{Template: template}.Resolve(attest.Host{}, attest.Secrets{})
+	if err != nil {
+		return "", errors.Unwrap(err) // without the key of dpsd.toml
+	}
+	return id, nil
 }
 
 // note prints a note, unless it is "".
@@ -286,12 +296,9 @@ func (i *installer) certified(a setup.Answers) (setup.Answers, error) {
 	if key == "" {
 		key = i.certificate
 	}
-	c, id, doubt, err := setup.ReadCertificate(absolute(i.certificate), absolute(key), time.Now())
+	c, id, doubt, err := setup.ReadCertificate(absolute(i.certificate), absolute(key), a.RegistrationID, time.Now())
 	if err != nil {
 		return a, failed(err)
-	}
-	if i.registrationID != "" && !strings.EqualFold(id, a.RegistrationID) {
-		return a, failed(fmt.Errorf("--registration-id: the common name of the certificate is %q, not %q; DPS requires that they are equal", id, a.RegistrationID))
 	}
 	if doubt != nil {
 		fmt.Fprintln(i.screen, "dpsd: warning:", printable(doubt.Error()))
@@ -341,14 +348,12 @@ func (i *installer) write(ctx context.Context, files []setup.File, asked bool) e
 		i.note(i.place.Note)
 	}
 	copies, err := setup.Write(ctx, files, i.replace)
-	exists := (*setup.ExistsError)(nil)
-	switch {
-	case errors.As(err, &exists):
-		return &exitError{exitFailed, fmt.Errorf("%w; nothing was changed", err), check.With(i.file, "dpsd init --replace")}
-	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
-		return &exitError{exitFailed, fmt.Errorf("%w; nothing was changed", err), check.With(i.file, "sudo dpsd init")}
-	case err != nil:
-		return failed(fmt.Errorf("%w; nothing was changed", err))
+	if err != nil {
+		next := ""
+		if errors.As(err, new(*setup.ExistsError)) {
+			next = check.With(i.file, "dpsd init --replace")
+		}
+		return &exitError{exitFailed, fmt.Errorf("%w; nothing was changed", err), next}
 	}
 	for _, f := range files {
 		fmt.Printf("wrote %s\n", printable(f.Path))

@@ -654,6 +654,14 @@ func TestACertificateInstalledFromItsFilesOrAPFX(t *testing.T) {
 	p.answers("File: ", n.path("gw.pfx"), "a PKCS#12 archive (PFX)", nothing, `choose "X.509"`, nothing, "File: ", "\x03")
 	p.ends(1)
 
+	// DPS ignores the case of the common name.
+	openssl("req", "-x509", "-key", n.path("other.pem"), "-subj", "/CN=GW-2", "-out", n.path("other.crt"))
+	p = n.sits("--registration-id", "GW-2")
+	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "2")
+	p.answers("Certificate file: ", certificate, "same file: ", n.path("simulator/gw-1-key.pem"), `the certificate is "gw-1", not the Registration ID "gw-2"`, nothing)
+	p.answers("Certificate file: ", n.path("other.crt"), "same file: ", n.path("other.pem"), "The Registration ID is GW-2.", nothing, "files?", "\x03")
+	p.ends(1)
+
 	p = n.sits()
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "2")
 	p.answers("Certificate file: ", n.path("gw.pfx"), "same file: ", "", "a PKCS#12 archive (PFX)", nothing, "openssl pkcs12 -nodes", nothing)
@@ -694,6 +702,16 @@ func TestAnotherUserWritesFilesOnlyForThisUser(t *testing.T) {
 	p.reads("permission denied; nothing was changed")
 	p.reads("sudo dpsd init")
 	p.ends(1)
+	if err := os.Chmod(n.file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(n.file, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p = atTerminal(t, n.secrets, "setpriv", append(other, n.flags("--replace")...)...)
+	p.reads("dpsd.toml: permission denied")
+	p.reads("sudo dpsd init")
+	p.ends(1)
 }
 
 func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
@@ -723,7 +741,7 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	says(run("", 2, "--private-key", "x"), "--private-key: requires --certificate")
 	says(run("", 2, "--key-file", "x", "--certificate", "y"), "none of the others can be")
 	says(run("", 1, append(scope, "--registration-id", "gw-1", "--key-file", n.path("missing"))...), "missing: no such file or directory")
-	says(run("", 1, append(scope, "--registration-id", "gw-2", "--certificate", n.path("simulator/gw-1.pem"), "--private-key", n.path("simulator/gw-1-key.pem"))...), `the common name of the certificate is "gw-1", not "gw-2"`)
+	says(run("", 1, append(scope, "--registration-id", "gw-2", "--certificate", n.path("simulator/gw-1.pem"), "--private-key", n.path("simulator/gw-1-key.pem"))...), `the common name of the certificate is "gw-1", not the Registration ID "gw-2"`)
 	n.has()
 
 	out := run(n.key, 0, append(scope, "--registration-id", "gw-1", "--key-file", "-", "--dry-run")...)
@@ -868,6 +886,14 @@ func TestTheEnrollmentThatIsPrintedMakesTheGatewayRegister(t *testing.T) {
 	}
 	contains(info("--csv"), "registrationId,attestation,sha1Thumbprint,sha256Thumbprint,issuer,notAfter\r\ngw-1,symmetricKey,,,,\r\n")
 	contains(info("--registration-id", "gw-9", "--json"), `"gw-9"`)
+	for _, command := range []string{"enroll-info", "init"} {
+		for _, wrong := range []string{"gw 9", "%q"} {
+			out, err := exec.Command("dpsd", command, "--config", n.path("none"), "--registration-id", wrong).CombinedOutput()
+			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.HasPrefix(string(out), "dpsd: --registration-id: not a valid ") {
+				t.Errorf("%s with the ID %q: %v\n%s", command, wrong, err, out)
+			}
+		}
+	}
 
 	set("--replace", "--certificate", n.path("simulator/gw-1.pem"), "--private-key", n.path("simulator/gw-1-key.pem"))
 	block, _ := pem.Decode([]byte(n.text("simulator/gw-1.pem")))
