@@ -63,6 +63,7 @@ func (c *console) AskSecret(prompt string, rest bool) ([]byte, error) {
 		c.hidden = &usual
 	}
 	now.Lflag = now.Lflag&^unix.ECHO | unix.ECHONL
+	now.Cc[unix.VSUSP] = 0    // a shell displays what is typed while and after it has stopped a program
 	set := uint(unix.TCSETSF) // also discards the input
 	if rest {
 		set = unix.TCSETS

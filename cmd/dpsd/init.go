@@ -65,7 +65,7 @@ check found no failed step; 1 if not; 4 if --timeout has expired; 78 if FILE of
 			if err := checkTimeout(o.timeout, true, ""); err != nil {
 				return err
 			}
-			ctx, stop := interruptible(0, syscall.SIGHUP)
+			ctx, stop := interruptible(0, syscall.SIGHUP, syscall.SIGQUIT)
 			defer stop()
 			file := configOf(cmd)
 			return asRoot(setUp(ctx, file, o), file, "init")

@@ -400,6 +400,9 @@ func TestEachTypicalMistakeWithAKeyIsRecognizedAndCorrected(t *testing.T) {
 		{"two keys are refused", "1", func(n *newcomer) []string {
 			return []string{hidden, n.key + " " + n.key, "The text contains more than one key", nothing, hidden, n.key}
 		}},
+		{"Ctrl+Z does not stop the program, because the shell would display the rest of the key", "1", func(n *newcomer) []string {
+			return []string{hidden, n.key[:20] + "\x1a" + n.key[20:], "removed the quotes", nothing}
+		}},
 		{"the private key of a certificate is refused, and none of its lines is displayed", "1", func(n *newcomer) []string {
 			text := n.text("simulator/gw-1-key.pem")
 			for line := range strings.Lines(text) {
@@ -570,7 +573,7 @@ func TestAnInterruptionAtAnyQuestionChangesNothing(t *testing.T) {
 	n := newNewcomer(t)
 	answers := []string{"ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "1",
 		"(not shown): ", n.key[:20], "if there is none: ", n.key[20:], "files? [Y/n] ", ""}
-	for _, end := range []string{"\x03", "\x04"} {
+	for _, end := range []string{"\x03", "\x04", "\x1c"} {
 		for count := 0; count < len(answers); count += 2 {
 			p := n.sits()
 			p.answers(answers[:count]...)
