@@ -760,6 +760,14 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	run("", 0, append(scope, "--replace", "--certificate", n.path("simulator/gw-1.pem"), "--private-key", n.path("simulator/gw-1-key.pem"))...)
 	n.has("0644 dpsd.toml", "0644 dpsd.toml.orig", "0600 keys/device-key.pem", "0600 keys/device.key", "0600 keys/device.pem")
 	n.registers("gw-1")
+
+	// The ID still comes from the certificate if the configuration does not contain it.
+	n.write("etc/dpsd.toml", strings.Replace(n.text("etc/dpsd.toml"), "registration_id = \"gw-1\"\n", "", 1))
+	run("", 0, append(scope, "--replace", "--offline")...)
+	if text := n.text("etc/dpsd.toml"); strings.Contains(text, "registration_id") || !strings.Contains(text, "x509") {
+		t.Errorf("the configuration is:\n%s", text)
+	}
+	n.registers("gw-1")
 }
 
 // manager is a stand-in for systemctl and a script of dpsd, in a private mount: it starts dpsd
