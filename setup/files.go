@@ -158,59 +158,69 @@ const saved = ".orig"
 type pending struct {
 	File
 	temporary string
-	replaces  bool
+	// replaces means that the file exists, kept that FILE.orig is a copy of it, and published
+	// that the new one has its name.
+	replaces, kept, published bool
 }
 
 // Write writes the files, in this order. It first writes all of them under temporary names, so
 // that a full disk or the end of ctx leaves everything unchanged. A file that exists is an
 // *ExistsError, or with replace, stays as FILE.orig. It returns the names of these copies.
 func Write(ctx context.Context, files []File, replace bool) (copies []string, err error) {
-	var all []pending
+	all := make([]pending, len(files))
 	defer func() {
-		for _, p := range all {
-			_ = os.Remove(p.temporary) // fails after the rename
+		for i := range all {
+			p := &all[i]
+			if !p.published {
+				_ = os.Remove(p.temporary)
+			}
+			switch {
+			case err == nil:
+			case p.published && p.kept:
+				_ = os.Rename(p.Path+saved, p.Path)
+			case p.kept:
+				_ = os.Remove(p.Path + saved)
+			case p.published && !p.replaces:
+				_ = os.Remove(p.Path)
+			}
 		}
 	}()
-	for _, f := range files {
+	for i, f := range files {
 		if err := directory(filepath.Dir(f.Path), f); err != nil {
 			return nil, err
 		}
-		p, err := prepare(f, replace)
-		if p.temporary != "" {
-			all = append(all, p)
-		}
-		if errors.As(err, new(*ExistsError)) {
-			return nil, err
-		}
-		if err != nil {
-			return nil, fmt.Errorf("cannot write %s: %w", f.Path, input.Cause(err))
+		all[i].File = f
+		if err := prepare(&all[i], replace); err != nil {
+			return nil, notWritten(f.Path, err)
 		}
 	}
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	for _, p := range all {
-		if p.replaces {
-			copied, err := keep(p)
-			if err != nil {
+	for i := range all {
+		if p := &all[i]; p.replaces {
+			if err := keep(p); err != nil {
 				return nil, err
 			}
-			if copied {
+			if p.kept {
 				copies = append(copies, p.Path+saved)
 			}
 		}
 	}
-	for n, p := range all {
-		if err := publish(p); err != nil {
-			for _, before := range all[:n] {
-				if !before.replaces {
-					_ = os.Remove(before.Path)
-				}
-			}
-			return nil, err
+	for i := range all {
+		if err := publish(&all[i]); err != nil {
+			return nil, notWritten(all[i].Path, err)
 		}
 	}
 	return copies, nil
+}
+
+// notWritten adds the path to an error that does not name it.
+func notWritten(path string, err error) error {
+	if errors.As(err, new(*ExistsError)) {
+		return err
+	}
+	return fmt.Errorf("cannot write %s: %w", path, input.Cause(err))
 }
 
 // directory creates the directory of a file, which only those may list who may read the file,
@@ -244,59 +254,65 @@ func directory(path string, f File) error {
 	return err
 }
 
-// prepare writes a file under a temporary name in the same directory.
-func prepare(f File, replace bool) (p pending, err error) {
-	p.File = f
-	if _, err := os.Lstat(f.Path); err == nil {
+// prepare writes a file under a temporary name in the same directory, and removes those that an
+// interrupted process has left there.
+func prepare(p *pending, replace bool) (err error) {
+	if _, err := os.Lstat(p.Path); err == nil {
 		if !replace {
-			return p, &ExistsError{f.Path}
+			return &ExistsError{p.Path}
 		}
 		p.replaces = true
 		// A link to another partition remains a link.
-		if p.Path, err = filepath.EvalSymlinks(f.Path); err != nil {
-			return p, err
+		if p.Path, err = filepath.EvalSymlinks(p.Path); err != nil {
+			return err
 		}
 	}
-	file, err := os.CreateTemp(filepath.Dir(p.Path), "."+filepath.Base(p.Path)+".*")
+	dir, name := filepath.Dir(p.Path), "."+filepath.Base(p.Path)+".*.new"
+	left, _ := filepath.Glob(filepath.Join(dir, name))
+	for _, path := range left {
+		_ = os.Remove(path)
+	}
+	file, err := os.CreateTemp(dir, name)
 	if err != nil {
-		return p, err
+		return err
 	}
 	p.temporary = file.Name()
-	_, err = file.Write(f.Text)
-	if err == nil && f.Group >= 0 {
-		err = file.Chown(-1, f.Group)
+	_, err = file.Write(p.Text)
+	if err == nil && p.Group >= 0 {
+		err = file.Chown(-1, p.Group)
 	}
 	if err == nil {
-		err = file.Chmod(f.Mode)
+		err = file.Chmod(p.Mode)
 	}
 	if err == nil {
 		err = file.Sync()
 	}
-	return p, errors.Join(err, file.Close())
+	return errors.Join(err, file.Close())
 }
 
 // keep keeps the file that is about to be replaced, unless it is the same. No other users can
 // read the copy than the file.
-func keep(p pending) (bool, error) {
+func keep(p *pending) error {
 	if text, err := os.ReadFile(p.Path); err == nil && bytes.Equal(text, p.Text) {
-		return false, nil
+		return nil
 	}
 	copied := p.Path + saved
 	if err := os.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+		return err
 	}
 	info, err := os.Stat(p.Path)
 	if err == nil {
 		err = os.Link(p.Path, copied)
 	}
+	p.kept = err == nil
 	if err == nil && info.Mode().Perm()&^p.Mode != 0 {
 		err = os.Chmod(copied, info.Mode().Perm()&p.Mode)
 	}
-	return true, err
+	return err
 }
 
 // publish gives a file its name.
-func publish(p pending) error {
+func publish(p *pending) error {
 	flags := uint(unix.RENAME_NOREPLACE)
 	if p.replaces {
 		flags = 0
@@ -312,6 +328,7 @@ func publish(p pending) error {
 	if err != nil {
 		return err
 	}
+	p.published = true
 	d, err := os.Open(filepath.Dir(p.Path))
 	if err != nil {
 		return err

@@ -309,6 +309,22 @@ func TestFilesAreWrittenCompletelyOrNotAtAll(t *testing.T) {
 		t.Errorf("the same again: %q, %v", copies, err)
 	}
 
+	// A file appears while the others are replaced, which is undone. A process that was
+	// killed has left a file, and an editor too.
+	for _, name := range []string{"etc/keys/.device.key.1.new", "etc/keys/.device.key.swp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("key"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := tree(t, dir)
+	last := setup.File{Path: filepath.Join(dir, "etc/keys/device.key.orig"), Group: -1, Mode: 0o600}
+	if _, err := setup.Write(t.Context(), slices.Insert(files("3"), 1, last), true); !errors.As(err, &exists) || exists.Path != last.Path {
+		t.Errorf("a file that appears: %v", err)
+	}
+	delete(before, "etc/keys/.device.key.1.new")
+	delete(before, "data.toml.orig") // it was the copy of an earlier file
+	expect("a file that appears", before)
+
 	// Others could read the previous key.
 	if err := os.Chmod(filepath.Join(dir, "etc/keys/device.key"), 0o644); err != nil {
 		t.Fatal(err)
