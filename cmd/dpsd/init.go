@@ -249,6 +249,9 @@ func (i *installer) given() (a setup.Answers, err error) {
 		if err != nil {
 			return a, failed(fmt.Errorf("--group-key-file: %w", err))
 		}
+		if !setup.Group(key) {
+			i.note("dpsd: warning: the key has 44 characters, like one that is already derived for this gateway, which --key-file accepts")
+		}
 		a.Credential = &setup.Credential{GroupKey: key}
 	}
 	return a, nil

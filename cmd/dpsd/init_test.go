@@ -752,7 +752,13 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	says(out, "not shown, because it is secret")
 	n.has()
 
-	says(run(n.groupKey, 0, append(scope, "--registration-id", "GW-1", "--group-key-file", "-", "--offline")...), "wrote "+n.file)
+	const derived = "warning: the key has 44 characters, like one that is already derived"
+	says(run(n.key, 0, append(scope, "--registration-id", "gw-1", "--group-key-file", "-", "--dry-run")...), derived)
+	out = run(n.groupKey, 0, append(scope, "--registration-id", "GW-1", "--group-key-file", "-", "--offline")...)
+	says(out, "wrote "+n.file)
+	if strings.Contains(out, derived) {
+		t.Errorf("the key of a group is doubted:\n%s", out)
+	}
 	n.has(keyFiles...)
 	n.registers("gw-1")
 	says(run(n.key, 1, append(scope, "--registration-id", "gw-1", "--key-file", "-")...), "exists; dpsd init changes it only with --replace")
@@ -805,31 +811,32 @@ func TestTheServiceIsStartedAndTheAssignmentIsAwaited(t *testing.T) {
 	}
 	for _, row := range []struct {
 		name, manager, calls string
-		refused, group       bool // DPS refuses the registration; the key is that of the group
+		trouble              string // what prevents the assignment
 		says                 []string
 	}{
-		{"systemd", "systemd", "--quiet enable dpsd.service\nsystemctl --no-block restart dpsd.service", false, false, []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
-		{"a script of OpenRC or procd", "script", "script restart", false, false, []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
-		{"no service manager", "none", "", false, false, []string{"No service manager runs dpsd with this configuration. Start it with:\r\n  dpsd run\r\n"}},
-		{"no enrollment", "systemd", "restart", true, false, []string{"enrollment-not-found: ", "Try: dpsd status"}},
-		{"the key of the group instead of that of the gateway", "systemd", "restart", false, true, []string{"unauthorized: ", "If this is the key of the enrollment group", "Try: dpsd status"}},
+		{"systemd", "systemd", "--quiet enable dpsd.service\nsystemctl --no-block restart dpsd.service", "", []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
+		{"a script of OpenRC or procd", "script", "script restart", "", []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
+		{"no service manager", "none", "", "", []string{"No service manager runs dpsd with this configuration. Start it with:\r\n  dpsd run\r\n"}},
+		{"no enrollment", "systemd", "restart", "refused", []string{"enrollment-not-found: ", "Try: dpsd status"}},
+		{"a failing DPS", "systemd", "restart", "failing", []string{"not assigned within 1s; dpsd keeps trying", "Try: dpsd status"}},
+		{"the key of the group instead of that of the gateway", "systemd", "restart", "group key", []string{"unauthorized: ", "If this is the key of the enrollment group", "Try: dpsd status"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := newNewcomer(t)
 			n.write("manager.sh", manager)
 			scenario, key, status := "[settings]\npolls = 1\n", n.key, 0 // one poll takes two seconds
-			if row.refused {
-				scenario += "[[rule]]\non = \"register\"\nstatus = 404\nerror_code = 404201\n"
-			}
-			if row.group {
-				key = n.groupKey
-			}
-			if row.refused || row.group {
-				status = 1
+			timeout := "2m"
+			switch row.trouble {
+			case "refused":
+				scenario, status = scenario+"[[rule]]\non = \"register\"\nstatus = 404\nerror_code = 404201\n", 1
+			case "group key":
+				key, status = n.groupKey, 1
+			case "failing":
+				scenario, status, timeout = scenario+"[[rule]]\non = \"register\"\nstatus = 500\n", 4, "1s"
 			}
 			n.restart(scenario)
 			p := atTerminal(t, n.secrets, "unshare", "--mount", "sh", "-c", `cd "$0" && . ./manager.sh`, n.dir, row.manager,
-				"dpsd", "init", "--endpoint", "localhost", "--settings", n.path("settings.toml"))
+				"dpsd", "init", "--endpoint", "localhost", "--settings", n.path("settings.toml"), "--timeout", timeout)
 			n.toKey(p, "1", "gw-1")
 			p.answers("(not shown): ", key, "/etc/dpsd/keys/device.key (mode 0640: only root and the service can read it)", nothing, "files?", "")
 			p.reads("none failed")
