@@ -270,6 +270,9 @@ func (d *Dialogue) path(prompt string) (string, error) {
 	if text = strings.TrimPrefix(unquoted(text), "file:"); text == "" {
 		return "", &Mistake{"the name of the file is missing", ""}
 	}
+	if err := secret(text); err != nil {
+		return "", err
+	}
 	absolute, err := filepath.Abs(text)
 	return absolute, mistaken(err)
 }

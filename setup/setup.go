@@ -58,11 +58,13 @@ func (m *Mistake) Error() string {
 	return m.What + "\n" + m.Advice
 }
 
+// azureKey matches a key that Azure has generated (64 bytes), or that is derived from one (32).
+var azureKey = regexp.MustCompile(`[A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==`)
+
 // secret returns a mistake if a text that is not secret looks like one that is.
 func secret(text string) error {
-	key, err := attest.DecodeKey([]byte(text))
-	if err == nil && (len(key) == derivedKey || len(key) == generatedKey) || strings.Contains(text, "SharedAccessKey=") {
-		return &Mistake{"this looks like a key, which belongs to a later question and is now visible on the screen", "If other people may have seen it, create a new key in the portal."}
+	if text != "" && azureKey.FindString(text) == text || strings.Contains(text, "SharedAccessKey=") {
+		return &Mistake{"this looks like a key, which does not belong here and is now visible on the screen", "If other people may have seen it, create a new key in the portal."}
 	}
 	return nil
 }
@@ -192,7 +194,7 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	case pemfile.Has(text):
 		return nil, "", mistake("PEM, which is a certificate or its private key", `Choose "X.509" as the attestation mechanism (--certificate and --private-key).`)
 	}
-	if several(s) {
+	if len(azureKey.FindAllString(s, 2)) > 1 {
 		return nil, "", mistake("more than one key", `Copy "Primary key" alone.`)
 	}
 	if what := pemfile.Recognize(text); what != "" {
@@ -224,17 +226,6 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	return key, note, nil
 }
 
-// several reports whether a text contains more than one key.
-func several(text string) bool {
-	keys := 0
-	for word := range strings.FieldsSeq(text) {
-		if key, err := attest.DecodeKey([]byte(word)); err == nil && Complete(key) {
-			keys++
-		}
-	}
-	return keys > 1
-}
-
 // Encode returns the text of a key in a file.
 func Encode(key []byte) []byte { return append(base64.StdEncoding.AppendEncode(nil, key), '\n') }
 
@@ -243,6 +234,9 @@ const maxFile = 64 << 10
 
 // ReadKey returns the symmetric key in a file.
 func ReadKey(path string) (key []byte, note string, err error) {
+	if err := secret(path); err != nil {
+		return nil, "", err
+	}
 	text, err := input.Read(path, maxFile)
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: %w", path, input.Cause(err))

@@ -470,9 +470,18 @@ func TestAKeyInTheWrongPlaceIsNotRepeated(t *testing.T) {
 	}
 	p.types("\x04")
 	p.ends(1)
-	out, err := exec.Command("dpsd", n.flags("--registration-id", n.key)...).CombinedOutput()
-	if err == nil || strings.Contains(string(out), n.key) {
-		t.Errorf("a key in an argument: %v\n%s", err, out)
+	for _, flag := range []string{"--registration-id", "--id-scope", "--key-file", "--group-key-file"} {
+		out, err := exec.Command("dpsd", n.flags(flag, n.key)...).CombinedOutput()
+		if err == nil || strings.Contains(string(out), n.key) || !strings.Contains(string(out), flag+": this looks like a key") {
+			t.Errorf("a key in an argument: %v\n%s", err, out)
+		}
+	}
+	p = n.sits()
+	p.secrets = nil
+	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "2", "File: ", n.key, "This looks like a key", nothing, "File: ", "\x04")
+	p.ends(1)
+	if times := strings.Count(p.seen, n.key); times != 1 {
+		t.Errorf("the terminal displays the key %d times, want only what was typed", times)
 	}
 }
 
