@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -148,6 +149,10 @@ func printQR(out *terminal, text string) error {
 	code, err := setup.QR(text)
 	if err != nil {
 		return err
+	}
+	first, _, _ := strings.Cut(code, "\n")
+	if width := utf8.RuneCountInString(first); out.attended && width > out.columns {
+		return fmt.Errorf("the QR code needs a terminal of at least %d columns, but this one has %d", width, out.columns)
 	}
 	for row := range strings.Lines(code) {
 		if row = strings.TrimSuffix(row, "\n"); out.coloured {
