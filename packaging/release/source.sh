@@ -1,9 +1,9 @@
 #!/bin/sh
 # source.sh VERSION DIST: writes dpsd-VERSION.tar.gz, the source archive, to DIST: the files
 # that git tracks, in their current state, and the modules that they need in vendor/. Its top
-# entry in CHANGELOG.md has the version, and packaging/revision contains the commit, so that
-# the archive builds the same packages as the clone. In a source archive, it writes the same
-# archive again.
+# entry in CHANGELOG.md has the version, packaging/revision contains the commit, and
+# packaging/contents the names of all files, so that the archive builds the same packages as the
+# clone. In a source archive, it writes the same archive again.
 set -eu
 
 [ $# = 2 ] || { echo "usage: source.sh VERSION DIST" >&2; exit 2; }
@@ -19,14 +19,13 @@ export LC_ALL=C.UTF-8 TZ=UTC
 
 name=dpsd-$version
 time=$(packaging/version time)
+packaging/tree "$work/$name"
 if [ -e .git ]; then
-	tree=$(git -c user.name=build -c user.email=build stash create)
-	git -c tar.umask=0022 archive --prefix="$name/" "${tree:-HEAD}" | tar -x -C "$work"
 	git rev-parse HEAD >"$work/$name/packaging/revision"
-	(cd "$work/$name" && GOFLAGS=-buildvcs=false go mod vendor)
-else
-	mkdir "$work/$name"
-	tar -c --exclude=./bin --exclude=./.bin --exclude=./dist --exclude=./repository . | tar -x --no-same-owner -C "$work/$name"
+	cd "$work/$name"
+	GOFLAGS=-buildvcs=false go mod vendor
+	: >packaging/contents # which lists itself
+	find . ! -type d | LC_ALL=C sort >packaging/contents
 fi
 date=$(date -u -d "@$time" +%F)
 sed -i "0,/^## \[[0-9].*/s//## [$version] - $date/" "$work/$name/CHANGELOG.md"

@@ -138,6 +138,42 @@ func TestTheSameTreeGivesTheSameArchives(t *testing.T) {
 	}
 }
 
+// In an unpacked source archive, no git knows which files belong to the source.
+func TestASecretKeyInTheUnpackedSourceArchiveDoesNotGetIntoTheNextOne(t *testing.T) {
+	m := recipes(t)
+	dir := t.TempDir()
+	if _, err := output("", nil, "cp", "-R", m.source, dir); err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(dir, filepath.Base(m.source))
+	for _, name := range []string{"secret-key", "out/dpsd.deb", "packaging/other"} {
+		path := filepath.Join(tree, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("secret"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := output(tree, nil, "packaging/release/source.sh", m.version, filepath.Join(tree, "out")); err != nil {
+		t.Fatal(err)
+	}
+	name := "dpsd-" + m.version + ".tar.gz"
+	if read(t, filepath.Join(tree, "out", name)) != read(t, filepath.Join(m.dist, name)) {
+		list, err := output("", nil, "tar", "-tzf", filepath.Join(tree, "out", name))
+		t.Errorf("the archive differs: %v\n%s", err, list)
+	}
+}
+
+// docs/install.md names the address at which "make publish" puts the files of a release.
+func TestTheRecipesDownloadTheSourceFromWhereItIsPublished(t *testing.T) {
+	m := recipes(t)
+	want := first(t, read(t, "../../docs/install.md"), "`(https://\\S+/releases/)VERSION/`")
+	if got := first(t, m.recipe(t), `(?m)^SRC_URI = "([^;]+);`); got != want+"${PV}/dpsd-${PV}.tar.gz" {
+		t.Errorf("the recipe for Yocto downloads %s", got)
+	}
+	if got := first(t, read(t, filepath.Join(m.tree, "package/dpsd/dpsd.mk")), `(?m)^DPSD_SITE = (.+)$`); got != want+"$(DPSD_VERSION)" {
+		t.Errorf("the package for Buildroot downloads %s", got)
+	}
+}
+
 func TestTheSourceArchiveBuildsWithoutANetworkAndWithoutAModuleCache(t *testing.T) {
 	m := recipes(t)
 	bin := t.TempDir()
