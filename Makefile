@@ -225,7 +225,7 @@ test-release: build
 	timeout 900 test/system/roots '$(ROOTS)'
 	timeout 600 test/system/roots '$(ROOTS)' release
 	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
-	GOFLAGS=-buildvcs=false go build -C packaging/release -o '$(CURDIR)/$(RELEASE)/release' .
+	packaging/release/compile $(RELEASE)/release
 	for key in key foreign-key; do $(RELEASE)/release key -key $(RELEASE)/$$key; done
 	packaging/release/build '$(VERSION)' '$(RELEASE)/dist' '$(RELEASE)/key' $(ARCHS)
 	go vet -C packaging/release ./...

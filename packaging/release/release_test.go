@@ -305,6 +305,23 @@ func TestRpmAcceptsTheSignatureAndRefusesAChangedByteAndAForeignKey(t *testing.T
 	}
 }
 
+// cpio unpacks a file with an absolute name into the running system, and so does rpmlint.
+func TestUnpackingAnRpmChangesOnlyTheCurrentDirectory(t *testing.T) {
+	need(t, "rpm2cpio", "cpio")
+	m := release(t)
+	rpms, err := filepath.Glob(m.path("*.rpm"))
+	if err != nil || len(rpms) == 0 {
+		t.Fatalf("%v, %q", err, rpms)
+	}
+	for _, path := range rpms {
+		for name := range strings.Lines(tool(t, "sh", "-c", `rpm2cpio "$1" | cpio --quiet --list`, "sh", path)) {
+			if !strings.HasPrefix(name, "./usr/") {
+				t.Fatalf("%s contains %s", filepath.Base(path), name)
+			}
+		}
+	}
+}
+
 func TestRpmlintAndLintianHaveNoObjections(t *testing.T) {
 	need(t, "rpmlint", "lintian")
 	m := release(t)
