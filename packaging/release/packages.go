@@ -178,10 +178,14 @@ func (j *job) apk(info nfpm.Info, root, arch, version string) error {
 	return j.write("apk", fmt.Sprintf("%s-%s-r0.%s.apk", info.Name, version, arch), &info)
 }
 
+// accounts are those of packaging/systemd/dpsd.sysusers, as OpenWrt creates them before the
+// script of the package runs: USER:GROUP creates both, and adds the user to the group.
+const accounts = "dpsd:dpsd dpsd:dpsd-keys :dpsd-certificate"
+
 // ipk makes a package for OpenWrt: the program and what it cannot do without.
 func (j *job) ipk(info nfpm.Info, root, arch string) error {
 	info.Arch = arch
-	info.IPK = nfpm.IPK{Arch: arch, Fields: map[string]string{"Require-User": "dpsd:dpsd:dpsd-keys:dpsd-certificate"}}
+	info.IPK = nfpm.IPK{Arch: arch, Fields: map[string]string{"Require-User": accounts}}
 	contents, err := j.contents(root, func(path string) (to, kind string) {
 		switch path {
 		case "/usr/bin/dpsd", "/usr/share/dpsd/dpsd.toml":

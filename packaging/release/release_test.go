@@ -410,6 +410,33 @@ func TestEachApkIsSignedAsApkToolsVerifiesIt(t *testing.T) {
 	}
 }
 
+// OpenWrt reads Require-User as words of the form USER:GROUP, each with an optional third part,
+// which not every release knows.
+func TestOpenWrtCreatesTheAccountsOfTheService(t *testing.T) {
+	m := release(t)
+	paths, err := filepath.Glob(m.path("*.ipk"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%v, %q", err, paths)
+	}
+	control := tool(t, "sh", "-c", `tar -xzOf "$1" ./control.tar.gz | tar -xzO ./control`, "sh", paths[0])
+	_, field, _ := strings.Cut(control, "\nRequire-User: ")
+	field, _, _ = strings.Cut(field, "\n")
+	var users, groups, members []string
+	for _, word := range strings.Fields(field) {
+		user, group, found := strings.Cut(word, ":")
+		if !found || strings.Contains(group, ":") {
+			t.Errorf("%q does not have the form USER:GROUP", word)
+		}
+		users, groups = append(users, user), append(groups, group)
+		if user == "dpsd" {
+			members = append(members, group)
+		}
+	}
+	if !slices.Contains(users, "dpsd") || !slices.Equal(groups, []string{"dpsd", "dpsd-keys", "dpsd-certificate"}) || !slices.Equal(members, groups[:2]) {
+		t.Errorf("the accounts are %q", field)
+	}
+}
+
 func TestEachPackageContainsTheServiceOfItsSystem(t *testing.T) {
 	m := release(t)
 	for _, c := range []struct {
