@@ -143,12 +143,15 @@ See the section "Install" of README.md. The files of this release are:
 
 ## Verify
 
-Import the key once, compare its fingerprint, and verify the files that you have downloaded:
+Import the key once, and compare its fingerprint. Two keys are the current one and the next one.
 
-    gpg --import %s.asc    # %s
+    gpg --import %s.asc
+%s
+Verify the files that you have downloaded:
+
     gpg --verify %s.asc %[7]s
     sha256sum --check --ignore-missing %[7]s
-`, j.version, changes, apkKey, j.version, keyring, j.key.fingerprint(), sums)
+`, j.version, changes, apkKey, j.version, keyring, j.key.fingerprints(), sums)
 }
 
 // The statement of provenance: https://in-toto.io/Statement/v1 with the predicate

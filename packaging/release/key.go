@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -55,9 +56,8 @@ func newKeyFile(path string, now time.Time) error {
 	return nil
 }
 
-// readKey reads a secret key. Its signatures have the given time, or that of the key if it is
-// newer: no signature is older than its key.
-func readKey(path string, at time.Time) (*key, error) {
+// readEntity reads a file with one key that can sign releases.
+func readEntity(path string) (*openpgp.Entity, error) {
 	file, err := os.Open(path) //nolint:gosec // the maintainer names the file
 	if err != nil {
 		return nil, err
@@ -70,23 +70,33 @@ func readKey(path string, at time.Time) (*key, error) {
 	if len(entities) != 1 {
 		return nil, fmt.Errorf("%s: it contains %d keys, want one", path, len(entities))
 	}
-	entity := entities[0]
+	if public, is := entities[0].PrimaryKey.PublicKey.(*rsa.PublicKey); !is || public.N.BitLen() < 3072 {
+		return nil, fmt.Errorf("%s: the key must be an RSA key of at least 3072 bits, because rpm and apk of older distributions accept no other", path)
+	}
+	return entities[0], nil
+}
+
+// readKey reads a secret key. Its signatures have the given time, or that of the key if it is
+// newer: no signature is older than its key.
+func readKey(path string, at time.Time) (*key, error) {
+	entity, err := readEntity(path)
 	switch {
+	case err != nil:
+		return nil, err
 	case entity.PrivateKey == nil:
 		return nil, fmt.Errorf("%s: this is a public key; signing needs the secret key", path)
+	case entity.PrivateKey.Dummy():
+		return nil, fmt.Errorf("%s: this file has only subkeys; signing needs the primary key", path)
 	case entity.PrivateKey.Encrypted:
 		return nil, fmt.Errorf("%s: the key has a passphrase; export it without one, to a file on a disk that is encrypted or not permanent", path)
-	}
-	private, is := entity.PrivateKey.PrivateKey.(*rsa.PrivateKey)
-	if !is || private.N.BitLen() < 3072 {
-		return nil, fmt.Errorf("%s: the key must be an RSA key of at least 3072 bits, because rpm and apk of older distributions accept no other", path)
 	}
 	if created := entity.PrimaryKey.CreationTime; at.Before(created) {
 		at = created
 	}
 	return &key{entity: entity, config: &packet.Config{
-		DefaultHash: crypto.SHA512,
-		Time:        func() time.Time { return at },
+		DefaultHash:  crypto.SHA512,
+		Time:         func() time.Time { return at },
+		SigningKeyId: entity.PrimaryKey.KeyId, // and no subkey, which rpm and apk would not know
 		// The same release has the same signatures.
 		NonDeterministicSignaturesViaNotation: packet.BoolPointer(false),
 	}}, nil
@@ -132,21 +142,9 @@ func (k *key) digest(digest io.Reader) ([]byte, error) {
 func (k *key) rsa() *rsa.PrivateKey { return k.entity.PrivateKey.PrivateKey.(*rsa.PrivateKey) }
 
 // announce reads the key that will replace this one.
-func (k *key) announce(path string) error {
-	file, err := os.Open(path) //nolint:gosec // the maintainer names the file
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	entities, err := openpgp.ReadArmoredKeyRing(file)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if len(entities) != 1 {
-		return fmt.Errorf("%s: it contains %d keys, want one", path, len(entities))
-	}
-	k.next = entities[0]
-	return nil
+func (k *key) announce(path string) (err error) {
+	k.next, err = readEntity(path)
+	return err
 }
 
 // trusted returns the keys that clients shall trust.
@@ -190,15 +188,16 @@ func (k *key) publicPEM() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), err
 }
 
-// fingerprint returns the fingerprint in the groups in which people compare it.
-func (k *key) fingerprint() string {
-	text := fmt.Sprintf("%X", k.entity.PrimaryKey.Fingerprint)
+// fingerprints returns the fingerprint of each trusted key, in the groups in which people
+// compare it, one a line.
+func (k *key) fingerprints() string {
 	out := ""
-	for i := 0; i < len(text); i += 4 {
-		if i > 0 {
-			out += " "
+	for _, e := range k.trusted() {
+		out += "   "
+		for group := range slices.Chunk(e.PrimaryKey.Fingerprint, 2) {
+			out += fmt.Sprintf(" %X", group)
 		}
-		out += text[i:min(i+4, len(text))]
+		out += "\n"
 	}
 	return out
 }

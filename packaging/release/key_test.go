@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto"
 	"errors"
 	"io/fs"
@@ -103,12 +104,13 @@ func TestAnUnsuitableKeyIsRefusedWithTheReason(t *testing.T) {
 		return path
 	}
 	small := entity(&packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048})
-	locked := entity(&packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048})
+	locked := entity(&packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 3072})
+	large := entity(&packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 3072})
 	if err := locked.PrivateKey.Encrypt([]byte("passphrase")); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ path, want string }{
-		{file(openpgp.PublicKeyType, small), "this is a public key; signing needs the secret key"},
+		{file(openpgp.PublicKeyType, large), "this is a public key; signing needs the secret key"},
 		{file(openpgp.PrivateKeyType, small), "the key must be an RSA key of at least 3072 bits"},
 		{file(openpgp.PrivateKeyType, entity(&packet.Config{Algorithm: packet.PubKeyAlgoEdDSA})), "the key must be an RSA key of at least 3072 bits"},
 		{file(openpgp.PrivateKeyType, locked), "the key has a passphrase"},
@@ -117,6 +119,45 @@ func TestAnUnsuitableKeyIsRefusedWithTheReason(t *testing.T) {
 		if _, err := readKey(c.path, time.Now()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("the error is %v, want %q", err, c.want)
 		}
+	}
+	// The next key will have to sign releases, and so must be as suitable.
+	if err := new(key).announce(file(openpgp.PublicKeyType, small)); err == nil || !strings.Contains(err.Error(), "at least 3072 bits") {
+		t.Errorf("the error about the next key is %v", err)
+	}
+	if err := new(key).announce(file(openpgp.PublicKeyType, large)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAKeyFromGPGWithASubkeyForSigningSignsWithThePrimaryKey(t *testing.T) {
+	need(t, "gpg", "gpgconf")
+	home := t.TempDir()
+	if err := os.Chmod(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(home, "key")
+	tool(t, "sh", "-ec", `export GNUPGHOME="$1"
+gpg --batch --quiet --passphrase '' --quick-generate-key a@example.com rsa3072 sign never 2>/dev/null
+gpg --batch --quiet --passphrase '' --quick-add-key "$(gpg --list-keys --with-colons | sed -n 's/^fpr:*//; T; s/:$//p; q')" ed25519 sign never
+gpg --batch --armor --export-secret-keys >"$1/key"
+gpgconf --kill gpg-agent`, "sh", home)
+	k, err := readKey(path, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(k.entity.Subkeys) != 1 {
+		t.Fatalf("the key has %d subkeys", len(k.entity.Subkeys))
+	}
+	signature, err := k.detached(strings.NewReader("text"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := packet.Read(bytes.NewReader(signature))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.(*packet.Signature); *got.IssuerKeyId != k.entity.PrimaryKey.KeyId {
+		t.Errorf("the key %X has signed, want %X", *got.IssuerKeyId, k.entity.PrimaryKey.KeyId)
 	}
 }
 
