@@ -35,6 +35,9 @@ ARCH     := $(shell dpkg --print-architecture 2>/dev/null)
 CURRENT   = bin/system/current/dpsd_$(VERSION)_$(ARCH).deb
 PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 
+# "make release repository publish" runs them in this order, also with -j.
+.NOTPARALLEL:
+
 .PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-bare test-recipes release release-key repository publish test-release test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
@@ -208,7 +211,7 @@ URL        ?= https://dpsd-project.github.io/dpsd
 repository:
 	.ci/need release
 	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
-	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -next-key '$(abspath $(NEXT_KEY))' -archs '$(ARCHS)'
+	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -next-key '$(abspath $(NEXT_KEY))'
 
 # Copies the release in DIST and the repositories in REPOSITORY to TO: a directory, HOST:DIRECTORY,
 # or rclone:REMOTE:PATH.

@@ -516,9 +516,7 @@ func TestARepositoryIsTheSameWhenItIsMadeAgainAndKeepsEarlierIndexes(t *testing.
 		t.Errorf("the second is\n%s\nthe first\n%s", after, before)
 	}
 	// A client that has read the previous entry points finds what they name.
-	extra := filepath.Join(second, pool, "dpsd_0.1_"+m.archs[0]+".deb")
-	tool(t, "sh", "-c", `mkdir -p "$1/DEBIAN" && printf 'Package: dpsd\nVersion: 0.1\nArchitecture: %s\nMaintainer: a\nDescription: a\n' "$2" >"$1/DEBIAN/control" && dpkg-deb --build "$1" "$3"`,
-		"sh", filepath.Join(t.TempDir(), "dpsd"), m.archs[0], extra)
+	debOf(t, filepath.Join(second, pool), m.archs[0])
 	tool(t, "cp", copied[0], filepath.Join(second, rpms, "other.rpm"))
 	if err := j.repository(second, "https://example.com"); err != nil {
 		t.Fatal(err)
@@ -555,9 +553,8 @@ func TestAPublishedPackageIsNeverReplacedByAnotherWithTheSameName(t *testing.T) 
 
 func TestPublishingCopiesEverythingToADirectoryOrAnObjectStoreAndTheEntryPointsLast(t *testing.T) {
 	need(t, "rsync", "rclone")
-	dist, repository := t.TempDir(), t.TempDir()
-	write(t, filepath.Join(dist, sums), []byte("sums"))
-	write(t, filepath.Join(dist, sums+".asc"), []byte("signature"))
+	const entry = "deb/dists/stable/InRelease"
+	dist, repository := fakeRelease(t), t.TempDir()
 	for _, name := range []string{"dpsd.sources", "deb/pool/main/dpsd.deb", "deb/dists/stable/InRelease", "deb/dists/stable/Release", "deb/dists/stable/Release.gpg",
 		"deb/dists/stable/main/binary-amd64/by-hash/SHA256/0", "rpm/dpsd.rpm", "rpm/repodata/0-primary.xml.gz", "rpm/repodata/repomd.xml", "rpm/repodata/repomd.xml.asc"} {
 		write(t, filepath.Join(repository, name), []byte(name))
@@ -565,11 +562,23 @@ func TestPublishingCopiesEverythingToADirectoryOrAnObjectStoreAndTheEntryPointsL
 	list := func(dir string) string { return tool(t, "sh", "-c", `cd "$1" && find . -type f | sort`, "sh", dir) }
 	for _, kind := range []string{"", "rclone:"} {
 		to := t.TempDir()
+		// An object store may know neither the time nor the content of a file, and each entry
+		// point has the same length in every release.
+		now := time.Now()
+		same := write(t, filepath.Join(to, entry), bytes.Repeat([]byte("x"), len(entry)))
+		for _, path := range []string{same, filepath.Join(repository, entry)} {
+			if err := os.Chtimes(path, now, now); err != nil {
+				t.Fatal(err)
+			}
+		}
 		kept := write(t, filepath.Join(to, "deb/pool/main/dpsd_0.deb"), []byte("earlier"))
 		tool(t, "./publish", "1.0.0", dist, repository, kind+to)
-		want := strings.Join(slices.Sorted(slices.Values(strings.SplitAfter(list(repository)+"./deb/pool/main/dpsd_0.deb\n./releases/1.0.0/SHA256SUMS\n./releases/1.0.0/SHA256SUMS.asc\n", "\n"))), "")
+		want := strings.Join(slices.Sorted(slices.Values(strings.SplitAfter(list(repository)+"./deb/pool/main/dpsd_0.deb\n./releases/1.0.0/SHA256SUMS\n./releases/1.0.0/SHA256SUMS.asc\n./releases/1.0.0/dpsd_1.0.0.intoto.json\n", "\n"))), "")
 		if got := list(to); got != want {
 			t.Errorf("%q: it contains\n%s\nwant\n%s", kind, got, want)
+		}
+		if text := read(t, same); string(text) != entry {
+			t.Errorf("%q: the entry point is still %q", kind, text)
 		}
 		if string(read(t, kept)) != "earlier" {
 			t.Errorf("%q: an earlier file has changed", kind)
@@ -577,13 +586,89 @@ func TestPublishingCopiesEverythingToADirectoryOrAnObjectStoreAndTheEntryPointsL
 	}
 	// A copy that fails leaves the entry points as they were.
 	to := t.TempDir()
-	entry := write(t, filepath.Join(to, "deb/dists/stable/InRelease"), []byte("earlier"))
+	before := write(t, filepath.Join(to, entry), []byte("earlier"))
 	write(t, filepath.Join(to, "rpm/dpsd.rpm/in-the-way"), nil)
 	if out, err := exec.Command("./publish", "1.0.0", dist, repository, to).CombinedOutput(); err == nil {
 		t.Fatalf("it succeeds:\n%s", out)
 	}
-	if text := read(t, entry); string(text) != "earlier" {
+	if text := read(t, before); string(text) != "earlier" {
 		t.Errorf("the entry point is now %q", text)
+	}
+}
+
+// fakeRelease returns the directory of a release 1.0.0.
+func fakeRelease(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	const name = "dpsd_1.0.0.intoto.json"
+	write(t, filepath.Join(dir, name), []byte("statement"))
+	write(t, filepath.Join(dir, sums), []byte(sum([]byte("statement"))+"  "+name+"\n"))
+	write(t, filepath.Join(dir, sums+".asc"), []byte("signature"))
+	return dir
+}
+
+func TestNothingIsPublishedAfterAnInterruptedCommandOrADevelopmentBuild(t *testing.T) {
+	dist := fakeRelease(t)
+	repository := func(without, with string) string {
+		dir := t.TempDir()
+		for _, name := range []string{"deb/dists/stable/InRelease", "deb/dists/stable/Release", "deb/dists/stable/Release.gpg", "rpm/repodata/repomd.xml", "rpm/repodata/repomd.xml.asc", with} {
+			if name != without && name != "" {
+				write(t, filepath.Join(dir, name), nil)
+			}
+		}
+		return dir
+	}
+	damaged := fakeRelease(t)
+	write(t, filepath.Join(damaged, "dpsd_1.0.0.intoto.json"), []byte("stat"))
+	for _, c := range []struct{ version, dist, repository, want string }{
+		{"1.0.1", dist, repository("", ""), "there is no release 1.0.1 in "},
+		{"1.0.0", t.TempDir(), repository("", ""), "there is no release 1.0.0 in "},
+		{"1.0.0", damaged, repository("", ""), "is damaged; run make release"},
+		{"1.0.0", dist, repository("rpm/repodata/repomd.xml.asc", ""), "there is no complete repository in "},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0~snapshot.5.g0123abcde_amd64.deb"), "_amd64.deb is a development build"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0+0.g0123abcde.dirty_amd64.deb"), "_amd64.deb is a development build"},
+	} {
+		to := filepath.Join(t.TempDir(), "to")
+		out, err := exec.Command("./publish", c.version, c.dist, c.repository, to).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.want) {
+			t.Errorf("%v, want %q:\n%s", err, c.want, out)
+		}
+		if _, err := os.Stat(to); err == nil {
+			t.Errorf("something is published in spite of %q", c.want)
+		}
+	}
+}
+
+// debOf makes a small Debian package.
+func debOf(t *testing.T, dir, arch string) {
+	t.Helper()
+	tool(t, "sh", "-ec", `mkdir -p "$1/DEBIAN" "$2"
+printf 'Package: dpsd\nVersion: 0.1\nArchitecture: %s\nMaintainer: a\nDescription: a\n' "$3" >"$1/DEBIAN/control"
+dpkg-deb --build "$1" "$2/dpsd_0.1_$3.deb"`, "sh", filepath.Join(t.TempDir(), "dpsd"), dir, arch)
+}
+
+func TestTheRepositoryKeepsAnArchitectureForWhichTheReleaseHasNoPackage(t *testing.T) {
+	need(t, "dpkg-deb")
+	keyFile := filepath.Join(t.TempDir(), "key")
+	if err := newKeyFile(keyFile, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	k, err := readKey(keyFile, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	debOf(t, filepath.Join(dir, pool), "arm64")
+	debOf(t, filepath.Join(dir, pool), "amd64")
+	j := job{time: time.Unix(1_700_000_000, 0).UTC(), archs: []string{"amd64"}, key: k}
+	if err := j.apt(dir); err != nil {
+		t.Fatal(err)
+	}
+	if text := string(read(t, filepath.Join(dir, dists, "InRelease"))); !strings.Contains(text, "\nArchitectures: amd64 arm64\n") {
+		t.Errorf("the entry point is\n%s", text)
+	}
+	if text := string(read(t, filepath.Join(dir, dists, component, "binary-arm64/Packages"))); !strings.Contains(text, "\nFilename: pool/main/dpsd_0.1_arm64.deb\n") {
+		t.Errorf("the list is\n%s", text)
 	}
 }
 

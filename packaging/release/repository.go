@@ -85,6 +85,15 @@ func (j *job) apt(dir string) error {
 		return err
 	}
 	slices.Sort(debs)
+	// The architectures are those of all packages, and not only of this release: apt would
+	// refuse a repository without the architecture of the gateway.
+	var archs []string
+	for arch := range architectures {
+		if slices.ContainsFunc(debs, func(deb string) bool { return strings.HasSuffix(deb, "_"+arch+".deb") }) {
+			archs = append(archs, arch)
+		}
+	}
+	slices.Sort(archs)
 	packages := map[string][]byte{}
 	for _, deb := range debs {
 		text, err := os.ReadFile(deb) //nolint:gosec // the maintainer names the directory
@@ -96,14 +105,14 @@ func (j *job) apt(dir string) error {
 			return fmt.Errorf("%s: %w", deb, err)
 		}
 		stanza := fmt.Sprintf("%s\nFilename: pool/%s/%s\nSize: %d\nSHA256: %s\n\n", strings.TrimSpace(string(control)), component, filepath.Base(deb), len(text), sum(text))
-		for _, arch := range j.archs {
+		for _, arch := range archs {
 			if strings.HasSuffix(deb, "_"+arch+".deb") || strings.HasSuffix(deb, "_all.deb") {
 				packages[arch] = append(packages[arch], stanza...)
 			}
 		}
 	}
 	var list strings.Builder
-	for _, arch := range j.archs {
+	for _, arch := range archs {
 		at := component + "/binary-" + arch
 		zipped, err := compress(packages[arch])
 		if err != nil {
@@ -128,7 +137,7 @@ Components: %s
 Description: dpsd, Azure device provisioning for Linux gateways
 Acquire-By-Hash: yes
 SHA256:
-%s`, suite, j.time.Format(time.RFC1123), strings.Join(j.archs, " "), component, list.String())
+%s`, suite, j.time.Format(time.RFC1123), strings.Join(archs, " "), component, list.String())
 	signature, err := j.key.armored([]byte(release))
 	if err != nil {
 		return err
@@ -147,13 +156,17 @@ SHA256:
 // dnf writes the metadata of the rpm repository with createrepo_c.
 func (j *job) dnf(dir string) error {
 	seconds := fmt.Sprint(j.time.Unix())
+	entry := filepath.Join(dir, rpms, "repodata/repomd.xml")
+	// The earlier signature must not stay beside a new list, if this fails.
+	if err := os.Remove(entry + ".asc"); err != nil && !errors.Is(err, fs.ErrNotExist) { //nolint:gosec // the maintainer names the directory
+		return err
+	}
 	//nolint:gosec // the maintainer names the directory
 	out, err := exec.Command("createrepo_c", "--quiet", "--no-database", "--revision", seconds, "--set-timestamp-to-revision",
 		"--retain-old-md", "1000", filepath.Join(dir, rpms)).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("createrepo_c: %w\n%s", err, out)
 	}
-	entry := filepath.Join(dir, rpms, "repodata/repomd.xml")
 	text, err := os.ReadFile(entry) //nolint:gosec // the maintainer names the directory
 	if err != nil {
 		return err
