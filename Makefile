@@ -209,6 +209,7 @@ release-key:
 REPOSITORY ?= repository
 URL        ?= https://dpsd-project.github.io/dpsd
 repository:
+	@case '$(VERSION)' in *~* | *+*) echo 'repository: $(VERSION) is no release, and would reach every gateway; only "make release publish" is for a candidate' >&2; exit 1 ;; esac
 	.ci/need release
 	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
 	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -next-key '$(abspath $(NEXT_KEY))'

@@ -554,7 +554,7 @@ func TestAPublishedPackageIsNeverReplacedByAnotherWithTheSameName(t *testing.T) 
 func TestPublishingCopiesEverythingToADirectoryOrAnObjectStoreAndTheEntryPointsLast(t *testing.T) {
 	need(t, "rsync", "rclone")
 	const entry = "deb/dists/stable/InRelease"
-	dist, repository := fakeRelease(t), t.TempDir()
+	dist, repository := fakeRelease(t, "1.0.0"), t.TempDir()
 	for _, name := range []string{"dpsd.sources", "deb/pool/main/dpsd.deb", "deb/dists/stable/InRelease", "deb/dists/stable/Release", "deb/dists/stable/Release.gpg",
 		"deb/dists/stable/main/binary-amd64/by-hash/SHA256/0", "rpm/dpsd.rpm", "rpm/repodata/0-primary.xml.gz", "rpm/repodata/repomd.xml", "rpm/repodata/repomd.xml.asc"} {
 		write(t, filepath.Join(repository, name), []byte(name))
@@ -596,19 +596,35 @@ func TestPublishingCopiesEverythingToADirectoryOrAnObjectStoreAndTheEntryPointsL
 	}
 }
 
-// fakeRelease returns the directory of a release 1.0.0.
-func fakeRelease(t *testing.T) string {
+// fakeRelease returns the directory of a release.
+func fakeRelease(t *testing.T, version string) string {
 	t.Helper()
 	dir := t.TempDir()
-	const name = "dpsd_1.0.0.intoto.json"
+	name := "dpsd_" + version + ".intoto.json"
 	write(t, filepath.Join(dir, name), []byte("statement"))
 	write(t, filepath.Join(dir, sums), []byte(sum([]byte("statement"))+"  "+name+"\n"))
 	write(t, filepath.Join(dir, sums+".asc"), []byte("signature"))
 	return dir
 }
 
+func TestACandidateIsPublishedAsFilesButReachesNoGateway(t *testing.T) {
+	need(t, "rsync")
+	to := t.TempDir()
+	tool(t, "./publish", "1.1.0~rc.1", fakeRelease(t, "1.1.0~rc.1"), t.TempDir(), to)
+	if got, want := tool(t, "sh", "-c", `cd "$1" && find . -type f | sort`, "sh", to), "./releases/1.1.0~rc.1/SHA256SUMS\n./releases/1.1.0~rc.1/SHA256SUMS.asc\n./releases/1.1.0~rc.1/dpsd_1.1.0~rc.1.intoto.json\n"; got != want {
+		t.Errorf("there is\n%s\nwant\n%s", got, want)
+	}
+	// "make repository" does not add it either.
+	for _, version := range []string{"1.1.0~rc.1", "1.0.0+3.g0123abcde"} {
+		cmd := exec.Command("make", "-C", "../..", "repository", "VERSION="+version, "DIST="+t.TempDir(), "REPOSITORY="+t.TempDir(), "KEY=none")
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), version+" is no release") {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+}
+
 func TestNothingIsPublishedAfterAnInterruptedCommandOrADevelopmentBuild(t *testing.T) {
-	dist := fakeRelease(t)
+	dist := fakeRelease(t, "1.0.0")
 	repository := func(without, with string) string {
 		dir := t.TempDir()
 		for _, name := range []string{"deb/dists/stable/InRelease", "deb/dists/stable/Release", "deb/dists/stable/Release.gpg", "rpm/repodata/repomd.xml", "rpm/repodata/repomd.xml.asc", with} {
@@ -618,15 +634,16 @@ func TestNothingIsPublishedAfterAnInterruptedCommandOrADevelopmentBuild(t *testi
 		}
 		return dir
 	}
-	damaged := fakeRelease(t)
+	damaged := fakeRelease(t, "1.0.0")
 	write(t, filepath.Join(damaged, "dpsd_1.0.0.intoto.json"), []byte("stat"))
 	for _, c := range []struct{ version, dist, repository, want string }{
 		{"1.0.1", dist, repository("", ""), "there is no release 1.0.1 in "},
 		{"1.0.0", t.TempDir(), repository("", ""), "there is no release 1.0.0 in "},
 		{"1.0.0", damaged, repository("", ""), "is damaged; run make release"},
 		{"1.0.0", dist, repository("rpm/repodata/repomd.xml.asc", ""), "there is no complete repository in "},
-		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0~snapshot.5.g0123abcde_amd64.deb"), "_amd64.deb is a development build"},
-		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0+0.g0123abcde.dirty_amd64.deb"), "_amd64.deb is a development build"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0~snapshot.5.g0123abcde_amd64.deb"), "_amd64.deb is no release"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.1.0~rc.1_amd64.deb"), "_amd64.deb is no release"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0+0.g0123abcde.dirty_amd64.deb"), "_amd64.deb is no release"},
 	} {
 		to := filepath.Join(t.TempDir(), "to")
 		out, err := exec.Command("./publish", c.version, c.dist, c.repository, to).CombinedOutput()
