@@ -236,7 +236,7 @@ func TestADpsdWithoutAControlSocketIsNotReportedAsStoppedOrAsAnotherDpsd(t *test
 	if err != nil {
 		t.Fatal(err)
 	}
-	detail := fmt.Sprintf("dpsd runs (process %d), but has no control socket, because it cannot create files in %s: no such file or directory", os.Getpid(), runtime)
+	detail := fmt.Sprintf("dpsd is running (process %d), but has no control socket, because it cannot create files in %s: no such file or directory", os.Getpid(), runtime)
 	g := &check.Gateway{
 		Settings: &daemon.Settings{Dialer: &transport.Dialer{Host: "localhost"}}, StateDirectory: state, RuntimeDirectory: runtime,
 		Ask: func(context.Context) (control.Status, error) { return control.Status{}, control.ErrNotRunning },

@@ -60,7 +60,7 @@ func (i *inspection) service() {
 	}
 }
 
-// manager reports what the running dpsd uses of its service manager. Nothing of it is required.
+// manager reports which features of its service manager the running dpsd uses. All are optional.
 func (i *inspection) manager() {
 	r := Result{Name: Manager}
 	s, err := i.answer()
@@ -69,7 +69,7 @@ func (i *inspection) manager() {
 	case err == nil && m == nil:
 		i.skip(r, "the running dpsd is an earlier version")
 	case m == nil && i.Systemctl == nil:
-		i.ok(r, "systemd is not running: dpsd works without notification, watchdog and journal, and searches a \"credential:\" in "+strings.Join(i.Secrets.Directories, ", "))
+		i.ok(r, "systemd is not running: dpsd works without notification, watchdog and journal, and reads a \"credential:\" from "+strings.Join(i.Secrets.Directories, ", "))
 	case m == nil:
 		i.skip(r, "dpsd is not running, or does not answer")
 	default:

@@ -290,7 +290,7 @@ func TestAMissingRecordIsReportedAsRemovedOnlyIfItExistedBefore(t *testing.T) {
 	}
 }
 
-func TestWhatDpsdUsesOfItsServiceManagerIsReportedAndNothingOfItIsRequired(t *testing.T) {
+func TestTheUsedFeaturesOfTheServiceManagerAreReportedAndOptional(t *testing.T) {
 	running := func(m *control.ServiceManager) func(context.Context) (control.Status, error) {
 		return func(context.Context) (control.Status, error) { return control.Status{ServiceManager: m}, nil }
 	}
@@ -306,7 +306,7 @@ func TestWhatDpsdUsesOfItsServiceManagerIsReportedAndNothingOfItIsRequired(t *te
 		{"in a container", running(&control.ServiceManager{Log: "json"}), false, check.Result{Status: check.OK, Detail: "notification: none; watchdog: none; credentials: none; log: json"}},
 		{"by an earlier version", running(nil), false, check.Result{Status: check.Skipped, Detail: "not checked: the running dpsd is an earlier version"}},
 		{"without systemd, before the start", stopped, false,
-			check.Result{Status: check.OK, Detail: `systemd is not running: dpsd works without notification, watchdog and journal, and searches a "credential:" in /etc/credstore`}},
+			check.Result{Status: check.OK, Detail: `systemd is not running: dpsd works without notification, watchdog and journal, and reads a "credential:" from /etc/credstore`}},
 		{"with systemd, before the start", stopped, true, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running, or does not answer"}},
 	} {
 		t.Run(test.says, func(t *testing.T) {

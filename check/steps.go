@@ -49,7 +49,7 @@ func Steps() []Step {
 		{CertificateDates, "every certificate in the chain of the issued certificate is valid, and the renewal is not overdue"},
 		{CertificateFiles, "only dpsd, root and the members of the group can read the key of the issued certificate"},
 		{Unit, "dpsd.service is installed, enabled and started"},
-		{Manager, "what dpsd uses of a service manager: notification, watchdog, credentials, log; each is optional"},
+		{Manager, "the features of the service manager that dpsd uses: notification, watchdog, credentials and log; all are optional"},
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
 		{Name, "the name of the endpoint, or of the proxy, can be resolved"},
 		{TCP, "each of its addresses accepts a connection"},

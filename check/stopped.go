@@ -67,12 +67,12 @@ var withoutSystemd = strings.NewReplacer(
 	"journalctl -u dpsd", "Read the log of dpsd.",
 )
 
-// WithoutSystemd returns an advice for a machine on which systemd does not run.
+// WithoutSystemd returns advice for a machine on which systemd does not run.
 func WithoutSystemd(advice string) string { return withoutSystemd.Replace(advice) }
 
 // Unreachable returns a Stop for a dpsd that runs but could not create its control socket: it
 // has locked the state directory, and this process cannot create files in the directory of the
-// socket either. found is false if there is no such dpsd or this user may not see it.
+// socket either. found is false if there is no such dpsd, or if this user cannot see it.
 func Unreachable(state, runtime string) (s Stop, found bool) {
 	locked, is := errors.AsType[*store.LockedError](store.Holder(state))
 	if !is || runtime == "" {
@@ -82,8 +82,8 @@ func Unreachable(state, runtime string) (s Stop, found bool) {
 	if err == nil {
 		return Stop{}, false
 	}
-	return Stop{NoAnswer, fmt.Sprintf("dpsd runs (process %d), but has no control socket, because it cannot create files in %s: %v", locked.PID, runtime, err),
-		"Create the directory, and make it writable by the user of dpsd; in a container, mount a tmpfs there. Then restart dpsd."}, true
+	return Stop{NoAnswer, fmt.Sprintf("dpsd is running (process %d), but has no control socket, because it cannot create files in %s: %v", locked.PID, runtime, err),
+		"Create the directory, and make it writable by the user that dpsd runs as; in a container, mount a tmpfs there. Then restart dpsd."}, true
 }
 
 // InstalledFile is the configuration of dpsd.service.

@@ -162,7 +162,7 @@ func TestTheSchemaOfStatusNamesEveryReason(t *testing.T) {
 	}
 }
 
-func TestWithoutSystemdAnAdviceNamesNoCommandOfSystemd(t *testing.T) {
+func TestWithoutSystemdAdviceNamesNoSystemdCommand(t *testing.T) {
 	for advice, want := range map[string]string{
 		"dpsd registers again when it starts: systemctl restart --no-block dpsd": "dpsd registers again when it starts: restart dpsd",
 		"Correct it; then run: systemctl restart --no-block dpsd":                "Correct it; then restart dpsd",

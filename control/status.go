@@ -44,7 +44,7 @@ type Status struct {
 	// reason, and the next action.
 	Text string `json:"text"`
 
-	// ServiceManager describes what the daemon uses of its service manager; null if unknown.
+	// ServiceManager describes the features of the service manager that the daemon uses; null if unknown.
 	ServiceManager *ServiceManager `json:"serviceManager"`
 
 	Configuration *Configuration `json:"configuration"` // null if unknown
@@ -64,7 +64,7 @@ type Status struct {
 	Attempts AttemptsCount `json:"attempts"`
 }
 
-// ServiceManager describes what a daemon uses of its service manager. Each part is optional.
+// ServiceManager describes the features of the service manager that a daemon uses. All are optional.
 type ServiceManager struct {
 	Notification bool    `json:"notification"`          // there is a socket for READY=1 and STATUS=
 	Watchdog     float64 `json:"watchdog"`              // interval of the watchdog, in seconds; 0 for none

@@ -49,14 +49,14 @@ func jsonLines() func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
-// sentences formats entries as sentences, for people. layout is that of their time.
+// sentences formats entries as sentences, for people. layout is the layout of the time.
 func sentences(layout string) func(zapcore.Entry, []zapcore.Field) record {
 	return func(e zapcore.Entry, fields []zapcore.Field) record {
 		return record{line: fmt.Appendf(nil, "%s %-5s %s\n", e.Time.Format(layout), e.Level, event.Message(e.Message, values(fields)))}
 	}
 }
 
-// toSyslog formats entries for the system logger, and as sentences in case it does not run.
+// toSyslog formats entries for the system logger, and as sentences in case it is not running.
 func toSyslog(pid int) func(zapcore.Entry, []zapcore.Field) record {
 	sentence := sentences(time.RFC3339)
 	return func(e zapcore.Entry, fields []zapcore.Field) record {
@@ -66,8 +66,8 @@ func toSyslog(pid int) func(zapcore.Entry, []zapcore.Field) record {
 	}
 }
 
-// syslogMessage returns a message in the form of syslog(3): RFC 3164, section 4.1, with the
-// local time and without a host name.
+// syslogMessage returns a message in the format of syslog(3): RFC 3164, section 4.1, with local
+// time and without a host name.
 func syslogMessage(p event.Priority, at time.Time, pid int, text string) []byte {
 	const daemon = 3 << 3 // the facility
 	return fmt.Appendf(nil, "<%d>%s %s[%d]: %s", daemon|int(p), at.Local().Format(time.Stamp), identifier, pid, text)

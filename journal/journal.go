@@ -25,19 +25,19 @@ const (
 	closeLimit = time.Second
 )
 
-// Output is where a Log writes, and in which format.
+// Output selects where a Log writes, and in which format.
 type Output string
 
 // The outputs.
 const (
-	// Auto is the journal if standard error is connected to it, sentences if standard error
-	// is a terminal, and otherwise JSON.
+	// Auto selects the journal if standard error is connected to it, sentences if standard
+	// error is a terminal, and otherwise JSON.
 	Auto Output = "auto"
-	// JSON is lines of JSON to standard error.
+	// JSON writes lines of JSON to standard error.
 	JSON Output = "json"
-	// Text is sentences with date and time to standard error.
+	// Text writes sentences with date and time to standard error.
 	Text Output = "text"
-	// Syslog is sentences to the system logger, or to standard error while it does not run.
+	// Syslog sends sentences to the system logger, or to standard error if it is not running.
 	Syslog Output = "syslog"
 )
 
@@ -98,7 +98,7 @@ func Open(output Output) *Log {
 	return l
 }
 
-// detected returns the name of the Log for Auto.
+// detected returns the name of the output that Auto selects.
 func detected(stderr *os.File) string {
 	if ReadsStderr() {
 		return "journal"

@@ -19,7 +19,7 @@ const (
 )
 
 // ToSyslog sends a text to the system logger, each line as an error. It does nothing if the
-// system logger does not run.
+// system logger is not running.
 func ToSyslog(text string) {
 	send := SendTo(syslogSocket)
 	for line := range strings.Lines(text) {

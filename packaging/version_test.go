@@ -151,14 +151,14 @@ func TestTheTimeOfABuildIsTheDateOfTheTopEntryInUTC(t *testing.T) {
 	}
 }
 
-func TestATagThatDoesNotAgreeWithTheChangelogHasNoVersion(t *testing.T) {
+func TestATagThatDisagreesWithTheChangelogIsAnError(t *testing.T) {
 	r := newTree(t)
 	r.write("CHANGELOG.md", "# Changelog\n\n## [1.2.3] - 2026-01-31\n")
 	r.run("git", "init", "--quiet")
 	r.run("git", "add", ".")
 	r.commit()
 	r.run("git", "tag", "v1.2.4")
-	want := "version: this commit has the tag v1.2.4, and the top entry of CHANGELOG.md is 1.2.3"
+	want := "version: this commit has the tag v1.2.4, but the top entry of CHANGELOG.md is 1.2.3"
 	if out, err := r.try("packaging/version"); err == nil || out != want {
 		t.Errorf("%v, %s\nwant %s", err, out, want)
 	}
@@ -168,7 +168,7 @@ func TestATagThatDoesNotAgreeWithTheChangelogHasNoVersion(t *testing.T) {
 	}
 }
 
-func TestAMalformedTopEntryHasNoVersion(t *testing.T) {
+func TestAMalformedTopEntryIsAnError(t *testing.T) {
 	r := newTree(t)
 	for _, heading := range []string{"", "## 1.2.3\n", "## [1.2.3]\n", "## [1.2] - 2026-01-31\n", "## [v1.2.3] - 2026-01-31\n", "## [1.2.3] - today\n", "## [unreleased]\n"} {
 		r.write("CHANGELOG.md", "# Changelog\n\n"+heading+"\n## [1.2.2 ] - 2026-01-01\n")

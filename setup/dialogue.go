@@ -15,15 +15,15 @@ type Console interface {
 	// Ask prints a prompt and returns the next line.
 	Ask(prompt string) (string, error)
 	// AskSecret is like Ask, but what the person types does not appear on the screen. It
-	// discards the input that has already arrived, unless rest is true: then the line may
-	// belong to the previous one.
+	// discards input that has already arrived, unless rest is true: then the input may
+	// continue the previous line.
 	AskSecret(prompt string, rest bool) ([]byte, error)
 }
 
 // Dialogue asks for the answers that are missing.
 type Dialogue struct {
 	Console Console
-	// Given are the answers that are not asked for.
+	// Given are the answers that are already known. Ask does not ask for them.
 	Given Answers
 	// Previous is the configuration that the answers replace, or nil. Its values are the
 	// defaults of the questions.
@@ -33,10 +33,10 @@ type Dialogue struct {
 	Now        time.Time
 }
 
-// intro precedes the first question.
-const intro = `This sets up dpsd, which registers this gateway with the Azure IoT Hub Device
-Provisioning Service (DPS). The answers are in the Azure portal: open your DPS
-instance there. dpsd writes nothing before the last question; Ctrl+C ends it.`
+// intro is printed before the first question.
+const intro = `This command sets up dpsd, which registers this gateway with the Azure IoT Hub
+Device Provisioning Service (DPS). Open your DPS instance in the Azure portal to
+find the answers. Nothing is written until the last question. Ctrl+C cancels.`
 
 // Ask asks for the missing answers.
 func (d *Dialogue) Ask() (Answers, error) {
@@ -94,7 +94,7 @@ func sentence(text string) string {
 }
 
 func (d *Dialogue) idScope() (string, error) {
-	d.Console.Say("\nID Scope\n   " + `The page "Overview" of the DPS instance shows it. It begins with 0ne.`)
+	d.Console.Say("\nID Scope\n   " + `Copy it from the "Overview" page of the DPS instance. It begins with 0ne.`)
 	previous := d.Previous.idScope()
 	for {
 		text, err := d.askOr("ID Scope", previous)
@@ -110,7 +110,7 @@ func (d *Dialogue) idScope() (string, error) {
 		}
 		if doubt := DoubtIDScope(scope); doubt != "" {
 			d.Console.Say("   " + sentence(doubt))
-			yes, err := d.Confirm("Use it nevertheless?", false)
+			yes, err := d.Confirm("Use it anyway?", false)
 			if err != nil {
 				return "", err
 			}
@@ -124,13 +124,13 @@ func (d *Dialogue) idScope() (string, error) {
 
 // enrollment asks for the kind of the enrollment and its attestation mechanism.
 func (d *Dialogue) enrollment() (group, x509 bool, err error) {
-	d.Console.Say("\nEnrollment\n   " + `The page "Manage enrollments" has two tabs. Which one lists your enrollment?`)
-	kind, err := d.choose(1, "Individual enrollments: the enrollment is for this gateway alone",
+	d.Console.Say("\nEnrollment\n   " + `The "Manage enrollments" page has two tabs. Which one lists your enrollment?`)
+	kind, err := d.choose(1, "Individual enrollments: the enrollment is only for this gateway",
 		"Enrollment groups: many gateways share the enrollment")
 	if err != nil {
 		return false, false, err
 	}
-	d.Console.Say("\nAttestation mechanism\n   The page of the enrollment shows it. dpsd does not support TPM.")
+	d.Console.Say("\nAttestation mechanism\n   The page of the enrollment shows the mechanism. dpsd does not support TPM.")
 	usual := 1
 	if d.Previous.x509() {
 		usual = 2
@@ -141,11 +141,11 @@ func (d *Dialogue) enrollment() (group, x509 bool, err error) {
 }
 
 func (d *Dialogue) registrationID(group bool) (string, error) {
-	about := `The page of the enrollment shows it. If there is no enrollment yet, choose an
-   ID here, and create the enrollment with it.`
+	about := `Copy it from the page of the enrollment. If there is no enrollment yet, choose
+   an ID here, and create an enrollment with it.`
 	if group {
-		about = `The name of this gateway in DPS, which no other gateway of the enrollment group
-   may have. Choose one here.`
+		about = `This is the name of this gateway in DPS. Choose an ID that no other gateway in
+   the enrollment group has.`
 	}
 	d.Console.Say("\nRegistration ID\n   " + about)
 	for n, i := range d.Identities {
@@ -185,10 +185,11 @@ func (d *Dialogue) note(text string) {
 
 // key asks for a symmetric key.
 func (d *Dialogue) key(id string, group bool) (*Credential, error) {
-	about := `The page of the enrollment shows it. Copy it with the button beside it.`
+	about := `Copy it with the button next to it on the page of the enrollment.`
 	if group {
-		about = `The page of the enrollment group shows it. dpsd derives the key of this gateway
-   from it, and stores only that. A key that is already derived is accepted too.`
+		about = `Copy it from the page of the enrollment group. dpsd derives the key of this
+   gateway from it, and stores only the derived key. You can also paste a key that
+   has already been derived.`
 	}
 	d.Console.Say("\nPrimary key\n   " + about)
 	ways := []string{"Paste it here; it does not appear on the screen", "Read it from a file"}
@@ -219,7 +220,7 @@ func (d *Dialogue) key(id string, group bool) (*Credential, error) {
 	}
 }
 
-// paste asks for a key that is not shown. A key with line breaks arrives in several lines.
+// paste asks for a key and does not show it. A key with line breaks arrives in several lines.
 func (d *Dialogue) paste() (key []byte, note string, err error) {
 	text, err := d.Console.AskSecret("   Primary key (not shown): ", false)
 	if err != nil {
@@ -227,8 +228,8 @@ func (d *Dialogue) paste() (key []byte, note string, err error) {
 	}
 	defer func() { clear(text) }()
 	for Partial(text) {
-		d.Console.Say(fmt.Sprintf("   A key from the portal has 44 or 88 characters; these are %d so far.", len(text)))
-		rest, err := d.Console.AskSecret("   The rest of the key, or Enter if there is none: ", true)
+		d.Console.Say(fmt.Sprintf("   A key from the portal has 44 or 88 characters. You have entered %d so far.", len(text)))
+		rest, err := d.Console.AskSecret("   Rest of the key, or Enter if there is none: ", true)
 		if err != nil {
 			return nil, "", err
 		}
@@ -252,7 +253,7 @@ func (d *Dialogue) fromFile() (key []byte, note string, err error) {
 	return key, note, mistaken(err)
 }
 
-// mistaken makes every error of a file a *Mistake, after which the question is asked again.
+// mistaken turns an error of a file into a *Mistake, so that the question is asked again.
 func mistaken(err error) error {
 	if err == nil || errors.As(err, new(*Mistake)) {
 		return err
@@ -268,7 +269,7 @@ func (d *Dialogue) path(prompt string) (string, error) {
 		return "", err
 	}
 	if text = strings.TrimPrefix(unquoted(text), "file:"); text == "" {
-		return "", &Mistake{"the name of the file is missing", ""}
+		return "", &Mistake{"the file name is missing", ""}
 	}
 	if err := secret(text); err != nil {
 		return "", err
@@ -277,18 +278,18 @@ func (d *Dialogue) path(prompt string) (string, error) {
 	return absolute, mistaken(err)
 }
 
-// deviceKey returns the key of this gateway, which it derives from a key of a group.
+// deviceKey returns the credential for a key, which may be a group key.
 func (d *Dialogue) deviceKey(key []byte, id string, group bool) (*Credential, error) {
 	if group && !Group(key) {
-		d.Console.Say("   The key has 44 characters, like a key that was derived for one gateway. Which is it?")
-		which, err := d.choose(1, "A key that was derived for the Registration ID "+id, "The Primary key or the Secondary key of the enrollment group")
+		d.Console.Say("   The key has 44 characters, like a derived key. Which key is it?")
+		which, err := d.choose(1, "The key derived for the Registration ID "+id, "The Primary or Secondary key of the enrollment group")
 		if err != nil {
 			return nil, err
 		}
 		group = which == 2
 	}
 	if group {
-		d.Console.Say("   dpsd derives the key of " + id + " from it, and does not store the key of the group.")
+		d.Console.Say("   dpsd derives the key of " + id + " from it, and does not store the group key.")
 		return &Credential{GroupKey: key}, nil
 	}
 	return &Credential{Key: key}, nil
@@ -296,8 +297,9 @@ func (d *Dialogue) deviceKey(key []byte, id string, group bool) (*Credential, er
 
 // certificate asks for a certificate and its key. want is the registration ID, or "".
 func (d *Dialogue) certificate(want string) (*Credential, string, error) {
-	d.Console.Say("\nCertificate and private key\n" + `   The files must be in PEM format. The certificate of this gateway comes first,
-   then the intermediate certificates. Its common name (CN) is the Registration ID.`)
+	d.Console.Say("\nCertificate and private key\n" + `   The files must be in PEM format. The first certificate must be that of this
+   gateway, and its common name (CN) the Registration ID. Intermediate certificates
+   follow.`)
 	if id := d.Previous.registrationID(); d.Previous.x509() && (want == "" || want == id) {
 		which, err := d.choose(1, "Keep the current certificate of "+id, "Use other files")
 		if err != nil || which == 1 {
@@ -336,7 +338,7 @@ func (d *Dialogue) certificateFiles(want string) (*Credential, string, error) {
 	}
 	if doubt != nil {
 		d.Console.Say("   " + sentence(doubt.Error()))
-		yes, err := d.Confirm("Use it nevertheless?", false)
+		yes, err := d.Confirm("Use it anyway?", false)
 		if err != nil {
 			return nil, "", err
 		}
@@ -379,7 +381,7 @@ func (d *Dialogue) choose(usual int, options ...string) (int, error) {
 	}
 }
 
-// Confirm asks a question that is answered with yes or no.
+// Confirm asks a yes-or-no question.
 func (d *Dialogue) Confirm(question string, usual bool) (bool, error) {
 	hint := " [y/N] "
 	if usual {

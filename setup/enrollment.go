@@ -32,7 +32,7 @@ func (e *Enrollment) attestation() string {
 	return "symmetricKey"
 }
 
-// CSV returns a line with the names of the columns, and a line with their values (RFC 4180).
+// CSV returns a header line and a line of values (RFC 4180).
 func (e *Enrollment) CSV() string {
 	const columns = "registrationId,attestation,sha1Thumbprint,sha256Thumbprint,issuer,notAfter\r\n"
 	values := []string{e.RegistrationID, e.attestation(), "", "", "", ""}
@@ -50,7 +50,7 @@ func (e *Enrollment) CSV() string {
 }
 
 // JSON returns an individual enrollment as the service API of DPS accepts it, on one line. It
-// contains the certificate, but never a key: DPS creates the keys of an enrollment without any.
+// contains the certificate, but never a key: DPS generates the keys if an enrollment has none.
 func (e *Enrollment) JSON() ([]byte, error) {
 	type certificate struct {
 		Certificate []byte `json:"certificate"`

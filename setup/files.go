@@ -35,16 +35,16 @@ type File struct {
 	Secret bool
 }
 
-// Place is where the files belong, and who may read them.
+// Place describes where the files belong, and which group may read the credential.
 type Place struct {
 	// File is the path of dpsd.toml, and Keys the directory of the credential.
 	File, Keys string
 	// KeyGroup is the ID of the group that may read the credential, or -1 if only the owner
 	// may.
 	KeyGroup int
-	// Extra are settings without which dpsd would not work here.
+	// Extra are the settings that dpsd needs to work in this place.
 	Extra Extra
-	// Note is a sentence about what differs from an installed package, or "".
+	// Note describes the differences from an installed package, or is "".
 	Note string
 }
 
@@ -60,9 +60,9 @@ type Machine struct {
 // keysGroup is the group that may read the keys of this gateway. The package creates it.
 const keysGroup = "dpsd-keys"
 
-// PlaceFor returns the place for a configuration. As root with the package, the service can read
-// the key through its group. Otherwise, only this user can. If this user may not write to the
-// usual state directory, dpsd needs another one.
+// PlaceFor returns the place for a configuration. If root runs it and the package is installed,
+// the group of the service can read the key. Otherwise, only this user can. If this user cannot
+// write to the default state directory, the place has settings for a different one.
 func PlaceFor(file string, m Machine) *Place {
 	p := &Place{File: file, Keys: filepath.Join(filepath.Dir(file), "keys"), KeyGroup: -1}
 	if m.UID == 0 {
@@ -71,10 +71,10 @@ func PlaceFor(file string, m Machine) *Place {
 			p.KeyGroup = group
 			return p
 		}
-		p.Note = "The group " + keysGroup + " does not exist, so only root can read the key, and dpsd has to run as root."
+		p.Note = "The group " + keysGroup + " does not exist, so only root can read the key, and dpsd must run as root."
 		return p
 	}
-	p.Note = fmt.Sprintf("You are not root, so only the user %d can read the key, and dpsd has to run as this user.", m.UID)
+	p.Note = fmt.Sprintf("You are not root, so only user %d can read the key, and dpsd must run as this user.", m.UID)
 	if usual := config.Default().State.Directory; !m.Writable(usual) {
 		own := filepath.Join(filepath.Dir(file), "state")
 		p.Extra = Extra{
@@ -122,8 +122,8 @@ func (p *Place) Files(a Answers, previous *Previous, extra Extra) (files []File,
 	return append(files, File{Path: p.File, Text: []byte(text), Mode: 0o644, Group: -1}), nil
 }
 
-// Previous reads the configuration that exists. It returns nil without an error if there is
-// none, and nil with an error if it cannot be used.
+// Previous reads the existing configuration. It returns nil without an error if there is none,
+// and nil with an error if it cannot be used.
 func (p *Place) Previous() (*Previous, error) {
 	text, err := readConfiguration(p.File)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -145,7 +145,7 @@ func readConfiguration(path string) ([]byte, error) {
 	return config.Read(path, f)
 }
 
-// ExistsError means that a file exists and must not be replaced.
+// ExistsError reports a file that exists and must not be replaced.
 type ExistsError struct{ Path string }
 
 // Error names the file.
@@ -158,14 +158,14 @@ const saved = ".orig"
 type pending struct {
 	File
 	temporary string
-	// replaces means that the file exists, kept that FILE.orig is a copy of it, and published
-	// that the new one has its name.
+	// replaces means that the file exists, kept that FILE.orig is a copy of it, and published that
+	// the new file has replaced it.
 	replaces, kept, published bool
 }
 
-// Write writes the files, in this order. It first writes all of them under temporary names, so
-// that a full disk or the end of ctx leaves everything unchanged. A file that exists is an
-// *ExistsError, or with replace, stays as FILE.orig. It returns the names of these copies.
+// Write writes the files in this order. It first writes all of them under temporary names, so
+// that nothing changes if the disk is full or ctx ends. If a file exists, Write returns an
+// *ExistsError or, with replace, keeps a copy as FILE.orig. It returns the names of the copies.
 func Write(ctx context.Context, files []File, replace bool) (copies []string, err error) {
 	all := make([]pending, len(files))
 	defer func() {
@@ -223,8 +223,8 @@ func notWritten(path string, err error) error {
 	return fmt.Errorf("cannot write %s: %w", path, input.Cause(err))
 }
 
-// directory creates the directory of a file, which only those may list who may read the file,
-// and the directories above it.
+// directory creates the directory of a file and its parents. Only users who may read the file can
+// list the directory.
 func directory(path string, f File) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
@@ -246,7 +246,7 @@ func directory(path string, f File) error {
 		return nil
 	}
 	if err == nil {
-		err = os.Chmod(path, mode) // whatever the umask is
+		err = os.Chmod(path, mode) // regardless of the umask
 	}
 	if err == nil && f.Group >= 0 {
 		err = os.Lchown(path, -1, f.Group)
@@ -254,8 +254,8 @@ func directory(path string, f File) error {
 	return err
 }
 
-// prepare writes a file under a temporary name in the same directory, and removes those that an
-// interrupted process has left there.
+// prepare writes a file under a temporary name in the same directory, and removes temporary files
+// that an interrupted process has left there.
 func prepare(p *pending, replace bool) (err error) {
 	if _, err := os.Lstat(p.Path); err == nil {
 		if !replace {
@@ -290,8 +290,8 @@ func prepare(p *pending, replace bool) (err error) {
 	return errors.Join(err, file.Close())
 }
 
-// keep keeps the file that is about to be replaced, unless it is the same. No other users can
-// read the copy than the file.
+// keep saves the file that p replaces as FILE.orig, unless p has the same text. Only users who may
+// read the new file can read the copy.
 func keep(p *pending) error {
 	if text, err := os.ReadFile(p.Path); err == nil && bytes.Equal(text, p.Text) {
 		return nil
@@ -319,7 +319,7 @@ func publish(p *pending) error {
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, p.temporary, unix.AT_FDCWD, p.Path, flags)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// The file system cannot do that. A moment ago, there was no such file.
+		// The file system does not support RENAME_NOREPLACE. prepare has found no such file.
 		err = os.Rename(p.temporary, p.Path)
 	}
 	if errors.Is(err, unix.EEXIST) {

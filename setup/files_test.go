@@ -29,9 +29,9 @@ func TestThePlaceOfTheKeyDependsOnTheUserAndThePackage(t *testing.T) {
 		state   string
 	}{
 		{"root with the package", setup.Machine{UID: 0, Group: installed}, 7, nil, "/var/lib/dpsd"},
-		{"root without the package", setup.Machine{UID: 0, Group: missing}, -1, []string{"dpsd-keys does not exist", "dpsd has to run as root"}, "/var/lib/dpsd"},
-		{"the user of a container", setup.Machine{UID: 65532, Group: missing, Writable: func(string) bool { return true }}, -1, []string{"only the user 65532"}, "/var/lib/dpsd"},
-		{"another user", setup.Machine{UID: 1000, Group: installed, Writable: func(string) bool { return false }}, -1, []string{"only the user 1000", "/etc/dpsd/state"}, "/etc/dpsd/state"},
+		{"root without the package", setup.Machine{UID: 0, Group: missing}, -1, []string{"dpsd-keys does not exist", "dpsd must run as root"}, "/var/lib/dpsd"},
+		{"the user of a container", setup.Machine{UID: 65532, Group: missing, Writable: func(string) bool { return true }}, -1, []string{"only user 65532"}, "/var/lib/dpsd"},
+		{"another user", setup.Machine{UID: 1000, Group: installed, Writable: func(string) bool { return false }}, -1, []string{"only user 1000", "/etc/dpsd/state"}, "/etc/dpsd/state"},
 	} {
 		p := setup.PlaceFor(file, row.machine)
 		files, err := p.Files(setup.Answers{IDScope: "0ne1", RegistrationID: "gw-1", Credential: &setup.Credential{Key: make([]byte, 32)}}, nil, nil)

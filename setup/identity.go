@@ -41,11 +41,11 @@ func Identities(root string, host attest.Host) (found []Identity) {
 		}
 		return id
 	}
-	add(resolve("%m"), "the machine ID: unique, until the system is installed again")
+	add(resolve("%m"), "the machine ID: unique, but changes if the system is reinstalled")
 	for _, name := range serials {
-		add(serial(filepath.Join(root, name)), "the serial number in the firmware: it stays the same when the system is installed again")
+		add(serial(filepath.Join(root, name)), "the serial number in the firmware: does not change if the system is reinstalled")
 	}
-	add(resolve("%H"), "the host name: easy to read, but every gateway needs a different one")
+	add(resolve("%H"), "the host name: easy to read, but must be different on each gateway")
 	return found
 }
 

@@ -9,14 +9,15 @@ import (
 // quiet is the width of the light border of a QR code, in modules (ISO/IEC 18004).
 const quiet = 4
 
-// QR returns a text as a QR code of lines of blocks. A block is two modules high, so that they
-// are square on a terminal. The blocks are the light modules, so the background must be dark.
+// QR returns a text as a QR code in lines of block characters. Each character is two modules
+// high, so that modules are square on a terminal. The blocks are the light modules, so the
+// background must be dark.
 func QR(text string) (string, error) {
 	code, err := encode(text)
 	if err != nil {
 		return "", err
 	}
-	light := func(x, y int) bool { return !code.Black(x, y) } // outside of the code too
+	light := func(x, y int) bool { return !code.Black(x, y) } // also true outside the code
 	var b strings.Builder
 	for y := -quiet; y < code.Size+quiet; y += 2 {
 		for x := -quiet; x < code.Size+quiet; x++ {
@@ -37,8 +38,8 @@ func QR(text string) (string, error) {
 }
 
 // encode returns the smallest QR code of a text with the lowest level of error correction,
-// which is sufficient for a screen. Package qr would do the same, and also link the packages
-// of images.
+// which is sufficient for a screen. Package qr does the same, but would also link the image
+// packages.
 func encode(text string) (*coding.Code, error) {
 	content := coding.String(text)
 	version := coding.Version(coding.MinVersion)

@@ -42,7 +42,7 @@ type Credential struct {
 	Certificates, PrivateKey []byte
 }
 
-// Mistake is an answer that cannot be used. It repeats nothing that may be a secret.
+// Mistake describes an answer that cannot be used. It never repeats a secret.
 type Mistake struct {
 	// What says what is wrong, in a sentence without a full stop.
 	What string
@@ -61,10 +61,10 @@ func (m *Mistake) Error() string {
 // azureKey matches a key that Azure has generated (64 bytes), or that is derived from one (32).
 var azureKey = regexp.MustCompile(`[A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==`)
 
-// secret returns a mistake if a text that is not secret looks like one that is.
+// secret returns a *Mistake if a text that should not be secret looks like a secret.
 func secret(text string) error {
 	if text != "" && azureKey.FindString(text) == text || strings.Contains(text, "SharedAccessKey=") {
-		return &Mistake{"this looks like a key, which does not belong here and is now visible on the screen", "If other people may have seen it, create a new key in the portal."}
+		return &Mistake{"this looks like a key, and it is now visible on the screen", "If anyone else may have seen it, create a new key in the portal."}
 	}
 	return nil
 }
@@ -73,7 +73,7 @@ func secret(text string) error {
 var guid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
 // whereIDScope says where the portal shows the ID scope.
-const whereIDScope = `In the portal, open the DPS instance, and copy "ID Scope" from the page "Overview".`
+const whereIDScope = `In the portal, copy "ID Scope" from the "Overview" page of the DPS instance.`
 
 // ParseIDScope returns the ID scope in a text. The error is a *Mistake.
 func ParseIDScope(text string) (string, error) {
@@ -104,16 +104,16 @@ func ParseIDScope(text string) (string, error) {
 	return text, nil
 }
 
-// DoubtIDScope returns a reason why an ID scope may be wrong, or "". Only the service knows
-// the form of an ID scope; all that Azure has created so far begin in the same way.
+// DoubtIDScope returns a reason why an ID scope may be wrong, or "". The format is not
+// documented, but all ID scopes that Azure has created so far begin in the same way.
 func DoubtIDScope(scope string) string {
 	switch lower := strings.ToLower(scope); {
 	case strings.HasPrefix(lower, "0ne"):
 		return ""
 	case strings.HasPrefix(lower, "one"):
-		return "the ID Scope begins with the letter O; those that Azure creates begin with the digit 0"
+		return "the ID Scope begins with the letter O; Azure's ID Scopes begin with the digit 0"
 	}
-	return "the ID Scope does not begin with 0ne, as those that Azure creates do"
+	return "the ID Scope does not begin with 0ne; Azure's ID Scopes do"
 }
 
 // ParseRegistrationID returns the registration ID in a text, in lower case. note is a sentence
@@ -131,7 +131,7 @@ func ParseRegistrationID(text string) (id, note string, err error) {
 		return "", "", &Mistake{what, ""}
 	}
 	if id = strings.ToLower(text); id != text {
-		note = fmt.Sprintf("dpsd uses the Registration ID %s in lower case, because DPS ignores case, but the key of a gateway in an enrollment group depends on it.", id)
+		note = fmt.Sprintf("dpsd uses the Registration ID %s in lower case, because derived keys depend on case.", id)
 	}
 	return id, note, nil
 }
@@ -150,8 +150,8 @@ const (
 // derived from them. A key of another size may be the first line of a key with line breaks.
 func Complete(key []byte) bool { return len(key) == derivedKey || len(key) == generatedKey }
 
-// Group reports whether a key of an enrollment group is the key of the group itself. It is not
-// if it has the size of a derived key.
+// Group reports whether a key can only be the key of an enrollment group, because it does not
+// have the size of a derived key.
 func Group(key []byte) bool { return len(key) != derivedKey }
 
 // longestKey is the number of characters of the longest key.
@@ -168,7 +168,7 @@ func Partial(text []byte) bool {
 	return err != nil || !Complete(key)
 }
 
-// notInKey matches the characters that are in no key, and what a terminal puts around a paste.
+// notInKey matches characters that a key cannot contain, and the marks of a terminal around a paste.
 var notInKey = regexp.MustCompile(`\x1b\[20[01]~|[^A-Za-z0-9+/=_-]`)
 
 // nameBefore matches the name of a key in front of it, as in JSON or in a shell.
@@ -184,7 +184,7 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	case s == "":
 		return nil, "", &Mistake{"the key is missing", ""}
 	case strings.Contains(s, "SharedAccessKeyName="):
-		return nil, "", mistake("a connection string with the name of a policy, which allows its owner to change enrollments or devices",
+		return nil, "", mistake("the connection string of a shared access policy, which allows anyone who has it to manage enrollments or devices",
 			`Never store it on a gateway. Copy "Primary key" from the page of the enrollment.`)
 	case strings.Contains(s, "SharedAccessKey="):
 		return nil, "", mistake("the connection string of a device in an IoT hub, not the key of a DPS enrollment",
@@ -192,7 +192,7 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	case strings.HasPrefix(s, "SharedAccessSignature "):
 		return nil, "", mistake("a SAS token, which expires, not a key", `Copy "Primary key" from the page of the enrollment.`)
 	case pemfile.Has(text):
-		return nil, "", mistake("PEM, which is a certificate or its private key", `Choose "X.509" as the attestation mechanism (--certificate and --private-key).`)
+		return nil, "", mistake("a certificate or private key in PEM format, not a symmetric key", `Choose "X.509" as the attestation mechanism (--certificate and --private-key).`)
 	}
 	if len(azureKey.FindAllString(s, 2)) > 1 {
 		return nil, "", mistake("more than one key", `Copy "Primary key" alone.`)
@@ -257,9 +257,9 @@ func inFile(path string, err error) error {
 }
 
 // ReadCertificate returns the certificate and the private key in two files, which may be the
-// same, and the common name of the certificate, which is the registration ID. It must be want
-// in any case, unless that is "". doubt is a reason why DPS may refuse the certificate, such as
-// its dates, or nil. The error names the file and what to do.
+// same, and the common name of the certificate, which is the registration ID. Unless want is "",
+// the common name must be equal to it, ignoring case. doubt is a reason why DPS may refuse the
+// certificate, such as its dates, or nil. The error names the file and says what to do.
 func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Credential, id string, doubt, err error) {
 	x := attest.X509{Certificate: attest.Reference{File: certificate}, PrivateKey: attest.Reference{File: privateKey}}
 	id, err = attest.RegistrationID{FromCertificate: &x}.Resolve(attest.Host{}, attest.Secrets{})
@@ -267,7 +267,7 @@ func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Cr
 		return nil, "", nil, advised(err)
 	}
 	if want != "" && !strings.EqualFold(id, want) {
-		return nil, "", nil, &Mistake{fmt.Sprintf("the common name of the certificate is %q, not the Registration ID %q; DPS requires that they are equal", id, want), ""}
+		return nil, "", nil, &Mistake{fmt.Sprintf("the common name of the certificate is %q, not the Registration ID %q; DPS requires them to be equal", id, want), ""}
 	}
 	_, err = x.Prove(attest.Subject{RegistrationID: id}, attest.Secrets{}, now)
 	if errors.As(err, new(*attest.CertificateError)) {

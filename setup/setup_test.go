@@ -93,7 +93,7 @@ func TestALineOfAKeyIsDistinguishedFromAKey(t *testing.T) {
 	}
 }
 
-func TestIDScopesAndRegistrationIDs(t *testing.T) {
+func TestIDScopesAndRegistrationIDsAreRecognizedAndMistakesExplained(t *testing.T) {
 	for text, want := range map[string]string{"0ne00123456": "0ne00123456", "'0neAB',": "0neAB", "scope~1": "scope~1"} {
 		if got, err := setup.ParseIDScope(text); got != want || err != nil {
 			t.Errorf("%q: %q, %v", text, got, err)

@@ -50,7 +50,7 @@ func unopened(file string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		other := misnamed(file)
 		if other == "" {
-			return &unopenedError{err, "", check.With(file, "dpsd init") + ", or copy the annotated reference, and set id_scope, registration_id and [[credential]] in it: install -m 0644 /usr/share/dpsd/dpsd.toml " + file}
+			return &unopenedError{err, "", "run " + check.With(file, "dpsd init") + ", or copy the annotated reference, and set id_scope, registration_id and [[credential]] in it: install -m 0644 /usr/share/dpsd/dpsd.toml " + file}
 		}
 		remedy := "mv " + other + " " + file
 		if filepath.Ext(other) != ".toml" {

@@ -15,11 +15,11 @@ import (
 
 // console asks a person on a terminal. It implements setup.Console.
 type console struct {
-	ctx    context.Context // ends the questions
+	ctx    context.Context // cancels the questions
 	in     *os.File
 	out    *terminal
 	lines  chan answer
-	hidden *unix.Termios // while the terminal displays nothing: the settings before that
+	hidden *unix.Termios // the settings to restore; nil if the terminal displays input
 }
 
 // answer is a line of the terminal.
@@ -28,11 +28,11 @@ type answer struct {
 	err  error
 }
 
-// errStopped means that the user has ended the questions.
+// errStopped means that the user has canceled the questions.
 var errStopped = errors.New("stopped; nothing was written")
 
-// newConsole returns a console. The read of a line cannot be interrupted, so another goroutine
-// reads, and ends with the program.
+// newConsole returns a console. A read of the terminal cannot be interrupted, so it runs in a
+// goroutine that ends with the program.
 func newConsole(ctx context.Context, in *os.File, out *terminal) *console {
 	return &console{ctx: ctx, in: in, out: out, lines: make(chan answer)}
 }
@@ -75,8 +75,8 @@ func (c *console) AskSecret(prompt string, rest bool) ([]byte, error) {
 	return c.read()
 }
 
-// show ends the effect of AskSecret. The rest of the input may be a part of a secret, and is
-// discarded.
+// show ends the effect of AskSecret. It discards the rest of the input, which may be part of a
+// secret.
 func (c *console) show() error {
 	if c.hidden == nil {
 		return nil

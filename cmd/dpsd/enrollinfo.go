@@ -21,18 +21,19 @@ func enrollInfoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "enroll-info",
 		Short: "Show what to enter in the Azure portal",
-		Long: `Show what to enter in the Azure portal to create the enrollment of this gateway:
+		Long: `Show what to enter in the Azure portal to create an enrollment for this gateway:
 the Registration ID and, for a certificate, its thumbprints and issuer. The
 output contains no key.
 
---json prints an individual enrollment on one line, as the service API of DPS
-accepts it: "jq -s '{mode: "create", enrollments: .}'" joins the lines of up to
-ten gateways to one bulk operation. For a symmetric key, DPS then creates the
-keys. --csv prints a line with the names of the columns, and one with their
-values. --qr prints the Registration ID as a QR code, for a phone; the
-terminal must have a dark background or colours.
+--json prints an individual enrollment on one line, in the format of the DPS
+service API. To combine the lines of up to ten gateways into one bulk operation,
+use "jq -s '{mode: "create", enrollments: .}'". For a symmetric key, DPS
+generates the keys. --csv prints a header line and a line of values. --qr prints
+the Registration ID as a QR code for a phone; the terminal must support colours
+or have a dark background.
 
---registration-id works without a configuration, and for a symmetric key.`,
+With --registration-id, the command needs no configuration, and describes an
+enrollment with a symmetric key.`,
 		Example: `  sudo dpsd enroll-info
   dpsd enroll-info --registration-id %m --qr
   for gw in $GATEWAYS; do ssh "$gw" sudo dpsd enroll-info --json; done`,
@@ -59,7 +60,7 @@ terminal must have a dark background or colours.
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&id, "registration-id", "", "use this registration `ID` instead of the\nconfiguration; %m is the machine ID, and %H the\nhost name")
+	f.StringVar(&id, "registration-id", "", "use this registration `ID` instead of that in the\nconfiguration; %m is the machine ID, and %H the\nhost name")
 	f.BoolVar(&asCSV, "csv", false, "print CSV")
 	f.BoolVar(&asJSON, "json", false, "print JSON for the service API")
 	f.BoolVar(&asQR, "qr", false, "print the Registration ID as a QR code")
@@ -68,11 +69,11 @@ terminal must have a dark background or colours.
 	return cmd
 }
 
-// enrolling is an enrollment with what only people read.
+// enrolling is an enrollment and the additional values that people read.
 type enrolling struct {
 	setup.Enrollment
 	idScope string
-	others  int // further credentials
+	others  int // number of further credentials
 }
 
 // enrollInfo returns the enrollment for the first credential of a configuration or, if id is
@@ -102,7 +103,7 @@ func enrollInfo(file, id string) (e *enrolling, err error) {
 	return e, nil
 }
 
-// print prints the enrollment for people, in the words of the portal.
+// print prints the enrollment for people, in the terms of the portal.
 func (e *enrolling) print(out *terminal) error {
 	var b strings.Builder
 	line := func(name, value string) {
@@ -115,13 +116,13 @@ func (e *enrolling) print(out *terminal) error {
 	line("Registration ID", e.RegistrationID)
 	if len(e.Chain) == 0 {
 		line("Attestation mechanism", "Symmetric key")
-		b.WriteString("\nThe portal creates the keys. In an enrollment group, there is nothing to enter for\na single gateway.\n")
+		b.WriteString("\nThe portal generates the keys. A gateway in an enrollment group does not need an\nentry of its own.\n")
 	} else {
 		line("Attestation mechanism", "X.509 client certificates")
 		for n, c := range e.Chain {
 			e.certificate(line, n, c)
 		}
-		b.WriteString("\nUpload the first certificate of the file. In an enrollment group, upload the\ncertificate of the issuer instead.\n")
+		b.WriteString("\nUpload the first certificate in the file. For an enrollment group, upload the\ncertificate of the issuer instead.\n")
 	}
 	if e.others > 0 {
 		fmt.Fprintf(&b, "dpsd.toml contains %d more credentials, which dpsd uses if DPS refuses this one.\n", e.others)
@@ -144,7 +145,8 @@ func (e *enrolling) certificate(line func(name, value string), n int, c *x509.Ce
 	line("  Valid until", c.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// printQR prints a text as a QR code. Colours make it independent of the terminal's.
+// printQR prints a text as a QR code. If possible, it sets the colours, so that those of the
+// terminal do not matter.
 func printQR(out *terminal, text string) error {
 	code, err := setup.QR(text)
 	if err != nil {
@@ -152,7 +154,7 @@ func printQR(out *terminal, text string) error {
 	}
 	first, _, _ := strings.Cut(code, "\n")
 	if width := utf8.RuneCountInString(first); out.attended && width > out.columns {
-		return fmt.Errorf("the QR code needs a terminal of at least %d columns, but this one has %d", width, out.columns)
+		return fmt.Errorf("the QR code needs a terminal with at least %d columns, but this one has %d", width, out.columns)
 	}
 	for row := range strings.Lines(code) {
 		if row = strings.TrimSuffix(row, "\n"); out.coloured {

@@ -22,7 +22,7 @@ func TestAQRCodeIsOnlyPrintedWhereItFits(t *testing.T) {
 		err := printQR(&row.out, "gw-1")
 		switch {
 		case row.want == "":
-			if err == nil || err.Error() != "the QR code needs a terminal of at least 29 columns, but this one has 28" || text.Len() > 0 {
+			if err == nil || err.Error() != "the QR code needs a terminal with at least 29 columns, but this one has 28" || text.Len() > 0 {
 				t.Errorf("%s: %v\n%s", row.name, err, text.String())
 			}
 		case err != nil || !strings.HasPrefix(text.String(), row.want) || !strings.HasSuffix(text.String(), "\ngw-1\n"):

@@ -13,16 +13,16 @@ import (
 func healthCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "health",
-		Short: "Exit with 0 if dpsd is ready, for the health check of a container",
-		Long: `Exit with 0 if the running dpsd is ready, and otherwise with 1: for the health
-check of a container, and for service managers other than systemd.
+		Short: "Test whether dpsd is ready, for container health checks",
+		Long: `Exit with 0 if dpsd is running and ready, and otherwise with 1. Use this command
+for container health checks, and with service managers other than systemd.
 
 dpsd is ready when it sends READY=1 to systemd: by default, after DPS has
-answered "assigned" and the record is on disk. It then stays ready, whatever
-happens to DPS and the network. Until then, it retries, so do not use this
-command to restart dpsd.
+answered "assigned" and the record is on disk. It then stays ready, even if DPS
+or the network fails. Until then, dpsd retries automatically, so do not restart
+it because it is not ready.
 
-Exit codes: 0 if dpsd is ready; 1 if it is not ready or does not run.`,
+Exit codes: 0 if dpsd is ready; 1 if it is not ready or not running.`,
 		Example: `  dpsd health
   docker exec dpsd dpsd health`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -38,23 +38,24 @@ func initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Set up this gateway, step by step",
-		Long: `Set up this gateway. On a terminal, the command asks for the ID Scope, the kind
-of the enrollment, the Registration ID, and the key or certificate, in the words
-of the Azure portal, and does not ask for what the flags contain. It writes
-dpsd.toml, and the key or certificate to the directory keys beside it. Then it
-checks the configuration and the connection, starts the service, and waits for
-the assignment.
+		Long: `Set up this gateway. On a terminal, the command asks for each value that no flag
+sets: the ID Scope, the type of the enrollment, the Registration ID, and the key
+or certificate. The questions use the terms of the Azure portal. The command
+then writes dpsd.toml, and the key or certificate in the directory keys next to
+it, checks the configuration and the connection, starts the service, and waits
+for the assignment.
 
 The key never appears on the screen or in an argument: paste it, or name a file
 (- for standard input). From the key of an enrollment group, the command derives
-the key of this gateway, and stores only that. It copies a certificate and its
-private key. The Registration ID is then the common name of the certificate.
+the key of this gateway, and stores only the derived key. If you use a
+certificate, the command copies it and its private key, and the common name of
+the certificate is the Registration ID.
 
-Existing files are not replaced without --replace, which also keeps the other
-settings of dpsd.toml. The replaced files stay as FILE.orig.
+Existing files are replaced only with --replace, which keeps the other settings
+of dpsd.toml, and saves each replaced file as FILE.orig.
 
-Exit codes: 0 if the gateway is assigned or, if no service was started, if the
-check found no failed step; 1 if not; 4 if --timeout has expired; 78 if FILE of
+Exit codes: 0 if the gateway is assigned or, if no service was started, if no
+step of the check failed; 1 if not; 4 if --timeout expired; 78 if the FILE of
 --settings is invalid.`,
 		Example: `  sudo dpsd init
   dpsd init --dry-run
@@ -72,17 +73,17 @@ check found no failed step; 1 if not; 4 if --timeout has expired; 78 if FILE of
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.idScope, "id-scope", "", "ID Scope of the DPS instance, from its page\nOverview in the portal")
+	f.StringVar(&o.idScope, "id-scope", "", "ID Scope of the DPS instance, from its Overview\npage in the portal")
 	f.StringVar(&o.registrationID, "registration-id", "", "registration `ID` of this gateway; %m is the\nmachine ID, and %H the host name")
 	f.StringVar(&o.keyFile, "key-file", "", "read the symmetric key of this gateway from `FILE`")
-	f.StringVar(&o.groupKeyFile, "group-key-file", "", "derive the key of this gateway from that of the\nenrollment group in `FILE`")
+	f.StringVar(&o.groupKeyFile, "group-key-file", "", "derive the key of this gateway from the key of the\nenrollment group in `FILE`")
 	f.StringVar(&o.certificate, "certificate", "", "copy the PEM certificate of this gateway from `FILE`")
 	f.StringVar(&o.privateKey, "private-key", "", "copy the private key of the certificate from `FILE`\n(default: the file of the certificate)")
-	f.StringVar(&o.endpoint, "endpoint", "", "register with the host `NAME`, if it is not the\nglobal endpoint")
+	f.StringVar(&o.endpoint, "endpoint", "", "register with the host `NAME` instead of the global\nendpoint")
 	f.StringVar(&o.settings, "settings", "", "also write the tables in the TOML `FILE`, such as\n[transport] with a proxy")
 	f.BoolVar(&o.replace, "replace", false, "replace existing files")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print what would be written, and exit")
-	f.BoolVar(&o.offline, "offline", false, "do not use the network, or start the service")
+	f.BoolVar(&o.offline, "offline", false, "do not use the network or start the service")
 	f.DurationVar(&o.timeout, "timeout", 2*time.Minute, "wait this long for the assignment\n(0: do not wait)")
 	for _, flag := range []string{"id-scope", "registration-id", "endpoint", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions) // fails only for a flag that does not exist
@@ -128,7 +129,7 @@ func setUp(ctx context.Context, file string, o initOptions) error {
 	asked := false
 	if missing := i.missing(answers); missing != "" {
 		if i.console == nil {
-			return &exitError{exitUsage, errors.New("cannot ask without a terminal; missing: " + missing), "dpsd init --help"}
+			return &exitError{exitUsage, errors.New("there is no terminal to ask on; missing: " + missing), "dpsd init --help"}
 		}
 		asked = true
 		d := &setup.Dialogue{Console: i.console, Given: answers, Previous: i.previous, Identities: setup.Identities("/", attest.Host{}), Now: time.Now()}
@@ -138,7 +139,7 @@ func setUp(ctx context.Context, file string, o initOptions) error {
 	}
 	answers = i.previous.Complete(answers)
 	if answers.Credential == nil && !i.previous.Keeps(answers.RegistrationID) {
-		return &exitError{exitUsage, fmt.Errorf("the current key is not that of the Registration ID %s", answers.RegistrationID), "dpsd init --replace --key-file FILE"}
+		return &exitError{exitUsage, fmt.Errorf("the current key does not belong to the Registration ID %s", answers.RegistrationID), "dpsd init --replace --key-file FILE"}
 	}
 	files, err := i.place.Files(answers, i.previous, i.extra)
 	if err != nil {
@@ -178,7 +179,7 @@ func writable(directory string) bool {
 	}
 }
 
-// existing reads the previous configuration and the additional settings.
+// existing reads the existing configuration and the additional settings.
 func (i *installer) existing() (err error) {
 	if i.settings != "" {
 		if i.extra, err = setup.ReadExtra(i.settings); errors.As(err, new(config.Errors)) {
@@ -191,7 +192,7 @@ func (i *installer) existing() (err error) {
 		return nil
 	}
 	if !i.replace {
-		return &exitError{exitFailed, fmt.Errorf("%s exists; dpsd init changes it only with --replace, and keeps a copy and the other settings", i.file),
+		return &exitError{exitFailed, fmt.Errorf("%s exists; dpsd init changes it only with --replace, which keeps the other settings and a copy of the file", i.file),
 			check.With(i.file, "dpsd init --replace")}
 	}
 	if i.previous, err = i.place.Previous(); errors.As(err, &config.Errors{}) {
@@ -201,7 +202,7 @@ func (i *installer) existing() (err error) {
 	return failed(err)
 }
 
-// given returns the answers in the flags.
+// given returns the answers that the flags contain.
 func (i *installer) given() (a setup.Answers, err error) {
 	usage := func(flag string, err error) error {
 		return &exitError{exitUsage, fmt.Errorf("--%s: %w", flag, err), ""}
@@ -250,7 +251,7 @@ func (i *installer) given() (a setup.Answers, err error) {
 			return a, failed(fmt.Errorf("--group-key-file: %w", err))
 		}
 		if !setup.Group(key) {
-			i.note("dpsd: warning: the key has 44 characters, like one that is already derived for this gateway, which --key-file accepts")
+			i.note("dpsd: warning: the key has 44 characters, like a derived key; use --key-file for a derived key")
 		}
 		a.Credential = &setup.Credential{GroupKey: key}
 	}
@@ -282,7 +283,7 @@ func (i *installer) key(name string) (key []byte, err error) {
 		return key, err
 	}
 	if terminalOn(os.Stdin).attended {
-		return nil, errors.New("standard input is a terminal, which would display the key; without this flag, dpsd init asks for the key and does not display it")
+		return nil, errors.New("standard input is a terminal, which would display the key; omit this flag, and dpsd init asks for the key without displaying it")
 	}
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, maxKeyText))
 	defer clear(text)
@@ -310,8 +311,9 @@ func (i *installer) certified(a setup.Answers) (setup.Answers, error) {
 	return a, nil
 }
 
-// missing names the flags of the answers that are missing, or is "" if there are none. Those of
-// the previous configuration stay as they are, unless a person can answer and no flag does.
+// missing returns the flags of the missing answers, or "" if none is missing. With a previous
+// configuration, its values complete the answers, unless a person can answer and no flag contains
+// an answer.
 func (i *installer) missing(a setup.Answers) string {
 	if i.previous != nil && (i.console == nil || a.IDScope != "" || a.RegistrationID != "" || a.Credential != nil) {
 		return ""
@@ -329,8 +331,8 @@ func (i *installer) missing(a setup.Answers) string {
 	return strings.Join(all, ", ")
 }
 
-// write shows the files, asks for a confirmation if the user has answered questions, and
-// writes them.
+// write shows the files and asks for confirmation if the user has answered questions, and then
+// writes the files.
 func (i *installer) write(ctx context.Context, files []setup.File, asked bool) error {
 	out := io.Writer(i.screen)
 	if i.dryRun {

@@ -29,20 +29,20 @@ func (i *installer) finish(ctx context.Context) error {
 	case err != nil:
 		return failed(err)
 	case !started && remote > 0:
-		return &exitError{exitFailed, errors.New("the configuration is written, but the check has failed"), check.With(i.file, "dpsd check")}
+		return &exitError{exitFailed, errors.New("the configuration was written, but the check failed"), check.With(i.file, "dpsd check")}
 	case !started:
-		fmt.Printf("No service manager runs dpsd with this configuration. Start it with:\n  %s\n", check.With(i.file, "dpsd run"))
+		fmt.Printf("No service manager runs dpsd with this configuration. Start dpsd with:\n  %s\n", check.With(i.file, "dpsd run"))
 		return nil
 	case remote > 0:
-		return &exitError{exitFailed, errors.New("the configuration is written, and dpsd is started, but the check has failed; dpsd retries automatically, and applies a correction without a restart"), check.With(i.file, "dpsd wait")}
+		return &exitError{exitFailed, errors.New("the configuration was written and dpsd was started, but the check failed; dpsd retries automatically, and applies corrections without a restart"), check.With(i.file, "dpsd wait")}
 	case i.timeout == 0:
 		return nil
 	}
 	return i.await(ctx, begin)
 }
 
-// check runs the steps of "dpsd check" and prints those that need attention. It returns the
-// numbers of failed steps on this gateway and in the network.
+// check runs the steps of "dpsd check" and prints those that need attention. It returns how many
+// steps failed on this gateway and how many in the network.
 func (i *installer) check(ctx context.Context) (local, remote int, err error) {
 	gateway := gatewayOf(i.file)
 	gateway.Skip = map[string]bool{check.Service: true, check.Unit: true}
@@ -96,7 +96,7 @@ func (i *installer) start(ctx context.Context) (bool, error) {
 		if out, err := systemctl(ctx, "show", "--property=LoadState", "--value", "dpsd.service"); err == nil && oneLine(string(out)) == "loaded" {
 			// A read-only /etc does not prevent the start.
 			if err := run("systemctl", "--quiet", "enable", "dpsd.service"); err != nil {
-				fmt.Fprintln(i.screen, "dpsd: warning: dpsd does not start at boot:", err)
+				fmt.Fprintln(i.screen, "dpsd: warning: dpsd will not start at boot:", err)
 			}
 			return true, run("systemctl", "--no-block", "restart", "dpsd.service")
 		}
@@ -108,7 +108,8 @@ func (i *installer) start(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// await waits until a dpsd that was started after a time is assigned, or DPS refuses it.
+// await waits until DPS assigns or refuses the gateway. It ignores a dpsd that was started before
+// since.
 func (i *installer) await(ctx context.Context, since time.Time) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, errWaited)
 	defer cancel()
@@ -135,7 +136,7 @@ func (i *installer) await(ctx context.Context, since time.Time) error {
 	case err != nil:
 		return &exitError{exitFailed, err, next}
 	}
-	fmt.Printf("Assigned to %s as %s.\nOther services read %s/state.env. dpsd status shows the identity.\n",
+	fmt.Printf("Assigned to %s as %s.\nOther services read the identity in %s/state.env. To show it, run: dpsd status\n",
 		printable(last.Identity.AssignedHub), printable(last.Identity.DeviceID), printable(places.state))
 	return nil
 }

@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// person is a person at a terminal on which a program runs.
+// person is a user at a terminal on which a program runs.
 type person struct {
 	t       *testing.T
 	command *exec.Cmd
@@ -131,7 +131,7 @@ func count(list []string, text string) (times int) {
 	return times
 }
 
-// nothing is the answer to a text that is not a question.
+// nothing means that a text is not a question, and gets no answer.
 const nothing = "nothing"
 
 // answers answers questions: pairs of a text that is displayed, and the answer without the
@@ -162,7 +162,7 @@ func (p *person) leaves() {
 	}
 }
 
-// ends waits for the end of the program, checks its exit status, and that no secret was
+// ends waits for the end of the program, and checks its exit status and that no secret was
 // displayed. It returns everything that was displayed.
 func (p *person) ends(status int) string {
 	p.t.Helper()
@@ -211,7 +211,7 @@ func newNewcomer(t *testing.T) *newcomer {
 	return n
 }
 
-// restart starts the simulator again, at the same port, with a scenario.
+// restart restarts the simulator on the same port with a scenario.
 func (n *newcomer) restart(scenario string, more ...string) {
 	n.t.Helper()
 	n.simulator.kill()
@@ -243,7 +243,7 @@ func (n *newcomer) write(name, text string) string {
 	return n.path(name)
 }
 
-// flags are those of every journey: they lead to the simulator.
+// flags returns the flags that every journey needs to use the simulator.
 func (n *newcomer) flags(more ...string) []string {
 	return append([]string{"init", "--config", n.file, "--endpoint", "localhost", "--settings", n.path("settings.toml")}, more...)
 }
@@ -340,16 +340,16 @@ func (n *newcomer) bulk(lines string) {
 // keyFiles are the files of a gateway with a symmetric key.
 var keyFiles = []string{"0644 dpsd.toml", "0600 keys/device.key"}
 
-func TestATechnicianSetsUpAGatewayWithTheWordsOfThePortal(t *testing.T) {
+func TestATechnicianSetsUpAGatewayWithValuesFromThePortal(t *testing.T) {
 	n := newNewcomer(t)
 	p := n.sits()
-	p.answers(`The page "Overview" of the DPS instance shows it.`, "", "The ID Scope is missing", n.simulator.address.IDScope)
-	p.answers(`The page "Manage enrollments" has two tabs.`, "3", "Enter a number from 1 to 2", "", "Attestation mechanism", "")
+	p.answers(`Copy it from the "Overview" page of the DPS instance.`, "", "The ID Scope is missing", n.simulator.address.IDScope)
+	p.answers(`The "Manage enrollments" page has two tabs.`, "3", "Enter a number from 1 to 2", "", "Attestation mechanism", "")
 	p.answers("the machine ID", "gw-1", "Primary key", "1", "Primary key (not shown): ", n.key, "Write these files? [Y/n]", "")
 	p.reads("wrote " + n.path("etc/keys/device.key"))
 	p.reads("wrote " + n.file)
 	p.reads("none failed")
-	p.reads("No service manager runs dpsd with this configuration. Start it with:")
+	p.reads("No service manager runs dpsd with this configuration. Start dpsd with:")
 	p.reads("dpsd run --config " + n.file)
 	p.ends(0)
 	n.has(keyFiles...)
@@ -376,10 +376,10 @@ func TestEachTypicalMistakeWithAKeyIsRecognizedAndCorrected(t *testing.T) {
 			return []string{hidden, "'" + n.key[:30] + "\n" + n.key[30:] + "'", "so far", nothing, "removed the quotes", nothing}
 		}},
 		{"the key of the group becomes that of the gateway", "2", func(n *newcomer) []string {
-			return []string{hidden, n.groupKey, "does not store the key of the group", nothing}
+			return []string{hidden, n.groupKey, "does not store the group key", nothing}
 		}},
 		{"a key of the group whose first line is itself base64 is put together before it is used", "2", func(n *newcomer) []string {
-			return []string{hidden, n.groupKey[:64] + "\n" + n.groupKey[64:], "64 so far", nothing, "does not store the key of the group", nothing}
+			return []string{hidden, n.groupKey[:64] + "\n" + n.groupKey[64:], "64 so far", nothing, "does not store the group key", nothing}
 		}},
 		{"a key that is already derived is accepted in a group", "2", func(n *newcomer) []string {
 			return []string{hidden, n.key, "derived for the Registration ID gw-1", nothing, "Number [1]: ", "1"}
@@ -410,7 +410,7 @@ func TestEachTypicalMistakeWithAKeyIsRecognizedAndCorrected(t *testing.T) {
 					n.secrets = append(n.secrets, canary{"a line of the private key", strings.TrimSpace(line)})
 				}
 			}
-			return []string{hidden, text, "contains PEM", nothing, hidden, n.key}
+			return []string{hidden, text, "in PEM format", nothing, hidden, n.key}
 		}},
 		{"the rest of a paste is discarded after a complete key", "1", func(n *newcomer) []string {
 			return []string{hidden, n.key + "\n" + n.groupKey + "\ny"}
@@ -442,14 +442,14 @@ func TestEachTypicalMistakeWithAKeyIsRecognizedAndCorrected(t *testing.T) {
 	}
 }
 
-func TestAMistypedIDScopeIsExplainedWithoutItsRepetition(t *testing.T) {
+func TestAMistypedIDScopeIsExplainedAndNotRepeated(t *testing.T) {
 	n := newNewcomer(t)
 	p := n.sits()
 	p.answers("ID Scope: ", "my-dps.azure-devices-provisioning.net", `"Service endpoint" of a DPS instance`, nothing)
 	p.answers("ID Scope: ", "hub-1.azure-devices.net", "host name of an IoT hub", nothing)
 	p.answers("ID Scope: ", "7a0f1d3c-2b4e-4f60-8a1b-0c2d3e4f5a6b", "the ID of a subscription", nothing)
 	p.answers("ID Scope: ", "0ne 123", "is not an ID scope", nothing)
-	p.answers("ID Scope: ", "One00123456", "begins with the letter O", nothing, "nevertheless? [y/N]", "")
+	p.answers("ID Scope: ", "One00123456", "begins with the letter O", nothing, "anyway? [y/N]", "")
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Enrollment", nothing)
 	p.types("\x03")
 	p.ends(1)
@@ -464,7 +464,7 @@ func TestAKeyInTheWrongPlaceIsNotRepeated(t *testing.T) {
 	p.secrets = nil
 	p.types(n.key + "\n")
 	p.reads("This looks like a key")
-	p.reads("If other people may have seen it, create a new key in the portal.")
+	p.reads("If anyone else may have seen it, create a new key in the portal.")
 	if times := strings.Count(p.seen, n.key); times != 1 {
 		t.Errorf("the terminal displays the key %d times, want only what was typed", times)
 	}
@@ -491,7 +491,7 @@ func TestAWrongIDScopeIsFoundByTheCheckAndCorrectedWithoutTheKey(t *testing.T) {
 	p.answers("ID Scope: ", "0ne00000001", "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "1", "(not shown): ", n.key, "files?", "")
 	p.reads("failed   connect")
 	p.reads("id_scope")
-	p.reads("the configuration is written, but the check has failed")
+	p.reads("the configuration was written, but the check failed")
 	p.ends(1)
 	n.has(keyFiles...)
 	key := n.text("etc/keys/device.key")
@@ -546,13 +546,13 @@ func TestExistingFilesAreNotReplacedAndTheirSettingsAreKept(t *testing.T) {
 	}
 	n.registers("gw-1")
 
-	// The answer to each question may stay as it is.
+	// Each answer can stay the same.
 	p = n.sits("--replace")
 	p.answers("ID Scope [", "", "Number [1]: ", "", "Number [1]: ", "", "or a number [gw-1]: ", "", "Keep the current key", "", "files?", "")
 	p.ends(0)
 	n.registers("gw-1")
 
-	// A key without a configuration is not replaced either.
+	// A key is not replaced either if there is no configuration.
 	for _, name := range []string{"etc/dpsd.toml", "etc/dpsd.toml.orig"} {
 		if err := os.Remove(n.path(name)); err != nil {
 			t.Fatal(err)
@@ -573,7 +573,7 @@ func TestWithoutANetworkTheFilesAreWrittenAndTheFaultIsNamed(t *testing.T) {
 	n.toKey(p, "1", "gw-1")
 	p.answers("(not shown): ", n.key, "files?", "")
 	p.reads("tcp-refused")
-	p.reads("the configuration is written, but")
+	p.reads("the configuration was written, but")
 	p.ends(1)
 	n.has(keyFiles...)
 }
@@ -635,7 +635,7 @@ exit $code
 	}
 }
 
-func TestACertificateInstalledFromItsFilesOrAPFX(t *testing.T) {
+func TestACertificateIsInstalledFromPEMFilesAndAPFXIsExplained(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatal(err)
@@ -659,7 +659,7 @@ func TestACertificateInstalledFromItsFilesOrAPFX(t *testing.T) {
 	p.types("\x03") // at the paste of a key
 	p.ends(1)
 
-	// A PFX where a symmetric key is needed.
+	// The technician names a PFX instead of a symmetric key.
 	p = n.sits()
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "2")
 	p.answers("File: ", n.path("none.key"), "no such file or directory", nothing)
@@ -679,7 +679,7 @@ func TestACertificateInstalledFromItsFilesOrAPFX(t *testing.T) {
 	p.answers("Certificate file: ", n.path("gw.pfx"), "same file: ", "", "a PKCS#12 archive (PFX)", nothing, "openssl pkcs12 -nodes", nothing)
 	p.answers("Certificate file: ", certificate, "same file: ", n.path("locked.pem"), "protected by a passphrase", nothing, "openssl pkey", nothing)
 	p.answers("Certificate file: ", certificate, "same file: ", n.path("other.pem"), "does not belong to the certificate", nothing)
-	// The command that dpsd prints.
+	// The technician runs the command that dpsd has printed.
 	openssl("pkcs12", "-nodes", "-in", n.path("gw.pfx"), "-out", n.path("gw.pem"), "-passin", "pass:")
 	p.answers("Certificate file: ", n.path("gw.pem"), "same file: ", "", "The Registration ID is gw-1.", nothing, "files?", "")
 	p.ends(0)
@@ -687,7 +687,7 @@ func TestACertificateInstalledFromItsFilesOrAPFX(t *testing.T) {
 	n.registers("gw-1")
 }
 
-func TestAnotherUserWritesFilesOnlyForThisUser(t *testing.T) {
+func TestAnOrdinaryUserWritesFilesThatOnlyThisUserCanRead(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be another user")
 	}
@@ -699,7 +699,7 @@ func TestAnotherUserWritesFilesOnlyForThisUser(t *testing.T) {
 	other := []string{"--reuid=65534", "--regid=65534", "--clear-groups", "dpsd"}
 	p := atTerminal(t, n.secrets, "setpriv", append(other, n.flags()...)...)
 	n.toKey(p, "1", "gw-1")
-	p.answers("(not shown): ", n.key, "You are not root, so only the user 65534 can read the key", nothing, "dpsd stores its state in "+n.path("etc/state"), nothing, "files?", "")
+	p.answers("(not shown): ", n.key, "You are not root, so only user 65534 can read the key", nothing, "dpsd stores its state in "+n.path("etc/state"), nothing, "files?", "")
 	p.ends(0)
 	n.has(keyFiles...)
 	out, err := exec.Command("setpriv", append(other, "run", "--once", "--timeout", "30s", "--config", n.file)...).CombinedOutput()
@@ -748,7 +748,7 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 		}
 	}
 	scope := []string{"--id-scope", n.simulator.address.IDScope}
-	says(run("", 2), "cannot ask without a terminal; missing: --id-scope, --registration-id, --key-file, --group-key-file or --certificate")
+	says(run("", 2), "there is no terminal to ask on; missing: --id-scope, --registration-id, --key-file, --group-key-file or --certificate")
 	says(run("", 2, "--id-scope", "hub.azure-devices.net"), "--id-scope: this is the host name of an IoT hub")
 	says(run("", 2, "--private-key", "x"), "--private-key: requires --certificate")
 	says(run("", 2, "--key-file", "x", "--certificate", "y"), "none of the others can be")
@@ -761,7 +761,7 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	says(out, "not shown, because it is secret")
 	n.has()
 
-	const derived = "warning: the key has 44 characters, like one that is already derived"
+	const derived = "warning: the key has 44 characters, like a derived key"
 	says(run(n.key, 0, append(scope, "--registration-id", "gw-1", "--group-key-file", "-", "--dry-run")...), derived)
 	out = run(n.groupKey, 0, append(scope, "--registration-id", "GW-1", "--group-key-file", "-", "--offline")...)
 	says(out, "wrote "+n.file)
@@ -771,7 +771,7 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	n.has(keyFiles...)
 	n.registers("gw-1")
 	says(run(n.key, 1, append(scope, "--registration-id", "gw-1", "--key-file", "-")...), "exists; dpsd init changes it only with --replace")
-	says(run("", 2, "--replace", "--registration-id", "gw-2"), "the current key is not that of the Registration ID gw-2")
+	says(run("", 2, "--replace", "--registration-id", "gw-2"), "the current key does not belong to the Registration ID gw-2")
 	run("", 0, append(scope, "--replace", "--certificate", n.path("simulator/gw-1.pem"), "--private-key", n.path("simulator/gw-1-key.pem"))...)
 	n.has("0644 dpsd.toml", "0644 dpsd.toml.orig", "0600 keys/device-key.pem", "0600 keys/device.key", "0600 keys/device.pem")
 	n.registers("gw-1")
@@ -785,8 +785,8 @@ func TestAScriptSetsUpAGatewayWithFlagsAlone(t *testing.T) {
 	n.registers("gw-1")
 }
 
-// manager is a stand-in for systemctl and a script of dpsd, in a private mount: it starts dpsd
-// as root. /etc is a copy with the group of the keys.
+// manager is a substitute for systemctl and for dpsd's init script, in a private mount. It starts
+// dpsd as root. /etc is a copy with the group dpsd-keys.
 const manager = `cp -a /etc machine && mkdir -p machine/init.d && mount --bind machine /etc && mount -t tmpfs -o mode=755 none /run || exit 99
 printf 'root:x:0:\ndpsd-keys:x:64322:\n' >/etc/group
 mkdir bin
@@ -825,7 +825,7 @@ func TestTheServiceIsStartedAndTheAssignmentIsAwaited(t *testing.T) {
 	}{
 		{"systemd", "systemd", "--quiet enable dpsd.service\nsystemctl --no-block restart dpsd.service", "", []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
 		{"a script of OpenRC or procd", "script", "script restart", "", []string{"Waiting", "Assigned to dpsd-sim.azure-devices.net as gw-1."}},
-		{"no service manager", "none", "", "", []string{"No service manager runs dpsd with this configuration. Start it with:\r\n  dpsd run\r\n"}},
+		{"no service manager", "none", "", "", []string{"No service manager runs dpsd with this configuration. Start dpsd with:\r\n  dpsd run\r\n"}},
 		{"no enrollment", "systemd", "restart", "refused", []string{"enrollment-not-found: ", "Try: dpsd status"}},
 		{"a failing DPS", "systemd", "restart", "failing", []string{"not assigned within 1s; dpsd keeps trying", "Try: dpsd status"}},
 		{"the key of the group instead of that of the gateway", "systemd", "restart", "group key", []string{"unauthorized: ", "If this is the key of the enrollment group", "Try: dpsd status"}},
@@ -852,7 +852,7 @@ func TestTheServiceIsStartedAndTheAssignmentIsAwaited(t *testing.T) {
 			for _, text := range row.says {
 				p.reads(text)
 			}
-			if p.ends(status); status == 0 && row.manager != "none" && !strings.Contains(p.seen, "Other services read "+n.path("state")+"/state.env.") {
+			if p.ends(status); status == 0 && row.manager != "none" && !strings.Contains(p.seen, "Other services read the identity in "+n.path("state")+"/state.env.") {
 				t.Errorf("the terminal does not say where the result is:\n%s", p.seen)
 			}
 			n.has("0644 dpsd.toml", "0640 keys/device.key")
@@ -879,7 +879,7 @@ func TestTheServiceIsStartedAndTheAssignmentIsAwaited(t *testing.T) {
 	}
 }
 
-func TestTheEnrollmentThatIsPrintedMakesTheGatewayRegister(t *testing.T) {
+func TestTheGatewayRegistersWithThePrintedEnrollment(t *testing.T) {
 	n := newNewcomer(t)
 	info := func(args ...string) string {
 		t.Helper()
@@ -929,7 +929,7 @@ func TestTheEnrollmentThatIsPrintedMakesTheGatewayRegister(t *testing.T) {
 	contains(info(), append(thumbprints, "X.509 client certificates", "Issuer")...)
 	contains(info("--csv"), "gw-1,x509,"+thumbprints[0]+","+thumbprints[1]+",")
 
-	// The service API accepts the line, and the gateway registers with this enrollment alone.
+	// The service API accepts the line, and the gateway registers with only this enrollment.
 	line := info("--json")
 	n.write("simulator/enrollments.toml", "")
 	n.restart(prompt, "--service", "localhost:0")

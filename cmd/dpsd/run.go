@@ -56,13 +56,13 @@ or another input file as soon as the file changes. It exits earlier only if DPS
 refuses every credential or the enrollment, if another dpsd is running (exit 1),
 or if dpsd.toml is invalid (exit 78).
 
-dpsd needs no service manager. Without systemd, --log selects the log:
+dpsd does not need a service manager. --log selects where and how it logs:
 
-  auto    the journal if systemd has connected standard error to it, sentences
-          on a terminal, otherwise JSON
+  auto    to the journal if standard error is connected to it; otherwise,
+          sentences on a terminal, and JSON elsewhere
   json    one JSON object per line, to standard error
   text    sentences with date and time, to standard error
-  syslog  sentences to the system logger (/dev/log)`,
+  syslog  sentences, to the system logger (/dev/log)`,
 		Example: `  dpsd run
   dpsd run --once --timeout 2m --config ./dpsd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,7 +74,7 @@ dpsd needs no service manager. Without systemd, --log selects the log:
 			}
 			err := run(configOf(cmd), journal.Output(output), once, timeout)
 			if err != nil && output == string(journal.Syslog) {
-				journal.ToSyslog(foreign.Lines(err.Error(), maxComplaint)) // no one may read standard error
+				journal.ToSyslog(foreign.Lines(err.Error(), maxComplaint)) // standard error may have no reader
 			}
 			return err
 		},
@@ -98,9 +98,9 @@ func run(file string, output journal.Output, once bool, timeout time.Duration) e
 	// journal counts the lost entries. Other commands end, as "| head" expects.
 	signal.Ignore(syscall.SIGPIPE)
 	if os.Getpid() == 1 {
-		// In a container without an init, the kernel makes orphans children of dpsd, and
-		// removes them when they end if SIGCHLD is ignored (wait(2)). run has no children of
-		// its own.
+		// In a container without an init, orphaned processes become children of dpsd. If
+		// SIGCHLD is ignored, the kernel removes them when they end (wait(2)). dpsd run
+		// starts no processes.
 		signal.Ignore(syscall.SIGCHLD)
 	}
 

@@ -152,7 +152,7 @@ func TestAContainerOfDpsdIsNotHealthyBeforeItIsAssigned(t *testing.T) {
 	contain(t, "the health check", string(out), "dpsd: not ready: resolver-missing: ")
 }
 
-func TestWithoutAFileSystemInMemoryTheHealthCheckNamesIt(t *testing.T) {
+func TestWithoutATmpfsTheHealthCheckAsksForOne(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	g.place.tmpfs = nil
@@ -164,7 +164,7 @@ func TestWithoutAFileSystemInMemoryTheHealthCheckNamesIt(t *testing.T) {
 			t.Fatalf("it is healthy: %s", out)
 		}
 	}
-	contain(t, "the health check", string(out), "dpsd: not ready: dpsd runs (process 1), but has no control socket, because it cannot create files in /run/dpsd: read-only file system\n", "mount a tmpfs there")
+	contain(t, "the health check", string(out), "dpsd: not ready: dpsd is running (process 1), but has no control socket, because it cannot create files in /run/dpsd: read-only file system\n", "mount a tmpfs there")
 	// The record is complete nevertheless.
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(g.place.volumes["/var/lib/dpsd"], "state.json")); err == nil {

@@ -24,7 +24,7 @@ const patience = 30 * time.Second
 
 const device = "gw-1"
 
-// shop contains what the tests share: the simulator with its keys, and the configuration.
+// shop contains the simulator with its keys and the configuration, which the tests share.
 var shop struct {
 	directory string
 	table     string // dpsd.toml without a credential
@@ -174,7 +174,7 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// container is a dpsd in namespaces of its own. It is process 1.
+// container is a dpsd that runs as process 1 in its own namespaces.
 type container struct {
 	pid  int // as the tests see it
 	env  []string
@@ -183,7 +183,7 @@ type container struct {
 	root bool // without a user namespace
 }
 
-// place is what a container has besides a read-only root with dpsd: options of bwrap.
+// place contains bwrap options for a container, in addition to a read-only root with dpsd.
 type place struct {
 	etc  string // directory for /etc/dpsd
 	more []string
@@ -191,7 +191,7 @@ type place struct {
 }
 
 // start starts dpsd with the arguments: as user 65532, in namespaces without capabilities, with
-// a root file system that is read-only and contains neither /run/dpsd nor /run/systemd.
+// a read-only root file system that contains neither /run/dpsd nor /run/systemd.
 func start(t *testing.T, p place, args ...string) *container {
 	t.Helper()
 	need(t, "bwrap", "nsenter", "setpriv")
@@ -372,7 +372,7 @@ func TestWithAReadOnlyRootAndOneVolumeDpsdRegistersAndSaysWhatIsMissing(t *testi
 	c.logs(t, `"event":"assigned"`)
 	contains(t, "the log", c.out.String(), `"event":"control-failed","error":"the directory /run/dpsd does not exist and cannot be created: read-only file system"`)
 
-	const noSocket = "dpsd runs (process 1), but has no control socket, because it cannot create files in /run/dpsd: no such file or directory"
+	const noSocket = "dpsd is running (process 1), but has no control socket, because it cannot create files in /run/dpsd: no such file or directory"
 	out, code := c.exits(t, "dpsd", "status")
 	if code != 0 {
 		t.Errorf("dpsd status exits with %d", code)
@@ -402,7 +402,7 @@ func TestWithoutAnyWritableDirectoryDpsdKeepsTheAssignmentInMemoryAndIsNotReady(
 	contains(t, "the log", c.out.String(), `"fault":"state-unwritable"`, "read-only file system")
 }
 
-func TestDpsdCreatesItsRuntimeDirectoryWhereItMay(t *testing.T) {
+func TestDpsdCreatesItsRuntimeDirectoryWherePermitted(t *testing.T) {
 	t.Parallel()
 	c := start(t, place{more: append(state(), "--tmpfs", "/run")}, "run")
 	c.must(t, "dpsd", "wait", "--for", "confirmed", "--timeout", patience.String())
@@ -536,8 +536,8 @@ func TestTheLogGoesToSyslogOrToStandardErrorAsJSONOrText(t *testing.T) {
 	})
 }
 
-// Docker, Podman and Kubernetes mount secrets as files. In Kubernetes, they are links to a
-// directory that is replaced as a whole.
+// Docker, Podman and Kubernetes mount secrets as files. In Kubernetes, the files are links into a
+// directory that is replaced atomically.
 func TestASecretOfTheContainerEngineIsACredentialAndItsReplacementIsNoticed(t *testing.T) {
 	t.Parallel()
 	etc, secrets := directory(t), directory(t)

@@ -62,7 +62,7 @@ func separate() *syscall.SysProcAttr {
 	}
 }
 
-// The places of the substitutes for systemd.
+// Paths of the substitutes for systemd.
 const (
 	notifySocket = "/run/systemd/notify"
 	tools        = "/run/tools"
@@ -96,7 +96,7 @@ func newGateway(workshop string) *gateway {
 	must(os.CopyFS("/run/simulator", os.DirFS(filepath.Join(workshop, "simulator"))))
 	must(os.Mkdir("/run/dpsd", 0o755))
 	g.journal = listen("/run/systemd/journal/socket")
-	// A gateway that systemd has booted, and on which dpsd.service runs.
+	// To dpsd, systemd is running, and dpsd.service is active.
 	must(os.Mkdir("/run/systemd/system", 0o755))
 	listen(notifySocket)
 	g.write(tools+"/systemctl", "#!/bin/sh\nprintf 'LoadState=loaded\\nUnitFileState=enabled\\nActiveState=active\\nSubState=running\\n'\n")

@@ -58,7 +58,7 @@ func output(dir string, environment []string, name string, args ...string) (stri
 	return strings.TrimSpace(string(out)), nil
 }
 
-// makeRecipes makes the archives with a umask and in a time zone, and unpacks them.
+// makeRecipes builds the archives with the given umask and time zone, and unpacks them.
 func makeRecipes(dir, umask, zone string) (m made, err error) {
 	m.dist = filepath.Join(dir, "dist")
 	if m.version, err = output("../..", nil, "packaging/version"); err != nil {
@@ -226,7 +226,7 @@ func licensed(t *testing.T, m made) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-func TestTheRecipesNameTheLicensesOfAllThatIsLinked(t *testing.T) {
+func TestTheRecipesNameTheLicensesOfAllLinkedModules(t *testing.T) {
 	m := recipes(t)
 	want := licensed(t, m)
 	if len(want) < 3 {
@@ -334,7 +334,7 @@ func TestTheRecipesBuildWithTheFlagsOfTheOtherPackages(t *testing.T) {
 	}
 }
 
-// withoutOwners is install(1) without -o and -g, because the users of the image do not exist here.
+// withoutOwners is install(1) without -o and -g, because the image's users do not exist here.
 const withoutOwners = `install() {
 	for argument; do
 		shift
@@ -445,7 +445,7 @@ func TestTheRecipesInstallTheServiceAsTheOtherPackagesDo(t *testing.T) {
 	})
 }
 
-// The users and groups of sysusers.d, and the directories of tmpfiles.d.
+// The recipes must create the users and groups in sysusers.d, and the directories in tmpfiles.d.
 func TestTheRecipesCreateTheUsersAndDirectoriesOfTheOtherPackages(t *testing.T) {
 	m := recipes(t)
 	recipe, mk := m.recipe(t), read(t, filepath.Join(m.tree, "package/dpsd/dpsd.mk"))

@@ -10,10 +10,10 @@ import (
 
 // The test runs the commands of the section unchanged, and those that install a key file. The
 // service has the ID scope, the gateway and the key on the page.
-func TestTheConfigurationByHandConnectsAGateway(t *testing.T) {
+func TestTheManualConfigurationConnectsAGateway(t *testing.T) {
 	const page = "docs/operations.md"
 	inBoth(t, func(t *testing.T, s suite) {
-		commands := strings.Join(blocks(t, page, "Configuration by hand", "sh"), "")
+		commands := strings.Join(blocks(t, page, "Manual configuration", "sh"), "")
 		value := func(pattern string) string {
 			match := regexp.MustCompile(pattern).FindStringSubmatch(commands)
 			if match == nil {
@@ -33,7 +33,7 @@ func TestTheConfigurationByHandConnectsAGateway(t *testing.T) {
 
 		// Values that vary between gateways, starts and versions of systemd are not compared.
 		out := steady(g.run(commands))
-		for _, line := range steady(blocks(t, page, "Configuration by hand", "console")[0]) {
+		for _, line := range steady(blocks(t, page, "Manual configuration", "console")[0]) {
 			if line == "…" {
 				continue
 			}

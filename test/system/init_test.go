@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// The flags lead to the same code as the questions, which the tests of cmd/dpsd answer on a
-// terminal.
+// The flags use the same code as the questions, which the tests of cmd/dpsd answer on a terminal.
 func TestOneCommandSetsUpAnInstalledGateway(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)

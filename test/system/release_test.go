@@ -52,7 +52,7 @@ func command(t *testing.T, name string, args ...string) string {
 // earlier is the version of an earlier release.
 const earlier = "0.9.0"
 
-// sites are what the host of the repositories may publish.
+// sites are the directories that the host of the repositories can publish.
 type sites struct {
 	earlier   string // an earlier release
 	current   string // also this release
@@ -295,7 +295,7 @@ func TestAptUpgradesAGatewayToTheNextRelease(t *testing.T) {
 	})
 }
 
-func TestAptAcceptsTheNextKeyOfAReleaseThatHasAnnouncedIt(t *testing.T) {
+func TestAptAcceptsTheNextKeyAfterTheReleaseThatAnnouncesIt(t *testing.T) {
 	releaseDir(t)
 	inBoth(t, func(t *testing.T, s suite) {
 		all, err := publishedSites()
@@ -405,7 +405,7 @@ func TestDnfRefusesAReleaseWithOneChangedByteOrAForeignKey(t *testing.T) {
 	}
 	w := g.web(all.current)
 	g.run(strings.ReplaceAll(fedora(t), "dnf -y install dpsd", "rpm --import https://"+site+"/dpsd/dpsd-archive-keyring.asc"))
-	// The client has the key, and does not get another one from the repository.
+	// The client already has the key, and does not get one from the repository.
 	g.run("cp /etc/yum.repos.d/dpsd.repo /root/; curl -fsS https://" + site + "/dpsd/dpsd-archive-keyring.asc -o /etc/dpsd-key.asc; sed -i 's|^gpgkey=.*|gpgkey=file:///etc/dpsd-key.asc|' /etc/yum.repos.d/dpsd.repo")
 	for _, c := range []struct{ name, dir, want string }{
 		{"a changed package", damage(t, all.current, "rpm/dpsd-[0-9]*.rpm"), "hecksum"},
@@ -426,7 +426,7 @@ func TestDnfRefusesAReleaseWithOneChangedByteOrAForeignKey(t *testing.T) {
 	g.run("dnf clean all; dnf -y install dpsd")
 }
 
-func TestTheArchiveOfTheReleaseInstallsStartsUpgradesAndRemovesDpsd(t *testing.T) {
+func TestTheReleaseArchiveInstallsStartsUpgradesAndRemovesDpsd(t *testing.T) {
 	releaseDir(t)
 	inBoth(t, func(t *testing.T, s suite) {
 		g := booted(t, s)

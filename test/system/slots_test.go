@@ -15,14 +15,14 @@ import (
 // updates returns one of the blocks of the section of docs/image.md whose commands these tests run.
 func updates(t *testing.T, number int) string {
 	t.Helper()
-	all := blocks(t, "docs/image.md", "Update by images", "sh")
+	all := blocks(t, "docs/image.md", "A/B updates", "sh")
 	if len(all) != 5 {
 		t.Fatalf("the section has %d blocks", len(all))
 	}
 	return all[number]
 }
 
-// The numbers of the blocks.
+// The indexes of the blocks.
 const (
 	mounts = iota
 	partition
@@ -38,8 +38,8 @@ var earlierSlot = sync.OnceValues(func() (tree string, err error) {
 	return tree, err
 })
 
-// slots are two root file systems of one gateway with different versions of dpsd, which are
-// read-only, and the partition that both mount at /data.
+// slots are two read-only root file systems of one gateway with different versions of dpsd, and
+// the partition that both mount at /data.
 type slots struct {
 	current, earlier *gateway
 	data             string
@@ -47,8 +47,8 @@ type slots struct {
 	number           string   // of the gateway: its registration ID
 }
 
-// onDisk replaces the program and the files of the service in a root file system, $root, by those of
-// the tree $tree. Users and groups keep their numbers.
+// onDisk replaces the program and the service files in a root file system, $root, with those of the
+// tree $tree. Users and groups keep their IDs.
 const onDisk = `
 install -m 0755 "$tree/../bin/dpsd" "$root/usr/bin/dpsd"
 install -m 0644 "$tree/packaging/systemd/dpsd.service" "$root/usr/lib/systemd/system/dpsd.service"
@@ -105,7 +105,7 @@ func (u *slots) start(g *gateway) {
 	}
 }
 
-// startWith is start with another root file system than a read-only one: a flag of nspawn.
+// startWith is like start, but a flag of nspawn selects how the root file system is mounted.
 func (u *slots) startWith(g *gateway, root string) {
 	g.t.Helper()
 	g.boot(root, "--bind="+u.data+":/data")
@@ -128,8 +128,8 @@ func (g *gateway) identity() (generation int, device string) {
 	return generation, out[1] + " at " + out[2]
 }
 
-// alternate starts both slots in turn, ends each with a shutdown or a power cut, and checks that the
-// identity and the issued certificate stay.
+// alternate boots the two slots alternately, ends each boot with a shutdown or a power cut, and checks
+// that the identity and the issued certificate stay.
 func (u *slots) alternate(t *testing.T, rounds int) {
 	t.Helper()
 	u.start(u.current)
@@ -184,7 +184,7 @@ func TestTwoSlotsWithReadOnlyRootsKeepOneIdentity(t *testing.T) {
 	})
 }
 
-func TestSlotsMayGiveTheUsersAndGroupsOfDpsdOtherNumbers(t *testing.T) {
+func TestSlotsMayGiveTheUsersAndGroupsOfDpsdDifferentIDs(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		u := newSlots(t, s, `chroot "$root" sh -ec 'groupadd -r -g 955 dpsd-certificate; groupadd -r -g 956 dpsd-keys; groupadd -r -g 957 dpsd
 useradd -r -u 957 -g dpsd -G dpsd-keys -d /var/lib/dpsd -M -s /usr/sbin/nologin dpsd'`)
@@ -192,7 +192,7 @@ useradd -r -u 957 -g dpsd -G dpsd-keys -d /var/lib/dpsd -M -s /usr/sbin/nologin 
 	})
 }
 
-func TestAnOverlayOfTheRootInMemoryKeepsTheStateOfTheDataPartition(t *testing.T) {
+func TestARootOverlayInMemoryKeepsTheStateOnTheDataPartition(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		u := newSlots(t, s, "")
 		g := u.current
@@ -209,7 +209,7 @@ func TestAnOverlayOfTheRootInMemoryKeepsTheStateOfTheDataPartition(t *testing.T)
 	})
 }
 
-func TestAnOverlayOfTheConfigurationPersistsAndHidesThatOfTheImage(t *testing.T) {
+func TestAConfigurationOverlayPersistsAndHidesTheFilesOfTheImage(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		u := newSlots(t, s, "")
 		for _, g := range []*gateway{u.current, u.earlier} {

@@ -25,13 +25,13 @@ import (
 )
 
 const (
-	// rounds is how often the gateway starts, with the earlier and the current version in turn.
+	// rounds is how often the gateway starts, alternating between the earlier and the current version.
 	rounds = 20
 	// patience ends a wait that lasts too long.
 	patience = 2 * time.Minute
 )
 
-// programs are the built versions: 0 is the earlier one and 1 the current one, with its simulator.
+// programs are the built versions: 0 is the earlier version, and 1 the current version with its simulator.
 var programs = sync.OnceValues(func() (built struct {
 	dpsd [2]string
 	sim  string
@@ -60,8 +60,8 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// gateway is a machine with two slots. The state directory and the key are on a partition of their
-// own. Each slot has its own dpsd.toml.
+// gateway is a machine with two slots. The state directory and the key are on a separate partition.
+// Each slot has its own dpsd.toml.
 type gateway struct {
 	t    *testing.T
 	dir  string
@@ -147,7 +147,7 @@ func (g *gateway) read(name string) []byte {
 	return data
 }
 
-// assign starts the service again, which assigns the gateway to the hub from now on.
+// assign restarts the service with an allocation that assigns the gateway to the hub.
 func (g *gateway) assign(hub string) {
 	g.t.Helper()
 	g.stopService()
@@ -322,7 +322,7 @@ func (g *gateway) record() store.Record {
 	return rec
 }
 
-// ended is how a round ends: by a shutdown, or by a power cut.
+// ended is the way in which a round ends: a shutdown or a power cut.
 func ended(round int) syscall.Signal {
 	if round%3 == 2 {
 		return syscall.SIGKILL
@@ -330,7 +330,7 @@ func ended(round int) syscall.Signal {
 	return syscall.SIGTERM
 }
 
-func TestTwoVersionsInTurnKeepTheRecordAndWriteItOnlyIfTheIdentityChanges(t *testing.T) {
+func TestAlternatingVersionsKeepTheRecordAndWriteItOnlyIfTheIdentityChanges(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t, "")
 	first := g.boot(0)
@@ -400,7 +400,7 @@ func TestAnEarlierVersionKeepsTheIssuedCertificateAndTheCurrentOneUsesItAgain(t 
 	}
 }
 
-// The reason why dpsd.toml belongs to the image.
+// This is why dpsd.toml belongs in the image.
 func TestAnEarlierVersionRefusesTheConfigurationOfALaterOne(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t, "")
@@ -413,7 +413,7 @@ func TestAnEarlierVersionRefusesTheConfigurationOfALaterOne(t *testing.T) {
 	}
 }
 
-// The files of a later version, whose format neither version knows.
+// The test writes files of a later version, whose format neither version knows.
 func TestBothVersionsLeaveANewerSchemaAlone(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t, "")
