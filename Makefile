@@ -5,19 +5,19 @@
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GREMLINS = github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 
-# The version and its time have one source: the top entry of CHANGELOG.md.
+# The only source of the version and its time is the top entry in CHANGELOG.md.
 VERSION := $(shell packaging/version)
 BUILT   := $(shell packaging/version time)
 ifeq ($(VERSION),)
-$(error there is no version, see above)
+$(error packaging/version failed; see above)
 endif
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 # dpsd does not use HTTP/2: WebSocket, proxies and the control socket use HTTP/1.1.
 # Without HTTP/2, the program is half a megabyte smaller.
 TAGS = nethttpomithttp2
-# Without inlining, the program needs 1 MB less on disk and in memory, and a run costs a
-# millisecond more of CPU. Cryptography that has no assembly would take three times as long:
+# Without inlining, the program needs 1 MB less on disk and in memory, and a run takes one
+# millisecond more CPU time. Cryptography without assembly would take three times as long:
 # go test -tags purego -gcflags=all=-l -bench P256 crypto/ecdsa.
 # The arithmetic of P-384 has no assembly at all; inlining in it costs no space, and saves
 # 2 ms for an issued certificate.
@@ -192,9 +192,9 @@ test-image: build image
 	.ci/need test-image
 	DPSD_DIST='$(abspath $(DIST))' DPSD_VERSION='$(VERSION)' DPSD_BIN='$(abspath $(BIN))' timeout 600 go test -C packaging/image -count=1 -v ./...
 
-# Everything that belongs to a release, in DIST, for ARCHS, with VERSION: packages, archives,
-# images, bills of materials, checksums, provenance and notes. KEY is the file of the secret
-# key that signs them, and NEXT_KEY that of the key that will replace it. See docs/release.md.
+# Builds all files of a release in DIST, for ARCHS, with VERSION: packages, archives, images, bills
+# of materials, checksums, provenance and notes. KEY is the file of the secret key that signs
+# them, and NEXT_KEY the file of the key that will replace it. See docs/release.md.
 KEY ?= $(error set KEY to the file of the secret key; make release-key KEY=FILE creates one)
 release:
 	.ci/need release
@@ -209,7 +209,7 @@ release-key:
 REPOSITORY ?= repository
 URL        ?= https://dpsd-project.github.io/dpsd
 repository:
-	@case '$(VERSION)' in *~* | *+*) echo 'repository: $(VERSION) is no release, and would reach every gateway; only "make release publish" is for a candidate' >&2; exit 1 ;; esac
+	@case '$(VERSION)' in *~* | *+*) echo 'repository: $(VERSION) is not a release, and every gateway would install it; for a release candidate, run make release publish' >&2; exit 1 ;; esac
 	.ci/need release
 	GOFLAGS=-buildvcs=false go run -C packaging/release . repository -time '$(BUILT)' -dist '$(abspath $(DIST))' \
 	  -repository '$(abspath $(REPOSITORY))' -url '$(URL)' -key '$(abspath $(KEY))' -next-key '$(abspath $(NEXT_KEY))'
@@ -219,9 +219,9 @@ repository:
 publish:
 	packaging/release/publish '$(VERSION)' '$(DIST)' '$(REPOSITORY)' '$(TO)'
 
-# A release that is signed with a new key: its files, a second build, which must be identical,
-# and its installation in Debian 12 and 13 booted by systemd-nspawn, with apt, with dnf and from
-# the archive, as root. ARCHS=amd64 saves most of the time.
+# Builds a release with a new key, builds it again, which must give the same bytes, and installs it
+# with apt, with dnf and from the archive, in Debian 12 and 13 booted by systemd-nspawn. Needs root.
+# ARCHS=amd64 saves most of the time.
 RELEASE = bin/system/release
 test-release: build
 	.ci/need release
@@ -237,7 +237,7 @@ test-release: build
 	DPSD_RELEASE='$(CURDIR)/$(RELEASE)' DPSD_VERSION='$(VERSION)' DPSD_ROOTS='$(ROOTS)' timeout 900 \
 	  go test -count=1 -parallel 4 -v -run 'Release' $(TESTFLAGS) ./test/system/
 
-# The source archive, and the recipes for Yocto and Buildroot that build from it. oelint-adv is
+# Tests the source archive, and the Yocto and Buildroot recipes that build from it. oelint-adv is
 # installed from its registry.
 OELINT = oelint-adv==9.11.2
 test-recipes:
@@ -247,8 +247,8 @@ test-recipes:
 	fi
 	DPSD_RECIPES=1 DPSD_OELINT="$$(ls '$(CURDIR)/bin/oelint/bin/oelint-adv' 2>/dev/null)" timeout 600 go test -count=1 -v ./test/recipes/
 
-# dpsd without systemd: in namespaces with a read-only root, as an ordinary user and as process 1,
-# and with OpenRC, runit, s6 and procd's script. TESTFLAGS='-run OpenRC' selects tests.
+# Tests dpsd without systemd: in namespaces with a read-only root, as an ordinary user and as
+# process 1, and with OpenRC, runit, s6 and procd's script. TESTFLAGS='-run OpenRC' selects tests.
 test-bare: build
 	.ci/need test-bare
 	timeout 600 test/bare/root '$(ROOTS)'

@@ -30,15 +30,15 @@ type file struct {
 // product is a program for which there is an image.
 type product struct {
 	description string
-	// config says how a container engine runs the program. It lacks what all images have in
-	// common: the program, the user, the signal and the labels.
+	// config tells a container engine how to run the program. It does not contain the values that
+	// all images share: the program, the user, the signal and the labels.
 	config v1.Config
-	// files are the files besides the program and its licenses, in an order that begins with
-	// the directory of each file.
+	// files returns the files other than the program and its licenses. Directories come before
+	// the files in them.
 	files func(s *source) []file
 }
 
-// products are the images by the names of their programs.
+// products maps the names of the programs to their images.
 var products = map[string]product{
 	"dpsd": {
 		description: "Azure device provisioning for Linux gateways",
@@ -80,7 +80,7 @@ var products = map[string]product{
 	"dpsd-sim": {
 		description: "A simulator of Azure IoT Hub Device Provisioning Service",
 		config: v1.Config{
-			// The network of a container is its own, so the program listens on all its addresses.
+			// A container has its own network, so the program listens on all addresses.
 			// Not every container engine lets an ordinary user listen on port 443: Podman does not.
 			Cmd:          []string{"serve", "--dir", "/data", "--mqtt", ":8883", "--websocket", ":8443", "--hub", "dpsd-sim.azure-devices.net"},
 			Env:          []string{"PATH=/usr/bin"},

@@ -66,7 +66,7 @@ func (b *build) read(tree string, programs []string) (err error) {
 	if b.reference, err = os.ReadFile(filepath.Join(tree, "config/dpsd.toml")); err != nil {
 		return err
 	}
-	// The authorities of Azure's clouds, and no others. They are the same in every build.
+	// Only the root certificates of Azure's clouds, which are the same in every build.
 	roots, err := filepath.Glob(filepath.Join(tree, "check/roots/*.pem"))
 	if err == nil && len(roots) == 0 {
 		err = errors.New("there are no certificates in check/roots")

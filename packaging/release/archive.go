@@ -13,9 +13,8 @@ import (
 	"github.com/goreleaser/nfpm/v2/files"
 )
 
-// archive makes the archive of a program for all other distributions: the program, its manual
-// pages and completions below the prefix, the files of the service, and the script that
-// installs them.
+// archive makes the archive for distributions without a package: the program, its manual pages and
+// completions below the prefix, the service files, and the install script.
 func (j *job) archive(name, root, arch string) error {
 	contents, err := j.contents(root, func(path string) (to, kind string) {
 		switch {
@@ -64,7 +63,7 @@ func (j *job) archive(name, root, arch string) error {
 	return errors.Join(err, w.Close(), zip.Close(), out.Close())
 }
 
-// directories writes a directory that is not in the archive yet, after those above it.
+// directories writes a directory that is not yet in the archive, after its parents.
 func (j *job) directories(w *tar.Writer, seen map[string]bool, path string) error {
 	if path == "." || seen[path] {
 		return nil

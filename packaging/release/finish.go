@@ -18,8 +18,8 @@ import (
 
 const sums = "SHA256SUMS"
 
-// finish writes what describes the other files of the release: the notes, the statement of
-// provenance, the public key, and the checksums with their signature.
+// finish writes the files that describe the release: the notes, the provenance statement, the
+// public key, and the checksums with their signature.
 func (j *job) finish() error {
 	changelog, err := os.ReadFile(filepath.Join(j.tree, "CHANGELOG.md"))
 	if err != nil {
@@ -75,7 +75,7 @@ func (j *job) finish() error {
 	)
 }
 
-// artefact is a file of the release.
+// artefact is a file in the release.
 type artefact struct{ name, sum string }
 
 // digests returns the checksums of all files in the directory of the release, in the order of
@@ -118,7 +118,7 @@ func entry(changelog string) (string, error) {
 	return strings.TrimSpace(changelog[places[0][1]:end]), nil
 }
 
-// notes returns the text that announces the release.
+// notes returns the release notes.
 func (j *job) notes(changes string) string {
 	return fmt.Sprintf(`# dpsd %s
 
@@ -126,20 +126,20 @@ func (j *job) notes(changes string) string {
 
 ## Install
 
-See the section "Install" of README.md. The files of this release are:
+See "Install" in README.md. This release contains these files:
 
 | file | for |
 | --- | --- |
 | *.deb | Debian, Ubuntu, Raspberry Pi OS |
 | *.rpm | Fedora, the RHEL family, SUSE |
-| *.apk | Alpine Linux; %s is the key |
-| *.ipk | OpenWrt up to 24.10 |
+| *.apk | Alpine Linux; the public key is %s |
+| *.ipk | OpenWrt 24.10 and earlier |
 | *-linux-*.tar.gz | other distributions: unpack it, and run ./install as root |
 | *.oci.tar, *.docker.tar | containers |
-| *.cdx.json | the bills of materials |
-| *.intoto.json | the provenance: from which source, and how, the files were built |
-| dpsd-%[4]s.tar.gz | the source, with its dependencies |
-| dpsd-%[4]s-yocto.tar.gz, dpsd-%[4]s-buildroot.tar.gz | images made with Yocto or Buildroot: a layer, and an external tree |
+| *.cdx.json | bills of materials |
+| *.intoto.json | provenance: the source of the files, and how they were built |
+| dpsd-%[4]s.tar.gz | the source, with all dependencies |
+| dpsd-%[4]s-yocto.tar.gz, dpsd-%[4]s-buildroot.tar.gz | a Yocto layer, and an external tree for Buildroot |
 
 ## Verify
 
@@ -155,8 +155,8 @@ Verify the files that you have downloaded:
 }
 
 // The statement of provenance: https://in-toto.io/Statement/v1 with the predicate
-// https://slsa.dev/spec/v1.0/provenance. It contains nothing of a single build, so that a second
-// build gives the same statement.
+// https://slsa.dev/spec/v1.0/provenance. It contains nothing that differs between builds, so a
+// second build produces the same statement.
 type (
 	statement struct {
 		Type          string    `json:"_type"`
@@ -191,7 +191,7 @@ type (
 	}
 )
 
-// provenance returns the statement about the files of the release.
+// provenance returns the provenance statement for the files in the release.
 func (j *job) provenance(made []artefact) ([]byte, error) {
 	source := "dpsd-" + j.version + ".tar.gz"
 	s := statement{

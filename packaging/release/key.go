@@ -19,11 +19,11 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// key signs a release. It is an OpenPGP key with the algorithm RSA, the only one that apt, rpm
-// of all supported distributions, and apk have in common.
+// key signs a release. It is an OpenPGP key with RSA, the only algorithm that apt, apk, and rpm on
+// all supported distributions accept.
 type key struct {
 	entity *openpgp.Entity
-	next   *openpgp.Entity // that clients shall also trust, because it will replace this one; may be nil
+	next   *openpgp.Entity // will replace this key, so clients must trust it too; may be nil
 	config *packet.Config
 }
 
@@ -40,7 +40,7 @@ func newKeyFile(path string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	entity.Subkeys = nil                                                     // for encryption, which nobody needs
+	entity.Subkeys = nil                                                     // which are for encryption only
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the maintainer names the file
 	if err != nil {
 		return err
@@ -71,13 +71,13 @@ func readEntity(path string) (*openpgp.Entity, error) {
 		return nil, fmt.Errorf("%s: it contains %d keys, want one", path, len(entities))
 	}
 	if public, is := entities[0].PrimaryKey.PublicKey.(*rsa.PublicKey); !is || public.N.BitLen() < 3072 {
-		return nil, fmt.Errorf("%s: the key must be an RSA key of at least 3072 bits, because rpm and apk of older distributions accept no other", path)
+		return nil, fmt.Errorf("%s: the key must be an RSA key of at least 3072 bits; rpm and apk on older distributions accept no other algorithm", path)
 	}
 	return entities[0], nil
 }
 
-// readKey reads a secret key. Its signatures have the given time, or that of the key if it is
-// newer: no signature is older than its key.
+// readKey reads a secret key. Its signatures have the given time, or the time of the key if that
+// is later: a signature must not be older than its key.
 func readKey(path string, at time.Time) (*key, error) {
 	entity, err := readEntity(path)
 	switch {
@@ -88,7 +88,7 @@ func readKey(path string, at time.Time) (*key, error) {
 	case entity.PrivateKey.Dummy():
 		return nil, fmt.Errorf("%s: this file has only subkeys; signing needs the primary key", path)
 	case entity.PrivateKey.Encrypted:
-		return nil, fmt.Errorf("%s: the key has a passphrase; export it without one, to a file on a disk that is encrypted or not permanent", path)
+		return nil, fmt.Errorf("%s: the key has a passphrase; export it without one, to a file on an encrypted disk or in memory", path)
 	}
 	if created := entity.PrimaryKey.CreationTime; at.Before(created) {
 		at = created
@@ -97,7 +97,7 @@ func readKey(path string, at time.Time) (*key, error) {
 		DefaultHash:  crypto.SHA512,
 		Time:         func() time.Time { return at },
 		SigningKeyId: entity.PrimaryKey.KeyId, // and no subkey, which rpm and apk would not know
-		// The same release has the same signatures.
+		// A second build must produce the same signatures.
 		NonDeterministicSignaturesViaNotation: packet.BoolPointer(false),
 	}}, nil
 }
@@ -130,7 +130,7 @@ func (k *key) clear(message []byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// digest returns the signature of apk, of a SHA-1 digest.
+// digest returns a signature for apk, of a SHA-1 digest.
 func (k *key) digest(digest io.Reader) ([]byte, error) {
 	sum, err := io.ReadAll(digest)
 	if err != nil {
@@ -147,7 +147,7 @@ func (k *key) announce(path string) (err error) {
 	return err
 }
 
-// trusted returns the keys that clients shall trust.
+// trusted returns the keys that clients must trust.
 func (k *key) trusted() []*openpgp.Entity {
 	if k.next == nil {
 		return []*openpgp.Entity{k.entity}
@@ -155,7 +155,7 @@ func (k *key) trusted() []*openpgp.Entity {
 	return []*openpgp.Entity{k.entity, k.next}
 }
 
-// public returns the public keys, as apt reads them.
+// public returns the public keys in the format of apt.
 func (k *key) public() ([]byte, error) {
 	var out bytes.Buffer
 	for _, e := range k.trusted() {
@@ -166,7 +166,7 @@ func (k *key) public() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// publicText returns the public keys as text, as rpm reads them: one block for each.
+// publicText returns the public keys in the format of rpm: one block of text for each.
 func (k *key) publicText() ([]byte, error) {
 	var out bytes.Buffer
 	for _, e := range k.trusted() {
@@ -182,7 +182,7 @@ func (k *key) publicText() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// publicPEM returns the public key as apk reads it.
+// publicPEM returns the public key in the format of apk.
 func (k *key) publicPEM() ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(&k.rsa().PublicKey)
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), err

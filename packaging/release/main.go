@@ -1,6 +1,6 @@
-// Command release makes what a release consists of besides the Debian packages and the images:
-// the packages of other distributions, archives, checksums, signatures and the statement of
-// provenance; and the package repositories. The same inputs give the same bytes.
+// Command release makes the parts of a release other than the Debian packages and the images: the
+// packages for other distributions, archives, checksums, signatures and provenance. It also makes
+// the package repositories. The same inputs produce the same bytes.
 package main
 
 import (
@@ -28,13 +28,13 @@ func main() {
 	}
 }
 
-// job is what the commands have in common.
+// job contains the inputs that the commands share.
 type job struct {
-	version string    // in the form of dpkg
-	time    time.Time // of everything that has a time
+	version string    // in dpkg's format
+	time    time.Time // the time stamp of everything
 	tree    string    // the directory of the source
 	dist    string    // the directory of the release
-	archs   []string  // in the names of dpkg
+	archs   []string  // dpkg's names
 	key     *key
 }
 
@@ -48,7 +48,7 @@ func run(args []string) error {
 	seconds := flags.Int64("time", 0, "time of the release, in `SECONDS` since 1970")
 	flags.StringVar(&j.tree, "tree", "", "`DIR` of the source")
 	flags.StringVar(&j.dist, "dist", "", "`DIR` of the release")
-	archs := flags.String("archs", "", "architectures, in the names of dpkg, separated by blanks")
+	archs := flags.String("archs", "", "architectures (dpkg's names), separated by spaces")
 	keyFile := flags.String("key", "", "`FILE` of the secret key")
 	next := flags.String("next-key", "", "`FILE` of the key that will replace it, secret or public")
 	directory := flags.String("repository", "", "`DIR` of the repositories")
@@ -64,7 +64,7 @@ func run(args []string) error {
 		return newKeyFile(*keyFile, time.Now())
 	}
 	if !slices.Contains([]string{"packages", "finish", "repository"}, args[0]) {
-		return fmt.Errorf("%q is no command\n%s", args[0], usage)
+		return fmt.Errorf("unknown command %q\n%s", args[0], usage)
 	}
 	var err error
 	if j.key, err = readKey(*keyFile, j.time); err != nil {

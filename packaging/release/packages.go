@@ -97,7 +97,7 @@ func (j *job) fromDeb(name, arch string) error {
 			return err
 		}
 	}
-	if name == "dpsd" { // a router has no use for a simulator
+	if name == "dpsd" { // a router does not need a simulator
 		for _, a := range names.ipk {
 			if err := j.ipk(info, root, a); err != nil {
 				return err
@@ -182,7 +182,7 @@ func (j *job) apk(info nfpm.Info, root, arch, version string) error {
 // script of the package runs: USER:GROUP creates both, and adds the user to the group.
 const accounts = "dpsd:dpsd dpsd:dpsd-keys :dpsd-certificate"
 
-// ipk makes a package for OpenWrt: the program and what it cannot do without.
+// ipk makes a package for OpenWrt: the program and only the files that it needs.
 func (j *job) ipk(info nfpm.Info, root, arch string) error {
 	info.Arch = arch
 	info.IPK = nfpm.IPK{Arch: arch, Fields: map[string]string{"Require-User": accounts}}
@@ -218,7 +218,7 @@ func (j *job) keyring() error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	changelog, err := compress([]byte(fmt.Sprintf("%s (%s) unstable; urgency=medium\n\n  * The key of dpsd %[2]s.\n\n -- %s  %s\n",
+	changelog, err := compress([]byte(fmt.Sprintf("%s (%s) unstable; urgency=medium\n\n  * Signing key of dpsd %[2]s.\n\n -- %s  %s\n",
 		keyring, j.version, maintainer, j.time.Format(time.RFC1123Z))))
 	if err != nil {
 		return err
@@ -233,7 +233,7 @@ func (j *job) keyring() error {
 	info := nfpm.Info{
 		Name: keyring, Arch: "all", Version: j.version, VersionSchema: "none", Platform: "linux", Section: "misc", Priority: "optional",
 		Maintainer: maintainer, Homepage: homepage, MTime: j.time, DisableGlobbing: true,
-		Description: "key of the package repository of dpsd\nWith this key, apt verifies the packages of dpsd. An upgrade of this package\nbrings the next key before the repository uses it.",
+		Description: "signing key of the dpsd package repository\nWith this key, apt verifies the dpsd packages. An upgrade of this package installs\na new key before the repository uses it.",
 		Overridables: nfpm.Overridables{
 			Deb: nfpm.Deb{Compression: "xz", Fields: map[string]string{"Multi-Arch": "foreign"}},
 			Contents: files.Contents{
@@ -259,8 +259,8 @@ func (j *job) write(format, name string, info *nfpm.Info) error {
 	return errors.Join(packager.Package(info, out), out.Close())
 }
 
-// contents lists the files in a directory, each with its place and kind in the package. Those
-// without a place are left out.
+// contents lists the files in a directory with their places and types in the package. It leaves out
+// files without a place.
 func (j *job) contents(root string, place func(path string) (to, kind string)) (list files.Contents, err error) {
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -287,12 +287,12 @@ func (j *job) contents(root string, place func(path string) (to, kind string)) (
 	return list, err
 }
 
-// file is a file of the source in a package.
+// file returns a package entry for a file in the source.
 func (j *job) file(source, to string) *files.Content {
 	return &files.Content{Source: filepath.Join(j.tree, source), Destination: to, Type: files.TypeFile, FileInfo: &files.ContentFileInfo{Mode: 0o644, MTime: j.time}}
 }
 
-// program is a file of the source that can be executed.
+// program returns a package entry for an executable file in the source.
 func (j *job) program(source, to string) *files.Content {
 	c := j.file(source, to)
 	c.FileInfo.Mode = 0o755
@@ -308,8 +308,8 @@ const apkKey = "dpsd.rsa.pub"
 
 var versionForm = regexp.MustCompile(`^(\d+\.\d+\.\d+)(?:~(alpha|beta|rc)\.(\d+))?(?:~snapshot\.(\d+)\.g[0-9a-f]+)?(?:\+(\d+)\.g[0-9a-f]+)?(?:\.dirty)?$`)
 
-// alpine returns a version in the form of apk, which has no place for a commit:
-// 1.2.3_rc1 is before 1.2.3, and 1.2.3_p12 after it.
+// alpine converts a version to apk's format, which cannot contain a commit: 1.2.3_rc1 is before
+// 1.2.3, and 1.2.3_p12 after it.
 func alpine(version string) (string, error) {
 	match := versionForm.FindStringSubmatch(version)
 	if match == nil {

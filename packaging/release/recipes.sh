@@ -5,8 +5,8 @@
 #   dpsd-VERSION-yocto.tar.gz      a layer for Yocto, from packaging/yocto
 #   dpsd-VERSION-buildroot.tar.gz  an external tree for Buildroot, from packaging/buildroot
 #
-# They contain what is different for each version: the checksums of the archive and of the
-# licenses in it, and the time of the source. The same archive gives the same bytes.
+# It adds the values that differ for each version: the checksums of the archive and of the licenses
+# in it, and the time of the source. The same archive produces the same bytes.
 set -eu
 
 [ $# = 2 ] || { echo "usage: recipes.sh ARCHIVE DIST" >&2; exit 2; }
@@ -16,7 +16,7 @@ name=${name%.tar.gz}
 version=${name#dpsd-}
 case ${archive##*/} in
 dpsd-*.tar.gz) ;;
-*) echo "recipes.sh: the name of $archive is not dpsd-VERSION.tar.gz" >&2; exit 2 ;;
+*) echo "recipes.sh: $archive must be named dpsd-VERSION.tar.gz" >&2; exit 2 ;;
 esac
 mkdir -p "$dist"
 dist=$(cd "$dist" && pwd)

@@ -23,7 +23,7 @@ import (
 	"time"
 )
 
-// made is a release that "make test-release" has made.
+// made is the release that "make test-release" has built.
 type made struct {
 	dir, version string
 	archs        []string
@@ -90,8 +90,8 @@ func flipped(text []byte) []byte {
 	return text
 }
 
-// The source archive has no git: it is built in another directory, time zone and language, with
-// another umask. The result is the same release, signatures included.
+// The source archive has no git history. Built in a different directory, with a different time zone,
+// locale and umask, it produces the same release, including the signatures.
 func TestTheSourceArchiveBuildsTheSameRelease(t *testing.T) {
 	m := release(t)
 	other := filepath.Join(t.TempDir(), "a longer path", "with spaces")
@@ -377,8 +377,8 @@ func untar(t *testing.T, zipped []byte) map[string][]byte {
 	}
 }
 
-// The test does what apk-tools 2 does: the key verifies the control files, which name the data by
-// their checksum.
+// The test verifies a package as apk-tools 2 does: the key signs the control files, which contain
+// the checksum of the data.
 func TestEachApkIsSignedAsApkToolsVerifiesIt(t *testing.T) {
 	m := release(t)
 	block, _ := pem.Decode(read(t, m.path(apkKey)))
@@ -543,7 +543,7 @@ func TestAPublishedPackageIsNeverReplacedByAnotherWithTheSameName(t *testing.T) 
 			t.Fatal(err)
 		}
 	}
-	if err := j.add(two, dir); err == nil || err.Error() != "dpsd_1.0.0_amd64.deb is in the repository with other content; a changed package needs another version" {
+	if err := j.add(two, dir); err == nil || err.Error() != "dpsd_1.0.0_amd64.deb is already in the repository with different content; a changed package needs a new version" {
 		t.Errorf("the error is %v", err)
 	}
 	if text := read(t, filepath.Join(dir, "dpsd_1.0.0_amd64.deb")); string(text) != "one" {
@@ -617,7 +617,7 @@ func TestACandidateIsPublishedAsFilesButReachesNoGateway(t *testing.T) {
 	// "make repository" does not add it either.
 	for _, version := range []string{"1.1.0~rc.1", "1.0.0+3.g0123abcde"} {
 		cmd := exec.Command("make", "-C", "../..", "repository", "VERSION="+version, "DIST="+t.TempDir(), "REPOSITORY="+t.TempDir(), "KEY=none")
-		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), version+" is no release") {
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), version+" is not a release") {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}
@@ -641,9 +641,9 @@ func TestNothingIsPublishedAfterAnInterruptedCommandOrADevelopmentBuild(t *testi
 		{"1.0.0", t.TempDir(), repository("", ""), "there is no release 1.0.0 in "},
 		{"1.0.0", damaged, repository("", ""), "is damaged; run make release"},
 		{"1.0.0", dist, repository("rpm/repodata/repomd.xml.asc", ""), "there is no complete repository in "},
-		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0~snapshot.5.g0123abcde_amd64.deb"), "_amd64.deb is no release"},
-		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.1.0~rc.1_amd64.deb"), "_amd64.deb is no release"},
-		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0+0.g0123abcde.dirty_amd64.deb"), "_amd64.deb is no release"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0~snapshot.5.g0123abcde_amd64.deb"), "_amd64.deb does not belong to a release"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.1.0~rc.1_amd64.deb"), "_amd64.deb does not belong to a release"},
+		{"1.0.0", dist, repository("", "deb/pool/main/dpsd_1.0.0+0.g0123abcde.dirty_amd64.deb"), "_amd64.deb does not belong to a release"},
 	} {
 		to := filepath.Join(t.TempDir(), "to")
 		out, err := exec.Command("./publish", c.version, c.dist, c.repository, to).CombinedOutput()

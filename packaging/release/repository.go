@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// The parts of the package repositories. A client reads the entry points first, which name the
-// other files by their checksums.
+// The parts of the package repositories. A client first reads the entry points, which list the
+// other files with their checksums.
 const (
 	suite     = "stable"
 	component = "main"
@@ -26,11 +26,11 @@ const (
 )
 
 // repository adds the packages of the release to the repositories in a directory, which may
-// contain earlier releases. Only files that an entry point names by its checksum are added; the
-// entry points are replaced last. Nothing is removed, because clients may be reading it.
+// contain earlier releases. It first adds the files that the entry points list with their checksums,
+// and replaces the entry points last. It removes nothing, because clients may be reading it.
 func (j *job) repository(dir, url string) error {
 	if dir == "" || url == "" {
-		return errors.New("no -repository or no -url")
+		return errors.New("-repository and -url are required")
 	}
 	for _, kind := range []struct{ pattern, to string }{{"*.deb", pool}, {"*.rpm", rpms}} {
 		names, err := filepath.Glob(filepath.Join(j.dist, kind.pattern))
@@ -55,8 +55,8 @@ func (j *job) repository(dir, url string) error {
 	return j.clients(dir, url)
 }
 
-// add copies a package into a directory. A published package never changes: another package
-// with the same name must have another version.
+// add copies a package into a directory. A published package never changes, so a package with the
+// same name and different content is an error.
 func (j *job) add(path, dir string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -66,7 +66,7 @@ func (j *job) add(path, dir string) error {
 	old, err := os.ReadFile(to) //nolint:gosec // the maintainer names the directory
 	switch {
 	case err == nil && !bytes.Equal(old, text):
-		return fmt.Errorf("%s is in the repository with other content; a changed package needs another version", filepath.Base(path))
+		return fmt.Errorf("%s is already in the repository with different content; a changed package needs a new version", filepath.Base(path))
 	case err == nil:
 		return nil
 	case !errors.Is(err, fs.ErrNotExist):
@@ -191,14 +191,14 @@ func (j *job) clients(dir, url string) error {
 	return errors.Join(
 		put(filepath.Join(dir, keyring+".gpg"), public),
 		put(filepath.Join(dir, keyring+".asc"), text),
-		put(filepath.Join(dir, "dpsd.sources"), []byte(fmt.Sprintf(`# The packages of dpsd, see sources.list(5).
+		put(filepath.Join(dir, "dpsd.sources"), []byte(fmt.Sprintf(`# The dpsd packages; see sources.list(5).
 Types: deb
 URIs: %s/deb
 Suites: %s
 Components: %s
 Signed-By: %s
 `, url, suite, component, keyringGPG))),
-		put(filepath.Join(dir, "dpsd.repo"), []byte(fmt.Sprintf(`# The packages of dpsd, see dnf.conf(5).
+		put(filepath.Join(dir, "dpsd.repo"), []byte(fmt.Sprintf(`# The dpsd packages; see dnf.conf(5).
 [dpsd]
 name=dpsd
 baseurl=%[1]s/%[2]s
@@ -211,7 +211,7 @@ repo_gpgcheck=1
 
 func sum(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)) }
 
-// compress compresses without a name and a time.
+// compress compresses a text, without a name and a time in the header.
 func compress(text []byte) ([]byte, error) {
 	var out bytes.Buffer
 	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
@@ -223,7 +223,7 @@ func compress(text []byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// put replaces a file as a whole.
+// put replaces a file atomically.
 func put(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // everyone may read what is published
 		return err

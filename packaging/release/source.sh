@@ -1,9 +1,9 @@
 #!/bin/sh
-# source.sh VERSION DIST: writes dpsd-VERSION.tar.gz, the source archive, to DIST: the files
-# that git tracks, in their current state, and the modules that they need in vendor/. Its top
-# entry in CHANGELOG.md has the version, packaging/revision contains the commit, and
-# packaging/contents the names of all files, so that the archive builds the same packages as the
-# clone. In a source archive, it writes the same archive again.
+# source.sh VERSION DIST: writes the source archive, dpsd-VERSION.tar.gz, to DIST. The archive
+# contains the files that git tracks, in their current state, and the required modules in
+# vendor/. The top entry in its CHANGELOG.md has the version, packaging/revision contains the
+# commit, and packaging/contents lists all files, so the archive builds the same packages as the
+# clone. In a source archive, source.sh writes the same archive again.
 set -eu
 
 [ $# = 2 ] || { echo "usage: source.sh VERSION DIST" >&2; exit 2; }
@@ -13,7 +13,7 @@ dist=$(cd "$dist" && pwd)
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-git() { command git -c safe.directory='*' "$@"; } # the clone may belong to another user, and so does this script
+git() { command git -c safe.directory='*' "$@"; } # the clone and this script may belong to another user
 umask 022
 export LC_ALL=C.UTF-8 TZ=UTC
 
