@@ -52,15 +52,22 @@ func boot(t *testing.T, script string) *container {
 	return c
 }
 
+// booted waits until process 1 has run its script.
+func (c *container) booted(t *testing.T) {
+	t.Helper()
+	until(t, "process 1 has run its script", func() bool { _, code := c.exits(t, "test", "-e", "/run/booted"); return code == 0 })
+}
+
 // service checks that dpsd runs as a service should: as the user dpsd with the group of the keys,
 // with its directories, and provisioned.
 func (c *container) service(t *testing.T) {
 	t.Helper()
 	c.must(t, "dpsd", "wait", "--for", "confirmed", "--timeout", patience.String())
+	c.answers(t)
 	if out := c.must(t, "dpsd", "health"); out != "Assigned to localhost as gw-1\n" {
 		t.Errorf("dpsd health prints %q", out)
 	}
-	status := c.must(t, "sh", "-c", "cat /proc/$(pidof dpsd)/status")
+	status := c.must(t, "cat", "/proc/"+c.process(t)+"/status")
 	contains(t, "the status of the process", status, "\nUid:\t990\t990\t990\t990\n", "\nGid:\t990\t990\t990\t990\n", "\nUmask:\t0077\n", "991")
 	modes := c.must(t, "stat", "-c", "%n %a %U:%G", "/var/lib/dpsd", "/run/dpsd", "/var/lib/dpsd/certificate", "/var/lib/dpsd/state.env")
 	if want := "/var/lib/dpsd 755 dpsd:dpsd\n/run/dpsd 755 dpsd:dpsd\n/var/lib/dpsd/certificate 2750 dpsd:dpsd-certificate\n/var/lib/dpsd/state.env 644 dpsd:dpsd\n"; modes != want {
@@ -68,11 +75,29 @@ func (c *container) service(t *testing.T) {
 	}
 }
 
-// pid returns the process ID of dpsd in the system.
+// process returns the process ID of the service dpsd, and "" while it does not run. The commands
+// of health checks have the same name.
 func (c *container) process(t *testing.T) string {
 	t.Helper()
-	out, _ := c.exits(t, "pidof", "dpsd")
+	out, _ := c.exits(t, "sh", "-c", `for p in $(pidof dpsd); do
+		tr "\\000" " " </proc/$p/cmdline | grep -q "^/usr/bin/dpsd run " && echo $p
+	done 2>/dev/null`)
 	return strings.TrimSpace(out)
+}
+
+// answers waits until dpsd is ready. It has then read dpsd.toml.
+func (c *container) answers(t *testing.T) {
+	t.Helper()
+	until(t, "dpsd is ready", func() bool { _, code := c.exits(t, "dpsd", "health"); return code == 0 })
+}
+
+// restarts kills dpsd, and waits until the service manager has started it again and it is ready.
+func (c *container) restarts(t *testing.T) {
+	t.Helper()
+	before := c.process(t)
+	c.must(t, "kill", "-9", before)
+	until(t, "the service manager has restarted dpsd", func() bool { now := c.process(t); return now != "" && now != before })
+	c.answers(t)
 }
 
 // edit appends a text to dpsd.toml, and returns a function that removes it again.
@@ -89,9 +114,10 @@ func (c *container) syslogged(t *testing.T, text string) {
 }
 
 const (
-	logger = "syslogd -O /var/log/messages; : >>/var/log/messages; "
+	// syslogd returns before it listens.
+	logger = "syslogd -O /var/log/messages; until [ -S /dev/log ]; do sleep 0.1; done; : >>/var/log/messages; "
 	// Like an init, the shell removes the orphans that end.
-	forever = "while :; do sleep 0.2; done"
+	forever = ": >/run/booted; while :; do sleep 0.2; done"
 )
 
 func TestOpenRCStartsReloadsAndStopsDpsd(t *testing.T) {
@@ -101,9 +127,8 @@ func TestOpenRCStartsReloadsAndStopsDpsd(t *testing.T) {
 		cp /init/openrc/dpsd /etc/init.d/dpsd
 		openrc sysinit && openrc boot && rc-update add dpsd default
 		openrc default
-		: >/run/booted
 		`+forever)
-	until(t, "OpenRC has started the services", func() bool { _, code := c.exits(t, "test", "-e", "/run/booted"); return code == 0 })
+	c.booted(t)
 	c.must(t, "rc-service", "dpsd", "status")
 	c.service(t)
 	c.syslogged(t, "daemon.notice dpsd["+c.process(t)+"]: Assigned to localhost as gw-1 (generation 1, written)\n")
@@ -124,8 +149,7 @@ func TestOpenRCStartsReloadsAndStopsDpsd(t *testing.T) {
 	}
 	undo()
 
-	c.must(t, "kill", "-9", before)
-	until(t, "OpenRC has restarted dpsd", func() bool { now := c.process(t); return now != "" && now != before })
+	c.restarts(t)
 	c.service(t)
 	c.must(t, "rc-service", "dpsd", "stop")
 	if now := c.process(t); now != "" {
@@ -137,15 +161,12 @@ func TestRunitStartsAndStopsDpsdAndKnowsWhenItIsReady(t *testing.T) {
 	t.Parallel()
 	c := boot(t, "mkdir -p /run/service; cp -R /init/runit /run/service/dpsd; exec runsvdir -P /run/service")
 	until(t, "runit supervises dpsd", func() bool { _, code := c.exits(t, "sv", "status", "/run/service/dpsd"); return code == 0 })
-	c.must(t, "sv", "-w", "30", "start", "/run/service/dpsd") // waits for the script "check"
+	c.must(t, "sv", "-w", fmt.Sprint(patience.Seconds()), "start", "/run/service/dpsd") // waits for the script "check"
 	c.service(t)
-	contains(t, "standard error", c.out.String(), " info  Assigned to localhost as gw-1 (generation 1, written)\n")
+	c.logs(t, " info  Assigned to localhost as gw-1 (generation 1, written)\n")
 
-	before := c.process(t)
 	c.must(t, "sv", "hup", "/run/service/dpsd")
-	c.must(t, "kill", "-9", before)
-	until(t, "runit has restarted dpsd", func() bool { now := c.process(t); return now != "" && now != before })
-
+	c.restarts(t)
 	c.edit(t, "x = 1")
 	c.must(t, "kill", "-9", c.process(t))
 	until(t, "runit does not start dpsd with an invalid dpsd.toml", func() bool {
@@ -158,14 +179,11 @@ func TestS6StartsAndStopsDpsdAndKnowsWhenItIsReady(t *testing.T) {
 	t.Parallel()
 	c := boot(t, "mkdir -p /run/service; cp -R /init/s6 /run/service/dpsd; exec s6-svscan /run/service")
 	until(t, "s6 supervises dpsd", func() bool { _, code := c.exits(t, "s6-svok", "/run/service/dpsd"); return code == 0 })
-	c.must(t, "s6-svwait", "-U", "-t", "30000", "/run/service/dpsd")
+	c.must(t, "s6-svwait", "-U", "-t", fmt.Sprint(patience.Milliseconds()), "/run/service/dpsd")
 	c.service(t)
-	contains(t, "standard error", c.out.String(), " info  Assigned to localhost as gw-1 (generation 1, written)\n")
+	c.logs(t, " info  Assigned to localhost as gw-1 (generation 1, written)\n")
 
-	before := c.process(t)
-	c.must(t, "kill", "-9", before)
-	until(t, "s6 has restarted dpsd", func() bool { now := c.process(t); return now != "" && now != before })
-
+	c.restarts(t)
 	c.edit(t, "x = 1")
 	c.must(t, "kill", "-9", c.process(t))
 	until(t, "s6 does not start dpsd with an invalid dpsd.toml", func() bool {
@@ -192,6 +210,7 @@ esac
 func TestTheScriptForProcdPassesACommandThatRuns(t *testing.T) {
 	t.Parallel()
 	c := boot(t, logger+"cp /init/procd/dpsd /etc/init.d/dpsd; "+forever)
+	c.booted(t)
 	c.must(t, "sh", "-c", "cat >/etc/rc.common <<'END'\n"+rcCommon+"END\n")
 	c.must(t, "/etc/init.d/dpsd", "start")
 	parameters := map[string]string{}
