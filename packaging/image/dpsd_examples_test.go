@@ -50,26 +50,21 @@ func (m mounts) starts(t *testing.T) {
 			t.Fatalf("the example mounts %s, which dpsd does not need", path)
 		}
 	}
-	// Without a secret, the key is a file beside dpsd.toml.
+	// Without a secret, the key is a file that only the group of dpsd can read, as docs/containers.md
+	// describes it.
 	if m["/run/secrets"] == "" {
-		key, err := os.ReadFile(sources["/run/secrets"] + "/dps-primary-key")
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := os.ReadFile(sources["/etc/dpsd"] + "/dpsd.toml")
+		etc, key := sources["/etc/dpsd"], filepath.Join(t.TempDir(), "device.key")
+		text, err := os.ReadFile(etc + "/dpsd.toml")
 		if err != nil {
 			t.Fatal(err)
 		}
 		changed := strings.ReplaceAll(string(text), "credential:dps-primary-key", "file:/etc/dpsd/keys/device.key")
-		for name, text := range map[string]string{"device.key": string(key), "dpsd.toml": changed} {
-			path := filepath.Join(sources["/etc/dpsd"], name)
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chmod(path, 0o644); err != nil {
-				t.Fatal(err)
-			}
+		if err := os.WriteFile(etc+"/dpsd.toml", []byte(changed), 0o644); err != nil {
+			t.Fatal(err)
 		}
+		run(t, "cp", sources["/run/secrets"]+"/dps-primary-key", key)
+		run(t, "install", "-d", "-g", "65532", "-m", "0750", etc+"/keys")
+		run(t, "install", "-m", "0440", "-g", "65532", key, etc+"/keys/device.key")
 	}
 	g.start(t, g.place).awaitReady(t, healthCheckOf(t, "dpsd"))
 }
