@@ -150,7 +150,7 @@ func TestOpenRCStartsReloadsAndStopsDpsd(t *testing.T) {
 	undo()
 
 	c.restarts(t)
-	c.service(t)
+	c.renumbered(t, []string{"rc-service", "dpsd", "stop"}, []string{"rc-service", "dpsd", "start"})
 	c.must(t, "rc-service", "dpsd", "stop")
 	if now := c.process(t); now != "" {
 		t.Errorf("process %s is left", now)
@@ -167,6 +167,7 @@ func TestRunitStartsAndStopsDpsdAndKnowsWhenItIsReady(t *testing.T) {
 
 	c.must(t, "sv", "hup", "/run/service/dpsd")
 	c.restarts(t)
+	c.renumbered(t, []string{"sv", "down", "/run/service/dpsd"}, []string{"sv", "up", "/run/service/dpsd"})
 	c.edit(t, "x = 1")
 	c.must(t, "kill", "-9", c.process(t))
 	until(t, "runit does not start dpsd with an invalid dpsd.toml", func() bool {
@@ -184,12 +185,30 @@ func TestS6StartsAndStopsDpsdAndKnowsWhenItIsReady(t *testing.T) {
 	c.logs(t, " info  Assigned to localhost as gw-1 (generation 1, written)\n")
 
 	c.restarts(t)
+	c.renumbered(t, []string{"s6-svc", "-d", "/run/service/dpsd"}, []string{"s6-svc", "-u", "/run/service/dpsd"})
 	c.edit(t, "x = 1")
 	c.must(t, "kill", "-9", c.process(t))
 	until(t, "s6 does not start dpsd with an invalid dpsd.toml", func() bool {
 		out, _ := c.exits(t, "s6-svstat", "-o", "up,wantedup,exitcode", "/run/service/dpsd")
 		return out == "false false 78\n" && strings.Contains(c.out.String(), "unknown key")
 	})
+}
+
+// renumbered stops dpsd, gives its files to another user, as after a start from an image in which
+// the user and the groups have other numbers, and starts it again.
+func (c *container) renumbered(t *testing.T, stop, start []string) {
+	t.Helper()
+	c.must(t, stop...)
+	until(t, "dpsd has ended", func() bool { return c.process(t) == "" })
+	c.must(t, "sh", "-ec", `: >/var/lib/dpsd/certificate/old; ln -s /etc/hosts /var/lib/dpsd/link; chown -Rh 1234:1235 /var/lib/dpsd`)
+	c.must(t, start...)
+	c.service(t)
+	if left := c.must(t, "find", "/var/lib/dpsd", "(", "-user", "1234", "-o", "-group", "1235", ")"); left != "" {
+		t.Errorf("these files keep the other numbers:\n%s", left)
+	}
+	if owner := c.must(t, "stat", "-c", "%U:%G", "/var/lib/dpsd/certificate/old", "/etc/hosts"); owner != "dpsd:dpsd-certificate\nroot:root\n" {
+		t.Errorf("the owners of the file of a certificate and of the target of a link are\n%s", owner)
+	}
 }
 
 // procd exists only in OpenWrt. This substitute for /etc/rc.common passes what the script gives to
@@ -224,8 +243,10 @@ func TestTheScriptForProcdPassesACommandThatRuns(t *testing.T) {
 		}
 	}
 	// procd adds the groups of the user.
-	c.must(t, "sh", "-c", "umask 077; s6-setuidgid "+parameters["user"]+" "+parameters["command"]+" </dev/null >/tmp/out 2>&1 &")
+	start := "umask 077; s6-setuidgid " + parameters["user"] + " " + parameters["command"] + " </dev/null >/tmp/out 2>&1 &"
+	c.must(t, "sh", "-c", start)
 	c.service(t)
+	c.renumbered(t, []string{"kill", c.process(t)}, []string{"sh", "-c", "/etc/init.d/dpsd start; " + start})
 	c.syslogged(t, "Assigned to localhost as gw-1 (generation 1, written)")
 
 	c.must(t, "/etc/init.d/dpsd", "reload")
