@@ -44,7 +44,7 @@ func (i *inspection) service() {
 		i.skip(r, "dpsd is not running")
 		return
 	case err != nil:
-		i.warn(r, "the running dpsd does not answer: "+err.Error(), "journalctl -u dpsd")
+		i.warn(r, "cannot query the running dpsd: "+err.Error(), "journalctl -u dpsd")
 		return
 	}
 	doubt := i.configured(s)

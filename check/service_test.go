@@ -52,7 +52,7 @@ func TestAnUnresolvedFaultOfTheServiceFailsTheCheck(t *testing.T) {
 		{"a resolved fault is not a failure", status(resolved), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved faults: Assigned to hub"}},
 		{"no fault", status(), nil, check.Result{Status: check.OK, Detail: "running for 4 hours, no unresolved faults: Assigned to hub"}},
 		{"a dpsd that does not run is not checked", control.Status{}, control.ErrNotRunning, check.Result{Status: check.Skipped, Detail: "not checked: dpsd is not running"}},
-		{"one that does not answer", control.Status{}, errors.New("timeout"), check.Result{Status: check.Warning, Detail: "the running dpsd does not answer: timeout", Advice: "journalctl -u dpsd"}},
+		{"one that does not answer", control.Status{}, errors.New("timeout"), check.Result{Status: check.Warning, Detail: "cannot query the running dpsd: timeout", Advice: "journalctl -u dpsd"}},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := &check.Gateway{Invalid: errors.New("none"), Ask: func(context.Context) (control.Status, error) { return test.status, test.err }}

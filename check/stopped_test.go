@@ -168,8 +168,10 @@ func TestWithoutSystemdAdviceNamesNoSystemdCommand(t *testing.T) {
 		"Correct it; then run: systemctl restart --no-block dpsd":                "Correct it; then restart dpsd",
 		"Correct it; then run: systemctl reload dpsd":                            "Correct it; then send SIGHUP to dpsd",
 		"journalctl -u dpsd": "Read the log of dpsd.",
-		"Enable the enrollment in DPS. dpsd retries automatically.": "Enable the enrollment in DPS. dpsd retries automatically.",
-		"systemctl start --no-block dpsd":                           "start dpsd",
+		"Enable the enrollment in DPS. dpsd retries automatically.":                   "Enable the enrollment in DPS. dpsd retries automatically.",
+		"systemctl start --no-block dpsd":                                             "start dpsd",
+		"systemctl stop dpsd":                                                         "stop dpsd",
+		"Create a new machine ID: rm -f /etc/machine-id && systemd-machine-id-setup.": "Create a new machine ID: write 32 random hexadecimal digits to /etc/machine-id, or in a container, mount that of the host.",
 	} {
 		if got := check.WithoutSystemd(advice); got != want {
 			t.Errorf("%q becomes %q, want %q", advice, got, want)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"syscall"
 	"time"
 )
@@ -21,6 +22,9 @@ const busyPause = 50 * time.Millisecond
 
 // ErrNotRunning means that no daemon listens on the socket.
 var ErrNotRunning = errors.New("dpsd is not running")
+
+// errNoAnswer means that a daemon listens on the socket, but does not answer.
+var errNoAnswer = errors.New("the service runs, but it does not answer")
 
 // ErrForbidden means that the caller may not request a registration.
 var ErrForbidden = errors.New("not permitted")
@@ -135,6 +139,8 @@ func (c Client) open(ctx context.Context, method, path string) (io.ReadCloser, e
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotRunning
+	case busy(err), os.IsTimeout(err):
+		return nil, errNoAnswer
 	case err != nil:
 		return nil, err
 	}

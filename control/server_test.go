@@ -130,6 +130,25 @@ func (d *testServer) dial() net.Conn {
 	return c
 }
 
+func TestAServiceThatDoesNotAnswerIsNamed(t *testing.T) {
+	dir, err := os.MkdirTemp("", "control-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	c := control.Client{Socket: filepath.Join(dir, "dpsd.sock")}
+	l, err := control.Listen(c.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := c.Status(ctx); err == nil || err.Error() != "the service runs, but it does not answer" {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 func TestStatus(t *testing.T) {
 	d := open(t, 0)
 	ctx := context.Background()

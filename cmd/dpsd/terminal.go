@@ -102,7 +102,11 @@ const maxComplaint = 32 << 10
 // a process that has ended. journald takes the priority, err, from the beginning of each line
 // (sd-daemon(3)).
 func (t *terminal) complain(err error, next string) {
-	text := t.paint(red, "dpsd:") + " " + foreign.Lines(err.Error(), maxComplaint)
+	said := err.Error()
+	if bootedSystemctl() == nil {
+		said = check.WithoutSystemd(said)
+	}
+	text := t.paint(red, "dpsd:") + " " + foreign.Lines(said, maxComplaint)
 	if next != "" {
 		text += "\nTry: " + t.paint(bold, printable(next))
 	}

@@ -407,6 +407,38 @@ func TestWithoutAnyWritableDirectoryDpsdKeepsTheAssignmentInMemoryAndIsNotReady(
 	}
 }
 
+func TestTheHealthCheckSaysWhatToDoWithoutSystemd(t *testing.T) {
+	t.Parallel()
+	etc := directory(t)
+	configure(t, etc, credential)
+	if err := os.Remove(etc + "/device.key"); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, place{etc: etc, more: append(state(), "--tmpfs", "/run")}, "run")
+	c.logs(t, `"fault":"credential-unreadable"`)
+	var out string
+	until(t, "the health check names the fault", func() bool {
+		var code int
+		out, code = c.exits(t, "dpsd", "health")
+		return code == 1 && strings.Contains(out, "credential-unreadable")
+	})
+	if strings.Contains(out, "systemctl") || !strings.Contains(out, "then restart dpsd") {
+		t.Errorf("the advice is for systemd:\n%s", out)
+	}
+}
+
+func TestTheHealthCheckOfADpsdThatHangsEnds(t *testing.T) {
+	t.Parallel()
+	c := start(t, place{more: append(state(), "--tmpfs", "/run")}, "run")
+	c.must(t, "dpsd", "wait", "--for", "confirmed", "--timeout", patience.String())
+	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := c.exits(t, "dpsd", "health"); code != 1 || !strings.HasPrefix(out, "dpsd: the service runs, but it does not answer\n") {
+		t.Errorf("dpsd health exits with %d: %s", code, out)
+	}
+}
+
 func TestDpsdCreatesItsRuntimeDirectoryWherePermitted(t *testing.T) {
 	t.Parallel()
 	c := start(t, place{more: append(state(), "--tmpfs", "/run")}, "run")
