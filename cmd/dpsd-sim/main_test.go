@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 			"await":     await,
 			"terminate": terminate,
 			"mode":      mode,
+			"occupy":    occupy,
 
 			"await-served": awaitServed,
 			"await-text":   awaitText,
@@ -77,6 +78,23 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s does not come", args[0])
+}
+
+// occupy listens on an address until the end of the script: occupy HOST:PORT. It waits until
+// another program, such as another test, has released the port.
+func occupy(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: occupy HOST:PORT")
+	}
+	var err error
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		var l net.Listener
+		if l, err = net.Listen("tcp", args[0]); err == nil {
+			ts.Defer(func() { _ = l.Close() })
+			return
+		}
+	}
+	ts.Fatalf("%v", err)
 }
 
 // terminate sends a signal to all background programs of the script:
