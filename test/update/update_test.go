@@ -259,6 +259,9 @@ func (g *gateway) files(directory string) map[string]string {
 		if err != nil || entry.IsDir() || slices.Contains([]string{"lock", "transport", "attempts.json"}, entry.Name()) {
 			return err
 		}
+		if strings.HasPrefix(entry.Name(), ".") { // temporary: a process that was killed leaves it, and the next one removes it
+			return nil
+		}
 		name, err := filepath.Rel(root, path)
 		if err != nil {
 			return err
