@@ -191,8 +191,13 @@ func until(ctx context.Context, places installation, is func(control.Status) boo
 	if err != nil {
 		return err
 	}
-	for {
+	for first := true; ; first = false {
 		s, running, err := places.status(ctx)
+		if err != nil && first && errors.Is(context.Cause(ctx), errWaited) { // the timeout was short; why it expired is not known yet
+			ask, cancel := context.WithTimeout(context.Background(), askLimit)
+			s, running, err = places.status(ask)
+			cancel()
+		}
 		switch {
 		case err == nil && is(s):
 			return nil
