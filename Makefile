@@ -220,7 +220,8 @@ publish:
 	packaging/release/publish '$(VERSION)' '$(DIST)' '$(REPOSITORY)' '$(TO)'
 
 # Builds a release with a new key, builds it again, which must give the same bytes, and installs it
-# with apt, with dnf and from the archive, in Debian 12 and 13 booted by systemd-nspawn. Needs root.
+# with apt, with dnf and from the archive, in Debian 12 and 13 and Ubuntu 24.04 booted by
+# systemd-nspawn. Needs root.
 # ARCHS=amd64 saves most of the time.
 RELEASE = bin/system/release
 test-release: build

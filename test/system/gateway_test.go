@@ -28,7 +28,7 @@ import (
 // patience is the timeout for immediate reactions of a container, even on a busy host.
 const patience = 100 * time.Second
 
-// suite is a release of Debian.
+// suite is a release of Debian or Ubuntu.
 type suite struct {
 	name    string
 	systemd int // its version
@@ -38,6 +38,12 @@ var suites = []suite{{"bookworm", 252}, {"trixie", 257}}
 
 // inBoth runs a test in both suites in parallel.
 func inBoth(t *testing.T, test func(t *testing.T, s suite)) {
+	t.Helper()
+	inEach(t, suites, test)
+}
+
+// inEach runs a test in suites in parallel.
+func inEach(t *testing.T, suites []suite, test func(t *testing.T, s suite)) {
 	t.Helper()
 	t.Parallel()
 	need(t)

@@ -26,6 +26,9 @@ import (
 	"time"
 )
 
+// withApt are the systems whose apt installs the release: Debian 12 and 13, and Ubuntu 24.04.
+var withApt = append(slices.Clip(suites), suite{"release-noble", 255})
+
 // site is the host of the repositories, in README and in dpsd.sources.
 const site = "dpsd-project.github.io"
 
@@ -162,11 +165,11 @@ func readme(t *testing.T) (repository, install, connect, result string) {
 	return all[0], all[1], all[2], all[3]
 }
 
-// The commands of README are run unchanged, on a Debian without dpsd. The simulated service has the
+// The commands of README are run unchanged, on a Debian and an Ubuntu without dpsd. The simulated service has the
 // name, the ID scope and the gateway of README.
 func TestTheThreeCommandsOfReadmeAssignAGatewayWithTheRelease(t *testing.T) {
 	releaseDir(t)
-	inBoth(t, func(t *testing.T, s suite) {
+	inEach(t, withApt, func(t *testing.T, s suite) {
 		all, err := publishedSites()
 		if err != nil {
 			t.Fatal(err)
@@ -197,7 +200,7 @@ func TestTheThreeCommandsOfReadmeAssignAGatewayWithTheRelease(t *testing.T) {
 			t.Logf("%s: %s", s.name, g.run(script))
 			t.Logf("%s: command %d took %.1f s", s.name, i+1, time.Since(step).Seconds())
 		}
-		t.Logf("%s: from an empty Debian to assigned, the three commands took %.1f s", s.name, time.Since(began).Seconds())
+		t.Logf("%s: from an empty system to assigned, the three commands took %.1f s", s.name, time.Since(began).Seconds())
 		want := strings.TrimSpace(blocks(t, "README.md", "Install", "console")[0])
 		if out := g.run(result); out != want {
 			t.Errorf("the result is %q, and README shows %q", out, want)
@@ -235,7 +238,7 @@ func damage(t *testing.T, dir, pattern string) string {
 
 func TestAptRefusesAReleaseWithOneChangedByteOrAForeignKey(t *testing.T) {
 	releaseDir(t)
-	inBoth(t, func(t *testing.T, s suite) {
+	inEach(t, withApt, func(t *testing.T, s suite) {
 		all, err := publishedSites()
 		if err != nil {
 			t.Fatal(err)
@@ -266,7 +269,7 @@ func TestAptRefusesAReleaseWithOneChangedByteOrAForeignKey(t *testing.T) {
 
 func TestAptUpgradesAGatewayToTheNextRelease(t *testing.T) {
 	releaseDir(t)
-	inBoth(t, func(t *testing.T, s suite) {
+	inEach(t, withApt, func(t *testing.T, s suite) {
 		all, err := publishedSites()
 		if err != nil {
 			t.Fatal(err)
@@ -297,7 +300,7 @@ func TestAptUpgradesAGatewayToTheNextRelease(t *testing.T) {
 
 func TestAptAcceptsTheNextKeyAfterTheReleaseThatAnnouncesIt(t *testing.T) {
 	releaseDir(t)
-	inBoth(t, func(t *testing.T, s suite) {
+	inEach(t, withApt, func(t *testing.T, s suite) {
 		all, err := publishedSites()
 		if err != nil {
 			t.Fatal(err)
