@@ -345,7 +345,7 @@ func TestATechnicianSetsUpAGatewayWithValuesFromThePortal(t *testing.T) {
 	p := n.sits()
 	p.answers(`Copy it from the "Overview" page of the DPS instance.`, "", "The ID Scope is missing", n.simulator.address.IDScope)
 	p.answers(`The "Manage enrollments" page has two tabs.`, "3", "Enter a number from 1 to 2", "", "Attestation mechanism", "")
-	p.answers("the machine ID", "gw-1", "Primary key", "1", "Primary key (not shown): ", n.key, "Write these files? [Y/n]", "")
+	p.answers("Copy it from the page of the enrollment.", "gw-1", "Primary key", "1", "Primary key (not shown): ", n.key, "Write these files? [Y/n]", "")
 	p.reads("wrote " + n.path("etc/keys/device.key"))
 	p.reads("wrote " + n.file)
 	p.reads("none failed")
