@@ -233,7 +233,7 @@ func (j *job) keyring() error {
 	info := nfpm.Info{
 		Name: keyring, Arch: "all", Version: j.version, VersionSchema: "none", Platform: "linux", Section: "misc", Priority: "optional",
 		Maintainer: maintainer, Homepage: homepage, MTime: j.time, DisableGlobbing: true,
-		Description: "signing key of the dpsd package repository\nWith this key, apt verifies the dpsd packages. An upgrade of this package installs\na new key before the repository uses it.",
+		Description: "signing key of the dpsd package repository\nWith this key, apt verifies the dpsd packages. An upgrade of this package\ninstalls a new key before the repository uses it.",
 		Overridables: nfpm.Overridables{
 			Deb: nfpm.Deb{Compression: "xz", Fields: map[string]string{"Multi-Arch": "foreign"}},
 			Contents: files.Contents{
