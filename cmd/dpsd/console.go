@@ -101,7 +101,7 @@ func (c *console) read() ([]byte, error) {
 		fmt.Fprintln(c.out)
 		return nil, errStopped
 	case a := <-c.lines:
-		if errors.Is(a.err, io.EOF) {
+		if errors.Is(a.err, io.EOF) || c.ctx.Err() != nil {
 			fmt.Fprintln(c.out)
 			return nil, errStopped
 		}

@@ -134,13 +134,20 @@ func count(list []string, text string) (times int) {
 // nothing means that a text is not a question, and gets no answer.
 const nothing = "nothing"
 
+// interrupt is Ctrl+C, which needs no Enter key.
+const interrupt = "\x03"
+
 // answers answers questions: pairs of a text that is displayed, and the answer without the
 // Enter key.
 func (p *person) answers(pairs ...string) {
 	p.t.Helper()
 	for n := 0; n < len(pairs); n += 2 {
 		p.reads(pairs[n])
-		if pairs[n+1] != nothing {
+		switch pairs[n+1] {
+		case nothing:
+		case interrupt:
+			p.types(interrupt)
+		default:
 			p.types(pairs[n+1] + "\n")
 		}
 	}
@@ -451,7 +458,7 @@ func TestAMistypedIDScopeIsExplainedAndNotRepeated(t *testing.T) {
 	p.answers("ID Scope: ", "0ne 123", "is not an ID scope", nothing)
 	p.answers("ID Scope: ", "One00123456", "begins with the letter O", nothing, "anyway? [y/N]", "")
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Enrollment", nothing)
-	p.types("\x03")
+	p.types(interrupt)
 	p.ends(1)
 	n.has()
 }
@@ -582,7 +589,7 @@ func TestAnInterruptionAtAnyQuestionChangesNothing(t *testing.T) {
 	n := newNewcomer(t)
 	answers := []string{"ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "1",
 		"(not shown): ", n.key[:20], "if there is none: ", n.key[20:], "files? [Y/n] ", ""}
-	for _, end := range []string{"\x03", "\x04", "\x1c"} {
+	for _, end := range []string{interrupt, "\x04", "\x1c"} {
 		for count := 0; count < len(answers); count += 2 {
 			p := n.sits()
 			p.answers(answers[:count]...)
@@ -656,14 +663,14 @@ func TestACertificateIsInstalledFromPEMFilesAndAPFXIsExplained(t *testing.T) {
 
 	p := n.sits()
 	n.toKey(p, "1", "gw-1")
-	p.types("\x03") // at the paste of a key
+	p.types(interrupt) // at the paste of a key
 	p.ends(1)
 
 	// The technician names a PFX instead of a symmetric key.
 	p = n.sits()
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "1", "or a number: ", "gw-1", "Number [1]: ", "2")
 	p.answers("File: ", n.path("none.key"), "no such file or directory", nothing)
-	p.answers("File: ", n.path("gw.pfx"), "a PKCS#12 archive (PFX)", nothing, `choose "X.509"`, nothing, "File: ", "\x03")
+	p.answers("File: ", n.path("gw.pfx"), "a PKCS#12 archive (PFX)", nothing, `choose "X.509"`, nothing, "File: ", interrupt)
 	p.ends(1)
 
 	// DPS ignores the case of the common name.
@@ -671,7 +678,7 @@ func TestACertificateIsInstalledFromPEMFilesAndAPFXIsExplained(t *testing.T) {
 	p = n.sits("--registration-id", "GW-2")
 	p.answers("ID Scope: ", n.simulator.address.IDScope, "Number [1]: ", "1", "Number [1]: ", "2")
 	p.answers("Certificate file: ", certificate, "same file: ", n.path("simulator/gw-1-key.pem"), `the certificate is "gw-1", not the Registration ID "gw-2"`, nothing)
-	p.answers("Certificate file: ", n.path("other.crt"), "same file: ", n.path("other.pem"), "The Registration ID is GW-2.", nothing, "files?", "\x03")
+	p.answers("Certificate file: ", n.path("other.crt"), "same file: ", n.path("other.pem"), "The Registration ID is GW-2.", nothing, "files?", interrupt)
 	p.ends(1)
 
 	p = n.sits()
