@@ -58,19 +58,24 @@ func (m *Mistake) Error() string {
 	return m.What + "\n" + m.Advice
 }
 
+// The expressions of this package are compiled when they are used, and not at each start of the
+// daemon.
+
 // azureKey matches a key that Azure has generated (64 bytes), or that is derived from one (32).
-var azureKey = regexp.MustCompile(`[A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==`)
+func azureKey() *regexp.Regexp { return regexp.MustCompile(`[A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==`) }
 
 // secret returns a *Mistake if a text that should not be secret looks like a secret.
 func secret(text string) error {
-	if text != "" && azureKey.FindString(text) == text || strings.Contains(text, "SharedAccessKey=") {
+	if text != "" && azureKey().FindString(text) == text || strings.Contains(text, "SharedAccessKey=") {
 		return &Mistake{"this looks like a key, and it is now visible on the screen", "If anyone else may have seen it, create a new key in the portal."}
 	}
 	return nil
 }
 
 // guid matches the IDs of subscriptions, tenants and objects.
-var guid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+func guid() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+}
 
 // whereIDScope says where the portal shows the ID scope.
 const whereIDScope = `In the portal, copy "ID Scope" from the "Overview" page of the DPS instance.`
@@ -91,7 +96,7 @@ func ParseIDScope(text string) (string, error) {
 		what = "this is the host name of an IoT hub, not the ID Scope of a DPS instance"
 	case strings.HasPrefix(lower, "/subscriptions/"):
 		what = "this is the resource ID of an Azure resource, not an ID Scope"
-	case guid.MatchString(text):
+	case guid().MatchString(text):
 		what = "this is the ID of a subscription, a tenant or an object, not an ID Scope"
 	default:
 		if wrong := config.Check("dps.id_scope", text); wrong != nil {
@@ -160,7 +165,7 @@ const longestKey = 88
 // Partial reports whether a text may be the beginning of a key, such as its first line.
 func Partial(text []byte) bool {
 	s := unquoted(string(text))
-	if s == "" || len(s) >= longestKey || notInKey.MatchString(s) {
+	if s == "" || len(s) >= longestKey || notInKey().MatchString(s) {
 		return false
 	}
 	key, err := attest.DecodeKey([]byte(s))
@@ -169,10 +174,12 @@ func Partial(text []byte) bool {
 }
 
 // notInKey matches characters that a key cannot contain, and the marks of a terminal around a paste.
-var notInKey = regexp.MustCompile(`\x1b\[20[01]~|[^A-Za-z0-9+/=_-]`)
+func notInKey() *regexp.Regexp { return regexp.MustCompile(`\x1b\[20[01]~|[^A-Za-z0-9+/=_-]`) }
 
 // nameBefore matches the name of a key in front of it, as in JSON or in a shell.
-var nameBefore = regexp.MustCompile(`^[{\s"']*[A-Za-z][A-Za-z_ -]{0,30}["']?\s*[:=]`)
+func nameBefore() *regexp.Regexp {
+	return regexp.MustCompile(`^[{\s"']*[A-Za-z][A-Za-z_ -]{0,30}["']?\s*[:=]`)
+}
 
 // ParseKey returns the symmetric key in a text that a person has pasted, or that a file
 // contains. It removes quotes, line breaks and a name in front of the key; note is then a
@@ -194,7 +201,7 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	case pemfile.Has(text):
 		return nil, "", mistake("a certificate or private key in PEM format, not a symmetric key", `Choose "X.509" as the attestation mechanism (--certificate and --private-key).`)
 	}
-	if len(azureKey.FindAllString(s, 2)) > 1 {
+	if len(azureKey().FindAllString(s, 2)) > 1 {
 		return nil, "", mistake("more than one key", `Copy "Primary key" alone.`)
 	}
 	if what := pemfile.Recognize(text); what != "" {
@@ -204,8 +211,8 @@ func ParseKey(text []byte, subject string) (key []byte, note string, err error) 
 	key, err = attest.DecodeKey([]byte(s))
 	used := s
 	if err != nil {
-		for _, candidate := range []string{s, nameBefore.ReplaceAllString(s, "")} {
-			candidate = notInKey.ReplaceAllString(candidate, "")
+		for _, candidate := range []string{s, nameBefore().ReplaceAllString(s, "")} {
+			candidate = notInKey().ReplaceAllString(candidate, "")
 			cleaned, e := attest.DecodeKey([]byte(candidate))
 			if e == nil && Complete(cleaned) {
 				key, used, err = cleaned, candidate, nil
