@@ -80,21 +80,20 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s does not come", args[0])
 }
 
-// occupy listens on an address until the end of the script: occupy HOST:PORT. It waits until
-// another program, such as another test, has released the port.
+// occupy listens on an address until the end of the script, unless another program already
+// does: occupy HOST:PORT. The variable OCCUPIED is the address, also if PORT is 0.
 func occupy(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: occupy HOST:PORT")
 	}
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		var l net.Listener
-		if l, err = net.Listen("tcp", args[0]); err == nil {
-			ts.Defer(func() { _ = l.Close() })
-			return
-		}
+	address := args[0]
+	if l, err := net.Listen("tcp", address); err == nil {
+		ts.Defer(func() { _ = l.Close() })
+		address = l.Addr().String()
+	} else if !errors.Is(err, syscall.EADDRINUSE) {
+		ts.Check(err)
 	}
-	ts.Fatalf("%v", err)
+	ts.Setenv("OCCUPIED", address)
 }
 
 // terminate sends a signal to all background programs of the script:
