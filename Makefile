@@ -67,7 +67,7 @@ LONG := $(LONG)|TestARenewalKilledAtEachStep|TestARenewalKilledAtEachCall|TestEa
 # Twice as many packages in parallel as there are processors, because some tests mostly wait.
 test:
 	.ci/need test
-	@echo 'Vetting and testing all packages. With two processors, this takes one to three minutes, and two to four the first time.'
+	@echo 'Vetting and testing all packages. With two processors, this takes two to five minutes, and four to six the first time.'
 	go vet -v ./...
 	go vet -C bench -v ./...
 	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
