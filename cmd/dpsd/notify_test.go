@@ -220,15 +220,15 @@ func (s *service) send(signal syscall.Signal) {
 	}
 }
 
-// stopping sends SIGTERM and expects STOPPING=1 and exit code 0 within two seconds.
+// stopping sends SIGTERM and expects STOPPING=1 and exit code 0. The tests of package daemon limit
+// how long this takes, in virtual time: here, the kernel may take seconds to end the process.
 func (s *service) stopping() {
 	s.t.Helper()
-	began := time.Now()
 	s.send(syscall.SIGTERM)
 	err := s.command.Wait()
 	s.reaped = true
-	if took := time.Since(began); err != nil || took > 2*time.Second {
-		s.t.Errorf("SIGTERM: ended with %v after %s, want exit code 0 within 2 s", err, took)
+	if err != nil {
+		s.t.Errorf("SIGTERM: ended with %v, want exit code 0", err)
 	}
 	s.until("STOPPING=1", 1)
 }
