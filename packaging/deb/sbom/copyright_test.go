@@ -118,10 +118,15 @@ func linked(t *testing.T) map[string]string {
 	t.Helper()
 	modules := map[string]string{"std": strings.TrimSpace(command(t, "amd64", "env", "GOROOT"))}
 	for _, arch := range []string{"amd64", "arm64", "arm", "riscv64"} {
-		out := command(t, arch, "list", "-buildvcs=false", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}\t{{.Dir}}{{end}}{{end}}", "../../../cmd/dpsd", "../../../cmd/dpsd-sim")
-		for line := range strings.Lines(out) {
-			if path, dir, is := strings.Cut(strings.TrimSpace(line), "\t"); is {
-				modules[path] = dir
+		const format = "{{with .Module}}{{if not (or .Main (and .Replace (not .Replace.Version)))}}{{.Path}}\t{{.Dir}}{{end}}{{end}}"
+		for _, programs := range [][]string{
+			{"list", "-buildvcs=false", "-deps", "-f", format, "../../../cmd/dpsd", "../../../cmd/dpsd-sim"},
+			{"list", "-C", "../../../pkcs11", "-buildvcs=false", "-deps", "-f", format, "./dpsd-signer-pkcs11"},
+		} {
+			for line := range strings.Lines(command(t, arch, programs...)) {
+				if path, dir, is := strings.Cut(strings.TrimSpace(line), "\t"); is {
+					modules[path] = dir
+				}
 			}
 		}
 	}

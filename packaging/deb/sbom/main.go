@@ -120,6 +120,9 @@ func bill(info *debug.BuildInfo, files []stanza, program component) (*document, 
 	uses := dependency{Ref: program.Ref}
 	modules := slices.Concat(info.Deps, []*debug.Module{{Path: "std", Version: strings.TrimPrefix(info.GoVersion, "go")}})
 	for _, m := range modules {
+		if m.Replace != nil && strings.HasPrefix(m.Replace.Path, ".") { // a directory of this tree, which has the license of the program
+			continue
+		}
 		if m.Replace != nil {
 			m = m.Replace
 		}
