@@ -8,6 +8,7 @@
 package attest
 
 import (
+	"context"
 	"crypto/tls"
 	"time"
 )
@@ -22,7 +23,7 @@ type Subject struct {
 }
 
 // Proof contains what one connection presents to the service. It is made for one attempt
-// and not kept.
+// and not kept. Close it when the attempt ends, because a TPM or a signer may hold the key.
 type Proof struct {
 	// Certificate is the TLS client certificate with its key and its parsed Leaf;
 	// nil with a symmetric key.
@@ -42,14 +43,44 @@ type Proof struct {
 	Unrelated []int
 }
 
+// key returns the private key if a TPM or a signer holds it, or nil.
+func (p *Proof) key() *HardwareKey {
+	if p.Certificate == nil {
+		return nil
+	}
+	key, _ := p.Certificate.PrivateKey.(*HardwareKey)
+	return key
+}
+
+// Hardware reports whether a TPM or a signer, which may be slow, creates the signatures.
+func (p *Proof) Hardware() bool { return p.key() != nil }
+
+// KeyError returns the *SecretError of a TPM or a signer that failed to sign, or nil. The error of
+// the TLS handshake contains only its text.
+func (p *Proof) KeyError() error {
+	if key := p.key(); key != nil {
+		return key.failed()
+	}
+	return nil
+}
+
+// Close releases the key. It does nothing if no TPM or signer holds it.
+func (p *Proof) Close() error {
+	if key := p.key(); key != nil {
+		return key.Close()
+	}
+	return nil
+}
+
 // Credential is one way to prove the identity.
 type Credential interface {
 	// Prove reads the key material and makes a proof for sub that is valid at now.
 	// Its errors are *SecretError and wrap one of the sentinels of this package or an
-	// error of the file system. If the validity of a certificate is the only obstacle
-	// (*CertificateError), Prove returns the complete proof together with the error: a
-	// caller that does not trust its clock may still try it.
-	Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error)
+	// error of the file system, or a *HardwareError. If the validity of a certificate is the
+	// only obstacle (*CertificateError), Prove returns the complete proof together with the
+	// error: a caller that does not trust its clock may still try it. ctx also limits later
+	// uses of a key that a TPM or a signer holds.
+	Prove(ctx context.Context, sub Subject, secrets Secrets, now time.Time) (Proof, error)
 	// References lists the secrets that the proof is made from, so that they can be watched.
 	References() []Reference
 	// Type describes credentials of this type to the configuration and "dpsd check".

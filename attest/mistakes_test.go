@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"context"
 	"crypto/elliptic"
 	"encoding/base64"
 	"encoding/hex"
@@ -105,7 +106,7 @@ func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandCo
 			shell(t, dir, makeFiles+test.script+"\nchmod 640 key chain")
 			at := func(name string) attest.Reference { return attest.Reference{File: filepath.Join(dir, name)} }
 			x := attest.X509{Certificate: at("chain"), PrivateKey: at("key")}
-			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			_, err := x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
@@ -115,7 +116,7 @@ func TestTheErrorNamesTheContentThatIsNotAPrivateKeyOrCertificateAndTheCommandCo
 				}
 				command, _ := remedy(t, err)
 				shell(t, dir, command)
-				_, err = x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+				_, err = x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
 			}
 			for _, name := range []string{"key", "chain"} {
 				if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o640 {
@@ -168,7 +169,7 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 			dir := t.TempDir()
 			shell(t, dir, makeFiles+test.script)
 			x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
-			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			_, err := x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
 			if err == nil || !errors.Is(err, pemfile.ErrUnsupportedKey) || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
@@ -177,7 +178,7 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 				t.Errorf("the remedy is %q", all)
 			}
 			shell(t, dir, command+"\nopenssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem; test -s key.orig")
-			if _, err = x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now()); err != nil {
+			if _, err = x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now()); err != nil {
 				t.Errorf("after the command: %v", err)
 			}
 		})
@@ -186,7 +187,7 @@ func TestTheErrorAboutAnUnsupportedPrivateKeyContainsTheCommandForASupportedOne(
 		dir := t.TempDir()
 		shell(t, dir, "openssl ecparam -name secp256k1 -genkey -noout -out key; openssl req -x509 -new -key key -subj /CN=gw-1 -days 30 -out leaf.pem")
 		x := attest.X509{Certificate: attest.Reference{File: filepath.Join(dir, "leaf.pem")}, PrivateKey: attest.Reference{File: filepath.Join(dir, "key")}}
-		_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+		_, err := x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
 		if err == nil || !strings.Contains(err.Error(), "line 1: certificate 1 is for a key on the curve secp256k1") {
 			t.Errorf("got %v", err)
 		}
@@ -227,7 +228,7 @@ func TestTheErrorAboutAFileOfTheOtherKindContainsTheCommandThatFindsTheRightFile
 			if !test.key {
 				right, x = "leaf.pem", attest.X509{Certificate: x.PrivateKey, PrivateKey: attest.Reference{File: filepath.Join(dir, "key.pem")}}
 			}
-			_, err := x.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
+			_, err := x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, time.Now())
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
@@ -254,7 +255,7 @@ func TestACertificateFileWithAnErrorThatOpensslToleratesIsUsed(t *testing.T) {
 		"the explanations that openssl pkcs12 writes":      {"Bag Attributes\n    localKeyID: 01\nsubject=CN = gw-1\n" + chain, "Key Attributes: <No Attributes>\n" + key},
 	} {
 		t.Run(expect, func(t *testing.T) {
-			p, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+			p, err := pair(t, files[0], files[1]).Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
 			if err != nil || len(p.Certificate.Certificate) != 2 {
 				t.Errorf("got %v, %v", p.Certificate, err)
 			}
@@ -266,7 +267,7 @@ func TestACertificateFileWithAnErrorThatOpensslToleratesIsUsed(t *testing.T) {
 		"a list of revoked certificates": {chain + encode("X509 CRL", []byte("x")), key},
 	} {
 		t.Run(expect+" is an error that names its line", func(t *testing.T) {
-			_, err := pair(t, files[0], files[1]).Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+			_, err := pair(t, files[0], files[1]).Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
 			if err == nil || !strings.Contains(err.Error(), ": line ") || !strings.Contains(err.Error(), "/device.") {
 				t.Errorf("got %v", err)
 			}
@@ -304,7 +305,7 @@ func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *test
 			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 			write(t, k.Key.File, test.file)
 			subject := attest.Subject{Resource: "r", RegistrationID: "gw-1"}
-			_, err := k.Prove(subject, attest.Secrets{}, midway)
+			_, err := k.Prove(context.Background(), subject, attest.Secrets{}, midway)
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v\nwant … %s", err, test.says)
 			}
@@ -313,7 +314,7 @@ func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *test
 			}
 			command, _ := remedy(t, err)
 			shell(t, "/", command)
-			p, err := k.Prove(subject, attest.Secrets{}, midway)
+			p, err := k.Prove(context.Background(), subject, attest.Secrets{}, midway)
 			if err != nil || p.Password != attest.Token(want, "r", p.Expires) {
 				t.Errorf("after %s: %v", command, err)
 			}
@@ -361,7 +362,7 @@ func TestTheErrorAboutAFileThatCannotContainASymmetricKeySaysWhatToDo(t *testing
 	} {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, test.file)
-		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		_, err := k.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway)
 		if err == nil || !errors.Is(err, attest.ErrNotBase64) && !errors.Is(err, attest.ErrKeyLength) || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: got %v", test.expect, err)
 			continue
@@ -387,14 +388,14 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 		t.Run(test.expect, func(t *testing.T) {
 			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 			write(t, k.Key.File, test.file)
-			p, err := k.Prove(attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
+			p, err := k.Prove(context.Background(), attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
 			var doubt *attest.Doubt
 			if err != nil || !errors.As(p.Doubt, &doubt) || doubt.Group || !strings.Contains(doubt.Error(), test.says) || p.Password == "" {
 				t.Fatalf("got %v, the doubt %v, want … %s", err, p.Doubt, test.says)
 			}
 			command, _ := remedy(t, p.Doubt)
 			shell(t, "/", command)
-			p, err = k.Prove(attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
+			p, err = k.Prove(context.Background(), attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
 			if err != nil || p.Doubt != nil || p.Password != attest.Token(key, "r", p.Expires) {
 				t.Errorf("after %s: %v, the doubt %v", command, err, p.Doubt)
 			}
@@ -403,7 +404,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 	t.Run("a key of 64 bytes may be the group key, from which the device key is derived", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, base64.StdEncoding.EncodeToString(append(key, key...)))
-		p, err := k.Prove(attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
+		p, err := k.Prove(context.Background(), attest.Subject{RegistrationID: "gw-1"}, attest.Secrets{}, midway)
 		var doubt *attest.Doubt
 		if err != nil || !errors.As(p.Doubt, &doubt) || !doubt.Group {
 			t.Fatalf("got %v, the doubt %v", err, p.Doubt)
@@ -421,7 +422,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 		t.Run(expect, func(t *testing.T) {
 			k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 			write(t, k.Key.File, file)
-			if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt != nil {
+			if p, err := k.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt != nil {
 				t.Errorf("got %v, the doubt %v", err, p.Doubt)
 			}
 		})
@@ -429,7 +430,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 	t.Run("32 hexadecimal digits are doubted", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, hex.EncodeToString(key[:16]))
-		if p, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt == nil || !strings.Contains(p.Doubt.Error(), "32 hexadecimal digits") {
+		if p, err := k.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway); err != nil || p.Doubt == nil || !strings.Contains(p.Doubt.Error(), "32 hexadecimal digits") {
 			t.Errorf("got %v, the doubt %v", err, p.Doubt)
 		}
 	})
@@ -438,7 +439,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 func TestTheErrorAboutACredentialInAWrongFormContainsTheCommandForTheFileThatTheUnitLoads(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "dps-primary-key"), "\xff\xfek\x00e\x00y\x00")
-	_, err := attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}.Prove(attest.Subject{}, attest.Secrets{Directories: []string{dir}}, midway)
+	_, err := attest.SymmetricKey{Key: attest.Reference{Credential: "dps-primary-key"}}.Prove(context.Background(), attest.Subject{}, attest.Secrets{Directories: []string{dir}}, midway)
 	if err == nil || !strings.Contains(err.Error(), "UTF-16") {
 		t.Fatalf("got %v", err)
 	}
@@ -483,11 +484,11 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 					subject := attest.Subject{RegistrationID: "gw-1"}
 					switch place.name {
 					case "key":
-						_, err = attest.SymmetricKey{Key: at("x")}.Prove(subject, attest.Secrets{}, midway)
+						_, err = attest.SymmetricKey{Key: at("x")}.Prove(context.Background(), subject, attest.Secrets{}, midway)
 					case "certificate":
-						_, err = attest.X509{Certificate: at("x"), PrivateKey: at("private")}.Prove(subject, attest.Secrets{}, midway)
+						_, err = attest.X509{Certificate: at("x"), PrivateKey: at("private")}.Prove(context.Background(), subject, attest.Secrets{}, midway)
 					case "private_key":
-						_, err = attest.X509{Certificate: at("leaf"), PrivateKey: at("x")}.Prove(subject, attest.Secrets{}, midway)
+						_, err = attest.X509{Certificate: at("leaf"), PrivateKey: at("x")}.Prove(context.Background(), subject, attest.Secrets{}, midway)
 					default:
 						_, err = attest.Secrets{}.Password(at("x"))
 					}
@@ -520,14 +521,14 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 	t.Run("the advice for a directory with files is to complete the path", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "device.key"), symmetric)
-		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: dir}}.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway)
 		command, all := remedy(t, err)
 		if !strings.Contains(shell(t, "/", command), "device.key") || all != "ls -lA "+dir+`; then refer to the right file in it: key = "file:`+dir+`/NAME"` {
 			t.Errorf("got %v, the remedy %q", err, all)
 		}
 	})
 	t.Run("the advice for a device is to write the key to a file", func(t *testing.T) {
-		_, err := attest.SymmetricKey{Key: attest.Reference{File: "/dev/zero"}}.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		_, err := attest.SymmetricKey{Key: attest.Reference{File: "/dev/zero"}}.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway)
 		const want = `install -o root -g dpsd-keys -m 0640 /dev/stdin /etc/dpsd/keys/device.key; then paste the device's key in base64 and press Ctrl+D; then set key = "file:/etc/dpsd/keys/device.key" in dpsd.toml`
 		if _, all := remedy(t, err); all != want {
 			t.Errorf("got %v, the remedy %q", err, all)
@@ -536,7 +537,7 @@ func TestTheErrorNamesAFileThatCannotContainASecretAndTheCommandWritesTheRightCo
 	t.Run("a truncated key is reported as truncated", func(t *testing.T) {
 		k := attest.SymmetricKey{Key: attest.Reference{File: filepath.Join(t.TempDir(), "gw-1.key")}}
 		write(t, k.Key.File, symmetric[:21]+"\n")
-		_, err := k.Prove(attest.Subject{}, attest.Secrets{}, midway)
+		_, err := k.Prove(context.Background(), attest.Subject{}, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), "the key is cut off: it has 21 characters, but the length of base64 text is a multiple of 4") {
 			t.Errorf("got %v", err)
 		}

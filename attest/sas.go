@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // TokenLifetime is the validity period of a SAS token of SymmetricKey. A registration takes
@@ -34,13 +37,13 @@ var (
 // SymmetricKey is the device key of an individual enrollment, or a device key derived from
 // the key of an enrollment group. It cannot be the group key; see DeriveKey.
 type SymmetricKey struct {
-	// Key refers to the base64 text that the portal shows.
+	// Key refers to the base64 text that the portal shows, or to a TSS2 file with the key.
 	Key Reference
 }
 
 // Type returns the type "symmetric-key".
 func (SymmetricKey) Type() Type {
-	return NewType("symmetric-key", func(k *SymmetricKey) []Key { return []Key{{"key", &k.Key, true}} }, capitals)
+	return NewType("symmetric-key", func(k *SymmetricKey) []Key { return []Key{{Name: "key", Reference: &k.Key, Secret: true}} }, capitals)
 }
 
 // capitals warns about a registration ID with upper-case letters. A key that is derived
@@ -55,14 +58,21 @@ func capitals(registrationID string) (detail, advice string) {
 }
 
 // Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
-func (k SymmetricKey) Prove(sub Subject, secrets Secrets, now time.Time) (proof Proof, err error) {
+func (k SymmetricKey) Prove(ctx context.Context, sub Subject, secrets Secrets, now time.Time) (proof Proof, err error) {
 	err = secrets.use(k.Key, symmetricKey, func(text []byte) error {
+		expiry := now.Add(TokenLifetime).Truncate(time.Second)
+		if tpm.Is(text) {
+			mac, err := secrets.authenticate(ctx, text, statement(sub.Resource, expiry))
+			if mac != nil {
+				proof = Proof{Password: token(sub.Resource, mac, expiry), Expires: expiry}
+			}
+			return err
+		}
 		key, err := DecodeKey(text)
 		if err != nil {
 			return err
 		}
 		defer clear(key)
-		expiry := now.Add(TokenLifetime).Truncate(time.Second)
 		proof = Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
 		if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
 			proof.Doubt = about(k.Key, d)
@@ -82,12 +92,20 @@ func (k SymmetricKey) String() string { return k.Type().Name + " " + k.Key.Strin
 // seconds (DPS page "Control access"). The resource is signed as it is sent:
 // percent-encoded with upper-case hex digits; its letters keep their case.
 func Token(key []byte, resource string, expiry time.Time) string {
-	sr := percentEncode(resource)
-	se := strconv.FormatInt(expiry.Unix(), 10)
 	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte(sr + "\n" + se))
-	sig := base64.StdEncoding.EncodeToString(mac.Sum(nil))
-	return "SharedAccessSignature sr=" + sr + "&sig=" + percentEncode(sig) + "&se=" + se + "&skn=registration"
+	mac.Write(statement(resource, expiry))
+	return token(resource, mac.Sum(nil), expiry)
+}
+
+// statement returns the text that the signature in a token covers.
+func statement(resource string, expiry time.Time) []byte {
+	return []byte(percentEncode(resource) + "\n" + strconv.FormatInt(expiry.Unix(), 10))
+}
+
+// token returns a token. mac is the HMAC of its statement.
+func token(resource string, mac []byte, expiry time.Time) string {
+	return "SharedAccessSignature sr=" + percentEncode(resource) + "&sig=" + percentEncode(base64.StdEncoding.EncodeToString(mac)) +
+		"&se=" + strconv.FormatInt(expiry.Unix(), 10) + "&skn=registration"
 }
 
 // Signature returns the signature in a token made by Token, in base64. It returns "" for

@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -232,7 +233,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 	now := time.Date(2026, 11, 23, 8, 0, 0, 999, time.UTC)
 
 	t.Run("the token is valid for one hour, and there is no certificate", func(t *testing.T) {
-		p, err := c.Prove(sub, attest.Secrets{}, now)
+		p, err := c.Prove(context.Background(), sub, attest.Secrets{}, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,7 +247,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 	})
 	t.Run("a renewed key signs the next proof", func(t *testing.T) {
 		write(t, file, hubKey)
-		p, err := c.Prove(sub, attest.Secrets{}, now)
+		p, err := c.Prove(context.Background(), sub, attest.Secrets{}, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +257,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 	})
 	t.Run("the error about a key that is not base64 names its reference without its text", func(t *testing.T) {
 		write(t, file, "S3CRET not base64")
-		_, err := c.Prove(sub, attest.Secrets{}, now)
+		_, err := c.Prove(context.Background(), sub, attest.Secrets{}, now)
 		var secret *attest.SecretError
 		if !errors.As(err, &secret) || !errors.Is(err, attest.ErrNotBase64) {
 			t.Fatalf("got %v", err)
@@ -275,7 +276,7 @@ func TestSymmetricKeyProof(t *testing.T) {
 		}
 	})
 	t.Run("without a reference there is no proof", func(t *testing.T) {
-		if _, err := (attest.SymmetricKey{}).Prove(sub, attest.Secrets{}, now); !errors.Is(err, attest.ErrNoReference) {
+		if _, err := (attest.SymmetricKey{}).Prove(context.Background(), sub, attest.Secrets{}, now); !errors.Is(err, attest.ErrNoReference) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // maxSecret is the maximum size of a secret or an identity file, in bytes. A
@@ -32,6 +33,10 @@ var (
 	ErrEncrypted = errors.New("the credential is still encrypted")
 	// ErrEmpty means that the file contains only white space.
 	ErrEmpty = errors.New("the file is empty")
+	// ErrTPMKey means that a file contains a TPM key of the wrong type.
+	ErrTPMKey = errors.New("the TPM key has the wrong type")
+	// ErrSigner means that a reference is to a signer, which never reveals its key.
+	ErrSigner = errors.New("a signer never reveals its key")
 	// ErrNotPassword means that the file does not consist of one line of text.
 	ErrNotPassword = errors.New("the file is not one line of text")
 )
@@ -43,23 +48,26 @@ type Reference struct {
 	File string
 	// Credential is the name of a systemd credential ("credential:dps-primary-key").
 	Credential string
+	// Signer is the absolute path of the socket of a signer, which holds a private key
+	// ("signer:/run/dpsd-signer/device.sock").
+	Signer string
 }
 
-// ParseReference parses "file:/path" or "credential:NAME". For any other text it returns
-// ErrNotReference. No error contains the text, because people paste keys here. The path
+// ParseReference parses "file:/path", "credential:NAME" or "signer:/path". For any other text
+// it returns ErrNotReference. No error contains the text, because people paste keys here. A path
 // must be absolute. A name may contain letters, digits and "._@-". systemd allows more
 // characters, but a padded base64 key must not be accepted as a name.
 func ParseReference(s string) (Reference, error) {
 	if path, ok := strings.CutPrefix(s, "file:"); ok {
-		switch {
-		case !filepath.IsAbs(path):
-			return Reference{}, errors.New(`the path after "file:" must be absolute`)
-		case strings.HasPrefix(path, "//"):
-			return Reference{}, errors.New(`write "file:/path", with one slash`)
-		case strings.ContainsFunc(path, isControl):
-			return Reference{}, errors.New(`the path after "file:" contains a control character`)
+		path, err := parsePath("file:", path)
+		return Reference{File: path}, err
+	}
+	if path, ok := strings.CutPrefix(s, "signer:"); ok {
+		path, err := parsePath("signer:", path)
+		if len(path) > maxSocket {
+			path, err = "", fmt.Errorf(`the path after "signer:" has %d bytes; the path of a socket can have at most %d`, len(path), maxSocket)
 		}
-		return Reference{File: filepath.Clean(path)}, nil
+		return Reference{Signer: path}, err
 	}
 	if name, ok := strings.CutPrefix(s, "credential:"); ok {
 		if !validCredentialName(name) {
@@ -68,6 +76,22 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{Credential: name}, nil
 	}
 	return Reference{}, ErrNotReference
+}
+
+// maxSocket is the maximum length of the path of a socket, without its final NUL (unix(7)).
+const maxSocket = 107
+
+// parsePath returns the path after a prefix.
+func parsePath(prefix, path string) (string, error) {
+	switch {
+	case !filepath.IsAbs(path):
+		return "", fmt.Errorf("the path after %q must be absolute", prefix)
+	case strings.HasPrefix(path, "//"):
+		return "", fmt.Errorf("write %q, with one slash", prefix+"/path")
+	case strings.ContainsFunc(path, isControl):
+		return "", fmt.Errorf("the path after %q contains a control character", prefix)
+	}
+	return filepath.Clean(path), nil
 }
 
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
@@ -91,6 +115,9 @@ func (r Reference) String() string {
 	if r.Credential != "" {
 		return "credential:" + r.Credential
 	}
+	if r.Signer != "" {
+		return "signer:" + r.Signer
+	}
 	return ""
 }
 
@@ -104,6 +131,14 @@ type Secrets struct {
 	// Encrypted are directories that contain only encrypted credentials. Files in them
 	// are never read; a name found there explains why it was not found elsewhere.
 	Encrypted []string
+	// TPM loads the keys in TSS2 files; nil stands for the TPM of this machine.
+	TPM *tpm.Device
+	// FilesOnly means that Prove checks only files, and uses neither a TPM nor a signer. If one
+	// of them holds the key, the proof cannot be used.
+	FilesOnly bool
+	// Waiting is called with the name of a TPM or a signer before it is used, which may take
+	// some time. It may be nil.
+	Waiting func(what string)
 }
 
 // SystemSecrets returns the directories of systemd.exec(5). credentialsDirectory is the
@@ -148,7 +183,8 @@ func (e *SecretError) Error() string {
 func (e *SecretError) Unwrap() error { return e.Err }
 
 // Paths returns the files to watch for r. A credential may appear in any of the
-// directories.
+// directories. Paths returns no file for a signer, because a change of its socket does not mean
+// that its key has changed.
 func (s Secrets) Paths(r Reference) []string {
 	if r.File != "" {
 		return []string{r.File}
@@ -179,11 +215,14 @@ func (s Secrets) Path(r Reference) string {
 }
 
 // Read returns the contents of the file that r names, at most 64 KiB. All errors are
-// *SecretError and wrap fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrEmpty,
+// *SecretError and wrap fs.ErrNotExist, fs.ErrPermission, ErrNoReference, ErrSigner, ErrEmpty,
 // ErrEncrypted, an error of package input or another error of the file system.
 func (s Secrets) Read(r Reference) ([]byte, error) {
 	if r.IsZero() {
 		return nil, &SecretError{Err: ErrNoReference}
+	}
+	if r.Signer != "" {
+		return nil, &SecretError{Reference: r, Err: ErrSigner}
 	}
 	data, path, err := s.find(r)
 	if err == nil {

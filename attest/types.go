@@ -22,6 +22,8 @@ type Key struct {
 	Reference *Reference
 	// Secret means that the file must not be readable by other users.
 	Secret bool
+	// Signer means that the reference may name a signer.
+	Signer bool
 }
 
 // NewType returns the type of the credentials C. keys lists the keys, with pointers into

@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"context"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -55,7 +56,7 @@ func TestAChainIsValidWhileAllOfItsCertificatesAreValid(t *testing.T) {
 		{"an error about the leaf comes first", notAfter.Add(time.Second), attest.ErrExpired, "the certificate has expired (not after 2027-01-01T00:00:00Z)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, err := x.Prove(gw, attest.Secrets{}, c.now)
+			p, err := x.Prove(context.Background(), gw, attest.Secrets{}, c.now)
 			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
@@ -121,7 +122,7 @@ func TestACertificateThatDidNotIssueTheLeafDoesNotAffectItsValidity(t *testing.T
 			for _, c := range certificates {
 				text += certificatePEM(c)
 			}
-			p, err := pair(t, text, sec1(t, key)).Prove(gw, attest.Secrets{}, midway)
+			p, err := pair(t, text, sec1(t, key)).Prove(context.Background(), gw, attest.Secrets{}, midway)
 			if err != nil {
 				t.Errorf("%s, %s: %v", name, order, err)
 			}

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/pemfile"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 var (
@@ -35,14 +37,15 @@ type X509 struct {
 	// the one that the service knows.
 	Certificate Reference
 	// PrivateKey refers to the leaf's key in PEM: PKCS#8, SEC 1 or PKCS#1; RSA of 1024
-	// bits or more, or EC on P-256, P-384 or P-521. It may refer to the same file.
+	// bits or more, or EC on P-256, P-384 or P-521; or a TSS2 key. It may refer to the same
+	// file as Certificate, or to a signer.
 	PrivateKey Reference
 }
 
 // Type returns the type "x509".
 func (X509) Type() Type {
 	return NewType("x509", func(x *X509) []Key {
-		return []Key{{"certificate", &x.Certificate, false}, {"private_key", &x.PrivateKey, true}}
+		return []Key{{Name: "certificate", Reference: &x.Certificate}, {Name: "private_key", Reference: &x.PrivateKey, Secret: true, Signer: true}}
 	}, nil)
 }
 
@@ -50,15 +53,24 @@ func (X509) Type() Type {
 // the leaf's common name is sub.RegistrationID, and that each certificate of the chain is
 // valid at now. It checks the validity last and returns the proof together with a
 // *CertificateError.
-func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) {
+func (x X509) Prove(ctx context.Context, sub Subject, secrets Secrets, now time.Time) (Proof, error) {
 	chain, err := x.Chain(secrets)
 	if err != nil {
 		return Proof{}, err
 	}
-	key, err := x.key(secrets)
+	key, err := x.key(ctx, secrets, chain[0])
 	if err != nil {
 		return Proof{}, err
 	}
+	proof, err := x.present(chain, key, sub, secrets, now)
+	if hardware, is := key.(*HardwareKey); is && proof.Certificate == nil {
+		_ = hardware.Close() // err is the reason why it is not used
+	}
+	return proof, err
+}
+
+// present implements Prove for the given certificates and key.
+func (x X509) present(chain []*x509.Certificate, key crypto.Signer, sub Subject, secrets Secrets, now time.Time) (Proof, error) {
 	leaf := chain[0]
 	aboutCertificate := func(err error) error { return secrets.unusable(x.Certificate, certificates, err) }
 	if !belongs(key, leaf) {
@@ -78,6 +90,10 @@ func (x X509) Prove(sub Subject, secrets Secrets, now time.Time) (Proof, error) 
 		return Proof{}, aboutCertificate(fmt.Errorf("%w: %q, not %q%s", ErrCommonName, cn, sub.RegistrationID, hint))
 	}
 	proof := Proof{Certificate: &tls.Certificate{PrivateKey: key, Leaf: leaf}}
+	if hardware, is := key.(*HardwareKey); is {
+		// crypto/tls would otherwise choose any scheme for this type of key.
+		proof.Certificate.SupportedSignatureAlgorithms = hardware.key.SupportedSchemes()
+	}
 	path := issuing(chain)
 	proof.Expires, proof.ExpiresFirst = end(chain, path)
 	for i, c := range chain {
@@ -117,9 +133,17 @@ func (x X509) Chain(secrets Secrets) (chain []*x509.Certificate, err error) {
 	return chain, err
 }
 
-// key reads the private key.
-func (x X509) key(secrets Secrets) (key crypto.Signer, err error) {
+// key reads the private key from its file. If a TPM or a signer holds the key, the result is a
+// *HardwareKey, unless FilesOnly is set.
+func (x X509) key(ctx context.Context, secrets Secrets, leaf *x509.Certificate) (key crypto.Signer, err error) {
+	if x.PrivateKey.Signer != "" {
+		return secrets.signerKey(ctx, x.PrivateKey, leaf.PublicKey)
+	}
 	err = secrets.use(x.PrivateKey, privateKey, func(text []byte) (err error) {
+		if tpm.Is(text) {
+			key, err = secrets.tpmKey(ctx, x.PrivateKey, text)
+			return err
+		}
 		if key, err = pemfile.PrivateKey(text); err == nil {
 			err = supported(key)
 		}

@@ -2,6 +2,7 @@ package attest_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -197,7 +198,7 @@ func TestX509Proof(t *testing.T) {
 		t.Run("a server that trusts the root accepts leaf and intermediate with "+c.name, func(t *testing.T) {
 			leaf := issue(t, middle, "gw-1", c.key, false)
 			x := pair(t, certificatePEM(leaf, middle.certificate), c.text)
-			p, err := x.Prove(gw, attest.Secrets{}, midway)
+			p, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -212,7 +213,7 @@ func TestX509Proof(t *testing.T) {
 
 	leaf := issue(t, middle, "gw-1", p256, false)
 	t.Run("without the intermediate the server rejects the leaf", func(t *testing.T) {
-		p, err := pair(t, certificatePEM(leaf), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
+		p, err := pair(t, certificatePEM(leaf), sec1(t, p256)).Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +224,7 @@ func TestX509Proof(t *testing.T) {
 	t.Run("certificate and key may be in the same file", func(t *testing.T) {
 		x := pair(t, sec1(t, p256)+certificatePEM(leaf, middle.certificate), "")
 		x.PrivateKey = x.Certificate
-		if _, err := x.Prove(gw, attest.Secrets{}, midway); err != nil {
+		if _, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway); err != nil {
 			t.Error(err)
 		}
 		if refs := x.References(); len(refs) != 1 {
@@ -232,13 +233,13 @@ func TestX509Proof(t *testing.T) {
 	})
 	t.Run("a renewed pair is used by the next proof", func(t *testing.T) {
 		x := pair(t, certificatePEM(leaf), sec1(t, p256))
-		if _, err := x.Prove(gw, attest.Secrets{}, midway); err != nil {
+		if _, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway); err != nil {
 			t.Fatal(err)
 		}
 		renewed := issue(t, root, "gw-1", p384, false)
 		write(t, x.Certificate.File, certificatePEM(renewed))
 		write(t, x.PrivateKey.File, sec1(t, p384))
-		p, err := x.Prove(gw, attest.Secrets{}, midway)
+		p, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -251,7 +252,7 @@ func TestX509Proof(t *testing.T) {
 		write(t, filepath.Join(dir, "dps-certificate"), certificatePEM(leaf))
 		write(t, filepath.Join(dir, "dps-private-key"), sec1(t, p256))
 		x := attest.X509{Certificate: attest.Reference{Credential: "dps-certificate"}, PrivateKey: attest.Reference{Credential: "dps-private-key"}}
-		if _, err := x.Prove(gw, attest.Secrets{Directories: []string{dir}}, midway); err != nil {
+		if _, err := x.Prove(context.Background(), gw, attest.Secrets{Directories: []string{dir}}, midway); err != nil {
 			t.Error(err)
 		}
 		if got := x.String(); got != "x509 credential:dps-certificate" {
@@ -292,7 +293,6 @@ func TestX509Proof(t *testing.T) {
 		{"Ed25519, which the service does not support, is rejected", certificatePEM(issue(t, nil, "gw-1", edKey, false)), pkcs8(t, edKey), pemfile.ErrUnsupportedKey, "device.key"},
 		{"P-224, which TLS does not support, is rejected", certificatePEM(issue(t, nil, "gw-1", p224, false)), sec1(t, p224), pemfile.ErrUnsupportedKey, "device.key"},
 		{"RSA of 768 bits is rejected", certificatePEM(smallLeaf), pkcs8(t, smallKey), pemfile.ErrUnsupportedKey, "device.key"},
-		{"a key wrapped by a TPM is rejected", certificatePEM(leaf), encode("TSS2 PRIVATE KEY", []byte("x")), pemfile.ErrUnsupportedKey, "device.key"},
 		{"a key with a passphrase is rejected", certificatePEM(leaf), encode("ENCRYPTED PRIVATE KEY", []byte("x")), pemfile.ErrPassphrase, "device.key"},
 		{"a key with a passphrase in the traditional format is rejected", certificatePEM(leaf), legacy, pemfile.ErrPassphrase, "device.key"},
 		{"a key file without a key is rejected", certificatePEM(leaf), certificatePEM(leaf), pemfile.ErrNotPrivateKey, "device.key"},
@@ -312,7 +312,7 @@ func TestX509Proof(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			x := pair(t, c.certificate, c.key)
-			p, err := x.Prove(gw, attest.Secrets{}, midway)
+			p, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway)
 			if !errors.Is(err, c.want) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
@@ -329,17 +329,17 @@ func TestX509Proof(t *testing.T) {
 		})
 	}
 	t.Run("the error names the position of the certificate that the key belongs to", func(t *testing.T) {
-		_, err := pair(t, certificatePEM(root.certificate, middle.certificate, leaf), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
+		_, err := pair(t, certificatePEM(root.certificate, middle.certificate, leaf), sec1(t, p256)).Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), "the key belongs to certificate 3 of 3") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("the error contains the wrong name and the right name", func(t *testing.T) {
-		_, err := pair(t, certificatePEM(issue(t, root, "GW-1\n", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
+		_, err := pair(t, certificatePEM(issue(t, root, "GW-1\n", p256, false)), sec1(t, p256)).Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), `"GW-1\n", not "gw-1"`) {
 			t.Errorf("got %v", err)
 		}
-		_, err = pair(t, certificatePEM(issue(t, root, "GW-1", p256, false)), sec1(t, p256)).Prove(gw, attest.Secrets{}, midway)
+		_, err = pair(t, certificatePEM(issue(t, root, "GW-1", p256, false)), sec1(t, p256)).Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err == nil || !strings.Contains(err.Error(), "; they differ only in case") {
 			t.Errorf("the error does not mention the difference in case: %v", err)
 		}
@@ -347,14 +347,14 @@ func TestX509Proof(t *testing.T) {
 	t.Run("a missing key is reported as a missing file", func(t *testing.T) {
 		x := pair(t, certificatePEM(leaf), "")
 		x.PrivateKey.File += ".gone"
-		if _, err := x.Prove(gw, attest.Secrets{}, midway); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a certificate without a reference to its key is rejected", func(t *testing.T) {
 		x := pair(t, certificatePEM(leaf), "")
 		x.PrivateKey = attest.Reference{}
-		if _, err := x.Prove(gw, attest.Secrets{}, midway); !errors.Is(err, attest.ErrNoReference) {
+		if _, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway); !errors.Is(err, attest.ErrNoReference) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -376,7 +376,7 @@ func TestX509Validity(t *testing.T) {
 		{"a clock without a battery finds it not yet valid", time.Unix(0, 0), attest.ErrNotYetValid, "not before"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, err := x.Prove(gw, attest.Secrets{}, c.now)
+			p, err := x.Prove(context.Background(), gw, attest.Secrets{}, c.now)
 			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
@@ -396,7 +396,7 @@ func TestX509Validity(t *testing.T) {
 		})
 	}
 	t.Run("a wrong name is reported before the validity, which depends on the clock", func(t *testing.T) {
-		_, err := x.Prove(attest.Subject{RegistrationID: "gw-2"}, attest.Secrets{}, time.Unix(0, 0))
+		_, err := x.Prove(context.Background(), attest.Subject{RegistrationID: "gw-2"}, attest.Secrets{}, time.Unix(0, 0))
 		if !errors.Is(err, attest.ErrCommonName) || errors.Is(err, attest.ErrNotYetValid) {
 			t.Errorf("got %v", err)
 		}
@@ -413,7 +413,7 @@ func FuzzX509(f *testing.F) {
 	f.Fuzz(func(t *testing.T, certificate, key []byte) {
 		write(t, x.Certificate.File, string(certificate))
 		write(t, x.PrivateKey.File, string(key))
-		p, err := x.Prove(gw, attest.Secrets{}, midway)
+		p, err := x.Prove(context.Background(), gw, attest.Secrets{}, midway)
 		if err != nil {
 			var secret *attest.SecretError
 			if !errors.As(err, &secret) {

@@ -53,13 +53,13 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 func rejected(format string, a ...any) error { return &RejectedError{fmt.Sprintf(format, a...)} }
 
 // Accept parses a chain as DPS returns it (the JSON of issuedCertificateChain) and checks
-// that it belongs to the key and the registration ID, and is valid at now or becomes valid
+// that it belongs to the public key and the registration ID, and is valid at now or becomes valid
 // within an hour. The root may be absent. The error is ErrNotIssued if there is no chain, and
 // otherwise a *RejectedError.
-func Accept(raw json.RawMessage, key crypto.Signer, registrationID string, now time.Time) (Chain, error) {
+func Accept(raw json.RawMessage, key crypto.PublicKey, registrationID string, now time.Time) (Chain, error) {
 	chain, err := parse(raw)
 	for _, check := range []func() error{
-		func() error { return chain.checkLeaf(key.Public(), registrationID) },
+		func() error { return chain.checkLeaf(key, registrationID) },
 		chain.checkEach,
 		func() error { return chain.checkTimes(now) },
 		chain.checkSignatures, // the last check, because it takes the most time

@@ -329,7 +329,7 @@ func TestAccept(t *testing.T) {
 	for _, c := range acceptedChains(t) {
 		t.Run(c.says+" is accepted", func(t *testing.T) {
 			raw := c.document(t)
-			chain, err := certificate.Accept(raw, fixedKey(t, 1), "gw-1", now)
+			chain, err := certificate.Accept(raw, fixedKey(t, 1).Public(), "gw-1", now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -340,14 +340,14 @@ func TestAccept(t *testing.T) {
 	}
 	for says, raw := range map[string]string{"null": "null", "an absent chain": ""} {
 		t.Run(says+" means that none was issued", func(t *testing.T) {
-			if chain, err := certificate.Accept([]byte(raw), fixedKey(t, 1), "gw-1", now); !errors.Is(err, certificate.ErrNotIssued) || chain != nil {
+			if chain, err := certificate.Accept([]byte(raw), fixedKey(t, 1).Public(), "gw-1", now); !errors.Is(err, certificate.ErrNotIssued) || chain != nil {
 				t.Errorf("got %v, %v", chain, err)
 			}
 		})
 	}
 	for _, c := range rejectedChains(t) {
 		t.Run(c.says+" is rejected", func(t *testing.T) {
-			chain, err := certificate.Accept(c.document(t), fixedKey(t, 1), "gw-1", now)
+			chain, err := certificate.Accept(c.document(t), fixedKey(t, 1).Public(), "gw-1", now)
 			rejected, is := errors.AsType[*certificate.RejectedError](err)
 			if !is || chain != nil {
 				t.Fatalf("got %v, %v", chain, err)
@@ -375,7 +375,7 @@ func TestAcceptTakesBoundedMemory(t *testing.T) {
 		key := fixedKey(t, 1)
 		data := []byte(raw)
 		runtime.ReadMemStats(&before)
-		_, err := certificate.Accept(data, key, "gw-1", now)
+		_, err := certificate.Accept(data, key.Public(), "gw-1", now)
 		runtime.ReadMemStats(&after)
 		if took := after.TotalAlloc - before.TotalAlloc; err == nil || took > 4<<20 {
 			t.Errorf("%s: %v, and it took %d bytes", says, err, took)
@@ -484,7 +484,7 @@ func FuzzAccept(f *testing.F) {
 	key := fixedKey(f, 1)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		given := bytes.Clone(raw)
-		chain, err := certificate.Accept(raw, key, "gw-1", now)
+		chain, err := certificate.Accept(raw, key.Public(), "gw-1", now)
 		if !bytes.Equal(given, raw) {
 			t.Fatal("the chain was written to")
 		}

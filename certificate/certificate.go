@@ -32,6 +32,15 @@ const (
 	RSA2048 KeyType = "rsa-2048"
 )
 
+// KeyStore is where the private key of an issued certificate is.
+type KeyStore string
+
+// The key stores. "" means InFile.
+const (
+	InFile KeyStore = "file"
+	InTPM  KeyStore = "tpm" // the file contains a TSS2 key, which only the TPM can use
+)
+
 // maxCommonName is the maximum length of a common name (RFC 5280, ub-common-name), in
 // characters. DPS limits registration IDs to this length if a certificate contains them
 // (Azure page "X.509 certificate attestation"). crypto/x509 and OpenSSL read longer names,

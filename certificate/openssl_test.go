@@ -123,7 +123,7 @@ func TestEveryTypeOfKeyFormOfChainAndLengthOfChain(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					chain, err := certificate.Accept(raw, key, id, time.Now())
+					chain, err := certificate.Accept(raw, key.Public(), id, time.Now())
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -132,6 +132,7 @@ type inspection struct {
 	registrationID string                         // "" if it is unknown
 	payload        []byte                         // payload of the registration
 	usable         []usable                       // usable credentials
+	proofs         []session.Proof                // to close
 	implausible    bool                           // the clock is slow
 	clockCompared  bool                           // the clock was compared with a certificate of the server
 	dialer         *transport.Dialer              // with its roots; nil if they cannot be read
@@ -195,16 +196,25 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	}
 	i.configuration()
 	needing(i.identity, Identity)
-	needing(i.credentials, Credential)
+	needing(i.tpm)
+	defer i.close()
+	needing(func() { i.credentials(ctx) }, Credential)
 	i.clock()
 	needing(i.roots, Roots)
 	needing(i.state, State, Record)
-	needing(i.issued)
+	needing(func() { i.issued(ctx) })
 	i.systemd()
 	i.manager()
 	i.service()
 	if !offline && ctx.Err() == nil {
 		needing(func() { i.network(ctx); i.hub(ctx) }, Connect)
+	}
+}
+
+// close releases the keys that a TPM or a signer holds.
+func (i *inspection) close() {
+	for _, proof := range i.proofs {
+		_ = proof.Close() // the check is complete
 	}
 }
 

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -24,10 +25,10 @@ type usable struct {
 }
 
 // credentials reads each credential and the proxy's password, like an attempt.
-func (i *inspection) credentials() {
+func (i *inspection) credentials(ctx context.Context) {
 	results := make([]Result, 0, len(i.Settings.Credentials))
 	for _, c := range i.Settings.Credentials {
-		results = append(results, i.credential(c)...)
+		results = append(results, i.credential(ctx, c)...)
 	}
 	// If a credential cannot be used, dpsd uses the next one.
 	if slices.ContainsFunc(i.usable, func(u usable) bool { return u.proof.Validity == nil }) {
@@ -55,7 +56,7 @@ func soften(results []Result, because string) {
 	}
 }
 
-func (i *inspection) credential(c attest.Credential) []Result {
+func (i *inspection) credential(ctx context.Context, c attest.Credential) []Result {
 	r := Result{Name: Credential, Subject: c.String()}
 	identity := i.Settings.Identity(i.registrationID, i.Version)
 	named, hasName := c.(interface {
@@ -67,9 +68,16 @@ func (i *inspection) credential(c attest.Credential) []Result {
 			identity.RegistrationID = cn
 		}
 	}
-	proof, err := session.Prove(c, identity, i.Secrets, i.Now())
+	secrets := i.Secrets
+	secrets.Waiting = func(hardware string) { i.Progress("waiting for " + hardware) }
+	proof, err := session.Prove(ctx, c, identity, secrets, i.Now())
+	i.proofs = append(i.proofs, proof)
 	if err == nil {
 		err = i.withheld(c.References())
+	}
+	tested := ""
+	if text := i.tpmKey(c); err == nil && text != nil {
+		tested, err = i.works(ctx, text)
 	}
 	if err == nil {
 		if i.registrationID != "" {
@@ -82,13 +90,16 @@ func (i *inspection) credential(c attest.Credential) []Result {
 	if proof.Certificate != nil {
 		detail = fmt.Sprintf("certificate for %q, %d in the chain, valid until %s", proof.Certificate.Leaf.Subject.CommonName, len(proof.Certificate.Certificate), day(proof.Expires))
 	}
-	var secrets []attest.Reference // without certificates
+	if tested != "" {
+		detail += "; " + tested
+	}
+	var keys []attest.Reference // without certificates
 	for _, k := range c.Type().Keys(c) {
 		if k.Secret {
-			secrets = append(secrets, *k.Reference)
+			keys = append(keys, *k.Reference)
 		}
 	}
-	results := i.judge(r, err, c.References(), secrets, detail)
+	results := i.judge(r, err, c.References(), keys, detail)
 	// The length alone does not justify a warning.
 	if doubt := (*attest.Doubt)(nil); err == nil && errors.As(proof.Doubt, &doubt) && !doubt.Group {
 		results = append(results, r.warning(doubt.Error(), doubt.Remedy()))
@@ -138,7 +149,9 @@ func (i *inspection) withheld(references []attest.Reference) error {
 func (i *inspection) paths(references []attest.Reference) []string {
 	paths := make([]string, 0, len(references))
 	for _, r := range references {
-		paths = append(paths, i.Secrets.Path(r))
+		if path := i.Secrets.Path(r); path != "" { // a signer has none
+			paths = append(paths, path)
+		}
 	}
 	return paths
 }

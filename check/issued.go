@@ -1,6 +1,8 @@
 package check
 
 import (
+	"cmp"
+	"context"
 	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,10 +16,12 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/certificate"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/pemfile"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 const (
@@ -33,7 +37,8 @@ type pair struct {
 	store.Pair
 	directory string // relative to the state directory; "" if none is published
 	chain     certificate.Chain
-	key       crypto.Signer
+	key       crypto.PublicKey
+	tpmKey    []byte // the TSS2 file of the key; nil if the key is not in the TPM
 }
 
 // damagedError means that the files of a pair are not as dpsd wrote them. dpsd does not use
@@ -45,7 +50,7 @@ type mismatchError struct{ error }
 
 // issued checks the certificate that DPS issues. It reports nothing if none is requested and
 // none is published.
-func (i *inspection) issued() {
+func (i *inspection) issued(ctx context.Context) {
 	if i.useless(i.StateDirectory) != nil {
 		if i.Settings.Certificate != nil {
 			i.skipAll("the state directory cannot be used", Certificate, CertificateDates, CertificateFiles)
@@ -81,7 +86,7 @@ func (i *inspection) issued() {
 		i.report(i.unusablePair(r, fault.CertificateUnreadable, err, i.readable(err)))
 		i.skip(Result{Name: CertificateDates}, "the issued certificate cannot be read")
 	default:
-		i.report(i.describePair(r, p, record)...)
+		i.report(i.describePair(ctx, r, p, record)...)
 		i.report(i.dates(Result{Name: CertificateDates, Subject: r.Subject}, p))
 	}
 	i.certificateFiles(p.directory)
@@ -114,7 +119,7 @@ func readPair(directory string) (p pair, err error) {
 			return p, damagedError{about(names[n], errors.New("the file has changed: its SHA-256 differs from that in "+names[2]))}
 		}
 	}
-	if p.key, err = certificate.ParseKey(files[0]); err != nil {
+	if err := p.readKey(files[0]); err != nil {
 		return p, mismatchError{about(names[0], err)}
 	}
 	if p.chain, err = pemfile.Certificates(files[1]); err == nil {
@@ -124,6 +129,24 @@ func readPair(directory string) (p pair, err error) {
 		return p, mismatchError{about(names[1], err)}
 	}
 	return p, nil
+}
+
+// readKey reads the public key of key.pem.
+func (p *pair) readKey(text []byte) error {
+	if tpm.Is(text) {
+		f, err := tpm.Parse(text)
+		if err != nil {
+			return err
+		}
+		p.key, p.tpmKey = f.Public(), text
+		return nil
+	}
+	key, err := certificate.ParseKey(text)
+	if err != nil {
+		return err
+	}
+	p.key = key.Public()
+	return nil
 }
 
 // readBeneath reads a file below the state directory. Its error names the file.
@@ -146,7 +169,7 @@ func readBeneath(directory, path string) ([]byte, error) {
 // fits returns an error unless the key belongs to the first certificate, which is for the
 // registration ID, and each certificate is signed by the next.
 func (p pair) fits() error {
-	public, ok := p.key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	public, ok := p.key.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(p.chain[0].PublicKey) {
 		return errors.New("the certificate is for a different key than key.pem")
 	}
@@ -217,13 +240,25 @@ func (i *inspection) readable(err error) string {
 
 // describePair reports what a pair is for, and warns if dpsd does not renew the pair or
 // replaces it early.
-func (i *inspection) describePair(r Result, p pair, record store.Record) []Result {
+func (i *inspection) describePair(ctx context.Context, r Result, p pair, record store.Record) []Result {
 	detail := fmt.Sprintf("for %q with a key of type %s, issued by %q; the key belongs to the certificate", p.RegistrationID, p.KeyType, p.Issuer)
 	if n := len(p.chain); n > 1 {
 		detail += fmt.Sprintf(", and each of the %d certificates is signed by the next", n)
 	}
 	const next = "dpsd requests another one with its next registration: dpsd reprovision"
 	wanted := i.Settings.Certificate
+	if p.tpmKey != nil {
+		works, err := i.works(ctx, p.tpmKey)
+		if err != nil {
+			f := classify.Classify(err)
+			advice := f.Advice()
+			if f.Code == fault.TPMKeyUnusable {
+				advice = renewCommand + ", which creates another key"
+			}
+			return []Result{i.unusablePair(r, f.Code, err, advice)}
+		}
+		detail += "; " + works
+	}
 	results := []Result{r.ok(detail)}
 	warn := func(detail, advice string) { results = append(results, r.warning(detail, advice)) }
 	switch other := record.AssignedHub != "" && (p.AssignedHub != record.AssignedHub || p.DeviceID != record.DeviceID); {
@@ -237,6 +272,8 @@ func (i *inspection) describePair(r Result, p pair, record store.Record) []Resul
 		warn(fmt.Sprintf("it was issued for %s at %s, but the gateway is assigned to %s as %s", p.DeviceID, p.AssignedHub, record.AssignedHub, record.DeviceID), next)
 	case p.KeyType != string(wanted.KeyType):
 		warn(fmt.Sprintf("its key has the type %s, but dpsd.toml requires %s", p.KeyType, wanted.KeyType), next)
+	case wanted.KeyStore == certificate.InTPM != (p.KeyStore == string(certificate.InTPM)):
+		warn(fmt.Sprintf("its key is not in the key_store %q that dpsd.toml requires", cmp.Or(wanted.KeyStore, certificate.InFile)), next)
 	case record.Certificate == nil || record.Certificate.SHA256 != p.SHA256:
 		warn("state.json describes a different certificate", "dpsd corrects that when it starts: "+restartCommand)
 	}

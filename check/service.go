@@ -146,7 +146,7 @@ func (i *inspection) configured(s control.Status) *Result {
 	if !i.Installed || i.Systemctl == nil {
 		reload, restart = fmt.Sprintf("kill -HUP %d", s.PID), "restart dpsd"
 	}
-	afterRestart := "after a change to [state], [control], [log] or the group in [certificate]: " + restart
+	afterRestart := "after a change to [state], [control], [tpm], [log] or the group in [certificate]: " + restart
 	switch {
 	case ours == nil && s.Ready:
 		r.Advice = corrected("Correct it", reload)

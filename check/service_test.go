@@ -74,7 +74,7 @@ func TestAConfigurationThatTheServiceHasNotLoadedIsAWarning(t *testing.T) {
 	}{
 		{"the same", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint}, true, ""},
 		{"an older one, which a reload replaces", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, true, "systemctl reload dpsd; "},
-		{"an older one before READY, when dpsd applies a change automatically", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, false, "dpsd applies it automatically within seconds; after a change to [state], [control], [log] or the group in [certificate]: systemctl restart --no-block dpsd"},
+		{"an older one before READY, when dpsd applies a change automatically", &control.Configuration{File: file.File, Fingerprint: "sha256:1"}, false, "dpsd applies it automatically within seconds; after a change to [state], [control], [tpm], [log] or the group in [certificate]: systemctl restart --no-block dpsd"},
 		{"the same after a rejection", &control.Configuration{File: file.File, Fingerprint: file.Fingerprint, Refused: "typo"}, true, ""},
 		{"another file is not compared", &control.Configuration{File: "/tmp/dpsd.toml", Fingerprint: "sha256:1"}, true, ""},
 		{"an older dpsd, which does not report its configuration", nil, true, ""},
@@ -116,7 +116,7 @@ func TestAConfigurationThatTheRunningDpsdHasRejectedIsAWarning(t *testing.T) {
 		{"after READY", true, nil, nil, true, "Correct it; then run: systemctl reload dpsd"},
 		{"without systemd", true, nil, nil, false, "Correct it; then run: kill -HUP 7"},
 		{"in addition to a fault", false, nil, []control.Fault{{Code: string(fault.Unauthorized), Unresolved: true}}, true, "Correct it; dpsd applies the correction automatically"},
-		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control], [log] or the group in [certificate]: systemctl restart --no-block dpsd"},
+		{"a valid one that changes [state]", true, valid, nil, true, "systemctl reload dpsd; after a change to [state], [control], [tpm], [log] or the group in [certificate]: systemctl restart --no-block dpsd"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
 			g := &check.Gateway{File: file.File, Settings: test.settings, StateDirectory: t.TempDir(), Installed: test.service,

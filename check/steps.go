@@ -7,6 +7,7 @@ import "slices"
 const (
 	Configuration    = "configuration"
 	Identity         = "identity"
+	TPM              = "tpm"
 	Credential       = "credential"
 	Clock            = "clock"
 	Roots            = "roots"
@@ -40,6 +41,7 @@ func Steps() []Step {
 	return []Step{
 		{Configuration, "dpsd.toml is valid, and the service can read it"},
 		{Identity, "the registration ID and the payload are known"},
+		{TPM, "if a TPM key is configured, there is a TPM, and the service can use it"},
 		{Credential, "the service can use each key, certificate and password"},
 		{Clock, "this gateway's clock is plausible and agrees with the clocks of the servers"},
 		{Roots, "this gateway trusts the certificate authorities of the cloud"},

@@ -46,7 +46,7 @@ var errNotInstalled = errors.New("is not installed")
 // context.DeadlineExceeded and those of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
 	properties, err := show(ctx, systemctl,
-		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp",
+		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp,PrivateDevices,DevicePolicy,DeviceAllow",
 		"--property=ExecMainCode,ExecMainStatus,RestartUSec,ConditionResult,ConditionTimestampMonotonic",
 		"--property=InactiveEnterTimestamp,InactiveExitTimestampMonotonic")
 	if err != nil {

@@ -25,7 +25,9 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -45,7 +47,7 @@ func classified(err error) fault.Fault {
 		stage, err = staged.Stage, staged.Err
 	}
 	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
-		ofCertificate, ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
+		ofHardware, ofCertificate, ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
 	} {
 		if f, known := classify(err, stage); known {
 			return f
@@ -117,6 +119,31 @@ func ofCertificate(err error, stage fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.InputInvalid, stage, err), true
 	case errors.As(err, new(*store.PairError)):
 		return fault.New(fault.CertificateUnreadable, fault.StageCertificate, err), true
+	}
+	return fault.Fault{}, false
+}
+
+// ofHardware classifies the errors of keys that a TPM or a signer holds.
+func ofHardware(err error, stage fault.Stage) (fault.Fault, bool) {
+	if of, is := errors.AsType[*tpm.Error](err); is {
+		code := fault.TPMUnavailable
+		switch of.Kind {
+		case tpm.Unusable, tpm.Unsupported, tpm.Protected, tpm.Policy:
+			code = fault.TPMKeyUnusable
+		case tpm.LockedOut:
+			code = fault.TPMLockedOut
+		case tpm.Damaged:
+			code = fault.CredentialInvalid
+		}
+		return fault.New(code, stage, err), true
+	}
+	if of, is := errors.AsType[*signer.Error](err); is {
+		code := fault.SignerFailed
+		switch of.Kind {
+		case signer.Forbidden, signer.Untrusted, signer.Unsupported, signer.Refused:
+			code = fault.SignerRefused
+		}
+		return fault.New(code, stage, err), true
 	}
 	return fault.Fault{}, false
 }

@@ -24,7 +24,9 @@ import (
 	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/pemfile"
+	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -58,6 +60,16 @@ func presented(host, issuer string, reason error) error {
 	return &transport.CertificateError{Certificate: c, Host: host, Err: &tls.CertificateVerificationError{UnverifiedCertificates: []*x509.Certificate{c}, Err: reason}}
 }
 
+// ofTPM and ofSigner return the error of a key that a TPM or a signer holds.
+func ofTPM(kind tpm.Kind, err error) error {
+	return &attest.HardwareError{Path: tpm.Path, Err: &tpm.Error{Kind: kind, Op: "load the key", Err: err}}
+}
+
+func ofSigner(kind signer.Kind) error {
+	const socket = "/run/dpsd-signer/device.sock"
+	return &attest.HardwareError{Path: socket, Err: &signer.Error{Kind: kind, Path: socket, Err: errors.New("x")}}
+}
+
 func TestClassify(t *testing.T) {
 	expired := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is after 2026-11-22T00:00:00Z"}
 	future := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is before 2026-11-24T00:00:00Z"}
@@ -87,6 +99,26 @@ func TestClassify(t *testing.T) {
 		{"no /etc/resolv.conf, for the proxy", dial(transport.StageProxy, &transport.NoNameServerError{File: "/etc/resolv.conf", Problem: "does not exist", Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true, Name: "p"}}), fault.ResolverMissing, fault.StageProxy},
 		{"no such name", dial(transport.StageName, &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), fault.DNSFailed, fault.StageName},
 		{"a silent name server", dial(transport.StageName, &transport.TimeoutError{After: time.Second, Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}), fault.DNSFailed, fault.StageName},
+		{"a key of another TPM", secret(ofTPM(tpm.Unusable, errors.New("x"))), fault.TPMKeyUnusable, fault.StageCredential},
+		{"a curve that the TPM lacks", At(fault.StageCertificate, ofTPM(tpm.Unsupported, errors.New("x"))), fault.TPMKeyUnusable, fault.StageCertificate},
+		{"a TPM key with a password", secret(ofTPM(tpm.Protected, errors.New("x"))), fault.TPMKeyUnusable, fault.StageCredential},
+		{"a TPM key with a policy", secret(ofTPM(tpm.Policy, errors.New("x"))), fault.TPMKeyUnusable, fault.StageCredential},
+		{"no TPM", secret(ofTPM(tpm.Unavailable, fs.ErrNotExist)), fault.TPMUnavailable, fault.StageCredential},
+		{"a TPM that dpsd is not allowed to use", secret(ofTPM(tpm.Unavailable, fs.ErrPermission)), fault.TPMUnavailable, fault.StageCredential},
+		{"a busy TPM", secret(ofTPM(tpm.Busy, syscall.EBUSY)), fault.TPMUnavailable, fault.StageCredential},
+		{"a slow TPM", secret(ofTPM(tpm.Slow, context.DeadlineExceeded)), fault.TPMUnavailable, fault.StageCredential},
+		{"another failure of the TPM", secret(ofTPM(tpm.Failed, io.ErrUnexpectedEOF)), fault.TPMUnavailable, fault.StageCredential},
+		{"a locked TPM", secret(ofTPM(tpm.LockedOut, errors.New("x"))), fault.TPMLockedOut, fault.StageCredential},
+		{"a damaged TSS2 file", secret(&tpm.Error{Kind: tpm.Damaged, Op: "read the key", Err: errors.New("x")}), fault.CredentialInvalid, fault.StageCredential},
+		{"no signer", secret(ofSigner(signer.Absent)), fault.SignerFailed, fault.StageCredential},
+		{"a signer that hangs", secret(ofSigner(signer.Slow)), fault.SignerFailed, fault.StageCredential},
+		{"a signer that ends", secret(ofSigner(signer.Ended)), fault.SignerFailed, fault.StageCredential},
+		{"a signer with an invalid answer", secret(ofSigner(signer.Malformed)), fault.SignerFailed, fault.StageCredential},
+		{"a signer without its device", secret(ofSigner(signer.Unavailable)), fault.SignerFailed, fault.StageCredential},
+		{"a signer with a wrong PIN", secret(ofSigner(signer.Refused)), fault.SignerRefused, fault.StageCredential},
+		{"a signer of another user", secret(ofSigner(signer.Untrusted)), fault.SignerRefused, fault.StageCredential},
+		{"a signer that dpsd is not allowed to use", secret(ofSigner(signer.Forbidden)), fault.SignerRefused, fault.StageCredential},
+		{"a signer without a common scheme", secret(ofSigner(signer.Unsupported)), fault.SignerRefused, fault.StageCredential},
 		{"refused", dial(transport.StageTCP, refused), fault.TCPRefused, fault.StageTCP},
 		{"a silent peer", dial(transport.StageTCP, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTCP},
 		{"a TLS peer that does not answer", dial(transport.StageTLS, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.ConnectTimeout, fault.StageTLS},

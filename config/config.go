@@ -36,6 +36,7 @@ type Config struct {
 	State        State
 	Control      Control
 	Certificate  Certificate
+	TPM          TPM
 	Log          Log
 }
 
@@ -97,10 +98,16 @@ type Control struct {
 // Certificate is the table [certificate]: the certificate that DPS issues with the
 // assignment. The zero value means that the table is absent and no certificate is requested.
 type Certificate struct {
-	Request string // "required" or "when-offered"; "" without the table
-	KeyType string // "ec-p256", "ec-p384" or "rsa-2048"
-	RenewAt int    // percentage of the lifetime after which dpsd requests the next certificate; 10 to 95
-	Group   string // name of the group that may read the key and the chain
+	Request  string // "required" or "when-offered"; "" without the table
+	KeyType  string // "ec-p256", "ec-p384" or "rsa-2048"
+	KeyStore string // "file" or "tpm"
+	RenewAt  int    // percentage of the lifetime after which dpsd requests the next certificate; 10 to 95
+	Group    string // name of the group that may read the key and the chain
+}
+
+// TPM is the table [tpm].
+type TPM struct {
+	Device string // absolute path
 }
 
 // CertificateGroup is the default of Certificate.Group. The package creates this group.

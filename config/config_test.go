@@ -74,6 +74,7 @@ func TestDefaults(t *testing.T) {
 			},
 			State:   config.State{Directory: "/var/lib/dpsd", Mode: 0o644},
 			Control: config.Control{Socket: "/run/dpsd/dpsd.sock"},
+			TPM:     config.TPM{Device: "/dev/tpmrm0"},
 			Log:     config.Log{Level: "info"},
 		}
 		if diff := cmp.Diff(want, parse(t, minimal)); diff != "" {
@@ -82,7 +83,7 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("[certificate] alone has defaults, and changes the API version", func(t *testing.T) {
 		want := parse(t, minimal)
-		want.Certificate = config.Certificate{Request: "required", KeyType: "ec-p384", RenewAt: 67, Group: "dpsd-certificate"}
+		want.Certificate = config.Certificate{Request: "required", KeyType: "ec-p384", KeyStore: "file", RenewAt: 67, Group: "dpsd-certificate"}
 		want.DPS.APIVersion = "2026-11-01"
 		for _, text := range []string{minimal + "[certificate]\n", "certificate = {}\n" + minimal} {
 			if diff := cmp.Diff(want, parse(t, text)); diff != "" {
@@ -151,9 +152,11 @@ var settings = []struct {
 	{"certificate", "request", `"when-offered"`, func(c *config.Config) any { return c.Certificate.Request }, "when-offered"},
 	{"certificate", "key_type", `"rsa-2048"`, func(c *config.Config) any { return c.Certificate.KeyType }, "rsa-2048"},
 	{"certificate", "key_type", `"ec-p256"`, func(c *config.Config) any { return c.Certificate.KeyType }, "ec-p256"},
+	{"certificate", "key_store", `"tpm"`, func(c *config.Config) any { return c.Certificate.KeyStore }, "tpm"},
 	{"certificate", "renew_at", `"10%"`, func(c *config.Config) any { return c.Certificate.RenewAt }, 10},
 	{"certificate", "renew_at", `"95%"`, func(c *config.Config) any { return c.Certificate.RenewAt }, 95},
 	{"certificate", "group", `"mosquitto"`, func(c *config.Config) any { return c.Certificate.Group }, "mosquitto"},
+	{"tpm", "device", `"/dev/tpmrm1"`, func(c *config.Config) any { return c.TPM.Device }, "/dev/tpmrm1"},
 	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
 }
 

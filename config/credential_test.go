@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +29,7 @@ func (ticket) Type() attest.Type {
 	})
 }
 
-func (c ticket) Prove(attest.Subject, attest.Secrets, time.Time) (attest.Proof, error) {
+func (c ticket) Prove(context.Context, attest.Subject, attest.Secrets, time.Time) (attest.Proof, error) {
 	return attest.Proof{Password: "ticket"}, nil
 }
 

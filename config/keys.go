@@ -5,6 +5,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config/document"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // key is a key of a table: its name, and functions that read its value, set it to its
@@ -45,7 +46,7 @@ func tables(c *Config, types []attest.Type) tableList {
 			{"websocket_port", port(&c.Transport.WebSocketPort, 443)},
 			{"proxy", proxy(&c.Transport.Proxy, "environment")},
 			{"proxy_user", text(&c.Transport.ProxyUser, "", checkProxyUser)},
-			{"proxy_password", reference(&c.Transport.ProxyPassword)},
+			{"proxy_password", reference(&c.Transport.ProxyPassword, false)},
 			{"ca_file", file(&c.Transport.CAFile, "")},
 			{"proxy_ca_file", file(&c.Transport.ProxyCAFile, "")},
 			{"connect_timeout", duration(&c.Transport.ConnectTimeout, 30*time.Second, 100*time.Millisecond, 10*time.Minute)},
@@ -75,8 +76,12 @@ func tables(c *Config, types []attest.Type) tableList {
 		{name: "certificate", optional: true, keys: []key{
 			{"request", word(&c.Certificate.Request, "required", "required", "when-offered")},
 			{"key_type", word(&c.Certificate.KeyType, "ec-p384", "ec-p256", "ec-p384", "rsa-2048")},
+			{"key_store", word(&c.Certificate.KeyStore, "file", "file", "tpm")},
 			{"renew_at", percentage(&c.Certificate.RenewAt, 67, 10, 95)},
 			{"group", text(&c.Certificate.Group, CertificateGroup, checkGroup)},
+		}},
+		{name: "tpm", keys: []key{
+			{"device", file(&c.TPM.Device, tpm.Path)},
 		}},
 		{name: "log", keys: []key{
 			{"level", word(&c.Log.Level, "info", "debug", "info", "warn", "error")},
@@ -95,10 +100,10 @@ func newCredential(types []attest.Type) *credential {
 	one := &credential{references: map[string]*attest.Reference{}}
 	one.keys = []key{{"type", word(&one.kind, "", typeNames(types)...)}}
 	for _, t := range types {
-		for _, name := range keyNames(t) {
-			if one.references[name] == nil {
-				one.references[name] = new(attest.Reference)
-				one.keys = append(one.keys, key{name, reference(one.references[name])})
+		for _, k := range t.Keys(nil) {
+			if one.references[k.Name] == nil {
+				one.references[k.Name] = new(attest.Reference)
+				one.keys = append(one.keys, key{k.Name, reference(one.references[k.Name], k.Signer)})
 			}
 		}
 	}

@@ -344,13 +344,16 @@ func mode(to *fs.FileMode, standard fs.FileMode) kind {
 	}, func(m fs.FileMode) string { return fmt.Sprintf("%04o", m) })
 }
 
-// reference is "file:/path" or "credential:NAME". Any other value may be a secret, so errors
-// do not contain it.
-func reference(to *attest.Reference) kind {
+// reference is "file:/path" or "credential:NAME", or also "signer:/path" if signer is true. Any
+// other value may be a secret, so errors do not contain it.
+func reference(to *attest.Reference, signer bool) kind {
 	return inQuotes(to, attest.Reference{}, `write "file:/path" or "credential:NAME"`, func(s string) (attest.Reference, *Error) {
 		r, err := attest.ParseReference(s)
-		if err != nil {
+		switch {
+		case err != nil:
 			return r, &Error{Problem: err.Error()}
+		case r.Signer != "" && !signer:
+			return r, &Error{Problem: `"signer:" is allowed only for private_key`, Remedy: `write "file:/path" or "credential:NAME"`}
 		}
 		return r, nil
 	}, attest.Reference.String)

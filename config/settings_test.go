@@ -66,7 +66,7 @@ func TestSettings(t *testing.T) {
 		"the reference":                          config.Reference(),
 		"one that sets everything":               everything(),
 		"one with an empty [certificate]":        minimal + "[certificate]\n",
-		"one with a whole [certificate]":         with("certificate", "request", "\"when-offered\"\nkey_type = \"rsa-2048\"\nrenew_at = \"80%\"\ngroup = \"tls\""),
+		"one with a whole [certificate]":         with("certificate", "request", "\"when-offered\"\nkey_type = \"rsa-2048\"\nkey_store = \"tpm\"\nrenew_at = \"80%\"\ngroup = \"tls\""),
 		"one without a registration ID":          "[dps]\nid_scope = \"0ne1\"\n[[credential]]\ntype = \"x509\"\ncertificate = 'file:/a \"b\\c'\nprivate_key = \"file:/ü/<&>\"\n",
 		"one with paths and words to be cleaned": with("state", "directory", `"/var//lib/./dpsd/"`),
 	} {
@@ -99,8 +99,8 @@ func TestSettings(t *testing.T) {
 	})
 	t.Run("a key of [certificate] has no value unless the table is present", func(t *testing.T) {
 		for text, want := range map[string][]any{
-			minimal: {"2019-03-31", nil, nil, nil, nil},
-			minimal + "[certificate]\nrenew_at = \"50%\"\n": {"2026-11-01", "required", "ec-p384", "50%", "dpsd-certificate"},
+			minimal: {"2019-03-31", nil, nil, nil, nil, nil},
+			minimal + "[certificate]\nrenew_at = \"50%\"\n": {"2026-11-01", "required", "ec-p384", "file", "50%", "dpsd-certificate"},
 		} {
 			_, all := rewritten(t, text)
 			var got []any

@@ -68,7 +68,7 @@ type progress struct {
 	registration   *dps.Registration // nil: no operation is in progress
 	payload        []byte            // of registration
 	unsaved        *store.Record     // assigned by DPS, but not saved yet
-	signer         crypto.Signer     // of the certificate request in registration; nil: it has none
+	public         crypto.PublicKey  // of the certificate request in registration; nil: it has none
 	issued         *issued           // issued by DPS, but not published yet; nil: none
 }
 

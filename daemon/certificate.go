@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"crypto"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/control"
@@ -17,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // This file decides when dpsd requests a certificate from DPS, and checks and publishes what
@@ -82,10 +85,20 @@ func (c *CertificateSettings) need(pair store.Pair, found bool, rec store.Record
 		return "the certificate has expired"
 	case pair.KeyType != string(c.KeyType):
 		return "key_type has changed"
+	case pair.KeyStore != c.store():
+		return "key_store has changed"
 	case !now.Before(c.renewAt(pair)):
 		return "the renewal is due"
 	case requested:
 		return "a new certificate was requested"
+	}
+	return ""
+}
+
+// store returns the key store in the form that package store uses.
+func (c *CertificateSettings) store() string {
+	if c.KeyStore == certificate.InTPM {
+		return string(certificate.InTPM)
 	}
 	return ""
 }
@@ -183,12 +196,12 @@ type issued struct {
 // prepare adds a certificate request to the registration if one is due. The key of the
 // request is durable before it is used, and an unanswered request is repeated with the same
 // key. After an error, the registration contains no request.
-func (a *registration) prepare(now time.Time) error {
+func (a *registration) prepare(ctx context.Context, now time.Time) error {
 	r := a.registration
 	if r.OperationID() != "" {
 		return nil // DPS knows the registration as it is
 	}
-	r.CSR, a.signer = nil, nil
+	r.CSR, a.public = nil, nil
 	c := a.issuing.CertificateSettings
 	if c == nil || a.issuing.postponed || a.issued != nil {
 		return nil
@@ -202,48 +215,96 @@ func (a *registration) prepare(now time.Time) error {
 		rec = store.Record{RegistrationID: a.registrationID}
 	}
 	need := c.need(pair, found, rec, a.issuing.requested, now)
+	if need == "" && pair.KeyStore == string(certificate.InTPM) && a.lost(ctx) {
+		need = "the TPM cannot use the key"
+	}
 	if need == "" {
 		return nil
 	}
-	key, err := a.pendingKey()
+	key, err := a.pendingKey(ctx)
 	if err != nil {
 		return err
 	}
 	csr, err := certificate.Request(key, a.registrationID)
+	public := key.Public()
+	release(key)
 	if err != nil {
 		return err
 	}
 	a.log(event.CertificateRequested, zap.String("why", need), zap.String("keyType", string(c.KeyType)))
-	r.CSR, a.signer = csr, key
+	r.CSR, a.public = csr, public
 	return nil
 }
 
-// pendingKey returns the key of the next request.
-func (a *registration) pendingKey() (crypto.Signer, error) {
+// pendingKey returns the key of the next request, for release. It does not replace the key if the
+// TPM is only unavailable.
+func (a *registration) pendingKey(ctx context.Context) (crypto.Signer, error) {
 	pending, found, err := a.store.PendingKey()
 	if err != nil {
 		return nil, err
 	}
-	if found && pending.RegistrationID == a.registrationID && pending.KeyType == string(a.issuing.KeyType) {
-		if key, err := certificate.ParseKey(pending.PEM); err == nil {
-			return key, nil
+	wanted := store.PendingKey{RegistrationID: a.registrationID, KeyType: string(a.issuing.KeyType), KeyStore: a.issuing.store()}
+	if found && pending.RegistrationID == wanted.RegistrationID && pending.KeyType == wanted.KeyType && pending.KeyStore == wanted.KeyStore {
+		key, err := a.open(ctx, pending.PEM)
+		if hardware, is := errors.AsType[*attest.HardwareError](err); err == nil || is && !hardware.Lost() {
+			return key, err
 		}
 	}
-	text, err := certificate.NewKey(a.issuing.KeyType)
+	if wanted.PEM, err = a.newKey(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.store.SavePendingKey(wanted); err != nil {
+		return nil, err
+	}
+	return a.open(ctx, wanted.PEM)
+}
+
+// newKey creates a private key, in the TPM if that is the key store.
+func (a *registration) newKey(ctx context.Context) ([]byte, error) {
+	if a.issuing.KeyStore == certificate.InTPM {
+		return a.using(ctx, fault.StageCertificate, "a new key").CreateKey(ctx, tpm.Algorithm(a.issuing.KeyType))
+	}
+	return certificate.NewKey(a.issuing.KeyType)
+}
+
+// open returns the private key in a file of the store, for release.
+func (a *registration) open(ctx context.Context, text []byte) (crypto.Signer, error) {
+	if !tpm.Is(text) {
+		return certificate.ParseKey(text)
+	}
+	key, err := a.using(ctx, fault.StageCertificate, "the key of the certificate").LoadKey(ctx, text)
 	if err != nil {
 		return nil, err
 	}
-	err = a.store.SavePendingKey(store.PendingKey{RegistrationID: a.registrationID, KeyType: string(a.issuing.KeyType), PEM: text})
-	if err != nil {
-		return nil, err
+	return key, nil
+}
+
+// release ends the use of a key.
+func release(key crypto.Signer) {
+	if hardware, is := key.(*attest.HardwareKey); is {
+		_ = hardware.Close() // the key has served its purpose
 	}
-	return certificate.ParseKey(text)
+}
+
+// lost reports whether the TPM can no longer use the key of the published certificate.
+func (a *registration) lost(ctx context.Context) bool {
+	text, err := a.store.PairKey()
+	if err != nil || !tpm.Is(text) {
+		return false
+	}
+	key, err := a.open(ctx, text)
+	if err == nil {
+		release(key)
+		return false
+	}
+	hardware, is := errors.AsType[*attest.HardwareError](err)
+	return is && hardware.Lost()
 }
 
 // accept checks the answer to the request, and drops an unusable chain.
 func (a *registration) accept(as *dps.Assignment, now time.Time) error {
-	key := a.signer
-	a.signer = nil
+	key := a.public
+	a.public = nil
 	if key == nil {
 		return nil
 	}
@@ -254,7 +315,7 @@ func (a *registration) accept(as *dps.Assignment, now time.Time) error {
 	}
 	pair := store.Pair{
 		RegistrationID: a.registrationID, DeviceID: as.DeviceID, AssignedHub: as.AssignedHub,
-		KeyType: string(a.issuing.KeyType), Serial: chain.Serial(), SHA256: chain.Fingerprint(), Issuer: foreign.Line(chain.Issuer(), foreign.MaxText),
+		KeyType: string(a.issuing.KeyType), KeyStore: a.issuing.store(), Serial: chain.Serial(), SHA256: chain.Fingerprint(), Issuer: foreign.Line(chain.Issuer(), foreign.MaxText),
 	}
 	pair.NotBefore, pair.NotAfter, pair.ExpiresFirst = chain.Validity()
 	a.issued = &issued{pair, chain.PEM()}
@@ -303,7 +364,7 @@ func (s *supervisor) requestLost(r registered, failed failure, now time.Time) {
 		i.notBefore = now.Add(gap)
 	} else if i.lost >= lostLimit {
 		i.notBefore = now.Add(s.settings.Retry.Unanswered(failed.Wait, &i.history, s.random))
-		s.progress.registration, s.progress.signer = nil, nil
+		s.progress.registration, s.progress.public = nil, nil
 	}
 }
 
@@ -311,7 +372,7 @@ func (s *supervisor) requestLost(r registered, failed failure, now time.Time) {
 // refused one with it.
 func (s *supervisor) certificateRefused(r registered, now time.Time) failure {
 	r.certificateErr = classify.At(fault.StageCertificate, &certificate.RefusedError{Err: r.err})
-	s.progress.registration, s.progress.signer = nil, nil
+	s.progress.registration, s.progress.public = nil, nil
 	failed := s.certificateFailure(r, now)
 	s.issuance.refusal = failed.Fault
 	failed.Wait = s.settings.Retry.WithoutRequest(failed.Fault)

@@ -58,6 +58,7 @@ type Settings struct {
 type CertificateSettings struct {
 	Required bool // dpsd is ready only with a valid certificate
 	KeyType  certificate.KeyType
+	KeyStore certificate.KeyStore
 	RenewAt  int // percentage of the lifetime after which the next one is requested
 }
 

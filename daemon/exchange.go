@@ -71,13 +71,17 @@ func (a *registration) converse(ctx context.Context, r *registered) (session.Ses
 	if dialer.Sessions != nil && !dialer.FullHandshake {
 		handshakes++ // one that offers a session may have to be repeated
 	}
+	handshake := cmp.Or(dialer.Timeout, transport.DefaultTimeout)
+	if r.request.Proof.Hardware() {
+		handshake += hardwareLimit // a signature cannot be interrupted by the time-out
+	}
 	limit := cmp.Or(a.settings.ResponseTimeout, dps.DefaultResponseTimeout)
 	r.request.Connected = func(conn *transport.Conn) error {
 		a.connected(conn, r)
 		a.enter(ctx, fault.StageConnect, limit, "Connected to "+conn.Address+" ("+string(conn.Protocol)+"); signing in as "+a.registrationID)
 		return nil
 	}
-	a.enter(ctx, fault.StageTCP, cmp.Or(dialer.Timeout, transport.DefaultTimeout)*time.Duration(handshakes), "Connecting to "+dialer.Host)
+	a.enter(ctx, fault.StageTCP, handshake*time.Duration(handshakes), "Connecting to "+dialer.Host)
 	s, err := r.request.Open(ctx)
 	r.inspector = s.Inspector
 	if err != nil {

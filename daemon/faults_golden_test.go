@@ -28,12 +28,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
@@ -154,6 +156,22 @@ var provocations = map[fault.Code]provocation{
 		g.Settings.Credentials = []attest.Credential{g.certificate("another-device")}
 	}},
 	fault.CertificateExpired: {set: expired},
+	fault.TPMKeyUnusable:     {set: func(g *gateway) { g.inTPM().Reset() }},
+	fault.TPMUnavailable:     {set: func(g *gateway) { g.inTPM().Absent = true }},
+	fault.TPMLockedOut: {set: func(g *gateway) {
+		g.inTPM().Before = func(c tpm2.TPMCC, _ int) (tpm2.TPMRC, error) {
+			if c == tpm2.TPMCCLoad {
+				return tpm2.TPMRCLockout, nil
+			}
+			return 0, nil
+		}
+	}},
+	fault.SignerFailed: {set: func(g *gateway) {
+		x := g.certificate(device).(attest.X509)
+		x.PrivateKey = attest.Reference{Signer: filepath.Join(g.dir, "signer.sock")}
+		g.Settings.Credentials = []attest.Credential{x}
+	}},
+	fault.SignerRefused: {inject: classify.At(fault.StageCredential, refusing(signer.Refused, signer.CodeRefused, "the PIN is wrong"))},
 
 	fault.NetworkUnreachable: dialling(os.NewSyscallError("connect", syscall.ENETUNREACH)),
 	fault.ResolverMissing:    dialling(&net.DNSError{Err: "read udp 127.0.0.1:41000->127.0.0.1:53: read: connection refused", Name: "global.azure-devices-provisioning.net", Server: "127.0.0.1:53"}),

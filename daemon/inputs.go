@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,53 @@ type inputs struct {
 	due      time.Time     // of the next check; zero: no input can have caused a wait
 	checking bool          // a check is running; a file system can hang
 	found    chan findings // of a check
+
+	hardware hardware
+}
+
+// hardware is a TPM device or the socket of a signer that is watched because it was not
+// available for the last attempt.
+type hardware struct {
+	path    string          // "": none
+	watched string          // the path of changes
+	changes <-chan struct{} // from Watch; nil: nothing is watched
+	unwatch context.CancelFunc
+}
+
+// follow watches the current path.
+func (h *hardware) follow(ctx context.Context, watch func(context.Context, ...string) <-chan struct{}) {
+	if h.path == h.watched {
+		return
+	}
+	h.leave()
+	ctx, h.unwatch = context.WithCancel(ctx)
+	h.watched, h.changes = h.path, watch(ctx, h.path)
+}
+
+// leave ends the watch.
+func (h *hardware) leave() {
+	if h.unwatch != nil {
+		h.unwatch()
+	}
+	h.watched, h.changes, h.unwatch = "", nil, nil
+}
+
+// hardwareChanged schedules an attempt, because the TPM or the signer may now be available.
+func (s *supervisor) hardwareChanged(now time.Time) {
+	s.credentials.first()
+	s.request(s.schedule.afterChange(now.Add(settle)), "a TPM or a signer has changed")
+}
+
+// suspectHardware selects the TPM or the signer to watch: the one that err names. err is the error
+// of an attempt. The watch continues while dpsd tries the other credentials of the round. If err is
+// nil, the watch ends.
+func (s *supervisor) suspectHardware(f fault.Fault, err error) {
+	if err == nil || s.credentials.tried == 0 {
+		s.inputs.hardware.path = ""
+	}
+	if of, is := errors.AsType[*attest.HardwareError](err); is && f.Class == fault.Transient {
+		s.inputs.hardware.path = of.Path
+	}
 }
 
 // watchInputs watches the files that the settings name. Changes that the watch before has
@@ -90,13 +138,20 @@ func (s *supervisor) inputsChanged(now time.Time) {
 // has failed in this round, or if the registration ID may change. err is the error that f
 // names.
 func (s *supervisor) suspectInputs(f fault.Fault, err error, now time.Time) {
-	if f.Class == fault.Input && f.Code != fault.ProxyAddress { // the environment stays as it is
+	// The environment of a process does not change, and a check uses neither a TPM nor a signer.
+	if f.Class == fault.Input && f.Code != fault.ProxyAddress && !ofHardware(err) {
 		s.inputs.failed = append(s.inputs.failed, err.Error())
 	}
 	s.inputs.due = time.Time{}
 	if len(s.inputs.failed) > 0 || s.settings.RegistrationID.Varies() && s.keptID() == "" {
 		s.inputs.due = now.Add(inputsEvery)
 	}
+}
+
+// ofHardware reports whether an error is about a TPM, a signer, or the key of a signer.
+func ofHardware(err error) bool {
+	secret, is := errors.AsType[*attest.SecretError](err)
+	return is && secret.Reference.Signer != "" || errors.As(err, new(*attest.HardwareError))
 }
 
 // checkInputs starts a check, without waiting for it.
@@ -157,9 +212,10 @@ func (c *inputCheck) run(now time.Time) (found findings) {
 	found.registrationID = id
 	_, err := session.ReadPayload(c.settings.PayloadFile)
 	met(err)
+	c.secrets.FilesOnly = true // do not use a TPM or a signer every ten seconds
 	resource := dps.Identity{IDScope: c.settings.IDScope, RegistrationID: id}.Resource()
 	for _, credential := range c.settings.Credentials {
-		_, err := credential.Prove(attest.Subject{Resource: resource, RegistrationID: id}, c.secrets, now)
+		_, err := credential.Prove(context.Background(), attest.Subject{Resource: resource, RegistrationID: id}, c.secrets, now)
 		met(err)
 	}
 	if c.settings.ProxyUser != "" {

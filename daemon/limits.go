@@ -26,6 +26,11 @@ const (
 	keyLimit = saveLimit + time.Minute
 	// forcedGap is the least time between registrations that were requested.
 	forcedGap = time.Minute
+	// hardwareLimit is how long a TPM or a signer may take to make a key usable, or to sign a token
+	// or a certificate request. A TPM performs two operations (each at most tpm.Deadline), and then
+	// has five seconds to remove the key. A signer answers two requests (each at most
+	// signer.Timeout).
+	hardwareLimit = 65 * time.Second
 	// idle is the longest sleep of the supervisor: once a day it checks the expiry of the
 	// certificate.
 	idle = 24 * time.Hour

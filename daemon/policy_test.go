@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"os"
 	"regexp"
 	"strings"
@@ -251,7 +252,7 @@ func TestAnExpiringCertificateIsAnnounced(t *testing.T) {
 		g.Settings.Credentials = []attest.Credential{g.certificate(device)}
 		g.run()
 		g.until("assigned", 1)
-		proof, err := g.Settings.Credentials[0].Prove(attest.Subject{RegistrationID: device}, attest.Secrets{}, time.Now())
+		proof, err := g.Settings.Credentials[0].Prove(context.Background(), attest.Subject{RegistrationID: device}, attest.Secrets{}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

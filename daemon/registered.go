@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"time"
 
 	"go.uber.org/zap"
@@ -56,6 +57,7 @@ func (r registered) finish(s *supervisor, now time.Time) (err error) {
 		s.certificate.what, s.certificate.at, s.certificate.because = r.expiry.what, r.expiry.at, r.expiry.because
 	}
 	var failed failure
+	s.suspectHardware(classify.Classify(cmp.Or(r.err, r.certificateErr)), cmp.Or(r.err, r.certificateErr))
 	switch {
 	case r.requestRefused():
 		failed = s.certificateRefused(r, now)

@@ -96,19 +96,21 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 	}
 	if a.issuing.CertificateSettings != nil {
 		a.enter(ctx, fault.StageCertificate, keyLimit, "Preparing the certificate request")
-		if err := a.prepare(a.now()); err != nil {
+		if err := a.prepare(ctx, a.now()); err != nil {
 			r.certificateErr = classify.At(fault.StageCertificate, err)
 		}
-		r.requested = a.signer != nil
+		r.requested = a.public != nil
 	}
 	a.enter(ctx, fault.StageCredential, overdue, "Reading "+r.credential)
 	r.request = session.Request{
 		Identity: a.registration.Identity, Source: a.settings.RegistrationID,
 		KeepAlive: a.settings.KeepAlive, ResponseTimeout: a.settings.ResponseTimeout,
 	}
-	if r.request.Proof, err = session.Prove(a.credential, r.request.Identity, a.secrets, a.now()); err != nil {
+	secrets := a.using(ctx, fault.StageCredential, r.credential)
+	if r.request.Proof, err = session.Prove(ctx, a.credential, r.request.Identity, secrets, a.now()); err != nil {
 		return classify.At(fault.StageCredential, err)
 	}
+	defer func() { _ = r.request.Proof.Close() }() // an error does not change the result of the attempt
 	if invalid := r.request.Proof.Validity; invalid != nil {
 		a.log(event.CertificateNotValidNow, zap.Error(invalid))
 	}
@@ -133,6 +135,14 @@ func (a *registration) provision(ctx context.Context, r *registered) (err error)
 	}
 	a.unsaved = a.toRecord(assignment)
 	return nil
+}
+
+// using returns the secrets for a step. If the step uses a TPM or a signer, the status shows this,
+// and the step has its own time limit, because some need many seconds.
+func (a *registration) using(ctx context.Context, stage fault.Stage, what string) attest.Secrets {
+	s := a.secrets
+	s.Waiting = func(hardware string) { a.enter(ctx, stage, hardwareLimit, "Waiting for "+hardware+" ("+what+")") }
+	return s
 }
 
 // dialer returns the dialer of the settings with the proxy's password, the protocol that

@@ -139,7 +139,7 @@ func (s *supervisor) close() {
 func (s *supervisor) run(ctx context.Context) error {
 	now := s.now()
 	s.watchInputs(ctx)
-	defer func() { s.inputs.unwatch() }()
+	defer func() { s.inputs.unwatch(); s.inputs.hardware.leave() }()
 	s.watchState(ctx)
 	s.watchConfiguration(ctx, now)
 	defer func() { s.file.leave() }()
@@ -156,6 +156,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		if s.systemd.ready {
 			s.file.leave()
 		}
+		s.inputs.hardware.follow(ctx, s.watchFiles)
 		s.planCertificate(now)
 		s.announceExpiry(now)
 		s.board.Post(s.status(now))
@@ -189,6 +190,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			act = s.file.hangup
 		case <-s.inputs.changes:
 			act = s.inputsChanged
+		case <-s.inputs.hardware.changes:
+			act = s.hardwareChanged
 		case found := <-s.inputs.found:
 			act = func(now time.Time) { s.foundInputs(found, now) }
 		case <-s.file.changes:

@@ -91,7 +91,7 @@ var catalogue = []Entry{
 		Meaning:  "dpsd registers again, at most once a minute. Before the first READY, dpsd reads a changed dpsd.toml without a reload."},
 	{Name: ReloadRefused, Priority: Error, Same: []string{"error"},
 		Sentence: "The new configuration is invalid; the previous one stays in effect: {error}",
-		Meaning:  "Correct dpsd.toml at the place named in the error. Until the first READY, dpsd applies the correction automatically. After that, run: systemctl reload dpsd. For a change to [state], [control], [log] or the group in [certificate], run: systemctl restart --no-block dpsd"},
+		Meaning:  "Correct dpsd.toml at the place named in the error. Until the first READY, dpsd applies the correction automatically. After that, run: systemctl reload dpsd. For a change to [state], [control], [tpm], [log] or the group in [certificate], run: systemctl restart --no-block dpsd"},
 	{Name: CertificateExpires, Priority: Warning, Same: []string{"certificate", "withinDays"},
 		Sentence: "The {certificate} expires on {notAfter}[, because {because} does][. {advice}]",
 		Meaning:  "Logged 30, 7 and 1 days before the certificate or a certificate in its chain expires, whichever is first; for the issued certificate, only if it was not renewed in time. dpsd reads a renewed device certificate in a file immediately, and one in a systemd credential after a restart."},

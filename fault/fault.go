@@ -26,6 +26,11 @@ const (
 	CredentialEncrypted  Code = "credential-encrypted"
 	CredentialInvalid    Code = "credential-invalid"
 	CertificateExpired   Code = "certificate-expired"
+	TPMKeyUnusable       Code = "tpm-key-unusable"
+	TPMUnavailable       Code = "tpm-unavailable"
+	TPMLockedOut         Code = "tpm-locked-out"
+	SignerFailed         Code = "signer-failed"
+	SignerRefused        Code = "signer-refused"
 
 	NetworkUnreachable   Code = "network-unreachable"
 	ResolverMissing      Code = "resolver-missing"
@@ -99,10 +104,10 @@ type Class string
 // The classes.
 const (
 	Offline       Class = "offline"       // no route, no resolver, interface down
-	Transient     Class = "transient"     // temporary failure of the network or the service
+	Transient     Class = "transient"     // temporary failure of the network, the service, a TPM or a signer
 	Throttling    Class = "throttled"     // 429
 	Credential    Class = "credential"    // this credential was refused; another may work
-	Input         Class = "input"         // a file on this gateway is missing or unusable
+	Input         Class = "input"         // a file or a key on this gateway is missing or unusable
 	Enrollment    Class = "enrollment"    // requires a change at the service
 	Interception  Class = "interception"  // something other than DPS answered
 	Clock         Class = "clock"         // this gateway's clock explains the failure
@@ -127,7 +132,7 @@ func (c Class) Next() string {
 	case Credential:
 		return "dpsd tries the next credential immediately. After all were refused, it retries after refused_initial, later at least every refused_max, and immediately when a credential file changes."
 	case Input:
-		return "dpsd checks its inputs every 10 seconds, without contacting DPS, and retries as soon as one has changed. Otherwise it retries as after a refusal."
+		return "dpsd checks its inputs every 10 seconds, without contacting DPS or using a TPM or a signer, and retries as soon as one has changed. Otherwise it retries as after a refusal."
 	case Enrollment:
 		return "dpsd retries after refused_initial, and later at least every refused_max. Until DPS has assigned the gateway, it also retries within 10 seconds after a new host name or serial number has changed the registration ID."
 	case Interception:

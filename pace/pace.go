@@ -72,7 +72,12 @@ func (r Retry) withDefaults() Retry {
 type History struct {
 	offline, transient, throttled, refused uint32        // enough for a century of attempts
 	transientFor, refusedFor               time.Duration // sum of the waits; once above Early or RefusedEarly, no longer exact
+	hardwareFor                            time.Duration // sum of the waits for a TPM or a signer; once above HardwareGrace, no longer exact
 }
+
+// HardwareGrace is how long dpsd waits for a TPM or a signer that is not available before it uses
+// the next credential. At a boot, most of them appear earlier.
+const HardwareGrace = 30 * time.Second
 
 // After returns the wait after fault f and its retry class, and counts f. more reports that
 // this cycle has another credential. The service's Retry-After is the minimum in every
@@ -97,14 +102,26 @@ func (r Retry) After(f fault.Fault, more bool, h *History, random *rand.Rand) (t
 		spread := min(r.Spread*time.Duration(h.throttled), r.SpreadMax)
 		wait, jitter, lane = r.Initial, upTo(spread, random), LaneThrottled
 	default:
+		if more && Hardware(f) && h.hardwareFor >= HardwareGrace {
+			return f.RetryAfter, LaneNext
+		}
 		d := r.transient(f, h)
 		wait, lane = upperHalf(d, random), LaneTransient
+		if Hardware(f) {
+			h.hardwareFor = min(h.hardwareFor, HardwareGrace) + wait
+		}
 		h.transientFor = min(h.transientFor, r.Early) + wait
 		if f.RetryAfter > 0 {
 			jitter = upTo(d, random)
 		}
 	}
 	return max(wait, f.RetryAfter) + jitter, lane
+}
+
+// Hardware reports whether f means that the TPM or the signer that holds the key of a credential is
+// not available.
+func Hardware(f fault.Fault) bool {
+	return f.Stage != fault.StageCertificate && (f.Code == fault.TPMUnavailable || f.Code == fault.SignerFailed)
 }
 
 // transient returns an exponential delay. After a failed connection, it is limited at

@@ -92,6 +92,12 @@ func TestDelays(t *testing.T) {
 		{"after a missing serial number, no other credential is tried", after(fault.Input, fault.StageIdentity, 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
 		{"without an enrollment, no other credential is tried", after(fault.Enrollment, "", 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
 		{"a wrong clock is in the refused class", after(fault.Clock, "", 0), true, History{}, LaneRefused, 22500 * time.Millisecond, 37500 * time.Millisecond},
+		{"dpsd waits for a TPM for half a minute", fault.Fault{Code: fault.TPMUnavailable, Class: fault.Transient, Stage: fault.StageCredential}, true, History{hardwareFor: 30*time.Second - 1}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"if the TPM is still not available, the next credential is tried immediately", fault.Fault{Code: fault.TPMUnavailable, Class: fault.Transient, Stage: fault.StageCredential}, true, History{hardwareFor: 30 * time.Second}, LaneNext, 0, 0},
+		{"the next credential is also tried if the signer fails during a handshake", fault.Fault{Code: fault.SignerFailed, Class: fault.Transient, Stage: fault.StageTLS}, true, History{hardwareFor: 30 * time.Second}, LaneNext, 0, 0},
+		{"without another credential, dpsd continues to wait for the TPM", fault.Fault{Code: fault.TPMUnavailable, Class: fault.Transient, Stage: fault.StageCredential}, false, History{transient: 3, hardwareFor: 30 * time.Second}, LaneTransient, 4 * time.Second, 8 * time.Second},
+		{"dpsd does not use another credential because of the TPM key of an issued certificate", fault.Fault{Code: fault.TPMUnavailable, Class: fault.Transient, Stage: fault.StageCertificate}, true, History{hardwareFor: 30 * time.Second}, LaneTransient, 500 * time.Millisecond, time.Second},
+		{"dpsd does not use another credential because of another transient fault", after(fault.Transient, fault.StageTLS, 0), true, History{transient: 3, hardwareFor: time.Hour}, LaneTransient, 4 * time.Second, 8 * time.Second},
 		{"the Retry-After applies to the refused class too", after(fault.Enrollment, "", 24*time.Hour), false, History{}, LaneRefused, 24 * time.Hour, 24 * time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -108,6 +114,27 @@ func TestDelays(t *testing.T) {
 				t.Errorf("200 gateways wait %s to %s, want nearly %s to %s", shortest, longest, tt.least, tt.max)
 			}
 		})
+	}
+}
+
+func TestTheNextCredentialIsTriedAfterHalfAMinuteWithoutTheTPM(t *testing.T) {
+	for seed := range uint64(200) {
+		var h History
+		random, waited := seeded(seed), time.Duration(0)
+		for {
+			// A failed connection does not count.
+			Retry{}.After(fault.Fault{Code: "x", Class: fault.Transient, Stage: fault.StageTCP}, true, &h, random)
+			wait, lane := Retry{}.After(fault.Fault{Code: fault.TPMUnavailable, Class: fault.Transient, Stage: fault.StageCredential}, true, &h, random)
+			if waited += wait; lane == LaneNext {
+				break
+			}
+			if waited > 5*time.Minute {
+				t.Fatal("the next credential is never tried")
+			}
+		}
+		if waited < 30*time.Second {
+			t.Errorf("the next credential is tried after %s", waited)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ func PrivateKey(text []byte) (crypto.Signer, error) {
 	case key.Type == "ENCRYPTED PRIVATE KEY", key.Encrypted:
 		return nil, &input.Mistake{What: ErrPassphrase.Error(), Command: toPKCS8, Err: ErrPassphrase}
 	case key.Type == "TSS2 PRIVATE KEY":
-		return nil, &input.Mistake{What: "a key sealed by a TPM, which dpsd does not support", Command: newKey, Then: newCertificate, Err: ErrUnsupportedKey}
+		return nil, &input.Mistake{What: "a TPM key, which only its TPM can use", Err: ErrUnsupportedKey}
 	case key.Type == "OPENSSH PRIVATE KEY" && bytes.Contains(key.Bytes, []byte("ssh-ed25519")):
 		return nil, Unsupported("an Ed25519 private key in OpenSSH format, which the service does not accept")
 	case key.Type == "OPENSSH PRIVATE KEY":

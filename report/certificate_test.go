@@ -23,6 +23,8 @@ import (
 
 	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/test/pair"
+	"github.com/dpsd-project/dpsd/tpm"
+	"github.com/dpsd-project/dpsd/tpm/tpmtest"
 )
 
 // archive returns the parts of a report about a state directory. said is the output of every
@@ -48,16 +50,21 @@ func archive(t *testing.T, state, said string) map[string]string {
 func forms(t *testing.T, key []byte) map[string]string {
 	t.Helper()
 	block, _ := pem.Decode(key)
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
+	var parsed any // a TPM key is not readable
+	if !tpm.Is(key) {
+		var err error
+		if parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes); err != nil {
+			t.Fatal(err)
+		}
 	}
 	secrets := map[string][]byte{"the DER": block.Bytes, "the PEM": key}
 	switch k := parsed.(type) {
 	case *ecdsa.PrivateKey:
-		if secrets["the scalar"], err = k.Bytes(); err != nil {
+		scalar, err := k.Bytes()
+		if err != nil {
 			t.Fatal(err)
 		}
+		secrets["the scalar"] = scalar
 	case *rsa.PrivateKey:
 		secrets["the exponent"], secrets["a prime"] = k.D.Bytes(), k.Primes[0].Bytes()
 	}
@@ -85,8 +92,14 @@ func forms(t *testing.T, key []byte) map[string]string {
 // published returns a state directory with an issued certificate, and its pair.
 func published(t *testing.T, of certificate.KeyType) (state string, p pair.Pair) {
 	t.Helper()
+	return publishedWith(t, pair.Certificate{KeyType: of})
+}
+
+func publishedWith(t *testing.T, c pair.Certificate) (state string, p pair.Pair) {
+	t.Helper()
 	state = t.TempDir()
-	p, err := pair.PublishWithRecord(state, pair.Certificate{KeyType: of, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)})
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	p, err := pair.PublishWithRecord(state, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,10 +129,17 @@ func TestTheArchiveContainsTheIssuedChainAndItsMetadata(t *testing.T) {
 }
 
 func TestNoKeyOfAnIssuedCertificateReachesTheArchive(t *testing.T) {
-	for _, of := range []certificate.KeyType{certificate.P256, certificate.P384, certificate.RSA2048} {
-		t.Run(string(of), func(t *testing.T) {
-			state, p := published(t, of)
-			pending, err := certificate.NewKey(of)
+	inTPM, err := (&tpm.Device{Open: new(tpmtest.TPM).Open}).Create(t.Context(), tpm.P256, tpm.Owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]pair.Certificate{
+		"EC on P-256": {KeyType: certificate.P256}, "EC on P-384": {KeyType: certificate.P384}, "RSA": {KeyType: certificate.RSA2048},
+		"in the TPM": {KeyType: certificate.P256, TPMKey: inTPM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state, p := publishedWith(t, c)
+			pending, err := certificate.NewKey(c.KeyType)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -36,10 +36,10 @@ type Proof struct {
 	Validity error
 }
 
-// Prove returns the proof of a credential for the identity. Its errors are those of
-// attest.Credential, except *attest.CertificateError.
-func Prove(c attest.Credential, identity dps.Identity, secrets attest.Secrets, now time.Time) (Proof, error) {
-	proof, err := c.Prove(attest.Subject{Resource: identity.Resource(), RegistrationID: identity.RegistrationID}, secrets, now)
+// Prove returns the proof of a credential for the identity. Close the proof when the attempt ends.
+// The errors are those of attest.Credential, except *attest.CertificateError.
+func Prove(ctx context.Context, c attest.Credential, identity dps.Identity, secrets attest.Secrets, now time.Time) (Proof, error) {
+	proof, err := c.Prove(ctx, attest.Subject{Resource: identity.Resource(), RegistrationID: identity.RegistrationID}, secrets, now)
 	if errors.As(err, new(*attest.CertificateError)) {
 		return Proof{Proof: proof, Validity: err}, nil
 	}
@@ -77,6 +77,9 @@ func (r *Request) Open(ctx context.Context) (s Session, err error) {
 	if s.Conn, err = r.Dialer.Dial(ctx, r.Proof.Certificate); err != nil {
 		if refused := (*transport.RefusedError)(nil); errors.As(err, &refused) {
 			s.Inspector = classify.Inspector(refused.Host, refused.Issuer)
+		}
+		if failed := r.Proof.KeyError(); failed != nil && ctx.Err() == nil {
+			return s, classify.At(fault.StageCredential, failed)
 		}
 		return s, classify.At(fault.StageTCP, err)
 	}

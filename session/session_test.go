@@ -56,7 +56,7 @@ func request(t *testing.T, rules ...simulator.Rule) (*Request, *simulator.Server
 			},
 		},
 	}
-	if r.Proof, err = Prove(attest.SymmetricKey{Key: attest.Reference{File: key}}, r.Identity, attest.Secrets{}, time.Now()); err != nil {
+	if r.Proof, err = Prove(context.Background(), attest.SymmetricKey{Key: attest.Reference{File: key}}, r.Identity, attest.Secrets{}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	return r, sim
@@ -134,7 +134,7 @@ func TestAnErrorOfConnectedEndsTheSessionBeforeCONNECT(t *testing.T) {
 
 func TestACertificateThatIsNotValidNowIsUsedAndExplainsARefusal(t *testing.T) {
 	expired := &attest.CertificateError{Err: attest.ErrExpired}
-	proof, err := Prove(credential{err: expired}, dps.Identity{}, attest.Secrets{}, time.Now())
+	proof, err := Prove(context.Background(), credential{err: expired}, dps.Identity{}, attest.Secrets{}, time.Now())
 	if err != nil || !errors.Is(proof.Validity, attest.ErrExpired) {
 		t.Fatalf("got %+v, %v", proof, err)
 	}
@@ -150,7 +150,7 @@ func TestACertificateThatIsNotValidNowIsUsedAndExplainsARefusal(t *testing.T) {
 		t.Errorf("with an implausible clock: %v", f)
 	}
 	missing := &attest.SecretError{Err: os.ErrNotExist}
-	if _, err := Prove(credential{err: missing}, dps.Identity{}, attest.Secrets{}, time.Now()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Prove(context.Background(), credential{err: missing}, dps.Identity{}, attest.Secrets{}, time.Now()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing key: %v", err)
 	}
 }
@@ -161,6 +161,6 @@ type credential struct {
 	err error
 }
 
-func (c credential) Prove(attest.Subject, attest.Secrets, time.Time) (attest.Proof, error) {
+func (c credential) Prove(context.Context, attest.Subject, attest.Secrets, time.Time) (attest.Proof, error) {
 	return attest.Proof{}, c.err
 }

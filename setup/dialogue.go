@@ -220,6 +220,20 @@ func (d *Dialogue) key(id string, group bool) (*Credential, error) {
 	}
 }
 
+// AskKey asks until the answer is a symmetric key. It does not show the key.
+func (d *Dialogue) AskKey() ([]byte, error) {
+	for {
+		key, note, err := d.paste()
+		if err == nil {
+			d.note(note)
+			return key, nil
+		}
+		if err := d.again(err); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // paste asks for a key and does not show it. A key with line breaks arrives in several lines.
 func (d *Dialogue) paste() (key []byte, note string, err error) {
 	text, err := d.Console.AskSecret("   Primary key (not shown): ", false)

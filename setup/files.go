@@ -33,6 +33,8 @@ type File struct {
 	Group int
 	// Secret means that the text must not be shown.
 	Secret bool
+	// Old is the only content of an existing file that may be replaced; nil means any content.
+	Old []byte
 }
 
 // Place describes where the files belong, and which group may read the credential.
@@ -91,10 +93,8 @@ func PlaceFor(file string, m Machine) *Place {
 func (p *Place) Files(a Answers, previous *Previous, extra Extra) (files []File, err error) {
 	credential := ""
 	add := func(key, name string, text []byte) {
-		f := File{Path: filepath.Join(p.Keys, name), Text: text, Mode: 0o600, Group: p.KeyGroup, Secret: name != certificateName}
-		if p.KeyGroup >= 0 {
-			f.Mode = 0o640
-		}
+		f := p.keyFile(filepath.Join(p.Keys, name), text)
+		f.Secret = name != certificateName
 		files = append(files, f)
 		credential += config.Setting{Key: key, Value: attest.Reference{File: f.Path}.String()}.TOML() + "\n"
 	}
@@ -168,7 +168,11 @@ type pending struct {
 // *ExistsError or, with replace, keeps a copy as FILE.orig. It returns the names of the copies.
 func Write(ctx context.Context, files []File, replace bool) (copies []string, err error) {
 	all := make([]pending, len(files))
+	locked := map[string]*os.File{}
 	defer func() {
+		for _, d := range locked {
+			defer d.Close()
+		}
 		for i := range all {
 			p := &all[i]
 			if !p.published {
@@ -186,8 +190,14 @@ func Write(ctx context.Context, files []File, replace bool) (copies []string, er
 		}
 	}()
 	for i, f := range files {
-		if err := directory(filepath.Dir(f.Path), f); err != nil {
+		dir := filepath.Dir(f.Path)
+		if err := directory(dir, f); err != nil {
 			return nil, err
+		}
+		if locked[dir] == nil {
+			if locked[dir], err = lock(dir); err != nil {
+				return nil, notWritten(f.Path, err)
+			}
 		}
 		all[i].File = f
 		if err := prepare(&all[i], replace); err != nil {
@@ -254,12 +264,26 @@ func directory(path string, f File) error {
 	return err
 }
 
+// lock waits until no other process is writing files to a directory with Write.
+func lock(directory string) (*os.File, error) {
+	d, err := os.Open(directory)
+	if err == nil {
+		_ = unix.Flock(int(d.Fd()), unix.LOCK_EX) // some file systems do not support it
+	}
+	return d, err
+}
+
 // prepare writes a file under a temporary name in the same directory, and removes temporary files
 // that an interrupted process has left there.
 func prepare(p *pending, replace bool) (err error) {
 	if _, err := os.Lstat(p.Path); err == nil {
 		if !replace {
 			return &ExistsError{p.Path}
+		}
+		if p.Old != nil {
+			if now, err := input.Read(p.Path, maxFile); err != nil || !bytes.Equal(now, p.Old) {
+				return &ExistsError{p.Path} // another process has changed it since then
+			}
 		}
 		p.replaces = true
 		// A link to another partition remains a link.

@@ -7,6 +7,7 @@
 package setup
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -20,6 +21,7 @@ import (
 	"github.com/dpsd-project/dpsd/config"
 	"github.com/dpsd-project/dpsd/input"
 	"github.com/dpsd-project/dpsd/pemfile"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // Answers are the values that identify a gateway.
@@ -58,7 +60,7 @@ func (m *Mistake) Error() string {
 	return m.What + "\n" + m.Advice
 }
 
-// The expressions of this package are compiled when they are used, and not at each start of the
+// The regular expressions of this package are compiled when they are used, not at each start of the
 // daemon.
 
 // azureKey matches a key that Azure has generated (64 bytes), or that is derived from one (32).
@@ -276,7 +278,9 @@ func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Cr
 	if want != "" && !strings.EqualFold(id, want) {
 		return nil, "", nil, &Mistake{fmt.Sprintf("the common name of the certificate is %q, not the Registration ID %q; DPS requires them to be equal", id, want), ""}
 	}
-	_, err = x.Prove(attest.Subject{RegistrationID: id}, attest.Secrets{}, now)
+	// The key may be for the TPM of another machine, or this user may have no access to the TPM.
+	// dpsd check tests the key.
+	_, err = x.Prove(context.Background(), attest.Subject{RegistrationID: id}, attest.Secrets{FilesOnly: true}, now)
 	if errors.As(err, new(*attest.CertificateError)) {
 		doubt, err = err, nil
 	}
@@ -300,6 +304,12 @@ func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Cr
 		return nil, "", nil, err
 	}
 	defer clear(text)
+	if tpm.Is(text) {
+		if c.PrivateKey, err = tpmKey(text); err != nil {
+			return nil, "", nil, err
+		}
+		return c, id, doubt, nil
+	}
 	key, err := pemfile.PrivateKey(text)
 	if err != nil {
 		return nil, "", nil, err
@@ -311,6 +321,20 @@ func ReadCertificate(certificate, privateKey, want string, now time.Time) (c *Cr
 	defer clear(der)
 	c.PrivateKey = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	return c, id, doubt, nil
+}
+
+// tpmKey returns the TSS2 key in a text, without the certificates in it.
+func tpmKey(text []byte) ([]byte, error) {
+	blocks, err := pemfile.Blocks(text)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blocks {
+		if key := pem.EncodeToMemory(&pem.Block{Type: b.Type, Bytes: b.Bytes}); tpm.Is(key) {
+			return key, nil
+		}
+	}
+	return nil, pemfile.ErrNotPrivateKey // impossible if tpm.Is(text)
 }
 
 // advised returns an error with its remedy as a *Mistake.

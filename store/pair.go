@@ -16,9 +16,9 @@ import (
 // Certificate describes the issued certificate in a Record.
 type Certificate struct {
 	// CertificateFile is the absolute path of the chain in PEM: the gateway's certificate
-	// first. PrivateKeyFile is the absolute path of its key in PEM (PKCS #8). Both are in
-	// one directory, which never changes. It exists until the certificate has expired, or
-	// until dpsd has published four later ones.
+	// first. PrivateKeyFile is the absolute path of its key in PEM: PKCS #8, or TSS2 if the
+	// key is in the TPM. Both are in one directory, which never changes. It exists until the
+	// certificate has expired, or until dpsd has published four later ones.
 	CertificateFile string `json:"certificateFile"`
 	PrivateKeyFile  string `json:"privateKeyFile"`
 
@@ -75,7 +75,8 @@ type Pair struct {
 	RegistrationID string `json:"registrationId"`
 	DeviceID       string `json:"deviceId,omitempty"`
 	AssignedHub    string `json:"assignedHub,omitempty"`
-	KeyType        string `json:"keyType"` // "ec-p256", "ec-p384" or "rsa-2048"
+	KeyType        string `json:"keyType"`            // "ec-p256", "ec-p384" or "rsa-2048"
+	KeyStore       string `json:"keyStore,omitempty"` // "tpm" if key.pem is a TSS2 file; "" otherwise
 
 	NotBefore time.Time `json:"notBefore,omitzero"`
 	NotAfter  time.Time `json:"notAfter,omitzero"`
@@ -95,6 +96,7 @@ type Pair struct {
 type PendingKey struct {
 	RegistrationID string
 	KeyType        string
+	KeyStore       string // as in a Pair
 	PEM            []byte
 }
 
@@ -124,6 +126,20 @@ func (s *Store) Pair() (pair Pair, found bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.pair.Pair, s.pair.found, s.pair.err
+}
+
+// PairKey reads the private key of the published pair. The error is a *PairError, or another
+// error if there is no such key.
+func (s *Store) PairKey() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.state.certificates()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	_, key, err := c.look(pairPath(s.pair.Number))
+	return key, err
 }
 
 // CheckPair reads the files of the published pair and of the pending key again. It changes
@@ -157,7 +173,7 @@ func (s *Store) pending() (PendingKey, bool, error) {
 	if err != nil {
 		return PendingKey{}, false, s.unusable(err)
 	}
-	return PendingKey{RegistrationID: p.RegistrationID, KeyType: p.KeyType, PEM: key}, true, nil
+	return PendingKey{RegistrationID: p.RegistrationID, KeyType: p.KeyType, KeyStore: p.KeyStore, PEM: key}, true, nil
 }
 
 // unusable returns the *PairError in err, or nil. It records damage as a notice.
@@ -204,7 +220,7 @@ func (s *Store) savePendingKey(key PendingKey) error {
 	if err := c.mkdir(newPendingPath); err != nil {
 		return err
 	}
-	if err := c.writePair(newPendingPath, Pair{RegistrationID: key.RegistrationID, KeyType: key.KeyType, KeySHA256: digest(key.PEM)}); err != nil {
+	if err := c.writePair(newPendingPath, Pair{RegistrationID: key.RegistrationID, KeyType: key.KeyType, KeyStore: key.KeyStore, KeySHA256: digest(key.PEM)}); err != nil {
 		return err
 	}
 	if err := c.write(join(newPendingPath, keyName), key.PEM); err != nil {

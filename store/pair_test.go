@@ -1046,3 +1046,30 @@ func TestReadersNeverSeeAKeyWithoutItsChain(t *testing.T) {
 		t.Errorf("%d pairs remain: %q", len(got), got)
 	}
 }
+
+func TestTheKeyStoreIsSavedWithTheKey(t *testing.T) {
+	s := mustOpen(t, store.Options{Directory: t.TempDir()})
+	defer s.Close()
+	if _, err := s.PairKey(); err == nil {
+		t.Error("there is a key, although no pair is published")
+	}
+	key := pendingKey(1)
+	key.KeyStore = "tpm"
+	if err := s.SavePendingKey(key); err != nil {
+		t.Fatal(err)
+	}
+	if got, found, err := s.PendingKey(); err != nil || !found || got.KeyStore != "tpm" {
+		t.Errorf("%+v, %v, %v", got, found, err)
+	}
+	pair := pairUntil(days(30))
+	pair.KeyStore = "tpm"
+	if err := s.SavePair(pair, chainFor(key.PEM), noon); err != nil {
+		t.Fatal(err)
+	}
+	if got, found, err := s.Pair(); err != nil || !found || got.KeyStore != "tpm" {
+		t.Errorf("%+v, %v, %v", got, found, err)
+	}
+	if got, err := s.PairKey(); err != nil || string(got) != string(key.PEM) {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -146,7 +146,8 @@ func (c client) config(v *verifier) *tls.Config {
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection always verifies
 		VerifyConnection:   v.verify,
 		Time:               c.now,
-		// DPS accepts nothing older. There is no maximum.
+		// DPS accepts nothing older. There is no maximum, except for keys that support only
+		// PKCS #1; see below.
 		MinVersion: tls.VersionTLS12,
 		// These are for TLS 1.2; those of 1.3 are always enabled. Go's default adds four
 		// with CBC and SHA-1, which are weaker, and two with ChaCha20, which Azure does not
@@ -170,6 +171,9 @@ func (c client) config(v *verifier) *tls.Config {
 		return new(tls.Certificate), nil // no certificate, which most servers accept
 	}
 	if c.certificate != nil {
+		if !signs13(c.certificate) {
+			config.MaxVersion = tls.VersionTLS12 // otherwise, the server could select TLS 1.3
+		}
 		// If the certificate were in Certificates, crypto/tls would silently send none if
 		// its issuer is not in the server's list of authorities. It is always sent, so that
 		// the service can report why it rejects the certificate.
@@ -181,6 +185,15 @@ func (c client) config(v *verifier) *tls.Config {
 		}
 	}
 	return config
+}
+
+// signs13 reports whether the key of a certificate can sign in TLS 1.3, which does not allow
+// PKCS #1 v1.5 signatures, and allows only one hash function for each curve (RFC 8446 §4.2.3).
+func signs13(c *tls.Certificate) bool {
+	request := tls.CertificateRequestInfo{Version: tls.VersionTLS13, SignatureSchemes: []tls.SignatureScheme{
+		tls.ECDSAWithP256AndSHA256, tls.ECDSAWithP384AndSHA384, tls.ECDSAWithP521AndSHA512, tls.PSSWithSHA256, tls.PSSWithSHA384, tls.PSSWithSHA512,
+	}}
+	return request.SupportsCertificate(c) == nil
 }
 
 // handshake performs the TLS handshake on raw until ctx ends.

@@ -13,12 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The events to report for a directory and for a file. IN_ATTRIB is included because
+// The events to report for a directory, a file and a device. IN_ATTRIB is included because
 // permissions on the path matter too.
 const (
 	ofDirectory = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF |
 		unix.IN_ATTRIB | unix.IN_ONLYDIR | unix.IN_DONT_FOLLOW
 	ofFile = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_DONT_FOLLOW
+	// A write to a device or a pipe does not change its content. dpsd watches a TPM that has
+	// failed. The commands that the next attempt or other programs send to it must not cause
+	// another attempt.
+	ofDevice = ofFile &^ unix.IN_MODIFY
 )
 
 // inotify is an instance of inotify(7). Except for wait and close, its methods must not be

@@ -215,6 +215,9 @@ func (r *route) walk(path string) {
 			if !info.IsDir() {
 				if len(rest) == 0 {
 					r.watched[full] = ofFile
+					if !info.Mode().IsRegular() {
+						r.watched[full] = ofDevice
+					}
 				}
 				return
 			}

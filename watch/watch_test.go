@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -221,6 +222,23 @@ func TestWritesToOtherFilesCauseNoWakeup(t *testing.T) {
 		}
 		s.must(os.Chtimes(s.path("d/key"), time.Now(), time.Now()))
 	}, s.path("d/key"))
+	reported = slices.DeleteFunc(reported, func(name string) bool { return !strings.HasPrefix(name, s.root) }) // files of other programs in /tmp
+	if err != nil || len(reported) > 0 {
+		t.Errorf("the kernel reports %q, %v", reported, err)
+	}
+}
+
+// The test uses a pipe instead of a device, because only root can create a device.
+func TestAWriteToADeviceIsNotReported(t *testing.T) {
+	s := scene{t, t.TempDir()}
+	s.must(syscall.Mkfifo(s.path("device"), 0o600))
+	reported, err := watch.Reported(s.path("device"), func() {
+		device, err := os.OpenFile(s.path("device"), os.O_RDWR, 0)
+		s.must(err)
+		_, err = device.WriteString("a command")
+		s.must(errors.Join(err, device.Close()))
+		s.write("last", "")
+	}, s.path("last"))
 	reported = slices.DeleteFunc(reported, func(name string) bool { return !strings.HasPrefix(name, s.root) }) // files of other programs in /tmp
 	if err != nil || len(reported) > 0 {
 		t.Errorf("the kernel reports %q, %v", reported, err)

@@ -244,6 +244,7 @@ func gatewayOf(file string) *check.Gateway {
 	}
 	s := settings(file, cfg)
 	g.Settings = &s
+	g.Secrets.TPM = secrets(cfg, "").TPM
 	g.StateDirectory, g.CertificateGroup = cfg.State.Directory, cfg.Certificate.Group
 	g.Socket, g.RuntimeDirectory = cfg.Control.Socket, filepath.Dir(cfg.Control.Socket)
 	return g

@@ -109,6 +109,9 @@ func (f forgetter) left(done store.Forgotten) {
 			continue
 		}
 		why := "a key, certificate or password"
+		if r.Signer != "" {
+			why = "the socket of the signer that holds the private key"
+		}
 		if r.Credential != "" {
 			why += ", in /etc/credstore, /etc/credstore.encrypted or wherever else the unit loads it from"
 		}

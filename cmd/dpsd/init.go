@@ -240,13 +240,13 @@ func (i *installer) given() (a setup.Answers, err error) {
 	case i.privateKey != "":
 		return a, usage("private-key", errors.New("requires --certificate"))
 	case i.keyFile != "":
-		key, err := i.key(i.keyFile)
+		key, err := readSymmetricKey("init", i.keyFile, i.note)
 		if err != nil {
 			return a, failed(fmt.Errorf("--key-file: %w", err))
 		}
 		a.Credential = &setup.Credential{Key: key}
 	case i.groupKeyFile != "":
-		key, err := i.key(i.groupKeyFile)
+		key, err := readSymmetricKey("init", i.groupKeyFile, i.note)
 		if err != nil {
 			return a, failed(fmt.Errorf("--group-key-file: %w", err))
 		}
@@ -274,23 +274,24 @@ func (i *installer) note(text string) {
 	}
 }
 
-// key reads a key from a file, or from standard input if the name is "-".
-func (i *installer) key(name string) (key []byte, err error) {
+// readSymmetricKey reads a key for a command from a file, or from standard input if the name is
+// "-".
+func readSymmetricKey(command, name string, tell func(note string)) (key []byte, err error) {
 	note := ""
 	if name != "-" {
 		key, note, err = setup.ReadKey(name)
-		i.note(note)
+		tell(note)
 		return key, err
 	}
 	if terminalOn(os.Stdin).attended {
-		return nil, errors.New("standard input is a terminal, which would display the key; omit this flag, and dpsd init asks for the key without displaying it")
+		return nil, errors.New("standard input is a terminal, which would display the key; omit this flag, and dpsd " + command + " asks for the key without displaying it")
 	}
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, maxKeyText))
 	defer clear(text)
 	if err == nil {
 		key, note, err = setup.ParseKey(text, "standard input")
 	}
-	i.note(note)
+	tell(note)
 	return key, err
 }
 

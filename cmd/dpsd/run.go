@@ -35,6 +35,7 @@ import (
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/network"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 	"github.com/dpsd-project/dpsd/transport"
 	"github.com/dpsd-project/dpsd/watch"
 )
@@ -136,7 +137,7 @@ func run(file string, output journal.Output, once bool, timeout time.Duration) e
 		ConfigurationFile: file,
 		Socket:            cfg.Control.Socket,
 		MetricsFile:       cfg.Control.MetricsFile,
-		Secrets:           attest.SystemSecrets(credentials),
+		Secrets:           secrets(cfg, credentials),
 		Hangup:            hangup,
 		Reload:            reloader(file, text, cfg),
 		Watch:             watch.Files,
@@ -202,7 +203,7 @@ func ended(file string, err error) error {
 }
 
 // errRestart means that a change takes effect only with a restart.
-var errRestart = errors.New("changes to [state], [control], [log] and the group in [certificate] take effect only after a restart: systemctl restart --no-block dpsd")
+var errRestart = errors.New("changes to [state], [control], [tpm], [log] and the group in [certificate] take effect only after a restart: systemctl restart --no-block dpsd")
 
 // reloader returns a function that reloads the configuration. running is the configuration
 // in use and text its text. Most of the time the file has not changed; then it is not parsed,
@@ -218,7 +219,7 @@ func reloader(file string, text []byte, running *config.Config) func() (*daemon.
 		switch {
 		case err != nil:
 			return nil, err
-		case cfg.State != running.State || cfg.Control != running.Control || cfg.Log != running.Log,
+		case cfg.State != running.State || cfg.Control != running.Control || cfg.TPM != running.TPM || cfg.Log != running.Log,
 			cmp.Or(cfg.Certificate.Group, group) != group: // without the table, there is nothing to give a group
 			return nil, errRestart
 		case reflect.DeepEqual(cfg, running):
@@ -228,6 +229,13 @@ func reloader(file string, text []byte, running *config.Config) func() (*daemon.
 		changed := settings(file, cfg)
 		return &changed, nil
 	}
+}
+
+// secrets returns the secrets of the configuration. credentials is $CREDENTIALS_DIRECTORY.
+func secrets(cfg *config.Config, credentials string) attest.Secrets {
+	s := attest.SystemSecrets(credentials)
+	s.TPM = &tpm.Device{Path: cfg.TPM.Device}
+	return s
 }
 
 // settings converts the configuration to the settings of the daemon.
@@ -254,7 +262,7 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	}
 	var issued *daemon.CertificateSettings
 	if c := cfg.Certificate; c.Request != "" {
-		issued = &daemon.CertificateSettings{Required: c.Request == "required", KeyType: certificate.KeyType(c.KeyType), RenewAt: c.RenewAt}
+		issued = &daemon.CertificateSettings{Required: c.Request == "required", KeyType: certificate.KeyType(c.KeyType), KeyStore: certificate.KeyStore(c.KeyStore), RenewAt: c.RenewAt}
 	}
 	return daemon.Settings{
 		Certificate:     issued,

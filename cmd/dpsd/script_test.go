@@ -34,6 +34,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/test/pair"
+	"github.com/dpsd-project/dpsd/tpm/tpmtest"
 )
 
 // patience is the time limit of a script for an expected event. A test that passes takes much
@@ -73,6 +74,9 @@ const patience = 30 * time.Second
 //	                       starts Debian's proxy, $PROXY, which resolves the name of the service to the
 //	                       simulator; $SECURE_PROXY is the same proxy with TLS and a certificate issued
 //	                       by proxy-ca.pem; its log is the file tinyproxy.log
+//	tpm start|kill|restart|clear
+//	                       starts a software TPM, $TPM; ends it; starts it again with the same seeds, or
+//	                       with new ones, as after a user has cleared it
 //
 // ended and exits also check that the output of a command contains no key and no token.
 func TestScript(t *testing.T) {
@@ -81,7 +85,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			s := &gateway{processes: map[string]*exec.Cmd{}}
+			s := &gateway{t: e.T().(testing.TB), processes: map[string]*exec.Cmd{}}
 			e.Values[gatewayKey{}] = s
 			// sim replaces these values.
 			for name, value := range map[string]string{"PROTOCOLS": `"mqtt"`, "MQTT_PORT": "8883", "WEBSOCKET_PORT": "443", "ID_SCOPE": "0ne00000000"} {
@@ -110,6 +114,7 @@ func TestScript(t *testing.T) {
 			"member":      command(3, 3, member),
 			"proxy":       command(1, 1, (*gateway).proxy),
 			"tinyproxy":   command(0, 1, (*gateway).tinyproxy),
+			"tpm":         command(1, 1, (*gateway).useTPM),
 		},
 	})
 }
@@ -125,8 +130,8 @@ func command(least, most int, do func(*gateway, *testscript.TestScript, []string
 }
 
 // condition evaluates [mounts]: root or a user namespace can mount a private tmpfs; [root]:
-// the tests run as root; and [tinyproxy]: the proxy is installed. If CI is set, a condition
-// that is not met is an error.
+// the tests run as root; and [tinyproxy], [swtpm], [openssl]: the program is installed. If CI
+// is set, a condition that is not met is an error.
 func condition(name string) (bool, error) {
 	switch name {
 	case "mounts":
@@ -135,10 +140,10 @@ func condition(name string) (bool, error) {
 			return false, fmt.Errorf("the test needs root")
 		}
 		return os.Geteuid() == 0, nil
-	case "tinyproxy":
-		_, err := exec.LookPath("tinyproxy")
+	case "tinyproxy", "swtpm", "openssl":
+		_, err := exec.LookPath(name)
 		if err != nil && os.Getenv("CI") == "true" {
-			return false, fmt.Errorf("the test needs a proxy: %w", err)
+			return false, fmt.Errorf("the test needs %s: %w", name, err)
 		}
 		return err == nil, nil
 	default:
@@ -153,6 +158,8 @@ func condition(name string) (bool, error) {
 
 // gateway is the state of one script.
 type gateway struct {
+	t         testing.TB // of the script
+	tpm       *tpmtest.Software
 	simulator *simulated
 	processes map[string]*exec.Cmd
 	proxies   []io.Closer
@@ -537,4 +544,21 @@ func (g *gateway) proxy(ts *testscript.TestScript, args []string) {
 	g.proxies = append(g.proxies, s)
 	ts.Defer(func() { notes.Close() })
 	ts.Setenv("PROXY", "http://"+l.Addr().String())
+}
+
+// useTPM controls a software TPM.
+func (g *gateway) useTPM(ts *testscript.TestScript, args []string) {
+	switch args[0] {
+	case "start":
+		g.tpm = tpmtest.Start(g.t)
+		ts.Setenv("TPM", g.tpm.Socket)
+	case "kill":
+		g.tpm.Kill()
+	case "restart":
+		g.tpm.Restart()
+	case "clear":
+		g.tpm.Clear()
+	default:
+		ts.Fatalf("tpm start, kill, restart or clear")
+	}
 }

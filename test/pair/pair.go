@@ -24,6 +24,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/tpm"
 )
 
 // Certificate describes an issued certificate and its chain of three: the gateway's, the
@@ -36,6 +37,8 @@ type Certificate struct {
 	// IssuerNotAfter is when the certificate of the issuing CA expires; zero: 10 years after
 	// NotBefore.
 	IssuerNotAfter time.Time
+	// TPMKey is the TSS2 file of the key; nil: a key is created.
+	TPMKey []byte
 }
 
 // Pair is an issued certificate and its key as files.
@@ -47,11 +50,7 @@ type Pair struct {
 // Issue creates a key and issues a certificate for it.
 func Issue(c Certificate) (Pair, error) {
 	id, keyType := cmp.Or(c.RegistrationID, "gw-1"), cmp.Or(c.KeyType, certificate.P384)
-	key, err := certificate.NewKey(keyType)
-	if err != nil {
-		return Pair{}, err
-	}
-	signer, err := certificate.ParseKey(key)
+	key, public, keyStore, err := c.key(keyType)
 	if err != nil {
 		return Pair{}, err
 	}
@@ -71,19 +70,38 @@ func Issue(c Certificate) (Pair, error) {
 	leaf, err := issuer.sign(&x509.Certificate{
 		SerialNumber: big.NewInt(0x1f2e3d4c), Subject: pkix.Name{CommonName: id}, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, signer.Public())
+	}, public)
 	if err != nil {
 		return Pair{}, err
 	}
 	chain := certificate.Chain{leaf, issuer.certificate, root.certificate}
 	p := Pair{Key: key, Chain: chain.PEM()}
 	p.Metadata = store.Pair{
-		Schema: 1, RegistrationID: id, DeviceID: id, AssignedHub: "dpsd-sim.azure-devices.net", KeyType: string(keyType),
+		Schema: 1, RegistrationID: id, DeviceID: id, AssignedHub: "dpsd-sim.azure-devices.net", KeyType: string(keyType), KeyStore: keyStore,
 		Serial: chain.Serial(), SHA256: chain.Fingerprint(), Issuer: chain.Issuer(), IssuedAt: c.NotBefore.UTC().Truncate(time.Second),
 		ChainSHA256: Digest(p.Chain), KeySHA256: Digest(p.Key),
 	}
 	p.Metadata.NotBefore, p.Metadata.NotAfter, p.Metadata.ExpiresFirst = chain.Validity()
 	return p, nil
+}
+
+// key returns the file of the key, its public key, and its store.
+func (c Certificate) key(t certificate.KeyType) (text []byte, public crypto.PublicKey, keyStore string, err error) {
+	if c.TPMKey != nil {
+		f, err := tpm.Parse(c.TPMKey)
+		if err != nil {
+			return nil, nil, "", err
+		}
+		return c.TPMKey, f.Public(), string(certificate.InTPM), nil
+	}
+	if text, err = certificate.NewKey(t); err != nil {
+		return nil, nil, "", err
+	}
+	key, err := certificate.ParseKey(text)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	return text, key.Public(), "", nil
 }
 
 // Publish writes the pair to a state directory as certificate/number, and publishes it as
