@@ -111,7 +111,7 @@ and keeps the assigned hub and device ID in files that other services read.`,
 	root.PersistentFlags().String("config", check.InstalledFile, "read the configuration\nfrom `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml") // fails only for a flag that does not exist
 	root.AddCommand(initCommand(), runCommand(), statusCommand(), healthCommand(), waitCommand(), reprovisionCommand(), certificateCommand(), checkCommand(), reportCommand(), configCommand(),
-		deriveKeyCommand(), enrollInfoCommand(), forgetCommand(), completion.Command(root, nil))
+		deriveKeyCommand(), tpmCommand(), enrollInfoCommand(), forgetCommand(), completion.Command(root, nil))
 	takeNoArgs(root)
 	commandline.Version(root, version, func(check cobra.PositionalArgs) cobra.PositionalArgs { return check })
 	root.SetFlagErrorFunc(commandline.FlagError)
