@@ -38,7 +38,7 @@ PREVIOUS  = bin/system/previous/dpsd_$(VERSION)~prev_$(ARCH).deb
 # "make release repository publish" runs them in this order, also with -j.
 .NOTPARALLEL:
 
-.PHONY: build demo man operations test test-clients test-faults test-clock lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-bare test-recipes release release-key repository publish test-release test-newcomer test-system test-browser always clean
+.PHONY: build signer demo man operations test test-clients test-faults test-clock test-tpm-machine lint mutants fuzz bench benches compare fleet fleet-check soak deb test-deb image test-image test-bare test-tpm test-recipes test-pkcs11 release release-key repository publish test-release test-newcomer test-system test-browser always clean
 
 # -v shows the progress: the first build also compiles the standard library.
 BIN = bin
@@ -46,6 +46,12 @@ PROGRAMS = ./cmd/dpsd ./cmd/dpsd-sim
 build:
 	@[ -e '$(BIN)/dpsd' ] || echo 'Building dpsd and dpsd-sim. The first build takes about a minute.'
 	CGO_ENABLED=0 go build -v -tags $(TAGS) -trimpath $(GCFLAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' $(PROGRAMS)
+
+# The signer for PKCS#11 tokens needs a C compiler, and is not static. Debian also links its
+# programs as PIE and with "-z now".
+signer:
+	CGO_ENABLED=1 go build -C pkcs11 -tags netgo,osusergo -buildmode=pie -trimpath -ldflags '$(LDFLAGS) -linkmode=external -extldflags=-Wl,-z,now' \
+	  -o '$(abspath $(BIN))/' ./dpsd-signer-pkcs11
 
 demo: build
 	bin/dpsd-sim demo
@@ -87,6 +93,7 @@ lint: .bin/golangci-lint
 	.bin/golangci-lint run ./...
 	cd bench && ../.bin/golangci-lint run ./...
 	cd packaging/image && ../../.bin/golangci-lint run ./...
+	if command -v cc >/dev/null; then cd pkcs11 && ../.bin/golangci-lint run ./...; fi
 	cd packaging/release && ../../.bin/golangci-lint run ./...
 	cd test/browser && ../../.bin/golangci-lint run ./...
 
@@ -112,7 +119,7 @@ FUZZTIME ?= 20s
 fuzz:
 	@for dir in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
 	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
-	    echo "== $$dir $$target"; go test ./$$dir -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; \
+	    echo "== $$dir $$target"; go test -C $$dir . -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; \
 	  done; \
 	done
 
@@ -130,6 +137,12 @@ MACHINE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dpsd/machine
 test-clock: build
 	timeout 300 test/qemu/machine '$(MACHINE)'
 	DPSD_MACHINE='$(MACHINE)' timeout 600 go test -count=1 -v ./test/qemu/
+
+# The package in a QEMU machine with Debian 12 or 13 and a TPM, as root. Takes two to four minutes.
+test-tpm-machine: $(CURRENT)
+	.ci/need tpm-machine
+	timeout 900 test/system/roots '$(ROOTS)' machine
+	DPSD_ROOTS='$(ROOTS)' DPSD_DEB='$(abspath $(CURRENT))' timeout 900 go test -count=1 -timeout 15m -v ./test/qemu/
 
 # Compares the cost of a registration with the budgets, and measures the capacity of one
 # simulator. BENCHFLAGS='-document docs/performance.md' writes the first tables to the
@@ -170,7 +183,7 @@ soak: build benches
 ARCHS ?= amd64 arm64 armhf riscv64
 DIST  ?= dist
 deb:
-	.ci/need deb
+	.ci/need deb $(ARCHS)
 	packaging/deb/build '$(VERSION)' '$(DIST)' $(ARCHS)
 
 # Debian's checkers, images, other architectures, and a second build, which must be
@@ -197,7 +210,7 @@ test-image: build image
 # them, and NEXT_KEY the file of the key that will replace it. See docs/release.md.
 KEY ?= $(error set KEY to the file of the secret key; make release-key KEY=FILE creates one)
 release:
-	.ci/need release
+	.ci/need release $(ARCHS)
 	NEXT_KEY='$(NEXT_KEY)' packaging/release/build '$(VERSION)' '$(DIST)' '$(KEY)' $(ARCHS)
 
 # Creates a secret key in the file KEY.
@@ -225,7 +238,7 @@ publish:
 # ARCHS=amd64 saves most of the time.
 RELEASE = bin/system/release
 test-release: build
-	.ci/need release
+	.ci/need release $(ARCHS)
 	.ci/need test-release
 	timeout 900 test/system/roots '$(ROOTS)'
 	timeout 600 test/system/roots '$(ROOTS)' release
@@ -254,6 +267,17 @@ test-bare: build
 	.ci/need test-bare
 	timeout 600 test/bare/root '$(ROOTS)'
 	DPSD_BARE=1 DPSD_BIN='$(abspath $(BIN))' DPSD_ROOTS='$(ROOTS)' timeout 600 go test -count=1 -v $(TESTFLAGS) ./test/bare/
+
+# dpsd-signer-pkcs11 with the tokens of SoftHSM, and with a library that fails like real libraries.
+test-pkcs11:
+	.ci/need test-pkcs11
+	if command -v cc >/dev/null; then go vet -C pkcs11 ./... && timeout 600 go test -C pkcs11 -race -count=1 -v $(TESTFLAGS) ./...; fi
+
+# TPM keys with a software TPM and with OpenSSL. "make test" runs the same tests if the tools are installed.
+test-tpm:
+	.ci/need test-tpm
+	timeout 600 go test $$(.ci/need race) -count=1 -v $(TESTFLAGS) ./tpm/... ./setup
+	timeout 600 go test -count=1 -v -run 'TPM|Seal|SystemdCreds|TestScript/^tpm' ./cmd/dpsd ./attest
 
 # "make demo" and "make test" on a new machine: as an ordinary user on a minimal
 # Debian 13, and as root on a minimal Debian 12, in a fresh clone of the last commit.

@@ -9,9 +9,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"debug/buildinfo"
+	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -19,13 +21,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
 
 var (
 	architectures = []string{"amd64", "arm64", "armhf", "riscv64"}
-	packages      = []string{"dpsd", "dpsd-sim"}
+	packages      = []string{"dpsd", "dpsd-sim", "dpsd-signer-pkcs11"}
 )
 
 // dist returns the directory of the packages, and the version to test.
@@ -129,6 +132,7 @@ func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 			"-rw-r--r-- usr/share/doc/dpsd/examples/encrypted-credentials.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/mosquitto-bridge.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/proxy.conf",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/tpm.conf",
 		},
 		"dpsd-sim": {
 			"-rwxr-xr-x usr/bin/dpsd-sim",
@@ -137,6 +141,16 @@ func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 			"-rw-r--r-- usr/share/fish/vendor_completions.d/dpsd-sim.fish",
 			"-rw-r--r-- usr/share/man/man8/dpsd-sim.8.gz",
 			"-rw-r--r-- usr/share/doc/dpsd-sim/copyright",
+		},
+		"dpsd-signer-pkcs11": {
+			"-rwxr-xr-x usr/bin/dpsd-signer-pkcs11",
+			"drwxr-xr-x etc/dpsd-signer/",
+			"-rw-r--r-- usr/lib/systemd/system/dpsd-signer-pkcs11@.service",
+			"-rw-r--r-- usr/lib/systemd/system/dpsd-signer-pkcs11@.socket",
+			"-rw-r--r-- usr/lib/sysusers.d/dpsd-signer-pkcs11.conf",
+			"-rw-r--r-- usr/share/man/man8/dpsd-signer-pkcs11.8.gz",
+			"-rw-r--r-- usr/share/doc/dpsd-signer-pkcs11/copyright",
+			"-rw-r--r-- usr/share/doc/dpsd-signer-pkcs11/signer.md.gz",
 		},
 	}
 	for _, arch := range architectures {
@@ -258,7 +272,9 @@ func TestBillOfMaterials(t *testing.T) {
 				}
 				var want, have []string
 				for _, m := range info.Deps {
-					want = append(want, m.Path+" "+m.Version)
+					if m.Replace == nil || !strings.HasPrefix(m.Replace.Path, ".") { // otherwise, a directory of this tree
+						want = append(want, m.Path+" "+m.Version)
+					}
 				}
 				want = append(want, "std "+strings.TrimPrefix(info.GoVersion, "go"))
 				var bill struct {
@@ -307,8 +323,7 @@ func sum(t *testing.T, path string) string {
 }
 
 // TestSystemdAcceptsTheUnits runs systemd-analyze(1) for every shipped unit, including the
-// examples,
-// and checks the exposure of the service.
+// examples.
 func TestSystemdAcceptsTheUnits(t *testing.T) {
 	need(t, false, "systemd-analyze")
 	root := unpack(t, artefact(t, "dpsd", native(t), ".deb"))
@@ -340,12 +355,96 @@ func TestSystemdAcceptsTheUnits(t *testing.T) {
 	if err != nil && len(out) == 0 {
 		t.Errorf("systemd-analyze verify: %v without a message", err)
 	}
+}
 
-	said, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", filepath.Join(root, "usr/lib/systemd/system/dpsd.service")).CombinedOutput()
-	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-	t.Log(strings.TrimSpace(lines[len(lines)-1]))
-	if err != nil {
-		t.Errorf("systemd-analyze security: %v: more exposed than 1.2\n%s", err, said)
+// TestTheServiceIsLittleExposed runs systemd-analyze(1) for the service, without and with the
+// example that gives it access to the TPM.
+func TestTheServiceIsLittleExposed(t *testing.T) {
+	need(t, false, "systemd-analyze")
+	root := unpack(t, artefact(t, "dpsd", native(t), ".deb"))
+	exposed := func(threshold string) {
+		t.Helper()
+		said, err := exec.Command("systemd-analyze", "security", "--offline=true", "--root="+root, "--threshold="+threshold, "--no-pager", "dpsd.service").CombinedOutput()
+		lines := strings.Split(strings.TrimSpace(string(said)), "\n")
+		t.Log(strings.TrimSpace(lines[len(lines)-1]))
+		if err != nil {
+			t.Errorf("systemd-analyze security: %v: exposed more than %s of 100\n%s", err, threshold, said)
+		}
+		if threshold == "20" != strings.Contains(string(said), "/dev/tpmrm0:rw") {
+			t.Errorf("only the service with the example has access to the TPM:\n%s", said)
+		}
+	}
+	exposed("12")
+	dropIns := filepath.Join(root, "etc/systemd/system/dpsd.service.d")
+	if err := os.MkdirAll(dropIns, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "cp", filepath.Join(root, "usr/share/doc/dpsd/examples/tpm.conf"), dropIns)
+	exposed("20")
+}
+
+// TestSystemdAcceptsTheUnitsOfTheSigner also checks the exposure of the service.
+func TestSystemdAcceptsTheUnitsOfTheSigner(t *testing.T) {
+	need(t, false, "systemd-analyze")
+	root := unpack(t, artefact(t, "dpsd-signer-pkcs11", native(t), ".deb"))
+	instances := t.TempDir()
+	var units []string
+	for _, kind := range []string{"service", "socket"} {
+		unit := filepath.Join(instances, "dpsd-signer-pkcs11@device."+kind)
+		if err := os.Rename(filepath.Join(root, "usr/lib/systemd/system/dpsd-signer-pkcs11@."+kind), unit); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, unit)
+	}
+	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...).CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, "/usr/bin/dpsd-signer-pkcs11 is not executable: No such file") { // this machine need not have it
+			t.Errorf("systemd-analyze verify: %s", strings.TrimSpace(line))
+		}
+	}
+	if err != nil && len(out) == 0 {
+		t.Errorf("systemd-analyze verify: %v without a message", err)
+	}
+	if said, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=10", "--no-pager", units[0]).CombinedOutput(); err != nil {
+		t.Errorf("systemd-analyze security: %v: more exposed than 1.0\n%s", err, said)
+	}
+}
+
+// TestTheSignerRunsWithTheDeclaredLibc compares the versions of the symbols that the program needs with
+// the dependency of the package.
+func TestTheSignerRunsWithTheDeclaredLibc(t *testing.T) {
+	dist(t)
+	for _, arch := range architectures {
+		deb := artefact(t, "dpsd-signer-pkcs11", arch, ".deb")
+		declared := regexp.MustCompile(`\blibc6 \(>= 2\.(\d+)\)`).FindStringSubmatch(run(t, "dpkg-deb", "--field", deb, "Depends"))
+		if declared == nil {
+			t.Fatalf("%s: the package does not depend on a version of libc6", arch)
+		}
+		limit, err := strconv.Atoi(declared[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		program, err := elf.Open(filepath.Join(unpack(t, deb), "usr/bin/dpsd-signer-pkcs11"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		symbols, err := program.ImportedSymbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if libraries, err := program.ImportedLibraries(); err != nil || !slices.Equal(libraries, []string{"libc.so.6"}) && !slices.ContainsFunc(libraries, func(l string) bool { return strings.HasPrefix(l, "ld-linux") }) {
+			t.Errorf("%s: the program needs the libraries %q, %v", arch, libraries, err)
+		}
+		needs := 0
+		for _, s := range symbols {
+			var minor int
+			if _, err := fmt.Sscanf(s.Version, "GLIBC_2.%d", &minor); err == nil {
+				needs = max(needs, minor)
+			}
+		}
+		if needs == 0 || needs > limit {
+			t.Errorf("%s: the program needs glibc 2.%d, and the package declares 2.%d", arch, needs, limit)
+		}
 	}
 }
 
@@ -369,19 +468,22 @@ func TestLintian(t *testing.T) {
 	}
 }
 
-// TestPiuparts runs Debian's checker, which installs, removes and purges both packages in a
+// TestPiuparts runs Debian's checker, which installs, removes and purges all packages in a
 // chroot: they must leave nothing in it.
 func TestPiuparts(t *testing.T) {
 	dist(t)
 	need(t, true, "piuparts")
-	deb, sim := artefact(t, "dpsd", native(t), ".deb"), artefact(t, "dpsd-sim", native(t), ".deb")
+	var debs []string
+	for _, name := range packages {
+		debs = append(debs, artefact(t, name, native(t), ".deb"))
+	}
 	root := suite(t, "bookworm")
 	mirror, _, _ := strings.Cut(run(t, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"), "\n")
 	if mirror == "" {
 		t.Fatal("this machine's apt has no Debian mirror")
 	}
-	cmd := exec.Command("piuparts", "--no-eatmydata", "--skip-minimize", "--skip-logrotatefiles-test", "--no-upgrade-test",
-		"--existing-chroot", root, "--distribution", "bookworm", "--mirror", mirror+" main", deb, sim)
+	cmd := exec.Command("piuparts", append([]string{"--no-eatmydata", "--skip-minimize", "--skip-logrotatefiles-test", "--no-upgrade-test",
+		"--existing-chroot", root, "--distribution", "bookworm", "--mirror", mirror + " main"}, debs...)...)
 	cmd.Dir = t.TempDir()
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("PASS: All tests.")) {

@@ -382,7 +382,7 @@ func TestTheRecipesInstallTheServiceAsTheOtherPackagesDo(t *testing.T) {
 		"usr/lib/systemd/catalog/dpsd.catalog",
 		"usr/lib/systemd/system/dpsd-provisioned.target", "usr/lib/systemd/system/dpsd.service",
 		"usr/lib/tmpfiles.d/dpsd.conf",
-		"usr/share/dpsd/certificate.schema.json", "usr/share/dpsd/check.schema.json", "usr/share/dpsd/dpsd.toml", "usr/share/dpsd/state.schema.json", "usr/share/dpsd/status.schema.json",
+		"usr/share/dpsd/certificate.schema.json", "usr/share/dpsd/check.schema.json", "usr/share/dpsd/dpsd.toml", "usr/share/dpsd/state.schema.json", "usr/share/dpsd/status.schema.json", "usr/share/dpsd/tpm.schema.json",
 	}
 	program := func(path string) {
 		t.Helper()
