@@ -161,6 +161,15 @@ func gatewayFiles(t *testing.T, sim *simulator.Local) map[string]file {
 	if err != nil {
 		t.Fatal("make build: ", err)
 	}
+	files := configured(sim, `type = "symmetric-key"
+key  = "credential:dps-primary-key"`)
+	files["usr/bin/dpsd"] = file{text: program, mode: 0o755}
+	files["etc/credstore/dps-primary-key"] = file{text: []byte(sim.DeviceKey(gateway) + "\n"), mode: 0o600}
+	return files
+}
+
+// configured returns the files that configure a gateway for the service sim, with a credential.
+func configured(sim *simulator.Local, credential string) map[string]file {
 	configuration := fmt.Sprintf(`
 [dps]
 id_scope        = "%s"
@@ -168,8 +177,7 @@ registration_id = "%s"
 endpoint        = "%s"
 
 [[credential]]
-type = "symmetric-key"
-key  = "credential:dps-primary-key"
+%s
 
 [transport]
 mqtt_port      = %d
@@ -178,12 +186,10 @@ ca_file        = "/etc/dpsd/ca.pem"
 
 [retry]
 refused_initial = "5m"
-`, sim.IDScope(), gateway, name, sim.MQTTPort, sim.WebSocketPort)
+`, sim.IDScope(), gateway, name, credential, sim.MQTTPort, sim.WebSocketPort)
 	return map[string]file{
-		"usr/bin/dpsd":                  {text: program, mode: 0o755},
-		"etc/dpsd/dpsd.toml":            {text: []byte(configuration), mode: 0o644},
-		"etc/dpsd/ca.pem":               {text: sim.CA(), mode: 0o644},
-		"etc/credstore/dps-primary-key": {text: []byte(sim.DeviceKey(gateway) + "\n"), mode: 0o600},
-		"etc/hosts":                     {text: []byte("127.0.0.1 localhost\n" + host + " " + name + "\n"), mode: 0o644},
+		"etc/dpsd/dpsd.toml": {text: []byte(configuration), mode: 0o644},
+		"etc/dpsd/ca.pem":    {text: sim.CA(), mode: 0o644},
+		"etc/hosts":          {text: []byte("127.0.0.1 localhost\n" + host + " " + name + "\n"), mode: 0o644},
 	}
 }

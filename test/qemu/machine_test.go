@@ -1,12 +1,13 @@
-// Package qemu tests what needs a whole machine whose clock may be set: dpsd as a service of a
-// booted systemd in QEMU. "make test-clock" builds the machine and runs the tests. They do not
-// change the clock of the machine that runs them.
+// Package qemu tests what needs a whole machine: dpsd as a service of a booted systemd in QEMU.
+// "make test-clock" boots machines with a wrong clock, and "make test-tpm-machine" machines with a
+// TPM. The tests change neither the clock nor the devices of the machine that runs them.
 package qemu
 
 import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,8 +38,9 @@ const host = "10.0.2.2"
 type machine struct {
 	t       *testing.T
 	events  <-chan event
-	logged  []event // all events that were received
-	console string  // file
+	logged  []event           // all events that were received
+	console string            // file
+	ended   []<-chan struct{} // closed when QEMU and the TPM have ended
 	shell   struct {
 		sync.Mutex
 		in  io.Writer
@@ -69,33 +71,50 @@ type file struct {
 func boot(t *testing.T, rtc time.Time, files map[string]file) *machine {
 	t.Helper()
 	system := need(t)
-	dir, err := os.MkdirTemp("", "dpsd-qemu-") // short: paths of sockets have 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	initrd := filepath.Join(dir, "initrd")
+	initrd := filepath.Join(newDir(t), "initrd")
 	// systemd advances a clock that is behind its own release, or behind this file: here the
 	// system is from the previous day.
 	files["usr/lib/clock-epoch"] = file{mode: 0o644, modified: rtc.Add(-24 * time.Hour)}
 	pack(t, initrd, filepath.Join(system, "system.cpio"), files)
 
+	return launch(t, []string{
+		"-kernel", filepath.Join(system, "vmlinuz"), "-initrd", initrd,
+		"-append", commandLine + " rdinit=/usr/bin/init",
+		"-rtc", "clock=vm,base=" + rtc.UTC().Format("2006-01-02T15:04:05"),
+	})
+}
+
+// commandLine is that of the kernel. A kernel panic reboots, and a reboot ends QEMU. On a busy host,
+// the kernel's check of the timer fails.
+const commandLine = "console=ttyS0 quiet panic=-1 no_timer_check systemd.unit=gateway.target systemd.journald.forward_to_console=1"
+
+// newDir returns a new directory. Its name is short: paths of sockets have at most 107 bytes.
+func newDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dpsd-qemu-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// launch starts QEMU with a kernel that boots the units of testdata/root, and waits until the
+// machine accepts commands.
+func launch(t *testing.T, args []string) *machine {
+	t.Helper()
+	dir := newDir(t)
 	m := &machine{t: t, console: filepath.Join(dir, "console")}
 	journal, shell := listen(t, filepath.Join(dir, "journal")), listen(t, filepath.Join(dir, "shell"))
-	args := []string{
+	ended := start(t, "qemu-system-x86_64", append([]string{
 		"-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "file:" + m.console,
-		"-kernel", filepath.Join(system, "vmlinuz"), "-initrd", initrd,
-		// A kernel panic reboots, and a reboot ends QEMU. On a busy host, the kernel's check of the
-		// timer fails.
-		"-append", "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/usr/bin/init systemd.unit=gateway.target systemd.journald.forward_to_console=1",
-		"-rtc", "clock=vm,base=" + rtc.UTC().Format("2006-01-02T15:04:05"),
 		"-device", "virtio-serial-pci", // the first virtio device: its ports are /dev/vport0p1 …
 		"-chardev", "socket,id=journal,path=" + journal.Addr().String(), "-device", "virtserialport,nr=1,chardev=journal",
 		"-chardev", "socket,id=shell,path=" + shell.Addr().String(), "-device", "virtserialport,nr=2,chardev=shell",
 		"-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile=",
-	}
-	ended := start(t, "qemu-system-x86_64", args)
+	}, args...))
+	m.ended = append(m.ended, ended)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the end of the console:\n%s\n\nthe log of dpsd:\n%s", tail(m.console), listing(m.logged))
@@ -185,21 +204,21 @@ func pack(t *testing.T, to, system string, files map[string]file) {
 	}
 }
 
-// start runs a program until the test or this process ends, for any reason. The channel is closed
-// when the program has ended.
-func start(t *testing.T, name string, args []string) <-chan struct{} {
+// start runs a program until the test or this process ends, for any reason. It inherits the files, as
+// 3 and the following descriptors. The channel is closed when the program has ended.
+func start(t *testing.T, name string, args []string, inherited ...*os.File) <-chan struct{} {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, &said, inherited
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		runtime.LockOSThread() // Pdeathsig is about the thread
 		defer runtime.UnlockOSThread()
-		if err := cmd.Run(); ctx.Err() == nil {
+		if err := cmd.Run(); err != nil && ctx.Err() == nil {
 			t.Errorf("%s: %v\n%s", name, err, said.String())
 		}
 	}()
@@ -350,6 +369,30 @@ func (m *machine) run(command string) string {
 		m.t.Fatalf("%s: not done within %s", command, patience)
 	}
 	return ""
+}
+
+// write writes a file as root.
+func (m *machine) write(path string, f file) {
+	m.t.Helper()
+	m.run(fmt.Sprintf("echo %s | base64 -d | install -D -m %o /dev/stdin /%s", base64.StdEncoding.EncodeToString(f.text), f.mode, path))
+}
+
+// off shuts the machine down.
+func (m *machine) off() {
+	m.t.Helper()
+	m.shell.Lock()
+	_, err := fmt.Fprintln(m.shell.in, "systemctl poweroff")
+	m.shell.Unlock()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, ended := range m.ended {
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			m.t.Fatalf("the machine is still on after %s", patience)
+		}
+	}
 }
 
 // setClock sets the machine's clock like NTP or a person.

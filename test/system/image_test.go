@@ -10,14 +10,18 @@ import (
 	"testing"
 )
 
-// blocks returns the code blocks of a language in a section of a document.
+// blocks returns the code blocks of a language in a section of a document. If the heading is empty,
+// the section is the introduction.
 func blocks(t *testing.T, document, heading, language string) []string {
 	t.Helper()
 	text, err := os.ReadFile("../../" + document)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, found := strings.Cut(string(text), "\n## "+heading+"\n")
+	section, found := string(text), true
+	if heading != "" {
+		_, section, found = strings.Cut(section, "\n## "+heading+"\n")
+	}
 	if !found {
 		t.Fatalf("%s has no section %q", document, heading)
 	}

@@ -164,37 +164,42 @@ func TestTheSandboxDenies(t *testing.T) {
 		g := withDpsd(t, s)
 		g.run(`mkdir -p /etc/credstore /var/lib/dpsd /run/dpsd
 for file in /home/someone /root/secret /tmp/of-another /etc/credstore/probe /etc/dpsd/dpsd.toml; do echo there >$file; done; chmod 600 /etc/credstore/probe`)
-		needed := []string{"write to the state directory", "write to the runtime directory", "read the machine ID", "read the trusted roots",
-			"a TCP socket over IPv4", "a TCP socket over IPv6", "a Unix socket"}
-
 		g.dropIn("[Service]\nType=oneshot\nExecStart=\nExecStart=" + there + "/probe\nRestart=no\n")
-		g.run("systemctl start dpsd")
-		// The test selects by identifier, because journald cannot look up the name of a process
-		// that has ended.
-		g.until("the probe's last line", "journalctl -b -t probe -o cat | grep -qx end")
-		inside := verdicts(t, g.run("journalctl -b -t probe -o cat"))
-		outside := verdicts(t, g.run(there+"/probe"))
-		if len(inside) != len(outside) || len(inside) < 40 {
-			t.Fatalf("%d attempts inside, %d outside", len(inside), len(outside))
-		}
-		denied := 0
-		for name, verdict := range inside {
-			switch {
-			case slices.Contains(needed, name):
-				if verdict != "allowed" {
-					t.Errorf("inside the sandbox dpsd needs %q: it is %s", name, verdict)
-				}
-			case verdict != "denied":
-				t.Errorf("inside the sandbox %q is allowed", name)
-			default:
-				denied++
-			}
-			if outside[name] != "allowed" {
-				t.Errorf("%q is denied to root without the sandbox: it tries nothing", name)
-			}
-		}
-		t.Logf("systemd %d: %d of %d attempts are denied", s.systemd, denied, len(inside))
+		g.probed("dpsd.service", "write to the state directory", "write to the runtime directory", "read the machine ID", "read the trusted roots",
+			"a TCP socket over IPv4", "a TCP socket over IPv6", "a Unix socket")
 	})
+}
+
+// probed starts a service that runs the program probe, and compares what the sandbox allows with
+// what the service needs.
+func (g *gateway) probed(service string, needed ...string) {
+	g.t.Helper()
+	g.run("systemctl start " + service)
+	// The test selects by identifier, because journald cannot look up the name of a process
+	// that has ended.
+	g.until("the probe's last line", "journalctl -b -t probe -o cat | grep -qx end")
+	inside := verdicts(g.t, g.run("journalctl -b -t probe -o cat"))
+	outside := verdicts(g.t, g.run(there+"/probe"))
+	if len(inside) != len(outside) || len(inside) < 40 {
+		g.t.Fatalf("%d attempts inside, %d outside", len(inside), len(outside))
+	}
+	denied := 0
+	for name, verdict := range inside {
+		switch {
+		case slices.Contains(needed, name):
+			if verdict != "allowed" {
+				g.t.Errorf("inside the sandbox %s needs %q: it is %s", service, name, verdict)
+			}
+		case verdict != "denied":
+			g.t.Errorf("inside the sandbox %q is allowed", name)
+		default:
+			denied++
+		}
+		if outside[name] != "allowed" {
+			g.t.Errorf("%q is denied to root without the sandbox: it tries nothing", name)
+		}
+	}
+	g.t.Logf("systemd %d: %d of %d attempts are denied", g.suite.systemd, denied, len(inside))
 }
 
 // verdicts parses the output of the program probe.
