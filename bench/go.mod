@@ -7,6 +7,7 @@ go 1.26.0
 require (
 	github.com/dpsd-project/dpsd v0.0.0
 	github.com/fsnotify/fsnotify v1.10.1
+	github.com/google/go-tpm v0.9.9-0.20260124013517-8f8f42cba0de
 	golang.org/x/sys v0.49.0
 	gonum.org/v1/plot v0.17.0
 )

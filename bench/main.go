@@ -45,7 +45,8 @@ func main() {
 	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "period in which the idle service is measured")
 	flag.BoolVar(&b.short, "short", false, "for CI: three runs, a minute of idle time, and no failure because of time, CPU or memory")
 	compare := flag.Bool("compare", false, "instead, install Microsoft's SDKs for Node and Python, and compare dpsd with them")
-	document := flag.String("document", "", "also write the report to this `file`, between its bench or compare markers; -compare writes its plot next to it")
+	aziotd := flag.String("identity-service", "", "instead, compare dpsd with Azure IoT Identity Service, whose program aziotd is this `file`; this requires root and swtpm")
+	document := flag.String("document", "", "also write the report to this `file`, between its bench, compare or identity-service markers; -compare writes its plot next to it")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 1 || b.idle <= 0 {
 		flag.Usage()
@@ -57,6 +58,9 @@ func main() {
 	run := b.run
 	if *compare {
 		run = b.runCompare
+	}
+	if *aziotd != "" {
+		run = func(document string) (over bool, err error) { return false, b.runIdentityService(*aziotd, document) }
 	}
 	over, err := run(*document)
 	if err != nil {
@@ -103,6 +107,10 @@ func (b *bench) run(document string) (over bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	hardened, err := b.inTPM(dir)
+	if err != nil {
+		return false, err
+	}
 	resumed, saved, err := b.resumes(dir)
 	if err != nil {
 		return false, err
@@ -115,7 +123,7 @@ func (b *bench) run(document string) (over bool, err error) {
 	if idleErr != nil {
 		return false, idleErr
 	}
-	verdict, over := verdicts(slices.Concat(judged, asked, written, certified, saved, rested, allocated), b.short)
+	verdict, over := verdicts(slices.Concat(judged, asked, written, certified, hardened, saved, rested, allocated), b.short)
 	report := fmt.Sprintf("%s on %s.\n\nMedian of %d runs each, with the worst in parentheses where it differs; MB are 10⁶ bytes.\n\n%s\n%s\n%s",
 		said, machine(), len(results[0].samples), table(results), resumptions(resumed), verdict)
 	fmt.Print(report)

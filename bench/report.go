@@ -128,7 +128,7 @@ func budgets(size int64, results []result) []budget {
 		return only(func(v variant) bool { return v == variant{"key", "mqtt", version, 1} })
 	}
 	all := []budget{
-		{"program, stripped", "MB", float64(size) / megabyte, 10, strict},
+		{"program, stripped", "MB", float64(size) / megabyte, 12, strict},
 		{"peak memory, median of the runs", "MB", highest(results, peak, median), 12, noisy},
 		{"CPU, best of the runs", "ms", highest(results, cpu, best), 16, noisy},
 		{"from the start to the first byte sent, best of the runs", "ms", highest(results, first, best), 15, noisy},
