@@ -80,8 +80,9 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s does not come", args[0])
 }
 
-// occupy listens on an address until the end of the script, unless another program already
-// does: occupy HOST:PORT. The variable OCCUPIED is the address, also if PORT is 0.
+// occupy listens on an address until the end of the script, unless another program already listens
+// on it: occupy HOST:PORT. It sets the variable OCCUPIED to the address. If PORT is 0, this is the
+// address with the port that the system has chosen.
 func occupy(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: occupy HOST:PORT")
