@@ -77,13 +77,13 @@ func explained(s string, wrong *Error) *Error {
 	return wrong
 }
 
-// idScope matches the unreserved characters of RFC 3986 §2.3. A scope of such characters is
+// unreserved contains the unreserved characters of RFC 3986 §2.3. A scope of such characters is
 // the same text in the user name and in the signed resource. Only the service knows the rest
 // of its syntax.
-var idScope = regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
+const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 
 func checkIDScope(s string) *Error {
-	if len(s) > 128 || !idScope.MatchString(s) {
+	if s == "" || len(s) > 128 || strings.Trim(s, unreserved) != "" {
 		return &Error{Problem: document.Quote(s) + " is not an ID scope", Remedy: `it consists of letters and digits, such as "0ne00000000"`}
 	}
 	return nil
@@ -96,10 +96,8 @@ func checkTemplate(s string) *Error {
 	return nil
 }
 
-var apiVersion = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?$`)
-
 func checkAPIVersion(s string) *Error {
-	if !apiVersion.MatchString(s) {
+	if !regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?$`).MatchString(s) {
 		return &Error{Problem: document.Quote(s) + " is not an API version", Remedy: `it is a date such as "2019-03-31", optionally with the suffix "-preview"`}
 	}
 	return nil
@@ -253,12 +251,13 @@ func percentage(to *int, standard, low, high int) kind {
 
 // groupName and maxGroupName are what systemd accepts everywhere as the name of a group
 // (systemd.io, "User/Group Name Syntax"). A repetition with a limit would take 30 KB of memory.
-var groupName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
-
-const maxGroupName = 31
+const (
+	groupName    = `^[A-Za-z_][A-Za-z0-9_-]*$`
+	maxGroupName = 31
+)
 
 func checkGroup(s string) *Error {
-	if len(s) > maxGroupName || !groupName.MatchString(s) {
+	if len(s) > maxGroupName || !regexp.MustCompile(groupName).MatchString(s) {
 		return &Error{Problem: document.Quote(s) + " is not a valid group name", Remedy: `write at most 31 letters, digits, "_" and "-", such as "dpsd-certificate"`}
 	}
 	return nil

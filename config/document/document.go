@@ -195,18 +195,14 @@ func printable(r rune) rune {
 	return r
 }
 
-var (
-	headerLine = regexp.MustCompile(`^[ \t]*\[\[?[ \t]*([a-z_]+)[ \t]*\]`)
-	keyLine    = regexp.MustCompile(`^[ \t]*([a-z0-9_]+)[ \t]*=`)
-)
-
 // keyOfLine guesses the key of a line that is not TOML. It returns only known names, because
 // text that looks like a key may be a line of a secret.
 func keyOfLine(lines Lines, known map[string][]string, n int) string {
-	match := keyLine.FindSubmatch(lines.Line(n))
+	match := regexp.MustCompile(`^[ \t]*([a-z0-9_]+)[ \t]*=`).FindSubmatch(lines.Line(n))
 	if match == nil {
 		return ""
 	}
+	headerLine := regexp.MustCompile(`^[ \t]*\[\[?[ \t]*([a-z_]+)[ \t]*\]`)
 	for n--; n > 0; n-- {
 		header := headerLine.FindSubmatch(lines.Line(n))
 		if header == nil {
