@@ -225,12 +225,12 @@ func (b *bench) rests(ctx context.Context) ([]budget, error) {
 		return nil, err
 	}
 	return []budget{
-		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 12, noisy},
+		{"peak memory of the service", "MB", float64(without.peak) / megabyte, 13, noisy},
 		{"private memory of the idle service", "MB", float64(without.anon) / megabyte, 2.5, noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, in addition to %d watchdog messages", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, with an issued certificate", b.idle), "", float64(certified.wakeUps), b.idle.Minutes(), noisy},
-		{"peak memory of the service that has requested a certificate", "MB", float64(certified.peak) / megabyte, 14, noisy},
+		{"peak memory of the service that has requested a certificate", "MB", float64(certified.peak) / megabyte, 15, noisy},
 		{"packets in this time", "", float64(with.packets + without.packets + certified.packets), 0, strict},
 	}, nil
 }
