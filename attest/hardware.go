@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/sas"
 	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/tpm"
 )
@@ -234,9 +235,22 @@ func (s Secrets) signerKey(ctx context.Context, r Reference, leaf crypto.PublicK
 	return &HardwareKey{key: key, fail: fail}, nil
 }
 
-// authenticate returns the HMAC-SHA256 of data under the symmetric key in the text of a TSS2
-// file. With FilesOnly, it returns nil.
-func (s Secrets) authenticate(ctx context.Context, text, data []byte) (mac []byte, err error) {
+// authenticate returns the HMAC-SHA256 of data under the symmetric key in text, which is base64
+// or a TSS2 file.
+func (s Secrets) authenticate(ctx context.Context, text, data []byte) ([]byte, error) {
+	if tpm.Is(text) {
+		return s.authenticateTPM(ctx, text, data)
+	}
+	key, err := DecodeKey(text)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	return sas.MAC(key, data), nil
+}
+
+// authenticateTPM is authenticate for the text of a TSS2 file. With FilesOnly, it returns nil.
+func (s Secrets) authenticateTPM(ctx context.Context, text, data []byte) (mac []byte, err error) {
 	f, err := parseTPM(text)
 	switch {
 	case err != nil:

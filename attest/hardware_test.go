@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -21,6 +22,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/sas"
 	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/tpm"
 	"github.com/dpsd-project/dpsd/tpm/tpmtest"
@@ -274,6 +276,11 @@ func TestASymmetricKeyInTheTPMSignsTheSameTokens(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		statement := []byte("a statement")
+		mac, err := attest.SymmetricKey{Key: attest.Reference{File: sealed}}.MAC(t.Context(), secrets, statement)
+		if err != nil || !bytes.Equal(mac, sas.MAC(key, statement)) {
+			t.Errorf("%d bytes: the HMAC is %x, %v", length, mac, err)
+		}
 		x := attest.X509{Certificate: attest.Reference{File: plain}, PrivateKey: attest.Reference{File: sealed}}
 		write(t, plain, certificatePEM(issue(t, newIssuer(t), "gw-1", ecKey(t, elliptic.P256()), false)))
 		if _, err := x.Prove(t.Context(), gw, secrets, midway); !errors.Is(err, attest.ErrTPMKey) {
@@ -283,6 +290,9 @@ func TestASymmetricKeyInTheTPMSignsTheSameTokens(t *testing.T) {
 		secrets.FilesOnly = true
 		if p, err := (attest.SymmetricKey{Key: attest.Reference{File: sealed}}).Prove(t.Context(), gw, secrets, midway); err != nil || p.Password != "" {
 			t.Errorf("with FilesOnly: %+v, %v", p, err)
+		}
+		if mac, err := (attest.SymmetricKey{Key: attest.Reference{File: sealed}}).MAC(t.Context(), secrets, statement); err != nil || mac != nil {
+			t.Errorf("with FilesOnly: %x, %v", mac, err)
 		}
 	}
 }

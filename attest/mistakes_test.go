@@ -315,7 +315,7 @@ func TestTheErrorNamesTheWrongFormOfASymmetricKeyAndTheCommandConvertsIt(t *test
 			command, _ := remedy(t, err)
 			shell(t, "/", command)
 			p, err := k.Prove(context.Background(), subject, attest.Secrets{}, midway)
-			if err != nil || p.Password != attest.Token(want, "r", p.Expires) {
+			if err != nil || p.Password != registrationToken(want, "r", p.Expires) {
 				t.Errorf("after %s: %v", command, err)
 			}
 		})
@@ -396,7 +396,7 @@ func TestADoubtfulSymmetricKeyIsUsedAndTheDoubtContainsTheCommand(t *testing.T) 
 			command, _ := remedy(t, p.Doubt)
 			shell(t, "/", command)
 			p, err = k.Prove(context.Background(), attest.Subject{Resource: "r"}, attest.Secrets{}, midway)
-			if err != nil || p.Doubt != nil || p.Password != attest.Token(key, "r", p.Expires) {
+			if err != nil || p.Doubt != nil || p.Password != registrationToken(key, "r", p.Expires) {
 				t.Errorf("after %s: %v, the doubt %v", command, err, p.Doubt)
 			}
 		})

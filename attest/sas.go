@@ -3,23 +3,21 @@ package attest
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/dpsd-project/dpsd/tpm"
+	"github.com/dpsd-project/dpsd/sas"
 )
 
 // TokenLifetime is the validity period of a SAS token of SymmetricKey. A registration takes
 // seconds; one hour tolerates a clock that is slightly wrong.
 const TokenLifetime = time.Hour
+
+// policy is the value of skn in a token for DPS.
+const policy = "registration"
 
 // Sizes of a key that the service accepts, in bytes after decoding.
 const (
@@ -59,27 +57,28 @@ func capitals(registrationID string) (detail, advice string) {
 
 // Prove makes a SAS token for sub.Resource that is valid for TokenLifetime from now.
 func (k SymmetricKey) Prove(ctx context.Context, sub Subject, secrets Secrets, now time.Time) (proof Proof, err error) {
+	expiry := now.Add(TokenLifetime).Truncate(time.Second)
 	err = secrets.use(k.Key, symmetricKey, func(text []byte) error {
-		expiry := now.Add(TokenLifetime).Truncate(time.Second)
-		if tpm.Is(text) {
-			mac, err := secrets.authenticate(ctx, text, statement(sub.Resource, expiry))
-			if mac != nil {
-				proof = Proof{Password: token(sub.Resource, mac, expiry), Expires: expiry}
-			}
-			return err
+		mac, err := secrets.authenticate(ctx, text, sas.Statement(sub.Resource, expiry))
+		if mac != nil {
+			proof = Proof{Password: sas.Token(sub.Resource, mac, expiry, policy), Expires: expiry}
 		}
-		key, err := DecodeKey(text)
-		if err != nil {
-			return err
-		}
-		defer clear(key)
-		proof = Proof{Password: Token(key, sub.Resource, expiry), Expires: expiry}
-		if d := DoubtOf(text, key, sub.RegistrationID); d != nil {
+		if d := doubtOf(text, sub.RegistrationID); d != nil {
 			proof.Doubt = about(k.Key, d)
 		}
-		return nil
+		return err
 	})
 	return proof, err
+}
+
+// MAC returns the HMAC-SHA256 of a statement under the device's key. A TPM computes it if it
+// holds the key; with Secrets.FilesOnly the result is then nil. The errors are those of Prove.
+func (k SymmetricKey) MAC(ctx context.Context, secrets Secrets, statement []byte) (mac []byte, err error) {
+	err = secrets.use(k.Key, symmetricKey, func(text []byte) error {
+		mac, err = secrets.authenticate(ctx, text, statement)
+		return err
+	})
+	return mac, err
 }
 
 // References returns the key's reference.
@@ -87,44 +86,6 @@ func (k SymmetricKey) References() []Reference { return references(k.Key) }
 
 // String returns the type and the reference.
 func (k SymmetricKey) String() string { return k.Type().Name + " " + k.Key.String() }
-
-// Token returns the SAS token that grants access to resource until expiry, in whole
-// seconds (DPS page "Control access"). The resource is signed as it is sent:
-// percent-encoded with upper-case hex digits; its letters keep their case.
-func Token(key []byte, resource string, expiry time.Time) string {
-	mac := hmac.New(sha256.New, key)
-	mac.Write(statement(resource, expiry))
-	return token(resource, mac.Sum(nil), expiry)
-}
-
-// statement returns the text that the signature in a token covers.
-func statement(resource string, expiry time.Time) []byte {
-	return []byte(percentEncode(resource) + "\n" + strconv.FormatInt(expiry.Unix(), 10))
-}
-
-// token returns a token. mac is the HMAC of its statement.
-func token(resource string, mac []byte, expiry time.Time) string {
-	return "SharedAccessSignature sr=" + percentEncode(resource) + "&sig=" + percentEncode(base64.StdEncoding.EncodeToString(mac)) +
-		"&se=" + strconv.FormatInt(expiry.Unix(), 10) + "&skn=registration"
-}
-
-// Signature returns the signature in a token made by Token, in base64. It returns "" for
-// any other text.
-func Signature(token string) string {
-	_, rest, _ := strings.Cut(token, "&sig=")
-	escaped, _, _ := strings.Cut(rest, "&")
-	signature, err := url.PathUnescape(escaped)
-	if err != nil {
-		return escaped
-	}
-	return signature
-}
-
-// percentEncode encodes all but the unreserved characters of RFC 3986 §2.3. QueryEscape
-// differs only in that it encodes a space as a plus sign.
-func percentEncode(s string) string {
-	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
-}
 
 // DecodeKey returns the bytes of a symmetric key given as standard base64 text with
 // padding. White space around the text and line breaks in it are ignored. The errors are
@@ -142,9 +103,7 @@ func DecodeKey(text []byte) ([]byte, error) {
 // HMAC-SHA256 of the ID exactly as written, under the decoded group key (DPS page
 // "Symmetric key attestation"). IDs that differ in case give different keys.
 func DeriveKey(groupKey []byte, registrationID string) []byte {
-	mac := hmac.New(sha256.New, groupKey)
-	mac.Write([]byte(registrationID))
-	return mac.Sum(nil)
+	return sas.MAC(groupKey, []byte(registrationID))
 }
 
 // references returns the references of rs that are set, without duplicates.

@@ -197,6 +197,16 @@ func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	return nil
 }
 
+// doubtOf is DoubtOf for a text that may be something else than a key.
+func doubtOf(text []byte, registrationID string) *Doubt {
+	key, err := decode(bytes.TrimSpace(text))
+	if err != nil {
+		return nil
+	}
+	defer clear(key)
+	return DoubtOf(text, key, registrationID)
+}
+
 // about adds the file's name to a mistake.
 func about(r Reference, err error) error {
 	if m, is := errors.AsType[*input.Mistake](err); is {

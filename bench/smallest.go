@@ -1,11 +1,12 @@
 package main
 
 import (
+	"crypto/sha256"
 	"strings"
 	"time"
 
-	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/dps"
+	"github.com/dpsd-project/dpsd/sas"
 )
 
 // content is the data that any client must send for a registration.
@@ -106,7 +107,7 @@ func packets(v variant, c content) []int {
 	}
 	connect := text("MQTT") + 1 + 1 + 2 + text(c.identity.ClientID()) + text(c.identity.UserName())
 	if len(c.chain) == 0 {
-		token := attest.Token([]byte("key"), c.identity.Resource(), time.Now())
+		token := sas.Token(c.identity.Resource(), make([]byte, sha256.Size), time.Now(), "registration")
 		before, rest, _ := strings.Cut(token, "&sig=")
 		_, after, _ := strings.Cut(rest, "&")
 		// On average, 1.3 of 43 base64 characters are + or / (2 of 64). An escape adds two

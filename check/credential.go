@@ -15,6 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/sas"
 	"github.com/dpsd-project/dpsd/session"
 )
 
@@ -82,7 +83,7 @@ func (i *inspection) credential(ctx context.Context, c attest.Credential) []Resu
 	if err == nil {
 		if i.registrationID != "" {
 			i.usable = append(i.usable, usable{c, proof})
-			i.disclosed.Add([]byte(attest.Signature(proof.Password)))
+			i.disclosed.Add([]byte(sas.Signature(proof.Password)))
 		}
 		err = proof.Validity
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/sas"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -53,6 +54,12 @@ func (g *gateway) everything() string {
 	return b.String()
 }
 
+// registrationToken returns the token with which a gateway registers now.
+func registrationToken(key []byte, identity dps.Identity) string {
+	expiry := time.Now().Add(attest.TokenLifetime)
+	return sas.Token(identity.Resource(), sas.MAC(key, sas.Statement(identity.Resource(), expiry)), expiry, "registration")
+}
+
 func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The same seed gives the same service, and the bubble's clock gives the same token.
@@ -62,8 +69,8 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 			t.Fatal(err)
 		}
 		identity := dps.Identity{IDScope: twin.sim.IDScope(), RegistrationID: device}
-		token := attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime))
-		signature := attest.Signature(token)
+		token := registrationToken(key, identity)
+		signature := sas.Signature(token)
 		escaped := url.QueryEscape(signature)
 		raw, err := base64.StdEncoding.DecodeString(signature)
 		if err != nil {
@@ -85,7 +92,7 @@ func TestASignatureThatTheServiceRepeatsInAnyFormIsMasked(t *testing.T) {
 			rules = append(rules, simulator.Rule{On: simulator.OnRegister, Status: 401, Body: text(`{"errorCode":401002,"trackingId":` + string(message) + `,"message":` + string(message) + `}`)})
 		}
 		for n, rule := range rules {
-			if now := attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime)); now != token {
+			if now := registrationToken(key, identity); now != token {
 				t.Fatal("the clock has advanced, so this gateway has a different token")
 			}
 			g := newGateway(t, rule)
@@ -122,7 +129,7 @@ func TestAnAssignmentThatRepeatsTheSignatureIsAMalformedReply(t *testing.T) {
 						t.Fatal(err)
 					}
 					identity := dps.Identity{IDScope: twin.sim.IDScope(), RegistrationID: device}
-					signature := attest.Signature(attest.Token(key, identity.Resource(), time.Now().Add(attest.TokenLifetime)))
+					signature := sas.Signature(registrationToken(key, identity))
 					state := map[string]string{"registrationId": device, "assignedHub": "hub.azure-devices.net", "deviceId": device, "status": "assigned"}
 					state[member] = of(signature)
 					body, err := json.Marshal(map[string]any{"operationId": "1", "status": "assigned", "registrationState": state})

@@ -22,6 +22,7 @@ import (
 func TestTokens(t *testing.T) {
 	for text, want := range map[string]string{
 		"refused: SharedAccessSignature sr=0ne1%2Fregistrations%2Fgw&sig=aB%2Fc%3D&se=17&skn=registration, sorry": "refused: [masked] sorry",
+		`{"token":"SharedAccessSignature sr=h.azure-devices.net%2Fdevices%2Fgw&sig=aB%2Fc%3D&se=17"}`:             `{"token":"[masked]"}`, // of a hub
 		`{"m":"SharedAccessSignature sr=a&sig=b","n":1}`:                                                          `{"m":"[masked]","n":1}`,
 		"/x?SharedAccessSignature%20sr%3Da%26sig%3Db z":                                                           "/x?[masked] z",
 		"GET /?sr=a&sig=aB%2Fc%3D&se=1":                                                                           "GET /?sr=a&sig=[masked]&se=1",

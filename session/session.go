@@ -15,6 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/redact"
+	"github.com/dpsd-project/dpsd/sas"
 	"github.com/dpsd-project/dpsd/transport"
 )
 
@@ -106,7 +107,7 @@ func (s *Session) Close(ctx context.Context) {
 
 // Secrets returns the secrets that were sent to peers, which may repeat them.
 func (r *Request) Secrets() (known redact.Known) {
-	known.Add([]byte(attest.Signature(r.Proof.Password)))
+	known.Add([]byte(sas.Signature(r.Proof.Password)))
 	known.Add([]byte(r.Dialer.ProxyPassword()))
 	return known
 }
