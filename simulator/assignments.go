@@ -3,26 +3,16 @@ package simulator
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 	"github.com/dpsd-project/dpsd/simulator/hub"
 )
-
-// assignmentInterval is the minimum time between two writes of the file, so that a
-// fleet that registers does not cause a write for each device.
-const assignmentInterval = time.Second
 
 // assignment is the registration record of a device that has been assigned.
 type assignment struct {
@@ -37,10 +27,19 @@ type assignment struct {
 	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
 	ETag           string          `json:"etag"`
 	Payload        json.RawMessage `json:"payload,omitempty"`
+	// AtHub is what has happened to the identity of the device at its hub since DPS created it:
+	// atHubDisabled, atHubDeleted, or "".
+	AtHub string `json:"atHub,omitempty"`
 	// CertificateID is in every certificate that the service issues for the device; see
 	// Server.RevokeDevice.
 	CertificateID string `json:"certificateId,omitempty"`
 }
+
+// What can happen to a device at its hub.
+const (
+	atHubDisabled = "disabled"
+	atHubDeleted  = "deleted"
+)
 
 // registration returns the assignment for callers outside the package.
 func (a assignment) registration() Registration {
@@ -50,39 +49,27 @@ func (a assignment) registration() Registration {
 	}
 }
 
-// assignments holds one assignment for each device, and writes them to a file if a
-// path is set.
+// assignments holds one assignment for each device, and writes them to a file.
 type assignments struct {
-	path    string // "" for memory only
-	onError func(error)
+	file *savedFile
+	// gone is called when a hub no longer has the identity of a device.
+	gone func(hub, deviceID string)
 
-	mu    sync.Mutex
-	all   map[string]assignment // by lower-case registration ID
-	dirty bool
-	wake  chan struct{} // capacity 1: something has changed
+	mu  sync.Mutex
+	all map[string]assignment // by lower-case registration ID
 }
 
 // loadAssignments reads the file in a directory if it exists. The directory "" means no file.
-func loadAssignments(dir string, onError func(error)) (*assignments, error) {
-	a := &assignments{onError: onError, all: map[string]assignment{}, wake: make(chan struct{}, 1)}
-	if dir == "" {
-		return a, nil
-	}
-	a.path = filepath.Join(dir, fileAssignments)
-	text, err := os.ReadFile(a.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return a, nil
-	}
-	if err != nil {
-		return nil, err
-	}
+func loadAssignments(dir string, gone func(hub, deviceID string), onError func(error)) (*assignments, error) {
+	a := &assignments{gone: gone, all: map[string]assignment{}}
+	a.file = newSavedFile(dir, fileAssignments, 0o644, func() any { return a.list() }, onError)
 	var list []assignment
-	if err := json.Unmarshal(text, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.path, err)
+	if err := a.file.load(&list); err != nil {
+		return nil, err
 	}
 	for _, r := range list {
 		if !enroll.IsRegistrationID(r.RegistrationID) || r.Hub == "" {
-			return nil, fmt.Errorf("%s: the entry of %q has an invalid registration ID or no hub", a.path, r.RegistrationID)
+			return nil, fmt.Errorf("%s: the entry of %q has an invalid registration ID or no hub", a.file.path, r.RegistrationID)
 		}
 		a.all[strings.ToLower(r.RegistrationID)] = r
 	}
@@ -114,14 +101,43 @@ func (a *assignments) find(name, deviceID string) (assignment, bool) {
 }
 
 // put stores an assignment. It keeps the stored identifier of the device's certificates, which may
-// have been replaced since the operation began.
+// have been replaced since the operation began. A device that was deleted at its hub exists again,
+// but one that was disabled there remains so, because DPS does not enable devices.
 func (a *assignments) put(r assignment) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	key := strings.ToLower(r.RegistrationID)
-	r.CertificateID = cmp.Or(a.all[key].CertificateID, r.CertificateID)
+	a.mu.Lock()
+	before := a.all[key]
+	moved := before.Hub != "" && (!hub.Same(before.Hub, r.Hub) || before.DeviceID != r.DeviceID)
+	r.CertificateID, r.AtHub = cmp.Or(before.CertificateID, r.CertificateID), ""
+	if !moved && before.AtHub == atHubDisabled {
+		r.AtHub = atHubDisabled
+	}
 	a.all[key] = r
-	a.changed()
+	a.mu.Unlock()
+	a.file.changed()
+	if moved {
+		a.gone(before.Hub, before.DeviceID)
+	}
+}
+
+// setAtHub records what has happened to a device at its hub. It returns false if the device is
+// unknown or has been deleted there.
+func (a *assignments) setAtHub(registrationID, what string) (assignment, bool) {
+	a.mu.Lock()
+	key := strings.ToLower(registrationID)
+	r, found := a.all[key]
+	if found = found && r.AtHub != atHubDeleted; found {
+		r.AtHub = what
+		a.all[key] = r
+	}
+	a.mu.Unlock()
+	if found {
+		a.file.changed()
+	}
+	if found && what == atHubDeleted {
+		a.gone(r.Hub, r.DeviceID)
+	}
+	return r, found
 }
 
 // renewCertificateID replaces the identifier of a device's certificates. It returns false if the
@@ -134,7 +150,7 @@ func (a *assignments) renewCertificateID(registrationID string) bool {
 	if found {
 		r.CertificateID = guid(randomBytes("", 16))
 		a.all[key] = r
-		a.changed()
+		a.file.changed()
 	}
 	return found
 }
@@ -142,11 +158,14 @@ func (a *assignments) renewCertificateID(registrationID string) bool {
 // remove forgets a device. It returns false if it does not know the device.
 func (a *assignments) remove(registrationID string) bool {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	key := strings.ToLower(registrationID)
-	_, found := a.all[key]
+	r, found := a.all[key]
 	delete(a.all, key)
-	a.changed()
+	a.mu.Unlock()
+	if found {
+		a.file.changed()
+		a.gone(r.Hub, r.DeviceID)
+	}
 	return found
 }
 
@@ -154,59 +173,5 @@ func (a *assignments) remove(registrationID string) bool {
 func (a *assignments) list() []assignment {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.sorted()
-}
-
-// sorted does what list does. The caller holds a.mu.
-func (a *assignments) sorted() []assignment {
 	return slices.SortedFunc(maps.Values(a.all), func(x, y assignment) int { return strings.Compare(x.RegistrationID, y.RegistrationID) })
-}
-
-// changed lets keep write the file. The caller holds a.mu.
-func (a *assignments) changed() {
-	a.dirty = true
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
-
-// keep writes the file after changes until done is closed.
-func (a *assignments) keep(done <-chan struct{}) {
-	for {
-		select {
-		case <-a.wake:
-		case <-done:
-			return
-		}
-		begun := time.Now()
-		a.flush()
-		// The whole file is written. With many devices that takes time; it may take up to
-		// a tenth of all time.
-		if !pause(max(assignmentInterval, 9*time.Since(begun)), done) {
-			return
-		}
-	}
-}
-
-// flush writes the whole file if there are changes.
-func (a *assignments) flush() {
-	a.mu.Lock()
-	list := a.sorted()
-	dirty := a.dirty
-	a.dirty = false
-	a.mu.Unlock()
-	if !dirty || a.path == "" {
-		return
-	}
-	text, err := json.MarshalIndent(list, "", "  ")
-	if err == nil {
-		err = renameio.WriteFile(a.path, append(text, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(a.path)))
-	}
-	if err != nil {
-		a.mu.Lock()
-		a.dirty = true // the next change, or the end, retries
-		a.mu.Unlock()
-		a.onError(fmt.Errorf("cannot save the assignments: %w", err))
-	}
 }

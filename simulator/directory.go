@@ -32,6 +32,7 @@ const (
 	fileRootKey     = "issuing-root.key"
 	fileAssignments = "assignments.json"
 	fileServiceKey  = "service-key"
+	fileModules     = "modules.json"
 )
 
 const defaultEnrollments = `# Who may register. Paths are relative to this file.

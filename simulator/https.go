@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -284,9 +285,9 @@ func (d *deviceAPI) note(e Entry) {
 // serveHub answers a request for a hub.
 func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	server := d.c.server
-	u := hub.RequestUser(r)
+	u, _ := hub.RequestUser(r)
 	known, _ := server.hub.Find(u.Hub, u.Device)
-	entry := Entry{Service: "hub", Hub: u.Hub, DeviceID: u.Device, RegistrationID: known.RegistrationID}
+	entry := Entry{Service: "hub", Hub: u.Hub, DeviceID: u.Device, ModuleID: u.Module, RegistrationID: known.RegistrationID}
 	body, readErr := io.ReadAll(http.MaxBytesReader(w, r.Body, hub.MaxMessage))
 	up := entry
 	up.Packet, up.Direction, up.Topic, up.Size = "REQUEST", "up", r.Method+" "+target(r.URL), len(body)
@@ -294,7 +295,7 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	d.note(up)
 
 	state := d.c.tls.ConnectionState()
-	rule := server.script.Load().MatchHub(OnHubRequest, d.c.protocol, hub.Names(u.Hub), u.Device, state.DidResume)
+	rule := server.script.Load().MatchHub(OnHubRequest, d.c.protocol, hub.Names(u.Hub), u.Device, "", state.DidResume)
 	x := exchange{deviceAPI: d, w: w, r: r, req: apiRequest{registrationID: known.RegistrationID}, rule: rule}
 	if !pause(rule.Delay, server.done) {
 		d.abort("the server has shut down")
@@ -329,6 +330,7 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	if len(answer.Body) > 0 {
 		header.Set("Content-Type", "application/json; charset=utf-8")
 	}
+	maps.Copy(header, answer.Header)
 	down := entry
 	down.Packet, down.Direction, down.ReturnCode, down.Size = "RESPONSE", "down", &answer.Status, len(answer.Body)
 	if refused := answer.Refused; refused != nil {
@@ -338,6 +340,9 @@ func (d *deviceAPI) serveHub(w http.ResponseWriter, r *http.Request) {
 	}
 	if rule.RetryAfter != "" && rule.RetryAfter != "none" {
 		header.Set("Retry-After", rule.RetryAfter)
+	}
+	if answer.ETag != "" {
+		header.Set("ETag", `"`+answer.ETag+`"`)
 	}
 	d.note(down)
 	w.WriteHeader(answer.Status)

@@ -21,12 +21,16 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 	return &hub.Hub{
 		Assigned: func(name, deviceID string) (hub.Device, bool) {
 			r, found := s.service.records.find(name, deviceID)
-			return hub.Device{RegistrationID: r.RegistrationID, Attestation: r.Attestation, CertificateID: r.CertificateID}, found
+			return hub.Device{
+				RegistrationID: r.RegistrationID, Attestation: r.Attestation, CertificateID: r.CertificateID, Disabled: r.AtHub == atHubDisabled,
+			}, found && r.AtHub != atHubDeleted
 		},
 		Enrollments: func() enroll.Entries { return *s.entries.Load() },
 		Issued:      s.checkIssued,
 		Now:         s.now,
 		Telemetry:   onTelemetry,
+		Connected:   func(u hub.User) bool { return s.connected(u.Key()) },
+		Disconnect:  func(u hub.User, reason string) { s.eject(u.Key(), reason) },
 	}
 }
 
@@ -36,6 +40,66 @@ func (s *Server) newHub(onTelemetry func(hub.Telemetry)) *hub.Hub {
 func (s *Server) AddDevice(registrationID string) {
 	name, deviceID := s.entries.Load().Assignment(registrationID)
 	s.hub.Add(name, deviceID, hub.Device{RegistrationID: registrationID})
+}
+
+// DisableDevice disables the identity of a device at its hub, or enables it again. The hub ends the
+// connections of a disabled device and of its modules. It returns false if the hub has no identity
+// of the device that DPS has created.
+func (s *Server) DisableDevice(registrationID string, disabled bool) bool {
+	what, reason := "", ""
+	if disabled {
+		what, reason = atHubDisabled, "403012 DeviceDisabled: the device has been disabled at the hub"
+	}
+	return s.changeAtHub(registrationID, what, reason)
+}
+
+// DeleteDevice deletes the identity of a device at its hub, with its module identities, and ends
+// their connections. DPS keeps its record, and creates the identity again when the device registers.
+// It returns false if the hub has no identity of the device that DPS has created.
+func (s *Server) DeleteDevice(registrationID string) bool {
+	return s.changeAtHub(registrationID, atHubDeleted, "404001 DeviceNotFound: the device has been deleted at the hub")
+}
+
+// changeAtHub changes a device at its hub, and ends its connections if there is a reason to.
+func (s *Server) changeAtHub(registrationID, what, reason string) bool {
+	modules := s.Modules(registrationID)
+	r, found := s.service.records.setAtHub(registrationID, what)
+	if !found || reason == "" {
+		return found
+	}
+	u := hub.User{Hub: r.Hub, Device: r.DeviceID}
+	s.eject(u.Key(), reason)
+	for _, m := range modules {
+		u.Module = m.ModuleID
+		s.eject(u.Key(), reason)
+	}
+	return true
+}
+
+// SendToDevice sends a message from the cloud to a device. The message waits at the hub until the
+// device receives it, or until the server ends. The result is nil unless the hub refuses the
+// message: because it does not have the device (404001), because 50 messages wait already (403004),
+// or because the message is larger than 64 KB (413001).
+func (s *Server) SendToDevice(registrationID string, payload []byte) *enroll.Refusal {
+	name, deviceID := s.atHub(registrationID)
+	if _, found := s.hub.Find(name, deviceID); !found {
+		return &enroll.Refusal{Code: 404001, Message: "DeviceNotFound", Explanation: enroll.Explanation{Reason: "the device does not exist at its hub"}}
+	}
+	return s.hub.Messages.Send(hub.User{Hub: name, Device: deviceID}, payload)
+}
+
+// atHub returns the hub of a device, and its name there.
+func (s *Server) atHub(registrationID string) (name, deviceID string) {
+	if r, found := s.service.records.get(registrationID); found {
+		return r.Hub, r.DeviceID
+	}
+	return s.entries.Load().Assignment(registrationID) // AddDevice may have added it
+}
+
+// Modules returns the module identities of a device at its hub, with their keys, in the order of
+// their IDs.
+func (s *Server) Modules(registrationID string) []hub.Module {
+	return s.hub.Modules.List(s.atHub(registrationID))
 }
 
 // allNames returns all names of the hubs, which are in alphabetical order.
@@ -54,8 +118,11 @@ type hubSession struct {
 	user           hub.User
 	wrong          error  // in the user name
 	registrationID string // "" if the hub does not know the device
+	grant          hub.Grant
 	granted        map[string]byte
-	will           packets.Packet // a PUBLISH, if the client has a will
+	will           packets.Packet    // a PUBLISH, if the client has a will
+	receiver       *hub.Receiver     // nil unless the client has subscribed to messages from the cloud
+	locks          map[uint16]string // of those that await a PUBACK, by packet identifier
 }
 
 // newHubSession takes the identity from the CONNECT, whether or not it is valid.
@@ -70,14 +137,14 @@ func newHubSession(s *session, p *packets.Packet) *hubSession {
 }
 
 func (h *hubSession) identify(e *Entry) {
-	e.Service, e.Hub, e.DeviceID, e.RegistrationID = "hub", h.user.Hub, h.user.Device, h.registrationID
+	e.Service, e.Hub, e.DeviceID, e.ModuleID, e.RegistrationID = "hub", h.user.Hub, h.user.Device, h.user.Module, h.registrationID
 }
 
 // key contains a slash, which no registration ID does.
 func (h *hubSession) key() string { return h.user.Key() }
 
 func (h *hubSession) replaced() string {
-	return "400027 ConnectionForcefullyClosedOnNewConnection: the device has connected again"
+	return "400027 ConnectionForcefullyClosedOnNewConnection: a newer connection has the same client identifier"
 }
 
 func (h *hubSession) check(p *packets.Packet) error {
@@ -87,7 +154,7 @@ func (h *hubSession) check(p *packets.Packet) error {
 			return nil
 		}
 		if at, err := h.user.ParseTopic(p.Connect.WillTopic); err != nil || at.Kind != hub.Message {
-			return fmt.Errorf("the topic of the will is not devices/%s/messages/events/", h.user.Device)
+			return fmt.Errorf("the topic of the will is not that of the client's messages")
 		}
 	case packets.Publish:
 		if len(p.Payload) > hub.MaxMessage {
@@ -97,7 +164,7 @@ func (h *hubSession) check(p *packets.Packet) error {
 		return err
 	case packets.Subscribe, packets.Unsubscribe:
 		for _, f := range p.Filters {
-			if err := h.user.CheckFilter(f.Filter); err != nil {
+			if _, err := h.user.Filter(f.Filter); err != nil {
 				return err
 			}
 		}
@@ -119,7 +186,7 @@ func (h *hubSession) rule(p *packets.Packet) *Rule {
 		}
 	}
 	c := h.s.c
-	return c.server.script.Load().MatchHub(on, c.protocol, hub.Names(h.user.Hub), h.user.Device, c.tls.ConnectionState().DidResume)
+	return c.server.script.Load().MatchHub(on, c.protocol, hub.Names(h.user.Hub), h.user.Device, h.user.Module, c.tls.ConnectionState().DidResume)
 }
 
 // connect refuses every client with 5, because MQTT 3.1.1 has no code for the reason.
@@ -140,17 +207,21 @@ func (h *hubSession) connect(rule *Rule, p *packets.Packet) (code int, detail st
 		return 5, strings.TrimSpace(fmt.Sprintf("%d %s", rule.ErrorCode, rule.ErrorMessage)) + ": scenario"
 	case h.wrong != nil:
 		return refuse(enroll.Explanation{Reason: h.wrong.Error(), Expected: "{hub}/{deviceId}/?api-version={version}", Given: enroll.Quote(string(p.Connect.Username))})
-	case p.Connect.ClientIdentifier != h.user.Device:
-		return refuse(enroll.Explanation{Reason: "the client identifier is not the device ID", Expected: enroll.Quote(h.user.Device), Given: enroll.Quote(p.Connect.ClientIdentifier)})
+	case p.Connect.ClientIdentifier != h.user.ClientID():
+		return refuse(enroll.Explanation{Reason: "the client identifier is not the device ID", Expected: enroll.Quote(h.user.ClientID()), Given: enroll.Quote(p.Connect.ClientIdentifier)})
 	case c.server.isOtherHub(state.ServerName, h.user.Hub):
 		return refuse(enroll.Explanation{Reason: "the TLS server name belongs to a different hub", Expected: enroll.Quote(h.user.Hub), Given: enroll.Quote(state.ServerName)})
 	default:
-		expiry, refused := c.server.hub.Authenticate(h.user, string(p.Connect.Password), state)
+		grant, refused := c.server.hub.Authenticate(h.user, string(p.Connect.Password), state)
+		if refused == nil && !grant.Connects() {
+			refused = grant.Refuse(hub.EndpointEvents)
+		}
 		if refused != nil {
 			h.s.refuse(fmt.Sprintf("CONNACK 5 for %d", refused.Code), refused.Explanation)
 			return 5, fmt.Sprintf("%d %s: %s", refused.Code, refused.Message, refused.Reason)
 		}
-		if !expiry.IsZero() {
+		h.grant = grant
+		if expiry := grant.Expiry; !expiry.IsZero() {
 			h.s.after(expiry.Sub(c.server.now()), func() {
 				h.s.refuse("the connection was closed for 401003", enroll.Explanation{Reason: "the token has expired", Advice: "A device must connect again with a new token before its token expires."})
 				h.s.end("401003 IotHubUnauthorized: the token has expired")
@@ -171,8 +242,14 @@ func (s *Server) isOtherHub(serverName, name string) bool {
 
 func (h *hubSession) subscribe(_ *Rule, filters packets.Subscriptions, codes []byte) []packets.Packet {
 	for i, f := range filters {
+		endpoint, _ := h.user.Filter(f.Filter) // check has reported an error
+		if !h.grant.Allows(endpoint) {
+			codes[i] = 0x80
+			h.s.refuse("SUBACK 128", h.grant.Refuse(endpoint).Explanation)
+		}
 		if codes[i] < 0x80 {
 			h.granted[f.Filter] = codes[i]
+			h.receive(f.Filter)
 		}
 	}
 	return nil
@@ -181,6 +258,49 @@ func (h *hubSession) subscribe(_ *Rule, filters packets.Subscriptions, codes []b
 func (h *hubSession) unsubscribe(filters packets.Subscriptions) {
 	for _, f := range filters {
 		delete(h.granted, f.Filter)
+		if h.receiver != nil && f.Filter == h.user.MessageFilter() {
+			h.s.c.server.hub.Messages.Unsubscribe(h.user, h.receiver)
+		}
+	}
+}
+
+// receive begins the delivery of the messages from the cloud if a filter is for them.
+func (h *hubSession) receive(filter string) {
+	if h.user.Module != "" || filter != h.user.MessageFilter() {
+		return
+	}
+	if h.receiver == nil {
+		h.receiver, h.locks = &hub.Receiver{Wake: h.s.wake}, map[uint16]string{}
+	}
+	h.s.c.server.hub.Messages.Subscribe(h.user, h.receiver)
+}
+
+// awake sends the messages from the cloud that wait for the device. A message that is sent at QoS 0
+// is complete; one that is sent at QoS 1 waits for its PUBACK.
+func (h *hubSession) awake() {
+	server := h.s.c.server
+	qos, subscribed := h.granted[h.user.MessageFilter()]
+	if !subscribed {
+		return
+	}
+	all, next := server.hub.Messages.Take(h.user, h.receiver, server.now())
+	for _, d := range all {
+		p := h.s.message(qos, h.user.MessageTopic(), d.Payload)
+		if h.s.send(&Rule{}, p); qos > 0 {
+			h.locks[p.PacketID] = d.Lock
+		} else if !h.s.over {
+			server.hub.Messages.Complete(h.user, d.Lock, server.now())
+		}
+	}
+	if !next.IsZero() { // the device has locked a message over HTTPS
+		h.s.after(next.Sub(server.now()), h.s.wake)
+	}
+}
+
+func (h *hubSession) acknowledged(id uint16) {
+	if lock := h.locks[id]; lock != "" {
+		delete(h.locks, id)
+		h.s.c.server.hub.Messages.Complete(h.user, lock, h.s.c.server.now())
 	}
 }
 
@@ -188,6 +308,11 @@ func (h *hubSession) unsubscribe(filters packets.Subscriptions) {
 // subscribed to the answers does not receive any.
 func (h *hubSession) publish(rule *Rule, p *packets.Packet, acked bool) {
 	at, _ := h.user.ParseTopic(p.TopicName) // check has reported an error
+	if refused := h.grant.Refuse(at.Endpoint()); !h.grant.Allows(at.Endpoint()) {
+		h.s.refuse("the connection was closed for 401003", refused.Explanation)
+		h.s.end("401003 IotHubUnauthorized: " + refused.Reason)
+		return
+	}
 	h.s.respond(rule, p, acked, 0, func() []packets.Packet {
 		if at.Kind == hub.Message {
 			h.telemetry(at.Properties, p.Payload)
@@ -217,15 +342,22 @@ func (h *hubSession) publish(rule *Rule, p *packets.Packet, acked bool) {
 func (h *hubSession) telemetry(properties string, payload []byte) {
 	c := h.s.c
 	c.server.hub.Telemetry(hub.Telemetry{
-		Time: c.server.now(), Hub: h.user.Hub, Device: h.user.Device, Protocol: c.protocol, Properties: properties, Payload: payload,
+		Time: c.server.now(), Hub: h.user.Hub, Device: h.user.Device, Module: h.user.Module, Protocol: c.protocol, Properties: properties, Payload: payload,
 	})
 }
 
-// ended sends the will unless the client has disconnected [MQTT-3.1.2-8].
+// ended queues the unacknowledged messages again, and sends the will unless the client has
+// disconnected [MQTT-3.1.2-8].
 func (h *hubSession) ended(disconnected bool) {
+	if h.receiver != nil {
+		h.s.c.server.hub.Messages.Release(h.user, h.receiver)
+	}
 	if disconnected || h.will.TopicName == "" {
 		return
 	}
 	at, _ := h.user.ParseTopic(h.will.TopicName) // checked before
+	if !h.grant.Allows(at.Endpoint()) {
+		return
+	}
 	h.telemetry(at.Properties, h.will.Payload)
 }

@@ -34,6 +34,8 @@ type Entry struct {
 	// Hub and DeviceID are set if Service is "hub": the names that the device uses.
 	Hub      string `json:"hub,omitempty"`
 	DeviceID string `json:"deviceId,omitempty"`
+	// ModuleID is set for a module at a hub, and for a request about a module identity.
+	ModuleID string `json:"moduleId,omitempty"`
 	// Size is the size of the MQTT packet in bytes, including the fixed header, or the size of
 	// the body over HTTPS.
 	Size     int  `json:"size,omitempty"`

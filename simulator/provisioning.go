@@ -119,6 +119,10 @@ func (d *provisioning) unsubscribe(packets.Subscriptions) { d.subscribed = false
 
 func (d *provisioning) ended(bool) {}
 
+func (d *provisioning) acknowledged(uint16) {}
+
+func (d *provisioning) awake() {}
+
 // publish answers a register or poll request.
 func (d *provisioning) publish(rule *Rule, p *packets.Packet, acked bool) {
 	server := d.s.c.server

@@ -350,7 +350,7 @@ func TestAssignmentsAreKept(t *testing.T) {
 			t.Error(p.payload)
 		}
 		s.Close()
-		if reported == nil || !strings.Contains(reported.Error(), "cannot save the assignments") {
+		if reported == nil || !strings.Contains(reported.Error(), "cannot save assignments.json") {
 			t.Error(reported)
 		}
 	})

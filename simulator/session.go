@@ -47,6 +47,11 @@ type application interface {
 	unsubscribe(filters packets.Subscriptions)
 	// publish handles a message of the client. acked means that the PUBACK has been sent.
 	publish(rule *Rule, p *packets.Packet, acked bool)
+	// acknowledged is called for the PUBACK of a message that the service has sent at QoS 1.
+	acknowledged(id uint16)
+	// awake is called after session.wake: there may be something to send that the client did
+	// not request.
+	awake()
 	// ended is called after the last packet of a connection that was accepted. disconnected
 	// means that the client has sent DISCONNECT.
 	ended(disconnected bool)
@@ -71,7 +76,9 @@ type session struct {
 	lastPacket   time.Time
 	muted        bool // the server reads but sends nothing
 	events       []event
-	taken        chan struct{} // closed when another connection has the client identifier
+	woken        chan struct{} // see wake
+	taken        chan struct{} // closed when another connection has the client identifier, or for ejected
+	ejected      string        // why the server ends the session; "" if it does not
 	over         bool
 	resetAtOver  bool
 	closeCode    int // status of the close frame; 0 is 1000
@@ -87,6 +94,7 @@ func newSession(c *connection, stream io.ReadWriter) *session {
 	return &session{
 		c: c, stream: stream,
 		reader:  make(chan *inbound, 16),
+		woken:   make(chan struct{}, 1),
 		taken:   make(chan struct{}),
 		unacked: map[uint16]int{}, unanswered: map[uint16]bool{},
 		lastPacket: time.Now(),
@@ -150,11 +158,23 @@ func (s *session) step() {
 		s.receive(in)
 	case <-due:
 		s.elapse(time.Now())
+	case <-s.woken:
+		if !s.muted {
+			s.app.awake()
+		}
 	case <-s.taken:
-		s.end(s.app.replaced())
+		s.end(cmp.Or(s.ejected, s.app.replaced()))
 	case <-s.c.server.done:
 		s.closeCode = websocket.CloseGoingAway
 		s.end("the server has shut down")
+	}
+}
+
+// wake makes the session call awake. Other goroutines can call it.
+func (s *session) wake() {
+	select {
+	case s.woken <- struct{}{}:
+	default: // the session will wake anyway
 	}
 }
 
@@ -319,6 +339,7 @@ func (s *session) handle(in *inbound) {
 		if s.unacked[p.PacketID]--; s.unacked[p.PacketID] == 0 {
 			delete(s.unacked, p.PacketID)
 		}
+		s.app.acknowledged(p.PacketID)
 	case packets.Disconnect:
 		if len(s.unacked) > 0 {
 			s.note(Entry{Packet: "VIOLATION", Violation: "DISCONNECT while a reply is not acknowledged [MQTT-4.3.2-2]"})

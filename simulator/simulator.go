@@ -110,6 +110,7 @@ type Server struct {
 	log         *packetLog
 	service     *service
 	hub         *hub.Hub
+	saved       []*savedFile
 	script      atomic.Pointer[scenario.Script]
 
 	mu        sync.Mutex
@@ -192,11 +193,23 @@ func New(o Options) (*Server, error) {
 	if err := s.SetEnrollments(enrollments); err != nil {
 		return nil, err
 	}
-	if s.service.records, err = loadAssignments(o.Directory, s.onError); err != nil {
+	if s.service.records, err = loadAssignments(o.Directory, s.hub.Forget, s.onError); err != nil {
 		return nil, err
 	}
+	modules := newSavedFile(o.Directory, fileModules, 0o600, func() any { return s.hub.Modules.Stored() }, s.onError)
+	var stored []hub.Stored
+	if err := modules.load(&stored); err != nil {
+		return nil, err
+	}
+	if err := s.hub.Modules.Load(stored); err != nil {
+		return nil, fmt.Errorf("%s: %w", modules.path, err)
+	}
+	s.hub.Modules.Changed = modules.changed
+	s.saved = []*savedFile{s.service.records.file, modules}
 	if o.Directory != "" {
-		s.wg.Go(func() { s.service.records.keep(s.done) })
+		for _, f := range s.saved {
+			s.wg.Go(func() { f.keep(s.done) })
+		}
 	}
 	return s, nil
 }
@@ -361,7 +374,9 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
-	s.service.records.flush()
+	for _, f := range s.saved {
+		f.flush()
+	}
 }
 
 // principal is the identity of a connection.
@@ -452,6 +467,24 @@ func (s *Server) take(key string, mine *session) {
 		close(other.taken)
 	}
 	s.sessions[key] = mine
+}
+
+// connected reports whether a session has a key.
+func (s *Server) connected(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[key] != nil
+}
+
+// eject ends the session with a key, if there is one.
+func (s *Server) eject(key, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if mine := s.sessions[key]; mine != nil {
+		mine.ejected = reason
+		close(mine.taken)
+		delete(s.sessions, key)
+	}
 }
 
 // leave undoes take.

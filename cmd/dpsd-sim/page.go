@@ -55,6 +55,12 @@ func (e *endpoint) openPage(f pageFlags, feed *page.Feed) error {
 	}
 	served := &page.Page{
 		Feed: feed, Hosts: []string{host},
+		Modules: func(registrationID string) (ids []string) {
+			for _, m := range e.server.Modules(registrationID) {
+				ids = append(ids, m.ModuleID)
+			}
+			return ids
+		},
 		Endpoint: page.Endpoint{
 			Host: e.Endpoint, MQTTPort: e.MQTTPort, WebSocketPort: e.WebSocketPort, IDScope: e.IDScope, Directory: filepath.Dir(e.CAFile), HTTPS: true,
 		},

@@ -24,29 +24,21 @@ func (entries Entries) Hubs() []string {
 	return slices.Compact(names)
 }
 
-// HubToken verifies the token with which a device connects to a hub, and returns when it
-// expires. The hub knows the keys of the enrollment of the device. The resources are those that
-// the token may be for: {hub}/devices/{deviceId} with each name of the hub.
-func (entries Entries) HubToken(resources []string, registrationID, password string, now time.Time) (time.Time, *Refusal) {
-	refuse := func(e Explanation) (time.Time, *Refusal) {
-		return time.Time{}, &Refusal{401003, "IotHubUnauthorized", e}
-	}
-	unauthorized := func(reason string) (time.Time, *Refusal) { return refuse(Explanation{Reason: reason}) }
-	token, wrong := parseToken(password)
-	if wrong != nil {
-		return refuse(*wrong)
-	}
-	if policy := policyOf(password); policy != "" {
-		return unauthorized("the token's skn names a policy of the hub; a device's token has no skn")
-	}
-	resource, err := url.PathUnescape(token.resource)
-	switch {
-	case err != nil:
-		return unauthorized("the token's sr is not correctly percent-encoded")
-	case !slices.ContainsFunc(resources, func(r string) bool { return within(resource, r) }):
-		return refuse(Explanation{Reason: "the token is for a different resource", Expected: Quote(resources[0]), Given: Quote(resource)})
-	case now.Unix() >= token.expiry:
-		return refuse(*token.explainExpiry(now))
+// HubGrant is what a token allows its device or module to do at a hub.
+type HubGrant struct {
+	Expiry time.Time
+	// Below is the part of the token's resource that follows the identity, such as
+	// "messages/events". If it is empty, the token is for everything of the identity.
+	Below string
+}
+
+// HubToken verifies the token with which a device uses a hub. The hub knows the keys of the
+// enrollment of the device. The resources are those that the token may be for, or for a part of:
+// {hub}/devices/{deviceId} with each name of the hub.
+func (entries Entries) HubToken(resources []string, registrationID, password string, now time.Time) (HubGrant, *Refusal) {
+	token, grant, refused := readHubToken(resources, password, now)
+	if refused != nil {
+		return HubGrant{}, refused
 	}
 	fitting, individual := entries.of(registrationID)
 	for _, n := range fitting {
@@ -55,14 +47,60 @@ func (entries Entries) HubToken(resources []string, registrationID, password str
 				key = DeriveKey(key, registrationID)
 			}
 			if token.signedBy(key) {
-				return time.Unix(token.expiry, 0), nil
+				return grant, nil
 			}
 		}
 	}
 	if len(fitting) == 0 {
-		return unauthorized("the device is no longer enrolled")
+		return HubGrant{}, refuseHubToken(Explanation{Reason: "the device is no longer enrolled"})
 	}
-	return refuse(entries.explainSignature(token, fitting, resource, registrationID))
+	resource, _ := url.PathUnescape(token.resource) // readHubToken has reported an error
+	return HubGrant{}, refuseHubToken(entries.explainSignature(token, fitting, resource, registrationID))
+}
+
+// ModuleToken verifies the token with which a module uses a hub. The keys are those of its
+// module identity. The resources are {hub}/devices/{deviceId}/modules/{moduleId} with each name of
+// the hub.
+func ModuleToken(resources []string, keys [][]byte, password string, now time.Time) (HubGrant, *Refusal) {
+	token, grant, refused := readHubToken(resources, password, now)
+	switch {
+	case refused != nil:
+		return HubGrant{}, refused
+	case !slices.ContainsFunc(keys, token.signedBy):
+		return HubGrant{}, refuseHubToken(Explanation{
+			Reason: "the token is not signed with a key of the module",
+			Advice: "A module has its own keys, which are in its identity at the hub. The key of the device does not sign its tokens.",
+		})
+	}
+	return grant, nil
+}
+
+func refuseHubToken(e Explanation) *Refusal { return &Refusal{401003, "IotHubUnauthorized", e} }
+
+// readHubToken checks everything of a token but its signature.
+func readHubToken(resources []string, password string, now time.Time) (sasToken, HubGrant, *Refusal) {
+	refuse := func(e Explanation) (sasToken, HubGrant, *Refusal) { return sasToken{}, HubGrant{}, refuseHubToken(e) }
+	token, wrong := parseToken(password)
+	if wrong != nil {
+		return refuse(*wrong)
+	}
+	if policy := policyOf(password); policy != "" {
+		return refuse(Explanation{Reason: "the token's skn names a policy of the hub; a device's token has no skn"})
+	}
+	resource, err := url.PathUnescape(token.resource)
+	if err != nil {
+		return refuse(Explanation{Reason: "the token's sr is not correctly percent-encoded"})
+	}
+	for _, wanted := range resources {
+		switch below, found := within(resource, wanted); {
+		case !found:
+		case now.Unix() >= token.expiry:
+			return refuse(*token.explainExpiry(now))
+		default:
+			return token, HubGrant{Expiry: time.Unix(token.expiry, 0), Below: below}, nil
+		}
+	}
+	return refuse(Explanation{Reason: "the token is for a different resource", Expected: Quote(resources[0]), Given: Quote(resource)})
 }
 
 // policyOf returns the skn of a token.
@@ -76,10 +114,14 @@ func policyOf(password string) string {
 	return ""
 }
 
-// within reports whether the resource of a token is the wanted one, or part of it. The case of
-// the host name does not matter, and that of the device ID does.
-func within(resource, wanted string) bool {
+// within reports whether the resource of a token is the wanted one, or part of it, and returns the
+// part. The case of the host name does not matter, and that of the device ID does.
+func within(resource, wanted string) (below string, found bool) {
 	host, path, _ := strings.Cut(resource, "/")
 	wantedHost, wantedPath, _ := strings.Cut(wanted, "/")
-	return strings.EqualFold(host, wantedHost) && (path == wantedPath || strings.HasPrefix(path, wantedPath+"/"))
+	rest, found := strings.CutPrefix(path, wantedPath)
+	if !found || !strings.EqualFold(host, wantedHost) || rest != "" && rest[0] != '/' {
+		return "", false
+	}
+	return strings.TrimPrefix(rest, "/"), true
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/dpsd-project/dpsd/simulator/enroll"
@@ -13,20 +14,33 @@ import (
 // Owns reports whether an HTTPS request is one for a hub, and not for DPS.
 func Owns(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/devices/") }
 
-// RequestUser returns the identity that an HTTPS request claims.
-func RequestUser(r *http.Request) User {
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
+// RequestUser returns the identity that an HTTPS request concerns, and what the request is for,
+// such as "messages/events". The action on a module, or on all modules, is "modules".
+func RequestUser(r *http.Request) (u User, action string) {
+	u = User{Hub: r.Host, APIVersion: r.URL.Query().Get("api-version")}
+	if name, _, err := net.SplitHostPort(r.Host); err == nil {
+		u.Hub = name
 	}
-	device, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/devices/"), "/")
-	return User{Hub: host, Device: device, APIVersion: r.URL.Query().Get("api-version")}
+	parts := strings.Split(strings.Trim(strings.TrimPrefix(r.URL.EscapedPath(), "/devices/"), "/"), "/")
+	for i := range parts {
+		if text, err := url.PathUnescape(parts[i]); err == nil { // net/http refuses other paths
+			parts[i] = text
+		}
+	}
+	u.Device = parts[0]
+	if len(parts) == 3 && parts[1] == endpointModules {
+		u.Module = parts[2]
+		return u, endpointModules
+	}
+	return u, strings.Join(parts[1:], "/")
 }
 
 // Response is the answer to an HTTPS request.
 type Response struct {
 	Status  int
-	Body    []byte          // JSON, or nothing
+	Body    []byte          // JSON unless Header has another type, or nothing
+	ETag    string          // of the entity, without quotes; "" if it has none
+	Header  http.Header     // more fields
 	Refused *enroll.Refusal // nil if the request is not refused
 }
 
@@ -42,23 +56,39 @@ func Failure(status int, refused *enroll.Refusal) Response {
 	return Response{Status: status, Body: body, Refused: refused}
 }
 
-// Answer answers the requests of a device that do not replace its MQTT connection: it lists
-// the modules of the device, of which there are none, looks for a message to the device, of
-// which there is none either, and accepts telemetry.
+// Answer answers the requests of a device that do not replace its MQTT connection: it manages the
+// module identities of the device, receives the messages to the device, and accepts telemetry. A module cannot send requests.
 func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Response {
-	u := RequestUser(r)
-	if _, refused := h.Authenticate(u, r.Header.Get("Authorization"), state); refused != nil {
+	u, action := RequestUser(r)
+	device := User{Hub: u.Hub, Device: u.Device}
+	grant, refused := h.Authenticate(device, r.Header.Get("Authorization"), state)
+	if refused != nil {
 		return Failure(refused.Code/1000, refused)
 	}
-	action := strings.TrimPrefix(r.URL.Path, "/devices/"+u.Device)
-	switch r.Method + " " + strings.ToLower(strings.Trim(action, "/")) {
-	case "GET modules":
-		return Response{Status: http.StatusOK, Body: []byte("[]")}
-	case "GET messages/devicebound":
-		return Response{Status: http.StatusNoContent}
-	case "POST messages/events":
-		h.Telemetry(Telemetry{Time: h.Now(), Hub: u.Hub, Device: u.Device, Protocol: "https", Payload: body})
-		return Response{Status: http.StatusNoContent}
+	endpoint := action
+	if u.Module != "" {
+		endpoint += "/" + u.Module
+	} else if action != endpointModules {
+		endpoint = strings.ToLower(action)
 	}
+	events := r.Method == http.MethodPost && endpoint == EndpointEvents
+	messages := endpoint == EndpointDeviceBound || strings.HasPrefix(endpoint, EndpointDeviceBound+"/")
+	switch {
+	case !events && !messages && action != endpointModules:
+		return unsupported(r)
+	case !grant.Allows(endpoint):
+		refused := grant.Refuse(endpoint)
+		return Failure(refused.Code/1000, refused)
+	case action == endpointModules:
+		return h.answerModules(u, r, body)
+	case messages:
+		return h.answerMessages(device, r, endpoint)
+	}
+	h.Telemetry(Telemetry{Time: h.Now(), Hub: u.Hub, Device: u.Device, Protocol: "https", Payload: body})
+	return Response{Status: http.StatusNoContent}
+}
+
+// unsupported is the answer to a request that no device can send.
+func unsupported(r *http.Request) Response {
 	return Failure(http.StatusNotFound, refuse(404000, "NotFound", "the hub does not support "+r.Method+" "+enroll.Quote(r.URL.Path)))
 }

@@ -121,7 +121,7 @@ const MaxMessage = 256 << 10
 
 // ParseTopic parses the topics that a device may publish to.
 func (u User) ParseTopic(topic string) (Publication, error) {
-	events := "devices/" + u.Device + "/messages/events"
+	events := strings.TrimPrefix(u.path(), "/") + "/messages/events"
 	if rest, found := strings.CutPrefix(topic, events); found && (rest == "" || rest[0] == '/') {
 		p := Publication{Kind: Message, Properties: strings.TrimPrefix(rest, "/")}
 		if _, err := url.PathUnescape(p.Properties); err != nil {
@@ -148,13 +148,30 @@ func (u User) ParseTopic(topic string) (Publication, error) {
 	return p, nil
 }
 
-// CheckFilter returns an error if a device may not subscribe to a filter. There are fewer filters
-// than the five to which a hub limits a device.
-func (u User) CheckFilter(filter string) error {
-	switch filter {
-	case Responses, "$iothub/twin/PATCH/properties/desired/#", "$iothub/methods/POST/#",
-		"devices/" + u.Device + "/messages/devicebound/#":
-		return nil
+// Filter returns the endpoint from which the messages of a filter come, or an error if a device or
+// module may not subscribe to it. There are fewer filters than the five to which a hub limits a
+// device.
+func (u User) Filter(filter string) (endpoint string, err error) {
+	own := strings.TrimPrefix(u.path(), "/")
+	messages := []string{own + "/messages/devicebound/#"}
+	if u.Module != "" { // messages to a module arrive at its inputs; some SDKs subscribe to everything
+		messages = []string{own + "/inputs/#", own + "/#"}
 	}
-	return fmt.Errorf("a hub is not an MQTT broker: it has no filter %q for the device %q", filter, u.Device)
+	switch {
+	case filter == Responses || filter == "$iothub/twin/PATCH/properties/desired/#":
+		return EndpointTwin, nil
+	case filter == "$iothub/methods/POST/#":
+		return EndpointMethods, nil
+	case slices.Contains(messages, filter):
+		return EndpointDeviceBound, nil
+	}
+	return "", fmt.Errorf("a hub is not an MQTT broker: it has no filter %q for %q", filter, u.ClientID())
+}
+
+// Endpoint returns the endpoint that a publication is for.
+func (p Publication) Endpoint() string {
+	if p.Kind == Message {
+		return EndpointEvents
+	}
+	return EndpointTwin
 }

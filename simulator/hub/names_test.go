@@ -1,7 +1,10 @@
 package hub_test
 
 import (
+	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/dpsd-project/dpsd/simulator/hub"
@@ -51,16 +54,37 @@ func TestTheUserNameAndThenTheServerNameSelectsTheHub(t *testing.T) {
 // FuzzNames checks that no text of a device makes the parsers panic, and that what they accept
 // has all its parts.
 func FuzzNames(f *testing.F) {
-	f.Add("h/d/?api-version=2021-04-12&a=b", "devices/d/messages/events/a=b")
-	f.Add("h/d/m/api-version=1", "$iothub/twin/GET/?$rid=1")
-	f.Add("h/d", "$iothub/twin/PATCH/properties/reported/?$rid=1")
-	f.Fuzz(func(t *testing.T, user, topic string) {
+	f.Add("h/d/?api-version=2021-04-12&a=b", "devices/d/messages/events/a=b", "h/devices/d")
+	f.Add("h/d/m/api-version=1", "$iothub/twin/GET/?$rid=1", "h/devices/d/modules/m/messages/events")
+	f.Add("h/d/m/?api-version=1", "devices/d/modules/m/messages/events/", "H/devices/d/modules/m")
+	f.Add("h/d", "$iothub/twin/PATCH/properties/reported/?$rid=1", "h/devices/d2")
+	f.Fuzz(func(t *testing.T, user, topic, target string) {
 		u, err := hub.ParseUser(user)
 		if err == nil && (u.Hub == "" || u.Device == "") {
 			t.Errorf("%q: %+v", user, u)
 		}
-		if p, err := u.ParseTopic(topic); err == nil && p.Kind != hub.Message && p.RequestID == "" {
+		p, err := u.ParseTopic(topic)
+		if err == nil && p.Kind != hub.Message && p.RequestID == "" {
 			t.Errorf("%q: %+v", topic, p)
+		}
+		if err == nil && p.Kind == hub.Message { // only the client's own topic
+			own := "devices/" + u.Device + "/messages/events"
+			if u.Module != "" {
+				own = "devices/" + u.Device + "/modules/" + u.Module + "/messages/events"
+			}
+			if topic != own && !strings.HasPrefix(topic, own+"/") {
+				t.Errorf("%+v may publish to %q", u, topic)
+			}
+		}
+		if endpoint, err := u.Filter(topic); err == nil && endpoint == "" {
+			t.Errorf("%q is for no endpoint", topic)
+		}
+		r, err := http.NewRequest(http.MethodGet, "https://h/devices/"+url.PathEscape(target)+"/modules/"+url.PathEscape(topic), nil)
+		if err != nil {
+			return
+		}
+		if got, action := hub.RequestUser(r); target != "" && topic != "" && (got.Device != target || got.Module != topic || action != "modules") {
+			t.Errorf("%q: %+v, %q", r.URL, got, action)
 		}
 	})
 }

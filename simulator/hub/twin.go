@@ -13,14 +13,14 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// Twins holds the twins of all devices in memory. The zero value has none. Its methods are safe
+// Twins holds the twins of all devices and modules in memory. The zero value has none. Its methods are safe
 // for concurrent use.
 type Twins struct {
 	mu  sync.Mutex
 	all map[string]*twin // by User.Key
 }
 
-// twin is the twin of a device, which the simulated cloud never changes.
+// twin is the twin of a device or module, which the simulated cloud never changes.
 type twin struct {
 	reported map[string]any
 	version  int // of reported
@@ -70,6 +70,13 @@ func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer
 	merge(w.reported, patch)
 	w.version++
 	return fmt.Sprintf("%s&$version=%d", ResponseTopic(http.StatusNoContent, p.RequestID), w.version), nil, nil
+}
+
+// forget removes the twin of a device or module.
+func (t *Twins) forget(u User) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.all, u.Key())
 }
 
 // ResponseTopic is the topic of an answer to a request for the twin.

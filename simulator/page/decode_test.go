@@ -61,12 +61,13 @@ func TestNoSecretOfAPacketIsKept(t *testing.T) {
 		"a truncated packet":                    connect("gw-1", secret)[:90],
 		"a truncated packet without a name":     []byte("\x10\x90AAAAAsecret"),
 		"a wrong length":                        append([]byte{0x10, 5}, secret...),
+		"a key in the body of a request":        []byte("PUT /devices/d/modules/m HTTP/1.1\r\nX: &se=1\r\n\r\n{\"primaryKey\" : \"" + secret + "\",\"secondaryKey\":\"" + secret),
 		"a key in an HTTP header":               []byte("PUT / HTTP/1.1\r\nHost: a\r\nauthorization:  " + secret + "\r\n\r\n&se=1\r\n\r\n"),
 		"a key in a wrong HTTP header":          []byte("PUT / HTTP/1.1\r\nAuthorization: Bearer " + secret + "\n\r\n&se=1\r\n\r\n"),
 		"a token in an HTTP header":             []byte("PUT / HTTP/1.1\r\nAuthorization: SharedAccessSignature sr=a&sig=" + secret + "&se=1\r\n\r\n"),
 	} {
 		packet := "CONNECT"
-		if strings.HasSuffix(name, "HTTP header") {
+		if strings.HasSuffix(name, "HTTP header") || strings.HasSuffix(name, "of a request") {
 			packet = "REQUEST"
 		}
 		before := bytes.Clone(raw)

@@ -35,6 +35,9 @@ type Page struct {
 	Feed *Feed
 	// Faults are the rules that a reader may change; nil means none.
 	Faults Faults
+	// Modules returns the IDs of the modules that a device has at its hub; nil means that the page
+	// does not show them.
+	Modules func(registrationID string) []string
 	// Endpoint is where the devices connect.
 	Endpoint Endpoint
 	// Hosts are names under which the page is available, in addition to localhost and IP
@@ -129,6 +132,11 @@ func (p *Page) view(q query) view {
 	v.IDScope = p.Endpoint.IDScope
 	if v.Detail != nil {
 		v.Detail.Commands = p.Endpoint.commands(v.Detail.ID)
+		if p.Modules != nil {
+			if ids := p.Modules(v.Detail.ID); len(ids) > 0 {
+				v.Detail.Facts = append(v.Detail.Facts, field{"Modules", strings.Join(ids, ", ")})
+			}
+		}
 	}
 	if p.Faults != nil {
 		v.Allowed, v.Presets, v.Active = true, presets(), activeFaults(p.Faults.Faults())

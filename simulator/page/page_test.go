@@ -79,6 +79,21 @@ func TestFormsOfOtherOriginsAreRefused(t *testing.T) {
 	}
 }
 
+func TestTheModulesOfADeviceAreShownIfItHasAny(t *testing.T) {
+	f := &Feed{}
+	f.add(entries(1, "a")...)
+	f.add(entries(2, "b")...)
+	p := &Page{Feed: f, Modules: func(registrationID string) []string {
+		return map[string][]string{"a": {"broker", "<metrics>"}}[registrationID]
+	}}
+	if body := get(p, "/?device=a").Body.String(); !strings.Contains(body, "<dt>Modules</dt><dd>broker, &lt;metrics&gt;</dd>") {
+		t.Error(body)
+	}
+	if body := get(p, "/?device=b").Body.String(); strings.Contains(body, "Modules") {
+		t.Error(body)
+	}
+}
+
 func TestNoGETRequestChangesAnything(t *testing.T) {
 	f := &Feed{}
 	f.add(entries(1, "a")...)

@@ -2,6 +2,7 @@ package page
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 )
 
@@ -36,7 +37,8 @@ func withoutSecrets(packet string, raw []byte) []byte {
 	return raw
 }
 
-// withoutAuthorization returns a request without the secrets in its Authorization headers.
+// withoutAuthorization returns a request without the secrets in its Authorization headers and
+// without the keys in its body.
 func withoutAuthorization(raw []byte) []byte {
 	raw = slices.Clone(raw)
 	for rest := raw; len(rest) > 0; {
@@ -50,9 +52,15 @@ func withoutAuthorization(raw []byte) []byte {
 		}
 		rest = rest[end:]
 	}
+	for _, found := range keyMembers.FindAllSubmatchIndex(raw, -1) {
+		hide(raw[found[2]:found[3]])
+	}
 	hideSignatures(raw)
 	return raw
 }
+
+// keyMembers finds the keys of a module identity in a body. The last one may be incomplete.
+var keyMembers = regexp.MustCompile(`"(?:primary|secondary)Key"\s*:\s*"([^"]*)`)
 
 // hidePassword hides everything in a password that is neither the resource, the expiry nor the
 // policy of a SAS token.

@@ -119,10 +119,14 @@ func (s *Script) Match(e Event) *Rule {
 }
 
 // MatchHub does the same as Match for an event at one of the stages of a hub. The hub can have
-// several names.
-func (s *Script) MatchHub(on Stage, protocol string, names []string, device string, resumed bool) *Rule {
-	return s.match(on, protocol, names[0]+"/"+device, resumed, func(r *Rule) bool {
-		return matches(r.Device, device) && slices.ContainsFunc(names, func(name string) bool { return matches(r.Hub, name) })
+// several names. module is "" for the device itself.
+func (s *Script) MatchHub(on Stage, protocol string, names []string, device, module string, resumed bool) *Rule {
+	who := device
+	if module != "" {
+		who += "/" + module
+	}
+	return s.match(on, protocol, names[0]+"/"+who, resumed, func(r *Rule) bool {
+		return (matches(r.Device, device) || matches(r.Device, who)) && slices.ContainsFunc(names, func(name string) bool { return matches(r.Hub, name) })
 	})
 }
 

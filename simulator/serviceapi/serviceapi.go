@@ -72,6 +72,11 @@ func New(server *simulator.Server, now func() time.Time) (*Handler, error) {
 	h.handle("DELETE /registrations/{id}", h.removeRegistration)
 	h.handle("POST /registrations/{id}/revoke", h.revokeDevice)
 	h.handle("POST /policy/revoke", h.revokePolicy)
+	h.handle("POST /registrations/{id}/hub/disable", h.atHub(func(id string) bool { return server.DisableDevice(id, true) }))
+	h.handle("POST /registrations/{id}/hub/enable", h.atHub(func(id string) bool { return server.DisableDevice(id, false) }))
+	h.handle("DELETE /registrations/{id}/hub", h.atHub(server.DeleteDevice))
+	h.handle("GET /registrations/{id}/hub/modules", h.modules)
+	h.handle("POST /registrations/{id}/hub/messages", h.sendMessage)
 	return h, nil
 }
 
@@ -341,6 +346,43 @@ func (h *Handler) revokeDevice(r *http.Request, _ []byte) (*response, error) {
 // revokePolicy revokes the certificates that were issued to all devices.
 func (h *Handler) revokePolicy(*http.Request, []byte) (*response, error) {
 	return &response{status: http.StatusNoContent}, h.server.RevokePolicy()
+}
+
+// atHub changes a device at its hub. In Azure, this is an operation of the service API of IoT Hub.
+func (h *Handler) atHub(change func(registrationID string) bool) func(*http.Request, []byte) (*response, error) {
+	return func(r *http.Request, _ []byte) (*response, error) {
+		if !change(r.PathValue("id")) {
+			return nil, refuse(404001, "The device does not exist at its hub.")
+		}
+		return &response{status: http.StatusNoContent}, nil
+	}
+}
+
+// sendMessage sends the body of the request to a device, as a message from the cloud.
+func (h *Handler) sendMessage(r *http.Request, body []byte) (*response, error) {
+	if refused := h.server.SendToDevice(r.PathValue("id"), body); refused != nil {
+		return nil, refuse(refused.Code, "%s: %s.", refused.Message, refused.Reason)
+	}
+	return &response{status: http.StatusNoContent}, nil
+}
+
+// module is a module identity without its keys.
+type module struct {
+	ModuleID           string  `json:"moduleId"`
+	ManagedBy          *string `json:"managedBy"`
+	GenerationID       string  `json:"generationId"`
+	ETag               string  `json:"etag"`
+	AuthenticationType string  `json:"authenticationType"`
+}
+
+// modules returns the module identities of a device at its hub.
+func (h *Handler) modules(r *http.Request, _ []byte) (*response, error) {
+	all := h.server.Modules(r.PathValue("id"))
+	list := make([]module, 0, len(all))
+	for _, m := range all {
+		list = append(list, module{m.ModuleID, m.ManagedBy, m.GenerationID, m.ETag, m.Authentication.Type})
+	}
+	return &response{body: list}, nil
 }
 
 // queryRegistrations returns the registrations of an enrollment group.

@@ -32,6 +32,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/simulator/enroll"
+	"github.com/dpsd-project/dpsd/simulator/hub"
 	"github.com/dpsd-project/dpsd/simulator/serviceapi"
 )
 
@@ -627,6 +628,35 @@ func TestEffects(t *testing.T) {
 		if r := httptest.NewRequest(http.MethodPost, "/policy/revoke", nil); !serviceapi.Serves(r) {
 			t.Error("the path is not one of the service API")
 		}
+	})
+	t.Run("a device is disabled, enabled and deleted at its hub, and its modules are listed without their keys", func(t *testing.T) {
+		a := open(t, simulator.Options{Scenario: immediately})
+		const at = "/registrations/gw-1/hub"
+		a.fails(404001, a.ask("POST", at+"/disable"+version, ""))
+		a.fails(404001, a.ask("DELETE", at+version, ""))
+		register(t, a.server, "gw-1", a.server.DeviceKey("gw-1"))
+		a.must(204, a.ask("POST", at+"/disable"+version, ""))
+		a.must(204, a.ask("POST", at+"/enable"+version, ""))
+		if got := a.must(200, a.ask("GET", at+"/modules"+version, "")); len(got.list) != 0 || got.text != "[]" {
+			t.Error(got.text)
+		}
+		a.must(204, a.ask("DELETE", at+version, ""))
+		a.fails(404001, a.ask("POST", at+"/enable"+version, ""))
+		if r := httptest.NewRequest(http.MethodDelete, at, nil); !serviceapi.Serves(r) {
+			t.Error("the path is not one of the service API")
+		}
+	})
+	t.Run("a message is sent to a device", func(t *testing.T) {
+		a := open(t, simulator.Options{Scenario: immediately})
+		const at = "/registrations/gw-1/hub/messages"
+		a.fails(404001, a.ask("POST", at+version, "hello"))
+		register(t, a.server, "gw-1", a.server.DeviceKey("gw-1"))
+		for range hub.MaxQueued {
+			a.must(204, a.ask("POST", at+version, "hello"))
+		}
+		a.fails(403004, a.ask("POST", at+version, "hello"))
+		a.fails(413001, a.ask("POST", at+version, strings.Repeat("x", hub.MaxCloudMessage+1)))
+		a.fails(405000, a.ask("GET", at+version, ""))
 	})
 	t.Run("a query for registrations returns those of the group", func(t *testing.T) {
 		a := open(t, simulator.Options{Scenario: immediately})
