@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dpsd-project/dpsd/stream"
 )
 
 const (
@@ -75,6 +77,8 @@ func Listen(path string) (*net.UnixListener, error) {
 // Serve serves until ctx ends, then closes the listener and every connection, and returns
 // when all goroutines have ended. The error is an error of accepting connections.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	serving, end := context.WithCancel(ctx)
+	defer end()
 	server := &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: s.patience(),
@@ -82,7 +86,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		IdleTimeout:       s.patience(),
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withPeer,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return serving },
 		ErrorLog:          log.New(io.Discard, "", 0), // errors of clients are not logged
 	}
 	bounded := &boundedListener{UnixListener: l, processes: map[int32]int{}}
@@ -95,6 +99,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		err = <-ended
 	case err = <-ended:
 		_ = server.Close()
+		end() // ends the streams
 	}
 	bounded.open.Wait()
 	if ctx.Err() == nil {
@@ -149,15 +154,8 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 // connection to a client that does not read; a slow client misses intermediate states but
 // not the latest.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{})
-	_ = s.Board.Follow(r.Context(), func(document []byte) error {
-		_ = control.SetWriteDeadline(time.Now().Add(s.patience()))
-		if _, err := w.Write(document); err != nil {
-			return err
-		}
-		return control.Flush()
+	stream.Respond(r.Context(), w, "application/x-ndjson", s.patience(), func(ctx context.Context, write func([]byte) error) {
+		_ = s.Board.Follow(ctx, write)
 	})
 }
 

@@ -1,0 +1,45 @@
+// Package stream sends HTTP responses that have no end, such as a line for each event.
+package stream
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// Respond sends a response whose body send writes, until send returns. The client may take
+// patience to read each part. The context of send ends when ctx ends, or when the client closes
+// the connection or sends anything else. Respond then closes the connection.
+//
+// A response has the connection for itself, since package net/http does not notice that a client
+// closes the connection after it has sent more than the request.
+func Respond(ctx context.Context, w http.ResponseWriter, contentType string, patience time.Duration, send func(ctx context.Context, write func([]byte) error)) {
+	c, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		defer cancel()
+		_, _ = buffered.ReadByte()
+	}()
+	closing := context.AfterFunc(ctx, func() { _ = c.Close() }) // also ends a write
+	defer func() {
+		closing()
+		cancel()
+		_ = c.Close()
+		<-gone
+	}()
+	write := func(part []byte) error {
+		_ = c.SetWriteDeadline(time.Now().Add(patience))
+		_, err := c.Write(part)
+		return err
+	}
+	header := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n", contentType)
+	if write([]byte(header)) == nil {
+		send(ctx, write)
+	}
+}
