@@ -47,7 +47,7 @@ func classified(err error) fault.Fault {
 		stage, err = staged.Stage, staged.Err
 	}
 	for _, classify := range []func(error, fault.Stage) (fault.Fault, bool){
-		ofHardware, ofCertificate, ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
+		ofHub, ofHardware, ofCertificate, ofService, ofState, ofGateway, ofTransport, ofMQTT, ofStream,
 	} {
 		if f, known := classify(err, stage); known {
 			return f
@@ -226,7 +226,7 @@ func ofGateway(err error, stage fault.Stage) (fault.Fault, bool) {
 // order lists the stages of package transport in the order of a connection. They have the
 // same names as those of package fault.
 var order = []transport.Stage{
-	transport.StageCA, transport.StageName, transport.StageTCP, transport.StageProxy, transport.StageTLS, transport.StageWebSocket,
+	transport.StageCA, transport.StageName, transport.StageTCP, transport.StageProxy, transport.StageTLS, transport.StageWebSocket, transport.StageHTTP,
 }
 
 // ofTransport classifies the errors of establishing a connection. If several protocols were
@@ -247,6 +247,9 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 		return fault.New(fault.CAUnreadable, fault.StageTLS, err), true
 	}
 	stage := fault.Stage(furthest.Stage)
+	if furthest.Stage == transport.StageHTTP {
+		stage = fault.StageHub // only a hub is asked over HTTPS
+	}
 	named := func(code fault.Code) (fault.Fault, bool) {
 		f := fault.New(code, stage, err)
 		if onlyMQTT(several) {
@@ -285,8 +288,11 @@ func ofTransport(err error, _ fault.Stage) (fault.Fault, bool) {
 	case furthest.Stage == transport.StageTLS:
 		return ofTLS(cause, err)
 	}
-	if f, known := ofStream(err, stage); known || furthest.Stage != transport.StageWebSocket {
+	if f, known := ofStream(err, stage); known || furthest.Stage != transport.StageWebSocket && furthest.Stage != transport.StageHTTP {
 		return f, known
+	}
+	if furthest.Stage == transport.StageHTTP {
+		return fault.New(fault.HubUnavailable, stage, err), true // the answer was not HTTP
 	}
 	return named(fault.WebSocketRefused) // the reply was not HTTP
 }

@@ -21,7 +21,9 @@ import (
 	"github.com/dpsd-project/dpsd/certificate"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/hub"
 	"github.com/dpsd-project/dpsd/input"
+	"github.com/dpsd-project/dpsd/modules"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/pemfile"
 	"github.com/dpsd-project/dpsd/signer"
@@ -75,6 +77,9 @@ func TestClassify(t *testing.T) {
 	future := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{}, Detail: "current time 2026-11-23T00:00:00Z is before 2026-11-24T00:00:00Z"}
 	dial := func(stage transport.Stage, err error) error {
 		return At(fault.StageTCP, transport.Errors{{Protocol: transport.MQTT, Stage: stage, Address: "h:8883", Err: err}})
+	}
+	atHub := func(stage transport.Stage, err error) error {
+		return At(fault.StageHub, transport.Errors{{Protocol: transport.HTTPS, Stage: stage, Address: "h.azure-devices.net:443", Err: err}})
 	}
 	connect := func(err error) error { return At(fault.StageConnect, err) }
 	register := func(topic, body string) error { return At(fault.StageRegister, reply(t, topic, body)) }
@@ -255,6 +260,27 @@ func TestClassify(t *testing.T) {
 		{"the issued chain is unusable", At(fault.StageCertificate, &certificate.RejectedError{Reason: "it is for a different key"}), fault.CertificateRejected, fault.StageCertificate},
 		{"the issued key cannot be read", At(fault.StageCertificate, &store.PairError{Path: "/s/certificate/1/key.pem", Err: syscall.EACCES}), fault.CertificateUnreadable, fault.StageCertificate},
 		{"no space for the key of a request", At(fault.StageCertificate, &store.WriteError{Path: "/s/certificate/pending/key.pem", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
+		{"the hub refuses the device", &hub.Error{Status: 401, Code: 401002}, fault.HubRefused, fault.StageHub},
+		{"the device is disabled in the hub", At(fault.StageHub, &hub.Error{Status: 403}), fault.HubRefused, fault.StageHub},
+		{"the hub does not know the device", &hub.Error{Status: 404, Code: 404001}, fault.HubRefused, fault.StageHub},
+		{"the hub refuses the certificate in the TLS handshake", atHub(transport.StageTLS, &transport.RefusedError{Certificate: true, Err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}}), fault.HubRefused, fault.StageHub},
+		{"the hub throttles", &hub.Error{Status: 429, RetryAfter: time.Minute}, fault.HubThrottled, fault.StageHub},
+		{"the hub throttles a change of a module", &modules.RefusedError{Module: "m", Err: &hub.Error{Status: 429}}, fault.HubThrottled, fault.StageHub},
+		{"the hub has an internal error", &hub.Error{Status: 500}, fault.HubUnavailable, fault.StageHub},
+		{"the hub redirects", &hub.Error{Status: 302}, fault.HubUnavailable, fault.StageHub},
+		{"nothing listens on the hub's port", atHub(transport.StageTCP, refused), fault.HubUnavailable, fault.StageHub},
+		{"the hub does not answer", atHub(transport.StageHTTP, &transport.TimeoutError{After: time.Second, Err: context.DeadlineExceeded}), fault.HubUnavailable, fault.StageHub},
+		{"the hub ends the connection", atHub(transport.StageHTTP, io.ErrUnexpectedEOF), fault.HubUnavailable, fault.StageHub},
+		{"an answer that is not HTTP", atHub(transport.StageHTTP, errors.New("malformed HTTP response")), fault.HubUnavailable, fault.StageHub},
+		{"an answer that is not that of a hub", At(fault.StageHub, &modules.AnswerError{Err: io.EOF}), fault.HubUnavailable, fault.StageHub},
+		{"the hub's name is gone", atHub(transport.StageName, &net.DNSError{Err: "no such host", IsNotFound: true}), fault.DNSFailed, fault.StageHub},
+		{"no route to the hub", atHub(transport.StageTCP, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), fault.NetworkUnreachable, fault.StageHub},
+		{"the authority of the hub is not trusted", atHub(transport.StageTLS, presented("h.azure-devices.net", "ACME Inspection", x509.UnknownAuthorityError{})), fault.TLSUntrusted, fault.StageHub},
+		{"the proxy refuses the hub's port", atHub(transport.StageProxy, &transport.ProxyError{Status: 403}), fault.ProxyRefused, fault.StageHub},
+		{"too many modules", &modules.RefusedError{Module: "m", Err: &hub.Error{Status: 413, Code: 413003}}, fault.ModuleRefused, fault.StageHub},
+		{"a module of another program", &modules.RefusedError{Module: "m", Reason: "x"}, fault.ModuleRefused, fault.StageHub},
+		{"modules.json is damaged", At(fault.StageHub, &store.ModulesError{Path: "/s/modules.json", Err: io.EOF}), fault.ModulesUnreadable, fault.StageHub},
+		{"a hub without module identities", &modules.ProfileError{Profile: "mqttV5"}, fault.ModuleRefused, fault.StageHub},
 		{"a full disk", At(fault.StageState, &store.WriteError{Path: "/s", Err: syscall.ENOSPC}), fault.StateUnwritable, fault.StageState},
 		{"a covered state directory", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.CoveredError{Directory: "/s"}}), fault.StateUnwritable, fault.StageState},
 		{"a newer schema", At(fault.StageState, &store.WriteError{Path: "/s", Err: &store.NewerSchemaError{Schema: 2}}), fault.StateNewerSchema, fault.StageState},

@@ -254,6 +254,23 @@ var catalogue = []Entry{
 		"A file of the issued certificate exists but cannot be read. dpsd neither overwrites it nor requests another certificate.",
 		"Make the file named in the cause readable by the user dpsd. If the key is lost, remove what the cause names; dpsd then requests a new certificate.", "", ""},
 
+	{HubRefused, Enrollment,
+		"The assigned hub refused the device (401, 403 or 404).",
+		"Check in the hub that the device exists, is enabled, and has the key or certificate of this gateway. If it was moved to another hub, run: dpsd reprovision. Otherwise, check this gateway's clock.", "", ""},
+	{HubThrottled, Throttling,
+		"The assigned hub is throttling requests (429).",
+		"No action is needed: dpsd waits as long as the hub asks. If this continues, the hub has too few units for its devices.", "", ""},
+	{HubUnavailable, Transient,
+		"The assigned hub could not be reached over HTTPS, or it returned an error or an unusable answer.",
+		"No action is needed unless this continues; if it does, make sure that the firewall and the proxy allow connections to port 443 of the hub. See the cause in the journal.", "", ""},
+	{ModuleRefused, Enrollment,
+		"dpsd cannot create, change or remove the identity of a module at the assigned hub.",
+		"See the cause. If the module belongs to another program, use another name in the scope of the [[consumer]], or remove the module from the device at the hub. If the device has too many modules, remove those that are not needed.", "", ""},
+
+	{ModulesUnreadable, Storage,
+		"modules.json exists but cannot be read. dpsd neither overwrites it nor changes module identities.",
+		"Make the file named in the cause readable by the user dpsd. If its content is lost, remove it; dpsd then gives the modules new keys.", "", ""},
+
 	{StateUnwritable, Storage,
 		"The state directory is not writable; dpsd keeps the assignment in memory and in the runtime directory.",
 		"Fix the problem named in the cause: free up space; make the directory writable by the user dpsd; if a single file is mounted in the directory, mount the whole directory instead; or restart dpsd after mounting or unmounting a file system. dpsd retries automatically. If the directory is gone, restarting dpsd recreates it.", "", ""},

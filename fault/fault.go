@@ -83,6 +83,12 @@ const (
 	CertificateRejected   Code = "certificate-rejected"
 	CertificateUnreadable Code = "certificate-unreadable"
 
+	HubRefused        Code = "hub-refused"
+	HubThrottled      Code = "hub-throttled"
+	HubUnavailable    Code = "hub-unavailable"
+	ModuleRefused     Code = "module-refused"
+	ModulesUnreadable Code = "modules-unreadable"
+
 	StateUnwritable  Code = "state-unwritable"
 	StateNewerSchema Code = "state-newer-schema"
 	StateLocked      Code = "state-locked"
@@ -128,7 +134,7 @@ func (c Class) Next() string {
 	case Transient:
 		return "dpsd retries, at first after a second, and later at least every max."
 	case Throttling:
-		return "dpsd waits as long as DPS asks, at least a second, plus a random time of up to half a minute for each 429 in a row, so that a fleet does not return at the same time."
+		return "dpsd waits as long as DPS or the hub asks, at least a second, plus a random time of up to half a minute for each 429 in a row, so that a fleet does not return at the same time."
 	case Credential:
 		return "dpsd tries the next credential immediately. After all were refused, it retries after refused_initial, later at least every refused_max, and immediately when a credential file changes."
 	case Input:
@@ -166,6 +172,7 @@ const (
 	StagePoll          Stage = "poll"
 	StageCertificate   Stage = "certificate" // the issued one: key, request, chain, files
 	StageState         Stage = "state"
+	StageHub           Stage = "hub" // module identities, and the check of the hub
 )
 
 // Doing describes the activity of the stage in words that follow "while". All texts about
@@ -193,6 +200,7 @@ var doing = map[Stage]string{
 	StagePoll:          "waiting for the assignment",
 	StageCertificate:   "obtaining a certificate",
 	StageState:         "saving the assignment",
+	StageHub:           "asking the hub",
 }
 
 // Fault is a classified failure. The zero value means no fault.

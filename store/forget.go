@@ -21,7 +21,7 @@ type Forgotten struct {
 
 // Forget removes everything that dpsd has written about the gateway's identity: the record
 // and the previous ones, damaged records, state.env, the record in the runtime directory,
-// the issued certificates and their keys, the confirmation, the last working transport, the
+// the issued certificates and their keys, the keys of modules, the confirmation, the last working transport, the
 // recorded attempts, and temporary files of interrupted writes.
 //
 // Until the record itself is removed, the next start restores a complete state after a
@@ -60,13 +60,15 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 	// first and durably. state.env is next, which a start writes again while there is a
 	// record. A record in the runtime directory is the latest, and a start adopts it, so it
 	// is removed last. In the same way, the published pair is removed after the others, because
-	// a start would use one of them. No key remains without a record.
+	// a start would use one of them. No key remains without a record, and neither does the root
+	// of the keys of modules.
 	names := func(w *writer, names ...string) func() error {
 		return func() error { return w.forget(&done, names) }
 	}
 	for _, step := range []func() error{
 		names(&state, previousName),
 		func() error { return state.forgetPairs(&done, false) },
+		names(&state, state.formsOf(modulesName)...),
 		names(&state, environmentName),
 		func() error { return state.forgetPairs(&done, true) },
 		names(&state, stateName),
@@ -169,19 +171,30 @@ func (w *writer) forgetPairs(done *Forgotten, published bool) error {
 	return nil
 }
 
+// formsOf lists the file with a name, and what interrupted writes of it have left.
+func (w *writer) formsOf(of string) []string {
+	if w.directory == "" {
+		return nil
+	}
+	return slices.DeleteFunc(w.list(), func(name string) bool { return name != of && !partOf(name, of) })
+}
+
+// partOf reports whether a name is that of a temporary file of another, or of something that was
+// in its place.
+func partOf(name, of string) bool {
+	return temporaryOf(name, of) || strings.HasPrefix(name, of+asideSuffix)
+}
+
 // remains lists the files about an identity that are never read as a record.
 func (w *writer) remains() []string {
 	if w.directory == "" {
 		return nil
 	}
-	whole := []string{transportName, confirmationName, recorderName}
+	whole := []string{transportName, confirmationName, refusalsName, recorderName}
 	written := append([]string{stateName, environmentName, previousName, floorName, lockName}, whole...)
 	var found []string
 	for _, name := range w.list() {
-		partOf := func(of string) bool {
-			return temporaryOf(name, of) || strings.HasPrefix(name, of+asideSuffix)
-		}
-		if slices.Contains(whole, name) || slices.ContainsFunc(written, partOf) ||
+		if slices.Contains(whole, name) || slices.ContainsFunc(written, func(of string) bool { return partOf(name, of) }) ||
 			strings.HasPrefix(strings.TrimPrefix(name, "."), corruptPrefix) {
 			found = append(found, name)
 		}

@@ -22,16 +22,21 @@ func (s *Store) start(now time.Time) error {
 	if err != nil {
 		s.notice(Unwritable, s.state.directory, err)
 	} else {
-		s.sweep(&s.state, stateName, environmentName, previousName, transportName, recorderName)
+		s.sweep(&s.state, stateName, environmentName, previousName, transportName, recorderName, modulesName)
 	}
 	if s.lock != nil {
-		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, recorderName)
+		s.sweep(&s.runtime, stateName, environmentName, floorName, confirmationName, refusalsName, recorderName)
 	}
 	s.startPairs(err == nil, now)
 	s.load(err == nil, now)
 	for _, name := range s.state.list() {
 		if name == stateName || name == environmentName || name == previousName || strings.HasPrefix(name, corruptPrefix) {
 			s.state.settle(name)
+		}
+		if name == modulesName {
+			secret := s.state
+			secret.mode = secretMode
+			secret.settle(name)
 		}
 	}
 	return nil

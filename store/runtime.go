@@ -10,6 +10,7 @@ import (
 const (
 	floorName        = "retry-after.json"
 	confirmationName = "confirmation.json"
+	refusalsName     = "refusals.json"
 	// maxFloors limits the file: a gateway has one key, or a few while its configuration is
 	// being changed.
 	maxFloors = 16
@@ -83,6 +84,24 @@ func (r Runtime) SaveConfirmation(c Confirmation) error {
 func (r Runtime) LoadConfirmation() (Confirmation, bool) {
 	c := load[Confirmation](r.Directory, confirmationName)
 	return c, c.Generation != 0
+}
+
+// refusals is the content of the file about refusals by the hub.
+type refusals struct {
+	// Acted is the CLOCK_BOOTTIME at which dpsd last acted on them, in nanoseconds.
+	Acted time.Duration `json:"actedBootTimeNanoseconds"`
+}
+
+// SaveRefusals stores the CLOCK_BOOTTIME at which dpsd last acted on refusals by the hub. The
+// error is a *WriteError.
+func (r Runtime) SaveRefusals(acted time.Duration) error {
+	return r.save(refusalsName, refusals{acted})
+}
+
+// LoadRefusals returns the stored CLOCK_BOOTTIME, or 0. It may be that of another boot, see
+// LoadFloor.
+func (r Runtime) LoadRefusals() time.Duration {
+	return load[refusals](r.Directory, refusalsName).Acted
 }
 
 // load returns the value in a file, or the zero value if the file is missing or damaged.

@@ -32,6 +32,7 @@ const (
 	StageProxy     Stage = "proxy"     // resolving, connecting to or using the proxy, including its TLS; a *ProxyError may be in the chain
 	StageTLS       Stage = "tls"       // the handshake; *CertificateError, *NotTLSError or an alert are in the chain
 	StageWebSocket Stage = "websocket" // the upgrade; an *UpgradeError may be in the chain
+	StageHTTP      Stage = "http"      // sending a request over HTTPS, and reading the answer
 )
 
 // Error is the failure of one protocol.

@@ -21,19 +21,23 @@ import (
 	"time"
 )
 
-// Protocol is a way to carry MQTT.
+// Protocol is a way to reach the service.
 type Protocol string
 
 // The protocols of the service.
 const (
 	MQTT      Protocol = "mqtt"      // MQTT in TLS
 	WebSocket Protocol = "websocket" // MQTT in WebSocket in TLS
+	// HTTPS is TLS for HTTP on port 443, without MQTT. Do uses it, and Dial only if Protocols
+	// contains it.
+	HTTPS Protocol = "https"
 )
 
 // The defaults of Dialer.
 const (
 	DefaultMQTTPort      = 8883
 	DefaultWebSocketPort = 443
+	httpsPort            = 443
 	DefaultTimeout       = 30 * time.Second
 )
 
@@ -231,6 +235,8 @@ func (d *Dialer) address(p Protocol) (string, error) {
 	case MQTT:
 	case WebSocket:
 		port = cmp.Or(d.WebSocketPort, DefaultWebSocketPort)
+	case HTTPS:
+		port = httpsPort
 	default:
 		return "", fmt.Errorf("unknown protocol %q", string(p))
 	}

@@ -22,6 +22,28 @@ func bundles() []string {
 	}
 }
 
+// SystemRoots returns the file that contains the system's roots, for programs that do not find
+// them themselves: SSL_CERT_FILE, or the first bundle that has a certificate. It is "" if there
+// is no such file.
+func SystemRoots() string {
+	if path := os.Getenv("SSL_CERT_FILE"); path != "" {
+		return path
+	}
+	return firstBundle(bundles())
+}
+
+// firstBundle returns the first bundle that has a certificate, or "".
+func firstBundle(bundles []string) string {
+	for _, path := range bundles {
+		found := false
+		_ = eachCertificate(path, func([]byte) bool { found = true; return false })
+		if found {
+			return path
+		}
+	}
+	return ""
+}
+
 // trust is a set of roots: the certificates of pool and those of the bundle.
 type trust struct {
 	pool   *x509.CertPool // nil for none
@@ -34,12 +56,8 @@ type trust struct {
 // crypto/x509 handles SSL_CERT_FILE, SSL_CERT_DIR and systems without a bundle.
 func systemTrust(bundles []string) (trust, error) {
 	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
-		for _, path := range bundles {
-			found := false
-			_ = eachCertificate(path, func([]byte) bool { found = true; return false })
-			if found {
-				return trust{bundle: path}, nil
-			}
+		if path := firstBundle(bundles); path != "" {
+			return trust{bundle: path}, nil
 		}
 	}
 	pool, err := x509.SystemCertPool()

@@ -1,0 +1,147 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+)
+
+const (
+	modulesName = "modules.json"
+	// secretMode is the mode of a file that only the owner of the directory may read.
+	secretMode = 0o600
+	// modulesSchema is the version of the format of modules.json.
+	modulesSchema = 1
+	// RootSize is the size of Modules.Root, in bytes.
+	RootSize = 32
+)
+
+// Modules is what dpsd keeps about the module identities that it manages at IoT hubs:
+// modules.json. The zero value means that there are none, and no root yet.
+type Modules struct {
+	// Root is the secret from which the keys of the modules are derived, RootSize bytes. It
+	// never changes.
+	Root []byte
+	// Identities are those that dpsd has created or is about to create, and has not removed.
+	Identities []ModuleIdentity
+}
+
+// ModuleIdentity is a module of a device at a hub.
+type ModuleIdentity struct {
+	AssignedHub string `json:"assignedHub"`
+	DeviceID    string `json:"deviceId"`
+	ModuleID    string `json:"moduleId"`
+	// Created reports whether the hub has confirmed the module with its keys.
+	Created bool `json:"created"`
+}
+
+// modulesFile is the content of modules.json.
+type modulesFile struct {
+	Schema     int              `json:"schema"`
+	Root       []byte           `json:"root"`
+	Identities []ModuleIdentity `json:"modules"`
+	Checksum   string           `json:"checksum"` // SHA-256 of the document with an empty checksum
+}
+
+// ModulesError means that modules.json exists but cannot be read, or is not as dpsd wrote it.
+// dpsd never overwrites such a file, because it may contain the only copy of the root.
+type ModulesError struct {
+	Path string
+	Err  error
+}
+
+// Error returns the path and the cause.
+func (e *ModulesError) Error() string { return e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ModulesError) Unwrap() error { return e.Err }
+
+// Modules reads modules.json. Without the file, it returns the zero value. The error is a
+// *ModulesError.
+func (s *Store) Modules() (Modules, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.modules()
+}
+
+// SaveModules stores m durably, with mode 0600. It writes nothing if the file has the same
+// content. The error is a *WriteError or, if there is a file that cannot be read, a
+// *ModulesError.
+func (s *Store) SaveModules(m Modules) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.state.modules(); err != nil {
+		return err
+	}
+	err := s.claim()
+	if err == nil {
+		w := s.state
+		w.mode = secretMode
+		if data := encodeModules(m); !w.has(modulesName, data) {
+			if err = w.replace(modulesName, data); err == nil {
+				err = w.sync()
+			}
+		}
+	}
+	if err != nil {
+		return writeError(s.state.path(modulesName), err)
+	}
+	return nil
+}
+
+// modules reads modules.json.
+func (w *writer) modules() (Modules, error) {
+	data, err := readFile(w.path(modulesName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Modules{}, nil
+	}
+	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) {
+		err = errors.New(damaged.Reason)
+	}
+	var m Modules
+	if err == nil {
+		m, err = parseModules(data)
+	}
+	if err != nil {
+		return Modules{}, &ModulesError{w.path(modulesName), withoutPath(err)}
+	}
+	return m, nil
+}
+
+// withoutPath returns the cause of an error about a file whose path is known.
+func withoutPath(err error) error {
+	if at, is := errors.AsType[*fs.PathError](err); is {
+		return at.Err
+	}
+	return err
+}
+
+func parseModules(data []byte) (Modules, error) {
+	var f modulesFile
+	if err := json.Unmarshal(data, &f); err != nil {
+		return Modules{}, errors.New("it is not a JSON document that dpsd wrote") // the cause could quote the root
+	}
+	m := Modules{f.Root, f.Identities}
+	switch {
+	case f.Schema > modulesSchema:
+		return Modules{}, fmt.Errorf("it has schema %d; this program supports schema %d", f.Schema, modulesSchema)
+	case len(f.Root) != RootSize || !slices.Equal(data, encodeModules(m)):
+		return Modules{}, errors.New("its content is not what dpsd wrote")
+	}
+	return m, nil
+}
+
+func encodeModules(m Modules) []byte {
+	f := modulesFile{Schema: modulesSchema, Root: m.Root, Identities: m.Identities}
+	if f.Identities == nil {
+		f.Identities = []ModuleIdentity{}
+	}
+	text := func() []byte {
+		data, _ := json.MarshalIndent(f, "", "  ") // texts and numbers are always JSON
+		return append(data, '\n')
+	}
+	f.Checksum = digest(text())
+	return text()
+}
