@@ -45,7 +45,7 @@ func LookUpAccount(ctx context.Context, name string, systemctl func(ctx context.
 		a.GID, err = strconv.Atoi(u.Gid)
 	}
 	if systemctl != nil {
-		properties, _ := show(ctx, systemctl, "--property=SupplementaryGroups")
+		properties, _ := show(ctx, systemctl, unitName, "--property=SupplementaryGroups")
 		for name := range strings.FieldsSeq(properties["SupplementaryGroups"]) {
 			if g, err := user.LookupGroup(name); err == nil {
 				name = g.Gid

@@ -206,6 +206,7 @@ func (g *Gateway) Run(ctx context.Context, offline bool, report func(Result)) {
 	i.systemd()
 	i.manager()
 	i.service()
+	needing(func() { i.consumers(ctx) })
 	if !offline && ctx.Err() == nil {
 		needing(func() { i.network(ctx); i.hub(ctx) }, Connect)
 	}

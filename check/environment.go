@@ -23,7 +23,7 @@ type Environment struct {
 // not be inspected. The error means that the unit does not exist or that systemd does not
 // answer.
 func ServiceEnvironment(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (Environment, error) {
-	properties, err := show(ctx, systemctl, "--property=LoadState,MainPID,Environment,EnvironmentFiles")
+	properties, err := show(ctx, systemctl, unitName, "--property=LoadState,MainPID,Environment,EnvironmentFiles")
 	if err != nil {
 		return Environment{}, err
 	}

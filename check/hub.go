@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/dpsd-project/dpsd/classify"
+	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/hub"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -34,10 +36,11 @@ func (i *inspection) hub(ctx context.Context) {
 	if because == "" && i.dialer == nil {
 		because = "the roots cannot be read"
 	}
-	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS) {
+	if because != "" || i.leavesOut(HubName, HubTCP, HubTLS, HubDevice) {
 		i.skipAll(because, HubName, HubTCP, HubTLS)
 		return
 	}
+	defer i.hubDevice(ctx)
 	h := *i
 	ways, dialers := make([]*way, len(hubPorts)), make([]*transport.Dialer, len(hubPorts))
 	var direct []*way
@@ -82,6 +85,37 @@ func (i *inspection) hub(ctx context.Context) {
 		soften(results, "the hub can be reached on another port")
 	}
 	i.report(append(results, clocks...)...)
+}
+
+// hubDevice asks the hub over HTTPS whether it accepts the device, if the configuration allows
+// this. The request is rare: it probably counts towards a quota that all devices of the hub share.
+func (i *inspection) hubDevice(ctx context.Context) {
+	if !i.Settings.HubCheck || ctx.Err() != nil || i.leavesOut(HubDevice) {
+		return
+	}
+	rec, err := store.Published(i.StateDirectory, i.RuntimeDirectory)
+	if err != nil {
+		return // the step that reads the record reports this
+	}
+	r := Result{Name: HubDevice, Subject: rec.AssignedHub}
+	if hub.Named(rec.ConnectionProfile) != hub.Classic {
+		i.report(r.skipped(fmt.Sprintf("the hub has the connection profile %q", rec.ConnectionProfile)))
+		return
+	}
+	i.Progress("asking " + rec.AssignedHub + " for the modules of the device")
+	settings := *i.Settings
+	settings.Dialer = i.dialer
+	state := store.Options{Directory: i.StateDirectory, RuntimeDirectory: i.RuntimeDirectory}
+	err = daemon.AskHub(ctx, &settings, i.Secrets, state, rec, &i.disclosed)
+	if err == nil {
+		i.report(r.ok("the hub accepts " + rec.DeviceID))
+		return
+	}
+	r = failed(r, classify.Classify(classify.At(fault.StageHub, err)))
+	if r.Code != fault.HubRefused {
+		r.Status = Warning // this says nothing about the device
+	}
+	i.report(r)
 }
 
 // assignedHub returns the hub of the published record, or the reason why the hub is not

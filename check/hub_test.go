@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/store"
@@ -41,6 +43,7 @@ type hub struct {
 	inside   []byte   // data received at the MQTT port inside TLS
 	shown    int      // number of client certificates received
 	requests []string // requests at the other port
+	refuses  bool     // answers requests of devices with 403
 }
 
 func newHub(t *testing.T, name string) *hub {
@@ -84,9 +87,15 @@ func newHub(t *testing.T, name string) *hub {
 			_ = c.Close()
 		}
 	})
-	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
+		if h.refuses {
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"errorCode":403012,"message":"Device disabled"}`)
+		} else if r.Method == http.MethodGet {
+			_, _ = io.WriteString(w, "[]")
+		}
 		h.shown += len(r.TLS.PeerCertificates)
 		h.requests = append(h.requests, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization"))
 	})}
@@ -104,11 +113,16 @@ func (h *hub) end() {
 // assigned publishes a record with the hub.
 func assigned(t *testing.T, directory, endpoint, hub string) {
 	t.Helper()
+	publish(t, directory, store.Record{AssignedHub: hub, DeviceID: "gw-1", RegistrationID: "gw-1", IDScope: "0ne00000000", Endpoint: endpoint})
+}
+
+func publish(t *testing.T, directory string, rec store.Record) {
+	t.Helper()
 	s, err := store.Open(store.Options{Directory: directory, RuntimeDirectory: t.TempDir()}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err = s.Save(store.Record{AssignedHub: hub, DeviceID: "gw-1", RegistrationID: "gw-1", IDScope: "0ne00000000", Endpoint: endpoint}, time.Now()); err != nil {
+	if _, err = s.Save(rec, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -162,6 +176,46 @@ func TestTheCheckOfTheHubEndsAfterTLSWithoutSigningIn(t *testing.T) {
 	}
 	if len(h.requests) != 1 || h.requests[0] != "HEAD / " {
 		t.Errorf("on port 443 it received %q", h.requests)
+	}
+}
+
+func TestWithHubCheckTheHubIsAskedWhetherItAcceptsTheDevice(t *testing.T) {
+	for name, tt := range map[string]struct {
+		refuses bool
+		profile string
+		status  check.Status
+		detail  string
+	}{
+		"accepted": {status: check.OK, detail: "the hub accepts gw-1"},
+		"refused":  {refuses: true, status: check.Failed, detail: "403012"},
+		"mqttV5":   {profile: "mqttV5", status: check.Skipped, detail: `profile "mqttV5"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHub(t, "h.test")
+			h.refuses = tt.refuses
+			g := withHub(t, h, map[string]net.Listener{"h.test:8883": h.mqtt, "h.test:443": h.web})
+			key := filepath.Join(t.TempDir(), "key")
+			if err := os.WriteFile(key, []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g.Settings.Credentials = []attest.Credential{attest.SymmetricKey{Key: attest.Reference{File: key}}}
+			g.Settings.HubCheck = true
+			publish(t, g.StateDirectory, store.Record{AssignedHub: "h.test", DeviceID: "gw-1", RegistrationID: "gw-1", IDScope: "0ne00000000", Endpoint: "dps.test", ConnectionProfile: tt.profile})
+			if r := steps(t, g)["hub-device h.test"]; r.Status != tt.status || !strings.Contains(r.Detail, tt.detail) || (r.Code == fault.HubRefused) != tt.refuses {
+				t.Errorf("%+v", r)
+			}
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			asked := 0
+			for _, r := range h.requests {
+				if strings.HasPrefix(r, "GET /devices/gw-1/modules SharedAccessSignature sr=h.test%2Fdevices%2Fgw-1&") && !strings.Contains(r, "skn") {
+					asked++
+				}
+			}
+			if want := map[bool]int{true: 0, false: 1}[tt.profile != ""]; asked != want {
+				t.Errorf("the hub received %q", h.requests)
+			}
+		})
 	}
 }
 

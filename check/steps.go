@@ -19,6 +19,7 @@ const (
 	Unit             = "unit"
 	Manager          = "service-manager"
 	Service          = "service"
+	Consumers        = "consumers"
 	Name             = "name"
 	TCP              = "tcp"
 	Proxy            = "proxy"
@@ -28,6 +29,7 @@ const (
 	HubName          = "hub-name"
 	HubTCP           = "hub-tcp"
 	HubTLS           = "hub-tls"
+	HubDevice        = "hub-device"
 )
 
 // Step is a step of a check.
@@ -53,6 +55,7 @@ func Steps() []Step {
 		{Unit, "dpsd.service is installed, enabled and started"},
 		{Manager, "the features of the service manager that dpsd uses: notification, watchdog, credentials and log; all are optional"},
 		{Service, "the running dpsd has no unresolved fault and uses the current dpsd.toml"},
+		{Consumers, "systemd has opened the socket of each [[consumer]] and passed it to dpsd, and not every user can connect to it"},
 		{Name, "the name of the endpoint, or of the proxy, can be resolved"},
 		{TCP, "each of its addresses accepts a connection"},
 		{Proxy, "the proxy connects to the endpoint"},
@@ -62,6 +65,7 @@ func Steps() []Step {
 		{HubName, "the name of the assigned hub can be resolved"},
 		{HubTCP, "the hub accepts connections on ports 8883 and 443"},
 		{HubTLS, "the TLS handshake with the hub succeeds; the check does not sign in"},
+		{HubDevice, "with hub_check = \"https\", the hub accepts the device: dpsd check asks it over HTTPS for the modules of the device, which does not end any connection"},
 	}
 }
 

@@ -65,6 +65,7 @@ var withoutSystemd = strings.NewReplacer(
 	startCommand, "start dpsd",
 	"run: "+reloadCommand, "send SIGHUP to dpsd", reloadCommand, "send SIGHUP to dpsd",
 	"journalctl -u dpsd", "Read the log of dpsd.",
+	"systemctl stop 'dpsd-hub@*.socket' dpsd", "stop dpsd",
 	"systemctl stop dpsd", "stop dpsd",
 	"rm -f /etc/machine-id && systemd-machine-id-setup", "write 32 random hexadecimal digits to /etc/machine-id, or in a container, mount that of the host",
 )

@@ -45,7 +45,7 @@ var errNotInstalled = errors.New("is not installed")
 // askUnit queries systemd about the unit and reads its files. Its errors are errNotInstalled,
 // context.DeadlineExceeded and those of systemctl.
 func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error)) (*unit, error) {
-	properties, err := show(ctx, systemctl,
+	properties, err := show(ctx, systemctl, unitName,
 		"--property=LoadState,UnitFileState,ActiveState,SubState,Result,NeedDaemonReload,FragmentPath,DropInPaths,ProtectHome,PrivateTmp,PrivateDevices,DevicePolicy,DeviceAllow",
 		"--property=ExecMainCode,ExecMainStatus,RestartUSec,ConditionResult,ConditionTimestampMonotonic",
 		"--property=InactiveEnterTimestamp,InactiveExitTimestampMonotonic")
@@ -64,12 +64,12 @@ func askUnit(ctx context.Context, systemctl func(ctx context.Context, args ...st
 	return u, nil
 }
 
-// show returns properties of the unit. The lines of a property with several lines are joined
+// show returns properties of a unit. The lines of a property with several lines are joined
 // with line feeds.
-func show(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), properties ...string) (map[string]string, error) {
+func show(ctx context.Context, systemctl func(ctx context.Context, args ...string) ([]byte, error), unit string, properties ...string) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
-	out, err := systemctl(ctx, append([]string{"show", unitName}, properties...)...)
+	out, err := systemctl(ctx, append([]string{"show", unit}, properties...)...)
 	values := map[string]string{}
 	for _, property := range unitfile.Settings(out) {
 		values[property.Key] = strings.TrimPrefix(values[property.Key]+"\n"+property.Value, "\n")

@@ -34,6 +34,8 @@ func (c *checker) config(to *Config) {
 		switch {
 		case name == "credential":
 			to.Credentials = c.credentials(at, value)
+		case name == "consumer":
+			to.Consumers = c.consumers(at, value)
 		case t.keys == nil:
 			c.unknownTop(name, value)
 		case isTable:
@@ -61,26 +63,44 @@ func (c *checker) table(at document.Path, values map[string]any, t table) {
 	}
 }
 
-// credentials reads [[credential]]. The element of an invalid credential is nil.
-func (c *checker) credentials(at document.Path, value any) []attest.Credential {
-	const remedy = "write [[credential]], with double brackets"
-	elements, isArray := value.([]any)
+// element is a table of an array of tables. values is nil if it is not a table.
+type element struct {
+	at     document.Path
+	values map[string]any
+}
+
+// elements returns the tables of an array of tables, and reports what is not a table.
+func (c *checker) elements(at document.Path, name string, value any) []element {
+	remedy := "write [[" + name + "]], with double brackets"
+	array, isArray := value.([]any)
 	place := at.Index
 	if _, isTable := value.(map[string]any); isTable {
 		c.Report(at, Error{Problem: "must be an array of tables", Remedy: remedy})
-		elements, place = []any{value}, func(int) document.Path { return at }
+		array, place = []any{value}, func(int) document.Path { return at }
 	} else if !isArray {
 		c.Report(at, Error{Problem: "must be an array of tables, not " + document.TypeOf(value), Remedy: remedy})
 	}
-	all := make([]attest.Credential, len(elements))
-	for i, element := range elements {
-		values, ok := element.(map[string]any)
+	all := make([]element, len(array))
+	for i, one := range array {
+		values, ok := one.(map[string]any)
 		if !ok {
-			c.Report(place(i), Error{Problem: "must be a table, not " + document.TypeOf(element), Remedy: remedy})
+			c.Report(place(i), Error{Problem: "must be a table, not " + document.TypeOf(one), Remedy: remedy})
+		}
+		all[i] = element{place(i), values}
+	}
+	return all
+}
+
+// credentials reads [[credential]]. The element of an invalid credential is nil.
+func (c *checker) credentials(at document.Path, value any) []attest.Credential {
+	elements := c.elements(at, "credential", value)
+	all := make([]attest.Credential, len(elements))
+	for i, e := range elements {
+		if e.values == nil {
 			continue
 		}
 		var kind string
-		if all[i], kind = c.credential(place(i), values); i == 0 {
+		if all[i], kind = c.credential(e.at, e.values); i == 0 {
 			c.first = kind
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/dpsd-project/dpsd/attest"
@@ -37,6 +38,7 @@ type Config struct {
 	Control      Control
 	Certificate  Certificate
 	TPM          TPM
+	Consumers    []Consumer // with different names, in the order of the file
 	Log          Log
 }
 
@@ -77,6 +79,8 @@ type Provisioning struct {
 	OnBoot       string        // "always", "verify" or "if-needed"
 	BootDelayMax time.Duration // maximum random delay before the first connection
 	Interval     time.Duration // between periodic registrations; 0 disables them
+	OnRefusal    string        // "reprovision" or "report": the effect of services that report refusals by the hub
+	HubCheck     string        // "off" or "https": a request to the hub before such a registration
 }
 
 // State is the table [state]: the location of the published record.
@@ -112,6 +116,20 @@ type TPM struct {
 
 // CertificateGroup is the default of Certificate.Group. The package creates this group.
 const CertificateGroup = "dpsd-certificate"
+
+// Consumer is a [[consumer]]: a local service that uses the hub, and what it may do there.
+type Consumer struct {
+	Name        string        // of its socket unit, dpsd-hub@NAME.socket
+	Scope       string        // "device", "device/messages/events", or "module:" and a module ID
+	Lifetime    time.Duration // of a token, in whole seconds
+	Certificate bool          // it may ask for the paths of the certificate; only with scope "device"
+}
+
+// Module returns the module ID in the scope, or "" if the scope is not a module.
+func (c Consumer) Module() string {
+	_, id, _ := strings.Cut(c.Scope, modulePrefix)
+	return id
+}
 
 // Log is the table [log].
 type Log struct {
@@ -171,7 +189,7 @@ func parse(name string, r io.Reader, types []attest.Type) (*Config, []Setting, e
 	if err := check.Err(); err != nil {
 		return nil, nil, err
 	}
-	return &c, settings(doc, all, c.Credentials), nil
+	return &c, settings(doc, all, &c), nil
 }
 
 // Fingerprint returns a text that is equal for two configurations if and only if they have

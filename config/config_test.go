@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 				Protocols: []string{"mqtt", "websocket"}, MQTTPort: 8883, WebSocketPort: 443, Proxy: "environment",
 				ConnectTimeout: 30 * time.Second, ResponseTimeout: time.Minute, KeepAlive: time.Minute,
 			},
-			Provisioning: config.Provisioning{OnBoot: "always"},
+			Provisioning: config.Provisioning{OnBoot: "always", OnRefusal: "reprovision", HubCheck: "off"},
 			Retry: pace.Retry{
 				Initial: time.Second, Max: 5 * time.Minute, OfflineMax: 10 * time.Second,
 				RefusedInitial: 30 * time.Second, RefusedMax: time.Hour,
@@ -140,6 +140,8 @@ var settings = []struct {
 	{"provisioning", "boot_delay_max", `"1h30m"`, func(c *config.Config) any { return c.Provisioning.BootDelayMax }, 90 * time.Minute},
 	{"provisioning", "on_boot", `"verify"`, func(c *config.Config) any { return c.Provisioning.OnBoot }, "verify"},
 	{"provisioning", "interval", `"10m"`, func(c *config.Config) any { return c.Provisioning.Interval }, 10 * time.Minute},
+	{"provisioning", "on_refusal", `"report"`, func(c *config.Config) any { return c.Provisioning.OnRefusal }, "report"},
+	{"provisioning", "hub_check", `"https"`, func(c *config.Config) any { return c.Provisioning.HubCheck }, "https"},
 	{"retry", "initial", `"1.5s"`, func(c *config.Config) any { return c.Retry.Initial }, 1500 * time.Millisecond},
 	{"retry", "max", `"1s"`, func(c *config.Config) any { return c.Retry.Max }, time.Second},
 	{"retry", "offline_max", `"24h"`, func(c *config.Config) any { return c.Retry.OfflineMax }, 24 * time.Hour},
@@ -157,12 +159,25 @@ var settings = []struct {
 	{"certificate", "renew_at", `"95%"`, func(c *config.Config) any { return c.Certificate.RenewAt }, 95},
 	{"certificate", "group", `"mosquitto"`, func(c *config.Config) any { return c.Certificate.Group }, "mosquitto"},
 	{"tpm", "device", `"/dev/tpmrm1"`, func(c *config.Config) any { return c.TPM.Device }, "/dev/tpmrm1"},
+	{"consumer", "name", `"telemetry"`, func(c *config.Config) any { return c.Consumers }, []config.Consumer{{Name: "telemetry", Scope: "device", Lifetime: 15 * time.Minute}}},
+	{"consumer", "scope", `"module:a'(b)!"`, func(c *config.Config) any { return c.Consumers }, []config.Consumer{{Name: "a", Scope: "module:a'(b)!", Lifetime: 15 * time.Minute}}},
+	{"consumer", "scope", `"device/messages/events"`, func(c *config.Config) any { return c.Consumers }, []config.Consumer{{Name: "a", Scope: "device/messages/events", Lifetime: 15 * time.Minute}}},
+	{"consumer", "lifetime", `"1h"`, func(c *config.Config) any { return c.Consumers }, []config.Consumer{{Name: "a", Scope: "device", Lifetime: time.Hour}}},
+	{"consumer", "certificate", `true`, func(c *config.Config) any { return c.Consumers }, []config.Consumer{{Name: "a", Scope: "device", Lifetime: 15 * time.Minute, Certificate: true}}},
 	{"log", "level", `"debug"`, func(c *config.Config) any { return c.Log.Level }, "debug"},
 }
 
 // with returns the minimal configuration with one more setting.
 func with(table, key, value string) string {
 	line := key + " = " + value + "\n"
+	if table == "consumer" { // requires a name and a scope
+		for _, other := range []string{"name = \"a\"\n", "scope = \"device\"\n"} {
+			if !strings.HasPrefix(other, key+" ") {
+				line += other
+			}
+		}
+		return minimal + "[[consumer]]\n" + line
+	}
 	if table != "dps" {
 		return minimal + "[" + table + "]\n" + line
 	}

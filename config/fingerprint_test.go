@@ -34,6 +34,7 @@ func TestTheFingerprintDependsOnlyOnTheMeaning(t *testing.T) {
 		"the kind of a path":  {"file:/k", "credential:k"},
 		"a delay":             {"5m", "6m"},
 		"the registration ID": {"[dps]", "[dps]\nregistration_id = \"gw-1\""},
+		"a consumer":          {"[retry]", "[[consumer]]\nname = \"a\"\nscope = \"device\"\n[retry]"},
 		"the log":             {"[retry]", "[log]\nlevel = \"debug\"\n[retry]"},
 		"the state directory": {"[retry]", "[state]\ndirectory = \"/srv\"\n[retry]"},
 	} {

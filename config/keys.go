@@ -21,13 +21,15 @@ type table struct {
 	keys []key
 	// optional means that the defaults of the table apply only if the table is present.
 	optional bool
+	// array means that the table may appear several times, in double brackets.
+	array bool
 }
 
 // tableList lists the tables of a configuration, in the order of the reference.
 type tableList []table
 
 // tables declares every key and the field for its value. A [[credential]] has the keys of
-// one of the types; see newCredential.
+// one of the types; see newCredential. The keys of each [[consumer]] are those of consumerKeys.
 func tables(c *Config, types []attest.Type) tableList {
 	const day = 24 * time.Hour
 	return tableList{
@@ -39,7 +41,7 @@ func tables(c *Config, types []attest.Type) tableList {
 			{"api_version", text(&c.DPS.APIVersion, "2019-03-31", checkAPIVersion)},
 			{"payload_file", file(&c.DPS.PayloadFile, "")},
 		}},
-		{name: "credential", keys: newCredential(types).keys},
+		{name: "credential", array: true, keys: newCredential(types).keys},
 		{name: "transport", keys: []key{
 			{"protocols", words(&c.Transport.Protocols, "mqtt", "websocket")},
 			{"mqtt_port", port(&c.Transport.MQTTPort, 8883)},
@@ -57,6 +59,8 @@ func tables(c *Config, types []attest.Type) tableList {
 			{"on_boot", word(&c.Provisioning.OnBoot, "always", "always", "verify", "if-needed")},
 			{"boot_delay_max", duration(&c.Provisioning.BootDelayMax, 0, 0, day)},
 			{"interval", duration(&c.Provisioning.Interval, 0, 0, 365*day, checkInterval)},
+			{"on_refusal", word(&c.Provisioning.OnRefusal, "reprovision", "reprovision", "report")},
+			{"hub_check", word(&c.Provisioning.HubCheck, "off", "off", "https")},
 		}},
 		{name: "retry", keys: []key{
 			{"initial", duration(&c.Retry.Initial, time.Second, 100*time.Millisecond, day)},
@@ -83,9 +87,20 @@ func tables(c *Config, types []attest.Type) tableList {
 		{name: "tpm", keys: []key{
 			{"device", file(&c.TPM.Device, tpm.Path)},
 		}},
+		{name: "consumer", array: true, keys: consumerKeys(new(Consumer))},
 		{name: "log", keys: []key{
 			{"level", word(&c.Log.Level, "info", "debug", "info", "warn", "error")},
 		}},
+	}
+}
+
+// consumerKeys declares the keys of a [[consumer]] and the field for the value of each.
+func consumerKeys(c *Consumer) []key {
+	return []key{
+		{"name", text(&c.Name, "", checkConsumerName)},
+		{"scope", inQuotes(&c.Scope, "", scopes, parseScope, same)},
+		{"lifetime", duration(&c.Lifetime, 15*time.Minute, time.Minute, time.Hour, checkLifetime)},
+		{"certificate", boolean(&c.Certificate, false)},
 	}
 }
 
@@ -134,6 +149,14 @@ func (l tableList) find(name string) table {
 		}
 	}
 	return table{}
+}
+
+// header returns the line above the keys of the table.
+func (t table) header() string {
+	if t.array {
+		return "[[" + t.name + "]]"
+	}
+	return "[" + t.name + "]"
 }
 
 // reset sets the keys to their defaults.

@@ -25,8 +25,8 @@ type kind struct {
 	read func(at document.Path, value any, report func(document.Path, Error))
 	// reset sets the default.
 	reset func()
-	// written returns the value in the form of the file: a string, an int64 or a []string,
-	// or nil if it is not set.
+	// written returns the value in the form of the file: a string, an int64, a bool or a
+	// []string, or nil if it is not set.
 	written func() any
 }
 
@@ -279,6 +279,22 @@ func port(to *int, standard int) kind {
 		},
 		func() { *to = standard },
 		func() any { return int64(*to) },
+	}
+}
+
+// boolean is true or false.
+func boolean(to *bool, standard bool) kind {
+	return kind{
+		func(at document.Path, value any, report func(document.Path, Error)) {
+			b, ok := value.(bool)
+			if !ok {
+				report(at, Error{Problem: "must be a boolean, not " + document.TypeOf(value), Remedy: "write true or false, without quotes"})
+				return
+			}
+			*to = b
+		},
+		func() { *to = standard },
+		func() any { return *to },
 	}
 }
 

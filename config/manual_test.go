@@ -31,6 +31,8 @@ func sort(value string) string {
 	switch {
 	case strings.HasPrefix(value, "["):
 		return "list of strings"
+	case value == "true", value == "false":
+		return "boolean"
 	case value == text:
 		return "number"
 	case strings.HasPrefix(text, "file:"), strings.HasPrefix(text, "credential:"):
@@ -47,7 +49,7 @@ func sort(value string) string {
 // required keys and defaults for the others. A key that is commented out may be either.
 func term(t *testing.T, l line) manual.Text {
 	means := "example"
-	_, defaults := rewritten(t, minimal+"[certificate]\n")
+	_, defaults := rewritten(t, with("consumer", "name", `"a"`)+"[certificate]\n")
 	for _, s := range defaults {
 		if s.Table == l.table && s.Line == 0 && s.TOML() == l.key+" = "+l.value {
 			means = "default"

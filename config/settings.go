@@ -13,11 +13,11 @@ import (
 type Setting struct {
 	// Table is the name of the key's table, such as "dps".
 	Table string
-	// Element is the index of a [[credential]], counted from 0.
+	// Element is the index of a [[credential]] or [[consumer]], counted from 0.
 	Element int
 	// Key is the name of the key.
 	Key string
-	// Value is a string, an int64 or a []string, in the form of the file, or nil if the key
+	// Value is a string, an int64, a bool or a []string, in the form of the file, or nil if the key
 	// is not set and has no default. A secret is a reference.
 	Value any
 	// Line and Column are the position of the key in the file. They are 0 if the file does
@@ -25,25 +25,37 @@ type Setting struct {
 	Line, Column int
 }
 
+// Header returns the line above the keys of the table, such as "[dps]" or "[[credential]]".
+func (s Setting) Header() string {
+	return tables(new(Config), attest.Types()).find(s.Table).header()
+}
+
 // settings lists every key, in the order of the reference.
-func settings(doc document.Document, all tableList, credentials []attest.Credential) (list []Setting) {
+func settings(doc document.Document, all tableList, c *Config) (list []Setting) {
 	add := func(at document.Path, table string, element int, key string, value any) {
 		place := doc.Place(at.Key(key))
 		list = append(list, Setting{table, element, key, value, place.Line, place.Column})
 	}
 	for _, t := range all {
 		at := root.Key(t.name)
-		if t.name == "credential" {
-			for i, c := range credentials {
+		switch t.name {
+		case "credential":
+			for i, c := range c.Credentials {
 				add(at.Index(i), t.name, i, "type", c.Type().Name)
 				for _, k := range c.Type().Keys(c) {
 					add(at.Index(i), t.name, i, k.Name, k.Reference.String())
 				}
 			}
-			continue
-		}
-		for _, k := range t.keys {
-			add(at, t.name, 0, k.name, k.written())
+		case "consumer":
+			for i := range c.Consumers {
+				for _, k := range consumerKeys(&c.Consumers[i]) {
+					add(at.Index(i), t.name, i, k.name, k.written())
+				}
+			}
+		default:
+			for _, k := range t.keys {
+				add(at, t.name, 0, k.name, k.written())
+			}
 		}
 	}
 	return list
@@ -63,10 +75,7 @@ func (s Setting) TOML() string {
 func TOML(set map[string]any) string {
 	var b strings.Builder
 	for _, t := range tables(new(Config), attest.Types()) {
-		header := "\n[" + t.name + "]\n"
-		if t.name == "credential" {
-			header = "\n[[" + t.name + "]]\n"
-		}
+		header := "\n" + t.header() + "\n"
 		for _, k := range t.keys {
 			if value := set[t.name+"."+k.name]; value != nil {
 				b.WriteString(header + Setting{Key: k.name, Value: value}.TOML() + "\n")
@@ -83,7 +92,7 @@ func Check(key string, value any) *Error {
 	return tables(new(Config), attest.Types()).find(table).find(name).check(value)
 }
 
-// toTOML returns a string, an int64 or a []string in TOML. A JSON string is also a basic
+// toTOML returns a string, an int64, a bool or a []string in TOML. A JSON string is also a basic
 // string of TOML unless it contains DEL, which no value does.
 func toTOML(value any) string {
 	switch v := value.(type) {

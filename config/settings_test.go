@@ -26,11 +26,7 @@ func rewritten(t testing.TB, text string) (string, []config.Setting) {
 		}
 		if s.Table != table || s.Element != element {
 			table, element = s.Table, s.Element
-			header := "[" + table + "]\n"
-			if table == "credential" {
-				header = "[" + header[:len(header)-1] + "]\n"
-			}
-			b.WriteString(header)
+			b.WriteString(s.Header() + "\n")
 		}
 		b.WriteString(s.TOML() + "\n")
 	}
@@ -67,6 +63,7 @@ func TestSettings(t *testing.T) {
 		"one that sets everything":               everything(),
 		"one with an empty [certificate]":        minimal + "[certificate]\n",
 		"one with a whole [certificate]":         with("certificate", "request", "\"when-offered\"\nkey_type = \"rsa-2048\"\nkey_store = \"tpm\"\nrenew_at = \"80%\"\ngroup = \"tls\""),
+		"one with two consumers":                 with("consumer", "lifetime", `"1m"`) + "[[consumer]]\nname = \"b\"\nscope = \"module:b\"\n",
 		"one without a registration ID":          "[dps]\nid_scope = \"0ne1\"\n[[credential]]\ntype = \"x509\"\ncertificate = 'file:/a \"b\\c'\nprivate_key = \"file:/ü/<&>\"\n",
 		"one with paths and words to be cleaned": with("state", "directory", `"/var//lib/./dpsd/"`),
 	} {

@@ -46,12 +46,13 @@ func (c *checker) nearest(table document.Path, word string, names []string) stri
 	return name
 }
 
-// elsewhere returns "table.key" for a key that has exactly this name, or "".
+// elsewhere returns "table.key" for the first key of the reference that has exactly this name,
+// or "".
 func (c *checker) elsewhere(name string) string {
-	for _, table := range slices.Sorted(maps.Keys(c.known)) {
-		if slices.Contains(c.known[table], name) {
-			c.meant[root.Key(table).Key(name)] = true
-			return table + "." + name
+	for _, t := range c.tables {
+		if t.find(name) != nil {
+			c.meant[root.Key(t.name).Key(name)] = true
+			return t.name + "." + name
 		}
 	}
 	return ""

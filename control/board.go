@@ -11,6 +11,10 @@ import (
 
 // Board holds the latest Status for all clients. Its zero value is empty and ready to use.
 type Board struct {
+	// Use returns what a local service has done in this run. It is called for each reader,
+	// because a use is no reason to wake the daemon's loop. nil: it is not known.
+	Use func(name string) ConsumerUse
+
 	mu      sync.Mutex
 	status  Status
 	changed chan struct{} // closed at the next change
@@ -60,6 +64,12 @@ func (b *Board) look(now time.Time) (Status, <-chan struct{}) {
 	}
 	if s.Faults == nil {
 		s.Faults = []Fault{} // an empty list in JSON, not null
+	}
+	s.Consumers = append([]Consumer{}, s.Consumers...)
+	for i := range s.Consumers {
+		if c := &s.Consumers[i]; b.Use != nil && c.Listening {
+			c.ConsumerUse = b.Use(c.Name)
+		}
 	}
 	return s, b.changed
 }

@@ -35,6 +35,9 @@ func whole() control.Status {
 		IssuedCertificate: &control.IssuedCertificate{State: "valid", Request: "required", NotBefore: &at, NotAfter: &at, RenewAt: &at, Serial: "1f",
 			SHA256: "00", Issuer: "CN=x", Due: "renewal", NotBeforeNextRequest: &at, Issued: 1, Failed: 1},
 		Attempts: control.AttemptsCount{Started: 1, Assigned: 1},
+		Consumers: []control.Consumer{{Name: "telemetry", Scope: "module:telemetry", Listening: true, Module: control.ModulePending,
+			ConsumerUse: control.ConsumerUse{Requests: 1, Tokens: 1, LastToken: &at, TokenExpiry: &at, Limited: 1, Refusals: 1},
+			Report:      &control.ConsumerReport{Code: "CONNACK 5", At: at, Counted: 1, Action: "counting", Because: "x.", Due: &at}}},
 	}
 }
 

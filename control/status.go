@@ -62,6 +62,8 @@ type Status struct {
 	IssuedCertificate *IssuedCertificate `json:"issuedCertificate"`
 
 	Attempts AttemptsCount `json:"attempts"`
+
+	Consumers []Consumer `json:"consumers"` // the local services that use the hub, by name
 }
 
 // ServiceManager describes the features of the service manager that a daemon uses. All are optional.
@@ -193,6 +195,51 @@ type IssuedCertificate struct {
 	NotBeforeNextRequest *time.Time `json:"notBeforeNextRequest,omitempty"`
 	Issued               int        `json:"issued"` // certificates received in this run
 	Failed               int        `json:"failed"` // failed requests in this run
+}
+
+// Consumer describes a local service that uses the hub: a [[consumer]] of the configuration, a
+// socket without one, or both.
+type Consumer struct {
+	Name string `json:"name"`
+	// Scope is the scope in the configuration, or "identity" for the socket for programs of the
+	// Azure IoT Identity Service. It is "" if the configuration does not contain the service.
+	Scope string `json:"scope,omitempty"`
+	// Listening reports whether dpsd has received the socket from systemd, which happens only
+	// at a start.
+	Listening bool `json:"listening"`
+	// Module is the state of the module identity in the scope: ModuleReady, ModulePending, or
+	// the code of the fault that prevents it; "" if the scope has none.
+	Module string `json:"module,omitempty"`
+	ConsumerUse
+	// Report is the last report that the hub refuses the service or is not working; absent if
+	// there was none in this run.
+	Report *ConsumerReport `json:"report,omitempty"`
+}
+
+// The states of the module of a Consumer.
+const (
+	ModuleReady   = "ready"   // it exists at the hub with the keys of this gateway
+	ModulePending = "pending" // dpsd has not created it yet
+)
+
+// ConsumerReport is a report of a local service about the hub, and what follows from it.
+type ConsumerReport struct {
+	Code    string     `json:"code"` // as reported: "CONNACK 5", "401003", "unreachable", …
+	At      time.Time  `json:"at"`
+	Counted int        `json:"counted"`       // reports in a row that are counted, with this one
+	Action  string     `json:"action"`        // "none", "counting", "verifying" or "reprovisioning"
+	Because string     `json:"because"`       // a sentence
+	Due     *time.Time `json:"due,omitempty"` // when dpsd acts, or may act at the earliest
+}
+
+// ConsumerUse is what a local service has done in this run.
+type ConsumerUse struct {
+	Requests    uint64     `json:"requests"`              // all requests, including those that were refused
+	Tokens      uint64     `json:"tokens"`                // tokens issued
+	LastToken   *time.Time `json:"lastToken,omitempty"`   // when the last token was issued; absent if none was
+	TokenExpiry *time.Time `json:"tokenExpiry,omitempty"` // when it expires
+	Limited     uint64     `json:"limited"`               // requests that were refused because there were too many
+	Refusals    uint64     `json:"refusals"`              // reports that the hub refuses the service
 }
 
 // Connection describes a connection to the service.

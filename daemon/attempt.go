@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -116,4 +117,55 @@ func (i *identification) fingerprint() string {
 		return ""
 	}
 	return store.Fingerprint(i.settings.Dialer.Host, i.settings.IDScope, i.registrationID, i.payload)
+}
+
+// begin starts a lookup or a registration, which reads its inputs again.
+func (s *supervisor) begin(ctx context.Context, now time.Time) {
+	s.running.began, s.schedule.due, s.inputs.due = now, time.Time{}, time.Time{}
+	s.noteNetwork()
+	if s.credentials.tried == 0 {
+		s.inputs.failed = nil
+	}
+	report := reporter{s.eventLog, s.running.phases, nil, s.now}
+	who := identification{s.progress, s.settings, s.Secrets, s.Host, s.Version}
+	who.registrationID, s.renames = s.keptID(), false
+	credential := s.settings.Credentials[s.credentials.current]
+	s.running.renews = s.schedule.why == whyCertificate || s.running.renews && s.schedule.lane != ""
+	if s.lookup {
+		s.launch(ctx, now, &lookup{report, who, s.store, credential.String()})
+		return
+	}
+	s.history.attempts.Started++
+	if s.pending.IsZero() {
+		s.pending = now
+	}
+	report.recording = &recording{began: now, trigger: s.schedule.why}
+	s.launch(ctx, now, &registration{report, who, s.store, &s.floors, credential, s.issuing(now)})
+}
+
+// keptID is the registration ID that the next attempt keeps; "": it is resolved again. It is
+// kept once DPS has assigned it, so that a host name that changes later does not make another
+// device of this gateway, until a registration is requested.
+func (s *supervisor) keptID() string {
+	rec, found := s.store.Current()
+	if s.progress.unsaved != nil {
+		rec, found = *s.progress.unsaved, true
+	}
+	id := s.progress.registrationID
+	if !s.renames && found && rec.RegistrationID == id && rec.IDScope == s.settings.IDScope && strings.EqualFold(rec.Endpoint, s.settings.Dialer.Host) {
+		return id
+	}
+	return ""
+}
+
+func (s *supervisor) launch(ctx context.Context, now time.Time, a attempt) {
+	ctx, s.running.cancel = context.WithCancel(ctx)
+	s.running.replaced, s.running.yields, s.schedule.wanted = false, false, time.Time{}
+	_, s.running.registers = a.(*registration)
+	switch a.(type) {
+	case *moduleJob, *hubCheck: // a hub that does not answer may need long
+		s.running.yields = true
+	}
+	s.running.phase = phase{deadline: now.Add(overdue)}
+	go func() { s.running.outcomes <- a.run(ctx) }()
 }

@@ -83,7 +83,7 @@ func (s *supervisor) readConfiguration(ctx context.Context, now time.Time) {
 		return
 	}
 	s.log(event.Reloaded, zap.Bool("changed", true))
-	s.restart(ctx, settings)
+	s.restart(ctx, settings, now)
 	s.request(s.schedule.afterChange(now), "the configuration has changed")
 	if !s.running.active() {
 		s.waiting(now, "The configuration has changed")
@@ -152,7 +152,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 		s.log(event.Reloaded, zap.Bool("changed", false)) // the running attempt is the one that was asked for
 	default:
 		s.log(event.Reloaded, zap.Bool("changed", settings != nil))
-		s.restart(ctx, settings)
+		s.restart(ctx, settings, now)
 		s.request(s.schedule.force(now), "reload")
 	}
 	if err == nil {

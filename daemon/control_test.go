@@ -36,9 +36,10 @@ func (g *gateway) supervisedAt(now time.Time) *supervisor {
 	g.stop, g.done = cancel, make(chan error, 1)
 	go s.recorder.run()
 	go func() {
-		defer s.close()
-		defer s.recorder.stop()
-		g.done <- s.run(ctx)
+		err := s.run(ctx)
+		s.recorder.stop()
+		s.close() // another supervisor may follow
+		g.done <- err
 	}()
 	return s
 }

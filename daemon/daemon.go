@@ -19,9 +19,11 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/certificate"
+	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/pace"
+	"github.com/dpsd-project/dpsd/refusal"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -49,6 +51,10 @@ type Settings struct {
 	Retry        pace.Retry
 
 	Certificate *CertificateSettings // nil: no certificate is requested
+
+	Consumers []consumer.Consumer // local services that use the hub, each with a different name
+	OnRefusal refusal.Policy      // what dpsd does about their reports of refusals; "" is refusal.Reprovision
+	HubCheck  bool                // before that, the hub is asked over HTTPS whether it refuses the device
 
 	// Configuration is the file of these settings, as Status shows it; nil for none.
 	Configuration *control.Configuration
@@ -109,6 +115,10 @@ type Daemon struct {
 	// Socket is the path of the control socket, which is opened once the state
 	// directory is locked. "" is none.
 	Socket string
+	// HubSockets are the listening sockets of local services, by the name of the consumer in
+	// Settings. They are served once the state directory is locked, and closed at the end of
+	// Run. With Once, they are not served.
+	HubSockets map[string]HubSocket
 	// MetricsFile is written with the metrics after each attempt, for the textfile
 	// collector of node_exporter. "" is none.
 	MetricsFile string
@@ -150,6 +160,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.serve(ctx)()
+	defer s.serveConsumers(ctx)()
 	go s.recorder.run()
 	defer s.recorder.stop()
 	return s.run(ctx)

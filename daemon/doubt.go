@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/dpsd-project/dpsd/classify"
+	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/dps"
 	"github.com/dpsd-project/dpsd/event"
 )
@@ -21,7 +22,7 @@ func (s *Settings) Doubts() (doubts []Doubt) {
 	if s.Dialer != nil {
 		host = s.Dialer.Host
 	}
-	for _, doubt := range []Doubt{doubtfulScope(s.IDScope, host), doubtfulVersion(s.APIVersion, host, s.Certificate != nil)} {
+	for _, doubt := range []Doubt{doubtfulScope(s.IDScope, host), doubtfulVersion(s.APIVersion, host, s.Certificate != nil), doubtfulConsumers(s.Consumers)} {
 		if doubt.What != "" {
 			doubts = append(doubts, doubt)
 		}
@@ -59,6 +60,22 @@ func doubtfulVersion(version, host string, issuing bool) Doubt {
 	}
 	return Doubt{fmt.Sprintf("%s may not support api_version %q: it has refused versions that the public cloud supports", cloud.Name, version),
 		fmt.Sprintf("Remove %s, so that dpsd uses %s, unless %s refuses that one.", remove, dps.DefaultAPIVersion, cloud.Name)}
+}
+
+// doubtfulConsumers doubts several consumers with the identity of the device, because a hub keeps
+// only the last connection of an identity.
+func doubtfulConsumers(all []consumer.Consumer) Doubt {
+	var names []string
+	for _, c := range all {
+		if c.Scope.Module == "" {
+			names = append(names, c.Name)
+		}
+	}
+	if len(names) < 2 {
+		return Doubt{}
+	}
+	return Doubt{fmt.Sprintf("%d [[consumer]] use the identity of the device: %s; the hub disconnects one when another connects", len(names), strings.Join(names, ", ")),
+		`Write scope = "module:NAME" for all but one of them, unless they connect at different times or send their messages over HTTPS.`}
 }
 
 // logDoubts logs the doubtful settings.

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/transport"
 )
@@ -34,6 +35,26 @@ func TestAnIDScopeThatIsNotLikeAzuresIsDoubtful(t *testing.T) {
 	long := Settings{IDScope: strings.Repeat("k", 44), Dialer: &transport.Dialer{}}
 	if doubts := long.Doubts(); len(doubts) != 1 || strings.Contains(doubts[0].What, long.IDScope) {
 		t.Errorf("what may be a key is repeated: %q", doubts)
+	}
+}
+
+func TestTwoServicesWithTheIdentityOfTheDeviceAreDoubtful(t *testing.T) {
+	module := func(name string) consumer.Consumer {
+		return consumer.Consumer{Name: name, Scope: consumer.Scope{Module: name}}
+	}
+	for _, test := range []struct {
+		all  []consumer.Consumer
+		want string
+	}{
+		{nil, ""},
+		{[]consumer.Consumer{{Name: "a"}, module("b"), module("c")}, ""},
+		{[]consumer.Consumer{{Name: "a"}, module("b"), {Name: "c", Scope: consumer.Scope{Events: true}}}, "2 [[consumer]] use the identity of the device: a, c; "},
+	} {
+		s := Settings{IDScope: "0ne00000000", Dialer: &transport.Dialer{}, Consumers: test.all}
+		doubts := s.Doubts()
+		if (len(doubts) == 1) != (test.want != "") || test.want != "" && !strings.HasPrefix(doubts[0].What, test.want) {
+			t.Errorf("%v: %q", test.all, doubts)
+		}
 	}
 }
 

@@ -35,6 +35,8 @@ import (
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/event"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/hub"
+	"github.com/dpsd-project/dpsd/modules"
 	"github.com/dpsd-project/dpsd/signer"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
@@ -259,6 +261,13 @@ var provocations = map[fault.Code]provocation{
 			g.t.Fatal(err)
 		}
 	}},
+
+	fault.HubRefused:     {inject: classify.At(fault.StageHub, &hub.Error{Status: 403, Code: 403012, Message: "Device disabled"})},
+	fault.HubThrottled:   {inject: classify.At(fault.StageHub, &hub.Error{Status: 429, Code: 429001, RetryAfter: 17 * time.Second})},
+	fault.HubUnavailable: {inject: classify.At(fault.StageHub, &hub.Error{Status: 503})},
+	fault.ModuleRefused:  {inject: classify.At(fault.StageHub, &modules.RefusedError{Module: "telemetry", Reason: "the hub has a module of this name that another program manages"})},
+
+	fault.ModulesUnreadable: {inject: classify.At(fault.StageHub, &store.ModulesError{Path: "/var/lib/dpsd/modules.json", Err: errors.New("its content is not what dpsd wrote")})},
 
 	fault.StateUnwritable: {during: func(g *gateway) {
 		if err := errors.Join(os.RemoveAll(g.Store.Directory), os.WriteFile(g.Store.Directory, nil, 0o600)); err != nil {

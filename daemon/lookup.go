@@ -39,7 +39,7 @@ func (l *lookup) run(ctx context.Context) outcome {
 	return o
 }
 
-func (o lookupOutcome) learn(s *supervisor) { s.history.configured(o.fingerprint) }
+func (o lookupOutcome) learn(s *supervisor) { s.recognized(o.fingerprint) }
 
 func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 	s.progress = o.progress

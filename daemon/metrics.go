@@ -15,6 +15,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/refusal"
 	"github.com/dpsd-project/dpsd/store"
 )
 
@@ -69,6 +70,7 @@ var families = []family{
 	}},
 	counters("dpsd_faults_total", "Failed attempts, by fault code.", func(m *measures) *metrics.Set { return m.faults }),
 	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked dpsd to wait.", func(m *measures) *metrics.Set { return m.attempts }),
+	counters("dpsd_hub_checks_total", "Checks of the hub because of reports by services that use it, by finding.", func(m *measures) *metrics.Set { return m.hubChecks }),
 	{"dpsd_time_to_assigned_seconds", "histogram", "The time from the first attempt to the assignment, including faults and waits.", func(w io.Writer, m *measures, _ control.Status) {
 		m.assignTime.WritePrometheus(w)
 	}},
@@ -87,6 +89,25 @@ var families = []family{
 		func(c control.IssuedCertificate) float64 { return float64(c.Issued) }),
 	ofIssued("dpsd_issued_certificate_failures_total", "counter", "Failed attempts to request, receive or publish a certificate. Absent if no certificate is configured or published.",
 		func(c control.IssuedCertificate) float64 { return float64(c.Failed) }),
+	ofConsumers("dpsd_hub_listening", "gauge", "1 if dpsd has received the socket of this [[consumer]] from systemd. Absent without a [[consumer]] and without a socket.",
+		func(c control.Consumer) float64 { return asNumber(c.Listening) }),
+	ofConsumers("dpsd_hub_requests_total", "counter", "Requests of a local service on its socket, including those that were refused.",
+		func(c control.Consumer) float64 { return float64(c.Requests) }),
+	ofConsumers("dpsd_hub_tokens_total", "counter", "Tokens that dpsd has issued to a local service.",
+		func(c control.Consumer) float64 { return float64(c.Tokens) }),
+	ofConsumers("dpsd_hub_token_timestamp_seconds", "gauge", "When dpsd issued the last token to a local service, in Unix time; 0 if it has not issued one in this run.",
+		func(c control.Consumer) float64 { return secondsOf(c.LastToken) }),
+	{"dpsd_hub_module_ready", "gauge", "1 if the module identity of a local service exists at the hub with the keys of this gateway. Absent for services without one.", func(w io.Writer, _ *measures, s control.Status) {
+		for _, c := range s.Consumers {
+			if c.Module != "" {
+				sample(w, "dpsd_hub_module_ready", asNumber(c.Module == control.ModuleReady), "consumer", c.Name)
+			}
+		}
+	}},
+	ofConsumers("dpsd_hub_limited_total", "counter", "Requests of a local service that dpsd refused because there were too many.",
+		func(c control.Consumer) float64 { return float64(c.Limited) }),
+	ofConsumers("dpsd_hub_refusals_total", "counter", "Reports by a local service that the hub refuses it.",
+		func(c control.Consumer) float64 { return float64(c.Refusals) }),
 	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of DPS's, to within about a second. Present only if DPS has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)
 	}},
@@ -106,6 +127,15 @@ func ofIssued(name, kind, help string, value func(control.IssuedCertificate) flo
 	}}
 }
 
+// ofConsumers returns a family with a sample for each local service that uses the hub.
+func ofConsumers(name, kind, help string, value func(control.Consumer) float64) family {
+	return family{name, kind, help, func(w io.Writer, _ *measures, s control.Status) {
+		for _, c := range s.Consumers {
+			sample(w, name, value(c), "consumer", c.Name)
+		}
+	}}
+}
+
 // counters returns a family whose samples are counters.
 func counters(name, help string, of func(*measures) *metrics.Set) family {
 	return family{name, "counter", help, func(w io.Writer, m *measures, _ control.Status) { of(m).WritePrometheus(w) }}
@@ -119,6 +149,7 @@ type measures struct {
 	// There is a set for each family, because the library does not write HELP. Its default
 	// histogram is not compatible with Prometheus.
 	faults, attempts, bytes      *metrics.Set
+	hubChecks                    *metrics.Set
 	assignTime, interval, offset *metrics.Set
 
 	took *metrics.PrometheusHistogram // of assignTime
@@ -126,7 +157,7 @@ type measures struct {
 
 func newMeasures(board *control.Board) *measures {
 	m := &measures{
-		board: board, faults: metrics.NewSet(), attempts: metrics.NewSet(), bytes: metrics.NewSet(),
+		board: board, faults: metrics.NewSet(), attempts: metrics.NewSet(), bytes: metrics.NewSet(), hubChecks: metrics.NewSet(),
 		assignTime: metrics.NewSet(), interval: metrics.NewSet(), offset: metrics.NewSet(),
 	}
 	// The buckets range from a second, which DPS itself needs, to a day without a network.
@@ -140,6 +171,9 @@ func newMeasures(board *control.Board) *measures {
 	for _, outcome := range []string{"assigned", "fault", "wait"} {
 		m.outcome(outcome)
 	}
+	for _, f := range refusal.Findings() {
+		m.hubCheck(f)
+	}
 	m.direction("sent")
 	m.direction("received")
 	return m
@@ -151,6 +185,10 @@ func (m *measures) fault(code string) *metrics.Counter {
 
 func (m *measures) outcome(outcome string) *metrics.Counter {
 	return m.attempts.GetOrCreateCounter(fmt.Sprintf("dpsd_attempts_total{outcome=%q}", outcome))
+}
+
+func (m *measures) hubCheck(f refusal.Finding) *metrics.Counter {
+	return m.hubChecks.GetOrCreateCounter(fmt.Sprintf("dpsd_hub_checks_total{finding=%q}", f))
 }
 
 func (m *measures) direction(direction string) *metrics.Counter {

@@ -100,6 +100,8 @@ func everyMetric() []byte {
 		Identity:    &control.Identity{AssignedHub: "hub", DeviceID: `a"b\cé`, Generation: 3},
 		Certificate: &control.Certificate{NotAfter: at},
 
+		Consumers: []control.Consumer{{Name: "telemetry", Scope: "module:telemetry", Listening: true, Module: control.ModuleReady}},
+
 		IssuedCertificate: &control.IssuedCertificate{State: "valid", NotAfter: &at, RenewAt: &at, Issued: 2, Failed: 1},
 
 		Faults: []control.Fault{{Code: string(fault.NoReply), Class: "transient", Stage: "poll", Unresolved: true}},

@@ -45,7 +45,10 @@ func (r registered) learn(s *supervisor) {
 	if r.connection != nil {
 		s.history.connection = r.connection
 	}
-	s.history.configured(r.fingerprint)
+	if r.err == nil && r.wait == 0 {
+		s.consumers.assignedBy = r.credential
+	}
+	s.recognized(r.fingerprint)
 }
 
 func (r registered) finish(s *supervisor, now time.Time) (err error) {
@@ -107,6 +110,10 @@ func (s *supervisor) provisioned(r registered, now time.Time) {
 	s.measures.took.Update(now.Sub(s.pending).Seconds())
 	s.pending = time.Time{}
 	s.credentials.first()
+	s.refusals.tracker.Assigned()
+	if why := r.recording.trigger; why == whyRefusals || why == whyRequested {
+		s.modules.verify = true // DPS may have created the device again, without its modules
+	}
 	s.schedule.lane = ""
 	s.nextRegular(now)
 	rec, _ := s.store.Current()

@@ -145,16 +145,25 @@ func (a *registration) using(ctx context.Context, stage fault.Stage, what string
 	return s
 }
 
-// dialer returns the dialer of the settings with the proxy's password, the protocol that
-// worked last in front, and the flight recorder's count of bytes.
-func (a *registration) dialer() (transport.Dialer, error) {
-	d := *a.settings.Dialer
-	if a.settings.ProxyUser != "" {
-		password, err := a.secrets.Password(a.settings.ProxyPassword)
+// connecting returns the dialer of the settings with the proxy's password.
+func (s *Settings) connecting(secrets attest.Secrets) (transport.Dialer, error) {
+	d := *s.Dialer
+	if s.ProxyUser != "" {
+		password, err := secrets.Password(s.ProxyPassword)
 		if err != nil {
 			return d, err
 		}
-		d.ProxyUser = url.UserPassword(a.settings.ProxyUser, password)
+		d.ProxyUser = url.UserPassword(s.ProxyUser, password)
+	}
+	return d, nil
+}
+
+// dialer returns the dialer with the protocol that worked last in front, and with the flight
+// recorder's count of bytes.
+func (a *registration) dialer() (transport.Dialer, error) {
+	d, err := a.settings.connecting(a.secrets)
+	if err != nil {
+		return d, err
 	}
 	d.DialContext = a.recording.counting(d.DialContext)
 	d.Protocols = preferred(d.Protocols, transport.Protocol(a.store.Transport()))

@@ -77,7 +77,7 @@ func (o repairOutcome) succeeded(s *supervisor, now time.Time) {
 	}
 	if s.repairs.failed {
 		s.faultsResolved()
-		s.history.resolved(ofAny)
+		s.history.resolved(ofRepaired)
 		if s.systemd.ready && s.failures.last.Code == "" {
 			s.systemd.setStatus(s.assignment(now))
 		}

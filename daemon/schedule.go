@@ -6,6 +6,9 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
+// whyRequested is the reason for a registration that a client of the control socket asks for.
+const whyRequested = "requested"
+
 // schedule says when the next attempt is due, and why.
 type schedule struct {
 	due    time.Time // zero: nothing asks for an attempt

@@ -98,11 +98,17 @@ func (s *supervisor) reprovision(now time.Time) control.Reprovision {
 
 // asked schedules a registration that a client has requested.
 func (s *supervisor) asked(due, now time.Time) control.Reprovision {
-	s.request(due, "requested")
+	return s.scheduled(s.demand(due, now, whyRequested), now)
+}
+
+// demand asks for a registration, and returns when it starts: not before the wait that DPS has
+// asked for.
+func (s *supervisor) demand(due, now time.Time, why string) time.Time {
+	s.request(due, why)
 	if id := s.progress.registrationID; !s.running.active() && id != "" {
 		due = later(due, now.Add(s.floors.remaining(floorKey(s.settings.Dialer.Host, id))))
 	}
-	return s.scheduled(due, now)
+	return due
 }
 
 // scheduled tells a client when the registration starts.

@@ -40,6 +40,7 @@ func (s *supervisor) status(now time.Time) control.Status {
 		Faults:         append([]control.Fault(nil), s.history.faults...),
 		Connection:     s.history.connection,
 		Attempts:       s.history.attempts,
+		Consumers:      s.modules.status(s.refusals.status(s.consumers.status(s.settings.Consumers)), s.modules.states(deviceOf(s.consumers.record), s.settings.Consumers)),
 	}
 	// A running attempt owns the store, and may hang in it with the disk.
 	if !s.running.active() {
@@ -97,9 +98,14 @@ func health(st control.Status) control.Health {
 	return control.OK
 }
 
-// failed counts a failure; the same one in a row is one fault.
+// failed counts a failure of an attempt to register, and notes it.
 func (h *statusHistory) failed(f failure, now time.Time) {
 	h.attempts.Failed++
+	h.noted(f, now)
+}
+
+// noted adds a failure to the faults. The same failure several times in a row is one fault.
+func (h *statusHistory) noted(f failure, now time.Time) {
 	entry := control.Fault{
 		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),
 		Summary: fault.Describe(f.Fault.Code).Summary, Advice: f.Advice, Credential: f.Credential,
@@ -127,9 +133,10 @@ func (h *statusHistory) resolved(is func(control.Fault) bool) {
 }
 
 // The kinds of faults for resolved.
-func ofAny(control.Fault) bool           { return true }
+func ofHub(f control.Fault) bool         { return f.Stage == string(fault.StageHub) }
+func ofRepaired(f control.Fault) bool    { return !ofHub(f) }
 func ofCertificate(f control.Fault) bool { return f.Stage == string(fault.StageCertificate) }
-func ofOthers(f control.Fault) bool      { return !ofCertificate(f) }
+func ofOthers(f control.Fault) bool      { return !ofCertificate(f) && !ofHub(f) }
 
 // configured notes the fingerprint of the configuration; "" is not known.
 func (h *statusHistory) configured(fingerprint string) {
@@ -146,7 +153,7 @@ func (h *statusHistory) confirm(now time.Time, certified bool) {
 	h.confirmations++
 	h.attempts.Assigned++
 	if h.resolved(ofOthers); certified {
-		h.resolved(ofAny)
+		h.resolved(ofCertificate)
 	}
 }
 

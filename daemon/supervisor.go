@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,6 +45,10 @@ type supervisor struct {
 	network  surroundings
 	floors   floors
 
+	consumers consumers
+	modules   moduleIdentities
+	refusals  refusals
+
 	systemd  notifier
 	history  statusHistory
 	board    control.Board
@@ -58,6 +61,7 @@ type supervisor struct {
 type running struct {
 	cancel    context.CancelFunc // nil: none is running
 	registers bool               // it is a registration
+	yields    bool               // a registration that becomes due cancels it
 	renews    bool               // only the issued certificate requires it
 	replaced  bool               // the settings were replaced while it was running
 	began     time.Time          // when the last attempt but for repairs began
@@ -78,6 +82,7 @@ func (d *Daemon) supervisor() *supervisor {
 	s.running.phases = make(chan phase)
 	s.running.outcomes = make(chan outcome, 1) // an attempt that outlives run can still end
 	s.requests = make(chan request)
+	s.refusals.reports = make(chan report)
 	s.inputs.found = make(chan findings, 1) // a check that outlives run can still end
 	s.measures = newMeasures(&s.board)
 	s.measures.asksEvery(s.settings.Interval)
@@ -111,6 +116,8 @@ func (s *supervisor) open(now time.Time) error {
 	if !s.lookup {
 		s.schedule.due = s.boot(now)
 	}
+	s.openConsumers(now)
+	s.openRefusals()
 	return nil
 }
 
@@ -160,6 +167,8 @@ func (s *supervisor) run(ctx context.Context) error {
 		s.planCertificate(now)
 		s.announceExpiry(now)
 		s.board.Post(s.status(now))
+		s.postConsumers(now)
+		s.planModules(now)
 		wake := time.NewTimer(s.sleep(now))
 		var err error
 		act := func(time.Time) {}
@@ -202,6 +211,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			act = func(now time.Time) { s.clockStepped(step, now) }
 		case r := <-s.requests:
 			act = func(now time.Time) { r.answer <- s.answer(r, now) }
+		case r := <-s.refusals.reports:
+			act = func(now time.Time) { r.answer <- s.reported(r.Reason, now) }
 		case <-beat.C:
 			act = func(now time.Time) {
 				if s.beat(now) {
@@ -220,9 +231,11 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // sleep is how long the loop may wait if nothing happens.
 func (s *supervisor) sleep(now time.Time) time.Duration {
-	due := []time.Time{s.file.hangupDue, s.file.due}
+	due := []time.Time{s.file.hangupDue, s.file.due, s.consumersDue(now)}
 	if !s.running.active() {
-		due = append(due, s.schedule.due, s.repairs.due, s.network.due, s.inputs.due, s.renewalDue(now), s.issuance.publication)
+		due = append(due, s.schedule.due, s.consumers.due, s.repairs.due, s.network.due, s.inputs.due, s.renewalDue(now), s.issuance.publication, s.modules.next, s.hubCheckDue(now))
+	} else if s.running.yields {
+		due = append(due, s.schedule.due)
 	}
 	wait := idle
 	for _, at := range due {
@@ -240,12 +253,22 @@ func (s *supervisor) actOnTime(ctx context.Context, now time.Time) {
 		s.reload(ctx, now)
 	case isDue(s.file.due, now):
 		s.readConfiguration(ctx, now)
+	case s.running.yields && isDue(s.schedule.due, now):
+		s.running.yields = false
+		s.running.cancel()
 	case s.running.active():
+	case isDue(s.consumers.due, now):
+		s.consumers.due = time.Time{}
+		s.launch(ctx, now, &recognition{reporter{s.eventLog, s.running.phases, nil, s.now}, identification{s.progress, s.settings, s.Secrets, s.Host, s.Version}})
 	case isDue(s.schedule.due, now):
 		s.begin(ctx, now)
+	case isDue(s.hubCheckDue(now), now):
+		s.checkHub(ctx, now)
 	case isDue(s.issuance.publication, now):
 		s.issuance.publication = time.Time{}
 		s.launch(ctx, now, &publication{reporter{s.eventLog, s.running.phases, nil, s.now}, s.store, s.progress.issued})
+	case isDue(s.modules.next, now):
+		s.manageModules(ctx, now)
 	case isDue(s.repairs.due, now):
 		s.repairs.last, s.repairs.due = now, time.Time{}
 		s.launch(ctx, now, &repair{reporter{s.eventLog, s.running.phases, nil, s.now}, s.store})
@@ -256,58 +279,11 @@ func (s *supervisor) actOnTime(ctx context.Context, now time.Time) {
 	}
 }
 
-// begin starts a lookup or a registration, which reads its inputs again.
-func (s *supervisor) begin(ctx context.Context, now time.Time) {
-	s.running.began, s.schedule.due, s.inputs.due = now, time.Time{}, time.Time{}
-	s.noteNetwork()
-	if s.credentials.tried == 0 {
-		s.inputs.failed = nil
-	}
-	report := reporter{s.eventLog, s.running.phases, nil, s.now}
-	who := identification{s.progress, s.settings, s.Secrets, s.Host, s.Version}
-	who.registrationID, s.renames = s.keptID(), false
-	credential := s.settings.Credentials[s.credentials.current]
-	s.running.renews = s.schedule.why == whyCertificate || s.running.renews && s.schedule.lane != ""
-	if s.lookup {
-		s.launch(ctx, now, &lookup{report, who, s.store, credential.String()})
-		return
-	}
-	s.history.attempts.Started++
-	if s.pending.IsZero() {
-		s.pending = now
-	}
-	report.recording = &recording{began: now, trigger: s.schedule.why}
-	s.launch(ctx, now, &registration{report, who, s.store, &s.floors, credential, s.issuing(now)})
-}
-
-// keptID is the registration ID that the next attempt keeps; "": it is resolved again. It is
-// kept once DPS has assigned it, so that a host name that changes later does not make another
-// device of this gateway, until a registration is requested.
-func (s *supervisor) keptID() string {
-	rec, found := s.store.Current()
-	if s.progress.unsaved != nil {
-		rec, found = *s.progress.unsaved, true
-	}
-	id := s.progress.registrationID
-	if !s.renames && found && rec.RegistrationID == id && rec.IDScope == s.settings.IDScope && strings.EqualFold(rec.Endpoint, s.settings.Dialer.Host) {
-		return id
-	}
-	return ""
-}
-
-func (s *supervisor) launch(ctx context.Context, now time.Time, a attempt) {
-	ctx, s.running.cancel = context.WithCancel(ctx)
-	s.running.replaced, s.schedule.wanted = false, time.Time{}
-	_, s.running.registers = a.(*registration)
-	s.running.phase = phase{deadline: now.Add(overdue)}
-	go func() { s.running.outcomes <- a.run(ctx) }()
-}
-
 // finish takes over what an attempt has achieved. It returns an error only if that ends the
 // daemon.
 func (s *supervisor) finish(ctx context.Context, o outcome, now time.Time) error {
 	s.running.cancel()
-	s.running.cancel = nil
+	s.running.cancel, s.running.yields = nil, false
 	s.logNotices()
 	s.issuance.look(s.store)
 	o.learn(s)
@@ -352,9 +328,10 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 	return failed, nil
 }
 
-// request asks for an attempt, see schedule.request.
+// request asks for an attempt, see schedule.request. It does not wait for the end of one that
+// yields.
 func (s *supervisor) request(at time.Time, why string) {
-	s.schedule.request(at, why, s.running.active())
+	s.schedule.request(at, why, s.running.active() && !s.running.yields)
 }
 
 // clockStepped ends a wait whose cause may have been the clock.
@@ -371,19 +348,22 @@ func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 
 // restart forgets what was found out with the settings, and takes over new ones unless
 // settings is nil. A running attempt is canceled.
-func (s *supervisor) restart(ctx context.Context, settings *Settings) {
+func (s *supervisor) restart(ctx context.Context, settings *Settings, now time.Time) {
 	if settings != nil {
 		s.settings = *settings
 		s.measures.asksEvery(settings.Interval)
 		s.logDoubts()
+		s.consumers.replaced(settings.Consumers)
+		s.logConsumers()
 	}
 	s.progress, s.certificate, s.lookup = progress{}, expiry{}, false
+	s.recognize(now)
 	s.issuance.restart()
 	s.credentials.first()
 	s.failures.history, s.failures.last, s.schedule.lane = pace.History{}, fault.Fault{}, ""
 	s.watchInputs(ctx)
 	if s.running.active() {
-		s.running.replaced = true
+		s.running.replaced, s.running.yields = true, false
 		s.running.cancel()
 	}
 }

@@ -21,6 +21,13 @@ const (
 
 	ConfigurationDoubtful = "configuration-doubtful"
 
+	ConsumerWithoutSocket = "consumer-without-socket"
+	ConsumerNotConfigured = "consumer-not-configured"
+	ConsumerFailed        = "consumer-failed"
+	ConsumerKeyFailed     = "consumer-key-failed"
+	ModuleCreated         = "module-created"
+	ModuleRemoved         = "module-removed"
+
 	Published                    = "published"
 	RecordOfAnotherConfiguration = "record-of-another-configuration"
 
@@ -43,6 +50,9 @@ const (
 	ClockStepped       = "clock-stepped"
 	NetworkChanged     = "network-changed"
 	AskedFor           = "asked-for"
+	HubRefuses         = "hub-refuses"
+	HubChecked         = "hub-checked"
+	RefusalsNotKept    = "refusals-not-kept"
 	Reloaded           = "reloaded"
 	ReloadRefused      = "reload-refused"
 	CertificateExpires = "certificate-expires"

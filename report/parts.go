@@ -269,7 +269,7 @@ func maskEnvironmentFile(data []byte) []byte {
 func (g Gateway) files(context.Context) piece {
 	var b strings.Builder
 	var errs []error
-	for _, dir := range slices.Compact([]string{filepath.Dir(g.Configuration), filepath.Join(g.Directory, "keys"), g.StateDirectory, g.RuntimeDirectory}) {
+	for _, dir := range slices.Compact([]string{filepath.Dir(g.Configuration), filepath.Join(g.Directory, "keys"), g.StateDirectory, g.RuntimeDirectory, filepath.Join(g.RuntimeDirectory, "hub")}) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {

@@ -159,6 +159,35 @@ socket = "/etc/dpsd/run/dpsd.sock"
 	}
 }
 
+func TestTheConsumersStayUnlessTheExtraSettingsContainOthers(t *testing.T) {
+	previous, err := setup.ParsePrevious("dpsd.toml", []byte("[dps]\nid_scope = \"0ne1\"\nregistration_id = \"gw-1\"\n[[credential]]\ntype = \"symmetric-key\"\nkey = \"file:/old.key\"\n"+
+		"[[consumer]]\nname = \"a\"\nscope = \"module:a\"\n[[consumer]]\nname = \"b\"\nscope = \"module:b\"\nlifetime = \"1h\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := filepath.Join(t.TempDir(), "more.toml")
+	const other = "[[consumer]]\nname = \"c\"\nscope = \"device\"\n"
+	if err := os.WriteFile(more, []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	replaced, err := setup.ReadExtra(more)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const kept = "[[consumer]]\nname = \"a\"\nscope = \"module:a\"\n\n[[consumer]]\nname = \"b\"\nscope = \"module:b\"\nlifetime = \"1h\"\n"
+	for want, extra := range map[string]setup.Extra{kept: nil, other: replaced} {
+		p := setup.PlaceFor("/etc/dpsd/dpsd.toml", setup.Machine{UID: 1, Writable: func(string) bool { return true }})
+		files, err := p.Files(previous.Complete(setup.Answers{}), previous, extra)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(files[len(files)-1].Text)
+		if !strings.HasSuffix(text, "\n"+want) || strings.Count(text, "[[consumer]]") != strings.Count(want, "[[consumer]]") {
+			t.Errorf("the configuration is:\n%s\nwant at its end:\n%s", text, want)
+		}
+	}
+}
+
 func TestTheSourceOfTheRegistrationIDStaysIfTheIDIsTheSame(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "id"), []byte("gw-1\n"), 0o600); err != nil {

@@ -3,7 +3,7 @@ package setup
 import (
 	"bytes"
 	"errors"
-	"strings"
+	"slices"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/config"
@@ -114,11 +114,16 @@ func ReadExtra(name string) (Extra, error) {
 // add adds a setting, unless there is one for its key.
 func (e Extra) add(s *config.Setting) Extra {
 	for i := range e {
-		if e[i].Table == s.Table && e[i].Key == s.Key {
+		if e[i].Table == s.Table && e[i].Element == s.Element && e[i].Key == s.Key {
 			return e
 		}
 	}
 	return append(e, *s)
+}
+
+// has reports whether a setting belongs to the table.
+func (e Extra) has(table string) bool {
+	return slices.ContainsFunc(e, func(s config.Setting) bool { return s.Table == table })
 }
 
 // header begins each configuration.
@@ -152,6 +157,7 @@ func (p *Previous) text(a Answers, credential string, extra, usual Extra) string
 	if p != nil {
 		for i := range p.settings {
 			switch s := &p.settings[i]; {
+			case s.Table == "consumer" && extra.has("consumer"): // the elements of two files do not belong together
 			case s.Table != "credential":
 				if !sourceOfID(s) {
 					set = set.add(s)
@@ -168,14 +174,20 @@ func (p *Previous) text(a Answers, credential string, extra, usual Extra) string
 		set = set.add(&usual[i])
 	}
 	text := header
+	type table struct {
+		name    string
+		element int
+	}
+	written := map[table]bool{}
 	for i := range set {
-		begin := "\n[" + set[i].Table + "]\n"
-		if strings.Contains(text, begin) {
+		this := table{set[i].Table, set[i].Element}
+		if written[this] {
 			continue
 		}
-		text += begin
+		written[this] = true
+		text += "\n" + set[i].Header() + "\n"
 		for j := range set {
-			if set[j].Table == set[i].Table {
+			if this == (table{set[j].Table, set[j].Element}) {
 				text += set[j].TOML() + "\n"
 			}
 		}

@@ -31,11 +31,11 @@ name and password). Keys and certificates are shown as references, never as
 content.
 
 The output is a valid dpsd.toml. With --json, it is an object with "file" and
-"settings". "settings" contains one object per table ("credential" is an array).
-Each key in it has "value" (null if it is not set) and "origin" ("file",
-"default" or "unset"); if the origin is "file", it also has "line" and "column".
-A key whose value is determined at run time also has "resolved", or "problem" if
-that failed.`,
+"settings". "settings" contains one object per table; "credential" and
+"consumer" are arrays of objects. Each key has "value" (null if it is not set)
+and "origin" ("file", "default" or "unset"); if the origin is "file", it also
+has "line" and "column". A key whose value is determined at run time also has
+"resolved", or "problem" if that failed.`,
 		Example: `  dpsd config show
   dpsd config show --json | jq .settings.dps.registration_id`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -146,11 +146,7 @@ func (s shown) toml(w io.Writer) error {
 		}
 		if setting.Table != table || setting.Element != element {
 			table, element = setting.Table, setting.Element
-			header := "[" + table + "]"
-			if table == "credential" {
-				header = "[" + header + "]"
-			}
-			b.WriteString("\n" + header + "\n")
+			b.WriteString("\n" + setting.Header() + "\n")
 		}
 		switch {
 		case setting.Value == nil:
@@ -208,6 +204,8 @@ func (s shown) json(w io.Writer) error {
 	for name, elements := range tables {
 		settings[name] = elements[0]
 	}
-	settings["credential"] = tables["credential"]
+	for _, array := range []string{"credential", "consumer"} {
+		settings[array] = append([]map[string]shownSetting{}, tables[array]...)
+	}
 	return writeJSON(w, map[string]any{"file": s.file, "settings": settings})
 }

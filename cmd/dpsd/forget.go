@@ -23,11 +23,12 @@ func forgetCommand() *cobra.Command {
 		Long: `Remove this gateway's identity before you repair or sell the gateway: the
 record, previous and damaged records, state.env, the issued certificates with
 their keys, the last confirmation, and the recorded attempts, from the state
-directory and the runtime directory. Stop the service first.
+directory and the runtime directory. First stop the service, and the sockets of
+local services, whose connections would start it again.
 
 The command does not remove the configuration, the keys, or anything that does
 not belong to dpsd; it lists them at the end.`,
-		Example: `  systemctl stop dpsd && dpsd forget
+		Example: `  ` + stopCommand + ` && dpsd forget
   dpsd forget --yes    # without asking for confirmation, for scripts`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configOf(cmd)
@@ -49,6 +50,9 @@ not belong to dpsd; it lists them at the end.`,
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	return cmd
 }
+
+// stopCommand also stops the sockets of local services, because a connection would start dpsd again.
+const stopCommand = "systemctl stop 'dpsd-hub@*.socket' dpsd"
 
 // forgetter removes the identity in the directories of a configuration.
 type forgetter struct {
@@ -80,9 +84,9 @@ func (f forgetter) forget() error {
 	var locked *store.LockedError
 	switch {
 	case errors.As(err, &locked) && locked.PID != 0:
-		return &exitError{exitFailed, fmt.Errorf("dpsd is running (pid %d), and nothing was removed; stop it first", locked.PID), "systemctl stop dpsd"}
+		return &exitError{exitFailed, fmt.Errorf("dpsd is running (pid %d), and nothing was removed; stop it first", locked.PID), stopCommand}
 	case err != nil && errors.As(err, &locked):
-		return &exitError{exitFailed, fmt.Errorf("dpsd is running, and nothing was removed: %w", err), "systemctl stop dpsd"}
+		return &exitError{exitFailed, fmt.Errorf("dpsd is running, and nothing was removed: %w", err), stopCommand}
 	case errors.Is(err, os.ErrPermission):
 		return &exitError{exitFailed, err, "sudo dpsd forget"}
 	case err != nil:

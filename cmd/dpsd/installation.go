@@ -99,7 +99,7 @@ const (
 func (i installation) onFile() (control.Status, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	s := control.Status{
-		Now: now, Health: control.Unprovisioned, Text: notRunning, Faults: []control.Fault{},
+		Now: now, Health: control.Unprovisioned, Text: notRunning, Faults: []control.Fault{}, Consumers: []control.Consumer{},
 		Phase: control.Phase{Name: phaseStopped, Since: now},
 	}
 	rec, err := store.Published(i.state, i.runtime)

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/signal"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -27,6 +29,7 @@ import (
 	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/clock"
 	"github.com/dpsd-project/dpsd/config"
+	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/daemon"
 	"github.com/dpsd-project/dpsd/event"
@@ -34,6 +37,7 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 	"github.com/dpsd-project/dpsd/journal"
 	"github.com/dpsd-project/dpsd/network"
+	"github.com/dpsd-project/dpsd/refusal"
 	"github.com/dpsd-project/dpsd/store"
 	"github.com/dpsd-project/dpsd/tpm"
 	"github.com/dpsd-project/dpsd/transport"
@@ -137,6 +141,7 @@ func run(file string, output journal.Output, once bool, timeout time.Duration) e
 		ConfigurationFile: file,
 		Socket:            cfg.Control.Socket,
 		MetricsFile:       cfg.Control.MetricsFile,
+		HubSockets:        hubSockets(activation.Files(true), log),
 		Secrets:           secrets(cfg, credentials),
 		Hangup:            hangup,
 		Reload:            reloader(file, text, cfg),
@@ -264,7 +269,15 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	if c := cfg.Certificate; c.Request != "" {
 		issued = &daemon.CertificateSettings{Required: c.Request == "required", KeyType: certificate.KeyType(c.KeyType), KeyStore: certificate.KeyStore(c.KeyStore), RenewAt: c.RenewAt}
 	}
+	consumers := make([]consumer.Consumer, 0, len(cfg.Consumers))
+	for _, c := range cfg.Consumers {
+		scope, _ := consumer.ParseScope(c.Scope) // config.Parse accepts only existing scopes
+		consumers = append(consumers, consumer.Consumer{Name: c.Name, Scope: scope, Lifetime: c.Lifetime, Certificate: c.Certificate})
+	}
 	return daemon.Settings{
+		Consumers:       consumers,
+		OnRefusal:       refusal.Policy(cfg.Provisioning.OnRefusal),
+		HubCheck:        cfg.Provisioning.HubCheck == "https",
 		Certificate:     issued,
 		IDScope:         cfg.DPS.IDScope,
 		RegistrationID:  cfg.DPS.RegistrationID,
@@ -282,6 +295,33 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 		Retry:           cfg.Retry,
 		Configuration:   &control.Configuration{File: absolute(file), Fingerprint: cfg.Fingerprint()},
 	}
+}
+
+// hubSockets returns the sockets of local services among the files that systemd has passed to this
+// process, by the name of the consumer (FileDescriptorName=). It takes only Unix stream sockets
+// that listen, and closes the others.
+func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
+	sockets := map[string]daemon.HubSocket{}
+	for _, f := range files {
+		l, err := net.FileListener(f)
+		_ = f.Close() // l has a copy
+		socket, is := l.(*net.UnixListener)
+		switch {
+		case err == nil && (!is || l.Addr().Network() != "unix"):
+			err = errors.New("it is not a Unix stream socket")
+		case err == nil && sockets[f.Name()] != nil:
+			err = errors.New("there is another socket of the same name")
+		}
+		if err == nil {
+			sockets[f.Name()] = socket
+			continue
+		}
+		if l != nil {
+			_ = l.Close()
+		}
+		log.Error(event.ConsumerFailed, zap.String("consumer", f.Name()), zap.Error(err))
+	}
+	return sockets
 }
 
 // absolute returns the path of a file for other processes.

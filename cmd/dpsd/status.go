@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dpsd-project/dpsd/aisapi"
 	"github.com/dpsd-project/dpsd/check"
 	"github.com/dpsd-project/dpsd/control"
 	"github.com/dpsd-project/dpsd/fault"
@@ -156,6 +157,12 @@ func (r statusReport) print(out *terminal) error {
 		text, paint := summary(*c, r.Running, r.Now)
 		line("certificate", "issued certificate, %s", out.paint(paint, text))
 	}
+	for _, c := range r.Consumers {
+		line("consumer", "%s", r.consumer(c, out))
+		if last := c.Report; last != nil {
+			line("", "it reported %s %s ago: %s", last.Code, span(r.Now.Sub(last.At)), last.Because)
+		}
+	}
 	for _, f := range r.Faults {
 		when, colour := "last at", faint
 		if f.Unresolved {
@@ -183,6 +190,42 @@ func (r statusReport) print(out *terminal) error {
 	}
 	_, err := fmt.Fprint(out, b.String())
 	return err
+}
+
+// consumer describes a local service that uses the hub.
+func (r statusReport) consumer(c control.Consumer, out *terminal) string {
+	text := c.Name + ": " + cmp.Or(c.Scope, out.paint(yellow, "there is no [[consumer]] of this name in dpsd.toml"))
+	switch {
+	case !c.Listening:
+		return text + ", " + out.paint(yellow, "no socket; run: systemctl enable dpsd-hub@"+c.Name+".socket && systemctl restart --no-block dpsd")
+	case c.Scope == "":
+		return text
+	case c.Name == aisapi.Listener:
+		text = fmt.Sprintf("%s: read-only, for programs of the Azure IoT Identity Service, requests: %d", c.Name, c.Requests)
+	case c.LastToken == nil:
+		text += ", no token since dpsd started"
+	default:
+		text += fmt.Sprintf(", last token %s ago", span(r.Now.Sub(*c.LastToken)))
+		if left := c.TokenExpiry.Sub(r.Now); left > 0 {
+			text += ", valid for " + span(left)
+		} else {
+			text += ", expired"
+		}
+	}
+	switch c.Module {
+	case "", control.ModuleReady:
+	case control.ModulePending:
+		text += ", its module does not exist at the hub yet"
+	default:
+		text += ", " + out.paint(red, "its module cannot be used: "+c.Module)
+	}
+	if c.Limited > 0 {
+		text += fmt.Sprintf(", requests beyond the limits: %d", c.Limited)
+	}
+	if c.Refusals > 0 {
+		text += fmt.Sprintf(", reports that the hub refuses it: %d", c.Refusals)
+	}
+	return text
 }
 
 // now returns the text of STATUS= without the cause of the unresolved fault, which is printed

@@ -78,10 +78,10 @@ var leftOut = map[string]string{
 	"cert_issuance":                     "dpsd does not issue certificates; DPS can issue the one for the hub, see [certificate] in dpsd.toml; have another program renew those of [[credential]] in /etc/dpsd/keys, where dpsd rereads \"file:\" references",
 	"preloaded_certs":                   "dpsd does not provide certificates to other programs",
 	"preloaded_keys":                    "dpsd does not provide keys to other programs",
-	"aziot_keys":                        "dpsd does not support PKCS#11 tokens",
-	"tpm":                               "dpsd does not support TPMs",
-	"localid":                           "dpsd does not create module identities",
-	"principal":                         "dpsd does not create module identities",
+	"aziot_keys":                        "dpsd does not load PKCS#11 libraries; another process holds such keys, see docs/signer.md",
+	"tpm":                               "dpsd does not use the TPM attestation of DPS; docs/hardware-keys.md describes keys in a TPM",
+	"localid":                           "dpsd does not issue certificates for local identities",
+	"principal":                         "a service gets a socket and a module identity of its own with [[consumer]], see docs/migration.md",
 	"endpoints":                         "it configures the sockets of the aziot services",
 }
 

@@ -64,6 +64,8 @@ func Broken(c *config.Config) string {
 		{"a group that is no name", !strings.ContainsAny(c.Certificate.Group, ":/ \x00")},
 		{"an API version without certificates", c.Certificate.Request == "" || c.DPS.APIVersion >= "2025-07-01-preview"},
 		{"a registration ID that no certificate contains", c.Certificate.Request == "" || len(strings.NewReplacer("%m", strings.Repeat("m", 32), "%H", "h").Replace(r.Template)) <= 64},
+		{"an unknown policy for refusals", slices.Contains([]string{"reprovision", "report"}, c.Provisioning.OnRefusal)},
+		{"an unknown check of the hub", slices.Contains([]string{"off", "https"}, c.Provisioning.HubCheck)},
 		{"an unknown level", slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level)},
 	} {
 		if !p.ok {
@@ -74,6 +76,27 @@ func Broken(c *config.Config) string {
 		if credential == nil || len(credential.References()) == 0 {
 			return "a credential without a reference"
 		}
+	}
+	names, modules := map[string]bool{}, map[string]bool{}
+	for _, one := range c.Consumers {
+		module := strings.HasPrefix(one.Scope, "module:")
+		switch {
+		case one.Name == "" || one.Name[0] == '.' || strings.ContainsAny(one.Name, "/:%\\ \x00") || len(one.Name) > 64:
+			return "a consumer whose name is no file name"
+		case names[one.Name]:
+			return "two consumers with one name"
+		case !module && one.Scope != "device" && one.Scope != "device/messages/events":
+			return "a consumer with an unknown scope"
+		case module && (one.Module() == "" || strings.HasPrefix(one.Module(), "$") || strings.ContainsAny(one.Module(), "/+# \x00") || len(one.Module()) > 128):
+			return "a module whose ID breaks a topic"
+		case module && modules[one.Module()]:
+			return "two consumers that disconnect each other"
+		case !within(one.Lifetime, time.Minute, time.Hour) || one.Lifetime%time.Second != 0:
+			return "a token without end"
+		case one.Certificate && one.Scope != "device":
+			return "a certificate that exceeds the scope"
+		}
+		names[one.Name], modules[one.Module()] = true, true
 	}
 	return ""
 }

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/hub"
+)
+
+// A server reads the assignment from the board, and asks for a signature afterwards.
+func TestNoKeySignsForAnAssignmentThatHasChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"})
+		g.serves("a")
+		s := g.supervised()
+		g.within(time.Minute, "module-created", 1)
+		synctest.Wait()
+		now := s.consumers.board.State().Hub
+		for _, id := range []string{"", "a"} {
+			of := now
+			of.ModuleID = id
+			if mac, err := s.mac(t.Context(), of, []byte("statement")); err != nil || len(mac) != 32 {
+				t.Errorf("%+v: %x, %v", of, mac, err)
+			}
+			for _, of := range []hub.Identity{{Host: "before", DeviceID: of.DeviceID, ModuleID: id}, {Host: of.Host, DeviceID: "before", ModuleID: id}, {ModuleID: id}} {
+				if mac, err := s.mac(t.Context(), of, []byte("statement")); !errors.Is(err, errMoved) || mac != nil {
+					t.Errorf("%+v: %x, %v", of, mac, err)
+				}
+			}
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// If the loop did not sleep, the time of this test would stand still.
+func TestTheLoopSleepsWhenTheLastConsumerIsRemovedWhileTheClockIsImplausible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := restarted(t)
+		g.Settings.OnBoot = PolicyIfNeeded
+		without := g.Settings
+		g.Settings = withModules(g.Settings, "a")
+		hangup, file := make(chan os.Signal, 1), &configuration{}
+		g.Hangup, g.Reload = hangup, file.read
+		g.BuiltAt = time.Now().Add(time.Hour)
+		g.run()
+		time.Sleep(time.Minute)
+		file.contains(&without)
+		hangup <- os.Interrupt
+		time.Sleep(2 * time.Hour)
+		g.wantAsked(t)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}

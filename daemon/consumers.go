@@ -1,0 +1,390 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/dpsd-project/dpsd/aisapi"
+	"github.com/dpsd-project/dpsd/attest"
+	"github.com/dpsd-project/dpsd/consumer"
+	"github.com/dpsd-project/dpsd/control"
+	"github.com/dpsd-project/dpsd/event"
+	"github.com/dpsd-project/dpsd/hub"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// This file decides what local services that use the hub get, and posts it to their servers.
+// Without a socket for them, it does nothing.
+
+// consumers is what the loop knows about the local services that use the hub.
+type consumers struct {
+	sockets []*hubSocket // by name
+	board   consumer.Board
+	posted  consumer.State // the last one on the board
+	roots   string         // file with the system's roots
+
+	record     store.Record // the published one, as it was when no attempt was running
+	found      bool
+	recognized bool      // statusHistory.fingerprint is that of the current settings
+	due        time.Time // when a recognition is due; zero: it is not
+	assignedBy string    // the credential with which DPS last assigned this device; "": unknown
+
+	signing   atomic.Pointer[signing]   // for the servers; nil: there is no key
+	registers atomic.Pointer[registers] // for the socket of package aisapi; nil: unknown
+
+	turn chan struct{} // has room for the one request that uses the key: a TPM is slow
+}
+
+// signing is the key for the tokens of a device.
+type signing struct {
+	device  hub.Identity
+	key     attest.SymmetricKey
+	secrets attest.Secrets
+}
+
+// openConsumers prepares the sockets of the services.
+func (s *supervisor) openConsumers(now time.Time) {
+	if s.Once {
+		return
+	}
+	defer s.logConsumers()
+	s.openModules()
+	s.consumers.assignedBy = assignedBy(s.Store.Directory, s.Store.RuntimeDirectory) // a reload may add the first consumer
+	if len(s.HubSockets) == 0 && !s.modules.concern(s.settings.Consumers) {
+		return
+	}
+	s.consumers.turn = make(chan struct{}, 1)
+	s.consumers.roots = transport.SystemRoots()
+	s.consumers.sockets = newHubSockets(s.HubSockets)
+	s.board.Use = s.consumers.used
+	s.consumers.record, s.consumers.found = s.store.Current()
+	s.consumers.configure(s.settings.Consumers)
+	if !s.lookup { // a lookup finds out the same
+		s.recognize(now)
+	}
+	s.postConsumers(now) // the servers begin before the loop
+}
+
+// assignedBy returns the credential of the last recorded assignment; "" if none is recorded.
+func assignedBy(directory, runtimeDirectory string) (credential string) {
+	for _, a := range store.Attempts(directory, runtimeDirectory) {
+		if a.Outcome == "assigned" {
+			credential = a.Credential
+		}
+	}
+	return credential
+}
+
+// recognize asks for a recognition if it is necessary.
+func (s *supervisor) recognize(now time.Time) {
+	if c := &s.consumers; s.usesHub() && c.found && !c.recognized {
+		c.due = now
+	}
+}
+
+// usesHub reports whether there are local services that use the hub, or modules of them.
+func (s *supervisor) usesHub() bool {
+	return len(s.consumers.sockets) > 0 || s.modules.concern(s.settings.Consumers)
+}
+
+// replaced applies the consumers of new settings.
+func (c *consumers) replaced(all []consumer.Consumer) {
+	c.recognized = false
+	c.configure(all)
+}
+
+// recognized notes the fingerprint of the configuration that an attempt has computed; "": it could
+// not. The fingerprint of settings that have been replaced does not count.
+func (s *supervisor) recognized(fingerprint string) {
+	if fingerprint != "" && !s.running.replaced {
+		s.history.configured(fingerprint)
+		s.consumers.recognized = true
+	}
+}
+
+// recognition finds out whether the published record belongs to the configuration. Otherwise,
+// services would have to wait for the first registration, which the boot delay and the
+// network can delay for a long time. It sends nothing. The next attempt reports its errors.
+type recognition struct {
+	reporter
+	identification
+}
+
+type recognitionOutcome struct{ fingerprint string }
+
+func (r *recognition) run(context.Context) outcome {
+	_ = r.identify(r.now())
+	return recognitionOutcome{r.fingerprint()}
+}
+
+func (o recognitionOutcome) learn(s *supervisor) { s.recognized(o.fingerprint) }
+
+func (o recognitionOutcome) finish(*supervisor, time.Time) error { return nil }
+
+// postConsumers posts what services get if it has changed.
+func (s *supervisor) postConsumers(now time.Time) {
+	c := &s.consumers
+	if !s.usesHub() {
+		return
+	}
+	// A running attempt owns the store, and may hang in it with the disk.
+	if !s.running.active() {
+		c.record, c.found = s.store.Current()
+	}
+	s.postRegisters()
+	credential := s.hubCredential()
+	st := consumer.State{Withheld: s.withheld(now), RootsFile: cmp.Or(s.settings.Dialer.CAFile, c.roots)}
+	if c.found {
+		st.Hub = hub.Identity{Host: c.record.AssignedHub, DeviceID: c.record.DeviceID}
+		st.Generation, st.Profile = c.record.Generation, c.record.ConnectionProfile
+		st.Certificate = s.certificateFiles(credential)
+	}
+	var key attest.SymmetricKey
+	key, st.Tokens = credential.(attest.SymmetricKey)
+	c.use(signing{st.Hub, key, s.Secrets}, st.Tokens)
+	st.Modules = s.modules.states(st.Hub, s.settings.Consumers)
+	if reflect.DeepEqual(st, c.posted) {
+		return
+	}
+	c.posted = st
+	s.modules.useKeys(st.Hub)
+	c.board.Post(st)
+}
+
+// use gives the servers the key for tokens, if there is one.
+func (c *consumers) use(with signing, found bool) {
+	switch before := c.signing.Load(); {
+	case !found:
+		c.signing.Store(nil)
+	case before == nil || before.key != with.key || before.device != with.device:
+		c.signing.Store(&with)
+	}
+}
+
+// withheld returns why services get no credentials at present; "": they do.
+func (s *supervisor) withheld(now time.Time) consumer.Reason {
+	switch c := &s.consumers; {
+	case !c.found:
+		return consumer.NotAssigned
+	case s.implausible(now):
+		return consumer.ClockImplausible
+	case !c.recognized || c.record.ConfigFingerprint != s.history.fingerprint:
+		return consumer.OtherConfiguration
+	}
+	return ""
+}
+
+// consumersDue returns when services get credentials again although nothing else happens: the
+// clock can reach a plausible time in small steps, which are not reported. Zero: never.
+func (s *supervisor) consumersDue(now time.Time) time.Time {
+	if !s.usesHub() || s.withheld(now) != consumer.ClockImplausible {
+		return time.Time{}
+	}
+	return now.Add(later(s.BuiltAt, s.verified).Sub(now.Round(0)))
+}
+
+// hubCredential returns the credential with which the hub knows this device: the one with which
+// DPS last assigned it. If that is unknown, DPS may have reported its type.
+func (s *supervisor) hubCredential() attest.Credential {
+	return hubCredential(s.settings.Credentials, s.consumers.assignedBy, s.consumers.record)
+}
+
+func hubCredential(all []attest.Credential, assignedBy string, rec store.Record) attest.Credential {
+	for _, c := range all {
+		if c.String() == assignedBy {
+			return c
+		}
+	}
+	said := attestation(rec.RegistrationState)
+	for _, c := range all {
+		if c.Type().Name == said {
+			return c
+		}
+	}
+	return all[0]
+}
+
+// attestation returns the type of the credential that a registration state of DPS names, or "".
+func attestation(state json.RawMessage) string {
+	var members struct {
+		SymmetricKey map[string]any `json:"symmetricKey"`
+		X509         map[string]any `json:"x509"`
+	}
+	_ = json.Unmarshal(state, &members) // without the member, the type is unknown
+	switch {
+	case members.SymmetricKey != nil && members.X509 == nil:
+		return attest.SymmetricKey{}.Type().Name
+	case members.X509 != nil && members.SymmetricKey == nil:
+		return attest.X509{}.Type().Name
+	}
+	return ""
+}
+
+// certificateFiles returns the files of the certificate with which the device signs in at the
+// hub: the issued certificate, or else the one of the credential. nil: there are no files that a
+// service could read.
+func (s *supervisor) certificateFiles(credential attest.Credential) *consumer.Files {
+	if c := s.consumers.record.Certificate; c != nil {
+		return &consumer.Files{Certificate: c.CertificateFile, PrivateKey: c.PrivateKeyFile, NotAfter: c.NotAfter}
+	}
+	x, is := credential.(attest.X509)
+	if !is || x.Certificate.File == "" || x.PrivateKey.File == "" {
+		return nil
+	}
+	files := consumer.Files{Certificate: x.Certificate.File, PrivateKey: x.PrivateKey.File}
+	if s.certificate.what == deviceCertificate {
+		files.NotAfter = s.certificate.at.UTC()
+	}
+	return &files
+}
+
+var (
+	errNoKey = errors.New("the device has no symmetric key")
+	errMoved = errors.New("the assignment has just changed")
+)
+
+// mac returns the HMAC-SHA256 of a statement under the key of an identity. A server may have read
+// it from the board before a change of the assignment: no key signs for another identity. The
+// servers call it.
+func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
+	device := of
+	device.ModuleID = ""
+	if of.ModuleID != "" {
+		return s.modules.mac(device, of.ModuleID, statement)
+	}
+	with := s.consumers.signing.Load()
+	switch {
+	case with == nil:
+		return nil, errNoKey
+	case with.device != device:
+		return nil, errMoved
+	}
+	ctx, cancel := context.WithTimeout(ctx, hardwareLimit)
+	defer cancel()
+	select {
+	case s.consumers.turn <- struct{}{}:
+		defer func() { <-s.consumers.turn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return with.key.MAC(ctx, with.secrets, statement)
+}
+
+// serveConsumers serves the services, and returns a function that closes their sockets and waits
+// until that is done. systemd keeps the sockets, so that services wait for the next dpsd.
+func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var ended sync.WaitGroup
+	for _, socket := range s.consumers.sockets {
+		ended.Go(func() {
+			if err := socket.serve(ctx, s.hubServer); err != nil {
+				s.log(event.ConsumerFailed, zap.String("consumer", socket.name), zap.Error(err))
+			}
+		})
+	}
+	return func() {
+		cancel()
+		ended.Wait()
+	}
+}
+
+// logConsumers logs which services have no socket, and which sockets have no service.
+func (s *supervisor) logConsumers() {
+	for _, c := range s.consumers.status(s.settings.Consumers) {
+		switch {
+		case !c.Listening:
+			s.log(event.ConsumerWithoutSocket, zap.String("consumer", c.Name), zap.String("advice", "Run: "+listen(c.Name)))
+		case c.Scope == "":
+			s.log(event.ConsumerNotConfigured, zap.String("consumer", c.Name),
+				zap.String("advice", "Add it to dpsd.toml and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@"+c.Name+".socket"))
+		}
+	}
+}
+
+// listen returns the command after which dpsd has the socket of a service. systemd does not
+// start a socket while its service runs, so the restart starts it.
+func listen(name string) string {
+	return "systemctl enable dpsd-hub@" + name + ".socket && systemctl restart --no-block dpsd"
+}
+
+// status lists the services by name.
+func (c *consumers) status(configured []consumer.Consumer) []control.Consumer {
+	var all []control.Consumer
+	for _, one := range configured {
+		all = append(all, control.Consumer{Name: one.Name, Scope: one.Scope.String()})
+	}
+	for _, socket := range c.sockets {
+		i := slices.IndexFunc(all, func(one control.Consumer) bool { return one.Name == socket.name })
+		if i < 0 {
+			i, all = len(all), append(all, control.Consumer{Name: socket.name})
+		}
+		all[i].Listening = true
+		if socket.name == aisapi.Listener {
+			all[i].Scope = aisapi.Scope
+		}
+	}
+	slices.SortFunc(all, func(a, b control.Consumer) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// configure gives each socket its consumer.
+func (c *consumers) configure(all []consumer.Consumer) {
+	for _, socket := range c.sockets {
+		var own *consumer.Consumer
+		if socket.name == aisapi.Listener {
+			own = aziotConsumer()
+		}
+		for i := range all {
+			if all[i].Name == socket.name {
+				own = &all[i]
+			}
+		}
+		socket.configure(own)
+	}
+}
+
+// hubServer returns the server for a consumer.
+func (s *supervisor) hubServer(h *hubSocket, c *consumer.Consumer) *consumer.Server {
+	if c != nil && c.Name == aisapi.Listener {
+		return s.aziotServer(h)
+	}
+	server := &consumer.Server{Unconfigured: c == nil, Board: &s.consumers.board, Refused: s.refused, Now: s.now, Usage: &h.usage}
+	if c == nil {
+		return server
+	}
+	server.Consumer = *c
+	server.MAC = func(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
+		mac, err := s.mac(ctx, of, statement)
+		if err != nil {
+			s.log(event.ConsumerKeyFailed, zap.String("consumer", c.Name), zap.Error(err))
+		}
+		return mac, err
+	}
+	return server
+}
+
+// used returns what a service has done.
+func (c *consumers) used(name string) control.ConsumerUse {
+	i := slices.IndexFunc(c.sockets, func(socket *hubSocket) bool { return socket.name == name })
+	if i < 0 {
+		return control.ConsumerUse{}
+	}
+	n := c.sockets[i].usage.Counts()
+	use := control.ConsumerUse{Requests: n.Requests, Tokens: n.Tokens, Limited: n.Limited, Refusals: n.Refused}
+	if n.Tokens > 0 {
+		issued, expiry := stamp(n.Issued), stamp(n.Expiry)
+		use.LastToken, use.TokenExpiry = &issued, &expiry
+	}
+	return use
+}

@@ -1,0 +1,329 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dpsd-project/dpsd/consumer"
+	"github.com/dpsd-project/dpsd/fault"
+	"github.com/dpsd-project/dpsd/modules"
+	"github.com/dpsd-project/dpsd/sas"
+	"github.com/dpsd-project/dpsd/simulator"
+	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/transport"
+)
+
+// withModules configures a consumer for each module, with the same name.
+func withModules(s Settings, ids ...string) Settings {
+	s.Consumers = nil
+	for _, id := range ids {
+		s.Consumers = append(s.Consumers, consumer.Consumer{Name: id, Scope: consumer.Scope{Module: id}})
+	}
+	return s
+}
+
+// modular returns a gateway with a consumer for each module.
+func modular(t *testing.T, ids []string, rules ...simulator.Rule) *gateway {
+	t.Helper()
+	g := newGateway(t, rules...)
+	g.Settings = withModules(g.Settings, ids...)
+	return g
+}
+
+// asked returns the requests for the modules at the hub, without the query.
+func (g *gateway) asked() (all []string) {
+	for _, e := range g.sim.Log() {
+		if e.Service == "hub" && e.Packet == "REQUEST" {
+			request, _, _ := strings.Cut(e.Topic, "?")
+			all = append(all, strings.Replace(request, "/devices/"+device+"/modules", "", 1))
+		}
+	}
+	return all
+}
+
+func (g *gateway) wantAsked(t *testing.T, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	if got := g.asked(); !slices.Equal(got, want) {
+		t.Errorf("the requests to the hub were %q, want %q", got, want)
+	}
+}
+
+// wantModules compares the modules at the hub: they have to be those of dpsd, with its keys.
+func (g *gateway) wantModules(t *testing.T, want ...string) {
+	t.Helper()
+	stored := g.modulesFile(t)
+	keys := modules.Keys{Root: stored.Root, Device: deviceOf(g.wantAssigned())}
+	var got []string
+	for _, m := range g.sim.Modules(device) {
+		if m.ManagedBy == nil || *m.ManagedBy != "dpsd" {
+			continue
+		}
+		got = append(got, m.ModuleID)
+		if pair := keys.Pair(m.ModuleID); *m.Authentication.SymmetricKey.PrimaryKey != pair.Primary || *m.Authentication.SymmetricKey.SecondaryKey != pair.Secondary {
+			t.Errorf("module %s has other keys at the hub", m.ModuleID)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("dpsd's modules at the hub are %q, want %q", got, want)
+	}
+	_, confirmed := recorded(stored, keys.Device)
+	if !slices.Equal(confirmed, want) {
+		t.Errorf("modules.json has %q, want %q", confirmed, want)
+	}
+}
+
+func (g *gateway) modulesFile(t *testing.T) store.Modules {
+	t.Helper()
+	var m struct {
+		Root    []byte
+		Modules []store.ModuleIdentity
+	}
+	data, err := os.ReadFile(filepath.Join(g.Store.Directory, "modules.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store.Modules{Root: m.Root, Identities: m.Modules}
+}
+
+// finished ends the daemon but not the simulator.
+func (g *gateway) finished(t *testing.T) {
+	t.Helper()
+	g.stop()
+	if err := <-g.done; err != nil {
+		t.Error(err)
+	}
+}
+
+// put creates or changes a module at the hub, like another program with the device's key.
+func (g *gateway) put(t *testing.T, id, managedBy, key string) {
+	t.Helper()
+	rec := g.wantAssigned()
+	device := deviceOf(rec)
+	text, err := base64.StdEncoding.DecodeString(g.sim.DeviceKey(rec.DeviceID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expiry := time.Now().Add(time.Hour)
+	header := http.Header{"Authorization": {sas.Token(device.Resource(false), sas.MAC(text, sas.Statement(device.Resource(false), expiry)), expiry, "")}}
+	dialer := *g.Settings.Dialer
+	dialer.Host = device.Host
+	body, _ := json.Marshal(map[string]any{"moduleId": id, "deviceId": device.DeviceID, "managedBy": managedBy,
+		"authentication": map[string]any{"type": "sas", "symmetricKey": map[string]any{"primaryKey": key, "secondaryKey": key}}})
+	answer, err := dialer.Do(t.Context(), nil, transport.Request{Method: http.MethodPut, Target: "/devices/" + device.DeviceID + "/modules/" + id + "?api-version=2021-04-12", Header: header, Body: body})
+	if err != nil || answer.Status != http.StatusOK {
+		t.Fatal(answer, err)
+	}
+}
+
+// remove deletes a module at the hub, like another program with the device's key.
+func (g *gateway) remove(t *testing.T, id string) {
+	t.Helper()
+	rec := g.wantAssigned()
+	key, err := base64.StdEncoding.DecodeString(g.sim.DeviceKey(rec.DeviceID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := modules.Client{Device: deviceOf(rec), Dialer: *g.Settings.Dialer, MAC: func(_ context.Context, statement []byte) ([]byte, error) {
+		return sas.MAC(key, statement), nil
+	}}
+	if err := client.Delete(t.Context(), modules.Module{ID: id}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var otherKey = base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("x"), 32))
+
+func TestModulesExistAfterTheAssignmentAndARestartDoesNotContactTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"camera", "broker"})
+		g.run()
+		g.within(time.Minute, "module-created", 2)
+		g.finished(t)
+		g.wantModules(t, "broker", "camera")
+		g.wantAsked(t, "GET ", "PUT /broker", "PUT /camera")
+		info, err := os.Stat(filepath.Join(g.Store.Directory, "modules.json"))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Error(info.Mode(), err)
+		}
+
+		for _, policy := range []Policy{PolicyAlways, PolicyVerify, PolicyIfNeeded} {
+			g.Settings.OnBoot = policy
+			g.run()
+			time.Sleep(24 * time.Hour)
+			g.finished(t)
+		}
+		g.wantAsked(t, "GET ", "PUT /broker", "PUT /camera")
+		g.wantFaults()
+		g.sim.Close()
+	})
+}
+
+func TestModulesAreCreatedAndRemovedWithTheirConsumers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a", "b"})
+		hangup, file := make(chan os.Signal, 1), &configuration{}
+		g.Hangup, g.Reload = hangup, file.read
+		g.run()
+		g.within(time.Minute, "module-created", 2)
+		g.put(t, "foreign", "factory", otherKey)
+		reload := func(ids ...string) {
+			changed := withModules(g.Settings, ids...)
+			file.contains(&changed)
+			hangup <- os.Interrupt
+		}
+		reload("b", "c")
+		g.within(time.Minute, "module-removed", 1)
+		g.within(time.Minute, "module-created", 3)
+		time.Sleep(time.Minute)
+		g.wantModules(t, "b", "c")
+		reload()
+		g.within(time.Minute, "module-removed", 3)
+		time.Sleep(time.Minute)
+		g.wantModules(t)
+		if all := g.sim.Modules(device); len(all) != 1 || all[0].ModuleID != "foreign" {
+			t.Errorf("the module of another program was touched: %+v", all)
+		}
+		g.wantFaults()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The configuration is without the consumer when dpsd starts again.
+func TestAModuleIsRemovedAfterARestartWithoutItsConsumer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"})
+		g.run()
+		g.within(time.Minute, "module-created", 1)
+		g.finished(t)
+		g.Settings = withModules(g.Settings)
+		g.Settings.OnBoot = PolicyIfNeeded
+		g.run()
+		g.within(time.Minute, "module-removed", 1)
+		synctest.Wait()
+		g.wantModules(t)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAModuleOfAnotherProgramIsNotChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.run()
+		g.until("assigned", 1)
+		g.put(t, "taken", "factory", otherKey)
+		g.finished(t)
+		g.Settings = withModules(g.Settings, "taken", "free")
+		g.run()
+		g.within(time.Minute, "module-created", 1)
+		g.within(time.Minute, "fault", 1)
+		g.wantFaults(fault.ModuleRefused)
+		fields := g.log.FilterMessage("fault").All()[0].ContextMap()
+		if cause := fields["cause"].(string); !strings.Contains(cause, `module "taken"`) || !strings.Contains(cause, `managed by "factory"`) {
+			t.Error(cause)
+		}
+		for _, m := range g.sim.Modules(device) {
+			if m.ModuleID == "taken" && (*m.ManagedBy != "factory" || *m.Authentication.SymmetricKey.PrimaryKey != otherKey) {
+				t.Errorf("the module was changed: %+v", m)
+			}
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The state directory was lost, for example: dpsd has created the module with another root.
+func TestAModuleWithOtherKeysGetsThoseOfThisGateway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.run()
+		g.until("assigned", 1)
+		g.put(t, "a", "dpsd", otherKey)
+		g.finished(t)
+		g.Settings = withModules(g.Settings, "a")
+		g.run()
+		g.within(time.Minute, "module-created", 1)
+		synctest.Wait()
+		g.wantModules(t, "a")
+		g.wantFaults()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAHubThatFailsDoesNotDelayReadyAndIsAskedAgainLater(t *testing.T) {
+	atHub := func(r simulator.Rule) simulator.Rule {
+		r.On, r.Times = simulator.OnHubRequest, 2
+		return r
+	}
+	for _, test := range []struct {
+		says  string
+		rule  simulator.Rule
+		code  fault.Code
+		least time.Duration // between the first and the third request
+		most  time.Duration
+	}{
+		{"429 with Retry-After", atHub(simulator.Rule{Status: 429, RetryAfter: "600"}), fault.HubThrottled, 20 * time.Minute, 22 * time.Minute},
+		{"503", atHub(simulator.Rule{Status: 503}), fault.HubUnavailable, time.Second, 5 * time.Second},
+		{"401", atHub(simulator.Rule{Status: 401}), fault.HubRefused, 40 * time.Second, 3 * time.Minute},
+		{"no answer", atHub(simulator.Rule{Silent: true}), fault.HubUnavailable, time.Minute, 70 * time.Second},
+	} {
+		t.Run(test.says, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := modular(t, []string{"a"}, test.rule)
+				g.run()
+				took := g.until("module-created", 1)
+				if took < test.least || took > test.most+time.Minute {
+					t.Errorf("the module exists after %s", took)
+				}
+				g.wantFaults(test.code, test.code)
+				g.wantAsked(t, "GET ", "GET ", "GET ", "PUT /a")
+				if _, ready := g.notified("READY=1"); ready.Sub(g.start) > time.Minute {
+					t.Errorf("READY after %s", ready.Sub(g.start))
+				}
+				g.wantModules(t, "a")
+				if n := g.registers(); n != 1 {
+					t.Errorf("%d registrations", n)
+				}
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestTheHubsRetryAfterHoldsAcrossARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: 429, RetryAfter: "600"})
+		g.run()
+		g.until("fault", 1)
+		g.finished(t)
+		g.run()
+		if took := g.until("module-created", 1); took < 10*time.Minute {
+			t.Errorf("the hub was asked again after %s", took)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
