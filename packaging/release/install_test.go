@@ -31,16 +31,17 @@ func newTarget(t *testing.T, files map[string]string) target {
 		write(t, filepath.Join(r.root, name), []byte(text))
 	}
 	for name, source := range map[string]string{
-		"install":                        "scripts/install",
-		"bin/dpsd":                       "../init/openrc/dpsd", // any program
-		"service/openrc/dpsd":            "../init/openrc/dpsd",
-		"service/systemd/dpsd.service":   "../systemd/dpsd.service",
-		"service/systemd/dpsd.catalog":   "../systemd/dpsd.catalog",
-		"service/sysusers.d/dpsd.conf":   "../systemd/dpsd.sysusers",
-		"service/tmpfiles.d/dpsd.conf":   "../systemd/dpsd.tmpfiles",
-		"share/dpsd/dpsd.toml":           "../../config/dpsd.toml",
-		"share/doc/dpsd/examples/a.conf": "../../config/dpsd.toml",
-		"share/man/man8/dpsd.8":          "../../docs/man/dpsd.8",
+		"install":                          "scripts/install",
+		"bin/dpsd":                         "../init/openrc/dpsd", // any program
+		"service/openrc/dpsd":              "../init/openrc/dpsd",
+		"service/systemd/dpsd.service":     "../systemd/dpsd.service",
+		"service/systemd/dpsd-hub@.socket": "../systemd/dpsd-hub@.socket",
+		"service/systemd/dpsd.catalog":     "../systemd/dpsd.catalog",
+		"service/sysusers.d/dpsd.conf":     "../systemd/dpsd.sysusers",
+		"service/tmpfiles.d/dpsd.conf":     "../systemd/dpsd.tmpfiles",
+		"share/dpsd/dpsd.toml":             "../../config/dpsd.toml",
+		"share/doc/dpsd/examples/a.conf":   "../../config/dpsd.toml",
+		"share/man/man8/dpsd.8":            "../../docs/man/dpsd.8",
 	} {
 		path := write(t, filepath.Join(work, "archive", name), read(t, source))
 		if name == "install" || strings.HasPrefix(name, "bin/") || strings.HasPrefix(name, "service/openrc/") {
@@ -89,16 +90,18 @@ func TestTheArchiveInstallsIntoARootThatIsNotRunningAndWritesNothingOutsideOfIt(
 		r.run("--prefix", "/opt/dpsd")
 	}
 	r.expect("installed", r.modes(), "opt/dpsd/bin/dpsd 755 f", "opt/dpsd/bin 755 d", "opt/dpsd/share/dpsd/dpsd.toml 644 f", "etc/dpsd 755 d", "etc/dpsd/keys 750 d", "var/lib/dpsd 755 d",
-		"var/lib/dpsd/certificate 2750 d", "etc/systemd/system/dpsd.service 644 f", "etc/systemd/system/multi-user.target.wants/dpsd.service 777 l", "usr/lib/systemd/catalog/dpsd.catalog 644 f")
+		"var/lib/dpsd/certificate 2750 d", "etc/systemd/system/dpsd.service 644 f", "etc/systemd/system/dpsd-hub@.socket 644 f", "etc/systemd/system/multi-user.target.wants/dpsd.service 777 l", "usr/lib/systemd/catalog/dpsd.catalog 644 f")
 	if unit := string(read(t, filepath.Join(r.root, "etc/systemd/system/dpsd.service"))); !strings.Contains(unit, "ExecStart=/opt/dpsd/bin/dpsd ") || strings.Contains(unit, "/usr/bin/dpsd") {
 		t.Errorf("the service is\n%s", unit)
 	}
 	write(t, filepath.Join(r.root, "var/lib/dpsd/state.json"), []byte("{}"))
+	tool(t, "systemctl", "--root="+r.root, "enable", "dpsd-hub@telemetry.socket")
+	r.expect("enabled", r.modes(), "etc/systemd/system/dpsd.service.wants/dpsd-hub@telemetry.socket 777 l")
 	r.run("--prefix=/opt/dpsd", "--remove")
 	after := r.modes()
 	r.expect("removed", after, "var/lib/dpsd/state.json 644 f", "etc/dpsd/keys 750 d")
 	for line := range strings.Lines(after) {
-		if strings.HasSuffix(line, " f\n") && strings.Contains(line, "dpsd") && !strings.HasPrefix(line, "var/lib/dpsd/state.json ") {
+		if !strings.HasSuffix(line, " d\n") && strings.Contains(line, "dpsd") && !strings.HasPrefix(line, "var/lib/dpsd/state.json ") {
 			t.Errorf("left: %s", line)
 		}
 	}

@@ -445,8 +445,8 @@ func TestEachPackageContainsTheServiceOfItsSystem(t *testing.T) {
 	}{
 		{"dpsd-[0-9]*.apk", []string{"etc/init.d/dpsd", "usr/share/man/man8/dpsd.8.gz", "usr/share/licenses/dpsd/copyright"}, []string{"systemd", "usr/share/doc"}},
 		{"dpsd_*.ipk", []string{"./etc/init.d/dpsd", "./lib/upgrade/keep.d/dpsd", "./usr/share/dpsd/dpsd.toml"}, []string{"systemd", "share/man"}},
-		{"dpsd-[0-9]*-linux-*.tar.gz", []string{"/install", "/service/systemd/dpsd.service", "/service/openrc/dpsd", "/service/runit/run", "/service/s6/run", "/share/man/man8/dpsd.8.gz"}, []string{"procd"}},
-		{"dpsd-[0-9]*.rpm", []string{"/usr/lib/systemd/system/dpsd.service", "/usr/lib/systemd/system-preset/80-dpsd.preset", "/usr/share/licenses/dpsd/copyright"}, []string{"/var/lib/dpsd", "/etc/", "init.d"}},
+		{"dpsd-[0-9]*-linux-*.tar.gz", []string{"/install", "/service/systemd/dpsd.service", "/service/systemd/dpsd-hub@.socket", "/service/openrc/dpsd", "/service/runit/run", "/service/s6/run", "/share/man/man8/dpsd.8.gz"}, []string{"procd"}},
+		{"dpsd-[0-9]*.rpm", []string{"/usr/lib/systemd/system/dpsd.service", "/usr/lib/systemd/system/dpsd-hub@.socket", "/usr/lib/systemd/system-preset/80-dpsd.preset", "/usr/share/licenses/dpsd/copyright"}, []string{"/var/lib/dpsd", "/etc/", "init.d"}},
 	} {
 		paths, err := filepath.Glob(m.path(c.pattern))
 		if err != nil || len(paths) < len(m.archs) {

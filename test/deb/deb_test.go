@@ -108,6 +108,7 @@ func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 			"drwxr-xr-x etc/dpsd/",
 			"drwxr-x--- etc/dpsd/keys/",
 			"-rw-r--r-- usr/lib/systemd/system/dpsd.service",
+			"-rw-r--r-- usr/lib/systemd/system/dpsd-hub@.socket",
 			"-rw-r--r-- usr/lib/systemd/system/dpsd-provisioned.target",
 			"-rw-r--r-- usr/lib/systemd/catalog/dpsd.catalog",
 			"-rw-r--r-- usr/lib/sysusers.d/dpsd.conf",
@@ -125,11 +126,13 @@ func TestPackagesHaveTheDocumentedContent(t *testing.T) {
 			"-rw-r--r-- usr/share/man/man7/dpsd-faults.7.gz",
 			"-rw-r--r-- usr/share/doc/dpsd/copyright",
 			"-rw-r--r-- usr/share/doc/dpsd/README.md.gz",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/aziot-identity.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer.service",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.path",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/consumer-restart.service",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/certificate.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/encrypted-credentials.conf",
+			"-rw-r--r-- usr/share/doc/dpsd/examples/hub-socket.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/mosquitto-bridge.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/proxy.conf",
 			"-rw-r--r-- usr/share/doc/dpsd/examples/tpm.conf",
@@ -327,10 +330,19 @@ func sum(t *testing.T, path string) string {
 func TestSystemdAcceptsTheUnits(t *testing.T) {
 	need(t, false, "systemd-analyze")
 	root := unpack(t, artefact(t, "dpsd", native(t), ".deb"))
+	// Two instances of the template, with their examples.
+	template, instance := filepath.Join(root, "usr/lib/systemd/system/dpsd-hub@.socket"), filepath.Join(root, "usr/lib/systemd/system/dpsd-hub@telemetry.socket")
+	if err := os.Rename(template, instance); err != nil {
+		t.Fatal(err)
+	}
+	aziot := filepath.Join(root, "usr/lib/systemd/system/dpsd-hub@aziot-identity.socket")
+	run(t, "cp", instance, aziot)
 	units, err := filepath.Glob(filepath.Join(root, "usr/lib/systemd/system/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, "install", "-D", "-m", "644", filepath.Join(root, "usr/share/doc/dpsd/examples/aziot-identity.conf"), aziot+".d/aziot-identity.conf")
+	run(t, "install", "-D", "-m", "644", filepath.Join(root, "usr/share/doc/dpsd/examples/hub-socket.conf"), instance+".d/hub-socket.conf")
 	examples := 0
 	for _, pattern := range []string{"*.service", "*.path"} {
 		found, err := filepath.Glob(filepath.Join(root, "usr/share/doc/dpsd/examples", pattern))
@@ -340,8 +352,8 @@ func TestSystemdAcceptsTheUnits(t *testing.T) {
 		examples += len(found)
 		units = append(units, found...)
 	}
-	if len(units)-examples != 2 || examples != 3 {
-		t.Fatalf("want 2 units and 3 examples, got %q", units)
+	if len(units)-examples != 4 || examples != 3 {
+		t.Fatalf("want 4 units and 3 examples, got %q", units)
 	}
 	cmd := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...)
 	out, err := cmd.CombinedOutput()

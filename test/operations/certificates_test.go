@@ -14,7 +14,7 @@ const certificatesPage = "../../docs/certificates.md"
 // What systemd does on the page. A gateway of this package has no systemd.
 const (
 	restartCommand = "systemctl restart --no-block dpsd\n"
-	disableCommand = "systemctl disable --now dpsd\n"
+	disableCommand = "systemctl stop 'dpsd-hub@*.socket'\nsystemctl disable --now dpsd\n"
 )
 
 // certificatesBlocks returns the blocks of a language in a section of the page.

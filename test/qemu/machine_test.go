@@ -151,6 +151,7 @@ func need(t *testing.T) string {
 // packaged lists the files that make dpsd a service, and their paths in the Debian package.
 var packaged = map[string]string{
 	"dpsd.service":            "usr/lib/systemd/system/dpsd.service",
+	"dpsd-hub@.socket":        "usr/lib/systemd/system/dpsd-hub@.socket",
 	"dpsd-provisioned.target": "usr/lib/systemd/system/dpsd-provisioned.target",
 	"dpsd.sysusers":           "usr/lib/sysusers.d/dpsd.conf",
 	"dpsd.tmpfiles":           "usr/lib/tmpfiles.d/dpsd.conf",
