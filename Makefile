@@ -86,7 +86,7 @@ test:
 # installed from their registries. Takes two to four minutes.
 test-clients: $(CURRENT)
 	.ci/need clients
-	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -timeout 20m -v ./test/clients
+	DPSD_CLIENTS=1 DPSD_SIM_DEB="$$(echo '$(CURDIR)'/$(<D)/dpsd-sim_*_$(ARCH).deb)" go test -count=1 -timeout 20m -parallel 16 -v ./test/clients
 	DPSD_SDKS=1 go test -count=1 -v -run '^Test(Node|Python)SDK$$' ./cmd/dpsd-sim
 
 lint: .bin/golangci-lint
@@ -291,7 +291,7 @@ TESTFLAGS ?=
 test-system: build
 	timeout 900 test/system/roots '$(ROOTS)'
 	if [ -e '$(ROOTS)/trixie.key' ]; then $(MAKE) $(CURRENT) $(PREVIOUS); fi
-	CGO_ENABLED=0 go build -o bin/system/ ./test/system/hold ./test/system/probe
+	CGO_ENABLED=0 go build -o bin/system/ ./test/system/consumer ./test/system/hold ./test/system/probe
 	{ DPSD_ROOTS='$(ROOTS)' timeout 900 go test -count=1 -parallel 4 -v $(TESTFLAGS) ./test/system/; echo $$? >bin/system/status; } | \
 	  grep -v '^=== '; exit $$(cat bin/system/status)
 

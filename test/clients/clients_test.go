@@ -275,12 +275,18 @@ func (r result) refusals() []string {
 	return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "dpsd-sim: telemetry from ") })
 }
 
-// slots bounds how many clients run at the same time.
-var slots = make(chan bool, 4)
+// slots bounds how many clients run at the same time. waiting bounds those that mostly wait.
+var slots, waiting = make(chan bool, 4), make(chan bool, 16)
 
 // runs runs a client with "dpsd-sim exec" in a network namespace of its own. PACKETS is the name of
 // the packet log.
 func runs(t *testing.T, dir string, flags []string, command ...string) result {
+	t.Helper()
+	return runsIn(t, slots, dir, flags, command...)
+}
+
+// runsIn is runs with the slots for the client.
+func runsIn(t *testing.T, slots chan bool, dir string, flags []string, command ...string) result {
 	t.Helper()
 	slots <- true
 	defer func() { <-slots }()
