@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +63,13 @@ func (s *service) idle(ctx context.Context, program string, watchdog, window tim
 		defer cancel()
 		command := exec.CommandContext(ctx, program, "--config", s.path("dpsd.toml"), "run") //nolint:gosec // running what it is given is its purpose
 		command.Env = append(environment(), "NOTIFY_SOCKET="+s.path("notify"))
+		if s.consumer != "" {
+			closeSocket, err := s.pass(command)
+			if err != nil {
+				return err
+			}
+			defer closeSocket()
+		}
 		if watchdog > 0 {
 			command.Env = append(command.Env, fmt.Sprintf("WATCHDOG_USEC=%d", watchdog.Microseconds()))
 		}
@@ -86,6 +94,57 @@ func (s *service) idle(ctx context.Context, program string, watchdog, window tim
 	return r, err
 }
 
+// consumerTable configures the local service "service".
+const consumerTable = `
+[[consumer]]
+name = "service"
+scope = "device"
+`
+
+// pass makes a command inherit the socket of the consumer, as systemd does (sd_listen_fds(3)).
+// LISTEN_PID is the process ID of the program, which only the process itself knows.
+func (s *service) pass(command *exec.Cmd) (closeSocket func(), err error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: s.path(s.consumer + ".sock")})
+	if err != nil {
+		return nil, err
+	}
+	file, err := l.File()
+	if err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	command.Path, command.Args = "/bin/sh", append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`}, command.Args...)
+	command.Env = append(command.Env, "LISTEN_FDS=1", "LISTEN_FDNAMES="+s.consumer)
+	command.ExtraFiles = []*os.File{file}
+	return func() {
+		_ = file.Close()
+		_ = l.Close()
+	}, nil
+}
+
+// token requests a token for the consumer.
+func (s *service) token(ctx context.Context) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", s.path(s.consumer+".sock"))
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://dpsd/v1/token", http.NoBody)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return s.failed(fmt.Errorf("the request for a token was answered %s", answer.Status))
+	}
+	return nil
+}
+
 // watch measures the process during the window.
 func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan struct{}, beats *atomic.Int64) error {
 	select {
@@ -94,6 +153,11 @@ func (s *service) watch(ctx context.Context, r *rest, pid int, ready <-chan stru
 		return s.failed(errors.New("dpsd sent no READY=1"))
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if s.consumer != "" {
+		if err := s.token(ctx); err != nil {
+			return err
+		}
 	}
 	select {
 	case <-time.After(calm):

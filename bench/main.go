@@ -197,29 +197,30 @@ func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simu
 }
 
 // rests measures the idle service: with the watchdog of dpsd.service, without it, and without it
-// but with an issued certificate.
+// but with an issued certificate, or with the socket of a local service that has a token.
 func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	var with, without, certified rest
-	watch := func(name, table string, watchdog time.Duration, r *rest) error {
+	var with, without, certified, consumed rest
+	watch := func(name, table, consumer string, watchdog time.Duration, r *rest) error {
 		s, err := b.service(dir, name, variant{"key", "mqtt", "1.2", 1}, false)
 		if err != nil {
 			return err
 		}
-		s.table = table
+		s.table, s.consumer = table, consumer
 		defer s.server.Close()
 		*r, err = s.idle(ctx, b.program, watchdog, b.idle)
 		return err
 	}
-	var errs [3]error
+	var errs [4]error
 	var all sync.WaitGroup
-	all.Go(func() { errs[0] = watch("watchdog", "", 30*time.Second, &with) })
-	all.Go(func() { errs[1] = watch("idle", "", 0, &without) })
-	all.Go(func() { errs[2] = watch("idle-issued", certificateTable, 0, &certified) })
+	all.Go(func() { errs[0] = watch("watchdog", "", "", 30*time.Second, &with) })
+	all.Go(func() { errs[1] = watch("idle", "", "", 0, &without) })
+	all.Go(func() { errs[2] = watch("idle-issued", certificateTable, "", 0, &certified) })
+	all.Go(func() { errs[3] = watch("idle-consumer", consumerTable, "service", 0, &consumed) })
 	all.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
@@ -230,8 +231,10 @@ func (b *bench) rests(ctx context.Context) ([]budget, error) {
 		{fmt.Sprintf("wake-ups in %s of idle time, without a watchdog", b.idle), "", float64(without.wakeUps), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, in addition to %d watchdog messages", b.idle, with.beats), "", float64(with.wakeUps - with.beats), b.idle.Minutes(), noisy},
 		{fmt.Sprintf("wake-ups in %s of idle time, with an issued certificate", b.idle), "", float64(certified.wakeUps), b.idle.Minutes(), noisy},
+		{fmt.Sprintf("wake-ups in %s of idle time, with the socket of a local service that has a token", b.idle), "", float64(consumed.wakeUps), b.idle.Minutes(), noisy},
+		{"private memory of the idle service, with the socket of a local service that has a token", "MB", float64(consumed.anon) / megabyte, 3, noisy},
 		{"peak memory of the service that has requested a certificate", "MB", float64(certified.peak) / megabyte, 15, noisy},
-		{"packets in this time", "", float64(with.packets + without.packets + certified.packets), 0, strict},
+		{"packets in this time", "", float64(with.packets + without.packets + certified.packets + consumed.packets), 0, strict},
 	}, nil
 }
 

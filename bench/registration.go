@@ -67,7 +67,8 @@ type sample struct {
 // service is a simulator in this process for one variant.
 type service struct {
 	variant   variant
-	table     string // added to the configuration: [certificate], or ""
+	table     string // added to the configuration: [certificate], [[consumer]], or ""
+	consumer  string // name of the local service whose socket the program inherits; "": none
 	directory string // of configuration, credentials and state
 	server    *simulator.Server
 	version   string // of the program, which it sends to the service

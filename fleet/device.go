@@ -63,6 +63,7 @@ func (r *run) dpsd(i int32, d *device, now time.Duration, step dps.Step, err err
 		case step.Assignment != nil:
 			d.registration, d.requestID, d.history = nil, "", pace.History{}
 			r.assigned(i, d, now, step.Assignment.AssignedHub)
+			r.reassigned(i, step.Assignment.AssignedHub)
 			r.regular(i, now)
 			return
 		case step.Send != nil:

@@ -56,6 +56,7 @@ type Fleet struct {
 	Retry        pace.Retry
 
 	Service Service
+	Hub     Hub
 
 	// Since is the time from which the times of the Result count. It is the time at which the
 	// cause that kept the gateways from being provisioned was removed.
@@ -120,7 +121,7 @@ func (f *Fleet) Check() error {
 		return fmt.Errorf("client %s supports only scenario %s: an SDK gives up after a refusal, and its application decides what happens next", SDK, Power)
 	case f.Client == SDK && s.Loss > 0:
 		return fmt.Errorf("client %s does not support losses: an SDK gives up after a lost request, and its application decides what happens next", SDK)
-	case s.MovedAt > 0 && f.Interval <= 0:
+	case s.MovedAt > 0 && f.Interval <= 0 && f.Hub.Trouble == "":
 		return fmt.Errorf("scenario %s requires an interval: without one, no gateway registers again", Moved)
 	}
 	return s.check()
@@ -130,8 +131,10 @@ func (f *Fleet) Check() error {
 type kind uint8
 
 const (
-	begins  kind = iota // an attempt begins by connecting; for retries see run.dpsd
-	arrives             // its request arrives at the service
+	begins   kind = iota // an attempt begins by connecting; for retries see run.dpsd
+	arrives              // its request arrives at the service
+	connects             // the service on the gateway connects to the hub
+	checks               // dpsd checks the hub because of its reports
 )
 
 // device is a gateway. A fleet has many of them, so the type is small.
@@ -151,6 +154,7 @@ type run struct {
 	*Fleet
 	events  queue
 	devices []device
+	users   []user // of the hub, those of the first devices
 	service *service
 	left    int   // not provisioned yet
 	last    event // the latest provisioning so far
@@ -175,31 +179,43 @@ func (f *Fleet) Run() (*Result, error) {
 	for i := range r.devices {
 		r.start(int32(i))
 	}
+	r.startUsers()
 	for {
 		e, ok := r.events.pop()
-		if !ok || r.left == 0 && e.compare(r.last) >= 0 {
+		if !ok || r.left == 0 && e.compare(r.last) >= 0 && r.users == nil {
 			break
 		}
-		d := &r.devices[e.device]
-		r.random = rand.New(&d.random) //nolint:gosec // a rehearsal is repeatable
-		if e.kind == begins {
+		switch d := r.use(e.device); e.kind {
+		case begins:
 			r.begin(e.device, d, e.at)
-		} else {
+		case arrives:
 			r.receive(e.device, d, e.at)
+		case connects:
+			r.serviceConnects(e.device, e.at)
+		case checks:
+			r.checkHub(e.device, d, e.at)
 		}
 	}
 	for i := range r.devices {
 		r.result.MostRegisters = max(r.result.MostRegisters, int(r.devices[i].registers))
 	}
 	r.result.finish()
+	slices.Sort(r.result.Recovered)
 	return &r.result, nil
+}
+
+// use returns a device, whose random numbers are the current ones.
+func (r *run) use(i int32) *device {
+	d := &r.devices[i]
+	r.random = rand.New(&d.random) //nolint:gosec // a rehearsal is repeatable
+	return d
 }
 
 // start boots a device according to the policies of [provisioning].
 func (r *run) start(i int32) {
 	d := &r.devices[i]
 	d.random = *rand.NewPCG(r.Seed, uint64(i)+1)
-	r.random = rand.New(&d.random) //nolint:gosec // a rehearsal is repeatable
+	r.use(i)
 	d.roundTrip = r.Service.RoundTripMin + upTo(r.Service.RoundTripMax-r.Service.RoundTripMin, r.random)
 	up := upTo(r.Boot, r.random)
 	if r.Starts != nil {
@@ -286,6 +302,9 @@ type Result struct {
 	Refused     int // answered 401
 	Early       int // arrived before the service's Retry-After had passed; always 0 with dpsd
 	Assigned    int // answered with a hub
+
+	HubChecks int             // checks of the hub because of reports
+	Recovered []time.Duration // when the services of the gateways could use a hub again, in ascending order, since the start
 
 	MostRegisters int // of one gateway
 	Peak          int // requests in one second …

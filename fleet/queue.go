@@ -7,17 +7,17 @@ import (
 )
 
 // event is something that happens to a device at a certain time. A device has at most one
-// pending event.
+// pending event of each kind.
 type event struct {
 	at     time.Duration
 	device int32
 	kind   kind
 }
 
-// compare orders events by time, and events of the same time by device. Therefore the order
-// in which events are added does not matter.
+// compare orders events by time, and events of the same time by device and kind. Therefore the
+// order in which events are added does not matter.
 func (e event) compare(other event) int {
-	return cmp.Or(cmp.Compare(e.at, other.at), cmp.Compare(e.device, other.device))
+	return cmp.Or(cmp.Compare(e.at, other.at), cmp.Compare(e.device, other.device), cmp.Compare(e.kind, other.kind))
 }
 
 // queue returns events in order. Only the events of the current time slice are sorted. With a

@@ -76,7 +76,7 @@ type course struct {
 
 func (b *bench) run(large bool) error {
 	for _, part := range []func() error{
-		b.afterPower, b.whateverTheServiceSays, b.spreads, b.outages, b.corrections, b.scenarios,
+		b.afterPower, b.whateverTheServiceSays, b.spreads, b.outages, b.corrections, b.scenarios, b.hubs,
 		func() error { return b.sizes(large) },
 	} {
 		if err := part(); err != nil {
@@ -299,6 +299,37 @@ func (b *bench) scenarios() error {
 		b.others = append(b.others, course{string(s), r})
 	}
 	return nil
+}
+
+// hubs runs the rehearsals of a hub that refuses devices or is not working. Their services report
+// each failed connection, see docs/refusals.md.
+func (b *bench) hubs() error {
+	fmt.Fprintf(&b.text, "\nA hub that refuses devices or is not working, and %d gateways whose services report this to dpsd (see [refusals.md](refusals.md)), in the six hours after it begins:\n\n"+
+		"| what happens | registrations | most of one gateway | first after | last after | most in a minute | 429 | checks of the hub | all services can use a hub again after |\n"+
+		"| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
+	for _, c := range fleet.Cases() {
+		f := fleet.NewCase(c, gateways)
+		r, err := f.Run()
+		if err != nil {
+			return err
+		}
+		first, last := r.Span()
+		recovered := "never"
+		if n := len(r.Recovered); n == f.Hub.Affected {
+			recovered = minutes(r.Recovered[n-1] - f.Since)
+		}
+		fmt.Fprintf(&b.text, "| %s | %d | %d | %s | %s | %d | %d | %d | %s |\n", c, r.Registers, r.MostRegisters, minutes(first), minutes(last),
+			r.Busiest(), r.Throttled, r.HubChecks, recovered)
+		b.calm(string(c), r)
+	}
+	return nil
+}
+
+// calm checks that a failure of the hub does not become one of the service.
+func (b *bench) calm(name string, r *fleet.Result) {
+	if n := r.Busiest(); n > r.Fleet.Service.Quota || r.Throttled > 0 || r.Failed > 0 {
+		b.missed = append(b.missed, fmt.Sprintf("%s: %d registrations in a minute, of which %d were answered 429 and %d 5xx; the quota is %d", name, n, r.Throttled, r.Failed, r.Fleet.Service.Quota))
+	}
 }
 
 func (b *bench) sizes(large bool) error {

@@ -51,6 +51,21 @@ func TestAMissedGoalIsNamed(t *testing.T) {
 	}
 }
 
+func TestAStormBecauseOfAHubIsNamed(t *testing.T) {
+	r := &fleet.Result{Fleet: fleet.NewCase(fleet.HubRefuses, 1000), Seconds: make([]fleet.Second, 100)}
+	r.Seconds[10].Registers, r.Seconds[69].Registers, r.Seconds[70].Registers = 500, 500, 500
+	var b bench
+	b.calm("met", r)
+	if len(b.missed) != 0 {
+		t.Errorf("missed: %q", b.missed)
+	}
+	r.Seconds[68].Registers = 1
+	b.calm("a storm", r)
+	if len(b.missed) != 1 || b.missed[0] != "a storm: 1001 registrations in a minute, of which 0 were answered 429 and 0 5xx; the quota is 1000" {
+		t.Errorf("missed: %q", b.missed)
+	}
+}
+
 func TestARecoveryThatTakesTooLongIsNamed(t *testing.T) {
 	r := &recovery{after: []time.Duration{time.Second, 16 * time.Second, time.Hour}}
 	var b bench
