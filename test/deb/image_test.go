@@ -259,7 +259,7 @@ func (m *image) installed(empty map[string]string, deb string) {
 		case sign == "+" && strings.Contains(run(t, "dpkg-deb", "--contents", deb), " ./"+name): // the package's own
 		case sign == "+" && name == "etc/systemd/system/multi-user.target.wants/dpsd.service": // it is enabled
 		case sign == "+" && strings.HasPrefix(name, "var/lib/systemd/deb-systemd-helper-enabled"): // and that is remembered
-		case sign == "+" && slices.Contains([]string{"var/lib/dpsd", "var/lib/dpsd/certificate"}, name): // tmpfiles.d, where it can
+		case sign == "+" && slices.Contains([]string{"run/dpsd", "var/lib/dpsd", "var/lib/dpsd/certificate"}, name): // tmpfiles.d, where it can
 		case sign == "*" && slices.Contains([]string{"etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"}, name): // its user
 		default:
 			t.Errorf("installing changes %s", change)

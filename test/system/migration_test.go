@@ -76,7 +76,7 @@ func (g *gateway) curl(block string) string {
 func TestTheCommandsOfTheMigrationPageReplaceTheIdentityServiceAndRestoreIt(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		steps := blocks(t, "docs/migration.md", "Migrate one gateway", "sh")
-		stay := blocks(t, "docs/migration.md", "The socket for programs that stay as they are", "sh")
+		stay := blocks(t, "docs/migration.md", "The read-only socket for unchanged programs", "sh")
 		if len(steps) != 8 || len(stay) != 2 {
 			t.Fatalf("the page has %d and %d blocks", len(steps), len(stay))
 		}
