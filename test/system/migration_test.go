@@ -128,7 +128,7 @@ symmetric_key = { value = "%s" }
 
 		g.run(stop)
 		g.run(stay[0])
-		g.until("the read-only socket", "test \"$(stat -c '%a %G' /run/aziot/identityd.sock)\" = '660 aziotid'")
+		g.until("the read-only socket", "systemctl -q is-active dpsd-hub@aziot-identity.socket && test \"$(stat -c '%a %G' /run/aziot/identityd.sock)\" = '660 aziotid'")
 		if answer := g.curl(stay[1]); strings.Contains(answer, "keyHandle") || !strings.Contains(answer, `"deviceId":"`+registrationID+`"`) ||
 			!strings.Contains(answer, `"scope_id":"`+dps.read("id-scope")+`"`) {
 			t.Errorf("the read-only socket: %s", answer)
