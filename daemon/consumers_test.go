@@ -136,7 +136,7 @@ func TestAfterARestartServicesDoNotWaitForARegistration(t *testing.T) {
 }
 
 // The servers begin before the loop: a service that has waited for dpsd is answered immediately.
-func TestAServiceIsNeverToldThatAnAssignedGatewayIsNotAssigned(t *testing.T) {
+func TestAnAnswerNeverSaysThatAnAssignedGatewayIsNotAssigned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.serves("edge")
@@ -149,7 +149,7 @@ func TestAServiceIsNeverToldThatAnAssignedGatewayIsNotAssigned(t *testing.T) {
 		}
 		defer s.close()
 		if why := s.consumers.board.State().Withheld; why != consumer.OtherConfiguration {
-			t.Errorf("before the loop, services are told %q", why)
+			t.Errorf("before the loop, the reason is %q", why)
 		}
 		g.sim.Close()
 	})
