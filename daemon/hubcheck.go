@@ -58,6 +58,11 @@ func (c *hubCheck) look(ctx context.Context, dialer *transport.Dialer, known *re
 	switch {
 	case !failed || where.Stage == transport.StageHTTP: // the handshake was complete
 		return finding, err
+	case errors.As(err, new(*transport.RefusedError)): // the hub had proved its name before it ended the handshake
+		if classify.Classify(classify.At(fault.StageHub, err)).Code == fault.HubRefused {
+			return refusal.Confirmed, err
+		}
+		return refusal.Verified, err
 	case where.Stage != transport.StageName && where.Stage != transport.StageTCP && where.Stage != transport.StageProxy:
 		return refusal.Unverified, err
 	}

@@ -2,8 +2,15 @@ package daemon
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/refusal"
 	"github.com/dpsd-project/dpsd/simulator"
@@ -34,7 +42,9 @@ const (
 	gone            // the name of the hub does not exist
 	offline         // no name can be resolved
 	intercepted
-	silent // the hub does not answer
+	silent      // the hub does not answer
+	distrusting // the hub refuses every client certificate in the TLS handshake
+	demanding   // the hub refuses clients without a certificate there
 )
 
 // newReporting returns such a gateway. Its registrations are counted from now on.
@@ -45,7 +55,7 @@ func newReporting(t *testing.T, set func(*gateway), rules ...simulator.Rule) *re
 	if err != nil {
 		t.Fatal(err)
 	}
-	dial := r.Settings.Dialer.DialContext
+	dial, configs := r.Settings.Dialer.DialContext, authenticating(r.gateway)
 	r.Settings.Dialer.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		isHub := strings.Contains(address, ".azure-devices.net")
 		switch state := r.hub.Load(); {
@@ -57,6 +67,13 @@ func newReporting(t *testing.T, set func(*gateway), rules ...simulator.Rule) *re
 		case state == intercepted && isHub:
 			ours, theirs := net.Pipe()
 			go other.ServeWebSocket(theirs)
+			return newWire(ours), nil
+		case (state == distrusting || state == demanding) && isHub:
+			ours, theirs := net.Pipe()
+			go func() {
+				defer theirs.Close()
+				_, _ = tls.Server(theirs, configs[state]).Read(make([]byte, 1))
+			}()
 			return newWire(ours), nil
 		}
 		return dial(ctx, network, address)
@@ -75,6 +92,33 @@ func newReporting(t *testing.T, set func(*gateway), rules ...simulator.Rule) *re
 	time.Sleep(time.Second)
 	r.start = time.Now()
 	return r
+}
+
+// authenticating returns the TLS configurations of a hub that decides about client certificates in the
+// handshake: it refuses all of them, or it requires one.
+func authenticating(g *gateway) map[int32]*tls.Config {
+	const name = "dpsd-sim.azure-devices.net"
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: g.start.AddDate(-1, 0, 0), NotAfter: g.start.AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	own, err := x509.ParseCertificate(der)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.Settings.Dialer.Roots.AddCert(own)
+	server := []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
+	return map[int32]*tls.Config{
+		distrusting: {Certificates: server, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: x509.NewCertPool()},
+		// With TLS 1.3, a client without a certificate ends its handshake before the server refuses it.
+		demanding: {Certificates: server, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12},
+	}
 }
 
 func (r *reporting) finish() {
@@ -145,6 +189,7 @@ func (r *reporting) asked() (https, mqtt int) {
 // The rows of docs/refusals.md, with the daemon, real requests and the simulated hub.
 func TestTheTableOfRefusals(t *testing.T) {
 	check := func(g *gateway) { g.Settings.HubCheck = true }
+	certified := func(g *gateway) { check(g); g.Settings.Credentials = []attest.Credential{g.certificate(device)} }
 	report := func(g *gateway) { g.Settings.OnRefusal = refusal.ReportOnly }
 	later := func(g *gateway) { g.BuiltAt = time.Now().AddDate(1, 0, 0) }
 	request := func(status int) simulator.Rule { return simulator.Rule{On: simulator.OnHubRequest, Status: status} }
@@ -177,6 +222,8 @@ func TestTheTableOfRefusals(t *testing.T) {
 		{name: "https: the device is disabled", codes: []string{"5"}, set: check, do: func(r *reporting) { r.sim.DisableDevice(device, true) }, finding: refusal.Confirmed, after: 15 * time.Minute, asks: true},
 		{name: "https: the device is deleted", codes: []string{"5"}, set: check, do: func(r *reporting) { r.sim.DeleteDevice(device) }, finding: refusal.Confirmed, after: 15 * time.Minute, asks: true},
 		{name: "https: 401", codes: []string{"5", "503"}, set: check, rule: request(401), finding: refusal.Confirmed, after: 15 * time.Minute, asks: true},
+		{name: "https: the hub refuses the certificate in the TLS handshake", codes: []string{"5", "503"}, set: certified, hub: distrusting, finding: refusal.Confirmed, after: 15 * time.Minute},
+		{name: "the hub requires a certificate in the TLS handshake", codes: []string{"5"}, hub: demanding, finding: refusal.Verified, after: 15 * time.Minute},
 		{name: "https: the device is accepted", codes: []string{"5", "503", "unreachable"}, set: check, finding: refusal.Accepted, asks: true},
 		{name: "https: 429 says nothing", codes: []string{"5"}, set: check, rule: request(429), finding: refusal.Verified, after: 15 * time.Minute, asks: true},
 		{name: "https: 503 says nothing", codes: []string{"5"}, set: check, rule: request(503), finding: refusal.Verified, after: 15 * time.Minute, asks: true},

@@ -5,7 +5,7 @@ type Finding string
 
 // The findings. Only a check that signs in over HTTPS has the first two.
 const (
-	Confirmed  Finding = "confirmed"  // the verified hub refuses the device: 401, 403 or 404
+	Confirmed  Finding = "confirmed"  // the verified hub refuses the device: 401, 403 or 404, or its certificate in the TLS handshake
 	Accepted   Finding = "accepted"   // the verified hub accepts the device
 	Verified   Finding = "verified"   // the hub has proved its name; nothing else is known
 	Unverified Finding = "unverified" // the server that answered has not proved the hub's name

@@ -110,7 +110,7 @@ func tables(t *testing.T) string {
 }
 
 var results = map[refusal.Finding]string{
-	refusal.Confirmed:  "the hub answers 401, 403 or 404 to the device",
+	refusal.Confirmed:  "the hub answers 401, 403 or 404 to the device, or refuses its certificate in the TLS handshake",
 	refusal.Accepted:   "the hub answers 200 to the device",
 	refusal.Verified:   "the hub has proved its name; nothing else is known",
 	refusal.Unverified: "the server that answered has not proved the hub's name",
