@@ -33,7 +33,7 @@ type moduleIdentities struct {
 	next    time.Time     // when the next job begins; zero: none is necessary, or possible
 	retry   time.Time     // the earliest time for the next job for the same goal
 	history pace.History  // of the failures in a row
-	failed  bool          // the last job has failed
+	lane    pace.Lane     // the retry class of the fault of the last job; "": it did not fail
 	faults  map[string]fault.Code
 	last    fault.Code // of the last job, for modules that are not in faults
 
@@ -133,11 +133,18 @@ func (s *supervisor) manageModules(ctx context.Context, now time.Time) {
 // modulesSettled forgets the failures: nothing is left to do.
 func (s *supervisor) modulesSettled() {
 	m := &s.modules
-	if m.failed {
+	if m.lane != "" {
 		s.history.resolved(ofHub)
 		s.faultsResolved()
 	}
-	m.planned, m.history, m.failed, m.faults, m.last, m.verify = moduleGoal{}, pace.History{}, false, nil, "", false
+	m.planned, m.history, m.lane, m.faults, m.last, m.verify = moduleGoal{}, pace.History{}, "", nil, "", false
+}
+
+// clockSet ends a wait whose cause may have been the clock: a hub refuses a token from another time.
+func (m *moduleIdentities) clockSet(now time.Time) {
+	if m.lane == pace.LaneRefused {
+		m.retry = now
+	}
 }
 
 // moduleFloor is the key of the time before which a hub has asked not to be contacted.
@@ -239,7 +246,7 @@ func (o modulesOutcome) finish(s *supervisor, now time.Time) error {
 	}
 	f.Advice = f.Fault.Advice()
 	f.Wait, f.Lane = s.settings.Retry.After(f.Fault, false, &m.history, s.random)
-	m.retry, m.failed = now.Add(f.Wait), true
+	m.retry, m.lane = now.Add(f.Wait), f.Lane
 	if f.Lane == pace.LaneThrottled {
 		if err := s.floors.raise(moduleFloor(o.device), f.Wait); err != nil {
 			s.log(event.FloorNotKept, zap.Error(err), zap.Duration("wait", f.Wait))

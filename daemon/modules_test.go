@@ -327,3 +327,39 @@ func TestTheHubsRetryAfterHoldsAcrossARestart(t *testing.T) {
 		}
 	})
 }
+
+// A hub refuses the token of a gateway whose clock is wrong.
+func TestAHubThatRefusedTheDeviceIsAskedAgainWhenTheClockIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: 401})
+		g.Settings.Retry.RefusedInitial = time.Hour
+		steps := make(chan time.Duration)
+		g.ClockStepped = steps
+		g.run()
+		g.until("fault", 1)
+		time.Sleep(time.Minute)
+		steps <- -24 * time.Hour
+		g.within(time.Second, "module-created", 1)
+		g.wantFaults(fault.HubRefused)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheHubsRetryAfterHoldsAlthoughTheClockIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: 429, RetryAfter: "600"})
+		steps := make(chan time.Duration)
+		g.ClockStepped = steps
+		g.run()
+		before := g.until("fault", 1)
+		steps <- time.Hour
+		if took := g.until("module-created", 1) - before; took < 10*time.Minute {
+			t.Errorf("the hub was asked again after %s", took)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}

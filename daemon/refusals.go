@@ -71,6 +71,17 @@ func (s *supervisor) reported(r refusal.Reason, now time.Time) refusal.Answer {
 	return a
 }
 
+// tolerance is how far a hub lets the clock of a device be wrong (Azure page "Troubleshooting Azure IoT
+// Hub error codes").
+const tolerance = 5 * time.Minute
+
+// clockSet forgets the reports if the hub had to refuse every token before the clock was set.
+func (f *refusals) clockSet(step time.Duration) {
+	if step.Abs() > tolerance {
+		f.tracker.Forget()
+	}
+}
+
 // note keeps the last report of a service for the status.
 func (f *refusals) note(r refusal.Reason, a refusal.Answer, counted int, now time.Time) {
 	if f.last == nil {

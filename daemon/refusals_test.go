@@ -322,6 +322,26 @@ func TestTheAnswersSayWhatDpsdDoesAndWhen(t *testing.T) {
 	})
 }
 
+// A hub refuses every token while the clock is wrong by more than five minutes.
+func TestReportsBeforeTheClockWasSetDoNotCount(t *testing.T) {
+	for step, want := range map[time.Duration]refusal.Action{
+		-time.Hour: refusal.Counting, time.Hour: refusal.Counting, time.Minute: refusal.Verifying,
+	} {
+		t.Run(step.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				steps := make(chan time.Duration)
+				r := newReporting(t, func(g *gateway) { g.ClockStepped = steps })
+				defer r.finish()
+				r.reportFor(15*time.Minute, "5")
+				steps <- step
+				if a := r.report("5"); a.Action != want {
+					t.Errorf("%+v, want %s", a, want)
+				}
+			})
+		})
+	}
+}
+
 // attempts returns the recorded attempts, the latest first.
 func attempts(t *testing.T, r *reporting) []store.Attempt {
 	t.Helper()

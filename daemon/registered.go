@@ -110,7 +110,7 @@ func (s *supervisor) provisioned(r registered, now time.Time) {
 	s.measures.took.Update(now.Sub(s.pending).Seconds())
 	s.pending = time.Time{}
 	s.credentials.first()
-	s.refusals.tracker.Assigned()
+	s.refusals.tracker.Forget()
 	if why := r.recording.trigger; why == whyRefusals || why == whyRequested {
 		s.modules.verify = true // DPS may have created the device again, without its modules
 	}

@@ -159,7 +159,7 @@ func (r *run) find(u *user, now time.Duration) refusal.Finding {
 func (r *run) reassigned(i int32, hub string) {
 	if int(i) < len(r.users) {
 		r.users[i].moved = hub == movedHub
-		r.users[i].tracker.Assigned()
+		r.users[i].tracker.Forget()
 	}
 }
 

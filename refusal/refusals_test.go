@@ -57,7 +57,7 @@ func observe(t *testing.T, code string, finding refusal.Finding, s refusal.Situa
 			if d := tracker.Found(finding, s, now); d.Action == refusal.Reprovisioning {
 				o.registrations = append(o.registrations, now-boot)
 				tracker.Scheduled(now)
-				tracker.Assigned()
+				tracker.Forget()
 			}
 		}
 		if (now-boot)%every == 0 {

@@ -196,8 +196,9 @@ func (t *Tracker) Found(f Finding, s Situation, now time.Duration) Decision {
 // Scheduled notes when a registration that Found has decided on is due.
 func (t *Tracker) Scheduled(at time.Duration) { t.Acted = max(t.Acted, at) }
 
-// Assigned forgets the reports before an assignment by DPS, whatever the registration was for.
-func (t *Tracker) Assigned() { t.reset(t.generation) }
+// Forget forgets the reports, and a check of the hub because of them: DPS has assigned the device since
+// then, or the clock was wrong at that time.
+func (t *Tracker) Forget() { t.reset(t.generation) }
 
 // Count returns the reports of a consumer that are counted at present, of one kind.
 func (t *Tracker) Count(consumer string, k Kind, now time.Duration) Count {

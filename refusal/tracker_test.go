@@ -151,7 +151,7 @@ func TestAChangedAssignmentRestartsTheCount(t *testing.T) {
 	if tracker.Due() == 0 {
 		t.Fatal("no check is due")
 	}
-	tracker.Assigned()
+	tracker.Forget()
 	if tracker.Due() != 0 {
 		t.Error("DPS has confirmed the assignment, and the check is still due")
 	}
@@ -167,7 +167,7 @@ func TestAnAssignmentDuringTheCheckMakesItsResultIrrelevant(t *testing.T) {
 	if tracker.Due() != 0 {
 		t.Error("a check that is running is due again")
 	}
-	tracker.Assigned()
+	tracker.Forget()
 	if d := tracker.Found(refusal.Confirmed, refusal.Situation{Generation: 1}, start+21*time.Minute); d != (refusal.Decision{}) {
 		t.Errorf("%+v", d)
 	}
@@ -213,7 +213,7 @@ func TestNoSequenceOfReportsCausesMoreThanOneRegistrationAnHour(t *testing.T) {
 					last = now
 					tracker.Scheduled(now)
 					if random.IntN(2) == 0 {
-						tracker.Assigned()
+						tracker.Forget()
 					}
 				}
 			}
