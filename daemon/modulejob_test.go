@@ -245,3 +245,22 @@ func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterReports(t *testing.T) {
 		})
 	}
 }
+
+// No request reaches the other hub, so modules.json still has the module of the first one.
+func TestTheModulesAreVerifiedWhenDPSAssignsAnotherHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnRegister, Skip: 1, Times: 1, Status: 200, Body: assignedWith(`,"deviceId":"gw-1"`)})
+		g.Settings.Interval = time.Hour
+		g.run()
+		g.within(time.Minute, "module-created", 1)
+		g.remove(t, "a")
+		g.until("assigned", 2)
+		g.until("fault", 1)
+		g.until("assigned", 3)
+		g.within(time.Minute, "module-created", 2)
+		g.wantModules(t, "a")
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}

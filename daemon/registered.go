@@ -111,12 +111,13 @@ func (s *supervisor) provisioned(r registered, now time.Time) {
 	s.pending = time.Time{}
 	s.credentials.first()
 	s.refusals.tracker.Forget()
-	if why := r.recording.trigger; why == whyRefusals || why == whyRequested {
-		s.modules.verify = true // DPS may have created the device again, without its modules
-	}
 	s.schedule.lane = ""
 	s.nextRegular(now)
 	rec, _ := s.store.Current()
+	moved := deviceOf(rec) != deviceOf(s.consumers.record)
+	if why := r.recording.trigger; moved || why == whyRefusals || why == whyRequested {
+		s.modules.verify = true // DPS may have created the device again, without its modules
+	}
 	fields := []zap.Field{
 		zap.String("assignedHub", rec.AssignedHub), zap.String("deviceId", rec.DeviceID),
 		zap.String("registrationId", rec.RegistrationID), zap.String("substatus", rec.Substatus),
