@@ -22,7 +22,7 @@ type moduleJob struct {
 	reporter
 	hubAccess
 	store  *store.Store
-	wanted []string
+	goal   moduleGoal
 	verify bool // ask the hub even if modules.json contains what is wanted
 }
 
@@ -30,6 +30,7 @@ type modulesOutcome struct {
 	device           hub.Identity
 	stored           store.Modules // modules.json
 	unread           bool          // modules.json could not be read
+	unsaved          bool          // modules.json does not contain stored
 	created, removed []string
 	refused          []*modules.RefusedError // modules that dpsd cannot create or remove
 	err              error                   // a *classify.StageError; with refused, the first of them
@@ -39,7 +40,7 @@ type modulesOutcome struct {
 }
 
 func (j *moduleJob) run(ctx context.Context) outcome {
-	o := modulesOutcome{device: deviceOf(j.record), credential: j.credential.String()}
+	o := modulesOutcome{device: j.goal.device, credential: j.credential.String()}
 	err := j.reconcile(ctx, &o)
 	if err == nil && len(o.refused) > 0 {
 		err = o.refused[0]
@@ -56,8 +57,7 @@ func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 		o.unread = true
 		return err
 	}
-	all, confirmed := recorded(o.stored, o.device)
-	if !j.verify && !modules.Needed(j.wanted, all, confirmed) { // modules.json could not be read before
+	if !necessary(j.goal, o.stored, j.verify) { // modules.json could not be read before
 		return nil
 	}
 	if profile := j.record.ConnectionProfile; hub.Named(profile) != hub.Classic {
@@ -79,7 +79,8 @@ func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 		_, _ = rand.Read(o.stored.Root) // it never returns an error
 	}
 	keys := modules.Keys{Root: o.stored.Root, Device: o.device}
-	plan := modules.NewPlan(j.wanted, all, listed, keys)
+	all, _ := recorded(o.stored, o.device)
+	plan := modules.NewPlan(j.goal.wanted, all, listed, keys)
 	o.refused = plan.Refuse
 	return j.carryOut(ctx, client, plan, keys, o)
 }
@@ -174,7 +175,9 @@ func begun(plan modules.Plan, device hub.Identity) []store.ModuleIdentity {
 // save writes modules.json, even if the job was interrupted.
 func (j *moduleJob) save(ctx context.Context, o *modulesOutcome) error {
 	j.enter(ctx, fault.StageHub, saveLimit, "")
-	return j.store.SaveModules(o.stored)
+	err := j.store.SaveModules(o.stored)
+	o.unsaved = err != nil
+	return err
 }
 
 // request reports that a request begins.

@@ -174,7 +174,7 @@ func TestAHubWithAnotherProfileIsNotAskedForModules(t *testing.T) {
 			}
 		}()
 		job := &moduleJob{reporter: reporter{s.eventLog, s.running.phases, nil, s.now}, hubAccess: hubAccess{s.settings, s.Secrets, rec, s.hubCredential()},
-			store: s.store, wanted: []string{"a"}}
+			store: s.store, goal: moduleGoal{deviceOf(rec), []string{"a"}}}
 		s.running.cancel = func() {}
 		o := job.run(t.Context()).(modulesOutcome)
 		if err := o.finish(s, time.Now()); err != nil {
@@ -259,6 +259,65 @@ func TestTheModulesAreVerifiedWhenDPSAssignsAnotherHub(t *testing.T) {
 		g.until("assigned", 3)
 		g.within(time.Minute, "module-created", 2)
 		g.wantModules(t, "a")
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAModulesFileThatCouldNotBeWrittenAfterARequestIsWrittenLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Skip: 1, Times: 1, Delay: 10 * time.Second})
+		g.run()
+		g.until("assigned", 1)
+		time.Sleep(2 * time.Second)
+		g.wantAsked(t, "GET ", "PUT /a")
+		path := filepath.Join(g.Store.Directory, "modules.json")
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// dpsd does not replace a file of a newer version.
+		if err := os.WriteFile(path, bytes.Replace(whole, []byte(`"schema": 1`), []byte(`"schema": 2`), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g.until("module-created", 1)
+		g.within(time.Second, "fault", 1)
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		g.wantModules(t, "a")
+		g.wantFaults(fault.ModulesUnreadable)
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The configuration no longer has the consumer, so that only the file says that there is a module.
+func TestAModulesFileThatCannotBeReadIsReportedWithoutConsumers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"})
+		g.run()
+		g.within(time.Minute, "module-created", 1)
+		g.finished(t)
+		path := filepath.Join(g.Store.Directory, "modules.json")
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, bytes.Replace(whole, []byte(`"schema": 1`), []byte(`"schema": 2`), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g.Settings = withModules(g.Settings)
+		g.run()
+		g.within(time.Minute, "fault", 1)
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g.within(time.Minute, "module-removed", 1)
+		g.wantModules(t)
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}

@@ -28,7 +28,7 @@ import (
 // moduleIdentities is what the loop knows about the module identities.
 type moduleIdentities struct {
 	stored  store.Modules // modules.json, as it was last read or written
-	unread  bool          // modules.json could not be read
+	stale   bool          // modules.json could not be read, or does not contain stored
 	verify  bool          // somebody may have changed the modules at the hub
 	next    time.Time     // when the next job begins; zero: none is necessary, or possible
 	retry   time.Time     // the earliest time for the next job for the same goal
@@ -56,7 +56,7 @@ func (g moduleGoal) equal(other moduleGoal) bool {
 // openModules reads modules.json. An error is reported by the first job.
 func (s *supervisor) openModules() {
 	stored, err := s.store.Modules()
-	s.modules.stored, s.modules.unread = stored, err != nil
+	s.modules.stored, s.modules.stale = stored, err != nil
 }
 
 // wantedModules returns the modules of the local services, sorted.
@@ -70,9 +70,9 @@ func wantedModules(all []consumer.Consumer) []string {
 	return slices.Sorted(maps.Keys(wanted))
 }
 
-// concern reports whether module identities exist or are wanted.
+// concern reports whether module identities exist, may exist or are wanted.
 func (m *moduleIdentities) concern(all []consumer.Consumer) bool {
-	return len(m.stored.Identities) > 0 || len(wantedModules(all)) > 0
+	return m.stale || len(m.stored.Identities) > 0 || len(wantedModules(all)) > 0
 }
 
 // recorded returns the modules of a device in modules.json, and those of them that its hub has
@@ -88,6 +88,12 @@ func recorded(in store.Modules, device hub.Identity) (all, confirmed []string) {
 		}
 	}
 	return all, confirmed
+}
+
+// necessary reports whether the hub has to be asked to achieve a goal.
+func necessary(goal moduleGoal, stored store.Modules, verify bool) bool {
+	all, confirmed := recorded(stored, goal.device)
+	return verify && len(goal.wanted) > 0 || modules.Needed(goal.wanted, all, confirmed)
 }
 
 func deviceOf(rec store.Record) hub.Identity {
@@ -109,7 +115,7 @@ func (s *supervisor) planModules(now time.Time) {
 		return
 	}
 	goal := moduleGoal{deviceOf(s.consumers.record), wantedModules(s.settings.Consumers)}
-	if all, confirmed := recorded(m.stored, goal.device); !m.unread && !m.verify && !modules.Needed(goal.wanted, all, confirmed) {
+	if !m.stale && !necessary(goal, m.stored, m.verify) {
 		s.modulesSettled()
 		return
 	}
@@ -126,7 +132,7 @@ func (s *supervisor) manageModules(ctx context.Context, now time.Time) {
 	s.launch(ctx, now, &moduleJob{
 		reporter:  reporter{s.eventLog, s.running.phases, nil, s.now},
 		hubAccess: hubAccess{s.settings, s.Secrets, s.consumers.record, s.hubCredential()},
-		store:     s.store, wanted: s.modules.planned.wanted, verify: s.modules.verify,
+		store:     s.store, goal: s.modules.planned, verify: s.modules.verify,
 	})
 }
 
@@ -215,7 +221,9 @@ func (m *moduleIdentities) mac(device hub.Identity, module string, statement []b
 }
 
 func (o modulesOutcome) learn(s *supervisor) {
-	s.modules.stored, s.modules.unread = o.stored, o.unread
+	if s.modules.stale = o.unread || o.unsaved; !o.unread { // services keep the keys that are known
+		s.modules.stored = o.stored
+	}
 	for _, id := range o.created {
 		s.log(event.ModuleCreated, zap.String("module", foreign.Line(id, foreign.MaxText)), zap.String("hub", o.device.Host), zap.String("deviceId", o.device.DeviceID))
 	}
