@@ -59,7 +59,7 @@ func (s *supervisor) openConsumers(now time.Time) {
 		return
 	}
 	defer s.logConsumers()
-	s.openModules()
+	s.openModules(now)
 	s.consumers.assignedBy = assignedBy(s.Store.Directory, s.Store.RuntimeDirectory) // a reload may add the first consumer
 	if len(s.HubSockets) == 0 && !s.modules.concern(s.settings.Consumers) {
 		return

@@ -267,7 +267,7 @@ var provocations = map[fault.Code]provocation{
 	fault.HubUnavailable: {inject: classify.At(fault.StageHub, &hub.Error{Status: 503})},
 	fault.ModuleRefused:  {inject: classify.At(fault.StageHub, &modules.RefusedError{Module: "telemetry", Reason: "the hub has a module of this name that another program manages"})},
 
-	fault.ModulesUnreadable: {inject: classify.At(fault.StageHub, &store.ModulesError{Path: "/var/lib/dpsd/modules.json", Err: errors.New("its content is not what dpsd wrote")})},
+	fault.ModulesUnreadable: {inject: classify.At(fault.StageHub, &store.ModulesError{Path: "/var/lib/dpsd/modules.json", Err: syscall.EIO})},
 
 	fault.StateUnwritable: {during: func(g *gateway) {
 		if err := errors.Join(os.RemoveAll(g.Store.Directory), os.WriteFile(g.Store.Directory, nil, 0o600)); err != nil {

@@ -53,7 +53,7 @@ func (j *moduleJob) run(ctx context.Context) outcome {
 func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 	j.enter(ctx, fault.StageHub, saveLimit, "")
 	var err error
-	if o.stored, err = j.store.Modules(); err != nil {
+	if o.stored, err = j.store.Modules(j.now()); err != nil {
 		o.unread = true
 		return err
 	}

@@ -2,8 +2,11 @@ package daemon
 
 import (
 	"bytes"
+	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,40 +105,50 @@ func TestAModuleIsRecordedBeforeItsRequestLeaves(t *testing.T) {
 	}
 }
 
-func TestADamagedModulesFileIsAFaultAndIsNotOverwritten(t *testing.T) {
+// The gateway repairs itself: the modules at the hub get new keys.
+func TestADamagedModulesFileIsKeptAndTheModulesGetNewKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a"})
+		g := modular(t, []string{"a", "b"})
 		g.run()
-		g.within(time.Minute, "module-created", 1)
+		g.within(time.Minute, "module-created", 2)
 		g.finished(t)
 		path := filepath.Join(g.Store.Directory, "modules.json")
 		whole, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
+		before := g.modulesFile(t)
 		damaged := bytes.Replace(whole, []byte(`"created": true`), []byte(`"created": none`), 1)
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		before := len(g.asked())
+		g.Settings = withModules(g.Settings, "a")
+		g.Settings.OnBoot = PolicyIfNeeded
 		g.run()
-		g.within(time.Minute, "fault", 1)
-		g.wantFaults(fault.ModulesUnreadable)
-		if now, _ := os.ReadFile(path); !bytes.Equal(now, damaged) {
-			t.Errorf("the file was changed: %s", now)
+		g.within(time.Minute, "module-created", 3)
+		synctest.Wait()
+		if after := g.modulesFile(t); len(after.Identities) != 1 || bytes.Equal(after.Root, before.Root) {
+			t.Errorf("modules.json has %+v", after)
 		}
-		if n := len(g.asked()); n != before {
-			t.Errorf("%d requests to the hub", n-before)
+		g.wantAsked(t, "GET ", "PUT /a", "PUT /b", "GET ", "PUT /a")
+		g.wantFaults()
+		// dpsd no longer knows that it has created the module of the service that is gone.
+		if left := g.sim.Modules(device); len(left) != 2 {
+			t.Errorf("the hub has %+v", left)
 		}
-		// It is read again until it is right.
-		if err := os.WriteFile(path, whole, 0o600); err != nil {
-			t.Fatal(err)
+		kept, err := filepath.Glob(path + ".corrupt-*")
+		if err != nil || len(kept) != 1 {
+			t.Fatal(kept, err)
 		}
-		time.Sleep(10 * time.Minute)
-		seen := len(g.faults())
-		time.Sleep(24 * time.Hour)
-		if n := len(g.faults()); n != seen || len(g.asked()) != before {
-			t.Errorf("%d faults and %d requests after the correction", n-seen, len(g.asked())-before)
+		if text, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(text, damaged) {
+			t.Errorf("the damaged file is %q (%v)", text, err)
+		}
+		notices := ""
+		for _, e := range g.log.FilterMessage("state-notice").All() {
+			notices += fmt.Sprintln(e.ContextMap()["notice"])
+		}
+		if !strings.Contains(notices, kept[0]) || strings.Contains(notices, base64.StdEncoding.EncodeToString(before.Root)) {
+			t.Errorf("the notices are %s", notices)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)

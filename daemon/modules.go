@@ -54,8 +54,9 @@ func (g moduleGoal) equal(other moduleGoal) bool {
 }
 
 // openModules reads modules.json. An error is reported by the first job.
-func (s *supervisor) openModules() {
-	stored, err := s.store.Modules()
+func (s *supervisor) openModules(now time.Time) {
+	stored, err := s.store.Modules(now)
+	s.logNotices()
 	s.modules.stored, s.modules.stale = stored, err != nil
 }
 

@@ -268,8 +268,8 @@ var catalogue = []Entry{
 		"See the cause. If the module belongs to another program, use another name in the scope of the [[consumer]], or remove the module from the device at the hub. If the device has too many modules, remove those that are not needed.", "", ""},
 
 	{ModulesUnreadable, Storage,
-		"modules.json exists but cannot be read. dpsd neither overwrites it nor changes module identities.",
-		"Make the file named in the cause readable by the user dpsd. If its content is lost, remove it; dpsd then gives the modules new keys.", "", ""},
+		"modules.json exists but cannot be read, or a newer dpsd wrote it. dpsd neither overwrites it nor changes module identities.",
+		"Make the file named in the cause readable by the user dpsd. If a newer dpsd wrote it, reinstall that version, or remove the file; dpsd then gives the modules new keys.", "", ""},
 
 	{StateUnwritable, Storage,
 		"The state directory is not writable; dpsd keeps the assignment in memory and in the runtime directory.",

@@ -192,7 +192,7 @@ const (
 	Unread NoticeKind = "cannot be read now; left unchanged"
 	// Missing: state.json is missing although state.json.prev exists.
 	Missing NoticeKind = "missing"
-	// SetAside: a damaged record was kept as Path.
+	// SetAside: a damaged record, or a damaged modules.json, was kept as Path.
 	SetAside NoticeKind = "damaged record kept here"
 	// PreviousRestored: the record before the damaged one was published again.
 	PreviousRestored NoticeKind = "previous record restored"

@@ -21,16 +21,18 @@ const (
 	stateName       = "state.json"
 	environmentName = "state.env"
 	previousName    = "state.json.prev"
-	corruptPrefix   = "state.json.corrupt-"
-	lockName        = "lock"
-	transportName   = "transport"
+	// corruptInfix follows the name of a damaged file, and precedes the time at which it was kept.
+	corruptInfix  = ".corrupt-"
+	corruptPrefix = stateName + corruptInfix
+	lockName      = "lock"
+	transportName = "transport"
 )
 
 const (
 	directoryMode = 0o755
 	// lockMode prevents other users from opening, and thus from holding, the lock.
 	lockMode = 0o600
-	// maxCorrupt is the number of damaged records that are kept.
+	// maxCorrupt is the number of damaged files of one name that are kept.
 	maxCorrupt = 3
 	// asideSuffix is appended to the name of a directory that was in the place of a file.
 	asideSuffix = ".aside"

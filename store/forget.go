@@ -179,10 +179,10 @@ func (w *writer) formsOf(of string) []string {
 	return slices.DeleteFunc(w.list(), func(name string) bool { return name != of && !partOf(name, of) })
 }
 
-// partOf reports whether a name is that of a temporary file of another, or of something that was
-// in its place.
+// partOf reports whether a name is that of a temporary file of another, of a damaged one, or of
+// something that was in its place.
 func partOf(name, of string) bool {
-	return temporaryOf(name, of) || strings.HasPrefix(name, of+asideSuffix)
+	return temporaryOf(name, of) || strings.HasPrefix(name, of+asideSuffix) || strings.HasPrefix(name, of+corruptInfix)
 }
 
 // remains lists the files about an identity that are never read as a record.

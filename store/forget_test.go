@@ -50,7 +50,7 @@ func wellUsed(t *testing.T, newer bool) (directory, runtime string) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"state.json.corrupt-20261101T120000Z", "state.json.corrupt-20261101T120000Z.2",
-		".state.json123", ".state.env4", ".state.json.prev5", ".state.json.corrupt-20261101T120000Z6", ".transport7", "attempts.json", ".attempts.json8", "modules.json", ".modules.json9"} {
+		".state.json123", ".state.env4", ".state.json.prev5", ".state.json.corrupt-20261101T120000Z6", ".transport7", "attempts.json", ".attempts.json8", "modules.json", ".modules.json9", "modules.json.corrupt-20261101T120000Z"} {
 		put(t, "gw-0001", directory, name)
 	}
 	for _, name := range []string{"attempts.json", ".attempts.json1", ".confirmation.json2", ".retry-after.json3", ".state.json4"} {
@@ -92,7 +92,7 @@ func TestForget(t *testing.T) {
 		if got, want := names(t, runtime), []string{"dpsd.sock", "retry-after.json"}; !slices.Equal(got, want) {
 			t.Errorf("the runtime directory holds %q, want %q", got, want)
 		}
-		if got, want := len(done.Removed), 15+8+19; got != want {
+		if got, want := len(done.Removed), 16+8+19; got != want {
 			t.Errorf("%d paths are reported, want %d: %q", got, want, done.Removed)
 		}
 		if done.Kept != filepath.Join(runtime, "retry-after.json") {

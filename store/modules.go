@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
+	"time"
 )
 
 const (
@@ -22,7 +25,7 @@ const (
 // modules.json. The zero value means that there are none, and no root yet.
 type Modules struct {
 	// Root is the secret from which the keys of the modules are derived, RootSize bytes. It
-	// never changes.
+	// changes only if modules.json is lost.
 	Root []byte
 	// Identities are those that dpsd has created or is about to create, and has not removed.
 	Identities []ModuleIdentity
@@ -46,10 +49,11 @@ type modulesFile struct {
 }
 
 // ModulesError means that modules.json exists but cannot be read, or is not as dpsd wrote it.
-// dpsd never overwrites such a file, because it may contain the only copy of the root.
+// SaveModules never overwrites such a file, because it may contain the only copy of the root.
 type ModulesError struct {
-	Path string
-	Err  error
+	Path    string
+	Err     error
+	damaged bool // its content is lost
 }
 
 // Error returns the path and the cause.
@@ -58,12 +62,35 @@ func (e *ModulesError) Error() string { return e.Path + ": " + e.Err.Error() }
 // Unwrap returns the cause.
 func (e *ModulesError) Unwrap() error { return e.Err }
 
-// Modules reads modules.json. Without the file, it returns the zero value. The error is a
-// *ModulesError.
-func (s *Store) Modules() (Modules, error) {
+// Modules reads modules.json. Without the file, it returns the zero value. A damaged file is kept
+// under another name, and counts as missing: the hub has the same modules, and they get new keys, so
+// that nobody has to repair the gateway. A file that cannot be read, or that a newer version has
+// written, may be intact, so it remains. The error is a *ModulesError.
+func (s *Store) Modules(now time.Time) (Modules, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state.modules()
+	m, err := s.state.modules()
+	if failed, is := errors.AsType[*ModulesError](err); is && failed.damaged && s.lock.in(s.state.directory) {
+		return Modules{}, s.setModulesAside(failed, now)
+	}
+	return m, err
+}
+
+// setModulesAside keeps a damaged modules.json under another name.
+func (s *Store) setModulesAside(damaged *ModulesError, now time.Time) error {
+	to, err := s.state.setAside(modulesName, stamp(now), true)
+	if err == nil {
+		err = s.state.sync()
+	}
+	if err != nil {
+		return &ModulesError{Path: damaged.Path, Err: fmt.Errorf("%w; it cannot be renamed: %w", damaged.Err, withoutPath(err))}
+	}
+	secret := s.state
+	secret.mode = secretMode
+	secret.settle(filepath.Base(to))
+	s.notice(Damaged, damaged.Path, damaged.Err)
+	s.notice(SetAside, to, nil)
+	return nil
 }
 
 // SaveModules stores m durably, with mode 0600. It writes nothing if the file has the same
@@ -97,17 +124,18 @@ func (w *writer) modules() (Modules, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Modules{}, nil
 	}
-	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) {
-		err = errors.New(damaged.Reason)
-	}
 	var m Modules
 	if err == nil {
 		m, err = parseModules(data)
 	}
-	if err != nil {
-		return Modules{}, &ModulesError{w.path(modulesName), withoutPath(err)}
+	damaged, lost := errors.AsType[*DamagedError](err)
+	switch {
+	case lost:
+		err = errors.New(damaged.Reason)
+	case err == nil:
+		return m, nil
 	}
-	return m, nil
+	return Modules{}, &ModulesError{w.path(modulesName), withoutPath(err), lost}
 }
 
 // withoutPath returns the cause of an error about a file whose path is known.
@@ -115,20 +143,30 @@ func withoutPath(err error) error {
 	if at, is := errors.AsType[*fs.PathError](err); is {
 		return at.Err
 	}
+	if link, is := errors.AsType[*os.LinkError](err); is {
+		return link.Err
+	}
 	return err
 }
 
 func parseModules(data []byte) (Modules, error) {
+	var version struct { // a newer one may have other members
+		Schema int `json:"schema"`
+	}
 	var f modulesFile
-	if err := json.Unmarshal(data, &f); err != nil {
-		return Modules{}, errors.New("it is not a JSON document that dpsd wrote") // the cause could quote the root
+	err := json.Unmarshal(data, &version)
+	if err == nil && version.Schema > modulesSchema {
+		return Modules{}, fmt.Errorf("it has schema %d; this program supports schema %d", version.Schema, modulesSchema)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err != nil {
+		return Modules{}, &DamagedError{Reason: "it is not a JSON document that dpsd wrote"} // the cause could quote the root
 	}
 	m := Modules{f.Root, f.Identities}
-	switch {
-	case f.Schema > modulesSchema:
-		return Modules{}, fmt.Errorf("it has schema %d; this program supports schema %d", f.Schema, modulesSchema)
-	case len(f.Root) != RootSize || !slices.Equal(data, encodeModules(m)):
-		return Modules{}, errors.New("its content is not what dpsd wrote")
+	if len(f.Root) != RootSize || !slices.Equal(data, encodeModules(m)) {
+		return Modules{}, &DamagedError{Reason: "its content is not what dpsd wrote"}
 	}
 	return m, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -26,7 +27,7 @@ func identities(n int) store.Modules {
 func TestTheModulesAreReadAsTheyWereSaved(t *testing.T) {
 	directory := quick(t)
 	s := mustOpen(t, store.Options{Directory: directory, Mode: 0o666})
-	if m, err := s.Modules(); err != nil || m.Root != nil || m.Identities != nil {
+	if m, err := s.Modules(noon); err != nil || m.Root != nil || m.Identities != nil {
 		t.Error(m, err)
 	}
 	for _, n := range []int{2, 3, 0} {
@@ -37,7 +38,7 @@ func TestTheModulesAreReadAsTheyWereSaved(t *testing.T) {
 		if err := s.SaveModules(identities(n)); err != nil || prints(t, directory) != before {
 			t.Error("the same content was written again", err)
 		}
-		m, err := s.Modules()
+		m, err := s.Modules(noon)
 		want := identities(n)
 		if n == 0 {
 			want.Identities = []store.ModuleIdentity{}
@@ -61,55 +62,126 @@ func TestTheModulesAreReadAsTheyWereSaved(t *testing.T) {
 	gone(t, directory, ".modules.json12")
 }
 
-// The file may contain the only copy of the root.
-func TestAModulesFileThatCannotBeReadIsNeverOverwritten(t *testing.T) {
-	whole := func(t *testing.T) string {
-		other := quick(t)
-		s := mustOpen(t, store.Options{Directory: other})
-		defer s.Close()
-		if err := s.SaveModules(identities(2)); err != nil {
-			t.Fatal(err)
+// saved returns the text of a modules.json with two modules.
+func saved(t *testing.T) string {
+	t.Helper()
+	directory := quick(t)
+	s := mustOpen(t, store.Options{Directory: directory})
+	defer s.Close()
+	if err := s.SaveModules(identities(2)); err != nil {
+		t.Fatal(err)
+	}
+	return content(t, directory, "modules.json")
+}
+
+// wantModulesError checks an error about modules.json, which must not contain the root.
+func wantModulesError(t *testing.T, err error, directory string) {
+	t.Helper()
+	var e *store.ModulesError
+	if !errors.As(err, &e) || e.Path != filepath.Join(directory, "modules.json") || strings.Contains(err.Error(), "BwcH") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Nobody has to repair the gateway: the hub has the same modules, and they get new keys.
+func TestADamagedModulesFileIsKeptUnderAnotherNameAndCountsAsMissing(t *testing.T) {
+	whole := saved(t)
+	file := func(text string) func(*testing.T, string) {
+		return func(t *testing.T, directory string) { t.Helper(); put(t, text, directory, "modules.json") }
+	}
+	other := func(create func(path string) error) func(*testing.T, string) {
+		return func(t *testing.T, directory string) {
+			t.Helper()
+			if err := create(filepath.Join(directory, "modules.json")); err != nil {
+				t.Fatal(err)
+			}
 		}
-		return content(t, other, "modules.json")
-	}(t)
-	for name, text := range map[string]string{
-		"empty": "", "truncated": whole[:len(whole)/2], "another root": strings.Replace(whole, "BwcH", "BwcI", 1),
-		"another module": strings.Replace(whole, `"a"`, `"b"`, 1), "another checksum": strings.Replace(whole, `"checksum": "`, `"checksum": "0`, 1),
-		"a newer schema": strings.Replace(whole, `"schema": 1`, `"schema": 2`, 1), "a short root": strings.Replace(whole, "BwcHBwcH", "", 1),
-		"more after it": whole + "{}",
+	}
+	for name, damage := range map[string]func(t *testing.T, directory string){
+		"empty": file(""), "truncated": file(whole[:len(whole)/2]), "another root": file(strings.Replace(whole, "BwcH", "BwcI", 1)),
+		"another module": file(strings.Replace(whole, `"a"`, `"b"`, 1)), "another checksum": file(strings.Replace(whole, `"checksum": "`, `"checksum": "0`, 1)),
+		"a short root": file(strings.Replace(whole, "BwcHBwcH", "", 1)), "more after it": file(whole + "{}"),
+		"a directory": other(func(path string) error { return os.Mkdir(path, 0o700) }),
+		"a FIFO":      other(func(path string) error { return syscall.Mkfifo(path, 0o600) }),
+		"a link":      other(func(path string) error { return os.Symlink("/dev/null", path) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			directory := quick(t)
-			put(t, text, directory, "modules.json")
 			s := mustOpen(t, store.Options{Directory: directory})
 			defer s.Close()
-			_, err := s.Modules()
-			saved := s.SaveModules(identities(1))
-			for _, err := range []error{err, saved} {
-				var e *store.ModulesError
-				if !errors.As(err, &e) || e.Path != filepath.Join(directory, "modules.json") || strings.Contains(err.Error(), "BwcH") {
-					t.Errorf("got %v", err)
-				}
+			damage(t, directory)
+			before, err := os.Lstat(filepath.Join(directory, "modules.json"))
+			if err != nil {
+				t.Fatal(err)
 			}
-			if content(t, directory, "modules.json") != text {
-				t.Error("the file has changed")
+			wantModulesError(t, s.SaveModules(identities(1)), directory)
+			if m, err := s.Modules(noon); err != nil || m.Root != nil || m.Identities != nil {
+				t.Errorf("got %v, %v", m, err)
+			}
+			kept := filepath.Join(directory, "modules.json.corrupt-20261123T120000Z")
+			after, err := os.Lstat(kept)
+			if err != nil || !os.SameFile(before, after) {
+				t.Fatalf("the file was not kept: %v", err)
+			}
+			if after.Mode().IsRegular() && after.Mode().Perm() != 0o600 {
+				t.Errorf("others can read the damaged file: %s", after.Mode())
+			}
+			all := s.Notices()
+			if len(all) != 2 || all[0].Kind != store.Damaged || all[1].Kind != store.SetAside || all[1].Path != kept || strings.Contains(all[0].String(), "BwcH") {
+				t.Errorf("the notices are %v", all)
+			}
+			if err := s.SaveModules(identities(1)); err != nil {
+				t.Error(err)
 			}
 		})
 	}
-	for name, impostor := range map[string]func(path string) error{
-		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
-		"a FIFO":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
-		"a link":      func(path string) error { return os.Symlink("/dev/null", path) },
+}
+
+func TestAtMostThreeDamagedModulesFilesAreKept(t *testing.T) {
+	directory := quick(t)
+	s := mustOpen(t, store.Options{Directory: directory})
+	defer s.Close()
+	for n := range 5 {
+		put(t, "damaged", directory, "modules.json")
+		if _, err := s.Modules(noon.Add(time.Duration(n) * time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := filepath.Glob(filepath.Join(directory, "modules.json.corrupt-*"))
+	if err != nil || len(kept) != 3 || filepath.Base(kept[2]) != "modules.json.corrupt-20261123T160000Z" {
+		t.Error(kept, err)
+	}
+}
+
+// The file may be intact, and may contain the only copy of the root.
+func TestAModulesFileOfANewerVersionOrThatCannotBeRenamedRemains(t *testing.T) {
+	whole := saved(t)
+	for name, tt := range map[string]struct {
+		text string
+		step func(step, path string) error
+	}{
+		"a newer schema":              {text: strings.Replace(whole, `"schema": 1`, `"schema": 2`, 1)},
+		"a newer schema, other types": {text: `{"schema": 2, "root": {"key": "BwcH"}, "modules": 1}`},
+		"damaged, a full disk": {text: whole[1:], step: func(step, _ string) error {
+			if step == "set-aside" {
+				return syscall.ENOSPC
+			}
+			return nil
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			directory := quick(t)
-			if err := impostor(filepath.Join(directory, "modules.json")); err != nil {
+			put(t, tt.text, directory, "modules.json")
+			s, err := store.OpenStepped(store.Options{Directory: directory}, noon, tt.step)
+			if err != nil {
 				t.Fatal(err)
 			}
-			s := mustOpen(t, store.Options{Directory: directory})
 			defer s.Close()
-			if err := s.SaveModules(identities(1)); !errors.As(err, new(*store.ModulesError)) {
-				t.Errorf("got %v", err)
+			_, err = s.Modules(noon)
+			wantModulesError(t, err, directory)
+			wantModulesError(t, s.SaveModules(identities(1)), directory)
+			if content(t, directory, "modules.json") != tt.text || len(s.Notices()) > 0 {
+				t.Errorf("the file has changed: %v", s.Notices())
 			}
 		})
 	}
@@ -164,7 +236,7 @@ func TestTheModulesFileIsAlwaysWhole(t *testing.T) {
 		}
 		s.Close()
 		s = mustOpen(t, store.Options{Directory: directory})
-		m, err := s.Modules()
+		m, err := s.Modules(noon)
 		if n := len(m.Identities); err != nil || n != 1 && n != 2 || n == 2 && end < 3 {
 			t.Errorf("step %d: %d modules, %v", end, n, err)
 		}

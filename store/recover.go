@@ -33,7 +33,7 @@ func (s *Store) start(now time.Time) error {
 		if name == stateName || name == environmentName || name == previousName || strings.HasPrefix(name, corruptPrefix) {
 			s.state.settle(name)
 		}
-		if name == modulesName {
+		if name == modulesName || strings.HasPrefix(name, modulesName+corruptInfix) {
 			secret := s.state
 			secret.mode = secretMode
 			secret.settle(name)
@@ -182,7 +182,7 @@ func (s *Store) recover(damaged bool, now time.Time) uint64 {
 	if !damaged || !s.lock.in(s.state.directory) {
 		return 0
 	}
-	to, err := s.state.setAside(stamp(now), true)
+	to, err := s.state.setAside(stateName, stamp(now), true)
 	if err == nil {
 		err = s.state.sync()
 	}
@@ -214,21 +214,20 @@ func (s *Store) adoptRuntime(known, behind uint64) {
 	}
 }
 
-// setAside keeps the damaged state.json under another name and returns that name, or "" if
-// it was already kept. state.json itself remains, unless move is set or it is not a file. A
-// hard link needs no space on a full disk and no reading from a failing one; on file
+// setAside keeps a damaged file under another name and returns that name, or "" if it was already
+// kept. The file itself remains, unless move is set or it is not a regular file. A hard link needs no space on a full disk and no reading from a failing one; on file
 // systems without links, setAside makes a copy.
-func (w *writer) setAside(stamp string, move bool) (string, error) {
-	from := w.path(stateName)
+func (w *writer) setAside(name, stamp string, move bool) (string, error) {
+	from, prefix := w.path(name), name+corruptInfix
 	if info, err := os.Lstat(from); err == nil && !info.Mode().IsRegular() {
 		move = true // a directory cannot be replaced by rename
 	}
-	if !move && w.aside() {
+	if !move && w.aside(name) {
 		return "", nil
 	}
-	to := w.path(corruptPrefix + stamp)
+	to := w.path(prefix + stamp)
 	for i := 2; exists(to); i++ {
-		to = w.path(fmt.Sprintf("%s%s.%d", corruptPrefix, stamp, i))
+		to = w.path(fmt.Sprintf("%s%s.%d", prefix, stamp, i))
 	}
 	if err := w.step("set-aside", to); err != nil {
 		return "", err
@@ -245,20 +244,19 @@ func (w *writer) setAside(stamp string, move bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	w.prune(filepath.Base(to))
+	w.prune(prefix, filepath.Base(to))
 	return to, nil
 }
 
-// aside reports whether the damaged state.json has already been kept by an earlier attempt
-// to write.
-func (w *writer) aside() bool {
-	info, err := os.Stat(w.path(stateName))
+// aside reports whether a damaged file has already been kept by an earlier attempt to write.
+func (w *writer) aside(file string) bool {
+	info, err := os.Stat(w.path(file))
 	if err != nil {
 		return false
 	}
-	data, unreadable := readFile(w.path(stateName))
+	data, unreadable := readFile(w.path(file))
 	for _, name := range w.list() {
-		if !strings.HasPrefix(name, corruptPrefix) {
+		if !strings.HasPrefix(name, file+corruptInfix) {
 			continue
 		}
 		if kept, err := os.Stat(w.path(name)); err == nil && os.SameFile(info, kept) {
@@ -271,12 +269,12 @@ func (w *writer) aside() bool {
 	return false
 }
 
-// prune keeps maxCorrupt damaged records: the new one and those with the latest names. The
-// clock may be wrong, so the name of the new one need not be the last.
-func (w *writer) prune(kept string) {
+// prune keeps maxCorrupt damaged files: the new one and those with the latest names. The clock
+// may be wrong, so the name of the new one need not be the last.
+func (w *writer) prune(prefix, kept string) {
 	var others []string
 	for _, name := range w.list() {
-		if strings.HasPrefix(name, corruptPrefix) && name != kept {
+		if strings.HasPrefix(name, prefix) && name != kept {
 			others = append(others, name)
 		}
 	}
@@ -285,5 +283,5 @@ func (w *writer) prune(kept string) {
 	}
 }
 
-// stamp returns the time now for the name of a damaged record.
+// stamp returns the time now for the name of a damaged file.
 func stamp(now time.Time) string { return wholeSeconds(now).Format("20060102T150405Z") }

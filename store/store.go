@@ -317,7 +317,7 @@ func (s *Store) keepPrevious(now time.Time) error {
 		return unread // it may be intact and must become state.json.prev
 	case errors.As(err, &damaged), unread != nil:
 		// Failing here would withhold a valid record from readers because of a damaged one.
-		if to, err := s.state.setAside(stamp(now), false); err == nil && to != "" {
+		if to, err := s.state.setAside(stateName, stamp(now), false); err == nil && to != "" {
 			s.notice(SetAside, to, nil)
 		}
 	}
