@@ -96,9 +96,7 @@ func TestTheStatusHasHealthPhaseFaultsAndIdentity(t *testing.T) {
 		if !strings.HasPrefix(st.Text, "Assigned to dpsd-sim.azure-devices.net") {
 			t.Errorf("text: %q", st.Text)
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -143,9 +141,7 @@ func TestTheStatusReportsARecordOfAnotherConfiguration(t *testing.T) {
 		if st := s.statusDocument(); st.Identity == nil || st.Identity.Foreign || st.Health != control.OK {
 			t.Errorf("after: %+v, %s", st.Identity, st.Health)
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -171,9 +167,7 @@ func TestARequestedRegistration(t *testing.T) {
 			if st := s.statusDocument(); st.Confirmations != 3 {
 				t.Errorf("%d registrations, want 3", st.Confirmations)
 			}
-			if err := g.end(); err != nil {
-				t.Error(err)
-			}
+			g.ends()
 		})
 	})
 	t.Run("ends a delay after a refusal, but never the floor", func(t *testing.T) {
@@ -193,9 +187,7 @@ func TestARequestedRegistration(t *testing.T) {
 			if took := g.until("assigned", 1) - refused; took > 10*time.Second {
 				t.Errorf("registered %s after the request", took)
 			}
-			if err := g.end(); err != nil {
-				t.Error(err)
-			}
+			g.ends()
 		})
 	})
 	t.Run("refers to the current one if one is in progress", func(t *testing.T) {
@@ -210,9 +202,7 @@ func TestARequestedRegistration(t *testing.T) {
 			if st := s.statusDocument(); st.Confirmations != 1 {
 				t.Errorf("%d registrations, want 1", st.Confirmations)
 			}
-			if err := g.end(); err != nil {
-				t.Error(err)
-			}
+			g.ends()
 		})
 	})
 }
@@ -223,9 +213,7 @@ func TestTheRecorderKeepsEachAttemptWithItsSteps(t *testing.T) {
 		g.run()
 		g.until("assigned", 1)
 		synctest.Wait()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 		attempts := store.Attempts(g.Store.Directory, g.Store.RuntimeDirectory)
 		if len(attempts) != 2 {
 			t.Fatalf("%d attempts: %+v", len(attempts), attempts)
@@ -357,9 +345,7 @@ func TestClientsDoNotDelayTheLoop(t *testing.T) {
 		t.Errorf("status: %v", err)
 	}
 	t.Logf("an iteration of the loop takes %s alone, and %s with fifty clients", alone, crowded)
-	if err := g.end(); err != nil {
-		t.Error(err)
-	}
+	g.ends()
 }
 
 func eventually(t *testing.T, what string, is func() bool) {

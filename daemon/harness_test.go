@@ -252,6 +252,14 @@ func (g *gateway) end() error {
 	return err
 }
 
+// ends is end for a daemon that returns no error.
+func (g *gateway) ends() {
+	g.t.Helper()
+	if err := g.end(); err != nil {
+		g.t.Error(err)
+	}
+}
+
 // until waits until the event was logged n times, and returns the time of that, counted from
 // the start.
 func (g *gateway) until(event string, n int) time.Duration {

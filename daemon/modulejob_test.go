@@ -37,9 +37,7 @@ func TestARegistrationInterruptsAJobForModules(t *testing.T) {
 		}
 		g.within(time.Minute, "module-created", 1)
 		g.wantFaults()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -58,9 +56,7 @@ func TestAReloadDuringAJobForModulesAppliesTheNewConfiguration(t *testing.T) {
 		g.within(10*time.Minute, "module-created", 1)
 		time.Sleep(time.Minute)
 		g.wantModules(t, "b")
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -98,9 +94,7 @@ func TestAModuleIsRecordedBeforeItsRequestLeaves(t *testing.T) {
 			g.within(time.Minute, "module-created", 1)
 			synctest.Wait()
 			g.wantModules(t, "a")
-			if err := g.end(); err != nil {
-				t.Error(err)
-			}
+			g.ends()
 		})
 	}
 }
@@ -108,20 +102,9 @@ func TestAModuleIsRecordedBeforeItsRequestLeaves(t *testing.T) {
 // The gateway repairs itself: the modules at the hub get new keys.
 func TestADamagedModulesFileIsKeptAndTheModulesGetNewKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a", "b"})
-		g.run()
-		g.within(time.Minute, "module-created", 2)
-		g.finished(t)
-		path := filepath.Join(g.Store.Directory, "modules.json")
-		whole, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		g := created(t, "a", "b")
 		before := g.modulesFile(t)
-		damaged := bytes.Replace(whole, []byte(`"created": true`), []byte(`"created": none`), 1)
-		if err := os.WriteFile(path, damaged, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		_, damaged := g.rewrite(t, `"created": true`, `"created": none`)
 		g.Settings = withModules(g.Settings, "a")
 		g.Settings.OnBoot = PolicyIfNeeded
 		g.run()
@@ -136,7 +119,7 @@ func TestADamagedModulesFileIsKeptAndTheModulesGetNewKeys(t *testing.T) {
 		if left := g.sim.Modules(device); len(left) != 2 {
 			t.Errorf("the hub has %+v", left)
 		}
-		kept, err := filepath.Glob(path + ".corrupt-*")
+		kept, err := filepath.Glob(g.modulesPath() + ".corrupt-*")
 		if err != nil || len(kept) != 1 {
 			t.Fatal(kept, err)
 		}
@@ -150,9 +133,7 @@ func TestADamagedModulesFileIsKeptAndTheModulesGetNewKeys(t *testing.T) {
 		if !strings.Contains(notices, kept[0]) || strings.Contains(notices, base64.StdEncoding.EncodeToString(before.Root)) {
 			t.Errorf("the notices are %s", notices)
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -165,9 +146,7 @@ func TestADeviceWithACertificateManagesModules(t *testing.T) {
 		synctest.Wait()
 		g.wantModules(t, "a")
 		g.wantFaults()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -212,9 +191,7 @@ func TestModulesWaitForAPlausibleClock(t *testing.T) {
 		time.Sleep(29 * time.Second)
 		g.wantAsked(t)
 		g.within(time.Minute, "module-created", 1)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -234,9 +211,7 @@ func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterARequestedRegistration(t *
 		time.Sleep(50 * time.Hour) // the regular registrations
 		g.wantAsked(t, "GET ", "PUT /a", "DELETE /a", "GET ", "PUT /a")
 		g.wantFaults()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -272,9 +247,7 @@ func TestTheModulesAreVerifiedWhenDPSAssignsAnotherHub(t *testing.T) {
 		g.until("assigned", 3)
 		g.within(time.Minute, "module-created", 2)
 		g.wantModules(t, "a")
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -285,54 +258,29 @@ func TestAModulesFileThatCouldNotBeWrittenAfterARequestIsWrittenLater(t *testing
 		g.until("assigned", 1)
 		time.Sleep(2 * time.Second)
 		g.wantAsked(t, "GET ", "PUT /a")
-		path := filepath.Join(g.Store.Directory, "modules.json")
-		whole, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
 		// dpsd does not replace a file of a newer version.
-		if err := os.WriteFile(path, bytes.Replace(whole, []byte(`"schema": 1`), []byte(`"schema": 2`), 1), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		whole, _ := g.rewrite(t, `"schema": 1`, `"schema": 2`)
 		g.until("module-created", 1)
 		g.within(time.Second, "fault", 1)
-		if err := os.WriteFile(path, whole, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		g.restore(t, whole)
 		time.Sleep(10 * time.Minute)
 		g.wantModules(t, "a")
 		g.wantFaults(fault.ModulesUnreadable)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
 // The configuration no longer has the consumer, so that only the file says that there is a module.
 func TestAModulesFileThatCannotBeReadIsReportedWithoutConsumers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a"})
-		g.run()
-		g.within(time.Minute, "module-created", 1)
-		g.finished(t)
-		path := filepath.Join(g.Store.Directory, "modules.json")
-		whole, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, bytes.Replace(whole, []byte(`"schema": 1`), []byte(`"schema": 2`), 1), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		g := created(t, "a")
+		whole, _ := g.rewrite(t, `"schema": 1`, `"schema": 2`)
 		g.Settings = withModules(g.Settings)
 		g.run()
 		g.within(time.Minute, "fault", 1)
-		if err := os.WriteFile(path, whole, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		g.restore(t, whole)
 		g.within(time.Minute, "module-removed", 1)
 		g.wantModules(t)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }

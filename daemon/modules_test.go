@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -37,6 +38,27 @@ func modular(t *testing.T, ids []string, rules ...simulator.Rule) *gateway {
 	t.Helper()
 	g := newGateway(t, rules...)
 	g.Settings = withModules(g.Settings, ids...)
+	return g
+}
+
+// created returns a gateway whose last run has created these modules.
+func created(t *testing.T, ids ...string) *gateway {
+	t.Helper()
+	g := modular(t, ids)
+	g.run()
+	g.within(time.Minute, "module-created", len(ids))
+	g.finished(t)
+	return g
+}
+
+// having returns a gateway that has been assigned, and whose device has a module with other keys.
+func having(t *testing.T, id, managedBy string) *gateway {
+	t.Helper()
+	g := newGateway(t)
+	g.run()
+	g.until("assigned", 1)
+	g.put(t, id, managedBy, otherKey)
+	g.finished(t)
 	return g
 }
 
@@ -89,7 +111,7 @@ func (g *gateway) modulesFile(t *testing.T) store.Modules {
 		Root    []byte
 		Modules []store.ModuleIdentity
 	}
-	data, err := os.ReadFile(filepath.Join(g.Store.Directory, "modules.json"))
+	data, err := os.ReadFile(g.modulesPath())
 	if err == nil {
 		err = json.Unmarshal(data, &m)
 	}
@@ -98,6 +120,31 @@ func (g *gateway) modulesFile(t *testing.T) store.Modules {
 	}
 	return store.Modules{Root: m.Root, Identities: m.Modules}
 }
+
+// rewrite replaces a text in modules.json. It returns the file before and after.
+func (g *gateway) rewrite(t *testing.T, text, by string) (before, after []byte) {
+	t.Helper()
+	before, err := os.ReadFile(g.modulesPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	after = bytes.Replace(before, []byte(text), []byte(by), 1)
+	if bytes.Equal(before, after) {
+		t.Fatalf("modules.json does not contain %q: %s", text, before)
+	}
+	g.restore(t, after)
+	return before, after
+}
+
+// restore writes modules.json.
+func (g *gateway) restore(t *testing.T, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(g.modulesPath(), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (g *gateway) modulesPath() string { return filepath.Join(g.Store.Directory, "modules.json") }
 
 // finished ends the daemon but not the simulator.
 func (g *gateway) finished(t *testing.T) {
@@ -149,13 +196,10 @@ var otherKey = base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("x"), 32))
 
 func TestModulesExistAfterTheAssignmentAndARestartDoesNotContactTheHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"camera", "broker"})
-		g.run()
-		g.within(time.Minute, "module-created", 2)
-		g.finished(t)
+		g := created(t, "camera", "broker")
 		g.wantModules(t, "broker", "camera")
 		g.wantAsked(t, "GET ", "PUT /broker", "PUT /camera")
-		info, err := os.Stat(filepath.Join(g.Store.Directory, "modules.json"))
+		info, err := os.Stat(g.modulesPath())
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Error(info.Mode(), err)
 		}
@@ -198,38 +242,27 @@ func TestModulesAreCreatedAndRemovedWithTheirConsumers(t *testing.T) {
 			t.Errorf("the module of another program was touched: %+v", all)
 		}
 		g.wantFaults()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
 // The configuration is without the consumer when dpsd starts again.
 func TestAModuleIsRemovedAfterARestartWithoutItsConsumer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a"})
-		g.run()
-		g.within(time.Minute, "module-created", 1)
-		g.finished(t)
+		g := created(t, "a")
 		g.Settings = withModules(g.Settings)
 		g.Settings.OnBoot = PolicyIfNeeded
 		g.run()
 		g.within(time.Minute, "module-removed", 1)
 		synctest.Wait()
 		g.wantModules(t)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
 func TestAModuleOfAnotherProgramIsNotChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t)
-		g.run()
-		g.until("assigned", 1)
-		g.put(t, "taken", "factory", otherKey)
-		g.finished(t)
+		g := having(t, "taken", "factory")
 		g.Settings = withModules(g.Settings, "taken", "free")
 		g.run()
 		g.within(time.Minute, "module-created", 1)
@@ -244,29 +277,21 @@ func TestAModuleOfAnotherProgramIsNotChanged(t *testing.T) {
 				t.Errorf("the module was changed: %+v", m)
 			}
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
 // The state directory was lost, for example: dpsd has created the module with another root.
 func TestAModuleWithOtherKeysGetsThoseOfThisGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t)
-		g.run()
-		g.until("assigned", 1)
-		g.put(t, "a", "dpsd", otherKey)
-		g.finished(t)
+		g := having(t, "a", "dpsd")
 		g.Settings = withModules(g.Settings, "a")
 		g.run()
 		g.within(time.Minute, "module-created", 1)
 		synctest.Wait()
 		g.wantModules(t, "a")
 		g.wantFaults()
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
@@ -304,9 +329,7 @@ func TestAHubThatFailsDoesNotDelayReadyAndIsAskedAgainLater(t *testing.T) {
 				if n := g.registers(); n != 1 {
 					t.Errorf("%d registrations", n)
 				}
-				if err := g.end(); err != nil {
-					t.Error(err)
-				}
+				g.ends()
 			})
 		})
 	}
@@ -322,44 +345,33 @@ func TestTheHubsRetryAfterHoldsAcrossARestart(t *testing.T) {
 		if took := g.until("module-created", 1); took < 10*time.Minute {
 			t.Errorf("the hub was asked again after %s", took)
 		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
+		g.ends()
 	})
 }
 
 // A hub refuses the token of a gateway whose clock is wrong.
-func TestAHubThatRefusedTheDeviceIsAskedAgainWhenTheClockIsSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: 401})
-		g.Settings.Retry.RefusedInitial = time.Hour
-		steps := make(chan time.Duration)
-		g.ClockStepped = steps
-		g.run()
-		g.until("fault", 1)
-		time.Sleep(time.Minute)
-		steps <- -24 * time.Hour
-		g.within(time.Second, "module-created", 1)
-		g.wantFaults(fault.HubRefused)
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestTheHubsRetryAfterHoldsAlthoughTheClockIsSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: 429, RetryAfter: "600"})
-		steps := make(chan time.Duration)
-		g.ClockStepped = steps
-		g.run()
-		before := g.until("fault", 1)
-		steps <- time.Hour
-		if took := g.until("module-created", 1) - before; took < 10*time.Minute {
-			t.Errorf("the hub was asked again after %s", took)
-		}
-		if err := g.end(); err != nil {
-			t.Error(err)
-		}
-	})
+func TestAClockThatIsSetEndsTheWaitAfterARefusalButNotTheRetryAfterOfTheHub(t *testing.T) {
+	for status, least := range map[int]time.Duration{401: 0, 429: 9 * time.Minute} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rule := simulator.Rule{On: simulator.OnHubRequest, Times: 1, Status: status}
+				if status == 429 {
+					rule.RetryAfter = "600"
+				}
+				g := modular(t, []string{"a"}, rule)
+				g.Settings.Retry.RefusedInitial = time.Hour
+				steps := make(chan time.Duration)
+				g.ClockStepped = steps
+				g.run()
+				g.until("fault", 1)
+				time.Sleep(time.Minute)
+				set := time.Since(g.start)
+				steps <- -24 * time.Hour
+				if took := g.until("module-created", 1) - set; took < least || took > least+time.Minute {
+					t.Errorf("the module exists %s after the clock was set", took)
+				}
+				g.ends()
+			})
+		})
+	}
 }
