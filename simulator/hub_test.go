@@ -468,6 +468,7 @@ func TestHubPackets(t *testing.T) {
 		ask(get+"d", "", "$iothub/twin/res/200/?$rid=d", `{"desired":{"$version":1},"reported":{"$version":3,"a":{"b":1.0,"e":"<&>"}}}`)
 		ask(patch+"e", `[1]`, "$iothub/twin/res/400/?$rid=e", `{"message":"the reported properties are not a JSON object"}`)
 		ask(patch+"f", `{} {}`, "$iothub/twin/res/400/?$rid=f", `{"message":"the reported properties are not a JSON object"}`)
+		ask(patch+"f2", `{}]`, "$iothub/twin/res/400/?$rid=f2", `{"message":"the reported properties are not a JSON object"}`)
 		ask(patch+"g", `{"$version":9}`, "$iothub/twin/res/400/?$rid=g", `{"message":"the name of a reported property begins with $"}`)
 		again := call(t, s, hubConnect(s, hubName, device), 0)
 		again.send(filters(1, "$iothub/twin/res/#")...)

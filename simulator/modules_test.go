@@ -145,6 +145,7 @@ func TestTheRegistryRefusesWhatADeviceMayNotDoWithModules(t *testing.T) {
 		{name: "a body that is not an object", method: "PUT", target: modulePath("m"), body: "[]", status: 400, want: "400006"},
 		{name: "an unknown member", method: "PUT", target: modulePath("m"), body: strings.Replace(moduleBody("m"), "{", `{"key":"x",`, 1), status: 400, want: "400006"},
 		{name: "two values in the body", method: "PUT", target: modulePath("m"), body: moduleBody("m") + "{}", status: 400, want: "400006"},
+		{name: "a bracket after the body", method: "PUT", target: modulePath("m"), body: moduleBody("m") + "]", status: 400, want: "400006"},
 		{name: "the name of another module in the body", method: "PUT", target: modulePath("m"), body: moduleBody("n"), status: 400, want: "ErrorCode:ArgumentInvalid"},
 		{name: "no name in the body", method: "PUT", target: modulePath("m"), body: "{}", status: 400, want: "400004"},
 		{name: "the name of another device in the body", method: "PUT", target: modulePath("m"), body: `{"moduleId":"m","deviceId":"x"}`, status: 400, want: "400004"},

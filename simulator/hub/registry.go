@@ -3,7 +3,9 @@ package hub
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
@@ -173,7 +175,7 @@ func parseModule(u User, body []byte) (wantedModule, *enroll.Refusal) {
 	var w wantedModule
 	in := json.NewDecoder(bytes.NewReader(body))
 	in.DisallowUnknownFields()
-	if err := in.Decode(&w); err != nil || in.More() {
+	if err := in.Decode(&w); err != nil || !atEnd(in) {
 		return w, refuse(codeSerialization, "SerializationError", "the body is not the JSON object of a module")
 	}
 	invalid := func(reason string) (wantedModule, *enroll.Refusal) {
@@ -193,6 +195,13 @@ func parseModule(u User, body []byte) (wantedModule, *enroll.Refusal) {
 	}
 	w.Authentication = &complete
 	return w, nil
+}
+
+// atEnd reports whether nothing follows the last value. Decoder.More is for arrays and objects: it
+// also returns false before a bracket.
+func atEnd(in *json.Decoder) bool {
+	_, err := in.Token()
+	return errors.Is(err, io.EOF)
 }
 
 // apply returns the changed or, for the zero value, the new identity.

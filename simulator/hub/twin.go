@@ -59,7 +59,7 @@ func (t *Twins) Answer(u User, p Publication, body []byte) (topic string, answer
 	var patch map[string]any
 	in := json.NewDecoder(bytes.NewReader(body))
 	in.UseNumber()
-	if err := in.Decode(&patch); err != nil || patch == nil || in.More() {
+	if err := in.Decode(&patch); err != nil || patch == nil || !atEnd(in) {
 		return refuse("the reported properties are not a JSON object")
 	}
 	for name := range patch {
