@@ -78,11 +78,9 @@ const (
 
 // user is a service that uses the hub, with what dpsd knows of its reports.
 type user struct {
-	tracker   refusal.Tracker
-	delay     time.Duration // until the next connection
-	moved     bool          // the device is assigned to the other hub
-	checks    uint32
-	registers uint32
+	tracker refusal.Tracker
+	delay   time.Duration // until the next connection
+	moved   bool          // the device is assigned to the other hub
 }
 
 // startUsers starts the services that lose their connections.
@@ -131,13 +129,11 @@ func (r *run) checkHub(i int32, d *device, now time.Duration) {
 		return
 	}
 	u.tracker.Begin()
-	u.checks++
 	r.result.HubChecks++
 	decision := u.tracker.Found(r.find(u, now), r.situation(), now)
 	if decision.Action != refusal.Reprovisioning {
 		return
 	}
-	u.registers++
 	u.tracker.Scheduled(now)
 	r.begin(i, d, now)
 }
