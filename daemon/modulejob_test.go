@@ -216,19 +216,33 @@ func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterARequestedRegistration(t *
 }
 
 func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterReports(t *testing.T) {
-	for name, asks := range map[string]bool{"hub_check off": false, "hub_check https": true} {
-		t.Run(name, func(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		asks   bool // hub_check = "https"
+		device bool // the device was deleted, and not only the module
+	}{
+		{name: "the module, hub_check off"},
+		{name: "the module, hub_check https", asks: true},
+		{name: "the device, hub_check off", device: true},
+		{name: "the device, hub_check https", asks: true, device: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newReporting(t, func(g *gateway) {
-					g.Settings.HubCheck = asks
+					g.Settings.HubCheck = tt.asks
 					g.Settings.Consumers = append(g.Settings.Consumers, consumer.Consumer{Name: "m", Scope: consumer.Scope{Module: "a"}})
 				})
 				defer r.finish()
 				r.within(time.Minute, "module-created", 1)
-				r.remove(t, "a")
+				if tt.device {
+					r.sim.DeleteDevice(device)
+				} else {
+					r.remove(t, "a")
+				}
 				r.reportFor(20*time.Minute, "5")
 				r.within(time.Hour, "module-created", 2)
 				r.wantModules(t, "a")
+				r.wantFaults()
 			})
 		})
 	}
