@@ -15,6 +15,7 @@ import (
 	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/modules"
+	"github.com/dpsd-project/dpsd/refusal"
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
@@ -246,6 +247,25 @@ func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterReports(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAModuleThatTheHubDoesNotKnowExistsAgainWithoutARegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReporting(t, func(g *gateway) {
+			g.Settings.Consumers = append(g.Settings.Consumers, consumer.Consumer{Name: "m", Scope: consumer.Scope{Module: "a"}})
+		})
+		defer r.finish()
+		r.within(time.Minute, "module-created", 1)
+		r.remove(t, "a")
+		if a := r.report("404010"); a.Action != refusal.None {
+			t.Errorf("%+v", a)
+		}
+		r.within(time.Minute, "module-created", 2)
+		r.wantModules(t, "a")
+		if all := r.registered(); len(all) > 0 {
+			t.Errorf("registrations after %v", all)
+		}
+	})
 }
 
 // No request reaches the other hub, so modules.json still has the module of the first one.

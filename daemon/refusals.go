@@ -55,6 +55,9 @@ func (s *supervisor) reported(r refusal.Reason, now time.Time) refusal.Answer {
 	if s.consumers.found {
 		d = s.refusals.tracker.Report(r, s.situation(now), elapsed)
 	}
+	if d.Modules {
+		s.modules.verify = true
+	}
 	if d.Action != refusal.None {
 		switch {
 		case s.running.active() && s.running.registers:

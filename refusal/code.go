@@ -17,6 +17,9 @@ const Unreachable Code = -1
 
 const unreachable = "unreachable"
 
+// moduleNotFound is the code of a hub that knows the device, but not the module.
+const moduleNotFound Code = 404_010
+
 var errCode = errors.New(`the code is not a return code of CONNACK (1 to 5), an HTTP status (400 to 599), an error code of IoT Hub (400000 to 599999), or "unreachable"`)
 
 // ParseCode returns the code that text contains.
@@ -90,7 +93,7 @@ func (c Code) Kind() Kind {
 		return Unavailable
 	case 403_002, 403_003, 403_004, 403_005, 403_006, 403_007:
 		return Throttled // quotas and limits (Azure page "Troubleshooting Azure IoT Hub error codes")
-	case 404_010, 404_103, 404_104:
+	case moduleNotFound, 404_103, 404_104:
 		return Other // a module is missing, or a connection has ended
 	}
 	switch status := c.status(); {

@@ -35,6 +35,7 @@ type Tracker struct {
 	// never. It must survive a restart of dpsd.
 	Acted time.Duration
 
+	verified   time.Duration // when the modules were last verified because of a report; 0: never
 	generation uint64
 	counts     map[counted]Count
 	check      check
@@ -80,6 +81,7 @@ type Decision struct {
 	Action  Action
 	Because string        // a sentence
 	At      time.Duration // when dpsd acts, or may act at the earliest; 0: never
+	Modules bool          // dpsd verifies the module identities
 }
 
 // Answer returns the decision as an answer to a consumer. elapsed and now are the current time of
@@ -103,6 +105,9 @@ func (t *Tracker) Report(r Reason, s Situation, now time.Duration) Decision {
 	case Throttled:
 		return Decision{Action: None, Because: "The hub accepts the identity, but limits its requests. A registration would not change the limit; try again later."}
 	case Other:
+		if r.Code == moduleNotFound && s.Policy != ReportOnly {
+			return t.missing(now)
+		}
 		return Decision{Action: None, Because: "The hub rejects the request, not the identity. A registration would not change this."}
 	}
 	c := t.count(counted{r.Consumer, kind}, now)
@@ -130,6 +135,15 @@ func (t *Tracker) Report(r Reason, s Situation, now time.Duration) Decision {
 		return t.verifying()
 	}
 	return d
+}
+
+// missing decides after a report that the hub does not know the module.
+func (t *Tracker) missing(now time.Duration) Decision {
+	if t.verified > 0 && now < t.verified+Gap {
+		return Decision{Action: None, Because: "The hub does not know the module. dpsd verifies the module identities at most once an hour because of reports."}
+	}
+	t.verified = now
+	return Decision{Action: None, Because: "The hub does not know the module. dpsd verifies the module identities.", Modules: true}
 }
 
 // count counts one more report.

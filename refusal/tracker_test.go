@@ -103,6 +103,22 @@ func TestAnImplausibleClockPreventsARegistration(t *testing.T) {
 	}
 }
 
+func TestAReportOfAMissingModuleVerifiesTheModulesAtMostOnceAnHour(t *testing.T) {
+	missing := refusal.Reason{Consumer: "edge", Code: 404010}
+	var tracker refusal.Tracker
+	for _, tt := range []struct {
+		at     time.Duration
+		policy refusal.Policy
+		want   bool
+	}{{0, refusal.ReportOnly, false}, {0, "", true}, {time.Hour - 1, "", false}, {time.Hour, "", true}, {time.Hour + 1, "", false}} {
+		d := tracker.Report(missing, refusal.Situation{Policy: tt.policy}, start+tt.at)
+		if d.Action != refusal.None || d.Modules != tt.want || d.At != 0 {
+			t.Errorf("after %s with the policy %q: %+v", tt.at, tt.policy, d)
+		}
+		tracker.Forget() // an assignment does not shorten the hour
+	}
+}
+
 func TestWithThePolicyReportDpsdNeverActs(t *testing.T) {
 	for _, code := range []string{"5", "503", "unreachable", "429"} {
 		if o := observe(t, code, refusal.Confirmed, refusal.Situation{Policy: refusal.ReportOnly}); len(o.registrations) > 0 || o.last.Action != refusal.None {
