@@ -32,12 +32,15 @@ type consumers struct {
 	sockets []*hubSocket // by name
 	board   consumer.Board
 	posted  consumer.State // the last one on the board
+	first   chan struct{}  // closed after the first one was posted: the servers wait for it
+	posting sync.Once      // closes first
 	roots   string         // file with the system's roots
 
 	record     store.Record // the published one, as it was when no attempt was running
 	found      bool
 	recognized bool      // statusHistory.fingerprint is that of the current settings
 	due        time.Time // when a recognition is due; zero: it is not
+	comparing  time.Time // until then, the result of a comparison is expected; zero: it is not
 	assignedBy string    // the credential with which DPS last assigned this device; "": unknown
 
 	signing   atomic.Pointer[signing]   // for the servers; nil: there is no key
@@ -70,6 +73,8 @@ func (s *supervisor) openConsumers(now time.Time) {
 	s.board.Use = s.consumers.used
 	s.consumers.record, s.consumers.found = s.store.Current()
 	s.consumers.configure(s.settings.Consumers)
+	s.consumers.first = make(chan struct{})
+	s.consumers.compare(now)
 	if !s.lookup { // a lookup finds out the same
 		s.recognize(now)
 	}
@@ -86,56 +91,22 @@ func assignedBy(directory, runtimeDirectory string) (credential string) {
 	return credential
 }
 
-// recognize asks for a recognition if it is necessary.
-func (s *supervisor) recognize(now time.Time) {
-	if c := &s.consumers; s.usesHub() && c.found && !c.recognized {
-		c.due = now
-	}
-}
-
 // usesHub reports whether there are local services that use the hub, or modules of them.
 func (s *supervisor) usesHub() bool {
 	return len(s.consumers.sockets) > 0 || s.modules.concern(s.settings.Consumers)
 }
 
 // replaced applies the consumers of new settings.
-func (c *consumers) replaced(all []consumer.Consumer) {
+func (c *consumers) replaced(all []consumer.Consumer, now time.Time) {
 	c.recognized = false
+	c.compare(now)
 	c.configure(all)
 }
-
-// recognized notes the fingerprint of the configuration that an attempt has computed; "": it could
-// not. The fingerprint of settings that have been replaced does not count.
-func (s *supervisor) recognized(fingerprint string) {
-	if fingerprint != "" && !s.running.replaced {
-		s.history.configured(fingerprint)
-		s.consumers.recognized = true
-	}
-}
-
-// recognition finds out whether the published record belongs to the configuration. Otherwise,
-// services would have to wait for the first registration, which the boot delay and the
-// network can delay for a long time. It sends nothing. The next attempt reports its errors.
-type recognition struct {
-	reporter
-	identification
-}
-
-type recognitionOutcome struct{ fingerprint string }
-
-func (r *recognition) run(context.Context) outcome {
-	_ = r.identify(r.now())
-	return recognitionOutcome{r.fingerprint()}
-}
-
-func (o recognitionOutcome) learn(s *supervisor) { s.recognized(o.fingerprint) }
-
-func (o recognitionOutcome) finish(*supervisor, time.Time) error { return nil }
 
 // postConsumers posts what services get if it has changed.
 func (s *supervisor) postConsumers(now time.Time) {
 	c := &s.consumers
-	if !s.usesHub() {
+	if !s.usesHub() || now.Before(c.comparing) {
 		return
 	}
 	// A running attempt owns the store, and may hang in it with the disk.
@@ -160,6 +131,7 @@ func (s *supervisor) postConsumers(now time.Time) {
 	c.posted = st
 	s.modules.useKeys(st.Hub)
 	c.board.Post(st)
+	c.posting.Do(func() { close(c.first) })
 }
 
 // use gives the servers the key for tokens, if there is one.
@@ -185,13 +157,19 @@ func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	return ""
 }
 
-// consumersDue returns when services get credentials again although nothing else happens: the
-// clock can reach a plausible time in small steps, which are not reported. Zero: never.
+// consumersDue returns when what services get changes although nothing else happens: a comparison
+// takes too long, or the clock reaches a plausible time in small steps, which are not reported.
+// Zero: never.
 func (s *supervisor) consumersDue(now time.Time) time.Time {
-	if !s.usesHub() || s.withheld(now) != consumer.ClockImplausible {
+	switch {
+	case !s.usesHub():
 		return time.Time{}
+	case now.Before(s.consumers.comparing):
+		return s.consumers.comparing
+	case s.withheld(now) == consumer.ClockImplausible:
+		return now.Add(later(s.BuiltAt, s.verified).Sub(now.Round(0)))
 	}
-	return now.Add(later(s.BuiltAt, s.verified).Sub(now.Round(0)))
+	return time.Time{}
 }
 
 // hubCredential returns the credential with which the hub knows this device: the one with which
@@ -281,13 +259,18 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 	return with.key.MAC(ctx, with.secrets, statement)
 }
 
-// serveConsumers serves the services, and returns a function that closes their sockets and waits
-// until that is done. systemd keeps the sockets, so that services wait for the next dpsd.
+// serveConsumers serves the services as soon as the board has a state, and returns a function that
+// closes their sockets and waits until that is done. Until then and afterwards, services wait:
+// systemd keeps the sockets.
 func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var ended sync.WaitGroup
 	for _, socket := range s.consumers.sockets {
 		ended.Go(func() {
+			select {
+			case <-s.consumers.first:
+			case <-ctx.Done():
+			}
 			if err := socket.serve(ctx, s.hubServer); err != nil {
 				s.log(event.ConsumerFailed, zap.String("consumer", socket.name), zap.Error(err))
 			}

@@ -135,26 +135,6 @@ func TestAfterARestartServicesDoNotWaitForARegistration(t *testing.T) {
 	}
 }
 
-// The servers begin before the loop: a service that has waited for dpsd is answered immediately.
-func TestAnAnswerNeverSaysThatAnAssignedGatewayIsNotAssigned(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t)
-		g.serves("edge")
-		g.run()
-		g.until("assigned", 1)
-		g.finished(t)
-		s := g.supervisor()
-		if err := s.open(time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		defer s.close()
-		if why := s.consumers.board.State().Withheld; why != consumer.OtherConfiguration {
-			t.Errorf("before the loop, the reason is %q", why)
-		}
-		g.sim.Close()
-	})
-}
-
 func TestServicesGetNothingForTheRecordOfAnotherConfiguration(t *testing.T) {
 	for _, policy := range []Policy{"", PolicyIfNeeded} {
 		t.Run("on_boot = "+string(policy), func(t *testing.T) {

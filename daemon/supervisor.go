@@ -353,7 +353,7 @@ func (s *supervisor) restart(ctx context.Context, settings *Settings, now time.T
 		s.settings = *settings
 		s.measures.asksEvery(settings.Interval)
 		s.logDoubts()
-		s.consumers.replaced(settings.Consumers)
+		s.consumers.replaced(settings.Consumers, now)
 		s.logConsumers()
 	}
 	s.progress, s.certificate, s.lookup = progress{}, expiry{}, false

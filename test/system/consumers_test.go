@@ -192,8 +192,7 @@ func TestSocketsOfConsumersStayWhileDpsdIsRestartedUpgradedOrStopped(t *testing.
 		for _, l := range locals {
 			g.run("systemctl stop tokens-" + l.name)
 			for _, said := range lines(g.run("journalctl -q -b -o cat _COMM=consumer SYSLOG_IDENTIFIER=tokens-" + l.name)) {
-				// The second reason is for the moment in which dpsd compares the record with dpsd.toml.
-				if said != "token for 900 s" && said != "not yet: not-assigned" && said != "not yet: other-configuration" {
+				if said != "token for 900 s" && said != "not yet: not-assigned" {
 					t.Errorf("%s: %s", l.name, said)
 				}
 			}

@@ -43,11 +43,6 @@ func main() {
 		action = s.send
 	}
 	said, err := action()
-	// For a moment after its start, dpsd does not know whether the record belongs to dpsd.toml.
-	for n := 0; os.Args[1] != "tokens" && n < 30 && errors.As(err, &notYet{}) && strings.Contains(err.Error(), "other-configuration"); n++ {
-		time.Sleep(interval)
-		said, err = action()
-	}
 	for ; os.Args[1] == "tokens"; said, err = action() {
 		fmt.Println(cmp.Or(said, fmt.Sprint(err)))
 		time.Sleep(interval)
