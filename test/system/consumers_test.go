@@ -34,12 +34,13 @@ func consumers() (tables string) {
 }
 
 // enableSockets creates the users of the services, and runs the commands of docs/install.md for each
-// of them. They restart dpsd, and do not wait for it.
+// of them. The commands restart dpsd without waiting; this function waits for the sockets.
 func (g *gateway) enableSockets() {
 	g.t.Helper()
 	commands := blocks(g.t, "docs/install.md", "Sockets for services that use the hub", "sh")[0]
 	for _, l := range locals {
 		g.run("useradd --system --user-group --no-create-home " + l.name + "\n" + strings.ReplaceAll(commands, "telemetry", l.name))
+		g.until("the socket of "+l.name, "systemctl -q is-active "+l.unit())
 	}
 }
 
@@ -165,7 +166,6 @@ func TestSocketsOfConsumersStayWhileDpsdIsRestartedUpgradedOrStopped(t *testing.
 		dps.stop()
 		g.enableSockets()
 		for _, l := range locals {
-			g.until("the socket of "+l.name, "systemctl -q is-active "+l.unit())
 			g.run(fmt.Sprintf("systemd-run --quiet --unit=tokens-%[1]s --uid=%[1]s --gid=%[1]s -p SyslogIdentifier=tokens-%[1]s %[2]stokens %[1]s", l.name, consumer))
 		}
 		for _, l := range locals {
