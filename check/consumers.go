@@ -26,8 +26,8 @@ func (i *inspection) consumers(ctx context.Context) {
 		case c.Listening && c.Name == aisapi.Listener:
 			i.consumer(ctx, c.Name, "read-only, for programs of the Azure IoT Identity Service", true)
 		case c.Listening && c.Scope == "":
-			i.warn(Result{Name: Consumers, Subject: socketUnit(c.Name)}, "dpsd.toml has no [[consumer]] "+c.Name+", so dpsd refuses all requests on this socket",
-				"Add it and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name))
+			i.warn(Result{Name: Consumers, Subject: socketUnit(c.Name)}, "dpsd.toml has no [[consumer]] with the name "+c.Name+", so dpsd refuses all requests on this socket",
+				"Add one and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name))
 		}
 	}
 }
