@@ -229,7 +229,7 @@ func TestABodyIsStrictJSON(t *testing.T) {
 	}
 }
 
-func TestARequestNamesNoResource(t *testing.T) {
+func TestARequestCannotNameAResource(t *testing.T) {
 	f := start(t, consumer.Consumer{Name: "a"}, nil)
 	f.wants(http.MethodPost, "/v1/token?sr=hub%2Fdevices%2Fother", "", http.StatusBadRequest, consumer.BadRequest)
 	f.wants(http.MethodGet, "/v1/hub?", "", http.StatusBadRequest, consumer.BadRequest)
@@ -249,7 +249,7 @@ func TestARequestNamesNoResource(t *testing.T) {
 	}
 }
 
-func TestNothingIsIssuedWhileItIsWithheld(t *testing.T) {
+func TestNoCredentialIsIssuedWhileItIsWithheld(t *testing.T) {
 	f := start(t, consumer.Consumer{Name: "a", Certificate: true}, nil)
 	files := &consumer.Files{Certificate: "/c", PrivateKey: "/k", NotAfter: noon.Add(time.Hour)}
 	for _, c := range []struct {

@@ -259,7 +259,7 @@ func TestAConnectionOfAConsumerWaitsWhileStartsFail(t *testing.T) {
 }
 
 // In these states, dpsd cannot serve the connection that systemd starts it for.
-func TestAConnectionOfAConsumerDoesNotStartDpsdAgainAndAgainWithoutAValidConfiguration(t *testing.T) {
+func TestAConnectionOfAConsumerDoesNotStartDpsdRepeatedlyWithoutAValidConfiguration(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g, dps := withSockets(t, s)
 		for name, prepare := range map[string]string{
