@@ -310,7 +310,7 @@ func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 		case err == nil && (!is || l.Addr().Network() != "unix"):
 			err = errors.New("it is not a Unix stream socket")
 		case err == nil && sockets[f.Name()] != nil:
-			err = errors.New("there is another socket of the same name")
+			err = errors.New("there is another socket with the same name")
 		}
 		if err == nil {
 			sockets[f.Name()] = socket
