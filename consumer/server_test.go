@@ -43,7 +43,7 @@ type fixture struct {
 	ended  chan error
 }
 
-// start serves a consumer. No request comes too early for the limits, unless change replaces Now.
+// start serves a consumer. The rate limit applies only if change replaces Now.
 func start(t testing.TB, c consumer.Consumer, change func(*consumer.Server)) *fixture {
 	t.Helper()
 	f := &fixture{t: t, path: filepath.Join(t.TempDir(), "s"), board: &consumer.Board{}, ended: make(chan error, 1)}
@@ -76,8 +76,8 @@ func start(t testing.TB, c consumer.Consumer, change func(*consumer.Server)) *fi
 	return f
 }
 
-// hasty is a clock for which the limits of the rate never apply: between two readings pass 3 s,
-// the time in which a request becomes possible.
+// hasty is a clock with which the rate limit never applies: it advances by 3 s, the interval between
+// requests, with each reading.
 type hasty struct{ readings atomic.Int64 }
 
 func (h *hasty) now() time.Time {
@@ -132,7 +132,7 @@ func (f *fixture) get(method, path, body string, into any) {
 	}
 }
 
-// wants reports an answer that is not the problem with the code.
+// wants fails unless the response is the problem with the code.
 func (f *fixture) wants(method, path, body string, status int, code consumer.Code) consumer.Problem {
 	f.t.Helper()
 	response, text := f.request(method, path, body)

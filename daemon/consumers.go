@@ -24,29 +24,29 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// This file decides what local services that use the hub get, and posts it to their servers.
-// Without a socket for them, it does nothing.
+// This file decides what local services that use the hub can get, and posts it to their servers.
+// Without a socket or a module for them, it does nothing.
 
 // consumers is what the loop knows about the local services that use the hub.
 type consumers struct {
 	sockets []*hubSocket // by name
 	board   consumer.Board
-	posted  consumer.State // the last one on the board
-	first   chan struct{}  // closed after the first one was posted: the servers wait for it
+	posted  consumer.State // the last State that was posted to the board
+	first   chan struct{}  // closed when the first State has been posted: the servers wait for this
 	posting sync.Once      // closes first
 	roots   string         // file with the system's roots
 
 	record     store.Record // the published one, as it was when no attempt was running
 	found      bool
 	recognized bool      // statusHistory.fingerprint is that of the current settings
-	due        time.Time // when a recognition is due; zero: it is not
-	comparing  time.Time // until then, the result of a comparison is expected; zero: it is not
+	due        time.Time // when a recognition is due; zero: none is due
+	comparing  time.Time // the deadline for the result of a comparison; zero: none is running
 	assignedBy string    // the credential with which DPS last assigned this device; "": unknown
 
 	signing   atomic.Pointer[signing]   // for the servers; nil: there is no key
 	registers atomic.Pointer[registers] // for the socket of package aisapi; nil: unknown
 
-	turn chan struct{} // has room for the one request that uses the key: a TPM is slow
+	turn chan struct{} // capacity 1: one request at a time uses the key, because a TPM is slow
 }
 
 // signing is the key for the tokens of a device.
@@ -75,10 +75,10 @@ func (s *supervisor) openConsumers(now time.Time) {
 	s.consumers.configure(s.settings.Consumers)
 	s.consumers.first = make(chan struct{})
 	s.consumers.compare(now)
-	if !s.lookup { // a lookup finds out the same
+	if !s.lookup { // a lookup also determines the fingerprint
 		s.recognize(now)
 	}
-	s.postConsumers(now) // the servers begin before the loop
+	s.postConsumers(now) // the servers start before the loop
 }
 
 // assignedBy returns the credential of the last recorded assignment; "" if none is recorded.
@@ -91,7 +91,7 @@ func assignedBy(directory, runtimeDirectory string) (credential string) {
 	return credential
 }
 
-// usesHub reports whether there are local services that use the hub, or modules of them.
+// usesHub reports whether there are sockets of local services, or modules for them.
 func (s *supervisor) usesHub() bool {
 	return len(s.consumers.sockets) > 0 || s.modules.concern(s.settings.Consumers)
 }
@@ -103,13 +103,13 @@ func (c *consumers) replaced(all []consumer.Consumer, now time.Time) {
 	c.configure(all)
 }
 
-// postConsumers posts what services get if it has changed.
+// postConsumers posts what services can get, if this has changed.
 func (s *supervisor) postConsumers(now time.Time) {
 	c := &s.consumers
 	if !s.usesHub() || now.Before(c.comparing) {
 		return
 	}
-	// A running attempt owns the store, and may hang in it with the disk.
+	// A running attempt owns the store, and may hang there because of the disk.
 	if !s.running.active() {
 		c.record, c.found = s.store.Current()
 	}
@@ -144,7 +144,7 @@ func (c *consumers) use(with signing, found bool) {
 	}
 }
 
-// withheld returns why services get no credentials at present; "": they do.
+// withheld returns why services currently get no credentials; "": they do.
 func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	switch c := &s.consumers; {
 	case !c.found:
@@ -157,9 +157,9 @@ func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	return ""
 }
 
-// consumersDue returns when what services get changes although nothing else happens: a comparison
-// takes too long, or the clock reaches a plausible time in small steps, which are not reported.
-// Zero: never.
+// consumersDue returns when the State for services changes even if nothing else happens: a comparison
+// has reached its deadline, or the clock has reached a plausible time in small steps, which are not
+// reported. Zero: never.
 func (s *supervisor) consumersDue(now time.Time) time.Time {
 	switch {
 	case !s.usesHub():
@@ -210,8 +210,8 @@ func attestation(state json.RawMessage) string {
 }
 
 // certificateFiles returns the files of the certificate with which the device signs in at the
-// hub: the issued certificate, or else the one of the credential. nil: there are no files that a
-// service could read.
+// hub: the issued certificate or, without one, that of the credential. nil: there are no files that
+// a service could read.
 func (s *supervisor) certificateFiles(credential attest.Credential) *consumer.Files {
 	if c := s.consumers.record.Certificate; c != nil {
 		return &consumer.Files{Certificate: c.CertificateFile, PrivateKey: c.PrivateKeyFile, NotAfter: c.NotAfter}
@@ -232,9 +232,9 @@ var (
 	errMoved = errors.New("the assignment has just changed")
 )
 
-// mac returns the HMAC-SHA256 of a statement under the key of an identity. A server may have read
-// it from the board before a change of the assignment: no key signs for another identity. The
-// servers call it.
+// mac returns the HMAC-SHA256 of a statement under the key of an identity. It fails if the identity
+// has changed since the server read it from the board: no key signs for another identity. The servers
+// call it.
 func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
 	device := of
 	device.ModuleID = ""
@@ -259,9 +259,9 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 	return with.key.MAC(ctx, with.secrets, statement)
 }
 
-// serveConsumers serves the services as soon as the board has a state, and returns a function that
-// closes their sockets and waits until that is done. Until then and afterwards, services wait:
-// systemd keeps the sockets.
+// serveConsumers serves the services as soon as the board has a State, and returns a function that
+// closes their sockets and waits until that is done. Before and after that, services wait, because
+// systemd keeps the sockets open.
 func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var ended sync.WaitGroup
@@ -295,8 +295,8 @@ func (s *supervisor) logConsumers() {
 	}
 }
 
-// listen returns the command after which dpsd has the socket of a service. systemd does not
-// start a socket while its service runs, so the restart starts it.
+// listen returns the command that opens the socket of a service. systemd does not start a socket
+// while its service is running, so the restart of dpsd starts it.
 func listen(name string) string {
 	return "systemctl enable dpsd-hub@" + name + ".socket && systemctl restart --no-block dpsd"
 }

@@ -6,26 +6,26 @@ import (
 )
 
 // This file compares the published record with the configuration for the local services, which get
-// nothing for the record of another one.
+// no credentials for the record of another configuration.
 
-// compare notes that an attempt is about to compare the record with the configuration, which takes
-// milliseconds unless a disk or a TPM hangs. Until then, services learn nothing new: otherwise, each
-// of them would be refused at every start, and would ask again only seconds later.
+// compare records that an attempt is about to compare the record with the configuration, which takes
+// milliseconds unless a disk or a TPM hangs. Until the comparison has a result, no new State is posted:
+// otherwise, each service would be refused at every start, and would retry only seconds later.
 func (c *consumers) compare(now time.Time) {
 	if c.found {
 		c.comparing = now.Add(overdue)
 	}
 }
 
-// recognize asks for a recognition if it is necessary.
+// recognize schedules a recognition if one is necessary.
 func (s *supervisor) recognize(now time.Time) {
 	if c := &s.consumers; s.usesHub() && c.found && !c.recognized {
 		c.due = now
 	}
 }
 
-// recognized notes the fingerprint of the configuration that an attempt has computed; "": it could
-// not. The fingerprint of settings that have been replaced does not count.
+// recognized records the fingerprint of the configuration that an attempt has computed; "": it could
+// not compute one. The fingerprint of settings that have been replaced does not count.
 func (s *supervisor) recognized(fingerprint string) {
 	if s.running.replaced {
 		return
@@ -37,9 +37,9 @@ func (s *supervisor) recognized(fingerprint string) {
 	}
 }
 
-// recognition finds out whether the published record belongs to the configuration. Otherwise,
-// services would have to wait for the first registration, which the boot delay and the
-// network can delay for a long time. It sends nothing. The next attempt reports its errors.
+// recognition determines whether the published record belongs to the configuration, without sending
+// anything. Without it, services would have to wait for the first registration, which the boot delay
+// and the network can delay for a long time. It ignores errors, which the next attempt reports.
 type recognition struct {
 	reporter
 	identification

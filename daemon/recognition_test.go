@@ -11,8 +11,8 @@ import (
 	"github.com/dpsd-project/dpsd/consumer"
 )
 
-// slow gives the gateway an identity that takes a while to find out, as with a disk that is slow
-// after a start.
+// slow gives the gateway an identity that takes a while to determine, as with a disk that is slow after
+// a start.
 func (g *gateway) slow(while time.Duration) {
 	g.Settings.RegistrationID = attest.RegistrationID{Template: "%H"}
 	g.Host.Hostname = func() (string, error) {
