@@ -51,7 +51,7 @@ func (e *ProfileError) Remedy() string {
 // AnswerError means that a response has a success status, but not the content that a hub sends.
 type AnswerError struct{ Err error }
 
-// Error says what is wrong with the answer.
+// Error describes what is wrong with the response.
 func (e *AnswerError) Error() string { return "the response of the hub is unusable: " + e.Err.Error() }
 
 // Unwrap returns what is wrong.

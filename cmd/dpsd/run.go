@@ -271,7 +271,7 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	}
 	consumers := make([]consumer.Consumer, 0, len(cfg.Consumers))
 	for _, c := range cfg.Consumers {
-		scope, _ := consumer.ParseScope(c.Scope) // config.Parse accepts only existing scopes
+		scope, _ := consumer.ParseScope(c.Scope) // config.Parse accepts only valid scopes
 		consumers = append(consumers, consumer.Consumer{Name: c.Name, Scope: scope, Lifetime: c.Lifetime, Certificate: c.Certificate})
 	}
 	return daemon.Settings{
@@ -298,8 +298,8 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 }
 
 // hubSockets returns the sockets of local services among the files that systemd has passed to this
-// process, by the name of the consumer (FileDescriptorName=). It takes only Unix stream sockets
-// that listen, and closes the others.
+// process, by the name of the consumer (FileDescriptorName=). It accepts only listening Unix
+// stream sockets, and closes the others.
 func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 	sockets := map[string]daemon.HubSocket{}
 	for _, f := range files {
