@@ -1,12 +1,12 @@
 // Package aisapi answers two read-only requests of the Azure IoT Identity Service, so that
-// programs that were written for it still find out which hub and device ID the gateway has:
+// programs that were written for it can still learn the hub and the device ID of the gateway:
 //
 //	GET /identities/identity      the IoT hub and the device ID
 //	GET /identities/provisioning  how the gateway registers with DPS
 //
 // The answers match the OpenAPI documents of aziot-identityd (testdata/README.md). They
-// contain no credential, because dpsd gives every service a socket of its own for that, see
-// package consumer. docs/migration.md describes the differences.
+// contain no credential: dpsd issues credentials over the sockets of package consumer, one for each
+// service. docs/migration.md describes the differences.
 package aisapi
 
 import (
@@ -26,10 +26,10 @@ import (
 // can have this name.
 const Listener = "aziot-identity"
 
-// Scope stands for the scope of a consumer in the status of the socket.
+// Scope takes the place of the scope of a consumer in the status of the socket.
 const Scope = "identity"
 
-// RetryAfter is how long a program should wait before it asks again for what dpsd does not know
+// RetryAfter is how long a program should wait before it repeats a request that dpsd cannot answer
 // yet.
 const RetryAfter = 10 * time.Second
 
@@ -90,12 +90,12 @@ type problem struct {
 	Message string `json:"message"`
 }
 
-// page is where the messages send their readers.
+// page refers the readers of the messages to the documentation.
 const page = "see docs/migration.md"
 
 // elsewhere are the requests of the Identity Service, its key service, its certificate service
-// and its TPM service that dpsd does not answer, and what a program uses instead. A request also
-// includes the paths below it.
+// and its TPM service that dpsd does not answer, and what a program can use instead. A path includes
+// the paths below it.
 var elsewhere = []struct{ path, instead string }{
 	{"/identities/device/reprovision", `run "dpsd reprovision", or report the refusal with POST /v1/refused on the socket of the service`},
 	{"/identities/device", "use GET /identities/identity"},
@@ -148,8 +148,8 @@ func (h *Handler) answer(r *http.Request) (body any, wrong *problem) {
 	case r.URL.Path == "/identities/provisioning" && version >= provisioningSince:
 		read = h.provisioning
 	default:
-		return nil, &problem{http.StatusNotFound, "not found: this socket provides GET /identities/identity and, from api-version " +
-			provisioningSince + " on, GET /identities/provisioning; " + page}
+		return nil, &problem{http.StatusNotFound, "not found: this socket provides GET /identities/identity and, since api-version " +
+			provisioningSince + ", GET /identities/provisioning; " + page}
 	}
 	if r.Method != http.MethodGet {
 		return nil, &problem{http.StatusBadRequest, "method not allowed: this socket is read-only and accepts only GET; " + page}

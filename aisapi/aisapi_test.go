@@ -25,7 +25,7 @@ import (
 
 var versions = []string{"2020-09-01", "2021-12-01", "2022-08-01"}
 
-// gateway is what dpsd knows in a test.
+// gateway is the state of dpsd in a test.
 type gateway struct {
 	state        consumer.State
 	provisioning *aisapi.Provisioning
@@ -130,7 +130,7 @@ func (d document) check(t *testing.T, reference string, body []byte) {
 	}
 }
 
-// now is the time on the gateway. It does not pass, so every request counts against the limits.
+// now is the time on the gateway. It stands still, so every request counts towards the limits.
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // listen serves the gateway on a Unix socket as the daemon does, and returns the path.
@@ -259,7 +259,7 @@ func TestEveryTypeOfCredentialIsOneOfThePublishedInterface(t *testing.T) {
 	}
 }
 
-func TestAnAnswerThatIsNotKnownYetContainsRetryAfter(t *testing.T) {
+func TestAResponseContainsRetryAfterWhileTheAnswerIsUnknown(t *testing.T) {
 	for name, tt := range map[string]struct {
 		path   string
 		change func(*gateway)
@@ -351,8 +351,8 @@ func TestEveryOtherRequestNamesWhatToUseInstead(t *testing.T) {
 	}
 }
 
-// No request may change anything or obtain a credential: nothing but the two GET requests is
-// answered with 200.
+// No request may change anything or obtain a credential: only the two GET requests get the status
+// 200.
 func TestNothingButTheTwoRequestsSucceeds(t *testing.T) {
 	methods := []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "FROB"}
 	paths := []string{

@@ -13,7 +13,7 @@ import (
 
 const identityTarget = "/identities/identity?api-version=2022-08-01"
 
-// checkLimited checks that an answer says in the format of the Identity Service when to try again.
+// checkLimited checks that a response says when to try again, in the format of the Identity Service.
 func checkLimited(t *testing.T, response *http.Response, body []byte) {
 	t.Helper()
 	if response.StatusCode != http.StatusTooManyRequests || response.Header.Get("Retry-After") == "" {

@@ -249,7 +249,7 @@ func (s Secrets) authenticate(ctx context.Context, text, data []byte) ([]byte, e
 	return sas.MAC(key, data), nil
 }
 
-// authenticateTPM is authenticate for the text of a TSS2 file. With FilesOnly, it returns nil.
+// authenticateTPM does what authenticate does, for the text of a TSS2 file. With FilesOnly, it returns nil.
 func (s Secrets) authenticateTPM(ctx context.Context, text, data []byte) (mac []byte, err error) {
 	f, err := parseTPM(text)
 	switch {

@@ -197,7 +197,7 @@ func DoubtOf(text, key []byte, registrationID string) *Doubt {
 	return nil
 }
 
-// doubtOf is DoubtOf for a text that may be something else than a key.
+// doubtOf does what DoubtOf does, for a text that may not be a key.
 func doubtOf(text []byte, registrationID string) *Doubt {
 	key, err := decode(bytes.TrimSpace(text))
 	if err != nil {

@@ -101,7 +101,7 @@ name = "service"
 scope = "device"
 `
 
-// pass makes a command inherit the socket of the consumer, as systemd does (sd_listen_fds(3)).
+// pass makes a command inherit the socket of the consumer, as if systemd had passed it (sd_listen_fds(3)).
 // LISTEN_PID is the process ID of the program, which only the process itself knows.
 func (s *service) pass(command *exec.Cmd) (closeSocket func(), err error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: s.path(s.consumer + ".sock")})
@@ -140,7 +140,7 @@ func (s *service) token(ctx context.Context) error {
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return s.failed(fmt.Errorf("the request for a token was answered %s", answer.Status))
+		return s.failed(fmt.Errorf("the response to the request for a token was %s", answer.Status))
 	}
 	return nil
 }

@@ -197,7 +197,7 @@ func (b *bench) service(dir, name string, v variant, tickets bool, rules ...simu
 }
 
 // rests measures the idle service: with the watchdog of dpsd.service, without it, and without it
-// but with an issued certificate, or with the socket of a local service that has a token.
+// but with an issued certificate, or with the socket of a local service that has received a token.
 func (b *bench) rests(ctx context.Context) ([]budget, error) {
 	dir, err := os.MkdirTemp(quiet(), "dpsd-bench-")
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/dpsd-project/dpsd/control"
 )
 
-// consumers checks the sockets of the local services that use the hub. Without [[consumer]] and
-// without such a socket, it reports nothing.
+// consumers checks the sockets of the local services that use the hub. It reports nothing if there
+// is neither a [[consumer]] nor such a socket.
 func (i *inspection) consumers(ctx context.Context) {
 	s, err := i.answer()
 	received := func(name string) bool {
@@ -26,13 +26,13 @@ func (i *inspection) consumers(ctx context.Context) {
 		case c.Listening && c.Name == aisapi.Listener:
 			i.consumer(ctx, c.Name, "read-only, for programs of the Azure IoT Identity Service", true)
 		case c.Listening && c.Scope == "":
-			i.warn(Result{Name: Consumers, Subject: socketUnit(c.Name)}, "dpsd.toml has no [[consumer]] "+c.Name+", so dpsd refuses all requests on this socket",
-				"Add it and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name))
+			i.warn(Result{Name: Consumers, Subject: socketUnit(c.Name)}, "dpsd.toml has no [[consumer]] with the name "+c.Name+", so dpsd refuses all requests on this socket",
+				"Add one and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name))
 		}
 	}
 }
 
-// consumer checks one socket. received reports whether the running dpsd, if there is one, has it.
+// consumer checks one socket. received is false if dpsd is running without it.
 func (i *inspection) consumer(ctx context.Context, name, purpose string, received bool) {
 	r := Result{Name: Consumers, Subject: socketUnit(name)}
 	if i.Systemctl == nil {
@@ -53,13 +53,13 @@ func (i *inspection) consumer(ctx context.Context, name, purpose string, receive
 // socketUnit returns the name of the unit of a consumer's socket.
 func socketUnit(name string) string { return "dpsd-hub@" + name + ".socket" }
 
-// socket describes the socket unit of a consumer and, if a service cannot connect or too many
-// users can, says what to do.
+// socket describes the socket unit of a consumer. advice is "" unless the service cannot connect,
+// or every user can.
 func (i *inspection) socket(ctx context.Context, name string) (detail, advice string) {
 	unit := socketUnit(name)
 	p, err := show(ctx, i.Systemctl, unit, "--property=LoadState,UnitFileState,ActiveState,NeedDaemonReload,Listen")
 	enable := "systemctl enable " + unit + " && systemctl restart --no-block dpsd"
-	// "systemctl restart" has a job of its own for each unit, and that of the socket would fail.
+	// "systemctl restart" of both units would create a job for each, and that of the socket would fail.
 	replace := "systemctl stop " + unit + " && systemctl restart --no-block dpsd"
 	switch {
 	case err != nil:

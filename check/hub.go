@@ -87,8 +87,9 @@ func (i *inspection) hub(ctx context.Context) {
 	i.report(append(results, clocks...)...)
 }
 
-// hubDevice asks the hub over HTTPS whether it accepts the device, if the configuration allows
-// this. The request is rare: it probably counts towards a quota that all devices of the hub share.
+// hubDevice checks over HTTPS whether the hub accepts the device, if the configuration allows
+// this. It is off by default because the request probably counts towards a quota that all devices
+// of the hub share.
 func (i *inspection) hubDevice(ctx context.Context) {
 	if !i.Settings.HubCheck || ctx.Err() != nil || i.leavesOut(HubDevice) {
 		return
@@ -102,7 +103,7 @@ func (i *inspection) hubDevice(ctx context.Context) {
 		i.report(r.skipped(fmt.Sprintf("the hub has the connection profile %q", rec.ConnectionProfile)))
 		return
 	}
-	i.Progress("asking " + rec.AssignedHub + " for the modules of the device")
+	i.Progress("requesting the modules of the device from " + rec.AssignedHub)
 	settings := *i.Settings
 	settings.Dialer = i.dialer
 	state := store.Options{Directory: i.StateDirectory, RuntimeDirectory: i.RuntimeDirectory}

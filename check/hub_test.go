@@ -43,7 +43,7 @@ type hub struct {
 	inside   []byte   // data received at the MQTT port inside TLS
 	shown    int      // number of client certificates received
 	requests []string // requests at the other port
-	refuses  bool     // answers requests of devices with 403
+	refuses  bool     // responds to requests of devices with 403
 }
 
 func newHub(t *testing.T, name string) *hub {

@@ -65,7 +65,7 @@ func Steps() []Step {
 		{HubName, "the name of the assigned hub can be resolved"},
 		{HubTCP, "the hub accepts connections on ports 8883 and 443"},
 		{HubTLS, "the TLS handshake with the hub succeeds; the check does not sign in"},
-		{HubDevice, "with hub_check = \"https\", the hub accepts the device: dpsd check asks it over HTTPS for the modules of the device, which does not end any connection"},
+		{HubDevice, "with hub_check = \"https\", the hub accepts the device: dpsd check requests the modules of the device over HTTPS, which does not end any connection"},
 	}
 }
 

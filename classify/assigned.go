@@ -11,8 +11,8 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// ofHub classifies the errors of requests to the assigned hub. At the stage hub, the failures of
-// the connection belong to the hub too, whatever their step was.
+// ofHub classifies the errors of requests to the assigned hub. At the stage hub, these include all
+// failures of the connection, regardless of its step.
 func ofHub(err error, stage fault.Stage) (fault.Fault, bool) {
 	if errors.As(err, new(*modules.ProfileError)) {
 		return fault.New(fault.ModuleRefused, fault.StageHub, err), true

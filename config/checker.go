@@ -63,13 +63,13 @@ func (c *checker) table(at document.Path, values map[string]any, t table) {
 	}
 }
 
-// element is a table of an array of tables. values is nil if it is not a table.
+// element is an element of an array of tables. values is nil if it is not a table.
 type element struct {
 	at     document.Path
 	values map[string]any
 }
 
-// elements returns the tables of an array of tables, and reports what is not a table.
+// elements returns the elements of an array of tables, and reports those that are not tables.
 func (c *checker) elements(at document.Path, name string, value any) []element {
 	remedy := "write [[" + name + "]], with double brackets"
 	array, isArray := value.([]any)

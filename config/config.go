@@ -79,8 +79,8 @@ type Provisioning struct {
 	OnBoot       string        // "always", "verify" or "if-needed"
 	BootDelayMax time.Duration // maximum random delay before the first connection
 	Interval     time.Duration // between periodic registrations; 0 disables them
-	OnRefusal    string        // "reprovision" or "report": the effect of services that report refusals by the hub
-	HubCheck     string        // "off" or "https": a request to the hub before such a registration
+	OnRefusal    string        // "reprovision" or "report": the effect of reports that the hub refuses services
+	HubCheck     string        // "off" or "https": whether dpsd sends a request to the hub before such a registration
 }
 
 // State is the table [state]: the location of the published record.

@@ -31,21 +31,21 @@ func checkConsumerName(s string) *Error {
 			Remedy: "choose another name, or remove the table; see docs/migration.md"}
 	}
 	if len(s) > maxConsumerName || !regexp.MustCompile(consumerName).MatchString(s) {
-		return &Error{Problem: document.Quote(s) + " cannot be the name of a consumer",
-			Remedy: `write at most 64 letters, digits, "-", "_" and "."; the first one is not a "."`}
+		return &Error{Problem: document.Quote(s) + " is not a valid name for a consumer",
+			Remedy: `write at most 64 letters, digits, "-", "_" and ".", not beginning with "."`}
 	}
 	return nil
 }
 
 // moduleCharacters are the characters of a module ID (azure-docs, "Understand and use module
-// twins in IoT Hub", module identity properties), except "+" and "#": a topic with them is a
-// filter [MQTT-3.3.2-2], so the module could not send anything.
+// twins in IoT Hub", module identity properties), except "+" and "#", which a topic name
+// must not contain [MQTT-3.3.2-2]: the module could not send anything.
 const moduleCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-:._%*?!(),=@$'"
 
 // maxModuleID is the maximum length of a module ID.
 const maxModuleID = 128
 
-// parseScope returns the scope if it exists.
+// parseScope returns the scope if it is valid.
 func parseScope(s string) (string, *Error) {
 	id, isModule := strings.CutPrefix(s, modulePrefix)
 	switch {
@@ -56,7 +56,7 @@ func parseScope(s string) (string, *Error) {
 	case strings.HasPrefix(id, "$"):
 		return "", &Error{Problem: "IoT Hub reserves module IDs that begin with \"$\"", Remedy: `write another name after "module:"`}
 	case id == "" || len(id) > maxModuleID || strings.Trim(id, moduleCharacters) != "":
-		return "", explained(s, &Error{Problem: document.Quote(id) + " cannot be a module ID",
+		return "", explained(s, &Error{Problem: document.Quote(id) + " is not a valid module ID",
 			Remedy: `write 1 to 128 letters, digits and "-:._%*?!(),=@$'" after "module:"`})
 	}
 	return s, nil
@@ -87,7 +87,7 @@ func (c *checker) consumers(at document.Path, value any) []Consumer {
 		names[one.Name] = true
 		module := one.Module()
 		if other := modules[module]; module != "" && other != "" {
-			c.Report(e.at.Key("scope"), Error{Problem: "consumer " + document.Quote(other) + " has the same module",
+			c.Report(e.at.Key("scope"), Error{Problem: "consumer " + document.Quote(other) + " uses the same module",
 				Remedy: "give each a different module, because the hub disconnects one when the other connects"})
 		}
 		modules[module] = one.Name

@@ -21,7 +21,7 @@ func TestErrors(t *testing.T) {
 		anAddress    = `write it as "http://proxy.example:3128"`
 		aPercentage  = `write a whole percentage from "10%" to "95%"`
 		aGroup       = `write at most 31 letters, digits, "_" and "-", such as "dpsd-certificate"`
-		aName        = `write at most 64 letters, digits, "-", "_" and "."; the first one is not a "."`
+		aName        = `write at most 64 letters, digits, "-", "_" and ".", not beginning with "."`
 		aScope       = `write "device", "device/messages/events", or "module:NAME" with a module ID`
 		aModule      = "write 1 to 128 letters, digits and \"-:._%*?!(),=@$'\" after \"module:\""
 		durations    = `write a number with its unit, such as "90s", "5m" or "24h"`
@@ -219,24 +219,24 @@ func TestErrors(t *testing.T) {
 				`dpsd.toml:7:3: consumer.scope: is missing; ` + aScope}},
 		{"an unknown key in a consumer is reported with the nearest key", with("consumer", "lifetme", `"15m"`), []string{`dpsd.toml:8:1: consumer.lifetme: unknown key; did you mean "lifetime"?`}},
 		{"a misspelled scope is reported once", minimal + "[[consumer]]\nname = \"a\"\nscop = \"device\"\n", []string{`dpsd.toml:9:1: consumer.scop: unknown key; did you mean "scope"?`}},
-		{"a consumer whose name is a path is reported", with("consumer", "name", `"a/b"`), []string{`dpsd.toml:8:1: consumer.name: "a/b" cannot be the name of a consumer; ` + aName}},
+		{"a consumer whose name is a path is reported", with("consumer", "name", `"a/b"`), []string{`dpsd.toml:8:1: consumer.name: "a/b" is not a valid name for a consumer; ` + aName}},
 		{"a consumer with the name of the socket for programs of the Identity Service is reported", with("consumer", "name", `"aziot-identity"`),
 			[]string{`dpsd.toml:8:1: consumer.name: "aziot-identity" is the name of the socket for programs of the Azure IoT Identity Service, which needs no [[consumer]]; choose another name, or remove the table; see docs/migration.md`}},
-		{"a consumer whose name begins with a dot is reported", with("consumer", "name", `".a"`), []string{`dpsd.toml:8:1: consumer.name: ".a" cannot be the name of a consumer; ` + aName}},
-		{"a consumer whose name has a newline at the end is reported", with("consumer", "name", `"a\n"`), []string{`dpsd.toml:8:1: consumer.name: "a\n" cannot be the name of a consumer; ` + aName}},
-		{"a consumer whose name has 65 characters is reported", with("consumer", "name", `"`+strings.Repeat("a", 65)+`"`), []string{`dpsd.toml:8:1: consumer.name: the value cannot be the name of a consumer; ` + aName}},
+		{"a consumer whose name begins with a dot is reported", with("consumer", "name", `".a"`), []string{`dpsd.toml:8:1: consumer.name: ".a" is not a valid name for a consumer; ` + aName}},
+		{"a consumer whose name has a newline at the end is reported", with("consumer", "name", `"a\n"`), []string{`dpsd.toml:8:1: consumer.name: "a\n" is not a valid name for a consumer; ` + aName}},
+		{"a consumer whose name has 65 characters is reported", with("consumer", "name", `"`+strings.Repeat("a", 65)+`"`), []string{`dpsd.toml:8:1: consumer.name: the value is not a valid name for a consumer; ` + aName}},
 		{"a name that two consumers have is reported at the second", with("consumer", "name", `"a"`) + "[[consumer]]\nname = \"a\"\nscope = \"device\"\n",
 			[]string{`dpsd.toml:11:1: consumer.name: "a" is also the name of another [[consumer]]; give each a different name`}},
 		{"an unknown scope is reported", with("consumer", "scope", `"devices"`), []string{`dpsd.toml:8:1: consumer.scope: "devices" is not a scope; ` + aScope}},
 		{"a scope that is a resource is reported", with("consumer", "scope", `"hub.azure-devices.net/devices/gw"`), []string{`dpsd.toml:8:1: consumer.scope: the value is not a scope; ` + aScope}},
-		{"a module without a name is reported", with("consumer", "scope", `"module:"`), []string{`dpsd.toml:8:1: consumer.scope: "" cannot be a module ID; ` + aModule}},
-		{"a module whose ID is a topic filter is reported", with("consumer", "scope", `"module:#"`), []string{`dpsd.toml:8:1: consumer.scope: "#" cannot be a module ID; ` + aModule}},
-		{"a module ID with a slash is reported", with("consumer", "scope", `"module:a/messages/events"`), []string{`dpsd.toml:8:1: consumer.scope: "a/messages/events" cannot be a module ID; ` + aModule}},
-		{"a module ID of 129 characters is reported", with("consumer", "scope", `"module:`+strings.Repeat("a", 129)+`"`), []string{`dpsd.toml:8:1: consumer.scope: the value cannot be a module ID; ` + aModule}},
+		{"a module without a name is reported", with("consumer", "scope", `"module:"`), []string{`dpsd.toml:8:1: consumer.scope: "" is not a valid module ID; ` + aModule}},
+		{"a module whose ID is a topic filter is reported", with("consumer", "scope", `"module:#"`), []string{`dpsd.toml:8:1: consumer.scope: "#" is not a valid module ID; ` + aModule}},
+		{"a module ID with a slash is reported", with("consumer", "scope", `"module:a/messages/events"`), []string{`dpsd.toml:8:1: consumer.scope: "a/messages/events" is not a valid module ID; ` + aModule}},
+		{"a module ID of 129 characters is reported", with("consumer", "scope", `"module:`+strings.Repeat("a", 129)+`"`), []string{`dpsd.toml:8:1: consumer.scope: the value is not a valid module ID; ` + aModule}},
 		{"a module that belongs to the hub is reported", with("consumer", "scope", `"module:$edgeHub"`),
 			[]string{`dpsd.toml:8:1: consumer.scope: IoT Hub reserves module IDs that begin with "$"; write another name after "module:"`}},
 		{"a module that two consumers have is reported at the second", with("consumer", "scope", `"module:m"`) + "[[consumer]]\nname = \"b\"\nscope = \"module:m\"\n",
-			[]string{`dpsd.toml:12:1: consumer.scope: consumer "a" has the same module; give each a different module, because the hub disconnects one when the other connects`}},
+			[]string{`dpsd.toml:12:1: consumer.scope: consumer "a" uses the same module; give each a different module, because the hub disconnects one when the other connects`}},
 		{"a token that lives too long is reported", with("consumer", "lifetime", `"61m"`), []string{`dpsd.toml:8:1: consumer.lifetime: "61m" is out of range; 1m to 1h are allowed`}},
 		{"a token that is too short is reported", with("consumer", "lifetime", `"59s"`), []string{`dpsd.toml:8:1: consumer.lifetime: "59s" is out of range; 1m to 1h are allowed`}},
 		{"a token that lives for half a second more is reported", with("consumer", "lifetime", `"90.5s"`), []string{`dpsd.toml:8:1: consumer.lifetime: must be a whole number of seconds; such as "15m"`}},

@@ -25,8 +25,8 @@ type Hub struct {
 	APIVersion    string `json:"apiVersion,omitempty"`
 	RootsFile     string `json:"rootsFile,omitempty"`
 	Scope         string `json:"scope"`
-	// Tokens and Certificate report what the consumer can get; Withheld is the code of the
-	// reason why it must wait for it.
+	// Tokens and Certificate report what the consumer can get. Withheld is the code of the
+	// reason why it must wait.
 	Tokens      bool `json:"tokens"`
 	Certificate bool `json:"certificate"`
 	Withheld    Code `json:"withheld,omitempty"`
@@ -79,8 +79,8 @@ func (s *Server) unavailable(state *State) *problem {
 	return notYet(ModuleNotReady, "dpsd has not created the module at the hub yet", advice)
 }
 
-// withoutTokens returns the reason why the consumer can never get a token while the device is
-// assigned as it is, or nil.
+// withoutTokens returns the problem that prevents tokens for the consumer as long as the assignment
+// does not change, or nil.
 func (s *Server) withoutTokens(state *State) *problem {
 	refuse := func(code Code, text, advice string) *problem {
 		return &problem{Problem: Problem{Code: code, Error: text, Advice: advice}, status: http.StatusConflict}
@@ -89,7 +89,7 @@ func (s *Server) withoutTokens(state *State) *problem {
 	case hub.Named(state.Profile) != hub.Classic:
 		return refuse(ProfileWithoutTokens, "the hub has a connection profile that does not accept tokens", "connect with the certificate: GET /v1/certificate")
 	case !state.Tokens && s.Consumer.Scope.Module == "":
-		return refuse(NoSymmetricKey, "the device has no symmetric key, so there are no tokens for it", "connect with the certificate: GET /v1/certificate")
+		return refuse(NoSymmetricKey, "the device has no symmetric key, so dpsd cannot issue tokens for it", "connect with the certificate: GET /v1/certificate")
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func (s *Server) token(ctx context.Context, body []byte) (any, *problem) {
 	resource := identity.Resource(s.Consumer.Scope.Events)
 	mac, err := s.MAC(ctx, identity, sas.Statement(resource, expiry))
 	if err != nil || mac == nil {
-		return nil, notYet(KeyUnavailable, "dpsd cannot use the key at present", "run: dpsd status")
+		return nil, notYet(KeyUnavailable, "dpsd temporarily cannot use the key", "run: dpsd status")
 	}
 	s.Usage.token(now, expiry)
 	return Token{
@@ -172,11 +172,11 @@ func (s *Server) refused(ctx context.Context, body []byte) (any, *problem) {
 	if wrong := unknown(&state); wrong != nil {
 		return nil, wrong
 	}
-	unavailable := notYet(ReportsUnavailable, "dpsd cannot accept the report at present", "report it again later")
+	unavailable := notYet(ReportsUnavailable, "dpsd temporarily cannot accept the report", "send the report again later")
 	if s.Refused == nil {
 		return nil, unavailable
 	}
-	// The daemon may be stopping, and take no more reports.
+	// A daemon that is stopping may accept no more reports.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.stopping, cancel)()

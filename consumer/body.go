@@ -25,14 +25,14 @@ func read(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	case err != nil:
 		return nil, badRequest("the body is incomplete", "")
 	case r.Method == http.MethodGet && len(body) > 0:
-		return nil, badRequest("a GET request must not have a body", "remove the body: the socket determines what the answer is about")
+		return nil, badRequest("a GET request must not have a body", "remove the body: the socket determines the content of the response")
 	}
 	return body, nil
 }
 
-// only reads a JSON object that can have one member, and returns its value; nil if the body is
-// empty or the object has no members. Everything else is an error, because a consumer that sends
-// more would expect an effect that it does not have. form is the advice about the body.
+// only reads a JSON object that can have one member, and returns its value, or nil if the body is
+// empty or the object has no members. Everything else is an error: a consumer that sends another
+// member would expect an effect that the member does not have. form is the advice about the body.
 func only(body []byte, member, form string) (value json.RawMessage, wrong *problem) {
 	body = bytes.TrimSpace(body)
 	if len(body) == 0 {
@@ -60,7 +60,7 @@ func only(body []byte, member, form string) (value json.RawMessage, wrong *probl
 	return value, nil
 }
 
-// maxName is how many bytes of an unknown name an error contains.
+// maxName is the maximum number of bytes of an unknown name in an error.
 const maxName = 64
 
 // lifetime reads the body of POST /v1/token.
@@ -80,7 +80,7 @@ func lifetime(body []byte, usual time.Duration) (time.Duration, *problem) {
 
 // report reads the body of POST /v1/refused.
 func report(body []byte) (code refusal.Code, wrong *problem) {
-	const form = `send {"code": …} with what the hub has answered`
+	const form = `send {"code": CODE} with the code that the hub returned`
 	value, wrong := only(body, "code", form)
 	switch {
 	case wrong != nil:

@@ -1,6 +1,6 @@
-// Package consumer serves the local services that connect to the IoT hub. Each has a socket of
-// its own, whose file permissions authorize it, and gets short-lived credentials for exactly
-// what the configuration allows. docs/hub.openapi.json describes the interface.
+// Package consumer serves the local services that connect to the IoT hub. Each service has its own
+// socket, whose file permissions authorize it, and gets short-lived credentials that allow exactly
+// what the configuration permits. docs/hub.openapi.json describes the interface.
 package consumer
 
 import (
@@ -80,18 +80,18 @@ type State struct {
 	Profile    string       // connection profile of the hub: "" or "classic", "mqttV5", …
 	RootsFile  string       // PEM file with the roots to trust; "": there is none
 
-	// Withheld is why no credential is issued at present; "": they are issued.
+	// Withheld is why no credentials are issued; "": they are issued.
 	Withheld Reason
 	// Tokens reports whether the device has a symmetric key, so that dpsd can make tokens for it.
 	Tokens bool
-	// Certificate has the files of the certificate with which the device signs in; nil: none.
+	// Certificate is the certificate with which the device signs in; nil: none.
 	Certificate *Files
 	// Modules are the module identities that exist at the hub, by ID. A module without an
 	// entry does not exist yet.
 	Modules map[string]Module
 }
 
-// Reason is why dpsd issues no credential, a stable code.
+// Reason is the stable code of the reason why dpsd issues no credentials.
 type Reason string
 
 // The reasons of State.Withheld.
@@ -111,5 +111,5 @@ type Files struct {
 // Module is the state of a module identity.
 type Module struct {
 	Ready bool   // it exists at the hub with the key of this gateway
-	Fault string // code of the fault that prevents this; "" for none
+	Fault string // code of the fault that prevents this; "": none
 }

@@ -10,15 +10,15 @@ import (
 	"github.com/dpsd-project/dpsd/stream"
 )
 
-// Event is a line of GET /v1/events. Each line contains the whole present state.
+// Event is a line of GET /v1/events. Each line contains the complete current state.
 type Event struct {
 	Event      EventKind `json:"event"`
 	Generation uint64    `json:"generation"` // 0: the device is not assigned
-	// Available reports whether the consumer can get its credential; Code is why not.
+	// Available reports whether the consumer can get its credential. Code is the reason if not.
 	Available bool `json:"available"`
 	Code      Code `json:"code,omitempty"`
-	// Expiry is when the last token expires that dpsd has issued to the consumer, and ExpiresIn
-	// the seconds until then.
+	// Expiry is when the last token that dpsd issued to the consumer expires, and ExpiresIn is the
+	// number of seconds until then.
 	Expiry    time.Time `json:"expiry,omitzero"`
 	ExpiresIn int       `json:"expiresIn,omitempty"`
 	// CertificateNotAfter is when the certificate expires, for a consumer that may use it.
@@ -38,7 +38,7 @@ const (
 	TokenExpires   EventKind = "token-expires-soon" // the consumer should get a new token
 )
 
-// tokenSoon is when the last token expires soon: after this part of its lifetime.
+// tokenSoon is the part of its lifetime after which a token expires soon.
 const tokenSoon = 0.8
 
 // view is the part of a State that a consumer observes.
@@ -77,13 +77,13 @@ func (v view) since(earlier view) (happened []EventKind) {
 	return happened
 }
 
-// events sends the present state and then each event, until the client closes the connection or
+// events sends the current state and then each event, until the client closes the connection or
 // the server stops. It closes the connection to a client that does not read. A slow client
 // misses intermediate states but not the latest.
 func (s *Server) events(w http.ResponseWriter) {
 	if !enter(s.streams) {
 		s.Usage.count(limited)
-		limit(TooManyAtOnce, fmt.Sprintf("%d streams of events are already open", maxStreams), soon).send(w)
+		limit(TooManyAtOnce, fmt.Sprintf("%d event streams are already open", maxStreams), soon).send(w)
 		return
 	}
 	defer leave(s.streams)
@@ -93,7 +93,7 @@ func (s *Server) events(w http.ResponseWriter) {
 // follow writes the lines of a stream until ctx ends.
 func (s *Server) follow(ctx context.Context, write func([]byte) error) {
 	var last view
-	var warned time.Time // the expiry of the token about which the client knows
+	var warned time.Time // the expiry of the last token that was announced
 	for first := true; ; first = false {
 		state, changed := s.Board.Watch()
 		counts, issued := s.Usage.watch()

@@ -133,7 +133,7 @@ func (v *virtual) observe() *observer {
 	return o
 }
 
-// wants reports events that are not those that have arrived until now.
+// wants fails unless exactly these events have arrived.
 func (o *observer) wants(want ...consumer.Event) {
 	o.v.t.Helper()
 	synctest.Wait()
@@ -310,8 +310,8 @@ func TestAClientThatSendsSlowlyIsDisconnected(t *testing.T) {
 	})
 }
 
-// A TPM that several services use takes longer than a client may take to send its request.
-func TestASlowKeyIsNoReasonToGiveUpARequest(t *testing.T) {
+// A TPM that several services use may take longer than the time that a client has to send a request.
+func TestASlowKeyDoesNotEndARequest(t *testing.T) {
 	inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
 		v.server.MAC = func(ctx context.Context, _ hub.Identity, statement []byte) ([]byte, error) {
 			select {
@@ -409,7 +409,7 @@ func TestEightStreamsAreOpenAtATime(t *testing.T) {
 		if status, retry, text := v.request(http.MethodGet, "/v1/events", ""); status != http.StatusTooManyRequests || retry != "10" {
 			t.Errorf("got %d, %q: %s", status, retry, text)
 		}
-		// Streams do not take the places of requests.
+		// Streams do not count as running requests.
 		if status, _, _ := v.request(http.MethodGet, "/v1/hub", ""); status != http.StatusOK {
 			t.Errorf("got %d", status)
 		}

@@ -11,7 +11,7 @@ const (
 	maxConnections = 32
 	maxRunning     = 4 // requests at a time
 	maxStreams     = 8
-	// burst requests are possible at once, and then one per interval: at most 30 in any minute.
+	// burst requests are possible immediately, and then one per interval: at most 30 in any minute.
 	burst    = 10
 	interval = 3 * time.Second
 )
@@ -42,7 +42,7 @@ func (b *bucket) take(now time.Time) (wait time.Duration) {
 // listener limits the number of connections.
 type listener struct {
 	net.Listener
-	// refuse answers and closes a connection beyond the limit.
+	// refuse responds to a connection beyond the limit, and closes it.
 	refuse func(net.Conn)
 	slots  chan struct{} // contains an element for each connection
 	open   sync.WaitGroup
@@ -65,7 +65,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// connection counts until it is closed.
+// connection occupies a slot of its listener until it is closed.
 type connection struct {
 	net.Conn
 	listener *listener

@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/consumer"
 )
 
-// resources are what a leak would increase.
+// resources are the quantities that a leak would increase.
 type resources struct {
 	goroutines, descriptors int
 	heap                    int64
@@ -36,8 +36,8 @@ func (f *fixture) resources() (r resources) {
 	return resources{runtime.NumGoroutine(), len(open), int64(m.HeapAlloc)}
 }
 
-// settled returns the resources as soon as they are at most those before, or those after a time
-// in which the server would have closed each connection several times.
+// settled returns the resources as soon as they do not exceed those before, or after a time in which
+// the server would have closed each connection several times.
 func (f *fixture) settled(before resources) (r resources) {
 	f.t.Helper()
 	for range 200 {
@@ -64,7 +64,7 @@ func (f *fixture) load(requests int) (succeeded int64) {
 					f.t.Error(err)
 					return
 				}
-				// The server may close a connection that waits for the processor for too long.
+				// The server may close a connection that does not get the processor in time.
 				for in := bufio.NewReader(c); answered < requests/8; answered++ {
 					text := "POST /v1/token HTTP/1.1\r\nHost: dpsd\r\nContent-Length: 0\r\n\r\n"
 					if answered%2 == 1 {
@@ -127,7 +127,7 @@ func TestRequestsAndSlowClientsLeaveNothingBehind(t *testing.T) {
 	if _, err := next(); err != nil {
 		t.Fatal(err)
 	}
-	f.load(8000) // the buffers that the server keeps exist now
+	f.load(8000) // so that the server has allocated its permanent buffers
 	f.slow(40)
 	before := f.settled(resources{})
 	const requests = 100_000

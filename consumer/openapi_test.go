@@ -83,7 +83,7 @@ func strict(value any) {
 	}
 }
 
-// check reports a text that does not match the schema with a name.
+// check fails if a text does not match the schema with a name.
 func (d *description) check(name, text string) {
 	d.t.Helper()
 	schema, err := d.compiler.Compile("openapi.json#/components/schemas/" + name)
@@ -99,11 +99,11 @@ func (d *description) check(name, text string) {
 	}
 }
 
-// answer reports an answer to a request that is not described.
+// answer fails if the response to a request is not described.
 func (d *description) answer(method, path string, status int, kind, body string) {
 	d.t.Helper()
 	operation := d.Paths[path][strings.ToLower(method)]
-	if operation.Responses == nil { // a wrong method: the answer is that of the right one
+	if operation.Responses == nil { // a wrong method: use the description of the right one
 		for _, right := range d.Paths[path] {
 			operation = right
 		}
@@ -163,7 +163,7 @@ func TestEveryAnswerMatchesTheDescription(t *testing.T) {
 							body = map[string]string{"/v1/refused": `{"code":5}`}[path]
 						}
 						if body == "too long" {
-							// The server keeps the connection for half a second, so there are only a few.
+							// The server keeps the connection for half a second, so these requests are few.
 							body = strings.Repeat(" ", len(body)+2000*max(0, 1-n))
 						}
 						response, text := f.request(method, path, body)
@@ -196,7 +196,7 @@ func TestEveryAnswerMatchesTheDescription(t *testing.T) {
 			seen[path+" 403"], seen[string(consumer.NotConfigured)] = true, true
 		}
 	}
-	// Everything that is described is possible.
+	// Everything that is described occurs.
 	for path, methods := range d.Paths {
 		for _, operation := range methods {
 			for status := range operation.Responses {

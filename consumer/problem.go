@@ -35,15 +35,15 @@ const (
 	NoCertificate         Code = "no-certificate"
 	ProfileWithoutTokens  Code = "profile-without-tokens"
 	BodyTooLarge          Code = "body-too-large"
-	TooManyRequests       Code = "too-many-requests" // in the last minute
-	TooManyAtOnce         Code = "too-many-at-once"  // requests, streams or connections
+	TooManyRequests       Code = "too-many-requests" // too high a rate
+	TooManyAtOnce         Code = "too-many-at-once"  // concurrent requests, streams or connections
 	ModuleNotReady        Code = "module-not-ready"
 	KeyUnavailable        Code = "key-unavailable"
 	ReportsUnavailable    Code = "reports-unavailable"
 	NotConfigured         Code = "not-configured"
 )
 
-// problem is a Problem with its status and its waiting time.
+// problem is a Problem with its HTTP status and the time to wait.
 type problem struct {
 	Problem
 	status int
@@ -60,11 +60,11 @@ func notYet(code Code, text, advice string) *problem {
 	return &problem{Problem: Problem{Code: code, Error: text, Advice: advice}, status: http.StatusServiceUnavailable, wait: soon}
 }
 
-// soon is how long a consumer waits before it repeats a request that cannot succeed yet. With
-// GET /v1/events, it learns earlier that the request can succeed.
+// soon is how long a consumer should wait before it repeats a request that cannot succeed yet. A
+// consumer that follows GET /v1/events need not wait that long.
 const soon = 10 * time.Second
 
-// limit returns the problem that a request exceeds a limit.
+// limit returns the problem of a request that exceeds a limit.
 func limit(code Code, text string, wait time.Duration) *problem {
 	return &problem{Problem: Problem{Code: code, Error: text}, status: http.StatusTooManyRequests, wait: wait}
 }
@@ -75,7 +75,7 @@ var notConfigured = &problem{Problem: Problem{
 	Advice: "add one with the name of the socket, and run: systemctl reload dpsd",
 }, status: http.StatusForbidden}
 
-// withheld returns the problem for a reason of State.Withheld, or nil.
+// withheld returns the problem for a value of State.Withheld, or nil for "".
 func withheld(reason Reason) *problem {
 	switch reason {
 	case "":
@@ -88,7 +88,7 @@ func withheld(reason Reason) *problem {
 	case ClockImplausible:
 		return notYet(Code(reason), "the clock of this device is implausible, so the hub would reject a token", "set the clock, or wait until it is synchronized")
 	}
-	return notYet(Code(reason), "dpsd issues no credentials at present", "run: dpsd status")
+	return notYet(Code(reason), "dpsd currently issues no credentials", "run: dpsd status")
 }
 
 // send sends the answer to a request.

@@ -64,7 +64,7 @@ func guards(t testing.TB) []guarded {
 	}
 }
 
-// send sends bytes, and returns everything that the server answers.
+// send sends bytes, and returns everything that the server sends back.
 func (g guarded) send(request []byte) []byte {
 	g.t.Helper()
 	var d net.Dialer
@@ -132,8 +132,8 @@ type attacker struct{ *rand.Rand }
 // of returns one of the texts.
 func (a attacker) of(texts ...string) string { return texts[a.IntN(len(texts))] }
 
-// mostly returns the first text in most cases, and else one of the others: a request with several
-// mistakes gets the answer to the first one only.
+// mostly usually returns the first text, and otherwise one of the others: the response to a request
+// with several mistakes is about the first mistake only.
 func (a attacker) mostly(usual string, others ...string) string {
 	if a.IntN(8) > 0 {
 		return usual
@@ -180,7 +180,7 @@ func (a attacker) body() string {
 	return a.mostly(a.of(object, object, ""), object+object, "["+object+"]", object+"\x00", "\xef\xbb\xbf"+object, "sr="+a.victim(), strings.Repeat(" ", a.IntN(2000))+object, strings.Repeat("[", a.IntN(2000)), "null")
 }
 
-// request returns a request, or something like one. Other requests may be hidden in its body.
+// request returns a request, or something similar. Its body may contain other requests.
 func (a attacker) request(depth int) string {
 	body := a.body()
 	if depth > 0 && a.IntN(4) == 0 {
@@ -262,7 +262,7 @@ func TestTenThousandRequestsGetNothingBeyondTheScope(t *testing.T) {
 		})
 	}
 	running.Wait()
-	// Without these, the requests would not have reached what they attack.
+	// Otherwise, the requests have not reached their targets.
 	if tokens < 1000 {
 		t.Errorf("the requests got only %d tokens", tokens)
 	}

@@ -21,8 +21,8 @@ import (
 const (
 	// patience is the default of Server.Patience.
 	patience = 5 * time.Second
-	// grace is how long a server that stops waits for its requests: dpsd must end within the time
-	// limit of its service manager.
+	// grace is how long a server that stops waits for running requests: dpsd must stop within the
+	// time limit of its service manager.
 	grace = time.Second
 	// maxHeader and maxBody limit a request, in bytes.
 	maxHeader = 4 << 10
@@ -38,20 +38,20 @@ type Server struct {
 	Unconfigured bool
 	Board        *Board
 	// MAC returns the HMAC-SHA256 of a statement of package sas under the key of an identity at the
-	// hub, for which the statement is. It must fail if the device has another identity by now. Its
-	// error is not sent to the consumer, so the function reports it to the administrator.
+	// hub. It must fail if the identity of the device has changed. Its error is not sent to the
+	// consumer, so the function must report the error to the administrator.
 	MAC func(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error)
-	// Refused accepts the report of the consumer that the hub refuses it. Its error, which means
-	// that the daemon cannot accept the report, is not sent to the consumer. If the function is
-	// nil, the consumer cannot report.
+	// Refused accepts a report from the consumer that the hub refuses it. An error means that the
+	// daemon cannot accept the report; its text is not sent to the consumer. If the function is nil,
+	// the consumer cannot send reports.
 	Refused func(ctx context.Context, name string, code refusal.Code) (refusal.Answer, error)
-	// Now returns the current time; nil stands for time.Now. Tests that do not wait for the
-	// limits replace it.
+	// Now returns the current time; nil means time.Now. Tests replace it to avoid waiting for the
+	// rate limit.
 	Now func() time.Time
 	// Usage counts what the consumer does; nil: the numbers are not available.
 	Usage *Usage
-	// Handler answers the requests instead of the interface of this package, within the same
-	// limits; nil: this interface. It needs no Board, MAC or Refused.
+	// Handler, if not nil, answers the requests instead of the interface of this package, within the
+	// same limits. Board, MAC and Refused are then not used.
 	Handler http.Handler
 	// Patience is how long a client may take to send a request and to read each part of a
 	// response. 0 means 5 s.
@@ -66,8 +66,8 @@ type Server struct {
 
 // Serve serves until ctx ends. It then closes the listener, gives running requests a second to
 // finish, closes every connection, and returns when that is done, even if MAC has not returned. It
-// closes a Unix socket without removing its file, which belongs to systemd. The error is an error
-// of accepting connections. Serve must be called only once.
+// closes a Unix socket without removing its file, which belongs to systemd. It returns the error of
+// accepting a connection, if there was one. Serve must be called only once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if socket, is := l.(*net.UnixListener); is {
 		socket.SetUnlinkOnClose(false)
@@ -108,8 +108,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// finish closes the listener, and gives the requests that clients are sending, and those that are
-// being answered, a moment to end.
+// finish closes the listener, and gives the requests that are being received or answered a moment
+// to complete.
 func (s *Server) finish(ctx context.Context, server *http.Server) {
 	moment, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
@@ -152,9 +152,9 @@ func (s *Server) routes() map[string]route {
 // serve answers a request.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	deadlines := http.NewResponseController(w)
-	reading := func() { _ = deadlines.SetWriteDeadline(time.Now().Add(s.patience())) }
-	reading()
-	defer reading() // the rest of an answer is sent after the return
+	extend := func() { _ = deadlines.SetWriteDeadline(time.Now().Add(s.patience())) }
+	extend()
+	defer extend() // the rest of the response is sent after the return
 	s.Usage.count(requests)
 	if wait := s.rate.take(s.now()); wait > 0 {
 		s.Usage.count(limited)
@@ -182,7 +182,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		wrong.send(w)
 		return
 	}
-	// At its end, net/http would cancel the request, but a TPM may take longer for the answer.
+	// When the read deadline passes, net/http cancels the request, but a TPM may take longer.
 	_ = deadlines.SetReadDeadline(time.Time{})
 	if route.handle == nil {
 		s.events(w)
@@ -198,7 +198,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// run answers a request, if not too many are running.
+// run answers a request unless too many are running.
 func (s *Server) run(w http.ResponseWriter, answer func()) {
 	if !enter(s.running) {
 		s.Usage.count(limited)
@@ -209,7 +209,7 @@ func (s *Server) run(w http.ResponseWriter, answer func()) {
 	answer()
 }
 
-// limit returns the problem that a request exceeds a limit.
+// limit returns the problem of a request that exceeds a limit.
 func (s *Server) limit(code Code, text string, wait time.Duration) *problem {
 	p := limit(code, text, wait)
 	if s.Handler != nil {

@@ -43,7 +43,7 @@ type fixture struct {
 	ended  chan error
 }
 
-// start serves a consumer. No request comes too early for the limits, unless change replaces Now.
+// start serves a consumer. The rate limit applies only if change replaces Now.
 func start(t testing.TB, c consumer.Consumer, change func(*consumer.Server)) *fixture {
 	t.Helper()
 	f := &fixture{t: t, path: filepath.Join(t.TempDir(), "s"), board: &consumer.Board{}, ended: make(chan error, 1)}
@@ -76,8 +76,8 @@ func start(t testing.TB, c consumer.Consumer, change func(*consumer.Server)) *fi
 	return f
 }
 
-// hasty is a clock for which the limits of the rate never apply: between two readings pass 3 s,
-// the time in which a request becomes possible.
+// hasty is a clock with which the rate limit never applies: it advances by 3 s, the interval between
+// requests, with each reading.
 type hasty struct{ readings atomic.Int64 }
 
 func (h *hasty) now() time.Time {
@@ -132,7 +132,7 @@ func (f *fixture) get(method, path, body string, into any) {
 	}
 }
 
-// wants reports an answer that is not the problem with the code.
+// wants fails unless the response is the problem with the code.
 func (f *fixture) wants(method, path, body string, status int, code consumer.Code) consumer.Problem {
 	f.t.Helper()
 	response, text := f.request(method, path, body)
@@ -229,7 +229,7 @@ func TestABodyIsStrictJSON(t *testing.T) {
 	}
 }
 
-func TestARequestNamesNoResource(t *testing.T) {
+func TestARequestCannotNameAResource(t *testing.T) {
 	f := start(t, consumer.Consumer{Name: "a"}, nil)
 	f.wants(http.MethodPost, "/v1/token?sr=hub%2Fdevices%2Fother", "", http.StatusBadRequest, consumer.BadRequest)
 	f.wants(http.MethodGet, "/v1/hub?", "", http.StatusBadRequest, consumer.BadRequest)
@@ -249,7 +249,7 @@ func TestARequestNamesNoResource(t *testing.T) {
 	}
 }
 
-func TestNothingIsIssuedWhileItIsWithheld(t *testing.T) {
+func TestNoCredentialIsIssuedWhileItIsWithheld(t *testing.T) {
 	f := start(t, consumer.Consumer{Name: "a", Certificate: true}, nil)
 	files := &consumer.Files{Certificate: "/c", PrivateKey: "/k", NotAfter: noon.Add(time.Hour)}
 	for _, c := range []struct {

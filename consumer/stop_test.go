@@ -17,7 +17,7 @@ import (
 	"github.com/dpsd-project/dpsd/refusal"
 )
 
-func TestAReportIsAnsweredAlthoughDpsdStopsBeforeItTakesIt(t *testing.T) {
+func TestAReportGetsAResponseEvenIfDpsdStopsBeforeAcceptingIt(t *testing.T) {
 	inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
 		v.server.Refused = func(ctx context.Context, _ string, _ refusal.Code) (refusal.Answer, error) {
 			<-ctx.Done()
@@ -25,7 +25,7 @@ func TestAReportIsAnsweredAlthoughDpsdStopsBeforeItTakesIt(t *testing.T) {
 		}
 		c := v.pipes.dial()
 		defer c.Close()
-		// The byte after the request hides a later end of the connection from package net/http.
+		// Because of the byte after the request, package net/http does not notice the end of the connection.
 		go fmt.Fprint(c, "POST /v1/refused HTTP/1.1\r\nHost: dpsd\r\nContent-Length: 10\r\n\r\n{\"code\":5}x")
 		synctest.Wait()
 		began := time.Now()

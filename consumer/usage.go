@@ -15,10 +15,10 @@ type Usage struct {
 
 // Counts are the numbers in a Usage.
 type Counts struct {
-	Requests uint64 // all requests, also those that were limited or wrong
+	Requests uint64 // all requests, including those that were limited or wrong
 	Limited  uint64 // requests and connections beyond a limit
 	Tokens   uint64 // tokens issued
-	Refused  uint64 // accepted reports that the hub refuses the consumer
+	Refused  uint64 // reports that the hub refuses the consumer, as far as they were accepted
 	// Issued and Expiry are the times of the last token; zero before the first one.
 	Issued, Expiry time.Time
 }

@@ -11,8 +11,8 @@ import (
 
 // Board holds the latest Status for all clients. Its zero value is empty and ready to use.
 type Board struct {
-	// Use returns what a local service has done in this run. It is called for each reader,
-	// because a use is no reason to wake the daemon's loop. nil: it is not known.
+	// Use returns what a local service has done in this run. It is called for each reader, so that
+	// using a socket does not wake the daemon's loop. nil: this is not known.
 	Use func(name string) ConsumerUse
 
 	mu      sync.Mutex

@@ -209,7 +209,7 @@ func TestStatus(t *testing.T) {
 }
 
 func TestEvents(t *testing.T) {
-	d := open(t, 0)
+	d := open(t, 2*patience) // the slow reader may take as long as the test
 	d.board.Post(control.Status{Text: "first"})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -367,7 +367,7 @@ func TestACertificateIsRequestedOnlyIfTheConfigurationHasTheTable(t *testing.T) 
 
 func TestHostileClients(t *testing.T) {
 	t.Run("the connection is closed after input that is too long or not HTTP, and others are served", func(t *testing.T) {
-		d := open(t, 300*time.Millisecond)
+		d := open(t, 2*time.Second)
 		for _, bytes := range []string{
 			"\x00\x01\x02\r\n\r\n", "GET /v1/status\r\n\r\n", strings.Repeat("x", 1<<20),
 			"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("y", 1<<20) + "\r\n\r\n",
@@ -394,7 +394,7 @@ func TestHostileClients(t *testing.T) {
 		}
 	})
 	t.Run("a client that requests events but does not read is disconnected and delays no other", func(t *testing.T) {
-		d := open(t, 300*time.Millisecond)
+		d := open(t, 2*time.Second) // the other client must be able to send a request within this time
 		c := d.dial()
 		fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
 		line := bufio.NewReader(c)

@@ -222,14 +222,14 @@ const (
 	ModulePending = "pending" // dpsd has not created it yet
 )
 
-// ConsumerReport is a report of a local service about the hub, and what follows from it.
+// ConsumerReport is a report of a local service about the hub, and its consequences.
 type ConsumerReport struct {
 	Code    string     `json:"code"` // as reported: "CONNACK 5", "401003", "unreachable", …
 	At      time.Time  `json:"at"`
-	Counted int        `json:"counted"`       // reports in a row that are counted, with this one
+	Counted int        `json:"counted"`       // consecutive reports that count, including this one
 	Action  string     `json:"action"`        // "none", "counting", "verifying" or "reprovisioning"
 	Because string     `json:"because"`       // a sentence
-	Due     *time.Time `json:"due,omitempty"` // when dpsd acts, or may act at the earliest
+	Due     *time.Time `json:"due,omitempty"` // when dpsd acts, or the earliest time at which it can
 }
 
 // ConsumerUse is what a local service has done in this run.

@@ -163,7 +163,7 @@ func (s *supervisor) launch(ctx context.Context, now time.Time, a attempt) {
 	s.running.replaced, s.running.yields, s.schedule.wanted = false, false, time.Time{}
 	_, s.running.registers = a.(*registration)
 	switch a.(type) {
-	case *moduleJob, *hubCheck: // a hub that does not answer may need long
+	case *moduleJob, *hubCheck: // they may take long if the hub does not respond
 		s.running.yields = true
 	}
 	s.running.phase = phase{deadline: now.Add(overdue)}

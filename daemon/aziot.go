@@ -9,7 +9,7 @@ import (
 // This file serves programs that were written for the Azure IoT Identity Service, on a socket
 // that needs no [[consumer]]. Without this socket, it does nothing.
 
-// registers describes how this device registers with DPS.
+// registers describes how this device registers with DPS, for Provisioning of package aisapi.
 type registers struct {
 	credential, endpoint, idScope, registrationID, payloadFile string
 }

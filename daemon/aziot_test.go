@@ -86,7 +86,7 @@ func TestAProgramOfTheIdentityServiceLearnsTheAssignment(t *testing.T) {
 	})
 }
 
-// The record answers before DPS does, also if it is a long time until then.
+// The record is sufficient, so the program does not wait for DPS, which may take a long time to respond.
 func TestAfterARestartAProgramOfTheIdentityServiceDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)

@@ -10,7 +10,7 @@ import (
 	"github.com/dpsd-project/dpsd/hub"
 )
 
-// A server reads the assignment from the board, and asks for a signature afterwards.
+// A server first reads the assignment from the board, and then requests a signature.
 func TestNoKeySignsForAnAssignmentThatHasChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := modular(t, []string{"a"})
@@ -37,7 +37,7 @@ func TestNoKeySignsForAnAssignmentThatHasChanged(t *testing.T) {
 	})
 }
 
-// If the loop did not sleep, the time of this test would stand still.
+// If the loop did not sleep, virtual time would stand still.
 func TestTheLoopSleepsWhenTheLastConsumerIsRemovedWhileTheClockIsImplausible(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)

@@ -24,26 +24,29 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// This file decides what local services that use the hub get, and posts it to their servers.
-// Without a socket for them, it does nothing.
+// This file decides what local services that use the hub can get, and posts it to their servers.
+// Without a socket or a module for them, it does nothing.
 
 // consumers is what the loop knows about the local services that use the hub.
 type consumers struct {
 	sockets []*hubSocket // by name
 	board   consumer.Board
-	posted  consumer.State // the last one on the board
+	posted  consumer.State // the last State that was posted to the board
+	first   chan struct{}  // closed when the first State has been posted: the servers wait for this
+	posting sync.Once      // closes first
 	roots   string         // file with the system's roots
 
 	record     store.Record // the published one, as it was when no attempt was running
 	found      bool
 	recognized bool      // statusHistory.fingerprint is that of the current settings
-	due        time.Time // when a recognition is due; zero: it is not
+	due        time.Time // when a recognition is due; zero: none is due
+	comparing  time.Time // the deadline for the result of a comparison; zero: none is running
 	assignedBy string    // the credential with which DPS last assigned this device; "": unknown
 
 	signing   atomic.Pointer[signing]   // for the servers; nil: there is no key
 	registers atomic.Pointer[registers] // for the socket of package aisapi; nil: unknown
 
-	turn chan struct{} // has room for the one request that uses the key: a TPM is slow
+	turn chan struct{} // capacity 1: one request at a time uses the key, because a TPM is slow
 }
 
 // signing is the key for the tokens of a device.
@@ -70,10 +73,12 @@ func (s *supervisor) openConsumers(now time.Time) {
 	s.board.Use = s.consumers.used
 	s.consumers.record, s.consumers.found = s.store.Current()
 	s.consumers.configure(s.settings.Consumers)
-	if !s.lookup { // a lookup finds out the same
+	s.consumers.first = make(chan struct{})
+	s.consumers.compare(now)
+	if !s.lookup { // a lookup also determines the fingerprint
 		s.recognize(now)
 	}
-	s.postConsumers(now) // the servers begin before the loop
+	s.postConsumers(now) // the servers start before the loop
 }
 
 // assignedBy returns the credential of the last recorded assignment; "" if none is recorded.
@@ -86,59 +91,25 @@ func assignedBy(directory, runtimeDirectory string) (credential string) {
 	return credential
 }
 
-// recognize asks for a recognition if it is necessary.
-func (s *supervisor) recognize(now time.Time) {
-	if c := &s.consumers; s.usesHub() && c.found && !c.recognized {
-		c.due = now
-	}
-}
-
-// usesHub reports whether there are local services that use the hub, or modules of them.
+// usesHub reports whether there are sockets of local services, or modules for them.
 func (s *supervisor) usesHub() bool {
 	return len(s.consumers.sockets) > 0 || s.modules.concern(s.settings.Consumers)
 }
 
 // replaced applies the consumers of new settings.
-func (c *consumers) replaced(all []consumer.Consumer) {
+func (c *consumers) replaced(all []consumer.Consumer, now time.Time) {
 	c.recognized = false
+	c.compare(now)
 	c.configure(all)
 }
 
-// recognized notes the fingerprint of the configuration that an attempt has computed; "": it could
-// not. The fingerprint of settings that have been replaced does not count.
-func (s *supervisor) recognized(fingerprint string) {
-	if fingerprint != "" && !s.running.replaced {
-		s.history.configured(fingerprint)
-		s.consumers.recognized = true
-	}
-}
-
-// recognition finds out whether the published record belongs to the configuration. Otherwise,
-// services would have to wait for the first registration, which the boot delay and the
-// network can delay for a long time. It sends nothing. The next attempt reports its errors.
-type recognition struct {
-	reporter
-	identification
-}
-
-type recognitionOutcome struct{ fingerprint string }
-
-func (r *recognition) run(context.Context) outcome {
-	_ = r.identify(r.now())
-	return recognitionOutcome{r.fingerprint()}
-}
-
-func (o recognitionOutcome) learn(s *supervisor) { s.recognized(o.fingerprint) }
-
-func (o recognitionOutcome) finish(*supervisor, time.Time) error { return nil }
-
-// postConsumers posts what services get if it has changed.
+// postConsumers posts what services can get, if this has changed.
 func (s *supervisor) postConsumers(now time.Time) {
 	c := &s.consumers
-	if !s.usesHub() {
+	if !s.usesHub() || now.Before(c.comparing) {
 		return
 	}
-	// A running attempt owns the store, and may hang in it with the disk.
+	// A running attempt owns the store, and may hang there because of the disk.
 	if !s.running.active() {
 		c.record, c.found = s.store.Current()
 	}
@@ -160,6 +131,7 @@ func (s *supervisor) postConsumers(now time.Time) {
 	c.posted = st
 	s.modules.useKeys(st.Hub)
 	c.board.Post(st)
+	c.posting.Do(func() { close(c.first) })
 }
 
 // use gives the servers the key for tokens, if there is one.
@@ -172,7 +144,7 @@ func (c *consumers) use(with signing, found bool) {
 	}
 }
 
-// withheld returns why services get no credentials at present; "": they do.
+// withheld returns why services currently get no credentials; "": they do.
 func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	switch c := &s.consumers; {
 	case !c.found:
@@ -185,13 +157,19 @@ func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	return ""
 }
 
-// consumersDue returns when services get credentials again although nothing else happens: the
-// clock can reach a plausible time in small steps, which are not reported. Zero: never.
+// consumersDue returns when the State for services changes even if nothing else happens: a comparison
+// has reached its deadline, or the clock has reached a plausible time in small steps, which are not
+// reported. Zero: never.
 func (s *supervisor) consumersDue(now time.Time) time.Time {
-	if !s.usesHub() || s.withheld(now) != consumer.ClockImplausible {
+	switch {
+	case !s.usesHub():
 		return time.Time{}
+	case now.Before(s.consumers.comparing):
+		return s.consumers.comparing
+	case s.withheld(now) == consumer.ClockImplausible:
+		return now.Add(later(s.BuiltAt, s.verified).Sub(now.Round(0)))
 	}
-	return now.Add(later(s.BuiltAt, s.verified).Sub(now.Round(0)))
+	return time.Time{}
 }
 
 // hubCredential returns the credential with which the hub knows this device: the one with which
@@ -232,8 +210,8 @@ func attestation(state json.RawMessage) string {
 }
 
 // certificateFiles returns the files of the certificate with which the device signs in at the
-// hub: the issued certificate, or else the one of the credential. nil: there are no files that a
-// service could read.
+// hub: the issued certificate or, without one, that of the credential. nil: there are no files that
+// a service could read.
 func (s *supervisor) certificateFiles(credential attest.Credential) *consumer.Files {
 	if c := s.consumers.record.Certificate; c != nil {
 		return &consumer.Files{Certificate: c.CertificateFile, PrivateKey: c.PrivateKeyFile, NotAfter: c.NotAfter}
@@ -254,9 +232,9 @@ var (
 	errMoved = errors.New("the assignment has just changed")
 )
 
-// mac returns the HMAC-SHA256 of a statement under the key of an identity. A server may have read
-// it from the board before a change of the assignment: no key signs for another identity. The
-// servers call it.
+// mac returns the HMAC-SHA256 of a statement under the key of an identity. It fails if the identity
+// has changed since the server read it from the board: no key signs for another identity. The servers
+// call it.
 func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
 	device := of
 	device.ModuleID = ""
@@ -281,13 +259,18 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 	return with.key.MAC(ctx, with.secrets, statement)
 }
 
-// serveConsumers serves the services, and returns a function that closes their sockets and waits
-// until that is done. systemd keeps the sockets, so that services wait for the next dpsd.
+// serveConsumers serves the services as soon as the board has a State, and returns a function that
+// closes their sockets and waits until that is done. Before and after that, services wait, because
+// systemd keeps the sockets open.
 func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var ended sync.WaitGroup
 	for _, socket := range s.consumers.sockets {
 		ended.Go(func() {
+			select {
+			case <-s.consumers.first:
+			case <-ctx.Done():
+			}
 			if err := socket.serve(ctx, s.hubServer); err != nil {
 				s.log(event.ConsumerFailed, zap.String("consumer", socket.name), zap.Error(err))
 			}
@@ -307,13 +290,13 @@ func (s *supervisor) logConsumers() {
 			s.log(event.ConsumerWithoutSocket, zap.String("consumer", c.Name), zap.String("advice", "Run: "+listen(c.Name)))
 		case c.Scope == "":
 			s.log(event.ConsumerNotConfigured, zap.String("consumer", c.Name),
-				zap.String("advice", "Add it to dpsd.toml and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@"+c.Name+".socket"))
+				zap.String("advice", `Add a [[consumer]] with name = "`+c.Name+`" and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@`+c.Name+".socket"))
 		}
 	}
 }
 
-// listen returns the command after which dpsd has the socket of a service. systemd does not
-// start a socket while its service runs, so the restart starts it.
+// listen returns the command that opens the socket of a service. systemd does not start a socket
+// while its service is running, so the restart of dpsd starts it.
 func listen(name string) string {
 	return "systemctl enable dpsd-hub@" + name + ".socket && systemctl restart --no-block dpsd"
 }

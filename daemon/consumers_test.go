@@ -19,7 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/store"
 )
 
-// hubPipe is a HubSocket whose connections are pipes, because a bubble waits for them.
+// hubPipe is a HubSocket whose connections are pipes, which work in virtual time.
 type hubPipe struct {
 	conns chan net.Conn
 
@@ -114,7 +114,7 @@ func TestServicesLearnTheIdentityAsSoonAsItIsAssigned(t *testing.T) {
 	})
 }
 
-// Services start with the gateway, and a fleet may have a long boot delay, or no network.
+// Services start when the gateway boots, and a fleet may have a long boot delay, or no network.
 func TestAfterARestartServicesDoNotWaitForARegistration(t *testing.T) {
 	for _, policy := range []Policy{"", PolicyVerify, PolicyIfNeeded} {
 		t.Run("on_boot = "+string(policy), func(t *testing.T) {
@@ -133,26 +133,6 @@ func TestAfterARestartServicesDoNotWaitForARegistration(t *testing.T) {
 			})
 		})
 	}
-}
-
-// The servers begin before the loop: a service that has waited for dpsd is answered immediately.
-func TestAnAnswerNeverSaysThatAnAssignedGatewayIsNotAssigned(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t)
-		g.serves("edge")
-		g.run()
-		g.until("assigned", 1)
-		g.finished(t)
-		s := g.supervisor()
-		if err := s.open(time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		defer s.close()
-		if why := s.consumers.board.State().Withheld; why != consumer.OtherConfiguration {
-			t.Errorf("before the loop, the reason is %q", why)
-		}
-		g.sim.Close()
-	})
 }
 
 func TestServicesGetNothingForTheRecordOfAnotherConfiguration(t *testing.T) {

@@ -53,8 +53,8 @@ type Settings struct {
 	Certificate *CertificateSettings // nil: no certificate is requested
 
 	Consumers []consumer.Consumer // local services that use the hub, each with a different name
-	OnRefusal refusal.Policy      // what dpsd does about their reports of refusals; "" is refusal.Reprovision
-	HubCheck  bool                // before that, the hub is asked over HTTPS whether it refuses the device
+	OnRefusal refusal.Policy      // what dpsd does when they report refusals; "" means refusal.Reprovision
+	HubCheck  bool                // dpsd first checks over HTTPS whether the hub refuses the device
 
 	// Configuration is the file of these settings, as Status shows it; nil for none.
 	Configuration *control.Configuration
@@ -116,8 +116,8 @@ type Daemon struct {
 	// directory is locked. "" is none.
 	Socket string
 	// HubSockets are the listening sockets of local services, by the name of the consumer in
-	// Settings. They are served once the state directory is locked, and closed at the end of
-	// Run. With Once, they are not served.
+	// Settings. Run serves them as soon as the state directory is locked, and closes them before it
+	// returns. With Once, they are not served.
 	HubSockets map[string]HubSocket
 	// MetricsFile is written with the metrics after each attempt, for the textfile
 	// collector of node_exporter. "" is none.

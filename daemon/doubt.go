@@ -62,8 +62,8 @@ func doubtfulVersion(version, host string, issuing bool) Doubt {
 		fmt.Sprintf("Remove %s, so that dpsd uses %s, unless %s refuses that one.", remove, dps.DefaultAPIVersion, cloud.Name)}
 }
 
-// doubtfulConsumers doubts several consumers with the identity of the device, because a hub keeps
-// only the last connection of an identity.
+// doubtfulConsumers reports several consumers with the identity of the device: a hub keeps only
+// the last connection of an identity.
 func doubtfulConsumers(all []consumer.Consumer) Doubt {
 	var names []string
 	for _, c := range all {
@@ -74,7 +74,7 @@ func doubtfulConsumers(all []consumer.Consumer) Doubt {
 	if len(names) < 2 {
 		return Doubt{}
 	}
-	return Doubt{fmt.Sprintf("%d [[consumer]] use the identity of the device: %s; the hub disconnects one when another connects", len(names), strings.Join(names, ", ")),
+	return Doubt{fmt.Sprintf("%d [[consumer]] tables use the identity of the device: %s; the hub disconnects one service when another connects", len(names), strings.Join(names, ", ")),
 		`Write scope = "module:NAME" for all but one of them, unless they connect at different times or send their messages over HTTPS.`}
 }
 

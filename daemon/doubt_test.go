@@ -48,7 +48,7 @@ func TestTwoServicesWithTheIdentityOfTheDeviceAreDoubtful(t *testing.T) {
 	}{
 		{nil, ""},
 		{[]consumer.Consumer{{Name: "a"}, module("b"), module("c")}, ""},
-		{[]consumer.Consumer{{Name: "a"}, module("b"), {Name: "c", Scope: consumer.Scope{Events: true}}}, "2 [[consumer]] use the identity of the device: a, c; "},
+		{[]consumer.Consumer{{Name: "a"}, module("b"), {Name: "c", Scope: consumer.Scope{Events: true}}}, "2 [[consumer]] tables use the identity of the device: a, c; "},
 	} {
 		s := Settings{IDScope: "0ne00000000", Dialer: &transport.Dialer{}, Consumers: test.all}
 		doubts := s.Doubts()

@@ -265,7 +265,7 @@ var provocations = map[fault.Code]provocation{
 	fault.HubRefused:     {inject: classify.At(fault.StageHub, &hub.Error{Status: 403, Code: 403012, Message: "Device disabled"})},
 	fault.HubThrottled:   {inject: classify.At(fault.StageHub, &hub.Error{Status: 429, Code: 429001, RetryAfter: 17 * time.Second})},
 	fault.HubUnavailable: {inject: classify.At(fault.StageHub, &hub.Error{Status: 503})},
-	fault.ModuleRefused:  {inject: classify.At(fault.StageHub, &modules.RefusedError{Module: "telemetry", Reason: "the hub has a module of this name that another program manages"})},
+	fault.ModuleRefused:  {inject: classify.At(fault.StageHub, &modules.RefusedError{Module: "telemetry", Reason: `the hub already has a module with this name that dpsd did not create; it is managed by "factory"`})},
 
 	fault.ModulesUnreadable: {inject: classify.At(fault.StageHub, &store.ModulesError{Path: "/var/lib/dpsd/modules.json", Err: syscall.EIO})},
 

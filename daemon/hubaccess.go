@@ -16,13 +16,13 @@ type hubAccess struct {
 	settings   Settings
 	secrets    attest.Secrets
 	record     store.Record
-	credential attest.Credential // with which DPS has assigned the device
+	credential attest.Credential // with which DPS assigned the device
 }
 
-// AskHub asks the hub of a record over HTTPS for the list of the device's modules, with the
+// AskHub requests the list of the device's modules from the hub of a record over HTTPS, with the
 // credential that dpsd itself uses. This changes nothing at the hub, and does not end the connection
-// of a client. An error that is not one of the hub means that there was no answer. It adds to
-// known the secrets that it sends.
+// of a client. Unless the error contains a *hub.Error, there was no response. AskHub adds the secrets
+// that it sends to known.
 func AskHub(ctx context.Context, settings *Settings, secrets attest.Secrets, state store.Options, rec store.Record, known *redact.Known) error {
 	a := hubAccess{*settings, secrets, rec, hubCredential(settings.Credentials, assignedBy(state.Directory, state.RuntimeDirectory), rec)}
 	client, closing, err := a.client(ctx, time.Now, known)
@@ -35,13 +35,13 @@ func AskHub(ctx context.Context, settings *Settings, secrets attest.Secrets, sta
 }
 
 // client returns a client with the credential of the device, and a function that releases its
-// key. It adds to known the secrets that the client sends.
+// key. It adds the secrets that the client sends to known.
 func (a *hubAccess) client(ctx context.Context, now func() time.Time, known *redact.Known) (client *modules.Client, closing func(), err error) {
 	client = &modules.Client{Device: deviceOf(a.record), Now: now}
 	if client.Dialer, err = a.settings.connecting(a.secrets); err != nil {
 		return nil, nil, err
 	}
-	client.Dialer.Sessions = nil // they are those of DPS
+	client.Dialer.Sessions = nil // these sessions belong to DPS
 	known.Add([]byte(client.Dialer.ProxyPassword()))
 	credential := signingIn(a.record, a.credential)
 	if key, is := credential.(attest.SymmetricKey); is {
@@ -53,11 +53,11 @@ func (a *hubAccess) client(ctx context.Context, now func() time.Time, known *red
 		return nil, nil, err
 	}
 	client.Certificate = proof.Certificate
-	return client, func() { _ = proof.Close() }, nil // an error does not change the result
+	return client, func() { _ = proof.Close() }, nil // an error of Close does not matter
 }
 
 // signingIn returns the credential with which a device signs in at its hub: the issued
-// certificate, if there is one, or the one with which DPS has assigned it.
+// certificate, if there is one, or the credential with which DPS assigned the device.
 func signingIn(rec store.Record, onboarding attest.Credential) attest.Credential {
 	if c := rec.Certificate; c != nil {
 		return attest.X509{Certificate: attest.Reference{File: c.CertificateFile}, PrivateKey: attest.Reference{File: c.PrivateKeyFile}}

@@ -15,10 +15,10 @@ import (
 	"github.com/dpsd-project/dpsd/transport"
 )
 
-// hubCheck checks the assigned hub before dpsd acts on reports of local services. It makes a TLS
-// handshake or, if the settings allow it, asks over HTTPS for the list of the device's modules, which
+// hubCheck checks the assigned hub before dpsd acts on reports from local services. It performs a TLS
+// handshake or, if the settings allow it, requests the list of the device's modules over HTTPS, which
 // changes nothing. It never connects with MQTT: a hub allows a device only one connection, and would
-// end the one of the service. A registration that becomes due interrupts the check.
+// end that of the service. A registration that becomes due interrupts the check.
 type hubCheck struct {
 	reporter
 	hubAccess
@@ -76,8 +76,8 @@ func (c *hubCheck) look(ctx context.Context, dialer *transport.Dialer, known *re
 	return refusal.Gone, err
 }
 
-// contact makes a handshake with the hub, or asks it. If the device cannot sign in, it only
-// makes the handshake.
+// contact performs a handshake with the hub or, if the settings allow it and the device can sign in,
+// sends a request to the hub.
 func (c *hubCheck) contact(ctx context.Context, to transport.Dialer, limit time.Duration, known *redact.Known) (refusal.Finding, error) {
 	var unproven error
 	if c.settings.HubCheck && hub.Named(c.record.ConnectionProfile) == hub.Classic {
@@ -95,17 +95,17 @@ func (c *hubCheck) contact(ctx context.Context, to transport.Dialer, limit time.
 	}
 	c.enter(ctx, fault.StageHub, limit, "")
 	to.Host, to.Protocols = c.record.AssignedHub, []transport.Protocol{transport.HTTPS}
-	to.Sessions = nil // they are those of DPS
+	to.Sessions = nil // these sessions belong to DPS
 	conn, err := to.Dial(ctx, nil)
 	if err != nil {
 		return refusal.Unverified, err
 	}
-	_ = conn.Close() // the handshake is all that was needed
+	_ = conn.Close() // only the handshake was needed
 	return refusal.Verified, unproven
 }
 
-// ask asks the hub for the list of the device's modules. The finding is "" if there is no token for
-// the request.
+// ask requests the list of the device's modules from the hub. The finding is "" if there is no token
+// for the request.
 func ask(ctx context.Context, client *modules.Client) (refusal.Finding, error) {
 	_, err := client.List(ctx)
 	said, answered := errors.AsType[*hub.Error](err)

@@ -55,8 +55,8 @@ func (c *deviceClient) subscribes() {
 	c.want("\x90\x03\x00\x01\x01", "SUBACK")
 }
 
-// receives reads exactly these messages for the device, and returns their packet identifiers. The
-// messages arrive at once; one that another program had locked would arrive a minute later.
+// receives expects exactly these messages for the device, and returns their packet identifiers. The
+// messages arrive immediately; a message that another program had locked would arrive a minute later.
 func (c *deviceClient) receives(messages ...string) (ids []string) {
 	c.t.Helper()
 	_ = c.conn.SetReadDeadline(time.Now().Add(time.Second))
@@ -87,7 +87,7 @@ func (c *deviceClient) receives(messages ...string) (ids []string) {
 // pings shows that the client is connected, and that nothing else has arrived.
 func (c *deviceClient) pings() {
 	c.t.Helper()
-	synctest.Wait() // the hub has sent what it had to send
+	synctest.Wait() // until the hub has sent everything
 	c.send(0xc0, "")
 	c.want("\xd0\x00", "PINGRESP")
 }
@@ -126,14 +126,14 @@ func (c *deviceClient) want(packet, what string) {
 	}
 }
 
-// delivers sends a message that the client has queued, and waits until the hub has it.
+// delivers sends a message that the client has queued, and waits until the hub has received it.
 func (c *deviceClient) delivers(id byte) {
 	c.t.Helper()
 	c.send(0x32, field("devices/"+device+"/messages/events/")+"\x00"+string(rune(id))+"queued")
 	c.want("\x40\x02\x00"+string(rune(id)), "PUBACK")
 }
 
-// queues sends messages from the cloud to the device.
+// queues sends cloud-to-device messages to the device.
 func (r *reporting) queues(messages ...string) {
 	r.t.Helper()
 	for _, m := range messages {
@@ -143,7 +143,7 @@ func (r *reporting) queues(messages ...string) {
 	}
 }
 
-// checks makes 1,000 checks of the hub. They send only the requests for the module list, or none.
+// checks performs 1,000 checks of the hub, which must send only requests for the module list, or none.
 func (r *reporting) checks(https bool) {
 	r.t.Helper()
 	before := len(r.sim.Log())
@@ -165,7 +165,7 @@ func (r *reporting) checks(https bool) {
 		case e.Packet == "REQUEST" && strings.HasPrefix(e.Topic, "GET /devices/"+device+"/modules?"):
 			requests++
 		case e.Packet == "REQUEST" || e.Packet == "CONNECT":
-			// Another request could lock a message for the device, and a connection would get it.
+			// Another request could lock a message for the device, and an MQTT connection would take it.
 			r.t.Fatalf("%s %s", e.Packet, e.Topic)
 		}
 	}
@@ -209,8 +209,8 @@ func TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks(t *testi
 	}
 }
 
-// It is the negative control of TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks:
-// a check with MQTT would disturb the client.
+// This is the negative control of TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks:
+// a check with MQTT would disconnect the client.
 func TestAnMQTTConnectionAsTheDeviceEndsTheOneOfTheClientAndTakesItsMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReporting(t, nil)
@@ -232,6 +232,6 @@ func TestAnMQTTConnectionAsTheDeviceEndsTheOneOfTheClientAndTakesItsMessages(t *
 		back := r.connectToHub()
 		defer back.conn.Close()
 		back.subscribes()
-		back.receives() // the messages are lost for the client
+		back.receives() // the client has lost the messages
 	})
 }

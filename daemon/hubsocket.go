@@ -13,7 +13,7 @@ import (
 	"github.com/dpsd-project/dpsd/consumer"
 )
 
-// HubSocket is the listening socket of a local service. *net.UnixListener is one.
+// HubSocket is the listening socket of a local service, such as a *net.UnixListener.
 type HubSocket interface {
 	net.Listener
 	SetDeadline(t time.Time) error
@@ -26,7 +26,7 @@ type hubSocket struct {
 	usage consumer.Usage
 
 	mu       sync.Mutex
-	consumer *consumer.Consumer // nil: the configuration has none of this name
+	consumer *consumer.Consumer // nil: the configuration has none with this name
 	replace  context.CancelFunc // ends the server; nil: there is none
 }
 
@@ -39,8 +39,8 @@ func newHubSockets(listeners map[string]HubSocket) []*hubSocket {
 	return all
 }
 
-// configure replaces the server if the consumer has changed. Clients that are connected have to
-// connect again.
+// configure replaces the server if the consumer has changed. Connected clients must then connect
+// again.
 func (h *hubSocket) configure(c *consumer.Consumer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -63,7 +63,7 @@ func (h *hubSocket) next(ctx context.Context) (*consumer.Consumer, context.Conte
 
 // serve runs one server after the other until ctx ends. Then it closes the socket.
 func (h *hubSocket) serve(ctx context.Context, server func(*hubSocket, *consumer.Consumer) *consumer.Server) error {
-	defer func() { _ = h.Close() }() // systemd has the socket
+	defer func() { _ = h.Close() }() // systemd keeps the socket open
 	for ctx.Err() == nil {
 		c, serving, cancel := h.next(ctx)
 		s := server(h, c)

@@ -70,7 +70,7 @@ var families = []family{
 	}},
 	counters("dpsd_faults_total", "Failed attempts, by fault code.", func(m *measures) *metrics.Set { return m.faults }),
 	counters("dpsd_attempts_total", "Attempts, by outcome: assigned, fault, or wait if DPS asked dpsd to wait.", func(m *measures) *metrics.Set { return m.attempts }),
-	counters("dpsd_hub_checks_total", "Checks of the hub because of reports by services that use it, by finding.", func(m *measures) *metrics.Set { return m.hubChecks }),
+	counters("dpsd_hub_checks_total", "Checks of the hub because of reports from local services, by finding.", func(m *measures) *metrics.Set { return m.hubChecks }),
 	{"dpsd_time_to_assigned_seconds", "histogram", "The time from the first attempt to the assignment, including faults and waits.", func(w io.Writer, m *measures, _ control.Status) {
 		m.assignTime.WritePrometheus(w)
 	}},
@@ -106,7 +106,7 @@ var families = []family{
 	}},
 	ofConsumers("dpsd_hub_limited_total", "counter", "Requests of a local service that dpsd refused because there were too many.",
 		func(c control.Consumer) float64 { return float64(c.Limited) }),
-	ofConsumers("dpsd_hub_refusals_total", "counter", "Reports by a local service that the hub refuses it.",
+	ofConsumers("dpsd_hub_refusals_total", "counter", "Reports from a local service that the hub refuses it.",
 		func(c control.Consumer) float64 { return float64(c.Refusals) }),
 	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of DPS's, to within about a second. Present only if DPS has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)

@@ -23,7 +23,7 @@ type moduleJob struct {
 	hubAccess
 	store  *store.Store
 	goal   moduleGoal
-	verify bool // ask the hub even if modules.json contains what is wanted
+	verify bool // contact the hub even if modules.json contains the wanted modules
 }
 
 type modulesOutcome struct {
@@ -49,7 +49,7 @@ func (j *moduleJob) run(ctx context.Context) outcome {
 	return o
 }
 
-// reconcile makes as many of the changes as it can, and records them in o.
+// reconcile makes as many of the necessary changes as it can, and records them in o.
 func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 	j.enter(ctx, fault.StageHub, saveLimit, "")
 	var err error
@@ -57,7 +57,7 @@ func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 		o.unread = true
 		return err
 	}
-	if !necessary(j.goal, o.stored, j.verify) { // modules.json could not be read before
+	if !necessary(j.goal, o.stored, j.verify) { // the job only had to read modules.json
 		return nil
 	}
 	if profile := j.record.ConnectionProfile; hub.Named(profile) != hub.Classic {
@@ -76,7 +76,7 @@ func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 	}
 	if len(o.stored.Root) == 0 {
 		o.stored.Root = make([]byte, store.RootSize)
-		_, _ = rand.Read(o.stored.Root) // it never returns an error
+		_, _ = rand.Read(o.stored.Root) // never returns an error
 	}
 	keys := modules.Keys{Root: o.stored.Root, Device: o.device}
 	all, _ := recorded(o.stored, o.device)
@@ -85,8 +85,8 @@ func (j *moduleJob) reconcile(ctx context.Context, o *modulesOutcome) error {
 	return j.carryOut(ctx, client, plan, keys, o)
 }
 
-// carryOut makes the changes of a plan. A module is in modules.json before it is created, so that
-// dpsd can remove it even if the answer of the hub is lost.
+// carryOut makes the changes of a plan. It records a module in modules.json before creating it, so
+// that dpsd can remove the module even if the response of the hub is lost.
 func (j *moduleJob) carryOut(ctx context.Context, client *modules.Client, plan modules.Plan, keys modules.Keys, o *modulesOutcome) (err error) {
 	o.stored.Identities = begun(plan, o.device)
 	if err := j.save(ctx, o); err != nil {
@@ -148,8 +148,8 @@ func (o *modulesOutcome) is(id string) func(store.ModuleIdentity) bool {
 	}
 }
 
-// begun returns the identities as they are recorded before the first change of a plan: those of
-// another assignment are forgotten, because the device no longer belongs to that hub.
+// begun returns the identities to record before the first change of a plan. It omits those of another
+// assignment, because the device no longer belongs to that hub.
 func begun(plan modules.Plan, device hub.Identity) []store.ModuleIdentity {
 	var all []store.ModuleIdentity
 	add := func(id string, created bool) {
@@ -165,7 +165,7 @@ func begun(plan modules.Plan, device hub.Identity) []store.ModuleIdentity {
 		add(m.ID, false)
 	}
 	for _, m := range plan.Delete {
-		// The old key may have been confirmed, but nobody uses it any more.
+		// The hub may have confirmed the module, but no service uses it any more.
 		add(m.ID, false)
 	}
 	slices.SortFunc(all, func(a, b store.ModuleIdentity) int { return cmp.Compare(a.ModuleID, b.ModuleID) })
@@ -180,7 +180,7 @@ func (j *moduleJob) save(ctx context.Context, o *modulesOutcome) error {
 	return err
 }
 
-// request reports that a request begins.
+// request reports the start of a request.
 func (j *moduleJob) request(ctx context.Context, client *modules.Client) {
 	limit := 2 * cmp.Or(client.Dialer.Timeout, transport.DefaultTimeout) // for the connection, and for the answer
 	j.enter(ctx, fault.StageHub, limit+hardwareLimit, "")

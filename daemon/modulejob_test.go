@@ -19,8 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/simulator"
 )
 
-// A registration is more urgent than module identities, for which a hub that does not answer may
-// need long.
+// A registration is more urgent than module identities, which may take long if the hub does not respond.
 func TestARegistrationInterruptsAJobForModules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Times: 1, Silent: true})
@@ -61,7 +60,7 @@ func TestAReloadDuringAJobForModulesAppliesTheNewConfiguration(t *testing.T) {
 	})
 }
 
-// The power fails after modules.json was written, before or after the hub has got the request.
+// The power fails after modules.json was written, before or after the hub has received the request.
 func TestAModuleIsRecordedBeforeItsRequestLeaves(t *testing.T) {
 	for _, arrived := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -209,7 +208,7 @@ func TestAModuleThatWasDeletedAtTheHubExistsAgainAfterARequestedRegistration(t *
 		g.within(time.Minute, "module-created", 2)
 		g.wantModules(t, "a")
 		g.wantAsked(t, "GET ", "PUT /a", "DELETE /a", "GET ", "PUT /a")
-		time.Sleep(50 * time.Hour) // the regular registrations
+		time.Sleep(50 * time.Hour) // in which there are regular registrations
 		g.wantAsked(t, "GET ", "PUT /a", "DELETE /a", "GET ", "PUT /a")
 		g.wantFaults()
 		g.ends()

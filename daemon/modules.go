@@ -22,28 +22,28 @@ import (
 )
 
 // This file decides when dpsd creates or removes the module identities of local services.
-// modules.json says which ones exist, so that dpsd contacts the hub only after a change of the
-// configuration or of the assignment, or if a service or a person suspects that something is wrong.
+// modules.json contains the identities that exist, so dpsd contacts the hub only after a change of the
+// configuration or of the assignment, after reports of refusals, and after a requested registration.
 
 // moduleIdentities is what the loop knows about the module identities.
 type moduleIdentities struct {
 	stored  store.Modules // modules.json, as it was last read or written
 	stale   bool          // modules.json could not be read, or does not contain stored
-	verify  bool          // somebody may have changed the modules at the hub
+	verify  bool          // the modules at the hub may have changed without dpsd
 	next    time.Time     // when the next job begins; zero: none is necessary, or possible
 	retry   time.Time     // the earliest time for the next job for the same goal
-	history pace.History  // of the failures in a row
+	history pace.History  // of consecutive failures
 	lane    pace.Lane     // the retry class of the fault of the last job; "": it did not fail
 	faults  map[string]fault.Code
 	last    fault.Code // of the last job, for modules that are not in faults
 
-	// planned is what the last job was for. A different one does not wait for retry.
+	// planned is the goal of the last job. A job for a different goal does not wait for retry.
 	planned moduleGoal
 
 	keys atomic.Pointer[modules.Keys] // for the servers; nil: there are none
 }
 
-// moduleGoal is what a job has to achieve.
+// moduleGoal is the state that a job is to achieve.
 type moduleGoal struct {
 	device hub.Identity
 	wanted []string // sorted
@@ -53,7 +53,7 @@ func (g moduleGoal) equal(other moduleGoal) bool {
 	return g.device == other.device && slices.Equal(g.wanted, other.wanted)
 }
 
-// openModules reads modules.json. An error is reported by the first job.
+// openModules reads modules.json. The first job reports an error.
 func (s *supervisor) openModules(now time.Time) {
 	stored, err := s.store.Modules(now)
 	s.logNotices()
@@ -71,12 +71,12 @@ func wantedModules(all []consumer.Consumer) []string {
 	return slices.Sorted(maps.Keys(wanted))
 }
 
-// concern reports whether module identities exist, may exist or are wanted.
+// concern reports whether there are, or may be, module identities, recorded or wanted.
 func (m *moduleIdentities) concern(all []consumer.Consumer) bool {
 	return m.stale || len(m.stored.Identities) > 0 || len(wantedModules(all)) > 0
 }
 
-// recorded returns the modules of a device in modules.json, and those of them that its hub has
+// recorded returns the modules of a device in modules.json, and those among them that its hub has
 // confirmed.
 func recorded(in store.Modules, device hub.Identity) (all, confirmed []string) {
 	for _, i := range in.Identities {
@@ -137,7 +137,7 @@ func (s *supervisor) manageModules(ctx context.Context, now time.Time) {
 	})
 }
 
-// modulesSettled forgets the failures: nothing is left to do.
+// modulesSettled forgets the failures when nothing is left to do.
 func (s *supervisor) modulesSettled() {
 	m := &s.modules
 	if m.lane != "" {
@@ -154,12 +154,12 @@ func (m *moduleIdentities) clockSet(now time.Time) {
 	}
 }
 
-// moduleFloor is the key of the time before which a hub has asked not to be contacted.
+// moduleFloor returns the key of the earliest time at which a hub allows further requests.
 func moduleFloor(device hub.Identity) string {
 	return floorKey(device.Host, device.DeviceID+"/modules")
 }
 
-// states returns what services learn about their modules.
+// states returns the states of the wanted modules, for the services.
 func (m *moduleIdentities) states(device hub.Identity, all []consumer.Consumer) map[string]consumer.Module {
 	wanted := wantedModules(all)
 	if len(wanted) == 0 {
@@ -181,7 +181,7 @@ func (m *moduleIdentities) states(device hub.Identity, all []consumer.Consumer) 
 	return states
 }
 
-// status adds the states of their modules to the services.
+// status adds the state of the module to each service.
 func (m *moduleIdentities) status(all []control.Consumer, states map[string]consumer.Module) []control.Consumer {
 	for i := range all {
 		scope, _ := consumer.ParseScope(all[i].Scope)

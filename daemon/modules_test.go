@@ -81,7 +81,7 @@ func (g *gateway) wantAsked(t *testing.T, want ...string) {
 	}
 }
 
-// wantModules compares the modules at the hub: they have to be those of dpsd, with its keys.
+// wantModules fails unless the modules of dpsd at the hub are exactly these, with its keys.
 func (g *gateway) wantModules(t *testing.T, want ...string) {
 	t.Helper()
 	stored := g.modulesFile(t)
@@ -246,7 +246,7 @@ func TestModulesAreCreatedAndRemovedWithTheirConsumers(t *testing.T) {
 	})
 }
 
-// The configuration is without the consumer when dpsd starts again.
+// When dpsd starts again, the configuration no longer contains the consumer.
 func TestAModuleIsRemovedAfterARestartWithoutItsConsumer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := created(t, "a")
@@ -281,7 +281,7 @@ func TestAModuleOfAnotherProgramIsNotChanged(t *testing.T) {
 	})
 }
 
-// The state directory was lost, for example: dpsd has created the module with another root.
+// For example, the state directory was lost: dpsd created the module with another root.
 func TestAModuleWithOtherKeysGetsThoseOfThisGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := having(t, "a", "dpsd")

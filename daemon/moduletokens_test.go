@@ -54,8 +54,7 @@ func (g *gateway) connected(t *testing.T, p *hubPipe) *mqttv3.Client {
 	return c
 }
 
-// lives reports whether a connection still exists after three minutes: nothing has ended a wait
-// for a message.
+// lives reports whether a connection still exists after three minutes.
 func lives(t *testing.T, c *mqttv3.Client) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)

@@ -89,7 +89,7 @@ func TestAHubCheckThatAReloadInterruptsIsRepeated(t *testing.T) {
 	})
 }
 
-// A hub that does not answer must not delay the registration that an administrator asks for.
+// A hub that does not respond must not delay a registration that an administrator requests.
 func TestARegistrationInterruptsACheckOfTheHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReporting(t, func(g *gateway) { g.Settings.HubCheck = true })
@@ -139,7 +139,7 @@ func TestARegistrationBecauseOfReportsRespectsRetryAfter(t *testing.T) {
 	})
 }
 
-// The roots of the hub are those of dpsd.toml.
+// dpsd.toml also determines the roots for the hub.
 func TestTheCheckOfTheHubVerifiesItsCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReporting(t, nil)

@@ -12,8 +12,8 @@ import (
 	"github.com/dpsd-project/dpsd/refusal"
 )
 
-// This file acts on the reports of local services that the hub refuses them or is not working.
-// Package refusal decides, and docs/refusals.md has the rules. Without reports, nothing here runs.
+// This file acts on reports from local services that the hub refuses them or is not working. Package
+// refusal decides what to do, and docs/refusals.md contains the rules. Without reports, it does nothing.
 
 // whyRefusals is the reason for a registration because of reports.
 const whyRefusals = "the hub refuses the device or is not working"
@@ -28,11 +28,11 @@ type refusals struct {
 // report is a report of a local service.
 type report struct {
 	refusal.Reason
-	answer chan<- refusal.Answer // has room for it
+	answer chan<- refusal.Answer // has room for the answer
 }
 
-// openRefusals reads when dpsd last acted on reports. The time is not later than now, unless it is
-// that of another boot, or of a registration that DPS has delayed.
+// openRefusals reads when dpsd last acted on reports. A time in the future, which belongs to another
+// boot or to a registration that DPS delayed, counts as now.
 func (s *supervisor) openRefusals() {
 	s.refusals.tracker.Acted = min(s.floors.runtime.LoadRefusals(), s.floors.now())
 }
@@ -63,7 +63,7 @@ func (s *supervisor) reported(r refusal.Reason, now time.Time) refusal.Answer {
 		case s.running.active() && s.running.registers:
 			d = refusal.Decision{Action: refusal.Reprovisioning, Because: "dpsd is registering.", At: elapsed}
 		case s.schedule.why == whyRefusals && !s.schedule.due.IsZero():
-			d = refusal.Decision{Action: refusal.Reprovisioning, Because: "dpsd registers because of reports.", At: elapsed + s.schedule.due.Sub(now)}
+			d = refusal.Decision{Action: refusal.Reprovisioning, Because: "A registration because of earlier reports is due.", At: elapsed + s.schedule.due.Sub(now)}
 		}
 	}
 	a := d.Answer(elapsed, now)
@@ -74,8 +74,8 @@ func (s *supervisor) reported(r refusal.Reason, now time.Time) refusal.Answer {
 	return a
 }
 
-// tolerance is how far a hub lets the clock of a device be wrong (Azure page "Troubleshooting Azure IoT
-// Hub error codes").
+// tolerance is how far a device's clock may be wrong (Azure page "Troubleshooting Azure IoT Hub error
+// codes").
 const tolerance = 5 * time.Minute
 
 // clockSet forgets the reports if the hub had to refuse every token before the clock was set.
@@ -85,7 +85,7 @@ func (f *refusals) clockSet(step time.Duration) {
 	}
 }
 
-// note keeps the last report of a service for the status.
+// note records the last report of a service for the status.
 func (f *refusals) note(r refusal.Reason, a refusal.Answer, counted int, now time.Time) {
 	if f.last == nil {
 		f.last = map[string]control.ConsumerReport{}
@@ -114,7 +114,7 @@ func (s *supervisor) situation(now time.Time) refusal.Situation {
 	}
 }
 
-// hubCheckDue returns when the hub is to be checked; zero: it is not.
+// hubCheckDue returns when the check of the hub is due; zero: none is due.
 func (s *supervisor) hubCheckDue(now time.Time) time.Time {
 	due := s.refusals.tracker.Due()
 	if due == 0 {

@@ -47,7 +47,7 @@ const (
 	demanding   // the hub refuses clients without a certificate there
 )
 
-// newReporting returns such a gateway. Its registrations are counted from now on.
+// newReporting returns such a gateway. Registrations are counted from then on.
 func newReporting(t *testing.T, set func(*gateway), rules ...simulator.Rule) *reporting {
 	t.Helper()
 	r := &reporting{gateway: newGateway(t, rules...)}
@@ -173,7 +173,7 @@ func (r *reporting) findings() (all []string) {
 	return all
 }
 
-// asked returns how often the hub was asked over HTTPS, and how often it was contacted with MQTT.
+// asked returns how often the hub was contacted over HTTPS, and how often with MQTT.
 func (r *reporting) asked() (https, mqtt int) {
 	for _, e := range r.sim.Log() {
 		switch {
@@ -186,7 +186,7 @@ func (r *reporting) asked() (https, mqtt int) {
 	return https, mqtt
 }
 
-// The rows of docs/refusals.md, with the daemon, real requests and the simulated hub.
+// The rows of docs/refusals.md, tested with the daemon, real requests and the simulated hub.
 func TestTheTableOfRefusals(t *testing.T) {
 	check := func(g *gateway) { g.Settings.HubCheck = true }
 	certified := func(g *gateway) { check(g); g.Settings.Credentials = []attest.Credential{g.certificate(device)} }
@@ -203,8 +203,8 @@ func TestTheTableOfRefusals(t *testing.T) {
 		hub     int32
 		do      func(*reporting)
 		finding refusal.Finding
-		after   time.Duration // a registration takes place not earlier than this, and up to 15 min later; 0: none does
-		asks    bool          // the hub is asked over HTTPS
+		after   time.Duration // a registration takes place at the earliest after this time, and at most 15 min later; 0: none does
+		asks    bool          // dpsd contacts the hub over HTTPS
 	}{
 		{name: "the identity is refused", codes: []string{"5", "4", "2", "401", "403", "404", "401003", "403012", "404001"}, finding: refusal.Verified, after: 15 * time.Minute},
 		{name: "the hub is not working", codes: []string{"3", "500", "503", "503001"}, finding: refusal.Verified, after: 30 * time.Minute},
@@ -265,7 +265,7 @@ func TestTheTableOfRefusals(t *testing.T) {
 	}
 }
 
-// wantOne compares the registrations in 50 min with one that takes place after the given time.
+// wantOne fails unless exactly one registration takes place in 50 min, and after the given time.
 func wantOne(t *testing.T, r *reporting, after time.Duration, code string) {
 	t.Helper()
 	if code == "503" && after > 0 {

@@ -6,7 +6,7 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 )
 
-// whyRequested is the reason for a registration that a client of the control socket asks for.
+// whyRequested is the reason for a registration that a client of the control socket requests.
 const whyRequested = "requested"
 
 // schedule says when the next attempt is due, and why.

@@ -101,8 +101,8 @@ func (s *supervisor) asked(due, now time.Time) control.Reprovision {
 	return s.scheduled(s.demand(due, now, whyRequested), now)
 }
 
-// demand asks for a registration, and returns when it starts: not before the wait that DPS has
-// asked for.
+// demand requests a registration, and returns when it starts, which is not before the end of a wait
+// that DPS has asked for.
 func (s *supervisor) demand(due, now time.Time, why string) time.Time {
 	s.request(due, why)
 	if id := s.progress.registrationID; !s.running.active() && id != "" {

@@ -98,13 +98,13 @@ func health(st control.Status) control.Health {
 	return control.OK
 }
 
-// failed counts a failure of an attempt to register, and notes it.
+// failed counts a failure of an attempt to register, and adds it to the faults.
 func (h *statusHistory) failed(f failure, now time.Time) {
 	h.attempts.Failed++
 	h.noted(f, now)
 }
 
-// noted adds a failure to the faults. The same failure several times in a row is one fault.
+// noted adds a failure to the faults. Consecutive identical failures are one fault.
 func (h *statusHistory) noted(f failure, now time.Time) {
 	entry := control.Fault{
 		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),

@@ -328,8 +328,8 @@ func (s *supervisor) failed(f fault.Fault, err error, credential string, now tim
 	return failed, nil
 }
 
-// request asks for an attempt, see schedule.request. It does not wait for the end of one that
-// yields.
+// request asks for an attempt; see schedule.request. It does not wait for the end of a running
+// attempt that yields.
 func (s *supervisor) request(at time.Time, why string) {
 	s.schedule.request(at, why, s.running.active() && !s.running.yields)
 }
@@ -355,7 +355,7 @@ func (s *supervisor) restart(ctx context.Context, settings *Settings, now time.T
 		s.settings = *settings
 		s.measures.asksEvery(settings.Interval)
 		s.logDoubts()
-		s.consumers.replaced(settings.Consumers)
+		s.consumers.replaced(settings.Consumers, now)
 		s.logConsumers()
 	}
 	s.progress, s.certificate, s.lookup = progress{}, expiry{}, false

@@ -85,8 +85,9 @@ func (p Priority) String() string {
 type Entry struct {
 	Name     string
 	Priority Priority
-	// Sentence is the template of MESSAGE. {field} is replaced by a value, and a part in [
-	// ] is omitted if a value in it is empty or zero.
+	// Sentence is the template of MESSAGE. {field} is replaced by a value. A part in square
+	// brackets is omitted if a value in it is empty or zero, so the sentence cannot contain
+	// the name of a TOML table.
 	Sentence string
 	// Meaning explains the event to an operator, in one line.
 	Meaning string

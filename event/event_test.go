@@ -32,6 +32,9 @@ func TestEveryEntryIsComplete(t *testing.T) {
 				t.Errorf("%s: sentence and meaning are one line each, got %q", e.Name, text)
 			}
 		}
+		if strings.Contains(e.Sentence, "[[") {
+			t.Errorf("%s: square brackets mark an optional part, so [[…]] would lose its brackets: %q", e.Name, e.Sentence)
+		}
 	}
 }
 

@@ -256,7 +256,7 @@ var catalogue = []Entry{
 
 	{HubRefused, Enrollment,
 		"The assigned hub refused the device (401, 403 or 404).",
-		"Check in the hub that the device exists, is enabled, and has the key or certificate of this gateway. If it was moved to another hub, run: dpsd reprovision. Otherwise, check this gateway's clock.", "", ""},
+		"Check in the hub that the device exists, is enabled, and has the key or certificate of this gateway. If the device was moved to another hub, run: dpsd reprovision. Otherwise, check this gateway's clock.", "", ""},
 	{HubThrottled, Throttling,
 		"The assigned hub is throttling requests (429).",
 		"No action is needed: dpsd waits as long as the hub asks. If this continues, the hub has too few units for its devices.", "", ""},

@@ -172,7 +172,7 @@ const (
 	StagePoll          Stage = "poll"
 	StageCertificate   Stage = "certificate" // the issued one: key, request, chain, files
 	StageState         Stage = "state"
-	StageHub           Stage = "hub" // module identities, and the check of the hub
+	StageHub           Stage = "hub" // managing module identities, or checking the hub
 )
 
 // Doing describes the activity of the stage in words that follow "while". All texts about
@@ -200,7 +200,7 @@ var doing = map[Stage]string{
 	StagePoll:          "waiting for the assignment",
 	StageCertificate:   "obtaining a certificate",
 	StageState:         "saving the assignment",
-	StageHub:           "asking the hub",
+	StageHub:           "contacting the hub",
 }
 
 // Fault is a classified failure. The zero value means no fault.

@@ -12,18 +12,18 @@ import (
 // the hub and reports each failed connection to dpsd. The zero value is a hub that always works, whose
 // services are not modelled.
 //
-// The service is the worst case that is realistic: it connects again after a delay that doubles from 1 s to 2 min, as
-// the default of paho, without jitter, so that the services of all gateways fail at the same times.
+// The service is a realistic worst case: it connects again after a delay that doubles from 1 s to 2 min, as paho does
+// by default, without jitter, so the services of all gateways fail at the same times.
 type Hub struct {
 	Trouble  Trouble       // "": none
-	From     time.Duration // the trouble begins at this time; all services then lose their connections
-	Until    time.Duration // and ends at this time; 0: never
-	Affected int           // this many devices, the first ones
+	From     time.Duration // when the trouble begins; all services then lose their connections
+	Until    time.Duration // when the trouble ends; 0: never
+	Affected int           // the number of affected devices; these are the first ones
 	Check    bool          // the gateways have hub_check = "https"
 	Policy   refusal.Policy
 }
 
-// Trouble is what the hub does.
+// Trouble is how the hub fails.
 type Trouble string
 
 // The troubles.
@@ -33,7 +33,7 @@ const (
 	Deleted  Trouble = "deleted"  // its name does not exist
 )
 
-// Case selects a rehearsal of a hub with a trouble.
+// Case selects a rehearsal of a hub that fails.
 type Case string
 
 // The cases.
@@ -76,7 +76,7 @@ const (
 	noticed          = 10 * time.Second
 )
 
-// user is a service that uses the hub, with what dpsd knows of its reports.
+// user is a service that uses the hub, with what dpsd knows from its reports.
 type user struct {
 	tracker refusal.Tracker
 	delay   time.Duration // until the next connection
@@ -101,7 +101,7 @@ func (r *run) troubled(u *user, now time.Duration) bool {
 	return !u.moved && now >= r.Hub.From && (r.Hub.Until == 0 || now < r.Hub.Until)
 }
 
-// serviceConnects lets the service of a gateway connect to the hub.
+// serviceConnects simulates a connection of a gateway's service to the hub.
 func (r *run) serviceConnects(i int32, now time.Duration) {
 	u := &r.users[i]
 	if !r.troubled(u, now) {
@@ -122,7 +122,7 @@ func (r *run) situation() refusal.Situation {
 	return refusal.Situation{Policy: r.Hub.Policy, Spread: pace.HubCheck(refusal.Spread, r.random)}
 }
 
-// checkHub lets dpsd check the hub of a gateway, if that is still due.
+// checkHub simulates the check of a gateway's hub by dpsd, if it is still due.
 func (r *run) checkHub(i int32, d *device, now time.Duration) {
 	u := &r.users[i]
 	if due := u.tracker.Due(); due == 0 || due > now {
@@ -138,7 +138,7 @@ func (r *run) checkHub(i int32, d *device, now time.Duration) {
 	r.begin(i, d, now)
 }
 
-// find returns what a check of the hub finds.
+// find returns the finding of a check of the hub.
 func (r *run) find(u *user, now time.Duration) refusal.Finding {
 	switch troubled := r.troubled(u, now); {
 	case troubled && r.Hub.Trouble == Deleted:
@@ -159,7 +159,7 @@ func (r *run) reassigned(i int32, hub string) {
 	}
 }
 
-// Busiest returns the most register requests in a minute.
+// Busiest returns the maximum number of register requests in a minute.
 func (r *Result) Busiest() (most int) {
 	sum := 0
 	for n, s := range r.Seconds {

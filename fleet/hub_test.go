@@ -9,7 +9,7 @@ import (
 )
 
 // The rows of the table in docs/refusals.md, for 10,000 gateways whose services fail within 10 s.
-func TestATroubledHubCausesNoStormOfRegistrations(t *testing.T) {
+func TestAFailingHubCausesNoStormOfRegistrations(t *testing.T) {
 	const devices = 10_000
 	for _, tt := range []struct {
 		of          Case
@@ -18,7 +18,7 @@ func TestATroubledHubCausesNoStormOfRegistrations(t *testing.T) {
 		all         int           // registrations of all gateways; 0: not checked
 		checks      int           // of all gateways; 0: not checked
 		recovered   int           // gateways whose service can use a hub at the end
-		by          time.Duration // and by when, since the trouble began
+		by          time.Duration // the latest time of the recovery, since the trouble began
 	}{
 		// The services of all gateways report for an hour, which allows one registration.
 		{of: HubRefuses, first: 15 * time.Minute, last: 33 * time.Minute, most: 1, all: devices, checks: devices, recovered: devices, by: time.Hour + 2*time.Minute},
@@ -70,8 +70,7 @@ func TestWithThePolicyReportAFleetNeverRegisters(t *testing.T) {
 	}
 }
 
-// With hub_check = "https", a gateway whose check takes place after the end of the refusals finds
-// out that it is accepted.
+// With hub_check = "https", a check after the end of the refusals shows that the hub accepts the device.
 func TestACheckOverHTTPSAvoidsARegistrationAfterTheEndOfTheRefusals(t *testing.T) {
 	f := NewCase(HubRefuses, 2000)
 	f.Hub.Until = f.Hub.From + 20*time.Minute

@@ -14,8 +14,8 @@ type event struct {
 	kind   kind
 }
 
-// compare orders events by time, and events of the same time by device and kind. Therefore the
-// order in which events are added does not matter.
+// compare orders events by time, and simultaneous events by device and kind, so the order in which
+// events are added does not matter.
 func (e event) compare(other event) int {
 	return cmp.Or(cmp.Compare(e.at, other.at), cmp.Compare(e.device, other.device), cmp.Compare(e.kind, other.kind))
 }

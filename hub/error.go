@@ -12,7 +12,7 @@ import (
 	"github.com/dpsd-project/dpsd/foreign"
 )
 
-// maxRetryAfter bounds the wait that a hub asks for, as that of DPS.
+// maxRetryAfter limits the wait that a hub asks for, as for DPS.
 const maxRetryAfter = 24 * time.Hour
 
 // Error is an answer of a hub over HTTPS that is not a success. Its texts are cleaned and
@@ -41,8 +41,8 @@ func (e *Error) Error() string {
 	return s
 }
 
-// errorBody has the members of a hub's error. Those with upper-case initials are of the older
-// form, which has the code and the tracking ID within the texts. encoding/json ignores case.
+// errorBody has the members of a hub's error. In the older form, the names have upper-case initials,
+// and the texts contain the code and the tracking ID. encoding/json ignores case.
 type errorBody struct {
 	ErrorCode        json.RawMessage `json:"errorCode"`
 	Message          string          `json:"message"`
@@ -56,9 +56,8 @@ var (
 	sixDigit = regexp.MustCompile(`\b[45][0-9]{5}\b`)
 )
 
-// ParseError returns the Error of an answer with its status, the value of its header
-// Retry-After, and its body, which need not be that of a hub. A wait that is not a number of
-// seconds counts as absent.
+// ParseError returns the Error of a response, given its status, the value of its header Retry-After,
+// and its body, which need not come from a hub. A wait that is not a number of seconds is ignored.
 func ParseError(status int, retryAfter string, body []byte) *Error {
 	e := &Error{Status: status}
 	if s, err := strconv.ParseUint(strings.TrimSpace(retryAfter), 10, 31); err == nil {

@@ -31,8 +31,8 @@ func (i Identity) UserName() string {
 }
 
 // Resource returns the resource of a token, not encoded: package sas encodes it as a whole, like
-// Microsoft's SDKs. The resource is everything that the identity may do or, if events is true,
-// only the sending of messages.
+// Microsoft's SDKs. It covers everything that the identity may do or, if events is true, only
+// sending messages.
 func (i Identity) Resource(events bool) string {
 	resource := i.Host + "/devices/" + i.DeviceID
 	if i.ModuleID != "" {
@@ -45,7 +45,7 @@ func (i Identity) Resource(events bool) string {
 }
 
 // Profile is the connection profile of a hub, which DPS reports with the assignment. A value
-// that is not among the constants belongs to a later protocol, about which nothing is known.
+// that is not among the constants belongs to a later protocol, which dpsd does not know.
 type Profile string
 
 // The profiles.
@@ -63,7 +63,7 @@ func Named(name string) Profile {
 	return Profile(name)
 }
 
-// Ports are the TCP ports of a hub by protocol; 0 means that the hub does not have the protocol.
+// Ports are the TCP ports of a hub by protocol; 0 means that the hub does not support the protocol.
 type Ports struct {
 	MQTT      int `json:"mqtt,omitempty"`
 	WebSocket int `json:"webSocket,omitempty"` // MQTT over WebSocket, see WebSocketPath

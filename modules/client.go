@@ -17,15 +17,15 @@ import (
 const (
 	// apiVersion is the one that Azure IoT Edge uses for the modules of a device.
 	apiVersion = "2017-11-08-preview"
-	// tokenLifetime is the validity period of the token of a request, in which the connection
-	// is established. A hub tolerates clocks that are wrong by up to five minutes.
+	// tokenLifetime is the lifetime of the token of a request, which includes the time to connect.
+	// A hub tolerates clocks that are wrong by up to five minutes.
 	tokenLifetime = 5 * time.Minute
-	// maxListed is how many modules of a list are read. A hub allows 50 for a device.
+	// maxListed is the maximum number of modules in a list. A hub allows 50 for a device.
 	maxListed = 1000
 )
 
 // Client sends the requests of a device about its modules to its hub. They do not affect the MQTT
-// connection of the device. Each request has a connection of its own.
+// connection of the device. Each request has its own connection.
 type Client struct {
 	Device hub.Identity     // without a module
 	Dialer transport.Dialer // as for DPS; its Host is replaced
@@ -39,7 +39,7 @@ type Client struct {
 // Module is the identity of a module at the hub.
 type Module struct {
 	ID        string
-	ManagedBy string // the program that has created it, such as Manager; "": unknown
+	ManagedBy string // the program that created it, such as Manager; "": unknown
 	ETag      string // of this version of the identity; "": unknown
 	Keys      Pair   // empty for a module that signs in with a certificate
 }
@@ -114,7 +114,7 @@ func (c *Client) Delete(ctx context.Context, m Module) error {
 // deviceNotFound is the code of a hub that does not know the device.
 const deviceNotFound = 404001
 
-// match returns the value of If-Match: this version of the identity, or any.
+// match returns the value of If-Match: this version of the identity, or any version.
 func match(m Module) string {
 	if m.ETag == "" {
 		return "*"
@@ -134,8 +134,8 @@ func (c *Client) put(ctx context.Context, m Module, ifMatch string, keys Pair) e
 	return ofModule(m.ID, err)
 }
 
-// ofModule returns a *RefusedError for an answer about the module. The other answers are about
-// the device, or about the hub.
+// ofModule returns a *RefusedError if the response concerns the module. Other responses concern the
+// device or the hub.
 func ofModule(id string, err error) error {
 	said, is := errors.AsType[*hub.Error](err)
 	if !is {
@@ -148,8 +148,8 @@ func ofModule(id string, err error) error {
 	return err
 }
 
-// ask sends a request about a module, or about all, and returns an answer with a status of
-// success.
+// ask sends a request about one module, or about all modules, and returns the response if it has a
+// success status.
 func (c *Client) ask(ctx context.Context, method, id, ifMatch string, body []byte) (*transport.Answer, error) {
 	target := "/devices/" + sas.Encode(c.Device.DeviceID) + "/modules"
 	if id != "" {

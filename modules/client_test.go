@@ -30,8 +30,8 @@ const host = "example.com"
 
 var noon = time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 
-// client returns a client of a hub that answers each request with the text, and the requests
-// that the hub gets.
+// client returns a client of a hub that responds to each request with the text, and the requests that
+// the hub receives.
 func client(t *testing.T, answer string) (*modules.Client, *[]string) {
 	t.Helper()
 	var requests []string

@@ -23,7 +23,7 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("module %q: %s", foreign.Line(e.Module, maxID), why)
 }
 
-// manager returns what the hub says about the program that manages a module.
+// manager describes the program that manages a module, as far as the hub returns it.
 func manager(m Module) string {
 	if m.ManagedBy == "" {
 		return ""
@@ -48,11 +48,11 @@ func (e *ProfileError) Remedy() string {
 	return "Use scope = \"device\" in [[consumer]], or assign the gateway to a hub with the classic profile."
 }
 
-// AnswerError means that an answer has a status of success, but not the content that a hub sends.
+// AnswerError means that a response has a success status, but not the content that a hub sends.
 type AnswerError struct{ Err error }
 
-// Error says what is wrong with the answer.
-func (e *AnswerError) Error() string { return "the answer of the hub is unusable: " + e.Err.Error() }
+// Error describes what is wrong with the response.
+func (e *AnswerError) Error() string { return "the response of the hub is unusable: " + e.Err.Error() }
 
 // Unwrap returns what is wrong.
 func (e *AnswerError) Unwrap() error { return e.Err }

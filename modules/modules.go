@@ -19,7 +19,7 @@ const Manager = "dpsd"
 // identity registry in your IoT hub").
 const maxID = 128
 
-// Keys derives the keys of the modules of a device. A device at another hub has other keys.
+// Keys derives the keys of the modules of a device. They depend on the hub and the device ID.
 type Keys struct {
 	Root   []byte       // secret and random
 	Device hub.Identity // without a module
@@ -43,19 +43,18 @@ func (k Keys) key(module, which string) []byte {
 	return sas.MAC(k.Root, []byte("dpsd module v1\n"+k.Device.Host+"\n"+k.Device.DeviceID+"\n"+module+"\n"+which))
 }
 
-// Plan contains the changes after which the modules at the hub are the wanted ones.
+// Plan contains the changes that make the modules at the hub the wanted ones.
 type Plan struct {
 	Create []string
 	Update []Module // dpsd has created them, but with other keys
 	Delete []Module
 	Keep   []string        // wanted, and with the right keys
-	Gone   []string        // recorded but not wanted, and the hub has none of dpsd with this ID: nothing to delete
+	Gone   []string        // recorded but not wanted, and there is nothing to delete at the hub
 	Refuse []*RefusedError // dpsd must not change these wanted modules
 }
 
-// Needed reports whether anything has to be changed or asked at the hub, given the modules that
-// are wanted, those that dpsd has recorded as its own, and those of them that the hub has
-// confirmed.
+// Needed reports whether dpsd must contact the hub, given the modules that are wanted, those that
+// dpsd has recorded as its own, and those of the latter that the hub has confirmed.
 func Needed(wanted, recorded, confirmed []string) bool {
 	missing := func(in []string) func(string) bool {
 		return func(id string) bool { return !slices.Contains(in, id) }
@@ -64,8 +63,8 @@ func Needed(wanted, recorded, confirmed []string) bool {
 }
 
 // NewPlan compares the modules that are wanted with those at the hub. dpsd deletes only modules
-// that it has recorded as its own, and changes or deletes none that another program manages. It
-// never touches the modules of IoT Edge, whose names begin with a dollar sign.
+// that it has recorded as its own. It never changes or deletes a module that another program manages,
+// or a module of IoT Edge, whose name begins with a dollar sign.
 func NewPlan(wanted, recorded []string, listed []Module, keys Keys) Plan {
 	var p Plan
 	find := func(id string) (Module, bool) {
@@ -83,7 +82,7 @@ func NewPlan(wanted, recorded []string, listed []Module, keys Keys) Plan {
 		case !found:
 			p.Create = append(p.Create, id)
 		case m.ManagedBy != Manager:
-			p.Refuse = append(p.Refuse, &RefusedError{Module: id, Reason: "the hub already has a module of this name that dpsd did not create" + manager(m)})
+			p.Refuse = append(p.Refuse, &RefusedError{Module: id, Reason: "the hub already has a module with this name that dpsd did not create" + manager(m)})
 		case m.Keys != keys.Pair(id):
 			p.Update = append(p.Update, m)
 		default:

@@ -94,8 +94,8 @@ func TestThePlan(t *testing.T) {
 	}
 }
 
-// Whatever the hub lists, a plan touches only what it may, and after it, the next plan is empty.
-func TestAPlanNeverTouchesTheModulesOfOthersAndIsCompleteAfterOneStep(t *testing.T) {
+// Regardless of what the hub lists, a plan changes only what it may, and the next plan is empty.
+func TestAPlanNeverChangesTheModulesOfOthersAndIsCompleteAfterOneStep(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 19))
 	names := []string{"a", "b", "c", "$edgeHub", "A"}
 	some := func() (all []string) {

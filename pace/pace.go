@@ -189,8 +189,8 @@ func (r Retry) Unanswered(registration time.Duration, h *History, random *rand.R
 // Boot returns the delay before the first contact, up to [provisioning] boot_delay_max.
 func Boot(limit time.Duration, random *rand.Rand) time.Duration { return upTo(limit, random) }
 
-// HubCheck returns the delay of a check of the hub, up to refusal.Spread: the gateways of a fleet
-// see the same hub fail at the same time.
+// HubCheck returns the random delay of a check of the hub, up to refusal.Spread: all gateways of a
+// fleet see the same hub fail at the same time.
 func HubCheck(limit time.Duration, random *rand.Rand) time.Duration { return upTo(limit, random) }
 
 // Regular returns the time until the next regular registration: [provisioning] interval

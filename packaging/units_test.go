@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// If systemd skips only some of the units, the target is reached without dpsd, or a socket tries in
-// vain to start it.
+// If systemd skipped only some of the units, the target would be reached without dpsd, or a socket
+// would try to start dpsd and fail.
 func TestTheUnitsHaveTheSameConditionOnTheConfiguration(t *testing.T) {
 	conditions := map[string][]string{}
 	for _, name := range []string{"dpsd.service", "dpsd-provisioned.target", "dpsd-hub@.socket"} {

@@ -81,7 +81,7 @@ const (
 	Identity    Kind = "identity"    // the hub does not accept the identity
 	Throttled   Kind = "throttled"   // the hub accepts it, but limits its requests
 	Unavailable Kind = "unavailable" // the hub is not working, or cannot be reached
-	Other       Kind = "other"       // the request was wrong
+	Other       Kind = "other"       // the request was wrong, or the code says nothing about the identity
 )
 
 // Kind returns the kind of the code.
@@ -107,7 +107,7 @@ func (c Code) Kind() Kind {
 	return Other
 }
 
-// status is the HTTP status that a code of IoT Hub begins with.
+// status returns the HTTP status with which an IoT Hub error code begins.
 func (c Code) status() int {
 	if c >= 400_000 {
 		return int(c / 1000)

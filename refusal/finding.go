@@ -18,8 +18,8 @@ func Findings() []Finding {
 	return []Finding{Confirmed, Accepted, Verified, Unverified, Gone, Offline}
 }
 
-// means returns what follows from the finding after reports of a kind, the last with the given code:
-// Reprovisioning or None, and a sentence.
+// means returns the consequence of the finding after reports of the given kind: Reprovisioning or
+// None, and the reason as a sentence. last is the code that caused the check.
 func (f Finding) means(kind Kind, last Code) (Action, string) {
 	switch f {
 	case Confirmed:

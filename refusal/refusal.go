@@ -7,6 +7,6 @@ type Policy string
 
 // The policies.
 const (
-	Reprovision Policy = "reprovision" // register again if the reports are a reason for it
+	Reprovision Policy = "reprovision" // register again if the reports justify it
 	ReportOnly  Policy = "report"      // only show the reports
 )

@@ -14,12 +14,12 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the tables of docs/refusals.md")
 
-// row is a row of the table of docs/refusals.md: codes with the same result.
+// row is a row of the first table in docs/refusals.md: codes with the same result.
 type row struct {
 	reports string // in the table
 	means   string
 	codes   []string
-	finding refusal.Finding // that leads to the most registrations
+	finding refusal.Finding // the one that causes the most registrations
 }
 
 func rows() []row {
@@ -34,14 +34,14 @@ func rows() []row {
 	}
 }
 
-// observation is what a rehearsal of one consumer has shown.
+// observation is the result of a simulation of one consumer.
 type observation struct {
 	registrations []time.Duration // since the first report
 	last          refusal.Decision
 }
 
-// observe lets one consumer report a code every five minutes for a day, to a gateway whose check of
-// the hub always has the same result, takes 30 s, and is delayed by spread.
+// observe simulates one consumer that reports a code every five minutes for a day. The check of the
+// hub always has the same result, takes 30 s, and is delayed by s.Spread.
 func observe(t *testing.T, code string, finding refusal.Finding, s refusal.Situation) (o observation) {
 	t.Helper()
 	c, err := refusal.ParseCode(code)
@@ -70,7 +70,7 @@ func observe(t *testing.T, code string, finding refusal.Finding, s refusal.Situa
 // tables returns the tables of docs/refusals.md.
 func tables(t *testing.T) string {
 	var b strings.Builder
-	b.WriteString("| reported | meaning | a registration is possible | not before | at the latest | if nothing changes, at most |\n| --- | --- | --- | --: | --: | --- |\n")
+	b.WriteString("| reported | meaning | a registration is possible | not before | at the latest | at most, if nothing changes |\n| --- | --- | --- | --: | --: | --- |\n")
 	for _, r := range rows() {
 		var cells string
 		for n, code := range r.codes {
@@ -118,7 +118,7 @@ var results = map[refusal.Finding]string{
 	refusal.Offline:    "neither the hub nor DPS can be reached",
 }
 
-func TestTheTablesOfTheRefusalsPageAreWhatTheCodeDoes(t *testing.T) {
+func TestTheTablesInRefusalsMdMatchTheCode(t *testing.T) {
 	const page, begin, end = "../docs/refusals.md", "<!-- tables: go test ./refusal -update -->\n", "<!-- end -->"
 	text, err := os.ReadFile(page)
 	if err != nil {
@@ -134,7 +134,7 @@ func TestTheTablesOfTheRefusalsPageAreWhatTheCodeDoes(t *testing.T) {
 	}
 }
 
-func TestEveryCodeThatTheTableCoversWithARangeHasTheKindOfTheRange(t *testing.T) {
+func TestEveryCodeInARangeOfTheTableHasTheKindOfTheRange(t *testing.T) {
 	kind := map[int]refusal.Kind{401: refusal.Identity, 403: refusal.Identity, 404: refusal.Identity, 429: refusal.Throttled}
 	exceptions := map[int]bool{403002: true, 403003: true, 403004: true, 403005: true, 403006: true, 403007: true, 404010: true, 404103: true, 404104: true}
 	for status := 400; status <= 599; status++ {

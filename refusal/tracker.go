@@ -9,26 +9,26 @@ import (
 const (
 	// Reports is how many reports of one consumer are necessary.
 	Reports = 3
-	// Refused is the least time between the first and the last of them if the hub refuses the
-	// identity: for some minutes, a hub may also refuse a valid one.
+	// Refused is the minimum time between the first and the last report if the hub refuses the
+	// identity: for a few minutes, a hub may also refuse a valid identity.
 	Refused = 15 * time.Minute
-	// Down is the same if the hub is not working: Azure's guide for large deployments tells clients
-	// to retry the same hub for 15 to 30 min first.
+	// Down is the same minimum if the hub is not working: according to Azure's guide for large
+	// deployments, clients should first retry the same hub for 15 to 30 min.
 	Down = 30 * time.Minute
-	// Gap is the least time between two checks of the hub because of reports, and between two
+	// Gap is the minimum time between two checks of the hub because of reports, and between two
 	// registrations.
 	Gap = time.Hour
-	// Quiet is how long after its last report a consumer counts as connected. A client that
+	// Quiet is how long after its last report a consumer counts as connected. Even a client that
 	// waits up to an hour, with jitter, between two connections reports more often.
 	Quiet = 2 * time.Hour
-	// Spread is the limit of the random delay before a check of the hub: the gateways of a fleet see
-	// the same hub fail at the same time. In 15 min, 10,000 gateways stay below the quota of
-	// DPS, 1,000 registrations a minute.
+	// Spread is the maximum random delay before a check of the hub: all gateways of a fleet see the
+	// same hub fail at the same time. Spread over 15 min, 10,000 gateways stay below the DPS quota
+	// of 1,000 registrations a minute.
 	Spread = 15 * time.Minute
 )
 
 // Tracker counts the reports of all consumers of a gateway and decides what follows from them. The
-// zero value is ready to use. All times are of one clock that cannot be set, such as
+// zero value is ready to use. All times are readings of one clock that cannot be set, such as
 // CLOCK_BOOTTIME.
 type Tracker struct {
 	// Acted is when dpsd last checked the hub because of reports, or registered after that; 0:
@@ -42,7 +42,7 @@ type Tracker struct {
 	outcome    string // a sentence about the last check; "": none
 }
 
-// counted is what is counted separately.
+// counted identifies the reports that are counted together.
 type counted struct {
 	consumer string
 	kind     Kind
@@ -61,7 +61,7 @@ type check struct {
 	reason  Reason
 }
 
-// Reason is the report that has caused a check of the hub.
+// Reason is the report that caused a check of the hub.
 type Reason struct {
 	Consumer string
 	Code     Code
@@ -70,17 +70,17 @@ type Reason struct {
 // Situation is what a decision depends on besides the reports.
 type Situation struct {
 	Policy      Policy
-	Generation  uint64 // of the record; reports about another one no longer count
+	Generation  uint64 // of the record; reports about an earlier generation do not count
 	Implausible bool   // the wall clock is implausible
 	// Spread is the random delay before a check of the hub, from 0 to the constant Spread.
 	Spread time.Duration
 }
 
-// Decision is what dpsd does about the reports.
+// Decision is what dpsd does because of the reports.
 type Decision struct {
 	Action  Action
 	Because string        // a sentence
-	At      time.Duration // when dpsd acts, or may act at the earliest; 0: never
+	At      time.Duration // when dpsd acts, or the earliest time at which it can; 0: never
 	Modules bool          // dpsd verifies the module identities
 }
 
@@ -161,10 +161,10 @@ func (t *Tracker) count(of counted, now time.Duration) Count {
 }
 
 func (t *Tracker) verifying() Decision {
-	return Decision{Action: Verifying, At: t.check.due, Because: "dpsd first checks the hub, without an MQTT connection. It registers unless the result contradicts the reports."}
+	return Decision{Action: Verifying, At: t.check.due, Because: "dpsd first checks the hub, without an MQTT connection, and then decides whether to register."}
 }
 
-// Due returns when the hub is to be checked; 0: it is not.
+// Due returns when the check of the hub is due; 0: none is due.
 func (t *Tracker) Due() time.Duration {
 	if t.check.running {
 		return 0
@@ -172,17 +172,17 @@ func (t *Tracker) Due() time.Duration {
 	return t.check.due
 }
 
-// Begin notes that a check of the hub begins, and returns its reason.
+// Begin records that the check of the hub begins, and returns its reason.
 func (t *Tracker) Begin() Reason {
 	t.check.running = true
 	return t.check.reason
 }
 
-// Interrupted notes that the check of the hub that has begun has no result. It is due again.
+// Interrupted records that the running check of the hub ended without a result. It is due again.
 func (t *Tracker) Interrupted() { t.check.running = false }
 
-// Found decides after the check of the hub that has begun. A zero Decision means that the result
-// no longer matters, because of what has happened in the meantime. If the decision is
+// Found decides what follows from the result of the running check. A zero Decision means that the
+// result no longer matters because of an assignment in the meantime. If the decision is
 // Reprovisioning, the caller registers and calls Scheduled.
 func (t *Tracker) Found(f Finding, s Situation, now time.Duration) Decision {
 	if !t.check.running {
@@ -207,14 +207,14 @@ func (t *Tracker) Found(f Finding, s Situation, now time.Duration) Decision {
 	return d
 }
 
-// Scheduled notes when a registration that Found has decided on is due.
+// Scheduled records when the registration that Found decided on is due.
 func (t *Tracker) Scheduled(at time.Duration) { t.Acted = max(t.Acted, at) }
 
-// Forget forgets the reports, and a check of the hub because of them: DPS has assigned the device since
-// then, or the clock was wrong at that time.
+// Forget forgets all reports and a pending check of the hub: DPS has assigned the device since then,
+// or the clock was wrong at that time.
 func (t *Tracker) Forget() { t.reset(t.generation) }
 
-// Count returns the reports of a consumer that are counted at present, of one kind.
+// Count returns the reports of one kind from a consumer that currently count.
 func (t *Tracker) Count(consumer string, k Kind, now time.Duration) Count {
 	if c := t.counts[counted{consumer, k}]; now-c.Last <= Quiet {
 		return c
@@ -226,7 +226,7 @@ func (t *Tracker) reset(generation uint64) {
 	t.generation, t.counts, t.check = generation, nil, check{}
 }
 
-// over is the least time that the reports of a kind must cover.
+// over is the minimum time that the reports of a kind must cover.
 func (k Kind) over() time.Duration {
 	if k == Unavailable {
 		return Down

@@ -15,7 +15,7 @@ const start = time.Hour
 
 var refused = refusal.Reason{Consumer: "edge", Code: 5}
 
-// reports lets edge report code 5 at the given times after start, and returns the last decision.
+// reports makes edge report code 5 at the given times after start, and returns the last decision.
 func reports(tracker *refusal.Tracker, s refusal.Situation, at ...time.Duration) (last refusal.Decision) {
 	for _, after := range at {
 		last = tracker.Report(refused, s, start+after)
@@ -82,7 +82,7 @@ func TestRefusalsAndFailuresOfTheHubAreCountedSeparately(t *testing.T) {
 	if last.Action != refusal.Counting {
 		t.Errorf("two reports of each kind: %+v", last)
 	}
-	// An outage shows itself in both ways.
+	// An outage can cause both kinds of reports.
 	last = tracker.Report(refusal.Reason{Consumer: "edge", Code: refusal.Unreachable}, refusal.Situation{}, start+80*time.Minute)
 	if last.Action != refusal.Verifying {
 		t.Errorf("three reports that the hub is not working over an hour: %+v", last)
@@ -203,8 +203,8 @@ func TestTheAnswerSaysWhenInBothClocks(t *testing.T) {
 	}
 }
 
-// However the consumers of a gateway report, and whatever the checks find, two checks of the hub and two
-// registrations are at least an hour apart, and no registration follows only throttling.
+// Regardless of the reports and the findings, two checks of the hub and two registrations are at least an
+// hour apart, and throttling alone never causes a registration.
 func TestNoSequenceOfReportsCausesMoreThanOneRegistrationAnHour(t *testing.T) {
 	codes := []refusal.Code{1, 2, 3, 4, 5, 400, 401, 404, 429, 429001, 500, 503, refusal.Unreachable, 401003, 404001, 403002}
 	total := 0
@@ -247,7 +247,7 @@ func TestNoSequenceOfReportsCausesMoreThanOneRegistrationAnHour(t *testing.T) {
 	}
 }
 
-// A decision that depended on a clock, a file or the network could not be simulated.
+// Decisions that depend on a clock, a file or the network cannot be simulated.
 func TestDecisionsDependOnlyOnTheirArguments(t *testing.T) {
 	all, err := imports.Direct(".")
 	if err != nil {

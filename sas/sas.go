@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// Statement returns the text that the signature in a token covers: its MAC under the device's
-// key is the signature. The resource is signed as it is sent, encoded; its letters keep their
-// case.
+// Statement returns the text that the signature in a token covers; the signature is its MAC under
+// the key of the identity. The resource is signed as it is sent: encoded, with the case of its
+// letters unchanged.
 func Statement(resource string, expiry time.Time) []byte {
 	return []byte(Encode(resource) + "\n" + strconv.FormatInt(expiry.Unix(), 10))
 }
@@ -51,9 +51,8 @@ func Signature(token string) string {
 	return signature
 }
 
-// encoding corrects the result of QueryEscape. An asterisk has a lower-case digit, unlike all
-// other characters, because that is what Microsoft's SDK for Node.js sends. A device ID may
-// contain one.
+// encoding corrects the result of QueryEscape. Only the asterisk, which a device ID may contain, has
+// a lower-case hex digit, as in Microsoft's SDK for Node.js.
 var encoding = strings.NewReplacer("+", "%20", "%2A", "%2a")
 
 // Encode percent-encodes all but the unreserved characters of RFC 3986 §2.3 as

@@ -27,15 +27,15 @@ type assignment struct {
 	Updated        time.Time       `json:"lastUpdatedDateTimeUtc"`
 	ETag           string          `json:"etag"`
 	Payload        json.RawMessage `json:"payload,omitempty"`
-	// AtHub is what has happened to the identity of the device at its hub since DPS created it:
-	// atHubDisabled, atHubDeleted, or "".
+	// AtHub is the state of the identity of the device at its hub: atHubDisabled, atHubDeleted, or ""
+	// if it has not changed since DPS created it.
 	AtHub string `json:"atHub,omitempty"`
 	// CertificateID is in every certificate that the service issues for the device; see
 	// Server.RevokeDevice.
 	CertificateID string `json:"certificateId,omitempty"`
 }
 
-// What can happen to a device at its hub.
+// The values of AtHub.
 const (
 	atHubDisabled = "disabled"
 	atHubDeleted  = "deleted"
@@ -102,7 +102,7 @@ func (a *assignments) find(name, deviceID string) (assignment, bool) {
 
 // put stores an assignment. It keeps the stored identifier of the device's certificates, which may
 // have been replaced since the operation began. A device that was deleted at its hub exists again,
-// but one that was disabled there remains so, because DPS does not enable devices.
+// but a disabled device remains disabled, because DPS does not enable devices.
 func (a *assignments) put(r assignment) {
 	key := strings.ToLower(r.RegistrationID)
 	a.mu.Lock()
@@ -120,7 +120,7 @@ func (a *assignments) put(r assignment) {
 	}
 }
 
-// setAtHub records what has happened to a device at its hub. It returns false if the device is
+// setAtHub records a change of a device at its hub. It returns false if the device is
 // unknown or has been deleted there.
 func (a *assignments) setAtHub(registrationID, what string) (assignment, bool) {
 	a.mu.Lock()

@@ -44,7 +44,7 @@ func (s *Server) AddDevice(registrationID string) {
 
 // DisableDevice disables the identity of a device at its hub, or enables it again. The hub ends the
 // connections of a disabled device and of its modules. It returns false if the hub has no identity
-// of the device that DPS has created.
+// that DPS created for the device.
 func (s *Server) DisableDevice(registrationID string, disabled bool) bool {
 	what, reason := "", ""
 	if disabled {
@@ -55,12 +55,12 @@ func (s *Server) DisableDevice(registrationID string, disabled bool) bool {
 
 // DeleteDevice deletes the identity of a device at its hub, with its module identities, and ends
 // their connections. DPS keeps its record, and creates the identity again when the device registers.
-// It returns false if the hub has no identity of the device that DPS has created.
+// It returns false if the hub has no identity that DPS created for the device.
 func (s *Server) DeleteDevice(registrationID string) bool {
 	return s.changeAtHub(registrationID, atHubDeleted, "404001 DeviceNotFound: the device has been deleted at the hub")
 }
 
-// changeAtHub changes a device at its hub, and ends its connections if there is a reason to.
+// changeAtHub changes a device at its hub, and ends its connections if the change requires it.
 func (s *Server) changeAtHub(registrationID, what, reason string) bool {
 	modules := s.Modules(registrationID)
 	r, found := s.service.records.setAtHub(registrationID, what)
@@ -76,10 +76,10 @@ func (s *Server) changeAtHub(registrationID, what, reason string) bool {
 	return true
 }
 
-// SendToDevice sends a message from the cloud to a device. The message waits at the hub until the
-// device receives it, or until the server ends. The result is nil unless the hub refuses the
-// message: because it does not have the device (404001), because 50 messages wait already (403004),
-// or because the message is larger than 64 KB (413001).
+// SendToDevice sends a cloud-to-device message. The message waits at the hub until the device
+// receives it, or until the server stops. The result is nil unless the hub refuses the message: because
+// the device is unknown (404001), because 50 messages are already waiting (403004), or because the
+// message is larger than 64 KB (413001).
 func (s *Server) SendToDevice(registrationID string, payload []byte) *enroll.Refusal {
 	name, deviceID := s.atHub(registrationID)
 	if _, found := s.hub.Find(name, deviceID); !found {
@@ -88,7 +88,7 @@ func (s *Server) SendToDevice(registrationID string, payload []byte) *enroll.Ref
 	return s.hub.Messages.Send(hub.User{Hub: name, Device: deviceID}, payload)
 }
 
-// atHub returns the hub of a device, and its name there.
+// atHub returns the hub of a device, and the device ID there.
 func (s *Server) atHub(registrationID string) (name, deviceID string) {
 	if r, found := s.service.records.get(registrationID); found {
 		return r.Hub, r.DeviceID
@@ -121,8 +121,8 @@ type hubSession struct {
 	grant          hub.Grant
 	granted        map[string]byte
 	will           packets.Packet    // a PUBLISH, if the client has a will
-	receiver       *hub.Receiver     // nil unless the client has subscribed to messages from the cloud
-	locks          map[uint16]string // of those that await a PUBACK, by packet identifier
+	receiver       *hub.Receiver     // nil unless the client has subscribed to cloud-to-device messages
+	locks          map[uint16]string // of the messages that await a PUBACK, by packet identifier
 }
 
 // newHubSession takes the identity from the CONNECT, whether or not it is valid.
@@ -264,7 +264,7 @@ func (h *hubSession) unsubscribe(filters packets.Subscriptions) {
 	}
 }
 
-// receive begins the delivery of the messages from the cloud if a filter is for them.
+// receive begins the delivery of cloud-to-device messages if a filter selects them.
 func (h *hubSession) receive(filter string) {
 	if h.user.Module != "" || filter != h.user.MessageFilter() {
 		return
@@ -275,8 +275,8 @@ func (h *hubSession) receive(filter string) {
 	h.s.c.server.hub.Messages.Subscribe(h.user, h.receiver)
 }
 
-// awake sends the messages from the cloud that wait for the device. A message that is sent at QoS 0
-// is complete; one that is sent at QoS 1 waits for its PUBACK.
+// awake sends the queued cloud-to-device messages. A message that is sent at QoS 0 is complete; a
+// message that is sent at QoS 1 awaits its PUBACK.
 func (h *hubSession) awake() {
 	server := h.s.c.server
 	qos, subscribed := h.granted[h.user.MessageFilter()]

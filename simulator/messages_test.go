@@ -18,7 +18,7 @@ const (
 	messageAPI    = "?api-version=2020-03-13"
 )
 
-// sends sends messages from the cloud to the device.
+// sends sends cloud-to-device messages to the device.
 func sends(t *testing.T, s *simulator.Server, messages ...string) {
 	t.Helper()
 	for _, m := range messages {
@@ -26,19 +26,19 @@ func sends(t *testing.T, s *simulator.Server, messages ...string) {
 			t.Fatalf("%+v", refused)
 		}
 	}
-	synctest.Wait() // they have been sent, or wait
+	synctest.Wait() // until they have been sent or queued
 }
 
-// listens subscribes to the messages from the cloud.
+// listens subscribes to cloud-to-device messages.
 func (c *client) listens(qos byte) *client {
 	c.t.Helper()
 	c.send(packet(0x82, []byte{0, 9}, text(messageFilter), []byte{qos})...)
 	c.expect("SUBACK", 0x90, 3, 0, 9, qos)
-	synctest.Wait() // the messages that wait have been sent
+	synctest.Wait() // until the queued messages have been sent
 	return c
 }
 
-// gets expects messages from the cloud, and returns their packet identifiers.
+// gets expects cloud-to-device messages, and returns their packet identifiers.
 func (c *client) gets(qos byte, want ...string) []uint16 {
 	c.t.Helper()
 	var ids []uint16
@@ -74,8 +74,8 @@ func settle(t *testing.T, s *simulator.Server, method, rest string, want int) {
 	}
 }
 
-func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
-	bubble(t, "they wait for the subscription, and arrive in order while it lasts", func(t *testing.T) {
+func TestCloudToDeviceMessagesStayQueuedUntilTheDeviceAcknowledgesThem(t *testing.T) {
+	bubble(t, "they wait for the subscription, and then arrive in order", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := online(t, s, device)
 		sends(t, s, "a", "b")
@@ -93,7 +93,7 @@ func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
 		sends(t, s, "d")
 		c.lives()
 		if lock := receive(t, s, "d", "0"); lock == "" {
-			t.Error("the acknowledged messages are not gone")
+			t.Error("acknowledged messages have not been removed")
 		}
 		if v := hubViolations(s); v != "" {
 			t.Error(v)
@@ -108,7 +108,7 @@ func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
 			t.Errorf("%d messages in the packet log", down)
 		}
 	})
-	bubble(t, "a new connection takes those that are not acknowledged", func(t *testing.T) {
+	bubble(t, "a new connection receives the unacknowledged messages", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		first := online(t, s, device).listens(1)
 		sends(t, s, "a", "b")
@@ -126,7 +126,7 @@ func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
 		time.Sleep(time.Minute)
 		receive(t, s, "", "")
 	})
-	bubble(t, "at QoS 0 they are gone when they are sent", func(t *testing.T) {
+	bubble(t, "at QoS 0, they are removed when they are sent", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := online(t, s, device)
 		sends(t, s, "a")
@@ -136,7 +136,7 @@ func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
 		time.Sleep(time.Minute)
 		receive(t, s, "", "")
 	})
-	bubble(t, "after ten deliveries in vain the hub gives a message up", func(t *testing.T) {
+	bubble(t, "after ten unsuccessful deliveries, the hub discards a message", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		online(t, s, device).conn.Close()
 		sends(t, s, "a", "b")
@@ -148,7 +148,7 @@ func TestMessagesFromTheCloudWaitUntilTheDeviceAcknowledgesThem(t *testing.T) {
 }
 
 func TestAMessageOverHTTPSIsLockedForOneMinute(t *testing.T) {
-	bubble(t, "and is then available again, also to a connection", func(t *testing.T) {
+	bubble(t, "and is then available again, even to an MQTT connection", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		c := online(t, s, device)
 		receive(t, s, "", "")
@@ -169,7 +169,7 @@ func TestAMessageOverHTTPSIsLockedForOneMinute(t *testing.T) {
 		settle(t, s, "PUT", lost, 404)
 		settle(t, s, "DELETE", lost+"/abandon", 404)
 	})
-	bubble(t, "and a completed one is gone", func(t *testing.T) {
+	bubble(t, "and a completed message is removed", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		online(t, s, device)
 		sends(t, s, "a")

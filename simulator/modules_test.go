@@ -106,7 +106,7 @@ func TestADeviceManagesItsModuleIdentities(t *testing.T) {
 	})
 }
 
-func TestTheRegistryRefusesWhatADeviceMayNotDoWithModules(t *testing.T) {
+func TestTheRegistryRefusesInvalidRequestsAboutModules(t *testing.T) {
 	const list = "/devices/" + device + "/modules" + moduleVersion
 	body := func(authentication string) string {
 		return `{"moduleId":"m","deviceId":"` + device + `","authentication":` + authentication + `}`
@@ -128,12 +128,12 @@ func TestTheRegistryRefusesWhatADeviceMayNotDoWithModules(t *testing.T) {
 	}{
 		{name: "no api-version", method: "GET", target: "/devices/" + device + "/modules", status: 400, want: "ErrorCode:InvalidProtocolVersion"},
 		{name: "an api-version that is not a date", method: "GET", target: "/devices/" + device + "/modules?api-version=1", status: 400, want: "400001"},
-		{name: "a method of the list", method: "PUT", target: list, body: moduleBody("m"), status: 404, want: "404000"},
-		{name: "a method of a module", method: "POST", target: modulePath("m"), body: moduleBody("m"), status: 404, want: "404000"},
+		{name: "a wrong method for the list", method: "PUT", target: list, body: moduleBody("m"), status: 404, want: "404000"},
+		{name: "a wrong method for a module", method: "POST", target: modulePath("m"), body: moduleBody("m"), status: 404, want: "404000"},
 		{name: "a path below a module", method: "GET", target: "/devices/" + device + "/modules/old/twin" + moduleVersion, status: 404, want: "404000"},
 		{name: "telemetry of a module", method: "POST", target: "/devices/" + device + "/modules/old/messages/events" + moduleVersion, status: 404, want: "404000"},
 		{name: "reading an unknown module", method: "GET", target: modulePath("m"), status: 404, want: "ErrorCode:ModuleNotFound"},
-		{name: "a module ID in other letters", method: "GET", target: modulePath("OLD"), status: 404, want: "404010"},
+		{name: "a module ID with a different case", method: "GET", target: modulePath("OLD"), status: 404, want: "404010"},
 		{name: "deleting an unknown module", method: "DELETE", target: modulePath("m"), ifMatch: "*", status: 404, want: "404010"},
 		{name: "changing an unknown module", method: "PUT", target: modulePath("m"), ifMatch: "*", body: moduleBody("m"), status: 404, want: "404010"},
 		{name: "deleting without If-Match", method: "DELETE", target: modulePath("old"), status: 412, want: "ErrorCode:PreconditionFailed"},
@@ -158,7 +158,7 @@ func TestTheRegistryRefusesWhatADeviceMayNotDoWithModules(t *testing.T) {
 		{name: "a key of 15 bytes", method: "PUT", target: modulePath("m"), body: body(`{"type":"sas","symmetricKey":{"primaryKey":"MTIzNDU2Nzg5MDEyMzQ1","secondaryKey":"MTIzNDU2Nzg5MDEyMzQ1"}}`), status: 400, want: "400004"},
 		{name: "keys of a module with a certificate", method: "PUT", target: modulePath("m"), body: body(`{"type":"selfSigned","symmetricKey":{"primaryKey":"` + moduleKey + `","secondaryKey":"` + moduleKey + `"}}`), status: 400, want: "400004"},
 		{name: "a certificate without a thumbprint", method: "PUT", target: modulePath("m"), body: body(`{"type":"selfSigned"}`), status: 400, want: "400004"},
-		{name: "a thumbprint that is none", method: "PUT", target: modulePath("m"), body: body(`{"type":"selfSigned","x509Thumbprint":{"primaryThumbprint":"xyz"}}`), status: 400, want: "400004"},
+		{name: "an invalid thumbprint", method: "PUT", target: modulePath("m"), body: body(`{"type":"selfSigned","x509Thumbprint":{"primaryThumbprint":"xyz"}}`), status: 400, want: "400004"},
 		{name: "a thumbprint of a module with keys", method: "PUT", target: modulePath("m"), body: body(`{"type":"sas","x509Thumbprint":{"primaryThumbprint":"` + strings.Repeat("a", 40) + `"}}`), status: 400, want: "400004"},
 
 		{name: "a module's token for the list", method: "GET", target: list, authorization: as(moduleKey, moduleResource("old")), status: 401, want: "401003"},
@@ -210,7 +210,7 @@ func TestTheRegistryRefusesWhatADeviceMayNotDoWithModules(t *testing.T) {
 	})
 }
 
-func TestTheHubMakesTheKeysOfAModuleThatHasNone(t *testing.T) {
+func TestTheHubGeneratesTheKeysOfAModuleWithoutKeys(t *testing.T) {
 	bubble(t, "keys", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		registered(t, s, device)
@@ -282,7 +282,7 @@ func TestHowAModuleConnects(t *testing.T) {
 		{"an skn", func(*simulator.Server) []byte { return connect(id, user, moduleKey, resource, "&skn=device") }, 5},
 		{"the client identifier of the device", func(*simulator.Server) []byte { return connect(device, user, moduleKey, resource, "") }, 5},
 		{"the client identifier of another module", func(*simulator.Server) []byte { return connect(device+"/n", user, moduleKey, resource, "") }, 5},
-		{"a module ID in other letters", func(*simulator.Server) []byte {
+		{"a module ID with a different case", func(*simulator.Server) []byte {
 			return connect(device+"/M", hubName+"/"+device+"/M/"+moduleVersion, moduleKey, moduleResource("M"), "")
 		}, 5},
 		{"the module of another device", func(*simulator.Server) []byte {
@@ -510,7 +510,7 @@ func TestModuleIdentitiesEndWithTheAssignment(t *testing.T) {
 	bubble(t, "another hub, or no record", func(t *testing.T) {
 		s := start(t, simulator.Options{})
 		again := func() string {
-			time.Sleep(time.Minute) // the service limits the polls of a device
+			time.Sleep(time.Minute) // the service limits the rate of polls
 			return registered(t, s, device)
 		}
 		registered(t, s, device)

@@ -13,8 +13,8 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// saveInterval is the minimum time between two writes of a file, so that a fleet that registers
-// does not cause a write for each device.
+// saveInterval is the minimum time between two writes of a file, so that a registering fleet does not
+// cause a write for each device.
 const saveInterval = time.Second
 
 // savedFile writes data to a file after changes. Create it with newSavedFile.
@@ -27,7 +27,7 @@ type savedFile struct {
 	wake    chan struct{} // capacity 1: something has changed
 }
 
-// newSavedFile returns a file of a directory. The directory "" means no file.
+// newSavedFile returns a file in a directory. With the directory "", the data is only in memory.
 func newSavedFile(dir, name string, mode fs.FileMode, data func() any, onError func(error)) *savedFile {
 	f := &savedFile{mode: mode, data: data, onError: onError, wake: make(chan struct{}, 1)}
 	if dir != "" {
@@ -53,7 +53,7 @@ func (f *savedFile) load(v any) error {
 	return err
 }
 
-// changed lets keep write the file.
+// changed makes keep write the file.
 func (f *savedFile) changed() {
 	f.dirty.Store(true)
 	select {
@@ -72,17 +72,17 @@ func (f *savedFile) keep(done <-chan struct{}) {
 		}
 		begun := time.Now()
 		f.flush()
-		// The whole file is written. With many devices that takes time; it may take up to
-		// a tenth of all time.
+		// Writing the complete file takes long with many devices; it may take up to a tenth of
+		// the time.
 		if !pause(max(saveInterval, 9*time.Since(begun)), done) {
 			return
 		}
 	}
 }
 
-// flush writes the whole file if there are changes.
+// flush writes the complete file if there are changes.
 func (f *savedFile) flush() {
-	if f.path == "" || !f.dirty.Swap(false) { // before the data are read, so that no change is lost
+	if f.path == "" || !f.dirty.Swap(false) { // before the data is read, so that no change is lost
 		return
 	}
 	text, err := json.MarshalIndent(f.data(), "", "  ")
@@ -90,7 +90,7 @@ func (f *savedFile) flush() {
 		err = renameio.WriteFile(f.path, append(text, '\n'), f.mode, renameio.WithTempDir(filepath.Dir(f.path)))
 	}
 	if err != nil {
-		f.dirty.Store(true) // the next change, or the end, retries
+		f.dirty.Store(true) // the next change, or the end, causes another attempt
 		f.onError(fmt.Errorf("cannot save %s: %w", filepath.Base(f.path), err))
 	}
 }

@@ -49,7 +49,7 @@ type application interface {
 	publish(rule *Rule, p *packets.Packet, acked bool)
 	// acknowledged is called for the PUBACK of a message that the service has sent at QoS 1.
 	acknowledged(id uint16)
-	// awake is called after session.wake: there may be something to send that the client did
+	// awake is called after session.wake, when there may be something to send that the client did
 	// not request.
 	awake()
 	// ended is called after the last packet of a connection that was accepted. disconnected
@@ -77,7 +77,7 @@ type session struct {
 	muted        bool // the server reads but sends nothing
 	events       []event
 	woken        chan struct{} // see wake
-	taken        chan struct{} // closed when another connection has the client identifier, or for ejected
+	taken        chan struct{} // closed when another connection takes the client identifier, or on ejection
 	ejected      string        // why the server ends the session; "" if it does not
 	over         bool
 	resetAtOver  bool
@@ -174,7 +174,7 @@ func (s *session) step() {
 func (s *session) wake() {
 	select {
 	case s.woken <- struct{}{}:
-	default: // the session will wake anyway
+	default: // a call is already pending
 	}
 }
 

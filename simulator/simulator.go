@@ -469,7 +469,7 @@ func (s *Server) take(key string, mine *session) {
 	s.sessions[key] = mine
 }
 
-// connected reports whether a session has a key.
+// connected reports whether there is a session with a key.
 func (s *Server) connected(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

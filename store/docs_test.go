@@ -285,7 +285,7 @@ func follow(t *testing.T, directory string, last uint64) (all []*follower) {
 		}
 		f := &follower{name: name, up: make(chan struct{}), done: make(chan struct{})}
 		all = append(all, f)
-		late := time.AfterFunc(2*time.Minute, kill)
+		late := time.AfterFunc(10*time.Minute, kill)
 		go func() {
 			defer close(f.done)
 			defer late.Stop()

@@ -171,7 +171,7 @@ func (w *writer) forgetPairs(done *Forgotten, published bool) error {
 	return nil
 }
 
-// formsOf lists the file with a name, and what interrupted writes of it have left.
+// formsOf lists the file with a name, and the files that interrupted writes of it have left behind.
 func (w *writer) formsOf(of string) []string {
 	if w.directory == "" {
 		return nil

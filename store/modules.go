@@ -21,13 +21,13 @@ const (
 	RootSize = 32
 )
 
-// Modules is what dpsd keeps about the module identities that it manages at IoT hubs:
-// modules.json. The zero value means that there are none, and no root yet.
+// Modules is the content of modules.json: the module identities that dpsd manages at IoT hubs. The
+// zero value means that there are no identities, and no root yet.
 type Modules struct {
 	// Root is the secret from which the keys of the modules are derived, RootSize bytes. It
 	// changes only if modules.json is lost.
 	Root []byte
-	// Identities are those that dpsd has created or is about to create, and has not removed.
+	// Identities are the modules that dpsd has created or is about to create, and has not removed.
 	Identities []ModuleIdentity
 }
 
@@ -93,9 +93,8 @@ func (s *Store) setModulesAside(damaged *ModulesError, now time.Time) error {
 	return nil
 }
 
-// SaveModules stores m durably, with mode 0600. It writes nothing if the file has the same
-// content. The error is a *WriteError or, if there is a file that cannot be read, a
-// *ModulesError.
+// SaveModules stores m durably, with mode 0600. It writes nothing if the file already has this
+// content. The error is a *WriteError or, if the existing file cannot be read, a *ModulesError.
 func (s *Store) SaveModules(m Modules) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +176,7 @@ func encodeModules(m Modules) []byte {
 		f.Identities = []ModuleIdentity{}
 	}
 	text := func() []byte {
-		data, _ := json.MarshalIndent(f, "", "  ") // texts and numbers are always JSON
+		data, _ := json.MarshalIndent(f, "", "  ") // strings and numbers cannot fail
 		return append(data, '\n')
 	}
 	f.Checksum = digest(text())

@@ -187,8 +187,8 @@ func TestAModulesFileOfANewerVersionOrThatCannotBeRenamedRemains(t *testing.T) {
 	}
 }
 
-// A process that is killed at a step leaves the old or the new content, and SaveModules has made
-// the new one durable when it returns.
+// A process that is killed at any step leaves either the old or the new content. When SaveModules
+// returns, the new content is durable.
 func TestTheModulesFileIsAlwaysWhole(t *testing.T) {
 	var steps []string
 	directory := quick(t)

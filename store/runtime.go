@@ -98,7 +98,7 @@ func (r Runtime) SaveRefusals(acted time.Duration) error {
 	return r.save(refusalsName, refusals{acted})
 }
 
-// LoadRefusals returns the stored CLOCK_BOOTTIME, or 0. It may be that of another boot, see
+// LoadRefusals returns the stored CLOCK_BOOTTIME, or 0. The time may belong to another boot; see
 // LoadFloor.
 func (r Runtime) LoadRefusals() time.Duration {
 	return load[refusals](r.Directory, refusalsName).Acted

@@ -1,4 +1,4 @@
-// Package stream sends HTTP responses that have no end, such as a line for each event.
+// Package stream sends endless HTTP responses, such as a line for each event.
 package stream
 
 import (
@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// Respond sends a response whose body send writes, until send returns. The client may take
-// patience to read each part. The context of send ends when ctx ends, or when the client closes
-// the connection or sends anything else. Respond then closes the connection.
+// Respond sends a response whose body is written by send, until send returns. The client has patience
+// to read each part. The context of send ends when ctx ends, when the client closes the connection,
+// or when the client sends anything after the request. Respond then closes the connection.
 //
-// A response has the connection for itself, since package net/http does not notice that a client
-// closes the connection after it has sent more than the request.
+// Respond hijacks the connection, because package net/http does not notice that a client closes the
+// connection after it has sent more than the request.
 func Respond(ctx context.Context, w http.ResponseWriter, contentType string, patience time.Duration, send func(ctx context.Context, write func([]byte) error)) {
 	c, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"net/url"
 )
 
-// maxAnswer limits the body of an answer over HTTPS, in bytes. The list of the modules of a
-// device, of which a hub allows a few dozen, has at most 64 KB.
+// maxAnswer is the maximum size of the body of a response over HTTPS, in bytes. The list of the
+// modules of a device, of which a hub allows a few dozen, has at most 64 KB.
 const maxAnswer = 256 << 10
 
 // Request is a request over HTTPS.
@@ -25,17 +25,17 @@ type Request struct {
 	Body   []byte
 }
 
-// Answer is the answer to a Request.
+// Answer is the response to a Request.
 type Answer struct {
 	Status int // from 200 to 999
 	Header http.Header
 	Body   []byte // at most 256 KB
 }
 
-// Do sends a request to port 443 of Host, on a connection of its own, and returns the answer.
-// It uses HTTP/1.1, follows no redirection and does not repeat the request. The connection is
-// the same as that of Dial; without a request, Dial with the protocol HTTPS makes only the TLS
-// handshake. Timeout limits the connection, and again the request with its answer.
+// Do sends a request to port 443 of Host, on its own connection, and returns the response. It uses
+// HTTP/1.1, follows no redirects and does not repeat the request. It connects like Dial; to perform
+// only the TLS handshake, use Dial with the protocol HTTPS. Timeout applies once to the connection,
+// and once to the request with its response.
 //
 // The error is an Errors value with one failure. If its stage is StageHTTP, Host may have
 // executed the request.
@@ -75,22 +75,22 @@ func (d *Dialer) Do(ctx context.Context, certificate *tls.Certificate, r Request
 	}
 	stage := StageHTTP
 	// With TLS 1.3, the server checks the client certificate after the client has finished the
-	// handshake: its alert arrives instead of the answer.
+	// handshake, so its alert arrives in place of the response.
 	if _, alert := RemoteAlert(err); alert {
 		stage = StageTLS
 	}
 	return nil, Errors{{Protocol: HTTPS, Stage: stage, Address: conn.Address, Proxy: conn.Proxy, Remote: conn.raw.RemoteAddr(), Err: err}}
 }
 
-// exchange sends the request over stream and reads the answer until ctx ends.
+// exchange sends the request over stream and reads the response, until ctx ends.
 func exchange(ctx context.Context, stream net.Conn, request *http.Request) (answer *Answer, err error) {
 	err = interruptible(ctx, stream, func() error {
 		writeErr := request.Write(stream)
 		r := newHTTPReader(stream)
 		response, err := r.response(request)
 		if err != nil {
-			// A server that rejected the client certificate, or the request before its end, has
-			// answered and closed the connection: the write fails, and the answer can be read.
+			// A server may reject the client certificate, or the request before it is complete, and
+			// close the connection. The write then fails, but the response can be read.
 			if _, alert := RemoteAlert(err); writeErr != nil && !alert {
 				return writeErr
 			}

@@ -22,9 +22,9 @@ func bundles() []string {
 	}
 }
 
-// SystemRoots returns the file that contains the system's roots, for programs that do not find
-// them themselves: SSL_CERT_FILE, or the first bundle that has a certificate. It is "" if there
-// is no such file.
+// SystemRoots returns the path of the file with the system's roots, for programs that do not look for
+// it: SSL_CERT_FILE, or the first bundle that contains a certificate. Without such a file, it
+// returns "".
 func SystemRoots() string {
 	if path := os.Getenv("SSL_CERT_FILE"); path != "" {
 		return path
@@ -32,7 +32,7 @@ func SystemRoots() string {
 	return firstBundle(bundles())
 }
 
-// firstBundle returns the first bundle that has a certificate, or "".
+// firstBundle returns the first bundle that contains a certificate, or "".
 func firstBundle(bundles []string) string {
 	for _, path := range bundles {
 		found := false

@@ -301,11 +301,11 @@ func (b *bench) scenarios() error {
 	return nil
 }
 
-// hubs runs the rehearsals of a hub that refuses devices or is not working. Their services report
-// each failed connection, see docs/refusals.md.
+// hubs simulates a hub that refuses devices or is not working. The services of the gateways report
+// each failed connection; see docs/refusals.md.
 func (b *bench) hubs() error {
-	fmt.Fprintf(&b.text, "\nA hub that refuses devices or is not working, and %d gateways whose services report this to dpsd (see [refusals.md](refusals.md)), in the six hours after it begins:\n\n"+
-		"| what happens | registrations | most of one gateway | first after | last after | most in a minute | 429 | checks of the hub | all services can use a hub again after |\n"+
+	fmt.Fprintf(&b.text, "\nThe hub refuses devices or is not working, and the services of %d gateways report this to dpsd ([refusals.md](refusals.md)). The first six hours:\n\n"+
+		"| what happens | registrations | most by one gateway | first after | last after | most in a minute | 429 | checks of the hub | all services can use a hub again after |\n"+
 		"| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n", gateways)
 	for _, c := range fleet.Cases() {
 		f := fleet.NewCase(c, gateways)
@@ -325,7 +325,7 @@ func (b *bench) hubs() error {
 	return nil
 }
 
-// calm checks that a failure of the hub does not become one of the service.
+// calm checks that a failure of the hub does not cause a failure of DPS.
 func (b *bench) calm(name string, r *fleet.Result) {
 	if n := r.Busiest(); n > r.Fleet.Service.Quota || r.Throttled > 0 || r.Failed > 0 {
 		b.missed = append(b.missed, fmt.Sprintf("%s: %d registrations in a minute, of which %d were answered 429 and %d 5xx; the quota is %d", name, n, r.Throttled, r.Failed, r.Fleet.Service.Quota))

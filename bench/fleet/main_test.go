@@ -51,7 +51,7 @@ func TestAMissedGoalIsNamed(t *testing.T) {
 	}
 }
 
-func TestAStormBecauseOfAHubIsNamed(t *testing.T) {
+func TestAStormCausedByAHubIsReported(t *testing.T) {
 	r := &fleet.Result{Fleet: fleet.NewCase(fleet.HubRefuses, 1000), Seconds: make([]fleet.Second, 100)}
 	r.Seconds[10].Registers, r.Seconds[69].Registers, r.Seconds[70].Registers = 500, 500, 500
 	var b bench

@@ -40,7 +40,7 @@ The exit status is 1 if the gateway's identity cannot be converted
 issues), and 78 if FILE is invalid or DROP-IN is not a systemd drop-in; in that
 case nothing is written to standard output.
 
-docs/migration.md describes the whole migration, step by step.`,
+docs/migration.md describes the complete migration, step by step.`,
 		Example: `  dpsd config import-aziot /etc/aziot/config.toml >dpsd.toml
   dpsd config import-aziot config.toml override.conf >dpsd.toml
   install -m 0644 dpsd.toml /etc/dpsd/    # after following the notes`,

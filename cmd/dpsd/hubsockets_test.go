@@ -32,7 +32,7 @@ func passed(t *testing.T, name string, socket interface{ File() (*os.File, error
 	return os.NewFile(uintptr(fd), name)
 }
 
-func TestOnlyUnixStreamSocketsAreTakenFromSystemd(t *testing.T) {
+func TestOnlyUnixStreamSocketsAreAcceptedFromSystemd(t *testing.T) {
 	dir := t.TempDir()
 	unixAt := func(network, name string) *net.UnixListener {
 		l, err := net.ListenUnix(network, &net.UnixAddr{Net: network, Name: filepath.Join(dir, name)})

@@ -271,7 +271,7 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 	}
 	consumers := make([]consumer.Consumer, 0, len(cfg.Consumers))
 	for _, c := range cfg.Consumers {
-		scope, _ := consumer.ParseScope(c.Scope) // config.Parse accepts only existing scopes
+		scope, _ := consumer.ParseScope(c.Scope) // config.Parse accepts only valid scopes
 		consumers = append(consumers, consumer.Consumer{Name: c.Name, Scope: scope, Lifetime: c.Lifetime, Certificate: c.Certificate})
 	}
 	return daemon.Settings{
@@ -298,8 +298,8 @@ func settings(file string, cfg *config.Config) daemon.Settings {
 }
 
 // hubSockets returns the sockets of local services among the files that systemd has passed to this
-// process, by the name of the consumer (FileDescriptorName=). It takes only Unix stream sockets
-// that listen, and closes the others.
+// process, by the name of the consumer (FileDescriptorName=). It accepts only listening Unix
+// stream sockets, and closes the others.
 func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 	sockets := map[string]daemon.HubSocket{}
 	for _, f := range files {
@@ -310,7 +310,7 @@ func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 		case err == nil && (!is || l.Addr().Network() != "unix"):
 			err = errors.New("it is not a Unix stream socket")
 		case err == nil && sockets[f.Name()] != nil:
-			err = errors.New("there is another socket of the same name")
+			err = errors.New("there is another socket with the same name")
 		}
 		if err == nil {
 			sockets[f.Name()] = socket

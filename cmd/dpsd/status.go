@@ -194,7 +194,7 @@ func (r statusReport) print(out *terminal) error {
 
 // consumer describes a local service that uses the hub.
 func (r statusReport) consumer(c control.Consumer, out *terminal) string {
-	text := c.Name + ": " + cmp.Or(c.Scope, out.paint(yellow, "there is no [[consumer]] of this name in dpsd.toml"))
+	text := c.Name + ": " + cmp.Or(c.Scope, out.paint(yellow, "dpsd.toml has no [[consumer]] with this name"))
 	switch {
 	case !c.Listening:
 		return text + ", " + out.paint(yellow, "no socket; run: systemctl enable dpsd-hub@"+c.Name+".socket && systemctl restart --no-block dpsd")

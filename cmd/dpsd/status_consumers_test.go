@@ -22,7 +22,7 @@ func TestTheStatusDescribesEachServiceThatUsesTheHub(t *testing.T) {
 		want     string
 	}{
 		{control.Consumer{Name: "telemetry", Scope: "module:telemetry"}, "telemetry: module:telemetry, no socket; run: systemctl enable dpsd-hub@telemetry.socket && systemctl restart --no-block dpsd"},
-		{use(control.Consumer{}, control.ConsumerUse{}), "telemetry: there is no [[consumer]] of this name in dpsd.toml"},
+		{use(control.Consumer{}, control.ConsumerUse{}), "telemetry: dpsd.toml has no [[consumer]] with this name"},
 		{use(device, control.ConsumerUse{Requests: 1}), "telemetry: device, no token since dpsd started"},
 		{use(device, control.ConsumerUse{Tokens: 1, LastToken: at(-5 * time.Minute), TokenExpiry: at(10 * time.Minute)}), "telemetry: device, last token 5m0s ago, valid for 10m0s"},
 		{use(device, control.ConsumerUse{Tokens: 1, LastToken: at(-time.Hour), TokenExpiry: at(-45 * time.Minute), Limited: 7, Refusals: 2}),

@@ -28,13 +28,13 @@ func (entries Entries) Hubs() []string {
 type HubGrant struct {
 	Expiry time.Time
 	// Below is the part of the token's resource that follows the identity, such as
-	// "messages/events". If it is empty, the token is for everything of the identity.
+	// "messages/events". If it is empty, the token is valid for everything that the identity may do.
 	Below string
 }
 
-// HubToken verifies the token with which a device uses a hub. The hub knows the keys of the
-// enrollment of the device. The resources are those that the token may be for, or for a part of:
-// {hub}/devices/{deviceId} with each name of the hub.
+// HubToken verifies the token with which a device uses a hub. The hub knows the keys in the
+// enrollment of the device. The resource of the token must be one of the resources, which are
+// {hub}/devices/{deviceId} with each name of the hub, or a part of one.
 func (entries Entries) HubToken(resources []string, registrationID, password string, now time.Time) (HubGrant, *Refusal) {
 	token, grant, refused := readHubToken(resources, password, now)
 	if refused != nil {
@@ -77,7 +77,7 @@ func ModuleToken(resources []string, keys [][]byte, password string, now time.Ti
 
 func refuseHubToken(e Explanation) *Refusal { return &Refusal{401003, "IotHubUnauthorized", e} }
 
-// readHubToken checks everything of a token but its signature.
+// readHubToken checks everything in a token except its signature.
 func readHubToken(resources []string, password string, now time.Time) (sasToken, HubGrant, *Refusal) {
 	refuse := func(e Explanation) (sasToken, HubGrant, *Refusal) { return sasToken{}, HubGrant{}, refuseHubToken(e) }
 	token, wrong := parseToken(password)
@@ -114,8 +114,8 @@ func policyOf(password string) string {
 	return ""
 }
 
-// within reports whether the resource of a token is the wanted one, or part of it, and returns the
-// part. The case of the host name does not matter, and that of the device ID does.
+// within reports whether the resource of a token is the wanted resource or a part of it, and returns
+// the part. The case of the host name does not matter; the case of the device ID does.
 func within(resource, wanted string) (below string, found bool) {
 	host, path, _ := strings.Cut(resource, "/")
 	wantedHost, wantedPath, _ := strings.Cut(wanted, "/")

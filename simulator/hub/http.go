@@ -14,8 +14,8 @@ import (
 // Owns reports whether an HTTPS request is one for a hub, and not for DPS.
 func Owns(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/devices/") }
 
-// RequestUser returns the identity that an HTTPS request concerns, and what the request is for,
-// such as "messages/events". The action on a module, or on all modules, is "modules".
+// RequestUser returns the identity that an HTTPS request concerns, and the action, such as
+// "messages/events". For a request about one or all modules, the action is "modules".
 func RequestUser(r *http.Request) (u User, action string) {
 	u = User{Hub: r.Host, APIVersion: r.URL.Query().Get("api-version")}
 	if name, _, err := net.SplitHostPort(r.Host); err == nil {
@@ -56,8 +56,9 @@ func Failure(status int, refused *enroll.Refusal) Response {
 	return Response{Status: status, Body: body, Refused: refused}
 }
 
-// Answer answers the requests of a device that do not replace its MQTT connection: it manages the
-// module identities of the device, receives the messages to the device, and accepts telemetry. A module cannot send requests.
+// Answer answers the HTTPS requests of a device, which do not replace its MQTT connection: they manage
+// the module identities of the device, receive its messages, and send telemetry. A module cannot send
+// requests.
 func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Response {
 	u, action := RequestUser(r)
 	device := User{Hub: u.Hub, Device: u.Device}
@@ -88,7 +89,7 @@ func (h *Hub) Answer(r *http.Request, body []byte, state tls.ConnectionState) Re
 	return Response{Status: http.StatusNoContent}
 }
 
-// unsupported is the answer to a request that no device can send.
+// unsupported is the response to a request that the hub does not support.
 func unsupported(r *http.Request) Response {
 	return Failure(http.StatusNotFound, refuse(404000, "NotFound", "the hub does not support "+r.Method+" "+enroll.Quote(r.URL.Path)))
 }

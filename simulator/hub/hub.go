@@ -106,10 +106,10 @@ func (h *Hub) Find(hub, deviceID string) (Device, bool) {
 // key identifies a device among those of all hubs. The case of its device ID matters.
 func key(hub, deviceID string) string { return Names(hub)[0] + "/" + deviceID }
 
-// DeviceKey identifies the device among those of all hubs.
+// DeviceKey identifies the device among the devices of all hubs.
 func (u User) DeviceKey() string { return key(u.Hub, u.Device) }
 
-// Key identifies the device or module among those of all hubs. A device and its modules have
+// Key identifies the device or module among all hubs. A device and its modules have
 // different keys, so they do not end each other's connections.
 func (u User) Key() string {
 	if u.Module == "" {
@@ -118,7 +118,7 @@ func (u User) Key() string {
 	return u.DeviceKey() + "/" + u.Module
 }
 
-// ClientID is the client identifier with which the device or module connects.
+// ClientID returns the client identifier with which the device or module connects.
 func (u User) ClientID() string {
 	if u.Module == "" {
 		return u.Device
@@ -126,7 +126,7 @@ func (u User) ClientID() string {
 	return u.Device + "/" + u.Module
 }
 
-// path is the path of the device or module below the host name of the hub.
+// path returns the path of the device or module below the host name of the hub.
 func (u User) path() string {
 	if u.Module == "" {
 		return "/devices/" + u.Device
@@ -134,7 +134,7 @@ func (u User) path() string {
 	return "/devices/" + u.Device + "/modules/" + u.Module
 }
 
-// resources are the resources of a token of the device or module, one for each name of the hub.
+// resources returns the resources of tokens for the device or module, one for each name of the hub.
 func (u User) resources() []string {
 	all := Names(u.Hub)
 	for i := range all {
@@ -150,7 +150,8 @@ func refuse(code int, message, reason string) *enroll.Refusal {
 }
 
 // The endpoints of a device or module, below its resource. A token whose resource is longer than
-// that of the identity is only for the endpoints of which its resource is a prefix by segments.
+// that of the identity is valid only for endpoints of whose path the resource is a prefix, segment by
+// segment.
 const (
 	EndpointEvents      = "messages/events"
 	EndpointDeviceBound = "messages/devicebound"
@@ -165,7 +166,7 @@ type Grant struct {
 	below  string    // see enroll.HubGrant
 }
 
-// Allows reports whether the credential is for an endpoint.
+// Allows reports whether the credential is valid for an endpoint.
 func (g Grant) Allows(endpoint string) bool {
 	below := g.below
 	if messages := len(EndpointDeviceBound); len(below) <= messages && strings.EqualFold(below, EndpointDeviceBound[:len(below)]) {
@@ -174,15 +175,15 @@ func (g Grant) Allows(endpoint string) bool {
 	return below == "" || below == endpoint || strings.HasPrefix(endpoint, below+"/")
 }
 
-// Connects reports whether the credential is for an endpoint that MQTT offers.
+// Connects reports whether the credential is valid for an endpoint that is available over MQTT.
 func (g Grant) Connects() bool {
 	return slices.ContainsFunc([]string{EndpointEvents, EndpointDeviceBound, EndpointTwin, EndpointMethods}, g.Allows)
 }
 
-// Refuse is the refusal of a request for an endpoint for which the credential is not.
+// Refuse returns the refusal of a request for an endpoint that the credential does not allow.
 func (g Grant) Refuse(endpoint string) *enroll.Refusal {
 	return &enroll.Refusal{Code: codeUnauthorized, Message: "IotHubUnauthorized", Explanation: enroll.Explanation{
-		Reason:   "the token is only for a part of the identity",
+		Reason:   "the token is valid only for a part of the identity",
 		Expected: "a token whose resource is that of the identity, or " + strconv.Quote("…/"+endpoint),
 		Given:    "…/" + enroll.Quote(g.below),
 	}}

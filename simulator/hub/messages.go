@@ -13,12 +13,12 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/enroll"
 )
 
-// The limits of the messages from the cloud to a device, from the documentation of IoT Hub.
+// The limits of cloud-to-device messages, from the documentation of IoT Hub.
 const (
 	MaxQueued       = 50          // messages in the queue of a device
 	MaxCloudMessage = 64 << 10    // bytes in a message
 	lockTimeout     = time.Minute // of a message that a device receives over HTTPS
-	maxDeliveries   = 10          // after which the hub gives a message up
+	maxDeliveries   = 10          // after which the hub discards a message
 )
 
 // The error codes of these messages.
@@ -28,22 +28,22 @@ const (
 	codeTooLarge  = 413001
 )
 
-// Delivery is a message from the cloud that a device receives.
+// Delivery is a cloud-to-device message that a device receives.
 type Delivery struct {
 	Number     int    // of the message among those of its device: 1, 2, …
-	Deliveries int    // how often the message was delivered before, in vain
+	Deliveries int    // the number of earlier, unsuccessful deliveries
 	Lock       string // identifies this delivery; in lower case
 	Payload    []byte
 }
 
-// Receiver is a connection that receives the messages from the cloud to a device.
+// Receiver is a connection that receives the cloud-to-device messages of a device.
 type Receiver struct {
 	// Wake is called when there may be a message to take. It must not block.
 	Wake func()
 }
 
-// Messages holds the queues of the messages from the cloud to all devices in memory. A message is
-// in the queue until the device completes it. The zero value has no messages. The methods are safe
+// Messages holds the queues of the cloud-to-device messages of all devices in memory. A message
+// remains in its queue until the device completes it. The zero value has no messages. The methods are safe
 // for concurrent use.
 type Messages struct {
 	mu  sync.Mutex
@@ -95,7 +95,7 @@ func (m *Messages) Send(u User, payload []byte) *enroll.Refusal {
 	return nil
 }
 
-// Subscribe makes a connection the only one that receives the messages of a device. Those that an
+// Subscribe makes a connection the only receiver of the messages of a device. Messages that an
 // earlier connection has not acknowledged are queued again.
 func (m *Messages) Subscribe(u User, r *Receiver) {
 	m.mu.Lock()
@@ -130,8 +130,8 @@ func (m *Messages) Release(u User, r *Receiver) {
 	q.wake()
 }
 
-// Take delivers to a connection all messages that it may receive now. If others may follow because
-// their lock ends, next is when; otherwise it is zero.
+// Take delivers all available messages to a connection. next is when the lock of another message
+// expires, or zero if no message is locked.
 func (m *Messages) Take(u User, r *Receiver, now time.Time) (all []Delivery, next time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -167,12 +167,12 @@ func (m *Messages) Receive(u User, now time.Time) (d Delivery, found bool) {
 	return Delivery{}, false
 }
 
-// Complete removes a message from the queue. It returns false if the lock of its delivery is lost.
+// Complete removes a message from the queue. It returns false if the lock has been lost.
 func (m *Messages) Complete(u User, lock string, now time.Time) bool {
 	return m.settle(u, lock, now, (*queue).remove)
 }
 
-// Abandon queues a message again. It returns false if the lock of its delivery is lost.
+// Abandon queues a message again. It returns false if the lock has been lost.
 func (m *Messages) Abandon(u User, lock string, now time.Time) bool {
 	return m.settle(u, lock, now, (*queue).again)
 }
@@ -190,7 +190,7 @@ func (m *Messages) settle(u User, lock string, now time.Time, what func(*queue, 
 	return true
 }
 
-// forget removes the messages to a device.
+// forget removes the messages of a device.
 func (m *Messages) forget(u User) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,7 +212,7 @@ func (q *queue) remove(one *message) {
 	q.messages = slices.DeleteFunc(q.messages, func(m *message) bool { return m == one })
 }
 
-// again queues a message again after a delivery in vain, unless it was the last one.
+// again queues a message again after an unsuccessful delivery, unless that was the last permitted one.
 func (q *queue) again(one *message) {
 	one.Lock, one.holder = "", nil
 	if one.Deliveries++; one.Deliveries >= maxDeliveries {
@@ -220,7 +220,7 @@ func (q *queue) again(one *message) {
 	}
 }
 
-// requeue queues all messages again that a connection has not acknowledged.
+// requeue queues again all messages that a connection has not acknowledged.
 func (q *queue) requeue(holder *Receiver) {
 	if holder == nil {
 		return
@@ -232,20 +232,20 @@ func (q *queue) requeue(holder *Receiver) {
 	}
 }
 
-// free reports whether a message may be delivered. The end of a lock is not a delivery in vain.
+// free reports whether a message may be delivered. An expired lock does not count as a delivery.
 func (m *message) free(now time.Time) bool {
 	return m.Lock == "" || m.holder == nil && !now.Before(m.until)
 }
 
-// MessageFilter is the filter of the messages from the cloud to the device.
+// MessageFilter returns the topic filter for the cloud-to-device messages of the device.
 func (u User) MessageFilter() string { return "devices/" + u.Device + "/messages/devicebound/#" }
 
-// MessageTopic is the topic of a message from the cloud to the device, with its system properties.
+// MessageTopic returns the topic of a cloud-to-device message, with its system properties.
 func (u User) MessageTopic() string {
 	return strings.TrimSuffix(u.MessageFilter(), "#") + "%24.to=" + url.QueryEscape(u.path()+"/messages/deviceBound")
 }
 
-// answerMessages answers a request of a device for the messages to it:
+// answerMessages answers a request of a device about its messages:
 //
 //	GET    /devices/{id}/messages/deviceBound
 //	DELETE /devices/{id}/messages/deviceBound/{lock}
@@ -275,7 +275,7 @@ func (h *Hub) answerMessages(u User, r *http.Request, endpoint string) Response 
 		return unsupported(r)
 	}
 	if !settle(u, lock, h.Now()) {
-		return Failure(codeLockLost/1000, refuse(codeLockLost, "DeviceMessageLockLost", "no message has the lock "+enroll.Quote(lock)+", or the lock has ended"))
+		return Failure(codeLockLost/1000, refuse(codeLockLost, "DeviceMessageLockLost", "no message has the lock "+enroll.Quote(lock)+", or the lock has expired"))
 	}
 	return Response{Status: http.StatusNoContent}
 }

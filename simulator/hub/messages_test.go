@@ -7,8 +7,8 @@ import (
 	"github.com/dpsd-project/dpsd/simulator/hub"
 )
 
-// The older connection may learn later than the hub that it was replaced.
-func TestANewerConnectionTakesTheMessagesBeforeTheOlderOneHasEnded(t *testing.T) {
+// The older connection may notice its replacement later than the hub.
+func TestANewerConnectionReceivesTheMessagesBeforeTheOlderOneHasEnded(t *testing.T) {
 	var m hub.Messages
 	u, now := hub.User{Hub: "h", Device: "d"}, time.Now()
 	older, newer := &hub.Receiver{Wake: func() {}}, &hub.Receiver{Wake: func() {}}
@@ -31,7 +31,7 @@ func TestANewerConnectionTakesTheMessagesBeforeTheOlderOneHasEnded(t *testing.T)
 	take(older, 0)
 	after := take(newer, 2)
 	if m.Complete(u, before[0].Lock, now) {
-		t.Error("the older connection completes a message of the newer one")
+		t.Error("the older connection has completed a message of the newer one")
 	}
 	m.Release(u, older)
 	take(newer, 0)

@@ -18,7 +18,7 @@ import (
 	"sync"
 )
 
-// MaxModules is how many module identities a device can have.
+// MaxModules is the maximum number of module identities of a device.
 const MaxModules = 50
 
 // The types of the authentication of a module.
@@ -31,7 +31,7 @@ const (
 // Module is the identity of a module at a hub, as the registry of the hub returns it.
 type Module struct {
 	ModuleID       string         `json:"moduleId"`
-	ManagedBy      *string        `json:"managedBy"` // nil if nobody has set it
+	ManagedBy      *string        `json:"managedBy"` // nil if it is not set
 	DeviceID       string         `json:"deviceId"`
 	GenerationID   string         `json:"generationId"`
 	ETag           string         `json:"etag"`
@@ -58,7 +58,7 @@ type Thumbprint struct {
 	SecondaryThumbprint *string `json:"secondaryThumbprint"`
 }
 
-// keys returns the keys of a module.
+// keys returns the decoded keys of a module.
 func (a Authentication) keys() [][]byte {
 	var keys [][]byte
 	for _, text := range []*string{a.SymmetricKey.PrimaryKey, a.SymmetricKey.SecondaryKey} {
@@ -82,7 +82,7 @@ func (a Authentication) accepts(c *x509.Certificate) bool {
 
 var thumbprint = regexp.MustCompile(`^([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})$`)
 
-// complete checks what a client wants, and adds the keys that it leaves to the hub.
+// complete checks the authentication that a client requests, and generates keys if it contains none.
 func (a Authentication) complete() (Authentication, error) {
 	a.Type = cmp.Or(a.Type, AuthenticationSAS)
 	k, t := &a.SymmetricKey, &a.X509Thumbprint
@@ -105,7 +105,7 @@ func (a Authentication) complete() (Authentication, error) {
 			continue
 		}
 		if key, err := base64.StdEncoding.DecodeString(*text); err != nil || len(key) < 16 || len(key) > 64 {
-			return a, errors.New("a key in authentication.symmetricKey is not the base64 of 16 to 64 bytes")
+			return a, errors.New("a key in authentication.symmetricKey is not the base64 encoding of 16 to 64 bytes")
 		}
 	}
 	for _, text := range []*string{t.PrimaryThumbprint, t.SecondaryThumbprint} {
@@ -118,14 +118,14 @@ func (a Authentication) complete() (Authentication, error) {
 
 func random(n int) []byte {
 	b := make([]byte, n)
-	_, _ = rand.Read(b) // it never returns an error
+	_, _ = rand.Read(b) // never returns an error
 	return b
 }
 
 func newKey() string  { return base64.StdEncoding.EncodeToString(random(32)) }
 func newETag() string { return base64.StdEncoding.EncodeToString(random(8)) }
 
-// newGeneration is an ID of 18 digits, as in the service.
+// newGeneration returns an ID of 18 digits, as in the service.
 func newGeneration() string {
 	return fmt.Sprintf("%018d", binary.BigEndian.Uint64(random(8))%1e18)
 }
@@ -137,7 +137,7 @@ var moduleID = regexp.MustCompile(`^[-A-Za-z0-9:.+%_#*?!(),=@;']([-A-Za-z0-9:.+%
 // Modules holds the module identities of all devices. The zero value has none. Its methods are
 // safe for concurrent use.
 type Modules struct {
-	// Changed is called after each change. Nil means that nobody needs to know.
+	// Changed, if not nil, is called after each change.
 	Changed func()
 
 	mu  sync.Mutex
@@ -213,7 +213,8 @@ func (m *Modules) changed() {
 	}
 }
 
-// change lets f change the identities of a device under the lock, and reports a change.
+// change calls f with a copy of the identities of a device, under the lock. If f returns true, the copy
+// replaces the identities, and change calls Changed.
 func (m *Modules) change(u User, f func(device map[string]Module) bool) {
 	m.mu.Lock()
 	device := maps.Clone(m.all[u.DeviceKey()])
@@ -235,8 +236,8 @@ func (m *Modules) change(u User, f func(device map[string]Module) bool) {
 	}
 }
 
-// Forget removes what belongs to a device that no longer exists at a hub: its module identities,
-// all twins and the messages from the cloud.
+// Forget removes everything that belongs to a device that no longer exists at a hub: its module
+// identities, all twins, and the cloud-to-device messages.
 func (h *Hub) Forget(hub, deviceID string) {
 	u := User{Hub: hub, Device: deviceID}
 	h.Twins.forget(u)

@@ -148,9 +148,8 @@ func (u User) ParseTopic(topic string) (Publication, error) {
 	return p, nil
 }
 
-// Filter returns the endpoint from which the messages of a filter come, or an error if a device or
-// module may not subscribe to it. There are fewer filters than the five to which a hub limits a
-// device.
+// Filter returns the endpoint of a topic filter, or an error if a device or module may not subscribe
+// to it. There are fewer filters than the limit of a hub, which is five for each device.
 func (u User) Filter(filter string) (endpoint string, err error) {
 	own := strings.TrimPrefix(u.path(), "/")
 	messages := []string{own + "/messages/devicebound/#"}
@@ -168,7 +167,7 @@ func (u User) Filter(filter string) (endpoint string, err error) {
 	return "", fmt.Errorf("a hub is not an MQTT broker: it has no filter %q for %q", filter, u.ClientID())
 }
 
-// Endpoint returns the endpoint that a publication is for.
+// Endpoint returns the endpoint of a publication.
 func (p Publication) Endpoint() string {
 	if p.Kind == Message {
 		return EndpointEvents

@@ -49,7 +49,7 @@ func (h *Hub) answerModules(u User, r *http.Request, body []byte) Response {
 		return answer(list, "")
 	}
 	if !moduleID.MatchString(u.Module) {
-		return fail(codeArgument, "ArgumentInvalid", "a device cannot manage a module of the name "+enroll.Quote(u.Module))
+		return fail(codeArgument, "ArgumentInvalid", "a device cannot manage a module with the name "+enroll.Quote(u.Module))
 	}
 	match, some := r.Header.Get("If-Match"), len(r.Header.Values("If-Match")) > 0
 	missing := func() Response {
@@ -113,24 +113,24 @@ func (h *Hub) answerModules(u User, r *http.Request, body []byte) Response {
 	return unsupported(r)
 }
 
-// matches reports whether the value of If-Match is for an etag. Without a value nothing matches,
-// because the registry deletes unconditionally only with an asterisk.
+// matches reports whether a value of If-Match matches an etag. An empty value matches nothing: an
+// unconditional request has an asterisk.
 func matches(value, etag string) bool {
 	return value == "*" || strings.TrimPrefix(value, "W/") == `"`+etag+`"`
 }
 
-// exists is the answer to the creation of a module that exists. It has the newer form of an error
-// of the hub, as the service sends it.
+// exists returns the response to the creation of a module that already exists. As in the service, the
+// error has the newer form.
 func exists(u User) Response {
 	text := fmt.Sprintf("Device %s in IotHub %s already contains Module %s.", u.Device, u.Hub, u.Module)
-	body, _ := enroll.JSON(struct { // numbers and texts are always JSON
+	body, _ := enroll.JSON(struct { // numbers and strings cannot fail
 		ErrorCode int    `json:"errorCode"`
 		Message   string `json:"message"`
 	}{codeModuleExists, text})
-	return Response{Status: http.StatusConflict, Body: body, Refused: refuse(codeModuleExists, "ModuleAlreadyExistsOnDevice", "the module exists; a request to change it has If-Match")}
+	return Response{Status: http.StatusConflict, Body: body, Refused: refuse(codeModuleExists, "ModuleAlreadyExistsOnDevice", "the module exists; to change it, send If-Match")}
 }
 
-// moduleAnswer is a module identity with the state of its connection.
+// moduleAnswer is a module identity with its connection state.
 type moduleAnswer struct {
 	Module
 	ConnectionState           string `json:"connectionState"`
@@ -153,8 +153,8 @@ func answer(v any, etag string) Response {
 	return Response{Status: http.StatusOK, Body: body, ETag: etag}
 }
 
-// wantedModule is the body of a PUT. The members that only the registry sets are ignored, so that
-// a client can send back what it has received.
+// wantedModule is the body of a PUT. Members that only the registry sets are ignored, so that a client
+// can send back a module that it has received.
 type wantedModule struct {
 	ModuleID       string          `json:"moduleId"`
 	DeviceID       string          `json:"deviceId"`

@@ -37,8 +37,8 @@ func withoutSecrets(packet string, raw []byte) []byte {
 	return raw
 }
 
-// withoutAuthorization returns a request without the secrets in its Authorization headers and
-// without the keys in its body.
+// withoutAuthorization returns a request without the secrets in its Authorization headers and the
+// keys in its body.
 func withoutAuthorization(raw []byte) []byte {
 	raw = slices.Clone(raw)
 	for rest := raw; len(rest) > 0; {

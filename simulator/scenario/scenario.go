@@ -138,8 +138,8 @@ type Rule struct {
 	// RegistrationID is a pattern of path.Match. If it is empty, it matches all IDs.
 	RegistrationID string `toml:"registration_id" on:"connect subscribe register poll puback ping unsubscribe disconnect"`
 	// Hub and Device are patterns of path.Match for the host name of the hub and the device ID
-	// there. If one is empty, it matches all. A pattern for a device is also one for its modules, and
-	// {deviceId}/{moduleId} is one for a module alone.
+	// there. If one is empty, it matches all. A device pattern also selects the modules of the device, and
+	// {deviceId}/{moduleId} selects a single module.
 	Hub    string `toml:"hub" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	Device string `toml:"device" on:"hub-connect hub-subscribe hub-publish hub-twin hub-ping hub-request"`
 	// Protocol is "mqtt" or "websocket" for a rule that acts on one listener only, or "https"

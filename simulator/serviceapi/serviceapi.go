@@ -358,7 +358,7 @@ func (h *Handler) atHub(change func(registrationID string) bool) func(*http.Requ
 	}
 }
 
-// sendMessage sends the body of the request to a device, as a message from the cloud.
+// sendMessage sends the body of the request to a device, as a cloud-to-device message.
 func (h *Handler) sendMessage(r *http.Request, body []byte) (*response, error) {
 	if refused := h.server.SendToDevice(r.PathValue("id"), body); refused != nil {
 		return nil, refuse(refused.Code, "%s: %s.", refused.Message, refused.Reason)

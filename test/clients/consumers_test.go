@@ -11,11 +11,11 @@ import (
 	"testing"
 )
 
-// pageProgram matches a program of docs/consumers.md: a paragraph that begins with a file name, and a
-// block.
+// pageProgram matches a program in docs/consumers.md: a paragraph that begins with a file name, and a
+// code block.
 var pageProgram = regexp.MustCompile("(?ms)^`([^`\n]+)`[^\n]*(?:\n[^\n]+)*:\n\n```[a-z]+\n(.*?)^```$")
 
-// programs returns the programs of docs/consumers.md by their file names.
+// programs returns the programs in docs/consumers.md by their file names.
 func programs(t *testing.T) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/consumers.md")
@@ -29,8 +29,7 @@ func programs(t *testing.T) map[string]string {
 	return all
 }
 
-// noCode matches the lines that are not counted: blank lines, comments, brackets, and those that only
-// import something.
+// noCode matches the lines that are not counted: blank lines, comments, brackets and imports.
 var noCode = regexp.MustCompile(`^\s*($|#|//|[\[\](){};,]+$|import |package |const .*require\(|(mqtt )?"[a-z0-9/.]+"$)`)
 
 func TestEachClientOfTheHubHasAtMostTwentyLines(t *testing.T) {
@@ -56,14 +55,14 @@ func TestEachClientOfTheHubHasAtMostTwentyLines(t *testing.T) {
 	}
 }
 
-// prepared returns a directory in which commands have installed something, once.
+// prepared returns a directory that commands have prepared. It runs the commands only once.
 func prepared(name string, commands ...[]string) installed {
 	prepare := sync.OnceValues(func() (string, error) {
 		dir, err := filepath.Abs(filepath.Join("../../bin/clients", name))
 		if err != nil {
 			return "", err
 		}
-		if err := os.RemoveAll(dir); err != nil { // of another version
+		if err := os.RemoveAll(dir); err != nil { // it may belong to another version
 			return "", err
 		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -176,7 +175,7 @@ func TestEachClientOfTheHubWaitsForTheIdentityAndRenewsItsToken(t *testing.T) {
 					t.Errorf("it violated the rules: %s", r.violations)
 				}
 				for _, line := range r.refusals() {
-					// DPS refuses dpsd, as the driver wants it.
+					// DPS must refuse dpsd at first.
 					if strings.HasPrefix(line, "dpsd-sim: refused ") && !strings.Contains(line, "error code 401000") {
 						t.Errorf("it was refused: %s", line)
 					}

@@ -17,12 +17,12 @@ import (
 	"github.com/dpsd-project/dpsd/refusal"
 )
 
-// requests matches a command of docs/consumers.md that sends a request, and the answer, if it follows.
+// requests matches a command in docs/consumers.md that sends a request, and the response, if it follows.
 var requests = regexp.MustCompile("(?ms)^```sh\n(curl [^\n]*/run/dpsd/hub/meter\\.sock[^\n]*)\n```\n(?:\n```json\n(.*?)^```$)?")
 
-// TestThePageAboutServicesShowsWhatTheyReceive runs the commands of the page, and compares the members of
-// the answers with those on the page.
-func TestThePageAboutServicesShowsWhatTheyReceive(t *testing.T) {
+// TestThePageAboutServicesShowsTheResponses runs the commands on the page, and compares the members of the
+// responses with those on the page.
+func TestThePageAboutServicesShowsTheResponses(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)
@@ -67,7 +67,7 @@ func TestThePageAboutServicesShowsWhatTheyReceive(t *testing.T) {
 		t.Fatalf("the page has %d requests", len(examples))
 	}
 
-	// This section contains the answer before the assignment. No request precedes it on the page.
+	// This section contains the response before the assignment, without a preceding request.
 	_, after, _ := strings.Cut(string(text), "\n### Wait for the assignment\n")
 	_, after, _ = strings.Cut(after, "```json\n")
 	notYet, _, _ := strings.Cut(after, "```")

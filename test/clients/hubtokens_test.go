@@ -22,7 +22,7 @@ import (
 )
 
 // tokensOfNode prints the tokens of Microsoft's SDK for a list of cases. The SDK has no function for
-// tokens that only allow messages, but the one that it uses for the others accepts any resource.
+// tokens that allow only messages, but the function for the other tokens accepts any resource.
 const tokensOfNode = `
 const { SharedAccessSignature, encodeUriComponentStrict } = require('azure-iot-common');
 const { SharedAccessKeyAuthenticationProvider } = require('azure-iot-device');
@@ -34,7 +34,7 @@ const { SharedAccessKeyAuthenticationProvider } = require('azure-iot-device');
       tokens.push(SharedAccessSignature.create(resource, null, key, expiry).toString());
       continue;
     }
-    Date.now = () => (expiry - 3600) * 1000; // when the token is made: it is valid for an hour
+    Date.now = () => (expiry - 3600) * 1000; // tokens are valid for an hour
     const provider = new SharedAccessKeyAuthenticationProvider({ host, deviceId: device, moduleId: module, sharedAccessKey: key }, 3600, 900);
     tokens.push((await provider.getDeviceCredentials()).sharedAccessSignature);
     provider.stop();
@@ -73,7 +73,7 @@ func (c tokenCase) token(t *testing.T) string {
 	return sas.Token(resource, sas.MAC(key, sas.Statement(resource, expiry)), expiry, "")
 }
 
-func TestATokenForTheHubHasTheBytesOfMicrosoftsSDKForNode(t *testing.T) {
+func TestATokenForTheHubIsIdenticalToThatOfMicrosoftsSDKForNode(t *testing.T) {
 	want(t)
 	expiry := time.Now().Add(time.Hour).Unix()
 	var all []tokenCase
@@ -144,7 +144,7 @@ func TestTheSimulatedHubAcceptsTheTokenOfEachDeviceID(t *testing.T) {
 			if status := send(device, c.token(t)); status != http.StatusNoContent {
 				t.Errorf("the hub answers the token of %q (only messages: %t) with %d", device, events, status)
 			}
-			// The negative control: a token for a device whose ID begins with this one.
+			// Negative control: a token for a device whose ID begins with this device ID.
 			c.Device += "x"
 			if status := send(device, c.token(t)); status != http.StatusUnauthorized {
 				t.Errorf("the hub answers the token of %q for %q with %d", c.Device, device, status)

@@ -82,9 +82,9 @@ func Broken(c *config.Config) string {
 		module := strings.HasPrefix(one.Scope, "module:")
 		switch {
 		case one.Name == "" || one.Name[0] == '.' || strings.ContainsAny(one.Name, "/:%\\ \x00") || len(one.Name) > 64:
-			return "a consumer whose name is no file name"
+			return "a consumer whose name is not a file name"
 		case names[one.Name]:
-			return "two consumers with one name"
+			return "two consumers with the same name"
 		case !module && one.Scope != "device" && one.Scope != "device/messages/events":
 			return "a consumer with an unknown scope"
 		case module && (one.Module() == "" || strings.HasPrefix(one.Module(), "$") || strings.ContainsAny(one.Module(), "/+# \x00") || len(one.Module()) > 128):
@@ -92,7 +92,7 @@ func Broken(c *config.Config) string {
 		case module && modules[one.Module()]:
 			return "two consumers that disconnect each other"
 		case !within(one.Lifetime, time.Minute, time.Hour) || one.Lifetime%time.Second != 0:
-			return "a token without end"
+			return "a token that does not expire"
 		case one.Certificate && one.Scope != "device":
 			return "a certificate that exceeds the scope"
 		}

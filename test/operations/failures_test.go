@@ -38,9 +38,8 @@ var failures = map[string]func(*gateway){
 		g.check()
 		g.must("ip", "link", "set", "lo", "up")
 		g.write("/etc/hosts", "127.0.0.1 localhost global.azure-devices-provisioning.net dpsd-sim.azure-devices.net\n")
-		g.until("DPSD_EVENT=assigned")
 		g.begin("no-network-over")
-		g.last()
+		g.last("assigned")
 	},
 
 	"wrong-key": func(g *gateway) {
@@ -54,9 +53,8 @@ var failures = map[string]func(*gateway){
 		g.status("next")
 		g.check()
 		g.write("/etc/dpsd/keys/device.key", right)
-		g.until("DPSD_EVENT=assigned")
 		g.begin("wrong-key-over")
-		g.last()
+		g.last("assigned")
 	},
 
 	"disabled": func(g *gateway) {
@@ -79,7 +77,7 @@ var failures = map[string]func(*gateway){
 		g.serve("")
 		g.begin("disabled-over")
 		g.show("dpsd reprovision --wait")
-		g.last()
+		g.last("assigned")
 	},
 
 	"expired": func(g *gateway) {
@@ -97,9 +95,8 @@ var failures = map[string]func(*gateway){
 		cert, key = g.certificate(0)
 		g.write("/etc/dpsd/keys/device-key.pem", key)
 		g.write("/etc/dpsd/keys/device.pem", cert)
-		g.until("DPSD_EVENT=assigned")
 		g.begin("expired-over")
-		g.last()
+		g.last("assigned")
 	},
 
 	"no-policy": func(g *gateway) {
@@ -118,8 +115,7 @@ var failures = map[string]func(*gateway){
 		enrollment("")
 		g.begin("no-policy-over")
 		g.show("dpsd certificate renew --wait")
-		g.until("DPSD_EVENT=certificate-issued")
-		g.last()
+		g.last("certificate-issued")
 	},
 
 	"portal": func(g *gateway) {
@@ -131,9 +127,8 @@ var failures = map[string]func(*gateway){
 		g.status("next")
 		g.check()
 		g.serve("")
-		g.until("DPSD_EVENT=assigned")
 		g.begin("portal-over")
-		g.last()
+		g.last("assigned")
 	},
 
 	"full-disk": func(g *gateway) {
@@ -152,9 +147,8 @@ var failures = map[string]func(*gateway){
 		g.show("dpsd check --offline 2>&1 | grep -v -e ^ok -e ^skipped")
 		g.show("cat /run/dpsd/state.env")
 		must(g.command("rm", "/var/lib/fill").Run())
-		g.until("DPSD_EVENT=assigned")
 		g.begin("full-disk-over")
-		g.last()
+		g.last("assigned")
 		g.show("ls /run/dpsd")
 	},
 

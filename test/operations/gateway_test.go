@@ -251,11 +251,12 @@ func (g *gateway) log() {
 	g.shown = g.journal.length()
 }
 
-// last shows only the last entry, because the number of earlier entries depends on the timing.
-func (g *gateway) last() {
-	all := g.journal.messages(0)
-	g.add("journalctl -u dpsd -o cat -n 1", all[len(all)-1]+"\n")
-	g.shown = len(all)
+// last shows the last entry of an event: which entries surround it depends on the timing.
+func (g *gateway) last(event string) {
+	field := "DPSD_EVENT=" + event
+	g.until(field)
+	g.add("journalctl -u dpsd -o cat -n 1 "+field, g.journal.last(field)+"\n")
+	g.shown = g.journal.length()
 }
 
 func (g *gateway) add(line, out string) {
@@ -382,6 +383,19 @@ func (j *journal) messages(from int) (lines []string) {
 		lines = append(lines, e["MESSAGE"])
 	}
 	return lines
+}
+
+// last returns the message of the last entry with a field.
+func (j *journal) last(field string) (message string) {
+	name, value, _ := strings.Cut(field, "=")
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.entries {
+		if e[name] == value {
+			message = e["MESSAGE"]
+		}
+	}
+	return message
 }
 
 func (j *journal) wait(from int, field string) bool {

@@ -187,6 +187,7 @@ var chance = []struct{ is, as string }{
 	{`serial( number is)? +[0-9a-f]{20,40}\b`, "serial$1 NUMBER"},
 	{`\b(\d+h)?(\d+m)?\d+(\.\d+)?(ms|µs|s)\b`, "DURATION"},
 	{`\b\d+ days \d+ h`, "DURATION"},
+	{`\brunning for \d+ seconds?|clock is \d+ seconds? ahead`, "DURATION"},
 	{`127\.0\.0\.1:\d{5}`, "127.0.0.1:PORT"},
 	{`\b0ne[0-9A-F]{8}\b`, "SCOPE"},
 	{`\b\d+ MB free`, "SPACE"},

@@ -17,15 +17,15 @@ var locals = []local{{"diagnostics", "device"}, {"telemetry", "device/messages/e
 func (l local) socket() string { return "/run/dpsd/hub/" + l.name + ".sock" }
 func (l local) unit() string   { return "dpsd-hub@" + l.name + ".socket" }
 
-// as is the beginning of a command that the service runs.
+// as returns the beginning of a command that runs as the service.
 func (l local) as() string {
 	return "setpriv --reuid=" + l.name + " --regid=" + l.name + " --clear-groups "
 }
 
-// consumer is the program of the services.
+// consumer is the program that the services run.
 const consumer = there + "/consumer "
 
-// consumers returns the tables of dpsd.toml for the services.
+// consumers returns the tables for the services in dpsd.toml.
 func consumers() (tables string) {
 	for _, l := range locals {
 		tables += fmt.Sprintf("[[consumer]]\nname  = %q\nscope = %q\n\n", l.name, l.scope)
@@ -34,16 +34,17 @@ func consumers() (tables string) {
 }
 
 // enableSockets creates the users of the services, and runs the commands of docs/install.md for each
-// of them. They restart dpsd, and do not wait for it.
+// of them. The commands restart dpsd without waiting; this function waits for the sockets.
 func (g *gateway) enableSockets() {
 	g.t.Helper()
 	commands := blocks(g.t, "docs/install.md", "Sockets for services that use the hub", "sh")[0]
 	for _, l := range locals {
 		g.run("useradd --system --user-group --no-create-home " + l.name + "\n" + strings.ReplaceAll(commands, "telemetry", l.name))
+		g.until("the socket of "+l.name, "systemctl -q is-active "+l.unit())
 	}
 }
 
-// sockets lists the sockets, and the directories in which they are.
+// sockets lists the sockets and their directories.
 func (g *gateway) sockets() string {
 	g.t.Helper()
 	return g.run("stat -c '%a %U:%G %i %n' /run/dpsd /run/dpsd/hub /run/dpsd/hub/*")
@@ -120,7 +121,7 @@ func TestConsumersCanUseOnlyTheirOwnSockets(t *testing.T) {
 			}
 		}
 
-		// systemd gives the tree of RuntimeDirectory= to the user of a service only if its top belongs to another.
+		// systemd changes the owner of RuntimeDirectory= and its content only if the directory has another owner.
 		g.run("systemctl restart dpsd")
 		g.served()
 
@@ -135,7 +136,7 @@ func TestConsumersCanUseOnlyTheirOwnSockets(t *testing.T) {
 	})
 }
 
-// tokens counts the tokens that a service has got.
+// tokens counts the tokens that a service has received.
 func (g *gateway) tokens(l local) int {
 	g.t.Helper()
 	n, err := strconv.Atoi(g.run("journalctl -q -b -o cat -t tokens-" + l.name + " | grep -c '^token for 900 s$' || true"))
@@ -145,12 +146,12 @@ func (g *gateway) tokens(l local) int {
 	return n
 }
 
-// all waits until each service has got a token that it has requested from now on.
+// all waits until each service has received a token that it requested after the call.
 func (g *gateway) all(after string) {
 	g.t.Helper()
 	var conditions []string
 	for _, l := range locals {
-		// A request may be running.
+		// One request may have begun before the call.
 		conditions = append(conditions, fmt.Sprintf("test $(journalctl -q -b -o cat -t tokens-%s | grep -c '^token for 900 s$') -ge %d", l.name, g.tokens(l)+2))
 	}
 	g.until("all services get tokens "+after, strings.Join(conditions, " && "))
@@ -165,7 +166,6 @@ func TestSocketsOfConsumersStayWhileDpsdIsRestartedUpgradedOrStopped(t *testing.
 		dps.stop()
 		g.enableSockets()
 		for _, l := range locals {
-			g.until("the socket of "+l.name, "systemctl -q is-active "+l.unit())
 			g.run(fmt.Sprintf("systemd-run --quiet --unit=tokens-%[1]s --uid=%[1]s --gid=%[1]s -p SyslogIdentifier=tokens-%[1]s %[2]stokens %[1]s", l.name, consumer))
 		}
 		for _, l := range locals {
@@ -192,8 +192,7 @@ func TestSocketsOfConsumersStayWhileDpsdIsRestartedUpgradedOrStopped(t *testing.
 		for _, l := range locals {
 			g.run("systemctl stop tokens-" + l.name)
 			for _, said := range lines(g.run("journalctl -q -b -o cat _COMM=consumer SYSLOG_IDENTIFIER=tokens-" + l.name)) {
-				// The second reason is for the moment in which dpsd compares the record with dpsd.toml.
-				if said != "token for 900 s" && said != "not yet: not-assigned" && said != "not yet: other-configuration" {
+				if said != "token for 900 s" && said != "not yet: not-assigned" {
 					t.Errorf("%s: %s", l.name, said)
 				}
 			}
@@ -216,7 +215,7 @@ func TestAConnectionOfAConsumerStartsDpsdUnlessTheSocketsAreStopped(t *testing.T
 		g.gets()
 		g.served()
 
-		// Connections wait while systemd waits before the next start.
+		// Connections also wait while systemd delays the next start.
 		g.kill("KILL")
 		g.gets()
 		g.expect("dpsd.service", "NRestarts", "1")
@@ -252,15 +251,15 @@ func TestAConnectionOfAConsumerWaitsWhileStartsFail(t *testing.T) {
 		g.run("systemctl stop holder")
 		g.until("the connection is served", "journalctl -q -b -o cat -t waiting | grep -qx 'token for 900 s'")
 		g.served()
-		// The connection has caused no start before the end of RestartSec=.
+		// The connection has not caused a start before the end of RestartSec=.
 		if starts := fmt.Sprint(len(g.journal(starting)) - before); starts != g.show("dpsd.service", "NRestarts") {
 			t.Errorf("systemd has started dpsd %s times, and %s times after RestartSec=", starts, g.show("dpsd.service", "NRestarts"))
 		}
 	})
 }
 
-// In these states, dpsd cannot serve the connection that systemd starts it for.
-func TestAConnectionOfAConsumerDoesNotStartDpsdAgainAndAgainWithoutAValidConfiguration(t *testing.T) {
+// In these states, systemd starts dpsd because of a connection, but dpsd cannot serve it.
+func TestAConnectionOfAConsumerDoesNotStartDpsdRepeatedlyWithoutAValidConfiguration(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g, dps := withSockets(t, s)
 		for name, prepare := range map[string]string{
@@ -275,7 +274,7 @@ func TestAConnectionOfAConsumerDoesNotStartDpsdAgainAndAgainWithoutAValidConfigu
 				}
 				g.expect(l.unit(), "Result", "trigger-limit-hit")
 			}
-			// Now nothing starts dpsd.
+			// From now on, nothing starts dpsd.
 			starts := len(g.journal(starting)) - before
 			t.Logf("systemd %d: %s: %d starts for %d connections", s.systemd, name, starts, len(locals))
 			if starts > 4*len(locals) {

@@ -9,8 +9,8 @@ import (
 )
 
 // identityService is a stand-in for the package aziot-identity-service: the units have the names,
-// paths, users and dependencies of its units. aziot-identityd answers GET /identities/identity as
-// it does for the device of the test.
+// paths, users and dependencies of its units. aziot-identityd responds to GET /identities/identity as
+// the original does for the device of the test.
 const identityService = `
 for user in aziotid aziotks aziotcs aziottpm; do useradd --system --user-group $user; done
 unit() { cat >/etc/systemd/system/$1; }
@@ -53,14 +53,14 @@ systemctl enable --now aziot-identityd.socket aziot-keyd.socket aziot-certd.sock
 systemctl enable aziot-identityd.service
 `
 
-// byIdentityService is the answer of the stand-in.
+// byIdentityService is the response of the stand-in.
 var byIdentityService = func() string {
 	body := fmt.Sprintf(`{"type":"aziot","spec":{"hubName":%q,"gatewayHost":%q,"deviceId":%q,"auth":{"type":"sas","keyHandle":"x"}}}`, simulatedHub, simulatedHub, registrationID)
 	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 }()
 
-// curl runs a block of the page with requests to a Unix socket of the gateway, which has no
-// curl, on this machine.
+// curl runs a block of the page with requests to a Unix socket of the gateway. It runs curl on this
+// machine, because the gateway does not have it.
 func (g *gateway) curl(block string) string {
 	g.t.Helper()
 	script := strings.ReplaceAll(block, "--unix-socket /", fmt.Sprintf("--unix-socket /proc/%d/root/", g.leader))

@@ -1,8 +1,8 @@
 // Command consumer acts as a local service that uses the hub through its own socket.
 //
 //	consumer token NAME  gets a token, and prints the result
-//	consumer tokens NAME does so every three seconds
-//	consumer send NAME   gets a token, sends a message to the simulated hub with it, and prints the answer
+//	consumer tokens NAME does the same every three seconds
+//	consumer send NAME   gets a token, uses it to send a message to the simulated hub, and prints the response
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// interval is as short as the limit of 30 requests a minute permits.
+// interval is the shortest that the limit of 30 requests a minute permits.
 const interval = 3 * time.Second
 
 func main() {
@@ -43,11 +43,6 @@ func main() {
 		action = s.send
 	}
 	said, err := action()
-	// For a moment after its start, dpsd does not know whether the record belongs to dpsd.toml.
-	for n := 0; os.Args[1] != "tokens" && n < 30 && errors.As(err, &notYet{}) && strings.Contains(err.Error(), "other-configuration"); n++ {
-		time.Sleep(interval)
-		said, err = action()
-	}
 	for ; os.Args[1] == "tokens"; said, err = action() {
 		fmt.Println(cmp.Or(said, fmt.Sprint(err)))
 		time.Sleep(interval)
@@ -61,7 +56,7 @@ func main() {
 
 type service struct{ local *http.Client }
 
-// hub and token are the answers that the service uses.
+// hub and token are the responses that the service uses.
 type hub struct{ Host, DeviceID, RootsFile, Scope string }
 
 type token struct {
@@ -69,7 +64,7 @@ type token struct {
 	ExpiresIn int
 }
 
-// notYet is an answer that asks the service to repeat the request.
+// notYet is a response that asks the service to repeat the request.
 type notYet struct {
 	Code    string
 	RetryIn float64
@@ -119,7 +114,7 @@ func (s service) ask(method, path string, to any) error {
 	return fmt.Errorf("%s: %s", response.Status, body)
 }
 
-// port is that of the simulated hub for HTTPS.
+// port is the HTTPS port of the simulated hub.
 const port = "8443"
 
 // send sends a message to the hub over HTTPS.
