@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,6 +106,7 @@ func (h *statusHistory) failed(f failure, now time.Time) {
 }
 
 // noted adds a failure to the faults. The same failure several times in a row is one fault.
+// Failures of the hub and of registrations are separate rows, because both may alternate.
 func (h *statusHistory) noted(f failure, now time.Time) {
 	entry := control.Fault{
 		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),
@@ -116,10 +118,10 @@ func (h *statusHistory) noted(f failure, now time.Time) {
 	if f.Fault.Err != nil {
 		entry.Cause = foreign.Line(f.Fault.Err.Error(), foreign.MaxFault)
 	}
-	if len(h.faults) > 0 {
-		if last := h.faults[0]; last.Unresolved && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
+	if i := slices.IndexFunc(h.faults, func(f control.Fault) bool { return ofHub(f) == ofHub(entry) }); i >= 0 {
+		if last := h.faults[i]; last.Unresolved && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
 			entry.First, entry.Count = last.First, last.Count+1
-			h.faults = h.faults[1:]
+			h.faults = slices.Delete(h.faults, i, i+1)
 		}
 	}
 	h.faults = append([]control.Fault{entry}, h.faults[:min(len(h.faults), control.MaxFaults-1)]...)
