@@ -27,7 +27,7 @@ func (i *inspection) consumers(ctx context.Context) {
 			i.consumer(ctx, c.Name, "read-only, for programs of the Azure IoT Identity Service", true)
 		case c.Listening && c.Scope == "":
 			i.warn(Result{Name: Consumers, Subject: socketUnit(c.Name)}, "dpsd.toml has no [[consumer]] with the name "+c.Name+", so dpsd refuses all requests on this socket",
-				"Add one and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name))
+				"Add one and run: systemctl reload dpsd; or run: systemctl disable --now "+socketUnit(c.Name)+" && systemctl restart --no-block dpsd")
 		}
 	}
 }

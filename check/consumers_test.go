@@ -97,7 +97,7 @@ func TestConsumers(t *testing.T) {
 				return control.Status{Consumers: []control.Consumer{{Name: "forgotten", Listening: true}}}, nil
 			},
 		}
-		if r := run(t, g, check.Consumers)[0]; r.Status != check.Warning || r.Subject != "dpsd-hub@forgotten.socket" {
+		if r := run(t, g, check.Consumers)[0]; r.Status != check.Warning || r.Subject != "dpsd-hub@forgotten.socket" || !strings.HasSuffix(r.Advice, "; or run: systemctl disable --now dpsd-hub@forgotten.socket && systemctl restart --no-block dpsd") {
 			t.Errorf("%+v", r)
 		}
 	})

@@ -74,7 +74,7 @@ func (s *Server) unavailable(state *State) *problem {
 	}
 	advice := "wait until GET /v1/events sends the event available; for the cause, run: dpsd status"
 	if fault := state.Modules[module].Fault; fault != "" {
-		advice = "run: dpsd explain " + fault
+		advice = "for the cause, " + fault + ", and what to do, run: dpsd status"
 	}
 	return notYet(ModuleNotReady, "dpsd has not created the module at the hub yet", advice)
 }

@@ -361,7 +361,7 @@ func TestAModuleGetsATokenWhenItExists(t *testing.T) {
 	s.Modules = map[string]consumer.Module{"updater": {Fault: "module-refused"}}
 	f.board.Post(s)
 	p = f.wants(http.MethodPost, "/v1/token", "", http.StatusServiceUnavailable, consumer.ModuleNotReady)
-	if !strings.Contains(p.Advice, "dpsd explain module-refused") {
+	if p.Advice != "for the cause, module-refused, and what to do, run: dpsd status" {
 		t.Errorf("the advice is %q", p.Advice)
 	}
 	s.Modules = map[string]consumer.Module{"updater": {Ready: true}}

@@ -290,7 +290,7 @@ func (s *supervisor) logConsumers() {
 			s.log(event.ConsumerWithoutSocket, zap.String("consumer", c.Name), zap.String("advice", "Run: "+listen(c.Name)))
 		case c.Scope == "":
 			s.log(event.ConsumerNotConfigured, zap.String("consumer", c.Name),
-				zap.String("advice", `Add a [[consumer]] with name = "`+c.Name+`" and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@`+c.Name+".socket"))
+				zap.String("advice", `Add a [[consumer]] with name = "`+c.Name+`" and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@`+c.Name+".socket && systemctl restart --no-block dpsd"))
 		}
 	}
 }

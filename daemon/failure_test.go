@@ -45,3 +45,27 @@ func TestTheClockExplainsARefusal(t *testing.T) {
 		})
 	}
 }
+
+// With modules and without a network, an attempt to register and one to reach the hub fail in turn.
+func TestFailuresOfTheHubAndOfRegistrationsAreOneFaultEach(t *testing.T) {
+	var h statusHistory
+	began := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	for n := range 10 {
+		for _, stage := range []fault.Stage{fault.StageTCP, fault.StageHub} {
+			h.noted(failure{Fault: fault.Fault{Code: fault.TCPRefused, Stage: stage}}, began.Add(time.Duration(n)*time.Minute))
+		}
+	}
+	if len(h.faults) != 2 {
+		t.Fatalf("%d faults, want 2: %+v", len(h.faults), h.faults)
+	}
+	for i, stage := range []fault.Stage{fault.StageHub, fault.StageTCP} {
+		if f := h.faults[i]; f.Stage != string(stage) || f.Count != 10 || !f.First.Equal(began) {
+			t.Errorf("%+v", f)
+		}
+	}
+	h.noted(failure{Fault: fault.Fault{Code: fault.NoReply, Stage: fault.StageRegister}}, began)
+	h.noted(failure{Fault: fault.Fault{Code: fault.TCPRefused, Stage: fault.StageTCP}}, began)
+	if len(h.faults) != 4 || h.faults[0].Count != 1 {
+		t.Errorf("the failures of registrations are not in their order: %+v", h.faults)
+	}
+}

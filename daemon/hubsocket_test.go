@@ -38,7 +38,7 @@ func TestAMissingSocketAndAMissingConsumerAreLoggedOnce(t *testing.T) {
 		}
 		for event, advice := range map[string]string{
 			"consumer-without-socket": "Run: systemctl enable dpsd-hub@updater.socket && systemctl restart --no-block dpsd",
-			"consumer-not-configured": "dpsd-hub@forgotten.socket",
+			"consumer-not-configured": "systemctl disable --now dpsd-hub@forgotten.socket && systemctl restart --no-block dpsd", // only a restart closes it
 		} {
 			entries := g.log.FilterMessage(event).All()
 			if len(entries) != 1 || !strings.Contains(entries[0].ContextMap()["advice"].(string), advice) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,7 +105,8 @@ func (h *statusHistory) failed(f failure, now time.Time) {
 	h.noted(f, now)
 }
 
-// noted adds a failure to the faults. Consecutive identical failures are one fault.
+// noted adds a failure to the faults. Consecutive identical failures are one fault. The failures of
+// the hub and those of registrations are counted separately, because they may alternate.
 func (h *statusHistory) noted(f failure, now time.Time) {
 	entry := control.Fault{
 		Code: string(f.Fault.Code), Class: string(f.Fault.Class), Stage: string(f.Fault.Stage),
@@ -116,10 +118,10 @@ func (h *statusHistory) noted(f failure, now time.Time) {
 	if f.Fault.Err != nil {
 		entry.Cause = foreign.Line(f.Fault.Err.Error(), foreign.MaxFault)
 	}
-	if len(h.faults) > 0 {
-		if last := h.faults[0]; last.Unresolved && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
+	if i := slices.IndexFunc(h.faults, func(f control.Fault) bool { return ofHub(f) == ofHub(entry) }); i >= 0 {
+		if last := h.faults[i]; last.Unresolved && last.Code == entry.Code && last.Stage == entry.Stage && last.Credential == entry.Credential {
 			entry.First, entry.Count = last.First, last.Count+1
-			h.faults = h.faults[1:]
+			h.faults = slices.Delete(h.faults, i, i+1)
 		}
 	}
 	h.faults = append([]control.Fault{entry}, h.faults[:min(len(h.faults), control.MaxFaults-1)]...)

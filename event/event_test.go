@@ -38,6 +38,18 @@ func TestEveryEntryIsComplete(t *testing.T) {
 	}
 }
 
+// A part in brackets is omitted if its field is empty. Text that contains brackets would lose them.
+func TestEveryOptionalPartOfASentenceHasAField(t *testing.T) {
+	part := regexp.MustCompile(`\[[^\]]*\]`)
+	for _, e := range event.Catalogue() {
+		for _, optional := range part.FindAllString(e.Sentence, -1) {
+			if !strings.Contains(optional, "{") {
+				t.Errorf("%s: the part %s has no field", e.Name, optional)
+			}
+		}
+	}
+}
+
 func TestEveryDeclaredNameIsInTheCatalogue(t *testing.T) {
 	source, err := os.ReadFile("event.go")
 	if err != nil {

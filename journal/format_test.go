@@ -35,7 +35,7 @@ var samples = map[string][]zap.Field{
 	event.StateNotice:                  {zap.String("notice", "/var/lib/dpsd/state.env: repaired")},
 	event.ConfigurationDoubtful:        {zap.String("doubt", `id_scope "One00000000" does not begin with "0ne"; Azure's ID scopes do`), zap.String("advice", "Copy the ID scope from the overview page of your DPS instance; it is not the name of the instance.")},
 	event.ConsumerWithoutSocket:        {zap.String("consumer", "telemetry"), zap.String("advice", "Run: systemctl enable dpsd-hub@telemetry.socket && systemctl restart --no-block dpsd")},
-	event.ConsumerNotConfigured:        {zap.String("consumer", "telemetry"), zap.String("advice", "Add a [[consumer]] with name = \"telemetry\" and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@telemetry.socket")},
+	event.ConsumerNotConfigured:        {zap.String("consumer", "telemetry"), zap.String("advice", "Add a [[consumer]] with name = \"telemetry\" and run: systemctl reload dpsd; or run: systemctl disable --now dpsd-hub@telemetry.socket && systemctl restart --no-block dpsd")},
 	event.ConsumerFailed:               {zap.String("consumer", "telemetry"), zap.Error(errors.New("it is not a Unix stream socket"))},
 	event.ConsumerKeyFailed:            {zap.String("consumer", "telemetry"), zap.Error(errors.New("file:/etc/dpsd/keys/device.key: no such file or directory"))},
 	event.ModuleCreated:                {zap.String("module", "telemetry"), zap.String("hub", "hub.example"), zap.String("deviceId", "gw-1")},

@@ -17,6 +17,9 @@ type Forgotten struct {
 	// circumvent it. The file contains the endpoint and the registration ID; the runtime
 	// directory is lost at a reboot.
 	Kept string
+	// Modules are the identities of modules in the file modules.json that was removed. They remain
+	// at their hubs.
+	Modules []ModuleIdentity
 }
 
 // Forget removes everything that dpsd has written about the gateway's identity: the record
@@ -55,6 +58,9 @@ func forget(o Options, before func(step, path string) error) (done Forgotten, er
 		}
 		defer func() { _ = l.release() }()
 	}
+
+	recorded, _ := state.modules() // a file that cannot be read is removed, too
+	done.Modules = recorded.Identities
 
 	// Without state.json, a start restores the previous record, so that one is removed
 	// first and durably. state.env is next, which a start writes again while there is a

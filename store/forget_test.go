@@ -114,6 +114,18 @@ func TestForget(t *testing.T) {
 		}
 		gone(t, directory, "state.json.prev")
 	})
+	t.Run("the modules that stay at the hub are reported", func(t *testing.T) {
+		o := store.Options{Directory: quick(t)}
+		s := mustOpen(t, o)
+		if err := s.SaveModules(identities(2)); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		done, err := store.Forget(o)
+		if want := identities(2).Identities; err != nil || !slices.Equal(done.Modules, want) {
+			t.Errorf("%+v, %v; want %+v", done.Modules, err, want)
+		}
+	})
 	t.Run("without files, nothing is removed or created", func(t *testing.T) {
 		parent := t.TempDir()
 		done, err := store.Forget(store.Options{Directory: filepath.Join(parent, "state"), RuntimeDirectory: filepath.Join(parent, "run")})

@@ -130,6 +130,9 @@ func (f forgetter) left(done store.Forgotten) {
 	if done.Kept != "" {
 		item(done.Kept, "the wait that DPS has asked for, which applies until the next boot removes it")
 	}
+	for _, m := range done.Modules {
+		item(printable(fmt.Sprintf("the module %s of %s at %s", m.ModuleID, m.DeviceID, m.AssignedHub)), "stays at the hub until you delete it there, for example in the Azure portal")
+	}
 	item("/etc/machine-id", "must be empty in an image of this disk for other gateways (machine-id(5))")
 	item("the journal", "contains the device ID and the hub: journalctl --rotate && journalctl --vacuum-time=1s")
 	item("the enrollment", "until you disable it in DPS, the keys above remain valid")

@@ -177,8 +177,11 @@ func (r statusReport) print(out *terminal) error {
 		if f.Cause != "" {
 			line("", "cause: %s", f.Cause)
 		}
-		if f.ServiceCode != 0 || f.TrackingID != "" {
+		switch {
+		case f.TrackingID != "":
 			line("", "errorCode %d, trackingId %s", f.ServiceCode, f.TrackingID)
+		case f.ServiceCode != 0: // the hub sends no tracking ID
+			line("", "errorCode %d", f.ServiceCode)
 		}
 		if f.Unresolved {
 			line("", "what to do: %s", f.Advice)

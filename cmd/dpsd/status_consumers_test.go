@@ -52,4 +52,12 @@ func TestTheStatusDescribesEachServiceThatUsesTheHub(t *testing.T) {
 			t.Errorf("%v\n%s", err, b.String())
 		}
 	})
+	t.Run("a fault of the hub has no tracking ID", func(t *testing.T) {
+		var b bytes.Buffer
+		refused := control.Fault{Code: "hub-refused", Stage: "hub", ServiceCode: 403012, First: now, Last: now, Count: 1, Unresolved: true}
+		r := statusReport{Running: true, Status: control.Status{Now: now, Health: control.Degraded, Faults: []control.Fault{refused}}}
+		if err := r.print(&terminal{Writer: &b}); err != nil || !strings.Contains(b.String(), " errorCode 403012\n") {
+			t.Errorf("%v\n%s", err, b.String())
+		}
+	})
 }

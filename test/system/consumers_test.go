@@ -91,6 +91,22 @@ func withSockets(t *testing.T, s suite) (*gateway, *service) {
 	return g, dps
 }
 
+// The unit of the page has the name of the group, which a dynamic user could not have.
+func TestAServiceGetsATokenAsThePageDescribes(t *testing.T) {
+	inBoth(t, func(t *testing.T, s suite) {
+		g := withDpsd(t, s)
+		of := func(language string) []string { return blocks(t, "docs/consumers.md", "Connect a service", language) }
+		provisioned(g, strings.ReplaceAll(of("toml")[0], "module:meter", "device")) // the simulated hub cannot be reached on port 443
+		g.run(strings.Join(of("sh"), ""))
+		g.until("the socket is open", "systemctl -q is-active dpsd-hub@meter.socket")
+		g.write("/usr/local/lib/meter", "#!/bin/sh\nexec "+consumer+"tokens meter\n", 0o755)
+		g.write("/etc/systemd/system/meter.service", of("ini")[0], 0o644)
+		g.run("systemctl daemon-reload && systemctl --quiet enable --now meter")
+		g.until("the service gets a token", "journalctl -q -b -o cat -u meter | grep -qx 'token for 900 s'")
+		g.expect("meter.service", "NRestarts", "0")
+	})
+}
+
 func TestConsumersCanUseOnlyTheirOwnSockets(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g, _ := withSockets(t, s)

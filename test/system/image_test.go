@@ -27,8 +27,8 @@ func blocks(t *testing.T, document, heading, language string) []string {
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	var all []string
-	for _, match := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(section, -1) {
-		all = append(all, match[1])
+	for _, match := range regexp.MustCompile("(?ms)^( *)```"+language+"\n(.*?)^ *```$").FindAllStringSubmatch(section, -1) {
+		all = append(all, strings.ReplaceAll("\n"+match[2], "\n"+match[1], "\n")[1:])
 	}
 	if all == nil {
 		t.Fatalf("section %q of %s has no block of %q", heading, document, language)
