@@ -35,7 +35,11 @@ func (p *pipes) Accept() (net.Conn, error) {
 }
 
 func (p *pipes) Close() error {
-	close(p.closed)
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
 	return nil
 }
 

@@ -271,9 +271,9 @@ func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
 			case <-s.consumers.first:
 			case <-ctx.Done():
 			}
-			if err := socket.serve(ctx, s.hubServer); err != nil {
+			socket.serve(ctx, s.hubServer, func(err error) {
 				s.log(event.ConsumerFailed, zap.String("consumer", socket.name), zap.Error(err))
-			}
+			})
 		})
 	}
 	return func() {

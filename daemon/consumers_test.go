@@ -24,6 +24,7 @@ type hubPipe struct {
 	conns chan net.Conn
 
 	mu      sync.Mutex
+	err     error         // of Accept; nil: none
 	expired chan struct{} // closed when a deadline has passed
 	closed  chan struct{}
 }
@@ -34,8 +35,11 @@ func newHubPipe() *hubPipe {
 
 func (p *hubPipe) Accept() (net.Conn, error) {
 	p.mu.Lock()
-	expired := p.expired
+	expired, err := p.expired, p.err
 	p.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	select {
 	case c := <-p.conns:
 		return c, nil
@@ -44,6 +48,13 @@ func (p *hubPipe) Accept() (net.Conn, error) {
 	case <-p.closed:
 		return nil, net.ErrClosed
 	}
+}
+
+// fails makes the next calls of Accept fail; nil: they do not.
+func (p *hubPipe) fails(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
 }
 
 // SetDeadline supports a time in the past and the zero time.

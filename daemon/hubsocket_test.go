@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,7 +55,9 @@ func TestAMissingSocketAndAMissingConsumerAreLoggedOnce(t *testing.T) {
 // requested sends a request to a socket, and returns the status and the members of the answer.
 func (p *hubPipe) requested(t *testing.T, method, path, body string) (int, map[string]any) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, "http://dpsd"+path, strings.NewReader(body))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, "http://dpsd"+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +226,30 @@ func TestAnUnreadableKeyIsLoggedAndTheServiceLearnsNothingAboutIt(t *testing.T) 
 		entries := g.log.FilterMessage("consumer-key-failed").All()
 		if len(entries) != 1 || !strings.Contains(entries[0].ContextMap()["error"].(string), "device.key") {
 			t.Errorf("%v", entries)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A lasting error of accept(2) must not leave a service without dpsd until somebody restarts it.
+func TestASocketIsServedAgainAfterErrorsOfAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		pipe.fails(syscall.ENOMEM)
+		g.run()
+		g.until("assigned", 1)
+		time.Sleep(time.Hour)
+		entries := g.log.FilterMessage("consumer-failed").All()
+		if len(entries) != 1 || entries[0].ContextMap()["consumer"] != "telemetry" || entries[0].ContextMap()["error"] != syscall.ENOMEM.Error() {
+			t.Errorf("%v", entries)
+		}
+		pipe.fails(nil)
+		if status, answer := pipe.requested(t, http.MethodGet, "/v1/hub", ""); status != http.StatusOK {
+			t.Errorf("%d %v", status, answer)
 		}
 		if err := g.end(); err != nil {
 			t.Error(err)
