@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -325,10 +326,60 @@ func TestASlowKeyDoesNotEndARequest(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		}
-		if status, _, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 60}`); status != http.StatusOK {
-			t.Errorf("got %d: %s", status, text)
+		status, _, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 90}`)
+		var got consumer.Token
+		if err := json.Unmarshal([]byte(text), &got); err != nil || status != http.StatusOK {
+			t.Fatalf("got %d: %s", status, text)
+		}
+		if got.ExpiresIn != 30 || !got.Expiry.Equal(time.Now().Add(30*time.Second)) {
+			t.Errorf("the token expires at %v, in %d s", got.Expiry, got.ExpiresIn)
+		}
+		if counts := v.server.Usage.Counts(); !counts.Issued.Equal(time.Now()) {
+			t.Errorf("the token was issued at %v", counts.Issued)
+		}
+		if status, retry, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 60}`); status != http.StatusServiceUnavailable || retry == "" || !strings.Contains(text, string(consumer.KeyUnavailable)) {
+			t.Errorf("a token that has expired: got %d: %s", status, text)
+		}
+		if n := v.server.Usage.Counts().Tokens; n != 1 {
+			t.Errorf("%d tokens were counted", n)
 		}
 	})
+}
+
+func TestATokenIsNotSentIfItsReasonsChangeWhileTheKeyIsUsed(t *testing.T) {
+	for says, test := range map[string]struct {
+		change func(*consumer.State)
+		step   time.Duration // of the clock
+		status int
+		want   string
+	}{
+		"another configuration":                {change: func(s *consumer.State) { s.Withheld = consumer.OtherConfiguration }, status: http.StatusServiceUnavailable, want: string(consumer.OtherConfiguration)},
+		"an implausible clock":                 {change: func(s *consumer.State) { s.Withheld = consumer.ClockImplausible }, status: http.StatusServiceUnavailable, want: string(consumer.ClockImplausible)},
+		"another device ID":                    {change: func(s *consumer.State) { s.Hub.DeviceID = "gw-2" }, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a hub that accepts no tokens":         {change: func(s *consumer.State) { s.Profile = "mqttV5" }, status: http.StatusConflict, want: string(consumer.ProfileWithoutTokens)},
+		"a clock that is set forward":          {step: time.Hour, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a clock that is set back":             {step: -time.Hour, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a new record with the same device ID": {change: func(s *consumer.State) { s.Generation = 8 }, status: http.StatusOK, want: `"generation":8`},
+	} {
+		t.Run(says, func(t *testing.T) {
+			inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
+				var step atomic.Int64
+				v.server.Now = func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
+				v.server.MAC = func(_ context.Context, _ hub.Identity, statement []byte) ([]byte, error) {
+					state := assigned()
+					if test.change != nil {
+						test.change(&state)
+					}
+					v.board.Post(state)
+					step.Store(int64(test.step))
+					return sas.MAC(key, statement), nil
+				}
+				if status, _, text := v.request(http.MethodPost, "/v1/token", ""); status != test.status || !strings.Contains(text, test.want) {
+					t.Errorf("got %d: %s", status, text)
+				}
+			})
+		})
+	}
 }
 
 func TestRequestsBeyondTheRateAreAnsweredWithTheTimeToWait(t *testing.T) {

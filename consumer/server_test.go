@@ -199,7 +199,7 @@ func TestATokenIsForTheScopeOfTheConsumerAndNeverContainsSkn(t *testing.T) {
 }
 
 func TestTheLifetimeOfATokenIsThatOfTheRequestOrOfTheConfiguration(t *testing.T) {
-	f := start(t, consumer.Consumer{Name: "a", Lifetime: 10 * time.Minute}, nil)
+	f := start(t, consumer.Consumer{Name: "a", Lifetime: 10 * time.Minute}, still)
 	for body, want := range map[string]int{
 		"": 600, " ": 600, "{}": 600, `{"lifetime": 60}`: 60, `{"lifetime":3600}`: 3600, " {\"lifetime\"\n:\t900 } \n": 900,
 	} {

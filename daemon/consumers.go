@@ -241,13 +241,6 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 	if of.ModuleID != "" {
 		return s.modules.mac(device, of.ModuleID, statement)
 	}
-	with := s.consumers.signing.Load()
-	switch {
-	case with == nil:
-		return nil, errNoKey
-	case with.device != device:
-		return nil, errMoved
-	}
 	ctx, cancel := context.WithTimeout(ctx, hardwareLimit)
 	defer cancel()
 	select {
@@ -255,6 +248,13 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 		defer func() { <-s.consumers.turn }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	with := s.consumers.signing.Load() // not before the wait
+	switch {
+	case with == nil:
+		return nil, errNoKey
+	case with.device != device:
+		return nil, errMoved
 	}
 	return with.key.MAC(ctx, with.secrets, statement)
 }
