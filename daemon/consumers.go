@@ -349,7 +349,7 @@ func (s *supervisor) hubServer(h *hubSocket, c *consumer.Consumer) *consumer.Ser
 	server.Consumer = *c
 	server.MAC = func(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
 		mac, err := s.mac(ctx, of, statement)
-		if err != nil {
+		if err != nil && ctx.Err() == nil { // otherwise, the client has closed the connection
 			s.log(event.ConsumerKeyFailed, zap.String("consumer", c.Name), zap.Error(err))
 		}
 		return mac, err

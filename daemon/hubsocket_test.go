@@ -256,3 +256,39 @@ func TestASocketIsServedAgainAfterErrorsOfAccept(t *testing.T) {
 		}
 	})
 }
+
+func TestOnlyAFailureOfTheKeyIsLoggedAndNotAClientThatHasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		s := g.supervised()
+		stop := s.serveConsumers(t.Context())
+		g.until("assigned", 1)
+		s.consumers.turn <- struct{}{} // as if a TPM were hanging
+		for want, patience := range []time.Duration{time.Second, 2 * hardwareLimit} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://dpsd/v1/token", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := pipe.client().Do(r)
+			if (err == nil) != (want == 1) {
+				t.Fatal(err)
+			}
+			if err == nil {
+				_ = response.Body.Close()
+			}
+			cancel()
+			synctest.Wait()
+			if n := g.log.FilterMessage("consumer-key-failed").Len(); n != want {
+				t.Errorf("the client waits for %v: %d entries", patience, n)
+			}
+		}
+		<-s.consumers.turn
+		stop()
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
