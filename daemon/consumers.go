@@ -144,15 +144,16 @@ func (c *consumers) use(with signing, found bool) {
 	}
 }
 
-// withheld returns why services currently get no credentials; "": they do.
+// withheld returns why services currently get no credentials; "": they do. Another configuration
+// precedes an implausible clock, because services then do not learn the assignment either.
 func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	switch c := &s.consumers; {
 	case !c.found:
 		return consumer.NotAssigned
-	case s.implausible(now):
-		return consumer.ClockImplausible
 	case !c.recognized || c.record.ConfigFingerprint != s.history.fingerprint:
 		return consumer.OtherConfiguration
+	case s.implausible(now):
+		return consumer.ClockImplausible
 	}
 	return ""
 }

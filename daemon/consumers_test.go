@@ -167,6 +167,26 @@ func TestServicesGetNothingForTheRecordOfAnotherConfiguration(t *testing.T) {
 	}
 }
 
+// A gateway without a battery boots with a wrong time. Services must not take the hub of another
+// configuration for theirs until the time is correct.
+func TestAnImplausibleClockDoesNotHideThatTheRecordBelongsToAnotherConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := restarted(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.write("payload.json", `{"site": 1}`)
+		g.Settings.PayloadFile = filepath.Join(g.dir, "payload.json")
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		g.Settings.BootDelayMax, g.BuiltAt = time.Hour, time.Now().Add(time.Hour)
+		g.run()
+		if status, answer := pipe.requested(t, http.MethodGet, "/v1/hub", ""); status != http.StatusServiceUnavailable || answer["code"] != string(consumer.OtherConfiguration) {
+			t.Errorf("%d %v", status, answer)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAReloadWithAnotherIdentityWithholdsCredentialsImmediately(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
