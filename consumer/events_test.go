@@ -254,6 +254,50 @@ func TestAStreamAnnouncesTheExpiryOfTheLastToken(t *testing.T) {
 	})
 }
 
+// Without the event, a client that waits for it would keep a token that has expired.
+func TestAStepOfTheClockPostponesNoEventAboutTheExpiry(t *testing.T) {
+	for says, test := range map[string]struct {
+		step, sleep time.Duration
+		noticed     bool // the daemon notices the step
+		want        consumer.Event
+	}{
+		"to the last fifth of the lifetime": {step: 900 * time.Second, noticed: true, want: consumer.Event{ExpiresIn: 100}},
+		"after the expiry":                  {step: 2000 * time.Second, noticed: true},
+		"without notice, after the expiry":  {step: 2000 * time.Second, sleep: 800 * time.Second},
+		"back":                              {step: -500 * time.Second, sleep: 1300 * time.Second, noticed: true, want: consumer.Event{ExpiresIn: 200}},
+		"back, without notice":              {step: -500 * time.Second, sleep: 1300 * time.Second, want: consumer.Event{ExpiresIn: 200}},
+	} {
+		t.Run(says, func(t *testing.T) {
+			inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
+				var step atomic.Int64
+				v.server.Now = func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
+				o := v.observe()
+				defer o.Close()
+				o.wants(consumer.Event{Event: consumer.Present, Generation: 7, Available: true})
+				expiry := time.Now().UTC().Add(1000 * time.Second)
+				v.token(1000)
+				synctest.Wait()
+				step.Store(int64(test.step))
+				if test.noticed {
+					v.board.ClockStepped()
+				}
+				if test.sleep > 0 {
+					time.Sleep(test.sleep - 1)
+					o.wants()
+					time.Sleep(time.Nanosecond)
+				}
+				test.want.Event, test.want.Generation, test.want.Available = consumer.TokenExpires, 7, true
+				if test.want.ExpiresIn > 0 {
+					test.want.Expiry = expiry
+				}
+				o.wants(test.want)
+				time.Sleep(time.Hour)
+				o.wants()
+			})
+		})
+	}
+}
+
 func TestASlowClientMissesIntermediateStatesButNotTheLatest(t *testing.T) {
 	inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
 		c := v.pipes.dial()

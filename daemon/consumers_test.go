@@ -276,6 +276,29 @@ func TestServicesGetNothingWhileTheClockIsImplausible(t *testing.T) {
 	})
 }
 
+func TestServicesLearnThatTheClockHasStepped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.serves("telemetry")
+		set := g.clockOf(make(chan time.Duration))
+		s := g.supervised()
+		g.until("assigned", 1)
+		synctest.Wait()
+		_, stepped := s.consumers.board.Watch()
+		time.Sleep(time.Hour)
+		set(10 * time.Minute)
+		synctest.Wait()
+		select {
+		case <-stepped:
+		default:
+			t.Error("the servers do not know about the step")
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Steps of less than a minute are not reported.
 func TestServicesGetCredentialsWhenAClockThatIsSlightlySlowBecomesPlausible(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -337,6 +337,7 @@ func (s *supervisor) request(at time.Time, why string) {
 // clockStepped ends a wait whose cause may have been the clock.
 func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.log(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
+	s.consumers.board.ClockStepped()
 	if s.schedule.lane == pace.LaneRefused {
 		s.issuance.next = time.Time{}
 		if s.certificateState(now) != control.CertificateValid {
