@@ -82,16 +82,29 @@ func (s *Server) unavailable(state *State) *problem {
 // withoutTokens returns the problem that prevents tokens for the consumer as long as the assignment
 // does not change, or nil.
 func (s *Server) withoutTokens(state *State) *problem {
-	refuse := func(code Code, text, advice string) *problem {
-		return &problem{Problem: Problem{Code: code, Error: text, Advice: advice}, status: http.StatusConflict}
+	refuse := func(code Code, text string) *problem {
+		return &problem{Problem: Problem{Code: code, Error: text, Advice: s.insteadOfTokens()}, status: http.StatusConflict}
 	}
 	switch {
 	case hub.Named(state.Profile) != hub.Classic:
-		return refuse(ProfileWithoutTokens, "the hub has a connection profile that does not accept tokens", "connect with the certificate: GET /v1/certificate")
+		return refuse(ProfileWithoutTokens, "the hub has a connection profile that does not accept tokens")
 	case !state.Tokens && s.Consumer.Scope.Module == "":
-		return refuse(NoSymmetricKey, "the device has no symmetric key, so dpsd cannot issue tokens for it", "connect with the certificate: GET /v1/certificate")
+		return refuse(NoSymmetricKey, "the device has no symmetric key, so dpsd cannot issue tokens for it")
 	}
 	return nil
+}
+
+// insteadOfTokens returns how the consumer can connect without a token. Only one with the scope
+// "device" can use the certificate.
+func (s *Server) insteadOfTokens() string {
+	const connect = "connect with the certificate: GET /v1/certificate"
+	switch {
+	case s.Consumer.Certificate:
+		return connect
+	case s.Consumer.Scope == Scope{}:
+		return "set certificate = true in its [[consumer]] in dpsd.toml, and " + connect
+	}
+	return `set scope = "device" and certificate = true in its [[consumer]] in dpsd.toml, and ` + connect
 }
 
 func (s *Server) hub(context.Context, []byte) (any, *problem) {

@@ -313,6 +313,25 @@ func TestWhatAGatewayCannotDoIsAConflict(t *testing.T) {
 	}
 }
 
+func TestTheAdviceWithoutTokensIsSomethingThatTheConsumerMayDo(t *testing.T) {
+	for _, test := range []struct {
+		consumer consumer.Consumer
+		advice   string
+	}{
+		{consumer.Consumer{Certificate: true}, "connect with the certificate: GET /v1/certificate"},
+		{consumer.Consumer{}, "set certificate = true in"},
+		{consumer.Consumer{Scope: consumer.Scope{Events: true}}, `set scope = "device" and certificate = true in`},
+	} {
+		f := start(t, test.consumer, nil)
+		s := assigned()
+		s.Tokens = false
+		f.board.Post(s)
+		if p := f.wants(http.MethodPost, "/v1/token", "", http.StatusConflict, consumer.NoSymmetricKey); !strings.HasPrefix(p.Advice, test.advice) {
+			t.Errorf("%+v: the advice is %q", test.consumer, p.Advice)
+		}
+	}
+}
+
 func TestTheCertificateIsOnlyForConsumersThatMayUseIt(t *testing.T) {
 	state := assigned()
 	state.Tokens, state.Certificate = false, &consumer.Files{Certificate: "/c", PrivateKey: "/k", NotAfter: noon}
