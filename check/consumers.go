@@ -14,6 +14,12 @@ import (
 // consumers checks the sockets of the local services that use the hub. It reports nothing if there
 // is neither a [[consumer]] nor such a socket.
 func (i *inspection) consumers(ctx context.Context) {
+	if i.leavesOut(Consumers) {
+		if len(i.Settings.Consumers) > 0 {
+			i.skip(Result{Name: Consumers}, "")
+		}
+		return
+	}
 	s, err := i.answer()
 	received := func(name string) bool {
 		return err != nil || slices.ContainsFunc(s.Consumers, func(one control.Consumer) bool { return one.Name == name && one.Listening })

@@ -101,6 +101,21 @@ func TestConsumers(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("a step that is excluded runs no systemctl", func(t *testing.T) {
+		g := &check.Gateway{
+			Settings: &daemon.Settings{Dialer: &transport.Dialer{}, Consumers: []consumer.Consumer{{Name: "telemetry"}}},
+			Skip:     map[string]bool{check.Consumers: true},
+			Systemctl: func(_ context.Context, args ...string) ([]byte, error) {
+				if args[1] == "dpsd-hub@telemetry.socket" {
+					t.Errorf("systemctl %q", args)
+				}
+				return []byte(running), nil
+			},
+		}
+		if r := run(t, g, check.Consumers)[0]; r.Status != check.Skipped || !strings.Contains(r.Detail, "--skip") {
+			t.Errorf("%+v", r)
+		}
+	})
 	t.Run("without systemd, the step says that there are no sockets", func(t *testing.T) {
 		g := &check.Gateway{Settings: &daemon.Settings{Dialer: &transport.Dialer{}, Consumers: []consumer.Consumer{{Name: "telemetry"}}}}
 		if r := run(t, g, check.Consumers)[0]; r.Status != check.Skipped || !strings.Contains(r.Detail, "systemd is not running") {

@@ -36,7 +36,7 @@ type Hub struct {
 type Token struct {
 	Token      string    `json:"token"`
 	Expiry     time.Time `json:"expiry"`
-	ExpiresIn  int       `json:"expiresIn"` // seconds
+	ExpiresIn  int       `json:"expiresIn"` // seconds from the answer to Expiry
 	Generation uint64    `json:"generation"`
 }
 
@@ -82,16 +82,29 @@ func (s *Server) unavailable(state *State) *problem {
 // withoutTokens returns the problem that prevents tokens for the consumer as long as the assignment
 // does not change, or nil.
 func (s *Server) withoutTokens(state *State) *problem {
-	refuse := func(code Code, text, advice string) *problem {
-		return &problem{Problem: Problem{Code: code, Error: text, Advice: advice}, status: http.StatusConflict}
+	refuse := func(code Code, text string) *problem {
+		return &problem{Problem: Problem{Code: code, Error: text, Advice: s.insteadOfTokens()}, status: http.StatusConflict}
 	}
 	switch {
 	case hub.Named(state.Profile) != hub.Classic:
-		return refuse(ProfileWithoutTokens, "the hub has a connection profile that does not accept tokens", "connect with the certificate: GET /v1/certificate")
+		return refuse(ProfileWithoutTokens, "the hub has a connection profile that does not accept tokens")
 	case !state.Tokens && s.Consumer.Scope.Module == "":
-		return refuse(NoSymmetricKey, "the device has no symmetric key, so dpsd cannot issue tokens for it", "connect with the certificate: GET /v1/certificate")
+		return refuse(NoSymmetricKey, "the device has no symmetric key, so dpsd cannot issue tokens for it")
 	}
 	return nil
+}
+
+// insteadOfTokens returns how the consumer can connect without a token. Only one with the scope
+// "device" can use the certificate.
+func (s *Server) insteadOfTokens() string {
+	const connect = "connect with the certificate: GET /v1/certificate"
+	switch {
+	case s.Consumer.Certificate:
+		return connect
+	case s.Consumer.Scope == Scope{}:
+		return "set certificate = true in its [[consumer]] in dpsd.toml, and " + connect
+	}
+	return `set scope = "device" and certificate = true in its [[consumer]] in dpsd.toml, and ` + connect
 }
 
 func (s *Server) hub(context.Context, []byte) (any, *problem) {
@@ -123,24 +136,35 @@ func (s *Server) token(ctx context.Context, body []byte) (any, *problem) {
 		return nil, wrong
 	}
 	state := s.Board.State()
-	if wrong = s.unavailable(&state); wrong == nil {
-		wrong = s.withoutTokens(&state)
-	}
-	if wrong != nil {
+	if wrong := s.noToken(&state); wrong != nil {
 		return nil, wrong
 	}
-	now := s.now()
-	expiry := now.Truncate(time.Second).Add(life)
+	expiry := s.now().Truncate(time.Second).Add(life)
 	identity := s.Consumer.Scope.identity(state.Hub)
 	resource := identity.Resource(s.Consumer.Scope.Events)
 	mac, err := s.MAC(ctx, identity, sas.Statement(resource, expiry))
-	if err != nil || mac == nil {
+	// The key may have taken a minute. Meanwhile, everything can have changed.
+	state = s.Board.State()
+	if wrong := s.noToken(&state); wrong != nil {
+		return nil, wrong
+	}
+	if err != nil || mac == nil || identity != s.Consumer.Scope.identity(state.Hub) {
 		return nil, notYet(KeyUnavailable, "dpsd temporarily cannot use the key", "run: dpsd status")
+	}
+	now := s.now()
+	left := time.Duration(expiry.Unix()-now.Unix()) * time.Second
+	if left <= 0 || left > life {
+		return nil, notYet(KeyUnavailable, "the key was too slow for this lifetime, or the clock was set", "repeat the request; if the key is always slow, with a longer lifetime")
 	}
 	s.Usage.token(now, expiry)
 	return Token{
-		Token: sas.Token(resource, mac, expiry, ""), Expiry: expiry.UTC(), ExpiresIn: int(life.Seconds()), Generation: state.Generation,
+		Token: sas.Token(resource, mac, expiry, ""), Expiry: expiry.UTC(), ExpiresIn: int(left.Seconds()), Generation: state.Generation,
 	}, nil
+}
+
+// noToken returns the reason why the consumer gets no token, or nil.
+func (s *Server) noToken(state *State) *problem {
+	return cmp.Or(s.unavailable(state), s.withoutTokens(state))
 }
 
 func (s *Server) certificate(context.Context, []byte) (any, *problem) {

@@ -10,7 +10,7 @@ import (
 type Board struct {
 	mu      sync.Mutex
 	state   State
-	changed chan struct{} // closed at the next change
+	changed chan struct{} // closed at the next change, and at the next step of the clock
 }
 
 // Post replaces the State if s differs from it. It never waits for a reader. Afterwards, the
@@ -22,6 +22,18 @@ func (b *Board) Post(s State) {
 		return
 	}
 	b.state = s
+	b.wake()
+}
+
+// ClockStepped makes the servers compare times again after a step of the wall clock.
+func (b *Board) ClockStepped() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wake()
+}
+
+// wake closes the channel of Watch. The caller holds the lock.
+func (b *Board) wake() {
 	if b.changed != nil {
 		close(b.changed)
 		b.changed = nil
@@ -35,7 +47,8 @@ func (b *Board) State() State {
 	return b.state
 }
 
-// Watch returns the latest State, and a channel that is closed when it changes.
+// Watch returns the latest State, and a channel that is closed when it changes, or when the wall
+// clock has stepped.
 func (b *Board) Watch() (State, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -97,15 +97,19 @@ func (s *Server) follow(ctx context.Context, write func([]byte) error) {
 	for first := true; ; first = false {
 		state, changed := s.Board.Watch()
 		counts, issued := s.Usage.watch()
-		now := s.now()
+		now := s.now().Round(0) // an expiry is a time of the wall clock
 		present := s.view(&state)
 		happened := present.since(last)
 		if first {
 			happened = []EventKind{Present}
 		}
-		soon := counts.Issued.Add(time.Duration(tokenSoon * float64(counts.Expiry.Sub(counts.Issued))))
+		if first && !counts.Expiry.After(now) {
+			warned = counts.Expiry // it expired before the stream began
+		}
+		issue := counts.Issued.Round(0)
+		soon := issue.Add(time.Duration(tokenSoon * float64(counts.Expiry.Sub(issue))))
 		var timer <-chan time.Time
-		if counts.Expiry.After(now) && !counts.Expiry.Equal(warned) {
+		if !counts.Expiry.Equal(warned) {
 			if wait := soon.Sub(now); wait > 0 {
 				timer = time.After(wait)
 			} else {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +36,11 @@ func (p *pipes) Accept() (net.Conn, error) {
 }
 
 func (p *pipes) Close() error {
-	close(p.closed)
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
 	return nil
 }
 
@@ -249,6 +254,50 @@ func TestAStreamAnnouncesTheExpiryOfTheLastToken(t *testing.T) {
 	})
 }
 
+// Without the event, a client that waits for it would keep a token that has expired.
+func TestAStepOfTheClockPostponesNoEventAboutTheExpiry(t *testing.T) {
+	for says, test := range map[string]struct {
+		step, sleep time.Duration
+		noticed     bool // the daemon notices the step
+		want        consumer.Event
+	}{
+		"to the last fifth of the lifetime": {step: 900 * time.Second, noticed: true, want: consumer.Event{ExpiresIn: 100}},
+		"after the expiry":                  {step: 2000 * time.Second, noticed: true},
+		"without notice, after the expiry":  {step: 2000 * time.Second, sleep: 800 * time.Second},
+		"back":                              {step: -500 * time.Second, sleep: 1300 * time.Second, noticed: true, want: consumer.Event{ExpiresIn: 200}},
+		"back, without notice":              {step: -500 * time.Second, sleep: 1300 * time.Second, want: consumer.Event{ExpiresIn: 200}},
+	} {
+		t.Run(says, func(t *testing.T) {
+			inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
+				var step atomic.Int64
+				v.server.Now = func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
+				o := v.observe()
+				defer o.Close()
+				o.wants(consumer.Event{Event: consumer.Present, Generation: 7, Available: true})
+				expiry := time.Now().UTC().Add(1000 * time.Second)
+				v.token(1000)
+				synctest.Wait()
+				step.Store(int64(test.step))
+				if test.noticed {
+					v.board.ClockStepped()
+				}
+				if test.sleep > 0 {
+					time.Sleep(test.sleep - 1)
+					o.wants()
+					time.Sleep(time.Nanosecond)
+				}
+				test.want.Event, test.want.Generation, test.want.Available = consumer.TokenExpires, 7, true
+				if test.want.ExpiresIn > 0 {
+					test.want.Expiry = expiry
+				}
+				o.wants(test.want)
+				time.Sleep(time.Hour)
+				o.wants()
+			})
+		})
+	}
+}
+
 func TestASlowClientMissesIntermediateStatesButNotTheLatest(t *testing.T) {
 	inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
 		c := v.pipes.dial()
@@ -321,10 +370,60 @@ func TestASlowKeyDoesNotEndARequest(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		}
-		if status, _, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 60}`); status != http.StatusOK {
-			t.Errorf("got %d: %s", status, text)
+		status, _, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 90}`)
+		var got consumer.Token
+		if err := json.Unmarshal([]byte(text), &got); err != nil || status != http.StatusOK {
+			t.Fatalf("got %d: %s", status, text)
+		}
+		if got.ExpiresIn != 30 || !got.Expiry.Equal(time.Now().Add(30*time.Second)) {
+			t.Errorf("the token expires at %v, in %d s", got.Expiry, got.ExpiresIn)
+		}
+		if counts := v.server.Usage.Counts(); !counts.Issued.Equal(time.Now()) {
+			t.Errorf("the token was issued at %v", counts.Issued)
+		}
+		if status, retry, text := v.request(http.MethodPost, "/v1/token", `{"lifetime": 60}`); status != http.StatusServiceUnavailable || retry == "" || !strings.Contains(text, string(consumer.KeyUnavailable)) {
+			t.Errorf("a token that has expired: got %d: %s", status, text)
+		}
+		if n := v.server.Usage.Counts().Tokens; n != 1 {
+			t.Errorf("%d tokens were counted", n)
 		}
 	})
+}
+
+func TestATokenIsNotSentIfItsReasonsChangeWhileTheKeyIsUsed(t *testing.T) {
+	for says, test := range map[string]struct {
+		change func(*consumer.State)
+		step   time.Duration // of the clock
+		status int
+		want   string
+	}{
+		"another configuration":                {change: func(s *consumer.State) { s.Withheld = consumer.OtherConfiguration }, status: http.StatusServiceUnavailable, want: string(consumer.OtherConfiguration)},
+		"an implausible clock":                 {change: func(s *consumer.State) { s.Withheld = consumer.ClockImplausible }, status: http.StatusServiceUnavailable, want: string(consumer.ClockImplausible)},
+		"another device ID":                    {change: func(s *consumer.State) { s.Hub.DeviceID = "gw-2" }, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a hub that accepts no tokens":         {change: func(s *consumer.State) { s.Profile = "mqttV5" }, status: http.StatusConflict, want: string(consumer.ProfileWithoutTokens)},
+		"a clock that is set forward":          {step: time.Hour, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a clock that is set back":             {step: -time.Hour, status: http.StatusServiceUnavailable, want: string(consumer.KeyUnavailable)},
+		"a new record with the same device ID": {change: func(s *consumer.State) { s.Generation = 8 }, status: http.StatusOK, want: `"generation":8`},
+	} {
+		t.Run(says, func(t *testing.T) {
+			inVirtualTime(t, consumer.Consumer{Name: "a"}, func(v *virtual) {
+				var step atomic.Int64
+				v.server.Now = func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
+				v.server.MAC = func(_ context.Context, _ hub.Identity, statement []byte) ([]byte, error) {
+					state := assigned()
+					if test.change != nil {
+						test.change(&state)
+					}
+					v.board.Post(state)
+					step.Store(int64(test.step))
+					return sas.MAC(key, statement), nil
+				}
+				if status, _, text := v.request(http.MethodPost, "/v1/token", ""); status != test.status || !strings.Contains(text, test.want) {
+					t.Errorf("got %d: %s", status, text)
+				}
+			})
+		})
+	}
 }
 
 func TestRequestsBeyondTheRateAreAnsweredWithTheTimeToWait(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dpsd-project/dpsd/accept"
 	"github.com/dpsd-project/dpsd/hub"
 	"github.com/dpsd-project/dpsd/refusal"
 )
@@ -53,6 +54,9 @@ type Server struct {
 	// Handler, if not nil, answers the requests instead of the interface of this package, within the
 	// same limits. Board, MAC and Refused are then not used.
 	Handler http.Handler
+	// Failed is called with an error of accept(2), and not again until a client has connected. The
+	// server tries again. nil: nothing is called.
+	Failed func(error)
 	// Patience is how long a client may take to send a request and to read each part of a
 	// response. 0 means 5 s.
 	Patience time.Duration
@@ -66,8 +70,8 @@ type Server struct {
 
 // Serve serves until ctx ends. It then closes the listener, gives running requests a second to
 // finish, closes every connection, and returns when that is done, even if MAC has not returned. It
-// closes a Unix socket without removing its file, which belongs to systemd. It returns the error of
-// accepting a connection, if there was one. Serve must be called only once.
+// closes a Unix socket without removing its file, which belongs to systemd. The error means that
+// another goroutine has closed the listener. Serve must be called only once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if socket, is := l.(*net.UnixListener); is {
 		socket.SetUnlinkOnClose(false)
@@ -89,7 +93,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:    log.New(io.Discard, "", 0), // errors of clients are not logged
 	}
-	bounded := &listener{Listener: l, refuse: s.refuseConnection, slots: make(chan struct{}, maxConnections)}
+	bounded := &listener{Listener: accept.New(l, s.Failed), refuse: s.refuseConnection, slots: make(chan struct{}, maxConnections)}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(bounded) }()
 	var err error

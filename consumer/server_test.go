@@ -199,7 +199,7 @@ func TestATokenIsForTheScopeOfTheConsumerAndNeverContainsSkn(t *testing.T) {
 }
 
 func TestTheLifetimeOfATokenIsThatOfTheRequestOrOfTheConfiguration(t *testing.T) {
-	f := start(t, consumer.Consumer{Name: "a", Lifetime: 10 * time.Minute}, nil)
+	f := start(t, consumer.Consumer{Name: "a", Lifetime: 10 * time.Minute}, still)
 	for body, want := range map[string]int{
 		"": 600, " ": 600, "{}": 600, `{"lifetime": 60}`: 60, `{"lifetime":3600}`: 3600, " {\"lifetime\"\n:\t900 } \n": 900,
 	} {
@@ -309,6 +309,25 @@ func TestWhatAGatewayCannotDoIsAConflict(t *testing.T) {
 		c.want.Host, c.want.DeviceID, c.want.Generation, c.want.Scope, c.want.Profile = "hub.azure-devices.net", "gw-1", 7, "device", hub.Profile(c.profile)
 		if got != c.want {
 			t.Errorf("got  %+v\nwant %+v", got, c.want)
+		}
+	}
+}
+
+func TestTheAdviceWithoutTokensIsSomethingThatTheConsumerMayDo(t *testing.T) {
+	for _, test := range []struct {
+		consumer consumer.Consumer
+		advice   string
+	}{
+		{consumer.Consumer{Certificate: true}, "connect with the certificate: GET /v1/certificate"},
+		{consumer.Consumer{}, "set certificate = true in"},
+		{consumer.Consumer{Scope: consumer.Scope{Events: true}}, `set scope = "device" and certificate = true in`},
+	} {
+		f := start(t, test.consumer, nil)
+		s := assigned()
+		s.Tokens = false
+		f.board.Post(s)
+		if p := f.wants(http.MethodPost, "/v1/token", "", http.StatusConflict, consumer.NoSymmetricKey); !strings.HasPrefix(p.Advice, test.advice) {
+			t.Errorf("%+v: the advice is %q", test.consumer, p.Advice)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,27 +46,9 @@ func TestAReportGetsAResponseEvenIfDpsdStopsBeforeAcceptingIt(t *testing.T) {
 	})
 }
 
-// broken is a listener that fails after one connection.
-type broken struct {
-	*pipes
-	fail     chan struct{} // closed when Accept is to fail
-	accepted bool
-}
-
-var errAccept = errors.New("accept failed")
-
-func (b *broken) Accept() (net.Conn, error) {
-	if b.accepted {
-		<-b.fail
-		return nil, errAccept
-	}
-	b.accepted = true
-	return b.pipes.Accept()
-}
-
-func TestASocketThatFailsEndsTheStreamsAndTheServer(t *testing.T) {
+func TestASocketThatAnotherGoroutineClosesEndsTheStreamsAndTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &broken{pipes: &pipes{make(chan net.Conn), make(chan struct{})}, fail: make(chan struct{})}
+		l := &pipes{make(chan net.Conn), make(chan struct{})}
 		s := &consumer.Server{Board: &consumer.Board{}}
 		ended := make(chan error)
 		go func() { ended <- s.Serve(t.Context(), l) }()
@@ -76,9 +60,62 @@ func TestASocketThatFailsEndsTheStreamsAndTheServer(t *testing.T) {
 		}
 		go func() { _, _ = io.Copy(io.Discard, c) }()
 		synctest.Wait()
-		close(l.fail)
-		if err := <-ended; !errors.Is(err, errAccept) {
+		_ = l.Close()
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+// scarce is a listener that has no file descriptors while it contains an error.
+type scarce struct {
+	*pipes
+	err atomic.Pointer[error]
+}
+
+func (s *scarce) Accept() (net.Conn, error) {
+	if err := s.err.Load(); err != nil {
+		return nil, *err
+	}
+	return s.pipes.Accept()
+}
+
+// fails makes Accept fail from the next connection on.
+func (s *scarce) fails(err *error) {
+	s.err.Store(err)
+	_ = s.dial().Close() // the running Accept returns it
+}
+
+func TestErrorsOfAcceptEndNeitherTheServerNorItsStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &scarce{pipes: &pipes{make(chan net.Conn), make(chan struct{})}}
+		reported := make(chan error, 100)
+		s := &consumer.Server{Board: &consumer.Board{}, Failed: func(err error) { reported <- err }}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Serve(ctx, l) }()
+		v := &virtual{t: t, pipes: l.pipes}
+		o := v.observe()
+		defer o.Close()
+		o.wants(consumer.Event{Event: consumer.Present, Code: "not-assigned"})
+		failure := error(syscall.ENOMEM) // net/http would end
+		l.fails(&failure)
+		time.Sleep(time.Hour)
+		if err := <-reported; !errors.Is(err, failure) || len(reported) > 0 {
+			t.Errorf("%v and %d more errors were reported", err, len(reported))
+		}
+		o.wants() // the stream is open
+		l.err.Store(nil)
+		time.Sleep(time.Minute)
+		if status, _, text := v.request(http.MethodGet, "/v1/hub", ""); status != http.StatusServiceUnavailable {
+			t.Errorf("got %d: %s", status, text)
+		}
+		l.fails(&failure)
+		time.Sleep(time.Hour)
+		began := time.Now()
+		stop()
+		if err := <-ended; err != nil || time.Since(began) > time.Second {
+			t.Errorf("Serve: %v, after %v", err, time.Since(began))
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dpsd-project/dpsd/accept"
 	"github.com/dpsd-project/dpsd/stream"
 )
 
@@ -43,6 +44,9 @@ type Server struct {
 	RenewCertificate func(context.Context) (Reprovision, error)
 	// Metrics writes Prometheus text. If it is nil, there are no metrics.
 	Metrics func(io.Writer)
+	// Failed is called with an error of accept(2), and not again until a client has connected. The
+	// server tries again. nil: nothing is called.
+	Failed func(error)
 	// Patience is how long a client may take to send a request and to read each part of a
 	// response. 0 means 5 s.
 	Patience time.Duration
@@ -75,7 +79,7 @@ func Listen(path string) (*net.UnixListener, error) {
 }
 
 // Serve serves until ctx ends, then closes the listener and every connection, and returns
-// when all goroutines have ended. The error is an error of accepting connections.
+// when all goroutines have ended. The error means that another goroutine has closed the listener.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	serving, end := context.WithCancel(ctx)
 	defer end()
@@ -89,7 +93,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		BaseContext:       func(net.Listener) context.Context { return serving },
 		ErrorLog:          log.New(io.Discard, "", 0), // errors of clients are not logged
 	}
-	bounded := &boundedListener{UnixListener: l, processes: map[int32]int{}}
+	bounded := &boundedListener{Listener: accept.New(l, s.Failed), processes: map[int32]int{}}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(bounded) }()
 	var err error
@@ -167,7 +171,7 @@ func (s *Server) reprovision(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusServiceUnavailable, Problem{Error: "the daemon does not accept requests"})
 		return
 	}
-	accept(w, r, s.Reprovision)
+	forward(w, r, s.Reprovision)
 }
 
 func (s *Server) renewCertificate(w http.ResponseWriter, r *http.Request) {
@@ -178,7 +182,7 @@ func (s *Server) renewCertificate(w http.ResponseWriter, r *http.Request) {
 	if renew == nil {
 		renew = func(context.Context) (Reprovision, error) { return Reprovision{}, ErrNotConfigured }
 	}
-	accept(w, r, renew)
+	forward(w, r, renew)
 }
 
 // allowed reports whether the client may request something. If not, it sends the answer.
@@ -194,8 +198,8 @@ func allowed(w http.ResponseWriter, r *http.Request, something, command string) 
 	return false
 }
 
-// accept passes a request to the daemon and answers with the time of the registration.
-func accept(w http.ResponseWriter, r *http.Request, request func(context.Context) (Reprovision, error)) {
+// forward passes a request to the daemon and answers with the time of the registration.
+func forward(w http.ResponseWriter, r *http.Request, request func(context.Context) (Reprovision, error)) {
 	due, err := request(r.Context())
 	switch {
 	case errors.Is(err, ErrNotConfigured):
@@ -216,7 +220,7 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 
 // boundedListener identifies peers and immediately closes connections above the limits.
 type boundedListener struct {
-	*net.UnixListener
+	net.Listener // of a Unix socket
 
 	mu        sync.Mutex
 	strangers int
@@ -228,11 +232,11 @@ type boundedListener struct {
 // Accept implements net.Listener.
 func (l *boundedListener) Accept() (net.Conn, error) {
 	for {
-		c, err := l.AcceptUnix()
+		c, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if held := l.take(c); held != nil {
+		if held := l.take(c.(*net.UnixConn)); held != nil {
 			return held, nil
 		}
 		_ = c.Close()

@@ -480,6 +480,48 @@ func hungUp(t *testing.T, c net.Conn) (closed bool) {
 	return closed
 }
 
+// The kernel answers accept(2) with EINVAL on a socket that does not listen.
+func TestAnErrorOfAcceptDoesNotEndTheServer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), path)
+	defer file.Close()
+	l, err := net.FileListener(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	s := control.Server{Board: &control.Board{}, Failed: func(err error) { failed <- err }}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l.(*net.UnixListener)) }()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, unix.EINVAL) {
+			t.Errorf("the reported error is %v", err)
+		}
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (control.Client{Socket: path}).Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheSocket(t *testing.T) {
 	t.Run("without a daemon the client says so", func(t *testing.T) {
 		dir := t.TempDir()

@@ -37,6 +37,35 @@ func TestNoKeySignsForAnAssignmentThatHasChanged(t *testing.T) {
 	})
 }
 
+// A request may wait while another one uses a slow key.
+func TestAKeyOfAnEarlierAssignmentSignsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.serves("telemetry")
+		s := g.supervised()
+		g.until("assigned", 1)
+		synctest.Wait()
+		before := s.consumers.board.State().Hub
+		s.consumers.turn <- struct{}{}
+		failed := make(chan error)
+		go func() {
+			_, err := s.mac(t.Context(), before, []byte("statement"))
+			failed <- err
+		}()
+		synctest.Wait()
+		moved := *s.consumers.signing.Load()
+		moved.device.Host = "other.azure-devices.net"
+		s.consumers.signing.Store(&moved)
+		<-s.consumers.turn
+		if err := <-failed; !errors.Is(err, errMoved) {
+			t.Errorf("%v", err)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // If the loop did not sleep, virtual time would stand still.
 func TestTheLoopSleepsWhenTheLastConsumerIsRemovedWhileTheClockIsImplausible(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -144,15 +144,16 @@ func (c *consumers) use(with signing, found bool) {
 	}
 }
 
-// withheld returns why services currently get no credentials; "": they do.
+// withheld returns why services currently get no credentials; "": they do. Another configuration
+// precedes an implausible clock, because services then do not learn the assignment either.
 func (s *supervisor) withheld(now time.Time) consumer.Reason {
 	switch c := &s.consumers; {
 	case !c.found:
 		return consumer.NotAssigned
-	case s.implausible(now):
-		return consumer.ClockImplausible
 	case !c.recognized || c.record.ConfigFingerprint != s.history.fingerprint:
 		return consumer.OtherConfiguration
+	case s.implausible(now):
+		return consumer.ClockImplausible
 	}
 	return ""
 }
@@ -241,13 +242,6 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 	if of.ModuleID != "" {
 		return s.modules.mac(device, of.ModuleID, statement)
 	}
-	with := s.consumers.signing.Load()
-	switch {
-	case with == nil:
-		return nil, errNoKey
-	case with.device != device:
-		return nil, errMoved
-	}
 	ctx, cancel := context.WithTimeout(ctx, hardwareLimit)
 	defer cancel()
 	select {
@@ -255,6 +249,13 @@ func (s *supervisor) mac(ctx context.Context, of hub.Identity, statement []byte)
 		defer func() { <-s.consumers.turn }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	with := s.consumers.signing.Load() // not before the wait
+	switch {
+	case with == nil:
+		return nil, errNoKey
+	case with.device != device:
+		return nil, errMoved
 	}
 	return with.key.MAC(ctx, with.secrets, statement)
 }
@@ -271,9 +272,9 @@ func (s *supervisor) serveConsumers(ctx context.Context) (stop func()) {
 			case <-s.consumers.first:
 			case <-ctx.Done():
 			}
-			if err := socket.serve(ctx, s.hubServer); err != nil {
+			socket.serve(ctx, s.hubServer, func(err error) {
 				s.log(event.ConsumerFailed, zap.String("consumer", socket.name), zap.Error(err))
-			}
+			})
 		})
 	}
 	return func() {
@@ -349,7 +350,7 @@ func (s *supervisor) hubServer(h *hubSocket, c *consumer.Consumer) *consumer.Ser
 	server.Consumer = *c
 	server.MAC = func(ctx context.Context, of hub.Identity, statement []byte) ([]byte, error) {
 		mac, err := s.mac(ctx, of, statement)
-		if err != nil {
+		if err != nil && ctx.Err() == nil { // otherwise, the client has closed the connection
 			s.log(event.ConsumerKeyFailed, zap.String("consumer", c.Name), zap.Error(err))
 		}
 		return mac, err

@@ -24,6 +24,7 @@ type hubPipe struct {
 	conns chan net.Conn
 
 	mu      sync.Mutex
+	err     error         // of Accept; nil: none
 	expired chan struct{} // closed when a deadline has passed
 	closed  chan struct{}
 }
@@ -34,8 +35,11 @@ func newHubPipe() *hubPipe {
 
 func (p *hubPipe) Accept() (net.Conn, error) {
 	p.mu.Lock()
-	expired := p.expired
+	expired, err := p.expired, p.err
 	p.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	select {
 	case c := <-p.conns:
 		return c, nil
@@ -44,6 +48,13 @@ func (p *hubPipe) Accept() (net.Conn, error) {
 	case <-p.closed:
 		return nil, net.ErrClosed
 	}
+}
+
+// fails makes the next calls of Accept fail; nil: they do not.
+func (p *hubPipe) fails(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
 }
 
 // SetDeadline supports a time in the past and the zero time.
@@ -156,6 +167,26 @@ func TestServicesGetNothingForTheRecordOfAnotherConfiguration(t *testing.T) {
 	}
 }
 
+// A gateway without a battery boots with a wrong time. Services must not take the hub of another
+// configuration for theirs until the time is correct.
+func TestAnImplausibleClockDoesNotHideThatTheRecordBelongsToAnotherConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := restarted(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.write("payload.json", `{"site": 1}`)
+		g.Settings.PayloadFile = filepath.Join(g.dir, "payload.json")
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		g.Settings.BootDelayMax, g.BuiltAt = time.Hour, time.Now().Add(time.Hour)
+		g.run()
+		if status, answer := pipe.requested(t, http.MethodGet, "/v1/hub", ""); status != http.StatusServiceUnavailable || answer["code"] != string(consumer.OtherConfiguration) {
+			t.Errorf("%d %v", status, answer)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAReloadWithAnotherIdentityWithholdsCredentialsImmediately(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
@@ -239,6 +270,29 @@ func TestServicesGetNothingWhileTheClockIsImplausible(t *testing.T) {
 		s.wantWithheld(t, consumer.ClockImplausible)
 		set(48 * time.Hour)
 		s.wantWithheld(t, "")
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestServicesLearnThatTheClockHasStepped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		g.serves("telemetry")
+		set := g.clockOf(make(chan time.Duration))
+		s := g.supervised()
+		g.until("assigned", 1)
+		synctest.Wait()
+		_, stepped := s.consumers.board.Watch()
+		time.Sleep(time.Hour)
+		set(10 * time.Minute)
+		synctest.Wait()
+		select {
+		case <-stepped:
+		default:
+			t.Error("the servers do not know about the step")
+		}
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}

@@ -61,25 +61,26 @@ func (h *hubSocket) next(ctx context.Context) (*consumer.Consumer, context.Conte
 	return h.consumer, ctx, h.replace
 }
 
-// serve runs one server after the other until ctx ends. Then it closes the socket.
-func (h *hubSocket) serve(ctx context.Context, server func(*hubSocket, *consumer.Consumer) *consumer.Server) error {
+// serve runs one server after the other until ctx ends. Then it closes the socket. It calls failed
+// with each error of the socket. After an error of accept(2), the server tries again.
+func (h *hubSocket) serve(ctx context.Context, server func(*hubSocket, *consumer.Consumer) *consumer.Server, failed func(error)) {
 	defer func() { _ = h.Close() }() // systemd keeps the socket open
 	for ctx.Err() == nil {
 		c, serving, cancel := h.next(ctx)
 		s := server(h, c)
+		s.Failed = failed
 		l := &lease{HubSocket: h.HubSocket}
 		err := s.Serve(serving, l)
 		_ = l.Close() // a later call has no effect on the next lease
-		ended := serving.Err() == nil
 		cancel()
-		if ended {
-			return err
+		if err == nil {
+			err = h.SetDeadline(time.Time{})
 		}
-		if err := h.SetDeadline(time.Time{}); err != nil {
-			return err
+		if err != nil {
+			failed(err)
+			return
 		}
 	}
-	return nil
 }
 
 // lease is a socket for one server: closing it ends Accept, but the socket stays open for the

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,7 +55,9 @@ func TestAMissingSocketAndAMissingConsumerAreLoggedOnce(t *testing.T) {
 // requested sends a request to a socket, and returns the status and the members of the answer.
 func (p *hubPipe) requested(t *testing.T, method, path, body string) (int, map[string]any) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, "http://dpsd"+path, strings.NewReader(body))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, "http://dpsd"+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +227,66 @@ func TestAnUnreadableKeyIsLoggedAndTheServiceLearnsNothingAboutIt(t *testing.T) 
 		if len(entries) != 1 || !strings.Contains(entries[0].ContextMap()["error"].(string), "device.key") {
 			t.Errorf("%v", entries)
 		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A lasting error of accept(2) must not leave a service without dpsd until somebody restarts it.
+func TestASocketIsServedAgainAfterErrorsOfAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		pipe.fails(syscall.ENOMEM)
+		g.run()
+		g.until("assigned", 1)
+		time.Sleep(time.Hour)
+		entries := g.log.FilterMessage("consumer-failed").All()
+		if len(entries) != 1 || entries[0].ContextMap()["consumer"] != "telemetry" || entries[0].ContextMap()["error"] != syscall.ENOMEM.Error() {
+			t.Errorf("%v", entries)
+		}
+		pipe.fails(nil)
+		if status, answer := pipe.requested(t, http.MethodGet, "/v1/hub", ""); status != http.StatusOK {
+			t.Errorf("%d %v", status, answer)
+		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestOnlyAFailureOfTheKeyIsLoggedAndNotAClientThatHasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t)
+		pipe := g.serves("telemetry")["telemetry"]
+		g.Settings.Consumers = []consumer.Consumer{{Name: "telemetry"}}
+		s := g.supervised()
+		stop := s.serveConsumers(t.Context())
+		g.until("assigned", 1)
+		s.consumers.turn <- struct{}{} // as if a TPM were hanging
+		for want, patience := range []time.Duration{time.Second, 2 * hardwareLimit} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://dpsd/v1/token", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := pipe.client().Do(r)
+			if (err == nil) != (want == 1) {
+				t.Fatal(err)
+			}
+			if err == nil {
+				_ = response.Body.Close()
+			}
+			cancel()
+			synctest.Wait()
+			if n := g.log.FilterMessage("consumer-key-failed").Len(); n != want {
+				t.Errorf("the client waits for %v: %d entries", patience, n)
+			}
+		}
+		<-s.consumers.turn
+		stop()
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}

@@ -49,6 +49,7 @@ func (s *supervisor) serve(ctx context.Context) (stop func()) {
 		Reprovision:      func(asking context.Context) (control.Reprovision, error) { return s.ask(asking, false) },
 		RenewCertificate: func(asking context.Context) (control.Reprovision, error) { return s.ask(asking, true) },
 		Metrics:          s.measures.write,
+		Failed:           func(err error) { s.log(event.ControlFailed, zap.Error(err)) },
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var ended sync.WaitGroup

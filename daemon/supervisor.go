@@ -339,6 +339,7 @@ func (s *supervisor) clockStepped(step time.Duration, now time.Time) {
 	s.log(event.ClockStepped, zap.Duration("by", step.Round(time.Second)), zap.Time("now", now))
 	s.refusals.clockSet(step)
 	s.modules.clockSet(now)
+	s.consumers.board.ClockStepped()
 	if s.schedule.lane == pace.LaneRefused {
 		s.issuance.next = time.Time{}
 		if s.certificateState(now) != control.CertificateValid {

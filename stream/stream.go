@@ -17,6 +17,7 @@ import (
 func Respond(ctx context.Context, w http.ResponseWriter, contentType string, patience time.Duration, send func(ctx context.Context, write func([]byte) error)) {
 	c, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
+		http.Error(w, "this connection cannot carry a stream", http.StatusInternalServerError)
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)

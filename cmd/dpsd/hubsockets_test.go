@@ -53,10 +53,16 @@ func TestOnlyUnixStreamSocketsAreAcceptedFromSystemd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer datagrams.Close()
+	connected, err := net.Dial("unix", stream.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connected.Close()
 	core, log := observer.New(zap.DebugLevel)
 	got := hubSockets([]*os.File{
 		passed(t, "telemetry", stream), passed(t, "tcp", tcp), passed(t, "datagrams", datagrams),
 		passed(t, "packets", unixAt("unixpacket", "packets")), passed(t, "telemetry", unixAt("unix", "second")),
+		passed(t, "connected", connected.(*net.UnixConn)),
 	}, zap.New(core))
 	if len(got) != 1 || got["telemetry"] == nil || got["telemetry"].Addr().String() != stream.Addr().String() {
 		t.Errorf("got %v", got)
@@ -65,7 +71,7 @@ func TestOnlyUnixStreamSocketsAreAcceptedFromSystemd(t *testing.T) {
 	for _, e := range log.FilterMessage("consumer-failed").All() {
 		refused = append(refused, fmt.Sprint(e.ContextMap()["consumer"]))
 	}
-	if strings.Join(refused, " ") != "tcp datagrams packets telemetry" {
+	if strings.Join(refused, " ") != "tcp datagrams packets telemetry connected" {
 		t.Errorf("refused: %q", refused)
 	}
 	if err := got["telemetry"].Close(); err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/certificate"
@@ -309,6 +310,8 @@ func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 		switch {
 		case err == nil && (!is || l.Addr().Network() != "unix"):
 			err = errors.New("it is not a Unix stream socket")
+		case err == nil && !listens(socket):
+			err = errors.New("it does not listen")
 		case err == nil && sockets[f.Name()] != nil:
 			err = errors.New("there is another socket with the same name")
 		}
@@ -322,6 +325,17 @@ func hubSockets(files []*os.File, log *zap.Logger) map[string]daemon.HubSocket {
 		log.Error(event.ConsumerFailed, zap.String("consumer", f.Name()), zap.Error(err))
 	}
 	return sockets
+}
+
+// listens reports whether a socket accepts connections. systemd passes those of a unit with
+// Accept=yes to a service when they are connected.
+func listens(socket *net.UnixListener) bool {
+	is := 0
+	raw, err := socket.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { is, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN) })
+	}
+	return err == nil && is != 0
 }
 
 // absolute returns the path of a file for other processes.

@@ -75,7 +75,7 @@ func (g *gateway) served() string {
 func (g *gateway) gets() {
 	g.t.Helper()
 	for _, l := range locals {
-		if said := g.run(l.as() + consumer + "token " + l.name); said != "token for 900 s" {
+		if said := g.run(l.as() + consumer + "token " + l.name); said != "token for 15 min" {
 			g.t.Errorf("%s: %s", l.name, said)
 		}
 	}
@@ -113,7 +113,7 @@ func TestConsumersCanUseOnlyTheirOwnSockets(t *testing.T) {
 		g.expect("dpsd.service", "PrivateUsers", "yes")
 		for _, l := range locals {
 			resource := simulatedHub + "%2F" + strings.ReplaceAll("devices/"+registrationID+strings.TrimPrefix(l.scope, "device"), "/", "%2F")
-			want := fmt.Sprintf("%s: %s: 900 s for %s: 204 ", registrationID, l.scope, resource)
+			want := fmt.Sprintf("%s: %s: 15 min for %s: 204 ", registrationID, l.scope, resource)
 			if said := g.run(l.as() + consumer + "send " + l.name); said != strings.TrimSpace(want) && said != want {
 				t.Errorf("%s: %q, want %q", l.name, said, want)
 			}
@@ -155,7 +155,7 @@ func TestConsumersCanUseOnlyTheirOwnSockets(t *testing.T) {
 // tokens counts the tokens that a service has received.
 func (g *gateway) tokens(l local) int {
 	g.t.Helper()
-	n, err := strconv.Atoi(g.run("journalctl -q -b -o cat -t tokens-" + l.name + " | grep -c '^token for 900 s$' || true"))
+	n, err := strconv.Atoi(g.run("journalctl -q -b -o cat -t tokens-" + l.name + " | grep -c '^token for 15 min$' || true"))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func (g *gateway) all(after string) {
 	var conditions []string
 	for _, l := range locals {
 		// One request may have begun before the call.
-		conditions = append(conditions, fmt.Sprintf("test $(journalctl -q -b -o cat -t tokens-%s | grep -c '^token for 900 s$') -ge %d", l.name, g.tokens(l)+2))
+		conditions = append(conditions, fmt.Sprintf("test $(journalctl -q -b -o cat -t tokens-%s | grep -c '^token for 15 min$') -ge %d", l.name, g.tokens(l)+2))
 	}
 	g.until("all services get tokens "+after, strings.Join(conditions, " && "))
 }
@@ -208,7 +208,7 @@ func TestSocketsOfConsumersStayWhileDpsdIsRestartedUpgradedOrStopped(t *testing.
 		for _, l := range locals {
 			g.run("systemctl stop tokens-" + l.name)
 			for _, said := range lines(g.run("journalctl -q -b -o cat _COMM=consumer SYSLOG_IDENTIFIER=tokens-" + l.name)) {
-				if said != "token for 900 s" && said != "not yet: not-assigned" {
+				if said != "token for 15 min" && said != "not yet: not-assigned" {
 					t.Errorf("%s: %s", l.name, said)
 				}
 			}
@@ -265,7 +265,7 @@ func TestAConnectionOfAConsumerWaitsWhileStartsFail(t *testing.T) {
 		g.run(fmt.Sprintf("systemd-run --quiet --unit=waiting --uid=%[1]s --gid=%[1]s -p SyslogIdentifier=waiting %[2]stoken %[1]s", l.name, consumer))
 		g.until("two starts have failed", "test $(systemctl show --value -p NRestarts dpsd) -ge 2 -a $(systemctl show --value -p ExecMainStatus dpsd) = 1")
 		g.run("systemctl stop holder")
-		g.until("the connection is served", "journalctl -q -b -o cat -t waiting | grep -qx 'token for 900 s'")
+		g.until("the connection is served", "journalctl -q -b -o cat -t waiting | grep -qx 'token for 15 min'")
 		g.served()
 		// The connection has not caused a start before the end of RestartSec=.
 		if starts := fmt.Sprint(len(g.journal(starting)) - before); starts != g.show("dpsd.service", "NRestarts") {

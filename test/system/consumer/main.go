@@ -64,6 +64,9 @@ type token struct {
 	ExpiresIn int
 }
 
+// lifetime returns the lifetime that remains, in whole minutes: the seconds can differ by one.
+func (t token) lifetime() string { return fmt.Sprintf("%d min", (t.ExpiresIn+30)/60) }
+
 // notYet is a response that asks the service to repeat the request.
 type notYet struct {
 	Code    string
@@ -78,7 +81,7 @@ func (s service) try() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("token for %d s", t.ExpiresIn), nil
+	return "token for " + t.lifetime(), nil
 }
 
 func (s service) token() (t token, err error) { return t, s.ask(http.MethodPost, "/v1/token", &t) }
@@ -152,5 +155,5 @@ func (s service) send() (string, error) {
 		return "", err
 	}
 	resource, _, _ := strings.Cut(strings.TrimPrefix(t.Token, "SharedAccessSignature sr="), "&")
-	return fmt.Sprintf("%s: %s: %d s for %s: %d %s", h.DeviceID, h.Scope, t.ExpiresIn, resource, response.StatusCode, body), nil
+	return fmt.Sprintf("%s: %s: %s for %s: %d %s", h.DeviceID, h.Scope, t.lifetime(), resource, response.StatusCode, body), nil
 }
