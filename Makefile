@@ -71,13 +71,14 @@ LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|Tes
 LONG := $(LONG)|TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically|TestAnExpiredCertificateIsRestoredWhenTheServiceReturns|TestABootWithAValidCertificateRequestsNone|TestAGatewayIsAssignedAlthoughDPSFailsOnCertificateRequests|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
 LONG := $(LONG)|TestARenewalKilledAtEachStep|TestARenewalKilledAtEachCall|TestEachCallOfARenewalRefused|TestPowerCutAtEachCallOfARenewal
 LONG := $(LONG)|TestOnceWithoutATimeoutWaitsForAFileForever|TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks
-# Twice as many packages in parallel as there are processors, because some tests mostly wait.
+# Twice as many packages in parallel as there are processors, and in each of them four times as
+# many tests, because some tests mostly wait.
 test:
 	.ci/need test
 	@echo 'Vetting and testing all packages. With two processors, this takes two to five minutes, and four to six the first time.'
 	go vet -v ./...
 	go vet -C bench -v ./...
-	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
+	go test -vet=off $$(.ci/need race) -p $$((2 * $$(nproc))) -parallel $$((4 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
 	go test ./fleet
 	go test -C bench $$(.ci/need race) ./...
 	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
