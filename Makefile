@@ -65,8 +65,8 @@ operations:
 	.ci/need test
 	go test ./test/operations ./daemon -run '^TestThePage' -update
 
-# These tests take too long with the race detector: those that call long(t), and package
-# fleet, which has one goroutine.
+# These tests take too long with the race detector: those that call long(t). The packages
+# fleet and bench/fleet, which have one goroutine, are also tested without it, at the same time.
 LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestEachFaultIsReportedAndRecoveredFrom
 LONG := $(LONG)|TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically|TestAnExpiredCertificateIsRestoredWhenTheServiceReturns|TestABootWithAValidCertificateRequestsNone|TestAGatewayIsAssignedAlthoughDPSFailsOnCertificateRequests|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
 LONG := $(LONG)|TestARenewalKilledAtEachStep|TestARenewalKilledAtEachCall|TestEachCallOfARenewalRefused|TestPowerCutAtEachCallOfARenewal
@@ -79,9 +79,12 @@ test:
 	go vet -v ./...
 	go vet -C bench -v ./...
 	go test -vet=off $$(.ci/need race) -p $$((2 * $$(nproc))) -parallel $$((4 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
-	go test ./fleet
-	go test -C bench $$(.ci/need race) ./...
-	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
+	go test -C bench -vet=off $$(.ci/need race) $$(go list -C bench ./... | grep -v '/fleet$$')
+	{ go test -vet=off ./fleet && go test -C bench -vet=off ./fleet; } & fleet=$$!; \
+	  if [ -n "$$(.ci/need race)" ]; then \
+	    go test -vet=off -run '^($(LONG))$$' ./daemon ./store; \
+	  fi; \
+	  status=$$?; wait $$fleet && exit $$status
 
 # The simulator with the clients that people use: Microsoft's SDKs, MQTT.js, Paho, mosquitto and
 # others, and the recipes of docs/simulator.md, which begin with the package. The clients are
