@@ -65,21 +65,26 @@ operations:
 	.ci/need test
 	go test ./test/operations ./daemon -run '^TestThePage' -update
 
-# These tests take too long with the race detector: those that call long(t), and package
-# fleet, which has one goroutine.
+# These tests take too long with the race detector: those that call long(t). The packages
+# fleet and bench/fleet, which have one goroutine, are also tested without it, at the same time.
 LONG  = TestTheJournalOfADayIsBounded|TestPromise5FailuresNeverEndTheProcess|TestADayOfRandomFaultsKeepsTheFloorAndTheBudget|TestEachFaultIsReportedAndRecoveredFrom
 LONG := $(LONG)|TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically|TestAnExpiredCertificateIsRestoredWhenTheServiceReturns|TestABootWithAValidCertificateRequestsNone|TestAGatewayIsAssignedAlthoughDPSFailsOnCertificateRequests|TestKilledAtEachStep|TestPromise2TheStateFileIsAlwaysWhole|TestKilledAtEachCall|TestEachCallRefused|TestPowerCutAtEachCall|TestForgetInterrupted
 LONG := $(LONG)|TestARenewalKilledAtEachStep|TestARenewalKilledAtEachCall|TestEachCallOfARenewalRefused|TestPowerCutAtEachCallOfARenewal
-# Twice as many packages in parallel as there are processors, because some tests mostly wait.
+LONG := $(LONG)|TestOnceWithoutATimeoutWaitsForAFileForever|TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks
+# Twice as many packages in parallel as there are processors, and in each of them four times as
+# many tests, because some tests mostly wait.
 test:
 	.ci/need test
 	@echo 'Vetting and testing all packages. With two processors, this takes two to five minutes, and four to six the first time.'
 	go vet -v ./...
 	go vet -C bench -v ./...
-	go test $$(.ci/need race) -p $$((2 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
-	go test ./fleet
-	go test -C bench $$(.ci/need race) ./...
-	if [ -n "$$(.ci/need race)" ]; then go test -run '^($(LONG))$$' ./daemon ./store; fi
+	go test -vet=off $$(.ci/need race) -p $$((2 * $$(nproc))) -parallel $$((4 * $$(nproc))) -timeout 20m $$(go list ./... | grep -v '/dpsd/fleet$$')
+	go test -C bench -vet=off $$(.ci/need race) $$(go list -C bench ./... | grep -v '/fleet$$')
+	{ go test -vet=off ./fleet && go test -C bench -vet=off ./fleet; } & fleet=$$!; \
+	  if [ -n "$$(.ci/need race)" ]; then \
+	    go test -vet=off -run '^($(LONG))$$' ./daemon ./store; \
+	  fi; \
+	  status=$$?; wait $$fleet && exit $$status
 
 # The simulator with the clients that people use: Microsoft's SDKs, MQTT.js, Paho, mosquitto and
 # others, and the recipes of docs/simulator.md, which begin with the package. The clients are

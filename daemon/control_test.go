@@ -19,6 +19,7 @@ import (
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/simulator"
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/test/inmemory"
 )
 
 // supervised runs the daemon, and returns the supervisor with which the control socket
@@ -254,6 +255,7 @@ func TestMain(m *testing.M) {
 		actAsClients(socket)
 		return
 	}
+	inmemory.Use()
 	os.Exit(m.Run())
 }
 

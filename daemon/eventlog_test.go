@@ -173,6 +173,7 @@ func TestTheJournalOfADayIsBounded(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.lane+": "+tt.what, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				g := &triggered{newGateway(t, tt.rules...), make(chan struct{}), make(chan os.Signal), make(chan time.Duration)}
 				core, log := observer.New(zapcore.InfoLevel)

@@ -36,6 +36,8 @@ type gateway struct {
 	log   *observer.ObservedLogs
 	start time.Time
 
+	logged chan struct{} // tells that there is another log entry
+
 	stop context.CancelFunc
 	done chan error
 
@@ -71,7 +73,7 @@ func newGatewayAt(t *testing.T, service simulator.Options) *gateway {
 		t.Fatal(err)
 	}
 	core, log := observer.New(zapcore.DebugLevel)
-	g := &gateway{t: t, sim: sim, dir: t.TempDir(), log: log, start: time.Now()}
+	g := &gateway{t: t, sim: sim, dir: t.TempDir(), log: log, start: time.Now(), logged: make(chan struct{}, 1)}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(sim.CA())
 	state, boot := t.TempDir(), g.start
@@ -87,13 +89,22 @@ func newGatewayAt(t *testing.T, service simulator.Options) *gateway {
 			KeepAlive: time.Minute,
 		},
 		Store:    store.Options{Directory: filepath.Join(state, "state"), RuntimeDirectory: filepath.Join(state, "run")},
-		Log:      zap.New(core),
+		Log:      zap.New(core, zap.Hooks(g.tell)),
 		Rand:     seeded(7),
 		BootTime: func() time.Duration { return time.Since(boot) },
 		Notify:   g.note,
 		Version:  "test",
 	}
 	return g
+}
+
+// tell is called after each log entry.
+func (g *gateway) tell(zapcore.Entry) error {
+	select {
+	case g.logged <- struct{}{}:
+	default:
+	}
+	return nil
 }
 
 func (g *gateway) dial(_ context.Context, _, address string) (net.Conn, error) {
@@ -270,15 +281,21 @@ func (g *gateway) until(event string, n int) time.Duration {
 // within is until for an event that must happen soon.
 func (g *gateway) within(patience time.Duration, event string, n int) time.Duration {
 	g.t.Helper()
-	for limit := time.Now().Add(patience); ; {
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for expired := false; ; {
 		synctest.Wait()
 		if found := g.log.FilterMessage(event).All(); len(found) >= n {
 			return found[n-1].Time.Sub(g.start)
 		}
-		if time.Now().After(limit) {
+		if expired {
 			g.t.Fatalf("%q was not logged %d times within %s; faults: %v", event, n, patience, g.faults())
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-g.logged:
+		case <-limit.C:
+			expired = true
+		}
 	}
 }
 

@@ -175,6 +175,7 @@ func (r *reporting) checks(https bool) {
 }
 
 func TestADeviceClientWithQueuedMessagesStaysConnectedThrough1000Checks(t *testing.T) {
+	long(t)
 	for _, https := range []bool{true, false} {
 		t.Run(fmt.Sprintf("hub_check with https: %t", https), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -132,6 +132,7 @@ func TestOnceEndsWhenTheServiceHasRefusedEveryCredential(t *testing.T) {
 }
 
 func TestOnceWithoutATimeoutWaitsForAFileForever(t *testing.T) {
+	long(t)
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.Once = true

@@ -33,6 +33,7 @@ func TestForFiveYearsTheCertificateIsValidOrRestoredAutomatically(t *testing.T) 
 	long(t)
 	for _, life := range []time.Duration{7 * day, 90 * day} {
 		t.Run(life.String(), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				y := newYears(t, life)
 				y.live()

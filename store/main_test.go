@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/dpsd-project/dpsd/store"
+	"github.com/dpsd-project/dpsd/test/inmemory"
 )
 
 // helperVariable makes the test binary act as a helper process, see crash_test.go.
@@ -24,6 +25,7 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(helperVariable); mode != "" {
 		os.Exit(actAsWriter(mode))
 	}
+	inmemory.Use()
 	goleak.VerifyTestMain(m)
 }
 

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // call is a system call of a traced process that changes a file in the directory or makes a
@@ -31,8 +33,8 @@ const (
 	refuse        // the call is not executed and returns the errno
 )
 
-// tracer stops a process before and after each of its calls (ptrace(2)), so that tests
-// include every step, even those of libraries.
+// tracer stops a process before each of its calls that may count, and after it if that matters
+// (ptrace(2), seccomp(2)), so that tests include every step, even those of libraries.
 type tracer struct {
 	directory string // only calls for files in it count
 	ahead     func(call) (order, syscall.Errno)
@@ -50,6 +52,7 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	cmd.Env = append(cmd.Env, tracedVariable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		missing(t, fmt.Sprintf("ptrace(2) (%v)", err))
@@ -61,11 +64,11 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 		t.Fatal(err)
 	}
 	const exitKill = 0x100000 // PTRACE_O_EXITKILL
-	if err := syscall.PtraceSetOptions(leader, syscall.PTRACE_O_TRACESYSGOOD|syscall.PTRACE_O_TRACECLONE|exitKill); err != nil {
+	if err := syscall.PtraceSetOptions(leader, syscall.PTRACE_O_TRACESYSGOOD|syscall.PTRACE_O_TRACECLONE|unix.PTRACE_O_TRACESECCOMP|exitKill); err != nil {
 		_ = syscall.Kill(leader, syscall.SIGKILL)
 		missing(t, fmt.Sprintf("ptrace(2) (%v)", err))
 	}
-	_ = syscall.PtraceSyscall(leader, 0)
+	_ = syscall.PtraceCont(leader, 0)
 	count := 0
 	inside := map[int]call{}          // threads within a call that counts
 	errnos := map[int]syscall.Errno{} // threads whose call is refused
@@ -84,46 +87,92 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (string, syscall.WaitStatus) 
 			}
 			continue
 		}
-		signal := status.StopSignal()
-		switch signal {
-		case syscall.SIGTRAP | 0x80:
+		signal, resume, what := status.StopSignal(), syscall.PtraceCont, proceed
+		switch {
+		case status.TrapCause() == unix.PTRACE_EVENT_SECCOMP:
 			signal = 0
-			what := proceed
-			info := syscallInfo(thread)
-			if info.op == 1 { // PTRACE_SYSCALL_INFO_ENTRY
-				if name := tr.describe(leader, info.entry); name != "" {
-					count++
-					c := call{count, name}
-					var errno syscall.Errno
-					if what, errno = tr.ahead(c); what == refuse {
-						setRegisters(thread, func(r *syscall.PtraceRegs) { r.Orig_rax = ^uint64(0) })
-						errnos[thread] = errno
-					}
-					inside[thread] = c
-				}
-			} else if c, ok := inside[thread]; ok {
-				if errno, ok := errnos[thread]; ok {
-					setRegisters(thread, func(r *syscall.PtraceRegs) { r.Rax = uint64(-int64(errno)) })
-					delete(errnos, thread)
-				}
-				delete(inside, thread)
-				if tr.after != nil {
-					what = tr.after(c)
-				}
+			name := tr.describe(leader, syscallInfo(thread).entry)
+			if name == "" {
+				break
 			}
-			if what == kill {
-				// A pending call is no longer executed.
-				_ = syscall.Kill(leader, syscall.SIGKILL)
-				continue
+			count++
+			c := call{count, name}
+			var errno syscall.Errno
+			if what, errno = tr.ahead(c); what == refuse {
+				setRegisters(thread, func(r *syscall.PtraceRegs) { r.Orig_rax = ^uint64(0) })
+				errnos[thread] = errno
 			}
-		case syscall.SIGTRAP, syscall.SIGSTOP: // a new thread, and its start
+			if what == refuse || tr.after != nil {
+				inside[thread] = c
+				resume = syscall.PtraceSyscall // until the end of the call
+			}
+		case signal == syscall.SIGTRAP|0x80:
+			signal = 0
+			c := inside[thread]
+			delete(inside, thread)
+			if errno, ok := errnos[thread]; ok {
+				setRegisters(thread, func(r *syscall.PtraceRegs) { r.Rax = uint64(-int64(errno)) })
+				delete(errnos, thread)
+			}
+			if tr.after != nil {
+				what = tr.after(c)
+			}
+		case signal == syscall.SIGTRAP, signal == syscall.SIGSTOP: // a new thread, and its start
 			signal = 0
 		}
+		if what == kill {
+			// A pending call is no longer executed.
+			_ = syscall.Kill(leader, syscall.SIGKILL)
+			continue
+		}
 		// A thread that has ended (ESRCH) need not be resumed.
-		if err := syscall.PtraceSyscall(thread, int(signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := resume(thread, int(signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
 			t.Fatalf("ptrace: %v", err)
 		}
 	}
+}
+
+// tracedVariable is set in a traced process.
+const tracedVariable = "DPSD_TEST_TRACED"
+
+// In a traced process, only the calls in countable stop it. Without this filter, each start of the
+// Go runtime and of the test would stop it a thousand times.
+func init() {
+	if os.Getenv(tracedVariable) == "" {
+		return
+	}
+	jump := func(code uint16, k uint32, yes, no int) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | code, K: k, Jt: uint8(yes), Jf: uint8(no)}
+	}
+	load := func(offset uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+	}
+	// The offsets are those of struct seccomp_data: the number, and the flags of openat.
+	filter := []unix.SockFilter{load(0)}
+	for i, number := range countable {
+		filter = append(filter, jump(unix.BPF_JEQ, number, len(countable)-i+4, 0))
+	}
+	filter = append(filter,
+		jump(unix.BPF_JEQ, syscall.SYS_OPENAT, 1, 0),
+		unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW},
+		load(16+2*8),
+		jump(unix.BPF_JSET, syscall.O_CREAT|syscall.O_TRUNC, 1, 0),
+		unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW},
+		unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_TRACE},
+	)
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		panic(errno)
+	}
+}
+
+// countable has the numbers of the calls that may count, apart from that of openat.
+var countable = []uint32{
+	syscall.SYS_MKDIRAT, syscall.SYS_SYMLINKAT, syscall.SYS_WRITE, syscall.SYS_PWRITE64, syscall.SYS_FTRUNCATE, syscall.SYS_FSYNC, syscall.SYS_FDATASYNC,
+	syscall.SYS_FCHMOD, syscall.SYS_FCHMODAT, syscall.SYS_FCHOWN, syscall.SYS_FLOCK, syscall.SYS_UNLINKAT, syscall.SYS_RENAMEAT, unix.SYS_RENAMEAT2, syscall.SYS_LINKAT,
 }
 
 func wait4(pid int, status *syscall.WaitStatus) (int, error) {
@@ -147,6 +196,7 @@ type information struct {
 	ip    uint64
 	sp    uint64
 	entry entry
+	_     uint64
 }
 
 func syscallInfo(thread int) (info information) {
@@ -190,10 +240,8 @@ func (tr *tracer) describe(pid int, e entry) string {
 		return filepath.Join(descriptor(i), path)
 	}
 	switch e.number {
-	case syscall.SYS_OPENAT:
-		if a[2]&(syscall.O_CREAT|syscall.O_TRUNC) != 0 {
-			return tr.below("create", at(0))
-		}
+	case syscall.SYS_OPENAT: // with O_CREAT or O_TRUNC
+		return tr.below("create", at(0))
 	case syscall.SYS_MKDIRAT:
 		return tr.below("mkdir", at(0))
 	case syscall.SYS_SYMLINKAT:
@@ -214,12 +262,12 @@ func (tr *tracer) describe(pid int, e entry) string {
 		return tr.below("flock", descriptor(0))
 	case syscall.SYS_UNLINKAT:
 		return tr.below("unlink", at(0))
-	case syscall.SYS_RENAMEAT, 316: // renameat2
+	case syscall.SYS_RENAMEAT, unix.SYS_RENAMEAT2:
 		return tr.below("rename", at(0), at(2))
 	case syscall.SYS_LINKAT:
 		return tr.below("link", at(0), at(2))
 	}
-	return ""
+	panic(fmt.Sprintf("call %d stops the process, but has no description", e.number))
 }
 
 // digits matches the digits that make a temporary name unique.

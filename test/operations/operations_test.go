@@ -106,7 +106,8 @@ func play(t *testing.T, workshop, failure string) map[string]string {
 	defer cancel()
 	c := exec.CommandContext(ctx, self)
 	c.WaitDelay = time.Second // for child processes that are still running
-	c.Env = append(os.Environ(), failureVariable+"="+failure, workshopVariable+"="+workshop)
+	c.Env = append(os.Environ(), failureVariable+"="+failure, workshopVariable+"="+workshop,
+		"GORACE=atexit_sleep_ms=0") // otherwise, the race detector waits a second at each exit
 	c.SysProcAttr = separate()
 	var complaint strings.Builder
 	c.Stderr = &complaint
