@@ -164,7 +164,7 @@ func (r statusReport) print(out *terminal) error {
 		}
 	}
 	for _, f := range r.Faults {
-		when, colour := "last at", faint
+		when, colour := "resolved, last at", faint
 		if f.Unresolved {
 			when, colour = "since "+f.First.UTC().Format(time.RFC3339)+", last at", red
 		}

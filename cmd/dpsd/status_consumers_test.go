@@ -60,4 +60,13 @@ func TestTheStatusDescribesEachServiceThatUsesTheHub(t *testing.T) {
 			t.Errorf("%v\n%s", err, b.String())
 		}
 	})
+	t.Run("a fault that is over has no advice", func(t *testing.T) {
+		var b bytes.Buffer
+		over := control.Fault{Code: "hub-unavailable", Stage: "hub", Advice: "Check the firewall.", First: now, Last: now, Count: 1}
+		r := statusReport{Running: true, Status: control.Status{Now: now, Health: control.OK, Faults: []control.Fault{over}}}
+		err := r.print(&terminal{Writer: &b})
+		if text := b.String(); err != nil || !strings.Contains(text, ", resolved, last at ") || strings.Contains(text, over.Advice) {
+			t.Errorf("%v\n%s", err, text)
+		}
+	})
 }
