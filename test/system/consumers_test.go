@@ -102,7 +102,7 @@ func TestAServiceGetsATokenAsThePageDescribes(t *testing.T) {
 		g.write("/usr/local/lib/meter", "#!/bin/sh\nexec "+consumer+"tokens meter\n", 0o755)
 		g.write("/etc/systemd/system/meter.service", of("ini")[0], 0o644)
 		g.run("systemctl daemon-reload && systemctl --quiet enable --now meter")
-		g.until("the service gets a token", "journalctl -q -b -o cat -u meter | grep -qx 'token for 900 s'")
+		g.until("the service gets a token", "journalctl -q -b -o cat -u meter | grep -qx 'token for 15 min'")
 		g.expect("meter.service", "NRestarts", "0")
 	})
 }
