@@ -292,7 +292,7 @@ func TestASignerThatCouldNotBeStartedIsUsedOnceItCanBeStarted(t *testing.T) {
 		g.run("systemctl daemon-reload; systemctl start --no-block dpsd")
 		g.until("systemd has started the signer again, or has stopped the socket",
 			"systemctl -q is-failed "+signerUnit+".socket || test $(systemctl show --value -p NRestarts "+signerService+") -ge 1")
-		g.expect(signerService, "ExecMainStatus", "216") // the group
+		g.until("the group is the reason", "test $(systemctl show --value -p ExecMainStatus "+signerService+") = 216") // 0 while the next start begins
 		if state := g.show(signerUnit+".socket", "ActiveState"); state != "active" {
 			t.Fatalf("the socket is %s: %s", state, g.show(signerUnit+".socket", "Result"))
 		}
