@@ -117,15 +117,22 @@ func (t *Tracker) Report(r Reason, s Situation, now time.Duration) Decision {
 	if t.check.due > 0 {
 		return t.verifying()
 	}
-	d := Decision{Action: Counting, At: max(c.First+kind.over(), now)}
+	enough, again := c.First+kind.over(), time.Duration(0)
+	if t.Acted > 0 {
+		again = t.Acted + Gap
+	}
+	d := Decision{Action: Counting, At: max(enough, again, now)}
 	switch {
-	case c.Reports < Reports || now < d.At:
-		d.Because = fmt.Sprintf("dpsd acts after %d reports over %s; this is report %d.", Reports, minutes(kind.over()), c.Reports)
+	case c.Reports < Reports || now < enough:
+		limit := ""
+		if again > max(enough, now) {
+			limit = ", and at most once an hour"
+		}
+		d.Because = fmt.Sprintf("dpsd acts after %d reports over %s%s; this is report %d.", Reports, minutes(kind.over()), limit, c.Reports)
 	case s.Implausible:
 		d.At = 0
 		d.Because = "The clock of this gateway is implausible, which may be the cause of the refusals. dpsd does not act on reports until the clock is correct."
-	case t.Acted > 0 && now < t.Acted+Gap:
-		d.At = t.Acted + Gap
+	case now < again:
 		d.Because = t.outcome
 		if d.Because == "" {
 			d.Because = "dpsd acts at most once an hour, and has already checked the hub within the last hour."

@@ -157,6 +157,25 @@ func TestARestartKeepsTheHourBetweenActions(t *testing.T) {
 	}
 }
 
+func TestTheEarliestTimeOfTheNextActionIsAnHourAfterTheLastOne(t *testing.T) {
+	const acted = start - 20*time.Minute
+	for _, tt := range []struct {
+		at    []time.Duration
+		due   time.Duration
+		limit bool // the hour is the reason
+	}{
+		{[]time.Duration{0}, 40 * time.Minute, true},
+		{[]time.Duration{0, time.Minute, 2 * time.Minute}, 40 * time.Minute, true},
+		{[]time.Duration{30 * time.Minute}, 45 * time.Minute, false},
+		{[]time.Duration{0, 50 * time.Minute}, 50 * time.Minute, false},
+	} {
+		tracker := refusal.Tracker{Acted: acted}
+		if d := reports(&tracker, refusal.Situation{}, tt.at...); d.Action != refusal.Counting || d.At != start+tt.due || strings.Contains(d.Because, "once an hour") != tt.limit {
+			t.Errorf("reports after %v: %+v, want %s", tt.at, d, start+tt.due)
+		}
+	}
+}
+
 func TestAChangedAssignmentRestartsTheCount(t *testing.T) {
 	var tracker refusal.Tracker
 	reports(&tracker, refusal.Situation{Generation: 1}, 0, 10*time.Minute)
