@@ -100,7 +100,13 @@ func everyMetric() []byte {
 		Identity:    &control.Identity{AssignedHub: "hub", DeviceID: `a"b\cé`, Generation: 3},
 		Certificate: &control.Certificate{NotAfter: at},
 
-		Consumers: []control.Consumer{{Name: "telemetry", Scope: "module:telemetry", Listening: true, Module: control.ModuleReady}},
+		Consumers: []control.Consumer{
+			{Name: "telemetry", Scope: "module:telemetry", Listening: true, Module: control.ModuleReady, ConsumerUse: control.ConsumerUse{
+				Requests: 9, Tokens: 4, LastToken: &at, Limited: 3, Refusals: 2,
+			}},
+			{Name: "camera", Scope: "module:camera", Module: control.ModulePending},
+			{Name: "bridge", Scope: "device"},
+		},
 
 		IssuedCertificate: &control.IssuedCertificate{State: "valid", NotAfter: &at, RenewAt: &at, Issued: 2, Failed: 1},
 
@@ -113,6 +119,19 @@ func everyMetric() []byte {
 	var text bytes.Buffer
 	m.write(&text)
 	return text.Bytes()
+}
+
+func TestTheMetricsDescribeEachLocalService(t *testing.T) {
+	text := everyMetric()
+	for _, of := range []struct{ name, telemetry, camera string }{
+		{"dpsd_hub_listening", "1", "0"}, {"dpsd_hub_requests_total", "9", "0"}, {"dpsd_hub_tokens_total", "4", "0"}, {"dpsd_hub_token_timestamp_seconds", "1795421742", "0"},
+		{"dpsd_hub_limited_total", "3", "0"}, {"dpsd_hub_refusals_total", "2", "0"}, {"dpsd_hub_module_ready", "1", "0"},
+	} {
+		holds(t, "the text", text, of.name+`\{consumer="telemetry"\} `+of.telemetry, of.name+`\{consumer="camera"\} `+of.camera)
+	}
+	if bytes.Contains(text, []byte(`dpsd_hub_module_ready{consumer="bridge"}`)) {
+		t.Error("a service without a module has a metric about its module")
+	}
 }
 
 func TestEveryMetricFollowsTheConventionsOfPrometheus(t *testing.T) {
