@@ -4,13 +4,20 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
+	"io/fs"
 	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/dpsd-project/dpsd/consumer"
 	"github.com/dpsd-project/dpsd/hub"
+	"github.com/dpsd-project/dpsd/modules"
 	"github.com/dpsd-project/dpsd/mqttv3"
 	"github.com/dpsd-project/dpsd/sas"
 )
@@ -119,6 +126,75 @@ func TestTheTokenOfAModuleIsSignedWithItsOwnKey(t *testing.T) {
 		if want := sas.Token(own.Resource(false), sas.MAC(key, sas.Statement(own.Resource(false), expiry)), expiry, ""); token != want {
 			t.Errorf("got %s, want %s", token, want)
 		}
+		if err := g.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The observed log also contains the entries for debugging.
+func TestTheTokensOfServicesAreNotInTheLogTheFilesTheStatusOrTheMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := modular(t, []string{"a"})
+		g.Settings.Consumers = append(g.Settings.Consumers, consumer.Consumer{Name: "b"})
+		pipes := g.serves("a", "b")
+		s := g.supervised()
+		stop := s.serveConsumers(t.Context())
+		g.within(time.Minute, "module-created", 1)
+		synctest.Wait()
+		var secret []string
+		for _, pipe := range pipes {
+			_, token := pipe.token(t)
+			signature := sas.Signature(token)
+			mac, err := base64.StdEncoding.DecodeString(signature)
+			if err != nil || len(mac) == 0 {
+				t.Fatalf("%q: %v", token, err)
+			}
+			secret = append(secret, signature, url.QueryEscape(signature), sas.Encode(signature), fmt.Sprintf("%x", mac), string(mac))
+			if status, answer := pipe.requested(t, http.MethodPost, "/v1/refused", `{"code": 401003}`); status != http.StatusOK {
+				t.Errorf("%d %v", status, answer)
+			}
+		}
+		stored := g.modulesFile(t)
+		keys := modules.Keys{Root: stored.Root, Device: deviceOf(g.wantAssigned())}.Pair("a")
+		secret = append(secret, keys.Primary, keys.Secondary)
+
+		texts := map[string]string{}
+		for _, e := range g.log.All() {
+			texts["the log"] += fmt.Sprintln(e.Message, e.ContextMap())
+		}
+		document, err := json.Marshal(s.statusDocument())
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts["the status"] = string(document)
+		var metrics strings.Builder
+		s.measures.write(&metrics)
+		texts["the metrics"] = metrics.String()
+		for where, text := range texts {
+			if strings.Contains(text, base64.StdEncoding.EncodeToString(stored.Root)) {
+				t.Errorf("%s contains the root of the keys", where)
+			}
+		}
+		err = filepath.WalkDir(filepath.Dir(g.Store.Directory), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			texts[path] = string(text)
+			return err
+		})
+		if err != nil || len(texts) < 6 {
+			t.Fatalf("%d texts: %v", len(texts), err)
+		}
+		for where, text := range texts {
+			for _, one := range secret {
+				if strings.Contains(text, one) {
+					t.Errorf("%s contains %q", where, one)
+				}
+			}
+		}
+		stop()
 		if err := g.end(); err != nil {
 			t.Error(err)
 		}
