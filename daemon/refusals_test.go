@@ -280,6 +280,23 @@ func wantOne(t *testing.T, r *reporting, after time.Duration, code string) {
 	}
 }
 
+// The request counts towards a quota that all devices of the hub share.
+func TestWithoutReportsTheHubIsNotChecked(t *testing.T) {
+	for _, policy := range []Policy{PolicyAlways, PolicyVerify, PolicyIfNeeded} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReporting(t, func(g *gateway) {
+				g.Settings.HubCheck, g.Settings.OnBoot, g.Settings.Interval = true, policy, 6*time.Hour
+			})
+			defer r.finish()
+			time.Sleep(48 * time.Hour)
+			https, mqtt := r.asked()
+			if found := r.findings(); https > 0 || mqtt > 0 || len(found) > 0 {
+				t.Errorf("on_boot = %q: the hub was asked %d times over HTTPS, and contacted %d times with MQTT; the checks have found %q", policy, https, mqtt, found)
+			}
+		})
+	}
+}
+
 func TestTheAnswersSayWhatDpsdDoesAndWhen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReporting(t, nil, simulator.Rule{On: simulator.OnPoll, Delay: 10 * time.Second})
