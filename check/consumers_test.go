@@ -70,6 +70,22 @@ func TestConsumers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("without systemd, dpsd reports whether it has received the socket", func(t *testing.T) {
+		for _, test := range []struct {
+			status []control.Consumer
+			want   check.Status
+		}{{listening, check.OK}, {nil, check.Skipped}} {
+			g := &check.Gateway{
+				Settings: &daemon.Settings{Dialer: &transport.Dialer{}, Consumers: []consumer.Consumer{{Name: "telemetry"}}},
+				Ask: func(context.Context) (control.Status, error) {
+					return control.Status{Consumers: test.status}, nil
+				},
+			}
+			if r := run(t, g, check.Consumers)[0]; r.Status != test.want || !strings.Contains(r.Detail, "received the socket") {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
 	t.Run("the socket for programs of the Identity Service needs no [[consumer]]", func(t *testing.T) {
 		if err := os.Chmod(path, 0o660); err != nil {
 			t.Fatal(err)

@@ -106,7 +106,7 @@ var families = []family{
 	}},
 	ofConsumers("dpsd_hub_limited_total", "counter", "Requests of a local service that dpsd refused because there were too many.",
 		func(c control.Consumer) float64 { return float64(c.Limited) }),
-	ofConsumers("dpsd_hub_refusals_total", "counter", "Reports from a local service that the hub refuses it.",
+	ofConsumers("dpsd_hub_refusals_total", "counter", "Reports from a local service that the hub refuses it or is not working.",
 		func(c control.Consumer) float64 { return float64(c.Refusals) }),
 	{"dpsd_clock_offset_seconds", "gauge", "How far this gateway's clock is ahead of DPS's, to within about a second. Present only if DPS has sent its time, which it does only over WebSocket.", func(w io.Writer, m *measures, _ control.Status) {
 		m.offset.WritePrometheus(w)

@@ -226,7 +226,7 @@ func (r statusReport) consumer(c control.Consumer, out *terminal) string {
 		text += fmt.Sprintf(", requests beyond the limits: %d", c.Limited)
 	}
 	if c.Refusals > 0 {
-		text += fmt.Sprintf(", reports that the hub refuses it: %d", c.Refusals)
+		text += fmt.Sprintf(", reports that the hub refuses it or is not working: %d", c.Refusals)
 	}
 	return text
 }

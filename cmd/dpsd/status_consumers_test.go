@@ -26,7 +26,7 @@ func TestTheStatusDescribesEachServiceThatUsesTheHub(t *testing.T) {
 		{use(device, control.ConsumerUse{Requests: 1}), "telemetry: device, no token since dpsd started"},
 		{use(device, control.ConsumerUse{Tokens: 1, LastToken: at(-5 * time.Minute), TokenExpiry: at(10 * time.Minute)}), "telemetry: device, last token 5m0s ago, valid for 10m0s"},
 		{use(device, control.ConsumerUse{Tokens: 1, LastToken: at(-time.Hour), TokenExpiry: at(-45 * time.Minute), Limited: 7, Refusals: 2}),
-			"telemetry: device, last token 1h0m ago, expired, requests beyond the limits: 7, reports that the hub refuses it: 2"},
+			"telemetry: device, last token 1h0m ago, expired, requests beyond the limits: 7, reports that the hub refuses it or is not working: 2"},
 	} {
 		var b bytes.Buffer
 		r := statusReport{Running: true, Status: control.Status{Now: now, Health: control.OK, Consumers: []control.Consumer{test.consumer}}}
