@@ -45,6 +45,13 @@ func (e *HardwareError) Lost() bool {
 	return is && of.Kind == tpm.Unusable
 }
 
+// Barred reports whether dpsd may not use the socket of the signer as it is. A change of the socket
+// can end this: systemd.socket(5) gives it to its group a moment after it has created it.
+func (e *HardwareError) Barred() bool {
+	of, is := errors.AsType[*signer.Error](e.Err)
+	return is && (of.Kind == signer.Forbidden || of.Kind == signer.Untrusted)
+}
+
 // Remedy returns the advice for an error if that of its fault is not specific enough, or "".
 func (e *HardwareError) Remedy() string {
 	of, is := errors.AsType[*tpm.Error](e.Err)

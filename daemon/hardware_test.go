@@ -25,6 +25,7 @@ import (
 
 	"github.com/dpsd-project/dpsd/attest"
 	"github.com/dpsd-project/dpsd/certificate"
+	"github.com/dpsd-project/dpsd/classify"
 	"github.com/dpsd-project/dpsd/fault"
 	"github.com/dpsd-project/dpsd/pace"
 	"github.com/dpsd-project/dpsd/signer"
@@ -544,6 +545,22 @@ func TestASignerThatAppearsLateIsUsedImmediately(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestTheSocketOfASignerIsWatchedUnlessTheSignerItselfRefuses(t *testing.T) {
+	g := newGateway(t)
+	s := g.supervisor()
+	for kind, watched := range map[signer.Kind]bool{
+		signer.Absent: true, signer.Slow: true, signer.Ended: true, signer.Forbidden: true, signer.Untrusted: true,
+		signer.Refused: false, signer.Unsupported: false,
+	} {
+		err := refusing(kind, signer.CodeRefused, "x")
+		s.suspectHardware(classify.Classify(classify.At(fault.StageCredential, err)), err)
+		if is := s.inputs.hardware.path != ""; is != watched {
+			t.Errorf("%s: watched: %v", kind, is)
+		}
+	}
+	g.sim.Close()
 }
 
 func TestASignerWithAnotherKeyIsUsedAgainOnlyAfterTheDelaysOfARefusal(t *testing.T) {

@@ -39,7 +39,7 @@ type inputs struct {
 }
 
 // hardware is a TPM device or the socket of a signer that is watched because it was not
-// available for the last attempt.
+// available, or not permitted, for the last attempt.
 type hardware struct {
 	path    string          // "": none
 	watched string          // the path of changes
@@ -78,7 +78,7 @@ func (s *supervisor) suspectHardware(f fault.Fault, err error) {
 	if err == nil || s.credentials.tried == 0 {
 		s.inputs.hardware.path = ""
 	}
-	if of, is := errors.AsType[*attest.HardwareError](err); is && f.Class == fault.Transient {
+	if of, is := errors.AsType[*attest.HardwareError](err); is && (f.Class == fault.Transient || of.Barred()) {
 		s.inputs.hardware.path = of.Path
 	}
 }
