@@ -27,6 +27,14 @@ type configuration struct {
 
 var errTypo = errors.New("/etc/dpsd/dpsd.toml:2:1: dps.id_scop: unknown key")
 
+// reloads returns the configuration that the gateway reads after each value on hangup.
+func (g *gateway) reloads() (hangup chan<- os.Signal, file *configuration) {
+	signals := make(chan os.Signal, 1)
+	file = &configuration{}
+	g.Hangup, g.Reload = signals, file.read
+	return signals, file
+}
+
 func (c *configuration) read() (*Settings, error) {
 	c.Lock()
 	defer c.Unlock()

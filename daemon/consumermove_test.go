@@ -73,8 +73,7 @@ func TestTheLoopSleepsWhenTheLastConsumerIsRemovedWhileTheClockIsImplausible(t *
 		g.Settings.OnBoot = PolicyIfNeeded
 		without := g.Settings
 		g.Settings = withModules(g.Settings, "a")
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		g.BuiltAt = time.Now().Add(time.Hour)
 		g.run()
 		time.Sleep(time.Minute)

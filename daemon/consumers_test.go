@@ -191,8 +191,7 @@ func TestAReloadWithAnotherIdentityWithholdsCredentialsImmediately(t *testing.T)
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.serves("telemetry")
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		s := g.supervised()
 		g.until("assigned", 1)
 		time.Sleep(time.Hour)
@@ -223,8 +222,7 @@ func TestAReloadDuringARegistrationWithholdsCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := restarted(t)
 		g.serves("telemetry")
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		s := g.supervised()
 		s.wantWithheld(t, "")
 		other := g.Settings

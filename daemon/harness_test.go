@@ -36,7 +36,7 @@ type gateway struct {
 	log   *observer.ObservedLogs
 	start time.Time
 
-	logged chan struct{} // tells that there is another log entry
+	logged chan struct{} // has a value if there is another log entry
 
 	stop context.CancelFunc
 	done chan error
@@ -44,7 +44,7 @@ type gateway struct {
 	inputs  [][]string    // paths that were watched, but for those of the state directory
 	touched chan struct{} // reports a change of the state directory
 
-	configured chan struct{}   // tells that the configuration file has changed
+	configured chan struct{}   // has a value if the configuration file has changed
 	configures context.Context // ends when the configuration file is no longer watched
 
 	mu    sync.Mutex

@@ -138,8 +138,7 @@ func TestAReloadChangesWhatASocketIsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		pipe := g.serves("telemetry")["telemetry"]
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		g.run()
 		g.until("assigned", 1)
 		wanted := func(path string, want any, member string) {

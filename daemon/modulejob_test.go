@@ -44,8 +44,7 @@ func TestARegistrationInterruptsAJobForModules(t *testing.T) {
 func TestAReloadDuringAJobForModulesAppliesTheNewConfiguration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := modular(t, []string{"a"}, simulator.Rule{On: simulator.OnHubRequest, Skip: 1, Times: 1, Silent: true})
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		g.run()
 		g.until("assigned", 1)
 		time.Sleep(2 * time.Second)

@@ -219,8 +219,7 @@ func TestModulesExistAfterTheAssignmentAndARestartDoesNotContactTheHub(t *testin
 func TestModulesAreCreatedAndRemovedWithTheirConsumers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := modular(t, []string{"a", "b"})
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		g.run()
 		g.within(time.Minute, "module-created", 2)
 		g.put(t, "foreign", "factory", otherKey)

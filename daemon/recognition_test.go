@@ -74,8 +74,7 @@ func TestDuringAReloadAServiceSeesNoChangeOfAnUnchangedIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t)
 		g.serves("telemetry")
-		hangup, file := make(chan os.Signal, 1), &configuration{}
-		g.Hangup, g.Reload = hangup, file.read
+		hangup, file := g.reloads()
 		s := g.supervised()
 		g.until("assigned", 1)
 		time.Sleep(time.Hour)
