@@ -84,21 +84,26 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s does not come", args[0])
 }
 
-// occupy listens on an address until the end of the script, unless another program already listens
-// on it: occupy HOST:PORT. It sets the variable OCCUPIED to the address. If PORT is 0, this is the
-// address with the port that the system has chosen.
+// occupy listens on an address until the end of the script: occupy HOST:PORT. If another test uses
+// the address, it waits until that test ends. If the address is still in use after 15 s, it belongs
+// to a service of this machine. Occupy sets the variable OCCUPIED to the address. If PORT is 0, this
+// is the address with the port that the system has chosen.
 func occupy(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: occupy HOST:PORT")
 	}
-	address := args[0]
-	if l, err := net.Listen("tcp", address); err == nil {
-		ts.Defer(func() { _ = l.Close() })
-		address = l.Addr().String()
-	} else if !errors.Is(err, syscall.EADDRINUSE) {
-		ts.Check(err)
+	ts.Setenv("OCCUPIED", args[0])
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		l, err := net.Listen("tcp", args[0])
+		if err == nil {
+			ts.Defer(func() { _ = l.Close() })
+			ts.Setenv("OCCUPIED", l.Addr().String())
+			return
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			ts.Check(err)
+		}
 	}
-	ts.Setenv("OCCUPIED", address)
 }
 
 // terminate sends a signal to all background programs of the script:
