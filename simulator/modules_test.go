@@ -5,11 +5,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -542,6 +544,39 @@ func TestModuleIdentitiesEndWithTheAssignment(t *testing.T) {
 			t.Errorf("%+v", all)
 		}
 	})
+}
+
+// The server reads its clock several times for a CONNECT, among others to check the token.
+func TestADeviceThatIsDisabledWhileItConnectsDoesNotStayConnected(t *testing.T) {
+	for reading := int32(1); reading <= 6; reading++ {
+		var left atomic.Int32
+		disabled := make(chan struct{})
+		var s *simulator.Server
+		s = start(t, simulator.Options{Now: func() time.Time {
+			if left.Add(-1) == 0 {
+				go func() {
+					s.DisableDevice(device, true)
+					close(disabled)
+				}()
+				time.Sleep(50 * time.Millisecond) // DisableDevice returns in this time unless it waits for the CONNECT
+			}
+			return time.Now()
+		}})
+		name := registered(t, s, device)
+		c := dial(t, s)
+		left.Store(reading)
+		c.send(hubConnect(s, name, device)...)
+		connack := make([]byte, 4)
+		if _, err := io.ReadFull(c.in, connack); err != nil {
+			t.Fatal(err)
+		}
+		if left.Swap(0) > 0 { // the server read its clock fewer times
+			continue
+		}
+		<-disabled
+		_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		c.expectEnd(fmt.Sprintf("disabled at reading %d, with CONNACK %x", reading, connack))
+	}
 }
 
 func TestADeviceThatIsDisabledOrDeletedAtItsHubIsRefusedWithItsModules(t *testing.T) {

@@ -428,16 +428,24 @@ func (s *session) then(rule *Rule, what string) {
 }
 
 func (s *session) connect(rule *Rule, p *packets.Packet) {
-	code, detail := s.app.connect(rule, p)
+	code, detail := s.admit(rule, p)
+	s.connack(rule, code, detail)
+	if code != 0 {
+		s.end(fmt.Sprintf("CONNACK %d", code)) // [MQTT-3.2.2-5]
+	}
+}
+
+// admit checks a CONNECT, and makes an accepted session the only one with its key.
+func (s *session) admit(rule *Rule, p *packets.Packet) (code int, detail string) {
+	s.c.server.connecting.RLock()
+	defer s.c.server.connecting.RUnlock()
+	code, detail = s.app.connect(rule, p)
 	if code == 0 {
 		s.connected = true
 		s.keepAlive = time.Duration(p.Connect.Keepalive) * time.Second
 		s.c.server.take(s.app.key(), s)
 	}
-	s.connack(rule, code, detail)
-	if code != 0 {
-		s.end(fmt.Sprintf("CONNACK %d", code)) // [MQTT-3.2.2-5]
-	}
+	return code, detail
 }
 
 func (s *session) connack(rule *Rule, code int, detail string) {

@@ -103,6 +103,7 @@ type Server struct {
 	entries     atomic.Pointer[enroll.Entries]
 	enrollments atomic.Pointer[enroll.Enrollments] // the source of entries
 	changing    sync.Mutex                         // held while enrollments change
+	connecting  sync.RWMutex                       // held for reading from the check of a credential until take
 	file        string                             // of the enrollments; "" for none
 	hubNames    atomic.Pointer[[]string]           // of the hubs that the enrollments can assign
 	certificate atomic.Pointer[tls.Certificate]
@@ -476,8 +477,11 @@ func (s *Server) connected(key string) bool {
 	return s.sessions[key] != nil
 }
 
-// eject ends the session with a key, if there is one.
+// eject ends the session with a key, if there is one. The caller has changed what a new session is
+// checked against. A session that was checked before the change also ends, because eject waits for it.
 func (s *Server) eject(key, reason string) {
+	s.connecting.Lock()
+	defer s.connecting.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if mine := s.sessions[key]; mine != nil {
