@@ -96,7 +96,11 @@ func TestAServiceGetsATokenAsThePageDescribes(t *testing.T) {
 	inBoth(t, func(t *testing.T, s suite) {
 		g := withDpsd(t, s)
 		of := func(language string) []string { return blocks(t, "docs/consumers.md", "Connect a service", language) }
-		provisioned(g, strings.ReplaceAll(of("toml")[0], "module:meter", "device")) // the simulated hub cannot be reached on port 443
+		dps := g.service(prompt)
+		dps.args = []string{"--websocket", "localhost:443"} // dpsd creates the module at the port of a real hub
+		dps.start()
+		g.configure(dps, of("toml")[0])
+		g.run("systemctl start dpsd")
 		g.run(strings.Join(of("sh"), ""))
 		g.until("the socket is open", "systemctl -q is-active dpsd-hub@meter.socket")
 		g.write("/usr/local/lib/meter", "#!/bin/sh\nexec "+consumer+"tokens meter\n", 0o755)

@@ -18,12 +18,12 @@ const endpoint = "global.azure-devices-provisioning.net"
 // simulatedHub is the hub that dpsd-sim assigns; dpsd check connects to it.
 const simulatedHub = "dpsd-sim.azure-devices.net"
 
-// service is the simulated Device Provisioning Service in the network of a gateway. Its files
-// are on
-// this machine, and the gateway cannot access them.
+// service is the simulated Device Provisioning Service in the network of a gateway. Its files are
+// on this machine, and the gateway cannot access them.
 type service struct {
 	g     *gateway
 	dir   string
+	args  []string // further arguments of dpsd-sim from the next start on
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
@@ -67,8 +67,8 @@ func (s *service) start() {
 	if s.cmd != nil {
 		s.stop()
 	}
-	s.cmd = exec.Command("nsenter", "--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir, "--hub", simulatedHub,
-		"--scenario", filepath.Join(s.dir, "scenario.toml"), "--packet-log", filepath.Join(s.dir, "packets"))
+	s.cmd = exec.Command("nsenter", append([]string{"--target", strconv.Itoa(s.g.leader), "--net", "--", "../../bin/dpsd-sim", "serve", "--dir", s.dir, "--hub", simulatedHub,
+		"--scenario", filepath.Join(s.dir, "scenario.toml"), "--packet-log", filepath.Join(s.dir, "packets")}, s.args...)...)
 	s.ended = startReady(s.g.t, s.cmd)
 	s.g.t.Cleanup(s.stop)
 }
