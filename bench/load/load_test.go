@@ -100,11 +100,20 @@ func TestReport(t *testing.T) {
 		{"more memory is short", memory{peak: (wantMemory + 1) * megabyte}, at(900, 0), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if text, short := l.report(c.m, c.t); short != c.want || strings.Contains(text, "| missed |") != c.want {
-				t.Errorf("%v\n%s", short, text)
+			if text, missed := l.report(c.m, c.t); missed != c.want || strings.Contains(text, "| missed |") != c.want {
+				t.Errorf("%v\n%s", missed, text)
 			}
 		})
 	}
+	t.Run("with -short, the report shows a rate that is too low, and only memory is a failure", func(t *testing.T) {
+		l := &load{devices: 10000, registering: 6000, short: true}
+		if text, missed := l.report(good, at(wantRate-1, 0)); missed || !strings.Contains(text, "| missed |") {
+			t.Errorf("%v\n%s", missed, text)
+		}
+		if text, missed := l.report(memory{peak: (wantMemory + 1) * megabyte}, at(wantRate, 0)); !missed {
+			t.Error(text)
+		}
+	})
 }
 
 func TestDescriptors(t *testing.T) {

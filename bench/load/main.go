@@ -33,18 +33,19 @@ func main() {
 	flag.IntVar(&l.devices, "devices", 10000, "number of devices that are connected at the same time")
 	flag.IntVar(&l.registering, "registering", 6000, "number of devices that register at the same time; each takes 6 s, the time that the simulator asks it to wait")
 	flag.DurationVar(&l.measured, "time", 20*time.Second, "period in which registrations are counted")
+	flag.BoolVar(&l.short, "short", false, "for CI: no failure because of the rate, which depends on the machine")
 	document := flag.String("document", "", "also write the report to this `file`, between its load markers")
 	flag.Parse()
 	if flag.NArg() > 0 || l.devices < 1 || l.registering < 1 || l.measured <= 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	short, err := l.run(*document)
+	missed, err := l.run(*document)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
-	if short {
+	if missed {
 		fmt.Fprintln(os.Stderr, "load: the simulator is below the promised values")
 		os.Exit(1)
 	}
@@ -55,10 +56,11 @@ type load struct {
 	program              string
 	devices, registering int
 	measured             time.Duration
+	short                bool
 }
 
-// run prints the report, and reports whether a promise is broken.
-func (l *load) run(document string) (short bool, err error) {
+// run prints the report, and reports whether it must fail.
+func (l *load) run(document string) (missed bool, err error) {
 	if err := raiseDescriptors(max(l.devices, l.registering) + reserve); err != nil {
 		return false, err
 	}
@@ -73,12 +75,12 @@ func (l *load) run(document string) (short bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("registering: %w", err)
 	}
-	report, short := l.report(held, rate)
+	report, missed := l.report(held, rate)
 	fmt.Print(report)
 	if document != "" {
 		err = page.Insert(document, "load", report)
 	}
-	return short, err
+	return missed, err
 }
 
 // raiseDescriptors raises the soft limit to the hard limit. In the simulator, the Go
