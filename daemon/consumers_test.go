@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -123,6 +124,45 @@ func TestServicesLearnTheIdentityAsSoonAsItIsAssigned(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// systemd starts a unit that is ordered after dpsd as soon as it has received READY=1.
+func TestAUnitThatStartsAtREADYGetsTheIdentityFromBothSockets(t *testing.T) {
+	for name, gateway := range map[string]func(*testing.T) *gateway{
+		"at the first assignment": func(t *testing.T) *gateway { return newGateway(t) },
+		"with a record": func(t *testing.T) *gateway {
+			g := restarted(t)
+			g.Settings.OnBoot = PolicyIfNeeded
+			return g
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := gateway(t)
+				g.serves("telemetry")
+				sending, looked := make(chan struct{}), make(chan struct{})
+				g.Notify = func(state string) error { // the loop waits for it
+					if strings.HasPrefix(state, "READY=1") {
+						close(sending)
+						<-looked
+					}
+					return g.note(state)
+				}
+				s := g.supervised()
+				<-sending
+				if st := s.consumers.board.State(); st.Withheld != "" || st.Hub.DeviceID != device {
+					t.Errorf("services get %+v", st)
+				}
+				if st, _ := s.board.Look(time.Now()); !st.Ready || st.Identity == nil || st.Identity.DeviceID != device {
+					t.Errorf("the status is %+v", st)
+				}
+				close(looked)
+				if err := g.end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // Services start when the gateway boots, and a fleet may have a long boot delay, or no network.

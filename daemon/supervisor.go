@@ -168,6 +168,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		s.announceExpiry(now)
 		s.board.Post(s.status(now))
 		s.postConsumers(now)
+		s.systemd.settle()
 		s.planModules(now)
 		wake := time.NewTimer(s.sleep(now))
 		var err error
@@ -224,6 +225,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		now = s.now()
 		act(now)
 		if err != nil || s.Once && s.systemd.ready {
+			s.systemd.settle()
 			return err
 		}
 	}

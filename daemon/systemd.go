@@ -25,7 +25,7 @@ type notifier struct {
 	lead   string // the beginning of it: when the next attempt starts
 	text   string // the rest of it, without the note
 	note   string // is shown in front of every text, after its lead, until READY
-	owed   string // a READY=1 that could not be sent yet
+	owed   bool   // READY=1 is due, see settle
 	failed bool
 }
 
@@ -53,8 +53,12 @@ func (n *notifier) setStatus(text string) { n.setWaiting("", text) }
 // line at its end.
 func (n *notifier) setWaiting(lead, text string) {
 	n.lead, n.text = lead, text
-	if line := statusLine(lead + n.note + text); line != n.status {
-		n.status = line
+	line := statusLine(lead + n.note + text)
+	if line == n.status {
+		return
+	}
+	n.status = line
+	if !n.owed { // settle sends both
 		n.notify(line)
 	}
 }
@@ -64,21 +68,21 @@ func (n *notifier) setNote(note string) {
 	n.setWaiting(n.lead, n.text)
 }
 
-// sendReady sends READY=1 together with the status, so that neither is seen without the
-// other.
+// sendReady makes the loop send READY=1 together with the status, so that neither is seen without
+// the other.
 func (n *notifier) sendReady(text string) {
-	n.lead, n.text, n.note, n.status = "", text, "", statusLine(text)
-	n.owed = sd.SdNotifyReady + "\n" + n.status
-	n.settle()
+	n.lead, n.text, n.note, n.status, n.owed = "", text, "", statusLine(text), true
 }
 
-// settle repeats a READY=1 that could not be sent: units that wait for it would wait
-// forever. It reports whether nothing is owed any more.
+// settle sends a READY=1 that is due, or repeats one that could not be sent: units that wait for it
+// would wait forever. The loop calls it when it has posted its status and what local services can
+// get, because units that are ordered after dpsd use both. It reports whether nothing is owed any
+// more.
 func (n *notifier) settle() bool {
-	if n.owed != "" && n.notify(n.owed) {
-		n.owed = ""
+	if n.owed && n.notify(sd.SdNotifyReady+"\n"+n.status) {
+		n.owed = false
 	}
-	return n.owed == ""
+	return !n.owed
 }
 
 // reloading must be followed by sendReady on every path: systemd sets no time limit for a
