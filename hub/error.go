@@ -51,9 +51,11 @@ type errorBody struct {
 	TrackingID       string          `json:"trackingId"`
 }
 
-var (
-	inText   = regexp.MustCompile(`(?i)tracking ?ID: ?([0-9A-Za-z]{8,64}(?:-G:[0-9]{1,4})?)`)
-	sixDigit = regexp.MustCompile(`\b[45][0-9]{5}\b`)
+// Expressions for the texts of a hub. They are compiled when they are used, because errors are rare
+// and a compiled expression takes memory.
+const (
+	inText   = `(?i)tracking ?ID: ?([0-9A-Za-z]{8,64}(?:-G:[0-9]{1,4})?)`
+	sixDigit = `\b[45][0-9]{5}\b`
 )
 
 // ParseError returns the Error of a response, given its status, the value of its header Retry-After,
@@ -73,10 +75,10 @@ func ParseError(status int, retryAfter string, body []byte) *Error {
 	}
 	e.Code = sixDigits(string(b.ErrorCode), status)
 	if e.Code == 0 {
-		e.Code = sixDigits(sixDigit.FindString(b.Message), status)
+		e.Code = sixDigits(regexp.MustCompile(sixDigit).FindString(b.Message), status)
 	}
 	e.TrackingID = b.TrackingID
-	if found := inText.FindStringSubmatch(b.ExceptionMessage + " " + b.Message); e.TrackingID == "" && found != nil {
+	if found := regexp.MustCompile(inText).FindStringSubmatch(b.ExceptionMessage + " " + b.Message); e.TrackingID == "" && found != nil {
 		e.TrackingID = found[1]
 	}
 	e.TrackingID = foreign.Line(e.TrackingID, 128)
