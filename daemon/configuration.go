@@ -160,7 +160,7 @@ func (s *supervisor) reload(ctx context.Context, now time.Time) {
 	}
 	switch {
 	case s.systemd.ready:
-		s.systemd.sendReady(status)
+		s.systemd.announceReady(status)
 	case err == nil:
 		s.systemd.setStatus(status)
 	}

@@ -67,12 +67,12 @@ func (o lookupOutcome) finish(s *supervisor, now time.Time) error {
 	case !s.settings.OnBoot.Asks(o.published):
 		s.issuance.next = s.schedule.due // after a power failure, a fleet must not renew at the same time
 		s.nextRegular(now)
-		s.systemd.sendReady(s.assignment(now))
+		s.systemd.announceReady(s.assignment(now))
 	case s.schedule.due.After(now):
 		lead, text := s.upcoming("attempt", now, s.schedule.due, bootDelay)
-		s.systemd.sendReady(lead + text)
+		s.systemd.announceReady(lead + text)
 	default:
-		s.systemd.sendReady(s.assignment(now))
+		s.systemd.announceReady(s.assignment(now))
 	}
 	return nil
 }

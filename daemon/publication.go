@@ -73,6 +73,6 @@ func (s *supervisor) certificateRestored(now time.Time) {
 		}
 	case s.assigned && s.store.Durable() && s.certified(now):
 		s.systemd.ready = true
-		s.systemd.sendReady(s.assignment(now))
+		s.systemd.announceReady(s.assignment(now))
 	}
 }

@@ -135,5 +135,5 @@ func (s *supervisor) provisioned(r registered, now time.Time) {
 		return
 	}
 	s.systemd.ready = true
-	s.systemd.sendReady(s.assignment(now))
+	s.systemd.announceReady(s.assignment(now))
 }

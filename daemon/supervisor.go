@@ -168,7 +168,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		s.announceExpiry(now)
 		s.board.Post(s.status(now))
 		s.postConsumers(now)
-		s.systemd.settle()
+		s.systemd.sendReady()
 		s.planModules(now)
 		wake := time.NewTimer(s.sleep(now))
 		var err error
@@ -225,7 +225,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		now = s.now()
 		act(now)
 		if err != nil || s.Once && s.systemd.ready {
-			s.systemd.settle()
+			s.systemd.sendReady()
 			return err
 		}
 	}

@@ -19,13 +19,13 @@ import (
 type notifier struct {
 	send func(state string) error
 	*eventLog
-	ready  bool   // READY=1 was sent
+	ready  bool   // READY=1 was sent, or is due
 	hung   bool   // the supervisor or the attempt has missed a deadline; logged once
 	status string // the last STATUS=, which is not sent twice
 	lead   string // the beginning of it: when the next attempt starts
 	text   string // the rest of it, without the note
 	note   string // is shown in front of every text, after its lead, until READY
-	owed   bool   // READY=1 is due, see settle
+	due    bool   // READY=1 has not been sent yet, see sendReady
 	failed bool
 }
 
@@ -58,7 +58,7 @@ func (n *notifier) setWaiting(lead, text string) {
 		return
 	}
 	n.status = line
-	if !n.owed { // settle sends both
+	if !n.due { // sendReady sends both
 		n.notify(line)
 	}
 }
@@ -68,24 +68,22 @@ func (n *notifier) setNote(note string) {
 	n.setWaiting(n.lead, n.text)
 }
 
-// sendReady makes the loop send READY=1 together with the status, so that neither is seen without
-// the other.
-func (n *notifier) sendReady(text string) {
-	n.lead, n.text, n.note, n.status, n.owed = "", text, "", statusLine(text), true
+// announceReady makes READY=1 due together with the status, so that neither is seen without the
+// other.
+func (n *notifier) announceReady(text string) {
+	n.lead, n.text, n.note, n.status, n.due = "", text, "", statusLine(text), true
 }
 
-// settle sends a READY=1 that is due, or repeats one that could not be sent: units that wait for it
-// would wait forever. The loop calls it when it has posted its status and what local services can
-// get, because units that are ordered after dpsd use both. It reports whether nothing is owed any
-// more.
-func (n *notifier) settle() bool {
-	if n.owed && n.notify(sd.SdNotifyReady+"\n"+n.status) {
-		n.owed = false
+// sendReady sends READY=1 if it is due, and repeats it if it could not be sent: units that wait for
+// it would wait forever. The loop calls it after it has posted its status and what local services
+// can get, because units that are ordered after dpsd use both.
+func (n *notifier) sendReady() {
+	if n.due && n.notify(sd.SdNotifyReady+"\n"+n.status) {
+		n.due = false
 	}
-	return !n.owed
 }
 
-// reloading must be followed by sendReady on every path: systemd sets no time limit for a
+// reloading must be followed by announceReady on every path: systemd sets no time limit for a
 // reload.
 func (n *notifier) reloading() {
 	n.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
@@ -165,14 +163,13 @@ func (s *supervisor) beat(now time.Time) (last bool) {
 		return false
 	}
 	n.hung = false
-	n.settle()
 	switch {
 	case !n.ready:
 		n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extension.Microseconds()))
 	case s.Watchdog > 0:
 		n.notify(sd.SdNotifyWatchdog)
 	default:
-		return n.settle()
+		return !n.due
 	}
 	return false
 }

@@ -546,7 +546,7 @@ func TestModuleIdentitiesEndWithTheAssignment(t *testing.T) {
 	})
 }
 
-// The server reads its clock several times for a CONNECT, among others to check the token.
+// The server reads its clock several times for a CONNECT, for example to check the token.
 func TestADeviceThatIsDisabledWhileItConnectsDoesNotStayConnected(t *testing.T) {
 	for reading := int32(1); reading <= 6; reading++ {
 		var left atomic.Int32
