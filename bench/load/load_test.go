@@ -105,7 +105,17 @@ func TestReport(t *testing.T) {
 			}
 		})
 	}
-	t.Run("with -short, the report shows a rate that is too low, and only memory is a failure", func(t *testing.T) {
+	t.Run("a registration that costs the simulator more CPU time is short, also with -short", func(t *testing.T) {
+		expensive := at(900, 0)
+		expensive.simulator = 11 * time.Second
+		for _, short := range []bool{false, true} {
+			l := &load{devices: 10000, registering: 6000, short: short}
+			if text, missed := l.report(good, expensive); !missed || !strings.Contains(text, "| 2.20 | 2.0 | missed |") {
+				t.Errorf("%v\n%s", missed, text)
+			}
+		}
+	})
+	t.Run("with -short, the report shows a rate that is too low, and it is no failure", func(t *testing.T) {
 		l := &load{devices: 10000, registering: 6000, short: true}
 		if text, missed := l.report(good, at(wantRate-1, 0)); missed || !strings.Contains(text, "| missed |") {
 			t.Errorf("%v\n%s", missed, text)

@@ -1,6 +1,6 @@
 // Command load measures the capacity of one dpsd-sim: how many devices it registers per second,
-// and how much memory it uses with many connected devices. Its exit code is 1 if that is less
-// than the documentation promises. "make bench" runs it.
+// and how much memory it uses with many connected devices. Its exit code is 1 if it does not
+// measure what the documentation promises. "make bench" runs it.
 //
 // The simulator has its own process, and all devices are in this one. Each device makes its own
 // TLS handshake without resumption, and uses the MQTT code in this package.
@@ -20,6 +20,7 @@ import (
 // The promised values.
 const (
 	wantRate   = 800 // registrations a second
+	wantCost   = 2.0 // CPU time of the simulator, divided by that of the devices; 1.55 to 1.74 were measured, at rates from 682 to 935
 	wantMemory = 600 // MB with 10,000 connected devices
 	megabyte   = 1e6
 )
@@ -33,7 +34,7 @@ func main() {
 	flag.IntVar(&l.devices, "devices", 10000, "number of devices that are connected at the same time")
 	flag.IntVar(&l.registering, "registering", 6000, "number of devices that register at the same time; each takes 6 s, the time that the simulator asks it to wait")
 	flag.DurationVar(&l.measured, "time", 20*time.Second, "period in which registrations are counted")
-	flag.BoolVar(&l.short, "short", false, "for CI: no failure because of the rate, which depends on the machine")
+	flag.BoolVar(&l.short, "short", false, "for CI: judge the cost of a registration, and not the rate, which depends on the machine")
 	document := flag.String("document", "", "also write the report to this `file`, between its load markers")
 	flag.Parse()
 	if flag.NArg() > 0 || l.devices < 1 || l.registering < 1 || l.measured <= 0 {
@@ -46,7 +47,7 @@ func main() {
 		os.Exit(1)
 	}
 	if missed {
-		fmt.Fprintln(os.Stderr, "load: the simulator is below the promised values")
+		fmt.Fprintln(os.Stderr, "load: the simulator does not keep what the documentation promises")
 		os.Exit(1)
 	}
 }
@@ -59,7 +60,7 @@ type load struct {
 	short                bool
 }
 
-// run prints the report, and reports whether it must fail.
+// run prints the report, and reports whether a promise is broken.
 func (l *load) run(document string) (missed bool, err error) {
 	if err := raiseDescriptors(max(l.devices, l.registering) + reserve); err != nil {
 		return false, err
